@@ -1,0 +1,28 @@
+/** Element types, under the names that torch and config.json use. */
+export const DTYPE_BITS = {
+  float64: 64,
+  float32: 32,
+  float16: 16,
+  bfloat16: 16,
+  int64: 64,
+  int32: 32,
+  int16: 16,
+  int8: 8,
+  uint8: 8,
+  bool: 8,
+} as const;
+
+export type Dtype = keyof typeof DTYPE_BITS;
+
+export function isDtype(name: string): name is Dtype {
+  return Object.hasOwn(DTYPE_BITS, name);
+}
+
+/** Bytes of one element. */
+export function dtypeBytes(dtype: Dtype): number {
+  return DTYPE_BITS[dtype] / 8;
+}
+
+export function elementCount(shape: readonly number[]): number {
+  return shape.reduce((product, extent) => product * extent, 1);
+}

@@ -1,0 +1,67 @@
+/**
+ * The coded catalogue of everything that can go wrong. A code is stable: tools may match on it, and
+ * docs/reference/errors.md lists every one (a test holds the two together).
+ *
+ * A message says what was expected, what came, and what to do about it.
+ */
+export const ERROR_CATALOGUE = {
+  PL_CONFIG_INVALID: "A flag or a key of the configuration file is unknown, malformed or contradicts another.",
+  PL_MODEL_NOT_FOUND: "The model folder, its config.json or one of its files does not exist.",
+  PL_MODEL_UNSUPPORTED: "The architecture named in config.json, or one of its settings, is not one this trainer runs.",
+  PL_MODEL_CONFIG_INVALID: "config.json is malformed or its numbers contradict each other.",
+  PL_CHECKPOINT_INVALID: "A safetensors file or its index is truncated, malformed or points outside its folder.",
+  PL_TENSOR_MISMATCH: "A tensor is missing, or has another shape or dtype than the model's configuration implies.",
+  PL_TOKENIZER_INVALID: "The tokenizer's files are missing, malformed or of an unknown kind.",
+  PL_TEMPLATE_INVALID: "The chat template is missing, or failed on these messages.",
+  PL_DATASET_INVALID: "The dataset can't be read, has rows without the expected keys, or leaves nothing to train on.",
+  PL_ADAPTER_INVALID: "An adapter folder is incomplete, malformed or made for another model.",
+  PL_TARGET_MODULES_UNMATCHED: "The LoRA settings match no linear layer of this model.",
+  PL_DEVICE_MAP_INVALID: "The device map leaves a module out, splits a block, or names an unknown device.",
+  PL_PLACEMENT_INFEASIBLE: "The model does not fit the devices and budgets given.",
+  PL_DEVICE_UNAVAILABLE: "A device named on the command line does not exist or can't be used.",
+  PL_ENGINE_UNAVAILABLE: "The native engine is not built, or was built for another version or machine.",
+  PL_ENGINE_FAILED: "The native engine reported a failure while computing.",
+  PL_OUT_OF_MEMORY: "A device's memory arena is too small for what the run asked of it.",
+  PL_LOSS_NOT_FINITE: "The loss or a gradient became NaN or infinite.",
+  PL_OUTPUT_UNWRITABLE: "The output folder or a file in it can't be written.",
+  PL_RESUME_INVALID: "No complete checkpoint was found to resume from, or it belongs to another run.",
+  PL_PORT_UNAVAILABLE: "The address to listen on is taken or can't be bound.",
+  PL_PROTOCOL_MISMATCH: "Two processes of different protocol or build versions met.",
+  PL_WORKER_LOST: "A worker died, hung or lost its connection.",
+  PL_WORKER_MISSING: "Not every expected worker joined in time.",
+  PL_LINK_FAILED: "Two workers could not exchange a tensor.",
+  PL_INTERRUPTED: "The run was stopped by a signal.",
+  PL_INTERNAL: "A defect in this program.",
+} as const;
+
+export type ErrorCode = keyof typeof ERROR_CATALOGUE;
+
+export interface ErrorDetails {
+  /** What the user can do about it: one sentence, imperative. */
+  readonly hint?: string;
+  readonly cause?: unknown;
+}
+
+/** An error of the catalogue. The command line prints code, message and hint, and exits with 1. */
+export class PipeloraError extends Error {
+  readonly code: ErrorCode;
+  readonly hint: string | undefined;
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = "PipeloraError";
+    this.code = code;
+    this.hint = details.hint;
+  }
+}
+
+/** Wraps whatever was thrown, keeping errors of the catalogue as they are. */
+export function toPipeloraError(thrown: unknown, code: ErrorCode = "PL_INTERNAL"): PipeloraError {
+  if (thrown instanceof PipeloraError) return thrown;
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  return new PipeloraError(code, message, { cause: thrown });
+}
+
+export function isErrorCode(code: string): code is ErrorCode {
+  return Object.hasOwn(ERROR_CATALOGUE, code);
+}

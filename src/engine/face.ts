@@ -1,0 +1,281 @@
+/**
+ * The native engine as TypeScript sees it: everything that crosses the boundary, typed in one place.
+ *
+ * Threading: an Engine owns one thread. Every method that returns a promise queues work on it and the queue runs in
+ * call order, so a caller may issue a whole instruction list without awaiting in between. Failures reject with an Error
+ * whose `code` is one of the catalogue's (PL_OUT_OF_MEMORY, PL_LOSS_NOT_FINITE, PL_TENSOR_MISMATCH, PL_CHECKPOINT_INVALID,
+ * PL_DEVICE_UNAVAILABLE, PL_ENGINE_FAILED).
+ *
+ * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
+ */
+import type { Dtype } from "../common/dtype.ts";
+
+export interface NativeAddon {
+  /** What this build and this machine can do; never throws for a missing GPU. */
+  capabilities(): Capabilities;
+  readonly Engine: new (options: EngineOptions) => Engine;
+  /**
+   * Fills `out` with N(0, std) in `dtype` (float32, bfloat16, float16) from a counter-based generator: element i depends
+   * only on (seed, stream, offset + i). Runs on `threads` threads off the event loop.
+   */
+  fillNormal(out: Uint8Array, dtype: Dtype, key: RandomKey, std: number, threads: number): Promise<void>;
+  /** out[i] ~ U(-bound, bound), same generator. */
+  fillUniform(out: Float32Array, key: RandomKey, bound: number): void;
+  /** weight [out, in] (in `dtype`, in place) += scale * B [out, R] * A [R, in]; the sum is made in float32 and rounded once. */
+  addLowRank(
+    weight: Uint8Array,
+    dtype: Dtype,
+    out: number,
+    input: number,
+    a: Float32Array,
+    b: Float32Array,
+    scale: number,
+  ): Promise<void>;
+}
+
+export interface RandomKey {
+  readonly seed: number;
+  /** Names one stream, e.g. a hash of the tensor's name; below 2^53. */
+  readonly stream: number;
+  /** Index of the first element. */
+  readonly offset: number;
+}
+
+export interface Capabilities {
+  readonly version: string;
+  /** Hash or version of the sources it was built from: workers of different builds refuse each other. */
+  readonly build: string;
+  readonly cpu: {
+    readonly isa: string;
+    readonly threads: number;
+    readonly bf16: boolean;
+    readonly memoryBytes: number;
+  };
+  /** null where the addon was built without nvcc. */
+  readonly cuda: {
+    readonly runtime: number;
+    readonly driver: number;
+    readonly devices: readonly CudaDevice[];
+    /** Why no device can be used, if none can. */
+    readonly reason: string | null;
+  } | null;
+}
+
+export interface CudaDevice {
+  readonly index: number;
+  readonly name: string;
+  readonly capability: readonly [number, number];
+  readonly totalBytes: number;
+  readonly freeBytes: number;
+}
+
+export type ComputeDtype = "float32" | "bfloat16" | "float16";
+
+export interface EngineOptions {
+  /** "cpu" or "cuda:N". */
+  readonly device: string;
+  /** CPU threads; results do not depend on it. */
+  readonly threads: number;
+  readonly computeDtype: ComputeDtype;
+  readonly arch: EngineArch;
+  /** Bytes of the arena for activations, gradients and workspaces; reserved at once, committed as touched. */
+  readonly arenaBytes: number;
+}
+
+/** The numbers that all blocks share. */
+export interface EngineArch {
+  readonly hidden: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly ffn: number;
+  readonly vocab: number;
+  readonly rmsEps: number;
+  readonly ropeBase: number;
+  /** [headDim / 2] */
+  readonly ropeInvFreq: Float64Array;
+  readonly ropeAttentionScaling: number;
+  /** 0: off. Qwen (v1) in evaluation: sequences longer than this use a dynamic NTK base / log-n query scaling. */
+  readonly qwenLongSeqLength: number;
+  readonly qwenDynamicNtk: boolean;
+  readonly qwenLogn: boolean;
+}
+
+export type EngineLayer =
+  | { readonly kind: "embedding"; readonly weight: string }
+  | {
+      readonly kind: "block";
+      readonly index: number;
+      readonly attnNorm: string;
+      readonly mlpNorm: string;
+      readonly qNorm: string | null;
+      readonly kNorm: string | null;
+      /** 0: no window. */
+      readonly slidingWindow: number;
+      readonly linears: readonly EngineLinear[];
+    }
+  | { readonly kind: "norm"; readonly weight: string }
+  | { readonly kind: "head"; readonly weight: string; readonly lora: EngineLora | null; readonly name: string };
+
+export interface EngineLinear {
+  readonly role: "qkv" | "q" | "k" | "v" | "o" | "gate" | "up" | "down";
+  readonly name: string;
+  readonly in: number;
+  readonly out: number;
+  readonly bias: boolean;
+  readonly lora: EngineLora | null;
+}
+
+export interface EngineLora {
+  readonly r: number;
+  /** alpha / r, or alpha / sqrt(r) with rsLoRA. */
+  readonly scale: number;
+  readonly dropout: number;
+  /** Position of this pair among all pairs of the whole model: the dropout generator's `module` key, independent of placement. */
+  readonly moduleId: number;
+}
+
+export interface SegmentDescription {
+  /** Consecutive layers of the model. */
+  readonly layers: readonly EngineLayer[];
+  /** How many of its blocks (the first ones) keep only their input and recompute in the backward pass. */
+  readonly checkpointedBlocks: number;
+  /** Whether backward must produce the gradient of the segment's input (something trainable lies before it). */
+  readonly needsInputGrad: boolean;
+}
+
+/** Where a tensor's bytes lie: a checked range of a safetensors file. */
+export interface TensorSource {
+  readonly path: string;
+  readonly offset: number;
+  readonly bytes: number;
+  readonly dtype: Dtype;
+  readonly shape: readonly number[];
+}
+
+export type HoldAs = "float32" | "bfloat16" | "float16";
+
+/** One micro-batch: rows concatenated without padding. Every rank gets the first part; the rest where it is needed. */
+export interface MicroBatch {
+  /** Distinct for every micro-batch in flight; names what forward saved for backward. */
+  readonly index: number;
+  /** [S + 1], starts with 0, ends with T. */
+  readonly cuSeqlens: Int32Array;
+  /** [S] row numbers within the step: the dropout generator's `row` key. */
+  readonly rowIds: Int32Array;
+  /** The optimizer step: the dropout generator's `step` key. */
+  readonly step: number;
+  readonly seed: number;
+  /** Training: dropout on, saved for backward. Otherwise neither. */
+  readonly training: boolean;
+  /** [T], for a segment that starts with the embedding. */
+  readonly tokens: Int32Array | null;
+  /** [T], for a segment that ends with the head: the label of the position after t, or -100. */
+  readonly targets: Int32Array | null;
+  /** [T]: weight of each label's cross entropy in the loss sum. */
+  readonly weights: Float32Array | null;
+}
+
+/** A tensor in device memory. Freed by `free()`, at the latest when collected. */
+export interface DeviceTensor {
+  readonly shape: readonly number[];
+  readonly dtype: Dtype;
+  readonly bytes: number;
+  free(): void;
+}
+
+export interface ForwardResult {
+  /** [T, D] in the compute dtype; null after a head. */
+  readonly output: DeviceTensor | null;
+  /** Sum over label tokens of weight * cross entropy; 0 without a head. */
+  readonly lossSum: number;
+  /** Label tokens counted, and how many of them were predicted right (argmax). */
+  readonly labelTokens: number;
+  readonly correctTokens: number;
+}
+
+export interface OptimizerStep {
+  /** 1 for the first update. */
+  readonly step: number;
+  readonly learningRate: number;
+  /** Factor on every gradient before the update (clipping, loss scale, replicas). */
+  readonly gradScale: number;
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly epsilon: number;
+  /** Decoupled, applied to every LoRA matrix. */
+  readonly weightDecay: number;
+}
+
+export type LoraPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
+
+export interface Engine {
+  /** Adds a segment and returns its number (0, 1, …). All segments are added before weights are loaded. */
+  addSegment(description: SegmentDescription): number;
+
+  /** Reads one checkpoint tensor of the segment (mapped, converted, packed for the products). Names as in the description. */
+  loadWeight(segment: number, name: string, source: TensorSource, holdAs: HoldAs): Promise<void>;
+  /** Names of tensors that the segment still lacks. */
+  missingWeights(segment: number): string[];
+
+  /** LoRA matrices, all float32: A [R, in], B [out, R], by module name. */
+  setLora(name: string, matrix: "A" | "B", part: LoraPart, values: Float32Array): Promise<void>;
+  getLora(name: string, matrix: "A" | "B", part: LoraPart): Promise<Float32Array>;
+  /** The pairs held, in the order of gradSquares: A then B of each module, segments in order. */
+  loraNames(): string[];
+
+  /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
+  forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
+  /**
+   * Accumulates LoRA gradients of that micro-batch and returns the gradient of the segment's input, [T, D], or null
+   * unless needsInputGrad. `gradOutput` is null for a segment that ends with the head (its loss is the sum that
+   * forward returned, times lossScale). Consumes gradOutput and what forward saved.
+   */
+  backward(
+    segment: number,
+    batchIndex: number,
+    gradOutput: DeviceTensor | null,
+    lossScale: number,
+  ): Promise<DeviceTensor | null>;
+  /** Drops what forward saved for batches that will get no backward. */
+  discard(): Promise<void>;
+
+  /** Sum of squares of each LoRA gradient, float64, two entries (A, B) a module in loraNames() order. */
+  gradSquares(): Promise<Float64Array>;
+  /** AdamW over every LoRA matrix; then gradients are zero. */
+  optimizerStep(step: OptimizerStep): Promise<void>;
+  zeroGrad(): Promise<void>;
+
+  /** A key/value cache of all the engine's segments for `sequences` sequences of at most `capacity` tokens each. Returns its number. */
+  createCache(sequences: number, capacity: number): Promise<number>;
+  freeCache(cache: number): Promise<void>;
+  /**
+   * Inference with a cache: appends each sequence's new tokens (cuSeqlens over them; sequence s of the call is sequence
+   * s of the cache). Returns [T, D]; after a head, float32 logits [S, V] of each sequence's last token.
+   */
+  infer(
+    segment: number,
+    cache: number,
+    cuSeqlens: Int32Array,
+    tokens: Int32Array | null,
+    input: DeviceTensor | null,
+  ): Promise<DeviceTensor>;
+
+  /** Copies out of and into device memory. */
+  read(tensor: DeviceTensor): Promise<Buffer>;
+  write(bytes: Uint8Array, shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
+
+  memory(): EngineMemory;
+  /** Stops the thread after what is queued; later calls reject. Idempotent. */
+  close(): Promise<void>;
+}
+
+export interface EngineMemory {
+  /** Frozen weights as held (packed copies included). */
+  readonly weightBytes: number;
+  /** LoRA weights, gradients and optimizer state. */
+  readonly loraBytes: number;
+  readonly cacheBytes: number;
+  readonly arenaBytes: number;
+  readonly arenaPeakBytes: number;
+}
