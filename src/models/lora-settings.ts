@@ -1,0 +1,35 @@
+/** LoRA's settings under peft's meanings (LoraConfig, peft 0.21). */
+export interface LoraSettings {
+  readonly r: number;
+  readonly alpha: number;
+  readonly dropout: number;
+  /** A string is a regular expression that must match a module's whole name, or "all-linear"; a list matches exactly or as a dotted suffix. */
+  readonly targetModules: string | readonly string[];
+  readonly excludeModules: string | readonly string[] | null;
+  readonly layersToTransform: number | readonly number[] | null;
+  readonly layersPattern: string | readonly string[] | null;
+  /** Regular expression on the end of a module's name -> r for it; the first that matches counts. */
+  readonly rankPattern: Readonly<Record<string, number>>;
+  readonly alphaPattern: Readonly<Record<string, number>>;
+  readonly useRslora: boolean;
+  readonly useDora: boolean;
+  readonly modulesToSave: readonly string[] | null;
+  /** true: kaiming-uniform A, zero B; false: both random; "gaussian". Others are named and refused. */
+  readonly initLoraWeights: boolean | string;
+}
+
+/** peft's defaults, to be spread under what a user gave. */
+export const DEFAULT_LORA_SETTINGS: Omit<LoraSettings, "targetModules"> = {
+  r: 8,
+  alpha: 8,
+  dropout: 0,
+  excludeModules: null,
+  layersToTransform: null,
+  layersPattern: null,
+  rankPattern: {},
+  alphaPattern: {},
+  useRslora: false,
+  useDora: false,
+  modulesToSave: null,
+  initLoraWeights: true,
+};
