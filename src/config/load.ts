@@ -1,0 +1,142 @@
+import { readFile } from "node:fs/promises";
+import { parse as parseYaml } from "yaml";
+import type { z } from "zod";
+import { PipeloraError } from "../common/errors.ts";
+import { nearest } from "../common/nearest.ts";
+import { COMMANDS, type Command, type FlagKind, flagOf, type Option } from "./option.ts";
+import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
+import { checkContradictions } from "./rules.ts";
+
+/** Flags as the command line gives them: text, or true where a flag stands without a value. */
+export type FlagValues = Readonly<Record<string, string | boolean>>;
+
+/**
+ * Merges defaults, the YAML file named by `config` (train, plan, …) and flags; a flag wins over the file.
+ * Errors: PL_CONFIG_INVALID, naming every unknown key and malformed value at once.
+ */
+export async function loadConfig(command: Command, flags: FlagValues): Promise<Config> {
+  const problems: string[] = [];
+  const known = new Map(optionsOf(command));
+  const values: Record<string, unknown> = {};
+  const given = new Set<string>();
+
+  const path = flags["config"];
+  if (typeof path === "string" && command !== "init-model") {
+    for (const [key, value] of Object.entries(await readYaml(path))) {
+      if (!Object.hasOwn(OPTIONS, key)) {
+        problems.push(`${path}: unknown key "${key}"${suggestion(key, Object.keys(OPTIONS))}`);
+      } else if (known.has(key as OptionKey)) {
+        // One file serves every command, so keys of other commands are left alone.
+        values[key] = value;
+        given.add(key);
+      }
+    }
+  }
+  for (const [key, text] of Object.entries(flags)) {
+    const option = known.get(key as OptionKey);
+    if (option === undefined) {
+      problems.push(`unknown flag ${flagOf(key)}${suggestion(key, [...known.keys()], flagOf)}`);
+      continue;
+    }
+    const parsed = parseFlag(option.kind, text);
+    if (parsed.ok) values[key] = parsed.value;
+    else problems.push(`${flagOf(key)}: expected ${parsed.expected}, got "${text}"`);
+    given.add(key);
+  }
+
+  const config = parseValues(values, problems);
+  if (problems.length === 0) problems.push(...checkContradictions(command, config, given));
+  if (problems.length > 0) {
+    throw new PipeloraError("PL_CONFIG_INVALID", problems.join("\n"), {
+      hint: `Run \`coordinator ${command} --help\` for the flags and their values.`,
+    });
+  }
+  return config;
+}
+
+/** The configuration with nothing given. */
+export function defaultConfig(): Config {
+  return parseValues({}, []);
+}
+
+function parseValues(values: Record<string, unknown>, problems: string[]): Config {
+  const config: Record<string, unknown> = {};
+  for (const [key, option] of Object.entries(OPTIONS) as [OptionKey, Option][]) {
+    const result = option.schema.safeParse(values[key]);
+    if (result.success) config[key] = result.data;
+    else problems.push(`${flagOf(key)}: ${describeIssues(result.error.issues, values[key])}`);
+  }
+  return config as Config;
+}
+
+function describeIssues(issues: readonly z.core.$ZodIssue[], value: unknown): string {
+  const what = issues.map((issue) => issue.message.replace(/^Invalid (input|option): /, "")).join("; ");
+  return `${what}, got ${JSON.stringify(value)}`;
+}
+
+async function readYaml(path: string): Promise<Record<string, unknown>> {
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (cause) {
+    throw new PipeloraError("PL_CONFIG_INVALID", `--config: can't read ${path}`, {
+      cause,
+      hint: "Name a YAML file of flags in snake_case.",
+    });
+  }
+  try {
+    const parsed: unknown = parseYaml(text) ?? {};
+    if (typeof parsed === "object" && !Array.isArray(parsed)) return parsed as Record<string, unknown>;
+  } catch (cause) {
+    const where = cause instanceof Error ? cause.message.split("\n")[0] : String(cause);
+    throw new PipeloraError("PL_CONFIG_INVALID", `${path} is not YAML: ${where}`, { cause });
+  }
+  throw new PipeloraError("PL_CONFIG_INVALID", `${path}: expected a mapping of keys to values`);
+}
+
+type Parsed = { readonly ok: true; readonly value: unknown } | { readonly ok: false; readonly expected: string };
+
+function parseFlag(kind: FlagKind, text: string | boolean): Parsed {
+  switch (kind) {
+    case "boolean":
+      return parseBoolean(text) ?? { ok: false, expected: "true or false" };
+    case "boolean-or-string":
+      return parseBoolean(text) ?? { ok: true, value: text };
+    case "integer":
+      return isText(text) && /^-?\d+$/.test(text)
+        ? { ok: true, value: Number(text) }
+        : { ok: false, expected: "a whole number" };
+    case "number":
+      return isText(text) && text.trim() !== "" && Number.isFinite(Number(text))
+        ? { ok: true, value: Number(text) }
+        : { ok: false, expected: "a number" };
+    case "list":
+      if (!isText(text)) return { ok: false, expected: "a comma-separated list" };
+      return { ok: true, value: text.includes(",") ? text.split(",").map((part) => part.trim()) : text };
+    case "json":
+      try {
+        if (isText(text)) return { ok: true, value: JSON.parse(text) };
+      } catch {}
+      return { ok: false, expected: "JSON" };
+    case "string":
+      return isText(text) ? { ok: true, value: text } : { ok: false, expected: "a value" };
+  }
+}
+
+function isText(value: string | boolean): value is string {
+  return typeof value === "string";
+}
+
+function parseBoolean(text: string | boolean): Parsed | null {
+  if (typeof text === "boolean") return { ok: true, value: text };
+  if (/^(true|1|yes)$/i.test(text)) return { ok: true, value: true };
+  if (/^(false|0|no)$/i.test(text)) return { ok: true, value: false };
+  return null;
+}
+
+function suggestion(key: string, candidates: readonly string[], show: (key: string) => string = (k) => k): string {
+  const [near] = nearest(key, candidates, 1);
+  if (near !== undefined) return `; did you mean ${show(near)}?`;
+  const elsewhere = COMMANDS.find((command) => optionsOf(command).some(([name]) => name === key));
+  return elsewhere === undefined ? "" : ` (it belongs to \`${elsewhere}\`)`;
+}

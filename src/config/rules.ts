@@ -1,0 +1,91 @@
+import type { Command } from "./option.ts";
+import type { Config } from "./options.ts";
+
+/** Options that contradict each other or lack a partner: one sentence each, empty when all is well. */
+export function checkContradictions(command: Command, config: Config, given: ReadonlySet<string>): string[] {
+  const problems: string[] = [];
+  const expect = (condition: boolean, problem: string) => {
+    if (!condition) problems.push(problem);
+  };
+  const needs = (key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config") =>
+    expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
+
+  if (["train", "plan", "parameters", "generate", "chat", "merge", "tokenize"].includes(command)) needs("model");
+  if (command === "train") {
+    needs("dataset");
+    needs("output_dir");
+  }
+  if (command === "merge") {
+    needs("adapter");
+    needs("output_dir");
+  }
+  if (command === "tokenize") needs("input");
+  if (command === "init-model") {
+    needs("config");
+    needs("output_dir");
+  }
+  if (command === "worker") needs("coordinator");
+
+  if (command === "train") checkTraining(config, given, expect);
+  if (command === "generate") {
+    const sources = [config.prompt, config.prompt_ids].filter((value) => value !== null).length;
+    expect(sources === 1, "generate takes one of --prompt and --prompt-ids");
+    expect(
+      !(config.raw && config.prompt_ids !== null),
+      "--raw goes with --prompt; --prompt-ids are always taken as they are",
+    );
+  }
+  if (!config.do_sample && (command === "generate" || command === "chat")) {
+    for (const key of ["temperature", "top_p", "top_k"]) {
+      expect(!given.has(key), `--${key.replaceAll("_", "-")} acts only with --do-sample`);
+    }
+  }
+  expect(config.nnodes === 1 || config.listen !== null, "--nnodes above 1 needs --listen HOST:PORT");
+  expect(
+    config.listen === null || config.workers === null,
+    "--workers starts local workers; with --listen they join by themselves",
+  );
+  return problems;
+}
+
+function checkTraining(
+  config: Config,
+  given: ReadonlySet<string>,
+  expect: (condition: boolean, problem: string) => void,
+): void {
+  const lora = [
+    "target_modules",
+    "exclude_modules",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "init_lora_weights",
+  ];
+  if (config.adapter !== null) {
+    for (const key of lora) {
+      expect(!given.has(key), `--${key.replaceAll("_", "-")} contradicts --adapter, whose own LoRA settings hold`);
+    }
+  }
+  expect(
+    config.layers_pattern === null || config.layers_to_transform !== null,
+    "--layers-pattern needs --layers-to-transform",
+  );
+  expect(
+    config.eval_dataset === null || config.validation_split === 0,
+    "--eval-dataset and --validation-split contradict each other",
+  );
+  expect(
+    config.eval_strategy === "no" || config.eval_dataset !== null || config.validation_split > 0,
+    "--eval-strategy needs --eval-dataset or --validation-split",
+  );
+  expect(config.validation_split < 1, "--validation-split leaves no rows to train on");
+  expect(
+    !(config.overwrite_output_dir && config.resume_from_checkpoint),
+    "--overwrite-output-dir contradicts --resume-from-checkpoint",
+  );
+  expect(
+    !(config.lr_scheduler_type === "constant" && (config.warmup_steps > 0 || config.warmup_ratio > 0)),
+    "--lr-scheduler-type constant has no warm-up; use constant_with_warmup",
+  );
+}

@@ -1,0 +1,77 @@
+import type * as grpc from '@grpc/grpc-js';
+import type { MessageTypeDefinition } from '@grpc/proto-loader';
+
+import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from './pipelora/v1/CancelGenerate.ts';
+import type { CoordinationClient as _pipelora_v1_CoordinationClient, CoordinationDefinition as _pipelora_v1_CoordinationDefinition } from './pipelora/v1/Coordination.ts';
+import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from './pipelora/v1/Done.ts';
+import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from './pipelora/v1/Evaluate.ts';
+import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from './pipelora/v1/EvaluateResult.ts';
+import type { ExportLora as _pipelora_v1_ExportLora, ExportLora__Output as _pipelora_v1_ExportLora__Output } from './pipelora/v1/ExportLora.ts';
+import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_Failure__Output } from './pipelora/v1/Failure.ts';
+import type { FromWorker as _pipelora_v1_FromWorker, FromWorker__Output as _pipelora_v1_FromWorker__Output } from './pipelora/v1/FromWorker.ts';
+import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from './pipelora/v1/Generate.ts';
+import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from './pipelora/v1/GeneratedToken.ts';
+import type { GradSquare as _pipelora_v1_GradSquare, GradSquare__Output as _pipelora_v1_GradSquare__Output } from './pipelora/v1/GradSquare.ts';
+import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from './pipelora/v1/Heartbeat.ts';
+import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
+import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
+import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
+import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
+import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
+import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
+import type { MicroBatch as _pipelora_v1_MicroBatch, MicroBatch__Output as _pipelora_v1_MicroBatch__Output } from './pipelora/v1/MicroBatch.ts';
+import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from './pipelora/v1/Peer.ts';
+import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_Prepare__Output } from './pipelora/v1/Prepare.ts';
+import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v1_Prepared__Output } from './pipelora/v1/Prepared.ts';
+import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from './pipelora/v1/Quantization.ts';
+import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from './pipelora/v1/RunStep.ts';
+import type { Segment as _pipelora_v1_Segment, Segment__Output as _pipelora_v1_Segment__Output } from './pipelora/v1/Segment.ts';
+import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from './pipelora/v1/Shutdown.ts';
+import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipelora_v1_StepResult__Output } from './pipelora/v1/StepResult.ts';
+import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from './pipelora/v1/StepTimes.ts';
+import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
+import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from './pipelora/v1/Update.ts';
+import type { Welcome as _pipelora_v1_Welcome, Welcome__Output as _pipelora_v1_Welcome__Output } from './pipelora/v1/Welcome.ts';
+
+type SubtypeConstructor<Constructor extends new (...args: any) => any, Subtype> = {
+  new(...args: ConstructorParameters<Constructor>): Subtype;
+};
+
+export interface ProtoGrpcType {
+  pipelora: {
+    v1: {
+      CancelGenerate: MessageTypeDefinition<_pipelora_v1_CancelGenerate, _pipelora_v1_CancelGenerate__Output>
+      Coordination: SubtypeConstructor<typeof grpc.Client, _pipelora_v1_CoordinationClient> & { service: _pipelora_v1_CoordinationDefinition }
+      Done: MessageTypeDefinition<_pipelora_v1_Done, _pipelora_v1_Done__Output>
+      Evaluate: MessageTypeDefinition<_pipelora_v1_Evaluate, _pipelora_v1_Evaluate__Output>
+      EvaluateResult: MessageTypeDefinition<_pipelora_v1_EvaluateResult, _pipelora_v1_EvaluateResult__Output>
+      ExportLora: MessageTypeDefinition<_pipelora_v1_ExportLora, _pipelora_v1_ExportLora__Output>
+      Failure: MessageTypeDefinition<_pipelora_v1_Failure, _pipelora_v1_Failure__Output>
+      FromWorker: MessageTypeDefinition<_pipelora_v1_FromWorker, _pipelora_v1_FromWorker__Output>
+      Generate: MessageTypeDefinition<_pipelora_v1_Generate, _pipelora_v1_Generate__Output>
+      GeneratedToken: MessageTypeDefinition<_pipelora_v1_GeneratedToken, _pipelora_v1_GeneratedToken__Output>
+      GradSquare: MessageTypeDefinition<_pipelora_v1_GradSquare, _pipelora_v1_GradSquare__Output>
+      Heartbeat: MessageTypeDefinition<_pipelora_v1_Heartbeat, _pipelora_v1_Heartbeat__Output>
+      Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
+      ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
+      LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
+      LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
+      LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
+      MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>
+      MicroBatch: MessageTypeDefinition<_pipelora_v1_MicroBatch, _pipelora_v1_MicroBatch__Output>
+      Peer: MessageTypeDefinition<_pipelora_v1_Peer, _pipelora_v1_Peer__Output>
+      Prepare: MessageTypeDefinition<_pipelora_v1_Prepare, _pipelora_v1_Prepare__Output>
+      Prepared: MessageTypeDefinition<_pipelora_v1_Prepared, _pipelora_v1_Prepared__Output>
+      Quantization: MessageTypeDefinition<_pipelora_v1_Quantization, _pipelora_v1_Quantization__Output>
+      RunStep: MessageTypeDefinition<_pipelora_v1_RunStep, _pipelora_v1_RunStep__Output>
+      Segment: MessageTypeDefinition<_pipelora_v1_Segment, _pipelora_v1_Segment__Output>
+      Shutdown: MessageTypeDefinition<_pipelora_v1_Shutdown, _pipelora_v1_Shutdown__Output>
+      StepResult: MessageTypeDefinition<_pipelora_v1_StepResult, _pipelora_v1_StepResult__Output>
+      StepTimes: MessageTypeDefinition<_pipelora_v1_StepTimes, _pipelora_v1_StepTimes__Output>
+      ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
+      Update: MessageTypeDefinition<_pipelora_v1_Update, _pipelora_v1_Update__Output>
+      Welcome: MessageTypeDefinition<_pipelora_v1_Welcome, _pipelora_v1_Welcome__Output>
+    }
+  }
+}
+

@@ -1,0 +1,43 @@
+// Original file: proto/pipelora/v1/control.proto
+
+import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from '../../pipelora/v1/Hello.ts';
+import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from '../../pipelora/v1/Heartbeat.ts';
+import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_Failure__Output } from '../../pipelora/v1/Failure.ts';
+import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v1_Prepared__Output } from '../../pipelora/v1/Prepared.ts';
+import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipelora_v1_StepResult__Output } from '../../pipelora/v1/StepResult.ts';
+import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from '../../pipelora/v1/EvaluateResult.ts';
+import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from '../../pipelora/v1/Done.ts';
+import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from '../../pipelora/v1/LoraTensor.ts';
+import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from '../../pipelora/v1/GeneratedToken.ts';
+import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from '../../pipelora/v1/MemoryReport.ts';
+import type { Long } from '@grpc/proto-loader';
+
+export interface FromWorker {
+  'replyTo'?: (number | string | Long);
+  'hello'?: (_pipelora_v1_Hello | null);
+  'heartbeat'?: (_pipelora_v1_Heartbeat | null);
+  'failure'?: (_pipelora_v1_Failure | null);
+  'prepared'?: (_pipelora_v1_Prepared | null);
+  'stepResult'?: (_pipelora_v1_StepResult | null);
+  'evaluateResult'?: (_pipelora_v1_EvaluateResult | null);
+  'done'?: (_pipelora_v1_Done | null);
+  'loraTensor'?: (_pipelora_v1_LoraTensor | null);
+  'generatedToken'?: (_pipelora_v1_GeneratedToken | null);
+  'memoryReport'?: (_pipelora_v1_MemoryReport | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"memoryReport";
+}
+
+export interface FromWorker__Output {
+  'replyTo': (number);
+  'hello'?: (_pipelora_v1_Hello__Output | null);
+  'heartbeat'?: (_pipelora_v1_Heartbeat__Output | null);
+  'failure'?: (_pipelora_v1_Failure__Output | null);
+  'prepared'?: (_pipelora_v1_Prepared__Output | null);
+  'stepResult'?: (_pipelora_v1_StepResult__Output | null);
+  'evaluateResult'?: (_pipelora_v1_EvaluateResult__Output | null);
+  'done'?: (_pipelora_v1_Done__Output | null);
+  'loraTensor'?: (_pipelora_v1_LoraTensor__Output | null);
+  'generatedToken'?: (_pipelora_v1_GeneratedToken__Output | null);
+  'memoryReport'?: (_pipelora_v1_MemoryReport__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"memoryReport";
+}

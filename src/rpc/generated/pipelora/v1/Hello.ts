@@ -1,0 +1,35 @@
+// Original file: proto/pipelora/v1/control.proto
+
+import type { Long } from '@grpc/proto-loader';
+
+export interface Hello {
+  'protocol'?: (number);
+  'build'?: (string);
+  'version'?: (string);
+  'node'?: (string);
+  'localIndex'?: (number);
+  'device'?: (string);
+  'deviceName'?: (string);
+  'memoryBytes'?: (number | string | Long);
+  'threads'?: (number);
+  'linkAddress'?: (string);
+  'pid'?: (number);
+  'bf16'?: (boolean);
+  'token'?: (string);
+}
+
+export interface Hello__Output {
+  'protocol': (number);
+  'build': (string);
+  'version': (string);
+  'node': (string);
+  'localIndex': (number);
+  'device': (string);
+  'deviceName': (string);
+  'memoryBytes': (number);
+  'threads': (number);
+  'linkAddress': (string);
+  'pid': (number);
+  'bf16': (boolean);
+  'token': (string);
+}

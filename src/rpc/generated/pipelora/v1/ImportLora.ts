@@ -1,0 +1,10 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface ImportLora {
+  'tensors'?: (number);
+}
+
+export interface ImportLora__Output {
+  'tensors': (number);
+}

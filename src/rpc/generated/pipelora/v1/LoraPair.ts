@@ -1,0 +1,18 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface LoraPair {
+  'moduleId'?: (number);
+  'module'?: (string);
+  'r'?: (number);
+  'scale'?: (number | string);
+  'dropout'?: (number | string);
+}
+
+export interface LoraPair__Output {
+  'moduleId': (number);
+  'module': (string);
+  'r': (number);
+  'scale': (number);
+  'dropout': (number);
+}

@@ -1,0 +1,12 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface Peer {
+  'rank'?: (number);
+  'address'?: (string);
+}
+
+export interface Peer__Output {
+  'rank': (number);
+  'address': (string);
+}

@@ -1,0 +1,42 @@
+// Original file: proto/pipelora/v1/control.proto
+
+import type { Segment as _pipelora_v1_Segment, Segment__Output as _pipelora_v1_Segment__Output } from '../../pipelora/v1/Segment.ts';
+import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from '../../pipelora/v1/LoraPair.ts';
+import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from '../../pipelora/v1/Quantization.ts';
+import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from '../../pipelora/v1/Peer.ts';
+import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from '../../pipelora/v1/LoraInit.ts';
+import type { Long } from '@grpc/proto-loader';
+
+export interface Prepare {
+  'modelDir'?: (string);
+  'modelFingerprint'?: (string);
+  'holdDtype'?: (string);
+  'computeDtype'?: (string);
+  'threads'?: (number);
+  'arenaBytes'?: (number | string | Long);
+  'segments'?: (_pipelora_v1_Segment)[];
+  'lora'?: (_pipelora_v1_LoraPair)[];
+  'quantization'?: (_pipelora_v1_Quantization | null);
+  'peers'?: (_pipelora_v1_Peer)[];
+  'schedule'?: (string);
+  'seed'?: (number | string | Long);
+  'loraInit'?: (_pipelora_v1_LoraInit | null);
+  'linkTimeoutS'?: (number | string);
+}
+
+export interface Prepare__Output {
+  'modelDir': (string);
+  'modelFingerprint': (string);
+  'holdDtype': (string);
+  'computeDtype': (string);
+  'threads': (number);
+  'arenaBytes': (number);
+  'segments': (_pipelora_v1_Segment__Output)[];
+  'lora': (_pipelora_v1_LoraPair__Output)[];
+  'quantization': (_pipelora_v1_Quantization__Output | null);
+  'peers': (_pipelora_v1_Peer__Output)[];
+  'schedule': (string);
+  'seed': (number);
+  'loraInit': (_pipelora_v1_LoraInit__Output | null);
+  'linkTimeoutS': (number);
+}

@@ -1,0 +1,13 @@
+// Original file: proto/pipelora/v1/control.proto
+
+import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from '../../pipelora/v1/MemoryReport.ts';
+
+export interface Prepared {
+  'memory'?: (_pipelora_v1_MemoryReport | null);
+  'seconds'?: (number | string);
+}
+
+export interface Prepared__Output {
+  'memory': (_pipelora_v1_MemoryReport__Output | null);
+  'seconds': (number);
+}

@@ -1,0 +1,20 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface Segment {
+  'index'?: (number);
+  'rank'?: (number);
+  'firstLayer'?: (number);
+  'lastLayer'?: (number);
+  'checkpointedBlocks'?: (number);
+  'needsInputGrad'?: (boolean);
+}
+
+export interface Segment__Output {
+  'index': (number);
+  'rank': (number);
+  'firstLayer': (number);
+  'lastLayer': (number);
+  'checkpointedBlocks': (number);
+  'needsInputGrad': (boolean);
+}

@@ -1,0 +1,8 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface Shutdown {
+}
+
+export interface Shutdown__Output {
+}

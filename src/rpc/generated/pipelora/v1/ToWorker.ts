@@ -1,0 +1,46 @@
+// Original file: proto/pipelora/v1/control.proto
+
+import type { Welcome as _pipelora_v1_Welcome, Welcome__Output as _pipelora_v1_Welcome__Output } from '../../pipelora/v1/Welcome.ts';
+import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_Prepare__Output } from '../../pipelora/v1/Prepare.ts';
+import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from '../../pipelora/v1/RunStep.ts';
+import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from '../../pipelora/v1/Update.ts';
+import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from '../../pipelora/v1/Evaluate.ts';
+import type { ExportLora as _pipelora_v1_ExportLora, ExportLora__Output as _pipelora_v1_ExportLora__Output } from '../../pipelora/v1/ExportLora.ts';
+import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from '../../pipelora/v1/ImportLora.ts';
+import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from '../../pipelora/v1/LoraTensor.ts';
+import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from '../../pipelora/v1/Generate.ts';
+import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from '../../pipelora/v1/CancelGenerate.ts';
+import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from '../../pipelora/v1/Shutdown.ts';
+import type { Long } from '@grpc/proto-loader';
+
+export interface ToWorker {
+  'request'?: (number | string | Long);
+  'welcome'?: (_pipelora_v1_Welcome | null);
+  'prepare'?: (_pipelora_v1_Prepare | null);
+  'runStep'?: (_pipelora_v1_RunStep | null);
+  'applyUpdate'?: (_pipelora_v1_Update | null);
+  'evaluate'?: (_pipelora_v1_Evaluate | null);
+  'exportLora'?: (_pipelora_v1_ExportLora | null);
+  'importLora'?: (_pipelora_v1_ImportLora | null);
+  'loraTensor'?: (_pipelora_v1_LoraTensor | null);
+  'generate'?: (_pipelora_v1_Generate | null);
+  'cancelGenerate'?: (_pipelora_v1_CancelGenerate | null);
+  'shutdown'?: (_pipelora_v1_Shutdown | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown";
+}
+
+export interface ToWorker__Output {
+  'request': (number);
+  'welcome'?: (_pipelora_v1_Welcome__Output | null);
+  'prepare'?: (_pipelora_v1_Prepare__Output | null);
+  'runStep'?: (_pipelora_v1_RunStep__Output | null);
+  'applyUpdate'?: (_pipelora_v1_Update__Output | null);
+  'evaluate'?: (_pipelora_v1_Evaluate__Output | null);
+  'exportLora'?: (_pipelora_v1_ExportLora__Output | null);
+  'importLora'?: (_pipelora_v1_ImportLora__Output | null);
+  'loraTensor'?: (_pipelora_v1_LoraTensor__Output | null);
+  'generate'?: (_pipelora_v1_Generate__Output | null);
+  'cancelGenerate'?: (_pipelora_v1_CancelGenerate__Output | null);
+  'shutdown'?: (_pipelora_v1_Shutdown__Output | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown";
+}

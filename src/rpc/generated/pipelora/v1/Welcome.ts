@@ -1,0 +1,16 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface Welcome {
+  'session'?: (string);
+  'rank'?: (number);
+  'worldSize'?: (number);
+  'heartbeatMs'?: (number);
+}
+
+export interface Welcome__Output {
+  'session': (string);
+  'rank': (number);
+  'worldSize': (number);
+  'heartbeatMs': (number);
+}

@@ -1,0 +1,136 @@
+import type { Server, ServerDuplexStream } from "@grpc/grpc-js";
+import { type Deferred, deferred } from "../common/deferred.ts";
+import { PipeloraError } from "../common/errors.ts";
+import type { FromWorker__Output } from "./generated/pipelora/v1/FromWorker.ts";
+import type { Hello__Output } from "./generated/pipelora/v1/Hello.ts";
+import type { ToWorker } from "./generated/pipelora/v1/ToWorker.ts";
+import { protocol } from "./protocol.ts";
+import { fromFailure } from "./wire-error.ts";
+
+type Stream = ServerDuplexStream<FromWorker__Output, ToWorker>;
+
+interface Pending {
+  readonly reply: Deferred<FromWorker__Output>;
+  /** Messages that precede the reply (tensors, tokens). */
+  readonly onPart: ((message: FromWorker__Output) => void) | undefined;
+}
+
+export interface WorkerConnectionEvents {
+  readonly onHello: (connection: WorkerConnection) => void;
+  /** Once, when the stream ended for whatever reason. */
+  readonly onClosed: (connection: WorkerConnection, error: PipeloraError) => void;
+}
+
+/** Adds the coordination service to a server: one WorkerConnection a worker. */
+export function serveCoordination(server: Server, events: WorkerConnectionEvents): void {
+  server.addService(protocol.Coordination.service, {
+    Session: (stream: Stream) => {
+      new WorkerConnection(stream, events);
+    },
+  });
+}
+
+/**
+ * The coordinator's end of one worker's control stream: requests with their replies, and the worker's liveness.
+ * Every pending request rejects with PL_WORKER_LOST when the worker dies, closes its stream or falls silent.
+ */
+export class WorkerConnection {
+  #hello: Hello__Output | null = null;
+  readonly #stream: Stream;
+  readonly #events: WorkerConnectionEvents;
+  readonly #pending = new Map<number, Pending>();
+  #nextRequest = 1;
+  #closed: PipeloraError | null = null;
+  #silence: NodeJS.Timeout | null = null;
+  /** How errors and logs name this worker. */
+  name = "a worker that has not introduced itself";
+
+  constructor(stream: Stream, events: WorkerConnectionEvents) {
+    this.#stream = stream;
+    this.#events = events;
+    stream.on("data", (message: FromWorker__Output) => this.#receive(message));
+    stream.on("error", (error) => this.#lost(error.message));
+    stream.on("end", () => this.#lost("it closed its connection"));
+    stream.on("cancelled", () => this.#lost("its connection broke"));
+  }
+
+  get hello(): Hello__Output {
+    if (this.#hello === null) throw new PipeloraError("PL_INTERNAL", `${this.name}: no hello yet`);
+    return this.#hello;
+  }
+
+  get closed(): boolean {
+    return this.#closed !== null;
+  }
+
+  /** Sends a request; resolves with its reply, rejects with the worker's failure. */
+  request(body: ToWorker, onPart?: (message: FromWorker__Output) => void): Promise<FromWorker__Output> {
+    if (this.#closed !== null) return Promise.reject(this.#closed);
+    const request = this.#nextRequest++;
+    const reply = deferred<FromWorker__Output>();
+    this.#pending.set(request, { reply, onPart });
+    this.#write({ ...body, request });
+    return reply.promise;
+  }
+
+  /** Sends parts that belong to a request's number and have no reply of their own, then waits for the reply. */
+  requestWithParts(body: ToWorker, parts: Iterable<ToWorker>): Promise<FromWorker__Output> {
+    const request = this.#nextRequest;
+    const reply = this.request(body);
+    for (const part of parts) this.#write({ ...part, request });
+    return reply;
+  }
+
+  /** A message that nobody answers. */
+  notify(body: ToWorker): void {
+    if (this.#closed === null) this.#write({ ...body, request: 0 });
+  }
+
+  /** From now on silence longer than this many milliseconds counts as death. */
+  watch(silenceMs: number): void {
+    const check = () => this.#lost(`it has been silent for ${Math.round(silenceMs / 1000)} s`);
+    this.#silence?.refresh();
+    this.#silence ??= setTimeout(check, silenceMs);
+  }
+
+  /** Ends the connection; the worker takes it as the order to leave. */
+  close(reason: string): void {
+    this.#lost(reason);
+  }
+
+  #write(message: ToWorker): void {
+    this.#stream.write(message);
+  }
+
+  #receive(message: FromWorker__Output): void {
+    this.#silence?.refresh();
+    if (message.body === "hello" && message.hello) {
+      this.#hello = message.hello;
+      this.name = `worker ${message.hello.node}/${message.hello.device} (pid ${message.hello.pid})`;
+      this.#events.onHello(this);
+      return;
+    }
+    if (message.body === "heartbeat") return;
+    const pending = this.#pending.get(message.replyTo);
+    if (pending === undefined) return;
+    if (message.body === "loraTensor" || message.body === "generatedToken") {
+      pending.onPart?.(message);
+      return;
+    }
+    this.#pending.delete(message.replyTo);
+    if (message.body === "failure" && message.failure) pending.reply.reject(fromFailure(message.failure, this.name));
+    else pending.reply.resolve(message);
+  }
+
+  #lost(reason: string): void {
+    if (this.#closed !== null) return;
+    this.#closed = new PipeloraError("PL_WORKER_LOST", `${this.name} was lost: ${reason}`, {
+      hint: "Look at that worker's own log for the cause.",
+    });
+    if (this.#silence !== null) clearTimeout(this.#silence);
+    for (const { reply } of this.#pending.values()) reply.reject(this.#closed);
+    this.#pending.clear();
+    this.#stream.end();
+    this.#events.onClosed(this, this.#closed);
+  }
+}
