@@ -1,0 +1,242 @@
+import { PipeloraError } from "../common/errors.ts";
+import { nearest } from "../common/nearest.ts";
+import type { LoraSettings } from "./lora-settings.ts";
+import { matchNames } from "./python-regex.ts";
+import type { LinearRole, ModelSpec } from "./spec.ts";
+
+/** One linear layer that gets a LoRA pair: A [r, in], B [out, r], y += scale * B(A(dropout(x))). */
+export interface LoraTarget {
+  /** Module path, e.g. "transformer.h.0.attn.c_attn" or "lm_head". */
+  readonly name: string;
+  readonly role: LinearRole | "head";
+  /** Index into spec.layers of the layer that holds it. */
+  readonly layer: number;
+  readonly in: number;
+  readonly out: number;
+  readonly r: number;
+  readonly alpha: number;
+  /** alpha / r, or alpha / sqrt(r) with rsLoRA. */
+  readonly scale: number;
+  readonly dropout: number;
+  /** Position among all pairs of the model in module order, whatever the placement. */
+  readonly moduleId: number;
+}
+
+export interface ResolvedLora {
+  readonly settings: LoraSettings;
+  readonly targets: readonly LoraTarget[];
+  /** target_modules as an adapter's configuration stores it: names or suffixes that select exactly these targets, or the pattern. */
+  readonly targetModules: string | readonly string[];
+  /** Σ r · (in + out) */
+  readonly trainable: number;
+}
+
+type Linear = Pick<LoraTarget, "name" | "role" | "layer" | "in" | "out">;
+
+/**
+ * Which linear layers get a LoRA pair, under peft 0.21's matching rules (check_target_module_exists, get_pattern_key).
+ * Errors: PL_CONFIG_INVALID for what is not offered, PL_TARGET_MODULES_UNMATCHED where nothing matches.
+ */
+export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): ResolvedLora {
+  checkSettings(settings);
+  const linears = linearLayers(spec);
+  const everyLinear =
+    typeof settings.targetModules === "string" && settings.targetModules.toLowerCase() === "all-linear";
+  const names = spec.modules.map((module) => module.name).filter((name) => name !== "");
+  const excluded = settings.excludeModules === null ? new Set<string>() : excludedNames(settings.excludeModules, names);
+  const wanted = everyLinear ? linearNames(linears) : matchTargets(settings, names);
+  const matched = names.filter((name) => wanted.has(name) && !excluded.has(name));
+
+  if (matched.length === 0) throw unmatched(settings, linears, names, wanted.size > 0);
+  const foreign = matched.find((name) => !linears.has(name));
+  if (foreign !== undefined) throw notLinear(spec, foreign);
+
+  const ranks = patternValues("rank_pattern", settings.rankPattern, matched, settings.r);
+  const alphas = patternValues("alpha_pattern", settings.alphaPattern, matched, settings.alpha);
+  const targets = matched.map((name, moduleId): LoraTarget => {
+    const r = ranks.get(name)!;
+    const alpha = alphas.get(name)!;
+    const scale = alpha / (settings.useRslora ? Math.sqrt(r) : r);
+    return { ...linears.get(name)!, r, alpha, scale, dropout: settings.dropout, moduleId };
+  });
+  return {
+    settings,
+    targets,
+    targetModules: everyLinear ? minimalSuffixes(matched, names) : settings.targetModules,
+    trainable: targets.reduce((sum, target) => sum + target.r * (target.in + target.out), 0),
+  };
+}
+
+function checkSettings(settings: LoraSettings): void {
+  const refuse = (message: string, hint: string): never => {
+    throw new PipeloraError("PL_CONFIG_INVALID", message, { hint });
+  };
+  if (!Number.isInteger(settings.r) || settings.r < 1)
+    refuse(`lora_r must be a positive integer, got ${settings.r}.`, "Give a rank such as 8.");
+  if (!(settings.dropout >= 0 && settings.dropout < 1)) {
+    refuse(`lora_dropout must lie in [0, 1), got ${settings.dropout}.`, "Give a probability such as 0.1.");
+  }
+  if (settings.useDora) refuse("use_dora is not supported.", "Leave it out: plain LoRA and rsLoRA are supported.");
+  if (settings.modulesToSave !== null && settings.modulesToSave.length > 0) {
+    refuse(
+      `modules_to_save is not supported (got ${settings.modulesToSave.join(", ")}).`,
+      "Leave it out: only LoRA matrices are trained.",
+    );
+  }
+  const init = settings.initLoraWeights;
+  if (typeof init === "string" && init !== "gaussian") {
+    refuse(`init_lora_weights "${init}" is not supported.`, 'Use true, false or "gaussian".');
+  }
+  if (typeof settings.targetModules === "string") {
+    if (settings.layersToTransform !== null) {
+      refuse(
+        "layers_to_transform needs target_modules as a list, not a pattern.",
+        "Name the modules, or put the layers into the pattern.",
+      );
+    }
+    if (settings.layersPattern !== null && settings.layersPattern.length > 0) {
+      refuse(
+        "layers_pattern needs target_modules as a list, not a pattern.",
+        "Name the modules, or put the layers into the pattern.",
+      );
+    }
+  }
+  if (settings.layersPattern !== null && settings.layersPattern.length > 0 && settings.layersToTransform === null) {
+    refuse("layers_pattern without layers_to_transform selects nothing.", "Give layers_to_transform too.");
+  }
+}
+
+function linearLayers(spec: ModelSpec): ReadonlyMap<string, Linear> {
+  const linears = new Map<string, Linear>();
+  spec.layers.forEach((layer, index) => {
+    if (layer.kind === "block") {
+      for (const { name, role, in: input, out } of layer.linears)
+        linears.set(name, { name, role, layer: index, in: input, out });
+    }
+    if (layer.kind === "head") {
+      linears.set(layer.name, {
+        name: layer.name,
+        role: "head",
+        layer: index,
+        in: spec.shape.hidden,
+        out: spec.shape.vocab,
+      });
+    }
+  });
+  return linears;
+}
+
+/** "all-linear" leaves the output head out. */
+function linearNames(linears: ReadonlyMap<string, Linear>): Set<string> {
+  return new Set([...linears.values()].filter((linear) => linear.role !== "head").map((linear) => linear.name));
+}
+
+const endsWithAny = (name: string, suffixes: readonly string[]) =>
+  suffixes.some((suffix) => name === suffix || name.endsWith(`.${suffix}`));
+
+function excludedNames(excludeModules: string | readonly string[], names: readonly string[]): Set<string> {
+  if (typeof excludeModules !== "string") return new Set(names.filter((name) => endsWithAny(name, excludeModules)));
+  const matches = matchNames("exclude_modules", excludeModules, names);
+  return new Set(names.filter((_, index) => matches[index] !== null));
+}
+
+function matchTargets(settings: LoraSettings, names: readonly string[]): Set<string> {
+  const { targetModules } = settings;
+  if (typeof targetModules === "string") {
+    const matches = matchNames("target_modules", targetModules, names);
+    return new Set(names.filter((_, index) => matches[index] !== null));
+  }
+  const found = names.filter((name) => endsWithAny(name, targetModules));
+  if (settings.layersToTransform === null) return new Set(found);
+  const wanted = [settings.layersToTransform].flat();
+  if (wanted.length === 0) return new Set(found);
+  const indexes = layerIndexes(settings.layersPattern, found);
+  // A name given in full is taken whatever its layer.
+  return new Set(found.filter((name, i) => targetModules.includes(name) || wanted.includes(indexes[i] ?? -1)));
+}
+
+/** The block number in each name: the digits after the last module list, or after the one that layers_pattern names. */
+function layerIndexes(layersPattern: string | readonly string[] | null, names: readonly string[]): (number | null)[] {
+  const given = [layersPattern ?? []].flat();
+  const patterns = given.length === 0 ? ["[^.]*"] : given;
+  const matches = patterns.map((pattern) =>
+    matchNames("layers_pattern", pattern, names, { prefix: "^.*\\.(?:", suffix: ")\\.(?<layer>\\d+)\\." }),
+  );
+  return names.map((_, index) => {
+    const match = matches.map((found) => found[index]).find((found) => found !== null && found !== undefined);
+    const digits = match?.groups?.["layer"];
+    return digits === undefined ? null : Number(digits);
+  });
+}
+
+/** The value of the first key that matches the end of each name, as `(.*\.)?(key)$`. */
+function patternValues(
+  setting: string,
+  patterns: Readonly<Record<string, number>>,
+  names: readonly string[],
+  fallback: number,
+): ReadonlyMap<string, number> {
+  const values = new Map(names.map((name) => [name, fallback]));
+  for (const [key, value] of Object.entries(patterns).reverse()) {
+    if (!(value > 0))
+      throw new PipeloraError("PL_CONFIG_INVALID", `${setting}: "${key}" must be positive, got ${value}.`);
+    const matches = matchNames(setting, key, names, { prefix: "^(?:.*\\.)?(?:", suffix: ")$" });
+    names.forEach((name, index) => {
+      if (matches[index] !== null) values.set(name, value);
+    });
+  }
+  return values;
+}
+
+/** The fewest trailing names that select `matched` and nothing else, in the order of their first use. */
+function minimalSuffixes(matched: readonly string[], names: readonly string[]): string[] {
+  const chosen = new Set(matched);
+  const others = names.filter((name) => !chosen.has(name));
+  const suffixes = new Set<string>();
+  for (const name of matched) {
+    const parts = name.split(".");
+    const candidates = parts.map((_, index) => parts.slice(parts.length - 1 - index).join("."));
+    suffixes.add(candidates.find((candidate) => !others.some((other) => endsWithAny(other, [candidate]))) ?? name);
+  }
+  return [...suffixes];
+}
+
+function unmatched(
+  settings: LoraSettings,
+  linears: ReadonlyMap<string, Linear>,
+  names: readonly string[],
+  excluded: boolean,
+): PipeloraError {
+  const leaves = [...new Set([...linears.keys()].map((name) => name.split(".").at(-1)!))];
+  const given = [settings.targetModules].flat();
+  if (excluded) {
+    return new PipeloraError(
+      "PL_TARGET_MODULES_UNMATCHED",
+      "exclude_modules leaves out every module that target_modules names.",
+      {
+        hint: "Narrow exclude_modules.",
+      },
+    );
+  }
+  const near = [...new Set(given.flatMap((name) => [...nearest(name, leaves), ...nearest(name, names)]))].slice(0, 5);
+  const where =
+    settings.layersToTransform === null ? "" : ` in layers ${[settings.layersToTransform].flat().join(", ")}`;
+  return new PipeloraError(
+    "PL_TARGET_MODULES_UNMATCHED",
+    `target_modules ${given.join(", ")} match no module of this model${where}.`,
+    {
+      hint: `${near.length > 0 ? `Did you mean ${near.join(", ")}? ` : ""}Its linear layers are ${leaves.join(", ")}.`,
+    },
+  );
+}
+
+function notLinear(spec: ModelSpec, name: string): PipeloraError {
+  const className = spec.modules.find((module) => module.name === name)?.className ?? "module";
+  return new PipeloraError(
+    "PL_CONFIG_INVALID",
+    `target_modules names ${name} of class ${className}: only linear layers can get LoRA.`,
+    {
+      hint: "Name linear layers, or leave this one out with exclude_modules.",
+    },
+  );
+}

@@ -1,0 +1,80 @@
+import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
+import type { LoraTarget } from "./lora-targets.ts";
+import type { ModelSpec, TensorSpec } from "./spec.ts";
+
+/** A tensor as it lies in memory: a packed 4-bit weight has another shape and dtype than the checkpoint's. */
+export interface HeldTensor {
+  readonly shape: readonly number[];
+  readonly dtype: Dtype;
+}
+
+/** One parameter as `named_parameters()` of the peft model shows it. */
+export interface HeldParameter extends HeldTensor {
+  readonly name: string;
+  readonly trainable: boolean;
+}
+
+export interface ParameterList {
+  readonly parameters: readonly HeldParameter[];
+  /** Elements of the LoRA matrices. */
+  readonly trainable: number;
+  /** Elements of every parameter, the base counted by the model's own shapes (as peft's print_trainable_parameters does for packed weights). */
+  readonly total: number;
+  /** Bytes of everything listed, as held. */
+  readonly bytes: number;
+}
+
+/**
+ * Every parameter in the order of a walk of the module tree. With LoRA targets, names are peft's: "base_model.model." in
+ * front, the frozen layer under ".base_layer", the pair after it as lora_A.default and lora_B.default (float32).
+ * `hold` tells how a base parameter is held (its dtype, its packed shape).
+ */
+export function listParameters(
+  spec: ModelSpec,
+  hold: (tensor: TensorSpec) => HeldTensor,
+  targets: readonly LoraTarget[] | null,
+): ParameterList {
+  const byName = new Map((targets ?? []).map((target) => [target.name, target]));
+  const prefix = targets === null ? "" : "base_model.model.";
+  const parameters: HeldParameter[] = [];
+  const base = spec.tensors.filter((tensor) => tensor.kind === "parameter");
+  const modules = groupByModule(spec, base);
+  for (const [module, tensors] of modules) {
+    const target = byName.get(module);
+    for (const tensor of tensors) {
+      const leaf = tensor.name.slice(module.length + 1);
+      const name = target === undefined ? tensor.name : `${module}.base_layer.${leaf}`;
+      parameters.push({ name: prefix + name, ...hold(tensor), trainable: false });
+    }
+    if (target === undefined) continue;
+    const lora = { dtype: "float32", trainable: true } as const;
+    parameters.push({ name: `${prefix}${module}.lora_A.default.weight`, shape: [target.r, target.in], ...lora });
+    parameters.push({ name: `${prefix}${module}.lora_B.default.weight`, shape: [target.out, target.r], ...lora });
+  }
+  const trainable = (targets ?? []).reduce((sum, target) => sum + target.r * (target.in + target.out), 0);
+  return {
+    parameters,
+    trainable,
+    total: base.reduce((sum, tensor) => sum + elementCount(tensor.shape), trainable),
+    bytes: parameters.reduce((sum, held) => sum + elementCount(held.shape) * dtypeBytes(held.dtype), 0),
+  };
+}
+
+/** Every parameter in the dtype given, unpacked. */
+export function holdAs(dtype: Dtype): (tensor: TensorSpec) => HeldTensor {
+  return (tensor) => ({ shape: tensor.shape, dtype: tensor.dtype ?? dtype });
+}
+
+/** Parameters by the module that owns them, in order; a tied head owns none but may still be a target. */
+function groupByModule(spec: ModelSpec, parameters: readonly TensorSpec[]): Map<string, TensorSpec[]> {
+  const modules = new Map<string, TensorSpec[]>();
+  for (const tensor of parameters) {
+    const module = tensor.name.slice(0, tensor.name.lastIndexOf("."));
+    modules.set(module, [...(modules.get(module) ?? []), tensor]);
+  }
+  for (const [alias] of spec.tied) {
+    const module = alias.slice(0, alias.lastIndexOf("."));
+    if (!modules.has(module)) modules.set(module, []);
+  }
+  return modules;
+}
