@@ -6,6 +6,7 @@ import {
   endTokenIds,
   nullish,
   rejectForeignSettings,
+  unsupported,
   width,
 } from "./config.ts";
 import { ropeFromConfig } from "./rope.ts";
@@ -94,6 +95,31 @@ export function headWidth(config: DecoderConfig): number {
   const { hidden_size: hidden, num_attention_heads: heads } = config;
   if (hidden % heads !== 0) contradiction(`hidden_size ${hidden} is no multiple of num_attention_heads ${heads}`);
   return hidden / heads;
+}
+
+/**
+ * Windows of Qwen2 and Qwen3: by layer_types where they are written out, else from block max_window_layers on, and only
+ * with use_sliding_window. A query sees itself and the window - 1 keys before it.
+ */
+export function mixedWindows(config: DecoderConfig): (block: number) => number | null {
+  const window = (config.use_sliding_window ?? false) ? (config.sliding_window ?? null) : null;
+  const types = config.layer_types ?? null;
+  if (types === null) {
+    const first = config.max_window_layers ?? 28;
+    return (block) => (block >= first ? window : null);
+  }
+  if (types.length !== config.num_hidden_layers) {
+    contradiction(`layer_types has ${types.length} entries for num_hidden_layers ${config.num_hidden_layers}`);
+  }
+  for (const type of types) {
+    if (type !== "full_attention" && type !== "sliding_attention") {
+      unsupported("layer_types", type, "full_attention, sliding_attention");
+    }
+    if (type === "sliding_attention" && window === null) {
+      contradiction("layer_types has sliding_attention but no sliding_window is in use");
+    }
+  }
+  return (block) => (types[block] === "sliding_attention" ? window : null);
 }
 
 function decoderBlock(config: DecoderConfig, family: DecoderFamily, index: number): BlockLayer {

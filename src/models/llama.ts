@@ -1,10 +1,12 @@
-import { parseConfig } from "./config.ts";
+import { parseConfig, unsupported } from "./config.ts";
 import { decoderConfig, decoderSpec, headWidth } from "./decoder.ts";
 import type { ModelSpec } from "./spec.ts";
 
 /** Llama 2, 3, 3.1 and what copies its layout (defaults of transformers' LlamaConfig). */
 export function llamaSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(decoderConfig, config);
+  const windowed = parsed.layer_types?.find((type) => type !== "full_attention");
+  if (windowed !== undefined) unsupported("layer_types", windowed, "full_attention");
   const bias = parsed.attention_bias ?? false;
   return decoderSpec(parsed, generation, {
     family: "llama",
