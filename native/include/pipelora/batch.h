@@ -1,0 +1,55 @@
+// A micro-batch (or one call of inference) made ready for the layers: index arrays and rotary tables on the device.
+#pragma once
+
+#include <memory>
+
+#include "pipelora/ops.h"
+#include "pipelora/spec.h"
+
+namespace pipelora {
+
+/// Rotary tables of an engine: rows are positions, cos then sin. Grown on demand and shared by all batches.
+class RopeTables {
+ public:
+  RopeTables(Ops& ops, const Arch& arch) : ops_(ops), arch_(arch) {}
+  struct Table {
+    Tensor values;  // [P, E] f32
+    std::shared_ptr<DeviceMemory> memory;
+  };
+  /// At least `positions` rows.
+  const Table& at_least(std::int64_t positions);
+  /// One row: cos and sin of every frequency at `position`, `alpha` the NTK factor on the base (1: none). The angle is made in
+  /// float32 as the reference implementations do.
+  void fill_row(std::int64_t position, double alpha, float* row) const;
+
+ private:
+  Ops& ops_;
+  const Arch& arch_;
+  Table table_;
+};
+
+struct Batch {
+  std::int64_t index = 0;
+  bool training = false;
+  DropoutKey key;
+  Sequences sequences;
+  Indices rope_row;
+  RopeTables::Table rope;
+  Buffer rope_storage;  // tables of this batch alone (long Qwen sequences)
+  Buffer q_scale;       // [1, T] or empty
+
+  const DropoutKey* dropout() const { return training ? &key : nullptr; }
+};
+
+/// Rows that stand for themselves (no cache). Checks cu_seqlens and row_ids: PL_TENSOR_MISMATCH.
+std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const MicroBatch& micro);
+/// New tokens behind `cached` ones in a cache with `capacity` rows a sequence; `alphas` are set where cached is 0 and used elsewhere.
+std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch,
+                                         const std::vector<std::int32_t>& cu_seqlens,
+                                         const std::vector<std::int32_t>& cached, std::int64_t capacity,
+                                         std::vector<double>& alphas);
+
+/// Qwen (v1): the NTK factor of a sequence of `length` tokens in evaluation.
+double qwen_ntk_alpha(std::int64_t length, std::int64_t seq_length);
+
+}  // namespace pipelora

@@ -1,0 +1,66 @@
+// One device's share of a model: segments, LoRA, caches, the arena. Synchronous and for one thread; the addon queues.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pipelora/segment.h"
+
+namespace pipelora {
+
+struct EngineMemory {
+  std::size_t weight_bytes = 0, lora_bytes = 0, cache_bytes = 0, arena_bytes = 0, arena_peak_bytes = 0;
+};
+
+class Engine {
+ public:
+  Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes);
+  ~Engine();
+
+  std::size_t add_segment(SegmentSpec spec);
+  void load_weight(std::size_t segment, const std::string& name, const TensorSource& source, const HoldSpec& hold);
+  std::vector<std::string> missing_weights(std::size_t segment) const;
+
+  void set_lora(const std::string& name, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count);
+  std::vector<float> get_lora(const std::string& name, LoraMatrix matrix, LoraPart part);
+  std::vector<std::string> lora_names() const;
+
+  ForwardResult forward(std::size_t segment, const MicroBatch& micro, Buffer input);
+  Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout, double loss_scale);
+  void discard();
+
+  std::vector<double> grad_squares();
+  void optimizer_step(const AdamSettings& settings);
+  void zero_grad();
+
+  std::size_t create_cache(std::int64_t sequences, std::int64_t capacity);
+  void free_cache(std::size_t cache);
+  Buffer infer(std::size_t segment, std::size_t cache, const std::vector<std::int32_t>& cu_seqlens,
+               const std::vector<std::int32_t>& tokens, Buffer input);
+
+  std::vector<std::uint8_t> read(const Tensor& tensor);
+  Buffer write(const void* bytes, DType dtype, std::int64_t rows, std::int64_t cols);
+
+  EngineMemory memory() const;
+  Ops& ops() { return *ops_; }
+  Arena& arena() { return *arena_; }
+
+ private:
+  Segment& segment(std::size_t index) const;
+  LoraPair& pair(const std::string& name) const;
+
+  std::unique_ptr<Ops> ops_;
+  Arch arch_;
+  std::unique_ptr<DeviceMemory> arena_memory_;
+  std::unique_ptr<Arena> arena_;
+  std::unique_ptr<RopeTables> rope_;
+  std::vector<std::unique_ptr<Segment>> segments_;
+  std::map<std::string, LoraPair*> pairs_;
+  std::vector<LoraPair*> pair_order_;
+  std::map<std::size_t, std::unique_ptr<KvCache>> caches_;
+  std::size_t next_cache_ = 0;
+};
+
+}  // namespace pipelora

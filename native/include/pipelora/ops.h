@@ -1,0 +1,260 @@
+// What a device must be able to do. A block is written once (model/) against this interface; cpu and cuda implement it.
+//
+// Every call is ordered after the ones before it; a device may run behind the caller until download() or finish().
+// Tensors are views into the device's memory; the caller owns them, and temporaries come from the arena given to the
+// implementation. Results depend only on the arguments: not on threads, and not on how often or where a call is repeated.
+//
+// Dtypes: "compute" is the engine's compute dtype (activations, hidden states, gradients of activations). Norm weights,
+// LoRA matrices and their gradients, optimizer state, log-sum-exp, and LoRA's inner vectors are float32.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "pipelora/arena.h"
+#include "pipelora/rng.h"
+#include "pipelora/tensor.h"
+
+namespace pipelora {
+
+/// int32 values that both sides need: the host to partition work, the device to index.
+struct Indices {
+  std::vector<std::int32_t> host;
+  Tensor device;  // [1, n], set by Ops::upload
+  Buffer storage;
+
+  std::int64_t size() const { return static_cast<std::int64_t>(host.size()); }
+};
+
+/// The rows of one call. Queries are flat; keys of sequence s are rows key_start[s] … + key_length[s] of the k and v given
+/// (the same flat tensor in training, a cache in inference). The last query of a sequence stands at its last key.
+struct Sequences {
+  std::int64_t tokens = 0;
+  Indices cu_queries;  // [S + 1]
+  Indices key_start;   // [S]
+  Indices key_length;  // [S]
+  Indices position;    // [T] position in its row
+  Indices row;         // [T] row number within the step: dropout's key
+
+  std::int64_t count() const { return key_start.size(); }
+};
+
+/// Fixed part of what a weight is held as. Quantised forms join here.
+struct HoldSpec {
+  DType dtype = DType::f32;
+};
+
+/// The frozen weight of one product, opaque: held, converted, packed or quantised as the device likes.
+/// One weight may be made of several checkpoint tensors that share their input (q, k, v or gate, up), one below the other.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  std::int64_t in = 0;
+  std::int64_t out = 0;
+  std::vector<std::int64_t> part_rows;  // sums to out
+
+  /// [part_rows[part], in]; called once a part.
+  virtual void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) = 0;
+  /// [part_rows[part]]
+  virtual void load_bias(std::size_t part, const HostTensor& values) = 0;
+  /// Device bytes held.
+  virtual std::size_t bytes() const = 0;
+};
+
+/// One LoRA pair as an operation sees it. B is kept transposed: every skinny product then runs along contiguous rows.
+struct LoraView {
+  Tensor a;       // [R, in]
+  Tensor bt;      // [R, out of its own linear]
+  Tensor grad_a;  // [R, in], accumulated into
+  Tensor grad_bt;
+  float scale = 0;
+  float dropout = 0;
+  std::uint32_t module_id = 0;
+  std::int64_t first_column = 0;  // of its linear in the product's output
+  std::int64_t first_inner = 0;   // of its R columns in the inner vectors
+};
+
+/// Of the pairs that share one product.
+struct LoraSet {
+  std::span<const LoraView> pairs;
+  std::int64_t inner_cols = 0;  // sum of R
+  /// null outside training: no dropout.
+  const DropoutKey* dropout = nullptr;
+};
+
+/// y = x Wᵀ + bias + residual + scale * inner Bᵀ, with inner = drop(x) Aᵀ written for the backward pass.
+struct LinearForward {
+  Tensor x;  // [T, in] compute
+  const LinearWeight* weight = nullptr;
+  LoraSet lora;
+  Tensor inner;     // [T, inner_cols] f32, written; empty without LoRA
+  Tensor residual;  // [T, out] compute, or empty
+  Tensor y;         // [T, out] compute or f32; empty: only `inner` is made
+  const Sequences* sequences = nullptr;
+};
+
+/// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_weight_grad.
+struct LinearInputGrad {
+  Tensor dy;  // [T, out] compute
+  const LinearWeight* weight = nullptr;
+  LoraSet lora;
+  Tensor inner_grad;  // [T, inner_cols] f32, written; empty without LoRA
+  Tensor dx;          // [T, in] compute; empty: only `inner_grad` is made
+  const Sequences* sequences = nullptr;
+};
+
+/// grad_a += inner_gradᵀ drop(x); grad_bt += scale * innerᵀ dy.
+struct LoraWeightGrad {
+  Tensor x;   // [T, in] compute
+  Tensor dy;  // [T, out] compute
+  Tensor inner;
+  Tensor inner_grad;
+  LoraSet lora;
+  const Sequences* sequences = nullptr;
+};
+
+struct RmsNormBackward {
+  Tensor x;         // [T, D]
+  Tensor weight;    // [1, D] f32
+  Tensor dy;        // [T, D]
+  Tensor residual;  // [T, D] added to dx, or empty
+  Tensor dx;        // [T, D], may be dy or residual
+  Tensor y;         // [T, D] the norm's output again, or empty; may be dy
+  float eps = 0;
+};
+
+/// RMSNorm over each head (if weights are given), then rotary (half-split), then a factor on q.
+/// cos/sin are rows of `rope` [P, E]: cos in the first half, sin in the second; token t uses row rope_row[t].
+struct QkRope {
+  Tensor q;       // [T, H * E]
+  Tensor k;       // [T, K * E]
+  Tensor q_out;   // may be q
+  Tensor k_out;   // may be k
+  Tensor q_norm;  // [1, E] f32 or empty
+  Tensor k_norm;
+  float eps = 0;
+  Tensor rope;             // f32
+  const Indices* rope_row = nullptr;
+  Tensor q_scale;  // [1, T] f32 or empty
+  std::int64_t head_dim = 0;
+};
+
+/// In place on dq and dk (gradients after rotary in, before the norm out). q and k: before the norm, needed with weights only.
+struct QkRopeBackward {
+  Tensor dq;
+  Tensor dk;
+  Tensor q;
+  Tensor k;
+  Tensor q_norm;
+  Tensor k_norm;
+  float eps = 0;
+  Tensor rope;
+  const Indices* rope_row = nullptr;
+  std::int64_t head_dim = 0;
+};
+
+/// Causal inside each sequence: query at position i sees key j iff j <= i and (window == 0 or i - j < window).
+/// Query head h uses kv head h / (H / K). Scores are scaled by `scale`.
+struct AttentionForward {
+  Tensor q;    // [T, H * E]
+  Tensor k;    // [keys, K * E]
+  Tensor v;    // [keys, K * E]
+  Tensor out;  // [T, H * E]
+  Tensor lse;  // [H, T] f32, or empty
+  const Sequences* sequences = nullptr;
+  std::int64_t head_dim = 0;
+  std::int64_t window = 0;
+  float scale = 0;
+};
+
+struct AttentionBackward {
+  Tensor q, k, v, out, lse, dout;
+  Tensor dq, dk, dv;  // written
+  const Sequences* sequences = nullptr;
+  std::int64_t head_dim = 0;
+  std::int64_t window = 0;
+  float scale = 0;
+};
+
+/// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot).
+struct CrossEntropy {
+  Tensor logits;   // [L, V] f32
+  Tensor dlogits;  // [L, V] compute; may be logits where both are f32; empty: no gradient
+  Tensor targets;  // [1, L] i32
+  Tensor weights;  // [1, L] f32
+  Tensor loss;     // [1, L] f32, the unweighted loss of each row
+  Tensor correct;  // [1, L] i32: 1 where the target is the (first) largest logit
+};
+
+/// All four dense and of the same size, f32.
+struct AdamTarget {
+  Tensor weight, grad, exp_avg, exp_avg_sq;
+};
+
+struct AdamSettings {
+  std::int64_t step = 1;
+  double learning_rate = 0, grad_scale = 1, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
+};
+
+/// Device memory outside the arena (weights, LoRA, caches).
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual void* data() const = 0;
+  virtual std::size_t bytes() const = 0;
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual DType compute_dtype() const = 0;
+  /// Reserved at once, committed as touched where the device can; zero-filled where `zeroed`. Throws PL_OUT_OF_MEMORY.
+  virtual std::unique_ptr<DeviceMemory> allocate(const char* what, std::size_t bytes, bool zeroed) = 0;
+  /// Where operations take their temporaries; set once before any other call.
+  virtual void use_arena(Arena& arena) = 0;
+
+  /// Dense host bytes into a (possibly strided) tensor and back. `host` may be reused on return.
+  virtual void upload(const Tensor& to, const void* host) = 0;
+  virtual void download(const Tensor& from, void* host) = 0;
+  virtual void upload(Indices& indices) = 0;
+  virtual void finish() = 0;
+
+  /// Same shape; dtypes may differ.
+  virtual void copy(const Tensor& from, const Tensor& to) = 0;
+  virtual void zero(const Tensor& tensor) = 0;
+  /// to += factor * from, f32.
+  virtual void add_scaled(const Tensor& from, float factor, const Tensor& to) = 0;
+  /// to[i] = from[rows[i]]; dtypes may differ.
+  virtual void gather_rows(const Tensor& from, const Indices& rows, const Tensor& to) = 0;
+  /// to[rows[i]] = factor * from[i]; other rows are left as they are.
+  virtual void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) = 0;
+
+  virtual std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) = 0;
+  virtual void linear_forward(const LinearForward& call) = 0;
+  virtual void linear_input_grad(const LinearInputGrad& call) = 0;
+  virtual void lora_weight_grad(const LoraWeightGrad& call) = 0;
+
+  virtual void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
+  virtual void rmsnorm_backward(const RmsNormBackward& call) = 0;
+  virtual void qk_rope_forward(const QkRope& call) = 0;
+  virtual void qk_rope_backward(const QkRopeBackward& call) = 0;
+  virtual void attention_forward(const AttentionForward& call) = 0;
+  virtual void attention_backward(const AttentionBackward& call) = 0;
+  /// act = silu(gate) * up
+  virtual void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) = 0;
+  /// One pass over gate and up: dgate and dup (may be gate and up), and act again (may be dact; empty: not made).
+  virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
+                               const Tensor& dup, const Tensor& act) = 0;
+  virtual void cross_entropy(const CrossEntropy& call) = 0;
+
+  /// AdamW (Loshchilov & Hutter) over many tensors; gradients are zero afterwards.
+  virtual void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) = 0;
+  /// One sum of squares a tensor, in float64.
+  virtual std::vector<double> squared_norms(std::span<const Tensor> tensors) = 0;
+};
+
+}  // namespace pipelora

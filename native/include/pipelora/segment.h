@@ -1,0 +1,67 @@
+// A run of consecutive layers on one device: weights, and the passes over them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "pipelora/batch.h"
+#include "pipelora/block.h"
+#include "pipelora/kv_cache.h"
+#include "pipelora/lora.h"
+#include "pipelora/spec.h"
+
+namespace pipelora {
+
+struct ForwardResult {
+  Buffer output;  // empty after a head
+  double loss_sum = 0;
+  std::int64_t label_tokens = 0;
+  std::int64_t correct_tokens = 0;
+};
+
+class Segment {
+ public:
+  Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec);
+  ~Segment();
+
+  bool starts_with_embedding() const;
+  bool ends_with_head() const;
+  bool needs_input_grad() const { return spec_.needs_input_grad; }
+  std::size_t block_count() const;
+
+  /// `data` is [shape] of the checkpoint. Throws PL_TENSOR_MISMATCH for an unknown name or another shape.
+  void load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold);
+  std::vector<std::string> missing() const;
+  std::size_t weight_bytes() const;
+  std::vector<LoraPair*> lora_pairs();
+
+  ForwardResult forward(const MicroBatch& micro, Buffer input);
+  /// See face.ts. `dout` is empty for a segment that ends with the head.
+  Buffer backward(std::int64_t batch_index, Buffer dout, double loss_scale);
+  void discard();
+
+  /// `first_block`: index of this segment's first block among the cache's.
+  Buffer infer(KvCache& cache, std::size_t segment_index, std::size_t first_block,
+               const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input);
+
+ private:
+  struct Layer;
+  struct Saved;
+  struct Slot;
+  void check_input(const Buffer& input, std::int64_t tokens) const;
+  void require_loaded() const;
+
+  Ops& ops_;
+  Arena& arena_;
+  RopeTables& rope_;
+  const Arch& arch_;
+  SegmentSpec spec_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  std::multimap<std::string, Slot> slots_;
+  std::map<std::int64_t, std::unique_ptr<Saved>> saved_;
+};
+
+}  // namespace pipelora
