@@ -4,12 +4,15 @@ import type { Frame, Frame__Output } from "./generated/pipelora/v1/Frame.ts";
 import { CHANNEL_OPTIONS, protocol } from "./protocol.ts";
 
 /** Adds the tensor service: `onFrame` gets every frame and a function that returns its credit to the sender. */
-export function serveTensors(server: Server, onFrame: (frame: Frame__Output, acknowledge: () => void) => void): void {
+export function serveTensors(
+  server: Server,
+  onFrame: (frame: Frame__Output, acknowledge: (bytes: number) => void) => void,
+): void {
   server.addService(protocol.Tensors.service, {
     Push: (stream: ServerDuplexStream<Frame__Output, Ack>) => {
       stream.on("data", (frame: Frame__Output) =>
-        onFrame(frame, () => {
-          if (stream.writable) stream.write({ bytes: frame.payload.length });
+        onFrame(frame, (bytes) => {
+          if (stream.writable) stream.write({ bytes });
         }),
       );
       stream.on("end", () => stream.end());

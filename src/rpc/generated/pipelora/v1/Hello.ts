@@ -16,6 +16,7 @@ export interface Hello {
   'pid'?: (number);
   'bf16'?: (boolean);
   'token'?: (string);
+  'nodeDevices'?: (number);
 }
 
 export interface Hello__Output {
@@ -32,4 +33,5 @@ export interface Hello__Output {
   'pid': (number);
   'bf16': (boolean);
   'token': (string);
+  'nodeDevices': (number);
 }

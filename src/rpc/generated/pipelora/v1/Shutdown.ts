@@ -2,7 +2,9 @@
 
 
 export interface Shutdown {
+  'rejoin'?: (boolean);
 }
 
 export interface Shutdown__Output {
+  'rejoin': (boolean);
 }

@@ -2,6 +2,7 @@
 
 import type { GradSquare as _pipelora_v1_GradSquare, GradSquare__Output as _pipelora_v1_GradSquare__Output } from '../../pipelora/v1/GradSquare.ts';
 import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from '../../pipelora/v1/StepTimes.ts';
+import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from '../../pipelora/v1/MemoryReport.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface StepResult {
@@ -10,6 +11,7 @@ export interface StepResult {
   'correctTokens'?: (number | string | Long);
   'gradSquares'?: (_pipelora_v1_GradSquare)[];
   'times'?: (_pipelora_v1_StepTimes | null);
+  'memory'?: (_pipelora_v1_MemoryReport | null);
 }
 
 export interface StepResult__Output {
@@ -18,4 +20,5 @@ export interface StepResult__Output {
   'correctTokens': (number);
   'gradSquares': (_pipelora_v1_GradSquare__Output)[];
   'times': (_pipelora_v1_StepTimes__Output | null);
+  'memory': (_pipelora_v1_MemoryReport__Output | null);
 }

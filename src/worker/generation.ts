@@ -1,0 +1,121 @@
+import { bytesOf, float32Of, int32Of } from "../common/bytes.ts";
+import { uniformAt } from "../common/random.ts";
+import type { DeviceTensor, Engine } from "../engine/index.ts";
+import { activationKey } from "../links/link.ts";
+import type { Generate__Output } from "../rpc/generated/pipelora/v1/Generate.ts";
+import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
+import type { RankLinks } from "./links.ts";
+import { chooseToken, type SamplingSettings } from "./sampling.ts";
+
+export interface GenerationInput {
+  readonly name: string;
+  readonly request: Generate__Output;
+  /** All segments of the model, in order. */
+  readonly segments: readonly Segment__Output[];
+  readonly rank: number;
+  /** This rank's engine numbers of its segments. */
+  readonly engineSegment: ReadonlyMap<number, number>;
+  readonly cancelled: () => boolean;
+  /** Called on the last rank only, in order. */
+  readonly onToken: (token: number, last: boolean) => void;
+}
+
+/** What a segment takes in a round: new token ids (segment 0), an activation, or the end of generation. */
+type RoundInput = { readonly tokens: Int32Array } | { readonly state: DeviceTensor } | "end";
+
+/**
+ * One rank's part of generating a reply. Each round runs the new tokens through all segments; the rank that holds the
+ * head chooses the next token and hands it to the rank that holds the embedding, straight. The coordinator only listens.
+ */
+export async function generate(engine: Engine, links: RankLinks, input: GenerationInput): Promise<void> {
+  const { request, segments } = input;
+  const courier = new Courier(engine, links, input);
+  const cache = await engine.createCache(1, request.prompt.length + request.maxNewTokens);
+  const settings: SamplingSettings = request;
+  const seen = new Set(request.prompt);
+  const stops = new Set(request.stopIds);
+  try {
+    for (let round = 0, ended = false; !ended; round++) {
+      for (const segment of segments) {
+        if (segment.rank !== input.rank) continue;
+        const taken: RoundInput =
+          segment.index === 0 && round === 0
+            ? { tokens: Int32Array.from(request.prompt) }
+            : await courier.take(segment.index, round);
+        if (taken === "end") {
+          ended = true;
+          if (segment.index + 1 < segments.length) await courier.pass(segment.index + 1, round, "end");
+          continue;
+        }
+        const local = input.engineSegment.get(segment.index)!;
+        const tokens = "tokens" in taken ? taken.tokens : null;
+        const state = "state" in taken ? taken.state : null;
+        const count = tokens?.length ?? state!.shape[0]!;
+        const output = await engine.infer(local, cache, Int32Array.of(0, count), tokens, state);
+        if (segment.index + 1 < segments.length) {
+          await courier.pass(segment.index + 1, round, { state: output });
+          continue;
+        }
+        const logits = float32Of(await engine.read(output));
+        output.free();
+        const token = chooseToken(logits, seen, settings, uniformAt(request.seed, round));
+        seen.add(token);
+        const last = stops.has(token) || round + 1 >= request.maxNewTokens || input.cancelled();
+        input.onToken(token, last);
+        await courier.pass(0, round + 1, last ? "end" : { tokens: Int32Array.of(token) });
+      }
+    }
+  } finally {
+    await engine.freeCache(cache);
+  }
+}
+
+/** Carries a round's inputs between segments: over a link to another rank, straight on the same one. */
+class Courier {
+  readonly #engine: Engine;
+  readonly #links: RankLinks;
+  readonly #input: GenerationInput;
+  readonly #local = new Map<string, RoundInput>();
+
+  constructor(engine: Engine, links: RankLinks, input: GenerationInput) {
+    this.#engine = engine;
+    this.#links = links;
+    this.#input = input;
+  }
+
+  async pass(toSegment: number, round: number, what: RoundInput): Promise<void> {
+    const key = this.#key(toSegment, round);
+    const to = this.#input.segments[toSegment]!.rank;
+    if (to === this.#input.rank) {
+      this.#local.set(key, what);
+    } else if (what === "end") {
+      await this.#links.send(to, key, { shape: [0], dtype: "int32", bytes: new Uint8Array(0) });
+    } else if ("tokens" in what) {
+      await this.#links.send(to, key, { shape: [what.tokens.length], dtype: "int32", bytes: bytesOf(what.tokens) });
+    } else {
+      const { shape, dtype } = what.state;
+      const bytes = await this.#engine.read(what.state);
+      what.state.free();
+      await this.#links.send(to, key, { shape, dtype, bytes });
+    }
+  }
+
+  async take(segment: number, round: number): Promise<RoundInput> {
+    const { segments, rank } = this.#input;
+    const key = this.#key(segment, round);
+    const from = segments[segment === 0 ? segments.length - 1 : segment - 1]!.rank;
+    if (from === rank) {
+      const what = this.#local.get(key)!;
+      this.#local.delete(key);
+      return what;
+    }
+    const { shape, dtype, bytes } = await this.#links.receive(from, key);
+    if (bytes.length === 0) return "end";
+    if (segment === 0) return { tokens: int32Of(bytes) };
+    return { state: await this.#engine.write(bytes, shape, dtype) };
+  }
+
+  #key(segment: number, round: number): string {
+    return activationKey(`${this.#input.name}/${round}`, segment, 0);
+  }
+}

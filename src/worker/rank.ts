@@ -1,0 +1,218 @@
+import { float32Of, bytesOf, int32Of } from "../common/bytes.ts";
+import { PipeloraError } from "../common/errors.ts";
+import type { Logger } from "../common/log.ts";
+import { type Engine, type LoraPart, loadEngine, type MicroBatch } from "../engine/index.ts";
+import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
+import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
+import type { MicroBatch__Output } from "../rpc/generated/pipelora/v1/MicroBatch.ts";
+import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
+import type { RunStep__Output } from "../rpc/generated/pipelora/v1/RunStep.ts";
+import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
+import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
+import { toFailure } from "../rpc/wire-error.ts";
+import { generate } from "./generation.ts";
+import type { RankLinks } from "./links.ts";
+import { type PreparedRank, prepareRank } from "./prepare.ts";
+import { runInstructions } from "./step-runner.ts";
+
+export interface RankOptions {
+  readonly device: string;
+  readonly links: RankLinks;
+  readonly log: Logger;
+  readonly send: (message: FromWorker) => void;
+  readonly onWelcome: (heartbeatMs: number, rank: number) => void;
+  readonly onShutdown: (rejoin: boolean) => void;
+}
+
+type Reply = Omit<FromWorker, "replyTo">;
+
+/** One rank: holds its segments and answers the coordinator's requests one at a time, in order. */
+export class Rank {
+  readonly #options: RankOptions;
+  #queue: Promise<void> = Promise.resolve();
+  #session = "";
+  #rank = 0;
+  #prepared: PreparedRank | null = null;
+  #passes = 0;
+  /** Tensors still to come for an ImportLora request. */
+  #importing: { request: number; left: number } | null = null;
+  #cancelled = false;
+
+  constructor(options: RankOptions) {
+    this.#options = options;
+  }
+
+  handle(message: ToWorker__Output): void {
+    if (message.body === "cancelGenerate") {
+      this.#cancelled = true;
+      return;
+    }
+    if (message.body === "shutdown") {
+      this.#options.onShutdown(message.shutdown?.rejoin ?? false);
+      return;
+    }
+    this.#queue = this.#queue.then(async () => {
+      try {
+        const reply = await this.#answer(message);
+        if (reply !== null) this.#options.send({ ...reply, replyTo: message.request });
+      } catch (error) {
+        this.#options.log.error({ error }, `${message.body} failed: ${(error as Error).message}`);
+        this.#options.send({ replyTo: message.request, failure: toFailure(error) });
+      }
+    });
+  }
+
+  /** Releases the engine; what is running fails. */
+  async close(): Promise<void> {
+    await this.#prepared?.engine.close();
+    this.#prepared = null;
+  }
+
+  async #answer(message: ToWorker__Output): Promise<Reply | null> {
+    switch (message.body) {
+      case "welcome":
+        this.#session = message.welcome!.session;
+        this.#rank = message.welcome!.rank;
+        this.#options.onWelcome(message.welcome!.heartbeatMs, this.#rank);
+        return null;
+      case "prepare":
+        return this.#prepare(message.prepare!);
+      case "runStep":
+        return this.#runStep(message.runStep!);
+      case "applyUpdate":
+        await applyUpdate(this.#ready().engine, message.applyUpdate!);
+        return { done: {} };
+      case "evaluate":
+        return this.#evaluate(message.evaluate!.microBatches);
+      case "exportLora":
+        return this.#exportLora(message.request, message.exportLora!.parts as LoraPart[]);
+      case "importLora":
+        this.#importing = { request: message.request, left: message.importLora!.tensors };
+        return this.#importing.left === 0 ? { done: {} } : null;
+      case "loraTensor":
+        return this.#importTensor(message);
+      case "generate":
+        return this.#generate(message);
+      default:
+        throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request of unknown kind "${message.body}" came`);
+    }
+  }
+
+  #ready(): PreparedRank {
+    if (this.#prepared === null) throw new PipeloraError("PL_INTERNAL", "a request came before Prepare");
+    return this.#prepared;
+  }
+
+  async #prepare(request: Prepare__Output): Promise<Reply> {
+    const started = performance.now();
+    await this.close();
+    this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000);
+    this.#prepared = await prepareRank(request, this.#rank, this.#options.device, loadEngine());
+    const seconds = (performance.now() - started) / 1000;
+    return { prepared: { memory: memoryReport(this.#prepared.engine), seconds } };
+  }
+
+  async #runStep(request: RunStep__Output): Promise<Reply> {
+    const prepared = this.#ready();
+    const started = performance.now();
+    if (request.previous) await applyUpdate(prepared.engine, request.previous);
+    const totals = await runInstructions(prepared, this.#options.links, {
+      name: `step ${request.step}/${this.#passes++}`,
+      instructions: prepared.instructions(request.microBatches.length, "train"),
+      batches: request.microBatches.map((batch, index) => toMicroBatch(batch, index, request.step, prepared.seed, true)),
+      lossScale: request.lossScale,
+    });
+    const squares = await prepared.engine.gradSquares();
+    const { waitMs, sentBytes, ...loss } = totals;
+    const totalMs = performance.now() - started;
+    return {
+      stepResult: {
+        ...loss,
+        gradSquares: prepared.moduleIds.map((moduleId, index) => ({
+          moduleId,
+          a: squares[2 * index]!,
+          b: squares[2 * index + 1]!,
+        })),
+        times: { totalMs, computeMs: totalMs - waitMs, waitMs, sentBytes },
+        memory: memoryReport(prepared.engine),
+      },
+    };
+  }
+
+  async #evaluate(batches: readonly MicroBatch__Output[]): Promise<Reply> {
+    const prepared = this.#ready();
+    const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
+      name: `evaluate/${this.#passes++}`,
+      instructions: prepared.instructions(batches.length, "evaluate"),
+      batches: batches.map((batch, index) => toMicroBatch(batch, index, 0, prepared.seed, false)),
+      lossScale: 1,
+    });
+    return { evaluateResult: { lossSum, labelTokens, correctTokens } };
+  }
+
+  async #exportLora(request: number, parts: readonly LoraPart[]): Promise<Reply> {
+    const { engine } = this.#ready();
+    for (const module of engine.loraNames()) {
+      for (const part of parts) {
+        for (const matrix of ["A", "B"] as const) {
+          const values = bytesOf(await engine.getLora(module, matrix, part));
+          this.#options.send({ replyTo: request, loraTensor: { module, matrix, part, values } });
+        }
+      }
+    }
+    return { done: {} };
+  }
+
+  async #importTensor(message: ToWorker__Output): Promise<Reply | null> {
+    const { module, matrix, part, values } = message.loraTensor!;
+    // After a failure the rest of the import is dropped: its request has been answered.
+    if (this.#importing?.request !== message.request) return null;
+    try {
+      await this.#ready().engine.setLora(module, matrix as "A" | "B", part as LoraPart, float32Of(values));
+    } catch (error) {
+      this.#importing = null;
+      throw error;
+    }
+    this.#importing.left--;
+    return this.#importing.left === 0 ? { done: {} } : null;
+  }
+
+  async #generate(message: ToWorker__Output): Promise<Reply> {
+    const { engine, segments, engineSegment } = this.#ready();
+    this.#cancelled = false;
+    await generate(engine, this.#options.links, {
+      name: `generate/${this.#passes++}`,
+      request: message.generate!,
+      segments,
+      rank: this.#rank,
+      engineSegment,
+      cancelled: () => this.#cancelled,
+      onToken: (token, last) => this.#options.send({ replyTo: message.request, generatedToken: { token, last } }),
+    });
+    return { done: {} };
+  }
+}
+
+async function applyUpdate(engine: Engine, { skip, ...update }: Update__Output): Promise<void> {
+  if (skip) await engine.zeroGrad();
+  else await engine.optimizerStep(update);
+}
+
+function toMicroBatch(batch: MicroBatch__Output, index: number, step: number, seed: number, training: boolean): MicroBatch {
+  return {
+    index,
+    cuSeqlens: Int32Array.from(batch.cuSeqlens),
+    rowIds: Int32Array.from(batch.rowIds),
+    step,
+    seed,
+    training,
+    tokens: batch.tokens.length === 0 ? null : int32Of(batch.tokens),
+    targets: batch.targets.length === 0 ? null : int32Of(batch.targets),
+    weights: batch.weights.length === 0 ? null : float32Of(batch.weights),
+  };
+}
+
+function memoryReport(engine: Engine): MemoryReport {
+  const memory = engine.memory();
+  return { ...memory, processPeakBytes: process.resourceUsage().maxRSS * 1024 };
+}
