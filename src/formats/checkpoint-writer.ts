@@ -1,0 +1,78 @@
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { dtypeBytes, elementCount } from "../common/dtype.ts";
+import { PipeloraError } from "../common/errors.ts";
+import { writeTextAtomically } from "./atomic-file.ts";
+import { INDEX_FILE, SINGLE_FILE } from "./checkpoint.ts";
+import { type TensorToWrite, writeSafetensors } from "./safetensors.ts";
+
+const UNITS: Readonly<Record<string, number>> = {
+  B: 1,
+  KB: 1e3,
+  MB: 1e6,
+  GB: 1e9,
+  KIB: 2 ** 10,
+  MIB: 2 ** 20,
+  GIB: 2 ** 30,
+};
+
+/** "5GB" (10^9 bytes, as transformers reads it), "200MiB", or a number of bytes. Error: PL_CONFIG_INVALID. */
+export function parseShardSize(size: string | number): number {
+  const match = /^(\d+(?:\.\d+)?)\s*([KMG]?i?B)?$/i.exec(String(size).trim());
+  const bytes = match === null ? 0 : Math.floor(Number(match[1]) * UNITS[(match[2] ?? "B").toUpperCase()]!);
+  if (bytes < 1) {
+    throw new PipeloraError("PL_CONFIG_INVALID", `max_shard_size: expected a size such as 5GB, got "${size}".`, {
+      hint: "Write a number and one of B, KB, MB, GB, KiB, MiB, GiB.",
+    });
+  }
+  return bytes;
+}
+
+const bytesOf = (tensor: TensorToWrite) => elementCount(tensor.shape) * dtypeBytes(tensor.dtype);
+
+/** Fills shards in the order given; a tensor larger than a shard gets one of its own. */
+function splitIntoShards(tensors: readonly TensorToWrite[], maxShardBytes: number): TensorToWrite[][] {
+  const shards: TensorToWrite[][] = [];
+  let room = 0;
+  for (const tensor of tensors) {
+    const bytes = bytesOf(tensor);
+    const current = shards.at(-1);
+    if (current === undefined || bytes > room) {
+      shards.push([tensor]);
+      room = maxShardBytes - bytes;
+    } else {
+      current.push(tensor);
+      room -= bytes;
+    }
+  }
+  return shards;
+}
+
+/**
+ * Writes weights as transformers does: one model.safetensors where they fit, else model-00001-of-0000N.safetensors and an
+ * index, which is written last: a folder without it is no checkpoint. Returns the names of the files written.
+ */
+export async function writeCheckpoint(
+  dir: string,
+  tensors: readonly TensorToWrite[],
+  maxShardSize: string | number = "5GB",
+): Promise<string[]> {
+  const shards = splitIntoShards(tensors, parseShardSize(maxShardSize));
+  const single = shards.length <= 1;
+  const files = single
+    ? [SINGLE_FILE]
+    : shards.map((_, i) => `model-${padded(i + 1)}-of-${padded(shards.length)}.safetensors`);
+  for (const stale of single ? [INDEX_FILE] : [INDEX_FILE, SINGLE_FILE]) await rm(join(dir, stale), { force: true });
+  for (const [i, file] of files.entries()) await writeSafetensors(join(dir, file), shards[i] ?? []);
+  if (single) return files;
+
+  const weightMap = shards.flatMap((shard, i) => shard.map(({ name }) => [name, files[i]!] as const));
+  const index = {
+    metadata: { total_size: tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0) },
+    weight_map: Object.fromEntries(weightMap.sort(([a], [b]) => (a < b ? -1 : 1))),
+  };
+  await writeTextAtomically(join(dir, INDEX_FILE), `${JSON.stringify(index, null, 2)}\n`);
+  return [...files, INDEX_FILE];
+}
+
+const padded = (count: number) => String(count).padStart(5, "0");

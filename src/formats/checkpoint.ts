@@ -1,0 +1,157 @@
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import type { Dtype } from "../common/dtype.ts";
+import { PipeloraError } from "../common/errors.ts";
+import { openSafetensors, type SafetensorsFile, type TensorLocation } from "./safetensors.ts";
+
+/** A checkpoint's tensors by name; headers are read and checked, no tensor is. */
+export interface Checkpoint {
+  readonly dir: string;
+  readonly names: readonly string[];
+  has(name: string): boolean;
+  /** Throws PL_TENSOR_MISMATCH for a name that the checkpoint lacks. */
+  locate(name: string): TensorLocation;
+}
+
+/** The part of a model's description that a checkpoint is held against (ModelSpec has it). */
+export interface ExpectedTensors {
+  readonly tensors: readonly {
+    readonly name: string;
+    readonly shape: readonly number[];
+    readonly kind: "parameter" | "buffer";
+    readonly persistent: boolean;
+  }[];
+  readonly tied: readonly (readonly [string, string])[];
+}
+
+export const SINGLE_FILE = "model.safetensors";
+export const INDEX_FILE = "model.safetensors.index.json";
+const MAX_INDEX_BYTES = 256 * 1024 * 1024;
+
+const indexSchema = z.looseObject({
+  weight_map: z.record(z.string(), z.string()),
+});
+
+/** Buffers that older versions of the model code saved although they are computed. */
+const COMPUTED_BUFFERS = /\.(rotary_emb\.(inv_freq|original_inv_freq)|attn\.(bias|masked_bias|logn_tensor))$/;
+const FLOATING: readonly Dtype[] = ["float32", "bfloat16", "float16"];
+
+/**
+ * Opens `<dir>/model.safetensors`, or the shards that model.safetensors.index.json names.
+ * Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
+ */
+export async function openCheckpoint(dir: string): Promise<Checkpoint> {
+  if (await exists(join(dir, SINGLE_FILE))) {
+    const file = await openSafetensors(join(dir, SINGLE_FILE));
+    return checkpointOf(dir, file.tensors);
+  }
+  if (await exists(join(dir, INDEX_FILE))) return openSharded(dir);
+  const pickled =
+    (await exists(join(dir, "pytorch_model.bin"))) || (await exists(join(dir, "pytorch_model.bin.index.json")));
+  throw new PipeloraError("PL_MODEL_NOT_FOUND", `${dir} has neither ${SINGLE_FILE} nor ${INDEX_FILE}.`, {
+    hint: pickled
+      ? "Its pytorch_model.bin is a pickle, which is never read: convert the checkpoint to safetensors."
+      : "Give --model the folder of a checkpoint in Hugging Face's layout.",
+  });
+}
+
+async function openSharded(dir: string): Promise<Checkpoint> {
+  const weightMap = await readIndex(join(dir, INDEX_FILE));
+  const shards = new Map<string, SafetensorsFile>();
+  const tensors = new Map<string, TensorLocation>();
+  for (const [name, shard] of weightMap) {
+    let file = shards.get(shard);
+    if (file === undefined) {
+      file = await openSafetensors(join(dir, shard));
+      shards.set(shard, file);
+    }
+    const location = file.tensors.get(name);
+    if (location === undefined) throw invalid(`${INDEX_FILE} says that ${shard} holds ${name}, but it does not`);
+    tensors.set(name, location);
+  }
+  return checkpointOf(dir, tensors);
+}
+
+async function readIndex(path: string): Promise<[string, string][]> {
+  if ((await stat(path)).size > MAX_INDEX_BYTES) throw invalid(`${path} is larger than any index`);
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path)));
+  } catch (error) {
+    throw invalid(`${path} is not JSON: ${(error as Error).message}`, error);
+  }
+  const index = indexSchema.safeParse(parsed);
+  if (!index.success) throw invalid(`${path} has no "weight_map" of tensor names and files`);
+  const entries = Object.entries(index.data.weight_map);
+  if (entries.length === 0) throw invalid(`${path} names no tensor`);
+  for (const [name, shard] of entries) {
+    // A bare file name in this folder: no separators, no parent, no device names.
+    if (!/^[\w.-]+\.safetensors$/.test(shard)) {
+      throw invalid(`${path} puts ${name} into ${JSON.stringify(shard)}, which is no safetensors file of its folder`);
+    }
+  }
+  return entries;
+}
+
+function checkpointOf(dir: string, tensors: ReadonlyMap<string, TensorLocation>): Checkpoint {
+  return {
+    dir,
+    names: [...tensors.keys()],
+    has: (name) => tensors.has(name),
+    locate: (name) => {
+      const location = tensors.get(name);
+      if (location === undefined) throw mismatch([`${name} is missing`], dir);
+      return location;
+    },
+  };
+}
+
+/**
+ * Holds every parameter's presence, shape and dtype against the model's description, and refuses tensors that the model
+ * does not know (computed buffers and a tied tensor's second name may stand there). Error: PL_TENSOR_MISMATCH.
+ */
+export function verifyCheckpoint(expected: ExpectedTensors, checkpoint: Checkpoint): void {
+  const problems: string[] = [];
+  const known = new Set(expected.tied.map(([alias]) => alias));
+  for (const { name, shape, persistent } of expected.tensors) {
+    known.add(name);
+    if (!checkpoint.has(name)) {
+      if (persistent) problems.push(`${name} is missing`);
+      continue;
+    }
+    if (!persistent) continue;
+    const found = checkpoint.locate(name);
+    if (found.shape.length !== shape.length || found.shape.some((extent, axis) => extent !== shape[axis])) {
+      problems.push(`${name} has shape [${found.shape.join(", ")}], expected [${shape.join(", ")}]`);
+    } else if (!FLOATING.includes(found.dtype)) {
+      problems.push(`${name} has dtype ${found.dtype}, expected ${FLOATING.join(", ")}`);
+    }
+  }
+  for (const name of checkpoint.names) {
+    if (!known.has(name) && !COMPUTED_BUFFERS.test(name)) problems.push(`${name} is not part of this model`);
+  }
+  if (problems.length > 0) throw mismatch(problems, checkpoint.dir);
+}
+
+function mismatch(problems: readonly string[], dir: string): PipeloraError {
+  const shown = problems.slice(0, 5).join("; ");
+  const rest = problems.length > 5 ? `; and ${problems.length - 5} more` : "";
+  return new PipeloraError("PL_TENSOR_MISMATCH", `${dir}: ${shown}${rest}.`, {
+    hint: "config.json and the weights must come from the same checkpoint.",
+  });
+}
+
+function invalid(message: string, cause?: unknown): PipeloraError {
+  return new PipeloraError("PL_CHECKPOINT_INVALID", `${message}.`, {
+    hint: "Fetch or write the checkpoint again.",
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+async function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    (found) => found.isFile(),
+    () => false,
+  );
+}

@@ -1,0 +1,162 @@
+import { type FileHandle, open } from "node:fs/promises";
+import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
+import { PipeloraError } from "../common/errors.ts";
+import { writeAtomically } from "./atomic-file.ts";
+import { toFloat32 } from "./half.ts";
+import { encodeHeader, type HeaderTensor, MAX_HEADER_BYTES, parseHeader, storageOrder } from "./safetensors-header.ts";
+
+/** Where a tensor's bytes lie: a checked range of a file. */
+export interface TensorLocation {
+  readonly path: string;
+  /** From the start of the file. */
+  readonly offset: number;
+  readonly bytes: number;
+  readonly dtype: Dtype;
+  readonly shape: readonly number[];
+}
+
+export interface SafetensorsFile {
+  readonly path: string;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly tensors: ReadonlyMap<string, TensorLocation>;
+}
+
+/** One read or write system call moves less than 2 GiB. */
+const CHUNK_BYTES = 1 << 30;
+
+/** Reads and checks a file's header; no tensor is read. Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID. */
+export async function openSafetensors(path: string): Promise<SafetensorsFile> {
+  return withFile(path, async (file) => {
+    const { size } = await file.stat();
+    if (size < 8) throw truncated(path, `${size} bytes`);
+    const prefix = await readRange(file, path, 0, 8);
+    const headerBytes = Buffer.from(prefix.buffer).readBigUInt64LE(0);
+    if (headerBytes > BigInt(MAX_HEADER_BYTES)) {
+      throw new PipeloraError(
+        "PL_CHECKPOINT_INVALID",
+        `${path}: a header of ${headerBytes} bytes is no safetensors header.`,
+        {
+          hint: "The file is damaged or no safetensors file: fetch or write it again.",
+        },
+      );
+    }
+    const dataStart = 8 + Number(headerBytes);
+    if (size < dataStart) throw truncated(path, `${size} bytes, its header alone needs ${dataStart}`);
+    const header = await readRange(file, path, 8, Number(headerBytes));
+    let text: string;
+    try {
+      text = new TextDecoder("utf-8", { fatal: true }).decode(header);
+    } catch (error) {
+      throw new PipeloraError("PL_CHECKPOINT_INVALID", `${path}: its header is not UTF-8.`, { cause: error });
+    }
+    const { metadata, entries } = parseHeader(path, text, size - dataStart);
+    const tensors = new Map<string, TensorLocation>();
+    for (const [name, { dtype, shape, begin, end }] of entries) {
+      tensors.set(name, { path, offset: dataStart + begin, bytes: end - begin, dtype, shape });
+    }
+    return { path, metadata, tensors };
+  });
+}
+
+/** The raw little-endian bytes of a tensor. */
+export async function readTensor(location: TensorLocation): Promise<Uint8Array> {
+  return withFile(location.path, (file) => readRange(file, location.path, location.offset, location.bytes));
+}
+
+/** A floating tensor as float32, row-major. */
+export async function readFloat32(location: TensorLocation): Promise<Float32Array> {
+  const values = toFloat32(await readTensor(location), location.dtype);
+  if (values === null) {
+    throw new PipeloraError(
+      "PL_TENSOR_MISMATCH",
+      `${location.path}: expected a floating tensor, found ${location.dtype}.`,
+    );
+  }
+  return values;
+}
+
+/** A tensor to write. `data` is called when its turn comes, so that only one need be in memory. */
+export interface TensorToWrite extends HeaderTensor {
+  readonly data: () => Uint8Array | Promise<Uint8Array> | AsyncIterable<Uint8Array>;
+}
+
+/**
+ * Writes a safetensors file whole or not at all, tensors streamed one after the other. Errors: PL_OUTPUT_UNWRITABLE,
+ * PL_INTERNAL where a tensor's data has another size than its shape says.
+ */
+export async function writeSafetensors(
+  path: string,
+  tensors: readonly TensorToWrite[],
+  metadata: Readonly<Record<string, string>> = { format: "pt" },
+): Promise<void> {
+  const ordered = storageOrder(tensors);
+  await writeAtomically(path, async (file) => {
+    await writeAll(file, encodeHeader(ordered, metadata));
+    for (const tensor of ordered) {
+      const expected = elementCount(tensor.shape) * dtypeBytes(tensor.dtype);
+      let written = 0;
+      for await (const chunk of chunksOf(await tensor.data())) {
+        await writeAll(file, chunk);
+        written += chunk.byteLength;
+      }
+      if (written !== expected) {
+        throw new PipeloraError("PL_INTERNAL", `${tensor.name}: ${written} bytes given for a shape of ${expected}.`);
+      }
+    }
+  });
+}
+
+/** The bytes of float32 values as a file holds them. */
+export function float32Bytes(values: Float32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
+
+async function* chunksOf(data: Uint8Array | AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
+  if (data instanceof Uint8Array) yield data;
+  else yield* data;
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let start = 0; start < bytes.byteLength; ) {
+    const { bytesWritten } = await file.write(bytes, start, Math.min(CHUNK_BYTES, bytes.byteLength - start));
+    start += bytesWritten;
+  }
+}
+
+async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {
+  let file: FileHandle;
+  try {
+    file = await open(path, "r");
+  } catch (error) {
+    throw new PipeloraError("PL_MODEL_NOT_FOUND", `${path} can't be opened: ${(error as Error).message}`, {
+      hint: "Check the path, and that every shard of the checkpoint is there.",
+      cause: error,
+    });
+  }
+  try {
+    return await use(file);
+  } finally {
+    await file.close();
+  }
+}
+
+async function readRange(
+  file: FileHandle,
+  path: string,
+  offset: number,
+  bytes: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const target = new Uint8Array(bytes);
+  for (let done = 0; done < bytes; ) {
+    const { bytesRead } = await file.read(target, done, Math.min(CHUNK_BYTES, bytes - done), offset + done);
+    if (bytesRead === 0) throw truncated(path, `${offset + done} bytes, ${offset + bytes} are needed`);
+    done += bytesRead;
+  }
+  return target;
+}
+
+function truncated(path: string, detail: string): PipeloraError {
+  return new PipeloraError("PL_CHECKPOINT_INVALID", `${path} is truncated: it has ${detail}.`, {
+    hint: "Fetch or write the file again.",
+  });
+}
