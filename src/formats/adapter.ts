@@ -1,0 +1,141 @@
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { PipeloraError } from "../common/errors.ts";
+import type { LoraSettings } from "../common/lora-settings.ts";
+import { adapterConfigText, type ParsedAdapterConfig, parseAdapterConfig } from "./adapter-config.ts";
+import { writeTextAtomically } from "./atomic-file.ts";
+import type { PairShape, PairValues } from "./lora-init.ts";
+import {
+  float32Bytes,
+  openSafetensors,
+  readFloat32,
+  type SafetensorsFile,
+  type TensorToWrite,
+  writeSafetensors,
+} from "./safetensors.ts";
+
+export const ADAPTER_CONFIG_FILE = "adapter_config.json";
+export const ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors";
+const MAX_CONFIG_BYTES = 64 * 1024 * 1024;
+
+/** An adapter folder whose configuration and weight header are read and checked; its weights are not yet read. */
+export interface Adapter extends ParsedAdapterConfig {
+  readonly dir: string;
+  readonly weights: SafetensorsFile;
+}
+
+/** Opens a peft adapter folder. Error: PL_ADAPTER_INVALID. */
+export async function openAdapter(dir: string): Promise<Adapter> {
+  const path = join(dir, ADAPTER_CONFIG_FILE);
+  const size = await stat(path).then(
+    (found) => found.size,
+    () => null,
+  );
+  if (size === null) throw invalid(`${dir} has no ${ADAPTER_CONFIG_FILE}`);
+  if (size > MAX_CONFIG_BYTES) throw invalid(`${path} is larger than any configuration`);
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path)));
+  } catch (error) {
+    throw invalid(`${path} is not JSON: ${(error as Error).message}`, error);
+  }
+  const config = parseAdapterConfig(path, json);
+  try {
+    return { ...config, dir, weights: await openSafetensors(join(dir, ADAPTER_WEIGHTS_FILE)) };
+  } catch (error) {
+    throw invalid((error as Error).message.replace(/\.$/, ""), error);
+  }
+}
+
+const keyOf = (name: string, matrix: "A" | "B") => `base_model.model.${name}.lora_${matrix}.weight`;
+
+/**
+ * Checks that the adapter holds exactly the pairs of `targets`, in their shapes, and returns a reader of one pair (float32).
+ * Error: PL_ADAPTER_INVALID.
+ */
+export function adapterPairs(
+  adapter: Adapter,
+  targets: readonly PairShape[],
+): (target: PairShape) => Promise<PairValues> {
+  const { tensors, path } = adapter.weights;
+  const expected = new Map<string, readonly number[]>();
+  for (const { name, r, in: input, out } of targets) {
+    expected.set(keyOf(name, "A"), [r, input]);
+    expected.set(keyOf(name, "B"), [out, r]);
+  }
+  for (const [key, shape] of expected) {
+    const found = tensors.get(key);
+    if (found === undefined) throw invalid(`${path} lacks ${key}, which its configuration and this model call for`);
+    if (found.shape.length !== 2 || found.shape[0] !== shape[0] || found.shape[1] !== shape[1]) {
+      throw invalid(
+        `${path}: ${key} has shape [${found.shape.join(", ")}], expected [${shape.join(", ")}] for this model`,
+      );
+    }
+    if (found.dtype !== "float32" && found.dtype !== "float16" && found.dtype !== "bfloat16") {
+      throw invalid(`${path}: ${key} has dtype ${found.dtype}, expected float32, float16 or bfloat16`);
+    }
+  }
+  const foreign = [...tensors.keys()].find((key) => !expected.has(key));
+  if (foreign !== undefined) throw invalid(`${path} holds ${foreign}, which belongs to no LoRA pair of this model`);
+  return async ({ name }) => ({
+    a: await readFloat32(tensors.get(keyOf(name, "A"))!),
+    b: await readFloat32(tensors.get(keyOf(name, "B"))!),
+  });
+}
+
+export interface AdapterToWrite {
+  readonly settings: LoraSettings;
+  /** As resolveLoraTargets returns it: "all-linear" spelt out. */
+  readonly targetModules: string | readonly string[];
+  readonly baseModel: string | null;
+  readonly targets: readonly PairShape[];
+  /** Called once for each matrix, in the file's order, so that not all need be in memory. */
+  readonly matrix: (target: PairShape, which: "A" | "B") => Float32Array | Promise<Float32Array>;
+}
+
+/** Writes a folder that peft loads: weights, configuration, a model card; each file whole or not at all. */
+export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promise<void> {
+  const tensors = adapter.targets.flatMap((target) =>
+    (["A", "B"] as const).map(
+      (which): TensorToWrite => ({
+        name: keyOf(target.name, which),
+        dtype: "float32",
+        shape: which === "A" ? [target.r, target.in] : [target.out, target.r],
+        data: async () => float32Bytes(await adapter.matrix(target, which)),
+      }),
+    ),
+  );
+  await writeSafetensors(join(dir, ADAPTER_WEIGHTS_FILE), tensors);
+  await writeTextAtomically(
+    join(dir, ADAPTER_CONFIG_FILE),
+    adapterConfigText(adapter.settings, adapter.targetModules, adapter.baseModel),
+  );
+  await writeTextAtomically(join(dir, "README.md"), modelCard(adapter));
+}
+
+function modelCard({ settings, targetModules, baseModel }: AdapterToWrite): string {
+  const base = baseModel === null ? [] : [`base_model: ${JSON.stringify(baseModel)}`];
+  const modules = [targetModules].flat().map((name) => `\`${name}\``);
+  return [
+    "---",
+    ...base,
+    "library_name: peft",
+    "pipeline_tag: text-generation",
+    "tags:",
+    "- lora",
+    "---",
+    "",
+    "# LoRA adapter",
+    "",
+    `Rank ${settings.r}, alpha ${settings.alpha}, dropout ${settings.dropout} on ${modules.join(", ")}.`,
+    "Load it with `PeftModel.from_pretrained(base_model, folder)`.",
+    "",
+  ].join("\n");
+}
+
+function invalid(message: string, cause?: unknown): PipeloraError {
+  return new PipeloraError("PL_ADAPTER_INVALID", `${message}.`, {
+    hint: "Give the folder of a LoRA adapter made for this model, as peft saves it.",
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
