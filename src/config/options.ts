@@ -462,9 +462,17 @@ const processOptions = {
   join_timeout: option(
     "number",
     "Processes",
-    RUNS,
+    [...RUNS, "worker"],
     z.number().positive().default(120),
     "Seconds to wait for workers.",
+    "SECONDS",
+  ),
+  link_timeout: option(
+    "number",
+    "Processes",
+    RUNS,
+    z.number().positive().default(300),
+    "Seconds after which a tensor that a peer has not sent counts as lost.",
     "SECONDS",
   ),
   insecure: option("boolean", "Processes", [...RUNS, "worker"], flag(), "Allow plaintext beyond loopback."),

@@ -34,7 +34,7 @@ export class LocalWorkers {
       const child = spawn(command[0]!, command.slice(1), {
         stdio: ["ignore", "inherit", "inherit"],
         detached: true,
-        env: { ...process.env, PIPELORA_LOCAL_INDEX: String(index), PIPELORA_LOCAL_WORKER: "1" },
+        env: { ...process.env, PIPELORA_LOCAL_INDEX: String(index), PIPELORA_NODE_DEVICES: String(options.devices.length), PIPELORA_LOCAL_WORKER: "1" },
       });
       const name = `local worker ${index} (${device})`;
       child.on("error", (error) => onExit(name, error.message));

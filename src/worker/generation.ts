@@ -1,5 +1,5 @@
 import { bytesOf, float32Of, int32Of } from "../common/bytes.ts";
-import { uniformAt } from "../common/random.ts";
+import { Philox } from "../common/philox.ts";
 import type { DeviceTensor, Engine } from "../engine/index.ts";
 import { activationKey } from "../links/link.ts";
 import type { Generate__Output } from "../rpc/generated/pipelora/v1/Generate.ts";
@@ -34,6 +34,7 @@ export async function generate(engine: Engine, links: RankLinks, input: Generati
   const settings: SamplingSettings = request;
   const seen = new Set(request.prompt);
   const stops = new Set(request.stopIds);
+  const random = new Philox(request.seed, Math.floor(request.seed / 2 ** 32));
   try {
     for (let round = 0, ended = false; !ended; round++) {
       for (const segment of segments) {
@@ -58,7 +59,7 @@ export async function generate(engine: Engine, links: RankLinks, input: Generati
         }
         const logits = float32Of(await engine.read(output));
         output.free();
-        const token = chooseToken(logits, seen, settings, uniformAt(request.seed, round));
+        const token = chooseToken(logits, seen, settings, uniform(random, round));
         seen.add(token);
         const last = stops.has(token) || round + 1 >= request.maxNewTokens || input.cancelled();
         input.onToken(token, last);
@@ -68,6 +69,13 @@ export async function generate(engine: Engine, links: RankLinks, input: Generati
   } finally {
     await engine.freeCache(cache);
   }
+}
+
+/** The number in [0, 1) that chooses the token of a round. */
+function uniform(random: Philox, round: number): number {
+  const words = new Uint32Array(4);
+  random.block(round, 0, 0, 0, words);
+  return words[0]! / 2 ** 32;
 }
 
 /** Carries a round's inputs between segments: over a link to another rank, straight on the same one. */

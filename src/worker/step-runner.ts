@@ -1,7 +1,7 @@
 import type { Dtype } from "../common/dtype.ts";
 import type { DeviceTensor, Engine, MicroBatch } from "../engine/index.ts";
 import { activationKey, gradientKey, type TensorMessage } from "../links/link.ts";
-import type { Instruction } from "../schedule/instruction.ts";
+import type { Instruction } from "../schedule/index.ts";
 import type { RankLinks } from "./links.ts";
 
 export interface StepTotals {

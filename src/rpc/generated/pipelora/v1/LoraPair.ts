@@ -7,6 +7,8 @@ export interface LoraPair {
   'r'?: (number);
   'scale'?: (number | string);
   'dropout'?: (number | string);
+  'in'?: (number);
+  'out'?: (number);
 }
 
 export interface LoraPair__Output {
@@ -15,4 +17,6 @@ export interface LoraPair__Output {
   'r': (number);
   'scale': (number);
   'dropout': (number);
+  'in': (number);
+  'out': (number);
 }

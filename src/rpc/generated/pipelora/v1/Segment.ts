@@ -8,6 +8,7 @@ export interface Segment {
   'lastLayer'?: (number);
   'checkpointedBlocks'?: (number);
   'needsInputGrad'?: (boolean);
+  'needsBackward'?: (boolean);
 }
 
 export interface Segment__Output {
@@ -17,4 +18,5 @@ export interface Segment__Output {
   'lastLayer': (number);
   'checkpointedBlocks': (number);
   'needsInputGrad': (boolean);
+  'needsBackward': (boolean);
 }

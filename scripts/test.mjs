@@ -1,0 +1,9 @@
+// Everything that must hold: lint, types, unit tests, native tests, integration tests with real processes.
+import { prepare, run } from "./lib.mjs";
+
+prepare();
+const stages = ["lint", "test:unit", "test:native", "test:integration"];
+for (const stage of stages) {
+  process.stdout.write(`\n== ${stage}\n`);
+  run("npm", ["run", "--silent", stage]);
+}

@@ -1,0 +1,138 @@
+import { bytesOf, float32Of } from "../common/bytes.ts";
+import { PipeloraError } from "../common/errors.ts";
+import type { EvaluateResult__Output } from "../rpc/generated/pipelora/v1/EvaluateResult.ts";
+import type { Generate } from "../rpc/generated/pipelora/v1/Generate.ts";
+import type { LoraTensor } from "../rpc/generated/pipelora/v1/LoraTensor.ts";
+import type { MicroBatch } from "../rpc/generated/pipelora/v1/MicroBatch.ts";
+import type { Prepare } from "../rpc/generated/pipelora/v1/Prepare.ts";
+import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
+import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult.ts";
+import type { Update } from "../rpc/generated/pipelora/v1/Update.ts";
+import type { WorkerConnection } from "../rpc/worker-connection.ts";
+
+/** One micro-batch as data/ makes it. */
+export interface HostMicroBatch {
+  readonly cuSeqlens: Int32Array;
+  readonly rowIds: Int32Array;
+  readonly tokens: Int32Array;
+  readonly targets: Int32Array;
+  readonly weights: Float32Array;
+}
+
+export type LoraPartName = "weight" | "exp_avg" | "exp_avg_sq";
+
+/** A LoRA matrix or its optimizer state, by the module's path. */
+export interface LoraValues {
+  readonly module: string;
+  readonly matrix: "A" | "B";
+  readonly part: LoraPartName;
+  readonly values: Float32Array;
+}
+
+export interface PipelineRoles {
+  /** Ranks that hold the embedding and the head. */
+  readonly first: number;
+  readonly last: number;
+  /** Ranks by module path: who holds each LoRA pair. */
+  readonly owners: ReadonlyMap<string, number>;
+}
+
+/** The workers of a run as one model: every call goes to all ranks at once. */
+export class Pipeline {
+  readonly #members: readonly WorkerConnection[];
+  readonly #roles: PipelineRoles;
+  /** Rejects when a member is lost, so that no call waits for ranks that wait for a dead peer. */
+  readonly #failure: Promise<never>;
+
+  constructor(members: readonly WorkerConnection[], roles: PipelineRoles, failure: Promise<never>) {
+    this.#members = members;
+    this.#roles = roles;
+    this.#failure = failure;
+  }
+
+  /** Every rank reads its tensors, all at the same time. */
+  async prepare(requests: readonly Prepare[]): Promise<Prepared__Output[]> {
+    const replies = await this.#all((member, rank) => member.request({ prepare: requests[rank]! }));
+    return replies.map((reply) => reply.prepared!);
+  }
+
+  async runStep(
+    step: number,
+    batches: readonly HostMicroBatch[],
+    previous: Update | null,
+    lossScale: number,
+  ): Promise<StepResult__Output[]> {
+    const replies = await this.#all((member, rank) =>
+      member.request({ runStep: { step, microBatches: this.#batchesFor(rank, batches), previous, lossScale } }),
+    );
+    return replies.map((reply) => reply.stepResult!);
+  }
+
+  async applyUpdate(update: Update): Promise<void> {
+    await this.#all((member) => member.request({ applyUpdate: update }));
+  }
+
+  /** Loss sum and label tokens over all batches. */
+  async evaluate(batches: readonly HostMicroBatch[]): Promise<EvaluateResult__Output> {
+    const replies = await this.#all((member, rank) =>
+      member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches) } }),
+    );
+    return replies[this.#roles.last]!.evaluateResult!;
+  }
+
+  async exportLora(parts: readonly LoraPartName[]): Promise<LoraValues[]> {
+    const values: LoraValues[] = [];
+    await this.#all((member) =>
+      member.request({ exportLora: { parts: [...parts] } }, ({ loraTensor }) => {
+        const { module, matrix, part, values: bytes } = loraTensor!;
+        values.push({ module, matrix: matrix as "A" | "B", part: part as LoraPartName, values: float32Of(bytes) });
+      }),
+    );
+    return values;
+  }
+
+  async importLora(values: readonly LoraValues[]): Promise<void> {
+    await this.#all((member, rank) => {
+      const own = values.filter(({ module }) => this.#roles.owners.get(module) === rank);
+      return member.requestWithParts(
+        { importLora: { tensors: own.length } },
+        own.map((value): { loraTensor: LoraTensor } => ({ loraTensor: { ...value, values: bytesOf(value.values) } })),
+      );
+    });
+  }
+
+  /** Tokens as they are chosen, the end token included; resolves when every rank is done. */
+  async generate(request: Generate, onToken: (token: number) => void, cancelled?: AbortSignal): Promise<void> {
+    const cancel = () => this.#members[this.#roles.last]!.notify({ cancelGenerate: {} });
+    cancelled?.addEventListener("abort", cancel);
+    try {
+      await this.#all((member) =>
+        member.request({ generate: request }, ({ generatedToken }) => onToken(generatedToken!.token)),
+      );
+    } finally {
+      cancelled?.removeEventListener("abort", cancel);
+    }
+  }
+
+  /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */
+  #batchesFor(rank: number, batches: readonly HostMicroBatch[]): MicroBatch[] {
+    const { first, last } = this.#roles;
+    return batches.map(({ cuSeqlens, rowIds, tokens, targets, weights }) => ({
+      cuSeqlens: [...cuSeqlens],
+      rowIds: [...rowIds],
+      ...(rank === first ? { tokens: bytesOf(tokens) } : {}),
+      ...(rank === last ? { targets: bytesOf(targets), weights: bytesOf(weights) } : {}),
+    }));
+  }
+
+  /** The first failure decides; one that other ranks only suffer from (a link of a dead peer) gives way to its cause. */
+  async #all<T>(call: (member: WorkerConnection, rank: number) => Promise<T>): Promise<T[]> {
+    const calls = this.#members.map(call);
+    const settled = await Promise.race([Promise.allSettled(calls), this.#failure]);
+    const errors = settled.filter((result) => result.status === "rejected").map((result) => result.reason as unknown);
+    if (errors.length > 0) {
+      throw errors.find((error) => !(error instanceof PipeloraError) || error.code !== "PL_LINK_FAILED") ?? errors[0];
+    }
+    return settled.map((result) => (result as PromiseFulfilledResult<T>).value);
+  }
+}

@@ -1,0 +1,22 @@
+import type { LogEntry } from "./trainer-state.ts";
+
+export interface StepProgress {
+  readonly step: number;
+  readonly maxSteps: number;
+  readonly epoch: number;
+  readonly loss: number;
+  readonly learningRate: number;
+  readonly tokens: number;
+  readonly stepMs: number;
+}
+
+/** What a run tells as it goes; a terminal, plain lines, and JSON each have their own way to show it. */
+export interface Reporter {
+  plan(text: string, value: unknown): void;
+  /** One sentence on what is being done, e.g. "loading 4 shards". */
+  note(text: string): void;
+  step(progress: StepProgress): void;
+  log(entry: LogEntry): void;
+  saved(path: string, step: number): void;
+  end(summary: Readonly<Record<string, unknown>>): void;
+}

@@ -1,0 +1,116 @@
+import type { LoraSettings } from "../common/lora-settings.ts";
+import type { ComputeDtype, Engine, HoldAs, NativeAddon } from "../engine/index.ts";
+import { openCheckpoint } from "../formats/checkpoint.ts";
+import { checkFingerprint } from "../formats/fingerprint.ts";
+import { initLora } from "../formats/lora-init.ts";
+import { readModelSpec } from "../models/index.ts";
+import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
+import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
+import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
+import { buildSchedule, type Instruction, type SchedulePolicy } from "../schedule/index.ts";
+import { describeSegment, engineArch } from "./segments.ts";
+
+export interface PreparedRank {
+  readonly engine: Engine;
+  /** All segments of the model, in order. */
+  readonly segments: readonly Segment__Output[];
+  /** The engine's own number of each of this rank's segments. */
+  readonly engineSegment: ReadonlyMap<number, number>;
+  /** Pair numbers in the order of the engine's gradSquares. */
+  readonly moduleIds: readonly number[];
+  readonly seed: number;
+  /** This rank's list for so many micro-batches. */
+  instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
+}
+
+/**
+ * Makes this rank's engine: its segments, their weights read from this node's checkpoint, first LoRA values.
+ * Errors: PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
+ */
+export async function prepareRank(
+  request: Prepare__Output,
+  rank: number,
+  device: string,
+  addon: NativeAddon,
+): Promise<PreparedRank> {
+  const spec = await readModelSpec(request.modelDir);
+  const checkpoint = await openCheckpoint(request.modelDir);
+  await checkFingerprint(checkpoint, request.modelFingerprint);
+  const engine = new addon.Engine({
+    device,
+    threads: request.threads,
+    computeDtype: request.computeDtype as ComputeDtype,
+    arch: engineArch(spec),
+    arenaBytes: request.arenaBytes,
+  });
+  try {
+    const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
+    const engineSegment = new Map<number, number>();
+    const wanted: { segment: number; name: string }[] = [];
+    for (const segment of request.segments) {
+      if (segment.rank !== rank) continue;
+      const { description, weights } = describeSegment(spec, segment, pairs);
+      const number = engine.addSegment(description);
+      engineSegment.set(segment.index, number);
+      wanted.push(...weights.map((name) => ({ segment: number, name })));
+    }
+    const holdAs = request.holdDtype as HoldAs;
+    await Promise.all(
+      wanted.map(({ segment, name }) => engine.loadWeight(segment, name, checkpoint.locate(name), holdAs)),
+    );
+    const held = engine.loraNames();
+    await initialiseLora(engine, held, pairs, request);
+    return {
+      engine,
+      segments: request.segments,
+      engineSegment,
+      moduleIds: held.map((module) => pairs.get(module)!.moduleId),
+      seed: request.seed,
+      instructions: scheduleOf(request, rank),
+    };
+  } catch (error) {
+    await engine.close();
+    throw error;
+  }
+}
+
+const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = {
+  kaiming: true,
+  gaussian: "gaussian",
+  random: false,
+};
+
+async function initialiseLora(
+  engine: Engine,
+  held: readonly string[],
+  pairs: ReadonlyMap<string, LoraPair__Output>,
+  request: Prepare__Output,
+): Promise<void> {
+  const kind = request.loraInit?.kind ?? "none";
+  // "none": the values come with ImportLora.
+  if (kind === "none") return;
+  for (const module of held) {
+    const { a, b } = initLora({ name: module, ...pairs.get(module)! }, { initLoraWeights: INITIALISATIONS[kind]! }, request.seed);
+    await engine.setLora(module, "A", "weight", a);
+    await engine.setLora(module, "B", "weight", b);
+  }
+}
+
+/** Lists are the same for every step of as many micro-batches, so each is made once. */
+function scheduleOf(request: Prepare__Output, rank: number): PreparedRank["instructions"] {
+  const made = new Map<string, readonly Instruction[]>();
+  return (microBatches, kind) => {
+    const key = `${kind}/${microBatches}`;
+    const known = made.get(key);
+    if (known !== undefined) return known;
+    const lists = buildSchedule({
+      segments: request.segments,
+      microBatches,
+      policy: request.schedule as SchedulePolicy,
+      needsBackward: (segment) => kind === "train" && request.segments[segment]!.needsBackward,
+    });
+    const list = lists[rank] ?? [];
+    made.set(key, list);
+    return list;
+  };
+}

@@ -1,0 +1,163 @@
+import { spawn } from "node:child_process";
+import { hostname } from "node:os";
+import { PipeloraError } from "../common/errors.ts";
+import type { Logger } from "../common/log.ts";
+import { PACKAGE_VERSION } from "../common/root.ts";
+import type { Config } from "../config/options.ts";
+import { type Capabilities, loadEngine } from "../engine/index.ts";
+import { CoordinatorConnection } from "../rpc/coordinator-connection.ts";
+import type { Hello } from "../rpc/generated/pipelora/v1/Hello.ts";
+import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
+import { listen } from "../rpc/server.ts";
+import { RankLinks } from "./links.ts";
+import { Rank } from "./rank.ts";
+
+/** What the parent process of a node's workers tells its children, beside their flags. */
+const LOCAL_INDEX = "PIPELORA_LOCAL_INDEX";
+const NODE_DEVICES = "PIPELORA_NODE_DEVICES";
+/** Set by a coordinator for workers it started itself: they never outlive their connection. */
+const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
+
+/**
+ * The `worker` program: one child process a device, or, for a single device, the rank itself.
+ * Resolves with the exit code.
+ */
+export async function runWorker(config: Config, argv: readonly string[], log: Logger): Promise<number> {
+  const devices = chooseDevices(config.devices, loadEngine().capabilities());
+  if (devices.length === 1) return runRank(config, devices[0]!, log);
+  return runChildren(devices, argv, log);
+}
+
+function chooseDevices(asked: Config["devices"], capabilities: Capabilities): string[] {
+  const gpus = (capabilities.cuda?.devices ?? []).map((device) => `cuda:${device.index}`);
+  if (asked === null) return gpus.length > 0 ? gpus : ["cpu"];
+  for (const device of asked) {
+    if (device === "cpu" || gpus.includes(device)) continue;
+    const why = capabilities.cuda === null ? "this build has no CUDA part" : (capabilities.cuda.reason ?? "no such GPU");
+    throw new PipeloraError("PL_DEVICE_UNAVAILABLE", `device ${device} can't be used: ${why}`, {
+      hint: `Devices here: ${["cpu", ...gpus].join(", ")}.`,
+    });
+  }
+  return [...asked];
+}
+
+/** Workers of one node stand and fall together: whoever placed this process restarts it whole. */
+async function runChildren(devices: readonly string[], argv: readonly string[], log: Logger): Promise<number> {
+  const flags = argv.filter((flag, index) => flag !== "--devices" && argv[index - 1] !== "--devices");
+  const children = devices.map((device, index) =>
+    spawn(process.execPath, [process.argv[1]!, ...flags, "--devices", device], {
+      stdio: ["ignore", "inherit", "inherit"],
+      env: { ...process.env, [LOCAL_INDEX]: String(index), [NODE_DEVICES]: String(devices.length) },
+    }),
+  );
+  const stop = (signal: NodeJS.Signals) => {
+    for (const child of children) child.kill(signal);
+  };
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stop(signal));
+  const codes = await Promise.all(
+    children.map(
+      (child, index) =>
+        new Promise<number>((resolve) => {
+          child.on("error", () => resolve(1));
+          child.on("exit", (code, signal) => {
+            if (code !== 0) {
+              log.error(`the worker of ${devices[index]} ended with ${signal ?? `code ${code}`}`);
+              stop("SIGTERM");
+            }
+            resolve(code ?? 1);
+          });
+        }),
+    ),
+  );
+  return codes.find((code) => code !== 0) ?? 0;
+}
+
+async function runRank(config: Config, device: string, log: Logger): Promise<number> {
+  const links = new RankLinks();
+  const server = await listen(`${config.bind}:0`, (grpc) => links.serve(grpc));
+  const hello = introduce(config, device, `${config.bind}:${server.port}`);
+  try {
+    for (;;) {
+      const end = await serveSession(config, device, hello, links, log);
+      if (end !== "rejoin") return end;
+      log.info("joining again");
+    }
+  } finally {
+    links.close();
+    server.close();
+  }
+}
+
+/** One stay with a coordinator. Resolves with the exit code, or "rejoin". */
+async function serveSession(
+  config: Config,
+  device: string,
+  hello: Hello,
+  links: RankLinks,
+  log: Logger,
+): Promise<number | "rejoin"> {
+  const owned = process.env[LOCAL_WORKER] !== undefined;
+  let told: number | "rejoin" | null = null;
+  let finish!: (end: number | "rejoin") => void;
+  const ended = new Promise<number | "rejoin">((resolve) => {
+    finish = resolve;
+  });
+  const rank = new Rank({
+    device,
+    links,
+    log,
+    send: (message) => connection.send(message),
+    onWelcome: (heartbeatMs, number) => {
+      log.debug(`joined as rank ${number}`);
+      connection.startHeartbeat(heartbeatMs);
+    },
+    onShutdown: (rejoin) => {
+      told = rejoin && !owned ? "rejoin" : 0;
+      finish(told);
+    },
+  });
+  const connection = await CoordinatorConnection.open(
+    config.coordinator!,
+    hello,
+    {
+      onMessage: (message) => rank.handle(message),
+      onClosed: (error) => {
+        if (told !== null) return;
+        // Without a farewell the coordinator died: a worker of another node waits for its successor.
+        log[owned ? "debug" : "warn"](error?.message ?? "the coordinator closed the connection");
+        finish(owned ? 1 : "rejoin");
+      },
+    },
+    config.join_timeout * 1000,
+  );
+  const interrupted = () => finish(0);
+  process.once("SIGTERM", interrupted);
+  process.once("SIGINT", interrupted);
+  const end = await ended;
+  process.off("SIGTERM", interrupted);
+  process.off("SIGINT", interrupted);
+  links.close();
+  await rank.close();
+  await connection.end();
+  return end;
+}
+
+function introduce(config: Config, device: string, linkAddress: string): Hello {
+  const { build, cpu, cuda } = loadEngine().capabilities();
+  const gpu = cuda?.devices.find((candidate) => `cuda:${candidate.index}` === device);
+  return {
+    protocol: PROTOCOL_VERSION,
+    build,
+    version: PACKAGE_VERSION,
+    node: config.node_name ?? hostname(),
+    localIndex: Number(process.env[LOCAL_INDEX] ?? 0),
+    nodeDevices: Number(process.env[NODE_DEVICES] ?? 1),
+    device,
+    deviceName: gpu?.name ?? `CPU (${cpu.isa})`,
+    memoryBytes: gpu?.freeBytes ?? cpu.memoryBytes,
+    threads: config.threads ?? cpu.threads,
+    linkAddress,
+    pid: process.pid,
+    bf16: gpu !== undefined || cpu.bf16,
+  };
+}
