@@ -1,0 +1,12 @@
+export { buildSchedule } from "./build-schedule.ts";
+export type { Instruction, InstructionKind, SchedulePolicy, ScheduleRequest } from "./instruction.ts";
+export { SCHEDULE_POLICIES } from "./instruction.ts";
+export type {
+  Deadlock,
+  LinkModel,
+  OperationTimes,
+  SimulatedRank,
+  SimulatedStep,
+  SimulationResult,
+} from "./simulate.ts";
+export { IDEAL_LINKS, simulate, simulateStep } from "./simulate.ts";
