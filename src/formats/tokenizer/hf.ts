@@ -1,0 +1,206 @@
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
+import { z } from "zod";
+import { PipeloraError } from "../../common/errors.ts";
+import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
+
+const MAX_FILE_BYTES = 512 * 1024 * 1024;
+
+const addedToken = z.looseObject({
+  id: z.number().int().nonnegative(),
+  content: z.string(),
+  special: z.boolean().optional(),
+});
+const tokenizerJson = z.looseObject({
+  added_tokens: z.array(addedToken).nullable().optional(),
+  model: z.looseObject({ type: z.string().optional(), byte_fallback: z.boolean().nullable().optional() }),
+});
+type TokenizerJson = z.infer<typeof tokenizerJson>;
+
+const tokenText = z
+  .union([z.string(), z.looseObject({ content: z.string() })])
+  .nullable()
+  .optional();
+const namedTemplates = z.array(z.looseObject({ name: z.string(), template: z.string() }));
+const tokenizerConfig = z.looseObject({
+  tokenizer_class: z.string().nullable().optional(),
+  bos_token: tokenText,
+  eos_token: tokenText,
+  pad_token: tokenText,
+  unk_token: tokenText,
+  add_bos_token: z.boolean().nullable().optional(),
+  add_eos_token: z.boolean().nullable().optional(),
+  add_prefix_space: z.boolean().nullable().optional(),
+  legacy: z.boolean().nullable().optional(),
+  clean_up_tokenization_spaces: z.boolean().nullable().optional(),
+  chat_template: z.union([z.string(), namedTemplates]).nullable().optional(),
+});
+type TokenizerConfig = z.infer<typeof tokenizerConfig>;
+
+const TOKEN_NAMES = ["bos_token", "eos_token", "pad_token", "unk_token"] as const;
+
+/**
+ * Reads tokenizer.json with tokenizer_config.json beside it (and chat_template.jinja where the template has a file of its
+ * own), under transformers 5's meaning of the two. Error: PL_TOKENIZER_INVALID.
+ */
+export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
+  const path = join(dir, "tokenizer.json");
+  const json = check(tokenizerJson, path, await readJson(path));
+  const configPath = join(dir, "tokenizer_config.json");
+  const config = check(tokenizerConfig, configPath, (await exists(configPath)) ? await readJson(configPath) : {});
+  const templatePath = join(dir, "chat_template.jinja");
+  const template = (await exists(templatePath)) ? await readFile(templatePath, "utf8") : configTemplate(config);
+  try {
+    return new JsonTokenizer(asTransformersBuildsIt(json, config), config, template);
+  } catch (error) {
+    throw invalid(path, (error as Error).message, error);
+  }
+}
+
+/**
+ * transformers 5 builds Llama's SentencePiece-like tokenizers from vocabulary and merges alone: spaces become "▁", one in
+ * front of the text unless it starts with a space, and BOS by its flag. The file's own normalizer is not used.
+ */
+function asTransformersBuildsIt(json: TokenizerJson, config: TokenizerConfig): TokenizerJson {
+  const llama = config.tokenizer_class === "LlamaTokenizer" || config.tokenizer_class === "LlamaTokenizerFast";
+  if (!llama || json.model.type !== "BPE" || json.model.byte_fallback !== true) return json;
+  const prefix = config.add_prefix_space ?? true;
+  const scheme = config.legacy === true ? "always" : "first";
+  const special = (token: string, id: number) => ({ [token]: { id: token, ids: [id], tokens: [token] } });
+  const bos = (config.add_bos_token ?? true) ? textOf(config.bos_token ?? "<s>") : null;
+  const eos = (config.add_eos_token ?? false) ? textOf(config.eos_token ?? "</s>") : null;
+  const idOf = (token: string) => json.added_tokens?.find(({ content }) => content === token)?.id ?? null;
+  const [bosId, eosId] = [bos === null ? null : idOf(bos), eos === null ? null : idOf(eos)];
+  const piece = (token: string) => ({ SpecialToken: { id: token, type_id: 0 } });
+  return {
+    ...json,
+    normalizer: null,
+    pre_tokenizer: {
+      type: "Metaspace",
+      replacement: "▁",
+      prepend_scheme: prefix ? scheme : "never",
+      split: false,
+    },
+    post_processor: {
+      type: "TemplateProcessing",
+      single: [
+        ...(bosId === null ? [] : [piece(bos!)]),
+        { Sequence: { id: "A", type_id: 0 } },
+        ...(eosId === null ? [] : [piece(eos!)]),
+      ],
+      pair: [],
+      special_tokens: {
+        ...(bosId === null ? {} : special(bos!, bosId)),
+        ...(eosId === null ? {} : special(eos!, eosId)),
+      },
+    },
+    decoder: {
+      type: "Sequence",
+      decoders: [
+        { type: "Replace", pattern: { String: "▁" }, content: " " },
+        { type: "ByteFallback" },
+        { type: "Fuse" },
+        ...(prefix ? [{ type: "Strip", content: " ", start: 1, stop: 0 }] : []),
+      ],
+    },
+  };
+}
+
+class JsonTokenizer implements Tokenizer {
+  readonly bosId: number | null;
+  readonly eosId: number | null;
+  readonly padId: number | null;
+  readonly addBos: boolean;
+  readonly vocabSize: number;
+  readonly chatTemplate: string | null;
+  readonly specialTokens: Readonly<Record<string, string>>;
+  readonly #hf: HfTokenizer;
+  readonly #cleanUp: boolean;
+  /** Knows no special tokens: made when first asked for. */
+  #plain: HfTokenizer | null = null;
+  readonly #makePlain: () => HfTokenizer;
+
+  constructor(json: TokenizerJson, config: TokenizerConfig, chatTemplate: string | null) {
+    this.#hf = new HfTokenizer(json, config);
+    this.#makePlain = () =>
+      new HfTokenizer(
+        { ...json, added_tokens: json.added_tokens?.filter(({ special }) => special !== true) ?? [] },
+        config,
+      );
+    this.#cleanUp = config.clean_up_tokenization_spaces ?? false;
+    this.specialTokens = Object.fromEntries(
+      TOKEN_NAMES.flatMap((name) => {
+        const token = config[name];
+        return token === undefined || token === null ? [] : [[name, textOf(token)] as const];
+      }),
+    );
+    const idOf = (name: string) => {
+      const token = this.specialTokens[name];
+      return token === undefined ? null : this.tokenId(token);
+    };
+    this.bosId = idOf("bos_token");
+    this.eosId = idOf("eos_token");
+    this.padId = idOf("pad_token");
+    this.addBos = this.bosId !== null && this.#hf.encode("", { add_special_tokens: true }).ids[0] === this.bosId;
+    this.vocabSize = 1 + [...this.#hf.get_vocab().values()].reduce((most, id) => Math.max(most, id), -1);
+    this.chatTemplate = chatTemplate;
+  }
+
+  encode(text: string, { specials = true, addSpecials = false }: EncodeOptions = {}): number[] {
+    if (!specials) this.#plain ??= this.#makePlain();
+    const hf = specials ? this.#hf : this.#plain!;
+    return hf.encode(text, { add_special_tokens: addSpecials }).ids;
+  }
+
+  decode(ids: readonly number[], { skipSpecials = false }: DecodeOptions = {}): string {
+    if (ids.length === 0) return "";
+    return this.#hf.decode([...ids], {
+      skip_special_tokens: skipSpecials,
+      clean_up_tokenization_spaces: this.#cleanUp,
+    });
+  }
+
+  tokenId(token: string): number | null {
+    return this.#hf.token_to_id(token) ?? null;
+  }
+}
+
+const textOf = (token: string | { content: string }) => (typeof token === "string" ? token : token.content);
+
+function configTemplate(config: TokenizerConfig): string | null {
+  const template = config.chat_template ?? null;
+  if (template === null || typeof template === "string") return template;
+  return template.find(({ name }) => name === "default")?.template ?? null;
+}
+
+async function readJson(path: string): Promise<unknown> {
+  try {
+    const { size } = await stat(path);
+    if (size > MAX_FILE_BYTES) throw new Error(`${size} bytes are more than any tokenizer needs`);
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path)));
+  } catch (error) {
+    throw invalid(path, (error as Error).message, error);
+  }
+}
+
+function check<T extends z.ZodType>(schema: T, path: string, value: unknown): z.infer<T> {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  throw invalid(path, `"${issue?.path.join(".")}": ${issue?.message ?? "malformed"}`);
+}
+
+function invalid(path: string, message: string, cause?: unknown): PipeloraError {
+  return new PipeloraError("PL_TOKENIZER_INVALID", `${path}: ${message.replace(/\.$/, "")}.`, {
+    hint: "Fetch the tokenizer's files again from where the model came.",
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+async function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  );
+}
