@@ -14,7 +14,10 @@ export function warmupSteps(config: Pick<Config, "warmup_steps" | "warmup_ratio"
 }
 
 /** Learning rate of the update that follows `done` finished updates (transformers' get_scheduler). */
-export function learningRate({ type, peak, warmupSteps: warm, totalSteps }: LearningRateSettings, done: number): number {
+export function learningRate(
+  { type, peak, warmupSteps: warm, totalSteps }: LearningRateSettings,
+  done: number,
+): number {
   if (type === "constant") return peak;
   if (done < warm) return peak * (done / Math.max(1, warm));
   if (type === "constant_with_warmup") return peak;

@@ -34,12 +34,18 @@ export class LocalWorkers {
       const child = spawn(command[0]!, command.slice(1), {
         stdio: ["ignore", "inherit", "inherit"],
         detached: true,
-        env: { ...process.env, PIPELORA_LOCAL_INDEX: String(index), PIPELORA_NODE_DEVICES: String(options.devices.length), PIPELORA_LOCAL_WORKER: "1" },
+        env: {
+          ...process.env,
+          PIPELORA_LOCAL_INDEX: String(index),
+          PIPELORA_NODE_DEVICES: String(options.devices.length),
+          PIPELORA_LOCAL_WORKER: "1",
+        },
       });
       const name = `local worker ${index} (${device})`;
       child.on("error", (error) => onExit(name, error.message));
       child.on("exit", (code, signal) => {
-        if (!workers.#stopping) onExit(name, signal === null ? `it exited with code ${code}` : `it was killed by ${signal}`);
+        if (!workers.#stopping)
+          onExit(name, signal === null ? `it exited with code ${code}` : `it was killed by ${signal}`);
       });
       workers.#children.push(child);
     });

@@ -45,7 +45,11 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
     saved: (path) => line(`saved ${path}`),
     end: (summary) => {
       bar = "";
-      line(`training finished: ${Object.entries(summary).map(([key, value]) => `${key} ${show(value)}`).join(", ")}`);
+      line(
+        `training finished: ${Object.entries(summary)
+          .map(([key, value]) => `${key} ${show(value)}`)
+          .join(", ")}`,
+      );
     },
   };
 }

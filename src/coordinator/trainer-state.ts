@@ -17,7 +17,12 @@ const stateSchema = z.looseObject({
   log_history: z.array(z.looseObject({ step: z.number() })),
   stateful_callbacks: z.looseObject({
     Pipelora: z
-      .looseObject({ unlogged_loss: z.number(), unlogged_steps: z.number(), total_loss: z.number(), fingerprint: z.string() })
+      .looseObject({
+        unlogged_loss: z.number(),
+        unlogged_steps: z.number(),
+        total_loss: z.number(),
+        fingerprint: z.string(),
+      })
       .optional(),
   }),
 });

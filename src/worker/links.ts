@@ -54,7 +54,8 @@ export class RankLinks {
     const open = this.#open.get(toRank);
     if (open !== undefined) return open;
     const address = this.#addresses.get(toRank);
-    if (address === undefined) throw new PipeloraError("PL_INTERNAL", `rank ${this.#rank} knows no address of rank ${toRank}`);
+    if (address === undefined)
+      throw new PipeloraError("PL_INTERNAL", `rank ${this.#rank} knows no address of rank ${toRank}`);
     const link = new GrpcLink({
       address,
       session: this.#session,

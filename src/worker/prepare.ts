@@ -90,7 +90,11 @@ async function initialiseLora(
   // "none": the values come with ImportLora.
   if (kind === "none") return;
   for (const module of held) {
-    const { a, b } = initLora({ name: module, ...pairs.get(module)! }, { initLoraWeights: INITIALISATIONS[kind]! }, request.seed);
+    const { a, b } = initLora(
+      { name: module, ...pairs.get(module)! },
+      { initLoraWeights: INITIALISATIONS[kind]! },
+      request.seed,
+    );
     await engine.setLora(module, "A", "weight", a);
     await engine.setLora(module, "B", "weight", b);
   }

@@ -33,7 +33,8 @@ function chooseDevices(asked: Config["devices"], capabilities: Capabilities): st
   if (asked === null) return gpus.length > 0 ? gpus : ["cpu"];
   for (const device of asked) {
     if (device === "cpu" || gpus.includes(device)) continue;
-    const why = capabilities.cuda === null ? "this build has no CUDA part" : (capabilities.cuda.reason ?? "no such GPU");
+    const why =
+      capabilities.cuda === null ? "this build has no CUDA part" : (capabilities.cuda.reason ?? "no such GPU");
     throw new PipeloraError("PL_DEVICE_UNAVAILABLE", `device ${device} can't be used: ${why}`, {
       hint: `Devices here: ${["cpu", ...gpus].join(", ")}.`,
     });

@@ -1,4 +1,4 @@
-import { float32Of, bytesOf, int32Of } from "../common/bytes.ts";
+import { bytesOf, float32Of, int32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { type Engine, type LoraPart, loadEngine, type MicroBatch } from "../engine/index.ts";
@@ -119,7 +119,9 @@ export class Rank {
     const totals = await runInstructions(prepared, this.#options.links, {
       name: `step ${request.step}/${this.#passes++}`,
       instructions: prepared.instructions(request.microBatches.length, "train"),
-      batches: request.microBatches.map((batch, index) => toMicroBatch(batch, index, request.step, prepared.seed, true)),
+      batches: request.microBatches.map((batch, index) =>
+        toMicroBatch(batch, index, request.step, prepared.seed, true),
+      ),
       lossScale: request.lossScale,
     });
     const squares = await prepared.engine.gradSquares();
@@ -198,7 +200,13 @@ async function applyUpdate(engine: Engine, { skip, ...update }: Update__Output):
   else await engine.optimizerStep(update);
 }
 
-function toMicroBatch(batch: MicroBatch__Output, index: number, step: number, seed: number, training: boolean): MicroBatch {
+function toMicroBatch(
+  batch: MicroBatch__Output,
+  index: number,
+  step: number,
+  seed: number,
+  training: boolean,
+): MicroBatch {
   return {
     index,
     cuSeqlens: Int32Array.from(batch.cuSeqlens),

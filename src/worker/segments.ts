@@ -32,7 +32,10 @@ export function describeSegment(
 ): { description: SegmentDescription; weights: string[] } {
   const layers = spec.layers.slice(segment.firstLayer, segment.lastLayer + 1);
   if (layers.length === 0) {
-    throw new PipeloraError("PL_INTERNAL", `segment ${segment.index} names layers ${segment.firstLayer}–${segment.lastLayer}`);
+    throw new PipeloraError(
+      "PL_INTERNAL",
+      `segment ${segment.index} names layers ${segment.firstLayer}–${segment.lastLayer}`,
+    );
   }
   return {
     description: {
@@ -74,6 +77,8 @@ function engineLora(pair: LoraPair__Output | undefined): EngineLora | null {
 function weightNames(layer: LayerSpec): string[] {
   if (layer.kind !== "block") return [layer.weight];
   const norms = [layer.attnNorm, layer.mlpNorm, layer.qNorm, layer.kNorm].filter((name) => name !== null);
-  const linears = layer.linears.flatMap(({ name, bias }) => (bias ? [`${name}.weight`, `${name}.bias`] : [`${name}.weight`]));
+  const linears = layer.linears.flatMap(({ name, bias }) =>
+    bias ? [`${name}.weight`, `${name}.bias`] : [`${name}.weight`],
+  );
   return [...norms, ...linears];
 }

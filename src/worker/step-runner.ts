@@ -88,7 +88,13 @@ class Pass {
         return this.#backward(segment, microBatch, await take(this.#gradients, here));
       // A segment's output is the next segment's input, and its input's gradient the output gradient of the one before.
       case "send-forward":
-        return this.#send(this.#activations, segment + 1, microBatch, peer!, activationKey(name, segment + 1, microBatch));
+        return this.#send(
+          this.#activations,
+          segment + 1,
+          microBatch,
+          peer!,
+          activationKey(name, segment + 1, microBatch),
+        );
       case "send-backward":
         return this.#send(this.#gradients, segment - 1, microBatch, peer!, gradientKey(name, segment - 1, microBatch));
     }
@@ -133,7 +139,12 @@ class Pass {
   }
 
   #backward(segment: number, microBatch: number, gradient: DeviceTensor | null): void {
-    const result = this.#engine.backward(this.#engineSegment.get(segment)!, microBatch, gradient, this.#input.lossScale);
+    const result = this.#engine.backward(
+      this.#engineSegment.get(segment)!,
+      microBatch,
+      gradient,
+      this.#input.lossScale,
+    );
     this.#running.push(result);
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);
   }

@@ -22,7 +22,10 @@ export function startCoordinator(args: readonly string[]) {
   });
 }
 
-export function outcome(child: ReturnType<typeof startCoordinator>, onOutput?: (text: string) => void): Promise<Outcome> {
+export function outcome(
+  child: ReturnType<typeof startCoordinator>,
+  onOutput?: (text: string) => void,
+): Promise<Outcome> {
   let stdout = "";
   let stderr = "";
   child.stdout.on("data", (chunk: Buffer) => {

@@ -1,0 +1,79 @@
+import { CommanderError, Command as Program, Option as ProgramOption } from "commander";
+import { PipeloraError } from "../common/errors.ts";
+import { PACKAGE_VERSION } from "../common/root.ts";
+import { helpText } from "../config/help.ts";
+import { type FlagValues, loadConfig } from "../config/load.ts";
+import { type Command, flagOf, keyOf, type Option } from "../config/option.ts";
+import { type Config, optionsOf } from "../config/options.ts";
+
+export interface Parsed {
+  readonly command: Command;
+  readonly config: Config;
+}
+
+/** Commands of the `coordinator` program and what --help says of them; the first is the default. */
+const SUMMARIES: Readonly<Partial<Record<Command, string>>> = {
+  train: "fine-tune with LoRA",
+  plan: "show placement, memory and predicted step time; reads no weight",
+  parameters: "list every parameter as it will be held",
+  generate: "continue a prompt",
+  chat: "talk with the model",
+  merge: "add an adapter to its base model's weights",
+  tokenize: "show the token ids that training will see",
+  "init-model": "write a checkpoint of random weights for a config.json",
+};
+
+/** null: help or version was asked for and has been printed. */
+export async function parseCoordinator(argv: readonly string[]): Promise<Parsed | null> {
+  return parse("coordinator", SUMMARIES, argv);
+}
+
+export async function parseWorker(argv: readonly string[]): Promise<Parsed | null> {
+  return parse("worker", { worker: "hold and train a part of the model for a coordinator" }, argv);
+}
+
+async function parse(
+  name: string,
+  commands: Readonly<Partial<Record<Command, string>>>,
+  argv: readonly string[],
+): Promise<Parsed | null> {
+  let chosen: { command: Command; flags: FlagValues } | null = null;
+  const only = Object.keys(commands).length === 1;
+  const program = new Program(name).version(PACKAGE_VERSION).helpOption("-h, --help", "show help");
+  for (const [index, [command, summary]] of (Object.entries(commands) as [Command, string][]).entries()) {
+    const target = only ? program : program.command(command, { isDefault: index === 0 });
+    target.description(summary).allowExcessArguments(false);
+    for (const [key, option] of optionsOf(command)) target.addOption(programOption(key, option));
+    target.addHelpText("after", `\n${helpText(command)}`);
+    target.action((values: Record<string, string | boolean>) => {
+      chosen = {
+        command,
+        flags: Object.fromEntries(Object.entries(values).map(([flag, value]) => [keyOf(kebab(flag)), value])),
+      };
+    });
+  }
+  for (const target of [program, ...program.commands]) {
+    target.exitOverride().configureOutput({ writeErr: () => {} });
+    target.showSuggestionAfterError(true);
+  }
+  try {
+    await program.parseAsync([...argv], { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return null;
+    throw new PipeloraError("PL_CONFIG_INVALID", error.message.replace(/^error: /, ""), {
+      hint: `Run \`${name} --help\` for commands and flags.`,
+    });
+  }
+  const { command, flags } = chosen!;
+  return { command, config: await loadConfig(command, flags) };
+}
+
+function programOption(key: string, option: Option): ProgramOption {
+  const optionalValue = option.kind === "boolean" || option.kind === "boolean-or-string";
+  return new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
+}
+
+function kebab(camel: string): string {
+  return camel.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+}

@@ -1,0 +1,170 @@
+import { randomBytes } from "node:crypto";
+import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { PipeloraError } from "../common/errors.ts";
+import { adapterPairs, openAdapter, writeAdapter } from "../formats/adapter.ts";
+import { writeTextAtomically } from "../formats/atomic-file.ts";
+import {
+  float32Bytes,
+  openSafetensors,
+  readFloat32,
+  type TensorToWrite,
+  writeSafetensors,
+} from "../formats/safetensors.ts";
+import type { ResolvedLora } from "../models/lora-targets.ts";
+import type { LoraPartName, LoraValues } from "./pipeline.ts";
+import { copyTokenizer } from "./tokenizer-files.ts";
+
+const OPTIMIZER_FILE = "optimizer.safetensors";
+export const STATE_FILE = "trainer_state.json";
+const MOMENTS = ["exp_avg", "exp_avg_sq"] as const;
+
+/** What every checkpoint of a run shares. */
+export interface CheckpointContext {
+  readonly outputDir: string;
+  readonly lora: ResolvedLora;
+  readonly baseModel: string;
+  /** training_args.json: the run's settings. */
+  readonly args: Readonly<Record<string, unknown>>;
+}
+
+export interface CheckpointContents {
+  readonly step: number;
+  /** trainer_state.json */
+  readonly state: string;
+  readonly learningRate: number;
+  readonly values: readonly LoraValues[];
+}
+
+/**
+ * Writes output_dir/checkpoint-N: into a folder of another name, synced, then renamed, so that a torn one is never picked
+ * up. Files are the Trainer's; optimizer, scheduler and generator state as safetensors and JSON. Returns its path.
+ */
+export async function saveCheckpoint(context: CheckpointContext, contents: CheckpointContents): Promise<string> {
+  const final = join(context.outputDir, `checkpoint-${contents.step}`);
+  const temporary = join(context.outputDir, `.checkpoint-${contents.step}-${randomBytes(4).toString("hex")}`);
+  try {
+    await mkdir(temporary, { recursive: true });
+    await saveAdapter(temporary, context, contents.values);
+    const moments = contents.values.filter(({ part }) => part !== "weight");
+    if (moments.length > 0) await writeSafetensors(join(temporary, OPTIMIZER_FILE), moments.map(momentTensor));
+    const scheduler = { last_epoch: contents.step, _last_lr: [contents.learningRate] };
+    await writeTextAtomically(join(temporary, "scheduler.json"), `${JSON.stringify(scheduler)}\n`);
+    await writeTextAtomically(join(temporary, "training_args.json"), `${JSON.stringify(context.args, null, 2)}\n`);
+    await copyTokenizer(context.baseModel, temporary);
+    await writeTextAtomically(join(temporary, STATE_FILE), contents.state);
+    await rm(final, { recursive: true, force: true });
+    await rename(temporary, final);
+    await syncFolder(context.outputDir);
+  } catch (cause) {
+    await rm(temporary, { recursive: true, force: true }).catch(() => {});
+    if (cause instanceof PipeloraError) throw cause;
+    throw new PipeloraError("PL_OUTPUT_UNWRITABLE", `can't write ${final}: ${(cause as Error).message}`, { cause });
+  }
+  return final;
+}
+
+/** The adapter alone, as peft's save_pretrained leaves it. */
+export async function saveAdapter(
+  dir: string,
+  context: CheckpointContext,
+  values: readonly LoraValues[],
+): Promise<void> {
+  const weights = new Map(
+    values.filter(({ part }) => part === "weight").map(({ module, matrix, values: v }) => [`${module}.${matrix}`, v]),
+  );
+  await writeAdapter(dir, {
+    settings: context.lora.settings,
+    targetModules: context.lora.targetModules,
+    baseModel: context.baseModel,
+    targets: context.lora.targets,
+    matrix: (target, which) => weights.get(`${target.name}.${which}`)!,
+  });
+}
+
+const momentName = (module: string, matrix: "A" | "B", part: LoraPartName) =>
+  `base_model.model.${module}.lora_${matrix}.weight.${part}`;
+
+function momentTensor({ module, matrix, part, values }: LoraValues): TensorToWrite {
+  return {
+    name: momentName(module, matrix, part),
+    dtype: "float32",
+    shape: [values.length],
+    data: () => float32Bytes(values),
+  };
+}
+
+/** Checkpoints of a folder, oldest first. */
+export async function listCheckpoints(outputDir: string): Promise<{ step: number; path: string }[]> {
+  const names = await readdir(outputDir).catch(() => [] as string[]);
+  return names
+    .map((name) => ({ step: Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? Number.NaN), path: join(outputDir, name) }))
+    .filter(({ step }) => Number.isInteger(step))
+    .sort((a, b) => a.step - b.step);
+}
+
+/** save_total_limit: deletes the oldest. */
+export async function rotateCheckpoints(outputDir: string, limit: number): Promise<void> {
+  const all = await listCheckpoints(outputDir);
+  for (const { path } of all.slice(0, Math.max(0, all.length - limit)))
+    await rm(path, { recursive: true, force: true });
+}
+
+export interface ReadCheckpoint {
+  readonly path: string;
+  readonly state: string;
+  readonly values: readonly LoraValues[];
+}
+
+/** Error: PL_RESUME_INVALID if a file is missing, torn or made for other LoRA settings. */
+export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<ReadCheckpoint> {
+  try {
+    const state = await readFile(join(path, STATE_FILE), "utf8");
+    const pair = adapterPairs(await openAdapter(path), lora.targets);
+    const optimizer = await openSafetensors(join(path, OPTIMIZER_FILE));
+    const values: LoraValues[] = [];
+    for (const target of lora.targets) {
+      const { a, b } = await pair(target);
+      for (const [matrix, weight] of [
+        ["A", a],
+        ["B", b],
+      ] as const) {
+        values.push({ module: target.name, matrix, part: "weight", values: weight });
+        for (const part of MOMENTS) {
+          const location = optimizer.tensors.get(momentName(target.name, matrix, part));
+          if (location === undefined)
+            throw new Error(`${OPTIMIZER_FILE} lacks ${momentName(target.name, matrix, part)}`);
+          const moment = await readFloat32(location);
+          if (moment.length !== weight.length)
+            throw new Error(`${momentName(target.name, matrix, part)} has another size`);
+          values.push({ module: target.name, matrix, part, values: moment });
+        }
+      }
+    }
+    return { path, state, values };
+  } catch (cause) {
+    throw new PipeloraError(
+      "PL_RESUME_INVALID",
+      `${path} is no complete checkpoint of this run: ${(cause as Error).message}`,
+      {
+        cause,
+        hint: "Resume from another checkpoint, or train anew with --overwrite-output-dir.",
+      },
+    );
+  }
+}
+
+/** The newest checkpoint that is whole; null if there is none. */
+export async function newestCheckpoint(outputDir: string, lora: ResolvedLora): Promise<ReadCheckpoint | null> {
+  for (const { path } of (await listCheckpoints(outputDir)).reverse()) {
+    const found = await readCheckpoint(path, lora).catch(() => null);
+    if (found !== null) return found;
+  }
+  return null;
+}
+
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, "r");
+  await folder.sync();
+  await folder.close();
+}

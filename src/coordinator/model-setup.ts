@@ -1,0 +1,79 @@
+import { type Dtype, isDtype } from "../common/dtype.ts";
+import { PipeloraError } from "../common/errors.ts";
+import type { LoraSettings } from "../common/lora-settings.ts";
+import type { Config } from "../config/options.ts";
+import { type Adapter, openAdapter } from "../formats/adapter.ts";
+import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../formats/checkpoint.ts";
+import { readModelSpec } from "../models/index.ts";
+import { type ResolvedLora, resolveLoraTargets } from "../models/lora-targets.ts";
+import type { ModelSpec } from "../models/spec.ts";
+
+/** The model of a run, checked as far as can be without reading a weight. */
+export interface ModelSetup {
+  readonly dir: string;
+  readonly spec: ModelSpec;
+  /** null: only the configuration is there (plan, parameters). */
+  readonly checkpoint: Checkpoint | null;
+  /** null: the base model alone. */
+  readonly lora: ResolvedLora | null;
+  /** The adapter that `lora` comes from; null: new. */
+  readonly adapter: Adapter | null;
+  /** dtype in which unquantised weights are held. */
+  readonly holdDtype: "float32" | "float16" | "bfloat16";
+  readonly warnings: readonly string[];
+}
+
+/**
+ * Reads and checks configuration, headers and adapter.
+ * `weights`: whether a checkpoint must be there. `lora`: whether LoRA settings of flags apply without --adapter.
+ */
+export async function setUpModel(config: Config, needs: { weights: boolean; lora: boolean }): Promise<ModelSetup> {
+  const dir = config.model!;
+  const spec = await readModelSpec(dir);
+  let checkpoint: Checkpoint | null = null;
+  if (needs.weights) {
+    checkpoint = await openCheckpoint(dir);
+    verifyCheckpoint(spec, checkpoint);
+  }
+  const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
+  const settings = adapter?.settings ?? (needs.lora ? loraSettings(config) : null);
+  return {
+    dir,
+    spec,
+    checkpoint,
+    lora: settings === null ? null : resolveLoraTargets(spec, settings),
+    adapter,
+    holdDtype: holdDtype(config.torch_dtype, spec.dtype),
+    warnings: adapter?.warnings ?? [],
+  };
+}
+
+function loraSettings(config: Config): LoraSettings {
+  return {
+    r: config.lora_r,
+    alpha: config.lora_alpha,
+    dropout: config.lora_dropout,
+    targetModules: config.target_modules ?? "all-linear",
+    excludeModules: config.exclude_modules,
+    layersToTransform: config.layers_to_transform,
+    layersPattern: config.layers_pattern,
+    rankPattern: config.rank_pattern,
+    alphaPattern: config.alpha_pattern,
+    useRslora: config.use_rslora,
+    useDora: false,
+    modulesToSave: null,
+    initLoraWeights: config.init_lora_weights,
+  };
+}
+
+function holdDtype(asked: Config["torch_dtype"], checkpoint: Dtype): ModelSetup["holdDtype"] {
+  const dtype = asked === "auto" ? checkpoint : asked;
+  if (isDtype(dtype) && (dtype === "float32" || dtype === "float16" || dtype === "bfloat16")) return dtype;
+  throw new PipeloraError(
+    "PL_MODEL_UNSUPPORTED",
+    `the checkpoint's dtype is ${dtype}; expected float32, float16 or bfloat16`,
+    {
+      hint: "Say --torch-dtype.",
+    },
+  );
+}
