@@ -1,0 +1,105 @@
+import type { WeightedRow } from "./steps.ts";
+
+/** Rows back to back without padding: what the engine's MicroBatch takes. */
+export interface PackedRows {
+  /** [T] */
+  readonly tokens: Int32Array;
+  readonly targets: Int32Array;
+  readonly weights: Float32Array;
+  /** [S + 1], starts with 0, ends with T. */
+  readonly cuSeqlens: Int32Array;
+  /** [S] */
+  readonly rowIds: Int32Array;
+}
+
+export type MicroBatchSize =
+  /** As few micro-batches as keep each at or below this many tokens; a longer row stands alone. */
+  | { readonly maxTokens: number }
+  /** This many micro-batches, or as many as there are rows. */
+  | { readonly count: number };
+
+/**
+ * Cuts rows, whole and in order, into micro-batches whose largest is as small as can be. Depends on the rows alone, not on
+ * placement. [micro-batch][row]
+ */
+export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
+  rows: readonly T[],
+  size: MicroBatchSize,
+): T[][] {
+  if (rows.length === 0) return [];
+  const lengths = rows.map((row) => row.tokens.length);
+  const longest = Math.max(...lengths);
+  const count =
+    "count" in size ? Math.min(size.count, rows.length) : fill(lengths, Math.max(size.maxTokens, longest)).length;
+  let low = longest;
+  let high = lengths.reduce((sum, length) => sum + length, 0);
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if (fill(lengths, middle).length <= count) high = middle;
+    else low = middle + 1;
+  }
+  const sizes = splitLargest(lengths, fill(lengths, low), count);
+  let begin = 0;
+  return sizes.map((length) => {
+    const batch = rows.slice(begin, begin + length);
+    begin += length;
+    return batch;
+  });
+}
+
+/** Numbers of rows of consecutive groups, each filled up to `capacity` tokens. */
+function fill(lengths: readonly number[], capacity: number): number[] {
+  const groups: number[] = [];
+  let room = -1;
+  for (const length of lengths) {
+    if (length <= room) {
+      groups[groups.length - 1]! += 1;
+      room -= length;
+    } else {
+      groups.push(1);
+      room = capacity - length;
+    }
+  }
+  return groups;
+}
+
+/** Halves the group with the most tokens (of those with more than one row) until there are `count`. */
+function splitLargest(lengths: readonly number[], groups: readonly number[], count: number): number[] {
+  const result = [...groups];
+  while (result.length < count) {
+    const starts = result.map((_, index) => result.slice(0, index).reduce((sum, rows) => sum + rows, 0));
+    const tokens = result.map((rows, index) =>
+      rows === 1 ? -1 : lengths.slice(starts[index], starts[index]! + rows).reduce((sum, length) => sum + length, 0),
+    );
+    const largest = tokens.indexOf(Math.max(...tokens));
+    const inside = lengths.slice(starts[largest], starts[largest]! + result[largest]!);
+    let left = 0;
+    let kept = 0;
+    while (kept < inside.length - 1 && (kept === 0 || left + inside[kept]! / 2 <= tokens[largest]! / 2)) {
+      left += inside[kept++]!;
+    }
+    result.splice(largest, 1, kept, inside.length - kept);
+  }
+  return result;
+}
+
+/** Lays rows back to back. */
+export function packRows(rows: readonly WeightedRow[]): PackedRows {
+  const total = rows.reduce((sum, row) => sum + row.tokens.length, 0);
+  const packed = {
+    tokens: new Int32Array(total),
+    targets: new Int32Array(total),
+    weights: new Float32Array(total),
+    cuSeqlens: new Int32Array(rows.length + 1),
+    rowIds: Int32Array.from(rows, (row) => row.rowId),
+  };
+  let begin = 0;
+  rows.forEach((row, index) => {
+    packed.tokens.set(row.tokens, begin);
+    packed.targets.set(row.targets, begin);
+    packed.weights.set(row.weights, begin);
+    begin += row.tokens.length;
+    packed.cuSeqlens[index + 1] = begin;
+  });
+  return packed;
+}

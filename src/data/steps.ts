@@ -1,0 +1,80 @@
+import { type Dataset, IGNORED } from "./dataset.ts";
+import type { StepOrder } from "./order.ts";
+
+/** How label tokens are averaged: ModelSpec.lossRule. */
+export type LossRule = "micro-batch-mean" | "step-token-mean";
+
+/** One row of a step: what predicts what, and with which weight. */
+export interface WeightedRow {
+  /** [T] */
+  readonly tokens: Int32Array;
+  /** [T] the label of the position after t, or -100; the last is -100. */
+  readonly targets: Int32Array;
+  /** [T] weight of each target's cross entropy; 0 where the target is -100. The step's loss is their weighted sum. */
+  readonly weights: Float32Array;
+  /** Position among all rows of the step: the dropout generator's row key. */
+  readonly rowId: number;
+}
+
+/** The rows of one step in order, each replica's apart. Their cut into micro-batches does not change the result. */
+export interface TrainingStep {
+  readonly step: number;
+  readonly epoch: number;
+  readonly epochAfter: number;
+  /** [replica][row] */
+  readonly rows: readonly (readonly WeightedRow[])[];
+  readonly tokens: number;
+  readonly labelTokens: number;
+}
+
+/**
+ * Rows of a step with a weight per label token from the model's loss rule. step-token-mean: 1 / label tokens of the step
+ * over all replicas. micro-batch-mean: 1 / (label tokens of the row's batch × batches of the step over all replicas);
+ * a batch without a label token adds nothing.
+ */
+export function trainingStep(dataset: Dataset, order: StepOrder, rule: LossRule): TrainingStep {
+  const batches = order.batches.flat();
+  const labelTokens = (batch: Uint32Array) => batch.reduce((sum, row) => sum + dataset.lossTokens(row), 0);
+  const counts = new Map(batches.map((batch) => [batch, labelTokens(batch)]));
+  const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
+  let rowId = 0;
+  const rows = order.batches.map((replica) =>
+    replica.flatMap((batch) => {
+      const weight = 1 / (rule === "step-token-mean" ? total : counts.get(batch)! * batches.length);
+      return Array.from(batch, (row) => weightedRow(dataset, row, weight, rowId++));
+    }),
+  );
+  return {
+    step: order.step,
+    epoch: order.epoch,
+    epochAfter: order.epochAfter,
+    rows,
+    tokens: rows.flat().reduce((sum, row) => sum + row.tokens.length, 0),
+    labelTokens: total,
+  };
+}
+
+function weightedRow(dataset: Dataset, index: number, weight: number, rowId: number): WeightedRow {
+  const { tokens, labels } = dataset.row(index);
+  const length = tokens.length;
+  const targets = new Int32Array(length).fill(IGNORED);
+  targets.set(labels.subarray(1));
+  const weights = new Float32Array(length);
+  for (let t = 0; t < length; t++) if (targets[t] !== IGNORED) weights[t] = weight;
+  return { tokens, targets, weights, rowId };
+}
+
+/**
+ * A held-out set as batches in order, weighted so that the loss sums of all batches add up to the Trainer's eval_loss:
+ * each batch's mean counts by its number of rows.
+ */
+export function evaluationBatches(dataset: Dataset, batchSize: number): WeightedRow[][] {
+  const batches: WeightedRow[][] = [];
+  for (let begin = 0; begin < dataset.size; begin += batchSize) {
+    const rows = Array.from({ length: Math.min(batchSize, dataset.size - begin) }, (_, i) => begin + i);
+    const labels = rows.reduce((sum, row) => sum + dataset.lossTokens(row), 0);
+    const weight = rows.length / (labels * dataset.size);
+    batches.push(rows.map((row) => weightedRow(dataset, row, weight, row)));
+  }
+  return batches;
+}
