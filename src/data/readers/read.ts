@@ -1,0 +1,35 @@
+import { stat } from "node:fs/promises";
+import { extname } from "node:path";
+import { readJsonValues } from "./json-stream.ts";
+import { datasetError, parseRow, type Row } from "./rows.ts";
+import { readCsvValues, readParquetValues } from "./tables.ts";
+
+const READERS: Readonly<Record<string, (path: string) => AsyncIterable<unknown>>> = {
+  ".json": readJsonValues,
+  ".jsonl": readJsonValues,
+  ".ndjson": readJsonValues,
+  ".csv": readCsvValues,
+  ".parquet": readParquetValues,
+};
+
+/**
+ * The checked rows of a JSON, JSONL, CSV or Parquet file, streamed. Error: PL_DATASET_INVALID, with the row's number
+ * (from 1) and key where one is to blame.
+ */
+export async function* readRows(path: string): AsyncIterable<Row> {
+  const extension = extname(path).toLowerCase();
+  const reader = Object.hasOwn(READERS, extension) ? READERS[extension] : undefined;
+  if (reader === undefined) {
+    throw datasetError(
+      `${path}: "${extension}" is no dataset's extension.`,
+      `Give a file ending in ${Object.keys(READERS).join(", ")}.`,
+    );
+  }
+  const found = await stat(path).catch((error: Error) => {
+    throw datasetError(`${path} can't be read: ${error.message}.`, "Check the path of the dataset.", error);
+  });
+  if (!found.isFile()) throw datasetError(`${path} is not a file.`, "Give one file of rows.");
+  let number = 0;
+  for await (const value of reader(path)) yield parseRow(path, ++number, value);
+  if (number === 0) throw datasetError(`${path} has no rows.`, "Give a dataset with at least one row.");
+}

@@ -1,0 +1,79 @@
+import { createReadStream } from "node:fs";
+import { Readable } from "node:stream";
+import { parse as csvParser } from "csv-parse";
+import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
+import { compressors } from "hyparquet-compressors";
+import { datasetError } from "./rows.ts";
+
+/** Columns of tables that hold lists, written as JSON text in a CSV file. */
+const LIST_COLUMNS = ["input_ids", "labels", "attention_mask", "messages"];
+
+/** Rows of a CSV file with a header line (RFC 4180). */
+export async function* readCsvValues(path: string): AsyncIterable<unknown> {
+  const parser = csvParser({ columns: true, bom: true, skip_empty_lines: true, max_record_size: 1 << 28 });
+  const text = Readable.from(decodeUtf8(path));
+  text.on("error", (error) => parser.destroy(error));
+  text.pipe(parser);
+  try {
+    for await (const record of parser as AsyncIterable<Record<string, string>>) yield withLists(path, record);
+  } catch (error) {
+    if (error instanceof Error && "code" in error && String(error.code).startsWith("CSV_")) {
+      throw datasetError(
+        `${path} is not a CSV table: ${error.message}.`,
+        "Quote fields that hold commas, quotes or newlines.",
+        error,
+      );
+    }
+    throw error;
+  }
+}
+
+async function* decodeUtf8(path: string): AsyncIterable<string> {
+  const decoder = new TextDecoder("utf-8", { fatal: true });
+  try {
+    for await (const chunk of createReadStream(path) as AsyncIterable<Buffer>)
+      yield decoder.decode(chunk, { stream: true });
+    yield decoder.decode();
+  } catch (error) {
+    if (error instanceof TypeError) throw datasetError(`${path} is not UTF-8.`, "Convert the file to UTF-8.", error);
+    throw error;
+  }
+}
+
+function withLists(path: string, record: Record<string, string>): Record<string, unknown> {
+  const row: Record<string, unknown> = { ...record };
+  for (const column of LIST_COLUMNS) {
+    const text = record[column];
+    if (text === undefined || text === "") continue;
+    try {
+      row[column] = JSON.parse(text) as unknown;
+    } catch (error) {
+      throw datasetError(
+        `${path}: column "${column}" must hold JSON, got ${text.slice(0, 60)}.`,
+        "Write lists as [1, 2, 3].",
+        error,
+      );
+    }
+  }
+  return row;
+}
+
+/** Rows of a Parquet file, one row group in memory at a time. */
+export async function* readParquetValues(path: string): AsyncIterable<unknown> {
+  try {
+    const file = await asyncBufferFromFile(path);
+    const metadata = await parquetMetadataAsync(file);
+    let rowStart = 0;
+    for (const group of metadata.row_groups) {
+      const rowEnd = rowStart + Number(group.num_rows);
+      yield* await parquetReadObjects({ file, metadata, compressors, rowStart, rowEnd });
+      rowStart = rowEnd;
+    }
+  } catch (error) {
+    throw datasetError(
+      `${path} can't be read as Parquet: ${(error as Error).message}.`,
+      "Write the file again.",
+      error,
+    );
+  }
+}
