@@ -5,7 +5,7 @@ namespace pipelora::quant {
 
 enum class Isa { scalar, avx2, avx512, avx512_vnni };
 
-/// Best level of this processor: avx2 means AVX2 and F16C, avx512 means F, BW, VL and DQ, avx512_vnni adds VNNI.
+/// Best level of this processor: avx2 means AVX2, FMA and F16C, avx512 means F, BW, VL and DQ, avx512_vnni adds VNNI.
 Isa detected_isa();
 
 /// Level in use. Results do not depend on it.
