@@ -24,6 +24,10 @@ __m128i sum4(__m512i a, __m512i b, __m512i c, __m512i d) {
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
+/// sum += a (unsigned) * b (signed), four neighbours at a time. GCC 12 copies every accumulator in and out of the intrinsic,
+/// which costs two thirds of the speed; the constraint "+v" does not.
+void multiply_add(__m512i& sum, __m512i a, __m512i b) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+
 /// kA rows of a by kB rows of b; shift[j] = 128 * sum(b[j]).
 template <int kA, int kB>
 void tile(const std::int8_t* a, std::int64_t lda, const std::int8_t* b, std::int64_t ldb, std::int64_t k,
@@ -33,17 +37,26 @@ void tile(const std::int8_t* a, std::int64_t lda, const std::int8_t* b, std::int
     for (auto& sum : row) sum = _mm512_setzero_si512();
   }
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-  const auto step = [&](std::int64_t l, __mmask64 mask) {
-    __m512i from_a[kA];
-    for (int i = 0; i < kA; ++i) from_a[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, a + i * lda + l), flip);
+  // The rows of b stay in registers and those of a pass through one: with the sums that is all the registers there are.
+  std::int64_t l = 0;
+  for (; l + kLanes <= k; l += kLanes) {
+    __m512i from_b[kB];
+    for (int j = 0; j < kB; ++j) from_b[j] = _mm512_loadu_si512(b + j * ldb + l);
+    for (int i = 0; i < kA; ++i) {
+      const __m512i from_a = _mm512_xor_si512(_mm512_loadu_si512(a + i * lda + l), flip);
+      for (int j = 0; j < kB; ++j) multiply_add(sums[i][j], from_a, from_b[j]);
+    }
+  }
+  if (l < k) {
+    const __mmask64 mask = (__mmask64{1} << (k - l)) - 1;
     for (int j = 0; j < kB; ++j) {
       const __m512i from_b = _mm512_maskz_loadu_epi8(mask, b + j * ldb + l);
-      for (int i = 0; i < kA; ++i) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], from_a[i], from_b);
+      for (int i = 0; i < kA; ++i) {
+        const __m512i from_a = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, a + i * lda + l), flip);
+        multiply_add(sums[i][j], from_a, from_b);
+      }
     }
-  };
-  std::int64_t l = 0;
-  for (; l + kLanes <= k; l += kLanes) step(l, ~__mmask64{0});
-  if (l < k) step(l, (__mmask64{1} << (k - l)) - 1);
+  }
   for (int i = 0; i < kA; ++i) {
     const __m128i four = sum4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
     if constexpr (kB == kRowsOfB) {

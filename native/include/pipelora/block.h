@@ -42,8 +42,9 @@ class Block {
   Buffer backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad);
 
  private:
-  /// Fills everything of `saved` from saved.x, and gives the block's output unless `recompute`.
-  Buffer run(const Batch& batch, BlockSaved& saved, bool keep, bool recompute, const KvLayer* cache);
+  /// What stays in `saved` after a pass: all, only x, or nothing; `recompute` keeps all and makes no output.
+  enum class Pass { keep, checkpoint, forget, recompute };
+  Buffer run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLayer* cache);
   Tensor q_norm() const;
   Tensor k_norm() const;
 

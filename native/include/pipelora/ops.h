@@ -220,7 +220,11 @@ class Ops {
   /// Dense host bytes into a (possibly strided) tensor and back. `host` may be reused on return.
   virtual void upload(const Tensor& to, const void* host) = 0;
   virtual void download(const Tensor& from, void* host) = 0;
+  /// Points `device` at a copy of `host`: in `storage`, which the caller allocates where indices need a copy on the device.
   virtual void upload(Indices& indices) = 0;
+  virtual bool needs_device_indices() const = 0;
+  /// Checkpoint values into a dense weight of another dtype: each value is rounded once to the weight's dtype.
+  virtual void load(const HostTensor& from, const Tensor& to) = 0;
   virtual void finish() = 0;
 
   /// Same shape; dtypes may differ.

@@ -1,14 +1,15 @@
 // A run of consecutive layers on one device: weights, and the passes over them.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "pipelora/batch.h"
 #include "pipelora/block.h"
+#include "pipelora/head.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
 #include "pipelora/spec.h"
@@ -53,6 +54,7 @@ class Segment {
   struct Slot;
   void check_input(const Buffer& input, std::int64_t tokens) const;
   void require_loaded() const;
+  Buffer embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected);
 
   Ops& ops_;
   Arena& arena_;

@@ -1,0 +1,71 @@
+#include "pipelora/arena.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+void Buffer::reset() {
+  if (arena_ != nullptr) arena_->release(tensor_.data);
+  arena_ = nullptr;
+  tensor_ = Tensor();
+}
+
+Arena::Arena(void* base, std::size_t bytes)
+    : base_(static_cast<char*>(base)), bytes_(bytes / kAlignment * kAlignment) {
+  if (bytes_ > 0) free_.emplace(0, bytes_);
+}
+
+Buffer Arena::tensor(const char* what, DType dtype, std::int64_t rows, std::int64_t cols, Placement placement) {
+  const std::size_t wanted = static_cast<std::size_t>(rows * cols) * dtype_bytes(dtype);
+  const std::size_t bytes = std::max<std::size_t>(1, (wanted + kAlignment - 1) / kAlignment) * kAlignment;
+
+  auto fits = [bytes](const auto& hole) { return hole.second >= bytes; };
+  auto hole = free_.end();
+  if (placement == Placement::low) {
+    hole = std::find_if(free_.begin(), free_.end(), fits);
+  } else {
+    const auto found = std::find_if(free_.rbegin(), free_.rend(), fits);
+    if (found != free_.rend()) hole = std::prev(found.base());
+  }
+  if (hole == free_.end()) {
+    std::size_t largest = 0;
+    for (const auto& [offset, size] : free_) largest = std::max(largest, size);
+    throw Error(kOutOfMemory, std::string("no room in the arena for ") + what + " " + shape_text(rows, cols) + " " +
+                                  dtype_name(dtype) + ": " + std::to_string(bytes) + " bytes wanted, " +
+                                  std::to_string(bytes_ - used_) + " of " + std::to_string(bytes_) +
+                                  " free, the largest piece has " + std::to_string(largest));
+  }
+  const auto [start, size] = *hole;
+  free_.erase(hole);
+  const std::size_t offset = placement == Placement::low ? start : start + size - bytes;
+  if (size > bytes) free_.emplace(placement == Placement::low ? start + bytes : start, size - bytes);
+  taken_.emplace(offset, bytes);
+  used_ += bytes;
+  peak_ = std::max(peak_, used_);
+  return Buffer(this, Tensor(base_ + offset, dtype, rows, cols));
+}
+
+void Arena::release(void* data) {
+  const auto taken = taken_.find(static_cast<std::size_t>(static_cast<char*>(data) - base_));
+  std::size_t offset = taken->first, size = taken->second;
+  taken_.erase(taken);
+  used_ -= size;
+  auto next = free_.lower_bound(offset);
+  if (next != free_.end() && offset + size == next->first) {
+    size += next->second;
+    next = free_.erase(next);
+  }
+  if (next != free_.begin()) {
+    const auto previous = std::prev(next);
+    if (previous->first + previous->second == offset) {
+      previous->second += size;
+      return;
+    }
+  }
+  free_.emplace(offset, size);
+}
+
+}  // namespace pipelora

@@ -1,0 +1,50 @@
+// The output head: logits only for tokens that carry a label, in chunks of rows, and their gradient in the same pass.
+#pragma once
+
+#include <memory>
+
+#include "pipelora/batch.h"
+#include "pipelora/lora.h"
+
+namespace pipelora {
+
+/// Chunks are as many rows as their float32 logits fit in this many bytes.
+inline constexpr std::int64_t kLogitsBytes = std::int64_t{1} << 27;
+
+struct HeadSaved {
+  Indices label_rows;
+  Buffer hidden_grad;  // [L, D] compute: gradient of the loss sum over `unit`
+  Buffer grad_a, grad_bt;  // LoRA gradients, f32, over `unit`; empty without a pair
+  double unit = 1;     // the largest weight: keeps gradients in a 16-bit range
+  std::int64_t tokens = 0;
+};
+
+struct HeadResult {
+  double loss_sum = 0;
+  std::int64_t label_tokens = 0, correct_tokens = 0;
+  std::unique_ptr<HeadSaved> saved;
+};
+
+class Head {
+ public:
+  Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec);
+
+  LinearWeight& weight() const { return group_->weight(); }
+  /// null without LoRA.
+  LoraPair* pair() const { return group_->trainable() ? group_->pairs().front().get() : nullptr; }
+
+  /// hidden [T, D]. With `keep`, the gradient is made at once and kept, so that logits never return.
+  HeadResult forward(const Batch& batch, const MicroBatch& micro, const Tensor& hidden, bool keep);
+  /// Gradient of hidden [T, D], zero where there is no label; nothing unless asked for.
+  Buffer backward(const Batch& batch, const HeadSaved& saved, double loss_scale, bool needs_input_grad);
+  /// f32 [S, V] of each sequence's last token.
+  Buffer last_logits(const Batch& batch, const Tensor& hidden);
+
+ private:
+  Ops& ops_;
+  Arena& arena_;
+  const Arch& arch_;
+  std::unique_ptr<LinearGroup> group_;
+};
+
+}  // namespace pipelora

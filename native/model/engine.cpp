@@ -1,0 +1,134 @@
+#include "pipelora/engine.h"
+
+#include "pipelora/error.h"
+#include "pipelora/lora_optimizer.h"
+#include "pipelora/mapped_file.h"
+
+namespace pipelora {
+
+Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes) : ops_(std::move(ops)), arch_(std::move(arch)) {
+  const auto good = [](std::int64_t n) { return n > 0 && n < (std::int64_t{1} << 31); };
+  if (!good(arch_.hidden) || !good(arch_.heads) || !good(arch_.kv_heads) || !good(arch_.ffn) || !good(arch_.vocab) ||
+      arch_.head_dim <= 0 || arch_.head_dim > 1024 || arch_.head_dim % 2 != 0 || arch_.heads % arch_.kv_heads != 0 ||
+      static_cast<std::int64_t>(arch_.rope_inv_freq.size()) != arch_.head_dim / 2)
+    throw Error(kTensorMismatch, "arch: expected positive sizes, an even headDim of at most 1024 with headDim / 2 rotary frequencies, "
+                                 "and heads a multiple of kvHeads");
+  arena_memory_ = ops_->allocate("the arena", arena_bytes, false);
+  arena_ = std::make_unique<Arena>(arena_memory_->data(), arena_bytes);
+  ops_->use_arena(*arena_);
+  rope_ = std::make_unique<RopeTables>(*ops_, arch_);
+}
+
+Engine::~Engine() = default;
+
+Segment& Engine::segment(std::size_t index) const {
+  if (index >= segments_.size())
+    throw Error(kEngineFailed, "segment " + std::to_string(index) + ": the engine has " + std::to_string(segments_.size()));
+  return *segments_[index];
+}
+
+LoraPair& Engine::pair(const std::string& name) const {
+  const auto found = pairs_.find(name);
+  if (found == pairs_.end()) throw Error(kTensorMismatch, "this engine holds no LoRA pair of " + name);
+  return *found->second;
+}
+
+std::size_t Engine::add_segment(SegmentSpec spec) {
+  auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec));
+  for (LoraPair* held : made->lora_pairs())
+    if (pairs_.contains(held->name())) throw Error(kTensorMismatch, "two segments hold a LoRA pair of " + held->name());
+  for (LoraPair* held : made->lora_pairs()) {
+    pairs_.emplace(held->name(), held);
+    pair_order_.push_back(held);
+  }
+  segments_.push_back(std::move(made));
+  return segments_.size() - 1;
+}
+
+void Engine::load_weight(std::size_t index, const std::string& name, const TensorSource& source, const HoldSpec& hold) {
+  std::uint64_t elements = 1;
+  for (const std::int64_t extent : source.shape) {
+    if (extent <= 0 || elements > (std::uint64_t{1} << 48) / static_cast<std::uint64_t>(extent))
+      throw Error(kCheckpointInvalid, name + ": its shape has an extent of " + std::to_string(extent));
+    elements *= static_cast<std::uint64_t>(extent);
+  }
+  if (elements * dtype_bytes(source.dtype) != source.bytes)
+    throw Error(kCheckpointInvalid, name + ": expected " + std::to_string(elements * dtype_bytes(source.dtype)) +
+                                        " bytes for its shape and dtype, the file's header says " + std::to_string(source.bytes));
+  for (const DType dtype : {source.dtype, hold.dtype})
+    if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
+      throw Error(kTensorMismatch, name + ": expected float32, bfloat16 or float16, got " + dtype_name(dtype));
+  const MappedFile file(source.path);
+  const HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
+  segment(index).load(name, source.shape, data, hold);
+  ops_->finish();
+}
+
+std::vector<std::string> Engine::missing_weights(std::size_t index) const { return segment(index).missing(); }
+
+void Engine::set_lora(const std::string& name, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count) {
+  pair(name).set(*ops_, matrix, part, values, count);
+}
+std::vector<float> Engine::get_lora(const std::string& name, LoraMatrix matrix, LoraPart part) {
+  return pair(name).get(*ops_, matrix, part);
+}
+std::vector<std::string> Engine::lora_names() const {
+  std::vector<std::string> names;
+  for (const LoraPair* held : pair_order_) names.push_back(held->name());
+  return names;
+}
+
+ForwardResult Engine::forward(std::size_t index, const MicroBatch& micro, Buffer input) {
+  return segment(index).forward(micro, std::move(input));
+}
+Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout, double loss_scale) {
+  return segment(index).backward(batch_index, std::move(dout), loss_scale);
+}
+void Engine::discard() {
+  for (const auto& held : segments_) held->discard();
+}
+
+std::vector<double> Engine::grad_squares() { return pipelora::grad_squares(*ops_, pair_order_); }
+void Engine::optimizer_step(const AdamSettings& settings) { adamw_step(*ops_, pair_order_, settings); }
+void Engine::zero_grad() { pipelora::zero_grad(*ops_, pair_order_); }
+
+std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t capacity) {
+  std::size_t blocks = 0;
+  for (const auto& held : segments_) blocks += held->block_count();
+  caches_.emplace(next_cache_, std::make_unique<KvCache>(*ops_, arch_, sequences, capacity, segments_.size(), blocks));
+  return next_cache_++;
+}
+void Engine::free_cache(std::size_t cache) { caches_.erase(cache); }
+
+Buffer Engine::infer(std::size_t index, std::size_t cache, const std::vector<std::int32_t>& cu_seqlens,
+                     const std::vector<std::int32_t>& tokens, Buffer input) {
+  Segment& target = segment(index);
+  const auto found = caches_.find(cache);
+  if (found == caches_.end()) throw Error(kEngineFailed, "there is no cache " + std::to_string(cache));
+  std::size_t first_block = 0;
+  for (std::size_t i = 0; i < index; ++i) first_block += segments_[i]->block_count();
+  return target.infer(*found->second, index, first_block, cu_seqlens, tokens, std::move(input));
+}
+
+std::vector<std::uint8_t> Engine::read(const Tensor& tensor) {
+  std::vector<std::uint8_t> bytes(tensor.bytes());
+  ops_->download(tensor, bytes.data());
+  return bytes;
+}
+Buffer Engine::write(const void* bytes, DType dtype, std::int64_t rows, std::int64_t cols) {
+  Buffer buffer = arena_->tensor("a written tensor", dtype, rows, cols);
+  ops_->upload(buffer, bytes);
+  return buffer;
+}
+
+EngineMemory Engine::memory() const {
+  EngineMemory memory;
+  for (const auto& held : segments_) memory.weight_bytes += held->weight_bytes();
+  for (const LoraPair* held : pair_order_) memory.lora_bytes += held->bytes();
+  for (const auto& [number, cache] : caches_) memory.cache_bytes += cache->bytes();
+  memory.arena_bytes = arena_->capacity();
+  memory.arena_peak_bytes = arena_->peak();
+  return memory;
+}
+
+}  // namespace pipelora

@@ -1,0 +1,154 @@
+#include "pipelora/head.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec) : ops_(ops), arena_(arena), arch_(arch) {
+  LinearSpec linear;
+  linear.name = spec.name;
+  linear.in = arch.hidden;
+  linear.out = arch.vocab;
+  linear.lora = spec.lora;
+  group_ = std::make_unique<LinearGroup>(ops, std::vector<LinearSpec>{linear});
+}
+
+namespace {
+
+/// Sequences of the gathered rows: only positions and row numbers matter (dropout's keys).
+void gather_keys(const Sequences& from, const std::vector<std::int32_t>& rows, std::size_t first, std::size_t count, Sequences& to) {
+  to.tokens = static_cast<std::int64_t>(count);
+  for (std::size_t i = first; i < first + count; ++i) {
+    to.position.host.push_back(from.position.host[static_cast<std::size_t>(rows[i])]);
+    to.row.host.push_back(from.row.host[static_cast<std::size_t>(rows[i])]);
+  }
+}
+
+}  // namespace
+
+HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tensor& hidden, bool keep) {
+  const std::int64_t tokens = batch.sequences.tokens, d = arch_.hidden, v = arch_.vocab;
+  const DType dtype = ops_.compute_dtype();
+  if (static_cast<std::int64_t>(micro.targets.size()) != tokens || static_cast<std::int64_t>(micro.weights.size()) != tokens)
+    throw Error(kTensorMismatch, "targets and weights: expected " + std::to_string(tokens) + " values each, got " +
+                                     std::to_string(micro.targets.size()) + " and " + std::to_string(micro.weights.size()));
+  auto saved = std::make_unique<HeadSaved>();
+  saved->tokens = tokens;
+  std::vector<std::int32_t>& rows = saved->label_rows.host;
+  std::vector<std::int32_t> targets;
+  std::vector<float> weights;
+  float largest = 0;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int32_t target = micro.targets[static_cast<std::size_t>(t)];
+    if (target == -100) continue;
+    if (target < 0 || target >= v)
+      throw Error(kTensorMismatch, "targets: " + std::to_string(target) + " is outside the vocabulary of " + std::to_string(v));
+    rows.push_back(static_cast<std::int32_t>(t));
+    targets.push_back(target);
+    weights.push_back(micro.weights[static_cast<std::size_t>(t)]);
+    largest = std::max(largest, std::abs(weights.back()));
+  }
+  const auto labels = static_cast<std::int64_t>(rows.size());
+  HeadResult result;
+  result.label_tokens = labels;
+  saved->unit = largest > 0 ? static_cast<double>(largest) : 1.0;
+  std::vector<float> relative(weights.size());
+  for (std::size_t i = 0; i < weights.size(); ++i) relative[i] = static_cast<float>(static_cast<double>(weights[i]) / saved->unit);
+  if (ops_.needs_device_indices() && labels > 0)
+    saved->label_rows.storage = arena_.tensor("rows with a label", DType::i32, 1, labels);
+  ops_.upload(saved->label_rows);
+
+  std::vector<LoraView> views = group_->views();
+  if (keep) {
+    saved->hidden_grad = arena_.tensor("gradient of the hidden states with a label", dtype, labels, d);
+    if (group_->trainable()) {
+      saved->grad_a = arena_.tensor("gradient of the head's A", DType::f32, views[0].a.rows, d);
+      saved->grad_bt = arena_.tensor("gradient of the head's B", DType::f32, views[0].bt.rows, v);
+      ops_.zero(saved->grad_a);
+      ops_.zero(saved->grad_bt);
+      views[0].grad_a = saved->grad_a;
+      views[0].grad_bt = saved->grad_bt;
+    }
+  }
+  const LoraSet lora{views, group_->inner_cols(), batch.dropout()};
+
+  const std::int64_t chunk = std::clamp<std::int64_t>(kLogitsBytes / (4 * v), 1, std::max<std::int64_t>(1, labels));
+  for (std::int64_t first = 0; first < labels; first += chunk) {
+    const std::int64_t n = std::min(chunk, labels - first);
+    Sequences keys;
+    gather_keys(batch.sequences, rows, static_cast<std::size_t>(first), static_cast<std::size_t>(n), keys);
+    Indices picked;
+    picked.host.assign(rows.begin() + first, rows.begin() + first + n);
+    for (Indices* indices : {&picked, &keys.position, &keys.row}) {
+      if (ops_.needs_device_indices()) indices->storage = arena_.workspace("indices of label rows", DType::i32, 1, n);
+      ops_.upload(*indices);
+    }
+    Buffer x = arena_.workspace("hidden states with a label", dtype, n, d);
+    ops_.gather_rows(hidden, picked, x);
+    Buffer inner, inner_grad;
+    if (group_->trainable()) {
+      inner = arena_.workspace("LoRA's inner vectors", DType::f32, n, group_->inner_cols());
+      if (keep) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, n, group_->inner_cols());
+    }
+    Buffer logits = arena_.workspace("a chunk of logits", DType::f32, n, v);
+    ops_.linear_forward({x, &group_->weight(), lora, inner, Tensor(), logits, &keys});
+
+    Buffer dlogits;
+    if (keep && dtype != DType::f32) dlogits = arena_.workspace("gradient of a chunk of logits", dtype, n, v);
+    Buffer target = arena_.workspace("targets", DType::i32, 1, n), weight = arena_.workspace("weights", DType::f32, 1, n);
+    Buffer loss = arena_.workspace("losses", DType::f32, 1, n), correct = arena_.workspace("hits", DType::i32, 1, n);
+    ops_.upload(target, targets.data() + first);
+    ops_.upload(weight, relative.data() + first);
+    const Tensor dz = !keep ? Tensor() : dlogits ? dlogits.tensor() : logits.tensor();
+    ops_.cross_entropy({logits, dz, target, weight, loss, correct});
+
+    if (keep) {
+      ops_.linear_input_grad({dz, &group_->weight(), lora, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
+      if (group_->trainable()) ops_.lora_weight_grad({x, dz, inner, inner_grad, lora, &keys});
+    }
+    std::vector<float> losses(static_cast<std::size_t>(n));
+    std::vector<std::int32_t> hits(static_cast<std::size_t>(n));
+    ops_.download(loss, losses.data());
+    ops_.download(correct, hits.data());
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      result.loss_sum += static_cast<double>(weights[static_cast<std::size_t>(first) + at]) * static_cast<double>(losses[at]);
+      result.correct_tokens += hits[at];
+    }
+  }
+  if (keep) result.saved = std::move(saved);
+  return result;
+}
+
+Buffer Head::backward(const Batch&, const HeadSaved& saved, double loss_scale, bool needs_input_grad) {
+  const auto factor = static_cast<float>(loss_scale * saved.unit);
+  if (group_->trainable()) {
+    ops_.add_scaled(saved.grad_a, factor, group_->views()[0].grad_a);
+    ops_.add_scaled(saved.grad_bt, factor, group_->views()[0].grad_bt);
+  }
+  if (!needs_input_grad) return Buffer();
+  Buffer gradient = arena_.tensor("gradient of the hidden states", ops_.compute_dtype(), saved.tokens, arch_.hidden);
+  ops_.zero(gradient);
+  if (saved.label_rows.size() > 0) ops_.scatter_rows(saved.hidden_grad, saved.label_rows, factor, gradient);
+  return gradient;
+}
+
+Buffer Head::last_logits(const Batch& batch, const Tensor& hidden) {
+  const std::int64_t count = batch.sequences.count();
+  Indices last;
+  for (std::int64_t s = 0; s < count; ++s) last.host.push_back(batch.sequences.cu_queries.host[static_cast<std::size_t>(s) + 1] - 1);
+  if (ops_.needs_device_indices()) last.storage = arena_.workspace("rows of last tokens", DType::i32, 1, count);
+  ops_.upload(last);
+  Buffer x = arena_.workspace("hidden states of last tokens", ops_.compute_dtype(), count, arch_.hidden);
+  ops_.gather_rows(hidden, last, x);
+  Buffer inner;
+  if (group_->trainable()) inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, group_->inner_cols());
+  Buffer logits = arena_.tensor("logits", DType::f32, count, arch_.vocab);
+  ops_.linear_forward({x, &group_->weight(), group_->lora(nullptr), inner, Tensor(), logits, nullptr});
+  return logits;
+}
+
+}  // namespace pipelora

@@ -1,0 +1,88 @@
+#include "pipelora/lora.h"
+
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+namespace {
+constexpr std::int64_t kParts = 4;
+
+std::vector<float> transposed(const float* values, std::int64_t rows, std::int64_t cols) {
+  std::vector<float> out(static_cast<std::size_t>(rows * cols));
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c) out[static_cast<std::size_t>(c * rows + r)] = values[r * cols + c];
+  return out;
+}
+}  // namespace
+
+LoraPair::LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec)
+    : name_(std::move(name)), in_(in), out_(out), spec_(spec) {
+  if (spec.r <= 0 || spec.dropout < 0 || spec.dropout >= 1)
+    throw Error(kTensorMismatch, "LoRA of " + name_ + ": expected a rank above 0 and dropout in [0, 1), got " +
+                                     std::to_string(spec.r) + " and " + std::to_string(spec.dropout));
+  const auto bytes = static_cast<std::size_t>(kParts * spec.r * (in + out)) * sizeof(float);
+  memory_ = ops.allocate("LoRA matrices and their optimizer state", bytes, true);
+  ops.zero(Tensor(memory_->data(), DType::f32, 1, static_cast<std::int64_t>(bytes / sizeof(float))));
+}
+
+Tensor LoraPair::part(LoraMatrix matrix, LoraPart part) const {
+  const std::int64_t size_a = spec_.r * in_, size_b = spec_.r * out_;
+  float* base = static_cast<float*>(memory_->data()) + static_cast<std::int64_t>(part) * (size_a + size_b);
+  return matrix == LoraMatrix::a ? Tensor(base, DType::f32, spec_.r, in_) : Tensor(base + size_a, DType::f32, spec_.r, out_);
+}
+
+void LoraPair::set(Ops& ops, LoraMatrix matrix, LoraPart which, const float* values, std::size_t count) {
+  const Tensor target = part(matrix, which);
+  if (static_cast<std::int64_t>(count) != target.size())
+    throw Error(kTensorMismatch, name_ + (matrix == LoraMatrix::a ? ".lora_A" : ".lora_B") + ": expected " +
+                                     std::to_string(target.size()) + " values, got " + std::to_string(count));
+  if (matrix == LoraMatrix::a)
+    ops.upload(target, values);
+  else
+    ops.upload(target, transposed(values, out_, spec_.r).data());
+}
+
+std::vector<float> LoraPair::get(Ops& ops, LoraMatrix matrix, LoraPart which) const {
+  const Tensor source = part(matrix, which);
+  std::vector<float> values(static_cast<std::size_t>(source.size()));
+  ops.download(source, values.data());
+  return matrix == LoraMatrix::a ? values : transposed(values.data(), spec_.r, out_);
+}
+
+AdamTarget LoraPair::adam_target(LoraMatrix matrix) const {
+  return {part(matrix, LoraPart::weight), part(matrix, LoraPart::grad), part(matrix, LoraPart::exp_avg),
+          part(matrix, LoraPart::exp_avg_sq)};
+}
+
+LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner) const {
+  LoraView view;
+  view.a = part(LoraMatrix::a, LoraPart::weight);
+  view.bt = part(LoraMatrix::b, LoraPart::weight);
+  view.grad_a = part(LoraMatrix::a, LoraPart::grad);
+  view.grad_bt = part(LoraMatrix::b, LoraPart::grad);
+  view.scale = spec_.scale;
+  view.dropout = spec_.dropout;
+  view.module_id = spec_.module_id;
+  view.first_column = first_column;
+  view.first_inner = first_inner;
+  return view;
+}
+
+LinearGroup::LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears) : linears_(linears) {
+  std::vector<std::int64_t> rows;
+  bool bias = false;
+  std::int64_t column = 0;
+  for (const LinearSpec& linear : linears_) {
+    rows.push_back(linear.out);
+    bias = bias || linear.bias;
+    if (linear.lora) {
+      pairs_.push_back(std::make_unique<LoraPair>(ops, linear.name, linear.in, linear.out, *linear.lora));
+      views_.push_back(pairs_.back()->view(column, inner_cols_));
+      inner_cols_ += linear.lora->r;
+    }
+    column += linear.out;
+  }
+  weight_ = ops.create_linear(linears_.front().in, std::move(rows), bias);
+}
+
+}  // namespace pipelora

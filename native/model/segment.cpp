@@ -1,0 +1,321 @@
+#include "pipelora/segment.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+namespace {
+std::string shape_of(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+}  // namespace
+
+/// One layer's weights. Exactly one of block and head is set for those kinds.
+struct Segment::Layer {
+  enum class Kind { embedding, block, norm, head } kind;
+  std::unique_ptr<Block> block;
+  std::unique_ptr<Head> head;
+  std::unique_ptr<DeviceMemory> memory;  // the embedding's table, the norm's weight
+  Tensor weight;
+  bool reached = false;  // backward reaches it: something trainable lies in it or before it
+  bool checkpointed = false;
+
+  bool trainable() const {
+    return (block && block->trainable()) || (head && head->pair() != nullptr);
+  }
+};
+
+/// A place that a checkpoint's tensor fills.
+struct Segment::Slot {
+  std::int64_t rows = 0, cols = 0;  // rows 0: a vector [cols]
+  std::function<void(const HostTensor&, const HoldSpec&)> fill;
+  bool filled = false;
+};
+
+/// What forward left for the backward pass of one micro-batch.
+struct Segment::Saved {
+  std::unique_ptr<Batch> batch;
+  std::vector<BlockSaved> blocks;  // one a layer; empty for other kinds
+  std::vector<Buffer> inputs;      // one a layer: a norm's input
+  std::unique_ptr<HeadSaved> head;
+};
+
+Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec)
+    : ops_(ops), arena_(arena), rope_(rope), arch_(arch), spec_(std::move(spec)) {
+  bool reached = spec_.needs_input_grad;
+  std::int64_t blocks = 0;
+  for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
+    auto layer = std::make_unique<Layer>();
+    Layer* at = layer.get();
+    if (const auto* embedding = std::get_if<EmbeddingSpec>(&spec_.layers[i])) {
+      if (i != 0) throw Error(kTensorMismatch, "the embedding must be a segment's first layer");
+      at->kind = Layer::Kind::embedding;
+      Slot slot;
+      slot.rows = arch.vocab;
+      slot.cols = arch.hidden;
+      slot.fill = [this, at](const HostTensor& data, const HoldSpec& hold) {
+        at->memory = ops_.allocate("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype), false);
+        at->weight = Tensor(at->memory->data(), hold.dtype, data.rows, data.cols);
+        ops_.load(data, at->weight);
+      };
+      slots_.emplace(embedding->weight, std::move(slot));
+    } else if (const auto* block = std::get_if<BlockSpec>(&spec_.layers[i])) {
+      at->kind = Layer::Kind::block;
+      at->block = std::make_unique<Block>(ops, arena, arch, *block);
+      at->checkpointed = blocks++ < spec_.checkpointed_blocks;
+      for (const Block::NormSlot& norm : at->block->norms()) {
+        Slot slot;
+        slot.cols = norm.weight.cols;
+        slot.fill = [this, to = norm.weight](const HostTensor& data, const HoldSpec&) { ops_.load(data, to); };
+        slots_.emplace(norm.name, std::move(slot));
+      }
+      for (LinearGroup* group : at->block->groups())
+        for (std::size_t part = 0; part < group->linears().size(); ++part) {
+          const LinearSpec& linear = group->linears()[part];
+          LinearWeight* weight = &group->weight();
+          Slot slot;
+          slot.rows = linear.out;
+          slot.cols = linear.in;
+          slot.fill = [weight, part](const HostTensor& data, const HoldSpec& hold) { weight->load(part, data, hold); };
+          slots_.emplace(linear.name + ".weight", std::move(slot));
+          if (!linear.bias) continue;
+          Slot bias;
+          bias.cols = linear.out;
+          bias.fill = [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); };
+          slots_.emplace(linear.name + ".bias", std::move(bias));
+        }
+    } else if (const auto* norm = std::get_if<NormSpec>(&spec_.layers[i])) {
+      at->kind = Layer::Kind::norm;
+      at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
+      at->weight = Tensor(at->memory->data(), DType::f32, 1, arch.hidden);
+      Slot slot;
+      slot.cols = arch.hidden;
+      slot.fill = [this, at](const HostTensor& data, const HoldSpec&) { ops_.load(data, at->weight); };
+      slots_.emplace(norm->weight, std::move(slot));
+    } else {
+      const auto& head = std::get<HeadSpec>(spec_.layers[i]);
+      if (i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
+      at->kind = Layer::Kind::head;
+      at->head = std::make_unique<Head>(ops, arena, arch, head);
+      Slot slot;
+      slot.rows = arch.vocab;
+      slot.cols = arch.hidden;
+      slot.fill = [at](const HostTensor& data, const HoldSpec& hold) { at->head->weight().load(0, data, hold); };
+      slots_.emplace(head.weight, std::move(slot));
+    }
+    reached = reached || at->trainable();
+    at->reached = reached;
+    layers_.push_back(std::move(layer));
+  }
+  if (layers_.empty()) throw Error(kTensorMismatch, "a segment needs at least one layer");
+}
+
+Segment::~Segment() = default;
+
+bool Segment::starts_with_embedding() const { return layers_.front()->kind == Layer::Kind::embedding; }
+bool Segment::ends_with_head() const { return layers_.back()->kind == Layer::Kind::head; }
+
+std::size_t Segment::block_count() const {
+  return static_cast<std::size_t>(std::count_if(layers_.begin(), layers_.end(), [](const auto& layer) { return layer->block != nullptr; }));
+}
+
+void Segment::load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold) {
+  const auto [first, last] = slots_.equal_range(name);
+  if (first == last) throw Error(kTensorMismatch, "this segment has no tensor " + name);
+  for (auto at = first; at != last; ++at) {
+    Slot& slot = at->second;
+    const std::vector<std::int64_t> expected =
+        slot.rows == 0 ? std::vector<std::int64_t>{slot.cols} : std::vector<std::int64_t>{slot.rows, slot.cols};
+    if (shape != expected)
+      throw Error(kTensorMismatch, name + ": expected " + shape_of(expected) + ", got " + shape_of(shape));
+    slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, hold);
+    slot.filled = true;
+  }
+}
+
+std::vector<std::string> Segment::missing() const {
+  std::vector<std::string> names;
+  for (const auto& [name, slot] : slots_)
+    if (!slot.filled && (names.empty() || names.back() != name)) names.push_back(name);
+  return names;
+}
+
+void Segment::require_loaded() const {
+  const std::vector<std::string> names = missing();
+  if (!names.empty())
+    throw Error(kTensorMismatch, std::to_string(names.size()) + " tensors of the segment are not loaded, the first is " + names.front());
+}
+
+std::size_t Segment::weight_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& layer : layers_) {
+    if (layer->memory) bytes += layer->memory->bytes();
+    if (layer->head) bytes += layer->head->weight().bytes();
+    if (!layer->block) continue;
+    bytes += layer->block->norm_bytes();
+    for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes();
+  }
+  return bytes;
+}
+
+std::vector<LoraPair*> Segment::lora_pairs() {
+  std::vector<LoraPair*> pairs;
+  for (const auto& layer : layers_) {
+    if (layer->head && layer->head->pair() != nullptr) pairs.push_back(layer->head->pair());
+    if (!layer->block) continue;
+    for (const LinearGroup* group : layer->block->groups())
+      for (const auto& pair : group->pairs()) pairs.push_back(pair.get());
+  }
+  return pairs;
+}
+
+void Segment::check_input(const Buffer& input, std::int64_t tokens) const {
+  if (starts_with_embedding()) {
+    if (input) throw Error(kTensorMismatch, "a segment that starts with the embedding takes no input tensor");
+    return;
+  }
+  if (!input) throw Error(kTensorMismatch, "this segment needs an input tensor " + shape_text(tokens, arch_.hidden));
+  const Tensor& x = input;
+  if (x.rows != tokens || x.cols != arch_.hidden || x.dtype != ops_.compute_dtype())
+    throw Error(kTensorMismatch, "input: expected " + shape_text(tokens, arch_.hidden) + " " + dtype_name(ops_.compute_dtype()) +
+                                     ", got " + shape_text(x.rows, x.cols) + " " + dtype_name(x.dtype));
+}
+
+Buffer Segment::embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected) {
+  if (static_cast<std::int64_t>(tokens.size()) != expected)
+    throw Error(kTensorMismatch, "tokens: expected " + std::to_string(expected) + " ids, got " + std::to_string(tokens.size()));
+  for (const std::int32_t id : tokens)
+    if (id < 0 || id >= arch_.vocab)
+      throw Error(kTensorMismatch, "tokens: id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(arch_.vocab));
+  Indices ids;
+  ids.host = tokens;
+  if (ops_.needs_device_indices()) ids.storage = arena_.workspace("token ids", DType::i32, 1, expected);
+  ops_.upload(ids);
+  Buffer x = arena_.tensor("the embedded tokens", ops_.compute_dtype(), expected, arch_.hidden);
+  ops_.gather_rows(layer.weight, ids, x);
+  return x;
+}
+
+ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
+  require_loaded();
+  auto saved = std::make_unique<Saved>();
+  saved->batch = make_batch(ops_, arena_, rope_, arch_, micro);
+  const Batch& batch = *saved->batch;
+  const std::int64_t tokens = batch.sequences.tokens;
+  check_input(input, tokens);
+  saved->blocks.resize(layers_.size());
+  saved->inputs.resize(layers_.size());
+
+  ForwardResult result;
+  Buffer x = std::move(input);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = *layers_[i];
+    const bool keep = micro.training && layer.reached;
+    switch (layer.kind) {
+      case Layer::Kind::embedding: x = embed(layer, micro.tokens, tokens); break;
+      case Layer::Kind::block:
+        x = layer.block->forward(batch, std::move(x), keep ? &saved->blocks[i] : nullptr, layer.checkpointed, nullptr);
+        break;
+      case Layer::Kind::norm: {
+        Buffer y = arena_.tensor("the final norm's output", ops_.compute_dtype(), tokens, arch_.hidden);
+        ops_.rmsnorm_forward(x, layer.weight, arch_.rms_eps, y);
+        if (keep) saved->inputs[i] = std::move(x);
+        x = std::move(y);
+        break;
+      }
+      case Layer::Kind::head: {
+        HeadResult loss = layer.head->forward(batch, micro, x, keep);
+        x.reset();
+        result.loss_sum = loss.loss_sum;
+        result.label_tokens = loss.label_tokens;
+        result.correct_tokens = loss.correct_tokens;
+        saved->head = std::move(loss.saved);
+        break;
+      }
+    }
+  }
+  if (!std::isfinite(result.loss_sum))
+    throw Error(kLossNotFinite, "the loss of micro-batch " + std::to_string(micro.index) + " is " + std::to_string(result.loss_sum));
+  result.output = std::move(x);
+  if (micro.training && layers_.back()->reached) saved_[micro.index] = std::move(saved);
+  return result;
+}
+
+Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scale) {
+  const auto found = saved_.find(batch_index);
+  if (found == saved_.end())
+    throw Error(kEngineFailed, "backward of micro-batch " + std::to_string(batch_index) + ": forward kept nothing for it");
+  const std::unique_ptr<Saved> saved = std::move(found->second);
+  saved_.erase(found);
+  const Batch& batch = *saved->batch;
+  if (!ends_with_head()) {
+    const Tensor& d = dout;
+    if (!dout || d.rows != batch.sequences.tokens || d.cols != arch_.hidden || d.dtype != ops_.compute_dtype())
+      throw Error(kTensorMismatch, "gradient: expected " + shape_text(batch.sequences.tokens, arch_.hidden) + " " +
+                                       dtype_name(ops_.compute_dtype()) + ", got " + shape_text(d.rows, d.cols) + " " +
+                                       dtype_name(d.dtype));
+  } else if (dout) {
+    throw Error(kTensorMismatch, "a segment that ends with the head takes no gradient");
+  }
+  Buffer gradient = std::move(dout);
+  for (std::size_t i = layers_.size(); i-- > 0;) {
+    Layer& layer = *layers_[i];
+    if (!layer.reached) break;
+    const bool below = i > 0 ? layers_[i - 1]->reached : spec_.needs_input_grad;
+    switch (layer.kind) {
+      case Layer::Kind::head: gradient = layer.head->backward(batch, *saved->head, loss_scale, below); break;
+      case Layer::Kind::norm:
+        if (below) {
+          ops_.rmsnorm_backward({saved->inputs[i], layer.weight, gradient, Tensor(), gradient, Tensor(), arch_.rms_eps});
+          saved->inputs[i].reset();
+        }
+        break;
+      case Layer::Kind::block:
+        gradient = layer.block->backward(batch, std::move(saved->blocks[i]), std::move(gradient), below);
+        break;
+      case Layer::Kind::embedding: break;
+    }
+  }
+  return spec_.needs_input_grad ? std::move(gradient) : Buffer();
+}
+
+void Segment::discard() { saved_.clear(); }
+
+Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t first_block,
+                      const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input) {
+  require_loaded();
+  KvCache::Progress& progress = cache.progress(segment_index);
+  std::vector<double> alphas = progress.alphas;
+  const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, cu_seqlens, progress.lengths, cache.capacity(), alphas);
+  check_input(input, batch->sequences.tokens);
+  Buffer x = std::move(input);
+  std::size_t block = first_block;
+  for (const auto& layer : layers_) {
+    switch (layer->kind) {
+      case Layer::Kind::embedding: x = embed(*layer, tokens, batch->sequences.tokens); break;
+      case Layer::Kind::block: {
+        const KvLayer kv = cache.layer(block++);
+        x = layer->block->forward(*batch, std::move(x), nullptr, false, &kv);
+        break;
+      }
+      case Layer::Kind::norm: {
+        Buffer y = arena_.tensor("the final norm's output", ops_.compute_dtype(), batch->sequences.tokens, arch_.hidden);
+        ops_.rmsnorm_forward(x, layer->weight, arch_.rms_eps, y);
+        x = std::move(y);
+        break;
+      }
+      case Layer::Kind::head: x = layer->head->last_logits(*batch, x); break;
+    }
+  }
+  progress.alphas = std::move(alphas);
+  progress.lengths = batch->sequences.key_length.host;
+  return x;
+}
+
+}  // namespace pipelora

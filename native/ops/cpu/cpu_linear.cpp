@@ -1,0 +1,212 @@
+// Products with frozen weights, and LoRA around them.
+//
+// Every product is cut into a grid that depends on its shape alone; a tile is one single-threaded product, then bias,
+// residual and LoRA's term are added while it is still in the cache.
+#include <algorithm>
+
+#include "ops/cpu/cpu_ops.h"
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+namespace {
+
+constexpr std::int64_t kTileCols = 384;
+constexpr std::int64_t kSkinnyRows = 32;
+constexpr std::int64_t kSkinnyCols = 256;
+constexpr std::int64_t kOuterRows = 256;
+
+std::int64_t tile_rows(std::int64_t tokens) { return tokens >= 1024 ? 512 : 256; }
+std::int64_t pieces(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+std::int64_t mask_stride(std::int64_t cols) { return (cols + 15) / 16 * 2; }
+
+float kept_factor(const LoraView& pair, const LoraSet& lora) {
+  return lora.dropout != nullptr && pair.dropout > 0 ? 1.0f / (1.0f - pair.dropout) : 1.0f;
+}
+
+struct Tile {
+  std::int64_t row, rows, col, cols;
+};
+
+class Grid {
+ public:
+  Grid(std::int64_t rows, std::int64_t cols) : rows_(rows), cols_(cols), height_(tile_rows(rows)) {}
+  std::int64_t count() const { return pieces(rows_, height_) * pieces(cols_, kTileCols); }
+  /// Tiles that share weights follow each other.
+  Tile tile(std::int64_t i) const {
+    const std::int64_t down = pieces(rows_, height_);
+    const std::int64_t row = i % down * height_, col = i / down * kTileCols;
+    return {row, std::min(height_, rows_ - row), col, std::min(kTileCols, cols_ - col)};
+  }
+
+ private:
+  std::int64_t rows_, cols_, height_;
+};
+
+}  // namespace
+
+CpuLinearWeight::CpuLinearWeight(CpuOps& ops, std::int64_t in_, std::vector<std::int64_t> rows, bool has_bias) : ops_(ops) {
+  in = in_;
+  part_rows = std::move(rows);
+  for (const std::int64_t n : part_rows) out += n;
+  memory_ = ops.allocate("a linear weight", static_cast<std::size_t>(out * in) * dtype_bytes(ops.compute_), true);
+  matrix = Tensor(memory_->data(), ops.compute_, out, in);
+  if (has_bias) {
+    bias_memory_ = ops.allocate("a bias", static_cast<std::size_t>(out) * sizeof(float), true);
+    bias = static_cast<const float*>(bias_memory_->data());
+  }
+}
+
+std::int64_t CpuLinearWeight::first_row(std::size_t part) const {
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < part; ++i) first += part_rows[i];
+  return first;
+}
+
+void CpuLinearWeight::load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) {
+  ops_.load_matrix(rows, hold.dtype, matrix.row_range(first_row(part), part_rows[part]));
+}
+
+void CpuLinearWeight::load_bias(std::size_t part, const HostTensor& values) {
+  ops_.load_matrix(values, DType::f32, Tensor(bias_memory_->data(), DType::f32, 1, out).columns(first_row(part), part_rows[part]));
+}
+
+std::size_t CpuLinearWeight::bytes() const { return memory_->bytes() + (bias_memory_ ? bias_memory_->bytes() : 0); }
+
+std::unique_ptr<LinearWeight> CpuOps::create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) {
+  return std::make_unique<CpuLinearWeight>(*this, in, std::move(part_rows), bias);
+}
+
+const std::uint8_t* CpuOps::mask(const LoraView& pair, const LoraSet& lora, const Sequences& sequences, std::int64_t in,
+                                 std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,
+                                 std::uint8_t* storage) {
+  if (lora.dropout == nullptr || pair.dropout <= 0) return nullptr;
+  const MaskRows rows{*lora.dropout, pair.module_id, dropout_threshold(pair.dropout), in, sequences.row.host.data(),
+                      sequences.position.host.data()};
+  kernels_.dropout_mask(rows, begin, end, first, count, storage, mask_stride(count));
+  return storage;
+}
+
+void CpuOps::linear_forward(const LinearForward& call) {
+  const auto& weight = static_cast<const CpuLinearWeight&>(*call.weight);
+  const std::int64_t tokens = call.x.rows, in = weight.in;
+  const auto& pairs = call.lora.pairs;
+
+  if (!pairs.empty()) {
+    pool_.run(pieces(tokens, kSkinnyRows), [&](std::int64_t task, int thread) {
+      const std::int64_t begin = task * kSkinnyRows, n = std::min(kSkinnyRows, tokens - begin);
+      auto& masks = threads_[static_cast<std::size_t>(thread)]->masks;
+      masks.resize(static_cast<std::size_t>(kSkinnyRows * mask_stride(in)));
+      for (const LoraView& pair : pairs) {
+        const std::uint8_t* bits = mask(pair, call.lora, *call.sequences, in, begin, begin + n, 0, in, masks.data());
+        kernels_.skinny_dot(call.x.row_range(begin, n), pair.a, kept_factor(pair, call.lora), bits, mask_stride(in),
+                            call.inner.row_range(begin, n).columns(pair.first_inner, pair.a.rows));
+      }
+    });
+  }
+  if (!call.y) return;
+
+  const Grid grid(tokens, weight.out);
+  pool_.run(grid.count(), [&](std::int64_t task, int thread) {
+    const Tile tile = grid.tile(task);
+    PerThread& own = *threads_[static_cast<std::size_t>(thread)];
+    const Tensor y = call.y.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
+    const Tensor product = y.dtype == DType::f32
+                               ? y
+                               : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
+                                        tile.rows, tile.cols);
+    own.gemm.multiply(call.x.row_range(tile.row, tile.rows), weight.matrix.row_range(tile.col, tile.cols), true, product);
+
+    own.terms.clear();
+    for (const LoraView& pair : pairs) {
+      const std::int64_t begin = std::max(pair.first_column, tile.col);
+      const std::int64_t end = std::min(pair.first_column + pair.bt.cols, tile.col + tile.cols);
+      if (begin >= end) continue;
+      own.terms.push_back({call.inner.row_range(tile.row, tile.rows).columns(pair.first_inner, pair.a.rows),
+                           pair.bt.columns(begin - pair.first_column, end - begin), begin - tile.col, pair.scale, nullptr, 0});
+    }
+    FinishTile finish{product, y, Tensor(), weight.bias == nullptr ? nullptr : weight.bias + tile.col, own.terms};
+    if (call.residual) finish.residual = call.residual.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
+    kernels_.finish_tile(finish);
+  });
+}
+
+void CpuOps::linear_input_grad(const LinearInputGrad& call) {
+  const auto& weight = static_cast<const CpuLinearWeight&>(*call.weight);
+  const std::int64_t tokens = call.dy.rows, in = weight.in;
+  const auto& pairs = call.lora.pairs;
+
+  if (!pairs.empty()) {
+    pool_.run(pieces(tokens, kSkinnyRows), [&](std::int64_t task, int) {
+      const std::int64_t begin = task * kSkinnyRows, n = std::min(kSkinnyRows, tokens - begin);
+      for (const LoraView& pair : pairs)
+        kernels_.skinny_dot(call.dy.row_range(begin, n).columns(pair.first_column, pair.bt.cols), pair.bt, pair.scale,
+                            nullptr, 0, call.inner_grad.row_range(begin, n).columns(pair.first_inner, pair.a.rows));
+    });
+  }
+  if (!call.dx) return;
+
+  const Grid grid(tokens, in);
+  pool_.run(grid.count(), [&](std::int64_t task, int thread) {
+    const Tile tile = grid.tile(task);
+    PerThread& own = *threads_[static_cast<std::size_t>(thread)];
+    const Tensor dx = call.dx.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
+    const Tensor product = dx.dtype == DType::f32
+                               ? dx
+                               : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
+                                        tile.rows, tile.cols);
+    own.gemm.multiply(call.dy.row_range(tile.row, tile.rows), weight.matrix.columns(tile.col, tile.cols), false, product);
+
+    own.terms.clear();
+    const std::int64_t stride = mask_stride(tile.cols);
+    own.masks.resize(std::max<std::size_t>(own.masks.size(), pairs.size() * static_cast<std::size_t>(tile.rows * stride)));
+    std::uint8_t* storage = own.masks.data();
+    for (const LoraView& pair : pairs) {
+      const std::uint8_t* bits = mask(pair, call.lora, *call.sequences, in, tile.row, tile.row + tile.rows, tile.col,
+                                      tile.cols, storage);
+      storage += tile.rows * stride;
+      own.terms.push_back({call.inner_grad.row_range(tile.row, tile.rows).columns(pair.first_inner, pair.a.rows),
+                           pair.a.columns(tile.col, tile.cols), 0, kept_factor(pair, call.lora), bits, stride});
+    }
+    kernels_.finish_tile({product, dx, Tensor(), nullptr, own.terms});
+  });
+}
+
+void CpuOps::lora_weight_grad(const LoraWeightGrad& call) {
+  const std::int64_t tokens = call.x.rows, in = call.x.cols;
+  // One task: a slab of columns of one gradient, all tokens in order.
+  struct Slab {
+    const LoraView* pair;
+    bool of_a;
+    std::int64_t first, count;
+  };
+  std::vector<Slab> slabs;
+  const auto cut = [&](const LoraView& pair, bool of_a, std::int64_t cols) {
+    for (std::int64_t c = 0; c < cols; c += kSkinnyCols) slabs.push_back({&pair, of_a, c, std::min(kSkinnyCols, cols - c)});
+  };
+  for (const LoraView& pair : call.lora.pairs) {
+    cut(pair, true, in);
+    cut(pair, false, pair.bt.cols);
+  }
+  pool_.run(static_cast<std::int64_t>(slabs.size()), [&](std::int64_t task, int thread) {
+    const auto [pair, of_a, first, count] = slabs[static_cast<std::size_t>(task)];
+    auto& masks = threads_[static_cast<std::size_t>(thread)]->masks;
+    const std::int64_t stride = mask_stride(count), r = pair->a.rows;
+    masks.resize(std::max<std::size_t>(masks.size(), static_cast<std::size_t>(kOuterRows * stride)));
+    for (std::int64_t begin = 0; begin < tokens; begin += kOuterRows) {
+      const std::int64_t n = std::min(kOuterRows, tokens - begin);
+      if (of_a) {
+        const std::uint8_t* bits = mask(*pair, call.lora, *call.sequences, in, begin, begin + n, first, count, masks.data());
+        kernels_.skinny_outer(call.inner_grad.row_range(begin, n).columns(pair->first_inner, r),
+                              call.x.row_range(begin, n).columns(first, count), kept_factor(*pair, call.lora), bits, stride,
+                              pair->grad_a.columns(first, count));
+      } else {
+        kernels_.skinny_outer(call.inner.row_range(begin, n).columns(pair->first_inner, r),
+                              call.dy.row_range(begin, n).columns(pair->first_column + first, count), pair->scale, nullptr, 0,
+                              pair->grad_bt.columns(first, count));
+      }
+    }
+  });
+}
+
+}  // namespace pipelora

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ops/cpu/gemm.h"
+#include "ops/cpu/kernels.h"
+#include "pipelora/ops.h"
+#include "pipelora/parallel.h"
+
+namespace pipelora {
+
+/// A plain matrix [out, in] in the compute dtype. oneDNN's products reach the same rate from it in both directions as
+/// from packed copies at these tile sizes, so one copy serves forward and input gradient.
+class CpuLinearWeight final : public LinearWeight {
+ public:
+  CpuLinearWeight(class CpuOps& ops, std::int64_t in, std::vector<std::int64_t> part_rows, bool bias);
+  void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
+  void load_bias(std::size_t part, const HostTensor& values) override;
+  std::size_t bytes() const override;
+
+  Tensor matrix;               // [out, in]
+  const float* bias = nullptr;  // [out]
+
+ private:
+  std::int64_t first_row(std::size_t part) const;
+  CpuOps& ops_;
+  std::unique_ptr<DeviceMemory> memory_, bias_memory_;
+};
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(DType compute, int threads);
+
+  DType compute_dtype() const override { return compute_; }
+  std::unique_ptr<DeviceMemory> allocate(const char* what, std::size_t bytes, bool zeroed) override;
+  void use_arena(Arena& arena) override { arena_ = &arena; }
+
+  void upload(const Tensor& to, const void* host) override;
+  void download(const Tensor& from, void* host) override;
+  void upload(Indices& indices) override;
+  bool needs_device_indices() const override { return false; }
+  void load(const HostTensor& from, const Tensor& to) override { load_matrix(from, to.dtype, to); }
+  void finish() override {}
+
+  void copy(const Tensor& from, const Tensor& to) override;
+  void zero(const Tensor& tensor) override;
+  void add_scaled(const Tensor& from, float factor, const Tensor& to) override;
+  void gather_rows(const Tensor& from, const Indices& rows, const Tensor& to) override;
+  void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
+
+  std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
+  void linear_forward(const LinearForward& call) override;
+  void linear_input_grad(const LinearInputGrad& call) override;
+  void lora_weight_grad(const LoraWeightGrad& call) override;
+
+  void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
+  void rmsnorm_backward(const RmsNormBackward& call) override;
+  void qk_rope_forward(const QkRope& call) override;
+  void qk_rope_backward(const QkRopeBackward& call) override;
+  void attention_forward(const AttentionForward& call) override;
+  void attention_backward(const AttentionBackward& call) override;
+  void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) override;
+  void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
+                       const Tensor& act) override;
+  void cross_entropy(const CrossEntropy& call) override;
+
+  void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;
+  std::vector<double> squared_norms(std::span<const Tensor> tensors) override;
+
+  /// [rows, cols] of the source, rounded to `hold` and then to the compute dtype.
+  void load_matrix(const HostTensor& from, DType hold, const Tensor& to);
+
+ private:
+  friend class CpuLinearWeight;
+  /// body(first row, rows) over a fixed cut of `rows`.
+  template <class Body>
+  void over_rows(std::int64_t rows, Body&& body);
+  /// Masks of a pair for columns [first, first + count) of tokens [begin, end), or null without dropout.
+  const std::uint8_t* mask(const LoraView& pair, const LoraSet& lora, const Sequences& sequences, std::int64_t in,
+                           std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,
+                           std::uint8_t* storage);
+
+  struct PerThread {
+    Gemm gemm;
+    Scratch scratch;
+    std::vector<std::uint8_t> masks;
+    std::vector<LowRankTerm> terms;
+  };
+
+  DType compute_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::vector<std::unique_ptr<PerThread>> threads_;
+  Arena* arena_ = nullptr;
+};
+
+}  // namespace pipelora

@@ -1,0 +1,106 @@
+// The loops under CpuOps: each works on a range of rows or columns, on one thread. See simd.h for how they are compiled.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "pipelora/ops.h"
+
+namespace pipelora {
+
+/// Scratch of one thread, grown on first use and kept.
+class Scratch {
+ public:
+  float* floats(std::size_t slot, std::size_t count);
+
+ private:
+  struct Aligned {
+    float* data = nullptr;
+    std::size_t count = 0;
+    ~Aligned();
+  };
+  Aligned slots_[4];
+};
+
+/// A rank-R term of a tile: tile[t, c] += scale * sum_r inner[t, r] * rows[r, c] over the columns [first, first + rows.cols).
+struct LowRankTerm {
+  Tensor inner;  // [tile rows, R]
+  Tensor rows;   // [R, n] f32
+  std::int64_t first = 0;
+  float scale = 1;
+  /// Kept elements of the term: bit (t * mask_stride + c), or null.
+  const std::uint8_t* mask = nullptr;
+  std::int64_t mask_stride = 0;  // bytes a row
+};
+
+/// y = product (+ bias) (+ residual) (+ terms), where `product` is f32 and may be y itself. Terms without masks cover
+/// disjoint columns; terms with masks are added in order.
+struct FinishTile {
+  Tensor product;
+  Tensor y;
+  Tensor residual;
+  const float* bias = nullptr;
+  std::span<const LowRankTerm> terms;
+};
+
+/// Rows of a pair's dropout mask: element (t, c) of [T, in].
+struct MaskRows {
+  DropoutKey key;
+  std::uint32_t module = 0;
+  std::uint32_t threshold = 0;
+  std::int64_t in = 0;
+  const std::int32_t* row = nullptr;       // [T]
+  const std::int32_t* position = nullptr;  // [T]
+};
+
+struct Kernels {
+  const char* isa;
+
+  void (*convert_row)(const void* from, DType from_dtype, void* to, DType to_dtype, float factor, std::int64_t count);
+  void (*add_scaled)(const float* from, float factor, float* to, std::int64_t count);
+
+  void (*finish_tile)(const FinishTile& call);
+  /// Bits of columns [first, first + count) of tokens [begin, end), `stride` bytes a token; bits past count are zero.
+  void (*dropout_mask)(const MaskRows& call, std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,
+                       std::uint8_t* bits, std::int64_t stride);
+  /// out[t, r] = factor * sum_c x[t, c] * w[r, c], with x masked where a mask is given.
+  void (*skinny_dot)(const Tensor& x, const Tensor& w, float factor, const std::uint8_t* mask, std::int64_t mask_stride,
+                     const Tensor& out);
+  /// acc[r, c] += factor * sum_t inner[t, r] * x[t, c], with x masked where a mask is given.
+  void (*skinny_outer)(const Tensor& inner, const Tensor& x, float factor, const std::uint8_t* mask,
+                       std::int64_t mask_stride, const Tensor& acc);
+
+  void (*rmsnorm_forward)(const Tensor& x, const float* weight, float eps, const Tensor& y);
+  void (*rmsnorm_backward)(const RmsNormBackward& call);
+  /// One of q and k: tokens of x [n, heads * E]. `rope_row` and `q_scale` (or null) belong to these tokens.
+  void (*norm_rope_forward)(const Tensor& x, const Tensor& out, const float* norm, float eps, const Tensor& rope,
+                            const std::int32_t* rope_row, const float* q_scale, std::int64_t head_dim);
+  void (*norm_rope_backward)(const Tensor& dx, const Tensor& x, const float* norm, float eps, const Tensor& rope,
+                             const std::int32_t* rope_row, std::int64_t head_dim);
+
+  void (*swiglu_forward)(const Tensor& gate, const Tensor& up, const Tensor& act);
+  void (*swiglu_backward)(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
+                          const Tensor& dup, const Tensor& act);
+  void (*cross_entropy_row)(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
+                            DType dtype, float* loss, std::int32_t* correct);
+
+  void (*adamw)(float* weight, float* grad, float* exp_avg, float* exp_avg_sq, std::int64_t count,
+                const AdamSettings& settings);
+  double (*sum_squares)(const float* values, std::int64_t count);
+
+  /// One sequence and one query head.
+  void (*attention_forward)(const AttentionForward& call, std::int64_t sequence, std::int64_t head, Scratch& scratch);
+  /// One sequence and one kv head: all its query heads. `dq_sum` [T, H * E] f32 takes the running sum (may be dq itself).
+  void (*attention_backward)(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t sequence,
+                             std::int64_t kv_head, Scratch& scratch);
+
+  /// Elements [first, first + count) of a stream of normal numbers.
+  void (*fill_normal)(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::int64_t count, float std,
+                      void* out, DType dtype);
+};
+
+/// The best set for this machine.
+const Kernels& kernels();
+
+}  // namespace pipelora

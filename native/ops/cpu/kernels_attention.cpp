@@ -1,0 +1,259 @@
+// Attention over flat tokens, blocked as in FlashAttention (Dao et al., 2022; Dao, 2023): no T x T matrix is kept.
+//
+// Gradient contract, P = exp(scale * q kᵀ - lse), delta = rowsum(dout * out):
+//   dv = Pᵀ dout;  dS = scale * P * (dout vᵀ - delta);  dq = dS k;  dk = dSᵀ q.
+#include <algorithm>
+
+#include "ops/cpu/kernel_parts.h"
+#include "ops/cpu/simd.h"
+
+namespace pipelora::PIPELORA_ISA {
+
+namespace {
+
+constexpr std::int64_t kBlock = 64;
+static_assert(kBlock % kLanes == 0);
+
+std::int64_t padded(std::int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+/// C[m, n] (+)= A[m, k] B[k, n]; A's element (i, p) is a[i * a_row + p * a_col]; n is whole vectors.
+template <int M, int N>
+inline void product_patch(std::int64_t k, const float* a, std::int64_t a_row, std::int64_t a_col, const float* b,
+                          std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
+  vf acc[M][N];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) acc[i][j] = accumulate ? load(c + i * c_row + j * kLanes) : splat(0);
+  for (std::int64_t p = 0; p < k; ++p) {
+    vf right[N];
+    for (int j = 0; j < N; ++j) right[j] = load(b + p * b_row + j * kLanes);
+    for (int i = 0; i < M; ++i) {
+      const float left = a[i * a_row + p * a_col];
+      for (int j = 0; j < N; ++j) acc[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) store(c + i * c_row + j * kLanes, acc[i][j]);
+}
+
+#if defined(__AVX512F__)
+constexpr int kPatchRows = 6, kPatchVectors = 4;
+#else
+constexpr int kPatchRows = 4, kPatchVectors = 2;
+#endif
+
+template <int N>
+void product_columns(std::int64_t m, std::int64_t k, const float* a, std::int64_t a_row, std::int64_t a_col,
+                     const float* b, std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
+  std::int64_t i = 0;
+  for (; i + kPatchRows <= m; i += kPatchRows)
+    product_patch<kPatchRows, N>(k, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row, accumulate);
+  for (; i < m; ++i) product_patch<1, N>(k, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row, accumulate);
+}
+
+void product(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t a_row, std::int64_t a_col,
+             const float* b, std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
+  std::int64_t j = 0;
+  for (; j + kPatchVectors * kLanes <= n; j += kPatchVectors * kLanes)
+    product_columns<kPatchVectors>(m, k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+  for (; j < n; j += kLanes) product_columns<1>(m, k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+}
+
+/// Rows of a tensor's columns [first, first + e) as f32 [count, width], zeros behind e.
+template <class T>
+void gather(const Tensor& from, std::int64_t first_row, std::int64_t count, std::int64_t first, std::int64_t e, float* to,
+            std::int64_t width, float factor) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const T* in = row<T>(from, first_row + i) + first;
+    float* out = to + i * width;
+    for_lanes(0, e, [&](std::int64_t c, int n) { store(out + c, load_some(in + c, n) * factor); });
+  }
+}
+
+/// The same transposed: [e, kBlock], zeros behind count.
+template <class T>
+void gather_transposed(const Tensor& from, std::int64_t first_row, std::int64_t count, std::int64_t first, std::int64_t e,
+                       float* to) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const T* in = row<T>(from, first_row + i) + first;
+    for (std::int64_t c = 0; c < e; ++c) to[c * kBlock + i] = to_float(in[c]);
+  }
+  for (std::int64_t c = 0; c < e; ++c)
+    for (std::int64_t i = count; i < kBlock; ++i) to[c * kBlock + i] = 0;
+}
+
+/// Which keys of a block a query sees, as columns [begin, end) of the block.
+struct Seen {
+  std::int64_t begin, end;
+};
+inline Seen seen(std::int64_t position, std::int64_t key_block, std::int64_t keys, std::int64_t window) {
+  const std::int64_t begin = window > 0 ? std::max<std::int64_t>(0, position - window + 1 - key_block) : 0;
+  const std::int64_t end = std::min(keys, position + 1 - key_block);
+  return {std::min(begin, keys), std::max<std::int64_t>(end, 0)};
+}
+
+template <class T>
+void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t head, Scratch& scratch) {
+  const std::int64_t e = call.head_dim, width = padded(e);
+  const std::int64_t kv = head / (call.q.cols / call.k.cols);
+  const auto& cu = call.sequences->cu_queries.host;
+  const std::int64_t begin = cu[sequence], queries = cu[sequence + 1] - begin;
+  const std::int64_t key_start = call.sequences->key_start.host[sequence];
+  const std::int64_t keys = call.sequences->key_length.host[sequence], offset = keys - queries;
+
+  float* q = scratch.floats(0, static_cast<std::size_t>(kBlock * (3 * width + kBlock + e + 2)));
+  float* k_t = q + kBlock * width;
+  float* v = k_t + kBlock * e;
+  float* out = v + kBlock * width;
+  float* s = out + kBlock * width;
+  float* top = s + kBlock * kBlock;
+  float* total = top + kBlock;
+  const float lowest = -std::numeric_limits<float>::infinity();
+
+  for (std::int64_t q0 = 0; q0 < queries; q0 += kBlock) {
+    const std::int64_t m = std::min(kBlock, queries - q0);
+    gather<T>(call.q, begin + q0, m, head * e, e, q, width, call.scale);
+    std::fill(out, out + m * width, 0.0f);
+    std::fill(top, top + m, lowest);
+    std::fill(total, total + m, 0.0f);
+    const std::int64_t first_seen = call.window > 0 ? std::max<std::int64_t>(0, offset + q0 - call.window + 1) : 0;
+    for (std::int64_t k0 = first_seen / kBlock * kBlock; k0 < std::min(keys, offset + q0 + m); k0 += kBlock) {
+      const std::int64_t n = std::min(kBlock, keys - k0);
+      gather_transposed<T>(call.k, key_start + k0, n, kv * e, e, k_t);
+      gather<T>(call.v, key_start + k0, n, kv * e, e, v, width, 1.0f);
+      product(m, padded(n), e, q, width, 1, k_t, kBlock, s, kBlock, false);
+      for (std::int64_t i = 0; i < m; ++i) {
+        float* p = s + i * kBlock;
+        const Seen see = seen(offset + q0 + i, k0, n, call.window);
+        for (std::int64_t j = 0; j < std::min(see.begin, n); ++j) p[j] = lowest;
+        for (std::int64_t j = std::max(see.begin, see.end); j < padded(n); ++j) p[j] = lowest;
+        vf largest = splat(top[i]);
+        for (std::int64_t j = 0; j < n; j += kLanes) largest = max(load(p + j), largest);
+        const float now = max_lane(largest);
+        if (now == lowest) {
+          std::fill(p, p + padded(n), 0.0f);
+          continue;
+        }
+        const float shrink = top[i] == lowest ? 0.0f : std::exp(top[i] - now);
+        vf row_sum = splat(0);
+        for (std::int64_t j = 0; j < n; j += kLanes) {
+          const vf x = load(p + j);
+          const vf weight = x == lowest ? splat(0) : exp(x - now);
+          store(p + j, weight);
+          row_sum += weight;
+        }
+        total[i] = total[i] * shrink + sum(row_sum);
+        top[i] = now;
+        if (shrink != 1.0f)
+          for (std::int64_t c = 0; c < width; c += kLanes) store(out + i * width + c, load(out + i * width + c) * shrink);
+      }
+      product(m, width, n, s, kBlock, 1, v, width, out, width, true);
+    }
+    for (std::int64_t i = 0; i < m; ++i) {
+      const float inverse = 1.0f / total[i];
+      T* to = row<T>(call.out, begin + q0 + i) + head * e;
+      for_lanes(0, e, [&](std::int64_t c, int n) { store_some(to + c, load(out + i * width + c) * inverse, n); });
+      if (call.lse) row<float>(call.lse, head)[begin + q0 + i] = top[i] + std::log(total[i]);
+    }
+  }
+}
+
+template <class T>
+void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t sequence, std::int64_t kv, Scratch& scratch) {
+  const std::int64_t e = call.head_dim, width = padded(e);
+  const std::int64_t group = call.q.cols / call.k.cols;
+  const auto& cu = call.sequences->cu_queries.host;
+  const std::int64_t begin = cu[sequence], tokens = cu[sequence + 1] - begin;
+
+  float* q = scratch.floats(0, static_cast<std::size_t>(kBlock * (6 * width + 2 * e + 2 * kBlock)));
+  float* dout = q + kBlock * width;
+  float* k = dout + kBlock * width;
+  float* dk = k + kBlock * width;
+  float* dv = dk + kBlock * width;
+  float* dq = dv + kBlock * width;
+  float* k_t = dq + kBlock * width;
+  float* v_t = k_t + kBlock * e;
+  float* p = v_t + kBlock * e;
+  float* ds = p + kBlock * kBlock;
+  float* delta = scratch.floats(1, static_cast<std::size_t>(group * tokens));
+
+  for (std::int64_t g = 0; g < group; ++g) {
+    const std::int64_t column = (kv * group + g) * e;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const T *o = row<T>(call.out, begin + t) + column, *d = row<T>(call.dout, begin + t) + column;
+      vf dot = splat(0);
+      for_lanes(0, e, [&](std::int64_t c, int n) { dot += load_some(o + c, n) * load_some(d + c, n); });
+      delta[g * tokens + t] = sum(dot);
+      float* to = row<float>(dq_sum, begin + t) + column;
+      std::fill(to, to + e, 0.0f);
+    }
+  }
+
+  for (std::int64_t k0 = 0; k0 < tokens; k0 += kBlock) {
+    const std::int64_t n = std::min(kBlock, tokens - k0);
+    gather<T>(call.k, begin + k0, n, kv * e, e, k, width, 1.0f);
+    gather_transposed<T>(call.k, begin + k0, n, kv * e, e, k_t);
+    gather_transposed<T>(call.v, begin + k0, n, kv * e, e, v_t);
+    std::fill(dk, dk + n * width, 0.0f);
+    std::fill(dv, dv + n * width, 0.0f);
+    const std::int64_t last_query = call.window > 0 ? std::min(tokens, k0 + n - 1 + call.window) : tokens;
+    for (std::int64_t g = 0; g < group; ++g) {
+      const std::int64_t head = kv * group + g, column = head * e;
+      for (std::int64_t q0 = k0; q0 < last_query; q0 += kBlock) {
+        const std::int64_t m = std::min(kBlock, tokens - q0);
+        gather<T>(call.q, begin + q0, m, column, e, q, width, call.scale);
+        gather<T>(call.dout, begin + q0, m, column, e, dout, width, 1.0f);
+        product(m, padded(n), e, q, width, 1, k_t, kBlock, p, kBlock, false);
+        product(m, padded(n), e, dout, width, 1, v_t, kBlock, ds, kBlock, false);
+        for (std::int64_t i = 0; i < m; ++i) {
+          float *pi = p + i * kBlock, *di = ds + i * kBlock;
+          const Seen see = seen(q0 + i, k0, n, call.window);
+          const float lse = row<float>(call.lse, head)[begin + q0 + i], shift = delta[g * tokens + q0 + i];
+          for (std::int64_t j = 0; j < padded(n); j += kLanes) {
+            const vf weight = exp(load(pi + j) - lse);
+            store(pi + j, weight);
+            store(di + j, weight * (load(di + j) - shift));
+          }
+          const auto blank = [&](std::int64_t from, std::int64_t to) {
+            for (std::int64_t j = from; j < to; ++j) pi[j] = di[j] = 0;
+          };
+          blank(0, std::min(see.begin, n));
+          blank(std::max(see.begin, see.end), padded(n));
+        }
+        product(n, width, m, p, 1, kBlock, dout, width, dv, width, true);
+        product(n, width, m, ds, 1, kBlock, q, width, dk, width, true);  // q carries the scale
+        product(m, width, n, ds, kBlock, 1, k, width, dq, width, false);
+        for (std::int64_t i = 0; i < m; ++i) {
+          float* to = row<float>(dq_sum, begin + q0 + i) + column;
+          for_lanes(0, e, [&](std::int64_t c, int count) {
+            store_some(to + c, load_some(to + c, count) + load(dq + i * width + c) * call.scale, count);
+          });
+        }
+      }
+    }
+    for (std::int64_t j = 0; j < n; ++j) {
+      T *to_k = row<T>(call.dk, begin + k0 + j) + kv * e, *to_v = row<T>(call.dv, begin + k0 + j) + kv * e;
+      for_lanes(0, e, [&](std::int64_t c, int count) {
+        store_some(to_k + c, load(dk + j * width + c), count);
+        store_some(to_v + c, load(dv + j * width + c), count);
+      });
+    }
+  }
+}
+
+void attention_forward(const AttentionForward& call, std::int64_t sequence, std::int64_t head, Scratch& scratch) {
+  with_float(call.q.dtype, [&]<class T>() { forward<T>(call, sequence, head, scratch); });
+}
+
+void attention_backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t sequence, std::int64_t kv_head,
+                        Scratch& scratch) {
+  with_float(call.q.dtype, [&]<class T>() { backward<T>(call, dq_sum, sequence, kv_head, scratch); });
+}
+
+}  // namespace
+
+void fill_attention(Kernels& table) {
+  table.attention_forward = attention_forward;
+  table.attention_backward = attention_backward;
+}
+
+}  // namespace pipelora::PIPELORA_ISA

@@ -1,0 +1,23 @@
+#include "ops/cuda/check.h"
+
+namespace pipelora::cuda {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  const std::string message = std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
+  switch (status) {
+    case cudaErrorMemoryAllocation: throw Error(kOutOfMemory, message);
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorDeviceUninitialized:
+    case cudaErrorSystemNotReady:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice: throw Error(kDeviceUnavailable, message);
+    default: throw Error(kEngineFailed, message);
+  }
+}
+
+}  // namespace pipelora::cuda

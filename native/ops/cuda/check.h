@@ -1,0 +1,18 @@
+// Every status of the CUDA runtime goes through check().
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "pipelora/error.h"
+
+namespace pipelora::cuda {
+
+/// Throws PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE or PL_ENGINE_FAILED. `what` says what was being done.
+void check(cudaError_t status, const char* what);
+
+/// After a kernel launch.
+inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+
+}  // namespace pipelora::cuda

@@ -1,0 +1,46 @@
+// Products through cuBLASLt, opened at run time against the part of its C interface declared here.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <library_types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "pipelora/tensor.h"
+
+namespace pipelora::cuda {
+
+/// d = a bᵀ (or a b) + beta * c + bias. All row-major with their strides; a [m, k] is the activation.
+struct Product {
+  Tensor a;          // [m, k]
+  Tensor b;          // [n, k] if b_transposed, else [k, n]
+  bool b_transposed = true;
+  Tensor c;          // [m, n] added, or empty; may be d
+  Tensor d;          // [m, n]
+  const void* bias = nullptr;  // [n] in d's dtype, or null
+};
+
+class Products {
+ public:
+  /// Throws PL_DEVICE_UNAVAILABLE where libcublasLt.so.13 (or 12) cannot be opened.
+  Products();
+  ~Products();
+  Products(const Products&) = delete;
+  Products& operator=(const Products&) = delete;
+
+  static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+  /// f32, bf16, f16 with f32 sums (no TF32), or int8 x int8 -> int32. `workspace` has kWorkspaceBytes.
+  /// The algorithm is the library's first suggestion for the shape, kept: the same shapes give the same bits.
+  void run(const Product& product, void* workspace, cudaStream_t stream);
+
+  std::size_t version() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace pipelora::cuda

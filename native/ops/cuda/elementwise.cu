@@ -1,0 +1,177 @@
+// One pass over memory each: copies and conversions, rows by index, SwiGLU.
+#include "ops/cuda/common.cuh"
+#include "ops/cuda/kernels.h"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+/// Grid over [rows, cols] in pieces of V columns: x counts pieces of a row, y rows (strided where there are more).
+dim3 grid_of(std::int64_t rows, std::int64_t cols, int v) {
+  return dim3(blocks_for(cols / v, kThreads), static_cast<unsigned>(rows < 65535 ? rows : 65535));
+}
+
+template <int V, class From, class To, bool kIndexed>
+__global__ void copy_kernel(const From* from, std::int64_t from_stride, To* to, std::int64_t to_stride,
+                            const std::int32_t* from_rows, const std::int32_t* to_rows, float factor, std::int64_t rows,
+                            std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const std::int64_t source = kIndexed && from_rows != nullptr ? from_rows[r] : r;
+    const std::int64_t target = kIndexed && to_rows != nullptr ? to_rows[r] : r;
+    Floats<V> v = load<V>(from + source * from_stride + c * V);
+    if (kIndexed && factor != 1.0f) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) v.v[i] *= factor;
+    }
+    store<V>(to + target * to_stride + c * V, v);
+  }
+}
+
+template <bool kIndexed>
+void launch_copy(const Tensor& from, const std::int32_t* from_rows, const Tensor& to, const std::int32_t* to_rows,
+                 float factor, std::int64_t rows, cudaStream_t stream) {
+  if (rows == 0 || from.cols == 0) return;
+  const bool wide = eights(from) && eights(to);
+  with_float(from.dtype, [&]<class From>(From) {
+    with_float(to.dtype, [&]<class To>(To) {
+      if (wide) {
+        copy_kernel<8, From, To, kIndexed><<<grid_of(rows, from.cols, 8), kThreads, 0, stream>>>(
+            from.as<From>(), from.stride, to.as<To>(), to.stride, from_rows, to_rows, factor, rows, from.cols / 8);
+      } else {
+        copy_kernel<1, From, To, kIndexed><<<grid_of(rows, from.cols, 1), kThreads, 0, stream>>>(
+            from.as<From>(), from.stride, to.as<To>(), to.stride, from_rows, to_rows, factor, rows, from.cols);
+      }
+    });
+  });
+  check_launch("copy");
+}
+
+template <int V>
+__global__ void add_scaled_kernel(const float* from, std::int64_t from_stride, float factor, float* to,
+                                  std::int64_t to_stride, std::int64_t rows, std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const Floats<V> a = load<V>(from + r * from_stride + c * V);
+    Floats<V> b = load<V>(to + r * to_stride + c * V);
+#pragma unroll
+    for (int i = 0; i < V; ++i) b.v[i] += factor * a.v[i];
+    store<V>(to + r * to_stride + c * V, b);
+  }
+}
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+template <int V, class T>
+__global__ void swiglu_forward_kernel(const T* gate, std::int64_t gate_stride, const T* up, std::int64_t up_stride, T* act,
+                                      std::int64_t act_stride, std::int64_t rows, std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const Floats<V> g = load<V>(gate + r * gate_stride + c * V), u = load<V>(up + r * up_stride + c * V);
+    Floats<V> a;
+#pragma unroll
+    for (int i = 0; i < V; ++i) a.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
+    store<V>(act + r * act_stride + c * V, a);
+  }
+}
+
+// act = silu(g) u; dup = dact silu(g); dgate = dact u sigma(g) (1 + g (1 - sigma(g))).
+template <int V, class T>
+__global__ void swiglu_backward_kernel(const T* gate, std::int64_t gate_stride, const T* up, std::int64_t up_stride,
+                                       const T* dact, std::int64_t dact_stride, T* dgate, std::int64_t dgate_stride, T* dup,
+                                       std::int64_t dup_stride, T* act, std::int64_t act_stride, std::int64_t rows,
+                                       std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const Floats<V> g = load<V>(gate + r * gate_stride + c * V), u = load<V>(up + r * up_stride + c * V);
+    const Floats<V> d = load<V>(dact + r * dact_stride + c * V);
+    Floats<V> a, dg, du;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float s = sigmoid(g.v[i]), silu = g.v[i] * s;
+      a.v[i] = silu * u.v[i];
+      du.v[i] = d.v[i] * silu;
+      dg.v[i] = d.v[i] * u.v[i] * s * (1.0f + g.v[i] * (1.0f - s));
+    }
+    store<V>(dgate + r * dgate_stride + c * V, dg);
+    store<V>(dup + r * dup_stride + c * V, du);
+    if (act != nullptr) store<V>(act + r * act_stride + c * V, a);
+  }
+}
+
+}  // namespace
+
+void copy(const Tensor& from, const Tensor& to, cudaStream_t stream) {
+  if (from.rows == 0 || from.cols == 0) return;
+  if (from.dtype == to.dtype) {
+    const std::size_t size = dtype_bytes(from.dtype);
+    check(cudaMemcpy2DAsync(to.data, static_cast<std::size_t>(to.stride) * size, from.data,
+                            static_cast<std::size_t>(from.stride) * size, static_cast<std::size_t>(from.cols) * size,
+                            static_cast<std::size_t>(from.rows), cudaMemcpyDeviceToDevice, stream),
+          "copy");
+    return;
+  }
+  launch_copy<false>(from, nullptr, to, nullptr, 1.0f, from.rows, stream);
+}
+
+void gather_rows(const Tensor& from, const std::int32_t* rows, const Tensor& to, cudaStream_t stream) {
+  launch_copy<true>(from, rows, to, nullptr, 1.0f, to.rows, stream);
+}
+
+void scatter_rows(const Tensor& from, const std::int32_t* rows, float factor, const Tensor& to, cudaStream_t stream) {
+  launch_copy<true>(from, nullptr, to, rows, factor, from.rows, stream);
+}
+
+void add_scaled(const Tensor& from, float factor, const Tensor& to, cudaStream_t stream) {
+  if (from.rows == 0 || from.cols == 0) return;
+  if (eights(from) && eights(to)) {
+    add_scaled_kernel<8><<<grid_of(from.rows, from.cols, 8), kThreads, 0, stream>>>(
+        from.as<float>(), from.stride, factor, to.as<float>(), to.stride, from.rows, from.cols / 8);
+  } else {
+    add_scaled_kernel<1><<<grid_of(from.rows, from.cols, 1), kThreads, 0, stream>>>(
+        from.as<float>(), from.stride, factor, to.as<float>(), to.stride, from.rows, from.cols);
+  }
+  check_launch("add_scaled");
+}
+
+void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, cudaStream_t stream) {
+  if (gate.rows == 0) return;
+  const bool wide = eights(gate) && eights(up) && eights(act);
+  with_float(gate.dtype, [&]<class T>(T) {
+    const auto launch = [&]<int V>() {
+      swiglu_forward_kernel<V, T><<<grid_of(gate.rows, gate.cols, V), kThreads, 0, stream>>>(
+          gate.as<T>(), gate.stride, up.as<T>(), up.stride, act.as<T>(), act.stride, gate.rows, gate.cols / V);
+    };
+    if (wide)
+      launch.template operator()<8>();
+    else
+      launch.template operator()<1>();
+  });
+  check_launch("swiglu_forward");
+}
+
+void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
+                     const Tensor& act, cudaStream_t stream) {
+  if (gate.rows == 0) return;
+  const bool wide = eights(gate) && eights(up) && eights(dact) && eights(dgate) && eights(dup) && (!act || eights(act));
+  with_float(gate.dtype, [&]<class T>(T) {
+    const auto launch = [&]<int V>() {
+      swiglu_backward_kernel<V, T><<<grid_of(gate.rows, gate.cols, V), kThreads, 0, stream>>>(
+          gate.as<T>(), gate.stride, up.as<T>(), up.stride, dact.as<T>(), dact.stride, dgate.as<T>(), dgate.stride,
+          dup.as<T>(), dup.stride, act.as<T>(), act.stride, gate.rows, gate.cols / V);
+    };
+    if (wide)
+      launch.template operator()<8>();
+    else
+      launch.template operator()<1>();
+  });
+  check_launch("swiglu_backward");
+}
+
+}  // namespace pipelora::cuda

@@ -1,0 +1,55 @@
+// LoRA's skinny products around a base product. See lora.cu for how each works.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/cuda/kernels.h"
+#include "pipelora/ops.h"
+
+namespace pipelora::cuda {
+
+/// Columns that LoRA adds to a product's inner dimension: the inner vectors, padded.
+inline constexpr std::int64_t kTailAlign = 16;
+constexpr std::int64_t tail_columns(std::int64_t inner_cols) {
+  return (inner_cols + kTailAlign - 1) / kTailAlign * kTailAlign;
+}
+
+/// Up to eight rows of one pair's A (forward) or Bᵀ (backward) against the columns of x they apply to.
+struct LoraTile {
+  const float* rows = nullptr;  // [rank, columns]
+  std::int64_t stride = 0;
+  std::int64_t first_column = 0, columns = 0;
+  int rank = 0;
+  int inner_column = 0;
+  float factor = 1;       // of the inner vector
+  float tail_factor = 1;  // of the inner vector's copy behind x
+  std::uint32_t module = 0, threshold = 0;
+  bool masked = false;
+  bool same_mask = false;  // as the tile before
+};
+
+/// inner = factor * drop(x) rowsᵀ (f32), and, with a copy: copy[:, :cols] = x, copy[:, cols + j] = tail_factor * inner[:, j].
+void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
+                const Tensor& inner, const Tensor& copy, std::int64_t tail, cudaStream_t stream);
+
+std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
+std::vector<LoraTile> backward_tiles(const LoraSet& lora);
+
+/// Writes B behind the rows of an expanded weight [out, in]: weight[o, in + j], j < tail, zero where there is none.
+void append_columns(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream);
+/// Writes A below it: weight[out + j, c].
+void append_rows(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream);
+
+/// dx += sum over pairs of keep * (inner_grad A) / (1 - p); `masked`: only pairs with dropout, else only those without.
+void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
+                         cudaStream_t stream);
+
+/// Bytes of `partial` that lora_weight_grad needs, and whole counters (zero before the first call, zero again after each).
+std::size_t lora_weight_grad_bytes(const LoraWeightGrad& call);
+inline constexpr std::size_t kLoraCounters = 65536;
+void lora_weight_grad(const LoraWeightGrad& call, void* partial, std::uint32_t* counters, cudaStream_t stream);
+
+}  // namespace pipelora::cuda

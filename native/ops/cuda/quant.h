@@ -1,0 +1,44 @@
+// Quantised weights on the device: quantise once at loading, expand to the compute dtype before a product.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "pipelora/tensor.h"
+#include "quant/codebook.h"
+
+namespace pipelora::cuda {
+
+/// Tables in device memory, one set an engine.
+struct QuantTables {
+  const float* dynamic_map = nullptr;         // [256]
+  const float* dynamic_thresholds = nullptr;  // [255]
+};
+
+/// One checkpoint tensor [rows, in] in 4 bits; layouts as in quant/weight4.h.
+struct Packed4 {
+  const std::uint8_t* packed = nullptr;
+  const float* absmax = nullptr;        // plain scales, or null where doubly quantised
+  const std::uint8_t* codes = nullptr;  // 8-bit scales
+  const float* nested = nullptr;
+  const float* offset = nullptr;  // one number, on the device
+  std::int64_t rows = 0, in = 0;
+  int block_shift = 6;  // log2 of the block size
+  quant::FourBit type = quant::FourBit::nf4;
+  DType via = DType::f32;  // values are rounded to this dtype first: that of the weight that was quantised
+};
+
+/// to [rows, in] (strided) in its dtype.
+void dequantise4(const Packed4& weight, const QuantTables& tables, const Tensor& to, cudaStream_t stream);
+
+/// source [count] dense, a floating dtype, each element first rounded to `as`. Blocks [0, blocks) are written;
+/// *bad becomes the index (plus `base`) of the first element that is not finite, if smaller than it was.
+void quantise4(const void* source, DType dtype, DType as, std::int64_t count, int block_shift, quant::FourBit type,
+               std::uint8_t* packed, float* absmax, std::int64_t base, unsigned long long* bad, cudaStream_t stream);
+
+/// offset = mean(absmax); codes and nested absmax of absmax - offset. `partial` has 1024 entries.
+void quantise_absmax(const float* absmax, std::int64_t count, const QuantTables& tables, double* partial, float* offset,
+                     std::uint8_t* codes, float* nested, cudaStream_t stream);
+
+}  // namespace pipelora::cuda
