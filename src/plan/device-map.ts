@@ -1,0 +1,117 @@
+import { PipeloraError } from "../common/errors.ts";
+import { nearest } from "../common/nearest.ts";
+import type { LayerSpec, ModelSpec } from "../models/spec.ts";
+import { cleanDeviceMap } from "./accelerate/clean-device-map.ts";
+import { isUnder, parentOf } from "./accelerate/module-tree.ts";
+import type { Device, DeviceKey, DeviceMap } from "./devices.ts";
+import type { DeviceMapInput } from "./request.ts";
+
+export interface ExpandedMap {
+  /** Device of each layer of spec.layers. */
+  readonly layerDevices: readonly number[];
+  readonly warnings: readonly string[];
+}
+
+/**
+ * A device map as transformers takes it: keys are module or tensor names, the longest prefix holds, "" is the whole
+ * model. Every stored tensor must be covered and every layer (embedding, block, norm, head) lie on one device; keys that
+ * name nothing only warn. A tied head on another device than the embedding holds a copy of the weight.
+ * Errors: PL_DEVICE_MAP_INVALID.
+ */
+export function expandDeviceMap(spec: ModelSpec, map: DeviceMapInput, devices: readonly Device[]): ExpandedMap {
+  const keys = Object.keys(map);
+  if (keys.length === 0) throw invalid("The device map is empty.", `Name at least the whole model: {"": 0}.`);
+  const places = new Map(Object.entries(map).map(([key, value]) => [key, resolveDevice(key, value, devices)]));
+  const tensors = storedTensors(spec);
+  checkCovered(tensors, places);
+  return {
+    layerDevices: spec.layers.map((layer) => deviceOfLayer(layer, tensors, places)),
+    warnings: unknownKeys(spec, tensors, keys),
+  };
+}
+
+function resolveDevice(key: string, value: number | string, devices: readonly Device[]): number {
+  const cpus = devices.filter((device) => device.kind === "cpu");
+  if (value === "cpu" && cpus.length === 1) return cpus[0]!.id;
+  const digits = /^(?:cuda:)?(\d{1,6})$/.exec(String(value))?.[1];
+  if (digits !== undefined && devices.some((device) => device.id === Number(digits))) return Number(digits);
+  const where = key === "" ? `the whole model ("")` : `"${key}"`;
+  const offload = value === "cpu" || value === "disk" || value === "meta";
+  throw invalid(
+    `The device map puts ${where} on ${JSON.stringify(value)}; the devices are ${devices.map(({ id }) => id).join(", ")}.`,
+    offload
+      ? "Layers are never offloaded: give it one of the devices, or load in 4 bits."
+      : "Use one of these numbers, or start more workers.",
+  );
+}
+
+/** Names in the checkpoint, a tied tensor under each of its names: what state_dict() lists. */
+function storedTensors(spec: ModelSpec): string[] {
+  const own = spec.tensors.filter((tensor) => tensor.kind === "parameter" || tensor.persistent);
+  return [...own.map((tensor) => tensor.name), ...spec.tied.map(([alias]) => alias)];
+}
+
+function checkCovered(tensors: readonly string[], places: ReadonlyMap<string, number>): void {
+  const missing = tensors.filter((tensor) => lookUp(places, tensor) === undefined);
+  if (missing.length === 0) return;
+  const modules = [...new Set(missing.map(parentOf))];
+  const named = modules.slice(0, 5).join(", ") + (modules.length > 5 ? `, … (${modules.length} modules)` : "");
+  throw invalid(`The device map leaves out ${named}.`, `Add a key for each, or "" for all that has none.`);
+}
+
+function deviceOfLayer(layer: LayerSpec, tensors: readonly string[], places: ReadonlyMap<string, number>): number {
+  const own = tensors.filter((tensor) => isUnder(tensor, layer.name));
+  const found = new Map(own.map((tensor) => [lookUp(places, tensor)!, tensor]));
+  const [device] = found.keys();
+  if (found.size === 1) return device!;
+  const parts = [...found].map(([id, tensor]) => `${parentOf(tensor)} on ${id}`).join(", ");
+  const what = layer.kind === "block" ? `block ${layer.name}` : layer.name;
+  throw invalid(`The device map splits ${what}: ${parts}.`, `Give all of it one device: {"${layer.name}": 0}.`);
+}
+
+/** The device of the longest key that is `name` or a dotted prefix of it. */
+function lookUp(places: ReadonlyMap<string, number>, name: string): number | undefined {
+  for (let prefix = name; ; prefix = parentOf(prefix)) {
+    const device = places.get(prefix);
+    if (device !== undefined || prefix === "") return device;
+  }
+}
+
+function unknownKeys(spec: ModelSpec, tensors: readonly string[], keys: readonly string[]): string[] {
+  const modules = spec.modules.map((module) => module.name);
+  const known = new Set([...modules, ...tensors, ...spec.tensors.map((tensor) => tensor.name)]);
+  return keys
+    .filter((key) => !known.has(key))
+    .map((key) => {
+      const near = nearest(key, modules);
+      return `the device map's "${key}" names no module${near.length > 0 ? ` (near: ${near.join(", ")})` : ""}`;
+    });
+}
+
+/**
+ * The placement as transformers' hf_device_map shows it: module names to devices, collapsed as accelerate does. Modules
+ * without weights (rotary tables, dropout) go with the layer before them.
+ */
+export function hfDeviceMap(spec: ModelSpec, layerDevices: readonly number[]): DeviceMap {
+  const layerOf = new Map(spec.layers.map((layer, index) => [layer.name, index]));
+  const outer = new Set<string>();
+  for (const { name } of spec.layers) for (let up = parentOf(name); up !== ""; up = parentOf(up)) outer.add(up);
+  const map = new Map<string, DeviceKey>();
+  let device = layerDevices[0]!;
+  for (const { name } of spec.modules) {
+    const layer = layerOf.get(name);
+    if (layer !== undefined) device = layerDevices[layer]!;
+    else if (name === "" || outer.has(name) || isInsideAny(name, map)) continue;
+    map.set(name, device);
+  }
+  return cleanDeviceMap(map);
+}
+
+function isInsideAny(name: string, map: ReadonlyMap<string, DeviceKey>): boolean {
+  for (let up = parentOf(name); up !== ""; up = parentOf(up)) if (map.has(up)) return true;
+  return false;
+}
+
+function invalid(message: string, hint: string): PipeloraError {
+  return new PipeloraError("PL_DEVICE_MAP_INVALID", message, { hint });
+}

@@ -1,0 +1,103 @@
+import { PipeloraError } from "../common/errors.ts";
+
+/** A device as the plan sees it; `id` is what a device map and max_memory call it. */
+export interface Device {
+  readonly id: number;
+  readonly kind: "cpu" | "cuda";
+  /** Hardware name, e.g. "NVIDIA H100 80GB HBM3"; null: unknown. */
+  readonly name: string | null;
+  /** Devices of one node share a fast link. */
+  readonly node: string;
+  /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */
+  readonly memoryBytes: number | null;
+}
+
+/** Keys of accelerate's max_memory and values of its device maps. */
+export type DeviceKey = number | "cpu" | "disk";
+export type MaxMemory = ReadonlyMap<DeviceKey, number>;
+/** Module name -> device, in order of placement. */
+export type DeviceMap = ReadonlyMap<string, DeviceKey>;
+
+/** Share of a device's free memory that a plan takes when no max_memory is given; the rest is the allocator's and the driver's. */
+const FREE_SHARE = { cpu: 0.9, cuda: 0.95 } as const;
+
+export interface Budgets {
+  /** Bytes a device, ids ascending; 0: not to be used. Devices that max_memory leaves out are not listed. */
+  readonly bytes: ReadonlyMap<number, number>;
+  /** "cpu" and "disk" where max_memory names them. */
+  readonly offload: readonly string[];
+  readonly warnings: readonly string[];
+}
+
+/**
+ * What each device may hold. max_memory decides which devices are used, as in accelerate: ids it leaves out, and budgets of 0, are not.
+ * Unlike there, cpu and disk take no layers: a plan never spills. Errors: PL_CONFIG_INVALID.
+ */
+export function budgetsOf(devices: readonly Device[], maxMemory: MaxMemory | null): Budgets {
+  const byId = new Map(devices.map((device) => [device.id, device]));
+  if (byId.size !== devices.length) {
+    throw new PipeloraError(
+      "PL_INTERNAL",
+      `Two devices share an id: ${devices.map((device) => device.id).join(", ")}.`,
+    );
+  }
+  const sorted = [...byId.values()].sort((a, b) => a.id - b.id);
+  if (maxMemory === null) {
+    return { bytes: new Map(sorted.map((device) => [device.id, defaultBudget(device)])), offload: [], warnings: [] };
+  }
+  const warnings: string[] = [];
+  const offload: string[] = [];
+  const bytes = new Map<number, number>();
+  for (const [key, budget] of [...maxMemory].sort(([a], [b]) => Number(a) - Number(b))) {
+    if (typeof key !== "number") {
+      offload.push(key);
+      continue;
+    }
+    const device = byId.get(key);
+    if (device === undefined) {
+      throw new PipeloraError(
+        "PL_CONFIG_INVALID",
+        `max_memory names device ${key}; the devices are ${sorted.map((known) => known.id).join(", ")}.`,
+        { hint: "Name only devices that are there, or start more workers." },
+      );
+    }
+    if (device.kind === "cuda" && device.memoryBytes !== null && budget > device.memoryBytes) {
+      warnings.push(`max_memory gives device ${key} more than its ${formatBytes(device.memoryBytes)} of free memory`);
+    }
+    bytes.set(key, budget);
+  }
+  return { bytes, offload, warnings };
+}
+
+function defaultBudget(device: Device): number {
+  if (device.memoryBytes === null) {
+    throw new PipeloraError("PL_CONFIG_INVALID", `The memory of device ${device.id} is unknown.`, {
+      hint: `Give its budget: --max-memory '{"${device.id}": "10GiB"}'.`,
+    });
+  }
+  return Math.floor(device.memoryBytes * FREE_SHARE[device.kind]);
+}
+
+/** Devices that exist only on paper: one for each id that max_memory names, all on one node. */
+export function devicesFromMaxMemory(maxMemory: MaxMemory, kind: Device["kind"], name: string | null = null): Device[] {
+  return [...maxMemory.keys()]
+    .filter((key) => typeof key === "number")
+    .sort((a, b) => a - b)
+    .map((id) => ({ id, kind, name, node: "local", memoryBytes: null }));
+}
+
+/** "1.53 GiB", "312 MiB", "4.0 KiB", "17 B". */
+export function formatBytes(bytes: number): string {
+  const magnitude = Math.abs(bytes);
+  for (const [unit, size, digits] of UNITS) {
+    if (magnitude >= size) return `${(bytes / size).toFixed(digits)} ${unit}`;
+  }
+  return `${Math.round(bytes)} B`;
+}
+
+const UNITS = [
+  ["TiB", 2 ** 40, 2],
+  ["GiB", 2 ** 30, 2],
+  ["MiB", 2 ** 20, 1],
+  ["KiB", 2 ** 10, 1],
+] as const;

@@ -1,0 +1,63 @@
+import { formatBytes } from "./devices.ts";
+import type { Plan, PlannedDevice } from "./plan.ts";
+import { alignTable } from "./table.ts";
+
+/** The plan as `coordinator plan --json` prints it. */
+export function planJson(plan: Plan): Record<string, unknown> {
+  return {
+    hf_device_map: Object.fromEntries(plan.hfDeviceMap),
+    devices: plan.devices.map(({ device, rank, segments, memory }) => ({
+      device,
+      rank,
+      segments: segments.map((index) => {
+        const { firstLayer, lastLayer, checkpointedBlocks } = plan.segments[index]!;
+        return { index, first_layer: firstLayer, last_layer: lastLayer, checkpointed_blocks: checkpointedBlocks };
+      }),
+      memory,
+    })),
+    predicted:
+      plan.predicted === null
+        ? null
+        : {
+            step_time_ms: plan.predicted.stepTimeMs,
+            bubble: plan.predicted.bubble,
+            tokens_per_s: plan.predicted.tokensPerSecond,
+          },
+    planner: plan.planner,
+    strategy: plan.strategy,
+    warnings: plan.warnings,
+    problem: plan.problem,
+  };
+}
+
+/** The plan as a table for people: a device a line, then what is predicted. */
+export function formatPlan(plan: Plan, layerNames: readonly string[]): string {
+  const head = ["device", "layers", "weights", "LoRA", "activations", "workspace", "total", "budget"];
+  const rows = plan.devices.map(({ device, segments, memory }) => [
+    String(device),
+    segments.length === 0 ? "-" : segments.map((index) => layersOf(plan, index, layerNames)).join(", "),
+    ...[memory.weights, memory.lora, memory.activations, memory.workspace + memory.context + memory.cache].map(
+      formatBytes,
+    ),
+    formatBytes(memory.total),
+    memory.budget === 0 ? "not used" : formatBytes(memory.budget),
+  ]);
+  const lines = [alignTable([head, ...rows])];
+  if (plan.predicted !== null) {
+    const { stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
+    const used = plan.devices.filter((device: PlannedDevice) => device.segments.length > 0).length;
+    lines.push(
+      `${plan.strategy} over ${used} device${used === 1 ? "" : "s"}: predicted ${stepTimeMs.toFixed(1)} ms a step, ` +
+        `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
+    );
+  }
+  for (const warning of plan.warnings) lines.push(`warning: ${warning}`);
+  if (plan.problem !== null) lines.push(`can't run: ${plan.problem}`);
+  return lines.join("\n");
+}
+
+function layersOf(plan: Plan, index: number, names: readonly string[]): string {
+  const { firstLayer, lastLayer } = plan.segments[index]!;
+  const [first, last] = [names[firstLayer]!, names[lastLayer]!];
+  return firstLayer === lastLayer ? first : `${first} … ${last}`;
+}

@@ -1,0 +1,69 @@
+import { type Dtype, dtypeBytes } from "../common/dtype.ts";
+import type { LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
+
+/** dtypes that weights may be held in and products computed in. */
+export type FloatDtype = Extract<Dtype, "float32" | "bfloat16" | "float16">;
+
+export type Quantization =
+  | { readonly method: "none" }
+  | { readonly method: "8bit" }
+  | { readonly method: "4bit"; readonly quantType: "nf4" | "fp4"; readonly doubleQuant: boolean };
+
+/** How the frozen weights lie in a worker's memory. */
+export interface Holding {
+  /** Embedding, head, norms, biases, and linears that stay unquantised. */
+  readonly dtype: FloatDtype;
+  readonly quantization: Quantization;
+  /** llm_int8_skip_modules: linears whose path starts or ends with one of these stay unquantised. */
+  readonly skipModules: readonly string[];
+}
+
+/** Elements that share one absmax, and absmax values that share one of the second level (bitsandbytes). */
+const BLOCK = 64;
+const NESTED_BLOCK = 256;
+const FLOAT32 = 4;
+/** Tables beside the codes: 16 code values; with double quantisation also 256 and the offset. */
+const CODE_TABLE = 16 * FLOAT32;
+const NESTED_TABLE = 256 * FLOAT32 + FLOAT32;
+
+/** Whether a linear is held in few bits: those of the blocks are, but for the skipped; the head and the embedding never are. */
+export function isQuantized(linear: LinearSpec, { quantization, skipModules }: Holding): boolean {
+  if (quantization.method === "none") return false;
+  return !skipModules.some((skip) => linear.name.startsWith(skip) || linear.name.endsWith(skip));
+}
+
+/** Bytes of a linear's weight [out, in] with its quantisation state, as bitsandbytes lays it out. */
+export function linearWeightBytes(linear: LinearSpec, holding: Holding): number {
+  const elements = linear.in * linear.out;
+  const { quantization } = holding;
+  if (quantization.method === "none" || !isQuantized(linear, holding)) return elements * dtypeBytes(holding.dtype);
+  if (quantization.method === "8bit") return elements + linear.out * FLOAT32;
+  const scales = Math.ceil(elements / BLOCK);
+  const state = quantization.doubleQuant
+    ? scales + Math.ceil(scales / NESTED_BLOCK) * FLOAT32 + NESTED_TABLE
+    : scales * FLOAT32;
+  return Math.ceil(elements / 2) + state + CODE_TABLE;
+}
+
+/** Bytes of one layer's frozen weights as held. A tied head counts in full: on a device of its own it holds a copy. */
+export function layerWeightBytes(spec: ModelSpec, layer: LayerSpec, holding: Holding): number {
+  const { hidden, vocab, headDim } = spec.shape;
+  const float = dtypeBytes(holding.dtype);
+  switch (layer.kind) {
+    case "embedding":
+    case "head":
+      return vocab * hidden * float;
+    case "norm":
+      return hidden * float;
+    case "block": {
+      const norms = 2 * hidden + (layer.qNorm === null ? 0 : headDim) + (layer.kNorm === null ? 0 : headDim);
+      return layer.linears.reduce(
+        (bytes, linear) => bytes + linearWeightBytes(linear, holding) + (linear.bias ? linear.out * float : 0),
+        norms * float,
+      );
+    }
+  }
+}
+
+/** Weight, gradient and AdamW's two moments of a LoRA parameter, all float32. */
+export const LORA_BYTES_PER_PARAMETER = 16;

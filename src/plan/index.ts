@@ -1,0 +1,34 @@
+export { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
+export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices.ts";
+export { budgetsOf, devicesFromMaxMemory, formatBytes } from "./devices.ts";
+export { formatPlan, planJson } from "./format-plan.ts";
+export type { FloatDtype, Holding, Quantization } from "./held-sizes.ts";
+export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.ts";
+export { parseMaxMemory, parseSize } from "./max-memory.ts";
+export type { DeviceMemory } from "./memory.ts";
+export { predictMemory } from "./memory.ts";
+export type { FittedPlan, StepRows } from "./micro-batches.ts";
+export {
+  cutRows,
+  DEFAULT_MICRO_BATCH_TOKENS,
+  longestRows,
+  planFastestMicroBatches,
+  workOf,
+} from "./micro-batches.ts";
+export type { Plan, PlannedDevice, PlannedSegment, PlanPrediction } from "./plan.ts";
+export { assertRunnable, makePlan } from "./plan.ts";
+export { linkRate } from "./rates.ts";
+export type {
+  Checkpointing,
+  DeviceMapInput,
+  LinkRate,
+  NamedStrategy,
+  PipelinePolicy,
+  PlanRequest,
+  RateOverrides,
+  Work,
+} from "./request.ts";
+export { NO_OVERRIDES, STRATEGIES } from "./request.ts";
+export type { Segment } from "./segments.ts";
+export { segmentsOf } from "./segments.ts";
+export { predictTime } from "./time.ts";

@@ -1,0 +1,42 @@
+import { lowestTrainable, pairsByLayer } from "./layer-memory.ts";
+import type { PlanRequest } from "./request.ts";
+
+/** FLOP of one layer for one micro-batch. */
+export interface LayerWork {
+  readonly forward: number;
+  /** Without recompute. */
+  readonly backward: number;
+  /** The second forward of a block that recomputes. */
+  readonly recompute: number;
+}
+
+/**
+ * Products only, 2 FLOP a weight a token a pass. With a frozen base a block is one pass forward, one back (the input's
+ * gradient), and one more forward under checkpointing; the head is two passes over the label tokens, the embedding and the norm
+ * are nothing. A LoRA pair adds its own products (one pass forward, two back), causal attention half of T² a head forward and two
+ * and a half times that back. Layers below the lowest trainable one only run forward.
+ */
+export function layerWork(request: PlanRequest): LayerWork[] {
+  const { spec, work, lora } = request;
+  const { heads, headDim, hidden, vocab } = spec.shape;
+  const lowest = lowestTrainable(lora);
+  const pairs = pairsByLayer(lora, spec.layers.length);
+  return spec.layers.map((layer, index): LayerWork => {
+    const learns = index >= lowest;
+    const adapters = 2 * pairs[index]!.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0);
+    if (layer.kind === "block") {
+      const weights = 2 * layer.linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
+      const seen = Math.min(work.rowTokens, layer.slidingWindow ?? Number.POSITIVE_INFINITY);
+      const attention = 2 * heads * headDim * seen;
+      const forward = (weights + attention + adapters) * work.tokens;
+      const backward = learns ? (weights + 2.5 * attention + 2 * adapters) * work.tokens : 0;
+      return { forward, backward, recompute: learns ? forward : 0 };
+    }
+    if (layer.kind === "head") {
+      const pass = 2 * hidden * vocab * work.labelTokens;
+      const forward = pass + adapters * work.labelTokens;
+      return { forward, backward: lora.length > 0 ? pass + 2 * adapters * work.labelTokens : 0, recompute: 0 };
+    }
+    return { forward: 0, backward: 0, recompute: 0 };
+  });
+}

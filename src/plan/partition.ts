@@ -1,0 +1,255 @@
+import type { RangeCosts } from "./range-costs.ts";
+
+/** A device as the partition sees it. */
+export interface StageDevice {
+  readonly id: number;
+  /** Bytes for the units it holds: the budget less what the device itself takes; above 0. */
+  readonly capacity: number;
+  /** FLOP/s. */
+  readonly speed: number;
+  /** Most units it may take. */
+  readonly maxUnits: number;
+  readonly costs: RangeCosts;
+}
+
+/** Units [first, end) on a device. */
+export interface Stage {
+  readonly device: StageDevice;
+  readonly first: number;
+  readonly end: number;
+}
+
+export interface PartitionProblem {
+  /** In pipeline order. Any may be left out, but those in `required`. */
+  readonly devices: readonly StageDevice[];
+  readonly required: ReadonlySet<number>;
+  /** Units [from, to) are to be placed. */
+  readonly from: number;
+  readonly to: number;
+  /** Most micro-batches held in flight by a stage with this many stages after it. */
+  readonly inFlight: (stagesAfter: number) => number;
+}
+
+/** How far a bound found by bisection may lie from the best, as a share of it. */
+const PRECISION = 1e-7;
+const NOT_REACHED = Number.MAX_SAFE_INTEGER;
+
+export function stageMemory({ device, first, end }: Stage, inFlight: number): number {
+  return device.costs.memory(first, end, inFlight);
+}
+
+/** Seconds of compute a micro-batch. */
+export function stageLoad({ device, first, end }: Stage): number {
+  return device.costs.load(first, end) / device.speed;
+}
+
+/**
+ * Contiguous partition of the units over the devices in their order: the largest stage load as small as can be; among such
+ * partitions the largest share of a device's capacity as small as can be; among those the loads as even as can be (least sum
+ * of squares), over as few devices as reach that. Null if nothing fits.
+ *
+ * Feasibility under bounds on load and memory is a dynamic programme over (device, stages so far) from the last device to the
+ * first. Costs grow with a range, so the fewest units left over dominates, and a state is one number.
+ */
+export function balancedPartition(problem: PartitionProblem): Stage[] | null {
+  const start = feasiblePartition(problem, Number.POSITIVE_INFINITY, 1);
+  if (start === null) return null;
+  const loadOf = (stages: readonly Stage[]) => Math.max(...stages.map(stageLoad));
+  const shareOf = (stages: readonly Stage[]) =>
+    Math.max(...stages.map((stage, index) => stageShare(problem, stage, stages.length - 1 - index)));
+  const fastest = tighten(start, loadOf, (bound) => feasiblePartition(problem, bound, 1));
+  const load = loadOf(fastest) * (1 + 2 * PRECISION);
+  const leanest = tighten(fastest, shareOf, (bound) => feasiblePartition(problem, load, bound));
+  return evenest(problem, leanest, load, Math.min(1, shareOf(leanest) * (1 + 2 * PRECISION)));
+}
+
+/** The partition whose fullest device is least overfull, whatever the capacities: what an infeasible request would need. */
+export function leastOverfull(problem: PartitionProblem): Stage[] | null {
+  const unbounded = Number.POSITIVE_INFINITY;
+  const start = feasiblePartition(problem, unbounded, unbounded);
+  if (start === null) return null;
+  return tighten(
+    start,
+    (stages) => Math.max(...stages.map((stage, index) => stageShare(problem, stage, stages.length - 1 - index))),
+    (bound) => feasiblePartition(problem, unbounded, bound),
+  );
+}
+
+export function stageShare({ inFlight }: PartitionProblem, stage: Stage, after: number): number {
+  return stageMemory(stage, inFlight(after)) / stage.device.capacity;
+}
+
+/** Bisects the smallest bound that `attempt` can meet, each success starting anew from the value it reached. */
+function tighten(
+  start: Stage[],
+  measure: (stages: readonly Stage[]) => number,
+  attempt: (bound: number) => Stage[] | null,
+): Stage[] {
+  let best = start;
+  let high = measure(start);
+  let low = 0;
+  while (high - low > PRECISION * high) {
+    const middle = (low + high) / 2;
+    const found = attempt(middle);
+    if (found === null) {
+      low = middle;
+    } else {
+      best = found;
+      high = measure(found);
+    }
+  }
+  return best;
+}
+
+/** A partition with every load at most `load` and every device's share at most `share`, over as few devices as can be; null if there is none. */
+export function feasiblePartition(problem: PartitionProblem, load: number, share: number): Stage[] | null {
+  const { devices, from, to, inFlight } = problem;
+  const most = Math.min(devices.length, to - from);
+  // left[d][s]: fewest units left in front when devices d … hold s stages; taken[d][s]: whether d holds the first of them.
+  const left = [new Array<number>(most + 1).fill(NOT_REACHED)];
+  left[0]![0] = to;
+  const taken: boolean[][] = [];
+  // Every required device in front of d needs at least one unit.
+  const floors = requiredBefore(problem).map((count) => from + count);
+  for (let d = devices.length - 1; d >= 0; d--) {
+    const device = devices[d]!;
+    const floor = floors[d]!;
+    const behind = left[left.length - 1]!;
+    const required = problem.required.has(device.id);
+    const here = required ? new Array<number>(most + 1).fill(NOT_REACHED) : [...behind];
+    const takes = new Array<boolean>(most + 1).fill(false);
+    for (let stages = 0; stages < most; stages++) {
+      const end = behind[stages]!;
+      if (end === NOT_REACHED || end <= floor) continue;
+      const first = furthest(device, end, floor, inFlight(stages), load, share);
+      if (first < end && first <= here[stages + 1]!) {
+        here[stages + 1] = first;
+        takes[stages + 1] = true;
+      }
+    }
+    left.push(here);
+    taken.push(takes);
+  }
+  const stages = left[devices.length]!.indexOf(from);
+  return stages < 0 ? null : trace(devices, left, taken, stages);
+}
+
+function requiredBefore({ devices, required }: PartitionProblem): number[] {
+  let count = 0;
+  return devices.map(({ id }) => (required.has(id) ? count++ : count));
+}
+
+function trace(devices: readonly StageDevice[], left: number[][], taken: boolean[][], count: number): Stage[] {
+  const stages: Stage[] = [];
+  let remaining = count;
+  for (let d = 0; d < devices.length && remaining > 0; d++) {
+    const row = devices.length - d;
+    if (!taken[row - 1]![remaining]) continue;
+    stages.push({ device: devices[d]!, first: left[row]![remaining]!, end: left[row - 1]![remaining - 1]! });
+    remaining -= 1;
+  }
+  return stages;
+}
+
+/** The lowest `first` such that the device can hold [first, end): costs only grow as it falls. */
+function furthest(
+  { costs, capacity, speed, maxUnits }: StageDevice,
+  end: number,
+  from: number,
+  inFlight: number,
+  load: number,
+  share: number,
+): number {
+  let low = Math.max(from, end - maxUnits);
+  let high = end;
+  while (low < high) {
+    const first = (low + high) >> 1;
+    const fits = costs.memory(first, end, inFlight) <= capacity * share && costs.load(first, end) <= load * speed;
+    if (fits) high = first;
+    else low = first + 1;
+  }
+  return low;
+}
+
+/** Over the devices of `start` and, one more at a time, the others: the partition within the bounds with the least sum of squared loads. */
+function evenest(problem: PartitionProblem, start: Stage[], load: number, share: number): Stage[] {
+  const { devices, from, to } = problem;
+  const used = new Set(start.map((stage) => stage.device.id));
+  const spare = devices.filter((device) => !used.has(device.id));
+  let best = start;
+  let least = Number.POSITIVE_INFINITY;
+  for (let count = start.length; count <= Math.min(devices.length, to - from); count++) {
+    const chosen = devices.filter((device) => used.has(device.id));
+    const found = leastSquares(problem, chosen, load, share);
+    if (found !== null && found.squares < least * (1 - PRECISION)) {
+      best = found.stages;
+      least = found.squares;
+    }
+    const next = spare.shift();
+    if (next !== undefined) used.add(next.id);
+  }
+  return best;
+}
+
+/** Every device of `devices` takes at least one unit. */
+function leastSquares(
+  { from, to, inFlight }: PartitionProblem,
+  devices: readonly StageDevice[],
+  load: number,
+  share: number,
+): { stages: Stage[]; squares: number } | null {
+  let squares = new Array<number>(to + 1).fill(Number.POSITIVE_INFINITY);
+  squares[from] = 0;
+  const starts: Int32Array[] = [];
+  for (const [d, device] of devices.entries()) {
+    const { costs, speed } = device;
+    const held = inFlight(devices.length - 1 - d);
+    const next = new Array<number>(to + 1).fill(Number.POSITIVE_INFINITY);
+    const start = new Int32Array(to + 1);
+    for (let end = from + d + 1; end <= to - (devices.length - 1 - d); end++) {
+      for (let first = end - 1; first >= Math.max(from + d, end - device.maxUnits); first--) {
+        const time = costs.load(first, end) / speed;
+        if (time > load || costs.memory(first, end, held) > device.capacity * share) break;
+        const total = squares[first]! + time * time;
+        if (total < next[end]!) {
+          next[end] = total;
+          start[end] = first;
+        }
+      }
+    }
+    squares = next;
+    starts.push(start);
+  }
+  const total = squares[to]!;
+  if (total === Number.POSITIVE_INFINITY) return null;
+  const stages: Stage[] = [];
+  let end = to;
+  for (let d = devices.length - 1; d >= 0; d--) {
+    const first = starts[d]![end]!;
+    stages.unshift({ device: devices[d]!, first, end });
+    end = first;
+  }
+  return { stages, squares: total };
+}
+
+/**
+ * Fills the devices in order, each as full as it gets; a device that can't hold even the next unit is passed over. Assumes
+ * 1, 2, … stages in all until the partition needs no more than assumed. Null if nothing fits.
+ */
+export function sequentialPartition({ devices, from, to, inFlight }: PartitionProblem): Stage[] | null {
+  for (let assumed = 1; assumed <= Math.min(devices.length, to - from); assumed++) {
+    const stages: Stage[] = [];
+    let first = from;
+    for (const device of devices) {
+      if (first === to) break;
+      const held = inFlight(Math.max(0, assumed - 1 - stages.length));
+      let end = first;
+      while (end < to && device.costs.memory(first, end + 1, held) <= device.capacity) end += 1;
+      if (end === first) continue;
+      stages.push({ device, first, end });
+      first = end;
+    }
+    if (first === to && stages.length <= assumed) return stages;
+  }
+  return null;
+}

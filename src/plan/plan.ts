@@ -1,0 +1,332 @@
+import { PipeloraError } from "../common/errors.ts";
+import { MissingDeviceError } from "./accelerate/balanced-memory.ts";
+import { type AccelerateStrategy, accelerateDeviceMap, accelerateSizes } from "./accelerate/index.ts";
+import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
+import { budgetsOf, type Device, type DeviceKey, type DeviceMap, formatBytes } from "./devices.ts";
+import { infeasible } from "./infeasible.ts";
+import { contextBytes, lowestTrainable } from "./layer-memory.ts";
+import { type CheckpointedBlocks, type DeviceMemory, inFlight, predictMemory } from "./memory.ts";
+import type { Stage } from "./partition.ts";
+import { type PlacementProblem, place } from "./planner.ts";
+import { type RangeCosts, rangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
+import { deviceRate } from "./rates.ts";
+import type { NamedStrategy, PlanRequest } from "./request.ts";
+import { type Segment, segmentsOf } from "./segments.ts";
+import { predictTime } from "./time.ts";
+
+export interface PlannedSegment extends Segment {
+  /** How many of its blocks, the first ones, keep only their input. */
+  readonly checkpointedBlocks: number;
+  /** Whether something in it or before it learns. */
+  readonly needsBackward: boolean;
+  /** Whether something before it learns. */
+  readonly needsInputGrad: boolean;
+}
+
+export interface PlannedDevice {
+  readonly device: number;
+  readonly rank: number;
+  readonly segments: readonly number[];
+  readonly memory: DeviceMemory & { readonly budget: number };
+}
+
+export interface Plan {
+  readonly strategy: string;
+  readonly planner: "pipelora" | "accelerate";
+  readonly hfDeviceMap: DeviceMap;
+  /** In model order. Empty when the map leaves layers on cpu or disk. */
+  readonly segments: readonly PlannedSegment[];
+  /** Every device of the request, ids ascending. */
+  readonly devices: readonly PlannedDevice[];
+  /** Null when the map leaves layers on cpu or disk. */
+  readonly predicted: PlanPrediction | null;
+  readonly warnings: readonly string[];
+  /** Why it can't be run as it is, null if it can: only accelerate's maps and a user's own may be so. */
+  readonly problem: string | null;
+}
+
+export interface PlanPrediction {
+  readonly stepTimeMs: number;
+  readonly bubble: number;
+  readonly tokensPerSecond: number;
+  readonly segments: readonly {
+    readonly forwardMs: number;
+    readonly backwardMs: number;
+    readonly transferMs: number;
+  }[];
+}
+
+/**
+ * Which layers go to which device, what each device will hold and how long a step will take. Deterministic.
+ * Errors: PL_PLACEMENT_INFEASIBLE with a table of what is needed and what would make it fit, PL_DEVICE_MAP_INVALID, PL_CONFIG_INVALID.
+ */
+export function makePlan(request: PlanRequest): Plan {
+  const budgets = budgetsOf(request.devices, request.maxMemory);
+  const warnings = [...budgets.warnings];
+  if (typeof request.strategy !== "string") {
+    const expanded = expandDeviceMap(request.spec, request.strategy, request.devices);
+    warnings.push(...expanded.warnings);
+    return finishPlan(request, expanded.layerDevices, budgets.bytes, warnings, "device map");
+  }
+  if (request.planner === "accelerate") {
+    const strategy = accelerateStrategy(request.strategy);
+    const map = mapOfAccelerate(request, strategy, budgets.bytes, warnings);
+    if (map !== null) return planOfMap(request, map, budgets.bytes, warnings);
+    return finishPlan(request, weightsOnly(request, strategy, budgets.bytes), budgets.bytes, warnings, strategy);
+  }
+  if (budgets.offload.length > 0) {
+    warnings.push(`max_memory's ${budgets.offload.join(" and ")} budgets are not used: layers are never offloaded`);
+  }
+  const problem = placementProblem(request, budgets.bytes, trueCosts(request));
+  const stages = place(problem, request.strategy);
+  if (stages === null) throw infeasible(request, problem, budgets.bytes, fits);
+  return finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, request.strategy);
+}
+
+/** Throws PL_PLACEMENT_INFEASIBLE if the plan can't be run as it is. */
+export function assertRunnable(plan: Plan): void {
+  if (plan.problem === null) return;
+  throw new PipeloraError("PL_PLACEMENT_INFEASIBLE", plan.problem, {
+    hint: "Use --planner pipelora, larger budgets, more devices, or --load-in-4bit.",
+  });
+}
+
+function fits(request: PlanRequest): boolean {
+  const { bytes } = budgetsOf(request.devices, request.maxMemory);
+  return place(placementProblem(request, bytes, trueCosts(request)), "sequential") !== null;
+}
+
+function placementProblem(
+  request: PlanRequest,
+  budgets: ReadonlyMap<number, number>,
+  costs: RangeCosts,
+  context: typeof contextBytes = contextBytes,
+): PlacementProblem {
+  const { work } = request;
+  const devices = request.devices
+    .filter((device) => (budgets.get(device.id) ?? 0) > 0)
+    .sort((a, b) => a.id - b.id)
+    .map((device) => ({
+      id: device.id,
+      node: device.node,
+      capacity: budgets.get(device.id)! - context(device.kind),
+      speed: deviceRate(device, request.computeDtype, work.tokens, request.rates),
+      maxUnits: costs.units,
+      costs,
+    }));
+  return {
+    devices,
+    units: costs.units,
+    inFlight: (after) => inFlight(work.schedule, work.microBatches, after),
+    stepTime: (stages) => {
+      const segments = segmentsOf(layerDevicesOf(request, stages), sortedIds(request));
+      return predictTime(request, segments, fullCheckpointing(request, segments)).step;
+    },
+  };
+}
+
+function layerDevicesOf({ spec }: PlanRequest, stages: readonly Stage[]): number[] {
+  const units = unitsOf(spec.layers);
+  return stages.flatMap(({ device, first, end }) =>
+    units.slice(first, end).flatMap((unit) => new Array<number>(unit.end - unit.first).fill(device.id)),
+  );
+}
+
+function sortedIds({ devices }: PlanRequest): number[] {
+  return devices.map((device) => device.id).sort((a, b) => a - b);
+}
+
+function accelerateStrategy(strategy: NamedStrategy): AccelerateStrategy {
+  if (strategy !== "fastest") return strategy;
+  throw new PipeloraError("PL_CONFIG_INVALID", "accelerate has no strategy `fastest`.", {
+    hint: "Use --planner pipelora, or auto, balanced, balanced_low_0 or sequential.",
+  });
+}
+
+/** accelerate's own map; null where it raises. */
+function mapOfAccelerate(
+  request: PlanRequest,
+  strategy: AccelerateStrategy,
+  budgets: ReadonlyMap<number, number>,
+  warnings: string[],
+): DeviceMap | null {
+  try {
+    return accelerateDeviceMap(request.spec, {
+      strategy,
+      maxMemory: request.maxMemory ?? new Map<DeviceKey, number>(budgets),
+      userGiven: request.maxMemory !== null,
+      quantization: sizingQuantization(request),
+      loadDtype: request.holding.dtype,
+    }).deviceMap;
+  } catch (error) {
+    if (!(error instanceof MissingDeviceError)) throw error;
+    warnings.push(
+      `accelerate fails here (${error.message}): balanced_low_0 expects devices numbered from 0; placed by its sizes instead`,
+    );
+    return null;
+  }
+}
+
+function sizingQuantization({ holding }: PlanRequest): "none" | "int8" | "int4" {
+  return ({ none: "none", "8bit": "int8", "4bit": "int4" } as const)[holding.quantization.method];
+}
+
+/** Our planner over what accelerate counts: weights at its sizes, nothing else. */
+function weightsOnly(
+  request: PlanRequest,
+  strategy: AccelerateStrategy,
+  budgets: ReadonlyMap<number, number>,
+): number[] {
+  const { spec } = request;
+  const sizes = accelerateSizes(spec, { quantization: sizingQuantization(request), loadDtype: request.holding.dtype });
+  const bytes = (index: number): number => {
+    const layer = spec.layers[index]!;
+    // A tied head is counted under the embedding's name; on a device of its own it is a copy.
+    return (layer.kind === "head" ? sizes.get(layer.weight) : sizes.get(layer.name)) ?? 0;
+  };
+  const units = unitsOf(spec.layers).map(({ first, end }) => {
+    let held = 0;
+    for (let layer = first; layer < end; layer++) held += bytes(layer);
+    return { held, saved: 0, workspace: 0, flops: held };
+  });
+  const problem = placementProblem(request, budgets, rangeCosts(units, 0), () => 0);
+  const stages = place(problem, strategy);
+  if (stages === null) throw infeasible(request, problem, budgets, fits);
+  return layerDevicesOf(request, stages);
+}
+
+function planOfMap(
+  request: PlanRequest,
+  map: DeviceMap,
+  budgets: ReadonlyMap<number, number>,
+  warnings: string[],
+): Plan {
+  const spilled = [...map].filter(([, device]) => typeof device !== "number");
+  if (spilled.length === 0) {
+    const { layerDevices } = expandDeviceMap(
+      request.spec,
+      Object.fromEntries(map) as Record<string, number>,
+      request.devices,
+    );
+    return { ...finishPlan(request, layerDevices, budgets, warnings, String(request.strategy)), hfDeviceMap: map };
+  }
+  const named = spilled.slice(0, 5).map(([name, device]) => `${name === "" ? "the whole model" : name} on ${device}`);
+  const more = spilled.length > 5 ? ` and ${spilled.length - 5} more` : "";
+  return {
+    strategy: String(request.strategy),
+    planner: request.planner,
+    hfDeviceMap: map,
+    segments: [],
+    devices: plannedDevices(request, [], new Map(), budgets),
+    predicted: null,
+    warnings,
+    problem: `accelerate's map leaves ${named.join(", ")}${more}: those layers could not be trained there.`,
+  };
+}
+
+function finishPlan(
+  request: PlanRequest,
+  layerDevices: readonly number[],
+  budgets: ReadonlyMap<number, number>,
+  warnings: readonly string[],
+  strategy: string,
+): Plan {
+  const segments = segmentsOf(layerDevices, sortedIds(request));
+  const checkpointed = chooseCheckpointing(request, segments, budgets);
+  const memory = predictMemory(request, segments, checkpointed);
+  const time = predictTime(request, segments, checkpointed);
+  const lowest = lowestTrainable(request.lora);
+  const overBudget = overfull(request, memory, (device) => request.maxMemory?.get(device.id));
+  const overDevice = overfull(request, memory, (device) => device.memoryBytes);
+  return {
+    strategy,
+    planner: request.planner,
+    hfDeviceMap: hfDeviceMap(request.spec, layerDevices),
+    segments: segments.map((segment, index) => ({
+      ...segment,
+      checkpointedBlocks: checkpointed[index]!,
+      needsBackward: lowest <= segment.lastLayer,
+      needsInputGrad: lowest < segment.firstLayer,
+    })),
+    devices: plannedDevices(request, segments, memory, budgets),
+    predicted: {
+      stepTimeMs: time.step * 1e3,
+      bubble: time.bubble,
+      tokensPerSecond: time.tokensPerSecond,
+      segments: time.segments.map(({ forward, backward, transfer }) => ({
+        forwardMs: forward * 1e3,
+        backwardMs: backward * 1e3,
+        transferMs: transfer * 1e3,
+      })),
+    },
+    warnings:
+      overBudget === null ? warnings : [...warnings, `the map needs more than max_memory allows: ${overBudget}`],
+    problem: overDevice === null ? null : `The map needs more memory than there is: ${overDevice}.`,
+  };
+}
+
+function plannedDevices(
+  request: PlanRequest,
+  segments: readonly Segment[],
+  memory: ReadonlyMap<number, DeviceMemory>,
+  budgets: ReadonlyMap<number, number>,
+): PlannedDevice[] {
+  return sortedIds(request).map((id, rank) => ({
+    device: id,
+    rank,
+    segments: segments.filter((segment) => segment.device === id).map((segment) => segment.index),
+    memory: { ...(memory.get(id) ?? NOTHING), budget: budgets.get(id) ?? 0 },
+  }));
+}
+
+const NOTHING: DeviceMemory = { weights: 0, lora: 0, activations: 0, workspace: 0, cache: 0, context: 0, total: 0 };
+
+/**
+ * Devices that a map loads beyond their budget; a planner's own map never does. Beyond max_memory is worth a warning (a
+ * map, and accelerate, do not count all of what is held); beyond what the device has, the map can't run.
+ */
+function overfull(
+  request: PlanRequest,
+  memory: ReadonlyMap<number, DeviceMemory>,
+  limitOf: (device: Device) => number | null | undefined,
+): string | null {
+  const over = request.devices.flatMap((device) => {
+    const needed = memory.get(device.id)!.total;
+    const limit = limitOf(device) ?? Number.POSITIVE_INFINITY;
+    return needed > limit ? [`device ${device.id} ${formatBytes(needed)} of ${formatBytes(limit)}`] : [];
+  });
+  return over.length === 0 ? null : over.join(", ");
+}
+
+function fullCheckpointing(request: PlanRequest, segments: readonly Segment[]): number[] {
+  if (request.work.checkpointing === "none") return segments.map(() => 0);
+  return segments.map(
+    ({ firstLayer, lastLayer }) =>
+      request.spec.layers.slice(firstLayer, lastLayer + 1).filter((layer) => layer.kind === "block").length,
+  );
+}
+
+/** With "auto", takes blocks out of checkpointing, one at a time from the last segment to the first, as long as the budgets hold. */
+function chooseCheckpointing(
+  request: PlanRequest,
+  segments: readonly Segment[],
+  budgets: ReadonlyMap<number, number>,
+): CheckpointedBlocks {
+  const blocks = fullCheckpointing(request, segments);
+  if (request.work.checkpointing !== "auto" || request.lora.length === 0) return blocks;
+  for (const { index, device } of [...segments].reverse()) {
+    const fitsWith = (count: number) => {
+      const total = predictMemory(request, segments, blocks.with(index, count)).get(device)!.total;
+      return total <= (budgets.get(device) ?? 0);
+    };
+    let low = 0;
+    let high = blocks[index]!;
+    while (low < high) {
+      const count = (low + high) >> 1;
+      if (fitsWith(count)) high = count;
+      else low = count + 1;
+    }
+    blocks[index] = low;
+  }
+  return blocks;
+}

@@ -1,0 +1,189 @@
+import {
+  balancedPartition,
+  feasiblePartition,
+  type PartitionProblem,
+  type Stage,
+  type StageDevice,
+  sequentialPartition,
+  stageLoad,
+  stageMemory,
+} from "./partition.ts";
+import type { NamedStrategy } from "./request.ts";
+
+/** What the planner needs to know of a request. */
+export interface PlacementProblem {
+  /** By ascending id. */
+  readonly devices: readonly PlacementDevice[];
+  readonly units: number;
+  readonly inFlight: (stagesAfter: number) => number;
+  /** Seconds of a step with these stages, for the strategy `fastest`. */
+  readonly stepTime: (stages: readonly Stage[]) => number;
+}
+
+export interface PlacementDevice extends StageDevice {
+  readonly node: string;
+}
+
+/** The stages in pipeline order, or null if the units do not fit the devices. */
+export function place(problem: PlacementProblem, strategy: NamedStrategy): Stage[] | null {
+  const usable = problem.devices.filter((device) => device.capacity > 0);
+  if (usable.length === 0) return null;
+  switch (strategy) {
+    case "auto":
+    case "balanced":
+      return balanced(problem, byNode(usable));
+    case "balanced_low_0":
+      return lowZero(problem, usable);
+    case "sequential":
+      return firstThatFits([usable, ...otherOrders(usable)], (devices) => sequentialPartition(whole(problem, devices)));
+    case "fastest":
+      return fastest(problem, byNode(usable));
+  }
+}
+
+/** The partition problem over all units and all usable devices, for reports. */
+export function wholeProblem(problem: PlacementProblem): PartitionProblem {
+  const positive = problem.devices.map((device) => ({ ...device, capacity: Math.max(1, device.capacity) }));
+  return whole(problem, trimmed(byNode(positive), problem.units));
+}
+
+function whole({ units, inFlight }: PlacementProblem, devices: readonly StageDevice[]): PartitionProblem {
+  return { devices, required: new Set(), from: 0, to: units, inFlight };
+}
+
+/** The best over the orders of the devices that are worth trying; the natural one unless another is really better. */
+function balanced(problem: PlacementProblem, devices: readonly PlacementDevice[]): Stage[] | null {
+  const few = trimmed(devices, problem.units);
+  let best: Stage[] | null = null;
+  for (const order of [few, ...otherOrders(few)]) {
+    const stages = balancedPartition(whole(problem, order));
+    if (stages !== null && (best === null || largestLoad(stages) < 0.99 * largestLoad(best))) best = stages;
+  }
+  return best;
+}
+
+/**
+ * Device 0 (the first usable) takes the embedding and as few blocks as the others leave, at least one so that it takes part in
+ * training. Where the embedding alone would make it the heaviest, it takes one block, or the end, behind another device instead.
+ */
+function lowZero(problem: PlacementProblem, usable: readonly PlacementDevice[]): Stage[] | null {
+  const [zero, ...rest] = usable;
+  const others = trimmed(byNode(rest), problem.units);
+  if (others.length === 0 || problem.units < 2) return balanced(problem, usable);
+  const inFront = zeroInFront(problem, zero!, others);
+  if (inFront !== null && isLightest(inFront, zero!, problem)) return inFront;
+  const behind = zeroBehind(problem, zero!, others);
+  if (inFront === null || (behind !== null && isLightest(behind, zero!, problem))) {
+    return behind ?? inFront ?? balanced(problem, byNode(usable));
+  }
+  return inFront;
+}
+
+function zeroInFront(problem: PlacementProblem, zero: PlacementDevice, others: readonly StageDevice[]): Stage[] | null {
+  for (let end = Math.min(2, problem.units - 1); end < problem.units; end++) {
+    const rest = { ...whole(problem, others), from: end };
+    if (feasiblePartition(rest, Number.POSITIVE_INFINITY, 1) === null) continue;
+    const stages = balancedPartition(rest)!;
+    const first = { device: zero, first: 0, end };
+    return stageMemory(first, problem.inFlight(stages.length)) <= zero.capacity ? [first, ...stages] : null;
+  }
+  return null;
+}
+
+function zeroBehind(problem: PlacementProblem, zero: PlacementDevice, others: readonly StageDevice[]): Stage[] | null {
+  for (let most = 1; most < problem.units; most++) {
+    const [first, ...rest] = others;
+    const devices = [first!, { ...zero, maxUnits: most }, ...rest];
+    const stages = balancedPartition({ ...whole(problem, devices), required: new Set([zero.id]) });
+    if (stages !== null) return stages;
+  }
+  return null;
+}
+
+/** In what it holds for the whole run, in what it holds at its peak, and in compute. */
+function isLightest(stages: readonly Stage[], zero: StageDevice, { inFlight }: PlacementProblem): boolean {
+  const weights = stages.map((stage, index) => [
+    stageMemory(stage, 0),
+    stageMemory(stage, inFlight(stages.length - 1 - index)),
+    stageLoad(stage),
+  ]);
+  const own = weights[stages.findIndex((stage) => stage.device.id === zero.id)]!;
+  return weights.every((other) => own.every((value, measure) => value <= other[measure]!));
+}
+
+/** Balanced over one device, two, three, … and over each node's own: whichever makes the shortest step; the fewest devices among equals. */
+function fastest(problem: PlacementProblem, devices: readonly PlacementDevice[]): Stage[] | null {
+  const few = trimmed(devices, problem.units);
+  const counts: number[] = [];
+  for (let count = 1; count < few.length; count = Math.max(count + 1, Math.floor(count * 1.5))) counts.push(count);
+  const groups = [...counts.map((count) => few.slice(0, count)), ...strongestNodes(few), few];
+  let best: { stages: Stage[]; time: number } | null = null;
+  for (const group of groups) {
+    const stages = balancedPartition(whole(problem, group));
+    if (stages === null) continue;
+    const time = problem.stepTime(stages);
+    if (best === null || time < 0.999 * best.time) best = { stages, time };
+  }
+  return best?.stages ?? balanced(problem, few);
+}
+
+/** The devices of each of the few nodes with most FLOP/s, where there are several nodes. */
+function strongestNodes(devices: readonly PlacementDevice[]): PlacementDevice[][] {
+  const nodes = [...new Set(devices.map((device) => device.node))];
+  if (nodes.length === 1) return [];
+  const speed = (group: readonly PlacementDevice[]) => group.reduce((sum, device) => sum + device.speed, 0);
+  const groups = nodes.map((node) => devices.filter((device) => device.node === node));
+  return groups.sort((a, b) => speed(b) - speed(a)).slice(0, MOST_NODES_ALONE);
+}
+
+const MOST_NODES_ALONE = 4;
+
+/** Devices of a node next to each other, so that a pipeline crosses between nodes as rarely as can be. */
+function byNode(devices: readonly PlacementDevice[]): PlacementDevice[] {
+  const nodes = [...new Set(devices.map((device) => device.node))];
+  return nodes.flatMap((node) => devices.filter((device) => device.node === node));
+}
+
+/** No more equal devices in a row than there are units: the rest could not be used. */
+function trimmed<T extends StageDevice>(devices: readonly T[], units: number): T[] {
+  let run = 0;
+  return devices.filter((device, index) => {
+    const previous = devices[index - 1];
+    const same =
+      previous !== undefined &&
+      previous.capacity === device.capacity &&
+      previous.speed === device.speed &&
+      previous.costs === device.costs;
+    run = same ? run + 1 : 1;
+    return run <= units;
+  });
+}
+
+/** The largest device first or last, where the ends of the model are what does not fit: the embedding and the head are the largest layers. */
+function otherOrders<T extends StageDevice>(devices: readonly T[]): T[][] {
+  const bySize = [...devices].sort((a, b) => b.capacity - a.capacity);
+  const [largest, second] = bySize;
+  if (largest === undefined || second === undefined || largest.capacity === bySize.at(-1)!.capacity) return [];
+  const without = (...left: T[]) => devices.filter((device) => !left.includes(device));
+  const orders = [
+    [largest, ...without(largest)],
+    [...without(largest), largest],
+    [largest, ...without(largest, second), second],
+    [second, ...without(largest, second), largest],
+  ];
+  const key = (order: readonly T[]) => order.map(({ id }) => id).join();
+  const seen = new Set([key(devices)]);
+  return orders.filter((order) => !seen.has(key(order)) && seen.add(key(order)));
+}
+
+function largestLoad(stages: readonly Stage[]): number {
+  return Math.max(...stages.map(stageLoad));
+}
+
+function firstThatFits<T>(options: readonly T[], attempt: (option: T) => Stage[] | null): Stage[] | null {
+  for (const option of options) {
+    const stages = attempt(option);
+    if (stages !== null) return stages;
+  }
+  return null;
+}

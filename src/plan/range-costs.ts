@@ -1,0 +1,95 @@
+import type { LayerSpec } from "../models/spec.ts";
+import { boundaryBytes, type LayerMemory, layerMemory } from "./layer-memory.ts";
+import { type LayerWork, layerWork } from "./layer-work.ts";
+import type { PlanRequest } from "./request.ts";
+
+/** What a run of consecutive units costs the device that holds it. A unit is what placement never cuts. */
+export interface RangeCosts {
+  readonly units: number;
+  /** Bytes beside the device's own context, with `inFlight` micro-batches forwarded and not yet gone back. */
+  memory(first: number, end: number, inFlight: number): number;
+  /** FLOP of one micro-batch, forward and backward. */
+  load(first: number, end: number): number;
+}
+
+/** Layers [first, end) of each unit: every layer its own, but the final norm goes with the head. */
+export function unitsOf(layers: readonly LayerSpec[]): { readonly first: number; readonly end: number }[] {
+  const units = layers.map((_, index) => ({ first: index, end: index + 1 }));
+  const norm = layers.findIndex((layer, index) => layer.kind === "norm" && layers[index + 1]?.kind === "head");
+  if (norm >= 0) units.splice(norm, 2, { first: norm, end: norm + 2 });
+  return units;
+}
+
+/** The true costs of this request's layers, as memory.ts and time.ts count them, with the checkpointing that it starts from. */
+export function trueCosts(request: PlanRequest): RangeCosts {
+  const recomputes = request.work.checkpointing !== "none";
+  const memory = layerMemory(request);
+  const work = layerWork(request);
+  const units = unitsOf(request.spec.layers);
+  const inUnit = <T>(list: readonly T[], unit: { first: number; end: number }) => list.slice(unit.first, unit.end);
+  return rangeCosts(
+    units.map((unit) => {
+      const parts = inUnit(memory, unit);
+      return {
+        held: sum(parts, (part) => part.weights + part.lora + part.cache),
+        saved: sum(parts, (part) => (recomputes ? part.saved : part.savedFull)),
+        workspace: Math.max(...parts.map((part) => blockWorkspace(part, recomputes))),
+        flops: sum(inUnit(work, unit), (part) => layerFlops(part, recomputes)),
+      };
+    }),
+    boundaryBytes(request),
+  );
+}
+
+export function blockWorkspace({ workspace, recompute }: LayerMemory, recomputes: boolean): number {
+  return workspace + (recomputes ? recompute : 0);
+}
+
+export function layerFlops({ forward, backward, recompute }: LayerWork, recomputes: boolean): number {
+  return forward + backward + (recomputes ? recompute : 0);
+}
+
+export interface UnitCost {
+  /** Bytes held for the whole run. */
+  readonly held: number;
+  /** Bytes a micro-batch in flight. */
+  readonly saved: number;
+  readonly workspace: number;
+  readonly flops: number;
+}
+
+/** Constant time a query: prefix sums, and the largest workspace of every range. */
+export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeCosts {
+  const held = prefixSums(costs.map((cost) => cost.held));
+  const saved = prefixSums(costs.map((cost) => cost.saved));
+  const flops = prefixSums(costs.map((cost) => cost.flops));
+  const units = costs.length;
+  const largest = new Float64Array(units * (units + 1));
+  for (let first = 0; first < units; first++) {
+    let most = 0;
+    for (let end = first + 1; end <= units; end++) {
+      most = Math.max(most, costs[end - 1]!.workspace);
+      largest[first * (units + 1) + end] = most;
+    }
+  }
+  return {
+    units,
+    memory: (first, end, inFlight) =>
+      held[end]! -
+      held[first]! +
+      inFlight * (saved[end]! - saved[first]!) +
+      largest[first * (units + 1) + end]! +
+      overhead,
+    load: (first, end) => flops[end]! - flops[first]!,
+  };
+}
+
+function prefixSums(values: readonly number[]): Float64Array {
+  const sums = new Float64Array(values.length + 1);
+  for (const [index, value] of values.entries()) sums[index + 1] = sums[index]! + value;
+  return sums;
+}
+
+function sum<T>(items: readonly T[], value: (item: T) => number): number {
+  return items.reduce((total, item) => total + value(item), 0);
+}

@@ -1,0 +1,54 @@
+import type { Device } from "./devices.ts";
+import type { FloatDtype } from "./held-sizes.ts";
+import type { LinkRate, RateOverrides } from "./request.ts";
+
+/**
+ * What products of a transformer reach on a device, FLOP/s in 16 bit, and with float32 inputs. Measured where known (H100),
+ * else about 0.7 of the dense peak that the vendor states.
+ */
+const GPU_RATES: readonly (readonly [RegExp, number, number])[] = [
+  [/\b(H100|H200|H800|GH200)/i, 740e12, 280e12],
+  [/\b(B200|B100|GB200)/i, 1500e12, 560e12],
+  [/\bA100|\bA800/i, 220e12, 100e12],
+  [/\bL40/i, 130e12, 60e12],
+  [/\bL4\b/i, 60e12, 28e12],
+  [/\bA10\b|\bA10G/i, 60e12, 25e12],
+  [/4090/, 115e12, 55e12],
+  [/3090/, 50e12, 25e12],
+  [/\bV100/i, 80e12, 13e12],
+  [/\bT4\b/i, 35e12, 6e12],
+];
+const UNKNOWN_GPU: readonly [number, number] = [60e12, 25e12];
+/** One worker on a few server cores, by dtype. */
+const CPU_RATES: Readonly<Record<FloatDtype, number>> = { float32: 200e9, bfloat16: 400e9, float16: 200e9 };
+
+/** Tokens at which a product reaches half its rate: an H100 does 520 TFLOP/s of its 740 at 512 tokens. */
+const HALF_RATE_TOKENS = { cpu: 16, cuda: 210 } as const;
+
+/** FLOP/s of products over `tokens` rows. */
+export function deviceRate(device: Device, dtype: FloatDtype, tokens: number, { flops }: RateOverrides): number {
+  const full = flops.get(device.id) ?? assumedRate(device, dtype);
+  return (full * tokens) / (tokens + HALF_RATE_TOKENS[device.kind]);
+}
+
+function assumedRate(device: Device, dtype: FloatDtype): number {
+  if (device.kind === "cpu") return CPU_RATES[dtype];
+  const name = device.name ?? "";
+  const [half, single] =
+    (GPU_RATES.find(([pattern]) => pattern.test(name))?.slice(1) as [number, number] | undefined) ?? UNKNOWN_GPU;
+  return dtype === "float32" ? single : half;
+}
+
+const SAME_NODE = {
+  cpu: { bytesPerSecond: 1e9, latency: 200e-6 },
+  cuda: { bytesPerSecond: 50e9, latency: 20e-6 },
+} as const satisfies Record<Device["kind"], LinkRate>;
+const OTHER_NODE: LinkRate = { bytesPerSecond: 1.1e9, latency: 300e-6 };
+
+/** What an activation meets between two devices; null: none, they are the same. */
+export function linkRate(from: Device, to: Device, { link }: RateOverrides): LinkRate | null {
+  if (from.id === to.id) return null;
+  if (link !== null) return link;
+  if (from.node !== to.node) return OTHER_NODE;
+  return SAME_NODE[from.kind === to.kind ? from.kind : "cpu"];
+}

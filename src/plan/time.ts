@@ -1,0 +1,91 @@
+import { dtypeBytes } from "../common/dtype.ts";
+import type { Device } from "./devices.ts";
+import { layerWork } from "./layer-work.ts";
+import { type CheckpointedBlocks, isRoundRobin, segmentLayers } from "./memory.ts";
+import { deviceRate, linkRate } from "./rates.ts";
+import type { PlanRequest } from "./request.ts";
+import type { Segment } from "./segments.ts";
+
+/** Predicted seconds of one micro-batch in one segment. */
+export interface SegmentTime {
+  readonly forward: number;
+  readonly backward: number;
+  /** Until its output is with the next segment: 0 on one device. The gradient's way back takes as long. */
+  readonly transfer: number;
+}
+
+export interface PredictedTime {
+  readonly segments: readonly SegmentTime[];
+  /** Seconds of one optimizer step. */
+  readonly step: number;
+  /** Share of the step in which the devices that hold segments do not compute. */
+  readonly bubble: number;
+  readonly tokensPerSecond: number;
+}
+
+/**
+ * m micro-batches, largest load L of a device (or of a link, if slower), all segments' times and transfers S: a step takes m L
+ * + (S − L), and with v segments a device interleaved m L + (S − L) / v; one micro-batch at a time it takes m S. Coordinators
+ * that want the schedule's own stalls as well give the segments' times to src/schedule's simulator.
+ */
+export function predictTime(
+  request: PlanRequest,
+  segments: readonly Segment[],
+  checkpointed: CheckpointedBlocks,
+): PredictedTime {
+  const { work } = request;
+  const times = segmentTimes(request, segments, checkpointed);
+  const loads = new Map<number, number>();
+  for (const [index, { forward, backward }] of times.entries()) {
+    const { device } = segments[index]!;
+    loads.set(device, (loads.get(device) ?? 0) + forward + backward);
+  }
+  const compute = [...loads.values()].reduce((sum, load) => sum + load, 0);
+  const through = compute + 2 * times.reduce((sum, { transfer }) => sum + transfer, 0);
+  const largest = Math.max(...loads.values(), ...times.map(({ transfer }) => transfer));
+  const ranks = 1 + Math.max(...segments.map((segment) => segment.rank));
+  const chunks = work.schedule === "interleaved" && isRoundRobin(segments, ranks) ? segments.length / ranks : 1;
+  const step =
+    work.schedule === "sequential"
+      ? work.microBatches * through
+      : work.microBatches * largest + (through - largest) / chunks;
+  return {
+    segments: times,
+    step,
+    bubble: Math.max(0, 1 - (work.microBatches * compute) / (loads.size * step)),
+    tokensPerSecond: (work.microBatches * work.tokens) / step,
+  };
+}
+
+function segmentTimes(
+  request: PlanRequest,
+  segments: readonly Segment[],
+  checkpointed: CheckpointedBlocks,
+): SegmentTime[] {
+  const { work, spec, rates } = request;
+  const devices = new Map(request.devices.map((device) => [device.id, device]));
+  const layers = layerWork(request);
+  const bytes = work.tokens * spec.shape.hidden * dtypeBytes(request.computeDtype);
+  return segments.map((segment, index) => {
+    const device = devices.get(segment.device)!;
+    const rate = deviceRate(device, request.computeDtype, work.tokens, rates);
+    let forward = 0;
+    let backward = 0;
+    for (const { layer, recomputes } of segmentLayers(request, segment, checkpointed[index]!)) {
+      const cost = layers[layer]!;
+      forward += cost.forward / rate;
+      backward += (cost.backward + (recomputes ? cost.recompute : 0)) / rate;
+    }
+    const next = segments[index + 1];
+    return {
+      forward,
+      backward,
+      transfer: next === undefined ? 0 : transferTime(device, devices.get(next.device)!, bytes, request),
+    };
+  });
+}
+
+function transferTime(from: Device, to: Device, bytes: number, { rates }: PlanRequest): number {
+  const link = linkRate(from, to, rates);
+  return link === null ? 0 : link.latency + bytes / link.bytesPerSecond;
+}
