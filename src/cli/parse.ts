@@ -1,5 +1,6 @@
 import { CommanderError, Command as Program, Option as ProgramOption } from "commander";
 import { PipeloraError } from "../common/errors.ts";
+import { nearest } from "../common/nearest.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import { helpText } from "../config/help.ts";
 import { type FlagValues, loadConfig } from "../config/load.ts";
@@ -61,12 +62,38 @@ async function parse(
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return null;
-    throw new PipeloraError("PL_CONFIG_INVALID", error.message.replace(/^error: /, ""), {
+    throw new PipeloraError("PL_CONFIG_INVALID", describe(error, argv, commands), {
       hint: `Run \`${name} --help\` for commands and flags.`,
     });
   }
   const { command, flags } = chosen!;
   return { command, config: await loadConfig(command, flags) };
+}
+
+function describe(
+  error: CommanderError,
+  argv: readonly string[],
+  commands: Readonly<Partial<Record<Command, string>>>,
+): string {
+  const [first] = argv;
+  if (error.code === "commander.excessArguments" && first !== undefined && !first.startsWith("-")) {
+    return `unknown command "${first}"; commands are ${Object.keys(commands).join(", ")}`;
+  }
+  const message = error.message.replace(/^error: /, "");
+  const unknown = /unknown option '(--[^']+)'/.exec(message)?.[1];
+  if (unknown === undefined) return message;
+  const [near] = nearest(
+    unknown,
+    [
+      ...new Set(
+        Object.keys(commands)
+          .flatMap((command) => optionsOf(command as Command))
+          .map(([key]) => flagOf(key)),
+      ),
+    ],
+    1,
+  );
+  return near === undefined ? message : `${message}; did you mean ${near}?`;
 }
 
 function programOption(key: string, option: Option): ProgramOption {

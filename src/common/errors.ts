@@ -65,3 +65,9 @@ export function toPipeloraError(thrown: unknown, code: ErrorCode = "PL_INTERNAL"
 export function isErrorCode(code: string): code is ErrorCode {
   return Object.hasOwn(ERROR_CATALOGUE, code);
 }
+
+/** docs/reference/errors.md */
+export function errorsTable(): string {
+  const rows = Object.entries(ERROR_CATALOGUE).map(([code, meaning]) => `| \`${code}\` | ${meaning} |`);
+  return `# Errors\n\nGenerated from the catalogue by \`npm run docs\`. A command that fails prints the code, what was expected and what came, and what to do, and exits with 1 (130 after Ctrl-C).\n\n| code | meaning |\n|---|---|\n${rows.join("\n")}\n`;
+}

@@ -23,7 +23,10 @@ const MOMENTS = ["exp_avg", "exp_avg_sq"] as const;
 export interface CheckpointContext {
   readonly outputDir: string;
   readonly lora: ResolvedLora;
+  /** For adapter_config.json. */
   readonly baseModel: string;
+  /** Whose tokenizer is copied. */
+  readonly modelDir: string;
   /** training_args.json: the run's settings. */
   readonly args: Readonly<Record<string, unknown>>;
 }
@@ -51,7 +54,7 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
     const scheduler = { last_epoch: contents.step, _last_lr: [contents.learningRate] };
     await writeTextAtomically(join(temporary, "scheduler.json"), `${JSON.stringify(scheduler)}\n`);
     await writeTextAtomically(join(temporary, "training_args.json"), `${JSON.stringify(context.args, null, 2)}\n`);
-    await copyTokenizer(context.baseModel, temporary);
+    await copyTokenizer(context.modelDir, temporary);
     await writeTextAtomically(join(temporary, STATE_FILE), contents.state);
     await rm(final, { recursive: true, force: true });
     await rename(temporary, final);

@@ -1,3 +1,4 @@
+import { resolve } from "node:path";
 import { type Dtype, isDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
@@ -10,6 +11,9 @@ import type { ModelSpec } from "../models/spec.ts";
 
 /** The model of a run, checked as far as can be without reading a weight. */
 export interface ModelSetup {
+  /** --model as the user wrote it: what an adapter's configuration names. */
+  readonly name: string;
+  /** Absolute. */
   readonly dir: string;
   readonly spec: ModelSpec;
   /** null: only the configuration is there (plan, parameters). */
@@ -28,7 +32,7 @@ export interface ModelSetup {
  * `weights`: whether a checkpoint must be there. `lora`: whether LoRA settings of flags apply without --adapter.
  */
 export async function setUpModel(config: Config, needs: { weights: boolean; lora: boolean }): Promise<ModelSetup> {
-  const dir = config.model!;
+  const dir = resolve(config.model!);
   const spec = await readModelSpec(dir);
   let checkpoint: Checkpoint | null = null;
   if (needs.weights) {
@@ -38,6 +42,7 @@ export async function setUpModel(config: Config, needs: { weights: boolean; lora
   const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
   const settings = adapter?.settings ?? (needs.lora ? loraSettings(config) : null);
   return {
+    name: config.model!,
     dir,
     spec,
     checkpoint,

@@ -3,6 +3,7 @@ import { PipeloraError } from "../common/errors.ts";
 import type { EvaluateResult__Output } from "../rpc/generated/pipelora/v1/EvaluateResult.ts";
 import type { Generate } from "../rpc/generated/pipelora/v1/Generate.ts";
 import type { LoraTensor } from "../rpc/generated/pipelora/v1/LoraTensor.ts";
+import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { MicroBatch } from "../rpc/generated/pipelora/v1/MicroBatch.ts";
 import type { Prepare } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
@@ -43,6 +44,8 @@ export class Pipeline {
   readonly #roles: PipelineRoles;
   /** Rejects when a member is lost, so that no call waits for ranks that wait for a dead peer. */
   readonly #failure: Promise<never>;
+  /** Each rank's memory as it last reported it. */
+  readonly memory: (MemoryReport__Output | null)[] = [];
 
   constructor(members: readonly WorkerConnection[], roles: PipelineRoles, failure: Promise<never>) {
     this.#members = members;
@@ -53,6 +56,9 @@ export class Pipeline {
   /** Every rank reads its tensors, all at the same time. */
   async prepare(requests: readonly Prepare[]): Promise<Prepared__Output[]> {
     const replies = await this.#all((member, rank) => member.request({ prepare: requests[rank]! }));
+    replies.forEach((reply, rank) => {
+      this.memory[rank] = reply.prepared!.memory;
+    });
     return replies.map((reply) => reply.prepared!);
   }
 
@@ -65,6 +71,9 @@ export class Pipeline {
     const replies = await this.#all((member, rank) =>
       member.request({ runStep: { step, microBatches: this.#batchesFor(rank, batches), previous, lossScale } }),
     );
+    replies.forEach((reply, rank) => {
+      this.memory[rank] = reply.stepResult!.memory;
+    });
     return replies.map((reply) => reply.stepResult!);
   }
 

@@ -176,12 +176,12 @@ async function evaluate(
 export function summarise(
   state: TrainerState,
   reporter: Reporter,
-  run: { readonly seconds: number; readonly samples: number },
+  run: { readonly seconds: number; readonly samples: number; readonly steps: number },
 ): Readonly<Record<string, number>> {
   const summary = {
     train_runtime: round(run.seconds, 4),
     train_samples_per_second: round(run.samples / run.seconds, 3),
-    train_steps_per_second: round(state.globalStep / run.seconds, 3),
+    train_steps_per_second: round(run.steps / run.seconds, 3),
     total_flos: state.totalFlos,
     train_loss: state.totalLoss / Math.max(1, state.globalStep),
   };

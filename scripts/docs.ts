@@ -1,0 +1,9 @@
+// Writes the generated pages of docs/reference.
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { errorsTable } from "../src/common/errors.ts";
+import { PACKAGE_ROOT } from "../src/common/root.ts";
+import { flagsTable } from "../src/config/help.ts";
+
+writeFileSync(join(PACKAGE_ROOT, "docs", "reference", "flags.md"), flagsTable());
+writeFileSync(join(PACKAGE_ROOT, "docs", "reference", "errors.md"), errorsTable());

@@ -1,0 +1,26 @@
+import type { Config } from "../../config/options.ts";
+import { initModel } from "../../coordinator/init-model.ts";
+import { mergeAdapter } from "../../coordinator/merge.ts";
+import { tokenizeFile } from "../../coordinator/tokenize.ts";
+
+export async function initModelCommand(config: Config): Promise<number> {
+  const { files, parameters } = await initModel(config);
+  print(config, { files, parameters }, `${parameters.toLocaleString("en-US")} parameters in ${files.join(", ")}`);
+  return 0;
+}
+
+export async function mergeCommand(config: Config): Promise<number> {
+  const { files, merged } = await mergeAdapter(config);
+  print(config, { files, merged }, `merged ${merged} layers into ${config.output_dir}: ${files.join(", ")}`);
+  return 0;
+}
+
+/** One line of JSON a row in either mode: that is what it is for. */
+export async function tokenizeCommand(config: Config): Promise<number> {
+  for await (const row of tokenizeFile(config)) process.stdout.write(`${JSON.stringify(row)}\n`);
+  return 0;
+}
+
+function print(config: Config, value: object, text: string): void {
+  process.stdout.write(config.json ? `${JSON.stringify(value)}\n` : `${text}\n`);
+}

@@ -1,0 +1,24 @@
+import type { Config } from "../../config/options.ts";
+import { setUpModel } from "../../coordinator/model-setup.ts";
+import { listParameters } from "../../models/parameters.ts";
+
+/** Lists parameters as the tutorial's notebook prints them: name, shape, dtype; then the trainable count. */
+export async function parametersCommand(config: Config): Promise<number> {
+  const { spec, lora, holdDtype } = await setUpModel(config, { weights: false, lora: true });
+  const hold = ({ shape }: { readonly shape: readonly number[] }) => ({ shape, dtype: holdDtype });
+  const { parameters, trainable, total } = listParameters(spec, hold, lora?.targets ?? null);
+  if (config.json) {
+    const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
+    process.stdout.write(`${JSON.stringify({ parameters: rows, trainable, total })}\n`);
+    return 0;
+  }
+  const lines = parameters.map(
+    ({ name, shape, dtype, trainable: learns }) =>
+      `${name}  [${shape.join(", ")}]  ${dtype}${learns ? "  trainable" : ""}`,
+  );
+  const grouped = (value: number) => value.toLocaleString("en-US");
+  const share = ((100 * trainable) / total).toFixed(4);
+  lines.push(`trainable params: ${grouped(trainable)} || all params: ${grouped(total)} || trainable%: ${share}`);
+  process.stdout.write(`${lines.join("\n")}\n`);
+  return 0;
+}

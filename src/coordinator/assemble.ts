@@ -1,0 +1,74 @@
+import type { Logger } from "../common/log.ts";
+import type { Config } from "../config/options.ts";
+import { loadEngine } from "../engine/index.ts";
+import { assertRunnable, makePlan, type Plan } from "../plan/plan.ts";
+import type { Work } from "../plan/request.ts";
+import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
+import { Cluster } from "./cluster.ts";
+import { localDevices } from "./local-devices.ts";
+import type { ModelSetup } from "./model-setup.ts";
+import { Pipeline } from "./pipeline.ts";
+import { joinedDevices, planRequest } from "./planning.ts";
+import { pipelineRoles, prepareRequests } from "./prepare-requests.ts";
+
+/** Share by which an arena exceeds the prediction: room for the allocator's alignment and holes. */
+const ARENA_MARGIN = 1.1;
+const ARENA_MINIMUM = 16 << 20;
+
+export interface Assembled {
+  readonly plan: Plan;
+  readonly pipeline: Pipeline;
+  readonly prepared: readonly Prepared__Output[];
+}
+
+/** Opens the cluster of a run: local workers, or those that will join over the network. */
+export function openCluster(config: Config, log: Logger): Promise<Cluster> {
+  const capabilities = loadEngine().capabilities();
+  const { devices, threads, pin } = localDevices(config, capabilities);
+  return Cluster.open({
+    listen: config.listen,
+    nnodes: config.nnodes,
+    joinTimeoutS: config.join_timeout,
+    localDevices: devices,
+    localThreads: threads,
+    localPin: pin,
+    build: capabilities.build,
+    logFormat: config.log_format,
+    logLevel: config.log_level,
+    log,
+  });
+}
+
+/**
+ * Gathers the workers, plans, and has every rank load its shard. `initialise`: ranks draw first LoRA values.
+ * `onPlan` is called before a weight is read.
+ */
+export async function assemble(
+  cluster: Cluster,
+  config: Config,
+  setup: ModelSetup,
+  work: Work,
+  initialise: boolean,
+  onPlan: (plan: Plan) => void,
+): Promise<Assembled> {
+  const members = await cluster.form();
+  const request = await planRequest(config, setup, joinedDevices(members), work);
+  const plan = makePlan(request);
+  onPlan(plan);
+  assertRunnable(plan);
+  const requests = await prepareRequests(
+    config,
+    setup,
+    {
+      segments: plan.segments,
+      computeDtype: request.computeDtype,
+      arenaBytes: plan.devices.map(({ memory }) =>
+        Math.ceil(Math.max(ARENA_MINIMUM, (memory.activations + memory.workspace) * ARENA_MARGIN)),
+      ),
+    },
+    members,
+    initialise,
+  );
+  const pipeline = new Pipeline(members, pipelineRoles(setup, plan.segments), cluster.failure);
+  return { plan, pipeline, prepared: await pipeline.prepare(requests) };
+}

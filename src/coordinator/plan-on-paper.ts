@@ -1,0 +1,29 @@
+import type { Config } from "../config/options.ts";
+import { loadEngine } from "../engine/index.ts";
+import type { ModelSpec } from "../models/spec.ts";
+import { makePlan, type Plan } from "../plan/plan.ts";
+import { setUpModel } from "./model-setup.ts";
+import { paperDevices, planRequest, trainingWork } from "./planning.ts";
+import { type BatchShape, largestMicroBatch, microBatchSize, readTrainingData } from "./training-data.ts";
+
+/** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
+export async function planWithoutWorkers(config: Config): Promise<{ plan: Plan; layerNames: string[] }> {
+  const setup = await setUpModel(config, { weights: false, lora: true });
+  const shape = config.dataset === null ? fullRows(config) : await datasetShape(config, setup.spec);
+  const devices = paperDevices(config, loadEngine().capabilities());
+  const plan = makePlan(await planRequest(config, setup, devices, trainingWork(config, shape)));
+  return { plan, layerNames: setup.spec.layers.map(({ name }) => name) };
+}
+
+async function datasetShape(config: Config, spec: ModelSpec): Promise<BatchShape> {
+  const data = await readTrainingData(config, spec);
+  return largestMicroBatch(data, microBatchSize(config, data));
+}
+
+/** Every row as long as may be, every token a label. */
+function fullRows(config: Config): BatchShape {
+  const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
+  const perBatch = Math.max(1, Math.floor((config.micro_batch_tokens ?? config.max_length) / config.max_length));
+  const tokens = perBatch * config.max_length;
+  return { microBatches: Math.ceil(rows / perBatch), tokens, labelTokens: tokens, rowTokens: config.max_length };
+}

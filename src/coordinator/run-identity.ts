@@ -1,0 +1,47 @@
+import { createHash } from "node:crypto";
+import { bytesOf } from "../common/bytes.ts";
+import type { Config } from "../config/options.ts";
+import type { Dataset } from "../data/dataset.ts";
+
+/** Settings that decide a run's numbers; placement, logging and saving do not, and a run may be made longer. */
+const DECISIVE = [
+  "lora_r",
+  "lora_alpha",
+  "lora_dropout",
+  "use_rslora",
+  "target_modules",
+  "exclude_modules",
+  "layers_to_transform",
+  "layers_pattern",
+  "rank_pattern",
+  "alpha_pattern",
+  "torch_dtype",
+  "compute_dtype",
+  "per_device_train_batch_size",
+  "gradient_accumulation_steps",
+  "micro_batch_tokens",
+  "learning_rate",
+  "lr_scheduler_type",
+  "warmup_steps",
+  "warmup_ratio",
+  "weight_decay",
+  "adam_beta1",
+  "adam_beta2",
+  "adam_epsilon",
+  "max_grad_norm",
+  "seed",
+  "data_seed",
+  "train_sampling_strategy",
+  "dataloader_drop_last",
+] as const satisfies readonly (keyof Config)[];
+
+/** Names a run by its model, its encoded rows and the settings that decide its numbers. */
+export function runFingerprint(config: Config, modelFingerprint: string, rows: Dataset): string {
+  const hash = createHash("sha256").update(modelFingerprint);
+  for (const key of DECISIVE) hash.update(`\n${key}=${JSON.stringify(config[key])}`);
+  for (let index = 0; index < rows.size; index++) {
+    const { tokens, labels } = rows.row(index);
+    hash.update(bytesOf(tokens)).update(bytesOf(labels));
+  }
+  return hash.digest("hex").slice(0, 16);
+}

@@ -1,0 +1,169 @@
+import { formatBytes } from "../common/bytes.ts";
+import { elementCount } from "../common/dtype.ts";
+import { PipeloraError, toPipeloraError } from "../common/errors.ts";
+import type { Logger } from "../common/log.ts";
+import type { Config } from "../config/options.ts";
+import { checkpointFingerprint } from "../formats/fingerprint.ts";
+import { formatPlan, planJson } from "../plan/format-plan.ts";
+import type { Plan } from "../plan/plan.ts";
+import { assemble, openCluster } from "./assemble.ts";
+import type { Cluster } from "./cluster.ts";
+import { Interrupts } from "./interrupts.ts";
+import { type ModelSetup, setUpModel } from "./model-setup.ts";
+import { ensureWritable } from "./output-dir.ts";
+import type { Pipeline } from "./pipeline.ts";
+import { trainingWork } from "./planning.ts";
+import type { Reporter } from "./reporter.ts";
+import { RunFiles } from "./run-files.ts";
+import { runFingerprint } from "./run-identity.ts";
+import { summarise, trainSteps } from "./trainer.ts";
+import {
+  evaluationOf,
+  largestMicroBatch,
+  microBatchSize,
+  readTrainingData,
+  stepSource,
+  type TrainingData,
+} from "./training-data.ts";
+
+/** Faults that a new set of workers may not meet again. */
+const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED", "PL_WORKER_MISSING"]);
+
+/**
+ * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
+ * worker costs the steps since the last checkpoint, not the run (max_restarts).
+ * Errors: PL_INTERRUPTED after a first Ctrl-C once the state is saved; whatever the parts raise.
+ */
+export async function train(config: Config, log: Logger, reporter: Reporter): Promise<void> {
+  const outputDir = await ensureWritable(config.output_dir!);
+  const setup = await setUpModel(config, { weights: true, lora: true });
+  for (const warning of setup.warnings) log.warn(warning);
+  const data = await readTrainingData(config, setup.spec);
+  describeData(data, log);
+  const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
+  const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps);
+  const cluster = await openCluster(config, log);
+  const interrupts = new Interrupts(
+    () => reporter.note("finishing the step, then saving; once more stops at once"),
+    () => {
+      cluster.kill();
+      process.exit(130);
+    },
+  );
+  try {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await attemptRun({ config, setup, data, files, cluster, interrupts, log, reporter });
+      } catch (thrown) {
+        const error = toPipeloraError(thrown);
+        if (!RESTARTABLE.has(error.code) || attempt >= config.max_restarts || interrupts.requested) throw error;
+        log.warn(
+          `${error.message}; going on from the last checkpoint (restart ${attempt + 1} of ${config.max_restarts})`,
+        );
+        await cluster.dissolve(true);
+      }
+    }
+  } finally {
+    interrupts.dispose();
+    await cluster.close();
+  }
+}
+
+interface Run {
+  readonly config: Config;
+  readonly setup: ModelSetup;
+  readonly data: TrainingData;
+  readonly files: RunFiles;
+  readonly cluster: Cluster;
+  readonly interrupts: Interrupts;
+  readonly log: Logger;
+  readonly reporter: Reporter;
+}
+
+async function attemptRun({ config, setup, data, files, cluster, interrupts, log, reporter }: Run): Promise<void> {
+  const { spec } = setup;
+  const size = microBatchSize(config, data);
+  const work = trainingWork(config, largestMicroBatch(data, size));
+  const { pipeline, plan, prepared } = await interrupts.during(
+    assemble(cluster, config, setup, work, setup.adapter === null, (made) => showPlan(made, setup, reporter)),
+  );
+  for (const [rank, { memory, seconds }] of prepared.entries()) {
+    log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
+  }
+  const { state, values } = await files.start();
+  if (values !== null) await pipeline.importLora(values);
+  if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
+
+  const started = performance.now();
+  const before = state.globalStep;
+  const finished = await trainSteps(
+    {
+      config,
+      pipeline,
+      source: stepSource(data, spec, size),
+      evaluation:
+        data.evaluation === null ? null : evaluationOf(data.evaluation, config.per_device_eval_batch_size, size),
+      rate: files.rate,
+      flosPerToken: flosPerToken(setup),
+      reporter,
+      hooks: {
+        interrupted: () => interrupts.requested,
+        save: async (current, stopping) =>
+          reporter.saved(await files.save(pipeline, current, stopping), current.globalStep),
+      },
+    },
+    state,
+  );
+  if (!finished) {
+    throw new PipeloraError("PL_INTERRUPTED", `interrupted after step ${state.globalStep}, which is saved`, {
+      hint: "Continue with --resume-from-checkpoint.",
+    });
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const steps = Math.max(1, state.globalStep - before);
+  const summary = summarise(state, reporter, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
+  await files.finish(pipeline, state);
+  reporter.end({ ...summary, output_dir: files.outputDir });
+  reportMemory(plan, pipeline, reporter);
+}
+
+function describeData({ train, evaluation }: TrainingData, log: Logger): void {
+  const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
+  log.info(
+    `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
+  );
+  if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
+  if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
+}
+
+function showPlan(plan: Plan, { spec }: ModelSetup, reporter: Reporter): void {
+  reporter.plan(
+    formatPlan(
+      plan,
+      spec.layers.map(({ name }) => name),
+    ),
+    planJson(plan),
+  );
+}
+
+/** Predicted beside measured, a line a rank. */
+function reportMemory(plan: Plan, pipeline: Pipeline, reporter: Reporter): void {
+  for (const { rank, memory } of plan.devices) {
+    const measured = pipeline.memory[rank];
+    if (measured == null) continue;
+    const arena = memory.activations + memory.workspace;
+    reporter.note(
+      `rank ${rank}: weights ${formatBytes(measured.weightBytes)} (predicted ${formatBytes(memory.weights)}), ` +
+        `activations and workspace ${formatBytes(measured.arenaPeakBytes)} (predicted ${formatBytes(arena)})`,
+    );
+  }
+}
+
+/** The Trainer's count: six a parameter outside the embedding, the adapter's included. */
+function flosPerToken({ spec, lora }: ModelSetup): number {
+  const embedding = spec.layers.find((layer) => layer.kind === "embedding")!.weight;
+  const base = spec.tensors
+    .filter(({ kind, name }) => kind === "parameter" && name !== embedding)
+    .reduce((sum, { shape }) => sum + elementCount(shape), 0);
+  return 6 * (base + lora!.trainable);
+}

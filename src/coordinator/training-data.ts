@@ -1,0 +1,136 @@
+import type { Config } from "../config/options.ts";
+import type { Dataset } from "../data/dataset.ts";
+import { encodeDataset } from "../data/encode.ts";
+import { cutMicroBatches, type MicroBatchSize, packRows } from "../data/micro-batches.ts";
+import { TrainingOrder } from "../data/order.ts";
+import { splitDataset } from "../data/split.ts";
+import { evaluationBatches, trainingStep, type WeightedRow } from "../data/steps.ts";
+import { type RowTemplate, rowTemplate } from "../data/templates.ts";
+import { loadTokenizer } from "../formats/tokenizer/load.ts";
+import type { ModelSpec } from "../models/spec.ts";
+import type { HostMicroBatch } from "./pipeline.ts";
+import type { Evaluation, StepSource, TrainStep } from "./trainer.ts";
+
+export interface TrainingData {
+  readonly train: Dataset;
+  readonly evaluation: Dataset | null;
+  readonly order: TrainingOrder;
+}
+
+/** Reads and encodes the rows. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID. */
+export async function readTrainingData(config: Config, spec: ModelSpec): Promise<TrainingData> {
+  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
+  const template = templateOf(config);
+  const rows = await encodeDataset(config.dataset!, template, options);
+  let train = rows;
+  let evaluation: Dataset | null = null;
+  if (config.eval_dataset !== null) evaluation = await encodeDataset(config.eval_dataset, template, options);
+  else if (config.validation_split > 0) {
+    ({ train, evaluation } = splitDataset(rows, config.validation_split, config.seed));
+  }
+  const order = new TrainingOrder({
+    rows: train.size,
+    strategy: config.train_sampling_strategy,
+    seed: config.data_seed ?? config.seed,
+    batchSize: config.per_device_train_batch_size,
+    accumulation: config.gradient_accumulation_steps,
+    replicas: 1,
+    dropLast: config.dataloader_drop_last,
+    epochs: config.num_train_epochs,
+    maxSteps: config.max_steps,
+  });
+  return { train, evaluation, order };
+}
+
+/** The tokenizer is loaded only when text comes, so that ready ids need none. */
+export function templateOf(config: Pick<Config, "model" | "template" | "system">): () => Promise<RowTemplate> {
+  let loaded: Promise<RowTemplate> | null = null;
+  return () => {
+    loaded ??= loadTokenizer(config.model!).then((tokenizer) => rowTemplate(tokenizer, config.template, config.system));
+    return loaded;
+  };
+}
+
+/** Micro-batches of a step unless --micro-batch-tokens says otherwise: enough to keep a pipeline busy. */
+const TOKENS_A_MICRO_BATCH = 128;
+const FEWEST = 4;
+const MOST = 16;
+
+/**
+ * How steps are cut: by the rows and settings alone, never by the placement, so that any number of workers computes the
+ * same sums in the same order.
+ */
+export function microBatchSize(
+  config: Pick<Config, "micro_batch_tokens">,
+  { train, order }: TrainingData,
+): MicroBatchSize {
+  if (config.micro_batch_tokens !== null) return { maxTokens: config.micro_batch_tokens };
+  const { batchSize, accumulation } = order.options;
+  const stepTokens = (train.statistics.totalTokens / train.size) * Math.min(train.size, batchSize * accumulation);
+  return { count: Math.min(MOST, Math.max(FEWEST, Math.round(stepTokens / TOKENS_A_MICRO_BATCH))) };
+}
+
+/** The steps of a run, each made when it is asked for. */
+export function stepSource({ train, order }: TrainingData, spec: ModelSpec, size: MicroBatchSize): StepSource {
+  return {
+    maxSteps: order.totalSteps,
+    at(step): TrainStep {
+      const stepOrder = order.step(step);
+      const { rows, tokens, epochAfter } = trainingStep(train, stepOrder, spec.lossRule);
+      const padded = (batch: Uint32Array) =>
+        batch.length * Math.max(...Array.from(batch, (row) => train.rowLength(row)));
+      return {
+        batches: packed(rows[0]!, size),
+        tokens,
+        paddedTokens: stepOrder.batches.flat().reduce((sum, batch) => sum + padded(batch), 0),
+        epoch: epochAfter,
+        endsEpoch: step % order.stepsPerEpoch === 0,
+      };
+    },
+  };
+}
+
+export function evaluationOf(dataset: Dataset, batchSize: number, size: MicroBatchSize): Evaluation {
+  const batches = evaluationBatches(dataset, batchSize);
+  return { batches: packed(batches.flat(), size), rows: dataset.size, steps: batches.length };
+}
+
+/** Most tokens, labels and typical row length of a micro-batch over the whole run: what memory and time depend on. */
+export interface BatchShape {
+  readonly microBatches: number;
+  readonly tokens: number;
+  readonly labelTokens: number;
+  readonly rowTokens: number;
+}
+
+/** The largest micro-batch of all steps of the run: what its memory depends on. */
+export function largestMicroBatch({ train, order }: TrainingData, size: MicroBatchSize): BatchShape {
+  const shape = { microBatches: 1, tokens: 0, labelTokens: 0 };
+  for (let step = 1; step <= order.totalSteps; step++) {
+    const rows = order.step(step).batches[0]!.flatMap((batch) => [...batch]);
+    const cut = cutMicroBatches(
+      rows.map((row) => ({ row, tokens: train.row(row).tokens })),
+      size,
+    );
+    shape.microBatches = Math.max(shape.microBatches, cut.length);
+    for (const batch of cut) {
+      shape.tokens = Math.max(
+        shape.tokens,
+        sum(batch, ({ tokens }) => tokens.length),
+      );
+      shape.labelTokens = Math.max(
+        shape.labelTokens,
+        sum(batch, ({ row }) => train.lossTokens(row)),
+      );
+    }
+  }
+  return { ...shape, rowTokens: Math.ceil(train.statistics.totalTokens / train.size) };
+}
+
+function packed(rows: readonly WeightedRow[], size: MicroBatchSize): HostMicroBatch[] {
+  return cutMicroBatches(rows, size).map(packRows);
+}
+
+function sum<T>(items: readonly T[], value: (item: T) => number): number {
+  return items.reduce((total, item) => total + value(item), 0);
+}
