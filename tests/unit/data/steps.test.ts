@@ -1,0 +1,202 @@
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import fc from "fast-check";
+import { type Dataset, DatasetBuilder } from "../../../src/data/dataset.ts";
+import { cutMicroBatches, packRows } from "../../../src/data/micro-batches.ts";
+import { TrainingOrder } from "../../../src/data/order.ts";
+import { splitDataset } from "../../../src/data/split.ts";
+import { evaluationBatches, trainingStep } from "../../../src/data/steps.ts";
+
+/** Rows of the given lengths; the first `masked` tokens of each carry no label. */
+function datasetOf(lengths: readonly number[], masked = 1): Dataset {
+  const builder = new DatasetBuilder();
+  lengths.forEach((length, row) => {
+    const tokens = Array.from({ length }, (_, t) => row * 100 + t);
+    builder.add({ tokens, labels: tokens.map((id, t) => (t < masked ? -100 : id)) }, false);
+  });
+  return builder.build();
+}
+
+const order = (rows: number, replicas: number) =>
+  new TrainingOrder({
+    rows,
+    strategy: "sequential",
+    seed: 1,
+    batchSize: 2,
+    accumulation: 2,
+    replicas,
+    dropLast: false,
+    epochs: 1,
+    maxSteps: -1,
+  });
+const weightSum = (rows: readonly { weights: Float32Array }[]) =>
+  rows.flatMap(({ weights }) => [...weights]).reduce((sum, weight) => sum + weight, 0);
+const near = (found: number, expected: number) =>
+  assert.ok(Math.abs(found - expected) < 1e-6, `${found} vs ${expected}`);
+
+describe("training steps", () => {
+  test("targets are the next labels within the row, the last none", () => {
+    const { rows } = trainingStep(datasetOf([4, 3], 2), order(2, 1).step(1), "step-token-mean");
+    assert.deepEqual([...rows[0]![0]!.tokens], [0, 1, 2, 3]);
+    assert.deepEqual([...rows[0]![0]!.targets], [-100, 2, 3, -100]);
+    assert.deepEqual([...rows[0]![1]!.targets], [-100, 102, -100]);
+    const third = Math.fround(1 / 3);
+    assert.deepEqual([...rows[0]![0]!.weights], [0, third, third, 0]);
+    assert.deepEqual(
+      rows[0]!.map(({ rowId }) => rowId),
+      [0, 1],
+    );
+  });
+
+  test("step-token-mean: one weight for all label tokens of the step, over all replicas", () => {
+    const dataset = datasetOf([3, 5, 2, 7, 4, 6, 3, 2]);
+    for (const replicas of [1, 2]) {
+      const step = trainingStep(dataset, order(8, replicas).step(1), "step-token-mean");
+      const rows = step.rows.flat();
+      const labels = rows.reduce((sum, row) => sum + row.tokens.length - 1, 0);
+      assert.equal(step.labelTokens, labels);
+      assert.ok(rows.every(({ weights }) => weights[0] === Math.fround(1 / labels)));
+      near(weightSum(rows), 1);
+    }
+  });
+
+  test("micro-batch-mean: each batch weighs the same, whatever its label tokens", () => {
+    const dataset = datasetOf([3, 5, 20, 7]);
+    const rows = trainingStep(dataset, order(4, 1).step(1), "micro-batch-mean").rows[0]!;
+    near(weightSum(rows.slice(0, 2)), 0.5);
+    near(weightSum(rows.slice(2)), 0.5);
+    assert.equal(rows[0]!.weights[0], Math.fround(1 / (6 * 2)));
+    const replicas = trainingStep(datasetOf([3, 5, 20, 7, 4, 4, 4, 4]), order(8, 2).step(1), "micro-batch-mean");
+    for (const replica of replicas.rows) near(weightSum(replica), 0.5);
+    assert.deepEqual(
+      replicas.rows.flat().map(({ rowId }) => rowId),
+      [0, 1, 2, 3, 4, 5, 6, 7],
+    );
+  });
+
+  test("a short last step of micro-batch-mean averages over the batches it has", () => {
+    const step = trainingStep(datasetOf([3, 3, 3, 3, 3, 3]), order(6, 1).step(2), "micro-batch-mean");
+    assert.equal(step.rows[0]!.length, 2);
+    near(weightSum(step.rows[0]!), 1);
+  });
+
+  test("a batch without label tokens adds nothing and breaks nothing", () => {
+    const builder = new DatasetBuilder();
+    for (const label of [-100, -100, 5, 5]) builder.add({ tokens: [1, 5], labels: [-100, label] }, false);
+    const { rows, labelTokens } = trainingStep(builder.build(), order(4, 1).step(1), "micro-batch-mean");
+    assert.equal(labelTokens, 2);
+    assert.deepEqual(
+      rows[0]!.map(({ weights }) => weights[0]),
+      [0, 0, 0.25, 0.25],
+    );
+  });
+
+  test("evaluation: batch means weighted by their rows add up to eval_loss", () => {
+    const dataset = datasetOf([3, 5, 2, 7, 9]);
+    const batches = evaluationBatches(dataset, 2);
+    assert.deepEqual(
+      batches.map((batch) => batch.length),
+      [2, 2, 1],
+    );
+    batches.forEach((batch, i) => {
+      near(weightSum(batch), [0.4, 0.4, 0.2][i]!);
+    });
+  });
+
+  test("a held-out share: seeded, disjoint, in the file's order", () => {
+    const dataset = datasetOf(Array.from({ length: 20 }, (_, i) => i + 2));
+    const { train, evaluation } = splitDataset(dataset, 0.21, 7);
+    assert.deepEqual([train.size, evaluation.size], [15, 5]);
+    const lengths = (part: Dataset) => Array.from({ length: part.size }, (_, row) => part.rowLength(row));
+    assert.deepEqual(
+      [...lengths(train), ...lengths(evaluation)].sort((a, b) => a - b),
+      lengths(dataset),
+    );
+    assert.deepEqual(
+      lengths(train),
+      [...lengths(train)].sort((a, b) => a - b),
+    );
+    assert.deepEqual(lengths(splitDataset(dataset, 0.21, 7).evaluation), lengths(evaluation));
+    assert.notDeepEqual(lengths(splitDataset(dataset, 0.21, 8).evaluation), lengths(evaluation));
+    assert.throws(() => splitDataset(dataset, 1, 7), { code: "PL_DATASET_INVALID" });
+  });
+
+  test("statistics", () => {
+    const { statistics } = datasetOf([1, 4, 6], 2);
+    assert.deepEqual(
+      [statistics.rows, statistics.totalTokens, statistics.labelTokens, statistics.max, statistics.unlabelled],
+      [3, 11, 6, 6, 1],
+    );
+  });
+});
+
+describe("micro-batches", () => {
+  const rowsOf = (lengths: readonly number[]) => lengths.map((length) => ({ tokens: new Int32Array(length) }));
+  const tokensOf = (batch: readonly { tokens: Int32Array }[]) => batch.reduce((sum, row) => sum + row.tokens.length, 0);
+  const lengths = fc.array(fc.integer({ min: 1, max: 400 }), { minLength: 1, maxLength: 40 });
+
+  /** Smallest largest part over every cut into `count` parts, by dynamic programming. */
+  function bestLargest(sizes: readonly number[], count: number): number {
+    let best = sizes.map((_, i) => sizes.slice(0, i + 1).reduce((sum, size) => sum + size, 0));
+    for (let parts = 2; parts <= count; parts++) {
+      best = sizes.map((_, end) => {
+        let least = best[end]!;
+        for (let cut = 1; cut <= end; cut++) {
+          const last = sizes.slice(cut, end + 1).reduce((sum, size) => sum + size, 0);
+          least = Math.min(least, Math.max(best[cut - 1]!, last));
+        }
+        return least;
+      });
+    }
+    return best.at(-1)!;
+  }
+
+  test("rows stay whole and in order; as many parts as asked for; the largest as small as can be", () => {
+    fc.assert(
+      fc.property(lengths, fc.integer({ min: 1, max: 8 }), (sizes, count) => {
+        const rows = rowsOf(sizes);
+        const batches = cutMicroBatches(rows, { count });
+        assert.deepEqual(batches.flat(), rows);
+        assert.equal(batches.length, Math.min(count, sizes.length));
+        assert.ok(batches.every((batch) => batch.length > 0));
+        assert.equal(Math.max(...batches.map(tokensOf)), bestLargest(sizes, Math.min(count, sizes.length)));
+      }),
+    );
+  });
+
+  test("a limit of tokens: none above it but single long rows, and no more parts than filling up needs", () => {
+    fc.assert(
+      fc.property(lengths, fc.integer({ min: 50, max: 1000 }), (sizes, maxTokens) => {
+        const batches = cutMicroBatches(rowsOf(sizes), { maxTokens });
+        const limit = Math.max(maxTokens, ...sizes);
+        assert.ok(batches.every((batch) => tokensOf(batch) <= limit));
+        let parts = 1;
+        let room = limit;
+        for (const size of sizes) {
+          if (size > room) {
+            parts += 1;
+            room = limit;
+          }
+          room -= size;
+        }
+        assert.equal(batches.length, parts);
+      }),
+    );
+    assert.deepEqual(cutMicroBatches([], { count: 3 }), []);
+  });
+
+  test("near-equal tokens", () => {
+    assert.deepEqual(cutMicroBatches(rowsOf([10, 10, 10, 10, 10, 10]), { maxTokens: 40 }).map(tokensOf), [30, 30]);
+    assert.deepEqual(cutMicroBatches(rowsOf([60, 10, 10, 10, 10]), { count: 3 }).map(tokensOf), [60, 20, 20]);
+  });
+
+  test("packing lays rows back to back", () => {
+    const { rows } = trainingStep(datasetOf([4, 2]), order(2, 1).step(1), "step-token-mean");
+    const packed = packRows(rows[0]!);
+    assert.deepEqual([...packed.tokens], [0, 1, 2, 3, 100, 101]);
+    assert.deepEqual([...packed.targets], [1, 2, 3, -100, 101, -100]);
+    assert.deepEqual([...packed.weights], [0.25, 0.25, 0.25, 0, 0.25, 0]);
+    assert.deepEqual([...packed.cuSeqlens], [0, 4, 6]);
+    assert.deepEqual([...packed.rowIds], [0, 1]);
+  });
+});
