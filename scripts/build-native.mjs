@@ -59,6 +59,10 @@ const definitions = {
   NODE_ADDON_API_INCLUDE: join(root, "node_modules", "node-addon-api"),
   PIPELORA_BUILD: sourceHash(),
 };
-run("cmake", ["-S", source, "-B", build, "-G", "Ninja", ...Object.entries(definitions).map(([k, v]) => `-D${k}=${v}`)], quiet);
+run(
+  "cmake",
+  ["-S", source, "-B", build, "-G", "Ninja", ...Object.entries(definitions).map(([k, v]) => `-D${k}=${v}`)],
+  quiet,
+);
 run("cmake", ["--build", build, "--parallel", jobs]);
 if (process.argv.includes("--test")) run("ctest", ["--test-dir", build, "--output-on-failure"]);

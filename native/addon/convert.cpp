@@ -1,0 +1,239 @@
+#include "addon/convert.h"
+
+#include <cmath>
+#include <new>
+
+#include "pipelora/error.h"
+
+namespace pipelora::addon {
+
+namespace {
+
+std::string shown(const Napi::Value& value) {
+  if (value.IsEmpty() || value.IsUndefined()) return "nothing";
+  if (value.IsObject()) return "an object";
+  return value.ToString().Utf8Value();
+}
+
+[[noreturn]] void mismatch(const char* expected, const char* what, const Napi::Value& value) {
+  throw Error(kTensorMismatch, std::string("expected ") + expected + " for " + what + ", got " + shown(value));
+}
+
+Napi::Object to_object(const Napi::Value& value, const char* what) {
+  if (!value.IsObject()) mismatch("an object", what, value);
+  return value.As<Napi::Object>();
+}
+
+Napi::Array to_array(const Napi::Value& value, const char* what) {
+  if (!value.IsArray()) mismatch("an array", what, value);
+  return value.As<Napi::Array>();
+}
+
+bool absent(const Napi::Value& value) { return value.IsNull() || value.IsUndefined(); }
+
+std::string optional_text(const Napi::Value& value, const char* what) { return absent(value) ? std::string() : to_text(value, what); }
+
+std::optional<LoraSpec> to_lora(const Napi::Value& value) {
+  if (absent(value)) return std::nullopt;
+  const Napi::Object lora = to_object(value, "lora");
+  LoraSpec spec;
+  spec.r = to_int(lora.Get("r"), "lora.r");
+  spec.scale = static_cast<float>(to_number(lora.Get("scale"), "lora.scale"));
+  spec.dropout = static_cast<float>(to_number(lora.Get("dropout"), "lora.dropout"));
+  spec.module_id = static_cast<std::uint32_t>(to_int(lora.Get("moduleId"), "lora.moduleId"));
+  return spec;
+}
+
+Role to_role(const Napi::Value& value) {
+  const std::string name = to_text(value, "role");
+  constexpr std::pair<const char*, Role> roles[] = {{"qkv", Role::qkv}, {"q", Role::q},       {"k", Role::k},   {"v", Role::v},
+                                                    {"o", Role::o},     {"gate", Role::gate}, {"up", Role::up}, {"down", Role::down}};
+  for (const auto& [known, role] : roles)
+    if (name == known) return role;
+  mismatch("qkv, q, k, v, o, gate, up or down", "role", value);
+}
+
+BlockSpec to_block(const Napi::Object& layer) {
+  BlockSpec block;
+  block.index = to_int(layer.Get("index"), "block.index");
+  block.attn_norm = to_text(layer.Get("attnNorm"), "block.attnNorm");
+  block.mlp_norm = to_text(layer.Get("mlpNorm"), "block.mlpNorm");
+  block.q_norm = optional_text(layer.Get("qNorm"), "block.qNorm");
+  block.k_norm = optional_text(layer.Get("kNorm"), "block.kNorm");
+  block.sliding_window = to_int(layer.Get("slidingWindow"), "block.slidingWindow");
+  const Napi::Array linears = to_array(layer.Get("linears"), "block.linears");
+  for (std::uint32_t i = 0; i < linears.Length(); ++i) {
+    const Napi::Object from = to_object(linears.Get(i), "block.linears");
+    LinearSpec linear;
+    linear.role = to_role(from.Get("role"));
+    linear.name = to_text(from.Get("name"), "linear.name");
+    linear.in = to_int(from.Get("in"), "linear.in");
+    linear.out = to_int(from.Get("out"), "linear.out");
+    linear.bias = to_bool(from.Get("bias"), "linear.bias");
+    linear.lora = to_lora(from.Get("lora"));
+    block.linears.push_back(std::move(linear));
+  }
+  return block;
+}
+
+}  // namespace
+
+Napi::Error to_js_error(Napi::Env env, std::exception_ptr failure) {
+  const auto make = [&](const char* code, const std::string& message) {
+    Napi::Error error = Napi::Error::New(env, message);
+    error.Set("code", Napi::String::New(env, code));
+    return error;
+  };
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& error) {
+    return make(error.code(), error.what());
+  } catch (const Napi::Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return make(kOutOfMemory, "the system has no memory left for the engine");
+  } catch (const std::exception& error) {
+    return make(kEngineFailed, error.what());
+  }
+}
+
+std::int64_t to_int(const Napi::Value& value, const char* what) {
+  const double number = to_number(value, what);
+  if (number != std::floor(number) || std::abs(number) > 9007199254740991.0) mismatch("an integer", what, value);
+  return static_cast<std::int64_t>(number);
+}
+double to_number(const Napi::Value& value, const char* what) {
+  if (!value.IsNumber()) mismatch("a number", what, value);
+  return value.As<Napi::Number>().DoubleValue();
+}
+std::string to_text(const Napi::Value& value, const char* what) {
+  if (!value.IsString()) mismatch("a string", what, value);
+  return value.As<Napi::String>().Utf8Value();
+}
+bool to_bool(const Napi::Value& value, const char* what) {
+  if (!value.IsBoolean()) mismatch("a boolean", what, value);
+  return value.As<Napi::Boolean>().Value();
+}
+
+namespace {
+template <class T>
+std::vector<T> to_values(const Napi::Value& value, napi_typedarray_type type, const char* expected, const char* what) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type) mismatch(expected, what, value);
+  const auto array = value.As<Napi::TypedArrayOf<T>>();
+  return std::vector<T>(array.Data(), array.Data() + array.ElementLength());
+}
+}  // namespace
+
+std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what) {
+  return to_values<std::int32_t>(value, napi_int32_array, "an Int32Array", what);
+}
+
+Arch to_arch(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "arch");
+  Arch arch;
+  arch.hidden = to_int(from.Get("hidden"), "arch.hidden");
+  arch.heads = to_int(from.Get("heads"), "arch.heads");
+  arch.kv_heads = to_int(from.Get("kvHeads"), "arch.kvHeads");
+  arch.head_dim = to_int(from.Get("headDim"), "arch.headDim");
+  arch.ffn = to_int(from.Get("ffn"), "arch.ffn");
+  arch.vocab = to_int(from.Get("vocab"), "arch.vocab");
+  arch.rms_eps = static_cast<float>(to_number(from.Get("rmsEps"), "arch.rmsEps"));
+  arch.rope_base = to_number(from.Get("ropeBase"), "arch.ropeBase");
+  arch.rope_inv_freq = to_values<double>(from.Get("ropeInvFreq"), napi_float64_array, "a Float64Array", "arch.ropeInvFreq");
+  arch.rope_attention_scaling = to_number(from.Get("ropeAttentionScaling"), "arch.ropeAttentionScaling");
+  arch.qwen_long_seq_length = to_int(from.Get("qwenLongSeqLength"), "arch.qwenLongSeqLength");
+  arch.qwen_dynamic_ntk = to_bool(from.Get("qwenDynamicNtk"), "arch.qwenDynamicNtk");
+  arch.qwen_logn = to_bool(from.Get("qwenLogn"), "arch.qwenLogn");
+  return arch;
+}
+
+SegmentSpec to_segment(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the segment's description");
+  SegmentSpec spec;
+  spec.checkpointed_blocks = to_int(from.Get("checkpointedBlocks"), "checkpointedBlocks");
+  spec.needs_input_grad = to_bool(from.Get("needsInputGrad"), "needsInputGrad");
+  const Napi::Array layers = to_array(from.Get("layers"), "layers");
+  for (std::uint32_t i = 0; i < layers.Length(); ++i) {
+    const Napi::Object layer = to_object(layers.Get(i), "layers");
+    const std::string kind = to_text(layer.Get("kind"), "kind");
+    if (kind == "embedding")
+      spec.layers.emplace_back(EmbeddingSpec{to_text(layer.Get("weight"), "embedding.weight")});
+    else if (kind == "block")
+      spec.layers.emplace_back(to_block(layer));
+    else if (kind == "norm")
+      spec.layers.emplace_back(NormSpec{to_text(layer.Get("weight"), "norm.weight")});
+    else if (kind == "head")
+      spec.layers.emplace_back(
+          HeadSpec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora"))});
+    else
+      mismatch("embedding, block, norm or head", "kind", layer.Get("kind"));
+  }
+  return spec;
+}
+
+TensorSource to_source(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the tensor's source");
+  TensorSource source;
+  source.path = to_text(from.Get("path"), "source.path");
+  const std::int64_t offset = to_int(from.Get("offset"), "source.offset"), bytes = to_int(from.Get("bytes"), "source.bytes");
+  if (offset < 0 || bytes < 0) throw Error(kCheckpointInvalid, source.path + ": a tensor's offset or size is negative");
+  source.offset = static_cast<std::uint64_t>(offset);
+  source.bytes = static_cast<std::uint64_t>(bytes);
+  source.dtype = dtype_from_name(to_text(from.Get("dtype"), "source.dtype"));
+  const Napi::Array shape = to_array(from.Get("shape"), "source.shape");
+  for (std::uint32_t i = 0; i < shape.Length(); ++i) source.shape.push_back(to_int(shape.Get(i), "source.shape"));
+  return source;
+}
+
+MicroBatch to_micro_batch(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the micro-batch");
+  MicroBatch batch;
+  batch.index = to_int(from.Get("index"), "batch.index");
+  batch.cu_seqlens = to_int32s(from.Get("cuSeqlens"), "batch.cuSeqlens");
+  batch.row_ids = to_int32s(from.Get("rowIds"), "batch.rowIds");
+  batch.step = static_cast<std::uint32_t>(to_int(from.Get("step"), "batch.step"));
+  batch.seed = static_cast<std::uint64_t>(to_int(from.Get("seed"), "batch.seed"));
+  batch.training = to_bool(from.Get("training"), "batch.training");
+  if (!absent(from.Get("tokens"))) batch.tokens = to_int32s(from.Get("tokens"), "batch.tokens");
+  if (!absent(from.Get("targets"))) batch.targets = to_int32s(from.Get("targets"), "batch.targets");
+  if (!absent(from.Get("weights")))
+    batch.weights = to_values<float>(from.Get("weights"), napi_float32_array, "a Float32Array", "batch.weights");
+  return batch;
+}
+
+AdamSettings to_adam(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the optimizer step");
+  AdamSettings step;
+  step.step = to_int(from.Get("step"), "step");
+  step.learning_rate = to_number(from.Get("learningRate"), "learningRate");
+  step.grad_scale = to_number(from.Get("gradScale"), "gradScale");
+  step.beta1 = to_number(from.Get("beta1"), "beta1");
+  step.beta2 = to_number(from.Get("beta2"), "beta2");
+  step.epsilon = to_number(from.Get("epsilon"), "epsilon");
+  step.weight_decay = to_number(from.Get("weightDecay"), "weightDecay");
+  return step;
+}
+
+LoraMatrix to_matrix(const Napi::Value& value) {
+  const std::string name = to_text(value, "matrix");
+  if (name == "A") return LoraMatrix::a;
+  if (name == "B") return LoraMatrix::b;
+  mismatch("A or B", "matrix", value);
+}
+
+LoraPart to_part(const Napi::Value& value) {
+  const std::string name = to_text(value, "part");
+  if (name == "weight") return LoraPart::weight;
+  if (name == "grad") return LoraPart::grad;
+  if (name == "exp_avg") return LoraPart::exp_avg;
+  if (name == "exp_avg_sq") return LoraPart::exp_avg_sq;
+  mismatch("weight, grad, exp_avg or exp_avg_sq", "part", value);
+}
+
+RandomKey to_key(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "key");
+  return {static_cast<std::uint64_t>(to_int(from.Get("seed"), "key.seed")), static_cast<std::uint64_t>(to_int(from.Get("stream"), "key.stream")),
+          static_cast<std::uint64_t>(to_int(from.Get("offset"), "key.offset"))};
+}
+
+}  // namespace pipelora::addon

@@ -1,0 +1,38 @@
+// JavaScript values to the core's records and back. Messages read "expected X for Y, got Z".
+#pragma once
+
+#include <napi.h>
+
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "pipelora/ops.h"
+#include "pipelora/lora.h"
+#include "pipelora/spec.h"
+
+namespace pipelora::addon {
+
+/// An Error with `code`: that of the catalogue, PL_OUT_OF_MEMORY for std::bad_alloc, else PL_ENGINE_FAILED.
+Napi::Error to_js_error(Napi::Env env, std::exception_ptr failure);
+
+std::int64_t to_int(const Napi::Value& value, const char* what);
+double to_number(const Napi::Value& value, const char* what);
+std::string to_text(const Napi::Value& value, const char* what);
+bool to_bool(const Napi::Value& value, const char* what);
+std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what);
+
+Arch to_arch(const Napi::Value& value);
+SegmentSpec to_segment(const Napi::Value& value);
+TensorSource to_source(const Napi::Value& value);
+MicroBatch to_micro_batch(const Napi::Value& value);
+AdamSettings to_adam(const Napi::Value& value);
+LoraMatrix to_matrix(const Napi::Value& value);
+LoraPart to_part(const Napi::Value& value);
+
+struct RandomKey {
+  std::uint64_t seed, stream, offset;
+};
+RandomKey to_key(const Napi::Value& value);
+
+}  // namespace pipelora::addon

@@ -1,0 +1,392 @@
+#include "addon/engine_object.h"
+
+#include <optional>
+
+#include "addon/convert.h"
+#include "addon/tensor_object.h"
+#include "pipelora/cpu.h"
+#include "pipelora/error.h"
+
+namespace pipelora::addon {
+
+/// One queued call. Made and ended on JavaScript's thread, worked on the engine's.
+struct EngineObject::Job {
+  explicit Job(Napi::Env env) : deferred(Napi::Promise::Deferred::New(env)) {}
+  Napi::Promise::Deferred deferred;
+  std::exception_ptr failure;
+  std::function<Napi::Value(Napi::Env)> answer;
+};
+
+namespace {
+
+Napi::Value reject(Napi::Env env, std::exception_ptr failure) {
+  const auto deferred = Napi::Promise::Deferred::New(env);
+  deferred.Reject(to_js_error(env, failure).Value());
+  return deferred.Promise();
+}
+
+std::unique_ptr<Ops> make_ops(const std::string& device, DType compute, int threads) {
+  if (device == "cpu") return make_cpu_ops(compute, threads);
+  throw Error(kDeviceUnavailable, "device " + device + ": this build has the CPU only");
+}
+
+struct Passed {
+  std::shared_ptr<TensorHandle> output;
+  double loss_sum;
+  std::int64_t label_tokens, correct_tokens;
+};
+
+}  // namespace
+
+Napi::Function EngineObject::define(Napi::Env env) {
+  using E = EngineObject;
+  return DefineClass(env, "Engine",
+                     {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::load_weight>("loadWeight"),
+                      InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_lora>("setLora"),
+                      InstanceMethod<&E::get_lora>("getLora"), InstanceMethod<&E::lora_names>("loraNames"),
+                      InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
+                      InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::grad_squares>("gradSquares"),
+                      InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
+                      InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
+                      InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"), InstanceMethod<&E::write>("write"),
+                      InstanceMethod<&E::memory>("memory"), InstanceMethod<&E::close>("close")});
+}
+
+EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EngineObject>(info) {
+  const Napi::Env env = info.Env();
+  try {
+    if (!info[0].IsObject()) throw Error(kTensorMismatch, "expected the engine's options");
+    const Napi::Object options = info[0].As<Napi::Object>();
+    const std::int64_t threads = to_int(options.Get("threads"), "threads");
+    const std::int64_t arena = to_int(options.Get("arenaBytes"), "arenaBytes");
+    if (threads < 1 || threads > 1024) throw Error(kTensorMismatch, "threads: expected 1 to 1024, got " + std::to_string(threads));
+    if (arena < 0) throw Error(kTensorMismatch, "arenaBytes: expected no negative number, got " + std::to_string(arena));
+    auto ops = make_ops(to_text(options.Get("device"), "device"),
+                        dtype_from_name(to_text(options.Get("computeDtype"), "computeDtype")), static_cast<int>(threads));
+    thread_ = std::make_shared<EngineThread>(
+        std::make_unique<Engine>(std::move(ops), to_arch(options.Get("arch")), static_cast<std::size_t>(arena)));
+  } catch (...) {
+    throw to_js_error(env, std::current_exception());
+  }
+  settle_ = Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "pipelora engine", 0, 1);
+  settle_.Unref(env);
+}
+
+EngineObject::~EngineObject() {
+  if (!thread_) return;
+  // A collected engine has no promise pending (each holds it), but at the process's end one may be: jobs name this object.
+  thread_->join();
+  settle_.Release();
+}
+
+void EngineObject::started(Napi::Env env) {
+  Ref();
+  if (pending_++ == 0) settle_.Ref(env);
+}
+
+void EngineObject::finished(Napi::Env env) {
+  if (--pending_ == 0) settle_.Unref(env);
+  Unref();
+}
+
+template <class Work, class Answer>
+Napi::Value EngineObject::queue(Napi::Env env, Work work, Answer answer) {
+  using Result = std::invoke_result_t<Work&, Engine&>;
+  auto* job = new Job(env);
+  const Napi::Promise promise = job->deferred.Promise();
+  auto result = std::make_shared<std::optional<Result>>();
+  job->answer = [answer = std::move(answer), result](Napi::Env now) mutable { return answer(now, std::move(**result)); };
+  started(env);
+  // Held by shared_ptr: std::function wants something that can be copied.
+  auto body = std::make_shared<Work>(std::move(work));
+  const bool accepted = thread_->post([this, job, result, body](Engine& engine) {
+    try {
+      result->emplace((*body)(engine));
+    } catch (...) {
+      job->failure = std::current_exception();
+    }
+    settle_.BlockingCall(job, [this](Napi::Env now, Napi::Function, Job* ended) {
+      const std::unique_ptr<Job> own(ended);
+      const Napi::HandleScope scope(now);
+      if (!own->failure) {
+        try {
+          own->deferred.Resolve(own->answer(now));
+        } catch (...) {
+          own->failure = std::current_exception();
+        }
+      }
+      if (own->failure) own->deferred.Reject(to_js_error(now, own->failure).Value());
+      finished(now);
+    });
+  });
+  if (!accepted) {
+    const std::unique_ptr<Job> own(job);
+    own->deferred.Reject(to_js_error(env, std::make_exception_ptr(Error(kEngineFailed, "the engine is closed"))).Value());
+    finished(env);
+  }
+  return promise;
+}
+
+template <class Work>
+Napi::Value EngineObject::queue_void(Napi::Env env, Work work) {
+  return queue(
+      env,
+      [work = std::move(work)](Engine& engine) mutable {
+        work(engine);
+        return true;
+      },
+      [](Napi::Env now, bool) { return now.Undefined(); });
+}
+
+template <class Make>
+Napi::Value EngineObject::promised(const Napi::CallbackInfo& info, Make make) {
+  try {
+    return make();
+  } catch (...) {
+    return reject(info.Env(), std::current_exception());
+  }
+}
+
+Napi::Value EngineObject::add_segment(const Napi::CallbackInfo& info) {
+  try {
+    SegmentSpec spec = to_segment(info[0]);
+    const std::size_t number = thread_->exclusively([&](Engine& engine) { return engine.add_segment(std::move(spec)); });
+    return Napi::Number::New(info.Env(), static_cast<double>(number));
+  } catch (...) {
+    throw to_js_error(info.Env(), std::current_exception());
+  }
+}
+
+Napi::Value EngineObject::missing_weights(const Napi::CallbackInfo& info) {
+  try {
+    const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
+    const auto names = thread_->exclusively([&](Engine& engine) { return engine.missing_weights(segment); });
+    Napi::Array array = Napi::Array::New(info.Env(), names.size());
+    for (std::uint32_t i = 0; i < names.size(); ++i) array.Set(i, Napi::String::New(info.Env(), names[i]));
+    return array;
+  } catch (...) {
+    throw to_js_error(info.Env(), std::current_exception());
+  }
+}
+
+Napi::Value EngineObject::lora_names(const Napi::CallbackInfo& info) {
+  try {
+    const auto names = thread_->exclusively([&](Engine& engine) { return engine.lora_names(); });
+    Napi::Array array = Napi::Array::New(info.Env(), names.size());
+    for (std::uint32_t i = 0; i < names.size(); ++i) array.Set(i, Napi::String::New(info.Env(), names[i]));
+    return array;
+  } catch (...) {
+    throw to_js_error(info.Env(), std::current_exception());
+  }
+}
+
+Napi::Value EngineObject::load_weight(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [segment = static_cast<std::size_t>(to_int(info[0], "segment")), name = to_text(info[1], "name"),
+                                   source = to_source(info[2]), hold = HoldSpec{dtype_from_name(to_text(info[3], "holdAs"))}](
+                                      Engine& engine) { engine.load_weight(segment, name, source, hold); });
+  });
+}
+
+Napi::Value EngineObject::set_lora(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    if (!info[3].IsTypedArray() || info[3].As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
+      throw Error(kTensorMismatch, "expected a Float32Array for values");
+    const auto array = info[3].As<Napi::Float32Array>();
+    return queue_void(info.Env(), [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2]),
+                                   values = std::vector<float>(array.Data(), array.Data() + array.ElementLength())](Engine& engine) {
+      engine.set_lora(name, matrix, part, values.data(), values.size());
+    });
+  });
+}
+
+Napi::Value EngineObject::get_lora(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(
+        info.Env(),
+        [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2])](Engine& engine) {
+          return engine.get_lora(name, matrix, part);
+        },
+        [](Napi::Env env, std::vector<float> values) {
+          Napi::Float32Array array = Napi::Float32Array::New(env, values.size());
+          std::copy(values.begin(), values.end(), array.Data());
+          return array;
+        });
+  });
+}
+
+Napi::Value EngineObject::forward(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    auto batch = std::make_shared<MicroBatch>(to_micro_batch(info[1]));
+    const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
+    auto input = info[2].IsNull() || info[2].IsUndefined() ? nullptr : TensorObject::unwrap(info[2], *thread_, true);
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), segment, batch, input](Engine& engine) {
+          ForwardResult result = engine.forward(segment, *batch, input ? thread->take(*input) : Buffer());
+          return Passed{thread->hold(std::move(result.output)), result.loss_sum, result.label_tokens, result.correct_tokens};
+        },
+        [thread = thread_](Napi::Env env, Passed passed) {
+          Napi::Object result = Napi::Object::New(env);
+          result.Set("output", TensorObject::wrap(env, thread, std::move(passed.output)));
+          result.Set("lossSum", Napi::Number::New(env, passed.loss_sum));
+          result.Set("labelTokens", Napi::Number::New(env, static_cast<double>(passed.label_tokens)));
+          result.Set("correctTokens", Napi::Number::New(env, static_cast<double>(passed.correct_tokens)));
+          return result;
+        });
+  });
+}
+
+Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
+    const std::int64_t batch = to_int(info[1], "batchIndex");
+    const double scale = to_number(info[3], "lossScale");
+    auto gradient = info[2].IsNull() || info[2].IsUndefined() ? nullptr : TensorObject::unwrap(info[2], *thread_, true);
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), segment, batch, scale, gradient](Engine& engine) {
+          return thread->hold(engine.backward(segment, batch, gradient ? thread->take(*gradient) : Buffer(), scale));
+        },
+        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+          return TensorObject::wrap(env, thread, std::move(handle));
+        });
+  });
+}
+
+Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {
+  return queue_void(info.Env(), [](Engine& engine) { engine.discard(); });
+}
+
+Napi::Value EngineObject::grad_squares(const Napi::CallbackInfo& info) {
+  return queue(
+      info.Env(), [](Engine& engine) { return engine.grad_squares(); },
+      [](Napi::Env env, std::vector<double> values) {
+        Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
+        std::copy(values.begin(), values.end(), array.Data());
+        return array;
+      });
+}
+
+Napi::Value EngineObject::optimizer_step(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [settings = to_adam(info[0])](Engine& engine) { engine.optimizer_step(settings); });
+  });
+}
+
+Napi::Value EngineObject::zero_grad(const Napi::CallbackInfo& info) {
+  return queue_void(info.Env(), [](Engine& engine) { engine.zero_grad(); });
+}
+
+Napi::Value EngineObject::create_cache(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(
+        info.Env(),
+        [sequences = to_int(info[0], "sequences"), capacity = to_int(info[1], "capacity")](Engine& engine) {
+          return engine.create_cache(sequences, capacity);
+        },
+        [](Napi::Env env, std::size_t number) { return Napi::Number::New(env, static_cast<double>(number)); });
+  });
+}
+
+Napi::Value EngineObject::free_cache(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [cache = static_cast<std::size_t>(to_int(info[0], "cache"))](Engine& engine) { engine.free_cache(cache); });
+  });
+}
+
+Napi::Value EngineObject::infer(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    const auto segment = static_cast<std::size_t>(to_int(info[0], "segment")), cache = static_cast<std::size_t>(to_int(info[1], "cache"));
+    auto cu = to_int32s(info[2], "cuSeqlens");
+    std::vector<std::int32_t> tokens;
+    if (!info[3].IsNull() && !info[3].IsUndefined()) tokens = to_int32s(info[3], "tokens");
+    auto input = info[4].IsNull() || info[4].IsUndefined() ? nullptr : TensorObject::unwrap(info[4], *thread_, true);
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), segment, cache, cu = std::move(cu), tokens = std::move(tokens), input](Engine& engine) {
+          return thread->hold(engine.infer(segment, cache, cu, tokens, input ? thread->take(*input) : Buffer()));
+        },
+        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+          return TensorObject::wrap(env, thread, std::move(handle));
+        });
+  });
+}
+
+Napi::Value EngineObject::read(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    auto handle = TensorObject::unwrap(info[0], *thread_, false);
+    return queue(
+        info.Env(),
+        [handle](Engine& engine) {
+          if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
+          return std::make_unique<std::vector<std::uint8_t>>(engine.read(handle->buffer));
+        },
+        [](Napi::Env env, std::unique_ptr<std::vector<std::uint8_t>> bytes) {
+          std::vector<std::uint8_t>* held = bytes.release();
+          return Napi::Buffer<std::uint8_t>::New(
+              env, held->data(), held->size(), [](Napi::Env, std::uint8_t*, std::vector<std::uint8_t>* owner) { delete owner; }, held);
+        });
+  });
+}
+
+Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+      throw Error(kTensorMismatch, "expected a Uint8Array for bytes");
+    const auto array = info[0].As<Napi::Uint8Array>();
+    if (!info[1].IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
+    const Napi::Array extents = info[1].As<Napi::Array>();
+    std::int64_t rows = 1, cols = 1;
+    for (std::uint32_t i = 0; i < extents.Length(); ++i) {
+      const std::int64_t extent = to_int(extents.Get(i), "shape");
+      if (extent <= 0 || extent >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: an extent is " + std::to_string(extent));
+      if (i > 0) rows *= cols;
+      cols = extent;
+      if (rows >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: too many rows");
+    }
+    const DType dtype = dtype_from_name(to_text(info[2], "dtype"));
+    const std::size_t expected = static_cast<std::size_t>(rows * cols) * dtype_bytes(dtype);
+    if (array.ByteLength() != expected)
+      throw Error(kTensorMismatch, "bytes: expected " + std::to_string(expected) + " for the shape and dtype, got " + std::to_string(array.ByteLength()));
+    // The bytes are read on the engine's thread: the array is kept until the promise is settled.
+    auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), data = array.Data(), dtype, rows, cols](Engine& engine) {
+          return thread->hold(engine.write(data, dtype, rows, cols));
+        },
+        [thread = thread_, kept](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+          return TensorObject::wrap(env, thread, std::move(handle));
+        });
+  });
+}
+
+Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {
+  const EngineMemory memory = thread_->memory();
+  Napi::Object result = Napi::Object::New(info.Env());
+  const auto set = [&](const char* name, std::size_t bytes) { result.Set(name, Napi::Number::New(info.Env(), static_cast<double>(bytes))); };
+  set("weightBytes", memory.weight_bytes);
+  set("loraBytes", memory.lora_bytes);
+  set("cacheBytes", memory.cache_bytes);
+  set("arenaBytes", memory.arena_bytes);
+  set("arenaPeakBytes", memory.arena_peak_bytes);
+  return result;
+}
+
+Napi::Value EngineObject::close(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto* job = new Job(env);
+  const Napi::Promise promise = job->deferred.Promise();
+  started(env);
+  thread_->close([this, job] {
+    settle_.BlockingCall(job, [this](Napi::Env now, Napi::Function, Job* ended) {
+      const std::unique_ptr<Job> own(ended);
+      own->deferred.Resolve(now.Undefined());
+      finished(now);
+    });
+  });
+  return promise;
+}
+
+}  // namespace pipelora::addon

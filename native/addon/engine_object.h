@@ -1,0 +1,62 @@
+// The Engine of JavaScript: unwraps arguments, queues work, resolves promises.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "addon/engine_thread.h"
+
+namespace pipelora::addon {
+
+/// Constructors kept per environment (a worker thread has its own).
+struct Constructors {
+  Napi::FunctionReference engine, tensor;
+};
+
+class EngineObject : public Napi::ObjectWrap<EngineObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  explicit EngineObject(const Napi::CallbackInfo& info);
+  ~EngineObject() override;
+
+ private:
+  struct Job;
+  /// `work(engine)` runs on the engine's thread and gives a result; `answer(env, result)` makes its JavaScript value.
+  template <class Work, class Answer>
+  Napi::Value queue(Napi::Env env, Work work, Answer answer);
+  /// As queue(), for work without a result.
+  template <class Work>
+  Napi::Value queue_void(Napi::Env env, Work work);
+  /// Runs `make` and turns what it throws into a rejected promise.
+  template <class Make>
+  Napi::Value promised(const Napi::CallbackInfo& info, Make make);
+  void started(Napi::Env env);
+  void finished(Napi::Env env);
+
+  Napi::Value add_segment(const Napi::CallbackInfo& info);
+  Napi::Value load_weight(const Napi::CallbackInfo& info);
+  Napi::Value missing_weights(const Napi::CallbackInfo& info);
+  Napi::Value set_lora(const Napi::CallbackInfo& info);
+  Napi::Value get_lora(const Napi::CallbackInfo& info);
+  Napi::Value lora_names(const Napi::CallbackInfo& info);
+  Napi::Value forward(const Napi::CallbackInfo& info);
+  Napi::Value backward(const Napi::CallbackInfo& info);
+  Napi::Value discard(const Napi::CallbackInfo& info);
+  Napi::Value grad_squares(const Napi::CallbackInfo& info);
+  Napi::Value optimizer_step(const Napi::CallbackInfo& info);
+  Napi::Value zero_grad(const Napi::CallbackInfo& info);
+  Napi::Value create_cache(const Napi::CallbackInfo& info);
+  Napi::Value free_cache(const Napi::CallbackInfo& info);
+  Napi::Value infer(const Napi::CallbackInfo& info);
+  Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value write(const Napi::CallbackInfo& info);
+  Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<EngineThread> thread_;
+  Napi::ThreadSafeFunction settle_;  // runs a job's end on JavaScript's thread
+  int pending_ = 0;                  // promises not settled: they keep the process alive
+};
+
+}  // namespace pipelora::addon

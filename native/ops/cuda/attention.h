@@ -1,0 +1,21 @@
+// Causal attention over flat tokens.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "pipelora/ops.h"
+
+namespace pipelora::cuda {
+
+/// Largest head width of the kernels.
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
+void attention_forward(const AttentionForward& call, cudaStream_t stream);
+/// `delta` [H, T] f32 is scratch.
+void attention_backward(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
+
+// attention_tiles.cu: 16-bit, on tensor cores. False where the shape does not suit them (then attention_plain.cu).
+bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream);
+bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
+
+}  // namespace pipelora::cuda

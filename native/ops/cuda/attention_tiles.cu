@@ -1,0 +1,514 @@
+// Attention on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to 128 columns.
+// Each warp owns 16 queries (forward, dq) or 16 keys (dk, dv) and keeps its sums in registers; tiles of the other side pass
+// through shared memory two deep. dq and dk/dv are made by two kernels, each in a fixed order: no atomics.
+#include <type_traits>
+
+#include "ops/cuda/attention.h"
+#include "ops/cuda/attention_common.cuh"
+#include "ops/cuda/mma.cuh"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kTile = 64;  // rows of a tile that passes through shared memory
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Byte offset of 16-byte piece `piece` of a row of E 16-bit numbers: pieces are permuted so that eight rows of one
+/// column of pieces lie in different banks.
+template <int E>
+__device__ inline int at(int row, int piece) {
+  return row * (E * 2) + ((piece ^ (row & 7)) << 4);
+}
+
+/// Rows [first, first + rows) of a head into a tile; rows at or past `limit` and columns past `width` become zero.
+template <int E, int kThreads, class T>
+__device__ inline void load_tile(std::uint32_t to, const T* from, std::int64_t stride, int first, int rows, int limit, int width) {
+  constexpr int kPieces = E / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces; i += kThreads) {
+    const int row = i / kPieces, piece = i % kPieces;
+    const bool valid = first + row < limit && piece * 8 < width;
+    copy_async(to + at<E>(row, piece), valid ? from + (first + row) * stride + piece * 8 : from, valid);
+  }
+}
+
+/// A operand: rows [row, row + 16), columns [16 kk, 16 kk + 16).
+template <int E>
+__device__ inline void load_a(std::uint32_t (&r)[4], std::uint32_t tile, int row, int kk) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices(r, tile + at<E>(row + lane % 16, kk * 2 + lane / 16));
+}
+/// B operand of x yᵀ: y's rows [row, row + 16) are columns of the product; r[0..1] the first eight, r[2..3] the others.
+template <int E>
+__device__ inline void load_b(std::uint32_t (&r)[4], std::uint32_t tile, int row, int kk) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices(r, tile + at<E>(row + lane % 8 + lane / 16 * 8, kk * 2 + lane / 8 % 2));
+}
+/// B operand of p y: y's rows [row, row + 16) are the inner dimension, columns [16 n, 16 n + 16).
+template <int E>
+__device__ inline void load_b_rows(std::uint32_t (&r)[4], std::uint32_t tile, int row, int n) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices_transposed(r, tile + at<E>(row + lane % 16, n * 2 + lane / 16));
+}
+
+/// sums [16, 64] of this warp += a's rows [row, row + 16) times the tile's 64 rows transposed.
+template <int E, class T>
+__device__ inline void product_transposed(float (&sums)[8][4], std::uint32_t a, int row, std::uint32_t tile) {
+#pragma unroll
+  for (int kk = 0; kk < E / 16; ++kk) {
+    std::uint32_t left[4];
+    load_a<E>(left, a, row, kk);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      std::uint32_t right[4];
+      load_b<E>(right, tile, n * 16, kk);
+      mma(T{}, sums[2 * n], left[0], left[1], left[2], left[3], right[0], right[1]);
+      mma(T{}, sums[2 * n + 1], left[0], left[1], left[2], left[3], right[2], right[3]);
+    }
+  }
+}
+
+/// sums [16, E] += p [16, 64] times the tile [64, E].
+template <int E, class T>
+__device__ inline void product_rows(float (&sums)[E / 8][4], const float (&p)[8][4], std::uint32_t tile) {
+#pragma unroll
+  for (int kk = 0; kk < 4; ++kk) {
+    const std::uint32_t a0 = pack2(T{}, p[2 * kk][0], p[2 * kk][1]), a1 = pack2(T{}, p[2 * kk][2], p[2 * kk][3]);
+    const std::uint32_t a2 = pack2(T{}, p[2 * kk + 1][0], p[2 * kk + 1][1]), a3 = pack2(T{}, p[2 * kk + 1][2], p[2 * kk + 1][3]);
+#pragma unroll
+    for (int n = 0; n < E / 16; ++n) {
+      std::uint32_t right[4];
+      load_b_rows<E>(right, tile, kk * 16, n);
+      mma(T{}, sums[2 * n], a0, a1, a2, a3, right[0], right[1]);
+      mma(T{}, sums[2 * n + 1], a0, a1, a2, a3, right[2], right[3]);
+    }
+  }
+}
+
+/// A warp's [16, E] sums to rows of global memory, through 16 rows of shared memory that this warp alone uses.
+template <int E, class T>
+__device__ inline void write_rows(char* shared, std::uint32_t tile, int row, const float (&sums)[E / 8][4], float factor0, float factor1,
+                                  T* to, std::int64_t stride, int first, int limit, int width) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < E / 8; ++n) {
+    *reinterpret_cast<std::uint32_t*>(shared + at<E>(row + g, n) + q * 4) = pack2(T{}, sums[n][0] * factor0, sums[n][1] * factor0);
+    *reinterpret_cast<std::uint32_t*>(shared + at<E>(row + g + 8, n) + q * 4) =
+        pack2(T{}, sums[n][2] * factor1, sums[n][3] * factor1);
+  }
+  __syncwarp();
+  constexpr int kPieces = E / 8;
+  for (int i = lane; i < 16 * kPieces; i += 32) {
+    const int r = i / kPieces, piece = i % kPieces;
+    if (first + r < limit && piece * 8 < width) {
+      *reinterpret_cast<uint4*>(to + (first + r) * stride + piece * 8) =
+          *reinterpret_cast<const uint4*>(shared + at<E>(row + r, piece));
+    }
+  }
+}
+
+template <class T>
+struct Side {
+  T* data;
+  std::int64_t stride;
+  __device__ T* head(std::int64_t row, int head, int width) const {
+    return data + row * stride + static_cast<std::int64_t>(head) * width;
+  }
+};
+
+struct Shape {
+  SequenceTable table;
+  int width, group, window;
+  float scale;
+};
+
+template <class T, int E, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out,
+                                                              float* lse, std::int64_t lse_stride, Shape shape) {
+  extern __shared__ __align__(128) char shared[];
+  constexpr int kRows = kWarps * 16, kThreads = kWarps * 32;
+  constexpr int kTileBytes = kTile * E * 2;
+  const std::uint32_t base = shared_address(shared);
+  const std::uint32_t q_tile = base, kv_tiles = base + kRows * E * 2;
+
+  const Place place = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = place.sequence, head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries;
+  const int q0 = (place.tiles - 1 - place.tile) * kRows;  // the long ones first
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+
+  const T* q_rows = q.head(first_query, head, shape.width);
+  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int key_end = min(keys, offset + q0 + kRows);
+  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
+
+  load_tile<E, kThreads>(q_tile, q_rows, q.stride, q0, kRows, queries, shape.width);
+  const auto fetch = [&](int key, int stage) {
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape.width);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape.width);
+    commit_copies();
+  };
+  fetch(key_begin, 0);
+
+  const float scale = shape.scale * kLog2E;
+  float sums[E / 8][4] = {};
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  const int position0 = offset + q0 + warp * 16 + g;  // of this thread's first row; the second is 8 below
+
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
+    if (key + kTile < key_end) {
+      fetch(key + kTile, stage ^ 1);
+      wait_copies<1>();
+    } else {
+      wait_copies<0>();
+    }
+    __syncthreads();
+    const std::uint32_t k_tile = kv_tiles + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+    float p[8][4] = {};
+    product_transposed<E, T>(p, q_tile, warp * 16, k_tile);
+    const bool whole = key + kTile - 1 <= offset + q0 + warp * 16 && shape.window == 0;
+    if (!whole) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = -INFINITY;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = top[half];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) largest = fmaxf(largest, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
+      const float level = largest == -INFINITY ? 0.0f : largest * scale;
+      const float shrink = exp2_fast(top[half] * scale - level);
+      top[half] = largest;
+      float row_sum = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        p[n][2 * half] = exp2_fast(fmaf(p[n][2 * half], scale, -level));
+        p[n][2 * half + 1] = exp2_fast(fmaf(p[n][2 * half + 1], scale, -level));
+        row_sum += p[n][2 * half] + p[n][2 * half + 1];
+      }
+      total[half] = total[half] * shrink + row_sum;
+#pragma unroll
+      for (int n = 0; n < E / 8; ++n) {
+        sums[n][2 * half] *= shrink;
+        sums[n][2 * half + 1] *= shrink;
+      }
+    }
+    product_rows<E, T>(sums, p, v_tile);
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
+    const int row = q0 + warp * 16 + g + half * 8;
+    if (lse != nullptr && quad == 0 && row < queries) {
+      lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
+    }
+  }
+  write_rows<E, T>(shared, q_tile, warp * 16, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width),
+                   out.stride, q0 + warp * 16, queries, shape.width);
+}
+
+// dq, and delta = rowsum(dout * out) for the kernel below.
+template <class T, int E, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32)
+    query_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> out, Side<const T> dout,
+                      const float* lse, std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape) {
+  extern __shared__ __align__(128) char shared[];
+  constexpr int kRows = kWarps * 16, kThreads = kWarps * 32;
+  constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2;
+  const std::uint32_t base = shared_address(shared);
+  const std::uint32_t q_tile = base, dout_tile = base + kOwnBytes, kv_tiles = base + 2 * kOwnBytes;
+
+  const Place place = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = place.sequence, head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries;
+  const int q0 = (place.tiles - 1 - place.tile) * kRows;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+
+  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int key_end = min(keys, offset + q0 + kRows);
+  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
+
+  load_tile<E, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, kRows, queries, shape.width);
+  load_tile<E, kThreads>(dout_tile, dout.head(first_query, head, shape.width), dout.stride, q0, kRows, queries, shape.width);
+  const auto fetch = [&](int key, int stage) {
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape.width);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape.width);
+    commit_copies();
+  };
+  fetch(key_begin, 0);
+
+  // delta of the warp's rows, two columns a lane at a time.
+  const T* out_rows = out.head(first_query, head, shape.width);
+  const T* dout_rows = dout.head(first_query, head, shape.width);
+  float pull[2] = {0, 0}, level[2] = {0, 0};
+  for (int r = 0; r < 16; ++r) {
+    const int row = q0 + warp * 16 + r;
+    float sum = 0;
+    if (row < queries) {
+      for (int c = 2 * lane; c < shape.width; c += 64) {
+        const float2 a = unpack2(T{}, *reinterpret_cast<const std::uint32_t*>(out_rows + row * out.stride + c));
+        const float2 b = unpack2(T{}, *reinterpret_cast<const std::uint32_t*>(dout_rows + row * dout.stride + c));
+        sum += a.x * b.x + a.y * b.y;
+      }
+    }
+    sum = warp_sum(sum);
+    if (r == g) pull[0] = sum;
+    if (r == g + 8) pull[1] = sum;
+    if (lane == 0 && row < queries) delta[head * delta_stride + first_query + row] = sum;
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = q0 + warp * 16 + g + half * 8;
+    level[half] = row < queries ? lse[head * lse_stride + first_query + row] * kLog2E : INFINITY;
+  }
+
+  const float scale = shape.scale * kLog2E;
+  float sums[E / 8][4] = {};
+  const int position0 = offset + q0 + warp * 16 + g;
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
+    if (key + kTile < key_end) {
+      fetch(key + kTile, stage ^ 1);
+      wait_copies<1>();
+    } else {
+      wait_copies<0>();
+    }
+    __syncthreads();
+    const std::uint32_t k_tile = kv_tiles + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+    float p[8][4] = {}, dp[8][4] = {};
+    product_transposed<E, T>(p, q_tile, warp * 16, k_tile);
+    product_transposed<E, T>(dp, dout_tile, warp * 16, v_tile);
+    const bool whole = key + kTile - 1 <= offset + q0 + warp * 16 && shape.window == 0;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float weight = exp2_fast(fmaf(p[n][i], scale, -level[i / 2]));
+        if (!whole) {
+          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) weight = 0;
+        }
+        p[n][i] = weight * (dp[n][i] - pull[i / 2]);
+      }
+    }
+    product_rows<E, T>(sums, p, k_tile);
+    __syncthreads();
+  }
+  write_rows<E, T>(shared, q_tile, warp * 16, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride,
+                   q0 + warp * 16, queries, shape.width);
+}
+
+// dk and dv of 16 keys a warp, over all queries that see them and all heads that share them.
+template <class T, int E, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32)
+    key_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> dout, const float* lse,
+                    std::int64_t lse_stride, const float* delta, std::int64_t delta_stride, Side<T> dk, Side<T> dv, Shape shape) {
+  extern __shared__ __align__(128) char shared[];
+  constexpr int kRows = kWarps * 16, kThreads = kWarps * 32;
+  constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStageBytes = 2 * kTileBytes;
+  const std::uint32_t base = shared_address(shared);
+  const std::uint32_t k_tile = base, v_tile = base + kOwnBytes, stages = base + 2 * kOwnBytes;
+  float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + 2 * kStageBytes);  // [2 stages][lse, delta][kTile]
+
+  const Place place = locate<true>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = place.sequence, kv_head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries, first_key = shape.table.key_start[s];
+  const int k0 = place.tile * kRows;  // the first keys are seen by most queries
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+
+  load_tile<E, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, kRows, keys, shape.width);
+  load_tile<E, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, kRows, keys, shape.width);
+
+  const int query_begin = max(0, k0 - offset) / kTile * kTile;
+  const int query_end = shape.window > 0 ? min(queries, k0 + kRows - 1 + shape.window - offset) : queries;
+  const int per_head = query_end > query_begin ? (query_end - query_begin + kTile - 1) / kTile : 0;
+  const int steps = per_head * shape.group;
+
+  const auto fetch = [&](int step, int stage) {
+    const int head = kv_head * shape.group + step / per_head, first = query_begin + step % per_head * kTile;
+    load_tile<E, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, kTile, queries,
+                           shape.width);
+    load_tile<E, kThreads>(stages + stage * kStageBytes + kTileBytes, dout.head(first_query, head, shape.width), dout.stride,
+                           first, kTile, queries, shape.width);
+    commit_copies();
+    for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
+      const bool valid = first + i < queries;
+      const std::int64_t row = first_query + first + i;
+      levels[(stage * 2) * kTile + i] = valid ? lse[head * lse_stride + row] * kLog2E : INFINITY;
+      levels[(stage * 2 + 1) * kTile + i] = valid ? delta[head * delta_stride + row] : 0.0f;
+    }
+  };
+  if (steps > 0) fetch(0, 0);
+
+  const float scale = shape.scale * kLog2E;
+  float dk_sums[E / 8][4] = {}, dv_sums[E / 8][4] = {};
+  const int key0 = k0 + warp * 16 + g;
+  int stage = 0;
+  for (int step = 0; step < steps; ++step, stage ^= 1) {
+    if (step + 1 < steps) {
+      fetch(step + 1, stage ^ 1);
+      wait_copies<1>();
+    } else {
+      wait_copies<0>();
+    }
+    __syncthreads();
+    const int first = query_begin + step % per_head * kTile;
+    const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
+    const float* level = levels + stage * 2 * kTile;
+    const float* pull = level + kTile;
+    float p[8][4] = {};
+    product_transposed<E, T>(p, k_tile, warp * 16, q_tile);
+    const bool whole = offset + first >= k0 + warp * 16 + 15 && shape.window == 0;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + quad * 2 + i % 2;
+        float weight = exp2_fast(fmaf(p[n][i], scale, -level[column]));
+        if (!whole) {
+          const int position = offset + first + column, j = key0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) weight = 0;
+        }
+        p[n][i] = weight;
+      }
+    }
+    product_rows<E, T>(dv_sums, p, dout_tile);
+    float dp[8][4] = {};
+    product_transposed<E, T>(dp, v_tile, warp * 16, dout_tile);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[n * 8 + quad * 2 + i % 2];
+    }
+    product_rows<E, T>(dk_sums, p, q_tile);
+    __syncthreads();
+  }
+  if (steps == 0) {
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();
+  }
+  write_rows<E, T>(shared, k_tile, warp * 16, dk_sums, shape.scale, shape.scale, dk.head(first_key, kv_head, shape.width), dk.stride,
+                   k0 + warp * 16, keys, shape.width);
+  write_rows<E, T>(shared + kOwnBytes, v_tile, warp * 16, dv_sums, 1.0f, 1.0f, dv.head(first_key, kv_head, shape.width), dv.stride,
+                   k0 + warp * 16, keys, shape.width);
+}
+
+template <class T>
+Side<T> side(const Tensor& tensor) {
+  return {tensor.as<T>(), tensor.stride};
+}
+
+bool suits(std::int64_t head_dim, std::initializer_list<Tensor> tensors) {
+  bool good = head_dim % 8 == 0 && head_dim <= 128;
+  for (const Tensor& tensor : tensors) good = good && tensor.dtype != DType::f32 && eights(tensor);
+  return good;
+}
+
+/// The largest dynamic shared memory is asked for once a kernel.
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of an attention kernel");
+}
+
+template <class T, int E, int kWarps>
+void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
+  constexpr int kRows = kWarps * 16;
+  const std::size_t bytes = (kRows + 4 * kTile) * E * 2;
+  const auto kernel = forward_kernel<T, E, kWarps>;
+  allow_shared(kernel, bytes);
+  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
+  kernel<<<grid, kWarps * 32, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v),
+                                               side<T>(call.out), call.lse.as<float>(), call.lse.stride, shape);
+}
+
+template <class T, int E, int kWarps>
+void launch_backward(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream) {
+  constexpr int kRows = kWarps * 16;
+  const std::size_t query_bytes = (2 * kRows + 4 * kTile) * E * 2;
+  const std::size_t key_bytes = query_bytes + 4 * kTile * sizeof(float);
+  const auto query_grad = query_grad_kernel<T, E, kWarps>;
+  const auto key_grad = key_grad_kernel<T, E, kWarps>;
+  allow_shared(query_grad, query_bytes);
+  allow_shared(key_grad, key_bytes);
+  const auto q = side<const T>(call.q), k = side<const T>(call.k), v = side<const T>(call.v), out = side<const T>(call.out),
+             dout = side<const T>(call.dout);
+  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
+  query_grad<<<grid, kWarps * 32, query_bytes, stream>>>(q, k, v, out, dout, call.lse.as<float>(), call.lse.stride,
+                                                         delta.as<float>(), delta.stride, side<T>(call.dq), shape);
+  const dim3 key_grid(static_cast<unsigned>(call.k.cols / call.head_dim), static_cast<unsigned>(key_tiles(*call.sequences, kRows)));
+  key_grad<<<key_grid, kWarps * 32, key_bytes, stream>>>(q, k, v, dout, call.lse.as<float>(), call.lse.stride,
+                                                         delta.as<float>(), delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
+}
+
+template <class F>
+void with_half(DType dtype, F&& f) {
+  if (dtype == DType::bf16)
+    f(bf16{});
+  else
+    f(f16{});
+}
+
+template <class Call>
+Shape shape_of(const Call& call) {
+  return {table_of(*call.sequences), static_cast<int>(call.head_dim), static_cast<int>(call.q.cols / call.k.cols),
+          static_cast<int>(call.window), call.scale};
+}
+
+/// Tiles of 128 queries pay where sequences are long.
+bool long_rows(const Sequences& sequences) { return sequences.tokens >= 256 * sequences.count(); }
+
+}  // namespace
+
+bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream) {
+  if (!suits(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
+  const Shape shape = shape_of(call);
+  const bool wide = long_rows(*call.sequences);
+  with_half(call.q.dtype, [&]<class T>(T) {
+    if (call.head_dim <= 64)
+      wide ? launch_forward<T, 64, 8>(call, shape, stream) : launch_forward<T, 64, 4>(call, shape, stream);
+    else
+      wide ? launch_forward<T, 128, 8>(call, shape, stream) : launch_forward<T, 128, 4>(call, shape, stream);
+  });
+  check_launch("attention_forward");
+  return true;
+}
+
+bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+  if (!suits(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv})) return false;
+  const Shape shape = shape_of(call);
+  with_half(call.q.dtype, [&]<class T>(T) {
+    if (call.head_dim <= 64)
+      launch_backward<T, 64, 4>(call, delta, shape, stream);
+    else
+      launch_backward<T, 128, 4>(call, delta, shape, stream);
+  });
+  check_launch("attention_backward");
+  return true;
+}
+
+}  // namespace pipelora::cuda
