@@ -42,9 +42,18 @@ struct Sequences {
   std::int64_t count() const { return key_start.size(); }
 };
 
-/// Fixed part of what a weight is held as. Quantised forms join here.
+enum class Quantisation : std::uint8_t { none, nf4, fp4, int8 };
+
+/// What a weight is held as.
 struct HoldSpec {
+  /// Of the values held; for quantised forms the dtype that values are rounded to before they are quantised.
   DType dtype = DType::f32;
+  Quantisation quantisation = Quantisation::none;
+  std::int64_t block_size = 64;  // nf4, fp4
+  bool double_quant = false;     // nf4, fp4
+  float threshold = 6.0f;        // int8: columns of the input with a magnitude of at least this stay in 16 bit; 0: none
+  /// Quantised forms: the weight's values are kept in the compute dtype too (same results, more memory).
+  bool keep_expanded = false;
 };
 
 /// The frozen weight of one product, opaque: held, converted, packed or quantised as the device likes.
