@@ -11,7 +11,7 @@ export type Quantization =
 
 /** How the frozen weights lie in a worker's memory. */
 export interface Holding {
-  /** Embedding, head, norms, biases, and linears that stay unquantised. */
+  /** The embedding; other unquantised weights are held in the dtype they are computed with. */
   readonly dtype: FloatDtype;
   readonly quantization: Quantization;
   /** llm_int8_skip_modules: linears whose path starts or ends with one of these stay unquantised. */
@@ -32,11 +32,14 @@ export function isQuantized(linear: LinearSpec, { quantization, skipModules }: H
   return !skipModules.some((skip) => linear.name.startsWith(skip) || linear.name.endsWith(skip));
 }
 
-/** Bytes of a linear's weight [out, in] with its quantisation state, as bitsandbytes lays it out. */
-export function linearWeightBytes(linear: LinearSpec, holding: Holding): number {
+/**
+ * Bytes of a linear's weight [out, in]: unquantised in the dtype its products run in, quantised with its state as bitsandbytes
+ * lays it out.
+ */
+export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeDtype: FloatDtype): number {
   const elements = linear.in * linear.out;
   const { quantization } = holding;
-  if (quantization.method === "none" || !isQuantized(linear, holding)) return elements * dtypeBytes(holding.dtype);
+  if (quantization.method === "none" || !isQuantized(linear, holding)) return elements * dtypeBytes(computeDtype);
   if (quantization.method === "8bit") return elements + linear.out * FLOAT32;
   const scales = Math.ceil(elements / BLOCK);
   const state = quantization.doubleQuant
@@ -45,21 +48,30 @@ export function linearWeightBytes(linear: LinearSpec, holding: Holding): number 
   return Math.ceil(elements / 2) + state + CODE_TABLE;
 }
 
-/** Bytes of one layer's frozen weights as held. A tied head counts in full: on a device of its own it holds a copy. */
-export function layerWeightBytes(spec: ModelSpec, layer: LayerSpec, holding: Holding): number {
+/**
+ * Bytes of one layer's frozen weights as the engine holds them: the embedding in the holding dtype, norms and biases in float32,
+ * linears as above. A tied head counts in full: its products need their own layout, on whichever device it is.
+ */
+export function layerWeightBytes(
+  spec: ModelSpec,
+  layer: LayerSpec,
+  holding: Holding,
+  computeDtype: FloatDtype,
+): number {
   const { hidden, vocab, headDim } = spec.shape;
-  const float = dtypeBytes(holding.dtype);
   switch (layer.kind) {
     case "embedding":
+      return vocab * hidden * dtypeBytes(holding.dtype);
     case "head":
-      return vocab * hidden * float;
+      return vocab * hidden * dtypeBytes(computeDtype);
     case "norm":
-      return hidden * float;
+      return hidden * FLOAT32;
     case "block": {
       const norms = 2 * hidden + (layer.qNorm === null ? 0 : headDim) + (layer.kNorm === null ? 0 : headDim);
       return layer.linears.reduce(
-        (bytes, linear) => bytes + linearWeightBytes(linear, holding) + (linear.bias ? linear.out * float : 0),
-        norms * float,
+        (bytes, linear) =>
+          bytes + linearWeightBytes(linear, holding, computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0),
+        norms * FLOAT32,
       );
     }
   }

@@ -7,14 +7,8 @@ export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.t
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
 export type { DeviceMemory } from "./memory.ts";
 export { predictMemory } from "./memory.ts";
-export type { FittedPlan, StepRows } from "./micro-batches.ts";
-export {
-  cutRows,
-  DEFAULT_MICRO_BATCH_TOKENS,
-  longestRows,
-  planFastestMicroBatches,
-  workOf,
-} from "./micro-batches.ts";
+export type { FittedPlan } from "./micro-batches.ts";
+export { microBatchCount, planFastestWork } from "./micro-batches.ts";
 export type { Plan, PlannedDevice, PlannedSegment, PlanPrediction } from "./plan.ts";
 export { assertRunnable, makePlan } from "./plan.ts";
 export { linkRate } from "./rates.ts";

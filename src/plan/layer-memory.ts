@@ -21,8 +21,8 @@ export interface LayerMemory {
 }
 
 const FLOAT32 = 4;
-/** Tokens whose logits are alive at a time. */
-const HEAD_CHUNK = 1024;
+/** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of this size. */
+const LOGITS_BYTES = 2 ** 27;
 /** The driver's context and cuBLASLt's workspace. A CPU worker's budget is for what it computes with, not for the interpreter. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
 
@@ -32,16 +32,17 @@ export function contextBytes(kind: Device["kind"]): number {
 
 /**
  * What every layer takes, in model order. T tokens of a micro-batch, N label tokens, D hidden, H heads, K kv heads, E head
- * width, F feed-forward width, V vocabulary, R sum of LoRA ranks of a block, a bytes of the compute dtype:
+ * width, F feed-forward width, V vocabulary, R sum of LoRA ranks of a block, a bytes of the compute dtype. Bytes a token:
  *
- * - a block keeps its input (a D); without checkpointing also q, k, v (a (H + 2K) E), attention's output (a H E) and
- *   log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F), LoRA's inner vectors (4 R), a token;
- * - a block's own work: two normed inputs, the gradients of input and output (4 a D), of q, k, v and attention (a (2H + 2K) E),
- *   of gate and up with the activation (3 a F), LoRA's inner gradients (4 R), a token; with quantised weights two of its largest
- *   linears in the compute dtype;
- * - the final norm keeps its input (a D); the head keeps the gradient of its input (a D a label token);
- * - the head works on at most 1024 label tokens at a time: their logits in float32 (4 V) and two rows of input (2 a D);
- * - tokens and rotary tables are part of every segment (see boundaryBytes).
+ * - saved by a block: its input (a D); without checkpointing also q, k, v (a (H + 2K) E), attention's output (a H E) and
+ *   log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F), LoRA's inner vectors (4 R);
+ * - a block's own work: the gradient of its output and SwiGLU's activation (a (D + F)), LoRA's inner gradients (4 R), or, where
+ *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; with quantised
+ *   weights two of its largest linears in the compute dtype;
+ * - a block below everything that learns saves nothing and works on a (2 D + 3 F);
+ * - the final norm saves its input (a D), the head the gradient of its input (a D a label token);
+ * - the head's own work: its input or its gradient (a D), and a chunk of n label tokens with n V 4 <= 2^27: their logits in
+ *   float32, the gradient of those in the compute dtype if that is another, and their input (a D).
  */
 export function layerMemory(request: PlanRequest): LayerMemory[] {
   const { spec, lora } = request;
@@ -50,7 +51,7 @@ export function layerMemory(request: PlanRequest): LayerMemory[] {
   return spec.layers.map((layer, index) => {
     const own = pairs[index]!;
     const base: LayerMemory = {
-      weights: layerWeightBytes(spec, layer, request.holding),
+      weights: layerWeightBytes(spec, layer, request.holding, request.computeDtype),
       lora: own.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0) * LORA_BYTES_PER_PARAMETER,
       saved: 0,
       savedFull: 0,
@@ -78,8 +79,9 @@ function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns
     }
     case "head": {
       const saved = learns ? row * work.labelTokens : 0;
-      const chunk = Math.min(HEAD_CHUNK, work.labelTokens);
-      return { saved, savedFull: saved, workspace: chunk * (FLOAT32 * shape.vocab + 2 * row) };
+      const chunk = Math.max(1, Math.min(Math.floor(LOGITS_BYTES / (FLOAT32 * shape.vocab)), work.labelTokens));
+      const logits = FLOAT32 * shape.vocab + (float === FLOAT32 ? 0 : float * shape.vocab);
+      return { saved, savedFull: saved, workspace: row * work.tokens + chunk * (logits + row + 2 * FLOAT32 * ranks) };
     }
     case "block": {
       const saved = learns ? row * work.tokens : 0;
@@ -87,7 +89,7 @@ function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns
       return {
         saved,
         savedFull: saved + recompute,
-        workspace: (blockWork(shape, float) + FLOAT32 * ranks) * work.tokens + dequantized(request, layer, float),
+        workspace: blockWork(shape, float, ranks, layer, learns) * work.tokens + dequantized(request, layer, float),
         recompute,
         cache: 2 * shape.kvHeads * shape.headDim * float * work.cacheTokens,
       };
@@ -95,10 +97,10 @@ function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns
   }
 }
 
-/** A segment's input or output waiting for its link or its turn (a D a token), token ids, and rotary tables (8 E / 2 a token). */
+/** Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens, and rotary tables (4 E a token). */
 export function boundaryBytes(request: PlanRequest): number {
   const { shape } = request.spec;
-  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + 4 * shape.headDim + 3 * 4) * request.work.tokens;
+  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (shape.headDim + 4)) * request.work.tokens;
 }
 
 /** Index of the lowest layer with a LoRA pair; Infinity when nothing learns. */
@@ -116,8 +118,21 @@ function keptBeside({ hidden, heads, kvHeads, headDim, ffn }: ModelShape, float:
   return float * ((2 * heads + 2 * kvHeads) * headDim + hidden + 2 * ffn) + FLOAT32 * heads;
 }
 
-function blockWork({ hidden, heads, kvHeads, headDim, ffn }: ModelShape, float: number): number {
-  return float * (4 * hidden + (2 * heads + 2 * kvHeads) * headDim + 3 * ffn);
+function blockWork(
+  { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
+  float: number,
+  ranks: number,
+  { qNorm }: BlockLayer,
+  learns: boolean,
+): number {
+  if (!learns) return float * Math.max(2 * hidden + 3 * ffn, hidden + (2 * heads + 2 * kvHeads) * headDim);
+  const mlp = float * (hidden + ffn) + FLOAT32 * ranks;
+  // By then gate, up and the residual are gone: the gradients of attention's output and of q, k, v; q and k anew after their
+  // norms; queries' gradient in float32 where products are in 16 bits.
+  const turned = qNorm === null ? 0 : (heads + kvHeads) * headDim;
+  const gradients = hidden + (2 * heads + 2 * kvHeads) * headDim + turned;
+  const sums = float === FLOAT32 ? 0 : FLOAT32 * heads * headDim;
+  return Math.max(mlp, float * (gradients - 2 * ffn - hidden) + sums + FLOAT32 * ranks);
 }
 
 function dequantized({ holding }: PlanRequest, block: BlockLayer, float: number): number {
