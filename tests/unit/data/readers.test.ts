@@ -1,0 +1,158 @@
+import assert from "node:assert/strict";
+import { mkdtemp, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, test } from "node:test";
+import fc from "fast-check";
+import type { PipeloraError } from "../../../src/common/errors.ts";
+import { readJsonValues } from "../../../src/data/readers/json-stream.ts";
+import { readRows } from "../../../src/data/readers/read.ts";
+import type { Row } from "../../../src/data/readers/rows.ts";
+import { fixture } from "../shared-data.ts";
+
+const folder = await mkdtemp(join(tmpdir(), "pipelora-readers-"));
+let files = 0;
+async function fileOf(content: string | Uint8Array, extension = "json"): Promise<string> {
+  const path = join(folder, `${files++}.${extension}`);
+  await writeFile(path, content);
+  return path;
+}
+async function all<T>(values: AsyncIterable<T>): Promise<T[]> {
+  const found: T[] = [];
+  for await (const value of values) found.push(value);
+  return found;
+}
+const rowsOf = async (content: string | Uint8Array, extension = "json") =>
+  all(readRows(await fileOf(content, extension)));
+const refuses = (content: string | Uint8Array, message: RegExp, extension = "json", hint = /./) =>
+  assert.rejects(rowsOf(content, extension), (error: PipeloraError) => {
+    assert.equal(error.code, "PL_DATASET_INVALID", error.message);
+    assert.match(error.message, message);
+    assert.match(error.hint ?? "", hint);
+    return true;
+  });
+const instruction = (text: string, input = "", output = "o"): Row => ({
+  kind: "instruction",
+  instruction: text,
+  input,
+  output,
+});
+
+describe("dataset readers", () => {
+  test("JSON list, JSON lines, CSV: the same rows", async () => {
+    const rows = [
+      { instruction: 'a, "b"\n你好', input: "", output: "o" },
+      { instruction: "[{", input: "x\\", output: "o" },
+    ];
+    const expected = [instruction('a, "b"\n你好'), instruction("[{", "x\\")];
+    assert.deepEqual(await rowsOf(JSON.stringify(rows, null, 4)), expected);
+    assert.deepEqual(await rowsOf(rows.map((row) => `${JSON.stringify(row)}\r\n\n`).join(""), "jsonl"), expected);
+    assert.deepEqual(await rowsOf(rows.map((row) => JSON.stringify(row)).join("\n"), "json"), expected);
+    assert.deepEqual(await rowsOf('instruction,input,output\n"a, ""b""\n你好",,o\n[{,x\\,o\n', "csv"), expected);
+    assert.deepEqual(await rowsOf(`\ufeff${JSON.stringify(rows)}`), expected);
+  });
+
+  test("Parquet, several row groups, absent inputs", async () => {
+    const rows = await all(readRows(fixture("data/instructions.parquet")));
+    assert.equal(rows.length, 6);
+    assert.deepEqual(rows[5], instruction("问题 5", "", "答案 5"));
+    assert.deepEqual(await all(readRows(fixture("data/ids.parquet"))), [
+      { kind: "ids", inputIds: [1, 2, 3], labels: [-100, 2, 3] },
+      { kind: "ids", inputIds: [4, 5], labels: [-100, 5] },
+    ]);
+    await refuses("not parquet", /can't be read as Parquet/, "parquet");
+  });
+
+  test("messages and ready ids", async () => {
+    const messages = [
+      { role: "system", content: "s" },
+      { role: "user", content: "u" },
+      { role: "assistant", content: "a" },
+    ];
+    assert.deepEqual(await rowsOf(JSON.stringify([{ messages, id: 3, tools: [] }])), [{ kind: "messages", messages }]);
+    assert.deepEqual(
+      await rowsOf('{"input_ids": [1, 2]}\n{"input_ids": [3], "labels": [-100], "attention_mask": [1]}', "jsonl"),
+      [
+        { kind: "ids", inputIds: [1, 2], labels: null },
+        { kind: "ids", inputIds: [3], labels: [-100] },
+      ],
+    );
+    assert.deepEqual(await rowsOf('input_ids,labels\n"[1, 2]","[-100, 2]"\n', "csv"), [
+      { kind: "ids", inputIds: [1, 2], labels: [-100, 2] },
+    ]);
+  });
+
+  test("values are cut out right wherever chunks end", async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(fc.jsonValue(), { maxLength: 12 }), fc.constantFrom(0, 2), async (values, indent) => {
+        const path = await fileOf(JSON.stringify(values, null, indent));
+        assert.deepEqual(await all(readJsonValues(path)), values);
+      }),
+      { numRuns: 60 },
+    );
+    const long = [{ text: "宽".repeat(700_000) }, { text: `"\\${"x".repeat(1 << 20)}` }, 3];
+    assert.deepEqual(await all(readJsonValues(await fileOf(JSON.stringify(long)))), long);
+    const lines = long.map((value) => JSON.stringify(value)).slice(0, 2);
+    assert.deepEqual(await all(readJsonValues(await fileOf(lines.join("\n")))), long.slice(0, 2));
+  });
+
+  test("wrong keys: row, key and the nearest one", async () => {
+    const good = { instruction: "a", output: "b" };
+    await refuses(
+      JSON.stringify([good, { instrution: "a", output: "b" }]),
+      /row 2 lacks "instruction".*"instrution"/,
+      "json",
+      /"instrution" for "instruction"/,
+    );
+    await refuses(
+      JSON.stringify([{ instruction: "a", ouput: "b" }]),
+      /row 1 lacks "output"/,
+      "json",
+      /"ouput" for "output"/,
+    );
+    await refuses(JSON.stringify([{ question: "a" }]), /lacks "instruction"/, "json", /messages, or input_ids/);
+    await refuses(JSON.stringify([{}]), /no keys/);
+    await refuses("instrution,output\na,b\n", /row 1 lacks "instruction"/, "csv", /"instrution"/);
+    await refuses(JSON.stringify([{ instruction: 3, output: "b" }]), /"instruction" must be text, got 3/);
+    await refuses(JSON.stringify([3]), /row 1 is not an object/);
+  });
+
+  test("what can't be honoured is refused by name", async () => {
+    await refuses(JSON.stringify([{ instruction: "a", output: "b", history: [["x", "y"]] }]), /"history"/);
+    await refuses(JSON.stringify([{ messages: [{ role: "user", content: "u" }], tools: [{}] }]), /"tools"/);
+    await refuses(
+      JSON.stringify([{ messages: [{ role: "assistant", content: "u", tool_calls: [{}] }] }]),
+      /message 1 has "tool_calls"/,
+    );
+    await refuses(
+      JSON.stringify([{ messages: [{ role: "tool", content: "u" }] }]),
+      /role must be system, user, assistant, got "tool"/,
+    );
+    await refuses(
+      JSON.stringify([{ messages: [{ role: "user", content: [{ type: "image" }] }] }]),
+      /"content" must be text/,
+    );
+    await refuses(JSON.stringify([{ messages: [] }]), /"messages" must be a list/);
+    await refuses(JSON.stringify([{ input_ids: [1, 2], labels: [1] }]), /1 labels for 2 input_ids/);
+    await refuses(JSON.stringify([{ input_ids: [1, 2.5] }]), /"input_ids" must be a list of token ids/);
+    await refuses(JSON.stringify([{ input_ids: [] }]), /"input_ids" is empty/);
+    await refuses(JSON.stringify([{ input_ids: [1, 2], attention_mask: [1, 0] }]), /attention_mask/);
+  });
+
+  test("files that are none", async () => {
+    await refuses("", /has no rows/);
+    await refuses("[]", /has no rows/);
+    await refuses("instruction,output\n", /has no rows/, "csv");
+    await refuses('[{"instruction": "a", "output": "b"}', /ends inside its list/);
+    await refuses('[{"instruction": "a", "output": "b"},]', /row 2 is not JSON/);
+    await refuses('[{"instruction": "a" "output": "b"}]', /row 1 is not JSON/);
+    await refuses('[{"instruction": "a", "output": "b"}] x', /goes on after/);
+    await refuses('{\n"instruction": "a"\n}', /row 1 is not JSON/);
+    await refuses("instruction,output\na,b,c\n", /not a CSV table/, "csv");
+    await refuses(Buffer.from('[{"instruction": "\xe9", "output": "b"}]', "latin1"), /row 1 is not UTF-8/);
+    await refuses(Buffer.from("instruction,output\n\xe9,b\n", "latin1"), /not UTF-8/, "csv");
+    await refuses("x", /"\.txt" is no dataset's extension/, "txt");
+    await assert.rejects(all(readRows(join(folder, "absent.json"))), /can't be read/);
+    await assert.rejects(all(readRows(folder)), { code: "PL_DATASET_INVALID" });
+  });
+});
