@@ -83,6 +83,7 @@ LinearGroup::LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears) : lin
     column += linear.out;
   }
   weight_ = ops.create_linear(linears_.front().in, std::move(rows), bias);
+  weight_->expect_lora(inner_cols_);
 }
 
 }  // namespace pipelora
