@@ -23,7 +23,8 @@ export function createLogger(options: LogOptions): Logger {
           colorize: process.stderr.isTTY === true,
           destination: 2,
           sync: true,
-          ignore: "pid,hostname,time,rank,node",
+          hideObject: true,
+          ignore: "pid,hostname,time",
           messageFormat: `${options.prefix ?? ""}{msg}`,
         });
   return pino({ level: options.level, base: options.fields ?? {} }, destination);

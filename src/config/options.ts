@@ -37,6 +37,8 @@ const count = z.number().int().nonnegative();
 const ratio = z.number().min(0).max(1);
 const text = z.string().min(1);
 const names = z.array(text).min(1);
+/** A list of which the command line may give a single entry. */
+const oneOrMore = z.union([names, text.transform((one) => [one])]);
 const optional = <T extends z.ZodType>(schema: T) => schema.nullable().default(null);
 const flag = (value = false) => z.boolean().default(value);
 
@@ -484,7 +486,7 @@ const processOptions = {
     "How often a run goes on from its last safe point after a worker was lost.",
   ),
   coordinator: option("string", "Processes", ["worker"], optional(text), "Address of the coordinator.", "HOST:PORT"),
-  devices: option("list", "Processes", ["worker", "plan"], optional(names), "Devices to use: cuda:0,cuda:1 or cpu."),
+  devices: option("list", "Processes", ["worker"], optional(oneOrMore), "Devices to use: cuda:0,cuda:1 or cpu."),
   node_name: option("string", "Processes", ["worker"], optional(text), "Name of this node; none: the host's.", "NAME"),
   bind: option(
     "string",

@@ -88,7 +88,7 @@ export class Cluster {
           logFormat: options.logFormat,
           logLevel: options.logLevel,
         },
-        (name, reason) => this.#lose(new PipeloraError("PL_WORKER_LOST", `${name} was lost: ${reason}`)),
+        (name, reason) => this.#lose(localLoss(name, reason, this.#members.length > 0)),
       );
     }
     await this.#waitForAll();
@@ -193,6 +193,14 @@ export class Cluster {
       { hint: "Look at the missing workers' logs, or give them more time with --join-timeout." },
     );
   }
+}
+
+/** A worker that dies before it has joined would die again. */
+function localLoss(name: string, reason: string, joined: boolean): PipeloraError {
+  if (joined) return new PipeloraError("PL_WORKER_LOST", `${name} was lost: ${reason}`);
+  return new PipeloraError("PL_WORKER_MISSING", `${name} ended before it joined: ${reason}`, {
+    hint: "Its own message stands above.",
+  });
 }
 
 function byNodeAndDevice(a: WorkerConnection, b: WorkerConnection): number {

@@ -27,7 +27,7 @@ import {
 } from "./training-data.ts";
 
 /** Faults that a new set of workers may not meet again. */
-const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED", "PL_WORKER_MISSING"]);
+const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED"]);
 
 /**
  * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost

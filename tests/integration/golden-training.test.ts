@@ -1,0 +1,80 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
+import { adapterDistance, goldenFlags, goldenRun, relative } from "../support/golden.ts";
+
+const RUNS = ["qwen1", "qwen1-shuffled", "qwen2-gqa-tied"];
+
+const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));
+
+for (const name of RUNS) {
+  test(`${name}: the Trainer's losses, norms, rates and adapter over 1, 2 and 4 workers, the same bits`, async (t) => {
+    const golden = goldenRun(name);
+    const root = temporaryFolder(t);
+    for (const workers of [1, 2, 4]) {
+      const output = join(root, String(workers));
+      const result = await coordinator(
+        goldenFlags(golden, output, "--workers", String(workers), "--device-map", "balanced"),
+      );
+      assert.equal(result.code, 0, result.stderr);
+      const logs = events(result.stdout, "log") as Record<string, number>[];
+      assert.equal(logs.length, golden.logHistory.length);
+      for (const [index, expected] of golden.logHistory.slice(0, -1).entries()) {
+        const got = logs[index]!;
+        assert.ok(relative(got["loss"]!, expected["loss"]!) < 1e-5, `step ${index + 1}: loss ${got["loss"]}`);
+        assert.ok(relative(got["grad_norm"]!, expected["grad_norm"]!) < 1e-4, `step ${index + 1}: ${got["grad_norm"]}`);
+        assert.ok(Math.abs(got["learning_rate"]! - expected["learning_rate"]!) <= 1e-12 * expected["learning_rate"]!);
+        assert.equal(got["epoch"], expected["epoch"]);
+        assert.equal(got["step"], expected["step"]);
+      }
+      assert.ok((await adapterDistance(output, join(golden.folder, "adapter_final"))) < 1e-3);
+      const state = readJson<{ total_flos: number; global_step: number }>(output, "trainer_state.json");
+      assert.equal(state.total_flos, golden.totalFlos);
+      const plan = events(result.stdout, "plan")[0]!["plan"] as { devices: { segments: unknown[] }[] };
+      assert.equal(plan.devices.filter(({ segments }) => segments.length > 0).length, workers);
+    }
+    for (const workers of [2, 4]) assert.deepEqual(adapter(join(root, String(workers))), adapter(join(root, "1")));
+  });
+}
+
+test("gradient checkpointing, another schedule or a map that returns to device 0 changes no bit", async (t) => {
+  const golden = goldenRun("qwen2-gqa-tied");
+  const root = temporaryFolder(t);
+  const variants: Record<string, string[]> = {
+    plain: ["--workers", "1"],
+    checkpointing: ["--workers", "2", "--gradient-checkpointing"],
+    gpipe: ["--workers", "2", "--schedule", "gpipe"],
+    sequential: ["--workers", "2", "--schedule", "sequential"],
+    returning: ["--workers", "2", "--device-map", join(golden.folder, "returning.json")],
+  };
+  for (const [variant, flags] of Object.entries(variants)) {
+    const result = await coordinator(goldenFlags(golden, join(root, variant), ...flags));
+    assert.equal(result.code, 0, `${variant}: ${result.stderr}`);
+    assert.deepEqual(adapter(join(root, variant)), adapter(join(root, "plain")), variant);
+  }
+});
+
+test("the trained adapter continues a prompt greedily as transformers does, over several workers", async (t) => {
+  for (const name of RUNS) {
+    const golden = goldenRun(name);
+    const prompt = golden.greedy.prompt;
+    for (const workers of ["1", "3"]) {
+      const result = await coordinator([
+        ...["generate", "--model", join(golden.folder, "model"), "--adapter", join(golden.folder, "adapter_final")],
+        ...[
+          "--prompt-ids",
+          JSON.stringify(prompt),
+          "--max-new-tokens",
+          String(golden.greedy.ids.length - prompt.length),
+        ],
+        ...["--stop-ids", "[]", "--workers", workers, "--json", "--log-level", "warn"],
+      ]);
+      assert.equal(result.code, 0, result.stderr);
+      const { prompt_ids, output_ids } = JSON.parse(result.stdout) as { prompt_ids: number[]; output_ids: number[] };
+      assert.deepEqual([...prompt_ids, ...output_ids], golden.greedy.ids, `${name} over ${workers}`);
+    }
+  }
+  t.diagnostic("greedy ids equal");
+});
