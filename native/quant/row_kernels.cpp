@@ -1,5 +1,6 @@
 #include "quant/row_kernels.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -22,6 +23,16 @@ void epilogue(const std::int32_t* sums, std::int64_t count, float row_scale, con
     const float scaled = static_cast<float>(sums[i]) * row_scale;
     y[i] = rounded(std::fma(scaled, column_scale[i], bias ? bias[i] : 0.0f), Float::f16);
   }
+}
+
+std::uint32_t absmax_bits(const float* values, std::int64_t count, float threshold) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float magnitude = std::fabs(values[i]);
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(magnitude >= threshold ? 0.0f : magnitude);
+    largest = std::max(largest, bits);
+  }
+  return largest;
 }
 
 #include "quant/row_kernels.inl"

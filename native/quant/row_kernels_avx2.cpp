@@ -1,6 +1,7 @@
 // AVX2, FMA and F16C.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -62,6 +63,26 @@ void epilogue(const std::int32_t* sums, std::int64_t count, float row_scale, con
     const float scaled = static_cast<float>(sums[i]) * row_scale;
     y[i] = rounded(std::fma(scaled, column_scale[i], bias ? bias[i] : 0.0f), Float::f16);
   }
+}
+
+std::uint32_t absmax_bits(const float* values, std::int64_t count, float threshold) {
+  const __m256 limit = _mm256_set1_ps(threshold);
+  const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256i largest = _mm256_setzero_si256();
+  std::int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m256 magnitude = _mm256_and_ps(_mm256_loadu_ps(values + i), no_sign);
+    const __m256 out = _mm256_cmp_ps(magnitude, limit, _CMP_GE_OQ);
+    largest = _mm256_max_epu32(largest, _mm256_castps_si256(_mm256_andnot_ps(out, magnitude)));
+  }
+  std::uint32_t lanes[8];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), largest);
+  std::uint32_t all = *std::max_element(lanes, lanes + 8);
+  for (; i < count; ++i) {
+    const float magnitude = std::fabs(values[i]);
+    all = std::max(all, std::bit_cast<std::uint32_t>(magnitude >= threshold ? 0.0f : magnitude));
+  }
+  return all;
 }
 
 #include "quant/row_kernels.inl"

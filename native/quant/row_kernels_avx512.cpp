@@ -1,6 +1,7 @@
 // AVX-512 F, BW, VL, DQ.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -14,6 +15,10 @@
 
 namespace pipelora::quant {
 namespace {
+
+__mmask16 lanes_from(std::int64_t left) {
+  return left >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1u << left) - 1u);
+}
 
 template <Float kFormat, Float kAs>
 void widen_as(const void* source, std::int64_t count, float* values) {
@@ -68,6 +73,18 @@ void epilogue(const std::int32_t* sums, std::int64_t count, float row_scale, con
     const float scaled = static_cast<float>(sums[i]) * row_scale;
     y[i] = rounded(std::fma(scaled, column_scale[i], bias ? bias[i] : 0.0f), Float::f16);
   }
+}
+
+std::uint32_t absmax_bits(const float* values, std::int64_t count, float threshold) {
+  const __m512 limit = _mm512_set1_ps(threshold);
+  __m512i largest = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const __mmask16 inside = lanes_from(count - i);
+    const __m512 magnitude = _mm512_abs_ps(_mm512_maskz_loadu_ps(inside, values + i));
+    const __mmask16 out = _mm512_cmp_ps_mask(magnitude, limit, _CMP_GE_OQ);
+    largest = _mm512_mask_max_epu32(largest, static_cast<__mmask16>(~out), largest, _mm512_castps_si512(magnitude));
+  }
+  return _mm512_reduce_max_epu32(largest);
 }
 
 #include "quant/row_kernels.inl"
