@@ -1,8 +1,6 @@
+import type { LossRule } from "../models/spec.ts";
 import { type Dataset, IGNORED } from "./dataset.ts";
 import type { StepOrder } from "./order.ts";
-
-/** How label tokens are averaged: ModelSpec.lossRule. */
-export type LossRule = "micro-batch-mean" | "step-token-mean";
 
 /** One row of a step: what predicts what, and with which weight. */
 export interface WeightedRow {

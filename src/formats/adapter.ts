@@ -1,6 +1,6 @@
-import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { isFile, readJsonFile } from "../common/files.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { adapterConfigText, type ParsedAdapterConfig, parseAdapterConfig } from "./adapter-config.ts";
 import { writeTextAtomically } from "./atomic-file.ts";
@@ -27,15 +27,10 @@ export interface Adapter extends ParsedAdapterConfig {
 /** Opens a peft adapter folder. Error: PL_ADAPTER_INVALID. */
 export async function openAdapter(dir: string): Promise<Adapter> {
   const path = join(dir, ADAPTER_CONFIG_FILE);
-  const size = await stat(path).then(
-    (found) => found.size,
-    () => null,
-  );
-  if (size === null) throw invalid(`${dir} has no ${ADAPTER_CONFIG_FILE}`);
-  if (size > MAX_CONFIG_BYTES) throw invalid(`${path} is larger than any configuration`);
+  if (!(await isFile(path))) throw invalid(`${dir} has no ${ADAPTER_CONFIG_FILE}`);
   let json: unknown;
   try {
-    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path)));
+    json = await readJsonFile(path, MAX_CONFIG_BYTES);
   } catch (error) {
     throw invalid(`${path} is not JSON: ${(error as Error).message}`, error);
   }

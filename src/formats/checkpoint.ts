@@ -1,8 +1,8 @@
-import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import type { Dtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
+import { isFile, readJsonFile } from "../common/files.ts";
 import { openSafetensors, type SafetensorsFile, type TensorLocation } from "./safetensors.ts";
 
 /** A checkpoint's tensors by name; headers are read and checked, no tensor is. */
@@ -42,13 +42,13 @@ const FLOATING: readonly Dtype[] = ["float32", "bfloat16", "float16"];
  * Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
  */
 export async function openCheckpoint(dir: string): Promise<Checkpoint> {
-  if (await exists(join(dir, SINGLE_FILE))) {
+  if (await isFile(join(dir, SINGLE_FILE))) {
     const file = await openSafetensors(join(dir, SINGLE_FILE));
     return checkpointOf(dir, file.tensors);
   }
-  if (await exists(join(dir, INDEX_FILE))) return openSharded(dir);
+  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir);
   const pickled =
-    (await exists(join(dir, "pytorch_model.bin"))) || (await exists(join(dir, "pytorch_model.bin.index.json")));
+    (await isFile(join(dir, "pytorch_model.bin"))) || (await isFile(join(dir, "pytorch_model.bin.index.json")));
   throw new PipeloraError("PL_MODEL_NOT_FOUND", `${dir} has neither ${SINGLE_FILE} nor ${INDEX_FILE}.`, {
     hint: pickled
       ? "Its pytorch_model.bin is a pickle, which is never read: convert the checkpoint to safetensors."
@@ -74,12 +74,11 @@ async function openSharded(dir: string): Promise<Checkpoint> {
 }
 
 async function readIndex(path: string): Promise<[string, string][]> {
-  if ((await stat(path)).size > MAX_INDEX_BYTES) throw invalid(`${path} is larger than any index`);
   let parsed: unknown;
   try {
-    parsed = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path)));
+    parsed = await readJsonFile(path, MAX_INDEX_BYTES);
   } catch (error) {
-    throw invalid(`${path} is not JSON: ${(error as Error).message}`, error);
+    throw invalid(`${path} is no index: ${(error as Error).message}`, error);
   }
   const index = indexSchema.safeParse(parsed);
   if (!index.success) throw invalid(`${path} has no "weight_map" of tensor names and files`);
@@ -147,11 +146,4 @@ function invalid(message: string, cause?: unknown): PipeloraError {
     hint: "Fetch or write the checkpoint again.",
     ...(cause === undefined ? {} : { cause }),
   });
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    (found) => found.isFile(),
-    () => false,
-  );
 }

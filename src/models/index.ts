@@ -1,7 +1,7 @@
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
+import { isFile, readJsonFile } from "../common/files.ts";
 import { contradiction, parseConfig } from "./config.ts";
 import { llamaSpec } from "./llama.ts";
 import { mistralSpec } from "./mistral.ts";
@@ -69,24 +69,12 @@ export async function readModelSpec(modelDir: string): Promise<ModelSpec> {
 }
 
 async function readJson(path: string): Promise<unknown> {
-  let bytes: Buffer;
+  if (!(await isFile(path))) return undefined;
   try {
-    bytes = await readFile(path);
+    return await readJsonFile(path, MAX_CONFIG_BYTES);
   } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code;
-    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
-    throw new PipeloraError("PL_MODEL_NOT_FOUND", `${path} can't be read (${code}).`, { cause: error });
-  }
-  if (bytes.length > MAX_CONFIG_BYTES) {
-    throw new PipeloraError(
-      "PL_MODEL_CONFIG_INVALID",
-      `${path} has ${bytes.length} bytes, more than any configuration.`,
-    );
-  }
-  try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as unknown;
-  } catch (error) {
-    throw new PipeloraError("PL_MODEL_CONFIG_INVALID", `${path} is not JSON: ${(error as Error).message}`, {
+    throw new PipeloraError("PL_MODEL_CONFIG_INVALID", `${path} can't be read as JSON: ${(error as Error).message}.`, {
+      hint: "Fetch the file again from where the model came.",
       cause: error,
     });
   }

@@ -1,6 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
-import { nearest } from "../common/nearest.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
+import { nearest } from "../common/nearest.ts";
 import { matchNames } from "./python-regex.ts";
 import type { LinearRole, ModelSpec } from "./spec.ts";
 

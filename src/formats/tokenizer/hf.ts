@@ -1,8 +1,9 @@
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { PipeloraError } from "../../common/errors.ts";
+import { isFile, readJsonFile } from "../../common/files.ts";
 import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
@@ -48,9 +49,9 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
   const path = join(dir, "tokenizer.json");
   const json = check(tokenizerJson, path, await readJson(path));
   const configPath = join(dir, "tokenizer_config.json");
-  const config = check(tokenizerConfig, configPath, (await exists(configPath)) ? await readJson(configPath) : {});
+  const config = check(tokenizerConfig, configPath, (await isFile(configPath)) ? await readJson(configPath) : {});
   const templatePath = join(dir, "chat_template.jinja");
-  const template = (await exists(templatePath)) ? await readFile(templatePath, "utf8") : configTemplate(config);
+  const template = (await isFile(templatePath)) ? await readFile(templatePath, "utf8") : configTemplate(config);
   try {
     return new JsonTokenizer(asTransformersBuildsIt(json, config), config, template);
   } catch (error) {
@@ -176,9 +177,7 @@ function configTemplate(config: TokenizerConfig): string | null {
 
 async function readJson(path: string): Promise<unknown> {
   try {
-    const { size } = await stat(path);
-    if (size > MAX_FILE_BYTES) throw new Error(`${size} bytes are more than any tokenizer needs`);
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path)));
+    return await readJsonFile(path, MAX_FILE_BYTES);
   } catch (error) {
     throw invalid(path, (error as Error).message, error);
   }
@@ -196,11 +195,4 @@ function invalid(path: string, message: string, cause?: unknown): PipeloraError 
     hint: "Fetch the tokenizer's files again from where the model came.",
     ...(cause === undefined ? {} : { cause }),
   });
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    () => false,
-  );
 }

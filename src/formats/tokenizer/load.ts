@@ -1,6 +1,6 @@
-import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
+import { isFile } from "../../common/files.ts";
 import { loadHfTokenizer } from "./hf.ts";
 import { loadQwenTiktoken } from "./tiktoken.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -20,16 +20,9 @@ export const TOKENIZER_FILES = [
 
 /** The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json. Error: PL_TOKENIZER_INVALID. */
 export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
-  if (await exists(join(modelDir, "qwen.tiktoken"))) return loadQwenTiktoken(join(modelDir, "qwen.tiktoken"));
-  if (await exists(join(modelDir, "tokenizer.json"))) return loadHfTokenizer(modelDir);
+  if (await isFile(join(modelDir, "qwen.tiktoken"))) return loadQwenTiktoken(join(modelDir, "qwen.tiktoken"));
+  if (await isFile(join(modelDir, "tokenizer.json"))) return loadHfTokenizer(modelDir);
   throw new PipeloraError("PL_TOKENIZER_INVALID", `${modelDir} has neither qwen.tiktoken nor tokenizer.json.`, {
     hint: "Put the model's tokenizer files into its folder, or give a dataset of ready input_ids.",
   });
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    (found) => found.isFile(),
-    () => false,
-  );
 }
