@@ -68,25 +68,51 @@ EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<En
   } catch (...) {
     throw to_js_error(env, std::current_exception());
   }
-  settle_ = Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "pipelora engine", 0, 1);
-  settle_.Unref(env);
+  settler_ = std::make_shared<Settler>();
+  settler_->function = Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}),
+                                                     "pipelora engine", 0, 1, [settler = settler_](Napi::Env) {
+                                                       const std::lock_guard lock(settler->mutex);
+                                                       settler->alive = false;
+                                                     });
+  settler_->alive = true;
+  settler_->function.Unref(env);
 }
 
 EngineObject::~EngineObject() {
   if (!thread_) return;
   // A collected engine has no promise pending (each holds it), but at the process's end one may be: jobs name this object.
   thread_->join();
-  settle_.Release();
+  if (settler_->alive) settler_->function.Release();
 }
 
 void EngineObject::started(Napi::Env env) {
   Ref();
-  if (pending_++ == 0) settle_.Ref(env);
+  if (pending_++ == 0) settler_->function.Ref(env);
 }
 
 void EngineObject::finished(Napi::Env env) {
-  if (--pending_ == 0) settle_.Unref(env);
+  if (--pending_ == 0) settler_->function.Unref(env);
   Unref();
+}
+
+void EngineObject::settle(Job* job) {
+  const std::lock_guard lock(settler_->mutex);
+  if (!settler_->alive) return;  // the process is ending: nobody waits for the promise
+  settler_->function.BlockingCall(job, [this](Napi::Env env, Napi::Function, Job* ended) { end(env, ended); });
+}
+
+void EngineObject::end(Napi::Env env, Job* job) {
+  const std::unique_ptr<Job> own(job);
+  const Napi::HandleScope scope(env);
+  if (!own->failure) {
+    try {
+      own->deferred.Resolve(own->answer(env));
+    } catch (...) {
+      own->failure = std::current_exception();
+    }
+  }
+  if (own->failure) own->deferred.Reject(to_js_error(env, own->failure).Value());
+  finished(env);
 }
 
 template <class Work, class Answer>
@@ -105,19 +131,7 @@ Napi::Value EngineObject::queue(Napi::Env env, Work work, Answer answer) {
     } catch (...) {
       job->failure = std::current_exception();
     }
-    settle_.BlockingCall(job, [this](Napi::Env now, Napi::Function, Job* ended) {
-      const std::unique_ptr<Job> own(ended);
-      const Napi::HandleScope scope(now);
-      if (!own->failure) {
-        try {
-          own->deferred.Resolve(own->answer(now));
-        } catch (...) {
-          own->failure = std::current_exception();
-        }
-      }
-      if (own->failure) own->deferred.Reject(to_js_error(now, own->failure).Value());
-      finished(now);
-    });
+    settle(job);
   });
   if (!accepted) {
     const std::unique_ptr<Job> own(job);
@@ -377,14 +391,11 @@ Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {
 Napi::Value EngineObject::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   auto* job = new Job(env);
+  job->answer = [](Napi::Env now) { return now.Undefined(); };
   const Napi::Promise promise = job->deferred.Promise();
   started(env);
   thread_->close([this, job] {
-    settle_.BlockingCall(job, [this](Napi::Env now, Napi::Function, Job* ended) {
-      const std::unique_ptr<Job> own(ended);
-      own->deferred.Resolve(now.Undefined());
-      finished(now);
-    });
+    settle(job);
   });
   return promise;
 }

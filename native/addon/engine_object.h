@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <mutex>
 
 #include "addon/engine_thread.h"
 
@@ -12,6 +13,13 @@ namespace pipelora::addon {
 /// Constructors kept per environment (a worker thread has its own).
 struct Constructors {
   Napi::FunctionReference engine, tensor;
+};
+
+/// The way back to JavaScript's thread. The environment may take the function away before the engine is collected.
+struct Settler {
+  std::mutex mutex;
+  Napi::ThreadSafeFunction function;
+  bool alive = false;
 };
 
 class EngineObject : public Napi::ObjectWrap<EngineObject> {
@@ -31,6 +39,9 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   /// Runs `make` and turns what it throws into a rejected promise.
   template <class Make>
   Napi::Value promised(const Napi::CallbackInfo& info, Make make);
+  /// From the engine's thread: runs `end` on JavaScript's.
+  void settle(Job* job);
+  void end(Napi::Env env, Job* job);
   void started(Napi::Env env);
   void finished(Napi::Env env);
 
@@ -55,7 +66,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<EngineThread> thread_;
-  Napi::ThreadSafeFunction settle_;  // runs a job's end on JavaScript's thread
+  std::shared_ptr<Settler> settler_;
   int pending_ = 0;                  // promises not settled: they keep the process alive
 };
 
