@@ -109,34 +109,31 @@ void dequantise_tile(const Weight8& weight, std::int64_t row_begin, std::int64_t
   }
 }
 
-std::int64_t find_outlier_columns(const Activation& x, float threshold, std::uint8_t* found, std::int32_t* columns,
-                                  int threads) {
-  if (!(threshold > 0.0f)) return 0;
+void mark_outlier_columns(const Activation& x, float threshold, std::uint8_t* found) {
   const RowKernels& run = row_kernels();
-  const std::int64_t strips = (x.in + kPiece - 1) / kPiece;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && strips > 1)
-  for (std::int64_t strip = 0; strip < strips; ++strip) {
-    const std::int64_t begin = strip * kPiece;
-    const std::int64_t size = std::min(kPiece, x.in - begin);
-    float piece[kPiece];
-    std::fill_n(found + begin, size, std::uint8_t{0});
-    for (std::int64_t token = 0; token < x.tokens; ++token) {
-      run.widen(row_of(x, token) + begin * bytes_of(x.format), x.format, Float::f16, size, piece);
-      run.mark(piece, size, threshold, found + begin);
+  float piece[kPiece];
+  std::fill_n(found, x.in, std::uint8_t{0});
+  for (std::int64_t token = 0; token < x.tokens; ++token) {
+    for (std::int64_t i = 0; i < x.in; i += kPiece) {
+      const std::int64_t size = std::min(kPiece, x.in - i);
+      run.widen(row_of(x, token) + i * bytes_of(x.format), x.format, Float::f16, size, piece);
+      run.mark(piece, size, threshold, found + i);
     }
   }
+}
+
+std::int64_t list_outlier_columns(const std::uint8_t* found, std::int64_t in, std::int32_t* columns) {
   std::int64_t count = 0;
-  for (std::int64_t column = 0; column < x.in; ++column) {
+  for (std::int64_t column = 0; column < in; ++column) {
     if (found[column]) columns[count++] = static_cast<std::int32_t>(column);
   }
   return count;
 }
 
 void quantise_activation(const Activation& x, float threshold, const std::int32_t* outlier_columns,
-                         std::int64_t outliers, std::int8_t* q, float* absmax, int threads) {
+                         std::int64_t outliers, std::int8_t* q, float* absmax) {
   const RowKernels& run = row_kernels();
   const float limit = threshold > 0.0f ? threshold : kKeepAll;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && x.tokens > 1)
   for (std::int64_t token = 0; token < x.tokens; ++token) {
     const std::byte* from = row_of(x, token);
     std::int8_t* codes = q + token * x.in;
@@ -146,17 +143,6 @@ void quantise_activation(const Activation& x, float threshold, const std::int32_
     absmax[token] = quantise_row(x.in, limit, codes, read);
     if (!std::isfinite(absmax[token])) std::fill_n(codes, x.in, std::int8_t{0});
     for (std::int64_t i = 0; i < outliers; ++i) codes[outlier_columns[i]] = 0;
-  }
-}
-
-void gather_outliers(const Activation& x, const std::int32_t* outlier_columns, std::int64_t outliers, float* values,
-                     int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && x.tokens * outliers > 4096)
-  for (std::int64_t token = 0; token < x.tokens; ++token) {
-    const std::byte* from = row_of(x, token);
-    for (std::int64_t i = 0; i < outliers; ++i) {
-      values[token * outliers + i] = load_float(from, x.format, outlier_columns[i]);
-    }
   }
 }
 
@@ -186,13 +172,16 @@ void int8_tile(const Int8Input& x, const Weight8& weight, const float* bias, std
         const std::int64_t column = x.outlier_columns[first + i];
         for (std::int64_t r = 0; r < rows; ++r) {
           const auto code = static_cast<float>(weight.q[(row + r) * weight.in + column]);
-          columns[i * kRows + r] = rounded(code * weight.scb[row + r] * kPerUnit, x.outlier_format);
+          columns[i * kRows + r] = rounded(code * weight.scb[row + r] * kPerUnit, x.x.format);
         }
       }
       for (std::int64_t token = token_begin; token < token_end; ++token) {
-        const float* values = x.outlier_values + token * x.outliers + first;
+        const std::byte* values = row_of(x.x, token);
         float* out = y + (token - token_begin) * stride + (row - row_begin);
-        for (std::int64_t i = 0; i < count; ++i) run.add_scaled(columns + i * kRows, rows, values[i], out);
+        for (std::int64_t i = 0; i < count; ++i) {
+          const float value = load_float(values, x.x.format, x.outlier_columns[first + i]);
+          run.add_scaled(columns + i * kRows, rows, value, out);
+        }
       }
     }
   }

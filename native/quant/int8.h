@@ -36,31 +36,27 @@ struct Activation {
   std::int64_t stride = 0;
 };
 
-/// Columns with any |x| >= threshold (x in f16) over the whole batch, ascending -> columns; returns how many.
-/// threshold <= 0: none. found [in] is scratch; columns has room for `in`.
-std::int64_t find_outlier_columns(const Activation& x, float threshold, std::uint8_t* found, std::int32_t* columns,
-                                  int threads);
+/// found[c] becomes 1 for every column of x with any |x| >= threshold (x in f16), else 0. One thread; a caller spreads the
+/// columns over its threads. Outliers are a matter of the whole batch: list them when all columns are marked.
+void mark_outlier_columns(const Activation& x, float threshold, std::uint8_t* found);
+
+/// The marked columns, ascending -> columns; returns how many.
+std::int64_t list_outlier_columns(const std::uint8_t* found, std::int64_t in, std::int32_t* columns);
 
 /// x in f16 -> q [tokens, in] = rint(x * (127 / absmax)) and absmax [tokens], the row's largest magnitude below the
-/// threshold. Magnitudes of at least the threshold, and all of the outlier columns, become 0. A NaN makes its row's absmax
-/// NaN, and so everything computed from it.
+/// threshold (<= 0: none is left out). Magnitudes of at least the threshold, and all of the outlier columns, become 0. A
+/// NaN makes its row's absmax NaN, and so everything computed from it. One thread; rows are independent.
 void quantise_activation(const Activation& x, float threshold, const std::int32_t* outlier_columns,
-                         std::int64_t outliers, std::int8_t* q, float* absmax, int threads);
+                         std::int64_t outliers, std::int8_t* q, float* absmax);
 
 /// What one product needs of its input.
 struct Int8Input {
+  Activation x;                    // read in the outlier columns; W's are dequantised to its format
   const std::int8_t* q = nullptr;  // [tokens, in]
   const float* absmax = nullptr;   // [tokens]
-  std::int64_t tokens = 0;
   const std::int32_t* outlier_columns = nullptr;
   std::int64_t outliers = 0;
-  const float* outlier_values = nullptr;  // [tokens, outliers], x itself in those columns
-  Float outlier_format = Float::f16;      // x's dtype: W's outlier columns are dequantised to it
 };
-
-/// outlier_values of an Int8Input: x's outlier columns side by side.
-void gather_outliers(const Activation& x, const std::int32_t* outlier_columns, std::int64_t outliers, float* values,
-                     int threads);
 
 /// Rows [token_begin, token_end) and columns [row_begin, row_end) of y = x Wᵀ + bias, fp32 [.., stride]:
 /// f16(int32 * absmax * scb / 127² + bias), the integer sum exact, plus the outlier columns' product in fp32.
