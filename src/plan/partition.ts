@@ -20,9 +20,9 @@ export interface Stage {
 }
 
 export interface PartitionProblem {
-  /** In pipeline order. Any may be left out, but those in `required`. */
+  /** In pipeline order. Any may be left out, but the one whose id is `required`. */
   readonly devices: readonly StageDevice[];
-  readonly required: ReadonlySet<number>;
+  readonly required: number | null;
   /** Units [from, to) are to be placed. */
   readonly from: number;
   readonly to: number;
@@ -105,48 +105,48 @@ function tighten(
 export function feasiblePartition(problem: PartitionProblem, load: number, share: number): Stage[] | null {
   const { devices, from, to, inFlight } = problem;
   const most = Math.min(devices.length, to - from);
-  // left[d][s]: fewest units left in front when devices d … hold s stages; taken[d][s]: whether d holds the first of them.
+  // left[row][s]: fewest units left in front when the last `row` devices hold s stages.
   const left = [new Array<number>(most + 1).fill(NOT_REACHED)];
   left[0]![0] = to;
-  const taken: boolean[][] = [];
-  // Every required device in front of d needs at least one unit.
-  const floors = requiredBefore(problem).map((count) => from + count);
-  for (let d = devices.length - 1; d >= 0; d--) {
-    const device = devices[d]!;
-    const floor = floors[d]!;
-    const behind = left[left.length - 1]!;
-    const required = problem.required.has(device.id);
+  // ends[row][s]: where the stage of the first of those devices ends, if it has one.
+  const ends: (number | null)[][] = [[]];
+  for (const device of [...devices].reverse()) {
+    const behind = left.at(-1)!;
+    const required = device.id === problem.required;
     const here = required ? new Array<number>(most + 1).fill(NOT_REACHED) : [...behind];
-    const takes = new Array<boolean>(most + 1).fill(false);
+    const end = new Array<number | null>(most + 1).fill(null);
     for (let stages = 0; stages < most; stages++) {
-      const end = behind[stages]!;
-      if (end === NOT_REACHED || end <= floor) continue;
-      const first = furthest(device, end, floor, inFlight(stages), load, share);
-      if (first < end && first <= here[stages + 1]!) {
-        here[stages + 1] = first;
-        takes[stages + 1] = true;
+      const reached = behind[stages]!;
+      // What the devices behind need not take, a required device may: it must take something, and may fit only that.
+      const last = required && reached !== NOT_REACHED ? to : reached;
+      for (let at = Math.max(reached, from + 1); at <= last && at !== NOT_REACHED; at++) {
+        const first = furthest(device, at, from, inFlight(stages), load, share);
+        if (first < at && first <= here[stages + 1]! && (first < here[stages + 1]! || end[stages + 1] === null)) {
+          here[stages + 1] = first;
+          end[stages + 1] = at;
+        }
       }
     }
     left.push(here);
-    taken.push(takes);
+    ends.push(end);
   }
   const stages = left[devices.length]!.indexOf(from);
-  return stages < 0 ? null : trace(devices, left, taken, stages);
+  return stages < 0 ? null : trace(devices, left, ends, stages);
 }
 
-function requiredBefore({ devices, required }: PartitionProblem): number[] {
-  let count = 0;
-  return devices.map(({ id }) => (required.has(id) ? count++ : count));
-}
-
-function trace(devices: readonly StageDevice[], left: number[][], taken: boolean[][], count: number): Stage[] {
+function trace(devices: readonly StageDevice[], left: number[][], ends: (number | null)[][], count: number): Stage[] {
   const stages: Stage[] = [];
   let remaining = count;
+  let reached = 0;
   for (let d = 0; d < devices.length && remaining > 0; d++) {
     const row = devices.length - d;
-    if (!taken[row - 1]![remaining]) continue;
-    stages.push({ device: devices[d]!, first: left[row]![remaining]!, end: left[row - 1]![remaining - 1]! });
+    const end = ends[row]![remaining] ?? null;
+    if (end === null) continue;
+    const first = Math.max(reached, left[row]![remaining]!);
     remaining -= 1;
+    if (end <= first) continue;
+    stages.push({ device: devices[d]!, first, end });
+    reached = end;
   }
   return stages;
 }

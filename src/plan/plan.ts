@@ -171,28 +171,27 @@ function sizingQuantization({ holding }: PlanRequest): "none" | "int8" | "int4" 
   return ({ none: "none", "8bit": "int8", "4bit": "int4" } as const)[holding.quantization.method];
 }
 
-/** Our planner over what accelerate counts: weights at its sizes, nothing else. */
+/** Our planner over what accelerate counts: weights at its sizes, a tied head nothing and where the embedding is. */
 function weightsOnly(
   request: PlanRequest,
   strategy: AccelerateStrategy,
   budgets: ReadonlyMap<number, number>,
 ): number[] {
-  const { spec } = request;
-  const sizes = accelerateSizes(spec, { quantization: sizingQuantization(request), loadDtype: request.holding.dtype });
-  const bytes = (index: number): number => {
-    const layer = spec.layers[index]!;
-    // A tied head is counted under the embedding's name; on a device of its own it is a copy.
-    return (layer.kind === "head" ? sizes.get(layer.weight) : sizes.get(layer.name)) ?? 0;
-  };
-  const units = unitsOf(spec.layers).map(({ first, end }) => {
-    let held = 0;
-    for (let layer = first; layer < end; layer++) held += bytes(layer);
-    return { held, saved: 0, workspace: 0, flops: held };
+  const { layers } = request.spec;
+  const sizes = accelerateSizes(request.spec, {
+    quantization: sizingQuantization(request),
+    loadDtype: request.holding.dtype,
+  });
+  const cut = layers.filter((layer) => layer.kind !== "head" || !layer.tied);
+  const units = cut.map((layer) => {
+    const weights = sizes.get(layer.name) ?? 0;
+    return { weights, held: 0, saved: 0, workspace: 0, flops: weights };
   });
   const problem = placementProblem(request, budgets, rangeCosts(units, 0), () => 0);
   const stages = place(problem, strategy);
   if (stages === null) throw infeasible(request, problem, budgets, fits);
-  return layerDevicesOf(request, stages);
+  const placed = stages.flatMap(({ device, first, end }) => new Array<number>(end - first).fill(device.id));
+  return layers.map((_, index) => placed[index] ?? placed[0]!);
 }
 
 function planOfMap(

@@ -48,7 +48,7 @@ export function wholeProblem(problem: PlacementProblem): PartitionProblem {
 }
 
 function whole({ units, inFlight }: PlacementProblem, devices: readonly StageDevice[]): PartitionProblem {
-  return { devices, required: new Set(), from: 0, to: units, inFlight };
+  return { devices, required: null, from: 0, to: units, inFlight };
 }
 
 /** The best over the orders of the devices that are worth trying; the natural one unless another is really better. */
@@ -94,16 +94,16 @@ function zeroBehind(problem: PlacementProblem, zero: PlacementDevice, others: re
   for (let most = 1; most < problem.units; most++) {
     const [first, ...rest] = others;
     const devices = [first!, { ...zero, maxUnits: most }, ...rest];
-    const stages = balancedPartition({ ...whole(problem, devices), required: new Set([zero.id]) });
+    const stages = balancedPartition({ ...whole(problem, devices), required: zero.id });
     if (stages !== null) return stages;
   }
   return null;
 }
 
-/** In what it holds for the whole run, in what it holds at its peak, and in compute. */
+/** In frozen weights, in all that it holds at its peak, and in compute. */
 function isLightest(stages: readonly Stage[], zero: StageDevice, { inFlight }: PlacementProblem): boolean {
   const weights = stages.map((stage, index) => [
-    stageMemory(stage, 0),
+    stage.device.costs.weights(stage.first, stage.end),
     stageMemory(stage, inFlight(stages.length - 1 - index)),
     stageLoad(stage),
   ]);

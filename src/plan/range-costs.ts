@@ -8,6 +8,8 @@ export interface RangeCosts {
   readonly units: number;
   /** Bytes beside the device's own context, with `inFlight` micro-batches forwarded and not yet gone back. */
   memory(first: number, end: number, inFlight: number): number;
+  /** Bytes of frozen weights, part of the above. */
+  weights(first: number, end: number): number;
   /** FLOP of one micro-batch, forward and backward. */
   load(first: number, end: number): number;
 }
@@ -31,7 +33,8 @@ export function trueCosts(request: PlanRequest): RangeCosts {
     units.map((unit) => {
       const parts = inUnit(memory, unit);
       return {
-        held: sum(parts, (part) => part.weights + part.lora + part.cache),
+        weights: sum(parts, (part) => part.weights),
+        held: sum(parts, (part) => part.lora + part.cache),
         saved: sum(parts, (part) => (recomputes ? part.saved : part.savedFull)),
         workspace: Math.max(...parts.map((part) => blockWorkspace(part, recomputes))),
         flops: sum(inUnit(work, unit), (part) => layerFlops(part, recomputes)),
@@ -50,7 +53,9 @@ export function layerFlops({ forward, backward, recompute }: LayerWork, recomput
 }
 
 export interface UnitCost {
-  /** Bytes held for the whole run. */
+  /** Bytes of frozen weights. */
+  readonly weights: number;
+  /** Bytes of what else is held for the whole run. */
   readonly held: number;
   /** Bytes a micro-batch in flight. */
   readonly saved: number;
@@ -60,7 +65,8 @@ export interface UnitCost {
 
 /** Constant time a query: prefix sums, and the largest workspace of every range. */
 export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeCosts {
-  const held = prefixSums(costs.map((cost) => cost.held));
+  const weights = prefixSums(costs.map((cost) => cost.weights));
+  const held = prefixSums(costs.map((cost) => cost.weights + cost.held));
   const saved = prefixSums(costs.map((cost) => cost.saved));
   const flops = prefixSums(costs.map((cost) => cost.flops));
   const units = costs.length;
@@ -80,6 +86,7 @@ export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeC
       inFlight * (saved[end]! - saved[first]!) +
       largest[first * (units + 1) + end]! +
       overhead,
+    weights: (first, end) => weights[end]! - weights[first]!,
     load: (first, end) => flops[end]! - flops[first]!,
   };
 }

@@ -1,0 +1,106 @@
+import { modelSpecFromConfig } from "../../../src/models/index.ts";
+import type { LoraTarget } from "../../../src/models/lora-targets.ts";
+import type { ModelSpec } from "../../../src/models/spec.ts";
+import type { Device, Holding, PlanRequest, Work } from "../../../src/plan/index.ts";
+import { NO_OVERRIDES } from "../../../src/plan/index.ts";
+
+/** config.json of the models whose placements accelerate's vectors hold. */
+const CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
+  "qwen-7b": {
+    ...{ model_type: "qwen", architectures: ["QWenLMHeadModel"], hidden_size: 4096, intermediate_size: 22016 },
+    ...{
+      num_hidden_layers: 32,
+      num_attention_heads: 32,
+      vocab_size: 151936,
+      kv_channels: 128,
+      no_bias: true,
+      bf16: true,
+    },
+    ...{ seq_length: 8192, max_position_embeddings: 32768, use_dynamic_ntk: true, use_logn_attn: true },
+  },
+  "qwen2.5-0.5b": {
+    ...{ model_type: "qwen2", architectures: ["Qwen2ForCausalLM"], hidden_size: 896, intermediate_size: 4864 },
+    ...{ num_hidden_layers: 24, num_attention_heads: 14, num_key_value_heads: 2, vocab_size: 151936 },
+    ...{ tie_word_embeddings: true, torch_dtype: "bfloat16" },
+  },
+  "qwen2.5-14b": {
+    ...{ model_type: "qwen2", architectures: ["Qwen2ForCausalLM"], hidden_size: 5120, intermediate_size: 13824 },
+    ...{ num_hidden_layers: 48, num_attention_heads: 40, num_key_value_heads: 8, vocab_size: 152064 },
+    ...{ tie_word_embeddings: false, torch_dtype: "bfloat16" },
+  },
+  "llama-3-8b": {
+    ...{ model_type: "llama", architectures: ["LlamaForCausalLM"], hidden_size: 4096, intermediate_size: 14336 },
+    ...{ num_hidden_layers: 32, num_attention_heads: 32, num_key_value_heads: 8, vocab_size: 128256 },
+    ...{ tie_word_embeddings: false, torch_dtype: "bfloat16" },
+  },
+  "tiny-llama-3-layer": {
+    ...{ model_type: "llama", architectures: ["LlamaForCausalLM"], hidden_size: 128, intermediate_size: 256 },
+    ...{ num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 1000 },
+    ...{ tie_word_embeddings: true, torch_dtype: "bfloat16" },
+  },
+  "llama-3-70b": {
+    ...{ model_type: "llama", architectures: ["LlamaForCausalLM"], hidden_size: 8192, intermediate_size: 28672 },
+    ...{ num_hidden_layers: 80, num_attention_heads: 64, num_key_value_heads: 8, vocab_size: 128256 },
+    ...{ tie_word_embeddings: false, torch_dtype: "bfloat16" },
+  },
+};
+
+export function model(name: string, changes: Record<string, unknown> = {}): ModelSpec {
+  return modelSpecFromConfig({ ...CONFIGS[name]!, ...changes });
+}
+
+/** A pair of rank r on every linear of the blocks from `firstBlock` on. */
+export function everyLinear(spec: ModelSpec, r = 8, firstBlock = 0): LoraTarget[] {
+  const targets: LoraTarget[] = [];
+  for (const [layer, block] of spec.layers.entries()) {
+    if (block.kind !== "block" || block.index < firstBlock) continue;
+    for (const { name, role, in: input, out } of block.linears) {
+      const moduleId = targets.length;
+      targets.push({ name, role, layer, in: input, out, r, alpha: 32, scale: 4, dropout: 0, moduleId });
+    }
+  }
+  return targets;
+}
+
+export const GIB = 2 ** 30;
+
+export function gpus(count: number, memoryBytes: number | null = 80e9, name = "NVIDIA H100 80GB HBM3"): Device[] {
+  return Array.from({ length: count }, (_, id) => ({ id, kind: "cuda", name, node: "a", memoryBytes }));
+}
+
+export function cpus(count: number, memoryBytes: number | null = 64e9): Device[] {
+  return Array.from({ length: count }, (_, id) => ({ id, kind: "cpu", name: null, node: "a", memoryBytes }));
+}
+
+export const PLAIN: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [] };
+export const NF4: Holding = {
+  dtype: "bfloat16",
+  quantization: { method: "4bit", quantType: "nf4", doubleQuant: true },
+  skipModules: [],
+};
+
+export const WORK: Work = {
+  microBatches: 16,
+  tokens: 1024,
+  labelTokens: 1024,
+  rowTokens: 256,
+  schedule: "1f1b",
+  checkpointing: "all",
+  cacheTokens: 0,
+};
+
+export function request(spec: ModelSpec, devices: readonly Device[], changes: Partial<PlanRequest> = {}): PlanRequest {
+  return {
+    spec,
+    devices,
+    maxMemory: null,
+    strategy: "auto",
+    planner: "pipelora",
+    holding: PLAIN,
+    computeDtype: "bfloat16",
+    lora: everyLinear(spec),
+    work: WORK,
+    rates: NO_OVERRIDES,
+    ...changes,
+  };
+}

@@ -1,0 +1,230 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import {
+  assertRunnable,
+  formatPlan,
+  layerWeightBytes,
+  linearWeightBytes,
+  makePlan,
+  microBatchCount,
+  planFastestWork,
+  planJson,
+} from "../../../src/plan/index.ts";
+import { buildSchedule, simulateStep } from "../../../src/schedule/index.ts";
+import { cpus, everyLinear, GIB, gpus, model, NF4, PLAIN, request, WORK } from "./models.ts";
+
+const qwen = model("qwen-7b");
+
+test("held sizes are bitsandbytes' layouts, byte for byte", () => {
+  const linear = { role: "o", name: "transformer.h.0.attn.c_proj", in: 128, out: 96, bias: false } as const;
+  const bytes = (method: Parameters<typeof linearWeightBytes>[1]["quantization"]) =>
+    linearWeightBytes(linear, { ...PLAIN, quantization: method }, "bfloat16");
+  const elements = 128 * 96;
+  assert.equal(bytes({ method: "none" }), 2 * elements);
+  assert.equal(bytes({ method: "8bit" }), elements + 96 * 4);
+  // Packed codes, a float32 absmax a block of 64, 16 code values.
+  assert.equal(
+    bytes({ method: "4bit", quantType: "nf4", doubleQuant: false }),
+    elements / 2 + (elements / 64) * 4 + 64,
+  );
+  // One byte an absmax, a float32 for 256 of those, their 256 code values and offset.
+  const nested = elements / 2 + elements / 64 + Math.ceil(elements / 64 / 256) * 4 + 1028 + 64;
+  assert.equal(bytes({ method: "4bit", quantType: "fp4", doubleQuant: true }), nested);
+  const skipped = { ...NF4, skipModules: ["attn.c_proj"] };
+  assert.equal(linearWeightBytes(linear, skipped, "bfloat16"), 2 * elements);
+});
+
+test("Qwen-7B's weights as held: 14.4 GiB in 16 bits, 8.3 in 8, 5.4 in 4", () => {
+  const total = (holding: typeof NF4) =>
+    qwen.layers.reduce((sum, layer) => sum + layerWeightBytes(qwen, layer, holding, "bfloat16"), 0) / GIB;
+  assert.ok(Math.abs(total(PLAIN) - 14.38) < 0.01);
+  assert.ok(Math.abs(total({ ...PLAIN, quantization: { method: "8bit" } }) - 8.36) < 0.01);
+  assert.ok(Math.abs(total(NF4) - 5.43) < 0.01);
+});
+
+test("LoRA takes 16 bytes a parameter: weight, gradient, two moments", () => {
+  const plan = makePlan(request(qwen, gpus(1)));
+  const parameters = everyLinear(qwen).reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0);
+  assert.equal(plan.devices[0]!.memory.lora, 16 * parameters);
+});
+
+test("checkpointing keeps 8 KiB a token a block of Qwen-7B, without it 0.085 MB and the residual", () => {
+  const activations = (checkpointing: "all" | "none") =>
+    makePlan(request(qwen, gpus(1), { work: { ...WORK, checkpointing, microBatches: 1 } })).devices[0]!.memory
+      .activations;
+  const ends = 2 * 8192;
+  assert.equal(activations("all"), (32 * 8192 + ends) * WORK.tokens);
+  const ranks = 4 * 5 * 8;
+  assert.equal(activations("none"), (32 * (84_992 + 128 + 8192 + ranks) + ends) * WORK.tokens);
+});
+
+test("auto checkpointing recomputes as few blocks as the budget allows", () => {
+  const plan = (gib: number) =>
+    makePlan(
+      request(qwen, gpus(2, null), {
+        holding: NF4,
+        maxMemory: new Map([
+          [0, gib * GIB],
+          [1, gib * GIB],
+        ]),
+        work: { ...WORK, checkpointing: "auto" },
+      }),
+    );
+  const recomputed = (gib: number) => plan(gib).segments.reduce((sum, segment) => sum + segment.checkpointedBlocks, 0);
+  assert.equal(recomputed(40), 0);
+  const some = recomputed(5);
+  assert.ok(some > 0 && some < 32, `${some}`);
+  for (const { memory } of plan(5).devices)
+    assert.ok(memory.total <= memory.budget && memory.total > memory.budget - 0.2 * GIB);
+});
+
+test("the prediction agrees with the simulated schedule of the same stages", () => {
+  for (const count of [1, 2, 4]) {
+    for (const schedule of ["1f1b", "gpipe", "sequential"] as const) {
+      const plan = makePlan(request(qwen, gpus(count), { holding: NF4, work: { ...WORK, schedule } }));
+      const { segments, stepTimeMs } = plan.predicted!;
+      const lists = buildSchedule({
+        segments: plan.segments,
+        microBatches: WORK.microBatches,
+        policy: schedule,
+        needsBackward: (segment) => plan.segments[segment]!.needsBackward,
+      });
+      const step = simulateStep(
+        lists,
+        { forward: (s) => segments[s]!.forwardMs, backward: (s) => segments[s]!.backwardMs },
+        {
+          latency: (from, to) => segments[Math.min(from, to)]!.transferMs,
+          bytesPerSecond: () => Number.POSITIVE_INFINITY,
+          messageBytes: () => 0,
+          buffer: 2,
+        },
+      );
+      assert.ok(
+        Math.abs(step.stepTime / stepTimeMs - 1) < 0.05,
+        `${count} ${schedule}: ${step.stepTime} ${stepTimeMs}`,
+      );
+    }
+  }
+});
+
+test("Qwen-7B's head weighs 2.05 blocks under checkpointing", () => {
+  const map = { transformer: 0, lm_head: 1 };
+  const work = { ...WORK, rowTokens: 0 };
+  const { predicted } = makePlan(request(qwen, gpus(2), { strategy: map, work, lora: everyLinear(qwen, 0) }));
+  const [blocks, head] = predicted!.segments.map(({ forwardMs, backwardMs }) => forwardMs + backwardMs);
+  assert.ok(Math.abs(head! / (blocks! / 32) - 2.05) < 0.01);
+});
+
+test("70 billion parameters over 512 devices: every device's load within the best", () => {
+  const llama = model("llama-3-70b");
+  for (const strategy of ["auto", "balanced_low_0", "sequential"] as const) {
+    const plan = makePlan(request(llama, gpus(512), { strategy }));
+    const blocks = plan.segments.map(({ firstLayer, lastLayer }) => lastLayer - firstLayer + 1);
+    if (strategy !== "sequential") assert.ok(Math.max(...blocks) <= 2);
+    for (const { memory } of plan.devices) assert.ok(memory.total <= memory.budget);
+  }
+});
+
+test("the same request gives the same plan", () => {
+  const of = () => makePlan(request(qwen, gpus(4), { holding: NF4, strategy: "balanced_low_0" }));
+  assert.deepEqual(of(), of());
+});
+
+test("generation counts the cache and keeps nothing for backward", () => {
+  const work = {
+    ...WORK,
+    microBatches: 1,
+    tokens: 64,
+    labelTokens: 1,
+    checkpointing: "none",
+    cacheTokens: 1000,
+  } as const;
+  const { memory } = makePlan(request(qwen, gpus(1), { lora: [], work })).devices[0]!;
+  // 16 KiB a token a layer.
+  assert.equal(memory.cache, 32 * 16384 * 1000);
+  assert.equal(memory.activations, 0);
+  assert.equal(memory.lora, 0);
+});
+
+test("a map that needs more than max_memory warns; more than the device has, it can't run", () => {
+  const map = { "": 0 };
+  const tight = makePlan(request(qwen, gpus(1), { strategy: map, maxMemory: new Map([[0, 4 * GIB]]) }));
+  assert.match(tight.warnings[0]!, /more than max_memory allows: device 0 1\d\.\d\d GiB of 4\.00 GiB/);
+  assert.equal(tight.problem, null);
+  const small = makePlan(request(qwen, gpus(1, 8e9), { strategy: map }));
+  assert.match(small.problem!, /more memory than there is: device 0/);
+  assert.throws(() => assertRunnable(small), { code: "PL_PLACEMENT_INFEASIBLE" });
+});
+
+test("no budget at all, and strategies that accelerate lacks, are refused", () => {
+  assert.throws(() => makePlan(request(qwen, gpus(1), { maxMemory: new Map([[0, 0]]) })), {
+    code: "PL_PLACEMENT_INFEASIBLE",
+    message: /budget of 0/,
+  });
+  assert.throws(() => makePlan(request(qwen, gpus(1), { planner: "accelerate", strategy: "fastest" })), {
+    code: "PL_CONFIG_INVALID",
+  });
+});
+
+test("the JSON form has the documented keys", () => {
+  const json = planJson(makePlan(request(model("tiny-llama-3-layer"), cpus(2)))) as {
+    hf_device_map: Record<string, number>;
+    devices: { device: number; segments: unknown[]; memory: Record<string, number> }[];
+    predicted: Record<string, number>;
+  };
+  assert.deepEqual(JSON.parse(JSON.stringify(json)), json);
+  assert.deepEqual(Object.keys(json.predicted), ["step_time_ms", "bubble", "tokens_per_s"]);
+  assert.deepEqual(new Set(Object.values(json.hf_device_map)), new Set([0, 1]));
+  for (const { memory } of json.devices) {
+    for (const key of ["weights", "lora", "activations", "workspace", "total", "budget"])
+      assert.ok(memory[key]! >= 0, key);
+  }
+});
+
+test("the table has a line a device and the prediction", () => {
+  const spec = model("tiny-llama-3-layer");
+  const plan = makePlan(
+    request(spec, cpus(3), {
+      strategy: "sequential",
+      maxMemory: new Map([
+        [0, GIB],
+        [1, GIB],
+        [2, 0],
+      ]),
+    }),
+  );
+  const lines = formatPlan(
+    plan,
+    spec.layers.map(({ name }) => name),
+  ).split("\n");
+  assert.match(lines[0]!, /^device +layers +weights +LoRA +activations +workspace +total +budget$/);
+  assert.match(lines[1]!, /^0 +model\.embed_tokens … lm_head /);
+  assert.match(lines[2]!, /^1 +- .* 1\.00 GiB$/);
+  assert.match(lines[3]!, /not used$/);
+  assert.match(lines[4]!, /^sequential over 1 device: predicted/);
+});
+
+test("the number of micro-batches depends on the step alone, never on the placement", () => {
+  assert.equal(microBatchCount(1088, 16, "cuda"), 1);
+  assert.equal(microBatchCount(6144, 16, "cuda"), 6);
+  assert.equal(microBatchCount(1088, 16, "cpu"), 9);
+  assert.equal(microBatchCount(100, 16, "cpu"), 4);
+  assert.equal(microBatchCount(100, 2, "cpu"), 2);
+  assert.equal(microBatchCount(1e6, 1000, "cpu"), 16);
+});
+
+test("asked for the fastest cut, more devices get more micro-batches, and what does not fit is passed over", () => {
+  const cut = (microBatches: number) => {
+    const tokens = 16384 / microBatches;
+    return { ...WORK, microBatches, tokens, labelTokens: tokens };
+  };
+  const works = [1, 2, 4, 8, 16, 32].map(cut);
+  const best = (count: number, gib: number) => {
+    const maxMemory = new Map(gpus(count).map(({ id }): [number, number] => [id, gib * GIB]));
+    return planFastestWork(request(qwen, gpus(count, null), { holding: NF4, maxMemory }), works).work.microBatches;
+  };
+  assert.equal(best(1, 70), 1);
+  assert.ok(best(4, 70) >= 8);
+  assert.ok(best(1, 8) > 1);
+  assert.throws(() => best(1, 2), { code: "PL_PLACEMENT_INFEASIBLE" });
+});
