@@ -3,7 +3,7 @@ import { type Dtype, isDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import type { Config } from "../config/options.ts";
-import { type Adapter, openAdapter } from "../formats/adapter.ts";
+import { type Adapter, adapterPairs, openAdapter } from "../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../formats/checkpoint.ts";
 import { readModelSpec } from "../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../models/lora-targets.ts";
@@ -40,17 +40,35 @@ export async function setUpModel(config: Config, needs: { weights: boolean; lora
     verifyCheckpoint(spec, checkpoint);
   }
   const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
-  const settings = adapter?.settings ?? (needs.lora ? loraSettings(config) : null);
   return {
     name: config.model!,
     dir,
     spec,
     checkpoint,
-    lora: settings === null ? null : resolveLoraTargets(spec, settings),
+    lora:
+      adapter !== null
+        ? adapterTargets(spec, adapter)
+        : needs.lora
+          ? resolveLoraTargets(spec, loraSettings(config))
+          : null,
     adapter,
     holdDtype: holdDtype(config.torch_dtype, spec.dtype),
     warnings: adapter?.warnings ?? [],
   };
+}
+
+/** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */
+function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
+  try {
+    const lora = resolveLoraTargets(spec, adapter.settings);
+    adapterPairs(adapter, lora.targets);
+    return lora;
+  } catch (error) {
+    if (!(error instanceof PipeloraError) || error.code !== "PL_TARGET_MODULES_UNMATCHED") throw error;
+    throw new PipeloraError("PL_ADAPTER_INVALID", `${adapter.dir} was made for another model: ${error.message}`, {
+      cause: error,
+    });
+  }
 }
 
 function loraSettings(config: Config): LoraSettings {

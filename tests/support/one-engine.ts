@@ -1,0 +1,78 @@
+import { float32Of } from "../../src/common/bytes.ts";
+import { type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
+import { adapterPairs, openAdapter } from "../../src/formats/adapter.ts";
+import { openCheckpoint } from "../../src/formats/checkpoint.ts";
+import { readModelSpec } from "../../src/models/index.ts";
+import { resolveLoraTargets } from "../../src/models/lora-targets.ts";
+import { describeSegment, engineArch } from "../../src/worker/segments.ts";
+
+/** A whole model in one segment of one engine in this process, to look at what no command shows. */
+export async function wholeModel(modelDir: string, adapterDir: string | null): Promise<Engine> {
+  const spec = await readModelSpec(modelDir);
+  const adapter = adapterDir === null ? null : await openAdapter(adapterDir);
+  const targets = adapter === null ? [] : resolveLoraTargets(spec, adapter.settings).targets;
+  const engine = new (loadEngine().Engine)({
+    device: "cpu",
+    threads: 1,
+    computeDtype: "float32",
+    arch: engineArch(spec),
+    arenaBytes: 64 << 20,
+  });
+  const whole = {
+    index: 0,
+    rank: 0,
+    firstLayer: 0,
+    lastLayer: spec.layers.length - 1,
+    checkpointedBlocks: 0,
+    needsInputGrad: false,
+    needsBackward: targets.length > 0,
+  };
+  const { description, weights } = describeSegment(
+    spec,
+    whole,
+    new Map(targets.map((target) => [target.name, { ...target, module: target.name }])),
+  );
+  engine.addSegment(description);
+  const checkpoint = await openCheckpoint(modelDir);
+  for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), "float32");
+  if (adapter !== null) {
+    const pair = adapterPairs(adapter, targets);
+    for (const target of targets) {
+      const { a, b } = await pair(target);
+      await engine.setLora(target.name, "A", "weight", a);
+      await engine.setLora(target.name, "B", "weight", b);
+    }
+  }
+  return engine;
+}
+
+/** Logits [V] of the last token of one sequence. */
+export async function lastLogits(engine: Engine, ids: readonly number[]): Promise<Float32Array> {
+  const cache = await engine.createCache(1, ids.length);
+  const logits = await engine.infer(0, cache, Int32Array.of(0, ids.length), Int32Array.from(ids), null);
+  const values = float32Of(await engine.read(logits));
+  logits.free();
+  await engine.freeCache(cache);
+  return values;
+}
+
+/** Rows laid end to end; every label's cross entropy weighs 1 / labels. */
+export function meanLossBatch(
+  rows: readonly { input_ids: number[]; labels: number[] }[],
+  training: boolean,
+): MicroBatch {
+  const targets = rows.flatMap(({ labels }) => [...labels.slice(1), -100]);
+  const count = targets.filter((target) => target !== -100).length;
+  let end = 0;
+  return {
+    index: 0,
+    cuSeqlens: Int32Array.of(0, ...rows.map(({ input_ids }) => (end += input_ids.length))),
+    rowIds: Int32Array.from(rows.keys()),
+    step: 1,
+    seed: 0,
+    training,
+    tokens: Int32Array.from(rows.flatMap(({ input_ids }) => input_ids)),
+    targets: Int32Array.from(targets),
+    weights: Float32Array.from(targets, (target) => (target === -100 ? 0 : 1 / count)),
+  };
+}
