@@ -138,7 +138,11 @@ void Segment::load(const std::string& name, const std::vector<std::int64_t>& sha
         slot.rows == 0 ? std::vector<std::int64_t>{slot.cols} : std::vector<std::int64_t>{slot.rows, slot.cols};
     if (shape != expected)
       throw Error(kTensorMismatch, name + ": expected " + shape_of(expected) + ", got " + shape_of(shape));
-    slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, hold);
+    try {
+      slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, hold);
+    } catch (const Error& error) {
+      throw Error(error.code(), name + ": " + error.what());
+    }
     slot.filled = true;
   }
 }

@@ -11,6 +11,7 @@ export const ERROR_CATALOGUE = {
   PL_MODEL_CONFIG_INVALID: "config.json is malformed or its numbers contradict each other.",
   PL_CHECKPOINT_INVALID: "A safetensors file or its index is truncated, malformed or points outside its folder.",
   PL_TENSOR_MISMATCH: "A tensor is missing, or has another shape or dtype than the model's configuration implies.",
+  PL_QUANTIZATION_INVALID: "A weight can't be quantised, or a quantised checkpoint's state is missing or inconsistent.",
   PL_TOKENIZER_INVALID: "The tokenizer's files are missing, malformed or of an unknown kind.",
   PL_TEMPLATE_INVALID: "The chat template is missing, or failed on these messages.",
   PL_DATASET_INVALID: "The dataset can't be read, has rows without the expected keys, or leaves nothing to train on.",

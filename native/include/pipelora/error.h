@@ -19,6 +19,7 @@ inline constexpr const char* kOutOfMemory = "PL_OUT_OF_MEMORY";
 inline constexpr const char* kLossNotFinite = "PL_LOSS_NOT_FINITE";
 inline constexpr const char* kTensorMismatch = "PL_TENSOR_MISMATCH";
 inline constexpr const char* kCheckpointInvalid = "PL_CHECKPOINT_INVALID";
+inline constexpr const char* kQuantizationInvalid = "PL_QUANTIZATION_INVALID";
 inline constexpr const char* kDeviceUnavailable = "PL_DEVICE_UNAVAILABLE";
 inline constexpr const char* kEngineFailed = "PL_ENGINE_FAILED";
 

@@ -54,6 +54,8 @@ struct HoldSpec {
   float threshold = 6.0f;        // int8: columns of the input with a magnitude of at least this stay in 16 bit; 0: none
   /// Quantised forms: the weight's values are kept in the compute dtype too (same results, more memory).
   bool keep_expanded = false;
+
+  bool operator==(const HoldSpec&) const = default;
 };
 
 /// The frozen weight of one product, opaque: held, converted, packed or quantised as the device likes.

@@ -11,7 +11,6 @@ namespace pipelora {
 
 namespace {
 
-constexpr std::int64_t kTileCols = 384;
 constexpr std::int64_t kSkinnyRows = 32;
 constexpr std::int64_t kSkinnyCols = 256;
 constexpr std::int64_t kOuterRows = 256;
@@ -31,12 +30,12 @@ struct Tile {
 class Grid {
  public:
   Grid(std::int64_t rows, std::int64_t cols) : rows_(rows), cols_(cols), height_(tile_rows(rows)) {}
-  std::int64_t count() const { return pieces(rows_, height_) * pieces(cols_, kTileCols); }
+  std::int64_t count() const { return pieces(rows_, height_) * pieces(cols_, kPanelCols); }
   /// Tiles that share weights follow each other.
   Tile tile(std::int64_t i) const {
     const std::int64_t down = pieces(rows_, height_);
-    const std::int64_t row = i % down * height_, col = i / down * kTileCols;
-    return {row, std::min(height_, rows_ - row), col, std::min(kTileCols, cols_ - col)};
+    const std::int64_t row = i % down * height_, col = i / down * kPanelCols;
+    return {row, std::min(height_, rows_ - row), col, std::min(kPanelCols, cols_ - col)};
   }
 
  private:
@@ -45,12 +44,47 @@ class Grid {
 
 }  // namespace
 
+namespace {
+
+/// oneDNN's products reach the same rate from a plain matrix in both directions as from packed copies at these tile sizes,
+/// so one copy serves forward and input gradient.
+class PlainWeight final : public HeldWeight {
+ public:
+  PlainWeight(CpuOps& ops, std::int64_t out, std::int64_t in, const HoldSpec& hold)
+      : ops_(ops),
+        dtype_(hold.dtype),
+        memory_(ops.allocate("a linear weight", static_cast<std::size_t>(out * in) * dtype_bytes(ops.compute_dtype()), false)),
+        matrix_(memory_->data(), ops.compute_dtype(), out, in) {}
+
+  void load(std::int64_t first, const HostTensor& rows) override {
+    ops_.load_matrix(rows, dtype_, matrix_.row_range(first, rows.rows));
+  }
+  std::size_t bytes() const override { return memory_->bytes(); }
+  void forward(const HeldInput& input, std::int64_t row, std::int64_t col, const float*, const Tensor& product,
+               CpuThread& thread) const override {
+    thread.gemm.multiply(input.x.row_range(row, product.rows), matrix_.row_range(col, product.cols), true, product);
+  }
+  void input_grad(const Tensor& dy, std::int64_t col, const Tensor& product, CpuThread& thread) const override {
+    thread.gemm.multiply(dy, matrix_.columns(col, product.cols), false, product);
+  }
+
+ private:
+  CpuOps& ops_;
+  DType dtype_;
+  std::unique_ptr<DeviceMemory> memory_;
+  Tensor matrix_;  // [out, in]
+};
+
+}  // namespace
+
+std::unique_ptr<HeldWeight> hold_plain(CpuOps& ops, std::int64_t out, std::int64_t in, const HoldSpec& hold) {
+  return std::make_unique<PlainWeight>(ops, out, in, hold);
+}
+
 CpuLinearWeight::CpuLinearWeight(CpuOps& ops, std::int64_t in_, std::vector<std::int64_t> rows, bool has_bias) : ops_(ops) {
   in = in_;
   part_rows = std::move(rows);
   for (const std::int64_t n : part_rows) out += n;
-  memory_ = ops.allocate("a linear weight", static_cast<std::size_t>(out * in) * dtype_bytes(ops.compute_), true);
-  matrix = Tensor(memory_->data(), ops.compute_, out, in);
   if (has_bias) {
     bias_memory_ = ops.allocate("a bias", static_cast<std::size_t>(out) * sizeof(float), true);
     bias = static_cast<const float*>(bias_memory_->data());
@@ -64,14 +98,25 @@ std::int64_t CpuLinearWeight::first_row(std::size_t part) const {
 }
 
 void CpuLinearWeight::load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) {
-  ops_.load_matrix(rows, hold.dtype, matrix.row_range(first_row(part), part_rows[part]));
+  if (held_ && hold != hold_) throw Error(kTensorMismatch, "the parts of one weight must be held the same way");
+  if (!held_) {
+    const CpuContext context{ops_.compute_, ops_.pool_, ops_.arena_};
+    switch (hold.quantisation) {
+      case Quantisation::none: held_ = hold_plain(ops_, out, in, hold); break;
+      case Quantisation::nf4:
+      case Quantisation::fp4: held_ = hold_4bit(context, ops_, out, in, hold); break;
+      case Quantisation::int8: held_ = hold_8bit(context, ops_, out, in, hold); break;
+    }
+    hold_ = hold;
+  }
+  held_->load(first_row(part), rows);
 }
 
 void CpuLinearWeight::load_bias(std::size_t part, const HostTensor& values) {
   ops_.load_matrix(values, DType::f32, Tensor(bias_memory_->data(), DType::f32, 1, out).columns(first_row(part), part_rows[part]));
 }
 
-std::size_t CpuLinearWeight::bytes() const { return memory_->bytes() + (bias_memory_ ? bias_memory_->bytes() : 0); }
+std::size_t CpuLinearWeight::bytes() const { return (held_ ? held_->bytes() : 0) + (bias_memory_ ? bias_memory_->bytes() : 0); }
 
 std::unique_ptr<LinearWeight> CpuOps::create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) {
   return std::make_unique<CpuLinearWeight>(*this, in, std::move(part_rows), bias);
@@ -106,16 +151,19 @@ void CpuOps::linear_forward(const LinearForward& call) {
   }
   if (!call.y) return;
 
+  const HeldWeight& held = weight.held();
+  const HeldInput input = held.prepare(call.x);
+  const float* bias = held.adds_bias() ? nullptr : weight.bias;
   const Grid grid(tokens, weight.out);
   pool_.run(grid.count(), [&](std::int64_t task, int thread) {
     const Tile tile = grid.tile(task);
-    PerThread& own = *threads_[static_cast<std::size_t>(thread)];
+    CpuThread& own = *threads_[static_cast<std::size_t>(thread)];
     const Tensor y = call.y.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
     const Tensor product = y.dtype == DType::f32
                                ? y
                                : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
                                         tile.rows, tile.cols);
-    own.gemm.multiply(call.x.row_range(tile.row, tile.rows), weight.matrix.row_range(tile.col, tile.cols), true, product);
+    held.forward(input, tile.row, tile.col, weight.bias, product, own);
 
     own.terms.clear();
     for (const LoraView& pair : pairs) {
@@ -125,7 +173,7 @@ void CpuOps::linear_forward(const LinearForward& call) {
       own.terms.push_back({call.inner.row_range(tile.row, tile.rows).columns(pair.first_inner, pair.a.rows),
                            pair.bt.columns(begin - pair.first_column, end - begin), begin - tile.col, pair.scale, nullptr, 0});
     }
-    FinishTile finish{product, y, Tensor(), weight.bias == nullptr ? nullptr : weight.bias + tile.col, own.terms};
+    FinishTile finish{product, y, Tensor(), bias == nullptr ? nullptr : bias + tile.col, own.terms};
     if (call.residual) finish.residual = call.residual.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
     kernels_.finish_tile(finish);
   });
@@ -149,13 +197,13 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
   const Grid grid(tokens, in);
   pool_.run(grid.count(), [&](std::int64_t task, int thread) {
     const Tile tile = grid.tile(task);
-    PerThread& own = *threads_[static_cast<std::size_t>(thread)];
+    CpuThread& own = *threads_[static_cast<std::size_t>(thread)];
     const Tensor dx = call.dx.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
     const Tensor product = dx.dtype == DType::f32
                                ? dx
                                : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
                                         tile.rows, tile.cols);
-    own.gemm.multiply(call.dy.row_range(tile.row, tile.rows), weight.matrix.columns(tile.col, tile.cols), false, product);
+    weight.held().input_grad(call.dy.row_range(tile.row, tile.rows), tile.col, product, own);
 
     own.terms.clear();
     const std::int64_t stride = mask_stride(tile.cols);

@@ -20,7 +20,7 @@ char* row_pointer(const Tensor& t, std::int64_t row) {
 }  // namespace
 
 CpuOps::CpuOps(DType compute, int threads) : compute_(compute), kernels_(kernels()), pool_(threads) {
-  for (int i = 0; i < pool_.threads(); ++i) threads_.push_back(std::make_unique<PerThread>());
+  for (int i = 0; i < pool_.threads(); ++i) threads_.push_back(std::make_unique<CpuThread>());
 }
 
 template <class Body>

@@ -3,15 +3,14 @@
 #include <memory>
 #include <vector>
 
-#include "ops/cpu/gemm.h"
+#include "ops/cpu/held_weight.h"
 #include "ops/cpu/kernels.h"
 #include "pipelora/ops.h"
 #include "pipelora/parallel.h"
 
 namespace pipelora {
 
-/// A plain matrix [out, in] in the compute dtype. oneDNN's products reach the same rate from it in both directions as
-/// from packed copies at these tile sizes, so one copy serves forward and input gradient.
+/// A weight in whatever form its first part's HoldSpec says, and its bias.
 class CpuLinearWeight final : public LinearWeight {
  public:
   CpuLinearWeight(class CpuOps& ops, std::int64_t in, std::vector<std::int64_t> part_rows, bool bias);
@@ -19,13 +18,15 @@ class CpuLinearWeight final : public LinearWeight {
   void load_bias(std::size_t part, const HostTensor& values) override;
   std::size_t bytes() const override;
 
-  Tensor matrix;               // [out, in]
+  const HeldWeight& held() const { return *held_; }
   const float* bias = nullptr;  // [out]
 
  private:
   std::int64_t first_row(std::size_t part) const;
   CpuOps& ops_;
-  std::unique_ptr<DeviceMemory> memory_, bias_memory_;
+  HoldSpec hold_;
+  std::unique_ptr<HeldWeight> held_;  // from the first load
+  std::unique_ptr<DeviceMemory> bias_memory_;
 };
 
 class CpuOps final : public Ops {
@@ -81,17 +82,10 @@ class CpuOps final : public Ops {
                            std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,
                            std::uint8_t* storage);
 
-  struct PerThread {
-    Gemm gemm;
-    Scratch scratch;
-    std::vector<std::uint8_t> masks;
-    std::vector<LowRankTerm> terms;
-  };
-
   DType compute_;
   const Kernels& kernels_;
   ThreadPool pool_;
-  std::vector<std::unique_ptr<PerThread>> threads_;
+  std::vector<std::unique_ptr<CpuThread>> threads_;
   Arena* arena_ = nullptr;
 };
 

@@ -20,14 +20,20 @@ Gemm::Entry& Gemm::entry(const Shape& s) {
   const memory::desc a({s.m, s.k}, type, memory::dims{s.lda, 1});
   const memory::desc b({s.k, s.n}, type, s.transposed ? memory::dims{1, s.ldb} : memory::dims{s.ldb, 1});
   const memory::desc c({s.m, s.n}, memory::data_type::f32, memory::dims{s.ldc, 1});
-  Entry made{dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), engine_)),
+  dnnl::primitive_attr attributes;
+  if (s.accumulate) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0f);
+    attributes.set_post_ops(sum);
+  }
+  Entry made{dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), attributes, engine_)),
              memory(a, engine_, nullptr), memory(b, engine_, nullptr), memory(c, engine_, nullptr)};
   return entries_.emplace(s, std::move(made)).first->second;
 }
 
-void Gemm::multiply(const Tensor& a, const Tensor& b, bool transposed, const Tensor& c) {
+void Gemm::multiply(const Tensor& a, const Tensor& b, bool transposed, const Tensor& c, bool accumulate) {
   try {
-    Entry& e = entry({a.rows, c.cols, a.cols, a.stride, b.stride, c.stride, transposed, a.dtype});
+    Entry& e = entry({a.rows, c.cols, a.cols, a.stride, b.stride, c.stride, transposed, accumulate, a.dtype});
     e.a.set_data_handle(a.data);
     e.b.set_data_handle(b.data);
     e.c.set_data_handle(c.data);

@@ -12,13 +12,13 @@ namespace pipelora {
 class Gemm {
  public:
   Gemm();
-  /// c [m, n] f32 = a [m, k] b [k, n], or b [n, k] transposed. a and b of one dtype (float32 or bfloat16).
-  void multiply(const Tensor& a, const Tensor& b, bool transposed, const Tensor& c);
+  /// c [m, n] f32 = (accumulate: +=) a [m, k] b [k, n], or b [n, k] transposed. a and b of one dtype (float32 or bfloat16).
+  void multiply(const Tensor& a, const Tensor& b, bool transposed, const Tensor& c, bool accumulate = false);
 
  private:
   struct Shape {
     std::int64_t m, n, k, lda, ldb, ldc;
-    bool transposed;
+    bool transposed, accumulate;
     DType dtype;
     auto operator<=>(const Shape&) const = default;
   };
