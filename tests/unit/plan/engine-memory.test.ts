@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { dtypeBytes, elementCount } from "../../../src/common/dtype.ts";
 import { type Engine, loadEngine, type MicroBatch } from "../../../src/engine/index.ts";
-import { makePlan, type PlanRequest } from "../../../src/plan/index.ts";
+import { type FloatDtype, makePlan, type PlanRequest } from "../../../src/plan/index.ts";
 import { describeSegment, engineArch } from "../../../src/worker/segments.ts";
 import { cpus, everyLinear, model, request, WORK } from "./models.ts";
 
@@ -77,30 +77,42 @@ const SHAPE = {
 };
 const work = { ...WORK, microBatches: 1, tokens: TOKENS, labelTokens: TOKENS, rowTokens: TOKENS / 2 };
 
-for (const family of ["qwen2.5-0.5b", "llama-3-8b"]) {
+interface Variant {
+  readonly family: string;
+  readonly dtype: FloatDtype;
+  /** First block with LoRA pairs. */
+  readonly firstBlock: number;
+}
+
+const VARIANTS: readonly Variant[] = [
+  { family: "qwen2.5-0.5b", dtype: "float32", firstBlock: 0 },
+  { family: "llama-3-8b", dtype: "float32", firstBlock: 0 },
+  { family: "qwen3-0.6b", dtype: "float32", firstBlock: 0 },
+  { family: "llama-3-8b", dtype: "float32", firstBlock: 3 },
+  ...(addon?.capabilities().cpu.bf16 ? [{ family: "llama-3-8b", dtype: "bfloat16", firstBlock: 0 } as const] : []),
+];
+
+for (const { family, dtype, firstBlock } of VARIANTS) {
   for (const checkpointing of ["all", "none"] as const) {
-    for (const [schedule, microBatches] of [
-      ["1f1b", 3],
-      ["gpipe", 3],
-    ] as const) {
-      const what = `${family}, checkpointing ${checkpointing}, ${schedule === "gpipe" ? microBatches : 1} in flight`;
+    for (const microBatches of [1, 3]) {
+      const what = `${family}, ${dtype}, LoRA from block ${firstBlock}, checkpointing ${checkpointing}, ${microBatches} in flight`;
       test(`the engine's peak is what was predicted: ${what}`, {
         skip: addon === null && "no native engine",
       }, async () => {
         const spec = model(family, SHAPE);
         const planned = request(spec, cpus(1), {
-          holding: { dtype: "float32", quantization: { method: "none" }, skipModules: [] },
-          computeDtype: "float32",
-          lora: everyLinear(spec),
-          work: { ...work, checkpointing, schedule, microBatches },
+          holding: { dtype, quantization: { method: "none" }, skipModules: [] },
+          computeDtype: dtype,
+          lora: everyLinear(spec, 8, firstBlock),
+          work: { ...work, checkpointing, schedule: "gpipe", microBatches },
         });
         const { memory } = makePlan(planned).devices[0]!;
-        const held = await measure(planned, schedule === "gpipe" ? microBatches : 1);
+        const held = await measure(planned, microBatches);
         assert.equal(held.weightBytes, memory.weights);
         assert.equal(held.loraBytes, memory.lora);
         const arena = memory.activations + memory.workspace;
         assert.ok(held.arenaPeakBytes <= arena, `peak ${held.arenaPeakBytes}, predicted ${arena}`);
-        assert.ok(held.arenaPeakBytes >= 0.8 * arena, `peak ${held.arenaPeakBytes}, predicted ${arena}`);
+        assert.ok(held.arenaPeakBytes >= 0.75 * arena, `peak ${held.arenaPeakBytes}, predicted ${arena}`);
       });
     }
   }

@@ -38,6 +38,11 @@ const CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
     ...{ num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 1000 },
     ...{ tie_word_embeddings: true, torch_dtype: "bfloat16" },
   },
+  "qwen3-0.6b": {
+    ...{ model_type: "qwen3", architectures: ["Qwen3ForCausalLM"], hidden_size: 1024, intermediate_size: 3072 },
+    ...{ num_hidden_layers: 28, num_attention_heads: 16, num_key_value_heads: 8, head_dim: 128, vocab_size: 151936 },
+    ...{ tie_word_embeddings: true, torch_dtype: "bfloat16" },
+  },
   "llama-3-70b": {
     ...{ model_type: "llama", architectures: ["LlamaForCausalLM"], hidden_size: 8192, intermediate_size: 28672 },
     ...{ num_hidden_layers: 80, num_attention_heads: 64, num_key_value_heads: 8, vocab_size: 128256 },
