@@ -4,7 +4,7 @@
  * Threading: an Engine owns one thread. Every method that returns a promise queues work on it and the queue runs in
  * call order, so a caller may issue a whole instruction list without awaiting in between. Failures reject with an Error
  * whose `code` is one of the catalogue's (PL_OUT_OF_MEMORY, PL_LOSS_NOT_FINITE, PL_TENSOR_MISMATCH, PL_CHECKPOINT_INVALID,
- * PL_DEVICE_UNAVAILABLE, PL_ENGINE_FAILED).
+ * PL_QUANTIZATION_INVALID, PL_DEVICE_UNAVAILABLE, PL_ENGINE_FAILED).
  *
  * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
  */
@@ -21,6 +21,19 @@ export interface NativeAddon {
   fillNormal(out: Uint8Array, dtype: Dtype, key: RandomKey, std: number, threads: number): Promise<void>;
   /** out[i] ~ U(-bound, bound), same generator. */
   fillUniform(out: Float32Array, key: RandomKey, bound: number): void;
+  /**
+   * Quantises a weight [out, in] given in `dtype` into bitsandbytes' tensors, off the event loop.
+   * Error: PL_QUANTIZATION_INVALID for a NaN or an infinity, naming its row and column.
+   */
+  quantize(
+    weight: Uint8Array,
+    dtype: HoldDtype,
+    shape: readonly [number, number],
+    hold: QuantizedHold,
+    threads: number,
+  ): Promise<PackedTensor[]>;
+  /** The values of a quantised weight, [out, in] in `dtype`. Error: PL_QUANTIZATION_INVALID for a state that contradicts itself. */
+  dequantize(packed: PackedWeight<Uint8Array>, dtype: HoldDtype, threads: number): Promise<Uint8Array>;
   /** weight [out, in] (in `dtype`, in place) += scale * B [out, R] * A [R, in]; the sum is made in float32 and rounded once. */
   addLowRank(
     weight: Uint8Array,
@@ -153,7 +166,68 @@ export interface TensorSource {
   readonly shape: readonly number[];
 }
 
-export type HoldAs = "float32" | "bfloat16" | "float16";
+export type HoldDtype = "float32" | "bfloat16" | "float16";
+
+/** How a weight is held: in a dtype, or quantised (linear weights only). */
+export type HoldAs = HoldDtype | QuantizedHold;
+export type QuantizedHold = FourBitHold | EightBitHold;
+
+/** NF4 or FP4 as bitsandbytes holds them (QLoRA). */
+export interface FourBitHold {
+  readonly method: "4bit";
+  /** Values are rounded to it before they are quantised, and when they are dequantised. */
+  readonly dtype: HoldDtype;
+  readonly quantType: "nf4" | "fp4";
+  readonly doubleQuant: boolean;
+  /** Elements that share a scale: a power of two from 32 to 4096. */
+  readonly blockSize: number;
+}
+
+/** LLM.int8(). */
+export interface EightBitHold {
+  readonly method: "8bit";
+  /** Values are rounded to it before they are quantised. */
+  readonly dtype: HoldDtype;
+  /** Columns of the input with a magnitude of at least this stay in floating point; 0: none. */
+  readonly threshold: number;
+}
+
+/**
+ * A weight [out, in] that is quantised already, in bitsandbytes' serialised form. T: where its arrays lie, a file
+ * (TensorSource) or memory (Uint8Array).
+ */
+export type PackedWeight<T> = PackedFourBit<T> | PackedEightBit<T>;
+
+export interface PackedFourBit<T> {
+  readonly hold: FourBitHold;
+  readonly shape: readonly [number, number];
+  /** uint8, two elements a byte, the even one in the high half. */
+  readonly codes: T;
+  /** Scale of each block: float32, or uint8 codes with double quantisation. */
+  readonly absmax: T;
+  /** float32 [16] */
+  readonly quantMap: T;
+  /** With double quantisation: float32 scales of 256 absmax codes each, float32 [256], and the mean that was taken off. */
+  readonly nested: { readonly absmax: T; readonly quantMap: T; readonly offset: number } | null;
+}
+
+export interface PackedEightBit<T> {
+  readonly hold: EightBitHold;
+  readonly shape: readonly [number, number];
+  /** int8 [out, in] */
+  readonly codes: T;
+  /** float32 [out] */
+  readonly scb: T;
+}
+
+/** One tensor of a quantised weight's serialised form. */
+export interface PackedTensor {
+  /** After the module's path and a dot: "weight", "weight.absmax", "SCB", … */
+  readonly suffix: string;
+  readonly dtype: Dtype;
+  readonly shape: readonly number[];
+  readonly bytes: Uint8Array;
+}
 
 /** One micro-batch: rows concatenated without padding. Every rank gets the first part; the rest where it is needed. */
 export interface MicroBatch {
@@ -213,8 +287,13 @@ export interface Engine {
   /** Adds a segment and returns its number (0, 1, …). All segments are added before weights are loaded. */
   addSegment(description: SegmentDescription): number;
 
-  /** Reads one checkpoint tensor of the segment (mapped, converted, packed for the products). Names as in the description. */
+  /**
+   * Reads one checkpoint tensor of the segment (mapped, converted or quantised, packed for the products). Names as in the
+   * description. Error: PL_QUANTIZATION_INVALID for a NaN or an infinity where it is to be quantised, naming tensor and place.
+   */
   loadWeight(segment: number, name: string, source: TensorSource, holdAs: HoldAs): Promise<void>;
+  /** Reads a linear weight that its checkpoint holds quantised, as it is. Error: PL_QUANTIZATION_INVALID for a bad state. */
+  loadPacked(segment: number, name: string, packed: PackedWeight<TensorSource>): Promise<void>;
   /** Names of tensors that the segment still lacks. */
   missingWeights(segment: number): string[];
 
