@@ -2,24 +2,21 @@
 import { createLogger, type Logger } from "../common/log.ts";
 import type { Command } from "../config/option.ts";
 import type { Config } from "../config/options.ts";
-import { chatCommand } from "./commands/chat.ts";
-import { initModelCommand, mergeCommand, tokenizeCommand } from "./commands/files.ts";
-import { generateCommand } from "./commands/generate.ts";
-import { parametersCommand } from "./commands/parameters.ts";
-import { planCommand } from "./commands/plan.ts";
-import { trainCommand } from "./commands/train.ts";
 import { runProgram } from "./exit.ts";
 import { parseCoordinator } from "./parse.ts";
 
-const RUN: Readonly<Record<Exclude<Command, "worker">, (config: Config, log: Logger) => Promise<number>>> = {
-  train: trainCommand,
-  plan: planCommand,
-  parameters: parametersCommand,
-  generate: generateCommand,
-  chat: chatCommand,
-  merge: mergeCommand,
-  tokenize: tokenizeCommand,
-  "init-model": initModelCommand,
+type Run = (config: Config, log: Logger) => Promise<number>;
+
+/** Loaded when chosen: a plan need not wait for gRPC, nor a tokenizer for the engine. */
+const COMMANDS: Readonly<Record<Exclude<Command, "worker">, () => Promise<Run>>> = {
+  train: async () => (await import("./commands/train.ts")).trainCommand,
+  plan: async () => (await import("./commands/plan.ts")).planCommand,
+  parameters: async () => (await import("./commands/parameters.ts")).parametersCommand,
+  generate: async () => (await import("./commands/generate.ts")).generateCommand,
+  chat: async () => (await import("./commands/chat.ts")).chatCommand,
+  merge: async () => (await import("./commands/files.ts")).mergeCommand,
+  tokenize: async () => (await import("./commands/files.ts")).tokenizeCommand,
+  "init-model": async () => (await import("./commands/files.ts")).initModelCommand,
 };
 
 let json = process.argv.includes("--json");
@@ -36,6 +33,7 @@ await runProgram(
       level: config.log_level,
       fields: { program: "coordinator" },
     });
-    return RUN[command as Exclude<Command, "worker">](config, log);
+    const run = await COMMANDS[command as Exclude<Command, "worker">]();
+    return run(config, log);
   },
 );

@@ -1,6 +1,7 @@
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
+import type { Device } from "../plan/devices.ts";
 import { assertRunnable, makePlan, type Plan } from "../plan/plan.ts";
 import type { Work } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
@@ -41,18 +42,19 @@ export function openCluster(config: Config, log: Logger): Promise<Cluster> {
 
 /**
  * Gathers the workers, plans, and has every rank load its shard. `initialise`: ranks draw first LoRA values.
- * `onPlan` is called before a weight is read.
+ * `workOn`: what a step, or a reply, does on these devices. `onPlan` is called before a weight is read.
  */
 export async function assemble(
   cluster: Cluster,
   config: Config,
   setup: ModelSetup,
-  work: Work,
+  workOn: (devices: readonly Device[]) => Work,
   initialise: boolean,
   onPlan: (plan: Plan) => void,
 ): Promise<Assembled> {
   const members = await cluster.form();
-  const request = await planRequest(config, setup, joinedDevices(members), work);
+  const devices = joinedDevices(members);
+  const request = await planRequest(config, setup, devices, workOn(devices));
   const plan = makePlan(request);
   onPlan(plan);
   assertRunnable(plan);

@@ -1,6 +1,7 @@
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
 import type { ModelSpec } from "../models/spec.ts";
+import type { Device } from "../plan/devices.ts";
 import { makePlan, type Plan } from "../plan/plan.ts";
 import { setUpModel } from "./model-setup.ts";
 import { paperDevices, planRequest, trainingWork } from "./planning.ts";
@@ -9,15 +10,15 @@ import { type BatchShape, largestMicroBatch, microBatchSize, readTrainingData } 
 /** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
 export async function planWithoutWorkers(config: Config): Promise<{ plan: Plan; layerNames: string[] }> {
   const setup = await setUpModel(config, { weights: false, lora: true });
-  const shape = config.dataset === null ? fullRows(config) : await datasetShape(config, setup.spec);
   const devices = paperDevices(config, loadEngine().capabilities());
+  const shape = config.dataset === null ? fullRows(config) : await datasetShape(config, setup.spec, devices);
   const plan = makePlan(await planRequest(config, setup, devices, trainingWork(config, shape)));
   return { plan, layerNames: setup.spec.layers.map(({ name }) => name) };
 }
 
-async function datasetShape(config: Config, spec: ModelSpec): Promise<BatchShape> {
+async function datasetShape(config: Config, spec: ModelSpec, devices: readonly Device[]): Promise<BatchShape> {
   const data = await readTrainingData(config, spec);
-  return largestMicroBatch(data, microBatchSize(config, data));
+  return largestMicroBatch(data, microBatchSize(config, data, devices));
 }
 
 /** Every row as long as may be, every token a label. */

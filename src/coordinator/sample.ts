@@ -39,15 +39,22 @@ export async function withModel<T>(
   const cluster = await openCluster(config, log);
   try {
     const work = generationWork(Math.min(options.tokens, setup.spec.maxPositions));
-    const { pipeline } = await assemble(cluster, config, setup, work, false, (plan) => {
-      log.debug(
-        formatPlan(
-          plan,
-          setup.spec.layers.map(({ name }) => name),
-        ),
-      );
-      for (const warning of plan.warnings) log.warn(warning);
-    });
+    const { pipeline } = await assemble(
+      cluster,
+      config,
+      setup,
+      () => work,
+      false,
+      (plan) => {
+        log.debug(
+          formatPlan(
+            plan,
+            setup.spec.layers.map(({ name }) => name),
+          ),
+        );
+        for (const warning of plan.warnings) log.warn(warning);
+      },
+    );
     if (values !== null) await pipeline.importLora(values);
     return await use({
       conversation: new Conversation(pipeline, config, setup.spec, tokenizer, template),

@@ -3,7 +3,9 @@ import { elementCount } from "../common/dtype.ts";
 import { PipeloraError, toPipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
+import type { MicroBatchSize } from "../data/micro-batches.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
+import type { Device } from "../plan/devices.ts";
 import { formatPlan, planJson } from "../plan/format-plan.ts";
 import type { Plan } from "../plan/plan.ts";
 import { assemble, openCluster } from "./assemble.ts";
@@ -82,10 +84,13 @@ interface Run {
 
 async function attemptRun({ config, setup, data, files, cluster, interrupts, log, reporter }: Run): Promise<void> {
   const { spec } = setup;
-  const size = microBatchSize(config, data);
-  const work = trainingWork(config, largestMicroBatch(data, size));
+  let size: MicroBatchSize = { count: 1 };
+  const workOn = (devices: readonly Device[]) => {
+    size = microBatchSize(config, data, devices);
+    return trainingWork(config, largestMicroBatch(data, size));
+  };
   const { pipeline, plan, prepared } = await interrupts.during(
-    assemble(cluster, config, setup, work, setup.adapter === null, (made) => showPlan(made, setup, reporter)),
+    assemble(cluster, config, setup, workOn, setup.adapter === null, (made) => showPlan(made, setup, reporter)),
   );
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);

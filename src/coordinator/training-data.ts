@@ -8,6 +8,8 @@ import { evaluationBatches, trainingStep, type WeightedRow } from "../data/steps
 import { type RowTemplate, rowTemplate } from "../data/templates.ts";
 import { loadTokenizer } from "../formats/tokenizer/load.ts";
 import type { ModelSpec } from "../models/spec.ts";
+import type { Device } from "../plan/devices.ts";
+import { microBatchCount } from "../plan/micro-batches.ts";
 import type { HostMicroBatch } from "./pipeline.ts";
 import type { Evaluation, StepSource, TrainStep } from "./trainer.ts";
 
@@ -51,23 +53,21 @@ export function templateOf(config: Pick<Config, "model" | "template" | "system">
   };
 }
 
-/** Micro-batches of a step unless --micro-batch-tokens says otherwise: enough to keep a pipeline busy. */
-const TOKENS_A_MICRO_BATCH = 128;
-const FEWEST = 4;
-const MOST = 16;
-
 /**
- * How steps are cut: by the rows and settings alone, never by the placement, so that any number of workers computes the
- * same sums in the same order.
+ * How steps are cut: by the rows, the settings and the kind of device, never by the placement, so that any number of
+ * workers computes the same sums in the same order.
  */
 export function microBatchSize(
   config: Pick<Config, "micro_batch_tokens">,
   { train, order }: TrainingData,
+  devices: readonly Device[],
 ): MicroBatchSize {
   if (config.micro_batch_tokens !== null) return { maxTokens: config.micro_batch_tokens };
   const { batchSize, accumulation } = order.options;
-  const stepTokens = (train.statistics.totalTokens / train.size) * Math.min(train.size, batchSize * accumulation);
-  return { count: Math.min(MOST, Math.max(FEWEST, Math.round(stepTokens / TOKENS_A_MICRO_BATCH))) };
+  const rows = Math.min(train.size, batchSize * accumulation);
+  const stepTokens = (train.statistics.totalTokens / train.size) * rows;
+  const kind = devices.some((device) => device.kind === "cpu") ? "cpu" : "cuda";
+  return { count: microBatchCount(stepTokens, rows, kind) };
 }
 
 /** The steps of a run, each made when it is asked for. */

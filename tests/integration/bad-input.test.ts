@@ -151,7 +151,7 @@ const CASES: readonly Case[] = [
   {
     name: "an adapter for another model",
     code: "PL_ADAPTER_INVALID",
-    says: /shape|belongs|lacks/,
+    says: /another model/,
     arrange: () => ["--adapter", join(goldenRun("qwen2-gqa-tied").folder, "adapter_init")],
   },
 ];
