@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <string_view>
 
 namespace pipelora::quant {
 
@@ -21,7 +23,11 @@ Isa detected_isa() {
 
 namespace {
 std::atomic<Isa>& level() {
-  static std::atomic<Isa> in_use{detected_isa()};
+  static std::atomic<Isa> in_use{[] {
+    const char* wanted = std::getenv("PIPELORA_CPU_ISA");
+    const bool narrow = wanted != nullptr && std::string_view(wanted) == "avx2";
+    return narrow ? std::min(Isa::avx2, detected_isa()) : detected_isa();
+  }()};
   return in_use;
 }
 }  // namespace

@@ -1,4 +1,5 @@
-// Which vector instructions the kernels use: the best that this processor has, unless lowered by a test or a benchmark.
+// Which vector instructions the kernels use: the best that this processor has, unless lowered by a test, a
+// benchmark or PIPELORA_CPU_ISA=avx2.
 #pragma once
 
 namespace pipelora::quant {
