@@ -123,8 +123,9 @@ function heldInterleaved(
   const position = saved[0]!.segment.index;
   const most = 2 * (ranks - position - 1) + (saved.length - 1) * ranks + 1;
   const largest = Math.max(...saved.map(({ bytes }) => bytes));
-  // A last group smaller than the rest may hold as many more.
-  return Math.min(microBatches * saved.length, most + (microBatches % ranks)) * largest;
+  // A last group smaller than the others breaks the beat: at most another group more.
+  const ragged = microBatches % ranks === 0 ? 0 : ranks;
+  return Math.min(microBatches * saved.length, most + ragged) * largest;
 }
 
 /** Segment i on rank i mod p: what src/schedule interleaves. */

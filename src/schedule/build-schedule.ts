@@ -12,8 +12,8 @@ import { gpipe, interleaved, isRoundRobin, oneAtATime, oneForwardOneBackward, ty
 export function buildSchedule(request: ScheduleRequest): Instruction[][] {
   check(request);
   const ranks = 1 + Math.max(...request.segments.map((segment) => segment.rank));
-  if (request.policy === "interleaved" && isRoundRobin(request, ranks)) return interleave(request, ranks);
-  const lists = scheduleLists(request, ranks, POLICIES[request.policy]);
+  const interleaves = request.policy === "interleaved" && isRoundRobin(request, ranks);
+  const lists = scheduleLists(request, ranks, interleaves ? interleaved(ranks) : POLICIES[request.policy]);
   if (lists === null) throw stuck(request);
   return lists;
 }
@@ -24,16 +24,6 @@ const POLICIES: Readonly<Record<ScheduleRequest["policy"], Policy>> = {
   "1f1b": oneForwardOneBackward,
   interleaved: oneForwardOneBackward,
 };
-
-/** A last group smaller than p may need more activations held than Megatron's warm-up allows: as few more as will do. */
-function interleave(request: ScheduleRequest, ranks: number): Instruction[][] {
-  const most = request.microBatches * request.segments.length;
-  for (let extra = 0; extra <= most; extra++) {
-    const lists = scheduleLists(request, ranks, interleaved(ranks, extra));
-    if (lists !== null) return lists;
-  }
-  throw stuck(request);
-}
 
 function check({ segments, microBatches, needsBackward }: ScheduleRequest): void {
   if (segments.length === 0) throw new PipeloraError("PL_INTERNAL", "a schedule needs at least one segment");

@@ -50,6 +50,8 @@ class ListScheduler {
   readonly #running: (Running | null)[];
   readonly #links = new Map<number, Link>();
   readonly #incoming: Link[][];
+  /** Ranks for which something has changed since they last found nothing to start. */
+  readonly #awake = new Set<number>();
   #time = 0;
   #left: number;
 
@@ -79,14 +81,19 @@ class ListScheduler {
       trains: lowest < count,
     };
     this.#left = microBatches * (count + (count - lowest));
+    this.#wakeAll();
   }
 
   run(): Instruction[][] | null {
     while (this.#left > 0) {
       this.#startAll();
-      const ends = this.#running.filter((running) => running !== null).map((running) => running.end);
-      if (ends.length === 0) return null;
-      this.#time = Math.min(...ends);
+      let next = this.#nextEnd();
+      while (next === Number.POSITIVE_INFINITY) {
+        if (!this.#startOutOfTurn()) return null;
+        this.#startAll();
+        next = this.#nextEnd();
+      }
+      this.#time = next;
       for (const [rank, running] of this.#running.entries()) {
         if (running?.end === this.#time) this.#finish(rank, running);
       }
@@ -94,22 +101,36 @@ class ListScheduler {
     return this.#lists;
   }
 
+  #nextEnd(): number {
+    return this.#running.reduce((least, running) => Math.min(least, running?.end ?? least), Number.POSITIVE_INFINITY);
+  }
+
   /** Starts what can start now; whatever starts may make room for another rank, so until nothing changes. */
   #startAll(): void {
-    for (let changed = true; changed; ) {
-      changed = false;
-      for (let rank = 0; rank < this.#lists.length; rank++) {
-        if (this.#running[rank] === null && (this.#start(rank) || this.#drain(rank))) changed = true;
+    while (this.#awake.size > 0) {
+      const ranks = [...this.#awake].sort((a, b) => a - b);
+      this.#awake.clear();
+      for (const rank of ranks) {
+        if (this.#running[rank] === null && !this.#start(rank) && this.#drain(rank)) this.#awake.add(rank);
       }
     }
   }
 
-  #start(rank: number): boolean {
-    for (const { segment, backward } of this.#policy.candidates(rank, this.#progress)) {
+  /** The rank nearest to the end that can do anything does one thing that was not its turn, or takes in a message to make room for that. */
+  #startOutOfTurn(): boolean {
+    for (let rank = this.#lists.length - 1; rank >= 0; rank--) {
+      if (this.#start(rank, this.#policy.whenStuck?.(rank, this.#progress) ?? [])) return true;
+    }
+    return this.#lists.some((_, rank) => this.#drain(rank));
+  }
+
+  #start(rank: number, candidates = this.#policy.candidates(rank, this.#progress)): boolean {
+    for (const { segment, backward } of candidates) {
       if (!this.#isReady(segment, backward)) continue;
       const out = this.#outgoing(segment, backward);
       if (out !== null && out.message !== null) {
         out.wanted = true;
+        this.#awake.add(out.to);
         continue;
       }
       this.#takeInput(segment, backward);
@@ -118,6 +139,8 @@ class ListScheduler {
       counts[segment]! += 1;
       const end = this.#time + (backward ? BACKWARD_TIME : FORWARD_TIME);
       this.#running[rank] = { segment, backward, end };
+      // The only progress that policies watch on other ranks.
+      if (segment === (backward ? this.#progress.lowest : this.#progress.segments - 1)) this.#wakeAll();
       return true;
     }
     return false;
@@ -153,6 +176,7 @@ class ListScheduler {
     const { backward, segment } = link.message!;
     link.message = null;
     link.wanted = false;
+    this.#awake.add(link.from);
     const onRank = backward ? this.#gradients : this.#inputs;
     this.#emit(link.to, backward ? "recv-backward" : "recv-forward", segment, onRank[segment]!, link.from);
     onRank[segment]! += 1;
@@ -160,6 +184,7 @@ class ListScheduler {
 
   #finish(rank: number, { segment, backward }: Running): void {
     this.#running[rank] = null;
+    this.#awake.add(rank);
     this.#left -= 1;
     const target = this.#targetOf(segment, backward);
     if (target === null) return;
@@ -171,6 +196,7 @@ class ListScheduler {
     const microBatch = (backward ? this.#backwards : this.#forwards)[segment]! - 1;
     this.#emit(rank, backward ? "send-backward" : "send-forward", segment, microBatch, link.to);
     link.message = { backward, segment: target };
+    this.#awake.add(link.to);
   }
 
   /** The segment that takes what this operation makes. */
@@ -203,6 +229,10 @@ class ListScheduler {
       this.#incoming[to]!.push(link);
     }
     return link;
+  }
+
+  #wakeAll(): void {
+    for (let rank = 0; rank < this.#lists.length; rank++) this.#awake.add(rank);
   }
 
   #emit(rank: number, kind: InstructionKind, segment: number, microBatch: number, peer?: number): void {

@@ -16,6 +16,8 @@ export interface Progress {
 export interface Policy {
   /** Segments of `rank` whose next forward or backward may start now, as far as the policy is concerned; the preferred first. */
   candidates(rank: number, progress: Progress): Iterable<Candidate>;
+  /** What a rank may start instead when every rank waits. */
+  whenStuck?(rank: number, progress: Progress): Iterable<Candidate>;
 }
 
 export interface Candidate {
@@ -77,19 +79,31 @@ export const oneAtATime: Policy = {
 /**
  * Megatron-LM's interleaving: segment i on rank i mod p. Micro-batches go in groups of p: a rank runs a group through its
  * first segment, then through its second, and so on; backward in the same groups from the last segment to the first. After a
- * warm-up of 2 (p − rank − 1) + (v − 1) p forwards it alternates; `extra` lengthens the warm-up where a last, smaller group needs it.
+ * warm-up of 2 (p − rank − 1) + (v − 1) p forwards it alternates. A last, smaller group breaks the beat: where every rank waits, one
+ * goes on with whatever is there.
  */
-export function interleaved(ranks: number, extra: number): Policy {
+export function interleaved(ranks: number): Policy {
+  const turns = (rank: number, { segmentsOf, lowest, forwards, backwards, microBatches }: Progress) => {
+    const segments = segmentsOf[rank]!;
+    const learning = segments.filter((segment) => segment >= lowest).reverse();
+    return {
+      forward: nextOfGroup(segments, forwards, microBatches, ranks),
+      backward: nextOfGroup(learning, backwards, microBatches, ranks),
+    };
+  };
   return {
     *candidates(rank, progress) {
       const segments = progress.segmentsOf[rank]!;
-      const learning = segments.filter((segment) => segment >= progress.lowest).reverse();
-      const forward = nextOfGroup(segments, progress.forwards, progress.microBatches, ranks);
-      const backward = nextOfGroup(learning, progress.backwards, progress.microBatches, ranks);
+      const { forward, backward } = turns(rank, progress);
       const held = segments.reduce((sum, segment) => sum + inFlight(segment, progress), 0);
-      const most = 2 * (ranks - rank - 1) + (segments.length - 1) * ranks + 1 + extra;
+      const most = 2 * (ranks - rank - 1) + (segments.length - 1) * ranks + 1;
       if (forward !== null && (!progress.trains || held < most)) yield { segment: forward, backward: false };
       else if (backward !== null) yield { segment: backward, backward: true };
+    },
+    *whenStuck(rank, progress) {
+      const { forward, backward } = turns(rank, progress);
+      if (backward !== null) yield { segment: backward, backward: true };
+      if (forward !== null) yield { segment: forward, backward: false };
     },
   };
 }

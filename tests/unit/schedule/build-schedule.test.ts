@@ -206,32 +206,34 @@ test("interleaving lowers the bubble, to (p − 1) / (v m + p − 1) where m is 
   );
 });
 
-test("interleaving holds no more than Megatron's warm-up and one", () => {
+test("interleaving holds Megatron's warm-up and one, and with a last, smaller group at most p more", () => {
   fc.assert(
     fc.property(
       fc.record({
         p: fc.integer({ min: 1, max: 8 }),
         v: fc.integer({ min: 2, max: 4 }),
-        groups: fc.integer({ min: 1, max: 4 }),
+        microBatches: fc.integer({ min: 1, max: 24 }),
       }),
-      ({ p, v, groups }) => {
+      ({ p, v, microBatches }) => {
         const shape = {
           segments: roundRobin(p, v),
-          microBatches: p * groups,
+          microBatches,
           policy: "interleaved",
           needsBackward: always,
         } as const;
+        const ragged = microBatches % p === 0 ? 0 : p;
         for (const [rank, list] of buildSchedule(shape).entries()) {
+          const most = 2 * (p - rank - 1) + (v - 1) * p + 1 + ragged;
           let held = 0;
           for (const { kind } of list) {
             if (kind === "forward") held += 1;
             if (kind === "backward") held -= 1;
-            assert.ok(held <= 2 * (p - rank - 1) + (v - 1) * p + 1);
+            assert.ok(held <= most, `p=${p} v=${v} m=${microBatches} rank ${rank}: ${held} > ${most}`);
           }
         }
       },
     ),
-    { numRuns: 200 },
+    { numRuns: 300 },
   );
 });
 
