@@ -1,0 +1,216 @@
+// Times single operations at Qwen-7B's shape: one line an operation, with the bytes or FLOPs it must move and its share of
+// the card's rates. usage: cuda_ops [tokens …]
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ops/cuda/cublaslt.h"
+#include "ops/cuda/quant.h"
+#include "tests/cuda_fixture.h"
+
+using namespace pipelora;
+using namespace pipelora::test;
+
+namespace {
+
+cudaEvent_t first_event, last_event;
+
+/// Median microseconds of `body`, which enqueues on the engine's stream; timed by the host around a batch of calls.
+double time_us(Ops& ops, const std::function<void()>& body) {
+  for (int i = 0; i < 3; ++i) body();
+  ops.finish();
+  std::vector<double> times;
+  for (int round = 0; round < 5; ++round) {
+    constexpr int kCalls = 20;
+    timespec a{}, b{};
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    for (int i = 0; i < kCalls; ++i) body();
+    ops.finish();
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    times.push_back((static_cast<double>(b.tv_sec - a.tv_sec) * 1e6 + static_cast<double>(b.tv_nsec - a.tv_nsec) * 1e-3) / kCalls);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void report(const std::string& name, double us, double bytes, double flops) {
+  std::printf("%-52s %9.1f us", name.c_str(), us);
+  if (bytes > 0) std::printf("  %7.0f GB/s", bytes / us * 1e-3);
+  if (flops > 0) std::printf("  %7.0f TFLOP/s", flops / us * 1e-6);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+Buffer noise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
+  static const std::vector<std::uint16_t> pattern = [] {
+    std::vector<std::uint16_t> values(1 << 22);
+    Random random(1);
+    for (auto& v : values) v = to_bf16(static_cast<float>(random.normal())).bits;
+    return values;
+  }();
+  Buffer buffer = gpu.arena->tensor("noise", dtype, rows, cols);
+  if (dtype == DType::f32) {
+    const Buffer half = noise(gpu, DType::bf16, rows, cols);
+    gpu.ops->copy(half, buffer);
+    gpu.ops->finish();
+    return buffer;
+  }
+  const Tensor flat(buffer.tensor().data, dtype, 1, rows * cols);
+  for (std::int64_t at = 0; at < flat.cols; at += static_cast<std::int64_t>(pattern.size()))
+    gpu.ops->upload(flat.columns(at, std::min<std::int64_t>(flat.cols - at, static_cast<std::int64_t>(pattern.size()))), pattern.data());
+  gpu.ops->finish();
+  return buffer;
+}
+
+void linear(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::vector<std::int64_t> parts, bool quantised, float dropout) {
+  const std::int64_t out = [&] { std::int64_t n = 0; for (auto p : parts) n += p; return n; }();
+  auto weight = gpu.ops->create_linear(in, parts, false);
+  const std::int64_t inner_cols = 8 * static_cast<std::int64_t>(parts.size());
+  weight->expect_lora(inner_cols);
+  HoldSpec hold;
+  hold.dtype = DType::bf16;
+  if (quantised) {
+    hold.quantisation = Quantisation::nf4;
+    hold.double_quant = true;
+  }
+  std::vector<std::uint16_t> source(static_cast<std::size_t>(in * *std::max_element(parts.begin(), parts.end())));
+  Random random(3);
+  for (std::size_t i = 0; i < source.size(); ++i) source[i] = i < 4000000 ? to_bf16(static_cast<float>(random.normal() * 0.02)).bits : source[i - 4000000];
+  for (std::size_t p = 0; p < parts.size(); ++p) weight->load(p, {source.data(), DType::bf16, parts[p], in}, hold);
+  std::vector<Buffer> held;
+  std::vector<LoraView> views;
+  std::int64_t column = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    LoraView view;
+    for (Tensor* t : {&view.a, &view.grad_a}) *t = held.emplace_back(noise(gpu, DType::f32, 8, in)).tensor();
+    for (Tensor* t : {&view.bt, &view.grad_bt}) *t = held.emplace_back(noise(gpu, DType::f32, 8, parts[p])).tensor();
+    view.scale = 4;
+    view.dropout = dropout;
+    view.module_id = static_cast<std::uint32_t>(p);
+    view.first_column = column;
+    view.first_inner = static_cast<std::int64_t>(p) * 8;
+    column += parts[p];
+    views.push_back(view);
+  }
+  const DropoutKey key{1, 2};
+  const LoraSet lora{views, inner_cols, &key}, none{};
+  const auto sequences = gpu.sequences({static_cast<int>(tokens)});
+  const Buffer x = noise(gpu, DType::bf16, tokens, in), dy = noise(gpu, DType::bf16, tokens, out);
+  const Buffer y = gpu.arena->tensor("y", DType::bf16, tokens, out), dx = gpu.arena->tensor("dx", DType::bf16, tokens, in);
+  const Buffer inner = gpu.arena->tensor("inner", DType::f32, tokens, inner_cols), inner_grad = gpu.arena->tensor("inner", DType::f32, tokens, inner_cols);
+  const double flops = 2.0 * static_cast<double>(tokens * in * out);
+  const double x_bytes = 2.0 * static_cast<double>(tokens * in), y_bytes = 2.0 * static_cast<double>(tokens * out);
+  const std::string at = std::string(name) + " T=" + std::to_string(tokens) + " ";
+  report(at + "product forward", time_us(*gpu.ops, [&] { gpu.ops->linear_forward({x, weight.get(), none, Tensor(), Tensor(), y, sequences.get()}); }), 0, flops);
+  report(at + "product dx", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), none, Tensor(), dx, sequences.get()}); }), 0, flops);
+  report(at + "forward with LoRA", time_us(*gpu.ops, [&] { gpu.ops->linear_forward({x, weight.get(), lora, inner, Tensor(), y, sequences.get()}); }), 0, flops);
+  report(at + "inner alone", time_us(*gpu.ops, [&] { gpu.ops->linear_forward({x, weight.get(), lora, inner, Tensor(), Tensor(), sequences.get()}); }), x_bytes, 0);
+  report(at + "dx with LoRA", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), lora, inner_grad, dx, sequences.get()}); }), 0, flops);
+  report(at + "inner grad alone", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), lora, inner_grad, Tensor(), sequences.get()}); }), y_bytes, 0);
+  report(at + "LoRA weight grad", time_us(*gpu.ops, [&] { gpu.ops->lora_weight_grad({x, dy, inner, inner_grad, lora, sequences.get()}); }), x_bytes + y_bytes, 0);
+}
+
+void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
+  const std::int64_t blocks = rows * in / 64;
+  const Buffer packed = noise(gpu, DType::bf16, 1, rows * in / 4), codes = noise(gpu, DType::bf16, 1, blocks / 2);
+  const Buffer nested = noise(gpu, DType::f32, 1, blocks / 256 + 8), target = gpu.arena->tensor("expanded", DType::bf16, rows, in + 16);
+  const Buffer map = noise(gpu, DType::f32, 1, 256);
+  cuda::Packed4 w;
+  w.packed = packed.tensor().as<std::uint8_t>();
+  w.codes = codes.tensor().as<std::uint8_t>();
+  w.nested = nested.tensor().as<float>();
+  w.offset = nested.tensor().as<float>();
+  w.rows = rows;
+  w.in = in;
+  w.via = DType::bf16;
+  const cuda::QuantTables tables{map.tensor().as<float>(), map.tensor().as<float>()};
+  cudaStream_t stream;
+  cudaStreamCreate(&stream);
+  const double us = time_us(*gpu.ops, [&] { cuda::dequantise4(w, tables, target.tensor().columns(0, in), nullptr); cudaStreamSynchronize(nullptr); });
+  cudaEventRecord(first_event, stream);
+  for (int i = 0; i < 20; ++i) cuda::dequantise4(w, tables, target.tensor().columns(0, in), stream);
+  cudaEventRecord(last_event, stream);
+  cudaStreamSynchronize(stream);
+  float ms = 0;
+  cudaEventElapsedTime(&ms, first_event, last_event);
+  static_cast<void>(us);
+  report("dequantise nf4 " + shape_text(rows, in), ms * 1e3 / 20, static_cast<double>(rows * in) * (2.0 + 0.5 + 1.0 / 64), 0);
+  cudaStreamDestroy(stream);
+}
+
+void copy_rate(Gpu& gpu) {
+  const std::int64_t n = std::int64_t{1} << 31;
+  const Buffer a = gpu.arena->tensor("a", DType::u8, 1, n), b = gpu.arena->tensor("b", DType::u8, 1, n);
+  report("copy on the device", time_us(*gpu.ops, [&] { gpu.ops->copy(a, b); }), 2.0 * static_cast<double>(n), 0);
+}
+
+void passes(Gpu& gpu, std::int64_t tokens) {
+  const std::int64_t d = 4096, f = 11008, v = 151936;
+  const std::string at = "T=" + std::to_string(tokens) + " ";
+  const double td = 2.0 * static_cast<double>(tokens * d), tf = 2.0 * static_cast<double>(tokens * f);
+  const Buffer x = noise(gpu, DType::bf16, tokens, d), y = noise(gpu, DType::bf16, tokens, d), z = noise(gpu, DType::bf16, tokens, d);
+  const Buffer weight = noise(gpu, DType::f32, 1, d);
+  report(at + "rmsnorm_forward", time_us(*gpu.ops, [&] { gpu.ops->rmsnorm_forward(x, weight, 1e-6f, y); }), 2 * td, 0);
+  report(at + "rmsnorm_backward", time_us(*gpu.ops, [&] { gpu.ops->rmsnorm_backward({x, weight, y, z, z, y, 1e-6f}); }), 5 * td, 0);
+  const Buffer gate_up = noise(gpu, DType::bf16, tokens, 2 * f), act = noise(gpu, DType::bf16, tokens, f);
+  const Tensor g = gate_up.tensor().columns(0, f), u = gate_up.tensor().columns(f, f);
+  report(at + "swiglu_forward", time_us(*gpu.ops, [&] { gpu.ops->swiglu_forward(g, u, act); }), 3 * tf, 0);
+  report(at + "swiglu_backward", time_us(*gpu.ops, [&] { gpu.ops->swiglu_backward(g, u, act, g, u, act); }), 6 * tf, 0);
+  const Buffer qkv = noise(gpu, DType::bf16, tokens, 3 * d), table = noise(gpu, DType::f32, 8192, 128);
+  Indices rows;
+  for (std::int64_t t = 0; t < tokens; ++t) rows.host.push_back(static_cast<std::int32_t>(t));
+  gpu.upload(rows);
+  const Tensor q = qkv.tensor().columns(0, d), k = qkv.tensor().columns(d, d);
+  report(at + "qk_rope_forward", time_us(*gpu.ops, [&] { gpu.ops->qk_rope_forward({q, k, q, k, Tensor(), Tensor(), 1e-6f, table, &rows, Tensor(), 128}); }), 4 * td, 0);
+  const std::int64_t labels = std::min<std::int64_t>(tokens, 512);
+  const Buffer logits = noise(gpu, DType::f32, labels, v), dlogits = gpu.arena->tensor("d", DType::bf16, labels, v);
+  const Buffer target = gpu.arena->tensor("t", DType::i32, 1, labels), w = noise(gpu, DType::f32, 1, labels), loss = noise(gpu, DType::f32, 1, labels),
+               hit = gpu.arena->tensor("h", DType::i32, 1, labels);
+  gpu.ops->zero(target);
+  report(at + "cross_entropy of " + std::to_string(labels), time_us(*gpu.ops, [&] { gpu.ops->cross_entropy({logits, dlogits, target, w, loss, hit}); }),
+         static_cast<double>(labels * v) * 6, 0);
+}
+
+void attention(Gpu& gpu, int sequences_count, int length) {
+  const std::int64_t tokens = static_cast<std::int64_t>(sequences_count) * length, d = 4096;
+  const auto sequences = gpu.sequences(std::vector<int>(static_cast<std::size_t>(sequences_count), length));
+  const Buffer qkv = noise(gpu, DType::bf16, tokens, 3 * d), out = gpu.arena->tensor("o", DType::bf16, tokens, d), dout = noise(gpu, DType::bf16, tokens, d);
+  const Buffer dqkv = gpu.arena->tensor("d", DType::bf16, tokens, 3 * d), lse = gpu.arena->tensor("l", DType::f32, 32, tokens);
+  const Tensor q = qkv.tensor().columns(0, d), k = qkv.tensor().columns(d, d), v = qkv.tensor().columns(2 * d, d);
+  const Tensor dq = dqkv.tensor().columns(0, d), dk = dqkv.tensor().columns(d, d), dv = dqkv.tensor().columns(2 * d, d);
+  const double flops = 4.0 * static_cast<double>(tokens) * length / 2 * static_cast<double>(d);
+  const std::string at = std::to_string(sequences_count) + "x" + std::to_string(length) + " ";
+  report(at + "attention_forward", time_us(*gpu.ops, [&] { gpu.ops->attention_forward({q, k, v, out, lse, sequences.get(), 128, 0, 0.088f}); }), 0, flops);
+  report(at + "attention_backward", time_us(*gpu.ops, [&] { gpu.ops->attention_backward({q, k, v, out, lse, dout, dq, dk, dv, sequences.get(), 128, 0, 0.088f}); }), 0, 2.5 * flops);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::int64_t> sizes;
+  for (int i = 1; i < argc; ++i) sizes.push_back(std::stoll(argv[i]));
+  if (sizes.empty()) sizes = {1088, 3072};
+  Gpu gpu(DType::bf16, std::size_t{20} << 30);
+  cudaEventCreate(&first_event);
+  cudaEventCreate(&last_event);
+  copy_rate(gpu);
+  dequantise(gpu, 12288, 4096);
+  dequantise(gpu, 4096, 11008);
+  for (const std::int64_t tokens : sizes) {
+    linear(gpu, "qkv", tokens, 4096, {12288}, true, 0.1f);
+    linear(gpu, "o", tokens, 4096, {4096}, true, 0.1f);
+    linear(gpu, "gate_up", tokens, 4096, {11008, 11008}, true, 0.1f);
+    linear(gpu, "down", tokens, 11008, {4096}, true, 0.1f);
+    linear(gpu, "down, no dropout", tokens, 11008, {4096}, true, 0.0f);
+    passes(gpu, tokens);
+  }
+  attention(gpu, 16, 68);
+  attention(gpu, 8, 384);
+  attention(gpu, 4, 2048);
+  attention(gpu, 1, 8192);
+  return 0;
+}

@@ -1,0 +1,307 @@
+// Times whole optimizer steps of QLoRA at Qwen-7B's shape with random weights, through the engine itself: one JSON line a
+// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [name …]; without names, all workloads.
+#include <cuda_profiler_api.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "pipelora/cuda.h"
+#include "pipelora/error.h"
+#include "pipelora/half.h"
+#include "pipelora/lora_optimizer.h"
+#include "pipelora/segment.h"
+
+using namespace pipelora;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr std::int64_t kBlocks = 32;
+
+Arch qwen7b() {
+  Arch arch;
+  arch.hidden = 4096;
+  arch.heads = arch.kv_heads = 32;
+  arch.head_dim = 128;
+  arch.ffn = 11008;
+  arch.vocab = 151936;
+  arch.rms_eps = 1e-6f;
+  arch.rope_base = 10000;
+  for (int i = 0; i < 64; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * i / 128));
+  return arch;
+}
+
+SegmentSpec whole_model(const Arch& arch, std::int64_t checkpointed, float dropout, std::int64_t blocks) {
+  SegmentSpec spec;
+  spec.checkpointed_blocks = checkpointed;
+  spec.layers.push_back(EmbeddingSpec{"wte"});
+  std::uint32_t module = 0;
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::string at = "h." + std::to_string(b) + ".";
+    BlockSpec block;
+    block.index = b;
+    block.attn_norm = at + "ln_1";
+    block.mlp_norm = at + "ln_2";
+    const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias) {
+      LinearSpec made;
+      made.role = role;
+      made.name = at + name;
+      made.in = in;
+      made.out = out;
+      made.bias = bias;
+      made.lora = LoraSpec{8, 4.0f, dropout, module++};
+      block.linears.push_back(made);
+    };
+    linear(Role::qkv, "attn.c_attn", arch.hidden, 3 * arch.hidden, true);
+    linear(Role::o, "attn.c_proj", arch.hidden, arch.hidden, false);
+    linear(Role::gate, "mlp.w2", arch.hidden, arch.ffn, false);
+    linear(Role::up, "mlp.w1", arch.hidden, arch.ffn, false);
+    linear(Role::down, "mlp.c_proj", arch.ffn, arch.hidden, false);
+    spec.layers.push_back(std::move(block));
+  }
+  spec.layers.push_back(NormSpec{"ln_f"});
+  spec.layers.push_back(HeadSpec{"lm_head", "lm_head", std::nullopt});
+  return spec;
+}
+
+struct Workload {
+  std::string name, base;  // nf4, int8, bf16
+  bool checkpointing;
+  std::vector<int> rows;  // lengths of an optimizer step's rows; all in one pass
+  double labelled;        // share of the tokens, at the end of each row
+  double limit;           // tokens/s of the products alone
+  bool cached = false;    // weights kept in 16 bit too
+};
+
+std::vector<int> tutorial_rows(std::uint32_t seed) {
+  std::mt19937 random(seed);
+  std::lognormal_distribution<double> length(4.15, 0.36);
+  std::vector<int> rows;
+  for (int i = 0; i < 16; ++i) rows.push_back(std::clamp(static_cast<int>(length(random)), 29, 250));
+  return rows;
+}
+
+/// Numbers that look normal with the given deviation, in bfloat16.
+std::vector<std::uint16_t> noise(std::size_t count, float deviation) {
+  std::vector<std::uint16_t> values(count);
+  const unsigned threads = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::thread> pool;
+  for (unsigned t = 0; t < threads; ++t) {
+    pool.emplace_back([&, t] {
+      std::uint64_t state = 0x9E3779B97F4A7C15ull * (t + 1);
+      for (std::size_t i = count * t / threads; i < count * (t + 1) / threads; ++i) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        float sum = -2;
+        for (int k = 0; k < 4; ++k) sum += static_cast<float>(state >> (16 * k) & 0xFFFF) / 65536.0f;
+        values[i] = to_bf16(sum * 1.732f * deviation).bits;
+      }
+    });
+  }
+  for (std::thread& thread : pool) thread.join();
+  return values;
+}
+
+struct Model {
+  Arch arch = qwen7b();
+  std::unique_ptr<Ops> ops;
+  std::unique_ptr<DeviceMemory> arena_memory;
+  std::unique_ptr<Arena> arena;
+  std::unique_ptr<RopeTables> rope;
+  std::unique_ptr<Segment> segment;
+  std::vector<LoraPair*> pairs;
+  double load_seconds = 0;
+
+  Model(const Workload& work, std::size_t arena_bytes, float dropout, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
+    ops = make_cuda_ops(0, DType::bf16);
+    arena_memory = ops->allocate("the arena", arena_bytes, false);
+    arena = std::make_unique<Arena>(arena_memory->data(), arena_bytes);
+    ops->use_arena(*arena);
+    rope = std::make_unique<RopeTables>(*ops, arch);
+    SegmentSpec spec = whole_model(arch, work.checkpointing ? blocks : 0, dropout, blocks);
+    segment = std::make_unique<Segment>(*ops, *arena, *rope, arch, spec);
+    HoldSpec plain;
+    plain.dtype = DType::bf16;
+    HoldSpec linear = plain;
+    if (work.base == "nf4") {
+      linear.quantisation = Quantisation::nf4;
+      linear.double_quant = true;
+      linear.keep_expanded = work.cached;
+    } else if (work.base == "int8") {
+      linear.quantisation = Quantisation::int8;
+    }
+    const auto start = Clock::now();
+    std::size_t offset = 0;
+    const auto load = [&](const std::string& name, std::int64_t rows, std::int64_t cols, const HoldSpec& hold) {
+      const std::size_t count = static_cast<std::size_t>(std::max<std::int64_t>(1, rows) * cols);
+      if (offset + count > source.size()) offset = 0;
+      const std::vector<std::int64_t> shape = rows == 0 ? std::vector<std::int64_t>{cols} : std::vector<std::int64_t>{rows, cols};
+      segment->load(name, shape, {source.data() + offset, DType::bf16, std::max<std::int64_t>(1, rows), cols}, hold);
+      offset += count;
+    };
+    const std::vector<float> ones(static_cast<std::size_t>(arch.hidden), 1.0f);
+    const auto load_norm = [&](const std::string& name) { segment->load(name, {arch.hidden}, {ones.data(), DType::f32, 1, arch.hidden}, plain); };
+    load("wte", arch.vocab, arch.hidden, plain);
+    for (const LayerSpec& layer : spec.layers) {
+      const auto* block = std::get_if<BlockSpec>(&layer);
+      if (block == nullptr) continue;
+      load_norm(block->attn_norm);
+      load_norm(block->mlp_norm);
+      for (const LinearSpec& l : block->linears) {
+        load(l.name + ".weight", l.out, l.in, linear);
+        if (l.bias) load(l.name + ".bias", 0, l.out, plain);
+      }
+    }
+    load_norm("ln_f");
+    load("lm_head", arch.vocab, arch.hidden, plain);
+    ops->finish();
+    load_seconds = seconds_since(start);
+    pairs = segment->lora_pairs();
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal(0, 0.01f);
+    std::vector<float> pool(1 << 20);
+    for (float& v : pool) v = normal(random);
+    for (LoraPair* pair : pairs) {
+      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        const auto count = static_cast<std::size_t>(pair->part(matrix, LoraPart::weight).size());
+        pair->set(*ops, matrix, LoraPart::weight, pool.data(), count);
+      }
+    }
+    ops->finish();
+    arena->reset_peak();
+  }
+};
+
+MicroBatch batch_of(const std::vector<int>& rows, double labelled, std::uint32_t step, std::int64_t vocab) {
+  MicroBatch micro;
+  micro.index = step;
+  micro.step = step;
+  micro.seed = 42;
+  micro.training = true;
+  micro.cu_seqlens.push_back(0);
+  std::mt19937 random(step + 1);
+  std::int64_t labels = 0;
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    micro.row_ids.push_back(static_cast<std::int32_t>(r));
+    for (int t = 0; t < rows[r]; ++t) {
+      micro.tokens.push_back(static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(vocab)));
+      const bool label = t >= rows[r] * (1 - labelled) && t + 1 < rows[r];
+      micro.targets.push_back(label ? static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(vocab)) : -100);
+      labels += label;
+    }
+    micro.cu_seqlens.push_back(static_cast<std::int32_t>(micro.tokens.size()));
+  }
+  micro.weights.assign(micro.tokens.size(), 1.0f / static_cast<float>(std::max<std::int64_t>(1, labels)));
+  return micro;
+}
+
+void run(const Workload& work, std::size_t arena_bytes, float dropout, bool profile, const std::vector<std::uint16_t>& source,
+         std::int64_t blocks) {
+  std::size_t free_before = 0, free_after = 0, total = 0;
+  cudaMemGetInfo(&free_before, &total);
+  Model model(work, arena_bytes, dropout, source, blocks);
+  cudaMemGetInfo(&free_after, &total);
+  const int warm = 3, timed = profile ? 1 : 10;
+  std::vector<double> times, tokens_per_s;
+  double first_loss = 0, last_loss = 0, issue = 0;
+  std::int64_t tokens = 0;
+  for (int step = 0; step < warm + timed; ++step) {
+    const std::vector<int> rows = work.rows.empty() ? tutorial_rows(static_cast<std::uint32_t>(step + 1)) : work.rows;
+    const MicroBatch micro = batch_of(rows, work.labelled, static_cast<std::uint32_t>(step), model.arch.vocab);
+    if (profile && step == warm) cudaProfilerStart();
+    const auto start = Clock::now();
+    const ForwardResult result = model.segment->forward(micro, Buffer());
+    model.segment->backward(micro.index, Buffer(), 1.0);
+    const double issued = seconds_since(start);
+    double norm = 0;
+    for (const double square : grad_squares(*model.ops, model.pairs)) norm += square;
+    AdamSettings settings;
+    settings.step = step + 1;
+    settings.learning_rate = 1e-4;
+    settings.grad_scale = std::min(1.0, 1.0 / std::sqrt(norm));
+    adamw_step(*model.ops, model.pairs, settings);
+    model.ops->finish();
+    const double elapsed = seconds_since(start);
+    if (profile && step == warm) cudaProfilerStop();
+    if (step == 0) first_loss = result.loss_sum;
+    last_loss = result.loss_sum;
+    tokens = static_cast<std::int64_t>(micro.tokens.size());
+    if (step < warm) continue;
+    times.push_back(elapsed * 1e3);
+    tokens_per_s.push_back(static_cast<double>(tokens) / elapsed);
+    issue += issued * 1e3 / timed;
+  }
+  std::sort(times.begin(), times.end());
+  std::sort(tokens_per_s.begin(), tokens_per_s.end());
+  std::size_t lora = 0;
+  for (const LoraPair* pair : model.pairs) lora += pair->bytes();
+  const double gib = 1.0 / (1 << 30);
+  // Everything this process took from the card, the arena counted by what was used of it.
+  const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
+  const double rate = tokens_per_s[tokens_per_s.size() / 2];
+  std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"checkpointing\": %s, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+              "\"issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
+              "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
+              work.name.c_str(), work.base.c_str(), work.checkpointing ? "true" : "false", static_cast<double>(dropout),
+              static_cast<long long>(tokens), times[times.size() / 2], issue, rate, rate / work.limit,
+              static_cast<double>(model.segment->weight_bytes()) * gib, static_cast<double>(lora) * gib,
+              static_cast<double>(model.arena->peak()) * gib, all, model.load_seconds, first_loss, last_loss);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<Workload> all{
+      {"tutorial-on", "nf4", true, {}, 0.39, 17900},
+      {"tutorial-off", "nf4", false, {}, 0.39, 26000},
+      {"8x384-on", "nf4", true, std::vector<int>(8, 384), 1, 17900},
+      {"8x384-off", "nf4", false, std::vector<int>(8, 384), 1, 26000},
+      {"4x2048-on", "nf4", true, std::vector<int>(4, 2048), 1, 17500},
+      {"4x2048-off", "nf4", false, std::vector<int>(4, 2048), 1, 25500},
+      {"1x8192-on", "nf4", true, {8192}, 1, 16500},
+      {"int8-8x384-on", "int8", true, std::vector<int>(8, 384), 1, 17900},
+      {"bf16-8x384-off", "bf16", false, std::vector<int>(8, 384), 1, 26000},
+      {"cached-tutorial-off", "nf4", false, {}, 0.39, 26000, true},
+      {"cached-8x384-off", "nf4", false, std::vector<int>(8, 384), 1, 26000, true},
+  };
+  bool profile = false;
+  double arena_gib = 40;
+  float dropout = 0.1f;
+  std::int64_t blocks = kBlocks;
+  std::vector<std::string> names;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const bool more = i + 1 < argc;
+    if (flag == "--profile") profile = true;
+    else if (flag == "--arena-gib" && more) arena_gib = std::stod(argv[++i]);
+    else if (flag == "--dropout" && more) dropout = std::stof(argv[++i]);
+    else if (flag == "--blocks" && more) blocks = std::stoll(argv[++i]);
+    else names.push_back(flag);
+  }
+  const Arch arch = qwen7b();
+  const std::vector<std::uint16_t> source = noise(static_cast<std::size_t>(arch.vocab * arch.hidden), 0.02f);
+  int failed = 0;
+  for (const Workload& work : all) {
+    if (!names.empty() && std::find(names.begin(), names.end(), work.name) == names.end()) continue;
+    try {
+      run(work, static_cast<std::size_t>(arena_gib * (1 << 30)), dropout, profile, source, blocks);
+    } catch (const Error& error) {
+      std::printf("{\"workload\": \"%s\", \"error\": \"%s\", \"message\": \"%s\"}\n", work.name.c_str(), error.code(), error.what());
+      std::fflush(stdout);
+      ++failed;
+    }
+  }
+  return failed;
+}

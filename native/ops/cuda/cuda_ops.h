@@ -1,0 +1,70 @@
+// Ops on one NVIDIA GPU. Everything runs on one stream, in call order.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ops/cuda/cublaslt.h"
+#include "ops/cuda/device.h"
+#include "ops/cuda/linear_weight.h"
+#include "pipelora/ops.h"
+
+namespace pipelora::cuda {
+
+class CudaOps final : public Ops {
+ public:
+  CudaOps(int device, DType compute);
+  ~CudaOps() override;
+
+  DType compute_dtype() const override { return context_.compute; }
+  std::unique_ptr<DeviceMemory> allocate(const char* what, std::size_t bytes, bool zeroed) override;
+  void use_arena(Arena& arena) override;
+
+  void upload(const Tensor& to, const void* host) override;
+  void download(const Tensor& from, void* host) override;
+  void upload(Indices& indices) override;
+  bool needs_device_indices() const override { return true; }
+  void load(const HostTensor& from, const Tensor& to) override;
+  void finish() override { device_.finish(); }
+
+  void copy(const Tensor& from, const Tensor& to) override;
+  void zero(const Tensor& tensor) override;
+  void add_scaled(const Tensor& from, float factor, const Tensor& to) override;
+  void gather_rows(const Tensor& from, const Indices& rows, const Tensor& to) override;
+  void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
+
+  std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
+  void linear_forward(const LinearForward& call) override;
+  void linear_input_grad(const LinearInputGrad& call) override;
+  void lora_weight_grad(const LoraWeightGrad& call) override;
+
+  void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
+  void rmsnorm_backward(const RmsNormBackward& call) override;
+  void qk_rope_forward(const QkRope& call) override;
+  void qk_rope_backward(const QkRopeBackward& call) override;
+  void attention_forward(const AttentionForward& call) override;
+  void attention_backward(const AttentionBackward& call) override;
+  void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) override;
+  void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
+                       const Tensor& act) override;
+  void cross_entropy(const CrossEntropy& call) override;
+
+  void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;
+  std::vector<double> squared_norms(std::span<const Tensor> tensors) override;
+
+ private:
+  void multiply(const Product& product);
+  void forward_int8(const LinearForward& call, const CudaLinear& weight);
+  /// A table that a kernel reads, in a workspace that lives as long as the buffer given back.
+  template <class Entry>
+  Buffer table(const char* what, const std::vector<Entry>& entries);
+
+  Device device_;
+  LinearContext context_;
+  Products products_;
+  std::unique_ptr<Memory> product_workspace_;
+  std::unique_ptr<Memory> counters_;
+  Arena* arena_ = nullptr;
+};
+
+}  // namespace pipelora::cuda

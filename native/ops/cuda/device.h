@@ -1,0 +1,66 @@
+// One GPU as the engine's thread uses it: a stream, device memory, pinned memory that transfers pass through.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <cstddef>
+#include <memory>
+
+#include "pipelora/ops.h"
+#include "pipelora/parallel.h"
+
+namespace pipelora::cuda {
+
+class Memory final : public DeviceMemory {
+ public:
+  /// Throws PL_OUT_OF_MEMORY with what is free.
+  Memory(int device, const char* what, std::size_t bytes);
+  ~Memory() override;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* data() const override { return data_; }
+  std::size_t bytes() const override { return bytes_; }
+
+ private:
+  int device_;
+  void* data_ = nullptr;
+  std::size_t bytes_;
+};
+
+class Device {
+ public:
+  explicit Device(int index);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  int index() const { return index_; }
+  /// Makes the GPU this thread's and gives the stream that everything runs on.
+  cudaStream_t stream();
+
+  std::unique_ptr<Memory> allocate(const char* what, std::size_t bytes);
+
+  /// rows x row_bytes, dense on the host, `pitch` bytes from row to row on the device. The host's bytes are read before
+  /// the call returns; the device's arrive in stream order.
+  void upload(void* to, std::size_t pitch, const void* host, std::size_t row_bytes, std::size_t rows);
+  /// Waits for the stream.
+  void download(const void* from, std::size_t pitch, void* host, std::size_t row_bytes, std::size_t rows);
+  void finish();
+
+ private:
+  static constexpr std::size_t kSlots = 4, kSlotBytes = std::size_t{16} << 20;
+
+  /// Up to `wanted` bytes of pinned memory that no transfer uses; what was handed out before stays untouched.
+  char* reserve(std::size_t wanted, std::size_t& got);
+  void fill(char* to, const char* from, std::size_t bytes);
+
+  int index_;
+  cudaStream_t stream_ = nullptr;
+  char* pinned_ = nullptr;
+  std::array<cudaEvent_t, kSlots> slot_done_{};
+  std::size_t slot_ = 0, slot_used_ = 0;
+  ThreadPool copiers_;
+};
+
+}  // namespace pipelora::cuda

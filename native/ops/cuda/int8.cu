@@ -1,0 +1,277 @@
+// LLM.int8() (Dettmers et al. 2022) with the rounding of bitsandbytes 0.50.
+#include "ops/cuda/common.cuh"
+#include "ops/cuda/int8.h"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+// bitsandbytes' constants for 1 / 127² (rounded there to seven digits) and 1 / 127.
+constexpr float kPerSquare = 6.200012e-05f;
+constexpr float kPerUnit = 7.874015718698502e-3f;
+
+__device__ inline float half_of(float x) { return __half2float(__float2half_rn(x)); }
+__device__ inline float half_of(float x, float) { return half_of(x); }
+__device__ inline float half_of(float x, f16) { return half_of(x); }
+__device__ inline float half_of(float x, bf16) { return half_of(__bfloat162float(__float2bfloat16_rn(x))); }
+
+__device__ inline float code_scale(float absmax) {
+  if (absmax < 1.17549435e-38f) return 0.0f;
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(absmax));
+  return __fmul_rn(127.0f, inverse);
+}
+__device__ inline std::int8_t code_of(float x, float scale) {
+  return static_cast<std::int8_t>(__float2int_rn(__fmul_rn(x, scale)));
+}
+
+__device__ inline float block_max(float x, float* shared) {
+  x = warp_max(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  float largest = 0;
+  for (int w = 0; w < kThreads / 32; ++w) largest = fmaxf(largest, shared[w]);
+  __syncthreads();
+  return largest;
+}
+
+template <class T, class As>
+__global__ void quantise_weight8_kernel(const T* source, std::int64_t stride, std::int64_t in, std::int8_t* codes,
+                                        std::int64_t codes_stride, float* scales, std::int64_t base, unsigned long long* bad) {
+  __shared__ float shared[kThreads / 32];
+  const std::int64_t row = blockIdx.x;
+  float largest = 0;
+  for (std::int64_t c = threadIdx.x; c < in; c += kThreads) {
+    const float v = half_of(widen(source[row * stride + c]), As{});
+    if (!isfinite(v)) atomicMin(bad, static_cast<unsigned long long>(base + row * in + c));
+    largest = fmaxf(largest, fabsf(v));
+  }
+  largest = block_max(largest, shared);
+  if (threadIdx.x == 0) scales[row] = largest;
+  const float scale = code_scale(largest);
+  for (std::int64_t c = threadIdx.x; c < codes_stride; c += kThreads) {
+    codes[row * codes_stride + c] = c < in ? code_of(half_of(widen(source[row * stride + c]), As{}), scale) : 0;
+  }
+}
+
+template <int V, class T>
+__global__ void dequantise8_kernel(const std::int8_t* codes, std::int64_t codes_stride, const float* scales, T* to,
+                                   std::int64_t stride, std::int64_t rows, std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const float scale = scales[r] * (1.0f / 127.0f);
+    std::int8_t own[V];
+    if constexpr (V == 8)
+      *reinterpret_cast<int2*>(own) = *reinterpret_cast<const int2*>(codes + r * codes_stride + c * V);
+    else
+      own[0] = codes[r * codes_stride + c];
+    Floats<V> out;
+#pragma unroll
+    for (int i = 0; i < V; ++i) out.v[i] = static_cast<float>(own[i]) * scale;
+    store<V>(to + r * stride + c * V, out);
+  }
+}
+
+template <class T>
+__global__ void mark_outliers_kernel(const T* x, std::int64_t stride, std::int64_t tokens, std::int64_t in, float threshold,
+                                     std::int32_t* flags) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= in) return;
+  bool found = false;
+  for (std::int64_t t = blockIdx.y; t < tokens; t += gridDim.y) found = found || fabsf(half_of(widen(x[t * stride + c]))) >= threshold;
+  if (found) flags[c] = 1;
+}
+
+// One block: a scan over the flags in the order of the columns.
+__global__ void list_outliers_kernel(const std::int32_t* flags, std::int64_t in, std::int32_t* columns, std::int32_t* count) {
+  __shared__ int sums[1024];
+  const int each = static_cast<int>((in + 1023) / 1024);
+  const std::int64_t begin = static_cast<std::int64_t>(threadIdx.x) * each, end = min(in, begin + each);
+  int own = 0;
+  for (std::int64_t c = begin; c < end; ++c) own += flags[c] != 0;
+  sums[threadIdx.x] = own;
+  __syncthreads();
+  for (int d = 1; d < 1024; d *= 2) {
+    const int before = static_cast<int>(threadIdx.x) >= d ? sums[threadIdx.x - d] : 0;
+    __syncthreads();
+    sums[threadIdx.x] += before;
+    __syncthreads();
+  }
+  int at = sums[threadIdx.x] - own;
+  for (std::int64_t c = begin; c < end; ++c)
+    if (flags[c] != 0) columns[at++] = static_cast<std::int32_t>(c);
+  if (threadIdx.x == 1023) *count = sums[1023];
+}
+
+template <class T>
+__global__ void quantise_rows_kernel(const T* x, std::int64_t stride, std::int64_t in, float threshold, const std::int32_t* flags,
+                                     std::int8_t* codes, std::int64_t codes_stride, float* absmax) {
+  __shared__ float shared[kThreads / 32];
+  __shared__ int broken;
+  const std::int64_t row = blockIdx.x;
+  if (threadIdx.x == 0) broken = 0;
+  __syncthreads();
+  float largest = 0;
+  bool bad = false;
+  for (std::int64_t c = threadIdx.x; c < in; c += kThreads) {
+    const float v = fabsf(half_of(widen(x[row * stride + c])));
+    bad = bad || !isfinite(v);
+    if (!(threshold > 0.0f && v >= threshold)) largest = fmaxf(largest, v);
+  }
+  if (bad && !(threshold > 0.0f)) broken = 1;
+  bool nan = false;
+  for (std::int64_t c = threadIdx.x; c < in; c += kThreads) nan = nan || isnan(widen(x[row * stride + c]));
+  if (nan) broken = 1;
+  largest = block_max(largest, shared);
+  const bool unusable = broken != 0;
+  if (threadIdx.x == 0) absmax[row] = unusable ? NAN : largest;
+  const float scale = code_scale(largest);
+  for (std::int64_t c = threadIdx.x; c < codes_stride; c += kThreads) {
+    std::int8_t code = 0;
+    if (c < in && !unusable && (flags == nullptr || flags[c] == 0)) {
+      const float v = half_of(widen(x[row * stride + c]));
+      if (!(threshold > 0.0f && fabsf(v) >= threshold)) code = code_of(v, scale);
+    }
+    codes[row * codes_stride + c] = code;
+  }
+}
+
+template <class T>
+__global__ void gather_outlier_weights_kernel(const std::int8_t* codes, std::int64_t codes_stride, const float* scales,
+                                              std::int64_t out, const std::int32_t* columns, const std::int32_t* count, T* weights) {
+  const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (o >= out) return;
+  for (int i = static_cast<int>(blockIdx.y); i < *count; i += static_cast<int>(gridDim.y)) {
+    const float code = codes[o * codes_stride + columns[i]];
+    weights[static_cast<std::int64_t>(i) * out + o] = narrow<T>(code * scales[o] * kPerUnit);
+  }
+}
+
+template <class T>
+__global__ void finish_int8_kernel(const std::int32_t* sums, std::int64_t sums_stride, const float* absmax, const float* scales,
+                                   const T* bias, const T* x, std::int64_t x_stride, const T* outlier_weights,
+                                   const std::int32_t* columns, const std::int32_t* count, const T* residual,
+                                   std::int64_t residual_stride, T* y, std::int64_t y_stride, std::int64_t out) {
+  const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x, t = blockIdx.y;
+  if (o >= out) return;
+  float value = static_cast<float>(sums[t * sums_stride + o]) * (absmax[t] * kPerSquare) * scales[o];
+  if (bias != nullptr) value += widen(bias[o]);
+  value = half_of(value);
+  const int outliers = count != nullptr ? *count : 0;
+  for (int i = 0; i < outliers; ++i)
+    value = fmaf(widen(x[t * x_stride + columns[i]]), widen(outlier_weights[static_cast<std::int64_t>(i) * out + o]), value);
+  if (residual != nullptr) value += widen(residual[t * residual_stride + o]);
+  y[t * y_stride + o] = narrow<T>(value);
+}
+
+constexpr int kOutputTokens = 16;
+
+template <class T>
+__global__ void add_lora_output_kernel(T* y, std::int64_t y_stride, std::int64_t tokens, std::int64_t columns,
+                                       const float* inner, std::int64_t inner_stride, const float* bt, std::int64_t bt_stride,
+                                       int rank, float scale) {
+  const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (o >= columns) return;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kOutputTokens;
+  float b[8];
+#pragma unroll
+  for (int r = 0; r < 8; ++r) b[r] = r < rank ? bt[r * bt_stride + o] : 0.0f;
+  for (std::int64_t t = first; t < min(tokens, first + kOutputTokens); ++t) {
+    float sum = 0;
+#pragma unroll
+    for (int r = 0; r < 8; ++r) sum += (r < rank ? inner[t * inner_stride + r] : 0.0f) * b[r];
+    y[t * y_stride + o] = narrow<T>(widen(y[t * y_stride + o]) + scale * sum);
+  }
+}
+
+}  // namespace
+
+void quantise_weight8(const Tensor& source, DType as, const Tensor& codes, float* scales, std::int64_t base,
+                      unsigned long long* bad, cudaStream_t stream) {
+  with_float(source.dtype, [&]<class T>(T) {
+    with_float(as, [&]<class As>(As) {
+      quantise_weight8_kernel<T, As><<<static_cast<unsigned>(source.rows), kThreads, 0, stream>>>(
+          source.as<T>(), source.stride, source.cols, codes.as<std::int8_t>(), codes.stride, scales, base, bad);
+    });
+  });
+  check_launch("quantise_weight8");
+}
+
+void dequantise8(const Tensor& codes, const float* scales, const Tensor& to, cudaStream_t stream) {
+  const unsigned rows = static_cast<unsigned>(std::min<std::int64_t>(65535, to.rows));
+  with_float(to.dtype, [&]<class T>(T) {
+    if (eights(to)) {
+      dequantise8_kernel<8, T><<<dim3(blocks_for(to.cols / 8, kThreads), rows), kThreads, 0, stream>>>(
+          codes.as<std::int8_t>(), codes.stride, scales, to.as<T>(), to.stride, to.rows, to.cols / 8);
+    } else {
+      dequantise8_kernel<1, T><<<dim3(blocks_for(to.cols, kThreads), rows), kThreads, 0, stream>>>(
+          codes.as<std::int8_t>(), codes.stride, scales, to.as<T>(), to.stride, to.rows, to.cols);
+    }
+  });
+  check_launch("dequantise8");
+}
+
+void find_outliers(const Tensor& x, float threshold, std::int32_t* flags, std::int32_t* columns, std::int32_t* count,
+                   cudaStream_t stream) {
+  check(cudaMemsetAsync(flags, 0, static_cast<std::size_t>(x.cols) * sizeof *flags, stream), "outlier columns");
+  with_float(x.dtype, [&]<class T>(T) {
+    const dim3 grid(blocks_for(x.cols, kThreads), static_cast<unsigned>(std::min<std::int64_t>(64, x.rows)));
+    mark_outliers_kernel<T><<<grid, kThreads, 0, stream>>>(x.as<T>(), x.stride, x.rows, x.cols, threshold, flags);
+  });
+  list_outliers_kernel<<<1, 1024, 0, stream>>>(flags, x.cols, columns, count);
+  check_launch("find_outliers");
+}
+
+void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, const Tensor& codes, float* absmax,
+                   cudaStream_t stream) {
+  with_float(x.dtype, [&]<class T>(T) {
+    quantise_rows_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(
+        x.as<T>(), x.stride, x.cols, threshold, flags, codes.as<std::int8_t>(), codes.stride, absmax);
+  });
+  check_launch("quantise_rows");
+}
+
+void gather_outlier_weights(const Tensor& codes, const float* scales, const std::int32_t* columns, const std::int32_t* count,
+                            const Tensor& weights, cudaStream_t stream) {
+  with_float(weights.dtype, [&]<class T>(T) {
+    const dim3 grid(blocks_for(codes.rows, kThreads), 32);
+    gather_outlier_weights_kernel<T><<<grid, kThreads, 0, stream>>>(codes.as<std::int8_t>(), codes.stride, scales, codes.rows,
+                                                                   columns, count, weights.as<T>());
+  });
+  check_launch("gather_outlier_weights");
+}
+
+void finish_int8(const Int8Finish& call, cudaStream_t stream) {
+  for (std::int64_t first = 0; first < call.y.rows; first += 65535) {
+    const std::int64_t rows = std::min<std::int64_t>(65535, call.y.rows - first);
+    const auto from = [&](const Tensor& t) { return t ? t.row_range(first, rows) : t; };
+    const Tensor y = from(call.y), x = from(call.x), sums = from(call.sums), residual = from(call.residual);
+    with_float(y.dtype, [&]<class T>(T) {
+      finish_int8_kernel<T><<<dim3(blocks_for(y.cols, kThreads), static_cast<unsigned>(rows)), kThreads, 0, stream>>>(
+          sums.as<std::int32_t>(), sums.stride, call.absmax + first, call.scales, static_cast<const T*>(call.bias), x.as<T>(),
+          x.stride, call.outlier_weights.as<T>(), call.columns, call.count, residual.as<T>(), residual.stride, y.as<T>(), y.stride,
+          y.cols);
+    });
+    check_launch("finish_int8");
+  }
+}
+
+void add_lora_output(const LoraSet& lora, const Tensor& inner, const Tensor& y, cudaStream_t stream) {
+  for (const LoraView& pair : lora.pairs) {
+    const Tensor target = y.columns(pair.first_column, pair.bt.cols);
+    for (std::int64_t r = 0; r < pair.bt.rows; r += 8) {
+      with_float(y.dtype, [&]<class T>(T) {
+        const dim3 grid(blocks_for(target.cols, kThreads), blocks_for(target.rows, kOutputTokens));
+        add_lora_output_kernel<T><<<grid, kThreads, 0, stream>>>(
+            target.as<T>(), target.stride, target.rows, target.cols, inner.as<float>() + pair.first_inner + r, inner.stride,
+            pair.bt.as<float>() + r * pair.bt.stride, pair.bt.stride, static_cast<int>(std::min<std::int64_t>(8, pair.bt.rows - r)),
+            pair.scale);
+      });
+      check_launch("add_lora_output");
+    }
+  }
+}
+
+}  // namespace pipelora::cuda

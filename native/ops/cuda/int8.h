@@ -1,0 +1,50 @@
+// LLM.int8() on the device; numbers as in quant/int8.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ops/cuda/lora.h"
+#include "pipelora/tensor.h"
+
+namespace pipelora::cuda {
+
+/// source [n, in], rounded to `as` and then to f16 -> codes [n, in] and scales [n]. *bad as in quantise4.
+void quantise_weight8(const Tensor& source, DType as, const Tensor& codes, float* scales, std::int64_t base,
+                      unsigned long long* bad, cudaStream_t stream);
+
+/// to [out, in] = codes * (scale / 127), rounded once.
+void dequantise8(const Tensor& codes, const float* scales, const Tensor& to, cudaStream_t stream);
+
+/// Columns of x [T, in] that hold an outlier, ascending: columns [in] and *count, all on the device. flags [in] is scratch.
+void find_outliers(const Tensor& x, float threshold, std::int32_t* flags, std::int32_t* columns, std::int32_t* count,
+                   cudaStream_t stream);
+
+/// x -> codes [T, in] (outliers and outlier columns 0; the padding behind `in` too) and absmax [T].
+void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, const Tensor& codes, float* absmax,
+                   cudaStream_t stream);
+
+/// weights[i, o] = W[o, columns[i]] in `weights`' dtype, for i < *count. weights has room for [in, out].
+void gather_outlier_weights(const Tensor& codes, const float* scales, const std::int32_t* columns, const std::int32_t* count,
+                            const Tensor& weights, cudaStream_t stream);
+
+struct Int8Finish {
+  Tensor sums;  // [T, out] int32
+  const float* absmax = nullptr;
+  const float* scales = nullptr;
+  const void* bias = nullptr;  // [out] compute, or null
+  Tensor x;                    // [T, in]
+  Tensor outlier_weights;      // [in, out]
+  const std::int32_t* columns = nullptr;
+  const std::int32_t* count = nullptr;
+  Tensor residual;  // or empty
+  Tensor y;
+};
+/// y = f16(sums * absmax * scales / 127² + bias) + outliers + residual, rounded once to y's dtype.
+void finish_int8(const Int8Finish& call, cudaStream_t stream);
+
+/// y += scale * inner Bᵀ of each pair.
+void add_lora_output(const LoraSet& lora, const Tensor& inner, const Tensor& y, cudaStream_t stream);
+
+}  // namespace pipelora::cuda

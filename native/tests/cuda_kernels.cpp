@@ -1,0 +1,360 @@
+// The GPU's element-wise operations, norms, rotary, attention, cross entropy and optimizer against plain references in float64.
+#include <algorithm>
+#include <limits>
+
+#include "tests/cuda_fixture.h"
+
+using namespace pipelora;
+using namespace pipelora::test;
+
+namespace {
+
+std::string label(const char* op, DType dtype, const std::string& shape) {
+  return std::string(op) + " " + dtype_name(dtype) + " " + shape;
+}
+
+void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
+  const std::string shape = shape_text(rows, cols);
+  const std::int64_t n = rows * cols;
+  const Values gate = random_values(n, 1.5, dtype, 1), up = random_values(n, 1, dtype, 2), dact = random_values(n, 1, dtype, 3);
+  Values act(gate.size()), dgate(gate.size()), dup(gate.size());
+  for (std::size_t i = 0; i < gate.size(); ++i) {
+    const double s = 1 / (1 + std::exp(-gate[i]));
+    act[i] = gate[i] * s * up[i];
+    dup[i] = dact[i] * gate[i] * s;
+    dgate[i] = dact[i] * up[i] * s * (1 + gate[i] * (1 - s));
+  }
+  auto both = gpu.empty(dtype, rows, 2 * cols);
+  const Tensor g = both.view.columns(0, cols), u = both.view.columns(cols, cols);
+  gpu.ops->copy(gpu.put(gate, dtype, rows, cols), g);
+  gpu.ops->copy(gpu.put(up, dtype, rows, cols), u);
+  auto out = gpu.empty(dtype, rows, cols);
+  gpu.ops->swiglu_forward(g, u, out);
+  compare(label("swiglu_forward", dtype, shape), gpu.get(out), act, limit_of(dtype));
+  auto d = gpu.put(dact, dtype, rows, cols);
+  gpu.ops->swiglu_backward(g, u, d, g, u, d);
+  compare(label("swiglu_backward act", dtype, shape), gpu.get(d), act, limit_of(dtype));
+  compare(label("swiglu_backward dgate", dtype, shape), gpu.get(g), dgate, limit_of(dtype));
+  compare(label("swiglu_backward dup", dtype, shape), gpu.get(u), dup, limit_of(dtype));
+
+  Indices picked;
+  for (std::int64_t i = 0; i < rows; ++i) picked.host.push_back(static_cast<std::int32_t>((i * 7 + 3) % rows));
+  std::vector<std::int32_t> unique(picked.host);
+  gpu.upload(picked);
+  auto gathered = gpu.empty(DType::f32, rows, cols);
+  gpu.ops->gather_rows(gpu.put(up, dtype, rows, cols), picked, gathered);
+  Values expected(up.size());
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c)
+      expected[static_cast<std::size_t>(r * cols + c)] =
+          up[static_cast<std::size_t>(picked.host[static_cast<std::size_t>(r)] * cols + c)];
+  compare(label("gather_rows to float32", dtype, shape), gpu.get(gathered), expected, 1e-7);
+  if (rows % 7 != 0) {  // the indices are a permutation
+    auto scattered = gpu.empty(dtype, rows, cols);
+    gpu.ops->scatter_rows(gathered, picked, 0.5f, scattered);
+    Values half(up);
+    for (double& v : half) v *= 0.5;
+    compare(label("scatter_rows from float32", dtype, shape), gpu.get(scattered), half, 1e-2);
+  }
+}
+
+void add(Gpu& gpu, std::int64_t rows, std::int64_t cols) {
+  const Values a = random_values(rows * cols, 1, DType::f32, 4), b = random_values(rows * cols, 1, DType::f32, 5);
+  auto to = gpu.put(b, DType::f32, rows, cols);
+  gpu.ops->add_scaled(gpu.put(a, DType::f32, rows, cols), 0.3f, to);
+  Values expected(b);
+  for (std::size_t i = 0; i < b.size(); ++i) expected[i] += static_cast<double>(0.3f) * a[i];
+  compare("add_scaled " + shape_text(rows, cols), gpu.get(to), expected, 1e-6);
+}
+
+void norm(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
+  const std::string shape = shape_text(rows, cols);
+  const Values x = random_values(rows * cols, 2, dtype, 6), dy = random_values(rows * cols, 1, dtype, 7),
+               residual = random_values(rows * cols, 1, dtype, 8), w = random_values(cols, 1, DType::f32, 9);
+  const double eps = 1e-6;
+  Values y(x.size()), dx(x.size());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const auto at = static_cast<std::size_t>(r * cols);
+    double squares = 0, dot = 0;
+    for (std::size_t c = 0; c < static_cast<std::size_t>(cols); ++c) {
+      squares += x[at + c] * x[at + c];
+      dot += w[c] * dy[at + c] * x[at + c];
+    }
+    const double n = static_cast<double>(cols), inverse = 1 / std::sqrt(squares / n + eps);
+    for (std::size_t c = 0; c < static_cast<std::size_t>(cols); ++c) {
+      y[at + c] = x[at + c] * inverse * w[c];
+      dx[at + c] = inverse * w[c] * dy[at + c] - x[at + c] * inverse * inverse * inverse * dot / n + residual[at + c];
+    }
+  }
+  auto x_held = gpu.put(x, dtype, rows, cols), weight = gpu.put(w, DType::f32, 1, cols), out = gpu.empty(dtype, rows, cols);
+  gpu.ops->rmsnorm_forward(x_held, weight, static_cast<float>(eps), out);
+  compare(label("rmsnorm_forward", dtype, shape), gpu.get(out), y, limit_of(dtype));
+  auto gradient = gpu.put(dy, dtype, rows, cols), rest = gpu.put(residual, dtype, rows, cols);
+  gpu.ops->rmsnorm_backward({x_held, weight, gradient, rest, rest, gradient, static_cast<float>(eps)});
+  compare(label("rmsnorm_backward dx", dtype, shape), gpu.get(rest), dx, limit_of(dtype));
+  compare(label("rmsnorm_backward y", dtype, shape), gpu.get(gradient), y, limit_of(dtype));
+}
+
+struct HeadMath {
+  std::int64_t e;
+  const double* norm;  // or null
+  double eps;
+
+  void forward(const double* x, const double* cosine, const double* sine, double scale, double* y) const {
+    const std::int64_t half = e / 2;
+    const double r = inverse(x);
+    for (std::int64_t c = 0; c < half; ++c) {
+      const double a = x[c] * (norm ? r * norm[c] : 1), b = x[half + c] * (norm ? r * norm[half + c] : 1);
+      y[c] = (a * cosine[c] - b * sine[c]) * scale;
+      y[half + c] = (b * cosine[c] + a * sine[c]) * scale;
+    }
+  }
+  void backward(const double* x, const double* dy, const double* cosine, const double* sine, double* dx) const {
+    const std::int64_t half = e / 2;
+    Values turned(static_cast<std::size_t>(e));
+    for (std::int64_t c = 0; c < half; ++c) {
+      turned[static_cast<std::size_t>(c)] = dy[c] * cosine[c] + dy[half + c] * sine[c];
+      turned[static_cast<std::size_t>(half + c)] = dy[half + c] * cosine[c] - dy[c] * sine[c];
+    }
+    const double r = inverse(x);
+    double dot = 0;
+    for (std::int64_t c = 0; c < e; ++c) dot += norm ? norm[c] * turned[static_cast<std::size_t>(c)] * x[c] : 0;
+    for (std::int64_t c = 0; c < e; ++c) {
+      const double t = turned[static_cast<std::size_t>(c)];
+      dx[c] = norm ? r * norm[c] * t - x[c] * r * r * r * dot / static_cast<double>(e) : t;
+    }
+  }
+  double inverse(const double* x) const {
+    double squares = 0;
+    for (std::int64_t c = 0; c < e; ++c) squares += x[c] * x[c];
+    return 1 / std::sqrt(squares / static_cast<double>(e) + eps);
+  }
+};
+
+void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, std::int64_t e, bool normed) {
+  const std::string shape = std::to_string(tokens) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " +
+                            std::to_string(e) + (normed ? ", normed" : "");
+  const std::int64_t cols = (heads + 2 * kv_heads) * e, positions = 50, all = heads + kv_heads;
+  const Values x = random_values(tokens * cols, 1, dtype, 10), dy = random_values(tokens * cols, 1, dtype, 11);
+  const Values qn = random_values(e, 1, DType::f32, 12), kn = random_values(e, 1, DType::f32, 13);
+  Values table(static_cast<std::size_t>(positions * e)), scale(static_cast<std::size_t>(tokens));
+  for (std::int64_t p = 0; p < positions; ++p)
+    for (std::int64_t c = 0; c < e / 2; ++c) {
+      const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(c) / static_cast<double>(e));
+      table[static_cast<std::size_t>(p * e + c)] = rounded(std::cos(angle), DType::f32);
+      table[static_cast<std::size_t>(p * e + e / 2 + c)] = rounded(std::sin(angle), DType::f32);
+    }
+  Indices rows;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    rows.host.push_back(static_cast<std::int32_t>(t * 7 % positions));
+    scale[static_cast<std::size_t>(t)] = rounded(1.0 + 0.01 * static_cast<double>(t % 5), DType::f32);
+  }
+  gpu.upload(rows);
+  Values forward(x), backward(dy);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const double* cosine = table.data() + rows.host[static_cast<std::size_t>(t)] * e;
+    for (std::int64_t h = 0; h < all; ++h) {
+      const HeadMath math{e, normed ? (h < heads ? qn.data() : kn.data()) : nullptr, 1e-6};
+      const std::int64_t at = t * cols + h * e;
+      math.forward(x.data() + at, cosine, cosine + e / 2, h < heads ? scale[static_cast<std::size_t>(t)] : 1.0, forward.data() + at);
+      math.backward(x.data() + at, dy.data() + at, cosine, cosine + e / 2, backward.data() + at);
+    }
+  }
+  auto held = gpu.put(x, dtype, tokens, cols), before = gpu.put(x, dtype, tokens, cols), grad = gpu.put(dy, dtype, tokens, cols);
+  auto q_norm = gpu.put(qn, DType::f32, 1, e), k_norm = gpu.put(kn, DType::f32, 1, e), rope_table = gpu.put(table, DType::f32, positions, e),
+       q_scale = gpu.put(scale, DType::f32, 1, tokens);
+  const auto q_of = [&](const Gpu::Held& t) { return t.view.columns(0, heads * e); };
+  const auto k_of = [&](const Gpu::Held& t) { return t.view.columns(heads * e, kv_heads * e); };
+  const Tensor qw = normed ? q_norm.view : Tensor(), kw = normed ? k_norm.view : Tensor();
+  gpu.ops->qk_rope_forward({q_of(held), k_of(held), q_of(held), k_of(held), qw, kw, 1e-6f, rope_table, &rows, q_scale, e});
+  compare(label("qk_rope_forward", dtype, shape), gpu.get(held), forward, limit_of(dtype));
+  gpu.ops->qk_rope_backward({q_of(grad), k_of(grad), q_of(before), k_of(before), qw, kw, 1e-6f, rope_table, &rows, e});
+  compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
+}
+
+struct AttentionCase {
+  std::vector<int> lengths, past;
+  std::int64_t heads, kv_heads, e, window;
+};
+
+void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
+  std::string shape = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads of " + std::to_string(c.e) +
+                      (c.window ? ", window " + std::to_string(c.window) : "") + (c.past.empty() ? "" : ", cached") + ", rows";
+  for (int n : c.lengths) shape += " " + std::to_string(n);
+  const bool cached = !c.past.empty();
+  int capacity = 0;
+  for (std::size_t i = 0; i < c.lengths.size(); ++i) capacity = std::max(capacity, c.lengths[i] + (cached ? c.past[i] : 0) + 3);
+  const auto sequences = gpu.sequences(c.lengths, c.past, cached ? capacity : 0);
+  const std::int64_t tokens = sequences->tokens, e = c.e, group = c.heads / c.kv_heads;
+  const std::int64_t keys = cached ? capacity * static_cast<std::int64_t>(c.lengths.size()) : tokens;
+  const std::int64_t q_cols = c.heads * e, k_cols = c.kv_heads * e;
+  const Values q = random_values(tokens * q_cols, 1, dtype, 20), k = random_values(keys * k_cols, 1, dtype, 21),
+               v = random_values(keys * k_cols, 1, dtype, 22), dout = random_values(tokens * q_cols, 1, dtype, 23);
+  const double scale = 1 / std::sqrt(static_cast<double>(e));
+  Values out(q.size(), 0), lse(static_cast<std::size_t>(c.heads * tokens)), dq(q.size(), 0), dk(k.size(), 0), dv(k.size(), 0);
+  for (std::size_t s = 0; s < c.lengths.size(); ++s) {
+    const std::int64_t first = sequences->cu_queries.host[s], start = sequences->key_start.host[s];
+    const std::int64_t offset = sequences->key_length.host[s] - c.lengths[s];
+#pragma omp parallel for
+    for (std::int64_t kv = 0; kv < c.kv_heads; ++kv)
+      for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h)
+        for (std::int64_t i = 0; i < c.lengths[s]; ++i) {
+          const std::int64_t position = offset + i, low = c.window ? std::max<std::int64_t>(0, position - c.window + 1) : 0;
+          const double* qi = q.data() + (first + i) * q_cols + h * e;
+          const double* gi = dout.data() + (first + i) * q_cols + h * e;
+          double* oi = out.data() + (first + i) * q_cols + h * e;
+          Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size());
+          double top = -1e300, total = 0;
+          for (std::int64_t j = low; j <= position; ++j) {
+            double dot = 0;
+            for (std::int64_t x = 0; x < e; ++x) dot += qi[x] * k[static_cast<std::size_t>((start + j) * k_cols + kv * e + x)];
+            p[static_cast<std::size_t>(j - low)] = dot * scale;
+            top = std::max(top, dot * scale);
+          }
+          for (double& w : p) total += w = std::exp(w - top);
+          lse[static_cast<std::size_t>(h * tokens + first + i)] = top + std::log(total);
+          double delta = 0;
+          for (std::int64_t j = low; j <= position; ++j) {
+            const auto at = static_cast<std::size_t>(j - low);
+            p[at] /= total;
+            const double* vj = v.data() + (start + j) * k_cols + kv * e;
+            for (std::int64_t x = 0; x < e; ++x) {
+              oi[x] += p[at] * vj[x];
+              dp[at] += gi[x] * vj[x];
+            }
+            delta += p[at] * dp[at];
+          }
+          for (std::int64_t j = low; j <= position; ++j) {
+            const auto at = static_cast<std::size_t>(j - low);
+            const double ds = p[at] * (dp[at] - delta) * scale;
+            for (std::int64_t x = 0; x < e; ++x) {
+              const auto kx = static_cast<std::size_t>((start + j) * k_cols + kv * e + x);
+              dv[kx] += p[at] * gi[x];
+              dk[kx] += ds * qi[x];
+              dq[static_cast<std::size_t>((first + i) * q_cols + h * e + x)] += ds * k[kx];
+            }
+          }
+        }
+  }
+  auto qd = gpu.put(q, dtype, tokens, q_cols, 16), kd = gpu.put(k, dtype, keys, k_cols, 8), vd = gpu.put(v, dtype, keys, k_cols),
+       od = gpu.empty(dtype, tokens, q_cols), ld = gpu.empty(DType::f32, c.heads, tokens);
+  const auto scale_f = static_cast<float>(scale);
+  gpu.ops->attention_forward({qd, kd, vd, od, ld, sequences.get(), e, c.window, scale_f});
+  compare(label("attention_forward", dtype, shape), gpu.get(od), out, limit_of(dtype));
+  compare(label("attention_forward lse", dtype, shape), gpu.get(ld), lse, limit_of(dtype));
+  if (cached) return;
+  auto gd = gpu.put(dout, dtype, tokens, q_cols), dqd = gpu.empty(dtype, tokens, q_cols), dkd = gpu.empty(dtype, keys, k_cols, 8),
+       dvd = gpu.empty(dtype, keys, k_cols);
+  gpu.ops->attention_backward({qd, kd, vd, od, ld, gd, dqd, dkd, dvd, sequences.get(), e, c.window, scale_f});
+  compare(label("attention_backward dq", dtype, shape), gpu.get(dqd), dq, limit_of(dtype));
+  compare(label("attention_backward dk", dtype, shape), gpu.get(dkd), dk, limit_of(dtype));
+  compare(label("attention_backward dv", dtype, shape), gpu.get(dvd), dv, limit_of(dtype));
+}
+
+void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab) {
+  const std::string shape = shape_text(rows, vocab);
+  const Values z = random_values(rows * vocab, 3, DType::f32, 30);
+  Values targets, weights, loss, correct, gradient(z.size());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const double* row = z.data() + r * vocab;
+    const std::int64_t best = std::max_element(row, row + vocab) - row, target = r % 3 == 0 ? best : r * 37 % vocab;
+    double total = 0;
+    for (std::int64_t c = 0; c < vocab; ++c) total += std::exp(row[c] - row[best]);
+    targets.push_back(static_cast<double>(target));
+    weights.push_back(rounded(0.25 + 0.1 * static_cast<double>(r % 4), DType::f32));
+    loss.push_back(std::log(total) + row[best] - row[target]);
+    correct.push_back(target == best ? 1 : 0);
+    for (std::int64_t c = 0; c < vocab; ++c)
+      gradient[static_cast<std::size_t>(r * vocab + c)] = weights.back() * (std::exp(row[c] - row[best]) / total - (c == target ? 1 : 0));
+  }
+  auto logits = gpu.put(z, DType::f32, rows, vocab), t = gpu.put(targets, DType::i32, 1, rows), w = gpu.put(weights, DType::f32, 1, rows),
+       l = gpu.empty(DType::f32, 1, rows), hit = gpu.empty(DType::i32, 1, rows);
+  Gpu::Held apart;
+  if (dtype != DType::f32) apart = gpu.empty(dtype, rows, vocab);
+  const Tensor d = dtype == DType::f32 ? logits.view : apart.view;
+  gpu.ops->cross_entropy({logits, d, t, w, l, hit});
+  compare(label("cross_entropy loss", dtype, shape), gpu.get(l), loss, 1e-5);
+  compare(label("cross_entropy correct", dtype, shape), gpu.get(hit), correct, 0);
+  compare(label("cross_entropy gradient", dtype, shape), gpu.get(d), gradient, limit_of(dtype));
+}
+
+void optimizer(Gpu& gpu) {
+  std::vector<Gpu::Held> held;
+  std::vector<AdamTarget> targets;
+  std::vector<Tensor> grads;
+  std::vector<Values> expected;
+  Values norms;
+  const AdamSettings s{3, 1e-3, 0.5, 0.9, 0.999, 1e-8, 0.01};
+  for (std::int64_t n : {1, 8191, 8193, 50000}) {
+    const auto seed = static_cast<std::uint64_t>(n);
+    const Values w = random_values(n, 1, DType::f32, seed), g = random_values(n, 1, DType::f32, seed + 1),
+                 m = random_values(n, 0.1, DType::f32, seed + 2);
+    Values v = random_values(n, 0.1, DType::f32, seed + 3), after(w.size());
+    double squares = 0;
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      v[i] = rounded(v[i] * v[i], DType::f32);
+      squares += g[i] * g[i];
+      const double grad = g[i] * s.grad_scale, m1 = s.beta1 * m[i] + (1 - s.beta1) * grad, v1 = s.beta2 * v[i] + (1 - s.beta2) * grad * grad;
+      const double step = s.learning_rate / (1 - std::pow(s.beta1, 3)), root = std::sqrt(1 - std::pow(s.beta2, 3));
+      after[i] = w[i] * (1 - s.learning_rate * s.weight_decay) - step * m1 / (std::sqrt(v1) / root + s.epsilon);
+    }
+    norms.push_back(squares);
+    expected.push_back(after);
+    for (const Values* values : {&w, &g, &m, static_cast<const Values*>(&v)}) held.push_back(gpu.put(*values, DType::f32, 1, n));
+    const std::size_t at = held.size() - 4;
+    targets.push_back({held[at].view, held[at + 1].view, held[at + 2].view, held[at + 3].view});
+    grads.push_back(held[at + 1].view);
+  }
+  compare("squared_norms", gpu.ops->squared_norms(grads), norms, 1e-12);
+  gpu.ops->adamw(targets, s);
+  for (std::size_t i = 0; i < targets.size(); ++i) compare("adamw weight " + std::to_string(targets[i].weight.size()), gpu.get(targets[i].weight), expected[i], 1e-6);
+  const std::vector<double> after = gpu.ops->squared_norms(grads);
+  require("adamw leaves gradients zero", std::all_of(after.begin(), after.end(), [](double x) { return x == 0; }));
+}
+
+}  // namespace
+
+/// With "small", shapes small enough for a checker that runs every instruction under watch.
+int main(int argc, char** argv) {
+  const bool small = argc > 1 && std::string(argv[1]) == "small";
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    Gpu gpu(dtype, std::size_t{1} << 30);
+    elementwise(gpu, dtype, 1, 8);
+    elementwise(gpu, dtype, 13, 172);
+    elementwise(gpu, dtype, 5, 33);
+    norm(gpu, dtype, 1, 64);
+    norm(gpu, dtype, 7, 4096);
+    norm(gpu, dtype, 33, 172);
+    norm(gpu, dtype, 3, 33);
+    for (const bool normed : {false, true}) {
+      rope(gpu, dtype, 1, 4, 4, 64, normed);
+      rope(gpu, dtype, 19, 8, 1, 128, normed);
+      rope(gpu, dtype, 11, 3, 1, 20, normed);
+    }
+    attention(gpu, dtype, {{1}, {}, 2, 2, 64, 0});
+    attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 1, 128, 0});
+    attention(gpu, dtype, {{130}, {}, 2, 1, 128, 16});
+    attention(gpu, dtype, {{33, 7}, {}, 4, 2, 80, 0});
+    attention(gpu, dtype, {{33, 7}, {}, 4, 2, 20, 5});
+    attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, 64, 0});
+    cross_entropy(gpu, dtype, 3, 1000);
+    cross_entropy(gpu, dtype, 2, 151);
+    if (small) continue;
+    elementwise(gpu, dtype, 1088, 4096);
+    norm(gpu, dtype, 8192, 1024);
+    rope(gpu, dtype, 8192, 4, 2, 128, false);
+    attention(gpu, dtype, {std::vector<int>(40, 11), {}, 4, 4, 128, 0});
+    attention(gpu, dtype, {{384, 384, 300, 17}, {}, 4, 4, 128, 0});
+    attention(gpu, dtype, {{2048}, {}, 4, 2, 64, 0});
+    attention(gpu, dtype, {{1500}, {}, 2, 1, 128, 300});
+    attention(gpu, dtype, {{1100}, {}, 8, 1, 64, 0});
+    if (dtype == DType::bf16) attention(gpu, dtype, {{8192}, {}, 2, 1, 64, 0});
+    attention(gpu, dtype, {{1, 1}, {1500, 700}, 8, 1, 128, 0});
+    cross_entropy(gpu, dtype, 17, 151936);
+  }
+  Gpu gpu(DType::f32, std::size_t{64} << 20);
+  add(gpu, 3, 40);
+  add(gpu, 17, 33);
+  optimizer(gpu);
+  return finish();
+}

@@ -1,0 +1,321 @@
+// The GPU's linear layers, held, 4-bit and 8-bit, with LoRA and dropout, against references in float64 over the values that
+// the quantisation library gives.
+#include <algorithm>
+#include <cstring>
+
+#include "quant/double_quant.h"
+#include "quant/int8.h"
+#include "quant/weight4.h"
+#include "tests/cuda_fixture.h"
+
+using namespace pipelora;
+using namespace pipelora::test;
+
+namespace {
+
+struct Case {
+  std::vector<int> lengths;
+  std::int64_t in;
+  std::vector<std::int64_t> parts;
+  std::vector<std::int64_t> ranks;  // one a part; 0: no pair
+  float dropout = 0;
+  bool bias = false, residual = false;
+  HoldSpec hold;
+  double outlier = 0;  // magnitude of a few columns of x
+};
+
+std::string hold_name(const HoldSpec& hold) {
+  std::string name = hold.quantisation == Quantisation::none ? "held"
+                     : hold.quantisation == Quantisation::nf4 ? "nf4"
+                     : hold.quantisation == Quantisation::fp4 ? "fp4"
+                                                              : "int8";
+  if (hold.double_quant) name += "+dq";
+  if (hold.keep_expanded) name += "+kept";
+  return name + " " + dtype_name(hold.dtype);
+}
+
+std::vector<float> floats(const Values& values) { return {values.begin(), values.end()}; }
+
+quant::Float format_of(DType dtype) {
+  return dtype == DType::f32 ? quant::Float::f32 : dtype == DType::bf16 ? quant::Float::bf16 : quant::Float::f16;
+}
+
+/// What a product sees of one part [rows, in].
+Values seen_values(const Values& weight, std::int64_t rows, std::int64_t in, const HoldSpec& hold, DType compute) {
+  Values seen(weight.size());
+  const std::vector<float> source = floats(weight);
+  const std::int64_t count = rows * in;
+  if (hold.quantisation == Quantisation::none) {
+    for (std::size_t i = 0; i < seen.size(); ++i) seen[i] = rounded(rounded(weight[i], hold.dtype), compute);
+    return seen;
+  }
+  std::vector<float> values(weight.size());
+  if (hold.quantisation == Quantisation::int8) {
+    std::vector<std::int8_t> q(weight.size());
+    std::vector<float> scb(static_cast<std::size_t>(rows));
+    quant::quantise_weight8(source.data(), quant::Float::f32, format_of(hold.dtype), rows, in, q.data(), scb.data(), 4);
+    quant::dequantise_tile(quant::Weight8{q.data(), scb.data(), rows, in}, 0, rows, 0, in, values.data(), quant::Float::f32, in);
+  } else {
+    const auto type = hold.quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quant::FourBit::fp4;
+    const std::int64_t blocks = quant::blocks_of(count, hold.block_size);
+    std::vector<std::uint8_t> packed(static_cast<std::size_t>(quant::packed_bytes(count))), codes(static_cast<std::size_t>(blocks));
+    std::vector<float> absmax(static_cast<std::size_t>(blocks)), nested(static_cast<std::size_t>(quant::nested_blocks_of(blocks)));
+    quant::quantise4(source.data(), quant::Float::f32, format_of(hold.dtype), count, hold.block_size, type, packed.data(), absmax.data(), 4);
+    quant::Weight4 w;
+    w.packed = packed.data();
+    w.absmax.plain = absmax.data();
+    w.out = rows;
+    w.in = in;
+    w.blocksize = hold.block_size;
+    w.type = type;
+    w.dtype = format_of(hold.dtype);
+    if (hold.double_quant) {
+      const float offset = quant::absmax_offset(absmax.data(), blocks);
+      quant::quantise_absmax(absmax.data(), blocks, offset, codes.data(), nested.data(), 4);
+      w.absmax = {nullptr, codes.data(), nested.data(), offset};
+    }
+    quant::dequantise(w, values.data(), quant::Float::f32, 4);
+  }
+  for (std::size_t i = 0; i < seen.size(); ++i) seen[i] = rounded(static_cast<double>(values[i]), compute);
+  return seen;
+}
+
+/// x Wᵀ + bias as LLM.int8() computes it.
+Values int8_product(const Values& x, std::int64_t tokens, const Values& weight, std::int64_t rows, std::int64_t in, const Values& bias,
+                    const HoldSpec& hold, DType compute) {
+  const std::vector<float> source = floats(weight), bf = floats(bias);
+  std::vector<std::uint8_t> typed(x.size() * dtype_bytes(compute));
+  for (std::size_t i = 0; i < x.size(); ++i) quant::store_float(typed.data(), format_of(compute), static_cast<std::int64_t>(i), static_cast<float>(x[i]));
+  std::vector<std::int8_t> q(weight.size()), xq(x.size());
+  std::vector<float> scb(static_cast<std::size_t>(rows)), absmax(static_cast<std::size_t>(tokens));
+  quant::quantise_weight8(source.data(), quant::Float::f32, format_of(hold.dtype), rows, in, q.data(), scb.data(), 4);
+  std::vector<std::uint8_t> found(static_cast<std::size_t>(in));
+  std::vector<std::int32_t> columns(static_cast<std::size_t>(in));
+  const quant::Activation act{typed.data(), format_of(compute), tokens, in, in};
+  std::int64_t outliers = 0;
+  if (hold.threshold > 0) {
+    quant::mark_outlier_columns(act, hold.threshold, found.data());
+    outliers = quant::list_outlier_columns(found.data(), in, columns.data());
+  }
+  quant::quantise_activation(act, hold.threshold, columns.data(), outliers, xq.data(), absmax.data());
+  std::vector<float> y(static_cast<std::size_t>(tokens * rows));
+  quant::int8_tile({act, xq.data(), absmax.data(), columns.data(), outliers}, {q.data(), scb.data(), rows, in},
+                   bf.empty() ? nullptr : bf.data(), 0, tokens, 0, rows, y.data(), rows);
+  return {y.begin(), y.end()};
+}
+
+void linear(Gpu& gpu, DType compute, const Case& c) {
+  std::int64_t out = 0, inner_cols = 0;
+  for (std::int64_t rows : c.parts) out += rows;
+  for (std::int64_t r : c.ranks) inner_cols += r;
+  const auto sequences = gpu.sequences(c.lengths);
+  const std::int64_t tokens = sequences->tokens, in = c.in;
+  const std::string name = std::string(dtype_name(compute)) + " " + hold_name(c.hold) + " " + std::to_string(tokens) + " x " + shape_text(out, in) +
+                           " r " + std::to_string(inner_cols) + (c.dropout > 0 ? " dropout" : "") + ": ";
+
+  Values x = random_values(tokens * in, 1, compute, 40);
+  if (c.outlier > 0)
+    for (std::int64_t t = 0; t < tokens; t += 3) x[static_cast<std::size_t>(t * in + t % 5 * 7)] = rounded(c.outlier, compute);
+  const Values dy = random_values(tokens * out, 1, compute, 41);
+  const Values residual = c.residual ? random_values(tokens * out, 1, compute, 42) : Values();
+  const Values bias = c.bias ? random_values(out, 1, compute, 43) : Values();
+
+  auto weight = gpu.ops->create_linear(in, c.parts, c.bias);
+  weight->expect_lora(inner_cols);
+  Values seen, raw;
+  std::int64_t first_row = 0;
+  for (std::size_t p = 0; p < c.parts.size(); ++p) {
+    const Values part = random_values(c.parts[p] * in, 0.05, DType::f32, 50 + p);
+    const std::vector<float> source = floats(part);
+    weight->load(p, {source.data(), DType::f32, c.parts[p], in}, c.hold);
+    const Values values = seen_values(part, c.parts[p], in, c.hold, compute);
+    seen.insert(seen.end(), values.begin(), values.end());
+    raw.insert(raw.end(), part.begin(), part.end());
+    if (c.bias) {
+      const std::vector<float> b(bias.begin() + first_row, bias.begin() + first_row + c.parts[p]);
+      weight->load_bias(p, {b.data(), DType::f32, 1, c.parts[p]});
+    }
+    first_row += c.parts[p];
+  }
+
+  // Pairs.
+  struct Pair {
+    Values a, bt, grad_a, grad_bt;
+    Gpu::Held held_a, held_bt, held_grad_a, held_grad_bt;
+  };
+  std::vector<Pair> pairs;
+  std::vector<LoraView> views;
+  std::int64_t column = 0, inner_column = 0;
+  for (std::size_t p = 0; p < c.parts.size(); ++p) {
+    const std::int64_t r = c.ranks.empty() ? 0 : c.ranks[p], rows = c.parts[p];
+    if (r > 0) {
+      Pair pair;
+      pair.a = random_values(r * in, 0.1, DType::f32, 60 + p);
+      pair.bt = random_values(r * rows, 0.1, DType::f32, 70 + p);
+      pair.grad_a = random_values(r * in, 1, DType::f32, 80 + p);
+      pair.grad_bt = random_values(r * rows, 1, DType::f32, 90 + p);
+      pair.held_a = gpu.put(pair.a, DType::f32, r, in);
+      pair.held_bt = gpu.put(pair.bt, DType::f32, r, rows);
+      pair.held_grad_a = gpu.put(pair.grad_a, DType::f32, r, in);
+      pair.held_grad_bt = gpu.put(pair.grad_bt, DType::f32, r, rows);
+      LoraView view;
+      view.a = pair.held_a;
+      view.bt = pair.held_bt;
+      view.grad_a = pair.held_grad_a;
+      view.grad_bt = pair.held_grad_bt;
+      view.scale = 1.5f;
+      view.dropout = c.dropout;
+      view.module_id = static_cast<std::uint32_t>(5 + p);
+      view.first_column = column;
+      view.first_inner = inner_column;
+      views.push_back(view);
+      pairs.push_back(std::move(pair));
+      inner_column += r;
+    }
+    column += rows;
+  }
+  const DropoutKey key{0x123456789abcdefull, 17};
+  const LoraSet lora{views, inner_cols, &key};
+  const double kept = 1.0 / (1.0 - static_cast<double>(c.dropout));
+  const auto keep = [&](const LoraView& view, std::int64_t t, std::int64_t col) {
+    if (c.dropout <= 0) return true;
+    const auto at = static_cast<std::size_t>(t);
+    const std::uint64_t element = static_cast<std::uint64_t>(sequences->position.host[at]) * static_cast<std::uint64_t>(in) + static_cast<std::uint64_t>(col);
+    const Philox bits = dropout_bits(key, static_cast<std::uint32_t>(sequences->row.host[at]), view.module_id, element / 8);
+    const std::uint32_t lane = static_cast<std::uint32_t>(element % 8);
+    return ((bits.v[lane / 2] >> (16 * (lane % 2))) & 0xFFFFu) >= dropout_threshold(c.dropout);
+  };
+
+  // References.
+  Values inner(static_cast<std::size_t>(tokens * inner_cols)), inner_grad(inner.size()), y(static_cast<std::size_t>(tokens * out)), dx(x.size());
+  const Values base = c.hold.quantisation == Quantisation::int8 ? int8_product(x, tokens, raw, out, in, bias, c.hold, compute) : Values();
+#pragma omp parallel for
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const double *xt = x.data() + t * in, *gt = dy.data() + t * out;
+    double *yt = y.data() + t * out, *dt = dx.data() + t * in;
+    for (std::int64_t o = 0; o < out; ++o) {
+      const double* w = seen.data() + o * in;
+      double sum = 0;
+      if (base.empty()) {
+        for (std::int64_t i = 0; i < in; ++i) sum += xt[i] * w[i];
+        if (c.bias) sum += bias[static_cast<std::size_t>(o)];
+      } else {
+        sum = base[static_cast<std::size_t>(t * out + o)];
+      }
+      if (c.residual) sum += residual[static_cast<std::size_t>(t * out + o)];
+      yt[o] = sum;
+      for (std::int64_t i = 0; i < in; ++i) dt[i] += gt[o] * w[i];
+    }
+    for (std::size_t p = 0; p < views.size(); ++p) {
+      const LoraView& view = views[p];
+      const std::int64_t rows = view.bt.cols;
+      for (std::int64_t r = 0; r < view.a.rows; ++r) {
+        double dot = 0, back = 0;
+        for (std::int64_t i = 0; i < in; ++i)
+          if (keep(view, t, i)) dot += xt[i] * pairs[p].a[static_cast<std::size_t>(r * in + i)];
+        dot *= kept;
+        for (std::int64_t o = 0; o < rows; ++o) {
+          const double b = pairs[p].bt[static_cast<std::size_t>(r * rows + o)];
+          yt[view.first_column + o] += 1.5 * dot * b;
+          back += gt[view.first_column + o] * b;
+        }
+        inner[static_cast<std::size_t>(t * inner_cols + view.first_inner + r)] = dot;
+        inner_grad[static_cast<std::size_t>(t * inner_cols + view.first_inner + r)] = 1.5 * back;
+        for (std::int64_t i = 0; i < in; ++i)
+          if (keep(view, t, i)) dt[i] += kept * 1.5 * back * pairs[p].a[static_cast<std::size_t>(r * in + i)];
+      }
+    }
+  }
+  for (std::size_t p = 0; p < views.size(); ++p) {
+    const LoraView& view = views[p];
+    const std::int64_t rows = view.bt.cols;
+#pragma omp parallel for
+    for (std::int64_t r = 0; r < view.a.rows; ++r)
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        const double left = inner_grad[static_cast<std::size_t>(t * inner_cols + view.first_inner + r)] * kept;
+        const double right = inner[static_cast<std::size_t>(t * inner_cols + view.first_inner + r)] * 1.5;
+        for (std::int64_t i = 0; i < in; ++i)
+          if (keep(view, t, i)) pairs[p].grad_a[static_cast<std::size_t>(r * in + i)] += left * x[static_cast<std::size_t>(t * in + i)];
+        for (std::int64_t o = 0; o < rows; ++o)
+          pairs[p].grad_bt[static_cast<std::size_t>(r * rows + o)] += right * dy[static_cast<std::size_t>(t * out + view.first_column + o)];
+      }
+  }
+
+  // The device, every operation twice over: the second time other shapes' weights have not been expanded in between.
+  const double limit = limit_of(compute);
+  auto xd = gpu.put(x, compute, tokens, in, 8), gd = gpu.put(dy, compute, tokens, out), yd = gpu.empty(compute, tokens, out),
+       dd = gpu.empty(compute, tokens, in);
+  Gpu::Held rd, id, zd;
+  if (c.residual) rd = gpu.put(residual, compute, tokens, out);
+  if (inner_cols > 0) {
+    id = gpu.empty(DType::f32, tokens, inner_cols);
+    zd = gpu.empty(DType::f32, tokens, inner_cols);
+  }
+  gpu.ops->linear_forward({xd, weight.get(), lora, id, rd, yd, sequences.get()});
+  compare(name + "forward", gpu.get(yd), y, c.hold.quantisation == Quantisation::int8 ? std::max(limit, 1e-3) : limit);
+  if (inner_cols > 0) {
+    compare(name + "inner", gpu.get(id), inner, 1e-4);
+    auto alone = gpu.empty(DType::f32, tokens, inner_cols);
+    gpu.ops->linear_forward({xd, weight.get(), lora, alone, Tensor(), Tensor(), sequences.get()});
+    compare(name + "inner alone", gpu.get(alone), inner, 1e-4);
+  }
+  gpu.ops->linear_input_grad({gd, weight.get(), lora, zd, dd, sequences.get()});
+  compare(name + "input_grad", gpu.get(dd), dx, limit);
+  const Values once = gpu.get(dd);
+  gpu.ops->linear_input_grad({gd, weight.get(), lora, zd, dd, sequences.get()});
+  require(name + "input_grad again gives the same bits", gpu.get(dd) == once);
+  if (inner_cols == 0) return;
+  compare(name + "inner_grad", gpu.get(zd), inner_grad, 1e-4);
+  gpu.ops->lora_weight_grad({xd, gd, id, zd, lora, sequences.get()});
+  for (std::size_t p = 0; p < views.size(); ++p) {
+    compare(name + "grad_a", gpu.get(views[p].grad_a), pairs[p].grad_a, 1e-4);
+    compare(name + "grad_bt", gpu.get(views[p].grad_bt), pairs[p].grad_bt, 1e-4);
+  }
+}
+
+HoldSpec held(DType dtype) {
+  HoldSpec hold;
+  hold.dtype = dtype;
+  return hold;
+}
+HoldSpec four_bit(Quantisation type, DType dtype, bool double_quant, std::int64_t block = 64, bool kept = false) {
+  HoldSpec hold = held(dtype);
+  hold.quantisation = type;
+  hold.double_quant = double_quant;
+  hold.block_size = block;
+  hold.keep_expanded = kept;
+  return hold;
+}
+HoldSpec int8(DType dtype, float threshold) {
+  HoldSpec hold = held(dtype);
+  hold.quantisation = Quantisation::int8;
+  hold.threshold = threshold;
+  return hold;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool small = argc > 1 && std::string(argv[1]) == "small";
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    Gpu gpu(dtype, std::size_t{1} << 30);
+    const DType half = dtype == DType::f32 ? DType::bf16 : dtype;
+    linear(gpu, dtype, {{3, 1, 5}, 64, {96}, {}, 0, true, true, held(dtype)});
+    linear(gpu, dtype, {{3, 1, 5}, 64, {64, 32, 32}, {8, 0, 4}, 0.1f, true, false, held(dtype)});
+    linear(gpu, dtype, {{1}, 128, {64, 64}, {8, 8}, 0, false, true, held(half)});
+    linear(gpu, dtype, {{7, 4}, 172, {64}, {3}, 0.25f, false, true, held(dtype)});
+    linear(gpu, dtype, {{7, 4}, 172, {64}, {3}, 0, false, true, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{17, 16}, 128, {192}, {16}, 0.1f, true, false, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{17, 16}, 128, {64, 128}, {8, 8}, 0, false, false, four_bit(Quantisation::fp4, half, false, 128)});
+    linear(gpu, dtype, {{9}, 64, {33}, {}, 0, false, false, four_bit(Quantisation::nf4, DType::f32, false)});
+    linear(gpu, dtype, {{33}, 128, {96}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
+    linear(gpu, dtype, {{33}, 96, {64, 32}, {8, 8}, 0, false, false, int8(half, 0.0f)});
+    if (small) continue;
+    linear(gpu, dtype, {{200, 1, 99}, 1024, {1536}, {8}, 0.1f, true, false, four_bit(Quantisation::nf4, half, true, 64, true)});
+    linear(gpu, dtype, {{515}, 1024, {512, 512}, {64, 64}, 0.1f, false, false, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{300}, 2048, {1024, 128, 128}, {8, 8, 8}, 0, true, false, held(half)});
+    linear(gpu, dtype, {{300}, 1024, {768}, {16}, 0.05f, false, true, int8(half, 6.0f), 20.0});
+    linear(gpu, dtype, {{8192}, 64, {128}, {8}, 0.1f, false, true, held(dtype)});
+  }
+  return finish();
+}
