@@ -1,6 +1,7 @@
 #include <napi.h>
 
 #include "addon/engine_object.h"
+#include "addon/quantise.h"
 #include "addon/random.h"
 #include "addon/tensor_object.h"
 #include "pipelora/cpu.h"
@@ -37,6 +38,8 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Engine", engine);
   exports.Set("fillNormal", Napi::Function::New<fill_normal>(env, "fillNormal"));
   exports.Set("fillUniform", Napi::Function::New<fill_uniform>(env, "fillUniform"));
+  exports.Set("quantize", Napi::Function::New<quantize>(env, "quantize"));
+  exports.Set("dequantize", Napi::Function::New<dequantize>(env, "dequantize"));
   exports.Set("addLowRank", Napi::Function::New<add_low_rank>(env, "addLowRank"));
   return exports;
 }

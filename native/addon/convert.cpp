@@ -124,6 +124,18 @@ std::vector<T> to_values(const Napi::Value& value, napi_typedarray_type type, co
 }
 }  // namespace
 
+Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    throw Error(kTensorMismatch, std::string("expected a Uint8Array for ") + what);
+  return value.As<Napi::Uint8Array>();
+}
+DType to_float_dtype(const Napi::Value& value) {
+  const DType dtype = dtype_from_name(to_text(value, "dtype"));
+  if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
+    throw Error(kTensorMismatch, std::string("expected float32, bfloat16 or float16 for dtype, got ") + dtype_name(dtype));
+  return dtype;
+}
+
 std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what) {
   return to_values<std::int32_t>(value, napi_int32_array, "an Int32Array", what);
 }
@@ -183,6 +195,66 @@ TensorSource to_source(const Napi::Value& value) {
   const Napi::Array shape = to_array(from.Get("shape"), "source.shape");
   for (std::uint32_t i = 0; i < shape.Length(); ++i) source.shape.push_back(to_int(shape.Get(i), "source.shape"));
   return source;
+}
+
+HoldSpec to_hold(const Napi::Value& value) {
+  HoldSpec hold;
+  if (value.IsString()) {
+    hold.dtype = to_float_dtype(value);
+    return hold;
+  }
+  const Napi::Object from = to_object(value, "hold");
+  hold.dtype = to_float_dtype(from.Get("dtype"));
+  const std::string method = to_text(from.Get("method"), "hold.method");
+  if (method == "8bit") {
+    hold.quantisation = Quantisation::int8;
+    hold.threshold = static_cast<float>(to_number(from.Get("threshold"), "hold.threshold"));
+    return hold;
+  }
+  if (method != "4bit") mismatch("4bit or 8bit", "hold.method", from.Get("method"));
+  const std::string type = to_text(from.Get("quantType"), "hold.quantType");
+  if (type != "nf4" && type != "fp4") mismatch("nf4 or fp4", "hold.quantType", from.Get("quantType"));
+  hold.quantisation = type == "nf4" ? Quantisation::nf4 : Quantisation::fp4;
+  hold.block_size = to_int(from.Get("blockSize"), "hold.blockSize");
+  hold.double_quant = to_bool(from.Get("doubleQuant"), "hold.doubleQuant");
+  return hold;
+}
+
+namespace {
+template <class Array, class To>
+PackedArrays<Array> to_packed(const Napi::Value& value, To to) {
+  const Napi::Object from = to_object(value, "the packed weight");
+  PackedArrays<Array> packed;
+  packed.hold = to_hold(from.Get("hold"));
+  const Napi::Array shape = to_array(from.Get("shape"), "packed.shape");
+  if (shape.Length() != 2) mismatch("two extents", "packed.shape", shape);
+  packed.rows = to_int(shape.Get(0u), "packed.shape");
+  packed.cols = to_int(shape.Get(1u), "packed.shape");
+  packed.codes = to(from.Get("codes"));
+  if (packed.hold.quantisation == Quantisation::int8) {
+    packed.absmax = to(from.Get("scb"));
+    return packed;
+  }
+  packed.absmax = to(from.Get("absmax"));
+  packed.quant_map = to(from.Get("quantMap"));
+  if (!packed.hold.double_quant) return packed;
+  const Napi::Object nested = to_object(from.Get("nested"), "packed.nested");
+  packed.nested_absmax = to(nested.Get("absmax"));
+  packed.nested_quant_map = to(nested.Get("quantMap"));
+  packed.nested_offset = to_number(nested.Get("offset"), "packed.nested.offset");
+  return packed;
+}
+}  // namespace
+
+PackedArrays<TensorSource> to_packed_source(const Napi::Value& value) {
+  return to_packed<TensorSource>(value, [](const Napi::Value& array) { return to_source(array); });
+}
+
+PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value) {
+  return to_packed<HostBytes>(value, [](const Napi::Value& array) {
+    const Napi::Uint8Array bytes = to_bytes(array, "an array of a packed weight");
+    return HostBytes{bytes.Data(), bytes.ByteLength()};
+  });
 }
 
 MicroBatch to_micro_batch(const Napi::Value& value) {

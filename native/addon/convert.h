@@ -9,6 +9,7 @@
 
 #include "pipelora/ops.h"
 #include "pipelora/lora.h"
+#include "pipelora/packed.h"
 #include "pipelora/spec.h"
 
 namespace pipelora::addon {
@@ -20,11 +21,18 @@ std::int64_t to_int(const Napi::Value& value, const char* what);
 double to_number(const Napi::Value& value, const char* what);
 std::string to_text(const Napi::Value& value, const char* what);
 bool to_bool(const Napi::Value& value, const char* what);
+Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what);
+/// float32, bfloat16 or float16
+DType to_float_dtype(const Napi::Value& value);
 std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what);
 
 Arch to_arch(const Napi::Value& value);
 SegmentSpec to_segment(const Napi::Value& value);
 TensorSource to_source(const Napi::Value& value);
+HoldSpec to_hold(const Napi::Value& value);
+/// PackedWeight<TensorSource> and PackedWeight<Uint8Array>; the latter's bytes must be kept alive by the caller.
+PackedArrays<TensorSource> to_packed_source(const Napi::Value& value);
+PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value);
 MicroBatch to_micro_batch(const Napi::Value& value);
 AdamSettings to_adam(const Napi::Value& value);
 LoraMatrix to_matrix(const Napi::Value& value);

@@ -42,6 +42,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
   using E = EngineObject;
   return DefineClass(env, "Engine",
                      {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::load_weight>("loadWeight"),
+                      InstanceMethod<&E::load_packed>("loadPacked"),
                       InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_lora>("setLora"),
                       InstanceMethod<&E::get_lora>("getLora"), InstanceMethod<&E::lora_names>("loraNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
@@ -197,8 +198,15 @@ Napi::Value EngineObject::lora_names(const Napi::CallbackInfo& info) {
 Napi::Value EngineObject::load_weight(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue_void(info.Env(), [segment = static_cast<std::size_t>(to_int(info[0], "segment")), name = to_text(info[1], "name"),
-                                   source = to_source(info[2]), hold = HoldSpec{dtype_from_name(to_text(info[3], "holdAs"))}](
+                                   source = to_source(info[2]), hold = to_hold(info[3])](
                                       Engine& engine) { engine.load_weight(segment, name, source, hold); });
+  });
+}
+
+Napi::Value EngineObject::load_packed(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [segment = static_cast<std::size_t>(to_int(info[0], "segment")), name = to_text(info[1], "name"),
+                                   source = to_packed_source(info[2])](Engine& engine) { engine.load_packed(segment, name, source); });
   });
 }
 

@@ -1,7 +1,6 @@
 #include "addon/random.h"
 
-#include <functional>
-
+#include "addon/background.h"
 #include "addon/convert.h"
 #include "pipelora/error.h"
 #include "pipelora/host_math.h"
@@ -10,61 +9,10 @@ namespace pipelora::addon {
 
 namespace {
 
-/// Runs `work` on a thread of libuv's pool; the arrays stay alive until it is done.
-class Background final : public Napi::AsyncWorker {
- public:
-  Background(Napi::Env env, std::function<void()> work) : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)) {}
-  void keep(const Napi::Value& value) { kept_.push_back(Napi::Persistent(value.As<Napi::Object>())); }
-  Napi::Promise promise() const { return deferred_.Promise(); }
-
- protected:
-  void Execute() override {
-    try {
-      work_();
-    } catch (...) {
-      failure_ = std::current_exception();
-    }
-  }
-  void OnOK() override {
-    if (failure_)
-      deferred_.Reject(to_js_error(Env(), failure_).Value());
-    else
-      deferred_.Resolve(Env().Undefined());
-  }
-
- private:
-  Napi::Promise::Deferred deferred_;
-  std::function<void()> work_;
-  std::exception_ptr failure_;
-  std::vector<Napi::ObjectReference> kept_;
-};
-
-Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what) {
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
-    throw Error(kTensorMismatch, std::string("expected a Uint8Array for ") + what);
-  return value.As<Napi::Uint8Array>();
-}
 Napi::Float32Array to_floats(const Napi::Value& value, const char* what) {
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
     throw Error(kTensorMismatch, std::string("expected a Float32Array for ") + what);
   return value.As<Napi::Float32Array>();
-}
-DType to_float_dtype(const Napi::Value& value) {
-  const DType dtype = dtype_from_name(to_text(value, "dtype"));
-  if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
-    throw Error(kTensorMismatch, std::string("expected float32, bfloat16 or float16 for dtype, got ") + dtype_name(dtype));
-  return dtype;
-}
-
-template <class Make>
-Napi::Value promised(const Napi::CallbackInfo& info, Make make) {
-  try {
-    return make();
-  } catch (...) {
-    const auto deferred = Napi::Promise::Deferred::New(info.Env());
-    deferred.Reject(to_js_error(info.Env(), std::current_exception()).Value());
-    return deferred.Promise();
-  }
 }
 
 }  // namespace

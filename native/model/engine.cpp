@@ -1,5 +1,7 @@
 #include "pipelora/engine.h"
 
+#include <deque>
+
 #include "pipelora/error.h"
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/mapped_file.h"
@@ -61,6 +63,33 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
   const MappedFile file(source.path);
   const HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
   segment(index).load(name, source.shape, data, hold);
+  ops_->finish();
+}
+
+void Engine::load_packed(std::size_t index, const std::string& name, const PackedArrays<TensorSource>& source) {
+  PackedArrays<HostBytes> arrays;
+  arrays.hold = source.hold;
+  arrays.rows = source.rows;
+  arrays.cols = source.cols;
+  arrays.nested_offset = source.nested_offset;
+  std::deque<MappedFile> files;
+  const auto map = [&](const TensorSource& from) {
+    if (from.path.empty()) return HostBytes{};
+    files.emplace_back(from.path);
+    return HostBytes{files.back().range(from.offset, from.bytes), static_cast<std::size_t>(from.bytes)};
+  };
+  arrays.codes = map(source.codes);
+  arrays.absmax = map(source.absmax);
+  arrays.quant_map = map(source.quant_map);
+  arrays.nested_absmax = map(source.nested_absmax);
+  arrays.nested_quant_map = map(source.nested_quant_map);
+  PackedState state;
+  try {
+    state = unpack(arrays);
+  } catch (const Error& error) {
+    throw Error(error.code(), name + ": " + error.what());
+  }
+  segment(index).load(name, std::move(state), source.hold);
   ops_->finish();
 }
 

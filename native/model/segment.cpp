@@ -39,6 +39,8 @@ struct Segment::Layer {
 struct Segment::Slot {
   std::int64_t rows = 0, cols = 0;  // rows 0: a vector [cols]
   std::function<void(const HostTensor&, const HoldSpec&)> fill;
+  LinearWeight* weight = nullptr;  // of a product: its part of that number is what is filled
+  std::size_t part = 0;
   bool filled = false;
 };
 
@@ -86,6 +88,8 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
           Slot slot;
           slot.rows = linear.out;
           slot.cols = linear.in;
+          slot.weight = weight;
+          slot.part = part;
           slot.fill = [weight, part](const HostTensor& data, const HoldSpec& hold) { weight->load(part, data, hold); };
           slots_.emplace(linear.name + ".weight", std::move(slot));
           if (!linear.bias) continue;
@@ -129,7 +133,8 @@ std::size_t Segment::block_count() const {
   return static_cast<std::size_t>(std::count_if(layers_.begin(), layers_.end(), [](const auto& layer) { return layer->block != nullptr; }));
 }
 
-void Segment::load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold) {
+template <class Fill>
+void Segment::fill(const std::string& name, const std::vector<std::int64_t>& shape, Fill&& fill) {
   const auto [first, last] = slots_.equal_range(name);
   if (first == last) throw Error(kTensorMismatch, "this segment has no tensor " + name);
   for (auto at = first; at != last; ++at) {
@@ -139,12 +144,26 @@ void Segment::load(const std::string& name, const std::vector<std::int64_t>& sha
     if (shape != expected)
       throw Error(kTensorMismatch, name + ": expected " + shape_of(expected) + ", got " + shape_of(shape));
     try {
-      slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, hold);
+      fill(slot);
     } catch (const Error& error) {
       throw Error(error.code(), name + ": " + error.what());
     }
     slot.filled = true;
   }
+}
+
+void Segment::load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold) {
+  fill(name, shape, [&](Slot& slot) {
+    slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, hold);
+  });
+}
+
+void Segment::load(const std::string& name, PackedState&& state, const HoldSpec& hold) {
+  const auto [rows, cols] = pipelora::shape_of(state);
+  fill(name, {rows, cols}, [&](Slot& slot) {
+    if (slot.weight == nullptr) throw Error(kQuantizationInvalid, "only linear weights can be held quantised");
+    std::visit([&](auto& held) { slot.weight->load(slot.part, std::move(held), hold); }, state);
+  });
 }
 
 std::vector<std::string> Segment::missing() const {

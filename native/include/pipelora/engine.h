@@ -21,6 +21,7 @@ class Engine {
 
   std::size_t add_segment(SegmentSpec spec);
   void load_weight(std::size_t segment, const std::string& name, const TensorSource& source, const HoldSpec& hold);
+  void load_packed(std::size_t segment, const std::string& name, const PackedArrays<TensorSource>& source);
   std::vector<std::string> missing_weights(std::size_t segment) const;
 
   void set_lora(const std::string& name, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count);

@@ -20,6 +20,11 @@
 
 namespace pipelora {
 
+namespace quant {
+struct State4;
+struct State8;
+}  // namespace quant
+
 /// int32 values that both sides need: the host to partition work, the device to index.
 struct Indices {
   std::vector<std::int32_t> host;
@@ -71,6 +76,9 @@ class LinearWeight {
 
   /// [part_rows[part], in]; called once a part.
   virtual void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) = 0;
+  /// Instead of load(): rows that are quantised already, as `hold` says and checked against it (packed.h).
+  virtual void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold);
+  virtual void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold);
   /// [part_rows[part]]
   virtual void load_bias(std::size_t part, const HostTensor& values) = 0;
   /// Device bytes held.

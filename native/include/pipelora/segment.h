@@ -12,6 +12,7 @@
 #include "pipelora/head.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
+#include "pipelora/packed.h"
 #include "pipelora/spec.h"
 
 namespace pipelora {
@@ -35,6 +36,8 @@ class Segment {
 
   /// `data` is [shape] of the checkpoint. Throws PL_TENSOR_MISMATCH for an unknown name or another shape.
   void load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold);
+  /// The same for a linear weight that is quantised already.
+  void load(const std::string& name, PackedState&& state, const HoldSpec& hold);
   std::vector<std::string> missing() const;
   std::size_t weight_bytes() const;
   std::vector<LoraPair*> lora_pairs();
@@ -52,6 +55,9 @@ class Segment {
   struct Layer;
   struct Saved;
   struct Slot;
+  /// Calls fill(slot) for each slot of that name after the check of its shape; errors name the tensor.
+  template <class Fill>
+  void fill(const std::string& name, const std::vector<std::int64_t>& shape, Fill&& fill);
   void check_input(const Buffer& input, std::int64_t tokens) const;
   void require_loaded() const;
   Buffer embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected);

@@ -77,6 +77,9 @@ class PlainWeight final : public HeldWeight {
 
 }  // namespace
 
+void HeldWeight::load(std::int64_t, quant::State4&&) { throw Error(kEngineFailed, "a weight that is not held in 4 bits got 4-bit rows"); }
+void HeldWeight::load(std::int64_t, quant::State8&&) { throw Error(kEngineFailed, "a weight that is not held in 8 bits got 8-bit rows"); }
+
 std::unique_ptr<HeldWeight> hold_plain(CpuOps& ops, std::int64_t out, std::int64_t in, const HoldSpec& hold) {
   return std::make_unique<PlainWeight>(ops, out, in, hold);
 }
@@ -97,7 +100,7 @@ std::int64_t CpuLinearWeight::first_row(std::size_t part) const {
   return first;
 }
 
-void CpuLinearWeight::load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) {
+HeldWeight& CpuLinearWeight::held_as(const HoldSpec& hold) {
   if (held_ && hold != hold_) throw Error(kTensorMismatch, "the parts of one weight must be held the same way");
   if (!held_) {
     const CpuContext context{ops_.compute_, ops_.pool_, ops_.arena_};
@@ -109,7 +112,17 @@ void CpuLinearWeight::load(std::size_t part, const HostTensor& rows, const HoldS
     }
     hold_ = hold;
   }
-  held_->load(first_row(part), rows);
+  return *held_;
+}
+
+void CpuLinearWeight::load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) {
+  held_as(hold).load(first_row(part), rows);
+}
+void CpuLinearWeight::load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) {
+  held_as(hold).load(first_row(part), std::move(rows));
+}
+void CpuLinearWeight::load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) {
+  held_as(hold).load(first_row(part), std::move(rows));
 }
 
 void CpuLinearWeight::load_bias(std::size_t part, const HostTensor& values) {

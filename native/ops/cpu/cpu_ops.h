@@ -15,6 +15,8 @@ class CpuLinearWeight final : public LinearWeight {
  public:
   CpuLinearWeight(class CpuOps& ops, std::int64_t in, std::vector<std::int64_t> part_rows, bool bias);
   void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
+  void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
+  void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
   void load_bias(std::size_t part, const HostTensor& values) override;
   std::size_t bytes() const override;
 
@@ -23,6 +25,8 @@ class CpuLinearWeight final : public LinearWeight {
 
  private:
   std::int64_t first_row(std::size_t part) const;
+  /// Made by the first part's load; the others must be held the same way.
+  HeldWeight& held_as(const HoldSpec& hold);
   CpuOps& ops_;
   HoldSpec hold_;
   std::unique_ptr<HeldWeight> held_;  // from the first load

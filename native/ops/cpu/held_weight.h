@@ -56,6 +56,9 @@ class HeldWeight {
   virtual ~HeldWeight() = default;
   /// Rows [first, first + rows.rows) of the weight; throws PL_QUANTIZATION_INVALID for one that can't be quantised.
   virtual void load(std::int64_t first, const HostTensor& rows) = 0;
+  /// Rows that are quantised already, the way this weight is held.
+  virtual void load(std::int64_t first, quant::State4&& rows);
+  virtual void load(std::int64_t first, quant::State8&& rows);
   virtual std::size_t bytes() const = 0;
 
   /// Once a product, before its tiles. Not from a task.

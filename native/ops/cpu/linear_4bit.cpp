@@ -26,8 +26,13 @@ class Weight4Bit final : public QuantisedWeight {
         quant::quantise(rows.data, float_format(rows.dtype), float_format(hold_.dtype), rows.rows, rows.cols,
                         {type, hold_.block_size, hold_.double_quant}, context_.pool.threads(), state);
     if (bad >= 0) not_finite(bad, in_, hold_.dtype);
-    parts_.insert_or_assign(first, std::move(state));
-    changed(first, rows.rows);
+    load(first, std::move(state));
+  }
+
+  void load(std::int64_t first, quant::State4&& rows) override {
+    const std::int64_t count = rows.out;
+    parts_.insert_or_assign(first, std::move(rows));
+    changed(first, count);
   }
 
   std::size_t bytes() const override {

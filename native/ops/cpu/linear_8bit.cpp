@@ -1,9 +1,10 @@
 // LLM.int8() (Dettmers et al. 2022): forward in integers but for the outlier columns, which are decided over the whole
 // micro-batch; the input gradient from expanded rows.
 #include <algorithm>
+#include <cstring>
 
 #include "ops/cpu/quantised_weight.h"
-#include "quant/int8.h"
+#include "quant/state.h"
 
 namespace pipelora {
 
@@ -30,6 +31,12 @@ class Weight8Bit final : public QuantisedWeight {
                                 codes() + first * in_, scales() + first, context_.pool.threads());
     if (bad >= 0) not_finite(bad, in_, DType::f16);
     changed(first, rows.rows);
+  }
+
+  void load(std::int64_t first, quant::State8&& rows) override {
+    std::memcpy(codes() + first * in_, rows.q.data(), rows.q.bytes());
+    std::memcpy(scales() + first, rows.scb.data(), rows.scb.bytes());
+    changed(first, rows.out);
   }
 
   std::size_t bytes() const override { return codes_->bytes() + scales_->bytes() + kept_bytes(); }
