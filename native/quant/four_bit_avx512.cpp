@@ -1,6 +1,7 @@
 // AVX-512 F, BW, VL, DQ.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 
@@ -17,18 +18,33 @@ namespace {
 
 struct BucketTables {
   __m512 threshold_low, threshold_high;
-  __m512i rank_low, rank_high, codes;
+  __m512i rank_low, rank_high;
 };
 
-__m512i codes_of(__m512 y, const BucketTables& tables) {
-  y = _mm512_min_ps(_mm512_max_ps(y, _mm512_set1_ps(-1.0f)), _mm512_set1_ps(0x1.fffffep-1f));
-  const __m512i bucket = _mm512_cvt_roundps_epi32(_mm512_mul_ps(y, _mm512_set1_ps(16.0f)),
+/// Ranks of sixteen values, one a 32-bit lane.
+__m512i ranks_of(__m512 y, const BucketTables& tables) {
+  // A little less than 16 keeps y = 1 and its neighbours inside the outer buckets; no threshold lies that near an edge.
+  const __m512i bucket = _mm512_cvt_roundps_epi32(_mm512_mul_ps(y, _mm512_set1_ps(15.99999f)),
                                                   _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const __m512 threshold = _mm512_permutex2var_ps(tables.threshold_low, bucket, tables.threshold_high);
-  __m512i rank = _mm512_permutex2var_epi32(tables.rank_low, bucket, tables.rank_high);
+  const __m512i rank = _mm512_permutex2var_epi32(tables.rank_low, bucket, tables.rank_high);
   const __mmask16 above = _mm512_cmp_ps_mask(y, threshold, _CMP_GT_OQ);
-  rank = _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(1));
-  return _mm512_permutexvar_epi32(rank, tables.codes);
+  return _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(1));
+}
+
+template <Float kFormat, Float kAs>
+float block_absmax(const std::byte* from, std::int64_t blocksize) {
+  constexpr std::int64_t kBytes = kFormat == Float::f32 ? 4 : 2;
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i even = _mm512_setzero_si512();
+  __m512i odd = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < blocksize; i += 32) {
+    const __m512i first = _mm512_castps_si512(round_to<kAs>(load16<kFormat>(from + i * kBytes)));
+    const __m512i second = _mm512_castps_si512(round_to<kAs>(load16<kFormat>(from + (i + 16) * kBytes)));
+    even = _mm512_max_epu32(even, _mm512_and_si512(first, magnitude));
+    odd = _mm512_max_epu32(odd, _mm512_and_si512(second, magnitude));
+  }
+  return std::bit_cast<float>(_mm512_reduce_max_epu32(_mm512_max_epu32(even, odd)));
 }
 
 template <Float kFormat, Float kAs>
@@ -36,36 +52,43 @@ std::int64_t quantise_as(const void* source, std::int64_t blocks, std::int64_t b
                          std::uint8_t* packed, float* absmax) {
   const BucketTables tables{
       _mm512_load_ps(book.bucket_threshold.data()), _mm512_load_ps(book.bucket_threshold.data() + 16),
-      _mm512_load_si512(book.bucket_rank.data()), _mm512_load_si512(book.bucket_rank.data() + 16),
-      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(book.code_of_rank.data())))};
+      _mm512_load_si512(book.bucket_rank.data()), _mm512_load_si512(book.bucket_rank.data() + 16)};
+  const __m512i codes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(book.code_of_rank.data())));
+  // Undoes the interleaving of the two packing steps.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   constexpr std::int64_t kBytes = kFormat == Float::f32 ? 4 : 2;
+  // The scales of several blocks are found before the first is quantised: their latencies overlap.
+  constexpr std::int64_t kGroup = 16;
+  const int shift = std::countr_zero(static_cast<std::uint64_t>(blocksize));
   const auto* from = static_cast<const std::byte*>(source);
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    __m512i largest = _mm512_setzero_si512();
-    for (std::int64_t i = 0; i < blocksize; i += 16) {
-      const __m512i bits = _mm512_castps_si512(round_to<kAs>(load16<kFormat>(from + i * kBytes)));
-      largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+  for (std::int64_t first = 0; first < blocks; first += kGroup) {
+    const std::int64_t group = std::min(kGroup, blocks - first);
+    float inverse[kGroup];
+    for (std::int64_t block = 0; block < group; ++block) {
+      const float largest = block_absmax<kFormat, kAs>(from + block * blocksize * kBytes, blocksize);
+      absmax[first + block] = largest;
+      if (std::bit_cast<std::uint32_t>(largest) >= 0x7f800000u) return first + block;
+      inverse[block] = has_reciprocal(largest) ? fast_reciprocal(largest) : 0.0f;  // 0: every element ranks as zero does
     }
-    const std::uint32_t top = _mm512_reduce_max_epu32(largest);
-    absmax[block] = std::bit_cast<float>(top);
-    if (top >= 0x7f800000u) return block;
-    if (has_reciprocal(absmax[block])) {
-      const __m512 inverse = _mm512_set1_ps(fast_reciprocal(absmax[block]));
-      for (std::int64_t i = 0; i < blocksize; i += 16) {
-        const __m512 y = _mm512_mul_ps(round_to<kAs>(load16<kFormat>(from + i * kBytes)), inverse);
-        const __m512i codes = codes_of(y, tables);
-        // Each 64-bit lane holds an even code (low half) and the odd one after it.
-        const __m512i pairs = _mm512_or_si512(_mm512_slli_epi64(codes, 4), _mm512_srli_epi64(codes, 32));
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(packed + i / 2), _mm512_cvtepi64_epi8(pairs));
-      }
-    } else {
-      const auto zeros = static_cast<char>(book.zero << 4 | book.zero);
-      for (std::int64_t i = 0; i < blocksize; i += 32) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(packed + i / 2), _mm_set1_epi8(zeros));
-      }
+    const std::int64_t count = group * blocksize;
+    for (std::int64_t i = 0; i + 64 <= count; i += 64) {
+      const __m512 low = _mm512_set1_ps(inverse[i >> shift]);
+      const __m512 high = _mm512_set1_ps(inverse[(i + 32) >> shift]);
+      const auto ranks_at = [&](std::int64_t at, __m512 scale) __attribute__((always_inline)) {
+        return ranks_of(_mm512_mul_ps(round_to<kAs>(load16<kFormat>(from + at * kBytes)), scale), tables);
+      };
+      const __m512i words_low = _mm512_packus_epi32(ranks_at(i, low), ranks_at(i + 16, low));
+      const __m512i words_high = _mm512_packus_epi32(ranks_at(i + 32, high), ranks_at(i + 48, high));
+      const __m512i ranks = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(words_low, words_high));
+      // even code * 16 + odd code, a 16-bit word each pair
+      const __m512i pairs = _mm512_maddubs_epi16(_mm512_shuffle_epi8(codes, ranks), _mm512_set1_epi16(0x0110));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(packed + i / 2), _mm512_cvtepi16_epi8(pairs));
     }
-    from += blocksize * kBytes;
-    packed += blocksize / 2;
+    if (count % 64 != 0) {
+      quantise_block(from, kFormat, kAs, count - 32, 32, book, packed, absmax[first + group - 1]);
+    }
+    from += count * kBytes;
+    packed += count / 2;
   }
   return blocks;
 }

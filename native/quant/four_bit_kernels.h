@@ -9,7 +9,7 @@
 namespace pipelora::quant {
 
 struct FourBitKernels {
-  /// Whole blocks only, blocksize a multiple of 32. Returns the number of the first block with a NaN or an infinity, or
+  /// Whole blocks only, blocksize a power of two from 32. Returns the number of the first block with a NaN or an infinity, or
   /// `blocks`.
   std::int64_t (*quantise)(const void* source, Float format, Float as, std::int64_t blocks, std::int64_t blocksize,
                            const Codebook4& book, std::uint8_t* packed, float* absmax);
