@@ -22,10 +22,6 @@ export interface Holding {
 const BLOCK = 64;
 const NESTED_BLOCK = 256;
 const FLOAT32 = 4;
-/** Tables beside the codes: 16 code values; with double quantisation also 256 and the offset. */
-const CODE_TABLE = 16 * FLOAT32;
-const NESTED_TABLE = 256 * FLOAT32 + FLOAT32;
-
 /** Whether a linear is held in few bits: those of the blocks are, but for the skipped; the head and the embedding never are. */
 export function isQuantized(linear: LinearSpec, { quantization, skipModules }: Holding): boolean {
   if (quantization.method === "none") return false;
@@ -33,8 +29,8 @@ export function isQuantized(linear: LinearSpec, { quantization, skipModules }: H
 }
 
 /**
- * Bytes of a linear's weight [out, in]: unquantised in the dtype its products run in, quantised with its state as bitsandbytes
- * lays it out.
+ * Bytes of a linear's weight [out, in]: unquantised in the dtype its products run in, quantised with the scales that
+ * bitsandbytes keeps beside it (the tables of code values are constants, held once).
  */
 export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeDtype: FloatDtype): number {
   const elements = linear.in * linear.out;
@@ -42,10 +38,8 @@ export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeD
   if (quantization.method === "none" || !isQuantized(linear, holding)) return elements * dtypeBytes(computeDtype);
   if (quantization.method === "8bit") return elements + linear.out * FLOAT32;
   const scales = Math.ceil(elements / BLOCK);
-  const state = quantization.doubleQuant
-    ? scales + Math.ceil(scales / NESTED_BLOCK) * FLOAT32 + NESTED_TABLE
-    : scales * FLOAT32;
-  return Math.ceil(elements / 2) + state + CODE_TABLE;
+  const state = quantization.doubleQuant ? scales + Math.ceil(scales / NESTED_BLOCK) * FLOAT32 : scales * FLOAT32;
+  return Math.ceil(elements / 2) + state;
 }
 
 /**

@@ -1,6 +1,6 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
-import type { BlockLayer, LayerSpec, ModelShape } from "../models/spec.ts";
+import type { BlockLayer, LayerSpec, LinearSpec, ModelShape } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
 import { isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
 import type { PlanRequest } from "./request.ts";
@@ -37,8 +37,8 @@ export function contextBytes(kind: Device["kind"]): number {
  * - saved by a block: its input (a D); without checkpointing also q, k, v (a (H + 2K) E), attention's output (a H E) and
  *   log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F), LoRA's inner vectors (4 R);
  * - a block's own work: the gradient of its output and SwiGLU's activation (a (D + F)), LoRA's inner gradients (4 R), or, where
- *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; with quantised
- *   weights two of its largest linears in the compute dtype;
+ *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; quantised weights
+ *   add codes of the input, or room to expand into (see quantizedWork);
  * - a block below everything that learns saves nothing and works on a (2 D + 3 F);
  * - the final norm saves its input (a D), the head the gradient of its input (a D a label token);
  * - the head's own work: its input or its gradient (a D), and a chunk of n label tokens with n V 4 <= 2^27: their logits in
@@ -89,7 +89,7 @@ function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns
       return {
         saved,
         savedFull: saved + recompute,
-        workspace: blockWork(shape, float, ranks, layer, learns) * work.tokens + dequantized(request, layer, float),
+        workspace: blockWork(shape, float, ranks, layer, learns) * work.tokens + quantizedWork(request, layer, float),
         recompute,
         cache: 2 * shape.kvHeads * shape.headDim * float * work.cacheTokens,
       };
@@ -135,7 +135,11 @@ function blockWork(
   return Math.max(mlp, float * (gradients - 2 * ffn - hidden) + sums + FLOAT32 * ranks);
 }
 
-function dequantized({ holding }: PlanRequest, block: BlockLayer, float: number): number {
+/** What products of quantised weights take: in 8 bits the input's codes and scales, on a GPU in 4 bits two weights in the compute dtype. */
+function quantizedWork({ holding, work, devices }: PlanRequest, block: BlockLayer, float: number): number {
   const packed = block.linears.filter((linear) => isQuantized(linear, holding));
-  return 2 * float * Math.max(0, ...packed.map((linear) => linear.in * linear.out));
+  const most = (measure: (linear: LinearSpec) => number) => Math.max(0, ...packed.map(measure));
+  const codes = holding.quantization.method === "8bit" ? most((linear) => linear.in * (work.tokens + 5)) : 0;
+  const expands = devices.some(({ kind }) => kind === "cuda");
+  return codes + (expands ? 2 * float * most((linear) => linear.in * linear.out) : 0);
 }

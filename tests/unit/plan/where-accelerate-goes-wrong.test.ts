@@ -63,7 +63,7 @@ test("4-bit sizing counts the embedding and the head in 16 bits, blocks at 0.516
   assert.ok(block.kind === "block");
   const parameters = block.linears.reduce((sum, { in: input, out }) => sum + input * out, 0);
   const perParameter = layerWeightBytes(qwen, block, NF4, "bfloat16") / parameters;
-  assert.ok(perParameter > 0.5156 && perParameter < 0.5165, `${perParameter}`);
+  assert.ok(perParameter > 0.5155 && perParameter < 0.5165, `${perParameter}`);
   // Where accelerate would put 311 MB of embedding beside 13 blocks, the true 1.24 GB leave room for fewer.
   const plan = makePlan(
     request(qwen, gpus(2, null), {
