@@ -9,6 +9,9 @@
  * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
  */
 import type { Dtype } from "../common/dtype.ts";
+import type { HoldDtype, PackedWeight, QuantizedHold } from "../common/quantization.ts";
+
+export type { HoldDtype, PackedWeight, QuantizedHold };
 
 export interface NativeAddon {
   /** What this build and this machine can do; never throws for a missing GPU. */
@@ -166,59 +169,8 @@ export interface TensorSource {
   readonly shape: readonly number[];
 }
 
-export type HoldDtype = "float32" | "bfloat16" | "float16";
-
 /** How a weight is held: in a dtype, or quantised (linear weights only). */
 export type HoldAs = HoldDtype | QuantizedHold;
-export type QuantizedHold = FourBitHold | EightBitHold;
-
-/** NF4 or FP4 as bitsandbytes holds them (QLoRA). */
-export interface FourBitHold {
-  readonly method: "4bit";
-  /** Values are rounded to it before they are quantised, and when they are dequantised. */
-  readonly dtype: HoldDtype;
-  readonly quantType: "nf4" | "fp4";
-  readonly doubleQuant: boolean;
-  /** Elements that share a scale: a power of two from 32 to 4096. */
-  readonly blockSize: number;
-}
-
-/** LLM.int8(). */
-export interface EightBitHold {
-  readonly method: "8bit";
-  /** Values are rounded to it before they are quantised. */
-  readonly dtype: HoldDtype;
-  /** Columns of the input with a magnitude of at least this stay in floating point; 0: none. */
-  readonly threshold: number;
-}
-
-/**
- * A weight [out, in] that is quantised already, in bitsandbytes' serialised form. T: where its arrays lie, a file
- * (TensorSource) or memory (Uint8Array).
- */
-export type PackedWeight<T> = PackedFourBit<T> | PackedEightBit<T>;
-
-export interface PackedFourBit<T> {
-  readonly hold: FourBitHold;
-  readonly shape: readonly [number, number];
-  /** uint8, two elements a byte, the even one in the high half. */
-  readonly codes: T;
-  /** Scale of each block: float32, or uint8 codes with double quantisation. */
-  readonly absmax: T;
-  /** float32 [16] */
-  readonly quantMap: T;
-  /** With double quantisation: float32 scales of 256 absmax codes each, float32 [256], and the mean that was taken off. */
-  readonly nested: { readonly absmax: T; readonly quantMap: T; readonly offset: number } | null;
-}
-
-export interface PackedEightBit<T> {
-  readonly hold: EightBitHold;
-  readonly shape: readonly [number, number];
-  /** int8 [out, in] */
-  readonly codes: T;
-  /** float32 [out] */
-  readonly scb: T;
-}
 
 /** One tensor of a quantised weight's serialised form. */
 export interface PackedTensor {

@@ -35,6 +35,7 @@ const indexSchema = z.looseObject({
 
 /** Buffers that older versions of the model code saved although they are computed. */
 const COMPUTED_BUFFERS = /\.(rotary_emb\.(inv_freq|original_inv_freq)|attn\.(bias|masked_bias|logn_tensor))$/;
+const QUANTIZER_STATE = /\.(SCB|weight\.(absmax|quant_map|quant_state\.bitsandbytes__\w+))$/;
 const FLOATING: readonly Dtype[] = ["float32", "bfloat16", "float16"];
 
 /**
@@ -108,12 +109,26 @@ function checkpointOf(dir: string, tensors: ReadonlyMap<string, TensorLocation>)
 
 /**
  * Holds every parameter's presence, shape and dtype against the model's description, and refuses tensors that the model
- * does not know (computed buffers and a tied tensor's second name may stand there). Error: PL_TENSOR_MISMATCH.
+ * does not know (computed buffers and a tied tensor's second name may stand there). `packed`: tensors of quantised weights, which
+ * have been checked. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that nothing announces.
  */
-export function verifyCheckpoint(expected: ExpectedTensors, checkpoint: Checkpoint): void {
+export function verifyCheckpoint(
+  expected: ExpectedTensors,
+  checkpoint: Checkpoint,
+  packed: ReadonlySet<string> = new Set(),
+): void {
   const problems: string[] = [];
-  const known = new Set(expected.tied.map(([alias]) => alias));
+  const known = new Set([...packed, ...expected.tied.map(([alias]) => alias)]);
+  const state = packed.size > 0 ? undefined : checkpoint.names.find((name) => QUANTIZER_STATE.test(name));
+  if (state !== undefined) {
+    throw new PipeloraError(
+      "PL_QUANTIZATION_INVALID",
+      `${checkpoint.dir} holds ${state}, a quantised weight's state, but its config.json has no quantization_config.`,
+      { hint: "Take config.json from the same folder as the weights." },
+    );
+  }
   for (const { name, shape, persistent } of expected.tensors) {
+    if (packed.has(name)) continue;
     known.add(name);
     if (!checkpoint.has(name)) {
       if (persistent) problems.push(`${name} is missing`);

@@ -58,7 +58,7 @@ export function contradiction(message: string): never {
   });
 }
 
-/** Rejects what no family here computes: other activations, dropout in the base, pre-quantised weights, experts. */
+/** Rejects what no family here computes: other activations, dropout in the base, experts. */
 export function rejectForeignSettings(config: CommonConfig): void {
   const activation = config["hidden_act"];
   if (activation !== undefined && activation !== null && activation !== "silu") {
@@ -75,11 +75,6 @@ export function rejectForeignSettings(config: CommonConfig): void {
   for (const key of ["num_experts", "num_local_experts", "n_routed_experts"]) {
     const experts = config[key];
     if (experts !== undefined && experts !== null && experts !== 0) unsupported(key, experts, "no experts");
-  }
-  const quantization = config["quantization_config"];
-  if (quantization !== undefined && quantization !== null) {
-    const method = typeof quantization === "object" ? (quantization as Record<string, unknown>)["quant_method"] : null;
-    unsupported("quantization_config.quant_method", method, "none (a checkpoint in 16 or 32 bits)");
   }
 }
 

@@ -9,6 +9,7 @@ import {
   unsupported,
   width,
 } from "./config.ts";
+import { checkpointQuantization } from "./quantization.ts";
 import { ropeFromConfig } from "./rope.ts";
 import type { BlockLayer, LayerSpec, LinearRole, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "./spec.ts";
 
@@ -83,6 +84,7 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
     tied: family.tied ? [["lm_head.weight", embedding]] : [],
     layers,
     dtype: configDtype(config, "float32"),
+    quantization: checkpointQuantization(config),
     lossRule: "step-token-mean",
     eosTokenIds: endTokenIds(config, generation),
     maxPositions: family.maxPositions,

@@ -12,6 +12,7 @@ import {
   width,
 } from "./config.ts";
 import { linearTensors, parameter } from "./decoder.ts";
+import { checkpointQuantization } from "./quantization.ts";
 import { inverseFrequencies } from "./rope.ts";
 import type { BlockLayer, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "./spec.ts";
 
@@ -83,6 +84,7 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
       { kind: "head", name: "lm_head", weight: "lm_head.weight", tied: false },
     ],
     dtype: configDtype(parsed, flaggedDtype(parsed)),
+    quantization: checkpointQuantization(parsed),
     lossRule: "micro-batch-mean",
     eosTokenIds: endTokenIds(parsed, generation),
     maxPositions,

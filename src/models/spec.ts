@@ -1,4 +1,5 @@
 import type { Dtype } from "../common/dtype.ts";
+import type { HoldDtype, QuantizationSettings } from "../common/quantization.ts";
 
 /**
  * What every other part of the program knows about a model. One file a family turns config.json into this;
@@ -22,10 +23,21 @@ export interface ModelSpec {
   readonly layers: readonly LayerSpec[];
   /** dtype that config.json (torch_dtype / dtype) says the checkpoint is in. */
   readonly dtype: Dtype;
+  /** How the checkpoint's linear weights are quantised; null: they are not. */
+  readonly quantization: CheckpointQuantization | null;
   readonly lossRule: LossRule;
   /** Ids that end generation (config.json and generation_config.json). */
   readonly eosTokenIds: readonly number[];
   readonly maxPositions: number;
+}
+
+/** quantization_config of a checkpoint that bitsandbytes quantised. */
+export interface CheckpointQuantization {
+  readonly settings: QuantizationSettings;
+  /** llm_int8_skip_modules */
+  readonly skipModules: readonly string[];
+  /** bnb_4bit_compute_dtype; null: not said. */
+  readonly computeDtype: HoldDtype | null;
 }
 
 /** Qwen (v1) averages over each micro-batch of the Trainer; all others over the label tokens of the whole optimizer step. */

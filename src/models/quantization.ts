@@ -1,0 +1,104 @@
+import { z } from "zod";
+import { PipeloraError } from "../common/errors.ts";
+import type { HoldDtype } from "../common/quantization.ts";
+import { contradiction, nullish, parseConfig, unsupported } from "./config.ts";
+import { matchNames } from "./python-regex.ts";
+import type { BlockLayer, CheckpointQuantization, LinearSpec, ModelSpec } from "./spec.ts";
+
+const dtypeName = z.string().max(32);
+
+const bitsAndBytes = z.looseObject({
+  quant_method: nullish(z.string().max(64)),
+  load_in_4bit: nullish(z.boolean()),
+  load_in_8bit: nullish(z.boolean()),
+  bnb_4bit_quant_type: nullish(z.string().max(32)),
+  bnb_4bit_use_double_quant: nullish(z.boolean()),
+  bnb_4bit_compute_dtype: nullish(dtypeName),
+  bnb_4bit_quant_storage: nullish(dtypeName),
+  llm_int8_threshold: nullish(z.number().nonnegative().max(1e6)),
+  llm_int8_skip_modules: nullish(z.array(z.string().max(1024)).max(65536)),
+});
+
+const configuration = z.looseObject({ quantization_config: nullish(z.looseObject({})) });
+
+/**
+ * What config.json says of the weights' quantisation, null if nothing. Errors: PL_MODEL_UNSUPPORTED for other methods than
+ * bitsandbytes' and for packed storage other than bytes, PL_MODEL_CONFIG_INVALID.
+ */
+export function checkpointQuantization(config: unknown): CheckpointQuantization | null {
+  const { quantization_config: section } = parseConfig(configuration, config);
+  if (section === undefined || section === null) return null;
+  const method = section["quant_method"] ?? "bitsandbytes";
+  if (method !== "bitsandbytes") unsupported("quantization_config.quant_method", method, '"bitsandbytes"');
+  const parsed = parseConfig(bitsAndBytes, section, "config.json: quantization_config");
+  const four = parsed.load_in_4bit ?? false;
+  const eight = parsed.load_in_8bit ?? false;
+  if (four === eight) {
+    contradiction(`quantization_config sets ${four ? "both" : "neither"} of load_in_4bit and load_in_8bit`);
+  }
+  const skipModules = parsed.llm_int8_skip_modules ?? [];
+  const computeDtype = floatDtype("bnb_4bit_compute_dtype", parsed.bnb_4bit_compute_dtype);
+  if (eight) {
+    return { settings: { method: "8bit", threshold: parsed.llm_int8_threshold ?? 6 }, skipModules, computeDtype: null };
+  }
+  const quantType = parsed.bnb_4bit_quant_type ?? "fp4";
+  if (quantType !== "nf4" && quantType !== "fp4") {
+    return unsupported("quantization_config.bnb_4bit_quant_type", quantType, '"nf4", "fp4"');
+  }
+  const storage = (parsed.bnb_4bit_quant_storage ?? "uint8").replace(/^torch\./, "");
+  if (storage !== "uint8") unsupported("quantization_config.bnb_4bit_quant_storage", storage, '"uint8"');
+  const doubleQuant = parsed.bnb_4bit_use_double_quant ?? false;
+  return { settings: { method: "4bit", quantType, doubleQuant }, skipModules, computeDtype };
+}
+
+function floatDtype(key: string, named: string | null | undefined): HoldDtype | null {
+  if (named === null || named === undefined) return null;
+  const bare = named.replace(/^torch\./, "");
+  if (bare === "float32" || bare === "bfloat16" || bare === "float16") return bare;
+  return unsupported(`quantization_config.${key}`, named, "float32, bfloat16, float16");
+}
+
+/** The linear layers of all blocks: what quantisation may touch. The output head and the embedding it never does. */
+export function blockLinears(spec: ModelSpec): LinearSpec[] {
+  return blocks(spec).flatMap((block) => block.linears);
+}
+
+/**
+ * Names of the block linears that a quantised load leaves alone: those of which a pattern is, as a regular expression, a beginning
+ * of the name, or, as text, an end of it (transformers' should_convert_module on llm_int8_skip_modules).
+ * Errors: PL_CONFIG_INVALID for a pattern that is no regular expression, or where only some of the layers that run as one product
+ * (q, k and v; gate and up) are left out.
+ */
+export function skippedLinears(spec: ModelSpec, patterns: readonly string[]): Set<string> {
+  const names = blockLinears(spec).map(({ name }) => name);
+  const skipped = new Set<string>();
+  for (const pattern of patterns) {
+    const begins = matchNames("llm_int8_skip_modules", pattern, names, { prefix: "^(?:", suffix: ")" });
+    names.forEach((name, index) => {
+      if (begins[index] !== null || name.endsWith(pattern)) skipped.add(name);
+    });
+  }
+  for (const block of blocks(spec)) for (const group of PRODUCTS) refuseDivided(block, group, skipped);
+  return skipped;
+}
+
+/** Roles that share their input and run as one product. */
+const PRODUCTS = [
+  ["q", "k", "v"],
+  ["gate", "up"],
+] as const satisfies readonly (readonly LinearSpec["role"][])[];
+
+function refuseDivided(block: BlockLayer, roles: readonly string[], skipped: ReadonlySet<string>): void {
+  const together = block.linears.filter(({ role }) => roles.includes(role)).map(({ name }) => name);
+  const left = together.filter((name) => skipped.has(name));
+  if (left.length === 0 || left.length === together.length) return;
+  throw new PipeloraError(
+    "PL_CONFIG_INVALID",
+    `llm_int8_skip_modules leaves out ${left.join(", ")} but not ${together.filter((name) => !skipped.has(name)).join(", ")}, which run as one product.`,
+    { hint: `Leave out all of ${together.join(", ")}, or none.` },
+  );
+}
+
+function blocks(spec: ModelSpec): BlockLayer[] {
+  return spec.layers.filter((layer) => layer.kind === "block");
+}
