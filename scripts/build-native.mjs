@@ -64,5 +64,7 @@ run(
   ["-S", source, "-B", build, "-G", "Ninja", ...Object.entries(definitions).map(([k, v]) => `-D${k}=${v}`)],
   quiet,
 );
-run("cmake", ["--build", build, "--parallel", jobs]);
-if (process.argv.includes("--test")) run("ctest", ["--test-dir", build, "--output-on-failure"]);
+const testing = process.argv.includes("--test");
+// Only the addon, unless its tests are asked for too.
+run("cmake", ["--build", build, "--parallel", jobs, ...(testing ? [] : ["--target", "pipelora_addon"])]);
+if (testing) run("ctest", ["--test-dir", build, "--output-on-failure"]);
