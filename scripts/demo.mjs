@@ -11,6 +11,7 @@ const source = join(root, "examples", "demo");
 const folder = join(root, "output", "demo");
 const model = join(folder, "model");
 const dataset = join(source, "data.jsonl");
+const system = "You explain this trainer in one sentence.";
 const question = "What is LoRA?";
 
 function say(text) {
@@ -31,23 +32,28 @@ mkdirSync(model, { recursive: true });
 say("A small Qwen-shaped model of random weights, and a tokenizer learnt from the sample rows");
 const config = join(source, "config.json");
 const { trainBpe } = await import(join(root, "dist", "formats", "tokenizer", "train-bpe.js"));
-const texts = readFileSync(dataset, "utf8").trim().split("\n").map((line) => JSON.parse(line));
-const vocabulary = trainBpe(texts.flatMap(({ instruction, output }) => [instruction, output]), readJson(config).vocab_size);
+const rows = readFileSync(dataset, "utf8").trim().split("\n").map((line) => JSON.parse(line));
+const texts = rows.flatMap((row) => [`system\n${system}`, `user\n${row.instruction}`, `assistant\n${row.output}\n`]);
+const vocabulary = trainBpe(texts, readJson(config).vocab_size);
 writeFileSync(join(model, "qwen.tiktoken"), vocabulary);
 writeFileSync(join(model, "tokenizer_config.json"), JSON.stringify({ tokenizer_class: "QWenTokenizer", model_max_length: 512 }));
 coordinator("init-model", "--config", config, "--seed", "0", "--output-dir", model);
 
-const ask = ["--model", model, "--workers", "3", "--prompt", question, "--max-new-tokens", "40", "--log-level", "warn"];
+const ask = [
+  ...["--model", model, "--workers", "3", "--system", system, "--prompt", question],
+  ...["--max-new-tokens", "40", "--log-level", "warn"],
+];
 say("A reply before training");
 coordinator("generate", ...ask);
 
 say("Training over three worker processes");
 const adapter = join(folder, "adapter");
 coordinator(
-  ...["--model", model, "--dataset", dataset, "--device-map", "balanced_low_0", "--workers", "3"],
-  ...["--target-modules", "c_attn,c_proj,w1,w2", "--lora-r", "16", "--lora-alpha", "32"],
-  ...["--per-device-train-batch-size", "7", "--gradient-accumulation-steps", "2", "--num-train-epochs", "60"],
-  ...["--learning-rate", "4e-3", "--logging-steps", "15", "--save-steps", "90", "--output-dir", adapter],
+  ...["--model", model, "--dataset", dataset, "--system", system, "--device-map", "balanced_low_0", "--workers", "3"],
+  ...["--target-modules", "c_attn,c_proj,w1,w2,lm_head", "--lora-r", "32", "--lora-alpha", "64"],
+  ...["--per-device-train-batch-size", "7", "--gradient-accumulation-steps", "2", "--num-train-epochs", "20"],
+  ...["--learning-rate", "4e-3", "--lr-scheduler-type", "cosine", "--warmup-steps", "5"],
+  ...["--logging-steps", "6", "--save-steps", "30", "--output-dir", adapter],
 );
 
 say("The adapter, as peft reads it");
