@@ -275,6 +275,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
 }
 
 Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scale) {
+  if (!layers_.back()->reached) return Buffer();  // nothing here or before it learns
   const auto found = saved_.find(batch_index);
   if (found == saved_.end())
     throw Error(kEngineFailed, "backward of micro-batch " + std::to_string(batch_index) + ": forward kept nothing for it");

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <string_view>
 
 namespace pipelora {
 
@@ -14,7 +15,10 @@ Kernels make_kernels();
 
 const Kernels& kernels() {
   static const Kernels table = [] {
-    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    // Lets machines of both kinds share a run with the same bits (oneDNN has ONEDNN_MAX_CPU_ISA for its part).
+    const char* wanted = std::getenv("PIPELORA_CPU_ISA");
+    const bool narrow = wanted != nullptr && std::string_view(wanted) == "avx2";
+    const bool wide = !narrow && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return wide ? avx512::make_kernels() : avx2::make_kernels();
   }();

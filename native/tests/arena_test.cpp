@@ -1,0 +1,58 @@
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "pipelora/arena.h"
+#include "pipelora/error.h"
+
+using namespace pipelora;
+
+TEST_CASE("the arena places long-lived tensors low and workspaces high, aligned, and merges what is given back") {
+  std::vector<char> memory(1 << 20);
+  Arena arena(memory.data(), memory.size());
+  Buffer a = arena.tensor("a", DType::f32, 10, 10);
+  Buffer b = arena.tensor("b", DType::bf16, 3, 7);
+  Buffer w = arena.workspace("w", DType::f32, 1, 1);
+  CHECK(a.tensor().data == memory.data());
+  CHECK(b.tensor().data == memory.data() + 512);
+  CHECK(w.tensor().data == memory.data() + memory.size() - Arena::kAlignment);
+  CHECK(arena.used() == 512 + 256 + 256);
+  a.reset();
+  Buffer again = arena.tensor("again", DType::f32, 8, 16);  // fits the hole exactly
+  CHECK(again.tensor().data == memory.data());
+  again.reset();
+  b.reset();
+  w.reset();
+  CHECK(arena.used() == 0);
+  CHECK(arena.peak() == 1024);
+  Buffer all = arena.tensor("everything", DType::u8, 1, 1 << 20);
+  CHECK(all.tensor().data == memory.data());
+}
+
+TEST_CASE("an arena without room names the tensor, what it wanted and what is free") {
+  std::vector<char> memory(1 << 12);
+  Arena arena(memory.data(), memory.size());
+  Buffer a = arena.tensor("a", DType::f32, 2, 256);
+  std::string message, code;
+  try {
+    arena.tensor("gate and up", DType::f32, 3, 256);
+  } catch (const Error& error) {
+    message = error.what();
+    code = error.code();
+  }
+  CHECK(code == "PL_OUT_OF_MEMORY");
+  for (const char* part : {"gate and up", "[3, 256]", "3072 bytes", "2048 of 4096 free"}) CHECK(message.find(part) != std::string::npos);
+  a.reset();
+  CHECK_NOTHROW(arena.tensor("gate and up", DType::f32, 3, 256));
+}
+
+TEST_CASE("moving a buffer moves ownership") {
+  std::vector<char> memory(1 << 12);
+  Arena arena(memory.data(), memory.size());
+  Buffer a = arena.tensor("a", DType::f32, 1, 64);
+  Buffer b = std::move(a);
+  CHECK(!a);
+  b = arena.tensor("c", DType::f32, 1, 64);
+  CHECK(arena.used() == 256);
+}

@@ -1,0 +1,148 @@
+// The engine as a whole: the optimizer, memory, and staying usable after errors.
+#include "test_model.h"
+
+#include "pipelora/error.h"
+
+using namespace testing;
+
+namespace {
+
+template <class Call>
+std::string code_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return "no error";
+}
+
+}  // namespace
+
+TEST_CASE("an optimizer step moves LoRA as AdamW does, and training lowers the loss") {
+  TestModel model({.qkv_bias = true});
+  const auto engine = model.engine(DType::f32, 1, {2}, 0);
+  const MicroBatch batch = model.batch({9, 12});
+  const double before = forward_all(*engine, 2, batch).loss_sum;
+  backward_all(*engine, 2, 0, 1.0);
+  const std::vector<double> squares = engine->grad_squares();
+  const std::vector<std::string> names = engine->lora_names();
+  REQUIRE(squares.size() == 2 * names.size());
+  for (std::size_t i = 0; i < names.size(); ++i)
+    for (const std::size_t m : {0u, 1u}) {
+      const auto g = engine->get_lora(names[i], m == 0 ? LoraMatrix::a : LoraMatrix::b, LoraPart::grad);
+      const Values wide(g.begin(), g.end());
+      CHECK(squares[2 * i + m] == doctest::Approx(reference::dot(wide, wide)).epsilon(1e-10));
+    }
+  const auto w0 = engine->get_lora(names[0], LoraMatrix::b, LoraPart::weight), g0 = engine->get_lora(names[0], LoraMatrix::b, LoraPart::grad);
+  engine->optimizer_step({1, 1e-3, 1.0, 0.9, 0.999, 1e-8, 0.0});
+  const auto w1 = engine->get_lora(names[0], LoraMatrix::b, LoraPart::weight);
+  for (std::size_t i = 0; i < w0.size(); ++i) CHECK(w1[i] == doctest::Approx(w0[i] - 1e-3 * g0[i] / (std::abs(g0[i]) + 1e-8)).epsilon(1e-4));
+  for (const auto& [name, values] : gradients(*engine)) CHECK(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }));
+  double after = 0;
+  for (int step = 2; step < 8; ++step) {
+    after = forward_all(*engine, 2, batch).loss_sum;
+    backward_all(*engine, 2, 0, 1.0);
+    engine->optimizer_step({step, 1e-2, 1.0, 0.9, 0.999, 1e-8, 0.0});
+  }
+  CHECK(after < before);
+}
+
+TEST_CASE("gradients add up over micro-batches and are zero after zero_grad") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {}, 0);
+  const MicroBatch a = model.batch({9}, 0), b = model.batch({12}, 1);
+  std::vector<std::map<std::string, std::vector<float>>> parts;
+  for (const MicroBatch* batch : {&a, &b}) {
+    engine->zero_grad();
+    forward_all(*engine, 1, *batch);
+    backward_all(*engine, 1, batch->index, 1.0);
+    parts.push_back(gradients(*engine));
+  }
+  forward_all(*engine, 1, a);
+  backward_all(*engine, 1, a.index, 1.0);
+  for (const auto& [name, sum] : gradients(*engine))
+    for (std::size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == doctest::Approx(parts[0].at(name)[i] + parts[1].at(name)[i]).epsilon(1e-4));
+}
+
+TEST_CASE("LoRA parts come back as they were set") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {}, 0);
+  for (const LoraPart part : {LoraPart::weight, LoraPart::grad, LoraPart::exp_avg, LoraPart::exp_avg_sq})
+    for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+      std::vector<float> values(static_cast<std::size_t>(TestModel::kRank * (matrix == LoraMatrix::a ? TestModel::kHidden : TestModel::kFfn)));
+      std::iota(values.begin(), values.end(), static_cast<float>(part));
+      engine->set_lora("block0.up", matrix, part, values.data(), values.size());
+      CHECK(engine->get_lora("block0.up", matrix, part) == values);
+    }
+}
+
+TEST_CASE("an arena that is too small fails with its code and the engine goes on") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {}, 0, 40000);
+  const MicroBatch large = model.batch({60}, 0), small = model.batch({3}, 1);
+  CHECK(code_of([&] { forward_all(*engine, 1, large); }) == "PL_OUT_OF_MEMORY");
+  CHECK(engine->arena().used() == 0);
+  CHECK(forward_all(*engine, 1, small).loss_sum == doctest::Approx(model.loss(small)).epsilon(2e-6));
+  CHECK(engine->arena().used() > 0);
+  engine->discard();
+  CHECK(engine->arena().used() == 0);
+  CHECK(code_of([&] { backward_all(*engine, 1, 1, 1.0); }) == "PL_ENGINE_FAILED");
+  CHECK(engine->memory().arena_peak_bytes <= 40000);
+}
+
+TEST_CASE("a loss that is not finite is an error, and nothing is kept") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {}, 0);
+  std::vector<float> b(static_cast<std::size_t>(TestModel::kRank * TestModel::kHidden), NAN);
+  engine->set_lora("block0.down", LoraMatrix::b, LoraPart::weight, b.data(), b.size());
+  const MicroBatch batch = model.batch({7});
+  CHECK(code_of([&] { forward_all(*engine, 1, batch); }) == "PL_LOSS_NOT_FINITE");
+  CHECK(engine->arena().used() == 0);
+}
+
+TEST_CASE("wrong tensors are refused by name, with what was expected and what came") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {2}, 0);
+  const MicroBatch batch = model.batch({7});
+  CHECK(code_of([&] { engine->forward(1, batch, Buffer()); }) == "PL_TENSOR_MISMATCH");
+  const std::vector<float> values(3 * TestModel::kHidden);
+  CHECK(code_of([&] { engine->forward(1, batch, engine->write(values.data(), DType::f32, 3, TestModel::kHidden)); }) == "PL_TENSOR_MISMATCH");
+  MicroBatch broken = batch;
+  broken.tokens[2] = TestModel::kVocab;
+  CHECK(code_of([&] { engine->forward(0, broken, Buffer()); }) == "PL_TENSOR_MISMATCH");
+  broken = batch;
+  broken.cu_seqlens = {0, 5, 4};
+  CHECK(code_of([&] { engine->forward(0, broken, Buffer()); }) == "PL_TENSOR_MISMATCH");
+  CHECK(code_of([&] { engine->load_weight(0, "norm", {"/nowhere", 0, 4, DType::f32, {1}}, HoldSpec{}); }) == "PL_CHECKPOINT_INVALID");
+  CHECK(engine->arena().used() == 0);
+
+  char path[] = "/tmp/pipelora_engine_XXXXXX";
+  ::close(::mkstemp(path));
+  std::ofstream(path) << std::string(64, 'x');
+  std::string message;
+  try {
+    engine->load_weight(1, "norm", {path, 0, 64, DType::f32, {16}}, HoldSpec{});
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  CHECK(message == "norm: expected [32], got [16]");
+  CHECK(code_of([&] { engine->load_weight(1, "norm", {path, 0, 128, DType::f32, {32}}, HoldSpec{}); }) == "PL_CHECKPOINT_INVALID");
+  CHECK(code_of([&] { engine->load_weight(1, "norm", {path, ~0ull - 3, 128, DType::f32, {32}}, HoldSpec{}); }) == "PL_CHECKPOINT_INVALID");
+  CHECK(code_of([&] { engine->load_weight(1, "norm", {path, 0, 100, DType::f32, {32}}, HoldSpec{}); }) == "PL_CHECKPOINT_INVALID");
+  ::unlink(path);
+}
+
+TEST_CASE("a cache refuses more tokens than it has room for and keeps its state") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {}, 0);
+  const std::size_t cache = engine->create_cache(1, 4);
+  engine->infer(0, cache, {0, 3}, {1, 2, 3}, Buffer());
+  CHECK(code_of([&] { engine->infer(0, cache, {0, 2}, {4, 5}, Buffer()); }) == "PL_TENSOR_MISMATCH");
+  CHECK_NOTHROW(engine->infer(0, cache, {0, 1}, {4}, Buffer()));
+  CHECK(code_of([&] { engine->infer(0, cache, {0, 1, 2}, {4, 5}, Buffer()); }) == "PL_TENSOR_MISMATCH");
+}
+
+TEST_CASE("a device that is not there is refused") {
+  CHECK(code_of([] { make_cpu_ops(DType::f16, 1); }) == "PL_DEVICE_UNAVAILABLE");
+}

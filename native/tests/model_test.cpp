@@ -1,0 +1,202 @@
+// Whole models: loss and gradients against float64, and what must never change a bit.
+#include "test_model.h"
+
+using namespace testing;
+
+namespace {
+
+const std::vector<std::pair<const char*, Family>> kFamilies{
+    {"fused qkv with bias", {.fused_qkv = true, .qkv_bias = true, .kv_heads = 4}},
+    {"grouped heads, dropout", {.qkv_bias = true, .dropout = 0.25f}},
+    {"norms on heads, LoRA on the head", {.head_norms = true, .head_lora = true, .kv_heads = 1, .dropout = 0.1f}},
+    {"sliding window", {.window = 5}},
+};
+const std::vector<std::int32_t> kLengths{9, 1, 14};
+
+}  // namespace
+
+TEST_CASE("loss and LoRA gradients of whole models equal float64 finite differences") {
+  for (const auto& [name, family] : kFamilies) {
+    CAPTURE(name);
+    TestModel model(family);
+    const MicroBatch batch = model.batch(kLengths);
+    const auto engine = model.engine(DType::f32, 1, {}, 0);
+    const ForwardResult result = forward_all(*engine, 1, batch);
+    CHECK(result.loss_sum == doctest::Approx(model.loss(batch)).epsilon(2e-6));
+    CHECK(result.label_tokens == std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t t) { return t != -100; }));
+    backward_all(*engine, 1, batch.index, 2.0);
+    for (auto& [lora_name, pair] : model.lora)
+      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        CAPTURE(lora_name);
+        const std::vector<float> got = engine->get_lora(lora_name, matrix, LoraPart::grad);
+        Values& values = pair.matrix(matrix);
+        const auto at = reference::spread(values.size(), 4);
+        const Values expected = reference::derivatives(values, at, [&] { return 2.0 * model.loss(batch); }, 1e-4);
+        CHECK(distance(pick(Values(got.begin(), got.end()), at), expected) < 1e-4);
+      }
+  }
+}
+
+TEST_CASE("the gradient of a segment's input equals finite differences") {
+  TestModel model({.qkv_bias = true, .dropout = 0.2f});
+  MicroBatch batch = model.batch({6});
+  batch.tokens = {3, 3, 3, 3, 3, 3};  // the embedding's row 3 moves every input alike
+  const auto engine = model.engine(DType::f32, 1, {1}, 0);
+  forward_all(*engine, 2, batch);
+  Buffer gradient = engine->backward(1, batch.index, Buffer(), 1.0);
+  REQUIRE(gradient);
+  const Values got = Device::get(gradient);
+  Values summed(TestModel::kHidden, 0.0);
+  for (std::size_t i = 0; i < got.size(); ++i) summed[i % TestModel::kHidden] += got[i];
+  Values& embedding = model.weights.at("embed");
+  std::vector<std::size_t> at(TestModel::kHidden);
+  std::iota(at.begin(), at.end(), std::size_t{3 * TestModel::kHidden});
+  CHECK(distance(summed, reference::derivatives(embedding, at, [&] { return model.loss(batch); }, 1e-4)) < 1e-4);
+}
+
+TEST_CASE("threads, segments and checkpointing never change a bit") {
+  for (const auto& [name, family] : kFamilies)
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      CAPTURE(name);
+      TestModel model(family);
+      struct Setting {
+        int threads;
+        std::vector<std::size_t> cuts;
+        std::int64_t checkpointed;
+      };
+      const std::vector<Setting> settings{{1, {}, 0}, {3, {}, 0}, {1, {1, 2, 4, 5}, 0}, {1, {}, 3}, {2, {3}, 1}};
+      std::vector<double> losses;
+      std::vector<std::map<std::string, std::vector<float>>> grads;
+      for (const Setting& setting : settings) {
+        const std::size_t segments = setting.cuts.size() + 1;
+        const auto engine = model.engine(dtype, setting.threads, setting.cuts, setting.checkpointed);
+        double loss = 0;
+        // Two micro-batches in flight, as in a pipeline.
+        const MicroBatch first = model.batch(kLengths, 0), second = model.batch({4, 30}, 1);
+        loss += forward_all(*engine, segments, first).loss_sum;
+        loss += forward_all(*engine, segments, second).loss_sum;
+        backward_all(*engine, segments, 0, 1.0);
+        backward_all(*engine, segments, 1, 1.0);
+        CHECK(engine->arena().used() == 0);
+        losses.push_back(loss);
+        grads.push_back(gradients(*engine));
+      }
+      for (std::size_t i = 1; i < settings.size(); ++i) {
+        CHECK(losses[i] == losses[0]);
+        CHECK(grads[i] == grads[0]);
+      }
+    }
+}
+
+TEST_CASE("bfloat16 stays close to float32") {
+  TestModel model({.qkv_bias = true});
+  const MicroBatch batch = model.batch(kLengths);
+  std::map<std::string, std::vector<float>> grads[2];
+  double losses[2];
+  int i = 0;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const auto engine = model.engine(dtype, 1, {}, 0);
+    losses[i] = forward_all(*engine, 1, batch).loss_sum;
+    backward_all(*engine, 1, 0, 1.0);
+    grads[i++] = gradients(*engine);
+  }
+  CHECK(losses[1] == doctest::Approx(losses[0]).epsilon(1e-2));
+  // Random weights of this scale amplify rounding; a wrong term would be off by its whole size.
+  for (const auto& [name, wide] : grads[0]) {
+    const std::vector<float>& narrow = grads[1].at(name);
+    CHECK(distance(Values(narrow.begin(), narrow.end()), Values(wide.begin(), wide.end())) < 0.2);
+  }
+}
+
+TEST_CASE("a cache gives the logits of the whole sequence, however the tokens arrive") {
+  for (const auto& [name, family] : kFamilies) {
+    CAPTURE(name);
+    TestModel model(family);
+    MicroBatch batch = model.batch({12, 7});
+    batch.training = false;
+    const auto engine = model.engine(DType::f32, 1, {2}, 0);
+    const auto infer = [&](std::size_t cache, std::vector<std::int32_t> cu, std::vector<std::int32_t> tokens) {
+      Buffer x;
+      for (std::size_t s = 0; s < 2; ++s) x = engine->infer(s, cache, cu, s == 0 ? tokens : std::vector<std::int32_t>{}, std::move(x));
+      return Device::get(x);
+    };
+    const std::size_t whole = engine->create_cache(2, 12), pieces = engine->create_cache(2, 20);
+    const Values expected = infer(whole, batch.cu_seqlens, batch.tokens);
+    // Prefill 8 and 5, then one token of each at a time; the shorter row ends with two at once.
+    const auto token = [&](std::size_t row, std::size_t p) { return batch.tokens[row * 12 + p]; };
+    std::vector<std::int32_t> first;
+    for (std::size_t p = 0; p < 8; ++p) first.push_back(token(0, p));
+    for (std::size_t p = 0; p < 5; ++p) first.push_back(token(1, p));
+    infer(pieces, {0, 8, 13}, first);
+    infer(pieces, {0, 1, 2}, {token(0, 8), token(1, 5)});
+    const Values got = infer(pieces, {0, 3, 4}, {token(0, 9), token(0, 10), token(0, 11), token(1, 6)});
+    CHECK(distance(got, expected) < 1e-5);
+    // The loss of an evaluation pass follows from the same logits.
+    for (std::size_t row = 0; row < 2; ++row) {
+      MicroBatch last = batch;
+      std::fill(last.targets.begin(), last.targets.end(), -100);
+      const std::size_t at = static_cast<std::size_t>(batch.cu_seqlens[row + 1]) - 1;
+      last.targets[at] = 9;
+      last.weights[at] = 1;
+      CHECK(forward_all(*engine, 2, last).loss_sum == doctest::Approx(reference::cross_entropy(expected.data() + row * TestModel::kVocab, TestModel::kVocab, 9)).epsilon(1e-5));
+    }
+    CHECK(engine->memory().cache_bytes > 0);
+    engine->free_cache(whole);
+    engine->free_cache(pieces);
+    CHECK(engine->memory().cache_bytes == 0);
+    CHECK(engine->arena().used() == 0);
+  }
+}
+
+TEST_CASE("Qwen's rules for long sequences: NTK factor by length, fixed when the cache is started") {
+  CHECK(qwen_ntk_alpha(10, 64) == 1);
+  CHECK(qwen_ntk_alpha(64, 64) == 1);
+  CHECK(qwen_ntk_alpha(65, 64) == 3);
+  CHECK(qwen_ntk_alpha(128, 64) == 3);
+  CHECK(qwen_ntk_alpha(129, 64) == 7);
+  TestModel model({.fused_qkv = true, .qkv_bias = true, .kv_heads = 4});
+  MicroBatch batch = model.batch({20});
+  batch.training = false;
+  const auto plain = model.engine(DType::f32, 1, {}, 0);
+  model.arch.qwen_long_seq_length = 8;
+  model.arch.qwen_dynamic_ntk = true;
+  const auto ntk = model.engine(DType::f32, 1, {}, 0);
+  model.arch.qwen_dynamic_ntk = false;
+  model.arch.qwen_logn = true;
+  const auto logn = model.engine(DType::f32, 1, {}, 0);
+  const double loss = forward_all(*plain, 1, batch).loss_sum;
+  CHECK(std::abs(forward_all(*ntk, 1, batch).loss_sum - loss) > 1e-4);
+  CHECK(std::abs(forward_all(*logn, 1, batch).loss_sum - loss) > 1e-4);
+  // In training, and for short sequences, nothing changes.
+  MicroBatch training = batch, brief = model.batch({8});
+  training.training = true;
+  brief.training = false;
+  const double brief_loss = forward_all(*plain, 1, brief).loss_sum, trained = forward_all(*plain, 1, training).loss_sum;
+  for (Engine* engine : {ntk.get(), logn.get()}) {
+    CHECK(forward_all(*engine, 1, brief).loss_sum == brief_loss);
+    CHECK(forward_all(*engine, 1, training).loss_sum == trained);
+  }
+}
+
+TEST_CASE("what backward cannot reach keeps nothing, and what it needs is freed") {
+  TestModel model({});
+  // LoRA only on the last block's down: the blocks below keep nothing.
+  for (LayerSpec& layer : model.layers)
+    if (auto* block = std::get_if<BlockSpec>(&layer))
+      for (LinearSpec& linear : block->linears)
+        if (block->index < 2 || linear.role != Role::down) linear.lora.reset();
+  std::erase_if(model.lora, [](const auto& held) { return held.first != "block2.down"; });
+  const MicroBatch batch = model.batch(kLengths);
+  const auto engine = model.engine(DType::f32, 1, {}, 0);
+  CHECK(forward_all(*engine, 1, batch).loss_sum == doctest::Approx(model.loss(batch)).epsilon(2e-6));
+  const std::size_t kept = engine->arena().used();
+  backward_all(*engine, 1, 0, 1.0);
+  CHECK(engine->arena().used() == 0);
+  const std::size_t tokens = batch.tokens.size();
+  const std::size_t block_bytes = tokens * 4 * static_cast<std::size_t>(2 * TestModel::kHidden + TestModel::kHidden + 2 * 16 + TestModel::kHidden + 2 * TestModel::kFfn);
+  CHECK(kept < 2 * block_bytes);
+  Values& b = model.lora.at("block2.down").b;
+  const std::vector<float> got = engine->get_lora("block2.down", LoraMatrix::b, LoraPart::grad);
+  const auto at = reference::spread(b.size(), 20);
+  CHECK(distance(pick(Values(got.begin(), got.end()), at), reference::derivatives(b, at, [&] { return model.loss(batch); }, 1e-4)) < 1e-4);
+}

@@ -1,0 +1,136 @@
+// The operations again, plainly and in float64: what the engine is held against. Matrices are row-major vectors.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "pipelora/rng.h"
+
+namespace reference {
+
+using Values = std::vector<double>;
+
+inline Values random_values(std::size_t n, unsigned seed, double scale = 1.0) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal(0.0, scale);
+  Values v(n);
+  // Rounded to float32: the engine then starts from the same numbers.
+  for (double& x : v) x = static_cast<double>(static_cast<float>(normal(generator)));
+  return v;
+}
+
+/// x [t, k] w [n, k]ᵀ
+inline Values product(const Values& x, const Values& w, std::size_t t, std::size_t k, std::size_t n) {
+  Values y(t * n, 0.0);
+  for (std::size_t i = 0; i < t; ++i)
+    for (std::size_t j = 0; j < n; ++j)
+      for (std::size_t p = 0; p < k; ++p) y[i * n + j] += x[i * k + p] * w[j * k + p];
+  return y;
+}
+
+inline Values rmsnorm(const Values& x, const Values& w, double eps) {
+  const std::size_t d = w.size();
+  Values y(x.size());
+  for (std::size_t r = 0; r < x.size() / d; ++r) {
+    double squares = 0;
+    for (std::size_t c = 0; c < d; ++c) squares += x[r * d + c] * x[r * d + c];
+    const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(d) + eps);
+    for (std::size_t c = 0; c < d; ++c) y[r * d + c] = x[r * d + c] * inverse * w[c];
+  }
+  return y;
+}
+
+/// Half-split rotary of [t, heads * e] at the given positions.
+inline Values rotary(const Values& x, const std::vector<std::int32_t>& positions, const Values& inv_freq, std::size_t width, std::size_t e) {
+  Values y(x.size());
+  const std::size_t half = e / 2;
+  for (std::size_t t = 0; t < positions.size(); ++t)
+    for (std::size_t head = 0; head < width; head += e)
+      for (std::size_t i = 0; i < half; ++i) {
+        const double angle = positions[t] * inv_freq[i], a = x[t * width + head + i], b = x[t * width + head + half + i];
+        y[t * width + head + i] = a * std::cos(angle) - b * std::sin(angle);
+        y[t * width + head + half + i] = b * std::cos(angle) + a * std::sin(angle);
+      }
+  return y;
+}
+
+inline Values attention(const Values& q, const Values& k, const Values& v, const std::vector<std::int32_t>& cu, std::size_t heads,
+                        std::size_t kv_heads, std::size_t e, std::int64_t window) {
+  Values out(q.size(), 0.0);
+  const std::size_t width = heads * e, kv_width = kv_heads * e;
+  for (std::size_t s = 0; s + 1 < cu.size(); ++s)
+    for (std::int32_t i = cu[s]; i < cu[s + 1]; ++i)
+      for (std::size_t h = 0; h < heads; ++h) {
+        const std::size_t kv = h / (heads / kv_heads);
+        Values weights;
+        double total = 0;
+        const std::int32_t first = window > 0 ? std::max<std::int32_t>(cu[s], i - static_cast<std::int32_t>(window) + 1) : cu[s];
+        for (std::int32_t j = first; j <= i; ++j) {
+          double score = 0;
+          for (std::size_t c = 0; c < e; ++c)
+            score += q[static_cast<std::size_t>(i) * width + h * e + c] * k[static_cast<std::size_t>(j) * kv_width + kv * e + c];
+          weights.push_back(std::exp(score / std::sqrt(static_cast<double>(e))));
+          total += weights.back();
+        }
+        for (std::int32_t j = first; j <= i; ++j)
+          for (std::size_t c = 0; c < e; ++c)
+            out[static_cast<std::size_t>(i) * width + h * e + c] +=
+                weights[static_cast<std::size_t>(j - first)] / total * v[static_cast<std::size_t>(j) * kv_width + kv * e + c];
+      }
+  return out;
+}
+
+inline Values swiglu(const Values& gate, const Values& up) {
+  Values y(gate.size());
+  for (std::size_t i = 0; i < gate.size(); ++i) y[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];
+  return y;
+}
+
+/// -log softmax(row)[target]
+inline double cross_entropy(const double* row, std::size_t vocab, std::int32_t target) {
+  double top = row[0], total = 0;
+  for (std::size_t c = 1; c < vocab; ++c) top = std::max(top, row[c]);
+  for (std::size_t c = 0; c < vocab; ++c) total += std::exp(row[c] - top);
+  return std::log(total) + top - row[target];
+}
+
+/// Element by element from the definition in rng.h.
+inline bool kept(pipelora::DropoutKey key, std::uint32_t row, std::uint32_t module, std::uint64_t element, float p) {
+  const pipelora::Philox bits = pipelora::dropout_bits(key, row, module, element / 8);
+  const std::uint32_t word = bits.v[element % 8 / 2];
+  return (element % 2 == 0 ? word & 0xFFFFu : word >> 16) >= pipelora::dropout_threshold(p);
+}
+
+/// Derivatives of `loss` with respect to `values[i]` for the given indices, by central differences.
+inline Values derivatives(Values& values, const std::vector<std::size_t>& indices, const std::function<double()>& loss, double h = 1e-5) {
+  Values out;
+  for (const std::size_t i : indices) {
+    const double kept_value = values[i];
+    values[i] = kept_value + h;
+    const double above = loss();
+    values[i] = kept_value - h;
+    const double below = loss();
+    values[i] = kept_value;
+    out.push_back((above - below) / (2 * h));
+  }
+  return out;
+}
+
+inline double dot(const Values& a, const Values& b) {
+  double total = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) total += a[i] * b[i];
+  return total;
+}
+
+/// About `count` indices spread over [0, n).
+inline std::vector<std::size_t> spread(std::size_t n, std::size_t count) {
+  std::vector<std::size_t> out;
+  const std::size_t step = std::max<std::size_t>(1, n / count) | 1u;
+  for (std::size_t i = 0; i < n; i += step) out.push_back(i);
+  return out;
+}
+
+}  // namespace reference

@@ -1,0 +1,270 @@
+// A small model: its description, random weights in a file, and its loss in float64.
+#pragma once
+
+#include <unistd.h>
+
+#include <fstream>
+#include <map>
+#include <string>
+
+#include "bench_device.h"
+#include "pipelora/engine.h"
+
+namespace testing {
+
+struct Family {
+  bool fused_qkv = false, qkv_bias = false, head_norms = false, head_lora = false;
+  std::int64_t window = 0, kv_heads = 2;
+  float dropout = 0;
+};
+
+class TestModel {
+ public:
+  static constexpr std::int64_t kHidden = 32, kHeads = 4, kHeadDim = 8, kFfn = 24, kVocab = 50, kBlocks = 3, kRank = 3;
+
+  explicit TestModel(const Family& family) : family_(family) {
+    arch.hidden = kHidden;
+    arch.heads = kHeads;
+    arch.kv_heads = family.kv_heads;
+    arch.head_dim = kHeadDim;
+    arch.ffn = kFfn;
+    arch.vocab = kVocab;
+    arch.rms_eps = 1e-6f;
+    arch.rope_base = 10000;
+    for (std::int64_t i = 0; i < kHeadDim / 2; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / kHeadDim));
+    const std::int64_t kv = family.kv_heads * kHeadDim;
+    layers.emplace_back(EmbeddingSpec{"embed"});
+    add("embed", {kVocab, kHidden}, 1.0);
+    for (std::int64_t b = 0; b < kBlocks; ++b) {
+      const std::string p = "block" + std::to_string(b) + ".";
+      BlockSpec block;
+      block.index = b;
+      block.attn_norm = p + "attn_norm";
+      block.mlp_norm = p + "mlp_norm";
+      block.sliding_window = family.window;
+      add(block.attn_norm, {kHidden}, 1.0);
+      add(block.mlp_norm, {kHidden}, 1.0);
+      if (family.head_norms) {
+        block.q_norm = p + "q_norm";
+        block.k_norm = p + "k_norm";
+        add(block.q_norm, {kHeadDim}, 1.0);
+        add(block.k_norm, {kHeadDim}, 1.0);
+      }
+      const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias, bool adapted) {
+        LinearSpec spec{role, p + name, in, out, bias, std::nullopt};
+        add(spec.name + ".weight", {out, in}, 0.25);
+        if (bias) add(spec.name + ".bias", {out}, 0.2);
+        if (adapted) spec.lora = add_lora(spec.name, in, out);
+        block.linears.push_back(spec);
+      };
+      if (family.fused_qkv) {
+        linear(Role::qkv, "qkv", kHidden, kHidden + 2 * kv, family.qkv_bias, true);
+      } else {
+        linear(Role::q, "q", kHidden, kHidden, family.qkv_bias, true);
+        linear(Role::k, "k", kHidden, kv, family.qkv_bias, false);
+        linear(Role::v, "v", kHidden, kv, family.qkv_bias, true);
+      }
+      linear(Role::o, "o", kHidden, kHidden, false, true);
+      linear(Role::up, "up", kHidden, kFfn, false, true);
+      linear(Role::gate, "gate", kHidden, kFfn, false, b != 1);
+      linear(Role::down, "down", kFfn, kHidden, false, true);
+      layers.emplace_back(block);
+    }
+    layers.emplace_back(NormSpec{"norm"});
+    add("norm", {kHidden}, 1.0);
+    HeadSpec head{"head", "head", std::nullopt};
+    add("head", {kVocab, kHidden}, 0.3);
+    if (family.head_lora) head.lora = add_lora("head", kHidden, kVocab);
+    layers.emplace_back(head);
+    write_file();
+  }
+  ~TestModel() { ::unlink(path_.c_str()); }
+  TestModel(const TestModel&) = delete;
+  TestModel& operator=(const TestModel&) = delete;
+
+  /// `cuts`: first layers of the second, third, … segment.
+  std::unique_ptr<Engine> engine(DType dtype, int threads, std::vector<std::size_t> cuts, std::int64_t checkpointed,
+                                 std::size_t arena = std::size_t{32} << 20) const {
+    auto made = std::make_unique<Engine>(make_cpu_ops(dtype, threads), arch, arena);
+    cuts.insert(cuts.begin(), 0);
+    cuts.push_back(layers.size());
+    for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
+      SegmentSpec spec;
+      spec.layers.assign(layers.begin() + static_cast<std::ptrdiff_t>(cuts[i]), layers.begin() + static_cast<std::ptrdiff_t>(cuts[i + 1]));
+      spec.checkpointed_blocks = checkpointed;
+      spec.needs_input_grad = i > 0;
+      const std::size_t segment = made->add_segment(spec);
+      for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), HoldSpec{});
+    }
+    for (const std::string& name : made->lora_names())
+      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        const Values& from = lora.at(name).matrix(matrix);
+        const std::vector<float> values(from.begin(), from.end());
+        made->set_lora(name, matrix, LoraPart::weight, values.data(), values.size());
+      }
+    return made;
+  }
+
+  MicroBatch batch(std::vector<std::int32_t> lengths, std::int64_t index = 0) const {
+    MicroBatch b;
+    b.index = index;
+    b.step = 4;
+    b.seed = 1234567;
+    b.training = true;
+    b.cu_seqlens = {0};
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      b.row_ids.push_back(static_cast<std::int32_t>(10 * index + static_cast<std::int64_t>(s)));
+      for (std::int32_t p = 0; p < lengths[s]; ++p) {
+        const auto t = static_cast<std::int64_t>(b.tokens.size());
+        b.tokens.push_back(static_cast<std::int32_t>((t * 31 + index * 17 + 5) % kVocab));
+        const bool label = p + 1 < lengths[s] && t % 3 != 0;
+        b.targets.push_back(label ? static_cast<std::int32_t>((t * 7 + 3) % kVocab) : -100);
+        b.weights.push_back(label ? 0.05f + 0.01f * static_cast<float>(t % 4) : 0.0f);
+      }
+      b.cu_seqlens.push_back(static_cast<std::int32_t>(b.tokens.size()));
+    }
+    return b;
+  }
+
+  /// The weighted loss sum of a batch in float64.
+  double loss(const MicroBatch& b) const {
+    const std::size_t t = b.tokens.size(), d = kHidden, v = kVocab;
+    std::vector<std::int32_t> positions, rows;
+    for (std::size_t s = 0; s + 1 < b.cu_seqlens.size(); ++s)
+      for (std::int32_t p = 0; p < b.cu_seqlens[s + 1] - b.cu_seqlens[s]; ++p) {
+        positions.push_back(p);
+        rows.push_back(b.row_ids[s]);
+      }
+    const auto linear = [&](const std::string& name, const Values& x, std::int64_t in, std::int64_t out) {
+      const std::string weight = name == "head" ? name : name + ".weight";
+      Values y = reference::product(x, weights.at(weight), t, static_cast<std::size_t>(in), static_cast<std::size_t>(out));
+      if (const auto bias = weights.find(name + ".bias"); bias != weights.end())
+        for (std::size_t i = 0; i < y.size(); ++i) y[i] += bias->second[i % static_cast<std::size_t>(out)];
+      const auto found = lora.find(name);
+      if (found == lora.end()) return y;
+      const Lora& pair = found->second;
+      Values dropped = x;
+      if (b.training && pair.spec.dropout > 0)
+        for (std::size_t i = 0; i < dropped.size(); ++i) {
+          const std::size_t token = i / static_cast<std::size_t>(in);
+          const auto element = static_cast<std::uint64_t>(positions[token]) * static_cast<std::uint64_t>(in) + i % static_cast<std::size_t>(in);
+          const bool stays = reference::kept({b.seed, b.step}, static_cast<std::uint32_t>(rows[token]), pair.spec.module_id, element, pair.spec.dropout);
+          dropped[i] = stays ? dropped[i] / (1.0 - static_cast<double>(pair.spec.dropout)) : 0.0;
+        }
+      const Values low = reference::product(reference::product(dropped, pair.a, t, static_cast<std::size_t>(in), kRank), pair.b, t, kRank, static_cast<std::size_t>(out));
+      for (std::size_t i = 0; i < y.size(); ++i) y[i] += static_cast<double>(pair.spec.scale) * low[i];
+      return y;
+    };
+    Values x(t * d);
+    for (std::size_t i = 0; i < t; ++i)
+      for (std::size_t c = 0; c < d; ++c) x[i * d + c] = weights.at("embed")[static_cast<std::size_t>(b.tokens[i]) * d + c];
+    const std::int64_t kv = family_.kv_heads * kHeadDim;
+    for (std::int64_t l = 0; l < kBlocks; ++l) {
+      const std::string p = "block" + std::to_string(l) + ".";
+      const Values h = reference::rmsnorm(x, weights.at(p + "attn_norm"), 1e-6);
+      Values q, k, value;
+      if (family_.fused_qkv) {
+        const std::size_t width = d + 2 * static_cast<std::size_t>(kv);
+        const Values all = linear(p + "qkv", h, kHidden, kHidden + 2 * kv);
+        for (std::size_t i = 0; i < t; ++i) {
+          const auto row = all.begin() + static_cast<std::ptrdiff_t>(i * width);
+          q.insert(q.end(), row, row + kHidden);
+          k.insert(k.end(), row + kHidden, row + kHidden + kv);
+          value.insert(value.end(), row + kHidden + kv, row + kHidden + 2 * kv);
+        }
+      } else {
+        q = linear(p + "q", h, kHidden, kHidden);
+        k = linear(p + "k", h, kHidden, kv);
+        value = linear(p + "v", h, kHidden, kv);
+      }
+      if (family_.head_norms) {
+        q = reference::rmsnorm(q, weights.at(p + "q_norm"), 1e-6);
+        k = reference::rmsnorm(k, weights.at(p + "k_norm"), 1e-6);
+      }
+      q = reference::rotary(q, positions, arch.rope_inv_freq, d, kHeadDim);
+      k = reference::rotary(k, positions, arch.rope_inv_freq, static_cast<std::size_t>(kv), kHeadDim);
+      const Values attended = reference::attention(q, k, value, b.cu_seqlens, kHeads, static_cast<std::size_t>(family_.kv_heads), kHeadDim, family_.window);
+      const Values projected = linear(p + "o", attended, kHidden, kHidden);
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] += projected[i];
+      const Values g = reference::rmsnorm(x, weights.at(p + "mlp_norm"), 1e-6);
+      const Values act = reference::swiglu(linear(p + "gate", g, kHidden, kFfn), linear(p + "up", g, kHidden, kFfn));
+      const Values down = linear(p + "down", act, kFfn, kHidden);
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] += down[i];
+    }
+    const Values logits = linear("head", reference::rmsnorm(x, weights.at("norm"), 1e-6), kHidden, kVocab);
+    double total = 0;
+    for (std::size_t i = 0; i < t; ++i)
+      if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i]);
+    return total;
+  }
+
+  struct Lora {
+    LoraSpec spec;
+    Values a, b;  // [R, in], [out, R]
+    Values& matrix(LoraMatrix m) { return m == LoraMatrix::a ? a : b; }
+    const Values& matrix(LoraMatrix m) const { return m == LoraMatrix::a ? a : b; }
+  };
+
+  Arch arch;
+  std::vector<LayerSpec> layers;
+  std::map<std::string, Values> weights;
+  std::map<std::string, Lora> lora;
+
+ private:
+  void add(const std::string& name, std::vector<std::int64_t> shape, double scale) {
+    std::size_t n = 1;
+    for (const std::int64_t extent : shape) n *= static_cast<std::size_t>(extent);
+    weights[name] = reference::random_values(n, ++seed_, scale);
+    sources_[name] = {"", 0, n * 4, DType::f32, std::move(shape)};
+  }
+  LoraSpec add_lora(const std::string& name, std::int64_t in, std::int64_t out) {
+    Lora pair;
+    pair.spec = {kRank, 1.5f, family_.dropout, module_++};
+    pair.a = reference::random_values(static_cast<std::size_t>(kRank * in), ++seed_, 0.3);
+    pair.b = reference::random_values(static_cast<std::size_t>(kRank * out), ++seed_, 0.3);
+    lora[name] = pair;
+    return pair.spec;
+  }
+  void write_file() {
+    path_ = "/tmp/pipelora_model_XXXXXX";
+    ::close(::mkstemp(path_.data()));
+    std::ofstream file(path_, std::ios::binary);
+    std::uint64_t offset = 0;
+    for (auto& [name, source] : sources_) {
+      const Values& from = weights.at(name);
+      const std::vector<float> values(from.begin(), from.end());
+      file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * 4));
+      source.path = path_;
+      source.offset = offset;
+      offset += values.size() * 4;
+    }
+  }
+
+  Family family_;
+  unsigned seed_ = 100;
+  std::uint32_t module_ = 0;
+  std::string path_;
+  std::map<std::string, TensorSource> sources_;
+};
+
+/// Forward through all segments.
+inline ForwardResult forward_all(Engine& engine, std::size_t segments, const MicroBatch& batch) {
+  ForwardResult result;
+  for (std::size_t s = 0; s < segments; ++s) result = engine.forward(s, batch, std::move(result.output));
+  return result;
+}
+inline Buffer backward_all(Engine& engine, std::size_t segments, std::int64_t index, double scale) {
+  Buffer gradient;
+  for (std::size_t s = segments; s-- > 0;) gradient = engine.backward(s, index, std::move(gradient), scale);
+  return gradient;
+}
+inline std::map<std::string, std::vector<float>> gradients(Engine& engine) {
+  std::map<std::string, std::vector<float>> out;
+  for (const std::string& name : engine.lora_names()) {
+    out[name + ".A"] = engine.get_lora(name, LoraMatrix::a, LoraPart::grad);
+    out[name + ".B"] = engine.get_lora(name, LoraMatrix::b, LoraPart::grad);
+  }
+  return out;
+}
+
+}  // namespace testing
