@@ -77,16 +77,19 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
   const auto inner_for = [&](const LinearGroup& group) {
     return group.trainable() ? arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
   };
+  // Every input of a linear has room behind its columns.
+  const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
-    ops_.linear_forward({in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences});
+    ops_.linear_forward({in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true});
   };
 
-  Buffer normed = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden);
+  Buffer storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*qkv_));
+  Tensor normed = storage.tensor().columns(0, arch_.hidden);
   ops_.rmsnorm_forward(x, norms_[0].weight, arch_.rms_eps, normed);
   saved.inner_qkv = inner_for(*qkv_);
   saved.qkv = arena_.tensor("q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
   linear(*qkv_, normed, saved.inner_qkv, Tensor(), saved.qkv);
-  normed.reset();
+  storage.reset();
 
   const Tensor q_in = saved.qkv.tensor().columns(0, q_cols), k_in = saved.qkv.tensor().columns(q_cols, kv_cols);
   const Tensor v = saved.qkv.tensor().columns(q_cols + kv_cols, kv_cols);
@@ -100,9 +103,10 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
   ops_.qk_rope_forward({q_in, k_in, q, k, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row,
                         batch.q_scale.tensor(), e});
 
-  saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols);
+  saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols + room_of(*o_));
+  const Tensor attn = saved.attn.tensor().columns(0, q_cols);
   if (keep) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens);
-  AttentionForward attention{q, k, v, saved.attn, saved.lse, &batch.sequences, e, spec_.sliding_window,
+  AttentionForward attention{q, k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window,
                              1.0f / std::sqrt(static_cast<float>(e))};
   if (cache != nullptr) {
     const Sequences& s = batch.sequences;
@@ -122,21 +126,23 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
 
   saved.inner_o = inner_for(*o_);
   saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden);
-  linear(*o_, saved.attn, saved.inner_o, x, saved.mid);
+  linear(*o_, attn, saved.inner_o, x, saved.mid);
   if (!keep) saved.attn.reset();
   if (pass == Pass::forget) saved.x.reset();
 
-  normed = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden);
+  storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*gate_up_));
+  normed = storage.tensor().columns(0, arch_.hidden);
   ops_.rmsnorm_forward(saved.mid, norms_[1].weight, arch_.rms_eps, normed);
   saved.inner_gate_up = inner_for(*gate_up_);
   saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f);
   linear(*gate_up_, normed, saved.inner_gate_up, Tensor(), saved.gate_up);
-  normed.reset();
+  storage.reset();
 
   saved.inner_down = inner_for(*down_);
   if (recompute && !down_->trainable()) return Buffer();
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
-  Buffer act = arena_.workspace("SwiGLU's output", dtype, tokens, f);
+  storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
+  const Tensor act = storage.tensor().columns(0, f);
   ops_.swiglu_forward(gate, up, act);
   Buffer out;
   if (!recompute) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
@@ -215,8 +221,9 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     Buffer inner_grad = inner_grad_for(*o_);
     Buffer dattn;
     if (into_qkv) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, q_cols);
+    const Tensor attn = saved.attn.tensor().columns(0, q_cols);
     input_grad(*o_, dout, inner_grad, dattn);
-    weight_grad(*o_, saved.attn, dout, saved.inner_o, inner_grad);
+    weight_grad(*o_, attn, dout, saved.inner_o, inner_grad);
     if (!into_qkv) return Buffer();
 
     const Tensor q_in = saved.qkv.tensor().columns(0, q_cols), k_in = saved.qkv.tensor().columns(q_cols, kv_cols);
@@ -232,7 +239,7 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     dqkv = arena_.workspace("gradient of q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
     const Tensor dq = dqkv.tensor().columns(0, q_cols), dk = dqkv.tensor().columns(q_cols, kv_cols);
     const Tensor dv = dqkv.tensor().columns(q_cols + kv_cols, kv_cols);
-    ops_.attention_backward({q, k, v, saved.attn, saved.lse, dattn, dq, dk, dv, sequences, e, spec_.sliding_window,
+    ops_.attention_backward({q, k, v, attn, saved.lse, dattn, dq, dk, dv, sequences, e, spec_.sliding_window,
                              1.0f / std::sqrt(static_cast<float>(e))});
     ops_.qk_rope_backward({dq, dk, q_in, k_in, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row, e});
   }

@@ -75,6 +75,15 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
   }
   const LoraSet lora{views, group_->inner_cols(), batch.dropout()};
 
+  Buffer target, weight, loss, correct;
+  if (labels > 0) {
+    target = arena_.workspace("targets", DType::i32, 1, labels);
+    weight = arena_.workspace("weights", DType::f32, 1, labels);
+    loss = arena_.workspace("losses", DType::f32, 1, labels);
+    correct = arena_.workspace("hits", DType::i32, 1, labels);
+    ops_.upload(target, targets.data());
+    ops_.upload(weight, relative.data());
+  }
   const std::int64_t chunk = std::clamp<std::int64_t>(kLogitsBytes / (4 * v), 1, std::max<std::int64_t>(1, labels));
   for (std::int64_t first = 0; first < labels; first += chunk) {
     const std::int64_t n = std::min(chunk, labels - first);
@@ -98,25 +107,23 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
 
     Buffer dlogits;
     if (keep && dtype != DType::f32) dlogits = arena_.workspace("gradient of a chunk of logits", dtype, n, v);
-    Buffer target = arena_.workspace("targets", DType::i32, 1, n), weight = arena_.workspace("weights", DType::f32, 1, n);
-    Buffer loss = arena_.workspace("losses", DType::f32, 1, n), correct = arena_.workspace("hits", DType::i32, 1, n);
-    ops_.upload(target, targets.data() + first);
-    ops_.upload(weight, relative.data() + first);
+    const auto of_chunk = [&](const Buffer& all) { return all.tensor().columns(first, n); };
     const Tensor dz = !keep ? Tensor() : dlogits ? dlogits.tensor() : logits.tensor();
-    ops_.cross_entropy({logits, dz, target, weight, loss, correct});
+    ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct)});
 
     if (keep) {
       ops_.linear_input_grad({dz, &group_->weight(), lora, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
       if (group_->trainable()) ops_.lora_weight_grad({x, dz, inner, inner_grad, lora, &keys});
     }
-    std::vector<float> losses(static_cast<std::size_t>(n));
-    std::vector<std::int32_t> hits(static_cast<std::size_t>(n));
+  }
+  if (labels > 0) {
+    std::vector<float> losses(static_cast<std::size_t>(labels));
+    std::vector<std::int32_t> hits(static_cast<std::size_t>(labels));
     ops_.download(loss, losses.data());
     ops_.download(correct, hits.data());
-    for (std::int64_t i = 0; i < n; ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      result.loss_sum += static_cast<double>(weights[static_cast<std::size_t>(first) + at]) * static_cast<double>(losses[at]);
-      result.correct_tokens += hits[at];
+    for (std::size_t i = 0; i < losses.size(); ++i) {
+      result.loss_sum += static_cast<double>(weights[i]) * static_cast<double>(losses[i]);
+      result.correct_tokens += hits[i];
     }
   }
   if (keep) result.saved = std::move(saved);

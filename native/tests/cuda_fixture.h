@@ -135,7 +135,8 @@ inline void compare(const std::string& what, const Values& got, const Values& ex
     difference += (got[i] - expected[i]) * (got[i] - expected[i]);
     norm += expected[i] * expected[i];
   }
-  const double error = std::sqrt(difference / std::max(norm, 1e-300));
+  // What ought to be zero up to rounding is measured against numbers of about one.
+  const double error = std::sqrt(difference / std::max(norm, 1e-8 * static_cast<double>(expected.size())));
   const bool good = got.size() == expected.size() && error <= limit;
   if (!good) ++failures;
   std::printf("%-9s %-64s error %.2e limit %.0e\n", good ? "ok" : "FAILED", what.c_str(), error, limit);

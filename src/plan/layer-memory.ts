@@ -22,7 +22,7 @@ export interface LayerMemory {
 
 const FLOAT32 = 4;
 /** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of this size. */
-const LOGITS_BYTES = 2 ** 27;
+const LOGITS_BYTES = 2 ** 28;
 /** The driver's context and cuBLASLt's workspace. A CPU worker's budget is for what it computes with, not for the interpreter. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
 

@@ -14,7 +14,7 @@ namespace pipelora {
 struct BlockSaved {
   Buffer x;        // [T, D] the block's input
   Buffer qkv;      // [T, (H + 2K) E] after rotary, or before the heads' norm where there is one
-  Buffer attn;     // [T, H E]
+  Buffer attn;     // [T, H E] and room for LoRA's inner vectors
   Buffer lse;      // [H, T] f32
   Buffer mid;      // [T, D] after attention's residual
   Buffer gate_up;  // [T, 2F]

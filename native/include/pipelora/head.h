@@ -9,7 +9,7 @@
 namespace pipelora {
 
 /// Chunks are as many rows as their float32 logits fit in this many bytes.
-inline constexpr std::int64_t kLogitsBytes = std::int64_t{1} << 27;
+inline constexpr std::int64_t kLogitsBytes = std::int64_t{1} << 28;
 
 struct HeadSaved {
   Indices label_rows;

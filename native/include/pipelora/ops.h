@@ -115,6 +115,8 @@ struct LinearForward {
   Tensor residual;  // [T, out] compute, or empty
   Tensor y;         // [T, out] compute or f32; empty: only `inner` is made
   const Sequences* sequences = nullptr;
+  /// room_for_lora() columns behind x's in the same rows may be written.
+  bool x_has_room = false;
 };
 
 /// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_weight_grad.
@@ -259,6 +261,8 @@ class Ops {
   virtual void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) = 0;
 
   virtual std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) = 0;
+  /// Columns that a device would like behind those of a linear's input, to write LoRA's inner vectors there.
+  virtual std::int64_t room_for_lora(std::int64_t inner_cols) const { return static_cast<void>(inner_cols), 0; }
   virtual void linear_forward(const LinearForward& call) = 0;
   virtual void linear_input_grad(const LinearInputGrad& call) = 0;
   virtual void lora_weight_grad(const LoraWeightGrad& call) = 0;

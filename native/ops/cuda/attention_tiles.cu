@@ -260,24 +260,25 @@ __global__ void __launch_bounds__(kWarps * 32)
   };
   fetch(key_begin, 0);
 
-  // delta of the warp's rows, two columns a lane at a time.
-  const T* out_rows = out.head(first_query, head, shape.width);
-  const T* dout_rows = dout.head(first_query, head, shape.width);
-  float pull[2] = {0, 0}, level[2] = {0, 0};
-  for (int r = 0; r < 16; ++r) {
-    const int row = q0 + warp * 16 + r;
+  // delta of the warp's rows: two lanes a row.
+  float pull[2], level[2];
+  {
+    const int row = q0 + warp * 16 + lane / 2;
     float sum = 0;
     if (row < queries) {
-      for (int c = 2 * lane; c < shape.width; c += 64) {
-        const float2 a = unpack2(T{}, *reinterpret_cast<const std::uint32_t*>(out_rows + row * out.stride + c));
-        const float2 b = unpack2(T{}, *reinterpret_cast<const std::uint32_t*>(dout_rows + row * dout.stride + c));
-        sum += a.x * b.x + a.y * b.y;
+      const T* a = out.head(first_query, head, shape.width) + row * out.stride;
+      const T* b = dout.head(first_query, head, shape.width) + row * dout.stride;
+#pragma unroll 4
+      for (int c = lane % 2 * 8; c < shape.width; c += 16) {
+        const Floats<8> x = load<8>(a + c), y = load<8>(b + c);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += x.v[i] * y.v[i];
       }
     }
-    sum = warp_sum(sum);
-    if (r == g) pull[0] = sum;
-    if (r == g + 8) pull[1] = sum;
-    if (lane == 0 && row < queries) delta[head * delta_stride + first_query + row] = sum;
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+    if (lane % 2 == 0 && row < queries) delta[head * delta_stride + first_query + row] = sum;
+    pull[0] = __shfl_sync(0xFFFFFFFFu, sum, 2 * g);
+    pull[1] = __shfl_sync(0xFFFFFFFFu, sum, 2 * (g + 8));
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

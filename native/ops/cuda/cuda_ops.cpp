@@ -108,6 +108,14 @@ std::unique_ptr<LinearWeight> CudaOps::create_linear(std::int64_t in, std::vecto
 
 void CudaOps::multiply(const Product& product) { products_.run(product, product_workspace_->data(), device_.stream()); }
 
+void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
+                             const Tensor& inner, const Tensor& copy, std::int64_t tail) {
+  const std::size_t bytes = lora_inner_bytes(x, tiles.size());
+  const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
+  lora_inner(x, tiles, dropout, sequences, inner, copy, tail, {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())},
+             device_.stream());
+}
+
 // LoRA joins the base product: its inner vectors stand behind x's columns, B behind the weight's.
 void CudaOps::linear_forward(const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
@@ -115,7 +123,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
   cudaStream_t stream = device_.stream();
   const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
   if (inner_cols > 0 && (!call.y || weight.is_int8())) {
-    lora_inner(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0, stream);
+    inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
   }
   if (!call.y) return;
   if (weight.is_int8()) return forward_int8(call, weight);
@@ -133,11 +141,15 @@ void CudaOps::linear_forward(const LinearForward& call) {
   }
   const std::int64_t tail = tail_columns(inner_cols), width = call.x.cols + tail;
   if (tail > weight.tail()) throw Error(kEngineFailed, "a product with more LoRA columns than its weight expects");
-  const Buffer wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 7) / 8 * 8);
-  const Tensor x = wide.tensor().columns(0, call.x.cols);
-  lora_inner(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail, stream);
+  Buffer wide;
+  Tensor x = call.x;
+  if (!call.x_has_room) {
+    wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 7) / 8 * 8);
+    x = wide.tensor().columns(0, call.x.cols);
+  }
+  inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
   append_columns(matrix, call.lora, tail, stream);
-  product.a = wide.tensor().columns(0, width);
+  product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
   multiply(product);
 }
@@ -200,7 +212,7 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
   if (trains) {
     std::vector<LoraTile> tiles = backward_tiles(call.lora);
     for (LoraTile& tile : tiles) tile.tail_factor = 1;
-    lora_inner(call.dy, tiles, nullptr, call.sequences, call.inner_grad, joined ? wide.tensor().columns(0, out) : Tensor(), tail, stream);
+    inner_products(call.dy, tiles, nullptr, call.sequences, call.inner_grad, joined ? wide.tensor().columns(0, out) : Tensor(), tail);
   }
   if (!call.dx) return;
 
@@ -225,7 +237,7 @@ void CudaOps::lora_weight_grad(const LoraWeightGrad& call) {
   if (call.lora.pairs.empty() || call.x.rows == 0) return;
   const std::size_t bytes = lora_weight_grad_bytes(call);
   const Buffer partial = arena_->workspace("partial LoRA gradients", DType::u8, 1, static_cast<std::int64_t>(bytes));
-  cuda::lora_weight_grad(call, partial.tensor().data, static_cast<std::uint32_t*>(counters_->data()), device_.stream());
+  cuda::lora_weight_grad(call, {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())}, device_.stream());
 }
 
 void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {

@@ -7,6 +7,7 @@
 #include "ops/cuda/cublaslt.h"
 #include "ops/cuda/device.h"
 #include "ops/cuda/linear_weight.h"
+#include "ops/cuda/lora.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -34,6 +35,7 @@ class CudaOps final : public Ops {
   void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
 
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
+  std::int64_t room_for_lora(std::int64_t inner_cols) const override { return tail_columns(inner_cols); }
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_weight_grad(const LoraWeightGrad& call) override;
@@ -55,6 +57,8 @@ class CudaOps final : public Ops {
  private:
   void multiply(const Product& product);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
+  void inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
+                      const Tensor& inner, const Tensor& copy, std::int64_t tail);
   /// A table that a kernel reads, in a workspace that lives as long as the buffer given back.
   template <class Entry>
   Buffer table(const char* what, const std::vector<Entry>& entries);

@@ -3,8 +3,8 @@
 // lora_inner: a block takes 16 tokens, its warps share the columns; on 16-bit inputs tensor cores multiply x (exact) by the
 // f32 rows split into two 16-bit numbers, so that the inner vectors keep f32's quality. The eight columns that a thread
 // holds are the eight elements of one call of dropout's generator.
-// lora_weight_grad: a thread keeps 8 ranks x 8 columns of the gradient in registers while it walks over tokens; partial
-// sums of the token ranges are added in their order by the block that finishes last.
+// lora_weight_grad: a warp keeps 8 ranks of 64 columns of the gradient in registers while it walks over tokens.
+// Where several blocks share an output, each leaves its partial sums and the block that finishes last adds them in order.
 #include <algorithm>
 
 #include "ops/cuda/common.cuh"
@@ -26,17 +26,22 @@ template <class T>
 struct InnerCall {
   const T* x;
   std::int64_t x_stride, tokens, cols;
-  T* copy;
+  T* copy;  // null: neither copy nor tail
   std::int64_t copy_stride;
+  bool tail_only;  // x itself has the tail behind its columns: copy is x
   float* inner;
   std::int64_t inner_stride;
   int tail_begin, tail_end;  // columns behind x that this launch fills beyond its own tiles, with zeros
   Mask mask;
+  float* partial;  // [splits, token blocks, 16, tiles * 8]
+  std::uint32_t* counters;
+  std::int64_t cols_per_split;
 };
 
 constexpr int kInnerWarps = 8;
 constexpr int kInnerTokens = 16;
 
+/// f32 as the sum of two 16-bit numbers, eight of them.
 template <class T>
 __device__ inline void split(const float4& a, const float4& b, std::uint32_t (&high)[4], std::uint32_t (&low)[4]) {
   const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
@@ -61,21 +66,31 @@ __device__ inline uint4 masked(uint4 v, std::uint32_t keep) {
 
 template <class T, int NT>
 __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<T> call, TileSet set) {
-  __shared__ float sums[kInnerWarps][kInnerTokens][NT * 8];
+  constexpr int kWidth = NT * 8;
+  __shared__ float sums[kInnerWarps][kInnerTokens][kWidth];
+  __shared__ bool last;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kInnerTokens;
   const std::int64_t t0 = first + g, t1 = first + g + 8;
   const bool has0 = t0 < call.tokens, has1 = t1 < call.tokens;
+  const std::int64_t begin = blockIdx.y * call.cols_per_split, end = min(call.cols, begin + call.cols_per_split);
+  const bool copies = call.copy != nullptr && !call.tail_only;
   float acc[NT][4] = {};
 
   const uint4 none = make_uint4(0, 0, 0, 0);
-#pragma unroll 2
-  for (std::int64_t c = warp * 32 + q * 8; c - q * 8 < call.cols; c += kInnerWarps * 32) {
-    const bool in = c < call.cols;
-    const uint4 x0 = in && has0 ? *reinterpret_cast<const uint4*>(call.x + t0 * call.x_stride + c) : none;
-    const uint4 x1 = in && has1 ? *reinterpret_cast<const uint4*>(call.x + t1 * call.x_stride + c) : none;
-    if (call.copy != nullptr && in) {
+  constexpr std::int64_t kStep = kInnerWarps * 32;
+  const auto read = [&](std::int64_t c, uint4& x0, uint4& x1) {
+    x0 = c < end && has0 ? *reinterpret_cast<const uint4*>(call.x + t0 * call.x_stride + c) : none;
+    x1 = c < end && has1 ? *reinterpret_cast<const uint4*>(call.x + t1 * call.x_stride + c) : none;
+  };
+  uint4 next0, next1;
+  read(begin + warp * 32 + q * 8, next0, next1);
+  for (std::int64_t c = begin + warp * 32 + q * 8; c - q * 8 < end; c += kStep) {
+    const bool in = c < end;
+    const uint4 x0 = next0, x1 = next1;
+    read(c + kStep, next0, next1);
+    if (copies && in) {
       if (has0) *reinterpret_cast<uint4*>(call.copy + t0 * call.copy_stride + c) = x0;
       if (has1) *reinterpret_cast<uint4*>(call.copy + t1 * call.copy_stride + c) = x1;
     }
@@ -85,6 +100,13 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
       const LoraTile& tile = set.tile[i];
       const std::int64_t base = c - q * 8;
       if (base + 32 <= tile.first_column || base >= tile.first_column + tile.columns) continue;
+      float4 b0 = make_float4(0, 0, 0, 0), b1 = b0;
+      const std::int64_t at = c - tile.first_column;
+      if (g < tile.rank && at >= 0 && at < tile.columns) {
+        const float4* row = reinterpret_cast<const float4*>(tile.rows + g * tile.stride + at);
+        b0 = __ldg(row);
+        b1 = __ldg(row + 1);
+      }
       if (!tile.same_mask) {
         d0 = x0;
         d1 = x1;
@@ -92,13 +114,6 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
           if (has0) d0 = masked<T>(x0, keep_bits(call.mask, t0, c, tile.module, tile.threshold));
           if (has1) d1 = masked<T>(x1, keep_bits(call.mask, t1, c, tile.module, tile.threshold));
         }
-      }
-      float4 b0 = make_float4(0, 0, 0, 0), b1 = b0;
-      const std::int64_t at = c - tile.first_column;
-      if (g < tile.rank && at >= 0 && at < tile.columns) {
-        const float4* row = reinterpret_cast<const float4*>(tile.rows + g * tile.stride + at);
-        b0 = row[0];
-        b1 = row[1];
       }
       std::uint32_t high[4], low[4];
       split<T>(b0, b1, high, low);
@@ -116,14 +131,42 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
     sums[warp][g + 8][i * 8 + 2 * q + 1] = acc[i][3];
   }
   __syncthreads();
-  for (int item = static_cast<int>(threadIdx.x); item < kInnerTokens * NT * 8; item += kInnerWarps * 32) {
-    const int t = item / (NT * 8), j = item % (NT * 8);
+
+  // Sum of the warps; then, by the block that comes last of those that share these tokens, of the splits in their order.
+  const bool splits = gridDim.y > 1;
+  const std::int64_t block_size = kInnerTokens * kWidth;
+  if (splits) {
+    float* mine = call.partial + (blockIdx.y * static_cast<std::int64_t>(gridDim.x) + blockIdx.x) * block_size;
+    for (int item = static_cast<int>(threadIdx.x); item < kInnerTokens * kWidth; item += kInnerWarps * 32) {
+      float total = 0;
+#pragma unroll
+      for (int w = 0; w < kInnerWarps; ++w) total += sums[w][item / kWidth][item % kWidth];
+      mine[item] = total;
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      last = atomicAdd(&call.counters[blockIdx.x], 1u) == gridDim.y - 1;
+      if (last) call.counters[blockIdx.x] = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+  }
+  for (int item = static_cast<int>(threadIdx.x); item < kInnerTokens * kWidth; item += kInnerWarps * 32) {
+    const int t = item / kWidth, j = item % kWidth;
     if (first + t >= call.tokens) continue;
     const LoraTile& tile = set.tile[j / 8];
     if (j % 8 >= tile.rank) continue;
     float total = 0;
+    if (splits) {
+      for (unsigned s = 0; s < gridDim.y; ++s) {
+        total += __ldcg(call.partial + (s * static_cast<std::int64_t>(gridDim.x) + blockIdx.x) * block_size + item);
+      }
+    } else {
 #pragma unroll
-    for (int w = 0; w < kInnerWarps; ++w) total += sums[w][t][j];
+      for (int w = 0; w < kInnerWarps; ++w) total += sums[w][t][j];
+    }
     total *= tile.factor;
     const int column = tile.inner_column + j % 8;
     call.inner[(first + t) * call.inner_stride + column] = total;
@@ -140,6 +183,12 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   }
 }
 
+/// Splits of the columns: enough blocks for the chip, each warp with at least two pieces. Depends on shapes alone.
+std::int64_t inner_splits(std::int64_t tokens, std::int64_t cols) {
+  const std::int64_t blocks = (tokens + kInnerTokens - 1) / kInnerTokens;
+  return std::clamp<std::int64_t>((528 + blocks - 1) / blocks, 1, std::max<std::int64_t>(1, cols / (2 * kInnerWarps * 32)));
+}
+
 // Any dtype and any alignment: a block a token, a warp a rank.
 template <class T>
 __global__ void lora_inner_plain_kernel(InnerCall<T> call, TileSet set) {
@@ -148,7 +197,7 @@ __global__ void lora_inner_plain_kernel(InnerCall<T> call, TileSet set) {
   const T* x = call.x + t * call.x_stride;
   T* copy = call.copy != nullptr ? call.copy + t * call.copy_stride : nullptr;
   if (copy != nullptr) {
-    for (std::int64_t c = threadIdx.x; c < call.cols; c += blockDim.x) copy[c] = x[c];
+    for (std::int64_t c = threadIdx.x; c < call.cols && !call.tail_only; c += blockDim.x) copy[c] = x[c];
     for (int j = call.tail_begin + static_cast<int>(threadIdx.x); j < call.tail_end; j += static_cast<int>(blockDim.x))
       copy[call.cols + j] = narrow<T>(0.0f);
   }
@@ -225,8 +274,14 @@ std::vector<LoraTile> backward_tiles(const LoraSet& lora) {
   return tiles;
 }
 
+std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles) {
+  const std::int64_t splits = inner_splits(x.rows, x.cols), blocks = (x.rows + kInnerTokens - 1) / kInnerTokens;
+  if (splits == 1) return 0;
+  return static_cast<std::size_t>(splits * blocks * kInnerTokens * 8) * std::min<std::size_t>(tiles, kMaxTiles) * sizeof(float);
+}
+
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
-                const Tensor& inner, const Tensor& copy, std::int64_t tail, cudaStream_t stream) {
+                const Tensor& inner, const Tensor& copy, std::int64_t tail, const LoraScratch& scratch, cudaStream_t stream) {
   if (x.rows == 0) return;
   const Mask mask = mask_of(dropout, sequences, x.cols);
   bool wide = x.dtype != DType::f32 && eights(x) && (!copy || eights(copy));
@@ -234,6 +289,8 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
     wide = wide && tile.first_column % 8 == 0 && tile.columns % 8 == 0 && tile.stride % 4 == 0 &&
            reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
   }
+  const unsigned blocks = blocks_for(x.rows, kInnerTokens);
+  const std::int64_t splits = blocks <= kLoraCounters ? inner_splits(x.rows, x.cols) : 1;
   for (std::size_t first = 0; first < tiles.size(); first += kMaxTiles) {
     TileSet set;
     set.count = static_cast<int>(std::min<std::size_t>(kMaxTiles, tiles.size() - first));
@@ -247,6 +304,7 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
       call.cols = x.cols;
       call.copy = copy.as<T>();
       call.copy_stride = copy.stride;
+      call.tail_only = copy.data == x.data || first > 0;
       call.inner = inner.as<float>();
       call.inner_stride = inner.stride;
       if (first + kMaxTiles >= tiles.size()) {
@@ -254,11 +312,15 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
         call.tail_end = static_cast<int>(tail);
       }
       call.mask = mask;
+      call.partial = static_cast<float*>(scratch.partial);
+      call.counters = scratch.counters;
+      call.cols_per_split = ((x.cols + splits - 1) / splits + 255) / 256 * 256;
       if constexpr (sizeof(T) == 2) {
         if (wide) {
-          const unsigned blocks = blocks_for(x.rows, kInnerTokens);
+          const dim3 grid(blocks, blocks_for(x.cols, call.cols_per_split));
           const auto launch = [&]<int NT>() {
-            lora_inner_kernel<T, NT><<<blocks, kInnerWarps * 32, 0, stream>>>(call, set);
+            for (int i = set.count; i < NT; ++i) set.tile[i] = LoraTile{};
+            lora_inner_kernel<T, NT><<<grid, kInnerWarps * 32, 0, stream>>>(call, set);
           };
           switch (set.count) {
             case 1: return launch.template operator()<1>();
@@ -290,21 +352,31 @@ struct AppendSet {
   int count;
 };
 
+// Eight columns a thread (tails are multiples of 16).
 template <class T>
-__global__ void append_columns_kernel(T* weight, std::int64_t stride, std::int64_t out, std::int64_t in, AppendSet set,
-                                      int tail) {
+__global__ void append_columns_kernel(T* weight, std::int64_t stride, std::int64_t out, std::int64_t in, AppendSet set, bool wide) {
   const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int first = static_cast<int>(blockIdx.y) * 8;
   if (o >= out) return;
-  T* to = weight + o * stride + in;
-  for (int j = 0; j < tail; ++j) {
-    float value = 0;
-    for (int p = 0; p < set.count; ++p) {
-      const AppendPair& pair = set.pair[p];
-      const int r = j - pair.first_inner;
-      const std::int64_t c = o - pair.first_column;
-      if (r >= 0 && r < pair.rank && c >= 0 && c < pair.columns) value = pair.rows[r * pair.stride + c];
+  Floats<8> values;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values.v[i] = 0;
+  for (int p = 0; p < set.count; ++p) {
+    const AppendPair& pair = set.pair[p];
+    const std::int64_t c = o - pair.first_column;
+    if (c < 0 || c >= pair.columns) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int r = first + i - pair.first_inner;
+      if (r >= 0 && r < pair.rank) values.v[i] = pair.rows[r * pair.stride + c];
     }
-    to[j] = narrow<T>(value);
+  }
+  T* to = weight + o * stride + in + first;
+  if (wide) {
+    store<8>(to, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) to[i] = narrow<T>(values.v[i]);
   }
 }
 
@@ -338,8 +410,8 @@ AppendSet append_set(const LoraSet& lora, bool columns) {
 void append_columns(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream) {
   const AppendSet set = append_set(lora, true);
   with_float(weight.dtype, [&]<class T>(T) {
-    append_columns_kernel<T><<<blocks_for(weight.rows, 128), 128, 0, stream>>>(weight.as<T>(), weight.stride, weight.rows,
-                                                                              weight.cols, set, static_cast<int>(tail));
+    const dim3 grid(blocks_for(weight.rows, 128), static_cast<unsigned>(tail / 8));
+    append_columns_kernel<T><<<grid, 128, 0, stream>>>(weight.as<T>(), weight.stride, weight.rows, weight.cols, set, eights(weight));
   });
   check_launch("append_columns");
 }
@@ -366,7 +438,12 @@ struct GradTile {
   bool masked;
 };
 
-// V columns a thread, kGradTokens tokens a block.
+template <int NT>
+struct GradTiles {
+  GradTile tile[NT];
+};
+
+// V columns a thread, kGradTokens tokens a block: any dtype, any alignment with V = 1.
 template <int V, class T>
 __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens,
                                                              std::int64_t cols, const float* inner_grad,
@@ -413,16 +490,99 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
   }
 }
 
+// On tensor cores: a warp takes 32 columns and kGradSteps times 16 tokens. The product's columns are permuted so that a lane
+// holds eight neighbours of a row, the eight elements of one call of dropout's generator. Rows of A are split in two 16-bit
+// numbers (the upper and lower half of the inner dimension), the gradients of the inner vectors are rounded to 16 bits.
+constexpr int kGradSteps = 4;
+
+template <class T, int NT>
+__global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
+                                                                   const float* inner_grad, std::int64_t inner_stride,
+                                                                   GradTiles<NT> tiles, Mask mask) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * 8 + warp) * 32;
+  if (base >= cols) return;
+  std::uint32_t high[NT][4], low[NT][4];
+#pragma unroll
+  for (int i = 0; i < NT; ++i) {
+    const GradTile& tile = tiles.tile[i];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const std::int64_t c = base + g / 2 * 8 + 2 * j + g % 2;
+      const float a = 2 * q < tile.rank && c < cols ? __ldg(tile.rows + 2 * q * tile.stride + c) : 0.0f;
+      const float b = 2 * q + 1 < tile.rank && c < cols ? __ldg(tile.rows + (2 * q + 1) * tile.stride + c) : 0.0f;
+      high[i][j] = pack2(T{}, a, b);
+      const float2 h = unpack2(T{}, high[i][j]);
+      low[i][j] = pack2(T{}, a - h.x, b - h.y);
+    }
+  }
+  const std::int64_t c = base + q * 8;
+  const bool in = c < cols;
+#pragma unroll
+  for (int step = 0; step < kGradSteps; ++step) {
+    const std::int64_t t0 = (static_cast<std::int64_t>(blockIdx.y) * kGradSteps + step) * 16 + g, t1 = t0 + 8;
+    const bool has0 = in && t0 < tokens, has1 = in && t1 < tokens;
+    Floats<8> out0{}, out1{};
+    if (has0) out0 = load<8>(dx + t0 * dx_stride + c);
+    if (has1) out1 = load<8>(dx + t1 * dx_stride + c);
+#pragma unroll
+    for (int i = 0; i < NT; ++i) {
+      const GradTile& tile = tiles.tile[i];
+      const auto left = [&](std::int64_t t) -> std::uint32_t {
+        if (t >= tokens) return 0;
+        const float* z = inner_grad + t * inner_stride + tile.inner_column + 2 * q;
+        return pack2(T{}, 2 * q < tile.rank ? z[0] * tile.factor : 0.0f, 2 * q + 1 < tile.rank ? z[1] * tile.factor : 0.0f);
+      };
+      const std::uint32_t a0 = left(t0), a1 = left(t1);
+      std::uint32_t keep0 = 0xFFu, keep1 = 0xFFu;
+      if (tile.masked) {
+        if (has0) keep0 = keep_bits(mask, t0, c, tile.module, tile.threshold);
+        if (has1) keep1 = keep_bits(mask, t1, c, tile.module, tile.threshold);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float sum[4] = {};
+        mma(T{}, sum, a0, a1, a0, a1, high[i][j], low[i][j]);
+        if (keep0 >> (2 * j) & 1u) out0.v[2 * j] += sum[0];
+        if (keep0 >> (2 * j + 1) & 1u) out0.v[2 * j + 1] += sum[1];
+        if (keep1 >> (2 * j) & 1u) out1.v[2 * j] += sum[2];
+        if (keep1 >> (2 * j + 1) & 1u) out1.v[2 * j + 1] += sum[3];
+      }
+    }
+    if (has0) store<8>(dx + t0 * dx_stride + c, out0);
+    if (has1) store<8>(dx + t1 * dx_stride + c, out1);
+  }
+}
+
 }  // namespace
 
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                          cudaStream_t stream) {
   if (dx.rows == 0) return;
   const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
+  std::vector<GradTile> tiles;
   for (const LoraTile& from : forward_tiles(lora, dx.cols)) {
-    const GradTile tile{from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked};
-    const bool wide = eights(dx) && tile.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
-    with_float(dx.dtype, [&]<class T>(T) {
+    tiles.push_back({from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked});
+  }
+  with_float(dx.dtype, [&]<class T>(T) {
+    if constexpr (sizeof(T) == 2) {
+      if (eights(dx)) {
+        const dim3 grid(blocks_for(dx.cols, 256), blocks_for(dx.rows, 16 * kGradSteps));
+        const auto launch = [&]<int NT>(std::size_t first) {
+          GradTiles<NT> set;
+          std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
+          add_input_grad_tiles_kernel<T, NT><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols,
+                                                                       inner_grad.as<float>(), inner_grad.stride, set, mask);
+        };
+        std::size_t first = 0;
+        for (; first + 3 <= tiles.size(); first += 3) launch.template operator()<3>(first);
+        if (tiles.size() - first == 2) launch.template operator()<2>(first);
+        if (tiles.size() - first == 1) launch.template operator()<1>(first);
+        return;
+      }
+    }
+    for (const GradTile& tile : tiles) {
+      const bool wide = eights(dx) && tile.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
       const auto launch = [&]<int V>() {
         const dim3 grid(blocks_for(dx.cols, 256 * V), blocks_for(dx.rows, kGradTokens));
         add_input_grad_kernel<V, T><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols,
@@ -432,9 +592,9 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         launch.template operator()<8>();
       else
         launch.template operator()<1>();
-    });
-    check_launch("lora_add_input_grad");
-  }
+    }
+  });
+  check_launch("lora_add_input_grad");
 }
 
 namespace {
@@ -551,6 +711,117 @@ __global__ void __launch_bounds__(kGradWarps * 32) weight_grad_kernel(GradJobs j
   }
 }
 
+// On tensor cores: rows 0-7 of the left operand are the ranks of a left matrix rounded to 16 bits, rows 8-15 what the
+// rounding left over; 16 tokens are the inner dimension. A lane holds eight neighbouring columns of four tokens (the eight
+// elements of one call of dropout's generator), so product j of eight covers columns j, 8 + j, 16 + j, …
+constexpr int kTileColumns = 64;
+
+template <class T>
+__global__ void __launch_bounds__(kGradWarps * 32) weight_grad_tiles_kernel(GradJobs jobs, std::int64_t tokens,
+                                                                            std::int64_t tokens_per_split, Mask mask,
+                                                                            float* partial, std::uint32_t* counters) {
+  __shared__ float sums[kGradWarps][8][kTileColumns + 4];
+  __shared__ bool last;
+  const int strip = static_cast<int>(blockIdx.x);
+  int which = 0;
+  while (which + 1 < jobs.count && jobs.job[which + 1].first_strip <= strip) ++which;
+  const GradJob& job = jobs.job[which];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  const std::int64_t strip_column = static_cast<std::int64_t>(strip - job.first_strip) * kTileColumns;
+  const std::int64_t c = strip_column + g * 8;
+  const bool in = c < job.columns;
+  const std::int64_t begin = blockIdx.y * tokens_per_split, end = min(tokens, begin + tokens_per_split);
+  const T* right = static_cast<const T*>(job.right) + c;
+  Mask own = mask;
+  own.in = job.mask_in;
+  const bool has_rank = g < job.rank;
+
+  float acc[8][4] = {};
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  const auto token = [&](std::int64_t t, int i) { return t + 2 * q + (i & 1) + (i >> 1) * 8; };
+  const auto read = [&](std::int64_t t, uint4 (&x)[4], float (&l)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::int64_t at = token(t, i);
+      x[i] = in && at < end ? *reinterpret_cast<const uint4*>(right + at * job.right_stride) : none;
+      l[i] = has_rank && at < end ? __ldg(job.left + at * job.left_stride + g) : 0.0f;
+    }
+  };
+  uint4 next[4];
+  float next_left[4];
+  read(begin + warp * 16, next, next_left);
+  for (std::int64_t t = begin + warp * 16; t < end; t += kGradWarps * 16) {
+    uint4 x[4];
+    float left[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[i] = next[i];
+      left[i] = next_left[i];
+    }
+    read(t + kGradWarps * 16, next, next_left);
+    if (job.mask_in != 0 && in) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int64_t at = token(t, i);
+        if (at < end) x[i] = masked<T>(x[i], keep_bits(own, at, c, job.module, job.threshold));
+      }
+    }
+    const std::uint32_t a0 = pack2(T{}, left[0], left[1]), a2 = pack2(T{}, left[2], left[3]);
+    const float2 h0 = unpack2(T{}, a0), h2 = unpack2(T{}, a2);
+    const std::uint32_t a1 = pack2(T{}, left[0] - h0.x, left[1] - h0.y), a3 = pack2(T{}, left[2] - h2.x, left[3] - h2.y);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const auto word = [&](int i) { return j / 2 == 0 ? x[i].x : j / 2 == 1 ? x[i].y : j / 2 == 2 ? x[i].z : x[i].w; };
+      constexpr std::uint32_t kLow = 0x5410, kHigh = 0x7632;
+      const std::uint32_t b0 = __byte_perm(word(0), word(1), j % 2 == 0 ? kLow : kHigh);
+      const std::uint32_t b1 = __byte_perm(word(2), word(3), j % 2 == 0 ? kLow : kHigh);
+      mma(T{}, acc[j], a0, a1, a2, a3, b0, b1);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    sums[warp][g][2 * q * 8 + j] = acc[j][0] + acc[j][2];
+    sums[warp][g][(2 * q + 1) * 8 + j] = acc[j][1] + acc[j][3];
+  }
+  __syncthreads();
+  const std::int64_t strips = jobs.strips;
+  constexpr int kItems = 8 * kTileColumns;
+  float* mine = partial + (static_cast<std::int64_t>(blockIdx.y) * strips + strip) * kItems;
+  const bool splits = gridDim.y > 1;
+  const auto of_warps = [&](int item) {
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < kGradWarps; ++w) total += sums[w][item / kTileColumns][item % kTileColumns];
+    return total;
+  };
+  if (splits) {
+    for (int item = static_cast<int>(threadIdx.x); item < kItems; item += kGradWarps * 32) mine[item] = of_warps(item);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      last = atomicAdd(&counters[strip], 1u) == gridDim.y - 1;
+      if (last) counters[strip] = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+  }
+  for (int item = static_cast<int>(threadIdx.x); item < kItems; item += kGradWarps * 32) {
+    const int r = item / kTileColumns;
+    const std::int64_t column = strip_column + item % kTileColumns;
+    if (r >= job.rank || column >= job.columns) continue;
+    float total = 0;
+    if (splits) {
+      for (unsigned s = 0; s < gridDim.y; ++s) {
+        total += __ldcg(partial + (static_cast<std::int64_t>(s) * strips + strip) * kItems + item);
+      }
+    } else {
+      total = of_warps(item);
+    }
+    job.grad[r * job.grad_stride + column] += total * job.factor;
+  }
+}
+
 std::vector<GradJob> grad_jobs(const LoraWeightGrad& call) {
   std::vector<GradJob> jobs;
   const auto add = [&](const Tensor& right, const Tensor& left, std::int64_t left_column, const Tensor& grad, float factor,
@@ -581,24 +852,29 @@ std::vector<GradJob> grad_jobs(const LoraWeightGrad& call) {
   return jobs;
 }
 
-std::int64_t strips_of(const GradJob& job) { return (job.columns + kStripColumns - 1) / kStripColumns; }
+/// Columns of a strip: of the kernel on tensor cores, or of the plain one.
+std::int64_t strip_columns(bool tiles) { return tiles ? kTileColumns : kStripColumns; }
 
-/// Splits of the tokens: enough blocks for the chip, at least 64 tokens each. Depends on shapes alone.
+bool on_tiles(const LoraWeightGrad& call, const std::vector<GradJob>& jobs) {
+  return call.x.dtype != DType::f32 && std::all_of(jobs.begin(), jobs.end(), [](const GradJob& job) { return job.wide; });
+}
+
+/// Splits of the tokens: enough blocks for the chip, at least 128 tokens each. Depends on shapes alone.
 std::int64_t splits_of(std::int64_t strips, std::int64_t tokens) {
-  const std::int64_t wanted = (512 + strips - 1) / strips;
-  return std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, tokens / 64));
+  const std::int64_t wanted = (800 + strips - 1) / strips;
+  return std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, tokens / 128));
 }
 
 /// Jobs are launched kMaxJobs at a time.
 template <class F>
-void in_launches(const std::vector<GradJob>& jobs, std::int64_t tokens, F&& f) {
+void in_launches(const std::vector<GradJob>& jobs, std::int64_t columns, std::int64_t tokens, F&& f) {
   for (std::size_t first = 0; first < jobs.size(); first += kMaxJobs) {
     GradJobs set{};
     set.count = static_cast<int>(std::min<std::size_t>(kMaxJobs, jobs.size() - first));
     for (int i = 0; i < set.count; ++i) {
       set.job[i] = jobs[first + static_cast<std::size_t>(i)];
       set.job[i].first_strip = set.strips;
-      set.strips += static_cast<int>(strips_of(set.job[i]));
+      set.strips += static_cast<int>((set.job[i].columns + columns - 1) / columns);
     }
     f(set, splits_of(set.strips, tokens));
   }
@@ -608,22 +884,32 @@ void in_launches(const std::vector<GradJob>& jobs, std::int64_t tokens, F&& f) {
 
 std::size_t lora_weight_grad_bytes(const LoraWeightGrad& call) {
   std::size_t bytes = 0;
-  in_launches(grad_jobs(call), call.x.rows, [&](const GradJobs& set, std::int64_t splits) {
-    bytes = std::max(bytes, static_cast<std::size_t>(splits * set.strips) * 8 * kStripColumns * sizeof(float));
+  const std::vector<GradJob> jobs = grad_jobs(call);
+  const std::int64_t columns = strip_columns(on_tiles(call, jobs));
+  in_launches(jobs, columns, call.x.rows, [&](const GradJobs& set, std::int64_t splits) {
+    bytes = std::max(bytes, static_cast<std::size_t>(splits * set.strips * 8 * columns) * sizeof(float));
   });
   return bytes;
 }
 
-void lora_weight_grad(const LoraWeightGrad& call, void* partial, std::uint32_t* counters, cudaStream_t stream) {
+void lora_weight_grad(const LoraWeightGrad& call, const LoraScratch& scratch, cudaStream_t stream) {
   if (call.x.rows == 0) return;
   const Mask mask = mask_of(call.lora.dropout, call.sequences, call.x.cols);
-  in_launches(grad_jobs(call), call.x.rows, [&](const GradJobs& set, std::int64_t splits) {
-    if (static_cast<std::size_t>(set.strips) > kLoraCounters) throw Error(kTensorMismatch, "a product wider than 16 M columns");
-    const std::int64_t per_split = (call.x.rows + splits - 1) / splits;
+  const std::vector<GradJob> jobs = grad_jobs(call);
+  const bool tiles = on_tiles(call, jobs);
+  in_launches(jobs, strip_columns(tiles), call.x.rows, [&](const GradJobs& set, std::int64_t splits) {
+    if (static_cast<std::size_t>(set.strips) > kLoraCounters) throw Error(kTensorMismatch, "a product of too many columns");
+    const std::int64_t per_split = ((call.x.rows + splits - 1) / splits + 15) / 16 * 16;
     const dim3 grid(static_cast<unsigned>(set.strips), blocks_for(call.x.rows, per_split));
     with_float(call.x.dtype, [&]<class T>(T) {
-      weight_grad_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, call.x.rows, per_split, mask,
-                                                                  static_cast<float*>(partial), counters);
+      float* partial = static_cast<float*>(scratch.partial);
+      if constexpr (sizeof(T) == 2) {
+        if (tiles) {
+          weight_grad_tiles_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, call.x.rows, per_split, mask, partial, scratch.counters);
+          return;
+        }
+      }
+      weight_grad_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, call.x.rows, per_split, mask, partial, scratch.counters);
     });
     check_launch("lora_weight_grad");
   });

@@ -31,9 +31,19 @@ struct LoraTile {
   bool same_mask = false;  // as the tile before
 };
 
+/// Where partial sums wait for each other: `partial` has the bytes that the operation asks for, `counters` kLoraCounters
+/// entries, zero before the first call and again after each.
+struct LoraScratch {
+  void* partial = nullptr;
+  std::uint32_t* counters = nullptr;
+};
+inline constexpr std::size_t kLoraCounters = 65536;
+
+std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles);
 /// inner = factor * drop(x) rowsᵀ (f32), and, with a copy: copy[:, :cols] = x, copy[:, cols + j] = tail_factor * inner[:, j].
+/// The copy may be x itself where `tail` columns of room stand behind it.
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
-                const Tensor& inner, const Tensor& copy, std::int64_t tail, cudaStream_t stream);
+                const Tensor& inner, const Tensor& copy, std::int64_t tail, const LoraScratch& scratch, cudaStream_t stream);
 
 std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
 std::vector<LoraTile> backward_tiles(const LoraSet& lora);
@@ -43,13 +53,11 @@ void append_columns(const Tensor& weight, const LoraSet& lora, std::int64_t tail
 /// Writes A below it: weight[out + j, c].
 void append_rows(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream);
 
-/// dx += sum over pairs of keep * (inner_grad A) / (1 - p); `masked`: only pairs with dropout, else only those without.
+/// dx += sum over pairs of keep * (inner_grad A) / (1 - p).
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                          cudaStream_t stream);
 
-/// Bytes of `partial` that lora_weight_grad needs, and whole counters (zero before the first call, zero again after each).
 std::size_t lora_weight_grad_bytes(const LoraWeightGrad& call);
-inline constexpr std::size_t kLoraCounters = 65536;
-void lora_weight_grad(const LoraWeightGrad& call, void* partial, std::uint32_t* counters, cudaStream_t stream);
+void lora_weight_grad(const LoraWeightGrad& call, const LoraScratch& scratch, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -1,0 +1,62 @@
+#!/bin/bash
+# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, sanitize, ops, step, profile.
+# usage: gpu.sh OUTPUT_FOLDER [tests] [sanitize] [ops] [step "arguments"] …
+set -u
+native=$(cd "$(dirname "$0")/.." && pwd)
+out=$1
+shift
+build=${GPU_BUILD:-/tmp/pipelora-gpu}
+mkdir -p "$build" "$out"
+status=0
+
+echo "== build: $(nvidia-smi --query-gpu=name --format=csv,noheader), $(date -u +%F)"
+start=$SECONDS
+if [ -f /usr/local/cuda/include/cublasLt.h ]; then
+  g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" -I"$native/include" "$native/tests/cublaslt_abi.cpp" ||
+    { echo "FAILED: cuBLASLt's header disagrees"; status=1; }
+fi
+if ! { cmake -G Ninja -S "$native/ops/cuda/standalone" -B "$build" && ninja -C "$build" -k 0; } >"$out/build.log" 2>&1; then
+  grep -E "error|undefined" "$out/build.log" | head -20
+  [ -x "$build/cuda_step" ] || exit 1
+  status=1
+fi
+echo "built in $((SECONDS - start)) s"
+
+while [ $# -gt 0 ]; do
+  job=$1
+  shift
+  start=$SECONDS
+  case $job in
+  tests)
+    for program in cuda_kernels cuda_linear; do
+      timeout 240 "$build/$program" >"$out/$program.log" 2>&1 || { echo "FAILED: $program ($?)"; status=1; }
+      grep -E "^FAILED" "$out/$program.log" | head -40
+      tail -1 "$out/$program.log"
+    done
+    ;;
+  sanitize)
+    for tool in memcheck racecheck; do
+      for program in cuda_kernels cuda_linear; do
+        timeout 150 compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small >"$out/$tool-$program.log" 2>&1 ||
+          { echo "FAILED: $tool $program ($?)"; status=1; }
+        grep -E "=========" "$out/$tool-$program.log" | grep -v "COMPUTE-SANITIZER" | head -12
+      done
+    done
+    ;;
+  ops) timeout 200 "$build/cuda_ops" 2>&1 | tee "$out/ops.log" || status=1 ;;
+  step)
+    # shellcheck disable=SC2086
+    timeout 400 "$build/cuda_step" $1 2>&1 | tee -a "$out/step.log" || status=1
+    shift
+    ;;
+  profile)
+    # shellcheck disable=SC2086
+    timeout 300 ncu --clock-control none --profile-from-start off --metrics gpu__time_duration.sum --csv \
+      "$build/cuda_step" --profile $1 >"$out/profile.csv" 2>"$out/profile.err" || { tail -3 "$out/profile.err" "$out/profile.csv"; status=1; }
+    python3 "$native/bench/kernel_times.py" "$out/profile.csv"
+    shift
+    ;;
+  esac
+  echo "== $job took $((SECONDS - start)) s"
+done
+exit $status
