@@ -63,32 +63,32 @@ void dequantise4_range(const std::uint8_t* packed, const float* absmax_first, st
                        std::int64_t blocksize, FourBit type, Float via, void* target, Float target_format) {
   const Codebook4& book = codebook4(type);
   const FourBitKernels& run = kernels();
+  const int shift = std::countr_zero(static_cast<std::uint64_t>(blocksize));
   const std::int64_t end = begin + count;
-  const std::int64_t first_block = begin / blocksize;
+  const auto absmax = [&](std::int64_t element) { return absmax_first + ((element >> shift) - (begin >> shift)); };
   auto* out = static_cast<std::byte*>(target);
   const auto at = [&](std::int64_t element) { return out + (element - begin) * bytes_of(target_format); };
 
   // Part of a block: an odd first element and what is left of 32 go one by one, the rest as a short block of its own.
   const auto part = [&](std::int64_t from, std::int64_t to) {
-    const float scale = absmax_first[from / blocksize - first_block];
+    const float scale = *absmax(from);
     if (from % 2 != 0) {
       dequantise_run(packed, from, 1, scale, book, via, at(from), target_format);
       ++from;
     }
-    const std::int64_t vector = (to - from) / 32 * 32;
+    const std::int64_t vector = (to - from) & ~std::int64_t{31};
     if (vector > 0) run.dequantise(packed + from / 2, &scale, 1, vector, book, via, at(from), target_format);
     from += vector;
     if (from < to) dequantise_run(packed, from, to - from, scale, book, via, at(from), target_format);
   };
 
-  const std::int64_t body = std::min(end, blocks_of(begin, blocksize) * blocksize);
+  const std::int64_t body = std::min(end, (begin + blocksize - 1) >> shift << shift);
   if (begin < body) part(begin, body);
-  const std::int64_t whole = (end - body) / blocksize;
+  const std::int64_t whole = (end - body) >> shift;
   if (whole > 0) {
-    run.dequantise(packed + body / 2, absmax_first + (body / blocksize - first_block), whole, blocksize, book, via,
-                   at(body), target_format);
+    run.dequantise(packed + body / 2, absmax(body), whole, blocksize, book, via, at(body), target_format);
   }
-  const std::int64_t rest = body + whole * blocksize;
+  const std::int64_t rest = body + (whole << shift);
   if (rest < end) part(rest, end);
 }
 

@@ -13,7 +13,7 @@ struct FourBitKernels {
   /// `blocks`.
   std::int64_t (*quantise)(const void* source, Float format, Float as, std::int64_t blocks, std::int64_t blocksize,
                            const Codebook4& book, std::uint8_t* packed, float* absmax);
-  /// Whole blocks only, blocksize a multiple of 32; packed starts at an even element.
+  /// Whole blocks only, of any multiple of 32 elements; packed starts at an even element.
   void (*dequantise)(const std::uint8_t* packed, const float* absmax, std::int64_t blocks, std::int64_t blocksize,
                      const Codebook4& book, Float via, void* target, Float target_format);
 };

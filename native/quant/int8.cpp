@@ -91,21 +91,9 @@ std::int64_t quantise_weight8(const void* weight, Float format, Float as, std::i
 void dequantise_tile(const Weight8& weight, std::int64_t row_begin, std::int64_t row_end, std::int64_t col_begin,
                      std::int64_t col_end, void* target, Float format, std::int64_t stride) {
   const RowKernels& run = row_kernels();
-  float piece[kPiece];
   for (std::int64_t row = row_begin; row < row_end; ++row) {
-    const float scale = weight.scb[row] * (1.0f / 127.0f);
-    auto* to = static_cast<std::byte*>(target) + (row - row_begin) * stride * bytes_of(format);
-    for (std::int64_t col = col_begin; col < col_end; col += kPiece) {
-      const std::int64_t size = std::min(kPiece, col_end - col);
-      const std::int8_t* codes = weight.q + row * weight.in + col;
-      if (format == Float::f32) {
-        run.dequantise(codes, size, scale, reinterpret_cast<float*>(to));
-      } else {
-        run.dequantise(codes, size, scale, piece);
-        run.narrow(piece, size, format, to);
-      }
-      to += size * bytes_of(format);
-    }
+    run.dequantise(weight.q + row * weight.in + col_begin, col_end - col_begin, weight.scb[row] * (1.0f / 127.0f), format,
+                   static_cast<std::byte*>(target) + (row - row_begin) * stride * bytes_of(format));
   }
 }
 

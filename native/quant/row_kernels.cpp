@@ -17,6 +17,10 @@ void narrow(const float* values, std::int64_t count, Float format, void* target)
   for (std::int64_t i = 0; i < count; ++i) store_float(target, format, i, values[i]);
 }
 
+void dequantise(const std::int8_t* codes, std::int64_t count, float scale, Float format, void* target) {
+  for (std::int64_t i = 0; i < count; ++i) store_float(target, format, i, static_cast<float>(codes[i]) * scale);
+}
+
 void epilogue(const std::int32_t* sums, std::int64_t count, float row_scale, const float* column_scale,
               const float* bias, float* y) {
   for (std::int64_t i = 0; i < count; ++i) {

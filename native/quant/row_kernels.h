@@ -17,8 +17,8 @@ struct RowKernels {
   std::uint32_t (*absmax_bits)(const float* values, std::int64_t count, float threshold);
   /// codes = rint(value * scale); magnitudes of at least `threshold` become 0.
   void (*quantise)(const float* values, std::int64_t count, float scale, float threshold, std::int8_t* codes);
-  /// values = code * scale
-  void (*dequantise)(const std::int8_t* codes, std::int64_t count, float scale, float* values);
+  /// target = code * scale, rounded once to `format`
+  void (*dequantise)(const std::int8_t* codes, std::int64_t count, float scale, Float format, void* target);
   /// codes[i] = how many of the 255 ascending thresholds lie strictly below values[i] * scale.
   void (*search)(const float* values, std::int64_t count, float scale, const float* thresholds, std::uint8_t* codes);
   /// found[i] |= |values[i]| >= threshold

@@ -8,10 +8,6 @@ void quantise(const float* values, std::int64_t count, float scale, float thresh
   }
 }
 
-void dequantise(const std::int8_t* codes, std::int64_t count, float scale, float* values) {
-  for (std::int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(codes[i]) * scale;
-}
-
 void search(const float* values, std::int64_t count, float scale, const float* thresholds, std::uint8_t* codes) {
   // Sixteen searches side by side hide each other's latency. Gathers were slower.
   constexpr std::int64_t kLanes = 16;

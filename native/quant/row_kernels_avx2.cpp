@@ -34,19 +34,29 @@ void widen(const void* source, Float format, Float as, std::int64_t count, float
   }
 }
 
+void store8(std::byte* target, Float format, std::int64_t index, __m256 values) {
+  if (format == Float::f32) {
+    _mm256_storeu_ps(reinterpret_cast<float*>(target + index * 4), values);
+  } else {
+    const __m128i halves = format == Float::bf16 ? to_bf16(values) : to_f16(values);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + index * 2), halves);
+  }
+}
+
 void narrow(const float* values, std::int64_t count, Float format, void* target) {
-  auto* to = static_cast<std::byte*>(target);
+  std::int64_t i = 0;
+  for (; i + 8 <= count; i += 8) store8(static_cast<std::byte*>(target), format, i, _mm256_loadu_ps(values + i));
+  for (; i < count; ++i) store_float(target, format, i, values[i]);
+}
+
+void dequantise(const std::int8_t* codes, std::int64_t count, float scale, Float format, void* target) {
   std::int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    const __m256 eight = _mm256_loadu_ps(values + i);
-    if (format == Float::f32) {
-      _mm256_storeu_ps(reinterpret_cast<float*>(to + i * 4), eight);
-    } else {
-      const __m128i halves = format == Float::bf16 ? to_bf16(eight) : to_f16(eight);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * 2), halves);
-    }
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i));
+    const __m256 values = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_set1_ps(scale));
+    store8(static_cast<std::byte*>(target), format, i, values);
   }
-  for (; i < count; ++i) store_float(target, format, i, values[i]);
+  for (; i < count; ++i) store_float(target, format, i, static_cast<float>(codes[i]) * scale);
 }
 
 void epilogue(const std::int32_t* sums, std::int64_t count, float row_scale, const float* column_scale,

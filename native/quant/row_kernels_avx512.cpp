@@ -44,19 +44,29 @@ void widen(const void* source, Float format, Float as, std::int64_t count, float
   }
 }
 
+void store16(std::byte* target, Float format, std::int64_t index, __m512 values) {
+  if (format == Float::f32) {
+    _mm512_storeu_ps(target + index * 4, values);
+  } else {
+    const __m256i halves = format == Float::bf16 ? to_bf16(values) : to_f16(values);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + index * 2), halves);
+  }
+}
+
 void narrow(const float* values, std::int64_t count, Float format, void* target) {
-  auto* to = static_cast<std::byte*>(target);
+  std::int64_t i = 0;
+  for (; i + 16 <= count; i += 16) store16(static_cast<std::byte*>(target), format, i, _mm512_loadu_ps(values + i));
+  for (; i < count; ++i) store_float(target, format, i, values[i]);
+}
+
+void dequantise(const std::int8_t* codes, std::int64_t count, float scale, Float format, void* target) {
   std::int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
-    const __m512 sixteen = _mm512_loadu_ps(values + i);
-    if (format == Float::f32) {
-      _mm512_storeu_ps(to + i * 4, sixteen);
-    } else {
-      const __m256i halves = format == Float::bf16 ? to_bf16(sixteen) : to_f16(sixteen);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * 2), halves);
-    }
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i));
+    const __m512 values = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), _mm512_set1_ps(scale));
+    store16(static_cast<std::byte*>(target), format, i, values);
   }
-  for (; i < count; ++i) store_float(target, format, i, values[i]);
+  for (; i < count; ++i) store_float(target, format, i, static_cast<float>(codes[i]) * scale);
 }
 
 void epilogue(const std::int32_t* sums, std::int64_t count, float row_scale, const float* column_scale,

@@ -1,6 +1,7 @@
 #include "quant/weight4.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 
 #include "quant/double_quant.h"
@@ -15,13 +16,14 @@ void dequantise_range(const Weight4& weight, std::int64_t begin, std::int64_t co
     return;
   }
   constexpr std::int64_t kScales = 256;
+  const int shift = std::countr_zero(static_cast<std::uint64_t>(weight.blocksize));
   float scales[kScales];
   const std::int64_t end = begin + count;
   for (std::int64_t from = begin; from < end;) {
-    const std::int64_t block = from / weight.blocksize;
-    const std::int64_t to = std::min(end, (block + kScales) * weight.blocksize);
+    const std::int64_t block = from >> shift;
+    const std::int64_t to = std::min(end, (block + kScales) << shift);
     dequantise_absmax(weight.absmax.codes, weight.absmax.nested, weight.absmax.offset, block,
-                      blocks_of(to, weight.blocksize) - block, scales);
+                      ((to - 1) >> shift) + 1 - block, scales);
     dequantise4_range(weight.packed, scales, from, to - from, weight.blocksize, weight.type, weight.dtype,
                       static_cast<std::byte*>(target) + (from - begin) * bytes_of(format), format);
     from = to;
