@@ -28,8 +28,8 @@ while [ $# -gt 0 ]; do
   start=$SECONDS
   case $job in
   tests)
-    for program in cuda_kernels cuda_linear; do
-      timeout 240 "$build/$program" >"$out/$program.log" 2>&1 || { echo "FAILED: $program ($?)"; status=1; }
+    for program in cuda_kernels cuda_linear cuda_model; do
+      timeout 240 "$build/$program" "$native/tests/fixtures/cuda_model.tsv" >"$out/$program.log" 2>&1 || { echo "FAILED: $program ($?)"; status=1; }
       grep -E "^FAILED" "$out/$program.log" | head -40
       tail -1 "$out/$program.log"
     done

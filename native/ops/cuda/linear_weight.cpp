@@ -7,6 +7,7 @@
 #include "ops/cuda/int8.h"
 #include "ops/cuda/kernels.h"
 #include "pipelora/error.h"
+#include "quant/state.h"
 
 namespace pipelora::cuda {
 
@@ -127,6 +128,38 @@ void CudaLinear::load(std::size_t index, const HostTensor& rows, const HoldSpec&
     case Quantisation::fp4: load_four_bit(part, rows); break;
     case Quantisation::int8: load_int8(part, rows); break;
   }
+  loaded(part);
+}
+
+void CudaLinear::load(std::size_t index, quant::State4&& rows, const HoldSpec& hold) {
+  start(hold);
+  Part& part = parts_[index];
+  std::uint8_t* packed = place_four_bit(part);
+  Device& device = context_.device;
+  const auto put = [&](const void* to, const auto& array) { device.upload(const_cast<void*>(to), array.bytes(), array.data(), array.bytes(), 1); };
+  put(packed, rows.packed);
+  if (hold.double_quant) {
+    put(part.packed.codes, rows.absmax_codes);
+    put(part.packed.nested, rows.nested_absmax);
+    device.upload(const_cast<float*>(part.packed.offset), sizeof(float), &rows.nested_offset, sizeof(float), 1);
+  } else {
+    put(part.packed.absmax, rows.absmax);
+  }
+  loaded(part);
+}
+
+void CudaLinear::load(std::size_t index, quant::State8&& rows, const HoldSpec& hold) {
+  start(hold);
+  Part& part = parts_[index];
+  const Tensor target = codes().row_range(part.first, part.rows);
+  check(cudaMemsetAsync(target.data, 0, static_cast<std::size_t>(part.rows * target.stride), context_.device.stream()), "an 8-bit weight");
+  context_.device.upload(target.data, static_cast<std::size_t>(target.stride), rows.q.data(), static_cast<std::size_t>(in),
+                         static_cast<std::size_t>(part.rows));
+  context_.device.upload(static_cast<float*>(scales_->data()) + part.first, rows.scb.bytes(), rows.scb.data(), rows.scb.bytes(), 1);
+  loaded(part);
+}
+
+void CudaLinear::loaded(Part& part) {
   part.loaded = true;
   context_.pool.forget(this);
   kept_filled_ = false;
@@ -146,31 +179,14 @@ void CudaLinear::load_plain(const Part& part, const HostTensor& rows) {
   });
 }
 
-void CudaLinear::load_four_bit(Part& part, const HostTensor& rows) {
-  Device& device = context_.device;
-  cudaStream_t stream = device.stream();
-  const std::int64_t count = part.rows * in, blocks = (count + spec_.block_size - 1) / spec_.block_size;
-  const std::int64_t nested = (blocks + 255) / 256;
+std::uint8_t* CudaLinear::place_four_bit(Part& part) {
+  const std::int64_t blocks = (part.rows * in + spec_.block_size - 1) / spec_.block_size, nested = (blocks + 255) / 256;
   std::int64_t offset = 0;
   for (const Part& other : parts_) {
     if (&other == &part) break;
     offset += (other.rows * in / 2 + 1 + 15) / 16 * 16;
   }
   auto* packed = static_cast<std::uint8_t*>(memory_->data()) + offset;
-  Buffer plain_workspace;
-  float* absmax = nullptr;
-  if (spec_.double_quant) {
-    plain_workspace = context_.arena->workspace("scales before their quantisation", DType::f32, 1, blocks);
-    absmax = plain_workspace.tensor().as<float>();
-    part.scale_memory = device.allocate("scales of a 4-bit weight", static_cast<std::size_t>((nested + 4) * 4 + blocks));
-  } else {
-    part.scale_memory = device.allocate("scales of a 4-bit weight", static_cast<std::size_t>(blocks) * sizeof(float));
-    absmax = static_cast<float*>(part.scale_memory->data());
-  }
-  const Buffer bad_buffer = context_.arena->workspace("first value that is not finite", DType::i64, 1, 1);
-  auto* bad = bad_buffer.tensor().as<unsigned long long>();
-  check(cudaMemsetAsync(bad, 0xFF, sizeof *bad, stream), "quantising a weight");
-
   Packed4& w = part.packed;
   w = Packed4{};
   w.packed = packed;
@@ -179,21 +195,44 @@ void CudaLinear::load_four_bit(Part& part, const HostTensor& rows) {
   w.block_shift = std::countr_zero(static_cast<std::uint64_t>(spec_.block_size));
   w.type = spec_.quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quant::FourBit::fp4;
   w.via = spec_.dtype;
+  // With double quantisation: the scales' scales, their mean (four numbers keep what follows aligned), the 8-bit scales.
+  const std::int64_t bytes = spec_.double_quant ? (nested + 4) * 4 + blocks : blocks * 4;
+  part.scale_memory = context_.device.allocate("scales of a 4-bit weight", static_cast<std::size_t>(bytes));
+  const auto* scales = static_cast<const float*>(part.scale_memory->data());
+  if (spec_.double_quant) {
+    w.nested = scales;
+    w.offset = scales + nested;
+    w.codes = reinterpret_cast<const std::uint8_t*>(scales + nested + 4);
+  } else {
+    w.absmax = scales;
+  }
+  return packed;
+}
+
+void CudaLinear::load_four_bit(Part& part, const HostTensor& rows) {
+  Device& device = context_.device;
+  cudaStream_t stream = device.stream();
+  std::uint8_t* packed = place_four_bit(part);
+  const Packed4& w = part.packed;
+  const std::int64_t blocks = (part.rows * in + spec_.block_size - 1) / spec_.block_size;
+  Buffer plain;
+  auto* absmax = const_cast<float*>(w.absmax);
+  if (spec_.double_quant) {
+    plain = context_.arena->workspace("scales before their quantisation", DType::f32, 1, blocks);
+    absmax = plain.tensor().as<float>();
+  }
+  const Buffer bad_buffer = context_.arena->workspace("first value that is not finite", DType::i64, 1, 1);
+  auto* bad = bad_buffer.tensor().as<unsigned long long>();
+  check(cudaMemsetAsync(bad, 0xFF, sizeof *bad, stream), "quantising a weight");
+
   in_chunks(context_, rows, 4096, [&](void* chunk, std::int64_t first, std::int64_t elements) {
     quantise4(chunk, rows.dtype, spec_.dtype, elements, w.block_shift, w.type, packed + first / 2, absmax + (first >> w.block_shift),
               first, bad, stream);
   });
   if (spec_.double_quant) {
-    auto* nested_absmax = static_cast<float*>(part.scale_memory->data());
-    float* mean = nested_absmax + nested;
-    auto* codes = reinterpret_cast<std::uint8_t*>(nested_absmax + nested + 4);
     const Buffer partial = context_.arena->workspace("sums of scales", DType::f64, 1, 1024);
-    quantise_absmax(absmax, blocks, context_.tables, partial.tensor().as<double>(), mean, codes, nested_absmax, stream);
-    w.codes = codes;
-    w.nested = nested_absmax;
-    w.offset = mean;
-  } else {
-    w.absmax = absmax;
+    quantise_absmax(absmax, blocks, context_.tables, partial.tensor().as<double>(), const_cast<float*>(w.offset),
+                    const_cast<std::uint8_t*>(w.codes), const_cast<float*>(w.nested), stream);
   }
   unsigned long long first_bad = 0;
   device.download(bad, sizeof first_bad, &first_bad, sizeof first_bad, 1);

@@ -46,6 +46,8 @@ class CudaLinear final : public LinearWeight {
 
   void expect_lora(std::int64_t inner_cols) override;
   void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
+  void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
+  void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
   void load_bias(std::size_t part, const HostTensor& values) override;
   std::size_t bytes() const override;
 
@@ -71,6 +73,9 @@ class CudaLinear final : public LinearWeight {
   std::int64_t rows_padded() const { return out + tail_; }
   std::int64_t stride() const { return (in + tail_ + 7) / 8 * 8; }
   void start(const HoldSpec& hold);
+  void loaded(Part& part);
+  /// Where the part's codes and scales go; with double quantisation the plain scales need a place of their own.
+  std::uint8_t* place_four_bit(Part& part);
   void load_plain(const Part& part, const HostTensor& rows);
   void load_four_bit(Part& part, const HostTensor& rows);
   void load_int8(const Part& part, const HostTensor& rows);
