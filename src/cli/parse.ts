@@ -4,7 +4,7 @@ import { nearest } from "../common/nearest.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import { helpText } from "../config/help.ts";
 import { type FlagValues, loadConfig } from "../config/load.ts";
-import { type Command, flagOf, keyOf, type Option } from "../config/option.ts";
+import { type Command, flagOf, type Option } from "../config/option.ts";
 import { type Config, optionsOf } from "../config/options.ts";
 
 export interface Parsed {
@@ -20,6 +20,7 @@ const SUMMARIES: Readonly<Partial<Record<Command, string>>> = {
   generate: "continue a prompt",
   chat: "talk with the model",
   merge: "add an adapter to its base model's weights",
+  quantize: "write the model as a 4-bit or 8-bit checkpoint",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
 };
@@ -44,12 +45,18 @@ async function parse(
   for (const [index, [command, summary]] of (Object.entries(commands) as [Command, string][]).entries()) {
     const target = only ? program : program.command(command, { isDefault: index === 0 });
     target.description(summary).allowExcessArguments(false);
-    for (const [key, option] of optionsOf(command)) target.addOption(programOption(key, option));
+    // By the names under which commander hands values over: "loadIn4bit".
+    const keys = new Map<string, string>();
+    for (const [key, option] of optionsOf(command)) {
+      const added = programOption(key, option);
+      keys.set(added.attributeName(), key);
+      target.addOption(added);
+    }
     target.addHelpText("after", `\n${helpText(command)}`);
     target.action((values: Record<string, string | boolean>) => {
       chosen = {
         command,
-        flags: Object.fromEntries(Object.entries(values).map(([flag, value]) => [keyOf(kebab(flag)), value])),
+        flags: Object.fromEntries(Object.entries(values).map(([flag, value]) => [keys.get(flag)!, value])),
       };
     });
   }
@@ -99,8 +106,4 @@ function describe(
 function programOption(key: string, option: Option): ProgramOption {
   const optionalValue = option.kind === "boolean" || option.kind === "boolean-or-string";
   return new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
-}
-
-function kebab(camel: string): string {
-  return camel.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }

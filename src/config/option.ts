@@ -8,6 +8,7 @@ export const COMMANDS = [
   "generate",
   "chat",
   "merge",
+  "quantize",
   "tokenize",
   "init-model",
   "worker",
@@ -44,8 +45,4 @@ export interface Option<T extends z.ZodType = z.ZodType> {
 /** "per_device_train_batch_size" -> "--per-device-train-batch-size" */
 export function flagOf(key: string): string {
   return `--${key.replaceAll("_", "-")}`;
-}
-
-export function keyOf(flag: string): string {
-  return flag.replace(/^--/, "").replaceAll("-", "_");
 }

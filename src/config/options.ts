@@ -8,7 +8,8 @@ import { COMMANDS, type Command, type FlagKind, type Option, type OptionGroup } 
 const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat"];
 const TRAINS: readonly Command[] = ["train", "plan"];
 const SAMPLES: readonly Command[] = ["generate", "chat"];
-const MODELS: readonly Command[] = [...RUNS, "merge", "tokenize"];
+const MODELS: readonly Command[] = [...RUNS, "merge", "quantize", "tokenize"];
+const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
 
 const PLACEHOLDERS: Record<FlagKind, string> = {
   string: "TEXT",
@@ -65,9 +66,9 @@ const modelOptions = {
   torch_dtype: option(
     "string",
     "Model",
-    [...RUNS, "init-model", "merge"],
+    [...RUNS, "init-model", "merge", "quantize"],
     choice(DTYPES).default("auto"),
-    "dtype in which unquantised weights are held; auto: the checkpoint's.",
+    "dtype in which unquantised weights are held, and that others have before they are quantised; auto: the checkpoint's.",
     "DTYPE",
   ),
   compute_dtype: option(
@@ -75,8 +76,62 @@ const modelOptions = {
     "Model",
     RUNS,
     choice(DTYPES).default("auto"),
-    "dtype of products and activations; auto: float32 on CPUs, on GPUs that of the weights.",
+    "dtype of products and activations; auto: bnb_4bit_compute_dtype for a 4-bit base, else float32 on CPUs, on GPUs that of the weights.",
     "DTYPE",
+  ),
+};
+
+const quantisationOptions = {
+  load_in_4bit: option(
+    "boolean",
+    "Quantisation",
+    QUANTIZES,
+    flag(),
+    "Hold the blocks' linear weights in 4 bits, quantised while loading.",
+  ),
+  load_in_8bit: option(
+    "boolean",
+    "Quantisation",
+    QUANTIZES,
+    flag(),
+    "Hold the blocks' linear weights in 8 bits (LLM.int8()), quantised while loading.",
+  ),
+  bnb_4bit_quant_type: option(
+    "string",
+    "Quantisation",
+    QUANTIZES,
+    choice(["fp4", "nf4"]).default("fp4"),
+    "The 4-bit code; nf4 is the better one for trained weights.",
+    "NAME",
+  ),
+  bnb_4bit_use_double_quant: option(
+    "boolean",
+    "Quantisation",
+    QUANTIZES,
+    flag(),
+    "Quantise the 4-bit blocks' scales too.",
+  ),
+  bnb_4bit_compute_dtype: option(
+    "string",
+    "Quantisation",
+    QUANTIZES,
+    optional(choice(["float32", "float16", "bfloat16"])),
+    "dtype of products and activations of a 4-bit base (compute_dtype decides where both are given); none: as without.",
+    "DTYPE",
+  ),
+  llm_int8_threshold: option(
+    "number",
+    "Quantisation",
+    QUANTIZES,
+    z.number().nonnegative().default(6),
+    "Columns of an 8-bit layer's input with a magnitude of at least this stay in floating point; 0: none.",
+  ),
+  llm_int8_skip_modules: option(
+    "list",
+    "Quantisation",
+    QUANTIZES,
+    optional(oneOrMore),
+    "Linear layers that stay unquantised in either form: beginnings (regular expressions) or ends of their names; the output head always does.",
   ),
 };
 
@@ -298,7 +353,7 @@ const savingOptions = {
   output_dir: option(
     "string",
     "Logging and saving",
-    ["train", "merge", "init-model"],
+    ["train", "merge", "quantize", "init-model"],
     optional(text),
     "Folder for the adapter, checkpoints and logs.",
     "DIR",
@@ -561,7 +616,7 @@ const fileOptions = {
   max_shard_size: option(
     "string",
     "Output",
-    ["init-model", "merge"],
+    ["init-model", "merge", "quantize"],
     text.default("5GB"),
     "Largest safetensors file.",
     "SIZE",
@@ -594,6 +649,7 @@ const fileOptions = {
 
 export const OPTIONS = {
   ...modelOptions,
+  ...quantisationOptions,
   ...loraOptions,
   ...dataOptions,
   ...trainingOptions,

@@ -10,7 +10,8 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   const needs = (key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config") =>
     expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
-  if (["train", "plan", "parameters", "generate", "chat", "merge", "tokenize"].includes(command)) needs("model");
+  if (["train", "plan", "parameters", "generate", "chat", "merge", "quantize", "tokenize"].includes(command))
+    needs("model");
   if (command === "train") {
     needs("dataset");
     needs("output_dir");
@@ -19,6 +20,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
+  if (command === "quantize") needs("output_dir");
   if (command === "tokenize") needs("input");
   if (command === "init-model") {
     needs("config");
@@ -26,6 +28,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   }
   if (command === "worker") needs("coordinator");
 
+  checkQuantisation(command, config, given, expect);
   if (command === "train") checkTraining(config, given, expect);
   if (command === "generate") {
     const sources = [config.prompt, config.prompt_ids].filter((value) => value !== null).length;
@@ -46,6 +49,29 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     "--workers starts local workers; with --listen they join by themselves",
   );
   return problems;
+}
+
+/** What a checkpoint that is quantised already changes is seen when it is opened. */
+function checkQuantisation(
+  command: Command,
+  config: Config,
+  given: ReadonlySet<string>,
+  expect: (condition: boolean, problem: string) => void,
+): void {
+  const { load_in_4bit: four, load_in_8bit: eight } = config;
+  expect(!(four && eight), "--load-in-4bit and --load-in-8bit contradict each other: a weight is held in one form");
+  if (eight) {
+    for (const key of ["bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"]) {
+      expect(!given.has(key), `--${key.replaceAll("_", "-")} acts only with --load-in-4bit, not with --load-in-8bit`);
+    }
+  }
+  if (four) expect(!given.has("llm_int8_threshold"), "--llm-int8-threshold acts only with --load-in-8bit");
+  // `quantize` writes 4 bits unless told otherwise.
+  if (!four && command !== "quantize") {
+    for (const key of ["bnb_4bit_quant_type", "bnb_4bit_use_double_quant"]) {
+      expect(!given.has(key) || eight, `--${key.replaceAll("_", "-")} acts only with --load-in-4bit`);
+    }
+  }
 }
 
 function checkTraining(

@@ -2,14 +2,14 @@ import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
 import type { Device } from "../plan/devices.ts";
-import { assertRunnable, makePlan, type Plan } from "../plan/plan.ts";
+import { assertRunnable, type Plan } from "../plan/plan.ts";
 import type { Work } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { Pipeline } from "./pipeline.ts";
-import { joinedDevices, planRequest } from "./planning.ts";
+import { joinedDevices, planFor } from "./planning.ts";
 import { pipelineRoles, prepareRequests } from "./prepare-requests.ts";
 
 /** Share by which an arena exceeds the prediction: room for the allocator's alignment and holes. */
@@ -54,8 +54,7 @@ export async function assemble(
 ): Promise<Assembled> {
   const members = await cluster.form();
   const devices = joinedDevices(members);
-  const request = await planRequest(config, setup, devices, workOn(devices));
-  const plan = makePlan(request);
+  const { plan, computeDtype } = await planFor(config, setup, devices, workOn(devices));
   onPlan(plan);
   assertRunnable(plan);
   const requests = await prepareRequests(
@@ -63,7 +62,7 @@ export async function assemble(
     setup,
     {
       segments: plan.segments,
-      computeDtype: request.computeDtype,
+      computeDtype,
       arenaBytes: plan.devices.map(({ memory }) =>
         Math.ceil(Math.max(ARENA_MINIMUM, (memory.activations + memory.workspace) * ARENA_MARGIN)),
       ),

@@ -2,12 +2,15 @@ import { resolve } from "node:path";
 import { type Dtype, isDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
+import type { HoldDtype } from "../common/quantization.ts";
 import type { Config } from "../config/options.ts";
 import { type Adapter, adapterPairs, openAdapter } from "../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../formats/checkpoint.ts";
+import { type PackedWeights, tensorNames } from "../formats/quantized-state.ts";
 import { readModelSpec } from "../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../models/lora-targets.ts";
 import type { ModelSpec } from "../models/spec.ts";
+import { type BaseQuantization, baseQuantization, packedWeights } from "./base-quantization.ts";
 
 /** The model of a run, checked as far as can be without reading a weight. */
 export interface ModelSetup {
@@ -23,21 +26,28 @@ export interface ModelSetup {
   /** The adapter that `lora` comes from; null: new. */
   readonly adapter: Adapter | null;
   /** dtype in which unquantised weights are held. */
-  readonly holdDtype: "float32" | "float16" | "bfloat16";
+  readonly holdDtype: HoldDtype;
+  /** null: unquantised. */
+  readonly quantization: BaseQuantization | null;
+  /** The weights that the checkpoint holds quantised, by module; empty without `checkpoint`. */
+  readonly packed: PackedWeights;
   readonly warnings: readonly string[];
 }
 
 /**
- * Reads and checks configuration, headers and adapter.
+ * Reads and checks configuration, headers, quantiser's states and adapter.
  * `weights`: whether a checkpoint must be there. `lora`: whether LoRA settings of flags apply without --adapter.
  */
 export async function setUpModel(config: Config, needs: { weights: boolean; lora: boolean }): Promise<ModelSetup> {
   const dir = resolve(config.model!);
   const spec = await readModelSpec(dir);
+  const { quantization, warnings } = baseQuantization(config, spec);
   let checkpoint: Checkpoint | null = null;
+  let packed: PackedWeights = new Map();
   if (needs.weights) {
     checkpoint = await openCheckpoint(dir);
-    verifyCheckpoint(spec, checkpoint);
+    packed = await packedWeights(quantization, spec, checkpoint);
+    verifyCheckpoint(spec, checkpoint, tensorNames(packed));
   }
   const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
   return {
@@ -53,7 +63,9 @@ export async function setUpModel(config: Config, needs: { weights: boolean; lora
           : null,
     adapter,
     holdDtype: holdDtype(config.torch_dtype, spec.dtype),
-    warnings: adapter?.warnings ?? [],
+    quantization,
+    packed,
+    warnings: [...warnings, ...(adapter?.warnings ?? [])],
   };
 }
 
@@ -89,7 +101,7 @@ function loraSettings(config: Config): LoraSettings {
   };
 }
 
-function holdDtype(asked: Config["torch_dtype"], checkpoint: Dtype): ModelSetup["holdDtype"] {
+function holdDtype(asked: Config["torch_dtype"], checkpoint: Dtype): HoldDtype {
   const dtype = asked === "auto" ? checkpoint : asked;
   if (isDtype(dtype) && (dtype === "float32" || dtype === "float16" || dtype === "bfloat16")) return dtype;
   throw new PipeloraError(

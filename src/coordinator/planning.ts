@@ -5,15 +5,10 @@ import type { Capabilities } from "../engine/index.ts";
 import { type Device, devicesFromMaxMemory } from "../plan/devices.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
 import { parseMaxMemory } from "../plan/max-memory.ts";
-import {
-  type DeviceMapInput,
-  type NamedStrategy,
-  NO_OVERRIDES,
-  type PlanRequest,
-  STRATEGIES,
-  type Work,
-} from "../plan/request.ts";
+import { makePlan, type Plan } from "../plan/plan.ts";
+import { type DeviceMapInput, type NamedStrategy, NO_OVERRIDES, STRATEGIES, type Work } from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
+import { computeDtype } from "./compute-dtype.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import type { BatchShape } from "./training-data.ts";
@@ -53,34 +48,33 @@ export function paperDevices(config: Config, capabilities: Capabilities): Device
   });
 }
 
-/** dtype of products: on CPUs float32 unless asked otherwise, on GPUs that of the weights. */
-export function computeDtype(
-  config: Pick<Config, "compute_dtype">,
-  setup: ModelSetup,
-  devices: readonly Device[],
-): FloatDtype {
-  if (config.compute_dtype !== "auto") return config.compute_dtype;
-  return devices.some(({ kind }) => kind === "cpu") ? "float32" : setup.holdDtype;
-}
-
-export async function planRequest(
+/** Plans for these devices. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan. */
+export async function planFor(
   config: Config,
   setup: ModelSetup,
   devices: readonly Device[],
   work: Work,
-): Promise<PlanRequest> {
-  return {
+): Promise<{ readonly plan: Plan; readonly computeDtype: FloatDtype }> {
+  const { dtype, warning } = computeDtype(config, setup, devices);
+  const { quantization } = setup;
+  const plan = makePlan({
     spec: setup.spec,
     devices,
     maxMemory: config.max_memory === null ? null : parseMaxMemory(config.max_memory),
     strategy: await deviceMap(config.device_map),
     planner: config.planner,
-    holding: { dtype: setup.holdDtype, quantization: { method: "none" }, skipModules: [] },
-    computeDtype: computeDtype(config, setup, devices),
+    holding: {
+      dtype: setup.holdDtype,
+      quantization: quantization?.settings ?? { method: "none" },
+      skipModules: [...(quantization?.skipped ?? [])],
+    },
+    computeDtype: dtype,
     lora: setup.lora?.targets ?? [],
     work,
     rates: NO_OVERRIDES,
-  };
+  });
+  const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
+  return { plan: { ...plan, warnings }, computeDtype: dtype };
 }
 
 export function trainingWork(config: Config, shape: BatchShape): Work {

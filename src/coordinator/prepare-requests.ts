@@ -2,6 +2,7 @@ import type { Config } from "../config/options.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
 import type { PlannedSegment } from "../plan/plan.ts";
 import type { Prepare } from "../rpc/generated/pipelora/v1/Prepare.ts";
+import type { Quantization } from "../rpc/generated/pipelora/v1/Quantization.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import type { PipelineRoles } from "./pipeline.ts";
@@ -31,6 +32,7 @@ export async function prepareRequests(
     lora: (setup.lora?.targets ?? []).map(({ name, moduleId, r, scale, dropout, in: input, out }) => {
       return { module: name, moduleId, r, scale, dropout, in: input, out };
     }),
+    quantization: quantizationMessage(setup),
     peers: members.map(({ hello }, rank) => ({ rank, address: hello.linkAddress })),
     schedule: config.schedule,
     seed: config.seed,
@@ -38,6 +40,15 @@ export async function prepareRequests(
     linkTimeoutS: config.link_timeout,
   };
   return members.map(({ hello }, rank) => ({ ...common, threads: hello.threads, arenaBytes: arenaBytes[rank]! }));
+}
+
+function quantizationMessage({ quantization }: ModelSetup): Quantization {
+  if (quantization === null) return { method: "none" };
+  const { settings, linears } = quantization;
+  const modules = linears.map(({ name }) => name);
+  return settings.method === "8bit"
+    ? { method: "8bit", int8Threshold: settings.threshold, modules }
+    : { method: "4bit", quantType: settings.quantType, doubleQuant: settings.doubleQuant, modules };
 }
 
 function initialisation(config: Config): string {

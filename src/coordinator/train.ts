@@ -39,7 +39,8 @@ const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED"]);
 export async function train(config: Config, log: Logger, reporter: Reporter): Promise<void> {
   const outputDir = await ensureWritable(config.output_dir!);
   const setup = await setUpModel(config, { weights: true, lora: true });
-  for (const warning of setup.warnings) log.warn(warning);
+  const warn = onceEach((warning) => log.warn(warning));
+  for (const warning of setup.warnings) warn(warning);
   const data = await readTrainingData(config, setup.spec);
   describeData(data, log);
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
@@ -55,7 +56,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   try {
     for (let attempt = 0; ; attempt++) {
       try {
-        return await attemptRun({ config, setup, data, files, cluster, interrupts, log, reporter });
+        return await attemptRun({ config, setup, data, files, cluster, interrupts, log, warn, reporter });
       } catch (thrown) {
         const error = toPipeloraError(thrown);
         if (!RESTARTABLE.has(error.code) || attempt >= config.max_restarts || interrupts.requested) throw error;
@@ -79,10 +80,21 @@ interface Run {
   readonly cluster: Cluster;
   readonly interrupts: Interrupts;
   readonly log: Logger;
+  /** Says a warning once, however often the run is restarted. */
+  readonly warn: (warning: string) => void;
   readonly reporter: Reporter;
 }
 
-async function attemptRun({ config, setup, data, files, cluster, interrupts, log, reporter }: Run): Promise<void> {
+function onceEach(say: (text: string) => void): (text: string) => void {
+  const said = new Set<string>();
+  return (text) => {
+    if (!said.has(text)) say(text);
+    said.add(text);
+  };
+}
+
+async function attemptRun(run: Run): Promise<void> {
+  const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { spec } = setup;
   let size: MicroBatchSize = { count: 1 };
   const workOn = (devices: readonly Device[]) => {
@@ -90,7 +102,7 @@ async function attemptRun({ config, setup, data, files, cluster, interrupts, log
     return trainingWork(config, largestMicroBatch(data, size));
   };
   const { pipeline, plan, prepared } = await interrupts.during(
-    assemble(cluster, config, setup, workOn, setup.adapter === null, (made) => showPlan(made, setup, reporter)),
+    assemble(cluster, config, setup, workOn, setup.adapter === null, (made) => showPlan(made, run)),
   );
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
@@ -141,14 +153,10 @@ function describeData({ train, evaluation }: TrainingData, log: Logger): void {
   if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
 }
 
-function showPlan(plan: Plan, { spec }: ModelSetup, reporter: Reporter): void {
-  reporter.plan(
-    formatPlan(
-      plan,
-      spec.layers.map(({ name }) => name),
-    ),
-    planJson(plan),
-  );
+function showPlan(plan: Plan, { setup, reporter, warn }: Run): void {
+  const names = setup.spec.layers.map(({ name }) => name);
+  reporter.plan(formatPlan({ ...plan, warnings: [] }, names), planJson(plan));
+  for (const warning of plan.warnings) warn(warning);
 }
 
 /** Predicted beside measured, a line a rank. */

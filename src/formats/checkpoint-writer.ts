@@ -4,7 +4,7 @@ import { dtypeBytes, elementCount } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { writeTextAtomically } from "./atomic-file.ts";
 import { INDEX_FILE, SINGLE_FILE } from "./checkpoint.ts";
-import { type TensorToWrite, writeSafetensors } from "./safetensors.ts";
+import { type TensorGroup, type TensorToWrite, writeSafetensors } from "./safetensors.ts";
 
 const UNITS: Readonly<Record<string, number>> = {
   B: 1,
@@ -28,20 +28,31 @@ export function parseShardSize(size: string | number): number {
   return bytes;
 }
 
-const bytesOf = (tensor: TensorToWrite) => elementCount(tensor.shape) * dtypeBytes(tensor.dtype);
+const bytesOf = (item: TensorToWrite | TensorGroup) =>
+  ("tensors" in item ? item.tensors : [item]).reduce(
+    (sum, tensor) =>
+      sum + ("mostBytes" in tensor ? tensor.mostBytes : elementCount(tensor.shape) * dtypeBytes(tensor.dtype)),
+    0,
+  );
 
-/** Fills shards in the order given; a tensor larger than a shard gets one of its own. */
-function splitIntoShards(tensors: readonly TensorToWrite[], maxShardBytes: number): TensorToWrite[][] {
-  const shards: TensorToWrite[][] = [];
+const namesOf = (item: TensorToWrite | TensorGroup) =>
+  "tensors" in item ? item.tensors.map(({ name }) => name) : [item.name];
+
+/** Fills shards in the order given; what is larger than a shard gets one of its own. */
+function splitIntoShards(
+  items: readonly (TensorToWrite | TensorGroup)[],
+  maxShardBytes: number,
+): (TensorToWrite | TensorGroup)[][] {
+  const shards: (TensorToWrite | TensorGroup)[][] = [];
   let room = 0;
-  for (const tensor of tensors) {
-    const bytes = bytesOf(tensor);
+  for (const item of items) {
+    const bytes = bytesOf(item);
     const current = shards.at(-1);
     if (current === undefined || bytes > room) {
-      shards.push([tensor]);
+      shards.push([item]);
       room = maxShardBytes - bytes;
     } else {
-      current.push(tensor);
+      current.push(item);
       room -= bytes;
     }
   }
@@ -54,21 +65,22 @@ function splitIntoShards(tensors: readonly TensorToWrite[], maxShardBytes: numbe
  */
 export async function writeCheckpoint(
   dir: string,
-  tensors: readonly TensorToWrite[],
+  items: readonly (TensorToWrite | TensorGroup)[],
   maxShardSize: string | number = "5GB",
 ): Promise<string[]> {
-  const shards = splitIntoShards(tensors, parseShardSize(maxShardSize));
+  const shards = splitIntoShards(items, parseShardSize(maxShardSize));
   const single = shards.length <= 1;
   const files = single
     ? [SINGLE_FILE]
     : shards.map((_, i) => `model-${padded(i + 1)}-of-${padded(shards.length)}.safetensors`);
   for (const stale of single ? [INDEX_FILE] : [INDEX_FILE, SINGLE_FILE]) await rm(join(dir, stale), { force: true });
-  for (const [i, file] of files.entries()) await writeSafetensors(join(dir, file), shards[i] ?? []);
+  let total = 0;
+  for (const [i, file] of files.entries()) total += await writeSafetensors(join(dir, file), shards[i] ?? []);
   if (single) return files;
 
-  const weightMap = shards.flatMap((shard, i) => shard.map(({ name }) => [name, files[i]!] as const));
+  const weightMap = shards.flatMap((shard, i) => shard.flatMap(namesOf).map((name) => [name, files[i]!] as const));
   const index = {
-    metadata: { total_size: tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0) },
+    metadata: { total_size: total },
     weight_map: Object.fromEntries(weightMap.sort(([a], [b]) => (a < b ? -1 : 1))),
   };
   await writeTextAtomically(join(dir, INDEX_FILE), `${JSON.stringify(index, null, 2)}\n`);

@@ -38,3 +38,38 @@ export function toFloat32(bytes: Uint8Array, dtype: Dtype): Float32Array | null 
       return null;
   }
 }
+
+/** float32 -> bfloat16 bits, to nearest even. */
+function toBfloat16(values: Float32Array): Uint16Array {
+  const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  return Uint16Array.from(words, (word) => {
+    if ((word & 0x7fffffff) > 0x7f800000) return (word >>> 16) | 0x40;
+    return (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+  });
+}
+
+/** float32 -> IEEE binary16 bits, to nearest even; beyond its range infinity. */
+function toFloat16(values: Float32Array): Uint16Array {
+  const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const scratch = new Float32Array(1);
+  const scratchWord = new Uint32Array(scratch.buffer);
+  return Uint16Array.from(words, (word) => {
+    const sign = (word >>> 16) & 0x8000;
+    const magnitude = word & 0x7fffffff;
+    if (magnitude > 0x7f800000) return sign | 0x7e00;
+    if (magnitude >= 0x477ff000) return sign | 0x7c00;
+    if (magnitude < 0x38800000) {
+      // Adding 0.5 leaves a unit in the last place of 2^-24, that of subnormal halves.
+      scratchWord[0] = magnitude;
+      scratch[0] = scratch[0]! + 0.5;
+      return sign | (scratchWord[0]! - 0x3f000000);
+    }
+    return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13);
+  });
+}
+
+/** The bytes of float32 values in another floating dtype, each rounded once. */
+export function fromFloat32(values: Float32Array, dtype: "float32" | "bfloat16" | "float16"): Uint8Array {
+  const bits = dtype === "bfloat16" ? toBfloat16(values) : dtype === "float16" ? toFloat16(values) : values;
+  return new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength);
+}

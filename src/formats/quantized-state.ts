@@ -208,11 +208,13 @@ export function packedShape({ in: input, out }: Pick<QuantizableLinear, "in" | "
   return [Math.ceil((out * input) / 2), 1];
 }
 
-/** The tensors of a checkpoint that make up a packed weight, beside the weight itself. */
-export function stateTensorNames(name: string, { hold }: PackedWeight<TensorLocation>): string[] {
-  return packedSlots({ in: 1, out: 1 }, hold)
-    .map(({ suffix }) => `${name}.${suffix}`)
-    .filter((tensor) => tensor !== `${name}.weight`);
+/** Every tensor of a checkpoint that belongs to a packed weight. */
+export function tensorNames(packed: PackedWeights): Set<string> {
+  return new Set(
+    [...packed].flatMap(([name, { hold }]) =>
+      packedSlots({ in: 1, out: 1 }, hold).map(({ suffix }) => `${name}.${suffix}`),
+    ),
+  );
 }
 
 /** Reads a packed weight's arrays into memory. */
@@ -234,6 +236,33 @@ export async function loadPackedArrays(packed: PackedWeight<TensorLocation>): Pr
             absmax: await readTensor(nested.absmax),
             quantMap: await readTensor(nested.quantMap),
           },
+  };
+}
+
+/** The arrays among the tensors that a weight was quantised into. */
+export function packedOf(
+  tensors: readonly { readonly suffix: string; readonly bytes: Uint8Array }[],
+  hold: QuantizedHold,
+  shape: readonly [number, number],
+): PackedWeight<Uint8Array> {
+  const bytes = (suffix: string) => tensors.find((tensor) => tensor.suffix === suffix)!.bytes;
+  if (hold.method === "8bit") return { hold, shape, codes: bytes("weight"), scb: bytes("SCB") };
+  const state = JSON.parse(new TextDecoder().decode(bytes(`weight.${stateSuffix(hold.quantType)}`))) as {
+    nested_offset?: number;
+  };
+  return {
+    hold,
+    shape,
+    codes: bytes("weight"),
+    absmax: bytes("weight.absmax"),
+    quantMap: bytes("weight.quant_map"),
+    nested: hold.doubleQuant
+      ? {
+          absmax: bytes("weight.nested_absmax"),
+          quantMap: bytes("weight.nested_quant_map"),
+          offset: state.nested_offset!,
+        }
+      : null,
   };
 }
 

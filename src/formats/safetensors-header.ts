@@ -161,8 +161,12 @@ export function storageOrder<T extends HeaderTensor>(tensors: readonly T[]): T[]
   return [...tensors].sort((a, b) => rank(a) - rank(b) || (a.name < b.name ? -1 : 1));
 }
 
-/** Length prefix and padded header of a file that holds `tensors` in the order given. */
-export function encodeHeader(tensors: readonly HeaderTensor[], metadata: Readonly<Record<string, string>>): Buffer {
+/** Length prefix and header of a file that holds `tensors` in the order given, padded to a multiple of 8 and to `atLeast` bytes. */
+export function encodeHeader(
+  tensors: readonly HeaderTensor[],
+  metadata: Readonly<Record<string, string>>,
+  atLeast = 0,
+): Buffer {
   let position = 0;
   const fields = tensors.map(({ name, dtype, shape }) => {
     const end = position + elementCount(shape) * dtypeBytes(dtype);
@@ -172,7 +176,7 @@ export function encodeHeader(tensors: readonly HeaderTensor[], metadata: Readonl
   });
   const extra = Object.keys(metadata).length === 0 ? [] : [`"__metadata__":${JSON.stringify(metadata)}`];
   const json = Buffer.from(`{${[...extra, ...fields].join(",")}}`, "utf8");
-  const padded = Math.ceil(json.length / 8) * 8;
+  const padded = Math.max(Math.ceil(json.length / 8) * 8, atLeast - 8);
   const header = Buffer.alloc(8 + padded, " ");
   header.writeBigUInt64LE(BigInt(padded), 0);
   json.copy(header, 8);

@@ -1,8 +1,9 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
+import type { HoldDtype } from "../common/quantization.ts";
 import { writeAtomically } from "./atomic-file.ts";
-import { toFloat32 } from "./half.ts";
+import { fromFloat32, toFloat32 } from "./half.ts";
 import { encodeHeader, type HeaderTensor, MAX_HEADER_BYTES, parseHeader, storageOrder } from "./safetensors-header.ts";
 
 /** Where a tensor's bytes lie: a checked range of a file. */
@@ -23,6 +24,8 @@ export interface SafetensorsFile {
 
 /** One read or write system call moves less than 2 GiB. */
 const CHUNK_BYTES = 1 << 30;
+/** Elements that are converted at a time. */
+const PIECE_ELEMENTS = 1 << 22;
 
 /** Reads and checks a file's header; no tensor is read. Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID. */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
@@ -75,35 +78,78 @@ export async function readFloat32(location: TensorLocation): Promise<Float32Arra
   return values;
 }
 
+/** Its bytes in another floating dtype, each element rounded once; a piece at a time. */
+export async function* convertedTensor(location: TensorLocation, dtype: HoldDtype): AsyncGenerator<Uint8Array> {
+  const width = dtypeBytes(location.dtype);
+  for (let start = 0; start < location.bytes; start += PIECE_ELEMENTS * width) {
+    const bytes = Math.min(PIECE_ELEMENTS * width, location.bytes - start);
+    const piece = { ...location, offset: location.offset + start, bytes, shape: [bytes / width] };
+    yield location.dtype === dtype ? await readTensor(piece) : fromFloat32(await readFloat32(piece), dtype);
+  }
+}
+
 /** A tensor to write. `data` is called when its turn comes, so that only one need be in memory. */
 export interface TensorToWrite extends HeaderTensor {
   readonly data: () => Uint8Array | Promise<Uint8Array> | AsyncIterable<Uint8Array>;
 }
 
+/** Tensors that are made at one time, wherever in the file they stand. */
+export interface TensorGroup {
+  readonly tensors: readonly (HeaderTensor | TensorOfUnknownSize)[];
+  /** Bytes by tensor name. */
+  readonly data: () => Promise<ReadonlyMap<string, Uint8Array>>;
+}
+
+/** uint8 [n]; n is seen when its group is made. */
+export interface TensorOfUnknownSize {
+  readonly name: string;
+  readonly mostBytes: number;
+}
+
 /**
- * Writes a safetensors file whole or not at all, tensors streamed one after the other. Errors: PL_OUTPUT_UNWRITABLE,
- * PL_INTERNAL where a tensor's data has another size than its shape says.
+ * Writes a safetensors file whole or not at all, tensors and groups streamed one after the other; returns the bytes of all tensors.
+ * Errors: PL_OUTPUT_UNWRITABLE, PL_INTERNAL where a tensor's data has another size than its shape says.
  */
 export async function writeSafetensors(
   path: string,
-  tensors: readonly TensorToWrite[],
+  items: readonly (TensorToWrite | TensorGroup)[],
   metadata: Readonly<Record<string, string>> = { format: "pt" },
-): Promise<void> {
-  const ordered = storageOrder(tensors);
+): Promise<number> {
+  const all = items.flatMap((item) => ("tensors" in item ? item.tensors : [item]));
+  const fixed = storageOrder(all.filter((tensor) => "shape" in tensor));
+  const open = all.filter((tensor) => "mostBytes" in tensor);
+  const room = encodeHeader([...fixed, ...open.map((tensor) => bytesTensor(tensor.name, tensor.mostBytes))], metadata);
+  const offsets = new Map<string, number>();
+  let end = room.length;
+  for (const tensor of fixed) {
+    offsets.set(tensor.name, end);
+    end += tensorBytes(tensor);
+  }
+  const dataStart = room.length;
   await writeAtomically(path, async (file) => {
-    await writeAll(file, encodeHeader(ordered, metadata));
-    for (const tensor of ordered) {
-      const expected = elementCount(tensor.shape) * dtypeBytes(tensor.dtype);
-      let written = 0;
-      for await (const chunk of chunksOf(await tensor.data())) {
-        await writeAll(file, chunk);
-        written += chunk.byteLength;
+    // Tensors of unknown size go behind all others, in the order in which they are made.
+    const last: HeaderTensor[] = [];
+    for (const item of items) {
+      if (!("tensors" in item)) {
+        await writeChunks(file, item, chunksOf(await item.data()), offsets.get(item.name)!);
+        continue;
       }
-      if (written !== expected) {
-        throw new PipeloraError("PL_INTERNAL", `${tensor.name}: ${written} bytes given for a shape of ${expected}.`);
+      const data = await item.data();
+      for (const tensor of item.tensors) {
+        const bytes = data.get(tensor.name);
+        if (bytes === undefined) throw new PipeloraError("PL_INTERNAL", `${tensor.name} was not made.`);
+        if ("shape" in tensor) await writeChunks(file, tensor, chunksOf(bytes), offsets.get(tensor.name)!);
+        else {
+          if (bytes.length > tensor.mostBytes) throw wrongSize(tensor.name, bytes.length, tensor.mostBytes);
+          await writeAll(file, bytes, end);
+          end += bytes.length;
+          last.push(bytesTensor(tensor.name, bytes.length));
+        }
       }
     }
+    await writeAll(file, encodeHeader([...fixed, ...last], metadata, room.length), 0);
   });
+  return end - dataStart;
 }
 
 /** The bytes of float32 values as a file holds them. */
@@ -111,14 +157,43 @@ export function float32Bytes(values: Float32Array): Uint8Array {
   return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 }
 
+function bytesTensor(name: string, bytes: number): HeaderTensor {
+  return { name, dtype: "uint8", shape: [bytes] };
+}
+
+function tensorBytes({ shape, dtype }: HeaderTensor): number {
+  return elementCount(shape) * dtypeBytes(dtype);
+}
+
 async function* chunksOf(data: Uint8Array | AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
   if (data instanceof Uint8Array) yield data;
   else yield* data;
 }
 
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+async function writeChunks(
+  file: FileHandle,
+  tensor: HeaderTensor,
+  chunks: AsyncIterable<Uint8Array>,
+  offset: number,
+): Promise<void> {
+  const expected = tensorBytes(tensor);
+  let written = 0;
+  for await (const chunk of chunks) {
+    if (written + chunk.byteLength > expected) throw wrongSize(tensor.name, written + chunk.byteLength, expected);
+    await writeAll(file, chunk, offset + written);
+    written += chunk.byteLength;
+  }
+  if (written !== expected) throw wrongSize(tensor.name, written, expected);
+}
+
+function wrongSize(name: string, given: number, expected: number): PipeloraError {
+  return new PipeloraError("PL_INTERNAL", `${name}: ${given} bytes given for a shape of ${expected}.`);
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   for (let start = 0; start < bytes.byteLength; ) {
-    const { bytesWritten } = await file.write(bytes, start, Math.min(CHUNK_BYTES, bytes.byteLength - start));
+    const size = Math.min(CHUNK_BYTES, bytes.byteLength - start);
+    const { bytesWritten } = await file.write(bytes, start, size, position + start);
     start += bytesWritten;
   }
 }

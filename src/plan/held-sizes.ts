@@ -14,7 +14,7 @@ export interface Holding {
   /** The embedding; other unquantised weights are held in the dtype they are computed with. */
   readonly dtype: FloatDtype;
   readonly quantization: Quantization;
-  /** llm_int8_skip_modules: linears whose path starts or ends with one of these stay unquantised. */
+  /** Paths of the linears that stay unquantised all the same (llm_int8_skip_modules). */
   readonly skipModules: readonly string[];
 }
 
@@ -22,10 +22,11 @@ export interface Holding {
 const BLOCK = 64;
 const NESTED_BLOCK = 256;
 const FLOAT32 = 4;
+
 /** Whether a linear is held in few bits: those of the blocks are, but for the skipped; the head and the embedding never are. */
 export function isQuantized(linear: LinearSpec, { quantization, skipModules }: Holding): boolean {
   if (quantization.method === "none") return false;
-  return !skipModules.some((skip) => linear.name.startsWith(skip) || linear.name.endsWith(skip));
+  return !skipModules.includes(linear.name);
 }
 
 /**

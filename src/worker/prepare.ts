@@ -1,5 +1,5 @@
 import type { LoraSettings } from "../common/lora-settings.ts";
-import type { ComputeDtype, Engine, HoldAs, NativeAddon } from "../engine/index.ts";
+import type { ComputeDtype, Engine, NativeAddon } from "../engine/index.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import { checkFingerprint } from "../formats/fingerprint.ts";
 import { initLora } from "../formats/lora-init.ts";
@@ -8,6 +8,7 @@ import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts"
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction, type SchedulePolicy } from "../schedule/index.ts";
+import { loadWeights, type WantedWeight } from "./load-weights.ts";
 import { describeSegment, engineArch } from "./segments.ts";
 
 export interface PreparedRank {
@@ -25,7 +26,7 @@ export interface PreparedRank {
 
 /**
  * Makes this rank's engine: its segments, their weights read from this node's checkpoint, first LoRA values.
- * Errors: PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
+ * Errors: PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
  */
 export async function prepareRank(
   request: Prepare__Output,
@@ -46,7 +47,7 @@ export async function prepareRank(
   try {
     const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
     const engineSegment = new Map<number, number>();
-    const wanted: { segment: number; name: string }[] = [];
+    const wanted: WantedWeight[] = [];
     for (const segment of request.segments) {
       if (segment.rank !== rank) continue;
       const { description, weights } = describeSegment(spec, segment, pairs);
@@ -54,10 +55,7 @@ export async function prepareRank(
       engineSegment.set(segment.index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
-    const holdAs = request.holdDtype as HoldAs;
-    await Promise.all(
-      wanted.map(({ segment, name }) => engine.loadWeight(segment, name, checkpoint.locate(name), holdAs)),
-    );
+    await loadWeights(engine, checkpoint, spec, wanted, request);
     const held = engine.loraNames();
     await initialiseLora(engine, held, pairs, request);
     return {

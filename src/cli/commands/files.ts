@@ -1,6 +1,8 @@
+import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { initModel } from "../../coordinator/init-model.ts";
 import { mergeAdapter } from "../../coordinator/merge.ts";
+import { quantizeModel } from "../../coordinator/quantize.ts";
 import { tokenizeFile } from "../../coordinator/tokenize.ts";
 
 export async function initModelCommand(config: Config): Promise<number> {
@@ -9,9 +11,17 @@ export async function initModelCommand(config: Config): Promise<number> {
   return 0;
 }
 
-export async function mergeCommand(config: Config): Promise<number> {
-  const { files, merged } = await mergeAdapter(config);
+export async function mergeCommand(config: Config, log: Logger): Promise<number> {
+  const { files, merged, warnings } = await mergeAdapter(config);
+  for (const warning of warnings) log.warn(warning);
   print(config, { files, merged }, `merged ${merged} layers into ${config.output_dir}: ${files.join(", ")}`);
+  return 0;
+}
+
+export async function quantizeCommand(config: Config, log: Logger): Promise<number> {
+  const { files, quantized, warnings } = await quantizeModel(config);
+  for (const warning of warnings) log.warn(warning);
+  print(config, { files, quantized }, `quantised ${quantized} layers into ${config.output_dir}: ${files.join(", ")}`);
   return 0;
 }
 

@@ -1,12 +1,11 @@
 import type { Config } from "../../config/options.ts";
+import { heldParameters } from "../../coordinator/held-parameters.ts";
 import { setUpModel } from "../../coordinator/model-setup.ts";
-import { listParameters } from "../../models/parameters.ts";
 
 /** Lists parameters as the tutorial's notebook prints them: name, shape, dtype; then the trainable count. */
 export async function parametersCommand(config: Config): Promise<number> {
-  const { spec, lora, holdDtype } = await setUpModel(config, { weights: false, lora: true });
-  const hold = ({ shape }: { readonly shape: readonly number[] }) => ({ shape, dtype: holdDtype });
-  const { parameters, trainable, total } = listParameters(spec, hold, lora?.targets ?? null);
+  const setup = await setUpModel(config, { weights: false, lora: true });
+  const { parameters, trainable, total } = heldParameters(setup);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
     process.stdout.write(`${JSON.stringify({ parameters: rows, trainable, total })}\n`);

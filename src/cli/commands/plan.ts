@@ -1,9 +1,31 @@
 import type { Config } from "../../config/options.ts";
 import { planWithoutWorkers } from "../../coordinator/plan-on-paper.ts";
+import type { HeldParameter } from "../../models/parameters.ts";
 import { formatPlan, planJson } from "../../plan/format-plan.ts";
+import { alignTable } from "../../plan/table.ts";
 
 export async function planCommand(config: Config): Promise<number> {
-  const { plan, layerNames } = await planWithoutWorkers(config);
-  process.stdout.write(config.json ? `${JSON.stringify(planJson(plan))}\n` : `${formatPlan(plan, layerNames)}\n`);
+  const { plan, layerNames, parameters } = await planWithoutWorkers(config);
+  if (config.json) {
+    const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
+    process.stdout.write(`${JSON.stringify({ ...planJson(plan), parameters: rows })}\n`);
+  } else {
+    process.stdout.write(`${formatPlan(plan, layerNames)}\n\n${alignTable(heldForms(parameters))}\n`);
+  }
   return plan.problem === null ? 0 : 1;
+}
+
+/** How the base's parameters are held, those of all blocks in one line: name, shape, dtype, count. */
+function heldForms(parameters: readonly HeldParameter[]): string[][] {
+  const forms = new Map<string, { row: string[]; count: number }>();
+  for (const { name, shape, dtype, trainable } of parameters) {
+    if (trainable) continue;
+    const row = [name.replace(/(?<=\.)\d+(?=\.)/, "*"), `[${shape.join(", ")}]`, dtype];
+    const key = row.join(" ");
+    forms.set(key, { row, count: (forms.get(key)?.count ?? 0) + 1 });
+  }
+  return [
+    ["parameter", "shape", "dtype", "count"],
+    ...[...forms.values()].map(({ row, count }) => [...row, String(count)]),
+  ];
 }

@@ -27,7 +27,7 @@ test("held sizes are bitsandbytes' layouts, byte for byte", () => {
   // One byte an absmax and a float32 for 256 of those.
   const nested = elements / 2 + elements / 64 + Math.ceil(elements / 64 / 256) * 4;
   assert.equal(bytes({ method: "4bit", quantType: "fp4", doubleQuant: true }), nested);
-  const skipped = { ...NF4, skipModules: ["attn.c_proj"] };
+  const skipped = { ...NF4, skipModules: ["transformer.h.0.attn.c_proj"] };
   assert.equal(linearWeightBytes(linear, skipped, "bfloat16"), 2 * elements);
 });
 
