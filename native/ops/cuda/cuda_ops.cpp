@@ -11,7 +11,7 @@
 
 namespace pipelora::cuda {
 
-CudaOps::CudaOps(int device, DType compute) : device_(device), context_{device_, compute, nullptr, {}, nullptr, {}} {
+CudaOps::CudaOps(int device, DType compute) : device_(device), context_(device_, compute) {
   product_workspace_ = device_.allocate("the workspace of products", Products::kWorkspaceBytes);
   counters_ = device_.allocate("counters", kLoraCounters * sizeof(std::uint32_t));
   check(cudaMemsetAsync(counters_->data(), 0, counters_->bytes(), device_.stream()), "counters");
@@ -128,7 +128,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
   if (!call.y) return;
   if (weight.is_int8()) return forward_int8(call, weight);
 
-  const Tensor matrix = weight.expanded();
+  const Tensor matrix = weight.expanded(true);
   Product product;
   product.c = call.residual;
   product.d = call.y;
@@ -137,6 +137,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
     product.a = call.x;
     product.b = matrix;
     multiply(product);
+    weight.done();
     return;
   }
   const std::int64_t tail = tail_columns(inner_cols), width = call.x.cols + tail;
@@ -144,7 +145,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
   Buffer wide;
   Tensor x = call.x;
   if (!call.x_has_room) {
-    wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 7) / 8 * 8);
+    wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 63) / 64 * 64);
     x = wide.tensor().columns(0, call.x.cols);
   }
   inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
@@ -152,46 +153,50 @@ void CudaOps::linear_forward(const LinearForward& call) {
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
   multiply(product);
+  weight.done();
 }
 
+// The integer product, finished in the compute dtype; then the outlier columns' product is added to it. How many columns
+// hold an outlier decides the second product's size, so the host waits for that one number.
 void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) {
   cudaStream_t stream = device_.stream();
   const std::int64_t tokens = call.x.rows, in = weight.in;
   const Tensor codes = weight.codes();
-  const Buffer x_codes = arena_->workspace("an input in 8 bits", DType::i8, tokens, codes.stride);
-  const Buffer absmax = arena_->workspace("scales of an input in 8 bits", DType::f32, 1, tokens);
-  const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, (weight.out + 3) / 4 * 4);
   const Buffer lists = arena_->workspace("outlier columns", DType::i32, 1, 2 * in + 1);
   std::int32_t* flags = lists.tensor().as<std::int32_t>();
-  Int8Finish last;
+  std::int32_t *const columns = flags + in, *const counted = flags + 2 * in;
+  std::int32_t outliers = 0;
   if (weight.threshold() > 0) {
-    find_outliers(call.x, weight.threshold(), flags, flags + in, flags + 2 * in, stream);
-    last.columns = flags + in;
-    last.count = flags + 2 * in;
-  } else {
-    flags = nullptr;
+    find_outliers(call.x, weight.threshold(), flags, columns, counted, stream);
+    device_.download(counted, sizeof outliers, &outliers, sizeof outliers, 1);
   }
-  quantise_rows(call.x, weight.threshold(), flags, Tensor(x_codes.tensor().data, DType::i8, tokens, in, codes.stride),
-                absmax.tensor().as<float>(), stream);
-  Buffer outliers;
-  if (last.count != nullptr) {
-    outliers = arena_->workspace("outlier columns of a weight", context_.compute, in, weight.out);
-    last.outlier_weights = outliers;
-    gather_outlier_weights(codes, weight.scales(), last.columns, last.count, last.outlier_weights, stream);
+  if (outliers == 0) flags = nullptr;
+  {
+    const Buffer x_codes = arena_->workspace("an input in 8 bits", DType::i8, tokens, codes.stride);
+    const Buffer absmax = arena_->workspace("scales of an input in 8 bits", DType::f32, 1, tokens);
+    const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, (weight.out + 3) / 4 * 4);
+    quantise_rows(call.x, weight.threshold(), flags, Tensor(x_codes.tensor().data, DType::i8, tokens, in, codes.stride),
+                  absmax.tensor().as<float>(), stream);
+    Product product;
+    product.a = x_codes;
+    product.b = Tensor(codes.data, DType::i8, weight.out, codes.stride, codes.stride);
+    product.d = Tensor(sums.tensor().data, DType::i32, tokens, weight.out, sums.tensor().cols);
+    multiply(product);
+    finish_int8({product.d, absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y}, stream);
   }
-  Product product;
-  product.a = x_codes;
-  product.b = Tensor(codes.data, DType::i8, weight.out, codes.stride, codes.stride);
-  product.d = Tensor(sums.tensor().data, DType::i32, tokens, weight.out, sums.tensor().cols);
-  multiply(product);
-  last.sums = product.d;
-  last.absmax = absmax.tensor().as<float>();
-  last.scales = weight.scales();
-  last.bias = weight.bias();
-  last.x = call.x;
-  last.residual = call.residual;
-  last.y = call.y;
-  cuda::finish_int8(last, stream);
+  if (outliers > 0) {
+    const std::int64_t padded = (outliers + 15) / 16 * 16;
+    const Buffer values = arena_->workspace("outlier columns of an input", context_.compute, tokens, padded);
+    const Buffer weights = arena_->workspace("outlier columns of a weight", context_.compute, padded, weight.out);
+    gather_outliers(call.x, codes, weight.scales(), columns, outliers, values, weights, stream);
+    Product product;
+    product.a = values;
+    product.b = weights;
+    product.b_transposed = false;
+    product.c = call.y;
+    product.d = call.y;
+    multiply(product);
+  }
   if (!call.lora.pairs.empty()) add_lora_output(call.lora, call.inner, call.y, stream);
 }
 
@@ -208,7 +213,7 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
   const bool joined = trains && call.dx && !drops && out < 2 * weight.in && tail <= weight.tail();
 
   Buffer wide;
-  if (joined) wide = arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail + 7) / 8 * 8);
+  if (joined) wide = arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail + 63) / 64 * 64);
   if (trains) {
     std::vector<LoraTile> tiles = backward_tiles(call.lora);
     for (LoraTile& tile : tiles) tile.tail_factor = 1;
@@ -216,7 +221,7 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
   }
   if (!call.dx) return;
 
-  const Tensor matrix = weight.expanded();
+  const Tensor matrix = weight.expanded(false);
   Product product;
   product.b_transposed = false;
   product.d = call.dx;
@@ -225,11 +230,13 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
     product.a = wide.tensor().columns(0, out + tail);
     product.b = Tensor(matrix.data, matrix.dtype, out + tail, matrix.cols, matrix.stride);
     multiply(product);
+    weight.done();
     return;
   }
   product.a = call.dy;
   product.b = matrix;
   multiply(product);
+  weight.done();
   if (trains) lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, stream);
 }
 

@@ -35,7 +35,9 @@ class CudaOps final : public Ops {
   void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
 
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
-  std::int64_t room_for_lora(std::int64_t inner_cols) const override { return tail_columns(inner_cols); }
+  std::int64_t room_for_lora(std::int64_t inner_cols) const override {
+    return (tail_columns(inner_cols) + 63) / 64 * 64;  // rows stay aligned to 128 bytes
+  }
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_weight_grad(const LoraWeightGrad& call) override;

@@ -140,30 +140,44 @@ __global__ void quantise_rows_kernel(const T* x, std::int64_t stride, std::int64
 
 template <class T>
 __global__ void gather_outlier_weights_kernel(const std::int8_t* codes, std::int64_t codes_stride, const float* scales,
-                                              std::int64_t out, const std::int32_t* columns, const std::int32_t* count, T* weights) {
+                                              std::int64_t out, const std::int32_t* columns, int count, int padded, T* weights) {
   const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (o >= out) return;
-  for (int i = static_cast<int>(blockIdx.y); i < *count; i += static_cast<int>(gridDim.y)) {
-    const float code = codes[o * codes_stride + columns[i]];
+  for (int i = static_cast<int>(blockIdx.y); i < padded; i += static_cast<int>(gridDim.y)) {
+    const float code = i < count ? codes[o * codes_stride + columns[i]] : 0;
     weights[static_cast<std::int64_t>(i) * out + o] = narrow<T>(code * scales[o] * kPerUnit);
   }
 }
 
 template <class T>
+__global__ void gather_outlier_values_kernel(const T* x, std::int64_t stride, const std::int32_t* columns, int count, T* values,
+                                             int padded) {
+  const std::int64_t t = blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kThreads) {
+    values[t * padded + i] = i < count ? x[t * stride + columns[i]] : narrow<T>(0.0f);
+  }
+}
+
+// Four columns a thread.
+template <class T>
 __global__ void finish_int8_kernel(const std::int32_t* sums, std::int64_t sums_stride, const float* absmax, const float* scales,
-                                   const T* bias, const T* x, std::int64_t x_stride, const T* outlier_weights,
-                                   const std::int32_t* columns, const std::int32_t* count, const T* residual,
-                                   std::int64_t residual_stride, T* y, std::int64_t y_stride, std::int64_t out) {
-  const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x, t = blockIdx.y;
-  if (o >= out) return;
-  float value = static_cast<float>(sums[t * sums_stride + o]) * (absmax[t] * kPerSquare) * scales[o];
-  if (bias != nullptr) value += widen(bias[o]);
-  value = half_of(value);
-  const int outliers = count != nullptr ? *count : 0;
-  for (int i = 0; i < outliers; ++i)
-    value = fmaf(widen(x[t * x_stride + columns[i]]), widen(outlier_weights[static_cast<std::int64_t>(i) * out + o]), value);
-  if (residual != nullptr) value += widen(residual[t * residual_stride + o]);
-  y[t * y_stride + o] = narrow<T>(value);
+                                   const T* bias, const T* residual, std::int64_t residual_stride, T* y, std::int64_t y_stride,
+                                   std::int64_t out) {
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4, t = blockIdx.y;
+  if (first >= out) return;
+  const int4 sum = *reinterpret_cast<const int4*>(sums + t * sums_stride + first);
+  const std::int32_t own[4] = {sum.x, sum.y, sum.z, sum.w};
+  const float scale = absmax[t] * kPerSquare;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const std::int64_t o = first + i;
+    if (o >= out) break;
+    float value = static_cast<float>(own[i]) * scale * scales[o];
+    if (bias != nullptr) value += widen(bias[o]);
+    value = half_of(value);
+    if (residual != nullptr) value += widen(residual[t * residual_stride + o]);
+    y[t * y_stride + o] = narrow<T>(value);
+  }
 }
 
 constexpr int kOutputTokens = 16;
@@ -233,26 +247,29 @@ void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, 
   check_launch("quantise_rows");
 }
 
-void gather_outlier_weights(const Tensor& codes, const float* scales, const std::int32_t* columns, const std::int32_t* count,
-                            const Tensor& weights, cudaStream_t stream) {
+void gather_outliers(const Tensor& x, const Tensor& codes, const float* scales, const std::int32_t* columns, std::int64_t count,
+                     const Tensor& values, const Tensor& weights, cudaStream_t stream) {
+  const int padded = static_cast<int>(values.cols), used = static_cast<int>(count);
   with_float(weights.dtype, [&]<class T>(T) {
-    const dim3 grid(blocks_for(codes.rows, kThreads), 32);
+    const dim3 grid(blocks_for(codes.rows, kThreads), static_cast<unsigned>(std::min(padded, 512)));
     gather_outlier_weights_kernel<T><<<grid, kThreads, 0, stream>>>(codes.as<std::int8_t>(), codes.stride, scales, codes.rows,
-                                                                   columns, count, weights.as<T>());
+                                                                   columns, used, padded, weights.as<T>());
+    gather_outlier_values_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x.as<T>(), x.stride, columns, used,
+                                                                                            values.as<T>(), padded);
   });
-  check_launch("gather_outlier_weights");
+  check_launch("gather_outliers");
 }
 
 void finish_int8(const Int8Finish& call, cudaStream_t stream) {
   for (std::int64_t first = 0; first < call.y.rows; first += 65535) {
     const std::int64_t rows = std::min<std::int64_t>(65535, call.y.rows - first);
     const auto from = [&](const Tensor& t) { return t ? t.row_range(first, rows) : t; };
-    const Tensor y = from(call.y), x = from(call.x), sums = from(call.sums), residual = from(call.residual);
+    const Tensor y = from(call.y), sums = from(call.sums), residual = from(call.residual);
     with_float(y.dtype, [&]<class T>(T) {
-      finish_int8_kernel<T><<<dim3(blocks_for(y.cols, kThreads), static_cast<unsigned>(rows)), kThreads, 0, stream>>>(
-          sums.as<std::int32_t>(), sums.stride, call.absmax + first, call.scales, static_cast<const T*>(call.bias), x.as<T>(),
-          x.stride, call.outlier_weights.as<T>(), call.columns, call.count, residual.as<T>(), residual.stride, y.as<T>(), y.stride,
-          y.cols);
+      const dim3 grid(blocks_for(y.cols, 4 * kThreads), static_cast<unsigned>(rows));
+      finish_int8_kernel<T><<<grid, kThreads, 0, stream>>>(sums.as<std::int32_t>(), sums.stride, call.absmax + first, call.scales,
+                                                           static_cast<const T*>(call.bias), residual.as<T>(), residual.stride,
+                                                           y.as<T>(), y.stride, y.cols);
     });
     check_launch("finish_int8");
   }

@@ -25,23 +25,20 @@ void find_outliers(const Tensor& x, float threshold, std::int32_t* flags, std::i
 void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, const Tensor& codes, float* absmax,
                    cudaStream_t stream);
 
-/// weights[i, o] = W[o, columns[i]] in `weights`' dtype, for i < *count. weights has room for [in, out].
-void gather_outlier_weights(const Tensor& codes, const float* scales, const std::int32_t* columns, const std::int32_t* count,
-                            const Tensor& weights, cudaStream_t stream);
+/// x's outlier columns side by side, and the weight's as rows: values[t, i] = x[t, columns[i]], weights[i, o] =
+/// W[o, columns[i]], for i < count; zero for the rest of values' columns and weights' rows.
+void gather_outliers(const Tensor& x, const Tensor& codes, const float* scales, const std::int32_t* columns, std::int64_t count,
+                     const Tensor& values, const Tensor& weights, cudaStream_t stream);
 
 struct Int8Finish {
   Tensor sums;  // [T, out] int32
   const float* absmax = nullptr;
   const float* scales = nullptr;
   const void* bias = nullptr;  // [out] compute, or null
-  Tensor x;                    // [T, in]
-  Tensor outlier_weights;      // [in, out]
-  const std::int32_t* columns = nullptr;
-  const std::int32_t* count = nullptr;
-  Tensor residual;  // or empty
+  Tensor residual;             // or empty
   Tensor y;
 };
-/// y = f16(sums * absmax * scales / 127² + bias) + outliers + residual, rounded once to y's dtype.
+/// y = f16(sums * absmax * scales / 127² + bias) + residual, rounded once to y's dtype.
 void finish_int8(const Int8Finish& call, cudaStream_t stream);
 
 /// y += scale * inner Bᵀ of each pair.

@@ -37,17 +37,76 @@ void in_chunks(LinearContext& context, const HostTensor& rows, std::int64_t mult
 
 }  // namespace
 
-ExpandedPool::Slot& ExpandedPool::slot(Device& device, std::int64_t rows, std::int64_t stride, DType dtype) {
+ExpandedPool::ExpandedPool(Device& device) : device_(device) {
+  device.stream();
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  check(cudaStreamCreateWithPriority(&ahead_, cudaStreamNonBlocking, least), "cudaStreamCreate");
+}
+
+ExpandedPool::~ExpandedPool() {
+  cudaStreamSynchronize(ahead_);
+  for (auto& [shape, slot] : slots_) {
+    cudaEventDestroy(slot.filled);
+    cudaEventDestroy(slot.used);
+  }
+  cudaStreamDestroy(ahead_);
+}
+
+ExpandedPool::Slot& ExpandedPool::slot(std::int64_t rows, std::int64_t stride, DType dtype) {
   Slot& found = slots_[{rows, stride, dtype}];
   if (!found.memory) {
-    found.memory = device.allocate("an expanded weight", static_cast<std::size_t>(rows * stride) * dtype_bytes(dtype));
+    found.memory = device_.allocate("an expanded weight", static_cast<std::size_t>(rows * stride) * dtype_bytes(dtype));
+    check(cudaEventCreateWithFlags(&found.filled, cudaEventDisableTiming), "cudaEventCreate");
+    check(cudaEventCreateWithFlags(&found.used, cudaEventDisableTiming), "cudaEventCreate");
   }
   return found;
 }
 
+void ExpandedPool::fill(const CudaLinear& weight, Slot& slot, cudaStream_t stream) {
+  weight.expand(weight.matrix_in(slot.memory->data()), stream);
+  slot.holds = &weight;
+}
+
+void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
+  cudaStream_t stream = device_.stream();
+  if (slot.pending) {
+    check(cudaStreamWaitEvent(stream, slot.filled, 0), "waiting for an expanded weight");
+    slot.pending = false;
+  }
+  if (slot.holds != &weight) fill(weight, slot, stream);
+
+  const Step now{&weight, forward};
+  if (last_.weight != nullptr) next_[last_] = now;
+  last_ = now;
+  // Ahead as far as slots are free: not the one in use, and none whose content waits for its turn.
+  Step step = now;
+  constexpr int kAhead = 2;
+  for (int i = 0; i < kAhead; ++i) {
+    const auto found = next_.find(step);
+    if (found == next_.end()) return;
+    step = found->second;
+    Slot& target = step.weight->slot();
+    if (target.holds == step.weight) continue;
+    if (&target == &slot || target.pending) return;
+    check(cudaStreamWaitEvent(ahead_, target.used, 0), "waiting for a product");
+    fill(*step.weight, target, ahead_);
+    check(cudaEventRecord(target.filled, ahead_), "cudaEventRecord");
+    target.pending = true;
+  }
+}
+
+void ExpandedPool::release(Slot& slot) { check(cudaEventRecord(slot.used, device_.stream()), "cudaEventRecord"); }
+
 void ExpandedPool::forget(const CudaLinear* weight) {
-  for (auto& [shape, slot] : slots_)
-    if (slot.holds == weight) slot.holds = nullptr;
+  for (auto& [shape, slot] : slots_) {
+    if (slot.holds != weight) continue;
+    if (slot.pending) cudaStreamSynchronize(ahead_);
+    slot.pending = false;
+    slot.holds = nullptr;
+  }
+  next_.clear();
+  last_ = Step{};
 }
 
 CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std::int64_t> rows, bool has_bias)
@@ -116,7 +175,7 @@ void CudaLinear::start(const HoldSpec& hold) {
 }
 
 ExpandedPool::Slot& CudaLinear::slot() const {
-  return context_.pool.slot(context_.device, rows_padded(), stride(), context_.compute);
+  return context_.pool.slot(rows_padded(), stride(), context_.compute);
 }
 
 void CudaLinear::load(std::size_t index, const HostTensor& rows, const HoldSpec& hold) {
@@ -163,7 +222,7 @@ void CudaLinear::loaded(Part& part) {
   part.loaded = true;
   context_.pool.forget(this);
   kept_filled_ = false;
-  if (kept_ && std::all_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.loaded; })) expanded();
+  if (kept_ && std::all_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.loaded; })) expanded(true);
 }
 
 void CudaLinear::load_plain(const Part& part, const HostTensor& rows) {
@@ -265,8 +324,7 @@ void CudaLinear::load_bias(std::size_t index, const HostTensor& values) {
 
 Tensor CudaLinear::codes() const { return Tensor(memory_ ? memory_->data() : nullptr, DType::i8, out, in, (in + 15) / 16 * 16); }
 
-void CudaLinear::expand(const Tensor& to) const {
-  cudaStream_t stream = context_.device.stream();
+void CudaLinear::expand(const Tensor& to, cudaStream_t stream) const {
   switch (spec_.quantisation) {
     case Quantisation::none: copy(Tensor(memory_->data(), spec_.dtype, out, in, stride()), to, stream); break;
     case Quantisation::nf4:
@@ -277,22 +335,20 @@ void CudaLinear::expand(const Tensor& to) const {
   }
 }
 
-Tensor CudaLinear::expanded() const {
-  if (spec_.quantisation == Quantisation::none && spec_.dtype == context_.compute)
-    return Tensor(memory_->data(), context_.compute, out, in, stride());
+Tensor CudaLinear::expanded(bool forward) const {
+  if (held_as_computed()) return matrix_in(memory_->data());
   if (kept_) {
-    const Tensor matrix(kept_->data(), context_.compute, out, in, stride());
-    if (!kept_filled_) expand(matrix);
+    if (!kept_filled_) expand(matrix_in(kept_->data()), context_.device.stream());
     kept_filled_ = true;
-    return matrix;
+    return matrix_in(kept_->data());
   }
   ExpandedPool::Slot& found = slot();
-  const Tensor matrix(found.memory->data(), context_.compute, out, in, stride());
-  if (found.holds != this) {
-    expand(matrix);
-    found.holds = this;
-  }
-  return matrix;
+  context_.pool.use(*this, found, forward);
+  return matrix_in(found.memory->data());
+}
+
+void CudaLinear::done() const {
+  if (!held_as_computed() && !kept_) context_.pool.release(slot());
 }
 
 }  // namespace pipelora::cuda

@@ -15,22 +15,48 @@ namespace pipelora::cuda {
 class CudaLinear;
 
 /// Memory for weights expanded to the compute dtype, one matrix a shape: the blocks of a model take turns.
+///
+/// Expanding moves bytes, products compute: what is needed next is expanded on a second stream while the first one works.
+/// What comes next is learnt from the last time: a model uses its weights in the same order every step.
 class ExpandedPool {
  public:
+  explicit ExpandedPool(Device& device);
+  ~ExpandedPool();
+  ExpandedPool(const ExpandedPool&) = delete;
+  ExpandedPool& operator=(const ExpandedPool&) = delete;
+
   struct Slot {
     std::unique_ptr<Memory> memory;
     const CudaLinear* holds = nullptr;
+    bool pending = false;  // filled ahead, and not waited for yet
+    cudaEvent_t filled = nullptr, used = nullptr;
   };
   /// The slot of this shape, allocated on first use. `rows` x `stride` elements.
-  Slot& slot(Device& device, std::int64_t rows, std::int64_t stride, DType dtype);
+  Slot& slot(std::int64_t rows, std::int64_t stride, DType dtype);
+  /// The slot with `weight` in it, in the order of the device's stream. Expands what is expected next.
+  void use(const CudaLinear& weight, Slot& slot, bool forward);
+  /// After the product that read the slot.
+  void release(Slot& slot);
   void forget(const CudaLinear* weight);
 
  private:
+  struct Step {
+    const CudaLinear* weight = nullptr;
+    bool forward = true;
+    auto operator<=>(const Step&) const = default;
+  };
+  void fill(const CudaLinear& weight, Slot& slot, cudaStream_t stream);
+
+  Device& device_;
+  cudaStream_t ahead_ = nullptr;
   std::map<std::tuple<std::int64_t, std::int64_t, DType>, Slot> slots_;
+  std::map<Step, Step> next_;
+  Step last_;
 };
 
 /// What weights share.
 struct LinearContext {
+  LinearContext(Device& device_, DType compute_) : device(device_), compute(compute_), pool(device_) {}
   Device& device;
   DType compute;
   Arena* arena = nullptr;
@@ -51,8 +77,10 @@ class CudaLinear final : public LinearWeight {
   void load_bias(std::size_t part, const HostTensor& values) override;
   std::size_t bytes() const override;
 
-  /// The weight [out, in] in the compute dtype, with room for tail() columns behind each row and tail() rows below.
-  Tensor expanded() const;
+  /// The weight [out, in] in the compute dtype, with room for tail() columns behind each row and tail() rows below, for a
+  /// product that is enqueued before done() is called. `forward`: or the input gradient's.
+  Tensor expanded(bool forward) const;
+  void done() const;
   std::int64_t tail() const { return tail_; }
   /// [out] in the compute dtype, or null.
   const void* bias() const { return bias_ ? bias_->data() : nullptr; }
@@ -71,7 +99,8 @@ class CudaLinear final : public LinearWeight {
     Packed4 packed;
   };
   std::int64_t rows_padded() const { return out + tail_; }
-  std::int64_t stride() const { return (in + tail_ + 7) / 8 * 8; }
+  /// Rows begin on lines of 128 bytes.
+  std::int64_t stride() const { return (in + tail_ + 63) / 64 * 64; }
   void start(const HoldSpec& hold);
   void loaded(Part& part);
   /// Where the part's codes and scales go; with double quantisation the plain scales need a place of their own.
@@ -79,7 +108,10 @@ class CudaLinear final : public LinearWeight {
   void load_plain(const Part& part, const HostTensor& rows);
   void load_four_bit(Part& part, const HostTensor& rows);
   void load_int8(const Part& part, const HostTensor& rows);
-  void expand(const Tensor& to) const;
+  friend class ExpandedPool;
+  bool held_as_computed() const { return spec_.quantisation == Quantisation::none && spec_.dtype == context_.compute; }
+  void expand(const Tensor& to, cudaStream_t stream) const;
+  Tensor matrix_in(void* data) const { return Tensor(data, context_.compute, out, in, stride()); }
   ExpandedPool::Slot& slot() const;
 
   LinearContext& context_;

@@ -493,7 +493,7 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
 // On tensor cores: a warp takes 32 columns and kGradSteps times 16 tokens. The product's columns are permuted so that a lane
 // holds eight neighbours of a row, the eight elements of one call of dropout's generator. Rows of A are split in two 16-bit
 // numbers (the upper and lower half of the inner dimension), the gradients of the inner vectors are rounded to 16 bits.
-constexpr int kGradSteps = 4;
+constexpr int kGradSteps = 2;
 
 template <class T, int NT>
 __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,

@@ -17,8 +17,7 @@ struct Search {
 };
 
 constexpr int kThreads = 256;
-constexpr int kRowsPerThread = 4;  // at a time
-constexpr int kRowsPerBlock = 16;
+constexpr int kRowsPerThread = 8;
 
 __device__ inline float rounded_to(float x, float) { return x; }
 __device__ inline float rounded_to(float x, bf16) { return __bfloat162float(__float2bfloat16_rn(x)); }
@@ -48,30 +47,26 @@ __global__ void __launch_bounds__(kThreads) dequantise4_kernel(Packed4 w, Codes 
   if (c >= w.in) return;
   const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 1
-  for (int batch = 0; batch < kRowsPerBlock; batch += kRowsPerThread) {
-    const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kRowsPerBlock + batch;
-    std::uint32_t bits[kRowsPerThread];
-    float scale[kRowsPerThread];
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kRowsPerThread;
+  std::uint32_t bits[kRowsPerThread];
+  float scale[kRowsPerThread];
 #pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      if (first + i >= w.rows) break;
-      const std::int64_t element = (first + i) * w.in + c;
-      bits[i] = __ldcs(reinterpret_cast<const std::uint32_t*>(w.packed + element / 2));
-      scale[i] = scale_of(w, scales, offset, element >> w.block_shift);
+  for (int i = 0; i < kRowsPerThread; ++i) {
+    const std::int64_t element = min(first + i, w.rows - 1) * w.in + c;
+    bits[i] = __ldg(reinterpret_cast<const std::uint32_t*>(w.packed + element / 2));
+    scale[i] = scale_of(w, scales, offset, element >> w.block_shift);
+  }
+#pragma unroll
+  for (int i = 0; i < kRowsPerThread; ++i) {
+    if (first + i >= w.rows) break;
+    Floats<8> out;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      const std::uint32_t byte = bits[i] >> (8 * b) & 0xFFu;
+      out.v[2 * b] = rounded_to(table[byte >> 4][lane] * scale[i], Via{});
+      out.v[2 * b + 1] = rounded_to(table[byte & 15u][lane] * scale[i], Via{});
     }
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      if (first + i >= w.rows) break;
-      Floats<8> out;
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-        const std::uint32_t byte = bits[i] >> (8 * b) & 0xFFu;
-        out.v[2 * b] = rounded_to(table[byte >> 4][lane] * scale[i], Via{});
-        out.v[2 * b + 1] = rounded_to(table[byte & 15u][lane] * scale[i], Via{});
-      }
-      store<8>(to + (first + i) * stride + c, out);
-    }
+    store<8>(to + (first + i) * stride + c, out);
   }
 }
 
@@ -181,7 +176,7 @@ void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, 
   with_float(to.dtype, [&]<class T>(T) {
     const auto launch = [&]<class Via>(Via) {
       if (wide) {
-        const dim3 grid(blocks_for(w.in, 8 * kThreads), blocks_for(w.rows, kRowsPerBlock));
+        const dim3 grid(blocks_for(w.in, 8 * kThreads), blocks_for(w.rows, kRowsPerThread));
         dequantise4_kernel<T, Via><<<grid, kThreads, 0, stream>>>(w, codes, tables.dynamic_map, to.as<T>(), to.stride);
       } else {
         dequantise4_plain_kernel<T, Via><<<blocks_for(w.rows * w.in, kThreads), kThreads, 0, stream>>>(
