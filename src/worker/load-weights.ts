@@ -37,7 +37,7 @@ export async function loadWeights(
       : await readPackedWeights(checkpoint, own, settings, new Set(), dtype);
   const quantized = new Set(own.map(({ name }) => `${name}.weight`));
   // The engine's thread takes them in this order; what is queued is a place in a file, not its bytes.
-  await Promise.all(
+  const loads = Promise.all(
     wanted.map(({ segment, name }) => {
       if (settings === null || !quantized.has(name)) {
         return engine.loadWeight(segment, name, checkpoint.locate(name), dtype);
@@ -48,6 +48,15 @@ export async function loadWeights(
         : engine.loadPacked(segment, name, stored);
     }),
   );
+  await loads.catch((cause: unknown) => {
+    const { code, message } = cause as { code?: string; message: string };
+    if (code !== "PL_QUANTIZATION_INVALID") throw cause;
+    const hint =
+      packed.size > 0
+        ? "Quantise the 16-bit checkpoint again (`coordinator quantize`)."
+        : "Repair the checkpoint, or leave this layer out with --llm-int8-skip-modules.";
+    throw new PipeloraError("PL_QUANTIZATION_INVALID", message, { cause, hint });
+  });
 }
 
 function quantizationOf(message: Quantization__Output | null): QuantizationSettings | null {

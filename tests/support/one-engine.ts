@@ -1,13 +1,22 @@
 import { float32Of } from "../../src/common/bytes.ts";
+import type { QuantizedHold } from "../../src/common/quantization.ts";
 import { type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
 import { adapterPairs, openAdapter } from "../../src/formats/adapter.ts";
 import { openCheckpoint } from "../../src/formats/checkpoint.ts";
 import { readModelSpec } from "../../src/models/index.ts";
 import { resolveLoraTargets } from "../../src/models/lora-targets.ts";
+import { blockLinears } from "../../src/models/quantization.ts";
 import { describeSegment, engineArch } from "../../src/worker/segments.ts";
 
-/** A whole model in one segment of one engine in this process, to look at what no command shows. */
-export async function wholeModel(modelDir: string, adapterDir: string | null): Promise<Engine> {
+/**
+ * A whole model in one segment of one engine in this process, to look at what no command shows. `hold`: how the blocks' linears are
+ * held; null: in float32 as the rest.
+ */
+export async function wholeModel(
+  modelDir: string,
+  adapterDir: string | null,
+  hold: QuantizedHold | null = null,
+): Promise<Engine> {
   const spec = await readModelSpec(modelDir);
   const adapter = adapterDir === null ? null : await openAdapter(adapterDir);
   const targets = adapter === null ? [] : resolveLoraTargets(spec, adapter.settings).targets;
@@ -34,7 +43,10 @@ export async function wholeModel(modelDir: string, adapterDir: string | null): P
   );
   engine.addSegment(description);
   const checkpoint = await openCheckpoint(modelDir);
-  for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), "float32");
+  const quantized = new Set(hold === null ? [] : blockLinears(spec).map(({ name }) => `${name}.weight`));
+  for (const name of weights) {
+    await engine.loadWeight(0, name, checkpoint.locate(name), quantized.has(name) ? hold! : "float32");
+  }
   if (adapter !== null) {
     const pair = adapterPairs(adapter, targets);
     for (const target of targets) {
