@@ -1,0 +1,12 @@
+// npm run bench            training on this machine's CPU beside PyTorch
+import { benchCpu } from "./cpu.ts";
+
+const BENCHES: Readonly<Record<string, (print: (row: object) => void) => void>> = { cpu: benchCpu };
+
+const name = process.argv[2] ?? "cpu";
+const bench = BENCHES[name];
+if (bench === undefined) {
+  process.stderr.write(`unknown benchmark "${name}"; there are ${Object.keys(BENCHES).join(", ")}\n`);
+  process.exit(1);
+}
+bench((row) => process.stdout.write(`${JSON.stringify(row)}\n`));

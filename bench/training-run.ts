@@ -1,0 +1,65 @@
+import { spawnSync } from "node:child_process";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { PACKAGE_ROOT } from "../src/common/root.ts";
+
+export interface RunOptions {
+  readonly model: string;
+  readonly dataset: string;
+  readonly output: string;
+  readonly workers: number;
+  /** CPU threads of each worker. */
+  readonly threads: number;
+  /** Cores for the whole run, as taskset takes them; null: all. */
+  readonly cores: string | null;
+  readonly steps: number;
+  readonly flags?: readonly string[];
+}
+
+const COORDINATOR = join(PACKAGE_ROOT, "dist", "cli", "coordinator.js");
+
+/** Milliseconds of each optimizer step of a real run (coordinator and worker processes), the warm-up steps left out. */
+export function stepTimes(options: RunOptions): number[] {
+  const command = [
+    ...[process.execPath, COORDINATOR, "--model", options.model, "--dataset", options.dataset],
+    ...["--output-dir", options.output, "--overwrite-output-dir", "--save-strategy", "no", "--logging-steps", "1000"],
+    ...["--max-steps", String(options.steps), "--train-sampling-strategy", "sequential", "--device-map", "balanced"],
+    ...["--workers", String(options.workers), "--threads", String(options.threads), "--log-level", "warn", "--json"],
+    ...["--target-modules", "all-linear", "--lora-r", "8", "--lora-alpha", "32", ...(options.flags ?? [])],
+  ];
+  if (options.cores !== null) command.unshift("taskset", "-c", options.cores);
+  const result = spawnSync(command[0]!, command.slice(1), { encoding: "utf8", maxBuffer: 1 << 28 });
+  if (result.status !== 0) throw new Error(`the run failed: ${result.stderr}`);
+  const times = result.stdout
+    .split("\n")
+    .filter((line) => line.startsWith('{"event":"step"'))
+    .map((line) => (JSON.parse(line) as { stepMs: number }).stepMs);
+  return times.slice(2);
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)]!;
+}
+
+/** A checkpoint of random weights and rows of ready ids, every token a label. */
+export function makeWorkload(
+  folder: string,
+  configPath: string,
+  vocab: number,
+  rows: number,
+  tokens: number,
+): { model: string; dataset: string } {
+  const model = join(folder, "model");
+  mkdirSync(model, { recursive: true });
+  const made = spawnSync(process.execPath, [COORDINATOR, "init-model", "--config", configPath, "--output-dir", model], {
+    encoding: "utf8",
+  });
+  if (made.status !== 0) throw new Error(`init-model failed: ${made.stderr}`);
+  const dataset = join(folder, "rows.jsonl");
+  const row = (index: number) => ({
+    input_ids: Array.from({ length: tokens }, (_, t) => (index * 7919 + t * 104729 + 13) % vocab),
+  });
+  writeFileSync(dataset, Array.from({ length: rows }, (_, index) => `${JSON.stringify(row(index))}\n`).join(""));
+  return { model, dataset };
+}
