@@ -32,11 +32,17 @@ mkdirSync(model, { recursive: true });
 say("A small Qwen-shaped model of random weights, and a tokenizer learnt from the sample rows");
 const config = join(source, "config.json");
 const { trainBpe } = await import(join(root, "dist", "formats", "tokenizer", "train-bpe.js"));
-const rows = readFileSync(dataset, "utf8").trim().split("\n").map((line) => JSON.parse(line));
+const rows = readFileSync(dataset, "utf8")
+  .trim()
+  .split("\n")
+  .map((line) => JSON.parse(line));
 const texts = rows.flatMap((row) => [`system\n${system}`, `user\n${row.instruction}`, `assistant\n${row.output}\n`]);
 const vocabulary = trainBpe(texts, readJson(config).vocab_size);
 writeFileSync(join(model, "qwen.tiktoken"), vocabulary);
-writeFileSync(join(model, "tokenizer_config.json"), JSON.stringify({ tokenizer_class: "QWenTokenizer", model_max_length: 512 }));
+writeFileSync(
+  join(model, "tokenizer_config.json"),
+  JSON.stringify({ tokenizer_class: "QWenTokenizer", model_max_length: 512 }),
+);
 coordinator("init-model", "--config", config, "--seed", "0", "--output-dir", model);
 
 const ask = [
