@@ -131,7 +131,7 @@ const quantisationOptions = {
     "Quantisation",
     QUANTIZES,
     optional(oneOrMore),
-    "Linear layers that stay unquantised in either form: beginnings (regular expressions) or ends of their names; the output head always does.",
+    "Linear layers that stay unquantised in either form: beginnings (regular expressions), ends or parts of their names; the output head always does.",
   ),
 };
 

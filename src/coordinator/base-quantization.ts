@@ -3,7 +3,7 @@ import type { QuantizationSettings } from "../common/quantization.ts";
 import type { Config } from "../config/options.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { type PackedWeights, readPackedWeights } from "../formats/quantized-state.ts";
-import { blockLinears, skippedLinears } from "../models/quantization.ts";
+import { blockLinears, matchSkipPattern, skippedLinears } from "../models/quantization.ts";
 import type { LinearSpec, ModelSpec } from "../models/spec.ts";
 
 /** How the base's linear weights are held. */
@@ -57,7 +57,7 @@ export function baseQuantization(
   const linears = blockLinears(spec).filter(({ name }) => !skipped.has(name));
   return {
     quantization: { settings, linears, skipped, skipModules, stored: stored !== null },
-    warnings: stored === null ? [] : overridden(flags, asked, stored.settings),
+    warnings: stored === null ? unmatched(spec, skipModules ?? []) : overridden(flags, asked, stored.settings),
   };
 }
 
@@ -93,6 +93,13 @@ function checkActing(flags: Flags, settings: QuantizationSettings | null): void 
   if (flags.llm_int8_skip_modules !== null && settings === null) {
     refuse("--llm-int8-skip-modules", "a quantised base");
   }
+}
+
+function unmatched(spec: ModelSpec, patterns: readonly string[]): string[] {
+  const modules = spec.modules.map(({ name }) => name);
+  return patterns
+    .filter((pattern) => matchSkipPattern(pattern, modules).length === 0)
+    .map((pattern) => `llm_int8_skip_modules: "${pattern}" matches no module of this model`);
 }
 
 /** Flags that the checkpoint's own settings contradict. */

@@ -64,20 +64,24 @@ export function blockLinears(spec: ModelSpec): LinearSpec[] {
 }
 
 /**
- * Names of the block linears that a quantised load leaves alone: those of which a pattern is, as a regular expression, a beginning
- * of the name, or, as text, an end of it (transformers' should_convert_module on llm_int8_skip_modules).
+ * Names that a pattern of llm_int8_skip_modules matches: as a regular expression their beginning, or as text their end (transformers
+ * 5), or whole parts of them (transformers 4: "mlp" is all of it). Error: PL_CONFIG_INVALID for a pattern that can't be run.
+ */
+export function matchSkipPattern(pattern: string, names: readonly string[]): string[] {
+  const begins = matchNames("llm_int8_skip_modules", pattern, names, { prefix: "^(?:", suffix: ")" });
+  return names.filter(
+    (name, index) => begins[index] !== null || name.endsWith(pattern) || `.${name}.`.includes(`.${pattern}.`),
+  );
+}
+
+/**
+ * Names of the block linears that a quantised load leaves alone.
  * Errors: PL_CONFIG_INVALID for a pattern that is no regular expression, or where only some of the layers that run as one product
  * (q, k and v; gate and up) are left out.
  */
 export function skippedLinears(spec: ModelSpec, patterns: readonly string[]): Set<string> {
   const names = blockLinears(spec).map(({ name }) => name);
-  const skipped = new Set<string>();
-  for (const pattern of patterns) {
-    const begins = matchNames("llm_int8_skip_modules", pattern, names, { prefix: "^(?:", suffix: ")" });
-    names.forEach((name, index) => {
-      if (begins[index] !== null || name.endsWith(pattern)) skipped.add(name);
-    });
-  }
+  const skipped = new Set(patterns.flatMap((pattern) => matchSkipPattern(pattern, names)));
   for (const block of blocks(spec)) for (const group of PRODUCTS) refuseDivided(block, group, skipped);
   return skipped;
 }

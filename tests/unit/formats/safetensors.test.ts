@@ -46,6 +46,40 @@ const rejects = (path: string, message: RegExp, code = "PL_CHECKPOINT_INVALID") 
   });
 
 describe("safetensors", () => {
+  test("tensors made together go to their places, those of unknown size behind all", async () => {
+    const path = freshPath();
+    const made: string[] = [];
+    const group = (name: string, text: string) => ({
+      tensors: [
+        { name: `${name}.codes`, dtype: "uint8", shape: [3] } as const,
+        { name: `${name}.scale`, dtype: "float32", shape: [1] } as const,
+        { name: `${name}.state`, mostBytes: 200 },
+      ],
+      data: async () => {
+        made.push(name);
+        return new Map([
+          [`${name}.codes`, Uint8Array.of(1, 2, 3)],
+          [`${name}.scale`, float32Bytes(Float32Array.of(0.5))],
+          [`${name}.state`, Buffer.from(text)],
+        ]);
+      },
+    });
+    const total = await writeSafetensors(path, [
+      group("b", "state of b"),
+      floats("norm", [2], [1, 2]),
+      group("a", "a's"),
+    ]);
+    assert.deepEqual(made, ["b", "a"]);
+    assert.equal(total, 2 * (3 + 4) + 8 + "state of b".length + "a's".length);
+    const { tensors } = await openSafetensors(path);
+    assert.deepEqual([...tensors.keys()], ["a.scale", "b.scale", "norm", "a.codes", "b.codes", "b.state", "a.state"]);
+    const text = async (name: string) => Buffer.from(await readTensor(tensors.get(name)!)).toString();
+    assert.deepEqual([await text("a.state"), await text("b.state")], ["a's", "state of b"]);
+    assert.deepEqual([...(await readFloat32(tensors.get("norm")!))], [1, 2]);
+    assert.deepEqual([...(await readTensor(tensors.get("a.codes")!))], [1, 2, 3]);
+    await assert.rejects(writeSafetensors(freshPath(), [group("c", "x".repeat(201))]), { code: "PL_INTERNAL" });
+  });
+
   test("what is written is read back", async () => {
     const path = freshPath();
     const chunks = async function* () {
