@@ -142,6 +142,32 @@ void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
   cudaStreamDestroy(stream);
 }
 
+/// The library's suggestions for one product, in its order.
+void survey(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool transposed) {
+  cuda::Products products;
+  const Buffer workspace = gpu.arena->tensor("w", DType::u8, 1, cuda::Products::kWorkspaceBytes);
+  const Buffer a = noise(gpu, DType::bf16, tokens, in), b = noise(gpu, DType::bf16, transposed ? out : in, transposed ? in : out);
+  const Buffer d = gpu.arena->tensor("d", DType::bf16, tokens, out);
+  cuda::Product product;
+  product.a = a;
+  product.b = b;
+  product.b_transposed = transposed;
+  product.d = d;
+  std::printf("%s T=%lld suggestions, TFLOP/s:", name, static_cast<long long>(tokens));
+  for (int choice = 0; choice < 8; ++choice) {
+    if (!products.run(product, workspace.tensor().data, nullptr, choice)) break;
+    cudaDeviceSynchronize();
+    cudaEventRecord(first_event, nullptr);
+    for (int i = 0; i < 20; ++i) products.run(product, workspace.tensor().data, nullptr, choice);
+    cudaEventRecord(last_event, nullptr);
+    cudaEventSynchronize(last_event);
+    float ms = 0;
+    cudaEventElapsedTime(&ms, first_event, last_event);
+    std::printf(" %.0f", 2.0 * static_cast<double>(tokens * in * out) * 20 / static_cast<double>(ms) * 1e-9);
+  }
+  std::printf("\n");
+}
+
 void copy_rate(Gpu& gpu) {
   const std::int64_t n = std::int64_t{1} << 31;
   const Buffer a = gpu.arena->tensor("a", DType::u8, 1, n), b = gpu.arena->tensor("b", DType::u8, 1, n);
@@ -207,6 +233,14 @@ int main(int argc, char** argv) {
     linear(gpu, "down", tokens, 11008, {4096}, true, 0.1f);
     linear(gpu, "down, no dropout", tokens, 11008, {4096}, true, 0.0f);
     passes(gpu, tokens);
+    survey(gpu, "qkv forward", tokens, 4096 + 16, 12288, true);
+    survey(gpu, "gate_up forward", tokens, 4096 + 16, 22016, true);
+    survey(gpu, "down forward", tokens, 11008 + 16, 4096, true);
+    survey(gpu, "qkv dx", tokens, 12288, 4096, false);
+    survey(gpu, "gate_up dx", tokens, 22016, 4096, false);
+    survey(gpu, "gate_up dx, weight transposed", tokens, 22016, 4096, true);
+    survey(gpu, "down dx", tokens, 4096, 11008, false);
+    survey(gpu, "down dx, weight transposed", tokens, 4096, 11008, true);
   }
   attention(gpu, 16, 68);
   attention(gpu, 8, 384);

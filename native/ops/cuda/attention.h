@@ -18,4 +18,8 @@ void attention_backward(const AttentionBackward& call, const Tensor& delta, cuda
 bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream);
 bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
 
+// attention_hopper.cu: the same with compute capability 9.0's warpgroup products. False on other GPUs.
+bool attention_forward_hopper(const AttentionForward& call, cudaStream_t stream);
+bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
+
 }  // namespace pipelora::cuda

@@ -1,6 +1,8 @@
 // What a block of an attention kernel must know of its sequences.
 #pragma once
 
+#include <initializer_list>
+
 #include "ops/cuda/common.cuh"
 #include "pipelora/ops.h"
 
@@ -61,6 +63,61 @@ __device__ inline Place locate(const SequenceTable& table, int tile, int rows) {
     tile -= __shfl_sync(0xFFFFFFFFu, sum, 31);
   }
   return {-1, 0, 0};
+}
+
+// What the kernels on tensor cores share.
+
+inline constexpr int kTile = 64;  // rows of a tile that passes through shared memory
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// q, k, v, … : rows of heads.
+template <class T>
+struct Side {
+  T* data;
+  std::int64_t stride;
+  __device__ T* head(std::int64_t row, int head, int width) const {
+    return data + row * stride + static_cast<std::int64_t>(head) * width;
+  }
+};
+template <class T>
+Side<T> side(const Tensor& tensor) {
+  return {tensor.as<T>(), tensor.stride};
+}
+
+struct Shape {
+  SequenceTable table;
+  int width, group, window;
+  float scale;
+};
+template <class Call>
+Shape shape_of(const Call& call) {
+  return {table_of(*call.sequences), static_cast<int>(call.head_dim), static_cast<int>(call.q.cols / call.k.cols),
+          static_cast<int>(call.window), call.scale};
+}
+
+inline bool suits_tiles(std::int64_t head_dim, std::initializer_list<Tensor> tensors) {
+  bool good = head_dim % 8 == 0 && head_dim <= 128;
+  for (const Tensor& tensor : tensors) good = good && tensor.dtype != DType::f32 && eights(tensor);
+  return good;
+}
+
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of an attention kernel");
+}
+
+template <class F>
+void with_half(DType dtype, F&& f) {
+  if (dtype == DType::bf16)
+    f(bf16{});
+  else
+    f(f16{});
 }
 
 }  // namespace pipelora::cuda

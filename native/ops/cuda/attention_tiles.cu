@@ -12,14 +12,6 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kTile = 64;  // rows of a tile that passes through shared memory
-constexpr float kLog2E = 1.4426950408889634f;
-
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// Byte offset of 16-byte piece `piece` of a row of E 16-bit numbers: pieces are permuted so that eight rows of one
 /// column of pieces lie in different banks.
 template <int E>
@@ -113,21 +105,6 @@ __device__ inline void write_rows(char* shared, std::uint32_t tile, int row, con
     }
   }
 }
-
-template <class T>
-struct Side {
-  T* data;
-  std::int64_t stride;
-  __device__ T* head(std::int64_t row, int head, int width) const {
-    return data + row * stride + static_cast<std::int64_t>(head) * width;
-  }
-};
-
-struct Shape {
-  SequenceTable table;
-  int width, group, window;
-  float scale;
-};
 
 template <class T, int E, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out,
@@ -419,23 +396,6 @@ __global__ void __launch_bounds__(kWarps * 32)
                    k0 + warp * 16, keys, shape.width);
 }
 
-template <class T>
-Side<T> side(const Tensor& tensor) {
-  return {tensor.as<T>(), tensor.stride};
-}
-
-bool suits(std::int64_t head_dim, std::initializer_list<Tensor> tensors) {
-  bool good = head_dim % 8 == 0 && head_dim <= 128;
-  for (const Tensor& tensor : tensors) good = good && tensor.dtype != DType::f32 && eights(tensor);
-  return good;
-}
-
-/// The largest dynamic shared memory is asked for once a kernel.
-template <class Kernel>
-void allow_shared(Kernel* kernel, std::size_t bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of an attention kernel");
-}
-
 template <class T, int E, int kWarps>
 void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
   constexpr int kRows = kWarps * 16;
@@ -466,27 +426,14 @@ void launch_backward(const AttentionBackward& call, const Tensor& delta, const S
                                                          delta.as<float>(), delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
 }
 
-template <class F>
-void with_half(DType dtype, F&& f) {
-  if (dtype == DType::bf16)
-    f(bf16{});
-  else
-    f(f16{});
-}
-
-template <class Call>
-Shape shape_of(const Call& call) {
-  return {table_of(*call.sequences), static_cast<int>(call.head_dim), static_cast<int>(call.q.cols / call.k.cols),
-          static_cast<int>(call.window), call.scale};
-}
-
 /// Tiles of 128 queries pay where sequences are long.
 bool long_rows(const Sequences& sequences) { return sequences.tokens >= 256 * sequences.count(); }
 
 }  // namespace
 
 bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream) {
-  if (!suits(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
+  if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
+  if (attention_forward_hopper(call, stream)) return true;
   const Shape shape = shape_of(call);
   const bool wide = long_rows(*call.sequences);
   with_half(call.q.dtype, [&]<class T>(T) {
@@ -500,7 +447,8 @@ bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream) 
 }
 
 bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
-  if (!suits(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv})) return false;
+  if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv})) return false;
+  if (attention_backward_hopper(call, delta, stream)) return true;
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
     if (call.head_dim <= 64)

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "ops/cuda/cublaslt_abi.h"
 #include "pipelora/error.h"
@@ -96,9 +97,10 @@ struct Plan {
   MatmulDesc desc = nullptr;
   MatrixLayout a = nullptr, b = nullptr, c = nullptr, d = nullptr;
   Algo algo{};
+  bool exists = true;
 };
 
-using Key = std::array<std::int64_t, 15>;
+using Key = std::array<std::int64_t, 16>;
 
 }  // namespace
 
@@ -106,7 +108,7 @@ struct Products::State {
   Handle handle = nullptr;
   std::map<Key, Plan> plans;
 
-  Plan make(const Product& p, bool with_c);
+  Plan make(const Product& p, bool with_c, int choice);
 };
 
 Products::Products() : state_(std::make_unique<State>()) { require(library().create(&state_->handle), "cublasLtCreate"); }
@@ -123,7 +125,7 @@ Products::~Products() {
 std::size_t Products::version() const { return library().version(); }
 
 // Row-major d = a bᵀ is column-major dᵀ = b aᵀ: the library's A is our b, its B our a.
-Plan Products::State::make(const Product& p, bool with_c) {
+Plan Products::State::make(const Product& p, bool with_c, int choice) {
   const Library& lib = library();
   Plan plan;
   const bool integer = p.a.dtype == DType::i8;
@@ -163,21 +165,22 @@ Plan Products::State::make(const Product& p, bool with_c) {
   prefer(kPreferAlignB, alignment(p.a.data));
   prefer(kPreferAlignC, alignment(with_c ? p.c.data : p.d.data));
   prefer(kPreferAlignD, alignment(p.d.data));
-  HeuristicResult result{};
+  std::vector<HeuristicResult> results(static_cast<std::size_t>(choice) + 1);
   int found = 0;
   const Status status =
-      lib.heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.d, preference, 1, &result, &found);
+      lib.heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.d, preference, choice + 1, results.data(), &found);
   lib.preference_destroy(preference);
   if (status != 0 || found == 0) {
     throw Error(kEngineFailed, "cuBLASLt has no algorithm for a product " + shape_text(m, k) + " by " + shape_text(n, k) +
                                    " of " + dtype_name(p.a.dtype) + " into " + dtype_name(p.d.dtype) + ": status " +
                                    std::to_string(status));
   }
-  plan.algo = result.algo;
+  plan.exists = found > choice;
+  plan.algo = results[static_cast<std::size_t>(std::min(choice, found - 1))].algo;
   return plan;
 }
 
-void Products::run(const Product& p, void* workspace, cudaStream_t stream) {
+bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int choice) {
   const Library& lib = library();
   const bool with_c = static_cast<bool>(p.c);
   const Key key{p.d.rows,
@@ -194,10 +197,12 @@ void Products::run(const Product& p, void* workspace, cudaStream_t stream) {
                 p.bias != nullptr,
                 alignment(p.a.data),
                 alignment(p.b.data),
-                static_cast<std::int64_t>(alignment(p.d.data)) * 512 + (with_c ? alignment(p.c.data) : 0)};
+                static_cast<std::int64_t>(alignment(p.d.data)) * 512 + (with_c ? alignment(p.c.data) : 0),
+                choice};
   auto found = state_->plans.find(key);
-  if (found == state_->plans.end()) found = state_->plans.emplace(key, state_->make(p, with_c)).first;
+  if (found == state_->plans.end()) found = state_->plans.emplace(key, state_->make(p, with_c, choice)).first;
   const Plan& plan = found->second;
+  if (!plan.exists) return false;
   if (p.bias != nullptr) {
     require(lib.desc_set(plan.desc, kDescBiasPointer, &p.bias, sizeof p.bias), "cublasLtMatmulDescSetAttribute");
   }
@@ -209,6 +214,7 @@ void Products::run(const Product& p, void* workspace, cudaStream_t stream) {
                      with_c ? p.c.data : p.d.data, plan.c, p.d.data, plan.d, &plan.algo, workspace, kWorkspaceBytes,
                      stream),
           "cublasLtMatmul");
+  return true;
 }
 
 }  // namespace pipelora::cuda

@@ -34,7 +34,8 @@ class Products {
 
   /// f32, bf16, f16 with f32 sums (no TF32), or int8 x int8 -> int32. `workspace` has kWorkspaceBytes.
   /// The algorithm is the library's first suggestion for the shape, kept: the same shapes give the same bits.
-  void run(const Product& product, void* workspace, cudaStream_t stream);
+  /// `choice`: another of its suggestions, for measurements; false where it has no such.
+  bool run(const Product& product, void* workspace, cudaStream_t stream, int choice = 0);
 
   std::size_t version() const;
 

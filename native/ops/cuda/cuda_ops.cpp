@@ -187,7 +187,8 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
   if (outliers > 0) {
     const std::int64_t padded = (outliers + 15) / 16 * 16;
     const Buffer values = arena_->workspace("outlier columns of an input", context_.compute, tokens, padded);
-    const Buffer weights = arena_->workspace("outlier columns of a weight", context_.compute, padded, weight.out);
+    const Buffer rows = arena_->workspace("outlier columns of a weight", context_.compute, padded, (weight.out + 7) / 8 * 8);
+    const Tensor weights = rows.tensor().columns(0, weight.out);
     gather_outliers(call.x, codes, weight.scales(), columns, outliers, values, weights, stream);
     Product product;
     product.a = values;

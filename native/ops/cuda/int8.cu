@@ -140,12 +140,13 @@ __global__ void quantise_rows_kernel(const T* x, std::int64_t stride, std::int64
 
 template <class T>
 __global__ void gather_outlier_weights_kernel(const std::int8_t* codes, std::int64_t codes_stride, const float* scales,
-                                              std::int64_t out, const std::int32_t* columns, int count, int padded, T* weights) {
+                                              std::int64_t out, const std::int32_t* columns, int count, int padded, T* weights,
+                                              std::int64_t stride) {
   const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (o >= out) return;
   for (int i = static_cast<int>(blockIdx.y); i < padded; i += static_cast<int>(gridDim.y)) {
     const float code = i < count ? codes[o * codes_stride + columns[i]] : 0;
-    weights[static_cast<std::int64_t>(i) * out + o] = narrow<T>(code * scales[o] * kPerUnit);
+    weights[i * stride + o] = narrow<T>(code * scales[o] * kPerUnit);
   }
 }
 
@@ -253,7 +254,7 @@ void gather_outliers(const Tensor& x, const Tensor& codes, const float* scales, 
   with_float(weights.dtype, [&]<class T>(T) {
     const dim3 grid(blocks_for(codes.rows, kThreads), static_cast<unsigned>(std::min(padded, 512)));
     gather_outlier_weights_kernel<T><<<grid, kThreads, 0, stream>>>(codes.as<std::int8_t>(), codes.stride, scales, codes.rows,
-                                                                   columns, used, padded, weights.as<T>());
+                                                                   columns, used, padded, weights.as<T>(), weights.stride);
     gather_outlier_values_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x.as<T>(), x.stride, columns, used,
                                                                                             values.as<T>(), padded);
   });

@@ -1,0 +1,494 @@
+// Attention with Hopper's warpgroup products: the algorithms of attention_tiles.cu (FlashAttention-2, Dao 2023), tiles of 64
+// read by the tensor cores from shared memory. A warpgroup owns 64 queries (forward, dq) or 64 keys (dk, dv); every sum is
+// made in a fixed order.
+#include "ops/cuda/attention.h"
+#include "ops/cuda/attention_common.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/wgmma.cuh"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kPanelRow = 128;                  // bytes: 64 columns of 16 bits
+constexpr int kPanelBytes = kTile * kPanelRow;  // of a tile
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+#define PIPELORA_HOPPER 1
+#endif
+
+/// Byte offset of 16-byte piece `piece` of row `row` in a matrix of kRows rows.
+template <int kRows>
+__device__ inline int place(int row, int piece) {
+  return piece / 8 * (kRows * kPanelRow) + row * kPanelRow + ((piece % 8 ^ (row & 7)) << 4);
+}
+
+template <int E, int kRows, int kThreads, class T>
+__device__ inline void load_rows(std::uint32_t to, const T* from, std::int64_t stride, int first, int limit, int width) {
+  constexpr int kPieces = E / 8;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
+    const int row = i / kPieces, piece = i % kPieces;
+    const bool valid = first + row < limit && piece * 8 < width;
+    copy_async(to + place<kRows>(row, piece), valid ? from + (first + row) * stride + piece * 8 : from, valid);
+  }
+}
+
+/// sums [64, 64] = a bᵀ: a's rows from `row` (a multiple of 8) in a matrix of kRows rows, b a tile.
+template <int E, int kRows, class T>
+__device__ inline void product_transposed(float (&sums)[8][4], std::uint32_t a, int row, std::uint32_t b) {
+#pragma unroll
+  for (int kk = 0; kk < E / 16; ++kk) {
+    wgmma_shared(T{}, sums, describe(a + kk / 4 * (kRows * kPanelRow) + row * kPanelRow + kk % 4 * 32, 16),
+                 describe(b + kk / 4 * kPanelBytes + kk % 4 * 32, 16), kk > 0);
+  }
+}
+
+template <class T>
+__device__ inline void pack_fragments(std::uint32_t (&a)[4][4], const float (&p)[8][4]) {
+#pragma unroll
+  for (int kk = 0; kk < 4; ++kk) {
+    a[kk][0] = pack2(T{}, p[2 * kk][0], p[2 * kk][1]);
+    a[kk][1] = pack2(T{}, p[2 * kk][2], p[2 * kk][3]);
+    a[kk][2] = pack2(T{}, p[2 * kk + 1][0], p[2 * kk + 1][1]);
+    a[kk][3] = pack2(T{}, p[2 * kk + 1][2], p[2 * kk + 1][3]);
+  }
+}
+
+/// sums [64, E] += a b, b a tile [64, E].
+template <int E, class T>
+__device__ inline void product_rows(float (&sums)[E / 8][4], const std::uint32_t (&a)[4][4], std::uint32_t b) {
+#pragma unroll
+  for (int kk = 0; kk < 4; ++kk) wgmma_rows(T{}, sums, a[kk], describe(b + kk * 16 * kPanelRow, kPanelBytes));
+}
+
+/// A warp's 16 rows of sums to global memory, through rows of shared memory that it alone uses.
+template <int E, int kRows, class T>
+__device__ inline void write_rows(char* shared, int row, const float (&sums)[E / 8][4], float factor0, float factor1, T* to,
+                                  std::int64_t stride, int first, int limit, int width) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < E / 8; ++n) {
+    *reinterpret_cast<std::uint32_t*>(shared + place<kRows>(row + g, n) + q * 4) = pack2(T{}, sums[n][0] * factor0, sums[n][1] * factor0);
+    *reinterpret_cast<std::uint32_t*>(shared + place<kRows>(row + g + 8, n) + q * 4) = pack2(T{}, sums[n][2] * factor1, sums[n][3] * factor1);
+  }
+  __syncwarp();
+  constexpr int kPieces = E / 8;
+  for (int i = lane; i < 16 * kPieces; i += 32) {
+    const int r = i / kPieces, piece = i % kPieces;
+    if (first + r < limit && piece * 8 < width) {
+      *reinterpret_cast<uint4*>(to + (first + r) * stride + piece * 8) = *reinterpret_cast<const uint4*>(shared + place<kRows>(row + r, piece));
+    }
+  }
+}
+
+/// Dynamic shared memory from the next multiple of 1024.
+__device__ inline char* aligned_shared() {
+  extern __shared__ char raw[];
+  return raw + (1024 - (shared_address(raw) & 1023u) & 1023u);
+}
+
+template <class T, int E, int kGroups>
+__global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
+    forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out, float* lse, std::int64_t lse_stride, Shape shape) {
+#ifdef PIPELORA_HOPPER
+  constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
+  constexpr int kTileBytes = kTile * E * 2;
+  char* shared = aligned_shared();
+  const std::uint32_t q_tile = shared_address(shared), stages = q_tile + kRows * E * 2;
+
+  const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = where.sequence, head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries;
+  const int q0 = (where.tiles - 1 - where.tile) * kRows;  // the long ones first
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+  const int group = static_cast<int>(threadIdx.x) / 128, own = static_cast<int>(threadIdx.x) / 32 * 16;  // of this warp's rows
+
+  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int key_end = min(keys, offset + q0 + kRows);
+  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
+
+  load_rows<E, kRows, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width);
+  const auto fetch = [&](int key, int stage) {
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width);
+    commit_copies();
+  };
+  fetch(key_begin, 0);
+
+  const float scale = shape.scale * kLog2E;
+  float sums[E / 8][4] = {};
+  std::uint32_t q_fragments[E / 16][4];
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  const int position0 = offset + q0 + own + g;  // of this thread's first row; the second is 8 below
+
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
+    wait_copies<0>();
+    fence_shared();
+    __syncthreads();
+    if (key == key_begin) {
+#pragma unroll
+      for (int kk = 0; kk < E / 16; ++kk)
+        load_matrices(q_fragments[kk], q_tile + place<kRows>(own + lane % 16, kk * 2 + lane / 16));
+    }
+    if (key + kTile < key_end) fetch(key + kTile, stage ^ 1);
+    if (key > offset + q0 + group * 64 + 63) continue;
+    const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+    float p[8][4];
+    wgmma_fence();
+#pragma unroll
+    for (int kk = 0; kk < E / 16; ++kk)
+      wgmma_columns(T{}, p, q_fragments[kk], describe(k_tile + kk / 4 * kPanelBytes + kk % 4 * 32, 16), kk > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    const bool whole = key + kTile - 1 <= offset + q0 + group * 64 && shape.window == 0;
+    if (!whole) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = -INFINITY;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = top[half];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) largest = fmaxf(largest, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
+      const float level = largest == -INFINITY ? 0.0f : largest * scale;
+      const float shrink = exp2_fast(top[half] * scale - level);
+      top[half] = largest;
+      float row_sum = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        p[n][2 * half] = exp2_fast(fmaf(p[n][2 * half], scale, -level));
+        p[n][2 * half + 1] = exp2_fast(fmaf(p[n][2 * half + 1], scale, -level));
+        row_sum += p[n][2 * half] + p[n][2 * half + 1];
+      }
+      total[half] = total[half] * shrink + row_sum;
+#pragma unroll
+      for (int n = 0; n < E / 8; ++n) {
+        sums[n][2 * half] *= shrink;
+        sums[n][2 * half + 1] *= shrink;
+      }
+    }
+    std::uint32_t weights[4][4];
+    pack_fragments<T>(weights, p);
+    wgmma_fence();
+    product_rows<E, T>(sums, weights, v_tile);
+    wgmma_commit();
+    wgmma_wait<0>();
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
+    const int row = q0 + own + g + half * 8;
+    if (lse != nullptr && quad == 0 && row < queries) {
+      lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
+    }
+  }
+  write_rows<E, kRows, T>(shared, own, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width), out.stride,
+                          q0 + own, queries, shape.width);
+#endif
+}
+
+// dq, and delta = rowsum(dout * out) for the kernel below.
+template <class T, int E, int kGroups>
+__global__ void __launch_bounds__(kGroups * 128, 1)
+    query_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> out, Side<const T> dout, const float* lse,
+                      std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape) {
+#ifdef PIPELORA_HOPPER
+  constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
+  constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2;
+  char* shared = aligned_shared();
+  const std::uint32_t q_tile = shared_address(shared), dout_tile = q_tile + kOwnBytes, stages = dout_tile + kOwnBytes;
+
+  const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = where.sequence, head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries;
+  const int q0 = (where.tiles - 1 - where.tile) * kRows;
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+  const int group = static_cast<int>(threadIdx.x) / 128, own = static_cast<int>(threadIdx.x) / 32 * 16;
+
+  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int key_end = min(keys, offset + q0 + kRows);
+  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
+
+  load_rows<E, kRows, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width);
+  load_rows<E, kRows, kThreads>(dout_tile, dout.head(first_query, head, shape.width), dout.stride, q0, queries, shape.width);
+  const auto fetch = [&](int key, int stage) {
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width);
+    commit_copies();
+  };
+  fetch(key_begin, 0);
+
+  // delta of the warp's rows: two lanes a row.
+  float pull[2], level[2];
+  {
+    const int row = q0 + own + lane / 2;
+    float sum = 0;
+    if (row < queries) {
+      const T* a = out.head(first_query, head, shape.width) + row * out.stride;
+      const T* b = dout.head(first_query, head, shape.width) + row * dout.stride;
+#pragma unroll 4
+      for (int c = lane % 2 * 8; c < shape.width; c += 16) {
+        const Floats<8> x = load<8>(a + c), y = load<8>(b + c);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += x.v[i] * y.v[i];
+      }
+    }
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+    if (lane % 2 == 0 && row < queries) delta[head * delta_stride + first_query + row] = sum;
+    pull[0] = __shfl_sync(0xFFFFFFFFu, sum, 2 * g);
+    pull[1] = __shfl_sync(0xFFFFFFFFu, sum, 2 * (g + 8));
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = q0 + own + g + half * 8;
+    level[half] = row < queries ? lse[head * lse_stride + first_query + row] * kLog2E : INFINITY;
+  }
+
+  const float scale = shape.scale * kLog2E;
+  float sums[E / 8][4] = {};
+  const int position0 = offset + q0 + own + g;
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
+    wait_copies<0>();
+    fence_shared();
+    __syncthreads();
+    if (key + kTile < key_end) fetch(key + kTile, stage ^ 1);
+    if (key > offset + q0 + group * 64 + 63) continue;
+    const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+    float p[8][4], dp[8][4];
+    wgmma_fence();
+    product_transposed<E, kRows, T>(p, q_tile, group * 64, k_tile);
+    wgmma_commit();
+    product_transposed<E, kRows, T>(dp, dout_tile, group * 64, v_tile);
+    wgmma_commit();
+    wgmma_wait<1>();
+    const bool whole = key + kTile - 1 <= offset + q0 + group * 64 && shape.window == 0;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        p[n][i] = exp2_fast(fmaf(p[n][i], scale, -level[i / 2]));
+        if (!whole) {
+          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = 0;
+        }
+      }
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[i / 2];
+    }
+    std::uint32_t slopes[4][4];
+    pack_fragments<T>(slopes, p);
+    wgmma_fence();
+    product_rows<E, T>(sums, slopes, k_tile);
+    wgmma_commit();
+    wgmma_wait<0>();
+  }
+  __syncthreads();  // q's rows have been read by the whole warpgroup
+  write_rows<E, kRows, T>(shared, own, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride, q0 + own,
+                          queries, shape.width);
+#endif
+}
+
+// dk and dv of 64 keys a warpgroup, over all queries that see them and all heads that share them.
+template <class T, int E, int kGroups>
+__global__ void __launch_bounds__(kGroups * 128, 1)
+    key_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> dout, const float* lse, std::int64_t lse_stride,
+                    const float* delta, std::int64_t delta_stride, Side<T> dk, Side<T> dv, Shape shape) {
+#ifdef PIPELORA_HOPPER
+  constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
+  constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStageBytes = 2 * kTileBytes;
+  char* shared = aligned_shared();
+  const std::uint32_t k_tile = shared_address(shared), v_tile = k_tile + kOwnBytes, stages = v_tile + kOwnBytes;
+  float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + 2 * kStageBytes);  // [2 stages][lse, delta][kTile]
+
+  const Place where = locate<true>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = where.sequence, kv_head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries, first_key = shape.table.key_start[s];
+  const int k0 = where.tile * kRows;  // the first keys are seen by most queries
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+  const int group = static_cast<int>(threadIdx.x) / 128, own = static_cast<int>(threadIdx.x) / 32 * 16;
+
+  load_rows<E, kRows, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, keys, shape.width);
+  load_rows<E, kRows, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, keys, shape.width);
+
+  const int query_begin = max(0, k0 - offset) / kTile * kTile;
+  const int query_end = shape.window > 0 ? min(queries, k0 + kRows - 1 + shape.window - offset) : queries;
+  const int per_head = query_end > query_begin ? (query_end - query_begin + kTile - 1) / kTile : 0;
+  const int steps = per_head * shape.group;
+
+  const auto fetch = [&](int step, int stage) {
+    const int head = kv_head * shape.group + step / per_head, first = query_begin + step % per_head * kTile;
+    load_rows<E, kTile, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, queries, shape.width);
+    load_rows<E, kTile, kThreads>(stages + stage * kStageBytes + kTileBytes, dout.head(first_query, head, shape.width), dout.stride, first,
+                                  queries, shape.width);
+    for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
+      const bool valid = first + i < queries;
+      const std::int64_t row = first_query + first + i;
+      levels[(stage * 2) * kTile + i] = valid ? lse[head * lse_stride + row] * kLog2E : INFINITY;
+      levels[(stage * 2 + 1) * kTile + i] = valid ? delta[head * delta_stride + row] : 0.0f;
+    }
+  };
+  if (steps > 0) fetch(0, 0);
+  commit_copies();
+
+  const float scale = shape.scale * kLog2E;
+  float dk_sums[E / 8][4] = {}, dv_sums[E / 8][4] = {};
+  const int key0 = k0 + own + g;
+  int stage = 0;
+  for (int step = 0; step < steps; ++step, stage ^= 1) {
+    wait_copies<0>();
+    fence_shared();
+    __syncthreads();
+    if (step + 1 < steps) {
+      fetch(step + 1, stage ^ 1);
+      commit_copies();
+    }
+    const int first = query_begin + step % per_head * kTile;
+    if (offset + first + kTile - 1 < k0 + group * 64) continue;
+    const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
+    const float* level = levels + stage * 2 * kTile;
+    const float* pull = level + kTile;
+    float p[8][4], dp[8][4];
+    wgmma_fence();
+    product_transposed<E, kRows, T>(p, k_tile, group * 64, q_tile);
+    wgmma_commit();
+    product_transposed<E, kRows, T>(dp, v_tile, group * 64, dout_tile);
+    wgmma_commit();
+    wgmma_wait<1>();
+    const bool whole = offset + first >= k0 + group * 64 + 63 && shape.window == 0;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 levels2 = *reinterpret_cast<const float2*>(level + n * 8 + quad * 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        p[n][i] = exp2_fast(fmaf(p[n][i], scale, i % 2 == 0 ? -levels2.x : -levels2.y));
+        if (!whole) {
+          const int position = offset + first + n * 8 + quad * 2 + i % 2, j = key0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = 0;
+        }
+      }
+    }
+    std::uint32_t fragments[4][4];
+    pack_fragments<T>(fragments, p);
+    wgmma_wait<0>();
+    wgmma_fence();
+    product_rows<E, T>(dv_sums, fragments, dout_tile);
+    wgmma_commit();
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 pulls = *reinterpret_cast<const float2*>(pull + n * 8 + quad * 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - (i % 2 == 0 ? pulls.x : pulls.y);
+    }
+    std::uint32_t slopes[4][4];
+    pack_fragments<T>(slopes, p);
+    wgmma_fence();
+    product_rows<E, T>(dk_sums, slopes, q_tile);
+    wgmma_commit();
+    wgmma_wait<0>();
+  }
+  wait_copies<0>();
+  __syncthreads();
+  write_rows<E, kRows, T>(shared, own, dk_sums, shape.scale, shape.scale, dk.head(first_key, kv_head, shape.width), dk.stride, k0 + own,
+                          keys, shape.width);
+  write_rows<E, kRows, T>(shared + kOwnBytes, own, dv_sums, 1.0f, 1.0f, dv.head(first_key, kv_head, shape.width), dv.stride, k0 + own,
+                          keys, shape.width);
+#endif
+}
+
+constexpr std::size_t kAlignmentBytes = 1024;
+
+template <class T, int E, int kGroups>
+void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
+  constexpr int kRows = kGroups * 64;
+  const std::size_t bytes = (kRows + 4 * kTile) * E * 2 + kAlignmentBytes;
+  const auto kernel = forward_kernel<T, E, kGroups>;
+  allow_shared(kernel, bytes);
+  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
+  kernel<<<grid, kGroups * 128, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<T>(call.out),
+                                                 call.lse.as<float>(), call.lse.stride, shape);
+}
+
+template <class T, int E, int kQueryGroups, int kKeyGroups>
+void launch_backward(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream) {
+  const std::size_t query_bytes = (2 * kQueryGroups * 64 + 4 * kTile) * E * 2 + kAlignmentBytes;
+  const std::size_t key_bytes = (2 * kKeyGroups * 64 + 4 * kTile) * E * 2 + 4 * kTile * sizeof(float) + kAlignmentBytes;
+  const auto query_grad = query_grad_kernel<T, E, kQueryGroups>;
+  const auto key_grad = key_grad_kernel<T, E, kKeyGroups>;
+  allow_shared(query_grad, query_bytes);
+  allow_shared(key_grad, key_bytes);
+  const auto q = side<const T>(call.q), k = side<const T>(call.k), v = side<const T>(call.v), out = side<const T>(call.out),
+             dout = side<const T>(call.dout);
+  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim),
+                  static_cast<unsigned>(query_tiles(*call.sequences, kQueryGroups * 64)));
+  query_grad<<<grid, kQueryGroups * 128, query_bytes, stream>>>(q, k, v, out, dout, call.lse.as<float>(), call.lse.stride,
+                                                                delta.as<float>(), delta.stride, side<T>(call.dq), shape);
+  const dim3 key_grid(static_cast<unsigned>(call.k.cols / call.head_dim),
+                      static_cast<unsigned>(key_tiles(*call.sequences, kKeyGroups * 64)));
+  key_grad<<<key_grid, kKeyGroups * 128, key_bytes, stream>>>(q, k, v, dout, call.lse.as<float>(), call.lse.stride, delta.as<float>(),
+                                                              delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
+}
+
+bool on_hopper() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  return major == 9;
+}
+
+/// Several warpgroups share a tile where sequences are long.
+bool long_rows(const Sequences& sequences) { return sequences.tokens >= 160 * sequences.count(); }
+
+}  // namespace
+
+bool attention_forward_hopper(const AttentionForward& call, cudaStream_t stream) {
+  if (!on_hopper()) return false;
+  const Shape shape = shape_of(call);
+  const bool wide = long_rows(*call.sequences);
+  with_half(call.q.dtype, [&]<class T>(T) {
+    if (call.head_dim <= 64)
+      wide ? launch_forward<T, 64, 3>(call, shape, stream) : launch_forward<T, 64, 1>(call, shape, stream);
+    else
+      wide ? launch_forward<T, 128, 3>(call, shape, stream) : launch_forward<T, 128, 1>(call, shape, stream);
+  });
+  check_launch("attention_forward");
+  return true;
+}
+
+bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+  if (!on_hopper()) return false;
+  const Shape shape = shape_of(call);
+  const bool wide = long_rows(*call.sequences);
+  with_half(call.q.dtype, [&]<class T>(T) {
+    if (call.head_dim <= 64)
+      wide ? launch_backward<T, 64, 3, 2>(call, delta, shape, stream) : launch_backward<T, 64, 1, 1>(call, delta, shape, stream);
+    else
+      wide ? launch_backward<T, 128, 3, 2>(call, delta, shape, stream) : launch_backward<T, 128, 1, 1>(call, delta, shape, stream);
+  });
+  check_launch("attention_backward");
+  return true;
+}
+
+}  // namespace pipelora::cuda
