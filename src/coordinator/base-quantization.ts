@@ -105,8 +105,12 @@ function unmatched(spec: ModelSpec, patterns: readonly string[]): string[] {
 /** Flags that the checkpoint's own settings contradict. */
 function overridden(flags: Flags, asked: QuantizationSettings | null, stored: QuantizationSettings): string[] {
   const differing: string[] = [];
-  if (asked !== null && JSON.stringify(asked) !== JSON.stringify(stored)) {
-    differing.push(stored.method === "4bit" ? "--bnb-4bit-…" : "--llm-int8-threshold");
+  if (stored.method === "4bit" && asked !== null && JSON.stringify(asked) !== JSON.stringify(stored)) {
+    differing.push("--bnb-4bit-…");
+  }
+  const { llm_int8_threshold: threshold } = flags;
+  if (stored.method === "8bit" && threshold !== DEFAULT_THRESHOLD && threshold !== stored.threshold) {
+    differing.push("--llm-int8-threshold");
   }
   if (flags.llm_int8_skip_modules !== null) differing.push("--llm-int8-skip-modules");
   if (differing.length === 0) return [];
