@@ -6,7 +6,7 @@ import type { Link, TensorMessage } from "./link.ts";
 
 /** Payload of one gRPC message: large enough to amortise its cost, small enough to interleave. */
 const FRAME_BYTES = 1 << 20;
-/** Bytes a peer may hold for us before it has taken them. */
+/** Bytes a peer may hold for us before it has taken them, unless told otherwise. */
 const WINDOW_BYTES = 256 << 20;
 
 /** Serves this rank's end of all gRPC links: frames of the current session are put together and delivered. */
@@ -47,9 +47,10 @@ export interface GrpcLinkOptions {
   readonly fromRank: number;
   readonly toRank: number;
   readonly onBroken: (error: PipeloraError) => void;
+  readonly windowBytes?: number;
 }
 
-/** Sends tensors over one gRPC stream, at most WINDOW_BYTES ahead of the receiver. */
+/** Sends tensors over one gRPC stream, at most a window of bytes ahead of the receiver. */
 export class GrpcLink implements Link {
   readonly #options: GrpcLinkOptions;
   readonly #stream: TensorStream;
@@ -78,7 +79,8 @@ export class GrpcLink implements Link {
 
   async send(key: string, tensor: TensorMessage): Promise<void> {
     const total = tensor.bytes.length;
-    while (this.#broken === null && this.#inFlight > 0 && this.#inFlight + total > WINDOW_BYTES) {
+    const window = this.#options.windowBytes ?? WINDOW_BYTES;
+    while (this.#broken === null && this.#inFlight > 0 && this.#inFlight + total > window) {
       await new Promise<void>((resolve) => this.#waiting.push(resolve));
     }
     if (this.#broken !== null) throw this.#broken;

@@ -7,7 +7,7 @@ import { Mailbox } from "../../../src/links/mailbox.ts";
 import { listen } from "../../../src/rpc/server.ts";
 
 async function pair(test: { after(fn: () => void): void }, session = "s") {
-  const mailbox = new Mailbox(5000);
+  const mailbox = new Mailbox(60_000);
   const server = await listen("127.0.0.1:0", (grpc) =>
     receiveGrpcTensors(
       grpc,
@@ -22,6 +22,7 @@ async function pair(test: { after(fn: () => void): void }, session = "s") {
     session: "s",
     fromRank: 0,
     toRank: 1,
+    windowBytes: 8 << 20,
     onBroken: (error) => broken.push(error),
   });
   test.after(() => {
@@ -46,7 +47,7 @@ test("tensors of any size arrive whole, under their keys", async (t) => {
 
 test("a peer that does not take holds the sender back", async (t) => {
   const { mailbox, link } = await pair(t);
-  const block = new Uint8Array(96 << 20);
+  const block = new Uint8Array(3 << 20);
   await link.send("0", message(block, [block.length / 4]));
   await link.send("1", message(block, [block.length / 4]));
   let sent = false;
