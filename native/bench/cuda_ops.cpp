@@ -143,18 +143,20 @@ void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
 }
 
 /// The library's suggestions for one product, in its order.
-void survey(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool transposed) {
+void survey(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool transposed,
+            std::int64_t room = 0, int left = 0) {
   cuda::Products products;
   const Buffer workspace = gpu.arena->tensor("w", DType::u8, 1, cuda::Products::kWorkspaceBytes);
-  const Buffer a = noise(gpu, DType::bf16, tokens, in), b = noise(gpu, DType::bf16, transposed ? out : in, transposed ? in : out);
+  const Buffer a = noise(gpu, DType::bf16, tokens, in), b = noise(gpu, DType::bf16, transposed ? out : in, (transposed ? in : out) + room);
   const Buffer d = gpu.arena->tensor("d", DType::bf16, tokens, out);
   cuda::Product product;
   product.a = a;
-  product.b = b;
+  product.b = b.tensor().columns(0, transposed ? in : out);
   product.b_transposed = transposed;
   product.d = d;
+  if (left > 0) product.multiprocessors = 132 - left;
   std::printf("%s T=%lld suggestions, TFLOP/s:", name, static_cast<long long>(tokens));
-  for (int choice = 0; choice < 8; ++choice) {
+  for (int choice = 0; choice < 4; ++choice) {
     if (!products.run(product, workspace.tensor().data, nullptr, choice)) break;
     cudaDeviceSynchronize();
     cudaEventRecord(first_event, nullptr);
@@ -233,14 +235,20 @@ int main(int argc, char** argv) {
     linear(gpu, "down", tokens, 11008, {4096}, true, 0.1f);
     linear(gpu, "down, no dropout", tokens, 11008, {4096}, true, 0.0f);
     passes(gpu, tokens);
-    survey(gpu, "qkv forward", tokens, 4096 + 16, 12288, true);
-    survey(gpu, "gate_up forward", tokens, 4096 + 16, 22016, true);
-    survey(gpu, "down forward", tokens, 11008 + 16, 4096, true);
-    survey(gpu, "qkv dx", tokens, 12288, 4096, false);
-    survey(gpu, "gate_up dx", tokens, 22016, 4096, false);
-    survey(gpu, "gate_up dx, weight transposed", tokens, 22016, 4096, true);
-    survey(gpu, "down dx", tokens, 4096, 11008, false);
-    survey(gpu, "down dx, weight transposed", tokens, 4096, 11008, true);
+    for (const std::int64_t tail : {0, 16, 64}) {
+      const std::string with = " forward, inner dimension + " + std::to_string(tail);
+      survey(gpu, ("qkv" + with).c_str(), tokens, 4096 + tail, 12288, true);
+      survey(gpu, ("gate_up" + with).c_str(), tokens, 4096 + tail, 22016, true);
+      survey(gpu, ("o" + with).c_str(), tokens, 4096 + tail, 4096, true);
+      survey(gpu, ("down" + with).c_str(), tokens, 11008 + tail, 4096, true);
+    }
+    for (const std::int64_t room : {0, 64}) {
+      const std::string with = " dx, weight's rows + " + std::to_string(room);
+      survey(gpu, ("qkv" + with).c_str(), tokens, 12288, 4096, false, room);
+      survey(gpu, ("gate_up" + with).c_str(), tokens, 22016, 4096, false, room);
+      survey(gpu, ("down" + with).c_str(), tokens, 4096, 11008, false, room);
+    }
+    for (const int left : {4, 8, 12}) survey(gpu, ("gate_up forward, left " + std::to_string(left)).c_str(), tokens, 4096 + 64, 22016, true, 0, left);
   }
   attention(gpu, 16, 68);
   attention(gpu, 8, 384);

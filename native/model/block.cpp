@@ -143,10 +143,10 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
   storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
   const Tensor act = storage.tensor().columns(0, f);
-  ops_.swiglu_forward(gate, up, act);
   Buffer out;
   if (!recompute) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-  linear(*down_, act, saved.inner_down, saved.mid, out);
+  ops_.swiglu_linear_forward(gate, up, {act, &down_->weight(), down_->lora(batch.dropout()), saved.inner_down, saved.mid, out,
+                                        &batch.sequences, true});
   return out;
 }
 
@@ -188,8 +188,7 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     Buffer inner_grad = inner_grad_for(*down_);
     Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
     if (into_mlp) {
-      input_grad(*down_, dout, inner_grad, act);
-      ops_.swiglu_backward(gate, up, act, gate, up, act);
+      ops_.swiglu_linear_input_grad({dout, &down_->weight(), down_->lora(batch.dropout()), inner_grad, act, sequences}, gate, up, gate, up);
     } else {
       input_grad(*down_, dout, inner_grad, Tensor());
       ops_.swiglu_forward(gate, up, act);

@@ -332,6 +332,9 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 11, 3, 1, 20, normed);
     }
     attention(gpu, dtype, {{1}, {}, 2, 2, 64, 0});
+    attention(gpu, dtype, {{64}, {}, 2, 2, 64, 0});
+    attention(gpu, dtype, {{100}, {}, 2, 1, 64, 0});
+    attention(gpu, dtype, {{200}, {}, 2, 1, 64, 0});
     attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 1, 128, 0});
     attention(gpu, dtype, {{130}, {}, 2, 1, 128, 16});
     attention(gpu, dtype, {{33, 7}, {}, 4, 2, 80, 0});

@@ -278,6 +278,17 @@ class Ops {
   /// One pass over gate and up: dgate and dup (may be gate and up), and act again (may be dact; empty: not made).
   virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
                                const Tensor& dup, const Tensor& act) = 0;
+  /// call.x = silu(gate) * up, then the linear: where a device can do both in one pass over them.
+  virtual void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
+    swiglu_forward(gate, up, call.x);
+    linear_forward(call);
+  }
+  /// The linear's dx, then swiglu_backward of it, which leaves act in call.dx.
+  virtual void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
+                                        const Tensor& dup) {
+    linear_input_grad(call);
+    swiglu_backward(gate, up, call.dx, dgate, dup, call.dx);
+  }
   virtual void cross_entropy(const CrossEntropy& call) = 0;
 
   /// AdamW (Loshchilov & Hutter) over many tensors; gradients are zero afterwards.

@@ -125,26 +125,28 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
   const int position0 = offset + q0 + own + g;  // of this thread's first row; the second is 8 below
 
+  wait_copies<0>();
+  __syncthreads();
+#pragma unroll
+  for (int kk = 0; kk < E / 16; ++kk) load_matrices(q_fragments[kk], q_tile + place<kRows>(own + lane % 16, kk * 2 + lane / 16));
+
   int stage = 0;
   for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
     wait_copies<0>();
     fence_shared();
     __syncthreads();
-    if (key == key_begin) {
-#pragma unroll
-      for (int kk = 0; kk < E / 16; ++kk)
-        load_matrices(q_fragments[kk], q_tile + place<kRows>(own + lane % 16, kk * 2 + lane / 16));
-    }
     if (key + kTile < key_end) fetch(key + kTile, stage ^ 1);
     if (key > offset + q0 + group * 64 + 63) continue;
     const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
-    float p[8][4];
+    float p[8][4] = {};
+    wgmma_hold(p);
     wgmma_fence();
 #pragma unroll
     for (int kk = 0; kk < E / 16; ++kk)
       wgmma_columns(T{}, p, q_fragments[kk], describe(k_tile + kk / 4 * kPanelBytes + kk % 4 * 32, 16), kk > 0);
     wgmma_commit();
     wgmma_wait<0>();
+    wgmma_hold(p);
     const bool whole = key + kTile - 1 <= offset + q0 + group * 64 && shape.window == 0;
     if (!whole) {
 #pragma unroll
@@ -182,10 +184,12 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
     }
     std::uint32_t weights[4][4];
     pack_fragments<T>(weights, p);
+    wgmma_hold(sums);
     wgmma_fence();
     product_rows<E, T>(sums, weights, v_tile);
     wgmma_commit();
     wgmma_wait<0>();
+    wgmma_hold(sums);
   }
 
 #pragma unroll
@@ -272,13 +276,16 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     if (key + kTile < key_end) fetch(key + kTile, stage ^ 1);
     if (key > offset + q0 + group * 64 + 63) continue;
     const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
-    float p[8][4], dp[8][4];
+    float p[8][4] = {}, dp[8][4] = {};
+    wgmma_hold(p);
+    wgmma_hold(dp);
     wgmma_fence();
     product_transposed<E, kRows, T>(p, q_tile, group * 64, k_tile);
     wgmma_commit();
     product_transposed<E, kRows, T>(dp, dout_tile, group * 64, v_tile);
     wgmma_commit();
     wgmma_wait<1>();
+    wgmma_hold(p);
     const bool whole = key + kTile - 1 <= offset + q0 + group * 64 && shape.window == 0;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -292,6 +299,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
       }
     }
     wgmma_wait<0>();
+    wgmma_hold(dp);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
@@ -299,10 +307,12 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     }
     std::uint32_t slopes[4][4];
     pack_fragments<T>(slopes, p);
+    wgmma_hold(sums);
     wgmma_fence();
     product_rows<E, T>(sums, slopes, k_tile);
     wgmma_commit();
     wgmma_wait<0>();
+    wgmma_hold(sums);
   }
   __syncthreads();  // q's rows have been read by the whole warpgroup
   write_rows<E, kRows, T>(shared, own, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride, q0 + own,
@@ -370,13 +380,16 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
     const float* level = levels + stage * 2 * kTile;
     const float* pull = level + kTile;
-    float p[8][4], dp[8][4];
+    float p[8][4] = {}, dp[8][4] = {};
+    wgmma_hold(p);
+    wgmma_hold(dp);
     wgmma_fence();
     product_transposed<E, kRows, T>(p, k_tile, group * 64, q_tile);
     wgmma_commit();
     product_transposed<E, kRows, T>(dp, v_tile, group * 64, dout_tile);
     wgmma_commit();
     wgmma_wait<1>();
+    wgmma_hold(p);
     const bool whole = offset + first >= k0 + group * 64 + 63 && shape.window == 0;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -393,6 +406,8 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     std::uint32_t fragments[4][4];
     pack_fragments<T>(fragments, p);
     wgmma_wait<0>();
+    wgmma_hold(dp);
+    wgmma_hold(dv_sums);
     wgmma_fence();
     product_rows<E, T>(dv_sums, fragments, dout_tile);
     wgmma_commit();
@@ -404,10 +419,13 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     }
     std::uint32_t slopes[4][4];
     pack_fragments<T>(slopes, p);
+    wgmma_hold(dk_sums);
     wgmma_fence();
     product_rows<E, T>(dk_sums, slopes, q_tile);
     wgmma_commit();
     wgmma_wait<0>();
+    wgmma_hold(dk_sums);
+    wgmma_hold(dv_sums);
   }
   wait_copies<0>();
   __syncthreads();

@@ -1,6 +1,7 @@
 #include "ops/cuda/cuda_ops.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/check.h"
@@ -106,6 +107,12 @@ std::unique_ptr<LinearWeight> CudaOps::create_linear(std::int64_t in, std::vecto
   return std::make_unique<CudaLinear>(context_, in, std::move(part_rows), bias);
 }
 
+/// A few are left to the stream that expands the next weights, which is bound by bytes alone.
+int CudaOps::multiprocessors_for(const CudaLinear& weight) const {
+  static const int left = [] { const char* value = std::getenv("PIPELORA_LEFT"); return value ? std::atoi(value) : 0; }();
+  return weight.takes_turns() && left > 0 ? device_.multiprocessors() - left : 0;
+}
+
 void CudaOps::multiply(const Product& product) { products_.run(product, product_workspace_->data(), device_.stream()); }
 
 void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
@@ -120,16 +127,42 @@ void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles
 void CudaOps::linear_forward(const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x.rows == 0) return;
-  cudaStream_t stream = device_.stream();
   const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
   if (inner_cols > 0 && (!call.y || weight.is_int8())) {
     inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
   }
   if (!call.y) return;
-  if (weight.is_int8()) return forward_int8(call, weight);
+  if (weight.is_int8())
+    forward_int8(call, weight);
+  else
+    forward_product(call, weight, false);
+}
 
+void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
+  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  const bool joins = call.y && !weight.is_int8();
+  if (!call.lora.pairs.empty() && call.x_has_room) {
+    const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
+    const std::size_t bytes = lora_inner_bytes(call.x, tiles.size());
+    const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
+    const LoraScratch scratch{partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())};
+    if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x,
+                          joins ? tail_columns(call.lora.inner_cols) : 0, scratch, device_.stream())) {
+      if (joins) forward_product(call, weight, true);
+      else if (call.y) forward_int8(call, weight);
+      return;
+    }
+  }
+  swiglu_forward(gate, up, call.x);
+  linear_forward(call);
+}
+
+void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready) {
+  cudaStream_t stream = device_.stream();
+  const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
   const Tensor matrix = weight.expanded(true);
   Product product;
+  product.multiprocessors = multiprocessors_for(weight);
   product.c = call.residual;
   product.d = call.y;
   product.bias = weight.bias();
@@ -148,7 +181,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
     wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 63) / 64 * 64);
     x = wide.tensor().columns(0, call.x.cols);
   }
-  inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
+  if (!inner_ready) inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
   append_columns(matrix, call.lora, tail, stream);
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
@@ -166,6 +199,8 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
   std::int32_t* flags = lists.tensor().as<std::int32_t>();
   std::int32_t *const columns = flags + in, *const counted = flags + 2 * in;
   std::int32_t outliers = 0;
+  const auto small = [](const LoraView& pair) { return pair.bt.rows <= 8 && pair.first_column % 4 == 0; };
+  const bool finishes = call.lora.pairs.size() <= 8 && std::all_of(call.lora.pairs.begin(), call.lora.pairs.end(), small);
   if (weight.threshold() > 0) {
     find_outliers(call.x, weight.threshold(), flags, columns, counted, stream);
     device_.download(counted, sizeof outliers, &outliers, sizeof outliers, 1);
@@ -182,7 +217,9 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
     product.b = Tensor(codes.data, DType::i8, weight.out, codes.stride, codes.stride);
     product.d = Tensor(sums.tensor().data, DType::i32, tokens, weight.out, sums.tensor().cols);
     multiply(product);
-    finish_int8({product.d, absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y}, stream);
+    finish_int8({product.d, absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y,
+                 finishes ? call.lora : LoraSet(), call.inner},
+                stream);
   }
   if (outliers > 0) {
     const std::int64_t padded = (outliers + 15) / 16 * 16;
@@ -198,14 +235,28 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
     product.d = call.y;
     multiply(product);
   }
-  if (!call.lora.pairs.empty()) add_lora_output(call.lora, call.inner, call.y, stream);
+  if (!finishes) add_lora_output(call.lora, call.inner, call.y, stream);
 }
 
 // Without dropout LoRA joins the product as in the forward pass ([dy, inner_grad] [W; A]) where dy is not much wider than dx;
 // else its term, masked, is added to dx.
 void CudaOps::linear_input_grad(const LinearInputGrad& call) {
-  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.dy.rows == 0) return;
+  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight)))
+    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+}
+
+void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
+                                       const Tensor& dup) {
+  if (call.dy.rows == 0) return;
+  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
+    if (lora_add_input_grad_swiglu(call.lora, call.inner_grad, call.dx, call.sequences, gate, up, dgate, dup, device_.stream())) return;
+    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  }
+  swiglu_backward(gate, up, call.dx, dgate, dup, call.dx);
+}
+
+bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& weight) {
   cudaStream_t stream = device_.stream();
   const bool trains = !call.lora.pairs.empty();
   const std::int64_t out = weight.out, tail = trains ? tail_columns(call.lora.inner_cols) : 0;
@@ -220,10 +271,11 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
     for (LoraTile& tile : tiles) tile.tail_factor = 1;
     inner_products(call.dy, tiles, nullptr, call.sequences, call.inner_grad, joined ? wide.tensor().columns(0, out) : Tensor(), tail);
   }
-  if (!call.dx) return;
+  if (!call.dx) return false;
 
   const Tensor matrix = weight.expanded(false);
   Product product;
+  product.multiprocessors = multiprocessors_for(weight);
   product.b_transposed = false;
   product.d = call.dx;
   if (joined) {
@@ -232,13 +284,13 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
     product.b = Tensor(matrix.data, matrix.dtype, out + tail, matrix.cols, matrix.stride);
     multiply(product);
     weight.done();
-    return;
+    return false;
   }
   product.a = call.dy;
   product.b = matrix;
   multiply(product);
   weight.done();
-  if (trains) lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, stream);
+  return trains;
 }
 
 void CudaOps::lora_weight_grad(const LoraWeightGrad& call) {

@@ -51,6 +51,9 @@ class CudaOps final : public Ops {
   void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
                        const Tensor& act) override;
+  void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) override;
+  void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
+                                const Tensor& dup) override;
   void cross_entropy(const CrossEntropy& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;
@@ -58,6 +61,11 @@ class CudaOps final : public Ops {
 
  private:
   void multiply(const Product& product);
+  int multiprocessors_for(const CudaLinear& weight) const;
+  /// The product of a weight that is no 8-bit one; `inner_ready`: the inner vectors stand behind x already.
+  void forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
+  /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
+  bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
   void inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                       const Tensor& inner, const Tensor& copy, std::int64_t tail);

@@ -64,8 +64,6 @@ __global__ void add_scaled_kernel(const float* from, std::int64_t from_stride, f
   }
 }
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
-
 template <int V, class T>
 __global__ void swiglu_forward_kernel(const T* gate, std::int64_t gate_stride, const T* up, std::int64_t up_stride, T* act,
                                       std::int64_t act_stride, std::int64_t rows, std::int64_t pieces) {

@@ -159,25 +159,69 @@ __global__ void gather_outlier_values_kernel(const T* x, std::int64_t stride, co
   }
 }
 
-// Four columns a thread.
+constexpr int kFinishPairs = 8, kFinishTokens = 8;
+struct FinishPair {
+  const float* bt;
+  std::int64_t stride, first_column, columns;
+  int rank, first_inner;
+  float scale;
+};
+struct FinishSet {
+  FinishPair pair[kFinishPairs];
+  int count;
+};
+
+// Four columns of eight tokens a thread.
 template <class T>
-__global__ void finish_int8_kernel(const std::int32_t* sums, std::int64_t sums_stride, const float* absmax, const float* scales,
-                                   const T* bias, const T* residual, std::int64_t residual_stride, T* y, std::int64_t y_stride,
-                                   std::int64_t out) {
-  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4, t = blockIdx.y;
+__global__ void __launch_bounds__(kThreads) finish_int8_kernel(const std::int32_t* sums, std::int64_t sums_stride, const float* absmax,
+                                                               const float* scales, const T* bias, const T* residual,
+                                                               std::int64_t residual_stride, T* y, std::int64_t y_stride,
+                                                               std::int64_t tokens, std::int64_t out, const float* inner,
+                                                               std::int64_t inner_stride, FinishSet set) {
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4;
   if (first >= out) return;
-  const int4 sum = *reinterpret_cast<const int4*>(sums + t * sums_stride + first);
-  const std::int32_t own[4] = {sum.x, sum.y, sum.z, sum.w};
-  const float scale = absmax[t] * kPerSquare;
+  float b[8][4] = {}, scale[4], add[4];
+  const float* left = nullptr;
+  int rank = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const std::int64_t o = first + i;
-    if (o >= out) break;
-    float value = static_cast<float>(own[i]) * scale * scales[o];
-    if (bias != nullptr) value += widen(bias[o]);
-    value = half_of(value);
-    if (residual != nullptr) value += widen(residual[t * residual_stride + o]);
-    y[t * y_stride + o] = narrow<T>(value);
+    scale[i] = o < out ? scales[o] : 0.0f;
+    add[i] = bias != nullptr && o < out ? widen(bias[o]) : 0.0f;
+  }
+  for (int p = 0; p < set.count; ++p) {
+    const FinishPair& pair = set.pair[p];
+    const std::int64_t c = first - pair.first_column;
+    if (c < 0 || c >= pair.columns) continue;  // pairs begin at multiples of four
+    left = inner + pair.first_inner;
+    rank = pair.rank;
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (r < rank && c + i < pair.columns) b[r][i] = pair.bt[r * pair.stride + c + i] * pair.scale;
+    }
+  }
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kFinishTokens;
+  for (std::int64_t t = begin; t < min(tokens, begin + kFinishTokens); ++t) {
+    const int4 sum = *reinterpret_cast<const int4*>(sums + t * sums_stride + first);
+    const std::int32_t own[4] = {sum.x, sum.y, sum.z, sum.w};
+    const float row_scale = absmax[t] * kPerSquare;
+    float term[4] = {};
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+      const float l = r < rank ? left[t * inner_stride + r] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) term[i] += l * b[r][i];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::int64_t o = first + i;
+      if (o >= out) break;
+      float value = half_of(static_cast<float>(own[i]) * row_scale * scale[i] + add[i]) + term[i];
+      if (residual != nullptr) value += widen(residual[t * residual_stride + o]);
+      y[t * y_stride + o] = narrow<T>(value);
+    }
   }
 }
 
@@ -262,18 +306,19 @@ void gather_outliers(const Tensor& x, const Tensor& codes, const float* scales, 
 }
 
 void finish_int8(const Int8Finish& call, cudaStream_t stream) {
-  for (std::int64_t first = 0; first < call.y.rows; first += 65535) {
-    const std::int64_t rows = std::min<std::int64_t>(65535, call.y.rows - first);
-    const auto from = [&](const Tensor& t) { return t ? t.row_range(first, rows) : t; };
-    const Tensor y = from(call.y), sums = from(call.sums), residual = from(call.residual);
-    with_float(y.dtype, [&]<class T>(T) {
-      const dim3 grid(blocks_for(y.cols, 4 * kThreads), static_cast<unsigned>(rows));
-      finish_int8_kernel<T><<<grid, kThreads, 0, stream>>>(sums.as<std::int32_t>(), sums.stride, call.absmax + first, call.scales,
-                                                           static_cast<const T*>(call.bias), residual.as<T>(), residual.stride,
-                                                           y.as<T>(), y.stride, y.cols);
-    });
-    check_launch("finish_int8");
+  FinishSet set{};
+  for (const LoraView& pair : call.lora.pairs) {
+    set.pair[set.count++] = {pair.bt.as<float>(), pair.bt.stride, pair.first_column, pair.bt.cols, static_cast<int>(pair.bt.rows),
+                             static_cast<int>(pair.first_inner), pair.scale};
   }
+  with_float(call.y.dtype, [&]<class T>(T) {
+    const dim3 grid(blocks_for(call.y.cols, 4 * kThreads), blocks_for(call.y.rows, kFinishTokens));
+    finish_int8_kernel<T><<<grid, kThreads, 0, stream>>>(call.sums.as<std::int32_t>(), call.sums.stride, call.absmax, call.scales,
+                                                         static_cast<const T*>(call.bias), call.residual.as<T>(), call.residual.stride,
+                                                         call.y.as<T>(), call.y.stride, call.y.rows, call.y.cols,
+                                                         call.inner.as<float>(), call.inner.stride, set);
+  });
+  check_launch("finish_int8");
 }
 
 void add_lora_output(const LoraSet& lora, const Tensor& inner, const Tensor& y, cudaStream_t stream) {

@@ -37,8 +37,10 @@ struct Int8Finish {
   const void* bias = nullptr;  // [out] compute, or null
   Tensor residual;             // or empty
   Tensor y;
+  LoraSet lora;  // pairs of rank 8 at most, or none
+  Tensor inner;
 };
-/// y = f16(sums * absmax * scales / 127² + bias) + residual, rounded once to y's dtype.
+/// y = f16(sums * absmax * scales / 127² + bias) + residual + scale * inner Bᵀ, rounded once to y's dtype.
 void finish_int8(const Int8Finish& call, cudaStream_t stream);
 
 /// y += scale * inner Bᵀ of each pair.

@@ -1,6 +1,7 @@
 #include "ops/cuda/linear_weight.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "ops/cuda/check.h"
@@ -79,16 +80,22 @@ void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
   const Step now{&weight, forward};
   if (last_.weight != nullptr) next_[last_] = now;
   last_ = now;
-  // Ahead as far as slots are free: not the one in use, and none whose content waits for its turn.
-  Step step = now;
-  constexpr int kAhead = 2;
-  for (int i = 0; i < kAhead; ++i) {
+  look_ahead(&slot);
+}
+
+void ExpandedPool::look_ahead(const Slot* busy) {
+  constexpr std::size_t kAhead = 4;
+  std::array<const Slot*, kAhead + 1> needed{busy};
+  Step step = last_;
+  for (std::size_t i = 1; i <= kAhead; ++i) {
     const auto found = next_.find(step);
     if (found == next_.end()) return;
     step = found->second;
     Slot& target = step.weight->slot();
+    const bool free = std::find(needed.begin(), needed.begin() + static_cast<std::ptrdiff_t>(i), &target) == needed.begin() + static_cast<std::ptrdiff_t>(i);
+    needed[i] = &target;
     if (target.holds == step.weight) continue;
-    if (&target == &slot || target.pending) return;
+    if (!free || target.pending) return;
     check(cudaStreamWaitEvent(ahead_, target.used, 0), "waiting for a product");
     fill(*step.weight, target, ahead_);
     check(cudaEventRecord(target.filled, ahead_), "cudaEventRecord");
@@ -96,7 +103,10 @@ void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
   }
 }
 
-void ExpandedPool::release(Slot& slot) { check(cudaEventRecord(slot.used, device_.stream()), "cudaEventRecord"); }
+void ExpandedPool::release(Slot& slot) {
+  check(cudaEventRecord(slot.used, device_.stream()), "cudaEventRecord");
+  look_ahead(nullptr);
+}
 
 void ExpandedPool::forget(const CudaLinear* weight) {
   for (auto& [shape, slot] : slots_) {
@@ -348,7 +358,7 @@ Tensor CudaLinear::expanded(bool forward) const {
 }
 
 void CudaLinear::done() const {
-  if (!held_as_computed() && !kept_) context_.pool.release(slot());
+  if (takes_turns()) context_.pool.release(slot());
 }
 
 }  // namespace pipelora::cuda

@@ -46,6 +46,8 @@ class ExpandedPool {
     auto operator<=>(const Step&) const = default;
   };
   void fill(const CudaLinear& weight, Slot& slot, cudaStream_t stream);
+  /// Expands what is expected after the last step into slots that no step until then needs; `busy`: the slot in use, or null.
+  void look_ahead(const Slot* busy);
 
   Device& device_;
   cudaStream_t ahead_ = nullptr;
@@ -85,6 +87,8 @@ class CudaLinear final : public LinearWeight {
   /// [out] in the compute dtype, or null.
   const void* bias() const { return bias_ ? bias_->data() : nullptr; }
 
+  /// Whether other weights may be expanded while a product with this one runs.
+  bool takes_turns() const { return !held_as_computed() && !kept_; }
   bool is_int8() const { return spec_.quantisation == Quantisation::int8; }
   float threshold() const { return spec_.threshold; }
   /// int8: [out, in] rows of codes, and [out] scales.

@@ -24,11 +24,14 @@ struct TileSet {
 
 template <class T>
 struct InnerCall {
-  const T* x;
+  const T* x;  // or gate
   std::int64_t x_stride, tokens, cols;
+  const T* up;  // with SwiGLU
+  std::int64_t up_stride;
   T* copy;  // null: neither copy nor tail
   std::int64_t copy_stride;
   bool tail_only;  // x itself has the tail behind its columns: copy is x
+  bool has_tail;
   float* inner;
   std::int64_t inner_stride;
   int tail_begin, tail_end;  // columns behind x that this launch fills beyond its own tiles, with zeros
@@ -64,7 +67,19 @@ __device__ inline uint4 masked(uint4 v, std::uint32_t keep) {
   return v;
 }
 
-template <class T, int NT>
+template <class T>
+__device__ inline uint4 swiglu(const uint4& gate, const uint4& up) {
+  const std::uint32_t g[4] = {gate.x, gate.y, gate.z, gate.w}, u[4] = {up.x, up.y, up.z, up.w};
+  std::uint32_t a[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 gs = unpack2(T{}, g[i]), us = unpack2(T{}, u[i]);
+    a[i] = pack2(T{}, gs.x * sigmoid(gs.x) * us.x, gs.y * sigmoid(gs.y) * us.y);
+  }
+  return make_uint4(a[0], a[1], a[2], a[3]);
+}
+
+template <class T, int NT, bool kSwiGlu>
 __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<T> call, TileSet set) {
   constexpr int kWidth = NT * 8;
   __shared__ float sums[kInnerWarps][kInnerTokens][kWidth];
@@ -84,12 +99,18 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
     x0 = c < end && has0 ? *reinterpret_cast<const uint4*>(call.x + t0 * call.x_stride + c) : none;
     x1 = c < end && has1 ? *reinterpret_cast<const uint4*>(call.x + t1 * call.x_stride + c) : none;
   };
-  uint4 next0, next1;
+  const auto read_up = [&](std::int64_t c, uint4& x0, uint4& x1) {
+    x0 = c < end && has0 ? *reinterpret_cast<const uint4*>(call.up + t0 * call.up_stride + c) : none;
+    x1 = c < end && has1 ? *reinterpret_cast<const uint4*>(call.up + t1 * call.up_stride + c) : none;
+  };
+  uint4 next0, next1, up0, up1;
   read(begin + warp * 32 + q * 8, next0, next1);
+  if constexpr (kSwiGlu) read_up(begin + warp * 32 + q * 8, up0, up1);
   for (std::int64_t c = begin + warp * 32 + q * 8; c - q * 8 < end; c += kStep) {
     const bool in = c < end;
-    const uint4 x0 = next0, x1 = next1;
+    const uint4 x0 = kSwiGlu ? swiglu<T>(next0, up0) : next0, x1 = kSwiGlu ? swiglu<T>(next1, up1) : next1;
     read(c + kStep, next0, next1);
+    if constexpr (kSwiGlu) read_up(c + kStep, up0, up1);
     if (copies && in) {
       if (has0) *reinterpret_cast<uint4*>(call.copy + t0 * call.copy_stride + c) = x0;
       if (has1) *reinterpret_cast<uint4*>(call.copy + t1 * call.copy_stride + c) = x1;
@@ -170,11 +191,11 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
     total *= tile.factor;
     const int column = tile.inner_column + j % 8;
     call.inner[(first + t) * call.inner_stride + column] = total;
-    if (call.copy != nullptr) {
+    if (call.copy != nullptr && call.has_tail) {
       call.copy[(first + t) * call.copy_stride + call.cols + column] = narrow<T>(total * tile.tail_factor);
     }
   }
-  if (call.copy != nullptr) {
+  if (call.copy != nullptr && call.has_tail) {
     const int width = call.tail_end - call.tail_begin;
     for (int item = static_cast<int>(threadIdx.x); item < kInnerTokens * width; item += kInnerWarps * 32) {
       const int t = item / width, j = call.tail_begin + item % width;
@@ -280,61 +301,102 @@ std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles) {
   return static_cast<std::size_t>(splits * blocks * kInnerTokens * 8) * std::min<std::size_t>(tiles, kMaxTiles) * sizeof(float);
 }
 
+namespace {
+
+/// Whether the kernel on tensor cores takes these tiles.
+bool tiles_suit(const std::vector<LoraTile>& tiles) {
+  return std::all_of(tiles.begin(), tiles.end(), [](const LoraTile& tile) {
+    return tile.first_column % 8 == 0 && tile.columns % 8 == 0 && tile.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
+  });
+}
+
+template <class T>
+InnerCall<T> inner_call(const Tensor& x, const Mask& mask, const Tensor& inner, const Tensor& copy, const LoraScratch& scratch,
+                        std::int64_t splits) {
+  InnerCall<T> call{};
+  call.x = x.as<T>();
+  call.x_stride = x.stride;
+  call.tokens = x.rows;
+  call.cols = x.cols;
+  call.copy = copy.as<T>();
+  call.copy_stride = copy.stride;
+  call.has_tail = true;
+  call.inner = inner.as<float>();
+  call.inner_stride = inner.stride;
+  call.mask = mask;
+  call.partial = static_cast<float*>(scratch.partial);
+  call.counters = scratch.counters;
+  call.cols_per_split = ((x.cols + splits - 1) / splits + 255) / 256 * 256;
+  return call;
+}
+
+template <bool kSwiGlu, class T>
+void launch_inner(const InnerCall<T>& call, TileSet set, cudaStream_t stream) {
+  const dim3 grid(blocks_for(call.tokens, kInnerTokens), blocks_for(call.cols, call.cols_per_split));
+  const auto launch = [&]<int NT>() {
+    for (int i = set.count; i < NT; ++i) set.tile[i] = LoraTile{};
+    lora_inner_kernel<T, NT, kSwiGlu><<<grid, kInnerWarps * 32, 0, stream>>>(call, set);
+  };
+  switch (set.count) {
+    case 1: return launch.template operator()<1>();
+    case 2: return launch.template operator()<2>();
+    case 3: return launch.template operator()<3>();
+    case 4: return launch.template operator()<4>();
+    default: return launch.template operator()<kMaxTiles>();
+  }
+}
+
+}  // namespace
+
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                 const Tensor& inner, const Tensor& copy, std::int64_t tail, const LoraScratch& scratch, cudaStream_t stream) {
   if (x.rows == 0) return;
   const Mask mask = mask_of(dropout, sequences, x.cols);
-  bool wide = x.dtype != DType::f32 && eights(x) && (!copy || eights(copy));
-  for (const LoraTile& tile : tiles) {
-    wide = wide && tile.first_column % 8 == 0 && tile.columns % 8 == 0 && tile.stride % 4 == 0 &&
-           reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
-  }
-  const unsigned blocks = blocks_for(x.rows, kInnerTokens);
-  const std::int64_t splits = blocks <= kLoraCounters ? inner_splits(x.rows, x.cols) : 1;
+  const bool wide = x.dtype != DType::f32 && eights(x) && (!copy || eights(copy)) && tiles_suit(tiles);
+  const std::int64_t splits = blocks_for(x.rows, kInnerTokens) <= kLoraCounters ? inner_splits(x.rows, x.cols) : 1;
   for (std::size_t first = 0; first < tiles.size(); first += kMaxTiles) {
     TileSet set;
     set.count = static_cast<int>(std::min<std::size_t>(kMaxTiles, tiles.size() - first));
     std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), set.count, set.tile);
     set.tile[0].same_mask = false;
     with_float(x.dtype, [&]<class T>(T) {
-      InnerCall<T> call{};
-      call.x = x.as<T>();
-      call.x_stride = x.stride;
-      call.tokens = x.rows;
-      call.cols = x.cols;
-      call.copy = copy.as<T>();
-      call.copy_stride = copy.stride;
+      InnerCall<T> call = inner_call<T>(x, mask, inner, copy, scratch, splits);
       call.tail_only = copy.data == x.data || first > 0;
-      call.inner = inner.as<float>();
-      call.inner_stride = inner.stride;
       if (first + kMaxTiles >= tiles.size()) {
         call.tail_begin = static_cast<int>(inner.cols);
         call.tail_end = static_cast<int>(tail);
       }
-      call.mask = mask;
-      call.partial = static_cast<float*>(scratch.partial);
-      call.counters = scratch.counters;
-      call.cols_per_split = ((x.cols + splits - 1) / splits + 255) / 256 * 256;
       if constexpr (sizeof(T) == 2) {
-        if (wide) {
-          const dim3 grid(blocks, blocks_for(x.cols, call.cols_per_split));
-          const auto launch = [&]<int NT>() {
-            for (int i = set.count; i < NT; ++i) set.tile[i] = LoraTile{};
-            lora_inner_kernel<T, NT><<<grid, kInnerWarps * 32, 0, stream>>>(call, set);
-          };
-          switch (set.count) {
-            case 1: return launch.template operator()<1>();
-            case 2: return launch.template operator()<2>();
-            case 3: return launch.template operator()<3>();
-            case 4: return launch.template operator()<4>();
-            default: return launch.template operator()<kMaxTiles>();
-          }
-        }
+        if (wide) return launch_inner<false, T>(call, set, stream);
       }
       lora_inner_plain_kernel<T><<<static_cast<unsigned>(x.rows), 256, 0, stream>>>(call, set);
     });
     check_launch("lora_inner");
   }
+}
+
+bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
+                       const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
+                       cudaStream_t stream) {
+  if (gate.dtype == DType::f32 || !eights(gate) || !eights(up) || !eights(act) || !tiles_suit(tiles) || tiles.empty() ||
+      tiles.size() > kMaxTiles || gate.rows == 0 || blocks_for(gate.rows, kInnerTokens) > kLoraCounters)
+    return false;
+  TileSet set;
+  set.count = static_cast<int>(tiles.size());
+  std::copy(tiles.begin(), tiles.end(), set.tile);
+  with_float(gate.dtype, [&]<class T>(T) {
+    if constexpr (sizeof(T) == 2) {
+      InnerCall<T> call = inner_call<T>(gate, mask_of(dropout, sequences, gate.cols), inner, act, scratch, inner_splits(gate.rows, gate.cols));
+      call.up = up.as<T>();
+      call.up_stride = up.stride;
+      call.has_tail = tail > 0;
+      call.tail_begin = static_cast<int>(inner.cols);
+      call.tail_end = static_cast<int>(tail);
+      launch_inner<true, T>(call, set, stream);
+    }
+  });
+  check_launch("swiglu_lora_inner");
+  return true;
 }
 
 namespace {
@@ -495,10 +557,33 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
 // numbers (the upper and lower half of the inner dimension), the gradients of the inner vectors are rounded to 16 bits.
 constexpr int kGradSteps = 2;
 
-template <class T, int NT>
+template <class T>
+struct SwiGluGrad {
+  const T *gate, *up;
+  T *dgate, *dup;
+  std::int64_t gate_stride, up_stride, dgate_stride, dup_stride;
+};
+
+/// dact becomes act; dgate and dup of eight columns are written.
+template <class T>
+__device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::int64_t c, Floats<8>& dact) {
+  const Floats<8> g = load<8>(s.gate + t * s.gate_stride + c), u = load<8>(s.up + t * s.up_stride + c);
+  Floats<8> dg, du;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float sigma = sigmoid(g.v[i]), silu = g.v[i] * sigma, d = dact.v[i];
+    du.v[i] = d * silu;
+    dg.v[i] = d * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
+    dact.v[i] = silu * u.v[i];
+  }
+  store<8>(s.dgate + t * s.dgate_stride + c, dg);
+  store<8>(s.dup + t * s.dup_stride + c, du);
+}
+
+template <class T, int NT, bool kSwiGlu>
 __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
                                                                    const float* inner_grad, std::int64_t inner_stride,
-                                                                   GradTiles<NT> tiles, Mask mask) {
+                                                                   GradTiles<NT> tiles, Mask mask, SwiGluGrad<T> swiglu) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * 8 + warp) * 32;
   if (base >= cols) return;
@@ -549,6 +634,10 @@ __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::i
         if (keep1 >> (2 * j + 1) & 1u) out1.v[2 * j + 1] += sum[3];
       }
     }
+    if constexpr (kSwiGlu) {
+      if (has0) swiglu_grad(swiglu, t0, c, out0);
+      if (has1) swiglu_grad(swiglu, t1, c, out1);
+    }
     if (has0) store<8>(dx + t0 * dx_stride + c, out0);
     if (has1) store<8>(dx + t1 * dx_stride + c, out1);
   }
@@ -556,14 +645,48 @@ __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::i
 
 }  // namespace
 
+namespace {
+std::vector<GradTile> grad_tiles(const LoraSet& lora, std::int64_t in) {
+  std::vector<GradTile> tiles;
+  for (const LoraTile& from : forward_tiles(lora, in)) {
+    tiles.push_back({from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked});
+  }
+  return tiles;
+}
+}  // namespace
+
+bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
+                                const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup, cudaStream_t stream) {
+  const std::vector<GradTile> tiles = grad_tiles(lora, dx.cols);
+  bool suits = dx.dtype != DType::f32 && dx.rows > 0 && (tiles.size() == 1 || tiles.size() == 2);
+  for (const Tensor& tensor : {dx, gate, up, dgate, dup}) suits = suits && eights(tensor);
+  if (!suits) return false;
+  const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
+  const dim3 grid(blocks_for(dx.cols, 256), blocks_for(dx.rows, 16 * kGradSteps));
+  with_float(dx.dtype, [&]<class T>(T) {
+    if constexpr (sizeof(T) == 2) {
+      const SwiGluGrad<T> swiglu{gate.as<T>(), up.as<T>(), dgate.as<T>(), dup.as<T>(), gate.stride, up.stride, dgate.stride, dup.stride};
+      const auto launch = [&]<int NT>() {
+        GradTiles<NT> set;
+        std::copy_n(tiles.begin(), NT, set.tile);
+        add_input_grad_tiles_kernel<T, NT, true><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(),
+                                                                           inner_grad.stride, set, mask, swiglu);
+      };
+      if (tiles.size() == 1)
+        launch.template operator()<1>();
+      else
+        launch.template operator()<2>();
+    }
+  });
+  check_launch("lora_add_input_grad_swiglu");
+  return true;
+}
+
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                          cudaStream_t stream) {
   if (dx.rows == 0) return;
   const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
-  std::vector<GradTile> tiles;
-  for (const LoraTile& from : forward_tiles(lora, dx.cols)) {
-    tiles.push_back({from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked});
-  }
+  const std::vector<GradTile> tiles = grad_tiles(lora, dx.cols);
   with_float(dx.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       if (eights(dx)) {
@@ -571,8 +694,8 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         const auto launch = [&]<int NT>(std::size_t first) {
           GradTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
-          add_input_grad_tiles_kernel<T, NT><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols,
-                                                                       inner_grad.as<float>(), inner_grad.stride, set, mask);
+          add_input_grad_tiles_kernel<T, NT, false><<<grid, 256, 0, stream>>>(
+              dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, SwiGluGrad<T>{});
         };
         std::size_t first = 0;
         for (; first + 3 <= tiles.size(); first += 3) launch.template operator()<3>(first);

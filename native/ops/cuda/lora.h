@@ -44,6 +44,11 @@ std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles);
 /// The copy may be x itself where `tail` columns of room stand behind it.
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                 const Tensor& inner, const Tensor& copy, std::int64_t tail, const LoraScratch& scratch, cudaStream_t stream);
+/// The same of act = silu(gate) * up, which is written to `act` with the tail behind it (tail 0: without). False, and nothing
+/// done, where shapes do not suit.
+bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
+                       const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
+                       cudaStream_t stream);
 
 std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
 std::vector<LoraTile> backward_tiles(const LoraSet& lora);
@@ -56,6 +61,10 @@ void append_rows(const Tensor& weight, const LoraSet& lora, std::int64_t tail, c
 /// dx += sum over pairs of keep * (inner_grad A) / (1 - p).
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                          cudaStream_t stream);
+
+/// The same, and then swiglu_backward of dx: dgate and dup (may be gate and up), and act in dx. False as above.
+bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
+                                const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup, cudaStream_t stream);
 
 std::size_t lora_weight_grad_bytes(const LoraWeightGrad& call);
 void lora_weight_grad(const LoraWeightGrad& call, const LoraScratch& scratch, cudaStream_t stream);

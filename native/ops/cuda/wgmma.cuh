@@ -23,6 +23,15 @@ template <int N>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
 }
+/// Keeps the compiler from moving reads of sums before the wait for them, or writes behind the products that read them.
+template <int N>
+__device__ inline void wgmma_hold(float (&d)[N][4]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[j][i])::"memory");
+  }
+}
 /// Ordinary stores and asynchronous copies to shared memory before it are seen by products after it.
 __device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
