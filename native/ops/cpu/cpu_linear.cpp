@@ -235,36 +235,36 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
 
 void CpuOps::lora_weight_grad(const LoraWeightGrad& call) {
   const std::int64_t tokens = call.x.rows, in = call.x.cols;
-  // One task: a slab of columns of one gradient, all tokens in order.
+  // One task: a slab of columns, all tokens in order. Columns of x serve the A of every pair while they are in the cache.
   struct Slab {
-    const LoraView* pair;
-    bool of_a;
+    const LoraView* pair;  // its B; null: every pair's A
     std::int64_t first, count;
   };
   std::vector<Slab> slabs;
-  const auto cut = [&](const LoraView& pair, bool of_a, std::int64_t cols) {
-    for (std::int64_t c = 0; c < cols; c += kSkinnyCols) slabs.push_back({&pair, of_a, c, std::min(kSkinnyCols, cols - c)});
+  const auto cut = [&](const LoraView* pair, std::int64_t cols) {
+    for (std::int64_t c = 0; c < cols; c += kSkinnyCols) slabs.push_back({pair, c, std::min(kSkinnyCols, cols - c)});
   };
-  for (const LoraView& pair : call.lora.pairs) {
-    cut(pair, true, in);
-    cut(pair, false, pair.bt.cols);
-  }
+  cut(nullptr, in);
+  for (const LoraView& pair : call.lora.pairs) cut(&pair, pair.bt.cols);
   pool_.run(static_cast<std::int64_t>(slabs.size()), [&](std::int64_t task, int thread) {
-    const auto [pair, of_a, first, count] = slabs[static_cast<std::size_t>(task)];
+    const auto [b_of, first, count] = slabs[static_cast<std::size_t>(task)];
     auto& masks = threads_[static_cast<std::size_t>(thread)]->masks;
-    const std::int64_t stride = mask_stride(count), r = pair->a.rows;
+    const std::int64_t stride = mask_stride(count);
     masks.resize(std::max<std::size_t>(masks.size(), static_cast<std::size_t>(kOuterRows * stride)));
     for (std::int64_t begin = 0; begin < tokens; begin += kOuterRows) {
       const std::int64_t n = std::min(kOuterRows, tokens - begin);
-      if (of_a) {
-        const std::uint8_t* bits = mask(*pair, call.lora, *call.sequences, in, begin, begin + n, first, count, masks.data());
-        kernels_.skinny_outer(call.inner_grad.row_range(begin, n).columns(pair->first_inner, r),
-                              call.x.row_range(begin, n).columns(first, count), kept_factor(*pair, call.lora), bits, stride,
-                              pair->grad_a.columns(first, count));
-      } else {
-        kernels_.skinny_outer(call.inner.row_range(begin, n).columns(pair->first_inner, r),
-                              call.dy.row_range(begin, n).columns(pair->first_column + first, count), pair->scale, nullptr, 0,
-                              pair->grad_bt.columns(first, count));
+      const auto inner_of = [&](const Tensor& inner, const LoraView& pair) {
+        return inner.row_range(begin, n).columns(pair.first_inner, pair.a.rows);
+      };
+      if (b_of != nullptr) {
+        kernels_.skinny_outer(inner_of(call.inner, *b_of), call.dy.row_range(begin, n).columns(b_of->first_column + first, count),
+                              b_of->scale, nullptr, 0, b_of->grad_bt.columns(first, count));
+        continue;
+      }
+      for (const LoraView& pair : call.lora.pairs) {
+        const std::uint8_t* bits = mask(pair, call.lora, *call.sequences, in, begin, begin + n, first, count, masks.data());
+        kernels_.skinny_outer(inner_of(call.inner_grad, pair), call.x.row_range(begin, n).columns(first, count),
+                              kept_factor(pair, call.lora), bits, stride, pair.grad_a.columns(first, count));
       }
     }
   });

@@ -12,15 +12,20 @@ Kernels make_kernels();
 namespace avx512 {
 Kernels make_kernels();
 }
+namespace avx512_bf16 {
+Kernels make_kernels();
+}
 
 const Kernels& kernels() {
   static const Kernels table = [] {
-    // Lets machines of both kinds share a run with the same bits (oneDNN has ONEDNN_MAX_CPU_ISA for its part).
-    const char* wanted = std::getenv("PIPELORA_CPU_ISA");
-    const bool narrow = wanted != nullptr && std::string_view(wanted) == "avx2";
-    const bool wide = !narrow && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return wide ? avx512::make_kernels() : avx2::make_kernels();
+    // Lets machines of different kinds share a run with the same bits (oneDNN has ONEDNN_MAX_CPU_ISA for its part).
+    const char* limit = std::getenv("PIPELORA_CPU_ISA");
+    const std::string_view most = limit == nullptr ? "avx512_bf16" : limit;
+    const bool wide = most != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+    if (!wide) return avx2::make_kernels();
+    const bool converts = most != "avx512" && __builtin_cpu_supports("avx512bf16");
+    return converts ? avx512_bf16::make_kernels() : avx512::make_kernels();
   }();
   return table;
 }

@@ -41,21 +41,42 @@ constexpr int kPatchRows = 6, kPatchVectors = 4;
 constexpr int kPatchRows = 4, kPatchVectors = 2;
 #endif
 
-template <int N>
-void product_columns(std::int64_t m, std::int64_t k, const float* a, std::int64_t a_row, std::int64_t a_col,
-                     const float* b, std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
-  std::int64_t i = 0;
-  for (; i + kPatchRows <= m; i += kPatchRows)
-    product_patch<kPatchRows, N>(k, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row, accumulate);
-  for (; i < m; ++i) product_patch<1, N>(k, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row, accumulate);
-}
-
-void product(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t a_row, std::int64_t a_col,
-             const float* b, std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
+template <int M>
+void product_rows(std::int64_t n, std::int64_t k, const float* a, std::int64_t a_row, std::int64_t a_col, const float* b,
+                  std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
   std::int64_t j = 0;
   for (; j + kPatchVectors * kLanes <= n; j += kPatchVectors * kLanes)
-    product_columns<kPatchVectors>(m, k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
-  for (; j < n; j += kLanes) product_columns<1>(m, k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+    product_patch<M, kPatchVectors>(k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+  if constexpr (kPatchVectors > 3)
+    if (j + 3 * kLanes <= n) {
+      product_patch<M, 3>(k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+      j += 3 * kLanes;
+    }
+  if constexpr (kPatchVectors > 2)
+    if (j + 2 * kLanes <= n) {
+      product_patch<M, 2>(k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+      j += 2 * kLanes;
+    }
+  if (j < n) product_patch<M, 1>(k, a, a_row, a_col, b + j, b_row, c + j, c_row, accumulate);
+}
+
+/// What of a product is needed for some rows of C: columns [0, n), terms [k_begin, k_end).
+struct Extent {
+  std::int64_t n, k_begin, k_end;
+};
+
+/// `extent(first, last)` bounds a patch of rows: what causality makes zero is left out.
+template <class F>
+void product(std::int64_t m, F&& extent, const float* a, std::int64_t a_row, std::int64_t a_col, const float* b,
+             std::int64_t b_row, float* c, std::int64_t c_row, bool accumulate) {
+  const auto patch = [&]<int M>(std::int64_t i) {
+    const Extent e = extent(i, i + M - 1);
+    product_rows<M>(e.n, e.k_end - e.k_begin, a + i * a_row + e.k_begin * a_col, a_row, a_col, b + e.k_begin * b_row, b_row,
+                    c + i * c_row, c_row, accumulate);
+  };
+  std::int64_t i = 0;
+  for (; i + kPatchRows <= m; i += kPatchRows) patch.template operator()<kPatchRows>(i);
+  for (; i < m; ++i) patch.template operator()<1>(i);
 }
 
 /// Rows of a tensor's columns [first, first + e) as f32 [count, width], zeros behind e.
@@ -69,16 +90,35 @@ void gather(const Tensor& from, std::int64_t first_row, std::int64_t count, std:
   }
 }
 
+/// A kLanes x kLanes square, rows for columns: lanes that differ in one bit of their number change places, bit by bit.
+inline void transpose(vf (&v)[kLanes]) {
+  for (int width = 1; width < kLanes; width *= 2) {
+    vi low, high;  // of the pair (a, b): lanes to take, b's counted from kLanes
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = (l & width) != 0 ? kLanes + l - width : l;
+      high[l] = (l & width) != 0 ? kLanes + l : l + width;
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & width) != 0) continue;
+      const vf a = v[i], b = v[i + width];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + width] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
 /// The same transposed: [e, kBlock], zeros behind count.
 template <class T>
 void gather_transposed(const Tensor& from, std::int64_t first_row, std::int64_t count, std::int64_t first, std::int64_t e,
                        float* to) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    const T* in = row<T>(from, first_row + i) + first;
-    for (std::int64_t c = 0; c < e; ++c) to[c * kBlock + i] = to_float(in[c]);
-  }
-  for (std::int64_t c = 0; c < e; ++c)
-    for (std::int64_t i = count; i < kBlock; ++i) to[c * kBlock + i] = 0;
+  for (std::int64_t i = 0; i < padded(count); i += kLanes)
+    for_lanes(0, e, [&](std::int64_t c, int n) {
+      vf square[kLanes];
+      for (int l = 0; l < kLanes; ++l)
+        square[l] = i + l < count ? load_some(row<T>(from, first_row + i + l) + first + c, n) : splat(0);
+      transpose(square);
+      for (int l = 0; l < n; ++l) store(to + (c + l) * kBlock + i, square[l]);
+    });
 }
 
 /// Which keys of a block a query sees, as columns [begin, end) of the block.
@@ -120,14 +160,16 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
       const std::int64_t n = std::min(kBlock, keys - k0);
       gather_transposed<T>(call.k, key_start + k0, n, kv * e, e, k_t);
       gather<T>(call.v, key_start + k0, n, kv * e, e, v, width, 1.0f);
-      product(m, padded(n), e, q, width, 1, k_t, kBlock, s, kBlock, false);
+      const auto last_seen = [&](std::int64_t i) { return seen(offset + q0 + i, k0, n, call.window).end; };
+      product(m, [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, e}; }, q, width, 1, k_t, kBlock, s,
+              kBlock, false);
       for (std::int64_t i = 0; i < m; ++i) {
         float* p = s + i * kBlock;
         const Seen see = seen(offset + q0 + i, k0, n, call.window);
         for (std::int64_t j = 0; j < std::min(see.begin, n); ++j) p[j] = lowest;
         for (std::int64_t j = std::max(see.begin, see.end); j < padded(n); ++j) p[j] = lowest;
         vf largest = splat(top[i]);
-        for (std::int64_t j = 0; j < n; j += kLanes) largest = max(load(p + j), largest);
+        for (std::int64_t j = 0; j < see.end; j += kLanes) largest = max(load(p + j), largest);
         const float now = max_lane(largest);
         if (now == lowest) {
           std::fill(p, p + padded(n), 0.0f);
@@ -135,18 +177,21 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
         }
         const float shrink = top[i] == lowest ? 0.0f : std::exp(top[i] - now);
         vf row_sum = splat(0);
-        for (std::int64_t j = 0; j < n; j += kLanes) {
+        std::int64_t j = 0;
+        for (; j < see.end; j += kLanes) {
           const vf x = load(p + j);
           const vf weight = x == lowest ? splat(0) : exp(x - now);
           store(p + j, weight);
           row_sum += weight;
         }
+        std::fill(p + std::min(j, padded(n)), p + padded(n), 0.0f);
         total[i] = total[i] * shrink + sum(row_sum);
         top[i] = now;
         if (shrink != 1.0f)
           for (std::int64_t c = 0; c < width; c += kLanes) store(out + i * width + c, load(out + i * width + c) * shrink);
       }
-      product(m, width, n, s, kBlock, 1, v, width, out, width, true);
+      product(m, [&](std::int64_t, std::int64_t last) { return Extent{width, 0, last_seen(last)}; }, s, kBlock, 1, v, width, out, width,
+              true);
     }
     for (std::int64_t i = 0; i < m; ++i) {
       const float inverse = 1.0f / total[i];
@@ -202,13 +247,16 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
         const std::int64_t m = std::min(kBlock, tokens - q0);
         gather<T>(call.q, begin + q0, m, column, e, q, width, call.scale);
         gather<T>(call.dout, begin + q0, m, column, e, dout, width, 1.0f);
-        product(m, padded(n), e, q, width, 1, k_t, kBlock, p, kBlock, false);
-        product(m, padded(n), e, dout, width, 1, v_t, kBlock, ds, kBlock, false);
+        // Queries from the same place as the keys: row i sees keys up to i. Later blocks see all (but for the window).
+        const auto last_seen = [&](std::int64_t i) { return seen(q0 + i, k0, n, call.window).end; };
+        const auto scores = [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, e}; };
+        product(m, scores, q, width, 1, k_t, kBlock, p, kBlock, false);
+        product(m, scores, dout, width, 1, v_t, kBlock, ds, kBlock, false);
         for (std::int64_t i = 0; i < m; ++i) {
           float *pi = p + i * kBlock, *di = ds + i * kBlock;
           const Seen see = seen(q0 + i, k0, n, call.window);
           const float lse = row<float>(call.lse, head)[begin + q0 + i], shift = delta[g * tokens + q0 + i];
-          for (std::int64_t j = 0; j < padded(n); j += kLanes) {
+          for (std::int64_t j = 0; j < see.end; j += kLanes) {
             const vf weight = exp(load(pi + j) - lse);
             store(pi + j, weight);
             store(di + j, weight * (load(di + j) - shift));
@@ -219,9 +267,13 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
           blank(0, std::min(see.begin, n));
           blank(std::max(see.begin, see.end), padded(n));
         }
-        product(n, width, m, p, 1, kBlock, dout, width, dv, width, true);
-        product(n, width, m, ds, 1, kBlock, q, width, dk, width, true);  // q carries the scale
-        product(m, width, n, ds, kBlock, 1, k, width, dq, width, false);
+        const auto seen_by = [&](std::int64_t first, std::int64_t) {
+          return Extent{width, std::min(m, std::max<std::int64_t>(0, k0 + first - q0)), m};
+        };
+        product(n, seen_by, p, 1, kBlock, dout, width, dv, width, true);
+        product(n, seen_by, ds, 1, kBlock, q, width, dk, width, true);  // q carries the scale
+        product(m, [&](std::int64_t, std::int64_t last) { return Extent{width, 0, last_seen(last)}; }, ds, kBlock, 1, k, width, dq, width,
+                false);
         for (std::int64_t i = 0; i < m; ++i) {
           float* to = row<float>(dq_sum, begin + q0 + i) + column;
           for_lanes(0, e, [&](std::int64_t c, int count) {

@@ -1,5 +1,5 @@
-// Vectors of the widest kind of the instruction set being compiled for. Every file that includes this is compiled once for
-// AVX2 and once for AVX-512 (PIPELORA_ISA names the namespace); the pair is chosen when the program starts.
+// Vectors of the widest kind of the instruction set being compiled for. Every file that includes this is compiled for
+// AVX2, AVX-512, and AVX-512 with bfloat16 conversions (PIPELORA_ISA names the namespace); one is chosen when the program starts.
 #pragma once
 
 #include <immintrin.h>
@@ -41,12 +41,17 @@ inline vf load(const bf16* p) {
   return std::bit_cast<vf>(__builtin_convertvector(h, vu) << 16);
 }
 inline void store(bf16* p, vf v) {
+#if defined(__AVX512BF16__)
+  const __m256bh narrow = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &narrow, sizeof narrow);
+#else
   const vu u = std::bit_cast<vu>(v);
   const vu rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
   const vu quiet = (u >> 16) | 0x40u;
   const vu is_nan = std::bit_cast<vu>((u & 0x7FFFFFFFu) > 0x7F800000u);
   const vh h = __builtin_convertvector((rounded & ~is_nan) | (quiet & is_nan), vh);
   std::memcpy(p, &h, sizeof h);
+#endif
 }
 
 inline vf load(const f16* p) {
