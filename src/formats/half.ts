@@ -42,30 +42,35 @@ export function toFloat32(bytes: Uint8Array, dtype: Dtype): Float32Array | null 
 /** float32 -> bfloat16 bits, to nearest even. */
 function toBfloat16(values: Float32Array): Uint16Array {
   const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  return Uint16Array.from(words, (word) => {
-    if ((word & 0x7fffffff) > 0x7f800000) return (word >>> 16) | 0x40;
-    return (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
-  });
+  const bits = new Uint16Array(words.length);
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i]!;
+    const nan = (word & 0x7fffffff) > 0x7f800000;
+    bits[i] = nan ? (word >>> 16) | 0x40 : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+  }
+  return bits;
 }
 
 /** float32 -> IEEE binary16 bits, to nearest even; beyond its range infinity. */
 function toFloat16(values: Float32Array): Uint16Array {
   const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const bits = new Uint16Array(words.length);
   const scratch = new Float32Array(1);
   const scratchWord = new Uint32Array(scratch.buffer);
-  return Uint16Array.from(words, (word) => {
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i]!;
     const sign = (word >>> 16) & 0x8000;
     const magnitude = word & 0x7fffffff;
-    if (magnitude > 0x7f800000) return sign | 0x7e00;
-    if (magnitude >= 0x477ff000) return sign | 0x7c00;
-    if (magnitude < 0x38800000) {
+    if (magnitude > 0x7f800000) bits[i] = sign | 0x7e00;
+    else if (magnitude >= 0x477ff000) bits[i] = sign | 0x7c00;
+    else if (magnitude < 0x38800000) {
       // Adding 0.5 leaves a unit in the last place of 2^-24, that of subnormal halves.
       scratchWord[0] = magnitude;
       scratch[0] = scratch[0]! + 0.5;
-      return sign | (scratchWord[0]! - 0x3f000000);
-    }
-    return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13);
-  });
+      bits[i] = sign | (scratchWord[0]! - 0x3f000000);
+    } else bits[i] = sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13);
+  }
+  return bits;
 }
 
 /** The bytes of float32 values in another floating dtype, each rounded once. */
