@@ -297,7 +297,10 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scal
     if (!layer.reached) break;
     const bool below = i > 0 ? layers_[i - 1]->reached : spec_.needs_input_grad;
     switch (layer.kind) {
-      case Layer::Kind::head: gradient = layer.head->backward(batch, *saved->head, loss_scale, below); break;
+      case Layer::Kind::head:
+        gradient = layer.head->backward(batch, *saved->head, loss_scale, below);
+        saved->head.reset();
+        break;
       case Layer::Kind::norm:
         if (below) {
           ops_.rmsnorm_backward({saved->inputs[i], layer.weight, gradient, Tensor(), gradient, Tensor(), arch_.rms_eps});
