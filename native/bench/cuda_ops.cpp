@@ -144,7 +144,7 @@ void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
 
 /// The library's suggestions for one product, in its order.
 void survey(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool transposed,
-            std::int64_t room = 0, int left = 0) {
+            std::int64_t room = 0) {
   cuda::Products products;
   const Buffer workspace = gpu.arena->tensor("w", DType::u8, 1, cuda::Products::kWorkspaceBytes);
   const Buffer a = noise(gpu, DType::bf16, tokens, in), b = noise(gpu, DType::bf16, transposed ? out : in, (transposed ? in : out) + room);
@@ -154,7 +154,6 @@ void survey(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, st
   product.b = b.tensor().columns(0, transposed ? in : out);
   product.b_transposed = transposed;
   product.d = d;
-  if (left > 0) product.multiprocessors = 132 - left;
   std::printf("%s T=%lld suggestions, TFLOP/s:", name, static_cast<long long>(tokens));
   for (int choice = 0; choice < 4; ++choice) {
     if (!products.run(product, workspace.tensor().data, nullptr, choice)) break;
@@ -248,7 +247,6 @@ int main(int argc, char** argv) {
       survey(gpu, ("gate_up" + with).c_str(), tokens, 22016, 4096, false, room);
       survey(gpu, ("down" + with).c_str(), tokens, 4096, 11008, false, room);
     }
-    for (const int left : {4, 8, 12}) survey(gpu, ("gate_up forward, left " + std::to_string(left)).c_str(), tokens, 4096 + 64, 22016, true, 0, left);
   }
   attention(gpu, 16, 68);
   attention(gpu, 8, 384);

@@ -260,6 +260,27 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
   std::fflush(stdout);
 }
 
+/// Tokens a second of one sequence, one after the other, behind a short prompt.
+void decode(std::size_t arena_bytes, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
+  const Workload work{"decode", "nf4", false, {}, 0, 600};
+  Model model(work, arena_bytes, 0.0f, source, blocks);
+  constexpr std::int64_t kPrompt = 32, kWarm = 8, kTimed = 100;
+  KvCache cache(*model.ops, model.arch, 1, kPrompt + kWarm + kTimed, 1, model.segment->block_count());
+  std::vector<std::int32_t> tokens;
+  for (std::int32_t i = 0; i < kPrompt; ++i) tokens.push_back(i * 37 + 1);
+  std::vector<float> logits(static_cast<std::size_t>(model.arch.vocab));
+  auto start = Clock::now();
+  for (std::int64_t i = 0; i < kWarm + kTimed; ++i) {
+    if (i == kWarm) start = Clock::now();
+    const Buffer out = model.segment->infer(cache, 0, 0, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer());
+    model.ops->download(out, logits.data());
+    tokens = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+  }
+  const double rate = kTimed / seconds_since(start);
+  std::printf("{\"workload\": \"decode\", \"base\": \"nf4\", \"tokens_per_s\": %.1f, \"share_of_limit\": %.3f}\n", rate, rate / work.limit);
+  std::fflush(stdout);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -303,5 +324,7 @@ int main(int argc, char** argv) {
       ++failed;
     }
   }
+  if (names.empty() || std::find(names.begin(), names.end(), "decode") != names.end())
+    decode(static_cast<std::size_t>(arena_gib * (1 << 30)), source, blocks);
   return failed;
 }

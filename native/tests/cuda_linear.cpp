@@ -307,6 +307,9 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{7, 4}, 172, {64}, {3}, 0, false, true, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{17, 16}, 128, {192}, {16}, 0.1f, true, false, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{17, 16}, 128, {64, 128}, {8, 8}, 0, false, false, four_bit(Quantisation::fp4, half, false, 128)});
+    linear(gpu, dtype, {{1}, 128, {64, 128}, {8, 4}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{2, 1}, 1088, {70}, {8}, 0, true, true, four_bit(Quantisation::nf4, DType::f16, true)});
+    linear(gpu, dtype, {{4}, 96, {40}, {}, 0, false, false, four_bit(Quantisation::fp4, half, false, 32)});
     linear(gpu, dtype, {{9}, 64, {33}, {}, 0, false, false, four_bit(Quantisation::nf4, DType::f32, false)});
     linear(gpu, dtype, {{33}, 128, {96}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
     linear(gpu, dtype, {{33}, 96, {64, 32}, {8, 8}, 0, false, false, int8(half, 0.0f)});

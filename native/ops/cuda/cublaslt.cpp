@@ -100,7 +100,7 @@ struct Plan {
   bool exists = true;
 };
 
-using Key = std::array<std::int64_t, 17>;
+using Key = std::array<std::int64_t, 16>;
 
 }  // namespace
 
@@ -136,7 +136,6 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
   };
   set(kDescTransA, p.b_transposed ? kTransposed : kNotTransposed);
   set(kDescTransB, kNotTransposed);
-  if (p.multiprocessors > 0) set(kDescMultiprocessors, static_cast<std::int32_t>(p.multiprocessors));
   if (p.bias != nullptr) {
     set(kDescEpilogue, kEpilogueBias);
     set(kDescBiasPointer, p.bias);
@@ -199,8 +198,7 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
                 alignment(p.a.data),
                 alignment(p.b.data),
                 static_cast<std::int64_t>(alignment(p.d.data)) * 512 + (with_c ? alignment(p.c.data) : 0),
-                choice,
-                p.multiprocessors};
+                choice};
   auto found = state_->plans.find(key);
   if (found == state_->plans.end()) found = state_->plans.emplace(key, state_->make(p, with_c, choice)).first;
   const Plan& plan = found->second;

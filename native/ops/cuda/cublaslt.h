@@ -20,7 +20,6 @@ struct Product {
   Tensor c;          // [m, n] added, or empty; may be d
   Tensor d;          // [m, n]
   const void* bias = nullptr;  // [n] in d's dtype, or null
-  int multiprocessors = 0;     // how many to use; 0: all
 };
 
 class Products {

@@ -25,8 +25,7 @@ struct HeuristicResult {
 
 inline constexpr std::int32_t kCompute32F = 68, kCompute32I = 72;
 inline constexpr std::int32_t kNotTransposed = 0, kTransposed = 1;
-inline constexpr std::int32_t kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8;
-inline constexpr std::int32_t kDescMultiprocessors = 15, kDescBiasType = 26;
+inline constexpr std::int32_t kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8, kDescBiasType = 26;
 inline constexpr std::int32_t kEpilogueBias = 4;
 inline constexpr std::int32_t kPreferWorkspace = 1, kPreferAlignA = 5, kPreferAlignB = 6, kPreferAlignC = 7, kPreferAlignD = 8;
 

@@ -1,7 +1,6 @@
 #include "ops/cuda/cuda_ops.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/check.h"
@@ -107,12 +106,6 @@ std::unique_ptr<LinearWeight> CudaOps::create_linear(std::int64_t in, std::vecto
   return std::make_unique<CudaLinear>(context_, in, std::move(part_rows), bias);
 }
 
-/// A few are left to the stream that expands the next weights, which is bound by bytes alone.
-int CudaOps::multiprocessors_for(const CudaLinear& weight) const {
-  static const int left = [] { const char* value = std::getenv("PIPELORA_LEFT"); return value ? std::atoi(value) : 0; }();
-  return weight.takes_turns() && left > 0 ? device_.multiprocessors() - left : 0;
-}
-
 void CudaOps::multiply(const Product& product) { products_.run(product, product_workspace_->data(), device_.stream()); }
 
 void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
@@ -132,6 +125,11 @@ void CudaOps::linear_forward(const LinearForward& call) {
     inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
   }
   if (!call.y) return;
+  if (call.x.rows <= kFewTokens && !weight.is_int8()) {
+    if (inner_cols > 0)
+      inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
+    if (weight.forward_few(call)) return;
+  }
   if (weight.is_int8())
     forward_int8(call, weight);
   else
@@ -141,7 +139,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
 void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   const bool joins = call.y && !weight.is_int8();
-  if (!call.lora.pairs.empty() && call.x_has_room) {
+  if (!call.lora.pairs.empty() && call.x_has_room && call.x.rows > kFewTokens) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const std::size_t bytes = lora_inner_bytes(call.x, tiles.size());
     const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
@@ -162,7 +160,6 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
   const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
   const Tensor matrix = weight.expanded(true);
   Product product;
-  product.multiprocessors = multiprocessors_for(weight);
   product.c = call.residual;
   product.d = call.y;
   product.bias = weight.bias();
@@ -275,7 +272,6 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
 
   const Tensor matrix = weight.expanded(false);
   Product product;
-  product.multiprocessors = multiprocessors_for(weight);
   product.b_transposed = false;
   product.d = call.dx;
   if (joined) {

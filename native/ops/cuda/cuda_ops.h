@@ -35,9 +35,7 @@ class CudaOps final : public Ops {
   void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
 
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
-  std::int64_t room_for_lora(std::int64_t inner_cols) const override {
-    return (tail_columns(inner_cols) + 63) / 64 * 64;  // rows stay aligned to 128 bytes
-  }
+  std::int64_t room_for_lora(std::int64_t inner_cols) const override { return tail_columns(inner_cols); }
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_weight_grad(const LoraWeightGrad& call) override;
@@ -61,7 +59,6 @@ class CudaOps final : public Ops {
 
  private:
   void multiply(const Product& product);
-  int multiprocessors_for(const CudaLinear& weight) const;
   /// The product of a weight that is no 8-bit one; `inner_ready`: the inner vectors stand behind x already.
   void forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.

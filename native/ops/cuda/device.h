@@ -36,7 +36,6 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   int index() const { return index_; }
-  int multiprocessors() const { return multiprocessors_; }
   /// Makes the GPU this thread's and gives the stream that everything runs on.
   cudaStream_t stream();
 
@@ -57,7 +56,6 @@ class Device {
   void fill(char* to, const char* from, std::size_t bytes);
 
   int index_;
-  int multiprocessors_ = 0;
   cudaStream_t stream_ = nullptr;
   char* pinned_ = nullptr;
   std::array<cudaEvent_t, kSlots> slot_done_{};

@@ -7,6 +7,7 @@
 #include "ops/cuda/check.h"
 #include "ops/cuda/int8.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/lora.h"
 #include "pipelora/error.h"
 #include "quant/state.h"
 
@@ -77,27 +78,50 @@ void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
   }
   if (slot.holds != &weight) fill(weight, slot, stream);
 
-  const Step now{&weight, forward};
-  if (last_.weight != nullptr) next_[last_] = now;
-  last_ = now;
+  remember({&weight, forward});
   look_ahead(&slot);
 }
 
+// The same weight comes up in several places of a step (forward, recomputed, backward): where the last step stands in the
+// past is told by the steps before it.
+void ExpandedPool::remember(const Step& step) {
+  constexpr std::size_t kLongest = 1 << 14, kContext = 8;
+  if (past_.size() >= kLongest) {
+    past_.erase(past_.begin(), past_.begin() + kLongest / 2);
+    place_ = place_ > kLongest / 2 ? place_ - kLongest / 2 : 0;
+  }
+  past_.push_back(step);
+  const std::size_t last = past_.size() - 1;
+  if (place_ > 0 && place_ + 1 < last && past_[place_ + 1] == step) {
+    ++place_;
+    return;
+  }
+  place_ = 0;
+  std::size_t best = 0;
+  for (std::size_t at = last; at-- > 1;) {
+    if (!(past_[at] == step)) continue;
+    std::size_t same = 1;
+    while (same < kContext && same <= at && past_[at - same] == past_[last - same]) ++same;
+    if (same <= best) continue;
+    best = same;
+    place_ = at;
+    if (same == kContext) return;
+  }
+}
+
 void ExpandedPool::look_ahead(const Slot* busy) {
-  constexpr std::size_t kAhead = 4;
+  constexpr std::size_t kAhead = 8;
+  if (place_ == 0) return;
   std::array<const Slot*, kAhead + 1> needed{busy};
-  Step step = last_;
-  for (std::size_t i = 1; i <= kAhead; ++i) {
-    const auto found = next_.find(step);
-    if (found == next_.end()) return;
-    step = found->second;
-    Slot& target = step.weight->slot();
-    const bool free = std::find(needed.begin(), needed.begin() + static_cast<std::ptrdiff_t>(i), &target) == needed.begin() + static_cast<std::ptrdiff_t>(i);
+  for (std::size_t i = 1; i <= kAhead && place_ + i < past_.size(); ++i) {
+    const CudaLinear& weight = *past_[place_ + i].weight;
+    Slot& target = weight.slot();
+    const auto end = needed.begin() + static_cast<std::ptrdiff_t>(i);
+    const bool free = std::find(needed.begin(), end, &target) == end;
     needed[i] = &target;
-    if (target.holds == step.weight) continue;
-    if (!free || target.pending) return;
+    if (target.holds == &weight || !free || target.pending) continue;
     check(cudaStreamWaitEvent(ahead_, target.used, 0), "waiting for a product");
-    fill(*step.weight, target, ahead_);
+    fill(weight, target, ahead_);
     check(cudaEventRecord(target.filled, ahead_), "cudaEventRecord");
     target.pending = true;
   }
@@ -115,8 +139,8 @@ void ExpandedPool::forget(const CudaLinear* weight) {
     slot.pending = false;
     slot.holds = nullptr;
   }
-  next_.clear();
-  last_ = Step{};
+  past_.clear();
+  place_ = 0;
 }
 
 CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std::int64_t> rows, bool has_bias)
@@ -137,7 +161,7 @@ CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std
 
 CudaLinear::~CudaLinear() { context_.pool.forget(this); }
 
-void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = (inner_cols + 15) / 16 * 16; }
+void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = tail_columns(inner_cols); }
 
 std::size_t CudaLinear::bytes() const {
   std::size_t total = 0;
@@ -359,6 +383,29 @@ Tensor CudaLinear::expanded(bool forward) const {
 
 void CudaLinear::done() const {
   if (takes_turns()) context_.pool.release(slot());
+}
+
+bool CudaLinear::forward_few(const LinearForward& call) const {
+  const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
+  if (!four_bit || kept_ || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
+  for (const Part& part : parts_) {
+    FewTokens few;
+    few.x = call.x;
+    few.y = call.y.columns(part.first, part.rows);
+    if (call.residual) few.residual = call.residual.columns(part.first, part.rows);
+    if (bias_) few.bias = static_cast<const char*>(bias_->data()) + static_cast<std::size_t>(part.first) * dtype_bytes(context_.compute);
+    for (const LoraView& pair : call.lora.pairs) {
+      if (pair.first_column != part.first) continue;
+      few.inner = call.inner.columns(pair.first_inner, pair.bt.rows);
+      few.bt = pair.bt;
+      few.scale = pair.scale;
+    }
+    if (!product_of_few(part.packed, context_.tables, few, context_.device.stream())) {
+      if (&part == &parts_.front()) return false;
+      throw Error(kEngineFailed, "the parts of one weight do not suit the same product");
+    }
+  }
+  return true;
 }
 
 }  // namespace pipelora::cuda

@@ -17,7 +17,7 @@ class CudaLinear;
 /// Memory for weights expanded to the compute dtype, one matrix a shape: the blocks of a model take turns.
 ///
 /// Expanding moves bytes, products compute: what is needed next is expanded on a second stream while the first one works.
-/// What comes next is learnt from the last time: a model uses its weights in the same order every step.
+/// What comes next is foreseen from the past: a model uses its weights in the same order every step.
 class ExpandedPool {
  public:
   explicit ExpandedPool(Device& device);
@@ -43,7 +43,7 @@ class ExpandedPool {
   struct Step {
     const CudaLinear* weight = nullptr;
     bool forward = true;
-    auto operator<=>(const Step&) const = default;
+    bool operator==(const Step&) const = default;
   };
   void fill(const CudaLinear& weight, Slot& slot, cudaStream_t stream);
   /// Expands what is expected after the last step into slots that no step until then needs; `busy`: the slot in use, or null.
@@ -52,8 +52,10 @@ class ExpandedPool {
   Device& device_;
   cudaStream_t ahead_ = nullptr;
   std::map<std::tuple<std::int64_t, std::int64_t, DType>, Slot> slots_;
-  std::map<Step, Step> next_;
-  Step last_;
+  void remember(const Step& step);
+
+  std::vector<Step> past_;
+  std::size_t place_ = 0;  // in the past, of what the last step repeats; 0: of nothing
 };
 
 /// What weights share.
@@ -89,6 +91,8 @@ class CudaLinear final : public LinearWeight {
 
   /// Whether other weights may be expanded while a product with this one runs.
   bool takes_turns() const { return !held_as_computed() && !kept_; }
+  /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
+  bool forward_few(const LinearForward& call) const;
   bool is_int8() const { return spec_.quantisation == Quantisation::int8; }
   float threshold() const { return spec_.threshold; }
   /// int8: [out, in] rows of codes, and [out] scales.

@@ -11,8 +11,8 @@
 
 namespace pipelora::cuda {
 
-/// Columns that LoRA adds to a product's inner dimension: the inner vectors, padded.
-inline constexpr std::int64_t kTailAlign = 16;
+/// Columns that LoRA adds to a product's inner dimension: the inner vectors, padded to what products take at a time.
+inline constexpr std::int64_t kTailAlign = 64;
 constexpr std::int64_t tail_columns(std::int64_t inner_cols) {
   return (inner_cols + kTailAlign - 1) / kTailAlign * kTailAlign;
 }

@@ -32,6 +32,22 @@ struct Packed4 {
 /// to [rows, in] (strided) in its dtype.
 void dequantise4(const Packed4& weight, const QuantTables& tables, const Tensor& to, cudaStream_t stream);
 
+/// Most tokens for which a product reads the 4-bit codes itself.
+inline constexpr std::int64_t kFewTokens = 4;
+
+struct FewTokens {
+  Tensor x;           // [T, in], T <= kFewTokens
+  const void* bias = nullptr;  // of these rows, in y's dtype, or null
+  Tensor residual;    // [T, rows] or empty
+  Tensor inner;       // [T, R] f32 of the pair that applies to these rows, or empty
+  Tensor bt;          // [R, rows] f32
+  float scale = 0;
+  Tensor y;           // [T, rows] in x's dtype
+};
+/// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W: its values are those of dequantise4, the sums f32.
+/// False, and nothing done, where shapes do not suit.
+bool product_of_few(const Packed4& weight, const QuantTables& tables, const FewTokens& call, cudaStream_t stream);
+
 /// source [count] dense, a floating dtype, each element first rounded to `as`. Blocks [0, blocks) are written;
 /// *bad becomes the index (plus `base`) of the first element that is not finite, if smaller than it was.
 void quantise4(const void* source, DType dtype, DType as, std::int64_t count, int block_shift, quant::FourBit type,

@@ -81,6 +81,92 @@ __global__ void dequantise4_plain_kernel(Packed4 w, Codes codes, const float* ma
   to[element / w.in * stride + element % w.in] = narrow<T>(rounded_to(value, Via{}));
 }
 
+template <class T>
+struct FewCall {
+  const T* x;
+  std::int64_t x_stride;
+  const T* bias;
+  const T* residual;
+  std::int64_t residual_stride;
+  const float* inner;
+  std::int64_t inner_stride;
+  const float* bt;
+  std::int64_t bt_stride;
+  int rank;
+  float scale;
+  T* y;
+  std::int64_t y_stride;
+};
+
+constexpr int kFewRows = 2;  // of the weight, a warp
+
+// A lane takes 32 neighbouring elements of a row at a time. x lies in shared memory so that the lanes' j-th elements are next
+// to each other.
+template <class T, class Via, int kTokens>
+__global__ void __launch_bounds__(kThreads) product_of_few_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
+  extern __shared__ float x_shared[];  // [kTokens][pieces of 1024][32][32]
+  __shared__ float table[16][32];
+  __shared__ float scales[256];
+  const int pieces = static_cast<int>((w.in + 1023) / 1024);
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) table[i / 32][i % 32] = codes.value[i / 32];
+  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
+  for (int i = static_cast<int>(threadIdx.x); i < kTokens * pieces * 1024; i += kThreads) {
+    const int t = i / (pieces * 1024), c = i % (pieces * 1024);
+    const int at = (c / 1024 * 32 + c % 32) * 32 + c % 1024 / 32;
+    x_shared[t * pieces * 1024 + at] = c < w.in ? widen(call.x[t * call.x_stride + c]) : 0.0f;
+  }
+  __syncthreads();
+  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * kFewRows;
+  if (first >= w.rows) return;
+  float sums[kFewRows][kTokens] = {};
+  for (int piece = 0; piece < pieces; ++piece) {
+    const std::int64_t c = piece * 1024 + lane * 32;
+    uint4 bits[kFewRows];
+    float scale[kFewRows];
+#pragma unroll
+    for (int r = 0; r < kFewRows; ++r) {
+      const std::int64_t element = min(first + r, w.rows - 1) * w.in + c;
+      const bool in = c < w.in;
+      bits[r] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed + element / 2)) : make_uint4(0, 0, 0, 0);
+      scale[r] = in ? scale_of(w, scales, offset, element >> w.block_shift) : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < 32; j += 2) {
+      float x[2][kTokens];
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        x[0][t] = x_shared[t * pieces * 1024 + (piece * 32 + j) * 32 + lane];
+        x[1][t] = x_shared[t * pieces * 1024 + (piece * 32 + j + 1) * 32 + lane];
+      }
+#pragma unroll
+      for (int r = 0; r < kFewRows; ++r) {
+        const std::uint32_t word = j / 8 == 0 ? bits[r].x : j / 8 == 1 ? bits[r].y : j / 8 == 2 ? bits[r].z : bits[r].w;
+        const std::uint32_t byte = word >> (j % 8 * 4) & 0xFFu;
+        const float a = rounded_to(rounded_to(table[byte >> 4][lane] * scale[r], Via{}), T{});
+        const float b = rounded_to(rounded_to(table[byte & 15u][lane] * scale[r], Via{}), T{});
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) sums[r][t] += a * x[0][t] + b * x[1][t];
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kFewRows; ++r) {
+    const std::int64_t row = first + r;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      float total = warp_sum(sums[r][t]);
+      if (lane != 0 || row >= w.rows) continue;
+      if (call.bias != nullptr) total += widen(call.bias[row]);
+      if (call.residual != nullptr) total += widen(call.residual[t * call.residual_stride + row]);
+      float term = 0;
+      for (int k = 0; k < call.rank; ++k) term += call.inner[t * call.inner_stride + k] * call.bt[k * call.bt_stride + row];
+      call.y[t * call.y_stride + row] = narrow<T>(total + call.scale * term);
+    }
+  }
+}
+
 // One warp a block.
 template <class T, class As>
 __global__ void quantise4_kernel(const T* source, std::int64_t count, int shift, Search search, std::uint8_t* packed,
@@ -189,6 +275,50 @@ void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, 
       with_float(w.via, launch);
   });
   check_launch("dequantise4");
+}
+
+bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens& call, cudaStream_t stream) {
+  const std::int64_t tokens = call.x.rows, pieces = (w.in + 1023) / 1024;
+  const auto bytes = static_cast<std::size_t>(tokens * pieces * 1024) * sizeof(float);
+  constexpr std::size_t kMostShared = 160 << 10;
+  if (tokens < 1 || tokens > kFewTokens || w.in % 32 != 0 || w.block_shift < 5 || bytes > kMostShared ||
+      reinterpret_cast<std::uintptr_t>(w.packed) % 16 != 0)
+    return false;
+  with_float(call.y.dtype, [&]<class T>(T) {
+    FewCall<T> few{};
+    few.x = call.x.as<T>();
+    few.x_stride = call.x.stride;
+    few.bias = static_cast<const T*>(call.bias);
+    few.residual = call.residual.as<T>();
+    few.residual_stride = call.residual.stride;
+    few.inner = call.inner.as<float>();
+    few.inner_stride = call.inner.stride;
+    few.bt = call.bt.as<float>();
+    few.bt_stride = call.bt.stride;
+    few.rank = static_cast<int>(call.bt.rows);
+    few.scale = call.scale;
+    few.y = call.y.as<T>();
+    few.y_stride = call.y.stride;
+    const auto launch = [&]<class Via>(Via) {
+      const auto run = [&]<int kTokens>() {
+        const auto kernel = product_of_few_kernel<T, Via, kTokens>;
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a product");
+        kernel<<<blocks_for(w.rows, kThreads / 32 * kFewRows), kThreads, bytes, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
+      };
+      switch (tokens) {
+        case 1: return run.template operator()<1>();
+        case 2: return run.template operator()<2>();
+        case 3: return run.template operator()<3>();
+        default: return run.template operator()<4>();
+      }
+    };
+    if (w.via == call.y.dtype || w.via == DType::f32)
+      launch(float{});
+    else
+      with_float(w.via, launch);
+  });
+  check_launch("product_of_few");
+  return true;
 }
 
 void quantise4(const void* source, DType dtype, DType as, std::int64_t count, int block_shift, quant::FourBit type,
