@@ -5,10 +5,39 @@
 #include "addon/random.h"
 #include "addon/tensor_object.h"
 #include "pipelora/cpu.h"
+#include "pipelora/cuda.h"
 
 namespace pipelora::addon {
 
 namespace {
+
+#ifdef PIPELORA_CUDA
+Napi::Value cuda_capabilities(Napi::Env env) {
+  const CudaInfo info = cuda_info();
+  Napi::Array devices = Napi::Array::New(env, info.devices.size());
+  for (std::size_t i = 0; i < info.devices.size(); ++i) {
+    const CudaDevice& found = info.devices[i];
+    Napi::Object device = Napi::Object::New(env);
+    Napi::Array capability = Napi::Array::New(env, 2);
+    capability.Set(0u, Napi::Number::New(env, found.major));
+    capability.Set(1u, Napi::Number::New(env, found.minor));
+    device.Set("index", Napi::Number::New(env, found.index));
+    device.Set("name", Napi::String::New(env, found.name));
+    device.Set("capability", capability);
+    device.Set("totalBytes", Napi::Number::New(env, static_cast<double>(found.total_bytes)));
+    device.Set("freeBytes", Napi::Number::New(env, static_cast<double>(found.free_bytes)));
+    devices.Set(static_cast<std::uint32_t>(i), device);
+  }
+  Napi::Object cuda = Napi::Object::New(env);
+  cuda.Set("runtime", Napi::Number::New(env, info.runtime));
+  cuda.Set("driver", Napi::Number::New(env, info.driver));
+  cuda.Set("devices", devices);
+  cuda.Set("reason", info.reason.empty() ? env.Null() : Napi::String::New(env, info.reason).As<Napi::Value>());
+  return cuda;
+}
+#else
+Napi::Value cuda_capabilities(Napi::Env env) { return env.Null(); }
+#endif
 
 Napi::Value capabilities(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -22,7 +51,7 @@ Napi::Value capabilities(const Napi::CallbackInfo& info) {
   result.Set("version", Napi::String::New(env, PIPELORA_VERSION));
   result.Set("build", Napi::String::New(env, PIPELORA_BUILD));
   result.Set("cpu", cpu);
-  result.Set("cuda", env.Null());
+  result.Set("cuda", cuda_capabilities(env));
   return result;
 }
 

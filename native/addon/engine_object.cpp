@@ -1,10 +1,12 @@
 #include "addon/engine_object.h"
 
+#include <charconv>
 #include <optional>
 
 #include "addon/convert.h"
 #include "addon/tensor_object.h"
 #include "pipelora/cpu.h"
+#include "pipelora/cuda.h"
 #include "pipelora/error.h"
 
 namespace pipelora::addon {
@@ -27,7 +29,15 @@ Napi::Value reject(Napi::Env env, std::exception_ptr failure) {
 
 std::unique_ptr<Ops> make_ops(const std::string& device, DType compute, int threads) {
   if (device == "cpu") return make_cpu_ops(compute, threads);
+#ifdef PIPELORA_CUDA
+  int index = 0;
+  const char* end = device.data() + device.size();
+  if (device.starts_with("cuda:") && std::from_chars(device.data() + 5, end, index).ptr == end && device.size() > 5)
+    return make_cuda_ops(index, compute);
+  throw Error(kDeviceUnavailable, "device " + device + ": expected cpu or cuda:N");
+#else
   throw Error(kDeviceUnavailable, "device " + device + ": this build has the CPU only");
+#endif
 }
 
 struct Passed {
