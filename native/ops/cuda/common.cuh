@@ -121,7 +121,7 @@ __device__ inline F block_sum(F x, F* shared) {
   return total;
 }
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 /// What says which elements of LoRA's input are kept; `position` null: all.
 struct Mask {

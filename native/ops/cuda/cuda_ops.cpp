@@ -179,7 +179,7 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
     x = wide.tensor().columns(0, call.x.cols);
   }
   if (!inner_ready) inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
-  append_columns(matrix, call.lora, tail, stream);
+  append_columns(matrix, call.lora, stream);
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
   multiply(product);

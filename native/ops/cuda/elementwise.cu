@@ -107,7 +107,8 @@ __global__ void swiglu_backward_kernel(const T* gate, std::int64_t gate_stride, 
 
 void copy(const Tensor& from, const Tensor& to, cudaStream_t stream) {
   if (from.rows == 0 || from.cols == 0) return;
-  if (from.dtype == to.dtype) {
+  const bool floating = from.dtype == DType::f32 || from.dtype == DType::bf16 || from.dtype == DType::f16;
+  if (!floating) {
     const std::size_t size = dtype_bytes(from.dtype);
     check(cudaMemcpy2DAsync(to.data, static_cast<std::size_t>(to.stride) * size, from.data,
                             static_cast<std::size_t>(from.stride) * size, static_cast<std::size_t>(from.cols) * size,

@@ -59,6 +59,8 @@ ExpandedPool::Slot& ExpandedPool::slot(std::int64_t rows, std::int64_t stride, D
   Slot& found = slots_[{rows, stride, dtype}];
   if (!found.memory) {
     found.memory = device_.allocate("an expanded weight", static_cast<std::size_t>(rows * stride) * dtype_bytes(dtype));
+    // What stands behind the weight's columns and LoRA's stays zero.
+    check(cudaMemsetAsync(found.memory->data(), 0, found.memory->bytes(), device_.stream()), "an expanded weight");
     check(cudaEventCreateWithFlags(&found.filled, cudaEventDisableTiming), "cudaEventCreate");
     check(cudaEventCreateWithFlags(&found.used, cudaEventDisableTiming), "cudaEventCreate");
   }
@@ -184,6 +186,7 @@ void CudaLinear::start(const HoldSpec& hold) {
   switch (hold.quantisation) {
     case Quantisation::none:
       memory_ = device.allocate("a weight", static_cast<std::size_t>(rows_padded() * stride()) * dtype_bytes(hold.dtype));
+      check(cudaMemsetAsync(memory_->data(), 0, memory_->bytes(), device.stream()), "a weight");
       if (hold.dtype != context_.compute) slot();
       break;
     case Quantisation::nf4:
@@ -201,10 +204,12 @@ void CudaLinear::start(const HoldSpec& hold) {
       break;
   }
   if (hold.quantisation != Quantisation::none) {
-    if (hold.keep_expanded)
+    if (hold.keep_expanded) {
       kept_ = device.allocate("an expanded weight", static_cast<std::size_t>(rows_padded() * stride()) * dtype_bytes(context_.compute));
-    else
+      check(cudaMemsetAsync(kept_->data(), 0, kept_->bytes(), device.stream()), "an expanded weight");
+    } else {
       slot();
+    }
   }
 }
 
@@ -387,7 +392,7 @@ void CudaLinear::done() const {
 
 bool CudaLinear::forward_few(const LinearForward& call) const {
   const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
-  if (!four_bit || kept_ || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
+  if (!four_bit || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
   for (const Part& part : parts_) {
     FewTokens few;
     few.x = call.x;

@@ -469,10 +469,10 @@ AppendSet append_set(const LoraSet& lora, bool columns) {
 
 }  // namespace
 
-void append_columns(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream) {
+void append_columns(const Tensor& weight, const LoraSet& lora, cudaStream_t stream) {
   const AppendSet set = append_set(lora, true);
   with_float(weight.dtype, [&]<class T>(T) {
-    const dim3 grid(blocks_for(weight.rows, 128), static_cast<unsigned>(tail / 8));
+    const dim3 grid(blocks_for(weight.rows, 128), blocks_for(lora.inner_cols, 8));
     append_columns_kernel<T><<<grid, 128, 0, stream>>>(weight.as<T>(), weight.stride, weight.rows, weight.cols, set, eights(weight));
   });
   check_launch("append_columns");

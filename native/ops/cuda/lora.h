@@ -53,8 +53,9 @@ bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<L
 std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
 std::vector<LoraTile> backward_tiles(const LoraSet& lora);
 
-/// Writes B behind the rows of an expanded weight [out, in]: weight[o, in + j], j < tail, zero where there is none.
-void append_columns(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream);
+/// Writes B behind the rows of an expanded weight [out, in]: weight[o, in + j] for the inner columns j, zero where a pair does
+/// not apply to a row. The rest of the tail is zero from the start.
+void append_columns(const Tensor& weight, const LoraSet& lora, cudaStream_t stream);
 /// Writes A below it: weight[out + j, c].
 void append_rows(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream);
 

@@ -100,11 +100,12 @@ struct FewCall {
 
 constexpr int kFewRows = 2;  // of the weight, a warp
 
-// A lane takes 32 neighbouring elements of a row at a time. x lies in shared memory so that the lanes' j-th elements are next
-// to each other.
+// A lane takes 32 neighbouring elements of a row at a time. x lies in shared memory with a gap behind every 32 elements, so that
+// the lanes' j-th elements lie in different banks.
+constexpr int kPieceFloats = 1024 + 32;
 template <class T, class Via, int kTokens>
 __global__ void __launch_bounds__(kThreads) product_of_few_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
-  extern __shared__ float x_shared[];  // [kTokens][pieces of 1024][32][32]
+  extern __shared__ float x_shared[];  // [kTokens][pieces][kPieceFloats]
   __shared__ float table[16][32];
   __shared__ float scales[256];
   const int pieces = static_cast<int>((w.in + 1023) / 1024);
@@ -112,8 +113,7 @@ __global__ void __launch_bounds__(kThreads) product_of_few_kernel(Packed4 w, Cod
   if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
   for (int i = static_cast<int>(threadIdx.x); i < kTokens * pieces * 1024; i += kThreads) {
     const int t = i / (pieces * 1024), c = i % (pieces * 1024);
-    const int at = (c / 1024 * 32 + c % 32) * 32 + c % 1024 / 32;
-    x_shared[t * pieces * 1024 + at] = c < w.in ? widen(call.x[t * call.x_stride + c]) : 0.0f;
+    x_shared[(t * pieces + c / 1024) * kPieceFloats + c % 1024 + c % 1024 / 32] = c < w.in ? widen(call.x[t * call.x_stride + c]) : 0.0f;
   }
   __syncthreads();
   const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kThreads) product_of_few_kernel(Packed4 w, Cod
       float x[2][kTokens];
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        x[0][t] = x_shared[t * pieces * 1024 + (piece * 32 + j) * 32 + lane];
-        x[1][t] = x_shared[t * pieces * 1024 + (piece * 32 + j + 1) * 32 + lane];
+        x[0][t] = x_shared[(t * pieces + piece) * kPieceFloats + lane * 33 + j];
+        x[1][t] = x_shared[(t * pieces + piece) * kPieceFloats + lane * 33 + j + 1];
       }
 #pragma unroll
       for (int r = 0; r < kFewRows; ++r) {
@@ -279,7 +279,7 @@ void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, 
 
 bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens& call, cudaStream_t stream) {
   const std::int64_t tokens = call.x.rows, pieces = (w.in + 1023) / 1024;
-  const auto bytes = static_cast<std::size_t>(tokens * pieces * 1024) * sizeof(float);
+  const auto bytes = static_cast<std::size_t>(tokens * pieces * kPieceFloats) * sizeof(float);
   constexpr std::size_t kMostShared = 160 << 10;
   if (tokens < 1 || tokens > kFewTokens || w.in % 32 != 0 || w.block_shift < 5 || bytes > kMostShared ||
       reinterpret_cast<std::uintptr_t>(w.packed) % 16 != 0)
