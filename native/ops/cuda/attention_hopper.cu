@@ -476,34 +476,33 @@ bool on_hopper() {
   return major == 9;
 }
 
+/// Heads of up to this many columns go to attention_tiles.cu: with one panel of 64 columns the forward kernel's second tile of
+/// keys comes out wrong, for a reason not found yet (cuda_kernels shows it).
+constexpr std::int64_t kNarrowHead = 64;
+
 /// Several warpgroups share a tile where sequences are long.
 bool long_rows(const Sequences& sequences) { return sequences.tokens >= 160 * sequences.count(); }
 
 }  // namespace
 
 bool attention_forward_hopper(const AttentionForward& call, cudaStream_t stream) {
-  if (!on_hopper()) return false;
+  if (call.head_dim <= kNarrowHead || !on_hopper()) return false;
   const Shape shape = shape_of(call);
-  const bool wide = long_rows(*call.sequences);
   with_half(call.q.dtype, [&]<class T>(T) {
-    if (call.head_dim <= 64)
-      wide ? launch_forward<T, 64, 3>(call, shape, stream) : launch_forward<T, 64, 1>(call, shape, stream);
-    else
-      wide ? launch_forward<T, 128, 3>(call, shape, stream) : launch_forward<T, 128, 1>(call, shape, stream);
+    long_rows(*call.sequences) ? launch_forward<T, 128, 3>(call, shape, stream) : launch_forward<T, 128, 1>(call, shape, stream);
   });
   check_launch("attention_forward");
   return true;
 }
 
 bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
-  if (!on_hopper()) return false;
+  if (call.head_dim <= kNarrowHead || !on_hopper()) return false;
   const Shape shape = shape_of(call);
-  const bool wide = long_rows(*call.sequences);
   with_half(call.q.dtype, [&]<class T>(T) {
-    if (call.head_dim <= 64)
-      wide ? launch_backward<T, 64, 3, 2>(call, delta, shape, stream) : launch_backward<T, 64, 1, 1>(call, delta, shape, stream);
+    if (long_rows(*call.sequences))
+      launch_backward<T, 128, 3, 2>(call, delta, shape, stream);
     else
-      wide ? launch_backward<T, 128, 3, 2>(call, delta, shape, stream) : launch_backward<T, 128, 1, 1>(call, delta, shape, stream);
+      launch_backward<T, 128, 1, 1>(call, delta, shape, stream);
   });
   check_launch("attention_backward");
   return true;
