@@ -476,8 +476,8 @@ bool on_hopper() {
   return major == 9;
 }
 
-/// Heads of up to this many columns go to attention_tiles.cu: with one panel of 64 columns the forward kernel's second tile of
-/// keys comes out wrong, for a reason not found yet (cuda_kernels shows it).
+/// Heads of up to this many columns go to attention_tiles.cu. With a single panel of 64 columns (E = 64) the forward kernel's
+/// second tile of keys came out wrong, for a reason not found.
 constexpr std::int64_t kNarrowHead = 64;
 
 /// Several warpgroups share a tile where sequences are long.
