@@ -31,7 +31,7 @@ export function benchCpu(print: (row: object) => void): void {
         ...change,
       };
       const stepMs = median(stepTimes(options));
-      const row = { row: name, step_ms: round(stepMs), tokens_per_s: round((ROWS * TOKENS * 1000) / stepMs) };
+      const row = { row: name, step_ms: round(stepMs), tokens_per_s: round((batches * ROWS * TOKENS * 1000) / stepMs) };
       print(row);
       return row.tokens_per_s;
     };
@@ -44,6 +44,9 @@ export function benchCpu(print: (row: object) => void): void {
     }
     const two = ours("two workers, a core each, f32, 1f1b", { workers: 2 });
     print({ row: "two workers against one on one core", ratio: round(two / one, 3) });
+    const oneDeep = ours("one worker, one core, f32, 16 rows a step", { cores: "0" }, 2);
+    const twoDeep = ours("two workers, a core each, f32, 16 rows a step", { workers: 2 }, 2);
+    print({ row: "two workers against one on one core, 16 micro-batches", ratio: round(twoDeep / oneDeep, 3) });
     ours("two workers, a core each, f32, sequential", { workers: 2, flags: ["--schedule", "sequential"] });
     const half = ours("one worker, one core, bf16", {
       cores: "0",
@@ -59,7 +62,9 @@ export function benchCpu(print: (row: object) => void): void {
 function torch(peer: string, config: string, threads: number, print: (row: object) => void): number | null {
   const cores = threads === 1 ? "0" : "0,1";
   const command = ["-c", cores, "/usr/bin/python3", peer, config, String(threads), String(ROWS), String(TOKENS)];
-  const result = spawnSync("taskset", command, { encoding: "utf8" });
+  // Debian's OpenBLAS chooses its own kernels: settings that hold it back elsewhere stay out.
+  const { OPENBLAS_CORETYPE: _core, OPENBLAS_L2_SIZE: _cache, ...env } = process.env;
+  const result = spawnSync("taskset", command, { encoding: "utf8", env });
   if (result.status !== 0) {
     print({ row: "PyTorch", skipped: "needs Debian's python3-torch and libopenblas0-pthread" });
     return null;

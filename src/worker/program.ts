@@ -51,7 +51,9 @@ async function runChildren(devices: readonly string[], argv: readonly string[], 
       env: { ...process.env, [LOCAL_INDEX]: String(index), [NODE_DEVICES]: String(devices.length) },
     }),
   );
+  let stopping = false;
   const stop = (signal: NodeJS.Signals) => {
+    stopping = true;
     for (const child of children) child.kill(signal);
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stop(signal));
@@ -61,7 +63,7 @@ async function runChildren(devices: readonly string[], argv: readonly string[], 
         new Promise<number>((resolve) => {
           child.on("error", () => resolve(1));
           child.on("exit", (code, signal) => {
-            if (code !== 0) {
+            if (code !== 0 && !stopping) {
               log.error(`the worker of ${devices[index]} ended with ${signal ?? `code ${code}`}`);
               stop("SIGTERM");
             }
