@@ -20,16 +20,10 @@ export function benchCpu(print: (row: object) => void): void {
   try {
     const { vocab_size: vocab } = JSON.parse(readFileSync(config, "utf8")) as { vocab_size: number };
     const workload = makeWorkload(folder, config, vocab, ROWS * STEPS, TOKENS);
-    const ours = (name: string, change: Partial<RunOptions>) => {
-      const options = {
-        ...workload,
-        output: join(folder, "out"),
-        workers: 1,
-        threads: 1,
-        cores: null,
-        steps: STEPS,
-        ...change,
-      };
+    const ours = (name: string, change: Partial<RunOptions>, batches = 1) => {
+      const run = { output: join(folder, "out"), workers: 1, threads: 1, cores: null, steps: STEPS };
+      const flags = [...(change.flags ?? []), "--gradient-accumulation-steps", String(batches)];
+      const options = { ...workload, ...run, ...change, flags };
       const stepMs = median(stepTimes(options));
       const row = { row: name, step_ms: round(stepMs), tokens_per_s: round((batches * ROWS * TOKENS * 1000) / stepMs) };
       print(row);
