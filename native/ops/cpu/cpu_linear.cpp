@@ -135,12 +135,12 @@ std::unique_ptr<LinearWeight> CpuOps::create_linear(std::int64_t in, std::vector
   return std::make_unique<CpuLinearWeight>(*this, in, std::move(part_rows), bias);
 }
 
-const std::uint8_t* CpuOps::mask(const LoraView& pair, const LoraSet& lora, const Sequences& sequences, std::int64_t in,
+const std::uint8_t* CpuOps::mask(const LoraView& pair, const LoraSet& lora, const Sequences* sequences, std::int64_t in,
                                  std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,
                                  std::uint8_t* storage) {
   if (lora.dropout == nullptr || pair.dropout <= 0) return nullptr;
-  const MaskRows rows{*lora.dropout, pair.module_id, dropout_threshold(pair.dropout), in, sequences.row.host.data(),
-                      sequences.position.host.data()};
+  const MaskRows rows{*lora.dropout, pair.module_id, dropout_threshold(pair.dropout), in, sequences->row.host.data(),
+                      sequences->position.host.data()};
   kernels_.dropout_mask(rows, begin, end, first, count, storage, mask_stride(count));
   return storage;
 }
@@ -156,7 +156,7 @@ void CpuOps::linear_forward(const LinearForward& call) {
       auto& masks = threads_[static_cast<std::size_t>(thread)]->masks;
       masks.resize(static_cast<std::size_t>(kSkinnyRows * mask_stride(in)));
       for (const LoraView& pair : pairs) {
-        const std::uint8_t* bits = mask(pair, call.lora, *call.sequences, in, begin, begin + n, 0, in, masks.data());
+        const std::uint8_t* bits = mask(pair, call.lora, call.sequences, in, begin, begin + n, 0, in, masks.data());
         kernels_.skinny_dot(call.x.row_range(begin, n), pair.a, kept_factor(pair, call.lora), bits, mask_stride(in),
                             call.inner.row_range(begin, n).columns(pair.first_inner, pair.a.rows));
       }
@@ -223,7 +223,7 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
     own.masks.resize(std::max<std::size_t>(own.masks.size(), pairs.size() * static_cast<std::size_t>(tile.rows * stride)));
     std::uint8_t* storage = own.masks.data();
     for (const LoraView& pair : pairs) {
-      const std::uint8_t* bits = mask(pair, call.lora, *call.sequences, in, tile.row, tile.row + tile.rows, tile.col,
+      const std::uint8_t* bits = mask(pair, call.lora, call.sequences, in, tile.row, tile.row + tile.rows, tile.col,
                                       tile.cols, storage);
       storage += tile.rows * stride;
       own.terms.push_back({call.inner_grad.row_range(tile.row, tile.rows).columns(pair.first_inner, pair.a.rows),
@@ -262,7 +262,7 @@ void CpuOps::lora_weight_grad(const LoraWeightGrad& call) {
         continue;
       }
       for (const LoraView& pair : call.lora.pairs) {
-        const std::uint8_t* bits = mask(pair, call.lora, *call.sequences, in, begin, begin + n, first, count, masks.data());
+        const std::uint8_t* bits = mask(pair, call.lora, call.sequences, in, begin, begin + n, first, count, masks.data());
         kernels_.skinny_outer(inner_of(call.inner_grad, pair), call.x.row_range(begin, n).columns(first, count),
                               kept_factor(pair, call.lora), bits, stride, pair.grad_a.columns(first, count));
       }

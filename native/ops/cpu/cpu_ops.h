@@ -82,7 +82,7 @@ class CpuOps final : public Ops {
   template <class Body>
   void over_rows(std::int64_t rows, Body&& body);
   /// Masks of a pair for columns [first, first + count) of tokens [begin, end), or null without dropout.
-  const std::uint8_t* mask(const LoraView& pair, const LoraSet& lora, const Sequences& sequences, std::int64_t in,
+  const std::uint8_t* mask(const LoraView& pair, const LoraSet& lora, const Sequences* sequences, std::int64_t in,
                            std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,
                            std::uint8_t* storage);
 
