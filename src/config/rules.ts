@@ -48,7 +48,26 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     config.listen === null || config.workers === null,
     "--workers starts local workers; with --listen they join by themselves",
   );
+  const open = [
+    config.listen,
+    command === "worker" ? config.coordinator : null,
+    command === "worker" ? config.bind : null,
+  ];
+  const beyond = open.find((address) => address !== null && !isLoopback(address));
+  expect(
+    beyond === undefined || config.insecure,
+    `${beyond} is beyond loopback, where traffic is not encrypted: say --insecure`,
+  );
+  expect(
+    !(config.save_on_each_node && config.nnodes > 1),
+    "--save-on-each-node over several nodes is not available; the coordinator's node saves",
+  );
   return problems;
+}
+
+function isLoopback(address: string): boolean {
+  const host = address.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
+  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
 }
 
 /** What a checkpoint that is quantised already changes is seen when it is opened. */

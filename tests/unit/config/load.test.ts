@@ -66,6 +66,13 @@ test("contradictions are refused", async () => {
   assert.match(await problem({ lr_scheduler_type: "constant", warmup_steps: "5" }), /constant has no warm-up/);
 });
 
+test("nothing listens beyond loopback in plain text unasked", async () => {
+  assert.match(await problem({ listen: "0.0.0.0:7000" }), /0\.0\.0\.0:7000 is beyond loopback.*--insecure/);
+  await loadConfig("train", { ...needed, listen: "0.0.0.0:7000", insecure: true });
+  await loadConfig("train", { ...needed, listen: "127.0.0.1:7000" });
+  await assert.rejects(loadConfig("worker", { coordinator: "10.0.0.1:7000" }), /beyond loopback/);
+});
+
 test("what a command needs is asked for", async () => {
   await assert.rejects(
     loadConfig("train", {}),

@@ -1,0 +1,44 @@
+import { z } from "zod";
+import { choice, option, optional, positive, ratio, text } from "./vocabulary.ts";
+
+export const dataOptions = {
+  dataset: option(
+    "string",
+    "Data",
+    ["train", "plan"],
+    optional(text),
+    "Training rows: JSON, JSONL, CSV or Parquet.",
+    "FILE",
+  ),
+  eval_dataset: option("string", "Data", ["train"], optional(text), "Rows to evaluate on.", "FILE"),
+  validation_split: option(
+    "number",
+    "Data",
+    ["train"],
+    ratio.default(0),
+    "Share of the training rows held out for evaluation when no --eval-dataset is given.",
+    "SHARE",
+  ),
+  max_length: option(
+    "integer",
+    "Data",
+    ["train", "plan", "tokenize"],
+    positive.default(384),
+    "Rows are cut to this many tokens.",
+  ),
+  system: option(
+    "string",
+    "Data",
+    ["train", "plan", "tokenize", "generate", "chat"],
+    optional(z.string()),
+    "System line; none: the template's own.",
+  ),
+  template: option(
+    "string",
+    "Data",
+    ["train", "plan", "tokenize", "generate", "chat"],
+    choice(["auto", "tutorial", "chat"]).default("auto"),
+    "How rows become text: tutorial (ChatML as Qwen's tutorials encode it) or chat (the tokenizer's chat_template); auto: tutorial for Qwen (v1), else chat.",
+    "NAME",
+  ),
+};

@@ -1,0 +1,70 @@
+import { z } from "zod";
+import { count, flag, names, option, optional, positive, text } from "./vocabulary.ts";
+
+export const loraOptions = {
+  target_modules: option(
+    "list",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(z.union([names, text])),
+    "Linear layers that get LoRA: names or suffixes, one regular expression, or all-linear; none: all-linear.",
+  ),
+  exclude_modules: option(
+    "list",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(z.union([names, text])),
+    "Layers left out again: names or suffixes, or one regular expression.",
+  ),
+  lora_r: option("integer", "LoRA", ["train", "plan", "parameters"], positive.default(8), "Rank of the adapters."),
+  lora_alpha: option(
+    "number",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    z.number().positive().default(8),
+    "Numerator of the scaling alpha / r.",
+  ),
+  lora_dropout: option(
+    "number",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    z.number().min(0).lt(1).default(0),
+    "Dropout on the input of lora_A in training.",
+  ),
+  use_rslora: option("boolean", "LoRA", ["train", "plan", "parameters"], flag(), "Scale by alpha / sqrt(r)."),
+  init_lora_weights: option(
+    "boolean-or-string",
+    "LoRA",
+    ["train"],
+    z.union([z.boolean(), z.literal("gaussian")]).default(true),
+    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too.",
+  ),
+  layers_to_transform: option(
+    "json",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(z.union([count, z.array(count).min(1)])),
+    "Block numbers that get LoRA; none: all.",
+  ),
+  layers_pattern: option(
+    "list",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(z.union([names, text])),
+    "Name of the module list that layers_to_transform counts in.",
+  ),
+  rank_pattern: option(
+    "json",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    z.record(z.string(), positive).default({}),
+    "Ranks of single layers: {name or pattern: r}.",
+  ),
+  alpha_pattern: option(
+    "json",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    z.record(z.string(), z.number().positive()).default({}),
+    "alpha of single layers: {name or pattern: alpha}.",
+  ),
+};

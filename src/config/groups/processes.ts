@@ -1,0 +1,63 @@
+import { z } from "zod";
+import { count, flag, oneOrMore, option, optional, positive, RUNS, text } from "./vocabulary.ts";
+
+export const processOptions = {
+  workers: option(
+    "integer",
+    "Processes",
+    RUNS,
+    optional(positive),
+    "Local CPU workers to start when there is no GPU; none: 1.",
+  ),
+  threads: option(
+    "integer",
+    "Processes",
+    [...RUNS, "worker"],
+    optional(positive),
+    "Threads of each CPU worker; none: its share of the cores.",
+  ),
+  listen: option(
+    "string",
+    "Processes",
+    RUNS,
+    optional(text),
+    "Address to wait on for workers of other nodes.",
+    "HOST:PORT",
+  ),
+  nnodes: option("integer", "Processes", RUNS, positive.default(1), "Nodes to wait for with --listen."),
+  join_timeout: option(
+    "number",
+    "Processes",
+    [...RUNS, "worker"],
+    z.number().positive().default(120),
+    "Seconds to wait for workers.",
+    "SECONDS",
+  ),
+  link_timeout: option(
+    "number",
+    "Processes",
+    RUNS,
+    z.number().positive().default(300),
+    "Seconds after which a tensor that a peer has not sent counts as lost.",
+    "SECONDS",
+  ),
+  insecure: option("boolean", "Processes", [...RUNS, "worker"], flag(), "Allow plaintext beyond loopback."),
+  max_restarts: option(
+    "integer",
+    "Processes",
+    ["train"],
+    count.default(3),
+    "How often a run goes on from its last safe point after a worker was lost.",
+  ),
+  coordinator: option("string", "Processes", ["worker"], optional(text), "Address of the coordinator.", "HOST:PORT"),
+  devices: option("list", "Processes", ["worker"], optional(oneOrMore), "Devices to use: cuda:0,cuda:1 or cpu."),
+  node_name: option("string", "Processes", ["worker"], optional(text), "Name of this node; none: the host's.", "NAME"),
+  bind: option(
+    "string",
+    "Processes",
+    ["worker"],
+    text.default("127.0.0.1"),
+    "Address on which other workers reach this one.",
+    "HOST",
+  ),
+};

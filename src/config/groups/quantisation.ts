@@ -1,0 +1,56 @@
+import { z } from "zod";
+import { choice, flag, oneOrMore, option, optional, QUANTIZES } from "./vocabulary.ts";
+
+export const quantisationOptions = {
+  load_in_4bit: option(
+    "boolean",
+    "Quantisation",
+    QUANTIZES,
+    flag(),
+    "Hold the blocks' linear weights in 4 bits, quantised while loading.",
+  ),
+  load_in_8bit: option(
+    "boolean",
+    "Quantisation",
+    QUANTIZES,
+    flag(),
+    "Hold the blocks' linear weights in 8 bits (LLM.int8()), quantised while loading.",
+  ),
+  bnb_4bit_quant_type: option(
+    "string",
+    "Quantisation",
+    QUANTIZES,
+    choice(["fp4", "nf4"]).default("fp4"),
+    "The 4-bit code; nf4 is the better one for trained weights.",
+    "NAME",
+  ),
+  bnb_4bit_use_double_quant: option(
+    "boolean",
+    "Quantisation",
+    QUANTIZES,
+    flag(),
+    "Quantise the 4-bit blocks' scales too.",
+  ),
+  bnb_4bit_compute_dtype: option(
+    "string",
+    "Quantisation",
+    QUANTIZES,
+    optional(choice(["float32", "float16", "bfloat16"])),
+    "dtype of products and activations of a 4-bit base (compute_dtype decides where both are given); none: as without.",
+    "DTYPE",
+  ),
+  llm_int8_threshold: option(
+    "number",
+    "Quantisation",
+    QUANTIZES,
+    z.number().nonnegative().default(6),
+    "Columns of an 8-bit layer's input with a magnitude of at least this stay in floating point; 0: none.",
+  ),
+  llm_int8_skip_modules: option(
+    "list",
+    "Quantisation",
+    QUANTIZES,
+    optional(oneOrMore),
+    "Linear layers that stay unquantised in either form: beginnings (regular expressions), ends or parts of their names; the output head always does.",
+  ),
+};

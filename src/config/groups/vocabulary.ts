@@ -1,0 +1,44 @@
+import { z } from "zod";
+import type { Command, FlagKind, Option, OptionGroup } from "../option.ts";
+
+/** Commands that load or place a model, and those that only some flags concern. */
+export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat"];
+export const TRAINS: readonly Command[] = ["train", "plan"];
+export const SAMPLES: readonly Command[] = ["generate", "chat"];
+export const MODELS: readonly Command[] = [...RUNS, "merge", "quantize", "tokenize"];
+export const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
+
+const PLACEHOLDERS: Record<FlagKind, string> = {
+  string: "TEXT",
+  integer: "N",
+  number: "X",
+  boolean: "",
+  list: "A,B,…",
+  json: "JSON",
+  "boolean-or-string": "[VALUE]",
+};
+
+export function option<T extends z.ZodType>(
+  kind: FlagKind,
+  group: OptionGroup,
+  commands: readonly Command[],
+  schema: T,
+  help: string,
+  placeholder: string = PLACEHOLDERS[kind],
+): Option<T> {
+  return { kind, group, commands, schema, help, placeholder };
+}
+
+export const choice = <const V extends readonly [string, ...string[]]>(values: V) => z.enum(values);
+export const positive = z.number().int().positive();
+export const count = z.number().int().nonnegative();
+export const ratio = z.number().min(0).max(1);
+export const text = z.string().min(1);
+export const names = z.array(text).min(1);
+/** A list of which the command line may give a single entry. */
+export const oneOrMore = z.union([names, text.transform((one) => [one])]);
+export const optional = <T extends z.ZodType>(schema: T) => schema.nullable().default(null);
+export const flag = (value = false) => z.boolean().default(value);
+
+export const DTYPES = ["auto", "float32", "float16", "bfloat16"] as const;
+export const STRATEGIES = ["no", "steps", "epoch"] as const;
