@@ -15,6 +15,8 @@ import { pipelineRoles, prepareRequests } from "./prepare-requests.ts";
 /** Share by which an arena exceeds the prediction: room for the allocator's alignment and holes. */
 const ARENA_MARGIN = 1.1;
 const ARENA_MINIMUM = 16 << 20;
+/** A GPU's products also take cuBLASLt's workspace and rows and columns of padding from its arena. */
+const ARENA_GPU_EXTRA = 256 << 20;
 
 export interface Assembled {
   readonly plan: Plan;
@@ -63,9 +65,10 @@ export async function assemble(
     {
       segments: plan.segments,
       computeDtype,
-      arenaBytes: plan.devices.map(({ memory }) =>
-        Math.ceil(Math.max(ARENA_MINIMUM, (memory.activations + memory.workspace) * ARENA_MARGIN)),
-      ),
+      arenaBytes: plan.devices.map(({ memory }, rank) => {
+        const predicted = (memory.activations + memory.workspace) * ARENA_MARGIN;
+        return Math.ceil(Math.max(ARENA_MINIMUM, predicted) + (devices[rank]!.kind === "cuda" ? ARENA_GPU_EXTRA : 0));
+      }),
     },
     members,
     initialise,

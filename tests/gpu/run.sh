@@ -3,7 +3,8 @@
 # LoRA on stories260k, and peft's reading of that adapter. usage: run.sh CARRIED_FOLDER
 set -u
 carried=$1
-tools=$(mktemp -d)
+tools=${TOOLS:-$(mktemp -d)}
+mkdir -p "$tools"
 xz -dc "$carried/node.xz" >"$tools/node" && chmod +x "$tools/node"
 tar xJf "$carried/libs.tar.xz" -C "$tools"
 tar xJf "$carried/modules.tar.xz"
