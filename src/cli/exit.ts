@@ -7,13 +7,21 @@ const INTERRUPTED = 130;
 export async function runProgram(json: () => boolean, body: () => Promise<number>): Promise<never> {
   // A reader that goes away (`| head`) ends the program quietly.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+  let code: number;
   try {
-    process.exit(await body());
+    code = await body();
   } catch (thrown) {
     const error = toPipeloraError(thrown);
     process.stderr.write(json() ? `${JSON.stringify(errorValue(error))}\n` : `${errorText(error)}\n`);
-    process.exit(error.code === "PL_INTERRUPTED" ? INTERRUPTED : 1);
+    code = error.code === "PL_INTERRUPTED" ? INTERRUPTED : 1;
   }
+  // Writes to a pipe are asynchronous: what is still on its way must not be cut off.
+  await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
+  process.exit(code);
+}
+
+function flushed(stream: NodeJS.WriteStream): Promise<void> {
+  return new Promise((resolve) => stream.write("", () => resolve()));
 }
 
 function errorText(error: PipeloraError): string {
