@@ -1,4 +1,5 @@
-// LoRA's skinny products around a base product. See lora.cu for how each works.
+// LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_append.cu, lora_input_grad.cu,
+// lora_weight_grad.cu.
 #pragma once
 
 #include <cuda_runtime.h>
