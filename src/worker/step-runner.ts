@@ -8,7 +8,7 @@ export interface StepTotals {
   lossSum: number;
   labelTokens: number;
   correctTokens: number;
-  /** Milliseconds spent waiting for peers' tensors. */
+  /** Milliseconds in which nothing could be queued because an input was not there yet: a peer's or, on this rank, the last segment's. */
   waitMs: number;
   sentBytes: number;
 }
@@ -23,6 +23,12 @@ export interface StepInput {
 }
 
 /**
+ * Instructions whose tensors are asked for ahead of their turn, so that what has arrived is in device memory by then. A
+ * schedule keeps peers from running further ahead than this.
+ */
+const LOOKAHEAD = 6;
+
+/**
  * Runs this rank's instruction list. Work is queued on the engine in list order without waiting for it; only a tensor
  * from a peer is waited for, and sends go out as soon as their tensor is computed, so both overlap compute.
  */
@@ -34,7 +40,10 @@ export async function runInstructions(
   const totals: StepTotals = { lossSum: 0, labelTokens: 0, correctTokens: 0, waitMs: 0, sentBytes: 0 };
   const pass = new Pass(engine, engineSegment, links, input, totals);
   try {
-    for (const instruction of input.instructions) await pass.issue(instruction);
+    for (const [index, instruction] of input.instructions.entries()) {
+      for (const ahead of input.instructions.slice(index, index + LOOKAHEAD)) pass.expect(ahead);
+      await pass.issue(instruction);
+    }
     await pass.finish();
   } catch (error) {
     await pass.abandon();
@@ -57,6 +66,7 @@ class Pass {
   readonly #activations = new Map<string, Slot>();
   readonly #gradients = new Map<string, Slot>();
   readonly #running: Promise<unknown>[] = [];
+  readonly #expected = new Set<Instruction>();
   /** Per micro-batch, so that sums are made in one order whatever the schedule. */
   readonly #losses: { lossSum: number; labelTokens: number; correctTokens: number }[] = [];
 
@@ -74,18 +84,29 @@ class Pass {
     this.#totals = totals;
   }
 
+  /** Asks for a tensor that a receive names, once. */
+  expect(instruction: Instruction): void {
+    const { kind, segment, microBatch, peer } = instruction;
+    if (this.#expected.has(instruction) || (kind !== "recv-forward" && kind !== "recv-backward")) return;
+    this.#expected.add(instruction);
+    const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
+    const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
+    const written = arrived.then((tensor) => this.#engine.write(tensor.bytes, tensor.shape, tensor.dtype));
+    written.catch(() => {});
+    slots.set(`${segment}/${microBatch}`, written);
+  }
+
   async issue({ kind, segment, microBatch, peer }: Instruction): Promise<void> {
     const { name } = this.#input;
     const here = `${segment}/${microBatch}`;
     switch (kind) {
       case "recv-forward":
-        return this.#receive(this.#activations, here, peer!, activationKey(name, segment, microBatch));
       case "recv-backward":
-        return this.#receive(this.#gradients, here, peer!, gradientKey(name, segment, microBatch));
+        return;
       case "forward":
-        return this.#forward(segment, microBatch, await take(this.#activations, here));
+        return this.#forward(segment, microBatch, await this.#arrival(this.#activations, here));
       case "backward":
-        return this.#backward(segment, microBatch, await take(this.#gradients, here));
+        return this.#backward(segment, microBatch, await this.#arrival(this.#gradients, here));
       // A segment's output is the next segment's input, and its input's gradient the output gradient of the one before.
       case "send-forward":
         return this.#send(
@@ -120,11 +141,11 @@ class Pass {
     await this.#engine.discard();
   }
 
-  async #receive(slots: Map<string, Slot>, where: string, peer: number, key: string): Promise<void> {
+  async #arrival(slots: Map<string, Slot>, where: string): Promise<DeviceTensor | null> {
     const started = performance.now();
-    const tensor = await this.#links.receive(peer, key);
+    const tensor = await take(slots, where);
     this.#totals.waitMs += performance.now() - started;
-    slots.set(where, this.#engine.write(tensor.bytes, tensor.shape, tensor.dtype));
+    return tensor;
   }
 
   #forward(segment: number, microBatch: number, input: DeviceTensor | null): void {
@@ -149,10 +170,14 @@ class Pass {
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);
   }
 
-  #send(slots: Map<string, Slot>, segment: number, microBatch: number, peer: number, key: string): void {
-    const tensor = take(slots, `${segment}/${microBatch}`);
-    const sent = tensor.then(async (device) => {
-      const bytes = await this.#engine.read(device!);
+  /**
+   * Waits until the tensor is computed, so that its copy is queued before any later work: behind that, the peer would
+   * wait for it. Then the message goes its way while the list goes on.
+   */
+  async #send(slots: Map<string, Slot>, segment: number, microBatch: number, peer: number, key: string): Promise<void> {
+    const device = await take(slots, `${segment}/${microBatch}`);
+    const copied = this.#engine.read(device!);
+    const sent = copied.then(async (bytes) => {
       const message: TensorMessage = { shape: device!.shape, dtype: device!.dtype as Dtype, bytes };
       device!.free();
       this.#totals.sentBytes += bytes.length;
