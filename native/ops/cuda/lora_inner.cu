@@ -65,7 +65,7 @@ __device__ inline uint4 swiglu(const uint4& gate, const uint4& up) {
 template <class T, int NT, bool kSwiGlu>
 __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<T> call, TileSet set) {
   constexpr int kWidth = NT * 8;
-  __shared__ float sums[kInnerWarps][kInnerTokens][kWidth];
+  __shared__ __align__(16) float sums[kInnerWarps][kInnerTokens][kWidth];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kInnerTokens;

@@ -30,7 +30,7 @@ template <int V, class T>
 __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens,
                                                              std::int64_t cols, const float* inner_grad,
                                                              std::int64_t inner_stride, GradTile tile, Mask mask) {
-  __shared__ float left[kGradTokens][8];
+  __shared__ __align__(16) float left[kGradTokens][8];
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradTokens;
   const int count = static_cast<int>(min(static_cast<std::int64_t>(kGradTokens), tokens - first));
   for (int i = static_cast<int>(threadIdx.x); i < kGradTokens * 8; i += 256) {

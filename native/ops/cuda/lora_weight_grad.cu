@@ -45,7 +45,7 @@ template <class T>
 __global__ void __launch_bounds__(kGradWarps * 32) weight_grad_kernel(GradJobs jobs, std::int64_t tokens,
                                                                       std::int64_t tokens_per_split, Mask mask,
                                                                       float* partial, std::uint32_t* counters) {
-  __shared__ float sums[kGradWarps][4][kStripColumns];
+  __shared__ __align__(16) float sums[kGradWarps][4][kStripColumns];
   const int strip = static_cast<int>(blockIdx.x);
   const GradJob& job = jobs.job[job_of(jobs, strip)];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -120,7 +120,7 @@ template <class T>
 __global__ void __launch_bounds__(kGradWarps * 32) weight_grad_tiles_kernel(GradJobs jobs, std::int64_t tokens,
                                                                             std::int64_t tokens_per_split, Mask mask,
                                                                             float* partial, std::uint32_t* counters) {
-  __shared__ float sums[kGradWarps][8][kTileColumns + 4];
+  __shared__ __align__(16) float sums[kGradWarps][8][kTileColumns + 4];
   const int strip = static_cast<int>(blockIdx.x);
   const GradJob& job = jobs.job[job_of(jobs, strip)];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
