@@ -161,6 +161,5 @@ function introduce(config: Config, device: string, linkAddress: string): Hello {
     threads: config.threads ?? cpu.threads,
     linkAddress,
     pid: process.pid,
-    bf16: gpu !== undefined || cpu.bf16,
   };
 }

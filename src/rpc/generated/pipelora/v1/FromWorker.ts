@@ -9,7 +9,6 @@ import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Out
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from '../../pipelora/v1/Done.ts';
 import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from '../../pipelora/v1/LoraTensor.ts';
 import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from '../../pipelora/v1/GeneratedToken.ts';
-import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from '../../pipelora/v1/MemoryReport.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -23,8 +22,7 @@ export interface FromWorker {
   'done'?: (_pipelora_v1_Done | null);
   'loraTensor'?: (_pipelora_v1_LoraTensor | null);
   'generatedToken'?: (_pipelora_v1_GeneratedToken | null);
-  'memoryReport'?: (_pipelora_v1_MemoryReport | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"memoryReport";
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken";
 }
 
 export interface FromWorker__Output {
@@ -38,6 +36,5 @@ export interface FromWorker__Output {
   'done'?: (_pipelora_v1_Done__Output | null);
   'loraTensor'?: (_pipelora_v1_LoraTensor__Output | null);
   'generatedToken'?: (_pipelora_v1_GeneratedToken__Output | null);
-  'memoryReport'?: (_pipelora_v1_MemoryReport__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"memoryReport";
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken";
 }

@@ -14,8 +14,6 @@ export interface Hello {
   'threads'?: (number);
   'linkAddress'?: (string);
   'pid'?: (number);
-  'bf16'?: (boolean);
-  'token'?: (string);
   'nodeDevices'?: (number);
 }
 
@@ -31,7 +29,5 @@ export interface Hello__Output {
   'threads': (number);
   'linkAddress': (string);
   'pid': (number);
-  'bf16': (boolean);
-  'token': (string);
   'nodeDevices': (number);
 }
