@@ -18,14 +18,18 @@ function aligned(bytes: Uint8Array): { buffer: ArrayBufferLike; offset: number }
   return { buffer: Uint8Array.from(bytes).buffer, offset: 0 };
 }
 
-/** "1.50 GiB" */
+/** "1.53 GiB", "312 MiB", "4.0 KiB", "17 B". */
 export function formatBytes(bytes: number): string {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let value = bytes;
-  let unit = 0;
-  while (Math.abs(value) >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
+  const magnitude = Math.abs(bytes);
+  for (const [unit, size, digits] of UNITS) {
+    if (magnitude >= size) return `${(bytes / size).toFixed(digits)} ${unit}`;
   }
-  return unit === 0 ? `${bytes} B` : `${value.toFixed(2)} ${units[unit]}`;
+  return `${Math.round(bytes)} B`;
 }
+
+const UNITS = [
+  ["TiB", 2 ** 40, 2],
+  ["GiB", 2 ** 30, 2],
+  ["MiB", 2 ** 20, 1],
+  ["KiB", 2 ** 10, 1],
+] as const;

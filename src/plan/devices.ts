@@ -1,3 +1,4 @@
+import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 
 /** A device as the plan sees it; `id` is what a device map and max_memory call it. */
@@ -85,19 +86,3 @@ export function devicesFromMaxMemory(maxMemory: MaxMemory, kind: Device["kind"],
     .sort((a, b) => a - b)
     .map((id) => ({ id, kind, name, node: "local", memoryBytes: null }));
 }
-
-/** "1.53 GiB", "312 MiB", "4.0 KiB", "17 B". */
-export function formatBytes(bytes: number): string {
-  const magnitude = Math.abs(bytes);
-  for (const [unit, size, digits] of UNITS) {
-    if (magnitude >= size) return `${(bytes / size).toFixed(digits)} ${unit}`;
-  }
-  return `${Math.round(bytes)} B`;
-}
-
-const UNITS = [
-  ["TiB", 2 ** 40, 2],
-  ["GiB", 2 ** 30, 2],
-  ["MiB", 2 ** 20, 1],
-  ["KiB", 2 ** 10, 1],
-] as const;

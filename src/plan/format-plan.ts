@@ -1,4 +1,4 @@
-import { formatBytes } from "./devices.ts";
+import { formatBytes } from "../common/bytes.ts";
 import type { Plan, PlannedDevice } from "./plan.ts";
 import { alignTable } from "./table.ts";
 

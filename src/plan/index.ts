@@ -1,6 +1,6 @@
 export { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices.ts";
-export { budgetsOf, devicesFromMaxMemory, formatBytes } from "./devices.ts";
+export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
 export { formatPlan, planJson } from "./format-plan.ts";
 export type { FloatDtype, Holding, Quantization } from "./held-sizes.ts";
 export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.ts";

@@ -1,5 +1,5 @@
+import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
-import { formatBytes } from "./devices.ts";
 import { leastOverfull, stageMemory } from "./partition.ts";
 import { type PlacementProblem, wholeProblem } from "./planner.ts";
 import type { PlanRequest } from "./request.ts";

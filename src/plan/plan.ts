@@ -1,8 +1,9 @@
+import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { MissingDeviceError } from "./accelerate/balanced-memory.ts";
 import { type AccelerateStrategy, accelerateDeviceMap, accelerateSizes } from "./accelerate/index.ts";
 import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
-import { budgetsOf, type Device, type DeviceKey, type DeviceMap, formatBytes } from "./devices.ts";
+import { budgetsOf, type Device, type DeviceKey, type DeviceMap } from "./devices.ts";
 import { infeasible } from "./infeasible.ts";
 import { contextBytes, lowestTrainable } from "./layer-memory.ts";
 import { type CheckpointedBlocks, type DeviceMemory, inFlight, predictMemory } from "./memory.ts";

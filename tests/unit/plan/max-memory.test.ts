@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { budgetsOf, devicesFromMaxMemory, formatBytes, parseMaxMemory, parseSize } from "../../../src/plan/index.ts";
+import { formatBytes } from "../../../src/common/bytes.ts";
+import { budgetsOf, devicesFromMaxMemory, parseMaxMemory, parseSize } from "../../../src/plan/index.ts";
 import { cpus, gpus } from "./models.ts";
 
 const invalid = { code: "PL_CONFIG_INVALID" };
