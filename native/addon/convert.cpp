@@ -140,6 +140,10 @@ std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what) 
   return to_values<std::int32_t>(value, napi_int32_array, "an Int32Array", what);
 }
 
+std::vector<float> to_float32s(const Napi::Value& value, const char* what) {
+  return to_values<float>(value, napi_float32_array, "a Float32Array", what);
+}
+
 Arch to_arch(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "arch");
   Arch arch;
@@ -268,8 +272,7 @@ MicroBatch to_micro_batch(const Napi::Value& value) {
   batch.training = to_bool(from.Get("training"), "batch.training");
   if (!absent(from.Get("tokens"))) batch.tokens = to_int32s(from.Get("tokens"), "batch.tokens");
   if (!absent(from.Get("targets"))) batch.targets = to_int32s(from.Get("targets"), "batch.targets");
-  if (!absent(from.Get("weights")))
-    batch.weights = to_values<float>(from.Get("weights"), napi_float32_array, "a Float32Array", "batch.weights");
+  if (!absent(from.Get("weights"))) batch.weights = to_float32s(from.Get("weights"), "batch.weights");
   return batch;
 }
 

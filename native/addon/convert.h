@@ -24,6 +24,7 @@ bool to_bool(const Napi::Value& value, const char* what);
 Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what);
 /// float32, bfloat16 or float16
 DType to_float_dtype(const Napi::Value& value);
+std::vector<float> to_float32s(const Napi::Value& value, const char* what);
 std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what);
 
 Arch to_arch(const Napi::Value& value);

@@ -40,6 +40,12 @@ std::unique_ptr<Ops> make_ops(const std::string& device, DType compute, int thre
 #endif
 }
 
+Napi::Value to_float_array(Napi::Env env, const std::vector<float>& values) {
+  Napi::Float32Array array = Napi::Float32Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), array.Data());
+  return array;
+}
+
 struct Passed {
   std::shared_ptr<TensorHandle> output;
   double loss_sum;
@@ -57,6 +63,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::get_lora>("getLora"), InstanceMethod<&E::lora_names>("loraNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
                       InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::grad_squares>("gradSquares"),
+                      InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
                       InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"), InstanceMethod<&E::write>("write"),
@@ -222,11 +229,8 @@ Napi::Value EngineObject::load_packed(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::set_lora(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    if (!info[3].IsTypedArray() || info[3].As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
-      throw Error(kTensorMismatch, "expected a Float32Array for values");
-    const auto array = info[3].As<Napi::Float32Array>();
     return queue_void(info.Env(), [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2]),
-                                   values = std::vector<float>(array.Data(), array.Data() + array.ElementLength())](Engine& engine) {
+                                   values = to_float32s(info[3], "values")](Engine& engine) {
       engine.set_lora(name, matrix, part, values.data(), values.size());
     });
   });
@@ -239,11 +243,7 @@ Napi::Value EngineObject::get_lora(const Napi::CallbackInfo& info) {
         [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2])](Engine& engine) {
           return engine.get_lora(name, matrix, part);
         },
-        [](Napi::Env env, std::vector<float> values) {
-          Napi::Float32Array array = Napi::Float32Array::New(env, values.size());
-          std::copy(values.begin(), values.end(), array.Data());
-          return array;
-        });
+        to_float_array);
   });
 }
 
@@ -288,6 +288,17 @@ Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {
   return queue_void(info.Env(), [](Engine& engine) { engine.discard(); });
+}
+
+Napi::Value EngineObject::gradients(const Napi::CallbackInfo& info) {
+  return queue(
+      info.Env(), [](Engine& engine) { return engine.gradients(); }, to_float_array);
+}
+
+Napi::Value EngineObject::set_gradients(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [values = to_float32s(info[0], "values")](Engine& engine) { engine.set_gradients(values); });
+  });
 }
 
 Napi::Value EngineObject::grad_squares(const Napi::CallbackInfo& info) {

@@ -117,6 +117,32 @@ void Engine::discard() {
   for (const auto& held : segments_) held->discard();
 }
 
+std::vector<float> Engine::gradients() {
+  std::int64_t count = 0;
+  for (const LoraPair* held : pair_order_) count += held->gradients().size();
+  std::vector<float> values(static_cast<std::size_t>(count));
+  float* next = values.data();
+  for (const LoraPair* held : pair_order_) {
+    const Tensor source = held->gradients();
+    ops_->download(source, next);
+    next += source.size();
+  }
+  return values;
+}
+
+void Engine::set_gradients(const std::vector<float>& values) {
+  std::int64_t count = 0;
+  for (const LoraPair* held : pair_order_) count += held->gradients().size();
+  if (static_cast<std::int64_t>(values.size()) != count)
+    throw Error(kTensorMismatch, "gradients: expected " + std::to_string(count) + " values, got " + std::to_string(values.size()));
+  const float* next = values.data();
+  for (const LoraPair* held : pair_order_) {
+    const Tensor target = held->gradients();
+    ops_->upload(target, next);
+    next += target.size();
+  }
+}
+
 std::vector<double> Engine::grad_squares() { return pipelora::grad_squares(*ops_, pair_order_); }
 void Engine::optimizer_step(const AdamSettings& settings) { adamw_step(*ops_, pair_order_, settings); }
 void Engine::zero_grad() { pipelora::zero_grad(*ops_, pair_order_); }

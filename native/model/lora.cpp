@@ -31,6 +31,10 @@ Tensor LoraPair::part(LoraMatrix matrix, LoraPart part) const {
   return matrix == LoraMatrix::a ? Tensor(base, DType::f32, spec_.r, in_) : Tensor(base + size_a, DType::f32, spec_.r, out_);
 }
 
+Tensor LoraPair::gradients() const {
+  return Tensor(part(LoraMatrix::a, LoraPart::grad).data, DType::f32, 1, spec_.r * (in_ + out_));
+}
+
 void LoraPair::set(Ops& ops, LoraMatrix matrix, LoraPart which, const float* values, std::size_t count) {
   const Tensor target = part(matrix, which);
   if (static_cast<std::int64_t>(count) != target.size())

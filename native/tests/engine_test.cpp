@@ -48,6 +48,30 @@ TEST_CASE("an optimizer step moves LoRA as AdamW does, and training lowers the l
   CHECK(after < before);
 }
 
+TEST_CASE("gradients of two replicas, added outside, are those of one engine that saw both micro-batches") {
+  TestModel model({});
+  const MicroBatch a = model.batch({9}, 0), b = model.batch({12}, 1);
+  const auto one = model.engine(DType::f32, 1, {}, 0);
+  std::vector<std::vector<float>> halves;
+  for (const MicroBatch* batch : {&a, &b}) {
+    const auto replica = model.engine(DType::f32, 1, {}, 0);
+    for (Engine* engine : {one.get(), replica.get()}) {
+      forward_all(*engine, 1, *batch);
+      backward_all(*engine, 1, batch->index, 1.0);
+    }
+    halves.push_back(replica->gradients());
+  }
+  std::vector<float> sum = halves[0];
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += halves[1][i];
+  const auto other = model.engine(DType::f32, 1, {}, 0);
+  other->set_gradients(sum);
+  const auto expected = gradients(*one), got = gradients(*other);
+  REQUIRE(expected.size() == got.size());
+  for (const auto& [name, values] : expected)
+    for (std::size_t i = 0; i < values.size(); ++i) CHECK(got.at(name)[i] == doctest::Approx(values[i]).epsilon(1e-5));
+  CHECK(code_of([&] { other->set_gradients(std::vector<float>(sum.size() + 1)); }) == "PL_TENSOR_MISMATCH");
+}
+
 TEST_CASE("gradients add up over micro-batches and are zero after zero_grad") {
   TestModel model({});
   const auto engine = model.engine(DType::f32, 1, {}, 0);

@@ -1,9 +1,8 @@
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
-import type { Device } from "../plan/devices.ts";
 import { assertRunnable, type Plan } from "../plan/plan.ts";
-import type { Work } from "../plan/request.ts";
+import { NO_OVERRIDES } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
@@ -11,6 +10,7 @@ import type { ModelSetup } from "./model-setup.ts";
 import { Pipeline } from "./pipeline.ts";
 import { joinedDevices, planFor } from "./planning.ts";
 import { pipelineRoles, prepareRequests } from "./prepare-requests.ts";
+import type { Cut, Workload } from "./workload.ts";
 
 /** Share by which an arena exceeds the prediction: room for the allocator's alignment and holes. */
 const ARENA_MARGIN = 1.1;
@@ -20,6 +20,8 @@ const ARENA_GPU_EXTRA = 256 << 20;
 
 export interface Assembled {
   readonly plan: Plan;
+  /** How steps are cut under it. */
+  readonly cut: Cut;
   readonly pipeline: Pipeline;
   readonly prepared: readonly Prepared__Output[];
 }
@@ -44,19 +46,19 @@ export function openCluster(config: Config, log: Logger): Promise<Cluster> {
 
 /**
  * Gathers the workers, plans, and has every rank load its shard. `initialise`: ranks draw first LoRA values.
- * `workOn`: what a step, or a reply, does on these devices. `onPlan` is called before a weight is read.
+ * `workload`: what a step, or a reply, does. `onPlan` is called before a weight is read.
  */
 export async function assemble(
   cluster: Cluster,
   config: Config,
   setup: ModelSetup,
-  workOn: (devices: readonly Device[]) => Work,
+  workload: Workload,
   initialise: boolean,
   onPlan: (plan: Plan) => void,
 ): Promise<Assembled> {
   const members = await cluster.form();
   const devices = joinedDevices(members);
-  const { plan, computeDtype } = await planFor(config, setup, devices, workOn(devices));
+  const { plan, cut, computeDtype } = await planFor(config, setup, devices, workload, NO_OVERRIDES);
   onPlan(plan);
   assertRunnable(plan);
   const requests = await prepareRequests(
@@ -64,6 +66,7 @@ export async function assemble(
     setup,
     {
       segments: plan.segments,
+      replicas: plan.replicas,
       computeDtype,
       arenaBytes: plan.devices.map(({ memory }, rank) => {
         const predicted = (memory.activations + memory.workspace) * ARENA_MARGIN;
@@ -73,6 +76,6 @@ export async function assemble(
     members,
     initialise,
   );
-  const pipeline = new Pipeline(members, pipelineRoles(setup, plan.segments), cluster.failure);
-  return { plan, pipeline, prepared: await pipeline.prepare(requests) };
+  const pipeline = new Pipeline(members, pipelineRoles(setup, plan), cluster.failure);
+  return { plan, cut, pipeline, prepared: await pipeline.prepare(requests) };
 }

@@ -2,10 +2,13 @@ import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult
 
 /**
  * Global gradient norm over all stages. Squares are summed in the order of the model's LoRA pairs, whoever held them,
- * so the sum has the same bits on any placement.
+ * so the sum has the same bits on any placement. Replicas hold the same sums: each pair counts once.
  */
 export function gradientNorm(results: readonly StepResult__Output[]): number {
-  const pairs = results.flatMap((result) => result.gradSquares).sort((a, b) => a.moduleId - b.moduleId);
+  const byModule = new Map(
+    results.flatMap(({ gradSquares }) => gradSquares.map((pair) => [pair.moduleId, pair] as const)),
+  );
+  const pairs = [...byModule.values()].sort((a, b) => a.moduleId - b.moduleId);
   return Math.sqrt(pairs.reduce((sum, { a, b }) => sum + a + b, 0));
 }
 

@@ -30,7 +30,9 @@ export interface LoraValues {
   readonly values: Float32Array;
 }
 
+/** One replica of the pipeline. */
 export interface PipelineRoles {
+  readonly ranks: readonly number[];
   /** Ranks that hold the embedding and the head. */
   readonly first: number;
   readonly last: number;
@@ -38,18 +40,18 @@ export interface PipelineRoles {
   readonly owners: ReadonlyMap<string, number>;
 }
 
-/** The workers of a run as one model: every call goes to all ranks at once. */
+/** The workers of a run as one model, in one or more replicas: every call goes to all ranks at once. */
 export class Pipeline {
   readonly #members: readonly WorkerConnection[];
-  readonly #roles: PipelineRoles;
+  readonly #replicas: readonly PipelineRoles[];
   /** Rejects when a member is lost, so that no call waits for ranks that wait for a dead peer. */
   readonly #failure: Promise<never>;
   /** Each rank's memory as it last reported it. */
   readonly memory: (MemoryReport__Output | null)[] = [];
 
-  constructor(members: readonly WorkerConnection[], roles: PipelineRoles, failure: Promise<never>) {
+  constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
     this.#members = members;
-    this.#roles = roles;
+    this.#replicas = replicas;
     this.#failure = failure;
   }
 
@@ -62,9 +64,10 @@ export class Pipeline {
     return replies.map((reply) => reply.prepared!);
   }
 
+  /** `batches`: [replica][micro-batch]. Results by rank. */
   async runStep(
     step: number,
-    batches: readonly HostMicroBatch[],
+    batches: readonly (readonly HostMicroBatch[])[],
     previous: Update | null,
     lossScale: number,
   ): Promise<StepResult__Output[]> {
@@ -81,17 +84,28 @@ export class Pipeline {
     await this.#all((member) => member.request({ applyUpdate: update }));
   }
 
-  /** Loss sum and label tokens over all batches. */
+  /** Loss sum and label tokens over all batches, which the replicas take in turn. */
   async evaluate(batches: readonly HostMicroBatch[]): Promise<EvaluateResult__Output> {
-    const replies = await this.#all((member, rank) =>
-      member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches) } }),
+    const dealt = this.#replicas.map((_, replica) =>
+      batches.filter((_batch, index) => index % this.#replicas.length === replica),
     );
-    return replies[this.#roles.last]!.evaluateResult!;
+    const replies = await this.#all((member, rank) =>
+      member.request({ evaluate: { microBatches: this.#batchesFor(rank, dealt) } }),
+    );
+    const total = { lossSum: 0, labelTokens: 0, correctTokens: 0 };
+    for (const { last } of this.#replicas) {
+      const { lossSum, labelTokens, correctTokens } = replies[last]!.evaluateResult!;
+      total.lossSum += lossSum;
+      total.labelTokens += labelTokens;
+      total.correctTokens += correctTokens;
+    }
+    return total;
   }
 
+  /** From the first replica: all hold the same. */
   async exportLora(parts: readonly LoraPartName[]): Promise<LoraValues[]> {
     const values: LoraValues[] = [];
-    await this.#all((member) =>
+    await this.#allOf(this.#replicas[0]!.ranks, (member) =>
       member.request({ exportLora: { parts: [...parts] } }, ({ loraTensor }) => {
         const { module, matrix, part, values: bytes } = loraTensor!;
         values.push({ module, matrix: matrix as "A" | "B", part: part as LoraPartName, values: float32Of(bytes) });
@@ -102,7 +116,8 @@ export class Pipeline {
 
   async importLora(values: readonly LoraValues[]): Promise<void> {
     await this.#all((member, rank) => {
-      const own = values.filter(({ module }) => this.#roles.owners.get(module) === rank);
+      const owners = this.#replicaOf(rank)?.owners;
+      const own = values.filter(({ module }) => owners?.get(module) === rank);
       return member.requestWithParts(
         { importLora: { tensors: own.length } },
         own.map((value): { loraTensor: LoraTensor } => ({ loraTensor: { ...value, values: bytesOf(value.values) } })),
@@ -112,10 +127,11 @@ export class Pipeline {
 
   /** Tokens as they are chosen, the end token included; resolves when every rank is done. */
   async generate(request: Generate, onToken: (token: number) => void, cancelled?: AbortSignal): Promise<void> {
-    const cancel = () => this.#members[this.#roles.last]!.notify({ cancelGenerate: {} });
+    const { last, ranks } = this.#replicas[0]!;
+    const cancel = () => this.#members[last]!.notify({ cancelGenerate: {} });
     cancelled?.addEventListener("abort", cancel);
     try {
-      await this.#all((member) =>
+      await this.#allOf(ranks, (member) =>
         member.request({ generate: request }, ({ generatedToken }) => onToken(generatedToken!.token)),
       );
     } finally {
@@ -124,9 +140,11 @@ export class Pipeline {
   }
 
   /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */
-  #batchesFor(rank: number, batches: readonly HostMicroBatch[]): MicroBatch[] {
-    const { first, last } = this.#roles;
-    return batches.map(({ cuSeqlens, rowIds, tokens, targets, weights }) => ({
+  #batchesFor(rank: number, batches: readonly (readonly HostMicroBatch[])[]): MicroBatch[] {
+    const replica = this.#replicaOf(rank);
+    if (replica === undefined) return [];
+    const { first, last } = replica;
+    return batches[this.#replicas.indexOf(replica)]!.map(({ cuSeqlens, rowIds, tokens, targets, weights }) => ({
       cuSeqlens: [...cuSeqlens],
       rowIds: [...rowIds],
       ...(rank === first ? { tokens: bytesOf(tokens) } : {}),
@@ -134,9 +152,21 @@ export class Pipeline {
     }));
   }
 
+  /** Undefined for a rank that no replica needs. */
+  #replicaOf(rank: number): PipelineRoles | undefined {
+    return this.#replicas.find(({ ranks }) => ranks.includes(rank));
+  }
+
+  #all<T>(call: (member: WorkerConnection, rank: number) => Promise<T>): Promise<T[]> {
+    return this.#allOf([...this.#members.keys()], call);
+  }
+
   /** The first failure decides; one that other ranks only suffer from (a link of a dead peer) gives way to its cause. */
-  async #all<T>(call: (member: WorkerConnection, rank: number) => Promise<T>): Promise<T[]> {
-    const calls = this.#members.map(call);
+  async #allOf<T>(
+    ranks: readonly number[],
+    call: (member: WorkerConnection, rank: number) => Promise<T>,
+  ): Promise<T[]> {
+    const calls = ranks.map((rank) => call(this.#members[rank]!, rank));
     const settled = await Promise.race([Promise.allSettled(calls), this.#failure]);
     const errors = settled.filter((result) => result.status === "rejected").map((result) => result.reason as unknown);
     if (errors.length > 0) {

@@ -2,16 +2,17 @@ import { readFile } from "node:fs/promises";
 import { PipeloraError } from "../common/errors.ts";
 import type { Config } from "../config/options.ts";
 import type { Capabilities } from "../engine/index.ts";
+import { fastestPlan } from "../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../plan/devices.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
 import { parseMaxMemory } from "../plan/max-memory.ts";
-import { makePlan, type Plan } from "../plan/plan.ts";
-import { type DeviceMapInput, type NamedStrategy, NO_OVERRIDES, STRATEGIES, type Work } from "../plan/request.ts";
+import type { Plan } from "../plan/plan.ts";
+import { type DeviceMapInput, type NamedStrategy, type RateOverrides, STRATEGIES } from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
-import type { BatchShape } from "./training-data.ts";
+import type { Cut, Workload } from "./workload.ts";
 
 /** Devices of the workers that joined; a rank is a device's number. CPU workers of one node share its memory. */
 export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
@@ -48,16 +49,27 @@ export function paperDevices(config: Config, capabilities: Capabilities): Device
   });
 }
 
-/** Plans for these devices. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan. */
+export interface ChosenPlan {
+  readonly plan: Plan;
+  /** How steps are cut under it. */
+  readonly cut: Cut;
+  readonly computeDtype: FloatDtype;
+}
+
+/**
+ * Plans for these devices. Under `fastest` the cut of a step and the number of replicas are the plan's to choose, unless
+ * --deterministic-batches keeps to the one that does not depend on the placement. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
+ */
 export async function planFor(
   config: Config,
   setup: ModelSetup,
   devices: readonly Device[],
-  work: Work,
-): Promise<{ readonly plan: Plan; readonly computeDtype: FloatDtype }> {
+  workload: Workload,
+  rates: RateOverrides,
+): Promise<ChosenPlan> {
   const { dtype, warning } = computeDtype(config, setup, devices);
   const { quantization } = setup;
-  const plan = makePlan({
+  const request = {
     spec: setup.spec,
     devices,
     maxMemory: config.max_memory === null ? null : parseMaxMemory(config.max_memory),
@@ -65,38 +77,18 @@ export async function planFor(
     planner: config.planner,
     holding: {
       dtype: setup.holdDtype,
-      quantization: quantization?.settings ?? { method: "none" },
+      quantization: quantization?.settings ?? ({ method: "none" } as const),
       skipModules: [...(quantization?.skipped ?? [])],
     },
     computeDtype: dtype,
     lora: setup.lora?.targets ?? [],
-    work,
-    rates: NO_OVERRIDES,
-  });
+    rates,
+  };
+  const free = request.strategy === "fastest" && !config.deterministic_batches;
+  const cuts = free ? workload.free(devices) : [workload.fixed(devices)];
+  const { plan, choice: cut } = fastestPlan(request, cuts);
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
-  return { plan: { ...plan, warnings }, computeDtype: dtype };
-}
-
-export function trainingWork(config: Config, shape: BatchShape): Work {
-  return {
-    ...shape,
-    schedule: config.schedule,
-    checkpointing: config.gradient_checkpointing ? "all" : "none",
-    cacheTokens: 0,
-  };
-}
-
-/** One prompt at a time through a key/value cache; nothing is kept for a backward pass. */
-export function generationWork(tokens: number): Work {
-  return {
-    microBatches: 1,
-    tokens,
-    labelTokens: 1,
-    rowTokens: tokens,
-    schedule: "sequential",
-    checkpointing: "none",
-    cacheTokens: tokens,
-  };
+  return { plan: { ...plan, warnings }, cut, computeDtype: dtype };
 }
 
 /** A strategy's name, a map from YAML, or the path of a JSON file {module: device}. */

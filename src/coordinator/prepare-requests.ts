@@ -3,13 +3,17 @@ import { checkpointFingerprint } from "../formats/fingerprint.ts";
 import type { PlannedSegment } from "../plan/plan.ts";
 import type { Prepare } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Quantization } from "../rpc/generated/pipelora/v1/Quantization.ts";
+import type { Segment } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import type { PipelineRoles } from "./pipeline.ts";
 
 /** The part of a plan that the workers act on. */
 export interface Assignment {
+  /** The first replica's. */
   readonly segments: readonly PlannedSegment[];
+  /** Ranks of each replica, in the order of the first's. */
+  readonly replicas: readonly (readonly number[])[];
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
@@ -19,7 +23,7 @@ export interface Assignment {
 export async function prepareRequests(
   config: Config,
   setup: ModelSetup,
-  { segments, computeDtype, arenaBytes }: Assignment,
+  { segments, replicas, computeDtype, arenaBytes }: Assignment,
   members: readonly WorkerConnection[],
   initialise: boolean,
 ): Promise<Prepare[]> {
@@ -28,7 +32,6 @@ export async function prepareRequests(
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
     holdDtype: setup.holdDtype,
     computeDtype,
-    segments: segments.map(({ device: _device, ...segment }) => segment),
     lora: (setup.lora?.targets ?? []).map(({ name, moduleId, r, scale, dropout, in: input, out }) => {
       return { module: name, moduleId, r, scale, dropout, in: input, out };
     }),
@@ -39,7 +42,21 @@ export async function prepareRequests(
     loraInit: { kind: initialise ? initialisation(config) : "none" },
     linkTimeoutS: config.link_timeout,
   };
-  return members.map(({ hello }, rank) => ({ ...common, threads: hello.threads, arenaBytes: arenaBytes[rank]! }));
+  return members.map(({ hello }, rank): Prepare => {
+    const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];
+    const position = own.indexOf(rank);
+    return {
+      ...common,
+      segments: own.length === 0 ? [] : segmentsOn(own, segments),
+      replicaRanks: own.length === 0 ? [] : replicas.map((ranks) => ranks[position]!),
+      threads: hello.threads,
+      arenaBytes: arenaBytes[rank]!,
+    };
+  });
+}
+
+function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[]): Segment[] {
+  return segments.map(({ device: _device, rank, ...segment }) => ({ ...segment, rank: ranks[rank]! }));
 }
 
 function quantizationMessage({ quantization }: ModelSetup): Quantization {
@@ -56,13 +73,17 @@ function initialisation(config: Config): string {
   return config.init_lora_weights ? "kaiming" : "random";
 }
 
-/** Which ranks hold the ends of the model and each LoRA pair. */
-export function pipelineRoles(setup: ModelSetup, segments: readonly PlannedSegment[]): PipelineRoles {
-  const rankOf = (layer: number) =>
+/** Which ranks hold the ends of the model and each LoRA pair, by replica. */
+export function pipelineRoles(
+  setup: ModelSetup,
+  { segments, replicas }: Pick<Assignment, "segments" | "replicas">,
+): PipelineRoles[] {
+  const positionOf = (layer: number) =>
     segments.find(({ firstLayer, lastLayer }) => firstLayer <= layer && layer <= lastLayer)!.rank;
-  return {
-    first: segments[0]!.rank,
-    last: segments.at(-1)!.rank,
-    owners: new Map((setup.lora?.targets ?? []).map(({ name, layer }) => [name, rankOf(layer)])),
-  };
+  return replicas.map((ranks) => ({
+    ranks,
+    first: ranks[segments[0]!.rank]!,
+    last: ranks[segments.at(-1)!.rank]!,
+    owners: new Map((setup.lora?.targets ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
+  }));
 }

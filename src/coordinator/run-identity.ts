@@ -26,6 +26,7 @@ const DECISIVE = [
   "llm_int8_skip_modules",
   "per_device_train_batch_size",
   "gradient_accumulation_steps",
+  "replicas",
   "micro_batch_tokens",
   "learning_rate",
   "lr_scheduler_type",
@@ -45,7 +46,8 @@ const DECISIVE = [
 /** Names a run by its model, its encoded rows and the settings that decide its numbers. */
 export function runFingerprint(config: Config, modelFingerprint: string, rows: Dataset): string {
   const hash = createHash("sha256").update(modelFingerprint);
-  for (const key of DECISIVE) hash.update(`\n${key}=${JSON.stringify(config[key])}`);
+  const settings = { ...config, replicas: config.replicas ?? 1 };
+  for (const key of DECISIVE) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {
     const { tokens, labels } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));

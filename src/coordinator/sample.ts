@@ -7,8 +7,8 @@ import { formatPlan } from "../plan/format-plan.ts";
 import { assemble, openCluster } from "./assemble.ts";
 import { Conversation } from "./conversation.ts";
 import { setUpModel } from "./model-setup.ts";
-import { generationWork } from "./planning.ts";
 import { adapterValues } from "./run-files.ts";
+import { generationWorkload } from "./workload.ts";
 
 export interface SamplingSession {
   readonly conversation: Conversation;
@@ -38,23 +38,16 @@ export async function withModel<T>(
   const values = await adapterValues(setup);
   const cluster = await openCluster(config, log);
   try {
-    const work = generationWork(Math.min(options.tokens, setup.spec.maxPositions));
-    const { pipeline } = await assemble(
-      cluster,
-      config,
-      setup,
-      () => work,
-      false,
-      (plan) => {
-        log.debug(
-          formatPlan(
-            plan,
-            setup.spec.layers.map(({ name }) => name),
-          ),
-        );
-        for (const warning of plan.warnings) log.warn(warning);
-      },
-    );
+    const workload = generationWorkload(Math.min(options.tokens, setup.spec.maxPositions));
+    const { pipeline } = await assemble(cluster, config, setup, workload, false, (plan) => {
+      log.debug(
+        formatPlan(
+          plan,
+          setup.spec.layers.map(({ name }) => name),
+        ),
+      );
+      for (const warning of plan.warnings) log.warn(warning);
+    });
     if (values !== null) await pipeline.importLora(values);
     return await use({
       conversation: new Conversation(pipeline, config, setup.spec, tokenizer, template),

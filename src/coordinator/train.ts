@@ -3,9 +3,7 @@ import { elementCount } from "../common/dtype.ts";
 import { PipeloraError, toPipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
-import type { MicroBatchSize } from "../data/micro-batches.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
-import type { Device } from "../plan/devices.ts";
 import { formatPlan, planJson } from "../plan/format-plan.ts";
 import type { Plan } from "../plan/plan.ts";
 import { assemble, openCluster } from "./assemble.ts";
@@ -14,19 +12,12 @@ import { Interrupts } from "./interrupts.ts";
 import { type ModelSetup, setUpModel } from "./model-setup.ts";
 import { ensureWritable } from "./output-dir.ts";
 import type { Pipeline } from "./pipeline.ts";
-import { trainingWork } from "./planning.ts";
 import type { Reporter } from "./reporter.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
 import { summarise, trainSteps } from "./trainer.ts";
-import {
-  evaluationOf,
-  largestMicroBatch,
-  microBatchSize,
-  readTrainingData,
-  stepSource,
-  type TrainingData,
-} from "./training-data.ts";
+import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "./training-data.ts";
+import { trainingWorkload } from "./workload.ts";
 
 /** Faults that a new set of workers may not meet again. */
 const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED"]);
@@ -96,13 +87,9 @@ function onceEach(say: (text: string) => void): (text: string) => void {
 async function attemptRun(run: Run): Promise<void> {
   const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { spec } = setup;
-  let size: MicroBatchSize = { count: 1 };
-  const workOn = (devices: readonly Device[]) => {
-    size = microBatchSize(config, data, devices);
-    return trainingWork(config, largestMicroBatch(data, size));
-  };
-  const { pipeline, plan, prepared } = await interrupts.during(
-    assemble(cluster, config, setup, workOn, setup.adapter === null, (made) => showPlan(made, run)),
+  const workload = trainingWorkload(config, data);
+  const { pipeline, plan, cut, prepared } = await interrupts.during(
+    assemble(cluster, config, setup, workload, setup.adapter === null, (made) => showPlan(made, run)),
   );
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
@@ -117,9 +104,9 @@ async function attemptRun(run: Run): Promise<void> {
     {
       config,
       pipeline,
-      source: stepSource(data, spec, size),
+      source: stepSource(data, spec, cut.size, cut.replicas),
       evaluation:
-        data.evaluation === null ? null : evaluationOf(data.evaluation, config.per_device_eval_batch_size, size),
+        data.evaluation === null ? null : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.size),
       rate: files.rate,
       flosPerToken: flosPerToken(setup),
       reporter,

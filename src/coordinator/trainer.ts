@@ -10,7 +10,8 @@ import type { LogEntry, TrainerState } from "./trainer-state.ts";
 
 /** The data of one optimizer step. */
 export interface TrainStep {
-  readonly batches: readonly HostMicroBatch[];
+  /** [replica][micro-batch] */
+  readonly batches: readonly (readonly HostMicroBatch[])[];
   /** Tokens computed: no padding. */
   readonly tokens: number;
   /** Tokens of the padded batches that the Trainer would have made; total_flos counts those. */

@@ -8,8 +8,6 @@ import { evaluationBatches, trainingStep, type WeightedRow } from "../data/steps
 import { type RowTemplate, rowTemplate } from "../data/templates.ts";
 import { loadTokenizer } from "../formats/tokenizer/load.ts";
 import type { ModelSpec } from "../models/spec.ts";
-import type { Device } from "../plan/devices.ts";
-import { microBatchCount } from "../plan/micro-batches.ts";
 import type { HostMicroBatch } from "./pipeline.ts";
 import type { Evaluation, StepSource, TrainStep } from "./trainer.ts";
 
@@ -36,7 +34,7 @@ export async function readTrainingData(config: Config, spec: ModelSpec): Promise
     seed: config.data_seed ?? config.seed,
     batchSize: config.per_device_train_batch_size,
     accumulation: config.gradient_accumulation_steps,
-    replicas: 1,
+    replicas: config.replicas ?? 1,
     dropLast: config.dataloader_drop_last,
     epochs: config.num_train_epochs,
     maxSteps: config.max_steps,
@@ -53,25 +51,13 @@ export function templateOf(config: Pick<Config, "model" | "template" | "system">
   };
 }
 
-/**
- * How steps are cut: by the rows, the settings and the kind of device, never by the placement, so that any number of
- * workers computes the same sums in the same order.
- */
-export function microBatchSize(
-  config: Pick<Config, "micro_batch_tokens">,
-  { train, order }: TrainingData,
-  devices: readonly Device[],
-): MicroBatchSize {
-  if (config.micro_batch_tokens !== null) return { maxTokens: config.micro_batch_tokens };
-  const { batchSize, accumulation } = order.options;
-  const rows = Math.min(train.size, batchSize * accumulation);
-  const stepTokens = (train.statistics.totalTokens / train.size) * rows;
-  const kind = devices.some((device) => device.kind === "cpu") ? "cpu" : "cuda";
-  return { count: microBatchCount(stepTokens, rows, kind) };
-}
-
 /** The steps of a run, each made when it is asked for. */
-export function stepSource({ train, order }: TrainingData, spec: ModelSpec, size: MicroBatchSize): StepSource {
+export function stepSource(
+  { train, order }: TrainingData,
+  spec: ModelSpec,
+  size: MicroBatchSize,
+  replicas: number,
+): StepSource {
   return {
     maxSteps: order.totalSteps,
     at(step): TrainStep {
@@ -80,7 +66,7 @@ export function stepSource({ train, order }: TrainingData, spec: ModelSpec, size
       const padded = (batch: Uint32Array) =>
         batch.length * Math.max(...Array.from(batch, (row) => train.rowLength(row)));
       return {
-        batches: packed(rows[0]!, size),
+        batches: rowsByReplica(rows, replicas).map((own) => packed(own, size)),
         tokens,
         paddedTokens: stepOrder.batches.flat().reduce((sum, batch) => sum + padded(batch), 0),
         epoch: epochAfter,
@@ -103,17 +89,37 @@ export interface BatchShape {
   readonly rowTokens: number;
 }
 
-/** The largest micro-batch of all steps of the run: what its memory depends on. */
-export function largestMicroBatch({ train, order }: TrainingData, size: MicroBatchSize): BatchShape {
+/**
+ * The rows that each replica of the pipeline computes. With --replicas each has the batches that are its own in the Trainer's
+ * order; where the plan runs replicas beside each other without being told to, they share the step's rows.
+ */
+function rowsByReplica<T extends { readonly tokens: Int32Array }>(
+  rows: readonly (readonly T[])[],
+  replicas: number,
+): readonly (readonly T[])[] {
+  if (rows.length === replicas) return rows;
+  const parts = cutMicroBatches(rows.flat(), { count: replicas });
+  return Array.from({ length: replicas }, (_, replica) => parts[replica] ?? []);
+}
+
+/** The largest micro-batch of a replica over all steps of the run, or about `most` of them: what its memory depends on. */
+export function largestMicroBatch(
+  { train, order }: TrainingData,
+  size: MicroBatchSize,
+  replicas: number,
+  most: number | null,
+): BatchShape {
   const shape = { microBatches: 1, tokens: 0, labelTokens: 0 };
-  for (let step = 1; step <= order.totalSteps; step++) {
-    const rows = order.step(step).batches[0]!.flatMap((batch) => [...batch]);
-    const cut = cutMicroBatches(
-      rows.map((row) => ({ row, tokens: train.row(row).tokens })),
-      size,
-    );
-    shape.microBatches = Math.max(shape.microBatches, cut.length);
-    for (const batch of cut) {
+  const stride = most === null ? 1 : Math.max(1, Math.floor(order.totalSteps / most));
+  for (let step = 1; step <= order.totalSteps; step += stride) {
+    const rows = order
+      .step(step)
+      .batches.map((batches) =>
+        batches.flatMap((batch) => Array.from(batch, (row) => ({ row, tokens: train.row(row).tokens }))),
+      );
+    const cuts = rowsByReplica(rows, replicas).map((own) => cutMicroBatches(own, size));
+    shape.microBatches = Math.max(shape.microBatches, ...cuts.map((cut) => cut.length));
+    for (const batch of cuts.flat()) {
       shape.tokens = Math.max(
         shape.tokens,
         sum(batch, ({ tokens }) => tokens.length),

@@ -35,11 +35,12 @@ export function trainingStep(dataset: Dataset, order: StepOrder, rule: LossRule)
   const labelTokens = (batch: Uint32Array) => batch.reduce((sum, row) => sum + dataset.lossTokens(row), 0);
   const counts = new Map(batches.map((batch) => [batch, labelTokens(batch)]));
   const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
-  let rowId = 0;
+  const firstRowId = rowIds(order);
   const rows = order.batches.map((replica) =>
     replica.flatMap((batch) => {
       const weight = 1 / (rule === "step-token-mean" ? total : counts.get(batch)! * batches.length);
-      return Array.from(batch, (row) => weightedRow(dataset, row, weight, rowId++));
+      const first = firstRowId.get(batch)!;
+      return Array.from(batch, (row, index) => weightedRow(dataset, row, weight, first + index));
     }),
   );
   return {
@@ -50,6 +51,20 @@ export function trainingStep(dataset: Dataset, order: StepOrder, rule: LossRule)
     tokens: rows.flat().reduce((sum, row) => sum + row.tokens.length, 0),
     labelTokens: total,
   };
+}
+
+/** The first row's number of each batch, in the order in which batches were dealt: one replica's larger batches number the rows alike. */
+function rowIds({ batches }: StepOrder): Map<Uint32Array, number> {
+  const first = new Map<Uint32Array, number>();
+  let next = 0;
+  for (let turn = 0; turn < Math.max(...batches.map(({ length }) => length)); turn++) {
+    for (const replica of batches) {
+      const batch = replica[turn]!;
+      first.set(batch, next);
+      next += batch.length;
+    }
+  }
+  return first;
 }
 
 function weightedRow(dataset: Dataset, index: number, weight: number, rowId: number): WeightedRow {

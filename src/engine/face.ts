@@ -271,6 +271,12 @@ export interface Engine {
   /** Drops what forward saved for batches that will get no backward. */
   discard(): Promise<void>;
 
+  /**
+   * LoRA gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
+   * setGradients takes as many values; error: PL_TENSOR_MISMATCH for another count.
+   */
+  gradients(): Promise<Float32Array>;
+  setGradients(values: Float32Array): Promise<void>;
   /** Sum of squares of each LoRA gradient, float64, two entries (A, B) a module in loraNames() order. */
   gradSquares(): Promise<Float64Array>;
   /** AdamW over every LoRA matrix; then gradients are zero. */

@@ -22,3 +22,8 @@ export function activationKey(step: string, segment: number, microBatch: number)
 export function gradientKey(step: string, segment: number, microBatch: number): string {
   return `${step}/b/${segment}/${microBatch}`;
 }
+
+/** A share of the gradients that replicas add up: a part to add, or the sum, from a replica. */
+export function gradientSumKey(step: string, kind: "part" | "sum", fromReplica: number): string {
+  return `${step}/r/${kind}/${fromReplica}`;
+}

@@ -23,6 +23,7 @@ export function planJson(plan: Plan): Record<string, unknown> {
             bubble: plan.predicted.bubble,
             tokens_per_s: plan.predicted.tokensPerSecond,
           },
+    replicas: plan.replicas.length,
     planner: plan.planner,
     strategy: plan.strategy,
     warnings: plan.warnings,
@@ -46,8 +47,9 @@ export function formatPlan(plan: Plan, layerNames: readonly string[]): string {
   if (plan.predicted !== null) {
     const { stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
     const used = plan.devices.filter((device: PlannedDevice) => device.segments.length > 0).length;
+    const copies = plan.replicas.length > 1 ? `, ${plan.replicas.length} replicas` : "";
     lines.push(
-      `${plan.strategy} over ${used} device${used === 1 ? "" : "s"}: predicted ${stepTimeMs.toFixed(1)} ms a step, ` +
+      `${plan.strategy} over ${used} device${used === 1 ? "" : "s"}${copies}: predicted ${stepTimeMs.toFixed(1)} ms a step, ` +
         `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
     );
   }

@@ -1,3 +1,5 @@
+export type { WorkChoice } from "./choose.ts";
+export { fastestPlan } from "./choose.ts";
 export { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices.ts";
 export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
@@ -7,11 +9,11 @@ export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.t
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
 export type { DeviceMemory } from "./memory.ts";
 export { predictMemory } from "./memory.ts";
-export type { FittedPlan } from "./micro-batches.ts";
-export { microBatchCount, planFastestWork } from "./micro-batches.ts";
+export { microBatchCount, microBatchCounts } from "./micro-batches.ts";
 export type { Plan, PlannedDevice, PlannedSegment, PlanPrediction } from "./plan.ts";
 export { assertRunnable, makePlan } from "./plan.ts";
 export { linkRate } from "./rates.ts";
+export { makeReplicatedPlan } from "./replicas.ts";
 export type {
   Checkpointing,
   DeviceMapInput,

@@ -1,7 +1,4 @@
-import { PipeloraError } from "../common/errors.ts";
 import type { Device } from "./devices.ts";
-import { makePlan, type Plan } from "./plan.ts";
-import type { PlanRequest, Work } from "./request.ts";
 
 interface CountPolicy {
   /** Tokens at which a product runs near its full rate. */
@@ -25,34 +22,13 @@ export function microBatchCount(stepTokens: number, rows: number, kind: Device["
   return Math.max(1, Math.min(rows, most, Math.max(fewest, Math.round(stepTokens / tokens))));
 }
 
-export interface FittedPlan {
-  readonly plan: Plan;
-  /** The one of the works that the plan is for. */
-  readonly work: Work;
+/** Numbers of micro-batches worth a try for so many rows: every one up to four, then in steps of a quarter or less. */
+export function microBatchCounts(rows: number): number[] {
+  const counts: number[] = [];
+  for (let count = 1; count <= Math.min(rows, MOST_TRIED); count += Math.max(1, Math.floor(count / 4)))
+    counts.push(count);
+  if (rows <= MOST_TRIED && counts.at(-1) !== rows) counts.push(rows);
+  return counts;
 }
 
-/**
- * The plan with the shortest predicted step among ways to cut it, for a user who asks for it: the cut then depends on the
- * placement, and runs over other devices may differ in the last bits. Ways that do not fit are passed over; the error of the last
- * is thrown if none does. Errors as makePlan's.
- */
-export function planFastestWork(request: Omit<PlanRequest, "work">, works: readonly Work[]): FittedPlan {
-  let best: FittedPlan | null = null;
-  let failure: unknown = new PipeloraError("PL_INTERNAL", "no way to cut the step was given");
-  for (const work of works) {
-    try {
-      const plan = makePlan({ ...request, work });
-      if (best === null || tokenTime(plan) < tokenTime(best.plan)) best = { plan, work };
-    } catch (error) {
-      if (!(error instanceof PipeloraError) || error.code !== "PL_PLACEMENT_INFEASIBLE") throw error;
-      failure = error;
-    }
-  }
-  if (best === null) throw failure;
-  return best;
-}
-
-/** Seconds a token: ways to cut may differ in how much their largest micro-batches overstate the step. */
-function tokenTime(plan: Plan): number {
-  return plan.predicted === null ? Number.POSITIVE_INFINITY : 1 / plan.predicted.tokensPerSecond;
-}
+const MOST_TRIED = 256;

@@ -35,6 +35,8 @@ export interface Plan {
   readonly strategy: string;
   readonly planner: "pipelora" | "accelerate";
   readonly hfDeviceMap: DeviceMap;
+  /** Ranks of each replica of the pipeline; `segments` and `hfDeviceMap` are the first's. */
+  readonly replicas: readonly (readonly number[])[];
   /** In model order. Empty when the map leaves layers on cpu or disk. */
   readonly segments: readonly PlannedSegment[];
   /** Every device of the request, ids ascending. */
@@ -216,6 +218,7 @@ function planOfMap(
     strategy: String(request.strategy),
     planner: request.planner,
     hfDeviceMap: map,
+    replicas: [],
     segments: [],
     devices: plannedDevices(request, [], new Map(), budgets),
     predicted: null,
@@ -242,6 +245,7 @@ function finishPlan(
     strategy,
     planner: request.planner,
     hfDeviceMap: hfDeviceMap(request.spec, layerDevices),
+    replicas: [request.devices.map((_, rank) => rank)],
     segments: segments.map((segment, index) => ({
       ...segment,
       checkpointedBlocks: checkpointed[index]!,
@@ -280,6 +284,8 @@ function plannedDevices(
 }
 
 const NOTHING: DeviceMemory = { weights: 0, lora: 0, activations: 0, workspace: 0, cache: 0, context: 0, total: 0 };
+/** What a device holds that the plan does not use. */
+export const IDLE: PlannedDevice["memory"] = { ...NOTHING, budget: 0 };
 
 /**
  * Devices that a map loads beyond their budget; a planner's own map never does. Beyond max_memory is worth a warning (a

@@ -8,6 +8,7 @@ import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts"
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction, type SchedulePolicy } from "../schedule/index.ts";
+import type { ReplicaGroup } from "./gradient-sum.ts";
 import { loadWeights, type WantedWeight } from "./load-weights.ts";
 import { describeSegment, engineArch } from "./segments.ts";
 
@@ -20,6 +21,8 @@ export interface PreparedRank {
   /** Pair numbers in the order of the engine's gradSquares. */
   readonly moduleIds: readonly number[];
   readonly seed: number;
+  /** Null with one replica of the pipeline. */
+  readonly replicas: ReplicaGroup | null;
   /** This rank's list for so many micro-batches. */
   instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
 }
@@ -64,12 +67,17 @@ export async function prepareRank(
       engineSegment,
       moduleIds: held.map((module) => pairs.get(module)!.moduleId),
       seed: request.seed,
+      replicas: replicaGroup(request.replicaRanks, rank),
       instructions: scheduleOf(request, rank),
     };
   } catch (error) {
     await engine.close();
     throw error;
   }
+}
+
+function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | null {
+  return ranks.length > 1 ? { ranks, position: ranks.indexOf(rank) } : null;
 }
 
 const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = {
@@ -98,20 +106,29 @@ async function initialiseLora(
   }
 }
 
-/** Lists are the same for every step of as many micro-batches, so each is made once. */
+/**
+ * Lists are the same for every step of as many micro-batches, so each is made once. A schedule numbers the ranks that hold segments
+ * from 0; here they are one replica's ranks among all of the run.
+ */
 function scheduleOf(request: Prepare__Output, rank: number): PreparedRank["instructions"] {
   const made = new Map<string, readonly Instruction[]>();
+  const ranks = [...new Set(request.segments.map((segment) => segment.rank))].sort((a, b) => a - b);
+  const segments = request.segments.map((segment) => ({ rank: ranks.indexOf(segment.rank) }));
+  const position = ranks.indexOf(rank);
   return (microBatches, kind) => {
+    if (microBatches === 0 || position < 0) return [];
     const key = `${kind}/${microBatches}`;
     const known = made.get(key);
     if (known !== undefined) return known;
     const lists = buildSchedule({
-      segments: request.segments,
+      segments,
       microBatches,
       policy: request.schedule as SchedulePolicy,
       needsBackward: (segment) => kind === "train" && request.segments[segment]!.needsBackward,
     });
-    const list = lists[rank] ?? [];
+    const list = lists[position]!.map((instruction) =>
+      instruction.peer === undefined ? instruction : { ...instruction, peer: ranks[instruction.peer]! },
+    );
     made.set(key, list);
     return list;
   };

@@ -11,6 +11,7 @@ import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts"
 import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
 import { toFailure } from "../rpc/wire-error.ts";
 import { generate } from "./generation.ts";
+import { sumGradients } from "./gradient-sum.ts";
 import type { RankLinks } from "./links.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { runInstructions } from "./step-runner.ts";
@@ -116,16 +117,22 @@ export class Rank {
     const prepared = this.#ready();
     const started = performance.now();
     if (request.previous) await applyUpdate(prepared.engine, request.previous);
+    const name = `step ${request.step}/${this.#passes++}`;
     const totals = await runInstructions(prepared, this.#options.links, {
-      name: `step ${request.step}/${this.#passes++}`,
+      name,
       instructions: prepared.instructions(request.microBatches.length, "train"),
       batches: request.microBatches.map((batch, index) =>
         toMicroBatch(batch, index, request.step, prepared.seed, true),
       ),
       lossScale: request.lossScale,
     });
+    if (prepared.replicas !== null && prepared.moduleIds.length > 0) {
+      const began = performance.now();
+      totals.sentBytes += await sumGradients(prepared.engine, this.#options.links, prepared.replicas, name);
+      totals.reduceMs = performance.now() - began;
+    }
     const squares = await prepared.engine.gradSquares();
-    const { waitMs, sentBytes, ...loss } = totals;
+    const { waitMs, reduceMs, sentBytes, ...loss } = totals;
     const totalMs = performance.now() - started;
     return {
       stepResult: {
@@ -135,7 +142,7 @@ export class Rank {
           a: squares[2 * index]!,
           b: squares[2 * index + 1]!,
         })),
-        times: { totalMs, computeMs: totalMs - waitMs, waitMs, sentBytes },
+        times: { totalMs, computeMs: totalMs - waitMs - reduceMs, waitMs, reduceMs, sentBytes },
         memory: memoryReport(prepared.engine),
       },
     };

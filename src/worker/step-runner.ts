@@ -10,6 +10,8 @@ export interface StepTotals {
   correctTokens: number;
   /** Milliseconds in which nothing could be queued because an input was not there yet: a peer's or, on this rank, the last segment's. */
   waitMs: number;
+  /** Milliseconds of adding up gradients with other replicas. */
+  reduceMs: number;
   sentBytes: number;
 }
 
@@ -37,7 +39,7 @@ export async function runInstructions(
   links: RankLinks,
   input: StepInput,
 ): Promise<StepTotals> {
-  const totals: StepTotals = { lossSum: 0, labelTokens: 0, correctTokens: 0, waitMs: 0, sentBytes: 0 };
+  const totals: StepTotals = { lossSum: 0, labelTokens: 0, correctTokens: 0, waitMs: 0, reduceMs: 0, sentBytes: 0 };
   const pass = new Pass(engine, engineSegment, links, input, totals);
   try {
     for (const [index, instruction] of input.instructions.entries()) {

@@ -32,6 +32,10 @@ class Engine {
   Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout, double loss_scale);
   void discard();
 
+  /// Gradients of all pairs back to back, in an order of the engine's own: for adding up over replicas of the same segments.
+  std::vector<float> gradients();
+  /// Throws PL_TENSOR_MISMATCH for another count than gradients() gives.
+  void set_gradients(const std::vector<float>& values);
   std::vector<double> grad_squares();
   void optimizer_step(const AdamSettings& settings);
   void zero_grad();

@@ -25,6 +25,8 @@ class LoraPair {
   /// Values in the caller's layout: A [R, in], B [out, R]. Throws PL_TENSOR_MISMATCH for another count.
   void set(Ops& ops, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count);
   std::vector<float> get(Ops& ops, LoraMatrix matrix, LoraPart part) const;
+  /// Both gradients as one run of floats: A [R, in], then B transposed [R, out].
+  Tensor gradients() const;
   AdamTarget adam_target(LoraMatrix matrix) const;
   LoraView view(std::int64_t first_column, std::int64_t first_inner) const;
 

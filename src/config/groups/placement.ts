@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { choice, option, optional, positive, RUNS, TRAINS, text } from "./vocabulary.ts";
+import { choice, flag, option, optional, positive, RUNS, TRAINS, text } from "./vocabulary.ts";
 
 export const placementOptions = {
   device_map: option(
@@ -7,7 +7,7 @@ export const placementOptions = {
     "Placement",
     RUNS,
     z.union([z.record(z.string(), z.union([z.number().int(), z.string()])), text]).default("auto"),
-    "auto, balanced, balanced_low_0, sequential, or a JSON file {module: device}.",
+    "auto, balanced, balanced_low_0, sequential, fastest, or a JSON file {module: device}.",
     "NAME|FILE",
   ),
   max_memory: option(
@@ -33,11 +33,25 @@ export const placementOptions = {
     "Order in which micro-batches run through the stages.",
     "NAME",
   ),
+  replicas: option(
+    "integer",
+    "Placement",
+    TRAINS,
+    optional(positive),
+    "Copies of the pipeline, each over its share of the devices and with batches of its own, as so many processes of the Trainer; none: 1, or what the fastest plan takes.",
+  ),
   micro_batch_tokens: option(
     "integer",
     "Placement",
     TRAINS,
     optional(positive),
-    "Most tokens of a micro-batch; none: chosen from the batch, whatever the placement.",
+    "Most tokens of a micro-batch; none: chosen from the batch, under fastest also by the placement.",
+  ),
+  deterministic_batches: option(
+    "boolean",
+    "Placement",
+    TRAINS,
+    flag(),
+    "Cut steps alike whatever the placement, also under fastest: the same bits on any number of workers.",
   ),
 };

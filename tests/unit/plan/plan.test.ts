@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
   assertRunnable,
+  fastestPlan,
   formatPlan,
   layerWeightBytes,
   linearWeightBytes,
   makePlan,
   microBatchCount,
-  planFastestWork,
   planJson,
 } from "../../../src/plan/index.ts";
 import { buildSchedule, simulateStep } from "../../../src/schedule/index.ts";
@@ -215,10 +215,11 @@ test("asked for the fastest cut, more devices get more micro-batches, and what d
     const tokens = 16384 / microBatches;
     return { ...WORK, microBatches, tokens, labelTokens: tokens };
   };
-  const works = [1, 2, 4, 8, 16, 32].map(cut);
+  const choices = [1, 2, 4, 8, 16, 32].map((count) => ({ replicas: 1, work: () => cut(count) }));
   const best = (count: number, gib: number) => {
     const maxMemory = new Map(gpus(count).map(({ id }): [number, number] => [id, gib * GIB]));
-    return planFastestWork(request(qwen, gpus(count, null), { holding: NF4, maxMemory }), works).work.microBatches;
+    const { choice } = fastestPlan(request(qwen, gpus(count, null), { holding: NF4, maxMemory }), choices);
+    return choice.work().microBatches;
   };
   assert.equal(best(1, 70), 1);
   assert.ok(best(4, 70) >= 8);

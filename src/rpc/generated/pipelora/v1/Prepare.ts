@@ -22,6 +22,7 @@ export interface Prepare {
   'seed'?: (number | string | Long);
   'loraInit'?: (_pipelora_v1_LoraInit | null);
   'linkTimeoutS'?: (number | string);
+  'replicaRanks'?: (number)[];
 }
 
 export interface Prepare__Output {
@@ -39,4 +40,5 @@ export interface Prepare__Output {
   'seed': (number);
   'loraInit': (_pipelora_v1_LoraInit__Output | null);
   'linkTimeoutS': (number);
+  'replicaRanks': (number)[];
 }

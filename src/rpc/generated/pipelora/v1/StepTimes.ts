@@ -7,6 +7,7 @@ export interface StepTimes {
   'computeMs'?: (number | string);
   'waitMs'?: (number | string);
   'sentBytes'?: (number | string | Long);
+  'reduceMs'?: (number | string);
 }
 
 export interface StepTimes__Output {
@@ -14,4 +15,5 @@ export interface StepTimes__Output {
   'computeMs': (number);
   'waitMs': (number);
   'sentBytes': (number);
+  'reduceMs': (number);
 }

@@ -1,0 +1,108 @@
+import type { Config } from "../config/options.ts";
+import type { MicroBatchSize } from "../data/micro-batches.ts";
+import type { WorkChoice } from "../plan/choose.ts";
+import type { Device } from "../plan/devices.ts";
+import { microBatchCount, microBatchCounts } from "../plan/micro-batches.ts";
+import type { Work } from "../plan/request.ts";
+import { type BatchShape, largestMicroBatch, type TrainingData } from "./training-data.ts";
+
+/** One way to run a step, and how a replica's rows are cut for it. */
+export interface Cut extends WorkChoice {
+  readonly size: MicroBatchSize;
+}
+
+/** The ways to cut a step that a plan may choose from. */
+export interface Workload {
+  /** The one that depends on the rows, the settings and the kind of device, never on the placement. */
+  fixed(devices: readonly Device[]): Cut;
+  /** All that are worth a try on these devices. */
+  free(devices: readonly Device[]): Cut[];
+}
+
+/** Steps that stand for the run while a plan is looked for. */
+const SAMPLED_STEPS = 16;
+
+export function trainingWorkload(config: Config, data: TrainingData): Workload {
+  const { batchSize, accumulation, replicas: dealt } = data.order.options;
+  const rows = Math.min(data.train.size, batchSize * accumulation);
+  const rowTokens = data.train.statistics.totalTokens / data.train.size;
+  const cut = (replicas: number, size: MicroBatchSize): Cut => ({
+    replicas,
+    size,
+    work: (sampled) => trainingWork(config, largestMicroBatch(data, size, replicas, sampled ? SAMPLED_STEPS : null)),
+  });
+  const limited: MicroBatchSize | null =
+    config.micro_batch_tokens === null ? null : { maxTokens: config.micro_batch_tokens };
+  return {
+    fixed: (devices) => cut(dealt, limited ?? { count: microBatchCount(rowTokens * rows, rows, kindOf(devices)) }),
+    free: (devices) =>
+      replicaCounts(config.replicas, devices.length, rows).flatMap((replicas) => {
+        const own = config.replicas === null ? Math.ceil(rows / replicas) : rows;
+        const sizes = limited === null ? microBatchCounts(own).map((count) => ({ count })) : [limited];
+        return sizes.map((size) => cut(replicas, size));
+      }),
+  };
+}
+
+/** Rows as long as may be, every token a label: for a plan without a dataset. */
+export function fullRowsWorkload(config: Config): Workload {
+  const { max_length: rowTokens } = config;
+  const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
+  const cut = (replicas: number, ownRows: number, perBatch: number): Cut => {
+    const tokens = perBatch * rowTokens;
+    const shape = { microBatches: Math.ceil(ownRows / perBatch), tokens, labelTokens: tokens, rowTokens };
+    return { replicas, size: { maxTokens: tokens }, work: () => trainingWork(config, shape) };
+  };
+  const limit =
+    config.micro_batch_tokens === null ? null : Math.max(1, Math.floor(config.micro_batch_tokens / rowTokens));
+  return {
+    fixed: (devices) => {
+      const count = microBatchCount(rows * rowTokens, rows, kindOf(devices));
+      return cut(config.replicas ?? 1, rows, limit ?? Math.ceil(rows / count));
+    },
+    free: (devices) =>
+      replicaCounts(config.replicas, devices.length, rows).flatMap((replicas) => {
+        const own = config.replicas === null ? Math.ceil(rows / replicas) : rows;
+        const perBatch = limit === null ? microBatchCounts(own).map((count) => Math.ceil(own / count)) : [limit];
+        return [...new Set(perBatch)].map((held) => cut(replicas, own, held));
+      }),
+  };
+}
+
+/** One prompt at a time through a key/value cache; nothing is kept for a backward pass. */
+export function generationWorkload(tokens: number): Workload {
+  const work: Work = {
+    microBatches: 1,
+    tokens,
+    labelTokens: 1,
+    rowTokens: tokens,
+    schedule: "sequential",
+    checkpointing: "none",
+    cacheTokens: tokens,
+  };
+  const only: Cut = { replicas: 1, size: { count: 1 }, work: () => work };
+  return { fixed: () => only, free: () => [only] };
+}
+
+function trainingWork(config: Config, shape: BatchShape): Work {
+  return {
+    ...shape,
+    schedule: config.schedule,
+    checkpointing: config.gradient_checkpointing ? "all" : "none",
+    cacheTokens: 0,
+  };
+}
+
+function kindOf(devices: readonly Device[]): Device["kind"] {
+  return devices.some((device) => device.kind === "cpu") ? "cpu" : "cuda";
+}
+
+/** Every number of replicas that leaves each a device and a row, of several equal depths the one that uses most devices. */
+function replicaCounts(asked: number | null, devices: number, rows: number): number[] {
+  if (asked !== null) return [asked];
+  const byDepth = new Map<number, number>();
+  for (let replicas = 1; replicas <= Math.min(devices, rows); replicas++) {
+    byDepth.set(Math.floor(devices / replicas), replicas);
+  }
+  return [...byDepth.values()];
+}

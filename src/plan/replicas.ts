@@ -1,0 +1,79 @@
+import { PipeloraError } from "../common/errors.ts";
+import type { Device, MaxMemory } from "./devices.ts";
+import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
+import { IDLE, makePlan, type Plan } from "./plan.ts";
+import { linkRate } from "./rates.ts";
+import type { PlanRequest } from "./request.ts";
+
+const GRADIENT_BYTES = 4;
+
+/**
+ * A plan for `replicas` copies of the pipeline, each over as many consecutive devices, all cut alike: as the least of the devices
+ * at each place allows. `request.work` is one replica's. A device map and max_memory name devices as always; a map places the
+ * first replica. Devices that are left over stay idle.
+ * Errors: as makePlan's; PL_PLACEMENT_INFEASIBLE if there are fewer devices than replicas.
+ */
+export function makeReplicatedPlan(request: PlanRequest, replicas: number): Plan {
+  if (replicas === 1) return makePlan(request);
+  const devices = [...request.devices].sort((a, b) => a.id - b.id);
+  const each = Math.floor(devices.length / replicas);
+  if (each === 0) {
+    throw new PipeloraError(
+      "PL_PLACEMENT_INFEASIBLE",
+      `${replicas} replicas need a device each, there are ${devices.length} devices.`,
+      { hint: "Lower --replicas, or bring more workers." },
+    );
+  }
+  const groups = Array.from({ length: replicas }, (_, replica) => devices.slice(replica * each, (replica + 1) * each));
+  const places = groups[0]!.map((_, place) => groups.map((group) => group[place]!));
+  const one = makePlan({
+    ...request,
+    devices: places.map(leastOf),
+    maxMemory: request.maxMemory === null ? null : leastBudgets(request.maxMemory, places),
+  });
+  const left = devices.slice(each * replicas);
+  const idle = left.length === 0 ? [] : [`${left.length} of ${devices.length} devices are left over and stay idle`];
+  return {
+    ...one,
+    replicas: groups.map((_, replica) => places.map((_place, place) => replica * each + place)),
+    devices: devices.map(({ id }, rank) => {
+      const planned = rank < each * replicas ? one.devices[rank % each]! : { segments: [], memory: IDLE };
+      return { ...planned, device: id, rank };
+    }),
+    predicted: one.predicted === null ? null : replicated(request, one, places),
+    warnings: [...one.warnings, ...idle],
+  };
+}
+
+/** A device as good as the least of these. */
+function leastOf(devices: readonly Device[]): Device {
+  const known = devices.map((device) => device.memoryBytes).filter((bytes) => bytes !== null);
+  return { ...devices[0]!, memoryBytes: known.length === 0 ? null : Math.min(...known) };
+}
+
+function leastBudgets(budgets: MaxMemory, places: readonly (readonly Device[])[]): MaxMemory {
+  const least = new Map([...budgets].filter(([key]) => typeof key !== "number"));
+  for (const devices of places) {
+    const given = devices.map(({ id }) => budgets.get(id)).filter((bytes) => bytes !== undefined);
+    if (given.length === devices.length) least.set(devices[0]!.id, Math.min(...given));
+  }
+  return least;
+}
+
+/** The step of one replica and the sum of its gradients with the others': 2 (R − 1) / R of their bytes, in two rounds. */
+function replicated(request: PlanRequest, one: Plan, places: readonly (readonly Device[])[]): Plan["predicted"] {
+  const { stepTimeMs, bubble, tokensPerSecond } = one.predicted!;
+  const replicas = places[0]!.length;
+  const sums = places.map(([first, second], place) => {
+    const link = linkRate(first!, second!, request.rates)!;
+    const bytes = (one.devices[place]!.memory.lora * GRADIENT_BYTES) / LORA_BYTES_PER_PARAMETER;
+    return 2 * link.latency + (2 * (replicas - 1) * bytes) / (replicas * link.bytesPerSecond);
+  });
+  const together = stepTimeMs + 1e3 * Math.max(...sums);
+  return {
+    ...one.predicted!,
+    stepTimeMs: together,
+    bubble: 1 - ((1 - bubble) * stepTimeMs) / together,
+    tokensPerSecond: (replicas * tokensPerSecond * stepTimeMs) / together,
+  };
+}
