@@ -37,7 +37,16 @@ test("the fastest plan keeps to the step's rows, and with --deterministic-batche
   const one = await run(folder, "one", BATCHES);
   const free = await run(folder, "free", BATCHES, "--workers", "2", "--device-map", "fastest");
   for (const [step, loss] of free.losses.entries()) assert.ok(relative(loss, one.losses[step]!) < 1e-6);
-  const fixed = await run(folder, "fixed", BATCHES, "--workers", "2", "--device-map", "fastest", "--deterministic-batches");
+  const fixed = await run(
+    folder,
+    "fixed",
+    BATCHES,
+    "--workers",
+    "2",
+    "--device-map",
+    "fastest",
+    "--deterministic-batches",
+  );
   const bytes = (output: string) => readFileSync(join(output, "adapter_model.safetensors"));
   assert.deepEqual(bytes(fixed.output), bytes(one.output));
 });

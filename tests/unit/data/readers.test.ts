@@ -85,8 +85,9 @@ describe("dataset readers", () => {
   test("values are cut out right wherever chunks end", async () => {
     await fc.assert(
       fc.asyncProperty(fc.array(fc.jsonValue(), { maxLength: 12 }), fc.constantFrom(0, 2), async (values, indent) => {
-        const path = await fileOf(JSON.stringify(values, null, indent));
-        assert.deepEqual(await all(readJsonValues(path)), values);
+        const text = JSON.stringify(values, null, indent);
+        // JSON has no -0: what is expected is what the text says.
+        assert.deepEqual(await all(readJsonValues(await fileOf(text))), JSON.parse(text));
       }),
       { numRuns: 60 },
     );
