@@ -8,6 +8,7 @@ import { evaluationBatches, trainingStep, type WeightedRow } from "../data/steps
 import { type RowTemplate, rowTemplate } from "../data/templates.ts";
 import { loadTokenizer } from "../formats/tokenizer/load.ts";
 import type { ModelSpec } from "../models/spec.ts";
+import type { Work } from "../plan/request.ts";
 import type { HostMicroBatch } from "./pipeline.ts";
 import type { Evaluation, StepSource, TrainStep } from "./trainer.ts";
 
@@ -81,13 +82,11 @@ export function evaluationOf(dataset: Dataset, batchSize: number, size: MicroBat
   return { batches: packed(batches.flat(), size), rows: dataset.size, steps: batches.length };
 }
 
-/** Most tokens, labels and typical row length of a micro-batch over the whole run: what memory and time depend on. */
-export interface BatchShape {
-  readonly microBatches: number;
-  readonly tokens: number;
-  readonly labelTokens: number;
-  readonly rowTokens: number;
-}
+/** The part of a plan's Work that comes from the rows. */
+export type BatchShape = Pick<
+  Work,
+  "microBatches" | "tokens" | "labelTokens" | "meanTokens" | "meanLabelTokens" | "rowTokens"
+>;
 
 /**
  * The rows that each replica of the pipeline computes. With --replicas each has the batches that are its own in the Trainer's
@@ -102,14 +101,15 @@ function rowsByReplica<T extends { readonly tokens: Int32Array }>(
   return Array.from({ length: replicas }, (_, replica) => parts[replica] ?? []);
 }
 
-/** The largest micro-batch of a replica over all steps of the run, or about `most` of them: what its memory depends on. */
-export function largestMicroBatch(
+/** The micro-batches of a replica over all steps of the run, or about `most` of them: the largest decides memory, the mean time. */
+export function batchShape(
   { train, order }: TrainingData,
   size: MicroBatchSize,
   replicas: number,
   most: number | null,
 ): BatchShape {
-  const shape = { microBatches: 1, tokens: 0, labelTokens: 0 };
+  const largest = { microBatches: 1, tokens: 0, labelTokens: 0 };
+  const total = { steps: 0, tokens: 0, labelTokens: 0 };
   const stride = most === null ? 1 : Math.max(1, Math.floor(order.totalSteps / most));
   for (let step = 1; step <= order.totalSteps; step += stride) {
     const rows = order
@@ -118,19 +118,24 @@ export function largestMicroBatch(
         batches.flatMap((batch) => Array.from(batch, (row) => ({ row, tokens: train.row(row).tokens }))),
       );
     const cuts = rowsByReplica(rows, replicas).map((own) => cutMicroBatches(own, size));
-    shape.microBatches = Math.max(shape.microBatches, ...cuts.map((cut) => cut.length));
+    total.steps++;
+    largest.microBatches = Math.max(largest.microBatches, ...cuts.map((cut) => cut.length));
     for (const batch of cuts.flat()) {
-      shape.tokens = Math.max(
-        shape.tokens,
-        sum(batch, ({ tokens }) => tokens.length),
-      );
-      shape.labelTokens = Math.max(
-        shape.labelTokens,
-        sum(batch, ({ row }) => train.lossTokens(row)),
-      );
+      const tokens = sum(batch, (row) => row.tokens.length);
+      const labelTokens = sum(batch, ({ row }) => train.lossTokens(row));
+      largest.tokens = Math.max(largest.tokens, tokens);
+      largest.labelTokens = Math.max(largest.labelTokens, labelTokens);
+      total.tokens += tokens;
+      total.labelTokens += labelTokens;
     }
   }
-  return { ...shape, rowTokens: Math.ceil(train.statistics.totalTokens / train.size) };
+  const batches = total.steps * replicas * largest.microBatches;
+  return {
+    ...largest,
+    meanTokens: total.tokens / batches,
+    meanLabelTokens: total.labelTokens / batches,
+    rowTokens: Math.ceil(train.statistics.totalTokens / train.size),
+  };
 }
 
 function packed(rows: readonly WeightedRow[], size: MicroBatchSize): HostMicroBatch[] {

@@ -4,7 +4,7 @@ import type { WorkChoice } from "../plan/choose.ts";
 import type { Device } from "../plan/devices.ts";
 import { microBatchCount, microBatchCounts } from "../plan/micro-batches.ts";
 import type { Work } from "../plan/request.ts";
-import { type BatchShape, largestMicroBatch, type TrainingData } from "./training-data.ts";
+import { type BatchShape, batchShape, type TrainingData } from "./training-data.ts";
 
 /** One way to run a step, and how a replica's rows are cut for it. */
 export interface Cut extends WorkChoice {
@@ -29,7 +29,7 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
   const cut = (replicas: number, size: MicroBatchSize): Cut => ({
     replicas,
     size,
-    work: (sampled) => trainingWork(config, largestMicroBatch(data, size, replicas, sampled ? SAMPLED_STEPS : null)),
+    work: (sampled) => trainingWork(config, batchShape(data, size, replicas, sampled ? SAMPLED_STEPS : null)),
   });
   const limited: MicroBatchSize | null =
     config.micro_batch_tokens === null ? null : { maxTokens: config.micro_batch_tokens };
@@ -50,7 +50,9 @@ export function fullRowsWorkload(config: Config): Workload {
   const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
   const cut = (replicas: number, ownRows: number, perBatch: number): Cut => {
     const tokens = perBatch * rowTokens;
-    const shape = { microBatches: Math.ceil(ownRows / perBatch), tokens, labelTokens: tokens, rowTokens };
+    const microBatches = Math.ceil(ownRows / perBatch);
+    const meanTokens = (ownRows * rowTokens) / microBatches;
+    const shape = { microBatches, tokens, labelTokens: tokens, meanTokens, meanLabelTokens: meanTokens, rowTokens };
     return { replicas, size: { maxTokens: tokens }, work: () => trainingWork(config, shape) };
   };
   const limit =
@@ -75,6 +77,8 @@ export function generationWorkload(tokens: number): Workload {
     microBatches: 1,
     tokens,
     labelTokens: 1,
+    meanTokens: tokens,
+    meanLabelTokens: 1,
     rowTokens: tokens,
     schedule: "sequential",
     checkpointing: "none",

@@ -18,13 +18,14 @@ export type {
   Checkpointing,
   DeviceMapInput,
   LinkRate,
+  MeasuredDevice,
   NamedStrategy,
   PipelinePolicy,
   PlanRequest,
   RateOverrides,
   Work,
 } from "./request.ts";
-export { NO_OVERRIDES, STRATEGIES } from "./request.ts";
+export { linkKey, NO_OVERRIDES, STRATEGIES } from "./request.ts";
 export type { Segment } from "./segments.ts";
 export { segmentsOf } from "./segments.ts";
 export { predictTime } from "./time.ts";

@@ -1,7 +1,7 @@
 import { lowestTrainable, pairsByLayer } from "./layer-memory.ts";
 import type { PlanRequest } from "./request.ts";
 
-/** FLOP of one layer for one micro-batch. */
+/** FLOP, or seconds, of one layer for one micro-batch of mean size. */
 export interface LayerWork {
   readonly forward: number;
   /** Without recompute. */
@@ -28,14 +28,14 @@ export function layerWork(request: PlanRequest): LayerWork[] {
       const weights = 2 * layer.linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
       const seen = Math.min(work.rowTokens, layer.slidingWindow ?? Number.POSITIVE_INFINITY);
       const attention = 2 * heads * headDim * seen;
-      const forward = (weights + attention + adapters) * work.tokens;
-      const backward = learns ? (weights + 2.5 * attention + 2 * adapters) * work.tokens : 0;
+      const forward = (weights + attention + adapters) * work.meanTokens;
+      const backward = learns ? (weights + 2.5 * attention + 2 * adapters) * work.meanTokens : 0;
       return { forward, backward, recompute: learns ? forward : 0 };
     }
     if (layer.kind === "head") {
-      const pass = 2 * hidden * vocab * work.labelTokens;
-      const forward = pass + adapters * work.labelTokens;
-      return { forward, backward: lora.length > 0 ? pass + 2 * adapters * work.labelTokens : 0, recompute: 0 };
+      const pass = 2 * hidden * vocab * work.meanLabelTokens;
+      const forward = pass + adapters * work.meanLabelTokens;
+      return { forward, backward: lora.length > 0 ? pass + 2 * adapters * work.meanLabelTokens : 0, recompute: 0 };
     }
     return { forward: 0, backward: 0, recompute: 0 };
   });

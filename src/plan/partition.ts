@@ -5,8 +5,6 @@ export interface StageDevice {
   readonly id: number;
   /** Bytes for the units it holds: the budget less what the device itself takes; above 0. */
   readonly capacity: number;
-  /** FLOP/s. */
-  readonly speed: number;
   /** Most units it may take. */
   readonly maxUnits: number;
   readonly costs: RangeCosts;
@@ -40,7 +38,7 @@ export function stageMemory({ device, first, end }: Stage, inFlight: number): nu
 
 /** Seconds of compute a micro-batch. */
 export function stageLoad({ device, first, end }: Stage): number {
-  return device.costs.load(first, end) / device.speed;
+  return device.costs.load(first, end);
 }
 
 /**
@@ -153,7 +151,7 @@ function trace(devices: readonly StageDevice[], left: number[][], ends: (number 
 
 /** The lowest `first` such that the device can hold [first, end): costs only grow as it falls. */
 function furthest(
-  { costs, capacity, speed, maxUnits }: StageDevice,
+  { costs, capacity, maxUnits }: StageDevice,
   end: number,
   from: number,
   inFlight: number,
@@ -164,7 +162,7 @@ function furthest(
   let high = end;
   while (low < high) {
     const first = (low + high) >> 1;
-    const fits = costs.memory(first, end, inFlight) <= capacity * share && costs.load(first, end) <= load * speed;
+    const fits = costs.memory(first, end, inFlight) <= capacity * share && costs.load(first, end) <= load;
     if (fits) high = first;
     else low = first + 1;
   }
@@ -202,13 +200,13 @@ function leastSquares(
   squares[from] = 0;
   const starts: Int32Array[] = [];
   for (const [d, device] of devices.entries()) {
-    const { costs, speed } = device;
+    const { costs } = device;
     const held = inFlight(devices.length - 1 - d);
     const next = new Array<number>(to + 1).fill(Number.POSITIVE_INFINITY);
     const start = new Int32Array(to + 1);
     for (let end = from + d + 1; end <= to - (devices.length - 1 - d); end++) {
       for (let first = end - 1; first >= Math.max(from + d, end - device.maxUnits); first--) {
-        const time = costs.load(first, end) / speed;
+        const time = costs.load(first, end);
         if (time > load || costs.memory(first, end, held) > device.capacity * share) break;
         const total = squares[first]! + time * time;
         if (total < next[end]!) {

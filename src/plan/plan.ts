@@ -6,11 +6,12 @@ import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 import { budgetsOf, type Device, type DeviceKey, type DeviceMap } from "./devices.ts";
 import { infeasible } from "./infeasible.ts";
 import { contextBytes, lowestTrainable } from "./layer-memory.ts";
+import { layerTimer } from "./layer-time.ts";
+import type { LayerWork } from "./layer-work.ts";
 import { type CheckpointedBlocks, type DeviceMemory, inFlight, predictMemory } from "./memory.ts";
 import type { Stage } from "./partition.ts";
 import { type PlacementProblem, place } from "./planner.ts";
 import { type RangeCosts, rangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
-import { deviceRate } from "./rates.ts";
 import type { NamedStrategy, PlanRequest } from "./request.ts";
 import { type Segment, segmentsOf } from "./segments.ts";
 import { predictTime } from "./time.ts";
@@ -80,7 +81,7 @@ export function makePlan(request: PlanRequest): Plan {
   if (budgets.offload.length > 0) {
     warnings.push(`max_memory's ${budgets.offload.join(" and ")} budgets are not used: layers are never offloaded`);
   }
-  const problem = placementProblem(request, budgets.bytes, trueCosts(request));
+  const problem = placementProblem(request, budgets.bytes, costsByDevice(request));
   const stages = place(problem, request.strategy);
   if (stages === null) throw infeasible(request, problem, budgets.bytes, fits);
   return finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, request.strategy);
@@ -96,35 +97,49 @@ export function assertRunnable(plan: Plan): void {
 
 function fits(request: PlanRequest): boolean {
   const { bytes } = budgetsOf(request.devices, request.maxMemory);
-  return place(placementProblem(request, bytes, trueCosts(request)), "sequential") !== null;
+  return place(placementProblem(request, bytes, costsByDevice(request)), "sequential") !== null;
 }
 
 function placementProblem(
   request: PlanRequest,
   budgets: ReadonlyMap<number, number>,
-  costs: RangeCosts,
+  costsOf: (device: Device) => RangeCosts,
   context: typeof contextBytes = contextBytes,
 ): PlacementProblem {
   const { work } = request;
   const devices = request.devices
     .filter((device) => (budgets.get(device.id) ?? 0) > 0)
     .sort((a, b) => a.id - b.id)
-    .map((device) => ({
-      id: device.id,
-      node: device.node,
-      capacity: budgets.get(device.id)! - context(device.kind),
-      speed: deviceRate(device, request.computeDtype, work.tokens, request.rates),
-      maxUnits: costs.units,
-      costs,
-    }));
+    .map((device) => {
+      const costs = costsOf(device);
+      return {
+        id: device.id,
+        node: device.node,
+        capacity: budgets.get(device.id)! - context(device.kind),
+        maxUnits: costs.units,
+        costs,
+      };
+    });
   return {
     devices,
-    units: costs.units,
+    units: unitsOf(request.spec.layers).length,
     inFlight: (after) => inFlight(work.schedule, work.microBatches, after),
     stepTime: (stages) => {
       const segments = segmentsOf(layerDevicesOf(request, stages), sortedIds(request));
       return predictTime(request, segments, fullCheckpointing(request, segments)).step;
     },
+  };
+}
+
+/** Devices that take as long for every layer share one object: the planner sees that they are alike. */
+function costsByDevice(request: PlanRequest): (device: Device) => RangeCosts {
+  const timesOn = layerTimer(request);
+  const known = new Map<readonly LayerWork[], RangeCosts>();
+  return (device) => {
+    const times = timesOn(device);
+    const costs = known.get(times) ?? trueCosts(request, times);
+    known.set(times, costs);
+    return costs;
   };
 }
 
@@ -188,9 +203,15 @@ function weightsOnly(
   const cut = layers.filter((layer) => layer.kind !== "head" || !layer.tied);
   const units = cut.map((layer) => {
     const weights = sizes.get(layer.name) ?? 0;
-    return { weights, held: 0, saved: 0, workspace: 0, flops: weights };
+    return { weights, held: 0, saved: 0, workspace: 0, time: weights };
   });
-  const problem = placementProblem(request, budgets, rangeCosts(units, 0), () => 0);
+  const costs = rangeCosts(units, 0);
+  const problem = placementProblem(
+    request,
+    budgets,
+    () => costs,
+    () => 0,
+  );
   const stages = place(problem, strategy);
   if (stages === null) throw infeasible(request, problem, budgets, fits);
   const placed = stages.flatMap(({ device, first, end }) => new Array<number>(end - first).fill(device.id));

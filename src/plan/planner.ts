@@ -127,11 +127,12 @@ function fastest(problem: PlacementProblem, devices: readonly PlacementDevice[])
   return best?.stages ?? balanced(problem, few);
 }
 
-/** The devices of each of the few nodes with most FLOP/s, where there are several nodes. */
+/** The devices of each of the few fastest nodes, where there are several nodes. */
 function strongestNodes(devices: readonly PlacementDevice[]): PlacementDevice[][] {
   const nodes = [...new Set(devices.map((device) => device.node))];
   if (nodes.length === 1) return [];
-  const speed = (group: readonly PlacementDevice[]) => group.reduce((sum, device) => sum + device.speed, 0);
+  const speed = (group: readonly PlacementDevice[]) =>
+    group.reduce((sum, { costs }) => sum + 1 / Math.max(Number.MIN_VALUE, costs.load(0, costs.units)), 0);
   const groups = nodes.map((node) => devices.filter((device) => device.node === node));
   return groups.sort((a, b) => speed(b) - speed(a)).slice(0, MOST_NODES_ALONE);
 }
@@ -149,11 +150,7 @@ function trimmed<T extends StageDevice>(devices: readonly T[], units: number): T
   let run = 0;
   return devices.filter((device, index) => {
     const previous = devices[index - 1];
-    const same =
-      previous !== undefined &&
-      previous.capacity === device.capacity &&
-      previous.speed === device.speed &&
-      previous.costs === device.costs;
+    const same = previous !== undefined && previous.capacity === device.capacity && previous.costs === device.costs;
     run = same ? run + 1 : 1;
     return run <= units;
   });

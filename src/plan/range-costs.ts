@@ -1,6 +1,6 @@
 import type { LayerSpec } from "../models/spec.ts";
 import { boundaryBytes, type LayerMemory, layerMemory } from "./layer-memory.ts";
-import { type LayerWork, layerWork } from "./layer-work.ts";
+import type { LayerWork } from "./layer-work.ts";
 import type { PlanRequest } from "./request.ts";
 
 /** What a run of consecutive units costs the device that holds it. A unit is what placement never cuts. */
@@ -10,7 +10,7 @@ export interface RangeCosts {
   memory(first: number, end: number, inFlight: number): number;
   /** Bytes of frozen weights, part of the above. */
   weights(first: number, end: number): number;
-  /** FLOP of one micro-batch, forward and backward. */
+  /** Seconds of one micro-batch, forward and backward. */
   load(first: number, end: number): number;
 }
 
@@ -22,11 +22,10 @@ export function unitsOf(layers: readonly LayerSpec[]): { readonly first: number;
   return units;
 }
 
-/** The true costs of this request's layers, as memory.ts and time.ts count them, with the checkpointing that it starts from. */
-export function trueCosts(request: PlanRequest): RangeCosts {
+/** The true costs of this request's layers on a device that takes `times`, as memory.ts and time.ts count them, with the checkpointing that it starts from. */
+export function trueCosts(request: PlanRequest, times: readonly LayerWork[]): RangeCosts {
   const recomputes = request.work.checkpointing !== "none";
   const memory = layerMemory(request);
-  const work = layerWork(request);
   const units = unitsOf(request.spec.layers);
   const inUnit = <T>(list: readonly T[], unit: { first: number; end: number }) => list.slice(unit.first, unit.end);
   return rangeCosts(
@@ -37,7 +36,7 @@ export function trueCosts(request: PlanRequest): RangeCosts {
         held: sum(parts, (part) => part.lora + part.cache),
         saved: sum(parts, (part) => (recomputes ? part.saved : part.savedFull)),
         workspace: Math.max(...parts.map((part) => blockWorkspace(part, recomputes))),
-        flops: sum(inUnit(work, unit), (part) => layerFlops(part, recomputes)),
+        time: sum(inUnit(times, unit), (part) => layerTime(part, recomputes)),
       };
     }),
     boundaryBytes(request),
@@ -48,7 +47,7 @@ export function blockWorkspace({ workspace, recompute }: LayerMemory, recomputes
   return workspace + (recomputes ? recompute : 0);
 }
 
-export function layerFlops({ forward, backward, recompute }: LayerWork, recomputes: boolean): number {
+export function layerTime({ forward, backward, recompute }: LayerWork, recomputes: boolean): number {
   return forward + backward + (recomputes ? recompute : 0);
 }
 
@@ -60,7 +59,8 @@ export interface UnitCost {
   /** Bytes a micro-batch in flight. */
   readonly saved: number;
   readonly workspace: number;
-  readonly flops: number;
+  /** Seconds of a micro-batch, forward and backward. */
+  readonly time: number;
 }
 
 /** Constant time a query: prefix sums, and the largest workspace of every range. */
@@ -68,7 +68,7 @@ export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeC
   const weights = prefixSums(costs.map((cost) => cost.weights));
   const held = prefixSums(costs.map((cost) => cost.weights + cost.held));
   const saved = prefixSums(costs.map((cost) => cost.saved));
-  const flops = prefixSums(costs.map((cost) => cost.flops));
+  const time = prefixSums(costs.map((cost) => cost.time));
   const units = costs.length;
   const largest = new Float64Array(units * (units + 1));
   for (let first = 0; first < units; first++) {
@@ -87,7 +87,7 @@ export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeC
       largest[first * (units + 1) + end]! +
       overhead,
     weights: (first, end) => weights[end]! - weights[first]!,
-    load: (first, end) => flops[end]! - flops[first]!,
+    load: (first, end) => time[end]! - time[first]!,
   };
 }
 

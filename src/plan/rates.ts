@@ -1,6 +1,6 @@
 import type { Device } from "./devices.ts";
 import type { FloatDtype } from "./held-sizes.ts";
-import type { LinkRate, RateOverrides } from "./request.ts";
+import { type LinkRate, linkKey, type RateOverrides } from "./request.ts";
 
 /**
  * What products of a transformer reach on a device, FLOP/s in 16 bit, and with float32 inputs. Measured where known (H100),
@@ -26,9 +26,8 @@ const CPU_RATES: Readonly<Record<FloatDtype, number>> = { float32: 200e9, bfloat
 const HALF_RATE_TOKENS = { cpu: 16, cuda: 210 } as const;
 
 /** FLOP/s of products over `tokens` rows. */
-export function deviceRate(device: Device, dtype: FloatDtype, tokens: number, { flops }: RateOverrides): number {
-  const full = flops.get(device.id) ?? assumedRate(device, dtype);
-  return (full * tokens) / (tokens + HALF_RATE_TOKENS[device.kind]);
+export function deviceRate(device: Device, dtype: FloatDtype, tokens: number): number {
+  return (assumedRate(device, dtype) * tokens) / (tokens + HALF_RATE_TOKENS[device.kind]);
 }
 
 function assumedRate(device: Device, dtype: FloatDtype): number {
@@ -40,15 +39,16 @@ function assumedRate(device: Device, dtype: FloatDtype): number {
 }
 
 const SAME_NODE = {
-  cpu: { bytesPerSecond: 1e9, latency: 200e-6 },
-  cuda: { bytesPerSecond: 50e9, latency: 20e-6 },
+  cpu: { bytesPerSecond: 1e9, latency: 200e-6, compute: 0 },
+  cuda: { bytesPerSecond: 50e9, latency: 20e-6, compute: 0 },
 } as const satisfies Record<Device["kind"], LinkRate>;
-const OTHER_NODE: LinkRate = { bytesPerSecond: 1.1e9, latency: 300e-6 };
+const OTHER_NODE: LinkRate = { bytesPerSecond: 1.1e9, latency: 300e-6, compute: 0 };
 
 /** What an activation meets between two devices; null: none, they are the same. */
-export function linkRate(from: Device, to: Device, { link }: RateOverrides): LinkRate | null {
+export function linkRate(from: Device, to: Device, { links }: RateOverrides): LinkRate | null {
   if (from.id === to.id) return null;
-  if (link !== null) return link;
+  const measured = links.get(linkKey(from.id, to.id));
+  if (measured !== undefined) return measured;
   if (from.node !== to.node) return OTHER_NODE;
   return SAME_NODE[from.kind === to.kind ? from.kind : "cpu"];
 }

@@ -28,6 +28,9 @@ export interface Work {
   readonly tokens: number;
   /** Most label tokens of a micro-batch; at most `tokens`. */
   readonly labelTokens: number;
+  /** Of a micro-batch on average: what time depends on. */
+  readonly meanTokens: number;
+  readonly meanLabelTokens: number;
   /** Tokens of a typical row: attention's cost grows with it. */
   readonly rowTokens: number;
   readonly schedule: PipelinePolicy;
@@ -51,18 +54,43 @@ export interface PlanRequest {
   readonly rates: RateOverrides;
 }
 
-/** Measured or assumed speeds in place of the built-in ones. */
+/** Measured speeds in place of the assumed ones. */
 export interface RateOverrides {
-  /** FLOP/s of a device in large products, by id. */
-  readonly flops: ReadonlyMap<number, number>;
-  /** Between two devices, whatever their nodes; null: by node. */
-  readonly link: LinkRate | null;
+  /** By device id; devices that are not named go by their kind and name. */
+  readonly measured: ReadonlyMap<number, MeasuredDevice>;
+  /** Between two devices by `linkKey`, either way. */
+  readonly links: ReadonlyMap<string, LinkRate>;
+}
+
+export function linkKey(a: number, b: number): string {
+  return a < b ? `${a}-${b}` : `${b}-${a}`;
+}
+
+/** Seconds that a device took for layers of the model. */
+export interface MeasuredDevice {
+  /** The layer whose times are `block`. */
+  readonly blockLayer: number;
+  /** Ascending by tokens. */
+  readonly block: readonly TimePoint[];
+  /** The final norm and the head, by label tokens. */
+  readonly head: readonly TimePoint[];
+  /** The gradient norm and the update of one block's LoRA pairs, once a step. */
+  readonly update: number;
+}
+
+export interface TimePoint {
+  readonly tokens: number;
+  readonly forward: number;
+  /** Without recompute. */
+  readonly backward: number;
 }
 
 export interface LinkRate {
   readonly bytesPerSecond: number;
   /** Seconds a message. */
   readonly latency: number;
+  /** Seconds a byte takes of each end's own compute (a CPU worker shares its cores with its links). */
+  readonly compute: number;
 }
 
-export const NO_OVERRIDES: RateOverrides = { flops: new Map(), link: null };
+export const NO_OVERRIDES: RateOverrides = { measured: new Map(), links: new Map() };

@@ -1,8 +1,8 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import type { Device } from "./devices.ts";
-import { layerWork } from "./layer-work.ts";
+import { layerTimer } from "./layer-time.ts";
 import { type CheckpointedBlocks, isRoundRobin, segmentLayers } from "./memory.ts";
-import { deviceRate, linkRate } from "./rates.ts";
+import { linkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
@@ -53,7 +53,7 @@ export function predictTime(
     segments: times,
     step,
     bubble: Math.max(0, 1 - (work.microBatches * compute) / (loads.size * step)),
-    tokensPerSecond: (work.microBatches * work.tokens) / step,
+    tokensPerSecond: (work.microBatches * work.meanTokens) / step,
   };
 }
 
@@ -64,17 +64,21 @@ function segmentTimes(
 ): SegmentTime[] {
   const { work, spec, rates } = request;
   const devices = new Map(request.devices.map((device) => [device.id, device]));
-  const layers = layerWork(request);
-  const bytes = work.tokens * spec.shape.hidden * dtypeBytes(request.computeDtype);
+  const timesOn = layerTimer(request);
+  const bytes = work.meanTokens * spec.shape.hidden * dtypeBytes(request.computeDtype);
+  const messageCompute = (from: Device, to: Device) => bytes * (linkRate(from, to, rates)?.compute ?? 0);
   return segments.map((segment, index) => {
     const device = devices.get(segment.device)!;
-    const rate = deviceRate(device, request.computeDtype, work.tokens, rates);
-    let forward = 0;
-    let backward = 0;
+    const layers = timesOn(device);
+    // What its messages take of the device itself: one in and one out each way, but at the ends.
+    const neighbours = [segments[index - 1], segments[index + 1]].filter((other) => other !== undefined);
+    const messages = neighbours.reduce((sum, other) => sum + messageCompute(device, devices.get(other.device)!), 0);
+    let forward = messages;
+    let backward = messages;
     for (const { layer, recomputes } of segmentLayers(request, segment, checkpointed[index]!)) {
       const cost = layers[layer]!;
-      forward += cost.forward / rate;
-      backward += (cost.backward + (recomputes ? cost.recompute : 0)) / rate;
+      forward += cost.forward;
+      backward += cost.backward + (recomputes ? cost.recompute : 0);
     }
     const next = segments[index + 1];
     return {

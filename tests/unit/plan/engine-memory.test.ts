@@ -93,7 +93,15 @@ const SHAPE = {
   num_attention_heads: 8,
   vocab_size: 2048,
 };
-const work = { ...WORK, microBatches: 1, tokens: TOKENS, labelTokens: TOKENS, rowTokens: TOKENS / 2 };
+const work = {
+  ...WORK,
+  microBatches: 1,
+  tokens: TOKENS,
+  labelTokens: TOKENS,
+  meanTokens: TOKENS,
+  meanLabelTokens: TOKENS,
+  rowTokens: TOKENS / 2,
+};
 
 interface Variant {
   readonly family: string;

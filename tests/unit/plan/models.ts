@@ -88,6 +88,8 @@ export const WORK: Work = {
   microBatches: 16,
   tokens: 1024,
   labelTokens: 1024,
+  meanTokens: 1024,
+  meanLabelTokens: 1024,
   rowTokens: 256,
   schedule: "1f1b",
   checkpointing: "all",

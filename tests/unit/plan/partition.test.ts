@@ -18,7 +18,7 @@ const unit = fc.record({
   held: fc.integer({ min: 0, max: 5 }),
   saved: fc.integer({ min: 0, max: 5 }),
   workspace: fc.integer({ min: 0, max: 10 }),
-  flops: fc.integer({ min: 0, max: 20 }),
+  time: fc.integer({ min: 0, max: 20 }),
 });
 
 const problem: fc.Arbitrary<PartitionProblem> = fc
@@ -28,7 +28,7 @@ const problem: fc.Arbitrary<PartitionProblem> = fc
     devices: fc.array(
       fc.record({
         capacity: fc.integer({ min: 5, max: 120 }),
-        speed: fc.integer({ min: 1, max: 3 }),
+        slowness: fc.integer({ min: 1, max: 3 }),
         maxUnits: fc.constantFrom(1, 2, 99, 99),
       }),
       { minLength: 1, maxLength: 4 },
@@ -37,9 +37,13 @@ const problem: fc.Arbitrary<PartitionProblem> = fc
     required: fc.option(fc.nat(3), { nil: null, freq: 3 }),
   })
   .map(({ units, overhead, devices, microBatches, required }) => {
-    const costs = rangeCosts(units, overhead);
+    const costsOf = (slowness: number) =>
+      rangeCosts(
+        units.map((own) => ({ ...own, time: own.time * slowness })),
+        overhead,
+      );
     return {
-      devices: devices.map((device, id): StageDevice => ({ ...device, id, costs })),
+      devices: devices.map(({ slowness, ...device }, id): StageDevice => ({ ...device, id, costs: costsOf(slowness) })),
       required: required === null || required >= devices.length ? null : required,
       from: 0,
       to: units.length,

@@ -133,6 +133,7 @@ test("generation counts the cache and keeps nothing for backward", () => {
     microBatches: 1,
     tokens: 64,
     labelTokens: 1,
+    meanLabelTokens: 1,
     checkpointing: "none",
     cacheTokens: 1000,
   } as const;
@@ -213,7 +214,7 @@ test("the number of micro-batches depends on the step alone, never on the placem
 test("asked for the fastest cut, more devices get more micro-batches, and what does not fit is passed over", () => {
   const cut = (microBatches: number) => {
     const tokens = 16384 / microBatches;
-    return { ...WORK, microBatches, tokens, labelTokens: tokens };
+    return { ...WORK, microBatches, tokens, labelTokens: tokens, meanTokens: tokens, meanLabelTokens: tokens };
   };
   const choices = [1, 2, 4, 8, 16, 32].map((count) => ({ replicas: 1, work: () => cut(count) }));
   const best = (count: number, gib: number) => {

@@ -2,7 +2,15 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PipeloraError } from "../../../src/common/errors.ts";
 import { accelerateDeviceMap } from "../../../src/plan/accelerate/index.ts";
-import { type Device, layerWeightBytes, makePlan, type Plan, type PlannedDevice } from "../../../src/plan/index.ts";
+import {
+  type Device,
+  layerWeightBytes,
+  linkKey,
+  type MeasuredDevice,
+  makePlan,
+  type Plan,
+  type PlannedDevice,
+} from "../../../src/plan/index.ts";
 import { cpus, everyLinear, GIB, gpus, model, NF4, PLAIN, request, WORK } from "./models.ts";
 
 const qwen = model("qwen-7b");
@@ -231,7 +239,10 @@ test("a faster device takes more, a node's devices stay neighbours, and `fastest
     [0, 2, 1, 3],
   );
 
-  const rates = { flops: new Map<number, number>(), link: { bytesPerSecond: 1e8, latency: 1e-3 } };
+  const rates = {
+    measured: new Map<number, MeasuredDevice>(),
+    links: new Map([[linkKey(0, 1), { bytesPerSecond: 1e8, latency: 1e-3, compute: 0 }]]),
+  };
   const alone = makePlan(request(tiny, gpus(2), { strategy: "fastest", rates }));
   assert.deepEqual(
     used(alone).map(({ device }) => device),
