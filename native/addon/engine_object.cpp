@@ -67,7 +67,8 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
                       InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"), InstanceMethod<&E::write>("write"),
-                      InstanceMethod<&E::memory>("memory"), InstanceMethod<&E::close>("close")});
+                      InstanceMethod<&E::memory>("memory"),
+                      InstanceMethod<&E::busy_seconds>("busySeconds"), InstanceMethod<&E::close>("close")});
 }
 
 EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EngineObject>(info) {
@@ -415,6 +416,10 @@ Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {
   set("arenaBytes", memory.arena_bytes);
   set("arenaPeakBytes", memory.arena_peak_bytes);
   return result;
+}
+
+Napi::Value EngineObject::busy_seconds(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), thread_->busy_seconds());
 }
 
 Napi::Value EngineObject::close(const Napi::CallbackInfo& info) {

@@ -65,6 +65,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value infer(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
+  Napi::Value busy_seconds(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 

@@ -33,6 +33,11 @@ EngineMemory EngineThread::memory() const {
   return memory_;
 }
 
+double EngineThread::busy_seconds() const {
+  const std::lock_guard lock(queue_mutex_);
+  return std::chrono::duration<double>(busy_).count();
+}
+
 std::shared_ptr<TensorHandle> EngineThread::hold(Buffer buffer) {
   if (!buffer) return nullptr;
   auto handle = std::make_shared<TensorHandle>();
@@ -75,6 +80,7 @@ void EngineThread::run() {
       queue_.pop_front();
     }
     EngineMemory memory;
+    const auto began = std::chrono::steady_clock::now();
     {
       const std::lock_guard lock(engine_mutex_);
       work(*engine_);
@@ -83,6 +89,7 @@ void EngineThread::run() {
     }
     const std::lock_guard lock(queue_mutex_);
     memory_ = memory;
+    busy_ += std::chrono::steady_clock::now() - began;
   }
   {
     const std::lock_guard lock(engine_mutex_);

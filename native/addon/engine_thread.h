@@ -2,6 +2,7 @@
 // only touched on that thread.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -37,6 +38,8 @@ class EngineThread {
   }
   /// As of the last finished job.
   EngineMemory memory() const;
+  /// Seconds spent in jobs so far. A GPU's jobs may end before the device has done what they launched.
+  double busy_seconds() const;
 
   /// On the engine's thread: makes a handle of a result; null for an empty buffer.
   std::shared_ptr<TensorHandle> hold(Buffer buffer);
@@ -58,6 +61,7 @@ class EngineThread {
   std::vector<std::function<void()>> on_closed_;
   bool closing_ = false, ended_ = false;
   EngineMemory memory_;
+  std::chrono::steady_clock::duration busy_{};
 
   std::mutex engine_mutex_;
   std::unique_ptr<Engine> engine_;

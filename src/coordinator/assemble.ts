@@ -4,6 +4,8 @@ import { loadEngine } from "../engine/index.ts";
 import { assertRunnable, type Plan } from "../plan/plan.ts";
 import { NO_OVERRIDES } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
+import { arenaBytes } from "./arena.ts";
+import { calibrate, worthMeasuring } from "./calibration.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
@@ -11,12 +13,6 @@ import { Pipeline } from "./pipeline.ts";
 import { joinedDevices, planFor } from "./planning.ts";
 import { pipelineRoles, prepareRequests } from "./prepare-requests.ts";
 import type { Cut, Workload } from "./workload.ts";
-
-/** Share by which an arena exceeds the prediction: room for the allocator's alignment and holes. */
-const ARENA_MARGIN = 1.1;
-const ARENA_MINIMUM = 16 << 20;
-/** A GPU's products also take cuBLASLt's workspace and rows and columns of padding from its arena. */
-const ARENA_GPU_EXTRA = 256 << 20;
 
 export interface Assembled {
   readonly plan: Plan;
@@ -58,7 +54,15 @@ export async function assemble(
 ): Promise<Assembled> {
   const members = await cluster.form();
   const devices = joinedDevices(members);
-  const { plan, cut, computeDtype } = await planFor(config, setup, devices, workload, NO_OVERRIDES);
+  const { plan, cut, computeDtype } = await planFor(
+    config,
+    setup,
+    devices,
+    workload,
+    worthMeasuring(config, devices, workload)
+      ? await calibrate(members, config, setup, devices, workload)
+      : NO_OVERRIDES,
+  );
   onPlan(plan);
   assertRunnable(plan);
   const requests = await prepareRequests(
@@ -68,10 +72,7 @@ export async function assemble(
       segments: plan.segments,
       replicas: plan.replicas,
       computeDtype,
-      arenaBytes: plan.devices.map(({ memory }, rank) => {
-        const predicted = (memory.activations + memory.workspace) * ARENA_MARGIN;
-        return Math.ceil(Math.max(ARENA_MINIMUM, predicted) + (devices[rank]!.kind === "cuda" ? ARENA_GPU_EXTRA : 0));
-      }),
+      arenaBytes: plan.devices.map(({ memory }, rank) => arenaBytes(memory, devices[rank]!.kind)),
     },
     members,
     initialise,

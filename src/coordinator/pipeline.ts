@@ -30,6 +30,14 @@ export interface LoraValues {
   readonly values: Float32Array;
 }
 
+export interface RankTimes {
+  readonly steps: number;
+  readonly computeMs: number;
+  readonly totalMs: number;
+}
+
+const NO_TIMES: RankTimes = { steps: 0, computeMs: 0, totalMs: 0 };
+
 /** One replica of the pipeline. */
 export interface PipelineRoles {
   readonly ranks: readonly number[];
@@ -48,6 +56,9 @@ export class Pipeline {
   readonly #failure: Promise<never>;
   /** Each rank's memory as it last reported it. */
   readonly memory: (MemoryReport__Output | null)[] = [];
+
+  /** Each rank's times, summed over the steps so far. */
+  readonly times: RankTimes[] = [];
 
   constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
     this.#members = members;
@@ -75,7 +86,14 @@ export class Pipeline {
       member.request({ runStep: { step, microBatches: this.#batchesFor(rank, batches), previous, lossScale } }),
     );
     replies.forEach((reply, rank) => {
-      this.memory[rank] = reply.stepResult!.memory;
+      const { memory, times } = reply.stepResult!;
+      this.memory[rank] = memory;
+      const { steps, computeMs, totalMs } = this.times[rank] ?? NO_TIMES;
+      this.times[rank] = {
+        steps: steps + 1,
+        computeMs: computeMs + times!.computeMs,
+        totalMs: totalMs + times!.totalMs,
+      };
     });
     return replies.map((reply) => reply.stepResult!);
   }

@@ -7,11 +7,18 @@ import { type Device, devicesFromMaxMemory } from "../plan/devices.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
 import { parseMaxMemory } from "../plan/max-memory.ts";
 import type { Plan } from "../plan/plan.ts";
-import { type DeviceMapInput, type NamedStrategy, type RateOverrides, STRATEGIES } from "../plan/request.ts";
+import {
+  type DeviceMapInput,
+  type NamedStrategy,
+  type PlanRequest,
+  type RateOverrides,
+  STRATEGIES,
+} from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
+import { withSimulatedStep } from "./prediction.ts";
 import type { Cut, Workload } from "./workload.ts";
 
 /** Devices of the workers that joined; a rank is a device's number. CPU workers of one node share its memory. */
@@ -58,7 +65,8 @@ export interface ChosenPlan {
 
 /**
  * Plans for these devices. Under `fastest` the cut of a step and the number of replicas are the plan's to choose, unless
- * --deterministic-batches keeps to the one that does not depend on the placement. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
+ * --deterministic-batches keeps to the one that does not depend on the placement; `auto` is `fastest` with that cut where the
+ * devices' speeds are known. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
  */
 export async function planFor(
   config: Config,
@@ -67,32 +75,54 @@ export async function planFor(
   workload: Workload,
   rates: RateOverrides,
 ): Promise<ChosenPlan> {
+  const asked = await deviceMap(config.device_map);
+  const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
+  const { request, warning } = planRequest(config, setup, devices, { strategy, rates });
+  const { plan, choice: cut } = fastestPlan(request, cutsOf(config, asked, devices, workload));
+  const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
+  const simulated = withSimulatedStep(plan, cut.work(false));
+  return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype };
+}
+
+/** The ways to cut a step that a plan with this device map may choose from. */
+export function cutsOf(
+  config: Config,
+  strategy: NamedStrategy | DeviceMapInput,
+  devices: readonly Device[],
+  workload: Workload,
+): readonly Cut[] {
+  const free = strategy === "fastest" && !config.deterministic_batches;
+  return free ? workload.free(devices) : [workload.fixed(devices)];
+}
+
+/** All of a plan's request but what a step does. */
+export function planRequest(
+  config: Config,
+  setup: ModelSetup,
+  devices: readonly Device[],
+  choice: Pick<PlanRequest, "strategy" | "rates">,
+): { request: Omit<PlanRequest, "work">; warning: string | null } {
   const { dtype, warning } = computeDtype(config, setup, devices);
   const { quantization } = setup;
-  const request = {
+  const request: Omit<PlanRequest, "work"> = {
+    ...choice,
     spec: setup.spec,
     devices,
     maxMemory: config.max_memory === null ? null : parseMaxMemory(config.max_memory),
-    strategy: await deviceMap(config.device_map),
     planner: config.planner,
     holding: {
       dtype: setup.holdDtype,
-      quantization: quantization?.settings ?? ({ method: "none" } as const),
+      quantization: quantization?.settings ?? { method: "none" },
       skipModules: [...(quantization?.skipped ?? [])],
     },
     computeDtype: dtype,
     lora: setup.lora?.targets ?? [],
-    rates,
   };
-  const free = request.strategy === "fastest" && !config.deterministic_batches;
-  const cuts = free ? workload.free(devices) : [workload.fixed(devices)];
-  const { plan, choice: cut } = fastestPlan(request, cuts);
-  const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
-  return { plan: { ...plan, warnings }, cut, computeDtype: dtype };
+  return { request, warning };
 }
 
 /** A strategy's name, a map from YAML, or the path of a JSON file {module: device}. */
-async function deviceMap(value: Config["device_map"]): Promise<NamedStrategy | DeviceMapInput> {
+export async function deviceMap(value: Config["device_map"]): Promise<NamedStrategy | DeviceMapInput> {
   if (typeof value !== "string") return value;
   if ((STRATEGIES as readonly string[]).includes(value)) return value as NamedStrategy;
   let parsed: unknown;

@@ -1,4 +1,3 @@
-import { formatBytes } from "../common/bytes.ts";
 import { elementCount } from "../common/dtype.ts";
 import { PipeloraError, toPipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
@@ -15,6 +14,7 @@ import type { Pipeline } from "./pipeline.ts";
 import type { Reporter } from "./reporter.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
+import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, trainSteps } from "./trainer.ts";
 import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "./training-data.ts";
 import { trainingWorkload } from "./workload.ts";
@@ -128,7 +128,7 @@ async function attemptRun(run: Run): Promise<void> {
   const summary = summarise(state, reporter, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
   await files.finish(pipeline, state);
   reporter.end({ ...summary, output_dir: files.outputDir });
-  reportMemory(plan, pipeline, reporter);
+  for (const line of predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches)) reporter.note(line);
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {
@@ -144,19 +144,6 @@ function showPlan(plan: Plan, { setup, reporter, warn }: Run): void {
   const names = setup.spec.layers.map(({ name }) => name);
   reporter.plan(formatPlan({ ...plan, warnings: [] }, names), planJson(plan));
   for (const warning of plan.warnings) warn(warning);
-}
-
-/** Predicted beside measured, a line a rank. */
-function reportMemory(plan: Plan, pipeline: Pipeline, reporter: Reporter): void {
-  for (const { rank, memory } of plan.devices) {
-    const measured = pipeline.memory[rank];
-    if (measured == null) continue;
-    const arena = memory.activations + memory.workspace;
-    reporter.note(
-      `rank ${rank}: weights ${formatBytes(measured.weightBytes)} (predicted ${formatBytes(memory.weights)}), ` +
-        `activations and workspace ${formatBytes(measured.arenaPeakBytes)} (predicted ${formatBytes(arena)})`,
-    );
-  }
 }
 
 /** The Trainer's count: six a parameter outside the embedding, the adapter's included. */

@@ -13,6 +13,8 @@ export interface Cut extends WorkChoice {
 
 /** The ways to cut a step that a plan may choose from. */
 export interface Workload {
+  /** Whether it trains: many steps, worth a look at how fast the devices are. */
+  readonly trains: boolean;
   /** The one that depends on the rows, the settings and the kind of device, never on the placement. */
   fixed(devices: readonly Device[]): Cut;
   /** All that are worth a try on these devices. */
@@ -34,6 +36,7 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
   const limited: MicroBatchSize | null =
     config.micro_batch_tokens === null ? null : { maxTokens: config.micro_batch_tokens };
   return {
+    trains: true,
     fixed: (devices) => cut(dealt, limited ?? { count: microBatchCount(rowTokens * rows, rows, kindOf(devices)) }),
     free: (devices) =>
       replicaCounts(config.replicas, devices.length, rows).flatMap((replicas) => {
@@ -58,6 +61,7 @@ export function fullRowsWorkload(config: Config): Workload {
   const limit =
     config.micro_batch_tokens === null ? null : Math.max(1, Math.floor(config.micro_batch_tokens / rowTokens));
   return {
+    trains: true,
     fixed: (devices) => {
       const count = microBatchCount(rows * rowTokens, rows, kindOf(devices));
       return cut(config.replicas ?? 1, rows, limit ?? Math.ceil(rows / count));
@@ -85,7 +89,7 @@ export function generationWorkload(tokens: number): Workload {
     cacheTokens: tokens,
   };
   const only: Cut = { replicas: 1, size: { count: 1 }, work: () => work };
-  return { fixed: () => only, free: () => [only] };
+  return { trains: false, fixed: () => only, free: () => [only] };
 }
 
 function trainingWork(config: Config, shape: BatchShape): Work {

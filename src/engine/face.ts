@@ -303,6 +303,8 @@ export interface Engine {
   write(bytes: Uint8Array, shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
 
   memory(): EngineMemory;
+  /** Seconds that the engine's thread has been at work so far. A GPU may still be busy when its thread is not. */
+  busySeconds(): number;
   /** Stops the thread after what is queued; later calls reject. Idempotent. */
   close(): Promise<void>;
 }

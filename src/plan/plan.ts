@@ -51,6 +51,9 @@ export interface Plan {
 
 export interface PlanPrediction {
   readonly stepTimeMs: number;
+  /** Parts of it after the last micro-batch: gradients added up over replicas, and the update. */
+  readonly sumMs: number;
+  readonly updateMs: number;
   readonly bubble: number;
   readonly tokensPerSecond: number;
   readonly segments: readonly {
@@ -276,6 +279,8 @@ function finishPlan(
     devices: plannedDevices(request, segments, memory, budgets),
     predicted: {
       stepTimeMs: time.step * 1e3,
+      sumMs: 0,
+      updateMs: time.update * 1e3,
       bubble: time.bubble,
       tokensPerSecond: time.tokensPerSecond,
       segments: time.segments.map(({ forward, backward, transfer }) => ({

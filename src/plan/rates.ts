@@ -47,7 +47,7 @@ const OTHER_NODE: LinkRate = { bytesPerSecond: 1.1e9, latency: 300e-6, compute: 
 /** What an activation meets between two devices; null: none, they are the same. */
 export function linkRate(from: Device, to: Device, { links }: RateOverrides): LinkRate | null {
   if (from.id === to.id) return null;
-  const measured = links.get(linkKey(from.id, to.id));
+  const measured = links.get(linkKey(from.id, to.id)) ?? links.get(linkKey(from.node, to.node));
   if (measured !== undefined) return measured;
   if (from.node !== to.node) return OTHER_NODE;
   return SAME_NODE[from.kind === to.kind ? from.kind : "cpu"];

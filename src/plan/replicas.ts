@@ -69,10 +69,12 @@ function replicated(request: PlanRequest, one: Plan, places: readonly (readonly 
     const bytes = (one.devices[place]!.memory.lora * GRADIENT_BYTES) / LORA_BYTES_PER_PARAMETER;
     return 2 * link.latency + (2 * (replicas - 1) * bytes) / (replicas * link.bytesPerSecond);
   });
-  const together = stepTimeMs + 1e3 * Math.max(...sums);
+  const sumMs = 1e3 * Math.max(...sums);
+  const together = stepTimeMs + sumMs;
   return {
     ...one.predicted!,
     stepTimeMs: together,
+    sumMs,
     bubble: 1 - ((1 - bubble) * stepTimeMs) / together,
     tokensPerSecond: (replicas * tokensPerSecond * stepTimeMs) / together,
   };

@@ -58,12 +58,12 @@ export interface PlanRequest {
 export interface RateOverrides {
   /** By device id; devices that are not named go by their kind and name. */
   readonly measured: ReadonlyMap<number, MeasuredDevice>;
-  /** Between two devices by `linkKey`, either way. */
+  /** Between two devices, or two nodes, by `linkKey` of their ids or names, either way. */
   readonly links: ReadonlyMap<string, LinkRate>;
 }
 
-export function linkKey(a: number, b: number): string {
-  return a < b ? `${a}-${b}` : `${b}-${a}`;
+export function linkKey(a: number | string, b: number | string): string {
+  return JSON.stringify(a < b ? [a, b] : [b, a]);
 }
 
 /** Seconds that a device took for layers of the model. */

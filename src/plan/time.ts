@@ -16,6 +16,8 @@ export interface SegmentTime {
 
 export interface PredictedTime {
   readonly segments: readonly SegmentTime[];
+  /** Seconds of the gradient norm and the update, on the slowest device; 0 where none was measured. */
+  readonly update: number;
   /** Seconds of one optimizer step. */
   readonly step: number;
   /** Share of the step in which the devices that hold segments do not compute. */
@@ -45,12 +47,15 @@ export function predictTime(
   const largest = Math.max(...loads.values(), ...times.map(({ transfer }) => transfer));
   const ranks = 1 + Math.max(...segments.map((segment) => segment.rank));
   const chunks = work.schedule === "interleaved" && isRoundRobin(segments, ranks) ? segments.length / ranks : 1;
-  const step =
+  const batches =
     work.schedule === "sequential"
       ? work.microBatches * through
       : work.microBatches * largest + (through - largest) / chunks;
+  const update = updateTime(request, segments);
+  const step = batches + update;
   return {
     segments: times,
+    update,
     step,
     bubble: Math.max(0, 1 - (work.microBatches * compute) / (loads.size * step)),
     tokensPerSecond: (work.microBatches * work.meanTokens) / step,
@@ -87,6 +92,17 @@ function segmentTimes(
       transfer: next === undefined ? 0 : transferTime(device, devices.get(next.device)!, bytes, request),
     };
   });
+}
+
+function updateTime({ spec, lora, rates }: PlanRequest, segments: readonly Segment[]): number {
+  const learning = new Set(lora.map(({ layer }) => layer).filter((layer) => spec.layers[layer]!.kind === "block"));
+  const totals = new Map<number, number>();
+  for (const { device, firstLayer, lastLayer } of segments) {
+    const blocks = [...learning].filter((layer) => firstLayer <= layer && layer <= lastLayer).length;
+    const seconds = (rates.measured.get(device)?.update ?? 0) * blocks;
+    totals.set(device, (totals.get(device) ?? 0) + seconds);
+  }
+  return Math.max(...totals.values());
 }
 
 function transferTime(from: Device, to: Device, bytes: number, { rates }: PlanRequest): number {

@@ -31,6 +31,10 @@ export class RankLinks {
     this.#addresses = new Map(peers.map((peer) => [peer.rank, peer.address]));
   }
 
+  joined(session: string): boolean {
+    return this.#session === session;
+  }
+
   send(toRank: number, key: string, tensor: TensorMessage): Promise<void> {
     return this.#link(toRank).send(key, tensor);
   }

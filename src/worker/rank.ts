@@ -6,12 +6,15 @@ import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { MicroBatch__Output } from "../rpc/generated/pipelora/v1/MicroBatch.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
+import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
 import type { RunStep__Output } from "../rpc/generated/pipelora/v1/RunStep.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
 import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
 import { toFailure } from "../rpc/wire-error.ts";
+import { calibrate } from "./calibration.ts";
 import { generate } from "./generation.ts";
 import { sumGradients } from "./gradient-sum.ts";
+import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { runInstructions } from "./step-runner.ts";
@@ -76,6 +79,12 @@ export class Rank {
         this.#rank = message.welcome!.rank;
         this.#options.onWelcome(message.welcome!.heartbeatMs, this.#rank);
         return null;
+      case "calibrate":
+        return {
+          calibrated: await calibrate(message.calibrate!, this.#rank, this.#options.device, loadEngine()),
+        };
+      case "probeLink":
+        return this.#probe(message.probeLink!);
       case "prepare":
         return this.#prepare(message.prepare!);
       case "runStep":
@@ -104,6 +113,14 @@ export class Rank {
     return this.#prepared;
   }
 
+  async #probe(request: ProbeLink__Output): Promise<Reply> {
+    const { links } = this.#options;
+    if (!links.joined(this.#session)) {
+      links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000);
+    }
+    return { linkProbed: await probeLink(links, request, this.#rank, `probe/${request.from}/${request.to}`) };
+  }
+
   async #prepare(request: Prepare__Output): Promise<Reply> {
     const started = performance.now();
     await this.close();
@@ -116,6 +133,7 @@ export class Rank {
   async #runStep(request: RunStep__Output): Promise<Reply> {
     const prepared = this.#ready();
     const started = performance.now();
+    const busy = prepared.engine.busySeconds();
     if (request.previous) await applyUpdate(prepared.engine, request.previous);
     const name = `step ${request.step}/${this.#passes++}`;
     const totals = await runInstructions(prepared, this.#options.links, {
@@ -134,6 +152,8 @@ export class Rank {
     const squares = await prepared.engine.gradSquares();
     const { waitMs, reduceMs, sentBytes, ...loss } = totals;
     const totalMs = performance.now() - started;
+    const atWork = (prepared.engine.busySeconds() - busy) * 1000;
+    const computeMs = this.#options.device === "cpu" ? atWork : totalMs - waitMs - reduceMs;
     return {
       stepResult: {
         ...loss,
@@ -142,7 +162,7 @@ export class Rank {
           a: squares[2 * index]!,
           b: squares[2 * index + 1]!,
         })),
-        times: { totalMs, computeMs: totalMs - waitMs - reduceMs, waitMs, reduceMs, sentBytes },
+        times: { totalMs, computeMs, waitMs, reduceMs, sentBytes },
         memory: memoryReport(prepared.engine),
       },
     };

@@ -1,6 +1,8 @@
 import type * as grpc from '@grpc/grpc-js';
 import type { MessageTypeDefinition } from '@grpc/proto-loader';
 
+import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from './pipelora/v1/Calibrate.ts';
+import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from './pipelora/v1/Calibrated.ts';
 import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from './pipelora/v1/CancelGenerate.ts';
 import type { CoordinationClient as _pipelora_v1_CoordinationClient, CoordinationDefinition as _pipelora_v1_CoordinationDefinition } from './pipelora/v1/Coordination.ts';
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from './pipelora/v1/Done.ts';
@@ -15,6 +17,8 @@ import type { GradSquare as _pipelora_v1_GradSquare, GradSquare__Output as _pipe
 import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from './pipelora/v1/Heartbeat.ts';
 import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
 import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
+import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
+import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from './pipelora/v1/LinkProbed.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
 import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
@@ -23,6 +27,7 @@ import type { MicroBatch as _pipelora_v1_MicroBatch, MicroBatch__Output as _pipe
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from './pipelora/v1/Peer.ts';
 import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_Prepare__Output } from './pipelora/v1/Prepare.ts';
 import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v1_Prepared__Output } from './pipelora/v1/Prepared.ts';
+import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from './pipelora/v1/ProbeLink.ts';
 import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from './pipelora/v1/Quantization.ts';
 import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from './pipelora/v1/RunStep.ts';
 import type { Segment as _pipelora_v1_Segment, Segment__Output as _pipelora_v1_Segment__Output } from './pipelora/v1/Segment.ts';
@@ -40,6 +45,8 @@ type SubtypeConstructor<Constructor extends new (...args: any) => any, Subtype> 
 export interface ProtoGrpcType {
   pipelora: {
     v1: {
+      Calibrate: MessageTypeDefinition<_pipelora_v1_Calibrate, _pipelora_v1_Calibrate__Output>
+      Calibrated: MessageTypeDefinition<_pipelora_v1_Calibrated, _pipelora_v1_Calibrated__Output>
       CancelGenerate: MessageTypeDefinition<_pipelora_v1_CancelGenerate, _pipelora_v1_CancelGenerate__Output>
       Coordination: SubtypeConstructor<typeof grpc.Client, _pipelora_v1_CoordinationClient> & { service: _pipelora_v1_CoordinationDefinition }
       Done: MessageTypeDefinition<_pipelora_v1_Done, _pipelora_v1_Done__Output>
@@ -54,6 +61,8 @@ export interface ProtoGrpcType {
       Heartbeat: MessageTypeDefinition<_pipelora_v1_Heartbeat, _pipelora_v1_Heartbeat__Output>
       Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
       ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
+      LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
+      LinkProbed: MessageTypeDefinition<_pipelora_v1_LinkProbed, _pipelora_v1_LinkProbed__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
       LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
@@ -62,6 +71,7 @@ export interface ProtoGrpcType {
       Peer: MessageTypeDefinition<_pipelora_v1_Peer, _pipelora_v1_Peer__Output>
       Prepare: MessageTypeDefinition<_pipelora_v1_Prepare, _pipelora_v1_Prepare__Output>
       Prepared: MessageTypeDefinition<_pipelora_v1_Prepared, _pipelora_v1_Prepared__Output>
+      ProbeLink: MessageTypeDefinition<_pipelora_v1_ProbeLink, _pipelora_v1_ProbeLink__Output>
       Quantization: MessageTypeDefinition<_pipelora_v1_Quantization, _pipelora_v1_Quantization__Output>
       RunStep: MessageTypeDefinition<_pipelora_v1_RunStep, _pipelora_v1_RunStep__Output>
       Segment: MessageTypeDefinition<_pipelora_v1_Segment, _pipelora_v1_Segment__Output>

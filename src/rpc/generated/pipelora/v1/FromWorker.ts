@@ -9,6 +9,8 @@ import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Out
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from '../../pipelora/v1/Done.ts';
 import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from '../../pipelora/v1/LoraTensor.ts';
 import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from '../../pipelora/v1/GeneratedToken.ts';
+import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from '../../pipelora/v1/Calibrated.ts';
+import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from '../../pipelora/v1/LinkProbed.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -22,7 +24,9 @@ export interface FromWorker {
   'done'?: (_pipelora_v1_Done | null);
   'loraTensor'?: (_pipelora_v1_LoraTensor | null);
   'generatedToken'?: (_pipelora_v1_GeneratedToken | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken";
+  'calibrated'?: (_pipelora_v1_Calibrated | null);
+  'linkProbed'?: (_pipelora_v1_LinkProbed | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed";
 }
 
 export interface FromWorker__Output {
@@ -36,5 +40,7 @@ export interface FromWorker__Output {
   'done'?: (_pipelora_v1_Done__Output | null);
   'loraTensor'?: (_pipelora_v1_LoraTensor__Output | null);
   'generatedToken'?: (_pipelora_v1_GeneratedToken__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken";
+  'calibrated'?: (_pipelora_v1_Calibrated__Output | null);
+  'linkProbed'?: (_pipelora_v1_LinkProbed__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed";
 }

@@ -11,6 +11,8 @@ import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipe
 import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from '../../pipelora/v1/Generate.ts';
 import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from '../../pipelora/v1/CancelGenerate.ts';
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from '../../pipelora/v1/Shutdown.ts';
+import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from '../../pipelora/v1/Calibrate.ts';
+import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from '../../pipelora/v1/ProbeLink.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface ToWorker {
@@ -26,7 +28,9 @@ export interface ToWorker {
   'generate'?: (_pipelora_v1_Generate | null);
   'cancelGenerate'?: (_pipelora_v1_CancelGenerate | null);
   'shutdown'?: (_pipelora_v1_Shutdown | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown";
+  'calibrate'?: (_pipelora_v1_Calibrate | null);
+  'probeLink'?: (_pipelora_v1_ProbeLink | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink";
 }
 
 export interface ToWorker__Output {
@@ -42,5 +46,7 @@ export interface ToWorker__Output {
   'generate'?: (_pipelora_v1_Generate__Output | null);
   'cancelGenerate'?: (_pipelora_v1_CancelGenerate__Output | null);
   'shutdown'?: (_pipelora_v1_Shutdown__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown";
+  'calibrate'?: (_pipelora_v1_Calibrate__Output | null);
+  'probeLink'?: (_pipelora_v1_ProbeLink__Output | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink";
 }

@@ -1,0 +1,149 @@
+import { dtypeBytes } from "../common/dtype.ts";
+import type { Config } from "../config/options.ts";
+import type { Device } from "../plan/devices.ts";
+import { predictMemory } from "../plan/memory.ts";
+import type { PlannedSegment } from "../plan/plan.ts";
+import {
+  type LinkRate,
+  linkKey,
+  type MeasuredDevice,
+  NO_OVERRIDES,
+  type PlanRequest,
+  type RateOverrides,
+} from "../plan/request.ts";
+import type { WorkerConnection } from "../rpc/worker-connection.ts";
+import { arenaBytes } from "./arena.ts";
+import type { ModelSetup } from "./model-setup.ts";
+import { cutsOf, deviceMap, planRequest } from "./planning.ts";
+import { prepareRequests } from "./prepare-requests.ts";
+import type { Workload } from "./workload.ts";
+
+const PROBE_MESSAGES = 16;
+/** Devices whose times differ by less are alike: a plan must not follow a measurement's noise. */
+const ALIKE = 0.06;
+
+/** Whether a plan needs the devices' speeds: asked for the fastest, or left to itself over devices or nodes that differ. */
+export function worthMeasuring({ device_map }: Config, devices: readonly Device[], { trains }: Workload): boolean {
+  if (!trains || devices.length < 2) return false;
+  if (device_map === "fastest") return true;
+  const kinds = new Set(devices.map(({ kind, name, node }) => `${kind} ${name} ${node}`));
+  return device_map === "auto" && kinds.size > 1;
+}
+
+/**
+ * Has every worker time a block and the head of this checkpoint, all at once as in a run, at sizes that the plan may choose,
+ * and neighbours the link between them. Errors: as prepare's.
+ */
+export async function calibrate(
+  members: readonly WorkerConnection[],
+  config: Config,
+  setup: ModelSetup,
+  devices: readonly Device[],
+  workload: Workload,
+): Promise<RateOverrides> {
+  const strategy = await deviceMap(config.device_map);
+  const { request: base } = planRequest(config, setup, devices, { strategy, rates: NO_OVERRIDES });
+  const works = cutsOf(config, strategy, devices, workload).map((cut) => cut.work(true));
+  const { layers, shape } = setup.spec;
+  const blockLayer = calibratedBlock(setup);
+  const tail = layers.findIndex(({ kind }) => kind === "norm" || kind === "head");
+  const largest = works.reduce((most, work) => (work.tokens > most.tokens ? work : most));
+  const request: PlanRequest = { ...base, work: { ...largest, microBatches: 1, checkpointing: "none" } };
+  const piece = { device: 0, rank: 0, checkpointedBlocks: 0, needsBackward: true, needsInputGrad: true };
+  const segments: PlannedSegment[] = [
+    { ...piece, index: 0, firstLayer: blockLayer, lastLayer: blockLayer },
+    { ...piece, index: 1, firstLayer: tail, lastLayer: layers.length - 1 },
+  ];
+  const prepares = await prepareRequests(
+    config,
+    setup,
+    {
+      segments,
+      replicas: members.map((_, rank) => [rank]),
+      computeDtype: base.computeDtype,
+      arenaBytes: devices.map((device) => {
+        const own = segments.map((segment) => ({ ...segment, device: device.id }));
+        return arenaBytes(predictMemory(request, own, [0, 0]).get(device.id)!, device.kind);
+      }),
+    },
+    members,
+    true,
+  );
+  const sizes = {
+    tokens: spread(works.map(({ meanTokens }) => meanTokens)),
+    labelTokens: spread(works.map(({ meanLabelTokens }) => meanLabelTokens)),
+    rowTokens: largest.rowTokens,
+    hidden: shape.hidden,
+  };
+  const replies = await Promise.all(
+    members.map((member, rank) =>
+      // Each times its own pieces: there is nothing to add up with the others.
+      member.request({ calibrate: { prepare: { ...prepares[rank]!, replicaRanks: [] }, ...sizes } }),
+    ),
+  );
+  const measured = replies.map(({ calibrated }): MeasuredDevice => {
+    const { block, head, update } = calibrated!;
+    return { blockLayer, block, head, update };
+  });
+  const bytes = Math.round(largest.meanTokens) * shape.hidden * dtypeBytes(base.computeDtype);
+  return { measured: alike(devices, measured), links: await probeNeighbours(members, devices, bytes, config) };
+}
+
+/** A block with LoRA pairs, if any has them. */
+function calibratedBlock({ spec, lora }: ModelSetup): number {
+  const learning = lora?.targets.find(({ layer }) => spec.layers[layer]!.kind === "block");
+  return learning?.layer ?? spec.layers.findIndex(({ kind }) => kind === "block");
+}
+
+/** Smallest, largest and what lies between them in ratio. */
+function spread(values: readonly number[]): number[] {
+  const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => Math.max(1, Math.round(value)));
+  return [...new Set([low!, Math.round(Math.sqrt(low! * high!)), high!])];
+}
+
+/** Gives devices of much the same speed the same times, those of the middle one. */
+function alike(devices: readonly Device[], measured: readonly MeasuredDevice[]): Map<number, MeasuredDevice> {
+  const total = ({ block, head }: MeasuredDevice) =>
+    [...block, ...head].reduce((sum, { forward, backward }) => sum + forward + backward, 0);
+  const left = measured
+    .map((times, index) => ({ id: devices[index]!.id, times, total: total(times) }))
+    .sort((a, b) => a.total - b.total);
+  const result = new Map<number, MeasuredDevice>();
+  while (left.length > 0) {
+    const limit = left[0]!.total * (1 + ALIKE);
+    const end = left.findIndex((device) => device.total > limit);
+    const group = left.splice(0, end < 0 ? left.length : end);
+    for (const { id } of group) result.set(id, group[group.length >> 1]!.times);
+  }
+  return result;
+}
+
+/** Links between ranks next to each other, every second one at a time: no rank is in two at once. */
+async function probeNeighbours(
+  members: readonly WorkerConnection[],
+  devices: readonly Device[],
+  bytes: number,
+  config: Config,
+): Promise<Map<string, LinkRate>> {
+  const peers = members.map(({ hello }, rank) => ({ rank, address: hello.linkAddress }));
+  const links = new Map<string, LinkRate>();
+  const probe = async (from: number) => {
+    const to = from + 1;
+    const request = { from, to, bytes, count: PROBE_MESSAGES, peers, linkTimeoutS: config.link_timeout };
+    const replies = await Promise.all([from, to].map((rank) => members[rank]!.request({ probeLink: request })));
+    const [sender, receiver] = replies.map(({ linkProbed }) => linkProbed!);
+    const [a, b] = [devices[from]!, devices[to]!];
+    const rate: LinkRate = {
+      bytesPerSecond: bytes / Math.max(1e-9, sender!.secondsPerMessage - sender!.latency),
+      latency: sender!.latency,
+      compute: a.kind === "cpu" && b.kind === "cpu" ? Math.max(sender!.compute, receiver!.compute) / bytes : 0,
+    };
+    links.set(linkKey(a.id, b.id), rate);
+    links.set(linkKey(a.node, b.node), rate);
+  };
+  for (const first of [0, 1]) {
+    const froms = members.map((_, rank) => rank).filter((rank) => rank % 2 === first && rank + 1 < members.length);
+    await Promise.all(froms.map(probe));
+  }
+  return links;
+}

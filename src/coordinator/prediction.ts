@@ -1,0 +1,72 @@
+import type { Plan, PlanPrediction } from "../plan/plan.ts";
+import type { Work } from "../plan/request.ts";
+import { buildSchedule, type SimulatedStep, simulateStep } from "../schedule/index.ts";
+
+/** Above so many forward passes of a step the closed form has to do: a simulation would take longer than a plan may. */
+const MOST_SIMULATED = 8192;
+
+/**
+ * The plan with its step simulated: the instruction lists that the ranks will run, with the predicted times of segments and links.
+ * Sees the stalls that the closed form leaves out.
+ */
+export function withSimulatedStep(plan: Plan, work: Work): Plan {
+  const { predicted } = plan;
+  if (predicted === null || plan.segments.length < 2 || plan.segments.length * work.microBatches > MOST_SIMULATED) {
+    return plan;
+  }
+  const step = simulateSegments(plan, predicted, work);
+  const stepTimeMs = step.stepTime * 1e3 + predicted.sumMs + predicted.updateMs;
+  const tokens = (predicted.tokensPerSecond * predicted.stepTimeMs) / 1e3;
+  return {
+    ...plan,
+    predicted: {
+      ...predicted,
+      stepTimeMs,
+      bubble: 1 - ((1 - step.bubble) * step.stepTime * 1e3) / stepTimeMs,
+      tokensPerSecond: (tokens * 1e3) / stepTimeMs,
+    },
+  };
+}
+
+function simulateSegments(plan: Plan, predicted: PlanPrediction, work: Work): SimulatedStep {
+  const { segments } = plan;
+  const lists = buildSchedule({
+    segments,
+    microBatches: work.microBatches,
+    policy: work.schedule,
+    needsBackward: (segment) => segments[segment]!.needsBackward,
+  });
+  const seconds = (of: "forwardMs" | "backwardMs") => (segment: number) => predicted.segments[segment]![of] / 1e3;
+  const transfers = new Map<string, number>();
+  segments.slice(1).forEach(({ rank }, index) => {
+    const transfer = predicted.segments[index]!.transferMs / 1e3;
+    for (const pair of [`${segments[index]!.rank}-${rank}`, `${rank}-${segments[index]!.rank}`]) {
+      transfers.set(pair, Math.max(transfer, transfers.get(pair) ?? 0));
+    }
+  });
+  return simulateStep(
+    lists,
+    { forward: seconds("forwardMs"), backward: seconds("backwardMs") },
+    {
+      // A message counts as one unit that takes the predicted time of its pair of ranks.
+      latency: () => 0,
+      messageBytes: () => 1,
+      bytesPerSecond: (from, to) => 1 / (transfers.get(`${from}-${to}`) ?? 0),
+      buffer: Number.POSITIVE_INFINITY,
+    },
+  );
+}
+
+/** Milliseconds of compute a step, by rank. */
+export function predictedCompute({ segments, replicas, predicted }: Plan, microBatches: number): Map<number, number> {
+  const byRank = new Map<number, number>();
+  if (predicted === null) return byRank;
+  for (const ranks of replicas) {
+    segments.forEach(({ rank }, index) => {
+      const { forwardMs, backwardMs } = predicted.segments[index]!;
+      const own = ranks[rank]!;
+      byRank.set(own, (byRank.get(own) ?? predicted.updateMs) + microBatches * (forwardMs + backwardMs));
+    });
+  }
+  return byRank;
+}

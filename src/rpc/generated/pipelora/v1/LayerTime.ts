@@ -1,0 +1,14 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface LayerTime {
+  'tokens'?: (number);
+  'forward'?: (number | string);
+  'backward'?: (number | string);
+}
+
+export interface LayerTime__Output {
+  'tokens': (number);
+  'forward': (number);
+  'backward': (number);
+}

@@ -1,0 +1,133 @@
+import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
+import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
+import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
+import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
+import { prepareRank } from "./prepare.ts";
+
+/** A size is timed at least so often and for so long; the median counts. */
+const LEAST_RUNS = 3;
+const LEAST_MS = 150;
+const INPUT_STREAM = 1;
+
+/** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
+export async function calibrate(
+  request: Calibrate__Output,
+  rank: number,
+  device: string,
+  addon: NativeAddon,
+): Promise<Calibrated> {
+  const prepared = await prepareRank(request.prepare!, rank, device, addon);
+  const { engine } = prepared;
+  try {
+    const timer = new LayerTimer(engine, addon, request);
+    const block: LayerTime[] = [];
+    for (const tokens of request.tokens) block.push(await timer.time(prepared.engineSegment.get(0)!, tokens, false));
+    const update = await median(async () => {
+      await engine.gradSquares();
+      await engine.optimizerStep(NO_CHANGE);
+    });
+    const head: LayerTime[] = [];
+    for (const tokens of request.labelTokens) head.push(await timer.time(prepared.engineSegment.get(1)!, tokens, true));
+    return { block, head, update };
+  } finally {
+    await engine.close();
+  }
+}
+
+const NO_CHANGE = { step: 1, learningRate: 0, gradScale: 1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 };
+
+class LayerTimer {
+  readonly #engine: Engine;
+  readonly #addon: NativeAddon;
+  readonly #request: Calibrate__Output;
+  #batches = 0;
+
+  constructor(engine: Engine, addon: NativeAddon, request: Calibrate__Output) {
+    this.#engine = engine;
+    this.#addon = addon;
+    this.#request = request;
+  }
+
+  /** `labelled`: every token has a label, and the segment ends with the head. */
+  async time(segment: number, tokens: number, labelled: boolean): Promise<LayerTime> {
+    const engine = this.#engine;
+    const values = await this.#activation(tokens);
+    const forward: number[] = [];
+    const backward: number[] = [];
+    const began = performance.now();
+    while (forward.length < LEAST_RUNS || performance.now() - began < LEAST_MS) {
+      const batch = this.#batch(tokens, labelled);
+      const input = await engine.write(values, [tokens, this.#hidden], this.#dtype);
+      const gradient = labelled ? null : await engine.write(values, [tokens, this.#hidden], this.#dtype);
+      forward.push(
+        await this.#seconds(async () => {
+          (await engine.forward(segment, batch, input)).output?.free();
+        }),
+      );
+      backward.push(
+        await this.#seconds(async () => {
+          (await engine.backward(segment, batch.index, gradient, 1))?.free();
+        }),
+      );
+    }
+    return { tokens, forward: middle(forward), backward: middle(backward) };
+  }
+
+  /** A device may still be at work when a call resolves: a small copy behind it waits for that. */
+  async #seconds(work: () => Promise<void>): Promise<number> {
+    const mark = await this.#engine.write(new Uint8Array(4), [1, 1], "float32");
+    const began = performance.now();
+    await work();
+    await this.#engine.read(mark);
+    const seconds = (performance.now() - began) / 1000;
+    mark.free();
+    return seconds;
+  }
+
+  get #dtype(): ComputeDtype {
+    return this.#request.prepare!.computeDtype as ComputeDtype;
+  }
+
+  get #hidden(): number {
+    return this.#request.hidden;
+  }
+
+  async #activation(tokens: number): Promise<Uint8Array> {
+    const width = this.#dtype === "float32" ? 4 : 2;
+    const bytes = new Uint8Array(tokens * this.#hidden * width);
+    const key = { seed: this.#request.prepare!.seed, stream: INPUT_STREAM, offset: 0 };
+    await this.#addon.fillNormal(bytes, this.#dtype, key, 1, this.#request.prepare!.threads);
+    return bytes;
+  }
+
+  #batch(tokens: number, labelled: boolean): MicroBatch {
+    const { rowTokens } = this.#request;
+    const rows = Math.ceil(tokens / rowTokens);
+    const bounds = Array.from({ length: rows + 1 }, (_, row) => Math.min(tokens, row * rowTokens));
+    return {
+      index: this.#batches++,
+      cuSeqlens: Int32Array.from(bounds),
+      rowIds: Int32Array.from({ length: rows }, (_, row) => row),
+      step: 1,
+      seed: this.#request.prepare!.seed,
+      training: true,
+      tokens: null,
+      targets: labelled ? new Int32Array(tokens) : null,
+      weights: labelled ? new Float32Array(tokens).fill(1 / tokens) : null,
+    };
+  }
+}
+
+async function median(work: () => Promise<void>): Promise<number> {
+  const seconds: number[] = [];
+  for (let run = 0; run < LEAST_RUNS; run++) {
+    const began = performance.now();
+    await work();
+    seconds.push((performance.now() - began) / 1000);
+  }
+  return middle(seconds);
+}
+
+function middle(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
+}
