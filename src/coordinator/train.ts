@@ -10,7 +10,6 @@ import type { Cluster } from "./cluster.ts";
 import { Interrupts } from "./interrupts.ts";
 import { type ModelSetup, setUpModel } from "./model-setup.ts";
 import { ensureWritable } from "./output-dir.ts";
-import type { Pipeline } from "./pipeline.ts";
 import type { Reporter } from "./reporter.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";

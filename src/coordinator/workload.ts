@@ -2,7 +2,7 @@ import type { Config } from "../config/options.ts";
 import type { MicroBatchSize } from "../data/micro-batches.ts";
 import type { WorkChoice } from "../plan/choose.ts";
 import type { Device } from "../plan/devices.ts";
-import { microBatchCount, microBatchCounts } from "../plan/micro-batches.ts";
+import { microBatchCount, stepsUpTo } from "../plan/micro-batches.ts";
 import type { Work } from "../plan/request.ts";
 import { type BatchShape, batchShape, type TrainingData } from "./training-data.ts";
 
@@ -41,7 +41,7 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
     free: (devices) =>
       replicaCounts(config.replicas, devices.length, rows).flatMap((replicas) => {
         const own = config.replicas === null ? Math.ceil(rows / replicas) : rows;
-        const sizes = limited === null ? microBatchCounts(own).map((count) => ({ count })) : [limited];
+        const sizes = limited === null ? stepsUpTo(own).map((count) => ({ count })) : [limited];
         return sizes.map((size) => cut(replicas, size));
       }),
   };
@@ -69,7 +69,7 @@ export function fullRowsWorkload(config: Config): Workload {
     free: (devices) =>
       replicaCounts(config.replicas, devices.length, rows).flatMap((replicas) => {
         const own = config.replicas === null ? Math.ceil(rows / replicas) : rows;
-        const perBatch = limit === null ? microBatchCounts(own).map((count) => Math.ceil(own / count)) : [limit];
+        const perBatch = limit === null ? stepsUpTo(own).map((count) => Math.ceil(own / count)) : [limit];
         return [...new Set(perBatch)].map((held) => cut(replicas, own, held));
       }),
   };
@@ -105,12 +105,9 @@ function kindOf(devices: readonly Device[]): Device["kind"] {
   return devices.some((device) => device.kind === "cpu") ? "cpu" : "cuda";
 }
 
-/** Every number of replicas that leaves each a device and a row, of several equal depths the one that uses most devices. */
+/** Numbers of replicas that leave each a device and a row, for depths of the pipeline worth a try. */
 function replicaCounts(asked: number | null, devices: number, rows: number): number[] {
   if (asked !== null) return [asked];
-  const byDepth = new Map<number, number>();
-  for (let replicas = 1; replicas <= Math.min(devices, rows); replicas++) {
-    byDepth.set(Math.floor(devices / replicas), replicas);
-  }
-  return [...byDepth.values()];
+  const counts = stepsUpTo(devices).map((depth) => Math.min(rows, Math.floor(devices / depth)));
+  return [...new Set(counts)];
 }

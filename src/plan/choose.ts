@@ -1,6 +1,8 @@
 import { PipeloraError } from "../common/errors.ts";
-import type { Plan } from "./plan.ts";
-import { makeReplicatedPlan } from "./replicas.ts";
+import { layerTimer } from "./layer-time.ts";
+import { Infeasible, type Plan } from "./plan.ts";
+import { layerTime } from "./range-costs.ts";
+import { attemptReplicatedPlan } from "./replicas.ts";
 import type { PlanRequest, Work } from "./request.ts";
 
 /** One way to run a step: over so many replicas of the pipeline, each doing this work. */
@@ -12,36 +14,62 @@ export interface WorkChoice {
 
 /**
  * The plan with the most predicted tokens a second among ways to run a step, and its way. All are compared on a sample of the
- * steps; the best that fits all of them is taken. Errors: the last one's if none fits; others as makePlan's.
+ * steps; the best that fits all of them is taken. Errors: as makePlan's; where nothing fits, the reason of the last way tried.
  */
 export function fastestPlan<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
 ): { plan: Plan; choice: Choice } {
-  let failure: unknown = new PipeloraError("PL_INTERNAL", "no way to run the step was given");
+  const { strategy } = request;
+  let last = new Infeasible(() => new PipeloraError("PL_INTERNAL", "no way to run the step was given"));
   const attempt = (choice: Choice, sampled: boolean): Plan | null => {
-    try {
-      return makeReplicatedPlan({ ...request, work: choice.work(sampled) }, choice.replicas);
-    } catch (error) {
-      if (!(error instanceof PipeloraError) || error.code !== "PL_PLACEMENT_INFEASIBLE") throw error;
-      failure = error;
-      return null;
-    }
+    const { replicas } = choice;
+    // Fewer devices a pipeline are a choice of more replicas: there is no need to look for that within each.
+    const inner = strategy === "fastest" && choices.length > 1 && replicas > 1 ? "balanced" : strategy;
+    const plan = attemptReplicatedPlan({ ...request, strategy: inner, work: choice.work(sampled) }, replicas);
+    if (!(plan instanceof Infeasible)) return typeof strategy === "string" ? { ...plan, strategy } : plan;
+    last = plan;
+    return null;
   };
-  for (const choice of choices.length > 1 ? bySpeed(choices, attempt) : choices) {
+  const ranked = choices.length > 1 ? bySpeed(request, choices, attempt) : [];
+  const others = choices.filter((choice) => !ranked.includes(choice));
+  for (const choice of [...ranked, ...others]) {
     const plan = attempt(choice, false);
     if (plan !== null) return { plan, choice };
   }
-  throw failure;
+  throw last.explain();
 }
 
+/** Ways from the fastest on. Those that could not beat one already planned, however well they were placed, are left out. */
 function bySpeed<Choice extends WorkChoice>(
+  request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
   attempt: (choice: Choice, sampled: boolean) => Plan | null,
 ): Choice[] {
-  const plans = choices.flatMap((choice) => {
+  const bounded = choices.map((choice) => ({ choice, most: mostTokensPerSecond(request, choice) }));
+  const plans: { choice: Choice; speed: number }[] = [];
+  let best = 0;
+  for (const { choice, most } of bounded.sort((a, b) => b.most - a.most)) {
+    if (most < best) break;
     const plan = attempt(choice, true);
-    return plan === null ? [] : [{ choice, speed: plan.predicted?.tokensPerSecond ?? 0 }];
-  });
+    if (plan === null) continue;
+    const speed = plan.predicted?.tokensPerSecond ?? 0;
+    plans.push({ choice, speed });
+    best = Math.max(best, speed);
+  }
   return plans.sort((a, b) => b.speed - a.speed).map(({ choice }) => choice);
+}
+
+/** What p devices as fast as the fastest could do with loads evenly spread and no links: m S / p, and but for interleaving the fill S − S / p. */
+function mostTokensPerSecond(request: Omit<PlanRequest, "work">, choice: WorkChoice): number {
+  const work = choice.work(true);
+  const timesOn = layerTimer({ ...request, work });
+  const recomputes = work.checkpointing !== "none";
+  const totals = request.devices.map((device) =>
+    timesOn(device).reduce((sum, layer) => sum + layerTime(layer, recomputes), 0),
+  );
+  const total = Math.min(...totals);
+  const depth = Math.max(1, Math.floor(request.devices.length / choice.replicas));
+  const fill = work.schedule === "interleaved" ? 0 : total - total / depth;
+  return (choice.replicas * work.microBatches * work.meanTokens) / ((work.microBatches * total) / depth + fill);
 }

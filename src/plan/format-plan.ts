@@ -1,5 +1,5 @@
 import { formatBytes } from "../common/bytes.ts";
-import type { Plan, PlannedDevice } from "./plan.ts";
+import type { Plan } from "./plan.ts";
 import { alignTable } from "./table.ts";
 
 /** The plan as `coordinator plan --json` prints it. */
@@ -46,7 +46,7 @@ export function formatPlan(plan: Plan, layerNames: readonly string[]): string {
   const lines = [alignTable([head, ...rows])];
   if (plan.predicted !== null) {
     const { stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
-    const used = plan.devices.filter((device: PlannedDevice) => device.segments.length > 0).length;
+    const used = usedDevices(plan);
     const copies = plan.replicas.length > 1 ? `, ${plan.replicas.length} replicas` : "";
     lines.push(
       `${plan.strategy} over ${used} device${used === 1 ? "" : "s"}${copies}: predicted ${stepTimeMs.toFixed(1)} ms a step, ` +
@@ -62,4 +62,47 @@ function layersOf(plan: Plan, index: number, names: readonly string[]): string {
   const { firstLayer, lastLayer } = plan.segments[index]!;
   const [first, last] = [names[firstLayer]!, names[lastLayer]!];
   return firstLayer === lastLayer ? first : `${first} … ${last}`;
+}
+
+/** What one strategy and schedule make of a request; plan null: it does not fit. */
+export interface StrategyOutcome {
+  readonly strategy: string;
+  readonly schedule: string;
+  readonly plan: Plan | null;
+  /** Of a step, in each replica. */
+  readonly microBatches: number;
+}
+
+/** Strategies side by side: what each predicts of a step, and the fullest device. */
+export function formatComparison(outcomes: readonly StrategyOutcome[]): string {
+  const head = ["strategy", "schedule", "devices", "replicas", "micro-batches", "step", "idle", "tokens/s", "fullest"];
+  const rows = outcomes.map(({ strategy, schedule, plan, microBatches }) => {
+    if (plan?.predicted == null) return [strategy, schedule, "does not fit", "", "", "", "", "", ""];
+    const { stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
+    return [
+      ...[strategy, schedule, String(usedDevices(plan)), String(plan.replicas.length), String(microBatches)],
+      ...[`${stepTimeMs.toFixed(1)} ms`, `${(100 * bubble).toFixed(1)} %`, String(Math.round(tokensPerSecond))],
+      formatBytes(fullest(plan)),
+    ];
+  });
+  return alignTable([head, ...rows]);
+}
+
+export function comparisonJson(outcomes: readonly StrategyOutcome[]): Record<string, unknown>[] {
+  return outcomes.map(({ strategy, schedule, plan, microBatches }) => {
+    if (plan?.predicted == null) return { strategy, schedule, fits: false };
+    return {
+      ...{ strategy, schedule, fits: true, devices: usedDevices(plan), replicas: plan.replicas.length },
+      ...{ micro_batches: microBatches, step_time_ms: plan.predicted.stepTimeMs, bubble: plan.predicted.bubble },
+      ...{ tokens_per_s: plan.predicted.tokensPerSecond, fullest_bytes: fullest(plan) },
+    };
+  });
+}
+
+function usedDevices({ devices }: Plan): number {
+  return devices.filter(({ segments }) => segments.length > 0).length;
+}
+
+function fullest({ devices }: Plan): number {
+  return Math.max(...devices.map(({ memory }) => memory.total));
 }

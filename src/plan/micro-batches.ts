@@ -5,12 +5,14 @@ interface CountPolicy {
   readonly tokens: number;
   readonly fewest: number;
   readonly most: number;
+  /** Tokens above which larger products gain nothing and activations only grow: then there are more micro-batches than `most`. */
+  readonly mostTokens: number;
 }
 
 /** A pipeline of p devices idles (p − 1) / (m + p − 1) of a step: m should be several, and its products still large. */
 const POLICIES: Readonly<Record<Device["kind"], CountPolicy>> = {
-  cpu: { tokens: 128, fewest: 4, most: 16 },
-  cuda: { tokens: 1024, fewest: 1, most: 32 },
+  cpu: { tokens: 128, fewest: 4, most: 16, mostTokens: 2048 },
+  cuda: { tokens: 1024, fewest: 1, most: 32, mostTokens: 8192 },
 };
 
 /**
@@ -18,17 +20,18 @@ const POLICIES: Readonly<Record<Device["kind"], CountPolicy>> = {
  * over 1, 2 or 4 devices cut alike, add up alike and give the same bits.
  */
 export function microBatchCount(stepTokens: number, rows: number, kind: Device["kind"]): number {
-  const { tokens, fewest, most } = POLICIES[kind];
-  return Math.max(1, Math.min(rows, most, Math.max(fewest, Math.round(stepTokens / tokens))));
+  const { tokens, fewest, most, mostTokens } = POLICIES[kind];
+  const full = Math.min(most, Math.max(fewest, Math.round(stepTokens / tokens)));
+  return Math.max(1, Math.min(rows, Math.max(full, Math.ceil(stepTokens / mostTokens))));
 }
 
-/** Numbers of micro-batches worth a try for so many rows: every one up to four, then in steps of a quarter or less. */
-export function microBatchCounts(rows: number): number[] {
+/** 1, 2, 3, 4, 6, 8, 12, … up to `most`, and `most` itself: the numbers of things worth a try, a half or a third apart. */
+export function stepsUpTo(most: number): number[] {
   const counts: number[] = [];
-  for (let count = 1; count <= Math.min(rows, MOST_TRIED); count += Math.max(1, Math.floor(count / 4)))
-    counts.push(count);
-  if (rows <= MOST_TRIED && counts.at(-1) !== rows) counts.push(rows);
+  for (let power = 1; power <= most; power *= 2) {
+    counts.push(power);
+    if (power > 1 && 1.5 * power <= most) counts.push(1.5 * power);
+  }
+  if (counts.at(-1) !== most) counts.push(most);
   return counts;
 }
-
-const MOST_TRIED = 256;

@@ -68,6 +68,22 @@ export interface PlanPrediction {
  * Errors: PL_PLACEMENT_INFEASIBLE with a table of what is needed and what would make it fit, PL_DEVICE_MAP_INVALID, PL_CONFIG_INVALID.
  */
 export function makePlan(request: PlanRequest): Plan {
+  const plan = attemptPlan(request);
+  if (plan instanceof Infeasible) throw plan.explain();
+  return plan;
+}
+
+/** Why a request fits nowhere: looked into only when somebody asks, since many remedies are tried for it. */
+export class Infeasible {
+  readonly explain: () => PipeloraError;
+
+  constructor(explain: () => PipeloraError) {
+    this.explain = explain;
+  }
+}
+
+/** As makePlan, for a caller with other ways to try when nothing fits. */
+export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   const budgets = budgetsOf(request.devices, request.maxMemory);
   const warnings = [...budgets.warnings];
   if (typeof request.strategy !== "string") {
@@ -86,7 +102,7 @@ export function makePlan(request: PlanRequest): Plan {
   }
   const problem = placementProblem(request, budgets.bytes, costsByDevice(request));
   const stages = place(problem, request.strategy);
-  if (stages === null) throw infeasible(request, problem, budgets.bytes, fits);
+  if (stages === null) return new Infeasible(() => infeasible(request, problem, budgets.bytes, fits));
   return finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, request.strategy);
 }
 

@@ -1,7 +1,7 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Device, MaxMemory } from "./devices.ts";
 import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
-import { IDLE, makePlan, type Plan } from "./plan.ts";
+import { attemptPlan, IDLE, Infeasible, type Plan } from "./plan.ts";
 import { linkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
 
@@ -11,26 +11,25 @@ const GRADIENT_BYTES = 4;
  * A plan for `replicas` copies of the pipeline, each over as many consecutive devices, all cut alike: as the least of the devices
  * at each place allows. `request.work` is one replica's. A device map and max_memory name devices as always; a map places the
  * first replica. Devices that are left over stay idle.
- * Errors: as makePlan's; PL_PLACEMENT_INFEASIBLE if there are fewer devices than replicas.
+ * Errors: as makePlan's, but where nothing fits; that, and fewer devices than replicas, is the result.
  */
-export function makeReplicatedPlan(request: PlanRequest, replicas: number): Plan {
-  if (replicas === 1) return makePlan(request);
+export function attemptReplicatedPlan(request: PlanRequest, replicas: number): Plan | Infeasible {
+  if (replicas === 1) return attemptPlan(request);
   const devices = [...request.devices].sort((a, b) => a.id - b.id);
   const each = Math.floor(devices.length / replicas);
   if (each === 0) {
-    throw new PipeloraError(
-      "PL_PLACEMENT_INFEASIBLE",
-      `${replicas} replicas need a device each, there are ${devices.length} devices.`,
-      { hint: "Lower --replicas, or bring more workers." },
-    );
+    const message = `${replicas} replicas need a device each, there are ${devices.length} devices.`;
+    const hint = "Lower --replicas, or bring more workers.";
+    return new Infeasible(() => new PipeloraError("PL_PLACEMENT_INFEASIBLE", message, { hint }));
   }
   const groups = Array.from({ length: replicas }, (_, replica) => devices.slice(replica * each, (replica + 1) * each));
   const places = groups[0]!.map((_, place) => groups.map((group) => group[place]!));
-  const one = makePlan({
+  const one = attemptPlan({
     ...request,
     devices: places.map(leastOf),
     maxMemory: request.maxMemory === null ? null : leastBudgets(request.maxMemory, places),
   });
+  if (one instanceof Infeasible) return one;
   const left = devices.slice(each * replicas);
   const idle = left.length === 0 ? [] : [`${left.length} of ${devices.length} devices are left over and stay idle`];
   return {

@@ -1,16 +1,20 @@
 import type { Config } from "../../config/options.ts";
 import { planWithoutWorkers } from "../../coordinator/plan-on-paper.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
-import { formatPlan, planJson } from "../../plan/format-plan.ts";
+import { comparisonJson, formatComparison, formatPlan, planJson } from "../../plan/format-plan.ts";
 import { alignTable } from "../../plan/table.ts";
 
 export async function planCommand(config: Config): Promise<number> {
-  const { plan, layerNames, parameters } = await planWithoutWorkers(config);
+  const { plan, layerNames, parameters, comparison } = await planWithoutWorkers(config);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
-    process.stdout.write(`${JSON.stringify({ ...planJson(plan), parameters: rows })}\n`);
+    process.stdout.write(
+      `${JSON.stringify({ ...planJson(plan), strategies: comparisonJson(comparison), parameters: rows })}\n`,
+    );
   } else {
-    process.stdout.write(`${formatPlan(plan, layerNames)}\n\n${alignTable(heldForms(parameters))}\n`);
+    const parts = [formatPlan(plan, layerNames), alignTable(heldForms(parameters))];
+    if (comparison.length > 0) parts.splice(1, 0, formatComparison(comparison));
+    process.stdout.write(`${parts.join("\n\n")}\n`);
   }
   return plan.problem === null ? 0 : 1;
 }
