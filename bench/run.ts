@@ -1,7 +1,12 @@
-// npm run bench            training on this machine's CPU beside PyTorch
+// npm run bench                  training on this machine's CPU beside PyTorch
+// npm run bench -- coordinator   the coordinator's own time a step
+import { benchCoordinator } from "./coordinator.ts";
 import { benchCpu } from "./cpu.ts";
 
-const BENCHES: Readonly<Record<string, (print: (row: object) => void) => void>> = { cpu: benchCpu };
+const BENCHES: Readonly<Record<string, (print: (row: object) => void) => void | Promise<void>>> = {
+  cpu: benchCpu,
+  coordinator: benchCoordinator,
+};
 
 const name = process.argv[2] ?? "cpu";
 const bench = BENCHES[name];
@@ -9,4 +14,4 @@ if (bench === undefined) {
   process.stderr.write(`unknown benchmark "${name}"; there are ${Object.keys(BENCHES).join(", ")}\n`);
   process.exit(1);
 }
-bench((row) => process.stdout.write(`${JSON.stringify(row)}\n`));
+await bench((row) => process.stdout.write(`${JSON.stringify(row)}\n`));

@@ -1,24 +1,16 @@
 import { bytesOf, float32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
+import type { PackedMicroBatches } from "../data/micro-batches.ts";
 import type { EvaluateResult__Output } from "../rpc/generated/pipelora/v1/EvaluateResult.ts";
 import type { Generate } from "../rpc/generated/pipelora/v1/Generate.ts";
 import type { LoraTensor } from "../rpc/generated/pipelora/v1/LoraTensor.ts";
 import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
-import type { MicroBatch } from "../rpc/generated/pipelora/v1/MicroBatch.ts";
+import type { MicroBatches } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
 import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../rpc/generated/pipelora/v1/Update.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
-
-/** One micro-batch as data/ makes it. */
-export interface HostMicroBatch {
-  readonly cuSeqlens: Int32Array;
-  readonly rowIds: Int32Array;
-  readonly tokens: Int32Array;
-  readonly targets: Int32Array;
-  readonly weights: Float32Array;
-}
 
 export type LoraPartName = "weight" | "exp_avg" | "exp_avg_sq";
 
@@ -75,10 +67,10 @@ export class Pipeline {
     return replies.map((reply) => reply.prepared!);
   }
 
-  /** `batches`: [replica][micro-batch]. Results by rank. */
+  /** `batches`: each replica's. Results by rank. */
   async runStep(
     step: number,
-    batches: readonly (readonly HostMicroBatch[])[],
+    batches: readonly PackedMicroBatches[],
     previous: Update | null,
     lossScale: number,
   ): Promise<StepResult__Output[]> {
@@ -102,13 +94,10 @@ export class Pipeline {
     await this.#all((member) => member.request({ applyUpdate: update }));
   }
 
-  /** Loss sum and label tokens over all batches, which the replicas take in turn. */
-  async evaluate(batches: readonly HostMicroBatch[]): Promise<EvaluateResult__Output> {
-    const dealt = this.#replicas.map((_, replica) =>
-      batches.filter((_batch, index) => index % this.#replicas.length === replica),
-    );
+  /** Loss sum and label tokens over all replicas' batches. */
+  async evaluate(batches: readonly PackedMicroBatches[]): Promise<EvaluateResult__Output> {
     const replies = await this.#all((member, rank) =>
-      member.request({ evaluate: { microBatches: this.#batchesFor(rank, dealt) } }),
+      member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches) } }),
     );
     const total = { lossSum: 0, labelTokens: 0, correctTokens: 0 };
     for (const { last } of this.#replicas) {
@@ -158,16 +147,17 @@ export class Pipeline {
   }
 
   /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */
-  #batchesFor(rank: number, batches: readonly (readonly HostMicroBatch[])[]): MicroBatch[] {
+  #batchesFor(rank: number, batches: readonly PackedMicroBatches[]): MicroBatches {
     const replica = this.#replicaOf(rank);
-    if (replica === undefined) return [];
-    const { first, last } = replica;
-    return batches[this.#replicas.indexOf(replica)]!.map(({ cuSeqlens, rowIds, tokens, targets, weights }) => ({
-      cuSeqlens: [...cuSeqlens],
-      rowIds: [...rowIds],
-      ...(rank === first ? { tokens: bytesOf(tokens) } : {}),
-      ...(rank === last ? { targets: bytesOf(targets), weights: bytesOf(weights) } : {}),
-    }));
+    if (replica === undefined) return {};
+    const { batchRows, rowTokens, rowIds, tokens, targets, weights } = batches[this.#replicas.indexOf(replica)]!;
+    return {
+      batchRows: bytesOf(batchRows),
+      rowTokens: bytesOf(rowTokens),
+      rowIds: bytesOf(rowIds),
+      ...(rank === replica.first ? { tokens: bytesOf(tokens) } : {}),
+      ...(rank === replica.last ? { targets: bytesOf(targets), weights: bytesOf(weights) } : {}),
+    };
   }
 
   /** Undefined for a rank that no replica needs. */

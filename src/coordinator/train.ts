@@ -105,7 +105,9 @@ async function attemptRun(run: Run): Promise<void> {
       pipeline,
       source: stepSource(data, spec, cut.size, cut.replicas),
       evaluation:
-        data.evaluation === null ? null : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.size),
+        data.evaluation === null
+          ? null
+          : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.size, cut.replicas),
       rate: files.rate,
       flosPerToken: flosPerToken(setup),
       reporter,

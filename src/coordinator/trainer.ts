@@ -1,17 +1,18 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Config } from "../config/options.ts";
+import type { PackedMicroBatches } from "../data/micro-batches.ts";
 import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../rpc/generated/pipelora/v1/Update.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
-import type { HostMicroBatch, Pipeline } from "./pipeline.ts";
+import type { Pipeline } from "./pipeline.ts";
 import type { Reporter } from "./reporter.ts";
 import type { LogEntry, TrainerState } from "./trainer-state.ts";
 
 /** The data of one optimizer step. */
 export interface TrainStep {
-  /** [replica][micro-batch] */
-  readonly batches: readonly (readonly HostMicroBatch[])[];
+  /** Each replica's. */
+  readonly batches: readonly PackedMicroBatches[];
   /** Tokens computed: no padding. */
   readonly tokens: number;
   /** Tokens of the padded batches that the Trainer would have made; total_flos counts those. */
@@ -28,7 +29,8 @@ export interface StepSource {
 }
 
 export interface Evaluation {
-  readonly batches: readonly HostMicroBatch[];
+  /** Each replica's. */
+  readonly batches: readonly PackedMicroBatches[];
   readonly rows: number;
   /** Batches that the Trainer would have made. */
   readonly steps: number;

@@ -1,15 +1,14 @@
 import type { Config } from "../config/options.ts";
 import type { Dataset } from "../data/dataset.ts";
 import { encodeDataset } from "../data/encode.ts";
-import { cutMicroBatches, type MicroBatchSize, packRows } from "../data/micro-batches.ts";
+import { cutMicroBatches, type MicroBatchSize, packMicroBatches } from "../data/micro-batches.ts";
 import { TrainingOrder } from "../data/order.ts";
 import { splitDataset } from "../data/split.ts";
-import { evaluationBatches, trainingStep, type WeightedRow } from "../data/steps.ts";
+import { evaluationBatches, trainingStep } from "../data/steps.ts";
 import { type RowTemplate, rowTemplate } from "../data/templates.ts";
 import { loadTokenizer } from "../formats/tokenizer/load.ts";
 import type { ModelSpec } from "../models/spec.ts";
 import type { Work } from "../plan/request.ts";
-import type { HostMicroBatch } from "./pipeline.ts";
 import type { Evaluation, StepSource, TrainStep } from "./trainer.ts";
 
 export interface TrainingData {
@@ -67,7 +66,7 @@ export function stepSource(
       const padded = (batch: Uint32Array) =>
         batch.length * Math.max(...Array.from(batch, (row) => train.rowLength(row)));
       return {
-        batches: rowsByReplica(rows, replicas).map((own) => packed(own, size)),
+        batches: rowsByReplica(rows, replicas).map((own) => packMicroBatches(cutMicroBatches(own, size))),
         tokens,
         paddedTokens: stepOrder.batches.flat().reduce((sum, batch) => sum + padded(batch), 0),
         epoch: epochAfter,
@@ -77,9 +76,14 @@ export function stepSource(
   };
 }
 
-export function evaluationOf(dataset: Dataset, batchSize: number, size: MicroBatchSize): Evaluation {
+/** The replicas take the micro-batches in turn. */
+export function evaluationOf(dataset: Dataset, batchSize: number, size: MicroBatchSize, replicas: number): Evaluation {
   const batches = evaluationBatches(dataset, batchSize);
-  return { batches: packed(batches.flat(), size), rows: dataset.size, steps: batches.length };
+  const cut = cutMicroBatches(batches.flat(), size);
+  const dealt = Array.from({ length: replicas }, (_, replica) =>
+    cut.filter((_own, index) => index % replicas === replica),
+  );
+  return { batches: dealt.map(packMicroBatches), rows: dataset.size, steps: batches.length };
 }
 
 /** The part of a plan's Work that comes from the rows. */
@@ -136,10 +140,6 @@ export function batchShape(
     meanLabelTokens: total.labelTokens / batches,
     rowTokens: Math.ceil(train.statistics.totalTokens / train.size),
   };
-}
-
-function packed(rows: readonly WeightedRow[], size: MicroBatchSize): HostMicroBatch[] {
-  return cutMicroBatches(rows, size).map(packRows);
 }
 
 function sum<T>(items: readonly T[], value: (item: T) => number): number {

@@ -1,15 +1,17 @@
 import type { WeightedRow } from "./steps.ts";
 
-/** Rows back to back without padding: what the engine's MicroBatch takes. */
-export interface PackedRows {
-  /** [T] */
+/** Micro-batches whose rows lie back to back without padding. */
+export interface PackedMicroBatches {
+  /** [micro-batch] rows of each */
+  readonly batchRows: Int32Array;
+  /** [row] tokens of each */
+  readonly rowTokens: Int32Array;
+  /** [row] */
+  readonly rowIds: Int32Array;
+  /** [token] */
   readonly tokens: Int32Array;
   readonly targets: Int32Array;
   readonly weights: Float32Array;
-  /** [S + 1], starts with 0, ends with T. */
-  readonly cuSeqlens: Int32Array;
-  /** [S] */
-  readonly rowIds: Int32Array;
 }
 
 export type MicroBatchSize =
@@ -83,23 +85,24 @@ function splitLargest(lengths: readonly number[], groups: readonly number[], cou
   return result;
 }
 
-/** Lays rows back to back. */
-export function packRows(rows: readonly WeightedRow[]): PackedRows {
+/** Lays the rows of all micro-batches back to back. [micro-batch][row] */
+export function packMicroBatches(batches: readonly (readonly WeightedRow[])[]): PackedMicroBatches {
+  const rows = batches.flat();
   const total = rows.reduce((sum, row) => sum + row.tokens.length, 0);
   const packed = {
+    batchRows: Int32Array.from(batches, (batch) => batch.length),
+    rowTokens: Int32Array.from(rows, (row) => row.tokens.length),
+    rowIds: Int32Array.from(rows, (row) => row.rowId),
     tokens: new Int32Array(total),
     targets: new Int32Array(total),
     weights: new Float32Array(total),
-    cuSeqlens: new Int32Array(rows.length + 1),
-    rowIds: Int32Array.from(rows, (row) => row.rowId),
   };
   let begin = 0;
-  rows.forEach((row, index) => {
+  for (const row of rows) {
     packed.tokens.set(row.tokens, begin);
     packed.targets.set(row.targets, begin);
     packed.weights.set(row.weights, begin);
     begin += row.tokens.length;
-    packed.cuSeqlens[index + 1] = begin;
-  });
+  }
   return packed;
 }

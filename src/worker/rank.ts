@@ -1,10 +1,10 @@
-import { bytesOf, float32Of, int32Of } from "../common/bytes.ts";
+import { bytesOf, float32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
-import { type Engine, type LoraPart, loadEngine, type MicroBatch } from "../engine/index.ts";
+import { type Engine, type LoraPart, loadEngine } from "../engine/index.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
-import type { MicroBatch__Output } from "../rpc/generated/pipelora/v1/MicroBatch.ts";
+import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
 import type { RunStep__Output } from "../rpc/generated/pipelora/v1/RunStep.ts";
@@ -16,6 +16,7 @@ import { generate } from "./generation.ts";
 import { sumGradients } from "./gradient-sum.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
+import { unpackMicroBatches } from "./micro-batches.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { runInstructions } from "./step-runner.ts";
 
@@ -93,7 +94,7 @@ export class Rank {
         await applyUpdate(this.#ready().engine, message.applyUpdate!);
         return { done: {} };
       case "evaluate":
-        return this.#evaluate(message.evaluate!.microBatches);
+        return this.#evaluate(message.evaluate!.microBatches!);
       case "exportLora":
         return this.#exportLora(message.request, message.exportLora!.parts as LoraPart[]);
       case "importLora":
@@ -135,13 +136,16 @@ export class Rank {
     const started = performance.now();
     const busy = prepared.engine.busySeconds();
     if (request.previous) await applyUpdate(prepared.engine, request.previous);
+    const batches = unpackMicroBatches(request.microBatches!, {
+      step: request.step,
+      seed: prepared.seed,
+      training: true,
+    });
     const name = `step ${request.step}/${this.#passes++}`;
     const totals = await runInstructions(prepared, this.#options.links, {
       name,
-      instructions: prepared.instructions(request.microBatches.length, "train"),
-      batches: request.microBatches.map((batch, index) =>
-        toMicroBatch(batch, index, request.step, prepared.seed, true),
-      ),
+      instructions: prepared.instructions(batches.length, "train"),
+      batches,
       lossScale: request.lossScale,
     });
     if (prepared.replicas !== null && prepared.moduleIds.length > 0) {
@@ -168,12 +172,13 @@ export class Rank {
     };
   }
 
-  async #evaluate(batches: readonly MicroBatch__Output[]): Promise<Reply> {
+  async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
     const prepared = this.#ready();
+    const batches = unpackMicroBatches(packed, { step: 0, seed: prepared.seed, training: false });
     const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),
-      batches: batches.map((batch, index) => toMicroBatch(batch, index, 0, prepared.seed, false)),
+      batches,
       lossScale: 1,
     });
     return { evaluateResult: { lossSum, labelTokens, correctTokens } };
@@ -225,26 +230,6 @@ export class Rank {
 async function applyUpdate(engine: Engine, { skip, ...update }: Update__Output): Promise<void> {
   if (skip) await engine.zeroGrad();
   else await engine.optimizerStep(update);
-}
-
-function toMicroBatch(
-  batch: MicroBatch__Output,
-  index: number,
-  step: number,
-  seed: number,
-  training: boolean,
-): MicroBatch {
-  return {
-    index,
-    cuSeqlens: Int32Array.from(batch.cuSeqlens),
-    rowIds: Int32Array.from(batch.rowIds),
-    step,
-    seed,
-    training,
-    tokens: batch.tokens.length === 0 ? null : int32Of(batch.tokens),
-    targets: batch.targets.length === 0 ? null : int32Of(batch.targets),
-    weights: batch.weights.length === 0 ? null : float32Of(batch.weights),
-  };
 }
 
 function memoryReport(engine: Engine): MemoryReport {

@@ -23,7 +23,7 @@ import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
 import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
 import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
-import type { MicroBatch as _pipelora_v1_MicroBatch, MicroBatch__Output as _pipelora_v1_MicroBatch__Output } from './pipelora/v1/MicroBatch.ts';
+import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from './pipelora/v1/MicroBatches.ts';
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from './pipelora/v1/Peer.ts';
 import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_Prepare__Output } from './pipelora/v1/Prepare.ts';
 import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v1_Prepared__Output } from './pipelora/v1/Prepared.ts';
@@ -67,7 +67,7 @@ export interface ProtoGrpcType {
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
       LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
       MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>
-      MicroBatch: MessageTypeDefinition<_pipelora_v1_MicroBatch, _pipelora_v1_MicroBatch__Output>
+      MicroBatches: MessageTypeDefinition<_pipelora_v1_MicroBatches, _pipelora_v1_MicroBatches__Output>
       Peer: MessageTypeDefinition<_pipelora_v1_Peer, _pipelora_v1_Peer__Output>
       Prepare: MessageTypeDefinition<_pipelora_v1_Prepare, _pipelora_v1_Prepare__Output>
       Prepared: MessageTypeDefinition<_pipelora_v1_Prepared, _pipelora_v1_Prepared__Output>

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
 import { type Dataset, DatasetBuilder } from "../../../src/data/dataset.ts";
-import { cutMicroBatches, packRows } from "../../../src/data/micro-batches.ts";
+import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
 import { splitDataset } from "../../../src/data/split.ts";
 import { evaluationBatches, trainingStep } from "../../../src/data/steps.ts";
@@ -193,11 +193,13 @@ describe("micro-batches", () => {
 
   test("packing lays rows back to back", () => {
     const { rows } = trainingStep(datasetOf([4, 2]), order(2, 1).step(1), "step-token-mean");
-    const packed = packRows(rows[0]!);
+    const packed = packMicroBatches([rows[0]!]);
     assert.deepEqual([...packed.tokens], [0, 1, 2, 3, 100, 101]);
     assert.deepEqual([...packed.targets], [1, 2, 3, -100, 101, -100]);
     assert.deepEqual([...packed.weights], [0.25, 0.25, 0.25, 0, 0.25, 0]);
-    assert.deepEqual([...packed.cuSeqlens], [0, 4, 6]);
+    assert.deepEqual([...packed.batchRows], [2]);
+    assert.deepEqual([...packed.rowTokens], [4, 2]);
     assert.deepEqual([...packed.rowIds], [0, 1]);
+    assert.deepEqual([...packMicroBatches([[rows[0]![0]!], [rows[0]![1]!]]).batchRows], [1, 1]);
   });
 });

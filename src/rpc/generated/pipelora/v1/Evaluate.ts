@@ -1,11 +1,11 @@
 // Original file: proto/pipelora/v1/control.proto
 
-import type { MicroBatch as _pipelora_v1_MicroBatch, MicroBatch__Output as _pipelora_v1_MicroBatch__Output } from '../../pipelora/v1/MicroBatch.ts';
+import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from '../../pipelora/v1/MicroBatches.ts';
 
 export interface Evaluate {
-  'microBatches'?: (_pipelora_v1_MicroBatch)[];
+  'microBatches'?: (_pipelora_v1_MicroBatches | null);
 }
 
 export interface Evaluate__Output {
-  'microBatches': (_pipelora_v1_MicroBatch__Output)[];
+  'microBatches': (_pipelora_v1_MicroBatches__Output | null);
 }

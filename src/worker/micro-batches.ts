@@ -1,0 +1,34 @@
+import { float32Of, int32Of } from "../common/bytes.ts";
+import type { MicroBatch } from "../engine/index.ts";
+import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
+
+/** The micro-batches of a request as the engine takes them: views of the request's bytes. */
+export function unpackMicroBatches(
+  packed: MicroBatches__Output,
+  pass: Pick<MicroBatch, "step" | "seed" | "training">,
+): MicroBatch[] {
+  const rowTokens = int32Of(packed.rowTokens);
+  const rowIds = int32Of(packed.rowIds);
+  const tokens = packed.tokens.length === 0 ? null : int32Of(packed.tokens);
+  const targets = packed.targets.length === 0 ? null : int32Of(packed.targets);
+  const weights = packed.weights.length === 0 ? null : float32Of(packed.weights);
+  let row = 0;
+  let token = 0;
+  return Array.from(int32Of(packed.batchRows), (rows, index): MicroBatch => {
+    const cuSeqlens = new Int32Array(rows + 1);
+    for (let own = 0; own < rows; own++) cuSeqlens[own + 1] = cuSeqlens[own]! + rowTokens[row + own]!;
+    const end = token + cuSeqlens[rows]!;
+    const batch = {
+      ...pass,
+      index,
+      cuSeqlens,
+      rowIds: rowIds.subarray(row, row + rows),
+      tokens: tokens?.subarray(token, end) ?? null,
+      targets: targets?.subarray(token, end) ?? null,
+      weights: weights?.subarray(token, end) ?? null,
+    };
+    row += rows;
+    token = end;
+    return batch;
+  });
+}

@@ -1,0 +1,39 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { bytesOf } from "../../../src/common/bytes.ts";
+import { packMicroBatches } from "../../../src/data/micro-batches.ts";
+import { unpackMicroBatches } from "../../../src/worker/micro-batches.ts";
+
+const row = (tokens: number[], rowId: number) => ({
+  tokens: Int32Array.from(tokens),
+  targets: Int32Array.from(tokens, (token) => token + 1),
+  weights: Float32Array.from(tokens, (token) => 1 / (token + 1)),
+  rowId,
+});
+const PASS = { step: 3, seed: 7, training: true };
+const EMPTY = Buffer.alloc(0);
+
+test("what the coordinator packs, a rank unpacks, with the parts that it was sent", () => {
+  const packed = packMicroBatches([[row([1, 2, 3], 0), row([4], 1)], [row([5, 6], 2)]]);
+  const bytes = {
+    ...{ batchRows: bytesOf(packed.batchRows), rowTokens: bytesOf(packed.rowTokens), rowIds: bytesOf(packed.rowIds) },
+    ...{ tokens: bytesOf(packed.tokens), targets: bytesOf(packed.targets), weights: bytesOf(packed.weights) },
+  };
+  const [first, second, ...none] = unpackMicroBatches(bytes, PASS);
+  assert.equal(none.length, 0);
+  assert.deepEqual(
+    { ...first, tokens: [...first!.tokens!], cuSeqlens: [...first!.cuSeqlens], rowIds: [...first!.rowIds] },
+    {
+      ...{ ...PASS, index: 0, cuSeqlens: [0, 3, 4], rowIds: [0, 1], tokens: [1, 2, 3, 4] },
+      ...{ targets: packed.targets.subarray(0, 4), weights: packed.weights.subarray(0, 4) },
+    },
+  );
+  assert.deepEqual([...second!.cuSeqlens], [0, 2]);
+  assert.deepEqual([...second!.targets!], [6, 7]);
+  const bounds = unpackMicroBatches({ ...bytes, tokens: EMPTY, targets: EMPTY, weights: EMPTY }, PASS);
+  assert.deepEqual([bounds[1]!.tokens, bounds[1]!.targets, bounds[1]!.weights], [null, null, null]);
+  assert.deepEqual(
+    unpackMicroBatches({ ...bytes, batchRows: EMPTY, rowTokens: EMPTY, rowIds: EMPTY, tokens: EMPTY }, PASS),
+    [],
+  );
+});
