@@ -189,6 +189,11 @@ function evenest(problem: PartitionProblem, start: Stage[], load: number, share:
   return best;
 }
 
+/** Every device takes at least one unit, and loads are as even as can be (least sum of squares); null if memory forbids it. */
+export function evenPartition(problem: PartitionProblem): Stage[] | null {
+  return leastSquares(problem, problem.devices, Number.POSITIVE_INFINITY, 1)?.stages ?? null;
+}
+
 /** Every device of `devices` takes at least one unit. */
 function leastSquares(
   { from, to, inFlight }: PartitionProblem,

@@ -5,6 +5,7 @@ import { type AccelerateStrategy, accelerateDeviceMap, accelerateSizes } from ".
 import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 import { budgetsOf, type Device, type DeviceKey, type DeviceMap } from "./devices.ts";
 import { infeasible } from "./infeasible.ts";
+import { interleavedPlacements } from "./interleave.ts";
 import { contextBytes, lowestTrainable } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
 import type { LayerWork } from "./layer-work.ts";
@@ -103,7 +104,33 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   const problem = placementProblem(request, budgets.bytes, costsByDevice(request));
   const stages = place(problem, request.strategy);
   if (stages === null) return new Infeasible(() => infeasible(request, problem, budgets.bytes, fits));
-  return finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, request.strategy);
+  const plain = finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, request.strategy);
+  return request.work.schedule === "interleaved" ? interleavedPlan(request, problem, plain, budgets.bytes) : plain;
+}
+
+/** The fastest interleaved placement that the budgets hold; `plain`, with a warning, where there is none or the strategy does not let segments be dealt out. */
+function interleavedPlan(
+  request: PlanRequest,
+  problem: PlacementProblem,
+  plain: Plan,
+  budgets: ReadonlyMap<number, number>,
+): Plan {
+  const { strategy } = request;
+  const spreads = strategy === "auto" || strategy === "balanced" || strategy === "fastest";
+  const units = unitsOf(request.spec.layers);
+  const plans = (spreads ? interleavedPlacements(problem) : []).map((ids) => {
+    const layerDevices = ids.flatMap((id, unit) => new Array<number>(units[unit]!.end - units[unit]!.first).fill(id));
+    return finishPlan(request, layerDevices, budgets, plain.warnings, plain.strategy);
+  });
+  const fitting = plans.filter(({ devices }) => devices.every(({ memory }) => memory.total <= memory.budget));
+  if (fitting.length > 0) {
+    return fitting.reduce((best, plan) => (plan.predicted!.stepTimeMs < best.predicted!.stepTimeMs ? plan : best));
+  }
+  if (plain.segments.length < 2) return plain;
+  const why = spreads
+    ? "no placement with several segments a device fits"
+    : `${strategy} keeps each device's layers together`;
+  return { ...plain, warnings: [...plain.warnings, `${why}: the interleaved schedule runs as 1f1b`] };
 }
 
 /** Throws PL_PLACEMENT_INFEASIBLE if the plan can't be run as it is. */

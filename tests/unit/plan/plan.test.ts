@@ -228,3 +228,24 @@ test("asked for the fastest cut, more devices get more micro-batches, and what d
   assert.ok(best(1, 8) > 1);
   assert.throws(() => best(1, 2), { code: "PL_PLACEMENT_INFEASIBLE" });
 });
+
+test("the interleaved schedule gets several segments a device, dealt out round robin, within the budgets", () => {
+  const work = { ...WORK, schedule: "interleaved" } as const;
+  const plan = makePlan(request(qwen, gpus(4), { holding: NF4, work }));
+  const ranks = plan.segments.map(({ rank }) => rank);
+  assert.ok(ranks.length >= 8);
+  assert.deepEqual(
+    ranks,
+    ranks.map((_, index) => index % 4),
+  );
+  assert.deepEqual(plan.warnings, []);
+  for (const { memory } of plan.devices) assert.ok(memory.total <= memory.budget);
+  const contiguous = makePlan(request(qwen, gpus(4), { holding: NF4 }));
+  assert.ok(plan.predicted!.stepTimeMs < contiguous.predicted!.stepTimeMs);
+
+  const inOrder = makePlan(request(qwen, gpus(4), { holding: NF4, work, strategy: "balanced_low_0" }));
+  assert.match(inOrder.warnings.join(), /balanced_low_0 keeps each device's layers together/);
+  const oneUnitEach = makePlan(request(model("tiny-llama-3-layer"), gpus(4), { work }));
+  assert.match(oneUnitEach.warnings.join(), /runs as 1f1b/);
+  assert.deepEqual(makePlan(request(qwen, gpus(1), { holding: NF4, work })).warnings, []);
+});
