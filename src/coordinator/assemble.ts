@@ -1,6 +1,7 @@
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
+import type { FloatDtype } from "../plan/held-sizes.ts";
 import { assertRunnable, type Plan } from "../plan/plan.ts";
 import { NO_OVERRIDES } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
@@ -18,6 +19,7 @@ export interface Assembled {
   readonly plan: Plan;
   /** How steps are cut under it. */
   readonly cut: Cut;
+  readonly computeDtype: FloatDtype;
   readonly pipeline: Pipeline;
   readonly prepared: readonly Prepared__Output[];
 }
@@ -78,5 +80,5 @@ export async function assemble(
     initialise,
   );
   const pipeline = new Pipeline(members, pipelineRoles(setup, plan), cluster.failure);
-  return { plan, cut, pipeline, prepared: await pipeline.prepare(requests) };
+  return { plan, cut, computeDtype, pipeline, prepared: await pipeline.prepare(requests) };
 }

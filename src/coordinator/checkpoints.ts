@@ -33,6 +33,8 @@ export interface CheckpointContext {
 
 export interface CheckpointContents {
   readonly step: number;
+  /** Steps that the learning rate's schedule has counted. */
+  readonly scheduledSteps: number;
   /** trainer_state.json */
   readonly state: string;
   readonly learningRate: number;
@@ -51,7 +53,7 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
     await saveAdapter(temporary, context, contents.values);
     const moments = contents.values.filter(({ part }) => part !== "weight");
     if (moments.length > 0) await writeSafetensors(join(temporary, OPTIMIZER_FILE), moments.map(momentTensor));
-    const scheduler = { last_epoch: contents.step, _last_lr: [contents.learningRate] };
+    const scheduler = { last_epoch: contents.scheduledSteps, _last_lr: [contents.learningRate] };
     await writeTextAtomically(join(temporary, "scheduler.json"), `${JSON.stringify(scheduler)}\n`);
     await writeTextAtomically(join(temporary, "training_args.json"), `${JSON.stringify(context.args, null, 2)}\n`);
     await copyTokenizer(context.modelDir, temporary);

@@ -115,10 +115,12 @@ export class RunFiles {
     const values = await pipeline.exportLora(
       this.#config.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
     );
+    const scheduledSteps = state.globalStep - state.skippedSteps;
     const path = await saveCheckpoint(this.#checkpoint, {
       step: state.globalStep,
+      scheduledSteps,
       state: serializeState(state, this.#state, stopping),
-      learningRate: learningRate(this.rate, state.globalStep),
+      learningRate: learningRate(this.rate, scheduledSteps),
       values,
     });
     this.#saved = true;

@@ -8,6 +8,7 @@ import type { Plan } from "../plan/plan.ts";
 import { assemble, openCluster } from "./assemble.ts";
 import type { Cluster } from "./cluster.ts";
 import { Interrupts } from "./interrupts.ts";
+import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
 import { type ModelSetup, setUpModel } from "./model-setup.ts";
 import { ensureWritable } from "./output-dir.ts";
 import type { Reporter } from "./reporter.ts";
@@ -87,7 +88,7 @@ async function attemptRun(run: Run): Promise<void> {
   const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { spec } = setup;
   const workload = trainingWorkload(config, data);
-  const { pipeline, plan, cut, prepared } = await interrupts.during(
+  const { pipeline, plan, cut, computeDtype, prepared } = await interrupts.during(
     assemble(cluster, config, setup, workload, setup.adapter === null, (made) => showPlan(made, run)),
   );
   for (const [rank, { memory, seconds }] of prepared.entries()) {
@@ -95,6 +96,7 @@ async function attemptRun(run: Run): Promise<void> {
   }
   const { state, values } = await files.start();
   if (values !== null) await pipeline.importLora(values);
+  if (computeDtype === "float16") state.lossScale ??= INITIAL_LOSS_SCALE;
   if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
 
   const started = performance.now();

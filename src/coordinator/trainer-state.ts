@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
+import type { LossScaleState } from "./loss-scale.ts";
 
 /** One entry of trainer_state.json's log_history; keys as the Trainer writes them. */
 export type LogEntry = Readonly<Record<string, number>> & { readonly step: number };
@@ -21,6 +22,9 @@ const stateSchema = z.looseObject({
         unlogged_loss: z.number(),
         unlogged_steps: z.number(),
         total_loss: z.number(),
+        loss_scale: z.number().positive().optional(),
+        steady_steps: z.number().int().nonnegative().optional(),
+        skipped_steps: z.number().int().nonnegative().optional(),
         fingerprint: z.string(),
       })
       .optional(),
@@ -40,6 +44,10 @@ export interface TrainerState {
   unloggedLoss: number;
   unloggedSteps: number;
   totalLoss: number;
+  /** Null unless gradients are computed in float16. */
+  lossScale: LossScaleState | null;
+  /** Steps whose gradients overflowed: they changed no weight, and neither the schedule nor AdamW counts them. */
+  skippedSteps: number;
 }
 
 /** What stays the same over a run and stands in the file too. */
@@ -66,6 +74,8 @@ export function initialState(): TrainerState {
     unloggedLoss: 0,
     unloggedSteps: 0,
     totalLoss: 0,
+    lossScale: null,
+    skippedSteps: 0,
   };
 }
 
@@ -90,6 +100,13 @@ export function serializeState(state: TrainerState, context: TrainerStateContext
     stateful_callbacks: {
       Pipelora: {
         fingerprint: context.fingerprint,
+        ...(state.lossScale === null
+          ? {}
+          : {
+              loss_scale: state.lossScale.scale,
+              skipped_steps: state.skippedSteps,
+              steady_steps: state.lossScale.steadySteps,
+            }),
         total_loss: state.totalLoss,
         unlogged_loss: state.unloggedLoss,
         unlogged_steps: state.unloggedSteps,
@@ -139,6 +156,8 @@ export function parseState(text: string, path: string, fingerprint: string): Tra
     unloggedLoss: ours?.unlogged_loss ?? 0,
     unloggedSteps: ours?.unlogged_steps ?? 0,
     totalLoss: ours?.total_loss ?? 0,
+    lossScale: ours?.loss_scale === undefined ? null : { scale: ours.loss_scale, steadySteps: ours.steady_steps ?? 0 },
+    skippedSteps: ours?.skipped_steps ?? 0,
   };
 }
 

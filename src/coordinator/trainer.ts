@@ -5,6 +5,7 @@ import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult
 import type { Update } from "../rpc/generated/pipelora/v1/Update.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
+import { nextLossScale } from "./loss-scale.ts";
 import type { Pipeline } from "./pipeline.ts";
 import type { Reporter } from "./reporter.ts";
 import type { LogEntry, TrainerState } from "./trainer-state.ts";
@@ -72,13 +73,17 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     const current: TrainStep = next;
     const step = state.globalStep + 1;
     const started = performance.now();
-    const running = pipeline.runStep(step, current.batches, pending, 1);
+    const scale = state.lossScale?.scale ?? 1;
+    const running = pipeline.runStep(step, current.batches, pending, scale);
     // The next step's rows are made while the workers compute this one.
     next = step < source.maxSteps ? source.at(step + 1) : null;
     const results = await running;
-    const { loss, norm } = checkFinite(results, step);
-    const rate = learningRate(options.rate, state.globalStep);
-    pending = update(config, step, rate, clipFactor(norm, config.max_grad_norm));
+    const { loss, norm } = lossAndNorm(results, state, step);
+    const applied = state.globalStep - state.skippedSteps;
+    const rate = learningRate(options.rate, applied);
+    pending = Number.isFinite(norm)
+      ? update(config, applied + 1, rate, clipFactor(norm, config.max_grad_norm) / scale)
+      : { skip: true };
     advance(state, current, step, loss, options.flosPerToken);
     reporter.step({
       step,
@@ -96,7 +101,8 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       due(config.logging_strategy, config.logging_steps, step, current) ||
       (step === 1 && config.logging_first_step)
     ) {
-      log(state, reporter, { loss: state.unloggedLoss / state.unloggedSteps, grad_norm: norm, learning_rate: rate });
+      const mean = state.unloggedLoss / state.unloggedSteps;
+      log(state, reporter, { loss: mean, ...(Number.isFinite(norm) ? { grad_norm: norm } : {}), learning_rate: rate });
     }
     const evalSteps = config.eval_steps ?? config.logging_steps;
     if (options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
@@ -119,13 +125,27 @@ function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { 
   return strategy === "steps" ? step % every === 0 : strategy === "epoch" && endsEpoch;
 }
 
-function checkFinite(results: readonly StepResult__Output[], step: number): { loss: number; norm: number } {
+/**
+ * The step's loss and the norm of its gradients, the loss scale taken out. Under loss scaling an infinite norm is an overflow: the
+ * step is to be skipped, and the next one is scaled less.
+ */
+function lossAndNorm(
+  results: readonly StepResult__Output[],
+  state: TrainerState,
+  step: number,
+): { loss: number; norm: number } {
   const loss = results.reduce((sum, result) => sum + result.lossSum, 0);
-  const norm = gradientNorm(results);
-  if (Number.isFinite(loss) && Number.isFinite(norm)) return { loss, norm };
-  throw new PipeloraError("PL_LOSS_NOT_FINITE", `step ${step}: loss ${loss}, gradient norm ${norm}`, {
-    hint: "Lower the learning rate, or look for rows that overflow the compute dtype.",
-  });
+  const norm = gradientNorm(results) / (state.lossScale?.scale ?? 1);
+  const finite = Number.isFinite(norm);
+  if (!Number.isFinite(loss) || (!finite && state.lossScale === null)) {
+    const scaled = state.lossScale === null ? "" : `, loss scale ${state.lossScale.scale}`;
+    throw new PipeloraError("PL_LOSS_NOT_FINITE", `step ${step}: loss ${loss}, gradient norm ${norm}${scaled}`, {
+      hint: "Lower the learning rate, or look for rows that overflow the compute dtype.",
+    });
+  }
+  if (state.lossScale !== null) state.lossScale = nextLossScale(state.lossScale, finite, step);
+  if (!finite) state.skippedSteps++;
+  return { loss, norm };
 }
 
 function update(config: Config, step: number, learningRate: number, gradScale: number): Update {
