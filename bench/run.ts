@@ -1,13 +1,16 @@
 // npm run bench                  training on this machine's CPU beside PyTorch
 // npm run bench -- coordinator   the coordinator's own time a step
+// npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
 import { benchCoordinator } from "./coordinator.ts";
 import { benchCpu } from "./cpu.ts";
+import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
 
 const BENCHES: Readonly<Record<string, (print: (row: object) => void) => void | Promise<void>>> = {
   cpu: benchCpu,
   coordinator: benchCoordinator,
+  predicted: benchPredicted,
   simulated: benchSimulated,
 };
 

@@ -13,28 +13,36 @@ export interface RunOptions {
   /** Cores for the whole run, as taskset takes them; null: all. */
   readonly cores: string | null;
   readonly steps: number;
+  /** none: balanced. */
+  readonly deviceMap?: string;
   readonly flags?: readonly string[];
 }
 
 const COORDINATOR = join(PACKAGE_ROOT, "dist", "cli", "coordinator.js");
 
-/** Milliseconds of each optimizer step of a real run (coordinator and worker processes), the warm-up steps left out. */
-export function stepTimes(options: RunOptions): number[] {
+/** JSON events of a real run (coordinator and worker processes). */
+export function runEvents(options: RunOptions): Record<string, unknown>[] {
   const command = [
     ...[process.execPath, COORDINATOR, "--model", options.model, "--dataset", options.dataset],
     ...["--output-dir", options.output, "--overwrite-output-dir", "--save-strategy", "no", "--logging-steps", "1000"],
-    ...["--max-steps", String(options.steps), "--train-sampling-strategy", "sequential", "--device-map", "balanced"],
+    ...["--max-steps", String(options.steps), "--train-sampling-strategy", "sequential"],
+    ...["--device-map", options.deviceMap ?? "balanced"],
     ...["--workers", String(options.workers), "--threads", String(options.threads), "--log-level", "warn", "--json"],
     ...["--target-modules", "all-linear", "--lora-r", "8", "--lora-alpha", "32", ...(options.flags ?? [])],
   ];
   if (options.cores !== null) command.unshift("taskset", "-c", options.cores);
   const result = spawnSync(command[0]!, command.slice(1), { encoding: "utf8", maxBuffer: 1 << 28 });
   if (result.status !== 0) throw new Error(`the run failed: ${result.stderr}`);
-  const times = result.stdout
+  return result.stdout
     .split("\n")
-    .filter((line) => line.startsWith('{"event":"step"'))
-    .map((line) => (JSON.parse(line) as { stepMs: number }).stepMs);
-  return times.slice(2);
+    .filter((line) => line.startsWith("{"))
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+}
+
+/** Milliseconds of each optimizer step, the warm-up steps left out. */
+export function stepTimes(options: RunOptions): number[] {
+  const steps = runEvents(options).filter(({ event }) => event === "step");
+  return steps.map(({ stepMs }) => stepMs as number).slice(2);
 }
 
 export function median(values: readonly number[]): number {

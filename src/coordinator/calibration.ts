@@ -23,8 +23,14 @@ const PROBE_MESSAGES = 16;
 const ALIKE = 0.06;
 
 /** Whether a plan needs the devices' speeds: asked for the fastest, or left to itself over devices or nodes that differ. */
-export function worthMeasuring({ device_map }: Config, devices: readonly Device[], { trains }: Workload): boolean {
-  if (!trains || devices.length < 2) return false;
+export function worthMeasuring(
+  { device_map, calibrate: when }: Config,
+  devices: readonly Device[],
+  { trains }: Workload,
+): boolean {
+  if (!trains || when === "never") return false;
+  if (when === "always") return true;
+  if (devices.length < 2) return false;
   if (device_map === "fastest") return true;
   const kinds = new Set(devices.map(({ kind, name, node }) => `${kind} ${name} ${node}`));
   return device_map === "auto" && kinds.size > 1;

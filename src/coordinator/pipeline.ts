@@ -28,6 +28,7 @@ export interface RankTimes {
   readonly totalMs: number;
 }
 
+const WARM_UP_STEPS = 2;
 const NO_TIMES: RankTimes = { steps: 0, computeMs: 0, totalMs: 0 };
 
 /** One replica of the pipeline. */
@@ -49,8 +50,9 @@ export class Pipeline {
   /** Each rank's memory as it last reported it. */
   readonly memory: (MemoryReport__Output | null)[] = [];
 
-  /** Each rank's times, summed over the steps so far. */
+  /** Each rank's times, summed over the steps since the first two, in which caches and connections warm up. */
   readonly times: RankTimes[] = [];
+  #steps = 0;
 
   constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
     this.#members = members;
@@ -80,6 +82,7 @@ export class Pipeline {
     replies.forEach((reply, rank) => {
       const { memory, times } = reply.stepResult!;
       this.memory[rank] = memory;
+      if (this.#steps < WARM_UP_STEPS) return;
       const { steps, computeMs, totalMs } = this.times[rank] ?? NO_TIMES;
       this.times[rank] = {
         steps: steps + 1,
@@ -87,6 +90,7 @@ export class Pipeline {
         totalMs: totalMs + times!.totalMs,
       };
     });
+    this.#steps++;
     return replies.map((reply) => reply.stepResult!);
   }
 

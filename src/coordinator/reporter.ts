@@ -17,6 +17,8 @@ export interface Reporter {
   note(text: string): void;
   step(progress: StepProgress): void;
   log(entry: LogEntry): void;
+  /** At a run's end: what was predicted beside what was measured. */
+  predictions(text: string, value: object): void;
   saved(path: string, step: number): void;
   end(summary: Readonly<Record<string, unknown>>): void;
 }

@@ -10,6 +10,7 @@ export function jsonReporter(write: (line: string) => void): Reporter {
     note: (text) => event("note", { text }),
     step: (progress) => event("step", progress),
     log: (entry) => event("log", entry),
+    predictions: (_text, value) => event("predictions", value),
     saved: (path, step) => event("save", { path, step }),
     end: (summary) => event("end", summary),
   };
@@ -23,6 +24,7 @@ export function logReporter(log: Logger): Reporter {
     note: (text) => log.info(text),
     step: (progress) => rate.add(progress),
     log: (entry) => log.info(entry, `${describe(entry)}${rate.describe()}`),
+    predictions: (text, value) => log.info({ predictions: value }, text),
     saved: (path, step) => log.info({ path, step }, `saved ${path}`),
     end: (summary) => log.info(summary, "training finished"),
   };
@@ -42,6 +44,7 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
       out.write(`\r\x1b[K${bar}`);
     },
     log: (entry) => line(describe(entry)),
+    predictions: (text) => line(text),
     saved: (path) => line(`saved ${path}`),
     end: (summary) => {
       bar = "";

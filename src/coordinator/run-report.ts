@@ -3,21 +3,44 @@ import type { Plan } from "../plan/plan.ts";
 import type { Pipeline } from "./pipeline.ts";
 import { predictedCompute } from "./prediction.ts";
 
-/** What the plan predicted beside what was measured: a line a rank, then the step. */
-export function predictedBesideMeasured(plan: Plan, pipeline: Pipeline, microBatches: number): string[] {
+/** What the plan predicted beside what was measured: a line a rank, then the step; and the same for machines. */
+export function predictedBesideMeasured(
+  plan: Plan,
+  pipeline: Pipeline,
+  microBatches: number,
+): { text: string; value: object } {
   const compute = predictedCompute(plan, microBatches);
-  const lines = plan.devices.flatMap(({ rank, memory }) => {
+  const ranks = plan.devices.flatMap(({ rank, memory }) => {
     const measured = pipeline.memory[rank];
+    if (measured == null) return [];
     const times = pipeline.times[rank];
-    if (measured == null || times === undefined) return [];
-    const arena = memory.activations + memory.workspace;
     return [
-      `rank ${rank}: computes ${(times.computeMs / times.steps).toFixed(1)} ms a step (predicted ${(compute.get(rank) ?? 0).toFixed(1)}), ` +
-        `weights ${formatBytes(measured.weightBytes)} (predicted ${formatBytes(memory.weights)}), ` +
-        `activations and workspace ${formatBytes(measured.arenaPeakBytes)} (predicted ${formatBytes(arena)})`,
+      {
+        rank,
+        compute_ms: times === undefined ? null : times.computeMs / times.steps,
+        predicted_compute_ms: compute.get(rank) ?? 0,
+        weight_bytes: measured.weightBytes,
+        predicted_weight_bytes: memory.weights,
+        arena_peak_bytes: measured.arenaPeakBytes,
+        predicted_arena_bytes: memory.activations + memory.workspace,
+      },
     ];
   });
-  const longest = Math.max(...pipeline.times.map(({ totalMs, steps }) => totalMs / steps));
-  if (plan.predicted === null || !Number.isFinite(longest)) return lines;
-  return [...lines, `step: ${longest.toFixed(1)} ms (predicted ${plan.predicted.stepTimeMs.toFixed(1)})`];
+  const lines = ranks.map((own) => {
+    const time =
+      own.compute_ms === null
+        ? ""
+        : `computes ${own.compute_ms.toFixed(1)} ms a step (predicted ${own.predicted_compute_ms.toFixed(1)}), `;
+    return (
+      `rank ${own.rank}: ${time}weights ${formatBytes(own.weight_bytes)} (predicted ${formatBytes(own.predicted_weight_bytes)}), ` +
+      `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})`
+    );
+  });
+  const steps = pipeline.times.map(({ totalMs, steps: count }) => totalMs / count);
+  const step = steps.length === 0 ? null : Math.max(...steps);
+  const predicted = plan.predicted?.stepTimeMs ?? null;
+  if (step !== null && predicted !== null) {
+    lines.push(`step: ${step.toFixed(1)} ms (predicted ${predicted.toFixed(1)})`);
+  }
+  return { text: lines.join("\n"), value: { ranks, step_ms: step, predicted_step_ms: predicted } };
 }

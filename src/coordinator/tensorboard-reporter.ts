@@ -35,6 +35,10 @@ export class TensorboardReporter implements Reporter {
     this.#inner.step(...args);
   }
 
+  predictions(...args: Parameters<Reporter["predictions"]>): void {
+    this.#inner.predictions(...args);
+  }
+
   saved(path: string, step: number): void {
     this.#inner.saved(path, step);
   }

@@ -131,7 +131,8 @@ async function attemptRun(run: Run): Promise<void> {
   const summary = summarise(state, reporter, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
   await files.finish(pipeline, state);
   reporter.end({ ...summary, output_dir: files.outputDir });
-  for (const line of predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches)) reporter.note(line);
+  const { text, value } = predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches);
+  reporter.predictions(text, value);
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {

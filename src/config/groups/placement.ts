@@ -47,6 +47,14 @@ export const placementOptions = {
     optional(positive),
     "Most tokens of a micro-batch; none: chosen from the batch, under fastest also by the placement.",
   ),
+  calibrate: option(
+    "string",
+    "Placement",
+    ["train"],
+    choice(["auto", "always", "never"]).default("auto"),
+    "Time the workers and their links before planning; auto: for fastest, and for auto over devices that differ.",
+    "WHEN",
+  ),
   deterministic_batches: option(
     "boolean",
     "Placement",

@@ -9,7 +9,15 @@ import type { Update } from "../../../src/rpc/generated/pipelora/v1/Update.ts";
 
 const CONFIG = { ...defaultConfig(), max_grad_norm: 1, save_strategy: "no", logging_steps: 1 } as const;
 const RATE = { type: "linear", peak: 1, warmupSteps: 0, totalSteps: 4 } as const;
-const QUIET = { step: () => {}, log: () => {}, note: () => {}, saved: () => {}, end: () => {}, plan: () => {} };
+const QUIET = {
+  step: () => {},
+  log: () => {},
+  note: () => {},
+  predictions: () => {},
+  saved: () => {},
+  end: () => {},
+  plan: () => {},
+};
 
 /** Trains four steps; `square` is the squared gradient norm that the workers report at a step under a loss scale. */
 async function train(state: TrainerState, square: (step: number, scale: number) => number, loss = 2) {
