@@ -23,6 +23,7 @@ const SUMMARIES: Readonly<Partial<Record<Command, string>>> = {
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
+  certs: "make a CA and a certificate for each node",
 };
 
 /** null: help or version was asked for and has been printed. */

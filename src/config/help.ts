@@ -12,13 +12,17 @@ function shown(value: unknown): string {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
+function sentence({ help, environment }: Option): string {
+  return environment === undefined ? help : `${help} Also $${environment}.`;
+}
+
 /** The flags of a command for --help, grouped. */
 export function helpText(command: Command): string {
   const defaults = defaultConfig();
   const groups = new Map<string, string[]>();
   for (const [key, option] of optionsOf(command)) {
     const standard = shown(defaults[key]);
-    const line = `  ${flagSyntax(key, option).padEnd(40)} ${option.help}${standard === "" ? "" : ` [${standard}]`}`;
+    const line = `  ${flagSyntax(key, option).padEnd(40)} ${sentence(option)}${standard === "" ? "" : ` [${standard}]`}`;
     groups.set(option.group, [...(groups.get(option.group) ?? []), line]);
   }
   return [...groups].map(([group, lines]) => `${group}:\n${lines.join("\n")}`).join("\n\n");
@@ -33,7 +37,7 @@ export function flagsTable(): string {
       `\`${flagSyntax(key, option)}\``,
       shown(defaults[key]) || "–",
       option.commands.join(", "),
-      option.help,
+      sentence(option),
     ];
     const row = `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
     groups.set(option.group, [...(groups.get(option.group) ?? []), row]);

@@ -11,7 +11,8 @@ import { checkContradictions } from "./rules.ts";
 export type FlagValues = Readonly<Record<string, string | boolean>>;
 
 /**
- * Merges defaults, the YAML file named by `config` (train, plan, …) and flags; a flag wins over the file.
+ * Merges defaults, the environment, the YAML file named by `config` (train, plan, …) and flags; a flag wins over the file, the file
+ * over the environment.
  * Errors: PL_CONFIG_INVALID, naming every unknown key and malformed value at once.
  */
 export async function loadConfig(command: Command, flags: FlagValues): Promise<Config> {
@@ -41,6 +42,15 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
     const parsed = parseFlag(option.kind, text);
     if (parsed.ok) values[key] = parsed.value;
     else problems.push(`${flagOf(key)}: expected ${parsed.expected}, got "${text}"`);
+    given.add(key);
+  }
+
+  for (const [key, option] of known) {
+    const text = option.environment === undefined ? undefined : process.env[option.environment];
+    if (given.has(key) || text === undefined || text === "") continue;
+    const parsed = parseFlag(option.kind, text);
+    if (parsed.ok) values[key] = parsed.value;
+    else problems.push(`$${option.environment}: expected ${parsed.expected}, got "${text}"`);
     given.add(key);
   }
 

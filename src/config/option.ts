@@ -11,6 +11,7 @@ export const COMMANDS = [
   "quantize",
   "tokenize",
   "init-model",
+  "certs",
   "worker",
 ] as const;
 export type Command = (typeof COMMANDS)[number];
@@ -25,6 +26,7 @@ export type OptionGroup =
   | "Logging and saving"
   | "Placement"
   | "Processes"
+  | "Trust"
   | "Generation"
   | "Output";
 
@@ -40,6 +42,10 @@ export interface Option<T extends z.ZodType = z.ZodType> {
   readonly help: string;
   /** What stands for the value in --help. */
   readonly placeholder: string;
+  /** Environment variable that gives the value where neither a flag nor the file does. */
+  readonly environment?: string;
+  /** Kept out of every file and log. */
+  readonly secret?: true;
 }
 
 /** "per_device_train_batch_size" -> "--per-device-train-batch-size" */

@@ -9,6 +9,7 @@ import { processOptions } from "./groups/processes.ts";
 import { quantisationOptions } from "./groups/quantisation.ts";
 import { savingOptions } from "./groups/saving.ts";
 import { trainingOptions } from "./groups/training.ts";
+import { trustOptions } from "./groups/trust.ts";
 import type { Command, Option } from "./option.ts";
 
 /**
@@ -24,6 +25,7 @@ export const OPTIONS = {
   ...savingOptions,
   ...placementOptions,
   ...processOptions,
+  ...trustOptions,
   ...generationOptions,
   ...fileOptions,
 } satisfies Record<string, Option>;
@@ -32,6 +34,12 @@ export type OptionKey = keyof typeof OPTIONS;
 
 /** A complete configuration: every option with its value or default. */
 export type Config = { readonly [K in OptionKey]: z.infer<(typeof OPTIONS)[K]["schema"]> };
+
+/** The configuration as it may be written to a file. */
+export function withoutSecrets(config: Config): Partial<Config> {
+  const secret = (key: string) => (OPTIONS[key as OptionKey] as Option).secret === true;
+  return Object.fromEntries(Object.entries(config).filter(([key]) => !secret(key)));
+}
 
 export function optionsOf(command: Command): [OptionKey, Option][] {
   return (Object.entries(OPTIONS) as [OptionKey, Option][]).filter(([, entry]) => entry.commands.includes(command));

@@ -1,3 +1,4 @@
+import { isLoopback } from "../common/address.ts";
 import type { Command } from "./option.ts";
 import type { Config } from "./options.ts";
 
@@ -7,7 +8,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   const expect = (condition: boolean, problem: string) => {
     if (!condition) problems.push(problem);
   };
-  const needs = (key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config") =>
+  const needs = (key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names") =>
     expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
   if (["train", "plan", "parameters", "generate", "chat", "merge", "quantize", "tokenize"].includes(command))
@@ -27,6 +28,10 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("output_dir");
   }
   if (command === "worker") needs("coordinator");
+  if (command === "certs") {
+    needs("names");
+    needs("output_dir");
+  }
 
   checkQuantisation(command, config, given, expect);
   if (command === "train") checkTraining(config, given, expect);
@@ -44,6 +49,11 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     }
   }
   expect(config.nnodes === 1 || config.listen !== null, "--nnodes above 1 needs --listen HOST:PORT");
+  expect(config.nodes === null || config.listen !== null, "--nodes needs --listen HOST:PORT");
+  expect(
+    config.nodes === null || !given.has("nnodes") || config.nnodes === config.nodes.length,
+    `--nnodes ${config.nnodes} contradicts the ${config.nodes?.length} names of --nodes`,
+  );
   expect(
     config.listen === null || config.workers === null,
     "--workers starts local workers; with --listen they join by themselves",
@@ -54,20 +64,22 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     command === "worker" ? config.bind : null,
   ];
   const beyond = open.find((address) => address !== null && !isLoopback(address));
+  const files = [config.tls_ca, config.tls_cert, config.tls_key].filter((file) => file !== null).length;
+  expect(files === 0 || files === 3, "--tls-ca, --tls-cert and --tls-key go together");
+  expect(!(files > 0 && config.insecure), "--insecure asks for plaintext, --tls-ca for TLS");
   expect(
-    beyond === undefined || config.insecure,
-    `${beyond} is beyond loopback, where traffic is not encrypted: say --insecure`,
+    config.join_token === null || config.join_token_file === null,
+    "--join-token and --join-token-file contradict each other",
+  );
+  expect(
+    beyond === undefined || config.insecure || files === 3,
+    `${beyond} is beyond loopback, where traffic must be encrypted: give --tls-ca, --tls-cert and --tls-key, or say --insecure`,
   );
   expect(
     !(config.save_on_each_node && config.nnodes > 1),
     "--save-on-each-node over several nodes is not available; the coordinator's node saves",
   );
   return problems;
-}
-
-function isLoopback(address: string): boolean {
-  const host = address.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
-  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
 }
 
 /** What a checkpoint that is quantised already changes is seen when it is opened. */

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
@@ -7,6 +8,7 @@ import { NO_OVERRIDES } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
 import { arenaBytes } from "./arena.ts";
 import { calibrate, worthMeasuring } from "./calibration.ts";
+import { openTrust } from "../rpc/trust.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
@@ -28,9 +30,15 @@ export interface Assembled {
 export function openCluster(config: Config, log: Logger): Promise<Cluster> {
   const capabilities = loadEngine().capabilities();
   const { devices, threads, pin } = localDevices(config, capabilities);
+  const trust = openTrust(config, (problem) => log.warn(problem));
+  // Workers started here know a secret of this run, so that no other user of the machine joins it.
+  const secret = trust.token() ?? randomBytes(24).toString("base64url");
   return Cluster.open({
     listen: config.listen,
-    nnodes: config.nnodes,
+    nodes: config.nodes,
+    trust: config.listen === null ? { ...trust, token: () => secret } : trust,
+    tlsFlags: trust.tls === null ? [] : tlsFlags(config),
+    nnodes: config.nodes?.length ?? config.nnodes,
     joinTimeoutS: config.join_timeout,
     localDevices: devices,
     localThreads: threads,
@@ -40,6 +48,10 @@ export function openCluster(config: Config, log: Logger): Promise<Cluster> {
     logLevel: config.log_level,
     log,
   });
+}
+
+function tlsFlags({ tls_ca, tls_cert, tls_key, tls_name }: Config): string[] {
+  return ["--tls-ca", tls_ca!, "--tls-cert", tls_cert!, "--tls-key", tls_key!, "--tls-name", tls_name];
 }
 
 /**

@@ -4,16 +4,27 @@ import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { type ListeningServer, listen } from "../rpc/server.ts";
+import type { Trust } from "../rpc/trust.ts";
 import { serveCoordination, type WorkerConnection } from "../rpc/worker-connection.ts";
 import { LocalWorkers } from "./local-workers.ts";
+import { chooseMembers, describeMissing, type WantedNodes } from "./membership.ts";
 
 const HEARTBEAT_MS = 1_000;
 const SILENCE_MS = 10_000;
+/** A few heartbeats: who says nothing for so long gives up its name to a claimant. */
+const CONTEST_MS = 3_500;
+/** How long a restarted run waits for its own nodes before it takes spare ones. */
+const RETURN_MS = 10_000;
 
 export interface ClusterOptions {
   /** Address to listen on for workers of other nodes; null: loopback, and the workers are started here. */
   readonly listen: string | null;
   readonly nnodes: number;
+  /** Names of the nodes to wait for; null: any. */
+  readonly nodes: readonly string[] | null;
+  readonly trust: Trust;
+  /** Flags that give local workers the same certificates. */
+  readonly tlsFlags: readonly string[];
   readonly joinTimeoutS: number;
   /** Devices of the workers started here. */
   readonly localDevices: readonly string[];
@@ -36,6 +47,7 @@ export class Cluster {
   #changed = deferred<void>();
   #failure = deferred<never>();
   #closing = false;
+  #nodesBefore: readonly string[] = [];
   session = "";
 
   private constructor(options: ClusterOptions, server: ListeningServer) {
@@ -46,11 +58,15 @@ export class Cluster {
   /** Opens the port. Errors: PL_PORT_UNAVAILABLE. */
   static async open(options: ClusterOptions): Promise<Cluster> {
     let cluster: Cluster | null = null;
-    const server = await listen(options.listen ?? "127.0.0.1:0", (grpc) =>
-      serveCoordination(grpc, {
-        onHello: (connection) => cluster?.admit(connection),
-        onClosed: (connection, error) => cluster?.closed(connection, error),
-      }),
+    const server = await listen(
+      options.listen ?? "127.0.0.1:0",
+      options.trust,
+      (peer, reason) => options.log.warn(`refused a connection of ${peer}: ${reason}`),
+      (grpc) =>
+        serveCoordination(grpc, {
+          onHello: (connection) => cluster?.admit(connection),
+          onClosed: (connection, error) => cluster?.closed(connection, error),
+        }),
     );
     cluster = new Cluster(options, server);
     return cluster;
@@ -71,7 +87,8 @@ export class Cluster {
   }
 
   /**
-   * Starts local workers if the run has its own, waits for all, gives out ranks (by node name, then device).
+   * Starts local workers if the run has its own, waits for all, gives out ranks (by node name, then device: the same ones after a
+   * restart). Workers of more nodes than asked for stay as spares.
    * Errors: PL_WORKER_MISSING after join_timeout, PL_WORKER_LOST if a local worker dies first.
    */
   async form(): Promise<readonly WorkerConnection[]> {
@@ -82,6 +99,8 @@ export class Cluster {
       this.#local = LocalWorkers.start(
         {
           address: `127.0.0.1:${this.port}`,
+          token: options.trust.token() ?? "",
+          tlsFlags: options.tlsFlags,
           devices: options.localDevices,
           threads: options.localThreads,
           pin: options.localPin,
@@ -91,8 +110,11 @@ export class Cluster {
         (name, reason) => this.#lose(localLoss(name, reason, this.#members.length > 0)),
       );
     }
-    await this.#waitForAll();
-    this.#members = [...this.#joined].sort(byNodeAndDevice);
+    this.#members = await this.#waitForAll();
+    this.#nodesBefore = [...new Set(this.#members.map(({ hello }) => hello.node))];
+    for (const spare of this.#joined.filter((worker) => !this.#members.includes(worker))) {
+      this.options.log.warn(`${spare.name} is not needed; it waits for the next attempt`);
+    }
     this.#members.forEach((member, rank) => {
       member.name = `rank ${rank} (${member.name})`;
       member.notify({
@@ -133,20 +155,71 @@ export class Cluster {
 
   private admit(connection: WorkerConnection): void {
     const { hello } = connection;
-    if (hello.protocol !== PROTOCOL_VERSION || hello.build !== this.options.build) {
-      this.options.log.error(
-        `${connection.name} refused: it speaks protocol ${hello.protocol}, build ${hello.build}; ` +
-          `this coordinator speaks protocol ${PROTOCOL_VERSION}, build ${this.options.build}`,
-      );
-      connection.notify({ shutdown: { rejoin: false } });
-      connection.close("it was refused");
+    const problem = this.#unfit(hello);
+    if (problem !== null) {
+      this.#refuse(connection, problem);
+      return;
+    }
+    const holders = this.#joined.filter(
+      (other) =>
+        other.hello.node === hello.node &&
+        (other.hello.instance !== hello.instance || other.hello.localIndex === hello.localIndex),
+    );
+    if (holders.length > 0) {
+      this.#contest(connection, holders);
       return;
     }
     if (this.#members.length > 0) {
       this.options.log.warn(`${connection.name} came after the run began; it waits for the next attempt`);
+    } else if (this.options.listen !== null) {
+      this.options.log.info(`${connection.name} at ${connection.peer} joined`);
     }
     this.#joined.push(connection);
     this.#changed.resolve();
+  }
+
+  #unfit({ protocol, build, node }: WorkerConnection["hello"]): PipeloraError | null {
+    if (protocol !== PROTOCOL_VERSION || build !== this.options.build) {
+      return new PipeloraError(
+        "PL_PROTOCOL_MISMATCH",
+        `it speaks protocol ${protocol}, build ${build}; this coordinator speaks protocol ${PROTOCOL_VERSION}, build ${this.options.build}`,
+        { hint: "Run the same version on every node." },
+      );
+    }
+    const { nodes } = this.options;
+    if (nodes === null || nodes.includes(node)) return null;
+    return new PipeloraError("PL_JOIN_REFUSED", `node "${node}" is none of ${nodes.join(", ")}`, {
+      hint: "Start the worker with the --node-name that the coordinator's --nodes lists.",
+    });
+  }
+
+  #refuse(connection: WorkerConnection, error: PipeloraError): void {
+    this.options.log.error(`${connection.name} at ${connection.peer} refused: ${error.message}`);
+    connection.refuse(error);
+  }
+
+  /**
+   * A worker claims a place that another holds. A node that was restarted may be back before its end was noticed: the holder is then
+   * silent and gives way. One that still speaks keeps its place.
+   */
+  #contest(connection: WorkerConnection, holders: readonly WorkerConnection[]): void {
+    const arrival = performance.now();
+    setTimeout(() => {
+      if (connection.closed) return;
+      const alive = holders.find((holder) => !holder.closed && holder.lastHeard > arrival);
+      if (alive === undefined) {
+        for (const holder of holders) holder.close(`node "${connection.hello.node}" was started anew`);
+        this.admit(connection);
+        return;
+      }
+      const { node } = connection.hello;
+      this.#refuse(
+        connection,
+        new PipeloraError("PL_JOIN_REFUSED", `node name "${node}" is held by ${alive.name} at ${alive.peer}`, {
+          hint: "Give each node a name of its own with --node-name, and start one worker program a node.",
+        }),
+      );
+    }, CONTEST_MS).unref();
   }
 
   private closed(connection: WorkerConnection, error: PipeloraError): void {
@@ -161,35 +234,41 @@ export class Cluster {
     this.#changed.resolve();
   }
 
-  async #waitForAll(): Promise<void> {
-    const deadline = Date.now() + this.options.joinTimeoutS * 1000;
-    while (!this.#complete()) {
+  /** The members, in rank order. */
+  async #waitForAll(): Promise<WorkerConnection[]> {
+    const start = Date.now();
+    const deadline = start + this.options.joinTimeoutS * 1000;
+    for (;;) {
+      const strangersToo = Date.now() >= start + RETURN_MS;
+      const chosen = this.#choose(strangersToo);
+      if (chosen !== null) return chosen;
       this.#changed = deferred<void>();
-      const left = deadline - Date.now();
-      if (left <= 0) throw this.#missing();
-      const timer = setTimeout(() => this.#changed.resolve(), left);
+      const now = Date.now();
+      if (now >= deadline) throw this.#missing();
+      const timer = setTimeout(
+        () => this.#changed.resolve(),
+        Math.min(deadline, strangersToo ? deadline : start + RETURN_MS) - now,
+      );
       await Promise.race([this.#changed.promise, this.failure]);
       clearTimeout(timer);
     }
   }
 
-  #complete(): boolean {
-    if (this.options.listen === null) return this.#joined.length >= this.options.localDevices.length;
-    const nodes = new Map<string, WorkerConnection[]>();
-    for (const worker of this.#joined) nodes.set(worker.hello.node, [...(nodes.get(worker.hello.node) ?? []), worker]);
-    const complete = [...nodes.values()].filter((workers) => workers.length >= workers[0]!.hello.nodeDevices);
-    return complete.length >= this.options.nnodes;
+  #wanted(): WantedNodes {
+    const { listen, nnodes, nodes } = this.options;
+    return { count: listen === null ? 1 : nnodes, names: nodes, before: this.#nodesBefore };
+  }
+
+  #choose(strangersToo: boolean): WorkerConnection[] | null {
+    const placed = this.#joined.map((connection) => ({ ...connection.hello, connection }));
+    return chooseMembers(placed, this.#wanted(), strangersToo)?.map(({ connection }) => connection) ?? null;
   }
 
   #missing(): PipeloraError {
-    const here = this.#joined.map((worker) => worker.name).join(", ") || "nobody";
-    const expected =
-      this.options.listen === null
-        ? `${this.options.localDevices.length} local workers`
-        : `the workers of ${this.options.nnodes} nodes`;
+    const hellos = this.#joined.map(({ hello }) => hello);
     return new PipeloraError(
       "PL_WORKER_MISSING",
-      `expected ${expected} within ${this.options.joinTimeoutS} s; joined: ${here}`,
+      `expected the workers of ${this.#wanted().count} nodes within ${this.options.joinTimeoutS} s; ${describeMissing(hellos, this.#wanted())}`,
       { hint: "Look at the missing workers' logs, or give them more time with --join-timeout." },
     );
   }
@@ -201,8 +280,4 @@ function localLoss(name: string, reason: string, joined: boolean): PipeloraError
   return new PipeloraError("PL_WORKER_MISSING", `${name} ended before it joined: ${reason}`, {
     hint: "Its own message stands above.",
   });
-}
-
-function byNodeAndDevice(a: WorkerConnection, b: WorkerConnection): number {
-  return a.hello.node.localeCompare(b.hello.node, "en", { numeric: true }) || a.hello.localIndex - b.hello.localIndex;
 }

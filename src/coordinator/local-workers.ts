@@ -1,9 +1,15 @@
 import { type ChildProcess, spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { PACKAGE_ROOT } from "../common/root.ts";
+import type { Option } from "../config/option.ts";
+import { OPTIONS } from "../config/options.ts";
 
 export interface LocalWorkerOptions {
   readonly address: string;
+  /** What these workers prove themselves with. */
+  readonly token: string;
+  readonly tlsFlags: readonly string[];
   /** One worker process a device: "cpu" or "cuda:0". */
   readonly devices: readonly string[];
   /** CPU threads of each. */
@@ -24,18 +30,21 @@ export class LocalWorkers {
 
   static start(options: LocalWorkerOptions, onExit: (name: string, reason: string) => void): LocalWorkers {
     const workers = new LocalWorkers();
+    const instance = randomUUID();
     options.devices.forEach((device, index) => {
       const script = join(PACKAGE_ROOT, "dist", "cli", "worker.js");
       const flags = ["--coordinator", options.address, "--devices", device, "--threads", String(options.threads)];
       const logging = ["--log-format", options.logFormat, "--log-level", options.logLevel];
-      const command = [process.execPath, script, ...flags, ...logging];
+      const command = [process.execPath, script, ...flags, ...options.tlsFlags, ...logging];
       const pinned = options.pin?.[index];
       if (pinned !== undefined) command.unshift("taskset", "-c", pinned);
       const child = spawn(command[0]!, command.slice(1), {
         stdio: ["ignore", "inherit", "inherit"],
         detached: true,
         env: {
-          ...process.env,
+          ...ownEnvironment(),
+          PIPELORA_NODE_INSTANCE: instance,
+          PIPELORA_JOIN_TOKEN: options.token,
           PIPELORA_LOCAL_INDEX: String(index),
           PIPELORA_NODE_DEVICES: String(options.devices.length),
           PIPELORA_LOCAL_WORKER: "1",
@@ -62,6 +71,12 @@ export class LocalWorkers {
     this.#stopping = true;
     for (const child of this.#children) child.kill("SIGKILL");
   }
+}
+
+/** What the environment says of a worker's flags is meant for workers that join by themselves. */
+function ownEnvironment(): NodeJS.ProcessEnv {
+  const flags = new Set(Object.values(OPTIONS).map((option: Option) => option.environment));
+  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !flags.has(name)));
 }
 
 async function stopChild(child: ChildProcess): Promise<void> {

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
-import type { Config } from "../config/options.ts";
+import { type Config, withoutSecrets } from "../config/options.ts";
 import { adapterPairs } from "../formats/adapter.ts";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
 import {
@@ -67,7 +67,7 @@ export class RunFiles {
       lora: setup.lora!,
       baseModel: setup.name,
       modelDir: setup.dir,
-      args: { ...config },
+      args: withoutSecrets(config),
     };
   }
 

@@ -8,12 +8,16 @@ let sequence = 0;
  * Writes a file so that a reader sees the old one, the whole new one or none: under a temporary name in the same folder,
  * synced, renamed, the folder synced. The temporary file is gone if `write` fails. Error: PL_OUTPUT_UNWRITABLE.
  */
-export async function writeAtomically(path: string, write: (file: FileHandle) => Promise<void>): Promise<void> {
+export async function writeAtomically(
+  path: string,
+  write: (file: FileHandle) => Promise<void>,
+  mode = 0o666,
+): Promise<void> {
   const temporary = `${path}.${process.pid}.${sequence++}.tmp`;
   let file: FileHandle | undefined;
   try {
     await mkdir(dirname(path), { recursive: true });
-    file = await open(temporary, "wx");
+    file = await open(temporary, "wx", mode);
     await write(file);
     await file.sync();
     await file.close();
@@ -31,8 +35,8 @@ export async function writeAtomically(path: string, write: (file: FileHandle) =>
   }
 }
 
-export async function writeTextAtomically(path: string, text: string): Promise<void> {
-  await writeAtomically(path, (file) => file.writeFile(text, "utf8"));
+export async function writeTextAtomically(path: string, text: string, mode?: number): Promise<void> {
+  await writeAtomically(path, (file) => file.writeFile(text, "utf8"), mode);
 }
 
 /** Makes names in the folder durable; file systems that can't sync a folder need not. */

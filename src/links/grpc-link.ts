@@ -2,6 +2,7 @@ import type { Server } from "@grpc/grpc-js";
 import { isDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { openTensorStream, serveTensors, type TensorStream } from "../rpc/tensor-stream.ts";
+import type { Trust } from "../rpc/trust.ts";
 import type { Link, TensorMessage } from "./link.ts";
 
 /** Payload of one gRPC message: large enough to amortise its cost, small enough to interleave. */
@@ -43,6 +44,7 @@ export function receiveGrpcTensors(
 
 export interface GrpcLinkOptions {
   readonly address: string;
+  readonly trust: Trust;
   readonly session: string;
   readonly fromRank: number;
   readonly toRank: number;
@@ -62,6 +64,7 @@ export class GrpcLink implements Link {
     this.#options = options;
     this.#stream = openTensorStream(
       options.address,
+      options.trust,
       (bytes) => {
         this.#inFlight -= bytes;
         this.#wake();

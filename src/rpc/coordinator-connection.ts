@@ -1,9 +1,10 @@
-import { type ClientDuplexStream, credentials } from "@grpc/grpc-js";
+import { type ClientDuplexStream, type ServiceError, status } from "@grpc/grpc-js";
 import { PipeloraError } from "../common/errors.ts";
 import type { FromWorker } from "./generated/pipelora/v1/FromWorker.ts";
 import type { Hello } from "./generated/pipelora/v1/Hello.ts";
 import type { ToWorker__Output } from "./generated/pipelora/v1/ToWorker.ts";
-import { CHANNEL_OPTIONS, protocol } from "./protocol.ts";
+import { protocol } from "./protocol.ts";
+import { callMetadata, channelTo, type Trust } from "./trust.ts";
 
 export interface CoordinatorEvents {
   readonly onMessage: (message: ToWorker__Output) => void;
@@ -35,20 +36,22 @@ export class CoordinatorConnection {
     };
     stream.on("data", events.onMessage);
     stream.on("end", () => ended(null));
-    stream.on("error", (error) => ended(lost(address, error.message)));
+    stream.on("error", (error) => ended(lost(address, error as ServiceError)));
   }
 
   /**
-   * Dials until the deadline, then opens the session with `hello`.
-   * Errors: PL_WORKER_MISSING if nobody answers at the address in time.
+   * Opens the session with `hello`, at an address that can be reached (see reach()).
+   * Errors: PL_WORKER_MISSING if the coordinator is gone again. `onClosed` gets PL_JOIN_REFUSED for a wrong join token.
    */
   static async open(
     address: string,
+    trust: Trust,
     hello: Hello,
     events: CoordinatorEvents,
     deadlineMs: number,
   ): Promise<CoordinatorConnection> {
-    const client = new protocol.Coordination(address, credentials.createInsecure(), CHANNEL_OPTIONS);
+    const channel = channelTo(trust);
+    const client = new protocol.Coordination(address, channel.credentials, channel.options);
     await new Promise<void>((resolve, reject) => {
       client.waitForReady(Date.now() + deadlineMs, (error) => {
         if (error === undefined || error === null) return resolve();
@@ -62,7 +65,7 @@ export class CoordinatorConnection {
         );
       });
     });
-    const stream = client.Session();
+    const stream = client.Session(callMetadata(trust));
     const connection = new CoordinatorConnection(stream, () => client.close(), events, address);
     connection.send({ replyTo: 0, hello });
     return connection;
@@ -73,7 +76,8 @@ export class CoordinatorConnection {
   }
 
   startHeartbeat(intervalMs: number): void {
-    this.#heartbeat ??= setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);
+    if (this.#heartbeat !== null) clearInterval(this.#heartbeat);
+    this.#heartbeat = setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);
   }
 
   /** Resolves once what was sent has been handed to the network. */
@@ -92,6 +96,11 @@ export class CoordinatorConnection {
   }
 }
 
-function lost(address: string, reason: string): PipeloraError {
-  return new PipeloraError("PL_WORKER_LOST", `the connection to the coordinator at ${address} broke: ${reason}`);
+function lost(address: string, error: ServiceError): PipeloraError {
+  if (error.code === status.UNAUTHENTICATED) {
+    return new PipeloraError("PL_JOIN_REFUSED", `the coordinator at ${address} refuses this worker: ${error.details}`, {
+      hint: "Give coordinator and workers the same --join-token-file.",
+    });
+  }
+  return new PipeloraError("PL_WORKER_LOST", `the connection to the coordinator at ${address} broke: ${error.message}`);
 }

@@ -1,7 +1,8 @@
-import { type ClientDuplexStream, credentials, type Server, type ServerDuplexStream } from "@grpc/grpc-js";
+import type { ClientDuplexStream, Server, ServerDuplexStream } from "@grpc/grpc-js";
 import type { Ack, Ack__Output } from "./generated/pipelora/v1/Ack.ts";
 import type { Frame, Frame__Output } from "./generated/pipelora/v1/Frame.ts";
-import { CHANNEL_OPTIONS, protocol } from "./protocol.ts";
+import { protocol } from "./protocol.ts";
+import { callMetadata, channelTo, type Trust } from "./trust.ts";
 
 /** Adds the tensor service: `onFrame` gets every frame and a function that returns its credit to the sender. */
 export function serveTensors(
@@ -29,11 +30,13 @@ export interface TensorStream {
 /** Opens the stream to a peer; `onClosed` is called once when it breaks, not after close(). */
 export function openTensorStream(
   address: string,
+  trust: Trust,
   onAck: (bytes: number) => void,
   onClosed: (reason: string) => void,
 ): TensorStream {
-  const client = new protocol.Tensors(address, credentials.createInsecure(), CHANNEL_OPTIONS);
-  const stream: ClientDuplexStream<Frame, Ack__Output> = client.Push();
+  const channel = channelTo(trust);
+  const client = new protocol.Tensors(address, channel.credentials, channel.options);
+  const stream: ClientDuplexStream<Frame, Ack__Output> = client.Push(callMetadata(trust));
   let open = true;
   const broken = (reason: string) => {
     if (open) onClosed(reason);

@@ -5,7 +5,7 @@ import type { FromWorker__Output } from "./generated/pipelora/v1/FromWorker.ts";
 import type { Hello__Output } from "./generated/pipelora/v1/Hello.ts";
 import type { ToWorker } from "./generated/pipelora/v1/ToWorker.ts";
 import { protocol } from "./protocol.ts";
-import { fromFailure } from "./wire-error.ts";
+import { fromFailure, toFailure } from "./wire-error.ts";
 
 type Stream = ServerDuplexStream<FromWorker__Output, ToWorker>;
 
@@ -44,6 +44,8 @@ export class WorkerConnection {
   #silence: NodeJS.Timeout | null = null;
   /** How errors and logs name this worker. */
   name = "a worker that has not introduced itself";
+  /** When this worker last said anything, performance.now(). */
+  lastHeard = performance.now();
 
   constructor(stream: Stream, events: WorkerConnectionEvents) {
     this.#stream = stream;
@@ -57,6 +59,11 @@ export class WorkerConnection {
   get hello(): Hello__Output {
     if (this.#hello === null) throw new PipeloraError("PL_INTERNAL", `${this.name}: no hello yet`);
     return this.#hello;
+  }
+
+  /** The address that it came from. */
+  get peer(): string {
+    return this.#stream.getPeer();
   }
 
   get closed(): boolean {
@@ -93,6 +100,12 @@ export class WorkerConnection {
     this.#silence ??= setTimeout(check, silenceMs);
   }
 
+  /** Sends the worker away for good, with the reason: its program ends with this error. */
+  refuse(error: PipeloraError): void {
+    this.notify({ shutdown: { rejoin: false, reason: toFailure(error) } });
+    this.#lost("it was refused");
+  }
+
   /** Ends the connection; the worker takes it as the order to leave. */
   close(reason: string): void {
     this.#lost(reason);
@@ -104,6 +117,7 @@ export class WorkerConnection {
 
   #receive(message: FromWorker__Output): void {
     this.#silence?.refresh();
+    this.lastHeard = performance.now();
     if (message.body === "hello" && message.hello) {
       this.#hello = message.hello;
       this.name = `worker ${message.hello.node}/${message.hello.device} (pid ${message.hello.pid})`;

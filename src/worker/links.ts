@@ -4,14 +4,20 @@ import { GrpcLink, receiveGrpcTensors } from "../links/grpc-link.ts";
 import type { Link, TensorMessage } from "../links/link.ts";
 import { Mailbox } from "../links/mailbox.ts";
 import type { Peer__Output } from "../rpc/generated/pipelora/v1/Peer.ts";
+import type { Trust } from "../rpc/trust.ts";
 
 /** This rank's links to its peers, opened when first used, and the mailbox all of them fill. */
 export class RankLinks {
+  readonly #trust: Trust;
   #session = "";
   #rank = 0;
   #mailbox = new Mailbox(0);
   #addresses = new Map<number, string>();
   readonly #open = new Map<number, Link>();
+
+  constructor(trust: Trust) {
+    this.#trust = trust;
+  }
 
   /** Adds the receiving end to this rank's server; before any peer sends. */
   serve(server: Server): void {
@@ -62,6 +68,7 @@ export class RankLinks {
       throw new PipeloraError("PL_INTERNAL", `rank ${this.#rank} knows no address of rank ${toRank}`);
     const link = new GrpcLink({
       address,
+      trust: this.#trust,
       session: this.#session,
       fromRank: this.#rank,
       toRank,

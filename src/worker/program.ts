@@ -1,22 +1,31 @@
 import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
+import { isWildcard, joinAddress } from "../common/address.ts";
+import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import type { Config } from "../config/options.ts";
 import { type Capabilities, loadEngine } from "../engine/index.ts";
 import { CoordinatorConnection } from "../rpc/coordinator-connection.ts";
+import { reach } from "../rpc/dial.ts";
 import type { Hello } from "../rpc/generated/pipelora/v1/Hello.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { listen } from "../rpc/server.ts";
+import { openTrust, type Trust } from "../rpc/trust.ts";
+import { fromFailure } from "../rpc/wire-error.ts";
 import { RankLinks } from "./links.ts";
 import { Rank } from "./rank.ts";
 
 /** What the parent process of a node's workers tells its children, beside their flags. */
 const LOCAL_INDEX = "PIPELORA_LOCAL_INDEX";
 const NODE_DEVICES = "PIPELORA_NODE_DEVICES";
+const NODE_INSTANCE = "PIPELORA_NODE_INSTANCE";
 /** Set by a coordinator for workers it started itself: they never outlive their connection. */
 const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
+/** Until the coordinator has said how often. */
+const FIRST_HEARTBEAT_MS = 1_000;
 
 /**
  * The `worker` program: one child process a device, or, for a single device, the rank itself.
@@ -45,10 +54,11 @@ function chooseDevices(asked: Config["devices"], capabilities: Capabilities): st
 /** Workers of one node stand and fall together: whoever placed this process restarts it whole. */
 async function runChildren(devices: readonly string[], argv: readonly string[], log: Logger): Promise<number> {
   const flags = argv.filter((flag, index) => flag !== "--devices" && argv[index - 1] !== "--devices");
+  const shared = { [NODE_DEVICES]: String(devices.length), [NODE_INSTANCE]: randomUUID() };
   const children = devices.map((device, index) =>
     spawn(process.execPath, [process.argv[1]!, ...flags, "--devices", device], {
       stdio: ["ignore", "inherit", "inherit"],
-      env: { ...process.env, [LOCAL_INDEX]: String(index), [NODE_DEVICES]: String(devices.length) },
+      env: { ...process.env, ...shared, [LOCAL_INDEX]: String(index) },
     }),
   );
   let stopping = false;
@@ -76,19 +86,36 @@ async function runChildren(devices: readonly string[], argv: readonly string[], 
 }
 
 async function runRank(config: Config, device: string, log: Logger): Promise<number> {
-  const links = new RankLinks();
-  const server = await listen(`${config.bind}:0`, (grpc) => links.serve(grpc));
-  const hello = introduce(config, device, `${config.bind}:${server.port}`);
+  const trust = openTrust(config, (problem) => log.warn(problem));
+  const links = new RankLinks(trust);
+  const here = await arrive(config, trust, log);
+  const bind = config.bind ?? here;
+  const server = await listen(
+    joinAddress(bind, 0),
+    trust,
+    (peer, reason) => log.warn(`refused a connection of ${peer}: ${reason}`),
+    (grpc) => links.serve(grpc),
+  );
+  const host = config.advertise ?? (isWildcard(bind) ? here : bind);
+  const hello = introduce(config, device, joinAddress(host, server.port));
   try {
     for (;;) {
-      const end = await serveSession(config, device, hello, links, log);
+      const end = await serveSession(config, device, hello, links, trust, log);
       if (end !== "rejoin") return end;
       log.info("joining again");
+      await arrive(config, trust, log);
     }
   } finally {
     links.close();
     server.close();
   }
+}
+
+/** Waits for the coordinator. Resolves with this node's address on the way there. */
+function arrive(config: Config, trust: Trust, log: Logger): Promise<string> {
+  return reach(config.coordinator!, trust, config.join_timeout * 1000, (reason) =>
+    log.info(`waiting for the coordinator at ${config.coordinator}: ${reason}`),
+  );
 }
 
 /** One stay with a coordinator. Resolves with the exit code, or "rejoin". */
@@ -97,14 +124,13 @@ async function serveSession(
   device: string,
   hello: Hello,
   links: RankLinks,
+  trust: Trust,
   log: Logger,
 ): Promise<number | "rejoin"> {
   const owned = process.env[LOCAL_WORKER] !== undefined;
   let told: number | "rejoin" | null = null;
-  let finish!: (end: number | "rejoin") => void;
-  const ended = new Promise<number | "rejoin">((resolve) => {
-    finish = resolve;
-  });
+  const ended = deferred<number | "rejoin">();
+  const finish = (end: number | "rejoin") => ended.resolve(end);
   const rank = new Rank({
     device,
     links,
@@ -114,18 +140,21 @@ async function serveSession(
       log.debug(`joined as rank ${number}`);
       connection.startHeartbeat(heartbeatMs);
     },
-    onShutdown: (rejoin) => {
+    onShutdown: ({ rejoin, reason }) => {
       told = rejoin && !owned ? "rejoin" : 0;
-      finish(told);
+      if (reason === null) finish(told);
+      else ended.reject(fromFailure(reason, `the coordinator at ${config.coordinator}`));
     },
   });
   const connection = await CoordinatorConnection.open(
     config.coordinator!,
+    trust,
     hello,
     {
       onMessage: (message) => rank.handle(message),
       onClosed: (error) => {
         if (told !== null) return;
+        if (error?.code === "PL_JOIN_REFUSED") return ended.reject(error);
         // Without a farewell the coordinator died: a worker of another node waits for its successor.
         log[owned ? "debug" : "warn"](error?.message ?? "the coordinator closed the connection");
         finish(owned ? 1 : "rejoin");
@@ -133,16 +162,19 @@ async function serveSession(
     },
     config.join_timeout * 1000,
   );
+  connection.startHeartbeat(FIRST_HEARTBEAT_MS);
   const interrupted = () => finish(0);
   process.once("SIGTERM", interrupted);
   process.once("SIGINT", interrupted);
-  const end = await ended;
-  process.off("SIGTERM", interrupted);
-  process.off("SIGINT", interrupted);
-  links.close();
-  await rank.close();
-  await connection.end();
-  return end;
+  try {
+    return await ended.promise;
+  } finally {
+    process.off("SIGTERM", interrupted);
+    process.off("SIGINT", interrupted);
+    links.close();
+    await rank.close();
+    await connection.end();
+  }
 }
 
 function introduce(config: Config, device: string, linkAddress: string): Hello {
@@ -155,6 +187,7 @@ function introduce(config: Config, device: string, linkAddress: string): Hello {
     node: config.node_name ?? hostname(),
     localIndex: Number(process.env[LOCAL_INDEX] ?? 0),
     nodeDevices: Number(process.env[NODE_DEVICES] ?? 1),
+    instance: process.env[NODE_INSTANCE] ?? randomUUID(),
     device,
     deviceName: gpu?.name ?? `CPU (${cpu.isa})`,
     memoryBytes: gpu?.freeBytes ?? cpu.memoryBytes,

@@ -8,6 +8,7 @@ import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBat
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
 import type { RunStep__Output } from "../rpc/generated/pipelora/v1/RunStep.ts";
+import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
 import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
 import { toFailure } from "../rpc/wire-error.ts";
@@ -26,7 +27,7 @@ export interface RankOptions {
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
   readonly onWelcome: (heartbeatMs: number, rank: number) => void;
-  readonly onShutdown: (rejoin: boolean) => void;
+  readonly onShutdown: (request: Shutdown__Output) => void;
 }
 
 type Reply = Omit<FromWorker, "replyTo">;
@@ -53,7 +54,7 @@ export class Rank {
       return;
     }
     if (message.body === "shutdown") {
-      this.#options.onShutdown(message.shutdown?.rejoin ?? false);
+      this.#options.onShutdown(message.shutdown!);
       return;
     }
     this.#queue = this.#queue.then(async () => {

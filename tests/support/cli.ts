@@ -17,7 +17,15 @@ export function coordinator(args: readonly string[], onOutput?: (text: string) =
 }
 
 export function startCoordinator(args: readonly string[]) {
-  return spawn(process.execPath, [join(PACKAGE_ROOT, "dist", "cli", "coordinator.js"), ...args], {
+  return start("coordinator", args);
+}
+
+export function startWorker(args: readonly string[]) {
+  return start("worker", args);
+}
+
+function start(program: string, args: readonly string[]) {
+  return spawn(process.execPath, [join(PACKAGE_ROOT, "dist", "cli", `${program}.js`), ...args], {
     stdio: ["pipe", "pipe", "pipe"],
   });
 }

@@ -1,5 +1,6 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
+import { makeCertificates } from "../../coordinator/certificates.ts";
 import { initModel } from "../../coordinator/init-model.ts";
 import { mergeAdapter } from "../../coordinator/merge.ts";
 import { quantizeModel } from "../../coordinator/quantize.ts";
@@ -22,6 +23,12 @@ export async function quantizeCommand(config: Config, log: Logger): Promise<numb
   const { files, quantized, warnings } = await quantizeModel(config);
   for (const warning of warnings) log.warn(warning);
   print(config, { files, quantized }, `quantised ${quantized} layers into ${config.output_dir}: ${files.join(", ")}`);
+  return 0;
+}
+
+export async function certsCommand(config: Config): Promise<number> {
+  const files = await makeCertificates(config);
+  print(config, { files }, `wrote to ${config.output_dir}: ${files.join(", ")}; ca.key signs: keep it off the nodes`);
   return 0;
 }
 

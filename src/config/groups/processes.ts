@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { count, flag, oneOrMore, option, optional, positive, RUNS, text } from "./vocabulary.ts";
+import { count, fromEnvironment, oneOrMore, option, optional, positive, RUNS, text } from "./vocabulary.ts";
 
 export const processOptions = {
   workers: option(
@@ -25,6 +25,13 @@ export const processOptions = {
     "HOST:PORT",
   ),
   nnodes: option("integer", "Processes", RUNS, positive.default(1), "Nodes to wait for with --listen."),
+  nodes: option(
+    "list",
+    "Processes",
+    RUNS,
+    optional(oneOrMore),
+    "Names of the nodes to wait for with --listen, in place of --nnodes; others are refused.",
+  ),
   join_timeout: option(
     "number",
     "Processes",
@@ -41,7 +48,6 @@ export const processOptions = {
     "Seconds after which a tensor that a peer has not sent counts as lost.",
     "SECONDS",
   ),
-  insecure: option("boolean", "Processes", [...RUNS, "worker"], flag(), "Allow plaintext beyond loopback."),
   max_restarts: option(
     "integer",
     "Processes",
@@ -49,15 +55,32 @@ export const processOptions = {
     count.default(3),
     "How often a run goes on from its last safe point after a worker was lost.",
   ),
-  coordinator: option("string", "Processes", ["worker"], optional(text), "Address of the coordinator.", "HOST:PORT"),
-  devices: option("list", "Processes", ["worker"], optional(oneOrMore), "Devices to use: cuda:0,cuda:1 or cpu."),
-  node_name: option("string", "Processes", ["worker"], optional(text), "Name of this node; none: the host's.", "NAME"),
+  coordinator: fromEnvironment(
+    "PIPELORA_COORDINATOR",
+    option("string", "Processes", ["worker"], optional(text), "Address of the coordinator.", "HOST:PORT"),
+  ),
+  devices: option("list", "Processes", ["worker"], optional(oneOrMore), "Devices to use: cuda:0,cuda:1 or cpu,cpu."),
+  node_name: fromEnvironment(
+    "PIPELORA_NODE_NAME",
+    option("string", "Processes", ["worker"], optional(text), "Name of this node; none: the host's.", "NAME"),
+  ),
   bind: option(
     "string",
     "Processes",
     ["worker"],
-    text.default("127.0.0.1"),
-    "Address on which other workers reach this one.",
+    optional(text),
+    "Address to listen on for other workers; none: that of the interface which reaches the coordinator.",
     "HOST",
+  ),
+  advertise: fromEnvironment(
+    "PIPELORA_ADVERTISE",
+    option(
+      "string",
+      "Processes",
+      ["worker"],
+      optional(text),
+      "Name or address by which other workers reach this one; none: the one it listens on.",
+      "HOST",
+    ),
   ),
 };

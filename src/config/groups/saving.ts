@@ -5,7 +5,7 @@ export const savingOptions = {
   output_dir: option(
     "string",
     "Logging and saving",
-    ["train", "merge", "quantize", "init-model"],
+    ["train", "merge", "quantize", "init-model", "certs"],
     optional(text),
     "Folder for the adapter, checkpoints and logs.",
     "DIR",

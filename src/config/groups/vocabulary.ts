@@ -29,6 +29,11 @@ export function option<T extends z.ZodType>(
   return { kind, group, commands, schema, help, placeholder };
 }
 
+/** An option that a pod may take from its environment; a flag or the file wins. */
+export function fromEnvironment<T extends z.ZodType>(environment: string, taken: Option<T>): Option<T> {
+  return { ...taken, environment };
+}
+
 export const choice = <const V extends readonly [string, ...string[]]>(values: V) => z.enum(values);
 export const positive = z.number().int().positive();
 export const count = z.number().int().nonnegative();

@@ -5,20 +5,26 @@ import { GrpcLink, receiveGrpcTensors } from "../../../src/links/grpc-link.ts";
 import type { TensorMessage } from "../../../src/links/link.ts";
 import { Mailbox } from "../../../src/links/mailbox.ts";
 import { listen } from "../../../src/rpc/server.ts";
+import { NO_TRUST } from "../../../src/rpc/trust.ts";
 
 async function pair(test: { after(fn: () => void): void }, session = "s") {
   const mailbox = new Mailbox(60_000);
-  const server = await listen("127.0.0.1:0", (grpc) =>
-    receiveGrpcTensors(
-      grpc,
-      () => session,
-      (key, tensor, taken) => mailbox.deliver(key, tensor, taken),
-      (error) => mailbox.fail(error),
-    ),
+  const server = await listen(
+    "127.0.0.1:0",
+    NO_TRUST,
+    () => {},
+    (grpc) =>
+      receiveGrpcTensors(
+        grpc,
+        () => session,
+        (key, tensor, taken) => mailbox.deliver(key, tensor, taken),
+        (error) => mailbox.fail(error),
+      ),
   );
   const broken: PipeloraError[] = [];
   const link = new GrpcLink({
     address: `127.0.0.1:${server.port}`,
+    trust: NO_TRUST,
     session: "s",
     fromRank: 0,
     toRank: 1,

@@ -15,6 +15,7 @@ export interface Hello {
   'linkAddress'?: (string);
   'pid'?: (number);
   'nodeDevices'?: (number);
+  'instance'?: (string);
 }
 
 export interface Hello__Output {
@@ -30,4 +31,5 @@ export interface Hello__Output {
   'linkAddress': (string);
   'pid': (number);
   'nodeDevices': (number);
+  'instance': (string);
 }

@@ -1,0 +1,104 @@
+// What TLS costs a tensor between two workers: one sender process, one receiver process, 4 MiB tensors over loopback, plaintext and
+// mutual TLS in turn. Prints one JSON line a pass and the median of each. Run: node --import tsx bench/tls.ts [passes]
+import { fork } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { makeCertificates } from "../src/coordinator/certificates.ts";
+import { GrpcLink, receiveGrpcTensors } from "../src/links/grpc-link.ts";
+import { listen } from "../src/rpc/server.ts";
+import { NO_TRUST, openTrust, type Trust } from "../src/rpc/trust.ts";
+
+const TENSOR_BYTES = 4 << 20;
+const TENSORS = 256;
+const SMALL_TENSORS = 200;
+
+function trustOf(kind: string, dir: string, name: string): Trust {
+  if (kind === "plain") return NO_TRUST;
+  const file = (which: string) => join(dir, name, which);
+  const files = { tls_ca: file("ca.crt"), tls_cert: file("tls.crt"), tls_key: file("tls.key") };
+  return openTrust({ ...files, tls_name: "pipelora", join_token: null, join_token_file: null }, () => {});
+}
+
+/** The receiver process: takes tensors as they come. */
+async function receive(dir: string): Promise<void> {
+  for (const kind of ["plain", "mtls"]) {
+    const server = await listen(
+      "127.0.0.1:0",
+      trustOf(kind, dir, "b"),
+      () => {},
+      (grpc) =>
+        receiveGrpcTensors(
+          grpc,
+          () => "bench",
+          (_key, _tensor, taken) => taken(),
+          () => process.exit(1),
+        ),
+    );
+    process.send!({ kind, port: server.port });
+  }
+}
+
+async function pass(port: number, trust: Trust): Promise<{ gbPerSecond: number; roundTripMs: number }> {
+  const link = new GrpcLink({
+    address: `127.0.0.1:${port}`,
+    trust,
+    session: "bench",
+    fromRank: 0,
+    toRank: 1,
+    // One tensor on its way: the next is sent when the one before was taken.
+    windowBytes: 1,
+    onBroken: (error) => {
+      throw error;
+    },
+  });
+  const send = (bytes: Uint8Array, index: number) =>
+    link.send(String(index), { shape: [bytes.length / 4], dtype: "float32", bytes });
+  const timed = async (bytes: Uint8Array, count: number) => {
+    await send(bytes, -1);
+    const started = performance.now();
+    for (let index = 0; index < count; index++) await send(bytes, index);
+    return (performance.now() - started) / count;
+  };
+  const roundTripMs = await timed(new Uint8Array(4), SMALL_TENSORS);
+  const perTensorMs = await timed(new Uint8Array(TENSOR_BYTES).fill(7), TENSORS);
+  link.close();
+  return { gbPerSecond: TENSOR_BYTES / perTensorMs / 1e6, roundTripMs };
+}
+
+async function main(passes: number): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), "pipelora-tls-"));
+  await makeCertificates({ output_dir: folder, names: ["a", "b"], tls_name: "pipelora", days: 1 });
+  const receiver = fork(fileURLToPath(import.meta.url), ["receive", folder], { execArgv: process.execArgv });
+  try {
+    const ports = new Map<string, number>();
+    while (ports.size < 2) {
+      const { kind, port } = await new Promise<{ kind: string; port: number }>((resolve) =>
+        receiver.once("message", resolve as never),
+      );
+      ports.set(kind, port);
+    }
+    const results = new Map<string, { gbPerSecond: number; roundTripMs: number }[]>();
+    for (let index = 0; index < passes; index++) {
+      for (const [kind, port] of ports) {
+        const result = await pass(port, trustOf(kind, folder, "a"));
+        results.set(kind, [...(results.get(kind) ?? []), result]);
+        process.stdout.write(`${JSON.stringify({ kind, ...result })}\n`);
+      }
+    }
+    const median = (values: number[]) => values.sort((x, y) => x - y)[values.length >> 1]!;
+    for (const [kind, list] of results) {
+      const gb = median(list.map(({ gbPerSecond }) => gbPerSecond)).toFixed(2);
+      const ms = median(list.map(({ roundTripMs }) => roundTripMs)).toFixed(3);
+      process.stdout.write(`${kind}: ${gb} GB/s, ${ms} ms for a small tensor and its acknowledgement (medians)\n`);
+    }
+  } finally {
+    receiver.kill();
+    rmSync(folder, { recursive: true });
+  }
+}
+
+const [role, dir] = process.argv.slice(2);
+if (role === "receive") await receive(dir!);
+else await main(Number(role ?? 5));
