@@ -75,10 +75,6 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     beyond === undefined || config.insecure || files === 3,
     `${beyond} is beyond loopback, where traffic must be encrypted: give --tls-ca, --tls-cert and --tls-key, or say --insecure`,
   );
-  expect(
-    !(config.save_on_each_node && config.nnodes > 1),
-    "--save-on-each-node over several nodes is not available; the coordinator's node saves",
-  );
   return problems;
 }
 

@@ -9,6 +9,7 @@ import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts"
 import { arenaBytes } from "./arena.ts";
 import { calibrate, worthMeasuring } from "./calibration.ts";
 import { openTrust } from "../rpc/trust.ts";
+import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
@@ -56,7 +57,8 @@ function tlsFlags({ tls_ca, tls_cert, tls_key, tls_name }: Config): string[] {
 
 /**
  * Gathers the workers, plans, and has every rank load its shard. `initialise`: ranks draw first LoRA values.
- * `workload`: what a step, or a reply, does. `onPlan` is called before a weight is read.
+ * `workload`: what a step, or a reply, does. `onJoined` and `onPlan` are called before a weight is
+ * read, the first as soon as all are there.
  */
 export async function assemble(
   cluster: Cluster,
@@ -65,8 +67,10 @@ export async function assemble(
   workload: Workload,
   initialise: boolean,
   onPlan: (plan: Plan) => void,
+  onJoined: (members: readonly WorkerConnection[]) => Promise<void> = async () => {},
 ): Promise<Assembled> {
   const members = await cluster.form();
+  await onJoined(members);
   const devices = joinedDevices(members);
   const { plan, cut, computeDtype } = await planFor(
     config,

@@ -1,9 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
+import { mkdir, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import { adapterPairs, openAdapter, writeAdapter } from "../formats/adapter.ts";
-import { writeTextAtomically } from "../formats/atomic-file.ts";
+import { syncFolder, writeTextAtomically } from "../formats/atomic-file.ts";
+import { listCheckpoints } from "../formats/checkpoint-folders.ts";
 import {
   float32Bytes,
   openSafetensors,
@@ -69,16 +70,16 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
   return final;
 }
 
-/** The adapter alone, as peft's save_pretrained leaves it. */
+/** The adapter alone, as peft's save_pretrained leaves it. Returns the names of its files. */
 export async function saveAdapter(
   dir: string,
   context: CheckpointContext,
   values: readonly LoraValues[],
-): Promise<void> {
+): Promise<string[]> {
   const weights = new Map(
     values.filter(({ part }) => part === "weight").map(({ module, matrix, values: v }) => [`${module}.${matrix}`, v]),
   );
-  await writeAdapter(dir, {
+  return writeAdapter(dir, {
     settings: context.lora.settings,
     targetModules: context.lora.targetModules,
     baseModel: context.baseModel,
@@ -97,22 +98,6 @@ function momentTensor({ module, matrix, part, values }: LoraValues): TensorToWri
     shape: [values.length],
     data: () => float32Bytes(values),
   };
-}
-
-/** Checkpoints of a folder, oldest first. */
-export async function listCheckpoints(outputDir: string): Promise<{ step: number; path: string }[]> {
-  const names = await readdir(outputDir).catch(() => [] as string[]);
-  return names
-    .map((name) => ({ step: Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? Number.NaN), path: join(outputDir, name) }))
-    .filter(({ step }) => Number.isInteger(step))
-    .sort((a, b) => a.step - b.step);
-}
-
-/** save_total_limit: deletes the oldest. */
-export async function rotateCheckpoints(outputDir: string, limit: number): Promise<void> {
-  const all = await listCheckpoints(outputDir);
-  for (const { path } of all.slice(0, Math.max(0, all.length - limit)))
-    await rm(path, { recursive: true, force: true });
 }
 
 export interface ReadCheckpoint {
@@ -166,10 +151,4 @@ export async function newestCheckpoint(outputDir: string, lora: ResolvedLora): P
     if (found !== null) return found;
   }
   return null;
-}
-
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
-  await folder.sync();
-  await folder.close();
 }

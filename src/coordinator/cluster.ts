@@ -11,6 +11,7 @@ import { chooseMembers, describeMissing, type WantedNodes } from "./membership.t
 
 const HEARTBEAT_MS = 1_000;
 const SILENCE_MS = 10_000;
+const FAREWELL_MS = 2_000;
 /** A few heartbeats: who says nothing for so long gives up its name to a claimant. */
 const CONTEST_MS = 3_500;
 /** How long a restarted run waits for its own nodes before it takes spare ones. */
@@ -141,7 +142,8 @@ export class Cluster {
 
   async close(): Promise<void> {
     await this.dissolve(false);
-    this.#server.close();
+    // A farewell that is cut off on its way would make a worker wait for another coordinator.
+    await this.#server.drain(FAREWELL_MS);
   }
 
   /** Stops everything at once; for the second Ctrl-C. */

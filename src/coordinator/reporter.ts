@@ -1,3 +1,4 @@
+import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
 export interface StepProgress {
@@ -19,6 +20,6 @@ export interface Reporter {
   log(entry: LogEntry): void;
   /** At a run's end: what was predicted beside what was measured. */
   predictions(text: string, value: object): void;
-  saved(path: string, step: number): void;
+  saved(saved: Saved, step: number): void;
   end(summary: Readonly<Record<string, unknown>>): void;
 }

@@ -1,5 +1,7 @@
 import type { Logger } from "../common/log.ts";
+import { nodesJson } from "./node-folders.ts";
 import type { Reporter, StepProgress } from "./reporter.ts";
+import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
 /** One JSON event a line on stdout. */
@@ -11,7 +13,8 @@ export function jsonReporter(write: (line: string) => void): Reporter {
     step: (progress) => event("step", progress),
     log: (entry) => event("log", entry),
     predictions: (_text, value) => event("predictions", value),
-    saved: (path, step) => event("save", { path, step }),
+    saved: ({ path, nodes, files }, step) =>
+      event("save", { path, step, ...(nodes.length > 0 ? { nodes: nodesJson(nodes), files } : {}) }),
     end: (summary) => event("end", summary),
   };
 }
@@ -25,7 +28,7 @@ export function logReporter(log: Logger): Reporter {
     step: (progress) => rate.add(progress),
     log: (entry) => log.info(entry, `${describe(entry)}${rate.describe()}`),
     predictions: (text, value) => log.info({ predictions: value }, text),
-    saved: (path, step) => log.info({ path, step }, `saved ${path}`),
+    saved: (saved, step) => log.info({ path: saved.path, step, files: saved.files }, describeSave(saved)),
     end: (summary) => log.info(summary, "training finished"),
   };
 }
@@ -45,7 +48,7 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
     },
     log: (entry) => line(describe(entry)),
     predictions: (text) => line(text),
-    saved: (path) => line(`saved ${path}`),
+    saved: (saved) => line(describeSave(saved)),
     end: (summary) => {
       bar = "";
       line(
@@ -55,6 +58,11 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
       );
     },
   };
+}
+
+function describeSave({ path, nodes }: Saved): string {
+  const good = nodes.filter(({ error }) => error === null).map(({ node }) => node);
+  return nodes.length === 0 ? `saved ${path}` : `saved ${path}, and the same on ${good.join(", ") || "no node"}`;
 }
 
 function drawBar(progress: StepProgress, rate: TokenRate, columns: number): string {

@@ -1,21 +1,22 @@
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import { type Config, withoutSecrets } from "../config/options.ts";
 import { adapterPairs } from "../formats/adapter.ts";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
+import { filesOf, listCheckpoints, rotateCheckpoints } from "../formats/checkpoint-folders.ts";
 import {
   type CheckpointContext,
-  listCheckpoints,
   newestCheckpoint,
   type ReadCheckpoint,
   readCheckpoint,
-  rotateCheckpoints,
   STATE_FILE,
   saveAdapter,
   saveCheckpoint,
 } from "./checkpoints.ts";
 import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
 import type { ModelSetup } from "./model-setup.ts";
+import { type NodeFolders, type NodeSave, savedEverywhere } from "./node-folders.ts";
 import type { LoraValues, Pipeline } from "./pipeline.ts";
 import { copyTokenizer } from "./tokenizer-files.ts";
 import {
@@ -41,8 +42,11 @@ export class RunFiles {
   readonly #checkpoint: CheckpointContext;
   readonly #state: TrainerStateContext;
   /** The checkpoint that --resume-from-checkpoint chose. */
-  readonly #origin: ReadCheckpoint | null;
+  #origin: ReadCheckpoint | null;
   #saved = false;
+  /** The nodes that save too (save_on_each_node); of the current attempt. */
+  #nodes: NodeFolders | null = null;
+  #looked = false;
 
   private constructor(
     config: Config,
@@ -98,6 +102,50 @@ export class RunFiles {
     return new RunFiles(config, setup, outputDir, state, origin);
   }
 
+  /**
+   * From now on every save goes to these nodes too. The first time, a run that resumes takes the newest whole checkpoint of any node
+   * if it is newer than the coordinator's. Returns what there is to say about it.
+   * Errors: PL_RESUME_INVALID if no node has one; PL_OUTPUT_UNWRITABLE if a node holds those of an earlier run and nothing was
+   * said about it.
+   */
+  async attach(nodes: NodeFolders): Promise<string | null> {
+    this.#nodes = nodes;
+    if (this.#saved || this.#looked) return null;
+    this.#looked = true;
+    const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#config;
+    if (typeof asked === "string" || overwrite) return null;
+    const found = await nodes.checkpoints();
+    if (asked !== true) {
+      const [newest] = found;
+      if (newest !== undefined) throw earlierRun(`node "${newest.node}": ${newest.dir}`, newest.step);
+      return null;
+    }
+    const own = this.#origin === null ? -1 : stepOf(this.#origin);
+    const problems: string[] = [];
+    for (const candidate of found.filter(({ step }) => step > own)) {
+      const where = `checkpoint-${candidate.step} of node "${candidate.node}"`;
+      const path = await nodes.fetch(candidate);
+      const read = await readCheckpoint(path, this.#setup.lora!).catch((error: Error) => {
+        problems.push(`${where}: ${error.message}`);
+        return null;
+      });
+      if (read === null) {
+        await rm(path, { recursive: true, force: true });
+        continue;
+      }
+      parseState(read.state, where, this.#state.fingerprint);
+      this.#origin = read;
+      return `resuming from ${where} (${candidate.dir}), the newest that is whole on any node`;
+    }
+    if (this.#origin !== null)
+      return `resuming from the coordinator's own ${this.#origin.path}, the newest on any node`;
+    throw new PipeloraError(
+      "PL_RESUME_INVALID",
+      `neither ${this.outputDir} nor any node's folder holds a whole checkpoint ${problems.join("; ")}`.trim(),
+      { hint: "Name a checkpoint folder, or leave out --resume-from-checkpoint." },
+    );
+  }
+
   /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */
   async start(): Promise<StartingPoint> {
     const checkpoint = this.#saved ? await newestCheckpoint(this.outputDir, this.#setup.lora!) : this.#origin;
@@ -110,8 +158,11 @@ export class RunFiles {
     return { state: initialState(), values: await adapterValues(this.#setup) };
   }
 
-  /** Writes checkpoint-N and deletes what save_total_limit has no room for. Returns its path. */
-  async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<string> {
+  /**
+   * Writes checkpoint-N, on every node that saves too, and deletes what save_total_limit has no room for.
+   * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
+   */
+  async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
     const values = await pipeline.exportLora(
       this.#config.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
     );
@@ -126,15 +177,52 @@ export class RunFiles {
     this.#saved = true;
     const limit = this.#config.save_total_limit;
     if (limit !== null) await rotateCheckpoints(this.outputDir, limit);
-    return path;
+    return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path));
   }
 
-  /** The final adapter, tokenizer and trainer_state.json in output_dir itself. */
-  async finish(pipeline: Pipeline, state: TrainerState): Promise<void> {
-    await saveAdapter(this.outputDir, this.#checkpoint, await pipeline.exportLora(["weight"]));
-    await copyTokenizer(this.#setup.dir, this.outputDir);
+  /** The final adapter, tokenizer and trainer_state.json in output_dir itself, on every node that saves too. */
+  async finish(pipeline: Pipeline, state: TrainerState): Promise<Saved> {
+    const adapter = await saveAdapter(this.outputDir, this.#checkpoint, await pipeline.exportLora(["weight"]));
+    const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
     await writeTextAtomically(join(this.outputDir, STATE_FILE), serializeState(state, this.#state, true));
+    return this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE]);
   }
+
+  async #toNodes(path: string, save: string, names: readonly string[]): Promise<Saved> {
+    if (this.#nodes === null) return { path, nodes: [], files: {} };
+    const { nodes, files } = await this.#nodes.save(save, names, this.#config.save_total_limit);
+    const failed = nodes.filter(({ error }) => error !== null);
+    if (failed.length > 0 && this.#config.save_failure === "fail") {
+      throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
+        hint: "Give these nodes space, or go on without them with --save-failure warn.",
+      });
+    }
+    return { path, nodes, files: Object.fromEntries(files.map(({ name, sha256 }) => [name, sha256])) };
+  }
+}
+
+/** What was saved where. */
+export interface Saved {
+  /** The coordinator's. */
+  readonly path: string;
+  /** With save_on_each_node: what became of it on each node. */
+  readonly nodes: readonly NodeSave[];
+  /** SHA-256 of each file, which all nodes agree on. */
+  readonly files: Readonly<Record<string, string>>;
+}
+
+export function describeFailure(save: string, { node, error }: NodeSave): string {
+  return `node "${node}" did not save ${save}: ${error!.message}`;
+}
+
+function stepOf({ path }: ReadCheckpoint): number {
+  return Number(/checkpoint-(\d+)$/.exec(path)?.[1] ?? -1);
+}
+
+function earlierRun(where: string, step: number): PipeloraError {
+  return new PipeloraError("PL_OUTPUT_UNWRITABLE", `${where} holds checkpoint-${step} of an earlier run`, {
+    hint: "Say --resume-from-checkpoint to continue it, --overwrite-output-dir to start anew, or name another folder.",
+  });
 }
 
 async function resumePoint(config: Config, setup: ModelSetup, outputDir: string): Promise<ReadCheckpoint | null> {
@@ -143,7 +231,8 @@ async function resumePoint(config: Config, setup: ModelSetup, outputDir: string)
   const present = await listCheckpoints(outputDir);
   if (asked === true) {
     const newest = await newestCheckpoint(outputDir, setup.lora!);
-    if (newest !== null) return newest;
+    // Another node may have what is not here: known once the nodes have joined.
+    if (newest !== null || savedEverywhere(config)) return newest;
     throw new PipeloraError(
       "PL_RESUME_INVALID",
       present.length === 0
@@ -153,13 +242,7 @@ async function resumePoint(config: Config, setup: ModelSetup, outputDir: string)
     );
   }
   if (present.length > 0 && !config.overwrite_output_dir) {
-    throw new PipeloraError(
-      "PL_OUTPUT_UNWRITABLE",
-      `${outputDir} holds ${present.at(-1)!.path.split("/").at(-1)} of an earlier run`,
-      {
-        hint: "Say --resume-from-checkpoint to continue it, --overwrite-output-dir to start anew, or name another folder.",
-      },
-    );
+    throw earlierRun(outputDir, present.at(-1)!.step);
   }
   return null;
 }

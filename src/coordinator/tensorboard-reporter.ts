@@ -1,5 +1,6 @@
 import { EventFile } from "../formats/tensorboard.ts";
 import type { Reporter } from "./reporter.ts";
+import type { Saved } from "./run-files.ts";
 
 /** Writes log entries to an event file too, under the Trainer's tags: train/loss, eval/loss, train/learning_rate. */
 export class TensorboardReporter implements Reporter {
@@ -39,8 +40,8 @@ export class TensorboardReporter implements Reporter {
     this.#inner.predictions(...args);
   }
 
-  saved(path: string, step: number): void {
-    this.#inner.saved(path, step);
+  saved(saved: Saved, step: number): void {
+    this.#inner.saved(saved, step);
   }
 
   end(summary: Readonly<Record<string, unknown>>): void {

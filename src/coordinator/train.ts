@@ -5,14 +5,16 @@ import type { Config } from "../config/options.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
 import { formatPlan, planJson } from "../plan/format-plan.ts";
 import type { Plan } from "../plan/plan.ts";
+import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { assemble, openCluster } from "./assemble.ts";
 import type { Cluster } from "./cluster.ts";
 import { Interrupts } from "./interrupts.ts";
 import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
 import { type ModelSetup, setUpModel } from "./model-setup.ts";
+import { NodeFolders, type NodeSave, nodesJson, savedEverywhere } from "./node-folders.ts";
 import { ensureWritable } from "./output-dir.ts";
 import type { Reporter } from "./reporter.ts";
-import { RunFiles } from "./run-files.ts";
+import { describeFailure, RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, trainSteps } from "./trainer.ts";
@@ -89,7 +91,15 @@ async function attemptRun(run: Run): Promise<void> {
   const { spec } = setup;
   const workload = trainingWorkload(config, data);
   const { pipeline, plan, cut, computeDtype, prepared } = await interrupts.during(
-    assemble(cluster, config, setup, workload, setup.adapter === null, (made) => showPlan(made, run)),
+    assemble(
+      cluster,
+      config,
+      setup,
+      workload,
+      setup.adapter === null,
+      (made) => showPlan(made, run),
+      (members) => openNodes(members, run),
+    ),
   );
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
@@ -115,8 +125,11 @@ async function attemptRun(run: Run): Promise<void> {
       reporter,
       hooks: {
         interrupted: () => interrupts.requested,
-        save: async (current, stopping) =>
-          reporter.saved(await files.save(pipeline, current, stopping), current.globalStep),
+        save: async (current, stopping) => {
+          const saved = await files.save(pipeline, current, stopping);
+          reporter.saved(saved, current.globalStep);
+          warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
+        },
       },
     },
     state,
@@ -129,10 +142,32 @@ async function attemptRun(run: Run): Promise<void> {
   const seconds = (performance.now() - started) / 1000;
   const steps = Math.max(1, state.globalStep - before);
   const summary = summarise(state, reporter, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
-  await files.finish(pipeline, state);
-  reporter.end({ ...summary, output_dir: files.outputDir });
+  const { nodes } = await files.finish(pipeline, state);
+  warnOfNodes("the adapter", nodes, log);
+  reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
   const { text, value } = predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches);
   reporter.predictions(text, value);
+}
+
+/** save_on_each_node: where the nodes save, and from which of them a run resumes. */
+async function openNodes(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  const { config, files, log, reporter } = run;
+  if (!savedEverywhere(config)) return;
+  const folders = await NodeFolders.open(members, files.outputDir);
+  for (const { node, dir, sharedWith, error } of folders.nodes) {
+    const whose = sharedWith === null ? "the coordinator" : sharedWith;
+    if (error !== null && config.save_failure === "fail") throw error;
+    if (error !== null) log.error(`node "${node}" can't save: ${error.message}`);
+    else log.info(`node "${node}" saves to ${dir}${whose === undefined ? "" : `, the same folder as ${whose}`}`);
+  }
+  const note = await files.attach(folders);
+  if (note !== null) reporter.note(note);
+}
+
+function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): void {
+  for (const node of nodes) {
+    if (node.error !== null) log.error(describeFailure(save, node));
+  }
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {

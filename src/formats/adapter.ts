@@ -15,6 +15,7 @@ import {
 } from "./safetensors.ts";
 
 export const ADAPTER_CONFIG_FILE = "adapter_config.json";
+const MODEL_CARD_FILE = "README.md";
 export const ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors";
 const MAX_CONFIG_BYTES = 64 * 1024 * 1024;
 
@@ -89,7 +90,7 @@ export interface AdapterToWrite {
 }
 
 /** Writes a folder that peft loads: weights, configuration, a model card; each file whole or not at all. */
-export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promise<void> {
+export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promise<string[]> {
   const tensors = adapter.targets.flatMap((target) =>
     (["A", "B"] as const).map(
       (which): TensorToWrite => ({
@@ -105,7 +106,8 @@ export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promis
     join(dir, ADAPTER_CONFIG_FILE),
     adapterConfigText(adapter.settings, adapter.targetModules, adapter.baseModel),
   );
-  await writeTextAtomically(join(dir, "README.md"), modelCard(adapter));
+  await writeTextAtomically(join(dir, MODEL_CARD_FILE), modelCard(adapter));
+  return [ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, MODEL_CARD_FILE];
 }
 
 function modelCard({ settings, targetModules, baseModel }: AdapterToWrite): string {

@@ -40,7 +40,7 @@ export async function writeTextAtomically(path: string, text: string, mode?: num
 }
 
 /** Makes names in the folder durable; file systems that can't sync a folder need not. */
-async function syncFolder(folder: string): Promise<void> {
+export async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, "r");
   try {
     await handle.sync();

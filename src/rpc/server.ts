@@ -12,7 +12,10 @@ const HANDSHAKE_MS = 10_000;
 export interface ListeningServer {
   /** The port bound (the address may have asked for port 0). */
   readonly port: number;
+  /** Cuts every connection. */
   close(): void;
+  /** Takes no more calls; cuts what is left once the calls have ended, or after so long. */
+  drain(mostMs: number): Promise<void>;
 }
 
 /**
@@ -29,24 +32,37 @@ export async function listen(
   const server = new Server({ ...CHANNEL_OPTIONS, interceptors: [tokenGuard(trust, onRefused)] });
   register(server);
   try {
-    if (trust.tls === null) {
-      const port = await bindPlain(server, address);
-      return { port, close: () => server.forceShutdown() };
-    }
+    if (trust.tls === null) return listening(server, await bindPlain(server, address), () => {});
     const front = await bindTls(server, address, trust.tls, onRefused);
-    return {
-      port: (front.address() as { port: number }).port,
-      close: () => {
-        front.close();
-        server.forceShutdown();
-      },
-    };
+    return listening(server, (front.address() as { port: number }).port, () => front.close());
   } catch (cause) {
     throw new PipeloraError("PL_PORT_UNAVAILABLE", `can't listen on ${address}: ${(cause as Error).message}`, {
       cause,
       hint: "Choose another port, or port 0 for any free one.",
     });
   }
+}
+
+function listening(server: Server, port: number, stopAccepting: () => void): ListeningServer {
+  const close = () => {
+    stopAccepting();
+    server.forceShutdown();
+  };
+  return {
+    port,
+    close,
+    drain: async (mostMs) => {
+      stopAccepting();
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, mostMs);
+        server.tryShutdown(() => {
+          clearTimeout(timer);
+          resolve();
+        });
+      });
+      close();
+    },
+  };
 }
 
 function bindPlain(server: Server, address: string): Promise<number> {

@@ -16,6 +16,7 @@ import { listen } from "../rpc/server.ts";
 import { openTrust, type Trust } from "../rpc/trust.ts";
 import { fromFailure } from "../rpc/wire-error.ts";
 import { RankLinks } from "./links.ts";
+import { NodeFiles } from "./node-files.ts";
 import { Rank } from "./rank.ts";
 
 /** What the parent process of a node's workers tells its children, beside their flags. */
@@ -134,6 +135,7 @@ async function serveSession(
   const rank = new Rank({
     device,
     links,
+    files: new NodeFiles(config.output_dir),
     log,
     send: (message) => connection.send(message),
     onWelcome: (heartbeatMs, number) => {

@@ -18,12 +18,14 @@ import { sumGradients } from "./gradient-sum.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
+import type { NodeFiles } from "./node-files.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { runInstructions } from "./step-runner.ts";
 
 export interface RankOptions {
   readonly device: string;
   readonly links: RankLinks;
+  readonly files: NodeFiles;
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
   readonly onWelcome: (heartbeatMs: number, rank: number) => void;
@@ -103,6 +105,18 @@ export class Rank {
         return this.#importing.left === 0 ? { done: {} } : null;
       case "loraTensor":
         return this.#importTensor(message);
+      case "outputFolder":
+        return { outputFolder: await this.#options.files.folder(message.outputFolder!) };
+      case "writeFile":
+        await this.#options.files.write(message.writeFile!);
+        return { done: {} };
+      case "commitFiles":
+        await this.#options.files.commit(message.commitFiles!);
+        return { done: {} };
+      case "listCheckpoints":
+        return { checkpoints: { checkpoints: await this.#options.files.list() } };
+      case "readFile":
+        return { fileChunk: { data: await this.#options.files.read(message.readFile!) } };
       case "generate":
         return this.#generate(message);
       default:

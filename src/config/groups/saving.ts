@@ -5,9 +5,9 @@ export const savingOptions = {
   output_dir: option(
     "string",
     "Logging and saving",
-    ["train", "merge", "quantize", "init-model", "certs"],
+    ["train", "merge", "quantize", "init-model", "certs", "worker"],
     optional(text),
-    "Folder for the adapter, checkpoints and logs.",
+    "Folder for the adapter, checkpoints and logs; a worker's own with --save-on-each-node, none: the coordinator's path.",
     "DIR",
   ),
   overwrite_output_dir: option(
@@ -78,12 +78,20 @@ export const savingOptions = {
     flag(),
     "Every node writes checkpoints and the adapter to its own output_dir.",
   ),
+  save_failure: option(
+    "string",
+    "Logging and saving",
+    ["train"],
+    choice(["warn", "fail"]).default("warn"),
+    "What a node that can't write its own output_dir does to the run.",
+    "HOW",
+  ),
   resume_from_checkpoint: option(
     "boolean-or-string",
     "Logging and saving",
     ["train"],
     optional(z.union([z.boolean(), text])),
-    "Continue from this checkpoint folder; without a value: from the newest complete one in output_dir.",
+    "Continue from this checkpoint folder; without a value: from the newest complete one in output_dir, with --save-on-each-node on any node.",
     "[DIR]",
   ),
   report_to: option(

@@ -4,12 +4,17 @@ import type { MessageTypeDefinition } from '@grpc/proto-loader';
 import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from './pipelora/v1/Calibrate.ts';
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from './pipelora/v1/Calibrated.ts';
 import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from './pipelora/v1/CancelGenerate.ts';
+import type { CheckpointFiles as _pipelora_v1_CheckpointFiles, CheckpointFiles__Output as _pipelora_v1_CheckpointFiles__Output } from './pipelora/v1/CheckpointFiles.ts';
+import type { CheckpointList as _pipelora_v1_CheckpointList, CheckpointList__Output as _pipelora_v1_CheckpointList__Output } from './pipelora/v1/CheckpointList.ts';
+import type { CommitFiles as _pipelora_v1_CommitFiles, CommitFiles__Output as _pipelora_v1_CommitFiles__Output } from './pipelora/v1/CommitFiles.ts';
 import type { CoordinationClient as _pipelora_v1_CoordinationClient, CoordinationDefinition as _pipelora_v1_CoordinationDefinition } from './pipelora/v1/Coordination.ts';
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from './pipelora/v1/Done.ts';
 import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from './pipelora/v1/Evaluate.ts';
 import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from './pipelora/v1/EvaluateResult.ts';
 import type { ExportLora as _pipelora_v1_ExportLora, ExportLora__Output as _pipelora_v1_ExportLora__Output } from './pipelora/v1/ExportLora.ts';
 import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_Failure__Output } from './pipelora/v1/Failure.ts';
+import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from './pipelora/v1/FileChunk.ts';
+import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v1_FileHash__Output } from './pipelora/v1/FileHash.ts';
 import type { FromWorker as _pipelora_v1_FromWorker, FromWorker__Output as _pipelora_v1_FromWorker__Output } from './pipelora/v1/FromWorker.ts';
 import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from './pipelora/v1/Generate.ts';
 import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from './pipelora/v1/GeneratedToken.ts';
@@ -19,16 +24,22 @@ import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__
 import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
 import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from './pipelora/v1/LinkProbed.ts';
+import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from './pipelora/v1/ListCheckpoints.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
 import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
 import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
 import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from './pipelora/v1/MicroBatches.ts';
+import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from './pipelora/v1/OutputFolder.ts';
+import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderState__Output as _pipelora_v1_OutputFolderState__Output } from './pipelora/v1/OutputFolderState.ts';
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from './pipelora/v1/Peer.ts';
+import type { Preflight as _pipelora_v1_Preflight, Preflight__Output as _pipelora_v1_Preflight__Output } from './pipelora/v1/Preflight.ts';
+import type { PreflightReport as _pipelora_v1_PreflightReport, PreflightReport__Output as _pipelora_v1_PreflightReport__Output } from './pipelora/v1/PreflightReport.ts';
 import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_Prepare__Output } from './pipelora/v1/Prepare.ts';
 import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v1_Prepared__Output } from './pipelora/v1/Prepared.ts';
 import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from './pipelora/v1/ProbeLink.ts';
 import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from './pipelora/v1/Quantization.ts';
+import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from './pipelora/v1/ReadFile.ts';
 import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from './pipelora/v1/RunStep.ts';
 import type { Segment as _pipelora_v1_Segment, Segment__Output as _pipelora_v1_Segment__Output } from './pipelora/v1/Segment.ts';
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from './pipelora/v1/Shutdown.ts';
@@ -37,6 +48,7 @@ import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelor
 import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
 import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from './pipelora/v1/Update.ts';
 import type { Welcome as _pipelora_v1_Welcome, Welcome__Output as _pipelora_v1_Welcome__Output } from './pipelora/v1/Welcome.ts';
+import type { WriteFile as _pipelora_v1_WriteFile, WriteFile__Output as _pipelora_v1_WriteFile__Output } from './pipelora/v1/WriteFile.ts';
 
 type SubtypeConstructor<Constructor extends new (...args: any) => any, Subtype> = {
   new(...args: ConstructorParameters<Constructor>): Subtype;
@@ -48,12 +60,17 @@ export interface ProtoGrpcType {
       Calibrate: MessageTypeDefinition<_pipelora_v1_Calibrate, _pipelora_v1_Calibrate__Output>
       Calibrated: MessageTypeDefinition<_pipelora_v1_Calibrated, _pipelora_v1_Calibrated__Output>
       CancelGenerate: MessageTypeDefinition<_pipelora_v1_CancelGenerate, _pipelora_v1_CancelGenerate__Output>
+      CheckpointFiles: MessageTypeDefinition<_pipelora_v1_CheckpointFiles, _pipelora_v1_CheckpointFiles__Output>
+      CheckpointList: MessageTypeDefinition<_pipelora_v1_CheckpointList, _pipelora_v1_CheckpointList__Output>
+      CommitFiles: MessageTypeDefinition<_pipelora_v1_CommitFiles, _pipelora_v1_CommitFiles__Output>
       Coordination: SubtypeConstructor<typeof grpc.Client, _pipelora_v1_CoordinationClient> & { service: _pipelora_v1_CoordinationDefinition }
       Done: MessageTypeDefinition<_pipelora_v1_Done, _pipelora_v1_Done__Output>
       Evaluate: MessageTypeDefinition<_pipelora_v1_Evaluate, _pipelora_v1_Evaluate__Output>
       EvaluateResult: MessageTypeDefinition<_pipelora_v1_EvaluateResult, _pipelora_v1_EvaluateResult__Output>
       ExportLora: MessageTypeDefinition<_pipelora_v1_ExportLora, _pipelora_v1_ExportLora__Output>
       Failure: MessageTypeDefinition<_pipelora_v1_Failure, _pipelora_v1_Failure__Output>
+      FileChunk: MessageTypeDefinition<_pipelora_v1_FileChunk, _pipelora_v1_FileChunk__Output>
+      FileHash: MessageTypeDefinition<_pipelora_v1_FileHash, _pipelora_v1_FileHash__Output>
       FromWorker: MessageTypeDefinition<_pipelora_v1_FromWorker, _pipelora_v1_FromWorker__Output>
       Generate: MessageTypeDefinition<_pipelora_v1_Generate, _pipelora_v1_Generate__Output>
       GeneratedToken: MessageTypeDefinition<_pipelora_v1_GeneratedToken, _pipelora_v1_GeneratedToken__Output>
@@ -63,16 +80,22 @@ export interface ProtoGrpcType {
       ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
       LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
       LinkProbed: MessageTypeDefinition<_pipelora_v1_LinkProbed, _pipelora_v1_LinkProbed__Output>
+      ListCheckpoints: MessageTypeDefinition<_pipelora_v1_ListCheckpoints, _pipelora_v1_ListCheckpoints__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
       LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
       MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>
       MicroBatches: MessageTypeDefinition<_pipelora_v1_MicroBatches, _pipelora_v1_MicroBatches__Output>
+      OutputFolder: MessageTypeDefinition<_pipelora_v1_OutputFolder, _pipelora_v1_OutputFolder__Output>
+      OutputFolderState: MessageTypeDefinition<_pipelora_v1_OutputFolderState, _pipelora_v1_OutputFolderState__Output>
       Peer: MessageTypeDefinition<_pipelora_v1_Peer, _pipelora_v1_Peer__Output>
+      Preflight: MessageTypeDefinition<_pipelora_v1_Preflight, _pipelora_v1_Preflight__Output>
+      PreflightReport: MessageTypeDefinition<_pipelora_v1_PreflightReport, _pipelora_v1_PreflightReport__Output>
       Prepare: MessageTypeDefinition<_pipelora_v1_Prepare, _pipelora_v1_Prepare__Output>
       Prepared: MessageTypeDefinition<_pipelora_v1_Prepared, _pipelora_v1_Prepared__Output>
       ProbeLink: MessageTypeDefinition<_pipelora_v1_ProbeLink, _pipelora_v1_ProbeLink__Output>
       Quantization: MessageTypeDefinition<_pipelora_v1_Quantization, _pipelora_v1_Quantization__Output>
+      ReadFile: MessageTypeDefinition<_pipelora_v1_ReadFile, _pipelora_v1_ReadFile__Output>
       RunStep: MessageTypeDefinition<_pipelora_v1_RunStep, _pipelora_v1_RunStep__Output>
       Segment: MessageTypeDefinition<_pipelora_v1_Segment, _pipelora_v1_Segment__Output>
       Shutdown: MessageTypeDefinition<_pipelora_v1_Shutdown, _pipelora_v1_Shutdown__Output>
@@ -81,6 +104,7 @@ export interface ProtoGrpcType {
       ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
       Update: MessageTypeDefinition<_pipelora_v1_Update, _pipelora_v1_Update__Output>
       Welcome: MessageTypeDefinition<_pipelora_v1_Welcome, _pipelora_v1_Welcome__Output>
+      WriteFile: MessageTypeDefinition<_pipelora_v1_WriteFile, _pipelora_v1_WriteFile__Output>
     }
   }
 }

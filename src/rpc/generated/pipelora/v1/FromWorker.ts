@@ -11,6 +11,10 @@ import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipe
 import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from '../../pipelora/v1/GeneratedToken.ts';
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from '../../pipelora/v1/Calibrated.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from '../../pipelora/v1/LinkProbed.ts';
+import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderState__Output as _pipelora_v1_OutputFolderState__Output } from '../../pipelora/v1/OutputFolderState.ts';
+import type { CheckpointList as _pipelora_v1_CheckpointList, CheckpointList__Output as _pipelora_v1_CheckpointList__Output } from '../../pipelora/v1/CheckpointList.ts';
+import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from '../../pipelora/v1/FileChunk.ts';
+import type { PreflightReport as _pipelora_v1_PreflightReport, PreflightReport__Output as _pipelora_v1_PreflightReport__Output } from '../../pipelora/v1/PreflightReport.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -26,7 +30,11 @@ export interface FromWorker {
   'generatedToken'?: (_pipelora_v1_GeneratedToken | null);
   'calibrated'?: (_pipelora_v1_Calibrated | null);
   'linkProbed'?: (_pipelora_v1_LinkProbed | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed";
+  'outputFolder'?: (_pipelora_v1_OutputFolderState | null);
+  'checkpoints'?: (_pipelora_v1_CheckpointList | null);
+  'fileChunk'?: (_pipelora_v1_FileChunk | null);
+  'preflightReport'?: (_pipelora_v1_PreflightReport | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport";
 }
 
 export interface FromWorker__Output {
@@ -42,5 +50,9 @@ export interface FromWorker__Output {
   'generatedToken'?: (_pipelora_v1_GeneratedToken__Output | null);
   'calibrated'?: (_pipelora_v1_Calibrated__Output | null);
   'linkProbed'?: (_pipelora_v1_LinkProbed__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed";
+  'outputFolder'?: (_pipelora_v1_OutputFolderState__Output | null);
+  'checkpoints'?: (_pipelora_v1_CheckpointList__Output | null);
+  'fileChunk'?: (_pipelora_v1_FileChunk__Output | null);
+  'preflightReport'?: (_pipelora_v1_PreflightReport__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport";
 }

@@ -13,6 +13,12 @@ import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Out
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from '../../pipelora/v1/Shutdown.ts';
 import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from '../../pipelora/v1/Calibrate.ts';
 import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from '../../pipelora/v1/ProbeLink.ts';
+import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from '../../pipelora/v1/OutputFolder.ts';
+import type { WriteFile as _pipelora_v1_WriteFile, WriteFile__Output as _pipelora_v1_WriteFile__Output } from '../../pipelora/v1/WriteFile.ts';
+import type { CommitFiles as _pipelora_v1_CommitFiles, CommitFiles__Output as _pipelora_v1_CommitFiles__Output } from '../../pipelora/v1/CommitFiles.ts';
+import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from '../../pipelora/v1/ListCheckpoints.ts';
+import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from '../../pipelora/v1/ReadFile.ts';
+import type { Preflight as _pipelora_v1_Preflight, Preflight__Output as _pipelora_v1_Preflight__Output } from '../../pipelora/v1/Preflight.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface ToWorker {
@@ -30,7 +36,13 @@ export interface ToWorker {
   'shutdown'?: (_pipelora_v1_Shutdown | null);
   'calibrate'?: (_pipelora_v1_Calibrate | null);
   'probeLink'?: (_pipelora_v1_ProbeLink | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink";
+  'outputFolder'?: (_pipelora_v1_OutputFolder | null);
+  'writeFile'?: (_pipelora_v1_WriteFile | null);
+  'commitFiles'?: (_pipelora_v1_CommitFiles | null);
+  'listCheckpoints'?: (_pipelora_v1_ListCheckpoints | null);
+  'readFile'?: (_pipelora_v1_ReadFile | null);
+  'preflight'?: (_pipelora_v1_Preflight | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight";
 }
 
 export interface ToWorker__Output {
@@ -48,5 +60,11 @@ export interface ToWorker__Output {
   'shutdown'?: (_pipelora_v1_Shutdown__Output | null);
   'calibrate'?: (_pipelora_v1_Calibrate__Output | null);
   'probeLink'?: (_pipelora_v1_ProbeLink__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink";
+  'outputFolder'?: (_pipelora_v1_OutputFolder__Output | null);
+  'writeFile'?: (_pipelora_v1_WriteFile__Output | null);
+  'commitFiles'?: (_pipelora_v1_CommitFiles__Output | null);
+  'listCheckpoints'?: (_pipelora_v1_ListCheckpoints__Output | null);
+  'readFile'?: (_pipelora_v1_ReadFile__Output | null);
+  'preflight'?: (_pipelora_v1_Preflight__Output | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight";
 }

@@ -1,0 +1,15 @@
+// Original file: proto/pipelora/v1/control.proto
+
+import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v1_FileHash__Output } from '../../pipelora/v1/FileHash.ts';
+
+export interface CommitFiles {
+  'save'?: (string);
+  'files'?: (_pipelora_v1_FileHash)[];
+  'keep'?: (number);
+}
+
+export interface CommitFiles__Output {
+  'save': (string);
+  'files': (_pipelora_v1_FileHash__Output)[];
+  'keep': (number);
+}

@@ -1,0 +1,16 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface OutputFolder {
+  'action'?: (string);
+  'dir'?: (string);
+  'mark'?: (string);
+  'marks'?: (string)[];
+}
+
+export interface OutputFolder__Output {
+  'action': (string);
+  'dir': (string);
+  'mark': (string);
+  'marks': (string)[];
+}
