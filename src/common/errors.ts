@@ -31,6 +31,7 @@ export const ERROR_CATALOGUE = {
   PL_TLS_INVALID: "A certificate, key or CA file is missing, malformed, expired or does not belong to the others.",
   PL_PEER_UNTRUSTED: "Two processes could not prove to each other that they belong to one cluster.",
   PL_JOIN_REFUSED: "The coordinator refused a worker: its join token, or a node name that another node holds.",
+  PL_PREFLIGHT_FAILED: "A node, its clock, checkpoint, disk or a link is not fit for the run; nothing was loaded.",
   PL_WORKER_LOST: "A worker died, hung or lost its connection.",
   PL_WORKER_MISSING: "Not every expected worker joined in time.",
   PL_LINK_FAILED: "Two workers could not exchange a tensor.",

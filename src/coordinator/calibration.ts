@@ -13,6 +13,7 @@ import {
 } from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { arenaBytes } from "./arena.ts";
+import { probeNeighbours } from "./link-probes.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { cutsOf, deviceMap, planRequest } from "./planning.ts";
 import { prepareRequests } from "./prepare-requests.ts";
@@ -92,7 +93,7 @@ export async function calibrate(
     return { blockLayer, block, head, update };
   });
   const bytes = Math.round(largest.meanTokens) * shape.hidden * dtypeBytes(base.computeDtype);
-  return { measured: alike(devices, measured), links: await probeNeighbours(members, devices, bytes, config) };
+  return { measured: alike(devices, measured), links: await neighbourRates(members, devices, bytes, config) };
 }
 
 /** A block with LoRA pairs, if any has them. */
@@ -124,32 +125,26 @@ function alike(devices: readonly Device[], measured: readonly MeasuredDevice[]):
   return result;
 }
 
-/** Links between ranks next to each other, every second one at a time: no rank is in two at once. */
-async function probeNeighbours(
+/** Links between ranks next to each other. */
+async function neighbourRates(
   members: readonly WorkerConnection[],
   devices: readonly Device[],
   bytes: number,
   config: Config,
 ): Promise<Map<string, LinkRate>> {
-  const peers = members.map(({ hello }, rank) => ({ rank, address: hello.linkAddress }));
   const links = new Map<string, LinkRate>();
-  const probe = async (from: number) => {
-    const to = from + 1;
-    const request = { from, to, bytes, count: PROBE_MESSAGES, peers, linkTimeoutS: config.link_timeout };
-    const replies = await Promise.all([from, to].map((rank) => members[rank]!.request({ probeLink: request })));
-    const [sender, receiver] = replies.map(({ linkProbed }) => linkProbed!);
-    const [a, b] = [devices[from]!, devices[to]!];
+  const size = { bytes, count: PROBE_MESSAGES, linkTimeoutS: config.link_timeout };
+  await probeNeighbours(members, size, (from, found) => {
+    if (found instanceof Error) throw found;
+    const { sender, receiver } = found;
+    const [a, b] = [devices[from]!, devices[from + 1]!];
     const rate: LinkRate = {
-      bytesPerSecond: bytes / Math.max(1e-9, sender!.secondsPerMessage - sender!.latency),
-      latency: sender!.latency,
-      compute: a.kind === "cpu" && b.kind === "cpu" ? Math.max(sender!.compute, receiver!.compute) / bytes : 0,
+      bytesPerSecond: bytes / Math.max(1e-9, sender.secondsPerMessage - sender.latency),
+      latency: sender.latency,
+      compute: a.kind === "cpu" && b.kind === "cpu" ? Math.max(sender.compute, receiver.compute) / bytes : 0,
     };
     links.set(linkKey(a.id, b.id), rate);
     links.set(linkKey(a.node, b.node), rate);
-  };
-  for (const first of [0, 1]) {
-    const froms = members.map((_, rank) => rank).filter((rank) => rank % 2 === first && rank + 1 < members.length);
-    await Promise.all(froms.map(probe));
-  }
+  });
   return links;
 }

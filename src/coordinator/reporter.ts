@@ -14,6 +14,8 @@ export interface StepProgress {
 /** What a run tells as it goes; a terminal, plain lines, and JSON each have their own way to show it. */
 export interface Reporter {
   plan(text: string, value: unknown): void;
+  /** What was found of nodes and links before anything is loaded. */
+  preflight(text: string, value: unknown): void;
   /** One sentence on what is being done, e.g. "loading 4 shards". */
   note(text: string): void;
   step(progress: StepProgress): void;

@@ -9,6 +9,7 @@ export function jsonReporter(write: (line: string) => void): Reporter {
   const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...value })}\n`);
   return {
     plan: (_text, value) => event("plan", { plan: value }),
+    preflight: (_text, value) => event("preflight", { preflight: value }),
     note: (text) => event("note", { text }),
     step: (progress) => event("step", progress),
     log: (entry) => event("log", entry),
@@ -24,6 +25,7 @@ export function logReporter(log: Logger): Reporter {
   const rate = new TokenRate();
   return {
     plan: (text, value) => log.info({ plan: value }, text),
+    preflight: (text, value) => log.info({ preflight: value }, text),
     note: (text) => log.info(text),
     step: (progress) => rate.add(progress),
     log: (entry) => log.info(entry, `${describe(entry)}${rate.describe()}`),
@@ -40,6 +42,7 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
   const line = (text: string) => out.write(`\r\x1b[K${text}\n${bar}`);
   return {
     plan: (text) => line(text),
+    preflight: (text) => line(text),
     note: (text) => line(text),
     step: (progress) => {
       rate.add(progress);

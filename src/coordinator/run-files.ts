@@ -33,6 +33,9 @@ export interface StartingPoint {
   readonly values: readonly LoraValues[] | null;
 }
 
+/** Configurations, state and a tokenizer. */
+const SMALL_FILES_BYTES = 1 << 20;
+
 /** A run's output folder: where it starts from, what it saves, what it leaves at the end. */
 export class RunFiles {
   readonly outputDir: string;
@@ -144,6 +147,12 @@ export class RunFiles {
       `neither ${this.outputDir} nor any node's folder holds a whole checkpoint ${problems.join("; ")}`.trim(),
       { hint: "Name a checkpoint folder, or leave out --resume-from-checkpoint." },
     );
+  }
+
+  /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */
+  get checkpointBytes(): number {
+    const parts = this.#config.save_only_model ? 1 : 3;
+    return parts * 4 * this.#setup.lora!.trainable + SMALL_FILES_BYTES;
   }
 
   /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */

@@ -28,6 +28,10 @@ export class TensorboardReporter implements Reporter {
     this.#inner.plan(...args);
   }
 
+  preflight(...args: Parameters<Reporter["preflight"]>): void {
+    this.#inner.preflight(...args);
+  }
+
   note(text: string): void {
     this.#inner.note(text);
   }

@@ -13,6 +13,7 @@ import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
 import { type ModelSetup, setUpModel } from "./model-setup.ts";
 import { NodeFolders, type NodeSave, nodesJson, savedEverywhere } from "./node-folders.ts";
 import { ensureWritable } from "./output-dir.ts";
+import { assertFit, formatPreflight, inspectCluster, judge } from "./preflight.ts";
 import type { Reporter } from "./reporter.ts";
 import { describeFailure, RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
@@ -47,6 +48,11 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
     },
   );
   try {
+    if (config.preflight_only) {
+      const members = await interrupts.during(cluster.form());
+      await interrupts.during(preflight(members, { config, setup, files, warn, reporter }));
+      return;
+    }
     for (let attempt = 0; ; attempt++) {
       try {
         return await attemptRun({ config, setup, data, files, cluster, interrupts, log, warn, reporter });
@@ -98,7 +104,7 @@ async function attemptRun(run: Run): Promise<void> {
       workload,
       setup.adapter === null,
       (made) => showPlan(made, run),
-      (members) => openNodes(members, run),
+      (members) => receive(members, run),
     ),
   );
   for (const [rank, { memory, seconds }] of prepared.entries()) {
@@ -147,6 +153,25 @@ async function attemptRun(run: Run): Promise<void> {
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
   const { text, value } = predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches);
   reporter.predictions(text, value);
+}
+
+/** Workers of other nodes are looked at before anything is loaded; those of this machine are only what it is itself. */
+async function receive(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  if (run.config.listen !== null) await preflight(members, run);
+  await openNodes(members, run);
+}
+
+/** Error: PL_PREFLIGHT_FAILED. */
+async function preflight(
+  members: readonly WorkerConnection[],
+  { config, setup, files, warn, reporter }: Pick<Run, "config" | "setup" | "files" | "warn" | "reporter">,
+): Promise<void> {
+  const savesOnEachNode = savedEverywhere(config);
+  const found = await inspectCluster(members, setup, files.outputDir, savesOnEachNode);
+  const verdict = judge(found, { checkpointBytes: files.checkpointBytes, diskMustDo: config.save_failure === "fail" });
+  reporter.preflight(formatPreflight(found), { ...found, ...verdict });
+  for (const warning of verdict.warnings) warn(warning);
+  assertFit(verdict);
 }
 
 /** save_on_each_node: where the nodes save, and from which of them a run resumes. */

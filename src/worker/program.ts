@@ -136,6 +136,7 @@ async function serveSession(
     device,
     links,
     files: new NodeFiles(config.output_dir),
+    folders: { modelDir: config.model, outputDir: config.output_dir },
     log,
     send: (message) => connection.send(message),
     onWelcome: (heartbeatMs, number) => {

@@ -19,6 +19,7 @@ import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
+import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { runInstructions } from "./step-runner.ts";
 
@@ -26,6 +27,7 @@ export interface RankOptions {
   readonly device: string;
   readonly links: RankLinks;
   readonly files: NodeFiles;
+  readonly folders: OwnFolders;
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
   readonly onWelcome: (heartbeatMs: number, rank: number) => void;
@@ -105,6 +107,8 @@ export class Rank {
         return this.#importing.left === 0 ? { done: {} } : null;
       case "loraTensor":
         return this.#importTensor(message);
+      case "preflight":
+        return { preflightReport: await inspectNode(message.preflight!, this.#options.folders) };
       case "outputFolder":
         return { outputFolder: await this.#options.files.folder(message.outputFolder!) };
       case "writeFile":
@@ -141,7 +145,8 @@ export class Rank {
     const started = performance.now();
     await this.close();
     this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000);
-    this.#prepared = await prepareRank(request, this.#rank, this.#options.device, loadEngine());
+    const modelDir = this.#options.folders.modelDir ?? request.modelDir;
+    this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
     const seconds = (performance.now() - started) / 1000;
     return { prepared: { memory: memoryReport(this.#prepared.engine), seconds } };
   }

@@ -20,13 +20,14 @@ export function startCoordinator(args: readonly string[]) {
   return start("coordinator", args);
 }
 
-export function startWorker(args: readonly string[]) {
-  return start("worker", args);
+export function startWorker(args: readonly string[], environment: Readonly<Record<string, string>> = {}) {
+  return start("worker", args, environment);
 }
 
-function start(program: string, args: readonly string[]) {
+function start(program: string, args: readonly string[], environment: Readonly<Record<string, string>> = {}) {
   return spawn(process.execPath, [join(PACKAGE_ROOT, "dist", "cli", `${program}.js`), ...args], {
     stdio: ["pipe", "pipe", "pipe"],
+    env: { ...process.env, ...environment },
   });
 }
 

@@ -4,9 +4,9 @@ export const modelOptions = {
   model: option(
     "string",
     "Model",
-    MODELS,
+    [...MODELS, "worker"],
     optional(text),
-    "Folder of the base model (config.json, safetensors, tokenizer).",
+    "Folder of the base model (config.json, safetensors, tokenizer); on a worker, none: the coordinator's path.",
     "DIR",
   ),
   adapter: option(

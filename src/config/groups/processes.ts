@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { count, fromEnvironment, oneOrMore, option, optional, positive, RUNS, text } from "./vocabulary.ts";
+import { count, flag, fromEnvironment, oneOrMore, option, optional, positive, RUNS, text } from "./vocabulary.ts";
 
 export const processOptions = {
   workers: option(
@@ -25,6 +25,13 @@ export const processOptions = {
     "HOST:PORT",
   ),
   nnodes: option("integer", "Processes", RUNS, positive.default(1), "Nodes to wait for with --listen."),
+  preflight_only: option(
+    "boolean",
+    "Processes",
+    ["train"],
+    flag(),
+    "Wait for the workers, check nodes and links, print the findings, and stop before a weight is read.",
+  ),
   nodes: option(
     "list",
     "Processes",

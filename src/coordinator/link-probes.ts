@@ -1,0 +1,40 @@
+import type { LinkProbed__Output } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
+import type { WorkerConnection } from "../rpc/worker-connection.ts";
+
+export interface ProbeSize {
+  /** Bytes of a message, and how many are sent. */
+  readonly bytes: number;
+  readonly count: number;
+  /** Seconds after which a message counts as lost. */
+  readonly linkTimeoutS: number;
+}
+
+/**
+ * Measures the link from each rank to the next, every second one at a time: no rank is in two at once. `use` gets what sender and
+ * receiver found, or the error of a link that does not work.
+ */
+export async function probeNeighbours<T>(
+  members: readonly WorkerConnection[],
+  size: ProbeSize,
+  use: (from: number, found: { sender: LinkProbed__Output; receiver: LinkProbed__Output } | Error) => T,
+): Promise<T[]> {
+  const peers = members.map(({ hello }, rank) => ({ rank, address: hello.linkAddress }));
+  const probe = async (from: number): Promise<T> => {
+    const request = { from, to: from + 1, ...size, peers };
+    const ends = [members[from]!, members[from + 1]!].map((member) => member.request({ probeLink: request }));
+    try {
+      const [sender, receiver] = await Promise.all(ends);
+      return use(from, { sender: sender!.linkProbed!, receiver: receiver!.linkProbed! });
+    } catch (error) {
+      await Promise.allSettled(ends);
+      return use(from, error as Error);
+    }
+  };
+  const results: T[] = [];
+  for (const first of [0, 1]) {
+    const froms = members.map((_, rank) => rank).filter((rank) => rank % 2 === first && rank + 1 < members.length);
+    const found = await Promise.all(froms.map(probe));
+    for (const [index, from] of froms.entries()) results[from] = found[index]!;
+  }
+  return results;
+}

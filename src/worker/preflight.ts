@@ -1,0 +1,25 @@
+import { resolve } from "node:path";
+import { freeDisk, freeMemory } from "../common/machine.ts";
+import { openCheckpoint } from "../formats/checkpoint.ts";
+import { checkpointDigest } from "../formats/fingerprint.ts";
+import type { Preflight__Output } from "../rpc/generated/pipelora/v1/Preflight.ts";
+import type { PreflightReport } from "../rpc/generated/pipelora/v1/PreflightReport.ts";
+import { toFailure } from "../rpc/wire-error.ts";
+
+/** Folders of this node that differ from the coordinator's. */
+export interface OwnFolders {
+  readonly modelDir: string | null;
+  readonly outputDir: string | null;
+}
+
+/** What this node has for a run: nothing of a weight is read but samples. `own`: this node's folders; null: at the coordinator's paths. */
+export async function inspectNode(request: Preflight__Output, own: OwnFolders): Promise<PreflightReport> {
+  const clockMs = Date.now();
+  const digest = openCheckpoint(own.modelDir ?? request.modelDir).then(checkpointDigest);
+  const [checkpoint, checkpointFailure] = await digest.then(
+    (found) => [found, null] as const,
+    (error: unknown) => ["", toFailure(error)] as const,
+  );
+  const freeDiskBytes = request.outputDir === "" ? 0 : await freeDisk(resolve(own.outputDir ?? request.outputDir));
+  return { clockMs, freeMemoryBytes: freeMemory(), freeDiskBytes, checkpoint, checkpointFailure };
+}
