@@ -18,6 +18,12 @@ export function fail(message) {
   process.exit(1);
 }
 
+/** Debian packages of a few tests, which say why they skip without: nodes as network namespaces, a clock that is wrong. */
+const TEST_PACKAGES = [
+  ["iproute2", "/usr/sbin/ip"],
+  ["libfaketime", `/usr/lib/${process.arch === "arm64" ? "aarch64" : "x86_64"}-linux-gnu/faketime/libfaketime.so.1`],
+];
+
 /** Debian packages of the native build, each with a file that shows it is there. */
 const PACKAGES = [
   ["g++", "/usr/bin/g++"],
@@ -27,19 +33,19 @@ const PACKAGES = [
   ["doctest-dev", "/usr/include/doctest/doctest.h"],
 ];
 
-function installPackages() {
-  const missing = PACKAGES.filter(([, file]) => !existsSync(file)).map(([name]) => name);
+function installPackages(packages, giveUp) {
+  const missing = packages.filter(([, file]) => !existsSync(file)).map(([name]) => name);
   if (missing.length === 0) return;
   const isRoot = process.getuid?.() === 0;
   const apt = isRoot ? ["apt-get"] : ["sudo", "apt-get"];
   const by_hand = `Install them by hand: apt-get install ${missing.join(" ")}`;
-  if (!existsSync("/usr/bin/apt-get")) fail(`The native build needs ${missing.join(", ")}.\n${by_hand}`);
+  if (!existsSync("/usr/bin/apt-get")) return giveUp(`${missing.join(", ")} is needed.\n${by_hand}`);
   process.stdout.write(`Installing ${missing.join(", ")}\n`);
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
   const quiet = { cwd: root, stdio: ["ignore", "ignore", "inherit"], env };
   for (const args of [["update"], ["install", "-y", "--no-install-recommends", ...missing]]) {
     const result = spawnSync(apt[0], [...apt.slice(1), ...args], quiet);
-    if (result.status !== 0) fail(`apt-get ${args[0]} failed.\n${by_hand}`);
+    if (result.status !== 0) return giveUp(`apt-get ${args[0]} failed.\n${by_hand}`);
   }
 }
 
@@ -51,11 +57,16 @@ function installModules() {
   run("npm", ["install", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]);
 }
 
+/** What tests can use beyond what the build needs. */
+export function prepareTests() {
+  installPackages(TEST_PACKAGES, (message) => process.stderr.write(`${message}\n`));
+}
+
 /** Installs and builds what is missing. */
 export function prepare() {
   const version = process.versions.node.split(".").map(Number);
   if (version[0] < 20) fail(`Node 20 or later is needed, this is ${process.versions.node}`);
-  installPackages();
+  installPackages(PACKAGES, fail);
   installModules();
   run("npm", ["run", "--silent", "build"]);
 }

@@ -21,7 +21,7 @@ import { freePort } from "../support/ports.ts";
 const golden = goldenRun("qwen2-gqa-tied");
 const everyStep = { ...golden, args: { ...golden.args, save_steps: 1 } };
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));
-const FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+const FAKETIME = `/usr/lib/${process.arch === "arm64" ? "aarch64" : "x86_64"}-linux-gnu/faketime/libfaketime.so.1`;
 
 interface Cast {
   readonly head: readonly string[];

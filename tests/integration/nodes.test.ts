@@ -53,6 +53,10 @@ interface PlanEvent {
   readonly devices: readonly { readonly rank: number; readonly segments: readonly { readonly index: number }[] }[];
 }
 
+interface PreflightEvent {
+  readonly links: readonly { readonly betweenNodes: boolean; readonly latencyMs: number }[];
+}
+
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));
 
 for (const [name, wire] of [
@@ -83,6 +87,10 @@ for (const [name, wire] of [
       .flatMap(({ rank, segments }) => segments.map(({ index }) => ({ rank, index })))
       .sort((a, b) => a.index - b.index)
       .map(({ rank }) => rank);
+    const { links } = events(result.stdout, "preflight")[0]!["preflight"] as PreflightEvent;
+    for (const { latencyMs } of links.filter(({ betweenNodes }) => betweenNodes)) {
+      assert.ok(latencyMs >= (wire?.delayMs ?? 0), `${latencyMs} ms between the nodes`);
+    }
     // Ranks 0 and 1 are those of n1: the pipeline crosses between the nodes once.
     assert.deepEqual(ranks, [0, 1, 2, 3]);
   });
