@@ -40,7 +40,14 @@ async function receive(dir: string): Promise<void> {
   }
 }
 
-async function pass(port: number, trust: Trust): Promise<{ gbPerSecond: number; roundTripMs: number }> {
+interface Measured {
+  readonly gbPerSecond: number;
+  readonly roundTripMs: number;
+  /** Of the sender. */
+  readonly cpuSecondsAGb: number;
+}
+
+async function pass(port: number, trust: Trust): Promise<Measured> {
   const link = new GrpcLink({
     address: `127.0.0.1:${port}`,
     trust,
@@ -62,9 +69,12 @@ async function pass(port: number, trust: Trust): Promise<{ gbPerSecond: number; 
     return (performance.now() - started) / count;
   };
   const roundTripMs = await timed(new Uint8Array(4), SMALL_TENSORS);
+  const before = process.cpuUsage();
   const perTensorMs = await timed(new Uint8Array(TENSOR_BYTES).fill(7), TENSORS);
+  const { user, system } = process.cpuUsage(before);
   link.close();
-  return { gbPerSecond: TENSOR_BYTES / perTensorMs / 1e6, roundTripMs };
+  const cpuSecondsAGb = (user + system) / 1e6 / ((TENSOR_BYTES * (TENSORS + 1)) / 1e9);
+  return { gbPerSecond: TENSOR_BYTES / perTensorMs / 1e6, roundTripMs, cpuSecondsAGb };
 }
 
 async function main(passes: number): Promise<void> {
@@ -79,7 +89,7 @@ async function main(passes: number): Promise<void> {
       );
       ports.set(kind, port);
     }
-    const results = new Map<string, { gbPerSecond: number; roundTripMs: number }[]>();
+    const results = new Map<string, Measured[]>();
     for (let index = 0; index < passes; index++) {
       for (const [kind, port] of ports) {
         const result = await pass(port, trustOf(kind, folder, "a"));
@@ -91,7 +101,8 @@ async function main(passes: number): Promise<void> {
     for (const [kind, list] of results) {
       const gb = median(list.map(({ gbPerSecond }) => gbPerSecond)).toFixed(2);
       const ms = median(list.map(({ roundTripMs }) => roundTripMs)).toFixed(3);
-      process.stdout.write(`${kind}: ${gb} GB/s, ${ms} ms for a small tensor and its acknowledgement (medians)\n`);
+      const cpu = median(list.map(({ cpuSecondsAGb }) => cpuSecondsAGb)).toFixed(2);
+      process.stdout.write(`${kind}: ${gb} GB/s, ${ms} ms a small tensor and back, ${cpu} s of CPU a GB (medians)\n`);
     }
   } finally {
     receiver.kill();

@@ -12,7 +12,7 @@ const skip = namespacesMissing();
 const PORT = 7700;
 
 /** A golden run over two nodes of two CPU devices each and a coordinator on a third; every file of all three folders. */
-async function runOverNodes(t: TestContext, golden: GoldenRun, root: string, wire?: Wire) {
+async function runOverNodes(t: TestContext, golden: GoldenRun, root: string, more: string[], wire?: Wire) {
   const network = await makeNetwork(t, 3, wire);
   const tls = join(root, "tls");
   await certificates(tls, ["head", "n1", "n2"]);
@@ -29,7 +29,7 @@ async function runOverNodes(t: TestContext, golden: GoldenRun, root: string, wir
   for (const index of [1, 2]) network.names(index, { "head.cluster": network.addresses[0]! });
   const listen = ["--listen", `0.0.0.0:${PORT}`, "--nnodes", "2", "--save-on-each-node", ...tlsFlags(tls, "head")];
   const result = await outcome(
-    network.start(0, "coordinator", goldenFlags(golden, head!, "--device-map", "balanced", ...listen)),
+    network.start(0, "coordinator", goldenFlags(golden, head!, "--device-map", "balanced", ...more, ...listen)),
   );
   assert.equal(result.code, 0, result.stderr);
   for (const worker of workers) {
@@ -70,9 +70,11 @@ for (const [name, wire] of [
   }, async (t) => {
     const golden = goldenRun(name);
     const root = temporaryFolder(t);
-    const { result, folders } = await runOverNodes(t, golden, root, wire);
+    // Each message between nodes takes its delay: a few steps say as much as all.
+    const more = wire === undefined ? [] : ["--max-steps", "3"];
+    const { result, folders } = await runOverNodes(t, golden, root, more, wire);
     const alone = join(root, "alone");
-    assert.equal((await coordinator(goldenFlags(golden, alone, "--workers", "1"))).code, 0);
+    assert.equal((await coordinator(goldenFlags(golden, alone, "--workers", "1", ...more))).code, 0);
     assert.deepEqual(adapter(folders[0]!), adapter(alone));
     const [expected, ...others] = await Promise.all(folders.map(contents));
     for (const other of others) assert.deepEqual(other, expected);
