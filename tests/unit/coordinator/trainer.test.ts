@@ -14,6 +14,7 @@ const QUIET = {
   log: () => {},
   note: () => {},
   predictions: () => {},
+  preflight: () => {},
   saved: () => {},
   end: () => {},
   plan: () => {},
