@@ -2,8 +2,10 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errorsTable } from "../src/common/errors.ts";
+import { exitCodesTable } from "../src/common/exit-codes.ts";
 import { PACKAGE_ROOT } from "../src/common/root.ts";
 import { flagsTable } from "../src/config/help.ts";
 
 writeFileSync(join(PACKAGE_ROOT, "docs", "reference", "flags.md"), flagsTable());
 writeFileSync(join(PACKAGE_ROOT, "docs", "reference", "errors.md"), errorsTable());
+writeFileSync(join(PACKAGE_ROOT, "docs", "reference", "exit-codes.md"), exitCodesTable());

@@ -1,9 +1,7 @@
 import { type PipeloraError, toPipeloraError } from "../common/errors.ts";
+import { exitCodeOf } from "../common/exit-codes.ts";
 
-/** Codes of the shell: 128 + the signal's number. */
-const INTERRUPTED = 130;
-
-/** Runs a program's body and ends the process: 0, 1 with the error on stderr, 130 after Ctrl-C. */
+/** Runs a program's body and ends the process with its code; an error goes to stderr first. */
 export async function runProgram(json: () => boolean, body: () => Promise<number>): Promise<never> {
   // A reader that goes away (`| head`) ends the program quietly.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
@@ -13,7 +11,7 @@ export async function runProgram(json: () => boolean, body: () => Promise<number
   } catch (thrown) {
     const error = toPipeloraError(thrown);
     process.stderr.write(json() ? `${JSON.stringify(errorValue(error))}\n` : `${errorText(error)}\n`);
-    code = error.code === "PL_INTERRUPTED" ? INTERRUPTED : 1;
+    code = exitCodeOf(error);
   }
   // Writes to a pipe are asynchronous: what is still on its way must not be cut off.
   await Promise.all([flushed(process.stdout), flushed(process.stderr)]);

@@ -47,7 +47,7 @@ export interface ErrorDetails {
   readonly cause?: unknown;
 }
 
-/** An error of the catalogue. The command line prints code, message and hint, and exits with 1. */
+/** An error of the catalogue. The command line prints code, message and hint, and exits as exit-codes.ts says. */
 export class PipeloraError extends Error {
   readonly code: ErrorCode;
   readonly hint: string | undefined;
@@ -74,5 +74,5 @@ export function isErrorCode(code: string): code is ErrorCode {
 /** docs/reference/errors.md */
 export function errorsTable(): string {
   const rows = Object.entries(ERROR_CATALOGUE).map(([code, meaning]) => `| \`${code}\` | ${meaning} |`);
-  return `# Errors\n\nGenerated from the catalogue by \`npm run docs\`. A command that fails prints the code, what was expected and what came, and what to do, and exits with 1 (130 after Ctrl-C).\n\n| code | meaning |\n|---|---|\n${rows.join("\n")}\n`;
+  return `# Errors\n\nGenerated from the catalogue by \`npm run docs\`. A command that fails prints the code, what was expected and what came, and what to do, and exits with a [code](exit-codes.md) that tells whether to retry.\n\n| code | meaning |\n|---|---|\n${rows.join("\n")}\n`;
 }

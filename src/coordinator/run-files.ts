@@ -116,9 +116,9 @@ export class RunFiles {
     if (this.#saved || this.#looked) return null;
     this.#looked = true;
     const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#config;
-    if (typeof asked === "string" || overwrite) return null;
+    if (isFolder(asked) || overwrite) return null;
     const found = await nodes.checkpoints();
-    if (asked !== true) {
+    if (asked === null || asked === false) {
       const [newest] = found;
       if (newest !== undefined) throw earlierRun(`node "${newest.node}": ${newest.dir}`, newest.step);
       return null;
@@ -142,6 +142,8 @@ export class RunFiles {
     }
     if (this.#origin !== null)
       return `resuming from the coordinator's own ${this.#origin.path}, the newest on any node`;
+    const fresh = found.length === 0 && (await listCheckpoints(this.outputDir)).length === 0;
+    if (asked === "auto" && fresh) return null;
     throw new PipeloraError(
       "PL_RESUME_INVALID",
       `neither ${this.outputDir} nor any node's folder holds a whole checkpoint ${problems.join("; ")}`.trim(),
@@ -234,11 +236,17 @@ function earlierRun(where: string, step: number): PipeloraError {
   });
 }
 
+/** A checkpoint's folder, not a word for "the newest". */
+function isFolder(asked: Config["resume_from_checkpoint"]): asked is string {
+  return typeof asked === "string" && asked !== "auto";
+}
+
 async function resumePoint(config: Config, setup: ModelSetup, outputDir: string): Promise<ReadCheckpoint | null> {
   const asked = config.resume_from_checkpoint;
-  if (typeof asked === "string") return readCheckpoint(asked, setup.lora!);
+  if (isFolder(asked)) return readCheckpoint(asked, setup.lora!);
   const present = await listCheckpoints(outputDir);
-  if (asked === true) {
+  if (asked === "auto" && present.length === 0) return null;
+  if (asked === "auto" || asked === true) {
     const newest = await newestCheckpoint(outputDir, setup.lora!);
     // Another node may have what is not here: known once the nodes have joined.
     if (newest !== null || savedEverywhere(config)) return newest;

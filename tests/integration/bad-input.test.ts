@@ -203,6 +203,6 @@ test("an occupied port", async (t) => {
 test("workers that never come", async (t) => {
   const flags = goldenFlags(golden, join(temporaryFolder(t), "out"), "--listen", "127.0.0.1:0", "--join-timeout", "1");
   const result = await coordinator(flags);
-  assert.equal(result.code, 1);
+  assert.equal(result.code, 75);
   assert.match(result.stderr, /PL_WORKER_MISSING.*nobody/);
 });

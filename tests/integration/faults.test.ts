@@ -37,7 +37,7 @@ test("without restarts a lost worker ends the run with its name; nothing stays",
     workers = childrenOf(child.pid!);
     process.kill(workers[0]!, "SIGKILL");
   });
-  assert.equal(code, 1);
+  assert.equal(code, 75);
   assert.match(stderr, /PL_WORKER_LOST.*rank 0|PL_WORKER_LOST.*local worker 0/);
   assert.equal(workers.length, 2);
   for (const pid of workers) assert.ok(!isAlive(pid));

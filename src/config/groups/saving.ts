@@ -91,8 +91,8 @@ export const savingOptions = {
     "Logging and saving",
     ["train"],
     optional(z.union([z.boolean(), text])),
-    "Continue from this checkpoint folder; without a value: from the newest complete one in output_dir, with --save-on-each-node on any node.",
-    "[DIR]",
+    "Continue from this checkpoint folder; without a value: from the newest complete one in output_dir, with --save-on-each-node on any node; auto: from that, or from the start where there is no checkpoint yet.",
+    "[DIR|auto]",
   ),
   report_to: option(
     "list",

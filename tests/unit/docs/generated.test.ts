@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { errorsTable } from "../../../src/common/errors.ts";
+import { exitCodesTable } from "../../../src/common/exit-codes.ts";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import { flagsTable } from "../../../src/config/help.ts";
 
@@ -14,4 +15,8 @@ test("the flags' page is the one the schema makes (npm run docs)", () => {
 
 test("the errors' page is the one the catalogue makes (npm run docs)", () => {
   assert.equal(page("errors.md"), errorsTable());
+});
+
+test("the exit codes' page is the one the codes make (npm run docs)", () => {
+  assert.equal(page("exit-codes.md"), exitCodesTable());
 });
