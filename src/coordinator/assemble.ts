@@ -40,6 +40,7 @@ export function openCluster(config: Config, log: Logger): Promise<Cluster> {
     trust: config.listen === null ? { ...trust, token: () => secret } : trust,
     tlsFlags: trust.tls === null ? [] : tlsFlags(config),
     nnodes: config.nodes?.length ?? config.nnodes,
+    healthListen: config.health_listen,
     joinTimeoutS: config.join_timeout,
     localDevices: devices,
     localThreads: threads,

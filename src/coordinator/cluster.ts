@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
+import { Health, listenForProbes } from "../rpc/health.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { type ListeningServer, listen } from "../rpc/server.ts";
 import type { Trust } from "../rpc/trust.ts";
@@ -26,6 +27,8 @@ export interface ClusterOptions {
   readonly trust: Trust;
   /** Flags that give local workers the same certificates. */
   readonly tlsFlags: readonly string[];
+  /** Address of the plaintext port for probes; null: none. */
+  readonly healthListen: string | null;
   readonly joinTimeoutS: number;
   /** Devices of the workers started here. */
   readonly localDevices: readonly string[];
@@ -41,7 +44,9 @@ export interface ClusterOptions {
 /** The workers of a run: who has joined, under which rank, and whether all still live. */
 export class Cluster {
   readonly #options: ClusterOptions;
-  readonly #server: ListeningServer;
+  readonly #servers: ListeningServer[];
+  /** Set by whoever drives the run: whether the workers hold their shards and compute. */
+  readonly health: Health;
   #local: LocalWorkers | null = null;
   #joined: WorkerConnection[] = [];
   #members: WorkerConnection[] = [];
@@ -49,32 +54,45 @@ export class Cluster {
   #failure = deferred<never>();
   #closing = false;
   #nodesBefore: readonly string[] = [];
+  #awaitsSafePoint = false;
+  #leaving: WorkerConnection | null = null;
   session = "";
 
-  private constructor(options: ClusterOptions, server: ListeningServer) {
+  private constructor(options: ClusterOptions, servers: ListeningServer[], health: Health) {
     this.#options = options;
-    this.#server = server;
+    this.#servers = servers;
+    this.health = health;
   }
 
   /** Opens the port. Errors: PL_PORT_UNAVAILABLE. */
   static async open(options: ClusterOptions): Promise<Cluster> {
     let cluster: Cluster | null = null;
+    const health = new Health();
     const server = await listen(
       options.listen ?? "127.0.0.1:0",
       options.trust,
       (peer, reason) => options.log.warn(`refused a connection of ${peer}: ${reason}`),
-      (grpc) =>
+      (grpc) => {
+        health.serve(grpc);
         serveCoordination(grpc, {
           onHello: (connection) => cluster?.admit(connection),
+          onLeaving: (connection) => cluster?.leave(connection),
           onClosed: (connection, error) => cluster?.closed(connection, error),
-        }),
+        });
+      },
     );
-    cluster = new Cluster(options, server);
+    cluster = new Cluster(options, [server], health);
+    try {
+      if (options.healthListen !== null) cluster.#servers.push(await listenForProbes(options.healthListen, health));
+    } catch (error) {
+      await cluster.close(false);
+      throw error;
+    }
     return cluster;
   }
 
   get port(): number {
-    return this.#server.port;
+    return this.#servers[0]!.port;
   }
 
   /** Workers in rank order. */
@@ -85,6 +103,24 @@ export class Cluster {
   /** Rejects with PL_WORKER_LOST as soon as a member is lost. */
   get failure(): Promise<never> {
     return this.#failure.promise;
+  }
+
+  /** The member that was told to stop first and stays for the safe point; null: none. */
+  get leaving(): WorkerConnection | null {
+    return this.#leaving;
+  }
+
+  /**
+   * While `work` runs, a member that is told to stop stays a member: `work` is to look at `leaving` after every step, save and
+   * end. At any other time there is nothing to save, and such a member is lost at once.
+   */
+  async untilSafePoint<T>(work: () => Promise<T>): Promise<T> {
+    this.#awaitsSafePoint = true;
+    try {
+      return await work();
+    } finally {
+      this.#awaitsSafePoint = false;
+    }
   }
 
   /**
@@ -129,21 +165,24 @@ export class Cluster {
   /** Sends every member away: for good, or to join again for the run's next attempt. */
   async dissolve(rejoin: boolean): Promise<void> {
     this.#closing = true;
+    this.health.ready = false;
     for (const member of this.#joined) {
       member.notify({ shutdown: { rejoin } });
       member.close("the run ended");
     }
     this.#joined = [];
     this.#members = [];
+    this.#leaving = null;
     await this.#local?.stop();
     this.#local = null;
     this.#closing = false;
   }
 
-  async close(): Promise<void> {
-    await this.dissolve(false);
+  /** `comesBack`: this program will be started again, and workers of other nodes are to wait for that. */
+  async close(comesBack: boolean): Promise<void> {
+    await this.dissolve(comesBack);
     // A farewell that is cut off on its way would make a worker wait for another coordinator.
-    await this.#server.drain(FAREWELL_MS);
+    await Promise.all(this.#servers.map((server) => server.drain(FAREWELL_MS)));
   }
 
   /** Stops everything at once; for the second Ctrl-C. */
@@ -222,6 +261,16 @@ export class Cluster {
         }),
       );
     }, CONTEST_MS).unref();
+  }
+
+  private leave(connection: WorkerConnection): void {
+    if (this.#awaitsSafePoint && this.#members.includes(connection)) {
+      this.options.log.warn(`${connection.name} was told to stop; it stays until the step under way is saved`);
+      this.#leaving ??= connection;
+      return;
+    }
+    connection.notify({ shutdown: { rejoin: true } });
+    connection.close("it was told to stop");
   }
 
   private closed(connection: WorkerConnection, error: PipeloraError): void {

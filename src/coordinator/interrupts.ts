@@ -1,5 +1,5 @@
 import { deferred } from "../common/deferred.ts";
-import { PipeloraError } from "../common/errors.ts";
+import { Interrupted, type StopSignal } from "../common/exit-codes.ts";
 
 /**
  * Ctrl-C and SIGTERM while a run is on. The first asks for an end after the current step; the second calls `onSecond`,
@@ -7,22 +7,23 @@ import { PipeloraError } from "../common/errors.ts";
  */
 export class Interrupts {
   readonly #first = deferred<never>();
-  readonly #handler: () => void;
-  #count = 0;
+  readonly #handler: (signal: StopSignal) => void;
+  #signal: StopSignal | null = null;
 
-  constructor(onFirst: () => void, onSecond: () => void) {
-    this.#handler = () => {
-      this.#count++;
-      if (this.#count > 1) return onSecond();
+  constructor(onFirst: () => void, onSecond: (signal: StopSignal) => void) {
+    this.#handler = (signal) => {
+      if (this.#signal !== null) return onSecond(signal);
+      this.#signal = signal;
       onFirst();
-      this.#first.reject(new PipeloraError("PL_INTERRUPTED", "interrupted before the first step; nothing was saved"));
+      this.#first.reject(new Interrupted(signal, "interrupted before a step was under way; nothing new was saved"));
     };
     process.on("SIGINT", this.#handler);
     process.on("SIGTERM", this.#handler);
   }
 
-  get requested(): boolean {
-    return this.#count > 0;
+  /** The first signal that came. */
+  get signal(): StopSignal | null {
+    return this.#signal;
   }
 
   /** For work that has nothing to save yet: rejects with PL_INTERRUPTED as soon as an interrupt comes. */

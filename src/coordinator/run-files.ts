@@ -116,7 +116,7 @@ export class RunFiles {
     if (this.#saved || this.#looked) return null;
     this.#looked = true;
     const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#config;
-    if (isFolder(asked) || overwrite) return null;
+    if (namedFolder(asked) !== null || overwrite) return null;
     const found = await nodes.checkpoints();
     if (asked === null || asked === false) {
       const [newest] = found;
@@ -236,14 +236,15 @@ function earlierRun(where: string, step: number): PipeloraError {
   });
 }
 
-/** A checkpoint's folder, not a word for "the newest". */
-function isFolder(asked: Config["resume_from_checkpoint"]): asked is string {
-  return typeof asked === "string" && asked !== "auto";
+/** The checkpoint's folder that was named; null where the newest was asked for, or nothing. */
+function namedFolder(asked: Config["resume_from_checkpoint"]): string | null {
+  return typeof asked === "string" && asked !== "auto" ? asked : null;
 }
 
 async function resumePoint(config: Config, setup: ModelSetup, outputDir: string): Promise<ReadCheckpoint | null> {
   const asked = config.resume_from_checkpoint;
-  if (isFolder(asked)) return readCheckpoint(asked, setup.lora!);
+  const named = namedFolder(asked);
+  if (named !== null) return readCheckpoint(named, setup.lora!);
   const present = await listCheckpoints(outputDir);
   if (asked === "auto" && present.length === 0) return null;
   if (asked === "auto" || asked === true) {

@@ -55,6 +55,6 @@ export async function withModel<T>(
       template,
     });
   } finally {
-    await cluster.close();
+    await cluster.close(false);
   }
 }

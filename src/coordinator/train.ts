@@ -1,5 +1,6 @@
 import { elementCount } from "../common/dtype.ts";
-import { PipeloraError, toPipeloraError } from "../common/errors.ts";
+import { toPipeloraError } from "../common/errors.ts";
+import { comesBack, exitCodeOfSignal, Interrupted } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
@@ -18,7 +19,7 @@ import type { Reporter } from "./reporter.ts";
 import { describeFailure, RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
-import { summarise, trainSteps } from "./trainer.ts";
+import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
 import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "./training-data.ts";
 import { trainingWorkload } from "./workload.ts";
 
@@ -27,10 +28,52 @@ const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED"]);
 
 /**
  * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
- * worker costs the steps since the last checkpoint, not the run (max_restarts).
- * Errors: PL_INTERRUPTED after a first Ctrl-C once the state is saved; whatever the parts raise.
+ * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step.
+ * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; whatever the parts raise.
  */
 export async function train(config: Config, log: Logger, reporter: Reporter): Promise<void> {
+  let cluster: Cluster | null = null;
+  const interrupts = new Interrupts(
+    () => reporter.note("finishing the step, then saving; once more stops at once"),
+    (signal) => {
+      cluster?.kill();
+      process.exit(exitCodeOfSignal(signal));
+    },
+  );
+  let back = false;
+  try {
+    const prepared = await interrupts.during(prepareRun(config, log));
+    cluster = await openCluster(config, log);
+    const run = { ...prepared, config, cluster, interrupts, log, reporter };
+    if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
+    else await attempts(run);
+  } catch (thrown) {
+    back = comesBack(toPipeloraError(thrown));
+    throw thrown;
+  } finally {
+    interrupts.dispose();
+    await cluster?.close(back);
+  }
+}
+
+interface PreparedRun {
+  readonly setup: ModelSetup;
+  readonly data: TrainingData;
+  readonly files: RunFiles;
+  /** Says a warning once, however often the run is restarted. */
+  readonly warn: (warning: string) => void;
+}
+
+interface Run extends PreparedRun {
+  readonly config: Config;
+  readonly cluster: Cluster;
+  readonly interrupts: Interrupts;
+  readonly log: Logger;
+  readonly reporter: Reporter;
+}
+
+/** What can be checked and read before a worker is needed. */
+async function prepareRun(config: Config, log: Logger): Promise<PreparedRun> {
   const outputDir = await ensureWritable(config.output_dir!);
   const setup = await setUpModel(config, { weights: true, lora: true });
   const warn = onceEach((warning) => log.warn(warning));
@@ -39,49 +82,25 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   describeData(data, log);
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps);
-  const cluster = await openCluster(config, log);
-  const interrupts = new Interrupts(
-    () => reporter.note("finishing the step, then saving; once more stops at once"),
-    () => {
-      cluster.kill();
-      process.exit(130);
-    },
-  );
-  try {
-    if (config.preflight_only) {
-      const members = await interrupts.during(cluster.form());
-      await interrupts.during(preflight(members, { config, setup, files, warn, reporter }));
-      return;
-    }
-    for (let attempt = 0; ; attempt++) {
-      try {
-        return await attemptRun({ config, setup, data, files, cluster, interrupts, log, warn, reporter });
-      } catch (thrown) {
-        const error = toPipeloraError(thrown);
-        if (!RESTARTABLE.has(error.code) || attempt >= config.max_restarts || interrupts.requested) throw error;
-        log.warn(
-          `${error.message}; going on from the last checkpoint (restart ${attempt + 1} of ${config.max_restarts})`,
-        );
-        await cluster.dissolve(true);
-      }
-    }
-  } finally {
-    interrupts.dispose();
-    await cluster.close();
-  }
+  return { setup, data, files, warn };
 }
 
-interface Run {
-  readonly config: Config;
-  readonly setup: ModelSetup;
-  readonly data: TrainingData;
-  readonly files: RunFiles;
-  readonly cluster: Cluster;
-  readonly interrupts: Interrupts;
-  readonly log: Logger;
-  /** Says a warning once, however often the run is restarted. */
-  readonly warn: (warning: string) => void;
-  readonly reporter: Reporter;
+/** The run, from its last safe point again whenever a worker was lost or has left. */
+async function attempts(run: Run): Promise<void> {
+  const { config, cluster, interrupts, log } = run;
+  for (let restarts = 0; ; ) {
+    try {
+      const leaver = await attemptRun(run);
+      if (leaver === null) return;
+      log.warn(`${leaver} leaves, all steps are saved; waiting for its return`);
+    } catch (thrown) {
+      const error = toPipeloraError(thrown);
+      if (!RESTARTABLE.has(error.code) || restarts >= config.max_restarts || interrupts.signal !== null) throw error;
+      restarts++;
+      log.warn(`${error.message}; going on from the last checkpoint (restart ${restarts} of ${config.max_restarts})`);
+    }
+    await cluster.dissolve(true);
+  }
 }
 
 function onceEach(say: (text: string) => void): (text: string) => void {
@@ -92,7 +111,8 @@ function onceEach(say: (text: string) => void): (text: string) => void {
   };
 }
 
-async function attemptRun(run: Run): Promise<void> {
+/** Resolves with null at the run's end, or with the name of a worker that leaves. */
+async function attemptRun(run: Run): Promise<string | null> {
   const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { spec } = setup;
   const workload = trainingWorkload(config, data);
@@ -117,33 +137,35 @@ async function attemptRun(run: Run): Promise<void> {
 
   const started = performance.now();
   const before = state.globalStep;
-  const finished = await trainSteps(
-    {
-      config,
-      pipeline,
-      source: stepSource(data, spec, cut.size, cut.replicas),
-      evaluation:
-        data.evaluation === null
-          ? null
-          : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.size, cut.replicas),
-      rate: files.rate,
-      flosPerToken: flosPerToken(setup),
-      reporter,
-      hooks: {
-        interrupted: () => interrupts.requested,
-        save: async (current, stopping) => {
-          const saved = await files.save(pipeline, current, stopping);
-          reporter.saved(saved, current.globalStep);
-          warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
-        },
+  cluster.health.ready = true;
+  const options: TrainerOptions = {
+    config,
+    pipeline,
+    source: stepSource(data, spec, cut.size, cut.replicas),
+    evaluation:
+      data.evaluation === null
+        ? null
+        : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.size, cut.replicas),
+    rate: files.rate,
+    flosPerToken: flosPerToken(setup),
+    reporter,
+    hooks: {
+      interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
+      save: async (current, stopping) => {
+        const saved = await files.save(pipeline, current, stopping);
+        reporter.saved(saved, current.globalStep);
+        warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
       },
     },
-    state,
-  );
+  };
+  const finished = await cluster.untilSafePoint(() => trainSteps(options, state));
   if (!finished) {
-    throw new PipeloraError("PL_INTERRUPTED", `interrupted after step ${state.globalStep}, which is saved`, {
-      hint: "Continue with --resume-from-checkpoint.",
-    });
+    if (interrupts.signal === null) return cluster.leaving!.name;
+    throw new Interrupted(
+      interrupts.signal,
+      `interrupted after step ${state.globalStep}, which is saved`,
+      "Continue with --resume-from-checkpoint.",
+    );
   }
   const seconds = (performance.now() - started) / 1000;
   const steps = Math.max(1, state.globalStep - before);
@@ -153,6 +175,7 @@ async function attemptRun(run: Run): Promise<void> {
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
   const { text, value } = predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches);
   reporter.predictions(text, value);
+  return null;
 }
 
 /** Workers of other nodes are looked at before anything is loaded; those of this machine are only what it is itself. */
@@ -162,10 +185,8 @@ async function receive(members: readonly WorkerConnection[], run: Run): Promise<
 }
 
 /** Error: PL_PREFLIGHT_FAILED. */
-async function preflight(
-  members: readonly WorkerConnection[],
-  { config, setup, files, warn, reporter }: Pick<Run, "config" | "setup" | "files" | "warn" | "reporter">,
-): Promise<void> {
+async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  const { config, setup, files, warn, reporter } = run;
   const savesOnEachNode = savedEverywhere(config);
   const found = await inspectCluster(members, setup, files.outputDir, savesOnEachNode);
   const verdict = judge(found, { checkpointBytes: files.checkpointBytes, diskMustDo: config.save_failure === "fail" });

@@ -1,5 +1,5 @@
 import { createServer, type TLSSocket, type Server as TlsServer } from "node:tls";
-import { Server, ServerCredentials } from "@grpc/grpc-js";
+import { type ChannelOptions, Server, ServerCredentials } from "@grpc/grpc-js";
 import { joinAddress, splitAddress } from "../common/address.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { TLS_SETTINGS, type TlsIdentity } from "../common/tls.ts";
@@ -36,10 +36,7 @@ export async function listen(
     const front = await bindTls(server, address, trust.tls, onRefused);
     return listening(server, (front.address() as { port: number }).port, () => front.close());
   } catch (cause) {
-    throw new PipeloraError("PL_PORT_UNAVAILABLE", `can't listen on ${address}: ${(cause as Error).message}`, {
-      cause,
-      hint: "Choose another port, or port 0 for any free one.",
-    });
+    throw unavailable(address, cause as Error);
   }
 }
 
@@ -63,6 +60,31 @@ function listening(server: Server, port: number, stopAccepting: () => void): Lis
       close();
     },
   };
+}
+
+/**
+ * Binds a gRPC server that asks nobody for proof, in plaintext and with limits of its own.
+ * Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
+ */
+export async function listenToAnyone(
+  address: string,
+  limits: ChannelOptions,
+  register: (server: Server) => void,
+): Promise<ListeningServer> {
+  const server = new Server(limits);
+  register(server);
+  try {
+    return listening(server, await bindPlain(server, address), () => {});
+  } catch (cause) {
+    throw unavailable(address, cause as Error);
+  }
+}
+
+function unavailable(address: string, cause: Error): PipeloraError {
+  return new PipeloraError("PL_PORT_UNAVAILABLE", `can't listen on ${address}: ${cause.message}`, {
+    cause,
+    hint: "Choose another port, or port 0 for any free one.",
+  });
 }
 
 function bindPlain(server: Server, address: string): Promise<number> {

@@ -17,6 +17,8 @@ interface Pending {
 
 export interface WorkerConnectionEvents {
   readonly onHello: (connection: WorkerConnection) => void;
+  /** The worker was told to stop and waits for the order to leave. */
+  readonly onLeaving: (connection: WorkerConnection) => void;
   /** Once, when the stream ended for whatever reason. */
   readonly onClosed: (connection: WorkerConnection, error: PipeloraError) => void;
 }
@@ -125,6 +127,10 @@ export class WorkerConnection {
       return;
     }
     if (message.body === "heartbeat") return;
+    if (message.body === "leaving") {
+      this.#events.onLeaving(this);
+      return;
+    }
     const pending = this.#pending.get(message.replyTo);
     if (pending === undefined) return;
     if (message.body === "loraTensor" || message.body === "generatedToken") {

@@ -1,9 +1,10 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { hostname } from "node:os";
+import { constants, hostname } from "node:os";
 import { isWildcard, joinAddress } from "../common/address.ts";
 import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
+import { exitCodeOfSignal } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import type { Config } from "../config/options.ts";
@@ -11,13 +12,16 @@ import { type Capabilities, loadEngine } from "../engine/index.ts";
 import { CoordinatorConnection } from "../rpc/coordinator-connection.ts";
 import { reach } from "../rpc/dial.ts";
 import type { Hello } from "../rpc/generated/pipelora/v1/Hello.ts";
+import { listenForProbes } from "../rpc/health.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { listen } from "../rpc/server.ts";
 import { openTrust, type Trust } from "../rpc/trust.ts";
 import { fromFailure } from "../rpc/wire-error.ts";
 import { RankLinks } from "./links.ts";
 import { NodeFiles } from "./node-files.ts";
+import { NodeHealth, RankHealth } from "./node-health.ts";
 import { Rank } from "./rank.ts";
+import { StopSignals } from "./stop-signals.ts";
 
 /** What the parent process of a node's workers tells its children, beside their flags. */
 const LOCAL_INDEX = "PIPELORA_LOCAL_INDEX";
@@ -35,7 +39,7 @@ const FIRST_HEARTBEAT_MS = 1_000;
 export async function runWorker(config: Config, argv: readonly string[], log: Logger): Promise<number> {
   const devices = chooseDevices(config.devices, loadEngine().capabilities());
   if (devices.length === 1) return runRank(config, devices[0]!, log);
-  return runChildren(devices, argv, log);
+  return runChildren(config, devices, argv, log);
 }
 
 function chooseDevices(asked: Config["devices"], capabilities: Capabilities): string[] {
@@ -53,12 +57,17 @@ function chooseDevices(asked: Config["devices"], capabilities: Capabilities): st
 }
 
 /** Workers of one node stand and fall together: whoever placed this process restarts it whole. */
-async function runChildren(devices: readonly string[], argv: readonly string[], log: Logger): Promise<number> {
+async function runChildren(
+  config: Config,
+  devices: readonly string[],
+  argv: readonly string[],
+  log: Logger,
+): Promise<number> {
   const flags = argv.filter((flag, index) => flag !== "--devices" && argv[index - 1] !== "--devices");
   const shared = { [NODE_DEVICES]: String(devices.length), [NODE_INSTANCE]: randomUUID() };
   const children = devices.map((device, index) =>
     spawn(process.execPath, [process.argv[1]!, ...flags, "--devices", device], {
-      stdio: ["ignore", "inherit", "inherit"],
+      stdio: ["ignore", "inherit", "inherit", "ipc"],
       env: { ...process.env, ...shared, [LOCAL_INDEX]: String(index) },
     }),
   );
@@ -68,25 +77,44 @@ async function runChildren(devices: readonly string[], argv: readonly string[], 
     for (const child of children) child.kill(signal);
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stop(signal));
-  const codes = await Promise.all(
-    children.map(
-      (child, index) =>
-        new Promise<number>((resolve) => {
-          child.on("error", () => resolve(1));
-          child.on("exit", (code, signal) => {
-            if (code !== 0 && !stopping) {
-              log.error(`the worker of ${devices[index]} ended with ${signal ?? `code ${code}`}`);
-              stop("SIGTERM");
-            }
-            resolve(code ?? 1);
-          });
-        }),
-    ),
+  /** The first failure is the node's: the others only follow it. */
+  let failure = 0;
+  const ends = children.map(
+    (child, index) =>
+      new Promise<void>((resolve) => {
+        const ended = (code: number, how: string) => {
+          if (failure === 0) failure = code;
+          if (code !== 0 && !stopping) {
+            log.error(`the worker of ${devices[index]} ended with ${how}`);
+            stop("SIGTERM");
+          }
+          resolve();
+        };
+        child.on("error", (error) => ended(1, error.message));
+        child.on("exit", (code, signal) => ended(code ?? 128 + constants.signals[signal!], signal ?? `code ${code}`));
+      }),
   );
-  return codes.find((code) => code !== 0) ?? 0;
+  const health = new NodeHealth(children);
+  try {
+    const probes = config.health_listen === null ? null : await health.listen(config.health_listen);
+    await Promise.all(ends);
+    probes?.close();
+  } catch (error) {
+    stop("SIGTERM");
+    await Promise.all(ends);
+    throw error;
+  }
+  return failure;
 }
 
 async function runRank(config: Config, device: string, log: Logger): Promise<number> {
+  const signals = new StopSignals();
+  const health = new RankHealth();
+  // Of several workers of a node, the parent process answers probes.
+  const probes =
+    config.health_listen === null || process.env[LOCAL_INDEX] !== undefined
+      ? null
+      : await listenForProbes(config.health_listen, health.health);
   const trust = openTrust(config, (problem) => log.warn(problem));
   const links = new RankLinks(trust);
   const here = await arrive(config, trust, log);
@@ -95,20 +123,25 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
     joinAddress(bind, 0),
     trust,
     (peer, reason) => log.warn(`refused a connection of ${peer}: ${reason}`),
-    (grpc) => links.serve(grpc),
+    (grpc) => {
+      links.serve(grpc);
+      health.health.serve(grpc);
+    },
   );
   const host = config.advertise ?? (isWildcard(bind) ? here : bind);
   const hello = introduce(config, device, joinAddress(host, server.port));
   try {
     for (;;) {
-      const end = await serveSession(config, device, hello, links, trust, log);
+      const end = await serveSession({ config, device, hello, links, trust, health, signals, log });
       if (end !== "rejoin") return end;
+      if (signals.first !== null) return exitCodeOfSignal(signals.first);
       log.info("joining again");
       await arrive(config, trust, log);
     }
   } finally {
     links.close();
     server.close();
+    probes?.close();
   }
 }
 
@@ -119,15 +152,20 @@ function arrive(config: Config, trust: Trust, log: Logger): Promise<string> {
   );
 }
 
+interface Session {
+  readonly config: Config;
+  readonly device: string;
+  readonly hello: Hello;
+  readonly links: RankLinks;
+  readonly trust: Trust;
+  readonly health: RankHealth;
+  readonly signals: StopSignals;
+  readonly log: Logger;
+}
+
 /** One stay with a coordinator. Resolves with the exit code, or "rejoin". */
-async function serveSession(
-  config: Config,
-  device: string,
-  hello: Hello,
-  links: RankLinks,
-  trust: Trust,
-  log: Logger,
-): Promise<number | "rejoin"> {
+async function serveSession(session: Session): Promise<number | "rejoin"> {
+  const { config, device, hello, links, trust, health, signals, log } = session;
   const owned = process.env[LOCAL_WORKER] !== undefined;
   let told: number | "rejoin" | null = null;
   const ended = deferred<number | "rejoin">();
@@ -142,6 +180,9 @@ async function serveSession(
     onWelcome: (heartbeatMs, number) => {
       log.debug(`joined as rank ${number}`);
       connection.startHeartbeat(heartbeatMs);
+    },
+    onPrepared: () => {
+      health.ready = true;
     },
     onShutdown: ({ rejoin, reason }) => {
       told = rejoin && !owned ? "rejoin" : 0;
@@ -166,14 +207,16 @@ async function serveSession(
     config.join_timeout * 1000,
   );
   connection.startHeartbeat(FIRST_HEARTBEAT_MS);
-  const interrupted = () => finish(0);
-  process.once("SIGTERM", interrupted);
-  process.once("SIGINT", interrupted);
+  signals.handle((signal, again) => {
+    // SIGTERM lets the step under way be finished and saved: the coordinator answers with the order to leave.
+    if (signal === "SIGTERM" && !again) connection.send({ replyTo: 0, leaving: {} });
+    else finish(exitCodeOfSignal(signal));
+  });
   try {
     return await ended.promise;
   } finally {
-    process.off("SIGTERM", interrupted);
-    process.off("SIGINT", interrupted);
+    signals.handle(null);
+    health.ready = false;
     links.close();
     await rank.close();
     await connection.end();

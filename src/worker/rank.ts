@@ -31,6 +31,8 @@ export interface RankOptions {
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
   readonly onWelcome: (heartbeatMs: number, rank: number) => void;
+  /** Its shard is loaded. */
+  readonly onPrepared: () => void;
   readonly onShutdown: (request: Shutdown__Output) => void;
 }
 
@@ -148,6 +150,7 @@ export class Rank {
     const modelDir = this.#options.folders.modelDir ?? request.modelDir;
     this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
     const seconds = (performance.now() - started) / 1000;
+    this.#options.onPrepared();
     return { prepared: { memory: memoryReport(this.#prepared.engine), seconds } };
   }
 

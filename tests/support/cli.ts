@@ -20,11 +20,16 @@ export function startCoordinator(args: readonly string[]) {
   return start("coordinator", args);
 }
 
+/** Starts the built `worker` as whatever places it on a node would. */
 export function startWorker(args: readonly string[], environment: Readonly<Record<string, string>> = {}) {
   return start("worker", args, environment);
 }
 
-function start(program: string, args: readonly string[], environment: Readonly<Record<string, string>> = {}) {
+function start(
+  program: "coordinator" | "worker",
+  args: readonly string[],
+  environment: Readonly<Record<string, string>> = {},
+) {
   return spawn(process.execPath, [join(PACKAGE_ROOT, "dist", "cli", `${program}.js`), ...args], {
     stdio: ["pipe", "pipe", "pipe"],
     env: { ...process.env, ...environment },

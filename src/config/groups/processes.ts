@@ -55,6 +55,14 @@ export const processOptions = {
     "Seconds after which a tensor that a peer has not sent counts as lost.",
     "SECONDS",
   ),
+  health_listen: option(
+    "string",
+    "Processes",
+    ["train", "worker"],
+    optional(text),
+    "Plaintext address on which only grpc.health.v1 answers, for probes; none: no such port.",
+    "HOST:PORT",
+  ),
   max_restarts: option(
     "integer",
     "Processes",

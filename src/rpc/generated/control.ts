@@ -23,6 +23,7 @@ import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelor
 import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
 import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
 import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
+import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from './pipelora/v1/Leaving.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from './pipelora/v1/LinkProbed.ts';
 import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from './pipelora/v1/ListCheckpoints.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
@@ -79,6 +80,7 @@ export interface ProtoGrpcType {
       Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
       ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
       LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
+      Leaving: MessageTypeDefinition<_pipelora_v1_Leaving, _pipelora_v1_Leaving__Output>
       LinkProbed: MessageTypeDefinition<_pipelora_v1_LinkProbed, _pipelora_v1_LinkProbed__Output>
       ListCheckpoints: MessageTypeDefinition<_pipelora_v1_ListCheckpoints, _pipelora_v1_ListCheckpoints__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>

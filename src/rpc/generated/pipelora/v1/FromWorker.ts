@@ -15,6 +15,7 @@ import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderS
 import type { CheckpointList as _pipelora_v1_CheckpointList, CheckpointList__Output as _pipelora_v1_CheckpointList__Output } from '../../pipelora/v1/CheckpointList.ts';
 import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from '../../pipelora/v1/FileChunk.ts';
 import type { PreflightReport as _pipelora_v1_PreflightReport, PreflightReport__Output as _pipelora_v1_PreflightReport__Output } from '../../pipelora/v1/PreflightReport.ts';
+import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from '../../pipelora/v1/Leaving.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -34,7 +35,8 @@ export interface FromWorker {
   'checkpoints'?: (_pipelora_v1_CheckpointList | null);
   'fileChunk'?: (_pipelora_v1_FileChunk | null);
   'preflightReport'?: (_pipelora_v1_PreflightReport | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport";
+  'leaving'?: (_pipelora_v1_Leaving | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving";
 }
 
 export interface FromWorker__Output {
@@ -54,5 +56,6 @@ export interface FromWorker__Output {
   'checkpoints'?: (_pipelora_v1_CheckpointList__Output | null);
   'fileChunk'?: (_pipelora_v1_FileChunk__Output | null);
   'preflightReport'?: (_pipelora_v1_PreflightReport__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport";
+  'leaving'?: (_pipelora_v1_Leaving__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving";
 }
