@@ -59,6 +59,9 @@ const definitions = {
   NODE_ADDON_API_INCLUDE: join(root, "node_modules", "node-addon-api"),
   PIPELORA_BUILD: sourceHash(),
 };
+// An image is built for more GPUs than the machine at hand.
+const architectures = process.env.PIPELORA_CUDA_ARCHITECTURES;
+if (architectures !== undefined) definitions.PIPELORA_CUDA_ARCHITECTURES = architectures;
 run(
   "cmake",
   ["-S", source, "-B", build, "-G", "Ninja", ...Object.entries(definitions).map(([k, v]) => `-D${k}=${v}`)],
