@@ -1,4 +1,5 @@
 import { bytesOf, float32Of } from "../common/bytes.ts";
+import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { PackedMicroBatches } from "../data/micro-batches.ts";
 import type { EvaluateResult__Output } from "../rpc/generated/pipelora/v1/EvaluateResult.ts";
@@ -29,6 +30,7 @@ export interface RankTimes {
 }
 
 const WARM_UP_STEPS = 2;
+const CAUSE_WAIT_MS = 3_000;
 const NO_TIMES: RankTimes = { steps: 0, computeMs: 0, totalMs: 0 };
 
 /** One replica of the pipeline. */
@@ -173,17 +175,29 @@ export class Pipeline {
     return this.#allOf([...this.#members.keys()], call);
   }
 
-  /** The first failure decides; one that other ranks only suffer from (a link of a dead peer) gives way to its cause. */
+  /**
+   * The first failure decides, whatever the other ranks wait for; but one that a rank only suffers from (a link of a peer that
+   * failed) leaves a moment for its cause to come.
+   */
   async #allOf<T>(
     ranks: readonly number[],
     call: (member: WorkerConnection, rank: number) => Promise<T>,
   ): Promise<T[]> {
+    const failed = deferred<never>();
+    failed.promise.catch(() => {});
+    let suffering: NodeJS.Timeout | null = null;
     const calls = ranks.map((rank) => call(this.#members[rank]!, rank));
-    const settled = await Promise.race([Promise.allSettled(calls), this.#failure]);
-    const errors = settled.filter((result) => result.status === "rejected").map((result) => result.reason as unknown);
-    if (errors.length > 0) {
-      throw errors.find((error) => !(error instanceof PipeloraError) || error.code !== "PL_LINK_FAILED") ?? errors[0];
+    for (const one of calls) {
+      one.catch((error: unknown) => {
+        if (!(error instanceof PipeloraError) || error.code !== "PL_LINK_FAILED") failed.reject(error);
+        else suffering ??= setTimeout(() => failed.reject(error), CAUSE_WAIT_MS);
+      });
     }
-    return settled.map((result) => (result as PromiseFulfilledResult<T>).value);
+    const pending = calls.map((one) => Promise.race([one, failed.promise, this.#failure]));
+    const settled = await Promise.allSettled(pending);
+    if (suffering !== null) clearTimeout(suffering);
+    const errors = settled.filter((result) => result.status === "rejected").map((result) => result.reason as unknown);
+    if (errors.length === 0) return settled.map((result) => (result as PromiseFulfilledResult<T>).value);
+    throw errors.find((error) => !(error instanceof PipeloraError) || error.code !== "PL_LINK_FAILED") ?? errors[0];
   }
 }

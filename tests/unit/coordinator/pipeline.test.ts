@@ -1,0 +1,40 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { PipeloraError } from "../../../src/common/errors.ts";
+import { Pipeline } from "../../../src/coordinator/pipeline.ts";
+import type { WorkerConnection } from "../../../src/rpc/worker-connection.ts";
+
+const ROLES = [{ ranks: [0, 1, 2], first: 0, last: 2, owners: new Map() }];
+const UPDATE = { step: 1 };
+
+/** Ranks that answer a request as they are told: a reply, an error, or never. */
+function pipeline(answers: readonly (Error | "reply" | "never")[], failure: Promise<never> = new Promise(() => {})) {
+  const members = answers.map((answer) => ({
+    request: () =>
+      answer === "never"
+        ? new Promise(() => {})
+        : answer === "reply"
+          ? Promise.resolve({ done: {} })
+          : Promise.reject(answer),
+  }));
+  return new Pipeline(members as unknown as WorkerConnection[], ROLES, failure);
+}
+
+const link = new PipeloraError("PL_LINK_FAILED", "the link from rank 0 to rank 1 broke");
+const memory = new PipeloraError("PL_OUT_OF_MEMORY", "the arena is full");
+
+test("a rank's own failure ends a call though its peers wait for it", async () => {
+  await assert.rejects(pipeline(["never", memory, "never"]).applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
+});
+
+test("a broken link gives way to its cause, and counts where no other comes", async () => {
+  const lost = new PipeloraError("PL_WORKER_LOST", "rank 1 was lost");
+  const later = new Promise<never>((_, reject) => setTimeout(() => reject(lost), 50));
+  await assert.rejects(pipeline([link, "never", "never"], later).applyUpdate(UPDATE), { code: "PL_WORKER_LOST" });
+  await assert.rejects(pipeline([link, memory, "reply"]).applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
+  await assert.rejects(pipeline([link, "never", "reply"]).applyUpdate(UPDATE), { code: "PL_LINK_FAILED" });
+});
+
+test("all well: every rank has answered", async () => {
+  await pipeline(["reply", "reply", "reply"]).applyUpdate(UPDATE);
+});
