@@ -4,9 +4,9 @@ import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
 import { prepareRank } from "./prepare.ts";
 
-/** A size is timed at least so often and for so long; the median counts. */
-const LEAST_RUNS = 3;
-const LEAST_MS = 150;
+/** A size is timed at least so often and for so long after a first, cold run; the median counts. */
+const LEAST_RUNS = 5;
+const LEAST_MS = 400;
 const INPUT_STREAM = 1;
 
 /** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
@@ -55,7 +55,7 @@ class LayerTimer {
     const forward: number[] = [];
     const backward: number[] = [];
     const began = performance.now();
-    while (forward.length < LEAST_RUNS || performance.now() - began < LEAST_MS) {
+    while (forward.length <= LEAST_RUNS || performance.now() - began < LEAST_MS) {
       const batch = this.#batch(tokens, labelled);
       const input = await engine.write(values, [tokens, this.#hidden], this.#dtype);
       const gradient = labelled ? null : await engine.write(values, [tokens, this.#hidden], this.#dtype);
@@ -70,7 +70,7 @@ class LayerTimer {
         }),
       );
     }
-    return { tokens, forward: middle(forward), backward: middle(backward) };
+    return { tokens, forward: middle(forward.slice(1)), backward: middle(backward.slice(1)) };
   }
 
   /** A device may still be at work when a call resolves: a small copy behind it waits for that. */
