@@ -1,5 +1,6 @@
 #include <napi.h>
 
+#include "addon/comm.h"
 #include "addon/engine_object.h"
 #include "addon/quantise.h"
 #include "addon/random.h"
@@ -70,6 +71,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("quantize", Napi::Function::New<quantize>(env, "quantize"));
   exports.Set("dequantize", Napi::Function::New<dequantize>(env, "dequantize"));
   exports.Set("addLowRank", Napi::Function::New<add_low_rank>(env, "addLowRank"));
+  define_comm(env, exports);
   return exports;
 }
 

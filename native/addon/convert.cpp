@@ -129,6 +129,17 @@ Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what) {
     throw Error(kTensorMismatch, std::string("expected a Uint8Array for ") + what);
   return value.As<Napi::Uint8Array>();
 }
+std::vector<HostSpan> to_host_spans(const Napi::Value& value, const char* what) {
+  if (!value.IsArray()) throw Error(kTensorMismatch, std::string("expected an array of Uint8Arrays for ") + what);
+  const Napi::Array array = value.As<Napi::Array>();
+  std::vector<HostSpan> spans(array.Length());
+  for (std::uint32_t i = 0; i < array.Length(); ++i) {
+    Napi::Uint8Array bytes = to_bytes(array.Get(i), what);
+    spans[i] = {bytes.Data(), bytes.ByteLength()};
+  }
+  return spans;
+}
+
 DType to_float_dtype(const Napi::Value& value) {
   const DType dtype = dtype_from_name(to_text(value, "dtype"));
   if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)

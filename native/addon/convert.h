@@ -22,6 +22,8 @@ double to_number(const Napi::Value& value, const char* what);
 std::string to_text(const Napi::Value& value, const char* what);
 bool to_bool(const Napi::Value& value, const char* what);
 Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what);
+/// An array of Uint8Arrays; the caller keeps them alive.
+std::vector<HostSpan> to_host_spans(const Napi::Value& value, const char* what);
 /// float32, bfloat16 or float16
 DType to_float_dtype(const Napi::Value& value);
 std::vector<float> to_float32s(const Napi::Value& value, const char* what);

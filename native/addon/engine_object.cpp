@@ -66,7 +66,8 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
-                      InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"), InstanceMethod<&E::write>("write"),
+                      InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"),
+                      InstanceMethod<&E::read_into>("readInto"), InstanceMethod<&E::write>("write"),
                       InstanceMethod<&E::memory>("memory"),
                       InstanceMethod<&E::busy_seconds>("busySeconds"), InstanceMethod<&E::close>("close")});
 }
@@ -87,14 +88,7 @@ EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<En
   } catch (...) {
     throw to_js_error(env, std::current_exception());
   }
-  settler_ = std::make_shared<Settler>();
-  settler_->function = Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}),
-                                                     "pipelora engine", 0, 1, [settler = settler_](Napi::Env) {
-                                                       const std::lock_guard lock(settler->mutex);
-                                                       settler->alive = false;
-                                                     });
-  settler_->alive = true;
-  settler_->function.Unref(env);
+  settler_ = Settler::make(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "pipelora engine");
 }
 
 EngineObject::~EngineObject() {
@@ -374,11 +368,25 @@ Napi::Value EngineObject::read(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value EngineObject::read_into(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    auto handle = TensorObject::unwrap(info[0], *thread_, false);
+    // The bytes are written on the engine's thread: the arrays are kept until the promise is settled.
+    auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[1].As<Napi::Object>()));
+    return queue(
+        info.Env(),
+        [handle, pieces = to_host_spans(info[1], "pieces")](Engine& engine) {
+          if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
+          engine.read(handle->buffer, pieces);
+          return true;
+        },
+        [kept](Napi::Env env, bool) { return env.Undefined(); });
+  });
+}
+
 Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
-      throw Error(kTensorMismatch, "expected a Uint8Array for bytes");
-    const auto array = info[0].As<Napi::Uint8Array>();
+    auto pieces = to_host_spans(info[0], "pieces");
     if (!info[1].IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
     const Napi::Array extents = info[1].As<Napi::Array>();
     std::int64_t rows = 1, cols = 1;
@@ -390,15 +398,12 @@ Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
       if (rows >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: too many rows");
     }
     const DType dtype = dtype_from_name(to_text(info[2], "dtype"));
-    const std::size_t expected = static_cast<std::size_t>(rows * cols) * dtype_bytes(dtype);
-    if (array.ByteLength() != expected)
-      throw Error(kTensorMismatch, "bytes: expected " + std::to_string(expected) + " for the shape and dtype, got " + std::to_string(array.ByteLength()));
-    // The bytes are read on the engine's thread: the array is kept until the promise is settled.
+    // The bytes are read on the engine's thread: the arrays are kept until the promise is settled.
     auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
     return queue(
         info.Env(),
-        [thread = thread_.get(), data = array.Data(), dtype, rows, cols](Engine& engine) {
-          return thread->hold(engine.write(data, dtype, rows, cols));
+        [thread = thread_.get(), pieces = std::move(pieces), dtype, rows, cols](Engine& engine) {
+          return thread->hold(engine.write(pieces, dtype, rows, cols));
         },
         [thread = thread_, kept](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));

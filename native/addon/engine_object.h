@@ -4,22 +4,15 @@
 #include <napi.h>
 
 #include <memory>
-#include <mutex>
 
 #include "addon/engine_thread.h"
+#include "addon/settler.h"
 
 namespace pipelora::addon {
 
 /// Constructors kept per environment (a worker thread has its own).
 struct Constructors {
   Napi::FunctionReference engine, tensor;
-};
-
-/// The way back to JavaScript's thread. The environment may take the function away before the engine is collected.
-struct Settler {
-  std::mutex mutex;
-  Napi::ThreadSafeFunction function;
-  bool alive = false;
 };
 
 class EngineObject : public Napi::ObjectWrap<EngineObject> {
@@ -64,6 +57,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value free_cache(const Napi::CallbackInfo& info);
   Napi::Value infer(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value read_into(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
   Napi::Value busy_seconds(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);

@@ -165,14 +165,45 @@ Buffer Engine::infer(std::size_t index, std::size_t cache, const std::vector<std
   return target.infer(*found->second, index, first_block, cu_seqlens, tokens, std::move(input));
 }
 
+namespace {
+
+std::size_t total(std::span<const HostSpan> pieces) {
+  std::size_t sum = 0;
+  for (const HostSpan& piece : pieces) sum += piece.bytes;
+  return sum;
+}
+
+/// Calls `copy(part of the tensor, host memory)` for each piece. The tensor lies dense, and pieces end between elements.
+template <class Copy>
+void over_pieces(const Tensor& tensor, std::span<const HostSpan> pieces, Copy copy) {
+  if (total(pieces) != tensor.bytes())
+    throw Error(kTensorMismatch, "host memory: expected " + std::to_string(tensor.bytes()) + " bytes for the tensor, got " +
+                                     std::to_string(total(pieces)));
+  if (pieces.size() == 1) return copy(tensor, pieces[0].data);
+  const std::size_t element = dtype_bytes(tensor.dtype);
+  std::size_t done = 0;
+  for (const HostSpan& piece : pieces) {
+    if (!tensor.dense() || piece.bytes % element != 0) throw Error(kTensorMismatch, "host memory: a piece cuts an element");
+    if (piece.bytes == 0) continue;
+    copy(Tensor(static_cast<char*>(tensor.data) + done, tensor.dtype, 1, static_cast<std::int64_t>(piece.bytes / element)),
+         piece.data);
+    done += piece.bytes;
+  }
+}
+
+}  // namespace
+
+void Engine::read(const Tensor& tensor, std::span<const HostSpan> pieces) {
+  over_pieces(tensor, pieces, [this](const Tensor& part, std::uint8_t* host) { ops_->download(part, host); });
+}
 std::vector<std::uint8_t> Engine::read(const Tensor& tensor) {
   std::vector<std::uint8_t> bytes(tensor.bytes());
   ops_->download(tensor, bytes.data());
   return bytes;
 }
-Buffer Engine::write(const void* bytes, DType dtype, std::int64_t rows, std::int64_t cols) {
+Buffer Engine::write(std::span<const HostSpan> pieces, DType dtype, std::int64_t rows, std::int64_t cols) {
   Buffer buffer = arena_->tensor("a written tensor", dtype, rows, cols);
-  ops_->upload(buffer, bytes);
+  over_pieces(buffer, pieces, [this](const Tensor& part, const std::uint8_t* host) { ops_->upload(part, host); });
   return buffer;
 }
 

@@ -130,8 +130,9 @@ TEST_CASE("wrong tensors are refused by name, with what was expected and what ca
   const auto engine = model.engine(DType::f32, 1, {2}, 0);
   const MicroBatch batch = model.batch({7});
   CHECK(code_of([&] { engine->forward(1, batch, Buffer()); }) == "PL_TENSOR_MISMATCH");
-  const std::vector<float> values(3 * TestModel::kHidden);
-  CHECK(code_of([&] { engine->forward(1, batch, engine->write(values.data(), DType::f32, 3, TestModel::kHidden)); }) == "PL_TENSOR_MISMATCH");
+  std::vector<std::uint8_t> values(3 * TestModel::kHidden * sizeof(float));
+  const HostSpan whole{values.data(), values.size()};
+  CHECK(code_of([&] { engine->forward(1, batch, engine->write({&whole, 1}, DType::f32, 3, TestModel::kHidden)); }) == "PL_TENSOR_MISMATCH");
   MicroBatch broken = batch;
   broken.tokens[2] = TestModel::kVocab;
   CHECK(code_of([&] { engine->forward(0, broken, Buffer()); }) == "PL_TENSOR_MISMATCH");
@@ -169,4 +170,22 @@ TEST_CASE("a cache refuses more tokens than it has room for and keeps its state"
 
 TEST_CASE("a device that is not there is refused") {
   CHECK(code_of([] { make_cpu_ops(DType::f16, 1); }) == "PL_DEVICE_UNAVAILABLE");
+}
+
+TEST_CASE("a tensor goes in and out through pieces of host memory") {
+  TestModel model({});
+  const auto engine = model.engine(DType::f32, 1, {}, 0);
+  std::vector<std::uint8_t> bytes(3 * 5 * 4);
+  std::iota(bytes.begin(), bytes.end(), std::uint8_t{1});
+  const std::vector<HostSpan> in{{bytes.data(), 28}, {bytes.data() + 28, 0}, {bytes.data() + 28, 32}};
+  const Buffer tensor = engine->write(in, DType::f32, 3, 5);
+  CHECK(engine->read(tensor) == bytes);
+  std::vector<std::uint8_t> copy(bytes.size());
+  const std::vector<HostSpan> out{{copy.data(), 4}, {copy.data() + 4, 56}};
+  engine->read(tensor, out);
+  CHECK(copy == bytes);
+  const std::vector<HostSpan> cut{{copy.data(), 2}, {copy.data() + 2, 58}}, small{{copy.data(), 56}};
+  CHECK(code_of([&] { engine->read(tensor, cut); }) == "PL_TENSOR_MISMATCH");
+  CHECK(code_of([&] { engine->read(tensor, small); }) == "PL_TENSOR_MISMATCH");
+  CHECK(code_of([&] { engine->write(small, DType::f32, 3, 5); }) == "PL_TENSOR_MISMATCH");
 }

@@ -47,6 +47,54 @@ export interface NativeAddon {
     b: Float32Array,
     scale: number,
   ): Promise<void>;
+  /** CRC-32C (Castagnoli). */
+  crc32c(bytes: Uint8Array): number;
+  readonly SharedSender: new (
+    capacity: number,
+    /** After waitForProgress(): something was, or may have been, released or granted. */
+    onProgress: () => void,
+    /** Once, when the other end has closed or its process has ended. */
+    onClosed: (reason: string) => void,
+  ) => SharedSender;
+  /** Maps the memory of a SharedSender of this host. Error: PL_LINK_FAILED if it can't. */
+  readonly SharedReceiver: new (
+    address: SharedAddress,
+    onMessage: (offset: number, bytes: number) => void,
+    onClosed: (reason: string) => void,
+  ) => SharedReceiver;
+  /** From here on this process keeps the memory it frees for reuse, instead of giving it back to the system at once. */
+  keepFreedMemory(): void;
+}
+
+/** Where a receiver finds a sender's memory: the file /proc/pid/fd/fd, which holds the token. */
+export interface SharedAddress {
+  readonly pid: number;
+  readonly fd: number;
+  /** A 64-bit number in decimal. */
+  readonly token: string;
+}
+
+/** The end of a link through shared memory that sends: gives out places in memory that the receiver reads. */
+export interface SharedSender {
+  readonly address: SharedAddress;
+  readonly memory: ArrayBuffer;
+  /** Offset of so many bytes in `memory`, at a multiple of 64; null while there is no such place. */
+  reserve(bytes: number): number | null;
+  /** Hands a reserved place to the receiver; places arrive in this order. */
+  publish(offset: number): void;
+  /** What the receiver granted last. */
+  granted(): number;
+  /** Asks for one onProgress; what is looked at after this call can't have been missed. */
+  waitForProgress(): void;
+  close(): void;
+}
+
+export interface SharedReceiver {
+  readonly memory: ArrayBuffer;
+  /** Gives a place back, once, in any order; also after close(). */
+  release(offset: number): void;
+  grant(bytes: number): void;
+  close(): void;
 }
 
 export interface RandomKey {
@@ -298,9 +346,12 @@ export interface Engine {
     input: DeviceTensor | null,
   ): Promise<DeviceTensor>;
 
-  /** Copies out of and into device memory. */
+  /** Copies out of device memory. */
   read(tensor: DeviceTensor): Promise<Buffer>;
-  write(bytes: Uint8Array, shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
+  /** The same into pieces of host memory that make up the tensor's bytes, each a whole number of elements. */
+  readInto(tensor: DeviceTensor, pieces: readonly Uint8Array[]): Promise<void>;
+  /** Copies such pieces into device memory. */
+  write(pieces: readonly Uint8Array[], shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
 
   memory(): EngineMemory;
   /** Seconds that the engine's thread has been at work so far. A GPU may still be busy when its thread is not. */

@@ -1,17 +1,52 @@
 import type { Dtype } from "../common/dtype.ts";
 
-/** A tensor on its way between two ranks, in host memory. */
-export interface TensorMessage {
-  readonly shape: readonly number[];
-  readonly dtype: Dtype;
-  readonly bytes: Uint8Array;
+/** One direction of a pair of ranks. */
+export interface LinkEnds {
+  readonly session: string;
+  readonly fromRank: number;
+  readonly toRank: number;
 }
 
-/** One direction to one peer. Tensors arrive in the order sent; each is named by a key that the receiver asks for. */
-export interface Link {
-  /** Resolves when the tensor is on its way and room for the next is granted: back-pressure instead of growth. */
-  send(key: string, tensor: TensorMessage): Promise<void>;
+/** A tensor to be sent, still in device memory. */
+export interface OutgoingTensor {
+  readonly shape: readonly number[];
+  readonly dtype: Dtype;
+  readonly byteLength: number;
+  /**
+   * Queues a copy into pieces of host memory that make up the tensor's bytes, each of a whole number of elements, behind
+   * the work queued so far. Called once, in the call to `send`.
+   */
+  copyTo(pieces: readonly Uint8Array[]): Promise<void>;
+}
+
+/** A tensor that came, in host memory that the link wants back. */
+export interface IncomingTensor {
+  readonly shape: readonly number[];
+  readonly dtype: Dtype;
+  readonly pieces: readonly Uint8Array[];
+  /** Once, when the bytes have been used: their room is free for others. */
+  release(): void;
+}
+
+/** The end of a link that sends. Every link works alike: grpc, shared memory. */
+export interface SendingEnd {
+  /** null while there is room for another tensor, else a promise of it: back-pressure instead of growth. Rejects with PL_LINK_FAILED. */
+  room(): Promise<void> | null;
+  /** Sends a tensor under a key, after room was granted. Resolves when it has left device memory. Errors: PL_LINK_FAILED. */
+  send(key: string, tensor: OutgoingTensor): Promise<void>;
   close(): void;
+}
+
+/** The end that receives: hands tensors to a Mailbox. */
+export interface ReceivingEnd {
+  /** Somebody waits for a tensor that has not come: the sender gets room for it, whatever else waits to be taken. */
+  awaited(): void;
+  close(): void;
+}
+
+/** "the link from rank 0 to rank 1 (grpc)" */
+export function linkName({ fromRank, toRank }: LinkEnds, kind: string): string {
+  return `the link from rank ${fromRank} to rank ${toRank} (${kind})`;
 }
 
 /** Names a tensor within a session: what both ends compute from the schedule. */

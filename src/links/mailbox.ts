@@ -1,72 +1,74 @@
 import { type Deferred, deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { TensorMessage } from "./link.ts";
+import type { IncomingTensor } from "./link.ts";
 
-interface Arrived {
-  readonly tensor: TensorMessage;
-  readonly onTaken: () => void;
+interface Awaited {
+  readonly tensor: Deferred<IncomingTensor>;
+  readonly fromRank: number;
 }
 
 /** Where tensors from all peers wait until they are asked for, or are asked for before they came. */
 export class Mailbox {
-  readonly #arrived = new Map<string, Arrived>();
-  readonly #awaited = new Map<string, Deferred<TensorMessage>>();
+  readonly #arrived = new Map<string, IncomingTensor>();
+  readonly #awaited = new Map<string, Awaited>();
+  readonly #rank: number;
   readonly #timeoutMs: number;
   #failure: PipeloraError | null = null;
 
-  /** `timeoutMs`: how long a tensor may be awaited before the link counts as stalled. */
-  constructor(timeoutMs: number) {
+  /** Of `rank`. `timeoutMs`: how long a tensor may be awaited before the link counts as stalled. */
+  constructor(rank: number, timeoutMs: number) {
+    this.#rank = rank;
     this.#timeoutMs = timeoutMs;
   }
 
-  /** `onTaken` is called once when the tensor leaves the mailbox: that is when its room is free again. */
-  deliver(key: string, tensor: TensorMessage, onTaken: () => void): void {
+  deliver(key: string, tensor: IncomingTensor): void {
     const awaited = this.#awaited.get(key);
     if (awaited === undefined) {
-      this.#arrived.set(key, { tensor, onTaken });
+      this.#arrived.set(key, tensor);
       return;
     }
     this.#awaited.delete(key);
-    awaited.resolve(tensor);
-    onTaken();
+    awaited.tensor.resolve(tensor);
   }
 
-  /** Errors: PL_LINK_FAILED if the link broke or the tensor did not come in time; `from` names the sender in it. */
-  take(key: string, from: string): Promise<TensorMessage> {
+  /** The taker releases the tensor. Errors: PL_LINK_FAILED if the link broke or the tensor did not come in time. */
+  take(key: string, fromRank: number): Promise<IncomingTensor> {
     const arrived = this.#arrived.get(key);
     if (arrived !== undefined) {
       this.#arrived.delete(key);
-      arrived.onTaken();
-      return Promise.resolve(arrived.tensor);
+      return Promise.resolve(arrived);
     }
     if (this.#failure !== null) return Promise.reject(this.#failure);
-    const awaited = deferred<TensorMessage>();
-    this.#awaited.set(key, awaited);
+    const tensor = deferred<IncomingTensor>();
+    this.#awaited.set(key, { tensor, fromRank });
     const timer = setTimeout(() => {
       this.#awaited.delete(key);
-      awaited.reject(
-        new PipeloraError(
-          "PL_LINK_FAILED",
-          `tensor ${key} did not come from ${from} within ${this.#timeoutMs / 1000} s`,
-          {
-            hint: "See that rank's log; a slow network or device needs a longer --link-timeout.",
-          },
-        ),
+      const link = `the link from rank ${fromRank} to rank ${this.#rank}`;
+      tensor.reject(
+        new PipeloraError("PL_LINK_FAILED", `${link}: tensor ${key} did not come within ${this.#timeoutMs / 1000} s`, {
+          hint: `See rank ${fromRank}'s log; a slow network or device needs a longer --link-timeout.`,
+        }),
       );
     }, this.#timeoutMs);
-    return awaited.promise.finally(() => clearTimeout(timer));
+    return tensor.promise.finally(() => clearTimeout(timer));
+  }
+
+  /** Whether a tensor of that rank is asked for that has not come. */
+  awaits(fromRank: number): boolean {
+    for (const awaited of this.#awaited.values()) if (awaited.fromRank === fromRank) return true;
+    return false;
   }
 
   /** Rejects everything awaited now and later. */
   fail(error: PipeloraError): void {
     this.#failure = error;
-    for (const awaited of this.#awaited.values()) awaited.reject(error);
+    for (const { tensor } of this.#awaited.values()) tensor.reject(error);
     this.#awaited.clear();
   }
 
   /** Forgets tensors that nobody will take (an aborted step). */
   clear(): void {
-    for (const { onTaken } of this.#arrived.values()) onTaken();
+    for (const tensor of this.#arrived.values()) tensor.release();
     this.#arrived.clear();
   }
 }

@@ -6,7 +6,7 @@ import type { ProtoGrpcType as ControlTypes } from "./generated/control.ts";
 import type { ProtoGrpcType as TensorTypes } from "./generated/tensors.ts";
 
 /** Raised when proto/ changes its meaning; processes of different versions refuse each other. */
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 const definition = loadSync(["pipelora/v1/control.proto", "pipelora/v1/tensors.proto"], {
   includeDirs: [join(PACKAGE_ROOT, "proto")],
@@ -29,5 +29,6 @@ export const CHANNEL_OPTIONS: ChannelOptions = {
   "grpc.enable_http_proxy": 0,
   // Streams are never retried, so nothing is kept for that.
   "grpc.enable_retries": 0,
+  "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 2_000,
 };

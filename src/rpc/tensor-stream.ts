@@ -1,58 +1,180 @@
-import type { ClientDuplexStream, Server, ServerDuplexStream } from "@grpc/grpc-js";
-import type { Ack, Ack__Output } from "./generated/pipelora/v1/Ack.ts";
-import type { Frame, Frame__Output } from "./generated/pipelora/v1/Frame.ts";
+import {
+  type Client,
+  type ClientDuplexStream,
+  Metadata,
+  makeGenericClientConstructor,
+  type Server,
+  type ServerDuplexStream,
+  type ServerUnaryCall,
+  type ServiceDefinition,
+  type ServiceError,
+  type sendUnaryData,
+  status,
+} from "@grpc/grpc-js";
+import type { Open, Open__Output } from "./generated/pipelora/v1/Open.ts";
+import type { PullRequest, PullRequest__Output } from "./generated/pipelora/v1/PullRequest.ts";
+import type { SharedMemory, SharedMemory__Output } from "./generated/pipelora/v1/SharedMemory.ts";
 import { protocol } from "./protocol.ts";
 import { callMetadata, channelTo, type Trust } from "./trust.ts";
 
-/** Adds the tensor service: `onFrame` gets every frame and a function that returns its credit to the sender. */
-export function serveTensors(
-  server: Server,
-  onFrame: (frame: Frame__Output, acknowledge: (bytes: number) => void) => void,
-): void {
-  server.addService(protocol.Tensors.service, {
-    Push: (stream: ServerDuplexStream<Frame__Output, Ack>) => {
-      stream.on("data", (frame: Frame__Output) =>
-        onFrame(frame, (bytes) => {
-          if (stream.writable) stream.write({ bytes });
-        }),
-      );
-      stream.on("end", () => stream.end());
-      stream.on("error", () => {});
+/** The service with frames as bytes: tensor-frame.ts makes and reads them. */
+const service = {
+  ...protocol.Tensors.service,
+  Pull: {
+    ...protocol.Tensors.service.Pull,
+    responseSerialize: (frame: Buffer) => frame,
+    responseDeserialize: (frame: Buffer) => frame,
+  },
+} satisfies ServiceDefinition;
+
+/** The sending rank's end of a stream. */
+export interface FrameSink {
+  /** `sent` is called when the next may follow; never once the stream has closed. One at a time: then nothing waits in a queue. */
+  write(frame: Buffer, sent: () => void): void;
+  readonly onRequest: (listener: (request: PullRequest__Output) => void) => void;
+  /** Once. */
+  readonly onClosed: (listener: () => void) => void;
+  /** Tells the other end that it is served, though nothing may be there to send yet. */
+  accept(): void;
+  refuse(refusal: Refusal): void;
+  end(): void;
+}
+
+/** Why a peer gets nothing; `final`: nor ever will. */
+export interface Refusal {
+  readonly reason: string;
+  readonly final: boolean;
+}
+
+export interface TensorService {
+  /** Gets every stream that a peer opens. */
+  readonly onPull: (sink: FrameSink) => void;
+  /** Answers a peer that asks for shared memory. */
+  readonly onShare: (open: Open__Output) => SharedMemory | Refusal;
+}
+
+/** Adds the tensor service. */
+export function serveTensors(server: Server, { onPull, onShare }: TensorService): void {
+  server.addService(service, {
+    Share: ({ request }: ServerUnaryCall<Open__Output, SharedMemory>, answer: sendUnaryData<SharedMemory>) => {
+      const shared = onShare(request);
+      if ("reason" in shared) answer(refusal(shared));
+      else answer(null, shared);
+    },
+    Pull: (stream: ServerDuplexStream<PullRequest__Output, Buffer>) => {
+      let open = true;
+      let closed = () => {};
+      const close = () => {
+        if (open) closed();
+        open = false;
+      };
+      for (const event of ["end", "error", "cancelled"]) stream.on(event, close);
+      onPull({
+        write: (frame, sent) => {
+          stream.write(frame, () => {
+            if (open) sent();
+          });
+        },
+        onRequest: (listener) => stream.on("data", listener),
+        onClosed: (listener) => {
+          closed = listener;
+        },
+        accept: () => stream.sendMetadata(new Metadata()),
+        refuse: (why) => stream.emit("error", refusal(why)),
+        end: () => {
+          open = false;
+          stream.end();
+        },
+      });
     },
   });
 }
 
-export interface TensorStream {
-  push(frame: Frame): void;
+function refusal({ reason, final }: Refusal): { code: status; details: string } {
+  return { code: final ? status.FAILED_PRECONDITION : status.UNAVAILABLE, details: reason };
+}
+
+/** Why this rank gets nothing from a peer; `code` null: it may yet. */
+export interface Refused {
+  readonly reason: string;
+  readonly code: "PL_PROTOCOL_MISMATCH" | "PL_PEER_UNTRUSTED" | null;
+}
+
+function refusedBy({ code, details, message }: ServiceError): Refused {
+  const meaning = code === status.FAILED_PRECONDITION ? "PL_PROTOCOL_MISMATCH" : null;
+  return { reason: details || message, code: code === status.UNAUTHENTICATED ? "PL_PEER_UNTRUSTED" : meaning };
+}
+
+export interface FrameSource {
+  request(request: PullRequest): void;
   close(): void;
 }
 
-/** Opens the stream to a peer; `onClosed` is called once when it breaks, not after close(). */
-export function openTensorStream(
-  address: string,
-  trust: Trust,
-  onAck: (bytes: number) => void,
-  onClosed: (reason: string) => void,
-): TensorStream {
-  const channel = channelTo(trust);
-  const client = new protocol.Tensors(address, channel.credentials, channel.options);
-  const stream: ClientDuplexStream<Frame, Ack__Output> = client.Push(callMetadata(trust));
-  let open = true;
-  const broken = (reason: string) => {
-    if (open) onClosed(reason);
-    open = false;
-  };
-  stream.on("data", (ack: Ack__Output) => onAck(ack.bytes));
-  stream.on("error", (error) => broken(error.message));
-  stream.on("end", () => broken("the peer closed the stream"));
-  return {
-    push: (frame) => {
-      stream.write(frame);
-    },
-    close: () => {
+interface TensorsClient extends Client {
+  Pull(metadata: Metadata): ClientDuplexStream<PullRequest, Buffer>;
+  Share(
+    open: Open,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, shared?: SharedMemory__Output) => void,
+  ): void;
+}
+
+/** The receiving rank's way to one peer. */
+export class TensorClient {
+  readonly #client: TensorsClient;
+  readonly #trust: Trust;
+
+  constructor(address: string, trust: Trust) {
+    const Client = makeGenericClientConstructor(service, "Tensors");
+    const channel = channelTo(trust);
+    this.#client = new Client(address, channel.credentials, channel.options) as unknown as TensorsClient;
+    this.#trust = trust;
+  }
+
+  /** The peer's shared memory for this link, or why there is none. */
+  share(open: Open): Promise<SharedMemory__Output | Refused> {
+    return new Promise((resolve) =>
+      this.#client.Share(open, this.#metadata(), (error, shared) =>
+        resolve(error === null ? shared! : refusedBy(error)),
+      ),
+    );
+  }
+
+  /** Opens a stream. `onClosed` is called once when it has ended, not after close(). */
+  pull(onOpened: () => void, onFrame: (frame: Buffer) => void, onClosed: (why: Refused) => void): FrameSource {
+    const stream = this.#client.Pull(this.#metadata());
+    let open = true;
+    const ended = (why: Refused) => {
+      if (open) onClosed(why);
       open = false;
-      stream.cancel();
-      client.close();
-    },
-  };
+    };
+    stream.on("metadata", () => {
+      if (open) onOpened();
+    });
+    stream.on("data", (frame) => {
+      if (open) onFrame(frame);
+    });
+    stream.on("error", (error) => ended(refusedBy(error as ServiceError)));
+    stream.on("end", () => ended({ reason: "the peer ended the stream", code: null }));
+    return {
+      request: (request) => {
+        if (open) stream.write(request);
+      },
+      close: () => {
+        open = false;
+        stream.cancel();
+      },
+    };
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  /** A peer may be a moment later than this call: it waits for the connection, and the caller's deadline holds. */
+  #metadata(): Metadata {
+    const metadata = callMetadata(this.#trust);
+    metadata.setOptions({ waitForReady: true });
+    return metadata;
+  }
 }

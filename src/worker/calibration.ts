@@ -57,8 +57,8 @@ class LayerTimer {
     const began = performance.now();
     while (forward.length <= LEAST_RUNS || performance.now() - began < LEAST_MS) {
       const batch = this.#batch(tokens, labelled);
-      const input = await engine.write(values, [tokens, this.#hidden], this.#dtype);
-      const gradient = labelled ? null : await engine.write(values, [tokens, this.#hidden], this.#dtype);
+      const input = await engine.write([values], [tokens, this.#hidden], this.#dtype);
+      const gradient = labelled ? null : await engine.write([values], [tokens, this.#hidden], this.#dtype);
       forward.push(
         await this.#seconds(async () => {
           (await engine.forward(segment, batch, input)).output?.free();
@@ -75,7 +75,7 @@ class LayerTimer {
 
   /** A device may still be at work when a call resolves: a small copy behind it waits for that. */
   async #seconds(work: () => Promise<void>): Promise<number> {
-    const mark = await this.#engine.write(new Uint8Array(4), [1, 1], "float32");
+    const mark = await this.#engine.write([new Uint8Array(4)], [1, 1], "float32");
     const began = performance.now();
     await work();
     await this.#engine.read(mark);

@@ -6,6 +6,7 @@ import type { Generate__Output } from "../rpc/generated/pipelora/v1/Generate.ts"
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { RankLinks } from "./links.ts";
 import { chooseToken, type SamplingSettings } from "./sampling.ts";
+import { fromDevice, fromHost, toDevice } from "./tensors.ts";
 
 export interface GenerationInput {
   readonly name: string;
@@ -97,14 +98,11 @@ class Courier {
     if (to === this.#input.rank) {
       this.#local.set(key, what);
     } else if (what === "end") {
-      await this.#links.send(to, key, { shape: [0], dtype: "int32", bytes: new Uint8Array(0) });
+      await this.#links.sendWhole(to, key, fromHost(new Uint8Array(0), [0], "int32"));
     } else if ("tokens" in what) {
-      await this.#links.send(to, key, { shape: [what.tokens.length], dtype: "int32", bytes: bytesOf(what.tokens) });
+      await this.#links.sendWhole(to, key, fromHost(bytesOf(what.tokens), [what.tokens.length], "int32"));
     } else {
-      const { shape, dtype } = what.state;
-      const bytes = await this.#engine.read(what.state);
-      what.state.free();
-      await this.#links.send(to, key, { shape, dtype, bytes });
+      await this.#links.sendWhole(to, key, fromDevice(this.#engine, what.state));
     }
   }
 
@@ -117,10 +115,14 @@ class Courier {
       this.#local.delete(key);
       return what;
     }
-    const { shape, dtype, bytes } = await this.#links.receive(from, key);
-    if (bytes.length === 0) return "end";
-    if (segment === 0) return { tokens: int32Of(bytes) };
-    return { state: await this.#engine.write(bytes, shape, dtype) };
+    if (segment === 0) {
+      const tokens = int32Of(await this.#links.receiveBytes(from, key));
+      return tokens.length === 0 ? "end" : { tokens };
+    }
+    const tensor = await this.#links.receive(from, key);
+    if (tensor.shape[0] !== 0) return { state: await toDevice(this.#engine, tensor) };
+    tensor.release();
+    return "end";
   }
 
   #key(segment: number, round: number): string {

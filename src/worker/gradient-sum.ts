@@ -2,6 +2,7 @@ import { bytesOf, float32Of } from "../common/bytes.ts";
 import type { Engine } from "../engine/index.ts";
 import { gradientSumKey } from "../links/link.ts";
 import type { RankLinks } from "./links.ts";
+import { fromHost } from "./tensors.ts";
 
 export interface ReplicaGroup {
   /** Ranks that hold the same segments, by replica. */
@@ -29,17 +30,17 @@ export async function sumGradients(
   let sentBytes = 0;
   const send = (rank: number, kind: "part" | "sum", share: Float32Array) => {
     sentBytes += share.byteLength;
-    const message = { shape: [share.length], dtype: "float32", bytes: bytesOf(share) } as const;
-    return links.send(rank, gradientSumKey(name, kind, position), message);
+    const tensor = fromHost(bytesOf(share), [share.length], "float32");
+    return links.sendWhole(rank, gradientSumKey(name, kind, position), tensor);
   };
   const receive = async (rank: number, kind: "part" | "sum", from: number) =>
-    float32Of((await links.receive(rank, gradientSumKey(name, kind, from))).bytes);
+    float32Of(await links.receiveBytes(rank, gradientSumKey(name, kind, from)));
 
   const partsSent = others.map(({ rank, share }) => send(rank, "part", shareOf(values, share)));
   const parts = await Promise.all(
     ranks.map((rank, from) => (from === position ? shareOf(values, position) : receive(rank, "part", from))),
   );
-  // Not over `values`: a link may hold on to what it sends until the peer has it.
+  // Not over `values`: parts of it may still be on their way out.
   const sums = new Float32Array(values.length);
   const own = shareOf(sums, position);
   for (const part of parts) addInto(own, part);

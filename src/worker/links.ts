@@ -1,31 +1,42 @@
 import type { Server } from "@grpc/grpc-js";
 import { PipeloraError } from "../common/errors.ts";
-import { GrpcLink, receiveGrpcTensors } from "../links/grpc-link.ts";
-import type { Link, TensorMessage } from "../links/link.ts";
+import type { NativeAddon } from "../engine/index.ts";
+import { GrpcReceiver } from "../links/grpc-receiver.ts";
+import { GrpcSender } from "../links/grpc-sender.ts";
+import type { IncomingTensor, OutgoingTensor, ReceivingEnd } from "../links/link.ts";
 import { Mailbox } from "../links/mailbox.ts";
+import { serveSenders } from "../links/service.ts";
+import { ShmReceiver } from "../links/shm-receiver.ts";
+import { ShmSender } from "../links/shm-sender.ts";
 import type { Peer__Output } from "../rpc/generated/pipelora/v1/Peer.ts";
 import type { Trust } from "../rpc/trust.ts";
 
-/** This rank's links to its peers, opened when first used, and the mailbox all of them fill. */
+export interface RankLinksOptions {
+  readonly addon: NativeAddon;
+  readonly trust: Trust;
+  /** What a link got over: for the log. */
+  readonly note: (text: string) => void;
+}
+
+/** This rank's links to its peers, opened when first used, and the mailbox that those towards it fill. */
 export class RankLinks {
-  readonly #trust: Trust;
+  readonly #options: RankLinksOptions;
   #session = "";
   #rank = 0;
-  #mailbox = new Mailbox(0);
-  #addresses = new Map<number, string>();
-  readonly #open = new Map<number, Link>();
+  #timeoutMs = 0;
+  #mailbox = new Mailbox(0, 0);
+  #peers = new Map<number, Peer__Output>();
+  readonly #senders = new Map<number, GrpcSender | ShmSender>();
+  readonly #receivers = new Map<number, ReceivingEnd>();
 
-  constructor(trust: Trust) {
-    this.#trust = trust;
+  constructor(options: RankLinksOptions) {
+    this.#options = options;
   }
 
-  /** Adds the receiving end to this rank's server; before any peer sends. */
+  /** Adds the sending ends to this rank's server. */
   serve(server: Server): void {
-    receiveGrpcTensors(
-      server,
-      () => this.#session,
-      (key, tensor, onTaken) => this.#mailbox.deliver(key, tensor, onTaken),
-      (error) => this.#mailbox.fail(error),
+    serveSenders(server, ({ session, fromRank, toRank }) =>
+      session === this.#session && fromRank === this.#rank && this.#peers.has(toRank) ? this.#sender(toRank) : null,
     );
   }
 
@@ -33,20 +44,43 @@ export class RankLinks {
     this.close();
     this.#session = session;
     this.#rank = rank;
-    this.#mailbox = new Mailbox(timeoutMs);
-    this.#addresses = new Map(peers.map((peer) => [peer.rank, peer.address]));
+    this.#timeoutMs = timeoutMs;
+    this.#mailbox = new Mailbox(rank, timeoutMs);
+    this.#peers = new Map(peers.map((peer) => [peer.rank, peer]));
   }
 
   joined(session: string): boolean {
     return this.#session === session;
   }
 
-  send(toRank: number, key: string, tensor: TensorMessage): Promise<void> {
-    return this.#link(toRank).send(key, tensor);
+  /**
+   * Resolves when there is room for the tensor and its copy out of device memory is queued; at once, if there is.
+   * `sent` resolves when it has left device memory. Errors of both: PL_LINK_FAILED.
+   */
+  async send(toRank: number, key: string, tensor: OutgoingTensor): Promise<{ sent: Promise<void> }> {
+    const link = this.#sender(toRank);
+    for (let room = link.room(); room !== null; room = link.room()) await room;
+    return { sent: link.send(key, tensor) };
   }
 
-  receive(fromRank: number, key: string): Promise<TensorMessage> {
-    return this.#mailbox.take(key, `rank ${fromRank}`);
+  /** Sends a tensor and waits until it has left its memory. */
+  async sendWhole(toRank: number, key: string, tensor: OutgoingTensor): Promise<void> {
+    const { sent } = await this.send(toRank, key, tensor);
+    await sent;
+  }
+
+  receive(fromRank: number, key: string): Promise<IncomingTensor> {
+    const tensor = this.#mailbox.take(key, fromRank);
+    this.#receiver(fromRank).awaited();
+    return tensor;
+  }
+
+  /** A small tensor's bytes, in memory of their own. */
+  async receiveBytes(fromRank: number, key: string): Promise<Uint8Array> {
+    const tensor = await this.receive(fromRank, key);
+    const bytes = Buffer.concat(tensor.pieces);
+    tensor.release();
+    return bytes;
   }
 
   /** Ends an aborted step: what is still awaited rejects, what came late is dropped. */
@@ -55,26 +89,56 @@ export class RankLinks {
   }
 
   close(): void {
-    for (const link of this.#open.values()) link.close();
-    this.#open.clear();
+    this.#session = "";
+    for (const ends of [this.#senders, this.#receivers]) {
+      for (const end of ends.values()) end.close();
+      ends.clear();
+    }
     this.#mailbox.fail(new PipeloraError("PL_LINK_FAILED", "the links were closed"));
   }
 
-  #link(toRank: number): Link {
-    const open = this.#open.get(toRank);
+  #sender(toRank: number): GrpcSender | ShmSender {
+    const open = this.#senders.get(toRank);
     if (open !== undefined) return open;
-    const address = this.#addresses.get(toRank);
-    if (address === undefined)
-      throw new PipeloraError("PL_INTERNAL", `rank ${this.#rank} knows no address of rank ${toRank}`);
-    const link = new GrpcLink({
+    const { addon } = this.#options;
+    const options = this.#ends(this.#rank, toRank);
+    const sender =
+      this.#peer(toRank).link === "shm" ? new ShmSender(options, addon) : new GrpcSender(options, addon.crc32c);
+    this.#senders.set(toRank, sender);
+    return sender;
+  }
+
+  #receiver(fromRank: number): ReceivingEnd {
+    const open = this.#receivers.get(fromRank);
+    if (open !== undefined) return open;
+    const { addon } = this.#options;
+    const { address, link } = this.#peer(fromRank);
+    const mailbox = this.#mailbox;
+    const options = {
+      ...this.#ends(fromRank, this.#rank),
       address,
-      trust: this.#trust,
-      session: this.#session,
-      fromRank: this.#rank,
-      toRank,
-      onBroken: (error) => this.#mailbox.fail(error),
-    });
-    this.#open.set(toRank, link);
-    return link;
+      trust: this.#options.trust,
+      deliver: (key: string, tensor: IncomingTensor) => mailbox.deliver(key, tensor),
+      isAwaited: () => mailbox.awaits(fromRank),
+    };
+    const receiver = link === "shm" ? new ShmReceiver(options, addon) : new GrpcReceiver(options, addon.crc32c);
+    this.#receivers.set(fromRank, receiver);
+    return receiver;
+  }
+
+  #peer(rank: number): Peer__Output {
+    const peer = this.#peers.get(rank);
+    if (peer === undefined) throw new PipeloraError("PL_INTERNAL", `rank ${this.#rank} knows no rank ${rank}`);
+    return peer;
+  }
+
+  #ends(fromRank: number, toRank: number) {
+    const mailbox = this.#mailbox;
+    return {
+      ends: { session: this.#session, fromRank, toRank },
+      timeoutMs: this.#timeoutMs,
+      onFailed: (error: PipeloraError) => mailbox.fail(error),
+      note: this.#options.note,
+    };
   }
 }

@@ -17,6 +17,8 @@ import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { listen } from "../rpc/server.ts";
 import { openTrust, type Trust } from "../rpc/trust.ts";
 import { fromFailure } from "../rpc/wire-error.ts";
+import { hostIdentity } from "./host-identity.ts";
+import { expectLargeBuffers } from "./host-memory.ts";
 import { RankLinks } from "./links.ts";
 import { NodeFiles } from "./node-files.ts";
 import { NodeHealth, RankHealth } from "./node-health.ts";
@@ -116,7 +118,9 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
       ? null
       : await listenForProbes(config.health_listen, health.health);
   const trust = openTrust(config, (problem) => log.warn(problem));
-  const links = new RankLinks(trust);
+  const addon = loadEngine();
+  expectLargeBuffers(addon);
+  const links = new RankLinks({ addon, trust, note: (text) => log.warn(text) });
   const here = await arrive(config, trust, log);
   const bind = config.bind ?? here;
   const server = await listen(
@@ -239,6 +243,7 @@ function introduce(config: Config, device: string, linkAddress: string): Hello {
     memoryBytes: gpu?.freeBytes ?? cpu.memoryBytes,
     threads: config.threads ?? cpu.threads,
     linkAddress,
+    hostId: hostIdentity(),
     pid: process.pid,
   };
 }

@@ -1,8 +1,8 @@
-import type { Dtype } from "../common/dtype.ts";
 import type { DeviceTensor, Engine, MicroBatch } from "../engine/index.ts";
-import { activationKey, gradientKey, type TensorMessage } from "../links/link.ts";
+import { activationKey, gradientKey } from "../links/link.ts";
 import type { Instruction } from "../schedule/index.ts";
 import type { RankLinks } from "./links.ts";
+import { fromDevice, toDevice } from "./tensors.ts";
 
 export interface StepTotals {
   lossSum: number;
@@ -93,7 +93,7 @@ class Pass {
     this.#expected.add(instruction);
     const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
     const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
-    const written = arrived.then((tensor) => this.#engine.write(tensor.bytes, tensor.shape, tensor.dtype));
+    const written = arrived.then((tensor) => toDevice(this.#engine, tensor));
     written.catch(() => {});
     slots.set(`${segment}/${microBatch}`, written);
   }
@@ -174,17 +174,13 @@ class Pass {
 
   /**
    * Waits until the tensor is computed, so that its copy is queued before any later work: behind that, the peer would
-   * wait for it. Then the message goes its way while the list goes on.
+   * wait for it; and until its link has room, so that a slow peer holds this rank back. Then it goes its way while the
+   * list goes on.
    */
   async #send(slots: Map<string, Slot>, segment: number, microBatch: number, peer: number, key: string): Promise<void> {
-    const device = await take(slots, `${segment}/${microBatch}`);
-    const copied = this.#engine.read(device!);
-    const sent = copied.then(async (bytes) => {
-      const message: TensorMessage = { shape: device!.shape, dtype: device!.dtype as Dtype, bytes };
-      device!.free();
-      this.#totals.sentBytes += bytes.length;
-      await this.#links.send(peer, key, message);
-    });
+    const tensor = fromDevice(this.#engine, (await take(slots, `${segment}/${microBatch}`))!);
+    this.#totals.sentBytes += tensor.byteLength;
+    const { sent } = await this.#links.send(peer, key, tensor);
     this.#running.push(sent);
     // Whoever awaits `finish` sees the failure; until then it must not count as unhandled.
     sent.catch(() => {});

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -45,8 +46,11 @@ class Engine {
   Buffer infer(std::size_t segment, std::size_t cache, const std::vector<std::int32_t>& cu_seqlens,
                const std::vector<std::int32_t>& tokens, Buffer input);
 
+  /// Copies a tensor out, into pieces of host memory that make up its bytes one after the other.
+  void read(const Tensor& tensor, std::span<const HostSpan> pieces);
   std::vector<std::uint8_t> read(const Tensor& tensor);
-  Buffer write(const void* bytes, DType dtype, std::int64_t rows, std::int64_t cols);
+  /// Copies a tensor in, from pieces of host memory that make up its bytes.
+  Buffer write(std::span<const HostSpan> pieces, DType dtype, std::int64_t rows, std::int64_t cols);
 
   EngineMemory memory() const;
   Ops& ops() { return *ops_; }

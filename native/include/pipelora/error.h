@@ -22,5 +22,6 @@ inline constexpr const char* kCheckpointInvalid = "PL_CHECKPOINT_INVALID";
 inline constexpr const char* kQuantizationInvalid = "PL_QUANTIZATION_INVALID";
 inline constexpr const char* kDeviceUnavailable = "PL_DEVICE_UNAVAILABLE";
 inline constexpr const char* kEngineFailed = "PL_ENGINE_FAILED";
+inline constexpr const char* kLinkFailed = "PL_LINK_FAILED";
 
 }  // namespace pipelora

@@ -52,6 +52,12 @@ struct Tensor {
   }
 };
 
+/// A stretch of host memory that a device tensor is copied from or to.
+struct HostSpan {
+  std::uint8_t* data = nullptr;
+  std::size_t bytes = 0;
+};
+
 /// A tensor in host memory, as read from a checkpoint: row-major, dense.
 struct HostTensor {
   const void* data = nullptr;

@@ -5,11 +5,15 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { connect as connectTls } from "node:tls";
 import { TlsIdentity } from "../../../src/common/tls.ts";
-import { GrpcLink, receiveGrpcTensors } from "../../../src/links/grpc-link.ts";
+import { loadEngine } from "../../../src/engine/index.ts";
+import { GrpcReceiver } from "../../../src/links/grpc-receiver.ts";
+import { GrpcSender } from "../../../src/links/grpc-sender.ts";
 import { Mailbox } from "../../../src/links/mailbox.ts";
+import { serveSenders } from "../../../src/links/service.ts";
 import { reach } from "../../../src/rpc/dial.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import type { Trust } from "../../../src/rpc/trust.ts";
+import { fromHost } from "../../../src/worker/tensors.ts";
 import { bothAuthorities, certificates, tlsFiles } from "../../support/certificates.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
@@ -22,40 +26,50 @@ function trustOf(dir: string, name: string, token: string | null = null, ca?: st
 
 /** A tensor service with this trust, and every refusal it reports. */
 async function serve(t: { after(fn: () => void): void }, trust: Trust) {
-  const mailbox = new Mailbox(5_000);
+  const { crc32c } = loadEngine();
   const refused: string[] = [];
+  const senders: GrpcSender[] = [];
+  const options = (toRank: number, onFailed: (error: Error) => void) => {
+    return { ends: { session: "s", fromRank: 0, toRank }, timeoutMs: 5_000, onFailed };
+  };
   const server = await listen(
     "127.0.0.1:0",
     trust,
     (_peer, reason) => refused.push(reason),
-    (grpc) =>
-      receiveGrpcTensors(
-        grpc,
-        () => "s",
-        (key, tensor, taken) => mailbox.deliver(key, tensor, taken),
-        (error) => mailbox.fail(error),
-      ),
+    (grpc) => serveSenders(grpc, ({ toRank }) => senders[toRank]!),
   );
   t.after(() => server.close());
   const address = `127.0.0.1:${server.port}`;
+  /** A rank with its own trust that opens a link from this service. */
   const link = (from: Trust) => {
     const broken: string[] = [];
-    const opened = new GrpcLink({
-      address,
-      trust: from,
-      session: "s",
-      fromRank: 0,
-      toRank: 1,
-      onBroken: (error) => broken.push(error.message),
+    const toRank = senders.length;
+    const sender = new GrpcSender(options(toRank, nobody), crc32c);
+    senders.push(sender);
+    const mailbox = new Mailbox(toRank, 5_000);
+    const receiver = new GrpcReceiver(
+      {
+        ...options(toRank, (error) => broken.push(error.message)),
+        address,
+        trust: from,
+        deliver: (key, tensor) => mailbox.deliver(key, tensor),
+        isAwaited: () => false,
+      },
+      crc32c,
+    );
+    t.after(() => {
+      receiver.close();
+      sender.close();
     });
-    t.after(() => opened.close());
-    return { opened, broken };
+    const passes = async (key: string) => {
+      await sender.send(key, fromHost(Uint8Array.of(1, 2, 3, 4), [1], "float32"));
+      const came = await mailbox.take(key, 0);
+      assert.deepEqual([...came.pieces[0]!], [1, 2, 3, 4]);
+      came.release();
+    };
+    return { broken, passes };
   };
-  const passes = async (from: Trust, key: string) => {
-    await link(from).opened.send(key, { shape: [1], dtype: "float32", bytes: Uint8Array.of(1, 2, 3, 4) });
-    assert.deepEqual([...(await mailbox.take(key, "rank 0")).bytes], [1, 2, 3, 4]);
-  };
-  return { address, port: server.port, mailbox, refused, link, passes };
+  return { address, port: server.port, refused, link };
 }
 
 /** What a raw TLS client hears: its error's code, or "greeted". */
@@ -88,10 +102,7 @@ test("only members get through: each other client is refused by its own reason, 
   const server = await serve(t, trustOf(ours, "a", "secret"));
   const good = trustOf(ours, "b", "secret");
   const inUse = server.link(good);
-  const send = (key: string) =>
-    inUse.opened.send(key, { shape: [1], dtype: "float32", bytes: Uint8Array.of(9, 9, 9, 9) });
-  await send("before");
-  await server.mailbox.take("before", "rank 0");
+  await inUse.passes("before");
 
   const ca = join(ours, "ca.crt");
   assert.match(await rawClient(server.port, { ca }), /closed/);
@@ -126,8 +137,7 @@ test("only members get through: each other client is refused by its own reason, 
     assert.match(said, reason);
   }
   assert.equal(server.refused.length, 7, said);
-  await send("after");
-  await server.mailbox.take("after", "rank 0");
+  await inUse.passes("after");
   assert.deepEqual(inUse.broken, []);
 });
 
@@ -143,19 +153,18 @@ test("new connections take replaced files; half a replacement is passed over; ol
   };
   mount(first, ["ca.crt", "tls.crt", "tls.key"]);
   const server = await serve(t, trustOf(mounted, "a"));
-  await server.passes(trustOf(first, "b"), "1");
-  const { opened, broken } = server.link(trustOf(first, "b"));
-  await opened.send("early", { shape: [1], dtype: "float32", bytes: new Uint8Array(4) });
+  await server.link(trustOf(first, "b")).passes("1");
+  const { passes, broken } = server.link(trustOf(first, "b"));
+  await passes("early");
 
   const both = bothAuthorities(join(root, "both.crt"), first, second);
   copyFileSync(both, join(mounted, "a", "ca.crt"));
   mount(second, ["tls.crt"]);
-  await server.passes(trustOf(first, "b"), "2");
+  await server.link(trustOf(first, "b")).passes("2");
   mount(second, ["tls.key", "ca.crt"]);
-  await server.passes(trustOf(second, "b"), "3");
+  await server.link(trustOf(second, "b")).passes("3");
   assert.equal(await rawClient(server.port, { ...tlsFiles(first, "b"), ca: both }), "closed");
-  await opened.send("late", { shape: [1], dtype: "float32", bytes: new Uint8Array(4) });
-  await server.mailbox.take("late", "rank 0");
+  await passes("late");
   assert.deepEqual(broken, []);
 });
 

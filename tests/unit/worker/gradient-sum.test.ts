@@ -1,20 +1,23 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Engine } from "../../../src/engine/index.ts";
-import type { TensorMessage } from "../../../src/links/link.ts";
+import type { OutgoingTensor } from "../../../src/links/link.ts";
 import { Mailbox } from "../../../src/links/mailbox.ts";
 import { sumGradients } from "../../../src/worker/gradient-sum.ts";
 import type { RankLinks } from "../../../src/worker/links.ts";
 
 /** Ranks in one process, each with a mailbox, whose tensors arrive a moment after they are sent. */
 function network(ranks: readonly number[]): Map<number, RankLinks> {
-  const mailboxes = new Map(ranks.map((rank) => [rank, new Mailbox(5_000)]));
+  const mailboxes = new Map(ranks.map((rank) => [rank, new Mailbox(rank, 5_000)]));
   const linksOf = (rank: number) => ({
-    send: async (to: number, key: string, tensor: TensorMessage) => {
+    sendWhole: async (to: number, key: string, { shape, dtype, byteLength, copyTo }: OutgoingTensor) => {
+      const bytes = Buffer.alloc(byteLength);
+      await copyTo([bytes]);
       await new Promise((resolve) => setTimeout(resolve, Math.random() * 3));
-      mailboxes.get(to)!.deliver(key, { ...tensor, bytes: Buffer.from(tensor.bytes) }, () => {});
+      mailboxes.get(to)!.deliver(key, { shape, dtype, pieces: [bytes], release: () => {} });
     },
-    receive: (from: number, key: string) => mailboxes.get(rank)!.take(key, `rank ${from}`),
+    receiveBytes: async (from: number, key: string) =>
+      Buffer.concat((await mailboxes.get(rank)!.take(key, from)).pieces),
   });
   return new Map(ranks.map((rank) => [rank, linksOf(rank) as unknown as RankLinks]));
 }

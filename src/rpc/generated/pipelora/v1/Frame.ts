@@ -3,21 +3,23 @@
 import type { Long } from '@grpc/proto-loader';
 
 export interface Frame {
-  'session'?: (string);
-  'fromRank'?: (number);
   'key'?: (string);
   'shape'?: (number)[];
   'dtype'?: (string);
   'totalBytes'?: (number | string | Long);
   'payload'?: (Buffer | Uint8Array | string);
+  'crc32c'?: (number);
+  'sequence'?: (number | string | Long);
+  'protocol'?: (number);
 }
 
 export interface Frame__Output {
-  'session': (string);
-  'fromRank': (number);
   'key': (string);
   'shape': (number)[];
   'dtype': (string);
   'totalBytes': (number);
   'payload': (Buffer);
+  'crc32c': (number);
+  'sequence': (number);
+  'protocol': (number);
 }

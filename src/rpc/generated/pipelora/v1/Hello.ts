@@ -16,6 +16,7 @@ export interface Hello {
   'pid'?: (number);
   'nodeDevices'?: (number);
   'instance'?: (string);
+  'hostId'?: (string);
 }
 
 export interface Hello__Output {
@@ -32,4 +33,5 @@ export interface Hello__Output {
   'pid': (number);
   'nodeDevices': (number);
   'instance': (string);
+  'hostId': (string);
 }

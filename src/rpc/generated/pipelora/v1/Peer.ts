@@ -4,9 +4,11 @@
 export interface Peer {
   'rank'?: (number);
   'address'?: (string);
+  'link'?: (string);
 }
 
 export interface Peer__Output {
   'rank': (number);
   'address': (string);
+  'link': (string);
 }

@@ -1,0 +1,156 @@
+import { PipeloraError } from "../common/errors.ts";
+import type { PullRequest__Output } from "../rpc/generated/pipelora/v1/PullRequest.ts";
+import { type Checksum, sealFrame } from "../rpc/tensor-frame.ts";
+import type { FrameSink } from "../rpc/tensor-stream.ts";
+import { linkName, type OutgoingTensor, type SendingEnd } from "./link.ts";
+import { type EndOptions, WINDOW_BYTES } from "./options.ts";
+import { Slabs } from "./slabs.ts";
+import { Watch } from "./watch.ts";
+
+interface Sealed {
+  readonly bytes: Buffer;
+  readonly slab: Buffer;
+}
+
+/**
+ * Sends tensors in frames over the stream that the receiver has opened, and over the next if that one breaks. Frames are
+ * kept until they are known to have come whole; memory is bounded by what the receiver grants.
+ */
+export class GrpcSender implements SendingEnd {
+  readonly #options: EndOptions;
+  readonly #checksum: Checksum;
+  readonly #slabs = new Slabs();
+  readonly #watch: Watch;
+  /** Frames that the receiver has not confirmed, and the sequence number of the first. */
+  readonly #kept: Sealed[] = [];
+  #first = 0;
+  /** Sequence number of the next to be written. */
+  #next = 0;
+  #begunBytes = 0;
+  #grantedBytes: number;
+  #stream: FrameSink | null = null;
+  #writing = false;
+  #waiting: { resolve: () => void; reject: (error: PipeloraError) => void }[] = [];
+  #failure: PipeloraError | null = null;
+
+  constructor(options: EndOptions, checksum: Checksum) {
+    this.#options = options;
+    this.#checksum = checksum;
+    this.#grantedBytes = options.windowBytes ?? WINDOW_BYTES;
+    this.#watch = new Watch(
+      options.timeoutMs,
+      () => this.#kept.length > 0 || this.#waiting.length > 0,
+      () => this.#fail(new PipeloraError("PL_LINK_FAILED", this.#stall(), { hint: STALL_HINT })),
+    );
+  }
+
+  /** Bytes in host memory that the receiver has not confirmed. */
+  get heldBytes(): number {
+    return this.#kept.reduce((sum, { slab }) => sum + slab.length, 0);
+  }
+
+  room(): Promise<void> | null {
+    if (this.#failure === null && this.#begunBytes < this.#grantedBytes) return null;
+    if (this.#failure !== null) return Promise.reject(this.#failure);
+    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
+  }
+
+  async send(key: string, tensor: OutgoingTensor): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
+    const { shape, dtype, byteLength } = tensor;
+    this.#begunBytes += byteLength;
+    const slabs = this.#slabs.take(byteLength);
+    await tensor.copyTo(slabs.map(({ payload }) => payload));
+    if (this.#failure !== null) throw this.#failure;
+    const fields = { key, shape: [...shape], dtype, totalBytes: byteLength };
+    if (this.#kept.length === 0) this.#watch.progress();
+    for (const { slab, payload } of slabs) {
+      const sequence = this.#first + this.#kept.length;
+      this.#kept.push({ bytes: sealFrame(slab, payload.length, { ...fields, sequence }, this.#checksum), slab });
+    }
+    this.#pump();
+  }
+
+  /** Takes over a stream that the receiver opened; `request` is the first it said. */
+  attach(stream: FrameSink, request: PullRequest__Output): void {
+    this.#stream?.end();
+    this.#stream = stream;
+    this.#writing = false;
+    stream.onClosed(() => {
+      if (this.#stream === stream) this.#stream = null;
+    });
+    stream.onRequest((next) => {
+      if (this.#stream === stream) this.#heed(stream, next, next.resend);
+    });
+    this.#heed(stream, request, true);
+  }
+
+  close(): void {
+    this.#watch.stop();
+    this.#stream?.end();
+    this.#stream = null;
+    this.#failure ??= new PipeloraError("PL_LINK_FAILED", `${this.#name} was closed`);
+    this.#wake();
+  }
+
+  get #name(): string {
+    return linkName(this.#options.ends, "grpc");
+  }
+
+  #heed(stream: FrameSink, { received, grantedBytes }: PullRequest__Output, again: boolean): void {
+    if (received < this.#first || received > this.#first + this.#kept.length) {
+      const have = `frames ${this.#first} to ${this.#first + this.#kept.length} are here`;
+      stream.refuse({ reason: `${this.#name}: frame ${received} was asked for, ${have}`, final: true });
+      return;
+    }
+    if (received > this.#first || grantedBytes > this.#grantedBytes) this.#watch.progress();
+    for (const { slab } of this.#kept.splice(0, received - this.#first)) this.#slabs.give(slab);
+    this.#first = received;
+    this.#next = again ? received : Math.max(this.#next, received);
+    this.#grantedBytes = Math.max(this.#grantedBytes, grantedBytes);
+    if (this.#begunBytes < this.#grantedBytes) this.#wake();
+    this.#pump();
+  }
+
+  #pump(): void {
+    const stream = this.#stream;
+    const frame = this.#kept[this.#next - this.#first];
+    if (stream === null || frame === undefined || this.#writing) return;
+    this.#next++;
+    this.#writing = true;
+    stream.write(frame.bytes, () => {
+      if (this.#stream !== stream) return;
+      this.#writing = false;
+      this.#pump();
+    });
+  }
+
+  #stall(): string {
+    const { timeoutMs } = this.#options;
+    const what =
+      this.#stream === null
+        ? "the receiver has not opened it"
+        : this.#kept.length > 0
+          ? `${this.#kept.length} frames are not confirmed`
+          : "the receiver takes nothing";
+    return `${this.#name} has stalled: no progress for ${timeoutMs / 1000} s, ${what}`;
+  }
+
+  #fail(error: PipeloraError): void {
+    if (this.#failure !== null) return;
+    this.#failure = error;
+    this.close();
+    this.#options.onFailed(error);
+  }
+
+  #wake(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const { resolve, reject } of waiting) {
+      if (this.#failure === null) resolve();
+      else reject(this.#failure);
+    }
+  }
+}
+
+export const STALL_HINT = "See the other rank's log; a slow network or device needs a longer --link-timeout.";
