@@ -3,6 +3,7 @@ import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
+import { type PlannedLink, plannedLinks } from "../plan/link-kinds.ts";
 import { assertRunnable, type Plan } from "../plan/plan.ts";
 import { NO_OVERRIDES } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
@@ -67,7 +68,7 @@ export async function assemble(
   setup: ModelSetup,
   workload: Workload,
   initialise: boolean,
-  onPlan: (plan: Plan) => void,
+  onPlan: (plan: Plan, links: readonly PlannedLink[]) => void,
   onJoined: (members: readonly WorkerConnection[]) => Promise<void> = async () => {},
 ): Promise<Assembled> {
   const members = await cluster.form();
@@ -82,7 +83,7 @@ export async function assemble(
       ? await calibrate(members, config, setup, devices, workload)
       : NO_OVERRIDES,
   );
-  onPlan(plan);
+  onPlan(plan, plannedLinks(config.link, devices, plan));
   assertRunnable(plan);
   const requests = await prepareRequests(
     config,

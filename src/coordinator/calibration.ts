@@ -134,7 +134,7 @@ async function neighbourRates(
 ): Promise<Map<string, LinkRate>> {
   const links = new Map<string, LinkRate>();
   const size = { bytes, count: PROBE_MESSAGES, linkTimeoutS: config.link_timeout };
-  await probeNeighbours(members, size, (from, found) => {
+  await probeNeighbours(members, config.link, size, (from, found) => {
     if (found instanceof Error) throw found;
     const { sender, receiver } = found;
     const [a, b] = [devices[from]!, devices[from + 1]!];

@@ -1,5 +1,7 @@
+import type { LinkOption } from "../plan/link-kinds.ts";
 import type { LinkProbed__Output } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
+import { peersOf } from "./peers.ts";
 
 export interface ProbeSize {
   /** Bytes of a message, and how many are sent. */
@@ -15,13 +17,15 @@ export interface ProbeSize {
  */
 export async function probeNeighbours<T>(
   members: readonly WorkerConnection[],
+  link: LinkOption,
   size: ProbeSize,
   use: (from: number, found: { sender: LinkProbed__Output; receiver: LinkProbed__Output } | Error) => T,
 ): Promise<T[]> {
-  const peers = members.map(({ hello }, rank) => ({ rank, address: hello.linkAddress }));
   const probe = async (from: number): Promise<T> => {
-    const request = { from, to: from + 1, ...size, peers };
-    const ends = [members[from]!, members[from + 1]!].map((member) => member.request({ probeLink: request }));
+    const request = { from, to: from + 1, ...size };
+    const ends = [from, from + 1].map((rank) =>
+      members[rank]!.request({ probeLink: { ...request, peers: peersOf(rank, members, link) } }),
+    );
     try {
       const [sender, receiver] = await Promise.all(ends);
       return use(from, { sender: sender!.linkProbed!, receiver: receiver!.linkProbed! });

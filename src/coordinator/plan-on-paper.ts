@@ -3,6 +3,7 @@ import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
 import type { HeldParameter } from "../models/parameters.ts";
 import type { StrategyOutcome } from "../plan/format-plan.ts";
+import { type PlannedLink, plannedLinks } from "../plan/link-kinds.ts";
 import type { Plan } from "../plan/plan.ts";
 import { NO_OVERRIDES } from "../plan/request.ts";
 import { heldParameters } from "./held-parameters.ts";
@@ -13,6 +14,7 @@ import { fullRowsWorkload, trainingWorkload } from "./workload.ts";
 
 export interface PaperPlan {
   readonly plan: Plan;
+  readonly links: readonly PlannedLink[];
   readonly layerNames: string[];
   readonly parameters: readonly HeldParameter[];
   /** The same request under every strategy. */
@@ -35,6 +37,7 @@ export async function planWithoutWorkers(config: Config): Promise<PaperPlan> {
   const { plan } = await planUnder(config);
   return {
     plan,
+    links: plannedLinks(config.link, devices, plan),
     layerNames: setup.spec.layers.map(({ name }) => name),
     parameters: heldParameters(setup).parameters,
     comparison: devices.length < 2 ? [] : await compareStrategies(config, planUnder),

@@ -31,6 +31,7 @@ export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
       kind,
       name: hello.deviceName,
       node: hello.node,
+      host: hello.hostId === "" ? `rank ${id}` : hello.hostId,
       memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
     };
   });

@@ -6,6 +6,7 @@ import type { Quantization } from "../rpc/generated/pipelora/v1/Quantization.ts"
 import type { Segment } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import type { ModelSetup } from "./model-setup.ts";
+import { peersOf } from "./peers.ts";
 import type { PipelineRoles } from "./pipeline.ts";
 
 /** The part of a plan that the workers act on. */
@@ -36,7 +37,6 @@ export async function prepareRequests(
       return { module: name, moduleId, r, scale, dropout, in: input, out };
     }),
     quantization: quantizationMessage(setup),
-    peers: members.map(({ hello }, rank) => ({ rank, address: hello.linkAddress })),
     schedule: config.schedule,
     seed: config.seed,
     loraInit: { kind: initialise ? initialisation(config) : "none" },
@@ -47,6 +47,7 @@ export async function prepareRequests(
     const position = own.indexOf(rank);
     return {
       ...common,
+      peers: peersOf(rank, members, config.link),
       segments: own.length === 0 ? [] : segmentsOn(own, segments),
       replicaRanks: own.length === 0 ? [] : replicas.map((ranks) => ranks[position]!),
       threads: hello.threads,

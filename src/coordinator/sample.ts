@@ -39,11 +39,12 @@ export async function withModel<T>(
   const cluster = await openCluster(config, log);
   try {
     const workload = generationWorkload(Math.min(options.tokens, setup.spec.maxPositions));
-    const { pipeline } = await assemble(cluster, config, setup, workload, false, (plan) => {
+    const { pipeline } = await assemble(cluster, config, setup, workload, false, (plan, links) => {
       log.debug(
         formatPlan(
           plan,
           setup.spec.layers.map(({ name }) => name),
+          links,
         ),
       );
       for (const warning of plan.warnings) log.warn(warning);

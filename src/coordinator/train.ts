@@ -5,6 +5,7 @@ import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
 import { formatPlan, planJson } from "../plan/format-plan.ts";
+import type { PlannedLink } from "../plan/link-kinds.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { assemble, openCluster } from "./assemble.ts";
@@ -123,7 +124,7 @@ async function attemptRun(run: Run): Promise<string | null> {
       setup,
       workload,
       setup.adapter === null,
-      (made) => showPlan(made, run),
+      (made, links) => showPlan(made, links, run),
       (members) => receive(members, run),
     ),
   );
@@ -188,7 +189,7 @@ async function receive(members: readonly WorkerConnection[], run: Run): Promise<
 async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
   const { config, setup, files, warn, reporter } = run;
   const savesOnEachNode = savedEverywhere(config);
-  const found = await inspectCluster(members, setup, files.outputDir, savesOnEachNode);
+  const found = await inspectCluster(members, setup, config.link, files.outputDir, savesOnEachNode);
   const verdict = judge(found, { checkpointBytes: files.checkpointBytes, diskMustDo: config.save_failure === "fail" });
   reporter.preflight(formatPreflight(found), { ...found, ...verdict });
   for (const warning of verdict.warnings) warn(warning);
@@ -225,9 +226,9 @@ function describeData({ train, evaluation }: TrainingData, log: Logger): void {
   if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
 }
 
-function showPlan(plan: Plan, { setup, reporter, warn }: Run): void {
+function showPlan(plan: Plan, links: readonly PlannedLink[], { setup, reporter, warn }: Run): void {
   const names = setup.spec.layers.map(({ name }) => name);
-  reporter.plan(formatPlan({ ...plan, warnings: [] }, names), planJson(plan));
+  reporter.plan(formatPlan({ ...plan, warnings: [] }, names, links), planJson(plan, links));
   for (const warning of plan.warnings) warn(warning);
 }
 

@@ -9,6 +9,8 @@ export interface Device {
   readonly name: string | null;
   /** Devices of one node share a fast link. */
   readonly node: string;
+  /** Equal where processes can share memory; absent: by node. */
+  readonly host?: string;
   /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */
   readonly memoryBytes: number | null;
 }

@@ -1,9 +1,10 @@
 import { formatBytes } from "../common/bytes.ts";
+import { formatLinks, type PlannedLink } from "./link-kinds.ts";
 import type { Plan } from "./plan.ts";
 import { alignTable } from "./table.ts";
 
 /** The plan as `coordinator plan --json` prints it. */
-export function planJson(plan: Plan): Record<string, unknown> {
+export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<string, unknown> {
   return {
     hf_device_map: Object.fromEntries(plan.hfDeviceMap),
     devices: plan.devices.map(({ device, rank, segments, memory }) => ({
@@ -24,6 +25,7 @@ export function planJson(plan: Plan): Record<string, unknown> {
             tokens_per_s: plan.predicted.tokensPerSecond,
           },
     replicas: plan.replicas.length,
+    links,
     planner: plan.planner,
     strategy: plan.strategy,
     warnings: plan.warnings,
@@ -32,7 +34,7 @@ export function planJson(plan: Plan): Record<string, unknown> {
 }
 
 /** The plan as a table for people: a device a line, then what is predicted. */
-export function formatPlan(plan: Plan, layerNames: readonly string[]): string {
+export function formatPlan(plan: Plan, layerNames: readonly string[], links: readonly PlannedLink[]): string {
   const head = ["device", "layers", "weights", "LoRA", "activations", "workspace", "total", "budget"];
   const rows = plan.devices.map(({ device, segments, memory }) => [
     String(device),
@@ -53,6 +55,7 @@ export function formatPlan(plan: Plan, layerNames: readonly string[]): string {
         `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
     );
   }
+  if (links.length > 0) lines.push(`links: ${formatLinks(links)}`);
   for (const warning of plan.warnings) lines.push(`warning: ${warning}`);
   if (plan.problem !== null) lines.push(`can't run: ${plan.problem}`);
   return lines.join("\n");

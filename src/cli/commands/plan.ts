@@ -5,14 +5,14 @@ import { comparisonJson, formatComparison, formatPlan, planJson } from "../../pl
 import { alignTable } from "../../plan/table.ts";
 
 export async function planCommand(config: Config): Promise<number> {
-  const { plan, layerNames, parameters, comparison } = await planWithoutWorkers(config);
+  const { plan, links, layerNames, parameters, comparison } = await planWithoutWorkers(config);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
     process.stdout.write(
-      `${JSON.stringify({ ...planJson(plan), strategies: comparisonJson(comparison), parameters: rows })}\n`,
+      `${JSON.stringify({ ...planJson(plan, links), strategies: comparisonJson(comparison), parameters: rows })}\n`,
     );
   } else {
-    const parts = [formatPlan(plan, layerNames), alignTable(heldForms(parameters))];
+    const parts = [formatPlan(plan, layerNames, links), alignTable(heldForms(parameters))];
     if (comparison.length > 0) parts.splice(1, 0, formatComparison(comparison));
     process.stdout.write(`${parts.join("\n\n")}\n`);
   }

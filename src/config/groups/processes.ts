@@ -1,5 +1,16 @@
 import { z } from "zod";
-import { count, flag, fromEnvironment, oneOrMore, option, optional, positive, RUNS, text } from "./vocabulary.ts";
+import {
+  choice,
+  count,
+  flag,
+  fromEnvironment,
+  oneOrMore,
+  option,
+  optional,
+  positive,
+  RUNS,
+  text,
+} from "./vocabulary.ts";
 
 export const processOptions = {
   workers: option(
@@ -54,6 +65,14 @@ export const processOptions = {
     z.number().positive().default(300),
     "Seconds after which a tensor that a peer has not sent counts as lost.",
     "SECONDS",
+  ),
+  link: option(
+    "string",
+    "Processes",
+    RUNS,
+    choice(["auto", "grpc", "shm"]).default("auto"),
+    "How workers exchange tensors: shm (memory shared by processes of one host), grpc, or auto: the best that each pair has.",
+    "NAME",
   ),
   health_listen: option(
     "string",

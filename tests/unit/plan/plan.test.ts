@@ -165,7 +165,7 @@ test("no budget at all, and strategies that accelerate lacks, are refused", () =
 });
 
 test("the JSON form has the documented keys", () => {
-  const json = planJson(makePlan(request(model("tiny-llama-3-layer"), cpus(2)))) as {
+  const json = planJson(makePlan(request(model("tiny-llama-3-layer"), cpus(2))), []) as {
     hf_device_map: Record<string, number>;
     devices: { device: number; segments: unknown[]; memory: Record<string, number> }[];
     predicted: Record<string, number>;
@@ -194,6 +194,7 @@ test("the table has a line a device and the prediction", () => {
   const lines = formatPlan(
     plan,
     spec.layers.map(({ name }) => name),
+    [],
   ).split("\n");
   assert.match(lines[0]!, /^device +layers +weights +LoRA +activations +workspace +total +budget$/);
   assert.match(lines[1]!, /^0 +model\.embed_tokens … lm_head /);
