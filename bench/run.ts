@@ -2,8 +2,10 @@
 // npm run bench -- coordinator   the coordinator's own time a step
 // npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
+// npm run bench -- links         tensors between two processes of this machine, beside raw TCP and memcpy
 import { benchCoordinator } from "./coordinator.ts";
 import { benchCpu } from "./cpu.ts";
+import { benchLinks } from "./links.ts";
 import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
 
@@ -12,6 +14,7 @@ const BENCHES: Readonly<Record<string, (print: (row: object) => void) => void | 
   coordinator: benchCoordinator,
   predicted: benchPredicted,
   simulated: benchSimulated,
+  links: benchLinks,
 };
 
 const name = process.argv[2] ?? "cpu";
