@@ -12,6 +12,7 @@ import { GrpcSender } from "../src/links/grpc-sender.ts";
 import { serveSenders } from "../src/links/service.ts";
 import { listen } from "../src/rpc/server.ts";
 import { NO_TRUST, openTrust, type Trust } from "../src/rpc/trust.ts";
+import { expectLargeBuffers } from "../src/worker/host-memory.ts";
 import { fromHost } from "../src/worker/tensors.ts";
 
 const TENSOR_BYTES = 4 << 20;
@@ -119,6 +120,7 @@ async function main(passes: number): Promise<void> {
   }
 }
 
+expectLargeBuffers(loadEngine());
 const [role, dir] = process.argv.slice(2);
 if (role === "receive") receive(dir!);
 else await main(Number(role ?? 5));
