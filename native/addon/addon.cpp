@@ -5,6 +5,7 @@
 #include "addon/quantise.h"
 #include "addon/random.h"
 #include "addon/tensor_object.h"
+#include "comm/nccl_library.h"
 #include "pipelora/cpu.h"
 #include "pipelora/cuda.h"
 
@@ -53,6 +54,11 @@ Napi::Value capabilities(const Napi::CallbackInfo& info) {
   result.Set("build", Napi::String::New(env, PIPELORA_BUILD));
   result.Set("cpu", cpu);
   result.Set("cuda", cuda_capabilities(env));
+  static const comm::NcclInfo found = comm::nccl_info();
+  Napi::Object nccl = Napi::Object::New(env);
+  nccl.Set("version", found.version.empty() ? env.Null() : Napi::String::New(env, found.version).As<Napi::Value>());
+  nccl.Set("reason", found.reason.empty() ? env.Null() : Napi::String::New(env, found.reason).As<Napi::Value>());
+  result.Set("nccl", nccl);
   return result;
 }
 

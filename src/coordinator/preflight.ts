@@ -31,6 +31,8 @@ export interface NodeFacts {
   /** Digest of its checkpoint; null: it can't be opened. */
   readonly checkpoint: string | null;
   readonly checkpointProblem: string | null;
+  /** Version of NCCL, "none" on a node with GPUs that lacks it; null: no GPUs. */
+  readonly nccl: string | null;
 }
 
 export interface LinkFacts {
@@ -85,6 +87,7 @@ export async function inspectCluster(
         checkpoint: report.checkpoint === "" ? null : report.checkpoint,
         checkpointProblem:
           report.checkpointFailure === null ? null : fromFailure(report.checkpointFailure, node).message,
+        nccl: report.nccl === "" ? null : report.nccl,
       };
     }),
   );
@@ -108,6 +111,7 @@ export async function inspectCluster(
     freeDiskBytes: await freeDisk(outputDir),
     checkpoint: await checkpointDigest(setup.checkpoint!),
     checkpointProblem: null,
+    nccl: null,
   };
   return { coordinator, nodes, links };
 }
@@ -181,9 +185,13 @@ export function formatPreflight({ coordinator, nodes, links }: Preflight): strin
     formatBytes(facts.freeMemoryBytes),
     facts.freeDiskBytes === null ? "-" : formatBytes(facts.freeDiskBytes),
     facts.checkpoint ?? "none",
+    facts.nccl ?? "-",
   ]);
   const tables = [
-    alignTable([["node", "devices", "version", "clock", "free memory", "free disk", "checkpoint"], ...nodeRows]),
+    alignTable([
+      ["node", "devices", "version", "clock", "free memory", "free disk", "checkpoint", "NCCL"],
+      ...nodeRows,
+    ]),
   ];
   if (links.length > 0) {
     const rows = links.map(({ from, to, latencyMs, bytesPerSecond, problem }) =>

@@ -115,6 +115,7 @@ export interface Capabilities {
     readonly bf16: boolean;
     readonly memoryBytes: number;
   };
+  readonly nccl: NcclLibrary;
   /** null where the addon was built without nvcc. */
   readonly cuda: {
     readonly runtime: number;
@@ -123,6 +124,12 @@ export interface Capabilities {
     /** Why no device can be used, if none can. */
     readonly reason: string | null;
   } | null;
+}
+
+/** NCCL as this machine has it, e.g. "2.27.3"; or why it can't be used. */
+export interface NcclLibrary {
+  readonly version: string | null;
+  readonly reason: string | null;
 }
 
 export interface CudaDevice {

@@ -1,5 +1,6 @@
 import { resolve } from "node:path";
 import { freeDisk, freeMemory } from "../common/machine.ts";
+import type { Capabilities } from "../engine/index.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import { checkpointDigest } from "../formats/fingerprint.ts";
 import type { Preflight__Output } from "../rpc/generated/pipelora/v1/Preflight.ts";
@@ -13,7 +14,11 @@ export interface OwnFolders {
 }
 
 /** What this node has for a run: nothing of a weight is read but samples. `own`: this node's folders; null: at the coordinator's paths. */
-export async function inspectNode(request: Preflight__Output, own: OwnFolders): Promise<PreflightReport> {
+export async function inspectNode(
+  request: Preflight__Output,
+  own: OwnFolders,
+  { cuda, nccl }: Capabilities,
+): Promise<PreflightReport> {
   const clockMs = Date.now();
   const digest = openCheckpoint(own.modelDir ?? request.modelDir).then(checkpointDigest);
   const [checkpoint, checkpointFailure] = await digest.then(
@@ -21,5 +26,13 @@ export async function inspectNode(request: Preflight__Output, own: OwnFolders): 
     (error: unknown) => ["", toFailure(error)] as const,
   );
   const freeDiskBytes = request.outputDir === "" ? 0 : await freeDisk(resolve(own.outputDir ?? request.outputDir));
-  return { clockMs, freeMemoryBytes: freeMemory(), freeDiskBytes, checkpoint, checkpointFailure };
+  const hasGpus = (cuda?.devices.length ?? 0) > 0;
+  return {
+    clockMs,
+    freeMemoryBytes: freeMemory(),
+    freeDiskBytes,
+    checkpoint,
+    checkpointFailure,
+    nccl: hasGpus ? (nccl.version ?? "none") : "",
+  };
 }

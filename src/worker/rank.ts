@@ -110,7 +110,9 @@ export class Rank {
       case "loraTensor":
         return this.#importTensor(message);
       case "preflight":
-        return { preflightReport: await inspectNode(message.preflight!, this.#options.folders) };
+        return {
+          preflightReport: await inspectNode(message.preflight!, this.#options.folders, loadEngine().capabilities()),
+        };
       case "outputFolder":
         return { outputFolder: await this.#options.files.folder(message.outputFolder!) };
       case "writeFile":

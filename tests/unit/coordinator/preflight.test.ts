@@ -17,6 +17,7 @@ const node = (name: string, more: Partial<NodeFacts> = {}): NodeFacts => ({
   freeDiskBytes: 1e9,
   checkpoint: "abc",
   checkpointProblem: null,
+  nccl: null,
   ...more,
 });
 const link = {
@@ -36,10 +37,15 @@ const found = (nodes: NodeFacts[], more: Partial<Preflight> = {}): Preflight => 
 const needs = { checkpointBytes: 1e6, diskMustDo: false };
 
 test("a fit cluster has nothing to say; one table holds nodes and links", () => {
-  const facts = found([node("a"), node("b")]);
+  const facts = found([node("a", { nccl: "2.27.3" }), node("b")]);
   assert.deepEqual(judge(facts, needs), { failures: [], warnings: [] });
   const text = formatPreflight(facts);
-  for (const part of [/^node +devices +version +clock/, /\nb +cpu,cpu/, /1 a\/cpu -> 2 b\/cpu +0\.30 ms/])
+  for (const part of [
+    /^node +devices +version +clock/,
+    /\na .* 2\.27\.3\n/,
+    /\nb +cpu,cpu.* -\n/,
+    /1 a\/cpu -> 2 b\/cpu +0\.30 ms/,
+  ])
     assert.match(text, part);
 });
 

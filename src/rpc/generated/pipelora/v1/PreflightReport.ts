@@ -9,6 +9,7 @@ export interface PreflightReport {
   'freeDiskBytes'?: (number | string | Long);
   'checkpoint'?: (string);
   'checkpointFailure'?: (_pipelora_v1_Failure | null);
+  'nccl'?: (string);
 }
 
 export interface PreflightReport__Output {
@@ -17,4 +18,5 @@ export interface PreflightReport__Output {
   'freeDiskBytes': (number);
   'checkpoint': (string);
   'checkpointFailure': (_pipelora_v1_Failure__Output | null);
+  'nccl': (string);
 }
