@@ -19,7 +19,7 @@ export function benchCpu(print: (row: object) => void): void {
   const folder = mkdtempSync(join(tmpdir(), "pipelora-bench-"));
   try {
     const { vocab_size: vocab } = JSON.parse(readFileSync(config, "utf8")) as { vocab_size: number };
-    const workload = makeWorkload(folder, config, vocab, ROWS * STEPS, TOKENS);
+    const workload = makeWorkload(folder, config, vocab, 4 * ROWS * STEPS, TOKENS);
     const ours = (name: string, change: Partial<RunOptions>, batches = 1) => {
       const run = { output: join(folder, "out"), workers: 1, threads: 1, cores: null, steps: STEPS };
       const flags = [...(change.flags ?? []), "--gradient-accumulation-steps", String(batches)];
@@ -36,12 +36,25 @@ export function benchCpu(print: (row: object) => void): void {
       const own = threads === 1 ? one : ours("one worker, two cores, f32", { threads: 2 });
       if (rate !== null) print({ row: `f32 against PyTorch, ${threads} core(s)`, ratio: round(own / rate, 3) });
     }
-    const two = ours("two workers, a core each, f32, 1f1b", { workers: 2 });
-    print({ row: "two workers against one on one core", ratio: round(two / one, 3) });
-    const oneDeep = ours("one worker, one core, f32, 16 rows a step", { cores: "0" }, 2);
-    const twoDeep = ours("two workers, a core each, f32, 16 rows a step", { workers: 2 }, 2);
-    print({ row: "two workers against one on one core, 16 micro-batches", ratio: round(twoDeep / oneDeep, 3) });
-    ours("two workers, a core each, f32, sequential", { workers: 2, flags: ["--schedule", "sequential"] });
+    const pairs = [
+      { name: "fastest", change: { deviceMap: "fastest" } },
+      { name: "1f1b", change: {} },
+      { name: "sequential", change: { flags: ["--schedule", "sequential"] } },
+    ];
+    for (const { name, change } of pairs) {
+      const two = ours(`two workers, a core each, f32, ${name}`, { workers: 2, ...change });
+      print({ row: `two workers against one on one core, ${name}`, ratio: round(two / one, 3) });
+    }
+    const oneDeep = ours("one worker, one core, f32, 32 rows a step", { cores: "0" }, 4);
+    const twoDeep = ours(
+      "two workers, a core each, f32, 32 rows a step, 1f1b",
+      {
+        workers: 2,
+        flags: ["--micro-batch-tokens", String(TOKENS)],
+      },
+      4,
+    );
+    print({ row: "two workers against one on one core, 32 micro-batches", ratio: round(twoDeep / oneDeep, 3) });
     const half = ours("one worker, one core, bf16", {
       cores: "0",
       flags: ["--compute-dtype", "bfloat16", "--torch-dtype", "bfloat16"],
