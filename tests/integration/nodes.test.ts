@@ -27,7 +27,9 @@ async function runOverNodes(t: TestContext, golden: GoldenRun, root: string, mor
   // The name is known only after the workers asked for it.
   await Promise.all(started.map((child) => new Promise((resolve) => child.stderr.once("data", resolve))));
   for (const index of [1, 2]) network.names(index, { "head.cluster": network.addresses[0]! });
-  const listen = ["--listen", `0.0.0.0:${PORT}`, "--nnodes", "2", "--save-on-each-node", ...tlsFlags(tls, "head")];
+  // These nodes are processes of one host, which would share memory: what is tested is the network.
+  const grpc = ["--link", "grpc", ...tlsFlags(tls, "head")];
+  const listen = ["--listen", `0.0.0.0:${PORT}`, "--nnodes", "2", "--save-on-each-node", ...grpc];
   const result = await outcome(
     network.start(0, "coordinator", goldenFlags(golden, head!, "--device-map", "balanced", ...more, ...listen)),
   );
