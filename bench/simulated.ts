@@ -75,7 +75,7 @@ function plan(spec: ModelSpec, count: number, holding: Holding, strategy: PlanRe
   try {
     const choices = strategy === "fastest" ? workload.free(devices) : [workload.fixed(devices)];
     const { plan: chosen, choice } = fastestPlan(request, choices);
-    const { predicted, replicas } = withSimulatedStep(chosen, choice.work(false));
+    const { predicted, replicas } = withSimulatedStep(chosen, choice.work(false), request);
     return {
       replicas: replicas.length,
       micro_batches: choice.work(false).microBatches,

@@ -10,6 +10,7 @@ import {
   NO_OVERRIDES,
   type PlanRequest,
   type RateOverrides,
+  type TimePoint,
 } from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { arenaBytes } from "./arena.ts";
@@ -88,12 +89,42 @@ export async function calibrate(
       member.request({ calibrate: { prepare: { ...prepares[rank]!, replicaRanks: [] }, ...sizes } }),
     ),
   );
-  const measured = replies.map(({ calibrated }): MeasuredDevice => {
+  const cores = replies.map(({ calibrated }) => calibrated!.cores);
+  const crowded = crowdedNodes(members, cores);
+  const measured = replies.map(({ calibrated }, rank): MeasuredDevice => {
+    // All were timed at once: alone each would have been as much faster as they are too many.
+    const { node, threads } = members[rank]!.hello;
+    const alone = crowded.has(node) ? (crowded.get(node)! * threads) / threadsOf(members, node) : 1;
     const { block, head, update } = calibrated!;
-    return { blockLayer, block, head, update };
+    const faster = ({ tokens, forward, backward }: TimePoint) => ({
+      tokens,
+      forward: forward * alone,
+      backward: backward * alone,
+    });
+    return { blockLayer, block: block.map(faster), head: head.map(faster), update: update * alone };
   });
   const bytes = Math.round(largest.meanTokens) * shape.hidden * dtypeBytes(base.computeDtype);
-  return { measured: alike(devices, measured), links: await neighbourRates(members, devices, bytes, config) };
+  return { measured: alike(devices, measured), crowded, links: await neighbourRates(members, devices, bytes, config) };
+}
+
+/** Nodes whose CPU workers have more threads than they may use cores, with how many of the workers the cores carry. */
+function crowdedNodes(
+  members: readonly WorkerConnection[],
+  cores: readonly (readonly number[])[],
+): Map<string, number> {
+  const crowded = new Map<string, number>();
+  for (const { hello } of members.filter(({ hello: { device } }) => device === "cpu")) {
+    const there = cores.filter((_, rank) => members[rank]!.hello.node === hello.node);
+    const count = new Set(there.flat()).size;
+    if (threadsOf(members, hello.node) > count) crowded.set(hello.node, count / hello.threads);
+  }
+  return crowded;
+}
+
+function threadsOf(members: readonly WorkerConnection[], node: string): number {
+  return members
+    .filter(({ hello }) => hello.node === node && hello.device === "cpu")
+    .reduce((sum, { hello }) => sum + hello.threads, 0);
 }
 
 /** A block with LoRA pairs, if any has them. */

@@ -81,7 +81,7 @@ export async function planFor(
   const { request, warning } = planRequest(config, setup, devices, { strategy, rates });
   const { plan, choice: cut } = fastestPlan(request, cutsOf(config, asked, devices, workload));
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
-  const simulated = withSimulatedStep(plan, cut.work(false));
+  const simulated = withSimulatedStep(plan, cut.work(false), request);
   return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype };
 }
 

@@ -1,6 +1,7 @@
+import type { Device } from "../plan/devices.ts";
 import type { Plan, PlanPrediction } from "../plan/plan.ts";
-import type { Work } from "../plan/request.ts";
-import { buildSchedule, type SimulatedStep, simulateStep } from "../schedule/index.ts";
+import type { PlanRequest, RateOverrides, Work } from "../plan/request.ts";
+import { buildSchedule, type SharedCores, type SimulatedStep, simulateStep } from "../schedule/index.ts";
 
 /** Above so many forward passes of a step the closed form has to do: a simulation would take longer than a plan may. */
 const MOST_SIMULATED = 8192;
@@ -9,12 +10,16 @@ const MOST_SIMULATED = 8192;
  * The plan with its step simulated: the instruction lists that the ranks will run, with the predicted times of segments and links.
  * Sees the stalls that the closed form leaves out.
  */
-export function withSimulatedStep(plan: Plan, work: Work): Plan {
+export function withSimulatedStep(
+  plan: Plan,
+  work: Work,
+  { devices, rates }: Pick<PlanRequest, "devices" | "rates">,
+): Plan {
   const { predicted } = plan;
   if (predicted === null || plan.segments.length < 2 || plan.segments.length * work.microBatches > MOST_SIMULATED) {
     return plan;
   }
-  const step = simulateSegments(plan, predicted, work);
+  const step = simulateSegments(plan, predicted, work, coresOf(plan, devices, rates));
   const stepTimeMs = step.stepTime * 1e3 + predicted.sumMs + predicted.updateMs;
   const tokens = (predicted.tokensPerSecond * predicted.stepTimeMs) / 1e3;
   return {
@@ -28,7 +33,21 @@ export function withSimulatedStep(plan: Plan, work: Work): Plan {
   };
 }
 
-function simulateSegments(plan: Plan, predicted: PlanPrediction, work: Work): SimulatedStep {
+/** The first replica's share of the cores of crowded nodes; null: every rank has its own. */
+function coresOf(plan: Plan, devices: readonly Device[], { crowded }: RateOverrides): SharedCores | null {
+  if (crowded.size === 0) return null;
+  const nodeOf = new Map(devices.map(({ id, node }) => [id, node]));
+  const nodes = plan.devices.map(({ device }) => nodeOf.get(device)!);
+  const used = plan.devices.filter(({ segments }) => segments.length > 0).map(({ rank }) => rank);
+  const own = used.filter((rank) => plan.replicas[0]!.includes(rank));
+  const on = (ranks: readonly number[], node: string) => ranks.filter((rank) => nodes[rank] === node).length;
+  return {
+    groupOf: (rank) => nodes[rank]!,
+    fullSpeed: (node) => ((crowded.get(node) ?? Number.POSITIVE_INFINITY) * on(own, node)) / on(used, node),
+  };
+}
+
+function simulateSegments(plan: Plan, predicted: PlanPrediction, work: Work, cores: SharedCores | null): SimulatedStep {
   const { segments } = plan;
   const lists = buildSchedule({
     segments,
@@ -54,6 +73,7 @@ function simulateSegments(plan: Plan, predicted: PlanPrediction, work: Work): Si
       bytesPerSecond: (from, to) => 1 / (transfers.get(`${from}-${to}`) ?? 0),
       buffer: Number.POSITIVE_INFINITY,
     },
+    cores,
   );
 }
 

@@ -60,6 +60,8 @@ export interface RateOverrides {
   readonly measured: ReadonlyMap<number, MeasuredDevice>;
   /** Between two devices, or two nodes, by `linkKey` of their ids or names, either way. */
   readonly links: ReadonlyMap<string, LinkRate>;
+  /** Nodes with more CPU workers than their cores carry at full speed, and how many that are. */
+  readonly crowded: ReadonlyMap<string, number>;
 }
 
 export function linkKey(a: number | string, b: number | string): string {
@@ -93,4 +95,4 @@ export interface LinkRate {
   readonly compute: number;
 }
 
-export const NO_OVERRIDES: RateOverrides = { measured: new Map(), links: new Map() };
+export const NO_OVERRIDES: RateOverrides = { measured: new Map(), links: new Map(), crowded: new Map() };

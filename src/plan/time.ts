@@ -44,7 +44,8 @@ export function predictTime(
   }
   const compute = [...loads.values()].reduce((sum, load) => sum + load, 0);
   const through = compute + 2 * times.reduce((sum, { transfer }) => sum + transfer, 0);
-  const largest = Math.max(...loads.values(), ...times.map(({ transfer }) => transfer));
+  const shared = sharedLoads(request, loads);
+  const largest = Math.max(...loads.values(), ...shared, ...times.map(({ transfer }) => transfer));
   const ranks = 1 + Math.max(...segments.map((segment) => segment.rank));
   const chunks = work.schedule === "interleaved" && isRoundRobin(segments, ranks) ? segments.length / ranks : 1;
   const batches =
@@ -91,6 +92,14 @@ function segmentTimes(
       backward,
       transfer: next === undefined ? 0 : transferTime(device, devices.get(next.device)!, bytes, request),
     };
+  });
+}
+
+/** On a crowded node the loads of all its devices, at the rate of those that it carries. */
+function sharedLoads({ devices, rates }: PlanRequest, loads: ReadonlyMap<number, number>): number[] {
+  return [...rates.crowded].map(([node, fullSpeed]) => {
+    const there = devices.filter((device) => device.node === node);
+    return there.reduce((sum, { id }) => sum + (loads.get(id) ?? 0), 0) / fullSpeed;
   });
 }
 

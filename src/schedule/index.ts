@@ -5,6 +5,7 @@ export type {
   Deadlock,
   LinkModel,
   OperationTimes,
+  SharedCores,
   SimulatedRank,
   SimulatedStep,
   SimulationResult,

@@ -52,6 +52,12 @@ export type SimulationResult =
   | { readonly deadlock: null; readonly step: SimulatedStep }
   | { readonly deadlock: Deadlock; readonly step: null };
 
+/** Ranks that compute on the same cores: `fullSpeed` of a group's ranks can at once, more share that evenly. */
+export interface SharedCores {
+  readonly groupOf: (rank: number) => string;
+  readonly fullSpeed: (group: string) => number;
+}
+
 /**
  * Runs instruction lists in simulated time. Each direction between two ranks is one first-in first-out queue: a receive
  * that finds another message at its head waits for ever, as it would on a real link of that kind, and counts as a deadlock.
@@ -60,8 +66,9 @@ export function simulate(
   lists: readonly (readonly Instruction[])[],
   times: OperationTimes,
   links: LinkModel = IDEAL_LINKS,
+  cores: SharedCores | null = null,
 ): SimulationResult {
-  return new Simulation(lists, times, links).run();
+  return new Simulation(lists, times, links, cores).run();
 }
 
 /** As simulate, for lists that must run: throws PL_INTERNAL naming who waits for what. */
@@ -69,8 +76,9 @@ export function simulateStep(
   lists: readonly (readonly Instruction[])[],
   times: OperationTimes,
   links: LinkModel = IDEAL_LINKS,
+  cores: SharedCores | null = null,
 ): SimulatedStep {
-  const { deadlock, step } = simulate(lists, times, links);
+  const { deadlock, step } = simulate(lists, times, links, cores);
   if (deadlock === null) return step;
   const waiting = deadlock.waiting.map(
     ({ rank, instruction: { kind, segment, microBatch }, reason }) =>
@@ -86,15 +94,26 @@ interface Sent {
 
 interface LinkState {
   readonly sent: Sent[];
-  /** When each message was received. */
-  readonly received: number[];
+  /** How many of them. */
+  received: number;
   /** When the last message has left. */
   free: number;
+}
+
+interface Computing {
+  readonly instruction: Instruction;
+  readonly began: number;
+  /** When it ends at the present rate. */
+  end: number;
+  rate: number;
 }
 
 interface RankState {
   next: number;
   clock: number;
+  computing: Computing | null;
+  /** When the message that it waits for arrives, if that is known. */
+  wakes: number;
   busy: number;
   sentBytes: number;
   readonly held: Map<number, number>;
@@ -105,31 +124,44 @@ class Simulation {
   readonly #lists: readonly (readonly Instruction[])[];
   readonly #times: OperationTimes;
   readonly #model: LinkModel;
+  readonly #cores: SharedCores | null;
   readonly #ranks: RankState[];
   readonly #links = new Map<number, LinkState>();
   readonly #learning: ReadonlySet<number>;
+  #now = 0;
 
-  constructor(lists: readonly (readonly Instruction[])[], times: OperationTimes, model: LinkModel) {
+  constructor(
+    lists: readonly (readonly Instruction[])[],
+    times: OperationTimes,
+    model: LinkModel,
+    cores: SharedCores | null,
+  ) {
     this.#lists = lists;
     this.#times = times;
     this.#model = model;
-    this.#ranks = lists.map(() => ({ next: 0, clock: 0, busy: 0, sentBytes: 0, held: new Map(), peakHeld: new Map() }));
+    this.#cores = cores;
+    this.#ranks = lists.map(() => ({
+      ...{ next: 0, clock: 0, computing: null, wakes: Number.POSITIVE_INFINITY, busy: 0, sentBytes: 0 },
+      ...{ held: new Map(), peakHeld: new Map() },
+    }));
     this.#learning = new Set(
       lists.flatMap((list) => list.filter(({ kind }) => kind === "backward").map(({ segment }) => segment)),
     );
   }
 
   run(): SimulationResult {
-    const ready = this.#ranks.map((_, rank) => rank);
-    for (let rank = ready.pop(); rank !== undefined; rank = ready.pop()) {
-      const state = this.#ranks[rank]!;
-      const list = this.#lists[rank]!;
-      while (state.next < list.length) {
-        const instruction = list[state.next]!;
-        if (this.#blockedBy(rank, instruction) !== null) break;
-        this.#execute(rank, state, instruction);
-        state.next += 1;
-        if (instruction.peer !== undefined) ready.push(instruction.peer);
+    let ready = this.#ranks.map((_, rank) => rank);
+    while (ready.length > 0) {
+      this.#proceed(ready);
+      this.#shareCores();
+      const next = Math.min(...this.#ranks.map(({ computing, wakes }) => computing?.end ?? wakes));
+      if (next === Number.POSITIVE_INFINITY) break;
+      this.#now = next;
+      ready = [];
+      for (const [rank, state] of this.#ranks.entries()) {
+        if (state.computing !== null ? state.computing.end > next : state.wakes > next) continue;
+        if (state.computing !== null) this.#finish(state, state.computing);
+        ready.push(rank);
       }
     }
     const waiting = this.#ranks.flatMap((state, rank) => {
@@ -139,55 +171,100 @@ class Simulation {
     return waiting.length > 0 ? { deadlock: { waiting }, step: null } : { deadlock: null, step: this.#summary() };
   }
 
+  /** Runs all that takes no time, on these ranks and on those that it lets go on, and starts computing. */
+  #proceed(ranks: readonly number[]): void {
+    const ready = [...ranks];
+    for (let rank = ready.pop(); rank !== undefined; rank = ready.pop()) {
+      const state = this.#ranks[rank]!;
+      const list = this.#lists[rank]!;
+      while (state.computing === null && state.next < list.length) {
+        const instruction = list[state.next]!;
+        if (this.#blockedBy(rank, instruction) !== null || !this.#execute(rank, state, instruction)) break;
+        if (instruction.peer !== undefined) ready.push(instruction.peer);
+      }
+    }
+  }
+
   #blockedBy(rank: number, instruction: Instruction): string | null {
     const { kind, peer } = instruction;
     if (kind === "recv-forward" || kind === "recv-backward") {
       const { sent, received } = this.#link(peer!, rank);
-      const head = sent[received.length];
+      const head = sent[received];
       if (head === undefined) return `nothing came from rank ${peer}`;
       return head.tag === tagOf(instruction) ? null : `rank ${peer} sent ${head.tag} first`;
     }
     if (kind === "send-forward" || kind === "send-backward") {
       const { sent, received } = this.#link(rank, peer!);
-      return sent.length - received.length < this.#model.buffer ? null : `no room towards rank ${peer}`;
+      return sent.length - received < this.#model.buffer ? null : `no room towards rank ${peer}`;
     }
     return null;
   }
 
-  #execute(rank: number, state: RankState, instruction: Instruction): void {
+  /** False: its message is still on the way. */
+  #execute(rank: number, state: RankState, instruction: Instruction): boolean {
     const { kind, segment, microBatch, peer } = instruction;
+    state.wakes = Number.POSITIVE_INFINITY;
     switch (kind) {
       case "forward":
-        this.#compute(state, this.#times.forward(segment, microBatch));
         if (this.#learning.has(segment)) this.#hold(state, segment, 1);
-        return;
+        this.#compute(state, instruction, this.#times.forward(segment, microBatch));
+        return true;
       case "backward":
-        this.#compute(state, this.#times.backward(segment, microBatch));
-        this.#hold(state, segment, -1);
-        return;
+        this.#compute(state, instruction, this.#times.backward(segment, microBatch));
+        return true;
       case "recv-forward":
       case "recv-backward": {
-        const { sent, received } = this.#link(peer!, rank);
-        state.clock = Math.max(state.clock, sent[received.length]!.arrival);
-        received.push(state.clock);
-        return;
+        const link = this.#link(peer!, rank);
+        const { arrival } = link.sent[link.received]!;
+        if (arrival > this.#now) {
+          state.wakes = arrival;
+          return false;
+        }
+        link.received++;
+        break;
       }
       case "send-forward":
       case "send-backward": {
         const link = this.#link(rank, peer!);
-        const room = link.received[link.sent.length - this.#model.buffer];
-        state.clock = Math.max(state.clock, room ?? 0);
         const bytes = this.#model.messageBytes(microBatch);
-        link.free = Math.max(state.clock, link.free) + bytes / this.#model.bytesPerSecond(rank, peer!);
+        link.free = Math.max(this.#now, link.free) + bytes / this.#model.bytesPerSecond(rank, peer!);
         link.sent.push({ tag: tagOf(instruction), arrival: link.free + this.#model.latency(rank, peer!) });
         state.sentBytes += bytes;
       }
     }
+    state.clock = this.#now;
+    state.next++;
+    return true;
   }
 
-  #compute(state: RankState, seconds: number): void {
-    state.clock += seconds;
-    state.busy += seconds;
+  #compute(state: RankState, instruction: Instruction, seconds: number): void {
+    state.computing = { instruction, began: this.#now, end: this.#now + seconds, rate: 1 };
+  }
+
+  #finish(state: RankState, { instruction, began }: Computing): void {
+    state.computing = null;
+    state.busy += this.#now - began;
+    state.clock = this.#now;
+    state.next++;
+    if (instruction.kind === "backward") this.#hold(state, instruction.segment, -1);
+  }
+
+  /** What computes at the moment shares the cores of its group: its end moves with their number. */
+  #shareCores(): void {
+    const cores = this.#cores;
+    if (cores === null) return;
+    const busy = new Map<string, number>();
+    for (const [rank, { computing }] of this.#ranks.entries()) {
+      if (computing !== null) busy.set(cores.groupOf(rank), (busy.get(cores.groupOf(rank)) ?? 0) + 1);
+    }
+    for (const [rank, { computing }] of this.#ranks.entries()) {
+      if (computing === null) continue;
+      const group = cores.groupOf(rank);
+      const rate = Math.min(1, cores.fullSpeed(group) / busy.get(group)!);
+      if (rate === computing.rate) continue;
+      computing.end = this.#now + ((computing.end - this.#now) * computing.rate) / rate;
+      computing.rate = rate;
+    }
   }
 
   #hold(state: RankState, segment: number, change: number): void {
@@ -200,7 +277,7 @@ class Simulation {
     const key = from * this.#lists.length + to;
     const known = this.#links.get(key);
     if (known !== undefined) return known;
-    const link: LinkState = { sent: [], received: [], free: 0 };
+    const link: LinkState = { sent: [], received: 0, free: 0 };
     this.#links.set(key, link);
     return link;
   }

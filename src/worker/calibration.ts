@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
@@ -28,7 +29,7 @@ export async function calibrate(
     });
     const head: LayerTime[] = [];
     for (const tokens of request.labelTokens) head.push(await timer.time(prepared.engineSegment.get(1)!, tokens, true));
-    return { block, head, update };
+    return { block, head, update, cores: allowedCores() };
   } finally {
     await engine.close();
   }
@@ -130,4 +131,13 @@ async function median(work: () => Promise<void>): Promise<number> {
 
 function middle(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
+}
+
+/** Cores that the scheduler may give this process, by number: "0-3,8" in Linux's own words. */
+function allowedCores(): number[] {
+  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "";
+  return list.split(",").flatMap((range) => {
+    const [first, last] = range.split("-").map(Number);
+    return Array.from({ length: (last ?? first!) - first! + 1 }, (_, index) => first! + index);
+  });
 }

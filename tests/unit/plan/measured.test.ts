@@ -29,7 +29,7 @@ function rates(devices: readonly MeasuredDevice[], compute = 0): RateOverrides {
   const links = devices
     .slice(1)
     .map((_, id) => [linkKey(id, id + 1), { bytesPerSecond: 1e12, latency: 0, compute }] as const);
-  return { measured: new Map(devices.entries()), links: new Map(links) };
+  return { measured: new Map(devices.entries()), links: new Map(links), crowded: new Map() };
 }
 
 test("a plan's times are those measured", () => {

@@ -242,6 +242,7 @@ test("a faster device takes more, a node's devices stay neighbours, and `fastest
   const rates = {
     measured: new Map<number, MeasuredDevice>(),
     links: new Map([[linkKey(0, 1), { bytesPerSecond: 1e8, latency: 1e-3, compute: 0 }]]),
+    crowded: new Map<string, number>(),
   };
   const alone = makePlan(request(tiny, gpus(2), { strategy: "fastest", rates }));
   assert.deepEqual(

@@ -65,3 +65,30 @@ test("a slow stage bounds the step", () => {
   assert.ok(step.stepTime < 120 + 12);
   assert.ok(step.ranks[1]!.bubble < 0.1 && step.ranks[0]!.bubble > 0.7);
 });
+
+test("ranks that share cores slow each other down while they compute at the same time", () => {
+  const alone = (seconds: number) => ({ forward: () => seconds, backward: () => 0 });
+  const one: Instruction[] = [op("forward", 0, 0)];
+  const cores = (fullSpeed: number) => ({ groupOf: () => "a", fullSpeed: () => fullSpeed });
+  const time = (count: number, fullSpeed: number) =>
+    simulateStep(
+      Array.from({ length: count }, () => one),
+      alone(6),
+      IDEAL_LINKS,
+      cores(fullSpeed),
+    ).stepTime;
+  assert.equal(time(2, 2), 6);
+  assert.equal(time(3, 2), 9);
+  assert.equal(time(4, 1), 24);
+
+  // Both at half speed until the shorter is done: 4 of 8 seconds; the other then needs its last 4 at full speed.
+  const lists = [[op("forward", 0, 0)], [op("forward", 1, 0)]];
+  const step = simulateStep(lists, { forward: (s) => (s === 0 ? 4 : 8), backward: () => 0 }, IDEAL_LINKS, cores(1));
+  assert.equal(step.stepTime, 12);
+  assert.deepEqual(
+    step.ranks.map(({ busy }) => busy),
+    [8, 12],
+  );
+  const apart = { groupOf: (rank: number) => String(rank), fullSpeed: () => 1 };
+  assert.equal(simulateStep(lists, { forward: () => 4, backward: () => 0 }, IDEAL_LINKS, apart).stepTime, 4);
+});

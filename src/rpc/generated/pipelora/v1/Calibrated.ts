@@ -6,10 +6,12 @@ export interface Calibrated {
   'block'?: (_pipelora_v1_LayerTime)[];
   'head'?: (_pipelora_v1_LayerTime)[];
   'update'?: (number | string);
+  'cores'?: (number)[];
 }
 
 export interface Calibrated__Output {
   'block': (_pipelora_v1_LayerTime__Output)[];
   'head': (_pipelora_v1_LayerTime__Output)[];
   'update': (number);
+  'cores': (number)[];
 }
