@@ -5,6 +5,7 @@ import type { FrameSink } from "../rpc/tensor-stream.ts";
 import { linkName, type OutgoingTensor, type SendingEnd } from "./link.ts";
 import { type EndOptions, WINDOW_BYTES } from "./options.ts";
 import { Slabs } from "./slabs.ts";
+import { Waiters } from "./waiters.ts";
 import { Watch } from "./watch.ts";
 
 interface Sealed {
@@ -30,7 +31,7 @@ export class GrpcSender implements SendingEnd {
   #grantedBytes: number;
   #stream: FrameSink | null = null;
   #writing = false;
-  #waiting: { resolve: () => void; reject: (error: PipeloraError) => void }[] = [];
+  readonly #waiters = new Waiters();
   #failure: PipeloraError | null = null;
 
   constructor(options: EndOptions, checksum: Checksum) {
@@ -39,7 +40,7 @@ export class GrpcSender implements SendingEnd {
     this.#grantedBytes = options.windowBytes ?? WINDOW_BYTES;
     this.#watch = new Watch(
       options.timeoutMs,
-      () => this.#kept.length > 0 || this.#waiting.length > 0,
+      () => this.#kept.length > 0 || this.#waiters.some,
       () => this.#fail(new PipeloraError("PL_LINK_FAILED", this.#stall(), { hint: STALL_HINT })),
     );
   }
@@ -52,7 +53,7 @@ export class GrpcSender implements SendingEnd {
   room(): Promise<void> | null {
     if (this.#failure === null && this.#begunBytes < this.#grantedBytes) return null;
     if (this.#failure !== null) return Promise.reject(this.#failure);
-    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
+    return this.#waiters.wait();
   }
 
   async send(key: string, tensor: OutgoingTensor): Promise<void> {
@@ -90,7 +91,7 @@ export class GrpcSender implements SendingEnd {
     this.#stream?.end();
     this.#stream = null;
     this.#failure ??= new PipeloraError("PL_LINK_FAILED", `${this.#name} was closed`);
-    this.#wake();
+    this.#waiters.wake(this.#failure);
   }
 
   get #name(): string {
@@ -108,7 +109,7 @@ export class GrpcSender implements SendingEnd {
     this.#first = received;
     this.#next = again ? received : Math.max(this.#next, received);
     this.#grantedBytes = Math.max(this.#grantedBytes, grantedBytes);
-    if (this.#begunBytes < this.#grantedBytes) this.#wake();
+    if (this.#begunBytes < this.#grantedBytes) this.#waiters.wake(this.#failure);
     this.#pump();
   }
 
@@ -141,15 +142,6 @@ export class GrpcSender implements SendingEnd {
     this.#failure = error;
     this.close();
     this.#options.onFailed(error);
-  }
-
-  #wake(): void {
-    const waiting = this.#waiting;
-    this.#waiting = [];
-    for (const { resolve, reject } of waiting) {
-      if (this.#failure === null) resolve();
-      else reject(this.#failure);
-    }
   }
 }
 

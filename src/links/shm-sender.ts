@@ -4,6 +4,7 @@ import { encodeFields } from "../rpc/tensor-frame.ts";
 import { STALL_HINT } from "./grpc-sender.ts";
 import { linkName, type OutgoingTensor, type SendingEnd } from "./link.ts";
 import { type EndOptions, WINDOW_BYTES } from "./options.ts";
+import { Waiters } from "./waiters.ts";
 import { Watch } from "./watch.ts";
 
 /** Addresses, not memory: pages that no tensor has touched cost nothing. */
@@ -23,7 +24,7 @@ export class ShmSender implements SendingEnd {
   readonly #watch: Watch;
   #begunBytes = 0;
   #grantedBytes: number;
-  #waiting: { resolve: () => void; reject: (error: PipeloraError) => void }[] = [];
+  readonly #waiters = new Waiters();
   #failure: PipeloraError | null = null;
 
   constructor(options: EndOptions, addon: NativeAddon) {
@@ -36,7 +37,7 @@ export class ShmSender implements SendingEnd {
     );
     this.#watch = new Watch(
       options.timeoutMs,
-      () => this.#waiting.length > 0,
+      () => this.#waiters.some,
       () => {
         const text = `${this.#name} has stalled: the receiver has taken nothing for ${options.timeoutMs / 1000} s`;
         this.#fail(new PipeloraError("PL_LINK_FAILED", text, { hint: STALL_HINT }));
@@ -53,7 +54,7 @@ export class ShmSender implements SendingEnd {
     if (this.#failure !== null) return Promise.reject(this.#failure);
     if (this.#hasRoom()) return null;
     this.#shared.waitForProgress();
-    return this.#hasRoom() ? null : this.#wait();
+    return this.#hasRoom() ? null : this.#waiters.wait();
   }
 
   async send(key: string, tensor: OutgoingTensor): Promise<void> {
@@ -80,7 +81,7 @@ export class ShmSender implements SendingEnd {
     this.#watch.stop();
     this.#failure ??= new PipeloraError("PL_LINK_FAILED", `${this.#name} was closed`);
     this.#shared.close();
-    this.#wake();
+    this.#waiters.wake(this.#failure);
   }
 
   get #name(): string {
@@ -98,12 +99,8 @@ export class ShmSender implements SendingEnd {
       this.#shared.waitForProgress();
       const at = this.#shared.reserve(bytes);
       if (at !== null) return at;
-      await this.#wait();
+      await this.#waiters.wait();
     }
-  }
-
-  #wait(): Promise<void> {
-    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
   }
 
   /** Also called when nothing has happened: whoever waits looks again, and waits again. */
@@ -111,7 +108,7 @@ export class ShmSender implements SendingEnd {
     if (this.#failure !== null) return;
     const before = this.#grantedBytes;
     if (this.#hasRoom() || this.#grantedBytes > before) this.#watch.progress();
-    this.#wake();
+    this.#waiters.wake(this.#failure);
   }
 
   #fail(error: PipeloraError): void {
@@ -119,14 +116,5 @@ export class ShmSender implements SendingEnd {
     this.#failure = error;
     this.close();
     this.#options.onFailed(error);
-  }
-
-  #wake(): void {
-    const waiting = this.#waiting;
-    this.#waiting = [];
-    for (const { resolve, reject } of waiting) {
-      if (this.#failure === null) resolve();
-      else reject(this.#failure);
-    }
   }
 }

@@ -12,7 +12,7 @@ import { listen } from "../../../src/rpc/server.ts";
 import { FRAME_HEAD, openFrame, sealFrame } from "../../../src/rpc/tensor-frame.ts";
 import { type FrameSink, TensorClient } from "../../../src/rpc/tensor-stream.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
-import { type LinkSettings, linkSuite, type OpenLink, pattern, pause, sendWhenRoom, tensor } from "./suite.ts";
+import { type LinkSettings, linkSuite, type OpenLink, pattern, pause, sendWhenRoom, taker, tensor } from "./suite.ts";
 
 const { crc32c } = loadEngine();
 const refused = () => {};
@@ -64,12 +64,7 @@ async function open(
     sender.close();
     server.close();
   });
-  const take = (key: string) => {
-    const came = mailbox.take(key, 0);
-    receiver.awaited();
-    return came;
-  };
-  return { sender, mailbox, take, failures, port: server.port, notes };
+  return { sender, mailbox, take: taker(mailbox, receiver), failures, port: server.port, notes };
 }
 
 linkSuite("grpc", (t, settings) => open(t, settings));

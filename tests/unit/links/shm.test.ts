@@ -12,7 +12,7 @@ import { ShmReceiver } from "../../../src/links/shm-receiver.ts";
 import { ShmSender } from "../../../src/links/shm-sender.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
-import { type LinkSettings, linkSuite, type OpenLink, pattern, sendWhenRoom, tensor } from "./suite.ts";
+import { type LinkSettings, linkSuite, type OpenLink, pattern, sendWhenRoom, taker, tensor } from "./suite.ts";
 
 const addon = loadEngine();
 const refused = () => {};
@@ -37,12 +37,7 @@ function receiveFrom(port: number, settings: LinkSettings, failures: PipeloraErr
     },
     addon,
   );
-  const take = (key: string) => {
-    const came = mailbox.take(key, 0);
-    receiver.awaited();
-    return came;
-  };
-  return { mailbox, receiver, take };
+  return { mailbox, receiver, take: taker(mailbox, receiver) };
 }
 
 /** Both ends in this process: two mappings of the same memory. */

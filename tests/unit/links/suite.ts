@@ -2,8 +2,9 @@ import assert from "node:assert/strict";
 import { type TestContext, test } from "node:test";
 import type { Dtype } from "../../../src/common/dtype.ts";
 import type { PipeloraError } from "../../../src/common/errors.ts";
-import type { IncomingTensor, OutgoingTensor, SendingEnd } from "../../../src/links/link.ts";
+import type { IncomingTensor, OutgoingTensor, ReceivingEnd, SendingEnd } from "../../../src/links/link.ts";
 import type { Mailbox } from "../../../src/links/mailbox.ts";
+import { fromHost } from "../../../src/worker/tensors.ts";
 
 export interface OpenLink {
   readonly sender: SendingEnd;
@@ -22,18 +23,25 @@ export interface LinkSettings {
 
 export type OpenLinkFor = (t: TestContext, settings?: LinkSettings) => Promise<OpenLink>;
 
+/** Takes tensors of rank 0 as a rank does: the link is told of each that is waited for. */
+export function taker(mailbox: Mailbox, receiver: ReceivingEnd): (key: string) => Promise<IncomingTensor> {
+  return (key) => {
+    const came = mailbox.take(key, 0);
+    receiver.awaited();
+    return came;
+  };
+}
+
 export function tensor(bytes: Uint8Array, dtype: Dtype = "float32", shape = [bytes.length / 4]): OutgoingTensor {
+  const whole = fromHost(bytes, shape, dtype);
   return {
-    shape,
-    dtype,
-    byteLength: bytes.length,
+    ...whole,
     copyTo: async (pieces) => {
-      let at = 0;
-      for (const piece of pieces) {
-        piece.set(bytes.subarray(at, at + piece.length));
-        at += piece.length;
-      }
-      assert.equal(at, bytes.length);
+      await whole.copyTo(pieces);
+      assert.equal(
+        pieces.reduce((sum, piece) => sum + piece.length, 0),
+        bytes.length,
+      );
     },
   };
 }
