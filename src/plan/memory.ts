@@ -47,13 +47,22 @@ export function predictMemory(
     const own = segments.filter((segment) => segment.device === device.id);
     result.set(
       device.id,
-      own.length === 0 ? EMPTY : deviceMemory(request, device, layers, segments, own, checkpointed, boundary),
+      own.length === 0 ? NO_MEMORY : deviceMemory(request, device, layers, segments, own, checkpointed, boundary),
     );
   }
   return result;
 }
 
-const EMPTY: DeviceMemory = { weights: 0, lora: 0, activations: 0, workspace: 0, cache: 0, context: 0, total: 0 };
+/** Of a device without a segment. */
+export const NO_MEMORY: DeviceMemory = {
+  weights: 0,
+  lora: 0,
+  activations: 0,
+  workspace: 0,
+  cache: 0,
+  context: 0,
+  total: 0,
+};
 
 function deviceMemory(
   request: PlanRequest,

@@ -9,7 +9,7 @@ import { interleavedPlacements } from "./interleave.ts";
 import { contextBytes, lowestTrainable } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
 import type { LayerWork } from "./layer-work.ts";
-import { type CheckpointedBlocks, type DeviceMemory, inFlight, predictMemory } from "./memory.ts";
+import { type CheckpointedBlocks, type DeviceMemory, inFlight, NO_MEMORY, predictMemory } from "./memory.ts";
 import type { Stage } from "./partition.ts";
 import { type PlacementProblem, place } from "./planner.ts";
 import { type RangeCosts, rangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
@@ -348,13 +348,12 @@ function plannedDevices(
     device: id,
     rank,
     segments: segments.filter((segment) => segment.device === id).map((segment) => segment.index),
-    memory: { ...(memory.get(id) ?? NOTHING), budget: budgets.get(id) ?? 0 },
+    memory: { ...(memory.get(id) ?? NO_MEMORY), budget: budgets.get(id) ?? 0 },
   }));
 }
 
-const NOTHING: DeviceMemory = { weights: 0, lora: 0, activations: 0, workspace: 0, cache: 0, context: 0, total: 0 };
 /** What a device holds that the plan does not use. */
-export const IDLE: PlannedDevice["memory"] = { ...NOTHING, budget: 0 };
+export const IDLE: PlannedDevice["memory"] = { ...NO_MEMORY, budget: 0 };
 
 /**
  * Devices that a map loads beyond their budget; a planner's own map never does. Beyond max_memory is worth a warning (a
