@@ -28,11 +28,11 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
   const { batchSize, accumulation, replicas: dealt } = data.order.options;
   const rows = Math.min(data.train.size, batchSize * accumulation);
   const rowTokens = data.train.statistics.totalTokens / data.train.size;
-  const cut = (replicas: number, size: MicroBatchSize): Cut => ({
-    replicas,
-    size,
-    work: (sampled) => trainingWork(config, batchShape(data, size, replicas, sampled ? SAMPLED_STEPS : null)),
-  });
+  const cut = (replicas: number, size: MicroBatchSize): Cut => {
+    const shape = (steps: number | null) => trainingWork(config, batchShape(data, size, replicas, steps));
+    const [some, all] = [once(() => shape(SAMPLED_STEPS)), once(() => shape(null))];
+    return { replicas, size, work: (sampled) => (sampled ? some() : all()) };
+  };
   const limited: MicroBatchSize | null =
     config.micro_batch_tokens === null ? null : { maxTokens: config.micro_batch_tokens };
   return {
@@ -44,6 +44,15 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
         const sizes = limited === null ? stepsUpTo(own).map((count) => ({ count })) : [limited];
         return sizes.map((size) => cut(replicas, size));
       }),
+  };
+}
+
+/** A plan asks for a cut's work more than once, and it takes a pass over the run's rows. */
+function once<T>(make: () => T): () => T {
+  let made: T | null = null;
+  return () => {
+    made ??= make();
+    return made;
   };
 }
 
