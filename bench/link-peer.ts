@@ -2,7 +2,7 @@
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { loadEngine } from "../src/engine/index.ts";
-import { listen } from "../src/rpc/server.ts";
+import { type ListeningServer, listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
 import { expectLargeBuffers } from "../src/worker/host-memory.ts";
 import { RankLinks } from "../src/worker/links.ts";
@@ -24,7 +24,8 @@ export interface Report {
 
 if (process.send !== undefined && process.argv[1] === import.meta.filename) await serve();
 
-async function serve(): Promise<void> {
+/** One process's links as a worker has them, and the server of their sending ends. */
+export async function openLinks(): Promise<{ links: RankLinks; server: ListeningServer }> {
   const addon = loadEngine();
   expectLargeBuffers(addon);
   const links = new RankLinks({ addon, trust: NO_TRUST, note: (text) => process.stderr.write(`${text}\n`) });
@@ -34,6 +35,11 @@ async function serve(): Promise<void> {
     () => {},
     (grpc) => links.serve(grpc),
   );
+  return { links, server };
+}
+
+async function serve(): Promise<void> {
+  const { links, server } = await openLinks();
   const report = (what: Report) => process.send!(what);
   process.on("disconnect", () => process.exit());
   process.on("message", async (order: Order) => {

@@ -3,13 +3,9 @@ import { once } from "node:events";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { PACKAGE_ROOT } from "../src/common/root.ts";
-import { loadEngine } from "../src/engine/index.ts";
-import { listen } from "../src/rpc/server.ts";
-import { NO_TRUST } from "../src/rpc/trust.ts";
-import { expectLargeBuffers } from "../src/worker/host-memory.ts";
-import { RankLinks } from "../src/worker/links.ts";
+import type { RankLinks } from "../src/worker/links.ts";
 import { fromHost } from "../src/worker/tensors.ts";
-import { type Order, type Report, SESSION } from "./link-peer.ts";
+import { type Order, openLinks, type Report, SESSION } from "./link-peer.ts";
 import { median } from "./training-run.ts";
 
 const LARGE = 4 << 20;
@@ -32,16 +28,8 @@ export async function benchLinks(print: (row: object) => void): Promise<void> {
 }
 
 async function measure(peer: ChildProcess, peerPort: number, print: (row: object) => void): Promise<void> {
-  const addon = loadEngine();
-  expectLargeBuffers(addon);
   const tell = (order: Order) => peer.send(order);
-  const links = new RankLinks({ addon, trust: NO_TRUST, note: (text) => process.stderr.write(`${text}\n`) });
-  const server = await listen(
-    "127.0.0.1:0",
-    NO_TRUST,
-    () => {},
-    (grpc) => links.serve(grpc),
-  );
+  const { links, server } = await openLinks();
   const memcpy = memcpyRate();
   print({ row: "memcpy of 4 MiB, one thread", GB_per_s: round(memcpy) });
   for (const link of ["grpc", "shm"]) {
