@@ -106,12 +106,12 @@ void linear(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, st
   const double x_bytes = 2.0 * static_cast<double>(tokens * in), y_bytes = 2.0 * static_cast<double>(tokens * out);
   const std::string at = std::string(name) + " T=" + std::to_string(tokens) + " ";
   report(at + "product forward", time_us(*gpu.ops, [&] { gpu.ops->linear_forward({x, weight.get(), none, Tensor(), Tensor(), y, sequences.get()}); }), 0, flops);
-  report(at + "product dx", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), none, Tensor(), dx, sequences.get()}); }), 0, flops);
+  report(at + "product dx", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), none, Tensor(), Tensor(), dx, sequences.get()}); }), 0, flops);
   report(at + "forward with LoRA", time_us(*gpu.ops, [&] { gpu.ops->linear_forward({x, weight.get(), lora, inner, Tensor(), y, sequences.get()}); }), 0, flops);
   report(at + "inner alone", time_us(*gpu.ops, [&] { gpu.ops->linear_forward({x, weight.get(), lora, inner, Tensor(), Tensor(), sequences.get()}); }), x_bytes, 0);
-  report(at + "dx with LoRA", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), lora, inner_grad, dx, sequences.get()}); }), 0, flops);
-  report(at + "inner grad alone", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), lora, inner_grad, Tensor(), sequences.get()}); }), y_bytes, 0);
-  report(at + "LoRA weight grad", time_us(*gpu.ops, [&] { gpu.ops->lora_weight_grad({x, dy, inner, inner_grad, lora, sequences.get()}); }), x_bytes + y_bytes, 0);
+  report(at + "dx with LoRA", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), lora, inner, inner_grad, dx, sequences.get()}); }), 0, flops);
+  report(at + "inner grad and grad of B", time_us(*gpu.ops, [&] { gpu.ops->linear_input_grad({dy, weight.get(), lora, inner, inner_grad, Tensor(), sequences.get()}); }), y_bytes, 0);
+  report(at + "grad of A", time_us(*gpu.ops, [&] { gpu.ops->lora_a_grad({x, inner_grad, lora, sequences.get()}); }), x_bytes, 0);
 }
 
 void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {

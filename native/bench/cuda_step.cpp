@@ -261,7 +261,7 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
 }
 
 /// Tokens a second of one sequence, one after the other, behind a short prompt.
-void decode(std::size_t arena_bytes, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
+void decode(std::size_t arena_bytes, bool profile, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
   const Workload work{"decode", "nf4", false, {}, 0, 600};
   Model model(work, arena_bytes, 0.0f, source, blocks);
   constexpr std::int64_t kPrompt = 32, kWarm = 8, kTimed = 100;
@@ -272,6 +272,8 @@ void decode(std::size_t arena_bytes, const std::vector<std::uint16_t>& source, s
   auto start = Clock::now();
   for (std::int64_t i = 0; i < kWarm + kTimed; ++i) {
     if (i == kWarm) start = Clock::now();
+    if (profile && i == kWarm) cudaProfilerStart();
+    if (profile && i == kWarm + 1) cudaProfilerStop();
     const Buffer out = model.segment->infer(cache, 0, 0, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer());
     model.ops->download(out, logits.data());
     tokens = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
@@ -325,6 +327,6 @@ int main(int argc, char** argv) {
     }
   }
   if (names.empty() || std::find(names.begin(), names.end(), "decode") != names.end())
-    decode(static_cast<std::size_t>(arena_gib * (1 << 30)), source, blocks);
+    decode(static_cast<std::size_t>(arena_gib * (1 << 30)), profile, source, blocks);
   return failed;
 }

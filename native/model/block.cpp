@@ -74,21 +74,25 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
   const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
   const DType dtype = ops_.compute_dtype();
   const Tensor x = saved.x;
-  const auto inner_for = [&](const LinearGroup& group) {
-    return group.trainable() ? arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
+  const auto make_inner = [&](const LinearGroup& group, Buffer& inner) {
+    if (group.trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
   };
+  if (!recompute) {  // first of all: under checkpointing they stay when what lies behind them goes
+    make_inner(*qkv_, saved.inner_qkv);
+    make_inner(*o_, saved.inner_o);
+    make_inner(*gate_up_, saved.inner_gate_up);
+    make_inner(*down_, saved.inner_down);
+  }
   // Every input of a linear has room behind its columns.
   const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
-    ops_.linear_forward({in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true});
+    return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, recompute};
   };
 
   Buffer storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*qkv_));
   Tensor normed = storage.tensor().columns(0, arch_.hidden);
-  ops_.rmsnorm_forward(x, norms_[0].weight, arch_.rms_eps, normed);
-  saved.inner_qkv = inner_for(*qkv_);
   saved.qkv = arena_.tensor("q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
-  linear(*qkv_, normed, saved.inner_qkv, Tensor(), saved.qkv);
+  ops_.norm_linear_forward(x, norms_[0].weight, arch_.rms_eps, linear(*qkv_, normed, saved.inner_qkv, Tensor(), saved.qkv));
   storage.reset();
 
   const Tensor q_in = saved.qkv.tensor().columns(0, q_cols), k_in = saved.qkv.tensor().columns(q_cols, kv_cols);
@@ -124,29 +128,24 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
   turned.reset();
   if (!keep) saved.qkv.reset();
 
-  saved.inner_o = inner_for(*o_);
   saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden);
-  linear(*o_, attn, saved.inner_o, x, saved.mid);
+  ops_.linear_forward(linear(*o_, attn, saved.inner_o, x, saved.mid));
   if (!keep) saved.attn.reset();
   if (pass == Pass::forget) saved.x.reset();
 
   storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*gate_up_));
   normed = storage.tensor().columns(0, arch_.hidden);
-  ops_.rmsnorm_forward(saved.mid, norms_[1].weight, arch_.rms_eps, normed);
-  saved.inner_gate_up = inner_for(*gate_up_);
   saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f);
-  linear(*gate_up_, normed, saved.inner_gate_up, Tensor(), saved.gate_up);
+  ops_.norm_linear_forward(saved.mid, norms_[1].weight, arch_.rms_eps,
+                           linear(*gate_up_, normed, saved.inner_gate_up, Tensor(), saved.gate_up));
   storage.reset();
+  if (recompute) return Buffer();
 
-  saved.inner_down = inner_for(*down_);
-  if (recompute && !down_->trainable()) return Buffer();
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
   storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
   const Tensor act = storage.tensor().columns(0, f);
-  Buffer out;
-  if (!recompute) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-  ops_.swiglu_linear_forward(gate, up, {act, &down_->weight(), down_->lora(batch.dropout()), saved.inner_down, saved.mid, out,
-                                        &batch.sequences, true});
+  Buffer out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
+  ops_.swiglu_linear_forward(gate, up, linear(*down_, act, saved.inner_down, saved.mid, out));
   return out;
 }
 
@@ -155,8 +154,10 @@ Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, bool chec
   own.x = std::move(x);
   const Pass pass = saved == nullptr ? Pass::forget : checkpoint ? Pass::checkpoint : Pass::keep;
   Buffer out = run(batch, own, pass, cache);
-  if (pass == Pass::keep) *saved = std::move(own);
-  if (pass == Pass::checkpoint) saved->x = std::move(own.x);
+  if (pass == Pass::checkpoint) {
+    for (Buffer* large : {&own.qkv, &own.attn, &own.lse, &own.mid, &own.gate_up}) large->reset();
+  }
+  if (pass != Pass::forget) *saved = std::move(own);
   return out;
 }
 
@@ -175,11 +176,11 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   const auto inner_grad_for = [&](const LinearGroup& group) {
     return group.trainable() ? arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
   };
-  const auto input_grad = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner_grad, const Tensor& dx) {
-    ops_.linear_input_grad({dy, &group.weight(), group.lora(batch.dropout()), inner_grad, dx, sequences});
+  const auto input_grad = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const Tensor& dx) {
+    return LinearInputGrad{dy, &group.weight(), group.lora(batch.dropout()), inner, inner_grad, dx, sequences};
   };
-  const auto weight_grad = [&](const LinearGroup& group, const Tensor& x, const Tensor& dy, const Buffer& inner, const Buffer& inner_grad) {
-    if (group.trainable()) ops_.lora_weight_grad({x, dy, inner, inner_grad, group.lora(batch.dropout()), sequences});
+  const auto a_grad = [&](const LinearGroup& group, const Tensor& x, const Buffer& inner_grad) {
+    if (group.trainable()) ops_.lora_a_grad({x, inner_grad, group.lora(batch.dropout()), sequences});
   };
 
   // y = mid + act Wd
@@ -188,12 +189,12 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     Buffer inner_grad = inner_grad_for(*down_);
     Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
     if (into_mlp) {
-      ops_.swiglu_linear_input_grad({dout, &down_->weight(), down_->lora(batch.dropout()), inner_grad, act, sequences}, gate, up, gate, up);
+      ops_.swiglu_linear_input_grad(input_grad(*down_, dout, saved.inner_down, inner_grad, act), gate, up, gate, up);
     } else {
-      input_grad(*down_, dout, inner_grad, Tensor());
+      ops_.linear_input_grad(input_grad(*down_, dout, saved.inner_down, inner_grad, Tensor()));
       ops_.swiglu_forward(gate, up, act);
     }
-    weight_grad(*down_, act, dout, saved.inner_down, inner_grad);
+    a_grad(*down_, act, inner_grad);
     if (!into_mlp) return Buffer();
   }
 
@@ -202,13 +203,13 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     Buffer inner_grad = inner_grad_for(*gate_up_);
     Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
     if (into_attention) {
-      input_grad(*gate_up_, saved.gate_up, inner_grad, normed);
-      ops_.rmsnorm_backward({saved.mid, norms_[1].weight, normed, dout, dout, normed, arch_.rms_eps});
+      ops_.linear_input_grad_norm(input_grad(*gate_up_, saved.gate_up, saved.inner_gate_up, inner_grad, normed),
+                                  {saved.mid, norms_[1].weight, normed, dout, dout, normed, arch_.rms_eps});
     } else {
-      input_grad(*gate_up_, saved.gate_up, inner_grad, Tensor());
+      ops_.linear_input_grad(input_grad(*gate_up_, saved.gate_up, saved.inner_gate_up, inner_grad, Tensor()));
       ops_.rmsnorm_forward(saved.mid, norms_[1].weight, arch_.rms_eps, normed);
     }
-    weight_grad(*gate_up_, normed, saved.gate_up, saved.inner_gate_up, inner_grad);
+    a_grad(*gate_up_, normed, inner_grad);
     if (!into_attention) return Buffer();
   }
   saved.gate_up.reset();
@@ -221,8 +222,8 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     Buffer dattn;
     if (into_qkv) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, q_cols);
     const Tensor attn = saved.attn.tensor().columns(0, q_cols);
-    input_grad(*o_, dout, inner_grad, dattn);
-    weight_grad(*o_, attn, dout, saved.inner_o, inner_grad);
+    ops_.linear_input_grad(input_grad(*o_, dout, saved.inner_o, inner_grad, dattn));
+    a_grad(*o_, attn, inner_grad);
     if (!into_qkv) return Buffer();
 
     const Tensor q_in = saved.qkv.tensor().columns(0, q_cols), k_in = saved.qkv.tensor().columns(q_cols, kv_cols);
@@ -249,13 +250,13 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   Buffer inner_grad = inner_grad_for(*qkv_);
   Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
   if (needs_input_grad) {
-    input_grad(*qkv_, dqkv, inner_grad, normed);
-    ops_.rmsnorm_backward({saved.x, norms_[0].weight, normed, dout, dout, normed, arch_.rms_eps});
+    ops_.linear_input_grad_norm(input_grad(*qkv_, dqkv, saved.inner_qkv, inner_grad, normed),
+                                {saved.x, norms_[0].weight, normed, dout, dout, normed, arch_.rms_eps});
   } else {
-    input_grad(*qkv_, dqkv, inner_grad, Tensor());
+    ops_.linear_input_grad(input_grad(*qkv_, dqkv, saved.inner_qkv, inner_grad, Tensor()));
     ops_.rmsnorm_forward(saved.x, norms_[0].weight, arch_.rms_eps, normed);
   }
-  weight_grad(*qkv_, normed, dqkv, saved.inner_qkv, inner_grad);
+  a_grad(*qkv_, normed, inner_grad);
   return needs_input_grad ? std::move(dout) : Buffer();
 }
 

@@ -112,8 +112,8 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct)});
 
     if (keep) {
-      ops_.linear_input_grad({dz, &group_->weight(), lora, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
-      if (group_->trainable()) ops_.lora_weight_grad({x, dz, inner, inner_grad, lora, &keys});
+      ops_.linear_input_grad({dz, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
+      if (group_->trainable()) ops_.lora_a_grad({x, inner_grad, lora, &keys});
     }
   }
   if (labels > 0) {

@@ -80,6 +80,52 @@ Values seen_values(const Values& weight, std::int64_t rows, std::int64_t in, con
   return seen;
 }
 
+/// A linear behind a norm: in one pass, as devices may, against one after the other, which the rest of this program checks.
+void beside_a_norm(Gpu& gpu, const std::string& name, const LinearWeight& weight, const LoraSet& lora, DType compute, const Values& x,
+                   const Tensor& dy, const Sequences& sequences) {
+  const std::int64_t tokens = dy.rows, in = weight.in, room = gpu.ops->room_for_lora(lora.inner_cols);
+  const auto wide = (in + room + 7) / 8 * 8;
+  auto xd = gpu.put(x, compute, tokens, in, 8);
+  const auto norm = gpu.put(random_values(in, 0.3, DType::f32, 21), DType::f32, 1, in);
+  const auto residual = gpu.put(random_values(tokens * in, 1, compute, 22), compute, tokens, in);
+  constexpr float kEps = 1e-6f;
+  Values y[2], inner[2], normed[2], dx[2], again[2];
+  for (const int fused : {0, 1}) {
+    auto storage = gpu.empty(compute, tokens, wide), id = gpu.empty(DType::f32, tokens, lora.inner_cols), yd = gpu.empty(compute, tokens, weight.out);
+    LinearForward forward{storage.view.columns(0, in), &weight, lora, id, Tensor(), yd, &sequences, true};
+    const auto run = [&] {
+      if (fused != 0)
+        gpu.ops->norm_linear_forward(xd, norm, kEps, forward);
+      else
+        gpu.ops->Ops::norm_linear_forward(xd, norm, kEps, forward);
+    };
+    run();
+    y[fused] = gpu.get(yd);
+    inner[fused] = gpu.get(id);
+    normed[fused] = gpu.get(forward.x);
+    forward.inner_known = true;
+    run();
+    require(name + (fused != 0 ? "fused " : "") + "forward with known inner vectors gives the same bits", gpu.get(yd) == y[fused]);
+
+    auto zd = gpu.empty(DType::f32, tokens, lora.inner_cols), dd = gpu.empty(compute, tokens, in), to = gpu.empty(compute, tokens, in);
+    const LinearInputGrad back{dy, &weight, lora, id, zd, dd, &sequences};
+    const RmsNormBackward behind{xd, norm, dd, residual, to, dd, kEps};
+    if (fused != 0)
+      gpu.ops->linear_input_grad_norm(back, behind);
+    else
+      gpu.ops->Ops::linear_input_grad_norm(back, behind);
+    dx[fused] = gpu.get(to);
+    again[fused] = gpu.get(dd);
+  }
+  const double limit = limit_of(compute);
+  compare(name + "norm and forward", y[1], y[0], limit);
+  compare(name + "norm and inner", inner[1], inner[0], 1e-3);
+  compare(name + "norm", normed[1], normed[0], limit);
+  compare(name + "input_grad and norm's", dx[1], dx[0], limit);
+  compare(name + "norm's output again", again[1], again[0], limit);
+}
+
+
 /// x Wᵀ + bias as LLM.int8() computes it.
 Values int8_product(const Values& x, std::int64_t tokens, const Values& weight, std::int64_t rows, std::int64_t in, const Values& bias,
                     const HoldSpec& hold, DType compute) {
@@ -259,18 +305,19 @@ void linear(Gpu& gpu, DType compute, const Case& c) {
     gpu.ops->linear_forward({xd, weight.get(), lora, alone, Tensor(), Tensor(), sequences.get()});
     compare(name + "inner alone", gpu.get(alone), inner, 1e-4);
   }
-  gpu.ops->linear_input_grad({gd, weight.get(), lora, zd, dd, sequences.get()});
+  gpu.ops->linear_input_grad({gd, weight.get(), lora, id, zd, dd, sequences.get()});
   compare(name + "input_grad", gpu.get(dd), dx, limit);
   const Values once = gpu.get(dd);
-  gpu.ops->linear_input_grad({gd, weight.get(), lora, zd, dd, sequences.get()});
+  for (std::size_t p = 0; p < views.size(); ++p) compare(name + "grad_bt", gpu.get(views[p].grad_bt), pairs[p].grad_bt, 1e-4);
+  gpu.ops->linear_input_grad({gd, weight.get(), lora, id, zd, dd, sequences.get()});
   require(name + "input_grad again gives the same bits", gpu.get(dd) == once);
   if (inner_cols == 0) return;
   compare(name + "inner_grad", gpu.get(zd), inner_grad, 1e-4);
-  gpu.ops->lora_weight_grad({xd, gd, id, zd, lora, sequences.get()});
+  gpu.ops->lora_a_grad({xd, zd, lora, sequences.get()});
   for (std::size_t p = 0; p < views.size(); ++p) {
     compare(name + "grad_a", gpu.get(views[p].grad_a), pairs[p].grad_a, 1e-4);
-    compare(name + "grad_bt", gpu.get(views[p].grad_bt), pairs[p].grad_bt, 1e-4);
   }
+  beside_a_norm(gpu, name, *weight, lora, compute, x, gd, *sequences);
 }
 
 HoldSpec held(DType dtype) {

@@ -136,8 +136,8 @@ Run run(const Case& c, const Data& d, DType dtype, int threads, bool dropout) {
     inner_grad = device.make(t, d.inner, DType::f32);
   }
   device.ops->linear_forward({x, weight.get(), lora, inner, residual, y, &s});
-  device.ops->linear_input_grad({dy, weight.get(), lora, inner_grad, dx, &s});
-  if (d.inner > 0) device.ops->lora_weight_grad({x, dy, inner, inner_grad, lora, &s});
+  device.ops->linear_input_grad({dy, weight.get(), lora, inner, inner_grad, dx, &s});
+  if (d.inner > 0) device.ops->lora_a_grad({x, inner_grad, lora, &s});
   Run result{Device::get(y), Device::get(dx), {}, {}};
   for (const LoraView& view : views) {
     result.grad_a.push_back(Device::get(view.grad_a));

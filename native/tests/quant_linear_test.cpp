@@ -51,7 +51,7 @@ Result run(const Shape& shape, const HoldSpec& hold, DType compute, int threads,
   const Buffer x_t = device.put(x, tokens), dy_t = device.put(dy, tokens);
   const Buffer y = device.make(tokens, out), dx = device.make(tokens, shape.in);
   device.ops->linear_forward({x_t, weight.get(), {}, {}, {}, y, &sequences});
-  device.ops->linear_input_grad({dy_t, weight.get(), {}, {}, dx, &sequences});
+  device.ops->linear_input_grad({dy_t, weight.get(), {}, {}, {}, dx, &sequences});
   return {Device::get(y), Device::get(dx), weight->bytes()};
 }
 

@@ -34,8 +34,8 @@ export function contextBytes(kind: Device["kind"]): number {
  * What every layer takes, in model order. T tokens of a micro-batch, N label tokens, D hidden, H heads, K kv heads, E head
  * width, F feed-forward width, V vocabulary, R sum of LoRA ranks of a block, a bytes of the compute dtype. Bytes a token:
  *
- * - saved by a block: its input (a D); without checkpointing also q, k, v (a (H + 2K) E), attention's output (a H E) and
- *   log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F), LoRA's inner vectors (4 R);
+ * - saved by a block: its input (a D) and LoRA's inner vectors (4 R); without checkpointing also q, k, v (a (H + 2K) E),
+ *   attention's output (a H E) and log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F);
  * - a block's own work: the gradient of its output and SwiGLU's activation (a (D + F)), LoRA's inner gradients (4 R), or, where
  *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; quantised weights
  *   add codes of the input, or room to expand into (see quantizedWork);
@@ -84,8 +84,8 @@ function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns
       return { saved, savedFull: saved, workspace: row * work.tokens + chunk * (logits + row + 2 * FLOAT32 * ranks) };
     }
     case "block": {
-      const saved = learns ? row * work.tokens : 0;
-      const recompute = learns ? (keptBeside(shape, float) + FLOAT32 * ranks) * work.tokens : 0;
+      const saved = learns ? (row + FLOAT32 * ranks) * work.tokens : 0;
+      const recompute = learns ? keptBeside(shape, float) * work.tokens : 0;
       return {
         saved,
         savedFull: saved + recompute,

@@ -10,7 +10,7 @@
 
 namespace pipelora {
 
-/// What a block keeps for its backward pass. Checkpointed: only x.
+/// What a block keeps for its backward pass. Checkpointed: only x and LoRA's inner vectors.
 struct BlockSaved {
   Buffer x;        // [T, D] the block's input
   Buffer qkv;      // [T, (H + 2K) E] after rotary, or before the heads' norm where there is one
@@ -36,13 +36,13 @@ class Block {
   const std::vector<NormSlot>& norms() const { return norms_; }
   std::size_t norm_bytes() const { return norm_memory_->bytes(); }
 
-  /// Consumes x. `saved`: null to keep nothing; `checkpoint` keeps x alone. `cache`: keys and values of earlier tokens, appended to.
+  /// Consumes x. `saved`: null to keep nothing; `checkpoint` keeps what is small. `cache`: keys and values of earlier tokens, appended to.
   Buffer forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const KvLayer* cache);
   /// Consumes dout and saved. Accumulates LoRA gradients; returns dx, or nothing if not asked for.
   Buffer backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad);
 
  private:
-  /// What stays in `saved` after a pass: all, only x, or nothing; `recompute` keeps all and makes no output.
+  /// What stays in `saved` after a pass: all, x and inner vectors, or nothing; `recompute` keeps all and makes no output.
   enum class Pass { keep, checkpoint, forget, recompute };
   Buffer run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLayer* cache);
   Tensor q_norm() const;

@@ -111,29 +111,30 @@ struct LinearForward {
   Tensor x;  // [T, in] compute
   const LinearWeight* weight = nullptr;
   LoraSet lora;
-  Tensor inner;     // [T, inner_cols] f32, written; empty without LoRA
+  Tensor inner;     // [T, inner_cols] f32, written (read, if inner_known); empty without LoRA
   Tensor residual;  // [T, out] compute, or empty
   Tensor y;         // [T, out] compute or f32; empty: only `inner` is made
   const Sequences* sequences = nullptr;
   /// room_for_lora() columns behind x's in the same rows may be written.
   bool x_has_room = false;
+  /// `inner` holds what an earlier call with the same x and dropout wrote.
+  bool inner_known = false;
 };
 
-/// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_weight_grad.
+/// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_a_grad; grad_bt += scale * innerᵀ dy.
 struct LinearInputGrad {
   Tensor dy;  // [T, out] compute
   const LinearWeight* weight = nullptr;
   LoraSet lora;
-  Tensor inner_grad;  // [T, inner_cols] f32, written; empty without LoRA
-  Tensor dx;          // [T, in] compute; empty: only `inner_grad` is made
+  Tensor inner;       // [T, inner_cols] f32, of the forward pass; empty without LoRA
+  Tensor inner_grad;  // the same shape, written
+  Tensor dx;          // [T, in] compute; empty: not made
   const Sequences* sequences = nullptr;
 };
 
-/// grad_a += inner_gradᵀ drop(x); grad_bt += scale * innerᵀ dy.
-struct LoraWeightGrad {
-  Tensor x;   // [T, in] compute
-  Tensor dy;  // [T, out] compute
-  Tensor inner;
+/// grad_a += inner_gradᵀ drop(x).
+struct LoraAGrad {
+  Tensor x;  // [T, in] compute
   Tensor inner_grad;
   LoraSet lora;
   const Sequences* sequences = nullptr;
@@ -265,7 +266,7 @@ class Ops {
   virtual std::int64_t room_for_lora(std::int64_t inner_cols) const { return static_cast<void>(inner_cols), 0; }
   virtual void linear_forward(const LinearForward& call) = 0;
   virtual void linear_input_grad(const LinearInputGrad& call) = 0;
-  virtual void lora_weight_grad(const LoraWeightGrad& call) = 0;
+  virtual void lora_a_grad(const LoraAGrad& call) = 0;
 
   virtual void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
   virtual void rmsnorm_backward(const RmsNormBackward& call) = 0;
@@ -273,6 +274,16 @@ class Ops {
   virtual void qk_rope_backward(const QkRopeBackward& call) = 0;
   virtual void attention_forward(const AttentionForward& call) = 0;
   virtual void attention_backward(const AttentionBackward& call) = 0;
+  /// call.x = rmsnorm(x), then the linear: where a device can do both in one pass over x.
+  virtual void norm_linear_forward(const Tensor& x, const Tensor& weight, float eps, const LinearForward& call) {
+    rmsnorm_forward(x, weight, eps, call.x);
+    linear_forward(call);
+  }
+  /// The linear's dx, then the backward pass of the norm before it, whose dy is that dx.
+  virtual void linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) {
+    linear_input_grad(call);
+    rmsnorm_backward(norm);
+  }
   /// act = silu(gate) * up
   virtual void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) = 0;
   /// One pass over gate and up: dgate and dup (may be gate and up), and act again (may be dact; empty: not made).

@@ -150,7 +150,7 @@ void CpuOps::linear_forward(const LinearForward& call) {
   const std::int64_t tokens = call.x.rows, in = weight.in;
   const auto& pairs = call.lora.pairs;
 
-  if (!pairs.empty()) {
+  if (!pairs.empty() && !call.inner_known) {
     pool_.run(pieces(tokens, kSkinnyRows), [&](std::int64_t task, int thread) {
       const std::int64_t begin = task * kSkinnyRows, n = std::min(kSkinnyRows, tokens - begin);
       auto& masks = threads_[static_cast<std::size_t>(thread)]->masks;
@@ -204,6 +204,7 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
         kernels_.skinny_dot(call.dy.row_range(begin, n).columns(pair.first_column, pair.bt.cols), pair.bt, pair.scale,
                             nullptr, 0, call.inner_grad.row_range(begin, n).columns(pair.first_inner, pair.a.rows));
     });
+    lora_b_grad(call);
   }
   if (!call.dx) return;
 
@@ -233,38 +234,41 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
   });
 }
 
-void CpuOps::lora_weight_grad(const LoraWeightGrad& call) {
-  const std::int64_t tokens = call.x.rows, in = call.x.cols;
-  // One task: a slab of columns, all tokens in order. Columns of x serve the A of every pair while they are in the cache.
+// A task takes a slab of columns and all tokens, in order.
+void CpuOps::lora_b_grad(const LinearInputGrad& call) {
   struct Slab {
-    const LoraView* pair;  // its B; null: every pair's A
+    const LoraView* pair;
     std::int64_t first, count;
   };
   std::vector<Slab> slabs;
-  const auto cut = [&](const LoraView* pair, std::int64_t cols) {
-    for (std::int64_t c = 0; c < cols; c += kSkinnyCols) slabs.push_back({pair, c, std::min(kSkinnyCols, cols - c)});
-  };
-  cut(nullptr, in);
-  for (const LoraView& pair : call.lora.pairs) cut(&pair, pair.bt.cols);
-  pool_.run(static_cast<std::int64_t>(slabs.size()), [&](std::int64_t task, int thread) {
-    const auto [b_of, first, count] = slabs[static_cast<std::size_t>(task)];
+  for (const LoraView& pair : call.lora.pairs)
+    for (std::int64_t c = 0; c < pair.bt.cols; c += kSkinnyCols) slabs.push_back({&pair, c, std::min(kSkinnyCols, pair.bt.cols - c)});
+  pool_.run(static_cast<std::int64_t>(slabs.size()), [&](std::int64_t task, int) {
+    const auto [pair, first, count] = slabs[static_cast<std::size_t>(task)];
+    for (std::int64_t begin = 0; begin < call.dy.rows; begin += kOuterRows) {
+      const std::int64_t n = std::min(kOuterRows, call.dy.rows - begin);
+      kernels_.skinny_outer(call.inner.row_range(begin, n).columns(pair->first_inner, pair->a.rows),
+                            call.dy.row_range(begin, n).columns(pair->first_column + first, count), pair->scale, nullptr, 0,
+                            pair->grad_bt.columns(first, count));
+    }
+  });
+}
+
+// Columns of x serve the A of every pair while they are in the cache.
+void CpuOps::lora_a_grad(const LoraAGrad& call) {
+  const std::int64_t tokens = call.x.rows, in = call.x.cols;
+  pool_.run(pieces(in, kSkinnyCols), [&](std::int64_t task, int thread) {
+    const std::int64_t first = task * kSkinnyCols, count = std::min(kSkinnyCols, in - first);
     auto& masks = threads_[static_cast<std::size_t>(thread)]->masks;
     const std::int64_t stride = mask_stride(count);
     masks.resize(std::max<std::size_t>(masks.size(), static_cast<std::size_t>(kOuterRows * stride)));
     for (std::int64_t begin = 0; begin < tokens; begin += kOuterRows) {
       const std::int64_t n = std::min(kOuterRows, tokens - begin);
-      const auto inner_of = [&](const Tensor& inner, const LoraView& pair) {
-        return inner.row_range(begin, n).columns(pair.first_inner, pair.a.rows);
-      };
-      if (b_of != nullptr) {
-        kernels_.skinny_outer(inner_of(call.inner, *b_of), call.dy.row_range(begin, n).columns(b_of->first_column + first, count),
-                              b_of->scale, nullptr, 0, b_of->grad_bt.columns(first, count));
-        continue;
-      }
       for (const LoraView& pair : call.lora.pairs) {
         const std::uint8_t* bits = mask(pair, call.lora, call.sequences, in, begin, begin + n, first, count, masks.data());
-        kernels_.skinny_outer(inner_of(call.inner_grad, pair), call.x.row_range(begin, n).columns(first, count),
-                              kept_factor(pair, call.lora), bits, stride, pair.grad_a.columns(first, count));
+        kernels_.skinny_outer(call.inner_grad.row_range(begin, n).columns(pair.first_inner, pair.a.rows),
+                              call.x.row_range(begin, n).columns(first, count), kept_factor(pair, call.lora), bits, stride,
+                              pair.grad_a.columns(first, count));
       }
     }
   });

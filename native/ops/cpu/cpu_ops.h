@@ -57,7 +57,7 @@ class CpuOps final : public Ops {
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
-  void lora_weight_grad(const LoraWeightGrad& call) override;
+  void lora_a_grad(const LoraAGrad& call) override;
 
   void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
   void rmsnorm_backward(const RmsNormBackward& call) override;
@@ -81,6 +81,7 @@ class CpuOps final : public Ops {
   /// body(first row, rows) over a fixed cut of `rows`.
   template <class Body>
   void over_rows(std::int64_t rows, Body&& body);
+  void lora_b_grad(const LinearInputGrad& call);
   /// Masks of a pair for columns [first, first + count) of tokens [begin, end), or null without dropout.
   const std::uint8_t* mask(const LoraView& pair, const LoraSet& lora, const Sequences* sequences, std::int64_t in,
                            std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,

@@ -108,48 +108,64 @@ std::unique_ptr<LinearWeight> CudaOps::create_linear(std::int64_t in, std::vecto
 
 void CudaOps::multiply(const Product& product) { products_.run(product, product_workspace_->data(), device_.stream()); }
 
+LoraScratch CudaOps::scratch(const Buffer& partial) const {
+  return {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())};
+}
+
 void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                              const Tensor& inner, const Tensor& copy, std::int64_t tail) {
   const std::size_t bytes = lora_inner_bytes(x, tiles.size());
   const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
-  lora_inner(x, tiles, dropout, sequences, inner, copy, tail, {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())},
-             device_.stream());
+  lora_inner(x, tiles, dropout, sequences, inner, copy, tail, scratch(partial), device_.stream());
 }
 
 // LoRA joins the base product: its inner vectors stand behind x's columns, B behind the weight's.
 void CudaOps::linear_forward(const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x.rows == 0) return;
-  const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
-  if (inner_cols > 0 && (!call.y || weight.is_int8())) {
+  const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && !weight.is_int8();
+  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few)) {
     inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
   }
   if (!call.y) return;
-  if (call.x.rows <= kFewTokens && !weight.is_int8()) {
-    if (inner_cols > 0)
-      inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
-    if (weight.forward_few(call)) return;
+  if (few && weight.forward_few(call)) return;
+  if (weight.is_int8()) {
+    forward_int8(call, weight);
+  } else if (trains && call.inner_known && call.x_has_room) {
+    append_inner(call.lora, call.inner, call.x, tail_columns(call.lora.inner_cols), device_.stream());
+    forward_product(call, weight, true);
+  } else {
+    forward_product(call, weight, false);
   }
+}
+
+void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight) {
   if (weight.is_int8())
     forward_int8(call, weight);
   else
-    forward_product(call, weight, false);
+    forward_product(call, weight, true);
+}
+
+void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps, const LinearForward& call) {
+  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+    const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
+    if (rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream()))
+      return finish_forward(call, weight);
+  }
+  rmsnorm_forward(x, norm, eps, call.x);
+  linear_forward(call);
 }
 
 void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
-  const bool joins = call.y && !weight.is_int8();
-  if (!call.lora.pairs.empty() && call.x_has_room && call.x.rows > kFewTokens) {
+  if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const std::size_t bytes = lora_inner_bytes(call.x, tiles.size());
     const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
-    const LoraScratch scratch{partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())};
-    if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x,
-                          joins ? tail_columns(call.lora.inner_cols) : 0, scratch, device_.stream())) {
-      if (joins) forward_product(call, weight, true);
-      else if (call.y) forward_int8(call, weight);
-      return;
-    }
+    const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
+    if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream()))
+      return finish_forward(call, weight);
   }
   swiglu_forward(gate, up, call.x);
   linear_forward(call);
@@ -243,6 +259,15 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
     lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
 }
 
+void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) {
+  if (call.dy.rows == 0) return;
+  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
+    if (lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream())) return;
+    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  }
+  rmsnorm_backward(norm);
+}
+
 void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                        const Tensor& dup) {
   if (call.dy.rows == 0) return;
@@ -253,6 +278,20 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
   swiglu_backward(gate, up, call.dx, dgate, dup, call.dx);
 }
 
+void CudaOps::output_grads(const LinearInputGrad& call) {
+  cudaStream_t stream = device_.stream();
+  const auto partial = [&](const char* what, std::size_t bytes) {
+    return arena_->workspace(what, DType::u8, 1, static_cast<std::int64_t>(bytes));
+  };
+  if (lora_output_grad_suits(call.lora, call.dy)) {
+    const Buffer sums = partial("partial gradients of LoRA's output side", lora_output_grad_bytes(call.lora, call.dy));
+    return lora_output_grad(call.lora, call.dy, call.inner, call.inner_grad, scratch(sums), stream);
+  }
+  inner_products(call.dy, backward_tiles(call.lora), nullptr, call.sequences, call.inner_grad, Tensor(), 0);
+  const Buffer sums = partial("partial LoRA gradients", lora_b_grad_bytes(call.lora, call.dy, call.inner));
+  lora_b_grad(call.lora, call.dy, call.inner, scratch(sums), stream);
+}
+
 bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& weight) {
   cudaStream_t stream = device_.stream();
   const bool trains = !call.lora.pairs.empty();
@@ -261,13 +300,7 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
                      std::any_of(call.lora.pairs.begin(), call.lora.pairs.end(), [](const LoraView& pair) { return pair.dropout > 0; });
   const bool joined = trains && call.dx && !drops && out < 2 * weight.in && tail <= weight.tail();
 
-  Buffer wide;
-  if (joined) wide = arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail + 63) / 64 * 64);
-  if (trains) {
-    std::vector<LoraTile> tiles = backward_tiles(call.lora);
-    for (LoraTile& tile : tiles) tile.tail_factor = 1;
-    inner_products(call.dy, tiles, nullptr, call.sequences, call.inner_grad, joined ? wide.tensor().columns(0, out) : Tensor(), tail);
-  }
+  if (trains) output_grads(call);
   if (!call.dx) return false;
 
   const Tensor matrix = weight.expanded(false);
@@ -275,6 +308,9 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
   product.b_transposed = false;
   product.d = call.dx;
   if (joined) {
+    const Buffer wide = arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail + 63) / 64 * 64);
+    copy(call.dy, wide.tensor().columns(0, out));
+    append_inner_grad(call.lora, call.inner_grad, wide.tensor().columns(0, out), tail, stream);
     append_rows(matrix, call.lora, tail, stream);
     product.a = wide.tensor().columns(0, out + tail);
     product.b = Tensor(matrix.data, matrix.dtype, out + tail, matrix.cols, matrix.stride);
@@ -289,11 +325,10 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
   return trains;
 }
 
-void CudaOps::lora_weight_grad(const LoraWeightGrad& call) {
+void CudaOps::lora_a_grad(const LoraAGrad& call) {
   if (call.lora.pairs.empty() || call.x.rows == 0) return;
-  const std::size_t bytes = lora_weight_grad_bytes(call);
-  const Buffer partial = arena_->workspace("partial LoRA gradients", DType::u8, 1, static_cast<std::int64_t>(bytes));
-  cuda::lora_weight_grad(call, {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())}, device_.stream());
+  const Buffer partial = arena_->workspace("partial LoRA gradients", DType::u8, 1, static_cast<std::int64_t>(lora_a_grad_bytes(call)));
+  cuda::lora_a_grad(call, scratch(partial), device_.stream());
 }
 
 void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {

@@ -38,7 +38,7 @@ class CudaOps final : public Ops {
   std::int64_t room_for_lora(std::int64_t inner_cols) const override { return tail_columns(inner_cols); }
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
-  void lora_weight_grad(const LoraWeightGrad& call) override;
+  void lora_a_grad(const LoraAGrad& call) override;
 
   void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
   void rmsnorm_backward(const RmsNormBackward& call) override;
@@ -46,6 +46,8 @@ class CudaOps final : public Ops {
   void qk_rope_backward(const QkRopeBackward& call) override;
   void attention_forward(const AttentionForward& call) override;
   void attention_backward(const AttentionBackward& call) override;
+  void norm_linear_forward(const Tensor& x, const Tensor& weight, float eps, const LinearForward& call) override;
+  void linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) override;
   void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
                        const Tensor& act) override;
@@ -61,9 +63,14 @@ class CudaOps final : public Ops {
   void multiply(const Product& product);
   /// The product of a weight that is no 8-bit one; `inner_ready`: the inner vectors stand behind x already.
   void forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
+  /// inner_grad, and the gradient of B.
+  void output_grads(const LinearInputGrad& call);
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
+  /// The product of a call whose inner vectors are written, the tail behind x too where the product takes them along.
+  void finish_forward(const LinearForward& call, const CudaLinear& weight);
+  LoraScratch scratch(const Buffer& partial) const;
   void inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                       const Tensor& inner, const Tensor& copy, std::int64_t tail);
   /// A table that a kernel reads, in a workspace that lives as long as the buffer given back.

@@ -1,5 +1,5 @@
-// LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_append.cu, lora_input_grad.cu,
-// lora_weight_grad.cu.
+// LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_norm.cu, lora_append.cu,
+// lora_output_grad.cu, lora_input_grad.cu, lora_weight_grad.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -51,9 +51,18 @@ bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<L
                        const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
                        cudaStream_t stream);
 
+/// y = rmsnorm(x) with lora_inner of it (known: `inner` is read, not written), the tail behind y's columns (tail 0: without).
+/// False as above.
+bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
+                        const Tensor& inner, const Tensor& y, std::int64_t tail, cudaStream_t stream);
+
 std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
 std::vector<LoraTile> backward_tiles(const LoraSet& lora);
 
+/// The tail behind x's columns from inner vectors that are known.
+void append_inner(const LoraSet& lora, const Tensor& inner, const Tensor& x, std::int64_t tail, cudaStream_t stream);
+/// The gradient of the inner vectors behind dy's columns.
+void append_inner_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dy, std::int64_t tail, cudaStream_t stream);
 /// Writes B behind the rows of an expanded weight [out, in]: weight[o, in + j] for the inner columns j, zero where a pair does
 /// not apply to a row. The rest of the tail is zero from the start.
 void append_columns(const Tensor& weight, const LoraSet& lora, cudaStream_t stream);
@@ -68,7 +77,21 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
 bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                                 const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup, cudaStream_t stream);
 
-std::size_t lora_weight_grad_bytes(const LoraWeightGrad& call);
-void lora_weight_grad(const LoraWeightGrad& call, const LoraScratch& scratch, cudaStream_t stream);
+/// The same before rmsnorm_backward, whose dy is dx. False as above.
+bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
+                              cudaStream_t stream);
+
+/// inner_grad = scale * dy B and grad_bt += scale * innerᵀ dy in one reading of dy, where it suits.
+bool lora_output_grad_suits(const LoraSet& lora, const Tensor& dy);
+std::size_t lora_output_grad_bytes(const LoraSet& lora, const Tensor& dy);
+void lora_output_grad(const LoraSet& lora, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const LoraScratch& scratch,
+                      cudaStream_t stream);
+
+/// grad_a += inner_gradᵀ drop(x).
+std::size_t lora_a_grad_bytes(const LoraAGrad& call);
+void lora_a_grad(const LoraAGrad& call, const LoraScratch& scratch, cudaStream_t stream);
+/// The gradient of B alone, any dtype and shape.
+std::size_t lora_b_grad_bytes(const LoraSet& lora, const Tensor& dy, const Tensor& inner);
+void lora_b_grad(const LoraSet& lora, const Tensor& dy, const Tensor& inner, const LoraScratch& scratch, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -13,6 +13,7 @@ struct AppendPair {
   std::int64_t stride;
   std::int64_t first_column, columns;
   int rank, first_inner;
+  float scale;
 };
 struct AppendSet {
   AppendPair pair[kMaxPairs];
@@ -67,12 +68,45 @@ AppendSet append_set(const LoraSet& lora, bool columns) {
   for (const LoraView& pair : lora.pairs) {
     const Tensor& from = columns ? pair.bt : pair.a;
     set.pair[set.count++] = {from.as<float>(), from.stride, columns ? pair.first_column : 0, from.cols,
-                             static_cast<int>(from.rows), static_cast<int>(pair.first_inner)};
+                             static_cast<int>(from.rows), static_cast<int>(pair.first_inner), pair.scale};
   }
   return set;
 }
 
+// A block a token.
+template <class T>
+__global__ void append_inner_kernel(const float* inner, std::int64_t inner_stride, T* x, std::int64_t x_stride, std::int64_t cols,
+                                    int tail, AppendSet set, bool scaled) {
+  const std::int64_t t = blockIdx.x;
+  for (int j = static_cast<int>(threadIdx.x); j < tail; j += static_cast<int>(blockDim.x)) {
+    float value = 0;
+    for (int p = 0; p < set.count; ++p) {
+      const int r = j - set.pair[p].first_inner;
+      if (r >= 0 && r < set.pair[p].rank) value = inner[t * inner_stride + j] * (scaled ? set.pair[p].scale : 1.0f);
+    }
+    x[t * x_stride + cols + j] = narrow<T>(value);
+  }
+}
+
 }  // namespace
+
+namespace {
+void append(const LoraSet& lora, const Tensor& inner, const Tensor& x, std::int64_t tail, bool scaled, cudaStream_t stream) {
+  const AppendSet set = append_set(lora, true);
+  with_float(x.dtype, [&]<class T>(T) {
+    append_inner_kernel<T><<<static_cast<unsigned>(x.rows), 64, 0, stream>>>(inner.as<float>(), inner.stride, x.as<T>(), x.stride, x.cols,
+                                                                             static_cast<int>(tail), set, scaled);
+  });
+  check_launch("append_inner");
+}
+}  // namespace
+
+void append_inner(const LoraSet& lora, const Tensor& inner, const Tensor& x, std::int64_t tail, cudaStream_t stream) {
+  append(lora, inner, x, tail, true, stream);
+}
+void append_inner_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dy, std::int64_t tail, cudaStream_t stream) {
+  append(lora, inner_grad, dy, tail, false, stream);
+}
 
 void append_columns(const Tensor& weight, const LoraSet& lora, cudaStream_t stream) {
   const AppendSet set = append_set(lora, true);

@@ -1,9 +1,5 @@
 // The gradient that LoRA adds to a product's input, alone or with SwiGLU's backward behind it.
-#include <algorithm>
-
-#include "ops/cuda/lora.h"
-#include "ops/cuda/lora_device.cuh"
-#include "ops/cuda/mma.cuh"
+#include "ops/cuda/lora_term.cuh"
 
 namespace pipelora::cuda {
 
@@ -11,25 +7,11 @@ namespace {
 
 constexpr int kGradTokens = 16;
 
-struct GradTile {
-  const float* rows;  // A of this pair, [rank, in]
-  std::int64_t stride;
-  int rank, inner_column;
-  float factor;
-  std::uint32_t module, threshold;
-  bool masked;
-};
-
-template <int NT>
-struct GradTiles {
-  GradTile tile[NT];
-};
-
 // V columns a thread, kGradTokens tokens a block: any dtype, any alignment with V = 1.
 template <int V, class T>
 __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens,
                                                              std::int64_t cols, const float* inner_grad,
-                                                             std::int64_t inner_stride, GradTile tile, Mask mask) {
+                                                             std::int64_t inner_stride, TermTile tile, Mask mask) {
   __shared__ __align__(16) float left[kGradTokens][8];
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradTokens;
   const int count = static_cast<int>(min(static_cast<std::int64_t>(kGradTokens), tokens - first));
@@ -72,11 +54,6 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
   }
 }
 
-// On tensor cores: a warp takes 32 columns and kGradSteps times 16 tokens. The product's columns are permuted so that a lane
-// holds eight neighbours of a row, the eight elements of one call of dropout's generator. Rows of A are split in two 16-bit
-// numbers (the upper and lower half of the inner dimension), the gradients of the inner vectors are rounded to 16 bits.
-constexpr int kGradSteps = 2;
-
 template <class T>
 struct SwiGluGrad {
   const T *gate, *up;
@@ -84,10 +61,24 @@ struct SwiGluGrad {
   std::int64_t gate_stride, up_stride, dgate_stride, dup_stride;
 };
 
+template <class T>
+__device__ inline Floats<8> widen8(const uint4& bits) {
+  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+  Floats<8> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack2(T{}, words[i]);
+    out.v[2 * i] = pair.x;
+    out.v[2 * i + 1] = pair.y;
+  }
+  return out;
+}
+
 /// dact becomes act; dgate and dup of eight columns are written.
 template <class T>
-__device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::int64_t c, Floats<8>& dact) {
-  const Floats<8> g = load<8>(s.gate + t * s.gate_stride + c), u = load<8>(s.up + t * s.up_stride + c);
+__device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::int64_t c, const uint4& gate, const uint4& up,
+                                   Floats<8>& dact) {
+  const Floats<8> g = widen8<T>(gate), u = widen8<T>(up);
   Floats<8> dg, du;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -100,93 +91,79 @@ __device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::
   store<8>(s.dup + t * s.dup_stride + c, du);
 }
 
+// A warp takes 64 columns and kGradSteps times eight tokens, and reads the next eight while it works on these.
+constexpr int kGradSteps = 4;
+
 template <class T, int NT, bool kSwiGlu>
 __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
                                                                    const float* inner_grad, std::int64_t inner_stride,
-                                                                   GradTiles<NT> tiles, Mask mask, SwiGluGrad<T> swiglu) {
+                                                                   TermTiles<NT> tiles, Mask mask, SwiGluGrad<T> swiglu) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * 8 + warp) * 32;
+  const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * 8 + warp) * 64, c = base + g * 8;
   if (base >= cols) return;
-  std::uint32_t high[NT][4], low[NT][4];
-#pragma unroll
-  for (int i = 0; i < NT; ++i) {
-    const GradTile& tile = tiles.tile[i];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const std::int64_t c = base + g / 2 * 8 + 2 * j + g % 2;
-      const float a = 2 * q < tile.rank && c < cols ? __ldg(tile.rows + 2 * q * tile.stride + c) : 0.0f;
-      const float b = 2 * q + 1 < tile.rank && c < cols ? __ldg(tile.rows + (2 * q + 1) * tile.stride + c) : 0.0f;
-      split2<T>(a, b, high[i][j], low[i][j]);
-    }
-  }
-  const std::int64_t c = base + q * 8;
   const bool in = c < cols;
+  TermRows rows[NT];
+#pragma unroll
+  for (int i = 0; i < NT; ++i) rows[i] = load_term_rows<T>(tiles.tile[i], c, cols);
+
+  struct Piece {
+    uint4 dx[2], gate[2], up[2];
+    std::uint32_t side[NT];
+  };
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradSteps * 8;
+  const auto read = [&](std::int64_t t) {
+    Piece piece;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::int64_t at = t + 2 * q + i;
+      const bool has = in && at < tokens;
+      const uint4 none = make_uint4(0, 0, 0, 0);
+      piece.dx[i] = has ? *reinterpret_cast<const uint4*>(dx + at * dx_stride + c) : none;
+      if constexpr (kSwiGlu) {
+        piece.gate[i] = has ? *reinterpret_cast<const uint4*>(swiglu.gate + at * swiglu.gate_stride + c) : none;
+        piece.up[i] = has ? *reinterpret_cast<const uint4*>(swiglu.up + at * swiglu.up_stride + c) : none;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
+    return piece;
+  };
+  Piece next = read(first);
 #pragma unroll
   for (int step = 0; step < kGradSteps; ++step) {
-    const std::int64_t t0 = (static_cast<std::int64_t>(blockIdx.y) * kGradSteps + step) * 16 + g, t1 = t0 + 8;
-    const bool has0 = in && t0 < tokens, has1 = in && t1 < tokens;
-    Floats<8> out0{}, out1{};
-    if (has0) out0 = load<8>(dx + t0 * dx_stride + c);
-    if (has1) out1 = load<8>(dx + t1 * dx_stride + c);
+    const Piece piece = next;
+    if (step + 1 < kGradSteps) next = read(first + (step + 1) * 8);
+    const std::int64_t t0 = first + step * 8 + 2 * q;
+    Floats<8> out0 = widen8<T>(piece.dx[0]), out1 = widen8<T>(piece.dx[1]);
 #pragma unroll
-    for (int i = 0; i < NT; ++i) {
-      const GradTile& tile = tiles.tile[i];
-      const auto left = [&](std::int64_t t) -> std::uint32_t {
-        if (t >= tokens) return 0;
-        const float* z = inner_grad + t * inner_stride + tile.inner_column + 2 * q;
-        return pack2(T{}, 2 * q < tile.rank ? z[0] * tile.factor : 0.0f, 2 * q + 1 < tile.rank ? z[1] * tile.factor : 0.0f);
-      };
-      const std::uint32_t a0 = left(t0), a1 = left(t1);
-      std::uint32_t keep0 = 0xFFu, keep1 = 0xFFu;
-      if (tile.masked) {
-        if (has0) keep0 = keep_bits(mask, t0, c, tile.module, tile.threshold);
-        if (has1) keep1 = keep_bits(mask, t1, c, tile.module, tile.threshold);
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float sum[4] = {};
-        mma(T{}, sum, a0, a1, a0, a1, high[i][j], low[i][j]);
-        if (keep0 >> (2 * j) & 1u) out0.v[2 * j] += sum[0];
-        if (keep0 >> (2 * j + 1) & 1u) out0.v[2 * j + 1] += sum[1];
-        if (keep1 >> (2 * j) & 1u) out1.v[2 * j] += sum[2];
-        if (keep1 >> (2 * j + 1) & 1u) out1.v[2 * j + 1] += sum[3];
-      }
-    }
+    for (int i = 0; i < NT; ++i) add_term<T>(tiles.tile[i], rows[i], piece.side[i], mask, t0, tokens, c, in, out0, out1);
+    const bool has0 = in && t0 < tokens, has1 = in && t0 + 1 < tokens;
     if constexpr (kSwiGlu) {
-      if (has0) swiglu_grad(swiglu, t0, c, out0);
-      if (has1) swiglu_grad(swiglu, t1, c, out1);
+      if (has0) swiglu_grad(swiglu, t0, c, piece.gate[0], piece.up[0], out0);
+      if (has1) swiglu_grad(swiglu, t0 + 1, c, piece.gate[1], piece.up[1], out1);
     }
     if (has0) store<8>(dx + t0 * dx_stride + c, out0);
-    if (has1) store<8>(dx + t1 * dx_stride + c, out1);
+    if (has1) store<8>(dx + (t0 + 1) * dx_stride + c, out1);
   }
 }
 
-std::vector<GradTile> grad_tiles(const LoraSet& lora, std::int64_t in) {
-  std::vector<GradTile> tiles;
-  for (const LoraTile& from : forward_tiles(lora, in)) {
-    tiles.push_back({from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked});
-  }
-  return tiles;
-}
+dim3 grid_of_tiles(const Tensor& dx) { return dim3(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps)); }
 
 }  // namespace
 
 bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                                 const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup, cudaStream_t stream) {
-  const std::vector<GradTile> tiles = grad_tiles(lora, dx.cols);
-  bool suits = dx.dtype != DType::f32 && dx.rows > 0 && (tiles.size() == 1 || tiles.size() == 2);
-  for (const Tensor& tensor : {dx, gate, up, dgate, dup}) suits = suits && eights(tensor);
-  if (!suits) return false;
+  const std::vector<TermTile> tiles = term_tiles(lora, dx.cols);
+  if (dx.rows == 0 || tiles.size() > 2 || !suits_terms(tiles, {dx, gate, up, dgate, dup})) return false;
   const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
-  const dim3 grid(blocks_for(dx.cols, 256), blocks_for(dx.rows, 16 * kGradSteps));
   with_float(dx.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       const SwiGluGrad<T> swiglu{gate.as<T>(), up.as<T>(), dgate.as<T>(), dup.as<T>(), gate.stride, up.stride, dgate.stride, dup.stride};
       const auto launch = [&]<int NT>() {
-        GradTiles<NT> set;
+        TermTiles<NT> set;
         std::copy_n(tiles.begin(), NT, set.tile);
-        add_input_grad_tiles_kernel<T, NT, true><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(),
-                                                                           inner_grad.stride, set, mask, swiglu);
+        add_input_grad_tiles_kernel<T, NT, true><<<grid_of_tiles(dx), 256, 0, stream>>>(
+            dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, swiglu);
       };
       if (tiles.size() == 1)
         launch.template operator()<1>();
@@ -202,15 +179,14 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
                          cudaStream_t stream) {
   if (dx.rows == 0) return;
   const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
-  const std::vector<GradTile> tiles = grad_tiles(lora, dx.cols);
+  const std::vector<TermTile> tiles = term_tiles(lora, dx.cols);
   with_float(dx.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
-      if (eights(dx)) {
-        const dim3 grid(blocks_for(dx.cols, 256), blocks_for(dx.rows, 16 * kGradSteps));
+      if (suits_terms(tiles, {dx})) {
         const auto launch = [&]<int NT>(std::size_t first) {
-          GradTiles<NT> set;
+          TermTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
-          add_input_grad_tiles_kernel<T, NT, false><<<grid, 256, 0, stream>>>(
+          add_input_grad_tiles_kernel<T, NT, false><<<grid_of_tiles(dx), 256, 0, stream>>>(
               dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, SwiGluGrad<T>{});
         };
         std::size_t first = 0;
@@ -220,7 +196,7 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         return;
       }
     }
-    for (const GradTile& tile : tiles) {
+    for (const TermTile& tile : tiles) {
       const bool wide = eights(dx) && tile.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
       const auto launch = [&]<int V>() {
         const dim3 grid(blocks_for(dx.cols, 256 * V), blocks_for(dx.rows, kGradTokens));

@@ -1,4 +1,4 @@
-// The gradients of LoRA's A and B.
+// The gradient of LoRA's A, and that of B where lora_output_grad.cu does not suit.
 //
 // A warp keeps eight ranks of a strip's columns of the gradient in registers while it walks over tokens.
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace pipelora::cuda {
 
 namespace {
 
-/// grad[r, c] += factor * sum_t left[t, r] * right[t, c], for eight ranks and a matrix's columns.
+/// grad[r, c] += factor * sum_t left[t, r] * right[t, c], for up to eight ranks and a matrix's columns.
 struct GradJob {
   const void* right;
   std::int64_t right_stride, columns;
@@ -198,41 +198,32 @@ __global__ void __launch_bounds__(kGradWarps * 32) weight_grad_tiles_kernel(Grad
   }
 }
 
-std::vector<GradJob> grad_jobs(const LoraWeightGrad& call) {
-  std::vector<GradJob> jobs;
-  const auto add = [&](const Tensor& right, const Tensor& left, std::int64_t left_column, const Tensor& grad, float factor,
-                       const LoraView& pair, bool masked) {
-    for (std::int64_t r = 0; r < grad.rows; r += 8) {
-      GradJob job{};
-      job.right = right.data;
-      job.right_stride = right.stride;
-      job.columns = right.cols;
-      job.left = left.as<float>() + left_column + r;
-      job.left_stride = left.stride;
-      job.grad = grad.as<float>() + r * grad.stride;
-      job.grad_stride = grad.stride;
-      job.rank = static_cast<int>(std::min<std::int64_t>(8, grad.rows - r));
-      job.factor = factor;
-      job.module = pair.module_id;
-      job.threshold = dropout_threshold(pair.dropout);
-      job.mask_in = masked ? right.cols : 0;
-      job.wide = eights(right);
-      jobs.push_back(job);
-    }
-  };
-  for (const LoraView& pair : call.lora.pairs) {
-    const bool drops = call.lora.dropout != nullptr && pair.dropout > 0;
-    add(call.x, call.inner_grad, pair.first_inner, pair.grad_a, drops ? 1.0f / (1.0f - pair.dropout) : 1.0f, pair, drops);
-    add(call.dy.columns(pair.first_column, pair.bt.cols), call.inner, pair.first_inner, pair.grad_bt, pair.scale, pair, false);
+void add_jobs(std::vector<GradJob>& jobs, const Tensor& right, const Tensor& left, const LoraView& pair, const Tensor& grad, float factor,
+              bool masked) {
+  for (std::int64_t r = 0; r < grad.rows; r += 8) {
+    GradJob job{};
+    job.right = right.data;
+    job.right_stride = right.stride;
+    job.columns = right.cols;
+    job.left = left.as<float>() + pair.first_inner + r;
+    job.left_stride = left.stride;
+    job.grad = grad.as<float>() + r * grad.stride;
+    job.grad_stride = grad.stride;
+    job.rank = static_cast<int>(std::min<std::int64_t>(8, grad.rows - r));
+    job.factor = factor;
+    job.module = pair.module_id;
+    job.threshold = dropout_threshold(pair.dropout);
+    job.mask_in = masked ? right.cols : 0;
+    job.wide = eights(right);
+    jobs.push_back(job);
   }
-  return jobs;
 }
 
 /// Columns of a strip: of the kernel on tensor cores, or of the plain one.
 std::int64_t strip_columns(bool tiles) { return tiles ? kTileColumns : kStripColumns; }
 
-bool on_tiles(const LoraWeightGrad& call, const std::vector<GradJob>& jobs) {
-  return call.x.dtype != DType::f32 && std::all_of(jobs.begin(), jobs.end(), [](const GradJob& job) { return job.wide; });
+bool on_tiles(DType dtype, const std::vector<GradJob>& jobs) {
+  return dtype != DType::f32 && std::all_of(jobs.begin(), jobs.end(), [](const GradJob& job) { return job.wide; });
 }
 
 /// Splits of the tokens: enough blocks for the chip, at least 128 tokens each. Depends on shapes alone.
@@ -256,39 +247,65 @@ void in_launches(const std::vector<GradJob>& jobs, std::int64_t columns, std::in
   }
 }
 
-}  // namespace
+std::vector<GradJob> a_grad_jobs(const LoraAGrad& call) {
+  std::vector<GradJob> jobs;
+  for (const LoraView& pair : call.lora.pairs) {
+    const bool drops = call.lora.dropout != nullptr && pair.dropout > 0;
+    add_jobs(jobs, call.x, call.inner_grad, pair, pair.grad_a, drops ? 1.0f / (1.0f - pair.dropout) : 1.0f, drops);
+  }
+  return jobs;
+}
 
-std::size_t lora_weight_grad_bytes(const LoraWeightGrad& call) {
+std::vector<GradJob> b_grad_jobs(const LoraSet& lora, const Tensor& dy, const Tensor& inner) {
+  std::vector<GradJob> jobs;
+  for (const LoraView& pair : lora.pairs)
+    add_jobs(jobs, dy.columns(pair.first_column, pair.bt.cols), inner, pair, pair.grad_bt, pair.scale, false);
+  return jobs;
+}
+
+std::size_t bytes_of(DType dtype, const std::vector<GradJob>& jobs, std::int64_t tokens) {
   std::size_t bytes = 0;
-  const std::vector<GradJob> jobs = grad_jobs(call);
-  const std::int64_t columns = strip_columns(on_tiles(call, jobs));
-  in_launches(jobs, columns, call.x.rows, [&](const GradJobs& set, std::int64_t splits) {
+  const std::int64_t columns = strip_columns(on_tiles(dtype, jobs));
+  in_launches(jobs, columns, tokens, [&](const GradJobs& set, std::int64_t splits) {
     bytes = std::max(bytes, static_cast<std::size_t>(splits * set.strips * 8 * columns) * sizeof(float));
   });
   return bytes;
 }
 
-void lora_weight_grad(const LoraWeightGrad& call, const LoraScratch& scratch, cudaStream_t stream) {
-  if (call.x.rows == 0) return;
-  const Mask mask = mask_of(call.lora.dropout, call.sequences, call.x.cols);
-  const std::vector<GradJob> jobs = grad_jobs(call);
-  const bool tiles = on_tiles(call, jobs);
-  in_launches(jobs, strip_columns(tiles), call.x.rows, [&](const GradJobs& set, std::int64_t splits) {
+void run(DType dtype, const std::vector<GradJob>& jobs, std::int64_t tokens, const Mask& mask, const LoraScratch& scratch,
+                      cudaStream_t stream) {
+  const bool tiles = on_tiles(dtype, jobs);
+  in_launches(jobs, strip_columns(tiles), tokens, [&](const GradJobs& set, std::int64_t splits) {
     if (static_cast<std::size_t>(set.strips) > kLoraCounters) throw Error(kTensorMismatch, "a product of too many columns");
-    const std::int64_t per_split = ((call.x.rows + splits - 1) / splits + 15) / 16 * 16;
-    const dim3 grid(static_cast<unsigned>(set.strips), blocks_for(call.x.rows, per_split));
-    with_float(call.x.dtype, [&]<class T>(T) {
+    const std::int64_t per_split = ((tokens + splits - 1) / splits + 15) / 16 * 16;
+    const dim3 grid(static_cast<unsigned>(set.strips), blocks_for(tokens, per_split));
+    with_float(dtype, [&]<class T>(T) {
       float* partial = static_cast<float*>(scratch.partial);
       if constexpr (sizeof(T) == 2) {
         if (tiles) {
-          weight_grad_tiles_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, call.x.rows, per_split, mask, partial, scratch.counters);
+          weight_grad_tiles_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, tokens, per_split, mask, partial, scratch.counters);
           return;
         }
       }
-      weight_grad_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, call.x.rows, per_split, mask, partial, scratch.counters);
+      weight_grad_kernel<T><<<grid, kGradWarps * 32, 0, stream>>>(set, tokens, per_split, mask, partial, scratch.counters);
     });
     check_launch("lora_weight_grad");
   });
+}
+
+}  // namespace
+
+std::size_t lora_a_grad_bytes(const LoraAGrad& call) { return bytes_of(call.x.dtype, a_grad_jobs(call), call.x.rows); }
+void lora_a_grad(const LoraAGrad& call, const LoraScratch& scratch, cudaStream_t stream) {
+  if (call.x.rows == 0) return;
+  run(call.x.dtype, a_grad_jobs(call), call.x.rows, mask_of(call.lora.dropout, call.sequences, call.x.cols), scratch, stream);
+}
+
+std::size_t lora_b_grad_bytes(const LoraSet& lora, const Tensor& dy, const Tensor& inner) {
+  return bytes_of(dy.dtype, b_grad_jobs(lora, dy, inner), dy.rows);
+}
+void lora_b_grad(const LoraSet& lora, const Tensor& dy, const Tensor& inner, const LoraScratch& scratch, cudaStream_t stream) {
+  run(dy.dtype, b_grad_jobs(lora, dy, inner), dy.rows, Mask(), scratch, stream);
 }
 
 }  // namespace pipelora::cuda

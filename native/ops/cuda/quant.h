@@ -33,7 +33,7 @@ struct Packed4 {
 void dequantise4(const Packed4& weight, const QuantTables& tables, const Tensor& to, cudaStream_t stream);
 
 /// Most tokens for which a product reads the 4-bit codes itself.
-inline constexpr std::int64_t kFewTokens = 4;
+inline constexpr std::int64_t kFewTokens = 8;
 
 struct FewTokens {
   Tensor x;           // [T, in], T <= kFewTokens

@@ -1,15 +1,11 @@
 // NF4 and FP4 with bitsandbytes' rounding. Dequantising is bound by the bytes it writes: a thread turns four packed bytes
 // into eight elements, codes are looked up in a table with a copy for each lane (no bank conflicts).
-#include "ops/cuda/common.cuh"
-#include "ops/cuda/quant.h"
+#include "ops/cuda/quant_device.cuh"
 
 namespace pipelora::cuda {
 
 namespace {
 
-struct Codes {
-  float value[16];
-};
 struct Search {
   float threshold[15];
   std::uint8_t code[16];
@@ -19,20 +15,11 @@ struct Search {
 constexpr int kThreads = 256;
 constexpr int kRowsPerThread = 8;
 
-__device__ inline float rounded_to(float x, float) { return x; }
-__device__ inline float rounded_to(float x, bf16) { return __bfloat162float(__float2bfloat16_rn(x)); }
-__device__ inline float rounded_to(float x, f16) { return __half2float(__float2half_rn(x)); }
-
 /// The reciprocal that a GPU's fast-math division computes: bitsandbytes is built with it.
 __device__ inline float fast_reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-__device__ inline float scale_of(const Packed4& w, const float* map, float offset, std::int64_t block) {
-  if (w.absmax != nullptr) return __ldg(w.absmax + block);
-  return __fadd_rn(__fmul_rn(map[__ldg(w.codes + block)], __ldg(w.nested + (block >> 8))), offset);
 }
 
 template <class T, class Via>
@@ -79,92 +66,6 @@ __global__ void dequantise4_plain_kernel(Packed4 w, Codes codes, const float* ma
   const float scale = scale_of(w, map, w.absmax == nullptr ? *w.offset : 0.0f, element >> w.block_shift);
   const float value = codes.value[element % 2 == 0 ? byte >> 4 : byte & 15u] * scale;
   to[element / w.in * stride + element % w.in] = narrow<T>(rounded_to(value, Via{}));
-}
-
-template <class T>
-struct FewCall {
-  const T* x;
-  std::int64_t x_stride;
-  const T* bias;
-  const T* residual;
-  std::int64_t residual_stride;
-  const float* inner;
-  std::int64_t inner_stride;
-  const float* bt;
-  std::int64_t bt_stride;
-  int rank;
-  float scale;
-  T* y;
-  std::int64_t y_stride;
-};
-
-constexpr int kFewRows = 2;  // of the weight, a warp
-
-// A lane takes 32 neighbouring elements of a row at a time. x lies in shared memory with a gap behind every 32 elements, so that
-// the lanes' j-th elements lie in different banks.
-constexpr int kPieceFloats = 1024 + 32;
-template <class T, class Via, int kTokens>
-__global__ void __launch_bounds__(kThreads) product_of_few_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
-  extern __shared__ float x_shared[];  // [kTokens][pieces][kPieceFloats]
-  __shared__ float table[16][32];
-  __shared__ float scales[256];
-  const int pieces = static_cast<int>((w.in + 1023) / 1024);
-  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) table[i / 32][i % 32] = codes.value[i / 32];
-  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
-  for (int i = static_cast<int>(threadIdx.x); i < kTokens * pieces * 1024; i += kThreads) {
-    const int t = i / (pieces * 1024), c = i % (pieces * 1024);
-    x_shared[(t * pieces + c / 1024) * kPieceFloats + c % 1024 + c % 1024 / 32] = c < w.in ? widen(call.x[t * call.x_stride + c]) : 0.0f;
-  }
-  __syncthreads();
-  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * kFewRows;
-  if (first >= w.rows) return;
-  float sums[kFewRows][kTokens] = {};
-  for (int piece = 0; piece < pieces; ++piece) {
-    const std::int64_t c = piece * 1024 + lane * 32;
-    uint4 bits[kFewRows];
-    float scale[kFewRows];
-#pragma unroll
-    for (int r = 0; r < kFewRows; ++r) {
-      const std::int64_t element = min(first + r, w.rows - 1) * w.in + c;
-      const bool in = c < w.in;
-      bits[r] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed + element / 2)) : make_uint4(0, 0, 0, 0);
-      scale[r] = in ? scale_of(w, scales, offset, element >> w.block_shift) : 0.0f;
-    }
-#pragma unroll
-    for (int j = 0; j < 32; j += 2) {
-      float x[2][kTokens];
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        x[0][t] = x_shared[(t * pieces + piece) * kPieceFloats + lane * 33 + j];
-        x[1][t] = x_shared[(t * pieces + piece) * kPieceFloats + lane * 33 + j + 1];
-      }
-#pragma unroll
-      for (int r = 0; r < kFewRows; ++r) {
-        const std::uint32_t word = j / 8 == 0 ? bits[r].x : j / 8 == 1 ? bits[r].y : j / 8 == 2 ? bits[r].z : bits[r].w;
-        const std::uint32_t byte = word >> (j % 8 * 4) & 0xFFu;
-        const float a = rounded_to(rounded_to(table[byte >> 4][lane] * scale[r], Via{}), T{});
-        const float b = rounded_to(rounded_to(table[byte & 15u][lane] * scale[r], Via{}), T{});
-#pragma unroll
-        for (int t = 0; t < kTokens; ++t) sums[r][t] += a * x[0][t] + b * x[1][t];
-      }
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kFewRows; ++r) {
-    const std::int64_t row = first + r;
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      float total = warp_sum(sums[r][t]);
-      if (lane != 0 || row >= w.rows) continue;
-      if (call.bias != nullptr) total += widen(call.bias[row]);
-      if (call.residual != nullptr) total += widen(call.residual[t * call.residual_stride + row]);
-      float term = 0;
-      for (int k = 0; k < call.rank; ++k) term += call.inner[t * call.inner_stride + k] * call.bt[k * call.bt_stride + row];
-      call.y[t * call.y_stride + row] = narrow<T>(total + call.scale * term);
-    }
-  }
 }
 
 // One warp a block.
@@ -248,12 +149,6 @@ __global__ void quantise_absmax_kernel(const float* absmax, std::int64_t count, 
   codes[i] = static_cast<std::uint8_t>(rank);
 }
 
-Codes codes_of(quant::FourBit type) {
-  Codes codes;
-  for (int i = 0; i < 16; ++i) codes.value[i] = quant::codebook4(type).values[static_cast<std::size_t>(i)];
-  return codes;
-}
-
 }  // namespace
 
 void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, cudaStream_t stream) {
@@ -275,50 +170,6 @@ void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, 
       with_float(w.via, launch);
   });
   check_launch("dequantise4");
-}
-
-bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens& call, cudaStream_t stream) {
-  const std::int64_t tokens = call.x.rows, pieces = (w.in + 1023) / 1024;
-  const auto bytes = static_cast<std::size_t>(tokens * pieces * kPieceFloats) * sizeof(float);
-  constexpr std::size_t kMostShared = 160 << 10;
-  if (tokens < 1 || tokens > kFewTokens || w.in % 32 != 0 || w.block_shift < 5 || bytes > kMostShared ||
-      reinterpret_cast<std::uintptr_t>(w.packed) % 16 != 0)
-    return false;
-  with_float(call.y.dtype, [&]<class T>(T) {
-    FewCall<T> few{};
-    few.x = call.x.as<T>();
-    few.x_stride = call.x.stride;
-    few.bias = static_cast<const T*>(call.bias);
-    few.residual = call.residual.as<T>();
-    few.residual_stride = call.residual.stride;
-    few.inner = call.inner.as<float>();
-    few.inner_stride = call.inner.stride;
-    few.bt = call.bt.as<float>();
-    few.bt_stride = call.bt.stride;
-    few.rank = static_cast<int>(call.bt.rows);
-    few.scale = call.scale;
-    few.y = call.y.as<T>();
-    few.y_stride = call.y.stride;
-    const auto launch = [&]<class Via>(Via) {
-      const auto run = [&]<int kTokens>() {
-        const auto kernel = product_of_few_kernel<T, Via, kTokens>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a product");
-        kernel<<<blocks_for(w.rows, kThreads / 32 * kFewRows), kThreads, bytes, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
-      };
-      switch (tokens) {
-        case 1: return run.template operator()<1>();
-        case 2: return run.template operator()<2>();
-        case 3: return run.template operator()<3>();
-        default: return run.template operator()<4>();
-      }
-    };
-    if (w.via == call.y.dtype || w.via == DType::f32)
-      launch(float{});
-    else
-      with_float(w.via, launch);
-  });
-  check_launch("product_of_few");
-  return true;
 }
 
 void quantise4(const void* source, DType dtype, DType as, std::int64_t count, int block_shift, quant::FourBit type,

@@ -1,0 +1,197 @@
+// The product of a few tokens (decoding) with a weight in 4 bits that is not expanded first: bound by the bytes of the codes.
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/quant_device.cuh"
+
+namespace pipelora::cuda {
+
+namespace {
+
+template <class T>
+struct FewCall {
+  const T* x;
+  std::int64_t x_stride;
+  const T* bias;
+  const T* residual;
+  std::int64_t residual_stride;
+  const float* inner;
+  std::int64_t inner_stride;
+  const float* bt;
+  std::int64_t bt_stride;
+  int rank;
+  float scale;
+  T* y;
+  std::int64_t y_stride;
+  int tokens;
+};
+
+template <class T>
+__device__ inline void finish(const FewCall<T>& call, int t, std::int64_t row, float total) {
+  if (call.bias != nullptr) total += widen(call.bias[row]);
+  if (call.residual != nullptr) total += widen(call.residual[t * call.residual_stride + row]);
+  float term = 0;
+  for (int k = 0; k < call.rank; ++k) term += call.inner[t * call.inner_stride + k] * call.bt[k * call.bt_stride + row];
+  call.y[t * call.y_stride + row] = narrow<T>(total + call.scale * term);
+}
+
+// 16-bit inputs. A block takes 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds 32 neighbouring codes of
+// rows g and g + 8, which share a scale, and makes them the left side of products whose right side is x, a token a column.
+// x lies in shared memory with a gap behind every 32 elements, codes are looked up in a table with a copy for each lane.
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kRows = 16;
+constexpr int kTableRow = 128;  // bytes: a code, 32 times
+
+__device__ inline float look_up(std::uint32_t table, std::uint32_t word, int nibble) {
+  // The nibble's place in the table is its value times 128.
+  const std::uint32_t at = (nibble == 0 ? word << 7 : nibble == 1 ? word << 3 : word >> (4 * nibble - 7)) & (15u * kTableRow);
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(table | at));
+  return value;
+}
+
+template <class T, class Via>
+__global__ void __launch_bounds__(kThreads, 3) few_tokens_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
+  extern __shared__ __align__(16) char x_shared[];  // [tokens][in / 32][80 bytes]
+  __shared__ __align__(2048) float table[16][32];
+  __shared__ float scales[256];
+  __shared__ float sums[kWarps][kRows][8];
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) table[i / 32][i % 32] = codes.value[i / 32];
+  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
+  constexpr int kRun = 32 * 2 + 16;
+  const int runs = static_cast<int>(w.in / 32);
+  for (int i = static_cast<int>(threadIdx.x); i < call.tokens * runs * 4; i += kThreads) {
+    const int t = i / (runs * 4), piece = i % (runs * 4);
+    *reinterpret_cast<uint4*>(x_shared + (t * runs + piece / 4) * kRun + piece % 4 * 16) =
+        *reinterpret_cast<const uint4*>(call.x + t * call.x_stride + piece * 8);
+  }
+  __syncthreads();
+  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows;
+  const std::int64_t row0 = min(first + g, w.rows - 1), row1 = min(first + g + 8, w.rows - 1);
+  const std::uint32_t lookup = shared_address(table) | static_cast<std::uint32_t>(lane * 4);
+  const char* x_own = x_shared + min(g, call.tokens - 1) * runs * kRun;
+
+  struct Piece {
+    uint4 bits[2];
+    float scale[2];
+  };
+  const auto read = [&](int run) {
+    Piece piece;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::int64_t element = (i == 0 ? row0 : row1) * w.in + run * 32;
+      const bool in = run < runs;
+      piece.bits[i] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed + element / 2)) : make_uint4(0, 0, 0, 0);
+      piece.scale[i] = in ? scale_of(w, scales, offset, element >> w.block_shift) : 0.0f;
+    }
+    return piece;
+  };
+  float acc[4] = {};
+  Piece next = read(warp * 4 + q), later = read((warp + kWarps) * 4 + q);
+  for (int base = warp * 4; base < runs; base += kWarps * 4) {  // whole warps: products follow
+    const Piece piece = next;
+    next = later;
+    later = read(base + 2 * kWarps * 4 + q);
+    const char* x = x_own + min(base + q, runs - 1) * kRun;
+#pragma unroll
+    for (int m = 0; m < 8; ++m) {
+      std::uint32_t a[2][2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint4& bits = piece.bits[i];
+        const std::uint32_t word = m / 2 == 0 ? bits.x : m / 2 == 1 ? bits.y : m / 2 == 2 ? bits.z : bits.w;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int byte = m % 2 * 2 + half;  // its upper nibble comes first
+          const float v0 = look_up(lookup, word, 2 * byte + 1) * piece.scale[i], v1 = look_up(lookup, word, 2 * byte) * piece.scale[i];
+          a[i][half] = pack2(T{}, rounded_to(v0, Via{}), rounded_to(v1, Via{}));
+        }
+      }
+      const uint2 b = *reinterpret_cast<const uint2*>(x + m * 8);
+      mma(T{}, acc, a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+    }
+  }
+  sums[warp][g][2 * q] = acc[0];
+  sums[warp][g][2 * q + 1] = acc[1];
+  sums[warp][g + 8][2 * q] = acc[2];
+  sums[warp][g + 8][2 * q + 1] = acc[3];
+  __syncthreads();
+  for (int item = static_cast<int>(threadIdx.x); item < kRows * call.tokens; item += kThreads) {
+    const int t = item / kRows, r = item % kRows;
+    if (first + r >= w.rows) continue;
+    float total = 0;
+#pragma unroll
+    for (int p = 0; p < kWarps; ++p) total += sums[p][r][t];
+    finish(call, t, first + r, total);
+  }
+}
+
+// float32, a warp a row.
+template <class Via>
+__global__ void __launch_bounds__(kThreads) few_tokens_plain_kernel(Packed4 w, Codes codes, const float* map, FewCall<float> call) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (row >= w.rows) return;
+  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
+  float sums[kFewTokens] = {};
+  for (std::int64_t c = lane * 2; c < w.in; c += 64) {
+    const std::int64_t element = row * w.in + c;
+    const std::uint32_t byte = w.packed[element / 2];
+    const float scale = scale_of(w, map, offset, element >> w.block_shift);
+    const float a = rounded_to(codes.value[byte >> 4] * scale, Via{}), b = rounded_to(codes.value[byte & 15u] * scale, Via{});
+#pragma unroll
+    for (int t = 0; t < kFewTokens; ++t)
+      if (t < call.tokens) sums[t] += a * call.x[t * call.x_stride + c] + b * call.x[t * call.x_stride + c + 1];
+  }
+#pragma unroll
+  for (int t = 0; t < kFewTokens; ++t) {
+    const float total = warp_sum(sums[t]);
+    if (lane == 0 && t < call.tokens) finish(call, t, row, total);
+  }
+}
+
+}  // namespace
+
+bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens& call, cudaStream_t stream) {
+  const std::int64_t tokens = call.x.rows;
+  const auto bytes = static_cast<std::size_t>(tokens * (w.in / 32) * 80);
+  constexpr std::size_t kMostShared = 200 << 10;
+  if (tokens < 1 || tokens > kFewTokens || w.in % 32 != 0 || w.block_shift < 5 || bytes > kMostShared || !eights(call.x) ||
+      reinterpret_cast<std::uintptr_t>(w.packed) % 16 != 0)
+    return false;
+  with_float(call.y.dtype, [&]<class T>(T) {
+    FewCall<T> few{};
+    few.x = call.x.as<T>();
+    few.x_stride = call.x.stride;
+    few.bias = static_cast<const T*>(call.bias);
+    few.residual = call.residual.as<T>();
+    few.residual_stride = call.residual.stride;
+    few.inner = call.inner.as<float>();
+    few.inner_stride = call.inner.stride;
+    few.bt = call.bt.as<float>();
+    few.bt_stride = call.bt.stride;
+    few.rank = static_cast<int>(call.bt.rows);
+    few.scale = call.scale;
+    few.y = call.y.as<T>();
+    few.y_stride = call.y.stride;
+    few.tokens = static_cast<int>(tokens);
+    const auto launch = [&]<class Via>(Via) {
+      if constexpr (sizeof(T) == 2) {
+        const auto kernel = few_tokens_kernel<T, Via>;
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a product");
+        kernel<<<blocks_for(w.rows, kRows), kThreads, bytes, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
+      } else {
+        few_tokens_plain_kernel<Via><<<blocks_for(w.rows, kWarps), kThreads, 0, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
+      }
+    };
+    if (w.via == call.y.dtype || w.via == DType::f32)
+      launch(float{});
+    else
+      with_float(w.via, launch);
+  });
+  check_launch("product_of_few");
+  return true;
+}
+
+}  // namespace pipelora::cuda
