@@ -1,8 +1,9 @@
 // Times single operations at Qwen-7B's shape: one line an operation, with the bytes or FLOPs it must move and its share of
-// the card's rates. usage: cuda_ops [tokens …]
+// the card's rates. usage: cuda_ops [attention | tokens …]
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <string>
@@ -202,26 +203,41 @@ void passes(Gpu& gpu, std::int64_t tokens) {
          static_cast<double>(labels * v) * 6, 0);
 }
 
-void attention(Gpu& gpu, int sequences_count, int length) {
+void attention(Gpu& gpu, int sequences_count, int length, std::int64_t head_dim) {
   const std::int64_t tokens = static_cast<std::int64_t>(sequences_count) * length, d = 4096;
   const auto sequences = gpu.sequences(std::vector<int>(static_cast<std::size_t>(sequences_count), length));
   const Buffer qkv = noise(gpu, DType::bf16, tokens, 3 * d), out = gpu.arena->tensor("o", DType::bf16, tokens, d), dout = noise(gpu, DType::bf16, tokens, d);
-  const Buffer dqkv = gpu.arena->tensor("d", DType::bf16, tokens, 3 * d), lse = gpu.arena->tensor("l", DType::f32, 32, tokens);
+  const Buffer dqkv = gpu.arena->tensor("d", DType::bf16, tokens, 3 * d), lse = gpu.arena->tensor("l", DType::f32, d / head_dim, tokens);
   const Tensor q = qkv.tensor().columns(0, d), k = qkv.tensor().columns(d, d), v = qkv.tensor().columns(2 * d, d);
   const Tensor dq = dqkv.tensor().columns(0, d), dk = dqkv.tensor().columns(d, d), dv = dqkv.tensor().columns(2 * d, d);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   const double flops = 4.0 * static_cast<double>(tokens) * length / 2 * static_cast<double>(d);
-  const std::string at = std::to_string(sequences_count) + "x" + std::to_string(length) + " ";
-  report(at + "attention_forward", time_us(*gpu.ops, [&] { gpu.ops->attention_forward({q, k, v, out, lse, sequences.get(), 128, 0, 0.088f}); }), 0, flops);
-  report(at + "attention_backward", time_us(*gpu.ops, [&] { gpu.ops->attention_backward({q, k, v, out, lse, dout, dq, dk, dv, sequences.get(), 128, 0, 0.088f}); }), 0, 2.5 * flops);
+  const std::string at = std::to_string(sequences_count) + "x" + std::to_string(length) + ", heads of " + std::to_string(head_dim) + " ";
+  report(at + "attention_forward", time_us(*gpu.ops, [&] { gpu.ops->attention_forward({q, k, v, out, lse, sequences.get(), head_dim, 0, scale}); }), 0, flops);
+  report(at + "attention_backward", time_us(*gpu.ops, [&] { gpu.ops->attention_backward({q, k, v, out, lse, dout, dq, dk, dv, sequences.get(), head_dim, 0, scale}); }), 0, 2.5 * flops);
+}
+
+void attention(Gpu& gpu) {
+  for (const std::int64_t head_dim : {128, 64}) {
+    attention(gpu, 16, 68, head_dim);
+    attention(gpu, 8, 384, head_dim);
+    attention(gpu, 4, 2048, head_dim);
+    attention(gpu, 1, 8192, head_dim);
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool only_attention = argc > 1 && std::string(argv[1]) == "attention";
   std::vector<std::int64_t> sizes;
-  for (int i = 1; i < argc; ++i) sizes.push_back(std::stoll(argv[i]));
+  for (int i = 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
   if (sizes.empty()) sizes = {1088, 3072};
   Gpu gpu(DType::bf16, std::size_t{20} << 30);
+  if (only_attention) {
+    attention(gpu);
+    return 0;
+  }
   cudaEventCreate(&first_event);
   cudaEventCreate(&last_event);
   copy_rate(gpu);
@@ -248,9 +264,6 @@ int main(int argc, char** argv) {
       survey(gpu, ("down" + with).c_str(), tokens, 4096, 11008, false, room);
     }
   }
-  attention(gpu, 16, 68);
-  attention(gpu, 8, 384);
-  attention(gpu, 4, 2048);
-  attention(gpu, 1, 8192);
+  attention(gpu);
   return 0;
 }

@@ -1,6 +1,7 @@
 // The GPU's element-wise operations, norms, rotary, attention, cross entropy and optimizer against plain references in float64.
 #include <algorithm>
 #include <limits>
+#include <string_view>
 
 #include "tests/cuda_fixture.h"
 
@@ -237,18 +238,20 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
         }
   }
   auto qd = gpu.put(q, dtype, tokens, q_cols, 16), kd = gpu.put(k, dtype, keys, k_cols, 8), vd = gpu.put(v, dtype, keys, k_cols),
-       od = gpu.empty(dtype, tokens, q_cols), ld = gpu.empty(DType::f32, c.heads, tokens);
+       gd = gpu.put(dout, dtype, tokens, q_cols);
   const auto scale_f = static_cast<float>(scale);
-  gpu.ops->attention_forward({qd, kd, vd, od, ld, sequences.get(), e, c.window, scale_f});
-  compare(label("attention_forward", dtype, shape), gpu.get(od), out, limit_of(dtype));
-  compare(label("attention_forward lse", dtype, shape), gpu.get(ld), lse, limit_of(dtype));
-  if (cached) return;
-  auto gd = gpu.put(dout, dtype, tokens, q_cols), dqd = gpu.empty(dtype, tokens, q_cols), dkd = gpu.empty(dtype, keys, k_cols, 8),
-       dvd = gpu.empty(dtype, keys, k_cols);
-  gpu.ops->attention_backward({qd, kd, vd, od, ld, gd, dqd, dkd, dvd, sequences.get(), e, c.window, scale_f});
-  compare(label("attention_backward dq", dtype, shape), gpu.get(dqd), dq, limit_of(dtype));
-  compare(label("attention_backward dk", dtype, shape), gpu.get(dkd), dk, limit_of(dtype));
-  compare(label("attention_backward dv", dtype, shape), gpu.get(dvd), dv, limit_of(dtype));
+  const auto run = [&] {  // out, lse, dq, dk, dv; no gradient of the cache's rows behind a sequence's keys is written
+    auto od = gpu.empty(dtype, tokens, q_cols), ld = gpu.empty(DType::f32, c.heads, tokens), dqd = gpu.empty(dtype, tokens, q_cols),
+         dkd = gpu.put(Values(k.size(), 0), dtype, keys, k_cols, 8), dvd = gpu.put(Values(k.size(), 0), dtype, keys, k_cols);
+    gpu.ops->attention_forward({qd, kd, vd, od, ld, sequences.get(), e, c.window, scale_f});
+    gpu.ops->attention_backward({qd, kd, vd, od, ld, gd, dqd, dkd, dvd, sequences.get(), e, c.window, scale_f});
+    return std::vector<Values>{gpu.get(od), gpu.get(ld), gpu.get(dqd), gpu.get(dkd), gpu.get(dvd)};
+  };
+  const std::vector<Values> got = run();
+  const Values* expected[] = {&out, &lse, &dq, &dk, &dv};
+  const char* names[] = {"attention_forward", "attention_forward lse", "attention_backward dq", "attention_backward dk", "attention_backward dv"};
+  for (std::size_t i = 0; i < got.size(); ++i) compare(label(names[i], dtype, shape), got[i], *expected[i], limit_of(dtype));
+  require(label("attention twice, same bits", dtype, shape), run() == got);
 }
 
 void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab) {
@@ -314,11 +317,46 @@ void optimizer(Gpu& gpu) {
 
 }  // namespace
 
-/// With "small", shapes small enough for a checker that runs every instruction under watch.
+/// All kernels' paths: short rows, long rows, narrow and wide heads, shared keys, windows, keys of a cache before the queries.
+void attention(Gpu& gpu, DType dtype, bool small) {
+  for (const std::int64_t e : {64, 128}) {
+    attention(gpu, dtype, {{1}, {}, 2, 2, e, 0});
+    attention(gpu, dtype, {{64}, {}, 2, 2, e, 0});
+    attention(gpu, dtype, {{100}, {}, 2, 1, e, 0});
+    attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 1, e, 0});
+    attention(gpu, dtype, {{300}, {}, 2, 1, e, 0});
+    attention(gpu, dtype, {{257, 129, 128, 1, 320}, {}, 4, 2, e, 0});
+    attention(gpu, dtype, {{130}, {}, 2, 1, e, 16});
+    attention(gpu, dtype, {{333}, {}, 2, 1, e, 50});
+    attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 0});
+    attention(gpu, dtype, {{200, 190}, {77, 300}, 4, 2, e, 0});
+    if (small) continue;
+    attention(gpu, dtype, {{1, 63, 64, 65, 127, 128, 129, 257, 1000, 2048}, {}, 8, 1, e, 0});
+    attention(gpu, dtype, {{2048, 1000, 257, 129, 128, 127, 65, 64, 63, 1}, {}, 3, 3, e, 0});
+    attention(gpu, dtype, {{2048, 700}, {}, 4, 2, e, 0});
+    attention(gpu, dtype, {{1500}, {}, 2, 1, e, 300});
+    attention(gpu, dtype, {{900, 260}, {}, 8, 1, e, 128});
+    attention(gpu, dtype, {{1, 1}, {1500, 700}, 8, 1, e, 0});
+    attention(gpu, dtype, {{600, 1, 257}, {1000, 2000, 31}, 8, 2, e, 0});
+    attention(gpu, dtype, {std::vector<int>(40, 11), {}, 4, 4, e, 0});
+    attention(gpu, dtype, {{384, 384, 300, 17}, {}, 4, 4, e, 0});
+    if (dtype == DType::bf16) attention(gpu, dtype, {{8192}, {}, 2, 1, e, 0});
+  }
+  attention(gpu, dtype, {{33, 7}, {}, 4, 2, 80, 0});
+  attention(gpu, dtype, {{400, 7, 260}, {}, 4, 2, 80, 0});
+  attention(gpu, dtype, {{33, 7}, {}, 4, 2, 20, 5});
+  attention(gpu, dtype, {{300}, {}, 4, 2, 40, 0});
+}
+
+/// usage: cuda_kernels [attention] [small]. "attention": nothing else; "small": shapes small enough for a checker that runs
+/// every instruction under watch.
 int main(int argc, char** argv) {
-  const bool small = argc > 1 && std::string(argv[1]) == "small";
+  const auto asked = [&](const char* word) { return std::find(argv + 1, argv + argc, std::string_view(word)) != argv + argc; };
+  const bool small = asked("small"), only_attention = asked("attention");
   for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     Gpu gpu(dtype, std::size_t{1} << 30);
+    attention(gpu, dtype, small);
+    if (only_attention) continue;
     elementwise(gpu, dtype, 1, 8);
     elementwise(gpu, dtype, 13, 172);
     elementwise(gpu, dtype, 5, 33);
@@ -331,30 +369,15 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 19, 8, 1, 128, normed);
       rope(gpu, dtype, 11, 3, 1, 20, normed);
     }
-    attention(gpu, dtype, {{1}, {}, 2, 2, 64, 0});
-    attention(gpu, dtype, {{64}, {}, 2, 2, 64, 0});
-    attention(gpu, dtype, {{100}, {}, 2, 1, 64, 0});
-    attention(gpu, dtype, {{200}, {}, 2, 1, 64, 0});
-    attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 1, 128, 0});
-    attention(gpu, dtype, {{130}, {}, 2, 1, 128, 16});
-    attention(gpu, dtype, {{33, 7}, {}, 4, 2, 80, 0});
-    attention(gpu, dtype, {{33, 7}, {}, 4, 2, 20, 5});
-    attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, 64, 0});
     cross_entropy(gpu, dtype, 3, 1000);
     cross_entropy(gpu, dtype, 2, 151);
     if (small) continue;
     elementwise(gpu, dtype, 1088, 4096);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);
-    attention(gpu, dtype, {std::vector<int>(40, 11), {}, 4, 4, 128, 0});
-    attention(gpu, dtype, {{384, 384, 300, 17}, {}, 4, 4, 128, 0});
-    attention(gpu, dtype, {{2048}, {}, 4, 2, 64, 0});
-    attention(gpu, dtype, {{1500}, {}, 2, 1, 128, 300});
-    attention(gpu, dtype, {{1100}, {}, 8, 1, 64, 0});
-    if (dtype == DType::bf16) attention(gpu, dtype, {{8192}, {}, 2, 1, 64, 0});
-    attention(gpu, dtype, {{1, 1}, {1500, 700}, 8, 1, 128, 0});
     cross_entropy(gpu, dtype, 17, 151936);
   }
+  if (only_attention) return finish();
   Gpu gpu(DType::f32, std::size_t{64} << 20);
   add(gpu, 3, 40);
   add(gpu, 17, 33);

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -10,16 +12,20 @@ namespace pipelora::cuda {
 /// Largest head width of the kernels.
 inline constexpr std::int64_t kMaxHeadDim = 256;
 
-void attention_forward(const AttentionForward& call, cudaStream_t stream);
+/// `counter` is 0 before and after.
+void attention_forward(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 /// `delta` [H, T] f32 is scratch.
 void attention_backward(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
 
 // attention_tiles.cu: 16-bit, on tensor cores. False where the shape does not suit them (then attention_plain.cu).
-bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream);
+bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
 
 // attention_hopper.cu: the same with compute capability 9.0's warpgroup products. False on other GPUs.
-bool attention_forward_hopper(const AttentionForward& call, cudaStream_t stream);
+bool attention_forward_hopper(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
+
+// attention_hopper_forward.cu: for long rows.
+void attention_forward_long(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -1,93 +1,15 @@
 // Attention with Hopper's warpgroup products: the algorithms of attention_tiles.cu (FlashAttention-2, Dao 2023), tiles of 64
 // read by the tensor cores from shared memory. A warpgroup owns 64 queries (forward, dq) or 64 keys (dk, dv); every sum is
 // made in a fixed order.
+#include <cstdlib>
+#include <string_view>
+
 #include "ops/cuda/attention.h"
-#include "ops/cuda/attention_common.cuh"
-#include "ops/cuda/mma.cuh"
-#include "ops/cuda/wgmma.cuh"
+#include "ops/cuda/attention_hopper.cuh"
 
 namespace pipelora::cuda {
 
 namespace {
-
-constexpr int kPanelRow = 128;                  // bytes: 64 columns of 16 bits
-constexpr int kPanelBytes = kTile * kPanelRow;  // of a tile
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
-#define PIPELORA_HOPPER 1
-#endif
-
-/// Byte offset of 16-byte piece `piece` of row `row` in a matrix of kRows rows.
-template <int kRows>
-__device__ inline int place(int row, int piece) {
-  return piece / 8 * (kRows * kPanelRow) + row * kPanelRow + ((piece % 8 ^ (row & 7)) << 4);
-}
-
-template <int E, int kRows, int kThreads, class T>
-__device__ inline void load_rows(std::uint32_t to, const T* from, std::int64_t stride, int first, int limit, int width) {
-  constexpr int kPieces = E / 8;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const bool valid = first + row < limit && piece * 8 < width;
-    copy_async(to + place<kRows>(row, piece), valid ? from + (first + row) * stride + piece * 8 : from, valid);
-  }
-}
-
-/// sums [64, 64] = a bᵀ: a's rows from `row` (a multiple of 8) in a matrix of kRows rows, b a tile.
-template <int E, int kRows, class T>
-__device__ inline void product_transposed(float (&sums)[8][4], std::uint32_t a, int row, std::uint32_t b) {
-#pragma unroll
-  for (int kk = 0; kk < E / 16; ++kk) {
-    wgmma_shared(T{}, sums, describe(a + kk / 4 * (kRows * kPanelRow) + row * kPanelRow + kk % 4 * 32, 16),
-                 describe(b + kk / 4 * kPanelBytes + kk % 4 * 32, 16), kk > 0);
-  }
-}
-
-template <class T>
-__device__ inline void pack_fragments(std::uint32_t (&a)[4][4], const float (&p)[8][4]) {
-#pragma unroll
-  for (int kk = 0; kk < 4; ++kk) {
-    a[kk][0] = pack2(T{}, p[2 * kk][0], p[2 * kk][1]);
-    a[kk][1] = pack2(T{}, p[2 * kk][2], p[2 * kk][3]);
-    a[kk][2] = pack2(T{}, p[2 * kk + 1][0], p[2 * kk + 1][1]);
-    a[kk][3] = pack2(T{}, p[2 * kk + 1][2], p[2 * kk + 1][3]);
-  }
-}
-
-/// sums [64, E] += a b, b a tile [64, E].
-template <int E, class T>
-__device__ inline void product_rows(float (&sums)[E / 8][4], const std::uint32_t (&a)[4][4], std::uint32_t b) {
-#pragma unroll
-  for (int kk = 0; kk < 4; ++kk) wgmma_rows(T{}, sums, a[kk], describe(b + kk * 16 * kPanelRow, kPanelBytes));
-}
-
-/// A warp's 16 rows of sums to global memory, through rows of shared memory that it alone uses.
-template <int E, int kRows, class T>
-__device__ inline void write_rows(char* shared, int row, const float (&sums)[E / 8][4], float factor0, float factor1, T* to,
-                                  std::int64_t stride, int first, int limit, int width) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  __syncwarp();
-#pragma unroll
-  for (int n = 0; n < E / 8; ++n) {
-    *reinterpret_cast<std::uint32_t*>(shared + place<kRows>(row + g, n) + q * 4) = pack2(T{}, sums[n][0] * factor0, sums[n][1] * factor0);
-    *reinterpret_cast<std::uint32_t*>(shared + place<kRows>(row + g + 8, n) + q * 4) = pack2(T{}, sums[n][2] * factor1, sums[n][3] * factor1);
-  }
-  __syncwarp();
-  constexpr int kPieces = E / 8;
-  for (int i = lane; i < 16 * kPieces; i += 32) {
-    const int r = i / kPieces, piece = i % kPieces;
-    if (first + r < limit && piece * 8 < width) {
-      *reinterpret_cast<uint4*>(to + (first + r) * stride + piece * 8) = *reinterpret_cast<const uint4*>(shared + place<kRows>(row + r, piece));
-    }
-  }
-}
-
-/// Dynamic shared memory from the next multiple of 1024.
-__device__ inline char* aligned_shared() {
-  extern __shared__ char raw[];
-  return raw + (1024 - (shared_address(raw) & 1023u) & 1023u);
-}
 
 template <class T, int E, int kGroups>
 __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
@@ -96,6 +18,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
   constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
   constexpr int kTileBytes = kTile * E * 2;
   char* shared = aligned_shared();
+  const int thread = static_cast<int>(threadIdx.x);
   const std::uint32_t q_tile = shared_address(shared), stages = q_tile + kRows * E * 2;
 
   const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
@@ -111,24 +34,18 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
   const int key_end = min(keys, offset + q0 + kRows);
   const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
 
-  load_rows<E, kRows, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width);
+  load_rows<E, kRows, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width, thread);
   const auto fetch = [&](int key, int stage) {
-    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width);
-    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width, thread);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width, thread);
     commit_copies();
   };
   fetch(key_begin, 0);
 
   const float scale = shape.scale * kLog2E;
   float sums[E / 8][4] = {};
-  std::uint32_t q_fragments[E / 16][4];
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
   const int position0 = offset + q0 + own + g;  // of this thread's first row; the second is 8 below
-
-  wait_copies<0>();
-  __syncthreads();
-#pragma unroll
-  for (int kk = 0; kk < E / 16; ++kk) load_matrices(q_fragments[kk], q_tile + place<kRows>(own + lane % 16, kk * 2 + lane / 16));
 
   int stage = 0;
   for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
@@ -141,9 +58,9 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
     float p[8][4] = {};
     wgmma_hold(p);
     wgmma_fence();
-#pragma unroll
-    for (int kk = 0; kk < E / 16; ++kk)
-      wgmma_columns(T{}, p, q_fragments[kk], describe(k_tile + kk / 4 * kPanelBytes + kk % 4 * 32, 16), kk > 0);
+    // q from shared memory: with its fragments in registers across the loop, ptxas (13.0) gave their registers to the weights,
+    // and heads of 64 columns came out wrong from the second tile of keys on.
+    product_transposed<E, kRows, kTile, T>(p, q_tile, group * 64, k_tile);
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_hold(p);
@@ -184,6 +101,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
     }
     std::uint32_t weights[4][4];
     pack_fragments<T>(weights, p);
+    wgmma_hold(weights);
     wgmma_hold(sums);
     wgmma_fence();
     product_rows<E, T>(sums, weights, v_tile);
@@ -201,6 +119,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 2 : 1)
       lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
     }
   }
+  __syncthreads();  // q's rows have been read by the whole warpgroup
   write_rows<E, kRows, T>(shared, own, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width), out.stride,
                           q0 + own, queries, shape.width);
 #endif
@@ -215,6 +134,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
   constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
   constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2;
   char* shared = aligned_shared();
+  const int thread = static_cast<int>(threadIdx.x);
   const std::uint32_t q_tile = shared_address(shared), dout_tile = q_tile + kOwnBytes, stages = dout_tile + kOwnBytes;
 
   const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
@@ -230,11 +150,11 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
   const int key_end = min(keys, offset + q0 + kRows);
   const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
 
-  load_rows<E, kRows, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width);
-  load_rows<E, kRows, kThreads>(dout_tile, dout.head(first_query, head, shape.width), dout.stride, q0, queries, shape.width);
+  load_rows<E, kRows, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width, thread);
+  load_rows<E, kRows, kThreads>(dout_tile, dout.head(first_query, head, shape.width), dout.stride, q0, queries, shape.width, thread);
   const auto fetch = [&](int key, int stage) {
-    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width);
-    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width, thread);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width, thread);
     commit_copies();
   };
   fetch(key_begin, 0);
@@ -280,9 +200,9 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     wgmma_hold(p);
     wgmma_hold(dp);
     wgmma_fence();
-    product_transposed<E, kRows, T>(p, q_tile, group * 64, k_tile);
+    product_transposed<E, kRows, kTile, T>(p, q_tile, group * 64, k_tile);
     wgmma_commit();
-    product_transposed<E, kRows, T>(dp, dout_tile, group * 64, v_tile);
+    product_transposed<E, kRows, kTile, T>(dp, dout_tile, group * 64, v_tile);
     wgmma_commit();
     wgmma_wait<1>();
     wgmma_hold(p);
@@ -329,6 +249,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
   constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
   constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStageBytes = 2 * kTileBytes;
   char* shared = aligned_shared();
+  const int thread = static_cast<int>(threadIdx.x);
   const std::uint32_t k_tile = shared_address(shared), v_tile = k_tile + kOwnBytes, stages = v_tile + kOwnBytes;
   float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + 2 * kStageBytes);  // [2 stages][lse, delta][kTile]
 
@@ -340,8 +261,8 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
   const int group = static_cast<int>(threadIdx.x) / 128, own = static_cast<int>(threadIdx.x) / 32 * 16;
 
-  load_rows<E, kRows, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, keys, shape.width);
-  load_rows<E, kRows, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, keys, shape.width);
+  load_rows<E, kRows, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, keys, shape.width, thread);
+  load_rows<E, kRows, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, keys, shape.width, thread);
 
   const int query_begin = max(0, k0 - offset) / kTile * kTile;
   const int query_end = shape.window > 0 ? min(queries, k0 + kRows - 1 + shape.window - offset) : queries;
@@ -350,9 +271,9 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
 
   const auto fetch = [&](int step, int stage) {
     const int head = kv_head * shape.group + step / per_head, first = query_begin + step % per_head * kTile;
-    load_rows<E, kTile, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, queries, shape.width);
+    load_rows<E, kTile, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, queries, shape.width, thread);
     load_rows<E, kTile, kThreads>(stages + stage * kStageBytes + kTileBytes, dout.head(first_query, head, shape.width), dout.stride, first,
-                                  queries, shape.width);
+                                  queries, shape.width, thread);
     for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
       const bool valid = first + i < queries;
       const std::int64_t row = first_query + first + i;
@@ -384,9 +305,9 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     wgmma_hold(p);
     wgmma_hold(dp);
     wgmma_fence();
-    product_transposed<E, kRows, T>(p, k_tile, group * 64, q_tile);
+    product_transposed<E, kRows, kTile, T>(p, k_tile, group * 64, q_tile);
     wgmma_commit();
-    product_transposed<E, kRows, T>(dp, v_tile, group * 64, dout_tile);
+    product_transposed<E, kRows, kTile, T>(dp, v_tile, group * 64, dout_tile);
     wgmma_commit();
     wgmma_wait<1>();
     wgmma_hold(p);
@@ -436,8 +357,6 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
 #endif
 }
 
-constexpr std::size_t kAlignmentBytes = 1024;
-
 template <class T, int E, int kGroups>
 void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
   constexpr int kRows = kGroups * 64;
@@ -469,40 +388,47 @@ void launch_backward(const AttentionBackward& call, const Tensor& delta, const S
                                                               delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
 }
 
-bool on_hopper() {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  return major == 9;
+/// For trials: PIPELORA_ATTENTION=old takes the kernels of this file for long rows too, and none for narrow heads.
+bool old_kernels() {
+  static const bool old = [] {
+    const char* choice = std::getenv("PIPELORA_ATTENTION");
+    return choice != nullptr && std::string_view(choice) == "old";
+  }();
+  return old;
 }
-
-/// Heads of up to this many columns go to attention_tiles.cu. With a single panel of 64 columns (E = 64) the forward kernel's
-/// second tile of keys came out wrong, for a reason not found.
-constexpr std::int64_t kNarrowHead = 64;
 
 /// Several warpgroups share a tile where sequences are long.
 bool long_rows(const Sequences& sequences) { return sequences.tokens >= 160 * sequences.count(); }
 
 }  // namespace
 
-bool attention_forward_hopper(const AttentionForward& call, cudaStream_t stream) {
-  if (call.head_dim <= kNarrowHead || !on_hopper()) return false;
+bool attention_forward_hopper(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
+  if (!on_hopper() || (old_kernels() && call.head_dim <= 64)) return false;
+  if (long_rows(*call.sequences) && !old_kernels()) {
+    attention_forward_long(call, counter, stream);
+    return true;
+  }
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
-    long_rows(*call.sequences) ? launch_forward<T, 128, 3>(call, shape, stream) : launch_forward<T, 128, 1>(call, shape, stream);
+    if (call.head_dim <= 64)
+      launch_forward<T, 64, 1>(call, shape, stream);
+    else
+      long_rows(*call.sequences) ? launch_forward<T, 128, 3>(call, shape, stream) : launch_forward<T, 128, 1>(call, shape, stream);
   });
   check_launch("attention_forward");
   return true;
 }
 
 bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
-  if (call.head_dim <= kNarrowHead || !on_hopper()) return false;
+  if (!on_hopper() || (old_kernels() && call.head_dim <= 64)) return false;
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
-    if (long_rows(*call.sequences))
-      launch_backward<T, 128, 3, 2>(call, delta, shape, stream);
+    if (call.head_dim <= 64)
+      long_rows(*call.sequences) ? launch_backward<T, 64, 3, 2>(call, delta, shape, stream)
+                                 : launch_backward<T, 64, 1, 1>(call, delta, shape, stream);
     else
-      launch_backward<T, 128, 1, 1>(call, delta, shape, stream);
+      long_rows(*call.sequences) ? launch_backward<T, 128, 3, 2>(call, delta, shape, stream)
+                                 : launch_backward<T, 128, 1, 1>(call, delta, shape, stream);
   });
   check_launch("attention_backward");
   return true;

@@ -158,10 +158,10 @@ void check_head_dim(std::int64_t head_dim) {
 
 }  // namespace
 
-void attention_forward(const AttentionForward& call, cudaStream_t stream) {
+void attention_forward(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
   if (call.q.rows == 0) return;
   check_head_dim(call.head_dim);
-  if (attention_forward_tiles(call, stream)) return;
+  if (attention_forward_tiles(call, counter, stream)) return;
   const int e = static_cast<int>(call.head_dim), group = static_cast<int>(call.q.cols / call.k.cols);
   const dim3 grid(blocks_for(call.q.rows, kWarps), static_cast<unsigned>(call.q.cols / call.head_dim));
   with_float(call.q.dtype, [&]<class T>(T) {

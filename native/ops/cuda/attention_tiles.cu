@@ -431,9 +431,9 @@ bool long_rows(const Sequences& sequences) { return sequences.tokens >= 256 * se
 
 }  // namespace
 
-bool attention_forward_tiles(const AttentionForward& call, cudaStream_t stream) {
+bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
   if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
-  if (attention_forward_hopper(call, stream)) return true;
+  if (attention_forward_hopper(call, counter, stream)) return true;
   const Shape shape = shape_of(call);
   const bool wide = long_rows(*call.sequences);
   with_half(call.q.dtype, [&]<class T>(T) {

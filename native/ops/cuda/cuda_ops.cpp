@@ -13,7 +13,7 @@ namespace pipelora::cuda {
 
 CudaOps::CudaOps(int device, DType compute) : device_(device), context_(device_, compute) {
   product_workspace_ = device_.allocate("the workspace of products", Products::kWorkspaceBytes);
-  counters_ = device_.allocate("counters", kLoraCounters * sizeof(std::uint32_t));
+  counters_ = device_.allocate("counters", (kLoraCounters + 1) * sizeof(std::uint32_t));
   check(cudaMemsetAsync(counters_->data(), 0, counters_->bytes(), device_.stream()), "counters");
 
   const auto& map = quant::dynamic_map();
@@ -337,7 +337,9 @@ void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, 
 void CudaOps::rmsnorm_backward(const RmsNormBackward& call) { cuda::rmsnorm_backward(call, device_.stream()); }
 void CudaOps::qk_rope_forward(const QkRope& call) { cuda::qk_rope_forward(call, device_.stream()); }
 void CudaOps::qk_rope_backward(const QkRopeBackward& call) { cuda::qk_rope_backward(call, device_.stream()); }
-void CudaOps::attention_forward(const AttentionForward& call) { cuda::attention_forward(call, device_.stream()); }
+void CudaOps::attention_forward(const AttentionForward& call) {
+  cuda::attention_forward(call, static_cast<std::uint32_t*>(counters_->data()) + kLoraCounters, device_.stream());
+}
 
 void CudaOps::attention_backward(const AttentionBackward& call) {
   const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
