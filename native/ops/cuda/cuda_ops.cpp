@@ -108,14 +108,17 @@ std::unique_ptr<LinearWeight> CudaOps::create_linear(std::int64_t in, std::vecto
 
 void CudaOps::multiply(const Product& product) { products_.run(product, product_workspace_->data(), device_.stream()); }
 
+Buffer CudaOps::bytes(const char* what, std::size_t count) {
+  return arena_->workspace(what, DType::u8, 1, static_cast<std::int64_t>(count));
+}
+
 LoraScratch CudaOps::scratch(const Buffer& partial) const {
   return {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())};
 }
 
 void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                              const Tensor& inner, const Tensor& copy, std::int64_t tail) {
-  const std::size_t bytes = lora_inner_bytes(x, tiles.size());
-  const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
+  const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(x, tiles.size()));
   lora_inner(x, tiles, dropout, sequences, inner, copy, tail, scratch(partial), device_.stream());
 }
 
@@ -161,8 +164,7 @@ void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const 
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
-    const std::size_t bytes = lora_inner_bytes(call.x, tiles.size());
-    const Buffer partial = arena_->workspace("partial inner vectors", DType::u8, 1, static_cast<std::int64_t>(bytes));
+    const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
     const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
     if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream()))
       return finish_forward(call, weight);
@@ -279,17 +281,14 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
 }
 
 void CudaOps::output_grads(const LinearInputGrad& call) {
-  cudaStream_t stream = device_.stream();
-  const auto partial = [&](const char* what, std::size_t bytes) {
-    return arena_->workspace(what, DType::u8, 1, static_cast<std::int64_t>(bytes));
-  };
-  if (lora_output_grad_suits(call.lora, call.dy)) {
-    const Buffer sums = partial("partial gradients of LoRA's output side", lora_output_grad_bytes(call.lora, call.dy));
-    return lora_output_grad(call.lora, call.dy, call.inner, call.inner_grad, scratch(sums), stream);
+  const LoraBGrad grads{call.dy, call.inner, call.inner_grad, call.lora};
+  if (lora_b_grad_suits(grads)) {
+    const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_bytes(grads));
+    return lora_b_grad(grads, partial.tensor().data, device_.stream());
   }
   inner_products(call.dy, backward_tiles(call.lora), nullptr, call.sequences, call.inner_grad, Tensor(), 0);
-  const Buffer sums = partial("partial LoRA gradients", lora_b_grad_bytes(call.lora, call.dy, call.inner));
-  lora_b_grad(call.lora, call.dy, call.inner, scratch(sums), stream);
+  const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_plain_bytes(grads));
+  lora_b_grad_plain(grads, scratch(partial), device_.stream());
 }
 
 bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& weight) {
@@ -327,8 +326,12 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
 
 void CudaOps::lora_a_grad(const LoraAGrad& call) {
   if (call.lora.pairs.empty() || call.x.rows == 0) return;
-  const Buffer partial = arena_->workspace("partial LoRA gradients", DType::u8, 1, static_cast<std::int64_t>(lora_a_grad_bytes(call)));
-  cuda::lora_a_grad(call, scratch(partial), device_.stream());
+  if (lora_a_grad_suits(call)) {
+    const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(call));
+    return cuda::lora_a_grad(call, partial.tensor().data, device_.stream());
+  }
+  const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_plain_bytes(call));
+  lora_a_grad_plain(call, scratch(partial), device_.stream());
 }
 
 void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {

@@ -70,6 +70,7 @@ class CudaOps final : public Ops {
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
   /// The product of a call whose inner vectors are written, the tail behind x too where the product takes them along.
   void finish_forward(const LinearForward& call, const CudaLinear& weight);
+  Buffer bytes(const char* what, std::size_t count);
   LoraScratch scratch(const Buffer& partial) const;
   void inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                       const Tensor& inner, const Tensor& copy, std::int64_t tail);

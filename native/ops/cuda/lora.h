@@ -1,5 +1,5 @@
 // LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_norm.cu, lora_append.cu,
-// lora_output_grad.cu, lora_input_grad.cu, lora_weight_grad.cu.
+// lora_outer.cu, lora_outer_plain.cu, lora_input_grad.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -81,17 +81,23 @@ bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, c
 bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
                               cudaStream_t stream);
 
-/// inner_grad = scale * dy B and grad_bt += scale * innerᵀ dy in one reading of dy, where it suits.
-bool lora_output_grad_suits(const LoraSet& lora, const Tensor& dy);
-std::size_t lora_output_grad_bytes(const LoraSet& lora, const Tensor& dy);
-void lora_output_grad(const LoraSet& lora, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const LoraScratch& scratch,
-                      cudaStream_t stream);
+/// grad_bt += scale * innerᵀ dy, and inner_grad = scale * dy B.
+struct LoraBGrad {
+  Tensor dy, inner, inner_grad;
+  LoraSet lora;
+};
+/// Where it suits; both gradients in one reading of dy.
+bool lora_b_grad_suits(const LoraBGrad& call);
+std::size_t lora_b_grad_bytes(const LoraBGrad& call);
+void lora_b_grad(const LoraBGrad& call, void* scratch, cudaStream_t stream);
+/// Everywhere; the gradient of B alone.
+std::size_t lora_b_grad_plain_bytes(const LoraBGrad& call);
+void lora_b_grad_plain(const LoraBGrad& call, const LoraScratch& scratch, cudaStream_t stream);
 
-/// grad_a += inner_gradᵀ drop(x).
+bool lora_a_grad_suits(const LoraAGrad& call);
 std::size_t lora_a_grad_bytes(const LoraAGrad& call);
-void lora_a_grad(const LoraAGrad& call, const LoraScratch& scratch, cudaStream_t stream);
-/// The gradient of B alone, any dtype and shape.
-std::size_t lora_b_grad_bytes(const LoraSet& lora, const Tensor& dy, const Tensor& inner);
-void lora_b_grad(const LoraSet& lora, const Tensor& dy, const Tensor& inner, const LoraScratch& scratch, cudaStream_t stream);
+void lora_a_grad(const LoraAGrad& call, void* scratch, cudaStream_t stream);
+std::size_t lora_a_grad_plain_bytes(const LoraAGrad& call);
+void lora_a_grad_plain(const LoraAGrad& call, const LoraScratch& scratch, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

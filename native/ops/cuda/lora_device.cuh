@@ -43,22 +43,21 @@ __device__ inline float* part_of(float* partial, unsigned split, std::int64_t si
   return partial + (static_cast<std::int64_t>(split) * gridDim.x + blockIdx.x) * size;
 }
 
-/// Called by all threads after the block's part is written: whether all `expected` blocks' parts are, and then they can be read.
-/// The counter is zero before the first and after the last.
-__device__ inline bool arrives_last(std::uint32_t* counter, unsigned expected) {
+/// Called by all threads, once a kernel, after the block's part is written: whether all parts are, and then they can be read.
+/// The output's counter is zero before and after.
+__device__ inline bool comes_last(std::uint32_t* counters) {
   __shared__ bool last;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1u) == expected - 1;
-    if (last) *counter = 0;
+    last = atomicAdd(&counters[blockIdx.x], 1u) == gridDim.y - 1;
+    if (last) counters[blockIdx.x] = 0;
   }
   __syncthreads();
   if (!last) return false;
   __threadfence();
   return true;
 }
-__device__ inline bool comes_last(std::uint32_t* counters) { return arrives_last(&counters[blockIdx.x], gridDim.y); }
 
 __device__ inline float sum_of_splits(float* partial, std::int64_t size, int item) {
   float total = 0;

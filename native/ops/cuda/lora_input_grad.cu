@@ -91,26 +91,30 @@ __device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::
   store<8>(s.dup + t * s.dup_stride + c, du);
 }
 
-// A warp takes 64 columns and kGradSteps times eight tokens, and reads the next eight while it works on these.
-constexpr int kGradSteps = 4;
+// A warp takes 64 columns and eight tokens, alone twice eight. Many warps hide what reading takes.
+constexpr int grad_steps(bool swiglu) { return swiglu ? 1 : 2; }
 
 template <class T, int NT, bool kSwiGlu>
-__global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
+__global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
                                                                    const float* inner_grad, std::int64_t inner_stride,
                                                                    TermTiles<NT> tiles, Mask mask, SwiGluGrad<T> swiglu) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * 8 + warp) * 64, c = base + g * 8;
   if (base >= cols) return;
   const bool in = c < cols;
-  TermRows rows[NT];
+  TermRows rows[NT][2];
 #pragma unroll
-  for (int i = 0; i < NT; ++i) rows[i] = load_term_rows<T>(tiles.tile[i], c, cols);
+  for (int i = 0; i < NT; ++i) {
+    rows[i][0] = load_term_rows<T>(tiles.tile[i], c, cols);
+    rows[i][1] = load_term_rows<T>(tiles.tile[i], c + 4, cols);
+  }
 
   struct Piece {
     uint4 dx[2], gate[2], up[2];
     std::uint32_t side[NT];
   };
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradSteps * 8;
+  constexpr int kSteps = grad_steps(kSwiGlu);
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kSteps * 8;
   const auto read = [&](std::int64_t t) {
     Piece piece;
 #pragma unroll
@@ -128,15 +132,30 @@ __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::i
     for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
     return piece;
   };
-  Piece next = read(first);
 #pragma unroll
-  for (int step = 0; step < kGradSteps; ++step) {
-    const Piece piece = next;
-    if (step + 1 < kGradSteps) next = read(first + (step + 1) * 8);
+  for (int step = 0; step < kSteps; ++step) {
+    const Piece piece = read(first + step * 8);
     const std::int64_t t0 = first + step * 8 + 2 * q;
     Floats<8> out0 = widen8<T>(piece.dx[0]), out1 = widen8<T>(piece.dx[1]);
+    TermKeep keep[NT];
 #pragma unroll
-    for (int i = 0; i < NT; ++i) add_term<T>(tiles.tile[i], rows[i], piece.side[i], mask, t0, tokens, c, in, out0, out1);
+    for (int i = 0; i < NT; ++i) keep[i] = load_term_keep(tiles.tile[i], mask, t0, tokens, c, in);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float out[2][4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        out[0][k] = out0.v[4 * half + k];
+        out[1][k] = out1.v[4 * half + k];
+      }
+#pragma unroll
+      for (int i = 0; i < NT; ++i) add_term<T>(rows[i][half], piece.side[i], keep[i], half, out);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        out0.v[4 * half + k] = out[0][k];
+        out1.v[4 * half + k] = out[1][k];
+      }
+    }
     const bool has0 = in && t0 < tokens, has1 = in && t0 + 1 < tokens;
     if constexpr (kSwiGlu) {
       if (has0) swiglu_grad(swiglu, t0, c, piece.gate[0], piece.up[0], out0);
@@ -147,7 +166,7 @@ __global__ void __launch_bounds__(256) add_input_grad_tiles_kernel(T* dx, std::i
   }
 }
 
-dim3 grid_of_tiles(const Tensor& dx) { return dim3(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps)); }
+dim3 grid_of_tiles(const Tensor& dx, bool swiglu) { return dim3(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * grad_steps(swiglu))); }
 
 }  // namespace
 
@@ -162,7 +181,7 @@ bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, c
       const auto launch = [&]<int NT>() {
         TermTiles<NT> set;
         std::copy_n(tiles.begin(), NT, set.tile);
-        add_input_grad_tiles_kernel<T, NT, true><<<grid_of_tiles(dx), 256, 0, stream>>>(
+        add_input_grad_tiles_kernel<T, NT, true><<<grid_of_tiles(dx, true), 256, 0, stream>>>(
             dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, swiglu);
       };
       if (tiles.size() == 1)
@@ -186,7 +205,7 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         const auto launch = [&]<int NT>(std::size_t first) {
           TermTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
-          add_input_grad_tiles_kernel<T, NT, false><<<grid_of_tiles(dx), 256, 0, stream>>>(
+          add_input_grad_tiles_kernel<T, NT, false><<<grid_of_tiles(dx, false), 256, 0, stream>>>(
               dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, SwiGluGrad<T>{});
         };
         std::size_t first = 0;

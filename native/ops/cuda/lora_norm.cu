@@ -6,7 +6,7 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kTokens = 8;  // a block
-constexpr int kWarps = 8;
+constexpr int kWarps = 16;
 constexpr int kMaxTiles = 4;
 
 template <int NT>
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_inner_kernel(NormInner<T>
   const T* x = call.x + (has ? t : call.tokens - 1) * call.x_stride;
   constexpr int kStep = kWarps * 32;
   float squares = 0;
-#pragma unroll 8
+#pragma unroll 4
   for (std::int64_t c = warp * 32 + q * 8; c < call.cols; c += kStep) {
     const Floats<8> v = load<8>(x + c);
 #pragma unroll
@@ -150,31 +150,48 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
   for (std::int64_t base = warp * 64; base < call.cols; base += kStep, slot += 2 * kWarps * 32) {
     const std::int64_t c = base + g * 8;
     const bool in = c < call.cols;
-    Floats<8> d[2] = {}, x[2] = {}, w{};
-    if (in) w = load<8>(call.weight + c);
+    uint4 dy[2], x[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (!in || t0 + i >= call.tokens) continue;
-      d[i] = load<8>(call.dy + (t0 + i) * call.dy_stride + c);
-      x[i] = load<8>(call.x + (t0 + i) * call.x_stride + c);
+      const bool has = in && t0 + i < call.tokens;
+      dy[i] = has ? *reinterpret_cast<const uint4*>(call.dy + (t0 + i) * call.dy_stride + c) : make_uint4(0, 0, 0, 0);
+      x[i] = has ? *reinterpret_cast<const uint4*>(call.x + (t0 + i) * call.x_stride + c) : make_uint4(0, 0, 0, 0);
     }
+    TermKeep keep[NT];
 #pragma unroll
-    for (int i = 0; i < NT; ++i) {
-      const TermRows rows = load_term_rows<T>(tiles.tile[i], c, call.cols);
-      add_term<T>(tiles.tile[i], rows, side[i], call.mask, t0, call.tokens, c, in, d[0], d[1]);
-    }
+    for (int n = 0; n < NT; ++n) keep[n] = load_term_keep(tiles.tile[n], call.mask, t0, call.tokens, c, in);
+    std::uint32_t* const dy_words[2] = {reinterpret_cast<std::uint32_t*>(&dy[0]), reinterpret_cast<std::uint32_t*>(&dy[1])};
+    const std::uint32_t* const x_words[2] = {reinterpret_cast<const std::uint32_t*>(&x[0]), reinterpret_cast<const std::uint32_t*>(&x[1])};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      std::uint32_t words[4];
+    for (int half = 0; half < 2; ++half) {
+      float d[2][4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        words[k] = pack2(T{}, d[i].v[2 * k], d[i].v[2 * k + 1]);
-        const float2 rounded = unpack2(T{}, words[k]);
-        squares[i] += x[i].v[2 * k] * x[i].v[2 * k] + x[i].v[2 * k + 1] * x[i].v[2 * k + 1];
-        dots[i] += w.v[2 * k] * rounded.x * x[i].v[2 * k] + w.v[2 * k + 1] * rounded.y * x[i].v[2 * k + 1];
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float2 two = unpack2(T{}, dy_words[i][2 * half + k]);
+          d[i][2 * k] = two.x;
+          d[i][2 * k + 1] = two.y;
+        }
       }
-      waiting[slot + i * kWarps * 32] = make_uint4(words[0], words[1], words[2], words[3]);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) add_term<T>(load_term_rows<T>(tiles.tile[n], c + 4 * half, call.cols), side[n], keep[n], half, d);
+      float4 w = make_float4(0, 0, 0, 0);
+      if (in) w = __ldg(reinterpret_cast<const float4*>(call.weight + c + 4 * half));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const std::uint32_t packed = pack2(T{}, d[i][2 * k], d[i][2 * k + 1]);
+          dy_words[i][2 * half + k] = packed;
+          const float2 rounded = unpack2(T{}, packed), v = unpack2(T{}, x_words[i][2 * half + k]);
+          squares[i] += v.x * v.x + v.y * v.y;
+          dots[i] += (k == 0 ? w.x : w.z) * rounded.x * v.x + (k == 0 ? w.y : w.w) * rounded.y * v.y;
+        }
+      }
     }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) waiting[slot + i * kWarps * 32] = dy[i];
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

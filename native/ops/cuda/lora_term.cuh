@@ -29,20 +29,22 @@ struct TermTiles {
   TermTile tile[NT];
 };
 
+/// Four columns of this lane's two ranks.
 struct TermRows {
-  std::uint32_t high[8], low[8];  // a column's two ranks of this lane
+  std::uint32_t high[4], low[4];
 };
 
-/// `c`: this lane's first column.
 template <class T>
 __device__ inline TermRows load_term_rows(const TermTile& tile, std::int64_t c, std::int64_t cols) {
   const int q = static_cast<int>(threadIdx.x) % 4;
-  Floats<8> a{}, b{};
-  if (c < cols && 2 * q < tile.rank) a = load<8>(tile.rows + 2 * q * tile.stride + c);
-  if (c < cols && 2 * q + 1 < tile.rank) b = load<8>(tile.rows + (2 * q + 1) * tile.stride + c);
+  float4 a = make_float4(0, 0, 0, 0), b = a;
+  if (c < cols && 2 * q < tile.rank) a = __ldg(reinterpret_cast<const float4*>(tile.rows + 2 * q * tile.stride + c));
+  if (c < cols && 2 * q + 1 < tile.rank) b = __ldg(reinterpret_cast<const float4*>(tile.rows + (2 * q + 1) * tile.stride + c));
   TermRows rows;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) split2<T>(a.v[i], b.v[i], rows.high[i], rows.low[i]);
+  split2<T>(a.x, b.x, rows.high[0], rows.low[0]);
+  split2<T>(a.y, b.y, rows.high[1], rows.low[1]);
+  split2<T>(a.z, b.z, rows.high[2], rows.low[2]);
+  split2<T>(a.w, b.w, rows.high[3], rows.low[3]);
   return rows;
 }
 
@@ -57,23 +59,33 @@ __device__ inline std::uint32_t load_term_side(const TermTile& tile, const float
   return pack2(T{}, 2 * q < tile.rank ? __ldg(z) * tile.factor : 0.0f, 2 * q + 1 < tile.rank ? __ldg(z + 1) * tile.factor : 0.0f);
 }
 
-/// Adds the term to this lane's columns of its two tokens, t0 and t0 + 1, where they are kept. Called by whole warps.
-template <class T>
-__device__ inline void add_term(const TermTile& tile, const TermRows& rows, std::uint32_t side, const Mask& mask, std::int64_t t0,
-                                std::int64_t tokens, std::int64_t c, bool in, Floats<8>& out0, Floats<8>& out1) {
-  std::uint32_t keep0 = 0xFFu, keep1 = 0xFFu;
+/// Which of this lane's eight columns are kept, for its two tokens from t0.
+struct TermKeep {
+  std::uint32_t bits[2];
+};
+__device__ inline TermKeep load_term_keep(const TermTile& tile, const Mask& mask, std::int64_t t0, std::int64_t tokens, std::int64_t c,
+                                          bool in) {
+  TermKeep keep{{0xFFu, 0xFFu}};
   if (tile.masked && in) {
-    if (t0 < tokens) keep0 = keep_bits(mask, t0, c, tile.module, tile.threshold);
-    if (t0 + 1 < tokens) keep1 = keep_bits(mask, t0 + 1, c, tile.module, tile.threshold);
-  }
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 2; ++i)
+      if (t0 + i < tokens) keep.bits[i] = keep_bits(mask, t0 + i, c, tile.module, tile.threshold);
+  }
+  return keep;
+}
+
+/// Adds the term to four of this lane's columns (the first or the second four) of its two tokens. Called by whole warps.
+template <class T>
+__device__ inline void add_term(const TermRows& rows, std::uint32_t side, const TermKeep& keep, int half, float (&out)[2][4]) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
     float sum[4] = {};
     mma(T{}, sum, rows.high[2 * j], rows.high[2 * j + 1], rows.low[2 * j], rows.low[2 * j + 1], side, side);
-    if (keep0 >> (2 * j) & 1u) out0.v[2 * j] += sum[0];
-    if (keep1 >> (2 * j) & 1u) out1.v[2 * j] += sum[1];
-    if (keep0 >> (2 * j + 1) & 1u) out0.v[2 * j + 1] += sum[2];
-    if (keep1 >> (2 * j + 1) & 1u) out1.v[2 * j + 1] += sum[3];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (keep.bits[i] >> (4 * half + 2 * j) & 1u) out[i][2 * j] += sum[i];
+      if (keep.bits[i] >> (4 * half + 2 * j + 1) & 1u) out[i][2 * j + 1] += sum[2 + i];
+    }
   }
 }
 

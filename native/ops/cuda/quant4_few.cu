@@ -33,14 +33,20 @@ __device__ inline void finish(const FewCall<T>& call, int t, std::int64_t row, f
   call.y[t * call.y_stride + row] = narrow<T>(total + call.scale * term);
 }
 
-// 16-bit inputs. A block takes 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds 32 neighbouring codes of
-// rows g and g + 8, which share a scale, and makes them the left side of products whose right side is x, a token a column.
-// x lies in shared memory with a gap behind every 32 elements, codes are looked up in a table with a copy for each lane.
+// 16-bit inputs. A block takes kGroups times 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds 32
+// neighbouring codes of rows g and g + 8, which share a scale, and makes them the left side of products whose right side is x,
+// a token a column. x lies in shared memory with a gap behind every 32 elements, codes are looked up in a table with a copy for
+// each lane. Codes are read kAhead pieces ahead, the first before the tables are there.
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-constexpr int kRows = 16;
+constexpr int kGroups = 2;
+constexpr int kRows = kGroups * 16;
+constexpr int kAhead = 3;
 constexpr int kTableRow = 128;  // bytes: a code, 32 times
+constexpr int kTableBytes = 16 * kTableRow;
+constexpr int kRunBytes = 32 * 2 + 16;
 
+/// `table`: this lane's column of it, at a multiple of kTableBytes.
 __device__ inline float look_up(std::uint32_t table, std::uint32_t word, int nibble) {
   // The nibble's place in the table is its value times 128.
   const std::uint32_t at = (nibble == 0 ? word << 7 : nibble == 1 ? word << 3 : word >> (4 * nibble - 7)) & (15u * kTableRow);
@@ -50,50 +56,64 @@ __device__ inline float look_up(std::uint32_t table, std::uint32_t word, int nib
 }
 
 template <class T, class Via>
-__global__ void __launch_bounds__(kThreads, 3) few_tokens_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
-  extern __shared__ __align__(16) char x_shared[];  // [tokens][in / 32][80 bytes]
-  __shared__ __align__(2048) float table[16][32];
+__global__ void __launch_bounds__(kThreads, 2) few_tokens_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
+  extern __shared__ __align__(16) char raw[];  // the table, at a multiple of its size; x [tokens][in / 32][kRunBytes]
   __shared__ float scales[256];
   __shared__ float sums[kWarps][kRows][8];
-  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) table[i / 32][i % 32] = codes.value[i / 32];
-  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
-  constexpr int kRun = 32 * 2 + 16;
-  const int runs = static_cast<int>(w.in / 32);
-  for (int i = static_cast<int>(threadIdx.x); i < call.tokens * runs * 4; i += kThreads) {
-    const int t = i / (runs * 4), piece = i % (runs * 4);
-    *reinterpret_cast<uint4*>(x_shared + (t * runs + piece / 4) * kRun + piece % 4 * 16) =
-        *reinterpret_cast<const uint4*>(call.x + t * call.x_stride + piece * 8);
-  }
-  __syncthreads();
-  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  const int runs = static_cast<int>(w.in / 32), pieces = (runs + kWarps * 4 - 1) / (kWarps * 4);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows;
-  const std::int64_t row0 = min(first + g, w.rows - 1), row1 = min(first + g + 8, w.rows - 1);
-  const std::uint32_t lookup = shared_address(table) | static_cast<std::uint32_t>(lane * 4);
-  const char* x_own = x_shared + min(g, call.tokens - 1) * runs * kRun;
 
   struct Piece {
     uint4 bits[2];
-    float scale[2];
+    float scale[2];  // or the scale's scale
+    std::uint8_t code[2];
   };
-  const auto read = [&](int run) {
+  const auto read = [&](int item) {  // pieces of the first 16 rows, then of the next
     Piece piece;
+    const int run = (item % pieces * kWarps + warp) * 4 + q;
+    const bool in = run < runs && item < kGroups * pieces;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int64_t element = (i == 0 ? row0 : row1) * w.in + run * 32;
-      const bool in = run < runs;
+      const std::int64_t row = min(first + item / pieces * 16 + g + i * 8, w.rows - 1);
+      const std::int64_t element = row * w.in + run * 32, block = element >> w.block_shift;
       piece.bits[i] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed + element / 2)) : make_uint4(0, 0, 0, 0);
-      piece.scale[i] = in ? scale_of(w, scales, offset, element >> w.block_shift) : 0.0f;
+      piece.scale[i] = !in ? 0.0f : w.absmax != nullptr ? __ldg(w.absmax + block) : __ldg(w.nested + (block >> 8));
+      piece.code[i] = in && w.absmax == nullptr ? __ldg(w.codes + block) : 0;
     }
     return piece;
   };
+  Piece ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) ahead[i] = read(i);
+
+  char* table = raw + (kTableBytes - (shared_address(raw) & (kTableBytes - 1)) & (kTableBytes - 1));
+  char* x_shared = table + kTableBytes;
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) reinterpret_cast<float*>(table)[i] = codes.value[i / 32];
+  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
+  for (int i = static_cast<int>(threadIdx.x); i < call.tokens * runs * 4; i += kThreads) {
+    const int t = i / (runs * 4), piece = i % (runs * 4);
+    *reinterpret_cast<uint4*>(x_shared + (t * runs + piece / 4) * kRunBytes + piece % 4 * 16) =
+        *reinterpret_cast<const uint4*>(call.x + t * call.x_stride + piece * 8);
+  }
+  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
+  __syncthreads();
+  const std::uint32_t lookup = shared_address(table) | static_cast<std::uint32_t>(lane * 4);
+  const char* x_own = x_shared + min(g, call.tokens - 1) * runs * kRunBytes;
+
   float acc[4] = {};
-  Piece next = read(warp * 4 + q), later = read((warp + kWarps) * 4 + q);
-  for (int base = warp * 4; base < runs; base += kWarps * 4) {  // whole warps: products follow
-    const Piece piece = next;
-    next = later;
-    later = read(base + 2 * kWarps * 4 + q);
-    const char* x = x_own + min(base + q, runs - 1) * kRun;
+  for (int item = 0; item < kGroups * pieces; ++item) {
+    const Piece piece = ahead[0];
+#pragma unroll
+    for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
+    ahead[kAhead - 1] = read(item + kAhead);
+    float scale[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      scale[i] = w.absmax != nullptr ? piece.scale[i] : __fadd_rn(__fmul_rn(scales[piece.code[i]], piece.scale[i]), offset);
+    const int run = (item % pieces * kWarps + warp) * 4 + q;
+    if (run >= runs) scale[0] = scale[1] = 0;
+    const char* x = x_own + min(run, runs - 1) * kRunBytes;
 #pragma unroll
     for (int m = 0; m < 8; ++m) {
       std::uint32_t a[2][2];
@@ -104,18 +124,22 @@ __global__ void __launch_bounds__(kThreads, 3) few_tokens_kernel(Packed4 w, Code
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int byte = m % 2 * 2 + half;  // its upper nibble comes first
-          const float v0 = look_up(lookup, word, 2 * byte + 1) * piece.scale[i], v1 = look_up(lookup, word, 2 * byte) * piece.scale[i];
+          const float v0 = look_up(lookup, word, 2 * byte + 1) * scale[i], v1 = look_up(lookup, word, 2 * byte) * scale[i];
           a[i][half] = pack2(T{}, rounded_to(v0, Via{}), rounded_to(v1, Via{}));
         }
       }
       const uint2 b = *reinterpret_cast<const uint2*>(x + m * 8);
       mma(T{}, acc, a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
     }
+    if ((item + 1) % pieces != 0) continue;
+    const int row = item / pieces * 16 + g;
+    sums[warp][row][2 * q] = acc[0];
+    sums[warp][row][2 * q + 1] = acc[1];
+    sums[warp][row + 8][2 * q] = acc[2];
+    sums[warp][row + 8][2 * q + 1] = acc[3];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) acc[i] = 0;
   }
-  sums[warp][g][2 * q] = acc[0];
-  sums[warp][g][2 * q + 1] = acc[1];
-  sums[warp][g + 8][2 * q] = acc[2];
-  sums[warp][g + 8][2 * q + 1] = acc[3];
   __syncthreads();
   for (int item = static_cast<int>(threadIdx.x); item < kRows * call.tokens; item += kThreads) {
     const int t = item / kRows, r = item % kRows;
@@ -155,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) few_tokens_plain_kernel(Packed4 w, C
 
 bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens& call, cudaStream_t stream) {
   const std::int64_t tokens = call.x.rows;
-  const auto bytes = static_cast<std::size_t>(tokens * (w.in / 32) * 80);
+  const auto bytes = static_cast<std::size_t>(2 * kTableBytes + tokens * (w.in / 32) * kRunBytes);
   constexpr std::size_t kMostShared = 200 << 10;
   if (tokens < 1 || tokens > kFewTokens || w.in % 32 != 0 || w.block_shift < 5 || bytes > kMostShared || !eights(call.x) ||
       reinterpret_cast<std::uintptr_t>(w.packed) % 16 != 0)
