@@ -227,6 +227,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     }
     std::uint32_t slopes[4][4];
     pack_fragments<T>(slopes, p);
+    wgmma_hold(slopes);
     wgmma_hold(sums);
     wgmma_fence();
     product_rows<E, T>(sums, slopes, k_tile);
@@ -328,6 +329,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     pack_fragments<T>(fragments, p);
     wgmma_wait<0>();
     wgmma_hold(dp);
+    wgmma_hold(fragments);
     wgmma_hold(dv_sums);
     wgmma_fence();
     product_rows<E, T>(dv_sums, fragments, dout_tile);
@@ -340,6 +342,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     }
     std::uint32_t slopes[4][4];
     pack_fragments<T>(slopes, p);
+    wgmma_hold(slopes);
     wgmma_hold(dk_sums);
     wgmma_fence();
     product_rows<E, T>(dk_sums, slopes, q_tile);
@@ -347,6 +350,8 @@ __global__ void __launch_bounds__(kGroups * 128, 1)
     wgmma_wait<0>();
     wgmma_hold(dk_sums);
     wgmma_hold(dv_sums);
+    wgmma_hold(fragments);
+    wgmma_hold(slopes);
   }
   wait_copies<0>();
   __syncthreads();
@@ -419,16 +424,26 @@ bool attention_forward_hopper(const AttentionForward& call, std::uint32_t* count
   return true;
 }
 
-bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+std::int64_t attention_backward_floats(const AttentionBackward& call) {
+  const bool one_pass = suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv}) &&
+                        call.head_dim > 64 && long_rows(*call.sequences) && !old_kernels() && on_hopper();
+  return one_pass ? attention_backward_long_floats(call) : 0;
+}
+
+bool attention_backward_hopper(const AttentionBackward& call, const BackwardScratch& scratch, cudaStream_t stream) {
   if (!on_hopper() || (old_kernels() && call.head_dim <= 64)) return false;
+  if (attention_backward_floats(call) > 0) {
+    attention_backward_long(call, scratch, stream);
+    return true;
+  }
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
     if (call.head_dim <= 64)
-      long_rows(*call.sequences) ? launch_backward<T, 64, 3, 2>(call, delta, shape, stream)
-                                 : launch_backward<T, 64, 1, 1>(call, delta, shape, stream);
+      long_rows(*call.sequences) ? launch_backward<T, 64, 3, 2>(call, scratch.delta, shape, stream)
+                                 : launch_backward<T, 64, 1, 1>(call, scratch.delta, shape, stream);
     else
-      long_rows(*call.sequences) ? launch_backward<T, 128, 3, 2>(call, delta, shape, stream)
-                                 : launch_backward<T, 128, 1, 1>(call, delta, shape, stream);
+      long_rows(*call.sequences) ? launch_backward<T, 128, 3, 2>(call, scratch.delta, shape, stream)
+                                 : launch_backward<T, 128, 1, 1>(call, scratch.delta, shape, stream);
   });
   check_launch("attention_backward");
   return true;

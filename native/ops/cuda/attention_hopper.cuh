@@ -12,7 +12,6 @@ namespace pipelora::cuda {
 #endif
 
 inline constexpr int kPanelRow = 128;                  // bytes: 64 columns of 16 bits
-inline constexpr int kPanelBytes = kTile * kPanelRow;  // of a tile
 inline constexpr std::size_t kAlignmentBytes = 1024;   // of dynamic shared memory: what aligned_shared() may skip
 
 /// Byte offset of 16-byte piece `piece` of row `row` in a matrix of kRows rows.
@@ -38,10 +37,11 @@ __device__ inline void load_rows(std::uint32_t to, const T* from, std::int64_t s
 /// sums [64, kColumns] = a bᵀ: a's rows from `row` (a multiple of 8) in a matrix of kRows rows, b a matrix of kColumns rows.
 template <int E, int kRows, int kColumns, class T>
 __device__ inline void product_transposed(float (&sums)[kColumns / 8][4], std::uint32_t a, int row, std::uint32_t b) {
+  const SharedMatrix left(a + row * kPanelRow, 16), right(b, 16);
 #pragma unroll
   for (int kk = 0; kk < E / 16; ++kk) {
-    wgmma_shared(T{}, sums, describe(a + kk / 4 * (kRows * kPanelRow) + row * kPanelRow + kk % 4 * 32, 16),
-                 describe(b + kk / 4 * (kColumns * kPanelRow) + kk % 4 * 32, 16), kk > 0);
+    wgmma_shared(T{}, sums, left.at(kk / 4 * (kRows * kPanelRow) + kk % 4 * 32), right.at(kk / 4 * (kColumns * kPanelRow) + kk % 4 * 32),
+                 kk > 0);
   }
 }
 
@@ -60,8 +60,9 @@ __device__ inline void pack_fragments(std::uint32_t (&a)[K][4], const float (&p)
 /// sums [64, E] += a b, b a matrix of 16 K rows.
 template <int E, class T, int K>
 __device__ inline void product_rows(float (&sums)[E / 8][4], const std::uint32_t (&a)[K][4], std::uint32_t b) {
+  const SharedMatrix right(b, 16 * K * kPanelRow);
 #pragma unroll
-  for (int kk = 0; kk < K; ++kk) wgmma_rows(T{}, sums, a[kk], describe(b + kk * 16 * kPanelRow, 16 * K * kPanelRow));
+  for (int kk = 0; kk < K; ++kk) wgmma_rows(T{}, sums, a[kk], right.at(kk * 16 * kPanelRow));
 }
 
 /// A warp's 16 rows of sums to global memory, through rows of shared memory that it alone uses.

@@ -446,15 +446,15 @@ bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counte
   return true;
 }
 
-bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+bool attention_backward_tiles(const AttentionBackward& call, const BackwardScratch& scratch, cudaStream_t stream) {
   if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv})) return false;
-  if (attention_backward_hopper(call, delta, stream)) return true;
+  if (attention_backward_hopper(call, scratch, stream)) return true;
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
     if (call.head_dim <= 64)
-      launch_backward<T, 64, 4>(call, delta, shape, stream);
+      launch_backward<T, 64, 4>(call, scratch.delta, shape, stream);
     else
-      launch_backward<T, 128, 4>(call, delta, shape, stream);
+      launch_backward<T, 128, 4>(call, scratch.delta, shape, stream);
   });
   check_launch("attention_backward");
   return true;

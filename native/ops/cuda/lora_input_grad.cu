@@ -92,7 +92,8 @@ __device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::
 }
 
 // A warp takes 64 columns and eight tokens, alone twice eight. Many warps hide what reading takes.
-constexpr int grad_steps(bool swiglu) { return swiglu ? 1 : 2; }
+template <bool kSwiGlu>
+constexpr int kGradSteps = kSwiGlu ? 1 : 2;
 
 template <class T, int NT, bool kSwiGlu>
 __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
     uint4 dx[2], gate[2], up[2];
     std::uint32_t side[NT];
   };
-  constexpr int kSteps = grad_steps(kSwiGlu);
+  constexpr int kSteps = kGradSteps<kSwiGlu>;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kSteps * 8;
   const auto read = [&](std::int64_t t) {
     Piece piece;
@@ -166,7 +167,10 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
   }
 }
 
-dim3 grid_of_tiles(const Tensor& dx, bool swiglu) { return dim3(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * grad_steps(swiglu))); }
+template <bool kSwiGlu>
+dim3 grid_of_tiles(const Tensor& dx) {
+  return dim3(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps<kSwiGlu>));
+}
 
 }  // namespace
 
@@ -181,7 +185,7 @@ bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, c
       const auto launch = [&]<int NT>() {
         TermTiles<NT> set;
         std::copy_n(tiles.begin(), NT, set.tile);
-        add_input_grad_tiles_kernel<T, NT, true><<<grid_of_tiles(dx, true), 256, 0, stream>>>(
+        add_input_grad_tiles_kernel<T, NT, true><<<grid_of_tiles<true>(dx), 256, 0, stream>>>(
             dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, swiglu);
       };
       if (tiles.size() == 1)
@@ -205,7 +209,7 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         const auto launch = [&]<int NT>(std::size_t first) {
           TermTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
-          add_input_grad_tiles_kernel<T, NT, false><<<grid_of_tiles(dx, false), 256, 0, stream>>>(
+          add_input_grad_tiles_kernel<T, NT, false><<<grid_of_tiles<false>(dx), 256, 0, stream>>>(
               dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, SwiGluGrad<T>{});
         };
         std::size_t first = 0;

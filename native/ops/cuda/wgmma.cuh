@@ -12,10 +12,16 @@ namespace pipelora::cuda {
 /// A matrix in shared memory in panels of 64 columns, rows of 128 bytes whose 16-byte pieces are permuted by the row's
 /// number modulo 8; panels start at multiples of 1024 bytes. `leading`: bytes from panel to panel, used where the inner
 /// dimension runs along rows.
-__device__ inline std::uint64_t describe(std::uint32_t address, std::uint32_t leading) {
-  return static_cast<std::uint64_t>((address & 0x3FFFFu) >> 4) | static_cast<std::uint64_t>(leading >> 4) << 16 |
-         static_cast<std::uint64_t>(1024 >> 4) << 32 | std::uint64_t{1} << 62;
-}
+struct SharedMatrix {
+  std::uint32_t low;
+  __device__ SharedMatrix(std::uint32_t address, std::uint32_t leading) : low((address & 0x3FFFFu) >> 4 | leading >> 4 << 16) {
+    asm volatile("" : "+r"(low));  // the compiler would keep a descriptor of every offset in registers
+  }
+  /// What a product takes: the matrix from `bytes` behind its start on.
+  __device__ std::uint64_t at(int bytes) const {
+    return std::uint64_t{1024 >> 4 | 1u << 30} << 32 | (low + static_cast<std::uint32_t>(bytes) / 16);
+  }
+};
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
@@ -59,8 +65,8 @@ __device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::
 #define PIPELORA_SUMS_64(d) PIPELORA_SUMS_32(d), PIPELORA_SUMS_16(d, 8), PIPELORA_SUMS_16(d, 12)
 
 // The products of one number type and one count of columns (COLUMNS = 8 J; SUMS of a thread). The numbers of the operands
-// behind the sums: P0 … P5.
-#define PIPELORA_WGMMA(T, NAME, J, COLUMNS, SUMS, P0, P1, P2, P3, P4, P5)                                                      \
+// behind the sums: P0 … P4.
+#define PIPELORA_WGMMA(T, NAME, J, COLUMNS, SUMS, P0, P1, P2, P3, P4)                                                          \
   /* d = (add ? d : 0) + a b, both in shared memory; kRows…: the inner dimension runs along the matrix's rows. */              \
   template <bool kRowsA = false, bool kRowsB = false>                                                                          \
   __device__ inline void wgmma_shared(T, float (&d)[J][4], std::uint64_t a, std::uint64_t b, bool add) {                       \
@@ -76,17 +82,9 @@ __device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::
                  P1 ", " P2 ", " P3 "}, " P4 ", 1, 1, 1, 1;\n"                                                                 \
                  : PIPELORA_SUMS_##SUMS(d)                                                                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                        \
-  }                                                                                                                            \
-  /* d = (add ? d : 0) + a bᵀ: a in registers. */                                                                              \
-  __device__ inline void wgmma_columns(T, float (&d)[J][4], const std::uint32_t (&a)[4], std::uint64_t b, bool add) {          \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5 ", 0;\n"                                                               \
-                 "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." NAME "." NAME " {" PIPELORA_TEXT_##SUMS "}, {" P0 ", " \
-                 P1 ", " P2 ", " P3 "}, " P4 ", p, 1, 1, 0;\n}\n"                                                              \
-                 : PIPELORA_SUMS_##SUMS(d)                                                                                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));                            \
   }
-#define PIPELORA_WGMMA_64(T, NAME) PIPELORA_WGMMA(T, NAME, 8, 64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
-#define PIPELORA_WGMMA_128(T, NAME) PIPELORA_WGMMA(T, NAME, 16, 128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+#define PIPELORA_WGMMA_64(T, NAME) PIPELORA_WGMMA(T, NAME, 8, 64, 32, "%32", "%33", "%34", "%35", "%36")
+#define PIPELORA_WGMMA_128(T, NAME) PIPELORA_WGMMA(T, NAME, 16, 128, 64, "%64", "%65", "%66", "%67", "%68")
 
 PIPELORA_WGMMA_64(__nv_bfloat16, "bf16")
 PIPELORA_WGMMA_128(__nv_bfloat16, "bf16")
