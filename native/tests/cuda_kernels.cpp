@@ -330,6 +330,7 @@ void attention(Gpu& gpu, DType dtype, bool small) {
     attention(gpu, dtype, {{333}, {}, 2, 1, e, 50});
     attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 0});
     attention(gpu, dtype, {{200, 190}, {77, 300}, 4, 2, e, 0});
+    attention(gpu, dtype, {{200, 190}, {77, 300}, 4, 2, e, 40});
     if (small) continue;
     attention(gpu, dtype, {{1, 63, 64, 65, 127, 128, 129, 257, 1000, 2048}, {}, 8, 1, e, 0});
     attention(gpu, dtype, {{2048, 1000, 257, 129, 128, 127, 65, 64, 63, 1}, {}, 3, 3, e, 0});

@@ -238,7 +238,6 @@ __device__ inline void compute_all(Side<T> dq, Side<T> dk, Side<T> dv, const Sha
         wgmma_commit();
         product_transposed<E, kKeys, kQueries, T>(dp, base + kKeyBytes, group * 64, dout_tile);
         wgmma_commit();
-        if (gate != nullptr) open_gate(gate, shares);
         wgmma_wait<1>();
         wgmma_hold(p);
 #pragma unroll
@@ -286,6 +285,7 @@ __device__ inline void compute_all(Side<T> dq, Side<T> dk, Side<T> dv, const Sha
           wgmma_shared<true, true>(T{}, share, left.at(kk * 16 * kPanelRow), right.at(kk * 16 * kPanelRow), kk > 0);
         }
         wgmma_commit();
+        if (gate != nullptr) open_gate(gate, shares);  // while the products run: the shares have long arrived
         const Turn mine = turn_of(item, tile, shape.window);
         const std::int64_t part = parts.number(item, tile, head);
         float* sum = parts.dq + part * kPart + group * (kPart / 2) + thread % 128 * 4;
