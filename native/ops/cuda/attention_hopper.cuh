@@ -99,11 +99,4 @@ inline bool on_hopper() {
   return major == 9;
 }
 
-inline int processors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
-}
-
 }  // namespace pipelora::cuda

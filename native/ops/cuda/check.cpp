@@ -20,4 +20,11 @@ void check(cudaError_t status, const char* what) {
   }
 }
 
+int processors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
+
 }  // namespace pipelora::cuda

@@ -15,4 +15,7 @@ void check(cudaError_t status, const char* what);
 /// After a kernel launch.
 inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
+/// Multiprocessors of the current device.
+int processors();
+
 }  // namespace pipelora::cuda

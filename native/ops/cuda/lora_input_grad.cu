@@ -91,12 +91,13 @@ __device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::
   store<8>(s.dup + t * s.dup_stride + c, du);
 }
 
-// A warp takes 64 columns and eight tokens, alone twice eight. Many warps hide what reading takes.
+// A warp takes 64 columns and kGradSteps times eight tokens. With SwiGLU it reads the next eight while it works on these,
+// alone many warps hide what reading takes.
 template <bool kSwiGlu>
-constexpr int kGradSteps = kSwiGlu ? 1 : 2;
+constexpr int kGradSteps = kSwiGlu ? 4 : 2;
 
 template <class T, int NT, bool kSwiGlu>
-__global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
+__global__ void __launch_bounds__(256, kSwiGlu ? 1 : 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
                                                                    const float* inner_grad, std::int64_t inner_stride,
                                                                    TermTiles<NT> tiles, Mask mask, SwiGluGrad<T> swiglu) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
@@ -133,9 +134,11 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
     for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
     return piece;
   };
+  Piece next = read(first);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    const Piece piece = read(first + step * 8);
+    const Piece piece = next;
+    if (step + 1 < kSteps) next = read(first + (step + 1) * 8);
     const std::int64_t t0 = first + step * 8 + 2 * q;
     Floats<8> out0 = widen8<T>(piece.dx[0]), out1 = widen8<T>(piece.dx[1]);
     TermKeep keep[NT];

@@ -33,14 +33,14 @@ __device__ inline void finish(const FewCall<T>& call, int t, std::int64_t row, f
   call.y[t * call.y_stride + row] = narrow<T>(total + call.scale * term);
 }
 
-// 16-bit inputs. A block takes kGroups times 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds 32
+// 16-bit inputs. A block takes several groups of 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds 32
 // neighbouring codes of rows g and g + 8, which share a scale, and makes them the left side of products whose right side is x,
 // a token a column. x lies in shared memory with a gap behind every 32 elements, codes are looked up in a table with a copy for
 // each lane. Codes are read kAhead pieces ahead, the first before the tables are there.
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-constexpr int kGroups = 2;
-constexpr int kRows = kGroups * 16;
+constexpr int kRows = 16;
+constexpr int kBlocksPerUnit = 2;
 constexpr int kAhead = 3;
 constexpr int kTableRow = 128;  // bytes: a code, 32 times
 constexpr int kTableBytes = 16 * kTableRow;
@@ -56,36 +56,49 @@ __device__ inline float look_up(std::uint32_t table, std::uint32_t word, int nib
 }
 
 template <class T, class Via>
-__global__ void __launch_bounds__(kThreads, 2) few_tokens_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) few_tokens_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call, int groups_per_block) {
   extern __shared__ __align__(16) char raw[];  // the table, at a multiple of its size; x [tokens][in / 32][kRunBytes]
   __shared__ float scales[256];
-  __shared__ float sums[kWarps][kRows][8];
+  __shared__ float all_sums[kWarps][2][kRows][kFewTokens];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const int runs = static_cast<int>(w.in / 32), pieces = (runs + kWarps * 4 - 1) / (kWarps * 4);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * groups_per_block * kRows;
+  const int groups = static_cast<int>(min(static_cast<std::int64_t>(groups_per_block), (w.rows - first + kRows - 1) / kRows));
 
   struct Piece {
     uint4 bits[2];
     float scale[2];  // or the scale's scale
     std::uint8_t code[2];
   };
-  const auto read = [&](int item) {  // pieces of the first 16 rows, then of the next
+  // Where the next piece to read is: its group, its run of 32 columns, and the first codes of this lane's rows there.
+  int next_group = 0, next_run = warp * 4 + q;
+  std::int64_t row_start[2];
+  const auto start_rows = [&] {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) row_start[i] = min(first + next_group * kRows + g + i * 8, w.rows - 1) * w.in;
+  };
+  start_rows();
+  const auto read = [&] {
     Piece piece;
-    const int run = (item % pieces * kWarps + warp) * 4 + q;
-    const bool in = run < runs && item < kGroups * pieces;
+    const bool in = next_run < runs && next_group < groups;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int64_t row = min(first + item / pieces * 16 + g + i * 8, w.rows - 1);
-      const std::int64_t element = row * w.in + run * 32, block = element >> w.block_shift;
+      const std::int64_t element = row_start[i] + next_run * 32, block = element >> w.block_shift;
       piece.bits[i] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed + element / 2)) : make_uint4(0, 0, 0, 0);
       piece.scale[i] = !in ? 0.0f : w.absmax != nullptr ? __ldg(w.absmax + block) : __ldg(w.nested + (block >> 8));
       piece.code[i] = in && w.absmax == nullptr ? __ldg(w.codes + block) : 0;
+    }
+    next_run += kWarps * 4;
+    if (next_run - q >= pieces * kWarps * 4) {
+      next_run -= pieces * kWarps * 4;
+      ++next_group;
+      start_rows();
     }
     return piece;
   };
   Piece ahead[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) ahead[i] = read(i);
+  for (int i = 0; i < kAhead; ++i) ahead[i] = read();
 
   char* table = raw + (kTableBytes - (shared_address(raw) & (kTableBytes - 1)) & (kTableBytes - 1));
   char* x_shared = table + kTableBytes;
@@ -102,16 +115,16 @@ __global__ void __launch_bounds__(kThreads, 2) few_tokens_kernel(Packed4 w, Code
   const char* x_own = x_shared + min(g, call.tokens - 1) * runs * kRunBytes;
 
   float acc[4] = {};
-  for (int item = 0; item < kGroups * pieces; ++item) {
+  int group = 0, run = warp * 4 + q;
+  while (group < groups) {
     const Piece piece = ahead[0];
 #pragma unroll
     for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
-    ahead[kAhead - 1] = read(item + kAhead);
+    ahead[kAhead - 1] = read();
     float scale[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       scale[i] = w.absmax != nullptr ? piece.scale[i] : __fadd_rn(__fmul_rn(scales[piece.code[i]], piece.scale[i]), offset);
-    const int run = (item % pieces * kWarps + warp) * 4 + q;
     if (run >= runs) scale[0] = scale[1] = 0;
     const char* x = x_own + min(run, runs - 1) * kRunBytes;
 #pragma unroll
@@ -131,23 +144,26 @@ __global__ void __launch_bounds__(kThreads, 2) few_tokens_kernel(Packed4 w, Code
       const uint2 b = *reinterpret_cast<const uint2*>(x + m * 8);
       mma(T{}, acc, a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
     }
-    if ((item + 1) % pieces != 0) continue;
-    const int row = item / pieces * 16 + g;
-    sums[warp][row][2 * q] = acc[0];
-    sums[warp][row][2 * q + 1] = acc[1];
-    sums[warp][row + 8][2 * q] = acc[2];
-    sums[warp][row + 8][2 * q + 1] = acc[3];
+    run += kWarps * 4;
+    if (run - q < pieces * kWarps * 4) continue;
+    run = warp * 4 + q;
+    float(&sums)[kRows][kFewTokens] = all_sums[warp][group % 2];
+    sums[g][2 * q] = acc[0];
+    sums[g][2 * q + 1] = acc[1];
+    sums[g + 8][2 * q] = acc[2];
+    sums[g + 8][2 * q + 1] = acc[3];
 #pragma unroll
     for (int i = 0; i < 4; ++i) acc[i] = 0;
-  }
-  __syncthreads();
-  for (int item = static_cast<int>(threadIdx.x); item < kRows * call.tokens; item += kThreads) {
-    const int t = item / kRows, r = item % kRows;
-    if (first + r >= w.rows) continue;
-    float total = 0;
+    __syncthreads();  // the sums of the group before the last are free again after the next one
+    const int item = static_cast<int>(threadIdx.x), t = item / kRows, r = item % kRows;
+    const std::int64_t row = first + group * kRows + r;
+    if (t < call.tokens && row < w.rows) {
+      float total = 0;
 #pragma unroll
-    for (int p = 0; p < kWarps; ++p) total += sums[p][r][t];
-    finish(call, t, first + r, total);
+      for (int p = 0; p < kWarps; ++p) total += all_sums[p][group % 2][r][t];
+      finish(call, t, row, total);
+    }
+    ++group;
   }
 }
 
@@ -204,7 +220,10 @@ bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens
       if constexpr (sizeof(T) == 2) {
         const auto kernel = few_tokens_kernel<T, Via>;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a product");
-        kernel<<<blocks_for(w.rows, kRows), kThreads, bytes, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
+        // As many groups a block as bring all blocks onto the chip at once.
+        const std::int64_t groups = blocks_for(w.rows, kRows), at_once = kBlocksPerUnit * processors();
+        const std::int64_t per_block = (groups + at_once - 1) / at_once;
+        kernel<<<blocks_for(groups, per_block), kThreads, bytes, stream>>>(w, codes_of(w.type), tables.dynamic_map, few, static_cast<int>(per_block));
       } else {
         few_tokens_plain_kernel<Via><<<blocks_for(w.rows, kWarps), kThreads, 0, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
       }
