@@ -3,18 +3,24 @@
 // npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
 // npm run bench -- links         tensors between two processes of this machine, beside raw TCP and memcpy
+// npm run bench -- gpu [--peer] [--rows NAME,…]   whole steps at Qwen-7B's shape on one GPU, beside targets and peers
+import { isErrorCode } from "../src/common/errors.ts";
 import { benchCoordinator } from "./coordinator.ts";
 import { benchCpu } from "./cpu.ts";
+import { benchGpu } from "./gpu.mjs";
 import { benchLinks } from "./links.ts";
 import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
 
-const BENCHES: Readonly<Record<string, (print: (row: object) => void) => void | Promise<void>>> = {
+type Bench = (print: (row: object) => void, args: readonly string[]) => void | Promise<void>;
+
+const BENCHES: Readonly<Record<string, Bench>> = {
   cpu: benchCpu,
   coordinator: benchCoordinator,
   predicted: benchPredicted,
   simulated: benchSimulated,
   links: benchLinks,
+  gpu: benchGpu,
 };
 
 const name = process.argv[2] ?? "cpu";
@@ -23,4 +29,11 @@ if (bench === undefined) {
   process.stderr.write(`unknown benchmark "${name}"; there are ${Object.keys(BENCHES).join(", ")}\n`);
   process.exit(1);
 }
-await bench((row) => process.stdout.write(`${JSON.stringify(row)}\n`));
+try {
+  await bench((row) => process.stdout.write(`${JSON.stringify(row)}\n`), process.argv.slice(3));
+} catch (error) {
+  const { code, message } = error as { code?: string; message: string };
+  if (code === undefined || !isErrorCode(code)) throw error;
+  process.stderr.write(`${code}: ${message}\n`);
+  process.exitCode = 1;
+}

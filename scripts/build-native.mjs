@@ -68,6 +68,6 @@ run(
   quiet,
 );
 const testing = process.argv.includes("--test");
-// Only the addon, unless its tests are asked for too.
-run("cmake", ["--build", build, "--parallel", jobs, ...(testing ? [] : ["--target", "pipelora_addon"])]);
+// Only what the product needs, unless tests are asked for too.
+run("cmake", ["--build", build, "--parallel", jobs, ...(testing ? [] : ["--target", "pipelora_build"])]);
 if (testing) run("ctest", ["--test-dir", build, "--output-on-failure"]);

@@ -313,20 +313,25 @@ int main(int argc, char** argv) {
     else if (flag == "--blocks" && more) blocks = std::stoll(argv[++i]);
     else names.push_back(flag);
   }
+  if (const std::string reason = cuda_info().reason; !reason.empty()) {
+    std::printf("{\"error\": \"%s\", \"message\": \"a GPU is needed: %s\"}\n", kDeviceUnavailable, reason.c_str());
+    return 1;
+  }
   const Arch arch = qwen7b();
   const std::vector<std::uint16_t> source = noise(static_cast<std::size_t>(arch.vocab * arch.hidden), 0.02f);
+  const auto arena_bytes = static_cast<std::size_t>(arena_gib * (1 << 30));
   int failed = 0;
-  for (const Workload& work : all) {
-    if (!names.empty() && std::find(names.begin(), names.end(), work.name) == names.end()) continue;
+  const auto attempt = [&](const std::string& name, const auto& body) {
+    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) return;
     try {
-      run(work, static_cast<std::size_t>(arena_gib * (1 << 30)), dropout, profile, source, blocks);
+      body();
     } catch (const Error& error) {
-      std::printf("{\"workload\": \"%s\", \"error\": \"%s\", \"message\": \"%s\"}\n", work.name.c_str(), error.code(), error.what());
+      std::printf("{\"workload\": \"%s\", \"error\": \"%s\", \"message\": \"%s\"}\n", name.c_str(), error.code(), error.what());
       std::fflush(stdout);
       ++failed;
     }
-  }
-  if (names.empty() || std::find(names.begin(), names.end(), "decode") != names.end())
-    decode(static_cast<std::size_t>(arena_gib * (1 << 30)), profile, source, blocks);
+  };
+  for (const Workload& work : all) attempt(work.name, [&] { run(work, arena_bytes, dropout, profile, source, blocks); });
+  attempt("decode", [&] { decode(arena_bytes, profile, source, blocks); });
   return failed;
 }
