@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "pipelora/error.h"
 
@@ -36,21 +39,41 @@ Buffer Arena::tensor(const char* what, DType dtype, std::int64_t rows, std::int6
     throw Error(kOutOfMemory, std::string("no room in the arena for ") + what + " " + shape_text(rows, cols) + " " +
                                   dtype_name(dtype) + ": " + std::to_string(bytes) + " bytes wanted, " +
                                   std::to_string(bytes_ - used_) + " of " + std::to_string(bytes_) +
-                                  " free, the largest piece has " + std::to_string(largest));
+                                  " free in " + std::to_string(free_.size()) +
+                                  " pieces, the largest has " + std::to_string(largest) + map());
   }
   const auto [start, size] = *hole;
   free_.erase(hole);
   const std::size_t offset = placement == Placement::low ? start : start + size - bytes;
   if (size > bytes) free_.emplace(placement == Placement::low ? start + bytes : start, size - bytes);
-  taken_.emplace(offset, bytes);
+  taken_.emplace(offset, Piece{bytes, what});
   used_ += bytes;
   peak_ = std::max(peak_, used_);
   return Buffer(this, Tensor(base_ + offset, dtype, rows, cols));
 }
 
+std::string Arena::map() const {
+  struct Named {
+    std::size_t bytes = 0, count = 0;
+  };
+  std::map<std::string_view, Named> by_name;
+  for (const auto& [offset, piece] : taken_) {
+    Named& named = by_name[piece.what];
+    named.bytes += piece.bytes;
+    ++named.count;
+  }
+  std::vector<std::pair<std::string_view, Named>> sorted(by_name.begin(), by_name.end());
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+  std::string text;
+  for (const auto& [name, named] : sorted)
+    text += "\n  " + std::to_string(named.bytes) + " bytes: " + std::string(name) +
+            (named.count > 1 ? " (" + std::to_string(named.count) + " times)" : "");
+  return text.empty() ? text : "; in it lie" + text;
+}
+
 void Arena::release(void* data) {
   const auto taken = taken_.find(static_cast<std::size_t>(static_cast<char*>(data) - base_));
-  std::size_t offset = taken->first, size = taken->second;
+  std::size_t offset = taken->first, size = taken->second.bytes;
   taken_.erase(taken);
   used_ -= size;
   auto next = free_.lower_bound(offset);

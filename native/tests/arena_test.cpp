@@ -47,6 +47,20 @@ TEST_CASE("an arena without room names the tensor, what it wanted and what is fr
   CHECK_NOTHROW(arena.tensor("gate and up", DType::f32, 3, 256));
 }
 
+TEST_CASE("an arena without room shows what lies in it, the largest first") {
+  std::vector<char> memory(1 << 13);
+  Arena arena(memory.data(), memory.size());
+  Buffer small = arena.tensor("targets", DType::i32, 1, 4);
+  Buffer one = arena.tensor("gate and up", DType::f32, 2, 256), two = arena.tensor("gate and up", DType::f32, 2, 256);
+  std::string message;
+  try {
+    arena.workspace("SwiGLU's output", DType::f32, 4, 256);
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  CHECK(message.find("; in it lie\n  4096 bytes: gate and up (2 times)\n  256 bytes: targets") != std::string::npos);
+}
+
 TEST_CASE("moving a buffer moves ownership") {
   std::vector<char> memory(1 << 12);
   Arena arena(memory.data(), memory.size());

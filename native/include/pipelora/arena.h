@@ -56,7 +56,7 @@ class Arena {
   /// `base` is device memory of `bytes` bytes that outlives the arena; null with 0 bytes.
   Arena(void* base, std::size_t bytes);
 
-  /// A dense [rows, cols]. `what` names it when there is no room: throws PL_OUT_OF_MEMORY.
+  /// A dense [rows, cols]. `what`, a literal, names it when there is no room: throws PL_OUT_OF_MEMORY with the arena's map.
   Buffer tensor(const char* what, DType dtype, std::int64_t rows, std::int64_t cols, Placement placement = Placement::low);
   Buffer workspace(const char* what, DType dtype, std::int64_t rows, std::int64_t cols) {
     return tensor(what, dtype, rows, cols, Placement::high);
@@ -77,7 +77,13 @@ class Arena {
   std::size_t used_ = 0;
   std::size_t peak_ = 0;
   std::map<std::size_t, std::size_t> free_;  // offset -> bytes, neighbours merged
-  std::map<std::size_t, std::size_t> taken_;
+  struct Piece {
+    std::size_t bytes;
+    const char* what;
+  };
+  /// What lies in the arena, by name, the largest first.
+  std::string map() const;
+  std::map<std::size_t, Piece> taken_;
 };
 
 }  // namespace pipelora
