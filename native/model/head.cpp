@@ -124,6 +124,7 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     for (std::size_t i = 0; i < losses.size(); ++i) {
       result.loss_sum += static_cast<double>(weights[i]) * static_cast<double>(losses[i]);
       result.correct_tokens += hits[i];
+      if (result.first_not_finite < 0 && !std::isfinite(losses[i])) result.first_not_finite = rows[i];
     }
   }
   if (keep) result.saved = std::move(saved);

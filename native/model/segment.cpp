@@ -9,6 +9,18 @@
 namespace pipelora {
 
 namespace {
+/// Rows are numbered within the step, in the order of the data.
+[[noreturn]] void not_finite(const Batch& batch, const MicroBatch& micro, const HeadResult& loss) {
+  std::string where;
+  if (loss.first_not_finite >= 0) {
+    const auto token = static_cast<std::size_t>(loss.first_not_finite);
+    where = ", first at token " + std::to_string(batch.sequences.position.host[token]) + " of row " +
+            std::to_string(batch.sequences.row.host[token]);
+  }
+  throw Error(kLossNotFinite, "step " + std::to_string(micro.step) + ", micro-batch " + std::to_string(micro.index) + " (" +
+                                  std::to_string(micro.row_ids.size()) + " rows): the loss is " + (std::isnan(loss.loss_sum) ? "NaN" : "infinite") + where);
+}
+
 std::string shape_of(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -263,12 +275,11 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
         result.label_tokens = loss.label_tokens;
         result.correct_tokens = loss.correct_tokens;
         saved->head = std::move(loss.saved);
+        if (!std::isfinite(loss.loss_sum)) not_finite(batch, micro, loss);
         break;
       }
     }
   }
-  if (!std::isfinite(result.loss_sum))
-    throw Error(kLossNotFinite, "the loss of micro-batch " + std::to_string(micro.index) + " is " + std::to_string(result.loss_sum));
   result.output = std::move(x);
   if (micro.training && layers_.back()->reached) saved_[micro.index] = std::move(saved);
   return result;

@@ -123,6 +123,13 @@ TEST_CASE("a loss that is not finite is an error, and nothing is kept") {
   const MicroBatch batch = model.batch({7});
   CHECK(code_of([&] { forward_all(*engine, 1, batch); }) == "PL_LOSS_NOT_FINITE");
   CHECK(engine->arena().used() == 0);
+  std::string message;
+  try {
+    forward_all(*engine, 1, batch);
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  CHECK(message.find("micro-batch 0 (1 rows): the loss is NaN, first at token") != std::string::npos);
 }
 
 TEST_CASE("wrong tensors are refused by name, with what was expected and what came") {

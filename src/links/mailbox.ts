@@ -66,8 +66,11 @@ export class Mailbox {
     this.#awaited.clear();
   }
 
-  /** Forgets tensors that nobody will take (an aborted step). */
+  /** An aborted step: what has come is forgotten, what is awaited rejects. */
   clear(): void {
+    const error = new PipeloraError("PL_LINK_FAILED", "the step that awaited this tensor was given up");
+    for (const { tensor } of this.#awaited.values()) tensor.reject(error);
+    this.#awaited.clear();
     for (const tensor of this.#arrived.values()) tensor.release();
     this.#arrived.clear();
   }

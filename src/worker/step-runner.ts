@@ -1,3 +1,5 @@
+import { deferred } from "../common/deferred.ts";
+import { PipeloraError } from "../common/errors.ts";
 import type { DeviceTensor, Engine, MicroBatch } from "../engine/index.ts";
 import { activationKey, gradientKey } from "../links/link.ts";
 import type { Instruction } from "../schedule/index.ts";
@@ -44,14 +46,21 @@ export async function runInstructions(
   try {
     for (const [index, instruction] of input.instructions.entries()) {
       for (const ahead of input.instructions.slice(index, index + LOOKAHEAD)) pass.expect(ahead);
-      await pass.issue(instruction);
+      await pass.orFailure(pass.issue(instruction));
     }
-    await pass.finish();
+    await pass.orFailure(pass.finish());
   } catch (error) {
     await pass.abandon();
-    throw error;
+    throw withLossScale(error, input.lossScale);
   }
   return totals;
+}
+
+/** The engine tells which step and row lost its loss; under loss scaling the scale belongs to that. */
+function withLossScale(thrown: unknown, scale: number): unknown {
+  const { code, message } = thrown as { code?: string; message: string };
+  if (code !== "PL_LOSS_NOT_FINITE" || scale === 1) return thrown;
+  return new PipeloraError(code, `${message}; the loss scale is ${scale}`, { cause: thrown });
 }
 
 /** A tensor that an instruction made or will make, waiting for the instruction that takes it. */
@@ -68,6 +77,8 @@ class Pass {
   readonly #activations = new Map<string, Slot>();
   readonly #gradients = new Map<string, Slot>();
   readonly #running: Promise<unknown>[] = [];
+  /** Rejects as soon as anything that was queued fails. */
+  readonly #failure = deferred<never>();
   readonly #expected = new Set<Instruction>();
   /** Per micro-batch, so that sums are made in one order whatever the schedule. */
   readonly #losses: { lossSum: number; labelTokens: number; correctTokens: number }[] = [];
@@ -84,6 +95,12 @@ class Pass {
     this.#links = links;
     this.#input = input;
     this.#totals = totals;
+    this.#failure.promise.catch(() => {});
+  }
+
+  /** What is awaited, unless something queued fails first: a peer would be waited for in vain. */
+  orFailure<T>(awaited: Promise<T>): Promise<T> {
+    return Promise.race([awaited, this.#failure.promise]);
   }
 
   /** Asks for a tensor that a receive names, once. */
@@ -133,14 +150,20 @@ class Pass {
     }
   }
 
-  /** After a failure: waits for what is queued and frees what nobody will take. */
+  /** After a failure: waits for no peer any more, but for what is queued, and frees what nobody will take. */
   async abandon(): Promise<void> {
+    this.#links.reset();
     await Promise.allSettled(this.#running);
     for (const slots of [this.#activations, this.#gradients]) {
       for (const slot of slots.values()) (await slot.catch(() => null))?.free();
     }
-    this.#links.reset();
     await this.#engine.discard();
+  }
+
+  /** Notes what was queued. Its failure is seen by orFailure, so it never counts as unhandled. */
+  #run(queued: Promise<unknown>): void {
+    this.#running.push(queued);
+    queued.catch((error: unknown) => this.#failure.reject(error));
   }
 
   async #arrival(slots: Map<string, Slot>, where: string): Promise<DeviceTensor | null> {
@@ -157,7 +180,7 @@ class Pass {
       if (output === null) this.#losses[microBatch] = loss;
       return output;
     });
-    this.#running.push(result);
+    this.#run(result);
     this.#activations.set(`${segment + 1}/${microBatch}`, result);
   }
 
@@ -168,7 +191,7 @@ class Pass {
       gradient,
       this.#input.lossScale,
     );
-    this.#running.push(result);
+    this.#run(result);
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);
   }
 
@@ -181,9 +204,7 @@ class Pass {
     const tensor = fromDevice(this.#engine, (await take(slots, `${segment}/${microBatch}`))!);
     this.#totals.sentBytes += tensor.byteLength;
     const { sent } = await this.#links.send(peer, key, tensor);
-    this.#running.push(sent);
-    // Whoever awaits `finish` sees the failure; until then it must not count as unhandled.
-    sent.catch(() => {});
+    this.#run(sent);
   }
 }
 

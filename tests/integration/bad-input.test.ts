@@ -188,6 +188,21 @@ function withChanges(flags: readonly string[], changes: readonly string[]): stri
   return [...values].flatMap(([flag, value]) => (value === "" ? [] : value === null ? [flag] : [flag, value]));
 }
 
+test("a loss that overflows ends the run with its step and row, and leaves the last checkpoint as it was", async (t) => {
+  const output = join(temporaryFolder(t), "out");
+  const changes = ["--learning-rate", "1e30", "--max-grad-norm", "0", "--save-strategy", "steps", "--save-steps", "1"];
+  const result = await coordinator(withChanges(goldenFlags(golden, output, "--workers", "2"), changes));
+  assert.equal(result.code, 1, result.stdout);
+  assert.match(result.stderr, /PL_LOSS_NOT_FINITE/);
+  assert.match(
+    result.stderr,
+    /step \d+, micro-batch \d+ \(\d+ rows\): the loss is (NaN|infinite), first at token \d+ of row \d+/,
+  );
+  assert.match(result.stderr, /Lower the learning rate/);
+  assert.ok(existsSync(join(output, "checkpoint-1", "adapter_model.safetensors")));
+  assert.ok(!existsSync(join(output, "adapter_model.safetensors")));
+});
+
 test("an occupied port", async (t) => {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));

@@ -22,6 +22,8 @@ struct HeadSaved {
 struct HeadResult {
   double loss_sum = 0;
   std::int64_t label_tokens = 0, correct_tokens = 0;
+  /// The first token whose loss is NaN or infinite; -1: none.
+  std::int64_t first_not_finite = -1;
   std::unique_ptr<HeadSaved> saved;
 };
 

@@ -46,3 +46,15 @@ test("clearing gives back the room of what nobody took", () => {
   mailbox.clear();
   assert.equal(freed, 1);
 });
+
+test("clearing ends waiting at once, and the next step's tensors come as ever", async () => {
+  const mailbox = new Mailbox(0, 60_000);
+  const awaited = mailbox.take("step 1", 1);
+  mailbox.clear();
+  await assert.rejects(awaited, { code: "PL_LINK_FAILED", message: /given up/ });
+  assert.equal(mailbox.awaits(1), false);
+  const next = mailbox.take("step 2", 1);
+  const sent = tensor(1, () => {});
+  mailbox.deliver("step 2", sent);
+  assert.equal(await next, sent);
+});
