@@ -69,7 +69,13 @@ function plan(spec: ModelSpec, count: number, holding: Holding, strategy: PlanRe
   const devices = h100s(count);
   const workload = fullRowsWorkload(config);
   const lora = resolveLoraTargets(spec, { ...DEFAULT_LORA_SETTINGS, targetModules: "all-linear" }).targets;
-  const fixed = { maxMemory: null, planner: "pipelora", computeDtype: "bfloat16", rates: NO_OVERRIDES } as const;
+  const fixed = {
+    maxMemory: null,
+    planner: "pipelora",
+    computeDtype: "bfloat16",
+    weightCache: "off",
+    rates: NO_OVERRIDES,
+  } as const;
   const request: Omit<PlanRequest, "work"> = { ...fixed, spec, devices, strategy, holding, lora };
   const began = performance.now();
   try {

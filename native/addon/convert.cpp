@@ -178,6 +178,7 @@ SegmentSpec to_segment(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the segment's description");
   SegmentSpec spec;
   spec.checkpointed_blocks = to_int(from.Get("checkpointedBlocks"), "checkpointedBlocks");
+  spec.cached_blocks = to_int(from.Get("cachedBlocks"), "cachedBlocks");
   spec.needs_input_grad = to_bool(from.Get("needsInputGrad"), "needsInputGrad");
   const Napi::Array layers = to_array(from.Get("layers"), "layers");
   for (std::uint32_t i = 0; i < layers.Length(); ++i) {

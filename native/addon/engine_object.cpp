@@ -68,7 +68,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
                       InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"),
                       InstanceMethod<&E::read_into>("readInto"), InstanceMethod<&E::write>("write"),
-                      InstanceMethod<&E::memory>("memory"),
+                      InstanceMethod<&E::memory>("memory"), InstanceMethod<&E::device_use>("deviceUse"),
                       InstanceMethod<&E::busy_seconds>("busySeconds"), InstanceMethod<&E::close>("close")});
 }
 
@@ -421,6 +421,17 @@ Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {
   set("arenaBytes", memory.arena_bytes);
   set("arenaPeakBytes", memory.arena_peak_bytes);
   return result;
+}
+
+Napi::Value EngineObject::device_use(const Napi::CallbackInfo& info) {
+  return queue(
+      info.Env(), [](Engine& engine) { return engine.ops().device_use(); },
+      [](Napi::Env env, DeviceUse use) {
+        Napi::Object result = Napi::Object::New(env);
+        result.Set("allocatedBytes", Napi::Number::New(env, static_cast<double>(use.allocated)));
+        result.Set("takenBytes", Napi::Number::New(env, static_cast<double>(use.taken)));
+        return result;
+      });
 }
 
 Napi::Value EngineObject::busy_seconds(const Napi::CallbackInfo& info) {

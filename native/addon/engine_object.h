@@ -61,6 +61,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value write(const Napi::CallbackInfo& info);
   Napi::Value busy_seconds(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value device_use(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<EngineThread> thread_;

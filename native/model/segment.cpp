@@ -53,7 +53,13 @@ struct Segment::Slot {
   std::function<void(const HostTensor&, const HoldSpec&)> fill;
   LinearWeight* weight = nullptr;  // of a product: its part of that number is what is filled
   std::size_t part = 0;
+  bool keep_expanded = false;  // of a block in the weight cache
   bool filled = false;
+
+  HoldSpec hold(HoldSpec asked) const {
+    asked.keep_expanded = asked.keep_expanded || (keep_expanded && asked.quantisation != Quantisation::none);
+    return asked;
+  }
 };
 
 /// What forward left for the backward pass of one micro-batch.
@@ -86,7 +92,8 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
     } else if (const auto* block = std::get_if<BlockSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::block;
       at->block = std::make_unique<Block>(ops, arena, arch, *block);
-      at->checkpointed = blocks++ < spec_.checkpointed_blocks;
+      at->checkpointed = blocks < spec_.checkpointed_blocks;
+      const bool cached = blocks++ < spec_.cached_blocks;
       for (const Block::NormSlot& norm : at->block->norms()) {
         Slot slot;
         slot.cols = norm.weight.cols;
@@ -102,6 +109,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
           slot.cols = linear.in;
           slot.weight = weight;
           slot.part = part;
+          slot.keep_expanded = cached;
           slot.fill = [weight, part](const HostTensor& data, const HoldSpec& hold) { weight->load(part, data, hold); };
           slots_.emplace(linear.name + ".weight", std::move(slot));
           if (!linear.bias) continue;
@@ -166,7 +174,7 @@ void Segment::fill(const std::string& name, const std::vector<std::int64_t>& sha
 
 void Segment::load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold) {
   fill(name, shape, [&](Slot& slot) {
-    slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, hold);
+    slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, slot.hold(hold));
   });
 }
 
@@ -174,7 +182,7 @@ void Segment::load(const std::string& name, PackedState&& state, const HoldSpec&
   const auto [rows, cols] = pipelora::shape_of(state);
   fill(name, {rows, cols}, [&](Slot& slot) {
     if (slot.weight == nullptr) throw Error(kQuantizationInvalid, "only linear weights can be held quantised");
-    std::visit([&](auto& held) { slot.weight->load(slot.part, std::move(held), hold); }, state);
+    std::visit([&](auto& held) { slot.weight->load(slot.part, std::move(held), slot.hold(hold)); }, state);
   });
 }
 

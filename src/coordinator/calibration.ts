@@ -1,5 +1,6 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import type { Config } from "../config/options.ts";
+import { arenaBytes } from "../plan/arena.ts";
 import type { Device } from "../plan/devices.ts";
 import { predictMemory } from "../plan/memory.ts";
 import type { PlannedSegment } from "../plan/plan.ts";
@@ -13,7 +14,6 @@ import {
   type TimePoint,
 } from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
-import { arenaBytes } from "./arena.ts";
 import { probeNeighbours } from "./link-probes.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { cutsOf, deviceMap, planRequest } from "./planning.ts";
@@ -57,7 +57,14 @@ export async function calibrate(
   const tail = layers.findIndex(({ kind }) => kind === "norm" || kind === "head");
   const largest = works.reduce((most, work) => (work.tokens > most.tokens ? work : most));
   const request: PlanRequest = { ...base, work: { ...largest, microBatches: 1, checkpointing: "none" } };
-  const piece = { device: 0, rank: 0, checkpointedBlocks: 0, needsBackward: true, needsInputGrad: true };
+  const piece = {
+    device: 0,
+    rank: 0,
+    checkpointedBlocks: 0,
+    cachedBlocks: 0,
+    needsBackward: true,
+    needsInputGrad: true,
+  };
   const segments: PlannedSegment[] = [
     { ...piece, index: 0, firstLayer: blockLayer, lastLayer: blockLayer },
     { ...piece, index: 1, firstLayer: tail, lastLayer: layers.length - 1 },
@@ -71,7 +78,7 @@ export async function calibrate(
       computeDtype: base.computeDtype,
       arenaBytes: devices.map((device) => {
         const own = segments.map((segment) => ({ ...segment, device: device.id }));
-        return arenaBytes(predictMemory(request, own, [0, 0]).get(device.id)!, device.kind);
+        return arenaBytes(predictMemory(request, own, [0, 0], [0, 0]).get(device.id)!, device.kind);
       }),
     },
     members,

@@ -96,7 +96,7 @@ export function cutsOf(
   return free ? workload.free(devices) : [workload.fixed(devices)];
 }
 
-/** All of a plan's request but what a step does. */
+/** All of a plan's request but what a step does. Error: PL_CONFIG_INVALID for a weight cache without quantised weights. */
 export function planRequest(
   config: Config,
   setup: ModelSetup,
@@ -105,6 +105,11 @@ export function planRequest(
 ): { request: Omit<PlanRequest, "work">; warning: string | null } {
   const { dtype, warning } = computeDtype(config, setup, devices);
   const { quantization } = setup;
+  if (quantization === null && config.weight_cache === "on") {
+    throw new PipeloraError("PL_CONFIG_INVALID", "--weight-cache on: no weight of this run is quantised.", {
+      hint: "Give --load-in-4bit or --load-in-8bit, or leave --weight-cache out.",
+    });
+  }
   const request: Omit<PlanRequest, "work"> = {
     ...choice,
     spec: setup.spec,
@@ -117,6 +122,7 @@ export function planRequest(
       skipModules: [...(quantization?.skipped ?? [])],
     },
     computeDtype: dtype,
+    weightCache: config.weight_cache,
     lora: setup.lora?.targets ?? [],
   };
   return { request, warning };

@@ -1,5 +1,7 @@
 import { formatBytes } from "../common/bytes.ts";
+import type { DeviceMemory } from "../plan/memory.ts";
 import type { Plan } from "../plan/plan.ts";
+import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { Pipeline } from "./pipeline.ts";
 import { predictedCompute } from "./prediction.ts";
 
@@ -20,20 +22,27 @@ export function predictedBesideMeasured(
         compute_ms: times === undefined ? null : times.computeMs / times.steps,
         predicted_compute_ms: compute.get(rank) ?? 0,
         weight_bytes: measured.weightBytes,
-        predicted_weight_bytes: memory.weights,
+        predicted_weight_bytes: memory.weights + memory.weightCache,
         arena_peak_bytes: measured.arenaPeakBytes,
         predicted_arena_bytes: memory.activations + memory.workspace,
+        device: deviceMemory(measured, memory),
       },
     ];
   });
   const lines = ranks.map((own) => {
+    const { device } = own;
+    const all =
+      device === null
+        ? ""
+        : `, all of the device's memory ${formatBytes(device.peak_bytes)} (predicted ${formatBytes(device.predicted_bytes)}), ` +
+          `${formatBytes(device.context_bytes)} of it the driver's`;
     const time =
       own.compute_ms === null
         ? ""
         : `computes ${own.compute_ms.toFixed(1)} ms a step (predicted ${own.predicted_compute_ms.toFixed(1)}), `;
     return (
       `rank ${own.rank}: ${time}weights ${formatBytes(own.weight_bytes)} (predicted ${formatBytes(own.predicted_weight_bytes)}), ` +
-      `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})`
+      `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})${all}`
     );
   });
   const steps = pipeline.times.map(({ totalMs, steps: count }) => totalMs / count);
@@ -43,4 +52,21 @@ export function predictedBesideMeasured(
     lines.push(`step: ${step.toFixed(1)} ms (predicted ${predicted.toFixed(1)})`);
   }
   return { text: lines.join("\n"), value: { ranks, step_ms: step, predicted_step_ms: predicted } };
+}
+
+/**
+ * A GPU's memory of this rank at its peak, the arena counted by what was used of it; null on CPUs, and where it can't be told.
+ * Measured by what the GPU has less free than before the rank's first use of it: what other processes took since counts too.
+ */
+function deviceMemory(
+  { arenaBytes, arenaPeakBytes, allocatedBytes, deviceBytes }: MemoryReport__Output,
+  { total }: DeviceMemory,
+): Record<"peak_bytes" | "predicted_bytes" | "allocated_bytes" | "context_bytes", number> | null {
+  if (deviceBytes === 0) return null;
+  return {
+    peak_bytes: deviceBytes - arenaBytes + arenaPeakBytes,
+    predicted_bytes: total,
+    allocated_bytes: allocatedBytes,
+    context_bytes: deviceBytes - allocatedBytes,
+  };
 }

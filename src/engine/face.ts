@@ -211,6 +211,8 @@ export interface SegmentDescription {
   readonly layers: readonly EngineLayer[];
   /** How many of its blocks (the first ones) keep only their input and recompute in the backward pass. */
   readonly checkpointedBlocks: number;
+  /** How many of its blocks (the first ones) keep their quantised weights in the compute dtype too: same results, no dequantisation. */
+  readonly cachedBlocks: number;
   /** Whether backward must produce the gradient of the segment's input (something trainable lies before it). */
   readonly needsInputGrad: boolean;
 }
@@ -361,10 +363,19 @@ export interface Engine {
   write(pieces: readonly Uint8Array[], shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
 
   memory(): EngineMemory;
+  deviceUse(): Promise<DeviceUse>;
   /** Seconds that the engine's thread has been at work so far. A GPU may still be busy when its thread is not. */
   busySeconds(): number;
   /** Stops the thread after what is queued; later calls reject. Idempotent. */
   close(): Promise<void>;
+}
+
+/** Device memory of this process; both 0 on CPUs. */
+export interface DeviceUse {
+  /** What was asked of the driver, the arena as a whole. */
+  readonly allocatedBytes: number;
+  /** What the device has less free than before its first use; other processes' changes count too. 0: unknown. */
+  readonly takenBytes: number;
 }
 
 export interface EngineMemory {

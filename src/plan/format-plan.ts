@@ -11,8 +11,11 @@ export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<stri
       device,
       rank,
       segments: segments.map((index) => {
-        const { firstLayer, lastLayer, checkpointedBlocks } = plan.segments[index]!;
-        return { index, first_layer: firstLayer, last_layer: lastLayer, checkpointed_blocks: checkpointedBlocks };
+        const { firstLayer, lastLayer, checkpointedBlocks, cachedBlocks } = plan.segments[index]!;
+        return {
+          ...{ index, first_layer: firstLayer, last_layer: lastLayer },
+          ...{ checkpointed_blocks: checkpointedBlocks, cached_blocks: cachedBlocks },
+        };
       }),
       memory,
     })),
@@ -39,9 +42,12 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
   const rows = plan.devices.map(({ device, segments, memory }) => [
     String(device),
     segments.length === 0 ? "-" : segments.map((index) => layersOf(plan, index, layerNames)).join(", "),
-    ...[memory.weights, memory.lora, memory.activations, memory.workspace + memory.context + memory.cache].map(
-      formatBytes,
-    ),
+    ...[
+      memory.weights + memory.weightCache,
+      memory.lora,
+      memory.activations,
+      memory.workspace + memory.expansion + memory.context + memory.cache,
+    ].map(formatBytes),
     formatBytes(memory.total),
     memory.budget === 0 ? "not used" : formatBytes(memory.budget),
   ]);
@@ -55,10 +61,22 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
         `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
     );
   }
+  const cached = cachedLine(plan);
+  if (cached !== null) lines.push(cached);
   if (links.length > 0) lines.push(`links: ${formatLinks(links)}`);
   for (const warning of plan.warnings) lines.push(`warning: ${warning}`);
   if (plan.problem !== null) lines.push(`can't run: ${plan.problem}`);
   return lines.join("\n");
+}
+
+/** Which devices keep how many of their blocks' weights expanded. */
+function cachedLine({ segments, devices }: Plan): string | null {
+  const own = devices.flatMap(({ device, segments: held, memory }) => {
+    const blocks = held.reduce((sum, index) => sum + segments[index]!.cachedBlocks, 0);
+    const bytes = formatBytes(memory.weightCache);
+    return blocks === 0 ? [] : [`device ${device} ${blocks} block${blocks === 1 ? "" : "s"} (${bytes})`];
+  });
+  return own.length === 0 ? null : `weights also kept expanded: ${own.join(", ")}`;
 }
 
 function layersOf(plan: Plan, index: number, names: readonly string[]): string {

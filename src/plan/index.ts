@@ -23,6 +23,7 @@ export type {
   PipelinePolicy,
   PlanRequest,
   RateOverrides,
+  WeightCache,
   Work,
 } from "./request.ts";
 export { linkKey, NO_OVERRIDES, STRATEGIES } from "./request.ts";

@@ -60,6 +60,8 @@ function remediesFor(request: PlanRequest, budgets: ReadonlyMap<number, number>,
   const checkpointed = withCheckpointing(request);
   const smaller = withSmallerBatches(request, fits);
   const settings: string[] = [];
+  const uncached: PlanRequest = { ...request, weightCache: "off" };
+  if (request.weightCache === "on" && fits(uncached)) settings.push("--weight-cache auto");
   if (checkpointed !== null && fits(checkpointed)) settings.push("--gradient-checkpointing");
   if (smaller !== null) settings.push(`--micro-batch-tokens ${smaller.work.tokens} with rows no longer than that`);
   for (const [name, quantized] of lowerPrecisions(request)) if (fits(quantized)) settings.push(name);

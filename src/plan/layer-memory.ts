@@ -2,6 +2,9 @@ import { dtypeBytes } from "../common/dtype.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
+import { type BlockProducts, blockProducts, type GpuProduct, headProduct, sum } from "./gpu-products.ts";
+import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
+import { gpuBlockWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
 import type { PlanRequest } from "./request.ts";
 
@@ -10,6 +13,12 @@ export interface LayerMemory {
   readonly weights: number;
   /** LoRA weights, gradients and optimizer state. */
   readonly lora: number;
+  /** Its quantised weights kept in the compute dtype too: what a weight cache adds. */
+  readonly expanded: number;
+  /** On a GPU, room to expand its weights in before a product, unless they are cached; the blocks of a device share one. */
+  readonly expansion: number;
+  /** On a GPU, what the driver rounds allocations up to; a head that is held in another dtype than products', in that one. */
+  readonly extra: number;
   /** Kept from forward to backward, a micro-batch in flight: checkpointed, and with everything kept. */
   readonly saved: number;
   readonly savedFull: number;
@@ -23,7 +32,7 @@ export interface LayerMemory {
 const FLOAT32 = 4;
 /** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of this size. */
 const LOGITS_BYTES = 2 ** 28;
-/** The driver's context and cuBLASLt's workspace. A CPU worker's budget is for what it computes with, not for the interpreter. */
+/** The driver's context, cuBLASLt's workspace and small tables. A CPU worker's budget is for what it computes with, not for the interpreter. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
 
 export function contextBytes(kind: Device["kind"]): number {
@@ -37,39 +46,85 @@ export function contextBytes(kind: Device["kind"]): number {
  * - saved by a block: its input (a D) and LoRA's inner vectors (4 R); without checkpointing also q, k, v (a (H + 2K) E),
  *   attention's output (a H E) and log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F);
  * - a block's own work: the gradient of its output and SwiGLU's activation (a (D + F)), LoRA's inner gradients (4 R), or, where
- *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; quantised weights
- *   add codes of the input, or room to expand into (see quantizedWork);
+ *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; weights in 8 bits
+ *   add codes of the input (see codesWork);
  * - a block below everything that learns saves nothing and works on a (2 D + 3 F);
  * - the final norm saves its input (a D), the head the gradient of its input (a D a label token);
  * - the head's own work: its input or its gradient (a D), and a chunk of n label tokens with n V 4 <= 2^27: their logits in
  *   float32, the gradient of those in the compute dtype if that is another, and their input (a D).
+ *
+ * On GPUs products are arranged another way: gpu-weights.ts and gpu-work.ts have their formulas.
  */
 export function layerMemory(request: PlanRequest): LayerMemory[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
   const lowest = lowestTrainable(lora);
+  const gpu = onGpu(request);
   return spec.layers.map((layer, index) => {
     const own = pairs[index]!;
-    const base: LayerMemory = {
-      weights: layerWeightBytes(spec, layer, request.holding, request.computeDtype),
-      lora: own.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0) * LORA_BYTES_PER_PARAMETER,
-      saved: 0,
-      savedFull: 0,
-      workspace: 0,
-      recompute: 0,
-      cache: 0,
+    const held = gpu ? heldOnGpu(request, layer, own) : heldOnCpu(request, layer);
+    return {
+      ...held,
+      lora: own.reduce((total, { r, in: input, out }) => total + r * (input + out), 0) * LORA_BYTES_PER_PARAMETER,
+      ...NOTHING,
+      ...transient(request, layer, own, index >= lowest),
     };
-    const ranks = own.reduce((sum, { r }) => sum + r, 0);
-    return { ...base, ...transient(request, layer, ranks, index >= lowest) };
   });
 }
 
+const NOTHING = { saved: 0, savedFull: 0, workspace: 0, recompute: 0, cache: 0 } as const;
+
+/** Devices of one run are of one kind but for odd setups, which are planned as if all were GPUs. */
+function onGpu({ devices }: Pick<PlanRequest, "devices">): boolean {
+  return devices.some(({ kind }) => kind === "cuda");
+}
+
+type Held = Pick<LayerMemory, "weights" | "expanded" | "expansion" | "extra">;
+
+function heldOnCpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpec): Held {
+  const linears = layer.kind === "block" ? layer.linears.filter((linear) => isQuantized(linear, holding)) : [];
+  return {
+    weights: layerWeightBytes(spec, layer, holding, computeDtype),
+    expanded: dtypeBytes(computeDtype) * sum(linears.map((linear) => linear.in * linear.out)),
+    expansion: 0,
+    extra: 0,
+  };
+}
+
+function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpec, pairs: readonly LoraTarget[]): Held {
+  if (layer.kind === "embedding" || layer.kind === "norm") {
+    const weights = layerWeightBytes(spec, layer, holding, computeDtype);
+    return { weights, expanded: 0, expansion: 0, extra: pagePadding([weights]) };
+  }
+  const products: GpuProduct[] =
+    layer.kind === "block"
+      ? Object.values(blockProducts(layer, pairs, holding))
+      : [headProduct(spec.shape.hidden, spec.shape.vocab, pairs[0] ?? null)];
+  const allocations = products.flatMap((product) => heldAllocations(product, holding, computeDtype));
+  const expansion = expansionBytes(products, holding, computeDtype);
+  const padding = pagePadding([
+    ...allocations,
+    ...pairs.map(({ r, in: input, out }) => r * (input + out) * LORA_BYTES_PER_PARAMETER),
+  ]);
+  if (layer.kind === "head")
+    return { weights: sum(allocations), expanded: 0, expansion: 0, extra: padding + expansion };
+  const cached = products.filter(({ quantized }) => quantized).map((product) => expandedBytes(product, computeDtype));
+  const norms = layerWeightBytes(spec, { ...layer, linears: [] }, holding, computeDtype);
+  return { weights: sum(allocations) + norms, expanded: sum(cached), expansion, extra: padding };
+}
+
 /** What depends on tokens. `learns`: the layer or one before it has a LoRA pair, so it runs backward. */
-function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns: boolean): Partial<LayerMemory> {
+function transient(
+  request: PlanRequest,
+  layer: LayerSpec,
+  pairs: readonly LoraTarget[],
+  learns: boolean,
+): Partial<LayerMemory> {
   const { work, computeDtype } = request;
   const { shape } = request.spec;
   const float = dtypeBytes(computeDtype);
   const row = float * shape.hidden;
+  const ranks = sum(pairs.map(({ r }) => r));
   switch (layer.kind) {
     case "embedding":
       return {};
@@ -81,20 +136,54 @@ function transient(request: PlanRequest, layer: LayerSpec, ranks: number, learns
       const saved = learns ? row * work.labelTokens : 0;
       const chunk = Math.max(1, Math.min(Math.floor(LOGITS_BYTES / (FLOAT32 * shape.vocab)), work.labelTokens));
       const logits = FLOAT32 * shape.vocab + (float === FLOAT32 ? 0 : float * shape.vocab);
-      return { saved, savedFull: saved, workspace: row * work.tokens + chunk * (logits + row + 2 * FLOAT32 * ranks) };
+      const product = headProduct(shape.hidden, shape.vocab, pairs[0] ?? null);
+      const gpu = onGpu(request) ? gpuHeadWork(product, float, chunk) : 0;
+      const workspace = row * work.tokens + chunk * (logits + row + 2 * FLOAT32 * ranks) + gpu;
+      return { saved, savedFull: saved, workspace };
     }
     case "block": {
       const saved = learns ? (row + FLOAT32 * ranks) * work.tokens : 0;
-      const recompute = learns ? keptBeside(shape, float) * work.tokens : 0;
+      const { kept, workspace } = onGpu(request)
+        ? workOnGpu(request, layer, blockProducts(layer, pairs, request.holding), learns)
+        : workOnCpu(request, layer, ranks, learns);
       return {
         saved,
-        savedFull: saved + recompute,
-        workspace: blockWork(shape, float, ranks, layer, learns) * work.tokens + quantizedWork(request, layer, float),
-        recompute,
+        savedFull: saved + kept,
+        workspace,
+        recompute: kept,
         cache: 2 * shape.kvHeads * shape.headDim * float * work.cacheTokens,
       };
     }
   }
+}
+
+interface BlockWork {
+  /** Kept beside the block's input and LoRA's inner vectors. */
+  readonly kept: number;
+  readonly workspace: number;
+}
+
+function workOnGpu(
+  { spec, work, holding, computeDtype }: PlanRequest,
+  block: BlockLayer,
+  products: BlockProducts,
+  learns: boolean,
+): BlockWork {
+  const float = dtypeBytes(computeDtype);
+  const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized;
+  return learns
+    ? gpuBlockWork(spec.shape, block, products, eightBit, float, work.tokens)
+    : { kept: 0, workspace: gpuForwardWork(spec.shape, products, eightBit, float, work.tokens) };
+}
+
+function workOnCpu(request: PlanRequest, block: BlockLayer, ranks: number, learns: boolean): BlockWork {
+  const { shape } = request.spec;
+  const { tokens } = request.work;
+  const float = dtypeBytes(request.computeDtype);
+  return {
+    kept: learns ? keptBeside(shape, float) * tokens : 0,
+    workspace: blockWork(shape, float, ranks, block, learns) * tokens + codesWork(request, block),
+  };
 }
 
 /** Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens, and rotary tables (4 E a token). */
@@ -135,11 +224,9 @@ function blockWork(
   return Math.max(mlp, float * (gradients - 2 * ffn - hidden) + sums + FLOAT32 * ranks);
 }
 
-/** What products of quantised weights take: in 8 bits the input's codes and scales, on a GPU in 4 bits two weights in the compute dtype. */
-function quantizedWork({ holding, work, devices }: PlanRequest, block: BlockLayer, float: number): number {
+/** What products of weights in 8 bits take: the input's codes and scales. */
+function codesWork({ holding, work }: PlanRequest, block: BlockLayer): number {
+  if (holding.quantization.method !== "8bit") return 0;
   const packed = block.linears.filter((linear) => isQuantized(linear, holding));
-  const most = (measure: (linear: LinearSpec) => number) => Math.max(0, ...packed.map(measure));
-  const codes = holding.quantization.method === "8bit" ? most((linear) => linear.in * (work.tokens + 5)) : 0;
-  const expands = devices.some(({ kind }) => kind === "cuda");
-  return codes + (expands ? 2 * float * most((linear) => linear.in * linear.out) : 0);
+  return Math.max(0, ...packed.map((linear: LinearSpec) => linear.in * (work.tokens + 5)));
 }

@@ -8,6 +8,10 @@ import type { Segment } from "./segments.ts";
 export interface DeviceMemory {
   /** Frozen weights as held. */
   readonly weights: number;
+  /** Quantised weights kept in the compute dtype beside them. */
+  readonly weightCache: number;
+  /** Room in which the other quantised weights take turns to be expanded; 0 on CPUs. */
+  readonly expansion: number;
   /** LoRA weights, gradients and optimizer state. */
   readonly lora: number;
   /** Kept from forward to backward by the micro-batches in flight. */
@@ -16,13 +20,15 @@ export interface DeviceMemory {
   readonly workspace: number;
   /** Key/value cache. */
   readonly cache: number;
-  /** The driver's context; 0 on CPUs. */
+  /** The driver's context, and what it rounds allocations up to; 0 on CPUs. */
   readonly context: number;
   readonly total: number;
 }
 
 /** How many of a segment's blocks, the first ones, recompute. By segment index. */
 export type CheckpointedBlocks = readonly number[];
+/** How many of a segment's blocks, the first ones, keep their quantised weights expanded. By segment index. */
+export type CachedBlocks = readonly number[];
 
 /**
  * Most micro-batches that are forwarded through a segment and not yet gone back, `after` segments from the end (src/schedule keeps to
@@ -34,11 +40,12 @@ export function inFlight(policy: PipelinePolicy, microBatches: number, after: nu
   return Math.min(microBatches, after + 1);
 }
 
-/** What each device takes, given the segments and how many blocks of each recompute. Devices without a segment take nothing. */
+/** What each device takes, given the segments and how many blocks of each recompute and are cached. Devices without a segment take nothing. */
 export function predictMemory(
   request: PlanRequest,
   segments: readonly Segment[],
   checkpointed: CheckpointedBlocks,
+  cached: CachedBlocks,
 ): Map<number, DeviceMemory> {
   const layers = layerMemory(request);
   const boundary = boundaryBytes(request);
@@ -47,7 +54,9 @@ export function predictMemory(
     const own = segments.filter((segment) => segment.device === device.id);
     result.set(
       device.id,
-      own.length === 0 ? NO_MEMORY : deviceMemory(request, device, layers, segments, own, checkpointed, boundary),
+      own.length === 0
+        ? NO_MEMORY
+        : deviceMemory(request, device, layers, segments, own, checkpointed, cached, boundary),
     );
   }
   return result;
@@ -56,6 +65,8 @@ export function predictMemory(
 /** Of a device without a segment. */
 export const NO_MEMORY: DeviceMemory = {
   weights: 0,
+  weightCache: 0,
+  expansion: 0,
   lora: 0,
   activations: 0,
   workspace: 0,
@@ -71,14 +82,19 @@ function deviceMemory(
   segments: readonly Segment[],
   own: readonly Segment[],
   checkpointed: CheckpointedBlocks,
+  cached: CachedBlocks,
   boundary: number,
 ): DeviceMemory {
-  const held = { weights: 0, lora: 0, cache: 0, workspace: 0 };
+  const held = { weights: 0, weightCache: 0, expansion: 0, lora: 0, cache: 0, workspace: 0, extra: 0 };
   const saved = own.map((segment) => {
     let bytes = 0;
-    for (const { layer, recomputes } of segmentLayers(request, segment, checkpointed[segment.index]!)) {
+    const inCache = cached[segment.index]!;
+    for (const { layer, recomputes, block } of segmentLayers(request, segment, checkpointed[segment.index]!)) {
       const cost = layers[layer]!;
       held.weights += cost.weights;
+      if (block !== null && block < inCache) held.weightCache += cost.expanded;
+      else held.expansion = Math.max(held.expansion, cost.expansion);
+      held.extra += cost.extra;
       held.lora += cost.lora;
       held.cache += cost.cache;
       held.workspace = Math.max(held.workspace, blockWorkspace(cost, recomputes));
@@ -86,25 +102,29 @@ function deviceMemory(
     }
     return { segment, bytes };
   });
-  const context = contextBytes(device.kind);
+  const context = contextBytes(device.kind) + held.extra;
   const activations = heldActivations(request.work.schedule, request.work.microBatches, segments, saved);
   const workspace = held.workspace + own.length * boundary;
-  const { weights, lora, cache } = held;
-  const total = weights + lora + activations + workspace + cache + context;
-  return { weights, lora, activations, workspace, cache, context, total };
+  const { weights, weightCache, expansion, lora, cache } = held;
+  const total = weights + weightCache + expansion + lora + activations + workspace + cache + context;
+  return { weights, weightCache, expansion, lora, activations, workspace, cache, context, total };
 }
 
-/** The layers of a segment and whether each recomputes: its first `count` blocks do. */
+export function blocksOf({ spec }: Pick<PlanRequest, "spec">, { firstLayer, lastLayer }: Segment): number {
+  return spec.layers.slice(firstLayer, lastLayer + 1).filter(({ kind }) => kind === "block").length;
+}
+
+/** The layers of a segment, the number of each that is a block among its blocks, and whether it recomputes: the first `count` blocks do. */
 export function segmentLayers(
   { spec }: Pick<PlanRequest, "spec">,
   { firstLayer, lastLayer }: Segment,
   count: number,
-): { layer: number; recomputes: boolean }[] {
+): { layer: number; block: number | null; recomputes: boolean }[] {
   let blocks = 0;
-  return spec.layers.slice(firstLayer, lastLayer + 1).map((layer, offset) => ({
-    layer: firstLayer + offset,
-    recomputes: layer.kind === "block" && blocks++ < count,
-  }));
+  return spec.layers.slice(firstLayer, lastLayer + 1).map(({ kind }, offset) => {
+    const block = kind === "block" ? blocks++ : null;
+    return { layer: firstLayer + offset, block, recomputes: block !== null && block < count };
+  });
 }
 
 function heldActivations(

@@ -9,17 +9,21 @@ import { interleavedPlacements } from "./interleave.ts";
 import { contextBytes, lowestTrainable } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
 import type { LayerWork } from "./layer-work.ts";
-import { type CheckpointedBlocks, type DeviceMemory, inFlight, NO_MEMORY, predictMemory } from "./memory.ts";
+import { type DeviceMemory, inFlight, NO_MEMORY, predictMemory } from "./memory.ts";
 import type { Stage } from "./partition.ts";
 import { type PlacementProblem, place } from "./planner.ts";
 import { type RangeCosts, rangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
 import type { NamedStrategy, PlanRequest } from "./request.ts";
+import { chooseCheckpointing, fullCheckpointing } from "./segment-checkpointing.ts";
 import { type Segment, segmentsOf } from "./segments.ts";
 import { predictTime } from "./time.ts";
+import { chooseCachedBlocks } from "./weight-cache.ts";
 
 export interface PlannedSegment extends Segment {
   /** How many of its blocks, the first ones, keep only their input. */
   readonly checkpointedBlocks: number;
+  /** How many of its blocks, the first ones, keep their quantised weights in the compute dtype too. */
+  readonly cachedBlocks: number;
   /** Whether something in it or before it learns. */
   readonly needsBackward: boolean;
   /** Whether something before it learns. */
@@ -249,7 +253,7 @@ function weightsOnly(
   const cut = layers.filter((layer) => layer.kind !== "head" || !layer.tied);
   const units = cut.map((layer) => {
     const weights = sizes.get(layer.name) ?? 0;
-    return { weights, held: 0, saved: 0, workspace: 0, time: weights };
+    return { weights, held: 0, saved: 0, workspace: 0, expansion: 0, time: weights };
   });
   const costs = rangeCosts(units, 0);
   const problem = placementProblem(
@@ -303,7 +307,8 @@ function finishPlan(
 ): Plan {
   const segments = segmentsOf(layerDevices, sortedIds(request));
   const checkpointed = chooseCheckpointing(request, segments, budgets);
-  const memory = predictMemory(request, segments, checkpointed);
+  const cached = chooseCachedBlocks(request, segments, checkpointed, budgets);
+  const memory = predictMemory(request, segments, checkpointed, cached);
   const time = predictTime(request, segments, checkpointed);
   const lowest = lowestTrainable(request.lora);
   const overBudget = overfull(request, memory, (device) => request.maxMemory?.get(device.id));
@@ -316,6 +321,7 @@ function finishPlan(
     segments: segments.map((segment, index) => ({
       ...segment,
       checkpointedBlocks: checkpointed[index]!,
+      cachedBlocks: cached[index]!,
       needsBackward: lowest <= segment.lastLayer,
       needsInputGrad: lowest < segment.firstLayer,
     })),
@@ -370,37 +376,4 @@ function overfull(
     return needed > limit ? [`device ${device.id} ${formatBytes(needed)} of ${formatBytes(limit)}`] : [];
   });
   return over.length === 0 ? null : over.join(", ");
-}
-
-function fullCheckpointing(request: PlanRequest, segments: readonly Segment[]): number[] {
-  if (request.work.checkpointing === "none") return segments.map(() => 0);
-  return segments.map(
-    ({ firstLayer, lastLayer }) =>
-      request.spec.layers.slice(firstLayer, lastLayer + 1).filter((layer) => layer.kind === "block").length,
-  );
-}
-
-/** With "auto", takes blocks out of checkpointing, one at a time from the last segment to the first, as long as the budgets hold. */
-function chooseCheckpointing(
-  request: PlanRequest,
-  segments: readonly Segment[],
-  budgets: ReadonlyMap<number, number>,
-): CheckpointedBlocks {
-  const blocks = fullCheckpointing(request, segments);
-  if (request.work.checkpointing !== "auto" || request.lora.length === 0) return blocks;
-  for (const { index, device } of [...segments].reverse()) {
-    const fitsWith = (count: number) => {
-      const total = predictMemory(request, segments, blocks.with(index, count)).get(device)!.total;
-      return total <= (budgets.get(device) ?? 0);
-    };
-    let low = 0;
-    let high = blocks[index]!;
-    while (low < high) {
-      const count = (low + high) >> 1;
-      if (fitsWith(count)) high = count;
-      else low = count + 1;
-    }
-    blocks[index] = low;
-  }
-  return blocks;
 }

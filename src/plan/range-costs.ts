@@ -25,6 +25,7 @@ export function unitsOf(layers: readonly LayerSpec[]): { readonly first: number;
 /** The true costs of this request's layers on a device that takes `times`, as memory.ts and time.ts count them, with the checkpointing that it starts from. */
 export function trueCosts(request: PlanRequest, times: readonly LayerWork[]): RangeCosts {
   const recomputes = request.work.checkpointing !== "none";
+  const cached = request.weightCache === "on";
   const memory = layerMemory(request);
   const units = unitsOf(request.spec.layers);
   const inUnit = <T>(list: readonly T[], unit: { first: number; end: number }) => list.slice(unit.first, unit.end);
@@ -32,8 +33,9 @@ export function trueCosts(request: PlanRequest, times: readonly LayerWork[]): Ra
     units.map((unit) => {
       const parts = inUnit(memory, unit);
       return {
-        weights: sum(parts, (part) => part.weights),
-        held: sum(parts, (part) => part.lora + part.cache),
+        weights: sum(parts, (part) => part.weights + (cached ? part.expanded : 0)),
+        held: sum(parts, (part) => part.lora + part.cache + part.extra),
+        expansion: cached ? 0 : Math.max(...parts.map((part) => part.expansion)),
         saved: sum(parts, (part) => (recomputes ? part.saved : part.savedFull)),
         workspace: Math.max(...parts.map((part) => blockWorkspace(part, recomputes))),
         time: sum(inUnit(times, unit), (part) => layerTime(part, recomputes)),
@@ -52,43 +54,54 @@ export function layerTime({ forward, backward, recompute }: LayerWork, recompute
 }
 
 export interface UnitCost {
-  /** Bytes of frozen weights. */
+  /** Bytes of frozen weights, with those that a weight cache must add. */
   readonly weights: number;
   /** Bytes of what else is held for the whole run. */
   readonly held: number;
   /** Bytes a micro-batch in flight. */
   readonly saved: number;
   readonly workspace: number;
+  /** Bytes of which a device needs the largest of its units', beside the workspace. */
+  readonly expansion: number;
   /** Seconds of a micro-batch, forward and backward. */
   readonly time: number;
 }
 
-/** Constant time a query: prefix sums, and the largest workspace of every range. */
+/** Constant time a query: prefix sums, and the largest workspace and expansion of every range. */
 export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeCosts {
   const weights = prefixSums(costs.map((cost) => cost.weights));
   const held = prefixSums(costs.map((cost) => cost.weights + cost.held));
   const saved = prefixSums(costs.map((cost) => cost.saved));
   const time = prefixSums(costs.map((cost) => cost.time));
   const units = costs.length;
-  const largest = new Float64Array(units * (units + 1));
-  for (let first = 0; first < units; first++) {
-    let most = 0;
-    for (let end = first + 1; end <= units; end++) {
-      most = Math.max(most, costs[end - 1]!.workspace);
-      largest[first * (units + 1) + end] = most;
-    }
-  }
+  const workspace = largest(costs.map((cost) => cost.workspace));
+  const expansion = largest(costs.map((cost) => cost.expansion));
   return {
     units,
     memory: (first, end, inFlight) =>
       held[end]! -
       held[first]! +
       inFlight * (saved[end]! - saved[first]!) +
-      largest[first * (units + 1) + end]! +
+      workspace(first, end) +
+      expansion(first, end) +
       overhead,
     weights: (first, end) => weights[end]! - weights[first]!,
     load: (first, end) => time[end]! - time[first]!,
   };
+}
+
+/** The largest value of every range [first, end). */
+function largest(values: readonly number[]): (first: number, end: number) => number {
+  const units = values.length;
+  const table = new Float64Array(units * (units + 1));
+  for (let first = 0; first < units; first++) {
+    let most = 0;
+    for (let end = first + 1; end <= units; end++) {
+      most = Math.max(most, values[end - 1]!);
+      table[first * (units + 1) + end] = most;
+    }
+  }
+  return (first, end) => table[first * (units + 1) + end]!;
 }
 
 function prefixSums(values: readonly number[]): Float64Array {

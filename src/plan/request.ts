@@ -21,6 +21,12 @@ export type PipelinePolicy = "sequential" | "gpipe" | "1f1b" | "interleaved";
 /** all: every block keeps only its input. none: everything is kept. auto: as few blocks recompute as the budgets allow. */
 export type Checkpointing = "all" | "none" | "auto";
 
+/**
+ * Which blocks keep quantised weights in the compute dtype too. on: all. auto: on GPUs, as many as the budgets hold once
+ * everything else is placed.
+ */
+export type WeightCache = "off" | "auto" | "on";
+
 /** What one optimizer step does, as far as memory and time depend on it. */
 export interface Work {
   readonly microBatches: number;
@@ -48,6 +54,7 @@ export interface PlanRequest {
   readonly planner: "pipelora" | "accelerate";
   readonly holding: Holding;
   readonly computeDtype: FloatDtype;
+  readonly weightCache: WeightCache;
   /** Empty: nothing learns (generation, evaluation). */
   readonly lora: readonly LoraTarget[];
   readonly work: Work;

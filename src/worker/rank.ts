@@ -153,7 +153,7 @@ export class Rank {
     this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
-    return { prepared: { memory: memoryReport(this.#prepared.engine), seconds } };
+    return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };
   }
 
   async #runStep(request: RunStep__Output): Promise<Reply> {
@@ -179,6 +179,7 @@ export class Rank {
       totals.reduceMs = performance.now() - began;
     }
     const squares = await prepared.engine.gradSquares();
+    const memory = await memoryReport(prepared.engine);
     const { waitMs, reduceMs, sentBytes, ...loss } = totals;
     const totalMs = performance.now() - started;
     const atWork = (prepared.engine.busySeconds() - busy) * 1000;
@@ -192,7 +193,7 @@ export class Rank {
           b: squares[2 * index + 1]!,
         })),
         times: { totalMs, computeMs, waitMs, reduceMs, sentBytes },
-        memory: memoryReport(prepared.engine),
+        memory,
       },
     };
   }
@@ -257,7 +258,8 @@ async function applyUpdate(engine: Engine, { skip, ...update }: Update__Output):
   else await engine.optimizerStep(update);
 }
 
-function memoryReport(engine: Engine): MemoryReport {
-  const memory = engine.memory();
-  return { ...memory, processPeakBytes: process.resourceUsage().maxRSS * 1024 };
+async function memoryReport(engine: Engine): Promise<MemoryReport> {
+  const { allocatedBytes, takenBytes: deviceBytes } = await engine.deviceUse();
+  const processPeakBytes = process.resourceUsage().maxRSS * 1024;
+  return { ...engine.memory(), processPeakBytes, allocatedBytes, deviceBytes };
 }

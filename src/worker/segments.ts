@@ -41,6 +41,7 @@ export function describeSegment(
     description: {
       layers: layers.map((layer) => engineLayer(layer, lora)),
       checkpointedBlocks: segment.checkpointedBlocks,
+      cachedBlocks: segment.cachedBlocks,
       needsInputGrad: segment.needsInputGrad,
     },
     weights: layers.flatMap(weightNames),

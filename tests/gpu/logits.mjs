@@ -19,7 +19,14 @@ const engine = new (loadEngine().Engine)({
   arch: engineArch(spec),
   arenaBytes: 256 << 20,
 });
-const whole = { index: 0, rank: 0, firstLayer: 0, lastLayer: spec.layers.length - 1, checkpointedBlocks: 0 };
+const whole = {
+  index: 0,
+  rank: 0,
+  firstLayer: 0,
+  lastLayer: spec.layers.length - 1,
+  checkpointedBlocks: 0,
+  cachedBlocks: 0,
+};
 const pairs = new Map(targets.map((target) => [target.name, target]));
 const { description, weights } = describeSegment(spec, { ...whole, needsInputGrad: false, needsBackward: true }, pairs);
 engine.addSegment(description);

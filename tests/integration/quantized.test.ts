@@ -28,11 +28,12 @@ async function losses(flags: readonly string[]): Promise<Record<string, number>[
   return (events(stdout, "log") as Record<string, number>[]).filter((entry) => entry["loss"] !== undefined);
 }
 
-test("qwen1-nf4: bitsandbytes' losses and adapter over 1, 2 and 4 workers, the same bits", async (t) => {
+test("qwen1-nf4: bitsandbytes' losses and adapter over 1, 2 and 4 workers, weights cached or not, the same bits", async (t) => {
   const root = temporaryFolder(t);
   for (const workers of [1, 2, 4]) {
     const output = join(root, String(workers));
-    const placement = ["--workers", String(workers), "--device-map", "balanced"];
+    const cache = ["--weight-cache", workers === 4 ? "on" : "off"];
+    const placement = ["--workers", String(workers), "--device-map", "balanced", ...cache];
     const logs = await losses(goldenFlags(golden, output, ...NF4, "--bnb-4bit-compute-dtype", "float32", ...placement));
     assert.equal(logs.length, golden.logHistory.length - 1);
     for (const [index, expected] of golden.logHistory.slice(0, -1).entries()) {
@@ -109,7 +110,7 @@ function packed(weight: WeightModel): [number, number] {
   return [(heads * 16 * hidden) / 2, 1];
 }
 
-test("what quantize wrote, in shards, trains to the same bits as quantising while loading", async (t) => {
+test("what quantize wrote, in shards, trains with a weight cache to the same bits as quantising while loading", async (t) => {
   const root = temporaryFolder(t);
   const { train, eight } = { train: join(root, "four"), eight: join(root, "eight") };
   const write = (dir: string, ...flags: string[]) =>
@@ -134,7 +135,12 @@ test("what quantize wrote, in shards, trains to the same bits as quantising whil
     await losses(goldenFlags(golden, join(root, "loading"), ...flags, "--max-steps", "3", "--overwrite-output-dir"));
     const stored = [...goldenFlags(golden, join(root, "stored"), "--max-steps", "3", "--overwrite-output-dir")];
     stored[stored.indexOf("--model") + 1] = model;
-    await losses([...stored, "--workers", "2"]);
+    const { stdout } = await succeed([...stored, "--workers", "2", "--weight-cache", "on"]);
+    const ranks = events(stdout, "predictions").flatMap(({ ranks: all }) => all as Record<string, number>[]);
+    assert.equal(ranks.length, 2);
+    for (const rank of ranks) assert.equal(rank["weight_bytes"], rank["predicted_weight_bytes"]);
+    const { plan } = events(stdout, "plan")[0] as { plan: { devices: { memory: { weightCache: number } }[] } };
+    assert.ok(plan.devices.every(({ memory }) => memory.weightCache > 0));
     assert.deepEqual(adapter(join(root, "stored")), adapter(join(root, "loading")));
   }
 });

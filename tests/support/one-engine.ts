@@ -33,6 +33,7 @@ export async function wholeModel(
     firstLayer: 0,
     lastLayer: spec.layers.length - 1,
     checkpointedBlocks: 0,
+    cachedBlocks: 0,
     needsInputGrad: false,
     needsBackward: targets.length > 0,
   };

@@ -231,6 +231,12 @@ class DeviceMemory {
   virtual std::size_t bytes() const = 0;
 };
 
+/// Device memory of this process, where a device has one of its own.
+struct DeviceUse {
+  std::size_t allocated = 0;  // what was asked for
+  std::size_t taken = 0;      // what the device has less free than before it was first used; 0: unknown
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -250,6 +256,7 @@ class Ops {
   /// Checkpoint values into a dense weight of another dtype: each value is rounded once to the weight's dtype.
   virtual void load(const HostTensor& from, const Tensor& to) = 0;
   virtual void finish() = 0;
+  virtual DeviceUse device_use() { return {}; }
 
   /// Same shape; dtypes may differ.
   virtual void copy(const Tensor& from, const Tensor& to) = 0;

@@ -68,6 +68,7 @@ using LayerSpec = std::variant<EmbeddingSpec, BlockSpec, NormSpec, HeadSpec>;
 struct SegmentSpec {
   std::vector<LayerSpec> layers;
   std::int64_t checkpointed_blocks = 0;
+  std::int64_t cached_blocks = 0;  // the first ones: quantised weights are kept in the compute dtype too
   bool needs_input_grad = false;
 };
 

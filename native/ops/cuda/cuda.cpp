@@ -93,7 +93,9 @@ std::unique_ptr<Ops> make_cuda_ops(int device, DType compute) {
   if (found.major < kOldestMajor)
     throw Error(kDeviceUnavailable, name + " (" + found.name + ") has compute capability " + std::to_string(found.major) + "." +
                                         std::to_string(found.minor) + ", 8.0 is needed");
-  return std::make_unique<cuda::CudaOps>(device, compute);
+  auto ops = std::make_unique<cuda::CudaOps>(device, compute);
+  ops->remember_free(found.free_bytes);
+  return ops;
 }
 
 }  // namespace pipelora

@@ -27,6 +27,9 @@ class CudaOps final : public Ops {
   bool needs_device_indices() const override { return true; }
   void load(const HostTensor& from, const Tensor& to) override;
   void finish() override { device_.finish(); }
+  DeviceUse device_use() override { return device_.use(); }
+  /// What the GPU had free before this process made a context on it.
+  void remember_free(std::size_t bytes) { device_.remember_free(bytes); }
 
   void copy(const Tensor& from, const Tensor& to) override;
   void zero(const Tensor& tensor) override;

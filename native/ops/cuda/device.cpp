@@ -1,6 +1,7 @@
 #include "ops/cuda/device.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -19,6 +20,10 @@ void use_device(int index) {
   current_device = index;
 }
 
+/// By device number.
+std::array<std::atomic<std::size_t>, 64> allocated_bytes{};
+std::atomic<std::size_t>& allocated_on(int device) { return allocated_bytes[static_cast<std::size_t>(device) % allocated_bytes.size()]; }
+
 int copier_threads() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2, 1, 6); }
 
 }  // namespace
@@ -36,10 +41,12 @@ Memory::Memory(int device, const char* what, std::size_t bytes) : device_(device
                                   std::to_string(total) + " free");
   }
   check(status, what);
+  allocated_on(device) += bytes;
 }
 
 Memory::~Memory() {
   if (data_ == nullptr) return;
+  allocated_on(device_) -= bytes_;
   cudaSetDevice(device_);
   current_device = device_;
   cudaFree(data_);
@@ -161,6 +168,13 @@ void Device::download(const void* from, std::size_t pitch, void* host, std::size
     }
     r += count;
   }
+}
+
+DeviceUse Device::use() {
+  stream();
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return {allocated_on(index_), free_before_ > free ? free_before_ - free : 0};
 }
 
 void Device::finish() { check(cudaStreamSynchronize(stream()), "waiting for the GPU"); }

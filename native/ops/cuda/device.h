@@ -48,6 +48,9 @@ class Device {
   void download(const void* from, std::size_t pitch, void* host, std::size_t row_bytes, std::size_t rows);
   void finish();
 
+  DeviceUse use();
+  void remember_free(std::size_t bytes) { free_before_ = bytes; }
+
  private:
   static constexpr std::size_t kSlots = 4, kSlotBytes = std::size_t{16} << 20;
 
@@ -56,6 +59,7 @@ class Device {
   void fill(char* to, const char* from, std::size_t bytes);
 
   int index_;
+  std::size_t free_before_ = 0;  // 0: unknown
   cudaStream_t stream_ = nullptr;
   char* pinned_ = nullptr;
   std::array<cudaEvent_t, kSlots> slot_done_{};

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { choice, flag, oneOrMore, option, optional, QUANTIZES } from "./vocabulary.ts";
+import { choice, flag, oneOrMore, option, optional, QUANTIZES, RUNS } from "./vocabulary.ts";
 
 export const quantisationOptions = {
   load_in_4bit: option(
@@ -52,5 +52,13 @@ export const quantisationOptions = {
     QUANTIZES,
     optional(oneOrMore),
     "Linear layers that stay unquantised in either form: beginnings (regular expressions), ends or parts of their names; the output head always does.",
+  ),
+  weight_cache: option(
+    "string",
+    "Quantisation",
+    RUNS,
+    choice(["off", "auto", "on"]).default("off"),
+    "Keep quantised weights in the compute dtype too, same results in less time: auto: of as many blocks as a GPU's budget holds beside all else; on: of every block.",
+    "WHEN",
   ),
 };

@@ -105,6 +105,7 @@ export function request(spec: ModelSpec, devices: readonly Device[], changes: Pa
     planner: "pipelora",
     holding: PLAIN,
     computeDtype: "bfloat16",
+    weightCache: "off",
     lora: everyLinear(spec),
     work: WORK,
     rates: NO_OVERRIDES,

@@ -18,6 +18,7 @@ const unit = fc.record({
   held: fc.integer({ min: 0, max: 5 }),
   saved: fc.integer({ min: 0, max: 5 }),
   workspace: fc.integer({ min: 0, max: 10 }),
+  expansion: fc.integer({ min: 0, max: 5 }),
   time: fc.integer({ min: 0, max: 20 }),
 });
 

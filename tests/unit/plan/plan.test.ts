@@ -50,9 +50,11 @@ test("checkpointing keeps 8 KiB a token a block of Qwen-7B, without it 0.085 MB 
     makePlan(request(qwen, gpus(1), { work: { ...WORK, checkpointing, microBatches: 1 } })).devices[0]!.memory
       .activations;
   const ends = 2 * 8192;
-  assert.equal(activations("all"), (32 * 8192 + ends) * WORK.tokens);
   const ranks = 4 * 5 * 8;
-  assert.equal(activations("none"), (32 * (84_992 + 128 + 8192 + ranks) + ends) * WORK.tokens);
+  assert.equal(activations("all"), (32 * (8192 + ranks) + ends) * WORK.tokens);
+  // Room for LoRA's inner vectors behind attention's output.
+  const tail = 2 * 64;
+  assert.equal(activations("none"), (32 * (84_992 + 128 + 8192 + ranks + tail) + ends) * WORK.tokens);
 });
 
 test("auto checkpointing recomputes as few blocks as the budget allows", () => {

@@ -9,6 +9,8 @@ export interface MemoryReport {
   'arenaBytes'?: (number | string | Long);
   'arenaPeakBytes'?: (number | string | Long);
   'processPeakBytes'?: (number | string | Long);
+  'allocatedBytes'?: (number | string | Long);
+  'deviceBytes'?: (number | string | Long);
 }
 
 export interface MemoryReport__Output {
@@ -18,4 +20,6 @@ export interface MemoryReport__Output {
   'arenaBytes': (number);
   'arenaPeakBytes': (number);
   'processPeakBytes': (number);
+  'allocatedBytes': (number);
+  'deviceBytes': (number);
 }

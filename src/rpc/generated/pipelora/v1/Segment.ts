@@ -9,6 +9,7 @@ export interface Segment {
   'checkpointedBlocks'?: (number);
   'needsInputGrad'?: (boolean);
   'needsBackward'?: (boolean);
+  'cachedBlocks'?: (number);
 }
 
 export interface Segment__Output {
@@ -19,4 +20,5 @@ export interface Segment__Output {
   'checkpointedBlocks': (number);
   'needsInputGrad': (boolean);
   'needsBackward': (boolean);
+  'cachedBlocks': (number);
 }

@@ -1,0 +1,67 @@
+import type { LoraTarget } from "../models/lora-targets.ts";
+import type { BlockLayer, LinearRole, LinearSpec } from "../models/spec.ts";
+import { type Holding, isQuantized } from "./held-sizes.ts";
+
+/** Linears that share an input are one product and one weight on a GPU, one part below the other (native/model/block.cpp). */
+export interface GpuProduct {
+  readonly in: number;
+  /** Of all parts. */
+  readonly out: number;
+  readonly partRows: readonly number[];
+  /** LoRA rank of each part; 0: none. */
+  readonly ranks: readonly number[];
+  readonly dropout: boolean;
+  readonly bias: boolean;
+  readonly quantized: boolean;
+}
+
+export interface BlockProducts {
+  readonly qkv: GpuProduct;
+  readonly o: GpuProduct;
+  readonly gateUp: GpuProduct;
+  readonly down: GpuProduct;
+}
+
+/** The four products of a block; `pairs`: the block's. */
+export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], holding: Holding): BlockProducts {
+  const of = (...roles: readonly LinearRole[]) =>
+    gpuProduct(
+      block.linears.filter(({ role }) => roles.includes(role)),
+      pairs,
+      holding,
+    );
+  return { qkv: of("qkv", "q", "k", "v"), o: of("o"), gateUp: of("gate", "up"), down: of("down") };
+}
+
+function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[], holding: Holding): GpuProduct {
+  const own = linears.map(({ name }) => pairs.find((pair) => pair.name === name) ?? null);
+  return {
+    in: linears[0]!.in,
+    out: sum(linears.map(({ out }) => out)),
+    partRows: linears.map(({ out }) => out),
+    ranks: own.map((pair) => pair?.r ?? 0),
+    dropout: own.some((pair) => pair !== null && pair.dropout > 0),
+    bias: linears.some(({ bias }) => bias),
+    quantized: linears.every((linear) => isQuantized(linear, holding)),
+  };
+}
+
+/** The output head as a product; never quantised. */
+export function headProduct(hidden: number, vocab: number, pair: LoraTarget | null): GpuProduct {
+  const ranks = [pair?.r ?? 0];
+  const dropout = (pair?.dropout ?? 0) > 0;
+  return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false };
+}
+
+/** Columns behind those of a product's input and weight, for LoRA's inner vectors (native/ops/cuda/lora.h: tail_columns). */
+export function tailColumns({ ranks }: GpuProduct): number {
+  return roundUp(sum(ranks), 64);
+}
+
+export function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple;
+}
+
+export function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
+}

@@ -1,0 +1,137 @@
+import type { BlockLayer, ModelShape } from "../models/spec.ts";
+import { type BlockProducts, type GpuProduct, roundUp, sum, tailColumns } from "./gpu-products.ts";
+
+const FLOAT32 = 4;
+
+/** Bytes of the arena that one block takes on a GPU. */
+export interface GpuBlockWork {
+  /** Kept beside the block's input and LoRA's inner vectors, from forward to backward. */
+  readonly kept: number;
+  /** While the block runs, beside what is kept, its input and its output. */
+  readonly workspace: number;
+}
+
+/**
+ * A block that learns, of T tokens (names as in layer-memory.ts; t the tail of a product, see tailColumns). native/model/block.cpp
+ * keeps q, k, v (a (H + 2K) E), attention's output with room for LoRA (a (H E + t)), log-sum-exp (4 H), the residual after attention
+ * (a D), gate and up (2 a F). Beside it, whichever is most:
+ *
+ * - forward, SwiGLU's activation a (F + t) and its LoRA scratch; in 8 bits the integer sums of gate and up (8 F), the codes of
+ *   their input (D + 4) and that input itself, a (D + t);
+ * - backward through down: the activation a F, inner gradients, and LoRA's scratch or the widened gradient a (D + t) where LoRA
+ *   joins the product (no dropout, and the output less than twice as wide as the input);
+ * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
+ */
+export function gpuBlockWork(
+  { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
+  { qNorm }: BlockLayer,
+  products: BlockProducts,
+  eightBit: boolean,
+  float: number,
+  tokens: number,
+): GpuBlockWork {
+  const { o, gateUp, down } = products;
+  const [q, kv] = [heads * headDim, kvHeads * headDim];
+  const keptRow = float * (q + 2 * kv + q + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * heads;
+  const forward = float * (ffn + tailColumns(down)) * tokens + innerScratch(down, down.in, tokens);
+  const integers = eightBit ? integerWork(gateUp, float, tokens) : 0;
+  const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
+  const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
+  const turned = qNorm === null ? 0 : q + kv;
+  const attention = (float * (q + (q + 2 * kv) + turned) + FLOAT32 * heads + FLOAT32 * sum(o.ranks)) * tokens;
+  const throughO = float * q * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
+  const gone = float * (2 * ffn + hidden) * tokens;
+  const workspace = Math.max(forward, integers, backDown, backGate, Math.max(attention, throughO) - gone);
+  return { kept: keptRow * tokens, workspace };
+}
+
+/** A block below everything that learns: nothing is kept, and little at a time. */
+export function gpuForwardWork(
+  { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
+  { gateUp }: BlockProducts,
+  eightBit: boolean,
+  float: number,
+  tokens: number,
+): number {
+  const attention = hidden + (2 * heads + 2 * kvHeads) * headDim;
+  const mlp = 2 * hidden + 3 * ffn;
+  const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
+  return Math.max(float * Math.max(attention, mlp) * tokens, integers);
+}
+
+/** LLM.int8()'s forward: the product's input, its codes and scales, and the sums in 32 bits (CudaOps::forward_int8). */
+function integerWork(product: GpuProduct, float: number, tokens: number): number {
+  const input = float * (product.in + tailColumns(product)) * tokens;
+  const codes = (roundUp(product.in, 16) + FLOAT32) * tokens;
+  const outlierLists = FLOAT32 * (2 * product.in + 1);
+  return input + codes + outlierLists + FLOAT32 * roundUp(product.out, 4) * tokens;
+}
+
+/** A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, or the gradient that LoRA's columns widen. */
+function backwardWork(product: GpuProduct, float: number, tokens: number): number {
+  const { ranks, partRows, in: input, out, dropout } = product;
+  if (sum(ranks) === 0) return 0;
+  const wide = !dropout && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
+  const aGrad = weightGradScratch(ranks, () => input, float, tokens);
+  const outputSide =
+    float === FLOAT32
+      ? Math.max(
+          innerScratch(product, out, tokens),
+          weightGradScratch(ranks, (part) => partRows[part]!, float, tokens),
+        )
+      : outputGradScratch(product, tokens);
+  return Math.max(wide, aGrad, outputSide);
+}
+
+/** Partial inner vectors, of 16 tokens and up to eight ranks a tile, over splits of the columns (lora_inner.cu). */
+function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): number {
+  const tiles = sum(ranks.map((rank) => Math.ceil(rank / 8)));
+  const blocks = Math.ceil(tokens / 16);
+  const splits = Math.min(Math.ceil(528 / blocks), Math.max(1, Math.floor(columns / 512)));
+  return splits === 1 ? 0 : splits * blocks * 16 * 8 * Math.min(tiles, 8) * FLOAT32;
+}
+
+/** Partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora_weight_grad.cu). */
+function weightGradScratch(
+  ranks: readonly number[],
+  columnsOf: (part: number) => number,
+  float: number,
+  tokens: number,
+): number {
+  const strip = float === FLOAT32 ? 256 : 64;
+  const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / strip), Math.ceil(rank / 8)));
+  const bytes = launches(jobs).map((strips) => {
+    const splits = Math.max(1, Math.min(Math.ceil(800 / strips), Math.floor(tokens / 128)));
+    return splits * strips * 8 * strip * FLOAT32;
+  });
+  return Math.max(0, ...bytes);
+}
+
+/** Partial gradients of B over splits of the tokens, and of the inner vectors over blocks of 256 columns (lora_output_grad.cu). */
+function outputGradScratch({ ranks, partRows }: GpuProduct, tokens: number): number {
+  const together = ranks.some((rank) => rank > 8) ? 16 : 8;
+  const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(partRows[part]! / 256), Math.ceil(rank / together)));
+  const bytes = launches(jobs).map((blocks) => {
+    const wanted = Math.max(1, Math.min(Math.ceil(660 / blocks), Math.floor(tokens / 32)));
+    const perSplit = Math.min(256, roundUp(Math.ceil(tokens / wanted), 16));
+    return blocks * together * (Math.ceil(tokens / perSplit) * 256 + tokens) * FLOAT32;
+  });
+  return Math.max(0, ...bytes);
+}
+
+/** Blocks of each launch, which takes up to eight jobs. */
+function launches(jobs: readonly number[]): number[] {
+  const groups: number[] = [];
+  for (let first = 0; first < jobs.length; first += 8) groups.push(sum(jobs.slice(first, first + 8)));
+  return groups;
+}
+
+function repeated(value: number, times: number): number[] {
+  return new Array<number>(times).fill(value);
+}
+
+/** The head's input widened by LoRA's inner vectors, of a chunk of label tokens (CudaOps::forward_product). */
+export function gpuHeadWork(head: GpuProduct, float: number, chunk: number): number {
+  if (sum(head.ranks) === 0) return 0;
+  return float * roundUp(head.in + tailColumns(head), 64) * chunk + backwardWork(head, float, chunk);
+}

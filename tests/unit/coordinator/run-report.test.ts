@@ -1,0 +1,41 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Pipeline } from "../../../src/coordinator/pipeline.ts";
+import { predictedBesideMeasured } from "../../../src/coordinator/run-report.ts";
+import { makePlan } from "../../../src/plan/index.ts";
+import type { MemoryReport__Output } from "../../../src/rpc/generated/pipelora/v1/MemoryReport.ts";
+import { gpus, model, NF4, request } from "../plan/models.ts";
+
+const GIB = 2 ** 30;
+
+const memory: MemoryReport__Output = {
+  weightBytes: 5.5 * GIB,
+  loraBytes: 0.3 * GIB,
+  cacheBytes: 0,
+  arenaBytes: 1 * GIB,
+  arenaPeakBytes: 0.75 * GIB,
+  processPeakBytes: 3 * GIB,
+  allocatedBytes: 7.2 * GIB,
+  deviceBytes: 7.75 * GIB,
+};
+
+const report = (change: Partial<MemoryReport__Output>) =>
+  predictedBesideMeasured(
+    makePlan(request(model("qwen-7b"), gpus(1), { holding: NF4 })),
+    { memory: [{ ...memory, ...change }], times: [] } as unknown as Pipeline,
+    1,
+  );
+
+test("a GPU's whole memory stands beside its prediction, the arena counted by its peak", () => {
+  const { text, value } = report({});
+  const [rank] = (value as { ranks: { device: Record<string, number> }[] }).ranks;
+  assert.equal(rank!.device["peak_bytes"], 7.5 * GIB);
+  assert.ok(Math.abs(rank!.device["context_bytes"]! - 0.55 * GIB) < 1);
+  assert.match(text, /all of the device's memory 7\.50 GiB \(predicted \d\.\d\d GiB\), 563\.2 MiB of it the driver's/);
+});
+
+test("a CPU's report, and a GPU's whose driver can't tell, go without", () => {
+  const { text, value } = report({ allocatedBytes: 0, deviceBytes: 0 });
+  assert.equal((value as { ranks: { device: unknown }[] }).ranks[0]!.device, null);
+  assert.doesNotMatch(text, /device's memory/);
+});
