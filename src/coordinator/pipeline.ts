@@ -27,11 +27,13 @@ export interface RankTimes {
   readonly steps: number;
   readonly computeMs: number;
   readonly totalMs: number;
+  readonly waitMs: number;
+  readonly linkMs: number;
 }
 
 const WARM_UP_STEPS = 2;
 const CAUSE_WAIT_MS = 3_000;
-const NO_TIMES: RankTimes = { steps: 0, computeMs: 0, totalMs: 0 };
+const NO_TIMES: RankTimes = { steps: 0, computeMs: 0, totalMs: 0, waitMs: 0, linkMs: 0 };
 
 /** One replica of the pipeline. */
 export interface PipelineRoles {
@@ -85,11 +87,13 @@ export class Pipeline {
       const { memory, times } = reply.stepResult!;
       this.memory[rank] = memory;
       if (this.#steps < WARM_UP_STEPS) return;
-      const { steps, computeMs, totalMs } = this.times[rank] ?? NO_TIMES;
+      const { steps, computeMs, totalMs, waitMs, linkMs } = this.times[rank] ?? NO_TIMES;
       this.times[rank] = {
         steps: steps + 1,
         computeMs: computeMs + times!.computeMs,
         totalMs: totalMs + times!.totalMs,
+        waitMs: waitMs + times!.waitMs,
+        linkMs: linkMs + times!.linkMs,
       };
     });
     this.#steps++;

@@ -21,6 +21,8 @@ export function predictedBesideMeasured(
         rank,
         compute_ms: times === undefined ? null : times.computeMs / times.steps,
         predicted_compute_ms: compute.get(rank) ?? 0,
+        wait_ms: times === undefined ? null : times.waitMs / times.steps,
+        link_ms: times === undefined ? null : times.linkMs / times.steps,
         weight_bytes: measured.weightBytes,
         predicted_weight_bytes: memory.weights + memory.weightCache,
         arena_peak_bytes: measured.arenaPeakBytes,
@@ -39,7 +41,7 @@ export function predictedBesideMeasured(
     const time =
       own.compute_ms === null
         ? ""
-        : `computes ${own.compute_ms.toFixed(1)} ms a step (predicted ${own.predicted_compute_ms.toFixed(1)}), `;
+        : `computes ${own.compute_ms.toFixed(1)} ms a step (predicted ${own.predicted_compute_ms.toFixed(1)}), ${linkText(own)}`;
     return (
       `rank ${own.rank}: ${time}weights ${formatBytes(own.weight_bytes)} (predicted ${formatBytes(own.predicted_weight_bytes)}), ` +
       `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})${all}`
@@ -69,4 +71,10 @@ function deviceMemory(
     allocated_bytes: allocatedBytes,
     context_bytes: deviceBytes - allocatedBytes,
   };
+}
+
+/** Of a rank with peers: what its tensors took on their way, and how much of the step it stood still for theirs. */
+function linkText({ wait_ms, link_ms }: { readonly wait_ms: number | null; readonly link_ms: number | null }): string {
+  if (wait_ms === null || link_ms === null || link_ms === 0) return "";
+  return `moves tensors for ${link_ms.toFixed(1)} ms beside that and waits ${wait_ms.toFixed(1)} ms for peers, `;
 }

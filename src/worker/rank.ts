@@ -180,7 +180,7 @@ export class Rank {
     }
     const squares = await prepared.engine.gradSquares();
     const memory = await memoryReport(prepared.engine);
-    const { waitMs, reduceMs, sentBytes, ...loss } = totals;
+    const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
     const totalMs = performance.now() - started;
     const atWork = (prepared.engine.busySeconds() - busy) * 1000;
     const computeMs = this.#options.device === "cpu" ? atWork : totalMs - waitMs - reduceMs;
@@ -192,7 +192,7 @@ export class Rank {
           a: squares[2 * index]!,
           b: squares[2 * index + 1]!,
         })),
-        times: { totalMs, computeMs, waitMs, reduceMs, sentBytes },
+        times: { totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs },
         memory,
       },
     };

@@ -15,6 +15,8 @@ export interface StepTotals {
   /** Milliseconds of adding up gradients with other replicas. */
   reduceMs: number;
   sentBytes: number;
+  /** Milliseconds that tensors took to leave the device for a peer, and peers' to enter it, summed; compute goes on meanwhile. */
+  linkMs: number;
 }
 
 /** What one pass over an instruction list needs. */
@@ -41,7 +43,15 @@ export async function runInstructions(
   links: RankLinks,
   input: StepInput,
 ): Promise<StepTotals> {
-  const totals: StepTotals = { lossSum: 0, labelTokens: 0, correctTokens: 0, waitMs: 0, reduceMs: 0, sentBytes: 0 };
+  const totals: StepTotals = {
+    lossSum: 0,
+    labelTokens: 0,
+    correctTokens: 0,
+    waitMs: 0,
+    reduceMs: 0,
+    sentBytes: 0,
+    linkMs: 0,
+  };
   const pass = new Pass(engine, engineSegment, links, input, totals);
   try {
     for (const [index, instruction] of input.instructions.entries()) {
@@ -110,7 +120,7 @@ class Pass {
     this.#expected.add(instruction);
     const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
     const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
-    const written = arrived.then((tensor) => toDevice(this.#engine, tensor));
+    const written = arrived.then((tensor) => this.#timed(toDevice(this.#engine, tensor)));
     written.catch(() => {});
     slots.set(`${segment}/${microBatch}`, written);
   }
@@ -160,6 +170,13 @@ class Pass {
     await this.#engine.discard();
   }
 
+  async #timed<T>(copy: Promise<T>): Promise<T> {
+    const started = performance.now();
+    const done = await copy;
+    this.#totals.linkMs += performance.now() - started;
+    return done;
+  }
+
   /** Notes what was queued. Its failure is seen by orFailure, so it never counts as unhandled. */
   #run(queued: Promise<unknown>): void {
     this.#running.push(queued);
@@ -204,7 +221,7 @@ class Pass {
     const tensor = fromDevice(this.#engine, (await take(slots, `${segment}/${microBatch}`))!);
     this.#totals.sentBytes += tensor.byteLength;
     const { sent } = await this.#links.send(peer, key, tensor);
-    this.#run(sent);
+    this.#run(this.#timed(sent));
   }
 }
 

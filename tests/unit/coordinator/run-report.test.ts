@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Pipeline } from "../../../src/coordinator/pipeline.ts";
+import type { Pipeline, RankTimes } from "../../../src/coordinator/pipeline.ts";
 import { predictedBesideMeasured } from "../../../src/coordinator/run-report.ts";
 import { makePlan } from "../../../src/plan/index.ts";
 import type { MemoryReport__Output } from "../../../src/rpc/generated/pipelora/v1/MemoryReport.ts";
@@ -19,10 +19,10 @@ const memory: MemoryReport__Output = {
   deviceBytes: 7.75 * GIB,
 };
 
-const report = (change: Partial<MemoryReport__Output>) =>
+const report = (change: Partial<MemoryReport__Output>, times: readonly RankTimes[] = []) =>
   predictedBesideMeasured(
     makePlan(request(model("qwen-7b"), gpus(1), { holding: NF4 })),
-    { memory: [{ ...memory, ...change }], times: [] } as unknown as Pipeline,
+    { memory: [{ ...memory, ...change }], times } as unknown as Pipeline,
     1,
   );
 
@@ -38,4 +38,13 @@ test("a CPU's report, and a GPU's whose driver can't tell, go without", () => {
   const { text, value } = report({ allocatedBytes: 0, deviceBytes: 0 });
   assert.equal((value as { ranks: { device: unknown }[] }).ranks[0]!.device, null);
   assert.doesNotMatch(text, /device's memory/);
+});
+
+test("a rank with peers tells what its tensors took and how long it waited, a rank alone does not", () => {
+  const times = { steps: 2, computeMs: 80, totalMs: 100, waitMs: 20, linkMs: 0 };
+  assert.match(
+    report({}, [{ ...times, linkMs: 30 }]).text,
+    /moves tensors for 15\.0 ms beside that and waits 10\.0 ms/,
+  );
+  assert.doesNotMatch(report({}, [times]).text, /waits/);
 });

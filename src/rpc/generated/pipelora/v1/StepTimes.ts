@@ -8,6 +8,7 @@ export interface StepTimes {
   'waitMs'?: (number | string);
   'sentBytes'?: (number | string | Long);
   'reduceMs'?: (number | string);
+  'linkMs'?: (number | string);
 }
 
 export interface StepTimes__Output {
@@ -16,4 +17,5 @@ export interface StepTimes__Output {
   'waitMs': (number);
   'sentBytes': (number);
   'reduceMs': (number);
+  'linkMs': (number);
 }
