@@ -283,6 +283,17 @@ void decode(std::size_t arena_bytes, bool profile, const std::vector<std::uint16
   std::fflush(stdout);
 }
 
+/// A message as a JSON string.
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '\n') out += "\\n";
+    else if (c == '"' || c == '\\') (out += '\\') += c;
+    else out += c;
+  }
+  return out + "\"";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -314,7 +325,7 @@ int main(int argc, char** argv) {
     else names.push_back(flag);
   }
   if (const std::string reason = cuda_info().reason; !reason.empty()) {
-    std::printf("{\"error\": \"%s\", \"message\": \"a GPU is needed: %s\"}\n", kDeviceUnavailable, reason.c_str());
+    std::printf("{\"error\": \"%s\", \"message\": %s}\n", kDeviceUnavailable, quoted("a GPU is needed: " + reason).c_str());
     return 1;
   }
   const Arch arch = qwen7b();
@@ -326,7 +337,7 @@ int main(int argc, char** argv) {
     try {
       body();
     } catch (const Error& error) {
-      std::printf("{\"workload\": \"%s\", \"error\": \"%s\", \"message\": \"%s\"}\n", name.c_str(), error.code(), error.what());
+      std::printf("{\"workload\": \"%s\", \"error\": \"%s\", \"message\": %s}\n", name.c_str(), error.code(), quoted(error.what()).c_str());
       std::fflush(stdout);
       ++failed;
     }
