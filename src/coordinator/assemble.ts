@@ -32,6 +32,10 @@ export interface Assembled {
 export function openCluster(config: Config, log: Logger): Promise<Cluster> {
   const capabilities = loadEngine().capabilities();
   const { devices, threads, pin } = localDevices(config, capabilities);
+  const { cuda } = capabilities;
+  if (config.listen === null && config.workers === null && cuda !== null && cuda.driver > 0 && cuda.reason !== null) {
+    log.warn(`This machine has an NVIDIA driver, but no GPU is used: ${cuda.reason}.`);
+  }
   const trust = openTrust(config, (problem) => log.warn(problem));
   // Workers started here know a secret of this run, so that no other user of the machine joins it.
   const secret = trust.token() ?? randomBytes(24).toString("base64url");

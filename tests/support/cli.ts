@@ -16,8 +16,8 @@ export function coordinator(args: readonly string[], onOutput?: (text: string) =
   return outcome(child, onOutput);
 }
 
-export function startCoordinator(args: readonly string[]) {
-  return start("coordinator", args);
+export function startCoordinator(args: readonly string[], environment: Readonly<Record<string, string>> = {}) {
+  return start("coordinator", args, environment);
 }
 
 /** Starts the built `worker` as whatever places it on a node would. */
