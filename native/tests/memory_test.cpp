@@ -17,13 +17,13 @@ struct Shape {
 };
 
 double kept(const Shape& s) { return s.c * (2 * s.d + 2 * s.q + 2 * s.kv + 2 * s.f) + 4 * s.heads + 4 * s.r.all(); }
-double checkpointed(const Shape& s) { return s.c * s.d; }
+double checkpointed(const Shape& s) { return s.c * s.d + 4 * s.r.all(); }
 
 double forward_extra(const Shape& s, bool keeps) {
   const double norms = s.head_norms && keeps ? s.q + s.kv : 0;
-  const double attention = s.c * (s.d + s.q + 2 * s.kv + s.q + norms) + 4 * s.r.qkv;
+  const double attention = s.c * (s.d + s.q + 2 * s.kv + s.q + norms);
   return keeps ? std::max(s.c * (s.f + s.d), s.c * norms - s.c * (s.d + 2 * s.f))
-               : std::max(attention, s.c * (2 * s.d + 3 * s.f) + 4 * s.r.all());
+               : std::max(attention, s.c * (2 * s.d + 3 * s.f));
 }
 
 /// Beyond what is saved and the gradient [T, D] that comes in.
