@@ -25,7 +25,7 @@ export type DeviceMap = ReadonlyMap<string, DeviceKey>;
 const FREE_SHARE = { cpu: 0.9, cuda: 0.95 } as const;
 
 export interface Budgets {
-  /** Bytes a device, ids ascending; 0: not to be used. Devices that max_memory leaves out are not listed. */
+  /** Bytes a device, ids ascending, on GPUs at most what is free; 0: not to be used. Devices that max_memory leaves out are not listed. */
   readonly bytes: ReadonlyMap<number, number>;
   /** "cpu" and "disk" where max_memory names them. */
   readonly offload: readonly string[];
@@ -64,10 +64,11 @@ export function budgetsOf(devices: readonly Device[], maxMemory: MaxMemory | nul
         { hint: "Name only devices that are there, or start more workers." },
       );
     }
-    if (device.kind === "cuda" && device.memoryBytes !== null && budget > device.memoryBytes) {
-      warnings.push(`max_memory gives device ${key} more than its ${formatBytes(device.memoryBytes)} of free memory`);
+    const free = device.kind === "cuda" ? (device.memoryBytes ?? Number.POSITIVE_INFINITY) : Number.POSITIVE_INFINITY;
+    if (budget > free) {
+      warnings.push(`max_memory gives device ${key} more than its ${formatBytes(free)} of free memory: that is taken`);
     }
-    bytes.set(key, budget);
+    bytes.set(key, Math.min(budget, free));
   }
   return { bytes, offload, warnings };
 }

@@ -118,3 +118,17 @@ test("a cache of every block counts in the placement, also on CPUs; auto leaves 
   // An unquantised base has nothing to cache.
   assert.equal(cachedBlocks(planned({ weightCache: "auto", holding: PLAIN })), 0);
 });
+
+test("a budget above a GPU's free memory is held to what is free, and says what would fit", () => {
+  const free = 10 * GIB;
+  const plan = (holding: Holding) =>
+    makePlan(request(qwen, gpus(1, free), { holding, maxMemory: new Map([[0, 80 * GIB]]) }));
+  assert.throws(() => plan(PLAIN), {
+    code: "PL_PLACEMENT_INFEASIBLE",
+    message: /needed {2}available[\s\S]*10\.00 GiB {2}short of/,
+    hint: /--load-in-4bit/,
+  });
+  const fitting = plan(NF4);
+  assert.equal(fitting.devices[0]!.memory.budget, free);
+  assert.match(fitting.warnings.join(), /more than its 10\.00 GiB of free memory/);
+});
