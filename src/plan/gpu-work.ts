@@ -20,7 +20,8 @@ export interface GpuBlockWork {
  *   their input (D + 4) and that input itself, a (D + t);
  * - backward through down: the activation a F, inner gradients, and LoRA's scratch or the widened gradient a (D + t) where LoRA
  *   joins the product (no dropout, and the output less than twice as wide as the input);
- * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
+ * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H), in 16 bits the
+ *   queries' gradient in float32 (4 H E).
  */
 export function gpuBlockWork(
   { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
@@ -38,7 +39,8 @@ export function gpuBlockWork(
   const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
   const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
   const turned = qNorm === null ? 0 : q + kv;
-  const attention = (float * (q + (q + 2 * kv) + turned) + FLOAT32 * heads + FLOAT32 * sum(o.ranks)) * tokens;
+  const sums = float === FLOAT32 ? 0 : FLOAT32 * q;
+  const attention = (float * (q + (q + 2 * kv) + turned) + FLOAT32 * heads + sums + FLOAT32 * sum(o.ranks)) * tokens;
   const throughO = float * q * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
   const gone = float * (2 * ffn + hidden) * tokens;
   const workspace = Math.max(forward, integers, backDown, backGate, Math.max(attention, throughO) - gone);
@@ -72,14 +74,14 @@ function backwardWork(product: GpuProduct, float: number, tokens: number): numbe
   const { ranks, partRows, in: input, out, dropout } = product;
   if (sum(ranks) === 0) return 0;
   const wide = !dropout && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
-  const aGrad = weightGradScratch(ranks, () => input, float, tokens);
-  const outputSide =
-    float === FLOAT32
-      ? Math.max(
-          innerScratch(product, out, tokens),
-          weightGradScratch(ranks, (part) => partRows[part]!, float, tokens),
-        )
-      : outputGradScratch(product, tokens);
+  const ofPart = (part: number) => partRows[part]!;
+  const single = float === FLOAT32;
+  const aGrad = single
+    ? plainOuterScratch(ranks, () => input, tokens)
+    : outerScratch(ranks, () => input, false, tokens);
+  const outputSide = single
+    ? Math.max(innerScratch(product, out, tokens), plainOuterScratch(ranks, ofPart, tokens))
+    : outerScratch(ranks, ofPart, true, tokens);
   return Math.max(wide, aGrad, outputSide);
 }
 
@@ -91,30 +93,29 @@ function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): n
   return splits === 1 ? 0 : splits * blocks * 16 * 8 * Math.min(tiles, 8) * FLOAT32;
 }
 
-/** Partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora_weight_grad.cu). */
-function weightGradScratch(
-  ranks: readonly number[],
-  columnsOf: (part: number) => number,
-  float: number,
-  tokens: number,
-): number {
-  const strip = float === FLOAT32 ? 256 : 64;
-  const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / strip), Math.ceil(rank / 8)));
+/** In float32, partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora_outer_plain.cu). */
+function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) => number, tokens: number): number {
+  const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / 256), Math.ceil(rank / 8)));
   const bytes = launches(jobs).map((strips) => {
     const splits = Math.max(1, Math.min(Math.ceil(800 / strips), Math.floor(tokens / 128)));
-    return splits * strips * 8 * strip * FLOAT32;
+    return splits * strips * 8 * 256 * FLOAT32;
   });
   return Math.max(0, ...bytes);
 }
 
-/** Partial gradients of B over splits of the tokens, and of the inner vectors over blocks of 256 columns (lora_output_grad.cu). */
-function outputGradScratch({ ranks, partRows }: GpuProduct, tokens: number): number {
+/** In 16 bits, the same over blocks of 256 columns and up to 16 ranks, and B's part of the inner vectors' gradients (lora_outer.cu). */
+function outerScratch(
+  ranks: readonly number[],
+  columnsOf: (part: number) => number,
+  inner: boolean,
+  tokens: number,
+): number {
   const together = ranks.some((rank) => rank > 8) ? 16 : 8;
-  const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(partRows[part]! / 256), Math.ceil(rank / together)));
+  const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / 256), Math.ceil(rank / together)));
   const bytes = launches(jobs).map((blocks) => {
-    const wanted = Math.max(1, Math.min(Math.ceil(660 / blocks), Math.floor(tokens / 32)));
+    const wanted = Math.max(1, Math.min(Math.ceil(800 / blocks), Math.floor(tokens / 32)));
     const perSplit = Math.min(256, roundUp(Math.ceil(tokens / wanted), 16));
-    return blocks * together * (Math.ceil(tokens / perSplit) * 256 + tokens) * FLOAT32;
+    return blocks * together * (Math.ceil(tokens / perSplit) * 256 + (inner ? tokens : 0)) * FLOAT32;
   });
   return Math.max(0, ...bytes);
 }

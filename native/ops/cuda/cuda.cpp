@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
+#include <map>
+
 #include "ops/cuda/check.h"
 #include "ops/cuda/cuda_ops.h"
 #include "pipelora/error.h"
@@ -94,7 +96,9 @@ std::unique_ptr<Ops> make_cuda_ops(int device, DType compute) {
     throw Error(kDeviceUnavailable, name + " (" + found.name + ") has compute capability " + std::to_string(found.major) + "." +
                                         std::to_string(found.minor) + ", 8.0 is needed");
   auto ops = std::make_unique<cuda::CudaOps>(device, compute);
-  ops->remember_free(found.free_bytes);
+  // A process's first engine meets the GPU without a context of its own; later ones count from there too.
+  static std::map<int, std::uint64_t> free_at_first;
+  ops->remember_free(free_at_first.emplace(device, found.free_bytes).first->second);
   return ops;
 }
 
