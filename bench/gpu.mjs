@@ -93,7 +93,7 @@ export async function benchGpu(print, args) {
   }
   const rates = new Map();
   const failures = [];
-  await jsonLines(program, rows, (line) => {
+  const status = await jsonLines(program, rows, (line) => {
     const known = GPU_ROWS.find(({ row }) => row === line.workload);
     if (known === undefined) throw coded(line.error ?? "PL_ENGINE_FAILED", line.message ?? JSON.stringify(line));
     if (line.error !== undefined) {
@@ -104,6 +104,7 @@ export async function benchGpu(print, args) {
     rates.set(known.row, line.tokens_per_s);
     print(beside(known, line));
   });
+  if (status !== 0 && failures.length === 0) throw coded("PL_ENGINE_FAILED", `${program} ended with status ${status}`);
   if (peer) await besidePeer(print, rows, rates);
   if (failures.length > 0) {
     throw coded(
@@ -117,10 +118,15 @@ export async function benchGpu(print, args) {
 async function besidePeer(print, rows, rates) {
   const theirs = new Map();
   const wanted = PEER_ROWS.filter((name) => rows.some((row) => peerRow(row) === name));
-  await jsonLines("python3", [PEER, ...wanted], (line) => {
+  if (wanted.length === 0) return;
+  // A library path for this Node is none for python's packages, which bring their own.
+  const { LD_LIBRARY_PATH: _path, ...env } = process.env;
+  const take = (line) => {
     theirs.set(line.row, line.tokens_per_s);
     print(line);
-  });
+  };
+  const status = await jsonLines("python3", [PEER, ...wanted], take, env);
+  if (status !== 0) throw coded("PL_ENGINE_FAILED", `the peer (python3 ${PEER}) ended with status ${status}`);
   for (const row of rows) {
     const [own, other] = [rates.get(row), theirs.get(peerRow(row))];
     if (own !== undefined && other !== undefined) {
@@ -173,9 +179,9 @@ function beside({ row, name, target, hf, best }, line) {
   };
 }
 
-/** Runs a program that prints JSON lines, each handed on as it comes. */
-async function jsonLines(command, args, take) {
-  const child = spawn(command, args, { stdio: ["ignore", "pipe", "inherit"] });
+/** Runs a program that prints JSON lines, each handed on as it comes; resolves with its status. */
+async function jsonLines(command, args, take, env = process.env) {
+  const child = spawn(command, args, { stdio: ["ignore", "pipe", "inherit"], env });
   const ended = new Promise((resolve, reject) => {
     child.on("error", (cause) =>
       reject(coded("PL_ENGINE_UNAVAILABLE", `${command} can't be started: ${cause.message}`)),
@@ -184,11 +190,9 @@ async function jsonLines(command, args, take) {
   });
   // Looked at below, after the lines: until then a failure to start must not count as unhandled.
   ended.catch(() => {});
-  let lines = 0;
   try {
     for await (const line of createInterface({ input: child.stdout })) {
       if (!line.startsWith("{")) continue;
-      lines++;
       take(JSON.parse(line));
     }
   } catch (error) {
@@ -196,10 +200,8 @@ async function jsonLines(command, args, take) {
     throw error;
   }
   const { status, signal } = await ended;
-  // cuda_step's status counts rows, and each failed row has said why.
-  if (signal !== null || (status !== 0 && lines === 0)) {
-    throw coded("PL_ENGINE_FAILED", `${command} ended with ${signal ?? `status ${status}`}`);
-  }
+  if (signal !== null) throw coded("PL_ENGINE_FAILED", `${command} was ended by ${signal}`);
+  return status;
 }
 
 function coded(code, message) {

@@ -35,7 +35,8 @@ async function withFullGpu(body) {
     "held = torch.empty(free - (300 << 20), dtype=torch.uint8, device='cuda')",
     "print('held', flush=True); sys.stdin.read()",
   ].join("\n");
-  const holder = spawn("python3", ["-c", code], { stdio: ["pipe", "pipe", "inherit"] });
+  const { LD_LIBRARY_PATH: _path, ...env } = process.env;
+  const holder = spawn("python3", ["-c", code], { stdio: ["pipe", "pipe", "inherit"], env });
   await new Promise((resolve, reject) => {
     holder.stdout.once("data", resolve);
     holder.once("exit", (status) => reject(new Error(`the holder of memory ended with ${status}`)));
