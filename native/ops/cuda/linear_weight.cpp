@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cstdlib>
 
 #include "ops/cuda/check.h"
 #include "ops/cuda/int8.h"
@@ -44,7 +43,7 @@ ExpandedPool::ExpandedPool(Device& device) : device_(device) {
   device.stream();
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
-  check(cudaStreamCreateWithPriority(&ahead_, cudaStreamNonBlocking, std::getenv("PIPELORA_AHEAD") != nullptr && *std::getenv("PIPELORA_AHEAD") == 'h' ? greatest : least), "cudaStreamCreate");
+  check(cudaStreamCreateWithPriority(&ahead_, cudaStreamNonBlocking, least), "cudaStreamCreate");
 }
 
 ExpandedPool::~ExpandedPool() {
@@ -80,8 +79,6 @@ void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
     slot.pending = false;
   }
   if (slot.holds != &weight) fill(weight, slot, stream);
-  static const bool in_stream = std::getenv("PIPELORA_AHEAD") == nullptr;
-  if (in_stream) return;
 
   remember({&weight, forward});
   look_ahead(&slot);
@@ -133,8 +130,6 @@ void ExpandedPool::look_ahead(const Slot* busy) {
 }
 
 void ExpandedPool::release(Slot& slot) {
-  static const bool in_stream = std::getenv("PIPELORA_AHEAD") == nullptr;
-  if (in_stream) return;
   check(cudaEventRecord(slot.used, device_.stream()), "cudaEventRecord");
   look_ahead(nullptr);
 }
