@@ -117,10 +117,14 @@ void Engine::discard() {
   for (const auto& held : segments_) held->discard();
 }
 
-std::vector<float> Engine::gradients() {
+std::int64_t Engine::gradient_count() const {
   std::int64_t count = 0;
   for (const LoraPair* held : pair_order_) count += held->gradients().size();
-  std::vector<float> values(static_cast<std::size_t>(count));
+  return count;
+}
+
+std::vector<float> Engine::gradients() {
+  std::vector<float> values(static_cast<std::size_t>(gradient_count()));
   float* next = values.data();
   for (const LoraPair* held : pair_order_) {
     const Tensor source = held->gradients();
@@ -130,15 +134,38 @@ std::vector<float> Engine::gradients() {
   return values;
 }
 
+void Engine::expect_gradients(std::int64_t count) const {
+  if (count != gradient_count())
+    throw Error(kTensorMismatch,
+                "gradients: expected " + std::to_string(gradient_count()) + " values, got " + std::to_string(count));
+}
+
 void Engine::set_gradients(const std::vector<float>& values) {
-  std::int64_t count = 0;
-  for (const LoraPair* held : pair_order_) count += held->gradients().size();
-  if (static_cast<std::int64_t>(values.size()) != count)
-    throw Error(kTensorMismatch, "gradients: expected " + std::to_string(count) + " values, got " + std::to_string(values.size()));
+  expect_gradients(static_cast<std::int64_t>(values.size()));
   const float* next = values.data();
   for (const LoraPair* held : pair_order_) {
     const Tensor target = held->gradients();
     ops_->upload(target, next);
+    next += target.size();
+  }
+}
+
+void Engine::gradients_into(const Tensor& values) {
+  expect_gradients(values.size());
+  std::int64_t next = 0;
+  for (const LoraPair* held : pair_order_) {
+    const Tensor source = held->gradients();
+    ops_->copy(source, values.columns(next, source.size()));
+    next += source.size();
+  }
+}
+
+void Engine::set_gradients_from(const Tensor& values) {
+  expect_gradients(values.size());
+  std::int64_t next = 0;
+  for (const LoraPair* held : pair_order_) {
+    const Tensor target = held->gradients();
+    ops_->copy(values.columns(next, target.size()), target);
     next += target.size();
   }
 }
@@ -204,6 +231,12 @@ std::vector<std::uint8_t> Engine::read(const Tensor& tensor) {
 Buffer Engine::write(std::span<const HostSpan> pieces, DType dtype, std::int64_t rows, std::int64_t cols) {
   Buffer buffer = arena_->tensor("a written tensor", dtype, rows, cols);
   over_pieces(buffer, pieces, [this](const Tensor& part, const std::uint8_t* host) { ops_->upload(part, host); });
+  return buffer;
+}
+
+Buffer Engine::take_in(const Tensor& from) {
+  Buffer buffer = arena_->tensor("a received tensor", from.dtype, from.rows, from.cols);
+  ops_->copy(from, buffer);
   return buffer;
 }
 

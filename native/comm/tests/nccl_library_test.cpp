@@ -3,6 +3,7 @@
 #include "comm/nccl_library.h"
 
 using pipelora::comm::nccl_info;
+using pipelora::comm::open_nccl;
 
 TEST_CASE("NCCL's version is told where the library is, else why it can't be used") {
   CHECK(nccl_info(NCCL_22703).version == "2.27.3");
@@ -12,4 +13,14 @@ TEST_CASE("NCCL's version is told where the library is, else why it can't be use
   CHECK(nccl_info(NCCL_NONE).reason.find("has no ncclGetVersion") != std::string::npos);
   CHECK(nccl_info("libnccl-not-there.so.2").version.empty());
   CHECK(nccl_info("libnccl-not-there.so.2").reason.find("libnccl-not-there.so.2") != std::string::npos);
+}
+
+TEST_CASE("a library is opened whole or not at all, and why not is said") {
+  CHECK(open_nccl(NCCL_2804).reason == "NCCL 2.8.4 is too old: 2.14 or newer is needed");
+  CHECK(open_nccl(NCCL_22703).reason.find("has no ncclGetUniqueId, ncclCommInitRankConfig") != std::string::npos);
+  CHECK(open_nccl(NCCL_22703).library == nullptr);
+  CHECK(open_nccl("libnccl-not-there.so.2").reason.find("libnccl-not-there.so.2") != std::string::npos);
+  REQUIRE(open_nccl(NCCL_HOST).library != nullptr);
+  CHECK(open_nccl(NCCL_HOST).library->host_memory);
+  CHECK(open_nccl(NCCL_HOST).library->version == "2.28.0");
 }

@@ -37,6 +37,10 @@ class Engine {
   std::vector<float> gradients();
   /// Throws PL_TENSOR_MISMATCH for another count than gradients() gives.
   void set_gradients(const std::vector<float>& values);
+  /// The same to and from f32 [1, count] of this device's memory outside the arena, queued.
+  void gradients_into(const Tensor& values);
+  void set_gradients_from(const Tensor& values);
+  std::int64_t gradient_count() const;
   std::vector<double> grad_squares();
   void optimizer_step(const AdamSettings& settings);
   void zero_grad();
@@ -52,6 +56,9 @@ class Engine {
   /// Copies a tensor in, from pieces of host memory that make up its bytes.
   Buffer write(std::span<const HostSpan> pieces, DType dtype, std::int64_t rows, std::int64_t cols);
 
+  /// A tensor copied in from device memory outside the arena, queued.
+  Buffer take_in(const Tensor& from);
+
   EngineMemory memory() const;
   Ops& ops() { return *ops_; }
   Arena& arena() { return *arena_; }
@@ -59,6 +66,7 @@ class Engine {
  private:
   Segment& segment(std::size_t index) const;
   LoraPair& pair(const std::string& name) const;
+  void expect_gradients(std::int64_t count) const;
 
   std::unique_ptr<Ops> ops_;
   Arch arch_;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "pipelora/arena.h"
+#include "pipelora/fence.h"
 #include "pipelora/rng.h"
 #include "pipelora/tensor.h"
 
@@ -257,6 +258,8 @@ class Ops {
   virtual void load(const HostTensor& from, const Tensor& to) = 0;
   virtual void finish() = 0;
   virtual DeviceUse device_use() { return {}; }
+  /// Behind everything queued so far; null: nothing is pending when a call returns.
+  virtual std::shared_ptr<const Fence> mark() { return nullptr; }
 
   /// Same shape; dtypes may differ.
   virtual void copy(const Tensor& from, const Tensor& to) = 0;

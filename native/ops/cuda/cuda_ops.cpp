@@ -4,6 +4,7 @@
 
 #include "ops/cuda/attention.h"
 #include "ops/cuda/check.h"
+#include "ops/cuda/event_fence.h"
 #include "ops/cuda/int8.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/lora.h"
@@ -77,6 +78,8 @@ void CudaOps::load(const HostTensor& from, const Tensor& to) {
     copy(part, to.row_range(first, rows));
   }
 }
+
+std::shared_ptr<const Fence> CudaOps::mark() { return std::make_shared<EventFence>(device_.stream()); }
 
 void CudaOps::copy(const Tensor& from, const Tensor& to) { cuda::copy(from, to, device_.stream()); }
 

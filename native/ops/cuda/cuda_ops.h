@@ -30,6 +30,7 @@ class CudaOps final : public Ops {
   DeviceUse device_use() override { return device_.use(); }
   /// What the GPU had free before this process made a context on it.
   void remember_free(std::size_t bytes) { device_.remember_free(bytes); }
+  std::shared_ptr<const Fence> mark() override;
 
   void copy(const Tensor& from, const Tensor& to) override;
   void zero(const Tensor& tensor) override;
