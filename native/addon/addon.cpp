@@ -2,10 +2,10 @@
 
 #include "addon/comm.h"
 #include "addon/engine_object.h"
+#include "addon/nccl_object.h"
 #include "addon/quantise.h"
 #include "addon/random.h"
 #include "addon/tensor_object.h"
-#include "comm/nccl_library.h"
 #include "pipelora/cpu.h"
 #include "pipelora/cuda.h"
 
@@ -27,6 +27,7 @@ Napi::Value cuda_capabilities(Napi::Env env) {
     device.Set("name", Napi::String::New(env, found.name));
     device.Set("capability", capability);
     device.Set("totalBytes", Napi::Number::New(env, static_cast<double>(found.total_bytes)));
+    device.Set("pciBusId", Napi::String::New(env, found.pci_bus_id));
     device.Set("freeBytes", Napi::Number::New(env, static_cast<double>(found.free_bytes)));
     devices.Set(static_cast<std::uint32_t>(i), device);
   }
@@ -54,11 +55,7 @@ Napi::Value capabilities(const Napi::CallbackInfo& info) {
   result.Set("build", Napi::String::New(env, PIPELORA_BUILD));
   result.Set("cpu", cpu);
   result.Set("cuda", cuda_capabilities(env));
-  static const comm::NcclInfo found = comm::nccl_info();
-  Napi::Object nccl = Napi::Object::New(env);
-  nccl.Set("version", found.version.empty() ? env.Null() : Napi::String::New(env, found.version).As<Napi::Value>());
-  nccl.Set("reason", found.reason.empty() ? env.Null() : Napi::String::New(env, found.reason).As<Napi::Value>());
-  result.Set("nccl", nccl);
+  result.Set("nccl", nccl_capabilities(env));
   return result;
 }
 
@@ -67,6 +64,7 @@ Napi::Value capabilities(const Napi::CallbackInfo& info) {
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* constructors = new Constructors;
   const Napi::Function engine = EngineObject::define(env), tensor = TensorObject::define(env);
+  constructors->place = Napi::Persistent(PlaceObject::define(env));
   constructors->engine = Napi::Persistent(engine);
   constructors->tensor = Napi::Persistent(tensor);
   env.SetInstanceData(constructors);

@@ -3,6 +3,7 @@
 #include <malloc.h>
 
 #include "addon/convert.h"
+#include "addon/nccl_object.h"
 #include "addon/shared_link_object.h"
 #include "comm/crc32c.h"
 
@@ -33,6 +34,8 @@ void define_comm(Napi::Env env, Napi::Object exports) {
   exports.Set("crc32c", Napi::Function::New<crc32c>(env, "crc32c"));
   exports.Set("SharedSender", SharedSenderObject::define(env));
   exports.Set("SharedReceiver", SharedReceiverObject::define(env));
+  exports.Set("Communicator", CommunicatorObject::define(env));
+  exports.Set("ncclUniqueId", Napi::Function::New<nccl_unique_id>(env, "ncclUniqueId"));
   exports.Set("keepFreedMemory", Napi::Function::New<keep_freed_memory>(env, "keepFreedMemory"));
 }
 

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "addon/convert.h"
+#include "addon/nccl_object.h"
 #include "addon/tensor_object.h"
 #include "pipelora/cpu.h"
 #include "pipelora/cuda.h"
@@ -46,6 +47,35 @@ Napi::Value to_float_array(Napi::Env env, const std::vector<float>& values) {
   return array;
 }
 
+struct Extents {
+  std::int64_t rows = 1, cols = 1;
+};
+
+/// Of a shape: the last extent, and the product of those before it.
+Extents to_extents(const Napi::Value& shape) {
+  if (!shape.IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
+  const Napi::Array extents = shape.As<Napi::Array>();
+  Extents folded;
+  for (std::uint32_t i = 0; i < extents.Length(); ++i) {
+    const std::int64_t extent = to_int(extents.Get(i), "shape");
+    if (extent <= 0 || extent >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: an extent is " + std::to_string(extent));
+    if (i > 0) folded.rows *= folded.cols;
+    folded.cols = extent;
+    if (folded.rows >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: too many rows");
+  }
+  return folded;
+}
+
+/// A link's memory as a tensor that takes its first bytes.
+Tensor view_of(const comm::LinkBlock& block, DType dtype, std::int64_t rows, std::int64_t cols) {
+  const Tensor view(block.data(), dtype, rows, cols);
+  if (view.bytes() > block.bytes())
+    throw Error(kTensorMismatch, "a place of " + std::to_string(block.bytes()) + " bytes: a tensor of " + std::to_string(view.bytes()) + " does not fit");
+  return view;
+}
+
+Tensor floats_of(const comm::LinkBlock& block, std::int64_t count) { return view_of(block, DType::f32, 1, count); }
+
 struct Passed {
   std::shared_ptr<TensorHandle> output;
   double loss_sum;
@@ -68,6 +98,10 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
                       InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"),
                       InstanceMethod<&E::read_into>("readInto"), InstanceMethod<&E::write>("write"),
+                      InstanceMethod<&E::read_to>("readTo"), InstanceMethod<&E::write_from>("writeFrom"),
+                      InstanceMethod<&E::gradients_to>("gradientsTo"),
+                      InstanceMethod<&E::set_gradients_from>("setGradientsFrom"),
+                      InstanceMethod<&E::sum_parts>("sumParts"), InstanceMethod<&E::gradient_count>("gradientCount"),
                       InstanceMethod<&E::memory>("memory"), InstanceMethod<&E::device_use>("deviceUse"),
                       InstanceMethod<&E::busy_seconds>("busySeconds"), InstanceMethod<&E::close>("close")});
 }
@@ -387,28 +421,87 @@ Napi::Value EngineObject::read_into(const Napi::CallbackInfo& info) {
 Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     auto pieces = to_host_spans(info[0], "pieces");
-    if (!info[1].IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
-    const Napi::Array extents = info[1].As<Napi::Array>();
-    std::int64_t rows = 1, cols = 1;
-    for (std::uint32_t i = 0; i < extents.Length(); ++i) {
-      const std::int64_t extent = to_int(extents.Get(i), "shape");
-      if (extent <= 0 || extent >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: an extent is " + std::to_string(extent));
-      if (i > 0) rows *= cols;
-      cols = extent;
-      if (rows >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: too many rows");
-    }
+    const auto [rows, cols] = to_extents(info[1]);
     const DType dtype = dtype_from_name(to_text(info[2], "dtype"));
     // The bytes are read on the engine's thread: the arrays are kept until the promise is settled.
     auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
     return queue(
         info.Env(),
-        [thread = thread_.get(), pieces = std::move(pieces), dtype, rows, cols](Engine& engine) {
+        [thread = thread_.get(), pieces = std::move(pieces), dtype, rows = rows, cols = cols](Engine& engine) {
           return thread->hold(engine.write(pieces, dtype, rows, cols));
         },
         [thread = thread_, kept](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
         });
   });
+}
+
+Napi::Value EngineObject::read_to(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [handle = TensorObject::unwrap(info[0], *thread_, false), block = PlaceObject::unwrap(info[1])](Engine& engine) {
+      if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
+      engine.ops().copy(handle->buffer, view_of(*block, handle->dtype, handle->rows, handle->cols));
+      block->used_until(engine.ops().mark());
+    });
+  });
+}
+
+Napi::Value EngineObject::write_from(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    const auto [rows, cols] = to_extents(info[1]);
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), block = PlaceObject::unwrap(info[0]), rows = rows, cols = cols,
+         dtype = dtype_from_name(to_text(info[2], "dtype"))](Engine& engine) {
+          Buffer taken = engine.take_in(view_of(*block, dtype, rows, cols));
+          block->used_until(engine.ops().mark());
+          return thread->hold(std::move(taken));
+        },
+        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+          return TensorObject::wrap(env, thread, std::move(handle));
+        });
+  });
+}
+
+Napi::Value EngineObject::gradients_to(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0])](Engine& engine) {
+      engine.gradients_into(floats_of(*block, engine.gradient_count()));
+      block->used_until(engine.ops().mark());
+    });
+  });
+}
+
+Napi::Value EngineObject::set_gradients_from(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0])](Engine& engine) {
+      engine.set_gradients_from(floats_of(*block, engine.gradient_count()));
+      block->used_until(engine.ops().mark());
+    });
+  });
+}
+
+Napi::Value EngineObject::sum_parts(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    const std::int64_t count = to_int(info[1], "count"), size = to_int(info[2], "size");
+    if (count < 1 || size < 0) throw Error(kTensorMismatch, "expected at least one part, of no negative size");
+    return queue_void(info.Env(), [parts = PlaceObject::unwrap(info[0]), sum = PlaceObject::unwrap(info[3]), count, size](Engine& engine) {
+      const Tensor all = view_of(*parts, DType::f32, count, size), total = floats_of(*sum, size);
+      engine.ops().zero(total);
+      for (std::int64_t part = 0; part < count; ++part) engine.ops().add_scaled(all.row_range(part, 1), 1.0f, total);
+      parts->used_until(engine.ops().mark());
+      sum->used_until(engine.ops().mark());
+    });
+  });
+}
+
+Napi::Value EngineObject::gradient_count(const Napi::CallbackInfo& info) {
+  try {
+    const std::int64_t count = thread_->exclusively([](Engine& engine) { return engine.gradient_count(); });
+    return Napi::Number::New(info.Env(), static_cast<double>(count));
+  } catch (...) {
+    throw to_js_error(info.Env(), std::current_exception());
+  }
 }
 
 Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {

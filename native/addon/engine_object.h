@@ -12,7 +12,7 @@ namespace pipelora::addon {
 
 /// Constructors kept per environment (a worker thread has its own).
 struct Constructors {
-  Napi::FunctionReference engine, tensor;
+  Napi::FunctionReference engine, tensor, place;
 };
 
 class EngineObject : public Napi::ObjectWrap<EngineObject> {
@@ -59,6 +59,12 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value read_into(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
+  Napi::Value read_to(const Napi::CallbackInfo& info);
+  Napi::Value write_from(const Napi::CallbackInfo& info);
+  Napi::Value gradients_to(const Napi::CallbackInfo& info);
+  Napi::Value set_gradients_from(const Napi::CallbackInfo& info);
+  Napi::Value sum_parts(const Napi::CallbackInfo& info);
+  Napi::Value gradient_count(const Napi::CallbackInfo& info);
   Napi::Value busy_seconds(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value device_use(const Napi::CallbackInfo& info);

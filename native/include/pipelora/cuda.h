@@ -13,6 +13,8 @@ namespace pipelora {
 struct CudaDevice {
   int index = 0;
   std::string name;
+  /// "0000:1b:00.0": the same for the same GPU, whatever number a process sees it under.
+  std::string pci_bus_id;
   int major = 0, minor = 0;
   std::uint64_t total_bytes = 0, free_bytes = 0;
 };

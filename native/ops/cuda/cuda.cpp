@@ -76,7 +76,9 @@ CudaInfo cuda_info() {
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
     usable = usable || properties.major >= kOldestMajor;
-    info.devices.push_back({i, properties.name, properties.major, properties.minor, properties.totalGlobalMem, free_memory.of(i)});
+    char address[32] = "";
+    cudaDeviceGetPCIBusId(address, sizeof address, i);
+    info.devices.push_back({i, properties.name, address, properties.major, properties.minor, properties.totalGlobalMem, free_memory.of(i)});
   }
   cudaGetLastError();
   if (!info.devices.empty() && !usable) info.reason = "every GPU here is older than compute capability 8.0";

@@ -29,8 +29,10 @@ import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
 import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
+import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from './pipelora/v1/MakeNcclIds.ts';
 import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
 import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from './pipelora/v1/MicroBatches.ts';
+import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from './pipelora/v1/NcclIds.ts';
 import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from './pipelora/v1/OutputFolder.ts';
 import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderState__Output as _pipelora_v1_OutputFolderState__Output } from './pipelora/v1/OutputFolderState.ts';
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from './pipelora/v1/Peer.ts';
@@ -86,8 +88,10 @@ export interface ProtoGrpcType {
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
       LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
+      MakeNcclIds: MessageTypeDefinition<_pipelora_v1_MakeNcclIds, _pipelora_v1_MakeNcclIds__Output>
       MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>
       MicroBatches: MessageTypeDefinition<_pipelora_v1_MicroBatches, _pipelora_v1_MicroBatches__Output>
+      NcclIds: MessageTypeDefinition<_pipelora_v1_NcclIds, _pipelora_v1_NcclIds__Output>
       OutputFolder: MessageTypeDefinition<_pipelora_v1_OutputFolder, _pipelora_v1_OutputFolder__Output>
       OutputFolderState: MessageTypeDefinition<_pipelora_v1_OutputFolderState, _pipelora_v1_OutputFolderState__Output>
       Peer: MessageTypeDefinition<_pipelora_v1_Peer, _pipelora_v1_Peer__Output>

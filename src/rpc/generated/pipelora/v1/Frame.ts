@@ -11,6 +11,7 @@ export interface Frame {
   'crc32c'?: (number);
   'sequence'?: (number | string | Long);
   'protocol'?: (number);
+  'beside'?: (boolean);
 }
 
 export interface Frame__Output {
@@ -22,4 +23,5 @@ export interface Frame__Output {
   'crc32c': (number);
   'sequence': (number);
   'protocol': (number);
+  'beside': (boolean);
 }

@@ -16,6 +16,7 @@ import type { CheckpointList as _pipelora_v1_CheckpointList, CheckpointList__Out
 import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from '../../pipelora/v1/FileChunk.ts';
 import type { PreflightReport as _pipelora_v1_PreflightReport, PreflightReport__Output as _pipelora_v1_PreflightReport__Output } from '../../pipelora/v1/PreflightReport.ts';
 import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from '../../pipelora/v1/Leaving.ts';
+import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from '../../pipelora/v1/NcclIds.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -36,7 +37,8 @@ export interface FromWorker {
   'fileChunk'?: (_pipelora_v1_FileChunk | null);
   'preflightReport'?: (_pipelora_v1_PreflightReport | null);
   'leaving'?: (_pipelora_v1_Leaving | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving";
+  'ncclIds'?: (_pipelora_v1_NcclIds | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds";
 }
 
 export interface FromWorker__Output {
@@ -57,5 +59,6 @@ export interface FromWorker__Output {
   'fileChunk'?: (_pipelora_v1_FileChunk__Output | null);
   'preflightReport'?: (_pipelora_v1_PreflightReport__Output | null);
   'leaving'?: (_pipelora_v1_Leaving__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving";
+  'ncclIds'?: (_pipelora_v1_NcclIds__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds";
 }

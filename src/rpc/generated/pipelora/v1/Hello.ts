@@ -17,6 +17,9 @@ export interface Hello {
   'nodeDevices'?: (number);
   'instance'?: (string);
   'hostId'?: (string);
+  'pciBusId'?: (string);
+  'nccl'?: (string);
+  'ncclMissing'?: (string);
 }
 
 export interface Hello__Output {
@@ -34,4 +37,7 @@ export interface Hello__Output {
   'nodeDevices': (number);
   'instance': (string);
   'hostId': (string);
+  'pciBusId': (string);
+  'nccl': (string);
+  'ncclMissing': (string);
 }

@@ -23,6 +23,7 @@ export interface Prepare {
   'loraInit'?: (_pipelora_v1_LoraInit | null);
   'linkTimeoutS'?: (number | string);
   'replicaRanks'?: (number)[];
+  'replicaNccl'?: (Buffer | Uint8Array | string);
 }
 
 export interface Prepare__Output {
@@ -41,4 +42,5 @@ export interface Prepare__Output {
   'loraInit': (_pipelora_v1_LoraInit__Output | null);
   'linkTimeoutS': (number);
   'replicaRanks': (number)[];
+  'replicaNccl': (Buffer);
 }

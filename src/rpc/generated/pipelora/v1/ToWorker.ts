@@ -19,6 +19,7 @@ import type { CommitFiles as _pipelora_v1_CommitFiles, CommitFiles__Output as _p
 import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from '../../pipelora/v1/ListCheckpoints.ts';
 import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from '../../pipelora/v1/ReadFile.ts';
 import type { Preflight as _pipelora_v1_Preflight, Preflight__Output as _pipelora_v1_Preflight__Output } from '../../pipelora/v1/Preflight.ts';
+import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from '../../pipelora/v1/MakeNcclIds.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface ToWorker {
@@ -42,7 +43,8 @@ export interface ToWorker {
   'listCheckpoints'?: (_pipelora_v1_ListCheckpoints | null);
   'readFile'?: (_pipelora_v1_ReadFile | null);
   'preflight'?: (_pipelora_v1_Preflight | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight";
+  'makeNcclIds'?: (_pipelora_v1_MakeNcclIds | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds";
 }
 
 export interface ToWorker__Output {
@@ -66,5 +68,6 @@ export interface ToWorker__Output {
   'listCheckpoints'?: (_pipelora_v1_ListCheckpoints__Output | null);
   'readFile'?: (_pipelora_v1_ReadFile__Output | null);
   'preflight'?: (_pipelora_v1_Preflight__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight";
+  'makeNcclIds'?: (_pipelora_v1_MakeNcclIds__Output | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds";
 }
