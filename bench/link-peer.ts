@@ -2,6 +2,7 @@
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { loadEngine } from "../src/engine/index.ts";
+import type { Peer__Output } from "../src/rpc/generated/pipelora/v1/Peer.ts";
 import { type ListeningServer, listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
 import { expectLargeBuffers } from "../src/worker/host-memory.ts";
@@ -24,11 +25,20 @@ export interface Report {
 
 if (process.send !== undefined && process.argv[1] === import.meta.filename) await serve();
 
+export function peer(rank: number, address: string, link: string): Peer__Output {
+  return { rank, address, link, ncclTo: Buffer.alloc(0), ncclFrom: Buffer.alloc(0) };
+}
+
 /** One process's links as a worker has them, and the server of their sending ends. */
 export async function openLinks(): Promise<{ links: RankLinks; server: ListeningServer }> {
   const addon = loadEngine();
   expectLargeBuffers(addon);
-  const links = new RankLinks({ addon, trust: NO_TRUST, note: (text) => process.stderr.write(`${text}\n`) });
+  const links = new RankLinks({
+    addon,
+    device: "cpu",
+    trust: NO_TRUST,
+    note: (text) => process.stderr.write(`${text}\n`),
+  });
   const server = await listen(
     "127.0.0.1:0",
     NO_TRUST,
@@ -44,7 +54,7 @@ async function serve(): Promise<void> {
   process.on("disconnect", () => process.exit());
   process.on("message", async (order: Order) => {
     if (order.do === "join") {
-      links.join(SESSION, 0, [{ rank: 1, address: order.address, link: order.link }], 60_000);
+      links.join(SESSION, 0, [peer(1, order.address, order.link)], 60_000);
       return report({ port: server.port });
     }
     const bytes = new Uint8Array(order.bytes).fill(7);

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { PACKAGE_ROOT } from "../src/common/root.ts";
 import type { RankLinks } from "../src/worker/links.ts";
 import { fromHost } from "../src/worker/tensors.ts";
-import { type Order, openLinks, type Report, SESSION } from "./link-peer.ts";
+import { type Order, openLinks, peer as peerAt, type Report, SESSION } from "./link-peer.ts";
 import { median } from "./training-run.ts";
 
 const LARGE = 4 << 20;
@@ -33,7 +33,7 @@ async function measure(peer: ChildProcess, peerPort: number, print: (row: object
   const memcpy = memcpyRate();
   print({ row: "memcpy of 4 MiB, one thread", GB_per_s: round(memcpy) });
   for (const link of ["grpc", "shm"]) {
-    links.join(SESSION, 1, [{ rank: 0, address: `127.0.0.1:${peerPort}`, link }], 60_000);
+    links.join(SESSION, 1, [peerAt(0, `127.0.0.1:${peerPort}`, link)], 60_000);
     tell({ do: "join", link, address: `127.0.0.1:${server.port}` });
     await reported(peer);
     const streaming = async (name: string) => {

@@ -132,10 +132,9 @@ CommunicatorObject::CommunicatorObject(const Napi::CallbackInfo& info) : Napi::O
     options.ranks = static_cast<int>(to_int(from.Get("ranks"), "ranks"));
     options.timeout = std::chrono::milliseconds(std::max<std::int64_t>(1, to_int(from.Get("timeoutMs"), "timeoutMs")));
     auto memory = std::make_shared<comm::LinkMemory>(make_device(to_text(from.Get("device"), "device")));
-    failed_ = Settler::make(env, info[1].As<Napi::Function>(), "pipelora communicator");
-    answers_ = Settler::make(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "pipelora communicator");
+    settler_ = Settler::make(env, info[1].As<Napi::Function>(), "pipelora communicator");
     communicator_ = std::make_unique<comm::NcclCommunicator>(
-        library(), std::move(memory), options, [settler = failed_](const std::string& reason) {
+        library(), std::move(memory), options, [settler = settler_](const std::string& reason) {
           settler->post([reason](Napi::Env now, Napi::Function callback) { callback.Call({Napi::String::New(now, reason)}); });
         });
     return env.Undefined();
@@ -144,8 +143,7 @@ CommunicatorObject::CommunicatorObject(const Napi::CallbackInfo& info) : Napi::O
 
 CommunicatorObject::~CommunicatorObject() {
   communicator_.reset();
-  for (const auto& settler : {failed_, answers_})
-    if (settler && settler->alive) settler->function.Release();
+  if (settler_ && settler_->alive) settler_->function.Release();
 }
 
 Napi::Value CommunicatorObject::place(const Napi::CallbackInfo& info) {
@@ -170,11 +168,11 @@ Napi::Value CommunicatorObject::exchange(const Napi::CallbackInfo& info) {
     if (info[1].IsFunction()) {
       *announce = Napi::Persistent(info[1].As<Napi::Function>());
       announce->SuppressDestruct();
-      ready = [settler = answers_, announce] {
+      ready = [settler = settler_, announce] {
         settler->post([announce](Napi::Env, Napi::Function) { announce->Value().Call({}); });
       };
     }
-    communicator_->exchange(std::move(group), std::move(ready), [settler = answers_, deferred, announce](const std::string& reason) {
+    communicator_->exchange(std::move(group), std::move(ready), [settler = settler_, deferred, announce](const std::string& reason) {
       settler->post([deferred, announce, reason](Napi::Env now, Napi::Function) {
         announce->Reset();
         if (reason.empty())

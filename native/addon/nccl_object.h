@@ -38,7 +38,8 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
   Napi::Value exchange(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
-  std::shared_ptr<Settler> failed_, answers_;
+  /// One way back for all: a failure is heard before what it ends.
+  std::shared_ptr<Settler> settler_;
   std::unique_ptr<comm::NcclCommunicator> communicator_;
 };
 

@@ -62,6 +62,17 @@ export interface NativeAddon {
     onMessage: (offset: number, bytes: number) => void,
     onClosed: (reason: string) => void,
   ) => SharedReceiver;
+  /** For a new communicator: 128 bytes that all of its ranks are given. Opens one. Error: PL_LINK_FAILED without NCCL. */
+  ncclUniqueId(): Uint8Array;
+  /**
+   * This rank's part in a communicator; opens in the background. `onFailed`: once, when it can't be used any more (its deadline
+   * passed, a peer is gone, NCCL reports an error): it was aborted then. Error: PL_LINK_FAILED without NCCL,
+   * PL_DEVICE_UNAVAILABLE.
+   */
+  readonly Communicator: new (
+    options: CommunicatorOptions,
+    onFailed: (reason: string) => void,
+  ) => Communicator;
   /** From here on this process keeps the memory it frees for reuse, instead of giving it back to the system at once. */
   keepFreedMemory(): void;
 }
@@ -97,6 +108,47 @@ export interface SharedReceiver {
   close(): void;
 }
 
+export interface CommunicatorOptions {
+  /** "cuda:N"; any with a library that moves host memory. */
+  readonly device: string;
+  readonly id: Uint8Array;
+  readonly rank: number;
+  readonly ranks: number;
+  /** For opening, and for each group from when NCCL got it. */
+  readonly timeoutMs: number;
+}
+
+/** Moves device memory between ranks over NCCL, on a stream of its own. */
+export interface Communicator {
+  /** Error: PL_OUT_OF_MEMORY. */
+  place(bytes: number): DevicePlace;
+  /**
+   * Queues messages that move together; all ranks give matching groups in the same order. `onReady`: the device is through with
+   * the copies queued before (Engine.readTo), and the group is on its way. Resolves when all has moved. Rejects with PL_LINK_FAILED.
+   */
+  exchange(group: readonly Transfer[], onReady: (() => void) | null): Promise<void>;
+  /** Aborts what is under way. */
+  close(): void;
+}
+
+export interface Transfer {
+  readonly sends: boolean;
+  /** The rank at the other end; this rank's own too. */
+  readonly peer: number;
+  readonly place: DevicePlace;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** Device memory of a communicator, outside the engine's arena. */
+export interface DevicePlace {
+  readonly bytes: number;
+  /** What lies in it, with a library that moves host memory; else null. */
+  readonly memory: ArrayBuffer | null;
+  /** It is used again when what was queued for it is done. At the latest when collected. */
+  free(): void;
+}
+
 export interface RandomKey {
   readonly seed: number;
   /** Names one stream, e.g. a hash of the tensor's name; below 2^53. */
@@ -130,10 +182,14 @@ export interface Capabilities {
 export interface NcclLibrary {
   readonly version: string | null;
   readonly reason: string | null;
+  /** A stand-in that moves host memory, for CPU engines. */
+  readonly hostMemory: boolean;
 }
 
 export interface CudaDevice {
   readonly index: number;
+  /** "0000:1b:00.0" */
+  readonly pciBusId: string;
   readonly name: string;
   readonly capability: readonly [number, number];
   readonly totalBytes: number;
@@ -361,6 +417,16 @@ export interface Engine {
   readInto(tensor: DeviceTensor, pieces: readonly Uint8Array[]): Promise<void>;
   /** Copies such pieces into device memory. */
   write(pieces: readonly Uint8Array[], shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
+
+  /** Queues a copy into a communicator's memory, and one out of it. */
+  readTo(tensor: DeviceTensor, place: DevicePlace): Promise<void>;
+  writeFrom(place: DevicePlace, shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
+  /** As gradients and setGradients, through a communicator's memory. */
+  gradientsTo(place: DevicePlace): Promise<void>;
+  setGradientsFrom(place: DevicePlace): Promise<void>;
+  gradientCount(): number;
+  /** sum [size] = the float32 rows of parts [count, size] added in their order. */
+  sumParts(parts: DevicePlace, count: number, size: number, sum: DevicePlace): Promise<void>;
 
   memory(): EngineMemory;
   deviceUse(): Promise<DeviceUse>;

@@ -4,8 +4,9 @@ import type { Frame__Output } from "../rpc/generated/pipelora/v1/Frame.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { type Checksum, openFrame } from "../rpc/tensor-frame.ts";
 import { type FrameSource, type Refused, TensorClient } from "../rpc/tensor-stream.ts";
-import { STALL_HINT } from "./grpc-sender.ts";
+import { type MakeCarrier, STALL_HINT } from "./grpc-sender.ts";
 import { linkName, type ReceivingEnd } from "./link.ts";
+import type { NcclReceivingCarrier } from "./nccl-carrier.ts";
 import { type ReceiverOptions, WINDOW_BYTES } from "./options.ts";
 
 /** A frame that comes corrupted so often in a row is not the network's doing. */
@@ -14,10 +15,14 @@ const CONFIRM_FRAMES = 8;
 const CONFIRM_MS = 2;
 const REOPEN_MS = 500;
 
-/** Opens the stream from one sender, and another if it breaks; checks frames, puts tensors together and grants room. */
+/**
+ * Opens the stream from one sender, and another if it breaks; checks frames, puts tensors together and grants room. What frames
+ * only announce, the carrier takes in.
+ */
 export class GrpcReceiver implements ReceivingEnd {
   readonly #options: ReceiverOptions;
   readonly #checksum: Checksum;
+  readonly #carrier: NcclReceivingCarrier | null;
   #client: TensorClient | null = null;
   #stream: FrameSource | null = null;
   #brokenSince: number | null = performance.now();
@@ -36,11 +41,26 @@ export class GrpcReceiver implements ReceivingEnd {
   #grantedBytes = 0;
   #confirming: NodeJS.Timeout | null = null;
   #ended = false;
+  #failure: PipeloraError | null = null;
 
-  constructor(options: ReceiverOptions, checksum: Checksum) {
+  constructor(
+    options: ReceiverOptions,
+    checksum: Checksum,
+    makeCarrier: MakeCarrier<NcclReceivingCarrier> | null = null,
+  ) {
     this.#options = options;
     this.#checksum = checksum;
+    this.#carrier =
+      makeCarrier?.((reason) => this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`))) ??
+      null;
     this.#open();
+  }
+
+  /** When it can take in device tensors; at once without a carrier. Errors: PL_LINK_FAILED. */
+  async opened(): Promise<void> {
+    await this.#carrier?.opened.catch((error: unknown) => {
+      throw this.#failure ?? error;
+    });
   }
 
   awaited(): void {
@@ -54,10 +74,11 @@ export class GrpcReceiver implements ReceivingEnd {
     if (this.#confirming !== null) clearTimeout(this.#confirming);
     this.#stream?.close();
     this.#client?.close();
+    this.#carrier?.close();
   }
 
   get #name(): string {
-    return linkName(this.#options.ends, "grpc");
+    return linkName(this.#options.ends, this.#carrier === null ? "grpc" : "nccl");
   }
 
   #open(): void {
@@ -128,9 +149,13 @@ export class GrpcReceiver implements ReceivingEnd {
     this.#resending = false;
     this.#corrupted = 0;
     this.#expected++;
-    this.#parts.push(frame.payload);
-    this.#partBytes += frame.payload.length;
-    if (this.#partBytes >= frame.totalBytes) this.#complete(frame);
+    if (frame.beside) {
+      this.#takeIn(frame);
+    } else {
+      this.#parts.push(frame.payload);
+      this.#partBytes += frame.payload.length;
+      if (this.#partBytes >= frame.totalBytes) this.#complete(frame);
+    }
     if (this.#expected - this.#confirmed >= CONFIRM_FRAMES) this.#confirm();
     else this.#confirmSoon();
   }
@@ -157,13 +182,35 @@ export class GrpcReceiver implements ReceivingEnd {
       return;
     }
     this.#receivedBytes += bytes;
-    const release = () => {
-      this.#takenBytes += bytes;
-      const behind = this.#takenBytes + this.#window - this.#grantedBytes;
-      if (behind >= this.#window / 4) this.#confirm();
-      else this.#confirmSoon();
-    };
-    this.#options.deliver(key, { shape, dtype, pieces, release });
+    this.#options.deliver(key, { shape, dtype, pieces, release: () => this.#taken(bytes) });
+  }
+
+  /** A tensor that only comes beside the stream: the device takes it in at once, in the order of announcements. */
+  #takeIn({ key, shape, dtype, totalBytes }: Frame__Output): void {
+    if (this.#carrier === null || !isDtype(dtype)) {
+      const text = `${this.#name}: tensor ${key} of ${dtype} was announced, which this end can't take in`;
+      this.#fail(new PipeloraError("PL_LINK_FAILED", text));
+      return;
+    }
+    this.#receivedBytes += totalBytes;
+    this.#carrier.receive(totalBytes).then(
+      (place) => {
+        const release = () => {
+          place.free();
+          this.#taken(totalBytes);
+        };
+        this.#options.deliver(key, { shape, dtype, pieces: [], place, release });
+      },
+      (error: unknown) =>
+        this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${(error as Error).message}`)),
+    );
+  }
+
+  #taken(bytes: number): void {
+    this.#takenBytes += bytes;
+    const behind = this.#takenBytes + this.#window - this.#grantedBytes;
+    if (behind >= this.#window / 4) this.#confirm();
+    else this.#confirmSoon();
   }
 
   get #window(): number {
@@ -191,6 +238,7 @@ export class GrpcReceiver implements ReceivingEnd {
 
   #fail(error: PipeloraError): void {
     if (this.#ended) return;
+    this.#failure = error;
     this.close();
     this.#options.onFailed(error);
   }

@@ -1,8 +1,9 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { PullRequest__Output } from "../rpc/generated/pipelora/v1/PullRequest.ts";
-import { type Checksum, sealFrame } from "../rpc/tensor-frame.ts";
+import { type Checksum, type FrameFields, sealFrame } from "../rpc/tensor-frame.ts";
 import type { FrameSink } from "../rpc/tensor-stream.ts";
 import { linkName, type OutgoingTensor, type SendingEnd } from "./link.ts";
+import type { NcclSendingCarrier } from "./nccl-carrier.ts";
 import { type EndOptions, WINDOW_BYTES } from "./options.ts";
 import { Slabs } from "./slabs.ts";
 import { Waiters } from "./waiters.ts";
@@ -13,15 +14,20 @@ interface Sealed {
   readonly slab: Buffer;
 }
 
+/** Makes what carries device tensors beside the stream; it tells why it failed. */
+export type MakeCarrier<Carrier> = (onFailed: (reason: string) => void) => Carrier;
+
 /**
  * Sends tensors in frames over the stream that the receiver has opened, and over the next if that one breaks. Frames are
- * kept until they are known to have come whole; memory is bounded by what the receiver grants.
+ * kept until they are known to have come whole; memory is bounded by what the receiver grants. With a carrier, frames of tensors
+ * in device memory only announce them.
  */
 export class GrpcSender implements SendingEnd {
   readonly #options: EndOptions;
   readonly #checksum: Checksum;
   readonly #slabs = new Slabs();
   readonly #watch: Watch;
+  readonly #carrier: NcclSendingCarrier | null;
   /** Frames that the receiver has not confirmed, and the sequence number of the first. */
   readonly #kept: Sealed[] = [];
   #first = 0;
@@ -34,15 +40,25 @@ export class GrpcSender implements SendingEnd {
   readonly #waiters = new Waiters();
   #failure: PipeloraError | null = null;
 
-  constructor(options: EndOptions, checksum: Checksum) {
+  constructor(options: EndOptions, checksum: Checksum, makeCarrier: MakeCarrier<NcclSendingCarrier> | null = null) {
     this.#options = options;
     this.#checksum = checksum;
+    this.#carrier =
+      makeCarrier?.((reason) => this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`))) ??
+      null;
     this.#grantedBytes = options.windowBytes ?? WINDOW_BYTES;
     this.#watch = new Watch(
       options.timeoutMs,
       () => this.#kept.length > 0 || this.#waiters.some,
       () => this.#fail(new PipeloraError("PL_LINK_FAILED", this.#stall(), { hint: STALL_HINT })),
     );
+  }
+
+  /** When it can carry device tensors; at once without a carrier. Errors: PL_LINK_FAILED. */
+  async opened(): Promise<void> {
+    await this.#carrier?.opened.catch((error: unknown) => {
+      throw this.#failure ?? error;
+    });
   }
 
   /** Bytes in host memory that the receiver has not confirmed. */
@@ -58,18 +74,20 @@ export class GrpcSender implements SendingEnd {
 
   async send(key: string, tensor: OutgoingTensor): Promise<void> {
     if (this.#failure !== null) throw this.#failure;
-    const { shape, dtype, byteLength } = tensor;
+    const { shape, dtype, byteLength, copyToPlace } = tensor;
     this.#begunBytes += byteLength;
+    const fields = { key, shape: [...shape], dtype, totalBytes: byteLength };
+    if (this.#carrier !== null && copyToPlace !== undefined && byteLength > 0) {
+      const announce = () => this.#queue(this.#slabs.take(0), { ...fields, beside: true });
+      await this.#carrier.send({ byteLength, copyToPlace }, announce).catch((error: unknown) => {
+        throw this.#failure ?? error;
+      });
+      return;
+    }
     const slabs = this.#slabs.take(byteLength);
     await tensor.copyTo(slabs.map(({ payload }) => payload));
     if (this.#failure !== null) throw this.#failure;
-    const fields = { key, shape: [...shape], dtype, totalBytes: byteLength };
-    if (this.#kept.length === 0) this.#watch.progress();
-    for (const { slab, payload } of slabs) {
-      const sequence = this.#first + this.#kept.length;
-      this.#kept.push({ bytes: sealFrame(slab, payload.length, { ...fields, sequence }, this.#checksum), slab });
-    }
-    this.#pump();
+    this.#queue(slabs, fields);
   }
 
   /** Takes over a stream that the receiver opened; `request` is the first it said. */
@@ -91,11 +109,21 @@ export class GrpcSender implements SendingEnd {
     this.#stream?.end();
     this.#stream = null;
     this.#failure ??= new PipeloraError("PL_LINK_FAILED", `${this.#name} was closed`);
+    this.#carrier?.close();
     this.#waiters.wake(this.#failure);
   }
 
   get #name(): string {
-    return linkName(this.#options.ends, "grpc");
+    return linkName(this.#options.ends, this.#carrier === null ? "grpc" : "nccl");
+  }
+
+  #queue(slabs: readonly { slab: Buffer; payload: Buffer }[], fields: Omit<FrameFields, "sequence">): void {
+    if (this.#kept.length === 0) this.#watch.progress();
+    for (const { slab, payload } of slabs) {
+      const sequence = this.#first + this.#kept.length;
+      this.#kept.push({ bytes: sealFrame(slab, payload.length, { ...fields, sequence }, this.#checksum), slab });
+    }
+    this.#pump();
   }
 
   #heed(stream: FrameSink, { received, grantedBytes }: PullRequest__Output, again: boolean): void {

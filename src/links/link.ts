@@ -1,4 +1,5 @@
 import type { Dtype } from "../common/dtype.ts";
+import type { DevicePlace } from "../engine/index.ts";
 
 /** One direction of a pair of ranks. */
 export interface LinkEnds {
@@ -17,18 +18,22 @@ export interface OutgoingTensor {
    * the work queued so far. Called once, in the call to `send`.
    */
   copyTo(pieces: readonly Uint8Array[]): Promise<void>;
+  /** In place of copyTo, for a link that moves device memory: queues a copy into that. Absent: the tensor lies in host memory. */
+  readonly copyToPlace?: (place: DevicePlace) => Promise<void>;
 }
 
-/** A tensor that came, in host memory that the link wants back. */
+/** A tensor that came, in memory that the link wants back. */
 export interface IncomingTensor {
   readonly shape: readonly number[];
   readonly dtype: Dtype;
   readonly pieces: readonly Uint8Array[];
+  /** The device memory that it lies in, if it never was in the host's; `pieces` is empty then. */
+  readonly place?: DevicePlace;
   /** Once, when the bytes have been used: their room is free for others. */
   release(): void;
 }
 
-/** The end of a link that sends. Every link works alike: grpc, shared memory. */
+/** The end of a link that sends. Every link works alike: grpc, shared memory, nccl. */
 export interface SendingEnd {
   /** null while there is room for another tensor, else a promise of it: back-pressure instead of growth. Rejects with PL_LINK_FAILED. */
   room(): Promise<void> | null;

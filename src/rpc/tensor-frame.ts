@@ -5,7 +5,8 @@ import { PROTOCOL_VERSION, protocol } from "./protocol.ts";
  * Frames as they lie on the wire: the bytes of `message Frame`, put together around a payload that stays where it is.
  * protobuf's own writer would copy it, and knows no order in which the checksum can cover what follows it.
  */
-export type FrameFields = Required<Pick<Frame__Output, "key" | "shape" | "dtype" | "totalBytes" | "sequence">>;
+export type FrameFields = Required<Pick<Frame__Output, "key" | "shape" | "dtype" | "totalBytes" | "sequence">> &
+  Partial<Pick<Frame__Output, "beside">>;
 
 export type Checksum = (bytes: Uint8Array) => number;
 

@@ -1,10 +1,11 @@
 import type { LinkProbed } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
 import type { RankLinks } from "./links.ts";
-import { fromHost } from "./tensors.ts";
+import { anyContent } from "./tensors.ts";
 
 const PINGS = 8;
-const NOTHING = fromHost(new Uint8Array(0), [0], "float32");
+/** A few bytes, not none: they go the way that tensors go. */
+const PING = anyContent(4);
 
 /** This rank's part in measuring the link from one rank to another: bandwidth with messages back to back, latency with pings. */
 export async function probeLink(
@@ -16,11 +17,11 @@ export async function probeLink(
   const key = (kind: string, index: number) => `${name}/${kind}/${index}`;
   const sends = rank === from;
   const peer = sends ? to : from;
-  const message = fromHost(new Uint8Array(bytes), [bytes / 4], "float32");
+  const message = anyContent(bytes);
   const ping = async (index: number) => {
-    if (sends) await links.sendWhole(peer, key("ping", index), NOTHING);
+    if (sends) await links.sendWhole(peer, key("ping", index), PING);
     await links.receiveBytes(peer, key(sends ? "pong" : "ping", index));
-    if (!sends) await links.sendWhole(peer, key("pong", index), NOTHING);
+    if (!sends) await links.sendWhole(peer, key("pong", index), PING);
   };
   // The first one opens the connections.
   await ping(0);
@@ -37,7 +38,7 @@ export async function probeLink(
     await links.receiveBytes(peer, key("all", 0));
   } else {
     for (let index = 0; index < count; index++) await links.receiveBytes(peer, key("message", index));
-    await links.sendWhole(peer, key("all", 0), NOTHING);
+    await links.sendWhole(peer, key("all", 0), PING);
   }
   const seconds = (performance.now() - began) / 1000;
   const { user, system } = process.cpuUsage(before);

@@ -3,8 +3,9 @@ import { PipeloraError } from "../common/errors.ts";
 import type { NativeAddon } from "../engine/index.ts";
 import { GrpcReceiver } from "../links/grpc-receiver.ts";
 import { GrpcSender } from "../links/grpc-sender.ts";
-import type { IncomingTensor, OutgoingTensor, ReceivingEnd } from "../links/link.ts";
+import type { IncomingTensor, OutgoingTensor } from "../links/link.ts";
 import { Mailbox } from "../links/mailbox.ts";
+import { type CarrierOptions, NcclReceivingCarrier, NcclSendingCarrier } from "../links/nccl-carrier.ts";
 import { serveSenders } from "../links/service.ts";
 import { ShmReceiver } from "../links/shm-receiver.ts";
 import { ShmSender } from "../links/shm-sender.ts";
@@ -13,12 +14,14 @@ import type { Trust } from "../rpc/trust.ts";
 
 export interface RankLinksOptions {
   readonly addon: NativeAddon;
+  /** Whose memory NCCL moves: this worker's. */
+  readonly device: string;
   readonly trust: Trust;
   /** What a link got over: for the log. */
   readonly note: (text: string) => void;
 }
 
-/** This rank's links to its peers, opened when first used, and the mailbox that those towards it fill. */
+/** This rank's links to its peers, opened when first used (NCCL's at once), and the mailbox that those towards it fill. */
 export class RankLinks {
   readonly #options: RankLinksOptions;
   #session = "";
@@ -27,7 +30,7 @@ export class RankLinks {
   #mailbox = new Mailbox(0, 0);
   #peers = new Map<number, Peer__Output>();
   readonly #senders = new Map<number, GrpcSender | ShmSender>();
-  readonly #receivers = new Map<number, ReceivingEnd>();
+  readonly #receivers = new Map<number, GrpcReceiver | ShmReceiver>();
 
   constructor(options: RankLinksOptions) {
     this.#options = options;
@@ -47,6 +50,19 @@ export class RankLinks {
     this.#timeoutMs = timeoutMs;
     this.#mailbox = new Mailbox(rank, timeoutMs);
     this.#peers = new Map(peers.map((peer) => [peer.rank, peer]));
+    // Both ends open a communicator at the same time.
+    for (const { rank: peer, ncclTo, ncclFrom } of peers) {
+      if (ncclTo.length > 0) this.#sender(peer);
+      if (ncclFrom.length > 0) this.#receiver(peer);
+    }
+  }
+
+  /** When NCCL's links are open. Errors: PL_LINK_FAILED. */
+  async opened(): Promise<void> {
+    const ends = [...this.#senders.values(), ...this.#receivers.values()];
+    await Promise.all(
+      ends.map((end) => (end instanceof GrpcSender || end instanceof GrpcReceiver ? end.opened() : null)),
+    );
   }
 
   joined(session: string): boolean {
@@ -102,17 +118,26 @@ export class RankLinks {
     if (open !== undefined) return open;
     const { addon } = this.#options;
     const options = this.#ends(this.#rank, toRank);
+    const { link, ncclTo } = this.#peer(toRank);
+    const carrier = this.#carrierOptions(ncclTo);
     const sender =
-      this.#peer(toRank).link === "shm" ? new ShmSender(options, addon) : new GrpcSender(options, addon.crc32c);
+      link === "shm"
+        ? new ShmSender(options, addon)
+        : new GrpcSender(
+            options,
+            addon.crc32c,
+            carrier && ((onFailed: (reason: string) => void) => new NcclSendingCarrier(carrier, onFailed)),
+          );
     this.#senders.set(toRank, sender);
     return sender;
   }
 
-  #receiver(fromRank: number): ReceivingEnd {
+  #receiver(fromRank: number): GrpcReceiver | ShmReceiver {
     const open = this.#receivers.get(fromRank);
     if (open !== undefined) return open;
     const { addon } = this.#options;
-    const { address, link } = this.#peer(fromRank);
+    const { address, link, ncclFrom } = this.#peer(fromRank);
+    const carrier = this.#carrierOptions(ncclFrom);
     const mailbox = this.#mailbox;
     const options = {
       ...this.#ends(fromRank, this.#rank),
@@ -121,9 +146,22 @@ export class RankLinks {
       deliver: (key: string, tensor: IncomingTensor) => mailbox.deliver(key, tensor),
       isAwaited: () => mailbox.awaits(fromRank),
     };
-    const receiver = link === "shm" ? new ShmReceiver(options, addon) : new GrpcReceiver(options, addon.crc32c);
+    const receiver =
+      link === "shm"
+        ? new ShmReceiver(options, addon)
+        : new GrpcReceiver(
+            options,
+            addon.crc32c,
+            carrier && ((onFailed: (reason: string) => void) => new NcclReceivingCarrier(carrier, onFailed)),
+          );
     this.#receivers.set(fromRank, receiver);
     return receiver;
+  }
+
+  /** null: the link has no communicator. */
+  #carrierOptions(id: Uint8Array): CarrierOptions | null {
+    const { addon, device } = this.#options;
+    return id.length === 0 ? null : { addon, device, id, timeoutMs: this.#timeoutMs };
   }
 
   #peer(rank: number): Peer__Output {

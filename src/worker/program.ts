@@ -120,7 +120,7 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
   const trust = openTrust(config, (problem) => log.warn(problem));
   const addon = loadEngine();
   expectLargeBuffers(addon);
-  const links = new RankLinks({ addon, trust, note: (text) => log.warn(text) });
+  const links = new RankLinks({ addon, device, trust, note: (text) => log.warn(text) });
   const here = await arrive(config, trust, log);
   const bind = config.bind ?? here;
   const server = await listen(

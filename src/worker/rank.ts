@@ -125,6 +125,10 @@ export class Rank {
         return { checkpoints: { checkpoints: await this.#options.files.list() } };
       case "readFile":
         return { fileChunk: { data: await this.#options.files.read(message.readFile!) } };
+      case "makeNcclIds": {
+        const { count } = message.makeNcclIds!;
+        return { ncclIds: { ids: Array.from({ length: count }, () => Buffer.from(loadEngine().ncclUniqueId())) } };
+      }
       case "generate":
         return this.#generate(message);
       default:
@@ -151,6 +155,7 @@ export class Rank {
     this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000);
     const modelDir = this.#options.folders.modelDir ?? request.modelDir;
     this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
+    await this.#options.links.opened();
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
     return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };

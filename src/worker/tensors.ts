@@ -14,6 +14,24 @@ export function fromDevice(engine: Engine, tensor: DeviceTensor): OutgoingTensor
       tensor.free();
       await copied;
     },
+    copyToPlace: async (place) => {
+      const copied = engine.readTo(tensor, place);
+      tensor.free();
+      await copied;
+    },
+  };
+}
+
+/** A message whose content does not matter, from whatever memory a link moves. */
+export function anyContent(bytes: number): OutgoingTensor {
+  return {
+    shape: [bytes / 4],
+    dtype: "float32",
+    byteLength: bytes,
+    copyTo: async (pieces) => {
+      for (const piece of pieces) piece.fill(0);
+    },
+    copyToPlace: async () => {},
   };
 }
 
@@ -35,7 +53,8 @@ export function fromHost(bytes: Uint8Array, shape: readonly number[], dtype: Dty
 /** Puts a tensor that came into device memory and gives its room back to the link. */
 export async function toDevice(engine: Engine, tensor: IncomingTensor): Promise<DeviceTensor> {
   try {
-    return await engine.write(tensor.pieces, tensor.shape, tensor.dtype);
+    const { place, pieces, shape, dtype } = tensor;
+    return await (place === undefined ? engine.write(pieces, shape, dtype) : engine.writeFrom(place, shape, dtype));
   } finally {
     tensor.release();
   }

@@ -108,7 +108,7 @@ test("a frame is what the .proto says, byte for byte", () => {
   const fields = { key: "step 1/f/2/3", shape: [5, 15], dtype: "float32", totalBytes: 300, sequence: 70_000 };
   const bytes = sealFrame(slab, payload.length, fields, crc32c);
   const { crc32c: sum, payload: came, ...rest } = protocol.Tensors.service.Pull.responseDeserialize(bytes);
-  assert.deepEqual(rest, { ...fields, protocol: PROTOCOL_VERSION });
+  assert.deepEqual(rest, { ...fields, beside: false, protocol: PROTOCOL_VERSION });
   assert.equal(sum, crc32c(bytes.subarray(5)));
   assert.equal(Buffer.compare(came, payload), 0);
   assert.notEqual(openFrame(bytes, crc32c), null);
