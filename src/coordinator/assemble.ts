@@ -87,7 +87,7 @@ export async function assemble(
       ? await calibrate(members, config, setup, devices, workload)
       : NO_OVERRIDES,
   );
-  onPlan(plan, plannedLinks(config.link, devices, plan));
+  onPlan(plan, plannedLinks(config, devices, plan));
   assertRunnable(plan);
   const requests = await prepareRequests(
     config,
@@ -95,6 +95,7 @@ export async function assemble(
     {
       segments: plan.segments,
       replicas: plan.replicas,
+      linked: true,
       computeDtype,
       arenaBytes: plan.devices.map(({ memory }, rank) => arenaBytes(memory, devices[rank]!.kind)),
     },

@@ -75,6 +75,7 @@ export async function calibrate(
     {
       segments,
       replicas: members.map((_, rank) => [rank]),
+      linked: false,
       computeDtype: base.computeDtype,
       arenaBytes: devices.map((device) => {
         const own = segments.map((segment) => ({ ...segment, device: device.id }));
@@ -91,10 +92,7 @@ export async function calibrate(
     hidden: shape.hidden,
   };
   const replies = await Promise.all(
-    members.map((member, rank) =>
-      // Each times its own pieces: there is nothing to add up with the others.
-      member.request({ calibrate: { prepare: { ...prepares[rank]!, replicaRanks: [] }, ...sizes } }),
-    ),
+    members.map((member, rank) => member.request({ calibrate: { prepare: prepares[rank]!, ...sizes } })),
   );
   const cores = replies.map(({ calibrated }) => calibrated!.cores);
   const crowded = crowdedNodes(members, cores);
@@ -172,7 +170,7 @@ async function neighbourRates(
 ): Promise<Map<string, LinkRate>> {
   const links = new Map<string, LinkRate>();
   const size = { bytes, count: PROBE_MESSAGES, linkTimeoutS: config.link_timeout };
-  await probeNeighbours(members, config.link, size, (from, found) => {
+  await probeNeighbours(members, config, size, (from, found) => {
     if (found instanceof Error) throw found;
     const { sender, receiver } = found;
     const [a, b] = [devices[from]!, devices[from + 1]!];

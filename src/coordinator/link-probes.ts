@@ -1,7 +1,7 @@
-import type { LinkOption } from "../plan/link-kinds.ts";
+import type { LinkSettings } from "../plan/nccl.ts";
 import type { LinkProbed__Output } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
-import { peersOf } from "./peers.ts";
+import { type PeerLists, peerLists } from "./peers.ts";
 
 export interface ProbeSize {
   /** Bytes of a message, and how many are sent. */
@@ -17,14 +17,15 @@ export interface ProbeSize {
  */
 export async function probeNeighbours<T>(
   members: readonly WorkerConnection[],
-  link: LinkOption,
+  settings: LinkSettings,
   size: ProbeSize,
   use: (from: number, found: { sender: LinkProbed__Output; receiver: LinkProbed__Output } | Error) => T,
 ): Promise<T[]> {
+  const { peers } = await neighbourLists(members, settings);
   const probe = async (from: number): Promise<T> => {
     const request = { from, to: from + 1, ...size };
     const ends = [from, from + 1].map((rank) =>
-      members[rank]!.request({ probeLink: { ...request, peers: peersOf(rank, members, link) } }),
+      members[rank]!.request({ probeLink: { ...request, peers: peers[rank]! } }),
     );
     try {
       const [sender, receiver] = await Promise.all(ends);
@@ -41,4 +42,21 @@ export async function probeNeighbours<T>(
     for (const [index, from] of froms.entries()) results[from] = found[index]!;
   }
   return results;
+}
+
+/** Ranks open the links of probes once, however often they are probed; so their lists are made once. */
+const lists = new WeakMap<readonly WorkerConnection[], Promise<PeerLists>>();
+
+function neighbourLists(members: readonly WorkerConnection[], settings: LinkSettings): Promise<PeerLists> {
+  const ranks = members.map((_, rank) => rank);
+  const made =
+    lists.get(members) ??
+    peerLists(
+      members,
+      settings,
+      ranks.map((rank) => ({ rank })),
+      [ranks],
+    );
+  lists.set(members, made);
+  return made;
 }

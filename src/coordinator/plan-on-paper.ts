@@ -37,7 +37,7 @@ export async function planWithoutWorkers(config: Config): Promise<PaperPlan> {
   const { plan } = await planUnder(config);
   return {
     plan,
-    links: plannedLinks(config.link, devices, plan),
+    links: plannedLinks(config, devices, plan),
     layerNames: setup.spec.layers.map(({ name }) => name),
     parameters: heldParameters(setup).parameters,
     comparison: devices.length < 2 ? [] : await compareStrategies(config, planUnder),

@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import { PipeloraError } from "../common/errors.ts";
 import type { Config } from "../config/options.ts";
 import type { Capabilities } from "../engine/index.ts";
+import { ncclFor } from "../engine/nccl-ability.ts";
 import { fastestPlan } from "../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../plan/devices.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
@@ -32,6 +33,8 @@ export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
       name: hello.deviceName,
       node: hello.node,
       host: hello.hostId === "" ? `rank ${id}` : hello.hostId,
+      ...(hello.pciBusId === "" ? {} : { pciBusId: hello.pciBusId }),
+      nccl: hello.nccl === "" ? { version: null, reason: hello.ncclMissing } : { version: hello.nccl, reason: null },
       memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
     };
   });
@@ -52,6 +55,8 @@ export function paperDevices(config: Config, capabilities: Capabilities): Device
       kind: gpu === undefined ? "cpu" : "cuda",
       name: gpu?.name ?? null,
       node: "local",
+      ...(gpu === undefined ? {} : { pciBusId: gpu.pciBusId }),
+      nccl: ncclFor(device, capabilities.nccl),
       memoryBytes: gpu?.freeBytes ?? Math.floor(capabilities.cpu.memoryBytes / devices.length),
     };
   });

@@ -3,7 +3,7 @@ import { PipeloraError } from "../common/errors.ts";
 import { freeDisk, freeMemory } from "../common/machine.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import { checkpointDigest } from "../formats/fingerprint.ts";
-import type { LinkOption } from "../plan/link-kinds.ts";
+import type { LinkSettings } from "../plan/nccl.ts";
 import { alignTable } from "../plan/table.ts";
 import { fromFailure } from "../rpc/wire-error.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
@@ -63,7 +63,7 @@ export interface Needs {
 export async function inspectCluster(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  link: LinkOption,
+  settings: LinkSettings,
   outputDir: string,
   savesOnEachNode: boolean,
 ): Promise<Preflight> {
@@ -92,7 +92,7 @@ export async function inspectCluster(
     }),
   );
   const name = (rank: number) => `${rank} ${members[rank]!.hello.node}/${members[rank]!.hello.device}`;
-  const links = await probeNeighbours(members, link, PROBE, (rank, found): LinkFacts => {
+  const links = await probeNeighbours(members, settings, PROBE, (rank, found): LinkFacts => {
     const [from, to] = [members[rank]!.hello, members[rank + 1]!.hello];
     const ends = { from: name(rank), to: name(rank + 1), betweenNodes: from.node !== to.node };
     if (found instanceof Error) {

@@ -6,7 +6,7 @@ import type { Quantization } from "../rpc/generated/pipelora/v1/Quantization.ts"
 import type { Segment } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import type { ModelSetup } from "./model-setup.ts";
-import { peersOf } from "./peers.ts";
+import { peerLists } from "./peers.ts";
 import type { PipelineRoles } from "./pipeline.ts";
 
 /** The part of a plan that the workers act on. */
@@ -15,6 +15,8 @@ export interface Assignment {
   readonly segments: readonly PlannedSegment[];
   /** Ranks of each replica, in the order of the first's. */
   readonly replicas: readonly (readonly number[])[];
+  /** Whether ranks exchange anything: not while each only times its own pieces. */
+  readonly linked: boolean;
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
@@ -24,10 +26,11 @@ export interface Assignment {
 export async function prepareRequests(
   config: Config,
   setup: ModelSetup,
-  { segments, replicas, computeDtype, arenaBytes }: Assignment,
+  { segments, replicas, linked, computeDtype, arenaBytes }: Assignment,
   members: readonly WorkerConnection[],
   initialise: boolean,
 ): Promise<Prepare[]> {
+  const lists = linked ? await peerLists(members, config, segments, replicas) : null;
   const common: Prepare = {
     modelDir: setup.dir,
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
@@ -47,9 +50,10 @@ export async function prepareRequests(
     const position = own.indexOf(rank);
     return {
       ...common,
-      peers: peersOf(rank, members, config.link),
+      peers: lists?.peers[rank] ?? [],
       segments: own.length === 0 ? [] : segmentsOn(own, segments),
-      replicaRanks: own.length === 0 ? [] : replicas.map((ranks) => ranks[position]!),
+      replicaRanks: own.length === 0 || !linked ? [] : replicas.map((ranks) => ranks[position]!),
+      replicaNccl: Buffer.from(lists?.replicaNccl[rank] ?? []),
       threads: hello.threads,
       arenaBytes: arenaBytes[rank]!,
     };

@@ -189,7 +189,7 @@ async function receive(members: readonly WorkerConnection[], run: Run): Promise<
 async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
   const { config, setup, files, warn, reporter } = run;
   const savesOnEachNode = savedEverywhere(config);
-  const found = await inspectCluster(members, setup, config.link, files.outputDir, savesOnEachNode);
+  const found = await inspectCluster(members, setup, config, files.outputDir, savesOnEachNode);
   const verdict = judge(found, { checkpointBytes: files.checkpointBytes, diskMustDo: config.save_failure === "fail" });
   reporter.preflight(formatPreflight(found), { ...found, ...verdict });
   for (const warning of verdict.warnings) warn(warning);

@@ -1,6 +1,12 @@
 import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 
+/** What a device's process can do with NCCL; version null: nothing, and why. */
+export interface NcclAbility {
+  readonly version: string | null;
+  readonly reason: string | null;
+}
+
 /** A device as the plan sees it; `id` is what a device map and max_memory call it. */
 export interface Device {
   readonly id: number;
@@ -11,6 +17,10 @@ export interface Device {
   readonly node: string;
   /** Equal where processes can share memory; absent: by node. */
   readonly host?: string;
+  /** A GPU's place in its host: the same for the same GPU. */
+  readonly pciBusId?: string;
+  /** Absent: not known. */
+  readonly nccl?: NcclAbility;
   /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */
   readonly memoryBytes: number | null;
 }

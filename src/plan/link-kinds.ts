@@ -1,13 +1,8 @@
 import { PipeloraError } from "../common/errors.ts";
-import type { Config } from "../config/options.ts";
-import type { Device } from "./devices.ts";
+import { groupByNccl, type LinkEnd, type LinkSettings, ncclProblem, onOneHost } from "./nccl.ts";
 import type { Plan } from "./plan.ts";
 
-/** --link; auto: each pair by the best link that both have. */
-export type LinkOption = Config["link"];
-export type LinkKind = Exclude<LinkOption, "auto">;
-
-type Host = Pick<Device, "host" | "node">;
+export type LinkKind = Exclude<LinkSettings["link"], "auto">;
 
 export interface PlannedLink {
   /** Ascending. */
@@ -15,43 +10,91 @@ export interface PlannedLink {
   readonly kind: LinkKind;
 }
 
-/** The link of a pair. Shared memory where both are processes of one host, unless --link says otherwise. */
-export function linkKind(option: LinkOption, a: Host, b: Host): LinkKind {
-  return option !== "grpc" && sharesMemory(a, b) ? "shm" : "grpc";
+/**
+ * The link of a pair for tensors in device memory. auto: NCCL between two GPUs of one host, memory that processes of one host
+ * share, else gRPC.
+ */
+export function linkKind(settings: LinkSettings, a: LinkEnd, b: LinkEnd): LinkKind {
+  return ncclProblem(settings, a, b) === null ? "nccl" : hostLinkKind(settings, a, b);
+}
+
+/** The same for what lies in host memory anyway: NCCL has no part in it. */
+export function hostLinkKind({ link }: LinkSettings, a: LinkEnd, b: LinkEnd): Exclude<LinkKind, "nccl"> {
+  return link !== "grpc" && onOneHost(a, b) ? "shm" : "grpc";
+}
+
+export type PairUse = "tensors" | "tokens" | "gradients";
+
+/** Pairs of ranks of a run, ascending, and the most demanding use of each. */
+export function linkedPairs(
+  segments: readonly { readonly rank: number }[],
+  replicas: readonly (readonly number[])[],
+): { readonly ranks: readonly [number, number]; readonly use: PairUse }[] {
+  const pairs = new Map<string, { ranks: readonly [number, number]; use: PairUse }>();
+  const add = (a: number, b: number, use: PairUse) => {
+    const ranks: [number, number] = [Math.min(a, b), Math.max(a, b)];
+    const key = ranks.join(" ");
+    if (a !== b && pairs.get(key)?.use !== "tensors") pairs.set(key, { ranks, use });
+  };
+  for (const ranks of replicas) {
+    segments.forEach(({ rank }, index) => {
+      const next = segments[index + 1];
+      // The head chooses a token, the embedding takes it.
+      if (next === undefined) add(ranks[rank]!, ranks[segments[0]!.rank]!, "tokens");
+      else add(ranks[rank]!, ranks[next.rank]!, "tensors");
+    });
+    ranks.forEach((rank, place) => {
+      for (const other of replicas) add(rank, other[place]!, "gradients");
+    });
+  }
+  return [...pairs.values()].sort((a, b) => a.ranks[0] - b.ranks[0] || a.ranks[1] - b.ranks[1]);
 }
 
 /**
- * Links of all pairs that exchange tensors: neighbours in each pipeline, its ends (the head chooses a token, the embedding
- * takes it), and ranks at one place of several replicas. Errors: PL_CONFIG_INVALID for a pair that can't have what --link asks for.
+ * Links of all pairs that exchange tensors: neighbours in each pipeline, its ends, and ranks at one place of several replicas.
+ * Errors: PL_CONFIG_INVALID for a pair that can't have what --link asks for.
  */
-export function plannedLinks(option: LinkOption, devices: readonly Device[], plan: Plan): PlannedLink[] {
-  const pairs = new Map<string, readonly [number, number]>();
-  const add = (a: number, b: number) => {
-    if (a !== b) pairs.set(`${Math.min(a, b)} ${Math.max(a, b)}`, [Math.min(a, b), Math.max(a, b)]);
-  };
-  const { segments, replicas } = plan;
-  for (const ranks of replicas) {
-    segments.forEach(({ rank }, index) => {
-      add(ranks[rank]!, ranks[segments[(index + 1) % segments.length]!.rank]!);
-    });
-    ranks.forEach((rank, place) => {
-      for (const other of replicas) add(rank, other[place]!);
-    });
+export function plannedLinks(
+  settings: LinkSettings,
+  devices: readonly LinkEnd[],
+  { segments, replicas }: Pick<Plan, "segments" | "replicas">,
+): PlannedLink[] {
+  return linkedPairs(segments, replicas).map(({ ranks, use }) => {
+    const [a, b] = ranks.map((rank) => devices[rank]!) as [LinkEnd, LinkEnd];
+    expectPossible(settings, ranks, [a, b], use);
+    if (use === "tokens") return { ranks, kind: hostLinkKind(settings, a, b) };
+    if (use === "tensors") return { ranks, kind: linkKind(settings, a, b) };
+    const group = replicas[0]!
+      .map((_, place) => replicas.map((own) => own[place]!))
+      .find((own) => own.includes(ranks[0]));
+    return { ranks, kind: groupByNccl(settings, group!, devices) ? "nccl" : hostLinkKind(settings, a, b) };
+  });
+}
+
+function expectPossible(
+  settings: LinkSettings,
+  ranks: readonly [number, number],
+  [a, b]: readonly [LinkEnd, LinkEnd],
+  use: PairUse,
+): void {
+  const between = `--link ${settings.link}: ranks ${ranks.join(" and ")}`;
+  if (settings.link === "shm" && !onOneHost(a, b)) {
+    const nodes = `${a.node} and ${b.node}`;
+    throw new PipeloraError(
+      "PL_CONFIG_INVALID",
+      `${between} share no memory (nodes ${nodes}); between them there is grpc`,
+      {
+        hint: "Use --link auto, which takes shared memory wherever it can be had.",
+      },
+    );
   }
-  return [...pairs.values()]
-    .sort(([a, b], [c, d]) => a - c || b - d)
-    .map((ranks) => {
-      const [a, b] = ranks.map((rank) => devices[rank]!) as [Device, Device];
-      if (option === "shm" && !sharesMemory(a, b)) {
-        const nodes = `${a.node} and ${b.node}`;
-        throw new PipeloraError(
-          "PL_CONFIG_INVALID",
-          `--link shm: ranks ${ranks.join(" and ")} share no memory (nodes ${nodes}); between them there is grpc`,
-          { hint: "Use --link auto, which takes shared memory wherever it can be had." },
-        );
-      }
-      return { ranks, kind: linkKind(option, a, b) };
-    });
+  if (settings.link !== "nccl" || use === "tokens") return;
+  const problem = ncclProblem(settings, a, b);
+  if (problem === null) return;
+  const left = onOneHost(a, b) ? "shm and grpc" : "grpc";
+  throw new PipeloraError("PL_CONFIG_INVALID", `${between} can't use NCCL: ${problem}; between them there is ${left}`, {
+    hint: "Use --link auto, which takes for each pair the best that both have.",
+  });
 }
 
 /** "0–1 shm, 1–2 grpc"; counts where there are many. */
@@ -59,9 +102,4 @@ export function formatLinks(links: readonly PlannedLink[]): string {
   if (links.length <= 16) return links.map(({ ranks, kind }) => `${ranks.join("–")} ${kind}`).join(", ");
   const kinds = new Set(links.map(({ kind }) => kind));
   return [...kinds].map((kind) => `${links.filter((link) => link.kind === kind).length} pairs ${kind}`).join(", ");
-}
-
-function sharesMemory(a: Host, b: Host): boolean {
-  const [first, second] = [a, b].map(({ host, node }) => host ?? node);
-  return first === second;
 }

@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { constants, hostname } from "node:os";
-import { isWildcard, joinAddress } from "../common/address.ts";
+import { isLoopback, isWildcard, joinAddress } from "../common/address.ts";
 import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { exitCodeOfSignal } from "../common/exit-codes.ts";
@@ -9,6 +9,7 @@ import type { Logger } from "../common/log.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import type { Config } from "../config/options.ts";
 import { type Capabilities, loadEngine } from "../engine/index.ts";
+import { ncclFor } from "../engine/nccl-ability.ts";
 import { CoordinatorConnection } from "../rpc/coordinator-connection.ts";
 import { reach } from "../rpc/dial.ts";
 import type { Hello } from "../rpc/generated/pipelora/v1/Hello.ts";
@@ -39,9 +40,18 @@ const FIRST_HEARTBEAT_MS = 1_000;
  * Resolves with the exit code.
  */
 export async function runWorker(config: Config, argv: readonly string[], log: Logger): Promise<number> {
+  prepareForNccl(config.coordinator!);
   const devices = chooseDevices(config.devices, loadEngine().capabilities());
   if (devices.length === 1) return runRank(config, devices[0]!, log);
   return runChildren(config, devices, argv, log);
+}
+
+/** What NCCL and the driver read once, when they start, unless the user has said otherwise. */
+function prepareForNccl(coordinator: string): void {
+  // Kernels that wait for a peer must not stand in one hardware queue with those that the peer waits for.
+  process.env["CUDA_DEVICE_MAX_CONNECTIONS"] ??= "32";
+  // Where all workers are this host's, nothing listens beyond it.
+  if (isLoopback(coordinator)) process.env["NCCL_SOCKET_IFNAME"] ??= "lo";
 }
 
 function chooseDevices(asked: Config["devices"], capabilities: Capabilities): string[] {
@@ -228,7 +238,8 @@ async function serveSession(session: Session): Promise<number | "rejoin"> {
 }
 
 function introduce(config: Config, device: string, linkAddress: string): Hello {
-  const { build, cpu, cuda } = loadEngine().capabilities();
+  const { build, cpu, cuda, nccl: library } = loadEngine().capabilities();
+  const nccl = ncclFor(device, library);
   const gpu = cuda?.devices.find((candidate) => `cuda:${candidate.index}` === device);
   return {
     protocol: PROTOCOL_VERSION,
@@ -244,6 +255,9 @@ function introduce(config: Config, device: string, linkAddress: string): Hello {
     threads: config.threads ?? cpu.threads,
     linkAddress,
     hostId: hostIdentity(),
+    pciBusId: gpu?.pciBusId ?? "",
+    nccl: nccl.version ?? "",
+    ncclMissing: nccl.reason ?? "",
     pid: process.pid,
   };
 }

@@ -70,8 +70,8 @@ export const processOptions = {
     "string",
     "Processes",
     RUNS,
-    choice(["auto", "grpc", "shm"]).default("auto"),
-    "How workers exchange tensors: shm (memory shared by processes of one host), grpc, or auto: the best that each pair has.",
+    choice(["auto", "nccl", "shm", "grpc"]).default("auto"),
+    "How workers exchange tensors: nccl (between GPUs), shm (memory shared by processes of one host), grpc, or auto: the best that each pair has.",
     "NAME",
   ),
   health_listen: option(
