@@ -172,9 +172,12 @@ Napi::Value CommunicatorObject::exchange(const Napi::CallbackInfo& info) {
         settler->post([announce](Napi::Env, Napi::Function) { announce->Value().Call({}); });
       };
     }
-    communicator_->exchange(std::move(group), std::move(ready), [settler = settler_, deferred, announce](const std::string& reason) {
-      settler->post([deferred, announce, reason](Napi::Env now, Napi::Function) {
+    if ((*pending_)++ == 0) settler_->function.Ref(env);
+    communicator_->exchange(std::move(group), std::move(ready), [settler = settler_, pending = pending_, deferred,
+                                                                 announce](const std::string& reason) {
+      settler->post([settler = settler.get(), pending, deferred, announce, reason](Napi::Env now, Napi::Function) {
         announce->Reset();
+        if (--*pending == 0) settler->function.Unref(now);
         if (reason.empty())
           deferred.Resolve(now.Undefined());
         else

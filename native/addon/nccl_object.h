@@ -40,6 +40,8 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
 
   /// One way back for all: a failure is heard before what it ends.
   std::shared_ptr<Settler> settler_;
+  /// Promises not settled: they keep the process alive. Of JavaScript's thread alone.
+  const std::shared_ptr<int> pending_ = std::make_shared<int>(0);
   std::unique_ptr<comm::NcclCommunicator> communicator_;
 };
 

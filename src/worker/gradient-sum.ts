@@ -1,14 +1,29 @@
 import { bytesOf, float32Of } from "../common/bytes.ts";
-import type { Engine } from "../engine/index.ts";
+import type { DevicePlace, Engine, Transfer } from "../engine/index.ts";
 import { gradientSumKey } from "../links/link.ts";
+import type { NcclGroup } from "../links/nccl-group.ts";
 import type { RankLinks } from "./links.ts";
 import { fromHost } from "./tensors.ts";
+
+const FLOAT = 4;
 
 export interface ReplicaGroup {
   /** Ranks that hold the same segments, by replica. */
   readonly ranks: readonly number[];
   /** This rank's position among them. */
   readonly position: number;
+}
+
+/**
+ * Where each rank's share of so many values begins, and how many it has. Adding up over NCCL or over the links of pairs takes the
+ * same shares and the same order: the same bits.
+ */
+function sharesOf(count: number, ranks: number): { first: number; size: number }[] {
+  const first = (share: number) => Math.floor((share * count) / ranks);
+  return Array.from({ length: ranks }, (_, share) => ({
+    first: first(share),
+    size: first(share + 1) - first(share),
+  }));
 }
 
 /**
@@ -22,10 +37,14 @@ export async function sumGradients(
   { ranks, position }: ReplicaGroup,
   name: string,
 ): Promise<number> {
+  const group = links.replicaGroup;
+  if (group !== null) return sumOnDevice(engine, group, { ranks, position });
   const values = await engine.gradients();
-  const bounds = ranks.map((_, share) => Math.floor((share * values.length) / ranks.length));
-  const shareOf = (array: Float32Array, share: number) =>
-    array.subarray(bounds[share]!, bounds[share + 1] ?? array.length);
+  const shares = sharesOf(values.length, ranks.length);
+  const shareOf = (array: Float32Array, share: number) => {
+    const { first, size } = shares[share]!;
+    return array.subarray(first, first + size);
+  };
   const others = ranks.map((rank, share) => ({ rank, share })).filter(({ share }) => share !== position);
   let sentBytes = 0;
   const send = (rank: number, kind: "part" | "sum", share: Float32Array) => {
@@ -50,6 +69,41 @@ export async function sumGradients(
   await Promise.all([...partsSent, ...sumsSent]);
   await engine.setGradients(sums);
   return sentBytes;
+}
+
+/** The same without leaving device memory, over a communicator of the replicas. */
+async function sumOnDevice(engine: Engine, group: NcclGroup, { ranks, position }: ReplicaGroup): Promise<number> {
+  const count = engine.gradientCount();
+  const shares = sharesOf(count, ranks.length);
+  const own = shares[position]!.size;
+  const [values, parts, sum] = [count, own * ranks.length, own].map((floats) => group.place(FLOAT * floats)) as [
+    DevicePlace,
+    DevicePlace,
+    DevicePlace,
+  ];
+  const transfer = (sends: boolean, peer: number, place: DevicePlace, first: number, size: number): Transfer => {
+    return { sends, peer, place, offset: FLOAT * first, bytes: FLOAT * size };
+  };
+  try {
+    await engine.gradientsTo(values);
+    await group.exchange(
+      shares.flatMap(({ first, size }, peer) => [
+        transfer(true, peer, values, first, size),
+        transfer(false, peer, parts, peer * own, own),
+      ]),
+    );
+    await engine.sumParts(parts, ranks.length, own, sum);
+    await group.exchange(
+      shares.flatMap(({ first, size }, peer) => [
+        transfer(true, peer, sum, 0, own),
+        transfer(false, peer, values, first, size),
+      ]),
+    );
+    await engine.setGradientsFrom(values);
+    return FLOAT * (count - own + own * (ranks.length - 1));
+  } finally {
+    for (const place of [values, parts, sum]) place.free();
+  }
 }
 
 function addInto(total: Float32Array, part: Float32Array): void {

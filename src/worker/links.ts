@@ -6,6 +6,7 @@ import { GrpcSender } from "../links/grpc-sender.ts";
 import type { IncomingTensor, OutgoingTensor } from "../links/link.ts";
 import { Mailbox } from "../links/mailbox.ts";
 import { type CarrierOptions, NcclReceivingCarrier, NcclSendingCarrier } from "../links/nccl-carrier.ts";
+import { NcclGroup } from "../links/nccl-group.ts";
 import { serveSenders } from "../links/service.ts";
 import { ShmReceiver } from "../links/shm-receiver.ts";
 import { ShmSender } from "../links/shm-sender.ts";
@@ -29,6 +30,7 @@ export class RankLinks {
   #timeoutMs = 0;
   #mailbox = new Mailbox(0, 0);
   #peers = new Map<number, Peer__Output>();
+  #replicaGroup: NcclGroup | null = null;
   readonly #senders = new Map<number, GrpcSender | ShmSender>();
   readonly #receivers = new Map<number, GrpcReceiver | ShmReceiver>();
 
@@ -43,7 +45,17 @@ export class RankLinks {
     );
   }
 
-  join(session: string, rank: number, peers: readonly Peer__Output[], timeoutMs: number): void {
+  /**
+   * `replicas`: the group that this rank adds up gradients with; without an id it has no communicator. Errors: PL_LINK_FAILED,
+   * PL_DEVICE_UNAVAILABLE, PL_OUT_OF_MEMORY of NCCL's.
+   */
+  join(
+    session: string,
+    rank: number,
+    peers: readonly Peer__Output[],
+    timeoutMs: number,
+    replicas: { readonly ranks: readonly number[]; readonly id: Uint8Array } | null = null,
+  ): void {
     this.close();
     this.#session = session;
     this.#rank = rank;
@@ -55,11 +67,23 @@ export class RankLinks {
       if (ncclTo.length > 0) this.#sender(peer);
       if (ncclFrom.length > 0) this.#receiver(peer);
     }
+    const carrier = replicas && this.#carrierOptions(replicas.id);
+    if (!carrier) return;
+    const { ranks } = replicas!;
+    const mailbox = this.#mailbox;
+    const onFailed = (error: PipeloraError) => mailbox.fail(error);
+    this.#replicaGroup = new NcclGroup({ ...carrier, ranks, position: ranks.indexOf(rank), onFailed });
+  }
+
+  /** Null: replicas add up over the links of pairs. */
+  get replicaGroup(): NcclGroup | null {
+    return this.#replicaGroup;
   }
 
   /** When NCCL's links are open. Errors: PL_LINK_FAILED. */
   async opened(): Promise<void> {
     const ends = [...this.#senders.values(), ...this.#receivers.values()];
+    await this.#replicaGroup?.opened;
     await Promise.all(
       ends.map((end) => (end instanceof GrpcSender || end instanceof GrpcReceiver ? end.opened() : null)),
     );
@@ -110,6 +134,8 @@ export class RankLinks {
       for (const end of ends.values()) end.close();
       ends.clear();
     }
+    this.#replicaGroup?.close();
+    this.#replicaGroup = null;
     this.#mailbox.fail(new PipeloraError("PL_LINK_FAILED", "the links were closed"));
   }
 

@@ -152,7 +152,10 @@ export class Rank {
   async #prepare(request: Prepare__Output): Promise<Reply> {
     const started = performance.now();
     await this.close();
-    this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000);
+    this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000, {
+      ranks: request.replicaRanks,
+      id: request.replicaNccl,
+    });
     const modelDir = this.#options.folders.modelDir ?? request.modelDir;
     this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
     await this.#options.links.opened();
