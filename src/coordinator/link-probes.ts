@@ -13,26 +13,27 @@ export interface ProbeSize {
 
 /**
  * Measures the link from each rank to the next, every second one at a time: no rank is in two at once. `use` gets what sender and
- * receiver found, or the error of a link that does not work.
+ * receiver found, or the error of a link that does not work, and the link's kind.
  */
 export async function probeNeighbours<T>(
   members: readonly WorkerConnection[],
   settings: LinkSettings,
   size: ProbeSize,
-  use: (from: number, found: { sender: LinkProbed__Output; receiver: LinkProbed__Output } | Error) => T,
+  use: (from: number, found: { sender: LinkProbed__Output; receiver: LinkProbed__Output } | Error, kind: string) => T,
 ): Promise<T[]> {
   const { peers } = await neighbourLists(members, settings);
   const probe = async (from: number): Promise<T> => {
     const request = { from, to: from + 1, ...size };
+    const kind = peers[from]![from + 1]!.link!;
     const ends = [from, from + 1].map((rank) =>
       members[rank]!.request({ probeLink: { ...request, peers: peers[rank]! } }),
     );
     try {
       const [sender, receiver] = await Promise.all(ends);
-      return use(from, { sender: sender!.linkProbed!, receiver: receiver!.linkProbed! });
+      return use(from, { sender: sender!.linkProbed!, receiver: receiver!.linkProbed! }, kind);
     } catch (error) {
       await Promise.allSettled(ends);
-      return use(from, error as Error);
+      return use(from, error as Error, kind);
     }
   };
   const results: T[] = [];

@@ -21,6 +21,7 @@ const SLOW_LATENCY_MS = 5;
 
 export interface NodeFacts {
   readonly node: string;
+  /** GPUs with their PCI addresses. */
   readonly devices: string;
   readonly version: string;
   /** This node's clock minus the coordinator's; known to half a round trip. */
@@ -38,6 +39,8 @@ export interface NodeFacts {
 export interface LinkFacts {
   readonly from: string;
   readonly to: string;
+  /** "nccl", "shm" or "grpc" */
+  readonly kind: string;
   readonly betweenNodes: boolean;
   /** One way, of a message without content. */
   readonly latencyMs: number;
@@ -76,7 +79,9 @@ export async function inspectCluster(
       const asked = Date.now();
       const request = { modelDir: setup.dir, outputDir: savesOnEachNode ? outputDir : "" };
       const report = (await worker.request({ preflight: request })).preflightReport!;
-      const devices = members.filter(({ hello }) => hello.node === node).map(({ hello }) => hello.device);
+      const devices = members
+        .filter(({ hello }) => hello.node === node)
+        .map(({ hello: { device, pciBusId } }) => (pciBusId === "" ? device : `${device} (${pciBusId})`));
       return {
         node,
         devices: devices.join(","),
@@ -92,9 +97,9 @@ export async function inspectCluster(
     }),
   );
   const name = (rank: number) => `${rank} ${members[rank]!.hello.node}/${members[rank]!.hello.device}`;
-  const links = await probeNeighbours(members, settings, PROBE, (rank, found): LinkFacts => {
+  const links = await probeNeighbours(members, settings, PROBE, (rank, found, kind): LinkFacts => {
     const [from, to] = [members[rank]!.hello, members[rank + 1]!.hello];
-    const ends = { from: name(rank), to: name(rank + 1), betweenNodes: from.node !== to.node };
+    const ends = { from: name(rank), to: name(rank + 1), kind, betweenNodes: from.node !== to.node };
     if (found instanceof Error) {
       return { ...ends, latencyMs: 0, bytesPerSecond: 0, problem: `${to.linkAddress}: ${found.message}` };
     }
@@ -194,12 +199,12 @@ export function formatPreflight({ coordinator, nodes, links }: Preflight): strin
     ]),
   ];
   if (links.length > 0) {
-    const rows = links.map(({ from, to, latencyMs, bytesPerSecond, problem }) =>
+    const rows = links.map(({ from, to, kind, latencyMs, bytesPerSecond, problem }) =>
       problem === null
-        ? [`${from} -> ${to}`, `${latencyMs.toFixed(2)} ms`, `${formatBytes(bytesPerSecond)}/s`]
-        : [`${from} -> ${to}`, "failed", "-"],
+        ? [`${from} -> ${to}`, kind, `${latencyMs.toFixed(2)} ms`, `${formatBytes(bytesPerSecond)}/s`]
+        : [`${from} -> ${to}`, kind, "failed", "-"],
     );
-    tables.push(alignTable([["link", "latency", "speed"], ...rows]));
+    tables.push(alignTable([["link", "over", "latency", "speed"], ...rows]));
   }
   return tables.join("\n\n");
 }

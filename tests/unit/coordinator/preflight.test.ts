@@ -23,6 +23,7 @@ const node = (name: string, more: Partial<NodeFacts> = {}): NodeFacts => ({
 const link = {
   from: "1 a/cpu",
   to: "2 b/cpu",
+  kind: "grpc",
   betweenNodes: true,
   latencyMs: 0.3,
   bytesPerSecond: 1e9,
@@ -44,7 +45,7 @@ test("a fit cluster has nothing to say; one table holds nodes and links", () => 
     /^node +devices +version +clock/,
     /\na .* 2\.27\.3\n/,
     /\nb +cpu,cpu.* -\n/,
-    /1 a\/cpu -> 2 b\/cpu +0\.30 ms/,
+    /1 a\/cpu -> 2 b\/cpu +grpc +0\.30 ms/,
   ])
     assert.match(text, part);
 });
