@@ -2,6 +2,8 @@
 // npm run bench -- coordinator   the coordinator's own time a step
 // npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
+// npm run bench -- multi-gpu     training at Qwen-7B's shape over all GPUs of this host, by placement and link; names after it
+//                                (nf4, 8x384, 1f1b, nccl, …) keep it to those
 // npm run bench -- links         tensors between two processes of this machine, beside raw TCP and memcpy
 // npm run bench -- gpu [--peer] [--rows NAME,…]   whole steps at Qwen-7B's shape on one GPU, beside targets and peers
 import { isErrorCode } from "../src/common/errors.ts";
@@ -9,6 +11,7 @@ import { benchCoordinator } from "./coordinator.ts";
 import { benchCpu } from "./cpu.ts";
 import { benchGpu } from "./gpu.mjs";
 import { benchLinks } from "./links.ts";
+import { benchMultiGpu } from "./multi-gpu.ts";
 import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
 
@@ -21,6 +24,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   simulated: benchSimulated,
   links: benchLinks,
   gpu: benchGpu,
+  "multi-gpu": benchMultiGpu,
 };
 
 const name = process.argv[2] ?? "cpu";
@@ -32,8 +36,8 @@ if (bench === undefined) {
 try {
   await bench((row) => process.stdout.write(`${JSON.stringify(row)}\n`), process.argv.slice(3));
 } catch (error) {
-  const { code, message } = error as { code?: string; message: string };
+  const { code, message, hint } = error as { code?: string; message: string; hint?: string };
   if (code === undefined || !isErrorCode(code)) throw error;
-  process.stderr.write(`${code}: ${message}\n`);
+  process.stderr.write(`${code}: ${message}\n${hint === undefined ? "" : `${hint}\n`}`);
   process.exitCode = 1;
 }

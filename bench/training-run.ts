@@ -7,7 +7,8 @@ export interface RunOptions {
   readonly model: string;
   readonly dataset: string;
   readonly output: string;
-  readonly workers: number;
+  /** CPU workers; null: one for each GPU. */
+  readonly workers: number | null;
   /** CPU threads of each worker. */
   readonly threads: number;
   /** Cores for the whole run, as taskset takes them; null: all. */
@@ -27,7 +28,8 @@ export function runEvents(options: RunOptions): Record<string, unknown>[] {
     ...["--output-dir", options.output, "--overwrite-output-dir", "--save-strategy", "no", "--logging-steps", "1000"],
     ...["--max-steps", String(options.steps), "--train-sampling-strategy", "sequential"],
     ...["--device-map", options.deviceMap ?? "balanced"],
-    ...["--workers", String(options.workers), "--threads", String(options.threads), "--log-level", "warn", "--json"],
+    ...(options.workers === null ? [] : ["--workers", String(options.workers)]),
+    ...["--threads", String(options.threads), "--log-level", "warn", "--json"],
     ...["--target-modules", "all-linear", "--lora-r", "8", "--lora-alpha", "32", ...(options.flags ?? [])],
   ];
   if (options.cores !== null) command.unshift("taskset", "-c", options.cores);
@@ -64,10 +66,14 @@ export function makeWorkload(
     encoding: "utf8",
   });
   if (made.status !== 0) throw new Error(`init-model failed: ${made.stderr}`);
-  const dataset = join(folder, "rows.jsonl");
+  return { model, dataset: makeRows(join(folder, "rows.jsonl"), vocab, rows, tokens) };
+}
+
+/** Writes rows of ready ids and gives the path back. */
+export function makeRows(path: string, vocab: number, rows: number, tokens: number): string {
   const row = (index: number) => ({
     input_ids: Array.from({ length: tokens }, (_, t) => (index * 7919 + t * 104729 + 13) % vocab),
   });
-  writeFileSync(dataset, Array.from({ length: rows }, (_, index) => `${JSON.stringify(row(index))}\n`).join(""));
-  return { model, dataset };
+  writeFileSync(path, Array.from({ length: rows }, (_, index) => `${JSON.stringify(row(index))}\n`).join(""));
+  return path;
 }

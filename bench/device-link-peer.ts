@@ -1,0 +1,98 @@
+// One of the two processes of bench/device-links.ts: a rank with an engine, which sends or takes device tensors.
+import { once } from "node:events";
+import { type DeviceTensor, type Engine, loadEngine } from "../src/engine/index.ts";
+import type { OutgoingTensor } from "../src/links/link.ts";
+import { listen } from "../src/rpc/server.ts";
+import { NO_TRUST } from "../src/rpc/trust.ts";
+import { expectLargeBuffers } from "../src/worker/host-memory.ts";
+import { RankLinks } from "../src/worker/links.ts";
+import { toDevice } from "../src/worker/tensors.ts";
+
+/** Rank 0 sends, rank 1 takes. */
+export interface LinkOrder {
+  readonly device: string;
+  readonly rank: number;
+  readonly link: string;
+  readonly shape: readonly [number, number];
+  readonly count: number;
+}
+
+export interface Introduction {
+  readonly address: string;
+  /** Of a communicator; rank 0's, hexadecimal; empty without NCCL. */
+  readonly id: string;
+}
+
+const SESSION = "bench";
+const TIMEOUT_MS = 120_000;
+
+async function serve(): Promise<void> {
+  process.env["CUDA_DEVICE_MAX_CONNECTIONS"] ??= "32";
+  process.env["NCCL_SOCKET_IFNAME"] ??= "lo";
+  const [order] = (await once(process, "message")) as [LinkOrder];
+  const { device, rank, link, shape } = order;
+  const addon = loadEngine();
+  expectLargeBuffers(addon);
+  const links = new RankLinks({ addon, device, trust: NO_TRUST, note: (text) => process.stderr.write(`${text}\n`) });
+  const server = await listen(
+    "127.0.0.1:0",
+    NO_TRUST,
+    () => {},
+    (grpc) => links.serve(grpc),
+  );
+  const id = link === "nccl" && rank === 0 ? Buffer.from(addon.ncclUniqueId()).toString("hex") : "";
+  process.send!({ address: `127.0.0.1:${server.port}`, id } satisfies Introduction);
+  const [other] = (await once(process, "message")) as [Introduction];
+  const shared = Buffer.from(id || other.id, "hex");
+  const none = Buffer.alloc(0);
+  const peer = { rank: 1 - rank, address: other.address, link };
+  const ids = rank === 0 ? { ncclTo: shared, ncclFrom: none } : { ncclTo: none, ncclFrom: shared };
+  links.join(SESSION, rank, [{ ...peer, ...ids }], TIMEOUT_MS);
+  await links.opened();
+  const bytes = 2 * shape[0] * shape[1];
+  const engine = new addon.Engine({ device, threads: 2, computeDtype: "bfloat16", arch: ARCH, arenaBytes: 8 * bytes });
+  const seconds = rank === 0 ? await send(engine, links, order) : await receive(engine, links, order);
+  process.send!({ GB_per_s: (bytes * order.count) / 1e9 / seconds });
+  await once(process, "disconnect");
+  links.close();
+  process.exit();
+}
+
+async function send(engine: Engine, links: RankLinks, { shape, count }: LinkOrder): Promise<number> {
+  const tensor = await engine.write([new Uint8Array(2 * shape[0] * shape[1])], shape, "bfloat16");
+  const kept: OutgoingTensor = {
+    shape,
+    dtype: "bfloat16",
+    byteLength: tensor.bytes,
+    copyTo: (pieces) => engine.readInto(tensor, pieces),
+    copyToPlace: (place) => engine.readTo(tensor, place),
+  };
+  await links.sendWhole(1, "warm", kept);
+  (await links.receive(1, "go")).release();
+  const began = performance.now();
+  const sending: Promise<void>[] = [];
+  for (let i = 0; i < count; i++) sending.push((await links.send(1, `${i}`, kept)).sent);
+  await Promise.all(sending);
+  return (performance.now() - began) / 1000;
+}
+
+async function receive(engine: Engine, links: RankLinks, { count }: LinkOrder): Promise<number> {
+  const take = async (key: string) => {
+    const tensor: DeviceTensor = await toDevice(engine, await links.receive(0, key));
+    tensor.free();
+  };
+  await take("warm");
+  const began = performance.now();
+  await links.sendWhole(0, "go", { shape: [0], dtype: "int32", byteLength: 0, copyTo: async () => {} });
+  for (let i = 0; i < count; i++) await take(`${i}`);
+  return (performance.now() - began) / 1000;
+}
+
+/** An engine that only holds tensors. */
+const ARCH = {
+  ...{ hidden: 64, heads: 1, kvHeads: 1, headDim: 64, ffn: 64, vocab: 64, rmsEps: 1e-6, ropeBase: 10000 },
+  ropeInvFreq: Float64Array.from({ length: 32 }, (_, i) => 10000 ** (-i / 32)),
+  ...{ ropeAttentionScaling: 1, qwenLongSeqLength: 0, qwenDynamicNtk: false, qwenLogn: false },
+};
+
+if (process.send !== undefined && process.argv[1] === import.meta.filename) await serve();
