@@ -140,6 +140,20 @@ std::vector<HostSpan> to_host_spans(const Napi::Value& value, const char* what) 
   return spans;
 }
 
+Extents to_extents(const Napi::Value& shape) {
+  if (!shape.IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
+  const Napi::Array extents = shape.As<Napi::Array>();
+  Extents folded;
+  for (std::uint32_t i = 0; i < extents.Length(); ++i) {
+    const std::int64_t extent = to_int(extents.Get(i), "shape");
+    if (extent <= 0 || extent >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: an extent is " + std::to_string(extent));
+    if (i > 0) folded.rows *= folded.cols;
+    folded.cols = extent;
+    if (folded.rows >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: too many rows");
+  }
+  return folded;
+}
+
 DType to_float_dtype(const Napi::Value& value) {
   const DType dtype = dtype_from_name(to_text(value, "dtype"));
   if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)

@@ -24,6 +24,12 @@ bool to_bool(const Napi::Value& value, const char* what);
 Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what);
 /// An array of Uint8Arrays; the caller keeps them alive.
 std::vector<HostSpan> to_host_spans(const Napi::Value& value, const char* what);
+struct Extents {
+  std::int64_t rows = 1, cols = 1;
+};
+
+/// Of a shape: the last extent, and the product of those before it.
+Extents to_extents(const Napi::Value& shape);
 /// float32, bfloat16 or float16
 DType to_float_dtype(const Napi::Value& value);
 std::vector<float> to_float32s(const Napi::Value& value, const char* what);

@@ -1,10 +1,9 @@
 #include "addon/engine_object.h"
 
 #include <charconv>
-#include <optional>
 
 #include "addon/convert.h"
-#include "addon/nccl_object.h"
+#include "addon/engine_queue.h"
 #include "addon/tensor_object.h"
 #include "pipelora/cpu.h"
 #include "pipelora/cuda.h"
@@ -12,21 +11,7 @@
 
 namespace pipelora::addon {
 
-/// One queued call. Made and ended on JavaScript's thread, worked on the engine's.
-struct EngineObject::Job {
-  explicit Job(Napi::Env env) : deferred(Napi::Promise::Deferred::New(env)) {}
-  Napi::Promise::Deferred deferred;
-  std::exception_ptr failure;
-  std::function<Napi::Value(Napi::Env)> answer;
-};
-
 namespace {
-
-Napi::Value reject(Napi::Env env, std::exception_ptr failure) {
-  const auto deferred = Napi::Promise::Deferred::New(env);
-  deferred.Reject(to_js_error(env, failure).Value());
-  return deferred.Promise();
-}
 
 std::unique_ptr<Ops> make_ops(const std::string& device, DType compute, int threads) {
   if (device == "cpu") return make_cpu_ops(compute, threads);
@@ -46,35 +31,6 @@ Napi::Value to_float_array(Napi::Env env, const std::vector<float>& values) {
   std::copy(values.begin(), values.end(), array.Data());
   return array;
 }
-
-struct Extents {
-  std::int64_t rows = 1, cols = 1;
-};
-
-/// Of a shape: the last extent, and the product of those before it.
-Extents to_extents(const Napi::Value& shape) {
-  if (!shape.IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
-  const Napi::Array extents = shape.As<Napi::Array>();
-  Extents folded;
-  for (std::uint32_t i = 0; i < extents.Length(); ++i) {
-    const std::int64_t extent = to_int(extents.Get(i), "shape");
-    if (extent <= 0 || extent >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: an extent is " + std::to_string(extent));
-    if (i > 0) folded.rows *= folded.cols;
-    folded.cols = extent;
-    if (folded.rows >= (std::int64_t{1} << 31)) throw Error(kTensorMismatch, "shape: too many rows");
-  }
-  return folded;
-}
-
-/// A link's memory as a tensor that takes its first bytes.
-Tensor view_of(const comm::LinkBlock& block, DType dtype, std::int64_t rows, std::int64_t cols) {
-  const Tensor view(block.data(), dtype, rows, cols);
-  if (view.bytes() > block.bytes())
-    throw Error(kTensorMismatch, "a place of " + std::to_string(block.bytes()) + " bytes: a tensor of " + std::to_string(view.bytes()) + " does not fit");
-  return view;
-}
-
-Tensor floats_of(const comm::LinkBlock& block, std::int64_t count) { return view_of(block, DType::f32, 1, count); }
 
 struct Passed {
   std::shared_ptr<TensorHandle> output;
@@ -160,52 +116,6 @@ void EngineObject::end(Napi::Env env, Job* job) {
   }
   if (own->failure) own->deferred.Reject(to_js_error(env, own->failure).Value());
   finished(env);
-}
-
-template <class Work, class Answer>
-Napi::Value EngineObject::queue(Napi::Env env, Work work, Answer answer) {
-  using Result = std::invoke_result_t<Work&, Engine&>;
-  auto* job = new Job(env);
-  const Napi::Promise promise = job->deferred.Promise();
-  auto result = std::make_shared<std::optional<Result>>();
-  job->answer = [answer = std::move(answer), result](Napi::Env now) mutable { return answer(now, std::move(**result)); };
-  started(env);
-  // Held by shared_ptr: std::function wants something that can be copied.
-  auto body = std::make_shared<Work>(std::move(work));
-  const bool accepted = thread_->post([this, job, result, body](Engine& engine) {
-    try {
-      result->emplace((*body)(engine));
-    } catch (...) {
-      job->failure = std::current_exception();
-    }
-    settle(job);
-  });
-  if (!accepted) {
-    const std::unique_ptr<Job> own(job);
-    own->deferred.Reject(to_js_error(env, std::make_exception_ptr(Error(kEngineFailed, "the engine is closed"))).Value());
-    finished(env);
-  }
-  return promise;
-}
-
-template <class Work>
-Napi::Value EngineObject::queue_void(Napi::Env env, Work work) {
-  return queue(
-      env,
-      [work = std::move(work)](Engine& engine) mutable {
-        work(engine);
-        return true;
-      },
-      [](Napi::Env now, bool) { return now.Undefined(); });
-}
-
-template <class Make>
-Napi::Value EngineObject::promised(const Napi::CallbackInfo& info, Make make) {
-  try {
-    return make();
-  } catch (...) {
-    return reject(info.Env(), std::current_exception());
-  }
 }
 
 Napi::Value EngineObject::add_segment(const Napi::CallbackInfo& info) {
@@ -434,74 +344,6 @@ Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
           return TensorObject::wrap(env, thread, std::move(handle));
         });
   });
-}
-
-Napi::Value EngineObject::read_to(const Napi::CallbackInfo& info) {
-  return promised(info, [&] {
-    return queue_void(info.Env(), [handle = TensorObject::unwrap(info[0], *thread_, false), block = PlaceObject::unwrap(info[1])](Engine& engine) {
-      if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
-      engine.ops().copy(handle->buffer, view_of(*block, handle->dtype, handle->rows, handle->cols));
-      block->used_until(engine.ops().mark());
-    });
-  });
-}
-
-Napi::Value EngineObject::write_from(const Napi::CallbackInfo& info) {
-  return promised(info, [&] {
-    const auto [rows, cols] = to_extents(info[1]);
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), block = PlaceObject::unwrap(info[0]), rows = rows, cols = cols,
-         dtype = dtype_from_name(to_text(info[2], "dtype"))](Engine& engine) {
-          Buffer taken = engine.take_in(view_of(*block, dtype, rows, cols));
-          block->used_until(engine.ops().mark());
-          return thread->hold(std::move(taken));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
-          return TensorObject::wrap(env, thread, std::move(handle));
-        });
-  });
-}
-
-Napi::Value EngineObject::gradients_to(const Napi::CallbackInfo& info) {
-  return promised(info, [&] {
-    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0])](Engine& engine) {
-      engine.gradients_into(floats_of(*block, engine.gradient_count()));
-      block->used_until(engine.ops().mark());
-    });
-  });
-}
-
-Napi::Value EngineObject::set_gradients_from(const Napi::CallbackInfo& info) {
-  return promised(info, [&] {
-    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0])](Engine& engine) {
-      engine.set_gradients_from(floats_of(*block, engine.gradient_count()));
-      block->used_until(engine.ops().mark());
-    });
-  });
-}
-
-Napi::Value EngineObject::sum_parts(const Napi::CallbackInfo& info) {
-  return promised(info, [&] {
-    const std::int64_t count = to_int(info[1], "count"), size = to_int(info[2], "size");
-    if (count < 1 || size < 0) throw Error(kTensorMismatch, "expected at least one part, of no negative size");
-    return queue_void(info.Env(), [parts = PlaceObject::unwrap(info[0]), sum = PlaceObject::unwrap(info[3]), count, size](Engine& engine) {
-      const Tensor all = view_of(*parts, DType::f32, count, size), total = floats_of(*sum, size);
-      engine.ops().zero(total);
-      for (std::int64_t part = 0; part < count; ++part) engine.ops().add_scaled(all.row_range(part, 1), 1.0f, total);
-      parts->used_until(engine.ops().mark());
-      sum->used_until(engine.ops().mark());
-    });
-  });
-}
-
-Napi::Value EngineObject::gradient_count(const Napi::CallbackInfo& info) {
-  try {
-    const std::int64_t count = thread_->exclusively([](Engine& engine) { return engine.gradient_count(); });
-    return Napi::Number::New(info.Env(), static_cast<double>(count));
-  } catch (...) {
-    throw to_js_error(info.Env(), std::current_exception());
-  }
 }
 
 Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {
