@@ -15,6 +15,11 @@ if [ -f /usr/local/cuda/include/cublasLt.h ]; then
   g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" -I"$native/include" "$native/tests/cublaslt_abi.cpp" ||
     { echo "FAILED: cuBLASLt's header disagrees"; status=1; }
 fi
+for header in /usr/include/nccl.h /usr/local/cuda/include/nccl.h; do
+  [ -f "$header" ] || continue
+  g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" "$native/comm/tests/nccl_abi.cpp" ||
+    { echo "FAILED: NCCL's header disagrees"; status=1; }
+done
 if ! { cmake -G Ninja -S "$native/ops/cuda/standalone" -B "$build" && ninja -C "$build" -k 0; } >"$out/build.log" 2>&1; then
   grep -E "error|undefined" "$out/build.log" | head -20
   [ -x "$build/cuda_step" ] || exit 1
