@@ -7,52 +7,25 @@
 
 namespace pipelora::comm {
 
-namespace {
-
-using Handle = std::unique_ptr<void, int (*)(void*)>;
-
-Handle open(const char* library) {
-  return Handle(dlopen(library, RTLD_NOW | RTLD_LOCAL), [](void* held) { return held == nullptr ? 0 : dlclose(held); });
-}
-
-/// ncclGetVersion's number: 22703 for 2.27.3, and before 2.9 a digit less: 2804 for 2.8.4.
-std::string version_text(int code) {
+std::string nccl_version_text(int code) {
   const int major_unit = code < 10000 ? 1000 : 10000;
   const int rest = code % major_unit;
   return std::to_string(code / major_unit) + "." + std::to_string(rest / 100) + "." + std::to_string(rest % 100);
 }
 
-struct Version {
-  int code = 0;
-  NcclInfo info;
-};
-
-Version version_of(const char* library, void* handle) {
-  using GetVersion = int (*)(int*);
-  const auto get_version = reinterpret_cast<GetVersion>(dlsym(handle, "ncclGetVersion"));
-  if (get_version == nullptr) return {0, {"", std::string(library) + " has no ncclGetVersion"}};
-  int code = 0;
-  if (const int status = get_version(&code); status != 0)
-    return {0, {"", std::string(library) + ": ncclGetVersion failed with " + std::to_string(status)}};
-  return {code, {version_text(code), ""}};
-}
-
-}  // namespace
-
-NcclInfo nccl_info(const char* library) {
-  const Handle handle = open(library);
-  if (!handle) return {"", dlerror()};
-  return version_of(library, handle.get()).info;
-}
-
 NcclOpened open_nccl(const char* library) {
-  Handle handle = open(library);
+  std::unique_ptr<void, int (*)(void*)> handle(dlopen(library, RTLD_NOW | RTLD_LOCAL), [](void* held) {
+    return held == nullptr ? 0 : dlclose(held);
+  });
   if (!handle) return {nullptr, dlerror()};
-  const auto [code, info] = version_of(library, handle.get());
-  if (info.version.empty()) return {nullptr, info.reason};
-  if (code < kNcclOldest) return {nullptr, "NCCL " + info.version + " is too old: 2.14 or newer is needed"};
+  const auto get_version = reinterpret_cast<int (*)(int*)>(dlsym(handle.get(), "ncclGetVersion"));
+  if (get_version == nullptr) return {nullptr, std::string(library) + " has no ncclGetVersion"};
+  int code = 0;
+  if (const int status = get_version(&code); status != kNcclSuccess)
+    return {nullptr, std::string(library) + ": ncclGetVersion failed with " + std::to_string(status)};
   auto opened = std::make_unique<NcclLibrary>();
-  opened->version = info.version;
+  opened->version = nccl_version_text(code);
+  if (code < kNcclOldest) return {nullptr, "NCCL " + opened->version + " is too old: 2.14 or newer is needed"};
   opened->host_memory = dlsym(handle.get(), "pipelora_nccl_host_memory") != nullptr;
   std::string missing;
   const auto find = [&](auto& function, const char* name) {

@@ -7,17 +7,12 @@
 
 namespace pipelora::comm {
 
-struct NcclInfo {
-  /// "2.27.3"; empty: it can't be used.
-  std::string version;
-  /// Why not.
-  std::string reason;
-};
-
-NcclInfo nccl_info(const char* library = "libnccl.so.2");
+/// "2.27.3" of ncclGetVersion's number: 22703, and before 2.9 a digit less: 2804 for 2.8.4.
+std::string nccl_version_text(int code);
 
 /// The functions of a library that was opened; it stays open with the process.
 struct NcclLibrary {
+  /// "2.27.3"
   std::string version;
   /// It moves host memory: a stand-in that says so by the symbol pipelora_nccl_host_memory. NCCL itself moves a GPU's.
   bool host_memory = false;

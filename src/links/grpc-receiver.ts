@@ -6,7 +6,7 @@ import { type Checksum, openFrame } from "../rpc/tensor-frame.ts";
 import { type FrameSource, type Refused, TensorClient } from "../rpc/tensor-stream.ts";
 import { type MakeCarrier, STALL_HINT } from "./grpc-sender.ts";
 import { linkName, type ReceivingEnd } from "./link.ts";
-import type { NcclReceivingCarrier } from "./nccl-carrier.ts";
+import { NCCL_HINT, type NcclReceivingCarrier } from "./nccl-carrier.ts";
 import { type ReceiverOptions, WINDOW_BYTES } from "./options.ts";
 
 /** A frame that comes corrupted so often in a row is not the network's doing. */
@@ -50,9 +50,7 @@ export class GrpcReceiver implements ReceivingEnd {
   ) {
     this.#options = options;
     this.#checksum = checksum;
-    this.#carrier =
-      makeCarrier?.((reason) => this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`))) ??
-      null;
+    this.#carrier = makeCarrier?.((reason) => this.#carrierFailed(reason)) ?? null;
     this.#open();
   }
 
@@ -201,8 +199,7 @@ export class GrpcReceiver implements ReceivingEnd {
         };
         this.#options.deliver(key, { shape, dtype, pieces: [], place, release });
       },
-      (error: unknown) =>
-        this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${(error as Error).message}`)),
+      (error: unknown) => this.#carrierFailed((error as Error).message),
     );
   }
 
@@ -234,6 +231,10 @@ export class GrpcReceiver implements ReceivingEnd {
     if (this.#ended) return;
     this.#confirmed = this.#expected;
     this.#stream?.request({ received: this.#expected, grantedBytes: this.#grant() });
+  }
+
+  #carrierFailed(reason: string): void {
+    this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`, { hint: NCCL_HINT }));
   }
 
   #fail(error: PipeloraError): void {

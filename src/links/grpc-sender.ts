@@ -3,7 +3,7 @@ import type { PullRequest__Output } from "../rpc/generated/pipelora/v1/PullReque
 import { type Checksum, type FrameFields, sealFrame } from "../rpc/tensor-frame.ts";
 import type { FrameSink } from "../rpc/tensor-stream.ts";
 import { linkName, type OutgoingTensor, type SendingEnd } from "./link.ts";
-import type { NcclSendingCarrier } from "./nccl-carrier.ts";
+import { NCCL_HINT, type NcclSendingCarrier } from "./nccl-carrier.ts";
 import { type EndOptions, WINDOW_BYTES } from "./options.ts";
 import { Slabs } from "./slabs.ts";
 import { Waiters } from "./waiters.ts";
@@ -43,9 +43,7 @@ export class GrpcSender implements SendingEnd {
   constructor(options: EndOptions, checksum: Checksum, makeCarrier: MakeCarrier<NcclSendingCarrier> | null = null) {
     this.#options = options;
     this.#checksum = checksum;
-    this.#carrier =
-      makeCarrier?.((reason) => this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`))) ??
-      null;
+    this.#carrier = makeCarrier?.((reason) => this.#carrierFailed(reason)) ?? null;
     this.#grantedBytes = options.windowBytes ?? WINDOW_BYTES;
     this.#watch = new Watch(
       options.timeoutMs,
@@ -163,6 +161,10 @@ export class GrpcSender implements SendingEnd {
           ? `${this.#kept.length} frames are not confirmed`
           : "the receiver takes nothing";
     return `${this.#name} has stalled: no progress for ${timeoutMs / 1000} s, ${what}`;
+  }
+
+  #carrierFailed(reason: string): void {
+    this.#fail(new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`, { hint: NCCL_HINT }));
   }
 
   #fail(error: PipeloraError): void {

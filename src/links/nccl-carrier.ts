@@ -10,6 +10,10 @@ export interface CarrierOptions {
   readonly timeoutMs: number;
 }
 
+/** What to do when NCCL fails. */
+export const NCCL_HINT =
+  "NCCL_DEBUG=WARN in the workers' environment tells more; --link shm or --link grpc does without NCCL.";
+
 const FIRST_BYTES = 4;
 
 /**

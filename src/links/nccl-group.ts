@@ -1,6 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Communicator, DevicePlace, Transfer } from "../engine/index.ts";
-import type { CarrierOptions } from "./nccl-carrier.ts";
+import { type CarrierOptions, NCCL_HINT } from "./nccl-carrier.ts";
 
 export interface GroupOptions extends CarrierOptions {
   /** Its members' ranks in the run, and this one's position among them. */
@@ -62,6 +62,6 @@ export class NcclGroup {
   }
 
   #broken(reason: string): PipeloraError {
-    return new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`);
+    return new PipeloraError("PL_LINK_FAILED", `${this.#name} broke: ${reason}`, { hint: NCCL_HINT });
   }
 }

@@ -50,6 +50,8 @@ export async function runWorker(config: Config, argv: readonly string[], log: Lo
 function prepareForNccl(coordinator: string): void {
   // Kernels that wait for a peer must not stand in one hardware queue with those that the peer waits for.
   process.env["CUDA_DEVICE_MAX_CONNECTIONS"] ??= "32";
+  // Standard output may be a machine's to read.
+  process.env["NCCL_DEBUG_FILE"] ??= "/dev/stderr";
   // Where all workers are this host's, nothing listens beyond it.
   if (isLoopback(coordinator)) process.env["NCCL_SOCKET_IFNAME"] ??= "lo";
 }
