@@ -49,7 +49,13 @@ void LinkMemory::give(LinkBlock* block) {
   given_back_.emplace_back(block);
 }
 
-void LinkMemory::sweep() {
+void LinkMemory::sweep() noexcept {
+  try {
+    // Also asking whether it is through would open a context on the thread's own device, which may be another.
+    device_->use();
+  } catch (...) {
+    return;  // a device that is lost: its memory is too
+  }
   const std::lock_guard lock(mutex_);
   for (auto at = given_back_.begin(); at != given_back_.end();) {
     if (!idle(**at)) {

@@ -63,7 +63,7 @@ class LinkMemory : public std::enable_shared_from_this<LinkMemory> {
   LinkDevice& device() { return *device_; }
   std::shared_ptr<LinkBlock> take(std::size_t bytes);
   /// Releases what has become idle.
-  void sweep();
+  void sweep() noexcept;
 
  private:
   void give(LinkBlock* block);

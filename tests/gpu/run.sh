@@ -15,6 +15,7 @@ status=0
 
 node -e 'console.log(JSON.stringify(require("./build/native/pipelora.node").capabilities()))' || exit 1
 LD_LIBRARY_PATH=$tools timeout 240 "$tools/node" tests/gpu/goldens.mjs || status=1
+LD_LIBRARY_PATH=$tools timeout 120 "$tools/node" tests/gpu/nccl.mjs || status=1
 
 model=$carried/stories260k
 texts='{"text":"The little fox had a red hat. The fox lost the hat in the wind."}

@@ -14,12 +14,6 @@ namespace {
 
 thread_local int current_device = -1;
 
-void use_device(int index) {
-  if (current_device == index) return;
-  check(cudaSetDevice(index), "cudaSetDevice");
-  current_device = index;
-}
-
 /// By device number.
 std::array<std::atomic<std::size_t>, 64> allocated_bytes{};
 std::atomic<std::size_t>& allocated_on(int device) { return allocated_bytes[static_cast<std::size_t>(device) % allocated_bytes.size()]; }
@@ -27,6 +21,12 @@ std::atomic<std::size_t>& allocated_on(int device) { return allocated_bytes[stat
 int copier_threads() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2, 1, 6); }
 
 }  // namespace
+
+void use_device(int index) {
+  if (current_device == index) return;
+  check(cudaSetDevice(index), "cudaSetDevice");
+  current_device = index;
+}
 
 Memory::Memory(int device, const char* what, std::size_t bytes) : device_(device), bytes_(bytes) {
   use_device(device);

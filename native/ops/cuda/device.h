@@ -12,6 +12,9 @@
 
 namespace pipelora::cuda {
 
+/// Makes a GPU the calling thread's. Everything that sets one does it here: what a thread has is remembered.
+void use_device(int index);
+
 class Memory final : public DeviceMemory {
  public:
   /// Throws PL_OUT_OF_MEMORY with what is free.

@@ -5,31 +5,17 @@
 #include <cstdint>
 
 #include "ops/cuda/check.h"
+#include "ops/cuda/device.h"
 #include "ops/cuda/event_fence.h"
 
 namespace pipelora::cuda {
 
 namespace {
 
-/// Makes a GPU the calling thread's for a while: JavaScript's thread may have another.
-class Using {
- public:
-  explicit Using(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~Using() { cudaSetDevice(before_); }
-  Using(const Using&) = delete;
-  Using& operator=(const Using&) = delete;
-
- private:
-  int before_ = 0;
-};
-
 class CudaLinkDevice final : public comm::LinkDevice {
  public:
   explicit CudaLinkDevice(int index) : index_(index) {
-    const Using here(index_);
+    use_device(index_);
     int lowest = 0, highest = 0;
     check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
     // Before compute that waits for room on the GPU: a message holds up two ranks.
@@ -46,11 +32,11 @@ class CudaLinkDevice final : public comm::LinkDevice {
     cudaStreamDestroy(stream_);
   }
 
-  void use() override { check(cudaSetDevice(index_), "cudaSetDevice"); }
+  void use() override { use_device(index_); }
   void* stream() const override { return stream_; }
   std::shared_ptr<const Fence> mark() override { return std::make_shared<EventFence>(stream_); }
   void* allocate(std::size_t bytes) override {
-    const Using here(index_);
+    use();
     void* data = nullptr;
     check(cudaMallocAsync(&data, bytes, allocations_), "memory of a link");
     // Nothing else is on that stream: this waits for nobody, and from here on every stream may use the memory.
@@ -58,7 +44,7 @@ class CudaLinkDevice final : public comm::LinkDevice {
     return data;
   }
   void release(void* data) override {
-    const Using here(index_);
+    use();
     cudaFreeAsync(data, allocations_);
   }
   bool is_host() const override { return false; }
