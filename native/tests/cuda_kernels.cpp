@@ -192,50 +192,59 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   const Values q = random_values(tokens * q_cols, 1, dtype, 20), k = random_values(keys * k_cols, 1, dtype, 21),
                v = random_values(keys * k_cols, 1, dtype, 22), dout = random_values(tokens * q_cols, 1, dtype, 23);
   const double scale = 1 / std::sqrt(static_cast<double>(e));
-  Values out(q.size(), 0), lse(static_cast<std::size_t>(c.heads * tokens)), dq(q.size(), 0), dk(k.size(), 0), dv(k.size(), 0);
+  Values out(q.size(), 0), lse(static_cast<std::size_t>(c.heads * tokens)), delta(lse), dq(q.size(), 0), dk(k.size(), 0), dv(k.size(), 0);
+  const auto dot = [e](const double* a, const double* b) {
+    double sum = 0;
+    for (std::int64_t x = 0; x < e; ++x) sum += a[x] * b[x];
+    return sum;
+  };
+  const auto add = [e](double* to, double factor, const double* a) {
+    for (std::int64_t x = 0; x < e; ++x) to[x] += factor * a[x];
+  };
   for (std::size_t s = 0; s < c.lengths.size(); ++s) {
-    const std::int64_t first = sequences->cu_queries.host[s], start = sequences->key_start.host[s];
-    const std::int64_t offset = sequences->key_length.host[s] - c.lengths[s];
-#pragma omp parallel for
-    for (std::int64_t kv = 0; kv < c.kv_heads; ++kv)
-      for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h)
-        for (std::int64_t i = 0; i < c.lengths[s]; ++i) {
-          const std::int64_t position = offset + i, low = c.window ? std::max<std::int64_t>(0, position - c.window + 1) : 0;
-          const double* qi = q.data() + (first + i) * q_cols + h * e;
-          const double* gi = dout.data() + (first + i) * q_cols + h * e;
-          double* oi = out.data() + (first + i) * q_cols + h * e;
-          Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size());
-          double top = -1e300, total = 0;
-          for (std::int64_t j = low; j <= position; ++j) {
-            double dot = 0;
-            for (std::int64_t x = 0; x < e; ++x) dot += qi[x] * k[static_cast<std::size_t>((start + j) * k_cols + kv * e + x)];
-            p[static_cast<std::size_t>(j - low)] = dot * scale;
-            top = std::max(top, dot * scale);
-          }
-          for (double& w : p) total += w = std::exp(w - top);
-          lse[static_cast<std::size_t>(h * tokens + first + i)] = top + std::log(total);
-          double delta = 0;
-          for (std::int64_t j = low; j <= position; ++j) {
-            const auto at = static_cast<std::size_t>(j - low);
-            p[at] /= total;
-            const double* vj = v.data() + (start + j) * k_cols + kv * e;
-            for (std::int64_t x = 0; x < e; ++x) {
-              oi[x] += p[at] * vj[x];
-              dp[at] += gi[x] * vj[x];
-            }
-            delta += p[at] * dp[at];
-          }
-          for (std::int64_t j = low; j <= position; ++j) {
-            const auto at = static_cast<std::size_t>(j - low);
-            const double ds = p[at] * (dp[at] - delta) * scale;
-            for (std::int64_t x = 0; x < e; ++x) {
-              const auto kx = static_cast<std::size_t>((start + j) * k_cols + kv * e + x);
-              dv[kx] += p[at] * gi[x];
-              dk[kx] += ds * qi[x];
-              dq[static_cast<std::size_t>((first + i) * q_cols + h * e + x)] += ds * k[kx];
-            }
-          }
+    const std::int64_t first = sequences->cu_queries.host[s], start = sequences->key_start.host[s], queries = c.lengths[s];
+    const std::int64_t length = sequences->key_length.host[s], offset = length - queries;
+#pragma omp parallel for collapse(2) schedule(dynamic, 8)
+    for (std::int64_t h = 0; h < c.heads; ++h)
+      for (std::int64_t i = 0; i < queries; ++i) {
+        const std::int64_t position = offset + i, low = c.window ? std::max<std::int64_t>(0, position - c.window + 1) : 0;
+        const std::int64_t own = (first + i) * q_cols + h * e, keys_of = start * k_cols + h / group * e;
+        Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size());
+        double top = -1e300, total = 0;
+        for (std::int64_t j = low; j <= position; ++j) {
+          const double score = dot(&q[static_cast<std::size_t>(own)], &k[static_cast<std::size_t>(keys_of + j * k_cols)]) * scale;
+          p[static_cast<std::size_t>(j - low)] = score;
+          top = std::max(top, score);
         }
+        for (double& w : p) total += w = std::exp(w - top);
+        const auto at_row = static_cast<std::size_t>(h * tokens + first + i);
+        lse[at_row] = top + std::log(total);
+        for (std::int64_t j = low; j <= position; ++j) {
+          const auto at = static_cast<std::size_t>(j - low);
+          const double* value = &v[static_cast<std::size_t>(keys_of + j * k_cols)];
+          p[at] /= total;
+          add(&out[static_cast<std::size_t>(own)], p[at], value);
+          dp[at] = dot(&dout[static_cast<std::size_t>(own)], value);
+          delta[at_row] += p[at] * dp[at];
+        }
+        for (std::int64_t j = low; j <= position; ++j) {
+          const auto at = static_cast<std::size_t>(j - low);
+          add(&dq[static_cast<std::size_t>(own)], p[at] * (dp[at] - delta[at_row]) * scale, &k[static_cast<std::size_t>(keys_of + j * k_cols)]);
+        }
+      }
+#pragma omp parallel for collapse(2) schedule(dynamic, 8)
+    for (std::int64_t kv = 0; kv < c.kv_heads; ++kv)
+      for (std::int64_t j = 0; j < length; ++j) {
+        const auto own = static_cast<std::size_t>((start + j) * k_cols + kv * e);
+        const std::int64_t last = c.window ? std::min(queries, j + c.window - offset) : queries;
+        for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h)
+          for (std::int64_t i = std::max<std::int64_t>(0, j - offset); i < last; ++i) {
+            const auto row = static_cast<std::size_t>((first + i) * q_cols + h * e), at_row = static_cast<std::size_t>(h * tokens + first + i);
+            const double p = std::exp(dot(&q[row], &k[own]) * scale - lse[at_row]);
+            add(&dv[own], p, &dout[row]);
+            add(&dk[own], p * (dot(&dout[row], &v[own]) - delta[at_row]) * scale, &q[row]);
+          }
+      }
   }
   auto qd = gpu.put(q, dtype, tokens, q_cols, 16), kd = gpu.put(k, dtype, keys, k_cols, 8), vd = gpu.put(v, dtype, keys, k_cols),
        gd = gpu.put(dout, dtype, tokens, q_cols);

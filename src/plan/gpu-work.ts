@@ -20,8 +20,7 @@ export interface GpuBlockWork {
  *   their input (D + 4) and that input itself, a (D + t);
  * - backward through down: the activation a F, inner gradients, and LoRA's scratch or the widened gradient a (D + t) where LoRA
  *   joins the product (no dropout, and the output less than twice as wide as the input);
- * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H), in 16 bits the
- *   queries' gradient in float32 (4 H E).
+ * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
  */
 export function gpuBlockWork(
   { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
@@ -39,8 +38,7 @@ export function gpuBlockWork(
   const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
   const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
   const turned = qNorm === null ? 0 : q + kv;
-  const sums = float === FLOAT32 ? 0 : FLOAT32 * q;
-  const attention = (float * (q + (q + 2 * kv) + turned) + FLOAT32 * heads + sums + FLOAT32 * sum(o.ranks)) * tokens;
+  const attention = (float * (q + (q + 2 * kv) + turned) + FLOAT32 * heads + FLOAT32 * sum(o.ranks)) * tokens;
   const throughO = float * q * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
   const gone = float * (2 * ffn + hidden) * tokens;
   const workspace = Math.max(forward, integers, backDown, backGate, Math.max(attention, throughO) - gone);

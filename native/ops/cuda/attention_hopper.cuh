@@ -99,4 +99,14 @@ inline bool on_hopper() {
   return major == 9;
 }
 
+inline int processors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
+
+/// Several warpgroups share a tile where sequences are long.
+inline bool long_rows(const Sequences& sequences) { return sequences.tokens >= 160 * sequences.count(); }
+
 }  // namespace pipelora::cuda

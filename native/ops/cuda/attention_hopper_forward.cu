@@ -22,6 +22,8 @@ struct Layout {
                        kBarriers = kItems + 2 * static_cast<int>(sizeof(Item)), kBytes = kBarriers + (4 * kStages + 2) * 8;
 };
 
+#ifdef PIPELORA_HOPPER
+
 /// Addresses of the barriers: a buffer is full (of what was loaded) or empty (its readers are done).
 template <int E>
 struct Barriers {
@@ -162,10 +164,9 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
     Rows rows;
     float s[kRows / 8][4], sums[E / 8][4] = {}, shrink[2];
     std::uint32_t weights[kRows / 16][4];
-    const auto mask = [&](int tile) {
+    const auto whole = [&](int tile) {
       const int key = tile * kRows;
-      const bool whole = key + kRows - 1 <= low && (shape.window == 0 || low + 63 - key < shape.window);
-      if (!whole) hide(s, key + quad * 2, position, shape.window);
+      return key + kRows - 1 <= low && (shape.window == 0 || low + 63 - key < shape.window);
     };
 
     int tile = range.end - 1;
@@ -180,10 +181,11 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
     wgmma_hold(s);
     done_with(barriers.keys_empty(keys.stage));
     keys.step();
-    mask(tile);
+    if (!whole(tile)) hide(s, tile * kRows + quad * 2, position, shape.window);
     rows.add(s, scale, shrink);
     pack_fragments<T>(weights, s);
 
+    // The scores of a tile, and the sum with the weights of the tile before, which the softmax does not wait for.
     for (--tile; tile >= range.begin; --tile) {
       barrier_wait(barriers.keys_full(keys.stage), keys.parity);
       barrier_wait(barriers.values_full(values.stage), values.parity);
@@ -201,8 +203,10 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
       wgmma_hold(s);
       done_with(barriers.keys_empty(keys.stage));
       keys.step();
-      mask(tile);
+      if (!whole(tile)) hide(s, tile * kRows + quad * 2, position, shape.window);
       rows.add(s, scale, shrink);
+      // Weights' sums are not below 0. The branch keeps ptxas (13.0) from waiting for the product before the softmax.
+      asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p trap;\n}\n" ::"f"(rows.total[0] + rows.total[1]));
       wgmma_wait<0>();
       wgmma_hold(sums);
       wgmma_hold(weights);
@@ -242,6 +246,8 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
   }
   if (group == 0) wait_turn();  // the turn that the other passed last
 }
+
+#endif
 
 template <class T, int E>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -285,11 +291,17 @@ void launch(const AttentionForward& call, std::uint32_t* counter, cudaStream_t s
 
 }  // namespace
 
-void attention_forward_long(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
+bool attention_forward_hopper(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
+  if (!on_hopper()) return false;
+  if (!long_rows(*call.sequences)) {
+    attention_forward_short(call, stream);
+    return true;
+  }
   with_half(call.q.dtype, [&]<class T>(T) {
     call.head_dim <= 64 ? launch<T, 64>(call, counter, stream) : launch<T, 128>(call, counter, stream);
   });
   check_launch("attention_forward");
+  return true;
 }
 
 }  // namespace pipelora::cuda

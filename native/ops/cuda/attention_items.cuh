@@ -9,7 +9,7 @@ namespace pipelora::cuda {
 
 struct alignas(16) Item {
   int head, row;  // head -1: there is none left; the tile's first row within the sequence
-  int sequence, first_query, queries, first_key, keys;
+  int first_query, queries, first_key, keys;
 };
 
 /// Keys and values of the heads at work together should stay in the L2 cache.
@@ -22,23 +22,14 @@ struct Items {
   /// Item `number`: sequence after sequence, in it as many heads at a time as the cache holds, in those the tiles that see
   /// most keys first. Called by a whole warp.
   __device__ Item find(const SequenceTable& table, int number, int rows, int group) const {
-    if (number >= count) return {-1, 0, 0, 0, 0, 0, 0};
+    if (number >= count) return {-1, 0, 0, 0, 0, 0};
     const Place place = locate<false>(table, number / heads, rows);
     const int s = place.sequence, keys = table.key_length[s], first_query = table.cu_queries[s];
     const int local = place.tile * heads + number % heads;
     const int together = group * max(1, kCacheBytes / key_bytes / keys), section = local / (place.tiles * together);
     const int in_section = local - section * place.tiles * together, here = min(together, heads - section * together);
     return {section * together + in_section % here, (place.tiles - 1 - in_section / here) * rows,
-            s, first_query, table.cu_queries[s + 1] - first_query, table.key_start[s], keys};
-  }
-
-  /// The same where items are tiles of keys: sequence after sequence, in it head after head, in that the last keys first.
-  __device__ Item find_keys(const SequenceTable& table, int number, int rows) const {
-    if (number >= count) return {-1, 0, 0, 0, 0, 0, 0};
-    const Place place = locate<true>(table, number / heads, rows);
-    const int s = place.sequence, first_query = table.cu_queries[s], local = place.tile * heads + number % heads;
-    return {local / place.tiles, (place.tiles - 1 - local % place.tiles) * rows, s, first_query,
-            table.cu_queries[s + 1] - first_query, table.key_start[s], table.key_length[s]};
+            first_query, table.cu_queries[s + 1] - first_query, table.key_start[s], keys};
   }
 
   /// The next number, given to one block alone. `counter` is 0 before the kernel, and again after it: every block asks once in vain.

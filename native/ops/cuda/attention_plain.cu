@@ -173,10 +173,10 @@ void attention_forward(const AttentionForward& call, std::uint32_t* counter, cud
   check_launch("attention_forward");
 }
 
-void attention_backward(const AttentionBackward& call, const BackwardScratch& scratch, cudaStream_t stream) {
+void attention_backward(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
   if (call.q.rows == 0) return;
   check_head_dim(call.head_dim);
-  if (attention_backward_tiles(call, scratch, stream)) return;
+  if (attention_backward_tiles(call, delta, stream)) return;
   const int e = static_cast<int>(call.head_dim), group = static_cast<int>(call.q.cols / call.k.cols);
   const int window = static_cast<int>(call.window);
   const SequenceTable table = table_of(*call.sequences);
@@ -187,10 +187,10 @@ void attention_backward(const AttentionBackward& call, const BackwardScratch& sc
     const auto q = matrix<const T>(call.q), k = matrix<const T>(call.k), v = matrix<const T>(call.v),
                out = matrix<const T>(call.out), dout = matrix<const T>(call.dout);
     query_grad_kernel<T><<<grid, kWarps * 32, 0, stream>>>(q, k, v, out, dout, call.lse.as<float>(), call.lse.stride,
-                                                           scratch.delta.as<float>(), scratch.delta.stride, matrix<T>(call.dq), table,
+                                                           delta.as<float>(), delta.stride, matrix<T>(call.dq), table,
                                                            call.q.rows, e, group, window, call.scale);
     key_grad_kernel<T><<<key_grid, kWarps * 32, 0, stream>>>(q, k, v, dout, call.lse.as<float>(), call.lse.stride,
-                                                             scratch.delta.as<float>(), scratch.delta.stride, matrix<T>(call.dk),
+                                                             delta.as<float>(), delta.stride, matrix<T>(call.dk),
                                                              matrix<T>(call.dv), table, static_cast<int>(keys), e, group,
                                                              window, call.scale);
   });

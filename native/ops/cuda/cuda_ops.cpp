@@ -349,8 +349,7 @@ void CudaOps::attention_forward(const AttentionForward& call) {
 
 void CudaOps::attention_backward(const AttentionBackward& call) {
   const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
-  const Buffer sums = arena_->workspace("attention's sums", DType::f32, 1, cuda::attention_backward_floats(call));
-  cuda::attention_backward(call, {delta, sums, static_cast<std::uint32_t*>(counters_->data()) + kLoraCounters}, device_.stream());
+  cuda::attention_backward(call, delta, device_.stream());
 }
 
 void CudaOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {

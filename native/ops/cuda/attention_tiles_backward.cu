@@ -1,209 +1,12 @@
-// Attention on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to 128 columns.
-// Each warp owns 16 queries (forward, dq) or 16 keys (dk, dv) and keeps its sums in registers; tiles of the other side pass
+// Attention's gradients on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to
+// 128 columns. Each warp owns 16 queries (dq) or 16 keys (dk, dv) and keeps its sums in registers; tiles of the other side pass
 // through shared memory two deep. dq and dk/dv are made by two kernels, each in a fixed order: no atomics.
-#include <type_traits>
-
 #include "ops/cuda/attention.h"
-#include "ops/cuda/attention_common.cuh"
-#include "ops/cuda/mma.cuh"
+#include "ops/cuda/attention_tiles.cuh"
 
 namespace pipelora::cuda {
 
 namespace {
-
-constexpr int kTile = 64;  // rows of a tile that passes through shared memory
-/// Byte offset of 16-byte piece `piece` of a row of E 16-bit numbers: pieces are permuted so that eight rows of one
-/// column of pieces lie in different banks.
-template <int E>
-__device__ inline int at(int row, int piece) {
-  return row * (E * 2) + ((piece ^ (row & 7)) << 4);
-}
-
-/// Rows [first, first + rows) of a head into a tile; rows at or past `limit` and columns past `width` become zero.
-template <int E, int kThreads, class T>
-__device__ inline void load_tile(std::uint32_t to, const T* from, std::int64_t stride, int first, int rows, int limit, int width) {
-  constexpr int kPieces = E / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const bool valid = first + row < limit && piece * 8 < width;
-    copy_async(to + at<E>(row, piece), valid ? from + (first + row) * stride + piece * 8 : from, valid);
-  }
-}
-
-/// A operand: rows [row, row + 16), columns [16 kk, 16 kk + 16).
-template <int E>
-__device__ inline void load_a(std::uint32_t (&r)[4], std::uint32_t tile, int row, int kk) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices(r, tile + at<E>(row + lane % 16, kk * 2 + lane / 16));
-}
-/// B operand of x yᵀ: y's rows [row, row + 16) are columns of the product; r[0..1] the first eight, r[2..3] the others.
-template <int E>
-__device__ inline void load_b(std::uint32_t (&r)[4], std::uint32_t tile, int row, int kk) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices(r, tile + at<E>(row + lane % 8 + lane / 16 * 8, kk * 2 + lane / 8 % 2));
-}
-/// B operand of p y: y's rows [row, row + 16) are the inner dimension, columns [16 n, 16 n + 16).
-template <int E>
-__device__ inline void load_b_rows(std::uint32_t (&r)[4], std::uint32_t tile, int row, int n) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices_transposed(r, tile + at<E>(row + lane % 16, n * 2 + lane / 16));
-}
-
-/// sums [16, 64] of this warp += a's rows [row, row + 16) times the tile's 64 rows transposed.
-template <int E, class T>
-__device__ inline void product_transposed(float (&sums)[8][4], std::uint32_t a, int row, std::uint32_t tile) {
-#pragma unroll
-  for (int kk = 0; kk < E / 16; ++kk) {
-    std::uint32_t left[4];
-    load_a<E>(left, a, row, kk);
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      std::uint32_t right[4];
-      load_b<E>(right, tile, n * 16, kk);
-      mma(T{}, sums[2 * n], left[0], left[1], left[2], left[3], right[0], right[1]);
-      mma(T{}, sums[2 * n + 1], left[0], left[1], left[2], left[3], right[2], right[3]);
-    }
-  }
-}
-
-/// sums [16, E] += p [16, 64] times the tile [64, E].
-template <int E, class T>
-__device__ inline void product_rows(float (&sums)[E / 8][4], const float (&p)[8][4], std::uint32_t tile) {
-#pragma unroll
-  for (int kk = 0; kk < 4; ++kk) {
-    const std::uint32_t a0 = pack2(T{}, p[2 * kk][0], p[2 * kk][1]), a1 = pack2(T{}, p[2 * kk][2], p[2 * kk][3]);
-    const std::uint32_t a2 = pack2(T{}, p[2 * kk + 1][0], p[2 * kk + 1][1]), a3 = pack2(T{}, p[2 * kk + 1][2], p[2 * kk + 1][3]);
-#pragma unroll
-    for (int n = 0; n < E / 16; ++n) {
-      std::uint32_t right[4];
-      load_b_rows<E>(right, tile, kk * 16, n);
-      mma(T{}, sums[2 * n], a0, a1, a2, a3, right[0], right[1]);
-      mma(T{}, sums[2 * n + 1], a0, a1, a2, a3, right[2], right[3]);
-    }
-  }
-}
-
-/// A warp's [16, E] sums to rows of global memory, through 16 rows of shared memory that this warp alone uses.
-template <int E, class T>
-__device__ inline void write_rows(char* shared, std::uint32_t tile, int row, const float (&sums)[E / 8][4], float factor0, float factor1,
-                                  T* to, std::int64_t stride, int first, int limit, int width) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  __syncwarp();
-#pragma unroll
-  for (int n = 0; n < E / 8; ++n) {
-    *reinterpret_cast<std::uint32_t*>(shared + at<E>(row + g, n) + q * 4) = pack2(T{}, sums[n][0] * factor0, sums[n][1] * factor0);
-    *reinterpret_cast<std::uint32_t*>(shared + at<E>(row + g + 8, n) + q * 4) =
-        pack2(T{}, sums[n][2] * factor1, sums[n][3] * factor1);
-  }
-  __syncwarp();
-  constexpr int kPieces = E / 8;
-  for (int i = lane; i < 16 * kPieces; i += 32) {
-    const int r = i / kPieces, piece = i % kPieces;
-    if (first + r < limit && piece * 8 < width) {
-      *reinterpret_cast<uint4*>(to + (first + r) * stride + piece * 8) =
-          *reinterpret_cast<const uint4*>(shared + at<E>(row + r, piece));
-    }
-  }
-}
-
-template <class T, int E, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out,
-                                                              float* lse, std::int64_t lse_stride, Shape shape) {
-  extern __shared__ __align__(128) char shared[];
-  constexpr int kRows = kWarps * 16, kThreads = kWarps * 32;
-  constexpr int kTileBytes = kTile * E * 2;
-  const std::uint32_t base = shared_address(shared);
-  const std::uint32_t q_tile = base, kv_tiles = base + kRows * E * 2;
-
-  const Place place = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
-  const int s = place.sequence, head = static_cast<int>(blockIdx.x);
-  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
-  const int keys = shape.table.key_length[s], offset = keys - queries;
-  const int q0 = (place.tiles - 1 - place.tile) * kRows;  // the long ones first
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
-
-  const T* q_rows = q.head(first_query, head, shape.width);
-  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
-  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
-  const int key_end = min(keys, offset + q0 + kRows);
-  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
-
-  load_tile<E, kThreads>(q_tile, q_rows, q.stride, q0, kRows, queries, shape.width);
-  const auto fetch = [&](int key, int stage) {
-    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape.width);
-    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape.width);
-    commit_copies();
-  };
-  fetch(key_begin, 0);
-
-  const float scale = shape.scale * kLog2E;
-  float sums[E / 8][4] = {};
-  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
-  const int position0 = offset + q0 + warp * 16 + g;  // of this thread's first row; the second is 8 below
-
-  int stage = 0;
-  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
-    if (key + kTile < key_end) {
-      fetch(key + kTile, stage ^ 1);
-      wait_copies<1>();
-    } else {
-      wait_copies<0>();
-    }
-    __syncthreads();
-    const std::uint32_t k_tile = kv_tiles + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
-    float p[8][4] = {};
-    product_transposed<E, T>(p, q_tile, warp * 16, k_tile);
-    const bool whole = key + kTile - 1 <= offset + q0 + warp * 16 && shape.window == 0;
-    if (!whole) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
-          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = -INFINITY;
-        }
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = top[half];
-#pragma unroll
-      for (int n = 0; n < 8; ++n) largest = fmaxf(largest, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
-      const float level = largest == -INFINITY ? 0.0f : largest * scale;
-      const float shrink = exp2_fast(top[half] * scale - level);
-      top[half] = largest;
-      float row_sum = 0;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        p[n][2 * half] = exp2_fast(fmaf(p[n][2 * half], scale, -level));
-        p[n][2 * half + 1] = exp2_fast(fmaf(p[n][2 * half + 1], scale, -level));
-        row_sum += p[n][2 * half] + p[n][2 * half + 1];
-      }
-      total[half] = total[half] * shrink + row_sum;
-#pragma unroll
-      for (int n = 0; n < E / 8; ++n) {
-        sums[n][2 * half] *= shrink;
-        sums[n][2 * half + 1] *= shrink;
-      }
-    }
-    product_rows<E, T>(sums, p, v_tile);
-    __syncthreads();
-  }
-
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
-    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
-    const int row = q0 + warp * 16 + g + half * 8;
-    if (lse != nullptr && quad == 0 && row < queries) {
-      lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
-    }
-  }
-  write_rows<E, T>(shared, q_tile, warp * 16, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width),
-                   out.stride, q0 + warp * 16, queries, shape.width);
-}
 
 // dq, and delta = rowsum(dout * out) for the kernel below.
 template <class T, int E, int kWarps>
@@ -397,17 +200,6 @@ __global__ void __launch_bounds__(kWarps * 32)
 }
 
 template <class T, int E, int kWarps>
-void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
-  constexpr int kRows = kWarps * 16;
-  const std::size_t bytes = (kRows + 4 * kTile) * E * 2;
-  const auto kernel = forward_kernel<T, E, kWarps>;
-  allow_shared(kernel, bytes);
-  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
-  kernel<<<grid, kWarps * 32, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v),
-                                               side<T>(call.out), call.lse.as<float>(), call.lse.stride, shape);
-}
-
-template <class T, int E, int kWarps>
 void launch_backward(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream) {
   constexpr int kRows = kWarps * 16;
   const std::size_t query_bytes = (2 * kRows + 4 * kTile) * E * 2;
@@ -426,35 +218,17 @@ void launch_backward(const AttentionBackward& call, const Tensor& delta, const S
                                                          delta.as<float>(), delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
 }
 
-/// Tiles of 128 queries pay where sequences are long.
-bool long_rows(const Sequences& sequences) { return sequences.tokens >= 256 * sequences.count(); }
-
 }  // namespace
 
-bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
-  if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
-  if (attention_forward_hopper(call, counter, stream)) return true;
-  const Shape shape = shape_of(call);
-  const bool wide = long_rows(*call.sequences);
-  with_half(call.q.dtype, [&]<class T>(T) {
-    if (call.head_dim <= 64)
-      wide ? launch_forward<T, 64, 8>(call, shape, stream) : launch_forward<T, 64, 4>(call, shape, stream);
-    else
-      wide ? launch_forward<T, 128, 8>(call, shape, stream) : launch_forward<T, 128, 4>(call, shape, stream);
-  });
-  check_launch("attention_forward");
-  return true;
-}
-
-bool attention_backward_tiles(const AttentionBackward& call, const BackwardScratch& scratch, cudaStream_t stream) {
+bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
   if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv})) return false;
-  if (attention_backward_hopper(call, scratch, stream)) return true;
+  if (attention_backward_hopper(call, delta, stream)) return true;
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
     if (call.head_dim <= 64)
-      launch_backward<T, 64, 4>(call, scratch.delta, shape, stream);
+      launch_backward<T, 64, 4>(call, delta, shape, stream);
     else
-      launch_backward<T, 128, 4>(call, scratch.delta, shape, stream);
+      launch_backward<T, 128, 4>(call, delta, shape, stream);
   });
   check_launch("attention_backward");
   return true;

@@ -1,0 +1,141 @@
+// Attention forward for short rows on Hopper: the algorithm of attention_tiles_forward.cu (FlashAttention-2, Dao 2023) with
+// warpgroup products, a warpgroup of 64 queries a block.
+#include "ops/cuda/attention.h"
+#include "ops/cuda/attention_hopper.cuh"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kThreads = 128;
+
+template <class T, int E>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out, float* lse, std::int64_t lse_stride, Shape shape) {
+#ifdef PIPELORA_HOPPER
+  constexpr int kTileBytes = kTile * E * 2;
+  char* shared = aligned_shared();
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::uint32_t q_tile = shared_address(shared), stages = q_tile + kTileBytes;
+
+  const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kTile);
+  const int s = where.sequence, head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries;
+  const int q0 = (where.tiles - 1 - where.tile) * kTile;  // the long ones first
+  const int lane = thread % 32, g = lane / 4, quad = lane % 4;
+  const int own = thread / 32 * 16;  // of this warp's rows
+
+  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int key_end = min(keys, offset + q0 + kTile);
+  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
+
+  load_rows<E, kTile, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width, thread);
+  const auto fetch = [&](int key, int stage) {
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width, thread);
+    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width, thread);
+    commit_copies();
+  };
+  fetch(key_begin, 0);
+
+  const float scale = shape.scale * kLog2E;
+  float sums[E / 8][4] = {};
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  const int position0 = offset + q0 + own + g;  // of this thread's first row; the second is 8 below
+
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
+    wait_copies<0>();
+    fence_shared();
+    __syncthreads();
+    if (key + kTile < key_end) fetch(key + kTile, stage ^ 1);
+    const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+    float p[8][4] = {};
+    wgmma_hold(p);
+    wgmma_fence();
+    // q from shared memory: with its fragments in registers across the loop, ptxas (13.0) gave their registers to the weights,
+    // and heads of 64 columns came out wrong from the second tile of keys on.
+    product_transposed<E, kTile, kTile, T>(p, q_tile, 0, k_tile);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(p);
+    const bool whole = key + kTile - 1 <= offset + q0 && shape.window == 0;
+    if (!whole) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = -INFINITY;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = top[half];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) largest = fmaxf(largest, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
+      const float level = largest == -INFINITY ? 0.0f : largest * scale;
+      const float shrink = exp2_fast(top[half] * scale - level);
+      top[half] = largest;
+      float row_sum = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        p[n][2 * half] = exp2_fast(fmaf(p[n][2 * half], scale, -level));
+        p[n][2 * half + 1] = exp2_fast(fmaf(p[n][2 * half + 1], scale, -level));
+        row_sum += p[n][2 * half] + p[n][2 * half + 1];
+      }
+      total[half] = total[half] * shrink + row_sum;
+#pragma unroll
+      for (int n = 0; n < E / 8; ++n) {
+        sums[n][2 * half] *= shrink;
+        sums[n][2 * half + 1] *= shrink;
+      }
+    }
+    std::uint32_t weights[4][4];
+    pack_fragments<T>(weights, p);
+    wgmma_hold(weights);
+    wgmma_hold(sums);
+    wgmma_fence();
+    product_rows<E, T>(sums, weights, v_tile);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(sums);
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
+    const int row = q0 + own + g + half * 8;
+    if (lse != nullptr && quad == 0 && row < queries) {
+      lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
+    }
+  }
+  __syncthreads();  // q's rows have been read by the whole warpgroup
+  write_rows<E, kTile, T>(shared, own, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width), out.stride,
+                          q0 + own, queries, shape.width);
+#endif
+}
+
+template <class T, int E>
+void launch(const AttentionForward& call, cudaStream_t stream) {
+  const std::size_t bytes = 5 * kTile * E * 2 + kAlignmentBytes;
+  const auto kernel = forward_kernel<T, E>;
+  allow_shared(kernel, bytes);
+  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kTile)));
+  kernel<<<grid, kThreads, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<T>(call.out),
+                                            call.lse.as<float>(), call.lse.stride, shape_of(call));
+}
+
+}  // namespace
+
+void attention_forward_short(const AttentionForward& call, cudaStream_t stream) {
+  with_half(call.q.dtype, [&]<class T>(T) { call.head_dim <= 64 ? launch<T, 64>(call, stream) : launch<T, 128>(call, stream); });
+  check_launch("attention_forward");
+}
+
+}  // namespace pipelora::cuda

@@ -1,0 +1,140 @@
+// Attention on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to 128 columns.
+// Each warp owns 16 queries and keeps its sums in registers; tiles of keys and values pass through shared memory two deep.
+#include "ops/cuda/attention.h"
+#include "ops/cuda/attention_tiles.cuh"
+
+namespace pipelora::cuda {
+
+namespace {
+
+template <class T, int E, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out,
+                                                              float* lse, std::int64_t lse_stride, Shape shape) {
+  extern __shared__ __align__(128) char shared[];
+  constexpr int kRows = kWarps * 16, kThreads = kWarps * 32;
+  constexpr int kTileBytes = kTile * E * 2;
+  const std::uint32_t base = shared_address(shared);
+  const std::uint32_t q_tile = base, kv_tiles = base + kRows * E * 2;
+
+  const Place place = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
+  const int s = place.sequence, head = static_cast<int>(blockIdx.x);
+  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
+  const int keys = shape.table.key_length[s], offset = keys - queries;
+  const int q0 = (place.tiles - 1 - place.tile) * kRows;  // the long ones first
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+
+  const T* q_rows = q.head(first_query, head, shape.width);
+  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int key_end = min(keys, offset + q0 + kRows);
+  const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
+
+  load_tile<E, kThreads>(q_tile, q_rows, q.stride, q0, kRows, queries, shape.width);
+  const auto fetch = [&](int key, int stage) {
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape.width);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape.width);
+    commit_copies();
+  };
+  fetch(key_begin, 0);
+
+  const float scale = shape.scale * kLog2E;
+  float sums[E / 8][4] = {};
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  const int position0 = offset + q0 + warp * 16 + g;  // of this thread's first row; the second is 8 below
+
+  int stage = 0;
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
+    if (key + kTile < key_end) {
+      fetch(key + kTile, stage ^ 1);
+      wait_copies<1>();
+    } else {
+      wait_copies<0>();
+    }
+    __syncthreads();
+    const std::uint32_t k_tile = kv_tiles + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+    float p[8][4] = {};
+    product_transposed<E, T>(p, q_tile, warp * 16, k_tile);
+    const bool whole = key + kTile - 1 <= offset + q0 + warp * 16 && shape.window == 0;
+    if (!whole) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
+          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = -INFINITY;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = top[half];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) largest = fmaxf(largest, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
+      const float level = largest == -INFINITY ? 0.0f : largest * scale;
+      const float shrink = exp2_fast(top[half] * scale - level);
+      top[half] = largest;
+      float row_sum = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        p[n][2 * half] = exp2_fast(fmaf(p[n][2 * half], scale, -level));
+        p[n][2 * half + 1] = exp2_fast(fmaf(p[n][2 * half + 1], scale, -level));
+        row_sum += p[n][2 * half] + p[n][2 * half + 1];
+      }
+      total[half] = total[half] * shrink + row_sum;
+#pragma unroll
+      for (int n = 0; n < E / 8; ++n) {
+        sums[n][2 * half] *= shrink;
+        sums[n][2 * half + 1] *= shrink;
+      }
+    }
+    product_rows<E, T>(sums, p, v_tile);
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
+    const int row = q0 + warp * 16 + g + half * 8;
+    if (lse != nullptr && quad == 0 && row < queries) {
+      lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
+    }
+  }
+  write_rows<E, T>(shared, q_tile, warp * 16, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width),
+                   out.stride, q0 + warp * 16, queries, shape.width);
+}
+
+template <class T, int E, int kWarps>
+void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
+  constexpr int kRows = kWarps * 16;
+  const std::size_t bytes = (kRows + 4 * kTile) * E * 2;
+  const auto kernel = forward_kernel<T, E, kWarps>;
+  allow_shared(kernel, bytes);
+  const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
+  kernel<<<grid, kWarps * 32, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v),
+                                               side<T>(call.out), call.lse.as<float>(), call.lse.stride, shape);
+}
+
+/// Tiles of 128 queries pay where sequences are long.
+bool long_rows(const Sequences& sequences) { return sequences.tokens >= 256 * sequences.count(); }
+
+}  // namespace
+
+bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
+  if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
+  if (attention_forward_hopper(call, counter, stream)) return true;
+  const Shape shape = shape_of(call);
+  const bool wide = long_rows(*call.sequences);
+  with_half(call.q.dtype, [&]<class T>(T) {
+    if (call.head_dim <= 64)
+      wide ? launch_forward<T, 64, 8>(call, shape, stream) : launch_forward<T, 64, 4>(call, shape, stream);
+    else
+      wide ? launch_forward<T, 128, 8>(call, shape, stream) : launch_forward<T, 128, 4>(call, shape, stream);
+  });
+  check_launch("attention_forward");
+  return true;
+}
+
+}  // namespace pipelora::cuda
