@@ -203,26 +203,27 @@ void passes(Gpu& gpu, std::int64_t tokens) {
          static_cast<double>(labels * v) * 6, 0);
 }
 
-void attention(Gpu& gpu, int sequences_count, int length, std::int64_t head_dim) {
-  const std::int64_t tokens = static_cast<std::int64_t>(sequences_count) * length, d = 4096;
-  const auto sequences = gpu.sequences(std::vector<int>(static_cast<std::size_t>(sequences_count), length));
+void attention(Gpu& gpu, const std::string& rows, const std::vector<int>& lengths, std::int64_t head_dim) {
+  const auto sequences = gpu.sequences(lengths);
+  const std::int64_t tokens = sequences->tokens, d = 4096;
   const Buffer qkv = noise(gpu, DType::bf16, tokens, 3 * d), out = gpu.arena->tensor("o", DType::bf16, tokens, d), dout = noise(gpu, DType::bf16, tokens, d);
   const Buffer dqkv = gpu.arena->tensor("d", DType::bf16, tokens, 3 * d), lse = gpu.arena->tensor("l", DType::f32, d / head_dim, tokens);
   const Tensor q = qkv.tensor().columns(0, d), k = qkv.tensor().columns(d, d), v = qkv.tensor().columns(2 * d, d);
   const Tensor dq = dqkv.tensor().columns(0, d), dk = dqkv.tensor().columns(d, d), dv = dqkv.tensor().columns(2 * d, d);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  const double flops = 4.0 * static_cast<double>(tokens) * length / 2 * static_cast<double>(d);
-  const std::string at = std::to_string(sequences_count) + "x" + std::to_string(length) + ", heads of " + std::to_string(head_dim) + " ";
+  double flops = 0;
+  for (const int length : lengths) flops += 2.0 * length * length * static_cast<double>(d);
+  const std::string at = rows + ", heads of " + std::to_string(head_dim) + " ";
   report(at + "attention_forward", time_us(*gpu.ops, [&] { gpu.ops->attention_forward({q, k, v, out, lse, sequences.get(), head_dim, 0, scale}); }), 0, flops);
   report(at + "attention_backward", time_us(*gpu.ops, [&] { gpu.ops->attention_backward({q, k, v, out, lse, dout, dq, dk, dv, sequences.get(), head_dim, 0, scale}); }), 0, 2.5 * flops);
 }
 
 void attention(Gpu& gpu) {
   for (const std::int64_t head_dim : {128, 64}) {
-    attention(gpu, 16, 68, head_dim);
-    attention(gpu, 8, 384, head_dim);
-    attention(gpu, 4, 2048, head_dim);
-    attention(gpu, 1, 8192, head_dim);
+    attention(gpu, "16 of 29..250", {29, 31, 34, 36, 39, 42, 45, 48, 52, 56, 60, 66, 78, 98, 124, 250}, head_dim);
+    for (const auto& [count, length] : {std::pair{16, 68}, {8, 384}, {4, 2048}, {1, 8192}}) {
+      attention(gpu, std::to_string(count) + "x" + std::to_string(length), std::vector<int>(static_cast<std::size_t>(count), length), head_dim);
+    }
   }
 }
 

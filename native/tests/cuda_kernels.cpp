@@ -340,6 +340,12 @@ void attention(Gpu& gpu, DType dtype, bool small) {
     attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 0});
     attention(gpu, dtype, {{200, 190}, {77, 300}, 4, 2, e, 0});
     attention(gpu, dtype, {{200, 190}, {77, 300}, 4, 2, e, 40});
+    for (const std::int64_t kv_heads : {1, 8}) attention(gpu, dtype, {{1, 16, 63, 64, 65, 128, 129, 250}, {}, 8, kv_heads, e, 0});
+    attention(gpu, dtype, {{1, 16, 63, 64, 65, 128, 129, 250}, {}, 2, 1, e, 20});
+    attention(gpu, dtype, {{1, 16, 63, 64, 3, 40}, {}, 8, 1, e, 0});
+    attention(gpu, dtype, {{1, 16, 63, 64, 3, 40}, {}, 2, 2, e, 10});
+    attention(gpu, dtype, {{1, 9, 30, 63, 64, 1}, {63, 55, 5, 1, 0, 0}, 4, 2, e, 0});
+    attention(gpu, dtype, {{1, 9, 30, 63, 64, 120}, {63, 55, 40, 2, 64, 100}, 4, 2, e, 7});
     if (small) continue;
     attention(gpu, dtype, {{1, 63, 64, 65, 127, 128, 129, 257, 1000, 2048}, {}, 8, 1, e, 0});
     attention(gpu, dtype, {{2048, 1000, 257, 129, 128, 127, 65, 64, 63, 1}, {}, 3, 3, e, 0});

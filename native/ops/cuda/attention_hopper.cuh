@@ -65,6 +65,29 @@ __device__ inline void product_rows(float (&sums)[E / 8][4], const std::uint32_t
   for (int kk = 0; kk < K; ++kk) wgmma_rows(T{}, sums, a[kk], right.at(kk * 16 * kPanelRow));
 }
 
+/// sums [64, E] = aᵀ b, both matrices of 64 rows; a has 64 columns.
+template <int E, class T>
+__device__ inline void product_of_rows(float (&sums)[E / 8][4], std::uint32_t a, std::uint32_t b) {
+  const SharedMatrix left(a, 64 * kPanelRow), right(b, 64 * kPanelRow);
+#pragma unroll
+  for (int kk = 0; kk < 4; ++kk) wgmma_shared<true, true>(T{}, sums, left.at(kk * 16 * kPanelRow), right.at(kk * 16 * kPanelRow), kk > 0);
+}
+
+/// A query does not see the key that many positions behind it.
+__device__ inline bool hidden(int behind, int window) { return behind < 0 || (window > 0 && behind >= window); }
+
+/// Scores of keys that a query does not see become -inf; `position` is that of the thread's first row, `key` its first column.
+template <int J>
+__device__ inline void hide(float (&s)[J][4], int key, int position, int window) {
+#pragma unroll
+  for (int n = 0; n < J; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (hidden(position - key + i / 2 * 8 - (n * 8 + i % 2), window)) s[n][i] = -INFINITY;
+    }
+  }
+}
+
 /// A warp's 16 rows of sums to global memory, through rows of shared memory that it alone uses.
 template <int E, int kRows, class T>
 __device__ inline void write_rows(char* shared, int row, const float (&sums)[E / 8][4], float factor0, float factor1, T* to,

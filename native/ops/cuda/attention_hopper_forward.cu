@@ -96,18 +96,6 @@ __device__ inline void load_all(Side<const T> q, Side<const T> k, Side<const T> 
   }
 }
 
-/// Scores of keys that a query does not see become -inf; `position` is that of the thread's first row, `key` its first column.
-__device__ inline void hide(float (&s)[kRows / 8][4], int key, int position, int window) {
-#pragma unroll
-  for (int n = 0; n < kRows / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int behind = position + i / 2 * 8 - (key + n * 8 + i % 2);
-      if (behind < 0 || (window > 0 && behind >= window)) s[n][i] = -INFINITY;
-    }
-  }
-}
-
 /// The running softmax of a thread's two rows.
 struct Rows {
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};

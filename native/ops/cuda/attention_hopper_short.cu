@@ -1,5 +1,6 @@
 // Attention forward for short rows on Hopper: the algorithm of attention_tiles_forward.cu (FlashAttention-2, Dao 2023) with
-// warpgroup products, a warpgroup of 64 queries a block.
+// warpgroup products, a warpgroup of 64 queries a block. Such a block mostly waits for memory: as much as it needs of shared
+// memory and registers lets four live on a multiprocessor, and it loads the next keys and values where the last have been read.
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_hopper.cuh"
 
@@ -10,13 +11,13 @@ namespace {
 constexpr int kThreads = 128;
 
 template <class T, int E>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out, float* lse, std::int64_t lse_stride, Shape shape) {
 #ifdef PIPELORA_HOPPER
   constexpr int kTileBytes = kTile * E * 2;
   char* shared = aligned_shared();
   const int thread = static_cast<int>(threadIdx.x);
-  const std::uint32_t q_tile = shared_address(shared), stages = q_tile + kTileBytes;
+  const std::uint32_t q_tile = shared_address(shared), k_tile = q_tile + kTileBytes, v_tile = k_tile + kTileBytes;
 
   const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kTile);
   const int s = where.sequence, head = static_cast<int>(blockIdx.x);
@@ -26,32 +27,29 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int lane = thread % 32, g = lane / 4, quad = lane % 4;
   const int own = thread / 32 * 16;  // of this warp's rows
 
-  const T* k_rows = k.head(shape.table.key_start[s], head / shape.group, shape.width);
-  const T* v_rows = v.head(shape.table.key_start[s], head / shape.group, shape.width);
+  const int first_key = shape.table.key_start[s], kv_head = head / shape.group;
   const int key_end = min(keys, offset + q0 + kTile);
   const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
 
-  load_rows<E, kTile, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width, thread);
-  const auto fetch = [&](int key, int stage) {
-    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes, k_rows, k.stride, key, keys, shape.width, thread);
-    load_rows<E, kTile, kThreads>(stages + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, keys, shape.width, thread);
-    commit_copies();
+  const auto fetch = [&](std::uint32_t to, const Side<const T>& from, int key) {
+    load_rows<E, kTile, kThreads>(to, from.head(first_key, kv_head, shape.width), from.stride, key, keys, shape.width, thread);
   };
-  fetch(key_begin, 0);
+  load_rows<E, kTile, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, queries, shape.width, thread);
+  fetch(k_tile, k, key_begin);
+  commit_copies();
+  fetch(v_tile, v, key_begin);
+  commit_copies();
 
   const float scale = shape.scale * kLog2E;
   float sums[E / 8][4] = {};
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
-  const int position0 = offset + q0 + own + g;  // of this thread's first row; the second is 8 below
 
-  int stage = 0;
-  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
-    wait_copies<0>();
+  for (int key = key_begin; key < key_end; key += kTile) {
+    const int next = key + kTile;
+    wait_copies<1>();  // all but the values
     fence_shared();
     __syncthreads();
-    if (key + kTile < key_end) fetch(key + kTile, stage ^ 1);
-    const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
-    float p[8][4] = {};
+    float p[8][4];
     wgmma_hold(p);
     wgmma_fence();
     // q from shared memory: with its fragments in registers across the loop, ptxas (13.0) gave their registers to the weights,
@@ -62,14 +60,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     wgmma_hold(p);
     const bool whole = key + kTile - 1 <= offset + q0 && shape.window == 0;
     if (!whole) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
-          if (j > position || (shape.window > 0 && position - j >= shape.window)) p[n][i] = -INFINITY;
-        }
-      }
+      int again;  // read anew: what is derived of it does not stay in registers, of which the loop has none to spare
+      asm volatile("mov.u32 %0, %%tid.x;" : "=r"(again));
+      hide(p, key + again % 4 * 2, offset + q0 + again / 32 * 16 + again % 32 / 4, shape.window);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -97,6 +90,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     std::uint32_t weights[4][4];
     pack_fragments<T>(weights, p);
+    wait_copies<0>();
+    fence_shared();
+    __syncthreads();  // the keys have been read, too
+    if (next < key_end) fetch(k_tile, k, next);
+    commit_copies();
     wgmma_hold(weights);
     wgmma_hold(sums);
     wgmma_fence();
@@ -104,6 +102,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_hold(sums);
+    if (next < key_end) {
+      __syncthreads();
+      fetch(v_tile, v, next);
+    }
+    commit_copies();
   }
 
 #pragma unroll
@@ -115,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
     }
   }
-  __syncthreads();  // q's rows have been read by the whole warpgroup
+  // All warps had read q before they met for the last values.
   write_rows<E, kTile, T>(shared, own, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width), out.stride,
                           q0 + own, queries, shape.width);
 #endif
@@ -123,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T, int E>
 void launch(const AttentionForward& call, cudaStream_t stream) {
-  const std::size_t bytes = 5 * kTile * E * 2 + kAlignmentBytes;
+  const std::size_t bytes = 3 * kTile * E * 2 + kAlignmentBytes;
   const auto kernel = forward_kernel<T, E>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kTile)));

@@ -67,13 +67,14 @@ __device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::
 // The products of one number type and one count of columns (COLUMNS = 8 J; SUMS of a thread). The numbers of the operands
 // behind the sums: P0 … P4.
 #define PIPELORA_WGMMA(T, NAME, J, COLUMNS, SUMS, P0, P1, P2, P3, P4)                                                          \
-  /* d = (add ? d : 0) + a b, both in shared memory. */                                                                           \
+  /* d = (add ? d : 0) + a b, both in shared memory; kRows…: the inner dimension runs along the matrix's rows. */              \
+  template <bool kRowsA = false, bool kRowsB = false>                                                                          \
   __device__ inline void wgmma_shared(T, float (&d)[J][4], std::uint64_t a, std::uint64_t b, bool add) {                       \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2 ", 0;\n"                                                               \
                  "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." NAME "." NAME " {" PIPELORA_TEXT_##SUMS "}, " P0 ", " P1 \
-                 ", p, 1, 1, 0, 0;\n}\n"                                                                                        \
+                 ", p, 1, 1, " P3 ", " P4 ";\n}\n"                                                                             \
                  : PIPELORA_SUMS_##SUMS(d)                                                                                     \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                                               \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kRowsA ? 1 : 0), "n"(kRowsB ? 1 : 0));                      \
   }                                                                                                                            \
   /* d += a b: a in registers, b's rows are the inner dimension. */                                                            \
   __device__ inline void wgmma_rows(T, float (&d)[J][4], const std::uint32_t (&a)[4], std::uint64_t b) {                       \
