@@ -44,8 +44,7 @@ struct FewTokens {
   float scale = 0;
   Tensor y;           // [T, rows] in x's dtype
 };
-/// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W: its values are those of dequantise4, in 16 bits
-/// without the rounding at its end; the sums are f32.
+/// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W: its values are those of dequantise4, the sums f32.
 /// False, and nothing done, where shapes do not suit.
 bool product_of_few(const Packed4& weight, const QuantTables& tables, const FewTokens& call, cudaStream_t stream);
 
