@@ -40,13 +40,6 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&r)[4], std::uint
                : "r"(address));
 }
 
-/// The transpose of an 8 x 8 matrix of 16-bit numbers: lane i holds entries 2 (i % 4) and the next of row i / 4, before and after.
-__device__ inline std::uint32_t transposed(std::uint32_t entries) {
-  std::uint32_t out;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(entries));
-  return out;
-}
-
 /// 16 bytes from global to shared memory, zeros where `valid` is false.
 __device__ inline void copy_async(std::uint32_t to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;
