@@ -13,6 +13,7 @@ import {
   type RateOverrides,
   type TimePoint,
 } from "../plan/request.ts";
+import type { LayerTime__Output } from "../rpc/generated/pipelora/v1/LayerTime.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
 import { probeNeighbours } from "./link-probes.ts";
 import type { ModelSetup } from "./model-setup.ts";
@@ -97,19 +98,24 @@ export async function calibrate(
   const cores = replies.map(({ calibrated }) => calibrated!.cores);
   const crowded = crowdedNodes(members, cores);
   const measured = replies.map(({ calibrated }, rank): MeasuredDevice => {
-    // All were timed at once: alone each would have been as much faster as they are too many.
+    // All were timed at once. Where they are too many for their cores, the clock tells how the scheduler shares those out; what a
+    // worker would take alone is its processor time.
     const { node, threads } = members[rank]!.hello;
-    const alone = crowded.has(node) ? (crowded.get(node)! * threads) / threadsOf(members, node) : 1;
-    const { block, head, update } = calibrated!;
-    const faster = ({ tokens, forward, backward }: TimePoint) => ({
+    const { block, head, update, updateProcessor } = calibrated!;
+    if (!crowded.has(node)) return { blockLayer, block: block.map(onTheClock), head: head.map(onTheClock), update };
+    const alone = ({ tokens, forwardProcessor, backwardProcessor }: LayerTime__Output): TimePoint => ({
       tokens,
-      forward: forward * alone,
-      backward: backward * alone,
+      forward: forwardProcessor / threads,
+      backward: backwardProcessor / threads,
     });
-    return { blockLayer, block: block.map(faster), head: head.map(faster), update: update * alone };
+    return { blockLayer, block: block.map(alone), head: head.map(alone), update: updateProcessor / threads };
   });
   const bytes = Math.round(largest.meanTokens) * shape.hidden * dtypeBytes(base.computeDtype);
   return { measured: alike(devices, measured), crowded, links: await neighbourRates(members, devices, bytes, config) };
+}
+
+function onTheClock({ tokens, forward, backward }: LayerTime__Output): TimePoint {
+  return { tokens, forward, backward };
 }
 
 /** Nodes whose CPU workers have more threads than they may use cores, with how many of the workers the cores carry. */

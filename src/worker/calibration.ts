@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import process from "node:process";
 import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
@@ -23,13 +24,19 @@ export async function calibrate(
     const timer = new LayerTimer(engine, addon, request);
     const block: LayerTime[] = [];
     for (const tokens of request.tokens) block.push(await timer.time(prepared.engineSegment.get(0)!, tokens, false));
-    const update = await median(async () => {
-      await engine.gradSquares();
-      await engine.optimizerStep(NO_CHANGE);
-    });
+    const updates: Spent[] = [];
+    for (let run = 0; run < LEAST_RUNS; run++) {
+      updates.push(
+        await spent(async () => {
+          await engine.gradSquares();
+          await engine.optimizerStep(NO_CHANGE);
+        }),
+      );
+    }
+    const update = middle(updates);
     const head: LayerTime[] = [];
     for (const tokens of request.labelTokens) head.push(await timer.time(prepared.engineSegment.get(1)!, tokens, true));
-    return { block, head, update, cores: allowedCores() };
+    return { block, head, update: update.seconds, updateProcessor: update.processor, cores: allowedCores() };
   } finally {
     await engine.close();
   }
@@ -53,36 +60,43 @@ class LayerTimer {
   async time(segment: number, tokens: number, labelled: boolean): Promise<LayerTime> {
     const engine = this.#engine;
     const values = await this.#activation(tokens);
-    const forward: number[] = [];
-    const backward: number[] = [];
+    const forwards: Spent[] = [];
+    const backwards: Spent[] = [];
     const began = performance.now();
-    while (forward.length <= LEAST_RUNS || performance.now() - began < LEAST_MS) {
+    while (forwards.length <= LEAST_RUNS || performance.now() - began < LEAST_MS) {
       const batch = this.#batch(tokens, labelled);
       const input = await engine.write([values], [tokens, this.#hidden], this.#dtype);
       const gradient = labelled ? null : await engine.write([values], [tokens, this.#hidden], this.#dtype);
-      forward.push(
-        await this.#seconds(async () => {
+      forwards.push(
+        await this.#spent(async () => {
           (await engine.forward(segment, batch, input)).output?.free();
         }),
       );
-      backward.push(
-        await this.#seconds(async () => {
+      backwards.push(
+        await this.#spent(async () => {
           (await engine.backward(segment, batch.index, gradient, 1))?.free();
         }),
       );
     }
-    return { tokens, forward: middle(forward.slice(1)), backward: middle(backward.slice(1)) };
+    const [forward, backward] = [middle(forwards.slice(1)), middle(backwards.slice(1))];
+    return {
+      tokens,
+      forward: forward.seconds,
+      backward: backward.seconds,
+      forwardProcessor: forward.processor,
+      backwardProcessor: backward.processor,
+    };
   }
 
   /** A device may still be at work when a call resolves: a small copy behind it waits for that. */
-  async #seconds(work: () => Promise<void>): Promise<number> {
+  async #spent(work: () => Promise<void>): Promise<Spent> {
     const mark = await this.#engine.write([new Uint8Array(4)], [1, 1], "float32");
-    const began = performance.now();
-    await work();
-    await this.#engine.read(mark);
-    const seconds = (performance.now() - began) / 1000;
+    const taken = await spent(async () => {
+      await work();
+      await this.#engine.read(mark);
+    });
     mark.free();
-    return seconds;
+    return taken;
   }
 
   get #dtype(): ComputeDtype {
@@ -119,18 +133,24 @@ class LayerTimer {
   }
 }
 
-async function median(work: () => Promise<void>): Promise<number> {
-  const seconds: number[] = [];
-  for (let run = 0; run < LEAST_RUNS; run++) {
-    const began = performance.now();
-    await work();
-    seconds.push((performance.now() - began) / 1000);
-  }
-  return middle(seconds);
+/** What something took: on the clock, and of the processors' time. */
+interface Spent {
+  readonly seconds: number;
+  readonly processor: number;
 }
 
-function middle(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
+async function spent(work: () => Promise<void>): Promise<Spent> {
+  const [began, before] = [performance.now(), process.cpuUsage()];
+  await work();
+  const { user, system } = process.cpuUsage(before);
+  return { seconds: (performance.now() - began) / 1000, processor: (user + system) / 1e6 };
+}
+
+/** The medians, each for itself. */
+function middle(values: readonly Spent[]): Spent {
+  const of = (key: keyof Spent): number =>
+    values.map((value) => value[key]).sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
+  return { seconds: of("seconds"), processor: of("processor") };
 }
 
 /** Cores that the scheduler may give this process, by number: "0-3,8" in Linux's own words. */

@@ -7,6 +7,7 @@ export interface Calibrated {
   'head'?: (_pipelora_v1_LayerTime)[];
   'update'?: (number | string);
   'cores'?: (number)[];
+  'updateProcessor'?: (number | string);
 }
 
 export interface Calibrated__Output {
@@ -14,4 +15,5 @@ export interface Calibrated__Output {
   'head': (_pipelora_v1_LayerTime__Output)[];
   'update': (number);
   'cores': (number)[];
+  'updateProcessor': (number);
 }
