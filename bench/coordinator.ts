@@ -43,22 +43,29 @@ export async function benchCoordinator(print: (row: object) => void): Promise<vo
       ...["--target-modules", "all-linear", "--log-level", "error"],
     ]);
     let step = 0;
-    let before = 0;
-    let spent = 0;
+    let before = { user: 0, system: 0 };
+    let spent = { user: 0, system: 0 };
     for await (const line of createInterface({ input: child.stdout })) {
       if (!line.startsWith('{"event":"step"')) continue;
       step++;
       if (step === WARM_UP) before = processorMs(child.pid!);
-      if (step === WARM_UP + STEPS) spent = processorMs(child.pid!) - before;
+      if (step === WARM_UP + STEPS) {
+        const { user, system } = processorMs(child.pid!);
+        spent = { user: user - before.user, system: system - before.system };
+      }
     }
-    if (spent === 0) throw new Error("the run failed");
-    print({ row: `coordinator, ${RANKS} ranks, ${MICRO_BATCHES} micro-batches`, processor_ms_a_step: spent / STEPS });
+    if (spent.user === 0) throw new Error("the run failed");
+    print({
+      row: `coordinator, ${RANKS} ranks, ${MICRO_BATCHES} micro-batches`,
+      processor_ms_a_step: (spent.user + spent.system) / STEPS,
+      in_the_kernel_ms: spent.system / STEPS,
+    });
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
-function processorMs(pid: number): number {
+function processorMs(pid: number): { user: number; system: number } {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]!.split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * TICK_MS;
+  return { user: Number(fields[11]) * TICK_MS, system: Number(fields[12]) * TICK_MS };
 }
