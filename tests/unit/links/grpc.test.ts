@@ -5,14 +5,23 @@ import type { PipeloraError } from "../../../src/common/errors.ts";
 import { loadEngine } from "../../../src/engine/index.ts";
 import { GrpcReceiver } from "../../../src/links/grpc-receiver.ts";
 import { GrpcSender } from "../../../src/links/grpc-sender.ts";
-import { Mailbox } from "../../../src/links/mailbox.ts";
 import { serveSenders } from "../../../src/links/service.ts";
 import { PROTOCOL_VERSION, protocol } from "../../../src/rpc/protocol.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { FRAME_HEAD, openFrame, sealFrame } from "../../../src/rpc/tensor-frame.ts";
 import { type FrameSink, TensorClient } from "../../../src/rpc/tensor-stream.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
-import { type LinkSettings, linkSuite, type OpenLink, pattern, pause, sendWhenRoom, taker, tensor } from "./suite.ts";
+import {
+  intoMailbox,
+  type LinkSettings,
+  linkSuite,
+  type OpenLink,
+  pattern,
+  pause,
+  sendWhenRoom,
+  taker,
+  tensor,
+} from "./suite.ts";
 
 const { crc32c } = loadEngine();
 const refused = () => {};
@@ -40,25 +49,12 @@ async function open(
     note: (text: string) => notes.push(text),
     ...(settings.windowBytes === undefined ? {} : { windowBytes: settings.windowBytes }),
   };
-  const mailbox = new Mailbox(1, timeoutMs);
   const sender = new GrpcSender({ ...common, onFailed: (error) => failures.push(error) }, crc32c);
   const server = await listen("127.0.0.1:0", NO_TRUST, refused, (grpc) =>
     serveSenders(grpc, () => (joined() ? sender : null)),
   );
-  const receiver = new GrpcReceiver(
-    {
-      ...common,
-      address: `127.0.0.1:${await through(server.port)}`,
-      trust: NO_TRUST,
-      deliver: (key, came) => mailbox.deliver(key, came),
-      isAwaited: () => mailbox.awaits(0),
-      onFailed: (error) => {
-        failures.push(error);
-        mailbox.fail(error);
-      },
-    },
-    crc32c,
-  );
+  const { mailbox, options } = intoMailbox(ends, await through(server.port), settings, failures);
+  const receiver = new GrpcReceiver({ ...options, note: common.note }, crc32c);
   t.after(() => {
     receiver.close();
     sender.close();

@@ -6,36 +6,33 @@ import { type TestContext, test } from "node:test";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import { GrpcReceiver } from "../../../src/links/grpc-receiver.ts";
 import { GrpcSender } from "../../../src/links/grpc-sender.ts";
-import { Mailbox } from "../../../src/links/mailbox.ts";
 import { NcclReceivingCarrier, NcclSendingCarrier } from "../../../src/links/nccl-carrier.ts";
 import { serveSenders } from "../../../src/links/service.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
 import { fromDeviceMemory, loadWithHostNccl, visible } from "./host-nccl.ts";
-import { type LinkSettings, linkSuite, type OpenLink, pattern, pause, sendWhenRoom, taker, tensor } from "./suite.ts";
+import {
+  intoMailbox,
+  type LinkSettings,
+  linkSuite,
+  type OpenLink,
+  pattern,
+  pause,
+  sendWhenRoom,
+  taker,
+  tensor,
+} from "./suite.ts";
 
 const addon = loadWithHostNccl();
 const refused = () => {};
 const ends = { session: "s", fromRank: 0, toRank: 1 };
 
 function receiveFrom(port: number, id: Uint8Array, settings: LinkSettings, failures: PipeloraError[]) {
-  const timeoutMs = settings.timeoutMs ?? 20_000;
-  const mailbox = new Mailbox(1, timeoutMs);
+  const { mailbox, options } = intoMailbox(ends, port, settings, failures);
+  const { timeoutMs } = options;
   const receiver = new GrpcReceiver(
-    {
-      ends,
-      timeoutMs,
-      ...(settings.windowBytes === undefined ? {} : { windowBytes: settings.windowBytes }),
-      address: `127.0.0.1:${port}`,
-      trust: NO_TRUST,
-      deliver: (key, came) => mailbox.deliver(key, visible(came)),
-      isAwaited: () => mailbox.awaits(0),
-      onFailed: (error) => {
-        failures.push(error);
-        mailbox.fail(error);
-      },
-    },
+    { ...options, deliver: (key, came) => mailbox.deliver(key, visible(came)) },
     addon.crc32c,
     (onFailed) => new NcclReceivingCarrier({ addon, device: "cpu", id, timeoutMs }, onFailed),
   );

@@ -6,37 +6,29 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import { loadEngine } from "../../../src/engine/index.ts";
-import { Mailbox } from "../../../src/links/mailbox.ts";
 import { serveSenders } from "../../../src/links/service.ts";
 import { ShmReceiver } from "../../../src/links/shm-receiver.ts";
 import { ShmSender } from "../../../src/links/shm-sender.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
-import { type LinkSettings, linkSuite, type OpenLink, pattern, sendWhenRoom, taker, tensor } from "./suite.ts";
+import {
+  intoMailbox,
+  type LinkSettings,
+  linkSuite,
+  type OpenLink,
+  pattern,
+  sendWhenRoom,
+  taker,
+  tensor,
+} from "./suite.ts";
 
 const addon = loadEngine();
 const refused = () => {};
 const ends = { session: "s", fromRank: 0, toRank: 1 };
 
 function receiveFrom(port: number, settings: LinkSettings, failures: PipeloraError[]) {
-  const timeoutMs = settings.timeoutMs ?? 20_000;
-  const mailbox = new Mailbox(1, timeoutMs);
-  const receiver = new ShmReceiver(
-    {
-      ends,
-      timeoutMs,
-      ...(settings.windowBytes === undefined ? {} : { windowBytes: settings.windowBytes }),
-      address: `127.0.0.1:${port}`,
-      trust: NO_TRUST,
-      deliver: (key, came) => mailbox.deliver(key, came),
-      isAwaited: () => mailbox.awaits(0),
-      onFailed: (error) => {
-        failures.push(error);
-        mailbox.fail(error);
-      },
-    },
-    addon,
-  );
+  const { mailbox, options } = intoMailbox(ends, port, settings, failures);
+  const receiver = new ShmReceiver(options, addon);
   return { mailbox, receiver, take: taker(mailbox, receiver) };
 }
 

@@ -3,7 +3,9 @@ import { type TestContext, test } from "node:test";
 import type { Dtype } from "../../../src/common/dtype.ts";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import type { IncomingTensor, OutgoingTensor, ReceivingEnd, SendingEnd } from "../../../src/links/link.ts";
-import type { Mailbox } from "../../../src/links/mailbox.ts";
+import { Mailbox } from "../../../src/links/mailbox.ts";
+import type { ReceiverOptions } from "../../../src/links/options.ts";
+import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
 
 export interface OpenLink {
@@ -19,6 +21,30 @@ export interface OpenLink {
 export interface LinkSettings {
   readonly windowBytes?: number;
   readonly timeoutMs?: number;
+}
+
+/** A mailbox, and the options of a receiver that delivers into it from the sender at `port`. Failures are kept, and end the mailbox. */
+export function intoMailbox(
+  ends: ReceiverOptions["ends"],
+  port: number,
+  { timeoutMs = 20_000, windowBytes }: LinkSettings,
+  failures: PipeloraError[],
+): { readonly mailbox: Mailbox; readonly options: ReceiverOptions } {
+  const mailbox = new Mailbox(1, timeoutMs);
+  const options: ReceiverOptions = {
+    ends,
+    timeoutMs,
+    ...(windowBytes === undefined ? {} : { windowBytes }),
+    address: `127.0.0.1:${port}`,
+    trust: NO_TRUST,
+    deliver: (key, came) => mailbox.deliver(key, came),
+    isAwaited: () => mailbox.awaits(0),
+    onFailed: (error) => {
+      failures.push(error);
+      mailbox.fail(error);
+    },
+  };
+  return { mailbox, options };
 }
 
 export type OpenLinkFor = (t: TestContext, settings?: LinkSettings) => Promise<OpenLink>;
