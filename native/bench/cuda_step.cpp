@@ -1,5 +1,6 @@
 // Times whole optimizer steps of QLoRA at Qwen-7B's shape with random weights, through the engine itself: one JSON line a
-// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [name …]; without names, all workloads.
+// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED] …]; without names, all
+// workloads. KEPT and OFFLOADED: how many blocks keep their activations on the GPU and on the host.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 
@@ -8,6 +9,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -27,6 +29,9 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr std::int64_t kBlocks = 32;
+/// Enough steps that the card's clocks settle.
+constexpr int kWarm = 3, kLeast = 10, kMost = 40, kMostSteps = kWarm + kMost;
+constexpr double kSeconds = 2.5;
 
 Arch qwen7b() {
   Arch arch;
@@ -41,9 +46,20 @@ Arch qwen7b() {
   return arch;
 }
 
-SegmentSpec whole_model(const Arch& arch, std::int64_t checkpointed, float dropout, std::int64_t blocks) {
+struct Workload {
+  std::string name, base;  // nf4, int8, bf16
+  std::vector<int> rows;   // lengths of an optimizer step's rows, all in one pass; none: drawn anew each step
+  double labelled;         // share of the tokens, at the end of each row
+  double limit;            // tokens/s of the products alone
+  /// Blocks that keep their activations on the GPU, and on the host; the others compute them again.
+  std::int64_t kept = kBlocks, offloaded = 0;
+  bool cached = false;  // weights kept in 16 bit too
+};
+
+SegmentSpec whole_model(const Arch& arch, const Workload& work, float dropout, std::int64_t blocks) {
   SegmentSpec spec;
-  spec.checkpointed_blocks = checkpointed;
+  spec.offloaded_blocks = std::min(work.offloaded, blocks);
+  spec.checkpointed_blocks = std::max<std::int64_t>(0, blocks - work.kept - spec.offloaded_blocks);
   spec.layers.push_back(EmbeddingSpec{"wte"});
   std::uint32_t module = 0;
   for (std::int64_t b = 0; b < blocks; ++b) {
@@ -74,21 +90,19 @@ SegmentSpec whole_model(const Arch& arch, std::int64_t checkpointed, float dropo
   return spec;
 }
 
-struct Workload {
-  std::string name, base;  // nf4, int8, bf16
-  bool checkpointing;
-  std::vector<int> rows;  // lengths of an optimizer step's rows; all in one pass
-  double labelled;        // share of the tokens, at the end of each row
-  double limit;           // tokens/s of the products alone
-  bool cached = false;    // weights kept in 16 bit too
-};
-
 std::vector<int> tutorial_rows(std::uint32_t seed) {
   std::mt19937 random(seed);
   std::lognormal_distribution<double> length(4.15, 0.36);
   std::vector<int> rows;
   for (int i = 0; i < 16; ++i) rows.push_back(std::clamp(static_cast<int>(length(random)), 29, 250));
   return rows;
+}
+
+/// What the host must hold: activations as gpuBlockWork (src/plan/gpu-work.ts) counts them, or inputs.
+std::size_t host_bytes(const Arch& arch, const SegmentSpec& spec, std::int64_t tokens) {
+  if (spec.offloaded_blocks == 0) return 0;
+  const std::int64_t whole = 2 * (6 * arch.hidden + 2 * arch.ffn + 64) + 4 * arch.heads, input = 2 * arch.hidden;
+  return static_cast<std::size_t>((spec.offloaded_blocks * whole + spec.checkpointed_blocks * input) * (tokens + 1));
 }
 
 /// Numbers that look normal with the given deviation, in bfloat16.
@@ -113,6 +127,8 @@ std::vector<std::uint16_t> noise(std::size_t count, float deviation) {
   return values;
 }
 
+std::int64_t sum(const std::vector<int>& rows) { return std::accumulate(rows.begin(), rows.end(), std::int64_t{0}); }
+
 struct Model {
   Arch arch = qwen7b();
   std::unique_ptr<Ops> ops;
@@ -121,7 +137,7 @@ struct Model {
   std::unique_ptr<RopeTables> rope;
   std::unique_ptr<Segment> segment;
   std::vector<LoraPair*> pairs;
-  double load_seconds = 0;
+  double load_seconds = 0, reserve_seconds = 0;
 
   Model(const Workload& work, std::size_t arena_bytes, float dropout, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
     ops = make_cuda_ops(0, DType::bf16);
@@ -129,7 +145,12 @@ struct Model {
     arena = std::make_unique<Arena>(arena_memory->data(), arena_bytes);
     ops->use_arena(*arena);
     rope = std::make_unique<RopeTables>(*ops, arch);
-    SegmentSpec spec = whole_model(arch, work.checkpointing ? blocks : 0, dropout, blocks);
+    const SegmentSpec spec = whole_model(arch, work, dropout, blocks);
+    const auto reserve = Clock::now();
+    std::int64_t most = 0;
+    for (std::uint32_t step = 1; work.rows.empty() && step <= kMostSteps; ++step) most = std::max(most, sum(tutorial_rows(step)));
+    ops->reserve_host(host_bytes(arch, spec, std::max(most, sum(work.rows))));
+    reserve_seconds = seconds_since(reserve);
     segment = std::make_unique<Segment>(*ops, *arena, *rope, arch, spec);
     HoldSpec plain;
     plain.dtype = DType::bf16;
@@ -212,9 +233,6 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
   cudaMemGetInfo(&free_before, &total);
   Model model(work, arena_bytes, dropout, source, blocks);
   cudaMemGetInfo(&free_after, &total);
-  // Enough steps that the card's clocks settle.
-  constexpr int kWarm = 3, kLeast = 10, kMost = 40;
-  constexpr double kSeconds = 2.5;
   std::vector<double> times, tokens_per_s;
   double first_loss = 0, last_loss = 0, issue = 0;
   std::int64_t tokens = 0;
@@ -256,19 +274,20 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
   const double rate = tokens_per_s[tokens_per_s.size() / 2];
-  std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"checkpointing\": %s, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+  std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
-              "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
-              work.name.c_str(), work.base.c_str(), work.checkpointing ? "true" : "false", static_cast<double>(dropout),
+              "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
+              work.name.c_str(), work.base.c_str(), static_cast<long long>(std::min(work.kept, blocks)),
+              static_cast<long long>(std::min(work.offloaded, blocks - std::min(work.kept, blocks))), static_cast<double>(dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
               static_cast<double>(model.segment->weight_bytes()) * gib, static_cast<double>(lora) * gib,
-              static_cast<double>(model.arena->peak()) * gib, all, model.load_seconds, first_loss, last_loss);
+              static_cast<double>(model.arena->peak()) * gib, all, model.load_seconds, model.reserve_seconds, first_loss, last_loss);
   std::fflush(stdout);
 }
 
 /// Tokens a second of one sequence, one after the other, behind a short prompt.
 void decode(std::size_t arena_bytes, bool profile, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
-  const Workload work{"decode", "nf4", false, {}, 0, 600};
+  const Workload work{"decode", "nf4", {}, 0, 600};
   Model model(work, arena_bytes, 0.0f, source, blocks);
   constexpr std::int64_t kPrompt = 32, kWarm = 8, kTimed = 100;
   KvCache cache(*model.ops, model.arch, 1, kPrompt + kWarm + kTimed, 1, model.segment->block_count());
@@ -304,17 +323,17 @@ std::string quoted(const std::string& text) {
 
 int main(int argc, char** argv) {
   const std::vector<Workload> all{
-      {"tutorial-on", "nf4", true, {}, 0.39, 17900},
-      {"tutorial-off", "nf4", false, {}, 0.39, 26000},
-      {"8x384-on", "nf4", true, std::vector<int>(8, 384), 1, 17900},
-      {"8x384-off", "nf4", false, std::vector<int>(8, 384), 1, 26000},
-      {"4x2048-on", "nf4", true, std::vector<int>(4, 2048), 1, 17500},
-      {"4x2048-off", "nf4", false, std::vector<int>(4, 2048), 1, 25500},
-      {"1x8192-on", "nf4", true, {8192}, 1, 16500},
-      {"int8-8x384-on", "int8", true, std::vector<int>(8, 384), 1, 17900},
-      {"bf16-8x384-off", "bf16", false, std::vector<int>(8, 384), 1, 26000},
-      {"cached-tutorial-off", "nf4", false, {}, 0.39, 26000, true},
-      {"cached-8x384-off", "nf4", false, std::vector<int>(8, 384), 1, 26000, true},
+      {"tutorial-on", "nf4", {}, 0.39, 17900, 0},
+      {"tutorial-off", "nf4", {}, 0.39, 26000},
+      {"8x384-on", "nf4", std::vector<int>(8, 384), 1, 17900, 0},
+      {"8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000},
+      {"4x2048-on", "nf4", std::vector<int>(4, 2048), 1, 17500, 0},
+      {"4x2048-off", "nf4", std::vector<int>(4, 2048), 1, 25500},
+      {"1x8192-on", "nf4", {8192}, 1, 16500, 0},
+      {"int8-8x384-on", "int8", std::vector<int>(8, 384), 1, 17900, 0},
+      {"bf16-8x384-off", "bf16", std::vector<int>(8, 384), 1, 26000},
+      {"cached-tutorial-off", "nf4", {}, 0.39, 26000, kBlocks, 0, true},
+      {"cached-8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000, kBlocks, 0, true},
   };
   bool profile = false;
   double arena_gib = 40;
@@ -337,9 +356,20 @@ int main(int argc, char** argv) {
   const Arch arch = qwen7b();
   const std::vector<std::uint16_t> source = noise(static_cast<std::size_t>(arch.vocab * arch.hidden), 0.02f);
   const auto arena_bytes = static_cast<std::size_t>(arena_gib * (1 << 30));
+  std::vector<Workload> chosen;
+  for (const std::string& name : names) {
+    const std::size_t colon = name.find(':');
+    const auto found = std::find_if(all.begin(), all.end(), [&](const Workload& work) { return work.name == name.substr(0, colon); });
+    if (found == all.end() && name == "decode") continue;
+    Workload work = found == all.end() ? Workload() : *found;
+    if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld", &work.kept, &work.offloaded) != 2)) {
+      std::fprintf(stderr, "no workload is called %s\n", name.c_str());
+      return 2;
+    }
+    chosen.push_back(work);
+  }
   int failed = 0;
   const auto attempt = [&](const std::string& name, const auto& body) {
-    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) return;
     try {
       body();
     } catch (const Error& error) {
@@ -348,7 +378,8 @@ int main(int argc, char** argv) {
       ++failed;
     }
   };
-  for (const Workload& work : all) attempt(work.name, [&] { run(work, arena_bytes, dropout, profile, source, blocks); });
-  attempt("decode", [&] { decode(arena_bytes, profile, source, blocks); });
+  for (const Workload& work : names.empty() ? all : chosen) attempt(work.name, [&] { run(work, arena_bytes, dropout, profile, source, blocks); });
+  if (names.empty() || std::find(names.begin(), names.end(), "decode") != names.end())
+    attempt("decode", [&] { decode(arena_bytes, profile, source, blocks); });
   return failed;
 }

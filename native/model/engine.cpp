@@ -8,7 +8,8 @@
 
 namespace pipelora {
 
-Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes) : ops_(std::move(ops)), arch_(std::move(arch)) {
+Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes)
+    : ops_(std::move(ops)), arch_(std::move(arch)), host_bytes_(host_bytes) {
   const auto good = [](std::int64_t n) { return n > 0 && n < (std::int64_t{1} << 31); };
   if (!good(arch_.hidden) || !good(arch_.heads) || !good(arch_.kv_heads) || !good(arch_.ffn) || !good(arch_.vocab) ||
       arch_.head_dim <= 0 || arch_.head_dim > 1024 || arch_.head_dim % 2 != 0 || arch_.heads % arch_.kv_heads != 0 ||
@@ -18,6 +19,7 @@ Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes) : o
   arena_memory_ = ops_->allocate("the arena", arena_bytes, false);
   arena_ = std::make_unique<Arena>(arena_memory_->data(), arena_bytes);
   ops_->use_arena(*arena_);
+  ops_->reserve_host(host_bytes);
   rope_ = std::make_unique<RopeTables>(*ops_, arch_);
 }
 
@@ -242,7 +244,11 @@ Buffer Engine::take_in(const Tensor& from) {
 
 EngineMemory Engine::memory() const {
   EngineMemory memory;
-  for (const auto& held : segments_) memory.weight_bytes += held->weight_bytes();
+  memory.host_bytes = host_bytes_;
+  for (const auto& held : segments_) {
+    memory.weight_bytes += held->weight_bytes();
+    memory.host_bytes += held->host_bytes();
+  }
   for (const LoraPair* held : pair_order_) memory.lora_bytes += held->bytes();
   for (const auto& [number, cache] : caches_) memory.cache_bytes += cache->bytes();
   memory.arena_bytes = arena_->capacity();

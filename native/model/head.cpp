@@ -105,10 +105,10 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     Buffer logits = arena_.workspace("a chunk of logits", DType::f32, n, v);
     ops_.linear_forward({x, &group_->weight(), lora, inner, Tensor(), logits, &keys});
 
-    Buffer dlogits;
-    if (keep && dtype != DType::f32) dlogits = arena_.workspace("gradient of a chunk of logits", dtype, n, v);
+    // The gradient takes the logits' place, whatever its dtype.
     const auto of_chunk = [&](const Buffer& all) { return all.tensor().columns(first, n); };
-    const Tensor dz = !keep ? Tensor() : dlogits ? dlogits.tensor() : logits.tensor();
+    const auto stride = v * static_cast<std::int64_t>(dtype_bytes(DType::f32) / dtype_bytes(dtype));
+    const Tensor dz = keep ? Tensor(logits.tensor().data, dtype, n, v, stride) : Tensor();
     ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct)});
 
     if (keep) {

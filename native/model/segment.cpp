@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "pipelora/error.h"
+#include "pipelora/offload.h"
 
 namespace pipelora {
 
@@ -41,6 +42,7 @@ struct Segment::Layer {
   Tensor weight;
   bool reached = false;  // backward reaches it: something trainable lies in it or before it
   bool checkpointed = false;
+  bool offloaded = false;  // its activations wait on the host
 
   bool trainable() const {
     return (block && block->trainable()) || (head && head->pair() != nullptr);
@@ -68,12 +70,16 @@ struct Segment::Saved {
   std::vector<BlockSaved> blocks;  // one a layer; empty for other kinds
   std::vector<Buffer> inputs;      // one a layer: a norm's input
   std::unique_ptr<HeadSaved> head;
+  std::unique_ptr<Offloads> offloads;  // where any of the segment's blocks is offloaded
 };
 
 Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec)
     : ops_(ops), arena_(arena), rope_(rope), arch_(arch), spec_(std::move(spec)) {
   bool reached = spec_.needs_input_grad;
-  std::int64_t blocks = 0;
+  std::int64_t blocks = 0, others = 0;
+  const std::int64_t offloaded = spec_.offloaded_blocks, all = std::count_if(spec_.layers.begin(), spec_.layers.end(), [](const LayerSpec& layer) {
+    return std::holds_alternative<BlockSpec>(layer);
+  });
   for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
     auto layer = std::make_unique<Layer>();
     Layer* at = layer.get();
@@ -84,7 +90,8 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       slot.rows = arch.vocab;
       slot.cols = arch.hidden;
       slot.fill = [this, at](const HostTensor& data, const HoldSpec& hold) {
-        at->memory = ops_.allocate("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype), false);
+        // A step reads a row a token: not worth the device's memory.
+        at->memory = ops_.allocate_on_host("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype));
         at->weight = Tensor(at->memory->data(), hold.dtype, data.rows, data.cols);
         ops_.load(data, at->weight);
       };
@@ -92,7 +99,8 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
     } else if (const auto* block = std::get_if<BlockSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::block;
       at->block = std::make_unique<Block>(ops, arena, arch, *block);
-      at->checkpointed = blocks < spec_.checkpointed_blocks;
+      at->offloaded = blocks * offloaded % all < offloaded;
+      at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
       const bool cached = blocks++ < spec_.cached_blocks;
       for (const Block::NormSlot& norm : at->block->norms()) {
         Slot slot;
@@ -202,13 +210,18 @@ void Segment::require_loaded() const {
 std::size_t Segment::weight_bytes() const {
   std::size_t bytes = 0;
   for (const auto& layer : layers_) {
-    if (layer->memory) bytes += layer->memory->bytes();
+    if (layer->memory && !layer->memory->on_host()) bytes += layer->memory->bytes();
     if (layer->head) bytes += layer->head->weight().bytes();
     if (!layer->block) continue;
     bytes += layer->block->norm_bytes();
     for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes();
   }
   return bytes;
+}
+
+std::size_t Segment::host_bytes() const {
+  const DeviceMemory* memory = layers_.front()->memory.get();
+  return memory != nullptr && memory->on_host() ? memory->bytes() : 0;
 }
 
 std::vector<LoraPair*> Segment::lora_pairs() {
@@ -258,6 +271,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   check_input(input, tokens);
   saved->blocks.resize(layers_.size());
   saved->inputs.resize(layers_.size());
+  if (micro.training && spec_.offloaded_blocks > 0) saved->offloads = std::make_unique<Offloads>(ops_, layers_.size());
 
   ForwardResult result;
   Buffer x = std::move(input);
@@ -266,9 +280,13 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
     const bool keep = micro.training && layer.reached;
     switch (layer.kind) {
       case Layer::Kind::embedding: x = embed(layer, micro.tokens, tokens); break;
-      case Layer::Kind::block:
+      case Layer::Kind::block: {
+        const bool sent = keep && saved->offloads && (layer.offloaded || layer.checkpointed);
+        if (sent) saved->offloads->make_room(layer.offloaded);
         x = layer.block->forward(batch, std::move(x), keep ? &saved->blocks[i] : nullptr, layer.checkpointed, nullptr);
+        if (sent) saved->offloads->send(i, saved->blocks[i], layer.offloaded);
         break;
+      }
       case Layer::Kind::norm: {
         Buffer y = arena_.tensor("the final norm's output", ops_.compute_dtype(), tokens, arch_.hidden);
         ops_.rmsnorm_forward(x, layer.weight, arch_.rms_eps, y);
@@ -277,6 +295,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
         break;
       }
       case Layer::Kind::head: {
+        if (saved->offloads) saved->offloads->settle();
         HeadResult loss = layer.head->forward(batch, micro, x, keep);
         x.reset();
         result.loss_sum = loss.loss_sum;
@@ -288,6 +307,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
       }
     }
   }
+  if (saved->offloads) saved->offloads->settle();
   result.output = std::move(x);
   if (micro.training && layers_.back()->reached) saved_[micro.index] = std::move(saved);
   return result;
@@ -327,6 +347,7 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scal
         }
         break;
       case Layer::Kind::block:
+        if (saved->offloads) saved->offloads->restore(i, saved->blocks[i]);
         gradient = layer.block->backward(batch, std::move(saved->blocks[i]), std::move(gradient), below);
         break;
       case Layer::Kind::embedding: break;

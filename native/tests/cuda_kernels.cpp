@@ -263,8 +263,9 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   require(label("attention twice, same bits", dtype, shape), run() == got);
 }
 
-void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab) {
-  const std::string shape = shape_text(rows, vocab);
+/// `in_place`: the gradient's rows begin where their logits do.
+void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab, bool in_place) {
+  const std::string shape = shape_text(rows, vocab) + (in_place ? " in place" : "");
   const Values z = random_values(rows * vocab, 3, DType::f32, 30);
   Values targets, weights, loss, correct, gradient(z.size());
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -282,8 +283,9 @@ void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab)
   auto logits = gpu.put(z, DType::f32, rows, vocab), t = gpu.put(targets, DType::i32, 1, rows), w = gpu.put(weights, DType::f32, 1, rows),
        l = gpu.empty(DType::f32, 1, rows), hit = gpu.empty(DType::i32, 1, rows);
   Gpu::Held apart;
-  if (dtype != DType::f32) apart = gpu.empty(dtype, rows, vocab);
-  const Tensor d = dtype == DType::f32 ? logits.view : apart.view;
+  if (!in_place) apart = gpu.empty(dtype, rows, vocab);
+  const auto stride = vocab * static_cast<std::int64_t>(sizeof(float) / dtype_bytes(dtype));
+  const Tensor d = in_place ? Tensor(logits.view.data, dtype, rows, vocab, stride) : apart.view;
   gpu.ops->cross_entropy({logits, d, t, w, l, hit});
   compare(label("cross_entropy loss", dtype, shape), gpu.get(l), loss, 1e-5);
   compare(label("cross_entropy correct", dtype, shape), gpu.get(hit), correct, 0);
@@ -385,13 +387,16 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 19, 8, 1, 128, normed);
       rope(gpu, dtype, 11, 3, 1, 20, normed);
     }
-    cross_entropy(gpu, dtype, 3, 1000);
-    cross_entropy(gpu, dtype, 2, 151);
+    cross_entropy(gpu, dtype, 3, 1000, true);
+    cross_entropy(gpu, dtype, 3, 1000, false);
+    cross_entropy(gpu, dtype, 2, 151, true);
+    cross_entropy(gpu, dtype, 2, 151, false);
     if (small) continue;
     elementwise(gpu, dtype, 1088, 4096);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);
-    cross_entropy(gpu, dtype, 17, 151936);
+    cross_entropy(gpu, dtype, 17, 151936, true);
+    cross_entropy(gpu, dtype, 17, 151936, false);
   }
   if (only_attention) return finish();
   Gpu gpu(DType::f32, std::size_t{64} << 20);

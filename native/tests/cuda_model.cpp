@@ -25,7 +25,7 @@ struct Variant {
   std::string name;
   HoldSpec hold;
   bool qk_norm = false;
-  std::int64_t window = 0, checkpointed = 0;
+  std::int64_t window = 0, checkpointed = 0, offloaded = 0;
   std::int64_t head_dim = 16, kv_heads = 2;
 };
 
@@ -46,6 +46,7 @@ Arch arch_of(const Variant& variant) {
 SegmentSpec spec_of(const Variant& variant, const Arch& arch) {
   SegmentSpec spec;
   spec.checkpointed_blocks = variant.checkpointed;
+  spec.offloaded_blocks = variant.offloaded;
   spec.layers.push_back(EmbeddingSpec{"embedding"});
   std::uint32_t module = 0;
   const std::int64_t q = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim;
@@ -90,6 +91,7 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
   const auto memory = ops->allocate("the arena", bytes, false);
   Arena arena(memory->data(), bytes);
   ops->use_arena(arena);
+  ops->reserve_host(std::size_t{64} << 20);
   RopeTables rope(*ops, arch);
   const SegmentSpec spec = spec_of(variant, arch);
   Segment segment(*ops, arena, rope, arch, spec);
@@ -237,14 +239,17 @@ int main(int argc, char** argv) {
         compare(variant.name + " float32: " + what, found->second, values, what == "loss" ? limit : 10 * limit);
     }
     require(variant.name + " was in the file", !expected[variant.name].empty());
-    Variant checkpointed = variant;
+    Variant checkpointed = variant, offloaded = variant;
     checkpointed.checkpointed = 2;
+    offloaded.checkpointed = 1;
+    offloaded.offloaded = 2;
     require(variant.name + " float32: the same bits with checkpointing", run(make_cuda_ops(0, DType::f32), checkpointed) == got);
     for (const DType half : {DType::bf16, DType::f16}) {
       const Digest coarse = run(make_cuda_ops(0, half), variant);
       compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), 1e-2);
       compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), 1e-1);
       require(variant.name + " " + dtype_name(half) + ": the same bits with checkpointing", run(make_cuda_ops(0, half), checkpointed) == coarse);
+      require(variant.name + " " + dtype_name(half) + ": the same bits with offloading", run(make_cuda_ops(0, half), offloaded) == coarse);
       if (variant.hold.quantisation == Quantisation::nf4) {
         Variant kept = variant;
         kept.hold.keep_expanded = true;

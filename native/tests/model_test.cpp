@@ -54,7 +54,7 @@ TEST_CASE("the gradient of a segment's input equals finite differences") {
   CHECK(distance(summed, reference::derivatives(embedding, at, [&] { return model.loss(batch); }, 1e-4)) < 1e-4);
 }
 
-TEST_CASE("threads, segments and checkpointing never change a bit") {
+TEST_CASE("threads, segments, checkpointing and offloading never change a bit") {
   for (const auto& [name, family] : kFamilies)
     for (const DType dtype : {DType::f32, DType::bf16}) {
       CAPTURE(name);
@@ -62,14 +62,14 @@ TEST_CASE("threads, segments and checkpointing never change a bit") {
       struct Setting {
         int threads;
         std::vector<std::size_t> cuts;
-        std::int64_t checkpointed;
+        std::int64_t checkpointed, offloaded = 0;
       };
-      const std::vector<Setting> settings{{1, {}, 0}, {3, {}, 0}, {1, {1, 2, 4, 5}, 0}, {1, {}, 3}, {2, {3}, 1}};
+      const std::vector<Setting> settings{{1, {}, 0}, {3, {}, 0}, {1, {1, 2, 4, 5}, 0}, {1, {}, 3}, {2, {3}, 1}, {1, {}, 3, 1}, {1, {}, 3, 3}, {1, {3}, 2, 1}};
       std::vector<double> losses;
       std::vector<std::map<std::string, std::vector<float>>> grads;
       for (const Setting& setting : settings) {
         const std::size_t segments = setting.cuts.size() + 1;
-        const auto engine = model.engine(dtype, setting.threads, setting.cuts, setting.checkpointed);
+        const auto engine = model.engine(dtype, setting.threads, setting.cuts, setting.checkpointed, std::size_t{32} << 20, setting.offloaded);
         double loss = 0;
         // Two micro-batches in flight, as in a pipeline.
         const MicroBatch first = model.batch(kLengths, 0), second = model.batch({4, 30}, 1);

@@ -84,7 +84,7 @@ class TestModel {
 
   /// `cuts`: first layers of the second, third, … segment.
   std::unique_ptr<Engine> engine(DType dtype, int threads, std::vector<std::size_t> cuts, std::int64_t checkpointed,
-                                 std::size_t arena = std::size_t{32} << 20) const {
+                                 std::size_t arena = std::size_t{32} << 20, std::int64_t offloaded = 0) const {
     auto made = std::make_unique<Engine>(make_cpu_ops(dtype, threads), arch, arena);
     cuts.insert(cuts.begin(), 0);
     cuts.push_back(layers.size());
@@ -92,6 +92,7 @@ class TestModel {
       SegmentSpec spec;
       spec.layers.assign(layers.begin() + static_cast<std::ptrdiff_t>(cuts[i]), layers.begin() + static_cast<std::ptrdiff_t>(cuts[i + 1]));
       spec.checkpointed_blocks = checkpointed;
+      spec.offloaded_blocks = offloaded;
       spec.needs_input_grad = i > 0;
       const std::size_t segment = made->add_segment(spec);
       for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), HoldSpec{});

@@ -13,11 +13,14 @@ namespace pipelora {
 
 struct EngineMemory {
   std::size_t weight_bytes = 0, lora_bytes = 0, cache_bytes = 0, arena_bytes = 0, arena_peak_bytes = 0;
+  /// In the host's memory, of a device that has its own: the embedding, and room for offloaded activations.
+  std::size_t host_bytes = 0;
 };
 
 class Engine {
  public:
-  Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes);
+  /// `host_bytes`: room in the host's memory for activations of offloaded blocks (SegmentSpec).
+  Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes = 0);
   ~Engine();
 
   std::size_t add_segment(SegmentSpec spec);
@@ -70,6 +73,7 @@ class Engine {
 
   std::unique_ptr<Ops> ops_;
   Arch arch_;
+  std::size_t host_bytes_;
   std::unique_ptr<DeviceMemory> arena_memory_;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<RopeTables> rope_;

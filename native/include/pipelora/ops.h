@@ -207,7 +207,7 @@ struct AttentionBackward {
 /// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot).
 struct CrossEntropy {
   Tensor logits;   // [L, V] f32
-  Tensor dlogits;  // [L, V] compute; may be logits where both are f32; empty: no gradient
+  Tensor dlogits;  // [L, V] compute; each row may begin where its logits do; empty: no gradient
   Tensor targets;  // [1, L] i32
   Tensor weights;  // [1, L] f32
   Tensor loss;     // [1, L] f32, the unweighted loss of each row
@@ -230,12 +230,26 @@ class DeviceMemory {
   virtual ~DeviceMemory() = default;
   virtual void* data() const = 0;
   virtual std::size_t bytes() const = 0;
+  /// Whether it lies in the host's memory though the device has its own.
+  virtual bool on_host() const { return false; }
 };
 
 /// Device memory of this process, where a device has one of its own.
 struct DeviceUse {
   std::size_t allocated = 0;  // what was asked for
   std::size_t taken = 0;      // what the device has less free than before it was first used; 0: unknown
+};
+
+/// Tensors on their way to the host's memory, there, or on their way back. The destructor leaves nothing in flight.
+class Offloaded {
+ public:
+  virtual ~Offloaded() = default;
+  /// Gives their room on the device back: what is queued from now on waits for the copies. May be repeated.
+  virtual void leave() = 0;
+  /// Takes room on the device and starts to copy back. May be repeated.
+  virtual void fetch() = 0;
+  /// The tensors in the order they were given, for what is queued from now on. Once; fetches if need be.
+  virtual std::vector<Buffer> take() = 0;
 };
 
 class Ops {
@@ -245,6 +259,13 @@ class Ops {
   virtual DType compute_dtype() const = 0;
   /// Reserved at once, committed as touched where the device can; zero-filled where `zeroed`. Throws PL_OUT_OF_MEMORY.
   virtual std::unique_ptr<DeviceMemory> allocate(const char* what, std::size_t bytes, bool zeroed) = 0;
+  /// The same in the host's memory, for what the device reads seldom and can read from there; the device's where it has no other.
+  virtual std::unique_ptr<DeviceMemory> allocate_on_host(const char* what, std::size_t bytes) { return allocate(what, bytes, false); }
+  /// Room for offload(), in bytes of the host's memory; once. Throws PL_OUT_OF_MEMORY.
+  virtual void reserve_host(std::size_t bytes) { static_cast<void>(bytes); }
+  /// Starts to copy tensors to the host's memory, behind what is queued so far and beside what follows. Where the device has no
+  /// memory of its own they stay where they are. Throws PL_OUT_OF_MEMORY beyond reserve_host().
+  virtual std::unique_ptr<Offloaded> offload(std::vector<Buffer> tensors);
   /// Where operations take their temporaries; set once before any other call.
   virtual void use_arena(Arena& arena) = 0;
 

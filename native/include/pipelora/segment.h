@@ -39,7 +39,9 @@ class Segment {
   /// The same for a linear weight that is quantised already.
   void load(const std::string& name, PackedState&& state, const HoldSpec& hold);
   std::vector<std::string> missing() const;
+  /// On the device, and in the host's memory beside it (the embedding of a device that has its own).
   std::size_t weight_bytes() const;
+  std::size_t host_bytes() const;
   std::vector<LoraPair*> lora_pairs();
 
   ForwardResult forward(const MicroBatch& micro, Buffer input);

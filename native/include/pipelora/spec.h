@@ -67,6 +67,9 @@ using LayerSpec = std::variant<EmbeddingSpec, BlockSpec, NormSpec, HeadSpec>;
 
 struct SegmentSpec {
   std::vector<LayerSpec> layers;
+  /// Blocks whose activations wait for the backward pass in the host's memory, evenly spread: block j of B where j k mod B < k.
+  std::int64_t offloaded_blocks = 0;
+  /// Of the others the first ones compute theirs again, from inputs that wait on the host too where any block is offloaded.
   std::int64_t checkpointed_blocks = 0;
   std::int64_t cached_blocks = 0;  // the first ones: quantised weights are kept in the compute dtype too
   bool needs_input_grad = false;

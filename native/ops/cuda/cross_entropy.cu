@@ -77,8 +77,13 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const float* lo
   if (dlogits == nullptr) return;
   const float weight = weights[row], factor = weight / all.total;
   T* out = dlogits + row * dlogits_stride;
-  for (std::int64_t p = threadIdx.x; p < pieces; p += kThreads) {
-    Floats<V> v = load<V>(z + p * V);
+  // The gradient may take its logits' place: all have read their pieces before one writes.
+  for (std::int64_t first = 0; first < pieces; first += kThreads) {
+    const std::int64_t p = first + threadIdx.x;
+    Floats<V> v;
+    if (p < pieces) v = load<V>(z + p * V);
+    __syncthreads();
+    if (p >= pieces) break;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       v.v[i] = __expf(v.v[i] - all.top) * factor;

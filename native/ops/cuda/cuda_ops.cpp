@@ -35,6 +35,19 @@ std::unique_ptr<DeviceMemory> CudaOps::allocate(const char* what, std::size_t by
   return memory;
 }
 
+std::unique_ptr<DeviceMemory> CudaOps::allocate_on_host(const char* what, std::size_t bytes) {
+  return std::make_unique<HostMemory>(device_.index(), what, bytes);
+}
+
+void CudaOps::reserve_host(std::size_t bytes) {
+  if (bytes > 0) host_room_ = std::make_unique<HostRoom>(device_, bytes);
+}
+
+std::unique_ptr<Offloaded> CudaOps::offload(std::vector<Buffer> tensors) {
+  if (!host_room_) throw Error(kOutOfMemory, "activations can't be offloaded: no room in the host's memory was reserved");
+  return host_room_->offload(std::move(tensors), *arena_);
+}
+
 void CudaOps::use_arena(Arena& arena) {
   arena_ = &arena;
   context_.arena = &arena;

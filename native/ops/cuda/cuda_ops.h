@@ -8,6 +8,7 @@
 #include "ops/cuda/device.h"
 #include "ops/cuda/linear_weight.h"
 #include "ops/cuda/lora.h"
+#include "ops/cuda/offload.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -19,6 +20,9 @@ class CudaOps final : public Ops {
 
   DType compute_dtype() const override { return context_.compute; }
   std::unique_ptr<DeviceMemory> allocate(const char* what, std::size_t bytes, bool zeroed) override;
+  std::unique_ptr<DeviceMemory> allocate_on_host(const char* what, std::size_t bytes) override;
+  void reserve_host(std::size_t bytes) override;
+  std::unique_ptr<Offloaded> offload(std::vector<Buffer> tensors) override;
   void use_arena(Arena& arena) override;
 
   void upload(const Tensor& to, const void* host) override;
@@ -87,6 +91,7 @@ class CudaOps final : public Ops {
   Products products_;
   std::unique_ptr<Memory> product_workspace_;
   std::unique_ptr<Memory> counters_;
+  std::unique_ptr<HostRoom> host_room_;
   Arena* arena_ = nullptr;
 };
 

@@ -31,6 +31,24 @@ class Memory final : public DeviceMemory {
   std::size_t bytes_;
 };
 
+/// Pinned memory of the host: kernels read it in place, transfers run beside kernels.
+class HostMemory final : public DeviceMemory {
+ public:
+  /// Throws PL_OUT_OF_MEMORY.
+  HostMemory(int device, const char* what, std::size_t bytes);
+  ~HostMemory() override;
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+  void* data() const override { return data_; }
+  std::size_t bytes() const override { return bytes_; }
+  bool on_host() const override { return true; }
+
+ private:
+  int device_;
+  void* data_ = nullptr;
+  std::size_t bytes_;
+};
+
 class Device {
  public:
   explicit Device(int index);
@@ -44,8 +62,8 @@ class Device {
 
   std::unique_ptr<Memory> allocate(const char* what, std::size_t bytes);
 
-  /// rows x row_bytes, dense on the host, `pitch` bytes from row to row on the device. The host's bytes are read before
-  /// the call returns; the device's arrive in stream order.
+  /// rows x row_bytes, dense on the host, `pitch` bytes from row to row on the device (or in pinned memory). The host's bytes
+  /// are read before the call returns; the device's arrive in stream order.
   void upload(void* to, std::size_t pitch, const void* host, std::size_t row_bytes, std::size_t rows);
   /// Waits for the stream.
   void download(const void* from, std::size_t pitch, void* host, std::size_t row_bytes, std::size_t rows);
