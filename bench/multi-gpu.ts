@@ -49,8 +49,8 @@ export interface Machine {
 }
 
 /**
- * Training at Qwen-7B's shape with random weights over all GPUs of this host: bases, sizes of micro-batches, ways to place, links. One
- * JSON line a run, predicted beside measured. `only`: names of bases, sizes, placements and links to keep to ("nf4", "8x384",
+ * Training at Qwen-7B's shape with random weights over all GPUs of this host, and on one of them: bases, sizes of micro-batches,
+ * ways to place, links. One JSON line a run, predicted beside measured. `only`: names of bases, sizes, placements and links to keep to ("nf4", "8x384",
  * "1f1b", "nccl"). Error: PL_DEVICE_UNAVAILABLE with fewer than two GPUs.
  */
 export async function benchMultiGpu(print: (row: object) => void, only: readonly string[]): Promise<void> {
@@ -74,11 +74,13 @@ interface Placement {
   readonly replicas: number;
 }
 
-/** Pipelines over all devices, and every number of replicas that leaves each a whole one. */
+/** One device, pipelines over all of them, and every number of replicas that leaves each a whole one. */
 function placements(count: number): Placement[] {
   const one = { replicas: 1, flags: ["--schedule", "1f1b"] };
+  const alone = ["--schedule", "1f1b", "--max-memory", '{"0": "1000GiB"}'];
   const replicas = Array.from({ length: count }, (_, index) => index + 1).filter((r) => r > 1 && count % r === 0);
   return [
+    { ...one, placement: "one", deviceMap: "balanced", flags: alone },
     { ...one, placement: "sequential", deviceMap: "balanced", flags: ["--schedule", "sequential"] },
     { ...one, placement: "1f1b", deviceMap: "balanced" },
     { ...one, placement: "balanced_low_0", deviceMap: "balanced_low_0" },
@@ -127,9 +129,11 @@ export async function runMultiDevice(
       const dataset = makeRows(join(folder, `${size}.jsonl`), config.vocab_size, rows * stepBatches, tokens);
       for (const { base, flags: baseFlags } of kept(bases, (one) => one.base)) {
         for (const way of ways) {
-          for (const link of kept(LINKS, (name) => name)) {
+          // One device exchanges nothing: once is enough.
+          for (const link of way.placement === "one" ? ["auto"] : kept(LINKS, (name) => name)) {
             const flags = [
               ...[...baseFlags, ...way.flags, ...machine.flags, "--link", link, "--gradient-checkpointing"],
+              ...["--calibrate", "always", "--learning-rate", "1e-4"],
               ...["--per-device-train-batch-size", String(rows), "--micro-batch-tokens", String(rows * tokens)],
               // Each replica has a share of the step's rows.
               ...["--gradient-accumulation-steps", String(stepBatches / way.replicas), "--num-train-epochs", "1000"],
@@ -154,6 +158,12 @@ interface Plan {
   readonly devices: readonly { readonly memory: { readonly total: number } }[];
 }
 
+interface Step {
+  readonly stepMs: number;
+  readonly tokens: number;
+  readonly loss: number;
+}
+
 interface Predictions {
   readonly ranks: readonly {
     readonly compute_ms: number | null;
@@ -173,7 +183,7 @@ function measured(options: RunOptions): object {
   } catch (error) {
     return { failed: (error as Error).message.trim().split("\n").slice(-3).join(" ") };
   }
-  const steps = events.filter(({ event }) => event === "step").slice(WARM_UP) as { stepMs: number; tokens: number }[];
+  const steps = events.filter(({ event }) => event === "step").slice(WARM_UP) as unknown as Step[];
   const plan = (events.find(({ event }) => event === "plan") as unknown as { plan: Plan }).plan;
   const { ranks, step_ms } = events.find(({ event }) => event === "predictions") as unknown as Predictions;
   const stepMs = median(steps.map((step) => step.stepMs));
@@ -188,6 +198,7 @@ function measured(options: RunOptions): object {
     // On a GPU what ranks waited for each other's tensors and added up gradients.
     idle: round(1 - busy / step_ms, 3),
     predicted_bubble: round(plan.predicted.bubble, 3),
+    loss: steps.at(-1)!.loss,
     memory_GiB: ranks.map((rank) => gib(rank.weight_bytes + rank.arena_peak_bytes)),
     predicted_memory_GiB: ranks.map((rank) => gib(rank.predicted_weight_bytes + rank.predicted_arena_bytes)),
   };

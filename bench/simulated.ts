@@ -74,6 +74,7 @@ function plan(spec: ModelSpec, count: number, holding: Holding, strategy: PlanRe
     planner: "pipelora",
     computeDtype: "bfloat16",
     weightCache: "off",
+    activationOffload: "off",
     rates: NO_OVERRIDES,
   } as const;
   const request: Omit<PlanRequest, "work"> = { ...fixed, spec, devices, strategy, holding, lora };

@@ -191,6 +191,7 @@ Arch to_arch(const Napi::Value& value) {
 SegmentSpec to_segment(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the segment's description");
   SegmentSpec spec;
+  if (from.Has("offloadedBlocks")) spec.offloaded_blocks = to_int(from.Get("offloadedBlocks"), "offloadedBlocks");
   spec.checkpointed_blocks = to_int(from.Get("checkpointedBlocks"), "checkpointedBlocks");
   spec.cached_blocks = to_int(from.Get("cachedBlocks"), "cachedBlocks");
   spec.needs_input_grad = to_bool(from.Get("needsInputGrad"), "needsInputGrad");

@@ -70,11 +70,13 @@ EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<En
     const std::int64_t threads = to_int(options.Get("threads"), "threads");
     const std::int64_t arena = to_int(options.Get("arenaBytes"), "arenaBytes");
     if (threads < 1 || threads > 1024) throw Error(kTensorMismatch, "threads: expected 1 to 1024, got " + std::to_string(threads));
+    const std::int64_t host = options.Has("hostBytes") ? to_int(options.Get("hostBytes"), "hostBytes") : 0;
+    if (host < 0) throw Error(kTensorMismatch, "hostBytes: expected no negative number, got " + std::to_string(host));
     if (arena < 0) throw Error(kTensorMismatch, "arenaBytes: expected no negative number, got " + std::to_string(arena));
     auto ops = make_ops(to_text(options.Get("device"), "device"),
                         dtype_from_name(to_text(options.Get("computeDtype"), "computeDtype")), static_cast<int>(threads));
     thread_ = std::make_shared<EngineThread>(
-        std::make_unique<Engine>(std::move(ops), to_arch(options.Get("arch")), static_cast<std::size_t>(arena)));
+        std::make_unique<Engine>(std::move(ops), to_arch(options.Get("arch")), static_cast<std::size_t>(arena), static_cast<std::size_t>(host)));
   } catch (...) {
     throw to_js_error(env, std::current_exception());
   }
@@ -355,6 +357,7 @@ Napi::Value EngineObject::memory(const Napi::CallbackInfo& info) {
   set("cacheBytes", memory.cache_bytes);
   set("arenaBytes", memory.arena_bytes);
   set("arenaPeakBytes", memory.arena_peak_bytes);
+  set("hostBytes", memory.host_bytes);
   return result;
 }
 

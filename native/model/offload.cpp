@@ -7,8 +7,8 @@ namespace pipelora {
 
 namespace {
 
-/// Inputs on their way out while the next block runs.
-constexpr std::size_t kInputsLeaving = 2;
+/// Blocks that may be on their way out while the next one runs.
+constexpr std::size_t kLeaving = 3;
 /// Layers below the one whose backward pass begins that are fetched ahead.
 constexpr std::size_t kFetchedAhead = 3;
 
@@ -33,11 +33,10 @@ class Held final : public Offloaded {
 std::unique_ptr<Offloaded> Ops::offload(std::vector<Buffer> tensors) { return std::make_unique<Held>(std::move(tensors)); }
 
 void Offloads::make_room(bool whole) {
-  // Copies run in order: inputs behind a whole block's activations wait for those.
-  std::size_t first = leaving_.size();
-  while (first > 0 && !sent_[leaving_[first - 1]].whole) --first;
-  if (!whole && first > 0) return;
-  leave(std::max(first, leaving_.size() - std::min(leaving_.size(), kInputsLeaving)));
+  std::size_t first = leaving_.size() - std::min(leaving_.size(), kLeaving);
+  for (std::size_t i = first; whole && i < leaving_.size(); ++i)
+    if (sent_[leaving_[i]].whole) first = i + 1;
+  leave(first);
 }
 
 void Offloads::leave(std::size_t count) {

@@ -2,9 +2,9 @@ import { statfs } from "node:fs/promises";
 import { freemem } from "node:os";
 import { dirname } from "node:path";
 
-/** Bytes of memory that a process may still take on this machine. */
+/** Bytes of memory that a process may still take on this machine, or of what its container leaves it. */
 export function freeMemory(): number {
-  return freemem();
+  return Math.min(freemem(), process.availableMemory());
 }
 
 /** Bytes that may still be written below a folder, which need not exist yet. */

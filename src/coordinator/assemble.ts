@@ -5,6 +5,7 @@ import { loadEngine } from "../engine/index.ts";
 import { arenaBytes } from "../plan/arena.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
 import { type PlannedLink, plannedLinks } from "../plan/link-kinds.ts";
+import { hostRoomBytes } from "../plan/offload.ts";
 import { assertRunnable, type Plan } from "../plan/plan.ts";
 import { NO_OVERRIDES } from "../plan/request.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
@@ -97,6 +98,7 @@ export async function assemble(
       replicas: plan.replicas,
       linked: true,
       computeDtype,
+      hostBytes: plan.devices.map(({ memory }) => hostRoomBytes(memory)),
       arenaBytes: plan.devices.map(({ memory }, rank) => arenaBytes(memory, devices[rank]!.kind)),
     },
     members,

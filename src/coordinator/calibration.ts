@@ -2,6 +2,7 @@ import { dtypeBytes } from "../common/dtype.ts";
 import type { Config } from "../config/options.ts";
 import { arenaBytes } from "../plan/arena.ts";
 import type { Device } from "../plan/devices.ts";
+import { PLAIN_KEEPING } from "../plan/keeping.ts";
 import { predictMemory } from "../plan/memory.ts";
 import type { PlannedSegment } from "../plan/plan.ts";
 import {
@@ -61,6 +62,7 @@ export async function calibrate(
   const piece = {
     device: 0,
     rank: 0,
+    offloadedBlocks: 0,
     checkpointedBlocks: 0,
     cachedBlocks: 0,
     needsBackward: true,
@@ -78,9 +80,10 @@ export async function calibrate(
       replicas: members.map((_, rank) => [rank]),
       linked: false,
       computeDtype: base.computeDtype,
+      hostBytes: devices.map(() => 0),
       arenaBytes: devices.map((device) => {
         const own = segments.map((segment) => ({ ...segment, device: device.id }));
-        return arenaBytes(predictMemory(request, own, [0, 0], [0, 0]).get(device.id)!, device.kind);
+        return arenaBytes(predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!, device.kind);
       }),
     },
     members,

@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { PipeloraError } from "../common/errors.ts";
+import { freeMemory } from "../common/machine.ts";
 import type { Config } from "../config/options.ts";
 import type { Capabilities } from "../engine/index.ts";
 import { ncclFor } from "../engine/nccl-ability.ts";
@@ -36,6 +37,7 @@ export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
       ...(hello.pciBusId === "" ? {} : { pciBusId: hello.pciBusId }),
       nccl: hello.nccl === "" ? { version: null, reason: hello.ncclMissing } : { version: hello.nccl, reason: null },
       memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
+      hostMemoryBytes: kind === "cpu" ? null : hello.hostMemoryBytes,
     };
   });
 }
@@ -58,6 +60,7 @@ export function paperDevices(config: Config, capabilities: Capabilities): Device
       ...(gpu === undefined ? {} : { pciBusId: gpu.pciBusId }),
       nccl: ncclFor(device, capabilities.nccl),
       memoryBytes: gpu?.freeBytes ?? Math.floor(capabilities.cpu.memoryBytes / devices.length),
+      hostMemoryBytes: gpu === undefined ? null : freeMemory(),
     };
   });
 }
@@ -128,6 +131,7 @@ export function planRequest(
     },
     computeDtype: dtype,
     weightCache: config.weight_cache,
+    activationOffload: config.activation_offload,
     lora: setup.lora?.targets ?? [],
   };
   return { request, warning };

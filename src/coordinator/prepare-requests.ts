@@ -20,13 +20,15 @@ export interface Assignment {
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
+  /** Bytes of each rank's room in its host's memory for offloaded activations. */
+  readonly hostBytes: readonly number[];
 }
 
 /** One Prepare message a rank. `initialise`: ranks draw first LoRA values; otherwise they come by ImportLora. */
 export async function prepareRequests(
   config: Config,
   setup: ModelSetup,
-  { segments, replicas, linked, computeDtype, arenaBytes }: Assignment,
+  { segments, replicas, linked, computeDtype, arenaBytes, hostBytes }: Assignment,
   members: readonly WorkerConnection[],
   initialise: boolean,
 ): Promise<Prepare[]> {
@@ -56,6 +58,7 @@ export async function prepareRequests(
       replicaNccl: Buffer.from(lists?.replicaNccl[rank] ?? []),
       threads: hello.threads,
       arenaBytes: arenaBytes[rank]!,
+      hostBytes: hostBytes[rank]!,
     };
   });
 }

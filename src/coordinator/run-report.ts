@@ -1,5 +1,6 @@
 import { formatBytes } from "../common/bytes.ts";
 import type { DeviceMemory } from "../plan/memory.ts";
+import { hostRoomBytes } from "../plan/offload.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { Pipeline } from "./pipeline.ts";
@@ -27,6 +28,8 @@ export function predictedBesideMeasured(
         predicted_weight_bytes: memory.weights + memory.weightCache,
         arena_peak_bytes: measured.arenaPeakBytes,
         predicted_arena_bytes: memory.activations + memory.workspace,
+        host_bytes: measured.hostBytes,
+        predicted_host_bytes: memory.hostWeights + hostRoomBytes(memory),
         device: deviceMemory(measured, memory),
       },
     ];
@@ -42,9 +45,10 @@ export function predictedBesideMeasured(
       own.compute_ms === null
         ? ""
         : `computes ${own.compute_ms.toFixed(1)} ms a step (predicted ${own.predicted_compute_ms.toFixed(1)}), ${linkText(own)}`;
+    const host = own.host_bytes === 0 ? "" : `, of the host's ${formatBytes(own.host_bytes)}`;
     return (
       `rank ${own.rank}: ${time}weights ${formatBytes(own.weight_bytes)} (predicted ${formatBytes(own.predicted_weight_bytes)}), ` +
-      `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})${all}`
+      `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})${all}${host}`
     );
   });
   const steps = pipeline.times.map(({ totalMs, steps: count }) => totalMs / count);

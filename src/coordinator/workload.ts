@@ -101,11 +101,13 @@ export function generationWorkload(tokens: number): Workload {
   return { trains: false, fixed: () => only, free: () => [only] };
 }
 
+const CHECKPOINTING = { true: "all", false: "none", auto: "auto" } as const;
+
 function trainingWork(config: Config, shape: BatchShape): Work {
   return {
     ...shape,
     schedule: config.schedule,
-    checkpointing: config.gradient_checkpointing ? "all" : "none",
+    checkpointing: CHECKPOINTING[`${config.gradient_checkpointing}`],
     cacheTokens: 0,
   };
 }

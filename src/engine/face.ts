@@ -143,6 +143,8 @@ export interface EngineOptions {
   readonly arch: EngineArch;
   /** Bytes of the arena for activations, gradients and workspaces; reserved at once, committed as touched. */
   readonly arenaBytes: number;
+  /** Bytes of the host's memory for activations of offloaded blocks; absent: 0. */
+  readonly hostBytes?: number;
 }
 
 /** The numbers that all blocks share. */
@@ -201,7 +203,9 @@ export interface EngineLora {
 export interface SegmentDescription {
   /** Consecutive layers of the model. */
   readonly layers: readonly EngineLayer[];
-  /** How many of its blocks (the first ones) keep only their input and recompute in the backward pass. */
+  /** How many of its blocks, evenly spread (j of B where j k mod B < k), leave their activations in the host's memory; absent: 0. */
+  readonly offloadedBlocks?: number;
+  /** Of the others, how many (the first ones) keep only their input, on the host too if any is offloaded, and recompute in the backward pass. */
   readonly checkpointedBlocks: number;
   /** How many of its blocks (the first ones) keep their quantised weights in the compute dtype too: same results, no dequantisation. */
   readonly cachedBlocks: number;
@@ -388,4 +392,6 @@ export interface EngineMemory {
   readonly cacheBytes: number;
   readonly arenaBytes: number;
   readonly arenaPeakBytes: number;
+  /** In the host's memory beside the device's own: the embedding, and room for offloaded activations. */
+  readonly hostBytes: number;
 }

@@ -23,6 +23,8 @@ export interface Device {
   readonly nccl?: NcclAbility;
   /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */
   readonly memoryBytes: number | null;
+  /** Of a GPU: bytes that are free in its host's memory; null or absent: unknown. */
+  readonly hostMemoryBytes?: number | null;
 }
 
 /** Keys of accelerate's max_memory and values of its device maps. */
@@ -37,7 +39,7 @@ const FREE_SHARE = { cpu: 0.9, cuda: 0.95 } as const;
 export interface Budgets {
   /** Bytes a device, ids ascending, on GPUs at most what is free; 0: not to be used. Devices that max_memory leaves out are not listed. */
   readonly bytes: ReadonlyMap<number, number>;
-  /** "cpu" and "disk" where max_memory names them. */
+  /** "cpu" and "disk" where max_memory names them: no layers go there. */
   readonly offload: readonly string[];
   readonly warnings: readonly string[];
 }

@@ -11,10 +11,11 @@ export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<stri
       device,
       rank,
       segments: segments.map((index) => {
-        const { firstLayer, lastLayer, checkpointedBlocks, cachedBlocks } = plan.segments[index]!;
+        const { firstLayer, lastLayer, offloadedBlocks, checkpointedBlocks, cachedBlocks } = plan.segments[index]!;
         return {
           ...{ index, first_layer: firstLayer, last_layer: lastLayer },
           ...{ checkpointed_blocks: checkpointedBlocks, cached_blocks: cachedBlocks },
+          offloaded_blocks: offloadedBlocks,
         };
       }),
       memory,
@@ -61,8 +62,7 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
         `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
     );
   }
-  const cached = cachedLine(plan);
-  if (cached !== null) lines.push(cached);
+  for (const line of [cachedLine(plan), hostLine(plan)]) if (line !== null) lines.push(line);
   if (links.length > 0) lines.push(`links: ${formatLinks(links)}`);
   for (const warning of plan.warnings) lines.push(`warning: ${warning}`);
   if (plan.problem !== null) lines.push(`can't run: ${plan.problem}`);
@@ -77,6 +77,24 @@ function cachedLine({ segments, devices }: Plan): string | null {
     return blocks === 0 ? [] : [`device ${device} ${blocks} block${blocks === 1 ? "" : "s"} (${bytes})`];
   });
   return own.length === 0 ? null : `weights also kept expanded: ${own.join(", ")}`;
+}
+
+/** What GPUs leave in their hosts' memory: the embedding, activations of how many blocks. */
+function hostLine({ segments, devices }: Plan): string | null {
+  const own = devices.flatMap(({ device, segments: held, memory: { hostWeights, hostActivations } }) => {
+    if (hostWeights + hostActivations === 0) return [];
+    const blocks = held.reduce((sum, index) => sum + segments[index]!.offloadedBlocks, 0);
+    const what = [
+      ...(hostWeights > 0 ? [`the embedding (${formatBytes(hostWeights)})`] : []),
+      ...(blocks > 0
+        ? [
+            `activations of ${blocks} block${blocks === 1 ? "" : "s"}, inputs of others (${formatBytes(hostActivations)})`,
+          ]
+        : []),
+    ];
+    return [`device ${device} ${what.join(", ")}`];
+  });
+  return own.length === 0 ? null : `in the host's memory: ${own.join("; ")}`;
 }
 
 function layersOf(plan: Plan, index: number, names: readonly string[]): string {

@@ -11,6 +11,8 @@ import type { PlanRequest } from "./request.ts";
 /** Bytes that one layer takes on the device that holds it. */
 export interface LayerMemory {
   readonly weights: number;
+  /** Of the host's memory, for a device that has its own: the embedding. */
+  readonly host: number;
   /** LoRA weights, gradients and optimizer state. */
   readonly lora: number;
   /** Its quantised weights kept in the compute dtype too: what a weight cache adds. */
@@ -22,6 +24,8 @@ export interface LayerMemory {
   /** Kept from forward to backward, a micro-batch in flight: checkpointed, and with everything kept. */
   readonly saved: number;
   readonly savedFull: number;
+  /** Of both: a block's input, which may wait on the host like all that savedFull adds. */
+  readonly input: number;
   /** Alive while the layer itself runs; a device needs the largest of its layers'. */
   readonly workspace: number;
   /** Added to `workspace` of a block that recomputes. */
@@ -50,8 +54,8 @@ export function contextBytes(kind: Device["kind"]): number {
  *   add codes of the input (see codesWork);
  * - a block below everything that learns saves nothing and works on a (2 D + 3 F);
  * - the final norm saves its input (a D), the head the gradient of its input (a D a label token);
- * - the head's own work: its input or its gradient (a D), and a chunk of n label tokens with n V 4 <= 2^27: their logits in
- *   float32, the gradient of those in the compute dtype if that is another, and their input (a D).
+ * - the head's own work: its input or its gradient (a D), and a chunk of n label tokens with n V 4 <= 2^28: their logits in
+ *   float32, whose place their gradient takes, and their input (a D).
  *
  * On GPUs products are arranged another way: gpu-weights.ts and gpu-work.ts have their formulas.
  */
@@ -72,19 +76,20 @@ export function layerMemory(request: PlanRequest): LayerMemory[] {
   });
 }
 
-const NOTHING = { saved: 0, savedFull: 0, workspace: 0, recompute: 0, cache: 0 } as const;
+const NOTHING = { saved: 0, savedFull: 0, input: 0, workspace: 0, recompute: 0, cache: 0 } as const;
 
 /** Devices of one run are of one kind but for odd setups, which are planned as if all were GPUs. */
 function onGpu({ devices }: Pick<PlanRequest, "devices">): boolean {
   return devices.some(({ kind }) => kind === "cuda");
 }
 
-type Held = Pick<LayerMemory, "weights" | "expanded" | "expansion" | "extra">;
+type Held = Pick<LayerMemory, "weights" | "host" | "expanded" | "expansion" | "extra">;
 
 function heldOnCpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpec): Held {
   const linears = layer.kind === "block" ? layer.linears.filter((linear) => isQuantized(linear, holding)) : [];
   return {
     weights: layerWeightBytes(spec, layer, holding, computeDtype),
+    host: 0,
     expanded: dtypeBytes(computeDtype) * sum(linears.map((linear) => linear.in * linear.out)),
     expansion: 0,
     extra: 0,
@@ -93,8 +98,11 @@ function heldOnCpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
 
 function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpec, pairs: readonly LoraTarget[]): Held {
   if (layer.kind === "embedding" || layer.kind === "norm") {
-    const weights = layerWeightBytes(spec, layer, holding, computeDtype);
-    return { weights, expanded: 0, expansion: 0, extra: pagePadding([weights]) };
+    const bytes = layerWeightBytes(spec, layer, holding, computeDtype);
+    const nothing = { expanded: 0, expansion: 0 };
+    // A step reads a row of the embedding a token: it stays in the host's memory.
+    if (layer.kind === "embedding") return { ...nothing, weights: 0, host: bytes, extra: 0 };
+    return { ...nothing, weights: bytes, host: 0, extra: pagePadding([bytes]) };
   }
   const products: GpuProduct[] =
     layer.kind === "block"
@@ -107,10 +115,10 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
     ...pairs.map(({ r, in: input, out }) => r * (input + out) * LORA_BYTES_PER_PARAMETER),
   ]);
   if (layer.kind === "head")
-    return { weights: sum(allocations), expanded: 0, expansion: 0, extra: padding + expansion };
+    return { weights: sum(allocations), host: 0, expanded: 0, expansion: 0, extra: padding + expansion };
   const cached = products.filter(({ quantized }) => quantized).map((product) => expandedBytes(product, computeDtype));
   const norms = layerWeightBytes(spec, { ...layer, linears: [] }, holding, computeDtype);
-  return { weights: sum(allocations) + norms, expanded: sum(cached), expansion, extra: padding };
+  return { weights: sum(allocations) + norms, host: 0, expanded: sum(cached), expansion, extra: padding };
 }
 
 /** What depends on tokens. `learns`: the layer or one before it has a LoRA pair, so it runs backward. */
@@ -135,10 +143,9 @@ function transient(
     case "head": {
       const saved = learns ? row * work.labelTokens : 0;
       const chunk = Math.max(1, Math.min(Math.floor(LOGITS_BYTES / (FLOAT32 * shape.vocab)), work.labelTokens));
-      const logits = FLOAT32 * shape.vocab + (float === FLOAT32 ? 0 : float * shape.vocab);
       const product = headProduct(shape.hidden, shape.vocab, pairs[0] ?? null);
       const gpu = onGpu(request) ? gpuHeadWork(product, float, chunk) : 0;
-      const workspace = row * work.tokens + chunk * (logits + row + 2 * FLOAT32 * ranks) + gpu;
+      const workspace = row * work.tokens + chunk * (FLOAT32 * shape.vocab + row + 2 * FLOAT32 * ranks) + gpu;
       return { saved, savedFull: saved, workspace };
     }
     case "block": {
@@ -149,6 +156,7 @@ function transient(
       return {
         saved,
         savedFull: saved + kept,
+        input: learns ? row * work.tokens : 0,
         workspace,
         recompute: kept,
         cache: 2 * shape.kvHeads * shape.headDim * float * work.cacheTokens,

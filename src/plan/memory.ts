@@ -1,6 +1,7 @@
 import type { Device } from "./devices.ts";
+import { type Activations, type Keeping, segmentLayers } from "./keeping.ts";
 import { boundaryBytes, contextBytes, type LayerMemory, layerMemory } from "./layer-memory.ts";
-import { blockWorkspace } from "./range-costs.ts";
+import { ON_THEIR_WAY, wholeActivations } from "./range-costs.ts";
 import type { PipelinePolicy, PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
@@ -23,12 +24,10 @@ export interface DeviceMemory {
   /** The driver's context, and what it rounds allocations up to; 0 on CPUs. */
   readonly context: number;
   readonly total: number;
+  /** Of the host's memory, not in the total: a GPU's embedding and offloaded activations. */
+  readonly hostWeights: number;
+  readonly hostActivations: number;
 }
-
-/** How many of a segment's blocks, the first ones, recompute. By segment index. */
-export type CheckpointedBlocks = readonly number[];
-/** How many of a segment's blocks, the first ones, keep their quantised weights expanded. By segment index. */
-export type CachedBlocks = readonly number[];
 
 /**
  * Most micro-batches that are forwarded through a segment and not yet gone back, `after` segments from the end (src/schedule keeps to
@@ -40,12 +39,11 @@ export function inFlight(policy: PipelinePolicy, microBatches: number, after: nu
   return Math.min(microBatches, after + 1);
 }
 
-/** What each device takes, given the segments and how many blocks of each recompute and are cached. Devices without a segment take nothing. */
+/** What each device takes, given the segments and what their blocks keep. Devices without a segment take nothing. */
 export function predictMemory(
   request: PlanRequest,
   segments: readonly Segment[],
-  checkpointed: CheckpointedBlocks,
-  cached: CachedBlocks,
+  keeping: readonly Keeping[],
 ): Map<number, DeviceMemory> {
   const layers = layerMemory(request);
   const boundary = boundaryBytes(request);
@@ -54,9 +52,7 @@ export function predictMemory(
     const own = segments.filter((segment) => segment.device === device.id);
     result.set(
       device.id,
-      own.length === 0
-        ? NO_MEMORY
-        : deviceMemory(request, device, layers, segments, own, checkpointed, cached, boundary),
+      own.length === 0 ? NO_MEMORY : deviceMemory(request, device, layers, segments, own, keeping, boundary),
     );
   }
   return result;
@@ -73,6 +69,8 @@ export const NO_MEMORY: DeviceMemory = {
   cache: 0,
   context: 0,
   total: 0,
+  hostWeights: 0,
+  hostActivations: 0,
 };
 
 function deviceMemory(
@@ -81,53 +79,73 @@ function deviceMemory(
   layers: readonly LayerMemory[],
   segments: readonly Segment[],
   own: readonly Segment[],
-  checkpointed: CheckpointedBlocks,
-  cached: CachedBlocks,
+  keeping: readonly Keeping[],
   boundary: number,
 ): DeviceMemory {
-  const held = { weights: 0, weightCache: 0, expansion: 0, lora: 0, cache: 0, workspace: 0, extra: 0 };
+  const held = { weights: 0, host: 0, weightCache: 0, expansion: 0, lora: 0, cache: 0, workspace: 0, extra: 0 };
   const saved = own.map((segment) => {
-    let bytes = 0;
-    const inCache = cached[segment.index]!;
-    for (const { layer, recomputes, block } of segmentLayers(request, segment, checkpointed[segment.index]!)) {
-      const cost = layers[layer]!;
+    const { cached } = keeping[segment.index]!;
+    const run = segmentLayers(request, segment, keeping[segment.index]!).map((at) => ({
+      ...at,
+      cost: layers[at.layer]!,
+    }));
+    for (const { cost, block } of run) {
       held.weights += cost.weights;
-      if (block !== null && block < inCache) held.weightCache += cost.expanded;
+      held.host += cost.host;
+      if (block !== null && block < cached) held.weightCache += cost.expanded;
       else held.expansion = Math.max(held.expansion, cost.expansion);
       held.extra += cost.extra;
       held.lora += cost.lora;
       held.cache += cost.cache;
-      held.workspace = Math.max(held.workspace, blockWorkspace(cost, recomputes));
-      bytes += recomputes ? cost.saved : cost.savedFull;
     }
-    return { segment, bytes };
+    const { stays, host, most } = microBatchMemory(run);
+    held.workspace = Math.max(held.workspace, most - stays);
+    return { segment, bytes: stays, host };
   });
   const context = contextBytes(device.kind) + held.extra;
-  const activations = heldActivations(request.work.schedule, request.work.microBatches, segments, saved);
+  const { schedule, microBatches } = request.work;
+  const activations = heldActivations(schedule, microBatches, segments, saved);
+  const onHost = saved.map(({ segment, host }) => ({ segment, bytes: host }));
   const workspace = held.workspace + own.length * boundary;
   const { weights, weightCache, expansion, lora, cache } = held;
-  const total = weights + weightCache + expansion + lora + activations + workspace + cache + context;
-  return { weights, weightCache, expansion, lora, activations, workspace, cache, context, total };
+  return {
+    ...{ weights, weightCache, expansion, lora, activations, workspace, cache, context },
+    total: weights + weightCache + expansion + lora + activations + workspace + cache + context,
+    hostWeights: held.host,
+    hostActivations: heldActivations(schedule, microBatches, segments, onHost),
+  };
 }
 
-export function blocksOf({ spec }: Pick<PlanRequest, "spec">, { firstLayer, lastLayer }: Segment): number {
-  return spec.layers.slice(firstLayer, lastLayer + 1).filter(({ kind }) => kind === "block").length;
+interface LayerRun {
+  readonly cost: LayerMemory;
+  readonly activations: Activations;
 }
 
-/** The layers of a segment, the number of each that is a block among its blocks, and whether it recomputes: the first `count` blocks do. */
-export function segmentLayers(
-  { spec }: Pick<PlanRequest, "spec">,
-  { firstLayer, lastLayer }: Segment,
-  count: number,
-): { layer: number; block: number | null; recomputes: boolean }[] {
-  let blocks = 0;
-  return spec.layers.slice(firstLayer, lastLayer + 1).map(({ kind }, offset) => {
-    const block = kind === "block" ? blocks++ : null;
-    return { layer: firstLayer + offset, block, recomputes: block !== null && block < count };
+/**
+ * Of one micro-batch in one segment: what stays on the device between forward and backward, what waits on the host, and the most
+ * there is on the device at a time: a layer's own and all that was there before it, and what is on its way to the host or back
+ * (of the blocks just before it, the nearest with all that it saved).
+ */
+function microBatchMemory(run: readonly LayerRun[]): { stays: number; host: number; most: number } {
+  const offloads = run.some(({ activations }) => activations === "offloaded");
+  const waiting = run.map(({ cost, activations }) => {
+    if (!offloads || activations === "kept") return 0;
+    return activations === "offloaded" ? wholeActivations(cost) : cost.input;
   });
+  let stays = 0;
+  let most = 0;
+  for (const [index, { cost, activations }] of run.entries()) {
+    const near = Array.from({ length: ON_THEIR_WAY }, (_, i) => index - 1 - i).filter((at) => waiting[at]! > 0);
+    const whole = near.find((at) => run[at]!.activations === "offloaded");
+    const passing = near.reduce((sum, at) => sum + (at === whole ? waiting[at]! : run[at]!.cost.input), 0);
+    most = Math.max(most, stays + passing + cost.savedFull + cost.workspace);
+    stays += activations === "kept" ? cost.savedFull : cost.saved - (waiting[index]! > 0 ? cost.input : 0);
+  }
+  return { stays, host: waiting.reduce((sum, bytes) => sum + bytes, 0), most };
 }
 
-function heldActivations(
+/** Of all micro-batches in flight, from the bytes of one in each of a device's segments. */
+export function heldActivations(
   policy: PipelinePolicy,
   microBatches: number,
   segments: readonly Segment[],

@@ -10,6 +10,7 @@ import { contextBytes, lowestTrainable } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
 import type { LayerWork } from "./layer-work.ts";
 import { type DeviceMemory, inFlight, NO_MEMORY, predictMemory } from "./memory.ts";
+import { offloadsActivations } from "./offload.ts";
 import type { Stage } from "./partition.ts";
 import { type PlacementProblem, place } from "./planner.ts";
 import { type RangeCosts, rangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
@@ -20,7 +21,9 @@ import { predictTime } from "./time.ts";
 import { chooseCachedBlocks } from "./weight-cache.ts";
 
 export interface PlannedSegment extends Segment {
-  /** How many of its blocks, the first ones, keep only their input. */
+  /** How many of its blocks, evenly spread, leave their activations in the host's memory. */
+  readonly offloadedBlocks: number;
+  /** Of the others, how many, the first ones, keep only their input. */
   readonly checkpointedBlocks: number;
   /** How many of its blocks, the first ones, keep their quantised weights in the compute dtype too. */
   readonly cachedBlocks: number;
@@ -102,14 +105,37 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
     if (map !== null) return planOfMap(request, map, budgets.bytes, warnings);
     return finishPlan(request, weightsOnly(request, strategy, budgets.bytes), budgets.bytes, warnings, strategy);
   }
-  if (budgets.offload.length > 0) {
-    warnings.push(`max_memory's ${budgets.offload.join(" and ")} budgets are not used: layers are never offloaded`);
+  const useless = budgets.offload.filter((key) => key !== "cpu" || !offloadsActivations(request));
+  if (useless.length > 0) {
+    warnings.push(`max_memory's ${useless.join(" and ")} budgets are not used: layers are never offloaded`);
   }
-  const problem = placementProblem(request, budgets.bytes, costsByDevice(request));
-  const stages = place(problem, request.strategy);
-  if (stages === null) return new Infeasible(() => infeasible(request, problem, budgets.bytes, fits));
-  const plain = finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, request.strategy);
+  const { strategy } = request;
+  const problem = placementProblem(request, budgets.bytes, costsByDevice(request, false));
+  const finish = (stages: readonly Stage[]) =>
+    finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, strategy);
+  const stages = place(problem, strategy);
+  const plain = stages === null ? null : finish(stages);
+  if (plain === null)
+    return (
+      offloadingPlan(request, budgets.bytes, finish) ??
+      new Infeasible(() => infeasible(request, problem, budgets.bytes, fits))
+    );
   return request.work.schedule === "interleaved" ? interleavedPlan(request, problem, plain, budgets.bytes) : plain;
+}
+
+/** Where nothing fits unless activations wait on the host; null where it does not even so. */
+function offloadingPlan(
+  request: PlanRequest,
+  budgets: ReadonlyMap<number, number>,
+  finish: (stages: readonly Stage[]) => Plan,
+): Plan | null {
+  if (!offloadsActivations(request)) return null;
+  const stages = place(
+    placementProblem(request, budgets, costsByDevice(request, true)),
+    request.strategy as NamedStrategy,
+  );
+  const plan = stages === null ? null : finish(stages);
+  return plan?.devices.every(({ memory }) => memory.total <= memory.budget) ? plan : null;
 }
 
 /** The fastest interleaved placement that the budgets hold; `plain`, with a warning, where there is none or the strategy does not let segments be dealt out. */
@@ -147,7 +173,7 @@ export function assertRunnable(plan: Plan): void {
 
 function fits(request: PlanRequest): boolean {
   const { bytes } = budgetsOf(request.devices, request.maxMemory);
-  return place(placementProblem(request, bytes, costsByDevice(request)), "sequential") !== null;
+  return place(placementProblem(request, bytes, costsByDevice(request, false)), "sequential") !== null;
 }
 
 function placementProblem(
@@ -182,12 +208,12 @@ function placementProblem(
 }
 
 /** Devices that take as long for every layer share one object: the planner sees that they are alike. */
-function costsByDevice(request: PlanRequest): (device: Device) => RangeCosts {
+function costsByDevice(request: PlanRequest, offloading: boolean): (device: Device) => RangeCosts {
   const timesOn = layerTimer(request);
   const known = new Map<readonly LayerWork[], RangeCosts>();
   return (device) => {
     const times = timesOn(device);
-    const costs = known.get(times) ?? trueCosts(request, times);
+    const costs = known.get(times) ?? trueCosts(request, times, offloading);
     known.set(times, costs);
     return costs;
   };
@@ -306,10 +332,9 @@ function finishPlan(
   strategy: string,
 ): Plan {
   const segments = segmentsOf(layerDevices, sortedIds(request));
-  const checkpointed = chooseCheckpointing(request, segments, budgets);
-  const cached = chooseCachedBlocks(request, segments, checkpointed, budgets);
-  const memory = predictMemory(request, segments, checkpointed, cached);
-  const time = predictTime(request, segments, checkpointed);
+  const keeping = chooseCachedBlocks(request, segments, chooseCheckpointing(request, segments, budgets), budgets);
+  const memory = predictMemory(request, segments, keeping);
+  const time = predictTime(request, segments, keeping);
   const lowest = lowestTrainable(request.lora);
   const overBudget = overfull(request, memory, (device) => request.maxMemory?.get(device.id));
   const overDevice = overfull(request, memory, (device) => device.memoryBytes);
@@ -320,8 +345,9 @@ function finishPlan(
     replicas: [request.devices.map((_, rank) => rank)],
     segments: segments.map((segment, index) => ({
       ...segment,
-      checkpointedBlocks: checkpointed[index]!,
-      cachedBlocks: cached[index]!,
+      offloadedBlocks: keeping[index]!.offloaded,
+      checkpointedBlocks: keeping[index]!.checkpointed,
+      cachedBlocks: keeping[index]!.cached,
       needsBackward: lowest <= segment.lastLayer,
       needsInputGrad: lowest < segment.firstLayer,
     })),

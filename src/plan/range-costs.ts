@@ -22,8 +22,11 @@ export function unitsOf(layers: readonly LayerSpec[]): { readonly first: number;
   return units;
 }
 
-/** The true costs of this request's layers on a device that takes `times`, as memory.ts and time.ts count them, with the checkpointing that it starts from. */
-export function trueCosts(request: PlanRequest, times: readonly LayerWork[]): RangeCosts {
+/**
+ * The true costs of this request's layers on a device that takes `times`, as memory.ts and time.ts count them, with the checkpointing
+ * that it starts from. `offloading`: with some blocks' activations and all others' inputs on the host.
+ */
+export function trueCosts(request: PlanRequest, times: readonly LayerWork[], offloading: boolean): RangeCosts {
   const recomputes = request.work.checkpointing !== "none";
   const cached = request.weightCache === "on";
   const memory = layerMemory(request);
@@ -36,13 +39,28 @@ export function trueCosts(request: PlanRequest, times: readonly LayerWork[]): Ra
         weights: sum(parts, (part) => part.weights + (cached ? part.expanded : 0)),
         held: sum(parts, (part) => part.lora + part.cache + part.extra),
         expansion: cached ? 0 : Math.max(...parts.map((part) => part.expansion)),
-        saved: sum(parts, (part) => (recomputes ? part.saved : part.savedFull)),
-        workspace: Math.max(...parts.map((part) => blockWorkspace(part, recomputes))),
+        saved: sum(parts, (part) => (recomputes ? part.saved - (offloading ? part.input : 0) : part.savedFull)),
+        workspace: Math.max(
+          ...parts.map((part) => blockWorkspace(part, recomputes) + (offloading ? onTheWay(part) : 0)),
+        ),
         time: sum(inUnit(times, unit), (part) => layerTime(part, recomputes)),
       };
     }),
     boundaryBytes(request),
   );
+}
+
+/** Blocks before the one that runs of which something may be on its way to the host or back (native/model/offload.cpp). */
+export const ON_THEIR_WAY = 3;
+
+/** What waits on the host of an offloaded block: all it saved but LoRA's inner vectors. */
+export function wholeActivations({ input, saved, savedFull }: LayerMemory): number {
+  return input + savedFull - saved;
+}
+
+/** While a block runs: its own input, another's activations, inputs of more. */
+function onTheWay(block: LayerMemory): number {
+  return block.input === 0 ? 0 : wholeActivations(block) + ON_THEIR_WAY * block.input;
 }
 
 export function blockWorkspace({ workspace, recompute }: LayerMemory, recomputes: boolean): number {

@@ -22,6 +22,21 @@ const UNKNOWN_GPU: readonly [number, number] = [60e12, 25e12];
 /** One worker on a few server cores, by dtype. */
 const CPU_RATES: Readonly<Record<FloatDtype, number>> = { float32: 200e9, bfloat16: 400e9, float16: 200e9 };
 
+/** Bytes/s between a GPU and its host's memory, each way: 50 measured on an H100's PCIe 5 x16, the others by their bus. */
+const HOST_LINKS: readonly (readonly [RegExp, number])[] = [
+  [/\b(GH200|GB200)/i, 200e9],
+  [/\b(H100|H200|H800|B200|B100)/i, 50e9],
+  [/\b(A100|A800|A10|A10G|L40|L4)|3090|4090/i, 22e9],
+];
+const UNKNOWN_HOST_LINK = 10e9;
+
+export function hostLinkRate({ name }: Device): number {
+  return HOST_LINKS.find(([pattern]) => pattern.test(name ?? ""))?.[1] ?? UNKNOWN_HOST_LINK;
+}
+
+/** How much longer a block's forward pass is than its products at the rate above (an H100 at 1,000 to 8,000 tokens). */
+export const FORWARD_OVER_PRODUCTS = 1.25;
+
 /** Tokens at which a product reaches half its rate: an H100 does 520 TFLOP/s of its 740 at 512 tokens. */
 const HALF_RATE_TOKENS = { cpu: 16, cuda: 210 } as const;
 

@@ -18,7 +18,7 @@ export type DeviceMapInput = Readonly<Record<string, number | string>>;
 /** Names as in src/schedule. */
 export type PipelinePolicy = "sequential" | "gpipe" | "1f1b" | "interleaved";
 
-/** all: every block keeps only its input. none: everything is kept. auto: as few blocks recompute as the budgets allow. */
+/** all: every block keeps only its input, or waits on the host whole. none: everything is kept. auto: as few blocks recompute as the budgets allow. */
 export type Checkpointing = "all" | "none" | "auto";
 
 /**
@@ -26,6 +26,9 @@ export type Checkpointing = "all" | "none" | "auto";
  * everything else is placed.
  */
 export type WeightCache = "off" | "auto" | "on";
+
+/** Whether activations may wait in the host's memory; auto: where copying them there costs no time, rather than computing them again. */
+export type ActivationOffload = "off" | "auto";
 
 /** What one optimizer step does, as far as memory and time depend on it. */
 export interface Work {
@@ -55,6 +58,7 @@ export interface PlanRequest {
   readonly holding: Holding;
   readonly computeDtype: FloatDtype;
   readonly weightCache: WeightCache;
+  readonly activationOffload: ActivationOffload;
   /** Empty: nothing learns (generation, evaluation). */
   readonly lora: readonly LoraTarget[];
   readonly work: Work;

@@ -1,36 +1,67 @@
-import { blocksOf, type CheckpointedBlocks, predictMemory } from "./memory.ts";
+import { blocksOf, type Keeping } from "./keeping.ts";
+import { predictMemory } from "./memory.ts";
+import { mostOffloaded } from "./offload.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 import { leastCachedBlocks } from "./weight-cache.ts";
 
-/** What checkpointing starts from: every block recomputes, or none. */
-export function fullCheckpointing(request: PlanRequest, segments: readonly Segment[]): number[] {
-  if (request.work.checkpointing === "none") return segments.map(() => 0);
-  return segments.map((segment) => blocksOf(request, segment));
+/** What placement counts with: every block recomputes, or none. */
+export function fullCheckpointing(request: PlanRequest, segments: readonly Segment[]): Keeping[] {
+  const all = request.work.checkpointing !== "none";
+  const cached = leastCachedBlocks(request, segments);
+  return segments.map((segment, index) => ({
+    offloaded: 0,
+    checkpointed: all ? blocksOf(request, segment) : 0,
+    cached: cached[index]!,
+  }));
 }
 
-/** With "auto", takes blocks out of checkpointing, one at a time from the last segment to the first, as long as the budgets hold. */
+/**
+ * Whose activations stay, from the last segment to the first, as the budgets hold. With "all" none do: those that can wait on
+ * the host do that, the others are computed again. With "auto" as many stay or wait on the host as can, on the host no more than
+ * it takes.
+ */
 export function chooseCheckpointing(
   request: PlanRequest,
   segments: readonly Segment[],
   budgets: ReadonlyMap<number, number>,
-): CheckpointedBlocks {
-  const blocks = fullCheckpointing(request, segments);
-  const cached = leastCachedBlocks(request, segments);
-  if (request.work.checkpointing !== "auto" || request.lora.length === 0) return blocks;
-  for (const { index, device } of [...segments].reverse()) {
-    const fitsWith = (count: number) => {
-      const total = predictMemory(request, segments, blocks.with(index, count), cached).get(device)!.total;
-      return total <= (budgets.get(device) ?? 0);
+): Keeping[] {
+  const chosen = fullCheckpointing(request, segments);
+  const { checkpointing } = request.work;
+  if (checkpointing === "none" || request.lora.length === 0) return chosen;
+  for (const segment of [...segments].reverse()) {
+    const { index, device } = segment;
+    const blocks = blocksOf(request, segment);
+    const start = chosen[index]!;
+    const fits = (offloaded: number, checkpointed: number) => {
+      const tried = chosen.with(index, { ...start, offloaded, checkpointed });
+      return predictMemory(request, segments, tried).get(device)!.total <= (budgets.get(device) ?? 0);
     };
-    let low = 0;
-    let high = blocks[index]!;
-    while (low < high) {
-      const count = (low + high) >> 1;
-      if (fitsWith(count)) high = count;
-      else low = count + 1;
+    const most = mostOffloaded(request, segments, segment);
+    const fewest = (offloaded: number) =>
+      checkpointing === "all"
+        ? blocks - offloaded
+        : leastThat(blocks - offloaded, (checkpointed) => fits(offloaded, checkpointed));
+    const [plain, away] = [fewest(0), fewest(most)];
+    if (away >= plain || !fits(most, away)) {
+      chosen[index] = { ...start, checkpointed: plain };
+    } else if (away > 0 || checkpointing === "all") {
+      chosen[index] = { ...start, offloaded: most, checkpointed: away };
+    } else {
+      chosen[index] = { ...start, offloaded: leastThat(most, (offloaded) => fits(offloaded, 0)), checkpointed: 0 };
     }
-    blocks[index] = low;
   }
-  return blocks;
+  return chosen;
+}
+
+/** The smallest number up to `most` that will do, where all larger ones do too; `most` if none does. */
+function leastThat(most: number, does: (count: number) => boolean): number {
+  let low = 0;
+  let high = most;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (does(middle)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }

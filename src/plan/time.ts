@@ -1,7 +1,8 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import type { Device } from "./devices.ts";
+import { type Keeping, segmentLayers } from "./keeping.ts";
 import { layerTimer } from "./layer-time.ts";
-import { type CheckpointedBlocks, isRoundRobin, segmentLayers } from "./memory.ts";
+import { isRoundRobin } from "./memory.ts";
 import { linkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
@@ -33,10 +34,10 @@ export interface PredictedTime {
 export function predictTime(
   request: PlanRequest,
   segments: readonly Segment[],
-  checkpointed: CheckpointedBlocks,
+  keeping: readonly Keeping[],
 ): PredictedTime {
   const { work } = request;
-  const times = segmentTimes(request, segments, checkpointed);
+  const times = segmentTimes(request, segments, keeping);
   const loads = new Map<number, number>();
   for (const [index, { forward, backward }] of times.entries()) {
     const { device } = segments[index]!;
@@ -63,11 +64,7 @@ export function predictTime(
   };
 }
 
-function segmentTimes(
-  request: PlanRequest,
-  segments: readonly Segment[],
-  checkpointed: CheckpointedBlocks,
-): SegmentTime[] {
+function segmentTimes(request: PlanRequest, segments: readonly Segment[], keeping: readonly Keeping[]): SegmentTime[] {
   const { work, spec, rates } = request;
   const devices = new Map(request.devices.map((device) => [device.id, device]));
   const timesOn = layerTimer(request);
@@ -81,10 +78,10 @@ function segmentTimes(
     const messages = neighbours.reduce((sum, other) => sum + messageCompute(device, devices.get(other.device)!), 0);
     let forward = messages;
     let backward = messages;
-    for (const { layer, recomputes } of segmentLayers(request, segment, checkpointed[index]!)) {
+    for (const { layer, activations } of segmentLayers(request, segment, keeping[index]!)) {
       const cost = layers[layer]!;
       forward += cost.forward;
-      backward += cost.backward + (recomputes ? cost.recompute : 0);
+      backward += cost.backward + (activations === "recomputed" ? cost.recompute : 0);
     }
     const next = segments[index + 1];
     return {

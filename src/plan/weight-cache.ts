@@ -1,30 +1,30 @@
 import { arenaBytes } from "./arena.ts";
 import type { Device } from "./devices.ts";
-import { blocksOf, type CachedBlocks, type CheckpointedBlocks, predictMemory } from "./memory.ts";
+import { blocksOf, type Keeping } from "./keeping.ts";
+import { predictMemory } from "./memory.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
-/** What placement counts on: with "on" every block is cached, else none need be. */
-export function leastCachedBlocks(request: PlanRequest, segments: readonly Segment[]): CachedBlocks {
+/** What placement counts on, by segment: with "on" every block is cached, else none need be. */
+export function leastCachedBlocks(request: PlanRequest, segments: readonly Segment[]): readonly number[] {
   const quantized = request.holding.quantization.method !== "none";
   const all = request.weightCache === "on" && quantized;
   return segments.map((segment) => (all ? blocksOf(request, segment) : 0));
 }
 
 /**
- * With "auto", as many blocks of each GPU as its budget holds when all else is placed, checkpointing chosen: a byte spent on
- * what a block would recompute saves several times the time (docs/decisions/weight-cache.md). A CPU expands a panel at a time
- * in its caches, and gains nothing worth the memory.
+ * `keeping` with more blocks cached: with "auto", as many of each GPU as its budget holds when all else is placed, checkpointing
+ * chosen: a byte spent on what a block would recompute saves several times the time (docs/decisions/weight-cache.md). A CPU
+ * expands a panel at a time in its caches, and gains nothing worth the memory.
  */
 export function chooseCachedBlocks(
   request: PlanRequest,
   segments: readonly Segment[],
-  checkpointed: CheckpointedBlocks,
+  keeping: readonly Keeping[],
   budgets: ReadonlyMap<number, number>,
-): CachedBlocks {
-  const least = leastCachedBlocks(request, segments);
-  if (request.weightCache !== "auto" || request.holding.quantization.method === "none") return least;
-  const cached = [...least];
+): Keeping[] {
+  const chosen = [...keeping];
+  if (request.weightCache !== "auto" || request.holding.quantization.method === "none") return chosen;
   for (const device of request.devices.filter(({ kind }) => kind === "cuda")) {
     const own = segments.filter((segment) => segment.device === device.id);
     const counts = own.map((segment) => blocksOf(request, segment));
@@ -32,13 +32,14 @@ export function chooseCachedBlocks(
     const deal = (blocks: number) => {
       let left = blocks;
       for (const [position, { index }] of own.entries()) {
-        cached[index] = Math.min(left, counts[position]!);
-        left -= cached[index]!;
+        const cached = Math.min(left, counts[position]!);
+        chosen[index] = { ...chosen[index]!, cached };
+        left -= cached;
       }
     };
     const fits = (blocks: number) => {
       deal(blocks);
-      return bytesOn(device, request, segments, checkpointed, cached) <= (budgets.get(device.id) ?? 0);
+      return bytesOn(device, request, segments, chosen) <= (budgets.get(device.id) ?? 0);
     };
     // With the last block cached the room to expand in goes: all may fit where one fewer does not.
     if (total === 0 || fits(total)) continue;
@@ -51,17 +52,16 @@ export function chooseCachedBlocks(
     }
     deal(low);
   }
-  return cached;
+  return chosen;
 }
 
 function bytesOn(
   device: Device,
   request: PlanRequest,
   segments: readonly Segment[],
-  checkpointed: CheckpointedBlocks,
-  cached: CachedBlocks,
+  keeping: readonly Keeping[],
 ): number {
-  const memory = predictMemory(request, segments, checkpointed, cached).get(device.id)!;
+  const memory = predictMemory(request, segments, keeping).get(device.id)!;
   // A full device must hold the whole arena, its margin too.
   return memory.total - memory.activations - memory.workspace + arenaBytes(memory, device.kind);
 }

@@ -46,6 +46,7 @@ export async function prepareRank(
     computeDtype: request.computeDtype as ComputeDtype,
     arch: engineArch(spec),
     arenaBytes: request.arenaBytes,
+    hostBytes: request.hostBytes,
   });
   try {
     const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));

@@ -6,6 +6,7 @@ import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { exitCodeOfSignal } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
+import { freeMemory } from "../common/machine.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import type { Config } from "../config/options.ts";
 import { type Capabilities, loadEngine } from "../engine/index.ts";
@@ -254,6 +255,7 @@ function introduce(config: Config, device: string, linkAddress: string): Hello {
     device,
     deviceName: gpu?.name ?? `CPU (${cpu.isa})`,
     memoryBytes: gpu?.freeBytes ?? cpu.memoryBytes,
+    hostMemoryBytes: freeMemory(),
     threads: config.threads ?? cpu.threads,
     linkAddress,
     hostId: hostIdentity(),

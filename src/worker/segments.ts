@@ -40,6 +40,7 @@ export function describeSegment(
   return {
     description: {
       layers: layers.map((layer) => engineLayer(layer, lora)),
+      offloadedBlocks: segment.offloadedBlocks,
       checkpointedBlocks: segment.checkpointedBlocks,
       cachedBlocks: segment.cachedBlocks,
       needsInputGrad: segment.needsInputGrad,

@@ -32,6 +32,7 @@ export async function wholeModel(
     rank: 0,
     firstLayer: 0,
     lastLayer: spec.layers.length - 1,
+    offloadedBlocks: 0,
     checkpointedBlocks: 0,
     cachedBlocks: 0,
     needsInputGrad: false,

@@ -9,8 +9,8 @@
 
 namespace pipelora {
 
-/// What the blocks of one micro-batch leave on the host. At most one block's whole activations are on their way out while the
-/// next such block runs, and at most one's are on their way back.
+/// What the blocks of one micro-batch leave on the host. While a block runs, at most one other's whole activations and two
+/// inputs are on their way out, and as much is on its way back.
 class Offloads {
  public:
   Offloads(Ops& ops, std::size_t layers) : ops_(ops), sent_(layers) {}

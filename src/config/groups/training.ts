@@ -82,11 +82,20 @@ export const trainingOptions = {
   ),
   data_seed: option("integer", "Training", ["train"], optional(count), "Seed of the rows' order; none: seed."),
   gradient_checkpointing: option(
-    "boolean",
+    "boolean-or-string",
     "Training",
     TRAINS,
-    flag(),
-    "Keep only each block's input and compute the rest again.",
+    z.union([z.boolean(), z.literal("auto")]).default(false),
+    "Keep only each block's input and compute the rest again; auto: of as few blocks as the memory budget asks for.",
+    "[auto]",
+  ),
+  activation_offload: option(
+    "string",
+    "Training",
+    TRAINS,
+    choice(["off", "auto"]).default("auto"),
+    'With gradient_checkpointing on GPUs, leave activations in the host\'s memory instead of computing them again: auto: of as many blocks as cost no time to copy, in what max_memory gives "cpu", else in half of what the host has free.',
+    "WHEN",
   ),
   train_sampling_strategy: option(
     "string",

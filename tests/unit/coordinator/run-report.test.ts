@@ -17,6 +17,7 @@ const memory: MemoryReport__Output = {
   processPeakBytes: 3 * GIB,
   allocatedBytes: 7.2 * GIB,
   deviceBytes: 7.75 * GIB,
+  hostBytes: 0,
 };
 
 const report = (change: Partial<MemoryReport__Output>, times: readonly RankTimes[] = []) =>

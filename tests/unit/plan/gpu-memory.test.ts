@@ -71,8 +71,9 @@ test("a whole Qwen-7B in nf4 on one GPU: what its engine holds, piece by piece",
   const { memory } = planned({}).devices[0]!;
   const linear = (elements: number) => elements / 2 + 16 + (elements / 64 / 256 + 4) * 4 + elements / 64;
   const perBlock = linear(12288 * 4096) + linear(4096 * 4096) + 3 * linear(11008 * 4096) + 12288 * 2 + 2 * 4096 * 4;
-  const ends = 2 * 151936 * 4096 * 2 + 4096 * 4;
-  assert.equal(memory.weights, 32 * perBlock + ends);
+  const table = 151936 * 4096 * 2;
+  assert.equal(memory.weights, 32 * perBlock + table + 4096 * 4);
+  assert.equal(memory.hostWeights, table);
   assert.equal(memory.expansion, 413_204_480);
   assert.equal(memory.weightCache, 0);
 });

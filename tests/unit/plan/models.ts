@@ -106,6 +106,7 @@ export function request(spec: ModelSpec, devices: readonly Device[], changes: Pa
     holding: PLAIN,
     computeDtype: "bfloat16",
     weightCache: "off",
+    activationOffload: "off",
     lora: everyLinear(spec),
     work: WORK,
     rates: NO_OVERRIDES,

@@ -20,6 +20,7 @@ export interface Hello {
   'pciBusId'?: (string);
   'nccl'?: (string);
   'ncclMissing'?: (string);
+  'hostMemoryBytes'?: (number | string | Long);
 }
 
 export interface Hello__Output {
@@ -40,4 +41,5 @@ export interface Hello__Output {
   'pciBusId': (string);
   'nccl': (string);
   'ncclMissing': (string);
+  'hostMemoryBytes': (number);
 }

@@ -11,6 +11,7 @@ export interface MemoryReport {
   'processPeakBytes'?: (number | string | Long);
   'allocatedBytes'?: (number | string | Long);
   'deviceBytes'?: (number | string | Long);
+  'hostBytes'?: (number | string | Long);
 }
 
 export interface MemoryReport__Output {
@@ -22,4 +23,5 @@ export interface MemoryReport__Output {
   'processPeakBytes': (number);
   'allocatedBytes': (number);
   'deviceBytes': (number);
+  'hostBytes': (number);
 }

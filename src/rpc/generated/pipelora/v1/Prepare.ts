@@ -24,6 +24,7 @@ export interface Prepare {
   'linkTimeoutS'?: (number | string);
   'replicaRanks'?: (number)[];
   'replicaNccl'?: (Buffer | Uint8Array | string);
+  'hostBytes'?: (number | string | Long);
 }
 
 export interface Prepare__Output {
@@ -43,4 +44,5 @@ export interface Prepare__Output {
   'linkTimeoutS': (number);
   'replicaRanks': (number)[];
   'replicaNccl': (Buffer);
+  'hostBytes': (number);
 }

@@ -10,6 +10,7 @@ export interface Segment {
   'needsInputGrad'?: (boolean);
   'needsBackward'?: (boolean);
   'cachedBlocks'?: (number);
+  'offloadedBlocks'?: (number);
 }
 
 export interface Segment__Output {
@@ -21,4 +22,5 @@ export interface Segment__Output {
   'needsInputGrad': (boolean);
   'needsBackward': (boolean);
   'cachedBlocks': (number);
+  'offloadedBlocks': (number);
 }

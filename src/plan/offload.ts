@@ -1,0 +1,67 @@
+import { arenaMargin } from "./arena.ts";
+import type { Device } from "./devices.ts";
+import { blocksOf, PLAIN_KEEPING, segmentLayers } from "./keeping.ts";
+import { layerMemory } from "./layer-memory.ts";
+import { layerTimer } from "./layer-time.ts";
+import { heldActivations } from "./memory.ts";
+import { wholeActivations } from "./range-costs.ts";
+import { FORWARD_OVER_PRODUCTS, hostLinkRate } from "./rates.ts";
+import type { PlanRequest } from "./request.ts";
+import type { Segment } from "./segments.ts";
+
+/** Of the way to the host's memory, what a plan counts on: transfers must never hold a pass up. */
+const LINK_SHARE = 0.9;
+/** Of the host's free memory, what a plan takes unless max_memory says how much ("cpu"). */
+const HOST_SHARE = 0.5;
+
+/** Whether a plan of this request may leave activations on a host. */
+export function offloadsActivations({ activationOffload, work, devices }: PlanRequest): boolean {
+  return activationOffload === "auto" && work.checkpointing !== "none" && devices.some(({ kind }) => kind === "cuda");
+}
+
+/**
+ * Of how many of a segment's blocks the activations can wait on the host: as many as its link carries out while the segment's
+ * forward pass runs (the backward pass takes longer), beside the inputs of the others, and as the host's memory holds of all
+ * micro-batches in flight. 0 on CPUs, and without --activation-offload. docs/decisions/activation-offload.md.
+ */
+export function mostOffloaded(request: PlanRequest, segments: readonly Segment[], segment: Segment): number {
+  const device = request.devices.find(({ id }) => id === segment.device)!;
+  if (!offloadsActivations(request) || device.kind !== "cuda") return 0;
+  const layers = layerMemory(request);
+  const blocks = blocksOf(request, segment);
+  const own = segmentLayers(request, segment, PLAIN_KEEPING).filter(({ block }) => block !== null);
+  const bytes = (of: (layer: (typeof layers)[number]) => number) =>
+    Math.max(0, ...own.map(({ layer }) => of(layers[layer]!)));
+  const input = bytes((layer) => layer.input);
+  const whole = bytes(wholeActivations);
+  if (input === 0) return 0;
+  const carried = LINK_SHARE * hostLinkRate(device) * forwardSeconds(request, device, segment);
+  const { tokens, meanTokens } = request.work;
+  const byTime = ((carried * tokens) / meanTokens - blocks * input) / (whole - input);
+  const inFlight = heldActivations(request.work.schedule, request.work.microBatches, segments, [{ segment, bytes: 1 }]);
+  const ours = segments.filter((other) => other.device === segment.device).length;
+  const room = hostBudget(request, device) / ours / (inFlight * arenaMargin);
+  const byRoom = (room - blocks * input) / (whole - input);
+  return Math.max(0, Math.min(blocks, Math.floor(byTime), Math.floor(byRoom)));
+}
+
+function forwardSeconds(request: PlanRequest, device: Device, { firstLayer, lastLayer }: Segment): number {
+  const seconds = layerTimer(request)(device)
+    .slice(firstLayer, lastLayer + 1)
+    .reduce((sum, { forward }) => sum + forward, 0);
+  return seconds * (request.rates.measured.has(device.id) ? 1 : FORWARD_OVER_PRODUCTS);
+}
+
+/** Bytes of the host's memory for one GPU's offloaded activations: GPUs of a node share it alike, embeddings come first. */
+function hostBudget(request: PlanRequest, device: Device): number {
+  const sharing = request.devices.filter(({ kind, node }) => kind === "cuda" && node === device.node).length;
+  const given = request.maxMemory?.get("cpu");
+  const all = given ?? HOST_SHARE * (device.hostMemoryBytes ?? 0);
+  const embedding = layerMemory(request).reduce((sum, { host }) => sum + host, 0);
+  return Math.max(0, all - embedding) / sharing;
+}
+
+/** Bytes of a rank's room in the host's memory for what the plan predicts. */
+export function hostRoomBytes({ hostActivations }: { readonly hostActivations: number }): number {
+  return Math.ceil(hostActivations * arenaMargin);
+}
