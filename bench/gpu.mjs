@@ -162,7 +162,9 @@ function beside({ row, name, target, hf, best }, line) {
   return {
     row,
     name,
-    ...(line.checkpointing === undefined ? {} : { checkpointing: line.checkpointing, dropout: line.dropout }),
+    ...(line.kept_blocks === undefined
+      ? {}
+      : { kept_blocks: line.kept_blocks, offloaded_blocks: line.offloaded_blocks, dropout: line.dropout }),
     tokens_per_s: line.tokens_per_s,
     step_ms: line.step_ms ?? Number((1000 / line.tokens_per_s).toFixed(2)),
     peak_GiB: line.peak_GiB ?? null,
