@@ -68,7 +68,7 @@ std::vector<LinearGroup*> Block::groups() { return {qkv_.get(), o_.get(), gate_u
 Tensor Block::q_norm() const { return norms_.size() > 2 ? norms_[2].weight : Tensor(); }
 Tensor Block::k_norm() const { return norms_.size() > 2 ? norms_[3].weight : Tensor(); }
 
-Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLayer* cache) {
+Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor* cache) {
   const bool keep = pass == Pass::keep || pass == Pass::recompute, recompute = pass == Pass::recompute;
   const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = arch_.ffn;
   const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
@@ -118,11 +118,10 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
       const auto at = static_cast<std::size_t>(i);
       const std::int64_t first = s.cu_queries.host[at], count = s.cu_queries.host[at + 1] - first;
       const std::int64_t row = s.key_start.host[at] + s.key_length.host[at] - count;
-      ops_.copy(k.row_range(first, count), cache->k.row_range(row, count));
-      ops_.copy(v.row_range(first, count), cache->v.row_range(row, count));
+      ops_.copy(saved.qkv.tensor().columns(q_cols, 2 * kv_cols).row_range(first, count), cache->row_range(row, count));
     }
-    attention.k = cache->k;
-    attention.v = cache->v;
+    attention.k = cache->columns(0, kv_cols);
+    attention.v = cache->columns(kv_cols, kv_cols);
   }
   ops_.attention_forward(attention);
   turned.reset();
@@ -149,7 +148,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLaye
   return out;
 }
 
-Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const KvLayer* cache) {
+Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const Tensor* cache) {
   BlockSaved own;
   own.x = std::move(x);
   const Pass pass = saved == nullptr ? Pass::forget : checkpoint ? Pass::checkpoint : Pass::keep;

@@ -18,7 +18,7 @@ KvCache::KvCache(Ops& ops, const Arch& arch, std::int64_t sequences, std::int64_
   memory_ = ops.allocate("a key/value cache", 2 * blocks * one, false);
   char* at = static_cast<char*>(memory_->data());
   for (std::size_t b = 0; b < blocks; ++b) {
-    layers_.push_back({Tensor(at, dtype, rows, width), Tensor(at + one, dtype, rows, width)});
+    layers_.emplace_back(at, dtype, rows, 2 * width);
     at += 2 * one;
   }
   const auto count = static_cast<std::size_t>(sequences);

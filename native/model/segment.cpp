@@ -371,7 +371,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
     switch (layer->kind) {
       case Layer::Kind::embedding: x = embed(*layer, tokens, batch->sequences.tokens); break;
       case Layer::Kind::block: {
-        const KvLayer kv = cache.layer(block++);
+        const Tensor kv = cache.layer(block++);
         x = layer->block->forward(*batch, std::move(x), nullptr, false, &kv);
         break;
       }

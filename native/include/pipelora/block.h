@@ -37,14 +37,14 @@ class Block {
   std::size_t norm_bytes() const { return norm_memory_->bytes(); }
 
   /// Consumes x. `saved`: null to keep nothing; `checkpoint` keeps what is small. `cache`: keys and values of earlier tokens, appended to.
-  Buffer forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const KvLayer* cache);
+  Buffer forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const Tensor* cache);
   /// Consumes dout and saved. Accumulates LoRA gradients; returns dx, or nothing if not asked for.
   Buffer backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad);
 
  private:
   /// What stays in `saved` after a pass: all, x and inner vectors, or nothing; `recompute` keeps all and makes no output.
   enum class Pass { keep, checkpoint, forget, recompute };
-  Buffer run(const Batch& batch, BlockSaved& saved, Pass pass, const KvLayer* cache);
+  Buffer run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor* cache);
   Tensor q_norm() const;
   Tensor k_norm() const;
 

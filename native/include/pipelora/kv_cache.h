@@ -9,11 +9,6 @@
 
 namespace pipelora {
 
-struct KvLayer {
-  Tensor k;  // [sequences * capacity, K * E] compute
-  Tensor v;
-};
-
 class KvCache {
  public:
   /// `segments` and `blocks` of the engine. Throws PL_OUT_OF_MEMORY.
@@ -23,7 +18,8 @@ class KvCache {
   std::int64_t sequences() const { return sequences_; }
   std::int64_t capacity() const { return capacity_; }
   std::size_t bytes() const { return memory_->bytes(); }
-  KvLayer layer(std::size_t block) const { return layers_[block]; }
+  /// [sequences * capacity, 2 * K * E] compute: a token's keys, then its values.
+  Tensor layer(std::size_t block) const { return layers_[block]; }
 
   /// Per segment: tokens held of each sequence, and the NTK factor fixed when it was started.
   struct Progress {
@@ -35,7 +31,7 @@ class KvCache {
  private:
   std::int64_t sequences_, capacity_;
   std::unique_ptr<DeviceMemory> memory_;
-  std::vector<KvLayer> layers_;
+  std::vector<Tensor> layers_;
   std::vector<Progress> progress_;
 };
 

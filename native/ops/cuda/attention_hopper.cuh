@@ -115,20 +115,6 @@ __device__ inline char* aligned_shared() {
   return raw + ((1024 - (shared_address(raw) & 1023u)) & 1023u);
 }
 
-inline bool on_hopper() {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  return major == 9;
-}
-
-inline int processors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
-}
-
 /// Several warpgroups share a tile where sequences are long.
 inline bool long_rows(const Sequences& sequences) { return sequences.tokens >= 160 * sequences.count(); }
 

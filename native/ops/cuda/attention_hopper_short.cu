@@ -3,6 +3,7 @@
 // memory and registers lets four live on a multiprocessor, and it loads the next keys and values where the last have been read.
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_hopper.cuh"
+#include "ops/cuda/dependent.cuh"
 
 namespace pipelora::cuda {
 
@@ -14,6 +15,8 @@ template <class T, int E>
 __global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out, float* lse, std::int64_t lse_stride, Shape shape) {
 #ifdef PIPELORA_HOPPER
+  let_next_start();
+  wait_for_previous();
   constexpr int kTileBytes = kTile * E * 2;
   char* shared = aligned_shared();
   const int thread = static_cast<int>(threadIdx.x);
@@ -130,8 +133,8 @@ void launch(const AttentionForward& call, cudaStream_t stream) {
   const auto kernel = forward_kernel<T, E>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kTile)));
-  kernel<<<grid, kThreads, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<T>(call.out),
-                                            call.lse.as<float>(), call.lse.stride, shape_of(call));
+  launch_dependent(kernel, grid, kThreads, bytes, stream, side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<T>(call.out),
+                   call.lse.as<float>(), call.lse.stride, shape_of(call));
 }
 
 }  // namespace

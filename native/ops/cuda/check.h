@@ -17,5 +17,7 @@ inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel)
 
 /// Multiprocessors of the current device.
 int processors();
+/// Whether it has the architecture that code for sm_90a runs on.
+bool on_hopper();
 
 }  // namespace pipelora::cuda

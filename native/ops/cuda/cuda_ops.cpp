@@ -134,6 +134,7 @@ LoraScratch CudaOps::scratch(const Buffer& partial) const {
 
 void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
                              const Tensor& inner, const Tensor& copy, std::int64_t tail) {
+  if (x.rows <= kFewTokens && !copy && lora_inner_few({x}, tiles, inner, device_.stream())) return;
   const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(x, tiles.size()));
   lora_inner(x, tiles, dropout, sequences, inner, copy, tail, scratch(partial), device_.stream());
 }
@@ -158,6 +159,15 @@ void CudaOps::linear_forward(const LinearForward& call) {
   }
 }
 
+bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
+  if (call.x.rows > kFewTokens || call.lora.pairs.empty() || !call.y) return false;
+  if (!lora_inner_few(input, forward_tiles(call.lora, call.x.cols), call.inner, device_.stream())) return false;
+  LinearForward known = call;
+  known.inner_known = true;
+  linear_forward(known);
+  return true;
+}
+
 void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight) {
   if (weight.is_int8())
     forward_int8(call, weight);
@@ -172,6 +182,7 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps
     if (rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream()))
       return finish_forward(call, weight);
   }
+  if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = eps}, call)) return;
   rmsnorm_forward(x, norm, eps, call.x);
   linear_forward(call);
 }
@@ -185,6 +196,7 @@ void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const 
     if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream()))
       return finish_forward(call, weight);
   }
+  if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
   swiglu_forward(gate, up, call.x);
   linear_forward(call);
 }

@@ -1,5 +1,6 @@
 // One pass over memory each: copies and conversions, rows by index, SwiGLU.
 #include "ops/cuda/common.cuh"
+#include "ops/cuda/dependent.cuh"
 #include "ops/cuda/kernels.h"
 
 namespace pipelora::cuda {
@@ -17,6 +18,7 @@ template <int V, class From, class To, bool kIndexed>
 __global__ void copy_kernel(const From* from, std::int64_t from_stride, To* to, std::int64_t to_stride,
                             const std::int32_t* from_rows, const std::int32_t* to_rows, float factor, std::int64_t rows,
                             std::int64_t pieces) {
+  wait_for_previous();  // does not let the next start: it writes weights, too
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= pieces) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
@@ -38,13 +40,10 @@ void launch_copy(const Tensor& from, const std::int32_t* from_rows, const Tensor
   const bool wide = eights(from) && eights(to);
   with_float(from.dtype, [&]<class From>(From) {
     with_float(to.dtype, [&]<class To>(To) {
-      if (wide) {
-        copy_kernel<8, From, To, kIndexed><<<grid_of(rows, from.cols, 8), kThreads, 0, stream>>>(
-            from.as<From>(), from.stride, to.as<To>(), to.stride, from_rows, to_rows, factor, rows, from.cols / 8);
-      } else {
-        copy_kernel<1, From, To, kIndexed><<<grid_of(rows, from.cols, 1), kThreads, 0, stream>>>(
-            from.as<From>(), from.stride, to.as<To>(), to.stride, from_rows, to_rows, factor, rows, from.cols);
-      }
+      const std::int64_t v = wide ? 8 : 1;
+      const auto kernel = wide ? copy_kernel<8, From, To, kIndexed> : copy_kernel<1, From, To, kIndexed>;
+      launch_dependent(kernel, grid_of(rows, from.cols, static_cast<int>(v)), kThreads, 0, stream, from.as<From>(), from.stride, to.as<To>(),
+                       to.stride, from_rows, to_rows, factor, rows, from.cols / v);
     });
   });
   check_launch("copy");

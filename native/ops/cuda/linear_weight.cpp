@@ -393,24 +393,20 @@ void CudaLinear::done() const {
 bool CudaLinear::forward_few(const LinearForward& call) const {
   const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
   if (!four_bit || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
+  FewTokens few{call.x, call.residual, call.inner, call.y, {}};
   for (const Part& part : parts_) {
-    FewTokens few;
-    few.x = call.x;
-    few.y = call.y.columns(part.first, part.rows);
-    if (call.residual) few.residual = call.residual.columns(part.first, part.rows);
-    if (bias_) few.bias = static_cast<const char*>(bias_->data()) + static_cast<std::size_t>(part.first) * dtype_bytes(context_.compute);
+    FewPart& one = few.parts.emplace_back();
+    one.weight = part.packed;
+    one.first = part.first;
+    if (bias_) one.bias = static_cast<const char*>(bias_->data()) + static_cast<std::size_t>(part.first) * dtype_bytes(context_.compute);
     for (const LoraView& pair : call.lora.pairs) {
       if (pair.first_column != part.first) continue;
-      few.inner = call.inner.columns(pair.first_inner, pair.bt.rows);
-      few.bt = pair.bt;
-      few.scale = pair.scale;
-    }
-    if (!product_of_few(part.packed, context_.tables, few, context_.device.stream())) {
-      if (&part == &parts_.front()) return false;
-      throw Error(kEngineFailed, "the parts of one weight do not suit the same product");
+      one.first_inner = pair.first_inner;
+      one.bt = pair.bt;
+      one.scale = pair.scale;
     }
   }
-  return true;
+  return product_of_few(few, context_.tables, context_.device.stream());
 }
 
 }  // namespace pipelora::cuda

@@ -1,4 +1,4 @@
-// LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_norm.cu, lora_append.cu,
+// LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_few.cu, lora_norm.cu, lora_append.cu,
 // lora_outer.cu, lora_outer_plain.cu, lora_input_grad.cu.
 #pragma once
 
@@ -55,6 +55,16 @@ bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<L
 /// False as above.
 bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
                         const Tensor& inner, const Tensor& y, std::int64_t tail, cudaStream_t stream);
+
+/// A few tokens' input of a linear: x itself, or made: rmsnorm(before_norm), or silu(gate) * up.
+struct FewInput {
+  Tensor x;
+  Tensor before_norm, norm;
+  float eps = 0;
+  Tensor gate, up;
+};
+/// Makes x, and inner = factor * x rowsᵀ (f32); tiles of a given x may apply to a part of its columns. False as above: f32, dropout, more than eight tiles or odd strides.
+bool lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream);
 
 std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
 std::vector<LoraTile> backward_tiles(const LoraSet& lora);

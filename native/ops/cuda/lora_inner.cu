@@ -166,25 +166,6 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   }
 }
 
-// A few tokens without dropout (decoding): a block a rank and token.
-template <class T>
-__global__ void lora_inner_few_kernel(InnerCall<T> call, TileSet set) {
-  __shared__ float shared[32];
-  const LoraTile& tile = set.tile[blockIdx.x / 8];
-  const int r = static_cast<int>(blockIdx.x % 8);
-  const std::int64_t t = blockIdx.y;
-  if (r >= tile.rank) return;
-  float total = 0;
-#pragma unroll 2
-  for (std::int64_t c = threadIdx.x * 8; c < tile.columns; c += blockDim.x * 8) {
-    const Floats<8> x = load<8>(call.x + t * call.x_stride + tile.first_column + c), a = load<8>(tile.rows + r * tile.stride + c);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) total += x.v[i] * a.v[i];
-  }
-  total = block_sum(total, shared);
-  if (threadIdx.x == 0) call.inner[t * call.inner_stride + tile.inner_column + r] = total * tile.factor;
-}
-
 /// Splits of the columns: enough blocks for the chip, each warp with at least two pieces. Depends on shapes alone.
 std::int64_t inner_splits(std::int64_t tokens, std::int64_t cols) {
   const std::int64_t blocks = (tokens + kInnerTokens - 1) / kInnerTokens;
@@ -278,9 +259,6 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
   if (x.rows == 0) return;
   const Mask mask = mask_of(dropout, sequences, x.cols);
   const bool wide = x.dtype != DType::f32 && eights(x) && (!copy || eights(copy)) && tiles_suit(tiles);
-  constexpr std::int64_t kFew = 8;
-  const bool few = wide && !copy && x.rows <= kFew &&
-                   std::none_of(tiles.begin(), tiles.end(), [](const LoraTile& tile) { return tile.masked; });
   const std::int64_t splits = blocks_for(x.rows, kInnerTokens) <= kLoraCounters ? inner_splits(x.rows, x.cols) : 1;
   for (std::size_t first = 0; first < tiles.size(); first += kMaxTiles) {
     TileSet set;
@@ -293,10 +271,6 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
       if (first + kMaxTiles >= tiles.size()) {
         call.tail_begin = static_cast<int>(inner.cols);
         call.tail_end = static_cast<int>(tail);
-      }
-      if (few) {
-        lora_inner_few_kernel<T><<<dim3(static_cast<unsigned>(set.count * 8), static_cast<unsigned>(x.rows)), 256, 0, stream>>>(call, set);
-        return;
       }
       if constexpr (sizeof(T) == 2) {
         if (wide) return launch_inner<false, T>(call, set, stream);

@@ -1,5 +1,6 @@
 // RMSNorm, and the per-head norm and rotary embedding of q and k.
 #include "ops/cuda/common.cuh"
+#include "ops/cuda/dependent.cuh"
 #include "ops/cuda/kernels.h"
 
 namespace pipelora::cuda {
@@ -95,6 +96,8 @@ struct Heads {
 template <int V, class T, bool kBackward>
 __global__ void rope_kernel(Heads<T> q, Heads<T> k, const float* rope, std::int64_t rope_stride,
                             const std::int32_t* rope_row, const float* q_scale, int half) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t token = blockIdx.y;
   const int pieces = half / V;
   const int item = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -206,10 +209,8 @@ void launch_rope(const Heads<T>& q, const Heads<T>& k, const Tensor& rope, const
   const int half = static_cast<int>(head_dim / 2);
   const int v = wide && half % 8 == 0 ? 8 : 1;
   const dim3 grid(blocks_for(static_cast<std::int64_t>(q.heads + k.heads) * (half / v), 256), static_cast<unsigned>(tokens));
-  if (v == 8)
-    rope_kernel<8, T, kBackward><<<grid, 256, 0, stream>>>(q, k, rope.as<float>(), rope.stride, rope_row, q_scale, half);
-  else
-    rope_kernel<1, T, kBackward><<<grid, 256, 0, stream>>>(q, k, rope.as<float>(), rope.stride, rope_row, q_scale, half);
+  const auto kernel = v == 8 ? rope_kernel<8, T, kBackward> : rope_kernel<1, T, kBackward>;
+  launch_dependent(kernel, grid, 256, 0, stream, q, k, rope.as<float>(), rope.stride, rope_row, q_scale, half);
 }
 
 /// Rows of a grid's y axis are limited; q and k are cut into runs of tokens.

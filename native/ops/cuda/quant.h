@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "pipelora/tensor.h"
 #include "quant/codebook.h"
@@ -35,18 +36,26 @@ void dequantise4(const Packed4& weight, const QuantTables& tables, const Tensor&
 /// Most tokens for which a product reads the 4-bit codes itself.
 inline constexpr std::int64_t kFewTokens = 8;
 
-struct FewTokens {
-  Tensor x;           // [T, in], T <= kFewTokens
+/// One of the matrices whose outputs stand beside each other in y.
+struct FewPart {
+  Packed4 weight;
+  std::int64_t first = 0;      // of y's columns
   const void* bias = nullptr;  // of these rows, in y's dtype, or null
-  Tensor residual;    // [T, rows] or empty
-  Tensor inner;       // [T, R] f32 of the pair that applies to these rows, or empty
-  Tensor bt;          // [R, rows] f32
+  std::int64_t first_inner = 0;
+  Tensor bt;  // [R, rows] f32 of the pair that applies to these rows, or empty
   float scale = 0;
-  Tensor y;           // [T, rows] in x's dtype
 };
-/// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W: its values are those of dequantise4, the sums f32.
+struct FewTokens {
+  Tensor x;         // [T, in], T <= kFewTokens
+  Tensor residual;  // [T, out] or empty
+  Tensor inner;     // [T, inner columns] f32, or empty
+  Tensor y;         // [T, out] in x's dtype
+  std::vector<FewPart> parts;  // held the same way
+};
+/// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W, the sums f32. For 16-bit y W is what the codes stand for,
+/// to 11 bits and times the unrounded scale (dequantise4 rounds the product to y's dtype); for f32 as dequantise4 gives it.
 /// False, and nothing done, where shapes do not suit.
-bool product_of_few(const Packed4& weight, const QuantTables& tables, const FewTokens& call, cudaStream_t stream);
+bool product_of_few(const FewTokens& call, const QuantTables& tables, cudaStream_t stream);
 
 /// source [count] dense, a floating dtype, each element first rounded to `as`. Blocks [0, blocks) are written;
 /// *bad becomes the index (plus `base`) of the first element that is not finite, if smaller than it was.

@@ -1,4 +1,5 @@
 // The product of a few tokens (decoding) with a weight in 4 bits that is not expanded first: bound by the bytes of the codes.
+#include "ops/cuda/dependent.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/quant_device.cuh"
 
@@ -6,200 +7,317 @@ namespace pipelora::cuda {
 
 namespace {
 
+constexpr int kMaxParts = 4;
+
 template <class T>
-struct FewCall {
-  const T* x;
-  std::int64_t x_stride;
+struct Part {
+  Packed4 w;
   const T* bias;
   const T* residual;
-  std::int64_t residual_stride;
   const float* inner;
-  std::int64_t inner_stride;
   const float* bt;
   std::int64_t bt_stride;
   int rank;
   float scale;
   T* y;
-  std::int64_t y_stride;
-  int tokens;
+  unsigned first_block;
 };
 
-/// What is added to the sum of one token and row, read ahead: all but the ranks of LoRA above eight.
+template <class T>
+struct FewCall {
+  Part<T> part[kMaxParts];
+  int parts;
+  const T* x;
+  std::int64_t x_stride, residual_stride, inner_stride, y_stride;
+  int tokens;
+  int groups_per_block;
+};
+
+/// What is added to the sum of one token and row: what of it are weights, read ahead, all but the ranks of LoRA above eight.
 constexpr int kEarlyRanks = 8;
 template <class T>
 struct Addend {
-  T bias = narrow<T>(0.0f), residual = narrow<T>(0.0f);
-  float inner[kEarlyRanks] = {}, bt[kEarlyRanks] = {};
+  float bias = 0, bt[kEarlyRanks] = {};
 };
 
 template <class T>
-__device__ inline Addend<T> read_addend(const FewCall<T>& call, int t, std::int64_t row) {
+__device__ inline Addend<T> read_addend(const Part<T>& part, std::int64_t row) {
   Addend<T> addend;
-  if (call.bias != nullptr) addend.bias = call.bias[row];
-  if (call.residual != nullptr) addend.residual = call.residual[t * call.residual_stride + row];
+  if (part.bias != nullptr) addend.bias = widen(part.bias[row]);
 #pragma unroll
-  for (int k = 0; k < kEarlyRanks; ++k) {
-    if (k >= call.rank) break;
-    addend.inner[k] = call.inner[t * call.inner_stride + k];
-    addend.bt[k] = call.bt[k * call.bt_stride + row];
-  }
+  for (int k = 0; k < kEarlyRanks; ++k)
+    if (k < part.rank) addend.bt[k] = part.bt[k * part.bt_stride + row];
   return addend;
 }
 
 template <class T>
-__device__ inline void finish(const FewCall<T>& call, int t, std::int64_t row, const Addend<T>& addend, float total) {
-  total += widen(addend.bias) + widen(addend.residual);
-  float term = 0;
+__device__ inline float finished(const FewCall<T>& call, const Part<T>& part, int t, std::int64_t row, const Addend<T>& addend) {
+  float term = 0, residual = 0;
+  if (part.residual != nullptr) residual = widen(part.residual[t * call.residual_stride + row]);
 #pragma unroll
-  for (int k = 0; k < kEarlyRanks; ++k) term += addend.inner[k] * addend.bt[k];
-  for (int k = kEarlyRanks; k < call.rank; ++k) term += call.inner[t * call.inner_stride + k] * call.bt[k * call.bt_stride + row];
-  call.y[t * call.y_stride + row] = narrow<T>(total + call.scale * term);
+  for (int k = 0; k < kEarlyRanks; ++k)
+    if (k < part.rank) term += part.inner[t * call.inner_stride + k] * addend.bt[k];
+  for (int k = kEarlyRanks; k < part.rank; ++k) term += part.inner[t * call.inner_stride + k] * part.bt[k * part.bt_stride + row];
+  return addend.bias + residual + part.scale * term;
 }
 
-// 16-bit inputs. A block takes several groups of 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds 32
-// neighbouring codes of rows g and g + 8, which share a scale, and makes them the left side of products whose right side is x,
-// a token a column. x lies in shared memory with a gap behind every 32 elements, codes are looked up in a table with a copy for
-// each lane. Codes are read kAhead pieces ahead, the first before the tables are there.
-constexpr int kWarps = 8;
+// 16-bit inputs. A block takes several groups of 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds a run of
+// 32 neighbouring codes, which share a scale, of rows g and g + 8. Tensor cores multiply the codes alone, looked up two at a
+// time; a run's sum is scaled afterwards. So that a product's sums are those of single runs, its eight columns are the four
+// runs' inputs of two tokens, each zero for the lanes of other runs: lane (g, q) gets the sums of its own run.
+//
+// Codes are rounded to float16 (their weights would be, to the compute dtype); so are inputs, whose runs are first scaled by
+// a power of two each: bfloat16 fits but for what is below 2^-24 of its run's largest.
+constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
 constexpr int kRows = 16;
-constexpr int kBlocksPerUnit = 2;
-constexpr int kAhead = 3;
-constexpr int kTableRow = 128;  // bytes: a code, 32 times
-constexpr int kTableBytes = 16 * kTableRow;
-constexpr int kRunBytes = 32 * 2 + 16;
+constexpr int kTableRow = 128;                 // bytes: two codes, for each of 32 lanes
+constexpr int kRunBytes = 2 * 64;              // of two tokens, 16 bytes in turn
+constexpr int kNoInputBytes = 2 * kRunBytes;   // zeros, read at the same offsets
+constexpr std::int64_t kFetchBytes = 96 << 10;  // that a block fetches ahead into the second-level cache
 
-/// `table`: this lane's column of it, at a multiple of kTableBytes.
-__device__ inline float look_up(std::uint32_t table, std::uint32_t word, int nibble) {
-  // The nibble's place in the table is its value times 128.
-  const std::uint32_t at = (nibble == 0 ? word << 7 : nibble == 1 ? word << 3 : word >> (4 * nibble - 7)) & (15u * kTableRow);
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(table | at));
-  return value;
+/// Buffers for the warps' sums: two save a barrier a group, where there is room.
+__host__ __device__ constexpr int buffers_of(int pairs) { return pairs < 4 ? 2 : 1; }
+
+/// Shared memory, in this order.
+struct Layout {
+  int x, factors, sums, addends, bytes;
+};
+__host__ __device__ inline Layout layout_of(int most_pairs, int tokens, int runs, int groups_per_block) {
+  Layout layout{};
+  const int pairs = (tokens + 1) / 2;
+  layout.x = kNoInputBytes;
+  layout.factors = layout.x + pairs * runs * kRunBytes;
+  layout.sums = layout.factors + pairs * runs * static_cast<int>(sizeof(float2));
+  layout.addends = layout.sums + buffers_of(most_pairs) * kWarps * 2 * most_pairs * kRows * static_cast<int>(sizeof(float));
+  layout.bytes = layout.addends + tokens * groups_per_block * kRows * static_cast<int>(sizeof(float));
+  return layout;
 }
 
-template <class T, class Via>
-__global__ void __launch_bounds__(kThreads, kBlocksPerUnit) few_tokens_kernel(Packed4 w, Codes codes, const float* map, FewCall<T> call, int groups_per_block) {
-  extern __shared__ __align__(16) char raw[];  // the table, at a multiple of its size; x [tokens][in / 32][kRunBytes]
+/// Eight numbers as float16, and what they are to be multiplied by. Called by the four threads of a run together.
+__device__ inline uint4 as_half(uint4 bits, bf16, float& factor) {
+  std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w}, most = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) most = __vmaxu2(most, words[i] & 0x7FFF7FFFu);
+  most = max(most & 0xFFFFu, most >> 16);
+  const std::uint32_t quad = 0xFu << (threadIdx.x & 28u);
+  most = max(most, __shfl_xor_sync(quad, most, 1));
+  most = max(most, __shfl_xor_sync(quad, most, 2));
+  const std::uint32_t exponent = min(max(most >> 7, 1u), 252u);
+  factor = __uint_as_float(exponent << 23);
+  const float inverse = __uint_as_float((254u - exponent) << 23);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 two = unpack2(bf16{}, words[i]);
+    words[i] = pack2(f16{}, two.x * inverse, two.y * inverse);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+__device__ inline uint4 as_half(uint4 bits, f16, float& factor) {
+  factor = 1;
+  return bits;
+}
+
+/// The two codes of a byte, from this lane's column of the table.
+__device__ inline std::uint32_t look_up(std::uint32_t column, std::uint32_t word, int byte) {
+  std::uint32_t two;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(two) : "r"(column + __byte_perm(word, 0, 0x4440u + static_cast<unsigned>(byte)) * kTableRow));
+  return two;
+}
+
+template <class T, int kPairs>
+__global__ void __launch_bounds__(kThreads, kPairs == 1 ? 2 : 1)
+    few_tokens_kernel(const __grid_constant__ FewCall<T> call, const __grid_constant__ Codes codes, const float* map) {
+  extern __shared__ __align__(128) char raw[];
+  __shared__ __align__(128) std::uint32_t table[256 * kTableRow / 4];
   __shared__ float scales[256];
-  __shared__ float all_sums[kWarps][2][kRows][kFewTokens];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
+  int p = 0;
+  while (p + 1 < call.parts && blockIdx.x >= call.part[p + 1].first_block) ++p;
+  const Part<T>& part = call.part[p];
+  const Packed4& w = part.w;
   const int runs = static_cast<int>(w.in / 32), pieces = (runs + kWarps * 4 - 1) / (kWarps * 4);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * groups_per_block * kRows;
-  const int groups = static_cast<int>(min(static_cast<std::int64_t>(groups_per_block), (w.rows - first + kRows - 1) / kRows));
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x - part.first_block) * call.groups_per_block * kRows;
+  const int rows = static_cast<int>(min(static_cast<std::int64_t>(call.groups_per_block * kRows), w.rows - first));
+  const int groups = (rows + kRows - 1) / kRows;
+  const bool nested = w.absmax == nullptr;
+  const int run_shift = w.block_shift - 5;
+
+  // Codes and scales of this block, in time.
+  const auto fetch_group = [&](int group) {
+    if (group >= groups) return;
+    const std::int64_t row = first + group * kRows, count = min(kRows, rows - group * kRows);
+    fetch_ahead(w.packed + row * w.in / 2, count * w.in / 2);
+    const std::int64_t block = row * w.in >> w.block_shift, blocks = count * w.in >> w.block_shift;
+    if (nested)
+      fetch_ahead(w.codes + block, blocks);
+    else
+      fetch_ahead(w.absmax + block, blocks * 4);
+  };
+  const int distance = static_cast<int>(max(static_cast<std::int64_t>(1), kFetchBytes / (kRows * w.in / 2)));
+  if (thread == 0)
+    for (int i = 0; i <= distance; ++i) fetch_group(i);
 
   struct Piece {
     uint4 bits[2];
     float scale[2];  // or the scale's scale
-    std::uint8_t code[2];
+    std::uint32_t code[2];
   };
-  // Where the next piece to read is: its group, its run of 32 columns, and the first codes of this lane's rows there.
-  int next_group = 0, next_run = warp * 4 + q;
-  std::int64_t row_start[2];
-  const auto start_rows = [&] {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) row_start[i] = min(first + next_group * kRows + g + i * 8, w.rows - 1) * w.in;
-  };
-  start_rows();
+  // Where the next piece to read is: its run of 32 columns, its row g, and that row's first run.
+  int next_run = warp * 4 + q, next_row = g;
+  std::uint32_t row_run = static_cast<std::uint32_t>(first + g) * static_cast<std::uint32_t>(runs);
+  const float* outer = nested ? w.nested : w.absmax;
+  const int outer_shift = nested ? 8 : 0;
   const auto read = [&] {
     Piece piece;
-    const bool in = next_run < runs && next_group < groups;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int64_t element = row_start[i] + next_run * 32, block = element >> w.block_shift;
-      piece.bits[i] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed + element / 2)) : make_uint4(0, 0, 0, 0);
-      piece.scale[i] = !in ? 0.0f : w.absmax != nullptr ? __ldg(w.absmax + block) : __ldg(w.nested + (block >> 8));
-      piece.code[i] = in && w.absmax == nullptr ? __ldg(w.codes + block) : 0;
+      const bool in = next_run < runs && next_row + 8 * i < rows;
+      const std::uint32_t run = row_run + static_cast<std::uint32_t>(next_run + 8 * i * runs), block = run >> run_shift;
+      piece.bits[i] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed) + run) : make_uint4(0, 0, 0, 0);
+      piece.scale[i] = in ? __ldg(outer + (block >> outer_shift)) : 0.0f;
+      piece.code[i] = in && nested ? __ldg(w.codes + block) : 0;
     }
     next_run += kWarps * 4;
-    if (next_run - q >= pieces * kWarps * 4) {
+    if (next_run >= pieces * kWarps * 4) {
       next_run -= pieces * kWarps * 4;
-      ++next_group;
-      start_rows();
+      next_row += kRows;
+      row_run += static_cast<std::uint32_t>(kRows * runs);
     }
     return piece;
   };
-  Piece ahead[kAhead];
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) ahead[i] = read();
+  Piece ahead = read();
 
-  char* table = raw + (kTableBytes - (shared_address(raw) & (kTableBytes - 1)) & (kTableBytes - 1));
-  char* x_shared = table + kTableBytes;
-  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) reinterpret_cast<float*>(table)[i] = codes.value[i / 32];
-  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
-  for (int i = static_cast<int>(threadIdx.x); i < call.tokens * runs * 4; i += kThreads) {
-    const int t = i / (runs * 4), piece = i % (runs * 4);
-    *reinterpret_cast<uint4*>(x_shared + (t * runs + piece / 4) * kRunBytes + piece % 4 * 16) =
-        *reinterpret_cast<const uint4*>(call.x + t * call.x_stride + piece * 8);
+  {
+    const float own = codes.value[lane % 16];
+    for (int i = thread; i < 256 * 8; i += kThreads) {
+      const int byte = i / 8;  // its upper nibble comes first
+      const std::uint32_t two = pack2(f16{}, __shfl_sync(0xFFFFFFFFu, own, byte >> 4), __shfl_sync(0xFFFFFFFFu, own, byte & 15));
+      reinterpret_cast<uint4*>(table)[i] = make_uint4(two, two, two, two);
+    }
   }
-  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
-  __syncthreads();
-  const std::uint32_t lookup = shared_address(table) | static_cast<std::uint32_t>(lane * 4);
-  const char* x_own = x_shared + min(g, call.tokens - 1) * runs * kRunBytes;
+  if (nested && thread < 256) scales[thread] = map[thread];
+  const float offset = nested ? *w.offset : 0.0f;
+  const Layout layout = layout_of(kPairs, call.tokens, runs, call.groups_per_block);
+  if (thread < kNoInputBytes / 16) reinterpret_cast<uint4*>(raw)[thread] = make_uint4(0, 0, 0, 0);
+  float* addends = reinterpret_cast<float*>(raw + layout.addends);
+  const int items = rows * call.tokens;
+  Addend<T> addend = read_addend(part, first + min(thread, items - 1) % rows);
 
-  // What this thread finishes in each group.
-  const int own_token = static_cast<int>(threadIdx.x) / kRows, own_row = static_cast<int>(threadIdx.x) % kRows;
-  const auto addend_of = [&](int group) {
-    const std::int64_t row = first + group * kRows + own_row;
-    return own_token < call.tokens && group < groups && row < w.rows ? read_addend(call, own_token, row) : Addend<T>();
-  };
-  Addend<T> addend = addend_of(0);
-  float acc[4] = {};
+  wait_for_previous();
+  let_next_start();
+
+  constexpr int kTogether = 3;
+  for (int start = thread; start < call.tokens * runs * 4; start += kTogether * kThreads) {
+    uint4 bits[kTogether];
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      const int i = start + k * kThreads;
+      if (i < call.tokens * runs * 4) bits[k] = *reinterpret_cast<const uint4*>(call.x + i / (runs * 4) * call.x_stride + i % (runs * 4) * 8);
+    }
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      const int i = start + k * kThreads;
+      if (i >= call.tokens * runs * 4) break;
+      const int t = i / (runs * 4), run = i % (runs * 4) / 4, piece = i % 4;
+      const int at = t / 2 * runs + run;
+      float factor;
+      *reinterpret_cast<uint4*>(raw + layout.x + at * kRunBytes + piece * 32 + t % 2 * 16) = as_half(bits[k], T{}, factor);
+      if (piece == 0) reinterpret_cast<float*>(raw + layout.factors)[2 * at + t % 2] = factor;
+    }
+  }
+  for (int item = thread; item < items; item += kThreads) {
+    if (item != thread) addend = read_addend(part, first + item % rows);
+    addends[item / rows * groups * kRows + item % rows] = finished(call, part, item / rows, first + item % rows, addend);
+  }
+  __syncthreads();
+
+  // This lane's column of the products: run q of token `own` of each pair, for the lanes of that run alone.
+  const int own = g % 2;
+  const bool mine = g / 2 == q;
+  const std::uint32_t lookup = shared_address(table + lane);
+  float acc[kPairs][4] = {};
   int group = 0, run = warp * 4 + q;
   while (group < groups) {
-    const Piece piece = ahead[0];
+    const Piece piece = ahead;
+    ahead = read();
+    const int at = min(run, runs - 1);
+    float sums[kPairs][4] = {};
 #pragma unroll
-    for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
-    ahead[kAhead - 1] = read();
-    float scale[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      scale[i] = w.absmax != nullptr ? piece.scale[i] : __fadd_rn(__fmul_rn(scales[piece.code[i]], piece.scale[i]), offset);
-    if (run >= runs) scale[0] = scale[1] = 0;
-    const char* x = x_own + min(run, runs - 1) * kRunBytes;
-#pragma unroll
-    for (int m = 0; m < 8; ++m) {
-      std::uint32_t a[2][2];
+    for (int m = 0; m < 4; ++m) {
+      std::uint32_t a[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint4& bits = piece.bits[i];
-        const std::uint32_t word = m / 2 == 0 ? bits.x : m / 2 == 1 ? bits.y : m / 2 == 2 ? bits.z : bits.w;
+        const std::uint32_t word = m == 0 ? bits.x : m == 1 ? bits.y : m == 2 ? bits.z : bits.w;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int byte = m % 2 * 2 + half;  // its upper nibble comes first
-          const float v0 = look_up(lookup, word, 2 * byte + 1) * scale[i], v1 = look_up(lookup, word, 2 * byte) * scale[i];
-          a[i][half] = pack2(T{}, rounded_to(v0, Via{}), rounded_to(v1, Via{}));
+        for (int byte = 0; byte < 4; ++byte) {
+          a[i][byte] = look_up(lookup, word, byte);
         }
       }
-      const uint2 b = *reinterpret_cast<const uint2*>(x + m * 8);
-      mma(T{}, acc, a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+#pragma unroll
+      for (int k = 0; k < kPairs; ++k) {
+        const bool has = mine && 2 * k + own < call.tokens;
+        const uint4 b = *reinterpret_cast<const uint4*>(raw + (has ? layout.x + (k * runs + at) * kRunBytes + own * 16 : 32) + m * 32);
+        mma(f16{}, sums[k], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+        mma(f16{}, sums[k], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+      }
+    }
+    float scale[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      scale[i] = nested ? __fadd_rn(__fmul_rn(scales[piece.code[i]], piece.scale[i]), offset) : piece.scale[i];
+      if (run >= runs) scale[i] = 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kPairs; ++k) {
+      float2 factor = make_float2(1.0f, 1.0f);
+      if constexpr (!std::is_same_v<T, f16>) factor = reinterpret_cast<const float2*>(raw + layout.factors)[k * runs + at];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        acc[k][2 * i] += sums[k][2 * i] * (scale[i] * factor.x);
+        if (2 * k + 1 < call.tokens) acc[k][2 * i + 1] += sums[k][2 * i + 1] * (scale[i] * factor.y);
+      }
     }
     run += kWarps * 4;
-    if (run - q < pieces * kWarps * 4) continue;
+    if (run < pieces * kWarps * 4) continue;
     run = warp * 4 + q;
-    float(&sums)[kRows][kFewTokens] = all_sums[warp][group % 2];
-    sums[g][2 * q] = acc[0];
-    sums[g][2 * q + 1] = acc[1];
-    sums[g + 8][2 * q] = acc[2];
-    sums[g + 8][2 * q + 1] = acc[3];
+    if (thread == 0) fetch_group(group + 1 + distance);
+
+    // The four runs' sums together: lane q of each four ends with row g + 8 (q / 2) and token q % 2 of the pair.
+    float* all_sums = reinterpret_cast<float*>(raw + layout.sums) + group % buffers_of(kPairs) * (kWarps * 2 * kPairs * kRows);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) acc[i] = 0;
-    __syncthreads();  // the sums of the group before the last are free again after the next one
-    const std::int64_t row = first + group * kRows + own_row;
-    if (own_token < call.tokens && row < w.rows) {
+    for (int k = 0; k < kPairs; ++k) {
+      const bool lower = q < 2, even = q % 2 == 0;
+      float one = __shfl_xor_sync(0xFFFFFFFFu, lower ? acc[k][2] : acc[k][0], 2);
+      float two = __shfl_xor_sync(0xFFFFFFFFu, lower ? acc[k][3] : acc[k][1], 2);
+      one += lower ? acc[k][0] : acc[k][2];
+      two += lower ? acc[k][1] : acc[k][3];
+      const float other = __shfl_xor_sync(0xFFFFFFFFu, even ? two : one, 1);
+      all_sums[((warp * kPairs + k) * 2 + q % 2) * kRows + g + q / 2 * 8] = (even ? one : two) + other;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[k][i] = 0;
+    }
+    __syncthreads();  // with two buffers, the sums of the group before are free again after this
+    const int t = thread / kRows, row = group * kRows + thread % kRows;
+    if (t < call.tokens && row < rows) {
       float total = 0;
 #pragma unroll
-      for (int p = 0; p < kWarps; ++p) total += all_sums[p][group % 2][own_row][own_token];
-      finish(call, own_token, row, addend, total);
+      for (int from = 0; from < kWarps; ++from) total += all_sums[(from * kPairs * 2 + t) * kRows + thread % kRows];
+      part.y[t * call.y_stride + first + row] = narrow<T>(total + addends[t * groups * kRows + row]);
     }
-    addend = addend_of(++group);
+    if (buffers_of(kPairs) == 1) __syncthreads();
+    ++group;
   }
 }
 
 // float32, a warp a row.
+constexpr int kPlainWarps = 8;
 template <class Via>
-__global__ void __launch_bounds__(kThreads) few_tokens_plain_kernel(Packed4 w, Codes codes, const float* map, FewCall<float> call) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+__global__ void __launch_bounds__(kPlainWarps * 32) few_tokens_plain_kernel(const __grid_constant__ FewCall<float> call, int p, Codes codes, const float* map) {
+  const Part<float>& part = call.part[p];
+  const Packed4& w = part.w;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kPlainWarps + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (row >= w.rows) return;
   const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
@@ -213,57 +331,93 @@ __global__ void __launch_bounds__(kThreads) few_tokens_plain_kernel(Packed4 w, C
     for (int t = 0; t < kFewTokens; ++t)
       if (t < call.tokens) sums[t] += a * call.x[t * call.x_stride + c] + b * call.x[t * call.x_stride + c + 1];
   }
+  const Addend<float> addend = read_addend(part, row);
 #pragma unroll
   for (int t = 0; t < kFewTokens; ++t) {
     const float total = warp_sum(sums[t]);
-    if (lane == 0 && t < call.tokens) finish(call, t, row, read_addend(call, t, row), total);
+    if (lane == 0 && t < call.tokens) part.y[t * call.y_stride + row] = total + finished(call, part, t, row, addend);
   }
+}
+
+template <class T>
+FewCall<T> call_of(const FewTokens& few) {
+  FewCall<T> call{};
+  call.parts = static_cast<int>(few.parts.size());
+  call.x = few.x.as<T>();
+  call.x_stride = few.x.stride;
+  call.residual_stride = few.residual.stride;
+  call.inner_stride = few.inner.stride;
+  call.y_stride = few.y.stride;
+  call.tokens = static_cast<int>(few.x.rows);
+  for (int i = 0; i < call.parts; ++i) {
+    const FewPart& from = few.parts[static_cast<std::size_t>(i)];
+    Part<T>& part = call.part[i];
+    part.w = from.weight;
+    part.bias = static_cast<const T*>(from.bias);
+    if (few.residual) part.residual = few.residual.as<T>() + from.first;
+    if (from.bt) part.inner = few.inner.as<float>() + from.first_inner;
+    part.bt = from.bt.as<float>();
+    part.bt_stride = from.bt.stride;
+    part.rank = static_cast<int>(from.bt.rows);
+    part.scale = from.scale;
+    part.y = few.y.as<T>() + from.first;
+  }
+  return call;
+}
+
+template <class T>
+bool launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
+  FewCall<T> call = call_of<T>(few);
+  const Packed4& w = few.parts.front().weight;
+  const auto groups_of = [&](const FewPart& part) { return blocks_for(part.weight.rows, kRows); };
+  for (const FewPart& part : few.parts)
+    if (reinterpret_cast<std::uintptr_t>(part.weight.packed) % 16 != 0 || part.weight.rows * w.in / 32 >= std::int64_t{1} << 31) return false;
+  // As many groups a block as bring all blocks onto the chip at once.
+  const auto at_once = static_cast<unsigned>(processors());
+  unsigned per_block = 0, blocks = at_once + 1;
+  while (blocks > at_once && (per_block == 0 || blocks > few.parts.size())) {
+    ++per_block;
+    blocks = 0;
+    for (int i = 0; i < call.parts; ++i) {
+      call.part[i].first_block = blocks;
+      blocks += blocks_for(groups_of(few.parts[static_cast<std::size_t>(i)]), per_block);
+    }
+  }
+  call.groups_per_block = static_cast<int>(per_block);
+  const auto launch = [&]<int kPairs>() {
+    const auto kernel = few_tokens_kernel<T, kPairs>;
+    const Layout layout = layout_of(kPairs, call.tokens, static_cast<int>(w.in / 32), call.groups_per_block);
+    constexpr int kMostShared = (227 << 10) - (33 << 10);  // beside the tables
+    if (layout.bytes > kMostShared) return false;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes), "shared memory of a product");
+    launch_dependent(kernel, dim3(blocks), kThreads, static_cast<std::size_t>(layout.bytes), stream, call, codes_of(w.type), tables.dynamic_map);
+    return true;
+  };
+  return call.tokens <= 2 ? launch.template operator()<1>() : call.tokens <= 4 ? launch.template operator()<2>() : launch.template operator()<4>();
 }
 
 }  // namespace
 
-bool product_of_few(const Packed4& w, const QuantTables& tables, const FewTokens& call, cudaStream_t stream) {
-  const std::int64_t tokens = call.x.rows;
-  const auto bytes = static_cast<std::size_t>(2 * kTableBytes + tokens * (w.in / 32) * kRunBytes);
-  constexpr std::size_t kMostShared = 200 << 10;
-  if (tokens < 1 || tokens > kFewTokens || w.in % 32 != 0 || w.block_shift < 5 || bytes > kMostShared || !eights(call.x) ||
-      reinterpret_cast<std::uintptr_t>(w.packed) % 16 != 0)
-    return false;
-  with_float(call.y.dtype, [&]<class T>(T) {
-    FewCall<T> few{};
-    few.x = call.x.as<T>();
-    few.x_stride = call.x.stride;
-    few.bias = static_cast<const T*>(call.bias);
-    few.residual = call.residual.as<T>();
-    few.residual_stride = call.residual.stride;
-    few.inner = call.inner.as<float>();
-    few.inner_stride = call.inner.stride;
-    few.bt = call.bt.as<float>();
-    few.bt_stride = call.bt.stride;
-    few.rank = static_cast<int>(call.bt.rows);
-    few.scale = call.scale;
-    few.y = call.y.as<T>();
-    few.y_stride = call.y.stride;
-    few.tokens = static_cast<int>(tokens);
-    const auto launch = [&]<class Via>(Via) {
-      if constexpr (sizeof(T) == 2) {
-        const auto kernel = few_tokens_kernel<T, Via>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a product");
-        // As many groups a block as bring all blocks onto the chip at once.
-        const std::int64_t groups = blocks_for(w.rows, kRows), at_once = kBlocksPerUnit * processors();
-        const std::int64_t per_block = (groups + at_once - 1) / at_once;
-        kernel<<<blocks_for(groups, per_block), kThreads, bytes, stream>>>(w, codes_of(w.type), tables.dynamic_map, few, static_cast<int>(per_block));
-      } else {
-        few_tokens_plain_kernel<Via><<<blocks_for(w.rows, kWarps), kThreads, 0, stream>>>(w, codes_of(w.type), tables.dynamic_map, few);
-      }
-    };
-    if (w.via == call.y.dtype || w.via == DType::f32)
-      launch(float{});
-    else
-      with_float(w.via, launch);
+bool product_of_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
+  const std::int64_t tokens = few.x.rows;
+  if (tokens < 1 || tokens > kFewTokens || few.parts.empty() || few.parts.size() > kMaxParts) return false;
+  const Packed4& w = few.parts.front().weight;
+  if (w.in % 32 != 0 || w.block_shift < 5 || !eights(few.x)) return false;
+  bool done = true;
+  with_float(few.y.dtype, [&]<class T>(T) {
+    if constexpr (sizeof(T) == 2) {
+      done = launch_few<T>(few, tables, stream);
+    } else {
+      const FewCall<float> call = call_of<float>(few);
+      with_float(w.via, [&]<class Via>(Via) {
+        for (int p = 0; p < call.parts; ++p)
+          few_tokens_plain_kernel<Via><<<blocks_for(call.part[p].w.rows, kPlainWarps), kPlainWarps * 32, 0, stream>>>(
+              call, p, codes_of(w.type), tables.dynamic_map);
+      });
+    }
   });
   check_launch("product_of_few");
-  return true;
+  return done;
 }
 
 }  // namespace pipelora::cuda
