@@ -357,6 +357,11 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{1}, 128, {64, 128}, {8, 4}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{2, 1}, 1088, {70}, {8}, 0, true, true, four_bit(Quantisation::nf4, DType::f16, true)});
     linear(gpu, dtype, {{4}, 96, {40}, {}, 0, false, false, four_bit(Quantisation::fp4, half, false, 32)});
+    // Few tokens: rows that end within a group and begin within a block of codes, several parts, more groups than multiprocessors.
+    linear(gpu, dtype, {{1}, 2080, {300, 40, 24}, {8, 0, 12}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{3, 2, 3}, 2144, {90, 33}, {4, 8}, 0, true, false, four_bit(Quantisation::nf4, half, true, 32)});
+    linear(gpu, dtype, {{5}, 96, {7000}, {}, 0, false, true, four_bit(Quantisation::fp4, half, true)});
+    linear(gpu, dtype, {{1, 1}, 4096, {50}, {8}, 0, false, true, four_bit(Quantisation::nf4, half, false, 256), 300.0});
     linear(gpu, dtype, {{9}, 64, {33}, {}, 0, false, false, four_bit(Quantisation::nf4, DType::f32, false)});
     linear(gpu, dtype, {{33}, 128, {96}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
     linear(gpu, dtype, {{33}, 96, {64, 32}, {8, 8}, 0, false, false, int8(half, 0.0f)});

@@ -29,14 +29,6 @@ __device__ inline void let_next_start() {
 #endif
 }
 
-/// `bytes` from `from` on into the second-level cache, as far as whole pieces of 16 bytes lie in the range.
-__device__ inline void fetch_ahead(const void* from, std::int64_t bytes) {
-#ifdef PIPELORA_DEPENDENT
-  const auto begin = (reinterpret_cast<std::uintptr_t>(from) + 15) / 16 * 16, end = (reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(bytes)) / 16 * 16;
-  if (begin < end) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(begin), "r"(static_cast<std::uint32_t>(end - begin)));
-#endif
-}
-
 template <class... Parameters, class... Arguments>
 void launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, cudaStream_t stream, Arguments... arguments) {
   cudaLaunchAttribute early{};

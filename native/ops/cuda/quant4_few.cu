@@ -68,29 +68,35 @@ __device__ inline float finished(const FewCall<T>& call, const Part<T>& part, in
 //
 // Codes are rounded to float16 (their weights would be, to the compute dtype); so are inputs, whose runs are first scaled by
 // a power of two each: bfloat16 fits but for what is below 2^-24 of its run's largest.
+//
+// Codes come through a queue in shared memory, each thread's own; scales are made ready first, for all of the block's rows.
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
 constexpr int kRows = 16;
-constexpr int kTableRow = 128;                 // bytes: two codes, for each of 32 lanes
-constexpr int kRunBytes = 2 * 64;              // of two tokens, 16 bytes in turn
-constexpr int kNoInputBytes = 2 * kRunBytes;   // zeros, read at the same offsets
-constexpr std::int64_t kFetchBytes = 96 << 10;  // that a block fetches ahead into the second-level cache
+constexpr int kTableRow = 128;                // bytes: two codes, for each of 32 lanes
+constexpr int kRunBytes = 2 * 64;             // of two tokens, 16 bytes in turn
+constexpr int kNoInputBytes = 2 * kRunBytes;  // zeros, read at the same offsets
+constexpr int kStageBytes = 2 * kThreads * 16;
 
-/// Buffers for the warps' sums: two save a barrier a group, where there is room.
+/// Pieces that are on their way, and buffers for the warps' sums (two save a barrier a group): as many as leave room for x.
+__host__ __device__ constexpr int stages_of(int pairs) { return pairs < 4 ? 4 : 2; }
 __host__ __device__ constexpr int buffers_of(int pairs) { return pairs < 4 ? 2 : 1; }
 
 /// Shared memory, in this order.
 struct Layout {
-  int x, factors, sums, addends, bytes;
+  int queue, x, factors, sums, addends, scales, bytes;
 };
-__host__ __device__ inline Layout layout_of(int most_pairs, int tokens, int runs, int groups_per_block) {
+/// `scales`: of a block.
+__host__ __device__ inline Layout layout_of(int most_pairs, int tokens, int runs, int groups_per_block, int scales) {
   Layout layout{};
   const int pairs = (tokens + 1) / 2;
-  layout.x = kNoInputBytes;
+  layout.queue = kNoInputBytes;
+  layout.x = layout.queue + stages_of(most_pairs) * kStageBytes;
   layout.factors = layout.x + pairs * runs * kRunBytes;
   layout.sums = layout.factors + pairs * runs * static_cast<int>(sizeof(float2));
   layout.addends = layout.sums + buffers_of(most_pairs) * kWarps * 2 * most_pairs * kRows * static_cast<int>(sizeof(float));
-  layout.bytes = layout.addends + tokens * groups_per_block * kRows * static_cast<int>(sizeof(float));
+  layout.scales = layout.addends + tokens * groups_per_block * kRows * static_cast<int>(sizeof(float));
+  layout.bytes = layout.scales + scales * static_cast<int>(sizeof(float));
   return layout;
 }
 
@@ -126,149 +132,136 @@ __device__ inline std::uint32_t look_up(std::uint32_t column, std::uint32_t word
 }
 
 template <class T, int kPairs>
-__global__ void __launch_bounds__(kThreads, kPairs == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, 1)
     few_tokens_kernel(const __grid_constant__ FewCall<T> call, const __grid_constant__ Codes codes, const float* map) {
   extern __shared__ __align__(128) char raw[];
   __shared__ __align__(128) std::uint32_t table[256 * kTableRow / 4];
-  __shared__ float scales[256];
+  __shared__ float scale_map[256];
+  constexpr int kStages = stages_of(kPairs);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
   int p = 0;
   while (p + 1 < call.parts && blockIdx.x >= call.part[p + 1].first_block) ++p;
   const Part<T>& part = call.part[p];
   const Packed4& w = part.w;
-  const int runs = static_cast<int>(w.in / 32), pieces = (runs + kWarps * 4 - 1) / (kWarps * 4);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x - part.first_block) * call.groups_per_block * kRows;
-  const int rows = static_cast<int>(min(static_cast<std::int64_t>(call.groups_per_block * kRows), w.rows - first));
-  const int groups = (rows + kRows - 1) / kRows;
+  const int runs = static_cast<int>(w.in / 32), most_rows = call.groups_per_block * kRows;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x - part.first_block) * most_rows;
+  const int rows = static_cast<int>(min(static_cast<std::int64_t>(most_rows), w.rows - first));
+  const int row_end = (runs + kWarps * 4 - 1) / (kWarps * 4) * (kWarps * 4);  // where the warps have passed a row's runs
   const bool nested = w.absmax == nullptr;
   const int run_shift = w.block_shift - 5;
+  const std::int64_t first_run = first * runs, first_scale = first_run >> run_shift;
+  const Layout layout = layout_of(kPairs, call.tokens, runs, call.groups_per_block, 0);
 
-  // Codes and scales of this block, in time.
-  const auto fetch_group = [&](int group) {
-    if (group >= groups) return;
-    const std::int64_t row = first + group * kRows, count = min(kRows, rows - group * kRows);
-    fetch_ahead(w.packed + row * w.in / 2, count * w.in / 2);
-    const std::int64_t block = row * w.in >> w.block_shift, blocks = count * w.in >> w.block_shift;
-    if (nested)
-      fetch_ahead(w.codes + block, blocks);
-    else
-      fetch_ahead(w.absmax + block, blocks * 4);
-  };
-  const int distance = static_cast<int>(max(static_cast<std::int64_t>(1), kFetchBytes / (kRows * w.in / 2)));
-  if (thread == 0)
-    for (int i = 0; i <= distance; ++i) fetch_group(i);
-
-  struct Piece {
-    uint4 bits[2];
-    float scale[2];  // or the scale's scale
-    std::uint32_t code[2];
-  };
-  // Where the next piece to read is: its run of 32 columns, its row g, and that row's first run.
-  int next_run = warp * 4 + q, next_row = g;
-  std::uint32_t row_run = static_cast<std::uint32_t>(first + g) * static_cast<std::uint32_t>(runs);
-  const float* outer = nested ? w.nested : w.absmax;
-  const int outer_shift = nested ? 8 : 0;
+  // What is read next: run `next_run` of rows next_row and next_row + 8.
+  const std::uint32_t queue = shared_address(raw) + static_cast<std::uint32_t>(layout.queue + thread * 16);
+  int next_run = warp * 4 + q, next_row = g, next_stage = 0;
+  const std::uint8_t* next = w.packed + (first_run + static_cast<std::int64_t>(g) * runs + next_run) * 16;
   const auto read = [&] {
-    Piece piece;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool in = next_run < runs && next_row + 8 * i < rows;
-      const std::uint32_t run = row_run + static_cast<std::uint32_t>(next_run + 8 * i * runs), block = run >> run_shift;
-      piece.bits[i] = in ? __ldg(reinterpret_cast<const uint4*>(w.packed) + run) : make_uint4(0, 0, 0, 0);
-      piece.scale[i] = in ? __ldg(outer + (block >> outer_shift)) : 0.0f;
-      piece.code[i] = in && nested ? __ldg(w.codes + block) : 0;
-    }
+    const bool in = next_run < runs;
+    const std::uint32_t to = queue + static_cast<std::uint32_t>(next_stage * kStageBytes);
+    const bool in0 = in && next_row < rows, in1 = in && next_row + 8 < rows;
+    copy_async(to, in0 ? next : w.packed, in0);
+    copy_async(to + kStageBytes / 2, in1 ? next + runs * 128 : w.packed, in1);
+    commit_copies();
+    next_stage = next_stage + 1 == kStages ? 0 : next_stage + 1;
     next_run += kWarps * 4;
-    if (next_run >= pieces * kWarps * 4) {
-      next_run -= pieces * kWarps * 4;
+    next += kWarps * 4 * 16;
+    if (next_run >= row_end) {
+      next_run -= row_end;
       next_row += kRows;
-      row_run += static_cast<std::uint32_t>(kRows * runs);
+      next += (kRows * runs - row_end) * 16;
     }
-    return piece;
   };
-  Piece ahead = read();
+#pragma unroll
+  for (int i = 0; i < kStages; ++i) read();
 
-  {
-    const float own = codes.value[lane % 16];
-    for (int i = thread; i < 256 * 8; i += kThreads) {
-      const int byte = i / 8;  // its upper nibble comes first
-      const std::uint32_t two = pack2(f16{}, __shfl_sync(0xFFFFFFFFu, own, byte >> 4), __shfl_sync(0xFFFFFFFFu, own, byte & 15));
-      reinterpret_cast<uint4*>(table)[i] = make_uint4(two, two, two, two);
-    }
-  }
-  if (nested && thread < 256) scales[thread] = map[thread];
-  const float offset = nested ? *w.offset : 0.0f;
-  const Layout layout = layout_of(kPairs, call.tokens, runs, call.groups_per_block);
-  if (thread < kNoInputBytes / 16) reinterpret_cast<uint4*>(raw)[thread] = make_uint4(0, 0, 0, 0);
-  float* addends = reinterpret_cast<float*>(raw + layout.addends);
   const int items = rows * call.tokens;
   Addend<T> addend = read_addend(part, first + min(thread, items - 1) % rows);
+  {
+    const float own = codes.value[lane % 16];
+#pragma unroll
+    for (int i = 0; i < 256 * 8 / kThreads; ++i) {
+      const int byte = (thread + i * kThreads) / 8;  // its upper nibble comes first
+      const std::uint32_t two = pack2(f16{}, __shfl_sync(0xFFFFFFFFu, own, byte >> 4), __shfl_sync(0xFFFFFFFFu, own, byte & 15));
+      reinterpret_cast<uint4*>(table)[thread + i * kThreads] = make_uint4(two, two, two, two);
+    }
+  }
+  if (nested && thread < 256) scale_map[thread] = map[thread];
+  if (thread < kNoInputBytes / 16) reinterpret_cast<uint4*>(raw)[thread] = make_uint4(0, 0, 0, 0);
+  const float offset = nested ? *w.offset : 0.0f;
+  __syncthreads();
+  float* scales = reinterpret_cast<float*>(raw + layout.scales);
+  const int scale_count = static_cast<int>(((first_run + static_cast<std::int64_t>(rows) * runs - 1) >> run_shift) - first_scale) + 1;
+#pragma unroll 4
+  for (int i = thread; i < scale_count; i += kThreads) scales[i] = scale_of(w, scale_map, offset, first_scale + i);
 
   wait_for_previous();
   let_next_start();
 
-  constexpr int kTogether = 3;
-  for (int start = thread; start < call.tokens * runs * 4; start += kTogether * kThreads) {
-    uint4 bits[kTogether];
+  const int pieces = runs * 4;
+  for (int t = 0; t < call.tokens; ++t) {
+    const T* from = call.x + t * call.x_stride;
+    constexpr int kTogether = 3;
+    for (int start = thread; start < pieces; start += kTogether * kThreads) {
+      uint4 bits[kTogether];
 #pragma unroll
-    for (int k = 0; k < kTogether; ++k) {
-      const int i = start + k * kThreads;
-      if (i < call.tokens * runs * 4) bits[k] = *reinterpret_cast<const uint4*>(call.x + i / (runs * 4) * call.x_stride + i % (runs * 4) * 8);
-    }
+      for (int k = 0; k < kTogether; ++k)
+        if (start + k * kThreads < pieces) bits[k] = *reinterpret_cast<const uint4*>(from + (start + k * kThreads) * 8);
 #pragma unroll
-    for (int k = 0; k < kTogether; ++k) {
-      const int i = start + k * kThreads;
-      if (i >= call.tokens * runs * 4) break;
-      const int t = i / (runs * 4), run = i % (runs * 4) / 4, piece = i % 4;
-      const int at = t / 2 * runs + run;
-      float factor;
-      *reinterpret_cast<uint4*>(raw + layout.x + at * kRunBytes + piece * 32 + t % 2 * 16) = as_half(bits[k], T{}, factor);
-      if (piece == 0) reinterpret_cast<float*>(raw + layout.factors)[2 * at + t % 2] = factor;
+      for (int k = 0; k < kTogether; ++k) {
+        const int i = start + k * kThreads, at = t / 2 * runs + i / 4;
+        if (i >= pieces) break;
+        float factor;
+        *reinterpret_cast<uint4*>(raw + layout.x + at * kRunBytes + i % 4 * 32 + t % 2 * 16) = as_half(bits[k], T{}, factor);
+        if (i % 4 == 0) reinterpret_cast<float*>(raw + layout.factors)[2 * at + t % 2] = factor;
+      }
     }
   }
+  float* addends = reinterpret_cast<float*>(raw + layout.addends);
   for (int item = thread; item < items; item += kThreads) {
     if (item != thread) addend = read_addend(part, first + item % rows);
-    addends[item / rows * groups * kRows + item % rows] = finished(call, part, item / rows, first + item % rows, addend);
+    addends[item / rows * most_rows + item % rows] = finished(call, part, item / rows, first + item % rows, addend);
   }
   __syncthreads();
 
-  // This lane's column of the products: run q of token `own` of each pair, for the lanes of that run alone.
-  const int own = g % 2;
+  // This lane's column of the products: run q of token g % 2 of each pair, for the lanes of that run alone.
   const bool mine = g / 2 == q;
   const std::uint32_t lookup = shared_address(table + lane);
+  const char* own_queue = raw + layout.queue + thread * 16;
+  const bool two = call.tokens > 1;
   float acc[kPairs][4] = {};
-  int group = 0, run = warp * 4 + q;
-  while (group < groups) {
-    const Piece piece = ahead;
-    ahead = read();
+  int run = warp * 4 + q, row = 0, stage = 0;
+  int own_scale = static_cast<int>(first_run - (first_scale << run_shift)) + g * runs;  // in runs
+  while (row < rows) {
+    wait_copies<kStages - 1>();
+    asm volatile("" ::: "memory");  // the codes are read from here on
+    uint4 bits[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) bits[i] = *reinterpret_cast<const uint4*>(own_queue + stage * kStageBytes + i * (kStageBytes / 2));
     const int at = min(run, runs - 1);
+    float scale[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) scale[i] = run < runs && row + g + 8 * i < rows ? scales[(own_scale + 8 * i * runs + run) >> run_shift] : 0.0f;
     float sums[kPairs][4] = {};
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       std::uint32_t a[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint4& bits = piece.bits[i];
-        const std::uint32_t word = m == 0 ? bits.x : m == 1 ? bits.y : m == 2 ? bits.z : bits.w;
+        const std::uint32_t word = m == 0 ? bits[i].x : m == 1 ? bits[i].y : m == 2 ? bits[i].z : bits[i].w;
 #pragma unroll
-        for (int byte = 0; byte < 4; ++byte) {
-          a[i][byte] = look_up(lookup, word, byte);
-        }
+        for (int byte = 0; byte < 4; ++byte) a[i][byte] = look_up(lookup, word, byte);
       }
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
-        const bool has = mine && 2 * k + own < call.tokens;
-        const uint4 b = *reinterpret_cast<const uint4*>(raw + (has ? layout.x + (k * runs + at) * kRunBytes + own * 16 : 32) + m * 32);
+        const bool has = mine && 2 * k + g % 2 < call.tokens;
+        const uint4 b = *reinterpret_cast<const uint4*>(raw + (has ? layout.x + (k * runs + at) * kRunBytes + g % 2 * 16 : 32) + m * 32);
         mma(f16{}, sums[k], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
         mma(f16{}, sums[k], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
       }
     }
-    float scale[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      scale[i] = nested ? __fadd_rn(__fmul_rn(scales[piece.code[i]], piece.scale[i]), offset) : piece.scale[i];
-      if (run >= runs) scale[i] = 0;
-    }
+    read();  // where this thread's codes have been taken from
+    stage = stage + 1 == kStages ? 0 : stage + 1;
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
       float2 factor = make_float2(1.0f, 1.0f);
@@ -276,38 +269,38 @@ __global__ void __launch_bounds__(kThreads, kPairs == 1 ? 2 : 1)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         acc[k][2 * i] += sums[k][2 * i] * (scale[i] * factor.x);
-        if (2 * k + 1 < call.tokens) acc[k][2 * i + 1] += sums[k][2 * i + 1] * (scale[i] * factor.y);
+        if (two) acc[k][2 * i + 1] += sums[k][2 * i + 1] * (scale[i] * factor.y);
       }
     }
     run += kWarps * 4;
-    if (run < pieces * kWarps * 4) continue;
-    run = warp * 4 + q;
-    if (thread == 0) fetch_group(group + 1 + distance);
+    if (run < row_end) continue;
+    run -= row_end;
 
     // The four runs' sums together: lane q of each four ends with row g + 8 (q / 2) and token q % 2 of the pair.
-    float* all_sums = reinterpret_cast<float*>(raw + layout.sums) + group % buffers_of(kPairs) * (kWarps * 2 * kPairs * kRows);
+    float* all_sums = reinterpret_cast<float*>(raw + layout.sums) + row / kRows % buffers_of(kPairs) * (kWarps * 2 * kPairs * kRows);
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
       const bool lower = q < 2, even = q % 2 == 0;
       float one = __shfl_xor_sync(0xFFFFFFFFu, lower ? acc[k][2] : acc[k][0], 2);
-      float two = __shfl_xor_sync(0xFFFFFFFFu, lower ? acc[k][3] : acc[k][1], 2);
+      float other = __shfl_xor_sync(0xFFFFFFFFu, lower ? acc[k][3] : acc[k][1], 2);
       one += lower ? acc[k][0] : acc[k][2];
-      two += lower ? acc[k][1] : acc[k][3];
-      const float other = __shfl_xor_sync(0xFFFFFFFFu, even ? two : one, 1);
-      all_sums[((warp * kPairs + k) * 2 + q % 2) * kRows + g + q / 2 * 8] = (even ? one : two) + other;
+      other += lower ? acc[k][1] : acc[k][3];
+      const float rest = __shfl_xor_sync(0xFFFFFFFFu, even ? other : one, 1);
+      all_sums[((warp * kPairs + k) * 2 + q % 2) * kRows + g + q / 2 * 8] = (even ? one : other) + rest;
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[k][i] = 0;
     }
     __syncthreads();  // with two buffers, the sums of the group before are free again after this
-    const int t = thread / kRows, row = group * kRows + thread % kRows;
-    if (t < call.tokens && row < rows) {
+    const int t = thread / kRows, own_row = row + thread % kRows;
+    if (t < call.tokens && own_row < rows) {
       float total = 0;
 #pragma unroll
       for (int from = 0; from < kWarps; ++from) total += all_sums[(from * kPairs * 2 + t) * kRows + thread % kRows];
-      part.y[t * call.y_stride + first + row] = narrow<T>(total + addends[t * groups * kRows + row]);
+      part.y[t * call.y_stride + first + own_row] = narrow<T>(total + addends[t * most_rows + own_row]);
     }
     if (buffers_of(kPairs) == 1) __syncthreads();
-    ++group;
+    row += kRows;
+    own_scale += kRows * runs;
   }
 }
 
@@ -372,10 +365,16 @@ bool launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t st
   const auto groups_of = [&](const FewPart& part) { return blocks_for(part.weight.rows, kRows); };
   for (const FewPart& part : few.parts)
     if (reinterpret_cast<std::uintptr_t>(part.weight.packed) % 16 != 0 || part.weight.rows * w.in / 32 >= std::int64_t{1} << 31) return false;
-  // As many groups a block as bring all blocks onto the chip at once.
+  const auto runs = static_cast<int>(w.in / 32), pairs = call.tokens <= 2 ? 1 : call.tokens <= 4 ? 2 : 4;
+  const auto layout = [&](unsigned per_block) {
+    return layout_of(pairs, call.tokens, runs, static_cast<int>(per_block), (static_cast<int>(per_block) * kRows * runs >> (w.block_shift - 5)) + 2);
+  };
+  constexpr int kMostShared = (227 << 10) - (33 << 10);  // beside the tables
+  if (layout(1).bytes > kMostShared) return false;
+  // As many groups a block as bring all blocks onto the chip at once, or as fit.
   const auto at_once = static_cast<unsigned>(processors());
   unsigned per_block = 0, blocks = at_once + 1;
-  while (blocks > at_once && (per_block == 0 || blocks > few.parts.size())) {
+  while (blocks > at_once && (per_block == 0 || (blocks > few.parts.size() && layout(per_block + 1).bytes <= kMostShared))) {
     ++per_block;
     blocks = 0;
     for (int i = 0; i < call.parts; ++i) {
@@ -384,16 +383,11 @@ bool launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t st
     }
   }
   call.groups_per_block = static_cast<int>(per_block);
-  const auto launch = [&]<int kPairs>() {
-    const auto kernel = few_tokens_kernel<T, kPairs>;
-    const Layout layout = layout_of(kPairs, call.tokens, static_cast<int>(w.in / 32), call.groups_per_block);
-    constexpr int kMostShared = (227 << 10) - (33 << 10);  // beside the tables
-    if (layout.bytes > kMostShared) return false;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.bytes), "shared memory of a product");
-    launch_dependent(kernel, dim3(blocks), kThreads, static_cast<std::size_t>(layout.bytes), stream, call, codes_of(w.type), tables.dynamic_map);
-    return true;
-  };
-  return call.tokens <= 2 ? launch.template operator()<1>() : call.tokens <= 4 ? launch.template operator()<2>() : launch.template operator()<4>();
+  const int bytes = layout(per_block).bytes;
+  const auto kernel = pairs == 1 ? few_tokens_kernel<T, 1> : pairs == 2 ? few_tokens_kernel<T, 2> : few_tokens_kernel<T, 4>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory of a product");
+  launch_dependent(kernel, dim3(blocks), kThreads, static_cast<std::size_t>(bytes), stream, call, codes_of(w.type), tables.dynamic_map);
+  return true;
 }
 
 }  // namespace
