@@ -32,7 +32,8 @@ struct Input {
 };
 
 template <class T, Source kSource>
-__global__ void __launch_bounds__(kThreads) input_of_few_kernel(const __grid_constant__ Input<T> call) {
+__global__ void __maxnreg__(48)  // room beside a product of few tokens
+    input_of_few_kernel(const __grid_constant__ Input<T> call) {
   __shared__ float shared[32];
   let_next_start();
   const LoraTile& tile = call.tile[blockIdx.x / 8];
@@ -98,22 +99,24 @@ bool lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, c
   for (const LoraTile& tile : tiles)
     if (tile.masked || tile.first_column % 8 != 0 || tile.columns % 8 != 0 || tile.stride % 4 != 0 || reinterpret_cast<std::uintptr_t>(tile.rows) % 16 != 0) return false;
   with_float(x.dtype, [&]<class T>(T) {
-    Input<T> call{};
-    call.from = from.as<T>();
-    call.from_stride = from.stride;
-    call.up = input.up.as<T>();
-    call.up_stride = input.up.stride;
-    call.norm = input.norm.as<float>();
-    call.eps = input.eps;
-    call.x = x.as<T>();
-    call.x_stride = x.stride;
-    call.inner = inner.as<float>();
-    call.inner_stride = inner.stride;
-    std::copy(tiles.begin(), tiles.end(), call.tile);
-    const auto kernel = input.gate          ? input_of_few_kernel<T, Source::swiglu>
-                        : input.before_norm ? input_of_few_kernel<T, Source::norm>
-                                            : input_of_few_kernel<T, Source::given>;
-    launch_dependent(kernel, dim3(static_cast<unsigned>(tiles.size() * 8), static_cast<unsigned>(x.rows)), kThreads, 0, stream, call);
+    if constexpr (sizeof(T) == 2) {
+      Input<T> call{};
+      call.from = from.as<T>();
+      call.from_stride = from.stride;
+      call.up = input.up.as<T>();
+      call.up_stride = input.up.stride;
+      call.norm = input.norm.as<float>();
+      call.eps = input.eps;
+      call.x = x.as<T>();
+      call.x_stride = x.stride;
+      call.inner = inner.as<float>();
+      call.inner_stride = inner.stride;
+      std::copy(tiles.begin(), tiles.end(), call.tile);
+      const auto kernel = input.gate          ? input_of_few_kernel<T, Source::swiglu>
+                          : input.before_norm ? input_of_few_kernel<T, Source::norm>
+                                              : input_of_few_kernel<T, Source::given>;
+      launch_dependent(kernel, dim3(static_cast<unsigned>(tiles.size() * 8), static_cast<unsigned>(x.rows)), kThreads, 0, stream, call);
+    }
   });
   return true;
 }

@@ -86,6 +86,9 @@ __host__ __device__ constexpr int buffers_of(int pairs) { return pairs < 4 ? 2 :
 struct Layout {
   int queue, x, factors, sums, addends, scales, bytes;
 };
+/// Where a scale lies: with a gap behind every 32, so that eight rows' do not share a bank.
+__host__ __device__ constexpr int scale_place(int i) { return i + (i >> 5); }
+
 /// `scales`: of a block.
 __host__ __device__ inline Layout layout_of(int most_pairs, int tokens, int runs, int groups_per_block, int scales) {
   Layout layout{};
@@ -96,7 +99,7 @@ __host__ __device__ inline Layout layout_of(int most_pairs, int tokens, int runs
   layout.sums = layout.factors + pairs * runs * static_cast<int>(sizeof(float2));
   layout.addends = layout.sums + buffers_of(most_pairs) * kWarps * 2 * most_pairs * kRows * static_cast<int>(sizeof(float));
   layout.scales = layout.addends + tokens * groups_per_block * kRows * static_cast<int>(sizeof(float));
-  layout.bytes = layout.scales + scales * static_cast<int>(sizeof(float));
+  layout.bytes = layout.scales + scale_place(scales) * static_cast<int>(sizeof(float));
   return layout;
 }
 
@@ -132,7 +135,7 @@ __device__ inline std::uint32_t look_up(std::uint32_t column, std::uint32_t word
 }
 
 template <class T, int kPairs>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, which is small, has room beside it
     few_tokens_kernel(const __grid_constant__ FewCall<T> call, const __grid_constant__ Codes codes, const float* map) {
   extern __shared__ __align__(128) char raw[];
   __shared__ __align__(128) std::uint32_t table[256 * kTableRow / 4];
@@ -160,8 +163,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const bool in = next_run < runs;
     const std::uint32_t to = queue + static_cast<std::uint32_t>(next_stage * kStageBytes);
     const bool in0 = in && next_row < rows, in1 = in && next_row + 8 < rows;
-    copy_async(to, in0 ? next : w.packed, in0);
-    copy_async(to + kStageBytes / 2, in1 ? next + runs * 128 : w.packed, in1);
+    copy_async(to, next, in0);
+    copy_async(to + kStageBytes / 2, next + runs * 128, in1);
     commit_copies();
     next_stage = next_stage + 1 == kStages ? 0 : next_stage + 1;
     next_run += kWarps * 4;
@@ -193,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   float* scales = reinterpret_cast<float*>(raw + layout.scales);
   const int scale_count = static_cast<int>(((first_run + static_cast<std::int64_t>(rows) * runs - 1) >> run_shift) - first_scale) + 1;
 #pragma unroll 4
-  for (int i = thread; i < scale_count; i += kThreads) scales[i] = scale_of(w, scale_map, offset, first_scale + i);
+  for (int i = thread; i < scale_count; i += kThreads) scales[scale_place(i)] = scale_of(w, scale_map, offset, first_scale + i);
 
   wait_for_previous();
   let_next_start();
@@ -231,33 +234,42 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool two = call.tokens > 1;
   float acc[kPairs][4] = {};
   int run = warp * 4 + q, row = 0, stage = 0;
-  int own_scale = static_cast<int>(first_run - (first_scale << run_shift)) + g * runs;  // in runs
+  int row_run = static_cast<int>(first_run - (first_scale << run_shift)) + g * runs;  // from the first scale's first run on
   while (row < rows) {
     wait_copies<kStages - 1>();
     asm volatile("" ::: "memory");  // the codes are read from here on
     uint4 bits[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) bits[i] = *reinterpret_cast<const uint4*>(own_queue + stage * kStageBytes + i * (kStageBytes / 2));
-    const int at = min(run, runs - 1);
+    const bool in = run < runs;
     float scale[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) scale[i] = run < runs && row + g + 8 * i < rows ? scales[(own_scale + 8 * i * runs + run) >> run_shift] : 0.0f;
-    float sums[kPairs][4] = {};
+    for (int i = 0; i < 2; ++i) scale[i] = in && row + g + 8 * i < rows ? scales[scale_place((row_run + 8 * i * runs + run) >> run_shift)] : 0.0f;
+    const char* x[kPairs];
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      std::uint32_t a[2][4];
+    for (int k = 0; k < kPairs; ++k) x[k] = raw + (mine && in && 2 * k + g % 2 < call.tokens ? layout.x + (k * runs + run) * kRunBytes + g % 2 * 16 : 32);
+    // The next word's codes are looked up while tensor cores multiply this one's, in two sums that do not wait for each other.
+    std::uint32_t a[2][2][4];
+    const auto look_up_word = [&](int m) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::uint32_t word = m == 0 ? bits[i].x : m == 1 ? bits[i].y : m == 2 ? bits[i].z : bits[i].w;
 #pragma unroll
-        for (int byte = 0; byte < 4; ++byte) a[i][byte] = look_up(lookup, word, byte);
+        for (int byte = 0; byte < 4; ++byte) a[m % 2][i][byte] = look_up(lookup, word, byte);
       }
+    };
+    float sums[kPairs][4] = {}, more[kPairs][4] = {};
+    look_up_word(0);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      if (m < 3) look_up_word(m + 1);
+      const auto& w0 = a[m % 2][0];
+      const auto& w1 = a[m % 2][1];
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
-        const bool has = mine && 2 * k + g % 2 < call.tokens;
-        const uint4 b = *reinterpret_cast<const uint4*>(raw + (has ? layout.x + (k * runs + at) * kRunBytes + g % 2 * 16 : 32) + m * 32);
-        mma(f16{}, sums[k], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
-        mma(f16{}, sums[k], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+        const uint4 b = *reinterpret_cast<const uint4*>(x[k] + m * 32);
+        mma(f16{}, sums[k], w0[0], w1[0], w0[1], w1[1], b.x, b.y);
+        mma(f16{}, more[k], w0[2], w1[2], w0[3], w1[3], b.z, b.w);
       }
     }
     read();  // where this thread's codes have been taken from
@@ -265,11 +277,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
       float2 factor = make_float2(1.0f, 1.0f);
-      if constexpr (!std::is_same_v<T, f16>) factor = reinterpret_cast<const float2*>(raw + layout.factors)[k * runs + at];
+      if constexpr (!std::is_same_v<T, f16>) factor = reinterpret_cast<const float2*>(raw + layout.factors)[k * runs + min(run, runs - 1)];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        acc[k][2 * i] += sums[k][2 * i] * (scale[i] * factor.x);
-        if (two) acc[k][2 * i + 1] += sums[k][2 * i + 1] * (scale[i] * factor.y);
+        acc[k][2 * i] += (sums[k][2 * i] + more[k][2 * i]) * (scale[i] * factor.x);
+        if (two) acc[k][2 * i + 1] += (sums[k][2 * i + 1] + more[k][2 * i + 1]) * (scale[i] * factor.y);
       }
     }
     run += kWarps * 4;
@@ -300,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (buffers_of(kPairs) == 1) __syncthreads();
     row += kRows;
-    own_scale += kRows * runs;
+    row_run += kRows * runs;
   }
 }
 
