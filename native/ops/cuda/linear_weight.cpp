@@ -293,8 +293,9 @@ std::uint8_t* CudaLinear::place_four_bit(Part& part) {
   w.block_shift = std::countr_zero(static_cast<std::uint64_t>(spec_.block_size));
   w.type = spec_.quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quant::FourBit::fp4;
   w.via = spec_.dtype;
-  // With double quantisation: the scales' scales, their mean (four numbers keep what follows aligned), the 8-bit scales.
-  const std::int64_t bytes = spec_.double_quant ? (nested + 4) * 4 + blocks : blocks * 4;
+  // With double quantisation: the scales' scales, their mean (four numbers keep what follows aligned), the 8-bit scales, which
+  // are read four at a time.
+  const std::int64_t bytes = spec_.double_quant ? (nested + 4) * 4 + (blocks + 3) / 4 * 4 : blocks * 4;
   part.scale_memory = context_.device.allocate("scales of a 4-bit weight", static_cast<std::size_t>(bytes));
   const auto* scales = static_cast<const float*>(part.scale_memory->data());
   if (spec_.double_quant) {

@@ -21,7 +21,7 @@ struct QuantTables {
 struct Packed4 {
   const std::uint8_t* packed = nullptr;
   const float* absmax = nullptr;        // plain scales, or null where doubly quantised
-  const std::uint8_t* codes = nullptr;  // 8-bit scales
+  const std::uint8_t* codes = nullptr;  // 8-bit scales, in memory that can be read by whole groups of four bytes
   const float* nested = nullptr;
   const float* offset = nullptr;  // one number, on the device
   std::int64_t rows = 0, in = 0;

@@ -69,7 +69,8 @@ __device__ inline float finished(const FewCall<T>& call, const Part<T>& part, in
 // Codes are rounded to float16 (their weights would be, to the compute dtype); so are inputs, whose runs are first scaled by
 // a power of two each: bfloat16 fits but for what is below 2^-24 of its run's largest.
 //
-// Codes come through a queue in shared memory, each thread's own; scales are made ready first, for all of the block's rows.
+// Codes come through a queue in shared memory, each thread's own; scales are made ready first, for all of the block's rows, and
+// the warps' sums meet at its end: in between no warp waits for another.
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
 constexpr int kRows = 16;
@@ -78,9 +79,8 @@ constexpr int kRunBytes = 2 * 64;             // of two tokens, 16 bytes in turn
 constexpr int kNoInputBytes = 2 * kRunBytes;  // zeros, read at the same offsets
 constexpr int kStageBytes = 2 * kThreads * 16;
 
-/// Pieces that are on their way, and buffers for the warps' sums (two save a barrier a group): as many as leave room for x.
+/// Pieces that are on their way: as many as leave room for x.
 __host__ __device__ constexpr int stages_of(int pairs) { return pairs < 4 ? 4 : 2; }
-__host__ __device__ constexpr int buffers_of(int pairs) { return pairs < 4 ? 2 : 1; }
 
 /// Shared memory, in this order.
 struct Layout {
@@ -97,7 +97,7 @@ __host__ __device__ inline Layout layout_of(int most_pairs, int tokens, int runs
   layout.x = layout.queue + stages_of(most_pairs) * kStageBytes;
   layout.factors = layout.x + pairs * runs * kRunBytes;
   layout.sums = layout.factors + pairs * runs * static_cast<int>(sizeof(float2));
-  layout.addends = layout.sums + buffers_of(most_pairs) * kWarps * 2 * most_pairs * kRows * static_cast<int>(sizeof(float));
+  layout.addends = layout.sums + groups_per_block * kWarps * tokens * kRows * static_cast<int>(sizeof(float));
   layout.scales = layout.addends + tokens * groups_per_block * kRows * static_cast<int>(sizeof(float));
   layout.bytes = layout.scales + scale_place(scales) * static_cast<int>(sizeof(float));
   return layout;
@@ -191,12 +191,41 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   }
   if (nested && thread < 256) scale_map[thread] = map[thread];
   if (thread < kNoInputBytes / 16) reinterpret_cast<uint4*>(raw)[thread] = make_uint4(0, 0, 0, 0);
-  const float offset = nested ? *w.offset : 0.0f;
-  __syncthreads();
+  // Scales, four neighbours a thread: as many loads at once as hide the memory's latency.
   float* scales = reinterpret_cast<float*>(raw + layout.scales);
-  const int scale_count = static_cast<int>(((first_run + static_cast<std::int64_t>(rows) * runs - 1) >> run_shift) - first_scale) + 1;
-#pragma unroll 4
-  for (int i = thread; i < scale_count; i += kThreads) scales[scale_place(i)] = scale_of(w, scale_map, offset, first_scale + i);
+  const auto last_scale = (first_run + static_cast<std::int64_t>(rows) * runs - 1) >> run_shift;
+  const int fours = static_cast<int>(last_scale / 4 - first_scale / 4) + 1, before = static_cast<int>(first_scale % 4);
+  constexpr int kScalesTogether = 6;
+  std::uint32_t four[kScalesTogether];
+  float outer[kScalesTogether];
+  const auto read_scales = [&](int start) {
+#pragma unroll
+    for (int k = 0; k < kScalesTogether; ++k) {
+      const int i = start + k * kThreads;
+      if (i >= fours) break;
+      four[k] = __ldg(reinterpret_cast<const std::uint32_t*>(w.codes) + first_scale / 4 + i);
+      outer[k] = __ldg(w.nested + ((first_scale / 4 + i) >> 6));
+    }
+  };
+  const float offset = nested ? *w.offset : 0.0f;
+  if (nested) {
+    read_scales(thread);
+    __syncthreads();
+    for (int start = thread; start < fours; start += kScalesTogether * kThreads) {
+      if (start != thread) read_scales(start);
+#pragma unroll
+      for (int k = 0; k < kScalesTogether; ++k) {
+        const int at = (start + k * kThreads) * 4 - before;  // of the block's own scales
+        if (at + before >= fours * 4) break;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (at + i >= 0) scales[scale_place(at + i)] = __fadd_rn(__fmul_rn(scale_map[four[k] >> (8 * i) & 255u], outer[k]), offset);
+      }
+    }
+  } else {
+#pragma unroll 8
+    for (int i = thread; i <= static_cast<int>(last_scale - first_scale); i += kThreads) scales[scale_place(i)] = __ldg(w.absmax + first_scale + i);
+  }
 
   wait_for_previous();
   let_next_start();
@@ -232,6 +261,7 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   const std::uint32_t lookup = shared_address(table + lane);
   const char* own_queue = raw + layout.queue + thread * 16;
   const bool two = call.tokens > 1;
+  float* all_sums = reinterpret_cast<float*>(raw + layout.sums);
   float acc[kPairs][4] = {};
   int run = warp * 4 + q, row = 0, stage = 0;
   int row_run = static_cast<int>(first_run - (first_scale << run_shift)) + g * runs;  // from the first scale's first run on
@@ -289,7 +319,7 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
     run -= row_end;
 
     // The four runs' sums together: lane q of each four ends with row g + 8 (q / 2) and token q % 2 of the pair.
-    float* all_sums = reinterpret_cast<float*>(raw + layout.sums) + row / kRows % buffers_of(kPairs) * (kWarps * 2 * kPairs * kRows);
+    float* own_sums = all_sums + (row / kRows * kWarps + warp) * call.tokens * kRows;
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
       const bool lower = q < 2, even = q % 2 == 0;
@@ -298,21 +328,22 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
       one += lower ? acc[k][0] : acc[k][2];
       other += lower ? acc[k][1] : acc[k][3];
       const float rest = __shfl_xor_sync(0xFFFFFFFFu, even ? other : one, 1);
-      all_sums[((warp * kPairs + k) * 2 + q % 2) * kRows + g + q / 2 * 8] = (even ? one : other) + rest;
+      const int t = 2 * k + q % 2;
+      if (t < call.tokens) own_sums[t * kRows + g + q / 2 * 8] = (even ? one : other) + rest;
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[k][i] = 0;
     }
-    __syncthreads();  // with two buffers, the sums of the group before are free again after this
-    const int t = thread / kRows, own_row = row + thread % kRows;
-    if (t < call.tokens && own_row < rows) {
-      float total = 0;
-#pragma unroll
-      for (int from = 0; from < kWarps; ++from) total += all_sums[(from * kPairs * 2 + t) * kRows + thread % kRows];
-      part.y[t * call.y_stride + first + own_row] = narrow<T>(total + addends[t * most_rows + own_row]);
-    }
-    if (buffers_of(kPairs) == 1) __syncthreads();
     row += kRows;
     row_run += kRows * runs;
+  }
+  __syncthreads();
+  for (int item = thread; item < items; item += kThreads) {
+    const int t = item / rows, own_row = item % rows;
+    const float* sum = all_sums + (own_row / kRows * kWarps * call.tokens + t) * kRows + own_row % kRows;
+    float total = 0;
+#pragma unroll
+    for (int from = 0; from < kWarps; ++from) total += sum[from * call.tokens * kRows];
+    part.y[t * call.y_stride + first + own_row] = narrow<T>(total + addends[t * most_rows + own_row]);
   }
 }
 
@@ -379,7 +410,7 @@ bool launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t st
     if (reinterpret_cast<std::uintptr_t>(part.weight.packed) % 16 != 0 || part.weight.rows * w.in / 32 >= std::int64_t{1} << 31) return false;
   const auto runs = static_cast<int>(w.in / 32), pairs = call.tokens <= 2 ? 1 : call.tokens <= 4 ? 2 : 4;
   const auto layout = [&](unsigned per_block) {
-    return layout_of(pairs, call.tokens, runs, static_cast<int>(per_block), (static_cast<int>(per_block) * kRows * runs >> (w.block_shift - 5)) + 2);
+    return layout_of(pairs, call.tokens, runs, static_cast<int>(per_block), (static_cast<int>(per_block) * kRows * runs >> (w.block_shift - 5)) + 8);
   };
   constexpr int kMostShared = (227 << 10) - (33 << 10);  // beside the tables
   if (layout(1).bytes > kMostShared) return false;
