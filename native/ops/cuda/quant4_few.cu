@@ -1,65 +1,11 @@
 // The product of a few tokens (decoding) with a weight in 4 bits that is not expanded first: bound by the bytes of the codes.
 #include "ops/cuda/dependent.cuh"
 #include "ops/cuda/mma.cuh"
-#include "ops/cuda/quant_device.cuh"
+#include "ops/cuda/quant4_few.cuh"
 
 namespace pipelora::cuda {
 
 namespace {
-
-constexpr int kMaxParts = 4;
-
-template <class T>
-struct Part {
-  Packed4 w;
-  const T* bias;
-  const T* residual;
-  const float* inner;
-  const float* bt;
-  std::int64_t bt_stride;
-  int rank;
-  float scale;
-  T* y;
-  unsigned first_block;
-};
-
-template <class T>
-struct FewCall {
-  Part<T> part[kMaxParts];
-  int parts;
-  const T* x;
-  std::int64_t x_stride, residual_stride, inner_stride, y_stride;
-  int tokens;
-  int groups_per_block;
-};
-
-/// What is added to the sum of one token and row: what of it are weights, read ahead, all but the ranks of LoRA above eight.
-constexpr int kEarlyRanks = 8;
-template <class T>
-struct Addend {
-  float bias = 0, bt[kEarlyRanks] = {};
-};
-
-template <class T>
-__device__ inline Addend<T> read_addend(const Part<T>& part, std::int64_t row) {
-  Addend<T> addend;
-  if (part.bias != nullptr) addend.bias = widen(part.bias[row]);
-#pragma unroll
-  for (int k = 0; k < kEarlyRanks; ++k)
-    if (k < part.rank) addend.bt[k] = part.bt[k * part.bt_stride + row];
-  return addend;
-}
-
-template <class T>
-__device__ inline float finished(const FewCall<T>& call, const Part<T>& part, int t, std::int64_t row, const Addend<T>& addend) {
-  float term = 0, residual = 0;
-  if (part.residual != nullptr) residual = widen(part.residual[t * call.residual_stride + row]);
-#pragma unroll
-  for (int k = 0; k < kEarlyRanks; ++k)
-    if (k < part.rank) term += part.inner[t * call.inner_stride + k] * addend.bt[k];
-  for (int k = kEarlyRanks; k < part.rank; ++k) term += part.inner[t * call.inner_stride + k] * part.bt[k * part.bt_stride + row];
-  return addend.bias + residual + part.scale * term;
-}
 
 // 16-bit inputs. A block takes several groups of 16 rows, its warps share the columns, 128 at a time: lane (g, q) holds a run of
 // 32 neighbouring codes, which share a scale, of rows g and g + 8. Tensor cores multiply the codes alone, looked up two at a
@@ -144,7 +90,7 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
   int p = 0;
   while (p + 1 < call.parts && blockIdx.x >= call.part[p + 1].first_block) ++p;
-  const Part<T>& part = call.part[p];
+  const FewCallPart<T>& part = call.part[p];
   const Packed4& w = part.w;
   const int runs = static_cast<int>(w.in / 32), most_rows = call.groups_per_block * kRows;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x - part.first_block) * most_rows;
@@ -179,7 +125,7 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   for (int i = 0; i < kStages; ++i) read();
 
   const int items = rows * call.tokens;
-  Addend<T> addend = read_addend(part, first + min(thread, items - 1) % rows);
+  FewAddend<T> addend = read_addend(part, first + min(thread, items - 1) % rows);
   {
     const float own = codes.value[lane % 16];
 #pragma unroll
@@ -347,60 +293,6 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   }
 }
 
-// float32, a warp a row.
-constexpr int kPlainWarps = 8;
-template <class Via>
-__global__ void __launch_bounds__(kPlainWarps * 32) few_tokens_plain_kernel(const __grid_constant__ FewCall<float> call, int p, Codes codes, const float* map) {
-  const Part<float>& part = call.part[p];
-  const Packed4& w = part.w;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kPlainWarps + threadIdx.x / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (row >= w.rows) return;
-  const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
-  float sums[kFewTokens] = {};
-  for (std::int64_t c = lane * 2; c < w.in; c += 64) {
-    const std::int64_t element = row * w.in + c;
-    const std::uint32_t byte = w.packed[element / 2];
-    const float scale = scale_of(w, map, offset, element >> w.block_shift);
-    const float a = rounded_to(codes.value[byte >> 4] * scale, Via{}), b = rounded_to(codes.value[byte & 15u] * scale, Via{});
-#pragma unroll
-    for (int t = 0; t < kFewTokens; ++t)
-      if (t < call.tokens) sums[t] += a * call.x[t * call.x_stride + c] + b * call.x[t * call.x_stride + c + 1];
-  }
-  const Addend<float> addend = read_addend(part, row);
-#pragma unroll
-  for (int t = 0; t < kFewTokens; ++t) {
-    const float total = warp_sum(sums[t]);
-    if (lane == 0 && t < call.tokens) part.y[t * call.y_stride + row] = total + finished(call, part, t, row, addend);
-  }
-}
-
-template <class T>
-FewCall<T> call_of(const FewTokens& few) {
-  FewCall<T> call{};
-  call.parts = static_cast<int>(few.parts.size());
-  call.x = few.x.as<T>();
-  call.x_stride = few.x.stride;
-  call.residual_stride = few.residual.stride;
-  call.inner_stride = few.inner.stride;
-  call.y_stride = few.y.stride;
-  call.tokens = static_cast<int>(few.x.rows);
-  for (int i = 0; i < call.parts; ++i) {
-    const FewPart& from = few.parts[static_cast<std::size_t>(i)];
-    Part<T>& part = call.part[i];
-    part.w = from.weight;
-    part.bias = static_cast<const T*>(from.bias);
-    if (few.residual) part.residual = few.residual.as<T>() + from.first;
-    if (from.bt) part.inner = few.inner.as<float>() + from.first_inner;
-    part.bt = from.bt.as<float>();
-    part.bt_stride = from.bt.stride;
-    part.rank = static_cast<int>(from.bt.rows);
-    part.scale = from.scale;
-    part.y = few.y.as<T>() + from.first;
-  }
-  return call;
-}
-
 template <class T>
 bool launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
   FewCall<T> call = call_of<T>(few);
@@ -445,12 +337,7 @@ bool product_of_few(const FewTokens& few, const QuantTables& tables, cudaStream_
     if constexpr (sizeof(T) == 2) {
       done = launch_few<T>(few, tables, stream);
     } else {
-      const FewCall<float> call = call_of<float>(few);
-      with_float(w.via, [&]<class Via>(Via) {
-        for (int p = 0; p < call.parts; ++p)
-          few_tokens_plain_kernel<Via><<<blocks_for(call.part[p].w.rows, kPlainWarps), kPlainWarps * 32, 0, stream>>>(
-              call, p, codes_of(w.type), tables.dynamic_map);
-      });
+      product_of_few_plain(few, tables, stream);
     }
   });
   check_launch("product_of_few");
