@@ -192,9 +192,9 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     } else {
       ops_.linear_input_grad(input_grad(*down_, dout, saved.inner_down, inner_grad, Tensor()));
       ops_.swiglu_forward(gate, up, act);
+      a_grad(*down_, act, inner_grad);
+      return Buffer();
     }
-    a_grad(*down_, act, inner_grad);
-    if (!into_mlp) return Buffer();
   }
 
   // g, u = norm(mid) Wgu; `gate_up` holds their gradients now, and dout becomes the gradient of mid.

@@ -325,11 +325,13 @@ class Ops {
     swiglu_forward(gate, up, call.x);
     linear_forward(call);
   }
-  /// The linear's dx, then swiglu_backward of it, which leaves act in call.dx.
+  /// The linear's dx, then swiglu_backward of it and lora_a_grad of act: where a device can do them in one pass. call.dx is
+  /// scratch.
   virtual void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                         const Tensor& dup) {
     linear_input_grad(call);
     swiglu_backward(gate, up, call.dx, dgate, dup, call.dx);
+    if (!call.lora.pairs.empty()) lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
   }
   virtual void cross_entropy(const CrossEntropy& call) = 0;
 

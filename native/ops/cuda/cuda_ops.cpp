@@ -302,10 +302,12 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
                                        const Tensor& dup) {
   if (call.dy.rows == 0) return;
   if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
-    if (lora_add_input_grad_swiglu(call.lora, call.inner_grad, call.dx, call.sequences, gate, up, dgate, dup, device_.stream())) return;
+    if (lora_add_input_grad_swiglu(call.lora, call.inner_grad, call.dx, call.sequences, gate, up, dgate, dup, device_.stream()))
+      return lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
     lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
   }
-  swiglu_backward(gate, up, call.dx, dgate, dup, call.dx);
+  swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx);
+  lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
 }
 
 void CudaOps::output_grads(const LinearInputGrad& call) {
