@@ -125,6 +125,31 @@ void beside_a_norm(Gpu& gpu, const std::string& name, const LinearWeight& weight
   compare(name + "norm's output again", again[1], again[0], limit);
 }
 
+/// The way back of a linear behind SwiGLU, likewise.
+void behind_swiglu(Gpu& gpu, const std::string& name, const LinearWeight& weight, const LoraSet& lora, DType compute, const Tensor& inner,
+                   const Tensor& dy, const Sequences& sequences) {
+  const std::int64_t tokens = dy.rows, in = weight.in;
+  const Values gate_up = random_values(tokens * 2 * in, 1, compute, 31);
+  std::vector<Values> runs[3];  // dgate and dup, then each pair's gradient of A: one after the other, and twice in one pass
+  for (std::vector<Values>& results : runs) {
+    std::vector<LoraView> views(lora.pairs.begin(), lora.pairs.end());
+    std::vector<Gpu::Held> grads;
+    for (LoraView& view : views)
+      view.grad_a = grads.emplace_back(gpu.put(random_values(view.a.size(), 1, DType::f32, 32), DType::f32, view.a.rows, in));
+    auto both = gpu.put(gate_up, compute, tokens, 2 * in), zd = gpu.empty(DType::f32, tokens, lora.inner_cols), dx = gpu.empty(compute, tokens, in);
+    const Tensor gate = both.view.columns(0, in), up = both.view.columns(in, in);
+    const LinearInputGrad back{dy, &weight, {views, lora.inner_cols, lora.dropout}, inner, zd, dx, &sequences};
+    if (&results == &runs[0])
+      gpu.ops->Ops::swiglu_linear_input_grad(back, gate, up, gate, up);
+    else
+      gpu.ops->swiglu_linear_input_grad(back, gate, up, gate, up);
+    results.push_back(gpu.get(both));
+    for (const LoraView& view : views) results.push_back(gpu.get(view.grad_a));
+  }
+  compare(name + "input_grad and SwiGLU's", runs[1][0], runs[0][0], limit_of(compute));
+  for (std::size_t i = 1; i < runs[0].size(); ++i) compare(name + "grad_a behind SwiGLU", runs[1][i], runs[0][i], compute == DType::f32 ? 1e-4 : 1e-3);
+  require(name + "in one pass again gives the same bits", runs[1] == runs[2]);
+}
 
 /// x Wᵀ + bias as LLM.int8() computes it.
 Values int8_product(const Values& x, std::int64_t tokens, const Values& weight, std::int64_t rows, std::int64_t in, const Values& bias,
@@ -318,6 +343,7 @@ void linear(Gpu& gpu, DType compute, const Case& c) {
     compare(name + "grad_a", gpu.get(views[p].grad_a), pairs[p].grad_a, 1e-4);
   }
   beside_a_norm(gpu, name, *weight, lora, compute, x, gd, *sequences);
+  behind_swiglu(gpu, name, *weight, lora, compute, id, gd, *sequences);
 }
 
 HoldSpec held(DType dtype) {
@@ -371,6 +397,10 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{300}, 2048, {1024, 128, 128}, {8, 8, 8}, 0, true, false, held(half)});
     linear(gpu, dtype, {{300}, 1024, {768}, {16}, 0.05f, false, true, int8(half, 6.0f), 20.0});
     linear(gpu, dtype, {{8192}, 64, {128}, {8}, 0.1f, false, true, held(dtype)});
+    linear(gpu, dtype, {{700, 333}, 64, {8192, 8192}, {8, 4}, 0, false, false, held(dtype)});
+    linear(gpu, dtype, {{700, 333}, 8192, {64}, {8}, 0.1f, false, false, held(dtype)});
+    linear(gpu, dtype, {{301}, 1096, {72}, {12}, 0.1f, false, false, held(dtype)});
+    linear(gpu, dtype, {{301}, 1096, {72}, {12}, 0, false, false, held(dtype)});
   }
   return finish();
 }

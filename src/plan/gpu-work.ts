@@ -101,7 +101,7 @@ function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) =
   return Math.max(0, ...bytes);
 }
 
-/** In 16 bits, the same over blocks of 256 columns and up to 16 ranks, and B's part of the inner vectors' gradients (lora_outer.cu). */
+/** In 16 bits, the same over blocks of 256 columns and up to 16 ranks, and B's part of the inner vectors' gradients (lora_outer.cu's cut_of). */
 function outerScratch(
   ranks: readonly number[],
   columnsOf: (part: number) => number,
@@ -111,8 +111,9 @@ function outerScratch(
   const together = ranks.some((rank) => rank > 8) ? 16 : 8;
   const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / 256), Math.ceil(rank / together)));
   const bytes = launches(jobs).map((blocks) => {
-    const wanted = Math.max(1, Math.min(Math.ceil(800 / blocks), Math.floor(tokens / 32)));
-    const perSplit = Math.min(256, roundUp(Math.ceil(tokens / wanted), 16));
+    const target = 2 * blocks > 528 ? 3 * 528 : 528;
+    const wanted = Math.max(1, Math.min(Math.floor(target / blocks), Math.floor(tokens / 32)));
+    const perSplit = roundUp(Math.ceil(tokens / wanted), 16);
     return blocks * together * (Math.ceil(tokens / perSplit) * 256 + (inner ? tokens : 0)) * FLOAT32;
   });
   return Math.max(0, ...bytes);

@@ -131,12 +131,23 @@ struct Mask {
   std::int64_t in = 0;
 };
 
-/// Bit i: element i of the eight that start at column `c` (a multiple of 8, `in` too) is kept.
-__device__ inline std::uint32_t keep_bits(const Mask& mask, std::int64_t token, std::int64_t c, std::uint32_t module,
-                                          std::uint32_t threshold) {
+/// Where a token stands.
+struct TokenPlace {
+  std::int32_t row, position;
+};
+__device__ inline TokenPlace place_of(const Mask& mask, std::int64_t token) { return {mask.row[token], mask.position[token]}; }
+
+/// The generator's 16 bits for each of the eight elements that start at column `c` (a multiple of 8, `in` too).
+__device__ inline Philox bits_of_eight(const Mask& mask, const TokenPlace& place, std::int64_t c, std::uint32_t module) {
   const std::uint64_t element =
-      static_cast<std::uint64_t>(mask.position[token]) * static_cast<std::uint64_t>(mask.in) + static_cast<std::uint64_t>(c);
-  const Philox bits = dropout_bits(mask.key, static_cast<std::uint32_t>(mask.row[token]), module, element / 8);
+      static_cast<std::uint64_t>(place.position) * static_cast<std::uint64_t>(mask.in) + static_cast<std::uint64_t>(c);
+  return dropout_bits(mask.key, static_cast<std::uint32_t>(place.row), module, element / 8);
+}
+
+/// Bit i: element i of the eight is kept.
+__device__ inline std::uint32_t keep_bits(const Mask& mask, const TokenPlace& place, std::int64_t c, std::uint32_t module,
+                                          std::uint32_t threshold) {
+  const Philox bits = bits_of_eight(mask, place, c, module);
   std::uint32_t keep = 0;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -144,6 +155,16 @@ __device__ inline std::uint32_t keep_bits(const Mask& mask, std::int64_t token, 
     keep |= ((bits.v[w] >> 16) >= threshold ? 1u : 0u) << (2 * w + 1);
   }
   return keep;
+}
+
+/// For eight 16-bit numbers: all ones where the element is kept, else zeros.
+__device__ inline uint4 keep_words(const Mask& mask, const TokenPlace& place, std::int64_t c, std::uint32_t module, std::uint32_t threshold) {
+  const Philox bits = bits_of_eight(mask, place, c, module);
+  std::uint32_t words[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w)
+    words[w] = ((bits.v[w] & 0xFFFFu) >= threshold ? 0x0000FFFFu : 0u) | ((bits.v[w] >> 16) >= threshold ? 0xFFFF0000u : 0u);
+  return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 /// The same for any single column.

@@ -301,13 +301,15 @@ void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormB
 void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                        const Tensor& dup) {
   if (call.dy.rows == 0) return;
-  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
-    if (lora_add_input_grad_swiglu(call.lora, call.inner_grad, call.dx, call.sequences, gate, up, dgate, dup, device_.stream()))
-      return lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
-    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
+  const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
+  if (lora_swiglu_grad_suits(grads, gate, up, dgate, dup)) {
+    const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
+    return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
   }
+  if (adds_term) lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
   swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx);
-  lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
+  lora_a_grad(grads);
 }
 
 void CudaOps::output_grads(const LinearInputGrad& call) {

@@ -1,5 +1,5 @@
 // LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_few.cu, lora_norm.cu, lora_append.cu,
-// lora_outer.cu, lora_outer_plain.cu, lora_input_grad.cu.
+// lora_a_grad.cu, lora_b_grad.cu, lora_outer_plain.cu, lora_input_grad.cu, lora_swiglu_grad.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -83,10 +83,6 @@ void append_rows(const Tensor& weight, const LoraSet& lora, std::int64_t tail, c
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                          cudaStream_t stream);
 
-/// The same, and then swiglu_backward of dx: dgate and dup (may be gate and up), and act in dx. False as above.
-bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
-                                const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup, cudaStream_t stream);
-
 /// The same before rmsnorm_backward, whose dy is dx. False as above.
 bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
                               cudaStream_t stream);
@@ -109,5 +105,11 @@ std::size_t lora_a_grad_bytes(const LoraAGrad& call);
 void lora_a_grad(const LoraAGrad& call, void* scratch, cudaStream_t stream);
 std::size_t lora_a_grad_plain_bytes(const LoraAGrad& call);
 void lora_a_grad_plain(const LoraAGrad& call, const LoraScratch& scratch, cudaStream_t stream);
+
+/// call.x is the gradient of act = silu(gate) * up, without LoRA's term if `adds_term`. Adds the term, then swiglu_backward: dgate
+/// and dup (may be gate and up), and lora_a_grad of act; call.x is only read. Scratch as lora_a_grad's.
+bool lora_swiglu_grad_suits(const LoraAGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup);
+void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup,
+                      void* scratch, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -15,17 +15,7 @@ __device__ inline void split2(float a, float b, std::uint32_t& high, std::uint32
   low = pack2(T{}, a - h.x, b - h.y);
 }
 
-/// Eight 16-bit numbers, zero where their bit of `keep` is.
-template <class T>
-__device__ inline uint4 masked(uint4 v, std::uint32_t keep) {
-  std::uint32_t* words = reinterpret_cast<std::uint32_t*>(&v);
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const std::uint32_t two = keep >> (2 * w);
-    words[w] &= (two & 1u ? 0x0000FFFFu : 0u) | (two & 2u ? 0xFFFF0000u : 0u);
-  }
-  return v;
-}
+__device__ inline uint4 both(const uint4& a, const uint4& b) { return make_uint4(a.x & b.x, a.y & b.y, a.z & b.z, a.w & b.w); }
 
 /// The sum that the warps of a block left at [row][column].
 template <int kWarps, int kRows, int kColumns>

@@ -74,6 +74,11 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   const std::int64_t begin = blockIdx.y * call.cols_per_split, end = min(call.cols, begin + call.cols_per_split);
   const bool copies = call.copy != nullptr && !call.tail_only;
   float acc[NT][4] = {};
+  TokenPlace place0{}, place1{};
+  if (call.mask.position != nullptr) {
+    place0 = place_of(call.mask, min(t0, call.tokens - 1));
+    place1 = place_of(call.mask, min(t1, call.tokens - 1));
+  }
 
   const uint4 none = make_uint4(0, 0, 0, 0);
   constexpr std::int64_t kStep = kInnerWarps * 32;
@@ -113,9 +118,9 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
       if (!tile.same_mask) {
         d0 = x0;
         d1 = x1;
-        if (tile.masked && in) {
-          if (has0) d0 = masked<T>(x0, keep_bits(call.mask, t0, c, tile.module, tile.threshold));
-          if (has1) d1 = masked<T>(x1, keep_bits(call.mask, t1, c, tile.module, tile.threshold));
+        if (tile.masked) {
+          d0 = both(x0, keep_words(call.mask, place0, c, tile.module, tile.threshold));
+          d1 = both(x1, keep_words(call.mask, place1, c, tile.module, tile.threshold));
         }
       }
       std::uint32_t high[4], low[4];

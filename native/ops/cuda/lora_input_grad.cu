@@ -1,4 +1,4 @@
-// The gradient that LoRA adds to a product's input, alone or with SwiGLU's backward behind it.
+// The gradient that LoRA adds to a product's input.
 #include "ops/cuda/lora_term.cuh"
 
 namespace pipelora::cuda {
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
     std::uint32_t keep = 0xFFu;
     if (tile.masked) {
       if constexpr (V == 8)
-        keep = keep_bits(mask, first + t, c, tile.module, tile.threshold);
+        keep = keep_bits(mask, place_of(mask, first + t), c, tile.module, tile.threshold);
       else
         keep = keep_one(mask, first + t, c, tile.module, tile.threshold) ? 1u : 0u;
     }
@@ -54,52 +54,13 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
   }
 }
 
-template <class T>
-struct SwiGluGrad {
-  const T *gate, *up;
-  T *dgate, *dup;
-  std::int64_t gate_stride, up_stride, dgate_stride, dup_stride;
-};
+// A warp takes 64 columns and twice eight tokens: many warps hide what reading takes.
+constexpr int kGradSteps = 2;
 
-template <class T>
-__device__ inline Floats<8> widen8(const uint4& bits) {
-  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-  Floats<8> out;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack2(T{}, words[i]);
-    out.v[2 * i] = pair.x;
-    out.v[2 * i + 1] = pair.y;
-  }
-  return out;
-}
-
-/// dact becomes act; dgate and dup of eight columns are written.
-template <class T>
-__device__ inline void swiglu_grad(const SwiGluGrad<T>& s, std::int64_t t, std::int64_t c, const uint4& gate, const uint4& up,
-                                   Floats<8>& dact) {
-  const Floats<8> g = widen8<T>(gate), u = widen8<T>(up);
-  Floats<8> dg, du;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float sigma = sigmoid(g.v[i]), silu = g.v[i] * sigma, d = dact.v[i];
-    du.v[i] = d * silu;
-    dg.v[i] = d * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
-    dact.v[i] = silu * u.v[i];
-  }
-  store<8>(s.dgate + t * s.dgate_stride + c, dg);
-  store<8>(s.dup + t * s.dup_stride + c, du);
-}
-
-// A warp takes 64 columns and kGradSteps times eight tokens. With SwiGLU it reads the next eight while it works on these,
-// alone many warps hide what reading takes.
-template <bool kSwiGlu>
-constexpr int kGradSteps = kSwiGlu ? 4 : 2;
-
-template <class T, int NT, bool kSwiGlu>
-__global__ void __launch_bounds__(256, kSwiGlu ? 1 : 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
-                                                                   const float* inner_grad, std::int64_t inner_stride,
-                                                                   TermTiles<NT> tiles, Mask mask, SwiGluGrad<T> swiglu) {
+template <class T, int NT>
+__global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
+                                                                      const float* inner_grad, std::int64_t inner_stride,
+                                                                      TermTiles<NT> tiles, Mask mask) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * 8 + warp) * 64, c = base + g * 8;
   if (base >= cols) return;
@@ -112,23 +73,16 @@ __global__ void __launch_bounds__(256, kSwiGlu ? 1 : 3) add_input_grad_tiles_ker
   }
 
   struct Piece {
-    uint4 dx[2], gate[2], up[2];
+    uint4 dx[2];
     std::uint32_t side[NT];
   };
-  constexpr int kSteps = kGradSteps<kSwiGlu>;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kSteps * 8;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradSteps * 8;
   const auto read = [&](std::int64_t t) {
     Piece piece;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const std::int64_t at = t + 2 * q + i;
-      const bool has = in && at < tokens;
-      const uint4 none = make_uint4(0, 0, 0, 0);
-      piece.dx[i] = has ? *reinterpret_cast<const uint4*>(dx + at * dx_stride + c) : none;
-      if constexpr (kSwiGlu) {
-        piece.gate[i] = has ? *reinterpret_cast<const uint4*>(swiglu.gate + at * swiglu.gate_stride + c) : none;
-        piece.up[i] = has ? *reinterpret_cast<const uint4*>(swiglu.up + at * swiglu.up_stride + c) : none;
-      }
+      piece.dx[i] = in && at < tokens ? *reinterpret_cast<const uint4*>(dx + at * dx_stride + c) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
@@ -136,70 +90,21 @@ __global__ void __launch_bounds__(256, kSwiGlu ? 1 : 3) add_input_grad_tiles_ker
   };
   Piece next = read(first);
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
+  for (int step = 0; step < kGradSteps; ++step) {
     const Piece piece = next;
-    if (step + 1 < kSteps) next = read(first + (step + 1) * 8);
+    if (step + 1 < kGradSteps) next = read(first + (step + 1) * 8);
     const std::int64_t t0 = first + step * 8 + 2 * q;
-    Floats<8> out0 = widen8<T>(piece.dx[0]), out1 = widen8<T>(piece.dx[1]);
-    TermKeep keep[NT];
+    Floats<8> out[2] = {widen8<T>(piece.dx[0]), widen8<T>(piece.dx[1])};
 #pragma unroll
-    for (int i = 0; i < NT; ++i) keep[i] = load_term_keep(tiles.tile[i], mask, t0, tokens, c, in);
+    for (int i = 0; i < NT; ++i)
+      add_terms<T>(rows[i], piece.side[i], load_term_keep(tiles.tile[i], mask, t0, tokens, c), out);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float out[2][4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        out[0][k] = out0.v[4 * half + k];
-        out[1][k] = out1.v[4 * half + k];
-      }
-#pragma unroll
-      for (int i = 0; i < NT; ++i) add_term<T>(rows[i][half], piece.side[i], keep[i], half, out);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        out0.v[4 * half + k] = out[0][k];
-        out1.v[4 * half + k] = out[1][k];
-      }
-    }
-    const bool has0 = in && t0 < tokens, has1 = in && t0 + 1 < tokens;
-    if constexpr (kSwiGlu) {
-      if (has0) swiglu_grad(swiglu, t0, c, piece.gate[0], piece.up[0], out0);
-      if (has1) swiglu_grad(swiglu, t0 + 1, c, piece.gate[1], piece.up[1], out1);
-    }
-    if (has0) store<8>(dx + t0 * dx_stride + c, out0);
-    if (has1) store<8>(dx + (t0 + 1) * dx_stride + c, out1);
+    for (int i = 0; i < 2; ++i)
+      if (in && t0 + i < tokens) store<8>(dx + (t0 + i) * dx_stride + c, out[i]);
   }
 }
 
-template <bool kSwiGlu>
-dim3 grid_of_tiles(const Tensor& dx) {
-  return dim3(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps<kSwiGlu>));
-}
-
 }  // namespace
-
-bool lora_add_input_grad_swiglu(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
-                                const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup, cudaStream_t stream) {
-  const std::vector<TermTile> tiles = term_tiles(lora, dx.cols);
-  if (dx.rows == 0 || tiles.size() > 2 || !suits_terms(tiles, {dx, gate, up, dgate, dup})) return false;
-  const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
-  with_float(dx.dtype, [&]<class T>(T) {
-    if constexpr (sizeof(T) == 2) {
-      const SwiGluGrad<T> swiglu{gate.as<T>(), up.as<T>(), dgate.as<T>(), dup.as<T>(), gate.stride, up.stride, dgate.stride, dup.stride};
-      const auto launch = [&]<int NT>() {
-        TermTiles<NT> set;
-        std::copy_n(tiles.begin(), NT, set.tile);
-        add_input_grad_tiles_kernel<T, NT, true><<<grid_of_tiles<true>(dx), 256, 0, stream>>>(
-            dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, swiglu);
-      };
-      if (tiles.size() == 1)
-        launch.template operator()<1>();
-      else
-        launch.template operator()<2>();
-    }
-  });
-  check_launch("lora_add_input_grad_swiglu");
-  return true;
-}
 
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
                          cudaStream_t stream) {
@@ -212,8 +117,9 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         const auto launch = [&]<int NT>(std::size_t first) {
           TermTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
-          add_input_grad_tiles_kernel<T, NT, false><<<grid_of_tiles<false>(dx), 256, 0, stream>>>(
-              dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask, SwiGluGrad<T>{});
+          const dim3 grid(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps));
+          add_input_grad_tiles_kernel<T, NT><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(),
+                                                                       inner_grad.stride, set, mask);
         };
         std::size_t first = 0;
         for (; first + 3 <= tiles.size(); first += 3) launch.template operator()<3>(first);

@@ -59,6 +59,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_inner_kernel(NormInner<T>
 
   float acc[NT][4] = {};
   const bool multiplies = !call.known;
+  TokenPlace place{};
+  if (call.mask.position != nullptr) place = place_of(call.mask, min(t, call.tokens - 1));
 #pragma unroll 2
   for (std::int64_t base = warp * 32; base < call.cols; base += kStep) {  // whole warps: products follow
     const std::int64_t c = base + q * 8;
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_inner_kernel(NormInner<T>
       if (n >= set.count) break;
       if (!tile.same_mask) {
         kept = whole;
-        if (tile.masked && in && has) kept = masked<T>(whole, keep_bits(call.mask, t, c, tile.module, tile.threshold));
+        if (tile.masked) kept = both(whole, keep_words(call.mask, place, c, tile.module, tile.threshold));
       }
       Floats<8> a{};
       if (in && g < tile.rank) a = load<8>(tile.rows + g * tile.stride + c);
@@ -159,7 +161,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
     }
     TermKeep keep[NT];
 #pragma unroll
-    for (int n = 0; n < NT; ++n) keep[n] = load_term_keep(tiles.tile[n], call.mask, t0, call.tokens, c, in);
+    for (int n = 0; n < NT; ++n) keep[n] = load_term_keep(tiles.tile[n], call.mask, t0, call.tokens, c);
     std::uint32_t* const dy_words[2] = {reinterpret_cast<std::uint32_t*>(&dy[0]), reinterpret_cast<std::uint32_t*>(&dy[1])};
     const std::uint32_t* const x_words[2] = {reinterpret_cast<const std::uint32_t*>(&x[0]), reinterpret_cast<const std::uint32_t*>(&x[1])};
 #pragma unroll

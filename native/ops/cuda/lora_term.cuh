@@ -63,13 +63,11 @@ __device__ inline std::uint32_t load_term_side(const TermTile& tile, const float
 struct TermKeep {
   std::uint32_t bits[2];
 };
-__device__ inline TermKeep load_term_keep(const TermTile& tile, const Mask& mask, std::int64_t t0, std::int64_t tokens, std::int64_t c,
-                                          bool in) {
+__device__ inline TermKeep load_term_keep(const TermTile& tile, const Mask& mask, std::int64_t t0, std::int64_t tokens, std::int64_t c) {
   TermKeep keep{{0xFFu, 0xFFu}};
-  if (tile.masked && in) {
+  if (tile.masked) {  // of tokens and columns behind the last too: two chains of operations without a branch between them
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (t0 + i < tokens) keep.bits[i] = keep_bits(mask, t0 + i, c, tile.module, tile.threshold);
+    for (int i = 0; i < 2; ++i) keep.bits[i] = keep_bits(mask, place_of(mask, min(t0 + i, tokens - 1)), c, tile.module, tile.threshold);
   }
   return keep;
 }
@@ -87,6 +85,33 @@ __device__ inline void add_term(const TermRows& rows, std::uint32_t side, const 
       if (keep.bits[i] >> (4 * half + 2 * j + 1) & 1u) out[i][2 * j + 1] += sum[2 + i];
     }
   }
+}
+
+/// All eight columns of both tokens.
+template <class T>
+__device__ inline void add_terms(const TermRows (&rows)[2], std::uint32_t side, const TermKeep& keep, Floats<8> (&out)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float part[2][4];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) part[k / 4][k % 4] = out[k / 4].v[4 * half + k % 4];
+    add_term<T>(rows[half], side, keep, half, part);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) out[k / 4].v[4 * half + k % 4] = part[k / 4][k % 4];
+  }
+}
+
+template <class T>
+__device__ inline Floats<8> widen8(const uint4& bits) {
+  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+  Floats<8> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack2(T{}, words[i]);
+    out.v[2 * i] = pair.x;
+    out.v[2 * i + 1] = pair.y;
+  }
+  return out;
 }
 
 inline std::vector<TermTile> term_tiles(const LoraSet& lora, std::int64_t in) {
