@@ -87,7 +87,7 @@ function backwardWork(product: GpuProduct, float: number, tokens: number): numbe
 function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): number {
   const tiles = sum(ranks.map((rank) => Math.ceil(rank / 8)));
   const blocks = Math.ceil(tokens / 16);
-  const splits = Math.min(Math.ceil(528 / blocks), Math.max(1, Math.floor(columns / 512)));
+  const splits = Math.max(1, Math.min(Math.floor(396 / blocks), Math.floor(columns / 512)));
   return splits === 1 ? 0 : splits * blocks * 16 * 8 * Math.min(tiles, 8) * FLOAT32;
 }
 

@@ -135,7 +135,7 @@ struct Mask {
 struct TokenPlace {
   std::int32_t row, position;
 };
-__device__ inline TokenPlace place_of(const Mask& mask, std::int64_t token) { return {mask.row[token], mask.position[token]}; }
+__device__ inline TokenPlace token_place(const Mask& mask, std::int64_t token) { return {mask.row[token], mask.position[token]}; }
 
 /// The generator's 16 bits for each of the eight elements that start at column `c` (a multiple of 8, `in` too).
 __device__ inline Philox bits_of_eight(const Mask& mask, const TokenPlace& place, std::int64_t c, std::uint32_t module) {

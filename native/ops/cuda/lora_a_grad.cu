@@ -22,43 +22,44 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 3) a_grad_kernel(
   const int g = lane / 4, q = lane % 4;
   const OuterJob& job = job_of(jobs, block);
   const std::int64_t strip = static_cast<std::int64_t>(block - job.first_block) * kOuterColumns + warp * kOuterWarpColumns, c = strip + g * 8;
-  const std::int64_t begin = blockIdx.y * tokens_per_split, end = min(tokens, begin + tokens_per_split);
+  const std::int64_t begin = blockIdx.y * tokens_per_split;
+  const int count = static_cast<int>(min(tokens - begin, tokens_per_split));  // tokens are counted from `begin`
   const std::uint32_t stages_at = shared_address(stages[warp]);
-  const auto token_of = [&](std::int64_t t, int i) { return t + 2 * q + i % 2 + i / 2 * 8; };
 
   const std::int64_t copied_column = strip + lane % 8 * 8;
-  const T* right = static_cast<const T*>(job.right) + copied_column;
-  const auto fetch = [&](std::int64_t t, int stage) {
+  const int copied_rows = copied_column < job.columns ? count : 0;
+  const T* right = static_cast<const T*>(job.right) + (begin + lane / 8) * job.right_stride + copied_column;
+  const std::int64_t right_step = 4 * job.right_stride;
+  const auto fetch = [&](int t, int stage) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const int row = lane / 8 + 4 * i;
-      const bool valid = copied_column < job.columns && t + row < end;
-      copy_async(stages_at + stage * kStageBytes + piece_at(row, lane % 8), valid ? right + (t + row) * job.right_stride : job.right, valid);
+      const bool valid = t + row < copied_rows;
+      copy_async(stages_at + stage * kStageBytes + piece_at(row, lane % 8), valid ? right : job.right, valid);
+      right += right_step;
     }
     commit_copies();
   };
   float left[NT][kPieces];
   TokenPlace place[kPieces];
-  const auto read_ahead = [&](std::int64_t t) {
-    if constexpr (kMasked) {
+  const int left_stride = static_cast<int>(job.left_stride);
+  const float* left_at = job.left + (begin + 2 * q) * job.left_stride + g;
+  const auto read_ahead = [&](int t) {
 #pragma unroll
-      for (int i = 0; i < kPieces; ++i) place[i] = place_of(mask, min(token_of(t, i), tokens - 1));
+    for (int i = 0; i < kPieces; ++i) {
+      const int row = i % 2 + i / 2 * 8, at = t + 2 * q + row;
+      if constexpr (kMasked) place[i] = at < count ? token_place(mask, begin + at) : TokenPlace{};
+#pragma unroll
+      for (int n = 0; n < NT; ++n) left[n][i] = n * 8 + g < job.rank && at < count ? __ldg(left_at + row * left_stride + n * 8) : 0.0f;
     }
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        const std::int64_t at = token_of(t, i);
-        left[n][i] = n * 8 + g < job.rank && at < end ? __ldg(job.left + at * job.left_stride + n * 8 + g) : 0.0f;
-      }
-    }
+    left_at += kStepTokens * left_stride;
   };
 
-  for (int i = 0; i < kStages - 1; ++i) fetch(begin + i * kStepTokens, i);
-  read_ahead(begin);
+  for (int i = 0; i < kStages - 1; ++i) fetch(i * kStepTokens, i);
+  read_ahead(0);
   float acc[NT][8][4] = {};
   int stage = 0;
-  for (std::int64_t t = begin; t < end; t += kStepTokens, stage = stage + 1 == kStages ? 0 : stage + 1) {
+  for (int t = 0; t < count; t += kStepTokens, stage = stage + 1 == kStages ? 0 : stage + 1) {
     uint4 keep[kPieces];
     if constexpr (kMasked) {
 #pragma unroll

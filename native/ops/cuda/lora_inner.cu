@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   float acc[NT][4] = {};
   TokenPlace place0{}, place1{};
   if (call.mask.position != nullptr) {
-    place0 = place_of(call.mask, min(t0, call.tokens - 1));
-    place1 = place_of(call.mask, min(t1, call.tokens - 1));
+    place0 = token_place(call.mask, min(t0, call.tokens - 1));
+    place1 = token_place(call.mask, min(t1, call.tokens - 1));
   }
 
   const uint4 none = make_uint4(0, 0, 0, 0);
@@ -171,10 +171,11 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   }
 }
 
-/// Splits of the columns: enough blocks for the chip, each warp with at least two pieces. Depends on shapes alone.
+/// Splits of the columns: no more blocks than run at once (132 multiprocessors, three each), each warp with at least two pieces.
+/// Depends on shapes alone.
 std::int64_t inner_splits(std::int64_t tokens, std::int64_t cols) {
   const std::int64_t blocks = (tokens + kInnerTokens - 1) / kInnerTokens;
-  return std::clamp<std::int64_t>((528 + blocks - 1) / blocks, 1, std::max<std::int64_t>(1, cols / (2 * kInnerWarps * 32)));
+  return std::clamp<std::int64_t>(396 / blocks, 1, std::max<std::int64_t>(1, cols / (2 * kInnerWarps * 32)));
 }
 
 // Any dtype and any alignment: a block a token, a warp a rank.

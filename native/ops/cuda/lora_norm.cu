@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_inner_kernel(NormInner<T>
   float acc[NT][4] = {};
   const bool multiplies = !call.known;
   TokenPlace place{};
-  if (call.mask.position != nullptr) place = place_of(call.mask, min(t, call.tokens - 1));
+  if (call.mask.position != nullptr) place = token_place(call.mask, min(t, call.tokens - 1));
 #pragma unroll 2
   for (std::int64_t base = warp * 32; base < call.cols; base += kStep) {  // whole warps: products follow
     const std::int64_t c = base + q * 8;
@@ -79,12 +79,12 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_inner_kernel(NormInner<T>
     for (int n = 0; n < NT; ++n) {
       const LoraTile& tile = set.tile[n];
       if (n >= set.count) break;
+      Floats<8> a{};
+      if (in && g < tile.rank) a = load<8>(tile.rows + g * tile.stride + c);
       if (!tile.same_mask) {
         kept = whole;
         if (tile.masked) kept = both(whole, keep_words(call.mask, place, c, tile.module, tile.threshold));
       }
-      Floats<8> a{};
-      if (in && g < tile.rank) a = load<8>(tile.rows + g * tile.stride + c);
       std::uint32_t high[4], low[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) split2<T>(a.v[2 * i], a.v[2 * i + 1], high[i], low[i]);
@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
   constexpr int kStep = kWarps * 64;
   std::uint32_t side[NT];
 #pragma unroll
-  for (int i = 0; i < NT; ++i) side[i] = load_term_side<T>(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens);
+  for (int i = 0; i < NT; ++i)
+    side[i] = term_side<T>(tiles.tile[i], load_term_inner(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens));
 
   float squares[2] = {}, dots[2] = {};
   int slot = static_cast<int>(threadIdx.x);
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
     }
     TermKeep keep[NT];
 #pragma unroll
-    for (int n = 0; n < NT; ++n) keep[n] = load_term_keep(tiles.tile[n], call.mask, t0, call.tokens, c);
+    for (int n = 0; n < NT; ++n) keep[n] = term_keep(tiles.tile[n], call.mask, load_term_places(call.mask, t0, call.tokens), c);
     std::uint32_t* const dy_words[2] = {reinterpret_cast<std::uint32_t*>(&dy[0]), reinterpret_cast<std::uint32_t*>(&dy[1])};
     const std::uint32_t* const x_words[2] = {reinterpret_cast<const std::uint32_t*>(&x[0]), reinterpret_cast<const std::uint32_t*>(&x[1])};
 #pragma unroll

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kGradWarps * 32) weight_grad_kernel(GradJobs j
       std::uint32_t keep = 0xFFu;
       if (job.wide) {
         x = load<8>(at);
-        if (job.mask_in != 0) keep = keep_bits(own, place_of(own, t), c, job.module, job.threshold);
+        if (job.mask_in != 0) keep = keep_bits(own, token_place(own, t), c, job.module, job.threshold);
       } else {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
