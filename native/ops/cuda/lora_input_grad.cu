@@ -74,7 +74,6 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
 
   struct Piece {
     uint4 dx[2];
-    TermPlaces places;
     std::uint32_t side[NT];
   };
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradSteps * 8;
@@ -86,9 +85,7 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
       piece.dx[i] = in && at < tokens ? *reinterpret_cast<const uint4*>(dx + at * dx_stride + c) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
-    for (int i = 0; i < NT; ++i)
-      piece.side[i] = term_side<T>(tiles.tile[i], load_term_inner(tiles.tile[i], inner_grad, inner_stride, t, tokens));
-    piece.places = load_term_places(mask, t + 2 * q, tokens);
+    for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
     return piece;
   };
   Piece next = read(first);
@@ -100,7 +97,7 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
     Floats<8> out[2] = {widen8<T>(piece.dx[0]), widen8<T>(piece.dx[1])};
 #pragma unroll
     for (int i = 0; i < NT; ++i)
-      add_terms<T>(rows[i], piece.side[i], term_keep(tiles.tile[i], mask, piece.places, c), out);
+      add_terms<T>(rows[i], piece.side[i], load_term_keep(tiles.tile[i], mask, t0, tokens, c), out);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       if (in && t0 + i < tokens) store<8>(dx + (t0 + i) * dx_stride + c, out[i]);

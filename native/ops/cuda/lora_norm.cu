@@ -145,8 +145,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
   constexpr int kStep = kWarps * 64;
   std::uint32_t side[NT];
 #pragma unroll
-  for (int i = 0; i < NT; ++i)
-    side[i] = term_side<T>(tiles.tile[i], load_term_inner(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens));
+  for (int i = 0; i < NT; ++i) side[i] = load_term_side<T>(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens);
 
   float squares[2] = {}, dots[2] = {};
   int slot = static_cast<int>(threadIdx.x);
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
     }
     TermKeep keep[NT];
 #pragma unroll
-    for (int n = 0; n < NT; ++n) keep[n] = term_keep(tiles.tile[n], call.mask, load_term_places(call.mask, t0, call.tokens), c);
+    for (int n = 0; n < NT; ++n) keep[n] = load_term_keep(tiles.tile[n], call.mask, t0, call.tokens, c);
     std::uint32_t* const dy_words[2] = {reinterpret_cast<std::uint32_t*>(&dy[0]), reinterpret_cast<std::uint32_t*>(&dy[1])};
     const std::uint32_t* const x_words[2] = {reinterpret_cast<const std::uint32_t*>(&x[0]), reinterpret_cast<const std::uint32_t*>(&x[1])};
 #pragma unroll

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
   const auto read_inner = [&](std::int64_t t) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      side[n] = call.adds_term ? term_side<T>(tiles.tile[n], load_term_inner(tiles.tile[n], call.inner_grad, call.inner_stride, t, end)) : 0;
+      side[n] = call.adds_term ? load_term_side<T>(tiles.tile[n], call.inner_grad, call.inner_stride, t, end) : 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::int64_t at = t + 2 * q + i;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
   float acc[NT][8][4] = {};
   int stage = 0;
   for (std::int64_t t = begin; t < end; t += kStepTokens, stage = stage + 1 == kStages ? 0 : stage + 1) {
-    const TermKeep keep = term_keep(tiles.tile[0], mask, load_term_places(mask, t + 2 * q, end), c);  // the tiles are of one pair
+    const TermKeep keep = load_term_keep(tiles.tile[0], mask, t + 2 * q, end, c);  // the tiles are of one pair
     std::uint32_t high[NT], low[NT], right[NT];
 #pragma unroll
     for (int n = 0; n < NT; ++n) {

@@ -48,35 +48,28 @@ __device__ inline TermRows load_term_rows(const TermTile& tile, std::int64_t c, 
   return rows;
 }
 
-/// This lane's two inner gradients of the eight tokens from `first`, and what they are as the products' right side.
-__device__ inline float2 load_term_inner(const TermTile& tile, const float* inner_grad, std::int64_t stride, std::int64_t first, std::int64_t tokens) {
+/// What the inner gradients of the eight tokens from `first` are as the products' right side.
+template <class T>
+__device__ inline std::uint32_t load_term_side(const TermTile& tile, const float* inner_grad, std::int64_t stride, std::int64_t first,
+                                               std::int64_t tokens) {
   const int q = static_cast<int>(threadIdx.x) % 4;
   const std::int64_t t = first + static_cast<int>(threadIdx.x) % 32 / 4;
-  if (t >= tokens) return make_float2(0, 0);
+  if (t >= tokens) return 0;
   const float* z = inner_grad + t * stride + tile.inner_column + 2 * q;
-  return make_float2(2 * q < tile.rank ? __ldg(z) : 0.0f, 2 * q + 1 < tile.rank ? __ldg(z + 1) : 0.0f);
-}
-template <class T>
-__device__ inline std::uint32_t term_side(const TermTile& tile, const float2& inner) {
-  return pack2(T{}, inner.x * tile.factor, inner.y * tile.factor);
-}
-
-/// The places of two tokens from t0; of the last one behind it, so that no branch stands between what follows.
-struct TermPlaces {
-  TokenPlace of[2];
-};
-__device__ inline TermPlaces load_term_places(const Mask& mask, std::int64_t t0, std::int64_t tokens) {
-  if (mask.position == nullptr) return {};
-  return {{token_place(mask, min(t0, tokens - 1)), token_place(mask, min(t0 + 1, tokens - 1))}};
+  return pack2(T{}, 2 * q < tile.rank ? __ldg(z) * tile.factor : 0.0f, 2 * q + 1 < tile.rank ? __ldg(z + 1) * tile.factor : 0.0f);
 }
 
 /// Which of this lane's eight columns are kept, for its two tokens.
 struct TermKeep {
   std::uint32_t bits[2];
 };
-__device__ inline TermKeep term_keep(const TermTile& tile, const Mask& mask, const TermPlaces& places, std::int64_t c) {
-  if (!tile.masked) return {{0xFFu, 0xFFu}};
-  return {{keep_bits(mask, places.of[0], c, tile.module, tile.threshold), keep_bits(mask, places.of[1], c, tile.module, tile.threshold)}};
+__device__ inline TermKeep load_term_keep(const TermTile& tile, const Mask& mask, std::int64_t t0, std::int64_t tokens, std::int64_t c) {
+  TermKeep keep{{0xFFu, 0xFFu}};
+  if (tile.masked) {  // of tokens and columns behind the last too: two chains of operations without a branch between them
+#pragma unroll
+    for (int i = 0; i < 2; ++i) keep.bits[i] = keep_bits(mask, token_place(mask, min(t0 + i, tokens - 1)), c, tile.module, tile.threshold);
+  }
+  return keep;
 }
 
 /// Adds the term to four of this lane's columns (the first or the second four) of its two tokens. Called by whole warps.
