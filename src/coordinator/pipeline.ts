@@ -5,10 +5,10 @@ import type { PackedMicroBatches } from "../data/micro-batches.ts";
 import type { EvaluateResult__Output } from "../rpc/generated/pipelora/v1/EvaluateResult.ts";
 import type { Generate } from "../rpc/generated/pipelora/v1/Generate.ts";
 import type { LoraTensor } from "../rpc/generated/pipelora/v1/LoraTensor.ts";
-import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { MicroBatches } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../rpc/generated/pipelora/v1/Prepared.ts";
+import type { RankReport__Output } from "../rpc/generated/pipelora/v1/RankReport.ts";
 import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../rpc/generated/pipelora/v1/Update.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
@@ -23,17 +23,7 @@ export interface LoraValues {
   readonly values: Float32Array;
 }
 
-export interface RankTimes {
-  readonly steps: number;
-  readonly computeMs: number;
-  readonly totalMs: number;
-  readonly waitMs: number;
-  readonly linkMs: number;
-}
-
-const WARM_UP_STEPS = 2;
 const CAUSE_WAIT_MS = 3_000;
-const NO_TIMES: RankTimes = { steps: 0, computeMs: 0, totalMs: 0, waitMs: 0, linkMs: 0 };
 
 /** One replica of the pipeline. */
 export interface PipelineRoles {
@@ -51,13 +41,6 @@ export class Pipeline {
   readonly #replicas: readonly PipelineRoles[];
   /** Rejects when a member is lost, so that no call waits for ranks that wait for a dead peer. */
   readonly #failure: Promise<never>;
-  /** Each rank's memory as it last reported it. */
-  readonly memory: (MemoryReport__Output | null)[] = [];
-
-  /** Each rank's times, summed over the steps since the first two, in which caches and connections warm up. */
-  readonly times: RankTimes[] = [];
-  #steps = 0;
-
   constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
     this.#members = members;
     this.#replicas = replicas;
@@ -67,9 +50,6 @@ export class Pipeline {
   /** Every rank reads its tensors, all at the same time. */
   async prepare(requests: readonly Prepare[]): Promise<Prepared__Output[]> {
     const replies = await this.#all((member, rank) => member.request({ prepare: requests[rank]! }));
-    replies.forEach((reply, rank) => {
-      this.memory[rank] = reply.prepared!.memory;
-    });
     return replies.map((reply) => reply.prepared!);
   }
 
@@ -83,21 +63,13 @@ export class Pipeline {
     const replies = await this.#all((member, rank) =>
       member.request({ runStep: { step, microBatches: this.#batchesFor(rank, batches), previous, lossScale } }),
     );
-    replies.forEach((reply, rank) => {
-      const { memory, times } = reply.stepResult!;
-      this.memory[rank] = memory;
-      if (this.#steps < WARM_UP_STEPS) return;
-      const { steps, computeMs, totalMs, waitMs, linkMs } = this.times[rank] ?? NO_TIMES;
-      this.times[rank] = {
-        steps: steps + 1,
-        computeMs: computeMs + times!.computeMs,
-        totalMs: totalMs + times!.totalMs,
-        waitMs: waitMs + times!.waitMs,
-        linkMs: linkMs + times!.linkMs,
-      };
-    });
-    this.#steps++;
     return replies.map((reply) => reply.stepResult!);
+  }
+
+  /** What each rank measured since it was prepared. */
+  async report(): Promise<RankReport__Output[]> {
+    const replies = await this.#all((member) => member.request({ reportRank: {} }));
+    return replies.map((reply) => reply.rankReport!);
   }
 
   async applyUpdate(update: Update): Promise<void> {

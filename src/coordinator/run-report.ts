@@ -3,27 +3,27 @@ import type { DeviceMemory } from "../plan/memory.ts";
 import { hostRoomBytes } from "../plan/offload.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
-import type { Pipeline } from "./pipeline.ts";
+import type { RankReport__Output } from "../rpc/generated/pipelora/v1/RankReport.ts";
 import { predictedCompute } from "./prediction.ts";
 
 /** What the plan predicted beside what was measured: a line a rank, then the step; and the same for machines. */
 export function predictedBesideMeasured(
   plan: Plan,
-  pipeline: Pipeline,
+  reports: readonly RankReport__Output[],
   microBatches: number,
 ): { text: string; value: object } {
   const compute = predictedCompute(plan, microBatches);
   const ranks = plan.devices.flatMap(({ rank, memory }) => {
-    const measured = pipeline.memory[rank];
-    if (measured == null) return [];
-    const times = pipeline.times[rank];
+    const measured = reports[rank]!.memory!;
+    const { steps } = reports[rank]!;
+    const times = steps === 0 ? null : reports[rank]!.times!;
     return [
       {
         rank,
-        compute_ms: times === undefined ? null : times.computeMs / times.steps,
+        compute_ms: times === null ? null : times.computeMs / steps,
         predicted_compute_ms: compute.get(rank) ?? 0,
-        wait_ms: times === undefined ? null : times.waitMs / times.steps,
-        link_ms: times === undefined ? null : times.linkMs / times.steps,
+        wait_ms: times === null ? null : times.waitMs / steps,
+        link_ms: times === null ? null : times.linkMs / steps,
         weight_bytes: measured.weightBytes,
         predicted_weight_bytes: memory.weights + memory.weightCache,
         arena_peak_bytes: measured.arenaPeakBytes,
@@ -51,7 +51,7 @@ export function predictedBesideMeasured(
       `activations and workspace ${formatBytes(own.arena_peak_bytes)} (predicted ${formatBytes(own.predicted_arena_bytes)})${all}${host}`
     );
   });
-  const steps = pipeline.times.map(({ totalMs, steps: count }) => totalMs / count);
+  const steps = reports.flatMap(({ steps: count, times }) => (count === 0 ? [] : [times!.totalMs / count]));
   const step = steps.length === 0 ? null : Math.max(...steps);
   const predicted = plan.predicted?.stepTimeMs ?? null;
   if (step !== null && predicted !== null) {

@@ -169,12 +169,13 @@ async function attemptRun(run: Run): Promise<string | null> {
     );
   }
   const seconds = (performance.now() - started) / 1000;
+  const reports = await pipeline.report();
   const steps = Math.max(1, state.globalStep - before);
   const summary = summarise(state, reporter, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
   const { nodes } = await files.finish(pipeline, state);
   warnOfNodes("the adapter", nodes, log);
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
-  const { text, value } = predictedBesideMeasured(plan, pipeline, cut.work(false).microBatches);
+  const { text, value } = predictedBesideMeasured(plan, reports, cut.work(false).microBatches);
   reporter.predictions(text, value);
   return null;
 }

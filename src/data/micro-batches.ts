@@ -32,12 +32,12 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
   const lengths = rows.map((row) => row.tokens.length);
   const longest = Math.max(...lengths);
   const count =
-    "count" in size ? Math.min(size.count, rows.length) : fill(lengths, Math.max(size.maxTokens, longest)).length;
+    "count" in size ? Math.min(size.count, rows.length) : groupsOf(lengths, Math.max(size.maxTokens, longest));
   let low = longest;
   let high = lengths.reduce((sum, length) => sum + length, 0);
   while (low < high) {
     const middle = Math.floor((low + high) / 2);
-    if (fill(lengths, middle).length <= count) high = middle;
+    if (groupsOf(lengths, middle) <= count) high = middle;
     else low = middle + 1;
   }
   const sizes = splitLargest(lengths, fill(lengths, low), count);
@@ -47,6 +47,20 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
     begin += length;
     return batch;
   });
+}
+
+/** How many groups fill() makes. */
+function groupsOf(lengths: readonly number[], capacity: number): number {
+  let groups = 0;
+  let room = -1;
+  for (const length of lengths) {
+    if (length > room) {
+      groups++;
+      room = capacity;
+    }
+    room -= length;
+  }
+  return groups;
 }
 
 /** Numbers of rows of consecutive groups, each filled up to `capacity` tokens. */

@@ -72,9 +72,13 @@ export class CoordinatorConnection {
   }
 
   send(message: FromWorker): void {
-    if (!this.#ended) this.#stream.write(message);
+    if (this.#ended) return;
+    this.#stream.write(message);
+    // What was sent is a sign of life too.
+    this.#heartbeat?.refresh();
   }
 
+  /** Sends a sign of life whenever nothing else was sent for so long. */
   startHeartbeat(intervalMs: number): void {
     if (this.#heartbeat !== null) clearInterval(this.#heartbeat);
     this.#heartbeat = setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);

@@ -22,6 +22,7 @@ import type { NodeFiles } from "./node-files.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { runInstructions } from "./step-runner.ts";
+import { TimeSums } from "./time-sums.ts";
 
 export interface RankOptions {
   readonly device: string;
@@ -46,6 +47,7 @@ export class Rank {
   #rank = 0;
   #prepared: PreparedRank | null = null;
   #passes = 0;
+  #times = new TimeSums();
   /** Tensors still to come for an ImportLora request. */
   #importing: { request: number; left: number } | null = null;
   #cancelled = false;
@@ -97,6 +99,14 @@ export class Rank {
         return this.#prepare(message.prepare!);
       case "runStep":
         return this.#runStep(message.runStep!);
+      case "reportRank":
+        return {
+          rankReport: {
+            memory: await memoryReport(this.#ready().engine),
+            steps: this.#times.steps,
+            times: this.#times.sums,
+          },
+        };
       case "applyUpdate":
         await applyUpdate(this.#ready().engine, message.applyUpdate!);
         return { done: {} };
@@ -159,6 +169,7 @@ export class Rank {
     const modelDir = this.#options.folders.modelDir ?? request.modelDir;
     this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
     await this.#options.links.opened();
+    this.#times = new TimeSums();
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
     return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };
@@ -187,23 +198,12 @@ export class Rank {
       totals.reduceMs = performance.now() - began;
     }
     const squares = await prepared.engine.gradSquares();
-    const memory = await memoryReport(prepared.engine);
     const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
     const totalMs = performance.now() - started;
     const atWork = (prepared.engine.busySeconds() - busy) * 1000;
     const computeMs = this.#options.device === "cpu" ? atWork : totalMs - waitMs - reduceMs;
-    return {
-      stepResult: {
-        ...loss,
-        gradSquares: prepared.moduleIds.map((moduleId, index) => ({
-          moduleId,
-          a: squares[2 * index]!,
-          b: squares[2 * index + 1]!,
-        })),
-        times: { totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs },
-        memory,
-      },
-    };
+    this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs });
+    return { stepResult: { ...loss, moduleIds: [...prepared.moduleIds], gradSquares: [...squares] } };
   }
 
   async #evaluate(packed: MicroBatches__Output): Promise<Reply> {

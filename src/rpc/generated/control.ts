@@ -18,7 +18,6 @@ import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v
 import type { FromWorker as _pipelora_v1_FromWorker, FromWorker__Output as _pipelora_v1_FromWorker__Output } from './pipelora/v1/FromWorker.ts';
 import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from './pipelora/v1/Generate.ts';
 import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from './pipelora/v1/GeneratedToken.ts';
-import type { GradSquare as _pipelora_v1_GradSquare, GradSquare__Output as _pipelora_v1_GradSquare__Output } from './pipelora/v1/GradSquare.ts';
 import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from './pipelora/v1/Heartbeat.ts';
 import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
 import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
@@ -42,7 +41,9 @@ import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_P
 import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v1_Prepared__Output } from './pipelora/v1/Prepared.ts';
 import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from './pipelora/v1/ProbeLink.ts';
 import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from './pipelora/v1/Quantization.ts';
+import type { RankReport as _pipelora_v1_RankReport, RankReport__Output as _pipelora_v1_RankReport__Output } from './pipelora/v1/RankReport.ts';
 import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from './pipelora/v1/ReadFile.ts';
+import type { ReportRank as _pipelora_v1_ReportRank, ReportRank__Output as _pipelora_v1_ReportRank__Output } from './pipelora/v1/ReportRank.ts';
 import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from './pipelora/v1/RunStep.ts';
 import type { Segment as _pipelora_v1_Segment, Segment__Output as _pipelora_v1_Segment__Output } from './pipelora/v1/Segment.ts';
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from './pipelora/v1/Shutdown.ts';
@@ -77,7 +78,6 @@ export interface ProtoGrpcType {
       FromWorker: MessageTypeDefinition<_pipelora_v1_FromWorker, _pipelora_v1_FromWorker__Output>
       Generate: MessageTypeDefinition<_pipelora_v1_Generate, _pipelora_v1_Generate__Output>
       GeneratedToken: MessageTypeDefinition<_pipelora_v1_GeneratedToken, _pipelora_v1_GeneratedToken__Output>
-      GradSquare: MessageTypeDefinition<_pipelora_v1_GradSquare, _pipelora_v1_GradSquare__Output>
       Heartbeat: MessageTypeDefinition<_pipelora_v1_Heartbeat, _pipelora_v1_Heartbeat__Output>
       Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
       ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
@@ -101,7 +101,9 @@ export interface ProtoGrpcType {
       Prepared: MessageTypeDefinition<_pipelora_v1_Prepared, _pipelora_v1_Prepared__Output>
       ProbeLink: MessageTypeDefinition<_pipelora_v1_ProbeLink, _pipelora_v1_ProbeLink__Output>
       Quantization: MessageTypeDefinition<_pipelora_v1_Quantization, _pipelora_v1_Quantization__Output>
+      RankReport: MessageTypeDefinition<_pipelora_v1_RankReport, _pipelora_v1_RankReport__Output>
       ReadFile: MessageTypeDefinition<_pipelora_v1_ReadFile, _pipelora_v1_ReadFile__Output>
+      ReportRank: MessageTypeDefinition<_pipelora_v1_ReportRank, _pipelora_v1_ReportRank__Output>
       RunStep: MessageTypeDefinition<_pipelora_v1_RunStep, _pipelora_v1_RunStep__Output>
       Segment: MessageTypeDefinition<_pipelora_v1_Segment, _pipelora_v1_Segment__Output>
       Shutdown: MessageTypeDefinition<_pipelora_v1_Shutdown, _pipelora_v1_Shutdown__Output>

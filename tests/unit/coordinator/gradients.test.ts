@@ -2,13 +2,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { clipFactor, gradientNorm } from "../../../src/coordinator/gradients.ts";
 
-const result = (gradSquares: { moduleId: number; a: number; b: number }[]) => ({
-  lossSum: 0,
-  labelTokens: 0,
-  correctTokens: 0,
-  times: null,
-  memory: null,
-  gradSquares,
+const result = (pairs: readonly { moduleId: number; a: number; b: number }[]) => ({
+  moduleIds: pairs.map(({ moduleId }) => moduleId),
+  gradSquares: pairs.flatMap(({ a, b }) => [a, b]),
 });
 
 test("the norm has the same bits however pairs are spread over ranks", () => {

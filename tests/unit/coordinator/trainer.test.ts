@@ -28,8 +28,8 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     runStep: async (step: number, _batches: unknown, previous: Update | null, scale: number) => {
       if (previous !== null) updates.push(previous);
       scales.push(scale);
-      const gradSquares = [{ moduleId: 0, a: square(step, scale), b: 0 }];
-      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, times: null, memory: null, gradSquares }];
+      const gradSquares = [square(step, scale), 0];
+      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, moduleIds: [0], gradSquares }];
     },
     applyUpdate: async (update: Update) => {
       updates.push(update);

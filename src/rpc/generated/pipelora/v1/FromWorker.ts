@@ -17,6 +17,7 @@ import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelor
 import type { PreflightReport as _pipelora_v1_PreflightReport, PreflightReport__Output as _pipelora_v1_PreflightReport__Output } from '../../pipelora/v1/PreflightReport.ts';
 import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from '../../pipelora/v1/Leaving.ts';
 import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from '../../pipelora/v1/NcclIds.ts';
+import type { RankReport as _pipelora_v1_RankReport, RankReport__Output as _pipelora_v1_RankReport__Output } from '../../pipelora/v1/RankReport.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -38,7 +39,8 @@ export interface FromWorker {
   'preflightReport'?: (_pipelora_v1_PreflightReport | null);
   'leaving'?: (_pipelora_v1_Leaving | null);
   'ncclIds'?: (_pipelora_v1_NcclIds | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds";
+  'rankReport'?: (_pipelora_v1_RankReport | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
 }
 
 export interface FromWorker__Output {
@@ -60,5 +62,6 @@ export interface FromWorker__Output {
   'preflightReport'?: (_pipelora_v1_PreflightReport__Output | null);
   'leaving'?: (_pipelora_v1_Leaving__Output | null);
   'ncclIds'?: (_pipelora_v1_NcclIds__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds";
+  'rankReport'?: (_pipelora_v1_RankReport__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
 }

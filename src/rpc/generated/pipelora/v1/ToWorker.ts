@@ -20,6 +20,7 @@ import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__
 import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from '../../pipelora/v1/ReadFile.ts';
 import type { Preflight as _pipelora_v1_Preflight, Preflight__Output as _pipelora_v1_Preflight__Output } from '../../pipelora/v1/Preflight.ts';
 import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from '../../pipelora/v1/MakeNcclIds.ts';
+import type { ReportRank as _pipelora_v1_ReportRank, ReportRank__Output as _pipelora_v1_ReportRank__Output } from '../../pipelora/v1/ReportRank.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface ToWorker {
@@ -44,7 +45,8 @@ export interface ToWorker {
   'readFile'?: (_pipelora_v1_ReadFile | null);
   'preflight'?: (_pipelora_v1_Preflight | null);
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds";
+  'reportRank'?: (_pipelora_v1_ReportRank | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
 }
 
 export interface ToWorker__Output {
@@ -69,5 +71,6 @@ export interface ToWorker__Output {
   'readFile'?: (_pipelora_v1_ReadFile__Output | null);
   'preflight'?: (_pipelora_v1_Preflight__Output | null);
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds";
+  'reportRank'?: (_pipelora_v1_ReportRank__Output | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
 }
