@@ -1,5 +1,4 @@
 import { bytesOf, float32Of } from "../common/bytes.ts";
-import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { PackedMicroBatches } from "../data/micro-batches.ts";
 import type { EvaluateResult__Output } from "../rpc/generated/pipelora/v1/EvaluateResult.ts";
@@ -35,16 +34,25 @@ export interface PipelineRoles {
   readonly owners: ReadonlyMap<string, number>;
 }
 
-/** The workers of a run as one model, in one or more replicas: every call goes to all ranks at once. */
+/** The workers of a run as one model, in one or more replicas: every call but a step's goes to all ranks at once. */
 export class Pipeline {
   readonly #members: readonly WorkerConnection[];
   readonly #replicas: readonly PipelineRoles[];
-  /** Rejects when a member is lost, so that no call waits for ranks that wait for a dead peer. */
-  readonly #failure: Promise<never>;
+  /** What each call under way does when a rank fails that it awaits nothing of. */
+  readonly #running = new Set<(error: unknown) => void>();
+  /** A member was lost, or failed at what nobody asked it for: no call waits for ranks that wait for it. */
+  #broken: unknown = null;
+
+  /** `failure` rejects when a member is lost. */
   constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
     this.#members = members;
     this.#replicas = replicas;
-    this.#failure = failure;
+    const fail = (error: unknown) => {
+      this.#broken ??= error;
+      for (const hear of [...this.#running]) hear(error);
+    };
+    failure.catch(fail);
+    for (const member of members) member.onFailure = fail;
   }
 
   /** Every rank reads its tensors, all at the same time. */
@@ -53,16 +61,21 @@ export class Pipeline {
     return replies.map((reply) => reply.prepared!);
   }
 
-  /** `batches`: each replica's. Results by rank. */
+  /** `batches`: each replica's. Its first rank takes the step and answers for all of its ranks. Results by replica. */
   async runStep(
     step: number,
     batches: readonly PackedMicroBatches[],
     previous: Update | null,
     lossScale: number,
   ): Promise<StepResult__Output[]> {
-    const replies = await this.#all((member, rank) =>
-      member.request({ runStep: { step, microBatches: this.#batchesFor(rank, batches), previous, lossScale } }),
+    const replies = await this.#allOf(
+      this.#replicas.map(({ ranks }) => ranks[0]!),
+      (member, rank) => {
+        const microBatches = packed(batches[this.#replicas.indexOf(this.#replicaOf(rank)!)]!);
+        return member.request({ runStep: { step, microBatches, previous, lossScale } });
+      },
     );
+    for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
     return replies.map((reply) => reply.stepResult!);
   }
 
@@ -132,13 +145,11 @@ export class Pipeline {
   #batchesFor(rank: number, batches: readonly PackedMicroBatches[]): MicroBatches {
     const replica = this.#replicaOf(rank);
     if (replica === undefined) return {};
-    const { batchRows, rowTokens, rowIds, tokens, targets, weights } = batches[this.#replicas.indexOf(replica)]!;
+    const { tokens, targets, weights, ...bounds } = packed(batches[this.#replicas.indexOf(replica)]!);
     return {
-      batchRows: bytesOf(batchRows),
-      rowTokens: bytesOf(rowTokens),
-      rowIds: bytesOf(rowIds),
-      ...(rank === replica.first ? { tokens: bytesOf(tokens) } : {}),
-      ...(rank === replica.last ? { targets: bytesOf(targets), weights: bytesOf(weights) } : {}),
+      ...bounds,
+      ...(rank === replica.first ? { tokens } : {}),
+      ...(rank === replica.last ? { targets, weights } : {}),
     };
   }
 
@@ -155,25 +166,42 @@ export class Pipeline {
    * The first failure decides, whatever the other ranks wait for; but one that a rank only suffers from (a link of a peer that
    * failed) leaves a moment for its cause to come.
    */
-  async #allOf<T>(
-    ranks: readonly number[],
-    call: (member: WorkerConnection, rank: number) => Promise<T>,
-  ): Promise<T[]> {
-    const failed = deferred<never>();
-    failed.promise.catch(() => {});
-    let suffering: NodeJS.Timeout | null = null;
-    const calls = ranks.map((rank) => call(this.#members[rank]!, rank));
-    for (const one of calls) {
-      one.catch((error: unknown) => {
-        if (!(error instanceof PipeloraError) || error.code !== "PL_LINK_FAILED") failed.reject(error);
-        else suffering ??= setTimeout(() => failed.reject(error), CAUSE_WAIT_MS);
+  #allOf<T>(ranks: readonly number[], call: (member: WorkerConnection, rank: number) => Promise<T>): Promise<T[]> {
+    return new Promise((resolve, reject) => {
+      const results: T[] = [];
+      let left = ranks.length;
+      let suffering: NodeJS.Timeout | null = null;
+      const fail = (error: unknown) => {
+        if (!this.#running.has(fail)) return;
+        if (error instanceof PipeloraError && error.code === "PL_LINK_FAILED") {
+          suffering ??= setTimeout(() => end(() => reject(error)), CAUSE_WAIT_MS);
+        } else end(() => reject(error));
+      };
+      const end = (settle: () => void) => {
+        this.#running.delete(fail);
+        if (suffering !== null) clearTimeout(suffering);
+        settle();
+      };
+      this.#running.add(fail);
+      if (this.#broken !== null) fail(this.#broken);
+      ranks.forEach((rank, index) => {
+        call(this.#members[rank]!, rank).then((result) => {
+          results[index] = result;
+          left--;
+          if (left === 0 && suffering === null) end(() => resolve(results));
+        }, fail);
       });
-    }
-    const pending = calls.map((one) => Promise.race([one, failed.promise, this.#failure]));
-    const settled = await Promise.allSettled(pending);
-    if (suffering !== null) clearTimeout(suffering);
-    const errors = settled.filter((result) => result.status === "rejected").map((result) => result.reason as unknown);
-    if (errors.length === 0) return settled.map((result) => (result as PromiseFulfilledResult<T>).value);
-    throw errors.find((error) => !(error instanceof PipeloraError) || error.code !== "PL_LINK_FAILED") ?? errors[0];
+    });
   }
+}
+
+function packed({ batchRows, rowTokens, rowIds, tokens, targets, weights }: PackedMicroBatches) {
+  return {
+    batchRows: bytesOf(batchRows),
+    rowTokens: bytesOf(rowTokens),
+    rowIds: bytesOf(rowIds),
+    tokens: bytesOf(tokens),
+    targets: bytesOf(targets),
+    weights: bytesOf(weights),
+  };
 }

@@ -55,6 +55,7 @@ export async function prepareRequests(
       peers: lists?.peers[rank] ?? [],
       segments: own.length === 0 ? [] : segmentsOn(own, segments),
       replicaRanks: own.length === 0 || !linked ? [] : replicas.map((ranks) => ranks[position]!),
+      pipelineRanks: linked ? [...own] : [],
       replicaNccl: Buffer.from(lists?.replicaNccl[rank] ?? []),
       threads: hello.threads,
       arenaBytes: arenaBytes[rank]!,

@@ -67,3 +67,13 @@ export function gradientKey(step: string, segment: number, microBatch: number): 
 export function gradientSumKey(step: string, kind: "part" | "sum", fromReplica: number): string {
   return `${step}/r/${kind}/${fromReplica}`;
 }
+
+/** The command of a pipeline's n-th step, passed from rank to rank. */
+export function commandKey(step: number): string {
+  return `command/${step}`;
+}
+
+/** A pipeline's sums of a step so far, on their way to its first rank. */
+export function sumsKey(step: string): string {
+  return `${step}/sums`;
+}

@@ -5,6 +5,8 @@ import type { IncomingTensor } from "./link.ts";
 interface Awaited {
   readonly tensor: Deferred<IncomingTensor>;
   readonly fromRank: number;
+  /** Outside of any step: it has no time to come in, and outlives a step that is given up. */
+  readonly lasting: boolean;
 }
 
 /** Where tensors from all peers wait until they are asked for, or are asked for before they came. */
@@ -33,14 +35,10 @@ export class Mailbox {
 
   /** The taker releases the tensor. Errors: PL_LINK_FAILED if the link broke or the tensor did not come in time. */
   take(key: string, fromRank: number): Promise<IncomingTensor> {
-    const arrived = this.#arrived.get(key);
-    if (arrived !== undefined) {
-      this.#arrived.delete(key);
-      return Promise.resolve(arrived);
-    }
-    if (this.#failure !== null) return Promise.reject(this.#failure);
+    const known = this.#known(key);
+    if (known !== null) return known;
     const tensor = deferred<IncomingTensor>();
-    this.#awaited.set(key, { tensor, fromRank });
+    this.#awaited.set(key, { tensor, fromRank, lasting: false });
     const timer = setTimeout(() => {
       this.#awaited.delete(key);
       const link = `the link from rank ${fromRank} to rank ${this.#rank}`;
@@ -51,6 +49,23 @@ export class Mailbox {
       );
     }, this.#timeoutMs);
     return tensor.promise.finally(() => clearTimeout(timer));
+  }
+
+  /** The same for what comes whenever it comes. Errors: PL_LINK_FAILED if the link broke. */
+  takeWhenever(key: string, fromRank: number): Promise<IncomingTensor> {
+    const known = this.#known(key);
+    if (known !== null) return known;
+    const tensor = deferred<IncomingTensor>();
+    this.#awaited.set(key, { tensor, fromRank, lasting: true });
+    return tensor.promise;
+  }
+
+  /** What has come already, or never will; null: it is to be awaited. */
+  #known(key: string): Promise<IncomingTensor> | null {
+    const arrived = this.#arrived.get(key);
+    if (arrived === undefined) return this.#failure === null ? null : Promise.reject(this.#failure);
+    this.#arrived.delete(key);
+    return Promise.resolve(arrived);
   }
 
   /** Whether a tensor of that rank is asked for that has not come. */
@@ -69,8 +84,11 @@ export class Mailbox {
   /** An aborted step: what has come is forgotten, what is awaited rejects. */
   clear(): void {
     const error = new PipeloraError("PL_LINK_FAILED", "the step that awaited this tensor was given up");
-    for (const { tensor } of this.#awaited.values()) tensor.reject(error);
-    this.#awaited.clear();
+    for (const [key, { tensor, lasting }] of this.#awaited) {
+      if (lasting) continue;
+      tensor.reject(error);
+      this.#awaited.delete(key);
+    }
     for (const tensor of this.#arrived.values()) tensor.release();
     this.#arrived.clear();
   }

@@ -74,11 +74,15 @@ export class CoordinatorConnection {
   send(message: FromWorker): void {
     if (this.#ended) return;
     this.#stream.write(message);
-    // What was sent is a sign of life too.
+    this.deferHeartbeat();
+  }
+
+  /** The coordinator hears of this worker now, by another way than a heartbeat: the next is due an interval later. */
+  deferHeartbeat(): void {
     this.#heartbeat?.refresh();
   }
 
-  /** Sends a sign of life whenever nothing else was sent for so long. */
+  /** Sends a sign of life whenever the coordinator heard nothing else for so long. */
   startHeartbeat(intervalMs: number): void {
     if (this.#heartbeat !== null) clearInterval(this.#heartbeat);
     this.#heartbeat = setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);

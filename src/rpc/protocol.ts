@@ -18,6 +18,11 @@ const definition = loadSync(["pipelora/v1/control.proto", "pipelora/v1/tensors.p
 export const protocol = (loadPackageDefinition(definition) as GrpcObject as unknown as ControlTypes & TensorTypes)
   .pipelora.v1 as ControlTypes["pipelora"]["v1"] & TensorTypes["pipelora"]["v1"];
 
+/** Control messages as bytes: for those that workers pass on to each other. */
+export const { responseSerialize: encodeRequest, responseDeserialize: decodeRequest } =
+  protocol.Coordination.service.Session;
+export const { requestSerialize: encodeReply, requestDeserialize: decodeReply } = protocol.Coordination.service.Session;
+
 export const CHANNEL_OPTIONS: ChannelOptions = {
   "grpc.max_receive_message_length": -1,
   "grpc.max_send_message_length": -1,

@@ -48,6 +48,8 @@ export class WorkerConnection {
   name = "a worker that has not introduced itself";
   /** When this worker last said anything, performance.now(). */
   lastHeard = performance.now();
+  /** Hears of a failure that answers no request. */
+  onFailure: ((error: PipeloraError) => void) | null = null;
 
   constructor(stream: Stream, events: WorkerConnectionEvents) {
     this.#stream = stream;
@@ -102,6 +104,12 @@ export class WorkerConnection {
     this.#silence ??= setTimeout(check, silenceMs);
   }
 
+  /** The worker gave a sign of life, itself or through another. */
+  heard(): void {
+    this.#silence?.refresh();
+    this.lastHeard = performance.now();
+  }
+
   /** Sends the worker away for good, with the reason: its program ends with this error. */
   refuse(error: PipeloraError): void {
     this.notify({ shutdown: { rejoin: false, reason: toFailure(error) } });
@@ -118,8 +126,7 @@ export class WorkerConnection {
   }
 
   #receive(message: FromWorker__Output): void {
-    this.#silence?.refresh();
-    this.lastHeard = performance.now();
+    this.heard();
     if (message.body === "hello" && message.hello) {
       this.#hello = message.hello;
       this.name = `worker ${message.hello.node}/${message.hello.device} (pid ${message.hello.pid})`;
@@ -129,6 +136,10 @@ export class WorkerConnection {
     if (message.body === "heartbeat") return;
     if (message.body === "leaving") {
       this.#events.onLeaving(this);
+      return;
+    }
+    if (message.replyTo === 0 && message.failure) {
+      this.onFailure?.(fromFailure(message.failure, this.name));
       return;
     }
     const pending = this.#pending.get(message.replyTo);

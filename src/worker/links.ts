@@ -116,11 +116,15 @@ export class RankLinks {
   }
 
   /** A small tensor's bytes, in memory of their own. */
-  async receiveBytes(fromRank: number, key: string): Promise<Uint8Array> {
-    const tensor = await this.receive(fromRank, key);
-    const bytes = Buffer.concat(tensor.pieces);
-    tensor.release();
-    return bytes;
+  async receiveBytes(fromRank: number, key: string): Promise<Buffer> {
+    return copyOf(await this.receive(fromRank, key));
+  }
+
+  /** The same for what comes whenever it comes: no time is set, and a step that is given up does not end the wait. */
+  async receiveBytesWhenever(fromRank: number, key: string): Promise<Buffer> {
+    const tensor = this.#mailbox.takeWhenever(key, fromRank);
+    this.#receiver(fromRank).awaited();
+    return copyOf(await tensor);
   }
 
   /** Ends an aborted step: what is still awaited rejects, what came late is dropped. */
@@ -205,4 +209,10 @@ export class RankLinks {
       note: this.#options.note,
     };
   }
+}
+
+function copyOf(tensor: IncomingTensor): Buffer {
+  const bytes = Buffer.concat(tensor.pieces);
+  tensor.release();
+  return bytes;
 }

@@ -198,6 +198,7 @@ async function serveSession(session: Session): Promise<number | "rejoin"> {
       log.debug(`joined as rank ${number}`);
       connection.startHeartbeat(heartbeatMs);
     },
+    onCollected: () => connection.deferHeartbeat(),
     onPrepared: () => {
       health.ready = true;
     },

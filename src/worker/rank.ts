@@ -7,7 +7,7 @@ import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts"
 import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
-import type { RunStep__Output } from "../rpc/generated/pipelora/v1/RunStep.ts";
+import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
 import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
@@ -21,6 +21,7 @@ import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
+import { StepRelay } from "./step-relay.ts";
 import { runInstructions } from "./step-runner.ts";
 import { TimeSums } from "./time-sums.ts";
 
@@ -32,6 +33,8 @@ export interface RankOptions {
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
   readonly onWelcome: (heartbeatMs: number, rank: number) => void;
+  /** The coordinator will hear of this rank through another. */
+  readonly onCollected: () => void;
   /** Its shard is loaded. */
   readonly onPrepared: () => void;
   readonly onShutdown: (request: Shutdown__Output) => void;
@@ -48,6 +51,7 @@ export class Rank {
   #prepared: PreparedRank | null = null;
   #passes = 0;
   #times = new TimeSums();
+  #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportLora request. */
   #importing: { request: number; left: number } | null = null;
   #cancelled = false;
@@ -78,6 +82,8 @@ export class Rank {
 
   /** Releases the engine; what is running fails. */
   async close(): Promise<void> {
+    this.#relay?.end();
+    this.#relay = null;
     await this.#prepared?.engine.close();
     this.#prepared = null;
   }
@@ -98,7 +104,7 @@ export class Rank {
       case "prepare":
         return this.#prepare(message.prepare!);
       case "runStep":
-        return this.#runStep(message.runStep!);
+        return this.#runStep(message);
       case "reportRank":
         return {
           rankReport: {
@@ -170,17 +176,24 @@ export class Rank {
     this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
     await this.#options.links.opened();
     this.#times = new TimeSums();
+    if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
     return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };
   }
 
-  async #runStep(request: RunStep__Output): Promise<Reply> {
+  /** Null on a rank whose sums another answers with. */
+  async #runStep(message: ToWorker__Output): Promise<Reply | null> {
     const prepared = this.#ready();
+    const request = message.runStep!;
+    const relay = this.#relay!;
     const started = performance.now();
     const busy = prepared.engine.busySeconds();
+    const passedOn = relay.passOn(message);
+    // Awaited below; should the step fail first, its failure is the one to tell.
+    passedOn.catch(() => {});
     if (request.previous) await applyUpdate(prepared.engine, request.previous);
-    const batches = unpackMicroBatches(request.microBatches!, {
+    const batches = unpackMicroBatches(ownPart(request.microBatches!, prepared.segments, this.#rank), {
       step: request.step,
       seed: prepared.seed,
       training: true,
@@ -203,7 +216,20 @@ export class Rank {
     const atWork = (prepared.engine.busySeconds() - busy) * 1000;
     const computeMs = this.#options.device === "cpu" ? atWork : totalMs - waitMs - reduceMs;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs });
-    return { stepResult: { ...loss, moduleIds: [...prepared.moduleIds], gradSquares: [...squares] } };
+    await passedOn;
+    const own = { ...loss, moduleIds: [...prepared.moduleIds], gradSquares: [...squares] };
+    const sums = await relay.collect(name, own);
+    if (sums !== null) return { stepResult: sums };
+    this.#options.onCollected();
+    return null;
+  }
+
+  #listen(pipelineRanks: readonly number[]): void {
+    const relay = new StepRelay(this.#options.links, pipelineRanks, this.#rank);
+    this.#relay = relay;
+    relay
+      .listen((message) => this.handle(message))
+      .catch((error: unknown) => this.#options.send({ replyTo: 0, failure: toFailure(error) }));
   }
 
   async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
@@ -270,4 +296,17 @@ async function memoryReport(engine: Engine): Promise<MemoryReport> {
   const { allocatedBytes, takenBytes: deviceBytes } = await engine.deviceUse();
   const processPeakBytes = process.resourceUsage().maxRSS * 1024;
   return { ...engine.memory(), processPeakBytes, allocatedBytes, deviceBytes };
+}
+
+/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last. */
+function ownPart(all: MicroBatches__Output, segments: readonly Segment__Output[], rank: number): MicroBatches__Output {
+  const none = Buffer.alloc(0);
+  const isFirst = segments[0]?.rank === rank;
+  const isLast = segments.at(-1)?.rank === rank;
+  return {
+    ...all,
+    tokens: isFirst ? all.tokens : none,
+    targets: isLast ? all.targets : none,
+    weights: isLast ? all.weights : none,
+  };
 }

@@ -25,6 +25,7 @@ export interface Prepare {
   'replicaRanks'?: (number)[];
   'replicaNccl'?: (Buffer | Uint8Array | string);
   'hostBytes'?: (number | string | Long);
+  'pipelineRanks'?: (number)[];
 }
 
 export interface Prepare__Output {
@@ -45,4 +46,5 @@ export interface Prepare__Output {
   'replicaRanks': (number)[];
   'replicaNccl': (Buffer);
   'hostBytes': (number);
+  'pipelineRanks': (number)[];
 }
