@@ -1,3 +1,4 @@
+import { IGNORED } from "./dataset.ts";
 import type { WeightedRow } from "./steps.ts";
 
 /** Micro-batches whose rows lie back to back without padding. */
@@ -10,7 +11,9 @@ export interface PackedMicroBatches {
   readonly rowIds: Int32Array;
   /** [token] */
   readonly tokens: Int32Array;
+  /** [token] the label of the position after it in its row, or -100; a row's last is -100. */
   readonly targets: Int32Array;
+  /** [token] weight of the target's cross entropy; 0 where it is -100. */
   readonly weights: Float32Array;
 }
 
@@ -99,7 +102,7 @@ function splitLargest(lengths: readonly number[], groups: readonly number[], cou
   return result;
 }
 
-/** Lays the rows of all micro-batches back to back. [micro-batch][row] */
+/** Lays the rows of all micro-batches back to back, each token beside what it predicts: the label after it. [micro-batch][row] */
 export function packMicroBatches(batches: readonly (readonly WeightedRow[])[]): PackedMicroBatches {
   const rows = batches.flat();
   const total = rows.reduce((sum, row) => sum + row.tokens.length, 0);
@@ -108,15 +111,18 @@ export function packMicroBatches(batches: readonly (readonly WeightedRow[])[]): 
     rowTokens: Int32Array.from(rows, (row) => row.tokens.length),
     rowIds: Int32Array.from(rows, (row) => row.rowId),
     tokens: new Int32Array(total),
-    targets: new Int32Array(total),
+    targets: new Int32Array(total).fill(IGNORED),
     weights: new Float32Array(total),
   };
   let begin = 0;
-  for (const row of rows) {
-    packed.tokens.set(row.tokens, begin);
-    packed.targets.set(row.targets, begin);
-    packed.weights.set(row.weights, begin);
-    begin += row.tokens.length;
+  for (const { tokens, labels, weight } of rows) {
+    packed.tokens.set(tokens, begin);
+    for (let t = 1; t < labels.length; t++) {
+      if (labels[t] === IGNORED) continue;
+      packed.targets[begin + t - 1] = labels[t]!;
+      packed.weights[begin + t - 1] = weight;
+    }
+    begin += tokens.length;
   }
   return packed;
 }

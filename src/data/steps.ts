@@ -1,15 +1,15 @@
 import type { LossRule } from "../models/spec.ts";
-import { type Dataset, IGNORED } from "./dataset.ts";
+import type { Dataset } from "./dataset.ts";
 import type { StepOrder } from "./order.ts";
 
-/** One row of a step: what predicts what, and with which weight. */
+/** One row of a step: views of the dataset's, and with which weight it counts. */
 export interface WeightedRow {
   /** [T] */
   readonly tokens: Int32Array;
-  /** [T] the label of the position after t, or -100; the last is -100. */
-  readonly targets: Int32Array;
-  /** [T] weight of each target's cross entropy; 0 where the target is -100. The step's loss is their weighted sum. */
-  readonly weights: Float32Array;
+  /** [T] labels[t] is tokens[t] where the row is trained on that token, else -100. */
+  readonly labels: Int32Array;
+  /** Of each label's cross entropy. The step's loss is their weighted sum. */
+  readonly weight: number;
   /** Position among all rows of the step: the dropout generator's row key. */
   readonly rowId: number;
 }
@@ -69,12 +69,7 @@ function rowIds({ batches }: StepOrder): Map<Uint32Array, number> {
 
 function weightedRow(dataset: Dataset, index: number, weight: number, rowId: number): WeightedRow {
   const { tokens, labels } = dataset.row(index);
-  const length = tokens.length;
-  const targets = new Int32Array(length).fill(IGNORED);
-  targets.set(labels.subarray(1));
-  const weights = new Float32Array(length);
-  for (let t = 0; t < length; t++) if (targets[t] !== IGNORED) weights[t] = weight;
-  return { tokens, targets, weights, rowId };
+  return { tokens, labels, weight, rowId };
 }
 
 /**

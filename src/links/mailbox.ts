@@ -68,9 +68,9 @@ export class Mailbox {
     return Promise.resolve(arrived);
   }
 
-  /** Whether a tensor of that rank is asked for that has not come. */
+  /** Whether a tensor of that rank is asked for that has not come: it is to be let in. What may come whenever it comes has room. */
   awaits(fromRank: number): boolean {
-    for (const awaited of this.#awaited.values()) if (awaited.fromRank === fromRank) return true;
+    for (const awaited of this.#awaited.values()) if (awaited.fromRank === fromRank && !awaited.lasting) return true;
     return false;
   }
 

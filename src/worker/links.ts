@@ -123,7 +123,7 @@ export class RankLinks {
   /** The same for what comes whenever it comes: no time is set, and a step that is given up does not end the wait. */
   async receiveBytesWhenever(fromRank: number, key: string): Promise<Buffer> {
     const tensor = this.#mailbox.takeWhenever(key, fromRank);
-    this.#receiver(fromRank).awaited();
+    this.#receiver(fromRank);
     return copyOf(await tensor);
   }
 

@@ -38,3 +38,27 @@ test("a broken link gives way to its cause, and counts where no other comes", as
 test("all well: every rank has answered", async () => {
   await pipeline(["reply", "reply", "reply"]).applyUpdate(UPDATE);
 });
+
+test("a step asks the first rank alone; a failure that another tells unasked ends it, or the call after it", async () => {
+  const asked: number[] = [];
+  const silent = (rank: number) => ({
+    onFailure: null as ((error: unknown) => void) | null,
+    heard: () => {},
+    request: () => {
+      asked.push(rank);
+      return new Promise<never>(() => {});
+    },
+  });
+  const members = [0, 1, 2].map(silent);
+  const whole = new Pipeline(members as unknown as WorkerConnection[], ROLES, new Promise(() => {}));
+  const none = new Int32Array(0);
+  const batches = { batchRows: none, rowTokens: none, rowIds: none, tokens: none, targets: none };
+  const step = whole.runStep(1, [{ ...batches, weights: new Float32Array(0) }], null, 1);
+  assert.deepEqual(asked, [0]);
+  members[2]!.onFailure!(link);
+  members[1]!.onFailure!(memory);
+  await assert.rejects(step, { code: "PL_OUT_OF_MEMORY" });
+  const later = new Pipeline(members as unknown as WorkerConnection[], ROLES, new Promise(() => {}));
+  members[1]!.onFailure!(memory);
+  await assert.rejects(later.applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
+});

@@ -5,7 +5,7 @@ import { type Dataset, DatasetBuilder } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
 import { splitDataset } from "../../../src/data/split.ts";
-import { evaluationBatches, trainingStep } from "../../../src/data/steps.ts";
+import { evaluationBatches, trainingStep, type WeightedRow } from "../../../src/data/steps.ts";
 
 /** Rows of the given lengths; the first `masked` tokens of each carry no label. */
 function datasetOf(lengths: readonly number[], masked = 1): Dataset {
@@ -29,8 +29,12 @@ const order = (rows: number, replicas: number) =>
     epochs: 1,
     maxSteps: -1,
   });
-const weightSum = (rows: readonly { weights: Float32Array }[]) =>
-  rows.flatMap(({ weights }) => [...weights]).reduce((sum, weight) => sum + weight, 0);
+/** Each row as it is sent: targets and weights beside its tokens. */
+const laid = (rows: readonly WeightedRow[]) => rows.map((row) => packMicroBatches([[row]]));
+const weightSum = (rows: readonly WeightedRow[]) =>
+  laid(rows)
+    .flatMap(({ weights }) => [...weights])
+    .reduce((sum, weight) => sum + weight, 0);
 const near = (found: number, expected: number) =>
   assert.ok(Math.abs(found - expected) < 1e-6, `${found} vs ${expected}`);
 
@@ -38,10 +42,11 @@ describe("training steps", () => {
   test("targets are the next labels within the row, the last none", () => {
     const { rows } = trainingStep(datasetOf([4, 3], 2), order(2, 1).step(1), "step-token-mean");
     assert.deepEqual([...rows[0]![0]!.tokens], [0, 1, 2, 3]);
-    assert.deepEqual([...rows[0]![0]!.targets], [-100, 2, 3, -100]);
-    assert.deepEqual([...rows[0]![1]!.targets], [-100, 102, -100]);
+    const [first, second] = laid(rows[0]!);
+    assert.deepEqual([...first!.targets], [-100, 2, 3, -100]);
+    assert.deepEqual([...second!.targets], [-100, 102, -100]);
     const third = Math.fround(1 / 3);
-    assert.deepEqual([...rows[0]![0]!.weights], [0, third, third, 0]);
+    assert.deepEqual([...first!.weights], [0, third, third, 0]);
     assert.deepEqual(
       rows[0]!.map(({ rowId }) => rowId),
       [0, 1],
@@ -55,7 +60,7 @@ describe("training steps", () => {
       const rows = step.rows.flat();
       const labels = rows.reduce((sum, row) => sum + row.tokens.length - 1, 0);
       assert.equal(step.labelTokens, labels);
-      assert.ok(rows.every(({ weights }) => weights[0] === Math.fround(1 / labels)));
+      assert.ok(laid(rows).every(({ weights }) => weights[0] === Math.fround(1 / labels)));
       near(weightSum(rows), 1);
     }
   });
@@ -65,7 +70,7 @@ describe("training steps", () => {
     const rows = trainingStep(dataset, order(4, 1).step(1), "micro-batch-mean").rows[0]!;
     near(weightSum(rows.slice(0, 2)), 0.5);
     near(weightSum(rows.slice(2)), 0.5);
-    assert.equal(rows[0]!.weights[0], Math.fround(1 / (6 * 2)));
+    assert.equal(laid(rows)[0]!.weights[0], Math.fround(1 / (6 * 2)));
     const replicas = trainingStep(datasetOf([3, 5, 20, 7, 4, 4, 4, 4]), order(8, 2).step(1), "micro-batch-mean");
     for (const replica of replicas.rows) near(weightSum(replica), 0.5);
     assert.deepEqual(
@@ -87,7 +92,7 @@ describe("training steps", () => {
     const { rows, labelTokens } = trainingStep(builder.build(), order(4, 1).step(1), "micro-batch-mean");
     assert.equal(labelTokens, 2);
     assert.deepEqual(
-      rows[0]!.map(({ weights }) => weights[0]),
+      laid(rows[0]!).map(({ weights }) => weights[0]),
       [0, 0, 0.25, 0.25],
     );
   });

@@ -58,3 +58,16 @@ test("clearing ends waiting at once, and the next step's tensors come as ever", 
   mailbox.deliver("step 2", sent);
   assert.equal(await next, sent);
 });
+
+test("what may come whenever it comes outlives a step that was given up, not a broken link", async () => {
+  const mailbox = new Mailbox(0, 20);
+  const command = mailbox.takeWhenever("command/0", 1);
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  mailbox.clear();
+  assert.equal(mailbox.awaits(1), false);
+  mailbox.deliver("command/0", tensor(5));
+  assert.equal((await command).pieces[0]![0], 5);
+  const next = mailbox.takeWhenever("command/1", 1);
+  mailbox.fail(new PipeloraError("PL_LINK_FAILED", "gone"));
+  await assert.rejects(next, { code: "PL_LINK_FAILED" });
+});

@@ -6,8 +6,8 @@ import { unpackMicroBatches } from "../../../src/worker/micro-batches.ts";
 
 const row = (tokens: number[], rowId: number) => ({
   tokens: Int32Array.from(tokens),
-  targets: Int32Array.from(tokens, (token) => token + 1),
-  weights: Float32Array.from(tokens, (token) => 1 / (token + 1)),
+  labels: Int32Array.from(tokens, (token) => token + 10),
+  weight: 1 / (tokens[0]! + 1),
   rowId,
 });
 const PASS = { step: 3, seed: 7, training: true };
@@ -29,7 +29,7 @@ test("what the coordinator packs, a rank unpacks, with the parts that it was sen
     },
   );
   assert.deepEqual([...second!.cuSeqlens], [0, 2]);
-  assert.deepEqual([...second!.targets!], [6, 7]);
+  assert.deepEqual([...second!.targets!], [16, -100]);
   const bounds = unpackMicroBatches({ ...bytes, tokens: EMPTY, targets: EMPTY, weights: EMPTY }, PASS);
   assert.deepEqual([bounds[1]!.tokens, bounds[1]!.targets, bounds[1]!.weights], [null, null, null]);
   assert.deepEqual(

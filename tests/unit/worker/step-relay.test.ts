@@ -1,0 +1,56 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { OutgoingTensor } from "../../../src/links/link.ts";
+import { Mailbox } from "../../../src/links/mailbox.ts";
+import type { ToWorker__Output } from "../../../src/rpc/generated/pipelora/v1/ToWorker.ts";
+import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
+import type { RankLinks } from "../../../src/worker/links.ts";
+import { StepRelay } from "../../../src/worker/step-relay.ts";
+
+/** Ranks of one process: what one sends lies in the other's mailbox. */
+function ranksOf(count: number): RankLinks[] {
+  const mailboxes = Array.from({ length: count }, (_, rank) => new Mailbox(rank, 1000));
+  const bytesOf = async (tensor: ReturnType<Mailbox["take"]>) => Buffer.concat((await tensor).pieces);
+  return mailboxes.map((mailbox) => {
+    const links = {
+      sendWhole: async (to: number, key: string, tensor: OutgoingTensor) => {
+        const bytes = Buffer.alloc(tensor.byteLength);
+        await tensor.copyTo([bytes]);
+        const { shape, dtype } = tensor;
+        mailboxes[to]!.deliver(key, { shape, dtype, pieces: [bytes], release: () => {} });
+      },
+      receiveBytes: (from: number, key: string) => bytesOf(mailbox.take(key, from)),
+      receiveBytesWhenever: (from: number, key: string) => bytesOf(mailbox.takeWhenever(key, from)),
+    };
+    return links as unknown as RankLinks;
+  });
+}
+
+test("commands go down the pipeline in its order, sums come up it and lie in that order too", async () => {
+  const pipeline = [2, 0, 1];
+  const relays = ranksOf(3).map((links, rank) => new StepRelay(links, pipeline, rank));
+  const heard: string[] = [];
+  const answers: Promise<unknown>[] = [];
+  const obey = async (rank: number, message: ToWorker__Output) => {
+    const { step } = message.runStep!;
+    heard.push(`rank ${rank} step ${step} request ${message.request}`);
+    await relays[rank]!.passOn(message);
+    const own = { lossSum: rank === 1 ? 2.5 : 0, labelTokens: rank, correctTokens: 0 };
+    return relays[rank]!.collect(`step ${step}`, { ...own, moduleIds: [rank], gradSquares: [rank, rank + 0.5] });
+  };
+  for (const rank of [0, 1]) void relays[rank]!.listen((message) => answers.push(obey(rank, message)));
+  for (const step of [1, 2]) {
+    const command = decodeRequest(encodeRequest({ request: 70 + step, runStep: { step } }));
+    assert.deepEqual(await obey(2, command), {
+      ...{ lossSum: 2.5, labelTokens: 3, correctTokens: 0 },
+      moduleIds: [2, 0, 1],
+      gradSquares: [2, 2.5, 0, 0.5, 1, 1.5],
+    });
+  }
+  assert.deepEqual(await Promise.all(answers), [null, null, null, null]);
+  assert.deepEqual(heard.slice(0, 3), [
+    "rank 2 step 1 request 71",
+    "rank 0 step 1 request 0",
+    "rank 1 step 1 request 0",
+  ]);
+});
