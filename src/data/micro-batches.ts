@@ -34,10 +34,11 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
   if (rows.length === 0) return [];
   const lengths = rows.map((row) => row.tokens.length);
   const longest = Math.max(...lengths);
-  const count =
-    "count" in size ? Math.min(size.count, rows.length) : groupsOf(lengths, Math.max(size.maxTokens, longest));
-  let low = longest;
-  let high = lengths.reduce((sum, length) => sum + length, 0);
+  const total = lengths.reduce((sum, length) => sum + length, 0);
+  const most = "count" in size ? total : Math.max(size.maxTokens, longest);
+  const count = "count" in size ? Math.min(size.count, rows.length) : groupsOf(lengths, most);
+  let low = Math.max(longest, Math.ceil(total / count));
+  let high = most;
   while (low < high) {
     const middle = Math.floor((low + high) / 2);
     if (groupsOf(lengths, middle) <= count) high = middle;

@@ -34,6 +34,8 @@ export const CHANNEL_OPTIONS: ChannelOptions = {
   "grpc.enable_http_proxy": 0,
   // Streams are never retried, so nothing is kept for that.
   "grpc.enable_retries": 0,
+  // Counts and events of every message, which nobody asks for.
+  "grpc.enable_channelz": 0,
   "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 2_000,
 };
