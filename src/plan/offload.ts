@@ -10,7 +10,7 @@ import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
 /** Of the way to the host's memory, what a plan counts on: transfers must never hold a pass up. */
-const LINK_SHARE = 0.9;
+const LINK_SHARE = 0.85;
 /** Of the host's free memory, what a plan takes unless max_memory says how much ("cpu"). */
 const HOST_SHARE = 0.5;
 
