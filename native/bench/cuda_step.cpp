@@ -289,16 +289,16 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
 void decode(std::size_t arena_bytes, bool profile, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
   const Workload work{"decode", "nf4", {}, 0, 600};
   Model model(work, arena_bytes, 0.0f, source, blocks);
-  constexpr std::int64_t kPrompt = 32, kWarm = 8, kTimed = 100;
-  KvCache cache(*model.ops, model.arch, 1, kPrompt + kWarm + kTimed, 1, model.segment->block_count());
+  constexpr std::int64_t kPrompt = 32, kFirst = 8, kTimed = 100;
+  KvCache cache(*model.ops, model.arch, 1, kPrompt + kFirst + kTimed, 1, model.segment->block_count());
   std::vector<std::int32_t> tokens;
   for (std::int32_t i = 0; i < kPrompt; ++i) tokens.push_back(i * 37 + 1);
   std::vector<float> logits(static_cast<std::size_t>(model.arch.vocab));
   auto start = Clock::now();
-  for (std::int64_t i = 0; i < kWarm + kTimed; ++i) {
-    if (i == kWarm) start = Clock::now();
-    if (profile && i == kWarm) cudaProfilerStart();
-    if (profile && i == kWarm + 1) cudaProfilerStop();
+  for (std::int64_t i = 0; i < kFirst + kTimed; ++i) {
+    if (i == kFirst) start = Clock::now();
+    if (profile && i == kFirst) cudaProfilerStart();
+    if (profile && i == kFirst + 1) cudaProfilerStop();
     const Buffer out = model.segment->infer(cache, 0, 0, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer());
     model.ops->download(out, logits.data());
     tokens = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};

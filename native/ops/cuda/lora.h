@@ -58,10 +58,10 @@ bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
 
 /// A few tokens' input of a linear: x itself, or made: rmsnorm(before_norm), or silu(gate) * up.
 struct FewInput {
-  Tensor x;
-  Tensor before_norm, norm;
+  Tensor x{};
+  Tensor before_norm{}, norm{};
   float eps = 0;
-  Tensor gate, up;
+  Tensor gate{}, up{};
 };
 /// Makes x, and inner = factor * x rowsᵀ (f32); tiles of a given x may apply to a part of its columns. False as above: f32, dropout, more than eight tiles or odd strides.
 bool lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream);
