@@ -82,7 +82,7 @@ class OffloadedTensors final : public Offloaded {
 };
 
 HostRoom::HostRoom(Device& device, std::size_t bytes)
-    : device_(device), memory_(device.index(), "offloaded activations", bytes), room_(memory_.data(), bytes) {
+    : device_(device), memory_(device.index(), "offloaded activations (--activation-offload off does without)", bytes), room_(memory_.data(), bytes) {
   device.stream();
   for (cudaStream_t* stream : {&out_, &back_}) check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate");
 }
