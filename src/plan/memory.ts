@@ -46,16 +46,20 @@ export function predictMemory(
   keeping: readonly Keeping[],
 ): Map<number, DeviceMemory> {
   const layers = layerMemory(request);
-  const boundary = boundaryBytes(request);
-  const result = new Map<number, DeviceMemory>();
-  for (const device of request.devices) {
-    const own = segments.filter((segment) => segment.device === device.id);
-    result.set(
-      device.id,
-      own.length === 0 ? NO_MEMORY : deviceMemory(request, device, layers, segments, own, keeping, boundary),
-    );
-  }
-  return result;
+  return new Map(
+    request.devices.map((device) => [device.id, deviceMemory(request, device, layers, segments, keeping)]),
+  );
+}
+
+/** The same of one device. */
+export function predictDeviceMemory(
+  request: PlanRequest,
+  segments: readonly Segment[],
+  keeping: readonly Keeping[],
+  id: number,
+): DeviceMemory {
+  const device = request.devices.find((one) => one.id === id)!;
+  return deviceMemory(request, device, layerMemory(request), segments, keeping);
 }
 
 /** Of a device without a segment. */
@@ -78,10 +82,10 @@ function deviceMemory(
   device: Device,
   layers: readonly LayerMemory[],
   segments: readonly Segment[],
-  own: readonly Segment[],
   keeping: readonly Keeping[],
-  boundary: number,
 ): DeviceMemory {
+  const own = segments.filter((segment) => segment.device === device.id);
+  if (own.length === 0) return NO_MEMORY;
   const held = { weights: 0, host: 0, weightCache: 0, expansion: 0, lora: 0, cache: 0, workspace: 0, extra: 0 };
   const saved = own.map((segment) => {
     const { cached } = keeping[segment.index]!;
@@ -106,7 +110,7 @@ function deviceMemory(
   const { schedule, microBatches } = request.work;
   const activations = heldActivations(schedule, microBatches, segments, saved);
   const onHost = saved.map(({ segment, host }) => ({ segment, bytes: host }));
-  const workspace = held.workspace + own.length * boundary;
+  const workspace = held.workspace + own.length * boundaryBytes(request);
   const { weights, weightCache, expansion, lora, cache } = held;
   return {
     ...{ weights, weightCache, expansion, lora, activations, workspace, cache, context },

@@ -40,7 +40,8 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
   const byTime = ((carried * tokens) / meanTokens - blocks * input) / (whole - input);
   const inFlight = heldActivations(request.work.schedule, request.work.microBatches, segments, [{ segment, bytes: 1 }]);
   const ours = segments.filter((other) => other.device === segment.device).length;
-  const room = hostBudget(request, device) / ours / (inFlight * arenaMargin);
+  const embedding = layers.reduce((sum, { host }) => sum + host, 0);
+  const room = hostBudget(request, device, embedding) / ours / (inFlight * arenaMargin);
   const byRoom = (room - blocks * input) / (whole - input);
   return Math.max(0, Math.min(blocks, Math.floor(byTime), Math.floor(byRoom)));
 }
@@ -53,11 +54,10 @@ function forwardSeconds(request: PlanRequest, device: Device, { firstLayer, last
 }
 
 /** Bytes of the host's memory for one GPU's offloaded activations: GPUs of a node share it alike, embeddings come first. */
-function hostBudget(request: PlanRequest, device: Device): number {
+function hostBudget(request: PlanRequest, device: Device, embedding: number): number {
   const sharing = request.devices.filter(({ kind, node }) => kind === "cuda" && node === device.node).length;
   const given = request.maxMemory?.get("cpu");
   const all = given ?? HOST_SHARE * (device.hostMemoryBytes ?? 0);
-  const embedding = layerMemory(request).reduce((sum, { host }) => sum + host, 0);
   return Math.max(0, all - embedding) / sharing;
 }
 

@@ -1,5 +1,5 @@
 import { blocksOf, type Keeping } from "./keeping.ts";
-import { predictMemory } from "./memory.ts";
+import { predictDeviceMemory } from "./memory.ts";
 import { mostOffloaded } from "./offload.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
@@ -35,7 +35,7 @@ export function chooseCheckpointing(
     const start = chosen[index]!;
     const fits = (offloaded: number, checkpointed: number) => {
       const tried = chosen.with(index, { ...start, offloaded, checkpointed });
-      return predictMemory(request, segments, tried).get(device)!.total <= (budgets.get(device) ?? 0);
+      return predictDeviceMemory(request, segments, tried, device).total <= (budgets.get(device) ?? 0);
     };
     const most = mostOffloaded(request, segments, segment);
     const fewest = (offloaded: number) =>

@@ -1,7 +1,7 @@
 import { arenaBytes } from "./arena.ts";
 import type { Device } from "./devices.ts";
 import { blocksOf, type Keeping } from "./keeping.ts";
-import { predictMemory } from "./memory.ts";
+import { predictDeviceMemory } from "./memory.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
@@ -61,7 +61,7 @@ function bytesOn(
   segments: readonly Segment[],
   keeping: readonly Keeping[],
 ): number {
-  const memory = predictMemory(request, segments, keeping).get(device.id)!;
+  const memory = predictDeviceMemory(request, segments, keeping, device.id);
   // A full device must hold the whole arena, its margin too.
   return memory.total - memory.activations - memory.workspace + arenaBytes(memory, device.kind);
 }
