@@ -50,8 +50,8 @@ export interface Machine {
 
 /**
  * Training at Qwen-7B's shape with random weights over all GPUs of this host, and on one of them: bases, sizes of micro-batches,
- * ways to place, links. One JSON line a run, predicted beside measured. `only`: names of bases, sizes, placements and links to keep to ("nf4", "8x384",
- * "1f1b", "nccl"). Error: PL_DEVICE_UNAVAILABLE with fewer than two GPUs.
+ * ways to place, links. One JSON line a run, predicted beside measured. `only`: names of bases, sizes, placements and links to
+ * keep to ("nf4", "8x384", "1f1b", "nccl"). Error: PL_DEVICE_UNAVAILABLE with fewer than two GPUs.
  */
 export async function benchMultiGpu(print: (row: object) => void, only: readonly string[]): Promise<void> {
   const { cuda } = loadEngine().capabilities();

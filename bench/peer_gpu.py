@@ -1,7 +1,7 @@
 """LoRA with transformers and peft on one GPU, or on all of them: Qwen-7B's shape, a bf16 base of random weights, a plain training loop.
 
-usage: peer_gpu.py [--balanced] [ROW ...], rows as in PLANS; without any: all. --balanced: device_map="balanced" over all GPUs. Prints one JSON line a row: median milliseconds of an
-optimizer step, real tokens (no padding) a second, peak GiB. Rows are padded to the longest of their batch, as the Trainer does.
+usage: peer_gpu.py [--balanced] [ROW ...], rows as in PLANS; without any: all. --balanced: device_map="balanced" over all GPUs.
+Prints one JSON line a row: median milliseconds of an optimizer step, real tokens (no padding) a second, peak GiB. Rows are padded to the longest of their batch, as the Trainer does.
 """
 import gc
 import json
@@ -92,7 +92,8 @@ def time_row(name, base, model):
     gc.collect()
     torch.cuda.empty_cache()
     return dict(
-        peer="transformers + peft, bf16 base", devices=len({str(p.device) for p in model.parameters()}), row=name, checkpointing=checkpointing, dropout=0.1,
+        peer="transformers + peft, bf16 base", devices=len({str(p.device) for p in model.parameters()}), row=name,
+        checkpointing=checkpointing, dropout=0.1,
         step_ms=round(statistics.median(seconds) * 1e3, 2), tokens_per_s=round(statistics.median(rates)), peak_GiB=round(peak, 2),
     )
 

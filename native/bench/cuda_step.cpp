@@ -1,6 +1,6 @@
 // Times whole optimizer steps of QLoRA at Qwen-7B's shape with random weights, through the engine itself: one JSON line a
 // workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED] …]; without names, all
-// workloads. KEPT and OFFLOADED: how many blocks keep their activations on the GPU and on the host.
+// workloads. KEPT and OFFLOADED: how many of 32 blocks keep their activations on the GPU and on the host.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 
@@ -51,15 +51,15 @@ struct Workload {
   std::vector<int> rows;   // lengths of an optimizer step's rows, all in one pass; none: drawn anew each step
   double labelled;         // share of the tokens, at the end of each row
   double limit;            // tokens/s of the products alone
-  /// Blocks that keep their activations on the GPU, and on the host; the others compute them again.
+  /// Of kBlocks, how many keep their activations on the GPU, and on the host; the others compute them again.
   std::int64_t kept = kBlocks, offloaded = 0;
   bool cached = false;  // weights kept in 16 bit too
 };
 
 SegmentSpec whole_model(const Arch& arch, const Workload& work, float dropout, std::int64_t blocks) {
   SegmentSpec spec;
-  spec.offloaded_blocks = std::min(work.offloaded, blocks);
-  spec.checkpointed_blocks = std::max<std::int64_t>(0, blocks - work.kept - spec.offloaded_blocks);
+  spec.offloaded_blocks = work.offloaded * blocks / kBlocks;
+  spec.checkpointed_blocks = blocks - work.kept * blocks / kBlocks - spec.offloaded_blocks;
   spec.layers.push_back(EmbeddingSpec{"wte"});
   std::uint32_t module = 0;
   for (std::int64_t b = 0; b < blocks; ++b) {
@@ -277,8 +277,8 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
   std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
               "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
-              work.name.c_str(), work.base.c_str(), static_cast<long long>(std::min(work.kept, blocks)),
-              static_cast<long long>(std::min(work.offloaded, blocks - std::min(work.kept, blocks))), static_cast<double>(dropout),
+              work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
+              static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<double>(dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
               static_cast<double>(model.segment->weight_bytes()) * gib, static_cast<double>(lora) * gib,
               static_cast<double>(model.arena->peak()) * gib, all, model.load_seconds, model.reserve_seconds, first_loss, last_loss);
@@ -363,8 +363,9 @@ int main(int argc, char** argv) {
     const auto found = std::find_if(all.begin(), all.end(), [&](const Workload& work) { return work.name == name.substr(0, colon); });
     if (found == all.end() && name == "decode") continue;
     Workload work = found == all.end() ? Workload() : *found;
-    if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld", &work.kept, &work.offloaded) != 2)) {
-      std::fprintf(stderr, "no workload is called %s\n", name.c_str());
+    if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld", &work.kept, &work.offloaded) != 2) ||
+        work.kept < 0 || work.offloaded < 0 || work.kept + work.offloaded > kBlocks) {
+      std::fprintf(stderr, "no workload is called %s, or its blocks are more than there are\n", name.c_str());
       return 2;
     }
     chosen.push_back(work);
