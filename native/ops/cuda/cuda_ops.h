@@ -76,9 +76,9 @@ class CudaOps final : public Ops {
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
-  /// The product of a call whose inner vectors are written, the tail behind x too where the product takes them along.
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
+  /// The product of a call whose inner vectors are written, the tail behind x too where the product takes them along.
   void finish_forward(const LinearForward& call, const CudaLinear& weight);
   Buffer bytes(const char* what, std::size_t count);
   LoraScratch scratch(const Buffer& partial) const;
