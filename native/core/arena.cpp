@@ -52,6 +52,13 @@ Buffer Arena::tensor(const char* what, DType dtype, std::int64_t rows, std::int6
   return Buffer(this, Tensor(base_ + offset, dtype, rows, cols));
 }
 
+Buffer Arena::spare(const char* what, std::size_t least, std::size_t most) {
+  std::size_t bytes = 0;
+  for (const auto& [offset, size] : free_) bytes = std::max(bytes, size);
+  bytes = std::min({bytes, most, peak_ - used_}) / kAlignment * kAlignment;
+  return bytes == 0 || bytes < least ? Buffer() : workspace(what, DType::i8, 1, static_cast<std::int64_t>(bytes));
+}
+
 std::string Arena::map() const {
   struct Named {
     std::size_t bytes = 0, count = 0;

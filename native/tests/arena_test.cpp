@@ -61,6 +61,20 @@ TEST_CASE("an arena without room shows what lies in it, the largest first") {
   CHECK(message.find("; in it lie\n  4096 bytes: gate and up (2 times)\n  256 bytes: targets") != std::string::npos);
 }
 
+TEST_CASE("spare room of an arena is what lies under its peak, in one piece") {
+  std::vector<char> memory(1 << 13);
+  Arena arena(memory.data(), memory.size());
+  CHECK(!arena.spare("scratch", 256, 4096));
+  { Buffer once = arena.workspace("once", DType::u8, 1, 3000); }
+  Buffer held = arena.tensor("held", DType::u8, 1, 1024);
+  CHECK(arena.spare("scratch", 256, 1000).tensor().cols == 768);
+  CHECK(!arena.spare("scratch", 4096, 8192));
+  CHECK(!arena.spare("scratch", 0, 0));
+  Buffer all = arena.spare("scratch", 256, 8192);
+  CHECK(all.tensor().cols == 2048);
+  CHECK(arena.peak() == 3072);
+}
+
 TEST_CASE("moving a buffer moves ownership") {
   std::vector<char> memory(1 << 12);
   Arena arena(memory.data(), memory.size());

@@ -62,6 +62,10 @@ class Arena {
     return tensor(what, dtype, rows, cols, Placement::high);
   }
 
+  /// Scratch of `least` to `most` bytes, as i8 [1, bytes], as much as there is in one piece without a higher peak; empty if that
+  /// is under `least`, or `most` is 0. For what is only faster with it: the peak stays what the rest of the work needs.
+  Buffer spare(const char* what, std::size_t least, std::size_t most);
+
   std::size_t capacity() const { return bytes_; }
   std::size_t used() const { return used_; }
   /// Highest `used()` since the last reset_peak().

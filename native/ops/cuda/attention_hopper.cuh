@@ -65,12 +65,12 @@ __device__ inline void product_rows(float (&sums)[E / 8][4], const std::uint32_t
   for (int kk = 0; kk < K; ++kk) wgmma_rows(T{}, sums, a[kk], right.at(kk * 16 * kPanelRow));
 }
 
-/// sums [64, E] = aᵀ b, both matrices of 64 rows; a has 64 columns.
+/// sums [64, E] = (add ? sums : 0) + aᵀ b, both matrices of 64 rows; a has 64 columns.
 template <int E, class T>
-__device__ inline void product_of_rows(float (&sums)[E / 8][4], std::uint32_t a, std::uint32_t b) {
+__device__ inline void product_of_rows(float (&sums)[E / 8][4], std::uint32_t a, std::uint32_t b, bool add) {
   const SharedMatrix left(a, 64 * kPanelRow), right(b, 64 * kPanelRow);
 #pragma unroll
-  for (int kk = 0; kk < 4; ++kk) wgmma_shared<true, true>(T{}, sums, left.at(kk * 16 * kPanelRow), right.at(kk * 16 * kPanelRow), kk > 0);
+  for (int kk = 0; kk < 4; ++kk) wgmma_shared<true, true>(T{}, sums, left.at(kk * 16 * kPanelRow), right.at(kk * 16 * kPanelRow), add || kk > 0);
 }
 
 /// A query does not see the key that many positions behind it.

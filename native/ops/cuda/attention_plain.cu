@@ -173,10 +173,10 @@ void attention_forward(const AttentionForward& call, std::uint32_t* counter, cud
   check_launch("attention_forward");
 }
 
-void attention_backward(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+void attention_backward(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
   if (call.q.rows == 0) return;
   check_head_dim(call.head_dim);
-  if (attention_backward_tiles(call, delta, stream)) return;
+  if (attention_backward_tiles(call, delta, room, stream)) return;
   const int e = static_cast<int>(call.head_dim), group = static_cast<int>(call.q.cols / call.k.cols);
   const int window = static_cast<int>(call.window);
   const SequenceTable table = table_of(*call.sequences);

@@ -218,11 +218,17 @@ void launch_backward(const AttentionBackward& call, const Tensor& delta, const S
                                                          delta.as<float>(), delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
 }
 
+bool suits(const AttentionBackward& call) {
+  return suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv});
+}
+
 }  // namespace
 
-bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
-  if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv})) return false;
-  if (attention_backward_hopper(call, delta, stream)) return true;
+AttentionRoom attention_room(const AttentionBackward& call) { return suits(call) ? attention_room_hopper(call) : AttentionRoom{}; }
+
+bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
+  if (!suits(call)) return false;
+  if (attention_backward_hopper(call, delta, room, stream)) return true;
   const Shape shape = shape_of(call);
   with_half(call.q.dtype, [&]<class T>(T) {
     if (call.head_dim <= 64)

@@ -378,7 +378,9 @@ void CudaOps::attention_forward(const AttentionForward& call) {
 
 void CudaOps::attention_backward(const AttentionBackward& call) {
   const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
-  cuda::attention_backward(call, delta, device_.stream());
+  const AttentionRoom wanted = attention_room(call);
+  const Buffer room = arena_->spare("attention's slopes", wanted.least, wanted.most);
+  cuda::attention_backward(call, delta, room, device_.stream());
 }
 
 void CudaOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {

@@ -51,6 +51,8 @@ __device__ inline void store_shared(std::uint32_t address, const uint4& v) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
 }
 
+__device__ inline void store_shared(std::uint32_t address, std::uint32_t v) { asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(v)); }
+
 /// Four 8 x 8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ inline void load_matrices(std::uint32_t (&r)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
