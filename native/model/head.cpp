@@ -84,7 +84,9 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     ops_.upload(target, targets.data());
     ops_.upload(weight, relative.data());
   }
-  const std::int64_t chunk = std::clamp<std::int64_t>(kLogitsBytes / (4 * v), 1, std::max<std::int64_t>(1, labels));
+  const std::int64_t fitting = std::max<std::int64_t>(1, kLogitsBytes / (4 * v));
+  const std::int64_t filled = fitting < kChunkTile ? fitting : (fitting + kChunkTile - 1) / kChunkTile * kChunkTile;
+  const std::int64_t chunk = std::min(filled, std::max<std::int64_t>(1, labels));
   for (std::int64_t first = 0; first < labels; first += chunk) {
     const std::int64_t n = std::min(chunk, labels - first);
     Sequences keys;

@@ -34,10 +34,17 @@ export interface LayerMemory {
 }
 
 const FLOAT32 = 4;
-/** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of this size. */
+/** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of about this size. */
 const LOGITS_BYTES = 2 ** 28;
+const CHUNK_TILE = 128;
 /** The driver's context, cuBLASLt's workspace and small tables. A CPU worker's budget is for what it computes with, not for the interpreter. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
+
+/** Rows of a chunk of logits (native/model/head.cpp): what fits, and what more fills the tiles of a product. */
+function logitRows(vocab: number): number {
+  const fitting = Math.max(1, Math.floor(LOGITS_BYTES / (FLOAT32 * vocab)));
+  return fitting < CHUNK_TILE ? fitting : Math.ceil(fitting / CHUNK_TILE) * CHUNK_TILE;
+}
 
 export function contextBytes(kind: Device["kind"]): number {
   return CONTEXT_BYTES[kind];
@@ -142,7 +149,7 @@ function transient(
     }
     case "head": {
       const saved = learns ? row * work.labelTokens : 0;
-      const chunk = Math.max(1, Math.min(Math.floor(LOGITS_BYTES / (FLOAT32 * shape.vocab)), work.labelTokens));
+      const chunk = Math.max(1, Math.min(logitRows(shape.vocab), work.labelTokens));
       const product = headProduct(shape.hidden, shape.vocab, pairs[0] ?? null);
       const gpu = onGpu(request) ? gpuHeadWork(product, float, chunk) : 0;
       const workspace = row * work.tokens + chunk * (FLOAT32 * shape.vocab + row + 2 * FLOAT32 * ranks) + gpu;

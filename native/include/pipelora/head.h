@@ -8,8 +8,8 @@
 
 namespace pipelora {
 
-/// Chunks are as many rows as their float32 logits fit in this many bytes.
-inline constexpr std::int64_t kLogitsBytes = std::int64_t{1} << 28;
+/// Chunks are as many rows as their float32 logits fit in this many bytes, and as many more as fill a product's tiles.
+inline constexpr std::int64_t kLogitsBytes = std::int64_t{1} << 28, kChunkTile = 128;
 
 struct HeadSaved {
   Indices label_rows;
