@@ -195,7 +195,6 @@ function measured(options: RunOptions): object {
     predicted_step_ms: round(plan.predicted.step_time_ms),
     tokens_per_s: Math.round((1000 * steps[0]!.tokens) / stepMs),
     predicted_tokens_per_s: Math.round(plan.predicted.tokens_per_s),
-    // On a GPU what ranks waited for each other's tensors and added up gradients.
     idle: round(1 - busy / step_ms, 3),
     predicted_bubble: round(plan.predicted.bubble, 3),
     loss: steps.at(-1)!.loss,

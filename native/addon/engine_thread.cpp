@@ -35,7 +35,7 @@ EngineMemory EngineThread::memory() const {
 
 double EngineThread::busy_seconds() const {
   const std::lock_guard lock(queue_mutex_);
-  return std::chrono::duration<double>(busy_).count();
+  return worked_seconds_ ? *worked_seconds_ : std::chrono::duration<double>(busy_).count();
 }
 
 std::shared_ptr<TensorHandle> EngineThread::hold(Buffer buffer) {
@@ -80,15 +80,18 @@ void EngineThread::run() {
       queue_.pop_front();
     }
     EngineMemory memory;
+    std::optional<double> worked;
     const auto began = std::chrono::steady_clock::now();
     {
       const std::lock_guard lock(engine_mutex_);
       work(*engine_);
       work = nullptr;
       memory = engine_->memory();
+      worked = engine_->ops().worked_seconds();
     }
     const std::lock_guard lock(queue_mutex_);
     memory_ = memory;
+    worked_seconds_ = worked;
     busy_ += std::chrono::steady_clock::now() - began;
   }
   {

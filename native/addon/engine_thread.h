@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -38,7 +39,7 @@ class EngineThread {
   }
   /// As of the last finished job.
   EngineMemory memory() const;
-  /// Seconds spent in jobs so far. A GPU's jobs may end before the device has done what they launched.
+  /// Seconds of work so far, as of the last finished job: by a device's own clock what it computed, else what jobs took.
   double busy_seconds() const;
 
   /// On the engine's thread: makes a handle of a result; null for an empty buffer.
@@ -62,6 +63,7 @@ class EngineThread {
   bool closing_ = false, ended_ = false;
   EngineMemory memory_;
   std::chrono::steady_clock::duration busy_{};
+  std::optional<double> worked_seconds_;
 
   std::mutex engine_mutex_;
   std::unique_ptr<Engine> engine_;

@@ -8,6 +8,22 @@
 
 namespace pipelora {
 
+namespace {
+
+/// What is queued while it lives is one stretch of the device's work.
+class Stretch {
+ public:
+  explicit Stretch(Ops& ops) : ops_(ops) { ops_.stretch_begins(); }
+  ~Stretch() { ops_.stretch_ends(); }
+  Stretch(const Stretch&) = delete;
+  Stretch& operator=(const Stretch&) = delete;
+
+ private:
+  Ops& ops_;
+};
+
+}  // namespace
+
 Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes)
     : ops_(std::move(ops)), arch_(std::move(arch)), host_bytes_(host_bytes) {
   const auto good = [](std::int64_t n) { return n > 0 && n < (std::int64_t{1} << 31); };
@@ -110,9 +126,11 @@ std::vector<std::string> Engine::lora_names() const {
 }
 
 ForwardResult Engine::forward(std::size_t index, const MicroBatch& micro, Buffer input) {
+  const Stretch stretch(*ops_);
   return segment(index).forward(micro, std::move(input));
 }
 Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout, double loss_scale) {
+  const Stretch stretch(*ops_);
   return segment(index).backward(batch_index, std::move(dout), loss_scale);
 }
 void Engine::discard() {
@@ -172,8 +190,14 @@ void Engine::set_gradients_from(const Tensor& values) {
   }
 }
 
-std::vector<double> Engine::grad_squares() { return pipelora::grad_squares(*ops_, pair_order_); }
-void Engine::optimizer_step(const AdamSettings& settings) { adamw_step(*ops_, pair_order_, settings); }
+std::vector<double> Engine::grad_squares() {
+  const Stretch stretch(*ops_);
+  return pipelora::grad_squares(*ops_, pair_order_);
+}
+void Engine::optimizer_step(const AdamSettings& settings) {
+  const Stretch stretch(*ops_);
+  adamw_step(*ops_, pair_order_, settings);
+}
 void Engine::zero_grad() { pipelora::zero_grad(*ops_, pair_order_); }
 
 std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t capacity) {

@@ -370,7 +370,7 @@ export interface Engine {
 
   memory(): EngineMemory;
   deviceUse(): Promise<DeviceUse>;
-  /** Seconds that the engine's thread has been at work so far. A GPU may still be busy when its thread is not. */
+  /** Seconds of work so far: a GPU's own, of passes and updates it is through with; on a CPU those of the engine's thread. */
   busySeconds(): number;
   /** Stops the thread after what is queued; later calls reject. Idempotent. */
   close(): Promise<void>;

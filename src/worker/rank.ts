@@ -213,8 +213,7 @@ export class Rank {
     const squares = await prepared.engine.gradSquares();
     const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
     const totalMs = performance.now() - started;
-    const atWork = (prepared.engine.busySeconds() - busy) * 1000;
-    const computeMs = this.#options.device === "cpu" ? atWork : totalMs - waitMs - reduceMs;
+    const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs });
     await passedOn;
     const own = { ...loss, moduleIds: [...prepared.moduleIds], gradSquares: [...squares] };

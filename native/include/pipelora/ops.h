@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -279,6 +280,11 @@ class Ops {
   virtual void load(const HostTensor& from, const Tensor& to) = 0;
   virtual void finish() = 0;
   virtual DeviceUse device_use() { return {}; }
+  /// What is queued between the two is one stretch of work.
+  virtual void stretch_begins() {}
+  virtual void stretch_ends() noexcept {}
+  /// Seconds of the stretches that the device is through with, by its own clock; none where work is done when a call returns.
+  virtual std::optional<double> worked_seconds() { return std::nullopt; }
   /// Behind everything queued so far; null: nothing is pending when a call returns.
   virtual std::shared_ptr<const Fence> mark() { return nullptr; }
 

@@ -9,6 +9,7 @@
 #include "ops/cuda/linear_weight.h"
 #include "ops/cuda/lora.h"
 #include "ops/cuda/offload.h"
+#include "ops/cuda/work_clock.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -34,6 +35,9 @@ class CudaOps final : public Ops {
   DeviceUse device_use() override { return device_.use(); }
   /// What the GPU had free before this process made a context on it.
   void remember_free(std::size_t bytes) { device_.remember_free(bytes); }
+  void stretch_begins() override { clock_.begin(device_.stream()); }
+  void stretch_ends() noexcept override { clock_.end(); }
+  std::optional<double> worked_seconds() override { return clock_.seconds(); }
   std::shared_ptr<const Fence> mark() override;
 
   void copy(const Tensor& from, const Tensor& to) override;
@@ -89,6 +93,7 @@ class CudaOps final : public Ops {
   Buffer table(const char* what, const std::vector<Entry>& entries);
 
   Device device_;
+  WorkClock clock_;
   LinearContext context_;
   Products products_;
   std::unique_ptr<Memory> product_workspace_;
