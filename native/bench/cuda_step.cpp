@@ -1,5 +1,5 @@
 // Times whole optimizer steps of QLoRA at Qwen-7B's shape with random weights, through the engine itself: one JSON line a
-// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED] …]; without names, all
+// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all
 // workloads. KEPT and OFFLOADED: how many of 32 blocks keep their activations on the GPU and on the host.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
@@ -53,7 +53,7 @@ struct Workload {
   double limit;            // tokens/s of the products alone
   /// Of kBlocks, how many keep their activations on the GPU, and on the host; the others compute them again.
   std::int64_t kept = kBlocks, offloaded = 0;
-  bool cached = false;  // weights kept in 16 bit too
+  std::int64_t cached = 0;  // blocks of kBlocks whose weights are kept in 16 bit too
 };
 
 SegmentSpec whole_model(const Arch& arch, const Workload& work, float dropout, std::int64_t blocks) {
@@ -158,7 +158,6 @@ struct Model {
     if (work.base == "nf4") {
       linear.quantisation = Quantisation::nf4;
       linear.double_quant = true;
-      linear.keep_expanded = work.cached;
     } else if (work.base == "int8") {
       linear.quantisation = Quantisation::int8;
     }
@@ -177,6 +176,7 @@ struct Model {
     for (const LayerSpec& layer : spec.layers) {
       const auto* block = std::get_if<BlockSpec>(&layer);
       if (block == nullptr) continue;
+      linear.keep_expanded = block->index < work.cached * blocks / kBlocks;
       load_norm(block->attn_norm);
       load_norm(block->mlp_norm);
       for (const LinearSpec& l : block->linears) {
@@ -274,11 +274,12 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
   const double rate = tokens_per_s[tokens_per_s.size() / 2];
-  std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+  std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
               "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
               work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
-              static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<double>(dropout),
+              static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<long long>(work.cached * blocks / kBlocks),
+              static_cast<double>(dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
               static_cast<double>(model.segment->weight_bytes()) * gib, static_cast<double>(lora) * gib,
               static_cast<double>(model.arena->peak()) * gib, all, model.load_seconds, model.reserve_seconds, first_loss, last_loss);
@@ -323,18 +324,19 @@ std::string quoted(const std::string& text) {
 
 int main(int argc, char** argv) {
   const std::vector<Workload> all{
-      // Checkpointed: as a plan with --gradient-checkpointing auto does in about the memory that is each row's target.
+      // Blocks kept, on the host and cached: as a plan with --gradient-checkpointing auto and --weight-cache auto does in about
+      // the memory that is each row's target.
       {"tutorial-on", "nf4", {}, 0.39, 17900, 7, 9},
       {"tutorial-off", "nf4", {}, 0.39, 26000, 27, 5},
       {"8x384-on", "nf4", std::vector<int>(8, 384), 1, 17900, 7, 9},
-      {"8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000},
+      {"8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000, kBlocks, 0, 7},
       {"4x2048-on", "nf4", std::vector<int>(4, 2048), 1, 17500, 0, 9},
-      {"4x2048-off", "nf4", std::vector<int>(4, 2048), 1, 25500},
+      {"4x2048-off", "nf4", std::vector<int>(4, 2048), 1, 25500, kBlocks, 0, 11},
       {"1x8192-on", "nf4", {8192}, 1, 16500, 1, 10},
       {"int8-8x384-on", "int8", std::vector<int>(8, 384), 1, 17900, 0},
       {"bf16-8x384-off", "bf16", std::vector<int>(8, 384), 1, 26000},
-      {"cached-tutorial-off", "nf4", {}, 0.39, 26000, kBlocks, 0, true},
-      {"cached-8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000, kBlocks, 0, true},
+      {"cached-tutorial-off", "nf4", {}, 0.39, 26000, kBlocks, 0, kBlocks},
+      {"cached-8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000, kBlocks, 0, kBlocks},
   };
   bool profile = false;
   double arena_gib = 40;
@@ -363,7 +365,7 @@ int main(int argc, char** argv) {
     const auto found = std::find_if(all.begin(), all.end(), [&](const Workload& work) { return work.name == name.substr(0, colon); });
     if (found == all.end() && name == "decode") continue;
     Workload work = found == all.end() ? Workload() : *found;
-    if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld", &work.kept, &work.offloaded) != 2) ||
+    if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld:%ld", &work.kept, &work.offloaded, &work.cached) < 2) ||
         work.kept < 0 || work.offloaded < 0 || work.kept + work.offloaded > kBlocks) {
       std::fprintf(stderr, "no workload is called %s, or its blocks are more than there are\n", name.c_str());
       return 2;
