@@ -58,7 +58,9 @@ for (const dtype of ["float32", "bfloat16"]) {
     const same = two.adapter !== null && Buffer.compare(two.adapter, one.adapter) === 0;
     check(`all GPUs over ${link}, ${dtype}: the bits of one`, two.code === 0 && used && same, two.stderr.slice(-800));
   }
-  const replicas = await run(`replicas-${dtype}`, [...fixed, "--link", "nccl", "--replicas", "2"]);
+  // Each replica has half of a step's rows.
+  const halves = ["--link", "nccl", "--replicas", "2", "--per-device-train-batch-size", "4"];
+  const replicas = await run(`replicas-${dtype}`, [...fixed, ...halves]);
   const worst = Math.max(...replicas.losses.map((loss, step) => Math.abs(loss / one.losses[step] - 1)));
   const limit = dtype === "float32" ? 1e-5 : 1e-2;
   check(
