@@ -1,5 +1,4 @@
 import { readFile } from "node:fs/promises";
-import { parse as parseYaml } from "yaml";
 import type { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
@@ -94,8 +93,10 @@ async function readYaml(path: string): Promise<Record<string, unknown>> {
       hint: "Name a YAML file of flags in snake_case.",
     });
   }
+  // Loaded when a file is named: most runs have flags alone.
+  const { parse } = await import("yaml");
   try {
-    const parsed: unknown = parseYaml(text) ?? {};
+    const parsed: unknown = parse(text) ?? {};
     if (typeof parsed === "object" && !Array.isArray(parsed)) return parsed as Record<string, unknown>;
   } catch (cause) {
     const where = cause instanceof Error ? cause.message.split("\n")[0] : String(cause);

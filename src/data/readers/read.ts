@@ -2,14 +2,18 @@ import { stat } from "node:fs/promises";
 import { extname } from "node:path";
 import { readJsonValues } from "./json-stream.ts";
 import { datasetError, parseRow, type Row } from "./rows.ts";
-import { readCsvValues, readParquetValues } from "./tables.ts";
 
-const READERS: Readonly<Record<string, (path: string) => AsyncIterable<unknown>>> = {
-  ".json": readJsonValues,
-  ".jsonl": readJsonValues,
-  ".ndjson": readJsonValues,
-  ".csv": readCsvValues,
-  ".parquet": readParquetValues,
+type Reader = (path: string) => AsyncIterable<unknown>;
+
+const json = async (): Promise<Reader> => readJsonValues;
+
+/** Loaded when chosen: the libraries for tables are large. */
+const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
+  ".json": json,
+  ".jsonl": json,
+  ".ndjson": json,
+  ".csv": async () => (await import("./tables.ts")).readCsvValues,
+  ".parquet": async () => (await import("./tables.ts")).readParquetValues,
 };
 
 /**
@@ -18,8 +22,8 @@ const READERS: Readonly<Record<string, (path: string) => AsyncIterable<unknown>>
  */
 export async function* readRows(path: string): AsyncIterable<Row> {
   const extension = extname(path).toLowerCase();
-  const reader = Object.hasOwn(READERS, extension) ? READERS[extension] : undefined;
-  if (reader === undefined) {
+  const load = Object.hasOwn(READERS, extension) ? READERS[extension] : undefined;
+  if (load === undefined) {
     throw datasetError(
       `${path}: "${extension}" is no dataset's extension.`,
       `Give a file ending in ${Object.keys(READERS).join(", ")}.`,
@@ -29,6 +33,7 @@ export async function* readRows(path: string): AsyncIterable<Row> {
     throw datasetError(`${path} can't be read: ${error.message}.`, "Check the path of the dataset.", error);
   });
   if (!found.isFile()) throw datasetError(`${path} is not a file.`, "Give one file of rows.");
+  const reader = await load();
   let number = 0;
   for await (const value of reader(path)) yield parseRow(path, ++number, value);
   if (number === 0) throw datasetError(`${path} has no rows.`, "Give a dataset with at least one row.");

@@ -1,8 +1,6 @@
 import { join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { isFile } from "../../common/files.ts";
-import { loadHfTokenizer } from "./hf.ts";
-import { loadQwenTiktoken } from "./tiktoken.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Files of a tokenizer, copied into checkpoints and exported models. */
@@ -18,10 +16,14 @@ export const TOKENIZER_FILES = [
   "tokenizer.model",
 ] as const;
 
-/** The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json. Error: PL_TOKENIZER_INVALID. */
+/**
+ * The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json. The library of the one is loaded, of the other not.
+ * Error: PL_TOKENIZER_INVALID.
+ */
 export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
-  if (await isFile(join(modelDir, "qwen.tiktoken"))) return loadQwenTiktoken(join(modelDir, "qwen.tiktoken"));
-  if (await isFile(join(modelDir, "tokenizer.json"))) return loadHfTokenizer(modelDir);
+  const ranks = join(modelDir, "qwen.tiktoken");
+  if (await isFile(ranks)) return (await import("./tiktoken.ts")).loadQwenTiktoken(ranks);
+  if (await isFile(join(modelDir, "tokenizer.json"))) return (await import("./hf.ts")).loadHfTokenizer(modelDir);
   throw new PipeloraError("PL_TOKENIZER_INVALID", `${modelDir} has neither qwen.tiktoken nor tokenizer.json.`, {
     hint: "Put the model's tokenizer files into its folder, or give a dataset of ready input_ids.",
   });
