@@ -4,17 +4,22 @@ export function bytesOf(array: ArrayBufferView): Buffer {
 }
 
 export function int32Of(bytes: Uint8Array): Int32Array {
-  const { buffer, offset } = aligned(bytes);
+  const { buffer, offset } = aligned(bytes, 4);
   return new Int32Array(buffer, offset, bytes.byteLength / 4);
 }
 
 export function float32Of(bytes: Uint8Array): Float32Array {
-  const { buffer, offset } = aligned(bytes);
+  const { buffer, offset } = aligned(bytes, 4);
   return new Float32Array(buffer, offset, bytes.byteLength / 4);
 }
 
-function aligned(bytes: Uint8Array): { buffer: ArrayBufferLike; offset: number } {
-  if (bytes.byteOffset % 4 === 0) return { buffer: bytes.buffer, offset: bytes.byteOffset };
+export function float64Of(bytes: Uint8Array): Float64Array {
+  const { buffer, offset } = aligned(bytes, 8);
+  return new Float64Array(buffer, offset, bytes.byteLength / 8);
+}
+
+function aligned(bytes: Uint8Array, elementBytes: number): { buffer: ArrayBufferLike; offset: number } {
+  if (bytes.byteOffset % elementBytes === 0) return { buffer: bytes.buffer, offset: bytes.byteOffset };
   return { buffer: Uint8Array.from(bytes).buffer, offset: 0 };
 }
 

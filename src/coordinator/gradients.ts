@@ -1,3 +1,4 @@
+import { float64Of, int32Of } from "../common/bytes.ts";
 import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult.ts";
 
 /**
@@ -5,16 +6,16 @@ import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult
  * so the sum has the same bits on any placement. Replicas hold the same sums: each pair counts once.
  */
 export function gradientNorm(results: readonly Pick<StepResult__Output, "moduleIds" | "gradSquares">[]): number {
-  const pairs = new Map<number, readonly [a: number, b: number]>();
+  // A of pair i at 2i, B at 2i + 1.
+  const squares: number[] = [];
   for (const { moduleIds, gradSquares } of results) {
-    for (let i = 0; i < moduleIds.length; i++) pairs.set(moduleIds[i]!, [gradSquares[2 * i]!, gradSquares[2 * i + 1]!]);
+    const held = float64Of(gradSquares);
+    int32Of(moduleIds).forEach((pair, i) => {
+      squares[2 * pair] = held[2 * i]!;
+      squares[2 * pair + 1] = held[2 * i + 1]!;
+    });
   }
-  let sum = 0;
-  for (const moduleId of [...pairs.keys()].sort((a, b) => a - b)) {
-    const [a, b] = pairs.get(moduleId)!;
-    sum = sum + a + b;
-  }
-  return Math.sqrt(sum);
+  return Math.sqrt(squares.reduce((sum, square) => sum + square, 0));
 }
 
 /** torch.nn.utils.clip_grad_norm_: the factor that brings the norm to at most `maxNorm`; 0 means no clipping. */

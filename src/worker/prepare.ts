@@ -19,7 +19,7 @@ export interface PreparedRank {
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
   /** Pair numbers in the order of the engine's gradSquares. */
-  readonly moduleIds: readonly number[];
+  readonly moduleIds: Int32Array;
   readonly seed: number;
   /** Null with one replica of the pipeline. */
   readonly replicas: ReplicaGroup | null;
@@ -66,7 +66,7 @@ export async function prepareRank(
       engine,
       segments: request.segments,
       engineSegment,
-      moduleIds: held.map((module) => pairs.get(module)!.moduleId),
+      moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),
       seed: request.seed,
       replicas: replicaGroup(request.replicaRanks, rank),
       instructions: scheduleOf(request, rank),

@@ -216,7 +216,7 @@ export class Rank {
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs });
     await passedOn;
-    const own = { ...loss, moduleIds: [...prepared.moduleIds], gradSquares: [...squares] };
+    const own = { ...loss, moduleIds: bytesOf(prepared.moduleIds), gradSquares: bytesOf(squares) };
     const sums = await relay.collect(name, own);
     if (sums !== null) return { stepResult: sums };
     this.#options.onCollected();

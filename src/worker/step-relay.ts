@@ -75,7 +75,7 @@ function add(own: StepResult__Output, behind: StepResult__Output): StepResult__O
     lossSum: own.lossSum + behind.lossSum,
     labelTokens: own.labelTokens + behind.labelTokens,
     correctTokens: own.correctTokens + behind.correctTokens,
-    moduleIds: [...own.moduleIds, ...behind.moduleIds],
-    gradSquares: [...own.gradSquares, ...behind.gradSquares],
+    moduleIds: Buffer.concat([own.moduleIds, behind.moduleIds]),
+    gradSquares: Buffer.concat([own.gradSquares, behind.gradSquares]),
   };
 }

@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { bytesOf } from "../../../src/common/bytes.ts";
 import { clipFactor, gradientNorm } from "../../../src/coordinator/gradients.ts";
 
 const result = (pairs: readonly { moduleId: number; a: number; b: number }[]) => ({
-  moduleIds: pairs.map(({ moduleId }) => moduleId),
-  gradSquares: pairs.flatMap(({ a, b }) => [a, b]),
+  moduleIds: bytesOf(Int32Array.from(pairs, ({ moduleId }) => moduleId)),
+  gradSquares: bytesOf(Float64Array.from(pairs.flatMap(({ a, b }) => [a, b]))),
 });
 
 test("the norm has the same bits however pairs are spread over ranks", () => {

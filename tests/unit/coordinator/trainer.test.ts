@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { bytesOf } from "../../../src/common/bytes.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/loss-scale.ts";
 import type { Pipeline } from "../../../src/coordinator/pipeline.ts";
@@ -28,8 +29,8 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     runStep: async (step: number, _batches: unknown, previous: Update | null, scale: number) => {
       if (previous !== null) updates.push(previous);
       scales.push(scale);
-      const gradSquares = [square(step, scale), 0];
-      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, moduleIds: [0], gradSquares }];
+      const gradSquares = bytesOf(Float64Array.of(square(step, scale), 0));
+      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, moduleIds: bytesOf(Int32Array.of(0)), gradSquares }];
     },
     applyUpdate: async (update: Update) => {
       updates.push(update);

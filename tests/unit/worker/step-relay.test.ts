@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { bytesOf } from "../../../src/common/bytes.ts";
 import type { OutgoingTensor } from "../../../src/links/link.ts";
 import { Mailbox } from "../../../src/links/mailbox.ts";
 import type { ToWorker__Output } from "../../../src/rpc/generated/pipelora/v1/ToWorker.ts";
@@ -26,6 +27,9 @@ function ranksOf(count: number): RankLinks[] {
   });
 }
 
+const ids = (...values: number[]) => bytesOf(Int32Array.from(values));
+const squares = (...values: number[]) => bytesOf(Float64Array.from(values));
+
 test("commands go down the pipeline in its order, sums come up it and lie in that order too", async () => {
   const pipeline = [2, 0, 1];
   const relays = ranksOf(3).map((links, rank) => new StepRelay(links, pipeline, rank));
@@ -36,15 +40,16 @@ test("commands go down the pipeline in its order, sums come up it and lie in tha
     heard.push(`rank ${rank} step ${step} request ${message.request}`);
     await relays[rank]!.passOn(message);
     const own = { lossSum: rank === 1 ? 2.5 : 0, labelTokens: rank, correctTokens: 0 };
-    return relays[rank]!.collect(`step ${step}`, { ...own, moduleIds: [rank], gradSquares: [rank, rank + 0.5] });
+    const pairs = { moduleIds: ids(rank), gradSquares: squares(rank, rank + 0.5) };
+    return relays[rank]!.collect(`step ${step}`, { ...own, ...pairs });
   };
   for (const rank of [0, 1]) void relays[rank]!.listen((message) => answers.push(obey(rank, message)));
   for (const step of [1, 2]) {
     const command = decodeRequest(encodeRequest({ request: 70 + step, runStep: { step } }));
     assert.deepEqual(await obey(2, command), {
       ...{ lossSum: 2.5, labelTokens: 3, correctTokens: 0 },
-      moduleIds: [2, 0, 1],
-      gradSquares: [2, 2.5, 0, 0.5, 1, 1.5],
+      moduleIds: ids(2, 0, 1),
+      gradSquares: squares(2, 2.5, 0, 0.5, 1, 1.5),
     });
   }
   assert.deepEqual(await Promise.all(answers), [null, null, null, null]);

@@ -6,14 +6,14 @@ export interface StepResult {
   'lossSum'?: (number | string);
   'labelTokens'?: (number | string | Long);
   'correctTokens'?: (number | string | Long);
-  'moduleIds'?: (number)[];
-  'gradSquares'?: (number | string)[];
+  'moduleIds'?: (Buffer | Uint8Array | string);
+  'gradSquares'?: (Buffer | Uint8Array | string);
 }
 
 export interface StepResult__Output {
   'lossSum': (number);
   'labelTokens': (number);
   'correctTokens': (number);
-  'moduleIds': (number)[];
-  'gradSquares': (number)[];
+  'moduleIds': (Buffer);
+  'gradSquares': (Buffer);
 }
