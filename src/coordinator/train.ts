@@ -16,6 +16,7 @@ import { type ModelSetup, setUpModel } from "./model-setup.ts";
 import { NodeFolders, type NodeSave, nodesJson, savedEverywhere } from "./node-folders.ts";
 import { ensureWritable } from "./output-dir.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "./preflight.ts";
+import { quietHeap } from "./quiet-heap.ts";
 import type { Reporter } from "./reporter.ts";
 import { describeFailure, RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
@@ -136,6 +137,7 @@ async function attemptRun(run: Run): Promise<string | null> {
   if (computeDtype === "float16") state.lossScale ??= INITIAL_LOSS_SCALE;
   if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
 
+  quietHeap();
   const started = performance.now();
   const before = state.globalStep;
   cluster.health.ready = true;
