@@ -68,8 +68,10 @@ std::vector<LinearGroup*> Block::groups() { return {qkv_.get(), o_.get(), gate_u
 Tensor Block::q_norm() const { return norms_.size() > 2 ? norms_[2].weight : Tensor(); }
 Tensor Block::k_norm() const { return norms_.size() > 2 ? norms_[3].weight : Tensor(); }
 
-Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor* cache) {
-  const bool keep = pass == Pass::keep || pass == Pass::recompute, recompute = pass == Pass::recompute;
+Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const Tensor* cache) {
+  const bool keep = keeps == Keeps::all || keeps == Keeps::all_for_now;
+  // What goes before what comes after it has gone stands apart from what stays: no holes between that.
+  const Placement place = keeps == Keeps::all && !again ? Placement::low : Placement::high;
   const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = arch_.ffn;
   const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
   const DType dtype = ops_.compute_dtype();
@@ -77,7 +79,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor
   const auto make_inner = [&](const LinearGroup& group, Buffer& inner) {
     if (group.trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
   };
-  if (!recompute) {  // first of all: under checkpointing they stay when what lies behind them goes
+  if (!again) {  // first of all: under checkpointing they stay when what lies behind them goes
     make_inner(*qkv_, saved.inner_qkv);
     make_inner(*o_, saved.inner_o);
     make_inner(*gate_up_, saved.inner_gate_up);
@@ -86,12 +88,12 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor
   // Every input of a linear has room behind its columns.
   const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
-    return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, recompute};
+    return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, again};
   };
 
   Buffer storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*qkv_));
   Tensor normed = storage.tensor().columns(0, arch_.hidden);
-  saved.qkv = arena_.tensor("q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
+  saved.qkv = arena_.tensor("q, k and v", dtype, tokens, q_cols + 2 * kv_cols, place);
   ops_.norm_linear_forward(x, norms_[0].weight, arch_.rms_eps, linear(*qkv_, normed, saved.inner_qkv, Tensor(), saved.qkv));
   storage.reset();
 
@@ -107,9 +109,9 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor
   ops_.qk_rope_forward({q_in, k_in, q, k, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row,
                         batch.q_scale.tensor(), e});
 
-  saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols + room_of(*o_));
+  saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols + room_of(*o_), place);
   const Tensor attn = saved.attn.tensor().columns(0, q_cols);
-  if (keep) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens);
+  if (keep) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, place);
   AttentionForward attention{q, k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window,
                              1.0f / std::sqrt(static_cast<float>(e))};
   if (cache != nullptr) {
@@ -127,18 +129,18 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor
   turned.reset();
   if (!keep) saved.qkv.reset();
 
-  saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden);
+  saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden, place);
   ops_.linear_forward(linear(*o_, attn, saved.inner_o, x, saved.mid));
   if (!keep) saved.attn.reset();
-  if (pass == Pass::forget) saved.x.reset();
+  if (keeps == Keeps::nothing) saved.x.reset();
 
   storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*gate_up_));
   normed = storage.tensor().columns(0, arch_.hidden);
-  saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f);
+  saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f, place);
   ops_.norm_linear_forward(saved.mid, norms_[1].weight, arch_.rms_eps,
                            linear(*gate_up_, normed, saved.inner_gate_up, Tensor(), saved.gate_up));
   storage.reset();
-  if (recompute) return Buffer();
+  if (again) return Buffer();
 
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
   storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
@@ -148,20 +150,19 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor
   return out;
 }
 
-Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const Tensor* cache) {
+Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps keeps, const Tensor* cache) {
   BlockSaved own;
   own.x = std::move(x);
-  const Pass pass = saved == nullptr ? Pass::forget : checkpoint ? Pass::checkpoint : Pass::keep;
-  Buffer out = run(batch, own, pass, cache);
-  if (pass == Pass::checkpoint) {
+  Buffer out = run(batch, own, keeps, false, cache);
+  if (keeps == Keeps::inputs) {
     for (Buffer* large : {&own.qkv, &own.attn, &own.lse, &own.mid, &own.gate_up}) large->reset();
   }
-  if (pass != Pass::forget) *saved = std::move(own);
+  if (keeps != Keeps::nothing) *saved = std::move(own);
   return out;
 }
 
 Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad) {
-  if (!saved.qkv) run(batch, saved, Pass::recompute, nullptr);
+  if (!saved.qkv) run(batch, saved, Keeps::all, true, nullptr);
 
   const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = arch_.ffn;
   const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;

@@ -283,7 +283,11 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
       case Layer::Kind::block: {
         const bool sent = keep && saved->offloads && (layer.offloaded || layer.checkpointed);
         if (sent) saved->offloads->make_room(layer.offloaded);
-        x = layer.block->forward(batch, std::move(x), keep ? &saved->blocks[i] : nullptr, layer.checkpointed, nullptr);
+        const Block::Keeps keeps = !keep                ? Block::Keeps::nothing
+                                   : layer.checkpointed ? Block::Keeps::inputs
+                                   : sent               ? Block::Keeps::all_for_now
+                                                        : Block::Keeps::all;
+        x = layer.block->forward(batch, std::move(x), &saved->blocks[i], keeps, nullptr);
         if (sent) saved->offloads->send(i, saved->blocks[i], layer.offloaded);
         break;
       }
@@ -372,7 +376,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
       case Layer::Kind::embedding: x = embed(*layer, tokens, batch->sequences.tokens); break;
       case Layer::Kind::block: {
         const Tensor kv = cache.layer(block++);
-        x = layer->block->forward(*batch, std::move(x), nullptr, false, &kv);
+        x = layer->block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &kv);
         break;
       }
       case Layer::Kind::norm: {

@@ -36,15 +36,16 @@ class Block {
   const std::vector<NormSlot>& norms() const { return norms_; }
   std::size_t norm_bytes() const { return norm_memory_->bytes(); }
 
-  /// Consumes x. `saved`: null to keep nothing; `checkpoint` keeps what is small. `cache`: keys and values of earlier tokens, appended to.
-  Buffer forward(const Batch& batch, Buffer x, BlockSaved* saved, bool checkpoint, const Tensor* cache);
+  /// What a forward pass leaves in `saved` for the backward pass: nothing; x and inner vectors; all, or all of it soon elsewhere.
+  enum class Keeps { nothing, inputs, all, all_for_now };
+  /// Consumes x. `saved` is needed unless nothing is kept. `cache`: keys and values of earlier tokens, appended to.
+  Buffer forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps keeps, const Tensor* cache);
   /// Consumes dout and saved. Accumulates LoRA gradients; returns dx, or nothing if not asked for.
   Buffer backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad);
 
  private:
-  /// What stays in `saved` after a pass: all, x and inner vectors, or nothing; `recompute` keeps all and makes no output.
-  enum class Pass { keep, checkpoint, forget, recompute };
-  Buffer run(const Batch& batch, BlockSaved& saved, Pass pass, const Tensor* cache);
+  /// The forward pass; `again`: from `saved`, all of which it makes again, without an output.
+  Buffer run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const Tensor* cache);
   Tensor q_norm() const;
   Tensor k_norm() const;
 

@@ -54,7 +54,7 @@ class OffloadedTensors final : public Offloaded {
   void fetch() override {
     leave();
     if (state_ != State::away) return;
-    for (const Tensor& shape : shapes_) tensors_.push_back(arena_.tensor("activations back from the host", shape.dtype, shape.rows, shape.cols));
+    for (const Tensor& shape : shapes_) tensors_.push_back(arena_.workspace("activations back from the host", shape.dtype, shape.rows, shape.cols));
     // Behind the copies out too: the device's stream has waited for those.
     order(room_.device_.stream(), mark_, room_.back_);
     for (std::size_t i = 0; i < shapes_.size(); ++i)
