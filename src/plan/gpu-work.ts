@@ -87,8 +87,18 @@ function backwardWork(product: GpuProduct, float: number, tokens: number): numbe
 function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): number {
   const tiles = sum(ranks.map((rank) => Math.ceil(rank / 8)));
   const blocks = Math.ceil(tokens / 16);
-  const splits = Math.max(1, Math.min(Math.floor(396 / blocks), Math.floor(columns / 512)));
+  const splits = innerSplits(blocks, Math.max(1, Math.floor(columns / 512)));
   return splits === 1 ? 0 : splits * blocks * 16 * 8 * Math.min(tiles, 8) * FLOAT32;
+}
+
+/** lora_inner.cu's inner_splits. */
+function innerSplits(blocks: number, most: number): number {
+  const atOnce = 396;
+  if (blocks <= atOnce) return Math.max(1, Math.min(Math.floor(atOnce / blocks), most));
+  const even = [1, 2, 3, 4].find(
+    (splits) => splits <= most && 10 * splits * blocks >= 9 * atOnce * Math.ceil((splits * blocks) / atOnce),
+  );
+  return even ?? 1;
 }
 
 /** In float32, partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora_outer_plain.cu). */

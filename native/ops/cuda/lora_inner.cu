@@ -172,10 +172,16 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
 }
 
 /// Splits of the columns: no more blocks than run at once (132 multiprocessors, three each), each warp with at least two pieces.
-/// Depends on shapes alone.
+/// Where one split makes more, the fewest of up to four whose last wave leaves little idle. Depends on shapes alone.
 std::int64_t inner_splits(std::int64_t tokens, std::int64_t cols) {
-  const std::int64_t blocks = (tokens + kInnerTokens - 1) / kInnerTokens;
-  return std::clamp<std::int64_t>(396 / blocks, 1, std::max<std::int64_t>(1, cols / (2 * kInnerWarps * 32)));
+  constexpr std::int64_t kAtOnce = 396, kMostWaves = 4;
+  const std::int64_t blocks = (tokens + kInnerTokens - 1) / kInnerTokens, most = std::max<std::int64_t>(1, cols / (2 * kInnerWarps * 32));
+  if (blocks <= kAtOnce) return std::clamp<std::int64_t>(kAtOnce / blocks, 1, most);
+  for (std::int64_t splits = 1; splits <= std::min(kMostWaves, most); ++splits) {
+    const std::int64_t waves = (splits * blocks + kAtOnce - 1) / kAtOnce;
+    if (10 * splits * blocks >= 9 * waves * kAtOnce) return splits;
+  }
+  return 1;
 }
 
 // Any dtype and any alignment: a block a token, a warp a rank.
