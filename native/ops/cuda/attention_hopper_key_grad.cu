@@ -119,6 +119,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
   const int own = thread / 32 * 16, k0 = work.k0, offset = work.offset();
   const auto meet = [&] { named_wait(1 + group, 128); };
   const auto done_with = [&](std::uint32_t stage) {
+    __syncwarp();  // every lane has read its levels
     if (lane == 0) barrier_arrive(barriers.empty(stage));
   };
   const float scale = shape.scale * kLog2E;
