@@ -372,12 +372,15 @@ void attention(Gpu& gpu, DType dtype, bool small) {
   attention(gpu, dtype, {{300}, {}, 4, 2, 40, 0});
 }
 
-/// usage: cuda_kernels [attention] [small]. "attention": nothing else; "small": shapes small enough for a checker that runs
-/// every instruction under watch.
+/// usage: cuda_kernels [attention] [small] [DTYPE …]. "attention": nothing else; "small": shapes small enough for a checker that
+/// runs every instruction under watch; DTYPE: float32, bfloat16, float16, without any all three.
 int main(int argc, char** argv) {
   const auto asked = [&](const char* word) { return std::find(argv + 1, argv + argc, std::string_view(word)) != argv + argc; };
   const bool small = asked("small"), only_attention = asked("attention");
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+  const std::vector<DType> dtypes{DType::f32, DType::bf16, DType::f16};
+  const bool named = std::any_of(dtypes.begin(), dtypes.end(), [&](DType dtype) { return asked(dtype_name(dtype)); });
+  for (const DType dtype : dtypes) {
+    if (named && !asked(dtype_name(dtype))) continue;
     Gpu gpu(dtype, std::size_t{1} << 30);
     attention(gpu, dtype, small);
     if (only_attention) continue;
