@@ -332,7 +332,7 @@ int main(int argc, char** argv) {
       {"8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000, kBlocks, 0, 7},
       {"4x2048-on", "nf4", std::vector<int>(4, 2048), 1, 17500, 0, 9},
       {"4x2048-off", "nf4", std::vector<int>(4, 2048), 1, 25500, kBlocks, 0, 11},
-      {"1x8192-on", "nf4", {8192}, 1, 16500, 1, 10},
+      {"1x8192-on", "nf4", {8192}, 1, 16500, 2, 10},
       {"int8-8x384-on", "int8", std::vector<int>(8, 384), 1, 17900, 0},
       {"bf16-8x384-off", "bf16", std::vector<int>(8, 384), 1, 26000},
       {"cached-tutorial-off", "nf4", {}, 0.39, 26000, kBlocks, 0, kBlocks},
