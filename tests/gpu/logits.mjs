@@ -25,6 +25,7 @@ const whole = {
   firstLayer: 0,
   lastLayer: spec.layers.length - 1,
   checkpointedBlocks: 0,
+  offloadedBlocks: 0,
   cachedBlocks: 0,
 };
 const pairs = new Map(targets.map((target) => [target.name, target]));

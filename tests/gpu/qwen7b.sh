@@ -6,9 +6,9 @@ set -u
 config=$1 rows=$2 tools=$3
 coordinator() { LD_LIBRARY_PATH=$tools "$tools/node" dist/cli/coordinator.js "$@"; }
 model=$(mktemp -d)
-started=$(date +%s.%N)
+started=$(date +%s%N)
 coordinator init-model --config "$config" --torch-dtype bfloat16 --output-dir "$model" || exit 1
-echo "init-model: $(echo "$(date +%s.%N) - $started" | bc) s, $(du -sh "$model" | cut -f1)"
+echo "init-model: $((($(date +%s%N) - started) / 1000000)) ms, $(du -sh "$model" | cut -f1)"
 for settings in --gradient-checkpointing "--gradient-checkpointing false" "--gradient-checkpointing false --weight-cache auto"; do
   # shellcheck disable=SC2086
   coordinator --model "$model" --dataset "$rows" --output-dir "$model/out" --overwrite-output-dir --load-in-4bit \
