@@ -262,6 +262,14 @@ Buffer Segment::embed(const Layer& layer, const std::vector<std::int32_t>& token
   return x;
 }
 
+/// The same values in the lowest hole that has room for them: the head's logits need what is free in one piece.
+Buffer Segment::lowest(Buffer x) {
+  Buffer to = arena_.tensor("a block's output", x.tensor().dtype, x.tensor().rows, x.tensor().cols);
+  if (to.tensor().data > x.tensor().data) return x;
+  ops_.copy(x, to);
+  return to;
+}
+
 ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   require_loaded();
   auto saved = std::make_unique<Saved>();
@@ -292,6 +300,10 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
         break;
       }
       case Layer::Kind::norm: {
+        if (saved->offloads) {
+          saved->offloads->settle();
+          x = lowest(std::move(x));
+        }
         Buffer y = arena_.tensor("the final norm's output", ops_.compute_dtype(), tokens, arch_.hidden);
         ops_.rmsnorm_forward(x, layer.weight, arch_.rms_eps, y);
         if (keep) saved->inputs[i] = std::move(x);
@@ -299,7 +311,6 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
         break;
       }
       case Layer::Kind::head: {
-        if (saved->offloads) saved->offloads->settle();
         HeadResult loss = layer.head->forward(batch, micro, x, keep);
         x.reset();
         result.loss_sum = loss.loss_sum;

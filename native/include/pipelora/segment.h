@@ -62,6 +62,7 @@ class Segment {
   void fill(const std::string& name, const std::vector<std::int64_t>& shape, Fill&& fill);
   void check_input(const Buffer& input, std::int64_t tokens) const;
   void require_loaded() const;
+  Buffer lowest(Buffer x);
   Buffer embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected);
 
   Ops& ops_;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "ops/cuda/check.h"
+#include "pipelora/arena_offload.h"
 
 namespace pipelora::cuda {
 
@@ -24,14 +25,13 @@ void order(cudaStream_t first, cudaEvent_t mark, cudaStream_t later) {
 
 // Memory changes hands in the order of the device's stream: it waits for the copies out before their source is used again, and
 // for the copies back before their pieces of the host's memory are; both kinds of copy wait for what it had queued before them.
-class OffloadedTensors final : public Offloaded {
+class OffloadedTensors final : public ArenaOffload {
  public:
-  OffloadedTensors(HostRoom& room, std::vector<Buffer> tensors, Arena& arena)
-      : room_(room), arena_(arena), tensors_(std::move(tensors)), mark_(event()), copied_(event()) {
+  OffloadedTensors(HostRoom& room, std::vector<Buffer> given, Arena& arena)
+      : ArenaOffload(std::move(given), arena), room_(room), mark_(event()), copied_(event()) {
     order(room_.device_.stream(), mark_, room_.out_);
-    for (const Buffer& buffer : tensors_) {
+    for (const Buffer& buffer : tensors()) {
       const Tensor& tensor = buffer;
-      shapes_.push_back(tensor);
       copies_.push_back(room_.room_.tensor("offloaded activations", tensor.dtype, tensor.rows, tensor.cols));
       check(cudaMemcpyAsync(copies_.back().tensor().data, tensor.data, tensor.bytes(), cudaMemcpyDeviceToHost, room_.out_), "offloading a tensor");
     }
@@ -44,41 +44,27 @@ class OffloadedTensors final : public Offloaded {
     cudaEventDestroy(copied_);
   }
 
-  void leave() override {
-    if (state_ != State::leaving) return;
-    check(cudaStreamWaitEvent(room_.device_.stream(), copied_, 0), "waiting for a copy");
-    tensors_.clear();
-    state_ = State::away;
-  }
+ private:
+  void left() override { check(cudaStreamWaitEvent(room_.device_.stream(), copied_, 0), "waiting for a copy"); }
 
-  void fetch() override {
-    leave();
-    if (state_ != State::away) return;
-    for (const Tensor& shape : shapes_) tensors_.push_back(arena_.workspace("activations back from the host", shape.dtype, shape.rows, shape.cols));
+  void bring_back() override {
     // Behind the copies out too: the device's stream has waited for those.
     order(room_.device_.stream(), mark_, room_.back_);
-    for (std::size_t i = 0; i < shapes_.size(); ++i)
-      check(cudaMemcpyAsync(tensors_[i].tensor().data, copies_[i].tensor().data, shapes_[i].bytes(), cudaMemcpyHostToDevice, room_.back_), "fetching a tensor");
+    for (std::size_t i = 0; i < copies_.size(); ++i) {
+      const Tensor &to = tensors()[i], &from = copies_[i];
+      check(cudaMemcpyAsync(to.data, from.data, to.bytes(), cudaMemcpyHostToDevice, room_.back_), "fetching a tensor");
+    }
     check(cudaEventRecord(copied_, room_.back_), "cudaEventRecord");
-    state_ = State::coming;
   }
 
-  std::vector<Buffer> take() override {
-    fetch();
+  void arrived() override {
     check(cudaStreamWaitEvent(room_.device_.stream(), copied_, 0), "waiting for a copy");
     copies_.clear();
-    return std::move(tensors_);
   }
 
- private:
-  enum class State { leaving, away, coming };
   HostRoom& room_;
-  Arena& arena_;
-  std::vector<Buffer> tensors_;  // on the device
-  std::vector<Tensor> shapes_;
   std::vector<Buffer> copies_;  // on the host
   cudaEvent_t mark_, copied_;
-  State state_ = State::leaving;
 };
 
 HostRoom::HostRoom(Device& device, std::size_t bytes)
