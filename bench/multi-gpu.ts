@@ -135,6 +135,7 @@ export async function runMultiDevice(
               ...[...baseFlags, ...way.flags, ...machine.flags, "--link", link, "--gradient-checkpointing"],
               ...["--calibrate", "always", "--learning-rate", "1e-4"],
               ...["--per-device-train-batch-size", String(rows), "--micro-batch-tokens", String(rows * tokens)],
+              ...["--max-length", String(tokens)],
               // Each replica has a share of the step's rows.
               ...["--gradient-accumulation-steps", String(stepBatches / way.replicas), "--num-train-epochs", "1000"],
             ];
@@ -187,7 +188,8 @@ function measured(options: RunOptions): object {
   const plan = (events.find(({ event }) => event === "plan") as unknown as { plan: Plan }).plan;
   const { ranks, step_ms } = events.find(({ event }) => event === "predictions") as unknown as Predictions;
   const stepMs = median(steps.map((step) => step.stepMs));
-  const busy = ranks.reduce((sum, { compute_ms }) => sum + (compute_ms ?? 0), 0) / ranks.length;
+  const working = ranks.map(({ compute_ms }) => compute_ms ?? 0).filter((ms) => ms > 0);
+  const busy = working.reduce((sum, ms) => sum + ms, 0) / working.length;
   const gib = (bytes: number) => round(bytes / 2 ** 30, 2);
   return {
     kinds: [...new Set(plan.links.map(({ kind }) => kind))],
