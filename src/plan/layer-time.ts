@@ -1,6 +1,7 @@
+import type { LayerSpec } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
 import { type LayerWork, layerWork } from "./layer-work.ts";
-import { deviceRate } from "./rates.ts";
+import { deviceRate, memoryRate, OVER_PRODUCTS } from "./rates.ts";
 import type { MeasuredDevice, PlanRequest, TimePoint } from "./request.ts";
 
 /** Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rate. */
@@ -18,13 +19,28 @@ export function layerTimer(request: PlanRequest): (device: Device) => LayerWork[
   };
 }
 
-function assumed({ work, computeDtype }: PlanRequest, layers: readonly LayerWork[], device: Device): LayerWork[] {
+function assumed(request: PlanRequest, layers: readonly LayerWork[], device: Device): LayerWork[] {
+  const { work, computeDtype, spec } = request;
   const rate = deviceRate(device, computeDtype, work.meanTokens);
-  return layers.map(({ forward, backward, recompute }) => ({
-    forward: forward / rate,
-    backward: backward / rate,
-    recompute: recompute / rate,
-  }));
+  const over = OVER_PRODUCTS[device.kind];
+  const seconds = (flop: number, factor: number, expansion: number) =>
+    flop === 0 ? 0 : (factor * flop) / rate + expansion;
+  return layers.map(({ forward, backward, recompute }, index) => {
+    const expansion = expansionSeconds(request, spec.layers[index]!, device);
+    return {
+      forward: seconds(forward, over.forward, expansion),
+      backward: seconds(backward, over.backward, expansion),
+      recompute: seconds(recompute, over.forward, expansion),
+    };
+  });
+}
+
+/** Of each pass over a block whose weights a GPU holds quantised: codes and scales are read, 16-bit values written. */
+function expansionSeconds({ holding }: PlanRequest, layer: LayerSpec, device: Device): number {
+  const { method } = holding.quantization;
+  if (layer.kind !== "block" || device.kind !== "cuda" || method === "none") return 0;
+  const weights = layer.linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
+  return (weights * (2 + (method === "4bit" ? 0.5 : 1))) / memoryRate(device);
 }
 
 function timed({ work, spec }: PlanRequest, layers: readonly LayerWork[], measured: MeasuredDevice): LayerWork[] {

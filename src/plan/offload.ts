@@ -5,7 +5,7 @@ import { layerMemory } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
 import { heldActivations } from "./memory.ts";
 import { wholeActivations } from "./range-costs.ts";
-import { FORWARD_OVER_PRODUCTS, hostLinkRate } from "./rates.ts";
+import { hostLinkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
@@ -47,10 +47,9 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
 }
 
 function forwardSeconds(request: PlanRequest, device: Device, { firstLayer, lastLayer }: Segment): number {
-  const seconds = layerTimer(request)(device)
+  return layerTimer(request)(device)
     .slice(firstLayer, lastLayer + 1)
     .reduce((sum, { forward }) => sum + forward, 0);
-  return seconds * (request.rates.measured.has(device.id) ? 1 : FORWARD_OVER_PRODUCTS);
 }
 
 /** Bytes of the host's memory for one GPU's offloaded activations: GPUs of a node share it alike, embeddings come first. */

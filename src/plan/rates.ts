@@ -3,22 +3,23 @@ import type { FloatDtype } from "./held-sizes.ts";
 import { type LinkRate, linkKey, type RateOverrides } from "./request.ts";
 
 /**
- * What products of a transformer reach on a device, FLOP/s in 16 bit, and with float32 inputs. Measured where known (H100),
- * else about 0.7 of the dense peak that the vendor states.
+ * What products of a transformer reach on a device, FLOP/s in 16 bit, and with float32 inputs; and its memory's bytes/s. Measured
+ * where known (H100), else about 0.7 of the dense peak that the vendor states, and the vendor's bandwidth.
  */
-const GPU_RATES: readonly (readonly [RegExp, number, number])[] = [
-  [/\b(H100|H200|H800|GH200)/i, 740e12, 280e12],
-  [/\b(B200|B100|GB200)/i, 1500e12, 560e12],
-  [/\bA100|\bA800/i, 220e12, 100e12],
-  [/\bL40/i, 130e12, 60e12],
-  [/\bL4\b/i, 60e12, 28e12],
-  [/\bA10\b|\bA10G/i, 60e12, 25e12],
-  [/4090/, 115e12, 55e12],
-  [/3090/, 50e12, 25e12],
-  [/\bV100/i, 80e12, 13e12],
-  [/\bT4\b/i, 35e12, 6e12],
+const GPU_RATES: readonly (readonly [RegExp, number, number, number])[] = [
+  [/\bH200|\bGH200/i, 740e12, 280e12, 4.8e12],
+  [/\b(H100|H800)/i, 740e12, 280e12, 3.35e12],
+  [/\b(B200|B100|GB200)/i, 1500e12, 560e12, 8e12],
+  [/\bA100|\bA800/i, 220e12, 100e12, 2e12],
+  [/\bL40/i, 130e12, 60e12, 0.86e12],
+  [/\bL4\b/i, 60e12, 28e12, 0.3e12],
+  [/\bA10\b|\bA10G/i, 60e12, 25e12, 0.6e12],
+  [/4090/, 115e12, 55e12, 1e12],
+  [/3090/, 50e12, 25e12, 0.94e12],
+  [/\bV100/i, 80e12, 13e12, 0.9e12],
+  [/\bT4\b/i, 35e12, 6e12, 0.32e12],
 ];
-const UNKNOWN_GPU: readonly [number, number] = [60e12, 25e12];
+const UNKNOWN_GPU = [60e12, 25e12, 0.5e12] as const;
 /** One worker on a few server cores, by dtype. */
 const CPU_RATES: Readonly<Record<FloatDtype, number>> = { float32: 200e9, bfloat16: 400e9, float16: 200e9 };
 
@@ -34,8 +35,19 @@ export function hostLinkRate({ name }: Device): number {
   return HOST_LINKS.find(([pattern]) => pattern.test(name ?? ""))?.[1] ?? UNKNOWN_HOST_LINK;
 }
 
-/** How much longer a block's forward pass is than its products at the rate above (an H100 at 1,000 to 8,000 tokens). */
-export const FORWARD_OVER_PRODUCTS = 1.25;
+/**
+ * How much longer a pass is than its products at the rate above, without expanding weights: attention, norms, LoRA, and a card at
+ * its power limit. With both passes within 7 % of an H100's steps at 1,000 to 8,000 tokens (docs/performance.md).
+ */
+export const OVER_PRODUCTS = {
+  cpu: { forward: 1, backward: 1 },
+  cuda: { forward: 1.2, backward: 1.4 },
+} as const;
+
+/** Bytes/s of a GPU's own memory. */
+export function memoryRate({ name }: Device): number {
+  return gpuRates(name ?? "")[2];
+}
 
 /** Tokens at which a product reaches half its rate: an H100 does 520 TFLOP/s of its 740 at 512 tokens. */
 const HALF_RATE_TOKENS = { cpu: 16, cuda: 210 } as const;
@@ -47,10 +59,13 @@ export function deviceRate(device: Device, dtype: FloatDtype, tokens: number): n
 
 function assumedRate(device: Device, dtype: FloatDtype): number {
   if (device.kind === "cpu") return CPU_RATES[dtype];
-  const name = device.name ?? "";
-  const [half, single] =
-    (GPU_RATES.find(([pattern]) => pattern.test(name))?.slice(1) as [number, number] | undefined) ?? UNKNOWN_GPU;
+  const [half, single] = gpuRates(device.name ?? "");
   return dtype === "float32" ? single : half;
+}
+
+function gpuRates(name: string): readonly [number, number, number] {
+  const known = GPU_RATES.find(([pattern]) => pattern.test(name));
+  return known === undefined ? UNKNOWN_GPU : [known[1], known[2], known[3]];
 }
 
 const SAME_NODE = {

@@ -106,12 +106,14 @@ test("the prediction agrees with the simulated schedule of the same stages", () 
   }
 });
 
-test("Qwen-7B's head weighs 2.05 blocks under checkpointing", () => {
+test("Qwen-7B's head weighs 2.1 blocks under checkpointing", () => {
   const map = { transformer: 0, lm_head: 1 };
   const work = { ...WORK, rowTokens: 0 };
   const { predicted } = makePlan(request(qwen, gpus(2), { strategy: map, work, lora: everyLinear(qwen, 0) }));
   const [blocks, head] = predicted!.segments.map(({ forwardMs, backwardMs }) => forwardMs + backwardMs);
-  assert.ok(Math.abs(head! / (blocks! / 32) - 2.05) < 0.01);
+  // 2.05 by products alone: three passes against two, of which the way back takes longer for its products.
+  const ratio = head! / (blocks! / 32);
+  assert.ok(Math.abs(ratio - (2.05 * (2.6 / 2)) / (3.8 / 3)) < 0.01, `${ratio}`);
 });
 
 test("70 billion parameters over 512 devices: every device's load within the best", () => {
