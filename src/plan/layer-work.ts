@@ -6,13 +6,13 @@ export interface LayerWork {
   readonly forward: number;
   /** Without recompute. */
   readonly backward: number;
-  /** The second forward of a block that recomputes. */
+  /** What a block that recomputes goes through again: all but its last product, which nothing on the way back needs. */
   readonly recompute: number;
 }
 
 /**
  * Products only, 2 FLOP a weight a token a pass. With a frozen base a block is one pass forward, one back (the input's
- * gradient), and one more forward under checkpointing; the head is two passes over the label tokens, the embedding and the norm
+ * gradient), and most of one forward more under checkpointing; the head is two passes over the label tokens, the embedding and the norm
  * are nothing. A LoRA pair adds its own products (one pass forward, two back), causal attention half of T² a head forward and two
  * and a half times that back. Layers below the lowest trainable one only run forward.
  */
@@ -25,12 +25,15 @@ export function layerWork(request: PlanRequest): LayerWork[] {
     const learns = index >= lowest;
     const adapters = 2 * pairs[index]!.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0);
     if (layer.kind === "block") {
-      const weights = 2 * layer.linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
+      const products = (linears: typeof layer.linears) =>
+        2 * linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
+      const weights = products(layer.linears);
+      const last = products(layer.linears.filter(({ role }) => role === "down"));
       const seen = Math.min(work.rowTokens, layer.slidingWindow ?? Number.POSITIVE_INFINITY);
       const attention = 2 * heads * headDim * seen;
       const forward = (weights + attention + adapters) * work.meanTokens;
       const backward = learns ? (weights + 2.5 * attention + 2 * adapters) * work.meanTokens : 0;
-      return { forward, backward, recompute: learns ? forward : 0 };
+      return { forward, backward, recompute: learns ? forward - last * work.meanTokens : 0 };
     }
     if (layer.kind === "head") {
       const pass = 2 * hidden * vocab * work.meanLabelTokens;
