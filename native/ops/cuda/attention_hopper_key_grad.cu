@@ -128,6 +128,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
   const int behind = offset + quad * 2 - (k0 + own + g);  // before query 0, the thread's first row
   std::uint32_t slopes[4][4] = {};
   Ring<kStages> ring;
+  [[maybe_unused]] int turn = 0;  // of the two tiles of slopes; a step may make none
   int held = -1;  // the stage whose q the last product of dk may still read
   // Where the warp's slopes of the step go: tile after tile, those that it does not make too, then to the next head's.
   const int rows = own % 64 * kPanelRow;
@@ -202,8 +203,9 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
     product_rows<E, T>(dk_sums, slopes, q_tile);
     wgmma_commit();
     if constexpr (kKeep) {  // each warp its 16 rows
-      const int at = L::kSlopes + (group * 2 + step % 2) * Slopes::kBytes;
-      wait_sent<1>();  // what was sent two steps ago has been read
+      const int at = L::kSlopes + (group * 2 + turn) * Slopes::kBytes;
+      turn ^= 1;
+      wait_sent<1>();  // what was sent from here before has been read
       __syncwarp();
       // place() of row g; what moves a piece is one bit pattern, and rows 8 further lie 1024 bytes on.
       std::uint32_t piece0 = base + at + rows + g * kPanelRow + (g << 4) + quad * 4;
