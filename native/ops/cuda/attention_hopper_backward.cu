@@ -86,15 +86,7 @@ __global__ void __launch_bounds__(128, 2)
     wgmma_wait<1>();
     wgmma_hold(p);
     const bool unmasked = offset + first >= k0 + kTile - 1 && shape.window == 0;
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float2 levels2 = *reinterpret_cast<const float2*>(level + n * 8 + quad * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        p[n][i] = exp2_fast(fmaf(p[n][i], scale, i % 2 == 0 ? -levels2.x : -levels2.y));
-        if (!unmasked && hidden(behind + first + n * 8 + i % 2 - i / 2 * 8, shape.window)) p[n][i] = 0;
-      }
-    }
+    weigh(p, level, scale, unmasked, behind + first, shape.window);
     std::uint32_t fragments[4][4];
     pack_fragments<T>(fragments, p);
     wgmma_wait<0>();
@@ -104,12 +96,7 @@ __global__ void __launch_bounds__(128, 2)
     wgmma_fence();
     product_rows<E, T>(dv_sums, fragments, dout_tile);
     wgmma_commit();
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float2 pulls = *reinterpret_cast<const float2*>(pull + n * 8 + quad * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - (i % 2 == 0 ? pulls.x : pulls.y);
-    }
+    slope(p, dp, pull);
     std::uint32_t slopes[4][4];
     pack_fragments<T>(slopes, p);
     if (whole) {

@@ -27,6 +27,32 @@ __device__ inline float row_delta(const T* out, const T* dout, int width) {
   return sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
 }
 
+/// Scores of 64 keys by 64 queries to weights; `level`: log-sum-exp of the queries in shared memory, `behind` how far the first
+/// query lies behind the thread's first key.
+__device__ inline void weigh(float (&p)[8][4], const float* level, float scale, bool unmasked, int behind, int window) {
+  const int quad = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const float2 levels = *reinterpret_cast<const float2*>(level + n * 8 + quad * 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      p[n][i] = exp2_fast(fmaf(p[n][i], scale, i % 2 == 0 ? -levels.x : -levels.y));
+      if (!unmasked && hidden(behind + n * 8 + i % 2 - i / 2 * 8, window)) p[n][i] = 0;
+    }
+  }
+}
+
+/// Weights to slopes, by the weights' gradients and delta of the queries (`pull`, in shared memory).
+__device__ inline void slope(float (&p)[8][4], const float (&dp)[8][4], const float* pull) {
+  const int quad = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const float2 pulls = *reinterpret_cast<const float2*>(pull + n * 8 + quad * 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - (i % 2 == 0 ? pulls.x : pulls.y);
+  }
+}
+
 /// dS of some heads: tiles of 64 keys by 64 queries as they lie in shared memory, key tile after key tile those of the queries
 /// from the diagonal on; sequence after sequence, `tiles` of them a head.
 struct Slopes {

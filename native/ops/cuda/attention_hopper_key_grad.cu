@@ -172,15 +172,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
     if (held >= 0) done_with(static_cast<std::uint32_t>(held));
     held = static_cast<int>(ring.stage);
     const bool unmasked = offset + first >= k0 + group * 64 + 63 && shape.window == 0;
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float2 levels2 = *reinterpret_cast<const float2*>(level + n * 8 + quad * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        p[n][i] = exp2_fast(fmaf(p[n][i], scale, i % 2 == 0 ? -levels2.x : -levels2.y));
-        if (!unmasked && hidden(behind + first + n * 8 + i % 2 - i / 2 * 8, shape.window)) p[n][i] = 0;
-      }
-    }
+    weigh(p, level, scale, unmasked, behind + first, shape.window);
     std::uint32_t weights[4][4];
     pack_fragments<T>(weights, p);
     wgmma_wait<0>();
@@ -190,12 +182,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
     wgmma_fence();
     product_rows<E, T>(dv_sums, weights, dout_tile);
     wgmma_commit();
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const float2 pulls = *reinterpret_cast<const float2*>(pull + n * 8 + quad * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - (i % 2 == 0 ? pulls.x : pulls.y);
-    }
+    slope(p, dp, pull);
     pack_fragments<T>(slopes, p);
     wgmma_hold(slopes);
     wgmma_hold(dk_sums);
