@@ -235,8 +235,9 @@ async function serveSession(session: Session): Promise<number | "rejoin"> {
   } finally {
     signals.handle(null);
     health.ready = false;
+    const released = rank.end();
     links.close();
-    await rank.close();
+    await released;
     await connection.end();
   }
 }

@@ -55,6 +55,7 @@ export class Rank {
   /** Tensors still to come for an ImportLora request. */
   #importing: { request: number; left: number } | null = null;
   #cancelled = false;
+  #ending = false;
 
   constructor(options: RankOptions) {
     this.#options = options;
@@ -74,13 +75,21 @@ export class Rank {
         const reply = await this.#answer(message);
         if (reply !== null) this.#options.send({ ...reply, replyTo: message.request });
       } catch (error) {
-        this.#options.log.error({ error }, `${message.body} failed: ${(error as Error).message}`);
+        // What was under way when this process was told to end fails for that alone.
+        const level = this.#ending ? "debug" : "error";
+        this.#options.log[level]({ error }, `${message.body} failed: ${(error as Error).message}`);
         this.#options.send({ replyTo: message.request, failure: toFailure(error) });
       }
     });
   }
 
-  /** Releases the engine; what is running fails. */
+  /** For good: what is running fails. */
+  async end(): Promise<void> {
+    this.#ending = true;
+    await this.close();
+  }
+
+  /** Releases the engine. */
   async close(): Promise<void> {
     this.#relay?.end();
     this.#relay = null;
