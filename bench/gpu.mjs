@@ -164,7 +164,12 @@ function beside({ row, name, target, hf, best }, line) {
     name,
     ...(line.kept_blocks === undefined
       ? {}
-      : { kept_blocks: line.kept_blocks, offloaded_blocks: line.offloaded_blocks, dropout: line.dropout }),
+      : {
+          kept_blocks: line.kept_blocks,
+          offloaded_blocks: line.offloaded_blocks,
+          cached_blocks: line.cached_blocks,
+          dropout: line.dropout,
+        }),
     tokens_per_s: line.tokens_per_s,
     step_ms: line.step_ms ?? Number((1000 / line.tokens_per_s).toFixed(2)),
     peak_GiB: line.peak_GiB ?? null,

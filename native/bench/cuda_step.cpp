@@ -1,6 +1,7 @@
 // Times whole optimizer steps of QLoRA at Qwen-7B's shape with random weights, through the engine itself: one JSON line a
-// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all
-// workloads. KEPT and OFFLOADED: how many of 32 blocks keep their activations on the GPU and on the host.
+// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without
+// names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep their activations on the GPU and on the host; CACHED: how
+// many keep their weights expanded.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 
