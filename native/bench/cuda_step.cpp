@@ -21,8 +21,10 @@
 #include "pipelora/half.h"
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/segment.h"
+#include "tests/qwen7b.h"
 
 using namespace pipelora;
+using namespace pipelora::test;
 
 namespace {
 
@@ -33,19 +35,6 @@ constexpr std::int64_t kBlocks = 32;
 /// Enough steps that the card's clocks settle.
 constexpr int kWarm = 3, kLeast = 10, kMost = 40, kMostSteps = kWarm + kMost;
 constexpr double kSeconds = 2.5;
-
-Arch qwen7b() {
-  Arch arch;
-  arch.hidden = 4096;
-  arch.heads = arch.kv_heads = 32;
-  arch.head_dim = 128;
-  arch.ffn = 11008;
-  arch.vocab = 151936;
-  arch.rms_eps = 1e-6f;
-  arch.rope_base = 10000;
-  for (int i = 0; i < 64; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * i / 128));
-  return arch;
-}
 
 struct Workload {
   std::string name, base;  // nf4, int8, bf16
@@ -61,33 +50,7 @@ SegmentSpec whole_model(const Arch& arch, const Workload& work, float dropout, s
   SegmentSpec spec;
   spec.offloaded_blocks = work.offloaded * blocks / kBlocks;
   spec.checkpointed_blocks = blocks - work.kept * blocks / kBlocks - spec.offloaded_blocks;
-  spec.layers.push_back(EmbeddingSpec{"wte"});
-  std::uint32_t module = 0;
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    const std::string at = "h." + std::to_string(b) + ".";
-    BlockSpec block;
-    block.index = b;
-    block.attn_norm = at + "ln_1";
-    block.mlp_norm = at + "ln_2";
-    const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias) {
-      LinearSpec made;
-      made.role = role;
-      made.name = at + name;
-      made.in = in;
-      made.out = out;
-      made.bias = bias;
-      made.lora = LoraSpec{8, 4.0f, dropout, module++};
-      block.linears.push_back(made);
-    };
-    linear(Role::qkv, "attn.c_attn", arch.hidden, 3 * arch.hidden, true);
-    linear(Role::o, "attn.c_proj", arch.hidden, arch.hidden, false);
-    linear(Role::gate, "mlp.w2", arch.hidden, arch.ffn, false);
-    linear(Role::up, "mlp.w1", arch.hidden, arch.ffn, false);
-    linear(Role::down, "mlp.c_proj", arch.ffn, arch.hidden, false);
-    spec.layers.push_back(std::move(block));
-  }
-  spec.layers.push_back(NormSpec{"ln_f"});
-  spec.layers.push_back(HeadSpec{"lm_head", "lm_head", std::nullopt});
+  spec.layers = qwen7b_layers(arch, blocks, dropout);
   return spec;
 }
 
@@ -367,7 +330,7 @@ int main(int argc, char** argv) {
     if (found == all.end() && name == "decode") continue;
     Workload work = found == all.end() ? Workload() : *found;
     if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld:%ld", &work.kept, &work.offloaded, &work.cached) < 2) ||
-        work.kept < 0 || work.offloaded < 0 || work.kept + work.offloaded > kBlocks) {
+        work.kept < 0 || work.offloaded < 0 || work.kept + work.offloaded > kBlocks || work.cached < 0 || work.cached > kBlocks) {
       std::fprintf(stderr, "no workload is called %s, or its blocks are more than there are\n", name.c_str());
       return 2;
     }

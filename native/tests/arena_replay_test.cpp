@@ -2,23 +2,12 @@
 #include <doctest/doctest.h>
 
 #include "paper_device.h"
+#include "qwen7b.h"
 
 using namespace testing;
+using namespace pipelora::test;
 
 namespace {
-
-/// Qwen-7B.
-Arch arch() {
-  Arch made;
-  made.hidden = 4096;
-  made.heads = made.kv_heads = 32;
-  made.head_dim = 128;
-  made.ffn = 11008;
-  made.vocab = 151936;
-  made.rope_base = 10000;
-  made.rope_inv_freq.assign(64, 1.0);
-  return made;
-}
 
 struct Case {
   std::int64_t blocks = 32, tokens = 3072, labels = 3072, offloaded = 0, kept = 0;
@@ -32,51 +21,37 @@ SegmentSpec segment_of(const Case& c, const Arch& arch) {
   spec.offloaded_blocks = c.offloaded;
   spec.checkpointed_blocks = c.blocks - c.offloaded - c.kept;
   spec.needs_input_grad = !c.first;
-  if (c.first) spec.layers.push_back(EmbeddingSpec{"embedding"});
-  for (std::int64_t b = 0; b < c.blocks; ++b) {
-    const std::string at = std::to_string(b);
-    BlockSpec block;
-    block.index = b;
-    block.attn_norm = at + "attn_norm";
-    block.mlp_norm = at + "mlp_norm";
-    const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out) {
-      block.linears.push_back({role, at + name, in, out, false, LoraSpec{8, 2, c.dropout, static_cast<std::uint32_t>(spec.layers.size())}});
-    };
-    linear(Role::qkv, "qkv", arch.hidden, 3 * arch.hidden);
-    linear(Role::o, "o", arch.hidden, arch.hidden);
-    linear(Role::gate, "gate", arch.hidden, arch.ffn);
-    linear(Role::up, "up", arch.hidden, arch.ffn);
-    linear(Role::down, "down", arch.ffn, arch.hidden);
-    spec.layers.push_back(block);
-  }
-  if (c.last) {
-    spec.layers.push_back(NormSpec{"norm"});
-    spec.layers.push_back(HeadSpec{"head", "head", std::nullopt});
-  }
+  spec.layers = qwen7b_layers(arch, c.blocks, c.dropout, c.first, c.last);
   return spec;
+}
+
+void load_all(Segment& segment, const SegmentSpec& spec, const Arch& arch) {
+  const auto load = [&](const std::string& name, const std::vector<std::int64_t>& shape) { segment.load(name, shape, HostTensor{}, HoldSpec{}); };
+  for (const LayerSpec& layer : spec.layers) {
+    if (const auto* embedding = std::get_if<EmbeddingSpec>(&layer)) load(embedding->weight, {arch.vocab, arch.hidden});
+    if (const auto* norm = std::get_if<NormSpec>(&layer)) load(norm->weight, {arch.hidden});
+    if (const auto* head = std::get_if<HeadSpec>(&layer)) load(head->weight, {arch.vocab, arch.hidden});
+    const auto* block = std::get_if<BlockSpec>(&layer);
+    if (block == nullptr) continue;
+    for (const std::string& name : {block->attn_norm, block->mlp_norm}) load(name, {arch.hidden});
+    for (const LinearSpec& linear : block->linears) {
+      load(linear.name + ".weight", {linear.out, linear.in});
+      if (linear.bias) load(linear.name + ".bias", {linear.out});
+    }
+  }
 }
 
 /// Steps of 1F1B over some micro-batches in an arena of so many bytes. Its peak; throws PL_OUT_OF_MEMORY.
 std::size_t replay(const Case& c, std::size_t bytes) {
-  const Arch model = arch();
+  const Arch model = qwen7b();
+  const SegmentSpec spec = segment_of(c, model);
   PaperOps ops;
   const PaperMemory memory(bytes);
   Arena arena(memory.data(), bytes);
   ops.use_arena(arena);
   RopeTables rope(ops, model);
-  Segment segment(ops, arena, rope, model, segment_of(c, model));
-  for (const std::string& name : segment.missing()) {
-    const auto shape = [&]() -> std::vector<std::int64_t> {
-      const auto ends = [&](const char* text) { return name.ends_with(text); };
-      if (name == "embedding" || name == "head") return {model.vocab, model.hidden};
-      if (ends("norm")) return {model.hidden};
-      if (ends("qkv.weight")) return {3 * model.hidden, model.hidden};
-      if (ends("o.weight")) return {model.hidden, model.hidden};
-      if (ends("down.weight")) return {model.hidden, model.ffn};
-      return {model.ffn, model.hidden};
-    };
-    segment.load(name, shape(), HostTensor{}, HoldSpec{});
-  }
+  Segment segment(ops, arena, rope, model, spec);
+  load_all(segment, spec, model);
   const auto batch = [&](std::int64_t index) {
     MicroBatch micro;
     micro.index = index;
