@@ -153,14 +153,19 @@ void launch_short(const AttentionBackward& call, const Tensor& delta, const Shap
                                        side<T>(call.dq), side<T>(call.dk), side<T>(call.dv), shape);
 }
 
-/// How many of k's heads at a time have their slopes in so many bytes; 0: fewer than keep all multiprocessors at work.
-int slope_heads(const AttentionBackward& call, std::size_t bytes) {
-  const AttentionRoom room = attention_room_hopper(call);
-  if (room.most == 0 || bytes < room.least) return 0;
-  const std::int64_t heads = call.k.cols / call.head_dim;
-  const auto each = static_cast<std::int64_t>(room.most) / heads, most = std::min(heads, static_cast<std::int64_t>(bytes) / each);
-  const std::int64_t turns = (heads + most - 1) / most;
-  return static_cast<int>((heads + turns - 1) / turns);
+/// dk, dv and dq of as many of k's heads at a time as have their slopes in `room`, turns as even as may be.
+void backward_by_slopes(const AttentionBackward& call, const Tensor& delta, const Tensor& room, const Shape& shape, int heads, cudaStream_t stream) {
+  Slopes slopes{room.as<char>(), slope_tiles(*call.sequences), 0};
+  const std::int64_t each = slopes.tiles * shape.group * Slopes::kBytes;
+  const int most = static_cast<int>(std::min<std::int64_t>(heads, static_cast<std::int64_t>(room.bytes()) / each));
+  const int turns = (heads + most - 1) / most, together = (heads + turns - 1) / turns;
+  row_deltas(call, delta, stream);
+  for (int first = 0; first < heads; first += together) {
+    const int count = std::min(together, heads - first);
+    slopes.first_head = first * shape.group;
+    long_key_grad(call, delta, shape, slopes, count, stream);
+    query_grad_of(slopes, call, shape, count * shape.group, stream);
+  }
 }
 
 }  // namespace
@@ -186,23 +191,17 @@ bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delt
   if (!on_hopper()) return false;
   const Shape shape = shape_of(call);
   const auto heads = static_cast<int>(call.k.cols / call.head_dim);
-  if (const int together = room ? slope_heads(call, room.bytes()) : 0; together > 0) {
-    row_deltas(call, delta, stream);
-    Slopes slopes{room.as<char>(), slope_tiles(*call.sequences), 0};
-    for (int first = 0; first < heads; first += together) {
-      const int count = std::min(together, heads - first);
-      slopes.first_head = first * shape.group;
-      long_key_grad(call, delta, shape, slopes, count, stream);
-      query_grad_of(slopes, call, shape, count * shape.group, stream);
-    }
-  } else if (long_rows(*call.sequences)) {
-    query_grad(call, delta, shape, true, stream);
-    long_key_grad(call, delta, shape, Slopes{}, heads, stream);
+  if (room) {
+    backward_by_slopes(call, delta, room, shape, heads, stream);
   } else {
-    query_grad(call, delta, shape, false, stream);
-    with_half(call.q.dtype, [&]<class T>(T) {
-      call.head_dim <= 64 ? launch_short<T, 64>(call, delta, shape, stream) : launch_short<T, 128>(call, delta, shape, stream);
-    });
+    const bool wide = long_rows(*call.sequences);
+    query_grad(call, delta, shape, wide, stream);
+    if (wide)
+      long_key_grad(call, delta, shape, Slopes{}, heads, stream);
+    else
+      with_half(call.q.dtype, [&]<class T>(T) {
+        call.head_dim <= 64 ? launch_short<T, 64>(call, delta, shape, stream) : launch_short<T, 128>(call, delta, shape, stream);
+      });
   }
   check_launch("attention_backward");
   return true;
