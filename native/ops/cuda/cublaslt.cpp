@@ -182,7 +182,8 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
   prefer(kPreferAlignB, alignment(p.a.data));
   prefer(kPreferAlignC, alignment(with_c ? p.c.data : p.d.data));
   prefer(kPreferAlignD, alignment(p.d.data));
-  const int asked = std::max(kSuggestions, choice + 1);
+  const bool chooses = choice == 0 && m >= kLongRows && !integer;
+  const int asked = chooses ? kSuggestions : choice + 1;
   std::vector<HeuristicResult> results(static_cast<std::size_t>(asked));
   int found = 0;
   const Status status = lib.heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.d, preference, asked, results.data(), &found);
@@ -193,7 +194,7 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
                                    std::to_string(status));
   }
   plan.exists = found > choice;
-  if (choice == 0 && m >= kLongRows && !integer) choice = preferred(results, found);
+  if (chooses) choice = preferred(results, found);
   plan.algo = results[static_cast<std::size_t>(std::min(choice, found - 1))].algo;
   return plan;
 }
