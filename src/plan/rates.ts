@@ -37,7 +37,7 @@ export function hostLinkRate({ name }: Device): number {
 
 /**
  * How much longer a pass is than its products at the rate above, without expanding weights: attention, norms, LoRA, and a card at
- * its power limit. With both passes within 7 % of an H100's steps at 1,000 to 8,000 tokens (docs/performance.md).
+ * its power limit. With both passes within 8 % of an H100's steps at 1,000 to 8,000 tokens (docs/performance.md).
  */
 export const OVER_PRODUCTS = {
   cpu: { forward: 1, backward: 1 },

@@ -86,11 +86,10 @@ export class Rank {
   /** For good: what is running fails. */
   async end(): Promise<void> {
     this.#ending = true;
-    await this.close();
+    await this.#release();
   }
 
-  /** Releases the engine. */
-  async close(): Promise<void> {
+  async #release(): Promise<void> {
     this.#relay?.end();
     this.#relay = null;
     await this.#prepared?.engine.close();
@@ -176,7 +175,7 @@ export class Rank {
 
   async #prepare(request: Prepare__Output): Promise<Reply> {
     const started = performance.now();
-    await this.close();
+    await this.#release();
     this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000, {
       ranks: request.replicaRanks,
       id: request.replicaNccl,
