@@ -167,9 +167,9 @@ export class Rank {
 
   async #probe(request: ProbeLink__Output): Promise<Reply> {
     const { links } = this.#options;
-    if (!links.joined(this.#session)) {
-      links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000);
-    }
+    // Not the run's own session: a rank that is prepared before its peer must not meet that one's old ends.
+    const session = `${this.#session}/probe`;
+    if (!links.joined(session)) links.join(session, this.#rank, request.peers, request.linkTimeoutS * 1000);
     return { linkProbed: await probeLink(links, request, this.#rank, `probe/${request.from}/${request.to}`) };
   }
 
