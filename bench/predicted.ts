@@ -1,24 +1,17 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { PACKAGE_ROOT } from "../src/common/root.ts";
-import { makeWorkload, runEvents } from "./training-run.ts";
+import { round, withCpuWorkload } from "./cpu-workload.ts";
+import { median, runEvents } from "./training-run.ts";
 
-const ROWS = 8;
-const TOKENS = 128;
-const STEPS = 10;
+const PASSES = 5;
 const MODULES = { embedding: "model.embed_tokens", norm: "model.norm", head: "lm_head", rotary: "model.rotary_emb" };
 
-/** Predicted step times, from a calibration, beside real runs: two and three CPU workers, stages as equal as can be and not. */
+/**
+ * Predicted step times, from a calibration, beside real runs: two and three CPU workers, stages as equal as can be and not. All
+ * are gone through several times: a calibration of two seconds knows nothing of what the machine's other users do after it.
+ */
 export function benchPredicted(print: (row: object) => void): void {
-  const folder = mkdtempSync(join(tmpdir(), "pipelora-bench-"));
-  try {
-    const config = join(PACKAGE_ROOT, "bench", "cpu-bench.json");
-    const { vocab_size: vocab, num_hidden_layers: layers } = JSON.parse(readFileSync(config, "utf8")) as {
-      vocab_size: number;
-      num_hidden_layers: number;
-    };
-    const workload = makeWorkload(folder, config, vocab, ROWS * STEPS, TOKENS);
+  withCpuWorkload(({ folder, layers, run }) => {
     const map = (name: string, blocks: readonly number[]) => {
       const path = join(folder, `${name}.json`);
       writeFileSync(path, JSON.stringify(deviceMap(blocks, layers)));
@@ -31,26 +24,36 @@ export function benchPredicted(print: (row: object) => void): void {
       { row: "three workers, balanced", workers: 3, map: "balanced" },
       { row: "three workers, 5, 2 and 1 blocks", workers: 3, map: map("unequal-3", [5, 2, 1]) },
     ];
-    for (const { row, workers, map: deviceMapFlag } of cases) {
-      const run = { ...workload, output: join(folder, "out"), workers, threads: 1, cores: null, steps: STEPS };
-      const events = runEvents({ ...run, deviceMap: deviceMapFlag, flags: ["--calibrate", "always"] });
-      const found = events.find(({ event }) => event === "predictions") as unknown as Predictions;
-      const { step_ms: measured, predicted_step_ms: predicted } = found;
+    const found = cases.map((): Predictions[] => []);
+    for (let pass = 0; pass < PASSES; pass++) {
+      for (const [index, { workers, map: flag }] of cases.entries()) {
+        const events = runEvents(run({ workers, deviceMap: flag, flags: ["--calibrate", "always"] }));
+        found[index]!.push(events.find(({ event }) => event === "predictions") as unknown as Predictions);
+      }
+    }
+    for (const [index, { row }] of cases.entries()) {
+      const runs = found[index]!;
+      const ratios = (of: "predicted_step_ms" | "simulated_step_ms") => runs.map((run) => run[of] / run.step_ms);
+      const calibrated = ratios("predicted_step_ms");
+      const simulated = ratios("simulated_step_ms");
       print({
         row,
-        measured_ms: round(measured),
-        predicted_ms: round(predicted),
-        ratio: round(predicted / measured, 3),
+        measured_ms: round(median(runs.map((run) => run.step_ms))),
+        predicted_ms: round(median(runs.map((run) => run.predicted_step_ms))),
+        ratio: round(median(calibrated), 3),
+        passes: calibrated.map((ratio) => round(ratio, 3)),
+        // With the ranks as fast as they were in the run: what the schedule and the links alone are off.
+        ratio_at_measured_compute: round(median(simulated), 3),
+        passes_at_measured_compute: simulated.map((ratio) => round(ratio, 3)),
       });
     }
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+  });
 }
 
 interface Predictions {
   readonly step_ms: number;
   readonly predicted_step_ms: number;
+  readonly simulated_step_ms: number;
 }
 
 /** So many blocks on each device, in order; the embedding in front, the head behind. */
@@ -63,8 +66,4 @@ function deviceMap(blocks: readonly number[], layers: number): Record<string, nu
   }
   if (layer !== layers) throw new Error(`${blocks} are not ${layers} blocks`);
   return { ...map, [MODULES.norm]: last, [MODULES.head]: last };
-}
-
-function round(value: number, digits = 1): number {
-  return Number(value.toFixed(digits));
 }

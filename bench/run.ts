@@ -1,4 +1,5 @@
 // npm run bench                  training on this machine's CPU beside PyTorch
+// npm run bench -- workers       two CPU workers against one, in turn
 // npm run bench -- coordinator   the coordinator's own time a step
 // npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
@@ -14,11 +15,13 @@ import { benchLinks } from "./links.ts";
 import { benchMultiGpu } from "./multi-gpu.ts";
 import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
+import { benchWorkers } from "./workers.ts";
 
 type Bench = (print: (row: object) => void, args: readonly string[]) => void | Promise<void>;
 
 const BENCHES: Readonly<Record<string, Bench>> = {
   cpu: benchCpu,
+  workers: benchWorkers,
   coordinator: benchCoordinator,
   predicted: benchPredicted,
   simulated: benchSimulated,
