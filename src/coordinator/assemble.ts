@@ -3,7 +3,6 @@ import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
 import { loadEngine } from "../engine/index.ts";
 import { arenaBytes } from "../plan/arena.ts";
-import type { FloatDtype } from "../plan/held-sizes.ts";
 import { type PlannedLink, plannedLinks } from "../plan/link-kinds.ts";
 import { hostRoomBytes } from "../plan/offload.ts";
 import { assertRunnable, type Plan } from "../plan/plan.ts";
@@ -16,15 +15,11 @@ import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { Pipeline } from "./pipeline.ts";
-import { joinedDevices, planFor } from "./planning.ts";
+import { type ChosenPlan, joinedDevices, planFor } from "./planning.ts";
 import { pipelineRoles, prepareRequests } from "./prepare-requests.ts";
-import type { Cut, Workload } from "./workload.ts";
+import type { Workload } from "./workload.ts";
 
-export interface Assembled {
-  readonly plan: Plan;
-  /** How steps are cut under it. */
-  readonly cut: Cut;
-  readonly computeDtype: FloatDtype;
+export interface Assembled extends ChosenPlan {
   readonly pipeline: Pipeline;
   readonly prepared: readonly Prepared__Output[];
 }
@@ -79,7 +74,7 @@ export async function assemble(
   const members = await cluster.form();
   await onJoined(members);
   const devices = joinedDevices(members);
-  const { plan, cut, computeDtype } = await planFor(
+  const chosen = await planFor(
     config,
     setup,
     devices,
@@ -88,6 +83,7 @@ export async function assemble(
       ? await calibrate(members, config, setup, devices, workload)
       : NO_OVERRIDES,
   );
+  const { plan, computeDtype } = chosen;
   onPlan(plan, plannedLinks(config, devices, plan));
   assertRunnable(plan);
   const requests = await prepareRequests(
@@ -105,5 +101,5 @@ export async function assemble(
     initialise,
   );
   const pipeline = new Pipeline(members, pipelineRoles(setup, plan), cluster.failure);
-  return { plan, cut, computeDtype, pipeline, prepared: await pipeline.prepare(requests) };
+  return { ...chosen, pipeline, prepared: await pipeline.prepare(requests) };
 }

@@ -70,6 +70,8 @@ export interface ChosenPlan {
   /** How steps are cut under it. */
   readonly cut: Cut;
   readonly computeDtype: FloatDtype;
+  /** The devices and speeds it goes by. */
+  readonly request: Pick<PlanRequest, "devices" | "rates">;
 }
 
 /**
@@ -90,7 +92,7 @@ export async function planFor(
   const { plan, choice: cut } = fastestPlan(request, cutsOf(config, asked, devices, workload));
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
   const simulated = withSimulatedStep(plan, cut.work(false), request);
-  return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype };
+  return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype, request };
 }
 
 /** The ways to cut a step that a plan with this device map may choose from. */

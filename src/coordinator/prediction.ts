@@ -10,27 +10,57 @@ const MOST_SIMULATED = 8192;
  * The plan with its step simulated: the instruction lists that the ranks will run, with the predicted times of segments and links.
  * Sees the stalls that the closed form leaves out.
  */
-export function withSimulatedStep(
-  plan: Plan,
-  work: Work,
-  { devices, rates }: Pick<PlanRequest, "devices" | "rates">,
-): Plan {
+export function withSimulatedStep(plan: Plan, work: Work, request: Pick<PlanRequest, "devices" | "rates">): Plan {
   const { predicted } = plan;
-  if (predicted === null || plan.segments.length < 2 || plan.segments.length * work.microBatches > MOST_SIMULATED) {
-    return plan;
-  }
-  const step = simulateSegments(plan, predicted, work, coresOf(plan, devices, rates));
-  const stepTimeMs = step.stepTime * 1e3 + predicted.sumMs + predicted.updateMs;
+  if (predicted === null || plan.segments.length < 2 || tooLong(plan, work)) return plan;
+  const cores = coresOf(plan, request.devices, request.rates);
+  const { stepTimeMs, bubble } = simulatedStep(plan, predicted, work, cores);
   const tokens = (predicted.tokensPerSecond * predicted.stepTimeMs) / 1e3;
   return {
     ...plan,
-    predicted: {
-      ...predicted,
-      stepTimeMs,
-      bubble: 1 - ((1 - step.bubble) * step.stepTime * 1e3) / stepTimeMs,
-      tokensPerSecond: (tokens * 1e3) / stepTimeMs,
-    },
+    predicted: { ...predicted, stepTimeMs, bubble, tokensPerSecond: (tokens * 1e3) / stepTimeMs },
   };
+}
+
+/**
+ * Milliseconds of a step whose ranks compute for as long as they were measured to (`computeMs` by rank, on shared cores as
+ * if alone), links as predicted: what sets it apart from the predicted step is the devices' speed, what sets the measured step
+ * apart from it is the schedule and the links. Null: the plan predicts nothing, or a simulation would take too long.
+ */
+export function stepAtMeasuredCompute(
+  plan: Plan,
+  work: Work,
+  request: Pick<PlanRequest, "devices" | "rates">,
+  computeMs: readonly number[],
+): number | null {
+  const { predicted } = plan;
+  if (predicted === null || tooLong(plan, work)) return null;
+  const cores = coresOf(plan, request.devices, request.rates);
+  const expected = predictedCompute(plan, work.microBatches);
+  const steps = plan.replicas.map((ranks) => {
+    const segments = predicted.segments.map((times, index) => {
+      const rank = ranks[plan.segments[index]!.rank]!;
+      const factor = (computeMs[rank]! - predicted.updateMs) / (expected.get(rank)! - predicted.updateMs);
+      return { ...times, forwardMs: times.forwardMs * factor, backwardMs: times.backwardMs * factor };
+    });
+    return simulatedStep(plan, { ...predicted, segments }, work, cores).stepTimeMs;
+  });
+  return Math.max(...steps);
+}
+
+function tooLong(plan: Plan, work: Work): boolean {
+  return plan.segments.length * work.microBatches > MOST_SIMULATED;
+}
+
+function simulatedStep(
+  plan: Plan,
+  predicted: PlanPrediction,
+  work: Work,
+  cores: SharedCores | null,
+): { readonly stepTimeMs: number; readonly bubble: number } {
+  const step = simulateSegments(plan, predicted, work, cores);
+  const stepTimeMs = step.stepTime * 1e3 + predicted.sumMs + predicted.updateMs;
+  return { stepTimeMs, bubble: 1 - ((1 - step.bubble) * step.stepTime * 1e3) / stepTimeMs };
 }
 
 /** The first replica's share of the cores of crowded nodes; null: every rank has its own. */

@@ -2,17 +2,19 @@ import { formatBytes } from "../common/bytes.ts";
 import type { DeviceMemory } from "../plan/memory.ts";
 import { hostRoomBytes } from "../plan/offload.ts";
 import type { Plan } from "../plan/plan.ts";
+import type { PlanRequest, Work } from "../plan/request.ts";
 import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { RankReport__Output } from "../rpc/generated/pipelora/v1/RankReport.ts";
-import { predictedCompute } from "./prediction.ts";
+import { predictedCompute, stepAtMeasuredCompute } from "./prediction.ts";
 
 /** What the plan predicted beside what was measured: a line a rank, then the step; and the same for machines. */
 export function predictedBesideMeasured(
   plan: Plan,
   reports: readonly RankReport__Output[],
-  microBatches: number,
+  work: Work,
+  request: Pick<PlanRequest, "devices" | "rates">,
 ): { text: string; value: object } {
-  const compute = predictedCompute(plan, microBatches);
+  const compute = predictedCompute(plan, work.microBatches);
   const ranks = plan.devices.flatMap(({ rank, memory }) => {
     const measured = reports[rank]!.memory!;
     const { steps } = reports[rank]!;
@@ -54,10 +56,29 @@ export function predictedBesideMeasured(
   const steps = reports.flatMap(({ steps: count, times }) => (count === 0 ? [] : [times!.totalMs / count]));
   const step = steps.length === 0 ? null : Math.max(...steps);
   const predicted = plan.predicted?.stepTimeMs ?? null;
+  const atMeasured = measuredCompute(reports, request);
+  const simulated = atMeasured && stepAtMeasuredCompute(plan, work, request, atMeasured);
   if (step !== null && predicted !== null) {
-    lines.push(`step: ${step.toFixed(1)} ms (predicted ${predicted.toFixed(1)})`);
+    const also = simulated === null ? "" : `; ${simulated.toFixed(1)} for ranks as fast as they were`;
+    lines.push(`step: ${step.toFixed(1)} ms (predicted ${predicted.toFixed(1)}${also})`);
   }
-  return { text: lines.join("\n"), value: { ranks, step_ms: step, predicted_step_ms: predicted } };
+  return {
+    text: lines.join("\n"),
+    value: { ranks, step_ms: step, predicted_step_ms: predicted, simulated_step_ms: simulated },
+  };
+}
+
+/** What each rank computed a step, in milliseconds; those that share cores as if alone on them. Null: no step was measured. */
+function measuredCompute(
+  reports: readonly RankReport__Output[],
+  { devices, rates }: Pick<PlanRequest, "devices" | "rates">,
+): number[] | null {
+  if (reports.every(({ steps }) => steps === 0)) return null;
+  return reports.map(({ steps, times }, rank) => {
+    if (steps === 0) return 0;
+    const { kind, node } = devices[rank]!;
+    return (kind === "cpu" && rates.crowded.has(node) ? times!.processorMs : times!.computeMs) / steps;
+  });
 }
 
 /**

@@ -14,6 +14,7 @@ import { describeSegment, engineArch } from "./segments.ts";
 
 export interface PreparedRank {
   readonly engine: Engine;
+  readonly threads: number;
   /** All segments of the model, in order. */
   readonly segments: readonly Segment__Output[];
   /** The engine's own number of each of this rank's segments. */
@@ -64,6 +65,7 @@ export async function prepareRank(
     await initialiseLora(engine, held, pairs, request);
     return {
       engine,
+      threads: request.threads,
       segments: request.segments,
       engineSegment,
       moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),

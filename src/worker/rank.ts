@@ -197,6 +197,7 @@ export class Rank {
     const relay = this.#relay!;
     const started = performance.now();
     const busy = prepared.engine.busySeconds();
+    const before = process.cpuUsage();
     const passedOn = relay.passOn(message);
     // Awaited below; should the step fail first, its failure is the one to tell.
     passedOn.catch(() => {});
@@ -222,7 +223,9 @@ export class Rank {
     const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
     const totalMs = performance.now() - started;
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
-    this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs });
+    const { user, system } = process.cpuUsage(before);
+    const processorMs = (user + system) / 1000 / prepared.threads;
+    this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs, processorMs });
     await passedOn;
     const own = { ...loss, moduleIds: bytesOf(prepared.moduleIds), gradSquares: bytesOf(squares) };
     const sums = await relay.collect(name, own);

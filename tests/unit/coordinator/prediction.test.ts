@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { predictedCompute, withSimulatedStep } from "../../../src/coordinator/prediction.ts";
+import { predictedCompute, stepAtMeasuredCompute, withSimulatedStep } from "../../../src/coordinator/prediction.ts";
 import { makePlan, NO_OVERRIDES, type Work } from "../../../src/plan/index.ts";
 import { gpus, model, NF4, request, WORK } from "../plan/models.ts";
 
@@ -39,4 +39,29 @@ test("workers that crowd a node's cores take at least its whole work at the core
   const total = [...predictedCompute(crowded, work.microBatches).values()].reduce((sum, ms) => sum + ms, 0);
   const { stepTimeMs } = crowded.predicted!;
   assert.ok(stepTimeMs >= total / 2 && stepTimeMs < 2.1 * apart, `${stepTimeMs}, alone ${apart}, work ${total}`);
+});
+
+test("a step at the compute times that were measured: the predicted one where those are as predicted, else theirs", () => {
+  const work: Work = { ...WORK, schedule: "1f1b" };
+  const request = { devices: gpus(2), rates: NO_OVERRIDES };
+  const two = withSimulatedStep(plan(2, work), work, request);
+  const compute = [...predictedCompute(two, work.microBatches).values()];
+  const at = (times: readonly number[]) => stepAtMeasuredCompute(two, work, request, times)!;
+  const { stepTimeMs, updateMs } = two.predicted!;
+  assert.ok(Math.abs(at(compute) - stepTimeMs) < 1e-6 * stepTimeMs);
+  // Both at half the speed: all but the update and the links takes twice as long.
+  const slow = at(compute.map((ms) => 2 * (ms - updateMs) + updateMs));
+  assert.ok(slow > 1.9 * stepTimeMs && slow <= 2 * stepTimeMs, `${slow}, ${stepTimeMs}`);
+  // A rank that became slow decides; one that became fast is waited with.
+  const uneven = at([compute[0]!, 3 * compute[1]!]);
+  assert.ok(uneven > 3 * (compute[1]! - updateMs) && uneven < 3.4 * compute[1]!, `${uneven}, ${compute}`);
+  assert.ok(at([compute[0]! / 2, compute[1]!]) > compute[1]!);
+});
+
+test("a single rank's step is what it computes, replicas' that of the slowest", () => {
+  const request = { devices: gpus(1), rates: NO_OVERRIDES };
+  assert.ok(Math.abs(stepAtMeasuredCompute(plan(1, WORK), WORK, request, [1234])! - 1234) < 1e-6);
+  const replicated = { ...plan(1, WORK), replicas: [[0], [1]] };
+  const both = { devices: gpus(2), rates: NO_OVERRIDES };
+  assert.ok(Math.abs(stepAtMeasuredCompute(replicated, WORK, both, [1234, 2345])! - 2345) < 1e-6);
 });

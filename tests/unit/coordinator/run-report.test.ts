@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { predictedBesideMeasured } from "../../../src/coordinator/run-report.ts";
-import { makePlan } from "../../../src/plan/index.ts";
+import { makePlan, NO_OVERRIDES } from "../../../src/plan/index.ts";
 import type { MemoryReport__Output } from "../../../src/rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { StepTimes__Output } from "../../../src/rpc/generated/pipelora/v1/StepTimes.ts";
-import { gpus, model, NF4, request } from "../plan/models.ts";
+import { gpus, model, NF4, request, WORK } from "../plan/models.ts";
 
 const GIB = 2 ** 30;
 
@@ -24,7 +24,8 @@ const report = (change: Partial<MemoryReport__Output>, times: StepTimes__Output 
   predictedBesideMeasured(
     makePlan(request(model("qwen-7b"), gpus(1), { holding: NF4 })),
     [{ memory: { ...memory, ...change }, steps: times === null ? 0 : 2, times }],
-    1,
+    WORK,
+    { devices: gpus(1), rates: NO_OVERRIDES },
   );
 
 test("a GPU's whole memory stands beside its prediction, the arena counted by its peak", () => {
@@ -42,7 +43,7 @@ test("a CPU's report, and a GPU's whose driver can't tell, go without", () => {
 });
 
 test("a rank with peers tells what its tensors took and how long it waited, a rank alone does not", () => {
-  const times = { computeMs: 80, totalMs: 100, waitMs: 20, linkMs: 0, reduceMs: 0, sentBytes: 0 };
+  const times = { computeMs: 80, totalMs: 100, waitMs: 20, linkMs: 0, reduceMs: 0, sentBytes: 0, processorMs: 80 };
   assert.match(report({}, { ...times, linkMs: 30 }).text, /moves tensors for 15\.0 ms beside that and waits 10\.0 ms/);
   assert.doesNotMatch(report({}, times).text, /waits/);
 });

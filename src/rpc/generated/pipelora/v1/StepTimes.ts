@@ -9,6 +9,7 @@ export interface StepTimes {
   'sentBytes'?: (number | string | Long);
   'reduceMs'?: (number | string);
   'linkMs'?: (number | string);
+  'processorMs'?: (number | string);
 }
 
 export interface StepTimes__Output {
@@ -18,4 +19,5 @@ export interface StepTimes__Output {
   'sentBytes': (number);
   'reduceMs': (number);
   'linkMs': (number);
+  'processorMs': (number);
 }
