@@ -40,7 +40,8 @@ export function stepAtMeasuredCompute(
   const steps = plan.replicas.map((ranks) => {
     const segments = predicted.segments.map((times, index) => {
       const rank = ranks[plan.segments[index]!.rank]!;
-      const factor = (computeMs[rank]! - predicted.updateMs) / (expected.get(rank)! - predicted.updateMs);
+      const passes = expected.get(rank)! - predicted.updateMs;
+      const factor = passes > 0 ? Math.max(0, computeMs[rank]! - predicted.updateMs) / passes : 1;
       return { ...times, forwardMs: times.forwardMs * factor, backwardMs: times.backwardMs * factor };
     });
     return simulatedStep(plan, { ...predicted, segments }, work, cores).stepTimeMs;

@@ -58,6 +58,21 @@ test("a step at the compute times that were measured: the predicted one where th
   assert.ok(at([compute[0]! / 2, compute[1]!]) > compute[1]!);
 });
 
+test("ranks that predict no compute, or computed for less than an update, break no simulation", () => {
+  const request = { devices: gpus(2), rates: NO_OVERRIDES };
+  const two = plan(2, WORK);
+  const { predicted } = two;
+  const [first, second] = predicted!.segments;
+  const idle = {
+    ...two,
+    predicted: { ...predicted!, segments: [{ ...first!, forwardMs: 0, backwardMs: 0 }, second!] },
+  };
+  const step = stepAtMeasuredCompute(idle, WORK, request, [5, 1000])!;
+  assert.ok(step >= 1000 && step < 1100, `${step}`);
+  const none = stepAtMeasuredCompute(two, WORK, request, [0, 0])!;
+  assert.ok(none >= predicted!.updateMs && none < 100, `${none}`);
+});
+
 test("a single rank's step is what it computes, replicas' that of the slowest", () => {
   const request = { devices: gpus(1), rates: NO_OVERRIDES };
   assert.ok(Math.abs(stepAtMeasuredCompute(plan(1, WORK), WORK, request, [1234])! - 1234) < 1e-6);
