@@ -36,7 +36,3 @@ export function withCpuWorkload(use: (workload: CpuWorkload) => void): void {
     rmSync(folder, { recursive: true, force: true });
   }
 }
-
-export function round(value: number, digits = 1): number {
-  return Number(value.toFixed(digits));
-}

@@ -2,8 +2,8 @@ import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { PACKAGE_ROOT } from "../src/common/root.ts";
-import { CPU_CONFIG, ROWS, round, TOKENS, withCpuWorkload } from "./cpu-workload.ts";
-import { median, type RunOptions, stepTimes } from "./training-run.ts";
+import { CPU_CONFIG, ROWS, TOKENS, withCpuWorkload } from "./cpu-workload.ts";
+import { median, type RunOptions, round, stepTimes } from "./training-run.ts";
 
 /**
  * Training on this machine's CPU, whole processes, beside its peers in one run: PyTorch (peer_cpu.py), one core, two

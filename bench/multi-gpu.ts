@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { PipeloraError } from "../src/common/errors.ts";
 import { loadEngine } from "../src/engine/index.ts";
 import { deviceLinkRate } from "./device-links.ts";
-import { makeRows, makeWorkload, median, type RunOptions, runEvents } from "./training-run.ts";
+import { makeRows, makeWorkload, median, type RunOptions, round, runEvents } from "./training-run.ts";
 
 /** Qwen-7B. */
 const CONFIG = {
@@ -203,8 +203,4 @@ function measured(options: RunOptions): object {
     memory_GiB: ranks.map((rank) => gib(rank.weight_bytes + rank.arena_peak_bytes)),
     predicted_memory_GiB: ranks.map((rank) => gib(rank.predicted_weight_bytes + rank.predicted_arena_bytes)),
   };
-}
-
-function round(value: number, digits = 1): number {
-  return Number(value.toFixed(digits));
 }

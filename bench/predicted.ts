@@ -1,7 +1,7 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { round, withCpuWorkload } from "./cpu-workload.ts";
-import { median, runEvents } from "./training-run.ts";
+import { withCpuWorkload } from "./cpu-workload.ts";
+import { median, round, runEvents } from "./training-run.ts";
 
 const PASSES = 5;
 const MODULES = { embedding: "model.embed_tokens", norm: "model.norm", head: "lm_head", rotary: "model.rotary_emb" };
@@ -24,15 +24,14 @@ export function benchPredicted(print: (row: object) => void): void {
       { row: "three workers, balanced", workers: 3, map: "balanced" },
       { row: "three workers, 5, 2 and 1 blocks", workers: 3, map: map("unequal-3", [5, 2, 1]) },
     ];
-    const found = cases.map((): Predictions[] => []);
+    const found = cases.map((one) => ({ ...one, runs: [] as Predictions[] }));
     for (let pass = 0; pass < PASSES; pass++) {
-      for (const [index, { workers, map: flag }] of cases.entries()) {
+      for (const { workers, map: flag, runs } of found) {
         const events = runEvents(run({ workers, deviceMap: flag, flags: ["--calibrate", "always"] }));
-        found[index]!.push(events.find(({ event }) => event === "predictions") as unknown as Predictions);
+        runs.push(events.find(({ event }) => event === "predictions") as unknown as Predictions);
       }
     }
-    for (const [index, { row }] of cases.entries()) {
-      const runs = found[index]!;
+    for (const { row, runs } of found) {
       const ratios = (of: "predicted_step_ms" | "simulated_step_ms") => runs.map((run) => run[of] / run.step_ms);
       const calibrated = ratios("predicted_step_ms");
       const simulated = ratios("simulated_step_ms");

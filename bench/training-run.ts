@@ -52,6 +52,10 @@ export function median(values: readonly number[]): number {
   return sorted[Math.floor(sorted.length / 2)]!;
 }
 
+export function round(value: number, digits = 1): number {
+  return Number(value.toFixed(digits));
+}
+
 /** A checkpoint of random weights and rows of ready ids, every token a label. */
 export function makeWorkload(
   folder: string,

@@ -1,5 +1,5 @@
-import { type CpuWorkload, ROWS, round, TOKENS, withCpuWorkload } from "./cpu-workload.ts";
-import { median, type RunOptions, stepTimes } from "./training-run.ts";
+import { type CpuWorkload, ROWS, TOKENS, withCpuWorkload } from "./cpu-workload.ts";
+import { median, type RunOptions, round, stepTimes } from "./training-run.ts";
 
 const PASSES = 5;
 
