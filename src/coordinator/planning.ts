@@ -14,6 +14,7 @@ import {
   type NamedStrategy,
   type PlanRequest,
   type RateOverrides,
+  type Speeds,
   STRATEGIES,
 } from "../plan/request.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
@@ -70,8 +71,7 @@ export interface ChosenPlan {
   /** How steps are cut under it. */
   readonly cut: Cut;
   readonly computeDtype: FloatDtype;
-  /** The devices and speeds it goes by. */
-  readonly request: Pick<PlanRequest, "devices" | "rates">;
+  readonly speeds: Speeds;
 }
 
 /**
@@ -92,7 +92,7 @@ export async function planFor(
   const { plan, choice: cut } = fastestPlan(request, cutsOf(config, asked, devices, workload));
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
   const simulated = withSimulatedStep(plan, cut.work(false), request);
-  return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype, request };
+  return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
 }
 
 /** The ways to cut a step that a plan with this device map may choose from. */

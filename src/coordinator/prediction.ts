@@ -1,6 +1,5 @@
-import type { Device } from "../plan/devices.ts";
 import type { Plan, PlanPrediction } from "../plan/plan.ts";
-import type { PlanRequest, RateOverrides, Work } from "../plan/request.ts";
+import type { Speeds, Work } from "../plan/request.ts";
 import { buildSchedule, type SharedCores, type SimulatedStep, simulateStep } from "../schedule/index.ts";
 
 /** Above so many forward passes of a step the closed form has to do: a simulation would take longer than a plan may. */
@@ -10,11 +9,10 @@ const MOST_SIMULATED = 8192;
  * The plan with its step simulated: the instruction lists that the ranks will run, with the predicted times of segments and links.
  * Sees the stalls that the closed form leaves out.
  */
-export function withSimulatedStep(plan: Plan, work: Work, request: Pick<PlanRequest, "devices" | "rates">): Plan {
+export function withSimulatedStep(plan: Plan, work: Work, speeds: Speeds): Plan {
   const { predicted } = plan;
   if (predicted === null || plan.segments.length < 2 || tooLong(plan, work)) return plan;
-  const cores = coresOf(plan, request.devices, request.rates);
-  const { stepTimeMs, bubble } = simulatedStep(plan, predicted, work, cores);
+  const { stepTimeMs, bubble } = simulatedStep(plan, predicted, work, speeds);
   const tokens = (predicted.tokensPerSecond * predicted.stepTimeMs) / 1e3;
   return {
     ...plan,
@@ -30,12 +28,11 @@ export function withSimulatedStep(plan: Plan, work: Work, request: Pick<PlanRequ
 export function stepAtMeasuredCompute(
   plan: Plan,
   work: Work,
-  request: Pick<PlanRequest, "devices" | "rates">,
+  speeds: Speeds,
   computeMs: readonly number[],
 ): number | null {
   const { predicted } = plan;
   if (predicted === null || tooLong(plan, work)) return null;
-  const cores = coresOf(plan, request.devices, request.rates);
   const expected = predictedCompute(plan, work.microBatches);
   const steps = plan.replicas.map((ranks) => {
     const segments = predicted.segments.map((times, index) => {
@@ -44,7 +41,7 @@ export function stepAtMeasuredCompute(
       const factor = passes > 0 ? Math.max(0, computeMs[rank]! - predicted.updateMs) / passes : 1;
       return { ...times, forwardMs: times.forwardMs * factor, backwardMs: times.backwardMs * factor };
     });
-    return simulatedStep(plan, { ...predicted, segments }, work, cores).stepTimeMs;
+    return simulatedStep(plan, { ...predicted, segments }, work, speeds).stepTimeMs;
   });
   return Math.max(...steps);
 }
@@ -57,15 +54,15 @@ function simulatedStep(
   plan: Plan,
   predicted: PlanPrediction,
   work: Work,
-  cores: SharedCores | null,
+  speeds: Speeds,
 ): { readonly stepTimeMs: number; readonly bubble: number } {
-  const step = simulateSegments(plan, predicted, work, cores);
+  const step = simulateSegments(plan, predicted, work, coresOf(plan, speeds));
   const stepTimeMs = step.stepTime * 1e3 + predicted.sumMs + predicted.updateMs;
   return { stepTimeMs, bubble: 1 - ((1 - step.bubble) * step.stepTime * 1e3) / stepTimeMs };
 }
 
 /** The first replica's share of the cores of crowded nodes; null: every rank has its own. */
-function coresOf(plan: Plan, devices: readonly Device[], { crowded }: RateOverrides): SharedCores | null {
+function coresOf(plan: Plan, { devices, rates: { crowded } }: Speeds): SharedCores | null {
   if (crowded.size === 0) return null;
   const nodeOf = new Map(devices.map(({ id, node }) => [id, node]));
   const nodes = plan.devices.map(({ device }) => nodeOf.get(device)!);

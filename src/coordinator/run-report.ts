@@ -2,7 +2,7 @@ import { formatBytes } from "../common/bytes.ts";
 import type { DeviceMemory } from "../plan/memory.ts";
 import { hostRoomBytes } from "../plan/offload.ts";
 import type { Plan } from "../plan/plan.ts";
-import type { PlanRequest, Work } from "../plan/request.ts";
+import type { Speeds, Work } from "../plan/request.ts";
 import type { MemoryReport__Output } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { RankReport__Output } from "../rpc/generated/pipelora/v1/RankReport.ts";
 import { predictedCompute, stepAtMeasuredCompute } from "./prediction.ts";
@@ -12,7 +12,7 @@ export function predictedBesideMeasured(
   plan: Plan,
   reports: readonly RankReport__Output[],
   work: Work,
-  request: Pick<PlanRequest, "devices" | "rates">,
+  speeds: Speeds,
 ): { text: string; value: object } {
   const compute = predictedCompute(plan, work.microBatches);
   const ranks = plan.devices.flatMap(({ rank, memory }) => {
@@ -56,8 +56,7 @@ export function predictedBesideMeasured(
   const steps = reports.flatMap(({ steps: count, times }) => (count === 0 ? [] : [times!.totalMs / count]));
   const step = steps.length === 0 ? null : Math.max(...steps);
   const predicted = plan.predicted?.stepTimeMs ?? null;
-  const atMeasured = measuredCompute(reports, request);
-  const simulated = atMeasured && stepAtMeasuredCompute(plan, work, request, atMeasured);
+  const simulated = step === null ? null : stepAtMeasuredCompute(plan, work, speeds, measuredCompute(reports, speeds));
   if (step !== null && predicted !== null) {
     const also = simulated === null ? "" : `; ${simulated.toFixed(1)} for ranks as fast as they were`;
     lines.push(`step: ${step.toFixed(1)} ms (predicted ${predicted.toFixed(1)}${also})`);
@@ -68,12 +67,8 @@ export function predictedBesideMeasured(
   };
 }
 
-/** What each rank computed a step, in milliseconds; those that share cores as if alone on them. Null: no step was measured. */
-function measuredCompute(
-  reports: readonly RankReport__Output[],
-  { devices, rates }: Pick<PlanRequest, "devices" | "rates">,
-): number[] | null {
-  if (reports.every(({ steps }) => steps === 0)) return null;
+/** What each rank computed a step, in milliseconds; those that share cores as if alone on them. */
+function measuredCompute(reports: readonly RankReport__Output[], { devices, rates }: Speeds): number[] {
   return reports.map(({ steps, times }, rank) => {
     if (steps === 0) return 0;
     const { kind, node } = devices[rank]!;

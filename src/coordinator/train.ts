@@ -118,7 +118,7 @@ async function attemptRun(run: Run): Promise<string | null> {
   const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { spec } = setup;
   const workload = trainingWorkload(config, data);
-  const { pipeline, plan, cut, computeDtype, request, prepared } = await interrupts.during(
+  const { pipeline, plan, cut, computeDtype, speeds, prepared } = await interrupts.during(
     assemble(
       cluster,
       config,
@@ -177,7 +177,7 @@ async function attemptRun(run: Run): Promise<string | null> {
   const { nodes } = await files.finish(pipeline, state);
   warnOfNodes("the adapter", nodes, log);
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
-  const { text, value } = predictedBesideMeasured(plan, reports, cut.work(false), request);
+  const { text, value } = predictedBesideMeasured(plan, reports, cut.work(false), speeds);
   reporter.predictions(text, value);
   return null;
 }

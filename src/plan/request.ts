@@ -106,4 +106,7 @@ export interface LinkRate {
   readonly compute: number;
 }
 
+/** What tells how fast a plan runs: its devices, and what was measured of them. */
+export type Speeds = Pick<PlanRequest, "devices" | "rates">;
+
 export const NO_OVERRIDES: RateOverrides = { measured: new Map(), links: new Map(), crowded: new Map() };

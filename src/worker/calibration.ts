@@ -1,10 +1,10 @@
 import { readFileSync } from "node:fs";
-import process from "node:process";
 import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
 import { prepareRank } from "./prepare.ts";
+import { processorSeconds } from "./processor-time.ts";
 
 /** A size is timed at least so often and for so long after a first, cold run; the median counts. */
 const LEAST_RUNS = 5;
@@ -140,10 +140,9 @@ interface Spent {
 }
 
 async function spent(work: () => Promise<void>): Promise<Spent> {
-  const [began, before] = [performance.now(), process.cpuUsage()];
+  const [began, before] = [performance.now(), processorSeconds()];
   await work();
-  const { user, system } = process.cpuUsage(before);
-  return { seconds: (performance.now() - began) / 1000, processor: (user + system) / 1e6 };
+  return { seconds: (performance.now() - began) / 1000, processor: processorSeconds() - before };
 }
 
 /** The medians, each for itself. */

@@ -1,6 +1,7 @@
 import type { LinkProbed } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
 import type { RankLinks } from "./links.ts";
+import { processorSeconds } from "./processor-time.ts";
 import { anyContent } from "./tensors.ts";
 
 const PINGS = 8;
@@ -29,7 +30,7 @@ export async function probeLink(
   for (let index = 1; index <= PINGS; index++) await ping(index);
   const latency = (performance.now() - pinged) / 1000 / PINGS / 2;
 
-  const before = process.cpuUsage();
+  const before = processorSeconds();
   const began = performance.now();
   if (sends) {
     await Promise.all(
@@ -41,6 +42,5 @@ export async function probeLink(
     await links.sendWhole(peer, key("all", 0), PING);
   }
   const seconds = (performance.now() - began) / 1000;
-  const { user, system } = process.cpuUsage(before);
-  return { secondsPerMessage: seconds / count, latency, compute: (user + system) / 1e6 / count };
+  return { secondsPerMessage: seconds / count, latency, compute: (processorSeconds() - before) / count };
 }

@@ -21,6 +21,7 @@ import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
+import { processorSeconds } from "./processor-time.ts";
 import { StepRelay } from "./step-relay.ts";
 import { runInstructions } from "./step-runner.ts";
 import { TimeSums } from "./time-sums.ts";
@@ -197,7 +198,7 @@ export class Rank {
     const relay = this.#relay!;
     const started = performance.now();
     const busy = prepared.engine.busySeconds();
-    const before = process.cpuUsage();
+    const processor = processorSeconds();
     const passedOn = relay.passOn(message);
     // Awaited below; should the step fail first, its failure is the one to tell.
     passedOn.catch(() => {});
@@ -223,8 +224,7 @@ export class Rank {
     const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
     const totalMs = performance.now() - started;
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
-    const { user, system } = process.cpuUsage(before);
-    const processorMs = (user + system) / 1000 / prepared.threads;
+    const processorMs = ((processorSeconds() - processor) * 1000) / prepared.threads;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs, processorMs });
     await passedOn;
     const own = { ...loss, moduleIds: bytesOf(prepared.moduleIds), gradSquares: bytesOf(squares) };

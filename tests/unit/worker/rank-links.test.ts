@@ -13,7 +13,6 @@ import { Rank } from "../../../src/worker/rank.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
 
 interface Member {
-  readonly rank: Rank;
   readonly links: RankLinks;
   readonly address: string;
   /** The reply to a request of the coordinator's. */
@@ -55,7 +54,7 @@ async function member(t: TestContext, number: number): Promise<Member> {
       waiting.set(request, resolve);
       tell({ ...message, request });
     });
-  return { rank, links, address: `127.0.0.1:${server.port}`, ask };
+  return { links, address: `127.0.0.1:${server.port}`, ask };
 }
 
 for (const link of ["grpc", "shm"]) {
