@@ -25,6 +25,13 @@ export interface Device {
   readonly memoryBytes: number | null;
   /** Of a GPU: bytes that are free in its host's memory; null or absent: unknown. */
   readonly hostMemoryBytes?: number | null;
+  /** GPUs that use that memory, itself counted, in other replicas too; absent: those of its node that a plan gives layers. */
+  readonly hostSharers?: number;
+}
+
+/** GPUs of a node. */
+export function gpusOf(devices: readonly Device[], node: string): number {
+  return devices.filter((device) => device.kind === "cuda" && device.node === node).length;
 }
 
 /** Keys of accelerate's max_memory and values of its device maps. */

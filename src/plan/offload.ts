@@ -1,5 +1,5 @@
 import { arenaMargin } from "./arena.ts";
-import type { Device } from "./devices.ts";
+import { type Device, gpusOf } from "./devices.ts";
 import { blocksOf, PLAIN_KEEPING, segmentLayers } from "./keeping.ts";
 import { layerMemory } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
@@ -35,13 +35,19 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
   const input = bytes((layer) => layer.input);
   const whole = bytes(wholeActivations);
   if (input === 0) return 0;
-  const carried = LINK_SHARE * hostLinkRate(device) * forwardSeconds(request, device, segment);
+  const used = new Set(segments.map((other) => other.device));
+  const ours = gpusOf(
+    request.devices.filter(({ id }) => used.has(id)),
+    device.node,
+  );
+  const sharers = device.hostSharers ?? ours;
+  const carried = LINK_SHARE * hostLinkRate(device, sharers) * forwardSeconds(request, device, segment);
   const { tokens, meanTokens } = request.work;
   const byTime = ((carried * tokens) / meanTokens - blocks * input) / (whole - input);
   const inFlight = heldActivations(request.work.schedule, request.work.microBatches, segments, [{ segment, bytes: 1 }]);
-  const ours = segments.filter((other) => other.device === segment.device).length;
+  const parts = segments.filter((other) => other.device === segment.device).length;
   const embedding = layers.reduce((sum, { host }) => sum + host, 0);
-  const room = hostBudget(request, device, embedding) / ours / (inFlight * arenaMargin);
+  const room = hostBudget(request, device, embedding, ours, sharers) / parts / (inFlight * arenaMargin);
   const byRoom = (room - blocks * input) / (whole - input);
   return Math.max(0, Math.min(blocks, Math.floor(byTime), Math.floor(byRoom)));
 }
@@ -52,12 +58,12 @@ function forwardSeconds(request: PlanRequest, device: Device, { firstLayer, last
     .reduce((sum, { forward }) => sum + forward, 0);
 }
 
-/** Bytes of the host's memory for one GPU's offloaded activations: GPUs of a node share it alike, embeddings come first. */
-function hostBudget(request: PlanRequest, device: Device, embedding: number): number {
-  const sharing = request.devices.filter(({ kind, node }) => kind === "cuda" && node === device.node).length;
+/** Bytes of the host's memory for one GPU's offloaded activations: GPUs that use it share it alike, embeddings come first. */
+function hostBudget(request: PlanRequest, device: Device, embedding: number, ours: number, sharers: number): number {
   const given = request.maxMemory?.get("cpu");
   const all = given ?? HOST_SHARE * (device.hostMemoryBytes ?? 0);
-  return Math.max(0, all - embedding) / sharing;
+  const pipelines = sharers / ours;
+  return Math.max(0, all - pipelines * embedding) / sharers;
 }
 
 /** Bytes of a rank's room in the host's memory for what the plan predicts. */

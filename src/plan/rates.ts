@@ -23,16 +23,23 @@ const UNKNOWN_GPU = [60e12, 25e12, 0.5e12] as const;
 /** One worker on a few server cores, by dtype. */
 const CPU_RATES: Readonly<Record<FloatDtype, number>> = { float32: 200e9, bfloat16: 400e9, float16: 200e9 };
 
+/** Each has a processor, and its memory, of its own. */
+const OWN_HOST = /\b(GH200|GB200)/i;
+
 /** Bytes/s between a GPU and its host's memory, each way: 50 measured on an H100's PCIe 5 x16, the others by their bus. */
 const HOST_LINKS: readonly (readonly [RegExp, number])[] = [
-  [/\b(GH200|GB200)/i, 200e9],
+  [OWN_HOST, 200e9],
   [/\b(H100|H200|H800|B200|B100)/i, 50e9],
   [/\b(A100|A800|A10|A10G|L40|L4)|3090|4090/i, 22e9],
 ];
 const UNKNOWN_HOST_LINK = 10e9;
+/** What the memory behind those links carries of all GPUs together: 138 out of four H200s at once, 146 out of and into two. */
+const HOST_MEMORY = 140e9;
 
-export function hostLinkRate({ name }: Device): number {
-  return HOST_LINKS.find(([pattern]) => pattern.test(name ?? ""))?.[1] ?? UNKNOWN_HOST_LINK;
+/** Bytes/s that a GPU's way to its host's memory carries while as many GPUs as `sharers`, itself counted, use that memory. */
+export function hostLinkRate({ name }: Device, sharers: number): number {
+  const link = HOST_LINKS.find(([pattern]) => pattern.test(name ?? ""))?.[1] ?? UNKNOWN_HOST_LINK;
+  return OWN_HOST.test(name ?? "") ? link : Math.min(link, HOST_MEMORY / sharers);
 }
 
 /**

@@ -1,5 +1,5 @@
 import { PipeloraError } from "../common/errors.ts";
-import type { Device, MaxMemory } from "./devices.ts";
+import { type Device, gpusOf, type MaxMemory } from "./devices.ts";
 import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
 import { attemptPlan, IDLE, Infeasible, type Plan } from "./plan.ts";
 import { linkRate } from "./rates.ts";
@@ -26,7 +26,7 @@ export function attemptReplicatedPlan(request: PlanRequest, replicas: number): P
   const places = groups[0]!.map((_, place) => groups.map((group) => group[place]!));
   const one = attemptPlan({
     ...request,
-    devices: places.map(leastOf),
+    devices: places.map((place) => leastOf(place, devices)),
     maxMemory: request.maxMemory === null ? null : leastBudgets(request.maxMemory, places),
   });
   if (one instanceof Infeasible) return one;
@@ -44,10 +44,16 @@ export function attemptReplicatedPlan(request: PlanRequest, replicas: number): P
   };
 }
 
-/** A device as good as the least of these. */
-function leastOf(devices: readonly Device[]): Device {
+/** A device as good as the least of these, among `all` of the run. */
+function leastOf(devices: readonly Device[], all: readonly Device[]): Device {
   const known = devices.map((device) => device.memoryBytes).filter((bytes) => bytes !== null);
-  return { ...devices[0]!, memoryBytes: known.length === 0 ? null : Math.min(...known) };
+  const hosts = devices.map(({ hostMemoryBytes }) => hostMemoryBytes ?? 0);
+  return {
+    ...devices[0]!,
+    memoryBytes: known.length === 0 ? null : Math.min(...known),
+    hostMemoryBytes: Math.min(...hosts),
+    hostSharers: Math.max(...devices.map(({ node }) => gpusOf(all, node))),
+  };
 }
 
 function leastBudgets(budgets: MaxMemory, places: readonly (readonly Device[])[]): MaxMemory {

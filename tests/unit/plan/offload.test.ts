@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { DeviceKey } from "../../../src/plan/devices.ts";
-import { makePlan, type PlanRequest } from "../../../src/plan/index.ts";
+import { attemptReplicatedPlan, makePlan, type PlanRequest } from "../../../src/plan/index.ts";
 import { segmentLayers } from "../../../src/plan/keeping.ts";
 import { predictMemory } from "../../../src/plan/memory.ts";
 import { segmentsOf } from "../../../src/plan/segments.ts";
@@ -60,6 +60,25 @@ test("a slower bus, less memory on the host or what max_memory gives it carry fe
   assert.deepEqual(blocksOf(planned({ work: { ...onePass(8192, 2048), checkpointing: "none" } })), [0, 0, 32]);
   const cpu = makePlan(request(qwen, cpus(1), { ...base, work: onePass(512, 128) }));
   assert.deepEqual(blocksOf(cpu), [0, 32, 0]);
+});
+
+test("GPUs that work at the same time share the way to their host's memory, and the memory; idle ones do not", () => {
+  const four = gpus(4).map((device) => ({ ...device, hostMemoryBytes: 400 * GIB }));
+  const [alone] = blocksOf(planned({}, hosted(400 * GIB)));
+  const replicas = (devices: typeof four) => {
+    const plan = attemptReplicatedPlan(request(qwen, devices, { ...base, work: onePass(8192, 2048) }), devices.length);
+    assert.ok("segments" in plan, "it fits");
+    return plan;
+  };
+  // Two H100s find what each can carry, four share 140 GB/s: 0.7 of that, and inputs of the other blocks go the same way.
+  assert.equal(blocksOf(replicas(four.slice(0, 2)))[0], alone);
+  const [shared] = blocksOf(replicas(four));
+  assert.ok(shared! >= 0.5 * alone! && shared! <= 0.75 * alone!, `${shared} of ${alone}`);
+  const maxMemory = new Map<DeviceKey, number>([[0, 70 * GIB]]);
+  assert.equal(blocksOf(planned({ maxMemory }, four))[0], alone);
+  // Of 12 GiB for all a quarter, less an embedding, is too little for what one has alone.
+  const poor = four.map((device) => ({ ...device, hostMemoryBytes: 24 * GIB }));
+  assert.ok(blocksOf(replicas(poor))[0]! < shared!);
 });
 
 test("as few blocks recompute as the budget allows, and none waits on the host without need", () => {
