@@ -19,10 +19,14 @@ TEST_CASE("Philox gives the published answers") {
     CHECK(got.v[2] == c);
     CHECK(got.v[3] == d);
   };
-  check(philox4x32(0, 0, 0, 0, 0, 0), 0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u);
-  check(philox4x32(~0u, ~0u, ~0u, ~0u, ~0u, ~0u), 0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu);
-  check(philox4x32(0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0xa4093822u, 0x299f31d0u), 0xd16cfe09u, 0x94fdccebu,
+  check(philox4x32<10>(0, 0, 0, 0, 0, 0), 0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u);
+  check(philox4x32<10>(~0u, ~0u, ~0u, ~0u, ~0u, ~0u), 0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu);
+  check(philox4x32<10>(0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0xa4093822u, 0x299f31d0u), 0xd16cfe09u, 0x94fdccebu,
         0x5001e420u, 0x24126ea1u);
+  check(philox4x32<7>(0, 0, 0, 0, 0, 0), 0x5f6fb709u, 0x0d893f64u, 0x4f121f81u, 0x4f730a48u);
+  check(philox4x32<7>(~0u, ~0u, ~0u, ~0u, ~0u, ~0u), 0x5207ddc2u, 0x45165e59u, 0x4d8ee751u, 0x8c52f662u);
+  check(philox4x32<7>(0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0xa4093822u, 0x299f31d0u), 0x4dfccabau, 0x190a87f0u,
+        0xc47362bau, 0xb6b5242au);
 }
 
 TEST_CASE("dropout masks follow their definition wherever a piece begins") {

@@ -144,6 +144,12 @@ __device__ inline Philox bits_of_eight(const Mask& mask, const TokenPlace& place
   return dropout_bits(mask.key, static_cast<std::uint32_t>(place.row), module, element / 8);
 }
 
+/// The top bit of each half: its element is kept. Thresholds are even, so 15 of the 16 bits decide; with the 16th set above
+/// them, neither half borrows from the other.
+__device__ inline std::uint32_t kept_halves(std::uint32_t bits, std::uint32_t threshold) {
+  return ((bits >> 1) | 0x80008000u) - (threshold >> 1) * 0x00010001u;
+}
+
 /// Bit i: element i of the eight is kept.
 __device__ inline std::uint32_t keep_bits(const Mask& mask, const TokenPlace& place, std::int64_t c, std::uint32_t module,
                                           std::uint32_t threshold) {
@@ -151,10 +157,10 @@ __device__ inline std::uint32_t keep_bits(const Mask& mask, const TokenPlace& pl
   std::uint32_t keep = 0;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
-    keep |= ((bits.v[w] & 0xFFFFu) >= threshold ? 1u : 0u) << (2 * w);
-    keep |= ((bits.v[w] >> 16) >= threshold ? 1u : 0u) << (2 * w + 1);
+    const std::uint32_t halves = kept_halves(bits.v[w], threshold) & 0x80008000u;
+    keep |= halves >> (15 - 2 * w) | halves >> (30 - 2 * w);
   }
-  return keep;
+  return keep & 0xFFu;
 }
 
 /// For eight 16-bit numbers: all ones where the element is kept, else zeros.
@@ -162,8 +168,8 @@ __device__ inline uint4 keep_words(const Mask& mask, const TokenPlace& place, st
   const Philox bits = bits_of_eight(mask, place, c, module);
   std::uint32_t words[4];
 #pragma unroll
-  for (int w = 0; w < 4; ++w)
-    words[w] = ((bits.v[w] & 0xFFFFu) >= threshold ? 0x0000FFFFu : 0u) | ((bits.v[w] >> 16) >= threshold ? 0xFFFF0000u : 0u);
+  for (int w = 0; w < 4; ++w)  // each half's top bit, sixteen times
+    asm("prmt.b32 %0, %1, 0, 0xBB99;\n" : "=r"(words[w]) : "r"(kept_halves(bits.v[w], threshold)));
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
