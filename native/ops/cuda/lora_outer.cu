@@ -5,45 +5,75 @@ namespace pipelora::cuda {
 
 namespace {
 
-// Four neighbouring sums a thread: the inner vectors' of all jobs first, then the gradients'.
-template <int kRanks, bool kInner>
-__global__ void __launch_bounds__(128) outer_sum_kernel(OuterJobs jobs, std::int64_t tokens, std::int64_t splits, OuterPartial partial) {
-  std::int64_t item = (static_cast<std::int64_t>(blockIdx.x) * 128 + threadIdx.x) * 4;
-  const auto add = [&](const float* parts, std::int64_t count, std::int64_t distance) {
-    float4 total = make_float4(0, 0, 0, 0);
+constexpr int kSumThreads = 128;
+constexpr int kShares = 4;  // threads that add up one sum's parts: a long chain of reads would be all that a small call waits for
+
+/// Four neighbouring sums over `count` parts, given to all threads that share them: each adds every kShares-th part.
+__device__ inline float4 sum_of_parts(const float* parts, std::int64_t count, std::int64_t distance, bool any) {
+  float4 total = make_float4(0, 0, 0, 0);
+  if (any) {
 #pragma unroll 8
-    for (std::int64_t p = 0; p < count; ++p) {
+    for (std::int64_t p = threadIdx.x % kShares; p < count; p += kShares) {
       const float4 part = __ldcg(reinterpret_cast<const float4*>(parts + p * distance));
       total = make_float4(total.x + part.x, total.y + part.y, total.z + part.z, total.w + part.w);
     }
-    return total;
-  };
+  }
+#pragma unroll
+  for (int d = 1; d < kShares; d *= 2) {
+    total.x += __shfl_xor_sync(0xFFFFFFFFu, total.x, d);
+    total.y += __shfl_xor_sync(0xFFFFFFFFu, total.y, d);
+    total.z += __shfl_xor_sync(0xFFFFFFFFu, total.z, d);
+    total.w += __shfl_xor_sync(0xFFFFFFFFu, total.w, d);
+  }
+  return total;
+}
+
+// kShares threads for four neighbouring sums: the inner vectors' of all jobs first, then the gradients'.
+template <int kRanks, bool kInner>
+__global__ void __launch_bounds__(kSumThreads) outer_sum_kernel(const __grid_constant__ OuterJobs jobs, std::int64_t tokens, std::int64_t splits, OuterPartial partial) {
+  std::int64_t item = (static_cast<std::int64_t>(blockIdx.x) * kSumThreads + threadIdx.x) / kShares * 4;
+  const bool first = threadIdx.x % kShares == 0;
+  constexpr std::int64_t kOfBlock = kRanks * kOuterColumns;
+  const float* parts = nullptr;
+  std::int64_t count = 0, distance = 0;
+  const OuterJob* job = nullptr;
+  bool inner = false;
   if constexpr (kInner) {
     const std::int64_t of_job = tokens * kRanks;
-    if (item < jobs.count * of_job) {
-      const OuterJob& job = jobs.job[item / of_job];
+    inner = item < jobs.count * of_job;
+    if (inner) {
+      job = &jobs.job[item / of_job];
       item %= of_job;
-      const float4 total = add(partial.inner + job.first_block * of_job + item, job.blocks, of_job);
-      const float values[4] = {total.x, total.y, total.z, total.w};
-      const int r = static_cast<int>(item % kRanks);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (r + i < job.rank) job.inner_grad[item / kRanks * job.inner_grad_stride + r + i] = values[i] * job.factor;
-      return;
+      parts = partial.inner + job->first_block * of_job + item;
+      count = job->blocks;
+      distance = of_job;
+    } else {
+      item -= jobs.count * of_job;
     }
-    item -= jobs.count * of_job;
   }
-  constexpr std::int64_t kOfBlock = kRanks * kOuterColumns;
   const std::int64_t block = item / kOfBlock;
-  if (block >= jobs.blocks) return;
-  const OuterJob& job = job_of(jobs, static_cast<int>(block));
+  if (!inner && block < jobs.blocks) {
+    job = &job_of(jobs, static_cast<int>(block));
+    parts = partial.grads + item;
+    count = splits;
+    distance = jobs.blocks * kOfBlock;
+  }
+  const float4 total = sum_of_parts(parts, count, distance, job != nullptr);
+  if (job == nullptr || !first) return;
+  if (inner) {
+    const float values[4] = {total.x, total.y, total.z, total.w};
+    const int r = static_cast<int>(item % kRanks);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (r + i < job->rank) job->inner_grad[item / kRanks * job->inner_grad_stride + r + i] = values[i] * job->factor;
+    return;
+  }
   const int r = static_cast<int>(item % kOfBlock / kOuterColumns);
-  const std::int64_t column = (block - job.first_block) * kOuterColumns + item % kOuterColumns;
-  if (r >= job.rank || column >= job.columns) return;
-  const float4 total = add(partial.grads + item, splits, jobs.blocks * kOfBlock);
-  float4* to = reinterpret_cast<float4*>(job.grad + r * job.grad_stride + column);
+  const std::int64_t column = (block - job->first_block) * kOuterColumns + item % kOuterColumns;
+  if (r >= job->rank || column >= job->columns) return;
+  float4* to = reinterpret_cast<float4*>(job->grad + r * job->grad_stride + column);
   const float4 old = *to;
-  *to = make_float4(old.x + total.x * job.factor, old.y + total.y * job.factor, old.z + total.z * job.factor, old.w + total.w * job.factor);
+  *to = make_float4(old.x + total.x * job->factor, old.y + total.y * job->factor, old.z + total.z * job->factor, old.w + total.w * job->factor);
 }
 
 // A chip's worth of blocks that stream from beginning to end (132 multiprocessors, four each), so that none waits for its
@@ -110,7 +140,7 @@ void add_outer_parts(const OuterLaunch& launch, std::int64_t tokens, int ranks, 
   const std::int64_t sums = launch.jobs.blocks * ranks * kOuterColumns + (inner ? launch.jobs.count * tokens * ranks : 0);
   const auto kernel = inner ? ranks == 8 ? outer_sum_kernel<8, true> : outer_sum_kernel<16, true>
                             : ranks == 8 ? outer_sum_kernel<8, false> : outer_sum_kernel<16, false>;
-  kernel<<<blocks_for(sums, 4 * 128), 128, 0, stream>>>(launch.jobs, tokens, launch.cut.splits, partial);
+  kernel<<<blocks_for(sums * kShares, 4 * kSumThreads), kSumThreads, 0, stream>>>(launch.jobs, tokens, launch.cut.splits, partial);
   check_launch("LoRA's gradients");
 }
 
