@@ -6,7 +6,7 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kTokens = 8;  // a block
-constexpr int kWarps = 16;
+constexpr int kGradWarps = 16;
 constexpr int kMaxTiles = 4;
 
 template <int NT>
@@ -32,8 +32,8 @@ struct NormInner {
 
 // Lane (g, q) holds eight neighbouring columns of token g. LoRA's rows, each split into two 16-bit numbers, are the left side
 // of the products, tokens the right one. The second reading of x is served by the first-level cache.
-template <class T, int NT>
-__global__ void __launch_bounds__(kWarps * 32, 2) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
+template <class T, int NT, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 32 / kWarps) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
   __shared__ float squares_of[kWarps][kTokens];
   __shared__ float sums[kWarps][kTokens][NT * 8];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
@@ -137,19 +137,19 @@ struct NormGrad {
 // dy += LoRA's term; then y = r w x with r = 1 / rms(x): dx = r w dy - x r³ mean(w dy x) + residual. A block takes eight tokens,
 // lane (g, q) of a warp eight columns of tokens 2 q and 2 q + 1 of each 64. dy waits in shared memory for its row's sums.
 template <class T, int NT>
-__global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> call, TermTiles<NT> tiles) {
+__global__ void __launch_bounds__(kGradWarps * 32, 2) norm_grad_kernel(NormGrad<T> call, TermTiles<NT> tiles) {
   extern __shared__ uint4 waiting[];  // [steps][2][threads]
-  __shared__ float shared[kWarps][kTokens][2];
+  __shared__ float shared[kGradWarps][kTokens][2];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens, t0 = first + 2 * q;
-  constexpr int kStep = kWarps * 64;
+  constexpr int kStep = kGradWarps * 64;
   std::uint32_t side[NT];
 #pragma unroll
   for (int i = 0; i < NT; ++i) side[i] = load_term_side<T>(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens);
 
   float squares[2] = {}, dots[2] = {};
   int slot = static_cast<int>(threadIdx.x);
-  for (std::int64_t base = warp * 64; base < call.cols; base += kStep, slot += 2 * kWarps * 32) {
+  for (std::int64_t base = warp * 64; base < call.cols; base += kStep, slot += 2 * kGradWarps * 32) {
     const std::int64_t c = base + g * 8;
     const bool in = c < call.cols;
     uint4 dy[2], x[2];
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
       }
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) waiting[slot + i * kWarps * 32] = dy[i];
+    for (int i = 0; i < 2; ++i) waiting[slot + i * kGradWarps * 32] = dy[i];
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
   for (int i = 0; i < 2; ++i) {
     float square = 0, dot = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
+    for (int w = 0; w < kGradWarps; ++w) {
       square += shared[w][2 * q + i][0];
       dot += shared[w][2 * q + i][1];
     }
@@ -223,14 +223,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2) norm_grad_kernel(NormGrad<T> c
   }
   slot = static_cast<int>(threadIdx.x);
 #pragma unroll 2
-  for (std::int64_t c = warp * 64 + g * 8; c < call.cols; c += kStep, slot += 2 * kWarps * 32) {
+  for (std::int64_t c = warp * 64 + g * 8; c < call.cols; c += kStep, slot += 2 * kGradWarps * 32) {
     const Floats<8> w = load<8>(call.weight + c);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const std::int64_t t = t0 + i;
       if (t >= call.tokens) continue;
       const Floats<8> x = load<8>(call.x + t * call.x_stride + c);
-      const uint4 bits = waiting[slot + i * kWarps * 32];
+      const uint4 bits = waiting[slot + i * kGradWarps * 32];
       const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
       Floats<8> out{}, again;
       if (call.residual != nullptr) out = load<8>(call.residual + t * call.residual_stride + c);
@@ -275,7 +275,12 @@ bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
         InnerTiles<NT> set{};
         std::copy(tiles.begin(), tiles.end(), set.tile);
         set.count = static_cast<int>(tiles.size());
-        norm_inner_kernel<T, NT><<<blocks_for(x.rows, kTokens), kWarps * 32, 0, stream>>>(call, set);
+        // Blocks of half as many warps where those of sixteen would need a second turn of the chip (132 multiprocessors) for a few.
+        const unsigned blocks = blocks_for(x.rows, kTokens);
+        if (blocks > 2 * 132 && blocks <= 4 * 132)
+          norm_inner_kernel<T, NT, 8><<<blocks, 8 * 32, 0, stream>>>(call, set);
+        else
+          norm_inner_kernel<T, NT, 16><<<blocks, 16 * 32, 0, stream>>>(call, set);
       };
       if (tiles.size() == 1)
         launch.template operator()<1>();
@@ -292,8 +297,8 @@ bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
 bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
                               cudaStream_t stream) {
   const std::vector<TermTile> tiles = term_tiles(lora, norm.dy.cols);
-  const std::int64_t steps = (norm.dy.cols + kWarps * 64 - 1) / (kWarps * 64);
-  const auto bytes = static_cast<std::size_t>(steps * 2 * kWarps * 32) * sizeof(uint4);
+  const std::int64_t steps = (norm.dy.cols + kGradWarps * 64 - 1) / (kGradWarps * 64);
+  const auto bytes = static_cast<std::size_t>(steps * 2 * kGradWarps * 32) * sizeof(uint4);
   constexpr std::size_t kMostShared = 200 << 10;
   const Tensor residual = norm.residual ? norm.residual : norm.dy, y = norm.y ? norm.y : norm.dy;
   if (norm.dy.rows == 0 || tiles.size() > 2 || bytes > kMostShared || !suits_terms(tiles, {norm.x, norm.dy, norm.dx, residual, y})) return false;
@@ -322,7 +327,7 @@ bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, con
         std::copy_n(tiles.begin(), NT, set.tile);
         const auto kernel = norm_grad_kernel<T, NT>;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a norm");
-        kernel<<<blocks_for(norm.x.rows, kTokens), kWarps * 32, bytes, stream>>>(call, set);
+        kernel<<<blocks_for(norm.x.rows, kTokens), kGradWarps * 32, bytes, stream>>>(call, set);
       };
       if (tiles.size() == 1)
         launch.template operator()<1>();
