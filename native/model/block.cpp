@@ -240,8 +240,8 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     const Tensor dq = dqkv.tensor().columns(0, q_cols), dk = dqkv.tensor().columns(q_cols, kv_cols);
     const Tensor dv = dqkv.tensor().columns(q_cols + kv_cols, kv_cols);
     ops_.attention_backward({q, k, v, attn, saved.lse, dattn, dq, dk, dv, sequences, e, spec_.sliding_window,
-                             1.0f / std::sqrt(static_cast<float>(e))});
-    ops_.qk_rope_backward({dq, dk, q_in, k_in, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row, e});
+                             1.0f / std::sqrt(static_cast<float>(e)), q_norm() ? Tensor() : batch.rope.values, &batch.rope_row});
+    if (q_norm()) ops_.qk_rope_backward({dq, dk, q_in, k_in, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row, e});
   }
   saved.attn.reset();
   saved.qkv.reset();

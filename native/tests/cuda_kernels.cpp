@@ -132,25 +132,36 @@ struct HeadMath {
   }
 };
 
-void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, std::int64_t e, bool normed) {
-  const std::string shape = std::to_string(tokens) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " +
-                            std::to_string(e) + (normed ? ", normed" : "");
-  const std::int64_t cols = (heads + 2 * kv_heads) * e, positions = 50, all = heads + kv_heads;
-  const Values x = random_values(tokens * cols, 1, dtype, 10), dy = random_values(tokens * cols, 1, dtype, 11);
-  const Values qn = random_values(e, 1, DType::f32, 12), kn = random_values(e, 1, DType::f32, 13);
-  Values table(static_cast<std::size_t>(positions * e)), scale(static_cast<std::size_t>(tokens));
-  for (std::int64_t p = 0; p < positions; ++p)
+constexpr std::int64_t kPositions = 50;
+
+/// [kPositions, e]
+Values rotary_table(std::int64_t e) {
+  Values table(static_cast<std::size_t>(kPositions * e));
+  for (std::int64_t p = 0; p < kPositions; ++p)
     for (std::int64_t c = 0; c < e / 2; ++c) {
       const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(c) / static_cast<double>(e));
       table[static_cast<std::size_t>(p * e + c)] = rounded(std::cos(angle), DType::f32);
       table[static_cast<std::size_t>(p * e + e / 2 + c)] = rounded(std::sin(angle), DType::f32);
     }
+  return table;
+}
+Indices rotary_rows(Gpu& gpu, std::int64_t tokens) {
   Indices rows;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    rows.host.push_back(static_cast<std::int32_t>(t * 7 % positions));
-    scale[static_cast<std::size_t>(t)] = rounded(1.0 + 0.01 * static_cast<double>(t % 5), DType::f32);
-  }
+  for (std::int64_t t = 0; t < tokens; ++t) rows.host.push_back(static_cast<std::int32_t>(t * 7 % kPositions));
   gpu.upload(rows);
+  return rows;
+}
+
+void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, std::int64_t e, bool normed) {
+  const std::string shape = std::to_string(tokens) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " +
+                            std::to_string(e) + (normed ? ", normed" : "");
+  const std::int64_t cols = (heads + 2 * kv_heads) * e, all = heads + kv_heads;
+  const Values x = random_values(tokens * cols, 1, dtype, 10), dy = random_values(tokens * cols, 1, dtype, 11);
+  const Values qn = random_values(e, 1, DType::f32, 12), kn = random_values(e, 1, DType::f32, 13);
+  const Values table = rotary_table(e);
+  const Indices rows = rotary_rows(gpu, tokens);
+  Values scale(static_cast<std::size_t>(tokens));
+  for (std::int64_t t = 0; t < tokens; ++t) scale[static_cast<std::size_t>(t)] = rounded(1.0 + 0.01 * static_cast<double>(t % 5), DType::f32);
   Values forward(x), backward(dy);
   for (std::int64_t t = 0; t < tokens; ++t) {
     const double* cosine = table.data() + rows.host[static_cast<std::size_t>(t)] * e;
@@ -162,7 +173,7 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
     }
   }
   auto held = gpu.put(x, dtype, tokens, cols), before = gpu.put(x, dtype, tokens, cols), grad = gpu.put(dy, dtype, tokens, cols);
-  auto q_norm = gpu.put(qn, DType::f32, 1, e), k_norm = gpu.put(kn, DType::f32, 1, e), rope_table = gpu.put(table, DType::f32, positions, e),
+  auto q_norm = gpu.put(qn, DType::f32, 1, e), k_norm = gpu.put(kn, DType::f32, 1, e), rope_table = gpu.put(table, DType::f32, kPositions, e),
        q_scale = gpu.put(scale, DType::f32, 1, tokens);
   const auto q_of = [&](const Gpu::Held& t) { return t.view.columns(0, heads * e); };
   const auto k_of = [&](const Gpu::Held& t) { return t.view.columns(heads * e, kv_heads * e); };
@@ -249,16 +260,20 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   auto qd = gpu.put(q, dtype, tokens, q_cols, 16), kd = gpu.put(k, dtype, keys, k_cols, 8), vd = gpu.put(v, dtype, keys, k_cols),
        gd = gpu.put(dout, dtype, tokens, q_cols);
   const auto scale_f = static_cast<float>(scale);
+  const Values table = rotary_table(e);
+  const Indices rows = rotary_rows(gpu, tokens);
+  const auto table_held = gpu.put(table, DType::f32, kPositions, e, 8);
   // out, lse, dq, dk, dv; no gradient of the cache's rows behind a sequence's keys is written. `spare`: the arena was fuller
-  // before, so that attention may take room that it can do without.
-  const auto run = [&](bool spare) {
+  // before, so that attention may take room that it can do without. `rotary`: gradients are those before it.
+  const auto run = [&](bool spare, bool rotary = false) {
     gpu.arena->reset_peak();
     if (spare) gpu.arena->workspace("what was there before", DType::i8, 1, std::int64_t{600} << 20);
     auto od = gpu.empty(dtype, tokens, q_cols), ld = gpu.empty(DType::f32, c.heads, tokens), dqd = gpu.empty(dtype, tokens, q_cols),
          dkd = gpu.put(Values(k.size(), 0), dtype, keys, k_cols, 8), dvd = gpu.put(Values(k.size(), 0), dtype, keys, k_cols);
     gpu.ops->attention_forward({qd, kd, vd, od, ld, sequences.get(), e, c.window, scale_f});
     if (!spare) gpu.arena->reset_peak();
-    gpu.ops->attention_backward({qd, kd, vd, od, ld, gd, dqd, dkd, dvd, sequences.get(), e, c.window, scale_f});
+    gpu.ops->attention_backward({qd, kd, vd, od, ld, gd, dqd, dkd, dvd, sequences.get(), e, c.window, scale_f,
+                                 rotary ? table_held.view : Tensor(), &rows});
     return std::vector<Values>{gpu.get(od), gpu.get(ld), gpu.get(dqd), gpu.get(dkd), gpu.get(dvd)};
   };
   const std::vector<Values> got = run(true);
@@ -267,6 +282,21 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   for (std::size_t i = 0; i < got.size(); ++i) compare(label(names[i], dtype, shape), got[i], *expected[i], limit_of(dtype));
   require(label("attention twice, same bits", dtype, shape), run(true) == got);
   require(label("attention without spare room, same bits", dtype, shape), run(false) == got);
+  if (cached) return;
+  const auto turn_back = [&](const Values& before, Values& gradient, std::int64_t cols) {
+    for (std::int64_t at = 0; at < tokens * cols; at += e) {
+      const double* cosine = &table[static_cast<std::size_t>(rows.host[static_cast<std::size_t>(at / cols)] * e)];
+      HeadMath{e, nullptr, 0}.backward(&before[static_cast<std::size_t>(at)], &gradient[static_cast<std::size_t>(at)], cosine, cosine + e / 2,
+                                       &gradient[static_cast<std::size_t>(at)]);
+    }
+  };
+  turn_back(q, dq, q_cols);
+  turn_back(k, dk, k_cols);
+  const std::vector<Values> turned = run(true, true);
+  compare(label("attention_backward dq before rotary", dtype, shape), turned[2], dq, limit_of(dtype));
+  compare(label("attention_backward dk before rotary", dtype, shape), turned[3], dk, limit_of(dtype));
+  require(label("attention_backward with rotary, same dv", dtype, shape), turned[4] == got[4]);
+  require(label("attention_backward with rotary, without spare room, same bits", dtype, shape), run(false, true) == turned);
 }
 
 /// `in_place`: the gradient's rows begin where their logits do.

@@ -196,6 +196,8 @@ struct AttentionForward {
   float scale = 0;
 };
 
+/// `rope` and `rope_row` as in QkRope. Where they are given, row t of k is token t's, and dq and dk become those of q and k
+/// before rotary.
 struct AttentionBackward {
   Tensor q, k, v, out, lse, dout;
   Tensor dq, dk, dv;  // written
@@ -203,6 +205,8 @@ struct AttentionBackward {
   std::int64_t head_dim = 0;
   std::int64_t window = 0;
   float scale = 0;
+  Tensor rope = {};  // empty: dq and dk are those of the q and k given
+  const Indices* rope_row = nullptr;
 };
 
 /// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot).

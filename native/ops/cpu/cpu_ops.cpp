@@ -152,6 +152,7 @@ void CpuOps::attention_backward(const AttentionBackward& call) {
                                 threads_[static_cast<std::size_t>(thread)]->scratch);
   });
   if (sum) copy(dq_sum, call.dq);
+  if (call.rope) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, 0, call.rope, call.rope_row, call.head_dim});
 }
 
 void CpuOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {

@@ -16,12 +16,15 @@ inline constexpr std::int64_t kMaxHeadDim = 256;
 void attention_forward(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 
 /// `delta` [H, T] f32: scratch. `room`: of attention_room() bytes, or empty; the same results are sooner there with it.
+/// `call.rope` is given only where attention_turns_back().
 void attention_backward(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream);
 /// Bytes from which on room is of use, and those beyond which more is of none; zeros: none is.
 struct AttentionRoom {
   std::size_t least = 0, most = 0;
 };
 AttentionRoom attention_room(const AttentionBackward& call);
+/// Whether the kernels that write dq and dk make them those before rotary; else a pass of its own must do that behind them.
+bool attention_turns_back(const AttentionBackward& call);
 
 // attention_tiles_*.cu: 16-bit, on tensor cores. False where the shape does not suit them (then attention_plain.cu).
 bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
@@ -32,5 +35,6 @@ bool attention_forward_hopper(const AttentionForward& call, std::uint32_t* count
 void attention_forward_short(const AttentionForward& call, cudaStream_t stream);
 bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream);
 AttentionRoom attention_room_hopper(const AttentionBackward& call);
+bool attention_turns_back_hopper(const AttentionBackward& call);
 
 }  // namespace pipelora::cuda

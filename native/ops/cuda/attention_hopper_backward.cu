@@ -11,7 +11,8 @@ namespace {
 template <class T, int E>
 __global__ void __launch_bounds__(128, 2)
     short_key_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> out, Side<const T> dout, const float* lse,
-                    std::int64_t lse_stride, const float* delta, std::int64_t delta_stride, Side<T> dq, Side<T> dk, Side<T> dv, Shape shape) {
+                    std::int64_t lse_stride, const float* delta, std::int64_t delta_stride, Side<T> dq, Side<T> dk, Side<T> dv, Shape shape,
+                    Rotary rotary) {
 #ifdef PIPELORA_HOPPER
   constexpr int kThreads = 128, kTileBytes = kTile * E * 2, kStageBytes = 2 * kTileBytes;
   char* shared = aligned_shared();
@@ -129,12 +130,14 @@ __global__ void __launch_bounds__(128, 2)
       wgmma_commit();
       wgmma_wait<0>();
       wgmma_hold(dq_sums);
+      turn_back<E>(dq_sums, rotary, first_query, own, queries);
       write_rows<E, kTile, T>(shared + 2 * kTileBytes + stage * kStageBytes, own, dq_sums, shape.scale, shape.scale,
                               dq.head(first_query, head, shape.width), dq.stride, own, queries, shape.width);
     }
   }
   wait_copies<0>();
   __syncthreads();
+  turn_back<E>(dk_sums, rotary, first_key, k0 + own, keys);
   write_rows<E, kTile, T>(shared, own, dk_sums, shape.scale, shape.scale, dk.head(first_key, kv_head, shape.width), dk.stride, k0 + own,
                           keys, shape.width);
   write_rows<E, kTile, T>(shared + kTileBytes, own, dv_sums, 1.0f, 1.0f, dv.head(first_key, kv_head, shape.width), dv.stride, k0 + own,
@@ -150,7 +153,7 @@ void launch_short(const AttentionBackward& call, const Tensor& delta, const Shap
   const dim3 grid(static_cast<unsigned>(call.k.cols / call.head_dim), static_cast<unsigned>(key_tiles(*call.sequences, kTile)));
   kernel<<<grid, 128, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<const T>(call.out),
                                        side<const T>(call.dout), call.lse.as<float>(), call.lse.stride, delta.as<float>(), delta.stride,
-                                       side<T>(call.dq), side<T>(call.dk), side<T>(call.dv), shape);
+                                       side<T>(call.dq), side<T>(call.dk), side<T>(call.dv), shape, rotary_of(call));
 }
 
 /// dk, dv and dq of as many of k's heads at a time as have their slopes in `room`, turns as even as may be.
@@ -185,6 +188,12 @@ AttentionRoom attention_room_hopper(const AttentionBackward& call) {
   const std::int64_t wanted = longest * processors() * 3 / 2, each = std::max<std::int64_t>(1, tiles * group / 2);
   const std::int64_t least = std::min(heads, (wanted + each - 1) / each), bytes = tiles * group * Slopes::kBytes;
   return {static_cast<std::size_t>(least * bytes), static_cast<std::size_t>(heads * bytes)};
+}
+
+// Where a row of sums is a head: the columns of a pair lie as far apart as the kernels' widths say.
+bool attention_turns_back_hopper(const AttentionBackward& call) {
+  const bool pairs = call.rope.stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(call.rope.data) % sizeof(float2) == 0;
+  return on_hopper() && pairs && (call.head_dim == 64 || call.head_dim == 128);
 }
 
 bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {

@@ -53,6 +53,42 @@ __device__ inline void slope(float (&p)[8][4], const float (&dp)[8][4], const fl
   }
 }
 
+/// Rotary to take back from gradients; `table` null: none.
+struct Rotary {
+  const float* table;  // a row: the cosines of a head's pairs, then the sines
+  std::int64_t stride;
+  const std::int32_t* row;  // of each token
+};
+inline Rotary rotary_of(const AttentionBackward& call) {
+  if (!call.rope) return {};
+  return {call.rope.as<float>(), call.rope.stride, call.rope_row->device.as<std::int32_t>()};
+}
+
+/// A warp's 16 rows of sums, heads of E columns, to those before rotary: a thread has both columns of a pair. Rows as
+/// write_rows() counts them, row 0 is that of `token`. Explicit fma: all kernels round alike.
+template <int E>
+__device__ inline void turn_back(float (&sums)[E / 8][4], const Rotary& rotary, int token, int first, int limit) {
+  if (rotary.table == nullptr) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+  const auto turn = [](float& a, float& b, float cosine, float sine) {
+    const float turned = fmaf(a, cosine, b * sine);
+    b = fmaf(b, cosine, -a * sine);
+    a = turned;
+  };
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = min(first + g + h * 8, limit - 1);  // rows from `limit` on are not written
+    const float* table = rotary.table + rotary.row[token + row] * rotary.stride + quad * 2;
+#pragma unroll
+    for (int n = 0; n < E / 16; ++n) {
+      const float2 cosine = *reinterpret_cast<const float2*>(table + n * 8);
+      const float2 sine = *reinterpret_cast<const float2*>(table + E / 2 + n * 8);
+      turn(sums[n][2 * h], sums[n + E / 16][2 * h], cosine.x, sine.x);
+      turn(sums[n][2 * h + 1], sums[n + E / 16][2 * h + 1], cosine.y, sine.y);
+    }
+  }
+}
+
 /// dS of some heads: tiles of 64 keys by 64 queries as they lie in shared memory, key tile after key tile those of the queries
 /// from the diagonal on; sequence after sequence, `tiles` of them a head.
 struct Slopes {

@@ -111,7 +111,8 @@ __device__ inline void load_all(const Inputs<T>& in, const Shape& shape, const W
 }
 
 template <class T, int E, bool kKeep>
-__device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, const Work& work, const Slopes& kept, char* shared) {
+__device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, const Rotary& rotary, const Work& work, const Slopes& kept,
+                                   char* shared) {
   using L = Layout<E>;
   const std::uint32_t base = shared_address(shared);
   const Barriers barriers{base + L::kBarriers};
@@ -214,6 +215,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
   wgmma_hold(dk_sums);
   wgmma_hold(slopes);
   meet();  // k and v have been read
+  turn_back<E>(dk_sums, rotary, work.first_key, k0 + own, work.keys);
   write_rows<E, kRows, T>(shared, own, dk_sums, shape.scale, shape.scale, dk.head(work.first_key, work.kv_head, shape.width), dk.stride,
                           k0 + own, work.keys, shape.width);
   write_rows<E, kRows, T>(shared + L::kOwnBytes, own, dv_sums, 1.0f, 1.0f, dv.head(work.first_key, work.kv_head, shape.width), dv.stride,
@@ -225,7 +227,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
 
 template <class T, int E, bool kKeep>
 __global__ void __launch_bounds__(kThreads, 1)
-    long_key_grad_kernel(Inputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Slopes kept) {
+    long_key_grad_kernel(Inputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary, Slopes kept) {
 #ifdef PIPELORA_HOPPER
   using L = Layout<E>;
   char* shared = aligned_shared();
@@ -245,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     load_all<T, E>(in, shape, work, shared);
   } else {
     take_registers<240>();
-    compute_all<T, E, kKeep>(dk, dv, shape, work, kept, shared);
+    compute_all<T, E, kKeep>(dk, dv, shape, rotary, work, kept, shared);
   }
 #endif
 }
@@ -258,7 +260,7 @@ void launch(const AttentionBackward& call, const Tensor& delta, const Shape& sha
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(key_tiles(*call.sequences, kRows)));
   const Inputs<T> in{side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<const T>(call.dout),
                      call.lse.as<float>(), delta.as<float>(), call.lse.stride, delta.stride};
-  kernel<<<grid, kThreads, bytes, stream>>>(in, side<T>(call.dk), side<T>(call.dv), shape, kept);
+  kernel<<<grid, kThreads, bytes, stream>>>(in, side<T>(call.dk), side<T>(call.dv), shape, rotary_of(call), kept);
 }
 
 }  // namespace

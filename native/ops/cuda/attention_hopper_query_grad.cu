@@ -16,7 +16,7 @@ constexpr int query_stages = kGroups == 1 ? 1 : 2;
 template <class T, int E, int kGroups>
 __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
     query_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> out, Side<const T> dout, const float* lse,
-                      std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape) {
+                      std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape, Rotary rotary) {
 #ifdef PIPELORA_HOPPER
   constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
   constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStages = query_stages<kGroups>;
@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
     }
   }
   __syncthreads();  // q's rows have been read by the whole warpgroup
+  turn_back<E>(sums, rotary, first_query, q0 + own, queries);
   write_rows<E, kRows, T>(shared, own, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride, q0 + own,
                           queries, shape.width);
 #endif
@@ -123,7 +124,8 @@ constexpr int kProductGroups = 2, kProductStages = 3;
 
 // dq = dS k of 128 queries a block. Its slopes come from memory once, its keys from the cache.
 template <class T, int E>
-__global__ void __launch_bounds__(kProductGroups * 128, 2) slopes_product_kernel(Slopes slopes, Side<const T> k, Side<T> dq, Shape shape) {
+__global__ void __launch_bounds__(kProductGroups * 128, 2)
+    slopes_product_kernel(Slopes slopes, Side<const T> k, Side<T> dq, Shape shape, Rotary rotary) {
 #ifdef PIPELORA_HOPPER
   constexpr int kRows = kProductGroups * 64, kThreads = kProductGroups * 128;
   constexpr int kKeyBytes = kTile * E * 2, kStageBytes = kKeyBytes + kProductGroups * Slopes::kBytes;
@@ -170,6 +172,7 @@ __global__ void __launch_bounds__(kProductGroups * 128, 2) slopes_product_kernel
   }
   wait_copies<0>();
   __syncthreads();
+  turn_back<E>(sums, rotary, first_query, q0 + own, queries);
   write_rows<E, kRows, T>(shared, own, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride, q0 + own,
                           queries, shape.width);
 #endif
@@ -194,7 +197,7 @@ void launch_query_grad(const AttentionBackward& call, const Tensor& delta, const
   const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kGroups * 64)));
   kernel<<<grid, kGroups * 128, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v),
                                                  side<const T>(call.out), side<const T>(call.dout), call.lse.as<float>(), call.lse.stride,
-                                                 delta.as<float>(), delta.stride, side<T>(call.dq), shape);
+                                                 delta.as<float>(), delta.stride, side<T>(call.dq), shape, rotary_of(call));
 }
 
 template <class T, int E>
@@ -203,7 +206,7 @@ void launch_slopes_product(const Slopes& slopes, const AttentionBackward& call, 
   const auto kernel = slopes_product_kernel<T, E>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(query_tiles(*call.sequences, kProductGroups * 64)));
-  kernel<<<grid, kProductGroups * 128, bytes, stream>>>(slopes, side<const T>(call.k), side<T>(call.dq), shape);
+  kernel<<<grid, kProductGroups * 128, bytes, stream>>>(slopes, side<const T>(call.k), side<T>(call.dq), shape, rotary_of(call));
 }
 
 }  // namespace

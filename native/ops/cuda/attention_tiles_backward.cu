@@ -225,6 +225,7 @@ bool suits(const AttentionBackward& call) {
 }  // namespace
 
 AttentionRoom attention_room(const AttentionBackward& call) { return suits(call) ? attention_room_hopper(call) : AttentionRoom{}; }
+bool attention_turns_back(const AttentionBackward& call) { return suits(call) && attention_turns_back_hopper(call); }
 
 bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
   if (!suits(call)) return false;

@@ -380,7 +380,11 @@ void CudaOps::attention_backward(const AttentionBackward& call) {
   const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
   const AttentionRoom wanted = attention_room(call);
   const Buffer room = arena_->spare("attention's slopes", wanted.least, wanted.most);
-  cuda::attention_backward(call, delta, room, device_.stream());
+  AttentionBackward attention = call;
+  const bool turned = attention_turns_back(call);
+  if (!turned) attention.rope = Tensor();
+  cuda::attention_backward(attention, delta, room, device_.stream());
+  if (call.rope && !turned) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, 0, call.rope, call.rope_row, call.head_dim});
 }
 
 void CudaOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {
