@@ -55,6 +55,20 @@ struct Floats {
   float v[V];
 };
 
+/// Eight elements of a 16-bit type.
+template <class T>
+__device__ inline Floats<8> widen8(const uint4& bits) {
+  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+  Floats<8> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack2(T{}, words[i]);
+    out.v[2 * i] = pair.x;
+    out.v[2 * i + 1] = pair.y;
+  }
+  return out;
+}
+
 template <int V, class T>
 __device__ inline Floats<V> load(const T* from) {
   Floats<V> out;
@@ -65,14 +79,7 @@ __device__ inline Floats<V> load(const T* from) {
     out.v[0] = a.x, out.v[1] = a.y, out.v[2] = a.z, out.v[3] = a.w;
     out.v[4] = b.x, out.v[5] = b.y, out.v[6] = b.z, out.v[7] = b.w;
   } else {
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
-    const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = unpack2(T{}, words[i]);
-      out.v[2 * i] = pair.x;
-      out.v[2 * i + 1] = pair.y;
-    }
+    out = widen8<T>(*reinterpret_cast<const uint4*>(from));
   }
   return out;
 }

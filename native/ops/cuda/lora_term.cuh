@@ -101,19 +101,6 @@ __device__ inline void add_terms(const TermRows (&rows)[2], std::uint32_t side, 
   }
 }
 
-template <class T>
-__device__ inline Floats<8> widen8(const uint4& bits) {
-  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-  Floats<8> out;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack2(T{}, words[i]);
-    out.v[2 * i] = pair.x;
-    out.v[2 * i + 1] = pair.y;
-  }
-  return out;
-}
-
 inline std::vector<TermTile> term_tiles(const LoraSet& lora, std::int64_t in) {
   std::vector<TermTile> tiles;
   for (const LoraTile& from : forward_tiles(lora, in))
