@@ -36,17 +36,19 @@ PIPELORA_HD inline Philox philox4x32(std::uint32_t c0, std::uint32_t c1, std::ui
 
 /// Dropout of LoRA's input. Element e = position in row * in + column of pair `module` in row `row` of step `step`:
 /// one Philox call serves the eight elements e / 8, in 16-bit lanes, low half of word 0 first. An element is kept where
-/// its 16 bits are >= 2 round(p * 32768): even, so that their upper 15 bits decide. Masks are made three times a step beside
-/// kernels that wait for memory: seven rounds, the fewest that pass every test of the paper.
+/// its 16 bits are >= 2 round(p * 32768): even, so that their upper 15 bits decide.
 struct DropoutKey {
   std::uint64_t seed = 0;
   std::uint32_t step = 0;
 };
 
+/// Masks are made three times a step, in kernels that have little else to compute: the fewest rounds that pass every test of the paper.
+inline constexpr int kDropoutRounds = 7;
+
 PIPELORA_HD inline Philox dropout_bits(DropoutKey key, std::uint32_t row, std::uint32_t module, std::uint64_t group) {
   const std::uint32_t high = static_cast<std::uint32_t>(group >> 32);
-  return philox4x32<7>(static_cast<std::uint32_t>(group), row, key.step, (module << 10) | (high & 1023u),
-                       static_cast<std::uint32_t>(key.seed) ^ 0x64726F70u, static_cast<std::uint32_t>(key.seed >> 32));
+  return philox4x32<kDropoutRounds>(static_cast<std::uint32_t>(group), row, key.step, (module << 10) | (high & 1023u),
+                                    static_cast<std::uint32_t>(key.seed) ^ 0x64726F70u, static_cast<std::uint32_t>(key.seed >> 32));
 }
 
 inline std::uint32_t dropout_threshold(float p) { return 2 * static_cast<std::uint32_t>(static_cast<double>(p) * 32768.0 + 0.5); }

@@ -125,7 +125,7 @@ inline void mask_bytes(const MaskRows& call, std::uint32_t token_row, std::uint6
   vu c3 = (call.module << 10) | (((static_cast<std::uint32_t>(group >> 32)) + carry) & 1023u);
   std::uint32_t k0 = static_cast<std::uint32_t>(call.key.seed) ^ 0x64726F70u;
   std::uint32_t k1 = static_cast<std::uint32_t>(call.key.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < kDropoutRounds; ++round) {
     vu h0, l0, h1, l1;
     multiply(c0, 0xD2511F53u, h0, l0);
     multiply(c2, 0xCD9E8D57u, h1, l1);
