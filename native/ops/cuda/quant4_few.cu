@@ -253,7 +253,9 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
       float2 factor = make_float2(1.0f, 1.0f);
-      if constexpr (!std::is_same_v<T, f16>) factor = reinterpret_cast<const float2*>(raw + layout.factors)[k * runs + min(run, runs - 1)];
+      // Of eight tokens' pairs some may be none: behind the last one's factors other warps' sums lie.
+      const int pair = kPairs < 4 ? k : min(k, (call.tokens - 1) / 2);
+      if constexpr (!std::is_same_v<T, f16>) factor = reinterpret_cast<const float2*>(raw + layout.factors)[pair * runs + min(run, runs - 1)];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         acc[k][2 * i] += (sums[k][2 * i] + more[k][2 * i]) * (scale[i] * factor.x);
