@@ -19,6 +19,13 @@ struct Layout {
                        kBarriers = kLevels + kStages * 2 * kTile * 4, kBytes = kBarriers + (2 * kStages + 1) * 8;
 };
 
+template <class T>
+struct Inputs {
+  Side<const T> q, k, v, dout;
+  const float *lse, *delta;
+  std::int64_t lse_stride, delta_stride;
+};
+
 #ifdef PIPELORA_HOPPER
 
 /// Addresses of the barriers: a stage is full (of what was loaded) or empty (both warpgroups are done with it).
@@ -49,13 +56,6 @@ struct Work {
   __device__ int offset() const { return keys - queries; }
   __device__ int head(const Shape& shape, int step) const { return kv_head * shape.group + step / per_head; }
   __device__ int first(int step) const { return query_begin + step % per_head * kTile; }
-};
-
-template <class T>
-struct Inputs {
-  Side<const T> q, k, v, dout;
-  const float *lse, *delta;
-  std::int64_t lse_stride, delta_stride;
 };
 
 /// kBytes from shared to global memory by the one thread that `sends`: what was written before fence_shared() and a barrier. No

@@ -15,15 +15,24 @@ constexpr int kThreads = 512;
 constexpr int kBlocks = 8;  // of a cluster: the most that every GPU with clusters takes
 constexpr std::size_t kMostShared = 200 << 10;
 
+// Older GPUs, for which the kernel is compiled too, have no clusters.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PIPELORA_CLUSTER __cluster_dims__(kBlocks)
+#else
+#define PIPELORA_CLUSTER
+#endif
+
+#if __CUDA_ARCH__ >= 900
 /// Bytes that arrive at the barrier, which counts one arrival beside them, as one asynchronous copy. Both ends are multiples of 16.
 __device__ inline void fetch(std::uint32_t to, const void* from, std::uint32_t bytes, std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
+#endif
 
 template <class T>
-__global__ void __cluster_dims__(kBlocks) __launch_bounds__(kThreads, 2) cluster_kernel(CrossEntropyRows<T> call, std::int64_t columns) {
+__global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(CrossEntropyRows<T> call, std::int64_t columns) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ float4 part[];  // of the row, four logits a piece, exponentials later
   __shared__ Statistics of_warp[kThreads / 32], of_block;
