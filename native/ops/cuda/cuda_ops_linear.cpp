@@ -1,0 +1,250 @@
+// Products with frozen weights, and LoRA beside them.
+#include <algorithm>
+
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/int8.h"
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/lora.h"
+#include "pipelora/error.h"
+
+namespace pipelora::cuda {
+
+LoraScratch CudaOps::scratch(const Buffer& partial) const {
+  return {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())};
+}
+
+void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
+                             const Tensor& inner, const Tensor& copy, std::int64_t tail) {
+  if (x.rows <= kFewTokens && !copy && lora_inner_few({x}, tiles, inner, device_.stream())) return;
+  const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(x, tiles.size()));
+  lora_inner(x, tiles, dropout, sequences, inner, copy, tail, scratch(partial), device_.stream());
+}
+
+// LoRA joins the base product: its inner vectors stand behind x's columns, B behind the weight's.
+void CudaOps::linear_forward(const LinearForward& call) {
+  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  if (call.x.rows == 0) return;
+  const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && !weight.is_int8();
+  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few)) {
+    inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
+  }
+  if (!call.y) return;
+  if (few && weight.forward_few(call)) return;
+  if (weight.is_int8()) {
+    forward_int8(call, weight);
+  } else if (trains && call.inner_known && call.x_has_room) {
+    append_inner(call.lora, call.inner, call.x, tail_columns(call.lora.inner_cols), device_.stream());
+    forward_product(call, weight, true);
+  } else {
+    forward_product(call, weight, false);
+  }
+}
+
+bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
+  if (call.x.rows > kFewTokens || call.lora.pairs.empty() || !call.y) return false;
+  if (!lora_inner_few(input, forward_tiles(call.lora, call.x.cols), call.inner, device_.stream())) return false;
+  LinearForward known = call;
+  known.inner_known = true;
+  linear_forward(known);
+  return true;
+}
+
+void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight) {
+  if (weight.is_int8())
+    forward_int8(call, weight);
+  else
+    forward_product(call, weight, true);
+}
+
+void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps, const LinearForward& call) {
+  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+    const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
+    if (rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream()))
+      return finish_forward(call, weight);
+  }
+  if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = eps}, call)) return;
+  rmsnorm_forward(x, norm, eps, call.x);
+  linear_forward(call);
+}
+
+void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
+  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+    const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
+    const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
+    const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
+    if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream()))
+      return finish_forward(call, weight);
+  }
+  if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
+  swiglu_forward(gate, up, call.x);
+  linear_forward(call);
+}
+
+void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready) {
+  cudaStream_t stream = device_.stream();
+  const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
+  const Tensor matrix = weight.expanded(true);
+  Product product;
+  product.c = call.residual;
+  product.d = call.y;
+  product.bias = weight.bias();
+  if (inner_cols == 0) {
+    product.a = call.x;
+    product.b = matrix;
+    multiply(product);
+    weight.done();
+    return;
+  }
+  const std::int64_t tail = tail_columns(inner_cols), width = call.x.cols + tail;
+  if (tail > weight.tail()) throw Error(kEngineFailed, "a product with more LoRA columns than its weight expects");
+  Buffer wide;
+  Tensor x = call.x;
+  if (!call.x_has_room) {
+    wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 63) / 64 * 64);
+    x = wide.tensor().columns(0, call.x.cols);
+  }
+  if (!inner_ready) inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
+  append_columns(matrix, call.lora, stream);
+  product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
+  product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
+  multiply(product);
+  weight.done();
+}
+
+// The integer product, finished in the compute dtype; then the outlier columns' product is added to it. How many columns
+// hold an outlier decides the second product's size, so the host waits for that one number.
+void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) {
+  cudaStream_t stream = device_.stream();
+  const std::int64_t tokens = call.x.rows, in = weight.in;
+  const Tensor codes = weight.codes();
+  const Buffer lists = arena_->workspace("outlier columns", DType::i32, 1, 2 * in + 1);
+  std::int32_t* flags = lists.tensor().as<std::int32_t>();
+  std::int32_t *const columns = flags + in, *const counted = flags + 2 * in;
+  std::int32_t outliers = 0;
+  const auto small = [](const LoraView& pair) { return pair.bt.rows <= 8 && pair.first_column % 4 == 0; };
+  const bool finishes = call.lora.pairs.size() <= 8 && std::all_of(call.lora.pairs.begin(), call.lora.pairs.end(), small);
+  if (weight.threshold() > 0) {
+    find_outliers(call.x, weight.threshold(), flags, columns, counted, stream);
+    device_.download(counted, sizeof outliers, &outliers, sizeof outliers, 1);
+  }
+  if (outliers == 0) flags = nullptr;
+  {
+    const Buffer x_codes = arena_->workspace("an input in 8 bits", DType::i8, tokens, codes.stride);
+    const Buffer absmax = arena_->workspace("scales of an input in 8 bits", DType::f32, 1, tokens);
+    const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, (weight.out + 3) / 4 * 4);
+    quantise_rows(call.x, weight.threshold(), flags, Tensor(x_codes.tensor().data, DType::i8, tokens, in, codes.stride),
+                  absmax.tensor().as<float>(), stream);
+    Product product;
+    product.a = x_codes;
+    product.b = Tensor(codes.data, DType::i8, weight.out, codes.stride, codes.stride);
+    product.d = Tensor(sums.tensor().data, DType::i32, tokens, weight.out, sums.tensor().cols);
+    multiply(product);
+    finish_int8({product.d, absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y,
+                 finishes ? call.lora : LoraSet(), call.inner},
+                stream);
+  }
+  if (outliers > 0) {
+    const std::int64_t padded = (outliers + 15) / 16 * 16;
+    const Buffer values = arena_->workspace("outlier columns of an input", context_.compute, tokens, padded);
+    const Buffer rows = arena_->workspace("outlier columns of a weight", context_.compute, padded, (weight.out + 7) / 8 * 8);
+    const Tensor weights = rows.tensor().columns(0, weight.out);
+    gather_outliers(call.x, codes, weight.scales(), columns, outliers, values, weights, stream);
+    Product product;
+    product.a = values;
+    product.b = weights;
+    product.b_transposed = false;
+    product.c = call.y;
+    product.d = call.y;
+    multiply(product);
+  }
+  if (!finishes) add_lora_output(call.lora, call.inner, call.y, stream);
+}
+
+// Without dropout LoRA joins the product as in the forward pass ([dy, inner_grad] [W; A]) where dy is not much wider than dx;
+// else its term, masked, is added to dx.
+void CudaOps::linear_input_grad(const LinearInputGrad& call) {
+  if (call.dy.rows == 0) return;
+  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight)))
+    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+}
+
+void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) {
+  if (call.dy.rows == 0) return;
+  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
+    if (lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream())) return;
+    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  }
+  rmsnorm_backward(norm);
+}
+
+void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
+                                       const Tensor& dup) {
+  if (call.dy.rows == 0) return;
+  const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
+  const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
+  if (lora_swiglu_grad_suits(grads, gate, up, dgate, dup)) {
+    const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
+    return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
+  }
+  if (adds_term) lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx);
+  lora_a_grad(grads);
+}
+
+void CudaOps::output_grads(const LinearInputGrad& call) {
+  const LoraBGrad grads{call.dy, call.inner, call.inner_grad, call.lora};
+  if (lora_b_grad_suits(grads)) {
+    const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_bytes(grads));
+    return lora_b_grad(grads, partial.tensor().data, device_.stream());
+  }
+  inner_products(call.dy, backward_tiles(call.lora), nullptr, call.sequences, call.inner_grad, Tensor(), 0);
+  const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_plain_bytes(grads));
+  lora_b_grad_plain(grads, scratch(partial), device_.stream());
+}
+
+bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& weight) {
+  cudaStream_t stream = device_.stream();
+  const bool trains = !call.lora.pairs.empty();
+  const std::int64_t out = weight.out, tail = trains ? tail_columns(call.lora.inner_cols) : 0;
+  const bool drops = call.lora.dropout != nullptr &&
+                     std::any_of(call.lora.pairs.begin(), call.lora.pairs.end(), [](const LoraView& pair) { return pair.dropout > 0; });
+  const bool joined = trains && call.dx && !drops && out < 2 * weight.in && tail <= weight.tail();
+
+  if (trains) output_grads(call);
+  if (!call.dx) return false;
+
+  const Tensor matrix = weight.expanded(false);
+  Product product;
+  product.b_transposed = false;
+  product.d = call.dx;
+  if (joined) {
+    const Buffer wide = arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail + 63) / 64 * 64);
+    copy(call.dy, wide.tensor().columns(0, out));
+    append_inner_grad(call.lora, call.inner_grad, wide.tensor().columns(0, out), tail, stream);
+    append_rows(matrix, call.lora, tail, stream);
+    product.a = wide.tensor().columns(0, out + tail);
+    product.b = Tensor(matrix.data, matrix.dtype, out + tail, matrix.cols, matrix.stride);
+    multiply(product);
+    weight.done();
+    return false;
+  }
+  product.a = call.dy;
+  product.b = matrix;
+  multiply(product);
+  weight.done();
+  return trains;
+}
+
+void CudaOps::lora_a_grad(const LoraAGrad& call) {
+  if (call.lora.pairs.empty() || call.x.rows == 0) return;
+  if (lora_a_grad_suits(call)) {
+    const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(call));
+    return cuda::lora_a_grad(call, partial.tensor().data, device_.stream());
+  }
+  const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_plain_bytes(call));
+  lora_a_grad_plain(call, scratch(partial), device_.stream());
+}
+
+}  // namespace pipelora::cuda
