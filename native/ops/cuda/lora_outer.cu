@@ -30,7 +30,8 @@ __device__ inline float4 sum_of_parts(const float* parts, std::int64_t count, st
 
 // kShares threads for four neighbouring sums: the inner vectors' of all jobs first, then the gradients'.
 template <int kRanks, bool kInner>
-__global__ void __launch_bounds__(kSumThreads) outer_sum_kernel(const __grid_constant__ OuterJobs jobs, std::int64_t tokens, std::int64_t splits, OuterPartial partial) {
+__global__ void __launch_bounds__(kSumThreads)
+    outer_sum_kernel(const __grid_constant__ OuterJobs jobs, std::int64_t tokens, std::int64_t splits, OuterPartial partial) {
   std::int64_t item = (static_cast<std::int64_t>(blockIdx.x) * kSumThreads + threadIdx.x) / kShares * 4;
   const bool first = threadIdx.x % kShares == 0;
   constexpr std::int64_t kOfBlock = kRanks * kOuterColumns;
