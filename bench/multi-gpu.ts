@@ -156,7 +156,7 @@ interface Plan {
   readonly replicas: number;
   readonly links: readonly { readonly kind: string }[];
   readonly predicted: { readonly step_time_ms: number; readonly bubble: number; readonly tokens_per_s: number };
-  readonly devices: readonly { readonly memory: { readonly total: number } }[];
+  readonly devices: readonly { readonly segments: readonly { readonly offloaded_blocks: number }[] }[];
 }
 
 interface Step {
@@ -200,6 +200,7 @@ function measured(options: RunOptions): object {
     idle: round(1 - busy / step_ms, 3),
     predicted_bubble: round(plan.predicted.bubble, 3),
     loss: steps.at(-1)!.loss,
+    blocks_on_host: plan.devices.map(({ segments }) => segments.reduce((sum, one) => sum + one.offloaded_blocks, 0)),
     memory_GiB: ranks.map((rank) => gib(rank.weight_bytes + rank.arena_peak_bytes)),
     predicted_memory_GiB: ranks.map((rank) => gib(rank.predicted_weight_bytes + rank.predicted_arena_bytes)),
   };
