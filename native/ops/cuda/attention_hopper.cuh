@@ -7,10 +7,6 @@
 
 namespace pipelora::cuda {
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
-#define PIPELORA_HOPPER 1
-#endif
-
 inline constexpr int kPanelRow = 128;                  // bytes: 64 columns of 16 bits
 inline constexpr std::size_t kAlignmentBytes = 1024;   // of dynamic shared memory: what aligned_shared() may skip
 

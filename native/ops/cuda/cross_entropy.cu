@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
   own = merge_lanes(own);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = own;
   __syncthreads();
-  Statistics all = shared[0];
-  for (int w = 1; w < kThreads / 32; ++w) all = merge(all, shared[w]);
+  const Statistics all = merge_warps(shared);
 
   if (threadIdx.x == 0) {
     call.loss[row] = logf(all.total) + all.top - at_target;

@@ -36,6 +36,14 @@ __device__ inline Statistics merge_lanes(Statistics own) {
   return own;
 }
 
+/// Of a block's warps, in their order, as each left its own.
+template <int kWarps>
+__device__ inline Statistics merge_warps(const Statistics (&of_warp)[kWarps]) {
+  Statistics all = of_warp[0];
+  for (int w = 1; w < kWarps; ++w) all = merge(all, of_warp[w]);
+  return all;
+}
+
 /// What a block's thread needs of a row.
 template <class T>
 struct CrossEntropyRows {

@@ -15,25 +15,22 @@ constexpr int kThreads = 512;
 constexpr int kBlocks = 8;  // of a cluster: the most that every GPU with clusters takes
 constexpr std::size_t kMostShared = 200 << 10;
 
-// Older GPUs, for which the kernel is compiled too, have no clusters.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef PIPELORA_HOPPER
 #define PIPELORA_CLUSTER __cluster_dims__(kBlocks)
-#else
-#define PIPELORA_CLUSTER
-#endif
 
-#if __CUDA_ARCH__ >= 900
 /// Bytes that arrive at the barrier, which counts one arrival beside them, as one asynchronous copy. Both ends are multiples of 16.
 __device__ inline void fetch(std::uint32_t to, const void* from, std::uint32_t bytes, std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
+#else
+#define PIPELORA_CLUSTER
 #endif
 
 template <class T>
 __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(CrossEntropyRows<T> call, std::int64_t columns) {
-#if __CUDA_ARCH__ >= 900
+#ifdef PIPELORA_HOPPER
   extern __shared__ float4 part[];  // of the row, four logits a piece, exponentials later
   __shared__ Statistics of_warp[kThreads / 32], of_block;
   __shared__ std::uint64_t arrived;
@@ -69,8 +66,7 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
   own = merge_lanes(own);
   if (thread % 32 == 0) of_warp[thread / 32] = own;
   __syncthreads();
-  Statistics block = of_warp[0];
-  for (int w = 1; w < kThreads / 32; ++w) block = merge(block, of_warp[w]);
+  Statistics block = merge_warps(of_warp);
 
   float total = 0;
   for (int p = thread; p < pieces; p += kThreads) {
@@ -92,7 +88,7 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
   Statistics all;
 #pragma unroll
   for (int r = 0; r < kBlocks; ++r) all = merge(all, *cluster.map_shared_rank(&of_block, r));
-  asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");  // no block ends while others read its statistics
+  cluster.barrier_arrive();  // no block ends while others read its statistics
 
   if (rank == 0 && thread == 0) {
     call.loss[row] = logf(all.total) + all.top - at_target;
@@ -114,7 +110,7 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
         *reinterpret_cast<uint2*>(out + p * 4) = make_uint2(pack2(T{}, values[0], values[1]), pack2(T{}, values[2], values[3]));
     }
   }
-  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+  cluster.barrier_wait();
 #endif
 }
 

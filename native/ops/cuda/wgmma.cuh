@@ -9,6 +9,11 @@
 
 namespace pipelora::cuda {
 
+// What only Hopper can do is compiled for it, and seen by the host; for other GPUs it is left out.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+#define PIPELORA_HOPPER 1
+#endif
+
 /// A matrix in shared memory in panels of 64 columns, rows of 128 bytes whose 16-byte pieces are permuted by the row's
 /// number modulo 8; panels start at multiples of 1024 bytes. `leading`: bytes from panel to panel, used where the inner
 /// dimension runs along rows.
