@@ -9,14 +9,12 @@ constexpr int kSumThreads = 128;
 constexpr int kShares = 4;  // threads that add up one sum's parts: a long chain of reads would be all that a small call waits for
 
 /// Four neighbouring sums over `count` parts, given to all threads that share them: each adds every kShares-th part.
-__device__ inline float4 sum_of_parts(const float* parts, std::int64_t count, std::int64_t distance, bool any) {
+__device__ inline float4 sum_of_parts(const float* parts, std::int64_t count, std::int64_t distance) {
   float4 total = make_float4(0, 0, 0, 0);
-  if (any) {
 #pragma unroll 8
-    for (std::int64_t p = threadIdx.x % kShares; p < count; p += kShares) {
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(parts + p * distance));
-      total = make_float4(total.x + part.x, total.y + part.y, total.z + part.z, total.w + part.w);
-    }
+  for (std::int64_t p = threadIdx.x % kShares; p < count; p += kShares) {
+    const float4 part = __ldcg(reinterpret_cast<const float4*>(parts + p * distance));
+    total = make_float4(total.x + part.x, total.y + part.y, total.z + part.z, total.w + part.w);
   }
 #pragma unroll
   for (int d = 1; d < kShares; d *= 2) {
@@ -59,7 +57,7 @@ __global__ void __launch_bounds__(kSumThreads)
     count = splits;
     distance = jobs.blocks * kOfBlock;
   }
-  const float4 total = sum_of_parts(parts, count, distance, job != nullptr);
+  const float4 total = sum_of_parts(parts, count, distance);
   if (job == nullptr || !first) return;
   if (inner) {
     const float values[4] = {total.x, total.y, total.z, total.w};
