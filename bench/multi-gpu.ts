@@ -153,7 +153,6 @@ export async function runMultiDevice(
 }
 
 interface Plan {
-  readonly replicas: number;
   readonly links: readonly { readonly kind: string }[];
   readonly predicted: { readonly step_time_ms: number; readonly bubble: number; readonly tokens_per_s: number };
   readonly devices: readonly { readonly segments: readonly { readonly offloaded_blocks: number }[] }[];
