@@ -42,9 +42,16 @@ while [ $# -gt 0 ]; do
   sanitize)
     for tool in memcheck racecheck; do
       for program in cuda_kernels cuda_linear; do
-        timeout 150 compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small >"$out/$tool-$program.log" 2>&1 ||
-          { echo "FAILED: $tool $program ($?)"; status=1; }
-        grep -E "=========" "$out/$tool-$program.log" | grep -v "COMPUTE-SANITIZER" | head -12
+        log="$out/$tool-$program.log"
+        timeout 400 compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small >"$log" 2>&1
+        ended=$?
+        # racecheck has something to say of two of cuBLASLt's own kernels.
+        if [ $tool = racecheck ] && [ $ended = 9 ] && ! grep "Race reported" "$log" | grep -qv "access at nvjet"; then
+          echo "$tool $program: $(grep -c "Race reported" "$log") hazards, all in cuBLASLt's kernels"
+          continue
+        fi
+        [ $ended = 0 ] || { echo "FAILED: $tool $program ($ended)"; status=1; }
+        grep -E "=========" "$log" | grep -v "COMPUTE-SANITIZER" | head -12
       done
     done
     ;;
