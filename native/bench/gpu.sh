@@ -1,11 +1,13 @@
 #!/bin/bash
 # Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, sanitize, ops, step, profile.
 # usage: gpu.sh OUTPUT_FOLDER [tests] [sanitize] [ops] [step "arguments"] …
+# GPU_ARCH=90-real: with what GPUs before Hopper run.
 set -u
 native=$(cd "$(dirname "$0")/.." && pwd)
 out=$1
 shift
-build=${GPU_BUILD:-/tmp/pipelora-gpu}
+arch=${GPU_ARCH:-90a-real}
+build=${GPU_BUILD:-/tmp/pipelora-gpu-$arch}
 mkdir -p "$build" "$out"
 status=0
 
@@ -20,7 +22,7 @@ for header in /usr/include/nccl.h /usr/local/cuda/include/nccl.h; do
   g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" "$native/comm/tests/nccl_abi.cpp" ||
     { echo "FAILED: NCCL's header disagrees"; status=1; }
 done
-if ! { cmake -G Ninja -S "$native/ops/cuda/standalone" -B "$build" && ninja -C "$build" -k 0; } >"$out/build.log" 2>&1; then
+if ! { cmake -G Ninja -S "$native/ops/cuda/standalone" -B "$build" -DCMAKE_CUDA_ARCHITECTURES="$arch" && ninja -C "$build" -k 0; } >"$out/build.log" 2>&1; then
   grep -E "error|undefined" "$out/build.log" | head -20
   [ -x "$build/cuda_step" ] || exit 1
   status=1

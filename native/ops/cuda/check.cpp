@@ -27,11 +27,4 @@ int processors() {
   return count;
 }
 
-bool on_hopper() {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-  return major == 9;
-}
-
 }  // namespace pipelora::cuda

@@ -17,7 +17,7 @@ inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel)
 
 /// Multiprocessors of the current device.
 int processors();
-/// Whether it has the architecture that code for sm_90a runs on.
+/// Whether what runs there was compiled for sm_90a: of what only Hopper can do other images have nothing.
 bool on_hopper();
 
 }  // namespace pipelora::cuda
