@@ -50,6 +50,7 @@ SegmentSpec whole_model(const Arch& arch, const Workload& work, float dropout, s
   SegmentSpec spec;
   spec.offloaded_blocks = work.offloaded * blocks / kBlocks;
   spec.checkpointed_blocks = blocks - work.kept * blocks / kBlocks - spec.offloaded_blocks;
+  spec.cached_blocks = work.cached * blocks / kBlocks;
   spec.layers = qwen7b_layers(arch, blocks, dropout);
   return spec;
 }
@@ -140,7 +141,6 @@ struct Model {
     for (const LayerSpec& layer : spec.layers) {
       const auto* block = std::get_if<BlockSpec>(&layer);
       if (block == nullptr) continue;
-      linear.keep_expanded = block->index < work.cached * blocks / kBlocks;
       load_norm(block->attn_norm);
       load_norm(block->mlp_norm);
       for (const LinearSpec& l : block->linears) {
