@@ -76,6 +76,51 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+/// The running softmax (Milakov & Gimelshein 2018) of a thread's two rows, whose scores four threads share.
+struct SoftmaxRows {
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+
+  /// Scores to weights; `shrink`: what sums made before are to be multiplied by.
+  template <int J>
+  __device__ void add(float (&s)[J][4], float scale, float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = top[half];
+#pragma unroll
+      for (int n = 0; n < J; ++n) largest = fmaxf(largest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
+      const float level = largest == -INFINITY ? 0.0f : largest * scale;
+      shrink[half] = exp2_fast(top[half] * scale - level);
+      top[half] = largest;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < J; ++n) {
+        s[n][2 * half] = exp2_fast(fmaf(s[n][2 * half], scale, -level));
+        s[n][2 * half + 1] = exp2_fast(fmaf(s[n][2 * half + 1], scale, -level));
+        sum += s[n][2 * half] + s[n][2 * half + 1];
+      }
+      total[half] = total[half] * shrink[half] + sum;
+    }
+  }
+  /// A row's total over its four threads, behind the last scores.
+  __device__ void finish(int half) {
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
+    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
+  }
+  __device__ float log_sum(int half, float scale) const { return top[half] * scale + logf(total[half]); }
+};
+
+/// Rows of sums shrink to the level of later scores.
+template <int J>
+__device__ inline void shrink_rows(float (&sums)[J][4], const float (&shrink)[2]) {
+#pragma unroll
+  for (int n = 0; n < J; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] *= shrink[i / 2];
+  }
+}
+
 /// q, k, v, … : rows of heads.
 template <class T>
 struct Side {
@@ -100,6 +145,29 @@ Shape shape_of(const Call& call) {
   return {table_of(*call.sequences), static_cast<int>(call.head_dim), static_cast<int>(call.q.cols / call.k.cols),
           static_cast<int>(call.window), call.scale};
 }
+
+/// A block's kRows keys in a backward pass, and the steps it makes: over tiles of queries that see them, for each head that shares them.
+template <int kRows>
+struct KeyWork {
+  int sequence, kv_head, k0, first_query, queries, first_key, keys, query_begin, per_head, steps;
+
+  __device__ KeyWork(const Shape& shape, int tile, int head) : kv_head(head) {
+    const Place where = locate<true>(shape.table, tile, kRows);
+    sequence = where.sequence;
+    k0 = where.tile * kRows;  // the first keys are seen by most queries
+    first_query = shape.table.cu_queries[sequence];
+    queries = shape.table.cu_queries[sequence + 1] - first_query;
+    first_key = shape.table.key_start[sequence];
+    keys = shape.table.key_length[sequence];
+    query_begin = max(0, k0 - offset()) / kTile * kTile;
+    const int query_end = shape.window > 0 ? min(queries, k0 + kRows - 1 + shape.window - offset()) : queries;
+    per_head = query_end > query_begin ? (query_end - query_begin + kTile - 1) / kTile : 0;
+    steps = per_head * shape.group;
+  }
+  __device__ int offset() const { return keys - queries; }
+  __device__ int head(const Shape& shape, int step) const { return kv_head * shape.group + step / per_head; }
+  __device__ int first(int step) const { return query_begin + step % per_head * kTile; }
+};
 
 inline bool suits_tiles(std::int64_t head_dim, std::initializer_list<Tensor> tensors) {
   bool good = head_dim % 8 == 0 && head_dim <= 128;

@@ -21,25 +21,18 @@ __global__ void __launch_bounds__(128, 2)
   const int slopes_at = 2 * kTileBytes + 2 * kStageBytes;  // of a whole row: [keys, queries]
   float* levels = reinterpret_cast<float*>(shared + slopes_at + Slopes::kBytes);  // [2 stages][lse, delta][kTile]
 
-  const Place where = locate<true>(shape.table, static_cast<int>(blockIdx.y), kTile);
-  const int s = where.sequence, kv_head = static_cast<int>(blockIdx.x);
-  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
-  const int keys = shape.table.key_length[s], offset = keys - queries, first_key = shape.table.key_start[s];
+  const KeyWork<kTile> work(shape, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
+  const int kv_head = work.kv_head, first_query = work.first_query, queries = work.queries, first_key = work.first_key, keys = work.keys;
+  const int k0 = work.k0, offset = work.offset();
   const bool whole = whole_row<1>(keys);
-  const int k0 = where.tile * kTile;  // the first keys are seen by most queries
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
   const int own = thread / 32 * 16;
 
   load_rows<E, kTile, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, keys, shape.width, thread);
   load_rows<E, kTile, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, keys, shape.width, thread);
 
-  const int query_begin = max(0, k0 - offset) / kTile * kTile;
-  const int query_end = shape.window > 0 ? min(queries, k0 + kTile - 1 + shape.window - offset) : queries;
-  const int per_head = query_end > query_begin ? (query_end - query_begin + kTile - 1) / kTile : 0;
-  const int steps = per_head * shape.group;
-
   const auto fetch = [&](int step, int stage) {
-    const int head = kv_head * shape.group + step / per_head, first = query_begin + step % per_head * kTile;
+    const int head = work.head(shape, step), first = work.first(step);
     load_rows<E, kTile, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, queries, shape.width, thread);
     load_rows<E, kTile, kThreads>(stages + stage * kStageBytes + kTileBytes, dout.head(first_query, head, shape.width), dout.stride, first,
                                   queries, shape.width, thread);
@@ -56,22 +49,22 @@ __global__ void __launch_bounds__(128, 2)
       if (lane % 2 == 0) levels[(stage * 2 + 1) * kTile + row] = sum;
     }
   };
-  if (steps > 0) fetch(0, 0);
+  if (work.steps > 0) fetch(0, 0);
   commit_copies();
 
   const float scale = shape.scale * kLog2E;
   float dk_sums[E / 8][4] = {}, dv_sums[E / 8][4] = {};
   const int behind = offset + quad * 2 - (k0 + own + g);  // before query 0, the thread's first row
   int stage = 0;
-  for (int step = 0; step < steps; ++step, stage ^= 1) {
+  for (int step = 0; step < work.steps; ++step, stage ^= 1) {
     wait_copies<0>();
     fence_shared();
     __syncthreads();
-    if (step + 1 < steps) {
+    if (step + 1 < work.steps) {
       fetch(step + 1, stage ^ 1);
       commit_copies();
     }
-    const int first = query_begin + step % per_head * kTile;
+    const int first = work.first(step);
     if (offset + first + kTile - 1 < k0) continue;
     const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
     const float* level = levels + stage * 2 * kTile;

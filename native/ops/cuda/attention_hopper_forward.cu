@@ -96,34 +96,6 @@ __device__ inline void load_all(Side<const T> q, Side<const T> k, Side<const T> 
   }
 }
 
-/// The running softmax of a thread's two rows.
-struct Rows {
-  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
-
-  /// Scores to weights; `shrink`: what sums made before are to be multiplied by.
-  __device__ void add(float (&s)[kRows / 8][4], float scale, float (&shrink)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = top[half];
-#pragma unroll
-      for (int n = 0; n < kRows / 8; ++n) largest = fmaxf(largest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
-      const float level = largest == -INFINITY ? 0.0f : largest * scale;
-      shrink[half] = exp2_fast(top[half] * scale - level);
-      top[half] = largest;
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < kRows / 8; ++n) {
-        s[n][2 * half] = exp2_fast(fmaf(s[n][2 * half], scale, -level));
-        s[n][2 * half + 1] = exp2_fast(fmaf(s[n][2 * half + 1], scale, -level));
-        sum += s[n][2 * half] + s[n][2 * half + 1];
-      }
-      total[half] = total[half] * shrink[half] + sum;
-    }
-  }
-};
-
 template <class T, int E>
 __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_stride, const Shape& shape, char* shared) {
   using L = Layout<E>;
@@ -149,7 +121,7 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
     const int offset = item.keys - item.queries, low = offset + item.row + group * 64;  // position of the warpgroup's first row
     const int position = offset + item.row + own + g;
 
-    Rows rows;
+    SoftmaxRows rows;
     float s[kRows / 8][4], sums[E / 8][4] = {}, shrink[2];
     std::uint32_t weights[kRows / 16][4];
     const auto whole = [&](int tile) {
@@ -200,11 +172,7 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
       wgmma_hold(weights);
       done_with(barriers.values_empty(values.stage));
       values.step();
-#pragma unroll
-      for (int n = 0; n < E / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[n][i] *= shrink[i / 2];
-      }
+      shrink_rows(sums, shrink);
       pack_fragments<T>(weights, s);
     }
     done_with(barriers.queries_empty());
@@ -217,12 +185,9 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
     wgmma_commit();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      rows.total[half] += __shfl_xor_sync(0xFFFFFFFFu, rows.total[half], 1);
-      rows.total[half] += __shfl_xor_sync(0xFFFFFFFFu, rows.total[half], 2);
+      rows.finish(half);
       const int row = item.row + own + g + half * 8;
-      if (lse != nullptr && quad == 0 && row < item.queries) {
-        lse[item.head * lse_stride + item.first_query + row] = rows.top[half] * shape.scale + logf(rows.total[half]);
-      }
+      if (lse != nullptr && quad == 0 && row < item.queries) lse[item.head * lse_stride + item.first_query + row] = rows.log_sum(half, shape.scale);
     }
     wgmma_wait<0>();
     wgmma_hold(sums);

@@ -36,27 +36,7 @@ struct Barriers {
   __device__ std::uint32_t own() const { return first + 2 * kStages * 8; }
 };
 
-/// A block's keys and the steps it makes: over tiles of queries that see them, for each head that shares them.
-struct Work {
-  int sequence, kv_head, k0, first_query, queries, first_key, keys, query_begin, per_head, steps;
-
-  __device__ Work(const Shape& shape, int tile, int head) : kv_head(head) {
-    const Place where = locate<true>(shape.table, tile, kRows);
-    sequence = where.sequence;
-    k0 = where.tile * kRows;  // the first keys are seen by most queries
-    first_query = shape.table.cu_queries[sequence];
-    queries = shape.table.cu_queries[sequence + 1] - first_query;
-    first_key = shape.table.key_start[sequence];
-    keys = shape.table.key_length[sequence];
-    query_begin = max(0, k0 - offset()) / kTile * kTile;
-    const int query_end = shape.window > 0 ? min(queries, k0 + kRows - 1 + shape.window - offset()) : queries;
-    per_head = query_end > query_begin ? (query_end - query_begin + kTile - 1) / kTile : 0;
-    steps = per_head * shape.group;
-  }
-  __device__ int offset() const { return keys - queries; }
-  __device__ int head(const Shape& shape, int step) const { return kv_head * shape.group + step / per_head; }
-  __device__ int first(int step) const { return query_begin + step % per_head * kTile; }
-};
+using Work = KeyWork<kRows>;
 
 /// kBytes from shared to global memory by the one thread that `sends`: what was written before fence_shared() and a barrier. No
 /// branch: around one, products under way would be waited for.

@@ -114,23 +114,16 @@ __global__ void __launch_bounds__(kWarps * 32)
   const std::uint32_t k_tile = base, v_tile = base + kOwnBytes, stages = base + 2 * kOwnBytes;
   float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + 2 * kStageBytes);  // [2 stages][lse, delta][kTile]
 
-  const Place place = locate<true>(shape.table, static_cast<int>(blockIdx.y), kRows);
-  const int s = place.sequence, kv_head = static_cast<int>(blockIdx.x);
-  const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
-  const int keys = shape.table.key_length[s], offset = keys - queries, first_key = shape.table.key_start[s];
-  const int k0 = place.tile * kRows;  // the first keys are seen by most queries
+  const KeyWork<kRows> work(shape, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
+  const int kv_head = work.kv_head, first_query = work.first_query, queries = work.queries, first_key = work.first_key, keys = work.keys;
+  const int k0 = work.k0, offset = work.offset();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
 
   load_tile<E, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, kRows, keys, shape.width);
   load_tile<E, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, kRows, keys, shape.width);
 
-  const int query_begin = max(0, k0 - offset) / kTile * kTile;
-  const int query_end = shape.window > 0 ? min(queries, k0 + kRows - 1 + shape.window - offset) : queries;
-  const int per_head = query_end > query_begin ? (query_end - query_begin + kTile - 1) / kTile : 0;
-  const int steps = per_head * shape.group;
-
   const auto fetch = [&](int step, int stage) {
-    const int head = kv_head * shape.group + step / per_head, first = query_begin + step % per_head * kTile;
+    const int head = work.head(shape, step), first = work.first(step);
     load_tile<E, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, kTile, queries,
                            shape.width);
     load_tile<E, kThreads>(stages + stage * kStageBytes + kTileBytes, dout.head(first_query, head, shape.width), dout.stride,
@@ -143,21 +136,21 @@ __global__ void __launch_bounds__(kWarps * 32)
       levels[(stage * 2 + 1) * kTile + i] = valid ? delta[head * delta_stride + row] : 0.0f;
     }
   };
-  if (steps > 0) fetch(0, 0);
+  if (work.steps > 0) fetch(0, 0);
 
   const float scale = shape.scale * kLog2E;
   float dk_sums[E / 8][4] = {}, dv_sums[E / 8][4] = {};
   const int key0 = k0 + warp * 16 + g;
   int stage = 0;
-  for (int step = 0; step < steps; ++step, stage ^= 1) {
-    if (step + 1 < steps) {
+  for (int step = 0; step < work.steps; ++step, stage ^= 1) {
+    if (step + 1 < work.steps) {
       fetch(step + 1, stage ^ 1);
       wait_copies<1>();
     } else {
       wait_copies<0>();
     }
     __syncthreads();
-    const int first = query_begin + step % per_head * kTile;
+    const int first = work.first(step);
     const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
     const float* level = levels + stage * 2 * kTile;
     const float* pull = level + kTile;
@@ -188,7 +181,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     product_rows<E, T>(dk_sums, p, q_tile);
     __syncthreads();
   }
-  if (steps == 0) {
+  if (work.steps == 0) {
     commit_copies();
     wait_copies<0>();
     __syncthreads();

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
 
   const float scale = shape.scale * kLog2E;
   float sums[E / 8][4] = {};
-  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  SoftmaxRows rows;
   const int position0 = offset + q0 + warp * 16 + g;  // of this thread's first row; the second is 8 below
 
   int stage = 0;
@@ -65,44 +65,20 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
         }
       }
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = top[half];
-#pragma unroll
-      for (int n = 0; n < 8; ++n) largest = fmaxf(largest, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
-      const float level = largest == -INFINITY ? 0.0f : largest * scale;
-      const float shrink = exp2_fast(top[half] * scale - level);
-      top[half] = largest;
-      float row_sum = 0;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        p[n][2 * half] = exp2_fast(fmaf(p[n][2 * half], scale, -level));
-        p[n][2 * half + 1] = exp2_fast(fmaf(p[n][2 * half + 1], scale, -level));
-        row_sum += p[n][2 * half] + p[n][2 * half + 1];
-      }
-      total[half] = total[half] * shrink + row_sum;
-#pragma unroll
-      for (int n = 0; n < E / 8; ++n) {
-        sums[n][2 * half] *= shrink;
-        sums[n][2 * half + 1] *= shrink;
-      }
-    }
+    float shrink[2];
+    rows.add(p, scale, shrink);
+    shrink_rows(sums, shrink);
     product_rows<E, T>(sums, p, v_tile);
     __syncthreads();
   }
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 1);
-    total[half] += __shfl_xor_sync(0xFFFFFFFFu, total[half], 2);
+    rows.finish(half);
     const int row = q0 + warp * 16 + g + half * 8;
-    if (lse != nullptr && quad == 0 && row < queries) {
-      lse[head * lse_stride + first_query + row] = top[half] * shape.scale + logf(total[half]);
-    }
+    if (lse != nullptr && quad == 0 && row < queries) lse[head * lse_stride + first_query + row] = rows.log_sum(half, shape.scale);
   }
-  write_rows<E, T>(shared, q_tile, warp * 16, sums, 1.0f / total[0], 1.0f / total[1], out.head(first_query, head, shape.width),
+  write_rows<E, T>(shared, q_tile, warp * 16, sums, 1.0f / rows.total[0], 1.0f / rows.total[1], out.head(first_query, head, shape.width),
                    out.stride, q0 + warp * 16, queries, shape.width);
 }
 
