@@ -132,11 +132,11 @@ struct Model {
       const std::size_t count = static_cast<std::size_t>(std::max<std::int64_t>(1, rows) * cols);
       if (offset + count > source.size()) offset = 0;
       const std::vector<std::int64_t> shape = rows == 0 ? std::vector<std::int64_t>{cols} : std::vector<std::int64_t>{rows, cols};
-      segment->load(name, shape, {source.data() + offset, DType::bf16, std::max<std::int64_t>(1, rows), cols}, hold);
+      segment->slots().load(name, shape, {source.data() + offset, DType::bf16, std::max<std::int64_t>(1, rows), cols}, hold);
       offset += count;
     };
     const std::vector<float> ones(static_cast<std::size_t>(arch.hidden), 1.0f);
-    const auto load_norm = [&](const std::string& name) { segment->load(name, {arch.hidden}, {ones.data(), DType::f32, 1, arch.hidden}, plain); };
+    const auto load_norm = [&](const std::string& name) { segment->slots().load(name, {arch.hidden}, {ones.data(), DType::f32, 1, arch.hidden}, plain); };
     load("wte", arch.vocab, arch.hidden, plain);
     for (const LayerSpec& layer : spec.layers) {
       const auto* block = std::get_if<BlockSpec>(&layer);

@@ -80,7 +80,7 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
       throw Error(kTensorMismatch, name + ": expected float32, bfloat16 or float16, got " + dtype_name(dtype));
   const MappedFile file(source.path);
   const HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
-  segment(index).load(name, source.shape, data, hold);
+  segment(index).slots().load(name, source.shape, data, hold);
   ops_->finish();
 }
 
@@ -107,11 +107,11 @@ void Engine::load_packed(std::size_t index, const std::string& name, const Packe
   } catch (const Error& error) {
     throw Error(error.code(), name + ": " + error.what());
   }
-  segment(index).load(name, std::move(state), source.hold);
+  segment(index).slots().load(name, std::move(state), source.hold);
   ops_->finish();
 }
 
-std::vector<std::string> Engine::missing_weights(std::size_t index) const { return segment(index).missing(); }
+std::vector<std::string> Engine::missing_weights(std::size_t index) const { return segment(index).slots().missing(); }
 
 void Engine::set_lora(const std::string& name, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count) {
   pair(name).set(*ops_, matrix, part, values, count);

@@ -21,16 +21,6 @@ namespace {
   throw Error(kLossNotFinite, "step " + std::to_string(micro.step) + ", micro-batch " + std::to_string(micro.index) + " (" +
                                   std::to_string(micro.row_ids.size()) + " rows): the loss is " + (std::isnan(loss.loss_sum) ? "NaN" : "infinite") + where);
 }
-
-std::string shape_of(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (i > 0) text += ", ";
-    text += std::to_string(shape[i]);
-  }
-  text += "]";
-  return text;
-}
 }  // namespace
 
 /// One layer's weights. Exactly one of block and head is set for those kinds.
@@ -46,21 +36,6 @@ struct Segment::Layer {
 
   bool trainable() const {
     return (block && block->trainable()) || (head && head->pair() != nullptr);
-  }
-};
-
-/// A place that a checkpoint's tensor fills.
-struct Segment::Slot {
-  std::int64_t rows = 0, cols = 0;  // rows 0: a vector [cols]
-  std::function<void(const HostTensor&, const HoldSpec&)> fill;
-  LinearWeight* weight = nullptr;  // of a product: its part of that number is what is filled
-  std::size_t part = 0;
-  bool keep_expanded = false;  // of a block in the weight cache
-  bool filled = false;
-
-  HoldSpec hold(HoldSpec asked) const {
-    asked.keep_expanded = asked.keep_expanded || (keep_expanded && asked.quantisation != Quantisation::none);
-    return asked;
   }
 };
 
@@ -86,16 +61,12 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
     if (const auto* embedding = std::get_if<EmbeddingSpec>(&spec_.layers[i])) {
       if (i != 0) throw Error(kTensorMismatch, "the embedding must be a segment's first layer");
       at->kind = Layer::Kind::embedding;
-      Slot slot;
-      slot.rows = arch.vocab;
-      slot.cols = arch.hidden;
-      slot.fill = [this, at](const HostTensor& data, const HoldSpec& hold) {
+      slots_.add(embedding->weight, arch.vocab, arch.hidden, [this, at](const HostTensor& data, const HoldSpec& hold) {
         // A step reads a row a token: not worth the device's memory.
         at->memory = ops_.allocate_on_host("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype));
         at->weight = Tensor(at->memory->data(), hold.dtype, data.rows, data.cols);
         ops_.load(data, at->weight);
-      };
-      slots_.emplace(embedding->weight, std::move(slot));
+      });
     } else if (const auto* block = std::get_if<BlockSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::block;
       at->block = std::make_unique<Block>(ops, arena, arch, *block);
@@ -103,47 +74,28 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
       const bool cached = blocks++ < spec_.cached_blocks;
       for (const Block::NormSlot& norm : at->block->norms()) {
-        Slot slot;
-        slot.cols = norm.weight.cols;
-        slot.fill = [this, to = norm.weight](const HostTensor& data, const HoldSpec&) { ops_.load(data, to); };
-        slots_.emplace(norm.name, std::move(slot));
+        slots_.add(norm.name, 0, norm.weight.cols, [this, to = norm.weight](const HostTensor& data, const HoldSpec&) { ops_.load(data, to); });
       }
       for (LinearGroup* group : at->block->groups())
         for (std::size_t part = 0; part < group->linears().size(); ++part) {
           const LinearSpec& linear = group->linears()[part];
           LinearWeight* weight = &group->weight();
-          Slot slot;
-          slot.rows = linear.out;
-          slot.cols = linear.in;
-          slot.weight = weight;
-          slot.part = part;
-          slot.keep_expanded = cached;
-          slot.fill = [weight, part](const HostTensor& data, const HoldSpec& hold) { weight->load(part, data, hold); };
-          slots_.emplace(linear.name + ".weight", std::move(slot));
-          if (!linear.bias) continue;
-          Slot bias;
-          bias.cols = linear.out;
-          bias.fill = [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); };
-          slots_.emplace(linear.name + ".bias", std::move(bias));
+          slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, cached);
+          if (linear.bias)
+            slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
         }
     } else if (const auto* norm = std::get_if<NormSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::norm;
       at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
       at->weight = Tensor(at->memory->data(), DType::f32, 1, arch.hidden);
-      Slot slot;
-      slot.cols = arch.hidden;
-      slot.fill = [this, at](const HostTensor& data, const HoldSpec&) { ops_.load(data, at->weight); };
-      slots_.emplace(norm->weight, std::move(slot));
+      slots_.add(norm->weight, 0, arch.hidden, [this, at](const HostTensor& data, const HoldSpec&) { ops_.load(data, at->weight); });
     } else {
       const auto& head = std::get<HeadSpec>(spec_.layers[i]);
       if (i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
       at->kind = Layer::Kind::head;
       at->head = std::make_unique<Head>(ops, arena, arch, head);
-      Slot slot;
-      slot.rows = arch.vocab;
-      slot.cols = arch.hidden;
-      slot.fill = [at](const HostTensor& data, const HoldSpec& hold) { at->head->weight().load(0, data, hold); };
-      slots_.emplace(head.weight, std::move(slot));
+      // No product's part: as with bitsandbytes the head is never quantised.
+      slots_.add(head.weight, arch.vocab, arch.hidden, [at](const HostTensor& data, const HoldSpec& hold) { at->head->weight().load(0, data, hold); });
     }
     reached = reached || at->trainable();
     at->reached = reached;
@@ -159,52 +111,6 @@ bool Segment::ends_with_head() const { return layers_.back()->kind == Layer::Kin
 
 std::size_t Segment::block_count() const {
   return static_cast<std::size_t>(std::count_if(layers_.begin(), layers_.end(), [](const auto& layer) { return layer->block != nullptr; }));
-}
-
-template <class Fill>
-void Segment::fill(const std::string& name, const std::vector<std::int64_t>& shape, Fill&& fill) {
-  const auto [first, last] = slots_.equal_range(name);
-  if (first == last) throw Error(kTensorMismatch, "this segment has no tensor " + name);
-  for (auto at = first; at != last; ++at) {
-    Slot& slot = at->second;
-    const std::vector<std::int64_t> expected =
-        slot.rows == 0 ? std::vector<std::int64_t>{slot.cols} : std::vector<std::int64_t>{slot.rows, slot.cols};
-    if (shape != expected)
-      throw Error(kTensorMismatch, name + ": expected " + shape_of(expected) + ", got " + shape_of(shape));
-    try {
-      fill(slot);
-    } catch (const Error& error) {
-      throw Error(error.code(), name + ": " + error.what());
-    }
-    slot.filled = true;
-  }
-}
-
-void Segment::load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold) {
-  fill(name, shape, [&](Slot& slot) {
-    slot.fill(HostTensor{data.data, data.dtype, std::max<std::int64_t>(1, slot.rows), slot.cols}, slot.hold(hold));
-  });
-}
-
-void Segment::load(const std::string& name, PackedState&& state, const HoldSpec& hold) {
-  const auto [rows, cols] = pipelora::shape_of(state);
-  fill(name, {rows, cols}, [&](Slot& slot) {
-    if (slot.weight == nullptr) throw Error(kQuantizationInvalid, "only linear weights can be held quantised");
-    std::visit([&](auto& held) { slot.weight->load(slot.part, std::move(held), slot.hold(hold)); }, state);
-  });
-}
-
-std::vector<std::string> Segment::missing() const {
-  std::vector<std::string> names;
-  for (const auto& [name, slot] : slots_)
-    if (!slot.filled && (names.empty() || names.back() != name)) names.push_back(name);
-  return names;
-}
-
-void Segment::require_loaded() const {
-  const std::vector<std::string> names = missing();
-  if (!names.empty())
-    throw Error(kTensorMismatch, std::to_string(names.size()) + " tensors of the segment are not loaded, the first is " + names.front());
 }
 
 std::size_t Segment::weight_bytes() const {
@@ -271,7 +177,7 @@ Buffer Segment::lowest(Buffer x) {
 }
 
 ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
-  require_loaded();
+  slots_.require_loaded();
   auto saved = std::make_unique<Saved>();
   saved->batch = make_batch(ops_, arena_, rope_, arch_, micro);
   const Batch& batch = *saved->batch;
@@ -375,7 +281,7 @@ void Segment::discard() { saved_.clear(); }
 
 Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t first_block,
                       const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input) {
-  require_loaded();
+  slots_.require_loaded();
   KvCache::Progress& progress = cache.progress(segment_index);
   std::vector<double> alphas = progress.alphas;
   const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, cu_seqlens, progress.lengths, cache.capacity(), alphas);

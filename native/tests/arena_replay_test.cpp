@@ -26,7 +26,7 @@ SegmentSpec segment_of(const Case& c, const Arch& arch) {
 }
 
 void load_all(Segment& segment, const SegmentSpec& spec, const Arch& arch) {
-  const auto load = [&](const std::string& name, const std::vector<std::int64_t>& shape) { segment.load(name, shape, HostTensor{}, HoldSpec{}); };
+  const auto load = [&](const std::string& name, const std::vector<std::int64_t>& shape) { segment.slots().load(name, shape, HostTensor{}, HoldSpec{}); };
   for (const LayerSpec& layer : spec.layers) {
     if (const auto* embedding = std::get_if<EmbeddingSpec>(&layer)) load(embedding->weight, {arch.vocab, arch.hidden});
     if (const auto* norm = std::get_if<NormSpec>(&layer)) load(norm->weight, {arch.hidden});

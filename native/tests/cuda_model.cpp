@@ -101,7 +101,7 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
     for (std::int64_t n : shape) count *= n;
     std::vector<float> values;
     for (double v : random_values(count, scale, DType::bf16, ++seed)) values.push_back(static_cast<float>(rounded(v + mean, DType::bf16)));
-    segment.load(name, shape, {values.data(), DType::f32, shape.size() == 1 ? 1 : shape[0], shape.back()}, hold);
+    segment.slots().load(name, shape, {values.data(), DType::f32, shape.size() == 1 ? 1 : shape[0], shape.back()}, hold);
   };
   HoldSpec plain;
   load("embedding", {arch.vocab, arch.hidden}, 1, 0, plain);

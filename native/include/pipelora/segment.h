@@ -1,7 +1,6 @@
 // A run of consecutive layers on one device: weights, and the passes over them.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,8 +11,8 @@
 #include "pipelora/head.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
-#include "pipelora/packed.h"
 #include "pipelora/spec.h"
+#include "pipelora/weight_slots.h"
 
 namespace pipelora {
 
@@ -34,11 +33,9 @@ class Segment {
   bool needs_input_grad() const { return spec_.needs_input_grad; }
   std::size_t block_count() const;
 
-  /// `data` is [shape] of the checkpoint. Throws PL_TENSOR_MISMATCH for an unknown name or another shape.
-  void load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold);
-  /// The same for a linear weight that is quantised already.
-  void load(const std::string& name, PackedState&& state, const HoldSpec& hold);
-  std::vector<std::string> missing() const;
+  /// What the passes need to be filled first.
+  WeightSlots& slots() { return slots_; }
+  const WeightSlots& slots() const { return slots_; }
   /// On the device, and in the host's memory beside it (the embedding of a device that has its own).
   std::size_t weight_bytes() const;
   std::size_t host_bytes() const;
@@ -56,12 +53,7 @@ class Segment {
  private:
   struct Layer;
   struct Saved;
-  struct Slot;
-  /// Calls fill(slot) for each slot of that name after the check of its shape; errors name the tensor.
-  template <class Fill>
-  void fill(const std::string& name, const std::vector<std::int64_t>& shape, Fill&& fill);
   void check_input(const Buffer& input, std::int64_t tokens) const;
-  void require_loaded() const;
   Buffer lowest(Buffer x);
   Buffer embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected);
 
@@ -71,7 +63,7 @@ class Segment {
   const Arch& arch_;
   SegmentSpec spec_;
   std::vector<std::unique_ptr<Layer>> layers_;
-  std::multimap<std::string, Slot> slots_;
+  WeightSlots slots_;
   std::map<std::int64_t, std::unique_ptr<Saved>> saved_;
 };
 

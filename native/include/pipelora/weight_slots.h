@@ -1,0 +1,48 @@
+// The places that a checkpoint's tensors fill, by name.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "pipelora/ops.h"
+#include "pipelora/packed.h"
+
+namespace pipelora {
+
+class WeightSlots {
+ public:
+  using Fill = std::function<void(const HostTensor&, const HoldSpec&)>;
+  /// A matrix [rows, cols], or a vector [cols] (rows 0). Several places may have one name: a tensor fills them all.
+  void add(const std::string& name, std::int64_t rows, std::int64_t cols, Fill fill);
+  /// Part `part` [rows, cols] of a product's weight. `keep_expanded`: of a block in the weight cache.
+  void add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, bool keep_expanded);
+
+  /// `data` is [shape] of the checkpoint. Throws PL_TENSOR_MISMATCH for an unknown name or another shape.
+  void load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold);
+  /// The same for a linear weight that is quantised already.
+  void load(const std::string& name, PackedState&& state, const HoldSpec& hold);
+  std::vector<std::string> missing() const;
+  /// Throws PL_TENSOR_MISMATCH if something is missing.
+  void require_loaded() const;
+
+ private:
+  struct Slot {
+    std::int64_t rows = 0, cols = 0;
+    Fill fill;
+    LinearWeight* weight = nullptr;  // of a product: its part of that number is what is filled
+    std::size_t part = 0;
+    bool keep_expanded = false;
+    bool filled = false;
+
+    HoldSpec hold(HoldSpec asked) const;
+  };
+  /// Calls body(slot) for each slot of that name after the check of its shape; errors name the tensor.
+  template <class Body>
+  void for_each(const std::string& name, const std::vector<std::int64_t>& shape, Body&& body);
+
+  std::multimap<std::string, Slot> slots_;
+};
+
+}  // namespace pipelora
