@@ -6,16 +6,15 @@ import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 import { budgetsOf, type Device, type DeviceKey, type DeviceMap } from "./devices.ts";
 import { infeasible } from "./infeasible.ts";
 import { interleavedPlacements } from "./interleave.ts";
-import { contextBytes, lowestTrainable } from "./layer-memory.ts";
-import { layerTimer } from "./layer-time.ts";
-import type { LayerWork } from "./layer-work.ts";
-import { type DeviceMemory, inFlight, NO_MEMORY, predictMemory } from "./memory.ts";
+import { lowestTrainable } from "./layer-memory.ts";
+import { type DeviceMemory, NO_MEMORY, predictMemory } from "./memory.ts";
 import { offloadsActivations } from "./offload.ts";
 import type { Stage } from "./partition.ts";
+import { costsByDevice, layerDevicesOf, placementProblem, sortedIds } from "./placement-problem.ts";
 import { type PlacementProblem, place } from "./planner.ts";
-import { type RangeCosts, rangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
+import { rangeCosts, unitsOf } from "./range-costs.ts";
 import type { NamedStrategy, PlanRequest } from "./request.ts";
-import { chooseCheckpointing, fullCheckpointing } from "./segment-checkpointing.ts";
+import { chooseCheckpointing } from "./segment-checkpointing.ts";
 import { type Segment, segmentsOf } from "./segments.ts";
 import { predictTime } from "./time.ts";
 import { chooseCachedBlocks } from "./weight-cache.ts";
@@ -174,60 +173,6 @@ export function assertRunnable(plan: Plan): void {
 function fits(request: PlanRequest): boolean {
   const { bytes } = budgetsOf(request.devices, request.maxMemory);
   return place(placementProblem(request, bytes, costsByDevice(request, false)), "sequential") !== null;
-}
-
-function placementProblem(
-  request: PlanRequest,
-  budgets: ReadonlyMap<number, number>,
-  costsOf: (device: Device) => RangeCosts,
-  context: typeof contextBytes = contextBytes,
-): PlacementProblem {
-  const { work } = request;
-  const devices = request.devices
-    .filter((device) => (budgets.get(device.id) ?? 0) > 0)
-    .sort((a, b) => a.id - b.id)
-    .map((device) => {
-      const costs = costsOf(device);
-      return {
-        id: device.id,
-        node: device.node,
-        capacity: budgets.get(device.id)! - context(device.kind),
-        maxUnits: costs.units,
-        costs,
-      };
-    });
-  return {
-    devices,
-    units: unitsOf(request.spec.layers).length,
-    inFlight: (after) => inFlight(work.schedule, work.microBatches, after),
-    stepTime: (stages) => {
-      const segments = segmentsOf(layerDevicesOf(request, stages), sortedIds(request));
-      return predictTime(request, segments, fullCheckpointing(request, segments)).step;
-    },
-  };
-}
-
-/** Devices that take as long for every layer share one object: the planner sees that they are alike. */
-function costsByDevice(request: PlanRequest, offloading: boolean): (device: Device) => RangeCosts {
-  const timesOn = layerTimer(request);
-  const known = new Map<readonly LayerWork[], RangeCosts>();
-  return (device) => {
-    const times = timesOn(device);
-    const costs = known.get(times) ?? trueCosts(request, times, offloading);
-    known.set(times, costs);
-    return costs;
-  };
-}
-
-function layerDevicesOf({ spec }: PlanRequest, stages: readonly Stage[]): number[] {
-  const units = unitsOf(spec.layers);
-  return stages.flatMap(({ device, first, end }) =>
-    units.slice(first, end).flatMap((unit) => new Array<number>(unit.end - unit.first).fill(device.id)),
-  );
-}
-
-function sortedIds({ devices }: PlanRequest): number[] {
-  return devices.map((device) => device.id).sort((a, b) => a - b);
 }
 
 function accelerateStrategy(strategy: NamedStrategy): AccelerateStrategy {
