@@ -1,11 +1,14 @@
 // What the GPU's tests share: an engine's Ops with an arena, random tensors on both sides, and the comparison.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pipelora/arena.h"
@@ -152,5 +155,25 @@ inline int finish() {
   std::printf("%d failed\n", failures);
   return failures == 0 ? 0 : 1;
 }
+
+/// What a check is called.
+inline std::string label(const char* op, DType dtype, const std::string& shape) {
+  return std::string(op) + " " + dtype_name(dtype) + " " + shape;
+}
+
+/// What a program's arguments ask for: number types by name (float32, bfloat16, float16; none: all three), and "small": shapes
+/// small enough for a checker that runs every instruction under watch.
+struct Asked {
+  bool small = false;
+  std::vector<DType> dtypes;
+
+  Asked(int argc, char** argv) {
+    const auto has = [&](std::string_view word) { return std::find(argv + 1, argv + argc, word) != argv + argc; };
+    small = has("small");
+    const std::vector<DType> all{DType::f32, DType::bf16, DType::f16};
+    std::copy_if(all.begin(), all.end(), std::back_inserter(dtypes), [&](DType dtype) { return has(dtype_name(dtype)); });
+    if (dtypes.empty()) dtypes = all;
+  }
+};
 
 }  // namespace pipelora::test

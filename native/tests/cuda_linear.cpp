@@ -368,9 +368,10 @@ HoldSpec int8(DType dtype, float threshold) {
 
 }  // namespace
 
+/// usage: cuda_linear [small] [DTYPE …]
 int main(int argc, char** argv) {
-  const bool small = argc > 1 && std::string(argv[1]) == "small";
-  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+  const Asked asked(argc, argv);
+  for (const DType dtype : asked.dtypes) {
     Gpu gpu(dtype, std::size_t{1} << 30);
     const DType half = dtype == DType::f32 ? DType::bf16 : dtype;
     linear(gpu, dtype, {{3, 1, 5}, 64, {96}, {}, 0, true, true, held(dtype)});
@@ -391,7 +392,7 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{9}, 64, {33}, {}, 0, false, false, four_bit(Quantisation::nf4, DType::f32, false)});
     linear(gpu, dtype, {{33}, 128, {96}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
     linear(gpu, dtype, {{33}, 96, {64, 32}, {8, 8}, 0, false, false, int8(half, 0.0f)});
-    if (small) continue;
+    if (asked.small) continue;
     linear(gpu, dtype, {{200, 1, 99}, 1024, {1536}, {8}, 0.1f, true, false, four_bit(Quantisation::nf4, half, true, 64, true)});
     linear(gpu, dtype, {{515}, 1024, {512, 512}, {64, 64}, 0.1f, false, false, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{300}, 2048, {1024, 128, 128}, {8, 8, 8}, 0, true, false, held(half)});
