@@ -92,8 +92,9 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 
 #pragma unroll
+  for (int half = 0; half < 2; ++half) rows.finish(half);
+#pragma unroll
   for (int half = 0; half < 2; ++half) {
-    rows.finish(half);
     const int row = q0 + own + g + half * 8;
     if (lse != nullptr && quad == 0 && row < queries) lse[head * lse_stride + first_query + row] = rows.log_sum(half, shape.scale);
   }
