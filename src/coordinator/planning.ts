@@ -139,17 +139,18 @@ export function planRequest(
   return { request, warning };
 }
 
-/** A strategy's name, a map from YAML, or the path of a JSON file {module: device}. */
+/** A strategy's name, a map from YAML, or {module: device} as JSON: in place, or the path of a file of it. */
 export async function deviceMap(value: Config["device_map"]): Promise<NamedStrategy | DeviceMapInput> {
   if (typeof value !== "string") return value;
   if ((STRATEGIES as readonly string[]).includes(value)) return value as NamedStrategy;
+  const inPlace = value.trimStart().startsWith("{");
   let parsed: unknown;
   try {
-    parsed = JSON.parse(await readFile(value, "utf8"));
+    parsed = JSON.parse(inPlace ? value : await readFile(value, "utf8"));
   } catch (cause) {
     throw new PipeloraError("PL_DEVICE_MAP_INVALID", `--device-map ${value}: ${(cause as Error).message}`, {
       cause,
-      hint: `Name one of ${STRATEGIES.join(", ")}, or a JSON file {"module": device}.`,
+      hint: `Name one of ${STRATEGIES.join(", ")}, or give {"module": device} as JSON, in place or as a file.`,
     });
   }
   if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {

@@ -116,6 +116,18 @@ const CASES: readonly Case[] = [
     },
   },
   {
+    name: "a device map in place that leaves a module out",
+    code: "PL_DEVICE_MAP_INVALID",
+    says: /transformer\.wte/,
+    arrange: () => ["--device-map", '{"transformer.h": 0, "transformer.ln_f": 0, "lm_head": 0}'],
+  },
+  {
+    name: "a device map in place that is no JSON",
+    code: "PL_DEVICE_MAP_INVALID",
+    says: /JSON/,
+    arrange: () => ["--device-map", '{"": 0'],
+  },
+  {
     name: "a device map that is no file",
     code: "PL_DEVICE_MAP_INVALID",
     says: /balancd/,

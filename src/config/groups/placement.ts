@@ -7,8 +7,8 @@ export const placementOptions = {
     "Placement",
     RUNS,
     z.union([z.record(z.string(), z.union([z.number().int(), z.string()])), text]).default("auto"),
-    "auto, balanced, balanced_low_0, sequential, fastest, or a JSON file {module: device}.",
-    "NAME|FILE",
+    "auto, balanced, balanced_low_0, sequential, fastest, or {module: device} as JSON: in place, or a file of it.",
+    "NAME|FILE|JSON",
   ),
   max_memory: option(
     "json",
