@@ -1,7 +1,7 @@
 // What @peculiar/x509 injects its parts with.
 import "reflect-metadata";
 import { randomBytes, webcrypto } from "node:crypto";
-import { mkdir, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { isIP } from "node:net";
 import { join } from "node:path";
 import {
@@ -19,7 +19,7 @@ import {
   X509CertificateGenerator,
 } from "@peculiar/x509";
 import { PipeloraError } from "../common/errors.ts";
-import { isFile } from "../common/files.ts";
+import { isFile, makeFolder } from "../common/files.ts";
 import type { Config } from "../config/options.ts";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
 
@@ -55,7 +55,7 @@ export async function makeCertificates(
     await writeTextAtomically(join(dir, path), `${text}\n`, mode);
     written.push(path);
   };
-  await mkdir(dir, { recursive: true });
+  await makeFolder(dir);
   const authority = (await readAuthority(dir)) ?? (await makeAuthority(config.tls_name, write));
   for (const name of config.names!) {
     const { publicKey, privateKey } = await webcrypto.subtle.generateKey(CURVE, true, ["sign", "verify"]);

@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, readFile, rename, rm } from "node:fs/promises";
+import { readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { makeFolder } from "../common/files.ts";
 import { adapterPairs, openAdapter, writeAdapter } from "../formats/adapter.ts";
 import { syncFolder, writeTextAtomically } from "../formats/atomic-file.ts";
 import { listCheckpoints } from "../formats/checkpoint-folders.ts";
@@ -50,7 +51,7 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
   const final = join(context.outputDir, `checkpoint-${contents.step}`);
   const temporary = join(context.outputDir, `.checkpoint-${contents.step}-${randomBytes(4).toString("hex")}`);
   try {
-    await mkdir(temporary, { recursive: true });
+    await makeFolder(temporary);
     await saveAdapter(temporary, context, contents.values);
     const moments = contents.values.filter(({ part }) => part !== "weight");
     if (moments.length > 0) await writeSafetensors(join(temporary, OPTIMIZER_FILE), moments.map(momentTensor));

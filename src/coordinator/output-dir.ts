@@ -1,7 +1,8 @@
 import { constants } from "node:fs";
-import { access, mkdir, rm, writeFile } from "node:fs/promises";
+import { access, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { makeFolder } from "../common/files.ts";
 
 /**
  * Makes the folder and tries to write in it, before any work is done.
@@ -11,7 +12,7 @@ export async function ensureWritable(dir: string): Promise<string> {
   const path = resolve(dir);
   const probe = join(path, `.pipelora-${process.pid}`);
   try {
-    await mkdir(path, { recursive: true });
+    await makeFolder(path);
     await access(path, constants.W_OK);
     await writeFile(probe, "");
     await rm(probe);

@@ -1,6 +1,7 @@
-import { type FileHandle, mkdir, open, rename, rm } from "node:fs/promises";
+import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { makeFolder } from "../common/files.ts";
 
 let sequence = 0;
 
@@ -16,7 +17,7 @@ export async function writeAtomically(
   const temporary = `${path}.${process.pid}.${sequence++}.tmp`;
   let file: FileHandle | undefined;
   try {
-    await mkdir(dirname(path), { recursive: true });
+    await makeFolder(dirname(path));
     file = await open(temporary, "wx", mode);
     await write(file);
     await file.sync();

@@ -1,7 +1,8 @@
-import { type FileHandle, mkdir, open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { makeFolder } from "../common/files.ts";
 
 /** CRC-32C (Castagnoli), reflected, as TFRecord frames use it. */
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
@@ -78,7 +79,7 @@ export class EventFile {
     const seconds = now.getTime() / 1000;
     const path = join(dir, `events.out.tfevents.${Math.floor(seconds)}.${hostname()}.${process.pid}.0`);
     try {
-      await mkdir(dir, { recursive: true });
+      await makeFolder(dir);
       const events = new EventFile(path, await open(path, "a"));
       const version = field(3, Buffer.from("brain.Event:2"));
       await events.#file.write(record(Buffer.concat([doubleField(1, seconds), version])));

@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { open, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { makeFolder } from "../common/files.ts";
 import { syncFolder } from "../formats/atomic-file.ts";
 import { filesOf, hashFiles, listCheckpoints, rotateCheckpoints } from "../formats/checkpoint-folders.ts";
 import type { CheckpointFiles } from "../rpc/generated/pipelora/v1/CheckpointFiles.ts";
@@ -32,7 +33,7 @@ export class NodeFiles {
     return this.#writing(this.#dir, async () => {
       const path = join(this.#dir, plainName(mark));
       if (action === "mark") {
-        await mkdir(this.#dir, { recursive: true });
+        await makeFolder(this.#dir);
         await this.#dropLeftovers();
         await writeFile(path, "");
       } else if (action === "unmark") {
@@ -103,7 +104,7 @@ export class NodeFiles {
     if (this.#arriving?.save === saveName(save)) return this.#arriving.folder;
     await this.#discard();
     const folder = join(this.#dir, `.${save}-${randomBytes(4).toString("hex")}`);
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     this.#arriving = { save, folder };
     return folder;
   }
