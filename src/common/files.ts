@@ -8,30 +8,29 @@ export async function isFile(path: string): Promise<boolean> {
   );
 }
 
+async function isFolder(path: string): Promise<boolean> {
+  return stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+}
+
 /**
  * Makes a folder and those above it that are missing; a folder that is there is fine. Errors are the file system's. (Node's own
  * recursive mkdir, as of version 20, never ends where a folder that exists takes none: under /proc.)
  */
 export async function makeFolder(path: string): Promise<void> {
+  const makeLast = () =>
+    mkdir(path).catch(async (error) => {
+      if (!(await isFolder(path))) throw error;
+    });
   try {
-    await mkdir(path);
+    await makeLast();
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === "ENOENT" && dirname(path) !== path) {
-      await makeFolder(dirname(path));
-      await mkdir(path).catch(rethrowUnlessFolder(path));
-    } else {
-      await rethrowUnlessFolder(path)(error);
-    }
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT" || dirname(path) === path) throw error;
+    await makeFolder(dirname(path));
+    await makeLast();
   }
-}
-
-/** Another process may have made it meanwhile. */
-function rethrowUnlessFolder(path: string): (error: unknown) => Promise<void> {
-  return async (error) => {
-    const there = await stat(path).catch(() => null);
-    if (there === null || !there.isDirectory()) throw error;
-  };
 }
 
 /**
