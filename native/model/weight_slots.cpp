@@ -26,22 +26,12 @@ HoldSpec WeightSlots::Slot::hold(HoldSpec asked) const {
 }
 
 void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, Fill fill) {
-  Slot slot;
-  slot.rows = rows;
-  slot.cols = cols;
-  slot.fill = std::move(fill);
-  slots_.emplace(name, std::move(slot));
+  slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill)});
 }
 
 void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, bool keep_expanded) {
-  Slot slot;
-  slot.rows = rows;
-  slot.cols = cols;
-  slot.fill = [to = &weight, part](const HostTensor& data, const HoldSpec& hold) { to->load(part, data, hold); };
-  slot.weight = &weight;
-  slot.part = part;
-  slot.keep_expanded = keep_expanded;
-  slots_.emplace(name, std::move(slot));
+  Fill fill = [to = &weight, part](const HostTensor& data, const HoldSpec& hold) { to->load(part, data, hold); };
+  slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill), .weight = &weight, .part = part, .keep_expanded = keep_expanded});
 }
 
 template <class Body>
