@@ -171,6 +171,9 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   }
 }
 
+/// Tiles that the kernel is compiled for where a launch has `count`: the partial sums are as wide.
+constexpr int compiled_tiles(std::size_t count) { return count <= 4 ? static_cast<int>(count) : kMaxTiles; }
+
 /// Splits of the columns: no more blocks than run at once (132 multiprocessors, three each), each warp with at least two pieces.
 /// Where one split makes more, the fewest of up to four whose last wave leaves little idle. Depends on shapes alone.
 std::int64_t inner_splits(std::int64_t tokens, std::int64_t cols) {
@@ -249,7 +252,7 @@ void launch_inner(const InnerCall<T>& call, TileSet set, cudaStream_t stream) {
     for (int i = set.count; i < NT; ++i) set.tile[i] = LoraTile{};
     lora_inner_kernel<T, NT, kSwiGlu><<<grid, kInnerWarps * 32, 0, stream>>>(call, set);
   };
-  switch (set.count) {
+  switch (compiled_tiles(static_cast<std::size_t>(set.count))) {
     case 1: return launch.template operator()<1>();
     case 2: return launch.template operator()<2>();
     case 3: return launch.template operator()<3>();
@@ -263,7 +266,7 @@ void launch_inner(const InnerCall<T>& call, TileSet set, cudaStream_t stream) {
 std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles) {
   const std::int64_t splits = inner_splits(x.rows, x.cols), blocks = (x.rows + kInnerTokens - 1) / kInnerTokens;
   if (splits == 1) return 0;
-  return static_cast<std::size_t>(splits * blocks * kInnerTokens * 8) * std::min<std::size_t>(tiles, kMaxTiles) * sizeof(float);
+  return static_cast<std::size_t>(splits * blocks * kInnerTokens * 8 * compiled_tiles(tiles)) * sizeof(float);
 }
 
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
