@@ -1,7 +1,7 @@
-// Times whole optimizer steps of QLoRA at Qwen-7B's shape with random weights, through the engine itself: one JSON line a
-// workload. usage: cuda_step [--profile] [--arena-gib N] [--dropout P] [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without
-// names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep their activations on the GPU and on the host; CACHED: how
-// many keep their weights expanded.
+// Times whole optimizer steps of QLoRA at a published model's shape with random weights, through the engine itself: one JSON line a
+// workload. usage: cuda_step [--model qwen-7b|qwen2.5-7b|llama-3-8b] [--rank R] [--profile] [--arena-gib N] [--dropout P]
+// [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
+// their activations on the GPU and on the host; CACHED: how many keep their weights expanded.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 
@@ -21,7 +21,7 @@
 #include "pipelora/half.h"
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/segment.h"
-#include "tests/qwen7b.h"
+#include "tests/published.h"
 
 using namespace pipelora;
 using namespace pipelora::test;
@@ -31,7 +31,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-constexpr std::int64_t kBlocks = 32;
+constexpr std::int64_t kBlocks = 32;  // that KEPT, OFFLOADED and CACHED count of
+
+/// What is trained.
+struct Subject {
+  std::string name = "qwen-7b";
+  Published model = qwen7b();
+  std::int64_t rank = 8, blocks = model.blocks;
+  float dropout = 0.1f;
+};
 /// Enough steps that the card's clocks settle.
 constexpr int kWarm = 3, kLeast = 10, kMost = 40, kMostSteps = kWarm + kMost;
 constexpr double kSeconds = 2.5;
@@ -46,12 +54,13 @@ struct Workload {
   std::int64_t cached = 0;  // blocks of kBlocks whose weights are kept in 16 bit too
 };
 
-SegmentSpec whole_model(const Arch& arch, const Workload& work, float dropout, std::int64_t blocks) {
+SegmentSpec whole_model(const Subject& subject, const Workload& work) {
+  const std::int64_t blocks = subject.blocks;
   SegmentSpec spec;
   spec.offloaded_blocks = work.offloaded * blocks / kBlocks;
   spec.checkpointed_blocks = blocks - work.kept * blocks / kBlocks - spec.offloaded_blocks;
   spec.cached_blocks = work.cached * blocks / kBlocks;
-  spec.layers = qwen7b_layers(arch, blocks, dropout);
+  spec.layers = published_layers(subject.model, blocks, subject.dropout, subject.rank);
   return spec;
 }
 
@@ -95,7 +104,7 @@ std::vector<std::uint16_t> noise(std::size_t count, float deviation) {
 std::int64_t sum(const std::vector<int>& rows) { return std::accumulate(rows.begin(), rows.end(), std::int64_t{0}); }
 
 struct Model {
-  Arch arch = qwen7b();
+  Arch arch;
   std::unique_ptr<Ops> ops;
   std::unique_ptr<DeviceMemory> arena_memory;
   std::unique_ptr<Arena> arena;
@@ -104,17 +113,17 @@ struct Model {
   std::vector<LoraPair*> pairs;
   double load_seconds = 0, reserve_seconds = 0;
 
-  Model(const Workload& work, std::size_t arena_bytes, float dropout, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
+  Model(const Workload& work, std::size_t arena_bytes, const Subject& subject, const std::vector<std::uint16_t>& source) : arch(subject.model.arch) {
     ops = make_cuda_ops(0, DType::bf16);
     arena_memory = ops->allocate("the arena", arena_bytes, false);
     arena = std::make_unique<Arena>(arena_memory->data(), arena_bytes);
     ops->use_arena(*arena);
     rope = std::make_unique<RopeTables>(*ops, arch);
-    const SegmentSpec spec = whole_model(arch, work, dropout, blocks);
+    const SegmentSpec spec = whole_model(subject, work);
     const auto reserve = Clock::now();
-    std::int64_t most = 0;
-    for (std::uint32_t step = 1; work.rows.empty() && step <= kMostSteps; ++step) most = std::max(most, sum(tutorial_rows(step)));
-    ops->reserve_host(host_bytes(arch, spec, std::max(most, sum(work.rows))));
+    std::int64_t longest = 0;
+    for (std::uint32_t step = 1; work.rows.empty() && step <= kMostSteps; ++step) longest = std::max(longest, sum(tutorial_rows(step)));
+    ops->reserve_host(host_bytes(arch, spec, std::max(longest, sum(work.rows))));
     reserve_seconds = seconds_since(reserve);
     segment = std::make_unique<Segment>(*ops, *arena, *rope, arch, spec);
     HoldSpec plain;
@@ -155,7 +164,11 @@ struct Model {
     pairs = segment->lora_pairs();
     std::mt19937 random(7);
     std::normal_distribution<float> normal(0, 0.01f);
-    std::vector<float> pool(1 << 20);
+    std::size_t most = 0;
+    for (LoraPair* pair : pairs)
+      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b})
+        most = std::max(most, static_cast<std::size_t>(pair->part(matrix, LoraPart::weight).size()));
+    std::vector<float> pool(most);
     for (float& v : pool) v = normal(random);
     for (LoraPair* pair : pairs) {
       for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
@@ -191,11 +204,11 @@ MicroBatch batch_of(const std::vector<int>& rows, double labelled, std::uint32_t
   return micro;
 }
 
-void run(const Workload& work, std::size_t arena_bytes, float dropout, bool profile, const std::vector<std::uint16_t>& source,
-         std::int64_t blocks) {
+void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, bool profile, const std::vector<std::uint16_t>& source) {
+  const std::int64_t blocks = subject.blocks;
   std::size_t free_before = 0, free_after = 0, total = 0;
   cudaMemGetInfo(&free_before, &total);
-  Model model(work, arena_bytes, dropout, source, blocks);
+  Model model(work, arena_bytes, subject, source);
   cudaMemGetInfo(&free_after, &total);
   std::vector<double> times, tokens_per_s;
   double first_loss = 0, last_loss = 0, issue = 0;
@@ -238,12 +251,12 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
   const double rate = tokens_per_s[tokens_per_s.size() / 2];
-  std::printf("{\"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+  std::printf("{\"model\": \"%s\", \"rank\": %lld, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
               "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
-              work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
+              subject.name.c_str(), static_cast<long long>(subject.rank), work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
               static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<long long>(work.cached * blocks / kBlocks),
-              static_cast<double>(dropout),
+              static_cast<double>(subject.dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
               static_cast<double>(model.segment->weight_bytes()) * gib, static_cast<double>(lora) * gib,
               static_cast<double>(model.arena->peak()) * gib, all, model.load_seconds, model.reserve_seconds, first_loss, last_loss);
@@ -251,9 +264,10 @@ void run(const Workload& work, std::size_t arena_bytes, float dropout, bool prof
 }
 
 /// Tokens a second of one sequence, one after the other, behind a short prompt.
-void decode(std::size_t arena_bytes, bool profile, const std::vector<std::uint16_t>& source, std::int64_t blocks) {
+void decode(std::size_t arena_bytes, Subject subject, bool profile, const std::vector<std::uint16_t>& source) {
+  subject.dropout = 0;
   const Workload work{"decode", "nf4", {}, 0, 600};
-  Model model(work, arena_bytes, 0.0f, source, blocks);
+  Model model(work, arena_bytes, subject, source);
   constexpr std::int64_t kPrompt = 32, kFirst = 8, kTimed = 100;
   KvCache cache(*model.ops, model.arch, 1, kPrompt + kFirst + kTimed, 1, model.segment->block_count());
   std::vector<std::int32_t> tokens;
@@ -299,28 +313,40 @@ int main(int argc, char** argv) {
       {"1x8192-on", "nf4", {8192}, 1, 16500, 2, 10},
       {"int8-8x384-on", "int8", std::vector<int>(8, 384), 1, 17900, 0},
       {"bf16-8x384-off", "bf16", std::vector<int>(8, 384), 1, 26000},
+      {"2x4096-off", "nf4", {4096, 4096}, 1, 23600, kBlocks, 0, 11},
+      {"bf16-2x4096-off", "bf16", {4096, 4096}, 1, 23600},
       {"cached-tutorial-off", "nf4", {}, 0.39, 26000, kBlocks, 0, kBlocks},
       {"cached-8x384-off", "nf4", std::vector<int>(8, 384), 1, 26000, kBlocks, 0, kBlocks},
   };
   bool profile = false;
   double arena_gib = 40;
-  float dropout = 0.1f;
-  std::int64_t blocks = kBlocks;
+  Subject subject;
   std::vector<std::string> names;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     const bool more = i + 1 < argc;
     if (flag == "--profile") profile = true;
     else if (flag == "--arena-gib" && more) arena_gib = std::stod(argv[++i]);
-    else if (flag == "--dropout" && more) dropout = std::stof(argv[++i]);
-    else if (flag == "--blocks" && more) blocks = std::stoll(argv[++i]);
+    else if (flag == "--dropout" && more) subject.dropout = std::stof(argv[++i]);
+    else if (flag == "--blocks" && more) subject.blocks = std::stoll(argv[++i]);
+    else if (flag == "--rank" && more) subject.rank = std::stoll(argv[++i]);
+    else if (flag == "--model" && more) {
+      subject.name = argv[++i];
+      if (subject.name == "qwen2.5-7b") subject.model = qwen25_7b();
+      else if (subject.name == "llama-3-8b") subject.model = llama3_8b();
+      else if (subject.name != "qwen-7b") {
+        std::fprintf(stderr, "no model is called %s: qwen-7b, qwen2.5-7b and llama-3-8b are\n", subject.name.c_str());
+        return 2;
+      }
+      subject.blocks = subject.model.blocks;
+    }
     else names.push_back(flag);
   }
   if (const std::string reason = cuda_info().reason; !reason.empty()) {
     std::printf("{\"error\": \"%s\", \"message\": %s}\n", kDeviceUnavailable, quoted("a GPU is needed: " + reason).c_str());
     return 1;
   }
-  const Arch arch = qwen7b();
+  const Arch& arch = subject.model.arch;
   const std::vector<std::uint16_t> source = noise(static_cast<std::size_t>(arch.vocab * arch.hidden), 0.02f);
   const auto arena_bytes = static_cast<std::size_t>(arena_gib * (1 << 30));
   std::vector<Workload> chosen;
@@ -346,8 +372,8 @@ int main(int argc, char** argv) {
       ++failed;
     }
   };
-  for (const Workload& work : names.empty() ? all : chosen) attempt(work.name, [&] { run(work, arena_bytes, dropout, profile, source, blocks); });
+  for (const Workload& work : names.empty() ? all : chosen) attempt(work.name, [&] { run(work, arena_bytes, subject, profile, source); });
   if (names.empty() || std::find(names.begin(), names.end(), "decode") != names.end())
-    attempt("decode", [&] { decode(arena_bytes, profile, source, blocks); });
+    attempt("decode", [&] { decode(arena_bytes, subject, profile, source); });
   return failed;
 }

@@ -2,7 +2,7 @@
 #include <doctest/doctest.h>
 
 #include "paper_device.h"
-#include "qwen7b.h"
+#include "published.h"
 
 using namespace testing;
 using namespace pipelora::test;
@@ -16,12 +16,12 @@ struct Case {
   float dropout = 0;
 };
 
-SegmentSpec segment_of(const Case& c, const Arch& arch) {
+SegmentSpec segment_of(const Case& c) {
   SegmentSpec spec;
   spec.offloaded_blocks = c.offloaded;
   spec.checkpointed_blocks = c.blocks - c.offloaded - c.kept;
   spec.needs_input_grad = !c.first;
-  spec.layers = qwen7b_layers(arch, c.blocks, c.dropout, c.first, c.last);
+  spec.layers = published_layers(qwen7b(), c.blocks, c.dropout, 8, c.first, c.last);
   return spec;
 }
 
@@ -43,8 +43,8 @@ void load_all(Segment& segment, const SegmentSpec& spec, const Arch& arch) {
 
 /// Steps of 1F1B over some micro-batches in an arena of so many bytes. Its peak; throws PL_OUT_OF_MEMORY.
 std::size_t replay(const Case& c, std::size_t bytes) {
-  const Arch model = qwen7b();
-  const SegmentSpec spec = segment_of(c, model);
+  const Arch model = qwen7b().arch;
+  const SegmentSpec spec = segment_of(c);
   PaperOps ops;
   const PaperMemory memory(bytes);
   Arena arena(memory.data(), bytes);
