@@ -95,9 +95,10 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
     if (step + 1 < kGradSteps) next = read(first + (step + 1) * 8);
     const std::int64_t t0 = first + step * 8 + 2 * q;
     Floats<8> out[2] = {widen8<T>(piece.dx[0]), widen8<T>(piece.dx[1])};
+    TermKeep keep[NT];
+    load_term_keeps(tiles, mask, t0, tokens, c, keep);
 #pragma unroll
-    for (int i = 0; i < NT; ++i)
-      add_terms<T>(rows[i], piece.side[i], load_term_keep(tiles.tile[i], mask, t0, tokens, c), out);
+    for (int i = 0; i < NT; ++i) add_terms<T>(rows[i], piece.side[i], keep[i], out);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       if (in && t0 + i < tokens) store<8>(dx + (t0 + i) * dx_stride + c, out[i]);
@@ -117,6 +118,7 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
         const auto launch = [&]<int NT>(std::size_t first) {
           TermTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
+          set.tile[0].same_mask = false;
           const dim3 grid(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps));
           add_input_grad_tiles_kernel<T, NT><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(),
                                                                        inner_grad.stride, set, mask);

@@ -7,7 +7,10 @@ namespace {
 
 constexpr int kTokens = 8;  // a block
 constexpr int kGradWarps = 16;
-constexpr int kMaxTiles = 4;
+constexpr int kMaxTiles = 6;  // q, k and v of up to sixteen ranks each
+
+/// Blocks of a kernel on a multiprocessor at a time: with more tiles a thread needs more registers.
+constexpr int blocks_at_once(int tiles, int most) { return tiles <= 4 ? most : most / 2; }
 
 template <int NT>
 struct InnerTiles {
@@ -33,7 +36,7 @@ struct NormInner {
 // Lane (g, q) holds eight neighbouring columns of token g. LoRA's rows, each split into two 16-bit numbers, are the left side
 // of the products, tokens the right one. The second reading of x is served by the first-level cache.
 template <class T, int NT, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 32 / kWarps) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
+__global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
   __shared__ float squares_of[kWarps][kTokens];
   __shared__ float sums[kWarps][kTokens][NT * 8];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
@@ -137,7 +140,7 @@ struct NormGrad {
 // dy += LoRA's term; then y = r w x with r = 1 / rms(x): dx = r w dy - x r³ mean(w dy x) + residual. A block takes eight tokens,
 // lane (g, q) of a warp eight columns of tokens 2 q and 2 q + 1 of each 64. dy waits in shared memory for its row's sums.
 template <class T, int NT>
-__global__ void __launch_bounds__(kGradWarps * 32, 2) norm_grad_kernel(NormGrad<T> call, TermTiles<NT> tiles) {
+__global__ void __launch_bounds__(kGradWarps * 32, NT <= 2 ? 2 : 1) norm_grad_kernel(NormGrad<T> call, TermTiles<NT> tiles) {
   extern __shared__ uint4 waiting[];  // [steps][2][threads]
   __shared__ float shared[kGradWarps][kTokens][2];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
@@ -160,8 +163,7 @@ __global__ void __launch_bounds__(kGradWarps * 32, 2) norm_grad_kernel(NormGrad<
       x[i] = has ? *reinterpret_cast<const uint4*>(call.x + (t0 + i) * call.x_stride + c) : make_uint4(0, 0, 0, 0);
     }
     TermKeep keep[NT];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) keep[n] = load_term_keep(tiles.tile[n], call.mask, t0, call.tokens, c);
+    load_term_keeps(tiles, call.mask, t0, call.tokens, c, keep);
     std::uint32_t* const dy_words[2] = {reinterpret_cast<std::uint32_t*>(&dy[0]), reinterpret_cast<std::uint32_t*>(&dy[1])};
     const std::uint32_t* const x_words[2] = {reinterpret_cast<const std::uint32_t*>(&x[0]), reinterpret_cast<const std::uint32_t*>(&x[1])};
 #pragma unroll
@@ -286,6 +288,8 @@ bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
         launch.template operator()<1>();
       else if (tiles.size() == 2)
         launch.template operator()<2>();
+      else if (tiles.size() <= 4)
+        launch.template operator()<4>();
       else
         launch.template operator()<kMaxTiles>();
     }
@@ -301,7 +305,7 @@ bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, con
   const auto bytes = static_cast<std::size_t>(steps * 2 * kGradWarps * 32) * sizeof(uint4);
   constexpr std::size_t kMostShared = 200 << 10;
   const Tensor residual = norm.residual ? norm.residual : norm.dy, y = norm.y ? norm.y : norm.dy;
-  if (norm.dy.rows == 0 || tiles.size() > 2 || bytes > kMostShared || !suits_terms(tiles, {norm.x, norm.dy, norm.dx, residual, y})) return false;
+  if (norm.dy.rows == 0 || tiles.size() > kMaxTiles || bytes > kMostShared || !suits_terms(tiles, {norm.x, norm.dy, norm.dx, residual, y})) return false;
   with_float(norm.x.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       NormGrad<T> call{};
@@ -323,16 +327,19 @@ bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, con
       call.inner_stride = inner_grad.stride;
       call.mask = mask_of(lora.dropout, sequences, norm.x.cols);
       const auto launch = [&]<int NT>() {
-        TermTiles<NT> set;
-        std::copy_n(tiles.begin(), NT, set.tile);
+        TermTiles<NT> set{};  // tiles without ranks add nothing
+        std::copy(tiles.begin(), tiles.end(), set.tile);
         const auto kernel = norm_grad_kernel<T, NT>;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a norm");
         kernel<<<blocks_for(norm.x.rows, kTokens), kGradWarps * 32, bytes, stream>>>(call, set);
       };
-      if (tiles.size() == 1)
-        launch.template operator()<1>();
-      else
-        launch.template operator()<2>();
+      switch (tiles.size()) {
+        case 1: return launch.template operator()<1>();
+        case 2: return launch.template operator()<2>();
+        case 3: return launch.template operator()<3>();
+        case 4: return launch.template operator()<4>();
+        default: return launch.template operator()<kMaxTiles>();
+      }
     }
   });
   check_launch("lora_add_input_grad_norm");

@@ -21,7 +21,7 @@ struct TermTile {
   int rank, inner_column;
   float factor;
   std::uint32_t module, threshold;
-  bool masked;
+  bool masked, same_mask;  // as the tile before
 };
 
 template <int NT>
@@ -72,6 +72,19 @@ __device__ inline TermKeep load_term_keep(const TermTile& tile, const Mask& mask
   return keep;
 }
 
+/// Of all tiles of a set: what dropout's generator gives is asked once a pair.
+template <int NT>
+__device__ inline void load_term_keeps(const TermTiles<NT>& tiles, const Mask& mask, std::int64_t t0, std::int64_t tokens, std::int64_t c,
+                                       TermKeep (&keep)[NT]) {
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+    if (n > 0 && tiles.tile[n].same_mask)
+      keep[n] = keep[n - 1];
+    else
+      keep[n] = load_term_keep(tiles.tile[n], mask, t0, tokens, c);
+  }
+}
+
 /// Adds the term to four of this lane's columns (the first or the second four) of its two tokens. Called by whole warps.
 template <class T>
 __device__ inline void add_term(const TermRows& rows, std::uint32_t side, const TermKeep& keep, int half, float (&out)[2][4]) {
@@ -104,7 +117,7 @@ __device__ inline void add_terms(const TermRows (&rows)[2], std::uint32_t side, 
 inline std::vector<TermTile> term_tiles(const LoraSet& lora, std::int64_t in) {
   std::vector<TermTile> tiles;
   for (const LoraTile& from : forward_tiles(lora, in))
-    tiles.push_back({from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked});
+    tiles.push_back({from.rows, from.stride, from.rank, from.inner_column, from.factor, from.module, from.threshold, from.masked, from.same_mask});
   return tiles;
 }
 
