@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, sanitize, ops, step, profile.
-# usage: gpu.sh OUTPUT_FOLDER [tests] [sanitize] [ops] [step "arguments"] …
+# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, matrix, sanitize, ops, step, profile.
+# usage: gpu.sh OUTPUT_FOLDER [tests] [matrix "arguments"] [sanitize] [ops] [step "arguments"] …
 # GPU_ARCH=90-real: with what GPUs before Hopper run.
 set -u
 native=$(cd "$(dirname "$0")/.." && pwd)
@@ -40,6 +40,13 @@ while [ $# -gt 0 ]; do
       grep -E "^FAILED" "$out/$program.log" | head -40
       tail -1 "$out/$program.log"
     done
+    ;;
+  matrix)  # --seed N --cases N, or --all
+    # shellcheck disable=SC2086
+    timeout 500 "$build/cuda_matrix" $1 >"$out/matrix.log" 2>&1 || { echo "FAILED: cuda_matrix ($?)"; status=1; }
+    grep -E "^FAILED" "$out/matrix.log" | head -40
+    tail -2 "$out/matrix.log"
+    shift
     ;;
   sanitize)
     for tool in memcheck racecheck; do
