@@ -314,6 +314,9 @@ void linear(Gpu& gpu, DType compute, const Case& c) {
 
   // The device, every operation twice over: the second time other shapes' weights have not been expanded in between.
   const double limit = limit_of(compute);
+  // Fused kernels keep float32's quality; products of more ranks round their operands to the compute dtype.
+  const bool products = std::any_of(c.ranks.begin(), c.ranks.end(), [](std::int64_t r) { return r > 16; });
+  const double lora_limit = products ? (compute == DType::f32 ? 1e-4 : 5e-3) : 1e-4;
   auto xd = gpu.put(x, compute, tokens, in, 8), gd = gpu.put(dy, compute, tokens, out), yd = gpu.empty(compute, tokens, out),
        dd = gpu.empty(compute, tokens, in);
   Gpu::Held rd, id, zd;
@@ -325,22 +328,22 @@ void linear(Gpu& gpu, DType compute, const Case& c) {
   gpu.ops->linear_forward({xd, weight.get(), lora, id, rd, yd, sequences.get()});
   compare(name + "forward", gpu.get(yd), y, c.hold.quantisation == Quantisation::int8 ? std::max(limit, 1e-3) : limit);
   if (inner_cols > 0) {
-    compare(name + "inner", gpu.get(id), inner, 1e-4);
+    compare(name + "inner", gpu.get(id), inner, lora_limit);
     auto alone = gpu.empty(DType::f32, tokens, inner_cols);
     gpu.ops->linear_forward({xd, weight.get(), lora, alone, Tensor(), Tensor(), sequences.get()});
-    compare(name + "inner alone", gpu.get(alone), inner, 1e-4);
+    compare(name + "inner alone", gpu.get(alone), inner, lora_limit);
   }
   gpu.ops->linear_input_grad({gd, weight.get(), lora, id, zd, dd, sequences.get()});
   compare(name + "input_grad", gpu.get(dd), dx, limit);
   const Values once = gpu.get(dd);
-  for (std::size_t p = 0; p < views.size(); ++p) compare(name + "grad_bt", gpu.get(views[p].grad_bt), pairs[p].grad_bt, 1e-4);
+  for (std::size_t p = 0; p < views.size(); ++p) compare(name + "grad_bt", gpu.get(views[p].grad_bt), pairs[p].grad_bt, lora_limit);
   gpu.ops->linear_input_grad({gd, weight.get(), lora, id, zd, dd, sequences.get()});
   require(name + "input_grad again gives the same bits", gpu.get(dd) == once);
   if (inner_cols == 0) return;
-  compare(name + "inner_grad", gpu.get(zd), inner_grad, 1e-4);
+  compare(name + "inner_grad", gpu.get(zd), inner_grad, lora_limit);
   gpu.ops->lora_a_grad({xd, zd, lora, sequences.get()});
   for (std::size_t p = 0; p < views.size(); ++p) {
-    compare(name + "grad_a", gpu.get(views[p].grad_a), pairs[p].grad_a, 1e-4);
+    compare(name + "grad_a", gpu.get(views[p].grad_a), pairs[p].grad_a, lora_limit);
   }
   beside_a_norm(gpu, name, *weight, lora, compute, x, gd, *sequences);
   behind_swiglu(gpu, name, *weight, lora, compute, id, gd, *sequences);
@@ -402,6 +405,14 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{700, 333}, 8192, {64}, {8}, 0.1f, false, false, held(dtype)});
     linear(gpu, dtype, {{301}, 1096, {72}, {12}, 0.1f, false, false, held(dtype)});
     linear(gpu, dtype, {{301}, 1096, {72}, {12}, 0, false, false, held(dtype)});
+    // Ranks beyond what fused kernels take, odd ones among them, and tiles that are not powers of two.
+    linear(gpu, dtype, {{300}, 2048, {1024, 128, 128}, {16, 16, 16}, 0.1f, true, false, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{300}, 2048, {1024, 128, 128}, {12, 12, 12}, 0, true, false, held(dtype)});
+    linear(gpu, dtype, {{77}, 512, {256, 256}, {24, 8}, 0.1f, false, false, held(dtype)});
+    linear(gpu, dtype, {{77, 1}, 520, {264}, {129}, 0.1f, false, true, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{129}, 512, {320}, {40}, 0, false, true, int8(half, 6.0f), 20.0});
+    linear(gpu, dtype, {{129}, 172, {68, 60}, {17, 3}, 0.1f, false, false, held(dtype)});
+    linear(gpu, dtype, {{5}, 512, {320}, {256}, 0.1f, true, false, held(dtype)});
   }
   return finish();
 }

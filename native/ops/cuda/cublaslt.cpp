@@ -117,6 +117,8 @@ struct Plan {
   bool exists = true;
 };
 
+std::int64_t inner_dimension(const Product& p) { return p.a_transposed ? p.a.rows : p.a.cols; }
+
 using Key = std::array<std::int64_t, 16>;
 
 }  // namespace
@@ -152,13 +154,13 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
     require(lib.desc_set(plan.desc, attribute, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
   };
   set(kDescTransA, p.b_transposed ? kTransposed : kNotTransposed);
-  set(kDescTransB, kNotTransposed);
+  set(kDescTransB, p.a_transposed ? kTransposed : kNotTransposed);
   if (p.bias != nullptr) {
     set(kDescEpilogue, kEpilogueBias);
     set(kDescBiasPointer, p.bias);
     set(kDescBiasType, static_cast<std::int32_t>(data_type(p.d.dtype)));
   }
-  const std::int64_t m = p.d.rows, n = p.d.cols, k = p.a.cols;
+  const std::int64_t m = p.d.rows, n = p.d.cols, k = inner_dimension(p);
   const auto layout = [&](MatrixLayout& out, const Tensor& tensor, std::int64_t rows, std::int64_t cols) {
     require(lib.layout_create(&out, data_type(tensor.dtype), static_cast<std::uint64_t>(rows),
                               static_cast<std::uint64_t>(cols), tensor.stride),
@@ -168,7 +170,10 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
     layout(plan.a, p.b, k, n);
   else
     layout(plan.a, p.b, n, k);
-  layout(plan.b, p.a, k, m);
+  if (p.a_transposed)
+    layout(plan.b, p.a, m, k);
+  else
+    layout(plan.b, p.a, k, m);
   layout(plan.c, with_c ? p.c : p.d, n, m);
   layout(plan.d, p.d, n, m);
 
@@ -204,7 +209,7 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
   const bool with_c = static_cast<bool>(p.c);
   const Key key{p.d.rows,
                 p.d.cols,
-                p.a.cols,
+                inner_dimension(p),
                 p.a.stride,
                 p.b.stride,
                 with_c ? p.c.stride : -1,
@@ -212,7 +217,7 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
                 static_cast<std::int64_t>(p.a.dtype),
                 static_cast<std::int64_t>(p.d.dtype),
                 with_c ? static_cast<std::int64_t>(p.c.dtype) : -1,
-                p.b_transposed,
+                p.b_transposed + 2 * p.a_transposed,
                 p.bias != nullptr,
                 alignment(p.a.data),
                 alignment(p.b.data),
@@ -225,10 +230,10 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
   if (p.bias != nullptr) {
     require(lib.desc_set(plan.desc, kDescBiasPointer, &p.bias, sizeof p.bias), "cublasLtMatmulDescSetAttribute");
   }
-  const float one = 1, beta = with_c ? 1.0f : 0.0f;
+  const float beta = with_c ? 1.0f : 0.0f;
   const std::int32_t one_i = 1, beta_i = with_c ? 1 : 0;
   const bool integer = p.a.dtype == DType::i8;
-  require(lib.matmul(state_->handle, plan.desc, integer ? static_cast<const void*>(&one_i) : &one, p.b.data, plan.a,
+  require(lib.matmul(state_->handle, plan.desc, integer ? static_cast<const void*>(&one_i) : &p.alpha, p.b.data, plan.a,
                      p.a.data, plan.b, integer ? static_cast<const void*>(&beta_i) : &beta,
                      with_c ? p.c.data : p.d.data, plan.c, p.d.data, plan.d, &plan.algo, workspace, kWorkspaceBytes,
                      stream),

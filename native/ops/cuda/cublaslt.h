@@ -12,14 +12,16 @@
 
 namespace pipelora::cuda {
 
-/// d = a bᵀ (or a b) + beta * c + bias. All row-major with their strides; a [m, k] is the activation.
+/// d = alpha * a bᵀ (or a b) + c + bias. All row-major with their strides; a [m, k] is the activation.
 struct Product {
-  Tensor a;          // [m, k]
+  Tensor a;          // [m, k], or [k, m] if a_transposed
   Tensor b;          // [n, k] if b_transposed, else [k, n]
   bool b_transposed = true;
-  Tensor c;          // [m, n] added, or empty; may be d
-  Tensor d;          // [m, n]
+  Tensor c = {};     // [m, n] added, or empty; may be d
+  Tensor d = {};     // [m, n]
   const void* bias = nullptr;  // [n] in d's dtype, or null
+  bool a_transposed = false;
+  float alpha = 1;  // int8: 1
 };
 
 class Products {

@@ -75,8 +75,22 @@ class CudaOps final : public Ops {
   void multiply(const Product& product);
   /// The product of a weight that is no 8-bit one; `inner_ready`: the inner vectors stand behind x already.
   void forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
+  /// inner = factor * drop(x) Aᵀ.
+  void make_inner(const LinearForward& call);
+  void inner_as_products(const Tensor& x, const LoraSet& lora, const Sequences* sequences, const Tensor& inner);
+  /// y += scale * inner Bᵀ.
+  void add_output(const LoraSet& lora, const Tensor& inner, const Tensor& y);
   /// inner_grad, and the gradient of B.
   void output_grads(const LinearInputGrad& call);
+  void output_grads_as_products(const LinearInputGrad& call);
+  /// dx += LoRA's term.
+  void add_input_grad(const LinearInputGrad& call);
+  void a_grad_as_products(const LoraAGrad& call);
+  /// A workspace in the compute dtype whose rows begin on lines of 128 bytes or more.
+  Buffer computed(const char* what, std::int64_t rows, std::int64_t cols);
+  Buffer rounded_inner(const Tensor& inner);
+  /// The A of all pairs, one below the other as their inner vectors stand.
+  Buffer stacked_a(const LoraSet& lora, std::int64_t in);
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);

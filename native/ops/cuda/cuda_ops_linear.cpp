@@ -25,19 +25,17 @@ void CudaOps::linear_forward(const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x.rows == 0) return;
   const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && !weight.is_int8();
-  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few)) {
-    inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
+  LinearForward known = call;
+  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few || lora_runs_as_products(call.lora))) {
+    make_inner(call);
+    known.inner_known = true;
   }
   if (!call.y) return;
-  if (few && weight.forward_few(call)) return;
-  if (weight.is_int8()) {
-    forward_int8(call, weight);
-  } else if (trains && call.inner_known && call.x_has_room) {
-    append_inner(call.lora, call.inner, call.x, tail_columns(call.lora.inner_cols), device_.stream());
-    forward_product(call, weight, true);
-  } else {
-    forward_product(call, weight, false);
-  }
+  if (few && weight.forward_few(known)) return;
+  if (weight.is_int8())
+    forward_int8(known, weight);
+  else
+    forward_product(known, weight, false);
 }
 
 bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
@@ -58,7 +56,7 @@ void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight
 
 void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps, const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
-  if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+  if (!call.lora.pairs.empty() && !lora_runs_as_products(call.lora) && call.x_has_room && call.y && call.x.rows > kFewTokens) {
     const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
     if (rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream()))
       return finish_forward(call, weight);
@@ -70,7 +68,7 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps
 
 void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
-  if (!call.lora.pairs.empty() && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+  if (!call.lora.pairs.empty() && !lora_runs_as_products(call.lora) && call.x_has_room && call.y && call.x.rows > kFewTokens) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
     const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
@@ -105,7 +103,12 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
     wide = arena_->workspace("a product's input with LoRA's inner vectors", call.x.dtype, call.x.rows, (width + 63) / 64 * 64);
     x = wide.tensor().columns(0, call.x.cols);
   }
-  if (!inner_ready) inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
+  if (!inner_ready && call.inner_known) {
+    if (wide) copy(call.x, x);
+    append_inner(call.lora, call.inner, x, tail, stream);
+  } else if (!inner_ready) {
+    inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
+  }
   append_columns(matrix, call.lora, stream);
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
@@ -159,7 +162,7 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
     product.d = call.y;
     multiply(product);
   }
-  if (!finishes) add_lora_output(call.lora, call.inner, call.y, stream);
+  if (!finishes) add_output(call.lora, call.inner, call.y);
 }
 
 // Without dropout LoRA joins the product as in the forward pass ([dy, inner_grad] [W; A]) where dy is not much wider than dx;
@@ -167,14 +170,14 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
 void CudaOps::linear_input_grad(const LinearInputGrad& call) {
   if (call.dy.rows == 0) return;
   if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight)))
-    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+    add_input_grad(call);
 }
 
 void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) {
   if (call.dy.rows == 0) return;
   if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
-    if (lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream())) return;
-    lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+    if (!lora_runs_as_products(call.lora) && lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream())) return;
+    add_input_grad(call);
   }
   rmsnorm_backward(norm);
 }
@@ -184,24 +187,13 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
   if (call.dy.rows == 0) return;
   const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
-  if (lora_swiglu_grad_suits(grads, gate, up, dgate, dup)) {
+  if (!lora_runs_as_products(call.lora) && lora_swiglu_grad_suits(grads, gate, up, dgate, dup)) {
     const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
     return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
   }
-  if (adds_term) lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  if (adds_term) add_input_grad(call);
   swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx);
   lora_a_grad(grads);
-}
-
-void CudaOps::output_grads(const LinearInputGrad& call) {
-  const LoraBGrad grads{call.dy, call.inner, call.inner_grad, call.lora};
-  if (lora_b_grad_suits(grads)) {
-    const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_bytes(grads));
-    return lora_b_grad(grads, partial.tensor().data, device_.stream());
-  }
-  inner_products(call.dy, backward_tiles(call.lora), nullptr, call.sequences, call.inner_grad, Tensor(), 0);
-  const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_plain_bytes(grads));
-  lora_b_grad_plain(grads, scratch(partial), device_.stream());
 }
 
 bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& weight) {
@@ -235,16 +227,6 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
   multiply(product);
   weight.done();
   return trains;
-}
-
-void CudaOps::lora_a_grad(const LoraAGrad& call) {
-  if (call.lora.pairs.empty() || call.x.rows == 0) return;
-  if (lora_a_grad_suits(call)) {
-    const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(call));
-    return cuda::lora_a_grad(call, partial.tensor().data, device_.stream());
-  }
-  const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_plain_bytes(call));
-  lora_a_grad_plain(call, scratch(partial), device_.stream());
 }
 
 }  // namespace pipelora::cuda

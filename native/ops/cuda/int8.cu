@@ -225,26 +225,6 @@ __global__ void __launch_bounds__(kThreads) finish_int8_kernel(const std::int32_
   }
 }
 
-constexpr int kOutputTokens = 16;
-
-template <class T>
-__global__ void add_lora_output_kernel(T* y, std::int64_t y_stride, std::int64_t tokens, std::int64_t columns,
-                                       const float* inner, std::int64_t inner_stride, const float* bt, std::int64_t bt_stride,
-                                       int rank, float scale) {
-  const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (o >= columns) return;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kOutputTokens;
-  float b[8];
-#pragma unroll
-  for (int r = 0; r < 8; ++r) b[r] = r < rank ? bt[r * bt_stride + o] : 0.0f;
-  for (std::int64_t t = first; t < min(tokens, first + kOutputTokens); ++t) {
-    float sum = 0;
-#pragma unroll
-    for (int r = 0; r < 8; ++r) sum += (r < rank ? inner[t * inner_stride + r] : 0.0f) * b[r];
-    y[t * y_stride + o] = narrow<T>(widen(y[t * y_stride + o]) + scale * sum);
-  }
-}
-
 }  // namespace
 
 void quantise_weight8(const Tensor& source, DType as, const Tensor& codes, float* scales, std::int64_t base,
@@ -319,22 +299,6 @@ void finish_int8(const Int8Finish& call, cudaStream_t stream) {
                                                          call.inner.as<float>(), call.inner.stride, set);
   });
   check_launch("finish_int8");
-}
-
-void add_lora_output(const LoraSet& lora, const Tensor& inner, const Tensor& y, cudaStream_t stream) {
-  for (const LoraView& pair : lora.pairs) {
-    const Tensor target = y.columns(pair.first_column, pair.bt.cols);
-    for (std::int64_t r = 0; r < pair.bt.rows; r += 8) {
-      with_float(y.dtype, [&]<class T>(T) {
-        const dim3 grid(blocks_for(target.cols, kThreads), blocks_for(target.rows, kOutputTokens));
-        add_lora_output_kernel<T><<<grid, kThreads, 0, stream>>>(
-            target.as<T>(), target.stride, target.rows, target.cols, inner.as<float>() + pair.first_inner + r, inner.stride,
-            pair.bt.as<float>() + r * pair.bt.stride, pair.bt.stride, static_cast<int>(std::min<std::int64_t>(8, pair.bt.rows - r)),
-            pair.scale);
-      });
-      check_launch("add_lora_output");
-    }
-  }
 }
 
 }  // namespace pipelora::cuda

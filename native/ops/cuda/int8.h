@@ -43,7 +43,4 @@ struct Int8Finish {
 /// y = f16(sums * absmax * scales / 127² + bias) + residual + scale * inner Bᵀ, rounded once to y's dtype.
 void finish_int8(const Int8Finish& call, cudaStream_t stream);
 
-/// y += scale * inner Bᵀ of each pair.
-void add_lora_output(const LoraSet& lora, const Tensor& inner, const Tensor& y, cudaStream_t stream);
-
 }  // namespace pipelora::cuda

@@ -1,4 +1,4 @@
-// LoRA's skinny products around a base product. How each works: lora_inner.cu, lora_few.cu, lora_norm.cu, lora_append.cu,
+// LoRA's skinny products around a base product; which run when: cuda_ops_lora.cpp. How each works: lora_inner.cu, lora_few.cu, lora_norm.cu, lora_append.cu,
 // lora_a_grad.cu, lora_b_grad.cu, lora_outer_plain.cu, lora_input_grad.cu, lora_swiglu_grad.cu.
 #pragma once
 
@@ -31,6 +31,16 @@ struct LoraTile {
   bool masked = false;
   bool same_mask = false;  // as the tile before
 };
+
+/// Ranks of a pair up to which the fused kernels take it.
+inline constexpr std::int64_t kMostFusedRank = 16;
+/// Whether a pair has more: then LoRA's products run through cuBLASLt, and dropout on its own.
+bool lora_runs_as_products(const LoraSet& lora);
+/// to = what the pair's dropout leaves of x, not multiplied by 1 / (1 - p). Same shape and dtype.
+void lora_drop(const Tensor& x, const LoraView& pair, const DropoutKey& key, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
+/// to += what the pair's dropout leaves of term.
+void lora_add_kept(const Tensor& term, const LoraView& pair, const DropoutKey& key, const Sequences& sequences, const Tensor& to,
+                   cudaStream_t stream);
 
 /// Where partial sums wait for each other: `partial` has the bytes that the operation asks for, `counters` kLoraCounters
 /// entries, zero before the first call and again after each.
