@@ -1,5 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
 import { layerTimer } from "./layer-time.ts";
+import { offloadsActivations } from "./offload.ts";
 import { Infeasible, type Plan } from "./plan.ts";
 import { layerTime } from "./range-costs.ts";
 import { attemptReplicatedPlan } from "./replicas.ts";
@@ -64,9 +65,11 @@ function bySpeed<Choice extends WorkChoice>(
 function mostTokensPerSecond(request: Omit<PlanRequest, "work">, choice: WorkChoice): number {
   const work = choice.work(true);
   const timesOn = layerTimer({ ...request, work });
-  const recomputes = work.checkpointing !== "none";
+  // What a plan may save: recomputed passes but where all blocks must take them, and expansions that a cache makes needless.
+  const recomputes = work.checkpointing === "all" && !offloadsActivations({ ...request, work });
+  const cached = request.weightCache !== "off";
   const totals = request.devices.map((device) =>
-    timesOn(device).reduce((sum, layer) => sum + layerTime(layer, recomputes), 0),
+    timesOn(device).reduce((sum, layer) => sum + layerTime(layer, recomputes, cached), 0),
   );
   const total = Math.min(...totals);
   const depth = Math.max(1, Math.floor(request.devices.length / choice.replicas));
