@@ -102,8 +102,9 @@ function attentionTime(
   const { heads, kvHeads, headDim } = spec.shape;
   const tokens = work.meanTokens;
   const seen = Math.min(work.rowTokens, slidingWindow ?? Number.POSITIVE_INFINITY);
-  const flop = 2 * tokens * seen * heads * headDim;
-  const rate = (deviceRate(device, computeDtype, tokens) * seen) / (seen + GPU.attentionHalfRow);
+  // A row of n tokens runs at n / (n + half) of the rate: as long as one of n + half at all of it.
+  const flop = 2 * tokens * (seen + GPU.attentionHalfRow) * heads * headDim;
+  const rate = deviceRate(device, computeDtype, tokens);
   // q, k, v and the output; back those again with the output's gradient, and theirs.
   const bytes = tokens * dtypeBytes(computeDtype) * (2 * heads + 2 * kvHeads) * headDim;
   return {
