@@ -117,7 +117,10 @@ function attentionTime(
  * A token's values that kernels between the products read and write. Forward: two norms (2 D, and 4 D with the residual), the sum
  * behind down (2 D), q and k turned in place, SwiGLU (3 F). Back: the norms' gradients with the residual's (12 D), SwiGLU's (6 F).
  */
-function elementwiseBytes({ spec, computeDtype }: PlanRequest): { readonly forward: number; readonly backward: number } {
+function elementwiseBytes({ spec, computeDtype }: PlanRequest): {
+  readonly forward: number;
+  readonly backward: number;
+} {
   const { hidden, heads, kvHeads, headDim, ffn } = spec.shape;
   const float = dtypeBytes(computeDtype);
   return {

@@ -41,7 +41,8 @@ function timed({ work, spec }: PlanRequest, assumed: readonly LayerWork[], measu
   return assumed.map((layer, index): LayerWork => {
     const { kind } = spec.layers[index]!;
     if (kind === "block") return scaled(layer, reference, block);
-    if (kind === "head") return { ...head, backward: layer.backward > 0 ? head.backward : 0, recompute: 0, expansion: 0 };
+    if (kind === "head")
+      return { ...head, backward: layer.backward > 0 ? head.backward : 0, recompute: 0, expansion: 0 };
     return layer;
   });
 }

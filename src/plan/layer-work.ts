@@ -40,7 +40,12 @@ export function layerWork(request: PlanRequest): LayerWork[] {
     if (layer.kind === "head") {
       const pass = 2 * hidden * vocab * work.meanLabelTokens;
       const forward = pass + adapters * work.meanLabelTokens;
-      return { forward, backward: lora.length > 0 ? pass + 2 * adapters * work.meanLabelTokens : 0, recompute: 0, expansion: 0 };
+      return {
+        forward,
+        backward: lora.length > 0 ? pass + 2 * adapters * work.meanLabelTokens : 0,
+        recompute: 0,
+        expansion: 0,
+      };
     }
     return { forward: 0, backward: 0, recompute: 0, expansion: 0 };
   });

@@ -76,7 +76,11 @@ export function forwardTime({ forward, expansion }: LayerWork, cached: boolean):
   return forward > 0 && !cached ? forward + expansion : forward;
 }
 
-export function backwardTime({ backward, recompute, expansion }: LayerWork, recomputes: boolean, cached: boolean): number {
+export function backwardTime(
+  { backward, recompute, expansion }: LayerWork,
+  recomputes: boolean,
+  cached: boolean,
+): number {
   if (backward === 0) return 0;
   const again = recomputes ? recompute : 0;
   return backward + again + (cached ? 0 : expansion * (again > 0 ? 2 : 1));

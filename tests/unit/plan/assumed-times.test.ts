@@ -25,7 +25,11 @@ interface Row {
   readonly tokensPerSecond: number;
 }
 
-const keep = (offloaded: number, checkpointed: number, cached: number): Keeping => ({ offloaded, checkpointed, cached });
+const keep = (offloaded: number, checkpointed: number, cached: number): Keeping => ({
+  offloaded,
+  checkpointed,
+  cached,
+});
 
 function engine(name: string, holding: Holding, sizes: [number, number, number], keeping: Keeping, speed: number): Row {
   const [tokens, labels, rowTokens] = sizes;
