@@ -18,6 +18,8 @@ struct Constructors {
 class EngineObject : public Napi::ObjectWrap<EngineObject> {
  public:
   static Napi::Function define(Napi::Env env);
+  /// openEngine(options): a promise of an engine, made on its own thread.
+  static Napi::Value open(const Napi::CallbackInfo& info);
   explicit EngineObject(const Napi::CallbackInfo& info);
   ~EngineObject() override;
 
