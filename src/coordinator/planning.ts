@@ -6,6 +6,7 @@ import type { Capabilities } from "../engine/index.ts";
 import { ncclFor } from "../engine/nccl-ability.ts";
 import { fastestPlan, type Refine } from "../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../plan/devices.ts";
+import { assertComputable } from "../plan/engine-limits.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
 import { parseMaxMemory } from "../plan/max-memory.ts";
 import type { Plan } from "../plan/plan.ts";
@@ -132,13 +133,17 @@ export function cutsOf(
   return devices.every(({ kind }) => kind === "cuda") ? workload.cuts() : [workload.fixed(devices)];
 }
 
-/** All of a plan's request but what a step does. Error: PL_CONFIG_INVALID for a weight cache without quantised weights. */
+/**
+ * All of a plan's request but what a step does. Errors: PL_CONFIG_INVALID for a weight cache without quantised weights,
+ * PL_MODEL_UNSUPPORTED for a model that these devices' engine does not compute.
+ */
 export function planRequest(
   config: Config,
   setup: ModelSetup,
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,
 ): { request: Omit<PlanRequest, "work">; warning: string | null } {
+  assertComputable(setup.spec.shape, devices);
   const { dtype, warning } = computeDtype(config, setup, devices);
   const { quantization } = setup;
   if (quantization === null && config.weight_cache === "on") {

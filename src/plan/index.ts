@@ -3,6 +3,7 @@ export { fastestPlan } from "./choose.ts";
 export { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices.ts";
 export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
+export { assertComputable } from "./engine-limits.ts";
 export { formatPlan, planJson } from "./format-plan.ts";
 export type { FloatDtype, Holding, Quantization } from "./held-sizes.ts";
 export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.ts";

@@ -123,6 +123,13 @@ test("one GPU takes a step whole where it fits, `auto` as `fastest`, and the few
   assert.equal(await ifItFits(planned(larger, made, gpus(1, 26 * GIB, "NVIDIA H200"))), null);
 });
 
+test("what a GPU's engine does not compute is refused before a plan is made", async () => {
+  const made = setup("qwen2.5-0.5b", 8, false);
+  const wide = { ...made, spec: { ...made.spec, shape: { ...made.spec.shape, headDim: 320 } } };
+  await assert.rejects(planned(settings({}), wide, gpus(1)), { code: "PL_MODEL_UNSUPPORTED" });
+  assert.ok(await planned(settings({}), wide, cpus(1)));
+});
+
 test("a map of one's own is cut as it fits", async () => {
   const sizes = { max_length: 4096, per_device_train_batch_size: 16, gradient_accumulation_steps: 1 };
   const device_map = { "": 0 };
