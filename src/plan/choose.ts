@@ -1,4 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
+import { takenBytes } from "./arena.ts";
+import type { Device } from "./devices.ts";
 import { layerTimer } from "./layer-time.ts";
 import { offloadsActivations } from "./offload.ts";
 import { Infeasible, type Plan } from "./plan.ts";
@@ -18,8 +20,8 @@ export type Refine = (plan: Plan, work: Work) => Plan;
 
 /**
  * The plan with the most predicted tokens a second among ways to run a step, and its way. All are compared on a sample of the
- * steps; the best that fits all of them is taken. Where none does, which only a user's own map and accelerate's let happen without
- * an error: the fastest that the devices hold, budgets aside, else the one that lacks least.
+ * steps; the best that fits all of them is taken, an arena's room beyond the prediction included. Where none does: of a user's own map
+ * and accelerate's, which may go beyond budgets, the fastest that the devices hold; else the one that lacks least.
  * Errors: as makePlan's; where nothing fits, the reason of the last way tried.
  */
 export function fastestPlan<Choice extends WorkChoice>(
@@ -44,13 +46,16 @@ export function fastestPlan<Choice extends WorkChoice>(
   const overfull: { plan: Plan; choice: Choice }[] = [];
   for (const choice of [...ranked, ...others]) {
     const plan = attempt(choice, false);
-    if (plan !== null && lacks(plan) === 0) return { plan, choice };
+    if (plan !== null && lacks(plan, request.devices) === 0) return { plan, choice };
     if (plan !== null) overfull.push({ plan, choice });
   }
+  // The planner's own all keep to the budgets, but for that room: then the least counts.
+  const planned = request.planner === "pipelora" && typeof strategy === "string";
   const runnable = overfull.filter(({ plan }) => plan.problem === null);
   const [first, ...more] = runnable.length > 0 ? runnable : overfull;
   if (first === undefined) throw last.explain();
-  const better = (a: Plan, b: Plan) => (runnable.length > 0 ? speedOf(a) > speedOf(b) : lacks(a) < lacks(b));
+  const least = (a: Plan, b: Plan) => lacks(a, request.devices) < lacks(b, request.devices);
+  const better = runnable.length > 0 && !planned ? (a: Plan, b: Plan) => speedOf(a) > speedOf(b) : least;
   return more.reduce((best, other) => (better(other.plan, best.plan) ? other : best), first);
 }
 
@@ -66,7 +71,7 @@ function bySpeed<Choice extends WorkChoice>(
   for (const { choice, most } of bounded.sort((a, b) => b.most - a.most)) {
     if (most < best) break;
     const plan = attempt(choice, true);
-    if (plan === null || lacks(plan) > 0) continue;
+    if (plan === null || lacks(plan, request.devices) > 0) continue;
     plans.push({ choice, speed: speedOf(plan) });
     best = Math.max(best, speedOf(plan));
   }
@@ -77,9 +82,11 @@ function speedOf({ predicted }: Plan): number {
   return predicted?.tokensPerSecond ?? 0;
 }
 
-/** Bytes by which the fullest device is beyond its budget. */
-function lacks({ devices }: Plan): number {
-  return Math.max(0, ...devices.map(({ memory }) => memory.total - memory.budget));
+/** Bytes by which the fullest device is beyond its budget, with the room that arenas have beyond the prediction. */
+function lacks({ devices }: Plan, all: readonly Device[]): number {
+  const kinds = new Map(all.map(({ id, kind }) => [id, kind]));
+  const over = devices.map(({ device, memory }) => takenBytes(memory, kinds.get(device)!) - memory.budget);
+  return Math.max(0, ...over);
 }
 
 /**

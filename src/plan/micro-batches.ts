@@ -55,4 +55,4 @@ export function countsNear(count: number, rows: number): number[] {
   return between.filter((near, index) => near !== count && index % stride === 0);
 }
 
-const MOST_NEAR = 16;
+const MOST_NEAR = 8;

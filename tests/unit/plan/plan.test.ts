@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { takenBytes } from "../../../src/plan/arena.ts";
 import {
   assertRunnable,
   fastestPlan,
@@ -73,8 +74,11 @@ test("auto checkpointing recomputes as few blocks as the budget allows", () => {
   assert.equal(recomputed(40), 0);
   const some = recomputed(5);
   assert.ok(some > 0 && some < 32, `${some}`);
-  for (const { memory } of plan(5).devices)
-    assert.ok(memory.total <= memory.budget && memory.total > memory.budget - 0.2 * GIB);
+  // To the byte that the arenas take, which is more than what is predicted to lie in them.
+  for (const { memory } of plan(5).devices) {
+    const taken = takenBytes(memory, "cuda");
+    assert.ok(memory.total < taken && taken <= memory.budget && taken > memory.budget - 0.2 * GIB);
+  }
 });
 
 test("the prediction agrees with the simulated schedule of the same stages", () => {
