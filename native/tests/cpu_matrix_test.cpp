@@ -171,3 +171,39 @@ TEST_CASE("bfloat16 and int8 bases follow float32's loss at any rank and shape")
     }
   }
 }
+
+TEST_CASE("a cache filled token by token gives float64's loss at any head width, head ratio and vocabulary") {
+  for (unsigned i = 0; i < kHeads.size(); ++i)
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Family family;
+      family.heads = kHeads[i].heads;
+      family.kv_heads = kHeads[i].kv_heads;
+      family.head_dim = kHeads[i].head_dim;
+      family.vocab = kVocabs[i % kVocabs.size()];
+      family.hidden = kWidths[i % kWidths.size()];
+      family.window = i % 4 == 3 ? 3 : 0;
+      family.blocks = 2;
+      CAPTURE(family.head_dim);
+      CAPTURE(family.vocab);
+      TestModel model(family);
+      MicroBatch batch = model.batch({9});
+      batch.training = false;
+      const auto engine = model.engine(dtype, 2, {}, 0);
+      const std::size_t cache = engine->create_cache(1, 9);
+      Values logits;
+      for (std::size_t p = 0; p < 9; ++p) {
+        // Three at first, then one at a time.
+        const std::vector<std::int32_t> tokens(batch.tokens.begin() + (p == 2 ? 0 : static_cast<std::ptrdiff_t>(p)), batch.tokens.begin() + static_cast<std::ptrdiff_t>(p) + 1);
+        if (p >= 2) logits = Device::get(engine->infer(0, cache, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer()));
+      }
+      const auto vocab = static_cast<std::size_t>(family.vocab);
+      REQUIRE(logits.size() == vocab);
+      std::fill(batch.targets.begin(), batch.targets.end(), -100);
+      batch.targets.back() = 1;
+      batch.weights.back() = 1;
+      const double exact = model.loss(batch);
+      CHECK(std::abs(reference::cross_entropy(logits.data(), vocab, 1) - exact) < (dtype == DType::f32 ? 1e-4 : 0.1) * (1 + std::abs(exact)));
+      engine->free_cache(cache);
+      CHECK(engine->arena().used() == 0);
+    }
+}
