@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "addon/engine_thread.h"
+#include "addon/thread/engine_thread.h"
 #include "addon/settler.h"
 
 namespace pipelora::addon {

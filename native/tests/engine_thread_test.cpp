@@ -4,7 +4,7 @@
 #include <future>
 #include <stdexcept>
 
-#include "addon/engine_thread.h"
+#include "addon/thread/engine_thread.h"
 #include "pipelora/cpu.h"
 #include "pipelora/error.h"
 

@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "addon/tensor_store.h"
-#include "addon/work_queue.h"
+#include "addon/thread/tensor_store.h"
+#include "addon/thread/work_queue.h"
 #include "pipelora/engine.h"
 
 namespace pipelora::addon {

@@ -1,4 +1,4 @@
-#include "addon/tensor_store.h"
+#include "addon/thread/tensor_store.h"
 
 #include "pipelora/error.h"
 

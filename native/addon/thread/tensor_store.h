@@ -8,7 +8,7 @@
 #include <memory>
 #include <thread>
 
-#include "addon/work_queue.h"
+#include "addon/thread/work_queue.h"
 #include "pipelora/arena.h"
 
 namespace pipelora::addon {

@@ -1,4 +1,4 @@
-#include "addon/engine_thread.h"
+#include "addon/thread/engine_thread.h"
 
 #include "pipelora/error.h"
 
