@@ -176,7 +176,10 @@ test("the JSON form has the documented keys", () => {
     hf_device_map: Record<string, number>;
     devices: { device: number; segments: unknown[]; memory: Record<string, number> }[];
     predicted: Record<string, number>;
+    micro_batches: number;
+    micro_batch_tokens: number;
   };
+  assert.deepEqual([json.micro_batches, json.micro_batch_tokens], [WORK.microBatches, WORK.tokens]);
   assert.deepEqual(JSON.parse(JSON.stringify(json)), json);
   assert.deepEqual(Object.keys(json.predicted), ["step_time_ms", "bubble", "tokens_per_s"]);
   assert.deepEqual(new Set(Object.values(json.hf_device_map)), new Set([0, 1]));
