@@ -48,10 +48,9 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
   const limited: MicroBatchSize | null =
     config.micro_batch_tokens === null ? null : { maxTokens: config.micro_batch_tokens };
   const ownRows = (replicas: number) => (config.replicas === null ? Math.ceil(rows / replicas) : rows);
+  const countsOf = (replicas: number) => countsToTry(ownRows(replicas), ownRows(replicas) * rowTokens);
   const cutsWith = (replicas: number) =>
-    (limited === null ? countsToTry(ownRows(replicas)).map((count) => ({ count })) : [limited]).map((size) =>
-      cut(replicas, size),
-    );
+    (limited === null ? countsOf(replicas).map((count) => ({ count })) : [limited]).map((size) => cut(replicas, size));
   return {
     trains: true,
     previous: null,
@@ -59,7 +58,11 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
     cuts: () => cutsWith(dealt),
     free: (devices) => replicaCounts(config.replicas, devices.length, rows).flatMap(cutsWith),
     near: ({ replicas, size }) =>
-      "count" in size ? countsNear(size.count, ownRows(replicas)).map((count) => cut(replicas, { count })) : [],
+      "count" in size
+        ? countsNear(size.count, ownRows(replicas), ownRows(replicas) * rowTokens).map((count) =>
+            cut(replicas, { count }),
+          )
+        : [],
   };
 }
 
@@ -93,12 +96,13 @@ export function fullRowsWorkload(config: Config): Workload {
   const limit =
     config.micro_batch_tokens === null ? null : Math.max(1, Math.floor(config.micro_batch_tokens / rowTokens));
   const ownRows = (replicas: number) => (config.replicas === null ? Math.ceil(rows / replicas) : rows);
+  const countsOf = (own: number) => countsToTry(own, own * rowTokens);
   const cutsOfCounts = (replicas: number, counts: readonly number[]) => {
     const own = ownRows(replicas);
     return [...new Set(counts.map((count) => Math.ceil(own / count)))].map((perBatch) => cut(replicas, own, perBatch));
   };
   const cutsWith = (replicas: number) =>
-    limit === null ? cutsOfCounts(replicas, countsToTry(ownRows(replicas))) : [cut(replicas, ownRows(replicas), limit)];
+    limit === null ? cutsOfCounts(replicas, countsOf(ownRows(replicas))) : [cut(replicas, ownRows(replicas), limit)];
   return {
     trains: true,
     previous: null,
@@ -112,8 +116,8 @@ export function fullRowsWorkload(config: Config): Workload {
       if (limit !== null) return [];
       const own = ownRows(replicas);
       const { microBatches } = work(true);
-      const count = countsToTry(own).findLast((one) => Math.ceil(own / Math.ceil(own / one)) === microBatches);
-      return count === undefined ? [] : cutsOfCounts(replicas, countsNear(count, own));
+      const count = countsOf(own).findLast((one) => Math.ceil(own / Math.ceil(own / one)) === microBatches);
+      return count === undefined ? [] : cutsOfCounts(replicas, countsNear(count, own, own * rowTokens));
     },
   };
 }

@@ -10,7 +10,7 @@ export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.t
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
 export type { DeviceMemory } from "./memory.ts";
 export { predictMemory } from "./memory.ts";
-export { countsNear, countsToTry, microBatchCount, stepsUpTo } from "./micro-batches.ts";
+export { countsNear, countsToTry, MOST_TOKENS, microBatchCount, stepsUpTo } from "./micro-batches.ts";
 export type { Plan, PlannedDevice, PlannedSegment, PlanPrediction } from "./plan.ts";
 export { assertRunnable, makePlan } from "./plan.ts";
 export { linkRate } from "./rates.ts";
