@@ -50,7 +50,13 @@ async function serve(): Promise<void> {
   links.join(SESSION, rank, [{ ...peer, ...ids }], TIMEOUT_MS);
   await links.opened();
   const bytes = 2 * shape[0] * shape[1];
-  const engine = new addon.Engine({ device, threads: 2, computeDtype: "bfloat16", arch: ARCH, arenaBytes: 8 * bytes });
+  const engine = await addon.openEngine({
+    device,
+    threads: 2,
+    computeDtype: "bfloat16",
+    arch: ARCH,
+    arenaBytes: 8 * bytes,
+  });
   const seconds = rank === 0 ? await send(engine, links, order) : await receive(engine, links, order);
   process.send!({ GB_per_s: (bytes * order.count) / 1e9 / seconds });
   await once(process, "disconnect");

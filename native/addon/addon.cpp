@@ -69,7 +69,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   constructors->tensor = Napi::Persistent(tensor);
   env.SetInstanceData(constructors);
   exports.Set("capabilities", Napi::Function::New<capabilities>(env, "capabilities"));
-  exports.Set("Engine", engine);
+  exports.Set("openEngine", Napi::Function::New<EngineObject::open>(env, "openEngine"));
   exports.Set("fillNormal", Napi::Function::New<fill_normal>(env, "fillNormal"));
   exports.Set("fillUniform", Napi::Function::New<fill_uniform>(env, "fillUniform"));
   exports.Set("quantize", Napi::Function::New<quantize>(env, "quantize"));

@@ -129,17 +129,6 @@ Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what) {
     throw Error(kTensorMismatch, std::string("expected a Uint8Array for ") + what);
   return value.As<Napi::Uint8Array>();
 }
-std::vector<HostSpan> to_host_spans(const Napi::Value& value, const char* what) {
-  if (!value.IsArray()) throw Error(kTensorMismatch, std::string("expected an array of Uint8Arrays for ") + what);
-  const Napi::Array array = value.As<Napi::Array>();
-  std::vector<HostSpan> spans(array.Length());
-  for (std::uint32_t i = 0; i < array.Length(); ++i) {
-    Napi::Uint8Array bytes = to_bytes(array.Get(i), what);
-    spans[i] = {bytes.Data(), bytes.ByteLength()};
-  }
-  return spans;
-}
-
 Extents to_extents(const Napi::Value& shape) {
   if (!shape.IsArray()) throw Error(kTensorMismatch, "expected an array for shape");
   const Napi::Array extents = shape.As<Napi::Array>();
@@ -281,9 +270,10 @@ PackedArrays<TensorSource> to_packed_source(const Napi::Value& value) {
   return to_packed<TensorSource>(value, [](const Napi::Value& array) { return to_source(array); });
 }
 
-PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value) {
-  return to_packed<HostBytes>(value, [](const Napi::Value& array) {
+PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value, const std::function<void(const Napi::Value&)>& keep) {
+  return to_packed<HostBytes>(value, [&keep](const Napi::Value& array) {
     const Napi::Uint8Array bytes = to_bytes(array, "an array of a packed weight");
+    keep(array);
     return HostBytes{bytes.Data(), bytes.ByteLength()};
   });
 }

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <exception>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,6 @@ double to_number(const Napi::Value& value, const char* what);
 std::string to_text(const Napi::Value& value, const char* what);
 bool to_bool(const Napi::Value& value, const char* what);
 Napi::Uint8Array to_bytes(const Napi::Value& value, const char* what);
-/// An array of Uint8Arrays; the caller keeps them alive.
-std::vector<HostSpan> to_host_spans(const Napi::Value& value, const char* what);
 struct Extents {
   std::int64_t rows = 1, cols = 1;
 };
@@ -39,9 +38,9 @@ Arch to_arch(const Napi::Value& value);
 SegmentSpec to_segment(const Napi::Value& value);
 TensorSource to_source(const Napi::Value& value);
 HoldSpec to_hold(const Napi::Value& value);
-/// PackedWeight<TensorSource> and PackedWeight<Uint8Array>; the latter's bytes must be kept alive by the caller.
+/// PackedWeight<TensorSource> and PackedWeight<Uint8Array>; `keep` is given each of the latter's arrays, whose bytes are not copied.
 PackedArrays<TensorSource> to_packed_source(const Napi::Value& value);
-PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value);
+PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value, const std::function<void(const Napi::Value&)>& keep);
 MicroBatch to_micro_batch(const Napi::Value& value);
 AdamSettings to_adam(const Napi::Value& value);
 LoraMatrix to_matrix(const Napi::Value& value);

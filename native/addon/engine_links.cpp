@@ -21,9 +21,9 @@ Tensor floats_of(const comm::LinkBlock& block, std::int64_t count) { return view
 
 Napi::Value EngineObject::read_to(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [handle = TensorObject::unwrap(info[0], *thread_, false), block = PlaceObject::unwrap(info[1])](Engine& engine) {
-      if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
-      engine.ops().copy(handle->buffer, view_of(*block, handle->dtype, handle->rows, handle->cols));
+    return queue_void(info.Env(), [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, false),
+                                   block = PlaceObject::unwrap(info[1])](Engine& engine) {
+      engine.ops().copy(thread->tensors().at(*handle), view_of(*block, handle->dtype, handle->rows, handle->cols));
       block->used_until(engine.ops().mark());
     });
   });
@@ -38,7 +38,7 @@ Napi::Value EngineObject::write_from(const Napi::CallbackInfo& info) {
          dtype = dtype_from_name(to_text(info[2], "dtype"))](Engine& engine) {
           Buffer taken = engine.take_in(view_of(*block, dtype, rows, cols));
           block->used_until(engine.ops().mark());
-          return thread->hold(std::move(taken));
+          return thread->tensors().hold(std::move(taken));
         },
         [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
@@ -79,12 +79,9 @@ Napi::Value EngineObject::sum_parts(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value EngineObject::gradient_count(const Napi::CallbackInfo& info) {
-  try {
-    const std::int64_t count = thread_->exclusively([](Engine& engine) { return engine.gradient_count(); });
-    return Napi::Number::New(info.Env(), static_cast<double>(count));
-  } catch (...) {
-    throw to_js_error(info.Env(), std::current_exception());
-  }
+  return queue(
+      info.Env(), [](Engine& engine) { return engine.gradient_count(); },
+      [](Napi::Env env, std::int64_t count) { return Napi::Number::New(env, static_cast<double>(count)); });
 }
 
 }  // namespace pipelora::addon

@@ -3,7 +3,9 @@
 #include <charconv>
 
 #include "addon/convert.h"
+#include "addon/background.h"
 #include "addon/engine_queue.h"
+#include "addon/pinned_arrays.h"
 #include "addon/tensor_object.h"
 #include "pipelora/cpu.h"
 #include "pipelora/cuda.h"
@@ -30,6 +32,34 @@ Napi::Value to_float_array(Napi::Env env, const std::vector<float>& values) {
   Napi::Float32Array array = Napi::Float32Array::New(env, values.size());
   std::copy(values.begin(), values.end(), array.Data());
   return array;
+}
+
+Napi::Value to_text_array(Napi::Env env, const std::vector<std::string>& texts) {
+  Napi::Array array = Napi::Array::New(env, texts.size());
+  for (std::uint32_t i = 0; i < texts.size(); ++i) array.Set(i, Napi::String::New(env, texts[i]));
+  return array;
+}
+
+/// What an engine is made of, read from JavaScript's options.
+struct EngineOptions {
+  std::string device;
+  DType compute;
+  int threads;
+  Arch arch;
+  std::size_t arena, host;
+};
+
+EngineOptions to_options(const Napi::Value& value) {
+  if (!value.IsObject()) throw Error(kTensorMismatch, "expected the engine's options");
+  const Napi::Object options = value.As<Napi::Object>();
+  const std::int64_t threads = to_int(options.Get("threads"), "threads");
+  const std::int64_t arena = to_int(options.Get("arenaBytes"), "arenaBytes");
+  const std::int64_t host = options.Has("hostBytes") ? to_int(options.Get("hostBytes"), "hostBytes") : 0;
+  if (threads < 1 || threads > 1024) throw Error(kTensorMismatch, "threads: expected 1 to 1024, got " + std::to_string(threads));
+  if (host < 0) throw Error(kTensorMismatch, "hostBytes: expected no negative number, got " + std::to_string(host));
+  if (arena < 0) throw Error(kTensorMismatch, "arenaBytes: expected no negative number, got " + std::to_string(arena));
+  return {to_text(options.Get("device"), "device"), dtype_from_name(to_text(options.Get("computeDtype"), "computeDtype")),
+          static_cast<int>(threads), to_arch(options.Get("arch")), static_cast<std::size_t>(arena), static_cast<std::size_t>(host)};
 }
 
 struct Passed {
@@ -64,23 +94,24 @@ Napi::Function EngineObject::define(Napi::Env env) {
 
 EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EngineObject>(info) {
   const Napi::Env env = info.Env();
-  try {
-    if (!info[0].IsObject()) throw Error(kTensorMismatch, "expected the engine's options");
-    const Napi::Object options = info[0].As<Napi::Object>();
-    const std::int64_t threads = to_int(options.Get("threads"), "threads");
-    const std::int64_t arena = to_int(options.Get("arenaBytes"), "arenaBytes");
-    if (threads < 1 || threads > 1024) throw Error(kTensorMismatch, "threads: expected 1 to 1024, got " + std::to_string(threads));
-    const std::int64_t host = options.Has("hostBytes") ? to_int(options.Get("hostBytes"), "hostBytes") : 0;
-    if (host < 0) throw Error(kTensorMismatch, "hostBytes: expected no negative number, got " + std::to_string(host));
-    if (arena < 0) throw Error(kTensorMismatch, "arenaBytes: expected no negative number, got " + std::to_string(arena));
-    auto ops = make_ops(to_text(options.Get("device"), "device"),
-                        dtype_from_name(to_text(options.Get("computeDtype"), "computeDtype")), static_cast<int>(threads));
-    thread_ = std::make_shared<EngineThread>(
-        std::make_unique<Engine>(std::move(ops), to_arch(options.Get("arch")), static_cast<std::size_t>(arena), static_cast<std::size_t>(host)));
-  } catch (...) {
-    throw to_js_error(env, std::current_exception());
-  }
+  if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(env, "engines are made by openEngine()");
+  const EngineOptions options = *info[0].As<Napi::External<EngineOptions>>().Data();
+  // A device's context, the arena and pinned memory take a while: the thread that will own them makes them.
+  thread_ = std::make_shared<EngineThread>([options] {
+    return std::make_unique<Engine>(make_ops(options.device, options.compute, options.threads), options.arch, options.arena, options.host);
+  });
   settler_ = Settler::make(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "pipelora engine");
+}
+
+Napi::Value EngineObject::open(const Napi::CallbackInfo& info) {
+  return addon::promised(info, [&] {
+    EngineOptions options = to_options(info[0]);
+    const Napi::Env env = info.Env();
+    const Napi::Object object = env.GetInstanceData<Constructors>()->engine.New({Napi::External<EngineOptions>::New(env, &options)});
+    EngineObject* engine = EngineObject::Unwrap(object);
+    return engine->queue(
+        env, [](Engine&) { return true; }, [engine](Napi::Env, bool) -> Napi::Value { return engine->Value(); });
+  });
 }
 
 EngineObject::~EngineObject() {
@@ -121,36 +152,22 @@ void EngineObject::end(Napi::Env env, Job* job) {
 }
 
 Napi::Value EngineObject::add_segment(const Napi::CallbackInfo& info) {
-  try {
-    SegmentSpec spec = to_segment(info[0]);
-    const std::size_t number = thread_->exclusively([&](Engine& engine) { return engine.add_segment(std::move(spec)); });
-    return Napi::Number::New(info.Env(), static_cast<double>(number));
-  } catch (...) {
-    throw to_js_error(info.Env(), std::current_exception());
-  }
+  return promised(info, [&] {
+    return queue(
+        info.Env(), [spec = to_segment(info[0])](Engine& engine) mutable { return engine.add_segment(std::move(spec)); },
+        [](Napi::Env env, std::size_t number) { return Napi::Number::New(env, static_cast<double>(number)); });
+  });
 }
 
 Napi::Value EngineObject::missing_weights(const Napi::CallbackInfo& info) {
-  try {
+  return promised(info, [&] {
     const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
-    const auto names = thread_->exclusively([&](Engine& engine) { return engine.missing_weights(segment); });
-    Napi::Array array = Napi::Array::New(info.Env(), names.size());
-    for (std::uint32_t i = 0; i < names.size(); ++i) array.Set(i, Napi::String::New(info.Env(), names[i]));
-    return array;
-  } catch (...) {
-    throw to_js_error(info.Env(), std::current_exception());
-  }
+    return queue(info.Env(), [segment](Engine& engine) { return engine.missing_weights(segment); }, to_text_array);
+  });
 }
 
 Napi::Value EngineObject::lora_names(const Napi::CallbackInfo& info) {
-  try {
-    const auto names = thread_->exclusively([&](Engine& engine) { return engine.lora_names(); });
-    Napi::Array array = Napi::Array::New(info.Env(), names.size());
-    for (std::uint32_t i = 0; i < names.size(); ++i) array.Set(i, Napi::String::New(info.Env(), names[i]));
-    return array;
-  } catch (...) {
-    throw to_js_error(info.Env(), std::current_exception());
-  }
+  return queue(info.Env(), [](Engine& engine) { return engine.lora_names(); }, to_text_array);
 }
 
 Napi::Value EngineObject::load_weight(const Napi::CallbackInfo& info) {
@@ -196,8 +213,8 @@ Napi::Value EngineObject::forward(const Napi::CallbackInfo& info) {
     return queue(
         info.Env(),
         [thread = thread_.get(), segment, batch, input](Engine& engine) {
-          ForwardResult result = engine.forward(segment, *batch, input ? thread->take(*input) : Buffer());
-          return Passed{thread->hold(std::move(result.output)), result.loss_sum, result.label_tokens, result.correct_tokens};
+          ForwardResult result = engine.forward(segment, *batch, input ? thread->tensors().take(*input) : Buffer());
+          return Passed{thread->tensors().hold(std::move(result.output)), result.loss_sum, result.label_tokens, result.correct_tokens};
         },
         [thread = thread_](Napi::Env env, Passed passed) {
           Napi::Object result = Napi::Object::New(env);
@@ -219,7 +236,7 @@ Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
     return queue(
         info.Env(),
         [thread = thread_.get(), segment, batch, scale, gradient](Engine& engine) {
-          return thread->hold(engine.backward(segment, batch, gradient ? thread->take(*gradient) : Buffer(), scale));
+          return thread->tensors().hold(engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer(), scale));
         },
         [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
@@ -289,7 +306,7 @@ Napi::Value EngineObject::infer(const Napi::CallbackInfo& info) {
     return queue(
         info.Env(),
         [thread = thread_.get(), segment, cache, cu = std::move(cu), tokens = std::move(tokens), input](Engine& engine) {
-          return thread->hold(engine.infer(segment, cache, cu, tokens, input ? thread->take(*input) : Buffer()));
+          return thread->tensors().hold(engine.infer(segment, cache, cu, tokens, input ? thread->tensors().take(*input) : Buffer()));
         },
         [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
@@ -302,9 +319,8 @@ Napi::Value EngineObject::read(const Napi::CallbackInfo& info) {
     auto handle = TensorObject::unwrap(info[0], *thread_, false);
     return queue(
         info.Env(),
-        [handle](Engine& engine) {
-          if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
-          return std::make_unique<std::vector<std::uint8_t>>(engine.read(handle->buffer));
+        [thread = thread_.get(), handle](Engine& engine) {
+          return std::make_unique<std::vector<std::uint8_t>>(engine.read(thread->tensors().at(*handle)));
         },
         [](Napi::Env env, std::unique_ptr<std::vector<std::uint8_t>> bytes) {
           std::vector<std::uint8_t>* held = bytes.release();
@@ -317,32 +333,34 @@ Napi::Value EngineObject::read(const Napi::CallbackInfo& info) {
 Napi::Value EngineObject::read_into(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     auto handle = TensorObject::unwrap(info[0], *thread_, false);
-    // The bytes are written on the engine's thread: the arrays are kept until the promise is settled.
-    auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[1].As<Napi::Object>()));
+    // The bytes are written on the engine's thread.
+    auto pieces = PinnedArrays::of(info[1], "pieces");
     return queue(
         info.Env(),
-        [handle, pieces = to_host_spans(info[1], "pieces")](Engine& engine) {
-          if (!handle->buffer) throw Error(kTensorMismatch, "the device tensor was freed or given to another call before");
-          engine.read(handle->buffer, pieces);
+        [thread = thread_.get(), handle, spans = pieces->spans()](Engine& engine) {
+          engine.read(thread->tensors().at(*handle), spans);
           return true;
         },
-        [kept](Napi::Env env, bool) { return env.Undefined(); });
+        [pieces](Napi::Env env, bool) {
+          pieces->expect_in_place();
+          return env.Undefined();
+        });
   });
 }
 
 Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    auto pieces = to_host_spans(info[0], "pieces");
+    // The bytes are read on the engine's thread.
+    auto pieces = PinnedArrays::of(info[0], "pieces");
     const auto [rows, cols] = to_extents(info[1]);
     const DType dtype = dtype_from_name(to_text(info[2], "dtype"));
-    // The bytes are read on the engine's thread: the arrays are kept until the promise is settled.
-    auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
     return queue(
         info.Env(),
-        [thread = thread_.get(), pieces = std::move(pieces), dtype, rows = rows, cols = cols](Engine& engine) {
-          return thread->hold(engine.write(pieces, dtype, rows, cols));
+        [thread = thread_.get(), spans = pieces->spans(), dtype, rows = rows, cols = cols](Engine& engine) {
+          return thread->tensors().hold(engine.write(spans, dtype, rows, cols));
         },
-        [thread = thread_, kept](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+        [thread = thread_, pieces](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+          pieces->expect_in_place();
           return TensorObject::wrap(env, thread, std::move(handle));
         });
   });

@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "addon/engine_thread.h"
+#include "addon/thread/engine_thread.h"
 #include "addon/settler.h"
 
 namespace pipelora::addon {
@@ -18,6 +18,8 @@ struct Constructors {
 class EngineObject : public Napi::ObjectWrap<EngineObject> {
  public:
   static Napi::Function define(Napi::Env env);
+  /// openEngine(options): a promise of an engine, made on its own thread.
+  static Napi::Value open(const Napi::CallbackInfo& info);
   explicit EngineObject(const Napi::CallbackInfo& info);
   ~EngineObject() override;
 

@@ -36,9 +36,9 @@ Napi::Value EngineObject::queue(Napi::Env env, Work work, Answer answer) {
   started(env);
   // Held by shared_ptr: std::function wants something that can be copied.
   auto body = std::make_shared<Work>(std::move(work));
-  const bool accepted = thread_->post([this, job, result, body](Engine& engine) {
+  const bool accepted = thread_->post([this, thread = thread_.get(), job, result, body] {
     try {
-      result->emplace((*body)(engine));
+      result->emplace((*body)(thread->engine()));
     } catch (...) {
       job->failure = std::current_exception();
     }

@@ -88,7 +88,8 @@ Napi::Value quantize(const Napi::CallbackInfo& info) {
 
 Napi::Value dequantize(const Napi::CallbackInfo& info) {
   return promised(info, [&]() -> Napi::Value {
-    const PackedArrays<HostBytes> packed = to_packed_bytes(info[0]);
+    std::vector<Napi::Value> arrays;
+    const PackedArrays<HostBytes> packed = to_packed_bytes(info[0], [&arrays](const Napi::Value& array) { arrays.push_back(array); });
     const DType dtype = to_float_dtype(info[1]);
     const int threads = to_threads(info[2]);
     const auto values = std::make_shared<std::unique_ptr<std::uint8_t[]>>();
@@ -106,7 +107,7 @@ Napi::Value dequantize(const Napi::CallbackInfo& info) {
           std::uint8_t* data = values->release();
           return Napi::Buffer<std::uint8_t>::New(env, data, *bytes, [](Napi::Env, std::uint8_t* held) { delete[] held; });
         });
-    work->keep(info[0]);
+    for (const Napi::Value& array : arrays) work->keep(array);
     work->Queue();
     return work->promise();
   });

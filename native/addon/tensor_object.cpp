@@ -40,17 +40,8 @@ TensorObject::TensorObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Te
   self.Set("bytes", Napi::Number::New(env, bytes));
 }
 
-TensorObject::~TensorObject() { release(); }
-
-void TensorObject::release() {
-  if (!handle_) return;
-  // Memory goes back on the engine's thread; a closed engine has taken it already.
-  owner_->post([handle = std::move(handle_)](Engine&) { handle->buffer.reset(); });
-  handle_.reset();
-}
-
 Napi::Value TensorObject::free(const Napi::CallbackInfo& info) {
-  release();
+  handle_.reset();
   return info.Env().Undefined();
 }
 

@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "addon/engine_thread.h"
+#include "addon/thread/engine_thread.h"
 
 namespace pipelora::addon {
 
@@ -18,11 +18,9 @@ class TensorObject : public Napi::ObjectWrap<TensorObject> {
   static std::shared_ptr<TensorHandle> unwrap(const Napi::Value& value, const EngineThread& owner, bool consume);
 
   explicit TensorObject(const Napi::CallbackInfo& info);
-  ~TensorObject() override;
 
  private:
   Napi::Value free(const Napi::CallbackInfo& info);
-  void release();
 
   std::shared_ptr<EngineThread> owner_;
   std::shared_ptr<TensorHandle> handle_;

@@ -4,11 +4,16 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <functional>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "bench_device.h"
 #include "pipelora/engine.h"
+#include "pipelora/packed.h"
 
 namespace testing {
 
@@ -16,6 +21,12 @@ struct Family {
   bool fused_qkv = false, qkv_bias = false, head_norms = false, head_lora = false;
   std::int64_t window = 0, kv_heads = 2;
   float dropout = 0;
+  std::int64_t hidden = 32, heads = 4, head_dim = 8, ffn = 24, vocab = 50, blocks = 3;
+  /// Rank of a linear's pair, by the module's name ("block0.q"); 0: none.
+  std::function<std::int64_t(const std::string& name)> rank = [](const std::string& name) -> std::int64_t {
+    return name.ends_with(".k") || name == "block1.gate" ? 0 : 3;
+  };
+  HoldSpec hold{};
 };
 
 class TestModel {
@@ -23,58 +34,59 @@ class TestModel {
   static constexpr std::int64_t kHidden = 32, kHeads = 4, kHeadDim = 8, kFfn = 24, kVocab = 50, kBlocks = 3, kRank = 3;
 
   explicit TestModel(const Family& family) : family_(family) {
-    arch.hidden = kHidden;
-    arch.heads = kHeads;
+    arch.hidden = family_.hidden;
+    arch.heads = family_.heads;
     arch.kv_heads = family.kv_heads;
-    arch.head_dim = kHeadDim;
-    arch.ffn = kFfn;
-    arch.vocab = kVocab;
+    arch.head_dim = family_.head_dim;
+    arch.ffn = family_.ffn;
+    arch.vocab = family_.vocab;
     arch.rms_eps = 1e-6f;
     arch.rope_base = 10000;
-    for (std::int64_t i = 0; i < kHeadDim / 2; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / kHeadDim));
-    const std::int64_t kv = family.kv_heads * kHeadDim;
+    for (std::int64_t i = 0; i < family_.head_dim / 2; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(family_.head_dim)));
+    const std::int64_t width = family_.heads * family_.head_dim, kv = family.kv_heads * family_.head_dim;
     layers.emplace_back(EmbeddingSpec{"embed"});
-    add("embed", {kVocab, kHidden}, 1.0);
-    for (std::int64_t b = 0; b < kBlocks; ++b) {
+    add("embed", {family_.vocab, family_.hidden}, 1.0);
+    for (std::int64_t b = 0; b < family_.blocks; ++b) {
       const std::string p = "block" + std::to_string(b) + ".";
       BlockSpec block;
       block.index = b;
       block.attn_norm = p + "attn_norm";
       block.mlp_norm = p + "mlp_norm";
       block.sliding_window = family.window;
-      add(block.attn_norm, {kHidden}, 1.0);
-      add(block.mlp_norm, {kHidden}, 1.0);
+      add(block.attn_norm, {family_.hidden}, 1.0);
+      add(block.mlp_norm, {family_.hidden}, 1.0);
       if (family.head_norms) {
         block.q_norm = p + "q_norm";
         block.k_norm = p + "k_norm";
-        add(block.q_norm, {kHeadDim}, 1.0);
-        add(block.k_norm, {kHeadDim}, 1.0);
+        add(block.q_norm, {family_.head_dim}, 1.0);
+        add(block.k_norm, {family_.head_dim}, 1.0);
       }
-      const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias, bool adapted) {
+      const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias) {
         LinearSpec spec{role, p + name, in, out, bias, std::nullopt};
-        add(spec.name + ".weight", {out, in}, 0.25);
+        add(spec.name + ".weight", {out, in}, 0.25 * std::sqrt(32.0 / static_cast<double>(in)));
+        if (family_.hold.quantisation != Quantisation::none) quantise(spec.name + ".weight", out, in);
         if (bias) add(spec.name + ".bias", {out}, 0.2);
-        if (adapted) spec.lora = add_lora(spec.name, in, out);
+        spec.lora = add_lora(spec.name, in, out);
         block.linears.push_back(spec);
       };
       if (family.fused_qkv) {
-        linear(Role::qkv, "qkv", kHidden, kHidden + 2 * kv, family.qkv_bias, true);
+        linear(Role::qkv, "qkv", family_.hidden, width + 2 * kv, family.qkv_bias);
       } else {
-        linear(Role::q, "q", kHidden, kHidden, family.qkv_bias, true);
-        linear(Role::k, "k", kHidden, kv, family.qkv_bias, false);
-        linear(Role::v, "v", kHidden, kv, family.qkv_bias, true);
+        linear(Role::q, "q", family_.hidden, width, family.qkv_bias);
+        linear(Role::k, "k", family_.hidden, kv, family.qkv_bias);
+        linear(Role::v, "v", family_.hidden, kv, family.qkv_bias);
       }
-      linear(Role::o, "o", kHidden, kHidden, false, true);
-      linear(Role::up, "up", kHidden, kFfn, false, true);
-      linear(Role::gate, "gate", kHidden, kFfn, false, b != 1);
-      linear(Role::down, "down", kFfn, kHidden, false, true);
+      linear(Role::o, "o", width, family_.hidden, false);
+      linear(Role::up, "up", family_.hidden, family_.ffn, false);
+      linear(Role::gate, "gate", family_.hidden, family_.ffn, false);
+      linear(Role::down, "down", family_.ffn, family_.hidden, false);
       layers.emplace_back(block);
     }
     layers.emplace_back(NormSpec{"norm"});
-    add("norm", {kHidden}, 1.0);
+    add("norm", {family_.hidden}, 1.0);
     HeadSpec head{"head", "head", std::nullopt};
-    add("head", {kVocab, kHidden}, 0.3);
-    if (family.head_lora) head.lora = add_lora("head", kHidden, kVocab);
+    add("head", {family_.vocab, family_.hidden}, 0.3);
+    if (family.head_lora) head.lora = add_lora("head", family_.hidden, family_.vocab);
     layers.emplace_back(head);
     write_file();
   }
@@ -95,7 +107,7 @@ class TestModel {
       spec.offloaded_blocks = offloaded;
       spec.needs_input_grad = i > 0;
       const std::size_t segment = made->add_segment(spec);
-      for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), HoldSpec{});
+      for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), held_.contains(name) ? family_.hold : HoldSpec{});
     }
     for (const std::string& name : made->lora_names())
       for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
@@ -117,9 +129,9 @@ class TestModel {
       b.row_ids.push_back(static_cast<std::int32_t>(10 * index + static_cast<std::int64_t>(s)));
       for (std::int32_t p = 0; p < lengths[s]; ++p) {
         const auto t = static_cast<std::int64_t>(b.tokens.size());
-        b.tokens.push_back(static_cast<std::int32_t>((t * 31 + index * 17 + 5) % kVocab));
+        b.tokens.push_back(static_cast<std::int32_t>((t * 31 + index * 17 + 5) % family_.vocab));
         const bool label = p + 1 < lengths[s] && t % 3 != 0;
-        b.targets.push_back(label ? static_cast<std::int32_t>((t * 7 + 3) % kVocab) : -100);
+        b.targets.push_back(label ? static_cast<std::int32_t>((t * 7 + 3) % family_.vocab) : -100);
         b.weights.push_back(label ? 0.05f + 0.01f * static_cast<float>(t % 4) : 0.0f);
       }
       b.cu_seqlens.push_back(static_cast<std::int32_t>(b.tokens.size()));
@@ -129,7 +141,7 @@ class TestModel {
 
   /// The weighted loss sum of a batch in float64.
   double loss(const MicroBatch& b) const {
-    const std::size_t t = b.tokens.size(), d = kHidden, v = kVocab;
+    const std::size_t t = b.tokens.size(), d = static_cast<std::size_t>(family_.hidden), v = static_cast<std::size_t>(family_.vocab);
     std::vector<std::int32_t> positions, rows;
     for (std::size_t s = 0; s + 1 < b.cu_seqlens.size(); ++s)
       for (std::int32_t p = 0; p < b.cu_seqlens[s + 1] - b.cu_seqlens[s]; ++p) {
@@ -152,47 +164,48 @@ class TestModel {
           const bool stays = reference::kept({b.seed, b.step}, static_cast<std::uint32_t>(rows[token]), pair.spec.module_id, element, pair.spec.dropout);
           dropped[i] = stays ? dropped[i] / (1.0 - static_cast<double>(pair.spec.dropout)) : 0.0;
         }
-      const Values low = reference::product(reference::product(dropped, pair.a, t, static_cast<std::size_t>(in), kRank), pair.b, t, kRank, static_cast<std::size_t>(out));
+      const auto rank = static_cast<std::size_t>(pair.spec.r);
+      const Values low = reference::product(reference::product(dropped, pair.a, t, static_cast<std::size_t>(in), rank), pair.b, t, rank, static_cast<std::size_t>(out));
       for (std::size_t i = 0; i < y.size(); ++i) y[i] += static_cast<double>(pair.spec.scale) * low[i];
       return y;
     };
     Values x(t * d);
     for (std::size_t i = 0; i < t; ++i)
       for (std::size_t c = 0; c < d; ++c) x[i * d + c] = weights.at("embed")[static_cast<std::size_t>(b.tokens[i]) * d + c];
-    const std::int64_t kv = family_.kv_heads * kHeadDim;
-    for (std::int64_t l = 0; l < kBlocks; ++l) {
+    const std::int64_t qw = family_.heads * family_.head_dim, kv = family_.kv_heads * family_.head_dim;
+    for (std::int64_t l = 0; l < family_.blocks; ++l) {
       const std::string p = "block" + std::to_string(l) + ".";
       const Values h = reference::rmsnorm(x, weights.at(p + "attn_norm"), 1e-6);
       Values q, k, value;
       if (family_.fused_qkv) {
-        const std::size_t width = d + 2 * static_cast<std::size_t>(kv);
-        const Values all = linear(p + "qkv", h, kHidden, kHidden + 2 * kv);
+        const std::size_t width = static_cast<std::size_t>(qw + 2 * kv);
+        const Values all = linear(p + "qkv", h, family_.hidden, qw + 2 * kv);
         for (std::size_t i = 0; i < t; ++i) {
           const auto row = all.begin() + static_cast<std::ptrdiff_t>(i * width);
-          q.insert(q.end(), row, row + kHidden);
-          k.insert(k.end(), row + kHidden, row + kHidden + kv);
-          value.insert(value.end(), row + kHidden + kv, row + kHidden + 2 * kv);
+          q.insert(q.end(), row, row + qw);
+          k.insert(k.end(), row + qw, row + qw + kv);
+          value.insert(value.end(), row + qw + kv, row + qw + 2 * kv);
         }
       } else {
-        q = linear(p + "q", h, kHidden, kHidden);
-        k = linear(p + "k", h, kHidden, kv);
-        value = linear(p + "v", h, kHidden, kv);
+        q = linear(p + "q", h, family_.hidden, qw);
+        k = linear(p + "k", h, family_.hidden, kv);
+        value = linear(p + "v", h, family_.hidden, kv);
       }
       if (family_.head_norms) {
         q = reference::rmsnorm(q, weights.at(p + "q_norm"), 1e-6);
         k = reference::rmsnorm(k, weights.at(p + "k_norm"), 1e-6);
       }
-      q = reference::rotary(q, positions, arch.rope_inv_freq, d, kHeadDim);
-      k = reference::rotary(k, positions, arch.rope_inv_freq, static_cast<std::size_t>(kv), kHeadDim);
-      const Values attended = reference::attention(q, k, value, b.cu_seqlens, kHeads, static_cast<std::size_t>(family_.kv_heads), kHeadDim, family_.window);
-      const Values projected = linear(p + "o", attended, kHidden, kHidden);
+      q = reference::rotary(q, positions, arch.rope_inv_freq, static_cast<std::size_t>(qw), static_cast<std::size_t>(family_.head_dim));
+      k = reference::rotary(k, positions, arch.rope_inv_freq, static_cast<std::size_t>(kv), static_cast<std::size_t>(family_.head_dim));
+      const Values attended = reference::attention(q, k, value, b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window);
+      const Values projected = linear(p + "o", attended, qw, family_.hidden);
       for (std::size_t i = 0; i < x.size(); ++i) x[i] += projected[i];
       const Values g = reference::rmsnorm(x, weights.at(p + "mlp_norm"), 1e-6);
-      const Values act = reference::swiglu(linear(p + "gate", g, kHidden, kFfn), linear(p + "up", g, kHidden, kFfn));
-      const Values down = linear(p + "down", act, kFfn, kHidden);
+      const Values act = reference::swiglu(linear(p + "gate", g, family_.hidden, family_.ffn), linear(p + "up", g, family_.hidden, family_.ffn));
+      const Values down = linear(p + "down", act, family_.ffn, family_.hidden);
       for (std::size_t i = 0; i < x.size(); ++i) x[i] += down[i];
     }
-    const Values logits = linear("head", reference::rmsnorm(x, weights.at("norm"), 1e-6), kHidden, kVocab);
+    const Values logits = linear("head", reference::rmsnorm(x, weights.at("norm"), 1e-6), family_.hidden, family_.vocab);
     double total = 0;
     for (std::size_t i = 0; i < t; ++i)
       if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i]);
@@ -218,13 +231,26 @@ class TestModel {
     weights[name] = reference::random_values(n, ++seed_, scale);
     sources_[name] = {"", 0, n * 4, DType::f32, std::move(shape)};
   }
-  LoraSpec add_lora(const std::string& name, std::int64_t in, std::int64_t out) {
+  std::optional<LoraSpec> add_lora(const std::string& name, std::int64_t in, std::int64_t out) {
+    const std::int64_t rank = family_.rank(name);
+    if (rank == 0) return std::nullopt;
     Lora pair;
-    pair.spec = {kRank, 1.5f, family_.dropout, module_++};
-    pair.a = reference::random_values(static_cast<std::size_t>(kRank * in), ++seed_, 0.3);
-    pair.b = reference::random_values(static_cast<std::size_t>(kRank * out), ++seed_, 0.3);
+    pair.spec = {rank, 1.5f, family_.dropout, module_++};
+    // Of one size for any rank.
+    const double scale = 0.3 * std::sqrt(3.0 / static_cast<double>(rank));
+    pair.a = reference::random_values(static_cast<std::size_t>(rank * in), ++seed_, 0.3);
+    pair.b = reference::random_values(static_cast<std::size_t>(rank * out), ++seed_, scale);
     lora[name] = pair;
     return pair.spec;
+  }
+  /// As the engine will hold it: the reference computes with the values of the codes.
+  void quantise(const std::string& name, std::int64_t out, std::int64_t in) {
+    Values& values = weights.at(name);
+    std::vector<float> plain(values.begin(), values.end());
+    const PackedState state = quantise_weight(HostTensor{plain.data(), DType::f32, out, in}, family_.hold, 1);
+    dequantise_weight(state, plain.data(), DType::f32, 1);
+    held_.insert(name);
+    plain_[name] = std::exchange(values, Values(plain.begin(), plain.end()));
   }
   void write_file() {
     path_ = "/tmp/pipelora_model_XXXXXX";
@@ -232,7 +258,8 @@ class TestModel {
     std::ofstream file(path_, std::ios::binary);
     std::uint64_t offset = 0;
     for (auto& [name, source] : sources_) {
-      const Values& from = weights.at(name);
+      const auto before = plain_.find(name);
+      const Values& from = before == plain_.end() ? weights.at(name) : before->second;
       const std::vector<float> values(from.begin(), from.end());
       file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * 4));
       source.path = path_;
@@ -242,6 +269,8 @@ class TestModel {
   }
 
   Family family_;
+  std::set<std::string> held_;       // quantised
+  std::map<std::string, Values> plain_;  // their values before
   unsigned seed_ = 100;
   std::uint32_t module_ = 0;
   std::string path_;

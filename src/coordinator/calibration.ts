@@ -23,6 +23,7 @@ import { prepareRequests } from "./prepare-requests.ts";
 import type { Workload } from "./workload.ts";
 
 const PROBE_MESSAGES = 16;
+const MOST_TIMED_TOKENS = 8192;
 /** Devices whose times differ by less are alike: a plan must not follow a measurement's noise. */
 const ALIKE = 0.06;
 
@@ -53,7 +54,10 @@ export async function calibrate(
 ): Promise<RateOverrides> {
   const strategy = await deviceMap(config.device_map);
   const { request: base } = planRequest(config, setup, devices, { strategy, rates: NO_OVERRIDES });
-  const works = cutsOf(config, strategy, devices, workload).map((cut) => cut.work(true));
+  const all = cutsOf(config, strategy, devices, workload).map((cut) => cut.work(true));
+  // Beyond the most that is worth timing, times go on in a straight line; a whole step in one piece may not fit the probe.
+  const least = Math.min(...all.map(({ tokens }) => tokens));
+  const works = all.filter(({ tokens }) => tokens <= Math.max(least, MOST_TIMED_TOKENS));
   const { layers, shape } = setup.spec;
   const blockLayer = calibratedBlock(setup);
   const tail = layers.findIndex(({ kind }) => kind === "norm" || kind === "head");

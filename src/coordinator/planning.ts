@@ -4,8 +4,9 @@ import { freeMemory } from "../common/machine.ts";
 import type { Config } from "../config/options.ts";
 import type { Capabilities } from "../engine/index.ts";
 import { ncclFor } from "../engine/nccl-ability.ts";
-import { fastestPlan } from "../plan/choose.ts";
+import { fastestPlan, type Refine } from "../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../plan/devices.ts";
+import { assertComputable } from "../plan/engine-limits.ts";
 import type { FloatDtype } from "../plan/held-sizes.ts";
 import { parseMaxMemory } from "../plan/max-memory.ts";
 import type { Plan } from "../plan/plan.ts";
@@ -75,9 +76,9 @@ export interface ChosenPlan {
 }
 
 /**
- * Plans for these devices. Under `fastest` the cut of a step and the number of replicas are the plan's to choose, unless
- * --deterministic-batches keeps to the one that does not depend on the placement; `auto` is `fastest` with that cut where the
- * devices' speeds are known. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
+ * Plans for these devices, with the cut of a step that is predicted fastest: see cutsOf. `auto` is `fastest`, but for the number of
+ * replicas, where the devices' speeds are known. A run that was cut before stays so as long as that fits, so that a restart gives the
+ * same bits. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
  */
 export async function planFor(
   config: Config,
@@ -89,30 +90,60 @@ export async function planFor(
   const asked = await deviceMap(config.device_map);
   const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
   const { request, warning } = planRequest(config, setup, devices, { strategy, rates });
-  const { plan, choice: cut } = fastestPlan(request, cutsOf(config, asked, devices, workload));
+  const { previous } = workload;
+  const { plan, choice: cut } =
+    (previous === null ? null : planIfFits(request, previous)) ??
+    fastestCut(request, cutsOf(config, asked, devices, workload), workload);
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
-  const simulated = withSimulatedStep(plan, cut.work(false), request);
-  return { plan: { ...simulated, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
+  return { plan: { ...plan, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
 }
 
-/** The ways to cut a step that a plan with this device map may choose from. */
+type Request = Omit<PlanRequest, "work">;
+
+/** Two looks: over numbers of micro-batches a half or a third apart, then over all around the best. */
+function fastestCut(request: Request, cuts: readonly Cut[], workload: Workload): { plan: Plan; choice: Cut } {
+  const simulate: Refine = (plan, work) => withSimulatedStep(plan, work, request);
+  const found = fastestPlan(request, cuts, simulate);
+  const near = cuts.length > 1 ? workload.near(found.choice) : [];
+  return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near], simulate);
+}
+
+function planIfFits(request: Request, cut: Cut): { plan: Plan; choice: Cut } | null {
+  try {
+    return fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
+  } catch (error) {
+    if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
+    throw error;
+  }
+}
+
+/**
+ * The ways to cut a step that a plan with this device map may choose from. GPUs: all, since larger micro-batches make faster products
+ * and more of them a fuller pipeline; under `fastest` with replicas too. CPU workers, whose products run at their rate from a hundred
+ * tokens on, and --deterministic-batches: the one that does not depend on the placement, so that any number of them gives the same bits.
+ */
 export function cutsOf(
   config: Config,
   strategy: NamedStrategy | DeviceMapInput,
   devices: readonly Device[],
   workload: Workload,
 ): readonly Cut[] {
-  const free = strategy === "fastest" && !config.deterministic_batches;
-  return free ? workload.free(devices) : [workload.fixed(devices)];
+  if (config.deterministic_batches) return [workload.fixed(devices)];
+  if (strategy === "fastest") return workload.free(devices);
+  return devices.every(({ kind }) => kind === "cuda") ? workload.cuts() : [workload.fixed(devices)];
 }
 
-/** All of a plan's request but what a step does. Error: PL_CONFIG_INVALID for a weight cache without quantised weights. */
+/**
+ * All of a plan's request but what a step does. Errors: PL_CONFIG_INVALID for a weight cache without quantised weights,
+ * PL_MODEL_UNSUPPORTED for a model that these devices' engine does not compute.
+ */
 export function planRequest(
   config: Config,
   setup: ModelSetup,
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,
 ): { request: Omit<PlanRequest, "work">; warning: string | null } {
+  assertComputable(setup.spec.shape, devices);
   const { dtype, warning } = computeDtype(config, setup, devices);
   const { quantization } = setup;
   if (quantization === null && config.weight_cache === "on") {

@@ -23,7 +23,7 @@ import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
 import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "./training-data.ts";
-import { trainingWorkload } from "./workload.ts";
+import { type Cut, trainingWorkload } from "./workload.ts";
 
 /** Faults that a new set of workers may not meet again. */
 const RESTARTABLE = new Set(["PL_WORKER_LOST", "PL_LINK_FAILED"]);
@@ -46,7 +46,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   try {
     const prepared = await interrupts.during(prepareRun(config, log));
     cluster = await openCluster(config, log);
-    const run = { ...prepared, config, cluster, interrupts, log, reporter };
+    const run: Run = { ...prepared, config, cluster, interrupts, log, reporter, cut: null };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
     else await attempts(run);
   } catch (thrown) {
@@ -72,6 +72,8 @@ interface Run extends PreparedRun {
   readonly interrupts: Interrupts;
   readonly log: Logger;
   readonly reporter: Reporter;
+  /** How its steps are cut, once an attempt has a plan: the next ones keep to it. */
+  cut: Cut | null;
 }
 
 /** What can be checked and read before a worker is needed. */
@@ -117,7 +119,7 @@ function onceEach(say: (text: string) => void): (text: string) => void {
 async function attemptRun(run: Run): Promise<string | null> {
   const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { spec } = setup;
-  const workload = trainingWorkload(config, data);
+  const workload = { ...trainingWorkload(config, data), previous: run.cut };
   const { pipeline, plan, cut, computeDtype, speeds, prepared } = await interrupts.during(
     assemble(
       cluster,
@@ -129,6 +131,7 @@ async function attemptRun(run: Run): Promise<string | null> {
       (members) => receive(members, run),
     ),
   );
+  run.cut = cut;
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
   }
@@ -148,7 +151,7 @@ async function attemptRun(run: Run): Promise<string | null> {
     evaluation:
       data.evaluation === null
         ? null
-        : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.size, cut.replicas),
+        : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.work(false).tokens, cut.replicas),
     rate: files.rate,
     flosPerToken: flosPerToken(setup),
     reporter,

@@ -76,10 +76,10 @@ export function stepSource(
   };
 }
 
-/** The replicas take the micro-batches in turn. */
-export function evaluationOf(dataset: Dataset, batchSize: number, size: MicroBatchSize, replicas: number): Evaluation {
+/** In micro-batches no larger than those that memory was planned for. The replicas take them in turn. */
+export function evaluationOf(dataset: Dataset, batchSize: number, maxTokens: number, replicas: number): Evaluation {
   const batches = evaluationBatches(dataset, batchSize);
-  const cut = cutMicroBatches(batches.flat(), size);
+  const cut = cutMicroBatches(batches.flat(), { maxTokens });
   const dealt = Array.from({ length: replicas }, (_, replica) =>
     cut.filter((_own, index) => index % replicas === replica),
   );
@@ -138,8 +138,15 @@ export function batchShape(
     ...largest,
     meanTokens: total.tokens / batches,
     meanLabelTokens: total.labelTokens / batches,
-    rowTokens: Math.ceil(train.statistics.totalTokens / train.size),
+    rowTokens: Math.ceil(typicalRow(train)),
   };
+}
+
+/** Tokens of the row that a token finds itself in, on average: what attention, which goes with a row's square, costs a token. */
+function typicalRow(rows: Dataset): number {
+  let squares = 0;
+  for (let row = 0; row < rows.size; row++) squares += rows.rowLength(row) ** 2;
+  return squares / Math.max(1, rows.statistics.totalTokens);
 }
 
 function sum<T>(items: readonly T[], value: (item: T) => number): number {

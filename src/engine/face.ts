@@ -1,8 +1,10 @@
 /**
  * The native engine as TypeScript sees it: everything that crosses the boundary, typed in one place.
  *
- * Threading: an Engine owns one thread. Every method that returns a promise queues work on it and the queue runs in
- * call order, so a caller may issue a whole instruction list without awaiting in between. Failures reject with an Error
+ * Threading: an Engine owns one thread, which makes it, works on it and ends it. Every method that returns a promise queues work
+ * on it and the queue runs in call order, so a caller may issue a whole instruction list without awaiting in between. Arrays are
+ * copied when a method is called, but for the bytes of readInto and write: those stay the engine's until the promise is settled,
+ * and must not change, be transferred or resized before. Failures reject with an Error
  * whose `code` is one of the catalogue's (PL_OUT_OF_MEMORY, PL_LOSS_NOT_FINITE, PL_TENSOR_MISMATCH, PL_CHECKPOINT_INVALID,
  * PL_QUANTIZATION_INVALID, PL_DEVICE_UNAVAILABLE, PL_ENGINE_FAILED).
  *
@@ -24,7 +26,11 @@ export type { HoldDtype, PackedWeight, QuantizedHold };
 export interface NativeAddon {
   /** What this build and this machine can do; never throws for a missing GPU. */
   capabilities(): Capabilities;
-  readonly Engine: new (options: EngineOptions) => Engine;
+  /**
+   * Makes an engine on a thread of its own: its device's context, the arena, pinned memory. Errors: PL_DEVICE_UNAVAILABLE,
+   * PL_OUT_OF_MEMORY, PL_TENSOR_MISMATCH for options that make no engine.
+   */
+  openEngine(options: EngineOptions): Promise<Engine>;
   /**
    * Fills `out` with N(0, std) in `dtype` (float32, bfloat16, float16) from a counter-based generator: element i depends
    * only on (seed, stream, offset + i). Runs on `threads` threads off the event loop.
@@ -290,7 +296,7 @@ export type LoraPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
 
 export interface Engine {
   /** Adds a segment and returns its number (0, 1, …). All segments are added before weights are loaded. */
-  addSegment(description: SegmentDescription): number;
+  addSegment(description: SegmentDescription): Promise<number>;
 
   /**
    * Reads one checkpoint tensor of the segment (mapped, converted or quantised, packed for the products). Names as in the
@@ -300,13 +306,13 @@ export interface Engine {
   /** Reads a linear weight that its checkpoint holds quantised, as it is. Error: PL_QUANTIZATION_INVALID for a bad state. */
   loadPacked(segment: number, name: string, packed: PackedWeight<TensorSource>): Promise<void>;
   /** Names of tensors that the segment still lacks. */
-  missingWeights(segment: number): string[];
+  missingWeights(segment: number): Promise<string[]>;
 
   /** LoRA matrices, all float32: A [R, in], B [out, R], by module name. */
   setLora(name: string, matrix: "A" | "B", part: LoraPart, values: Float32Array): Promise<void>;
   getLora(name: string, matrix: "A" | "B", part: LoraPart): Promise<Float32Array>;
   /** The pairs held, in the order of gradSquares: A then B of each module, segments in order. */
-  loraNames(): string[];
+  loraNames(): Promise<string[]>;
 
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
@@ -364,7 +370,7 @@ export interface Engine {
   /** As gradients and setGradients, through a communicator's memory. */
   gradientsTo(place: DevicePlace): Promise<void>;
   setGradientsFrom(place: DevicePlace): Promise<void>;
-  gradientCount(): number;
+  gradientCount(): Promise<number>;
   /** sum [size] = the float32 rows of parts [count, size] added in their order. */
   sumParts(parts: DevicePlace, count: number, size: number, sum: DevicePlace): Promise<void>;
 

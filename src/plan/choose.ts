@@ -1,5 +1,8 @@
 import { PipeloraError } from "../common/errors.ts";
+import { takenBytes } from "./arena.ts";
+import type { Device } from "./devices.ts";
 import { layerTimer } from "./layer-time.ts";
+import { offloadsActivations } from "./offload.ts";
 import { Infeasible, type Plan } from "./plan.ts";
 import { layerTime } from "./range-costs.ts";
 import { attemptReplicatedPlan } from "./replicas.ts";
@@ -12,35 +15,51 @@ export interface WorkChoice {
   work(sampled: boolean): Work;
 }
 
+/** Refines what a plan predicts, say by simulating its step. */
+export type Refine = (plan: Plan, work: Work) => Plan;
+
 /**
  * The plan with the most predicted tokens a second among ways to run a step, and its way. All are compared on a sample of the
- * steps; the best that fits all of them is taken. Errors: as makePlan's; where nothing fits, the reason of the last way tried.
+ * steps; the best that fits all of them is taken, an arena's room beyond the prediction included. Where none does: of a user's own map
+ * and accelerate's, which may go beyond budgets, the fastest that the devices hold; else the one that lacks least.
+ * Errors: as makePlan's; where nothing fits, the reason of the last way tried.
  */
 export function fastestPlan<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
+  refine: Refine = (plan) => plan,
 ): { plan: Plan; choice: Choice } {
   const { strategy } = request;
   let last = new Infeasible(() => new PipeloraError("PL_INTERNAL", "no way to run the step was given"));
   const attempt = (choice: Choice, sampled: boolean): Plan | null => {
     const { replicas } = choice;
+    const work = choice.work(sampled);
     // Fewer devices a pipeline are a choice of more replicas: there is no need to look for that within each.
     const inner = strategy === "fastest" && choices.length > 1 && replicas > 1 ? "balanced" : strategy;
-    const plan = attemptReplicatedPlan({ ...request, strategy: inner, work: choice.work(sampled) }, replicas);
-    if (!(plan instanceof Infeasible)) return typeof strategy === "string" ? { ...plan, strategy } : plan;
+    const plan = attemptReplicatedPlan({ ...request, strategy: inner, work }, replicas);
+    if (!(plan instanceof Infeasible)) return refine(typeof strategy === "string" ? { ...plan, strategy } : plan, work);
     last = plan;
     return null;
   };
   const ranked = choices.length > 1 ? bySpeed(request, choices, attempt) : [];
   const others = choices.filter((choice) => !ranked.includes(choice));
+  const overfull: { plan: Plan; choice: Choice }[] = [];
   for (const choice of [...ranked, ...others]) {
     const plan = attempt(choice, false);
-    if (plan !== null) return { plan, choice };
+    if (plan !== null && lacks(plan, request.devices) === 0) return { plan, choice };
+    if (plan !== null) overfull.push({ plan, choice });
   }
-  throw last.explain();
+  // The planner's own all keep to the budgets, but for that room: then the least counts.
+  const planned = request.planner === "pipelora" && typeof strategy === "string";
+  const runnable = overfull.filter(({ plan }) => plan.problem === null);
+  const [first, ...more] = runnable.length > 0 ? runnable : overfull;
+  if (first === undefined) throw last.explain();
+  const least = (a: Plan, b: Plan) => lacks(a, request.devices) < lacks(b, request.devices);
+  const better = runnable.length > 0 && !planned ? (a: Plan, b: Plan) => speedOf(a) > speedOf(b) : least;
+  return more.reduce((best, other) => (better(other.plan, best.plan) ? other : best), first);
 }
 
-/** Ways from the fastest on. Those that could not beat one already planned, however well they were placed, are left out. */
+/** Ways that fit, from the fastest on. Those that could not beat one already planned, however well they were placed, are left out. */
 function bySpeed<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
@@ -52,24 +71,42 @@ function bySpeed<Choice extends WorkChoice>(
   for (const { choice, most } of bounded.sort((a, b) => b.most - a.most)) {
     if (most < best) break;
     const plan = attempt(choice, true);
-    if (plan === null) continue;
-    const speed = plan.predicted?.tokensPerSecond ?? 0;
-    plans.push({ choice, speed });
-    best = Math.max(best, speed);
+    if (plan === null || lacks(plan, request.devices) > 0) continue;
+    plans.push({ choice, speed: speedOf(plan) });
+    best = Math.max(best, speedOf(plan));
   }
   return plans.sort((a, b) => b.speed - a.speed).map(({ choice }) => choice);
 }
 
-/** What p devices as fast as the fastest could do with loads evenly spread and no links: m S / p, and but for interleaving the fill S − S / p. */
+function speedOf({ predicted }: Plan): number {
+  return predicted?.tokensPerSecond ?? 0;
+}
+
+/** Bytes by which the fullest device is beyond its budget, with the room that arenas have beyond the prediction. */
+function lacks({ devices }: Plan, all: readonly Device[]): number {
+  const kinds = new Map(all.map(({ id, kind }) => [id, kind]));
+  const over = devices.map(({ device, memory }) => takenBytes(memory, kinds.get(device)!) - memory.budget);
+  return Math.max(0, ...over);
+}
+
+/**
+ * What p devices as fast as the fastest could do at most, without links, of m micro-batches that take S on one device. Stage i with
+ * load L_i works m L_i, and before and after that waits for the stages before it: a step takes at least m L_i + L_0 + … + L_(i-1). The
+ * loads that make the largest of these least shrink by (m - 1) / m a stage, and give S / (1 - ((m - 1) / m)^p). Interleaved, m S / p.
+ */
 function mostTokensPerSecond(request: Omit<PlanRequest, "work">, choice: WorkChoice): number {
   const work = choice.work(true);
   const timesOn = layerTimer({ ...request, work });
-  const recomputes = work.checkpointing !== "none";
+  // What a plan may save: recomputed passes but where all blocks must take them, and expansions that a cache makes needless.
+  const recomputes = work.checkpointing === "all" && !offloadsActivations({ ...request, work });
+  const cached = request.weightCache !== "off";
   const totals = request.devices.map((device) =>
-    timesOn(device).reduce((sum, layer) => sum + layerTime(layer, recomputes), 0),
+    timesOn(device).reduce((sum, layer) => sum + layerTime(layer, recomputes, cached), 0),
   );
   const total = Math.min(...totals);
   const depth = Math.max(1, Math.floor(request.devices.length / choice.replicas));
-  const fill = work.schedule === "interleaved" ? 0 : total - total / depth;
-  return (choice.replicas * work.microBatches * work.meanTokens) / ((work.microBatches * total) / depth + fill);
+  const { microBatches, schedule, meanTokens } = work;
+  const shrink = 1 - 1 / microBatches;
+  const step = schedule === "interleaved" ? (microBatches * total) / depth : total / (1 - shrink ** depth);
+  return (choice.replicas * microBatches * meanTokens) / step;
 }

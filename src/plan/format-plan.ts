@@ -29,6 +29,8 @@ export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<stri
             tokens_per_s: plan.predicted.tokensPerSecond,
           },
     replicas: plan.replicas.length,
+    micro_batches: plan.predicted?.microBatches ?? null,
+    micro_batch_tokens: plan.predicted?.microBatchTokens ?? null,
     links,
     planner: plan.planner,
     strategy: plan.strategy,
@@ -54,12 +56,13 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
   ]);
   const lines = [alignTable([head, ...rows])];
   if (plan.predicted !== null) {
-    const { stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
+    const { microBatches, microBatchTokens, stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
     const used = usedDevices(plan);
     const copies = plan.replicas.length > 1 ? `, ${plan.replicas.length} replicas` : "";
     lines.push(
       `${plan.strategy} over ${used} device${used === 1 ? "" : "s"}${copies}: predicted ${stepTimeMs.toFixed(1)} ms a step, ` +
         `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
+      `a step is ${microBatches === 1 ? "one micro-batch" : `${microBatches} micro-batches`} of at most ${microBatchTokens} tokens`,
     );
   }
   for (const line of [cachedLine(plan), hostLine(plan)]) if (line !== null) lines.push(line);

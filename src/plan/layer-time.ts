@@ -1,65 +1,62 @@
-import type { LayerSpec } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
+import { gpuLayerTimes } from "./gpu-time.ts";
 import { type LayerWork, layerWork } from "./layer-work.ts";
-import { deviceRate, memoryRate, OVER_PRODUCTS } from "./rates.ts";
+import { deviceRate } from "./rates.ts";
 import type { MeasuredDevice, PlanRequest, TimePoint } from "./request.ts";
 
-/** Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rate. */
+/** Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rates. */
 export function layerTimer(request: PlanRequest): (device: Device) => LayerWork[] {
   const { measured } = request.rates;
-  const layers = layerWork(request);
   const known = new Map<string, LayerWork[]>();
   return (device) => {
     const own = measured.get(device.id);
-    const key = own === undefined ? `${device.kind} ${device.name}` : JSON.stringify(own);
-    const times =
-      known.get(key) ?? (own === undefined ? assumed(request, layers, device) : timed(request, layers, own));
+    const key = `${device.kind} ${device.name} ${own === undefined ? "" : JSON.stringify(own)}`;
+    const times = known.get(key) ?? timesOf(request, device, own);
     known.set(key, times);
     return times;
   };
 }
 
-function assumed(request: PlanRequest, layers: readonly LayerWork[], device: Device): LayerWork[] {
-  const { work, computeDtype, spec } = request;
-  const rate = deviceRate(device, computeDtype, work.meanTokens);
-  const over = OVER_PRODUCTS[device.kind];
-  const seconds = (flop: number, factor: number, expansion: number) =>
-    flop === 0 ? 0 : (factor * flop) / rate + expansion;
-  return layers.map(({ forward, backward, recompute }, index) => {
-    const expansion = expansionSeconds(request, spec.layers[index]!, device);
-    return {
-      forward: seconds(forward, over.forward, expansion),
-      backward: seconds(backward, over.backward, expansion),
-      recompute: seconds(recompute, over.forward, expansion),
-    };
-  });
+function timesOf(request: PlanRequest, device: Device, measured: MeasuredDevice | undefined): LayerWork[] {
+  const assumed = device.kind === "cuda" ? gpuLayerTimes(request, device) : cpuLayerTimes(request, device);
+  return measured === undefined ? assumed : timed(request, assumed, measured);
 }
 
-/** Of each pass over a block whose weights a GPU holds quantised: codes and scales are read, 16-bit values written. */
-function expansionSeconds({ holding }: PlanRequest, layer: LayerSpec, device: Device): number {
-  const { method } = holding.quantization;
-  if (layer.kind !== "block" || device.kind !== "cuda" || method === "none") return 0;
-  const weights = layer.linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
-  return (weights * (2 + (method === "4bit" ? 0.5 : 1))) / memoryRate(device);
+/** Products alone: a CPU spends little beside them. */
+function cpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
+  const rate = deviceRate(device, request.computeDtype, request.work.meanTokens);
+  return layerWork(request).map(({ forward, backward, recompute }) => ({
+    forward: forward / rate,
+    backward: backward / rate,
+    recompute: recompute / rate,
+    expansion: 0,
+  }));
 }
 
-function timed({ work, spec }: PlanRequest, layers: readonly LayerWork[], measured: MeasuredDevice): LayerWork[] {
+/** `assumed` tells how blocks differ: in their LoRA pairs, their window, and in which run backward. */
+function timed({ work, spec }: PlanRequest, assumed: readonly LayerWork[], measured: MeasuredDevice): LayerWork[] {
   const block = timesAt(measured.block, work.meanTokens);
   const head = timesAt(measured.head, work.meanLabelTokens);
-  const reference = layers[measured.blockLayer]!;
-  return layers.map((layer, index): LayerWork => {
+  const reference = assumed[measured.blockLayer]!;
+  return assumed.map((layer, index): LayerWork => {
     const { kind } = spec.layers[index]!;
-    // Blocks differ in their LoRA pairs and their window; layers below all that learn run forward only.
     if (kind === "block") return scaled(layer, reference, block);
-    if (kind === "head") return { ...head, backward: layer.backward > 0 ? head.backward : 0, recompute: 0 };
-    return { forward: 0, backward: 0, recompute: 0 };
+    if (kind === "head")
+      return { ...head, backward: layer.backward > 0 ? head.backward : 0, recompute: 0, expansion: 0 };
+    return layer;
   });
 }
 
+/** Measured passes expanded their weights. */
 function scaled(layer: LayerWork, reference: LayerWork, times: Omit<TimePoint, "tokens">): LayerWork {
-  const forward = (times.forward * layer.forward) / reference.forward;
-  const backward = reference.backward > 0 ? (times.backward * layer.backward) / reference.backward : 0;
-  return { forward, backward, recompute: layer.recompute > 0 ? forward : 0 };
+  const whole = (pass: number, { expansion }: LayerWork) => (pass > 0 ? pass + expansion : 0);
+  const of = (measured: number, pass: "forward" | "backward") => {
+    const [own, other] = [whole(layer[pass], layer), whole(reference[pass], reference)];
+    return other > 0 ? Math.max(0, (measured * own) / other - (own > 0 ? layer.expansion : 0)) : 0;
+  };
+  const forward = of(times.forward, "forward");
+  const recompute = layer.recompute > 0 ? forward : 0;
+  return { forward, backward: of(times.backward, "backward"), recompute, expansion: layer.expansion };
 }
 
 /** Straight lines between measured points; beyond them the nearest line goes on, never below the nearest point's share. */

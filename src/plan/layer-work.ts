@@ -8,6 +8,8 @@ export interface LayerWork {
   readonly backward: number;
   /** What a block that recomputes goes through again: all but its last product, which nothing on the way back needs. */
   readonly recompute: number;
+  /** Of each of these passes, what a GPU takes to expand the layer's quantised weights first, unless they are kept expanded; 0 on CPUs. */
+  readonly expansion: number;
 }
 
 /**
@@ -33,13 +35,18 @@ export function layerWork(request: PlanRequest): LayerWork[] {
       const attention = 2 * heads * headDim * seen;
       const forward = (weights + attention + adapters) * work.meanTokens;
       const backward = learns ? (weights + 2.5 * attention + 2 * adapters) * work.meanTokens : 0;
-      return { forward, backward, recompute: learns ? forward - last * work.meanTokens : 0 };
+      return { forward, backward, recompute: learns ? forward - last * work.meanTokens : 0, expansion: 0 };
     }
     if (layer.kind === "head") {
       const pass = 2 * hidden * vocab * work.meanLabelTokens;
       const forward = pass + adapters * work.meanLabelTokens;
-      return { forward, backward: lora.length > 0 ? pass + 2 * adapters * work.meanLabelTokens : 0, recompute: 0 };
+      return {
+        forward,
+        backward: lora.length > 0 ? pass + 2 * adapters * work.meanLabelTokens : 0,
+        recompute: 0,
+        expansion: 0,
+      };
     }
-    return { forward: 0, backward: 0, recompute: 0 };
+    return { forward: 0, backward: 0, recompute: 0, expansion: 0 };
   });
 }

@@ -4,7 +4,7 @@ import { blocksOf, PLAIN_KEEPING, segmentLayers } from "./keeping.ts";
 import { layerMemory } from "./layer-memory.ts";
 import { layerTimer } from "./layer-time.ts";
 import { heldActivations } from "./memory.ts";
-import { wholeActivations } from "./range-costs.ts";
+import { forwardTime, wholeActivations } from "./range-costs.ts";
 import { hostLinkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
@@ -55,7 +55,7 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
 function forwardSeconds(request: PlanRequest, device: Device, { firstLayer, lastLayer }: Segment): number {
   return layerTimer(request)(device)
     .slice(firstLayer, lastLayer + 1)
-    .reduce((sum, { forward }) => sum + forward, 0);
+    .reduce((sum, layer) => sum + forwardTime(layer, request.weightCache === "on"), 0);
 }
 
 /** Bytes of the host's memory for one GPU's offloaded activations: GPUs that use it share it alike, embeddings come first. */

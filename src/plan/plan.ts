@@ -57,6 +57,9 @@ export interface Plan {
 }
 
 export interface PlanPrediction {
+  /** Of a step, in each replica, and the most tokens of one. */
+  readonly microBatches: number;
+  readonly microBatchTokens: number;
   readonly stepTimeMs: number;
   /** Parts of it after the last micro-batch: gradients added up over replicas, and the update. */
   readonly sumMs: number;
@@ -298,6 +301,8 @@ function finishPlan(
     })),
     devices: plannedDevices(request, segments, memory, budgets),
     predicted: {
+      microBatches: request.work.microBatches,
+      microBatchTokens: request.work.tokens,
       stepTimeMs: time.step * 1e3,
       sumMs: 0,
       updateMs: time.update * 1e3,

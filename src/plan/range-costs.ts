@@ -43,7 +43,7 @@ export function trueCosts(request: PlanRequest, times: readonly LayerWork[], off
         workspace: Math.max(
           ...parts.map((part) => blockWorkspace(part, recomputes) + (offloading ? onTheWay(part) : 0)),
         ),
-        time: sum(inUnit(times, unit), (part) => layerTime(part, recomputes)),
+        time: sum(inUnit(times, unit), (part) => layerTime(part, recomputes, cached)),
       };
     }),
     boundaryBytes(request),
@@ -67,8 +67,23 @@ export function blockWorkspace({ workspace, recompute }: LayerMemory, recomputes
   return workspace + (recomputes ? recompute : 0);
 }
 
-export function layerTime({ forward, backward, recompute }: LayerWork, recomputes: boolean): number {
-  return forward + backward + (recomputes ? recompute : 0);
+/** Seconds of a micro-batch through a layer, there and back. */
+export function layerTime(layer: LayerWork, recomputes: boolean, cached: boolean): number {
+  return forwardTime(layer, cached) + backwardTime(layer, recomputes, cached);
+}
+
+export function forwardTime({ forward, expansion }: LayerWork, cached: boolean): number {
+  return forward > 0 && !cached ? forward + expansion : forward;
+}
+
+export function backwardTime(
+  { backward, recompute, expansion }: LayerWork,
+  recomputes: boolean,
+  cached: boolean,
+): number {
+  if (backward === 0) return 0;
+  const again = recomputes ? recompute : 0;
+  return backward + again + (cached ? 0 : expansion * (again > 0 ? 2 : 1));
 }
 
 export interface UnitCost {

@@ -1,10 +1,11 @@
 import type { Device } from "./devices.ts";
+import { GPU } from "./gpu-coefficients.ts";
 import type { FloatDtype } from "./held-sizes.ts";
 import { type LinkRate, linkKey, type RateOverrides } from "./request.ts";
 
 /**
  * What products of a transformer reach on a device, FLOP/s in 16 bit, and with float32 inputs; and its memory's bytes/s. Measured
- * where known (H100), else about 0.7 of the dense peak that the vendor states, and the vendor's bandwidth.
+ * where known (H100, H200: 694 alone and hot, 740 in a step, whose short kernels let the card rest), else about 0.7 of the dense peak that the vendor states, and the vendor's bandwidth.
  */
 const GPU_RATES: readonly (readonly [RegExp, number, number, number])[] = [
   [/\bH200|\bGH200/i, 740e12, 280e12, 4.8e12],
@@ -42,22 +43,13 @@ export function hostLinkRate({ name }: Device, sharers: number): number {
   return OWN_HOST.test(name ?? "") ? link : Math.min(link, HOST_MEMORY / sharers);
 }
 
-/**
- * How much longer a pass is than its products at the rate above, without expanding weights: attention, norms, LoRA, and a card at
- * its power limit. With both passes within 8 % of an H100's steps at 1,000 to 8,000 tokens (docs/performance.md).
- */
-export const OVER_PRODUCTS = {
-  cpu: { forward: 1, backward: 1 },
-  cuda: { forward: 1.2, backward: 1.4 },
-} as const;
-
 /** Bytes/s of a GPU's own memory. */
 export function memoryRate({ name }: Device): number {
   return gpuRates(name ?? "")[2];
 }
 
-/** Tokens at which a product reaches half its rate: an H100 does 520 TFLOP/s of its 740 at 512 tokens. */
-const HALF_RATE_TOKENS = { cpu: 16, cuda: 210 } as const;
+/** Tokens at which a product reaches half its rate. */
+const HALF_RATE_TOKENS = { cpu: 16, cuda: GPU.halfRateTokens } as const;
 
 /** FLOP/s of products over `tokens` rows. */
 export function deviceRate(device: Device, dtype: FloatDtype, tokens: number): number {

@@ -40,7 +40,7 @@ export interface Work {
   /** Of a micro-batch on average: what time depends on. */
   readonly meanTokens: number;
   readonly meanLabelTokens: number;
-  /** Tokens of a typical row: attention's cost grows with it. */
+  /** Tokens of the row that a token is in, on average: attention's cost grows with it. */
   readonly rowTokens: number;
   readonly schedule: PipelinePolicy;
   readonly checkpointing: Checkpointing;

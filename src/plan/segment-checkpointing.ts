@@ -1,3 +1,4 @@
+import { takenBytes } from "./arena.ts";
 import { blocksOf, type Keeping } from "./keeping.ts";
 import { predictDeviceMemory } from "./memory.ts";
 import { mostOffloaded } from "./offload.ts";
@@ -33,9 +34,10 @@ export function chooseCheckpointing(
     const { index, device } = segment;
     const blocks = blocksOf(request, segment);
     const start = chosen[index]!;
+    const { kind } = request.devices.find(({ id }) => id === device)!;
     const fits = (offloaded: number, checkpointed: number) => {
       const tried = chosen.with(index, { ...start, offloaded, checkpointed });
-      return predictDeviceMemory(request, segments, tried, device).total <= (budgets.get(device) ?? 0);
+      return takenBytes(predictDeviceMemory(request, segments, tried, device), kind) <= (budgets.get(device) ?? 0);
     };
     const most = mostOffloaded(request, segments, segment);
     const fewest = (offloaded: number) =>

@@ -1,8 +1,10 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import type { Device } from "./devices.ts";
+import { gpuUpdateTime } from "./gpu-time.ts";
 import { type Keeping, segmentLayers } from "./keeping.ts";
 import { layerTimer } from "./layer-time.ts";
 import { isRoundRobin } from "./memory.ts";
+import { backwardTime, forwardTime } from "./range-costs.ts";
 import { linkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
@@ -17,7 +19,7 @@ export interface SegmentTime {
 
 export interface PredictedTime {
   readonly segments: readonly SegmentTime[];
-  /** Seconds of the gradient norm and the update, on the slowest device; 0 where none was measured. */
+  /** Seconds of the gradient norm and the update, on the slowest device; 0 on CPUs where none was measured. */
   readonly update: number;
   /** Seconds of one optimizer step. */
   readonly step: number;
@@ -78,10 +80,11 @@ function segmentTimes(request: PlanRequest, segments: readonly Segment[], keepin
     const messages = neighbours.reduce((sum, other) => sum + messageCompute(device, devices.get(other.device)!), 0);
     let forward = messages;
     let backward = messages;
-    for (const { layer, activations } of segmentLayers(request, segment, keeping[index]!)) {
-      const cost = layers[layer]!;
-      forward += cost.forward;
-      backward += cost.backward + (activations === "recomputed" ? cost.recompute : 0);
+    const kept = keeping[index]!;
+    for (const { layer, block, activations } of segmentLayers(request, segment, kept)) {
+      const cached = block !== null && block < kept.cached;
+      forward += forwardTime(layers[layer]!, cached);
+      backward += backwardTime(layers[layer]!, activations === "recomputed", cached);
     }
     const next = segments[index + 1];
     return {
@@ -100,13 +103,16 @@ function sharedLoads({ devices, rates }: PlanRequest, loads: ReadonlyMap<number,
   });
 }
 
-function updateTime({ spec, lora, rates }: PlanRequest, segments: readonly Segment[]): number {
-  const learning = new Set(lora.map(({ layer }) => layer).filter((layer) => spec.layers[layer]!.kind === "block"));
+function updateTime({ spec, lora, rates, devices }: PlanRequest, segments: readonly Segment[]): number {
   const totals = new Map<number, number>();
-  for (const { device, firstLayer, lastLayer } of segments) {
-    const blocks = [...learning].filter((layer) => firstLayer <= layer && layer <= lastLayer).length;
-    const seconds = (rates.measured.get(device)?.update ?? 0) * blocks;
-    totals.set(device, (totals.get(device) ?? 0) + seconds);
+  for (const { device: id, firstLayer, lastLayer } of segments) {
+    const device = devices.find((one) => one.id === id)!;
+    const own = lora.filter(({ layer }) => firstLayer <= layer && layer <= lastLayer);
+    const measured = rates.measured.get(id)?.update;
+    const blocks = new Set(own.map(({ layer }) => layer).filter((layer) => spec.layers[layer]!.kind === "block")).size;
+    const parameters = own.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0);
+    const assumed = device.kind === "cuda" ? gpuUpdateTime(device, parameters) : 0;
+    totals.set(id, (totals.get(id) ?? 0) + (measured === undefined ? assumed : measured * blocks));
   }
   return Math.max(...totals.values());
 }

@@ -1,5 +1,4 @@
-import { arenaBytes } from "./arena.ts";
-import type { Device } from "./devices.ts";
+import { takenBytes } from "./arena.ts";
 import { blocksOf, type Keeping } from "./keeping.ts";
 import { predictDeviceMemory } from "./memory.ts";
 import type { PlanRequest } from "./request.ts";
@@ -39,7 +38,8 @@ export function chooseCachedBlocks(
     };
     const fits = (blocks: number) => {
       deal(blocks);
-      return bytesOn(device, request, segments, chosen) <= (budgets.get(device.id) ?? 0);
+      const memory = predictDeviceMemory(request, segments, chosen, device.id);
+      return takenBytes(memory, device.kind) <= (budgets.get(device.id) ?? 0);
     };
     // With the last block cached the room to expand in goes: all may fit where one fewer does not.
     if (total === 0 || fits(total)) continue;
@@ -53,15 +53,4 @@ export function chooseCachedBlocks(
     deal(low);
   }
   return chosen;
-}
-
-function bytesOn(
-  device: Device,
-  request: PlanRequest,
-  segments: readonly Segment[],
-  keeping: readonly Keeping[],
-): number {
-  const memory = predictDeviceMemory(request, segments, keeping, device.id);
-  // A full device must hold the whole arena, its margin too.
-  return memory.total - memory.activations - memory.workspace + arenaBytes(memory, device.kind);
 }

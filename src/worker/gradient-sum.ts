@@ -73,7 +73,7 @@ export async function sumGradients(
 
 /** The same without leaving device memory, over a communicator of the replicas. */
 async function sumOnDevice(engine: Engine, group: NcclGroup, { ranks, position }: ReplicaGroup): Promise<number> {
-  const count = engine.gradientCount();
+  const count = await engine.gradientCount();
   const shares = sharesOf(count, ranks.length);
   const own = shares[position]!.size;
   const [values, parts, sum] = [count, own * ranks.length, own].map((floats) => group.place(FLOAT * floats)) as [

@@ -41,7 +41,7 @@ export async function prepareRank(
   const spec = await readModelSpec(request.modelDir);
   const checkpoint = await openCheckpoint(request.modelDir);
   await checkFingerprint(checkpoint, request.modelFingerprint);
-  const engine = new addon.Engine({
+  const engine = await addon.openEngine({
     device,
     threads: request.threads,
     computeDtype: request.computeDtype as ComputeDtype,
@@ -56,12 +56,12 @@ export async function prepareRank(
     for (const segment of request.segments) {
       if (segment.rank !== rank) continue;
       const { description, weights } = describeSegment(spec, segment, pairs);
-      const number = engine.addSegment(description);
+      const number = await engine.addSegment(description);
       engineSegment.set(segment.index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
     await loadWeights(engine, checkpoint, spec, wanted, request);
-    const held = engine.loraNames();
+    const held = await engine.loraNames();
     await initialiseLora(engine, held, pairs, request);
     return {
       engine,

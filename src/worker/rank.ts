@@ -256,7 +256,7 @@ export class Rank {
 
   async #exportLora(request: number, parts: readonly LoraPart[]): Promise<Reply> {
     const { engine } = this.#ready();
-    for (const module of engine.loraNames()) {
+    for (const module of await engine.loraNames()) {
       for (const part of parts) {
         for (const matrix of ["A", "B"] as const) {
           const values = bytesOf(await engine.getLora(module, matrix, part));

@@ -22,6 +22,8 @@ function flags(name, output, more) {
     ...["--model", join(run, "model"), "--dataset", join(run, "data.jsonl"), "--adapter", join(run, "adapter_init")],
     ...["--output-dir", output, "--train-sampling-strategy", expected.sequential ? "sequential" : "random"],
     ...[...args, "--compute-dtype", "float32", "--torch-dtype", "float32", "--log-level", "warn", "--json", ...more],
+    // One worker and two are cut alike.
+    "--deterministic-batches",
   ];
 }
 

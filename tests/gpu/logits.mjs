@@ -12,7 +12,7 @@ const ids = JSON.parse(list);
 const spec = await readModelSpec(modelDir);
 const adapter = await openAdapter(adapterDir);
 const { targets } = resolveLoraTargets(spec, adapter.settings);
-const engine = new (loadEngine().Engine)({
+const engine = await loadEngine().openEngine({
   device,
   threads: 2,
   computeDtype: "float32",
@@ -30,7 +30,7 @@ const whole = {
 };
 const pairs = new Map(targets.map((target) => [target.name, target]));
 const { description, weights } = describeSegment(spec, { ...whole, needsInputGrad: false, needsBackward: true }, pairs);
-engine.addSegment(description);
+await engine.addSegment(description);
 const checkpoint = await openCheckpoint(modelDir);
 for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), "float32");
 const pair = adapterPairs(adapter, targets);

@@ -56,7 +56,7 @@ function deferred() {
   return { promise, resolve };
 }
 
-const engine = new addon.Engine({
+const engine = await addon.openEngine({
   device,
   threads: 1,
   computeDtype: "float32",

@@ -39,7 +39,7 @@ for (const { name, hold, loss: closeLoss, rest } of [
     await engine.backward(0, 0, null, 1);
     const gradients = await openSafetensors(join(folder, "first_grads.safetensors"));
     const squares = await engine.gradSquares();
-    for (const [index, module] of engine.loraNames().entries()) {
+    for (const [index, module] of (await engine.loraNames()).entries()) {
       for (const [offset, matrix] of (["A", "B"] as const).entries()) {
         const name = [...gradients.tensors.keys()].find((key) => key.includes(`${module}.lora_${matrix}.`))!;
         const expected = await readFloat32(gradients.tensors.get(name)!);

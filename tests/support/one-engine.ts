@@ -20,7 +20,7 @@ export async function wholeModel(
   const spec = await readModelSpec(modelDir);
   const adapter = adapterDir === null ? null : await openAdapter(adapterDir);
   const targets = adapter === null ? [] : resolveLoraTargets(spec, adapter.settings).targets;
-  const engine = new (loadEngine().Engine)({
+  const engine = await loadEngine().openEngine({
     device: "cpu",
     threads: 1,
     computeDtype: "float32",
@@ -43,7 +43,7 @@ export async function wholeModel(
     whole,
     new Map(targets.map((target) => [target.name, { ...target, module: target.name }])),
   );
-  engine.addSegment(description);
+  await engine.addSegment(description);
   const checkpoint = await openCheckpoint(modelDir);
   const quantized = new Set(hold === null ? [] : blockLinears(spec).map(({ name }) => `${name}.weight`));
   for (const name of weights) {

@@ -45,7 +45,7 @@ export const placementOptions = {
     "Placement",
     TRAINS,
     optional(positive),
-    "Most tokens of a micro-batch; none: chosen from the batch, under fastest also by the placement.",
+    "Most tokens of a micro-batch; none: GPUs take the predicted fastest that fits, CPU workers one that depends on the batch alone.",
   ),
   calibrate: option(
     "string",
@@ -60,6 +60,6 @@ export const placementOptions = {
     "Placement",
     TRAINS,
     flag(),
-    "Cut steps alike whatever the placement, also under fastest: the same bits on any number of workers.",
+    "Cut steps alike whatever the placement: the same bits on any number of GPUs, and of workers under fastest.",
   ),
 };

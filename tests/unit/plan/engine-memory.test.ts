@@ -39,7 +39,7 @@ async function measure(planned: PlanRequest, inFlight: number): Promise<ReturnTy
   await file.truncate(Math.max(...spec.tensors.map(({ shape }) => elementCount(shape))) * 4);
   await file.close();
   const arenaBytes = Math.ceil((memory.activations + memory.workspace) * 1.1);
-  const engine = new addon!.Engine({
+  const engine = await addon!.openEngine({
     device: "cpu",
     threads: 2,
     computeDtype: planned.computeDtype,
@@ -51,8 +51,8 @@ async function measure(planned: PlanRequest, inFlight: number): Promise<ReturnTy
     const blocks = spec.layers.filter((layer) => layer.kind === "block");
     const linears = new Set(blocks.flatMap((block) => block.linears.map((linear) => `${linear.name}.weight`)));
     const { description } = describeSegment(spec, plan.segments[0]!, pairs);
-    engine.addSegment(description);
-    for (const name of engine.missingWeights(0)) {
+    await engine.addSegment(description);
+    for (const name of await engine.missingWeights(0)) {
       const { shape } = spec.tensors.find((tensor) => tensor.name === name)!;
       const bytes = elementCount(shape) * dtypeBytes("float32");
       const holdAs = linears.has(name) ? holdOf(planned.holding) : planned.holding.dtype;

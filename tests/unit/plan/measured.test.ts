@@ -3,9 +3,12 @@ import { test } from "node:test";
 import fc from "fast-check";
 import {
   attemptReplicatedPlan,
+  countsNear,
+  countsToTry,
   fastestPlan,
   linkKey,
   type MeasuredDevice,
+  MOST_TOKENS,
   makePlan,
   type RateOverrides,
   stepsUpTo,
@@ -106,4 +109,13 @@ test("numbers worth a try reach from 1 to the most", () => {
   assert.deepEqual(stepsUpTo(1), [1]);
   assert.deepEqual(stepsUpTo(8), [1, 2, 3, 4, 6, 8]);
   assert.deepEqual(stepsUpTo(10), [1, 2, 3, 4, 6, 8, 10]);
+  assert.deepEqual(countsToTry(5, 5000), [1, 2, 3, 4, 5]);
+  assert.deepEqual(countsToTry(5, 4 * MOST_TOKENS), [4, 5]);
+  assert.deepEqual(countsToTry(2, 9 * MOST_TOKENS), [2]);
+  assert.deepEqual(countsToTry(80, 80), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80]);
+  assert.deepEqual(countsToTry(80, 5 * MOST_TOKENS).slice(0, 3), [5, 6, 8]);
+  // The second look goes through what lies between the neighbours, not all of it where that is much.
+  assert.deepEqual(countsNear(6, 80, 80), [5, 7]);
+  assert.ok(countsNear(64, 80, 80).every((count) => count > 48 && count < 80 && count !== 64));
+  assert.deepEqual(countsNear(3, 5, 50), []);
 });

@@ -23,6 +23,11 @@ const CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
     ...{ num_hidden_layers: 24, num_attention_heads: 14, num_key_value_heads: 2, vocab_size: 151936 },
     ...{ tie_word_embeddings: true, torch_dtype: "bfloat16" },
   },
+  "qwen2.5-7b": {
+    ...{ model_type: "qwen2", architectures: ["Qwen2ForCausalLM"], hidden_size: 3584, intermediate_size: 18944 },
+    ...{ num_hidden_layers: 28, num_attention_heads: 28, num_key_value_heads: 4, vocab_size: 152064 },
+    ...{ tie_word_embeddings: false, torch_dtype: "bfloat16" },
+  },
   "qwen2.5-14b": {
     ...{ model_type: "qwen2", architectures: ["Qwen2ForCausalLM"], hidden_size: 5120, intermediate_size: 13824 },
     ...{ num_hidden_layers: 48, num_attention_heads: 40, num_key_value_heads: 8, vocab_size: 152064 },

@@ -62,7 +62,7 @@ test("over a communicator the same bits come out, and no value leaves the engine
   const engines = await Promise.all(
     [0, 1, 2].map(() => wholeModel(join(folder, "model"), join(folder, "adapter_init"))),
   );
-  const count = engines[0]!.gradientCount();
+  const count = await engines[0]!.gradientCount();
   const own = engines.map(() =>
     Float32Array.from({ length: count }, () => (Math.random() - 0.5) * 10 ** (12 * Math.random() - 6)),
   );

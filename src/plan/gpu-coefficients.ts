@@ -1,0 +1,32 @@
+/**
+ * Every number of the GPU time model that is measured and not counted, but for the cards' own rates (rates.ts): what a step's products
+ * reach, and the memory's bandwidth. gpu-time.ts puts them together.
+ *
+ * To calibrate anew, say after kernels changed: measure the rows of tests/unit/plan/assumed-times.test.ts on a hot card and put their
+ * tokens/s there; set these by the formulas below, from top to bottom. The test prints predicted beside measured when run with
+ * PIPELORA_SHOW=1, and holds every row to 5 %.
+ */
+export const GPU = {
+  /**
+   * Tokens at which a product reaches half its card's rate. From a block's eight products run hot at two numbers of tokens a < b at
+   * rates A and B: a b (B − A) / (A b − B a). An H200: 636 TFLOP/s at 1,120 and 672 at 3,072.
+   */
+  halfRateTokens: 103,
+  /**
+   * Share of the card's rate that LoRA's own products reach: inner vectors, and back the gradients of A, B and x. From
+   * steps of ranks r < R, everything else alike: 2 T (R − r) Σ (3 in + 2 out) / (seconds at R − seconds at r) / the card's rate.
+   */
+  loraShare: 0.0335,
+  /** Tokens of a row at which attention reaches half its rate, and its shares of the card's rate forward and back, from the profiler at rows of 2,048 and 8,192. */
+  attentionHalfRow: 700,
+  attentionForwardShare: 0.78,
+  attentionBackwardShare: 0.56,
+  /** Share of the memory's bandwidth that kernels reach which only move bytes: expansion of weights, norms, rotary, SwiGLU, LoRA's reads. */
+  memoryShare: 0.82,
+  /** Bytes a logit that cross entropy moves: written by the product, read for its statistics, turned into its gradient in place, read by the product back. */
+  logitBytes: 16,
+  /** Seconds a pass over a block of what no other term counts: launches and tails of some 25 kernels. */
+  blockPass: 60e-6,
+  /** Bytes a LoRA parameter that a step's end moves: the gradient's norm, AdamW, and zeroes for the next step. */
+  updateBytes: 40,
+} as const;

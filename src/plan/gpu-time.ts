@@ -1,0 +1,157 @@
+import { dtypeBytes } from "../common/dtype.ts";
+import type { LoraTarget } from "../models/lora-targets.ts";
+import type { BlockLayer } from "../models/spec.ts";
+import type { Device } from "./devices.ts";
+import { GPU } from "./gpu-coefficients.ts";
+import { blockProducts, type GpuProduct, headProduct, sum, tailColumns } from "./gpu-products.ts";
+import { isExpanded } from "./gpu-weights.ts";
+import { lowestTrainable, pairsByLayer } from "./layer-memory.ts";
+import type { LayerWork } from "./layer-work.ts";
+import { deviceRate, memoryRate } from "./rates.ts";
+import type { PlanRequest } from "./request.ts";
+
+/**
+ * Seconds of every layer for one micro-batch on a GPU, T tokens of it: a sum of what each kernel computes or moves, at the rates
+ * of its kind (gpu-coefficients.ts).
+ *
+ * - products, 2 T in out a pass, forward with LoRA's inner vectors as further columns of the input;
+ * - LoRA's own: inner vectors forward, 2 T r in; back the inner vectors' gradients, those of A and B, and the part of the input's, 4 T r (in + out);
+ * - causal attention over rows of n tokens, 2 T n H E forward, 2.5 times that back;
+ * - bytes: quantised weights expanded once a pass, what norms, rotary and SwiGLU read and write, LoRA's reads of the input and the
+ *   gradient, q, k, v and their gradients through attention;
+ * - the head's two products over the label tokens, and its logits.
+ *
+ * A block that recomputes goes through its forward pass again but for the last product, which nothing on the way back needs.
+ */
+export function gpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
+  const { spec, lora } = request;
+  const pairs = pairsByLayer(lora, spec.layers.length);
+  const lowest = lowestTrainable(lora);
+  return spec.layers.map((layer, index): LayerWork => {
+    if (layer.kind === "block") return blockTime(request, device, layer, pairs[index]!, index >= lowest);
+    if (layer.kind === "head") return headTime(request, device, pairs[index]![0] ?? null);
+    return NO_TIME;
+  });
+}
+
+const NO_TIME: LayerWork = { forward: 0, backward: 0, recompute: 0, expansion: 0 };
+
+function blockTime(
+  request: PlanRequest,
+  device: Device,
+  block: BlockLayer,
+  pairs: readonly LoraTarget[],
+  learns: boolean,
+): LayerWork {
+  const { work, holding, computeDtype } = request;
+  const tokens = work.meanTokens;
+  const { qkv, o, gateUp, down } = blockProducts(block, pairs, holding);
+  const products = [qkv, o, gateUp, down];
+  const rate = deviceRate(device, computeDtype, tokens);
+  const expansion = sum(
+    products
+      .filter((product) => isExpanded(product, holding, computeDtype))
+      .map((product) => expansionBytes(request, product) / bytesRate(device)),
+  );
+  const attention = attentionTime(request, device, block);
+  const forwardOf = (product: GpuProduct) =>
+    (2 * tokens * (product.in + tailColumns(product)) * product.out) / rate +
+    loraTime(request, device, product, "forward");
+  const backwardOf = (product: GpuProduct) =>
+    (2 * tokens * product.in * product.out) / rate + loraTime(request, device, product, "backward");
+  const moved = elementwiseBytes(request);
+  const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
+  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward);
+  if (!learns) return { forward, backward: 0, recompute: 0, expansion };
+  return {
+    forward,
+    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward),
+    recompute: forward - forwardOf(down),
+    expansion,
+  };
+}
+
+/** Of one pass over the product's weight: codes and scales are read, values of the compute dtype written. */
+function expansionBytes({ holding, computeDtype }: PlanRequest, { in: input, out, quantized }: GpuProduct): number {
+  const { method } = holding.quantization;
+  const held = quantized ? (method === "4bit" ? 0.5 : 1) : dtypeBytes(holding.dtype);
+  return input * out * (held + dtypeBytes(computeDtype));
+}
+
+function loraTime(
+  { work, computeDtype }: PlanRequest,
+  device: Device,
+  { in: input, out, partRows, ranks }: GpuProduct,
+  pass: "forward" | "backward",
+): number {
+  const total = sum(ranks);
+  if (total === 0) return 0;
+  const tokens = work.meanTokens;
+  const rate = GPU.loraShare * deviceRate(device, computeDtype, tokens);
+  const outputs = sum(ranks.map((rank, part) => rank * partRows[part]!));
+  const flop = pass === "forward" ? 2 * total * input : 4 * (total * input + outputs);
+  const bytes = dtypeBytes(computeDtype) * (pass === "forward" ? input : input + out);
+  return tokens * (flop / rate + bytes / bytesRate(device));
+}
+
+function attentionTime(
+  { spec, work, computeDtype }: PlanRequest,
+  device: Device,
+  { slidingWindow }: BlockLayer,
+): { readonly forward: number; readonly backward: number } {
+  const { heads, kvHeads, headDim } = spec.shape;
+  const tokens = work.meanTokens;
+  const seen = Math.min(work.rowTokens, slidingWindow ?? Number.POSITIVE_INFINITY);
+  // A row of n tokens runs at n / (n + half) of the rate: as long as one of n + half at all of it.
+  const flop = 2 * tokens * (seen + GPU.attentionHalfRow) * heads * headDim;
+  const rate = deviceRate(device, computeDtype, tokens);
+  // q, k, v and the output; back those again with the output's gradient, and theirs.
+  const bytes = tokens * dtypeBytes(computeDtype) * (2 * heads + 2 * kvHeads) * headDim;
+  return {
+    forward: flop / (GPU.attentionForwardShare * rate) + bytes / bytesRate(device),
+    backward: (2.5 * flop) / (GPU.attentionBackwardShare * rate) + (2 * bytes) / bytesRate(device),
+  };
+}
+
+/**
+ * A token's values that kernels between the products read and write. Forward: two norms (2 D, and 4 D with the residual), the sum
+ * behind down (2 D), q and k turned in place, SwiGLU (3 F). Back: the norms' gradients with the residual's (12 D), SwiGLU's (6 F).
+ */
+function elementwiseBytes({ spec, computeDtype }: PlanRequest): {
+  readonly forward: number;
+  readonly backward: number;
+} {
+  const { hidden, heads, kvHeads, headDim, ffn } = spec.shape;
+  const float = dtypeBytes(computeDtype);
+  return {
+    forward: float * (8 * hidden + 2 * (heads + kvHeads) * headDim + 3 * ffn),
+    backward: float * (12 * hidden + 6 * ffn),
+  };
+}
+
+function headTime(request: PlanRequest, device: Device, pair: LoraTarget | null): LayerWork {
+  const { spec, work, computeDtype, lora } = request;
+  const { hidden, vocab } = spec.shape;
+  const labels = work.meanLabelTokens;
+  if (labels === 0) return NO_TIME;
+  const product = headProduct(hidden, vocab, pair);
+  // Its products run in chunks of label tokens, of some hundred rows and more.
+  const pass = (2 * labels * hidden * vocab) / deviceRate(device, computeDtype, Math.max(labels, 512));
+  const logits = (labels * vocab * GPU.logitBytes) / 2 / bytesRate(device);
+  const of = (way: "forward" | "backward") => (loraTime(request, device, product, way) * labels) / work.meanTokens;
+  return {
+    forward: pass + logits + of("forward"),
+    backward: lora.length > 0 ? pass + logits + of("backward") : 0,
+    recompute: 0,
+    expansion: 0,
+  };
+}
+
+/** Seconds of the gradient norm and the update of pairs that hold so many parameters, once a step. */
+export function gpuUpdateTime(device: Device, parameters: number): number {
+  return (parameters * GPU.updateBytes) / bytesRate(device);
+}
+
+function bytesRate(device: Device): number {
+  return GPU.memoryShare * memoryRate(device);
+}

@@ -1,0 +1,228 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import fc from "fast-check";
+import { PipeloraError } from "../../../src/common/errors.ts";
+import { defaultConfig } from "../../../src/config/load.ts";
+import type { Config } from "../../../src/config/options.ts";
+import type { ModelSetup } from "../../../src/coordinator/model-setup.ts";
+import { type ChosenPlan, planFor } from "../../../src/coordinator/planning.ts";
+import { evaluationOf, type TrainingData } from "../../../src/coordinator/training-data.ts";
+import { fullRowsWorkload, trainingWorkload, type Workload } from "../../../src/coordinator/workload.ts";
+import { Dataset } from "../../../src/data/dataset.ts";
+import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
+import { TrainingOrder } from "../../../src/data/order.ts";
+import { trainingStep } from "../../../src/data/steps.ts";
+import { takenBytes } from "../../../src/plan/arena.ts";
+import { type Device, MOST_TOKENS, NO_OVERRIDES } from "../../../src/plan/index.ts";
+import { cpus, everyLinear, GIB, gpus, model, NF4 } from "../plan/models.ts";
+
+function setup(name: string, r: number, quantised: boolean): ModelSetup {
+  const spec = model(name);
+  const targets = everyLinear(spec, r);
+  return {
+    ...{ name, dir: "/nowhere", spec, checkpoint: null, adapter: null, holdDtype: "bfloat16", packed: new Map() },
+    lora: { targets } as unknown as ModelSetup["lora"],
+    quantization: quantised
+      ? ({ settings: NF4.quantization, skipped: [] } as unknown as ModelSetup["quantization"])
+      : null,
+    warnings: [],
+  };
+}
+
+function settings(changes: Partial<Config>): Config {
+  return { ...defaultConfig(), ...changes };
+}
+
+function planned(
+  config: Config,
+  made: ModelSetup,
+  devices: readonly Device[],
+  workload?: Workload,
+): Promise<ChosenPlan> {
+  return planFor(config, made, devices, workload ?? fullRowsWorkload(config), NO_OVERRIDES);
+}
+
+async function ifItFits(plan: Promise<ChosenPlan>): Promise<ChosenPlan | null> {
+  try {
+    return await plan;
+  } catch (error) {
+    if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
+    throw error;
+  }
+}
+
+/** On GPUs, arenas counted as they are allocated. */
+function staysWithin({ plan }: ChosenPlan): boolean {
+  return plan.devices.every(({ memory }) => takenBytes(memory, "cuda") <= memory.budget);
+}
+
+const speed = ({ plan }: ChosenPlan) => plan.predicted!.tokensPerSecond;
+const batches = ({ cut }: ChosenPlan) => cut.work(false).microBatches;
+
+test("on GPUs no --micro-batch-tokens that fits is predicted faster than the default", async () => {
+  const seen = { several: 0, one: 0, fitting: 0 };
+  await fc.assert(
+    fc.asyncProperty(
+      fc.record({
+        name: fc.constantFrom("qwen2.5-0.5b", "qwen2.5-7b", "llama-3-8b"),
+        r: fc.constantFrom(1, 8, 64, 256),
+        quantised: fc.boolean(),
+        count: fc.constantFrom(1, 1, 2, 3, 4),
+        memory: fc.constantFrom(10, 16, 24, 48, 140),
+        rows: fc.integer({ min: 1, max: 24 }),
+        rowTokens: fc.constantFrom(64, 384, 1000, 4096),
+        device_map: fc.constantFrom(
+          "auto" as const,
+          "balanced" as const,
+          "balanced_low_0" as const,
+          "sequential" as const,
+          "fastest" as const,
+        ),
+        gradient_checkpointing: fc.constantFrom(true, false, "auto" as const),
+        weight_cache: fc.constantFrom("off" as const, "auto" as const),
+        schedule: fc.constantFrom("1f1b" as const, "gpipe" as const, "sequential" as const),
+      }),
+      async ({ name, r, quantised, count, memory, rows, rowTokens, ...config }) => {
+        const sizes = { max_length: rowTokens, per_device_train_batch_size: rows, gradient_accumulation_steps: 1 };
+        const asked = {
+          ...config,
+          ...sizes,
+          replicas: 1,
+          weight_cache: quantised ? config.weight_cache : ("off" as const),
+        };
+        const made = setup(name, r, quantised);
+        const devices = gpus(count, memory * GIB, "NVIDIA H200");
+        const chosen = await ifItFits(planned(settings(asked), made, devices));
+        const before = seen.fitting;
+        for (let perBatch = 1; perBatch <= rows; perBatch++) {
+          const explicit = { ...asked, micro_batch_tokens: perBatch * rowTokens };
+          const other = await ifItFits(planned(settings(explicit), made, devices));
+          if (other === null || !staysWithin(other)) continue;
+          assert.ok(chosen !== null, "the default fits nowhere");
+          const gain = speed(other) / speed(chosen) - 1;
+          // Micro-batches beyond the most that is tried gain next to nothing.
+          assert.ok(
+            gain < (perBatch * rowTokens > MOST_TOKENS ? 0.01 : 0.001),
+            `${perBatch} rows of ${rows} at a time are ${gain * 100} % faster than ${batches(chosen)} pieces`,
+          );
+          seen.fitting++;
+        }
+        if (seen.fitting > before) assert.ok(staysWithin(chosen!), "the default takes more than there is");
+        if (chosen !== null) seen[batches(chosen) > 1 ? "several" : "one"]++;
+      },
+    ),
+    { numRuns: 40, seed: 15 },
+  );
+  assert.ok(seen.one > 5 && seen.several > 5 && seen.fitting > 100, JSON.stringify(seen));
+});
+
+test("one GPU takes a step whole where it fits, `auto` as `fastest`, and the fewest pieces where it does not", async () => {
+  const sizes = { max_length: 384, per_device_train_batch_size: 8, gradient_accumulation_steps: 1 };
+  const made = setup("qwen2.5-7b", 8, true);
+  for (const device_map of ["auto", "fastest", "balanced", "balanced_low_0", "sequential", { "": 0 }] as const) {
+    const whole = await planned(settings({ ...sizes, device_map }), made, gpus(1, 140e9, "NVIDIA H200"));
+    assert.equal(batches(whole), 1, String(device_map));
+  }
+  const long = { ...sizes, max_length: 4096, device_map: "auto" as const };
+  const tight = await planned(settings(long), made, gpus(1, 26 * GIB, "NVIDIA H200"));
+  const fewest = batches(tight);
+  assert.ok(fewest > 1);
+  const rowsHeld = Math.ceil(8 / fewest) + 1;
+  const larger = settings({ ...long, micro_batch_tokens: rowsHeld * 4096 });
+  assert.equal(await ifItFits(planned(larger, made, gpus(1, 26 * GIB, "NVIDIA H200"))), null);
+});
+
+test("what a GPU's engine does not compute is refused before a plan is made", async () => {
+  const made = setup("qwen2.5-0.5b", 8, false);
+  const wide = { ...made, spec: { ...made.spec, shape: { ...made.spec.shape, headDim: 320 } } };
+  await assert.rejects(planned(settings({}), wide, gpus(1)), { code: "PL_MODEL_UNSUPPORTED" });
+  assert.ok(await planned(settings({}), wide, cpus(1)));
+});
+
+test("a map of one's own is cut as it fits", async () => {
+  const sizes = { max_length: 4096, per_device_train_batch_size: 16, gradient_accumulation_steps: 1 };
+  const device_map = { "": 0 };
+  const small = await planned(settings({ ...sizes, device_map }), setup("qwen2.5-7b", 8, true), gpus(1, 26 * GIB));
+  assert.equal(small.plan.problem, null);
+  assert.ok(staysWithin(small));
+});
+
+test("--deterministic-batches, and CPU workers, are cut alike on any number of devices", async () => {
+  const sizes = { max_length: 384, per_device_train_batch_size: 16, gradient_accumulation_steps: 1 };
+  const made = setup("qwen2.5-0.5b", 8, false);
+  const of = (devices: Device[], changes: Partial<Config>) =>
+    Promise.all(
+      [1, 2, 4].map(async (count) =>
+        batches(await planned(settings({ ...sizes, ...changes }), made, devices.slice(0, count))),
+      ),
+    );
+  for (const counts of [await of(gpus(4), { deterministic_batches: true }), await of(cpus(4), {})]) {
+    assert.equal(new Set(counts).size, 1, counts.join());
+  }
+});
+
+/** Rows of these lengths, every token but each row's first a label. */
+function rowsOf(lengths: readonly number[]): Dataset {
+  const offsets = [0];
+  for (const length of lengths) offsets.push(offsets.at(-1)! + length);
+  const total = offsets.at(-1)!;
+  return new Dataset(
+    Int32Array.from({ length: total }, (_, i) => i % 97),
+    Int32Array.from({ length: total }, (_, i) => i % 89),
+    offsets,
+    0,
+  );
+}
+
+function data(lengths: readonly number[], batchSize: number, evaluation: Dataset | null = null): TrainingData {
+  const order = new TrainingOrder({
+    ...{ rows: lengths.length, strategy: "random", seed: 15, batchSize, accumulation: 1, replicas: 1 },
+    ...{ dropLast: false, epochs: 1, maxSteps: -1 },
+  });
+  return { train: rowsOf(lengths), evaluation, order };
+}
+
+test("a run that was cut before stays so on other devices as long as it fits", async () => {
+  const config = settings({ device_map: "auto", per_device_train_batch_size: 16 });
+  const made = setup("qwen2.5-7b", 8, true);
+  const workload = trainingWorkload(config, data(new Array<number>(64).fill(384), 16));
+  const four = await planned(config, made, gpus(4), workload);
+  const one = await planned(config, made, gpus(1), workload);
+  assert.ok(batches(four) > batches(one));
+  const again = await planned(config, made, gpus(1), { ...workload, previous: four.cut });
+  assert.deepEqual(again.cut.size, four.cut.size);
+  const tiny = await planned(config, made, gpus(1, 8 * GIB), { ...workload, previous: one.cut });
+  assert.ok(batches(tiny) >= batches(one));
+});
+
+test("a cut changes neither rows nor labels nor weights", () => {
+  const lengths = [5, 31, 2, 17, 9, 9, 40, 3, 1, 12];
+  const training = data(lengths, 10);
+  const { rows } = trainingStep(training.train, training.order.step(1), "step-token-mean");
+  const flat = rows.flat();
+  const whole = packMicroBatches([flat]);
+  for (let count = 1; count <= flat.length; count++) {
+    const cut = packMicroBatches(cutMicroBatches(flat, { count }));
+    for (const key of ["rowTokens", "rowIds", "tokens", "targets", "weights"] as const) {
+      assert.deepEqual(cut[key], whole[key], `${key} in ${count}`);
+    }
+  }
+});
+
+test("evaluation is cut to what memory was planned for, its longest row included", () => {
+  const held = rowsOf(new Array<number>(50).fill(100).concat([700]));
+  const config = settings({ per_device_train_batch_size: 4 });
+  const training = data(new Array<number>(16).fill(100), 4, held);
+  const cut = trainingWorkload(config, training).fixed(gpus(1));
+  const { tokens } = cut.work(false);
+  assert.ok(tokens >= 700);
+  const { batches: packed } = evaluationOf(held, 8, tokens, 1);
+  for (const { batchRows, rowTokens } of packed) {
+    let row = 0;
+    for (const rows of batchRows) {
+      const own = rowTokens.subarray(row, row + rows).reduce((sum, length) => sum + length, 0);
+      assert.ok(own <= tokens, `${own} tokens of ${tokens}`);
+      row += rows;
+    }
+  }
+});
