@@ -33,7 +33,7 @@ export function gpuBlockWork(
   const { o, gateUp, down } = products;
   const [q, kv] = [heads * headDim, kvHeads * headDim];
   const keptRow = float * (q + 2 * kv + q + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * heads;
-  const forward = float * (ffn + tailColumns(down)) * tokens + innerScratch(down, down.in, tokens);
+  const forward = float * (ffn + tailColumns(down)) * tokens + forwardWork(down, float, tokens);
   const integers = eightBit ? integerWork(gateUp, float, tokens) : 0;
   const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
   const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
@@ -67,11 +67,36 @@ function integerWork(product: GpuProduct, float: number, tokens: number): number
   return input + codes + outlierLists + FLOAT32 * roundUp(product.out, 4) * tokens;
 }
 
+/** LoRA's inner vectors (CudaOps::make_inner): partial sums, or what products of their own take. */
+function forwardWork(product: GpuProduct, float: number, tokens: number): number {
+  if (!runsAsProducts(product)) return innerScratch(product, product.in, tokens);
+  const dropped = product.dropout ? roundUp(product.in, 64) * tokens : 0;
+  return float * (dropped + sum(product.ranks) * roundUp(product.in, 64));
+}
+
+/** native/ops/cuda/lora.h: lora_runs_as_products. */
+function runsAsProducts({ ranks }: GpuProduct): boolean {
+  return ranks.some((rank) => rank > MOST_FUSED_RANK);
+}
+const MOST_FUSED_RANK = 16;
+
+/**
+ * Where LoRA's products back run through cuBLASLt (cuda_ops_lora.cpp): inner vectors or their gradients in the compute dtype, and
+ * beside them B of the widest part, or A of all parts and what dropout leaves of the input, or the part of its gradient.
+ */
+function productsBackWork({ ranks, partRows, in: input, dropout }: GpuProduct, float: number, tokens: number): number {
+  const rounded = roundUp(sum(ranks), 64) * tokens;
+  const b = Math.max(...ranks.map((rank, part) => rank * roundUp(partRows[part]!, 64)));
+  const a = (sum(ranks) + (dropout ? tokens : 0)) * roundUp(input, 64);
+  return float * (rounded + Math.max(a, b));
+}
+
 /** A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, or the gradient that LoRA's columns widen. */
 function backwardWork(product: GpuProduct, float: number, tokens: number): number {
   const { ranks, partRows, in: input, out, dropout } = product;
   if (sum(ranks) === 0) return 0;
   const wide = !dropout && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
+  if (runsAsProducts(product)) return Math.max(wide, productsBackWork(product, float, tokens));
   const ofPart = (part: number) => partRows[part]!;
   const single = float === FLOAT32;
   const aGrad = single
@@ -88,7 +113,7 @@ function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): n
   const tiles = sum(ranks.map((rank) => Math.ceil(rank / 8)));
   const blocks = Math.ceil(tokens / 16);
   const splits = innerSplits(blocks, Math.max(1, Math.floor(columns / 512)));
-  return splits === 1 ? 0 : splits * blocks * 16 * 8 * Math.min(tiles, 8) * FLOAT32;
+  return splits === 1 ? 0 : splits * blocks * 16 * 8 * (tiles <= 4 ? tiles : 8) * FLOAT32;
 }
 
 /** lora_inner.cu's inner_splits. */
