@@ -193,6 +193,7 @@ export class RunFiles {
     const values = await pipeline.exportLora(
       this.#config.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
     );
+    assertFinite(values, state.globalStep);
     const scheduledSteps = state.globalStep - state.skippedSteps;
     const path = await saveCheckpoint(this.#checkpoint, {
       step: state.globalStep,
@@ -208,7 +209,9 @@ export class RunFiles {
 
   /** The final adapter, tokenizer and trainer_state.json in output_dir itself, on every node that saves too. */
   async finish(pipeline: Pipeline, state: TrainerState): Promise<Saved> {
-    const adapter = await saveAdapter(this.outputDir, this.#checkpoint, await pipeline.exportLora(["weight"]));
+    const values = await pipeline.exportLora(["weight"]);
+    assertFinite(values, state.globalStep);
+    const adapter = await saveAdapter(this.outputDir, this.#checkpoint, values);
     const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
     await writeTextAtomically(join(this.outputDir, STATE_FILE), serializeState(state, this.#state, true));
     return this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE]);
@@ -294,6 +297,20 @@ async function resumePoint(
     throw earlierRun(outputDir, present.at(-1)!.step);
   }
   return null;
+}
+
+/** No step follows the last update whose loss would tell. Error: PL_LOSS_NOT_FINITE. */
+export function assertFinite(values: readonly LoraValues[], step: number): void {
+  for (const { module, matrix, part, values: numbers } of values) {
+    if (numbers.every(Number.isFinite)) continue;
+    throw new PipeloraError(
+      "PL_LOSS_NOT_FINITE",
+      `after step ${step}, ${part} of ${module}'s lora_${matrix} is not finite`,
+      {
+        hint: "Lower the learning rate; nothing of this step was saved.",
+      },
+    );
+  }
 }
 
 /** The values of the adapter that a run starts from; null without one. */
