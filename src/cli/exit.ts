@@ -3,23 +3,41 @@ import { exitCodeOf } from "../common/exit-codes.ts";
 
 /** Runs a program's body and ends the process with its code; an error goes to stderr first. */
 export async function runProgram(json: () => boolean, body: () => Promise<number>): Promise<never> {
-  // A reader that goes away (`| head`) ends the program quietly.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+  // A reader that goes away (`| head`) takes its output with it, not the work: the exit code stays that of the work.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") endOf(error, json());
+  });
+  process.stderr.on("error", () => {});
+  process.on("unhandledRejection", (thrown) => endOf(thrown, json()));
+  process.on("uncaughtException", (thrown) => endOf(thrown, json()));
   let code: number;
   try {
     code = await body();
   } catch (thrown) {
-    const error = toPipeloraError(thrown);
-    process.stderr.write(json() ? `${JSON.stringify(errorValue(error))}\n` : `${errorText(error)}\n`);
-    code = exitCodeOf(error);
+    code = tell(thrown, json());
   }
   // Writes to a pipe are asynchronous: what is still on its way must not be cut off.
   await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
   process.exit(code);
 }
 
+/** The last resort for what nobody caught: its code and message, never a bare stack. */
+function endOf(thrown: unknown, json: boolean): never {
+  process.exit(tell(thrown, json));
+}
+
+/** Tells the error, and returns the exit code that it means. */
+function tell(thrown: unknown, json: boolean): number {
+  const error = toPipeloraError(thrown);
+  process.stderr.write(json ? `${JSON.stringify(errorValue(error))}\n` : `${errorText(error)}\n`);
+  return exitCodeOf(error);
+}
+
 function flushed(stream: NodeJS.WriteStream): Promise<void> {
-  return new Promise((resolve) => stream.write("", () => resolve()));
+  return new Promise((resolve) => {
+    if (stream.destroyed) return resolve();
+    stream.write("", () => resolve());
+  });
 }
 
 function errorText(error: PipeloraError): string {

@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { statfs } from "node:fs/promises";
 import { freemem } from "node:os";
 import { dirname } from "node:path";
@@ -16,4 +17,13 @@ export async function freeDisk(dir: string): Promise<number> {
     });
     if (found !== null) return found.bavail * found.bsize;
   }
+}
+
+/** Cores that the scheduler may give this process, by number: "0-3,8" in Linux's own words. */
+export function allowedCores(): number[] {
+  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "";
+  return list.split(",").flatMap((range) => {
+    const [first, last] = range.split("-").map(Number);
+    return Array.from({ length: (last ?? first!) - first! + 1 }, (_, index) => first! + index);
+  });
 }

@@ -5,7 +5,6 @@ import { PipeloraError } from "../common/errors.ts";
 import { makeFolder } from "../common/files.ts";
 import { adapterPairs, openAdapter, writeAdapter } from "../formats/adapter.ts";
 import { syncFolder, writeTextAtomically } from "../formats/atomic-file.ts";
-import { listCheckpoints } from "../formats/checkpoint-folders.ts";
 import {
   float32Bytes,
   openSafetensors,
@@ -14,6 +13,7 @@ import {
   writeSafetensors,
 } from "../formats/safetensors.ts";
 import type { ResolvedLora } from "../models/lora-targets.ts";
+import { checkHashes, writeHashes } from "./checkpoint-store.ts";
 import type { LoraPartName, LoraValues } from "./pipeline.ts";
 import { copyTokenizer } from "./tokenizer-files.ts";
 
@@ -60,6 +60,7 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
     await writeTextAtomically(join(temporary, "training_args.json"), `${JSON.stringify(context.args, null, 2)}\n`);
     await copyTokenizer(context.modelDir, temporary);
     await writeTextAtomically(join(temporary, STATE_FILE), contents.state);
+    await writeHashes(temporary);
     await rm(final, { recursive: true, force: true });
     await rename(temporary, final);
     await syncFolder(context.outputDir);
@@ -110,6 +111,7 @@ export interface ReadCheckpoint {
 /** Error: PL_RESUME_INVALID if a file is missing, torn or made for other LoRA settings. */
 export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<ReadCheckpoint> {
   try {
+    await checkHashes(path);
     const state = await readFile(join(path, STATE_FILE), "utf8");
     const pair = adapterPairs(await openAdapter(path), lora.targets);
     const optimizer = await openSafetensors(join(path, OPTIMIZER_FILE));
@@ -132,6 +134,7 @@ export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<
         }
       }
     }
+    checkStep(path, state);
     return { path, state, values };
   } catch (cause) {
     throw new PipeloraError(
@@ -145,10 +148,29 @@ export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<
   }
 }
 
-/** The newest checkpoint that is whole; null if there is none. */
-export async function newestCheckpoint(outputDir: string, lora: ResolvedLora): Promise<ReadCheckpoint | null> {
-  for (const { path } of (await listCheckpoints(outputDir)).reverse()) {
-    const found = await readCheckpoint(path, lora).catch(() => null);
+/** A state that says another step than its folder's name was moved there, or damaged. */
+function checkStep(path: string, text: string): void {
+  const named = /checkpoint-(\d+)\/?$/.exec(path)?.[1];
+  const { global_step: step } = JSON.parse(text) as { global_step?: unknown };
+  if (named !== undefined && step !== Number(named)) {
+    throw new Error(`${STATE_FILE} says step ${String(step)}, the folder ${named}`);
+  }
+}
+
+/**
+ * The first of these that is whole, null if none is. `onDamaged` hears of each that
+ * is passed over, and why.
+ */
+export async function firstWhole(
+  paths: readonly string[],
+  lora: ResolvedLora,
+  onDamaged: (problem: string) => void,
+): Promise<ReadCheckpoint | null> {
+  for (const path of paths) {
+    const found = await readCheckpoint(path, lora).catch((error: Error) => {
+      onDamaged(error.message);
+      return null;
+    });
     if (found !== null) return found;
   }
   return null;

@@ -1,3 +1,4 @@
+import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { PipeloraError } from "../common/errors.ts";
 import { type HoldDtype, type PackedWeight, quantizedHold } from "../common/quantization.ts";
@@ -37,6 +38,11 @@ export async function mergeAdapter(config: Config): Promise<Merged> {
   const setup = await setUpModel(config, { weights: true, lora: false });
   refuseTiedTargets(setup);
   const dir = await ensureWritable(config.output_dir!);
+  if ((await realpath(dir)) === (await realpath(setup.dir))) {
+    throw new PipeloraError("PL_OUTPUT_UNWRITABLE", `--output-dir ${dir} is the base model's own folder`, {
+      hint: "Name another folder: the base would be overwritten, and a second merge would add the adapter twice.",
+    });
+  }
   const merger = new Merger(loadEngine(), setup, config.torch_dtype === "auto" ? null : setup.holdDtype);
   const files = await writeCheckpoint(dir, merger.items(), config.max_shard_size);
   const { quantization, spec } = setup;

@@ -1,13 +1,14 @@
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import { type Config, withoutSecrets } from "../config/options.ts";
 import { adapterPairs } from "../formats/adapter.ts";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
-import { filesOf, listCheckpoints, rotateCheckpoints } from "../formats/checkpoint-folders.ts";
+import { filesOf, listCheckpoints } from "../formats/checkpoint-folders.ts";
+import { CheckpointStore } from "./checkpoint-store.ts";
 import {
   type CheckpointContext,
-  newestCheckpoint,
+  firstWhole,
   type ReadCheckpoint,
   readCheckpoint,
   STATE_FILE,
@@ -46,7 +47,9 @@ export class RunFiles {
   readonly #state: TrainerStateContext;
   /** The checkpoint that --resume-from-checkpoint chose. */
   #origin: ReadCheckpoint | null;
+  readonly #store: CheckpointStore;
   #saved = false;
+  readonly #warn: (text: string) => void;
   /** The nodes that save too (save_on_each_node); of the current attempt. */
   #nodes: NodeFolders | null = null;
   #looked = false;
@@ -57,7 +60,11 @@ export class RunFiles {
     outputDir: string,
     state: TrainerStateContext,
     origin: ReadCheckpoint | null,
+    store: CheckpointStore,
+    warn: (text: string) => void,
   ) {
+    this.#store = store;
+    this.#warn = warn;
     this.outputDir = outputDir;
     this.#config = config;
     this.#setup = setup;
@@ -88,8 +95,12 @@ export class RunFiles {
     outputDir: string,
     fingerprint: string,
     maxSteps: number,
+    warn: (text: string) => void,
   ): Promise<RunFiles> {
-    const origin = await resumePoint(config, setup, outputDir);
+    const store = new CheckpointStore(outputDir, config.save_total_limit);
+    await store.clear();
+    const origin = await resumePoint(config, setup, outputDir, warn);
+    if (origin !== null) store.adopt(await upTo(outputDir, origin.path));
     if (origin !== null) parseState(origin.state, origin.path, fingerprint);
     const evalSteps =
       config.eval_steps ?? (config.eval_strategy === "steps" ? config.logging_steps : config.save_steps);
@@ -102,7 +113,7 @@ export class RunFiles {
       saveSteps: config.save_steps,
       fingerprint,
     };
-    return new RunFiles(config, setup, outputDir, state, origin);
+    return new RunFiles(config, setup, outputDir, state, origin, store, warn);
   }
 
   /**
@@ -159,7 +170,12 @@ export class RunFiles {
 
   /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */
   async start(): Promise<StartingPoint> {
-    const checkpoint = this.#saved ? await newestCheckpoint(this.outputDir, this.#setup.lora!) : this.#origin;
+    const own = this.#saved && !this.#config.save_only_model ? this.#store.newestFirst : [];
+    const checkpoint =
+      (await firstWhole(own, this.#setup.lora!, (problem) => this.#warn(`passed over: ${problem}`))) ?? this.#origin;
+    if (this.#saved && checkpoint === null) {
+      this.#warn("no checkpoint of this run can be gone on from; it starts again at step 1");
+    }
     if (checkpoint !== null) {
       return {
         state: parseState(checkpoint.state, checkpoint.path, this.#state.fingerprint),
@@ -177,6 +193,7 @@ export class RunFiles {
     const values = await pipeline.exportLora(
       this.#config.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
     );
+    assertFinite(values, state.globalStep);
     const scheduledSteps = state.globalStep - state.skippedSteps;
     const path = await saveCheckpoint(this.#checkpoint, {
       step: state.globalStep,
@@ -186,14 +203,15 @@ export class RunFiles {
       values,
     });
     this.#saved = true;
-    const limit = this.#config.save_total_limit;
-    if (limit !== null) await rotateCheckpoints(this.outputDir, limit);
+    await this.#store.saved(path);
     return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path));
   }
 
   /** The final adapter, tokenizer and trainer_state.json in output_dir itself, on every node that saves too. */
   async finish(pipeline: Pipeline, state: TrainerState): Promise<Saved> {
-    const adapter = await saveAdapter(this.outputDir, this.#checkpoint, await pipeline.exportLora(["weight"]));
+    const values = await pipeline.exportLora(["weight"]);
+    assertFinite(values, state.globalStep);
+    const adapter = await saveAdapter(this.outputDir, this.#checkpoint, values);
     const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
     await writeTextAtomically(join(this.outputDir, STATE_FILE), serializeState(state, this.#state, true));
     return this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE]);
@@ -241,14 +259,30 @@ function namedFolder(asked: Config["resume_from_checkpoint"]): string | null {
   return typeof asked === "string" && asked !== "auto" ? asked : null;
 }
 
-async function resumePoint(config: Config, setup: ModelSetup, outputDir: string): Promise<ReadCheckpoint | null> {
+/** The run's checkpoints up to the one that it goes on from; later ones are another branch's. */
+async function upTo(outputDir: string, path: string): Promise<string[]> {
+  const all = (await listCheckpoints(outputDir)).map((found) => found.path);
+  const place = all.indexOf(resolve(path));
+  return place < 0 ? [] : all.slice(0, place + 1);
+}
+
+async function resumePoint(
+  config: Config,
+  setup: ModelSetup,
+  outputDir: string,
+  warn: (text: string) => void,
+): Promise<ReadCheckpoint | null> {
   const asked = config.resume_from_checkpoint;
   const named = namedFolder(asked);
   if (named !== null) return readCheckpoint(named, setup.lora!);
   const present = await listCheckpoints(outputDir);
   if (asked === "auto" && present.length === 0) return null;
   if (asked === "auto" || asked === true) {
-    const newest = await newestCheckpoint(outputDir, setup.lora!);
+    const newestFirst = present.map(({ path }) => path).reverse();
+    const damaged: string[] = [];
+    const newest = await firstWhole(newestFirst, setup.lora!, (problem) => damaged.push(problem));
+    for (const problem of damaged) warn(`passed over: ${problem}`);
+    if (newest !== null && damaged.length > 0) warn(`resuming from the older ${newest.path}`);
     // Another node may have what is not here: known once the nodes have joined.
     if (newest !== null || savedEverywhere(config)) return newest;
     throw new PipeloraError(
@@ -263,6 +297,20 @@ async function resumePoint(config: Config, setup: ModelSetup, outputDir: string)
     throw earlierRun(outputDir, present.at(-1)!.step);
   }
   return null;
+}
+
+/** No step follows the last update whose loss would tell. Error: PL_LOSS_NOT_FINITE. */
+export function assertFinite(values: readonly LoraValues[], step: number): void {
+  for (const { module, matrix, part, values: numbers } of values) {
+    if (numbers.every(Number.isFinite)) continue;
+    throw new PipeloraError(
+      "PL_LOSS_NOT_FINITE",
+      `after step ${step}, ${part} of ${module}'s lora_${matrix} is not finite`,
+      {
+        hint: "Lower the learning rate; nothing of this step was saved.",
+      },
+    );
+  }
 }
 
 /** The values of the adapter that a run starts from; null without one. */

@@ -7,6 +7,7 @@ export class TensorboardReporter implements Reporter {
   readonly #inner: Reporter;
   readonly #file: EventFile;
   #written: Promise<void> = Promise.resolve();
+  #failed = false;
 
   private constructor(inner: Reporter, file: EventFile) {
     this.#inner = inner;
@@ -21,7 +22,13 @@ export class TensorboardReporter implements Reporter {
     this.#inner.log(entry);
     const { step, ...values } = entry;
     const tagged = Object.entries(values).map(([key, value]) => [tag(key), value] as const);
-    this.#written = this.#written.then(() => this.#file.scalars(step, Object.fromEntries(tagged)));
+    this.#written = this.#written
+      .then(() => this.#file.scalars(step, Object.fromEntries(tagged)))
+      .catch((error: Error) => {
+        // A full disk costs these curves, never the run.
+        if (!this.#failed) this.#inner.note(`the event file can't be written: ${error.message}`);
+        this.#failed = true;
+      });
   }
 
   plan(...args: Parameters<Reporter["plan"]>): void {
@@ -54,7 +61,9 @@ export class TensorboardReporter implements Reporter {
 
   async close(): Promise<void> {
     await this.#written;
-    await this.#file.close();
+    await this.#file
+      .close()
+      .catch((error: Error) => this.#inner.note(`the event file can't be closed: ${error.message}`));
   }
 }
 

@@ -85,7 +85,7 @@ async function prepareRun(config: Config, log: Logger): Promise<PreparedRun> {
   const data = await readTrainingData(config, setup.spec);
   describeData(data, log);
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
-  const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps);
+  const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
   return { setup, data, files, warn };
 }
 

@@ -38,9 +38,9 @@ export class Mailbox {
     const known = this.#known(key);
     if (known !== null) return known;
     const tensor = deferred<IncomingTensor>();
-    this.#awaited.set(key, { tensor, fromRank, lasting: false });
+    this.#await(key, { tensor, fromRank, lasting: false });
     const timer = setTimeout(() => {
-      this.#awaited.delete(key);
+      if (this.#awaited.get(key)?.tensor === tensor) this.#awaited.delete(key);
       const link = `the link from rank ${fromRank} to rank ${this.#rank}`;
       tensor.reject(
         new PipeloraError("PL_LINK_FAILED", `${link}: tensor ${key} did not come within ${this.#timeoutMs / 1000} s`, {
@@ -56,8 +56,17 @@ export class Mailbox {
     const known = this.#known(key);
     if (known !== null) return known;
     const tensor = deferred<IncomingTensor>();
-    this.#awaited.set(key, { tensor, fromRank, lasting: true });
+    this.#await(key, { tensor, fromRank, lasting: true });
     return tensor.promise;
+  }
+
+  /** One waits for a key: two would each take the other's tensor for lost. */
+  #await(key: string, awaited: Awaited): void {
+    if (this.#awaited.has(key)) {
+      awaited.tensor.reject(
+        new PipeloraError("PL_INTERNAL", `tensor ${key} is awaited already, and only one can take it`),
+      );
+    } else this.#awaited.set(key, awaited);
   }
 
   /** What has come already, or never will; null: it is to be awaited. */

@@ -83,13 +83,22 @@ export function tokenGuard(trust: Trust, onRefused: (peer: string, reason: strin
       start: (next) =>
         next({
           onReceiveMetadata: (metadata, forward) => {
-            const problem = tokenProblem(trust, metadata);
+            const problem = judged(trust, metadata);
             if (problem === null) return forward(metadata);
             onRefused(call.getPeer(), problem);
             call.sendStatus({ code: status.UNAUTHENTICATED, details: problem, metadata: null });
           },
         }),
     });
+}
+
+/** A token file that is gone or empty refuses every call until it is back; it ends no process. */
+function judged(trust: Trust, metadata: Metadata): string | null {
+  try {
+    return tokenProblem(trust, metadata);
+  } catch (error) {
+    return `no join token can be checked now: ${(error as Error).message}`;
+  }
 }
 
 function tokenProblem(trust: Trust, metadata: Metadata): string | null {

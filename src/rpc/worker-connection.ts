@@ -23,6 +23,9 @@ export interface WorkerConnectionEvents {
   readonly onClosed: (connection: WorkerConnection, error: PipeloraError) => void;
 }
 
+/** A timer that comes so much too late tells of this process, not of a worker. */
+const ASLEEP_MS = 1_000;
+
 /** Adds the coordination service to a server: one WorkerConnection a worker. */
 export function serveCoordination(server: Server, events: WorkerConnectionEvents): void {
   server.addService(protocol.Coordination.service, {
@@ -99,10 +102,18 @@ export class WorkerConnection {
 
   /** From now on silence longer than this many milliseconds counts as death. */
   watch(silenceMs: number): void {
+    let due = performance.now() + silenceMs;
+    const later = (ms: number) => {
+      due = performance.now() + ms;
+      this.#silence = setTimeout(check, ms);
+    };
     // Looks again where something was said meanwhile: cheaper than to move a timer with every message.
     const check = () => {
-      const left = this.lastHeard + silenceMs - performance.now();
-      if (left > 0) this.#silence = setTimeout(check, left);
+      const now = performance.now();
+      // This process itself stood still (stopped, or busy): what was said meanwhile is still to be read.
+      if (now - due > ASLEEP_MS) return later(silenceMs);
+      const left = this.lastHeard + silenceMs - now;
+      if (left > 0) later(left);
       else this.#lost(`it has been silent for ${Math.round(silenceMs / 1000)} s`);
     };
     this.#silence ??= setTimeout(check, silenceMs);

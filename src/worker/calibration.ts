@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { allowedCores } from "../common/machine.ts";
 import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
@@ -150,13 +150,4 @@ function middle(values: readonly Spent[]): Spent {
   const of = (key: keyof Spent): number =>
     values.map((value) => value[key]).sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
   return { seconds: of("seconds"), processor: of("processor") };
-}
-
-/** Cores that the scheduler may give this process, by number: "0-3,8" in Linux's own words. */
-function allowedCores(): number[] {
-  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "";
-  return list.split(",").flatMap((range) => {
-    const [first, last] = range.split("-").map(Number);
-    return Array.from({ length: (last ?? first!) - first! + 1 }, (_, index) => first! + index);
-  });
 }

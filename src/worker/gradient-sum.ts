@@ -50,7 +50,10 @@ export async function sumGradients(
   const send = (rank: number, kind: "part" | "sum", share: Float32Array) => {
     sentBytes += share.byteLength;
     const tensor = fromHost(bytesOf(share), [share.length], "float32");
-    return links.sendWhole(rank, gradientSumKey(name, kind, position), tensor);
+    const sent = links.sendWhole(rank, gradientSumKey(name, kind, position), tensor);
+    // Awaited at the end; should a peer's share fail to come first, that is the failure to tell.
+    sent.catch(() => {});
+    return sent;
   };
   const receive = async (rank: number, kind: "part" | "sum", from: number) =>
     float32Of(await links.receiveBytes(rank, gradientSumKey(name, kind, from)));

@@ -14,7 +14,8 @@ export class RankHealth {
 
   set ready(ready: boolean) {
     this.health.ready = ready;
-    process.send?.({ ready } satisfies ReadyMessage);
+    // A parent that is gone hears nothing: its end is noticed elsewhere.
+    if (process.connected) process.send?.({ ready } satisfies ReadyMessage, undefined, undefined, () => {});
   }
 }
 

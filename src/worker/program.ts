@@ -4,7 +4,7 @@ import { constants, hostname } from "node:os";
 import { isLoopback, isWildcard, joinAddress } from "../common/address.ts";
 import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
-import { exitCodeOfSignal } from "../common/exit-codes.ts";
+import { exitCodeOf, exitCodeOfSignal } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
 import { freeMemory } from "../common/machine.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
@@ -33,6 +33,7 @@ const NODE_DEVICES = "PIPELORA_NODE_DEVICES";
 const NODE_INSTANCE = "PIPELORA_NODE_INSTANCE";
 /** Set by a coordinator for workers it started itself: they never outlive their connection. */
 const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
+const PARENT_CHECK_MS = 1_000;
 /** Until the coordinator has said how often. */
 const FIRST_HEARTBEAT_MS = 1_000;
 
@@ -122,8 +123,21 @@ async function runChildren(
   return failure;
 }
 
+/** A rank never outlives the process that started it: its node's parent, or the coordinator of local workers. */
+function endWithParent(log: Logger): void {
+  const parent = process.ppid;
+  if (process.env[LOCAL_INDEX] === undefined) return;
+  const end = () => {
+    log.warn("the process that started this worker is gone");
+    process.exit(exitCodeOf(new PipeloraError("PL_WORKER_LOST", "the parent process is gone")));
+  };
+  process.once("disconnect", end);
+  setInterval(() => process.ppid !== parent && end(), PARENT_CHECK_MS).unref();
+}
+
 async function runRank(config: Config, device: string, log: Logger): Promise<number> {
   const signals = new StopSignals();
+  endWithParent(log);
   const health = new RankHealth();
   // Of several workers of a node, the parent process answers probes.
   const probes =
