@@ -34,7 +34,9 @@ export async function withModel<T>(
     return null;
   });
   const template =
-    tokenizer === null || !options.needsText ? null : rowTemplate(tokenizer, config.template, config.system);
+    tokenizer === null || !options.needsText || config.raw
+      ? null
+      : rowTemplate(tokenizer, { name: config.template, system: config.system });
   const values = await adapterValues(setup);
   const cluster = await openCluster(config, log);
   try {

@@ -221,11 +221,12 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {
-  const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
+  const { rows, totalTokens, labelTokens, truncated, unlabelled, textLost } = train.statistics;
   log.info(
     `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
   if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
+  if (textLost > 0) log.warn(`${textLost} rows: the template leaves out text of an answer, which is not trained on`);
   if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
 }
 

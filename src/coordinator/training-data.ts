@@ -43,10 +43,14 @@ export async function readTrainingData(config: Config, spec: ModelSpec): Promise
 }
 
 /** The tokenizer is loaded only when text comes, so that ready ids need none. */
-export function templateOf(config: Pick<Config, "model" | "template" | "system">): () => Promise<RowTemplate> {
+export function templateOf(
+  config: Pick<Config, "model" | "template" | "system" | "train_on">,
+): () => Promise<RowTemplate> {
   let loaded: Promise<RowTemplate> | null = null;
   return () => {
-    loaded ??= loadTokenizer(config.model!).then((tokenizer) => rowTemplate(tokenizer, config.template, config.system));
+    loaded ??= loadTokenizer(config.model!).then((tokenizer) =>
+      rowTemplate(tokenizer, { name: config.template, system: config.system, trainOn: config.train_on }),
+    );
     return loaded;
   };
 }

@@ -38,7 +38,15 @@ export const dataOptions = {
     "Data",
     ["train", "plan", "tokenize", "generate", "chat"],
     choice(["auto", "tutorial", "chat"]).default("auto"),
-    "How rows become text: tutorial (ChatML as Qwen's tutorials encode it) or chat (the tokenizer's chat_template); auto: tutorial for Qwen (v1), else chat.",
+    "How rows become text: tutorial (ChatML as Qwen's tutorials encode it) or chat (the tokenizer's chat_template); auto: tutorial for Qwen (v1), else chat, which is plain ChatML where the tokenizer has no template but its tokens.",
     "NAME",
+  ),
+  train_on: option(
+    "string",
+    "Data",
+    ["train", "plan", "tokenize"],
+    choice(["all", "last"]).default("all"),
+    "Which of the assistant's turns in a conversation are trained on.",
+    "WHICH",
   ),
 };

@@ -1,5 +1,5 @@
 import { createReadStream } from "node:fs";
-import { datasetError } from "./rows.ts";
+import { datasetError } from "./checks.ts";
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
