@@ -46,7 +46,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   try {
     const prepared = await interrupts.during(prepareRun(config, log));
     cluster = await openCluster(config, log);
-    const run = { ...prepared, config, cluster, interrupts, log, reporter };
+    const run = { ...prepared, cluster, interrupts, log, reporter };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
     else await attempts(run);
   } catch (thrown) {
@@ -59,6 +59,8 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
 }
 
 interface PreparedRun {
+  /** As given, with what depends on the number of steps worked out. */
+  readonly config: Config;
   readonly setup: ModelSetup;
   readonly data: TrainingData;
   readonly files: RunFiles;
@@ -67,7 +69,6 @@ interface PreparedRun {
 }
 
 interface Run extends PreparedRun {
-  readonly config: Config;
   readonly cluster: Cluster;
   readonly interrupts: Interrupts;
   readonly log: Logger;
@@ -75,16 +76,29 @@ interface Run extends PreparedRun {
 }
 
 /** What can be checked and read before a worker is needed. */
-async function prepareRun(config: Config, log: Logger): Promise<PreparedRun> {
-  const outputDir = await ensureWritable(config.output_dir!);
-  const setup = await setUpModel(config, { weights: true, lora: true });
+async function prepareRun(given: Config, log: Logger): Promise<PreparedRun> {
+  const outputDir = await ensureWritable(given.output_dir!);
+  const setup = await setUpModel(given, { weights: true, lora: true });
   const warn = onceEach((warning) => log.warn(warning));
   for (const warning of setup.warnings) warn(warning);
-  const data = await readTrainingData(config, setup.spec);
+  if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
+  const data = await readTrainingData(given, setup.spec);
+  const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps);
-  return { setup, data, files, warn };
+  return { config, setup, data, files, warn };
+}
+
+/** The Trainer's rule: steps below 1 are a share of all, rounded up. */
+function withWholeSteps(config: Config, total: number): Config {
+  const whole = (steps: number) => (steps < 1 ? Math.ceil(total * steps) : steps);
+  return {
+    ...config,
+    logging_steps: whole(config.logging_steps),
+    save_steps: whole(config.save_steps),
+    eval_steps: config.eval_steps === null ? null : whole(config.eval_steps),
+  };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */

@@ -61,7 +61,11 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
   const templatePath = join(dir, "chat_template.jinja");
   const template = (await isFile(templatePath)) ? await readFile(templatePath, "utf8") : configTemplate(config);
   try {
-    return new JsonTokenizer(asTransformersBuildsIt(withAddedTokens(json, config), config), config, template);
+    return new JsonTokenizer(
+      asTransformersBuildsIt(withDigits(withAddedTokens(json, config)), config),
+      config,
+      template,
+    );
   } catch (error) {
     throw invalid(path, (error as Error).message, error);
   }
@@ -89,6 +93,28 @@ function withAddedTokens(json: TokenizerJson, config: TokenizerConfig): Tokenize
   );
   return added.length === 0 ? json : { ...json, added_tokens: [...own, ...added] };
 }
+
+/**
+ * Rust's tokenizers cut digits at every numeric character, the JavaScript ones at 0 … 9 alone: the same cut, written as a
+ * Split.
+ */
+function withUnicodeDigits(step: unknown): unknown {
+  if (!isObject(step)) return step;
+  if (step["type"] === "Sequence" && Array.isArray(step["pretokenizers"])) {
+    return { ...step, pretokenizers: step["pretokenizers"].map(withUnicodeDigits) };
+  }
+  if (step["type"] !== "Digits") return step;
+  const pattern = step["individual_digits"] === true ? "\\p{N}" : "\\p{N}+";
+  return { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
+}
+
+const withDigits = (json: TokenizerJson): TokenizerJson => ({
+  ...json,
+  pre_tokenizer: withUnicodeDigits(json["pre_tokenizer"]),
+});
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
  * transformers 5 builds Llama's SentencePiece-like tokenizers from vocabulary and merges alone: spaces become "▁", one in
