@@ -18,7 +18,7 @@ import { ensureWritable } from "./output-dir.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "./preflight.ts";
 import { quietHeap } from "./quiet-heap.ts";
 import type { Reporter } from "./reporter.ts";
-import { describeFailure, RunFiles } from "./run-files.ts";
+import { describeFailure, RunFiles, templateDate } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
@@ -76,8 +76,9 @@ interface Run extends PreparedRun {
 }
 
 /** What can be checked and read before a worker is needed. */
-async function prepareRun(given: Config, log: Logger): Promise<PreparedRun> {
-  const outputDir = await ensureWritable(given.output_dir!);
+async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
+  const outputDir = await ensureWritable(asked.output_dir!);
+  const given = { ...asked, template_date: await templateDate(asked) };
   const setup = await setUpModel(given, { weights: true, lora: true });
   const warn = onceEach((warning) => log.warn(warning));
   for (const warning of setup.warnings) warn(warning);

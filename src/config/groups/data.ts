@@ -49,4 +49,12 @@ export const dataOptions = {
     "Which of the assistant's turns in a conversation are trained on.",
     "WHICH",
   ),
+  template_date: option(
+    "string",
+    "Data",
+    ["train", "plan", "tokenize", "generate", "chat"],
+    optional(z.string().refine((date) => !Number.isNaN(Date.parse(date)), "expected a date such as 2026-11-29")),
+    "Date that a template writes where it writes today's; none: that of the run's first start, which checkpoints keep.",
+    "DATE",
+  ),
 };
