@@ -1,3 +1,5 @@
+import { lookup } from "node:dns/promises";
+import { isLoopback, joinAddress, splitAddress } from "../common/address.ts";
 import { elementCount } from "../common/dtype.ts";
 import { toPipeloraError } from "../common/errors.ts";
 import { comesBack, exitCodeOfSignal, Interrupted } from "../common/exit-codes.ts";
@@ -45,6 +47,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   let back = false;
   try {
     const prepared = await interrupts.during(prepareRun(config, log));
+    await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
     const run = { ...prepared, cluster, interrupts, log, reporter };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
@@ -73,6 +76,18 @@ interface Run extends PreparedRun {
   readonly interrupts: Interrupts;
   readonly log: Logger;
   readonly reporter: Reporter;
+}
+
+/** Debian's /etc/hosts maps a machine's own name to 127.0.1.1, where no other node reaches it. */
+async function warnOfLoopback({ listen, nnodes, nodes }: Config, log: Logger): Promise<void> {
+  if (listen === null || isLoopback(listen) || (nnodes < 2 && nodes === null)) return;
+  const { host } = splitAddress(listen);
+  const found = await lookup(host).catch(() => null);
+  if (found !== null && isLoopback(joinAddress(found.address, 0))) {
+    log.warn(
+      `--listen ${listen}: ${host} resolves to ${found.address}, which other nodes can't reach; name this machine's address`,
+    );
+  }
 }
 
 /** What can be checked and read before a worker is needed. */
