@@ -151,7 +151,7 @@ describe("dataset readers", () => {
     await refuses("[]", /has no rows/);
     await refuses("instruction,output\n", /has no rows/, "csv");
     await refuses('[{"instruction": "a", "output": "b"}', /ends inside its list/);
-    await refuses('[{"instruction": "a", "output": "b"},]', /row 2 is not JSON/);
+    await refuses('[{"instruction": "a", "output": "b"},]', /comma stands before the closing bracket/);
     await refuses('[{"instruction": "a" "output": "b"}]', /row 1 is not JSON/);
     await refuses('[{"instruction": "a", "output": "b"}] x', /goes on after/);
     await refuses('{\n"instruction": "a"\n}', /row 1 is not JSON/);
