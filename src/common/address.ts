@@ -18,3 +18,14 @@ export function isLoopback(address: string): boolean {
 export function isWildcard(host: string): boolean {
   return host === "0.0.0.0" || host === "::" || host === "";
 }
+
+/** What is wrong with an address that should be HOST:PORT; null where nothing is. */
+export function addressProblem(address: string): string | null {
+  if (address.includes("://")) return "a scheme stands before it";
+  if (/^\d+$/.test(address)) return "the host is missing";
+  if (!address.startsWith("[") && address.split(":").length > 2) return "IPv6 stands in brackets";
+  if (/[\s/]/.test(address)) return "it holds a space or a slash";
+  const port = /:([^\]:]*)$/.exec(address)?.[1];
+  if (port === undefined) return "the port is missing";
+  return /^\d{1,5}$/.test(port) && Number(port) <= 65535 ? null : "the port is none";
+}

@@ -4,6 +4,7 @@ import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
 import { COMMANDS, type Command, type FlagKind, flagOf, type Option } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
+import { counterpart } from "./others.ts";
 import { checkContradictions } from "./rules.ts";
 
 /** Flags as the command line gives them: text, or true where a flag stands without a value. */
@@ -24,10 +25,11 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
   if (typeof path === "string" && command !== "init-model") {
     for (const [key, value] of Object.entries(await readYaml(path))) {
       if (!Object.hasOwn(OPTIONS, key)) {
-        problems.push(`${path}: unknown key "${key}"${suggestion(key, Object.keys(OPTIONS))}`);
+        const theirs = counterpart(key, value);
+        problems.push(`${path}: unknown key "${key}"${theirs ?? suggestion(key, Object.keys(OPTIONS))}`);
       } else if (known.has(key as OptionKey)) {
         // One file serves every command, so keys of other commands are left alone.
-        values[key] = value;
+        values[key] = typedAsFlag(known.get(key as OptionKey)!.kind, value);
         given.add(key);
       }
     }
@@ -123,7 +125,7 @@ function parseFlag(kind: FlagKind, text: string | boolean): Parsed {
         : { ok: false, expected: "a number" };
     case "list":
       if (!isText(text)) return { ok: false, expected: "a comma-separated list" };
-      return { ok: true, value: text.includes(",") ? text.split(",").map((part) => part.trim()) : text };
+      return { ok: true, value: splitList(text) };
     case "json":
       try {
         if (isText(text)) return { ok: true, value: JSON.parse(text) };
@@ -134,14 +136,29 @@ function parseFlag(kind: FlagKind, text: string | boolean): Parsed {
   }
 }
 
+/** YAML 1.1's words for true and false, which YAML 1.2 takes for text; "a,b" where a list is wanted. */
+function typedAsFlag(kind: FlagKind, value: unknown): unknown {
+  if (typeof value !== "string") return value;
+  if (kind === "boolean" || (kind === "boolean-or-string" && /^(yes|no|on|off)$/i.test(value))) {
+    return parseBoolean(value)?.value ?? value;
+  }
+  return kind === "list" ? splitList(value) : value;
+}
+
+/** At commas outside of brackets: "a{1,2}" and "(a,b)" are one regular expression each. */
+function splitList(text: string): string | string[] {
+  const parts = text.split(/,(?![^([{]*[)\]}])/).map((part) => part.trim());
+  return parts.length > 1 ? parts : text;
+}
+
 function isText(value: string | boolean): value is string {
   return typeof value === "string";
 }
 
-function parseBoolean(text: string | boolean): Parsed | null {
+function parseBoolean(text: string | boolean): { readonly ok: true; readonly value: boolean } | null {
   if (typeof text === "boolean") return { ok: true, value: text };
-  if (/^(true|1|yes)$/i.test(text)) return { ok: true, value: true };
-  if (/^(false|0|no)$/i.test(text)) return { ok: true, value: false };
+  if (/^(true|1|yes|on)$/i.test(text)) return { ok: true, value: true };
+  if (/^(false|0|no|off)$/i.test(text)) return { ok: true, value: false };
   return null;
 }
 

@@ -1,4 +1,4 @@
-import { isLoopback } from "../common/address.ts";
+import { addressProblem, isLoopback } from "../common/address.ts";
 import type { Command } from "./option.ts";
 import type { Config } from "./options.ts";
 
@@ -58,6 +58,16 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     config.listen === null || config.workers === null,
     "--workers starts local workers; with --listen they join by themselves",
   );
+  for (const [key, address] of [
+    ["listen", config.listen],
+    ["coordinator", config.coordinator],
+    ["bind", config.bind],
+  ] as const) {
+    const wrong = address === null ? null : addressProblem(address);
+    if (wrong !== null)
+      problems.push(`--${key}: expected HOST:PORT (IPv6 as [::1]:PORT, port 0 - 65535), got "${address}": ${wrong}`);
+  }
+  if (problems.length > 0) return problems;
   const open = [
     config.listen,
     command === "worker" ? config.coordinator : null,

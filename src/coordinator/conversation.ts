@@ -1,5 +1,5 @@
 import type { Config } from "../config/options.ts";
-import type { ChatMessage } from "../data/readers/rows.ts";
+import type { ChatMessage } from "../data/readers/messages.ts";
 import type { RowTemplate } from "../data/templates.ts";
 import { StreamDecoder, type Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import type { ModelSpec } from "../models/spec.ts";

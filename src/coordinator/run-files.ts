@@ -1,6 +1,7 @@
 import { rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
+import { readJsonFile } from "../common/files.ts";
 import { type Config, withoutSecrets } from "../config/options.ts";
 import { adapterPairs } from "../formats/adapter.ts";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
@@ -19,6 +20,7 @@ import { type LearningRateSettings, learningRate, warmupSteps } from "./learning
 import type { ModelSetup } from "./model-setup.ts";
 import { type NodeFolders, type NodeSave, savedEverywhere } from "./node-folders.ts";
 import type { LoraValues, Pipeline } from "./pipeline.ts";
+import { changedSettings } from "./run-identity.ts";
 import { copyTokenizer } from "./tokenizer-files.ts";
 import {
   initialState,
@@ -101,7 +103,7 @@ export class RunFiles {
     await store.clear();
     const origin = await resumePoint(config, setup, outputDir, warn);
     if (origin !== null) store.adopt(await upTo(outputDir, origin.path));
-    if (origin !== null) parseState(origin.state, origin.path, fingerprint);
+    if (origin !== null) await checkOrigin(config, origin, fingerprint);
     const evalSteps =
       config.eval_steps ?? (config.eval_strategy === "steps" ? config.logging_steps : config.save_steps);
     const state: TrainerStateContext = {
@@ -228,6 +230,47 @@ export class RunFiles {
     }
     return { path, nodes, files: Object.fromEntries(files.map(({ name, sha256 }) => [name, sha256])) };
   }
+}
+
+/** Error: PL_RESUME_INVALID, naming the settings that differ where some do. */
+async function checkOrigin(config: Config, origin: ReadCheckpoint, fingerprint: string): Promise<void> {
+  try {
+    parseState(origin.state, origin.path, fingerprint);
+  } catch (error) {
+    const changed = changedSettings(config, await writtenArguments(origin.path));
+    if (!(error instanceof PipeloraError) || changed.length === 0) throw error;
+    throw new PipeloraError(
+      "PL_RESUME_INVALID",
+      `${origin.path} belongs to a run with other settings: ${changed.join("; ")}`,
+      {
+        hint: "Resume with that run's values (steps of saving, logging and evaluation may change), or train anew with --overwrite-output-dir.",
+        cause: error,
+      },
+    );
+  }
+}
+
+/** training_args.json of a checkpoint; empty where it is missing or malformed. */
+async function writtenArguments(checkpoint: string): Promise<Record<string, unknown>> {
+  const value = await readJsonFile(join(checkpoint, "training_args.json"), 1 << 20).catch(() => null);
+  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
+}
+
+/**
+ * The local time that templates write, without a zone: the run's own, which the checkpoint that is resumed keeps, so that a
+ * run goes on the next day as it began.
+ */
+export async function templateDate(config: Config): Promise<string> {
+  if (config.template_date !== null) return config.template_date;
+  const asked = config.resume_from_checkpoint;
+  if (asked !== null && asked !== false) {
+    const newest = (await listCheckpoints(config.output_dir!)).at(-1);
+    const from = namedFolder(asked) ?? newest?.path;
+    const kept = from === undefined ? undefined : (await writtenArguments(from))["template_date"];
+    if (typeof kept === "string" && !Number.isNaN(Date.parse(kept))) return kept;
+  }
+  const now = new Date();
+  return new Date(now.getTime() - now.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
 }
 
 /** What was saved where. */

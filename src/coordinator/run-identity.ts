@@ -54,3 +54,11 @@ export function runFingerprint(config: Config, modelFingerprint: string, rows: D
   }
   return hash.digest("hex").slice(0, 16);
 }
+
+/** The settings that decide a run's numbers and differ from those that a checkpoint was written with, with both values. */
+export function changedSettings(config: Config, written: Readonly<Record<string, unknown>>): string[] {
+  const shown = (value: unknown) => JSON.stringify(value ?? null);
+  return DECISIVE.filter((key) => key in written && shown(written[key]) !== shown(config[key])).map(
+    (key) => `${key} is ${shown(config[key])}, was ${shown(written[key])}`,
+  );
+}

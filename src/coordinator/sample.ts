@@ -8,6 +8,7 @@ import { assemble, openCluster } from "./assemble.ts";
 import { Conversation } from "./conversation.ts";
 import { setUpModel } from "./model-setup.ts";
 import { adapterValues } from "./run-files.ts";
+import { dateOf } from "./training-data.ts";
 import { generationWorkload } from "./workload.ts";
 
 export interface SamplingSession {
@@ -34,7 +35,9 @@ export async function withModel<T>(
     return null;
   });
   const template =
-    tokenizer === null || !options.needsText ? null : rowTemplate(tokenizer, config.template, config.system);
+    tokenizer === null || !options.needsText || config.raw
+      ? null
+      : rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
   const values = await adapterValues(setup);
   const cluster = await openCluster(config, log);
   try {

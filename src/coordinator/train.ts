@@ -1,3 +1,5 @@
+import { lookup } from "node:dns/promises";
+import { isLoopback, joinAddress, splitAddress } from "../common/address.ts";
 import { elementCount } from "../common/dtype.ts";
 import { toPipeloraError } from "../common/errors.ts";
 import { comesBack, exitCodeOfSignal, Interrupted } from "../common/exit-codes.ts";
@@ -18,7 +20,7 @@ import { ensureWritable } from "./output-dir.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "./preflight.ts";
 import { quietHeap } from "./quiet-heap.ts";
 import type { Reporter } from "./reporter.ts";
-import { describeFailure, RunFiles } from "./run-files.ts";
+import { describeFailure, RunFiles, templateDate } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
@@ -45,8 +47,9 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   let back = false;
   try {
     const prepared = await interrupts.during(prepareRun(config, log));
+    await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
-    const run: Run = { ...prepared, config, cluster, interrupts, log, reporter, cut: null };
+    const run: Run = { ...prepared, cluster, interrupts, log, reporter, cut: null };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
     else await attempts(run);
   } catch (thrown) {
@@ -59,6 +62,8 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
 }
 
 interface PreparedRun {
+  /** As given, with what depends on the number of steps worked out. */
+  readonly config: Config;
   readonly setup: ModelSetup;
   readonly data: TrainingData;
   readonly files: RunFiles;
@@ -67,7 +72,6 @@ interface PreparedRun {
 }
 
 interface Run extends PreparedRun {
-  readonly config: Config;
   readonly cluster: Cluster;
   readonly interrupts: Interrupts;
   readonly log: Logger;
@@ -76,17 +80,43 @@ interface Run extends PreparedRun {
   cut: Cut | null;
 }
 
+/** Debian's /etc/hosts maps a machine's own name to 127.0.1.1, where no other node reaches it. */
+async function warnOfLoopback({ listen, nnodes, nodes }: Config, log: Logger): Promise<void> {
+  if (listen === null || isLoopback(listen) || (nnodes < 2 && nodes === null)) return;
+  const { host } = splitAddress(listen);
+  const found = await lookup(host).catch(() => null);
+  if (found !== null && isLoopback(joinAddress(found.address, 0))) {
+    log.warn(
+      `--listen ${listen}: ${host} resolves to ${found.address}, which other nodes can't reach; name this machine's address`,
+    );
+  }
+}
+
 /** What can be checked and read before a worker is needed. */
-async function prepareRun(config: Config, log: Logger): Promise<PreparedRun> {
-  const outputDir = await ensureWritable(config.output_dir!);
-  const setup = await setUpModel(config, { weights: true, lora: true });
+async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
+  const outputDir = await ensureWritable(asked.output_dir!);
+  const given = { ...asked, template_date: await templateDate(asked) };
+  const setup = await setUpModel(given, { weights: true, lora: true });
   const warn = onceEach((warning) => log.warn(warning));
   for (const warning of setup.warnings) warn(warning);
-  const data = await readTrainingData(config, setup.spec);
+  if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
+  const data = await readTrainingData(given, setup.spec);
+  const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
-  return { setup, data, files, warn };
+  return { config, setup, data, files, warn };
+}
+
+/** The Trainer's rule: steps below 1 are a share of all, rounded up. */
+function withWholeSteps(config: Config, total: number): Config {
+  const whole = (steps: number) => (steps < 1 ? Math.ceil(total * steps) : steps);
+  return {
+    ...config,
+    logging_steps: whole(config.logging_steps),
+    save_steps: whole(config.save_steps),
+    eval_steps: config.eval_steps === null ? null : whole(config.eval_steps),
+  };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */
@@ -224,11 +254,12 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {
-  const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
+  const { rows, totalTokens, labelTokens, truncated, unlabelled, textLost } = train.statistics;
   log.info(
     `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
   if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
+  if (textLost > 0) log.warn(`${textLost} rows: the template leaves out text of an answer, which is not trained on`);
   if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
 }
 

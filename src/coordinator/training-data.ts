@@ -42,11 +42,26 @@ export async function readTrainingData(config: Config, spec: ModelSpec): Promise
   return { train, evaluation, order };
 }
 
+/** A date without a time is that day's beginning here, not in Greenwich. */
+export function dateOf({ template_date: date }: Pick<Config, "template_date">): { now?: Date } {
+  if (date === null) return {};
+  return { now: new Date(/^\d{4}-\d\d-\d\d$/.test(date) ? `${date}T00:00:00` : date) };
+}
+
 /** The tokenizer is loaded only when text comes, so that ready ids need none. */
-export function templateOf(config: Pick<Config, "model" | "template" | "system">): () => Promise<RowTemplate> {
+export function templateOf(
+  config: Pick<Config, "model" | "template" | "system" | "train_on" | "template_date">,
+): () => Promise<RowTemplate> {
   let loaded: Promise<RowTemplate> | null = null;
   return () => {
-    loaded ??= loadTokenizer(config.model!).then((tokenizer) => rowTemplate(tokenizer, config.template, config.system));
+    loaded ??= loadTokenizer(config.model!).then((tokenizer) =>
+      rowTemplate(tokenizer, {
+        name: config.template,
+        system: config.system,
+        trainOn: config.train_on,
+        ...dateOf(config),
+      }),
+    );
     return loaded;
   };
 }

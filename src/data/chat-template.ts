@@ -1,8 +1,9 @@
-import { Template } from "@huggingface/jinja";
 import { PipeloraError } from "../common/errors.ts";
+import { JinjaTemplate, type Rendering, TemplateError } from "../formats/jinja/index.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import { IGNORED } from "./dataset.ts";
-import type { ChatMessage } from "./readers/rows.ts";
+import type { ChatMessage } from "./readers/messages.ts";
+import { assistantSpans, type Span } from "./spans.ts";
 
 /** ChatML, as Qwen (v1) was trained with: it ships no template of its own. */
 export const CHATML =
@@ -12,21 +13,37 @@ export const CHATML =
 export interface EncodedChat {
   readonly tokens: number[];
   readonly labels: number[];
+  /** Whether an assistant's text that was to be trained on does not stand in what is trained on. */
+  readonly textLost?: boolean;
 }
+
+/** What a template is given beside the messages. */
+export interface ChatExtras {
+  readonly tools?: readonly unknown[] | null;
+}
+
+/** Which of the assistant's turns are trained on. */
+export type TrainOn = "all" | "last";
 
 /** A model's chat template over its tokenizer. */
 export class ChatTemplate {
   readonly #tokenizer: Tokenizer;
-  readonly #template: Template;
+  readonly #template: JinjaTemplate;
+  readonly #now: Date;
 
-  /** `source`: the tokenizer's own template, or CHATML. Error: PL_TEMPLATE_INVALID where it can't be parsed. */
-  constructor(tokenizer: Tokenizer, source: string) {
+  /**
+   * `source`: the tokenizer's own template, or CHATML. `now`: the date that templates may write. Error: PL_TEMPLATE_INVALID
+   * where it can't be parsed.
+   */
+  constructor(tokenizer: Tokenizer, source: string, now: Date) {
     this.#tokenizer = tokenizer;
+    this.#now = now;
     try {
-      this.#template = new Template(source);
+      this.#template = new JinjaTemplate(source);
     } catch (error) {
-      throw invalid(
-        `The chat template can't be parsed: ${(error as Error).message}`,
+      if (!(error instanceof TemplateError)) throw error;
+      throw templateError(
+        `The chat template can't be parsed: ${error.message}`,
         "Use a tokenizer whose template is valid Jinja.",
         error,
       );
@@ -34,19 +51,26 @@ export class ChatTemplate {
   }
 
   /** Error: PL_TEMPLATE_INVALID, with the template's own words where it raises an exception. */
-  render(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
+  render(messages: readonly ChatMessage[], addGenerationPrompt: boolean, extras: ChatExtras = {}): Rendering {
     try {
-      return this.#template.render({
-        messages,
-        add_generation_prompt: addGenerationPrompt,
-        tools: null,
-        documents: null,
-        ...this.#tokenizer.specialTokens,
-      });
+      return this.#template.render(
+        {
+          ...this.#tokenizer.specialTokens,
+          messages: messages.map(({ train: _, ...message }) => message),
+          add_generation_prompt: addGenerationPrompt,
+          tools: extras.tools ?? null,
+          documents: null,
+        },
+        this.#now,
+      );
     } catch (error) {
-      throw invalid(
-        `The chat template failed on ${messages.map(({ role }) => role).join(", ")}: ${(error as Error).message}`,
-        "Most templates want user and assistant in turn, and the system message first or not at all.",
+      if (!(error instanceof TemplateError)) throw error;
+      const system = messages[0]?.role === "system" && /system/i.test(error.message);
+      throw templateError(
+        `The chat template failed on ${messages.map(({ role }) => role).join(", ")}: ${error.message}`,
+        system
+          ? "This template takes no system message: put its text into the first user message."
+          : "Most templates want user and assistant in turn, and the system message first or not at all.",
         error,
       );
     }
@@ -54,49 +78,59 @@ export class ChatTemplate {
 
   /** Ids of a prompt that the model is to answer. */
   encodePrompt(messages: readonly ChatMessage[]): number[] {
-    return this.#tokenizer.encode(this.render(messages, true));
+    return this.#tokenizer.encode(this.render(messages, true).text);
   }
 
   /**
-   * Ids of a whole conversation; labels are the assistant's turns (with what ends them), found by rendering the
-   * conversation up to each turn. A token that straddles the border belongs to the turn.
+   * Ids of a whole conversation as the template writes it; labels are what stands there of the assistant's turns, with what
+   * ends them (assistantSpans). A token that straddles the border belongs to the turn.
    */
-  encode(messages: readonly ChatMessage[]): EncodedChat {
-    const text = this.render(messages, false);
-    const tokens = this.#tokenizer.encode(text);
-    const labels = new Array<number>(tokens.length).fill(IGNORED);
-    messages.forEach(({ role }, index) => {
-      if (role !== "assistant") return;
-      const begin = this.#prefixTokens(messages, index, true, text, tokens);
-      const end =
-        index === messages.length - 1 ? tokens.length : this.#prefixTokens(messages, index + 1, false, text, tokens);
-      for (let t = begin; t < end; t++) labels[t] = tokens[t]!;
-    });
-    return { tokens, labels };
-  }
-
-  /** How many of `tokens` the first `count` messages make up. */
-  #prefixTokens(
-    messages: readonly ChatMessage[],
-    count: number,
-    addGenerationPrompt: boolean,
-    text: string,
-    tokens: readonly number[],
-  ): number {
-    const prefix = this.render(messages.slice(0, count), addGenerationPrompt);
-    if (!text.startsWith(prefix)) {
-      throw invalid(
-        `The chat template writes message ${count} otherwise once more follow, so its tokens can't be told apart`,
-        "Split the conversation into rows with one assistant turn each.",
+  encode(messages: readonly ChatMessage[], trainOn: TrainOn = "all", extras: ChatExtras = {}): EncodedChat {
+    const whole = this.render(messages, false, extras);
+    const { text } = whole;
+    const system = messages[0]?.role === "system" ? firstLine(messages[0].content) : "";
+    if (!text.includes(system)) {
+      throw templateError(
+        "The chat template leaves out the system message once an answer follows",
+        "Put its text into the first user message.",
       );
     }
-    const ids = this.#tokenizer.encode(prefix);
+    const spans = assistantSpans(messages, whole, (given, prompt) => this.render(given, prompt, extras));
+    const lastTurn = messages.findLastIndex(({ role }) => role === "assistant");
+    const trained = spans.filter(
+      ({ message }) => messages[message]?.train !== false && (trainOn === "all" || message === lastTurn),
+    );
+    const tokens = this.#tokenizer.encode(text);
+    const labels = new Array<number>(tokens.length).fill(IGNORED);
+    for (const { begin, end } of trained) {
+      const last = this.#tokenAt(text, end, tokens);
+      for (let t = this.#tokenAt(text, begin, tokens); t < last; t++) labels[t] = tokens[t]!;
+    }
+    return { tokens, labels, textLost: this.#loses(messages, trained, text) };
+  }
+
+  /** The token in which the text's position `at` lies, or that begins there. */
+  #tokenAt(text: string, at: number, tokens: readonly number[]): number {
+    if (at >= text.length) return tokens.length;
+    const ids = this.#tokenizer.encode(text.slice(0, at));
     const differs = ids.findIndex((id, t) => id !== tokens[t]);
     return differs < 0 ? ids.length : differs;
   }
+
+  #loses(messages: readonly ChatMessage[], trained: readonly Span[], text: string): boolean {
+    return [...new Set(trained.map(({ message }) => message))].some((index) => {
+      const own = trained.filter(({ message }) => message === index).map(({ begin, end }) => text.slice(begin, end));
+      const { content, reasoning_content: reasoning } = messages[index]!;
+      const parts = [content, typeof reasoning === "string" ? reasoning : ""];
+      // Templates set white space around the reasoning anew: every line must stand, not the whole.
+      return parts.some((part) => part.split("\n").some((line) => !own.join("").includes(line.trim())));
+    });
+  }
 }
 
-function invalid(message: string, hint: string, cause?: unknown): PipeloraError {
+const firstLine = (text: string) => text.trim().split("\n")[0]!.trim();
+
+export function templateError(message: string, hint: string, cause?: unknown): PipeloraError {
   return new PipeloraError("PL_TEMPLATE_INVALID", `${message.replace(/\.$/, "")}.`, {
     hint,
     ...(cause === undefined ? {} : { cause }),

@@ -20,6 +20,8 @@ export interface DatasetStatistics {
   readonly truncated: number;
   /** Rows kept although no token of theirs is trained on. */
   readonly unlabelled: number;
+  /** Rows of which an assistant's text does not stand in what is trained on: the template leaves it out. */
+  readonly textLost: number;
 }
 
 /** Encoded rows, back to back in two flat arrays. */
@@ -30,11 +32,11 @@ export class Dataset {
   readonly #offsets: readonly number[];
   readonly statistics: DatasetStatistics;
 
-  constructor(tokens: Int32Array, labels: Int32Array, offsets: readonly number[], truncated: number) {
+  constructor(tokens: Int32Array, labels: Int32Array, offsets: readonly number[], truncated: number, textLost = 0) {
     this.#tokens = tokens;
     this.#labels = labels;
     this.#offsets = offsets;
-    this.statistics = this.#describe(truncated);
+    this.statistics = this.#describe(truncated, textLost);
   }
 
   get size(): number {
@@ -69,7 +71,7 @@ export class Dataset {
     return count;
   }
 
-  #describe(truncated: number): DatasetStatistics {
+  #describe(truncated: number, textLost: number): DatasetStatistics {
     const lengths = Int32Array.from({ length: this.size }, (_, index) => this.rowLength(index)).sort();
     const quantile = (share: number) => lengths[Math.min(lengths.length - 1, Math.floor(share * lengths.length))] ?? 0;
     let unlabelled = 0;
@@ -84,6 +86,7 @@ export class Dataset {
       max: lengths.at(-1) ?? 0,
       truncated,
       unlabelled,
+      textLost,
     };
   }
 }
@@ -94,8 +97,13 @@ export class DatasetBuilder {
   #labels = new Int32Array(1 << 16);
   readonly #offsets = [0];
   #truncated = 0;
+  #textLost = 0;
 
-  add(row: { readonly tokens: ArrayLike<number>; readonly labels: ArrayLike<number> }, truncated: boolean): void {
+  add(
+    row: { readonly tokens: ArrayLike<number>; readonly labels: ArrayLike<number> },
+    truncated: boolean,
+    textLost = false,
+  ): void {
     const begin = this.#offsets.at(-1)!;
     const end = begin + row.tokens.length;
     while (end > this.#tokens.length) {
@@ -106,11 +114,18 @@ export class DatasetBuilder {
     this.#labels.set(row.labels, begin);
     this.#offsets.push(end);
     if (truncated) this.#truncated += 1;
+    if (textLost) this.#textLost += 1;
   }
 
   build(): Dataset {
     const total = this.#offsets.at(-1)!;
-    return new Dataset(this.#tokens.slice(0, total), this.#labels.slice(0, total), this.#offsets, this.#truncated);
+    return new Dataset(
+      this.#tokens.slice(0, total),
+      this.#labels.slice(0, total),
+      this.#offsets,
+      this.#truncated,
+      this.#textLost,
+    );
   }
 }
 

@@ -1,8 +1,9 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { EncodedChat } from "./chat-template.ts";
 import { type Dataset, DatasetBuilder, IGNORED } from "./dataset.ts";
+import { datasetError } from "./readers/checks.ts";
 import { readRows } from "./readers/read.ts";
-import { datasetError, type Row } from "./readers/rows.ts";
+import type { Row } from "./readers/rows.ts";
 import type { RowTemplate } from "./templates.ts";
 
 export interface EncodeOptions {
@@ -28,7 +29,7 @@ export async function encodeDataset(
   for await (const row of readRows(path)) {
     number += 1;
     if (row.kind !== "ids") encoder ??= await template();
-    const { tokens, labels } = encodeRow(row, encoder, path, number);
+    const { tokens, labels, textLost = false } = encodeRow(row, encoder, path, number);
     checkIds(tokens, labels, row, options.vocabSize, path, number);
     const cut = tokens.length > options.maxLength;
     builder.add(
@@ -36,6 +37,7 @@ export async function encodeDataset(
         ? { tokens: tokens.slice(0, options.maxLength), labels: labels.slice(0, options.maxLength) }
         : { tokens, labels },
       cut,
+      textLost,
     );
   }
   const dataset = builder.build();
@@ -51,7 +53,9 @@ export async function encodeDataset(
 function encodeRow(row: Row, template: RowTemplate | null, path: string, number: number): Readonly<EncodedChat> {
   if (row.kind === "ids") return { tokens: [...row.inputIds], labels: [...(row.labels ?? row.inputIds)] };
   try {
-    return row.kind === "instruction" ? template!.encodeInstruction(row) : template!.encodeMessages(row.messages);
+    if (row.kind === "text") return template!.encodeText(row.text);
+    if (row.kind === "instruction") return template!.encodeInstruction(row);
+    return template!.encodeMessages(row.messages, row.tools);
   } catch (error) {
     if (!(error instanceof PipeloraError)) throw error;
     throw new PipeloraError(error.code, `${path}: row ${number}: ${error.message}`, {

@@ -1,6 +1,6 @@
 import type { Dataset } from "./dataset.ts";
 import { randperm } from "./mt19937.ts";
-import { datasetError } from "./readers/rows.ts";
+import { datasetError } from "./readers/checks.ts";
 
 /**
  * Holds out ceil(share * rows) rows chosen by the seed; both parts keep the file's order. Error: PL_DATASET_INVALID where

@@ -1,8 +1,9 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
-import { CHATML, ChatTemplate, type EncodedChat } from "./chat-template.ts";
+import { CHATML, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
 import { IGNORED } from "./dataset.ts";
-import type { ChatMessage, Row } from "./readers/rows.ts";
+import type { ChatMessage } from "./readers/messages.ts";
+import type { Row } from "./readers/rows.ts";
 
 export type TemplateName = "auto" | "tutorial" | "chat";
 
@@ -10,7 +11,9 @@ export type TemplateName = "auto" | "tutorial" | "chat";
 export interface RowTemplate {
   readonly name: "tutorial" | "chat";
   encodeInstruction(row: Extract<Row, { kind: "instruction" }>): EncodedChat;
-  encodeMessages(messages: readonly ChatMessage[]): EncodedChat;
+  encodeMessages(messages: readonly ChatMessage[], tools?: readonly unknown[] | null): EncodedChat;
+  /** Plain text for language modelling: every token is a label, the end token behind it. */
+  encodeText(text: string): EncodedChat;
   /** A prompt that the model is to answer, as the training rows begin. */
   encodePrompt(messages: readonly ChatMessage[]): number[];
   /** Ids that end an answer besides the model's own end tokens. */
@@ -20,14 +23,32 @@ export interface RowTemplate {
 /** The role-play line of Qwen's LoRA tutorial. */
 const TUTORIAL_SYSTEM = "现在你要扮演皇帝身边的女人--甄嬛.";
 
+export interface TemplateSettings {
+  readonly name: TemplateName;
+  /** The system line; null: the tutorial's own, or none in chat. */
+  readonly system: string | null;
+  readonly trainOn?: TrainOn;
+  /** The date that templates may write; none: today. */
+  readonly now?: Date;
+}
+
 /**
- * auto: the tokenizer's own chat template where it has one, else ChatML as the Qwen tutorial writes it. `system`: the
- * system line; null: the tutorial's own, or none in chat. Error: PL_TEMPLATE_INVALID where the tokenizer lacks what the
- * template needs.
+ * auto: the tutorial's ChatML for Qwen (v1), whose tokenizer is a tiktoken file; for others their own chat template, or plain
+ * ChatML where they have none but know its tokens. Error: PL_TEMPLATE_INVALID where the tokenizer lacks what the template
+ * needs.
  */
-export function rowTemplate(tokenizer: Tokenizer, name: TemplateName, system: string | null): RowTemplate {
-  const chosen = name === "auto" ? (tokenizer.chatTemplate === null ? "tutorial" : "chat") : name;
-  return chosen === "tutorial" ? tutorialTemplate(tokenizer, system) : chatTemplate(tokenizer, system);
+export function rowTemplate(tokenizer: Tokenizer, settings: TemplateSettings): RowTemplate {
+  const { name } = settings;
+  const chosen = name === "auto" ? (tokenizer.isQwen1 && tokenizer.chatTemplate === null ? "tutorial" : "chat") : name;
+  return chosen === "tutorial" ? tutorialTemplate(tokenizer, settings) : chatTemplate(tokenizer, settings);
+}
+
+function textEncoder(tokenizer: Tokenizer): RowTemplate["encodeText"] {
+  return (text) => {
+    const tokens = tokenizer.encode(text, { addSpecials: true });
+    if (tokenizer.eosId !== null && tokens.at(-1) !== tokenizer.eosId) tokens.push(tokenizer.eosId);
+    return { tokens, labels: [...tokens] };
+  };
 }
 
 const withSystem = (messages: readonly ChatMessage[], system: string | null): readonly ChatMessage[] =>
@@ -37,7 +58,10 @@ const withSystem = (messages: readonly ChatMessage[], system: string | null): re
  * Row by row what the tutorial's process_func does: prompt and answer encoded apart, the answer's turn labelled from its
  * first token on, the end token behind it. Chat messages are plain ChatML.
  */
-function tutorialTemplate(tokenizer: Tokenizer, system: string | null): RowTemplate {
+function tutorialTemplate(
+  tokenizer: Tokenizer,
+  { system, trainOn = "all", now = new Date() }: TemplateSettings,
+): RowTemplate {
   const end = tokenizer.padId ?? tokenizer.eosId;
   const imEnd = tokenizer.tokenId("<|im_end|>");
   if (end === null || imEnd === null || tokenizer.tokenId("<|im_start|>") === null) {
@@ -49,7 +73,7 @@ function tutorialTemplate(tokenizer: Tokenizer, system: string | null): RowTempl
       },
     );
   }
-  const chatml = new ChatTemplate(tokenizer, CHATML);
+  const chatml = new ChatTemplate(tokenizer, CHATML, now);
   const systemLine = system ?? TUTORIAL_SYSTEM;
   const promptText = (systemText: string, user: string) =>
     `<|im_start|>system\n${systemText}<|im_end|>\n<|im_start|>user\n${user}<|im_end|>`;
@@ -61,7 +85,8 @@ function tutorialTemplate(tokenizer: Tokenizer, system: string | null): RowTempl
       const answer = [...tokenizer.encode(`<|im_start|>assistant\n${output}<|im_end|>\n`), end];
       return { tokens: [...prompt, ...answer], labels: [...prompt.map(() => IGNORED), ...answer] };
     },
-    encodeMessages: (messages) => chatml.encode(withSystem(messages, system)),
+    encodeMessages: (messages, tools = null) => chatml.encode(withSystem(messages, system), trainOn, { tools }),
+    encodeText: textEncoder(tokenizer),
     encodePrompt(messages) {
       const [first, second] = withSystem(messages, systemLine);
       if (messages.length > 2 || first?.role !== "system" || second?.role !== "user") {
@@ -73,10 +98,13 @@ function tutorialTemplate(tokenizer: Tokenizer, system: string | null): RowTempl
   };
 }
 
-function chatTemplate(tokenizer: Tokenizer, system: string | null): RowTemplate {
-  const chat = new ChatTemplate(tokenizer, tokenizer.chatTemplate ?? CHATML);
+function chatTemplate(
+  tokenizer: Tokenizer,
+  { system, trainOn = "all", now = new Date() }: TemplateSettings,
+): RowTemplate {
+  const chat = new ChatTemplate(tokenizer, tokenizer.chatTemplate ?? CHATML, now);
   const usesChatml = tokenizer.chatTemplate === null;
-  if (usesChatml && tokenizer.tokenId("<|im_start|>") === null) {
+  if (usesChatml && (tokenizer.tokenId("<|im_start|>") === null || tokenizer.tokenId("<|im_end|>") === null)) {
     throw new PipeloraError(
       "PL_TEMPLATE_INVALID",
       "This tokenizer has no chat template, nor ChatML's special tokens.",
@@ -94,9 +122,10 @@ function chatTemplate(tokenizer: Tokenizer, system: string | null): RowTemplate 
         { role: "user", content: user },
         { role: "assistant", content: output },
       ];
-      return chat.encode(withSystem(messages, system));
+      return chat.encode(withSystem(messages, system), trainOn);
     },
-    encodeMessages: (messages) => chat.encode(withSystem(messages, system)),
+    encodeMessages: (messages, tools = null) => chat.encode(withSystem(messages, system), trainOn, { tools }),
+    encodeText: textEncoder(tokenizer),
     encodePrompt: (messages) => chat.encodePrompt(withSystem(messages, system)),
   };
 }

@@ -45,7 +45,7 @@ const FLOATING: readonly Dtype[] = ["float32", "bfloat16", "float16"];
 export async function openCheckpoint(dir: string): Promise<Checkpoint> {
   if (await isFile(join(dir, SINGLE_FILE))) {
     const file = await openSafetensors(join(dir, SINGLE_FILE));
-    return checkpointOf(dir, file.tensors);
+    return checkpointOf(dir, withPrefix(file.tensors));
   }
   if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir);
   const pickled =
@@ -55,6 +55,16 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
       ? "Its pytorch_model.bin is a pickle, which is never read: convert the checkpoint to safetensors."
       : "Give --model the folder of a checkpoint in Hugging Face's layout.",
   });
+}
+
+/**
+ * transformers adds the base model's prefix to names that were saved without it (AutoModel instead of AutoModelForCausalLM):
+ * "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…".
+ */
+function withPrefix(tensors: ReadonlyMap<string, TensorLocation>): ReadonlyMap<string, TensorLocation> {
+  const prefix = tensors.has("embed_tokens.weight") ? "model." : tensors.has("wte.weight") ? "transformer." : null;
+  if (prefix === null) return tensors;
+  return new Map([...tensors].map(([name, place]) => [name.startsWith("lm_head.") ? name : prefix + name, place]));
 }
 
 async function openSharded(dir: string): Promise<Checkpoint> {
@@ -71,7 +81,7 @@ async function openSharded(dir: string): Promise<Checkpoint> {
     if (location === undefined) throw invalid(`${INDEX_FILE} says that ${shard} holds ${name}, but it does not`);
     tensors.set(name, location);
   }
-  return checkpointOf(dir, tensors);
+  return checkpointOf(dir, withPrefix(tensors));
 }
 
 async function readIndex(path: string): Promise<[string, string][]> {

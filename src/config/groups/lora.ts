@@ -1,19 +1,22 @@
 import { z } from "zod";
 import { count, flag, names, option, optional, positive, text } from "./vocabulary.ts";
 
+/** A bare name is a list of one, as with any list: as a regular expression it would have to match whole paths. */
+const moduleNames = z.union([names, text.transform((one) => (/^\w+(\.\w+)*$/.test(one) ? [one] : one))]);
+
 export const loraOptions = {
   target_modules: option(
     "list",
     "LoRA",
     ["train", "plan", "parameters"],
-    optional(z.union([names, text])),
+    optional(moduleNames),
     "Linear layers that get LoRA: names or suffixes, one regular expression, or all-linear; none: all-linear.",
   ),
   exclude_modules: option(
     "list",
     "LoRA",
     ["train", "plan", "parameters"],
-    optional(z.union([names, text])),
+    optional(moduleNames),
     "Layers left out again: names or suffixes, or one regular expression.",
   ),
   lora_r: option("integer", "LoRA", ["train", "plan", "parameters"], positive.default(8), "Rank of the adapters."),

@@ -1,6 +1,9 @@
 import { z } from "zod";
 import { choice, flag, option, optional, positive, STRATEGIES, text } from "./vocabulary.ts";
 
+/** A number of steps, or a share of all of them. */
+const stepsOrShare = z.union([positive, z.number().gt(0).lt(1)]);
+
 export const savingOptions = {
   output_dir: option(
     "string",
@@ -26,11 +29,11 @@ export const savingOptions = {
     "WHEN",
   ),
   logging_steps: option(
-    "integer",
+    "number",
     "Logging and saving",
     ["train"],
-    positive.default(500),
-    "Steps between log entries.",
+    stepsOrShare.default(500),
+    "Steps between log entries; below 1: a share of all steps.",
   ),
   logging_first_step: option("boolean", "Logging and saving", ["train"], flag(), "Log the first step too."),
   eval_strategy: option(
@@ -42,11 +45,11 @@ export const savingOptions = {
     "WHEN",
   ),
   eval_steps: option(
-    "integer",
+    "number",
     "Logging and saving",
     ["train"],
-    optional(positive),
-    "Steps between evaluations; none: logging_steps.",
+    optional(stepsOrShare),
+    "Steps between evaluations; below 1: a share of all steps; none: logging_steps.",
   ),
   save_strategy: option(
     "string",
@@ -56,7 +59,13 @@ export const savingOptions = {
     "When to save.",
     "WHEN",
   ),
-  save_steps: option("integer", "Logging and saving", ["train"], positive.default(500), "Steps between checkpoints."),
+  save_steps: option(
+    "number",
+    "Logging and saving",
+    ["train"],
+    stepsOrShare.default(500),
+    "Steps between checkpoints; below 1: a share of all steps.",
+  ),
   save_total_limit: option(
     "integer",
     "Logging and saving",

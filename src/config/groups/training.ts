@@ -1,6 +1,21 @@
 import { z } from "zod";
 import { choice, count, flag, option, optional, positive, RUNS, ratio, TRAINS } from "./vocabulary.ts";
 
+/** transformers' names of AdamW. The 8-bit and paged ones save memory there; LoRA's state is small, so here it stays float32. */
+const ADAMW_NAMES = [
+  "adamw_torch",
+  "adamw_torch_fused",
+  "adamw_hf",
+  "adamw_bnb_8bit",
+  "adamw_8bit",
+  "paged_adamw",
+  "paged_adamw_32bit",
+  "paged_adamw_8bit",
+  "adamw_apex_fused",
+  "adamw_torch_xla",
+  "adamw_torch_npu_fused",
+] as const;
+
 export const trainingOptions = {
   per_device_train_batch_size: option(
     "integer",
@@ -58,8 +73,8 @@ export const trainingOptions = {
     "string",
     "Training",
     ["train"],
-    choice(["adamw_torch", "adamw_torch_fused"]).default("adamw_torch"),
-    "Optimizer: AdamW in float32 (both names).",
+    choice(ADAMW_NAMES).default("adamw_torch"),
+    "Optimizer: AdamW in float32, whichever of the names that mean AdamW is given.",
     "NAME",
   ),
   weight_decay: option("number", "Training", ["train"], z.number().nonnegative().default(0), "Decoupled weight decay."),

@@ -1,5 +1,6 @@
 import { createReadStream } from "node:fs";
-import { datasetError } from "./rows.ts";
+import { datasetError } from "./checks.ts";
+import { rowsOfObject } from "./json-shapes.ts";
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
@@ -19,6 +20,13 @@ const MAX_ROW_BYTES = 256 * 1024 * 1024;
  * shows in the first byte. Error: PL_DATASET_INVALID with the row's number.
  */
 export async function* readJsonValues(path: string): AsyncIterable<unknown> {
+  if (path.toLowerCase().endsWith(".json")) {
+    const rows = (await firstCharacter(path)) === "{" ? await rowsOfObject(path) : null;
+    if (rows !== null) {
+      yield* rows;
+      return;
+    }
+  }
   let splitter: Splitter | null = null;
   let number = 0;
   for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 }) as AsyncIterable<Buffer>) {
@@ -32,6 +40,14 @@ export async function* readJsonValues(path: string): AsyncIterable<unknown> {
     for (const piece of splitter.push(rest)) yield parse(path, ++number, piece);
   }
   for (const piece of splitter?.end() ?? []) yield parse(path, ++number, piece);
+}
+
+async function firstCharacter(path: string): Promise<string | null> {
+  for await (const chunk of createReadStream(path, { end: 65535 }) as AsyncIterable<Buffer>) {
+    const start = firstByte(chunk);
+    if (start < chunk.length) return String.fromCharCode(chunk[start]!);
+  }
+  return null;
 }
 
 /** Skips white space and a byte order mark. */
@@ -143,6 +159,9 @@ class ArraySplitter extends Splitter {
         const element = this.take(chunk.subarray(begin, at));
         begin = at + 1;
         this.#closed = byte === CLOSE_LIST;
+        if (this.#closed && this.#elements > 0 && isBlank(element)) {
+          throw datasetError(`${this.path}: a comma stands before the closing bracket.`, "Take the last comma out.");
+        }
         if (!(this.#closed && this.#elements === 0 && isBlank(element))) yield element;
         this.#elements += 1;
       }

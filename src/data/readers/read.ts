@@ -1,7 +1,8 @@
 import { stat } from "node:fs/promises";
 import { extname } from "node:path";
+import { datasetError } from "./checks.ts";
 import { readJsonValues } from "./json-stream.ts";
-import { datasetError, parseRow, type Row } from "./rows.ts";
+import { parseRow, type Row } from "./rows.ts";
 
 type Reader = (path: string) => AsyncIterable<unknown>;
 

@@ -1,40 +1,38 @@
-import { PipeloraError } from "../../common/errors.ts";
 import { nearest } from "../../common/nearest.ts";
-
-export interface ChatMessage {
-  readonly role: "system" | "user" | "assistant";
-  readonly content: string;
-}
+import { datasetError, isEmpty, isRecord } from "./checks.ts";
+import { type ChatMessage, parseMessages } from "./messages.ts";
 
 /** One row of a dataset, checked. */
 export type Row =
   | { readonly kind: "instruction"; readonly instruction: string; readonly input: string; readonly output: string }
-  | { readonly kind: "messages"; readonly messages: readonly ChatMessage[] }
+  | { readonly kind: "messages"; readonly messages: readonly ChatMessage[]; readonly tools: readonly unknown[] | null }
+  | { readonly kind: "text"; readonly text: string }
   | { readonly kind: "ids"; readonly inputIds: readonly number[]; readonly labels: readonly number[] | null };
 
 /** Keys that would change what is trained on and can't be honoured; empty values are let through. */
 const NOT_HONOURED = [
-  "tools",
   "functions",
   "documents",
-  "history",
   "images",
-  "system",
+  "image",
+  "audios",
+  "audio",
+  "videos",
+  "video",
+  "rejected",
+  "chosen",
+  "kto_tag",
   "position_ids",
   "token_type_ids",
 ];
-const MESSAGE_NOT_HONOURED = ["tool_calls", "function_call", "tool_call_id", "reasoning_content", "images", "weight"];
-const ROLES: readonly string[] = ["system", "user", "assistant"];
-
-export function datasetError(message: string, hint: string, cause?: unknown): PipeloraError {
-  return new PipeloraError("PL_DATASET_INVALID", message, { hint, ...(cause === undefined ? {} : { cause }) });
-}
-
-const isRecord = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
-const isEmpty = (value: unknown) =>
-  value === undefined || value === null || value === "" || (Array.isArray(value) && value.length === 0);
+/** Keys under which sets keep a list of messages. */
+const MESSAGE_KEYS = ["messages", "conversations", "conversation"];
+/** Pairs of question and answer that mean instruction and output. */
+const PAIRS = [
+  ["prompt", "completion"],
+  ["prompt", "response"],
+  ["query", "response"],
+] as const;
 
 /** Checks one row's keys and types. `number` counts from 1. Error: PL_DATASET_INVALID with row and key. */
 export function parseRow(path: string, number: number, value: unknown): Row {
@@ -48,24 +46,82 @@ export function parseRow(path: string, number: number, value: unknown): Row {
       "Take the key out, or write the row as chat messages.",
     );
   }
+  if (typeof value["label"] === "boolean") {
+    throw datasetError(
+      `${where} has "label", true or false: a KTO set, which can't be honoured.`,
+      'Keep the rows whose "label" is true, without the key.',
+    );
+  }
   if (Object.hasOwn(value, "input_ids")) return idsRow(where, value);
-  if (Object.hasOwn(value, "messages")) return messagesRow(where, value["messages"]);
-  return {
-    kind: "instruction",
+  const key = MESSAGE_KEYS.find((name) => !isEmpty(value[name]) || (name === "messages" && Object.hasOwn(value, name)));
+  if (key !== undefined) return messagesRow(where, value, parseMessages(where, key, value[key]));
+  const pair = PAIRS.find(([question, answer]) => Object.hasOwn(value, question) && Object.hasOwn(value, answer));
+  if (pair !== undefined && !Object.hasOwn(value, "instruction")) return pairRow(where, value, pair);
+  if (typeof value["text"] === "string" && !Object.hasOwn(value, "output"))
+    return { kind: "text", text: value["text"] };
+  return instructionRow(where, value, {
     instruction: textOf(where, value, "instruction"),
     input: isEmpty(value["input"]) ? "" : textOf(where, value, "input"),
     output: textOf(where, value, "output"),
-  };
+  });
+}
+
+function pairRow(where: string, row: Record<string, unknown>, [question, answer]: readonly [string, string]): Row {
+  if (Array.isArray(row[question]) || Array.isArray(row[answer])) {
+    const messages = [...parseMessages(where, question, row[question]), ...parseMessages(where, answer, row[answer])];
+    return messagesRow(where, row, messages);
+  }
+  const instruction = textOf(where, row, question);
+  return instructionRow(where, row, { instruction, input: "", output: textOf(where, row, answer) });
+}
+
+/** alpaca's `system` and `history` make a conversation of the row: the system first, then the turns before. */
+function instructionRow(
+  where: string,
+  row: Record<string, unknown>,
+  { instruction, input, output }: { instruction: string; input: string; output: string },
+): Row {
+  if (isEmpty(row["history"]) && isEmpty(row["system"])) return { kind: "instruction", instruction, input, output };
+  const history = isEmpty(row["history"]) ? [] : row["history"];
+  const isTurns = (turns: unknown): turns is [string, string][] =>
+    Array.isArray(turns) &&
+    turns.every((turn) => Array.isArray(turn) && turn.length === 2 && turn.every((text) => typeof text === "string"));
+  if (!isTurns(history)) {
+    throw datasetError(`${where}: "history" must be a list of [question, answer].`, "Write both as text.");
+  }
+  const messages: ChatMessage[] = history.flatMap(([user, assistant]) => [
+    { role: "user", content: user },
+    { role: "assistant", content: assistant },
+  ]);
+  messages.push({ role: "user", content: [instruction, input].filter((part) => part !== "").join("\n") });
+  messages.push({ role: "assistant", content: output });
+  return messagesRow(where, row, messages);
+}
+
+function messagesRow(where: string, row: Record<string, unknown>, messages: readonly ChatMessage[]): Row {
+  const system = isEmpty(row["system"]) ? null : textOf(where, row, "system");
+  if (system !== null && messages[0]?.role === "system") {
+    throw datasetError(`${where} has two system messages.`, 'Take "system" or the first message out.');
+  }
+  const whole = system === null ? messages : [{ role: "system", content: system }, ...messages];
+  if (isEmpty(row["tools"])) return { kind: "messages", messages: whole, tools: null };
+  let tools = row["tools"];
+  try {
+    if (typeof tools === "string") tools = JSON.parse(tools) as unknown;
+  } catch {}
+  if (!Array.isArray(tools)) throw datasetError(`${where}: "tools" must be a list.`, "Write one JSON schema a tool.");
+  return { kind: "messages", messages: whole, tools };
+}
+
+function shown(value: unknown): string {
+  return typeof value === "bigint" ? String(value) : (JSON.stringify(value)?.slice(0, 80) ?? "");
 }
 
 function textOf(where: string, row: Record<string, unknown>, key: string): string {
   const value = row[key];
   if (typeof value === "string") return value;
   if (value !== undefined) {
-    throw datasetError(
-      `${where}: "${key}" must be text, got ${JSON.stringify(value)?.slice(0, 80)}.`,
-      "Write it as a string.",
-    );
+    throw datasetError(`${where}: "${key}" must be text, got ${shown(value)}.`, "Write it as a string.");
   }
   const keys = Object.keys(row);
   const near = nearest(
@@ -86,33 +142,6 @@ function textOf(where: string, row: Record<string, unknown>, key: string): strin
       : "Rows need instruction and output (input may be absent), or messages, or input_ids.",
   );
 }
-
-function messagesRow(where: string, value: unknown): Row {
-  if (!Array.isArray(value) || value.length === 0) {
-    throw datasetError(
-      `${where}: "messages" must be a list of {role, content}.`,
-      "Write at least one user and one assistant message.",
-    );
-  }
-  const messages = value.map((message, index): ChatMessage => {
-    const at = `${where}, message ${index + 1}`;
-    if (!isRecord(message)) throw datasetError(`${at} is not an object.`, 'Write it as {"role": …, "content": …}.');
-    const foreign = MESSAGE_NOT_HONOURED.find((key) => !isEmpty(message[key]));
-    if (foreign !== undefined)
-      throw datasetError(`${at} has "${foreign}", which can't be honoured.`, "Take the key out.");
-    const { role, content } = message;
-    if (typeof role !== "string" || !ROLES.includes(role)) {
-      throw datasetError(
-        `${at}: role must be ${ROLES.join(", ")}, got ${JSON.stringify(role)}.`,
-        "Rename the role, or leave the row out.",
-      );
-    }
-    if (typeof content !== "string") throw datasetError(`${at}: "content" must be text.`, "Write it as a string.");
-    return { role: role as ChatMessage["role"], content };
-  });
-  return { kind: "messages", messages };
-}
-
 function idsRow(where: string, row: Record<string, unknown>): Row {
   const inputIds = integers(where, "input_ids", row["input_ids"]);
   const labels = isEmpty(row["labels"]) ? null : integers(where, "labels", row["labels"]);

@@ -3,7 +3,7 @@ import { Readable } from "node:stream";
 import { parse as csvParser } from "csv-parse";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
-import { datasetError } from "./rows.ts";
+import { datasetError } from "./checks.ts";
 
 /** Columns of tables that hold lists, written as JSON text in a CSV file. */
 const LIST_COLUMNS = ["input_ids", "labels", "attention_mask", "messages"];

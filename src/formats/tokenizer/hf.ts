@@ -23,8 +23,15 @@ const tokenText = z
   .union([z.string(), z.looseObject({ content: z.string() })])
   .nullable()
   .optional();
+const specialTokensMap = z.looseObject({
+  bos_token: tokenText,
+  eos_token: tokenText,
+  pad_token: tokenText,
+  unk_token: tokenText,
+});
 const namedTemplates = z.array(z.looseObject({ name: z.string(), template: z.string() }));
 const tokenizerConfig = z.looseObject({
+  added_tokens_decoder: z.record(z.string().regex(/^\d{1,9}$/), z.looseObject({ content: z.string() })).optional(),
   tokenizer_class: z.string().nullable().optional(),
   bos_token: tokenText,
   eos_token: tokenText,
@@ -49,15 +56,65 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
   const path = join(dir, "tokenizer.json");
   const json = check(tokenizerJson, path, await readJson(path));
   const configPath = join(dir, "tokenizer_config.json");
-  const config = check(tokenizerConfig, configPath, (await isFile(configPath)) ? await readJson(configPath) : {});
+  const written = check(tokenizerConfig, configPath, (await isFile(configPath)) ? await readJson(configPath) : {});
+  const config = await withSpecialTokens(dir, written);
   const templatePath = join(dir, "chat_template.jinja");
   const template = (await isFile(templatePath)) ? await readFile(templatePath, "utf8") : configTemplate(config);
   try {
-    return new JsonTokenizer(asTransformersBuildsIt(json, config), config, template);
+    return new JsonTokenizer(
+      asTransformersBuildsIt(withDigits(withAddedTokens(json, config)), config),
+      config,
+      template,
+    );
   } catch (error) {
     throw invalid(path, (error as Error).message, error);
   }
 }
+
+/**
+ * transformers' rule for older folders: where tokenizer_config.json has no added_tokens_decoder, tokens that it does not name
+ * come from special_tokens_map.json.
+ */
+async function withSpecialTokens(dir: string, config: TokenizerConfig): Promise<TokenizerConfig> {
+  const path = join(dir, "special_tokens_map.json");
+  if (config["added_tokens_decoder"] !== undefined || !(await isFile(path))) return config;
+  const map = check(specialTokensMap, path, await readJson(path));
+  const missing = TOKEN_NAMES.filter((name) => !Object.hasOwn(config, name) && (map[name] ?? null) !== null);
+  return { ...config, ...Object.fromEntries(missing.map((name) => [name, map[name]])) };
+}
+
+/** Tokens that stand in tokenizer_config.json's added_tokens_decoder alone, among tokenizer.json's. */
+function withAddedTokens(json: TokenizerJson, config: TokenizerConfig): TokenizerJson {
+  const own = json.added_tokens ?? [];
+  const known = new Set(own.map(({ content }) => content));
+  const plain = { lstrip: false, rstrip: false, normalized: false, single_word: false, special: false };
+  const added = Object.entries(config.added_tokens_decoder ?? {}).flatMap(([id, token]) =>
+    known.has(token.content) ? [] : [{ ...plain, ...token, id: Number(id) }],
+  );
+  return added.length === 0 ? json : { ...json, added_tokens: [...own, ...added] };
+}
+
+/**
+ * Rust's tokenizers cut digits at every numeric character, the JavaScript ones at 0 … 9 alone: the same cut, written as a
+ * Split.
+ */
+function withUnicodeDigits(step: unknown): unknown {
+  if (!isObject(step)) return step;
+  if (step["type"] === "Sequence" && Array.isArray(step["pretokenizers"])) {
+    return { ...step, pretokenizers: step["pretokenizers"].map(withUnicodeDigits) };
+  }
+  if (step["type"] !== "Digits") return step;
+  const pattern = step["individual_digits"] === true ? "\\p{N}" : "\\p{N}+";
+  return { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
+}
+
+const withDigits = (json: TokenizerJson): TokenizerJson => ({
+  ...json,
+  pre_tokenizer: withUnicodeDigits(json["pre_tokenizer"]),
+});
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
  * transformers 5 builds Llama's SentencePiece-like tokenizers from vocabulary and merges alone: spaces become "▁", one in
@@ -113,6 +170,7 @@ class JsonTokenizer implements Tokenizer {
   readonly eosId: number | null;
   readonly padId: number | null;
   readonly addBos: boolean;
+  readonly isQwen1 = false;
   readonly vocabSize: number;
   readonly chatTemplate: string | null;
   readonly specialTokens: Readonly<Record<string, string>>;

@@ -56,6 +56,7 @@ class QwenTokenizer implements Tokenizer {
   readonly eosId: number;
   readonly padId: number;
   readonly addBos = false;
+  readonly isQwen1 = true;
   readonly vocabSize: number;
   readonly chatTemplate = null;
   readonly specialTokens = { eos_token: "<|endoftext|>", pad_token: "<|endoftext|>" };

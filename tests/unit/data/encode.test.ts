@@ -50,7 +50,7 @@ describe("the tutorial's encoding", () => {
 
   test("prompt masked, answer's turn and the end token labelled", async () => {
     const path = await fileOf([{ instruction: "娘娘。", input: "万福", output: "好。" }]);
-    const dataset = await encodeDataset(path, () => rowTemplate(tokenizer, "auto", null), limits);
+    const dataset = await encodeDataset(path, () => rowTemplate(tokenizer, { name: "auto", system: null }), limits);
     const { tokens, labels } = dataset.row(0);
     const { prompt, trained } = shown(tokenizer, tokens, labels);
     assert.equal(
@@ -67,7 +67,7 @@ describe("the tutorial's encoding", () => {
       { instruction: "a", output: "b" },
       { instruction: "a".repeat(90), output: "b" },
     ]);
-    const dataset = await encodeDataset(path, () => rowTemplate(tokenizer, "tutorial", "S"), {
+    const dataset = await encodeDataset(path, () => rowTemplate(tokenizer, { name: "tutorial", system: "S" }), {
       ...limits,
       maxLength: 60,
     });
@@ -79,7 +79,7 @@ describe("the tutorial's encoding", () => {
   });
 
   test("prompts begin as training rows do", () => {
-    const template = rowTemplate(tokenizer, "auto", null);
+    const template = rowTemplate(tokenizer, { name: "auto", system: null });
     const row = template.encodeInstruction({ kind: "instruction", instruction: "娘娘", input: "", output: "x" });
     const prompt = template.encodePrompt([{ role: "user", content: "娘娘" }]);
     assert.deepEqual(row.tokens.slice(0, prompt.length), prompt);
@@ -95,7 +95,7 @@ describe("the tutorial's encoding", () => {
       { role: "assistant", content: "a2" },
     ];
     const path = await fileOf([{ messages }]);
-    const dataset = await encodeDataset(path, () => rowTemplate(tokenizer, "auto", "S"), limits);
+    const dataset = await encodeDataset(path, () => rowTemplate(tokenizer, { name: "auto", system: "S" }), limits);
     const { prompt, trained } = shown(tokenizer, dataset.row(0).tokens, dataset.row(0).labels);
     assert.equal(trained, "a1<|im_end|>\na2<|im_end|>\n");
     assert.equal(
@@ -107,7 +107,7 @@ describe("the tutorial's encoding", () => {
   test("a vocabulary larger than the model's", async () => {
     const path = await fileOf([{ instruction: "a", output: "b" }]);
     await assert.rejects(
-      encodeDataset(path, () => rowTemplate(tokenizer, "auto", null), { ...limits, vocabSize: 257 }),
+      encodeDataset(path, () => rowTemplate(tokenizer, { name: "auto", system: null }), { ...limits, vocabSize: 257 }),
       fails("PL_TOKENIZER_INVALID", /row 1 has token id 257/),
     );
   });
@@ -122,7 +122,7 @@ describe("the tutorial's encoding", () => {
       first: { input_ids: number[]; labels: number[] }[];
     };
     const qwen = await loadTokenizer(model!);
-    const dataset = await encodeDataset(data!, () => rowTemplate(qwen, "auto", null), {
+    const dataset = await encodeDataset(data!, () => rowTemplate(qwen, { name: "auto", system: null }), {
       maxLength: 384,
       vocabSize: 151936,
     });
@@ -191,13 +191,15 @@ describe("chat templates", () => {
 
   test("labels are the assistant's turns and what ends them", async () => {
     const tokenizer = await tokenizerWith(template);
-    const { tokens, labels } = encode(rowTemplate(tokenizer, "auto", "Be kind"));
+    const { tokens, labels } = encode(rowTemplate(tokenizer, { name: "auto", system: "Be kind" }));
     const { prompt, trained } = shown(tokenizer, tokens, labels);
     assert.equal(prompt, "<s>[system]Be kind[user]Tom said\nhello[assistant]");
     assert.match(trained, /^Lily ran<\/s>$/);
     assert.equal(tokens[0], tokenizer.bosId);
     assert.deepEqual(
-      rowTemplate(tokenizer, "auto", "Be kind").encodePrompt([{ role: "user", content: "Tom said\nhello" }]),
+      rowTemplate(tokenizer, { name: "auto", system: "Be kind" }).encodePrompt([
+        { role: "user", content: "Tom said\nhello" },
+      ]),
       tokens.slice(
         0,
         labels.findIndex((label) => label !== -100),
@@ -207,7 +209,7 @@ describe("chat templates", () => {
 
   test("each turn of a longer conversation", async () => {
     const tokenizer = await tokenizerWith(template);
-    const { tokens, labels } = rowTemplate(tokenizer, "chat", null).encodeMessages([
+    const { tokens, labels } = rowTemplate(tokenizer, { name: "chat", system: null }).encodeMessages([
       { role: "user", content: "one" },
       { role: "assistant", content: "two" },
       { role: "user", content: "three" },
@@ -216,26 +218,30 @@ describe("chat templates", () => {
     assert.equal(shown(tokenizer, tokens, labels).trained, "two</s>four</s>");
   });
 
-  test("templates that are missing, broken, raise, or rewrite earlier turns", async () => {
+  test("templates that are missing, broken or raise", async () => {
     const without = await tokenizerWith(null);
-    assert.throws(() => rowTemplate(without, "auto", null), fails("PL_TEMPLATE_INVALID", /no chat template/));
-    assert.throws(() => rowTemplate(without, "chat", null), fails("PL_TEMPLATE_INVALID", /no chat template/));
+    assert.throws(
+      () => rowTemplate(without, { name: "auto", system: null }),
+      fails("PL_TEMPLATE_INVALID", /no chat template/),
+    );
+    assert.throws(
+      () => rowTemplate(without, { name: "chat", system: null }),
+      fails("PL_TEMPLATE_INVALID", /no chat template/),
+    );
     const broken = await tokenizerWith("{% for %}");
-    assert.throws(() => rowTemplate(broken, "auto", null), fails("PL_TEMPLATE_INVALID", /can't be parsed/));
+    assert.throws(
+      () => rowTemplate(broken, { name: "auto", system: null }),
+      fails("PL_TEMPLATE_INVALID", /can't be parsed/),
+    );
     const raising = await tokenizerWith("{{ raise_exception('roles must alternate') }}");
     assert.throws(
-      () => encode(rowTemplate(raising, "auto", null)),
+      () => encode(rowTemplate(raising, { name: "auto", system: null })),
       fails("PL_TEMPLATE_INVALID", /roles must alternate/),
     );
     const path = await fileOf([{ instruction: "a", output: "b" }]);
     await assert.rejects(
-      encodeDataset(path, () => rowTemplate(raising, "auto", null), limits),
+      encodeDataset(path, () => rowTemplate(raising, { name: "auto", system: null }), limits),
       fails("PL_TEMPLATE_INVALID", /row 1: .*roles must alternate/),
-    );
-    const rewriting = await tokenizerWith("{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}");
-    assert.throws(
-      () => encode(rowTemplate(rewriting, "auto", null)),
-      fails("PL_TEMPLATE_INVALID", /otherwise once more follow/),
     );
   });
 });

@@ -69,7 +69,9 @@ describe("dataset readers", () => {
       { role: "user", content: "u" },
       { role: "assistant", content: "a" },
     ];
-    assert.deepEqual(await rowsOf(JSON.stringify([{ messages, id: 3, tools: [] }])), [{ kind: "messages", messages }]);
+    assert.deepEqual(await rowsOf(JSON.stringify([{ messages, id: 3, tools: [] }])), [
+      { kind: "messages", messages, tools: null },
+    ]);
     assert.deepEqual(
       await rowsOf('{"input_ids": [1, 2]}\n{"input_ids": [3], "labels": [-100], "attention_mask": [1]}', "jsonl"),
       [
@@ -119,19 +121,23 @@ describe("dataset readers", () => {
   });
 
   test("what can't be honoured is refused by name", async () => {
-    await refuses(JSON.stringify([{ instruction: "a", output: "b", history: [["x", "y"]] }]), /"history"/);
-    await refuses(JSON.stringify([{ messages: [{ role: "user", content: "u" }], tools: [{}] }]), /"tools"/);
+    for (const key of ["images", "image", "audios", "videos", "rejected", "functions"]) {
+      await refuses(JSON.stringify([{ instruction: "a", output: "b", [key]: ["x"] }]), new RegExp(`"${key}"`));
+    }
+    await refuses(JSON.stringify([{ messages: [{ role: "user", content: "u" }], label: false }]), /"label"/);
+    await refuses(JSON.stringify([{ instruction: "a", output: "b", history: ["x"] }]), /"history"/);
+    await refuses(JSON.stringify([{ messages: [{ role: "user", content: "u" }], tools: 3 }]), /"tools"/);
     await refuses(
-      JSON.stringify([{ messages: [{ role: "assistant", content: "u", tool_calls: [{}] }] }]),
-      /message 1 has "tool_calls"/,
+      JSON.stringify([{ messages: [{ role: "assistant", content: "u", loss_weight: 0.5 }] }]),
+      /"loss_weight" 0.5/,
     );
     await refuses(
-      JSON.stringify([{ messages: [{ role: "tool", content: "u" }] }]),
-      /role must be system, user, assistant, got "tool"/,
+      JSON.stringify([{ messages: [{ role: "critic", content: "u" }] }]),
+      /role must be system, user, assistant, tool, got "critic"/,
     );
     await refuses(
       JSON.stringify([{ messages: [{ role: "user", content: [{ type: "image" }] }] }]),
-      /"content" must be text/,
+      /"content" has a part that is no text/,
     );
     await refuses(JSON.stringify([{ messages: [] }]), /"messages" must be a list/);
     await refuses(JSON.stringify([{ input_ids: [1, 2], labels: [1] }]), /1 labels for 2 input_ids/);
@@ -145,7 +151,7 @@ describe("dataset readers", () => {
     await refuses("[]", /has no rows/);
     await refuses("instruction,output\n", /has no rows/, "csv");
     await refuses('[{"instruction": "a", "output": "b"}', /ends inside its list/);
-    await refuses('[{"instruction": "a", "output": "b"},]', /row 2 is not JSON/);
+    await refuses('[{"instruction": "a", "output": "b"},]', /comma stands before the closing bracket/);
     await refuses('[{"instruction": "a" "output": "b"}]', /row 1 is not JSON/);
     await refuses('[{"instruction": "a", "output": "b"}] x', /goes on after/);
     await refuses('{\n"instruction": "a"\n}', /row 1 is not JSON/);

@@ -1,0 +1,105 @@
+import { datasetError, isEmpty, isRecord } from "./checks.ts";
+
+/** One message, with all that its template may ask for. */
+export interface ChatMessage {
+  readonly role: string;
+  readonly content: string;
+  /** false: nothing of it is trained on. */
+  readonly train?: boolean;
+  readonly [key: string]: unknown;
+}
+
+const ROLES: readonly string[] = ["system", "user", "assistant", "tool"];
+/** Roles as ShareGPT and its kin name them. */
+const ROLE_NAMES: Readonly<Record<string, string>> = {
+  human: "user",
+  gpt: "assistant",
+  bot: "assistant",
+  model: "assistant",
+  chatgpt: "assistant",
+  observation: "tool",
+  function: "tool",
+};
+/** Keys that say whether a message is trained on, in the other trainers' words. */
+const SWITCHES = ["loss", "train", "train_on_turn", "training"];
+const WEIGHTS = ["loss_weight", "weight"];
+const NOT_HONOURED = ["images", "image", "audios", "audio", "videos", "video", "function_call", "rejected"];
+/** Keys that are handed to the template as they are. */
+const HANDED_ON = ["reasoning_content", "tool_calls", "tool_call_id", "name", "thinking"];
+
+/** Checks a list of messages in any of the forms that public sets have. Error: PL_DATASET_INVALID with row and message. */
+export function parseMessages(where: string, key: string, value: unknown): ChatMessage[] {
+  const list = typeof value === "string" ? fromText(where, key, value) : value;
+  if (!Array.isArray(list) || list.length === 0) {
+    throw datasetError(
+      `${where}: "${key}" must be a list of {role, content}.`,
+      "Write at least one user and one assistant message.",
+    );
+  }
+  return list.flatMap((message, index) => parseMessage(`${where}, message ${index + 1}`, message));
+}
+
+function fromText(where: string, key: string, text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch (error) {
+    throw datasetError(`${where}: "${key}" is text that is no JSON.`, "Write a list of {role, content}.", error);
+  }
+}
+
+function parseMessage(at: string, message: unknown): ChatMessage[] {
+  if (!isRecord(message)) throw datasetError(`${at} is not an object.`, 'Write it as {"role": …, "content": …}.');
+  const foreign = NOT_HONOURED.find((key) => !isEmpty(message[key]));
+  if (foreign !== undefined)
+    throw datasetError(`${at} has "${foreign}", which can't be honoured.`, "Take the key out.");
+  // Firefly's pairs: one entry holds both turns.
+  if (typeof message["human"] === "string" && typeof message["assistant"] === "string") {
+    return [
+      { role: "user", content: message["human"] },
+      { role: "assistant", content: message["assistant"] },
+    ];
+  }
+  const named = message["role"] ?? message["from"];
+  const role = typeof named === "string" && Object.hasOwn(ROLE_NAMES, named) ? ROLE_NAMES[named] : named;
+  if (typeof role !== "string" || !ROLES.includes(role)) {
+    throw datasetError(
+      `${at}: role must be ${ROLES.join(", ")}, got ${JSON.stringify(named)}.`,
+      "Rename the role, or leave the row out.",
+    );
+  }
+  const train = trained(at, message);
+  const handedOn = Object.fromEntries(
+    HANDED_ON.filter((key) => !isEmpty(message[key])).map((key) => [key, message[key]]),
+  );
+  const content = contentOf(at, message["content"] ?? message["value"], !isEmpty(message["tool_calls"]));
+  return [{ role, content, ...handedOn, ...(train ? {} : { train }) }];
+}
+
+function contentOf(at: string, content: unknown, mayLack: boolean): string {
+  if (typeof content === "string") return content;
+  if (isEmpty(content) && mayLack) return "";
+  if (Array.isArray(content)) {
+    const texts = content.map((part: unknown) =>
+      typeof part === "string" ? part : isRecord(part) && typeof part["text"] === "string" ? part["text"] : null,
+    );
+    if (texts.every((text) => text !== null)) return texts.join("");
+    throw datasetError(`${at}: "content" has a part that is no text.`, "Only text can be trained on.");
+  }
+  throw datasetError(`${at}: "content" must be text.`, "Write it as a string.");
+}
+
+function trained(at: string, message: Record<string, unknown>): boolean {
+  for (const key of SWITCHES) {
+    const value = message[key];
+    if (value === undefined || value === null || value === true || value === 1) continue;
+    if (value === false || value === 0) return false;
+    throw datasetError(`${at}: "${key}" must be true or false, got ${JSON.stringify(value)}.`, "Write true or false.");
+  }
+  for (const key of WEIGHTS) {
+    const value = message[key];
+    if (value === undefined || value === null || value === 1) continue;
+    if (value === 0) return false;
+    throw datasetError(`${at}: "${key}" ${JSON.stringify(value)} can't be honoured.`, "Write 0 or 1.");
+  }
+  return true;
+}

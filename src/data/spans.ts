@@ -1,0 +1,87 @@
+import type { Rendering } from "../formats/jinja/index.ts";
+import type { ChatMessage } from "./readers/messages.ts";
+
+/** A stretch of the whole text, in UTF-16 units, that an assistant's message is trained on. */
+export interface Span {
+  readonly message: number;
+  readonly begin: number;
+  readonly end: number;
+}
+
+type Render = (messages: readonly ChatMessage[], addGenerationPrompt: boolean) => Rendering;
+
+/**
+ * What is trained on of a rendered conversation: what `{% generation %}` blocks wrote where the template has them, else what
+ * the template's pass over each assistant message wrote, without the generation prompt that a reply would be given. Where
+ * the template goes over its messages otherwise, renderings of the conversation up to each turn tell.
+ */
+export function assistantSpans(messages: readonly ChatMessage[], whole: Rendering, render: Render): Span[] {
+  const passes = new Map(whole.marks.flatMap((mark) => (mark.kind === "pass" ? [[mark.number, mark] as const] : [])));
+  const turns = messages.flatMap(({ role }, index) => (role === "assistant" ? [index] : []));
+  const generations = whole.marks.filter(({ kind }) => kind === "generation");
+  if (generations.length > 0) {
+    return generations.map(({ begin, end }, index) => {
+      const inside = [...passes.values()].find((pass) => pass.begin <= begin && end <= pass.end);
+      return { message: inside?.number ?? turns[Math.min(index, turns.length - 1)]!, begin, end };
+    });
+  }
+  return turns.map((index) => {
+    const pass = passes.get(index);
+    const before = messages.slice(0, index);
+    const prompt = generationPrompt(before, render);
+    const isLast = index === messages.length - 1;
+    const end = isLast ? endOfLast(whole, pass?.end ?? 0, messages, prompt.text, render) : (pass?.end ?? null);
+    if (pass !== undefined) {
+      return {
+        message: index,
+        begin: pass.begin + headerLength(whole.text.slice(pass.begin, end!), prompt.text),
+        end: end!,
+      };
+    }
+    const begin = whole.text.startsWith(prompt.whole) ? prompt.whole.length : whole.text.length;
+    const upTo = isLast ? "" : render(messages.slice(0, index + 1), false).text;
+    return { message: index, begin, end: isLast ? end! : whole.text.startsWith(upTo) ? upTo.length : begin };
+  });
+}
+
+/** What a reply to `before` would be given, and the rendering that ends with it. */
+function generationPrompt(before: readonly ChatMessage[], render: Render): { text: string; whole: string } {
+  if (before.length === 0) return { text: "", whole: "" };
+  const asked = render(before, true);
+  const plain = render(before, false);
+  if (asked.text !== plain.text && asked.text.startsWith(plain.text)) {
+    return { text: asked.text.slice(plain.text.length), whole: asked.text };
+  }
+  // Some templates write the header always: it is what stands behind their last pass.
+  return { text: epilogue(asked), whole: asked.text };
+}
+
+function epilogue({ text, marks }: Rendering): string {
+  const last = marks.reduce((most, mark) => (mark.kind === "pass" ? Math.max(most, mark.end) : most), -1);
+  return last < 0 ? "" : text.slice(last);
+}
+
+/** The last turn takes what follows its pass (an end token), but no header of a reply that is written all the same. */
+function endOfLast(
+  whole: Rendering,
+  passEnd: number,
+  messages: readonly ChatMessage[],
+  prompt: string,
+  render: Render,
+): number {
+  const { text } = whole;
+  if (prompt === "" || !text.endsWith(prompt) || text.length - prompt.length < passEnd) return text.length;
+  return render(messages, true).text === text ? text.length - prompt.length : text.length;
+}
+
+/**
+ * How much of a turn the generation prompt makes up: all of it where the turn begins so, else as much as both share up to
+ * the end of a tag or line (R1's prompt opens <think>, its finished turns do not).
+ */
+function headerLength(turn: string, prompt: string): number {
+  if (turn.startsWith(prompt)) return prompt.length;
+  let shared = 0;
+  while (shared < turn.length && turn[shared] === prompt[shared]) shared += 1;
+  while (shared > 0 && !/[>\]\s|:｜]/.test(prompt[shared - 1]!)) shared -= 1;
+  return shared;
+}
