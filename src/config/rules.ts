@@ -61,7 +61,6 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   for (const [key, address] of [
     ["listen", config.listen],
     ["coordinator", config.coordinator],
-    ["bind", config.bind],
   ] as const) {
     const wrong = address === null ? null : addressProblem(address);
     if (wrong !== null)

@@ -22,7 +22,7 @@ export async function rowsOfObject(path: string): Promise<readonly unknown[] | n
   if (!isRecord(value)) return null;
   const keys = Object.keys(value);
   const wrapper = WRAPPERS.find((key) => Array.isArray(value[key]));
-  if (wrapper !== undefined && (keys.length === 1 || value[wrapper] !== undefined)) return value[wrapper] as unknown[];
+  if (wrapper !== undefined) return value[wrapper] as unknown[];
   const lists = keys.filter((key) => Array.isArray(value[key]));
   if (keys.length === 1 && lists.length === 1 && !["messages", "conversations", "conversation"].includes(keys[0]!)) {
     throw datasetError(
