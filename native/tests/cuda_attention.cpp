@@ -1,5 +1,6 @@
 // The GPU's attention, forward and back, against a plain reference in float64.
 #include <algorithm>
+#include <limits>
 
 #include "tests/rotary_reference.h"
 
@@ -124,6 +125,86 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   require(label("attention_backward with rotary, without spare room, same bits", dtype, shape), run(false, true) == turned);
 }
 
+/// A few queries a sequence behind keys of a cache, without log-sum-exp: right, and the same bits for a sequence alone. Rows of the
+/// cache that hold no key are NaN.
+void decode(Gpu& gpu, DType dtype, const AttentionCase& c) {
+  std::string shape = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads of " + std::to_string(c.e);
+  if (c.window > 0) shape.append(", window ").append(std::to_string(c.window));
+  int capacity = 0;
+  for (std::size_t i = 0; i < c.lengths.size(); ++i) {
+    shape.append(", ").append(std::to_string(c.lengths[i])).append(" behind ").append(std::to_string(c.past[i]));
+    capacity = std::max(capacity, c.lengths[i] + c.past[i] + 3);
+  }
+  const auto sequences = gpu.sequences(c.lengths, c.past, capacity);
+  const std::int64_t tokens = sequences->tokens, e = c.e, group = c.heads / c.kv_heads, keys = capacity * sequences->count();
+  const std::int64_t q_cols = c.heads * e, k_cols = c.kv_heads * e;
+  const Values q = random_values(tokens * q_cols, 1, dtype, 30);
+  Values k = random_values(keys * k_cols, 1, dtype, 31), v = random_values(keys * k_cols, 1, dtype, 32), expected(q.size(), 0);
+  const double scale = 1 / std::sqrt(static_cast<double>(e));
+  for (std::size_t s = 0; s < c.lengths.size(); ++s) {
+    const std::int64_t start = static_cast<std::int64_t>(s) * capacity, length = c.lengths[s] + c.past[s];
+    for (Values* side : {&k, &v})
+      std::fill(side->begin() + (start + length) * k_cols, side->begin() + (start + capacity) * k_cols, std::numeric_limits<double>::quiet_NaN());
+#pragma omp parallel for collapse(2)
+    for (std::int64_t h = 0; h < c.heads; ++h)
+      for (std::int64_t i = 0; i < c.lengths[s]; ++i) {
+        const std::int64_t position = c.past[s] + i, low = c.window ? std::max<std::int64_t>(0, position - c.window + 1) : 0;
+        const auto own = static_cast<std::size_t>((sequences->cu_queries.host[s] + i) * q_cols + h * e);
+        const auto at = [&](std::int64_t j) { return static_cast<std::size_t>((start + j) * k_cols + h / group * e); };
+        const auto width = static_cast<std::size_t>(e);
+        double total = 0;  // scores are small enough for exponentials as they are
+        for (std::int64_t j = low; j <= position; ++j) {
+          double score = 0;
+          for (std::size_t x = 0; x < width; ++x) score += q[own + x] * k[at(j) + x];
+          const double weight = std::exp(score * scale);
+          total += weight;
+          for (std::size_t x = 0; x < width; ++x) expected[own + x] += weight * v[at(j) + x];
+        }
+        for (std::size_t x = 0; x < width; ++x) expected[own + x] /= total;
+      }
+  }
+  const auto qd = gpu.put(q, dtype, tokens, q_cols, 16), kd = gpu.put(k, dtype, keys, k_cols, 8), vd = gpu.put(v, dtype, keys, k_cols);
+  const auto scale_f = static_cast<float>(scale);
+  const auto run = [&](const Tensor& queries, const Tensor& k_rows, const Tensor& v_rows, const Sequences& of) {
+    const auto out = gpu.empty(dtype, queries.rows, q_cols, 8);
+    gpu.ops->attention_forward({queries, k_rows, v_rows, out, {}, &of, e, c.window, scale_f});
+    return gpu.get(out);
+  };
+  const Values got = run(qd, kd, vd, *sequences);
+  compare(label("attention of a few queries", dtype, shape), got, expected, limit_of(dtype));
+  require(label("attention of a few queries twice, same bits", dtype, shape), run(qd, kd, vd, *sequences) == got);
+  if (c.lengths.size() == 1) return;
+  bool same = true;
+  for (std::size_t s = 0; s < c.lengths.size(); ++s) {
+    const std::int64_t first = sequences->cu_queries.host[s], start = static_cast<std::int64_t>(s) * capacity;
+    const auto alone = gpu.sequences({c.lengths[s]}, {c.past[s]}, capacity);
+    const Values one = run(qd.view.row_range(first, c.lengths[s]), kd.view.row_range(start, capacity), vd.view.row_range(start, capacity), *alone);
+    same = same && std::equal(one.begin(), one.end(), got.begin() + first * q_cols);
+  }
+  require(label("attention of a few queries alone and in a batch, same bits", dtype, shape), same);
+}
+
+void decode(Gpu& gpu, DType dtype, bool small) {
+  const std::int64_t heads[][2] = {{32, 32}, {28, 4}, {8, 1}, {32, 2}};
+  for (const std::int64_t e : {64, 96, 128, 256}) {
+    for (const auto& [all, kv] : heads) {
+      if (small && (all == 32 || e == 96)) continue;
+      decode(gpu, dtype, {{1, 1, 1, 1, 1, 1, 1, 1}, {0, 62, 63, 254, 255, 256, 5, 300}, all, kv, e, 0});
+      decode(gpu, dtype, {{1, 2, 3, 4, 1, 4, 3, 2}, {0, 61, 61, 252, 255, 254, 0, 511}, all, kv, e, 0});
+      decode(gpu, dtype, {{4, 1, 3}, {300, 700, 254}, all, kv, e, 100});
+    }
+    decode(gpu, dtype, {{4, 1, 2}, {1200, 1300, 3}, 8, 2, e, 257});
+    if (small) continue;
+    for (const int context : {1, 63, 64, 255, 256, 257, 4096}) decode(gpu, dtype, {{1}, {context - 1}, 28, 4, e, 0});
+    decode(gpu, dtype, {{4}, {4092}, 28, 4, e, 0});
+    decode(gpu, dtype, {{1, 1, 4, 1, 1, 1, 2, 1}, {4095, 9, 4000, 0, 255, 3000, 1, 2047}, 8, 1, e, 0});
+    decode(gpu, dtype, {{1, 3}, {4095, 2000}, 8, 1, e, 1000});
+  }
+  if (!small) decode(gpu, dtype, {{1}, {4095}, 32, 32, 128, 0});
+  decode(gpu, dtype, {{1, 4}, {400, 30}, 4, 2, 72, 0});
+  decode(gpu, dtype, {{1, 4}, {400, 30}, 4, 2, 20, 0});  // what it does not take
+}
+
 /// All kernels' paths: short rows, long rows, narrow and wide heads, shared keys, windows, keys of a cache before the queries.
 void attention(Gpu& gpu, DType dtype, bool small) {
   for (const std::int64_t e : {64, 128}) {
@@ -170,6 +251,7 @@ int main(int argc, char** argv) {
   for (const DType dtype : asked.dtypes) {
     Gpu gpu(dtype, std::size_t{1} << 30);
     attention(gpu, dtype, asked.small);
+    if (dtype != DType::f32) decode(gpu, dtype, asked.small);
   }
   return finish();
 }

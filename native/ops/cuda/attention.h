@@ -15,6 +15,14 @@ inline constexpr std::int64_t kMaxHeadDim = 256;
 /// `counter` is 0 before and after.
 void attention_forward(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 
+/// attention_decode*.cu: few queries of each sequence over many keys. Whether a call suits it: 16-bit, no lse, one to four queries a
+/// sequence. A sequence's results are then the same whatever else the call holds. Reads host arrays alone.
+bool suits_decode(const AttentionForward& call);
+/// Bytes that attention_decode() must be given; 0: none.
+std::size_t decode_room(const AttentionForward& call);
+/// `room`: scratch of decode_room() bytes or more, from a multiple of 16 on. The call must suit.
+void attention_decode(const AttentionForward& call, const Tensor& room, cudaStream_t stream);
+
 /// `delta` [H, T] f32: scratch. `room`: of attention_room() bytes, or empty; the same results are sooner there with it.
 /// `call.rope` is given only where attention_turns_back().
 void attention_backward(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream);

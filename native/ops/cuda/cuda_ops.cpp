@@ -134,6 +134,12 @@ void CudaOps::rmsnorm_backward(const RmsNormBackward& call) { cuda::rmsnorm_back
 void CudaOps::qk_rope_forward(const QkRope& call) { cuda::qk_rope_forward(call, device_.stream()); }
 void CudaOps::qk_rope_backward(const QkRopeBackward& call) { cuda::qk_rope_backward(call, device_.stream()); }
 void CudaOps::attention_forward(const AttentionForward& call) {
+  if (suits_decode(call)) {
+    const std::size_t size = decode_room(call);
+    const Buffer room = size > 0 ? bytes("attention's splits", size) : Buffer();
+    attention_decode(call, room, device_.stream());
+    return;
+  }
   cuda::attention_forward(call, static_cast<std::uint32_t*>(counters_->data()) + kLoraCounters, device_.stream());
 }
 
