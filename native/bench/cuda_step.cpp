@@ -263,28 +263,31 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
   std::fflush(stdout);
 }
 
-/// Tokens a second of one sequence, one after the other, behind a short prompt.
+/// Tokens a second of one sequence, one after the other, behind a short prompt and a long one.
 void decode(std::size_t arena_bytes, Subject subject, bool profile, const std::vector<std::uint16_t>& source) {
   subject.dropout = 0;
   const Workload work{"decode", "nf4", {}, 0, 600};
   Model model(work, arena_bytes, subject, source);
-  constexpr std::int64_t kPrompt = 32, kFirst = 8, kTimed = 100;
-  KvCache cache(*model.ops, model.arch, 1, kPrompt + kFirst + kTimed, 1, model.segment->block_count());
-  std::vector<std::int32_t> tokens;
-  for (std::int32_t i = 0; i < kPrompt; ++i) tokens.push_back(i * 37 + 1);
-  std::vector<float> logits(static_cast<std::size_t>(model.arch.vocab));
-  auto start = Clock::now();
-  for (std::int64_t i = 0; i < kFirst + kTimed; ++i) {
-    if (i == kFirst) start = Clock::now();
-    if (profile && i == kFirst) cudaProfilerStart();
-    if (profile && i == kFirst + 1) cudaProfilerStop();
-    const Buffer out = model.segment->infer(cache, 0, 0, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer());
-    model.ops->download(out, logits.data());
-    tokens = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+  constexpr std::int64_t kFirst = 8, kTimed = 100;
+  for (const std::int32_t context : {64, 4096}) {
+    KvCache cache(*model.ops, model.arch, 1, context + kFirst + kTimed, 1, model.segment->block_count());
+    std::vector<std::int32_t> tokens;
+    for (std::int32_t i = 0; i < context; ++i) tokens.push_back((i * 37 + 1) % static_cast<std::int32_t>(model.arch.vocab));
+    std::vector<float> logits(static_cast<std::size_t>(model.arch.vocab));
+    auto start = Clock::now();
+    for (std::int64_t i = 0; i < kFirst + kTimed; ++i) {
+      if (i == kFirst) start = Clock::now();
+      if (profile && i == kFirst) cudaProfilerStart();
+      if (profile && i == kFirst + 1) cudaProfilerStop();
+      const Buffer out = model.segment->infer(cache, 0, 0, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer());
+      model.ops->download(out, logits.data());
+      tokens = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+    }
+    const double rate = kTimed / seconds_since(start);
+    std::printf("{\"workload\": \"decode\", \"base\": \"nf4\", \"context\": %d, \"ms_per_token\": %.3f, \"tokens_per_s\": %.1f, \"share_of_limit\": %.3f}\n",
+                context, 1e3 / rate, rate, rate / work.limit);
+    std::fflush(stdout);
   }
-  const double rate = kTimed / seconds_since(start);
-  std::printf("{\"workload\": \"decode\", \"base\": \"nf4\", \"tokens_per_s\": %.1f, \"share_of_limit\": %.3f}\n", rate, rate / work.limit);
-  std::fflush(stdout);
 }
 
 /// A message as a JSON string.
