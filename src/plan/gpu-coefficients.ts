@@ -13,10 +13,15 @@ export const GPU = {
    */
   halfRateTokens: 103,
   /**
-   * Share of the card's rate that LoRA's own products reach: inner vectors, and back the gradients of A, B and x. From
-   * steps of ranks r < R, everything else alike: 2 T (R − r) Σ (3 in + 2 out) / (seconds at R − seconds at r) / the card's rate.
+   * Share of the card's rate that LoRA's own products reach in the fused kernels (ranks up to 16): inner vectors, and back the
+   * gradients of A, B and x. From steps of ranks r < R, everything else alike:
+   * 2 T (R − r) Σ (3 in + 2 out) / (seconds at R − seconds at r) / the card's rate.
    */
   loraShare: 0.0335,
+  /** The same without dropout, whose masks the kernels make on the way: ranks 8 and 16 of Qwen2.5-7B in bf16, 2 x 4096. */
+  loraUnmaskedShare: 0.06,
+  /** The same where they run through cuBLASLt: ranks 64 and 256 of Qwen2.5-7B, 8 x 384. */
+  loraProductsShare: 0.55,
   /** Tokens of a row at which attention reaches half its rate, and its shares of the card's rate forward and back, from the profiler at rows of 2,048 and 8,192. */
   attentionHalfRow: 700,
   attentionForwardShare: 0.78,

@@ -58,6 +58,12 @@ export function tailColumns({ ranks }: GpuProduct): number {
   return roundUp(sum(ranks), 64);
 }
 
+/** Whether LoRA's products run through cuBLASLt, not in the fused kernels (native/ops/cuda/lora.h: lora_runs_as_products). */
+export function runsAsProducts({ ranks }: GpuProduct): boolean {
+  return ranks.some((rank) => rank > MOST_FUSED_RANK);
+}
+const MOST_FUSED_RANK = 16;
+
 export function roundUp(value: number, multiple: number): number {
   return Math.ceil(value / multiple) * multiple;
 }

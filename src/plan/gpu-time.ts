@@ -3,7 +3,7 @@ import type { LoraTarget } from "../models/lora-targets.ts";
 import type { BlockLayer } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
 import { GPU } from "./gpu-coefficients.ts";
-import { blockProducts, type GpuProduct, headProduct, sum, tailColumns } from "./gpu-products.ts";
+import { blockProducts, type GpuProduct, headProduct, runsAsProducts, sum, tailColumns } from "./gpu-products.ts";
 import { isExpanded } from "./gpu-weights.ts";
 import { lowestTrainable, pairsByLayer } from "./layer-memory.ts";
 import type { LayerWork } from "./layer-work.ts";
@@ -81,17 +81,31 @@ function expansionBytes({ holding, computeDtype }: PlanRequest, { in: input, out
 function loraTime(
   { work, computeDtype }: PlanRequest,
   device: Device,
-  { in: input, out, partRows, ranks }: GpuProduct,
+  product: GpuProduct,
   pass: "forward" | "backward",
 ): number {
+  const { in: input, out, partRows, ranks } = product;
   const total = sum(ranks);
   if (total === 0) return 0;
   const tokens = work.meanTokens;
-  const rate = GPU.loraShare * deviceRate(device, computeDtype, tokens);
+  const asProducts = runsAsProducts(product);
+  const fused = product.dropout ? GPU.loraShare : GPU.loraUnmaskedShare;
+  const rate = (asProducts ? GPU.loraProductsShare : fused) * deviceRate(device, computeDtype, tokens);
   const outputs = sum(ranks.map((rank, part) => rank * partRows[part]!));
   const flop = pass === "forward" ? 2 * total * input : 4 * (total * input + outputs);
-  const bytes = dtypeBytes(computeDtype) * (pass === "forward" ? input : input + out);
+  const values = asProducts ? productsValues(product, pass) : pass === "forward" ? input : input + out;
+  const bytes = dtypeBytes(computeDtype) * values;
   return tokens * (flop / rate + bytes / bytesRate(device));
+}
+
+/**
+ * A token's values that LoRA's products through cuBLASLt move: forward what dropout leaves of the input, made and read for each
+ * pair; back the same for A, the output's gradient twice, and the part of the input's gradient, made, read and added.
+ */
+function productsValues({ in: input, out, ranks, dropout }: GpuProduct, pass: "forward" | "backward"): number {
+  const pairs = ranks.filter((rank) => rank > 0).length;
+  if (!dropout) return pass === "forward" ? input : 3 * input + 2 * out;
+  return pass === "forward" ? 3 * pairs * input : 7 * pairs * input + 2 * out;
 }
 
 function attentionTime(

@@ -1,5 +1,5 @@
 import type { BlockLayer, ModelShape } from "../models/spec.ts";
-import { type BlockProducts, type GpuProduct, roundUp, sum, tailColumns } from "./gpu-products.ts";
+import { type BlockProducts, type GpuProduct, roundUp, runsAsProducts, sum, tailColumns } from "./gpu-products.ts";
 
 const FLOAT32 = 4;
 
@@ -73,12 +73,6 @@ function forwardWork(product: GpuProduct, float: number, tokens: number): number
   const dropped = product.dropout ? roundUp(product.in, 64) * tokens : 0;
   return float * (dropped + sum(product.ranks) * roundUp(product.in, 64));
 }
-
-/** native/ops/cuda/lora.h: lora_runs_as_products. */
-function runsAsProducts({ ranks }: GpuProduct): boolean {
-  return ranks.some((rank) => rank > MOST_FUSED_RANK);
-}
-const MOST_FUSED_RANK = 16;
 
 /**
  * Where LoRA's products back run through cuBLASLt (cuda_ops_lora.cpp): inner vectors or their gradients in the compute dtype, and
