@@ -25,6 +25,7 @@ import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
 import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "./training-data.ts";
+import { withWholeSteps } from "./whole-steps.ts";
 import { type Cut, trainingWorkload } from "./workload.ts";
 
 /** Faults that a new set of workers may not meet again. */
@@ -106,17 +107,6 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
   return { config, setup, data, files, warn };
-}
-
-/** The Trainer's rule: steps below 1 are a share of all, rounded up. */
-function withWholeSteps(config: Config, total: number): Config {
-  const whole = (steps: number) => (steps < 1 ? Math.ceil(total * steps) : steps);
-  return {
-    ...config,
-    logging_steps: whole(config.logging_steps),
-    save_steps: whole(config.save_steps),
-    eval_steps: config.eval_steps === null ? null : whole(config.eval_steps),
-  };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */
