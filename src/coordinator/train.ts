@@ -5,6 +5,7 @@ import { toPipeloraError } from "../common/errors.ts";
 import { comesBack, exitCodeOfSignal, Interrupted } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
+import { lostText } from "../data/dataset.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
 import { formatPlan, planJson } from "../plan/format-plan.ts";
 import type { PlannedLink } from "../plan/link-kinds.ts";
@@ -244,12 +245,13 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {
-  const { rows, totalTokens, labelTokens, truncated, unlabelled, textLost } = train.statistics;
+  const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
   log.info(
     `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
   if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
-  if (textLost > 0) log.warn(`${textLost} rows: the template leaves out text of an answer, which is not trained on`);
+  const lost = lostText(train.statistics);
+  if (lost !== null) log.warn(lost);
   if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
 }
 

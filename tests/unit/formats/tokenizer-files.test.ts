@@ -2,7 +2,10 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
+import { openCheckpoint } from "../../../src/formats/checkpoint.ts";
+import { openSafetensors } from "../../../src/formats/safetensors.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
+import { readModelSpec } from "../../../src/models/index.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 function folder(t: TestContext, files: Readonly<Record<string, unknown>>): string {
@@ -72,4 +75,54 @@ test("tokens that stand in added_tokens_decoder alone", async (t) => {
   assert.equal(tokenizer.eosId, 2);
   assert.deepEqual(tokenizer.encode("a<end>b"), [0, 2, 1]);
   assert.equal(tokenizer.decode([0, 2, 1], { skipSpecials: true }), "ab");
+});
+
+test("white space is Unicode's: U+0085 is, U+FEFF is not", async (t) => {
+  const tokens = ["a", "\u0085", "\ufeff", "a\u0085", "a\ufeff"];
+  const merges: [string, string][] = [
+    ["a", "\u0085"],
+    ["a", "\ufeff"],
+  ];
+  const load = (pattern: string) => {
+    const pre_tokenizer = { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
+    return loadTokenizer(folder(t, { "tokenizer.json": bpe(tokens, merges, { pre_tokenizer }) }));
+  };
+  for (const pattern of ["\\s+", "[\\s]+", "\\S+", "[^\\S]+"]) {
+    const tokenizer = await load(pattern);
+    assert.deepEqual(tokenizer.encode("a\u0085"), [0, 1], pattern);
+    assert.deepEqual(tokenizer.encode("a\ufeff"), [4], pattern);
+  }
+});
+
+test("(?i:'s) takes the long s too", async (t) => {
+  const tokens = ["a", "'", "s", "S", "ſ", "'s", "'S", "'ſ", "a'"];
+  const merges: [string, string][] = [
+    ["a", "'"],
+    ["'", "s"],
+    ["'", "S"],
+    ["'", "ſ"],
+  ];
+  for (const pattern of ["(?i:'s|'t)", "'(?i:[sdmt]|ll)"]) {
+    const pre_tokenizer = { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
+    const tokenizer = await loadTokenizer(folder(t, { "tokenizer.json": bpe(tokens, merges, { pre_tokenizer }) }));
+    for (const end of ["'s", "'S", "'ſ"]) assert.deepEqual(tokenizer.encode(`a${end}`), [0, tokens.indexOf(end)]);
+  }
+});
+
+test("a pointer of Git LFS in place of any of a model's files is named as one", async (t) => {
+  const pointer = `version https://git-lfs.github.com/spec/v1\noid sha256:${"0".repeat(64)}\nsize 9\n`;
+  const json = bpe(["a"], []);
+  const said = /pointer of Git LFS.*"git lfs pull"/;
+  for (const files of [
+    { "tokenizer.json": pointer },
+    { "tokenizer.json": json, "tokenizer_config.json": pointer },
+    { "tokenizer.json": json, "special_tokens_map.json": pointer },
+    { "tokenizer.json": json, "chat_template.jinja": pointer },
+    { "qwen.tiktoken": pointer },
+  ]) {
+    await assert.rejects(loadTokenizer(folder(t, files)), said);
+  }
+  await assert.rejects(openSafetensors(join(folder(t, { "model.safetensors": pointer }), "model.safetensors")), said);
+  await assert.rejects(readModelSpec(folder(t, { "config.json": pointer })), said);
+  await assert.rejects(openCheckpoint(folder(t, { "model.safetensors.index.json": pointer })), said);
 });
