@@ -1,5 +1,6 @@
 import { mkdir, readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
+import { lfsPointer } from "./lfs.ts";
 
 export async function isFile(path: string): Promise<boolean> {
   return stat(path).then(
@@ -40,5 +41,8 @@ export async function makeFolder(path: string): Promise<void> {
 export async function readJsonFile(path: string, maxBytes: number): Promise<unknown> {
   const { size } = await stat(path);
   if (size > maxBytes) throw new Error(`it has ${size} bytes, more than the ${maxBytes} that such a file may have`);
-  return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path))) as unknown;
+  const bytes = await readFile(path);
+  const pointer = lfsPointer(bytes);
+  if (pointer !== null) throw new Error(pointer);
+  return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as unknown;
 }

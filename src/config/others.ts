@@ -63,6 +63,13 @@ const NOT_OFFERED = [
   "hub_model_id",
   "push_to_hub",
 ];
+/** Not offered, with the nearest thing that is. */
+const NEAREST: Readonly<Record<string, string>> = {
+  load_best_model_at_end: `with "eval_strategy" the log tells each checkpoint's eval_loss; merge the one with the lowest`,
+  metric_for_best_model: "eval_loss is what is logged of an evaluation",
+  greater_is_better: "eval_loss is what is logged of an evaluation, and lower is better",
+  early_stopping_patience: 'give "max_steps", or stop the run: its last checkpoint can be resumed',
+};
 
 /** What to say of another trainer's key, as the rest of a sentence; null where it is none. `value`: as the file has it. */
 export function counterpart(key: string, value: unknown): string | null {
@@ -84,5 +91,6 @@ export function counterpart(key: string, value: unknown): string | null {
         : "; leave it out: the assistant's turns alone are trained on";
   }
   if (Object.hasOwn(DONE_ANYWAY, key)) return `; leave it out: ${DONE_ANYWAY[key]}`;
+  if (Object.hasOwn(NEAREST, key)) return `; it is not offered: ${NEAREST[key]}`;
   return NOT_OFFERED.includes(key) ? "; it is not offered" : null;
 }

@@ -1,6 +1,7 @@
 import { addressProblem, isLoopback } from "../common/address.ts";
 import type { Command } from "./option.ts";
 import type { Config } from "./options.ts";
+import { schedulerProblem } from "./scheduler-kwargs.ts";
 
 /** Options that contradict each other or lack a partner: one sentence each, empty when all is well. */
 export function checkContradictions(command: Command, config: Config, given: ReadonlySet<string>): string[] {
@@ -146,6 +147,8 @@ function checkTraining(
     !(config.overwrite_output_dir && config.resume_from_checkpoint),
     "--overwrite-output-dir contradicts --resume-from-checkpoint",
   );
+  const schedule = schedulerProblem(config);
+  expect(schedule === null, schedule ?? "");
   expect(
     !(config.lr_scheduler_type === "constant" && (config.warmup_steps > 0 || config.warmup_ratio > 0)),
     "--lr-scheduler-type constant has no warm-up; use constant_with_warmup",

@@ -74,6 +74,7 @@ export class RunFiles {
     this.#origin = origin;
     this.rate = {
       type: config.lr_scheduler_type,
+      kwargs: config.lr_scheduler_kwargs,
       peak: config.learning_rate,
       warmupSteps: warmupSteps(config, state.maxSteps),
       totalSteps: state.maxSteps,

@@ -30,6 +30,7 @@ const DECISIVE = [
   "micro_batch_tokens",
   "learning_rate",
   "lr_scheduler_type",
+  "lr_scheduler_kwargs",
   "warmup_steps",
   "warmup_ratio",
   "weight_decay",
@@ -47,7 +48,9 @@ const DECISIVE = [
 export function runFingerprint(config: Config, modelFingerprint: string, rows: Dataset): string {
   const hash = createHash("sha256").update(modelFingerprint);
   const settings = { ...config, replicas: config.replicas ?? 1 };
-  for (const key of DECISIVE) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
+  // Checkpoints of before there were any stay what they are.
+  const hashed = DECISIVE.filter((key) => key !== "lr_scheduler_kwargs" || Object.keys(settings[key]).length > 0);
+  for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {
     const { tokens, labels } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));

@@ -2,6 +2,7 @@ import { createReadStream } from "node:fs";
 import { createInterface } from "node:readline";
 import { PipeloraError } from "../common/errors.ts";
 import type { Config } from "../config/options.ts";
+import { lostText } from "../data/dataset.ts";
 import { encodeDataset } from "../data/encode.ts";
 import { loadTokenizer } from "../formats/tokenizer/load.ts";
 import { readModelSpec } from "../models/index.ts";
@@ -17,16 +18,18 @@ export interface TokenizedRow {
  * Rows of {"text"} as the tokenizer encodes them; any other dataset as training will see it, labels beside. The first row
  * decides which. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID.
  */
-export async function* tokenizeFile(config: Config): AsyncGenerator<TokenizedRow> {
+export async function* tokenizeFile(config: Config, warn: (text: string) => void): AsyncGenerator<TokenizedRow> {
   const path = config.input!;
-  if (await holdsText(path)) {
+  if (Object.keys(config.columns).length === 0 && (await holdsText(path))) {
     const tokenizer = await loadTokenizer(config.model!);
     for await (const text of textLines(path)) yield { ids: tokenizer.encode(text, { addSpecials: true }) };
     return;
   }
   const spec = await readModelSpec(config.model!);
-  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
+  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
   const dataset = await encodeDataset(path, templateOf(config), options);
+  const lost = lostText(dataset.statistics);
+  if (lost !== null) warn(lost);
   for (let index = 0; index < dataset.size; index++) {
     const { tokens, labels } = dataset.row(index);
     yield { ids: [...tokens], labels: [...labels] };

@@ -5,6 +5,7 @@ import { toPipeloraError } from "../common/errors.ts";
 import { comesBack, exitCodeOfSignal, Interrupted } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
 import type { Config } from "../config/options.ts";
+import { lostText } from "../data/dataset.ts";
 import { checkpointFingerprint } from "../formats/fingerprint.ts";
 import { formatPlan, planJson } from "../plan/format-plan.ts";
 import type { PlannedLink } from "../plan/link-kinds.ts";
@@ -25,6 +26,7 @@ import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
 import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "./training-data.ts";
+import { withWholeSteps } from "./whole-steps.ts";
 import { type Cut, trainingWorkload } from "./workload.ts";
 
 /** Faults that a new set of workers may not meet again. */
@@ -106,17 +108,6 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
   return { config, setup, data, files, warn };
-}
-
-/** The Trainer's rule: steps below 1 are a share of all, rounded up. */
-function withWholeSteps(config: Config, total: number): Config {
-  const whole = (steps: number) => (steps < 1 ? Math.ceil(total * steps) : steps);
-  return {
-    ...config,
-    logging_steps: whole(config.logging_steps),
-    save_steps: whole(config.save_steps),
-    eval_steps: config.eval_steps === null ? null : whole(config.eval_steps),
-  };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */
@@ -254,12 +245,13 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
 }
 
 function describeData({ train, evaluation }: TrainingData, log: Logger): void {
-  const { rows, totalTokens, labelTokens, truncated, unlabelled, textLost } = train.statistics;
+  const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
   log.info(
     `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
   if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
-  if (textLost > 0) log.warn(`${textLost} rows: the template leaves out text of an answer, which is not trained on`);
+  const lost = lostText(train.statistics);
+  if (lost !== null) log.warn(lost);
   if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
 }
 

@@ -19,7 +19,7 @@ export interface TrainingData {
 
 /** Reads and encodes the rows. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID. */
 export async function readTrainingData(config: Config, spec: ModelSpec): Promise<TrainingData> {
-  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
+  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
   const template = templateOf(config);
   const rows = await encodeDataset(config.dataset!, template, options);
   let train = rows;

@@ -24,6 +24,11 @@ export interface DatasetStatistics {
   readonly textLost: number;
 }
 
+/** How many rows lose text of an answer to the template, as a sentence; null where none does. */
+export function lostText({ textLost }: DatasetStatistics): string | null {
+  return textLost > 0 ? `${textLost} rows: the template leaves out text of an answer, which is not trained on` : null;
+}
+
 /** Encoded rows, back to back in two flat arrays. */
 export class Dataset {
   readonly #tokens: Int32Array;

@@ -1,4 +1,5 @@
 import { PipeloraError } from "../common/errors.ts";
+import type { Columns } from "../config/column-keys.ts";
 import type { EncodedChat } from "./chat-template.ts";
 import { type Dataset, DatasetBuilder, IGNORED } from "./dataset.ts";
 import { datasetError } from "./readers/checks.ts";
@@ -11,6 +12,8 @@ export interface EncodeOptions {
   readonly maxLength: number;
   /** ModelShape.vocab: ids must lie below it. */
   readonly vocabSize: number;
+  /** Row keys by the file's columns; none: as the file names them. */
+  readonly columns?: Columns;
 }
 
 /**
@@ -26,7 +29,7 @@ export async function encodeDataset(
   const builder = new DatasetBuilder();
   let encoder: RowTemplate | null = null;
   let number = 0;
-  for await (const row of readRows(path)) {
+  for await (const row of readRows(path, options.columns)) {
     number += 1;
     if (row.kind !== "ids") encoder ??= await template();
     const { tokens, labels, textLost = false } = encodeRow(row, encoder, path, number);

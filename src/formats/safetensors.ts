@@ -1,6 +1,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
+import { lfsPointer } from "../common/lfs.ts";
 import type { HoldDtype } from "../common/quantization.ts";
 import { writeAtomically } from "./atomic-file.ts";
 import { fromFloat32, toFloat32 } from "./half.ts";
@@ -34,6 +35,8 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     if (size < 8) throw truncated(path, `${size} bytes`);
     const prefix = await readRange(file, path, 0, 8);
     const headerBytes = Buffer.from(prefix.buffer).readBigUInt64LE(0);
+    const pointer = lfsPointer(await readRange(file, path, 0, Math.min(size, 64)));
+    if (pointer !== null) throw new PipeloraError("PL_CHECKPOINT_INVALID", `${path}: ${pointer}.`);
     if (headerBytes > BigInt(MAX_HEADER_BYTES)) {
       throw new PipeloraError(
         "PL_CHECKPOINT_INVALID",

@@ -33,8 +33,9 @@ export async function certsCommand(config: Config): Promise<number> {
 }
 
 /** One line of JSON a row in either mode: that is what it is for. */
-export async function tokenizeCommand(config: Config): Promise<number> {
-  for await (const row of tokenizeFile(config)) process.stdout.write(`${JSON.stringify(row)}\n`);
+export async function tokenizeCommand(config: Config, log: Logger): Promise<number> {
+  for await (const row of tokenizeFile(config, (text) => log.warn(text)))
+    process.stdout.write(`${JSON.stringify(row)}\n`);
   return 0;
 }
 

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { COLUMN_KEYS } from "../column-keys.ts";
 import { choice, option, optional, positive, ratio, text } from "./vocabulary.ts";
 
 export const dataOptions = {
@@ -7,10 +8,17 @@ export const dataOptions = {
     "Data",
     ["train", "plan"],
     optional(text),
-    "Training rows: JSON, JSONL, CSV or Parquet.",
+    "Training rows: JSON, JSONL, CSV, TSV (each also as .gz) or Parquet.",
     "FILE",
   ),
   eval_dataset: option("string", "Data", ["train"], optional(text), "Rows to evaluate on.", "FILE"),
+  columns: option(
+    "json",
+    "Data",
+    ["train", "plan", "tokenize"],
+    z.partialRecord(z.enum(COLUMN_KEYS), text).default({}),
+    'Columns of the file by what they hold, such as {"instruction": "q", "output": "a"}; none: the file\'s own names.',
+  ),
   validation_split: option(
     "number",
     "Data",

@@ -16,6 +16,19 @@ const ADAMW_NAMES = [
   "adamw_torch_npu_fused",
 ] as const;
 
+/** transformers' SchedulerType, but for those that look at the loss. */
+const SCHEDULES = [
+  "linear",
+  "cosine",
+  "cosine_with_restarts",
+  "cosine_with_min_lr",
+  "polynomial",
+  "inverse_sqrt",
+  "warmup_stable_decay",
+  "constant",
+  "constant_with_warmup",
+] as const;
+
 export const trainingOptions = {
   per_device_train_batch_size: option(
     "integer",
@@ -51,9 +64,16 @@ export const trainingOptions = {
     "string",
     "Training",
     ["train"],
-    choice(["linear", "cosine", "constant", "constant_with_warmup"]).default("linear"),
-    "Schedule of the learning rate.",
+    choice(SCHEDULES).default("linear"),
+    "Schedule of the learning rate, by transformers' formulas.",
     "NAME",
+  ),
+  lr_scheduler_kwargs: option(
+    "json",
+    "Training",
+    ["train"],
+    z.record(z.string(), z.union([z.number(), z.string()])).default({}),
+    'What the schedule takes beside warm-up and length, such as {"num_cycles": 3} or {"min_lr_rate": 0.1}; warmup_stable_decay needs num_decay_steps.',
   ),
   warmup_steps: option(
     "number",

@@ -1,4 +1,5 @@
 import { createReadStream } from "node:fs";
+import { readBytes } from "./bytes.ts";
 import { datasetError } from "./checks.ts";
 import { rowsOfObject } from "./json-shapes.ts";
 
@@ -29,7 +30,7 @@ export async function* readJsonValues(path: string): AsyncIterable<unknown> {
   }
   let splitter: Splitter | null = null;
   let number = 0;
-  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 }) as AsyncIterable<Buffer>) {
+  for await (const chunk of readBytes(path)) {
     let rest = chunk;
     if (splitter === null) {
       const start = firstByte(rest);

@@ -1,6 +1,8 @@
-import { stat } from "node:fs/promises";
-import { extname } from "node:path";
+import { open, stat } from "node:fs/promises";
+import { lfsPointer } from "../../common/lfs.ts";
+import type { Columns } from "../../config/column-keys.ts";
 import { datasetError } from "./checks.ts";
+import { withColumns } from "./columns.ts";
 import { readJsonValues } from "./json-stream.ts";
 import { parseRow, type Row } from "./rows.ts";
 
@@ -13,16 +15,22 @@ const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
   ".json": json,
   ".jsonl": json,
   ".ndjson": json,
+  ".json.gz": json,
+  ".jsonl.gz": json,
+  ".ndjson.gz": json,
   ".csv": async () => (await import("./tables.ts")).readCsvValues,
+  ".csv.gz": async () => (await import("./tables.ts")).readCsvValues,
+  ".tsv": async () => (await import("./tables.ts")).readTsvValues,
+  ".tsv.gz": async () => (await import("./tables.ts")).readTsvValues,
   ".parquet": async () => (await import("./tables.ts")).readParquetValues,
 };
 
 /**
- * The checked rows of a JSON, JSONL, CSV or Parquet file, streamed. Error: PL_DATASET_INVALID, with the row's number
+ * The checked rows of a JSON, JSONL, CSV, TSV or Parquet file, streamed, with its columns under our keys. Error: PL_DATASET_INVALID, with the row's number
  * (from 1) and key where one is to blame.
  */
-export async function* readRows(path: string): AsyncIterable<Row> {
-  const extension = extname(path).toLowerCase();
+export async function* readRows(path: string, columns: Columns = {}): AsyncIterable<Row> {
+  const extension = /\.[^./\\]*(\.gz)?$/.exec(path.toLowerCase())?.[0] ?? "";
   const load = Object.hasOwn(READERS, extension) ? READERS[extension] : undefined;
   if (load === undefined) {
     throw datasetError(
@@ -34,8 +42,23 @@ export async function* readRows(path: string): AsyncIterable<Row> {
     throw datasetError(`${path} can't be read: ${error.message}.`, "Check the path of the dataset.", error);
   });
   if (!found.isFile()) throw datasetError(`${path} is not a file.`, "Give one file of rows.");
+  await refusePointer(path);
   const reader = await load();
   let number = 0;
-  for await (const value of reader(path)) yield parseRow(path, ++number, value);
+  for await (const value of reader(path)) {
+    number += 1;
+    yield parseRow(path, number, withColumns(`${path}: row ${number}`, value, columns));
+  }
   if (number === 0) throw datasetError(`${path} has no rows.`, "Give a dataset with at least one row.");
+}
+
+async function refusePointer(path: string): Promise<void> {
+  const file = await open(path);
+  try {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(64), 0, 64, 0);
+    const pointer = lfsPointer(buffer.subarray(0, bytesRead));
+    if (pointer !== null) throw datasetError(`${path}: ${pointer}.`, "Fetch the rows themselves.");
+  } finally {
+    await file.close();
+  }
 }

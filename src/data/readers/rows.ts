@@ -162,7 +162,12 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
   return { kind: "ids", inputIds, labels };
 }
 
-function integers(where: string, key: string, value: unknown): number[] {
+function integers(where: string, key: string, written: unknown): number[] {
+  let value = written;
+  try {
+    // As tables hold lists.
+    if (typeof value === "string") value = JSON.parse(value) as unknown;
+  } catch {}
   const list =
     Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, Number) : null;
   if (list === null || !list.every((id) => Number.isInteger(id) && Math.abs(id) < 2 ** 31)) {

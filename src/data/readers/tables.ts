@@ -1,16 +1,25 @@
-import { createReadStream } from "node:fs";
 import { Readable } from "node:stream";
 import { parse as csvParser } from "csv-parse";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
+import { readBytes } from "./bytes.ts";
 import { datasetError } from "./checks.ts";
 
 /** Columns of tables that hold lists, written as JSON text in a CSV file. */
 const LIST_COLUMNS = ["input_ids", "labels", "attention_mask", "messages"];
 
 /** Rows of a CSV file with a header line (RFC 4180). */
-export async function* readCsvValues(path: string): AsyncIterable<unknown> {
-  const parser = csvParser({ columns: true, bom: true, skip_empty_lines: true, max_record_size: 1 << 28 });
+export function readCsvValues(path: string): AsyncIterable<unknown> {
+  return readTable(path, ",");
+}
+
+/** The same with tabs between the fields. */
+export function readTsvValues(path: string): AsyncIterable<unknown> {
+  return readTable(path, "\t");
+}
+
+async function* readTable(path: string, delimiter: string): AsyncIterable<unknown> {
+  const parser = csvParser({ delimiter, columns: true, bom: true, skip_empty_lines: true, max_record_size: 1 << 28 });
   const text = Readable.from(decodeUtf8(path));
   text.on("error", (error) => parser.destroy(error));
   text.pipe(parser);
@@ -19,8 +28,8 @@ export async function* readCsvValues(path: string): AsyncIterable<unknown> {
   } catch (error) {
     if (error instanceof Error && "code" in error && String(error.code).startsWith("CSV_")) {
       throw datasetError(
-        `${path} is not a CSV table: ${error.message}.`,
-        "Quote fields that hold commas, quotes or newlines.",
+        `${path} is not a ${delimiter === "," ? "CSV" : "TSV"} table: ${error.message}.`,
+        "Quote fields that hold the delimiter, quotes or newlines.",
         error,
       );
     }
@@ -31,8 +40,7 @@ export async function* readCsvValues(path: string): AsyncIterable<unknown> {
 async function* decodeUtf8(path: string): AsyncIterable<string> {
   const decoder = new TextDecoder("utf-8", { fatal: true });
   try {
-    for await (const chunk of createReadStream(path) as AsyncIterable<Buffer>)
-      yield decoder.decode(chunk, { stream: true });
+    for await (const chunk of readBytes(path)) yield decoder.decode(chunk, { stream: true });
     yield decoder.decode();
   } catch (error) {
     if (error instanceof TypeError) throw datasetError(`${path} is not UTF-8.`, "Convert the file to UTF-8.", error);

@@ -4,6 +4,8 @@ import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { PipeloraError } from "../../common/errors.ts";
 import { isFile, readJsonFile } from "../../common/files.ts";
+import { lfsPointer } from "../../common/lfs.ts";
+import { asRustCuts } from "./patterns.ts";
 import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
@@ -59,10 +61,10 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
   const written = check(tokenizerConfig, configPath, (await isFile(configPath)) ? await readJson(configPath) : {});
   const config = await withSpecialTokens(dir, written);
   const templatePath = join(dir, "chat_template.jinja");
-  const template = (await isFile(templatePath)) ? await readFile(templatePath, "utf8") : configTemplate(config);
+  const template = (await isFile(templatePath)) ? await readText(templatePath) : configTemplate(config);
   try {
     return new JsonTokenizer(
-      asTransformersBuildsIt(withDigits(withAddedTokens(json, config)), config),
+      asTransformersBuildsIt(withRustCuts(withAddedTokens(json, config)), config),
       config,
       template,
     );
@@ -94,27 +96,10 @@ function withAddedTokens(json: TokenizerJson, config: TokenizerConfig): Tokenize
   return added.length === 0 ? json : { ...json, added_tokens: [...own, ...added] };
 }
 
-/**
- * Rust's tokenizers cut digits at every numeric character, the JavaScript ones at 0 … 9 alone: the same cut, written as a
- * Split.
- */
-function withUnicodeDigits(step: unknown): unknown {
-  if (!isObject(step)) return step;
-  if (step["type"] === "Sequence" && Array.isArray(step["pretokenizers"])) {
-    return { ...step, pretokenizers: step["pretokenizers"].map(withUnicodeDigits) };
-  }
-  if (step["type"] !== "Digits") return step;
-  const pattern = step["individual_digits"] === true ? "\\p{N}" : "\\p{N}+";
-  return { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };
-}
-
-const withDigits = (json: TokenizerJson): TokenizerJson => ({
+const withRustCuts = (json: TokenizerJson): TokenizerJson => ({
   ...json,
-  pre_tokenizer: withUnicodeDigits(json["pre_tokenizer"]),
+  pre_tokenizer: asRustCuts(json["pre_tokenizer"]),
 });
-
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
  * transformers 5 builds Llama's SentencePiece-like tokenizers from vocabulary and merges alone: spaces become "▁", one in
@@ -231,6 +216,13 @@ function configTemplate(config: TokenizerConfig): string | null {
   const template = config.chat_template ?? null;
   if (template === null || typeof template === "string") return template;
   return template.find(({ name }) => name === "default")?.template ?? null;
+}
+
+async function readText(path: string): Promise<string> {
+  const bytes = await readFile(path);
+  const pointer = lfsPointer(bytes);
+  if (pointer !== null) throw invalid(path, pointer);
+  return bytes.toString("utf8");
 }
 
 async function readJson(path: string): Promise<unknown> {

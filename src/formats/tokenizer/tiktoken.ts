@@ -1,6 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { Tiktoken } from "tiktoken";
 import { PipeloraError } from "../../common/errors.ts";
+import { lfsPointer } from "../../common/lfs.ts";
 import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
 /** How Qwen (v1) cuts text into pieces before byte-pair merging. */
@@ -19,6 +20,8 @@ const MAX_FILE_BYTES = 256 * 1024 * 1024;
 /** Reads `qwen.tiktoken`: one "base64 rank" a line. Error: PL_TOKENIZER_INVALID. */
 export async function loadQwenTiktoken(path: string): Promise<Tokenizer> {
   const file = await readFile(path);
+  const pointer = lfsPointer(file);
+  if (pointer !== null) throw invalid(path, pointer);
   if (file.length > MAX_FILE_BYTES) throw invalid(path, `${file.length} bytes are more than any vocabulary needs`);
   return new QwenTokenizer(parseRanks(path, file.toString("latin1")));
 }

@@ -39,6 +39,17 @@ const fails = (code: string, message: RegExp) => (error: PipeloraError) => {
 const verify = async () => verifyCheckpoint(spec, await openCheckpoint(dir));
 
 describe("checkpoints", () => {
+  test("weights saved without the base model's prefix are those with it", async () => {
+    const bare = ({ name, ...rest }: TensorToWrite) => ({ ...rest, name: name.replace(/^model\./, "") });
+    for (const shardBytes of [undefined, 1024]) {
+      await writeCheckpoint(dir, weights(bare), shardBytes);
+      const { names } = await openCheckpoint(dir);
+      assert.ok(names.includes("model.embed_tokens.weight") && names.includes("model.layers.0.mlp.up_proj.weight"));
+      await verify();
+      await rm(join(dir, "model.safetensors"), { force: true });
+    }
+  });
+
   test("one file, or shards with an index: the same tensors", async () => {
     assert.deepEqual(await writeCheckpoint(dir, weights()), ["model.safetensors"]);
     await verify();

@@ -1,0 +1,43 @@
+import assert from "node:assert/strict";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { defaultConfig } from "../../../src/config/load.ts";
+import { templateDate } from "../../../src/coordinator/run-files.ts";
+import { changedSettings } from "../../../src/coordinator/run-identity.ts";
+import { withWholeSteps } from "../../../src/coordinator/whole-steps.ts";
+import { temporaryFolder } from "../../support/cli.ts";
+
+test("steps below 1 are a share of all steps, rounded up", () => {
+  const steps = { logging_steps: 0.1, save_steps: 0.5, eval_steps: 0.34 };
+  assert.deepEqual(withWholeSteps(steps, 4), { logging_steps: 1, save_steps: 2, eval_steps: 2 });
+  assert.deepEqual(withWholeSteps(steps, 101), { logging_steps: 11, save_steps: 51, eval_steps: 35 });
+  const whole = { logging_steps: 1, save_steps: 500, eval_steps: null };
+  assert.deepEqual(withWholeSteps(whole, 4), whole);
+});
+
+test("a setting that differs from the checkpoint's is named with both values; steps of saving are none", () => {
+  const config = { ...defaultConfig(), learning_rate: 1e-3, save_steps: 7 };
+  const { lora_r: _, ...written } = { ...defaultConfig(), save_steps: 5, seed: 43 };
+  assert.deepEqual(changedSettings(config, written), ["learning_rate is 0.001, was 0.00005", "seed is 42, was 43"]);
+  assert.deepEqual(changedSettings(config, { ...config, logging_steps: 1 }), []);
+});
+
+test("a run keeps the date its templates began with", async (t) => {
+  const root = temporaryFolder(t);
+  for (const [step, date] of [
+    [5, "2026-01-01T10:00:00"],
+    [12, "2026-02-02T10:00:00"],
+  ] as const) {
+    mkdirSync(join(root, `checkpoint-${step}`));
+    writeFileSync(join(root, `checkpoint-${step}`, "training_args.json"), JSON.stringify({ template_date: date }));
+  }
+  const config = { ...defaultConfig(), output_dir: root };
+  assert.equal(await templateDate({ ...config, resume_from_checkpoint: "auto" }), "2026-02-02T10:00:00");
+  assert.equal(await templateDate({ ...config, resume_from_checkpoint: true }), "2026-02-02T10:00:00");
+  const named = { ...config, resume_from_checkpoint: join(root, "checkpoint-5") };
+  assert.equal(await templateDate(named), "2026-01-01T10:00:00");
+  assert.equal(await templateDate({ ...named, template_date: "2025-05-05" }), "2025-05-05");
+  const fresh = await templateDate(config);
+  assert.ok(Math.abs(Date.parse(fresh) - Date.now()) < 60_000, fresh);
+});
