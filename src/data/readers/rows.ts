@@ -162,9 +162,14 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
   return { kind: "ids", inputIds, labels };
 }
 
+/** Parquet gives 64-bit columns as bigints. Number(null) and Number("9") would be numbers too, which a row does not say. */
+function wholeNumber(value: unknown): number {
+  return typeof value === "number" || typeof value === "bigint" ? Number(value) : Number.NaN;
+}
+
 function integers(where: string, key: string, value: unknown): number[] {
   const list =
-    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, Number) : null;
+    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, wholeNumber) : null;
   if (list === null || !list.every((id) => Number.isInteger(id) && Math.abs(id) < 2 ** 31)) {
     throw datasetError(`${where}: "${key}" must be a list of token ids.`, "Write whole numbers.");
   }
