@@ -154,7 +154,7 @@ describe("dataset readers", () => {
     await refuses('[{"instruction": "a", "output": "b"},]', /comma stands before the closing bracket/);
     await refuses('[{"instruction": "a" "output": "b"}]', /row 1 is not JSON/);
     await refuses('[{"instruction": "a", "output": "b"}] x', /goes on after/);
-    await refuses('{\n"instruction": "a"\n}', /row 1 is not JSON/);
+    await refuses('{\n"instruction": "a"\n}', /row 1 lacks "output"/);
     await refuses("instruction,output\na,b,c\n", /not a CSV table/, "csv");
     await refuses(Buffer.from('[{"instruction": "\xe9", "output": "b"}]', "latin1"), /row 1 is not UTF-8/);
     await refuses(Buffer.from("instruction,output\n\xe9,b\n", "latin1"), /not UTF-8/, "csv");
