@@ -1,5 +1,14 @@
+import { isatty } from "node:tty";
 import { type PipeloraError, toPipeloraError } from "../common/errors.ts";
 import { exitCodeOf } from "../common/exit-codes.ts";
+
+/**
+ * Node takes back that nohup ignores SIGHUP. A program whose output and input are no terminal does not end with one, so a
+ * hangup means nothing to it; on a terminal it ends the program, as everywhere.
+ */
+function outliveTerminal(): void {
+  if (![0, 1, 2].some((descriptor) => isatty(descriptor))) process.on("SIGHUP", () => {});
+}
 
 /** Runs a program's body and ends the process with its code; an error goes to stderr first. */
 export async function runProgram(json: () => boolean, body: () => Promise<number>): Promise<never> {
@@ -8,6 +17,7 @@ export async function runProgram(json: () => boolean, body: () => Promise<number
     if (error.code !== "EPIPE") endOf(error, json());
   });
   process.stderr.on("error", () => {});
+  outliveTerminal();
   process.on("unhandledRejection", (thrown) => endOf(thrown, json()));
   process.on("uncaughtException", (thrown) => endOf(thrown, json()));
   let code: number;

@@ -1,3 +1,4 @@
+import { PipeloraError } from "../common/errors.ts";
 import type { LinkSettings } from "../plan/nccl.ts";
 import type { LinkProbed__Output } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
 import type { WorkerConnection } from "../rpc/worker-connection.ts";
@@ -32,7 +33,11 @@ export async function probeNeighbours<T>(
       const [sender, receiver] = await Promise.all(ends);
       return use(from, { sender: sender!.linkProbed!, receiver: receiver!.linkProbed! }, kind);
     } catch (error) {
-      await Promise.allSettled(ends);
+      // A worker that is gone is no broken link: another try, without it, may do.
+      if (isLoss(error)) throw error;
+      const settled = await Promise.allSettled(ends);
+      const lost = settled.find((end) => end.status === "rejected" && isLoss(end.reason));
+      if (lost?.status === "rejected") throw lost.reason;
       return use(from, error as Error, kind);
     }
   };
@@ -43,6 +48,10 @@ export async function probeNeighbours<T>(
     for (const [index, from] of froms.entries()) results[from] = found[index]!;
   }
   return results;
+}
+
+function isLoss(error: unknown): boolean {
+  return error instanceof PipeloraError && error.code === "PL_WORKER_LOST";
 }
 
 /** Ranks open the links of probes once, however often they are probed; so their lists are made once. */

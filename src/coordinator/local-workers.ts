@@ -48,6 +48,7 @@ export class LocalWorkers {
           PIPELORA_LOCAL_INDEX: String(index),
           PIPELORA_NODE_DEVICES: String(options.devices.length),
           PIPELORA_LOCAL_WORKER: "1",
+          PIPELORA_PARENT_PID: String(process.pid),
         },
       });
       const name = `local worker ${index} (${device})`;

@@ -152,6 +152,7 @@ export class RunFiles {
       }
       parseState(read.state, where, this.#state.fingerprint);
       this.#origin = read;
+      this.#store.adopt(await upTo(this.outputDir, read.path));
       return `resuming from ${where} (${candidate.dir}), the newest that is whole on any node`;
     }
     if (this.#origin !== null)
@@ -163,6 +164,12 @@ export class RunFiles {
       `neither ${this.outputDir} nor any node's folder holds a whole checkpoint ${problems.join("; ")}`.trim(),
       { hint: "Name a checkpoint folder, or leave out --resume-from-checkpoint." },
     );
+  }
+
+  /** Checkpoints that this run does not go on from get another name: no later resume takes them for its own. */
+  async setAsideOthers(): Promise<void> {
+    const moved = await this.#store.setAsideOthers();
+    if (moved.length > 0) this.#warn(`set aside checkpoints that this run does not go on from: ${moved.join(", ")}`);
   }
 
   /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */

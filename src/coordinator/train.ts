@@ -210,13 +210,18 @@ async function attemptRun(run: Run): Promise<string | null> {
 async function receive(members: readonly WorkerConnection[], run: Run): Promise<void> {
   if (run.config.listen !== null) await preflight(members, run);
   await openNodes(members, run);
+  await run.files.setAsideOthers();
 }
 
-/** Error: PL_PREFLIGHT_FAILED. */
+/** Errors: PL_PREFLIGHT_FAILED; PL_WORKER_LOST as soon as a worker is gone, which a restart may mend. */
 async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
-  const { config, setup, files, warn, reporter } = run;
+  const { config, setup, files, cluster, warn, reporter } = run;
   const savesOnEachNode = savedEverywhere(config);
-  const found = await inspectCluster(members, setup, config, files.outputDir, savesOnEachNode);
+  // A link to a worker that is gone takes until its timeout to fail; the loss is known at once.
+  const found = await Promise.race([
+    inspectCluster(members, setup, config, files.outputDir, savesOnEachNode),
+    cluster.failure,
+  ]);
   const verdict = judge(found, { checkpointBytes: files.checkpointBytes, diskMustDo: config.save_failure === "fail" });
   reporter.preflight(formatPreflight(found), { ...found, ...verdict });
   for (const warning of verdict.warnings) warn(warning);

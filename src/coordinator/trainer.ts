@@ -30,8 +30,8 @@ export interface StepSource {
 }
 
 export interface Evaluation {
-  /** Each replica's. */
-  readonly batches: readonly PackedMicroBatches[];
+  /** The set in parts, each made when it is asked for; a part holds each replica's micro-batches. */
+  parts(): Iterable<readonly PackedMicroBatches[]>;
   readonly rows: number;
   /** Batches that the Trainer would have made. */
   readonly steps: number;
@@ -181,14 +181,15 @@ function log(state: TrainerState, reporter: Reporter, values: Readonly<Record<st
 
 async function evaluate(
   options: TrainerOptions,
-  { batches, rows, steps }: Evaluation,
+  { parts, rows, steps }: Evaluation,
   state: TrainerState,
 ): Promise<void> {
   const started = performance.now();
-  const result = await options.pipeline.evaluate(batches);
+  let loss = 0;
+  for (const batches of parts()) loss += (await options.pipeline.evaluate(batches)).lossSum;
   const seconds = (performance.now() - started) / 1000;
   log(state, options.reporter, {
-    eval_loss: result.lossSum,
+    eval_loss: loss,
     eval_runtime: round(seconds, 4),
     eval_samples_per_second: round(rows / seconds, 3),
     eval_steps_per_second: round(steps / seconds, 3),

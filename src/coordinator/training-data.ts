@@ -4,7 +4,7 @@ import { encodeDataset } from "../data/encode.ts";
 import { cutMicroBatches, type MicroBatchSize, packMicroBatches } from "../data/micro-batches.ts";
 import { TrainingOrder } from "../data/order.ts";
 import { splitDataset } from "../data/split.ts";
-import { evaluationBatches, trainingStep } from "../data/steps.ts";
+import { evaluationRows, trainingStep, type WeightedRow } from "../data/steps.ts";
 import { type RowTemplate, rowTemplate } from "../data/templates.ts";
 import { loadTokenizer } from "../formats/tokenizer/load.ts";
 import type { ModelSpec } from "../models/spec.ts";
@@ -91,14 +91,36 @@ export function stepSource(
   };
 }
 
+/** Tokens and rows of a request to evaluate: some MiB at most, and enough that a pipeline is seldom empty. */
+const PART_TOKENS = 1 << 17;
+const PART_ROWS = 1 << 13;
+
 /** In micro-batches no larger than those that memory was planned for. The replicas take them in turn. */
 export function evaluationOf(dataset: Dataset, batchSize: number, maxTokens: number, replicas: number): Evaluation {
-  const batches = evaluationBatches(dataset, batchSize);
-  const cut = cutMicroBatches(batches.flat(), { maxTokens });
-  const dealt = Array.from({ length: replicas }, (_, replica) =>
-    cut.filter((_own, index) => index % replicas === replica),
-  );
-  return { batches: dealt.map(packMicroBatches), rows: dataset.size, steps: batches.length };
+  const packed = (rows: readonly WeightedRow[]) => {
+    const cut = cutMicroBatches(rows, { maxTokens });
+    return Array.from({ length: replicas }, (_, replica) =>
+      packMicroBatches(cut.filter((_own, index) => index % replicas === replica)),
+    );
+  };
+  return {
+    *parts() {
+      let rows: WeightedRow[] = [];
+      let tokens = 0;
+      for (const row of evaluationRows(dataset, batchSize)) {
+        if (rows.length === PART_ROWS || (rows.length > 0 && tokens + row.tokens.length > PART_TOKENS)) {
+          yield packed(rows);
+          rows = [];
+          tokens = 0;
+        }
+        rows.push(row);
+        tokens += row.tokens.length;
+      }
+      if (rows.length > 0) yield packed(rows);
+    },
+    rows: dataset.size,
+    steps: Math.ceil(dataset.size / batchSize),
+  };
 }
 
 /** The part of a plan's Work that comes from the rows. */

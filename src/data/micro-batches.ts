@@ -33,7 +33,8 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
 ): T[][] {
   if (rows.length === 0) return [];
   const lengths = rows.map((row) => row.tokens.length);
-  const longest = Math.max(...lengths);
+  // Not spread: a call takes some 100,000 arguments at most.
+  const longest = lengths.reduce((most, length) => Math.max(most, length), 0);
   const total = lengths.reduce((sum, length) => sum + length, 0);
   const most = "count" in size ? total : Math.max(size.maxTokens, longest);
   const count = "count" in size ? Math.min(size.count, rows.length) : groupsOf(lengths, most);

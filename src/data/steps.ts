@@ -73,16 +73,15 @@ function weightedRow(dataset: Dataset, index: number, weight: number, rowId: num
 }
 
 /**
- * A held-out set as batches in order, weighted so that the loss sums of all batches add up to the Trainer's eval_loss:
- * each batch's mean counts by its number of rows.
+ * The rows of a held-out set in order, weighted so that the losses of all add up to the Trainer's eval_loss: each batch's mean
+ * counts by its number of rows.
  */
-export function evaluationBatches(dataset: Dataset, batchSize: number): WeightedRow[][] {
-  const batches: WeightedRow[][] = [];
+export function* evaluationRows(dataset: Dataset, batchSize: number): Generator<WeightedRow> {
   for (let begin = 0; begin < dataset.size; begin += batchSize) {
-    const rows = Array.from({ length: Math.min(batchSize, dataset.size - begin) }, (_, i) => begin + i);
-    const labels = rows.reduce((sum, row) => sum + dataset.lossTokens(row), 0);
-    const weight = rows.length / (labels * dataset.size);
-    batches.push(rows.map((row) => weightedRow(dataset, row, weight, row)));
+    const end = Math.min(begin + batchSize, dataset.size);
+    let labels = 0;
+    for (let row = begin; row < end; row++) labels += dataset.lossTokens(row);
+    const weight = (end - begin) / (labels * dataset.size);
+    for (let row = begin; row < end; row++) yield weightedRow(dataset, row, weight, row);
   }
-  return batches;
 }

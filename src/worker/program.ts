@@ -33,6 +33,8 @@ const NODE_DEVICES = "PIPELORA_NODE_DEVICES";
 const NODE_INSTANCE = "PIPELORA_NODE_INSTANCE";
 /** Set by a coordinator for workers it started itself: they never outlive their connection. */
 const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
+/** The process that started this one. */
+const PARENT_PID = "PIPELORA_PARENT_PID";
 const PARENT_CHECK_MS = 1_000;
 /** Until the coordinator has said how often. */
 const FIRST_HEARTBEAT_MS = 1_000;
@@ -80,7 +82,11 @@ async function runChildren(
   log: Logger,
 ): Promise<number> {
   const flags = argv.filter((flag, index) => flag !== "--devices" && argv[index - 1] !== "--devices");
-  const shared = { [NODE_DEVICES]: String(devices.length), [NODE_INSTANCE]: randomUUID() };
+  const shared = {
+    [NODE_DEVICES]: String(devices.length),
+    [NODE_INSTANCE]: randomUUID(),
+    [PARENT_PID]: String(process.pid),
+  };
   const children = devices.map((device, index) =>
     spawn(process.execPath, [process.argv[1]!, ...flags, "--devices", device], {
       stdio: ["ignore", "inherit", "inherit", "ipc"],
@@ -125,8 +131,9 @@ async function runChildren(
 
 /** A rank never outlives the process that started it: its node's parent, or the coordinator of local workers. */
 function endWithParent(log: Logger): void {
-  const parent = process.ppid;
   if (process.env[LOCAL_INDEX] === undefined) return;
+  // Its own word, not process.ppid: a parent that is killed while this process starts is gone before it could be asked.
+  const parent = Number(process.env[PARENT_PID] ?? process.ppid);
   const end = () => {
     log.warn("the process that started this worker is gone");
     process.exit(exitCodeOf(new PipeloraError("PL_WORKER_LOST", "the parent process is gone")));

@@ -205,3 +205,45 @@ test("nodes that share one folder write it once", async (t) => {
   assert.deepEqual(readdirSync(volume).sort(), readdirSync(head).sort());
   assert.deepEqual(adapter(volume), adapter(head));
 });
+
+for (const signal of ["SIGKILL", "SIGTERM"] as const) {
+  test(`a worker that goes in the preflight (${signal}) is lost, not unfit: exit 75, at once`, async (t) => {
+    const port = await freePort();
+    const at = ["--coordinator", `127.0.0.1:${port}`, "--devices", "cpu", "--threads", "1"];
+    const workers = ["n0", "n1"].map((name) => startWorker([...at, "--node-name", name]));
+    t.after(() => {
+      for (const worker of workers) worker.kill("SIGKILL");
+    });
+    const listen = [
+      "--listen",
+      `127.0.0.1:${port}`,
+      "--nnodes",
+      "2",
+      "--max-restarts",
+      "0",
+      "--link",
+      "grpc",
+      "--log-level",
+      "info",
+    ];
+    const child = startCoordinator(goldenFlags(golden, join(temporaryFolder(t), "run"), ...listen));
+    let joined = 0;
+    let gone = 0;
+    child.stderr.on("data", (chunk: Buffer) => {
+      joined += chunk.toString().split(" joined").length - 1;
+      if (joined < 2 || gone > 0) return;
+      gone = performance.now();
+      // It answers nothing from now on, so that it goes in the middle of the preflight.
+      workers[1]!.kill("SIGSTOP");
+      setTimeout(() => {
+        workers[1]!.kill(signal);
+        workers[1]!.kill("SIGCONT");
+      }, 500);
+    });
+    const { code, stderr } = await outcome(child);
+    assert.ok(gone > 0, stderr);
+    assert.equal(code, 75, stderr);
+    assert.match(stderr, /PL_WORKER_LOST/);
+    assert.ok(performance.now() - gone < 10_000, `${Math.round(performance.now() - gone)} ms`);
+  });
+}

@@ -51,7 +51,13 @@ export const trainingOptions = {
     positive.default(1),
     "Batches of an optimizer step.",
   ),
-  num_train_epochs: option("number", "Training", TRAINS, z.number().positive().default(3), "Passes over the rows."),
+  num_train_epochs: option(
+    "number",
+    "Training",
+    TRAINS,
+    z.number().positive().max(1_000_000).default(3),
+    "Passes over the rows.",
+  ),
   max_steps: option(
     "integer",
     "Training",

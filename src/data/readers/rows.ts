@@ -162,6 +162,11 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
   return { kind: "ids", inputIds, labels };
 }
 
+/** Parquet gives 64-bit columns as bigints. Number(null) and Number("9") would be numbers too, which a row does not say. */
+function wholeNumber(value: unknown): number {
+  return typeof value === "number" || typeof value === "bigint" ? Number(value) : Number.NaN;
+}
+
 function integers(where: string, key: string, written: unknown): number[] {
   let value = written;
   try {
@@ -169,7 +174,7 @@ function integers(where: string, key: string, written: unknown): number[] {
     if (typeof value === "string") value = JSON.parse(value) as unknown;
   } catch {}
   const list =
-    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, Number) : null;
+    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, wholeNumber) : null;
   if (list === null || !list.every((id) => Number.isInteger(id) && Math.abs(id) < 2 ** 31)) {
     throw datasetError(`${where}: "${key}" must be a list of token ids.`, "Write whole numbers.");
   }

@@ -79,3 +79,7 @@ test("what a command needs is asked for", async () => {
     /--model is required.*\n.*--dataset is required.*\n.*--output-dir is required/,
   );
 });
+
+test("a number of epochs that no run could finish is refused", async () => {
+  assert.match(await problem({ num_train_epochs: "1e300" }), /num.train.epochs/);
+});

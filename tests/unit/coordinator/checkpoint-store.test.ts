@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import { join } from "node:path";
 import { test } from "node:test";
 import { CheckpointStore, checkHashes, writeHashes } from "../../../src/coordinator/checkpoint-store.ts";
+import { listCheckpoints } from "../../../src/formats/checkpoint-folders.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 function checkpoint(root: string, step: number): string {
@@ -19,6 +20,26 @@ test("rotation goes by the order of saving and leaves another run's checkpoints 
   for (const step of [10, 20, 30]) await store.saved(checkpoint(root, step));
   assert.deepEqual(readdirSync(root).sort(), ["checkpoint-120", "checkpoint-20", "checkpoint-30"]);
   assert.deepEqual(store.newestFirst, [join(root, "checkpoint-30"), join(root, "checkpoint-20")]);
+});
+
+test("another run's checkpoints are set aside under names that nothing resumes, and stay", async (t) => {
+  const root = temporaryFolder(t);
+  for (const round of [1, 2]) {
+    for (const step of [50, 120]) checkpoint(root, step);
+    const store = new CheckpointStore(root, null);
+    if (round === 2) store.adopt([join(root, "checkpoint-50")]);
+    await store.setAsideOthers();
+  }
+  assert.deepEqual(readdirSync(root).sort(), [
+    "checkpoint-120.earlier",
+    "checkpoint-120.earlier-2",
+    "checkpoint-50",
+    "checkpoint-50.earlier",
+  ]);
+  assert.deepEqual(
+    (await listCheckpoints(root)).map(({ step }) => step),
+    [50],
+  );
 });
 
 test("a byte that changed behind the save is noticed, in any file", async (t) => {

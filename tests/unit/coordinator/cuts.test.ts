@@ -9,7 +9,7 @@ import { type ChosenPlan, planFor } from "../../../src/coordinator/planning.ts";
 import { evaluationOf, type TrainingData } from "../../../src/coordinator/training-data.ts";
 import { fullRowsWorkload, trainingWorkload, type Workload } from "../../../src/coordinator/workload.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
-import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
+import { cutMicroBatches, type PackedMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
 import { trainingStep } from "../../../src/data/steps.ts";
 import { takenBytes } from "../../../src/plan/arena.ts";
@@ -216,13 +216,45 @@ test("evaluation is cut to what memory was planned for, its longest row included
   const cut = trainingWorkload(config, training).fixed(gpus(1));
   const { tokens } = cut.work(false);
   assert.ok(tokens >= 700);
-  const { batches: packed } = evaluationOf(held, 8, tokens, 1);
-  for (const { batchRows, rowTokens } of packed) {
-    let row = 0;
-    for (const rows of batchRows) {
-      const own = rowTokens.subarray(row, row + rows).reduce((sum, length) => sum + length, 0);
-      assert.ok(own <= tokens, `${own} tokens of ${tokens}`);
-      row += rows;
-    }
-  }
+  for (const packed of evaluationOf(held, 8, tokens, 1).parts()) assert.ok(Math.max(...tokensOf(packed)) <= tokens);
 });
+
+/** Tokens of each micro-batch of all replicas. */
+function tokensOf(packed: readonly PackedMicroBatches[]): number[] {
+  return packed.flatMap(({ batchRows, rowTokens }) => {
+    let row = 0;
+    return Array.from(batchRows, (rows) => {
+      row += rows;
+      return rowTokens.subarray(row - rows, row).reduce((sum, length) => sum + length, 0);
+    });
+  });
+}
+
+for (const { rows, length, replicas } of [
+  { rows: 2_000, length: 64, replicas: 1 },
+  { rows: 20_000, length: 64, replicas: 3 },
+  { rows: 200_000, length: 3, replicas: 2 },
+]) {
+  test(`evaluation of ${rows} rows of ${length} tokens goes out in bounded parts, every row once, in order`, () => {
+    const held = rowsOf(new Array<number>(rows).fill(length));
+    const evaluation = evaluationOf(held, 8, 512, replicas);
+    const seen = new Set<number>();
+    let parts = 0;
+    let weight = 0;
+    for (const packed of evaluation.parts()) {
+      parts++;
+      assert.equal(packed.length, replicas);
+      const tokens = tokensOf(packed);
+      for (const own of tokens) assert.ok(own <= 512, `a micro-batch of ${own} tokens`);
+      assert.ok(tokens.reduce((sum, own) => sum + own, 0) <= 1 << 17);
+      for (const { rowIds, weights } of packed) {
+        for (const id of rowIds) seen.add(id);
+        weight += weights.reduce((sum, one) => sum + one, 0);
+      }
+    }
+    assert.equal(seen.size, rows);
+    assert.ok(Math.abs(weight - 1) < 1e-3, `weights add up to ${weight}`);
+    assert.ok(parts >= (rows * length) / (1 << 17), `${parts} parts`);
+    assert.equal(evaluation.steps, rows / 8);
+  });
+}

@@ -206,3 +206,11 @@ describe("dataset readers", () => {
     await assert.rejects(all(readRows(folder)), { code: "PL_DATASET_INVALID" });
   });
 });
+
+test("what is no number in a list of token ids is refused, not read as one", async () => {
+  for (const id of ["null", '"9"', "true", "[1]", "1.5", "1e300"]) {
+    for (const row of [`{"input_ids": [1, ${id}, 3]}`, `{"input_ids": [1, 2], "labels": [1, ${id}]}`]) {
+      await refuses(`[${row}]`, /must be a list of token ids/);
+    }
+  }
+});

@@ -5,7 +5,7 @@ import { type Dataset, DatasetBuilder } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
 import { splitDataset } from "../../../src/data/split.ts";
-import { evaluationBatches, trainingStep, type WeightedRow } from "../../../src/data/steps.ts";
+import { evaluationRows, trainingStep, type WeightedRow } from "../../../src/data/steps.ts";
 
 /** Rows of the given lengths; the first `masked` tokens of each carry no label. */
 function datasetOf(lengths: readonly number[], masked = 1): Dataset {
@@ -99,14 +99,12 @@ describe("training steps", () => {
 
   test("evaluation: batch means weighted by their rows add up to eval_loss", () => {
     const dataset = datasetOf([3, 5, 2, 7, 9]);
-    const batches = evaluationBatches(dataset, 2);
+    const rows = [...evaluationRows(dataset, 2)];
     assert.deepEqual(
-      batches.map((batch) => batch.length),
-      [2, 2, 1],
+      rows.map(({ rowId }) => rowId),
+      [0, 1, 2, 3, 4],
     );
-    batches.forEach((batch, i) => {
-      near(weightSum(batch), [0.4, 0.4, 0.2][i]!);
-    });
+    for (const [i, sum] of [0.4, 0.4, 0.2].entries()) near(weightSum(rows.slice(2 * i, 2 * i + 2)), sum);
   });
 
   test("a held-out share: seeded, disjoint, in the file's order", () => {
