@@ -43,7 +43,7 @@ const ALL_UP_TO = 32;
  * Tokens of a micro-batch beyond which none is tried, but for a single longer row. By then a product is within 0.4 % of its full rate and
  * a pass's expansion of weights within as much of nothing, while activations go on growing, towards tensors of 2^31 elements.
  */
-export const MOST_TOKENS = 32_768;
+export const MOST_TOKENS = 49_152;
 
 /** Numbers of micro-batches worth a try for a step of so many rows and tokens. */
 export function countsToTry(rows: number, tokens: number): number[] {
