@@ -1,8 +1,8 @@
 import { DEFAULT_LORA_SETTINGS } from "../src/common/lora-settings.ts";
 import { defaultConfig } from "../src/config/load.ts";
 import type { Config } from "../src/config/options.ts";
-import { withSimulatedStep } from "../src/coordinator/prediction.ts";
-import { fullRowsWorkload } from "../src/coordinator/workload.ts";
+import { withSimulatedStep } from "../src/coordinator/planning/prediction.ts";
+import { fullRowsWorkload } from "../src/coordinator/planning/workload.ts";
 import { modelSpecFromConfig } from "../src/models/index.ts";
 import { resolveLoraTargets } from "../src/models/lora-targets.ts";
 import type { ModelSpec } from "../src/models/spec.ts";

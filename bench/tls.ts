@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { makeCertificates } from "../src/coordinator/certificates.ts";
+import { makeCertificates } from "../src/coordinator/cluster/certificates.ts";
 import { loadEngine } from "../src/engine/index.ts";
 import { GrpcReceiver } from "../src/links/grpc-receiver.ts";
 import { GrpcSender } from "../src/links/grpc-sender.ts";

@@ -1,6 +1,6 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { makeCertificates } from "../../src/coordinator/certificates.ts";
+import { makeCertificates } from "../../src/coordinator/cluster/certificates.ts";
 
 /** A CA in `dir` with a certificate for each name; negative days: expired ones. */
 export async function certificates(dir: string, names: string[], days = 1, clusterName = "pipelora"): Promise<void> {

@@ -1,10 +1,10 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { makeCertificates } from "../../coordinator/certificates.ts";
-import { initModel } from "../../coordinator/init-model.ts";
-import { mergeAdapter } from "../../coordinator/merge.ts";
-import { quantizeModel } from "../../coordinator/quantize.ts";
-import { tokenizeFile } from "../../coordinator/tokenize.ts";
+import { makeCertificates } from "../../coordinator/cluster/certificates.ts";
+import { initModel } from "../../coordinator/tools/init-model.ts";
+import { mergeAdapter } from "../../coordinator/tools/merge.ts";
+import { quantizeModel } from "../../coordinator/tools/quantize.ts";
+import { tokenizeFile } from "../../coordinator/tools/tokenize.ts";
 
 export async function initModelCommand(config: Config): Promise<number> {
   const { files, parameters } = await initModel(config);

@@ -1,6 +1,6 @@
 import type { Config } from "../../config/options.ts";
-import { heldParameters } from "../../coordinator/held-parameters.ts";
-import { setUpModel } from "../../coordinator/model-setup.ts";
+import { heldParameters } from "../../coordinator/planning/held-parameters.ts";
+import { setUpModel } from "../../coordinator/planning/model-setup.ts";
 
 /** Lists parameters as the tutorial's notebook prints them: name, shape, dtype; then the trainable count. */
 export async function parametersCommand(config: Config): Promise<number> {

@@ -1,5 +1,5 @@
 import type { Config } from "../../config/options.ts";
-import { planWithoutWorkers } from "../../coordinator/plan-on-paper.ts";
+import { planWithoutWorkers } from "../../coordinator/planning/plan-on-paper.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
 import { comparisonJson, formatComparison, formatPlan, planJson } from "../../plan/format-plan.ts";
 import { alignTable } from "../../plan/table.ts";

@@ -1,10 +1,10 @@
 import { join } from "node:path";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import type { Reporter } from "../../coordinator/reporter.ts";
-import { barReporter, jsonReporter, logReporter } from "../../coordinator/reporters.ts";
-import { TensorboardReporter } from "../../coordinator/tensorboard-reporter.ts";
-import { train } from "../../coordinator/train.ts";
+import type { Reporter } from "../../coordinator/run/reporter.ts";
+import { barReporter, jsonReporter, logReporter } from "../../coordinator/run/reporters.ts";
+import { TensorboardReporter } from "../../coordinator/run/tensorboard-reporter.ts";
+import { train } from "../../coordinator/run/train.ts";
 
 export async function trainCommand(config: Config, log: Logger): Promise<number> {
   const shown = chooseReporter(config, log);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
-import { clipFactor, gradientNorm } from "../../../src/coordinator/gradients.ts";
+import { clipFactor, gradientNorm } from "../../../src/coordinator/run/gradients.ts";
 
 const result = (pairs: readonly { moduleId: number; a: number; b: number }[]) => ({
   moduleIds: bytesOf(Int32Array.from(pairs, ({ moduleId }) => moduleId)),

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { chooseMembers, describeMissing, type Placed } from "../../../src/coordinator/membership.ts";
+import { chooseMembers, describeMissing, type Placed } from "../../../src/coordinator/cluster/membership.ts";
 
 const node = (name: string, devices: number, present = devices): Placed[] =>
   Array.from({ length: present }, (_, localIndex) => ({ node: name, localIndex, nodeDevices: devices }));

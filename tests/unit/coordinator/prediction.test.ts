@@ -1,6 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { predictedCompute, stepAtMeasuredCompute, withSimulatedStep } from "../../../src/coordinator/prediction.ts";
+import {
+  predictedCompute,
+  stepAtMeasuredCompute,
+  withSimulatedStep,
+} from "../../../src/coordinator/planning/prediction.ts";
 import { makePlan, NO_OVERRIDES, type Work } from "../../../src/plan/index.ts";
 import { gpus, model, NF4, request, WORK } from "../plan/models.ts";
 

@@ -6,7 +6,7 @@ import {
   judge,
   type NodeFacts,
   type Preflight,
-} from "../../../src/coordinator/preflight.ts";
+} from "../../../src/coordinator/cluster/preflight.ts";
 
 const node = (name: string, more: Partial<NodeFacts> = {}): NodeFacts => ({
   node: name,

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { defaultConfig } from "../../../src/config/load.ts";
 import type { Config } from "../../../src/config/options.ts";
-import { baseQuantization } from "../../../src/coordinator/base-quantization.ts";
-import { computeDtype } from "../../../src/coordinator/compute-dtype.ts";
+import { baseQuantization } from "../../../src/coordinator/planning/base-quantization.ts";
+import { computeDtype } from "../../../src/coordinator/planning/compute-dtype.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
 
 const llama = {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { predictedBesideMeasured } from "../../../src/coordinator/run-report.ts";
+import { predictedBesideMeasured } from "../../../src/coordinator/run/run-report.ts";
 import { makePlan, NO_OVERRIDES } from "../../../src/plan/index.ts";
 import type { MemoryReport__Output } from "../../../src/rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { StepTimes__Output } from "../../../src/rpc/generated/pipelora/v1/StepTimes.ts";

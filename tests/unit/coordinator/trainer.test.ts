@@ -2,10 +2,15 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
-import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/loss-scale.ts";
-import type { Pipeline } from "../../../src/coordinator/pipeline.ts";
-import { type TrainStep, trainSteps } from "../../../src/coordinator/trainer.ts";
-import { initialState, parseState, serializeState, type TrainerState } from "../../../src/coordinator/trainer-state.ts";
+import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/run/loss-scale.ts";
+import type { Pipeline } from "../../../src/coordinator/run/pipeline.ts";
+import { type TrainStep, trainSteps } from "../../../src/coordinator/run/trainer.ts";
+import {
+  initialState,
+  parseState,
+  serializeState,
+  type TrainerState,
+} from "../../../src/coordinator/run/trainer-state.ts";
 import type { Update } from "../../../src/rpc/generated/pipelora/v1/Update.ts";
 
 const CONFIG = { ...defaultConfig(), max_grad_norm: 1, save_strategy: "no", logging_steps: 1 } as const;

@@ -1,0 +1,73 @@
+import { PipeloraError } from "../../common/errors.ts";
+import type { Config } from "../../config/options.ts";
+import { loadEngine } from "../../engine/index.ts";
+import type { HeldParameter } from "../../models/parameters.ts";
+import type { StrategyOutcome } from "../../plan/format-plan.ts";
+import { type PlannedLink, plannedLinks } from "../../plan/link-kinds.ts";
+import type { Plan } from "../../plan/plan.ts";
+import { NO_OVERRIDES } from "../../plan/request.ts";
+import { heldParameters } from "./held-parameters.ts";
+import { setUpModel } from "./model-setup.ts";
+import { type ChosenPlan, paperDevices, planFor } from "./planning.ts";
+import { readTrainingData } from "./training-data.ts";
+import { fullRowsWorkload, trainingWorkload } from "./workload.ts";
+
+export interface PaperPlan {
+  readonly plan: Plan;
+  readonly links: readonly PlannedLink[];
+  readonly layerNames: string[];
+  readonly parameters: readonly HeldParameter[];
+  /** The same request under every strategy. */
+  readonly comparison: readonly StrategyOutcome[];
+}
+
+/** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
+export async function planWithoutWorkers(config: Config): Promise<PaperPlan> {
+  const setup = await setUpModel(config, { weights: false, lora: true });
+  const devices = paperDevices(config, loadEngine().capabilities());
+  const data = config.dataset === null ? null : await readTrainingData(config, setup.spec);
+  const planUnder = (changed: Config) =>
+    planFor(
+      changed,
+      setup,
+      devices,
+      data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
+      NO_OVERRIDES,
+    );
+  const { plan } = await planUnder(config);
+  return {
+    plan,
+    links: plannedLinks(config, devices, plan),
+    layerNames: setup.spec.layers.map(({ name }) => name),
+    parameters: heldParameters(setup).parameters,
+    comparison: devices.length < 2 ? [] : await compareStrategies(config, planUnder),
+  };
+}
+
+/** The planner's own strategies, whatever the request names, and the schedule of a naive device map for comparison. */
+const COMPARED = [
+  { device_map: "balanced", schedule: "sequential" },
+  { device_map: "balanced", schedule: null },
+  { device_map: "balanced_low_0", schedule: null },
+  { device_map: "sequential", schedule: null },
+  { device_map: "fastest", schedule: null },
+] as const;
+
+async function compareStrategies(
+  config: Config,
+  planUnder: (config: Config) => Promise<ChosenPlan>,
+): Promise<StrategyOutcome[]> {
+  const outcomes: StrategyOutcome[] = [];
+  for (const { device_map, schedule } of COMPARED) {
+    const changed: Config = { ...config, planner: "pipelora", device_map, schedule: schedule ?? config.schedule };
+    const named = { strategy: device_map, schedule: changed.schedule };
+    try {
+      const { plan, cut } = await planUnder(changed);
+      outcomes.push({ ...named, plan, microBatches: cut.work(false).microBatches });
+    } catch (error) {
+      if (!(error instanceof PipeloraError) || error.code !== "PL_PLACEMENT_INFEASIBLE") throw error;
+      outcomes.push({ ...named, plan: null, microBatches: 0 });
+    }
+  }
+  return outcomes;
+}

@@ -1,0 +1,198 @@
+import { readFile } from "node:fs/promises";
+import { PipeloraError } from "../../common/errors.ts";
+import { freeMemory } from "../../common/machine.ts";
+import type { Config } from "../../config/options.ts";
+import type { Capabilities } from "../../engine/index.ts";
+import { ncclFor } from "../../engine/nccl-ability.ts";
+import { fastestPlan, type Refine } from "../../plan/choose.ts";
+import { type Device, devicesFromMaxMemory } from "../../plan/devices.ts";
+import { assertComputable } from "../../plan/engine-limits.ts";
+import type { FloatDtype } from "../../plan/held-sizes.ts";
+import { parseMaxMemory } from "../../plan/max-memory.ts";
+import type { Plan } from "../../plan/plan.ts";
+import {
+  type DeviceMapInput,
+  type NamedStrategy,
+  type PlanRequest,
+  type RateOverrides,
+  type Speeds,
+  STRATEGIES,
+} from "../../plan/request.ts";
+import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { localDevices } from "../cluster/local-devices.ts";
+import { computeDtype } from "./compute-dtype.ts";
+import type { ModelSetup } from "./model-setup.ts";
+import { withSimulatedStep } from "./prediction.ts";
+import type { Cut, Workload } from "./workload.ts";
+
+/** Devices of the workers that joined; a rank is a device's number. CPU workers of one node share its memory. */
+export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
+  return members.map(({ hello }, id) => {
+    const kind = hello.device === "cpu" ? "cpu" : "cuda";
+    const sharing = members.filter((other) => other.hello.node === hello.node && other.hello.device === "cpu").length;
+    return {
+      id,
+      kind,
+      name: hello.deviceName,
+      node: hello.node,
+      host: hello.hostId === "" ? `rank ${id}` : hello.hostId,
+      ...(hello.pciBusId === "" ? {} : { pciBusId: hello.pciBusId }),
+      nccl: hello.nccl === "" ? { version: null, reason: hello.ncclMissing } : { version: hello.nccl, reason: null },
+      memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
+      hostMemoryBytes: kind === "cpu" ? null : hello.hostMemoryBytes,
+    };
+  });
+}
+
+/** Devices for a plan without workers: those that --max-memory names, else those a run would start here. */
+export function paperDevices(config: Config, capabilities: Capabilities): Device[] {
+  const gpus = capabilities.cuda?.devices ?? [];
+  if (config.max_memory !== null) {
+    const kind = gpus.length > 0 || config.workers === null ? "cuda" : "cpu";
+    return devicesFromMaxMemory(parseMaxMemory(config.max_memory), kind, gpus[0]?.name ?? null);
+  }
+  const { devices } = localDevices(config, capabilities);
+  return devices.map((device, id): Device => {
+    const gpu = gpus.find(({ index }) => `cuda:${index}` === device);
+    return {
+      id,
+      kind: gpu === undefined ? "cpu" : "cuda",
+      name: gpu?.name ?? null,
+      node: "local",
+      ...(gpu === undefined ? {} : { pciBusId: gpu.pciBusId }),
+      nccl: ncclFor(device, capabilities.nccl),
+      memoryBytes: gpu?.freeBytes ?? Math.floor(capabilities.cpu.memoryBytes / devices.length),
+      hostMemoryBytes: gpu === undefined ? null : freeMemory(),
+    };
+  });
+}
+
+export interface ChosenPlan {
+  readonly plan: Plan;
+  /** How steps are cut under it. */
+  readonly cut: Cut;
+  readonly computeDtype: FloatDtype;
+  readonly speeds: Speeds;
+}
+
+/**
+ * Plans for these devices, with the cut of a step that is predicted fastest: see cutsOf. `auto` is `fastest`, but for the number of
+ * replicas, where the devices' speeds are known. A run that was cut before stays so as long as that fits, so that a restart gives the
+ * same bits. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
+ */
+export async function planFor(
+  config: Config,
+  setup: ModelSetup,
+  devices: readonly Device[],
+  workload: Workload,
+  rates: RateOverrides,
+): Promise<ChosenPlan> {
+  const asked = await deviceMap(config.device_map);
+  const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
+  const { request, warning } = planRequest(config, setup, devices, { strategy, rates });
+  const { previous } = workload;
+  const { plan, choice: cut } =
+    (previous === null ? null : planIfFits(request, previous)) ??
+    fastestCut(request, cutsOf(config, asked, devices, workload), workload);
+  const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
+  return { plan: { ...plan, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
+}
+
+type Request = Omit<PlanRequest, "work">;
+
+/** Two looks: over numbers of micro-batches a half or a third apart, then over all around the best. */
+function fastestCut(request: Request, cuts: readonly Cut[], workload: Workload): { plan: Plan; choice: Cut } {
+  const simulate: Refine = (plan, work) => withSimulatedStep(plan, work, request);
+  const found = fastestPlan(request, cuts, simulate);
+  const near = cuts.length > 1 ? workload.near(found.choice) : [];
+  return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near], simulate);
+}
+
+function planIfFits(request: Request, cut: Cut): { plan: Plan; choice: Cut } | null {
+  try {
+    return fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
+  } catch (error) {
+    if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
+    throw error;
+  }
+}
+
+/**
+ * The ways to cut a step that a plan with this device map may choose from. GPUs: all, since larger micro-batches make faster products
+ * and more of them a fuller pipeline; under `fastest` with replicas too. CPU workers, whose products run at their rate from a hundred
+ * tokens on, and --deterministic-batches: the one that does not depend on the placement, so that any number of them gives the same bits.
+ */
+export function cutsOf(
+  config: Config,
+  strategy: NamedStrategy | DeviceMapInput,
+  devices: readonly Device[],
+  workload: Workload,
+): readonly Cut[] {
+  if (config.deterministic_batches) return [workload.fixed(devices)];
+  if (strategy === "fastest") return workload.free(devices);
+  return devices.every(({ kind }) => kind === "cuda") ? workload.cuts() : [workload.fixed(devices)];
+}
+
+/**
+ * All of a plan's request but what a step does. Errors: PL_CONFIG_INVALID for a weight cache without quantised weights,
+ * PL_MODEL_UNSUPPORTED for a model that these devices' engine does not compute.
+ */
+export function planRequest(
+  config: Config,
+  setup: ModelSetup,
+  devices: readonly Device[],
+  choice: Pick<PlanRequest, "strategy" | "rates">,
+): { request: Omit<PlanRequest, "work">; warning: string | null } {
+  assertComputable(setup.spec.shape, devices);
+  const { dtype, warning } = computeDtype(config, setup, devices);
+  const { quantization } = setup;
+  if (quantization === null && config.weight_cache === "on") {
+    throw new PipeloraError("PL_CONFIG_INVALID", "--weight-cache on: no weight of this run is quantised.", {
+      hint: "Give --load-in-4bit or --load-in-8bit, or leave --weight-cache out.",
+    });
+  }
+  const request: Omit<PlanRequest, "work"> = {
+    ...choice,
+    spec: setup.spec,
+    devices,
+    maxMemory: config.max_memory === null ? null : parseMaxMemory(config.max_memory),
+    planner: config.planner,
+    holding: {
+      dtype: setup.holdDtype,
+      quantization: quantization?.settings ?? { method: "none" },
+      skipModules: [...(quantization?.skipped ?? [])],
+    },
+    computeDtype: dtype,
+    weightCache: config.weight_cache,
+    activationOffload: config.activation_offload,
+    lora: setup.lora?.targets ?? [],
+  };
+  return { request, warning };
+}
+
+/** A strategy's name, a map from YAML, or {module: device} as JSON: in place, or the path of a file of it. */
+export async function deviceMap(value: Config["device_map"]): Promise<NamedStrategy | DeviceMapInput> {
+  if (typeof value !== "string") return value;
+  if ((STRATEGIES as readonly string[]).includes(value)) return value as NamedStrategy;
+  const inPlace = value.trimStart().startsWith("{");
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(inPlace ? value : await readFile(value, "utf8"));
+  } catch (cause) {
+    throw new PipeloraError("PL_DEVICE_MAP_INVALID", `--device-map ${value}: ${(cause as Error).message}`, {
+      cause,
+      hint: `Name one of ${STRATEGIES.join(", ")}, or give {"module": device} as JSON, in place or as a file.`,
+    });
+  }
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
+    throw new PipeloraError("PL_DEVICE_MAP_INVALID", `${value}: expected an object {"module": device}`);
+  }
+  const bad = Object.entries(parsed).find(([, device]) => typeof device !== "number" && typeof device !== "string");
+  if (bad !== undefined) {
+    throw new PipeloraError(
+      "PL_DEVICE_MAP_INVALID",
+      `${value}: "${bad[0]}" is on ${JSON.stringify(bad[1])}, expected a device`,
+    );
+  }
+  return parsed as DeviceMapInput;
+}

@@ -1,0 +1,98 @@
+import type { Config } from "../../config/options.ts";
+import { checkpointFingerprint } from "../../formats/fingerprint.ts";
+import type { PlannedSegment } from "../../plan/plan.ts";
+import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
+import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.ts";
+import type { Segment } from "../../rpc/generated/pipelora/v1/Segment.ts";
+import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { peerLists } from "../cluster/peers.ts";
+import type { PipelineRoles } from "../run/pipeline.ts";
+import type { ModelSetup } from "./model-setup.ts";
+
+/** The part of a plan that the workers act on. */
+export interface Assignment {
+  /** The first replica's. */
+  readonly segments: readonly PlannedSegment[];
+  /** Ranks of each replica, in the order of the first's. */
+  readonly replicas: readonly (readonly number[])[];
+  /** Whether ranks exchange anything: not while each only times its own pieces. */
+  readonly linked: boolean;
+  readonly computeDtype: string;
+  /** Bytes of each rank's arena. */
+  readonly arenaBytes: readonly number[];
+  /** Bytes of each rank's room in its host's memory for offloaded activations. */
+  readonly hostBytes: readonly number[];
+}
+
+/** One Prepare message a rank. `initialise`: ranks draw first LoRA values; otherwise they come by ImportLora. */
+export async function prepareRequests(
+  config: Config,
+  setup: ModelSetup,
+  { segments, replicas, linked, computeDtype, arenaBytes, hostBytes }: Assignment,
+  members: readonly WorkerConnection[],
+  initialise: boolean,
+): Promise<Prepare[]> {
+  const lists = linked ? await peerLists(members, config, segments, replicas) : null;
+  const common: Prepare = {
+    modelDir: setup.dir,
+    modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
+    holdDtype: setup.holdDtype,
+    computeDtype,
+    lora: (setup.lora?.targets ?? []).map(({ name, moduleId, r, scale, dropout, in: input, out }) => {
+      return { module: name, moduleId, r, scale, dropout, in: input, out };
+    }),
+    quantization: quantizationMessage(setup),
+    schedule: config.schedule,
+    seed: config.seed,
+    loraInit: { kind: initialise ? initialisation(config) : "none" },
+    linkTimeoutS: config.link_timeout,
+  };
+  return members.map(({ hello }, rank): Prepare => {
+    const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];
+    const position = own.indexOf(rank);
+    return {
+      ...common,
+      peers: lists?.peers[rank] ?? [],
+      segments: own.length === 0 ? [] : segmentsOn(own, segments),
+      replicaRanks: own.length === 0 || !linked ? [] : replicas.map((ranks) => ranks[position]!),
+      pipelineRanks: linked ? [...own] : [],
+      replicaNccl: Buffer.from(lists?.replicaNccl[rank] ?? []),
+      threads: hello.threads,
+      arenaBytes: arenaBytes[rank]!,
+      hostBytes: hostBytes[rank]!,
+    };
+  });
+}
+
+function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[]): Segment[] {
+  return segments.map(({ device: _device, rank, ...segment }) => ({ ...segment, rank: ranks[rank]! }));
+}
+
+function quantizationMessage({ quantization }: ModelSetup): Quantization {
+  if (quantization === null) return { method: "none" };
+  const { settings, linears } = quantization;
+  const modules = linears.map(({ name }) => name);
+  return settings.method === "8bit"
+    ? { method: "8bit", int8Threshold: settings.threshold, modules }
+    : { method: "4bit", quantType: settings.quantType, doubleQuant: settings.doubleQuant, modules };
+}
+
+function initialisation(config: Config): string {
+  if (config.init_lora_weights === "gaussian") return "gaussian";
+  return config.init_lora_weights ? "kaiming" : "random";
+}
+
+/** Which ranks hold the ends of the model and each LoRA pair, by replica. */
+export function pipelineRoles(
+  setup: ModelSetup,
+  { segments, replicas }: Pick<Assignment, "segments" | "replicas">,
+): PipelineRoles[] {
+  const positionOf = (layer: number) =>
+    segments.find(({ firstLayer, lastLayer }) => firstLayer <= layer && layer <= lastLayer)!.rank;
+  return replicas.map((ranks) => ({
+    ranks,
+    first: ranks[segments[0]!.rank]!,
+    last: ranks[segments.at(-1)!.rank]!,
+    owners: new Map((setup.lora?.targets ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
+  }));
+}

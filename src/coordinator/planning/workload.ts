@@ -1,0 +1,162 @@
+import type { Config } from "../../config/options.ts";
+import type { Dataset } from "../../data/dataset.ts";
+import type { MicroBatchSize } from "../../data/micro-batches.ts";
+import type { WorkChoice } from "../../plan/choose.ts";
+import type { Device } from "../../plan/devices.ts";
+import { countsNear, countsToTry, microBatchCount, stepsUpTo } from "../../plan/micro-batches.ts";
+import type { Work } from "../../plan/request.ts";
+import { type BatchShape, batchShape, type TrainingData } from "./training-data.ts";
+
+/** One way to run a step, and how a replica's rows are cut for it. */
+export interface Cut extends WorkChoice {
+  readonly size: MicroBatchSize;
+}
+
+/** The ways to cut a step that a plan may choose from. */
+export interface Workload {
+  /** Whether it trains: many steps, worth a look at how fast the devices are. */
+  readonly trains: boolean;
+  /** How the run was cut until now; null: it begins. */
+  readonly previous: Cut | null;
+  /** The one that depends on the rows, the settings and the kind of device, never on the placement. */
+  fixed(devices: readonly Device[]): Cut;
+  /** All that are worth a try with as many replicas as the settings ask for, one where they ask for none. */
+  cuts(): Cut[];
+  /** All that are worth a try on these devices, also with replicas of the plan's choosing. */
+  free(devices: readonly Device[]): Cut[];
+  /** More ways, near one of those above. */
+  near(cut: Cut): Cut[];
+}
+
+/** Steps that stand for the run while a plan is looked for. */
+const SAMPLED_STEPS = 16;
+
+export function trainingWorkload(config: Config, data: TrainingData): Workload {
+  const { batchSize, accumulation, replicas: dealt } = data.order.options;
+  const rows = Math.min(data.train.size, batchSize * accumulation);
+  const rowTokens = data.train.statistics.totalTokens / data.train.size;
+  const longestHeldOut = data.evaluation === null ? 0 : longestRow(data.evaluation);
+  const cut = (replicas: number, size: MicroBatchSize): Cut => {
+    const shape = (steps: number | null) => {
+      const trained = batchShape(data, size, replicas, steps);
+      // Evaluation goes through the same memory; a row of it is never cut.
+      return trainingWork(config, { ...trained, tokens: Math.max(trained.tokens, longestHeldOut) });
+    };
+    const [some, all] = [once(() => shape(SAMPLED_STEPS)), once(() => shape(null))];
+    return { replicas, size, work: (sampled) => (sampled ? some() : all()) };
+  };
+  const limited: MicroBatchSize | null =
+    config.micro_batch_tokens === null ? null : { maxTokens: config.micro_batch_tokens };
+  const ownRows = (replicas: number) => (config.replicas === null ? Math.ceil(rows / replicas) : rows);
+  const countsOf = (replicas: number) => countsToTry(ownRows(replicas), ownRows(replicas) * rowTokens);
+  const cutsWith = (replicas: number) =>
+    (limited === null ? countsOf(replicas).map((count) => ({ count })) : [limited]).map((size) => cut(replicas, size));
+  return {
+    trains: true,
+    previous: null,
+    fixed: (devices) => cut(dealt, limited ?? { count: microBatchCount(rowTokens * rows, rows, kindOf(devices)) }),
+    cuts: () => cutsWith(dealt),
+    free: (devices) => replicaCounts(config.replicas, devices.length, rows).flatMap(cutsWith),
+    near: ({ replicas, size }) =>
+      "count" in size
+        ? countsNear(size.count, ownRows(replicas), ownRows(replicas) * rowTokens).map((count) =>
+            cut(replicas, { count }),
+          )
+        : [],
+  };
+}
+
+function longestRow(rows: Dataset): number {
+  let longest = 0;
+  for (let row = 0; row < rows.size; row++) longest = Math.max(longest, rows.rowLength(row));
+  return longest;
+}
+
+/** A plan asks for a cut's work more than once, and it takes a pass over the run's rows. */
+function once<T>(make: () => T): () => T {
+  let made: T | null = null;
+  return () => {
+    made ??= make();
+    return made;
+  };
+}
+
+/** Rows as long as may be, every token a label: for a plan without a dataset. */
+export function fullRowsWorkload(config: Config): Workload {
+  const { max_length: rowTokens } = config;
+  const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
+  const cut = (replicas: number, ownRows: number, mostRows: number): Cut => {
+    // As cutMicroBatches does: as few as may be, the largest as small as it can be.
+    const microBatches = Math.ceil(ownRows / mostRows);
+    const tokens = Math.ceil(ownRows / microBatches) * rowTokens;
+    const meanTokens = (ownRows * rowTokens) / microBatches;
+    const shape = { microBatches, tokens, labelTokens: tokens, meanTokens, meanLabelTokens: meanTokens, rowTokens };
+    return { replicas, size: { maxTokens: tokens }, work: () => trainingWork(config, shape) };
+  };
+  const limit =
+    config.micro_batch_tokens === null ? null : Math.max(1, Math.floor(config.micro_batch_tokens / rowTokens));
+  const ownRows = (replicas: number) => (config.replicas === null ? Math.ceil(rows / replicas) : rows);
+  const countsOf = (own: number) => countsToTry(own, own * rowTokens);
+  const cutsOfCounts = (replicas: number, counts: readonly number[]) => {
+    const own = ownRows(replicas);
+    return [...new Set(counts.map((count) => Math.ceil(own / count)))].map((perBatch) => cut(replicas, own, perBatch));
+  };
+  const cutsWith = (replicas: number) =>
+    limit === null ? cutsOfCounts(replicas, countsOf(ownRows(replicas))) : [cut(replicas, ownRows(replicas), limit)];
+  return {
+    trains: true,
+    previous: null,
+    fixed: (devices) => {
+      const count = microBatchCount(rows * rowTokens, rows, kindOf(devices));
+      return cut(config.replicas ?? 1, rows, limit ?? Math.ceil(rows / count));
+    },
+    cuts: () => cutsWith(config.replicas ?? 1),
+    free: (devices) => replicaCounts(config.replicas, devices.length, rows).flatMap(cutsWith),
+    near: ({ replicas, work }) => {
+      if (limit !== null) return [];
+      const own = ownRows(replicas);
+      const { microBatches } = work(true);
+      const count = countsOf(own).findLast((one) => Math.ceil(own / Math.ceil(own / one)) === microBatches);
+      return count === undefined ? [] : cutsOfCounts(replicas, countsNear(count, own, own * rowTokens));
+    },
+  };
+}
+
+/** One prompt at a time through a key/value cache; nothing is kept for a backward pass. */
+export function generationWorkload(tokens: number): Workload {
+  const work: Work = {
+    microBatches: 1,
+    tokens,
+    labelTokens: 1,
+    meanTokens: tokens,
+    meanLabelTokens: 1,
+    rowTokens: tokens,
+    schedule: "sequential",
+    checkpointing: "none",
+    cacheTokens: tokens,
+  };
+  const only: Cut = { replicas: 1, size: { count: 1 }, work: () => work };
+  return { trains: false, previous: null, fixed: () => only, cuts: () => [only], free: () => [only], near: () => [] };
+}
+
+const CHECKPOINTING = { true: "all", false: "none", auto: "auto" } as const;
+
+function trainingWork(config: Config, shape: BatchShape): Work {
+  return {
+    ...shape,
+    schedule: config.schedule,
+    checkpointing: CHECKPOINTING[`${config.gradient_checkpointing}`],
+    cacheTokens: 0,
+  };
+}
+
+function kindOf(devices: readonly Device[]): Device["kind"] {
+  return devices.some((device) => device.kind === "cpu") ? "cpu" : "cuda";
+}
+
+/** Numbers of replicas that leave each a device and a row, for depths of the pipeline worth a try. */
+function replicaCounts(asked: number | null, devices: number, rows: number): number[] {
+  if (asked !== null) return [asked];
+  const counts = stepsUpTo(devices).map((depth) => Math.min(rows, Math.floor(devices / depth)));
+  return [...new Set(counts)];
+}

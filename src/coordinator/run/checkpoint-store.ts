@@ -1,0 +1,95 @@
+import { readdir, readFile, rename, rm } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { syncFolder, writeTextAtomically } from "../../formats/atomic-file.ts";
+import { filesOf, type HashedFile, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+
+/** Beside a checkpoint's files: what each held when it was saved. */
+export const HASHES_FILE = "pipelora_hashes.json";
+
+/** What a killed save, a killed write or a killed look at the nodes' folders leaves. */
+const LEFTOVERS = [
+  /^\.checkpoint-\d+-[0-9a-f]{8}$/,
+  /^\.pipelora-mark-[0-9a-f]{12}-(coordinator|\d+)$/,
+  /^(adapter_model\.safetensors|adapter_config\.json|trainer_state\.json|tokenizer[\w.-]*)\.\d+\.\d+\.tmp$/,
+];
+
+/** The checkpoints of one run in its output folder: only those that it saved or resumed are its own. */
+export class CheckpointStore {
+  readonly #outputDir: string;
+  readonly #limit: number | null;
+  /** Own checkpoints, in the order in which they were saved, whatever their numbers. */
+  #own: string[] = [];
+
+  constructor(outputDir: string, limit: number | null) {
+    this.#outputDir = outputDir;
+    this.#limit = limit;
+  }
+
+  /** Own checkpoints, the newest first. */
+  get newestFirst(): readonly string[] {
+    return [...this.#own].reverse();
+  }
+
+  /** A checkpoint that the run goes on from, and those before it, the oldest first. */
+  adopt(paths: readonly string[]): void {
+    this.#own = [...paths];
+  }
+
+  /** A checkpoint of this run was written. Deletes what the limit has no room for: the oldest of its own. */
+  async saved(path: string): Promise<void> {
+    this.#own = [...this.#own.filter((other) => other !== path), path];
+    if (this.#limit === null) return;
+    for (const old of this.#own.splice(0, Math.max(0, this.#own.length - this.#limit))) {
+      await rm(old, { recursive: true, force: true });
+    }
+  }
+
+  /** Renames the checkpoints of the folder that are not this run's own. Returns their new names. */
+  async setAsideOthers(): Promise<string[]> {
+    const moved: string[] = [];
+    for (const { path } of await listCheckpoints(this.#outputDir)) {
+      if (this.#own.includes(path)) continue;
+      const name = await freeName(this.#outputDir, `${basename(path)}.earlier`);
+      await rename(path, join(this.#outputDir, name));
+      moved.push(name);
+    }
+    if (moved.length > 0) await syncFolder(this.#outputDir);
+    return moved;
+  }
+
+  /** Clears what a killed process left, before anything is saved. */
+  async clear(): Promise<void> {
+    const names = await readdir(this.#outputDir).catch(() => [] as string[]);
+    for (const name of names.filter((found) => LEFTOVERS.some((pattern) => pattern.test(found)))) {
+      await rm(join(this.#outputDir, name), { recursive: true, force: true });
+    }
+  }
+}
+
+async function freeName(dir: string, wanted: string): Promise<string> {
+  const taken = new Set(await readdir(dir));
+  let name = wanted;
+  for (let number = 2; taken.has(name); number++) name = `${wanted}-${number}`;
+  return name;
+}
+
+/** Notes every file's hash beside them. Part of a save, before the folder gets its name. */
+export async function writeHashes(dir: string): Promise<void> {
+  const files = await hashFiles(dir, await filesOf(dir));
+  await writeTextAtomically(join(dir, HASHES_FILE), `${JSON.stringify({ files }, null, 2)}\n`);
+}
+
+/** Throws a plain Error that names the file whose bytes are not those that were saved. A checkpoint of other tools has no hashes. */
+export async function checkHashes(dir: string): Promise<void> {
+  const text = await readFile(join(dir, HASHES_FILE), "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return null;
+    throw error;
+  });
+  if (text === null) return;
+  const { files } = JSON.parse(text) as { files?: HashedFile[] };
+  if (!Array.isArray(files)) throw new Error(`${HASHES_FILE} lists no files`);
+  const names = files.map(({ name }) => basename(String(name)));
+  const found = await hashFiles(dir, names);
+  const changed = found.find(({ sha256 }, index) => sha256 !== files[index]!.sha256);
+  if (changed !== undefined) throw new Error(`${changed.name} has changed since it was saved (its hash is another)`);
+}

@@ -1,0 +1,207 @@
+import { bytesOf, float32Of } from "../../common/bytes.ts";
+import { PipeloraError } from "../../common/errors.ts";
+import type { PackedMicroBatches } from "../../data/micro-batches.ts";
+import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
+import type { Generate } from "../../rpc/generated/pipelora/v1/Generate.ts";
+import type { LoraTensor } from "../../rpc/generated/pipelora/v1/LoraTensor.ts";
+import type { MicroBatches } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
+import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
+import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.ts";
+import type { RankReport__Output } from "../../rpc/generated/pipelora/v1/RankReport.ts";
+import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
+import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+
+export type LoraPartName = "weight" | "exp_avg" | "exp_avg_sq";
+
+/** A LoRA matrix or its optimizer state, by the module's path. */
+export interface LoraValues {
+  readonly module: string;
+  readonly matrix: "A" | "B";
+  readonly part: LoraPartName;
+  readonly values: Float32Array;
+}
+
+const CAUSE_WAIT_MS = 3_000;
+
+/** One replica of the pipeline. */
+export interface PipelineRoles {
+  readonly ranks: readonly number[];
+  /** Ranks that hold the embedding and the head. */
+  readonly first: number;
+  readonly last: number;
+  /** Ranks by module path: who holds each LoRA pair. */
+  readonly owners: ReadonlyMap<string, number>;
+}
+
+/** The workers of a run as one model, in one or more replicas: every call but a step's goes to all ranks at once. */
+export class Pipeline {
+  readonly #members: readonly WorkerConnection[];
+  readonly #replicas: readonly PipelineRoles[];
+  /** What each call under way does when a rank fails that it awaits nothing of. */
+  readonly #running = new Set<(error: unknown) => void>();
+  /** A member was lost, or failed at what nobody asked it for: no call waits for ranks that wait for it. */
+  #broken: unknown = null;
+
+  /** `failure` rejects when a member is lost. */
+  constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
+    this.#members = members;
+    this.#replicas = replicas;
+    const fail = (error: unknown) => {
+      this.#broken ??= error;
+      for (const hear of [...this.#running]) hear(error);
+    };
+    failure.catch(fail);
+    for (const member of members) member.onFailure = fail;
+  }
+
+  /** Every rank reads its tensors, all at the same time. */
+  async prepare(requests: readonly Prepare[]): Promise<Prepared__Output[]> {
+    const replies = await this.#all((member, rank) => member.request({ prepare: requests[rank]! }));
+    return replies.map((reply) => reply.prepared!);
+  }
+
+  /** `batches`: each replica's. Its first rank takes the step and answers for all of its ranks. Results by replica. */
+  async runStep(
+    step: number,
+    batches: readonly PackedMicroBatches[],
+    previous: Update | null,
+    lossScale: number,
+  ): Promise<StepResult__Output[]> {
+    const replies = await this.#allOf(
+      this.#replicas.map(({ ranks }) => ranks[0]!),
+      (member, rank) => {
+        const microBatches = packed(batches[this.#replicas.indexOf(this.#replicaOf(rank)!)]!);
+        return member.request({ runStep: { step, microBatches, previous, lossScale } });
+      },
+    );
+    for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
+    return replies.map((reply) => reply.stepResult!);
+  }
+
+  /** What each rank measured since it was prepared. */
+  async report(): Promise<RankReport__Output[]> {
+    const replies = await this.#all((member) => member.request({ reportRank: {} }));
+    return replies.map((reply) => reply.rankReport!);
+  }
+
+  async applyUpdate(update: Update): Promise<void> {
+    await this.#all((member) => member.request({ applyUpdate: update }));
+  }
+
+  /** Loss sum and label tokens over all replicas' batches. */
+  async evaluate(batches: readonly PackedMicroBatches[]): Promise<EvaluateResult__Output> {
+    const replies = await this.#all((member, rank) =>
+      member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches) } }),
+    );
+    const total = { lossSum: 0, labelTokens: 0, correctTokens: 0 };
+    for (const { last } of this.#replicas) {
+      const { lossSum, labelTokens, correctTokens } = replies[last]!.evaluateResult!;
+      total.lossSum += lossSum;
+      total.labelTokens += labelTokens;
+      total.correctTokens += correctTokens;
+    }
+    return total;
+  }
+
+  /** From the first replica: all hold the same. */
+  async exportLora(parts: readonly LoraPartName[]): Promise<LoraValues[]> {
+    const values: LoraValues[] = [];
+    await this.#allOf(this.#replicas[0]!.ranks, (member) =>
+      member.request({ exportLora: { parts: [...parts] } }, ({ loraTensor }) => {
+        const { module, matrix, part, values: bytes } = loraTensor!;
+        values.push({ module, matrix: matrix as "A" | "B", part: part as LoraPartName, values: float32Of(bytes) });
+      }),
+    );
+    return values;
+  }
+
+  async importLora(values: readonly LoraValues[]): Promise<void> {
+    await this.#all((member, rank) => {
+      const owners = this.#replicaOf(rank)?.owners;
+      const own = values.filter(({ module }) => owners?.get(module) === rank);
+      return member.requestWithParts(
+        { importLora: { tensors: own.length } },
+        own.map((value): { loraTensor: LoraTensor } => ({ loraTensor: { ...value, values: bytesOf(value.values) } })),
+      );
+    });
+  }
+
+  /** Tokens as they are chosen, the end token included; resolves when every rank is done. */
+  async generate(request: Generate, onToken: (token: number) => void, cancelled?: AbortSignal): Promise<void> {
+    const { last, ranks } = this.#replicas[0]!;
+    const cancel = () => this.#members[last]!.notify({ cancelGenerate: {} });
+    cancelled?.addEventListener("abort", cancel);
+    try {
+      await this.#allOf(ranks, (member) =>
+        member.request({ generate: request }, ({ generatedToken }) => onToken(generatedToken!.token)),
+      );
+    } finally {
+      cancelled?.removeEventListener("abort", cancel);
+    }
+  }
+
+  /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */
+  #batchesFor(rank: number, batches: readonly PackedMicroBatches[]): MicroBatches {
+    const replica = this.#replicaOf(rank);
+    if (replica === undefined) return {};
+    const { tokens, targets, weights, ...bounds } = packed(batches[this.#replicas.indexOf(replica)]!);
+    return {
+      ...bounds,
+      ...(rank === replica.first ? { tokens } : {}),
+      ...(rank === replica.last ? { targets, weights } : {}),
+    };
+  }
+
+  /** Undefined for a rank that no replica needs. */
+  #replicaOf(rank: number): PipelineRoles | undefined {
+    return this.#replicas.find(({ ranks }) => ranks.includes(rank));
+  }
+
+  #all<T>(call: (member: WorkerConnection, rank: number) => Promise<T>): Promise<T[]> {
+    return this.#allOf([...this.#members.keys()], call);
+  }
+
+  /**
+   * The first failure decides, whatever the other ranks wait for; but one that a rank only suffers from (a link of a peer that
+   * failed) leaves a moment for its cause to come.
+   */
+  #allOf<T>(ranks: readonly number[], call: (member: WorkerConnection, rank: number) => Promise<T>): Promise<T[]> {
+    return new Promise((resolve, reject) => {
+      const results: T[] = [];
+      let left = ranks.length;
+      let suffering: NodeJS.Timeout | null = null;
+      const fail = (error: unknown) => {
+        if (!this.#running.has(fail)) return;
+        if (error instanceof PipeloraError && error.code === "PL_LINK_FAILED") {
+          suffering ??= setTimeout(() => end(() => reject(error)), CAUSE_WAIT_MS);
+        } else end(() => reject(error));
+      };
+      const end = (settle: () => void) => {
+        this.#running.delete(fail);
+        if (suffering !== null) clearTimeout(suffering);
+        settle();
+      };
+      this.#running.add(fail);
+      if (this.#broken !== null) fail(this.#broken);
+      ranks.forEach((rank, index) => {
+        call(this.#members[rank]!, rank).then((result) => {
+          results[index] = result;
+          left--;
+          if (left === 0 && suffering === null) end(() => resolve(results));
+        }, fail);
+      });
+    });
+  }
+}
+
+function packed({ batchRows, rowTokens, rowIds, tokens, targets, weights }: PackedMicroBatches) {
+  return {
+    batchRows: bytesOf(batchRows),
+    rowTokens: bytesOf(rowTokens),
+    rowIds: bytesOf(rowIds),
+    tokens: bytesOf(tokens),
+    targets: bytesOf(targets),
+    weights: bytesOf(weights),
+  };
+}

@@ -1,0 +1,121 @@
+import type { Logger } from "../../common/log.ts";
+import { nodesJson } from "../cluster/node-folders.ts";
+import type { Reporter, StepProgress } from "./reporter.ts";
+import type { Saved } from "./run-files.ts";
+import type { LogEntry } from "./trainer-state.ts";
+
+/** One JSON event a line on stdout. */
+export function jsonReporter(write: (line: string) => void): Reporter {
+  const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...value })}\n`);
+  return {
+    plan: (_text, value) => event("plan", { plan: value }),
+    preflight: (_text, value) => event("preflight", { preflight: value }),
+    note: (text) => event("note", { text }),
+    step: (progress) => event("step", progress),
+    log: (entry) => event("log", entry),
+    predictions: (_text, value) => event("predictions", value),
+    saved: ({ path, nodes, files }, step) =>
+      event("save", { path, step, ...(nodes.length > 0 ? { nodes: nodesJson(nodes), files } : {}) }),
+    end: (summary) => event("end", summary),
+  };
+}
+
+/** Plain lines through the log: for files, containers and pino JSON. */
+export function logReporter(log: Logger): Reporter {
+  const rate = new TokenRate();
+  return {
+    plan: (text, value) => log.info({ plan: value }, text),
+    preflight: (text, value) => log.info({ preflight: value }, text),
+    note: (text) => log.info(text),
+    step: (progress) => rate.add(progress),
+    log: (entry) => log.info(entry, `${describe(entry)}${rate.describe()}`),
+    predictions: (text, value) => log.info({ predictions: value }, text),
+    saved: (saved, step) => log.info({ path: saved.path, step, files: saved.files }, describeSave(saved)),
+    end: (summary) => log.info(summary, "training finished"),
+  };
+}
+
+/** A bar that stays in the last line of a terminal, log entries above it. */
+export function barReporter(out: NodeJS.WriteStream): Reporter {
+  const rate = new TokenRate();
+  let bar = "";
+  const line = (text: string) => out.write(`\r\x1b[K${text}\n${bar}`);
+  return {
+    plan: (text) => line(text),
+    preflight: (text) => line(text),
+    note: (text) => line(text),
+    step: (progress) => {
+      rate.add(progress);
+      bar = drawBar(progress, rate, out.columns || 100);
+      out.write(`\r\x1b[K${bar}`);
+    },
+    log: (entry) => line(describe(entry)),
+    predictions: (text) => line(text),
+    saved: (saved) => line(describeSave(saved)),
+    end: (summary) => {
+      bar = "";
+      line(
+        `training finished: ${Object.entries(summary)
+          .map(([key, value]) => `${key} ${show(value)}`)
+          .join(", ")}`,
+      );
+    },
+  };
+}
+
+function describeSave({ path, nodes }: Saved): string {
+  const good = nodes.filter(({ error }) => error === null).map(({ node }) => node);
+  return nodes.length === 0 ? `saved ${path}` : `saved ${path}, and the same on ${good.join(", ") || "no node"}`;
+}
+
+function drawBar(progress: StepProgress, rate: TokenRate, columns: number): string {
+  const { step, maxSteps, loss, learningRate, epoch } = progress;
+  const numbers = `${step}/${maxSteps} epoch ${epoch.toFixed(2)} loss ${loss.toFixed(4)} lr ${learningRate.toExponential(2)} ${rate.tokensPerSecond().toFixed(0)} tokens/s left ${clock((maxSteps - step) * rate.secondsAStep())}`;
+  const width = Math.max(5, Math.min(30, columns - numbers.length - 5));
+  const done = Math.round((step / maxSteps) * width);
+  return `[${"█".repeat(done)}${"·".repeat(width - done)}] ${numbers}`.slice(0, columns);
+}
+
+function describe(entry: LogEntry): string {
+  return Object.entries(entry)
+    .map(([key, value]) => `${key} ${show(value)}`)
+    .join("  ");
+}
+
+function show(value: unknown): string {
+  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  return Math.abs(value) < 1e-3 ? value.toExponential(3) : value.toFixed(4);
+}
+
+function clock(seconds: number): string {
+  const whole = Math.round(seconds);
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  const tail = `${String(minutes).padStart(2, "0")}:${String(whole % 60).padStart(2, "0")}`;
+  return hours > 0 ? `${hours}:${tail}` : tail;
+}
+
+/** Speed over the last steps. */
+class TokenRate {
+  readonly #recent: { tokens: number; seconds: number }[] = [];
+
+  add({ tokens, stepMs }: StepProgress): void {
+    this.#recent.push({ tokens, seconds: stepMs / 1000 });
+    if (this.#recent.length > 20) this.#recent.shift();
+  }
+
+  tokensPerSecond(): number {
+    return this.#sum("tokens") / Math.max(1e-9, this.#sum("seconds"));
+  }
+
+  secondsAStep(): number {
+    return this.#sum("seconds") / Math.max(1, this.#recent.length);
+  }
+
+  describe(): string {
+    return this.#recent.length === 0 ? "" : `  ${this.tokensPerSecond().toFixed(0)} tokens/s`;
+  }
+
+  #sum(key: "tokens" | "seconds"): number {
+    return this.#recent.reduce((sum, entry) => sum + entry[key], 0);
+  }
+}

@@ -1,0 +1,378 @@
+import { rm } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { PipeloraError } from "../../common/errors.ts";
+import { readJsonFile } from "../../common/files.ts";
+import { type Config, withoutSecrets } from "../../config/options.ts";
+import { adapterPairs } from "../../formats/adapter.ts";
+import { writeTextAtomically } from "../../formats/atomic-file.ts";
+import { filesOf, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { type NodeFolders, type NodeSave, savedEverywhere } from "../cluster/node-folders.ts";
+import type { ModelSetup } from "../planning/model-setup.ts";
+import { copyTokenizer } from "../tools/tokenizer-files.ts";
+import { CheckpointStore } from "./checkpoint-store.ts";
+import {
+  type CheckpointContext,
+  firstWhole,
+  type ReadCheckpoint,
+  readCheckpoint,
+  STATE_FILE,
+  saveAdapter,
+  saveCheckpoint,
+} from "./checkpoints.ts";
+import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
+import type { LoraValues, Pipeline } from "./pipeline.ts";
+import { changedSettings } from "./run-identity.ts";
+import {
+  initialState,
+  parseState,
+  serializeState,
+  type TrainerState,
+  type TrainerStateContext,
+} from "./trainer-state.ts";
+
+/** Where a run starts: its state, and LoRA values to hand out (null: ranks draw their own). */
+export interface StartingPoint {
+  readonly state: TrainerState;
+  readonly values: readonly LoraValues[] | null;
+}
+
+/** Configurations, state and a tokenizer. */
+const SMALL_FILES_BYTES = 1 << 20;
+
+/** A run's output folder: where it starts from, what it saves, what it leaves at the end. */
+export class RunFiles {
+  readonly outputDir: string;
+  readonly rate: LearningRateSettings;
+  readonly #config: Config;
+  readonly #setup: ModelSetup;
+  readonly #checkpoint: CheckpointContext;
+  readonly #state: TrainerStateContext;
+  /** The checkpoint that --resume-from-checkpoint chose. */
+  #origin: ReadCheckpoint | null;
+  readonly #store: CheckpointStore;
+  #saved = false;
+  readonly #warn: (text: string) => void;
+  /** The nodes that save too (save_on_each_node); of the current attempt. */
+  #nodes: NodeFolders | null = null;
+  #looked = false;
+
+  private constructor(
+    config: Config,
+    setup: ModelSetup,
+    outputDir: string,
+    state: TrainerStateContext,
+    origin: ReadCheckpoint | null,
+    store: CheckpointStore,
+    warn: (text: string) => void,
+  ) {
+    this.#store = store;
+    this.#warn = warn;
+    this.outputDir = outputDir;
+    this.#config = config;
+    this.#setup = setup;
+    this.#state = state;
+    this.#origin = origin;
+    this.rate = {
+      type: config.lr_scheduler_type,
+      kwargs: config.lr_scheduler_kwargs,
+      peak: config.learning_rate,
+      warmupSteps: warmupSteps(config, state.maxSteps),
+      totalSteps: state.maxSteps,
+    };
+    this.#checkpoint = {
+      outputDir,
+      lora: setup.lora!,
+      baseModel: setup.name,
+      modelDir: setup.dir,
+      args: withoutSecrets(config),
+    };
+  }
+
+  /**
+   * Errors: PL_OUTPUT_UNWRITABLE if the folder holds another run's checkpoints and neither resuming nor overwriting was
+   * asked for; PL_RESUME_INVALID if there is nothing whole to resume, or it belongs to another run.
+   */
+  static async open(
+    config: Config,
+    setup: ModelSetup,
+    outputDir: string,
+    fingerprint: string,
+    maxSteps: number,
+    warn: (text: string) => void,
+  ): Promise<RunFiles> {
+    const store = new CheckpointStore(outputDir, config.save_total_limit);
+    await store.clear();
+    const origin = await resumePoint(config, setup, outputDir, warn);
+    if (origin !== null) store.adopt(await upTo(outputDir, origin.path));
+    if (origin !== null) await checkOrigin(config, origin, fingerprint);
+    const evalSteps =
+      config.eval_steps ?? (config.eval_strategy === "steps" ? config.logging_steps : config.save_steps);
+    const state: TrainerStateContext = {
+      maxSteps,
+      numTrainEpochs: Math.ceil(config.num_train_epochs),
+      trainBatchSize: config.per_device_train_batch_size,
+      loggingSteps: config.logging_steps,
+      evalSteps,
+      saveSteps: config.save_steps,
+      fingerprint,
+    };
+    return new RunFiles(config, setup, outputDir, state, origin, store, warn);
+  }
+
+  /**
+   * From now on every save goes to these nodes too. The first time, a run that resumes takes the newest whole checkpoint of any node
+   * if it is newer than the coordinator's. Returns what there is to say about it.
+   * Errors: PL_RESUME_INVALID if no node has one; PL_OUTPUT_UNWRITABLE if a node holds those of an earlier run and nothing was
+   * said about it.
+   */
+  async attach(nodes: NodeFolders): Promise<string | null> {
+    this.#nodes = nodes;
+    if (this.#saved || this.#looked) return null;
+    this.#looked = true;
+    const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#config;
+    if (namedFolder(asked) !== null || overwrite) return null;
+    const found = await nodes.checkpoints();
+    if (asked === null || asked === false) {
+      const [newest] = found;
+      if (newest !== undefined) throw earlierRun(`node "${newest.node}": ${newest.dir}`, newest.step);
+      return null;
+    }
+    const own = this.#origin === null ? -1 : stepOf(this.#origin);
+    const problems: string[] = [];
+    for (const candidate of found.filter(({ step }) => step > own)) {
+      const where = `checkpoint-${candidate.step} of node "${candidate.node}"`;
+      const path = await nodes.fetch(candidate);
+      const read = await readCheckpoint(path, this.#setup.lora!).catch((error: Error) => {
+        problems.push(`${where}: ${error.message}`);
+        return null;
+      });
+      if (read === null) {
+        await rm(path, { recursive: true, force: true });
+        continue;
+      }
+      parseState(read.state, where, this.#state.fingerprint);
+      this.#origin = read;
+      this.#store.adopt(await upTo(this.outputDir, read.path));
+      return `resuming from ${where} (${candidate.dir}), the newest that is whole on any node`;
+    }
+    if (this.#origin !== null)
+      return `resuming from the coordinator's own ${this.#origin.path}, the newest on any node`;
+    const fresh = found.length === 0 && (await listCheckpoints(this.outputDir)).length === 0;
+    if (asked === "auto" && fresh) return null;
+    throw new PipeloraError(
+      "PL_RESUME_INVALID",
+      `neither ${this.outputDir} nor any node's folder holds a whole checkpoint ${problems.join("; ")}`.trim(),
+      { hint: "Name a checkpoint folder, or leave out --resume-from-checkpoint." },
+    );
+  }
+
+  /** Checkpoints that this run does not go on from get another name: no later resume takes them for its own. */
+  async setAsideOthers(): Promise<void> {
+    const moved = await this.#store.setAsideOthers();
+    if (moved.length > 0) this.#warn(`set aside checkpoints that this run does not go on from: ${moved.join(", ")}`);
+  }
+
+  /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */
+  get checkpointBytes(): number {
+    const parts = this.#config.save_only_model ? 1 : 3;
+    return parts * 4 * this.#setup.lora!.trainable + SMALL_FILES_BYTES;
+  }
+
+  /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */
+  async start(): Promise<StartingPoint> {
+    const own = this.#saved && !this.#config.save_only_model ? this.#store.newestFirst : [];
+    const checkpoint =
+      (await firstWhole(own, this.#setup.lora!, (problem) => this.#warn(`passed over: ${problem}`))) ?? this.#origin;
+    if (this.#saved && checkpoint === null) {
+      this.#warn("no checkpoint of this run can be gone on from; it starts again at step 1");
+    }
+    if (checkpoint !== null) {
+      return {
+        state: parseState(checkpoint.state, checkpoint.path, this.#state.fingerprint),
+        values: checkpoint.values,
+      };
+    }
+    return { state: initialState(), values: await adapterValues(this.#setup) };
+  }
+
+  /**
+   * Writes checkpoint-N, on every node that saves too, and deletes what save_total_limit has no room for.
+   * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
+   */
+  async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
+    const values = await pipeline.exportLora(
+      this.#config.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
+    );
+    assertFinite(values, state.globalStep);
+    const scheduledSteps = state.globalStep - state.skippedSteps;
+    const path = await saveCheckpoint(this.#checkpoint, {
+      step: state.globalStep,
+      scheduledSteps,
+      state: serializeState(state, this.#state, stopping),
+      learningRate: learningRate(this.rate, scheduledSteps),
+      values,
+    });
+    this.#saved = true;
+    await this.#store.saved(path);
+    return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path));
+  }
+
+  /** The final adapter, tokenizer and trainer_state.json in output_dir itself, on every node that saves too. */
+  async finish(pipeline: Pipeline, state: TrainerState): Promise<Saved> {
+    const values = await pipeline.exportLora(["weight"]);
+    assertFinite(values, state.globalStep);
+    const adapter = await saveAdapter(this.outputDir, this.#checkpoint, values);
+    const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
+    await writeTextAtomically(join(this.outputDir, STATE_FILE), serializeState(state, this.#state, true));
+    return this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE]);
+  }
+
+  async #toNodes(path: string, save: string, names: readonly string[]): Promise<Saved> {
+    if (this.#nodes === null) return { path, nodes: [], files: {} };
+    const { nodes, files } = await this.#nodes.save(save, names, this.#config.save_total_limit);
+    const failed = nodes.filter(({ error }) => error !== null);
+    if (failed.length > 0 && this.#config.save_failure === "fail") {
+      throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
+        hint: "Give these nodes space, or go on without them with --save-failure warn.",
+      });
+    }
+    return { path, nodes, files: Object.fromEntries(files.map(({ name, sha256 }) => [name, sha256])) };
+  }
+}
+
+/** Error: PL_RESUME_INVALID, naming the settings that differ where some do. */
+async function checkOrigin(config: Config, origin: ReadCheckpoint, fingerprint: string): Promise<void> {
+  try {
+    parseState(origin.state, origin.path, fingerprint);
+  } catch (error) {
+    const changed = changedSettings(config, await writtenArguments(origin.path));
+    if (!(error instanceof PipeloraError) || changed.length === 0) throw error;
+    throw new PipeloraError(
+      "PL_RESUME_INVALID",
+      `${origin.path} belongs to a run with other settings: ${changed.join("; ")}`,
+      {
+        hint: "Resume with that run's values (steps of saving, logging and evaluation may change), or train anew with --overwrite-output-dir.",
+        cause: error,
+      },
+    );
+  }
+}
+
+/** training_args.json of a checkpoint; empty where it is missing or malformed. */
+async function writtenArguments(checkpoint: string): Promise<Record<string, unknown>> {
+  const value = await readJsonFile(join(checkpoint, "training_args.json"), 1 << 20).catch(() => null);
+  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
+}
+
+/**
+ * The local time that templates write, without a zone: the run's own, which the checkpoint that is resumed keeps, so that a
+ * run goes on the next day as it began.
+ */
+export async function templateDate(config: Config): Promise<string> {
+  if (config.template_date !== null) return config.template_date;
+  const asked = config.resume_from_checkpoint;
+  if (asked !== null && asked !== false) {
+    const newest = (await listCheckpoints(config.output_dir!)).at(-1);
+    const from = namedFolder(asked) ?? newest?.path;
+    const kept = from === undefined ? undefined : (await writtenArguments(from))["template_date"];
+    if (typeof kept === "string" && !Number.isNaN(Date.parse(kept))) return kept;
+  }
+  const now = new Date();
+  return new Date(now.getTime() - now.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
+}
+
+/** What was saved where. */
+export interface Saved {
+  /** The coordinator's. */
+  readonly path: string;
+  /** With save_on_each_node: what became of it on each node. */
+  readonly nodes: readonly NodeSave[];
+  /** SHA-256 of each file, which all nodes agree on. */
+  readonly files: Readonly<Record<string, string>>;
+}
+
+export function describeFailure(save: string, { node, error }: NodeSave): string {
+  return `node "${node}" did not save ${save}: ${error!.message}`;
+}
+
+function stepOf({ path }: ReadCheckpoint): number {
+  return Number(/checkpoint-(\d+)$/.exec(path)?.[1] ?? -1);
+}
+
+function earlierRun(where: string, step: number): PipeloraError {
+  return new PipeloraError("PL_OUTPUT_UNWRITABLE", `${where} holds checkpoint-${step} of an earlier run`, {
+    hint: "Say --resume-from-checkpoint to continue it, --overwrite-output-dir to start anew, or name another folder.",
+  });
+}
+
+/** The checkpoint's folder that was named; null where the newest was asked for, or nothing. */
+function namedFolder(asked: Config["resume_from_checkpoint"]): string | null {
+  return typeof asked === "string" && asked !== "auto" ? asked : null;
+}
+
+/** The run's checkpoints up to the one that it goes on from; later ones are another branch's. */
+async function upTo(outputDir: string, path: string): Promise<string[]> {
+  const all = (await listCheckpoints(outputDir)).map((found) => found.path);
+  const place = all.indexOf(resolve(path));
+  return place < 0 ? [] : all.slice(0, place + 1);
+}
+
+async function resumePoint(
+  config: Config,
+  setup: ModelSetup,
+  outputDir: string,
+  warn: (text: string) => void,
+): Promise<ReadCheckpoint | null> {
+  const asked = config.resume_from_checkpoint;
+  const named = namedFolder(asked);
+  if (named !== null) return readCheckpoint(named, setup.lora!);
+  const present = await listCheckpoints(outputDir);
+  if (asked === "auto" && present.length === 0) return null;
+  if (asked === "auto" || asked === true) {
+    const newestFirst = present.map(({ path }) => path).reverse();
+    const damaged: string[] = [];
+    const newest = await firstWhole(newestFirst, setup.lora!, (problem) => damaged.push(problem));
+    for (const problem of damaged) warn(`passed over: ${problem}`);
+    if (newest !== null && damaged.length > 0) warn(`resuming from the older ${newest.path}`);
+    // Another node may have what is not here: known once the nodes have joined.
+    if (newest !== null || savedEverywhere(config)) return newest;
+    throw new PipeloraError(
+      "PL_RESUME_INVALID",
+      present.length === 0
+        ? `${outputDir} holds no checkpoint`
+        : `none of the ${present.length} checkpoints in ${outputDir} is whole`,
+      { hint: "Name a checkpoint folder, or leave out --resume-from-checkpoint." },
+    );
+  }
+  if (present.length > 0 && !config.overwrite_output_dir) {
+    throw earlierRun(outputDir, present.at(-1)!.step);
+  }
+  return null;
+}
+
+/** No step follows the last update whose loss would tell. Error: PL_LOSS_NOT_FINITE. */
+export function assertFinite(values: readonly LoraValues[], step: number): void {
+  for (const { module, matrix, part, values: numbers } of values) {
+    if (numbers.every(Number.isFinite)) continue;
+    throw new PipeloraError(
+      "PL_LOSS_NOT_FINITE",
+      `after step ${step}, ${part} of ${module}'s lora_${matrix} is not finite`,
+      {
+        hint: "Lower the learning rate; nothing of this step was saved.",
+      },
+    );
+  }
+}
+
+/** The values of the adapter that a run starts from; null without one. */
+export async function adapterValues({ adapter, lora }: ModelSetup): Promise<LoraValues[] | null> {
+  if (adapter === null) return null;
+  const pair = adapterPairs(adapter, lora!.targets);
+  const values: LoraValues[] = [];
+  for (const target of lora!.targets) {
+    const { a, b } = await pair(target);
+    values.push({ module: target.name, matrix: "A", part: "weight", values: a });
+    values.push({ module: target.name, matrix: "B", part: "weight", values: b });
+  }
+  return values;
+}

@@ -1,0 +1,67 @@
+import { createHash } from "node:crypto";
+import { bytesOf } from "../../common/bytes.ts";
+import type { Config } from "../../config/options.ts";
+import type { Dataset } from "../../data/dataset.ts";
+
+/** Settings that decide a run's numbers; placement, logging and saving do not, and a run may be made longer. */
+const DECISIVE = [
+  "lora_r",
+  "lora_alpha",
+  "lora_dropout",
+  "use_rslora",
+  "target_modules",
+  "exclude_modules",
+  "layers_to_transform",
+  "layers_pattern",
+  "rank_pattern",
+  "alpha_pattern",
+  "torch_dtype",
+  "compute_dtype",
+  "load_in_4bit",
+  "load_in_8bit",
+  "bnb_4bit_quant_type",
+  "bnb_4bit_use_double_quant",
+  "bnb_4bit_compute_dtype",
+  "llm_int8_threshold",
+  "llm_int8_skip_modules",
+  "per_device_train_batch_size",
+  "gradient_accumulation_steps",
+  "replicas",
+  "micro_batch_tokens",
+  "learning_rate",
+  "lr_scheduler_type",
+  "lr_scheduler_kwargs",
+  "warmup_steps",
+  "warmup_ratio",
+  "weight_decay",
+  "adam_beta1",
+  "adam_beta2",
+  "adam_epsilon",
+  "max_grad_norm",
+  "seed",
+  "data_seed",
+  "train_sampling_strategy",
+  "dataloader_drop_last",
+] as const satisfies readonly (keyof Config)[];
+
+/** Names a run by its model, its encoded rows and the settings that decide its numbers. */
+export function runFingerprint(config: Config, modelFingerprint: string, rows: Dataset): string {
+  const hash = createHash("sha256").update(modelFingerprint);
+  const settings = { ...config, replicas: config.replicas ?? 1 };
+  // Checkpoints of before there were any stay what they are.
+  const hashed = DECISIVE.filter((key) => key !== "lr_scheduler_kwargs" || Object.keys(settings[key]).length > 0);
+  for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
+  for (let index = 0; index < rows.size; index++) {
+    const { tokens, labels } = rows.row(index);
+    hash.update(bytesOf(tokens)).update(bytesOf(labels));
+  }
+  return hash.digest("hex").slice(0, 16);
+}
+
+/** The settings that decide a run's numbers and differ from those that a checkpoint was written with, with both values. */
+export function changedSettings(config: Config, written: Readonly<Record<string, unknown>>): string[] {
+  const shown = (value: unknown) => JSON.stringify(value ?? null);
+  return DECISIVE.filter((key) => key in written && shown(written[key]) !== shown(config[key])).map(
+    (key) => `${key} is ${shown(config[key])}, was ${shown(written[key])}`,
+  );
+}

@@ -1,0 +1,218 @@
+import { PipeloraError } from "../../common/errors.ts";
+import type { Config } from "../../config/options.ts";
+import type { PackedMicroBatches } from "../../data/micro-batches.ts";
+import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
+import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import { clipFactor, gradientNorm } from "./gradients.ts";
+import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
+import { nextLossScale } from "./loss-scale.ts";
+import type { Pipeline } from "./pipeline.ts";
+import type { Reporter } from "./reporter.ts";
+import type { LogEntry, TrainerState } from "./trainer-state.ts";
+
+/** The data of one optimizer step. */
+export interface TrainStep {
+  /** Each replica's. */
+  readonly batches: readonly PackedMicroBatches[];
+  /** Tokens computed: no padding. */
+  readonly tokens: number;
+  /** Tokens of the padded batches that the Trainer would have made; total_flos counts those. */
+  readonly paddedTokens: number;
+  /** Epochs finished after this step, as the Trainer counts: batches done over batches an epoch. */
+  readonly epoch: number;
+  readonly endsEpoch: boolean;
+}
+
+export interface StepSource {
+  readonly maxSteps: number;
+  /** `step` counts from 1. */
+  at(step: number): TrainStep;
+}
+
+export interface Evaluation {
+  /** The set in parts, each made when it is asked for; a part holds each replica's micro-batches. */
+  parts(): Iterable<readonly PackedMicroBatches[]>;
+  readonly rows: number;
+  /** Batches that the Trainer would have made. */
+  readonly steps: number;
+}
+
+/** What the loop asks of its surroundings. */
+export interface TrainerHooks {
+  /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
+  save(state: TrainerState, stopping: boolean): Promise<void>;
+  readonly interrupted: () => boolean;
+}
+
+export interface TrainerOptions {
+  readonly config: Config;
+  readonly pipeline: Pipeline;
+  readonly source: StepSource;
+  readonly evaluation: Evaluation | null;
+  readonly rate: LearningRateSettings;
+  /** Floating-point operations a padded token (6 a parameter outside the embedding). */
+  readonly flosPerToken: number;
+  readonly reporter: Reporter;
+  readonly hooks: TrainerHooks;
+}
+
+/**
+ * The optimizer steps of a run, from `state` (changed in place) to the end or an interrupt, with the Trainer's
+ * (transformers 5.17) times of logging, evaluating and saving. An update travels with the next step's request: one round
+ * trip a step. Returns whether the run came to its end.
+ */
+export async function trainSteps(options: TrainerOptions, state: TrainerState): Promise<boolean> {
+  const { config, pipeline, source, reporter, hooks } = options;
+  let pending: Update | null = null;
+  const settle = async () => {
+    if (pending !== null) await pipeline.applyUpdate(pending);
+    pending = null;
+  };
+  let next = state.globalStep < source.maxSteps ? source.at(state.globalStep + 1) : null;
+  while (next !== null) {
+    const current: TrainStep = next;
+    const step = state.globalStep + 1;
+    const started = performance.now();
+    const scale = state.lossScale?.scale ?? 1;
+    const running = pipeline.runStep(step, current.batches, pending, scale);
+    // The next step's rows are made while the workers compute this one.
+    next = step < source.maxSteps ? source.at(step + 1) : null;
+    const results = await running;
+    const { loss, norm } = lossAndNorm(results, state, step);
+    const applied = state.globalStep - state.skippedSteps;
+    const rate = learningRate(options.rate, applied);
+    pending = Number.isFinite(norm)
+      ? update(config, applied + 1, rate, clipFactor(norm, config.max_grad_norm) / scale)
+      : { skip: true };
+    advance(state, current, step, loss, options.flosPerToken);
+    reporter.step({
+      step,
+      maxSteps: source.maxSteps,
+      epoch: state.epoch,
+      loss,
+      learningRate: rate,
+      tokens: current.tokens,
+      stepMs: performance.now() - started,
+    });
+
+    const interrupted = hooks.interrupted();
+    const last = next === null;
+    if (
+      due(config.logging_strategy, config.logging_steps, step, current) ||
+      (step === 1 && config.logging_first_step)
+    ) {
+      const mean = state.unloggedLoss / state.unloggedSteps;
+      log(state, reporter, { loss: mean, ...(Number.isFinite(norm) ? { grad_norm: norm } : {}), learning_rate: rate });
+    }
+    const evalSteps = config.eval_steps ?? config.logging_steps;
+    if (options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
+      await settle();
+      await evaluate(options, options.evaluation, state);
+    }
+    const wanted =
+      due(config.save_strategy, config.save_steps, step, current) || (last && config.save_strategy === "steps");
+    if (wanted || interrupted) {
+      await settle();
+      await hooks.save(state, last);
+    }
+    if (interrupted && !last) return false;
+  }
+  await settle();
+  return true;
+}
+
+function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { endsEpoch }: TrainStep): boolean {
+  return strategy === "steps" ? step % every === 0 : strategy === "epoch" && endsEpoch;
+}
+
+/**
+ * The step's loss and the norm of its gradients, the loss scale taken out. Under loss scaling an infinite norm is an overflow: the
+ * step is to be skipped, and the next one is scaled less.
+ */
+function lossAndNorm(
+  results: readonly StepResult__Output[],
+  state: TrainerState,
+  step: number,
+): { loss: number; norm: number } {
+  const loss = results.reduce((sum, result) => sum + result.lossSum, 0);
+  const norm = gradientNorm(results) / (state.lossScale?.scale ?? 1);
+  const finite = Number.isFinite(norm);
+  if (!Number.isFinite(loss) || (!finite && state.lossScale === null)) {
+    const scaled = state.lossScale === null ? "" : `, loss scale ${state.lossScale.scale}`;
+    throw new PipeloraError("PL_LOSS_NOT_FINITE", `step ${step}: loss ${loss}, gradient norm ${norm}${scaled}`, {
+      hint: "Lower the learning rate, or look for rows that overflow the compute dtype.",
+    });
+  }
+  if (state.lossScale !== null) state.lossScale = nextLossScale(state.lossScale, finite, step);
+  if (!finite) state.skippedSteps++;
+  return { loss, norm };
+}
+
+function update(config: Config, step: number, learningRate: number, gradScale: number): Update {
+  return {
+    step,
+    learningRate,
+    gradScale,
+    beta1: config.adam_beta1,
+    beta2: config.adam_beta2,
+    epsilon: config.adam_epsilon,
+    weightDecay: config.weight_decay,
+  };
+}
+
+function advance(state: TrainerState, current: TrainStep, step: number, loss: number, flosPerToken: number): void {
+  state.globalStep = step;
+  state.epoch = current.epoch;
+  state.totalFlos += flosPerToken * current.paddedTokens;
+  state.unloggedLoss += loss;
+  state.unloggedSteps++;
+  state.totalLoss += loss;
+}
+
+function log(state: TrainerState, reporter: Reporter, values: Readonly<Record<string, number>>): void {
+  const entry: LogEntry = { ...values, epoch: state.epoch, step: state.globalStep };
+  state.logHistory.push(entry);
+  if ("loss" in values) {
+    state.unloggedLoss = 0;
+    state.unloggedSteps = 0;
+  }
+  reporter.log(entry);
+}
+
+async function evaluate(
+  options: TrainerOptions,
+  { parts, rows, steps }: Evaluation,
+  state: TrainerState,
+): Promise<void> {
+  const started = performance.now();
+  let loss = 0;
+  for (const batches of parts()) loss += (await options.pipeline.evaluate(batches)).lossSum;
+  const seconds = (performance.now() - started) / 1000;
+  log(state, options.reporter, {
+    eval_loss: loss,
+    eval_runtime: round(seconds, 4),
+    eval_samples_per_second: round(rows / seconds, 3),
+    eval_steps_per_second: round(steps / seconds, 3),
+  });
+}
+
+/** The Trainer's last entry: speed and mean loss of the whole run. */
+export function summarise(
+  state: TrainerState,
+  reporter: Reporter,
+  run: { readonly seconds: number; readonly samples: number; readonly steps: number },
+): Readonly<Record<string, number>> {
+  const summary = {
+    train_runtime: round(run.seconds, 4),
+    train_samples_per_second: round(run.samples / run.seconds, 3),
+    train_steps_per_second: round(run.steps / run.seconds, 3),
+    total_flos: state.totalFlos,
+    train_loss: state.totalLoss / Math.max(1, state.globalStep),
+  };
+  log(state, reporter, summary);
+  return summary;
+}
+
+function round(value: number, digits: number): number {
+  return Number(value.toFixed(digits));
+}

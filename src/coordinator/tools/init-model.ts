@@ -1,0 +1,102 @@
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { type Dtype, dtypeBytes, elementCount } from "../../common/dtype.ts";
+import { PipeloraError } from "../../common/errors.ts";
+import type { Config } from "../../config/options.ts";
+import { loadEngine, type NativeAddon } from "../../engine/index.ts";
+import { writeTextAtomically } from "../../formats/atomic-file.ts";
+import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
+import type { TensorToWrite } from "../../formats/safetensors.ts";
+import { modelSpecFromConfig } from "../../models/index.ts";
+import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
+import { ensureWritable } from "../run/output-dir.ts";
+
+/** Elements drawn at a time: one piece of a large tensor is in memory, never the whole. */
+const CHUNK_ELEMENTS = 1 << 24;
+
+/**
+ * Writes a checkpoint of random weights: matrices N(0, initializer_range) as transformers initialises them, norms 1,
+ * biases 0. Element i of a tensor depends on (seed, name, i) alone. Returns the files written.
+ */
+export async function initModel(config: Config): Promise<{ files: string[]; parameters: number }> {
+  const modelConfig = await readModelConfig(config.config!);
+  const spec = modelSpecFromConfig(modelConfig);
+  const dtype = config.torch_dtype === "auto" ? spec.dtype : config.torch_dtype;
+  const range = modelConfig["initializer_range"];
+  const deviation = typeof range === "number" ? range : 0.02;
+  const dir = await ensureWritable(config.output_dir!);
+  const addon = loadEngine();
+  const held = checkpointTensors(spec);
+  const tensors = held.map(
+    (tensor): TensorToWrite => ({
+      name: tensor.name,
+      dtype,
+      shape: tensor.shape,
+      data: () => randomTensor(addon, spec, tensor, dtype, config.seed, deviation),
+    }),
+  );
+  const files = await writeCheckpoint(dir, tensors, config.max_shard_size);
+  await writeTextAtomically(
+    join(dir, "config.json"),
+    `${JSON.stringify({ ...modelConfig, torch_dtype: dtype }, null, 2)}\n`,
+  );
+  return {
+    files: [...files, "config.json"],
+    parameters: held.reduce((sum, { shape }) => sum + elementCount(shape), 0),
+  };
+}
+
+async function readModelConfig(path: string): Promise<Record<string, unknown>> {
+  try {
+    const parsed: unknown = JSON.parse(await readFile(path, "utf8"));
+    if (typeof parsed === "object" && parsed !== null && !Array.isArray(parsed))
+      return parsed as Record<string, unknown>;
+  } catch (cause) {
+    throw new PipeloraError("PL_MODEL_CONFIG_INVALID", `can't read ${path}: ${(cause as Error).message}`, { cause });
+  }
+  throw new PipeloraError("PL_MODEL_CONFIG_INVALID", `${path}: expected a JSON object`);
+}
+
+/** What a checkpoint holds: every persistent tensor, tied ones once. */
+function checkpointTensors(spec: ModelSpec): TensorSpec[] {
+  const aliases = new Set(spec.tied.map(([alias]) => alias));
+  return spec.tensors.filter(({ name, kind, persistent }) => kind === "parameter" && persistent && !aliases.has(name));
+}
+
+async function* randomTensor(
+  addon: NativeAddon,
+  spec: ModelSpec,
+  tensor: TensorSpec,
+  dtype: Dtype,
+  seed: number,
+  deviation: number,
+): AsyncGenerator<Uint8Array> {
+  const total = elementCount(tensor.shape);
+  const stream = createHash("sha256").update(tensor.name).digest().readUIntBE(0, 6);
+  // A vector is a norm's weight or a bias.
+  const constant = tensor.shape.length > 1 ? null : isNorm(spec, tensor.name) ? 1 : 0;
+  for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
+    const chunk = new Uint8Array(Math.min(CHUNK_ELEMENTS, total - offset) * dtypeBytes(dtype));
+    if (constant === null) {
+      await addon.fillNormal(chunk, dtype, { seed, stream, offset }, deviation, availableParallelism());
+    } else if (constant === 1) {
+      fillOnes(chunk, dtype);
+    }
+    yield chunk;
+  }
+}
+
+function isNorm(spec: ModelSpec, name: string): boolean {
+  return spec.layers.some((layer) =>
+    layer.kind === "norm"
+      ? layer.weight === name
+      : layer.kind === "block" && [layer.attnNorm, layer.mlpNorm, layer.qNorm, layer.kNorm].includes(name),
+  );
+}
+
+function fillOnes(bytes: Uint8Array, dtype: Dtype): void {
+  if (dtype === "float32") new Float32Array(bytes.buffer).fill(1);
+  else new Uint16Array(bytes.buffer).fill(dtype === "bfloat16" ? 0x3f80 : 0x3c00);
+}

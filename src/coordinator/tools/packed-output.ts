@@ -1,0 +1,41 @@
+import { availableParallelism } from "node:os";
+import { PipeloraError } from "../../common/errors.ts";
+import type { HoldDtype, QuantizedHold } from "../../common/quantization.ts";
+import type { NativeAddon } from "../../engine/index.ts";
+import { MAX_QUANT_STATE_BYTES, packedSlots } from "../../formats/quantized-state.ts";
+import type { TensorGroup } from "../../formats/safetensors.ts";
+import type { LinearSpec } from "../../models/spec.ts";
+
+/** Values [out, in] of a weight and their dtype. */
+export interface WeightValues {
+  readonly bytes: Uint8Array;
+  readonly dtype: HoldDtype;
+}
+
+/** The tensors of one linear's serialised form, quantised when their turn comes. */
+export function quantizedGroup(
+  addon: NativeAddon,
+  linear: LinearSpec,
+  hold: QuantizedHold,
+  values: () => Promise<WeightValues>,
+): TensorGroup {
+  return {
+    tensors: packedSlots(linear, hold).map(({ suffix, dtype, shape }) => {
+      const name = `${linear.name}.${suffix}`;
+      return shape === null ? { name, mostBytes: MAX_QUANT_STATE_BYTES } : { name, dtype, shape };
+    }),
+    data: async () => {
+      const { bytes, dtype } = await values();
+      try {
+        const tensors = await addon.quantize(bytes, dtype, [linear.out, linear.in], hold, availableParallelism());
+        return new Map(tensors.map(({ suffix, bytes: made }) => [`${linear.name}.${suffix}`, made]));
+      } catch (cause) {
+        if ((cause as { code?: string }).code !== "PL_QUANTIZATION_INVALID") throw cause;
+        throw new PipeloraError("PL_QUANTIZATION_INVALID", `${linear.name}.weight: ${(cause as Error).message}.`, {
+          cause,
+          hint: "Repair the checkpoint, or leave this layer out with --llm-int8-skip-modules.",
+        });
+      }
+    },
+  };
+}
