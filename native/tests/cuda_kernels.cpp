@@ -124,8 +124,9 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
 }
 
 /// `in_place`: the gradient's rows begin where their logits do.
-void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab, bool in_place) {
-  const std::string shape = shape_text(rows, vocab) + (in_place ? " in place" : "");
+/// `spare`: columns behind the vocabulary that rows have room for. They must stay as they are.
+void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab, bool in_place, std::int64_t spare = 0) {
+  const std::string shape = shape_text(rows, vocab) + (in_place ? " in place" : "") + (spare > 0 ? ", padded" : "");
   const Values z = random_values(rows * vocab, 3, DType::f32, 30);
   Values targets, weights, loss, correct, gradient(z.size());
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -140,11 +141,11 @@ void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab,
     for (std::int64_t c = 0; c < vocab; ++c)
       gradient[static_cast<std::size_t>(r * vocab + c)] = weights.back() * (std::exp(row[c] - row[best]) / total - (c == target ? 1 : 0));
   }
-  auto logits = gpu.put(z, DType::f32, rows, vocab), t = gpu.put(targets, DType::i32, 1, rows), w = gpu.put(weights, DType::f32, 1, rows),
+  auto logits = gpu.put(z, DType::f32, rows, vocab, spare), t = gpu.put(targets, DType::i32, 1, rows), w = gpu.put(weights, DType::f32, 1, rows),
        l = gpu.empty(DType::f32, 1, rows), hit = gpu.empty(DType::i32, 1, rows);
   Gpu::Held apart;
   if (!in_place) apart = gpu.empty(dtype, rows, vocab);
-  const auto stride = vocab * static_cast<std::int64_t>(sizeof(float) / dtype_bytes(dtype));
+  const auto stride = (vocab + spare) * static_cast<std::int64_t>(sizeof(float) / dtype_bytes(dtype));
   const Tensor d = in_place ? Tensor(logits.view.data, dtype, rows, vocab, stride) : apart.view;
   gpu.ops->cross_entropy({logits, d, t, w, l, hit});
   compare(label("cross_entropy loss", dtype, shape), gpu.get(l), loss, 1e-5);
@@ -209,6 +210,7 @@ int main(int argc, char** argv) {
     cross_entropy(gpu, dtype, 3, 1000, false);
     cross_entropy(gpu, dtype, 2, 151, true);
     cross_entropy(gpu, dtype, 2, 151, false);
+    for (const std::int64_t vocab : {1, 7, 9, 151, 1003, 32001, 32003}) cross_entropy(gpu, dtype, 5, vocab, true, (8 - vocab % 8) % 8 + (vocab % 16 == 9 ? 8 : 0));
     if (asked.small) continue;
     elementwise(gpu, dtype, 1088, 4096);
     norm(gpu, dtype, 8192, 1024);

@@ -395,6 +395,10 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{9}, 64, {33}, {}, 0, false, false, four_bit(Quantisation::nf4, DType::f32, false)});
     linear(gpu, dtype, {{33}, 128, {96}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
     linear(gpu, dtype, {{33}, 96, {64, 32}, {8, 8}, 0, false, false, int8(half, 0.0f)});
+    // Widths that are no multiple of four or sixteen, and outliers in many columns.
+    linear(gpu, dtype, {{33}, 100, {65}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
+    linear(gpu, dtype, {{70, 5}, 61, {3, 7}, {4, 0}, 0, true, false, int8(half, 6.0f), 30.0});
+    linear(gpu, dtype, {{1}, 77, {130}, {2}, 0, false, true, int8(half, 6.0f), 10.0});
     if (asked.small) continue;
     linear(gpu, dtype, {{200, 1, 99}, 1024, {1536}, {8}, 0.1f, true, false, four_bit(Quantisation::nf4, half, true, 64, true)});
     linear(gpu, dtype, {{515}, 1024, {512, 512}, {64, 64}, 0.1f, false, false, four_bit(Quantisation::nf4, half, true)});

@@ -2,7 +2,7 @@ import { dtypeBytes } from "../common/dtype.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
-import { type BlockProducts, blockProducts, type GpuProduct, headProduct, sum } from "./gpu-products.ts";
+import { type BlockProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
@@ -152,7 +152,7 @@ function transient(
       const chunk = Math.max(1, Math.min(logitRows(shape.vocab), work.labelTokens));
       const product = headProduct(shape.hidden, shape.vocab, pairs[0] ?? null);
       const gpu = onGpu(request) ? gpuHeadWork(product, float, chunk) : 0;
-      const workspace = row * work.tokens + chunk * (FLOAT32 * shape.vocab + row + 2 * FLOAT32 * ranks) + gpu;
+      const workspace = row * work.tokens + chunk * (FLOAT32 * roundUp(shape.vocab, 8) + row + 2 * FLOAT32 * ranks) + gpu;
       return { saved, savedFull: saved, workspace };
     }
     case "block": {

@@ -16,11 +16,19 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
   const float* z = call.logits + row * call.logits_stride;
   const std::int32_t target = call.targets[row];
   const float at_target = z[target];
-  const std::int64_t pieces = call.vocab / V;
+  const std::int64_t whole = call.vocab / V, pieces = (call.vocab + V - 1) / V;
+  // The last piece may end behind the vocabulary.
+  const auto piece = [&](std::int64_t p) {
+    if (V == 1 || p < whole) return load<V>(z + p * V);
+    Floats<V> v;
+#pragma unroll
+    for (int i = 0; i < V; ++i) v.v[i] = p * V + i < call.vocab ? z[p * V + i] : -INFINITY;
+    return v;
+  };
 
   Statistics own;
   for (std::int64_t p = threadIdx.x; p < pieces; p += kThreads) {
-    const Floats<V> v = load<V>(z + p * V);
+    const Floats<V> v = piece(p);
     float top = v.v[0];
     int at = 0;
 #pragma unroll
@@ -54,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
   for (std::int64_t first = 0; first < pieces; first += kThreads) {
     const std::int64_t p = first + threadIdx.x;
     Floats<V> v;
-    if (p < pieces) v = load<V>(z + p * V);
+    if (p < pieces) v = piece(p);
     __syncthreads();
     if (p >= pieces) break;
 #pragma unroll
@@ -62,23 +70,24 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
       v.v[i] = __expf(v.v[i] - all.top) * factor;
       if (p * V + i == target) v.v[i] -= weight;
     }
-    store<V>(out + p * V, v);
+    if (V == 1 || p < whole) {
+      store<V>(out + p * V, v);
+    } else {
+      for (std::int64_t i = 0; p * V + i < call.vocab; ++i) out[p * V + i] = narrow<T>(v.v[i]);
+    }
   }
 }
 
 }  // namespace
 
-void cross_entropy(const CrossEntropy& call, cudaStream_t stream) {
-  if (call.logits.rows == 0 || cross_entropy_by_clusters(call, stream)) return;
-  const bool wide = eights(call.logits) && (!call.dlogits || eights(call.dlogits));
+void cross_entropy(const CrossEntropy& call, const GpuKind& gpu, cudaStream_t stream) {
+  if (call.logits.rows == 0) return;
+  const auto padded = [](const Tensor& tensor) { return tensor.stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0; };
+  const CrossEntropyKernel choice = cross_entropy_choice(call.logits.cols, padded(call.logits) && (!call.dlogits || padded(call.dlogits)), gpu);
+  if (choice == CrossEntropyKernel::clusters) return cross_entropy_by_clusters(call, stream);
   with_float(call.dlogits ? call.dlogits.dtype : DType::f32, [&]<class T>(T) {
-    const auto launch = [&]<int V>() {
-      cross_entropy_kernel<V, T><<<static_cast<unsigned>(call.logits.rows), kThreads, 0, stream>>>(cross_entropy_rows<T>(call));
-    };
-    if (wide)
-      launch.template operator()<8>();
-    else
-      launch.template operator()<1>();
+    const auto kernel = choice == CrossEntropyKernel::wide ? cross_entropy_kernel<8, T> : cross_entropy_kernel<1, T>;
+    kernel<<<static_cast<unsigned>(call.logits.rows), kThreads, 0, stream>>>(cross_entropy_rows<T>(call));
   });
   check_launch("cross_entropy");
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/cuda/common.cuh"
+#include "ops/cuda/kernel_choice.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -64,7 +65,7 @@ CrossEntropyRows<T> cross_entropy_rows(const CrossEntropy& call) {
           call.weights.as<float>(), call.loss.as<float>(), call.correct.as<std::int32_t>(), call.logits.cols};
 }
 
-/// Clusters of blocks that read a row of logits once, on Hopper; false: not for this call, nothing was done.
-bool cross_entropy_by_clusters(const CrossEntropy& call, cudaStream_t stream);
+/// Clusters of blocks that read a row of logits once, on Hopper.
+void cross_entropy_by_clusters(const CrossEntropy& call, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -12,8 +12,7 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kBlocks = 8;  // of a cluster: the most that every GPU with clusters takes
-constexpr std::size_t kMostShared = 200 << 10;
+constexpr int kBlocks = kClusterBlocks;
 
 #ifdef PIPELORA_HOPPER
 #define PIPELORA_CLUSTER __cluster_dims__(kBlocks)
@@ -38,7 +37,8 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
   const int rank = static_cast<int>(cluster.block_rank()), thread = static_cast<int>(threadIdx.x);
   const std::int64_t row = blockIdx.x / kBlocks, first = rank * columns;
   const float* z = call.logits + row * call.logits_stride;
-  const auto pieces = static_cast<int>(max(std::int64_t{0}, min(columns, call.vocab - first)) / 4);
+  const auto count = static_cast<int>(max(std::int64_t{0}, min(columns, call.vocab - first)));
+  const int whole = count / 4, pieces = (count + 3) / 4;
   const std::uint32_t barrier = shared_address(&arrived);
   const std::int32_t target = call.targets[row];
   float at_target = 0;
@@ -46,10 +46,12 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
     at_target = z[target];
     barrier_init(barrier, 1);
     fence_shared();
-    if (pieces > 0) fetch(shared_address(part), z + first, static_cast<std::uint32_t>(pieces) * sizeof(float4), barrier);
+    if (whole > 0) fetch(shared_address(part), z + first, static_cast<std::uint32_t>(whole) * sizeof(float4), barrier);
   }
+  if (whole < pieces && thread < 4)  // the vocabulary's end, filled up
+    reinterpret_cast<float*>(part + whole)[thread] = whole * 4 + thread < count ? z[first + whole * 4 + thread] : -INFINITY;
   __syncthreads();
-  if (pieces > 0) barrier_wait(barrier, 0);
+  if (whole > 0) barrier_wait(barrier, 0);
 
   Statistics own;
   for (int p = thread; p < pieces; p += kThreads) {
@@ -104,7 +106,9 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (p * 4 + i == hit) values[i] -= weight;
-      if constexpr (sizeof(T) == 4)
+      if (p == whole)
+        for (int i = 0; whole * 4 + i < count; ++i) out[p * 4 + i] = narrow<T>(values[i]);
+      else if constexpr (sizeof(T) == 4)
         *reinterpret_cast<float4*>(out + p * 4) = make_float4(values[0], values[1], values[2], values[3]);
       else
         *reinterpret_cast<uint2*>(out + p * 4) = make_uint2(pack2(T{}, values[0], values[1]), pack2(T{}, values[2], values[3]));
@@ -116,17 +120,15 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
 
 }  // namespace
 
-bool cross_entropy_by_clusters(const CrossEntropy& call, cudaStream_t stream) {
-  const std::int64_t columns = ((call.logits.cols + kBlocks - 1) / kBlocks + 7) / 8 * 8;
+void cross_entropy_by_clusters(const CrossEntropy& call, cudaStream_t stream) {
+  const std::int64_t columns = cluster_columns(call.logits.cols);
   const std::size_t bytes = static_cast<std::size_t>(columns) * sizeof(float);
-  if (!on_hopper() || bytes > kMostShared || !eights(call.logits) || (call.dlogits && !eights(call.dlogits))) return false;
   with_float(call.dlogits ? call.dlogits.dtype : DType::f32, [&]<class T>(T) {
     const auto kernel = cluster_kernel<T>;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of cross entropy");
     kernel<<<static_cast<unsigned>(call.logits.rows * kBlocks), kThreads, bytes, stream>>>(cross_entropy_rows<T>(call), columns);
   });
   check_launch("cross_entropy");
-  return true;
 }
 
 }  // namespace pipelora::cuda

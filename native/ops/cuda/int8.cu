@@ -7,11 +7,9 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// bitsandbytes' constants for 1 / 127² (rounded there to seven digits) and 1 / 127.
-constexpr float kPerSquare = 6.200012e-05f;
-constexpr float kPerUnit = 7.874015718698502e-3f;
+constexpr float kPerSquare = 6.200012e-05f;  // bitsandbytes' 1 / 127², rounded there to seven digits
 
-__device__ inline float half_of(float x) { return __half2float(__float2half_rn(x)); }
+using cuda::half_of;
 __device__ inline float half_of(float x, float) { return half_of(x); }
 __device__ inline float half_of(float x, f16) { return half_of(x); }
 __device__ inline float half_of(float x, bf16) { return half_of(__bfloat162float(__float2bfloat16_rn(x))); }
@@ -75,37 +73,6 @@ __global__ void dequantise8_kernel(const std::int8_t* codes, std::int64_t codes_
 }
 
 template <class T>
-__global__ void mark_outliers_kernel(const T* x, std::int64_t stride, std::int64_t tokens, std::int64_t in, float threshold,
-                                     std::int32_t* flags) {
-  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= in) return;
-  bool found = false;
-  for (std::int64_t t = blockIdx.y; t < tokens; t += gridDim.y) found = found || fabsf(half_of(widen(x[t * stride + c]))) >= threshold;
-  if (found) flags[c] = 1;
-}
-
-// One block: a scan over the flags in the order of the columns.
-__global__ void list_outliers_kernel(const std::int32_t* flags, std::int64_t in, std::int32_t* columns, std::int32_t* count) {
-  __shared__ int sums[1024];
-  const int each = static_cast<int>((in + 1023) / 1024);
-  const std::int64_t begin = static_cast<std::int64_t>(threadIdx.x) * each, end = min(in, begin + each);
-  int own = 0;
-  for (std::int64_t c = begin; c < end; ++c) own += flags[c] != 0;
-  sums[threadIdx.x] = own;
-  __syncthreads();
-  for (int d = 1; d < 1024; d *= 2) {
-    const int before = static_cast<int>(threadIdx.x) >= d ? sums[threadIdx.x - d] : 0;
-    __syncthreads();
-    sums[threadIdx.x] += before;
-    __syncthreads();
-  }
-  int at = sums[threadIdx.x] - own;
-  for (std::int64_t c = begin; c < end; ++c)
-    if (flags[c] != 0) columns[at++] = static_cast<std::int32_t>(c);
-  if (threadIdx.x == 1023) *count = sums[1023];
-}
-
-template <class T>
 __global__ void quantise_rows_kernel(const T* x, std::int64_t stride, std::int64_t in, float threshold, const std::int32_t* flags,
                                      std::int8_t* codes, std::int64_t codes_stride, float* absmax) {
   __shared__ float shared[kThreads / 32];
@@ -135,27 +102,6 @@ __global__ void quantise_rows_kernel(const T* x, std::int64_t stride, std::int64
       if (!(threshold > 0.0f && fabsf(v) >= threshold)) code = code_of(v, scale);
     }
     codes[row * codes_stride + c] = code;
-  }
-}
-
-template <class T>
-__global__ void gather_outlier_weights_kernel(const std::int8_t* codes, std::int64_t codes_stride, const float* scales,
-                                              std::int64_t out, const std::int32_t* columns, int count, int padded, T* weights,
-                                              std::int64_t stride) {
-  const std::int64_t o = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (o >= out) return;
-  for (int i = static_cast<int>(blockIdx.y); i < padded; i += static_cast<int>(gridDim.y)) {
-    const float code = i < count ? codes[o * codes_stride + columns[i]] : 0;
-    weights[i * stride + o] = narrow<T>(code * scales[o] * kPerUnit);
-  }
-}
-
-template <class T>
-__global__ void gather_outlier_values_kernel(const T* x, std::int64_t stride, const std::int32_t* columns, int count, T* values,
-                                             int padded) {
-  const std::int64_t t = blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kThreads) {
-    values[t * padded + i] = i < count ? x[t * stride + columns[i]] : narrow<T>(0.0f);
   }
 }
 
@@ -252,17 +198,6 @@ void dequantise8(const Tensor& codes, const float* scales, const Tensor& to, cud
   check_launch("dequantise8");
 }
 
-void find_outliers(const Tensor& x, float threshold, std::int32_t* flags, std::int32_t* columns, std::int32_t* count,
-                   cudaStream_t stream) {
-  check(cudaMemsetAsync(flags, 0, static_cast<std::size_t>(x.cols) * sizeof *flags, stream), "outlier columns");
-  with_float(x.dtype, [&]<class T>(T) {
-    const dim3 grid(blocks_for(x.cols, kThreads), static_cast<unsigned>(std::min<std::int64_t>(64, x.rows)));
-    mark_outliers_kernel<T><<<grid, kThreads, 0, stream>>>(x.as<T>(), x.stride, x.rows, x.cols, threshold, flags);
-  });
-  list_outliers_kernel<<<1, 1024, 0, stream>>>(flags, x.cols, columns, count);
-  check_launch("find_outliers");
-}
-
 void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, const Tensor& codes, float* absmax,
                    cudaStream_t stream) {
   with_float(x.dtype, [&]<class T>(T) {
@@ -270,19 +205,6 @@ void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, 
         x.as<T>(), x.stride, x.cols, threshold, flags, codes.as<std::int8_t>(), codes.stride, absmax);
   });
   check_launch("quantise_rows");
-}
-
-void gather_outliers(const Tensor& x, const Tensor& codes, const float* scales, const std::int32_t* columns, std::int64_t count,
-                     const Tensor& values, const Tensor& weights, cudaStream_t stream) {
-  const int padded = static_cast<int>(values.cols), used = static_cast<int>(count);
-  with_float(weights.dtype, [&]<class T>(T) {
-    const dim3 grid(blocks_for(codes.rows, kThreads), static_cast<unsigned>(std::min(padded, 512)));
-    gather_outlier_weights_kernel<T><<<grid, kThreads, 0, stream>>>(codes.as<std::int8_t>(), codes.stride, scales, codes.rows,
-                                                                   columns, used, padded, weights.as<T>(), weights.stride);
-    gather_outlier_values_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x.as<T>(), x.stride, columns, used,
-                                                                                            values.as<T>(), padded);
-  });
-  check_launch("gather_outliers");
 }
 
 void finish_int8(const Int8Finish& call, cudaStream_t stream) {

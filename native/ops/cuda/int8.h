@@ -25,10 +25,9 @@ void find_outliers(const Tensor& x, float threshold, std::int32_t* flags, std::i
 void quantise_rows(const Tensor& x, float threshold, const std::int32_t* flags, const Tensor& codes, float* absmax,
                    cudaStream_t stream);
 
-/// x's outlier columns side by side, and the weight's as rows: values[t, i] = x[t, columns[i]], weights[i, o] =
-/// W[o, columns[i]], for i < count; zero for the rest of values' columns and weights' rows.
-void gather_outliers(const Tensor& x, const Tensor& codes, const float* scales, const std::int32_t* columns, std::int64_t count,
-                     const Tensor& values, const Tensor& weights, cudaStream_t stream);
+/// y += x's outlier columns times the weight's, which are first rounded to the compute dtype; `count` of `columns`, both on the device.
+void add_outlier_product(const Tensor& x, const Tensor& codes, const float* scales, const std::int32_t* columns, const std::int32_t* count,
+                         const Tensor& y, cudaStream_t stream);
 
 struct Int8Finish {
   Tensor sums;  // [T, out] int32

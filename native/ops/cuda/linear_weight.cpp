@@ -92,7 +92,8 @@ void CudaLinear::start(const HoldSpec& hold) {
       break;
     }
     case Quantisation::int8:
-      memory_ = device.allocate("an 8-bit weight", static_cast<std::size_t>(out * codes().stride));
+      memory_ = device.allocate("an 8-bit weight", static_cast<std::size_t>(int8_rows(out) * codes().stride));
+      check(cudaMemsetAsync(memory_->data(), 0, memory_->bytes(), device.stream()), "an 8-bit weight");
       scales_ = device.allocate("scales of an 8-bit weight", static_cast<std::size_t>(out) * sizeof(float));
       break;
   }

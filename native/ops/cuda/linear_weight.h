@@ -11,6 +11,9 @@
 
 namespace pipelora::cuda {
 
+/// Rows that the codes of an 8-bit weight have: cuBLASLt's integer products take outputs four at a time. Those behind the last are zero.
+constexpr std::int64_t int8_rows(std::int64_t out) { return (out + 3) / 4 * 4; }
+
 /// What weights share.
 struct LinearContext {
   LinearContext(Device& device_, DType compute_) : device(device_), compute(compute_), pool(device_) {}
