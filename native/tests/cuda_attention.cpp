@@ -241,6 +241,16 @@ void attention(Gpu& gpu, DType dtype, bool small) {
   attention(gpu, dtype, {{400, 7, 260}, {}, 4, 2, 80, 0});
   attention(gpu, dtype, {{33, 7}, {}, 4, 2, 20, 5});
   attention(gpu, dtype, {{300}, {}, 4, 2, 40, 0});
+  // Wide heads, and heads whose rows are not aligned: every padded width, whole and partial tiles, windows, caches.
+  for (const std::int64_t e : {256, 192, 136, 100, 250, 90, 36, 2}) {
+    attention(gpu, dtype, {{1}, {}, 2, 1, e, 0});
+    attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 2, e, 0});
+    attention(gpu, dtype, {{130, 300}, {}, 2, 1, e, 70});
+    attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 0});
+    if (small || dtype != DType::bf16) continue;  // the reference takes long
+    attention(gpu, dtype, {{257, 129, 128, 1, 320}, {}, 4, 4, e, 0});
+    attention(gpu, dtype, {{1000, 17}, {}, 2, 1, e, 0});
+  }
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 // What a block of an attention kernel must know of its sequences.
 #pragma once
 
-#include <initializer_list>
-
+#include "ops/cuda/attention.h"
 #include "ops/cuda/common.cuh"
 #include "pipelora/ops.h"
 
@@ -139,11 +138,12 @@ struct Shape {
   SequenceTable table;
   int width, group, window;
   float scale;
+  bool aligned;  // every head's row can be read 16 bytes at a time
 };
 template <class Call>
 Shape shape_of(const Call& call) {
   return {table_of(*call.sequences), static_cast<int>(call.head_dim), static_cast<int>(call.q.cols / call.k.cols),
-          static_cast<int>(call.window), call.scale};
+          static_cast<int>(call.window), call.scale, aligned(call)};
 }
 
 /// A block's kRows keys in a backward pass, and the steps it makes: over tiles of queries that see them, for each head that shares them.
@@ -168,12 +168,6 @@ struct KeyWork {
   __device__ int head(const Shape& shape, int step) const { return kv_head * shape.group + step / per_head; }
   __device__ int first(int step) const { return query_begin + step % per_head * kTile; }
 };
-
-inline bool suits_tiles(std::int64_t head_dim, std::initializer_list<Tensor> tensors) {
-  bool good = head_dim % 8 == 0 && head_dim <= 128;
-  for (const Tensor& tensor : tensors) good = good && tensor.dtype != DType::f32 && eights(tensor);
-  return good;
-}
 
 template <class Kernel>
 void allow_shared(Kernel* kernel, std::size_t bytes) {

@@ -19,7 +19,6 @@ namespace {
 
 constexpr int kStep = 16;  // keys of a warp's step
 constexpr int kWarps = 4, kThreads = kWarps * 32;
-constexpr int kMostQueries = 4;
 
 __device__ inline uint4 load16(const void* from) { return __ldcg(static_cast<const uint4*>(from)); }
 /// An 8 x 8 matrix of 16-bit numbers, transposed over a warp.
@@ -261,13 +260,7 @@ void launch(const AttentionForward& call, const Extent& most, const Partials& pa
 
 }  // namespace
 
-bool suits_decode(const AttentionForward& call) {
-  if (call.lse || call.head_dim % 8 != 0 || call.head_dim > kMaxHeadDim || call.sequences->count() > 65535) return false;
-  for (const Tensor& tensor : {call.q, call.k, call.v, call.out})
-    if (tensor.dtype == DType::f32 || !eights(tensor)) return false;
-  const Extent most = extent_of(call);
-  return most.queries >= 1 && most.queries <= kMostQueries && most.splits <= 65535;
-}
+std::int64_t decode_splits(const AttentionForward& call) { return extent_of(call).splits; }
 
 std::size_t decode_room(const AttentionForward& call) {
   return static_cast<std::size_t>(slots_of(call, extent_of(call)) * (call.head_dim + 2)) * sizeof(float);

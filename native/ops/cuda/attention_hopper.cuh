@@ -111,7 +111,4 @@ __device__ inline char* aligned_shared() {
   return raw + ((1024 - (shared_address(raw) & 1023u)) & 1023u);
 }
 
-/// Several warpgroups share a tile where sequences are long.
-inline bool long_rows(const Sequences& sequences) { return sequences.tokens >= 160 * sequences.count(); }
-
 }  // namespace pipelora::cuda

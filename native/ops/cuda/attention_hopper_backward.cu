@@ -168,9 +168,8 @@ void backward_by_slopes(const AttentionBackward& call, const Tensor& delta, cons
 
 // A block of 128 keys goes through up to `longest` tiles of queries, half as many on average: heads enough at a time that the
 // longest do not outlast the others.
-AttentionRoom attention_room_hopper(const AttentionBackward& call) {
+AttentionRoom attention_room(const AttentionBackward& call) {
   const Sequences& sequences = *call.sequences;
-  if (!on_hopper() || call.window > 0 || !long_rows(sequences)) return {};
   std::int64_t longest = 0;
   for (std::size_t s = 0; s < static_cast<std::size_t>(sequences.count()); ++s) {
     const std::int32_t keys = sequences.key_length.host[s];
@@ -183,22 +182,14 @@ AttentionRoom attention_room_hopper(const AttentionBackward& call) {
   return {static_cast<std::size_t>(least * bytes), static_cast<std::size_t>(heads * bytes)};
 }
 
-// Where a row of sums is a head: the columns of a pair lie as far apart as the kernels' widths say.
-bool attention_turns_back_hopper(const AttentionBackward& call) {
-  const bool pairs = call.rope.stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(call.rope.data) % sizeof(float2) == 0;
-  return on_hopper() && pairs && (call.head_dim == 64 || call.head_dim == 128);
-}
-
-bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
-  if (!on_hopper()) return false;
+void attention_backward_hopper(const AttentionBackward& call, bool long_rows, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
   const Shape shape = shape_of(call);
   const auto heads = static_cast<int>(call.k.cols / call.head_dim);
   if (room) {
     backward_by_slopes(call, delta, room, shape, heads, stream);
   } else {
-    const bool wide = long_rows(*call.sequences);
-    query_grad(call, delta, shape, wide, stream);
-    if (wide)
+    query_grad(call, delta, shape, long_rows, stream);
+    if (long_rows)
       long_key_grad(call, delta, shape, Slopes{}, heads, stream);
     else
       with_half(call.q.dtype, [&]<class T>(T) {
@@ -206,7 +197,6 @@ bool attention_backward_hopper(const AttentionBackward& call, const Tensor& delt
       });
   }
   check_launch("attention_backward");
-  return true;
 }
 
 }  // namespace pipelora::cuda

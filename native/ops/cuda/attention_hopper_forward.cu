@@ -244,17 +244,11 @@ void launch(const AttentionForward& call, std::uint32_t* counter, cudaStream_t s
 
 }  // namespace
 
-bool attention_forward_hopper(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
-  if (!on_hopper()) return false;
-  if (!long_rows(*call.sequences)) {
-    attention_forward_short(call, stream);
-    return true;
-  }
+void attention_forward_long(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
   with_half(call.q.dtype, [&]<class T>(T) {
     call.head_dim <= 64 ? launch<T, 64>(call, counter, stream) : launch<T, 128>(call, counter, stream);
   });
   check_launch("attention_forward");
-  return true;
 }
 
 }  // namespace pipelora::cuda

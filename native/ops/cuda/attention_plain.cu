@@ -150,18 +150,9 @@ __global__ void key_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<con
   write_row(dv.row(row, kv_head, e), e, dv_sum, 1.0f);
 }
 
-void check_head_dim(std::int64_t head_dim) {
-  if (head_dim > kMaxHeadDim) {
-    throw Error(kTensorMismatch, "expected heads of at most " + std::to_string(kMaxHeadDim) + " columns, got " + std::to_string(head_dim));
-  }
-}
-
 }  // namespace
 
-void attention_forward(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
-  if (call.q.rows == 0) return;
-  check_head_dim(call.head_dim);
-  if (attention_forward_tiles(call, counter, stream)) return;
+void attention_forward_plain(const AttentionForward& call, cudaStream_t stream) {
   const int e = static_cast<int>(call.head_dim), group = static_cast<int>(call.q.cols / call.k.cols);
   const dim3 grid(blocks_for(call.q.rows, kWarps), static_cast<unsigned>(call.q.cols / call.head_dim));
   with_float(call.q.dtype, [&]<class T>(T) {
@@ -173,10 +164,7 @@ void attention_forward(const AttentionForward& call, std::uint32_t* counter, cud
   check_launch("attention_forward");
 }
 
-void attention_backward(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
-  if (call.q.rows == 0) return;
-  check_head_dim(call.head_dim);
-  if (attention_backward_tiles(call, delta, room, stream)) return;
+void attention_backward_plain(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
   const int e = static_cast<int>(call.head_dim), group = static_cast<int>(call.q.cols / call.k.cols);
   const int window = static_cast<int>(call.window);
   const SequenceTable table = table_of(*call.sequences);

@@ -1,4 +1,5 @@
 // What the attention kernels on tensor cores of any GPU share: tiles in shared memory, products of tiles, rows written out.
+// Tiles have E columns, 64, 128 or 256; heads that are narrower are padded with zeros there.
 #pragma once
 
 #include "ops/cuda/attention_common.cuh"
@@ -13,14 +14,26 @@ __device__ inline int at(int row, int piece) {
   return row * (E * 2) + ((piece ^ (row & 7)) << 4);
 }
 
-/// Rows [first, first + rows) of a head into a tile; rows at or past `limit` and columns past `width` become zero.
+/// Rows [first, first + rows) of a head into a tile; rows at or past `limit` and columns past the head's width become zero.
 template <int E, int kThreads, class T>
-__device__ inline void load_tile(std::uint32_t to, const T* from, std::int64_t stride, int first, int rows, int limit, int width) {
+__device__ inline void load_tile(std::uint32_t to, const T* from, std::int64_t stride, int first, int rows, int limit, const Shape& shape) {
   constexpr int kPieces = E / 8;
   for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces; i += kThreads) {
     const int row = i / kPieces, piece = i % kPieces;
-    const bool valid = first + row < limit && piece * 8 < width;
-    copy_async(to + at<E>(row, piece), valid ? from + (first + row) * stride + piece * 8 : from, valid);
+    const T* source = from + (first + row) * stride + piece * 8;
+    if (shape.aligned) {
+      const bool valid = first + row < limit && piece * 8 < shape.width;
+      copy_async(to + at<E>(row, piece), valid ? source : from, valid);
+      continue;
+    }
+    union {
+      uint4 all;
+      std::uint16_t one[8];
+    } piece_bits;
+#pragma unroll
+    for (int c = 0; c < 8; ++c)
+      piece_bits.one[c] = first + row < limit && piece * 8 + c < shape.width ? reinterpret_cast<const std::uint16_t*>(source)[c] : 0;
+    store_shared(to + at<E>(row, piece), piece_bits.all);
   }
 }
 
@@ -80,7 +93,7 @@ __device__ inline void product_rows(float (&sums)[E / 8][4], const float (&p)[8]
 /// A warp's [16, E] sums to rows of global memory, through 16 rows of shared memory that this warp alone uses.
 template <int E, class T>
 __device__ inline void write_rows(char* shared, std::uint32_t tile, int row, const float (&sums)[E / 8][4], float factor0, float factor1,
-                                  T* to, std::int64_t stride, int first, int limit, int width) {
+                                  T* to, std::int64_t stride, int first, int limit, const Shape& shape) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   __syncwarp();
 #pragma unroll
@@ -93,9 +106,13 @@ __device__ inline void write_rows(char* shared, std::uint32_t tile, int row, con
   constexpr int kPieces = E / 8;
   for (int i = lane; i < 16 * kPieces; i += 32) {
     const int r = i / kPieces, piece = i % kPieces;
-    if (first + r < limit && piece * 8 < width) {
-      *reinterpret_cast<uint4*>(to + (first + r) * stride + piece * 8) =
-          *reinterpret_cast<const uint4*>(shared + at<E>(row + r, piece));
+    if (first + r >= limit) continue;
+    T* target = to + (first + r) * stride + piece * 8;
+    const char* source = shared + at<E>(row + r, piece);
+    if (!shape.aligned) {
+      for (int c = 0; c < min(8, shape.width - piece * 8); ++c) target[c] = reinterpret_cast<const T*>(source)[c];
+    } else if (piece * 8 < shape.width) {
+      *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Attention's gradients on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to
-// 128 columns. Each warp owns 16 queries (dq) or 16 keys (dk, dv) and keeps its sums in registers; tiles of the other side pass
-// through shared memory two deep. dq and dk/dv are made by two kernels, each in a fixed order: no atomics.
+// 256 columns. Each warp owns 16 queries (dq) or 16 keys (dk, dv) and keeps its sums in registers; tiles of the other side pass
+// through shared memory, two deep where a block may have that much. dq and dk/dv are made by two kernels, each in a fixed order: no
+// atomics. Sums of 256 columns fill a thread's registers, so dk and dv are made one after the other there.
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_tiles.cuh"
 
@@ -9,7 +10,7 @@ namespace pipelora::cuda {
 namespace {
 
 // dq, and delta = rowsum(dout * out) for the kernel below.
-template <class T, int E, int kWarps>
+template <class T, int E, int kWarps, int kStages>
 __global__ void __launch_bounds__(kWarps * 32)
     query_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> out, Side<const T> dout,
                       const float* lse, std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape) {
@@ -31,14 +32,14 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int key_end = min(keys, offset + q0 + kRows);
   const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
 
-  load_tile<E, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, kRows, queries, shape.width);
-  load_tile<E, kThreads>(dout_tile, dout.head(first_query, head, shape.width), dout.stride, q0, kRows, queries, shape.width);
+  load_tile<E, kThreads>(q_tile, q.head(first_query, head, shape.width), q.stride, q0, kRows, queries, shape);
+  load_tile<E, kThreads>(dout_tile, dout.head(first_query, head, shape.width), dout.stride, q0, kRows, queries, shape);
   const auto fetch = [&](int key, int stage) {
-    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape.width);
-    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape.width);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape);
     commit_copies();
   };
-  fetch(key_begin, 0);
+  if (kStages == 2) fetch(key_begin, 0);
 
   // delta of the warp's rows: two lanes a row.
   float pull[2], level[2];
@@ -48,11 +49,15 @@ __global__ void __launch_bounds__(kWarps * 32)
     if (row < queries) {
       const T* a = out.head(first_query, head, shape.width) + row * out.stride;
       const T* b = dout.head(first_query, head, shape.width) + row * dout.stride;
+      if (shape.aligned) {
 #pragma unroll 4
-      for (int c = lane % 2 * 8; c < shape.width; c += 16) {
-        const Floats<8> x = load<8>(a + c), y = load<8>(b + c);
+        for (int c = lane % 2 * 8; c < shape.width; c += 16) {
+          const Floats<8> x = load<8>(a + c), y = load<8>(b + c);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum += x.v[i] * y.v[i];
+          for (int i = 0; i < 8; ++i) sum += x.v[i] * y.v[i];
+        }
+      } else {
+        for (int c = lane % 2; c < shape.width; c += 2) sum += widen(a[c]) * widen(b[c]);
       }
     }
     sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
@@ -70,8 +75,11 @@ __global__ void __launch_bounds__(kWarps * 32)
   float sums[E / 8][4] = {};
   const int position0 = offset + q0 + warp * 16 + g;
   int stage = 0;
-  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
-    if (key + kTile < key_end) {
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= kStages - 1) {
+    if (kStages == 1) {
+      fetch(key, 0);
+      wait_copies<0>();
+    } else if (key + kTile < key_end) {
       fetch(key + kTile, stage ^ 1);
       wait_copies<1>();
     } else {
@@ -99,11 +107,11 @@ __global__ void __launch_bounds__(kWarps * 32)
     __syncthreads();
   }
   write_rows<E, T>(shared, q_tile, warp * 16, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride,
-                   q0 + warp * 16, queries, shape.width);
+                   q0 + warp * 16, queries, shape);
 }
 
 // dk and dv of 16 keys a warp, over all queries that see them and all heads that share them.
-template <class T, int E, int kWarps>
+template <class T, int E, int kWarps, int kStages, bool kMakesK, bool kMakesV>
 __global__ void __launch_bounds__(kWarps * 32)
     key_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> dout, const float* lse,
                     std::int64_t lse_stride, const float* delta, std::int64_t delta_stride, Side<T> dk, Side<T> dv, Shape shape) {
@@ -112,22 +120,21 @@ __global__ void __launch_bounds__(kWarps * 32)
   constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStageBytes = 2 * kTileBytes;
   const std::uint32_t base = shared_address(shared);
   const std::uint32_t k_tile = base, v_tile = base + kOwnBytes, stages = base + 2 * kOwnBytes;
-  float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + 2 * kStageBytes);  // [2 stages][lse, delta][kTile]
+  float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + kStages * kStageBytes);  // [stages][lse, delta][kTile]
 
   const KeyWork<kRows> work(shape, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
   const int kv_head = work.kv_head, first_query = work.first_query, queries = work.queries, first_key = work.first_key, keys = work.keys;
   const int k0 = work.k0, offset = work.offset();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
 
-  load_tile<E, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, kRows, keys, shape.width);
-  load_tile<E, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, kRows, keys, shape.width);
+  load_tile<E, kThreads>(k_tile, k.head(first_key, kv_head, shape.width), k.stride, k0, kRows, keys, shape);
+  load_tile<E, kThreads>(v_tile, v.head(first_key, kv_head, shape.width), v.stride, k0, kRows, keys, shape);
 
   const auto fetch = [&](int step, int stage) {
     const int head = work.head(shape, step), first = work.first(step);
-    load_tile<E, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, kTile, queries,
-                           shape.width);
+    load_tile<E, kThreads>(stages + stage * kStageBytes, q.head(first_query, head, shape.width), q.stride, first, kTile, queries, shape);
     load_tile<E, kThreads>(stages + stage * kStageBytes + kTileBytes, dout.head(first_query, head, shape.width), dout.stride,
-                           first, kTile, queries, shape.width);
+                           first, kTile, queries, shape);
     commit_copies();
     for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
       const bool valid = first + i < queries;
@@ -136,14 +143,17 @@ __global__ void __launch_bounds__(kWarps * 32)
       levels[(stage * 2 + 1) * kTile + i] = valid ? delta[head * delta_stride + row] : 0.0f;
     }
   };
-  if (work.steps > 0) fetch(0, 0);
+  if (kStages == 2 && work.steps > 0) fetch(0, 0);
 
   const float scale = shape.scale * kLog2E;
-  float dk_sums[E / 8][4] = {}, dv_sums[E / 8][4] = {};
+  float dk_sums[kMakesK ? E / 8 : 1][4] = {}, dv_sums[kMakesV ? E / 8 : 1][4] = {};
   const int key0 = k0 + warp * 16 + g;
   int stage = 0;
-  for (int step = 0; step < work.steps; ++step, stage ^= 1) {
-    if (step + 1 < work.steps) {
+  for (int step = 0; step < work.steps; ++step, stage ^= kStages - 1) {
+    if (kStages == 1) {
+      fetch(step, 0);
+      wait_copies<0>();
+    } else if (step + 1 < work.steps) {
       fetch(step + 1, stage ^ 1);
       wait_copies<1>();
     } else {
@@ -170,15 +180,17 @@ __global__ void __launch_bounds__(kWarps * 32)
         p[n][i] = weight;
       }
     }
-    product_rows<E, T>(dv_sums, p, dout_tile);
-    float dp[8][4] = {};
-    product_transposed<E, T>(dp, v_tile, warp * 16, dout_tile);
+    if constexpr (kMakesV) product_rows<E, T>(dv_sums, p, dout_tile);
+    if constexpr (kMakesK) {
+      float dp[8][4] = {};
+      product_transposed<E, T>(dp, v_tile, warp * 16, dout_tile);
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+      for (int n = 0; n < 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[n * 8 + quad * 2 + i % 2];
+        for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[n * 8 + quad * 2 + i % 2];
+      }
+      product_rows<E, T>(dk_sums, p, q_tile);
     }
-    product_rows<E, T>(dk_sums, p, q_tile);
     __syncthreads();
   }
   if (work.steps == 0) {
@@ -186,52 +198,52 @@ __global__ void __launch_bounds__(kWarps * 32)
     wait_copies<0>();
     __syncthreads();
   }
-  write_rows<E, T>(shared, k_tile, warp * 16, dk_sums, shape.scale, shape.scale, dk.head(first_key, kv_head, shape.width), dk.stride,
-                   k0 + warp * 16, keys, shape.width);
-  write_rows<E, T>(shared + kOwnBytes, v_tile, warp * 16, dv_sums, 1.0f, 1.0f, dv.head(first_key, kv_head, shape.width), dv.stride,
-                   k0 + warp * 16, keys, shape.width);
+  if constexpr (kMakesK)
+    write_rows<E, T>(shared, k_tile, warp * 16, dk_sums, shape.scale, shape.scale, dk.head(first_key, kv_head, shape.width), dk.stride,
+                     k0 + warp * 16, keys, shape);
+  if constexpr (kMakesV)
+    write_rows<E, T>(shared + kOwnBytes, v_tile, warp * 16, dv_sums, 1.0f, 1.0f, dv.head(first_key, kv_head, shape.width), dv.stride,
+                     k0 + warp * 16, keys, shape);
 }
 
-template <class T, int E, int kWarps>
-void launch_backward(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream) {
+template <class T, int E, int kWarps, int kStages>
+void launch(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
   constexpr int kRows = kWarps * 16;
-  const std::size_t query_bytes = (2 * kRows + 4 * kTile) * E * 2;
-  const std::size_t key_bytes = query_bytes + 4 * kTile * sizeof(float);
-  const auto query_grad = query_grad_kernel<T, E, kWarps>;
-  const auto key_grad = key_grad_kernel<T, E, kWarps>;
+  const Shape shape = shape_of(call);
+  const std::size_t query_bytes = (2 * kRows + kStages * 2 * kTile) * E * 2;
+  const std::size_t key_bytes = query_bytes + kStages * 2 * kTile * sizeof(float);
+  const auto query_grad = query_grad_kernel<T, E, kWarps, kStages>;
   allow_shared(query_grad, query_bytes);
-  allow_shared(key_grad, key_bytes);
   const auto q = side<const T>(call.q), k = side<const T>(call.k), v = side<const T>(call.v), out = side<const T>(call.out),
              dout = side<const T>(call.dout);
   const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
   query_grad<<<grid, kWarps * 32, query_bytes, stream>>>(q, k, v, out, dout, call.lse.as<float>(), call.lse.stride,
                                                          delta.as<float>(), delta.stride, side<T>(call.dq), shape);
   const dim3 key_grid(static_cast<unsigned>(call.k.cols / call.head_dim), static_cast<unsigned>(key_tiles(*call.sequences, kRows)));
-  key_grad<<<key_grid, kWarps * 32, key_bytes, stream>>>(q, k, v, dout, call.lse.as<float>(), call.lse.stride,
+  const auto key_grad = [&](auto* kernel) {
+    allow_shared(kernel, key_bytes);
+    kernel<<<key_grid, kWarps * 32, key_bytes, stream>>>(q, k, v, dout, call.lse.as<float>(), call.lse.stride,
                                                          delta.as<float>(), delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
-}
-
-bool suits(const AttentionBackward& call) {
-  return suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out, call.dout, call.dq, call.dk, call.dv});
+  };
+  if constexpr (E <= 128) {
+    key_grad(key_grad_kernel<T, E, kWarps, kStages, true, true>);
+  } else {
+    key_grad(key_grad_kernel<T, E, kWarps, kStages, false, true>);
+    key_grad(key_grad_kernel<T, E, kWarps, kStages, true, false>);
+  }
 }
 
 }  // namespace
 
-AttentionRoom attention_room(const AttentionBackward& call) { return suits(call) ? attention_room_hopper(call) : AttentionRoom{}; }
-bool attention_turns_back(const AttentionBackward& call) { return suits(call) && attention_turns_back_hopper(call); }
-
-bool attention_backward_tiles(const AttentionBackward& call, const Tensor& delta, const Tensor& room, cudaStream_t stream) {
-  if (!suits(call)) return false;
-  if (attention_backward_hopper(call, delta, room, stream)) return true;
-  const Shape shape = shape_of(call);
+void attention_backward_tiles(const AttentionBackward& call, const AttentionTiles& tiles, const Tensor& delta, cudaStream_t stream) {
   with_half(call.q.dtype, [&]<class T>(T) {
-    if (call.head_dim <= 64)
-      launch_backward<T, 64, 4>(call, delta, shape, stream);
-    else
-      launch_backward<T, 128, 4>(call, delta, shape, stream);
+    switch (tiles.columns) {
+      case 64: return launch<T, 64, 4, 2>(call, delta, stream);
+      case 128: return launch<T, 128, 4, 2>(call, delta, stream);
+      default: return tiles.stages == 2 ? launch<T, 256, 4, 2>(call, delta, stream) : launch<T, 256, 2, 1>(call, delta, stream);
+    }
   });
   check_launch("attention_backward");
-  return true;
 }
 
 }  // namespace pipelora::cuda

@@ -1,5 +1,6 @@
-// Attention on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to 128 columns.
-// Each warp owns 16 queries and keeps its sums in registers; tiles of keys and values pass through shared memory two deep.
+// Attention on tensor cores, blocked as in FlashAttention-2 (Dao, 2023): 16-bit inputs, f32 sums, heads of up to 256 columns.
+// Each warp owns 16 queries and keeps its sums in registers; tiles of keys and values pass through shared memory, two deep where a
+// block may have that much.
 #include "ops/cuda/attention.h"
 #include "ops/cuda/attention_tiles.cuh"
 
@@ -7,7 +8,7 @@ namespace pipelora::cuda {
 
 namespace {
 
-template <class T, int E, int kWarps>
+template <class T, int E, int kWarps, int kStages>
 __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out,
                                                               float* lse, std::int64_t lse_stride, Shape shape) {
   extern __shared__ __align__(128) char shared[];
@@ -29,13 +30,13 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
   const int key_end = min(keys, offset + q0 + kRows);
   const int key_begin = shape.window > 0 ? max(0, offset + q0 - shape.window + 1) / kTile * kTile : 0;
 
-  load_tile<E, kThreads>(q_tile, q_rows, q.stride, q0, kRows, queries, shape.width);
+  load_tile<E, kThreads>(q_tile, q_rows, q.stride, q0, kRows, queries, shape);
   const auto fetch = [&](int key, int stage) {
-    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape.width);
-    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape.width);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes, k_rows, k.stride, key, kTile, keys, shape);
+    load_tile<E, kThreads>(kv_tiles + stage * 2 * kTileBytes + kTileBytes, v_rows, v.stride, key, kTile, keys, shape);
     commit_copies();
   };
-  fetch(key_begin, 0);
+  if (kStages == 2) fetch(key_begin, 0);
 
   const float scale = shape.scale * kLog2E;
   float sums[E / 8][4] = {};
@@ -43,8 +44,11 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
   const int position0 = offset + q0 + warp * 16 + g;  // of this thread's first row; the second is 8 below
 
   int stage = 0;
-  for (int key = key_begin; key < key_end; key += kTile, stage ^= 1) {
-    if (key + kTile < key_end) {
+  for (int key = key_begin; key < key_end; key += kTile, stage ^= kStages - 1) {
+    if (kStages == 1) {
+      fetch(key, 0);
+      wait_copies<0>();
+    } else if (key + kTile < key_end) {
       fetch(key + kTile, stage ^ 1);
       wait_copies<1>();
     } else {
@@ -80,38 +84,32 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
     if (lse != nullptr && quad == 0 && row < queries) lse[head * lse_stride + first_query + row] = rows.log_sum(half, shape.scale);
   }
   write_rows<E, T>(shared, q_tile, warp * 16, sums, 1.0f / rows.total[0], 1.0f / rows.total[1], out.head(first_query, head, shape.width),
-                   out.stride, q0 + warp * 16, queries, shape.width);
+                   out.stride, q0 + warp * 16, queries, shape);
 }
 
-template <class T, int E, int kWarps>
-void launch_forward(const AttentionForward& call, const Shape& shape, cudaStream_t stream) {
+template <class T, int E, int kWarps, int kStages>
+void launch(const AttentionForward& call, cudaStream_t stream) {
   constexpr int kRows = kWarps * 16;
-  const std::size_t bytes = (kRows + 4 * kTile) * E * 2;
-  const auto kernel = forward_kernel<T, E, kWarps>;
+  const std::size_t bytes = (kRows + kStages * 2 * kTile) * E * 2;
+  const auto kernel = forward_kernel<T, E, kWarps, kStages>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
   kernel<<<grid, kWarps * 32, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v),
-                                               side<T>(call.out), call.lse.as<float>(), call.lse.stride, shape);
+                                               side<T>(call.out), call.lse.as<float>(), call.lse.stride, shape_of(call));
 }
-
-/// Tiles of 128 queries pay where sequences are long.
-bool long_rows(const Sequences& sequences) { return sequences.tokens >= 256 * sequences.count(); }
 
 }  // namespace
 
-bool attention_forward_tiles(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream) {
-  if (!suits_tiles(call.head_dim, {call.q, call.k, call.v, call.out})) return false;
-  if (attention_forward_hopper(call, counter, stream)) return true;
-  const Shape shape = shape_of(call);
-  const bool wide = long_rows(*call.sequences);
+void attention_forward_tiles(const AttentionForward& call, const AttentionTiles& tiles, cudaStream_t stream) {
   with_half(call.q.dtype, [&]<class T>(T) {
-    if (call.head_dim <= 64)
-      wide ? launch_forward<T, 64, 8>(call, shape, stream) : launch_forward<T, 64, 4>(call, shape, stream);
-    else
-      wide ? launch_forward<T, 128, 8>(call, shape, stream) : launch_forward<T, 128, 4>(call, shape, stream);
+    const auto with_warps = [&]<int E>() { tiles.warps == 8 ? launch<T, E, 8, 2>(call, stream) : launch<T, E, 4, 2>(call, stream); };
+    switch (tiles.columns) {
+      case 64: return with_warps.template operator()<64>();
+      case 128: return with_warps.template operator()<128>();
+      default: return tiles.stages == 2 ? launch<T, 256, 4, 2>(call, stream) : launch<T, 256, 4, 1>(call, stream);
+    }
   });
   check_launch("attention_forward");
-  return true;
 }
 
 }  // namespace pipelora::cuda

@@ -27,4 +27,11 @@ int processors() {
   return count;
 }
 
+GpuKind gpu_kind() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return {on_hopper(), static_cast<std::size_t>(bytes)};
+}
+
 }  // namespace pipelora::cuda

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "ops/cuda/kernel_choice.h"
 #include "pipelora/error.h"
 
 namespace pipelora::cuda {
@@ -19,5 +20,7 @@ inline void check_launch(const char* kernel) { check(cudaGetLastError(), kernel)
 int processors();
 /// Whether what runs there was compiled for sm_90a: of what only Hopper can do other images have nothing.
 bool on_hopper();
+/// What kernels are chosen by, of the current device.
+GpuKind gpu_kind();
 
 }  // namespace pipelora::cuda

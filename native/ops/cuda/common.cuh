@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "ops/cuda/check.h"
+#include "ops/cuda/alignment.h"
 #include "pipelora/error.h"
 #include "pipelora/rng.h"
 #include "pipelora/tensor.h"
@@ -19,6 +20,8 @@ using f16 = __half;
 __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(bf16 x) { return __bfloat162float(x); }
 __device__ inline float widen(f16 x) { return __half2float(x); }
+/// Rounded to float16, as LLM.int8() does with its inputs.
+__device__ inline float half_of(float x) { return __half2float(__float2half_rn(x)); }
 template <class T>
 __device__ T narrow(float x);
 template <>
@@ -199,11 +202,6 @@ void with_float(DType dtype, F&& f) {
     case DType::f16: return f(f16{});
     default: throw Error(kTensorMismatch, std::string("expected a floating dtype, got ") + dtype_name(dtype));
   }
-}
-
-/// Whether rows of `tensor` can be read eight elements at a time.
-inline bool eights(const Tensor& tensor) {
-  return tensor.cols % 8 == 0 && tensor.stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
 }
 
 inline unsigned blocks_for(std::int64_t count, std::int64_t per_block) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "ops/cuda/attention.h"
 #include "ops/cuda/check.h"
 #include "ops/cuda/event_fence.h"
 #include "ops/cuda/kernels.h"
@@ -11,7 +10,7 @@
 
 namespace pipelora::cuda {
 
-CudaOps::CudaOps(int device, DType compute) : device_(device), context_(device_, compute) {
+CudaOps::CudaOps(int device, DType compute) : device_(device), context_(device_, compute), gpu_(gpu_kind()) {
   product_workspace_ = device_.allocate("the workspace of products", Products::kWorkspaceBytes);
   counters_ = device_.allocate("counters", (kLoraCounters + 1) * sizeof(std::uint32_t));
   check(cudaMemsetAsync(counters_->data(), 0, counters_->bytes(), device_.stream()), "counters");
@@ -133,27 +132,6 @@ void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, 
 void CudaOps::rmsnorm_backward(const RmsNormBackward& call) { cuda::rmsnorm_backward(call, device_.stream()); }
 void CudaOps::qk_rope_forward(const QkRope& call) { cuda::qk_rope_forward(call, device_.stream()); }
 void CudaOps::qk_rope_backward(const QkRopeBackward& call) { cuda::qk_rope_backward(call, device_.stream()); }
-void CudaOps::attention_forward(const AttentionForward& call) {
-  if (suits_decode(call)) {
-    const std::size_t size = decode_room(call);
-    const Buffer room = size > 0 ? bytes("attention's splits", size) : Buffer();
-    attention_decode(call, room, device_.stream());
-    return;
-  }
-  cuda::attention_forward(call, static_cast<std::uint32_t*>(counters_->data()) + kLoraCounters, device_.stream());
-}
-
-void CudaOps::attention_backward(const AttentionBackward& call) {
-  const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
-  const AttentionRoom wanted = attention_room(call);
-  const Buffer room = arena_->spare("attention's slopes", wanted.least, wanted.most);
-  AttentionBackward attention = call;
-  const bool turned = attention_turns_back(call);
-  if (!turned) attention.rope = Tensor();
-  cuda::attention_backward(attention, delta, room, device_.stream());
-  if (call.rope && !turned) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, 0, call.rope, call.rope_row, call.head_dim});
-}
-
 void CudaOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {
   cuda::swiglu_forward(gate, up, act, device_.stream());
 }
@@ -161,7 +139,7 @@ void CudaOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor
                               const Tensor& act) {
   cuda::swiglu_backward(gate, up, dact, dgate, dup, act, device_.stream());
 }
-void CudaOps::cross_entropy(const CrossEntropy& call) { cuda::cross_entropy(call, device_.stream()); }
+void CudaOps::cross_entropy(const CrossEntropy& call) { cuda::cross_entropy(call, gpu_, device_.stream()); }
 
 template <class Entry>
 Buffer CudaOps::table(const char* what, const std::vector<Entry>& entries) {

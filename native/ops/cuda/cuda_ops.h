@@ -1,11 +1,13 @@
 // Ops on one NVIDIA GPU. Everything runs on one stream, in call order.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <vector>
 
 #include "ops/cuda/cublaslt.h"
 #include "ops/cuda/device.h"
+#include "ops/cuda/kernel_choice.h"
 #include "ops/cuda/linear_weight.h"
 #include "ops/cuda/lora.h"
 #include "ops/cuda/offload.h"
@@ -100,8 +102,10 @@ class CudaOps final : public Ops {
   void finish_forward(const LinearForward& call, const CudaLinear& weight);
   Buffer bytes(const char* what, std::size_t count);
   LoraScratch scratch(const Buffer& partial) const;
-  void inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
-                      const Tensor& inner, const Tensor& copy, std::int64_t tail);
+  /// The kernel for a LoRA operation on x [T, columns]; `others`: what else it reads or writes eight elements at a time.
+  LoraKernel choose(LoraOp op, const LoraSet& lora, const Tensor& x, std::initializer_list<Tensor> others = {}) const;
+  void inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, LoraKernel kernel, const DropoutKey* dropout,
+                      const Sequences* sequences, const Tensor& inner, const Tensor& copy, std::int64_t tail);
   /// A table that a kernel reads, in a workspace that lives as long as the buffer given back.
   template <class Entry>
   Buffer table(const char* what, const std::vector<Entry>& entries);
@@ -109,6 +113,7 @@ class CudaOps final : public Ops {
   Device device_;
   WorkClock clock_;
   LinearContext context_;
+  GpuKind gpu_;
   Products products_;
   std::unique_ptr<Memory> product_workspace_;
   std::unique_ptr<Memory> counters_;

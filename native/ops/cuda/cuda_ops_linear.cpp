@@ -13,20 +13,14 @@ LoraScratch CudaOps::scratch(const Buffer& partial) const {
   return {partial.tensor().data, static_cast<std::uint32_t*>(counters_->data())};
 }
 
-void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
-                             const Tensor& inner, const Tensor& copy, std::int64_t tail) {
-  if (x.rows <= kFewTokens && !copy && lora_inner_few({x}, tiles, inner, device_.stream())) return;
-  const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(x, tiles.size()));
-  lora_inner(x, tiles, dropout, sequences, inner, copy, tail, scratch(partial), device_.stream());
-}
-
 // LoRA joins the base product: its inner vectors stand behind x's columns, B behind the weight's.
 void CudaOps::linear_forward(const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x.rows == 0) return;
   const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && !weight.is_int8();
   LinearForward known = call;
-  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few || lora_runs_as_products(call.lora))) {
+  // Its inner vectors are made apart where the product does not take them along as it is made.
+  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few || choose(LoraOp::inner, call.lora, call.x) == LoraKernel::products)) {
     make_inner(call);
     known.inner_known = true;
   }
@@ -39,8 +33,10 @@ void CudaOps::linear_forward(const LinearForward& call) {
 }
 
 bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
-  if (call.x.rows > kFewTokens || call.lora.pairs.empty() || !call.y) return false;
-  if (!lora_inner_few(input, forward_tiles(call.lora, call.x.cols), call.inner, device_.stream())) return false;
+  if (call.x.rows == 0 || call.lora.pairs.empty() || !call.y) return false;
+  const Tensor& from = input.gate ? input.gate : input.before_norm;
+  if (choose(LoraOp::inner, call.lora, call.x, {from, input.up ? input.up : from}) != LoraKernel::few) return false;
+  lora_inner_few(input, forward_tiles(call.lora, call.x.cols), call.inner, device_.stream());
   LinearForward known = call;
   known.inner_known = true;
   linear_forward(known);
@@ -56,10 +52,10 @@ void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight
 
 void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps, const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
-  if (!call.lora.pairs.empty() && !lora_runs_as_products(call.lora) && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+  if (call.x_has_room && call.y && x.rows > 0 && choose(LoraOp::norm_inner, call.lora, x, {call.x}) == LoraKernel::fused) {
     const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
-    if (rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream()))
-      return finish_forward(call, weight);
+    rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream());
+    return finish_forward(call, weight);
   }
   if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = eps}, call)) return;
   rmsnorm_forward(x, norm, eps, call.x);
@@ -68,12 +64,12 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps
 
 void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
-  if (!call.lora.pairs.empty() && !lora_runs_as_products(call.lora) && call.x_has_room && call.y && call.x.rows > kFewTokens) {
+  if (call.x_has_room && call.y && gate.rows > 0 && choose(LoraOp::swiglu_inner, call.lora, call.x, {gate, up}) == LoraKernel::fused) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
     const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
-    if (swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream()))
-      return finish_forward(call, weight);
+    swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream());
+    return finish_forward(call, weight);
   }
   if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
   swiglu_forward(gate, up, call.x);
@@ -107,7 +103,8 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
     if (wide) copy(call.x, x);
     append_inner(call.lora, call.inner, x, tail, stream);
   } else if (!inner_ready) {
-    inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, x, tail);
+    inner_products(call.x, forward_tiles(call.lora, call.x.cols), choose(LoraOp::inner, call.lora, call.x, {x}), call.lora.dropout,
+                   call.sequences, call.inner, x, tail);
   }
   append_columns(matrix, call.lora, stream);
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
@@ -116,52 +113,38 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
   weight.done();
 }
 
-// The integer product, finished in the compute dtype; then the outlier columns' product is added to it. How many columns
-// hold an outlier decides the second product's size, so the host waits for that one number.
+// The integer product, finished in the compute dtype; then the outlier columns' product is added to it.
 void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) {
   cudaStream_t stream = device_.stream();
   const std::int64_t tokens = call.x.rows, in = weight.in;
   const Tensor codes = weight.codes();
-  const Buffer lists = arena_->workspace("outlier columns", DType::i32, 1, 2 * in + 1);
-  std::int32_t* flags = lists.tensor().as<std::int32_t>();
-  std::int32_t *const columns = flags + in, *const counted = flags + 2 * in;
-  std::int32_t outliers = 0;
   const auto small = [](const LoraView& pair) { return pair.bt.rows <= 8 && pair.first_column % 4 == 0; };
   const bool finishes = call.lora.pairs.size() <= 8 && std::all_of(call.lora.pairs.begin(), call.lora.pairs.end(), small);
+  Buffer lists;
+  std::int32_t *flags = nullptr, *columns = nullptr, *counted = nullptr;
   if (weight.threshold() > 0) {
+    lists = arena_->workspace("outlier columns", DType::i32, 1, 2 * in + 1);
+    flags = lists.tensor().as<std::int32_t>();
+    columns = flags + in;
+    counted = flags + 2 * in;
     find_outliers(call.x, weight.threshold(), flags, columns, counted, stream);
-    device_.download(counted, sizeof outliers, &outliers, sizeof outliers, 1);
   }
-  if (outliers == 0) flags = nullptr;
   {
     const Buffer x_codes = arena_->workspace("an input in 8 bits", DType::i8, tokens, codes.stride);
     const Buffer absmax = arena_->workspace("scales of an input in 8 bits", DType::f32, 1, tokens);
-    const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, (weight.out + 3) / 4 * 4);
+    const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, int8_rows(weight.out));
     quantise_rows(call.x, weight.threshold(), flags, Tensor(x_codes.tensor().data, DType::i8, tokens, in, codes.stride),
                   absmax.tensor().as<float>(), stream);
     Product product;
     product.a = x_codes;
-    product.b = Tensor(codes.data, DType::i8, weight.out, codes.stride, codes.stride);
-    product.d = Tensor(sums.tensor().data, DType::i32, tokens, weight.out, sums.tensor().cols);
+    product.b = Tensor(codes.data, DType::i8, int8_rows(weight.out), codes.stride, codes.stride);
+    product.d = sums;
     multiply(product);
-    finish_int8({product.d, absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y,
+    finish_int8({sums.tensor().columns(0, weight.out), absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y,
                  finishes ? call.lora : LoraSet(), call.inner},
                 stream);
   }
-  if (outliers > 0) {
-    const std::int64_t padded = (outliers + 15) / 16 * 16;
-    const Buffer values = arena_->workspace("outlier columns of an input", context_.compute, tokens, padded);
-    const Buffer rows = arena_->workspace("outlier columns of a weight", context_.compute, padded, (weight.out + 7) / 8 * 8);
-    const Tensor weights = rows.tensor().columns(0, weight.out);
-    gather_outliers(call.x, codes, weight.scales(), columns, outliers, values, weights, stream);
-    Product product;
-    product.a = values;
-    product.b = weights;
-    product.b_transposed = false;
-    product.c = call.y;
-    product.d = call.y;
-    multiply(product);
-  }
+  if (flags != nullptr) add_outlier_product(call.x, codes, weight.scales(), columns, counted, call.y, stream);
   if (!finishes) add_output(call.lora, call.inner, call.y);
 }
 
@@ -176,7 +159,9 @@ void CudaOps::linear_input_grad(const LinearInputGrad& call) {
 void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) {
   if (call.dy.rows == 0) return;
   if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
-    if (!lora_runs_as_products(call.lora) && lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream())) return;
+    const Tensor residual = norm.residual ? norm.residual : norm.dy, y = norm.y ? norm.y : norm.dy;
+    if (choose(LoraOp::norm_input_grad, call.lora, norm.dy, {norm.x, norm.dx, residual, y}) == LoraKernel::fused)
+      return lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream());
     add_input_grad(call);
   }
   rmsnorm_backward(norm);
@@ -187,7 +172,7 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
   if (call.dy.rows == 0) return;
   const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
-  if (!lora_runs_as_products(call.lora) && lora_swiglu_grad_suits(grads, gate, up, dgate, dup)) {
+  if (choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
     const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
     return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
   }

@@ -1,9 +1,10 @@
-// LoRA beside a product: with few ranks by the fused kernels, with more as products of their own through cuBLASLt.
+// LoRA beside a product: by the kernels that kernel_choice.h names, or as products of their own through cuBLASLt.
 //
 // As products, operands are in the compute dtype (A, B and the vectors between them are rounded to it, as peft's are under
 // autocast) and sums in f32. What dropout leaves of an input is written once for each use, since every pair drops other elements.
 #include <algorithm>
 
+#include "ops/cuda/alignment.h"
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/lora.h"
@@ -23,8 +24,36 @@ float kept_factor(const LoraSet& lora, const LoraView& pair) { return drops(lora
 
 }  // namespace
 
-bool lora_runs_as_products(const LoraSet& lora) {
-  return std::any_of(lora.pairs.begin(), lora.pairs.end(), [](const LoraView& pair) { return pair.a.rows > kMostFusedRank; });
+LoraKernel CudaOps::choose(LoraOp op, const LoraSet& lora, const Tensor& x, std::initializer_list<Tensor> others) const {
+  LoraTraits traits;
+  traits.dtype = x.dtype;
+  traits.tokens = x.rows;
+  traits.columns = x.cols;
+  traits.pairs = static_cast<std::int64_t>(lora.pairs.size());
+  traits.aligned = eights(x) && std::all_of(others.begin(), others.end(), eights);
+  for (const LoraView& pair : lora.pairs) {
+    traits.most_rank = std::max(traits.most_rank, pair.a.rows);
+    traits.tiles += (pair.a.rows + 7) / 8;
+    traits.dropout = traits.dropout || drops(lora, pair);
+    const auto rows = [&] {
+      switch (op) {
+        case LoraOp::output_grads:
+          return fours(pair.bt) && fours(pair.grad_bt) && pair.first_column % 8 == 0 && pair.bt.cols % 8 == 0;
+        case LoraOp::a_grad: return fours(pair.grad_a);
+        case LoraOp::swiglu_grad: return fours(pair.a) && fours(pair.grad_a);
+        default: return fours(pair.a);
+      }
+    };
+    traits.aligned = traits.aligned && rows();
+  }
+  return lora_choice(op, traits, gpu_);
+}
+
+void CudaOps::inner_products(const Tensor& x, const std::vector<LoraTile>& tiles, LoraKernel kernel, const DropoutKey* dropout,
+                             const Sequences* sequences, const Tensor& inner, const Tensor& copy, std::int64_t tail) {
+  if (kernel == LoraKernel::few) return lora_inner_few({x}, tiles, inner, device_.stream());
+  const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(x, tiles.size()));
+  lora_inner(x, tiles, dropout, sequences, inner, copy, tail, kernel == LoraKernel::fused, scratch(partial), device_.stream());
 }
 
 Buffer CudaOps::computed(const char* what, std::int64_t rows, std::int64_t cols) {
@@ -57,10 +86,9 @@ void CudaOps::inner_as_products(const Tensor& x, const LoraSet& lora, const Sequ
 }
 
 void CudaOps::make_inner(const LinearForward& call) {
-  if (lora_runs_as_products(call.lora) && call.x.rows > kFewTokens)
-    inner_as_products(call.x, call.lora, call.sequences, call.inner);
-  else
-    inner_products(call.x, forward_tiles(call.lora, call.x.cols), call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
+  const LoraKernel kernel = choose(LoraOp::inner, call.lora, call.x);
+  if (kernel == LoraKernel::products) return inner_as_products(call.x, call.lora, call.sequences, call.inner);
+  inner_products(call.x, forward_tiles(call.lora, call.x.cols), kernel, call.lora.dropout, call.sequences, call.inner, Tensor(), 0);
 }
 
 void CudaOps::add_output(const LoraSet& lora, const Tensor& inner, const Tensor& y) {
@@ -76,13 +104,14 @@ void CudaOps::add_output(const LoraSet& lora, const Tensor& inner, const Tensor&
 }
 
 void CudaOps::output_grads(const LinearInputGrad& call) {
-  if (lora_runs_as_products(call.lora)) return output_grads_as_products(call);
+  const LoraKernel kernel = choose(LoraOp::output_grads, call.lora, call.dy);
+  if (kernel == LoraKernel::products) return output_grads_as_products(call);
   const LoraBGrad grads{call.dy, call.inner, call.inner_grad, call.lora};
-  if (lora_b_grad_suits(grads)) {
+  if (kernel == LoraKernel::fused) {
     const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_bytes(grads));
     return lora_b_grad(grads, partial.tensor().data, device_.stream());
   }
-  inner_products(call.dy, backward_tiles(call.lora), nullptr, call.sequences, call.inner_grad, Tensor(), 0);
+  inner_products(call.dy, backward_tiles(call.lora), LoraKernel::plain, nullptr, call.sequences, call.inner_grad, Tensor(), 0);
   const Buffer partial = bytes("partial gradients of LoRA's B", lora_b_grad_plain_bytes(grads));
   lora_b_grad_plain(grads, scratch(partial), device_.stream());
 }
@@ -101,7 +130,9 @@ void CudaOps::output_grads_as_products(const LinearInputGrad& call) {
 }
 
 void CudaOps::add_input_grad(const LinearInputGrad& call) {
-  if (!lora_runs_as_products(call.lora)) return lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, device_.stream());
+  const LoraKernel kernel = choose(LoraOp::input_grad, call.lora, call.dx);
+  if (kernel != LoraKernel::products)
+    return lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, kernel == LoraKernel::fused, device_.stream());
   const Buffer rounded = rounded_inner(call.inner_grad), stacked = stacked_a(call.lora, call.dx.cols);
   const Tensor z = rounded.tensor().columns(0, call.inner_grad.cols), a = stacked.tensor().columns(0, call.dx.cols);
   if (!any_drops(call.lora)) return multiply({.a = z, .b = a, .b_transposed = false, .c = call.dx, .d = call.dx});
@@ -117,8 +148,9 @@ void CudaOps::add_input_grad(const LinearInputGrad& call) {
 
 void CudaOps::lora_a_grad(const LoraAGrad& call) {
   if (call.lora.pairs.empty() || call.x.rows == 0) return;
-  if (lora_runs_as_products(call.lora)) return a_grad_as_products(call);
-  if (lora_a_grad_suits(call)) {
+  const LoraKernel kernel = choose(LoraOp::a_grad, call.lora, call.x);
+  if (kernel == LoraKernel::products) return a_grad_as_products(call);
+  if (kernel == LoraKernel::fused) {
     const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(call));
     return cuda::lora_a_grad(call, partial.tensor().data, device_.stream());
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "ops/cuda/kernel_choice.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -26,7 +27,7 @@ void qk_rope_forward(const QkRope& call, cudaStream_t stream);
 void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream);
 
 // cross_entropy.cu
-void cross_entropy(const CrossEntropy& call, cudaStream_t stream);
+void cross_entropy(const CrossEntropy& call, const GpuKind& gpu, cudaStream_t stream);
 
 // optimizer.cu
 struct AdamChunk {

@@ -1,4 +1,4 @@
-// LoRA's skinny products around a base product; which run when: cuda_ops_lora.cpp. How each works: lora_inner.cu, lora_few.cu, lora_norm.cu, lora_append.cu,
+// LoRA's skinny products around a base product; which run when: kernel_choice.h. How each works: lora_inner.cu, lora_few.cu, lora_norm.cu, lora_append.cu,
 // lora_a_grad.cu, lora_b_grad.cu, lora_outer_plain.cu, lora_input_grad.cu, lora_swiglu_grad.cu.
 #pragma once
 
@@ -32,10 +32,6 @@ struct LoraTile {
   bool same_mask = false;  // as the tile before
 };
 
-/// Ranks of a pair up to which the fused kernels take it.
-inline constexpr std::int64_t kMostFusedRank = 16;
-/// Whether a pair has more: then LoRA's products run through cuBLASLt, and dropout on its own.
-bool lora_runs_as_products(const LoraSet& lora);
 /// to = what the pair's dropout leaves of x, not multiplied by 1 / (1 - p). Same shape and dtype.
 void lora_drop(const Tensor& x, const LoraView& pair, const DropoutKey& key, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
 /// to += what the pair's dropout leaves of term.
@@ -52,18 +48,16 @@ inline constexpr std::size_t kLoraCounters = 65536;
 
 std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles);
 /// inner = factor * drop(x) rowsᵀ (f32), and, with a copy: copy[:, :cols] = x, copy[:, cols + j] = tail_factor * inner[:, j].
-/// The copy may be x itself where `tail` columns of room stand behind it.
-void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
-                const Tensor& inner, const Tensor& copy, std::int64_t tail, const LoraScratch& scratch, cudaStream_t stream);
-/// The same of act = silu(gate) * up, which is written to `act` with the tail behind it (tail 0: without). False, and nothing
-/// done, where shapes do not suit.
-bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
+/// The copy may be x itself where `tail` columns of room stand behind it. `tensor_cores`: as chosen.
+void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences, const Tensor& inner,
+                const Tensor& copy, std::int64_t tail, bool tensor_cores, const LoraScratch& scratch, cudaStream_t stream);
+/// The same of act = silu(gate) * up, which is written to `act` with the tail behind it (tail 0: without).
+void swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
                        const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
                        cudaStream_t stream);
 
 /// y = rmsnorm(x) with lora_inner of it (known: `inner` is read, not written), the tail behind y's columns (tail 0: without).
-/// False as above.
-bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
+void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
                         const Tensor& inner, const Tensor& y, std::int64_t tail, cudaStream_t stream);
 
 /// A few tokens' input of a linear: x itself, or made: rmsnorm(before_norm), or silu(gate) * up.
@@ -73,8 +67,8 @@ struct FewInput {
   float eps = 0;
   Tensor gate{}, up{};
 };
-/// Makes x, and inner = factor * x rowsᵀ (f32); tiles of a given x may apply to a part of its columns. False as above: f32, dropout, more than eight tiles or odd strides.
-bool lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream);
+/// Makes x, and inner = factor * x rowsᵀ (f32); tiles of a given x may apply to a part of its columns.
+void lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream);
 
 std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in);
 std::vector<LoraTile> backward_tiles(const LoraSet& lora);
@@ -89,12 +83,12 @@ void append_columns(const Tensor& weight, const LoraSet& lora, cudaStream_t stre
 /// Writes A below it: weight[out + j, c].
 void append_rows(const Tensor& weight, const LoraSet& lora, std::int64_t tail, cudaStream_t stream);
 
-/// dx += sum over pairs of keep * (inner_grad A) / (1 - p).
-void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
+/// dx += sum over pairs of keep * (inner_grad A) / (1 - p). `tensor_cores`: as chosen.
+void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences, bool tensor_cores,
                          cudaStream_t stream);
 
-/// The same before rmsnorm_backward, whose dy is dx. False as above.
-bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
+/// The same before rmsnorm_backward, whose dy is dx.
+void lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
                               cudaStream_t stream);
 
 /// grad_bt += scale * innerᵀ dy, and inner_grad = scale * dy B.
@@ -102,15 +96,13 @@ struct LoraBGrad {
   Tensor dy, inner, inner_grad;
   LoraSet lora;
 };
-/// Where it suits; both gradients in one reading of dy.
-bool lora_b_grad_suits(const LoraBGrad& call);
+/// Both gradients in one reading of dy.
 std::size_t lora_b_grad_bytes(const LoraBGrad& call);
 void lora_b_grad(const LoraBGrad& call, void* scratch, cudaStream_t stream);
 /// Everywhere; the gradient of B alone.
 std::size_t lora_b_grad_plain_bytes(const LoraBGrad& call);
 void lora_b_grad_plain(const LoraBGrad& call, const LoraScratch& scratch, cudaStream_t stream);
 
-bool lora_a_grad_suits(const LoraAGrad& call);
 std::size_t lora_a_grad_bytes(const LoraAGrad& call);
 void lora_a_grad(const LoraAGrad& call, void* scratch, cudaStream_t stream);
 std::size_t lora_a_grad_plain_bytes(const LoraAGrad& call);
@@ -118,7 +110,6 @@ void lora_a_grad_plain(const LoraAGrad& call, const LoraScratch& scratch, cudaSt
 
 /// call.x is the gradient of act = silu(gate) * up, without LoRA's term if `adds_term`. Adds the term, then swiglu_backward: dgate
 /// and dup (may be gate and up), and lora_a_grad of act; call.x is only read. Scratch as lora_a_grad's.
-bool lora_swiglu_grad_suits(const LoraAGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup);
 void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup,
                       void* scratch, cudaStream_t stream);
 

@@ -107,8 +107,6 @@ std::vector<Outer> outers_of(const LoraAGrad& call) {
   return outers;
 }
 
-bool lora_a_grad_suits(const LoraAGrad& call) { return outers_suit(outers_of(call)); }
-
 std::size_t lora_a_grad_bytes(const LoraAGrad& call) {
   const std::vector<Outer> outers = outers_of(call);
   std::int64_t most = 0;

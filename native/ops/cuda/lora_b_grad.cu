@@ -150,8 +150,6 @@ std::vector<Outer> outers_of(const LoraBGrad& call) {
 
 }  // namespace
 
-bool lora_b_grad_suits(const LoraBGrad& call) { return outers_suit(outers_of(call)); }
-
 std::size_t lora_b_grad_bytes(const LoraBGrad& call) {
   const std::vector<Outer> outers = outers_of(call);
   const int ranks = ranks_of(outers);

@@ -90,14 +90,9 @@ __global__ void __maxnreg__(48)  // room beside a product of few tokens
 
 }  // namespace
 
-bool lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream) {
+void lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream) {
   const Tensor& x = input.x;
   const Tensor from = input.gate ? input.gate : input.before_norm ? input.before_norm : x;
-  if (x.dtype == DType::f32 || x.rows == 0 || tiles.empty() || tiles.size() > kMaxTiles || !eights(x) || !eights(from) ||
-      (input.up && !eights(input.up)))
-    return false;
-  for (const LoraTile& tile : tiles)
-    if (tile.masked || tile.first_column % 8 != 0 || tile.columns % 8 != 0 || tile.stride % 4 != 0 || reinterpret_cast<std::uintptr_t>(tile.rows) % 16 != 0) return false;
   with_float(x.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       Input<T> call{};
@@ -118,7 +113,6 @@ bool lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, c
       launch_dependent(kernel, dim3(static_cast<unsigned>(tiles.size() * 8), static_cast<unsigned>(x.rows)), kThreads, 0, stream, call);
     }
   });
-  return true;
 }
 
 }  // namespace pipelora::cuda

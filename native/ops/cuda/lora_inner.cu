@@ -218,13 +218,6 @@ __global__ void lora_inner_plain_kernel(InnerCall<T> call, TileSet set) {
   }
 }
 
-/// Whether the kernel on tensor cores takes these tiles.
-bool tiles_suit(const std::vector<LoraTile>& tiles) {
-  return std::all_of(tiles.begin(), tiles.end(), [](const LoraTile& tile) {
-    return tile.first_column % 8 == 0 && tile.columns % 8 == 0 && tile.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
-  });
-}
-
 template <class T>
 InnerCall<T> inner_call(const Tensor& x, const Mask& mask, const Tensor& inner, const Tensor& copy, const LoraScratch& scratch,
                         std::int64_t splits) {
@@ -270,10 +263,9 @@ std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles) {
 }
 
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences,
-                const Tensor& inner, const Tensor& copy, std::int64_t tail, const LoraScratch& scratch, cudaStream_t stream) {
+                const Tensor& inner, const Tensor& copy, std::int64_t tail, bool tensor_cores, const LoraScratch& scratch, cudaStream_t stream) {
   if (x.rows == 0) return;
   const Mask mask = mask_of(dropout, sequences, x.cols);
-  const bool wide = x.dtype != DType::f32 && eights(x) && (!copy || eights(copy)) && tiles_suit(tiles);
   const std::int64_t splits = blocks_for(x.rows, kInnerTokens) <= kLoraCounters ? inner_splits(x.rows, x.cols) : 1;
   for (std::size_t first = 0; first < tiles.size(); first += kMaxTiles) {
     TileSet set;
@@ -288,7 +280,7 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
         call.tail_end = static_cast<int>(tail);
       }
       if constexpr (sizeof(T) == 2) {
-        if (wide) return launch_inner<false, T>(call, set, stream);
+        if (tensor_cores) return launch_inner<false, T>(call, set, stream);
       }
       lora_inner_plain_kernel<T><<<static_cast<unsigned>(x.rows), 256, 0, stream>>>(call, set);
     });
@@ -296,12 +288,9 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
   }
 }
 
-bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
+void swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
                        const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
                        cudaStream_t stream) {
-  if (gate.dtype == DType::f32 || !eights(gate) || !eights(up) || !eights(act) || !tiles_suit(tiles) || tiles.empty() ||
-      tiles.size() > kMaxTiles || gate.rows == 0 || blocks_for(gate.rows, kInnerTokens) > kLoraCounters)
-    return false;
   TileSet set;
   set.count = static_cast<int>(tiles.size());
   std::copy(tiles.begin(), tiles.end(), set.tile);
@@ -317,7 +306,6 @@ bool swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<L
     }
   });
   check_launch("swiglu_lora_inner");
-  return true;
 }
 
 }  // namespace pipelora::cuda

@@ -107,14 +107,13 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
 
 }  // namespace
 
-void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences,
+void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences, bool tensor_cores,
                          cudaStream_t stream) {
-  if (dx.rows == 0) return;
   const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
   const std::vector<TermTile> tiles = term_tiles(lora, dx.cols);
   with_float(dx.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
-      if (suits_terms(tiles, {dx})) {
+      if (tensor_cores) {
         const auto launch = [&]<int NT>(std::size_t first) {
           TermTiles<NT> set;
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);

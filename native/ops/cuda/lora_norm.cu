@@ -252,10 +252,9 @@ __global__ void __launch_bounds__(kGradWarps * 32, NT <= 2 ? 2 : 1) norm_grad_ke
 
 }  // namespace
 
-bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
+void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
                         const Tensor& inner, const Tensor& y, std::int64_t tail, cudaStream_t stream) {
   const std::vector<LoraTile> tiles = forward_tiles(lora, x.cols);
-  if (x.rows == 0 || tiles.empty() || tiles.size() > kMaxTiles || !suits_terms(term_tiles(lora, x.cols), {x, y})) return false;
   with_float(x.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       NormInner<T> call{};
@@ -295,17 +294,13 @@ bool rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
     }
   });
   check_launch("rmsnorm_lora_inner");
-  return true;
 }
 
-bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
+void lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
                               cudaStream_t stream) {
   const std::vector<TermTile> tiles = term_tiles(lora, norm.dy.cols);
   const std::int64_t steps = (norm.dy.cols + kGradWarps * 64 - 1) / (kGradWarps * 64);
   const auto bytes = static_cast<std::size_t>(steps * 2 * kGradWarps * 32) * sizeof(uint4);
-  constexpr std::size_t kMostShared = 200 << 10;
-  const Tensor residual = norm.residual ? norm.residual : norm.dy, y = norm.y ? norm.y : norm.dy;
-  if (norm.dy.rows == 0 || tiles.size() > kMaxTiles || bytes > kMostShared || !suits_terms(tiles, {norm.x, norm.dy, norm.dx, residual, y})) return false;
   with_float(norm.x.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       NormGrad<T> call{};
@@ -343,7 +338,6 @@ bool lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, con
     }
   });
   check_launch("lora_add_input_grad_norm");
-  return true;
 }
 
 }  // namespace pipelora::cuda

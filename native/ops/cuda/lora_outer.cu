@@ -91,13 +91,6 @@ int ranks_of(const std::vector<Outer>& outers) {
   return std::any_of(outers.begin(), outers.end(), [](const Outer& outer) { return outer.grad.rows > 8; }) ? 16 : 8;
 }
 
-bool outers_suit(const std::vector<Outer>& outers) {
-  const auto fours = [](const Tensor& tensor) { return tensor.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0; };
-  return std::all_of(outers.begin(), outers.end(), [&](const Outer& outer) {
-    return outer.right.dtype != DType::f32 && eights(outer.right) && outer.right.rows > 0 && fours(outer.grad) && fours(outer.pair->bt);
-  });
-}
-
 std::vector<OuterLaunch> outer_launches(const std::vector<Outer>& outers) {
   const std::int64_t ranks = ranks_of(outers);
   std::vector<OuterLaunch> launches;

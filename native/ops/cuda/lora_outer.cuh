@@ -58,7 +58,6 @@ struct Outer {
 
 /// Ranks of a job: 8 where no pair has more, else 16.
 int ranks_of(const std::vector<Outer>& outers);
-bool outers_suit(const std::vector<Outer>& outers);
 
 struct OuterCut {
   std::int64_t splits, tokens_per_split;

@@ -155,11 +155,6 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
 
 }  // namespace
 
-bool lora_swiglu_grad_suits(const LoraAGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup) {
-  const std::vector<TermTile> tiles = term_tiles(call.lora, call.x.cols);
-  return call.lora.pairs.size() == 1 && tiles.size() <= 2 && suits_terms(tiles, {call.x, gate, up, dgate, dup}) && lora_a_grad_suits(call);
-}
-
 void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup,
                       void* scratch, cudaStream_t stream) {
   const std::vector<TermTile> tiles = term_tiles(call.lora, call.x.cols);

@@ -121,13 +121,4 @@ inline std::vector<TermTile> term_tiles(const LoraSet& lora, std::int64_t in) {
   return tiles;
 }
 
-/// Whether tensor cores take these tiles with these 16-bit tensors.
-inline bool suits_terms(const std::vector<TermTile>& tiles, std::initializer_list<Tensor> tensors) {
-  bool suits = !tiles.empty();
-  for (const Tensor& tensor : tensors) suits = suits && tensor.dtype != DType::f32 && eights(tensor);
-  return suits && std::all_of(tiles.begin(), tiles.end(), [](const TermTile& tile) {
-    return tile.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(tile.rows) % 16 == 0;
-  });
-}
-
 }  // namespace pipelora::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/cuda/kernel_choice.h"
 #include "pipelora/tensor.h"
 #include "quant/codebook.h"
 
@@ -32,9 +33,6 @@ struct Packed4 {
 
 /// to [rows, in] (strided) in its dtype.
 void dequantise4(const Packed4& weight, const QuantTables& tables, const Tensor& to, cudaStream_t stream);
-
-/// Most tokens for which a product reads the 4-bit codes itself.
-inline constexpr std::int64_t kFewTokens = 8;
 
 /// One of the matrices whose outputs stand beside each other in y.
 struct FewPart {

@@ -1,0 +1,99 @@
+// Which kernel a call takes: decided here from the operation, the dtype, the GPU and the shape, and nowhere else. Nothing here
+// touches a GPU, so the whole table is tested on any machine (tests/kernel_choice_test.cpp). With the environment variable
+// PIPELORA_KERNELS set, each choice is printed on stderr when it is made for the first time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pipelora/tensor.h"
+
+namespace pipelora::cuda {
+
+struct GpuKind {
+  bool hopper = false;          // the code for compute capability 9.0a runs there
+  std::size_t block_bytes = 0;  // shared memory that a block may ask for
+};
+
+/// Largest head width of any attention kernel.
+inline constexpr std::int64_t kMaxHeadDim = 256;
+/// Most tokens for which a product reads 4-bit codes itself, and for which LoRA has kernels of its own.
+inline constexpr std::int64_t kFewTokens = 8;
+
+struct AttentionTraits {
+  DType dtype = DType::f32;
+  std::int64_t heads = 0, kv_heads = 0, head_dim = 0, window = 0;
+  std::int64_t tokens = 0, sequences = 0;
+  std::int64_t most_queries = 0;  // of one sequence
+  std::int64_t most_splits = 0;   // blocks over one sequence's keys, where few queries are decoded
+  bool aligned = false;           // every head's row can be read 16 bytes at a time
+  bool keeps_lse = false;         // for a backward pass
+};
+
+enum class AttentionKernel : std::uint8_t {
+  plain,        // attention_plain.cu: any dtype
+  tiles,        // attention_tiles_*.cu: 16-bit, tensor cores of any GPU
+  hopper_short, // attention_hopper_*.cu: warpgroup products, a warpgroup a tile
+  hopper_long,  // the same, several warpgroups a tile
+  decode,       // attention_decode.cu: few queries a sequence, keys split over blocks
+};
+const char* name(AttentionKernel kernel);
+
+/// Of attention_tiles_*.cu: padded head width, warps a block, tiles of the other side held at a time.
+struct AttentionTiles {
+  int columns = 0, warps = 0, stages = 0;
+  bool operator==(const AttentionTiles&) const = default;
+};
+struct AttentionChoice {
+  AttentionKernel kernel = AttentionKernel::plain;
+  AttentionTiles tiles;      // of `tiles`
+  bool turns_back = false;   // backward: dq and dk can be written as those before rotary
+  bool keeps_slopes = false; // backward: dS may be kept in memory between the two passes
+};
+AttentionChoice attention_forward_choice(const AttentionTraits& call, const GpuKind& gpu);
+AttentionChoice attention_backward_choice(const AttentionTraits& call, const GpuKind& gpu);
+
+enum class CrossEntropyKernel : std::uint8_t {
+  scalar,   // a block a row, a number at a time
+  wide,     // a block a row, eight numbers at a time
+  clusters, // blocks that keep a row in their shared memory
+};
+const char* name(CrossEntropyKernel kernel);
+/// `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
+CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, const GpuKind& gpu);
+/// Blocks of a cluster, and columns of each.
+inline constexpr int kClusterBlocks = 8;
+constexpr std::int64_t cluster_columns(std::int64_t vocab) { return ((vocab + kClusterBlocks - 1) / kClusterBlocks + 7) / 8 * 8; }
+
+/// Ranks of a pair up to which the fused LoRA kernels take it; with more, LoRA's products run through cuBLASLt.
+inline constexpr std::int64_t kMostFusedRank = 16;
+
+struct LoraTraits {
+  DType dtype = DType::f32;
+  std::int64_t tokens = 0, columns = 0;
+  std::int64_t pairs = 0, most_rank = 0;
+  std::int64_t tiles = 0;  // of eight ranks, over all pairs
+  bool aligned = false;    // activations 16 bytes at a time, and LoRA's float32 rows too
+  bool dropout = false;
+};
+enum class LoraOp : std::uint8_t {
+  inner,           // drop(x) Aᵀ
+  norm_inner,      // the same with the RMSNorm that makes x
+  swiglu_inner,    // with the SwiGLU that makes x
+  output_grads,    // of B and of the inner vectors
+  input_grad,      // dx += LoRA's term
+  norm_input_grad, // the same with the RMSNorm's backward behind it
+  swiglu_grad,     // with SwiGLU's backward and A's gradient
+  a_grad,
+};
+enum class LoraKernel : std::uint8_t {
+  few,      // lora_few.cu: a few tokens
+  fused,    // tensor cores; norm_*, swiglu_*: in one kernel with what stands beside it
+  plain,    // any dtype and alignment; norm_*, swiglu_*: kernels one after the other
+  products, // through cuBLASLt
+};
+const char* name(LoraOp op);
+const char* name(LoraKernel kernel);
+LoraKernel lora_choice(LoraOp op, const LoraTraits& call, const GpuKind& gpu);
+
+}  // namespace pipelora::cuda

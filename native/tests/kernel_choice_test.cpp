@@ -1,0 +1,125 @@
+// The table of kernels, without a GPU: the choices at which it was measured, and properties that every choice must have.
+#include "ops/cuda/kernel_choice.h"
+
+#include <doctest/doctest.h>
+
+using namespace pipelora;
+using namespace pipelora::cuda;
+
+namespace {
+
+constexpr GpuKind kHopper{true, 227 << 10}, kA100{false, 163 << 10}, kAda{false, 99 << 10};
+constexpr GpuKind kGpus[] = {kHopper, kA100, kAda};
+constexpr DType kHalves[] = {DType::bf16, DType::f16};
+
+AttentionTraits rows(std::int64_t head_dim, std::int64_t length, std::int64_t count = 1) {
+  AttentionTraits traits;
+  traits.dtype = DType::bf16;
+  traits.heads = 8;
+  traits.kv_heads = 2;
+  traits.head_dim = head_dim;
+  traits.tokens = length * count;
+  traits.sequences = count;
+  traits.most_queries = length;
+  traits.aligned = head_dim % 8 == 0;
+  traits.keeps_lse = true;
+  return traits;
+}
+
+LoraTraits lora(std::int64_t tokens, std::int64_t rank, std::int64_t pairs) {
+  LoraTraits traits;
+  traits.dtype = DType::bf16;
+  traits.tokens = tokens;
+  traits.columns = 4096;
+  traits.pairs = pairs;
+  traits.most_rank = rank;
+  traits.tiles = pairs * ((rank + 7) / 8);
+  traits.aligned = true;
+  return traits;
+}
+
+}  // namespace
+
+TEST_CASE("attention: 16-bit heads of every width up to 256 run on tensor cores, within a block's shared memory") {
+  for (const GpuKind& gpu : kGpus) {
+    for (const DType dtype : kHalves) {
+      for (std::int64_t width = 1; width <= kMaxHeadDim; ++width) {
+        for (const std::int64_t length : {1, 5, 64, 200, 4096}) {
+          AttentionTraits call = rows(width, length);
+          call.dtype = dtype;
+          for (const bool forward : {true, false}) {
+            const AttentionChoice choice = forward ? attention_forward_choice(call, gpu) : attention_backward_choice(call, gpu);
+            CHECK(choice.kernel != AttentionKernel::plain);
+            CHECK(choice.kernel != AttentionKernel::decode);  // a backward pass needs the log-sum-exp
+            if (choice.kernel != AttentionKernel::tiles) {
+              CHECK(gpu.hopper);
+              continue;
+            }
+            CHECK(choice.tiles.columns >= width);
+            const int own = choice.tiles.warps * 16 * (forward ? 1 : 2);
+            CHECK(static_cast<std::size_t>((own + choice.tiles.stages * 128) * choice.tiles.columns * 2) <= gpu.block_bytes);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("attention: which kernels are whose") {
+  CHECK(attention_forward_choice(rows(128, 4096), kHopper).kernel == AttentionKernel::hopper_long);
+  CHECK(attention_forward_choice(rows(128, 68, 8), kHopper).kernel == AttentionKernel::hopper_short);
+  CHECK(attention_forward_choice(rows(128, 4096), kA100).kernel == AttentionKernel::tiles);
+  CHECK(attention_forward_choice(rows(256, 4096), kHopper).tiles == AttentionTiles{256, 4, 2});
+  CHECK(attention_forward_choice(rows(256, 4096), kAda).tiles == AttentionTiles{256, 4, 1});
+  CHECK(attention_backward_choice(rows(256, 4096), kHopper).tiles == AttentionTiles{256, 4, 2});
+  CHECK(attention_backward_choice(rows(256, 4096), kA100).tiles == AttentionTiles{256, 2, 1});
+  CHECK(attention_forward_choice(rows(100, 300), kHopper).kernel == AttentionKernel::tiles);
+  AttentionTraits single = rows(128, 1);
+  single.keeps_lse = false;
+  single.most_splits = 16;
+  CHECK(attention_forward_choice(single, kHopper).kernel == AttentionKernel::decode);
+  CHECK(attention_forward_choice(single, kAda).kernel == AttentionKernel::decode);
+  single.dtype = DType::f32;
+  CHECK(attention_forward_choice(single, kHopper).kernel == AttentionKernel::plain);
+  AttentionTraits windowed = rows(128, 4096);
+  CHECK(attention_backward_choice(windowed, kHopper).keeps_slopes);
+  CHECK(attention_backward_choice(windowed, kHopper).turns_back);
+  windowed.window = 1024;
+  CHECK_FALSE(attention_backward_choice(windowed, kHopper).keeps_slopes);
+  CHECK_FALSE(attention_backward_choice(rows(96, 4096), kHopper).turns_back);
+}
+
+TEST_CASE("cross entropy: rows that begin on 16 bytes never go a number at a time") {
+  for (const std::int64_t vocab : {32000, 32001, 151936, 152064, 262144}) {
+    CHECK(cross_entropy_choice(vocab, true, kHopper) == CrossEntropyKernel::clusters);
+    CHECK(cross_entropy_choice(vocab, true, kA100) == CrossEntropyKernel::wide);
+    CHECK(cross_entropy_choice(vocab, false, kHopper) == CrossEntropyKernel::scalar);
+  }
+  CHECK(cross_entropy_choice(500000, true, kHopper) == CrossEntropyKernel::wide);  // more than the cluster's shared memory
+}
+
+TEST_CASE("LoRA: fused up to rank 16, products beyond, whatever the operation") {
+  constexpr LoraOp kOps[] = {LoraOp::inner, LoraOp::norm_inner, LoraOp::swiglu_inner, LoraOp::output_grads,
+                             LoraOp::input_grad, LoraOp::norm_input_grad, LoraOp::swiglu_grad, LoraOp::a_grad};
+  for (const LoraOp op : kOps) {
+    for (std::int64_t rank = 1; rank <= 256; ++rank) {
+      for (const std::int64_t pairs : {1, 2, 3}) {
+        const LoraKernel kernel = lora_choice(op, lora(3072, rank, pairs), kHopper);
+        // One pair of up to sixteen ranks: every operation has its fused kernel.
+        if (rank <= kMostFusedRank && pairs == 1) CHECK(kernel == LoraKernel::fused);
+        if (rank > kMostFusedRank) CHECK(kernel != LoraKernel::fused);
+        LoraTraits single = lora(3072, rank, pairs);
+        single.dtype = DType::f32;
+        CHECK(lora_choice(op, single, kHopper) != LoraKernel::fused);
+        // What follows a norm keeps its fused kernels with q, k and v apart.
+        if (rank <= kMostFusedRank && (op == LoraOp::norm_inner || op == LoraOp::norm_input_grad)) CHECK(kernel == LoraKernel::fused);
+      }
+    }
+  }
+  CHECK(lora_choice(LoraOp::inner, lora(8, 8, 3), kHopper) == LoraKernel::few);
+  CHECK(lora_choice(LoraOp::inner, lora(9, 8, 3), kHopper) == LoraKernel::fused);
+  LoraTraits dropped = lora(8, 8, 3);
+  dropped.dropout = true;
+  CHECK(lora_choice(LoraOp::inner, dropped, kHopper) == LoraKernel::fused);
+  CHECK(lora_choice(LoraOp::norm_input_grad, [] { auto wide = lora(3072, 8, 1); wide.columns = 12296; return wide; }(), kHopper) == LoraKernel::plain);
+}
