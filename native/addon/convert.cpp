@@ -306,6 +306,16 @@ AdamSettings to_adam(const Napi::Value& value) {
   return step;
 }
 
+Sampling to_sampling(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the settings of sampling");
+  Sampling call;
+  call.repetition_penalty = static_cast<float>(to_number(from.Get("repetitionPenalty"), "repetitionPenalty"));
+  call.temperature = to_number(from.Get("temperature"), "temperature");
+  call.top_k = to_int(from.Get("topK"), "topK");
+  call.top_p = to_number(from.Get("topP"), "topP");
+  return call;
+}
+
 LoraMatrix to_matrix(const Napi::Value& value) {
   const std::string name = to_text(value, "matrix");
   if (name == "A") return LoraMatrix::a;

@@ -82,7 +82,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
-                      InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::read>("read"),
+                      InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::sample>("sample"), InstanceMethod<&E::read>("read"),
                       InstanceMethod<&E::read_into>("readInto"), InstanceMethod<&E::write>("write"),
                       InstanceMethod<&E::read_to>("readTo"), InstanceMethod<&E::write_from>("writeFrom"),
                       InstanceMethod<&E::gradients_to>("gradientsTo"),
@@ -311,6 +311,22 @@ Napi::Value EngineObject::infer(const Napi::CallbackInfo& info) {
         [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
         });
+  });
+}
+
+Napi::Value EngineObject::sample(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    auto handle = TensorObject::unwrap(info[0], *thread_, false);
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), handle, call = to_sampling(info[1]), seen = to_int32s(info[2], "seen"),
+         draw = static_cast<std::uint32_t>(to_int(info[3], "draw"))](Engine& engine) mutable {
+          call.logits = thread->tensors().at(*handle);
+          call.seen = seen;
+          call.draw = draw;
+          return engine.sample(call);
+        },
+        [](Napi::Env env, std::int32_t token) { return Napi::Number::New(env, token); });
   });
 }
 

@@ -58,6 +58,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value create_cache(const Napi::CallbackInfo& info);
   Napi::Value free_cache(const Napi::CallbackInfo& info);
   Napi::Value infer(const Napi::CallbackInfo& info);
+  Napi::Value sample(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value read_into(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);

@@ -218,6 +218,20 @@ Buffer Engine::infer(std::size_t index, std::size_t cache, const std::vector<std
   return target.infer(*found->second, index, first_block, cu_seqlens, tokens, std::move(input));
 }
 
+std::int32_t Engine::sample(Sampling call) {
+  const Tensor& logits = call.logits;
+  if (logits.dtype != DType::f32 || logits.rows != 1 || logits.cols < 1)
+    throw Error(kTensorMismatch, "logits to draw from: expected float32 [1, V], got " + std::string(dtype_name(logits.dtype)) + " [" +
+                                     std::to_string(logits.rows) + ", " + std::to_string(logits.cols) + "]");
+  if (!(call.temperature > 0) || !(call.repetition_penalty > 0) || !(call.top_p >= 0) || call.top_k < 0)
+    throw Error(kTensorMismatch, "drawing a token: expected a temperature and a repetition penalty above 0, top_p and top_k of 0 or more");
+  for (const std::int32_t id : call.seen)
+    if (id < 0 || id >= logits.cols)
+      throw Error(kTensorMismatch, "tokens seen: " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(logits.cols));
+  if (static_cast<std::int64_t>(call.seen.size()) > logits.cols) throw Error(kTensorMismatch, "tokens seen: more than the vocabulary has");
+  return ops_->sample(call);
+}
+
 namespace {
 
 std::size_t total(std::span<const HostSpan> pieces) {

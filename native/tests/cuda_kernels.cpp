@@ -1,7 +1,11 @@
-// The GPU's element-wise operations, norms, rotary, cross entropy and optimizer against plain references in float64.
+// The GPU's element-wise operations, norms, rotary, cross entropy and optimizer against plain references in float64; tokens drawn
+// against the CPU's.
 #include <algorithm>
+#include <array>
 #include <limits>
 
+#include "ops/cpu/sampling.h"
+#include "pipelora/error.h"
 #include "tests/rotary_reference.h"
 
 using namespace pipelora;
@@ -153,6 +157,42 @@ void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab,
   compare(label("cross_entropy gradient", dtype, shape), gpu.get(d), gradient, limit_of(dtype));
 }
 
+/// The token that the CPU draws from the same logits, for many settings; many logits are equal.
+void sampling(Gpu& gpu, std::int64_t vocab) {
+  std::size_t different = 0, draws = 0;
+  for (int round = 0; round < 60; ++round) {
+    Values values = random_values(vocab, 12, DType::f32, static_cast<std::uint64_t>(70 + round));
+    if (round % 3 == 0)
+      for (double& value : values) value = std::round(value);
+    std::vector<float> host(values.begin(), values.end());
+    const std::vector<std::int32_t> seen{0, static_cast<std::int32_t>(vocab / 2), static_cast<std::int32_t>(vocab - 1)};
+    Sampling call;
+    call.seen = std::span(seen).first(vocab > 2 ? 3 : 1);
+    call.repetition_penalty = round % 4 == 1 ? 1.3f : 1.0f;
+    call.temperature = std::array{0.7, 1.0, 0.05, 3.0}[static_cast<std::size_t>(round) % 4];
+    call.top_k = std::array{0, 1, 50, 1000000}[static_cast<std::size_t>(round / 2) % 4];
+    call.top_p = std::array{1.0, 0.8, 0.0}[static_cast<std::size_t>(round / 3) % 3];
+    call.draw = static_cast<std::uint32_t>(round) * 71582789u;
+    auto held = gpu.put(values, DType::f32, 1, vocab);
+    call.logits = held.view;
+    const std::int32_t drawn = gpu.ops->sample(call);
+    call.logits = Tensor(host.data(), DType::f32, 1, vocab);
+    different += drawn != cpu::sample(call);
+    ++draws;
+  }
+  require("sampling from " + std::to_string(vocab) + " logits as the CPU does, " + std::to_string(draws) + " draws", different == 0);
+  auto broken = gpu.put(Values(static_cast<std::size_t>(vocab), std::numeric_limits<double>::quiet_NaN()), DType::f32, 1, vocab);
+  bool refused = false;
+  try {
+    Sampling call;
+    call.logits = broken.view;
+    gpu.ops->sample(call);
+  } catch (const Error& error) {
+    refused = std::string(error.code()) == kEngineFailed;
+  }
+  require("sampling from NaN is refused", refused);
+}
+
 void optimizer(Gpu& gpu) {
   std::vector<Gpu::Held> held;
   std::vector<AdamTarget> targets;
@@ -222,5 +262,7 @@ int main(int argc, char** argv) {
   add(gpu, 3, 40);
   add(gpu, 17, 33);
   optimizer(gpu);
+  for (const std::int64_t vocab : {1, 2, 1000, 32001, 152064})
+    if (!asked.small || vocab <= 1000) sampling(gpu, vocab);
   return finish();
 }

@@ -262,6 +262,15 @@ export interface MicroBatch {
 }
 
 /** A tensor in device memory. Freed by `free()`, at the latest when collected. */
+/** Of transformers' GenerationConfig. */
+export interface SamplingSettings {
+  readonly temperature: number;
+  readonly topP: number;
+  /** 0: all. */
+  readonly topK: number;
+  readonly repetitionPenalty: number;
+}
+
 export interface DeviceTensor {
   readonly shape: readonly number[];
   readonly dtype: Dtype;
@@ -356,6 +365,13 @@ export interface Engine {
     tokens: Int32Array | null,
     input: DeviceTensor | null,
   ): Promise<DeviceTensor>;
+
+  /**
+   * The next token from float32 logits [1, V], which may change: repetition penalty over `seen` (each id once), temperature,
+   * top-k and top-p in transformers' order, then the token at draw / 2^32 of what is left by falling logit (equal logits by
+   * rising id). topK 1 is greedy. Errors: PL_TENSOR_MISMATCH, PL_ENGINE_FAILED where the largest logit is not finite.
+   */
+  sample(logits: DeviceTensor, settings: SamplingSettings, seen: Int32Array, draw: number): Promise<number>;
 
   /** Copies out of device memory. */
   read(tensor: DeviceTensor): Promise<Buffer>;

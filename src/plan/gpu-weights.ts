@@ -17,7 +17,8 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
   if (!product.quantized || quantization.method === "none") {
     return [paddedElements(product) * dtypeBytes(holding.dtype), ...bias];
   }
-  if (quantization.method === "8bit") return [roundUp(product.out, 4) * roundUp(product.in, 16), product.out * FLOAT32, ...bias];
+  if (quantization.method === "8bit")
+    return [roundUp(product.out, 4) * roundUp(product.in, 16), product.out * FLOAT32, ...bias];
   const scales = product.partRows.map((rows) => {
     const blocks = Math.ceil((rows * product.in) / BLOCK);
     return quantization.doubleQuant ? (Math.ceil(blocks / NESTED_BLOCK) + 4) * FLOAT32 + blocks : blocks * FLOAT32;

@@ -152,7 +152,8 @@ function transient(
       const chunk = Math.max(1, Math.min(logitRows(shape.vocab), work.labelTokens));
       const product = headProduct(shape.hidden, shape.vocab, pairs[0] ?? null);
       const gpu = onGpu(request) ? gpuHeadWork(product, float, chunk) : 0;
-      const workspace = row * work.tokens + chunk * (FLOAT32 * roundUp(shape.vocab, 8) + row + 2 * FLOAT32 * ranks) + gpu;
+      const workspace =
+        row * work.tokens + chunk * (FLOAT32 * roundUp(shape.vocab, 8) + row + 2 * FLOAT32 * ranks) + gpu;
       return { saved, savedFull: saved, workspace };
     }
     case "block": {

@@ -1,11 +1,10 @@
-import { bytesOf, float32Of, int32Of } from "../common/bytes.ts";
-import { Philox } from "../common/philox.ts";
+import { bytesOf, int32Of } from "../common/bytes.ts";
 import type { DeviceTensor, Engine } from "../engine/index.ts";
 import { activationKey } from "../links/link.ts";
 import type { Generate__Output } from "../rpc/generated/pipelora/v1/Generate.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { RankLinks } from "./links.ts";
-import { chooseToken, type SamplingSettings } from "./sampling.ts";
+import { Sampler } from "./sampling.ts";
 import { fromDevice, fromHost, toDevice } from "./tensors.ts";
 
 export interface GenerationInput {
@@ -32,10 +31,8 @@ export async function generate(engine: Engine, links: RankLinks, input: Generati
   const { request, segments } = input;
   const courier = new Courier(engine, links, input);
   const cache = await engine.createCache(1, request.prompt.length + request.maxNewTokens);
-  const settings: SamplingSettings = request;
-  const seen = new Set(request.prompt);
+  const sampler = new Sampler(engine, request, request.prompt);
   const stops = new Set(request.stopIds);
-  const random = new Philox(request.seed, Math.floor(request.seed / 2 ** 32));
   try {
     for (let round = 0, ended = false; !ended; round++) {
       for (const segment of segments) {
@@ -58,10 +55,8 @@ export async function generate(engine: Engine, links: RankLinks, input: Generati
           await courier.pass(segment.index + 1, round, { state: output });
           continue;
         }
-        const logits = float32Of(await engine.read(output));
+        const token = await sampler.choose(output, round);
         output.free();
-        const token = chooseToken(logits, seen, settings, uniform(random, round));
-        seen.add(token);
         const last = stops.has(token) || round + 1 >= request.maxNewTokens || input.cancelled();
         input.onToken(token, last);
         await courier.pass(0, round + 1, last ? "end" : { tokens: Int32Array.of(token) });
@@ -70,13 +65,6 @@ export async function generate(engine: Engine, links: RankLinks, input: Generati
   } finally {
     await engine.freeCache(cache);
   }
-}
-
-/** The number in [0, 1) that chooses the token of a round. */
-function uniform(random: Philox, round: number): number {
-  const words = new Uint32Array(4);
-  random.block(round, 0, 0, 0, words);
-  return words[0]! / 2 ** 32;
 }
 
 /** Carries a round's inputs between segments: over a link to another rank, straight on the same one. */

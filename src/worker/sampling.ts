@@ -1,65 +1,53 @@
-/** Settings of transformers' GenerationConfig that act here. */
-export interface SamplingSettings {
+import { Philox } from "../common/philox.ts";
+import type { DeviceTensor, Engine, SamplingSettings } from "../engine/index.ts";
+
+/** What a request for a reply says of how its tokens are chosen. */
+export interface ReplySampling extends SamplingSettings {
   readonly doSample: boolean;
-  readonly temperature: number;
-  readonly topP: number;
-  /** 0: all. */
-  readonly topK: number;
-  readonly repetitionPenalty: number;
+  readonly seed: number;
 }
 
 /**
- * Chooses the next token from logits [V] (changed in place), in transformers' order of processors: repetition penalty
- * over the tokens seen, temperature, top-k, top-p. `uniform` in [0, 1) decides when sampling; greedy takes the largest
- * logit, the lowest id on a tie.
+ * Chooses a reply's tokens one after the other, on the device that holds the logits. `prompt`: tokens that the repetition
+ * penalty applies to beside those chosen. The same seed gives the same draws.
  */
-export function chooseToken(
-  logits: Float32Array,
-  seen: ReadonlySet<number>,
-  settings: SamplingSettings,
-  uniform: number,
-): number {
-  if (settings.repetitionPenalty !== 1) {
-    for (const id of seen) {
-      const logit = logits[id];
-      if (logit !== undefined) {
-        logits[id] = logit > 0 ? logit / settings.repetitionPenalty : logit * settings.repetitionPenalty;
-      }
+export class Sampler {
+  readonly #engine: Engine;
+  readonly #settings: SamplingSettings;
+  readonly #random: Philox;
+  readonly #known = new Set<number>();
+  #seen: Int32Array<ArrayBuffer> = new Int32Array(0);
+
+  constructor(engine: Engine, { doSample, seed, ...settings }: ReplySampling, prompt: readonly number[]) {
+    this.#engine = engine;
+    // Greedy: the likeliest token alone is left. The penalty still applies.
+    this.#settings = doSample ? settings : { ...settings, temperature: 1, topK: 1, topP: 1 };
+    this.#random = new Philox(seed, Math.floor(seed / 2 ** 32));
+    for (const token of prompt) this.#add(token);
+  }
+
+  /** The token of a round, counted from 0; logits float32 [1, V], which may change. Errors: Engine.sample's. */
+  async choose(logits: DeviceTensor, round: number): Promise<number> {
+    const words = new Uint32Array(4);
+    this.#random.block(round, 0, 0, 0, words);
+    const token = await this.#engine.sample(logits, this.#settings, this.#seen.subarray(0, this.#count()), words[0]!);
+    this.#add(token);
+    return token;
+  }
+
+  #count(): number {
+    return this.#settings.repetitionPenalty === 1 ? 0 : this.#known.size;
+  }
+
+  #add(token: number): void {
+    if (this.#settings.repetitionPenalty === 1 || this.#known.has(token)) return;
+    const at = this.#known.size;
+    if (at === this.#seen.length) {
+      const longer = new Int32Array(Math.max(256, 2 * at));
+      longer.set(this.#seen);
+      this.#seen = longer;
     }
+    this.#seen[at] = token;
+    this.#known.add(token);
   }
-  return settings.doSample ? sample(logits, settings, uniform) : argmax(logits);
-}
-
-function argmax(logits: Float32Array): number {
-  let best = 0;
-  for (let id = 1; id < logits.length; id++) if (logits[id]! > logits[best]!) best = id;
-  return best;
-}
-
-function sample(logits: Float32Array, { temperature, topK, topP }: SamplingSettings, uniform: number): number {
-  const order = Uint32Array.from(logits.keys());
-  // A stable order, so that equal logits fall the same way everywhere.
-  order.sort((a, b) => logits[b]! - logits[a]! || a - b);
-  let kept = topK > 0 ? Math.min(topK, order.length) : order.length;
-  const largest = logits[order[0]!]!;
-  const weights = new Float64Array(kept);
-  let total = 0;
-  for (let i = 0; i < kept; i++) {
-    weights[i] = Math.exp((logits[order[i]!]! - largest) / temperature);
-    total += weights[i]!;
-  }
-  if (topP < 1) {
-    // The smallest set whose mass reaches top_p; the most likely token always stays.
-    let mass = 0;
-    let nucleus = 0;
-    while (nucleus < kept && (nucleus === 0 || mass < topP * total)) mass += weights[nucleus++]!;
-    kept = nucleus;
-    total = mass;
-  }
-  let threshold = uniform * total;
-  for (let i = 0; i < kept - 1; i++) {
-    threshold -= weights[i]!;
-    if (threshold < 0) return order[i]!;
-  }
-  return order[kept - 1]!;
 }

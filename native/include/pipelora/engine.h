@@ -53,6 +53,9 @@ class Engine {
   Buffer infer(std::size_t segment, std::size_t cache, const std::vector<std::int32_t>& cu_seqlens,
                const std::vector<std::int32_t>& tokens, Buffer input);
 
+  /// The token drawn from logits [1, V] f32, which may change (Sampling); throws PL_TENSOR_MISMATCH for what is out of range.
+  std::int32_t sample(Sampling call);
+
   /// Copies a tensor out, into pieces of host memory that make up its bytes one after the other.
   void read(const Tensor& tensor, std::span<const HostSpan> pieces);
   std::vector<std::uint8_t> read(const Tensor& tensor);

@@ -257,6 +257,23 @@ class Offloaded {
   virtual std::vector<Buffer> take() = 0;
 };
 
+/// How a token is drawn from logits, in transformers' order: repetition penalty, temperature, top-k, top-p.
+///
+/// The tokens stand by falling logit, equal ones by rising id. A token's weight is exp((logit - largest) / temperature) in units of
+/// 2^-40, cut off: sums of whole numbers are the same in any order. top_k keeps the first so many (0: all), top_p then the fewest
+/// whose weights reach that share of the kept ones' sum, at least one. The first token whose weights with those before it exceed
+/// draw / 2^32 of what is left is taken.
+struct Sampling {
+  Tensor logits;                         // [1, V] f32; changed where the penalty is not 1
+  std::span<const std::int32_t> seen;    // ids that the penalty applies to, each once
+  float repetition_penalty = 1;
+  double temperature = 1;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  std::uint32_t draw = 0;
+};
+inline constexpr double kSamplingUnit = 0x1p40;
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -344,6 +361,8 @@ class Ops {
     if (!call.lora.pairs.empty()) lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
   }
   virtual void cross_entropy(const CrossEntropy& call) = 0;
+  /// The token drawn. Throws PL_ENGINE_FAILED where the largest logit is not a finite number.
+  virtual std::int32_t sample(const Sampling& call) = 0;
 
   /// AdamW (Loshchilov & Hutter) over many tensors; gradients are zero afterwards.
   virtual void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) = 0;

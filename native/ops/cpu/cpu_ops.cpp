@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/cpu/sampling.h"
 #include "pipelora/cpu.h"
 #include "pipelora/error.h"
 
@@ -178,6 +179,8 @@ void CpuOps::cross_entropy(const CrossEntropy& call) {
                                call.loss.as<float>() + r, call.correct.as<std::int32_t>() + r);
   });
 }
+
+std::int32_t CpuOps::sample(const Sampling& call) { return cpu::sample(call); }
 
 void CpuOps::adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) {
   struct Piece {

@@ -19,11 +19,15 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
   const std::int64_t whole = call.vocab / V, pieces = (call.vocab + V - 1) / V;
   // The last piece may end behind the vocabulary.
   const auto piece = [&](std::int64_t p) {
-    if (V == 1 || p < whole) return load<V>(z + p * V);
-    Floats<V> v;
+    if constexpr (V > 1) {
+      if (p == whole) {
+        Floats<V> v;
 #pragma unroll
-    for (int i = 0; i < V; ++i) v.v[i] = p * V + i < call.vocab ? z[p * V + i] : -INFINITY;
-    return v;
+        for (int i = 0; i < V; ++i) v.v[i] = p * V + i < call.vocab ? z[p * V + i] : -INFINITY;
+        return v;
+      }
+    }
+    return load<V>(z + p * V);
   };
 
   Statistics own;
@@ -70,11 +74,13 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
       v.v[i] = __expf(v.v[i] - all.top) * factor;
       if (p * V + i == target) v.v[i] -= weight;
     }
-    if (V == 1 || p < whole) {
-      store<V>(out + p * V, v);
-    } else {
-      for (std::int64_t i = 0; p * V + i < call.vocab; ++i) out[p * V + i] = narrow<T>(v.v[i]);
+    if constexpr (V > 1) {
+      if (p == whole) {
+        for (std::int64_t i = 0; p * V + i < call.vocab; ++i) out[p * V + i] = narrow<T>(v.v[i]);
+        continue;
+      }
     }
+    store<V>(out + p * V, v);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "ops/cuda/event_fence.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/lora.h"
+#include "ops/cuda/sampling.h"
 #include "pipelora/error.h"
 
 namespace pipelora::cuda {
@@ -140,6 +141,12 @@ void CudaOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor
   cuda::swiglu_backward(gate, up, dact, dgate, dup, act, device_.stream());
 }
 void CudaOps::cross_entropy(const CrossEntropy& call) { cuda::cross_entropy(call, gpu_, device_.stream()); }
+
+std::int32_t CudaOps::sample(const Sampling& call) {
+  const std::size_t wanted = sampling_bytes(call.logits.cols);
+  if (!sampling_ || sampling_->bytes() < wanted) sampling_ = device_.allocate("sorted logits", wanted);
+  return cuda::sample(call, device_, sampling_->data());
+}
 
 template <class Entry>
 Buffer CudaOps::table(const char* what, const std::vector<Entry>& entries) {

@@ -69,6 +69,7 @@ class CudaOps final : public Ops {
   void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                 const Tensor& dup) override;
   void cross_entropy(const CrossEntropy& call) override;
+  std::int32_t sample(const Sampling& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;
   std::vector<double> squared_norms(std::span<const Tensor> tensors) override;
@@ -117,6 +118,7 @@ class CudaOps final : public Ops {
   Products products_;
   std::unique_ptr<Memory> product_workspace_;
   std::unique_ptr<Memory> counters_;
+  std::unique_ptr<Memory> sampling_;  // made when a token is first drawn
   std::unique_ptr<HostRoom> host_room_;
   Arena* arena_ = nullptr;
 };
