@@ -18,31 +18,11 @@ import {
   type Speeds,
   STRATEGIES,
 } from "../../plan/request.ts";
-import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { localDevices } from "../cluster/local-devices.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { withSimulatedStep } from "./prediction.ts";
 import type { Cut, Workload } from "./workload.ts";
-
-/** Devices of the workers that joined; a rank is a device's number. CPU workers of one node share its memory. */
-export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
-  return members.map(({ hello }, id) => {
-    const kind = hello.device === "cpu" ? "cpu" : "cuda";
-    const sharing = members.filter((other) => other.hello.node === hello.node && other.hello.device === "cpu").length;
-    return {
-      id,
-      kind,
-      name: hello.deviceName,
-      node: hello.node,
-      host: hello.hostId === "" ? `rank ${id}` : hello.hostId,
-      ...(hello.pciBusId === "" ? {} : { pciBusId: hello.pciBusId }),
-      nccl: hello.nccl === "" ? { version: null, reason: hello.ncclMissing } : { version: hello.nccl, reason: null },
-      memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
-      hostMemoryBytes: kind === "cpu" ? null : hello.hostMemoryBytes,
-    };
-  });
-}
 
 /** Devices for a plan without workers: those that --max-memory names, else those a run would start here. */
 export function paperDevices(config: Config, capabilities: Capabilities): Device[] {

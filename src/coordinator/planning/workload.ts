@@ -5,7 +5,8 @@ import type { WorkChoice } from "../../plan/choose.ts";
 import type { Device } from "../../plan/devices.ts";
 import { countsNear, countsToTry, microBatchCount, stepsUpTo } from "../../plan/micro-batches.ts";
 import type { Work } from "../../plan/request.ts";
-import { type BatchShape, batchShape, type TrainingData } from "./training-data.ts";
+import { type BatchShape, batchShape } from "./batch-shape.ts";
+import type { TrainingData } from "./training-data.ts";
 
 /** One way to run a step, and how a replica's rows are cut for it. */
 export interface Cut extends WorkChoice {

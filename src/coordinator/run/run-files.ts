@@ -3,12 +3,13 @@ import { join, resolve } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { readJsonFile } from "../../common/files.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
-import { adapterPairs } from "../../formats/adapter.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { filesOf, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
+import { adapterValues } from "../assembly/adapter-values.ts";
 import { type NodeFolders, type NodeSave, savedEverywhere } from "../cluster/node-folders.ts";
+import type { LoraValues, Pipeline } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { copyTokenizer } from "../tools/tokenizer-files.ts";
 import { CheckpointStore } from "./checkpoint-store.ts";
 import {
   type CheckpointContext,
@@ -20,7 +21,6 @@ import {
   saveCheckpoint,
 } from "./checkpoints.ts";
 import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
-import type { LoraValues, Pipeline } from "./pipeline.ts";
 import { changedSettings } from "./run-identity.ts";
 import {
   initialState,
@@ -362,17 +362,4 @@ export function assertFinite(values: readonly LoraValues[], step: number): void 
       },
     );
   }
-}
-
-/** The values of the adapter that a run starts from; null without one. */
-export async function adapterValues({ adapter, lora }: ModelSetup): Promise<LoraValues[] | null> {
-  if (adapter === null) return null;
-  const pair = adapterPairs(adapter, lora!.targets);
-  const values: LoraValues[] = [];
-  for (const target of lora!.targets) {
-    const { a, b } = await pair(target);
-    values.push({ module: target.name, matrix: "A", part: "weight", values: a });
-    values.push({ module: target.name, matrix: "B", part: "weight", values: b });
-  }
-  return values;
 }

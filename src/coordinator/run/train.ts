@@ -4,6 +4,7 @@ import { elementCount } from "../../common/dtype.ts";
 import { toPipeloraError } from "../../common/errors.ts";
 import { comesBack, exitCodeOfSignal, Interrupted } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
 import type { Config } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
@@ -11,21 +12,22 @@ import { formatPlan, planJson } from "../../plan/format-plan.ts";
 import type { PlannedLink } from "../../plan/link-kinds.ts";
 import type { Plan } from "../../plan/plan.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { assemble } from "../assembly/assemble.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { NodeFolders, type NodeSave, nodesJson, savedEverywhere } from "../cluster/node-folders.ts";
+import { openCluster } from "../cluster/open-cluster.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "../cluster/preflight.ts";
 import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "../planning/training-data.ts";
+import { readTrainingData, type TrainingData } from "../planning/training-data.ts";
 import { type Cut, trainingWorkload } from "../planning/workload.ts";
-import { assemble, openCluster } from "./assemble.ts";
 import { Interrupts } from "./interrupts.ts";
 import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
-import { ensureWritable } from "./output-dir.ts";
 import { quietHeap } from "./quiet-heap.ts";
 import type { Reporter } from "./reporter.ts";
 import { describeFailure, RunFiles, templateDate } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
+import { evaluationOf, stepSource } from "./step-source.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
 import { withWholeSteps } from "./whole-steps.ts";
 
@@ -216,10 +218,18 @@ async function receive(members: readonly WorkerConnection[], run: Run): Promise<
 /** Errors: PL_PREFLIGHT_FAILED; PL_WORKER_LOST as soon as a worker is gone, which a restart may mend. */
 async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
   const { config, setup, files, cluster, warn, reporter } = run;
-  const savesOnEachNode = savedEverywhere(config);
   // A link to a worker that is gone takes until its timeout to fail; the loss is known at once.
   const found = await Promise.race([
-    inspectCluster(members, setup, config, files.outputDir, savesOnEachNode),
+    inspectCluster(
+      members,
+      {
+        modelDir: setup.dir,
+        checkpoint: setup.checkpoint!,
+        outputDir: files.outputDir,
+        savesOnEachNode: savedEverywhere(config),
+      },
+      config,
+    ),
     cluster.failure,
   ]);
   const verdict = judge(found, { checkpointBytes: files.checkpointBytes, diskMustDo: config.save_failure === "fail" });

@@ -1,41 +1,14 @@
 import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
-import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import type { Pipeline } from "../cluster/pipeline.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
 import { nextLossScale } from "./loss-scale.ts";
-import type { Pipeline } from "./pipeline.ts";
 import type { Reporter } from "./reporter.ts";
+import type { Evaluation, StepSource, TrainStep } from "./step-source.ts";
 import type { LogEntry, TrainerState } from "./trainer-state.ts";
-
-/** The data of one optimizer step. */
-export interface TrainStep {
-  /** Each replica's. */
-  readonly batches: readonly PackedMicroBatches[];
-  /** Tokens computed: no padding. */
-  readonly tokens: number;
-  /** Tokens of the padded batches that the Trainer would have made; total_flos counts those. */
-  readonly paddedTokens: number;
-  /** Epochs finished after this step, as the Trainer counts: batches done over batches an epoch. */
-  readonly epoch: number;
-  readonly endsEpoch: boolean;
-}
-
-export interface StepSource {
-  readonly maxSteps: number;
-  /** `step` counts from 1. */
-  at(step: number): TrainStep;
-}
-
-export interface Evaluation {
-  /** The set in parts, each made when it is asked for; a part holds each replica's micro-batches. */
-  parts(): Iterable<readonly PackedMicroBatches[]>;
-  readonly rows: number;
-  /** Batches that the Trainer would have made. */
-  readonly steps: number;
-}
 
 /** What the loop asks of its surroundings. */
 export interface TrainerHooks {

@@ -4,6 +4,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { type Dtype, dtypeBytes, elementCount } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
@@ -11,7 +12,6 @@ import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
-import { ensureWritable } from "../run/output-dir.ts";
 
 /** Elements drawn at a time: one piece of a large tensor is in memory, never the whole. */
 const CHUNK_ELEMENTS = 1 << 24;

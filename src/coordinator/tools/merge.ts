@@ -1,6 +1,7 @@
 import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { PipeloraError } from "../../common/errors.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
 import { type HoldDtype, type PackedWeight, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
@@ -18,7 +19,6 @@ import {
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { ensureWritable } from "../run/output-dir.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizedGroup, type WeightValues } from "./packed-output.ts";
 

@@ -5,9 +5,9 @@ import { readJsonFile } from "../../common/files.ts";
 import type { HoldDtype } from "../../common/quantization.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { modelConfigText, quantizationConfig } from "../../formats/quantization-config.ts";
+import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import type { BaseQuantization } from "../planning/base-quantization.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { copyTokenizer } from "./tokenizer-files.ts";
 
 const MAX_CONFIG_BYTES = 16 << 20;
 

@@ -1,11 +1,11 @@
 import { PipeloraError } from "../../common/errors.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
 import { type HoldDtype, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import { convertedTensor, readTensor, type TensorGroup, type TensorToWrite } from "../../formats/safetensors.ts";
 import { setUpModel } from "../planning/model-setup.ts";
-import { ensureWritable } from "../run/output-dir.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizedGroup } from "./packed-output.ts";
 

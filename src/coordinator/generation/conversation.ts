@@ -3,7 +3,7 @@ import type { ChatMessage } from "../../data/readers/messages.ts";
 import type { RowTemplate } from "../../data/templates.ts";
 import { StreamDecoder, type Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import type { ModelSpec } from "../../models/spec.ts";
-import type { Pipeline } from "../run/pipeline.ts";
+import type { Pipeline } from "../cluster/pipeline.ts";
 
 export interface Reply {
   /** New ids, an end token included. */

@@ -4,12 +4,13 @@ import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import { formatPlan } from "../../plan/format-plan.ts";
+import { adapterValues } from "../assembly/adapter-values.ts";
+import { assemble } from "../assembly/assemble.ts";
+import { openCluster } from "../cluster/open-cluster.ts";
 import { setUpModel } from "../planning/model-setup.ts";
 import { dateOf } from "../planning/training-data.ts";
 import { generationWorkload } from "../planning/workload.ts";
-import { Conversation } from "../tools/conversation.ts";
-import { assemble, openCluster } from "./assemble.ts";
-import { adapterValues } from "./run-files.ts";
+import { Conversation } from "./conversation.ts";
 
 export interface SamplingSession {
   readonly conversation: Conversation;

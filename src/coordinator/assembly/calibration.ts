@@ -16,11 +16,11 @@ import {
 } from "../../plan/request.ts";
 import type { LayerTime__Output } from "../../rpc/generated/pipelora/v1/LayerTime.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { probeNeighbours } from "../cluster/link-probes.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import { cutsOf, deviceMap, planRequest } from "../planning/planning.ts";
-import { prepareRequests } from "../planning/prepare-requests.ts";
 import type { Workload } from "../planning/workload.ts";
-import { probeNeighbours } from "./link-probes.ts";
+import { prepareRequests } from "./prepare-requests.ts";
 
 const PROBE_MESSAGES = 16;
 const MOST_TIMED_TOKENS = 8192;

@@ -6,8 +6,8 @@ import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.
 import type { Segment } from "../../rpc/generated/pipelora/v1/Segment.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { peerLists } from "../cluster/peers.ts";
-import type { PipelineRoles } from "../run/pipeline.ts";
-import type { ModelSetup } from "./model-setup.ts";
+import type { PipelineRoles } from "../cluster/pipeline.ts";
+import type { ModelSetup } from "../planning/model-setup.ts";
 
 /** The part of a plan that the workers act on. */
 export interface Assignment {
