@@ -100,7 +100,7 @@ export class Cluster {
     return this.#members;
   }
 
-  /** Rejects with PL_WORKER_LOST as soon as a member is lost. */
+  /** Rejects with PL_WORKER_LOST as soon as a member is lost; until the cluster is dissolved, then it is another promise. */
   get failure(): Promise<never> {
     return this.#failure.promise;
   }
@@ -130,7 +130,6 @@ export class Cluster {
    */
   async form(): Promise<readonly WorkerConnection[]> {
     const { options } = this;
-    this.#failure = deferred<never>();
     this.session = randomUUID();
     if (options.listen === null) {
       this.#local = LocalWorkers.start(
@@ -175,6 +174,7 @@ export class Cluster {
     this.#leaving = null;
     await this.#local?.stop();
     this.#local = null;
+    this.#failure = deferred<never>();
     this.#closing = false;
   }
 

@@ -5,7 +5,8 @@ import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import { formatPlan } from "../../plan/format-plan.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
-import { assemble } from "../assembly/assemble.ts";
+import { loadShards } from "../assembly/load-shards.ts";
+import { planMembers } from "../assembly/plan-members.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
 import { setUpModel } from "../planning/model-setup.ts";
 import { dateOf } from "../planning/training-data.ts";
@@ -43,16 +44,12 @@ export async function withModel<T>(
   const cluster = await openCluster(config, log);
   try {
     const workload = generationWorkload(Math.min(options.tokens, setup.spec.maxPositions));
-    const { pipeline } = await assemble(cluster, config, setup, workload, false, (plan, links) => {
-      log.debug(
-        formatPlan(
-          plan,
-          setup.spec.layers.map(({ name }) => name),
-          links,
-        ),
-      );
-      for (const warning of plan.warnings) log.warn(warning);
-    });
+    const planned = await planMembers(await cluster.form(), setup, workload, config);
+    const names = setup.spec.layers.map(({ name }) => name);
+    log.debug(formatPlan(planned.plan, names, planned.links));
+    for (const warning of planned.plan.warnings) log.warn(warning);
+    const how = { initialise: false, failure: cluster.failure };
+    const { pipeline } = await loadShards(planned, setup, config, how);
     if (values !== null) await pipeline.importLora(values);
     return await use({
       conversation: new Conversation(pipeline, config, setup.spec, tokenizer, template),

@@ -27,13 +27,10 @@ export async function planWithoutWorkers(config: Config): Promise<PaperPlan> {
   const devices = paperDevices(config, loadEngine().capabilities());
   const data = config.dataset === null ? null : await readTrainingData(config, setup.spec);
   const planUnder = (changed: Config) =>
-    planFor(
-      changed,
-      setup,
-      devices,
-      data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
-      NO_OVERRIDES,
-    );
+    planFor(changed, setup, devices, {
+      workload: data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
+      rates: NO_OVERRIDES,
+    });
   const { plan } = await planUnder(config);
   return {
     plan,

@@ -25,7 +25,10 @@ import { withSimulatedStep } from "./prediction.ts";
 import type { Cut, Workload } from "./workload.ts";
 
 /** Devices for a plan without workers: those that --max-memory names, else those a run would start here. */
-export function paperDevices(config: Config, capabilities: Capabilities): Device[] {
+export function paperDevices(
+  config: Pick<Config, "max_memory" | "workers" | "threads">,
+  capabilities: Capabilities,
+): Device[] {
   const gpus = capabilities.cuda?.devices ?? [];
   if (config.max_memory !== null) {
     const kind = gpus.length > 0 || config.workers === null ? "cuda" : "cpu";
@@ -47,6 +50,14 @@ export function paperDevices(config: Config, capabilities: Capabilities): Device
   });
 }
 
+/** What a request to plan takes from the configuration. */
+export type PlanRequestSettings = Pick<
+  Config,
+  "planner" | "max_memory" | "weight_cache" | "activation_offload" | "compute_dtype" | "bnb_4bit_compute_dtype"
+>;
+
+export type PlanSettings = PlanRequestSettings & Pick<Config, "device_map" | "deterministic_batches">;
+
 export interface ChosenPlan {
   readonly plan: Plan;
   /** How steps are cut under it. */
@@ -61,19 +72,18 @@ export interface ChosenPlan {
  * same bits. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
  */
 export async function planFor(
-  config: Config,
+  settings: PlanSettings,
   setup: ModelSetup,
   devices: readonly Device[],
-  workload: Workload,
-  rates: RateOverrides,
+  { workload, rates }: { readonly workload: Workload; readonly rates: RateOverrides },
 ): Promise<ChosenPlan> {
-  const asked = await deviceMap(config.device_map);
+  const asked = await deviceMap(settings.device_map);
   const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
-  const { request, warning } = planRequest(config, setup, devices, { strategy, rates });
+  const { request, warning } = planRequest(settings, setup, devices, { strategy, rates });
   const { previous } = workload;
   const { plan, choice: cut } =
     (previous === null ? null : planIfFits(request, previous)) ??
-    fastestCut(request, cutsOf(config, asked, devices, workload), workload);
+    fastestCut(request, cutsOf(settings, asked, devices, workload), workload);
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
   return { plan: { ...plan, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
 }
@@ -103,7 +113,7 @@ function planIfFits(request: Request, cut: Cut): { plan: Plan; choice: Cut } | n
  * tokens on, and --deterministic-batches: the one that does not depend on the placement, so that any number of them gives the same bits.
  */
 export function cutsOf(
-  config: Config,
+  config: Pick<Config, "deterministic_batches">,
   strategy: NamedStrategy | DeviceMapInput,
   devices: readonly Device[],
   workload: Workload,
@@ -118,7 +128,7 @@ export function cutsOf(
  * PL_MODEL_UNSUPPORTED for a model that these devices' engine does not compute.
  */
 export function planRequest(
-  config: Config,
+  config: PlanRequestSettings,
   setup: ModelSetup,
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,

@@ -40,7 +40,7 @@ function planned(
   devices: readonly Device[],
   workload?: Workload,
 ): Promise<ChosenPlan> {
-  return planFor(config, made, devices, workload ?? fullRowsWorkload(config), NO_OVERRIDES);
+  return planFor(config, made, devices, { workload: workload ?? fullRowsWorkload(config), rates: NO_OVERRIDES });
 }
 
 async function ifItFits(plan: Promise<ChosenPlan>): Promise<ChosenPlan | null> {
