@@ -6,6 +6,13 @@ import type { ToWorker__Output } from "./generated/pipelora/v1/ToWorker.ts";
 import { protocol } from "./protocol.ts";
 import { callMetadata, channelTo, type Trust } from "./trust.ts";
 
+/** Where a coordinator is, what both prove to each other, and how long it may take to answer. */
+export interface CoordinatorPlace {
+  readonly address: string;
+  readonly trust: Trust;
+  readonly deadlineMs: number;
+}
+
 export interface CoordinatorEvents {
   readonly onMessage: (message: ToWorker__Output) => void;
   /** Once, when the stream has ended; with the error if it broke. */
@@ -44,11 +51,9 @@ export class CoordinatorConnection {
    * Errors: PL_WORKER_MISSING if the coordinator is gone again. `onClosed` gets PL_JOIN_REFUSED for a wrong join token.
    */
   static async open(
-    address: string,
-    trust: Trust,
+    { address, trust, deadlineMs }: CoordinatorPlace,
     hello: Hello,
     events: CoordinatorEvents,
-    deadlineMs: number,
   ): Promise<CoordinatorConnection> {
     const channel = channelTo(trust);
     const client = new protocol.Coordination(address, channel.credentials, channel.options);

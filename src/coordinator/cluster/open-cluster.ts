@@ -2,12 +2,21 @@ import { randomBytes } from "node:crypto";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
-import { openTrust } from "../../rpc/trust.ts";
+import { openTrust, type TrustSettings } from "../../rpc/trust.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
 
+export type ClusterSettings = Pick<
+  Config,
+  "listen" | "nodes" | "nnodes" | "workers" | "threads" | "health_listen" | "join_timeout" | "log_format" | "log_level"
+> &
+  TrustSettings &
+  TlsFiles;
+
+type TlsFiles = Pick<Config, "tls_ca" | "tls_cert" | "tls_key" | "tls_name">;
+
 /** Opens the cluster of a run: local workers, or those that will join over the network. */
-export function openCluster(config: Config, log: Logger): Promise<Cluster> {
+export function openCluster(config: ClusterSettings, log: Logger): Promise<Cluster> {
   const capabilities = loadEngine().capabilities();
   const { devices, threads, pin } = localDevices(config, capabilities);
   const { cuda } = capabilities;
@@ -35,6 +44,6 @@ export function openCluster(config: Config, log: Logger): Promise<Cluster> {
   });
 }
 
-function tlsFlags({ tls_ca, tls_cert, tls_key, tls_name }: Config): string[] {
+function tlsFlags({ tls_ca, tls_cert, tls_key, tls_name }: TlsFiles): string[] {
   return ["--tls-ca", tls_ca!, "--tls-cert", tls_cert!, "--tls-key", tls_key!, "--tls-name", tls_name];
 }

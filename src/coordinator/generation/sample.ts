@@ -5,13 +5,22 @@ import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import { formatPlan } from "../../plan/format-plan.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
+import type { CalibrationSettings } from "../assembly/calibration.ts";
 import { loadShards } from "../assembly/load-shards.ts";
 import { planMembers } from "../assembly/plan-members.ts";
-import { openCluster } from "../cluster/open-cluster.ts";
-import { setUpModel } from "../planning/model-setup.ts";
+import { type ClusterSettings, openCluster } from "../cluster/open-cluster.ts";
+import { type ModelSettings, setUpModel } from "../planning/model-setup.ts";
+import type { PlanSettings } from "../planning/planning.ts";
 import { dateOf } from "../planning/training-data.ts";
 import { generationWorkload } from "../planning/workload.ts";
-import { Conversation } from "./conversation.ts";
+import { Conversation, type ReplySettings } from "./conversation.ts";
+
+export type SampleSettings = ModelSettings &
+  ClusterSettings &
+  PlanSettings &
+  CalibrationSettings &
+  ReplySettings &
+  Pick<Config, "template" | "system" | "template_date" | "raw">;
 
 export interface SamplingSession {
   readonly conversation: Conversation;
@@ -25,7 +34,7 @@ export interface SamplingSession {
  * must be there.
  */
 export async function withModel<T>(
-  config: Config,
+  config: SampleSettings,
   log: Logger,
   options: { readonly tokens: number; readonly needsText: boolean },
   use: (session: SamplingSession) => Promise<T>,
@@ -52,7 +61,7 @@ export async function withModel<T>(
     const { pipeline } = await loadShards(planned, setup, config, how);
     if (values !== null) await pipeline.importLora(values);
     return await use({
-      conversation: new Conversation(pipeline, config, setup.spec, tokenizer, template),
+      conversation: new Conversation(pipeline, config, { spec: setup.spec, tokenizer, template }),
       tokenizer,
       template,
     });

@@ -1,4 +1,5 @@
 import { readFile } from "node:fs/promises";
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import { freeMemory } from "../../common/machine.ts";
 import type { Config } from "../../config/options.ts";
@@ -7,7 +8,6 @@ import { ncclFor } from "../../engine/nccl-ability.ts";
 import { fastestPlan, type Refine } from "../../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../../plan/devices.ts";
 import { assertComputable } from "../../plan/engine-limits.ts";
-import type { FloatDtype } from "../../plan/held-sizes.ts";
 import { parseMaxMemory } from "../../plan/max-memory.ts";
 import type { Plan } from "../../plan/plan.ts";
 import {

@@ -7,6 +7,28 @@ import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 
+export type TemplateSettings = Pick<Config, "model" | "template" | "system" | "train_on" | "template_date">;
+
+/** Which rows, how they become tokens, and in which order and batches they are trained on. */
+export type DataSettings = TemplateSettings &
+  Pick<
+    Config,
+    | "dataset"
+    | "eval_dataset"
+    | "validation_split"
+    | "columns"
+    | "max_length"
+    | "seed"
+    | "data_seed"
+    | "train_sampling_strategy"
+    | "per_device_train_batch_size"
+    | "gradient_accumulation_steps"
+    | "replicas"
+    | "dataloader_drop_last"
+    | "num_train_epochs"
+    | "max_steps"
+  >;
+
 export interface TrainingData {
   readonly train: Dataset;
   readonly evaluation: Dataset | null;
@@ -14,7 +36,7 @@ export interface TrainingData {
 }
 
 /** Reads and encodes the rows. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID. */
-export async function readTrainingData(config: Config, spec: ModelSpec): Promise<TrainingData> {
+export async function readTrainingData(config: DataSettings, spec: ModelSpec): Promise<TrainingData> {
   const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
   const template = templateOf(config);
   const rows = await encodeDataset(config.dataset!, template, options);
@@ -45,9 +67,7 @@ export function dateOf({ template_date: date }: Pick<Config, "template_date">): 
 }
 
 /** The tokenizer is loaded only when text comes, so that ready ids need none. */
-export function templateOf(
-  config: Pick<Config, "model" | "template" | "system" | "train_on" | "template_date">,
-): () => Promise<RowTemplate> {
+export function templateOf(config: TemplateSettings): () => Promise<RowTemplate> {
   let loaded: Promise<RowTemplate> | null = null;
   return () => {
     loaded ??= loadTokenizer(config.model!).then((tokenizer) =>

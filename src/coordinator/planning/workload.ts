@@ -8,6 +8,9 @@ import type { Work } from "../../plan/request.ts";
 import { type BatchShape, batchShape } from "./batch-shape.ts";
 import type { TrainingData } from "./training-data.ts";
 
+/** How a step may be cut and run. */
+export type WorkSettings = Pick<Config, "micro_batch_tokens" | "replicas" | "schedule" | "gradient_checkpointing">;
+
 /** One way to run a step, and how a replica's rows are cut for it. */
 export interface Cut extends WorkChoice {
   readonly size: MicroBatchSize;
@@ -32,7 +35,7 @@ export interface Workload {
 /** Steps that stand for the run while a plan is looked for. */
 const SAMPLED_STEPS = 16;
 
-export function trainingWorkload(config: Config, data: TrainingData): Workload {
+export function trainingWorkload(config: WorkSettings, data: TrainingData): Workload {
   const { batchSize, accumulation, replicas: dealt } = data.order.options;
   const rows = Math.min(data.train.size, batchSize * accumulation);
   const rowTokens = data.train.statistics.totalTokens / data.train.size;
@@ -83,7 +86,9 @@ function once<T>(make: () => T): () => T {
 }
 
 /** Rows as long as may be, every token a label: for a plan without a dataset. */
-export function fullRowsWorkload(config: Config): Workload {
+export function fullRowsWorkload(
+  config: WorkSettings & Pick<Config, "max_length" | "per_device_train_batch_size" | "gradient_accumulation_steps">,
+): Workload {
   const { max_length: rowTokens } = config;
   const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
   const cut = (replicas: number, ownRows: number, mostRows: number): Cut => {
@@ -142,7 +147,7 @@ export function generationWorkload(tokens: number): Workload {
 
 const CHECKPOINTING = { true: "all", false: "none", auto: "auto" } as const;
 
-function trainingWork(config: Config, shape: BatchShape): Work {
+function trainingWork(config: WorkSettings, shape: BatchShape): Work {
   return {
     ...shape,
     schedule: config.schedule,

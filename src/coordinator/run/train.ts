@@ -5,7 +5,7 @@ import { toPipeloraError } from "../../common/errors.ts";
 import { comesBack, exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
-import type { Config } from "../../config/options.ts";
+import { type Config, withoutSecrets } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { Cluster } from "../cluster/cluster.ts";
@@ -59,7 +59,10 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
 }
 
 /** Debian's /etc/hosts maps a machine's own name to 127.0.1.1, where no other node reaches it. */
-async function warnOfLoopback({ listen, nnodes, nodes }: Config, log: Logger): Promise<void> {
+async function warnOfLoopback(
+  { listen, nnodes, nodes }: Pick<Config, "listen" | "nnodes" | "nodes">,
+  log: Logger,
+): Promise<void> {
   if (listen === null || isLoopback(listen) || (nnodes < 2 && nodes === null)) return;
   const { host } = splitAddress(listen);
   const found = await lookup(host).catch(() => null);
@@ -82,7 +85,8 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
-  const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
+  const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
+  const files = await RunFiles.open(config, setup, identity, warn);
   return { config, setup, data, files, warn };
 }
 
@@ -101,7 +105,7 @@ async function attempts(run: Run): Promise<void> {
     if (counts) restarts++;
     log.warn(counts ? `${reason} (restart ${restarts} of ${config.max_restarts})` : reason);
     await cluster.dissolve(true);
-    await withDeadline(attempt.settled(), SETTLE_MS, "what the ended attempt had under way");
+    await withDeadline(attempt.settled(), SETTLE_MS, { name: "what the ended attempt had under way" });
     cut = attempt.cut;
   }
 }

@@ -17,8 +17,24 @@ export interface TrainerHooks {
   readonly interrupted: () => boolean;
 }
 
+type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon" | "weight_decay">;
+
+/** When the loop logs, evaluates and saves, and what an update does. */
+export type LoopSettings = AdamSettings &
+  Pick<
+    Config,
+    | "max_grad_norm"
+    | "logging_strategy"
+    | "logging_steps"
+    | "logging_first_step"
+    | "eval_strategy"
+    | "eval_steps"
+    | "save_strategy"
+    | "save_steps"
+  >;
+
 export interface TrainerOptions {
-  readonly config: Config;
+  readonly config: LoopSettings;
   readonly pipeline: Pipeline;
   readonly source: StepSource;
   readonly evaluation: Evaluation | null;
@@ -55,9 +71,13 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     const applied = state.globalStep - state.skippedSteps;
     const rate = learningRate(options.rate, applied);
     pending = Number.isFinite(norm)
-      ? update(config, applied + 1, rate, clipFactor(norm, config.max_grad_norm) / scale)
+      ? update(config, {
+          step: applied + 1,
+          learningRate: rate,
+          gradScale: clipFactor(norm, config.max_grad_norm) / scale,
+        })
       : { skip: true };
-    advance(state, current, step, loss, options.flosPerToken);
+    advance(state, current, loss, options.flosPerToken);
     reporter.step({
       step,
       maxSteps: source.maxSteps,
@@ -121,11 +141,9 @@ function lossAndNorm(
   return { loss, norm };
 }
 
-function update(config: Config, step: number, learningRate: number, gradScale: number): Update {
+function update(config: AdamSettings, now: Required<Pick<Update, "step" | "learningRate" | "gradScale">>): Update {
   return {
-    step,
-    learningRate,
-    gradScale,
+    ...now,
     beta1: config.adam_beta1,
     beta2: config.adam_beta2,
     epsilon: config.adam_epsilon,
@@ -133,8 +151,8 @@ function update(config: Config, step: number, learningRate: number, gradScale: n
   };
 }
 
-function advance(state: TrainerState, current: TrainStep, step: number, loss: number, flosPerToken: number): void {
-  state.globalStep = step;
+function advance(state: TrainerState, current: TrainStep, loss: number, flosPerToken: number): void {
+  state.globalStep++;
   state.epoch = current.epoch;
   state.totalFlos += flosPerToken * current.paddedTokens;
   state.unloggedLoss += loss;
