@@ -59,7 +59,7 @@ export async function calibrate(
   const devices = joinedDevices(members);
   const strategy = await deviceMap(settings.device_map);
   const { request: base } = planRequest(settings, setup, devices, { strategy, rates: NO_OVERRIDES });
-  const all = cutsOf(settings, strategy, devices, workload).map((cut) => cut.work(true));
+  const all = await Promise.all(cutsOf(settings, strategy, devices, workload).map((cut) => cut.work(true)));
   // Beyond the most that is worth timing, times go on in a straight line; a whole step in one piece may not fit the probe.
   const least = Math.min(...all.map(({ tokens }) => tokens));
   const works = all.filter(({ tokens }) => tokens <= Math.max(least, MOST_TIMED_TOKENS));

@@ -73,7 +73,7 @@ async function compareStrategies(
     const named = { strategy: device_map, schedule: changed.schedule };
     try {
       const { plan, cut } = await planUnder(changed);
-      outcomes.push({ ...named, plan, microBatches: cut.work(false).microBatches });
+      outcomes.push({ ...named, plan, microBatches: (await cut.work(false)).microBatches });
     } catch (error) {
       if (!(error instanceof PipeloraError) || error.code !== "PL_PLACEMENT_INFEASIBLE") throw error;
       outcomes.push({ ...named, plan: null, microBatches: 0 });

@@ -82,8 +82,8 @@ export async function planFor(
   const { request, warning } = planRequest(settings, setup, devices, { strategy, rates });
   const { previous } = workload;
   const { plan, choice: cut } =
-    (previous === null ? null : planIfFits(request, previous)) ??
-    fastestCut(request, cutsOf(settings, asked, devices, workload), workload);
+    (previous === null ? null : await planIfFits(request, previous)) ??
+    (await fastestCut(request, cutsOf(settings, asked, devices, workload), workload));
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
   return { plan: { ...plan, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
 }
@@ -91,16 +91,20 @@ export async function planFor(
 type Request = Omit<PlanRequest, "work">;
 
 /** Two looks: over numbers of micro-batches a half or a third apart, then over all around the best. */
-function fastestCut(request: Request, cuts: readonly Cut[], workload: Workload): { plan: Plan; choice: Cut } {
+async function fastestCut(
+  request: Request,
+  cuts: readonly Cut[],
+  workload: Workload,
+): Promise<{ plan: Plan; choice: Cut }> {
   const simulate: Refine = (plan, work) => withSimulatedStep(plan, work, request);
-  const found = fastestPlan(request, cuts, simulate);
-  const near = cuts.length > 1 ? workload.near(found.choice) : [];
+  const found = await fastestPlan(request, cuts, simulate);
+  const near = cuts.length > 1 ? await workload.near(found.choice) : [];
   return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near], simulate);
 }
 
-function planIfFits(request: Request, cut: Cut): { plan: Plan; choice: Cut } | null {
+async function planIfFits(request: Request, cut: Cut): Promise<{ plan: Plan; choice: Cut } | null> {
   try {
-    return fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
+    return await fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
   } catch (error) {
     if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
     throw error;

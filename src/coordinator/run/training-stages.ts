@@ -2,6 +2,7 @@ import { elementCount } from "../../common/dtype.ts";
 import { Interrupted } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { formatPlan, planJson } from "../../plan/format-plan.ts";
+import type { Work } from "../../plan/request.ts";
 import { loadShards } from "../assembly/load-shards.ts";
 import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
 import { type NodeSave, nodesJson } from "../cluster/node-folders.ts";
@@ -61,7 +62,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   const started = performance.now();
   const before = progress.globalStep;
   cluster.health.ready = true;
-  const options = trainerOptions(run, stepping);
+  const options = trainerOptions(run, stepping, await stepping.planned.cut.work(false));
   const finished = await cluster.untilSafePoint(() => trainSteps(options, progress));
   if (!finished) {
     if (interrupts.signal === null) return { name: "left", worker: cluster.leaving!.name };
@@ -77,7 +78,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   return { name: "done" };
 }
 
-function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping): TrainerOptions {
+function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work: Work): TrainerOptions {
   const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
   const { replicas, size } = cut;
   return {
@@ -87,7 +88,7 @@ function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping): Tra
     evaluation:
       data.evaluation === null
         ? null
-        : evaluationOf(data.evaluation, config.per_device_eval_batch_size, cut.work(false).tokens, replicas),
+        : evaluationOf(data.evaluation, config.per_device_eval_batch_size, work.tokens, replicas),
     rate: files.rate,
     flosPerToken: flosPerToken(setup),
     reporter,
@@ -114,7 +115,7 @@ async function finish(
   warnOfNodes("the adapter", nodes, log);
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
   const { plan, cut, speeds } = planned;
-  const { text, value } = predictedBesideMeasured(plan, reports, cut.work(false), speeds);
+  const { text, value } = predictedBesideMeasured(plan, reports, await cut.work(false), speeds);
   reporter.predictions(text, value);
 }
 
