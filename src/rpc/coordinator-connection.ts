@@ -1,4 +1,5 @@
 import { type ClientDuplexStream, type ServiceError, status } from "@grpc/grpc-js";
+import { withDeadline } from "../common/deadline.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { FromWorker } from "./generated/pipelora/v1/FromWorker.ts";
 import type { Hello } from "./generated/pipelora/v1/Hello.ts";
@@ -18,6 +19,8 @@ export interface CoordinatorEvents {
   /** Once, when the stream has ended; with the error if it broke. */
   readonly onClosed: (error: PipeloraError | null) => void;
 }
+
+const FAREWELL_MS = 5_000;
 
 /** The worker's end of the control stream. */
 export class CoordinatorConnection {
@@ -93,13 +96,14 @@ export class CoordinatorConnection {
     this.#heartbeat = setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);
   }
 
-  /** Resolves once what was sent has been handed to the network. */
+  /** Resolves once what was sent has been handed to the network, or could not be in time. */
   async end(): Promise<void> {
     if (this.#ended) return;
-    await new Promise<void>((resolve) => {
+    const handed = new Promise<void>((resolve) => {
       this.#stream.once("finish", resolve);
       this.#stream.end();
     });
+    await withDeadline(handed, FAREWELL_MS, { name: "the last message to the coordinator" }).catch(() => this.abort());
   }
 
   /** Drops the connection without ceremony. */

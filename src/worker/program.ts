@@ -30,6 +30,8 @@ const NODE_INSTANCE = "PIPELORA_NODE_INSTANCE";
 /** The process that started this one. */
 const PARENT_PID = "PIPELORA_PARENT_PID";
 const PARENT_CHECK_MS = 1_000;
+/** What a rank that is told to stop for another's failure may take, where the coordinator gives it no leave. */
+const STRAGGLER_MS = 90_000;
 /**
  * The `worker` program: one child process a device, or, for a single device, the rank itself.
  * Resolves with the exit code.
@@ -100,6 +102,7 @@ async function runChildren(
           if (code !== 0 && !stopping) {
             log.error(`the worker of ${devices[index]} ended with ${how}`);
             stop("SIGTERM");
+            setTimeout(() => stop("SIGKILL"), STRAGGLER_MS).unref();
           }
           resolve();
         };
