@@ -1,7 +1,3 @@
-/**
- * How long a run's steps take to plan, and how long planning holds the event loop: `node --import tsx bench/planning.ts [ROWS EPOCHS]…`.
- * One JSON row each; rows of 5 to 20 tokens, a step of one row, and of eight.
- */
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { defaultConfig } from "../src/config/load.ts";
 import { trainingWorkload } from "../src/coordinator/planning/workload.ts";
@@ -11,12 +7,18 @@ import type { Device } from "../src/plan/index.ts";
 
 const DEFAULT = [1_000_000, 1, 1_000_000, 12];
 
-const sizes = process.argv.length > 2 ? process.argv.slice(2).map(Number) : DEFAULT;
-for (let at = 0; at < sizes.length; at += 2) {
-  for (const batchSize of [1, 8]) await measure(sizes[at]!, sizes[at + 1]!, batchSize);
+/**
+ * How long it takes to look at every step of a run, and how long that holds the event loop. `args`: ROWS EPOCHS, again and again. Rows of 5 to
+ * 20 tokens, in steps of one row and of eight.
+ */
+export async function benchPlanning(print: (row: object) => void, args: readonly string[]): Promise<void> {
+  const sizes = args.length > 0 ? args.map(Number) : DEFAULT;
+  for (let at = 0; at < sizes.length; at += 2) {
+    for (const batchSize of [1, 8]) print(await measure(sizes[at]!, sizes[at + 1]!, batchSize));
+  }
 }
 
-async function measure(rows: number, epochs: number, batchSize: number): Promise<void> {
+async function measure(rows: number, epochs: number, batchSize: number): Promise<object> {
   const builder = new DatasetBuilder();
   for (let row = 0; row < rows; row++) {
     const tokens = new Int32Array(5 + (row % 16)).fill(7);
@@ -48,7 +50,5 @@ async function measure(rows: number, epochs: number, batchSize: number): Promise
   await new Promise((resolve) => setTimeout(resolve, 20));
   delay.disable();
   const held_ms = Math.round(delay.max / 1e6);
-  process.stdout.write(
-    `${JSON.stringify({ rows, epochs, steps: order.totalSteps, seconds: Number(seconds.toFixed(2)), held_ms })}\n`,
-  );
+  return { rows, epochs, steps: order.totalSteps, seconds: Number(seconds.toFixed(2)), held_ms };
 }
