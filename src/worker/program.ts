@@ -16,7 +16,7 @@ import type { Hello } from "../rpc/generated/pipelora/v1/Hello.ts";
 import { listenForProbes } from "../rpc/health.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { listen } from "../rpc/server.ts";
-import { openTrust, type Trust } from "../rpc/trust.ts";
+import { openTrust, type Trust, type TrustSettings } from "../rpc/trust.ts";
 import { hostIdentity } from "./host-identity.ts";
 import { expectLargeBuffers } from "./host-memory.ts";
 import { NodeHealth, RankHealth } from "./node-health.ts";
@@ -32,11 +32,27 @@ const PARENT_PID = "PIPELORA_PARENT_PID";
 const PARENT_CHECK_MS = 1_000;
 /** What a rank that is told to stop for another's failure may take, where the coordinator gives it no leave. */
 const STRAGGLER_MS = 90_000;
+/** What a worker takes from the configuration. */
+export type WorkerSettings = TrustSettings &
+  Pick<
+    Config,
+    | "coordinator"
+    | "devices"
+    | "threads"
+    | "node_name"
+    | "bind"
+    | "advertise"
+    | "health_listen"
+    | "join_timeout"
+    | "model"
+    | "output_dir"
+  >;
+
 /**
  * The `worker` program: one child process a device, or, for a single device, the rank itself.
  * Resolves with the exit code.
  */
-export async function runWorker(config: Config, argv: readonly string[], log: Logger): Promise<number> {
+export async function runWorker(config: WorkerSettings, argv: readonly string[], log: Logger): Promise<number> {
   prepareForNccl(config.coordinator!);
   const devices = chooseDevices(config.devices, loadEngine().capabilities());
   if (devices.length === 1) return runRank(config, devices[0]!, log);
@@ -69,7 +85,7 @@ function chooseDevices(asked: Config["devices"], capabilities: Capabilities): st
 
 /** Workers of one node stand and fall together: whoever placed this process restarts it whole. */
 async function runChildren(
-  config: Config,
+  config: WorkerSettings,
   devices: readonly string[],
   argv: readonly string[],
   log: Logger,
@@ -136,7 +152,7 @@ function endWithParent(log: Logger): void {
   setInterval(() => process.ppid !== parent && end(), PARENT_CHECK_MS).unref();
 }
 
-async function runRank(config: Config, device: string, log: Logger): Promise<number> {
+async function runRank(config: WorkerSettings, device: string, log: Logger): Promise<number> {
   const signals = new StopSignals();
   endWithParent(log);
   const health = new RankHealth();
@@ -179,13 +195,13 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
 }
 
 /** Waits for the coordinator. Resolves with this node's address on the way there. */
-function arrive(config: Config, trust: Trust, log: Logger): Promise<string> {
+function arrive(config: WorkerSettings, trust: Trust, log: Logger): Promise<string> {
   return reach(config.coordinator!, trust, config.join_timeout * 1000, (reason) =>
     log.info(`waiting for the coordinator at ${config.coordinator}: ${reason}`),
   );
 }
 
-function introduce(config: Config, device: string, linkAddress: string): Hello {
+function introduce(config: WorkerSettings, device: string, linkAddress: string): Hello {
   const { build, cpu, cuda, nccl: library } = loadEngine().capabilities();
   const nccl = ncclFor(device, library);
   const gpu = cuda?.devices.find((candidate) => `cuda:${candidate.index}` === device);
