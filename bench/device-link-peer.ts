@@ -1,7 +1,9 @@
 // One of the two processes of bench/device-links.ts: a rank with an engine, which sends or takes device tensors.
+
 import { once } from "node:events";
 import { type DeviceTensor, type Engine, loadEngine } from "../src/engine/index.ts";
 import type { OutgoingTensor } from "../src/links/link.ts";
+import { serveSenders } from "../src/links/service.ts";
 import { listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
 import { expectLargeBuffers } from "../src/worker/host-memory.ts";
@@ -38,7 +40,7 @@ async function serve(): Promise<void> {
     "127.0.0.1:0",
     NO_TRUST,
     () => {},
-    (grpc) => links.serve(grpc),
+    (grpc) => serveSenders(grpc, (open) => links.senderFor(open)),
   );
   const id = link === "nccl" && rank === 0 ? Buffer.from(addon.ncclUniqueId()).toString("hex") : "";
   process.send!({ address: `127.0.0.1:${server.port}`, id } satisfies Introduction);
@@ -47,7 +49,7 @@ async function serve(): Promise<void> {
   const none = Buffer.alloc(0);
   const peer = { rank: 1 - rank, address: other.address, link };
   const ids = rank === 0 ? { ncclTo: shared, ncclFrom: none } : { ncclTo: none, ncclFrom: shared };
-  links.join(SESSION, rank, [{ ...peer, ...ids }], TIMEOUT_MS);
+  links.join({ session: SESSION, rank }, [{ ...peer, ...ids }], TIMEOUT_MS);
   await links.opened();
   const bytes = 2 * shape[0] * shape[1];
   const engine = await addon.openEngine({

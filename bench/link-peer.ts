@@ -1,7 +1,9 @@
 // The other process of bench/links.ts: rank 0, which sends what it is told to.
+
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { loadEngine } from "../src/engine/index.ts";
+import { serveSenders } from "../src/links/service.ts";
 import type { Peer__Output } from "../src/rpc/generated/pipelora/v1/Peer.ts";
 import { type ListeningServer, listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
@@ -43,7 +45,7 @@ export async function openLinks(): Promise<{ links: RankLinks; server: Listening
     "127.0.0.1:0",
     NO_TRUST,
     () => {},
-    (grpc) => links.serve(grpc),
+    (grpc) => serveSenders(grpc, (open) => links.senderFor(open)),
   );
   return { links, server };
 }
@@ -54,7 +56,7 @@ async function serve(): Promise<void> {
   process.on("disconnect", () => process.exit());
   process.on("message", async (order: Order) => {
     if (order.do === "join") {
-      links.join(SESSION, 0, [peer(1, order.address, order.link)], 60_000);
+      links.join({ session: SESSION, rank: 0 }, [peer(1, order.address, order.link)], 60_000);
       return report({ port: server.port });
     }
     const bytes = new Uint8Array(order.bytes).fill(7);

@@ -33,7 +33,7 @@ async function measure(peer: ChildProcess, peerPort: number, print: (row: object
   const memcpy = memcpyRate();
   print({ row: "memcpy of 4 MiB, one thread", GB_per_s: round(memcpy) });
   for (const link of ["grpc", "shm"]) {
-    links.join(SESSION, 1, [peerAt(0, `127.0.0.1:${peerPort}`, link)], 60_000);
+    links.join({ session: SESSION, rank: 1 }, [peerAt(0, `127.0.0.1:${peerPort}`, link)], 60_000);
     tell({ do: "join", link, address: `127.0.0.1:${server.port}` });
     await reported(peer);
     const streaming = async (name: string) => {

@@ -1,6 +1,7 @@
 // npm run bench                  training on this machine's CPU beside PyTorch
 // npm run bench -- workers       two CPU workers against one, in turn
 // npm run bench -- coordinator   the coordinator's own time a step
+// npm run bench -- planning [ROWS EPOCHS]…   how long planning looks at every step, and holds the event loop
 // npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
 // npm run bench -- multi-gpu     training at Qwen-7B's shape over all GPUs of this host, by placement and link; names after it
@@ -13,6 +14,7 @@ import { benchCpu } from "./cpu.ts";
 import { benchGpu } from "./gpu.mjs";
 import { benchLinks } from "./links.ts";
 import { benchMultiGpu } from "./multi-gpu.ts";
+import { benchPlanning } from "./planning.ts";
 import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
 import { benchWorkers } from "./workers.ts";
@@ -23,6 +25,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   cpu: benchCpu,
   workers: benchWorkers,
   coordinator: benchCoordinator,
+  planning: benchPlanning,
   predicted: benchPredicted,
   simulated: benchSimulated,
   links: benchLinks,

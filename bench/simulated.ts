@@ -46,13 +46,13 @@ const WAYS = [
  * Predicted throughput of LoRA (r 8, every linear) with checkpointing on H100s, eight a node, on a step of 1024 rows of 2048
  * tokens; and how long each plan took. No GPU is needed: assumed rates and links of src/plan/rates.ts.
  */
-export function benchSimulated(print: (row: object) => void): void {
+export async function benchSimulated(print: (row: object) => void): Promise<void> {
   for (const { name, holding, config } of MODELS) {
     const spec = modelSpecFromConfig(config);
     for (const count of DEVICES) {
       for (const { way, strategy, schedule } of WAYS) {
         const settings: Config = { ...defaultConfig(), ...STEP, schedule };
-        print({ model: name, devices: count, way, ...plan(spec, count, holding, strategy, settings) });
+        print({ model: name, devices: count, way, ...(await plan(spec, count, holding, strategy, settings)) });
       }
     }
   }
@@ -65,7 +65,13 @@ const STEP = {
   gradient_checkpointing: true,
 };
 
-function plan(spec: ModelSpec, count: number, holding: Holding, strategy: PlanRequest["strategy"], config: Config) {
+async function plan(
+  spec: ModelSpec,
+  count: number,
+  holding: Holding,
+  strategy: PlanRequest["strategy"],
+  config: Config,
+) {
   const devices = h100s(count);
   const workload = fullRowsWorkload(config);
   const lora = resolveLoraTargets(spec, { ...DEFAULT_LORA_SETTINGS, targetModules: "all-linear" }).targets;
@@ -81,11 +87,12 @@ function plan(spec: ModelSpec, count: number, holding: Holding, strategy: PlanRe
   const began = performance.now();
   try {
     const choices = strategy === "fastest" ? workload.free(devices) : [workload.fixed(devices)];
-    const { plan: chosen, choice } = fastestPlan(request, choices);
-    const { predicted, replicas } = withSimulatedStep(chosen, choice.work(false), request);
+    const { plan: chosen, choice } = await fastestPlan(request, choices);
+    const work = await choice.work(false);
+    const { predicted, replicas } = withSimulatedStep(chosen, work, request);
     return {
       replicas: replicas.length,
-      micro_batches: choice.work(false).microBatches,
+      micro_batches: work.microBatches,
       step_s: Number((predicted!.stepTimeMs / 1e3).toFixed(2)),
       idle: Number(predicted!.bubble.toFixed(3)),
       tokens_per_s: Math.round(predicted!.tokensPerSecond),

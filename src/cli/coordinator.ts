@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { createLogger, type Logger } from "../common/log.ts";
-import type { Command } from "../config/option.ts";
+import type { CoordinatorCommand } from "../config/option.ts";
 import type { Config } from "../config/options.ts";
 import { runProgram } from "./exit.ts";
 import { parseCoordinator } from "./parse.ts";
@@ -8,7 +8,7 @@ import { parseCoordinator } from "./parse.ts";
 type Run = (config: Config, log: Logger) => Promise<number>;
 
 /** Loaded when chosen: a plan need not wait for gRPC, nor a tokenizer for the engine. */
-const COMMANDS: Readonly<Record<Exclude<Command, "worker">, () => Promise<Run>>> = {
+const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   train: async () => (await import("./commands/train.ts")).trainCommand,
   plan: async () => (await import("./commands/plan.ts")).planCommand,
   parameters: async () => (await import("./commands/parameters.ts")).parametersCommand,
@@ -35,7 +35,7 @@ await runProgram(
       level: config.log_level,
       fields: { program: "coordinator" },
     });
-    const run = await COMMANDS[command as Exclude<Command, "worker">]();
+    const run = await COMMANDS[command as CoordinatorCommand]();
     return run(config, log);
   },
 );

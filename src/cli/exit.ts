@@ -1,6 +1,7 @@
 import { isatty } from "node:tty";
 import { type PipeloraError, toPipeloraError } from "../common/errors.ts";
 import { exitCodeOf } from "../common/exit-codes.ts";
+import { sayLastWords } from "../common/last-words.ts";
 
 /**
  * Node takes back that nohup ignores SIGHUP. A program whose output and input are no terminal does not end with one, so a
@@ -12,28 +13,36 @@ function outliveTerminal(): void {
 
 /** Runs a program's body and ends the process with its code; an error goes to stderr first. */
 export async function runProgram(json: () => boolean, body: () => Promise<number>): Promise<never> {
+  let ending: Promise<never> | null = null;
+  const lastResort = (thrown: unknown) => {
+    ending ??= endOf(thrown, json());
+  };
   // A reader that goes away (`| head`) takes its output with it, not the work: the exit code stays that of the work.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") endOf(error, json());
+    if (error.code !== "EPIPE") lastResort(error);
   });
   process.stderr.on("error", () => {});
   outliveTerminal();
-  process.on("unhandledRejection", (thrown) => endOf(thrown, json()));
-  process.on("uncaughtException", (thrown) => endOf(thrown, json()));
+  process.on("unhandledRejection", lastResort);
+  process.on("uncaughtException", lastResort);
   let code: number;
   try {
     code = await body();
   } catch (thrown) {
-    code = tell(thrown, json());
+    // What fails after a defect fails for it.
+    code = ending === null ? tell(thrown, json()) : await ending;
   }
+  if (ending !== null) await ending;
   // Writes to a pipe are asynchronous: what is still on its way must not be cut off.
   await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
   process.exit(code);
 }
 
-/** The last resort for what nobody caught: its code and message, never a bare stack. */
-function endOf(thrown: unknown, json: boolean): never {
-  process.exit(tell(thrown, json));
+/** The last resort for what nobody caught: its code and message, never a bare stack. Others hear of it first. */
+async function endOf(thrown: unknown, json: boolean): Promise<never> {
+  const code = tell(thrown, json);
+  await sayLastWords(toPipeloraError(thrown));
+  process.exit(code);
 }
 
 /** Tells the error, and returns the exit code that it means. */

@@ -4,7 +4,7 @@ import { nearest } from "../common/nearest.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import { helpText } from "../config/help.ts";
 import { type FlagValues, loadConfig } from "../config/load.ts";
-import { type Command, flagOf, type Option } from "../config/option.ts";
+import { COORDINATOR_COMMANDS, type Command, flagOf, type Option } from "../config/option.ts";
 import { type Config, optionsOf } from "../config/options.ts";
 
 export interface Parsed {
@@ -12,23 +12,9 @@ export interface Parsed {
   readonly config: Config;
 }
 
-/** Commands of the `coordinator` program and what --help says of them; the first is the default. */
-const SUMMARIES: Readonly<Partial<Record<Command, string>>> = {
-  train: "fine-tune with LoRA",
-  plan: "show placement, memory and predicted step time; reads no weight",
-  parameters: "list every parameter as it will be held",
-  generate: "continue a prompt",
-  chat: "talk with the model",
-  merge: "add an adapter to its base model's weights",
-  quantize: "write the model as a 4-bit or 8-bit checkpoint",
-  tokenize: "show the token ids that training will see",
-  "init-model": "write a checkpoint of random weights for a config.json",
-  certs: "make a CA and a certificate for each node",
-};
-
 /** null: help or version was asked for and has been printed. */
 export async function parseCoordinator(argv: readonly string[]): Promise<Parsed | null> {
-  return parse("coordinator", SUMMARIES, argv);
+  return parse("coordinator", COORDINATOR_COMMANDS, argv);
 }
 
 export async function parseWorker(argv: readonly string[]): Promise<Parsed | null> {

@@ -14,6 +14,14 @@ export const DTYPE_BITS = {
 
 export type Dtype = keyof typeof DTYPE_BITS;
 
+/** dtypes that weights are held in and products computed in. */
+export const FLOAT_DTYPES = ["float32", "float16", "bfloat16"] as const satisfies readonly Dtype[];
+export type FloatDtype = (typeof FLOAT_DTYPES)[number];
+
+export function isFloatDtype(name: string): name is FloatDtype {
+  return (FLOAT_DTYPES as readonly string[]).includes(name);
+}
+
 export function isDtype(name: string): name is Dtype {
   return Object.hasOwn(DTYPE_BITS, name);
 }

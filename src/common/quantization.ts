@@ -1,14 +1,30 @@
-import type { Dtype } from "./dtype.ts";
+import type { FloatDtype } from "./dtype.ts";
 
-/** dtypes that an unquantised weight may be held in. */
-export type HoldDtype = Extract<Dtype, "float32" | "bfloat16" | "float16">;
+/** The 4-bit codes of bitsandbytes. */
+export const QUANT_TYPES = ["fp4", "nf4"] as const;
+export type QuantType = (typeof QUANT_TYPES)[number];
+
+export function isQuantType(name: string): name is QuantType {
+  return (QUANT_TYPES as readonly string[]).includes(name);
+}
+
+/** Elements that share a scale where a weight is quantised here. */
+export const BLOCK_SIZE = 64;
+/** Elements that may share one in a checkpoint: a power of two. */
+export const BLOCK_SIZES = { least: 32, most: 4096 } as const;
+/** Scales that share one of the second level (double quantisation). */
+export const NESTED_BLOCK_SIZE = 256;
+/** Values of the 8-bit code that scales are held in. */
+export const NESTED_CODES = 256;
+/** transformers' default of llm_int8_threshold. */
+export const INT8_THRESHOLD = 6;
 
 /** How a base is quantised, under BitsAndBytesConfig's meanings. */
 export type QuantizationSettings = FourBitSettings | EightBitSettings;
 
 export interface FourBitSettings {
   readonly method: "4bit";
-  readonly quantType: "nf4" | "fp4";
+  readonly quantType: QuantType;
   readonly doubleQuant: boolean;
 }
 
@@ -25,14 +41,14 @@ export type QuantizedHold = FourBitHold | EightBitHold;
 /** NF4 or FP4 as bitsandbytes holds them (QLoRA). */
 export interface FourBitHold extends FourBitSettings {
   /** Values are rounded to it before they are quantised, and when they are dequantised. */
-  readonly dtype: HoldDtype;
+  readonly dtype: FloatDtype;
   /** Elements that share a scale: a power of two from 32 to 4096. */
   readonly blockSize: number;
 }
 
 export interface EightBitHold extends EightBitSettings {
   /** Values are rounded to it before they are quantised. */
-  readonly dtype: HoldDtype;
+  readonly dtype: FloatDtype;
 }
 
 /**
@@ -63,10 +79,7 @@ export interface PackedEightBit<T> {
   readonly scb: T;
 }
 
-/** Elements that share a scale where a weight is quantised here. */
-export const BLOCK_SIZE = 64;
-
 /** The form of a weight that `settings` quantise and `dtype` is the model's dtype of. */
-export function quantizedHold(settings: QuantizationSettings, dtype: HoldDtype): QuantizedHold {
+export function quantizedHold(settings: QuantizationSettings, dtype: FloatDtype): QuantizedHold {
   return settings.method === "4bit" ? { ...settings, dtype, blockSize: BLOCK_SIZE } : { ...settings, dtype };
 }

@@ -1,20 +1,23 @@
 import type { z } from "zod";
 
-/** The commands of `coordinator`, and the `worker` program. */
-export const COMMANDS = [
-  "train",
-  "plan",
-  "parameters",
-  "generate",
-  "chat",
-  "merge",
-  "quantize",
-  "tokenize",
-  "init-model",
-  "certs",
-  "worker",
-] as const;
-export type Command = (typeof COMMANDS)[number];
+/** The commands of `coordinator` and what --help says of them; the first is the default. */
+export const COORDINATOR_COMMANDS = {
+  train: "fine-tune with LoRA",
+  plan: "show placement, memory and predicted step time; reads no weight",
+  parameters: "list every parameter as it will be held",
+  generate: "continue a prompt",
+  chat: "talk with the model",
+  merge: "add an adapter to its base model's weights",
+  quantize: "write the model as a 4-bit or 8-bit checkpoint",
+  tokenize: "show the token ids that training will see",
+  "init-model": "write a checkpoint of random weights for a config.json",
+  certs: "make a CA and a certificate for each node",
+} as const;
+export type CoordinatorCommand = keyof typeof COORDINATOR_COMMANDS;
+
+/** These and the `worker` program. */
+export type Command = CoordinatorCommand | "worker";
+export const COMMANDS: readonly Command[] = [...(Object.keys(COORDINATOR_COMMANDS) as CoordinatorCommand[]), "worker"];
 
 /** Headings of the flags' table and of --help. */
 export type OptionGroup =

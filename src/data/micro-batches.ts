@@ -31,21 +31,10 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
   rows: readonly T[],
   size: MicroBatchSize,
 ): T[][] {
-  if (rows.length === 0) return [];
-  const lengths = rows.map((row) => row.tokens.length);
-  // Not spread: a call takes some 100,000 arguments at most.
-  const longest = lengths.reduce((most, length) => Math.max(most, length), 0);
-  const total = lengths.reduce((sum, length) => sum + length, 0);
-  const most = "count" in size ? total : Math.max(size.maxTokens, longest);
-  const count = "count" in size ? Math.min(size.count, rows.length) : groupsOf(lengths, most);
-  let low = Math.max(longest, Math.ceil(total / count));
-  let high = most;
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    if (groupsOf(lengths, middle) <= count) high = middle;
-    else low = middle + 1;
-  }
-  const sizes = splitLargest(lengths, fill(lengths, low), count);
+  const sizes = groupSizes(
+    rows.map((row) => row.tokens.length),
+    size,
+  );
   let begin = 0;
   return sizes.map((length) => {
     const batch = rows.slice(begin, begin + length);
@@ -54,11 +43,35 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
   });
 }
 
+/** The same cut, of rows that have these lengths: how many rows each micro-batch takes. */
+export function groupSizes(lengths: ArrayLike<number>, size: MicroBatchSize): number[] {
+  if (lengths.length === 0) return [];
+  if (lengths.length === 1 || ("count" in size && size.count === 1)) return [lengths.length];
+  // Not spread: a call takes some 100,000 arguments at most.
+  let longest = 0;
+  let total = 0;
+  for (let row = 0; row < lengths.length; row++) {
+    longest = Math.max(longest, lengths[row]!);
+    total += lengths[row]!;
+  }
+  const most = "count" in size ? total : Math.max(size.maxTokens, longest);
+  const count = "count" in size ? Math.min(size.count, lengths.length) : groupsOf(lengths, most);
+  let low = Math.max(longest, Math.ceil(total / count));
+  let high = most;
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if (groupsOf(lengths, middle) <= count) high = middle;
+    else low = middle + 1;
+  }
+  return splitLargest(lengths, fill(lengths, low), count);
+}
+
 /** How many groups fill() makes. */
-function groupsOf(lengths: readonly number[], capacity: number): number {
+function groupsOf(lengths: ArrayLike<number>, capacity: number): number {
   let groups = 0;
   let room = -1;
-  for (const length of lengths) {
+  for (let row = 0; row < lengths.length; row++) {
+    const length = lengths[row]!;
     if (length > room) {
       groups++;
       room = capacity;
@@ -69,10 +82,11 @@ function groupsOf(lengths: readonly number[], capacity: number): number {
 }
 
 /** Numbers of rows of consecutive groups, each filled up to `capacity` tokens. */
-function fill(lengths: readonly number[], capacity: number): number[] {
+function fill(lengths: ArrayLike<number>, capacity: number): number[] {
   const groups: number[] = [];
   let room = -1;
-  for (const length of lengths) {
+  for (let row = 0; row < lengths.length; row++) {
+    const length = lengths[row]!;
     if (length <= room) {
       groups[groups.length - 1]! += 1;
       room -= length;
@@ -85,8 +99,10 @@ function fill(lengths: readonly number[], capacity: number): number[] {
 }
 
 /** Halves the group with the most tokens (of those with more than one row) until there are `count`. */
-function splitLargest(lengths: readonly number[], groups: readonly number[], count: number): number[] {
+function splitLargest(all: ArrayLike<number>, groups: readonly number[], count: number): number[] {
   const result = [...groups];
+  if (result.length >= count) return result;
+  const lengths = Array.from(all);
   while (result.length < count) {
     const starts = result.map((_, index) => result.slice(0, index).reduce((sum, rows) => sum + rows, 0));
     const tokens = result.map((rows, index) =>

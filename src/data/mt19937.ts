@@ -1,4 +1,5 @@
 import { PipeloraError } from "../common/errors.ts";
+import { atOnce } from "../common/slices.ts";
 
 const N = 624;
 const M = 397;
@@ -40,16 +41,26 @@ export class Mt19937 {
 /** From this size on torch draws 64-bit numbers: another algorithm. */
 const LARGEST = Math.floor(0xffffffff / 20);
 
+/** Numbers placed between two yields. */
+const SLICE = 1 << 16;
+
 /** torch.randperm(n) on a CPU generator with this seed. */
 export function randperm(n: number, seed: number): Uint32Array {
+  return atOnce(randpermInSlices(n, seed));
+}
+
+/** The same, yielding now and then. */
+export function* randpermInSlices(n: number, seed: number): Generator<void, Uint32Array> {
   if (n >= LARGEST) {
     throw new PipeloraError("PL_DATASET_INVALID", `${n} rows are more than can be shuffled (${LARGEST - 1}).`, {
       hint: "Split the dataset, or take --train-sampling-strategy sequential.",
     });
   }
   const generator = new Mt19937(seed);
-  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  const order = new Uint32Array(n);
+  for (let i = 0; i < n; i++) order[i] = i;
   for (let i = 0; i < n - 1; i++) {
+    if (i % SLICE === SLICE - 1) yield;
     const j = i + (generator.next() % (n - i));
     const swapped = order[i]!;
     order[i] = order[j]!;

@@ -1,5 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
-import { randperm } from "./mt19937.ts";
+import { atOnce } from "../common/slices.ts";
+import { randpermInSlices } from "./mt19937.ts";
 
 export interface OrderOptions {
   /** Rows of the training set. */
@@ -43,7 +44,7 @@ export class TrainingOrder {
   readonly stepsPerEpoch: number;
   /** Optimizer steps of the whole run. */
   readonly totalSteps: number;
-  #cached: { epoch: number; batches: readonly (readonly Uint32Array[])[] } | null = null;
+  #cached: { readonly epoch: number; readonly batches: EpochBatches } | null = null;
 
   constructor(options: OrderOptions) {
     this.options = options;
@@ -66,55 +67,78 @@ export class TrainingOrder {
     return Math.ceil(this.totalSteps / this.stepsPerEpoch);
   }
 
-  /** Step 1 … totalSteps. */
+  /** Step 1 … totalSteps. The first of an epoch that was not prepared takes as long as its permutation. */
   step(step: number): StepOrder {
     const { accumulation } = this.options;
-    const epoch = Math.floor((step - 1) / this.stepsPerEpoch);
+    const epoch = this.#epochOf(step);
     const first = ((step - 1) % this.stepsPerEpoch) * accumulation;
     const last = Math.min(first + accumulation, this.batchesPerEpoch);
     return {
       step,
       epoch,
       epochAfter: epoch + last / this.batchesPerEpoch,
-      batches: this.#epochBatches(epoch).map((batches) => batches.slice(first, last)),
+      batches: atOnce(this.#epochBatches(epoch)).slice(first, last),
     };
   }
 
-  #epochBatches(epoch: number): readonly (readonly Uint32Array[])[] {
-    if (this.#cached?.epoch !== epoch) this.#cached = { epoch, batches: dealBatches(this.options, epoch) };
-    return this.#cached.batches;
+  /** Permutes the epoch of this step, yielding now and then. */
+  *prepare(step: number): Generator<void, void> {
+    yield* this.#epochBatches(this.#epochOf(step));
+  }
+
+  #epochOf(step: number): number {
+    return Math.floor((step - 1) / this.stepsPerEpoch);
+  }
+
+  *#epochBatches(epoch: number): Generator<void, EpochBatches> {
+    if (this.#cached?.epoch === epoch) return this.#cached.batches;
+    const { rows, strategy, seed } = this.options;
+    const order =
+      strategy === "sequential"
+        ? Uint32Array.from({ length: rows }, (_, i) => i)
+        : yield* randpermInSlices(rows, seed + epoch);
+    const batches = new EpochBatches(this.options, order);
+    this.#cached = { epoch, batches };
+    return batches;
   }
 }
 
-/** [replica][batch] of one epoch. */
-function dealBatches(options: OrderOptions, epoch: number): Uint32Array[][] {
-  const { rows, strategy, seed, batchSize, replicas, dropLast } = options;
-  const order =
-    strategy === "sequential" ? Uint32Array.from({ length: rows }, (_, i) => i) : randperm(rows, seed + epoch);
-  const batches: Uint32Array[] = [];
-  for (let begin = 0; begin < rows; begin += batchSize) batches.push(order.subarray(begin, begin + batchSize));
-  if (dropLast && batches.at(-1)!.length < batchSize) batches.pop();
-  if (replicas > 1) {
-    if (dropLast) batches.length -= batches.length % replicas;
-    else wrapAround(batches, order, batchSize, replicas);
-  }
-  const dealt = Array.from({ length: replicas }, (): Uint32Array[] => []);
-  batches.forEach((batch, index) => {
-    dealt[index % replicas]!.push(batch);
-  });
-  return dealt;
-}
+/** The batches of one epoch, dealt to the replicas in turn; each is made when it is asked for. */
+class EpochBatches {
+  readonly #order: Uint32Array;
+  readonly #size: number;
+  readonly #replicas: number;
+  /** Last batches that are filled up with the epoch's first samples, until every replica has as many full ones; by number. */
+  readonly #filled = new Map<number, Uint32Array>();
 
-/** Fills the last batches up with the epoch's first samples, until every replica has as many full ones. */
-function wrapAround(batches: Uint32Array[], order: Uint32Array, batchSize: number, replicas: number): void {
-  let taken = 0;
-  const filled = (batch: Uint32Array) => {
-    const full = new Uint32Array(batchSize);
-    full.set(batch);
-    for (let i = batch.length; i < batchSize; i++) full[i] = order[taken++ % order.length]!;
-    return full;
-  };
-  const last = batches.pop()!;
-  batches.push(last.length < batchSize ? filled(last) : last);
-  while (batches.length % replicas !== 0) batches.push(filled(new Uint32Array(0)));
+  constructor({ rows, batchSize, replicas, dropLast }: OrderOptions, order: Uint32Array) {
+    this.#order = order;
+    this.#size = batchSize;
+    this.#replicas = replicas;
+    if (dropLast || replicas === 1) return;
+    let taken = 0;
+    const whole = Math.floor(rows / batchSize);
+    const dealt = Math.ceil(Math.ceil(rows / batchSize) / replicas) * replicas;
+    for (let number = whole; number < dealt; number++) {
+      const batch = new Uint32Array(batchSize);
+      const rest = order.subarray(number * batchSize);
+      batch.set(rest);
+      for (let i = rest.length; i < batchSize; i++) batch[i] = order[taken++ % order.length]!;
+      this.#filled.set(number, batch);
+    }
+  }
+
+  /** [replica][batch] from each replica's own batch `first` up to, without, `last`. */
+  slice(first: number, last: number): Uint32Array[][] {
+    return Array.from({ length: this.#replicas }, (_, replica) =>
+      Array.from({ length: last - first }, (_own, index) => this.#batch((first + index) * this.#replicas + replica)),
+    );
+  }
+
+  #batch(number: number): Uint32Array {
+    return (
+      this.#filled.get(number) ??
+      this.#order.subarray(number * this.#size, Math.min((number + 1) * this.#size, this.#order.length))
+    );
+  }
 }

@@ -10,8 +10,8 @@
  *
  * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
  */
-import type { Dtype } from "../common/dtype.ts";
-import type { HoldDtype, PackedWeight, QuantizedHold } from "../common/quantization.ts";
+import type { Dtype, FloatDtype } from "../common/dtype.ts";
+import type { PackedWeight, QuantizedHold } from "../common/quantization.ts";
 import type {
   Communicator,
   CommunicatorOptions,
@@ -21,7 +21,7 @@ import type {
   SharedSender,
 } from "./links.ts";
 
-export type { HoldDtype, PackedWeight, QuantizedHold };
+export type { FloatDtype, PackedWeight, QuantizedHold };
 
 export interface NativeAddon {
   /** What this build and this machine can do; never throws for a missing GPU. */
@@ -44,13 +44,13 @@ export interface NativeAddon {
    */
   quantize(
     weight: Uint8Array,
-    dtype: HoldDtype,
+    dtype: FloatDtype,
     shape: readonly [number, number],
     hold: QuantizedHold,
     threads: number,
   ): Promise<PackedTensor[]>;
   /** The values of a quantised weight, [out, in] in `dtype`. Error: PL_QUANTIZATION_INVALID for a state that contradicts itself. */
-  dequantize(packed: PackedWeight<Uint8Array>, dtype: HoldDtype, threads: number): Promise<Uint8Array>;
+  dequantize(packed: PackedWeight<Uint8Array>, dtype: FloatDtype, threads: number): Promise<Uint8Array>;
   /** weight [out, in] (in `dtype`, in place) += scale * B [out, R] * A [R, in]; the sum is made in float32 and rounded once. */
   addLowRank(
     weight: Uint8Array,
@@ -138,14 +138,12 @@ export interface CudaDevice {
   readonly freeBytes: number;
 }
 
-export type ComputeDtype = "float32" | "bfloat16" | "float16";
-
 export interface EngineOptions {
   /** "cpu" or "cuda:N". */
   readonly device: string;
   /** CPU threads; results do not depend on it. */
   readonly threads: number;
-  readonly computeDtype: ComputeDtype;
+  readonly computeDtype: FloatDtype;
   readonly arch: EngineArch;
   /** Bytes of the arena for activations, gradients and workspaces; reserved at once, committed as touched. */
   readonly arenaBytes: number;
@@ -229,7 +227,7 @@ export interface TensorSource {
 }
 
 /** How a weight is held: in a dtype, or quantised (linear weights only). */
-export type HoldAs = HoldDtype | QuantizedHold;
+export type HoldAs = FloatDtype | QuantizedHold;
 
 /** One tensor of a quantised weight's serialised form. */
 export interface PackedTensor {

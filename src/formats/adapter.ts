@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import { isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { isFile, readJsonFile } from "../common/files.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
@@ -67,7 +68,7 @@ export function adapterPairs(
         `${path}: ${key} has shape [${found.shape.join(", ")}], expected [${shape.join(", ")}] for this model`,
       );
     }
-    if (found.dtype !== "float32" && found.dtype !== "float16" && found.dtype !== "bfloat16") {
+    if (!isFloatDtype(found.dtype)) {
       throw invalid(`${path}: ${key} has dtype ${found.dtype}, expected float32, float16 or bfloat16`);
     }
   }

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { z } from "zod";
-import type { Dtype } from "../common/dtype.ts";
+import { FLOAT_DTYPES, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { isFile, readJsonFile } from "../common/files.ts";
 import { openSafetensors, type SafetensorsFile, type TensorLocation } from "./safetensors.ts";
@@ -36,7 +36,6 @@ const indexSchema = z.looseObject({
 /** Buffers that older versions of the model code saved although they are computed. */
 const COMPUTED_BUFFERS = /\.(rotary_emb\.(inv_freq|original_inv_freq)|attn\.(bias|masked_bias|logn_tensor))$/;
 const QUANTIZER_STATE = /\.(SCB|weight\.(absmax|quant_map|quant_state\.bitsandbytes__\w+))$/;
-const FLOATING: readonly Dtype[] = ["float32", "bfloat16", "float16"];
 
 /**
  * Opens `<dir>/model.safetensors`, or the shards that model.safetensors.index.json names.
@@ -148,8 +147,8 @@ export function verifyCheckpoint(
     const found = checkpoint.locate(name);
     if (found.shape.length !== shape.length || found.shape.some((extent, axis) => extent !== shape[axis])) {
       problems.push(`${name} has shape [${found.shape.join(", ")}], expected [${shape.join(", ")}]`);
-    } else if (!FLOATING.includes(found.dtype)) {
-      problems.push(`${name} has dtype ${found.dtype}, expected ${FLOATING.join(", ")}`);
+    } else if (!isFloatDtype(found.dtype)) {
+      problems.push(`${name} has dtype ${found.dtype}, expected ${FLOAT_DTYPES.join(", ")}`);
     }
   }
   for (const name of checkpoint.names) {

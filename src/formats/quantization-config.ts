@@ -1,10 +1,11 @@
-import type { HoldDtype, QuantizationSettings } from "../common/quantization.ts";
+import type { FloatDtype } from "../common/dtype.ts";
+import type { QuantizationSettings } from "../common/quantization.ts";
 
 /** quantization_config as transformers' BitsAndBytesConfig writes it into config.json. */
 export function quantizationConfig(
   settings: QuantizationSettings,
   skipModules: readonly string[] | null,
-  computeDtype: HoldDtype | null,
+  computeDtype: FloatDtype | null,
 ): Record<string, unknown> {
   const four = settings.method === "4bit" ? settings : null;
   const eight = settings.method === "8bit" ? settings : null;

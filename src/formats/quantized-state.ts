@@ -1,7 +1,15 @@
 import { z } from "zod";
-import type { Dtype } from "../common/dtype.ts";
+import { type Dtype, type FloatDtype, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { HoldDtype, PackedWeight, QuantizationSettings, QuantizedHold } from "../common/quantization.ts";
+import {
+  BLOCK_SIZES,
+  NESTED_BLOCK_SIZE,
+  NESTED_CODES,
+  type PackedWeight,
+  type QuantizationSettings,
+  type QuantizedHold,
+  type QuantType,
+} from "../common/quantization.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import { readTensor, type TensorLocation } from "./safetensors.ts";
 
@@ -21,7 +29,6 @@ export interface QuantizableLinear {
 /** By the module's path. */
 export type PackedWeights = ReadonlyMap<string, PackedWeight<TensorLocation>>;
 
-const NESTED_BLOCK = 256;
 const MAX_STATE_BYTES = 1 << 16;
 const ROW_MAJOR = 0;
 
@@ -44,7 +51,7 @@ export async function readPackedWeights(
   linears: readonly QuantizableLinear[],
   settings: QuantizationSettings,
   skipped: ReadonlySet<string>,
-  dtype: HoldDtype,
+  dtype: FloatDtype,
 ): Promise<PackedWeights> {
   const packed = new Map<string, PackedWeight<TensorLocation>>();
   for (const linear of linears) {
@@ -69,7 +76,7 @@ export async function readPackedWeights(
 async function fourBitWeight(
   checkpoint: Checkpoint,
   { name, in: input, out }: QuantizableLinear,
-  quantType: "nf4" | "fp4",
+  quantType: QuantType,
 ): Promise<PackedWeight<TensorLocation>> {
   const weight = `${name}.weight`;
   const other = `${weight}.${stateSuffix(quantType === "nf4" ? "fp4" : "nf4")}`;
@@ -86,16 +93,18 @@ async function fourBitWeight(
   expect("quant_type", quantType, state.quant_type);
   expect("shape", [out, input], state.shape);
   const { blocksize: blockSize, dtype } = state;
-  if (!Number.isInteger(Math.log2(blockSize)) || blockSize < 32 || blockSize > 4096) {
-    throw invalid(`${stateName}: blocksize is ${blockSize}, expected a power of two from 32 to 4096`);
+  if (!Number.isInteger(Math.log2(blockSize)) || blockSize < BLOCK_SIZES.least || blockSize > BLOCK_SIZES.most) {
+    throw invalid(
+      `${stateName}: blocksize is ${blockSize}, expected a power of two from ${BLOCK_SIZES.least} to ${BLOCK_SIZES.most}`,
+    );
   }
-  if (dtype !== "float32" && dtype !== "bfloat16" && dtype !== "float16") {
+  if (!isFloatDtype(dtype)) {
     throw invalid(`${stateName}: dtype is "${dtype}", expected float32, bfloat16 or float16`);
   }
   const blocks = Math.ceil((out * input) / blockSize);
   const doubleQuant = state.nested_blocksize !== undefined || checkpoint.has(`${weight}.nested_absmax`);
   if (doubleQuant) {
-    expect("nested_blocksize", NESTED_BLOCK, state.nested_blocksize);
+    expect("nested_blocksize", NESTED_BLOCK_SIZE, state.nested_blocksize);
     expect("nested_dtype", "float32", state.nested_dtype);
     if (!Number.isFinite(state.nested_offset)) throw invalid(`${stateName}: nested_offset is missing`);
   }
@@ -107,8 +116,8 @@ async function fourBitWeight(
     quantMap: locate(checkpoint, `${weight}.quant_map`, "float32", [16]),
     nested: doubleQuant
       ? {
-          absmax: locate(checkpoint, `${weight}.nested_absmax`, "float32", [Math.ceil(blocks / NESTED_BLOCK)]),
-          quantMap: locate(checkpoint, `${weight}.nested_quant_map`, "float32", [256]),
+          absmax: locate(checkpoint, `${weight}.nested_absmax`, "float32", [Math.ceil(blocks / NESTED_BLOCK_SIZE)]),
+          quantMap: locate(checkpoint, `${weight}.nested_quant_map`, "float32", [NESTED_CODES]),
           offset: state.nested_offset!,
         }
       : null,
@@ -119,7 +128,7 @@ async function eightBitWeight(
   checkpoint: Checkpoint,
   { name, in: input, out }: QuantizableLinear,
   threshold: number,
-  dtype: HoldDtype,
+  dtype: FloatDtype,
 ): Promise<PackedWeight<TensorLocation>> {
   const format = `${name}.weight_format`;
   if (checkpoint.has(format)) {
@@ -161,7 +170,7 @@ function locate(checkpoint: Checkpoint, name: string, dtype: Dtype, shape?: read
   return found;
 }
 
-const stateSuffix = (quantType: "nf4" | "fp4") => `quant_state.bitsandbytes__${quantType}`;
+const stateSuffix = (quantType: QuantType) => `quant_state.bitsandbytes__${quantType}`;
 
 /** A tensor of the serialised form before the weight is quantised. */
 export interface PackedSlot {
@@ -191,8 +200,8 @@ export function packedSlots(
   const scales: PackedSlot[] = hold.doubleQuant
     ? [
         { suffix: "weight.absmax", dtype: "uint8", shape: [blocks] },
-        { suffix: "weight.nested_absmax", dtype: "float32", shape: [Math.ceil(blocks / NESTED_BLOCK)] },
-        { suffix: "weight.nested_quant_map", dtype: "float32", shape: [256] },
+        { suffix: "weight.nested_absmax", dtype: "float32", shape: [Math.ceil(blocks / NESTED_BLOCK_SIZE)] },
+        { suffix: "weight.nested_quant_map", dtype: "float32", shape: [NESTED_CODES] },
       ]
     : [{ suffix: "weight.absmax", dtype: "float32", shape: [blocks] }];
   return [

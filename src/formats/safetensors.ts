@@ -1,8 +1,7 @@
 import { type FileHandle, open } from "node:fs/promises";
-import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
+import { type Dtype, dtypeBytes, elementCount, type FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { lfsPointer } from "../common/lfs.ts";
-import type { HoldDtype } from "../common/quantization.ts";
 import { writeAtomically } from "./atomic-file.ts";
 import { fromFloat32, toFloat32 } from "./half.ts";
 import { encodeHeader, type HeaderTensor, MAX_HEADER_BYTES, parseHeader, storageOrder } from "./safetensors-header.ts";
@@ -82,7 +81,7 @@ export async function readFloat32(location: TensorLocation): Promise<Float32Arra
 }
 
 /** Its bytes in another floating dtype, each element rounded once; a piece at a time. */
-export async function* convertedTensor(location: TensorLocation, dtype: HoldDtype): AsyncGenerator<Uint8Array> {
+export async function* convertedTensor(location: TensorLocation, dtype: FloatDtype): AsyncGenerator<Uint8Array> {
   const width = dtypeBytes(location.dtype);
   for (let start = 0; start < location.bytes; start += PIECE_ELEMENTS * width) {
     const bytes = Math.min(PIECE_ELEMENTS * width, location.bytes - start);

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { Dtype } from "../common/dtype.ts";
+import { type Dtype, FLOAT_DTYPES, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 
 /**
@@ -78,15 +78,12 @@ export function rejectForeignSettings(config: CommonConfig): void {
   }
 }
 
-const NATIVE_DTYPES: readonly Dtype[] = ["float32", "bfloat16", "float16"];
-
 /** The checkpoint's dtype as the configuration names it ("bfloat16", "torch.bfloat16"), else `fallback`. */
 export function configDtype(config: CommonConfig, fallback: Dtype): Dtype {
   const named = config.dtype ?? config.torch_dtype;
   if (named === null || named === undefined || named === "auto") return fallback;
   const bare = named.replace(/^torch\./, "");
-  const dtype = NATIVE_DTYPES.find((candidate) => candidate === bare);
-  return dtype ?? unsupported("dtype", named, NATIVE_DTYPES.join(", "));
+  return isFloatDtype(bare) ? bare : unsupported("dtype", named, FLOAT_DTYPES.join(", "));
 }
 
 /** Ids that end generation, those of config.json first, without repeats. */

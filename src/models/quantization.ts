@@ -1,6 +1,7 @@
 import { z } from "zod";
+import { type FloatDtype, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { HoldDtype } from "../common/quantization.ts";
+import { INT8_THRESHOLD, isQuantType } from "../common/quantization.ts";
 import { contradiction, nullish, parseConfig, unsupported } from "./config.ts";
 import { matchNames } from "./python-regex.ts";
 import type { BlockLayer, CheckpointQuantization, LinearSpec, ModelSpec } from "./spec.ts";
@@ -39,10 +40,14 @@ export function checkpointQuantization(config: unknown): CheckpointQuantization 
   const skipModules = parsed.llm_int8_skip_modules ?? [];
   const computeDtype = floatDtype("bnb_4bit_compute_dtype", parsed.bnb_4bit_compute_dtype);
   if (eight) {
-    return { settings: { method: "8bit", threshold: parsed.llm_int8_threshold ?? 6 }, skipModules, computeDtype: null };
+    return {
+      settings: { method: "8bit", threshold: parsed.llm_int8_threshold ?? INT8_THRESHOLD },
+      skipModules,
+      computeDtype: null,
+    };
   }
   const quantType = parsed.bnb_4bit_quant_type ?? "fp4";
-  if (quantType !== "nf4" && quantType !== "fp4") {
+  if (!isQuantType(quantType)) {
     return unsupported("quantization_config.bnb_4bit_quant_type", quantType, '"nf4", "fp4"');
   }
   const storage = (parsed.bnb_4bit_quant_storage ?? "uint8").replace(/^torch\./, "");
@@ -51,10 +56,10 @@ export function checkpointQuantization(config: unknown): CheckpointQuantization 
   return { settings: { method: "4bit", quantType, doubleQuant }, skipModules, computeDtype };
 }
 
-function floatDtype(key: string, named: string | null | undefined): HoldDtype | null {
+function floatDtype(key: string, named: string | null | undefined): FloatDtype | null {
   if (named === null || named === undefined) return null;
   const bare = named.replace(/^torch\./, "");
-  if (bare === "float32" || bare === "bfloat16" || bare === "float16") return bare;
+  if (isFloatDtype(bare)) return bare;
   return unsupported(`quantization_config.${key}`, named, "float32, bfloat16, float16");
 }
 

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { FloatDtype } from "../common/dtype.ts";
 import {
   commonConfig,
   configDtype,
@@ -92,7 +93,7 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
 }
 
 /** Qwen's own switches; with all off its code picks bfloat16, the dtype its checkpoints are in. */
-function flaggedDtype(config: QwenConfig): "float32" | "float16" | "bfloat16" {
+function flaggedDtype(config: QwenConfig): FloatDtype {
   if (config.fp32 === true) return "float32";
   return config.fp16 === true ? "float16" : "bfloat16";
 }

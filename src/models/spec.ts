@@ -1,5 +1,5 @@
-import type { Dtype } from "../common/dtype.ts";
-import type { HoldDtype, QuantizationSettings } from "../common/quantization.ts";
+import type { Dtype, FloatDtype } from "../common/dtype.ts";
+import type { QuantizationSettings } from "../common/quantization.ts";
 
 /**
  * What every other part of the program knows about a model. One file a family turns config.json into this;
@@ -37,7 +37,7 @@ export interface CheckpointQuantization {
   /** llm_int8_skip_modules */
   readonly skipModules: readonly string[];
   /** bnb_4bit_compute_dtype; null: not said. */
-  readonly computeDtype: HoldDtype | null;
+  readonly computeDtype: FloatDtype | null;
 }
 
 /** Qwen (v1) averages over each micro-batch of the Trainer; all others over the label tokens of the whole optimizer step. */

@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import { PipeloraError } from "../common/errors.ts";
 import { takenBytes } from "./arena.ts";
 import type { Device } from "./devices.ts";
@@ -12,7 +13,7 @@ import type { PlanRequest, Work } from "./request.ts";
 export interface WorkChoice {
   readonly replicas: number;
   /** Exact, or, where `sampled`, from a sample of the run's steps. */
-  work(sampled: boolean): Work;
+  work(sampled: boolean): Work | Promise<Work>;
 }
 
 /** Refines what a plan predicts, say by simulating its step. */
@@ -24,16 +25,18 @@ export type Refine = (plan: Plan, work: Work) => Plan;
  * and accelerate's, which may go beyond budgets, the fastest that the devices hold; else the one that lacks least.
  * Errors: as makePlan's; where nothing fits, the reason of the last way tried.
  */
-export function fastestPlan<Choice extends WorkChoice>(
+export async function fastestPlan<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
   refine: Refine = (plan) => plan,
-): { plan: Plan; choice: Choice } {
+): Promise<{ plan: Plan; choice: Choice }> {
   const { strategy } = request;
   let last = new Infeasible(() => new PipeloraError("PL_INTERNAL", "no way to run the step was given"));
-  const attempt = (choice: Choice, sampled: boolean): Plan | null => {
+  const attempt = async (choice: Choice, sampled: boolean): Promise<Plan | null> => {
     const { replicas } = choice;
-    const work = choice.work(sampled);
+    const work = await choice.work(sampled);
+    // A plan takes a while; between two others have their turn.
+    await turn();
     // Fewer devices a pipeline are a choice of more replicas: there is no need to look for that within each.
     const inner = strategy === "fastest" && choices.length > 1 && replicas > 1 ? "balanced" : strategy;
     const plan = attemptReplicatedPlan({ ...request, strategy: inner, work }, replicas);
@@ -41,11 +44,11 @@ export function fastestPlan<Choice extends WorkChoice>(
     last = plan;
     return null;
   };
-  const ranked = choices.length > 1 ? bySpeed(request, choices, attempt) : [];
+  const ranked = choices.length > 1 ? await bySpeed(request, choices, attempt) : [];
   const others = choices.filter((choice) => !ranked.includes(choice));
   const overfull: { plan: Plan; choice: Choice }[] = [];
   for (const choice of [...ranked, ...others]) {
-    const plan = attempt(choice, false);
+    const plan = await attempt(choice, false);
     if (plan !== null && lacks(plan, request.devices) === 0) return { plan, choice };
     if (plan !== null) overfull.push({ plan, choice });
   }
@@ -60,17 +63,21 @@ export function fastestPlan<Choice extends WorkChoice>(
 }
 
 /** Ways that fit, from the fastest on. Those that could not beat one already planned, however well they were placed, are left out. */
-function bySpeed<Choice extends WorkChoice>(
+async function bySpeed<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
-  attempt: (choice: Choice, sampled: boolean) => Plan | null,
-): Choice[] {
-  const bounded = choices.map((choice) => ({ choice, most: mostTokensPerSecond(request, choice) }));
+  attempt: (choice: Choice, sampled: boolean) => Promise<Plan | null>,
+): Promise<Choice[]> {
+  const bounded: { choice: Choice; most: number }[] = [];
+  for (const choice of choices) {
+    bounded.push({ choice, most: mostTokensPerSecond(request, choice.replicas, await choice.work(true)) });
+    await turn();
+  }
   const plans: { choice: Choice; speed: number }[] = [];
   let best = 0;
   for (const { choice, most } of bounded.sort((a, b) => b.most - a.most)) {
     if (most < best) break;
-    const plan = attempt(choice, true);
+    const plan = await attempt(choice, true);
     if (plan === null || lacks(plan, request.devices) > 0) continue;
     plans.push({ choice, speed: speedOf(plan) });
     best = Math.max(best, speedOf(plan));
@@ -94,8 +101,7 @@ function lacks({ devices }: Plan, all: readonly Device[]): number {
  * load L_i works m L_i, and before and after that waits for the stages before it: a step takes at least m L_i + L_0 + … + L_(i-1). The
  * loads that make the largest of these least shrink by (m - 1) / m a stage, and give S / (1 - ((m - 1) / m)^p). Interleaved, m S / p.
  */
-function mostTokensPerSecond(request: Omit<PlanRequest, "work">, choice: WorkChoice): number {
-  const work = choice.work(true);
+function mostTokensPerSecond(request: Omit<PlanRequest, "work">, replicas: number, work: Work): number {
   const timesOn = layerTimer({ ...request, work });
   // What a plan may save: recomputed passes but where all blocks must take them, and expansions that a cache makes needless.
   const recomputes = work.checkpointing === "all" && !offloadsActivations({ ...request, work });
@@ -104,9 +110,9 @@ function mostTokensPerSecond(request: Omit<PlanRequest, "work">, choice: WorkCho
     timesOn(device).reduce((sum, layer) => sum + layerTime(layer, recomputes, cached), 0),
   );
   const total = Math.min(...totals);
-  const depth = Math.max(1, Math.floor(request.devices.length / choice.replicas));
+  const depth = Math.max(1, Math.floor(request.devices.length / replicas));
   const { microBatches, schedule, meanTokens } = work;
   const shrink = 1 - 1 / microBatches;
   const step = schedule === "interleaved" ? (microBatches * total) / depth : total / (1 - shrink ** depth);
-  return (choice.replicas * microBatches * meanTokens) / step;
+  return (replicas * microBatches * meanTokens) / step;
 }

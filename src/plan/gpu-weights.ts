@@ -1,10 +1,8 @@
-import { dtypeBytes } from "../common/dtype.ts";
+import { dtypeBytes, type FloatDtype } from "../common/dtype.ts";
+import { BLOCK_SIZE, NESTED_BLOCK_SIZE } from "../common/quantization.ts";
 import { type GpuProduct, roundUp, sum, tailColumns } from "./gpu-products.ts";
-import type { FloatDtype, Holding } from "./held-sizes.ts";
+import type { Holding } from "./held-sizes.ts";
 
-/** Elements that share a scale, and scales that share one of the second level. */
-const BLOCK = 64;
-const NESTED_BLOCK = 256;
 const FLOAT32 = 4;
 
 /**
@@ -20,8 +18,8 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
   if (quantization.method === "8bit")
     return [roundUp(product.out, 4) * roundUp(product.in, 16), product.out * FLOAT32, ...bias];
   const scales = product.partRows.map((rows) => {
-    const blocks = Math.ceil((rows * product.in) / BLOCK);
-    return quantization.doubleQuant ? (Math.ceil(blocks / NESTED_BLOCK) + 4) * FLOAT32 + blocks : blocks * FLOAT32;
+    const blocks = Math.ceil((rows * product.in) / BLOCK_SIZE);
+    return quantization.doubleQuant ? (Math.ceil(blocks / NESTED_BLOCK_SIZE) + 4) * FLOAT32 + blocks : blocks * FLOAT32;
   });
   const codes = product.partRows.map((rows) => roundUp(Math.floor((rows * product.in) / 2) + 1, 16));
   return [sum(codes), ...scales, ...bias];

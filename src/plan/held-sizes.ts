@@ -1,13 +1,8 @@
-import { type Dtype, dtypeBytes } from "../common/dtype.ts";
+import { dtypeBytes, type FloatDtype } from "../common/dtype.ts";
+import { BLOCK_SIZE, type FourBitSettings, NESTED_BLOCK_SIZE } from "../common/quantization.ts";
 import type { LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
 
-/** dtypes that weights may be held in and products computed in. */
-export type FloatDtype = Extract<Dtype, "float32" | "bfloat16" | "float16">;
-
-export type Quantization =
-  | { readonly method: "none" }
-  | { readonly method: "8bit" }
-  | { readonly method: "4bit"; readonly quantType: "nf4" | "fp4"; readonly doubleQuant: boolean };
+export type Quantization = { readonly method: "none" } | { readonly method: "8bit" } | FourBitSettings;
 
 /** How the frozen weights lie in a worker's memory. */
 export interface Holding {
@@ -18,9 +13,6 @@ export interface Holding {
   readonly skipModules: readonly string[];
 }
 
-/** Elements that share one absmax, and absmax values that share one of the second level (bitsandbytes). */
-const BLOCK = 64;
-const NESTED_BLOCK = 256;
 const FLOAT32 = 4;
 
 /** Whether a linear is held in few bits: those of the blocks are, but for the skipped; the head and the embedding never are. */
@@ -38,8 +30,8 @@ export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeD
   const { quantization } = holding;
   if (quantization.method === "none" || !isQuantized(linear, holding)) return elements * dtypeBytes(computeDtype);
   if (quantization.method === "8bit") return elements + linear.out * FLOAT32;
-  const scales = Math.ceil(elements / BLOCK);
-  const state = quantization.doubleQuant ? scales + Math.ceil(scales / NESTED_BLOCK) * FLOAT32 : scales * FLOAT32;
+  const scales = Math.ceil(elements / BLOCK_SIZE);
+  const state = quantization.doubleQuant ? scales + Math.ceil(scales / NESTED_BLOCK_SIZE) * FLOAT32 : scales * FLOAT32;
   return Math.ceil(elements / 2) + state;
 }
 

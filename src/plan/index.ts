@@ -5,7 +5,7 @@ export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices
 export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
 export { assertComputable } from "./engine-limits.ts";
 export { formatPlan, planJson } from "./format-plan.ts";
-export type { FloatDtype, Holding, Quantization } from "./held-sizes.ts";
+export type { Holding, Quantization } from "./held-sizes.ts";
 export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.ts";
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
 export type { DeviceMemory } from "./memory.ts";
@@ -21,7 +21,6 @@ export type {
   LinkRate,
   MeasuredDevice,
   NamedStrategy,
-  PipelinePolicy,
   PlanRequest,
   RateOverrides,
   WeightCache,

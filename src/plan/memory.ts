@@ -1,8 +1,9 @@
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import type { Device } from "./devices.ts";
 import { type Activations, type Keeping, segmentLayers } from "./keeping.ts";
 import { boundaryBytes, contextBytes, type LayerMemory, layerMemory } from "./layer-memory.ts";
 import { ON_THEIR_WAY, wholeActivations } from "./range-costs.ts";
-import type { PipelinePolicy, PlanRequest } from "./request.ts";
+import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
 /** Predicted bytes of one device. */
@@ -33,7 +34,7 @@ export interface DeviceMemory {
  * Most micro-batches that are forwarded through a segment and not yet gone back, `after` segments from the end (src/schedule keeps to
  * it). Interleaving falls back to 1F1B unless segments go round robin, see heldInterleaved.
  */
-export function inFlight(policy: PipelinePolicy, microBatches: number, after: number): number {
+export function inFlight(policy: SchedulePolicy, microBatches: number, after: number): number {
   if (policy === "sequential") return 1;
   if (policy === "gpipe") return microBatches;
   return Math.min(microBatches, after + 1);
@@ -150,7 +151,7 @@ function microBatchMemory(run: readonly LayerRun[]): { stays: number; host: numb
 
 /** Of all micro-batches in flight, from the bytes of one in each of a device's segments. */
 export function heldActivations(
-  policy: PipelinePolicy,
+  policy: SchedulePolicy,
   microBatches: number,
   segments: readonly Segment[],
   saved: readonly { readonly segment: Segment; readonly bytes: number }[],

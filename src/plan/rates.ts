@@ -1,6 +1,6 @@
+import type { FloatDtype } from "../common/dtype.ts";
 import type { Device } from "./devices.ts";
 import { GPU } from "./gpu-coefficients.ts";
-import type { FloatDtype } from "./held-sizes.ts";
 import { type LinkRate, linkKey, type RateOverrides } from "./request.ts";
 
 /**

@@ -1,7 +1,9 @@
+import type { FloatDtype } from "../common/dtype.ts";
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
 import type { ModelSpec } from "../models/spec.ts";
 import type { Device, MaxMemory } from "./devices.ts";
-import type { FloatDtype, Holding } from "./held-sizes.ts";
+import type { Holding } from "./held-sizes.ts";
 
 /**
  * auto is balanced. balanced: the largest load as small as can be. balanced_low_0: device 0 takes as little as the others
@@ -14,9 +16,6 @@ export const STRATEGIES: readonly NamedStrategy[] = ["auto", "balanced", "balanc
 
 /** {module: device}: a number, "0", "cuda:0", or "cpu" where there is exactly one CPU device. "" is the whole model. */
 export type DeviceMapInput = Readonly<Record<string, number | string>>;
-
-/** Names as in src/schedule. */
-export type PipelinePolicy = "sequential" | "gpipe" | "1f1b" | "interleaved";
 
 /** all: every block keeps only its input, or waits on the host whole. none: everything is kept. auto: as few blocks recompute as the budgets allow. */
 export type Checkpointing = "all" | "none" | "auto";
@@ -42,7 +41,7 @@ export interface Work {
   readonly meanLabelTokens: number;
   /** Tokens of the row that a token is in, on average: attention's cost grows with it. */
   readonly rowTokens: number;
-  readonly schedule: PipelinePolicy;
+  readonly schedule: SchedulePolicy;
   readonly checkpointing: Checkpointing;
   /** Tokens of all sequences in a key/value cache (generation); 0: none. */
   readonly cacheTokens: number;

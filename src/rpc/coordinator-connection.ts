@@ -1,4 +1,5 @@
 import { type ClientDuplexStream, type ServiceError, status } from "@grpc/grpc-js";
+import { withDeadline } from "../common/deadline.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { FromWorker } from "./generated/pipelora/v1/FromWorker.ts";
 import type { Hello } from "./generated/pipelora/v1/Hello.ts";
@@ -6,11 +7,20 @@ import type { ToWorker__Output } from "./generated/pipelora/v1/ToWorker.ts";
 import { protocol } from "./protocol.ts";
 import { callMetadata, channelTo, type Trust } from "./trust.ts";
 
+/** Where a coordinator is, what both prove to each other, and how long it may take to answer. */
+export interface CoordinatorPlace {
+  readonly address: string;
+  readonly trust: Trust;
+  readonly deadlineMs: number;
+}
+
 export interface CoordinatorEvents {
   readonly onMessage: (message: ToWorker__Output) => void;
   /** Once, when the stream has ended; with the error if it broke. */
   readonly onClosed: (error: PipeloraError | null) => void;
 }
+
+const FAREWELL_MS = 5_000;
 
 /** The worker's end of the control stream. */
 export class CoordinatorConnection {
@@ -44,11 +54,9 @@ export class CoordinatorConnection {
    * Errors: PL_WORKER_MISSING if the coordinator is gone again. `onClosed` gets PL_JOIN_REFUSED for a wrong join token.
    */
   static async open(
-    address: string,
-    trust: Trust,
+    { address, trust, deadlineMs }: CoordinatorPlace,
     hello: Hello,
     events: CoordinatorEvents,
-    deadlineMs: number,
   ): Promise<CoordinatorConnection> {
     const channel = channelTo(trust);
     const client = new protocol.Coordination(address, channel.credentials, channel.options);
@@ -88,13 +96,14 @@ export class CoordinatorConnection {
     this.#heartbeat = setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);
   }
 
-  /** Resolves once what was sent has been handed to the network. */
+  /** Resolves once what was sent has been handed to the network, or could not be in time. */
   async end(): Promise<void> {
     if (this.#ended) return;
-    await new Promise<void>((resolve) => {
+    const handed = new Promise<void>((resolve) => {
       this.#stream.once("finish", resolve);
       this.#stream.end();
     });
+    await withDeadline(handed, FAREWELL_MS, { name: "the last message to the coordinator" }).catch(() => this.abort());
   }
 
   /** Drops the connection without ceremony. */

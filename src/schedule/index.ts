@@ -1,6 +1,5 @@
 export { buildSchedule } from "./build-schedule.ts";
-export type { Instruction, InstructionKind, SchedulePolicy, ScheduleRequest } from "./instruction.ts";
-export { SCHEDULE_POLICIES } from "./instruction.ts";
+export type { Instruction, InstructionKind, ScheduleRequest } from "./instruction.ts";
 export type {
   Deadlock,
   LinkModel,

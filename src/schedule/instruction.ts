@@ -1,3 +1,4 @@
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
 /** What a rank does next. Lists of these, one a rank, are a schedule. */
 export interface Instruction {
   readonly kind: InstructionKind;
@@ -19,15 +20,6 @@ export type InstructionKind =
   | "recv-backward"
   | "backward"
   | "send-backward";
-
-/**
- * sequential: one micro-batch at a time through all segments and back. gpipe: all forwards, then all backwards (Huang et
- * al. 2019). 1f1b: one forward, one backward, few activations held (PipeDream-flush, Narayanan et al. 2021).
- * interleaved: 1F1B over several segments a rank (Megatron-LM).
- */
-export type SchedulePolicy = "sequential" | "gpipe" | "1f1b" | "interleaved";
-
-export const SCHEDULE_POLICIES: readonly SchedulePolicy[] = ["sequential", "gpipe", "1f1b", "interleaved"];
 
 export interface ScheduleRequest {
   /** In model order; neighbours on one rank hand over without a message. */

@@ -1,9 +1,10 @@
+import type { FloatDtype } from "../common/dtype.ts";
 import { allowedCores } from "../common/machine.ts";
-import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
+import type { Engine, MicroBatch } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
-import { prepareRank } from "./prepare.ts";
+import { type EngineHost, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
 
 /** A size is timed at least so often and for so long after a first, cold run; the median counts. */
@@ -12,16 +13,11 @@ const LEAST_MS = 400;
 const INPUT_STREAM = 1;
 
 /** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
-export async function calibrate(
-  request: Calibrate__Output,
-  rank: number,
-  device: string,
-  addon: NativeAddon,
-): Promise<Calibrated> {
-  const prepared = await prepareRank(request.prepare!, rank, device, addon);
+export async function calibrate(request: Calibrate__Output, rank: number, host: EngineHost): Promise<Calibrated> {
+  const prepared = await prepareRank(request.prepare!, rank, host);
   const { engine } = prepared;
   try {
-    const timer = new LayerTimer(engine, addon, request);
+    const timer = new LayerTimer(engine, host, request);
     const block: LayerTime[] = [];
     for (const tokens of request.tokens) block.push(await timer.time(prepared.engineSegment.get(0)!, tokens, false));
     const updates: Spent[] = [];
@@ -46,13 +42,13 @@ const NO_CHANGE = { step: 1, learningRate: 0, gradScale: 1, beta1: 0.9, beta2: 0
 
 class LayerTimer {
   readonly #engine: Engine;
-  readonly #addon: NativeAddon;
+  readonly #host: EngineHost;
   readonly #request: Calibrate__Output;
   #batches = 0;
 
-  constructor(engine: Engine, addon: NativeAddon, request: Calibrate__Output) {
+  constructor(engine: Engine, host: EngineHost, request: Calibrate__Output) {
     this.#engine = engine;
-    this.#addon = addon;
+    this.#host = host;
     this.#request = request;
   }
 
@@ -64,6 +60,7 @@ class LayerTimer {
     const backwards: Spent[] = [];
     const began = performance.now();
     while (forwards.length <= LEAST_RUNS || performance.now() - began < LEAST_MS) {
+      this.#host.signal.throwIfAborted();
       const batch = this.#batch(tokens, labelled);
       const input = await engine.write([values], [tokens, this.#hidden], this.#dtype);
       const gradient = labelled ? null : await engine.write([values], [tokens, this.#hidden], this.#dtype);
@@ -99,8 +96,8 @@ class LayerTimer {
     return taken;
   }
 
-  get #dtype(): ComputeDtype {
-    return this.#request.prepare!.computeDtype as ComputeDtype;
+  get #dtype(): FloatDtype {
+    return this.#request.prepare!.computeDtype as FloatDtype;
   }
 
   get #hidden(): number {
@@ -111,7 +108,7 @@ class LayerTimer {
     const width = this.#dtype === "float32" ? 4 : 2;
     const bytes = new Uint8Array(tokens * this.#hidden * width);
     const key = { seed: this.#request.prepare!.seed, stream: INPUT_STREAM, offset: 0 };
-    await this.#addon.fillNormal(bytes, this.#dtype, key, 1, this.#request.prepare!.threads);
+    await this.#host.addon.fillNormal(bytes, this.#dtype, key, 1, this.#request.prepare!.threads);
     return bytes;
   }
 

@@ -84,22 +84,27 @@ async function sumOnDevice(engine: Engine, group: NcclGroup, { ranks, position }
     DevicePlace,
     DevicePlace,
   ];
-  const transfer = (sends: boolean, peer: number, place: DevicePlace, first: number, size: number): Transfer => {
-    return { sends, peer, place, offset: FLOAT * first, bytes: FLOAT * size };
+  const transfer = (
+    sends: boolean,
+    peer: number,
+    place: DevicePlace,
+    part: { first: number; size: number },
+  ): Transfer => {
+    return { sends, peer, place, offset: FLOAT * part.first, bytes: FLOAT * part.size };
   };
   try {
     await engine.gradientsTo(values);
     await group.exchange(
       shares.flatMap(({ first, size }, peer) => [
-        transfer(true, peer, values, first, size),
-        transfer(false, peer, parts, peer * own, own),
+        transfer(true, peer, values, { first, size }),
+        transfer(false, peer, parts, { first: peer * own, size: own }),
       ]),
     );
     await engine.sumParts(parts, ranks.length, own, sum);
     await group.exchange(
       shares.flatMap(({ first, size }, peer) => [
-        transfer(true, peer, sum, 0, own),
-        transfer(false, peer, values, first, size),
+        transfer(true, peer, sum, { first: 0, size: own }),
+        transfer(false, peer, values, { first, size }),
       ]),
     );
     await engine.setGradientsFrom(values);

@@ -1,4 +1,3 @@
-import type { Server } from "@grpc/grpc-js";
 import { PipeloraError } from "../common/errors.ts";
 import type { NativeAddon } from "../engine/index.ts";
 import { GrpcReceiver } from "../links/grpc-receiver.ts";
@@ -7,11 +6,22 @@ import type { IncomingTensor, OutgoingTensor } from "../links/link.ts";
 import { Mailbox } from "../links/mailbox.ts";
 import { type CarrierOptions, NcclReceivingCarrier, NcclSendingCarrier } from "../links/nccl-carrier.ts";
 import { NcclGroup } from "../links/nccl-group.ts";
-import { serveSenders } from "../links/service.ts";
 import { ShmReceiver } from "../links/shm-receiver.ts";
 import { ShmSender } from "../links/shm-sender.ts";
 import type { Peer__Output } from "../rpc/generated/pipelora/v1/Peer.ts";
 import type { Trust } from "../rpc/trust.ts";
+
+/** Who this rank is, in which session. */
+export interface Place {
+  readonly session: string;
+  readonly rank: number;
+}
+
+interface Ends {
+  readonly session: string;
+  readonly fromRank: number;
+  readonly toRank: number;
+}
 
 export interface RankLinksOptions {
   readonly addon: NativeAddon;
@@ -38,11 +48,11 @@ export class RankLinks {
     this.#options = options;
   }
 
-  /** Adds the sending ends to this rank's server. */
-  serve(server: Server): void {
-    serveSenders(server, ({ session, fromRank, toRank }) =>
-      session === this.#session && fromRank === this.#rank && this.#peers.has(toRank) ? this.#sender(toRank) : null,
-    );
+  /** The sending end that a peer asks for; null before this rank has joined that session, and after it has left. */
+  senderFor({ session, fromRank, toRank }: Ends): GrpcSender | ShmSender | null {
+    return session === this.#session && fromRank === this.#rank && this.#peers.has(toRank)
+      ? this.#sender(toRank)
+      : null;
   }
 
   /**
@@ -50,8 +60,7 @@ export class RankLinks {
    * PL_DEVICE_UNAVAILABLE, PL_OUT_OF_MEMORY of NCCL's.
    */
   join(
-    session: string,
-    rank: number,
+    { session, rank }: Place,
     peers: readonly Peer__Output[],
     timeoutMs: number,
     replicas: { readonly ranks: readonly number[]; readonly id: Uint8Array } | null = null,

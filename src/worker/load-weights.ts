@@ -1,5 +1,6 @@
+import type { FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
-import { type HoldDtype, type QuantizationSettings, quantizedHold } from "../common/quantization.ts";
+import { isQuantType, type QuantizationSettings, quantizedHold } from "../common/quantization.ts";
 import type { Engine } from "../engine/index.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { readPackedWeights } from "../formats/quantized-state.ts";
@@ -15,18 +16,27 @@ export interface WantedWeight {
   readonly name: string;
 }
 
+/** What a rank's shard is read from. */
+export interface ShardSource {
+  readonly checkpoint: Checkpoint;
+  readonly spec: ModelSpec;
+  readonly wanted: readonly WantedWeight[];
+}
+
+/** Loads that wait for the engine's thread. */
+const AHEAD = 4;
+
 /**
  * Reads this rank's tensors from the mapped checkpoint, one at a time, quantising on the way what is to be quantised; weights that
  * the checkpoint holds quantised go in as they are. Beside the shard there is never more than one tensor.
  */
 export async function loadWeights(
   engine: Engine,
-  checkpoint: Checkpoint,
-  spec: ModelSpec,
-  wanted: readonly WantedWeight[],
+  { checkpoint, spec, wanted }: ShardSource,
   request: Prepare__Output,
+  signal: AbortSignal,
 ): Promise<void> {
-  const dtype = request.holdDtype as HoldDtype;
+  const dtype = request.holdDtype as FloatDtype;
   const settings = quantizationOf(request.quantization);
   const modules = new Set(request.quantization?.modules);
   const needed = new Set(wanted.map(({ name }) => name));
@@ -36,19 +46,16 @@ export async function loadWeights(
       ? new Map<string, never>()
       : await readPackedWeights(checkpoint, own, settings, new Set(), dtype);
   const quantized = new Set(own.map(({ name }) => `${name}.weight`));
-  // The engine's thread takes them in this order; what is queued is a place in a file, not its bytes.
-  const loads = Promise.all(
-    wanted.map(({ segment, name }) => {
-      if (settings === null || !quantized.has(name)) {
-        return engine.loadWeight(segment, name, checkpoint.locate(name), dtype);
-      }
-      const stored = packed.get(name.slice(0, -".weight".length));
-      return stored === undefined
-        ? engine.loadWeight(segment, name, checkpoint.locate(name), quantizedHold(settings, dtype))
-        : engine.loadPacked(segment, name, stored);
-    }),
-  );
-  await loads.catch((cause: unknown) => {
+  const load = ({ segment, name }: WantedWeight): Promise<void> => {
+    if (settings === null || !quantized.has(name)) {
+      return engine.loadWeight(segment, name, checkpoint.locate(name), dtype);
+    }
+    const stored = packed.get(name.slice(0, -".weight".length));
+    return stored === undefined
+      ? engine.loadWeight(segment, name, checkpoint.locate(name), quantizedHold(settings, dtype))
+      : engine.loadPacked(segment, name, stored);
+  };
+  await fewAhead(wanted, load, signal).catch((cause: unknown) => {
     const { code, message } = cause as { code?: string; message: string };
     if (code !== "PL_QUANTIZATION_INVALID") throw cause;
     const hint =
@@ -57,6 +64,28 @@ export async function loadWeights(
         : "Repair the checkpoint, or leave this layer out with --llm-int8-skip-modules.";
     throw new PipeloraError("PL_QUANTIZATION_INVALID", message, { cause, hint });
   });
+}
+
+/**
+ * Queues each load on the engine's thread, which takes them in this order, a few before the thread gets to them: it never waits
+ * for this one, and little is left to do once `signal` says to stop. Rejects with the signal's reason, or as the first that fails.
+ */
+async function fewAhead<T>(items: readonly T[], load: (item: T) => Promise<void>, signal: AbortSignal): Promise<void> {
+  const queued: Promise<void>[] = [];
+  try {
+    for (const item of items) {
+      signal.throwIfAborted();
+      if (queued.length >= AHEAD) await queued.shift();
+      const loaded = load(item);
+      // Awaited in its turn; one before it may fail first.
+      loaded.catch(() => {});
+      queued.push(loaded);
+    }
+    for (const loaded of queued) await loaded;
+    signal.throwIfAborted();
+  } finally {
+    await Promise.allSettled(queued);
+  }
 }
 
 function quantizationOf(message: Quantization__Output | null): QuantizationSettings | null {
@@ -68,7 +97,7 @@ function quantizationOf(message: Quantization__Output | null): QuantizationSetti
     case "8bit":
       return { method: "8bit", threshold: message.int8Threshold };
     case "4bit":
-      if (message.quantType === "nf4" || message.quantType === "fp4") {
+      if (isQuantType(message.quantType)) {
         return { method: "4bit", quantType: message.quantType, doubleQuant: message.doubleQuant };
       }
   }

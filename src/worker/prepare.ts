@@ -1,5 +1,7 @@
+import type { FloatDtype } from "../common/dtype.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
-import type { ComputeDtype, Engine, NativeAddon } from "../engine/index.ts";
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import type { Engine, NativeAddon } from "../engine/index.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
 import { checkFingerprint } from "../formats/fingerprint.ts";
 import { initLora } from "../formats/lora-init.ts";
@@ -7,7 +9,7 @@ import { readModelSpec } from "../models/index.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
-import { buildSchedule, type Instruction, type SchedulePolicy } from "../schedule/index.ts";
+import { buildSchedule, type Instruction } from "../schedule/index.ts";
 import type { ReplicaGroup } from "./gradient-sum.ts";
 import { loadWeights, type WantedWeight } from "./load-weights.ts";
 import { describeSegment, engineArch } from "./segments.ts";
@@ -28,6 +30,14 @@ export interface PreparedRank {
   instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
 }
 
+/** Where an engine is made, and until when it is wanted. */
+export interface EngineHost {
+  readonly device: string;
+  readonly addon: NativeAddon;
+  /** Given up between two tensors once this is aborted; the engine is closed then. */
+  readonly signal: AbortSignal;
+}
+
 /**
  * Makes this rank's engine: its segments, their weights read from this node's checkpoint, first LoRA values.
  * Errors: PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
@@ -35,16 +45,16 @@ export interface PreparedRank {
 export async function prepareRank(
   request: Prepare__Output,
   rank: number,
-  device: string,
-  addon: NativeAddon,
+  { device, addon, signal }: EngineHost,
 ): Promise<PreparedRank> {
   const spec = await readModelSpec(request.modelDir);
   const checkpoint = await openCheckpoint(request.modelDir);
   await checkFingerprint(checkpoint, request.modelFingerprint);
+  signal.throwIfAborted();
   const engine = await addon.openEngine({
     device,
     threads: request.threads,
-    computeDtype: request.computeDtype as ComputeDtype,
+    computeDtype: request.computeDtype as FloatDtype,
     arch: engineArch(spec),
     arenaBytes: request.arenaBytes,
     hostBytes: request.hostBytes,
@@ -60,9 +70,10 @@ export async function prepareRank(
       engineSegment.set(segment.index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
-    await loadWeights(engine, checkpoint, spec, wanted, request);
+    await loadWeights(engine, { checkpoint, spec, wanted }, request, signal);
     const held = await engine.loraNames();
     await initialiseLora(engine, held, pairs, request);
+    signal.throwIfAborted();
     return {
       engine,
       threads: request.threads,

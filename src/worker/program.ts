@@ -2,7 +2,6 @@ import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { constants, hostname } from "node:os";
 import { isLoopback, isWildcard, joinAddress } from "../common/address.ts";
-import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { exitCodeOf, exitCodeOfSignal } from "../common/exit-codes.ts";
 import type { Logger } from "../common/log.ts";
@@ -11,39 +10,49 @@ import { PACKAGE_VERSION } from "../common/root.ts";
 import type { Config } from "../config/options.ts";
 import { type Capabilities, loadEngine } from "../engine/index.ts";
 import { ncclFor } from "../engine/nccl-ability.ts";
-import { CoordinatorConnection } from "../rpc/coordinator-connection.ts";
+import { serveSenders } from "../links/service.ts";
 import { reach } from "../rpc/dial.ts";
 import type { Hello } from "../rpc/generated/pipelora/v1/Hello.ts";
 import { listenForProbes } from "../rpc/health.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { listen } from "../rpc/server.ts";
-import { openTrust, type Trust } from "../rpc/trust.ts";
-import { fromFailure } from "../rpc/wire-error.ts";
+import { openTrust, type Trust, type TrustSettings } from "../rpc/trust.ts";
 import { hostIdentity } from "./host-identity.ts";
 import { expectLargeBuffers } from "./host-memory.ts";
-import { RankLinks } from "./links.ts";
-import { NodeFiles } from "./node-files.ts";
 import { NodeHealth, RankHealth } from "./node-health.ts";
-import { Rank } from "./rank.ts";
+import { Session } from "./session.ts";
 import { StopSignals } from "./stop-signals.ts";
 
 /** What the parent process of a node's workers tells its children, beside their flags. */
 const LOCAL_INDEX = "PIPELORA_LOCAL_INDEX";
 const NODE_DEVICES = "PIPELORA_NODE_DEVICES";
 const NODE_INSTANCE = "PIPELORA_NODE_INSTANCE";
-/** Set by a coordinator for workers it started itself: they never outlive their connection. */
-const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
 /** The process that started this one. */
 const PARENT_PID = "PIPELORA_PARENT_PID";
 const PARENT_CHECK_MS = 1_000;
-/** Until the coordinator has said how often. */
-const FIRST_HEARTBEAT_MS = 1_000;
+/** What a rank that is told to stop for another's failure may take, where the coordinator gives it no leave. */
+const STRAGGLER_MS = 90_000;
+/** What a worker takes from the configuration. */
+export type WorkerSettings = TrustSettings &
+  Pick<
+    Config,
+    | "coordinator"
+    | "devices"
+    | "threads"
+    | "node_name"
+    | "bind"
+    | "advertise"
+    | "health_listen"
+    | "join_timeout"
+    | "model"
+    | "output_dir"
+  >;
 
 /**
  * The `worker` program: one child process a device, or, for a single device, the rank itself.
  * Resolves with the exit code.
  */
-export async function runWorker(config: Config, argv: readonly string[], log: Logger): Promise<number> {
+export async function runWorker(config: WorkerSettings, argv: readonly string[], log: Logger): Promise<number> {
   prepareForNccl(config.coordinator!);
   const devices = chooseDevices(config.devices, loadEngine().capabilities());
   if (devices.length === 1) return runRank(config, devices[0]!, log);
@@ -76,7 +85,7 @@ function chooseDevices(asked: Config["devices"], capabilities: Capabilities): st
 
 /** Workers of one node stand and fall together: whoever placed this process restarts it whole. */
 async function runChildren(
-  config: Config,
+  config: WorkerSettings,
   devices: readonly string[],
   argv: readonly string[],
   log: Logger,
@@ -109,6 +118,7 @@ async function runChildren(
           if (code !== 0 && !stopping) {
             log.error(`the worker of ${devices[index]} ended with ${how}`);
             stop("SIGTERM");
+            setTimeout(() => stop("SIGKILL"), STRAGGLER_MS).unref();
           }
           resolve();
         };
@@ -142,7 +152,7 @@ function endWithParent(log: Logger): void {
   setInterval(() => process.ppid !== parent && end(), PARENT_CHECK_MS).unref();
 }
 
-async function runRank(config: Config, device: string, log: Logger): Promise<number> {
+async function runRank(config: WorkerSettings, device: string, log: Logger): Promise<number> {
   const signals = new StopSignals();
   endWithParent(log);
   const health = new RankHealth();
@@ -154,7 +164,7 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
   const trust = openTrust(config, (problem) => log.warn(problem));
   const addon = loadEngine();
   expectLargeBuffers(addon);
-  const links = new RankLinks({ addon, device, trust, note: (text) => log.warn(text) });
+  let session: Session | null = null;
   const here = await arrive(config, trust, log);
   const bind = config.bind ?? here;
   const server = await listen(
@@ -162,7 +172,7 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
     trust,
     (peer, reason) => log.warn(`refused a connection of ${peer}: ${reason}`),
     (grpc) => {
-      links.serve(grpc);
+      serveSenders(grpc, (open) => session?.senderFor(open) ?? null);
       health.health.serve(grpc);
     },
   );
@@ -170,100 +180,28 @@ async function runRank(config: Config, device: string, log: Logger): Promise<num
   const hello = introduce(config, device, joinAddress(host, server.port));
   try {
     for (;;) {
-      const end = await serveSession({ config, device, hello, links, trust, health, signals, log });
+      session = new Session({ config, device, hello, trust, health, signals, log });
+      const end = await session.run();
+      session = null;
       if (end !== "rejoin") return end;
       if (signals.first !== null) return exitCodeOfSignal(signals.first);
       log.info("joining again");
       await arrive(config, trust, log);
     }
   } finally {
-    links.close();
     server.close();
     probes?.close();
   }
 }
 
 /** Waits for the coordinator. Resolves with this node's address on the way there. */
-function arrive(config: Config, trust: Trust, log: Logger): Promise<string> {
+function arrive(config: WorkerSettings, trust: Trust, log: Logger): Promise<string> {
   return reach(config.coordinator!, trust, config.join_timeout * 1000, (reason) =>
     log.info(`waiting for the coordinator at ${config.coordinator}: ${reason}`),
   );
 }
 
-interface Session {
-  readonly config: Config;
-  readonly device: string;
-  readonly hello: Hello;
-  readonly links: RankLinks;
-  readonly trust: Trust;
-  readonly health: RankHealth;
-  readonly signals: StopSignals;
-  readonly log: Logger;
-}
-
-/** One stay with a coordinator. Resolves with the exit code, or "rejoin". */
-async function serveSession(session: Session): Promise<number | "rejoin"> {
-  const { config, device, hello, links, trust, health, signals, log } = session;
-  const owned = process.env[LOCAL_WORKER] !== undefined;
-  let told: number | "rejoin" | null = null;
-  const ended = deferred<number | "rejoin">();
-  const finish = (end: number | "rejoin") => ended.resolve(end);
-  const rank = new Rank({
-    device,
-    links,
-    files: new NodeFiles(config.output_dir),
-    folders: { modelDir: config.model, outputDir: config.output_dir },
-    log,
-    send: (message) => connection.send(message),
-    onWelcome: (heartbeatMs, number) => {
-      log.debug(`joined as rank ${number}`);
-      connection.startHeartbeat(heartbeatMs);
-    },
-    onCollected: () => connection.deferHeartbeat(),
-    onPrepared: () => {
-      health.ready = true;
-    },
-    onShutdown: ({ rejoin, reason }) => {
-      told = rejoin && !owned ? "rejoin" : 0;
-      if (reason === null) finish(told);
-      else ended.reject(fromFailure(reason, `the coordinator at ${config.coordinator}`));
-    },
-  });
-  const connection = await CoordinatorConnection.open(
-    config.coordinator!,
-    trust,
-    hello,
-    {
-      onMessage: (message) => rank.handle(message),
-      onClosed: (error) => {
-        if (told !== null) return;
-        if (error?.code === "PL_JOIN_REFUSED") return ended.reject(error);
-        // Without a farewell the coordinator died: a worker of another node waits for its successor.
-        log[owned ? "debug" : "warn"](error?.message ?? "the coordinator closed the connection");
-        finish(owned ? 1 : "rejoin");
-      },
-    },
-    config.join_timeout * 1000,
-  );
-  connection.startHeartbeat(FIRST_HEARTBEAT_MS);
-  signals.handle((signal, again) => {
-    // SIGTERM lets the step under way be finished and saved: the coordinator answers with the order to leave.
-    if (signal === "SIGTERM" && !again) connection.send({ replyTo: 0, leaving: {} });
-    else finish(exitCodeOfSignal(signal));
-  });
-  try {
-    return await ended.promise;
-  } finally {
-    signals.handle(null);
-    health.ready = false;
-    const released = rank.end();
-    links.close();
-    await released;
-    await connection.end();
-  }
-}
-
-function introduce(config: Config, device: string, linkAddress: string): Hello {
+function introduce(config: WorkerSettings, device: string, linkAddress: string): Hello {
   const { build, cpu, cuda, nccl: library } = loadEngine().capabilities();
   const nccl = ncclFor(device, library);
   const gpu = cuda?.devices.find((candidate) => `cuda:${candidate.index}` === device);

@@ -20,7 +20,7 @@ import type { RankLinks } from "./links.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
-import { type PreparedRank, prepareRank } from "./prepare.ts";
+import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
 import { StepRelay } from "./step-relay.ts";
 import { runInstructions } from "./step-runner.ts";
@@ -39,6 +39,8 @@ export interface RankOptions {
   /** Its shard is loaded. */
   readonly onPrepared: () => void;
   readonly onShutdown: (request: Shutdown__Output) => void;
+  /** Aborted when the session ends: nothing that was begun is worth finishing. */
+  readonly signal: AbortSignal;
 }
 
 type Reply = Omit<FromWorker, "replyTo">;
@@ -56,7 +58,6 @@ export class Rank {
   /** Tensors still to come for an ImportLora request. */
   #importing: { request: number; left: number } | null = null;
   #cancelled = false;
-  #ending = false;
 
   constructor(options: RankOptions) {
     this.#options = options;
@@ -71,22 +72,27 @@ export class Rank {
       this.#options.onShutdown(message.shutdown!);
       return;
     }
+    const { signal } = this.#options;
     this.#queue = this.#queue.then(async () => {
+      if (signal.aborted) return;
       try {
         const reply = await this.#answer(message);
         if (reply !== null) this.#options.send({ ...reply, replyTo: message.request });
       } catch (error) {
         // What was under way when this process was told to end fails for that alone.
-        const level = this.#ending ? "debug" : "error";
+        const level = signal.aborted ? "debug" : "error";
         this.#options.log[level]({ error }, `${message.body} failed: ${(error as Error).message}`);
         this.#options.send({ replyTo: message.request, failure: toFailure(error) });
       }
     });
   }
 
-  /** For good: what is running fails. */
+  /** For good, after `signal` was aborted: resolves when what was running has ended and the engine is closed. */
   async end(): Promise<void> {
-    this.#ending = true;
+    this.#relay?.end();
+    // What the engine has begun it ends; what would still be asked of it fails.
+    await this.#prepared?.engine.close();
+    await this.#queue;
     await this.#release();
   }
 
@@ -106,7 +112,7 @@ export class Rank {
         return null;
       case "calibrate":
         return {
-          calibrated: await calibrate(message.calibrate!, this.#rank, this.#options.device, loadEngine()),
+          calibrated: await calibrate(message.calibrate!, this.#rank, this.#host()),
         };
       case "probeLink":
         return this.#probe(message.probeLink!);
@@ -161,6 +167,11 @@ export class Rank {
     }
   }
 
+  #host(): EngineHost {
+    const { device, signal } = this.#options;
+    return { device, addon: loadEngine(), signal };
+  }
+
   #ready(): PreparedRank {
     if (this.#prepared === null) throw new PipeloraError("PL_INTERNAL", "a request came before Prepare");
     return this.#prepared;
@@ -170,19 +181,23 @@ export class Rank {
     const { links } = this.#options;
     // Not the run's own session: a rank that is prepared before its peer must not meet that one's old ends.
     const session = `${this.#session}/probe`;
-    if (!links.joined(session)) links.join(session, this.#rank, request.peers, request.linkTimeoutS * 1000);
+    if (!links.joined(session)) {
+      links.join({ session, rank: this.#rank }, request.peers, request.linkTimeoutS * 1000);
+    }
     return { linkProbed: await probeLink(links, request, this.#rank, `probe/${request.from}/${request.to}`) };
   }
 
   async #prepare(request: Prepare__Output): Promise<Reply> {
     const started = performance.now();
     await this.#release();
-    this.#options.links.join(this.#session, this.#rank, request.peers, request.linkTimeoutS * 1000, {
+    const place = { session: this.#session, rank: this.#rank };
+    this.#options.links.join(place, request.peers, request.linkTimeoutS * 1000, {
       ranks: request.replicaRanks,
       id: request.replicaNccl,
     });
+    this.#options.log.debug(`loading the shard of rank ${this.#rank}`);
     const modelDir = this.#options.folders.modelDir ?? request.modelDir;
-    this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
+    this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#host());
     await this.#options.links.opened();
     this.#times = new TimeSums();
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);

@@ -43,16 +43,7 @@ export async function runInstructions(
   links: RankLinks,
   input: StepInput,
 ): Promise<StepTotals> {
-  const totals: StepTotals = {
-    lossSum: 0,
-    labelTokens: 0,
-    correctTokens: 0,
-    waitMs: 0,
-    reduceMs: 0,
-    sentBytes: 0,
-    linkMs: 0,
-  };
-  const pass = new Pass(engine, engineSegment, links, input, totals);
+  const pass = new Pass(engine, engineSegment, links, input);
   try {
     for (const [index, instruction] of input.instructions.entries()) {
       for (const ahead of input.instructions.slice(index, index + LOOKAHEAD)) pass.expect(ahead);
@@ -63,7 +54,7 @@ export async function runInstructions(
     await pass.abandon();
     throw withLossScale(error, input.lossScale);
   }
-  return totals;
+  return pass.totals;
 }
 
 /** The engine tells which step and row lost its loss; under loss scaling the scale belongs to that. */
@@ -82,7 +73,15 @@ class Pass {
   readonly #engineSegment: ReadonlyMap<number, number>;
   readonly #links: RankLinks;
   readonly #input: StepInput;
-  readonly #totals: StepTotals;
+  readonly totals: StepTotals = {
+    lossSum: 0,
+    labelTokens: 0,
+    correctTokens: 0,
+    waitMs: 0,
+    reduceMs: 0,
+    sentBytes: 0,
+    linkMs: 0,
+  };
   /** Inputs of forward and backward by "segment/microBatch". */
   readonly #activations = new Map<string, Slot>();
   readonly #gradients = new Map<string, Slot>();
@@ -93,18 +92,11 @@ class Pass {
   /** Per micro-batch, so that sums are made in one order whatever the schedule. */
   readonly #losses: { lossSum: number; labelTokens: number; correctTokens: number }[] = [];
 
-  constructor(
-    engine: Engine,
-    engineSegment: ReadonlyMap<number, number>,
-    links: RankLinks,
-    input: StepInput,
-    totals: StepTotals,
-  ) {
+  constructor(engine: Engine, engineSegment: ReadonlyMap<number, number>, links: RankLinks, input: StepInput) {
     this.#engine = engine;
     this.#engineSegment = engineSegment;
     this.#links = links;
     this.#input = input;
-    this.#totals = totals;
     this.#failure.promise.catch(() => {});
   }
 
@@ -140,13 +132,17 @@ class Pass {
       case "send-forward":
         return this.#send(
           this.#activations,
-          segment + 1,
-          microBatch,
+          `${segment + 1}/${microBatch}`,
           peer!,
           activationKey(name, segment + 1, microBatch),
         );
       case "send-backward":
-        return this.#send(this.#gradients, segment - 1, microBatch, peer!, gradientKey(name, segment - 1, microBatch));
+        return this.#send(
+          this.#gradients,
+          `${segment - 1}/${microBatch}`,
+          peer!,
+          gradientKey(name, segment - 1, microBatch),
+        );
     }
   }
 
@@ -154,9 +150,9 @@ class Pass {
     await Promise.all(this.#running);
     for (const loss of this.#losses) {
       if (loss === undefined) continue;
-      this.#totals.lossSum += loss.lossSum;
-      this.#totals.labelTokens += loss.labelTokens;
-      this.#totals.correctTokens += loss.correctTokens;
+      this.totals.lossSum += loss.lossSum;
+      this.totals.labelTokens += loss.labelTokens;
+      this.totals.correctTokens += loss.correctTokens;
     }
   }
 
@@ -173,7 +169,7 @@ class Pass {
   async #timed<T>(copy: Promise<T>): Promise<T> {
     const started = performance.now();
     const done = await copy;
-    this.#totals.linkMs += performance.now() - started;
+    this.totals.linkMs += performance.now() - started;
     return done;
   }
 
@@ -186,7 +182,7 @@ class Pass {
   async #arrival(slots: Map<string, Slot>, where: string): Promise<DeviceTensor | null> {
     const started = performance.now();
     const tensor = await take(slots, where);
-    this.#totals.waitMs += performance.now() - started;
+    this.totals.waitMs += performance.now() - started;
     return tensor;
   }
 
@@ -217,9 +213,9 @@ class Pass {
    * wait for it; and until its link has room, so that a slow peer holds this rank back. Then it goes its way while the
    * list goes on.
    */
-  async #send(slots: Map<string, Slot>, segment: number, microBatch: number, peer: number, key: string): Promise<void> {
-    const tensor = fromDevice(this.#engine, (await take(slots, `${segment}/${microBatch}`))!);
-    this.#totals.sentBytes += tensor.byteLength;
+  async #send(slots: Map<string, Slot>, where: string, peer: number, key: string): Promise<void> {
+    const tensor = fromDevice(this.#engine, (await take(slots, where))!);
+    this.totals.sentBytes += tensor.byteLength;
     const { sent } = await this.#links.send(peer, key, tensor);
     this.#run(this.#timed(sent));
   }

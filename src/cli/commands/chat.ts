@@ -1,8 +1,8 @@
 import { createInterface } from "node:readline/promises";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { withModel } from "../../coordinator/run/sample.ts";
-import { ChatHistory } from "../../coordinator/tools/conversation.ts";
+import { ChatHistory } from "../../coordinator/generation/conversation.ts";
+import { withModel } from "../../coordinator/generation/sample.ts";
 
 const HELP = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply.";
 /** Tokens of a whole conversation that the plan leaves room for. */

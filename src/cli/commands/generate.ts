@@ -1,6 +1,6 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { type SamplingSession, withModel } from "../../coordinator/run/sample.ts";
+import { type SamplingSession, withModel } from "../../coordinator/generation/sample.ts";
 
 /** Longest prompt in text that a plan leaves room for; ready ids are counted. */
 const PROMPT_TOKENS = 2048;

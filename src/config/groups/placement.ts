@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { SCHEDULE_POLICIES } from "../../common/schedule-policies.ts";
 import { choice, flag, option, optional, positive, RUNS, TRAINS, text } from "./vocabulary.ts";
 
 export const placementOptions = {
@@ -29,7 +30,7 @@ export const placementOptions = {
     "string",
     "Placement",
     TRAINS,
-    choice(["1f1b", "gpipe", "sequential", "interleaved"]).default("1f1b"),
+    choice(SCHEDULE_POLICIES).default("1f1b"),
     "Order in which micro-batches run through the stages.",
     "NAME",
   ),

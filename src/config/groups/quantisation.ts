@@ -1,4 +1,6 @@
 import { z } from "zod";
+import { FLOAT_DTYPES } from "../../common/dtype.ts";
+import { INT8_THRESHOLD, QUANT_TYPES } from "../../common/quantization.ts";
 import { choice, flag, oneOrMore, option, optional, QUANTIZES, RUNS } from "./vocabulary.ts";
 
 export const quantisationOptions = {
@@ -20,7 +22,7 @@ export const quantisationOptions = {
     "string",
     "Quantisation",
     QUANTIZES,
-    choice(["fp4", "nf4"]).default("fp4"),
+    choice(QUANT_TYPES).default("fp4"),
     "The 4-bit code; nf4 is the better one for trained weights.",
     "NAME",
   ),
@@ -35,7 +37,7 @@ export const quantisationOptions = {
     "string",
     "Quantisation",
     QUANTIZES,
-    optional(choice(["float32", "float16", "bfloat16"])),
+    optional(choice(FLOAT_DTYPES)),
     "dtype of products and activations of a 4-bit base (compute_dtype decides where both are given); none: as without.",
     "DTYPE",
   ),
@@ -43,7 +45,7 @@ export const quantisationOptions = {
     "number",
     "Quantisation",
     QUANTIZES,
-    z.number().nonnegative().default(6),
+    z.number().nonnegative().default(INT8_THRESHOLD),
     "Columns of an 8-bit layer's input with a magnitude of at least this stay in floating point; 0: none.",
   ),
   llm_int8_skip_modules: option(

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { FLOAT_DTYPES } from "../../common/dtype.ts";
 import type { Command, FlagKind, Option, OptionGroup } from "../option.ts";
 
 /** Commands that load or place a model, and those that only some flags concern. */
@@ -45,5 +46,5 @@ export const oneOrMore = z.union([names, text.transform((one) => [one])]);
 export const optional = <T extends z.ZodType>(schema: T) => schema.nullable().default(null);
 export const flag = (value = false) => z.boolean().default(value);
 
-export const DTYPES = ["auto", "float32", "float16", "bfloat16"] as const;
+export const DTYPES = ["auto", ...FLOAT_DTYPES] as const;
 export const STRATEGIES = ["no", "steps", "epoch"] as const;

@@ -1,6 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { deferred } from "../../common/deferred.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import { comesBack } from "../../common/exit-codes.ts";
+import { onDefect } from "../../common/last-words.ts";
 import type { Logger } from "../../common/log.ts";
 import { Health, listenForProbes } from "../../rpc/health.ts";
 import { PROTOCOL_VERSION } from "../../rpc/protocol.ts";
@@ -53,6 +55,8 @@ export class Cluster {
   #changed = deferred<void>();
   #failure = deferred<never>();
   #closing = false;
+  #closed = false;
+  #takeBack: () => void = () => {};
   #nodesBefore: readonly string[] = [];
   #awaitsSafePoint = false;
   #leaving: WorkerConnection | null = null;
@@ -82,6 +86,8 @@ export class Cluster {
       },
     );
     cluster = new Cluster(options, [server], health);
+    const opened = cluster;
+    opened.#takeBack = onDefect((error) => opened.close(comesBack(error)));
     try {
       if (options.healthListen !== null) cluster.#servers.push(await listenForProbes(options.healthListen, health));
     } catch (error) {
@@ -100,7 +106,7 @@ export class Cluster {
     return this.#members;
   }
 
-  /** Rejects with PL_WORKER_LOST as soon as a member is lost. */
+  /** Rejects with PL_WORKER_LOST as soon as a member is lost; until the cluster is dissolved, then it is another promise. */
   get failure(): Promise<never> {
     return this.#failure.promise;
   }
@@ -130,7 +136,7 @@ export class Cluster {
    */
   async form(): Promise<readonly WorkerConnection[]> {
     const { options } = this;
-    this.#failure = deferred<never>();
+    if (this.#closed) throw new PipeloraError("PL_INTERRUPTED", "the cluster was closed");
     this.session = randomUUID();
     if (options.listen === null) {
       this.#local = LocalWorkers.start(
@@ -175,12 +181,15 @@ export class Cluster {
     this.#leaving = null;
     await this.#local?.stop();
     this.#local = null;
+    this.#failure = deferred<never>();
     this.#closing = false;
   }
 
-  /** `comesBack`: this program will be started again, and workers of other nodes are to wait for that. */
-  async close(comesBack: boolean): Promise<void> {
-    await this.dissolve(comesBack);
+  /** `rejoin`: this program will be started again, and workers of other nodes are to wait for that. No attempt can follow. */
+  async close(rejoin: boolean): Promise<void> {
+    this.#closed = true;
+    this.#takeBack();
+    await this.dissolve(rejoin);
     // A farewell that is cut off on its way would make a worker wait for another coordinator.
     await Promise.all(this.#servers.map((server) => server.drain(FAREWELL_MS)));
   }

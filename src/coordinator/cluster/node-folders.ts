@@ -124,7 +124,7 @@ export class NodeFolders {
     const nodes = await Promise.all(
       this.#folders.map(async ({ node, worker, dir, sharedWith }): Promise<NodeSave> => {
         if (sharedWith !== undefined) return { node, dir, sharedWith, error: null };
-        const error = await copyTo(worker, source, save, files, keep ?? 0).then(() => null, failureOf);
+        const error = await copyTo(worker, source, { save, files, keep: keep ?? 0 }).then(() => null, failureOf);
         return { node, dir, sharedWith, error };
       }),
     );
@@ -184,13 +184,14 @@ export class NodeFolders {
   }
 }
 
-async function copyTo(
-  worker: WorkerConnection,
-  source: string,
-  save: string,
-  files: readonly HashedFile[],
-  keep: number,
-): Promise<void> {
+/** Files of one save, and how many checkpoints the node keeps; 0: all. */
+interface CommitFiles {
+  readonly save: string;
+  readonly files: readonly HashedFile[];
+  readonly keep: number;
+}
+
+async function copyTo(worker: WorkerConnection, source: string, { save, files, keep }: CommitFiles): Promise<void> {
   for (const { name, size } of files) {
     const file = await open(join(source, name), "r");
     try {

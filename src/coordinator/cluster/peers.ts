@@ -3,7 +3,7 @@ import { hostLinkKind, linkedPairs, linkKind } from "../../plan/link-kinds.ts";
 import { groupByNccl, type LinkSettings } from "../../plan/nccl.ts";
 import type { Peer } from "../../rpc/generated/pipelora/v1/Peer.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
-import { joinedDevices } from "../planning/planning.ts";
+import { joinedDevices } from "./joined-devices.ts";
 
 export interface PeerLists {
   /** By rank: all ranks as that one reaches them. */

@@ -2,12 +2,12 @@ import { formatBytes } from "../../common/bytes.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import { freeDisk, freeMemory } from "../../common/machine.ts";
 import { PACKAGE_VERSION } from "../../common/root.ts";
+import type { Checkpoint } from "../../formats/checkpoint.ts";
 import { checkpointDigest } from "../../formats/fingerprint.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import { alignTable } from "../../plan/table.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
-import type { ModelSetup } from "../planning/model-setup.ts";
 import { probeNeighbours } from "./link-probes.ts";
 
 /** Clocks further apart than this fail a run: certificates, logs and file times mean nothing then. */
@@ -62,13 +62,19 @@ export interface Needs {
   readonly diskMustDo: boolean;
 }
 
+/** What the nodes are to have, and where they are to save. */
+export interface InspectedRun {
+  readonly modelDir: string;
+  readonly checkpoint: Checkpoint;
+  readonly outputDir: string;
+  readonly savesOnEachNode: boolean;
+}
+
 /** Asks the first worker of each node, and each worker for its link to the next. */
 export async function inspectCluster(
   members: readonly WorkerConnection[],
-  setup: ModelSetup,
+  { modelDir, checkpoint, outputDir, savesOnEachNode }: InspectedRun,
   settings: LinkSettings,
-  outputDir: string,
-  savesOnEachNode: boolean,
 ): Promise<Preflight> {
   const firsts = members.filter(
     (member, rank) => members.findIndex(({ hello }) => hello.node === member.hello.node) === rank,
@@ -77,7 +83,7 @@ export async function inspectCluster(
     firsts.map(async (worker): Promise<NodeFacts> => {
       const { node, version } = worker.hello;
       const asked = Date.now();
-      const request = { modelDir: setup.dir, outputDir: savesOnEachNode ? outputDir : "" };
+      const request = { modelDir, outputDir: savesOnEachNode ? outputDir : "" };
       const report = (await worker.request({ preflight: request })).preflightReport!;
       const devices = members
         .filter(({ hello }) => hello.node === node)
@@ -114,7 +120,7 @@ export async function inspectCluster(
     skewMs: 0,
     freeMemoryBytes: freeMemory(),
     freeDiskBytes: await freeDisk(outputDir),
-    checkpoint: await checkpointDigest(setup.checkpoint!),
+    checkpoint: await checkpointDigest(checkpoint),
     checkpointProblem: null,
     nccl: null,
   };

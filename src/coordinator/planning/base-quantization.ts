@@ -1,5 +1,6 @@
+import { isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
-import type { QuantizationSettings } from "../../common/quantization.ts";
+import { INT8_THRESHOLD, type QuantizationSettings } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import type { Checkpoint } from "../../formats/checkpoint.ts";
 import { type PackedWeights, readPackedWeights } from "../../formats/quantized-state.ts";
@@ -19,7 +20,7 @@ export interface BaseQuantization {
   readonly stored: boolean;
 }
 
-type Flags = Pick<
+export type QuantizationFlags = Pick<
   Config,
   | "load_in_4bit"
   | "load_in_8bit"
@@ -30,14 +31,12 @@ type Flags = Pick<
   | "llm_int8_skip_modules"
 >;
 
-const DEFAULT_THRESHOLD = 6;
-
 /**
  * The form that flags ask for, or that a quantised checkpoint is in: the latter's own settings hold, as in transformers.
  * null: unquantised. Errors: PL_CONFIG_INVALID.
  */
 export function baseQuantization(
-  flags: Flags,
+  flags: QuantizationFlags,
   spec: ModelSpec,
 ): { readonly quantization: BaseQuantization | null; readonly warnings: readonly string[] } {
   const asked = settingsOf(flags);
@@ -68,18 +67,18 @@ export async function packedWeights(
   checkpoint: Checkpoint,
 ): Promise<PackedWeights> {
   if (quantization === null || !quantization.stored) return new Map();
-  const dtype = spec.dtype === "float32" || spec.dtype === "bfloat16" ? spec.dtype : "float16";
+  const dtype = isFloatDtype(spec.dtype) ? spec.dtype : "float16";
   return readPackedWeights(checkpoint, blockLinears(spec), quantization.settings, quantization.skipped, dtype);
 }
 
-function settingsOf(flags: Flags): QuantizationSettings | null {
+function settingsOf(flags: QuantizationFlags): QuantizationSettings | null {
   if (flags.load_in_4bit) {
     return { method: "4bit", quantType: flags.bnb_4bit_quant_type, doubleQuant: flags.bnb_4bit_use_double_quant };
   }
   return flags.load_in_8bit ? { method: "8bit", threshold: flags.llm_int8_threshold } : null;
 }
 
-function checkActing(flags: Flags, settings: QuantizationSettings | null): void {
+function checkActing(flags: QuantizationFlags, settings: QuantizationSettings | null): void {
   const refuse = (flag: string, base: string) => {
     throw new PipeloraError("PL_CONFIG_INVALID", `${flag} acts only with ${base}.`, {
       hint: "Leave it out, or say --load-in-4bit or --load-in-8bit.",
@@ -87,7 +86,7 @@ function checkActing(flags: Flags, settings: QuantizationSettings | null): void 
   };
   if (flags.bnb_4bit_compute_dtype !== null && settings?.method !== "4bit")
     refuse("--bnb-4bit-compute-dtype", "a 4-bit base");
-  if (flags.llm_int8_threshold !== DEFAULT_THRESHOLD && settings?.method !== "8bit") {
+  if (flags.llm_int8_threshold !== INT8_THRESHOLD && settings?.method !== "8bit") {
     refuse("--llm-int8-threshold", "an 8-bit base");
   }
   if (flags.llm_int8_skip_modules !== null && settings === null) {
@@ -103,13 +102,17 @@ function unmatched(spec: ModelSpec, patterns: readonly string[]): string[] {
 }
 
 /** Flags that the checkpoint's own settings contradict. */
-function overridden(flags: Flags, asked: QuantizationSettings | null, stored: QuantizationSettings): string[] {
+function overridden(
+  flags: QuantizationFlags,
+  asked: QuantizationSettings | null,
+  stored: QuantizationSettings,
+): string[] {
   const differing: string[] = [];
   if (stored.method === "4bit" && asked !== null && JSON.stringify(asked) !== JSON.stringify(stored)) {
     differing.push("--bnb-4bit-…");
   }
   const { llm_int8_threshold: threshold } = flags;
-  if (stored.method === "8bit" && threshold !== DEFAULT_THRESHOLD && threshold !== stored.threshold) {
+  if (stored.method === "8bit" && threshold !== INT8_THRESHOLD && threshold !== stored.threshold) {
     differing.push("--llm-int8-threshold");
   }
   if (flags.llm_int8_skip_modules !== null) differing.push("--llm-int8-skip-modules");

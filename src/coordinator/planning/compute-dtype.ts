@@ -1,11 +1,11 @@
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
-import type { HoldDtype } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import type { Device } from "../../plan/devices.ts";
 import type { ModelSetup } from "./model-setup.ts";
 
 export interface ComputeDtype {
-  readonly dtype: HoldDtype;
+  readonly dtype: FloatDtype;
   /** What was asked for and is not followed. */
   readonly warning: string | null;
 }

@@ -1,8 +1,7 @@
 import { resolve } from "node:path";
-import { type Dtype, isDtype } from "../../common/dtype.ts";
+import { type Dtype, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { LoraSettings } from "../../common/lora-settings.ts";
-import type { HoldDtype } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../../formats/checkpoint.ts";
@@ -10,7 +9,25 @@ import { type PackedWeights, tensorNames } from "../../formats/quantized-state.t
 import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
-import { type BaseQuantization, baseQuantization, packedWeights } from "./base-quantization.ts";
+import { type BaseQuantization, baseQuantization, packedWeights, type QuantizationFlags } from "./base-quantization.ts";
+
+type LoraFlags = Pick<
+  Config,
+  | "lora_r"
+  | "lora_alpha"
+  | "lora_dropout"
+  | "target_modules"
+  | "exclude_modules"
+  | "layers_to_transform"
+  | "layers_pattern"
+  | "rank_pattern"
+  | "alpha_pattern"
+  | "use_rslora"
+  | "init_lora_weights"
+>;
+
+/** Which model, how its weights are held, and which adapter it gets. */
+export type ModelSettings = QuantizationFlags & LoraFlags & Pick<Config, "model" | "adapter" | "torch_dtype">;
 
 /** The model of a run, checked as far as can be without reading a weight. */
 export interface ModelSetup {
@@ -26,7 +43,7 @@ export interface ModelSetup {
   /** The adapter that `lora` comes from; null: new. */
   readonly adapter: Adapter | null;
   /** dtype in which unquantised weights are held. */
-  readonly holdDtype: HoldDtype;
+  readonly holdDtype: FloatDtype;
   /** null: unquantised. */
   readonly quantization: BaseQuantization | null;
   /** The weights that the checkpoint holds quantised, by module; empty without `checkpoint`. */
@@ -38,7 +55,10 @@ export interface ModelSetup {
  * Reads and checks configuration, headers, quantiser's states and adapter.
  * `weights`: whether a checkpoint must be there. `lora`: whether LoRA settings of flags apply without --adapter.
  */
-export async function setUpModel(config: Config, needs: { weights: boolean; lora: boolean }): Promise<ModelSetup> {
+export async function setUpModel(
+  config: ModelSettings,
+  needs: { weights: boolean; lora: boolean },
+): Promise<ModelSetup> {
   const dir = resolve(config.model!);
   const spec = await readModelSpec(dir);
   const { quantization, warnings } = baseQuantization(config, spec);
@@ -83,7 +103,7 @@ function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
   }
 }
 
-function loraSettings(config: Config): LoraSettings {
+function loraSettings(config: LoraFlags): LoraSettings {
   return {
     r: config.lora_r,
     alpha: config.lora_alpha,
@@ -101,9 +121,9 @@ function loraSettings(config: Config): LoraSettings {
   };
 }
 
-function holdDtype(asked: Config["torch_dtype"], checkpoint: Dtype): HoldDtype {
+function holdDtype(asked: Config["torch_dtype"], checkpoint: Dtype): FloatDtype {
   const dtype = asked === "auto" ? checkpoint : asked;
-  if (isDtype(dtype) && (dtype === "float32" || dtype === "float16" || dtype === "bfloat16")) return dtype;
+  if (isFloatDtype(dtype)) return dtype;
   throw new PipeloraError(
     "PL_MODEL_UNSUPPORTED",
     `the checkpoint's dtype is ${dtype}; expected float32, float16 or bfloat16`,

@@ -4,13 +4,21 @@ import { loadEngine } from "../../engine/index.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
 import type { StrategyOutcome } from "../../plan/format-plan.ts";
 import { type PlannedLink, plannedLinks } from "../../plan/link-kinds.ts";
+import type { LinkSettings } from "../../plan/nccl.ts";
 import type { Plan } from "../../plan/plan.ts";
 import { NO_OVERRIDES } from "../../plan/request.ts";
 import { heldParameters } from "./held-parameters.ts";
-import { setUpModel } from "./model-setup.ts";
-import { type ChosenPlan, paperDevices, planFor } from "./planning.ts";
-import { readTrainingData } from "./training-data.ts";
-import { fullRowsWorkload, trainingWorkload } from "./workload.ts";
+import { type ModelSettings, setUpModel } from "./model-setup.ts";
+import { type ChosenPlan, type PlanSettings, paperDevices, planFor } from "./planning.ts";
+import { type DataSettings, readTrainingData } from "./training-data.ts";
+import { fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
+
+export type PaperSettings = ModelSettings &
+  DataSettings &
+  PlanSettings &
+  WorkSettings &
+  LinkSettings &
+  Pick<Config, "workers" | "threads">;
 
 export interface PaperPlan {
   readonly plan: Plan;
@@ -22,18 +30,15 @@ export interface PaperPlan {
 }
 
 /** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
-export async function planWithoutWorkers(config: Config): Promise<PaperPlan> {
+export async function planWithoutWorkers(config: PaperSettings): Promise<PaperPlan> {
   const setup = await setUpModel(config, { weights: false, lora: true });
   const devices = paperDevices(config, loadEngine().capabilities());
   const data = config.dataset === null ? null : await readTrainingData(config, setup.spec);
-  const planUnder = (changed: Config) =>
-    planFor(
-      changed,
-      setup,
-      devices,
-      data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
-      NO_OVERRIDES,
-    );
+  const planUnder = (changed: PaperSettings) =>
+    planFor(changed, setup, devices, {
+      workload: data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
+      rates: NO_OVERRIDES,
+    });
   const { plan } = await planUnder(config);
   return {
     plan,
@@ -54,16 +59,21 @@ const COMPARED = [
 ] as const;
 
 async function compareStrategies(
-  config: Config,
-  planUnder: (config: Config) => Promise<ChosenPlan>,
+  config: PaperSettings,
+  planUnder: (config: PaperSettings) => Promise<ChosenPlan>,
 ): Promise<StrategyOutcome[]> {
   const outcomes: StrategyOutcome[] = [];
   for (const { device_map, schedule } of COMPARED) {
-    const changed: Config = { ...config, planner: "pipelora", device_map, schedule: schedule ?? config.schedule };
+    const changed: PaperSettings = {
+      ...config,
+      planner: "pipelora",
+      device_map,
+      schedule: schedule ?? config.schedule,
+    };
     const named = { strategy: device_map, schedule: changed.schedule };
     try {
       const { plan, cut } = await planUnder(changed);
-      outcomes.push({ ...named, plan, microBatches: cut.work(false).microBatches });
+      outcomes.push({ ...named, plan, microBatches: (await cut.work(false)).microBatches });
     } catch (error) {
       if (!(error instanceof PipeloraError) || error.code !== "PL_PLACEMENT_INFEASIBLE") throw error;
       outcomes.push({ ...named, plan: null, microBatches: 0 });

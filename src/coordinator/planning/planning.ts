@@ -1,4 +1,5 @@
 import { readFile } from "node:fs/promises";
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import { freeMemory } from "../../common/machine.ts";
 import type { Config } from "../../config/options.ts";
@@ -7,7 +8,6 @@ import { ncclFor } from "../../engine/nccl-ability.ts";
 import { fastestPlan, type Refine } from "../../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../../plan/devices.ts";
 import { assertComputable } from "../../plan/engine-limits.ts";
-import type { FloatDtype } from "../../plan/held-sizes.ts";
 import { parseMaxMemory } from "../../plan/max-memory.ts";
 import type { Plan } from "../../plan/plan.ts";
 import {
@@ -18,34 +18,17 @@ import {
   type Speeds,
   STRATEGIES,
 } from "../../plan/request.ts";
-import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { localDevices } from "../cluster/local-devices.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { withSimulatedStep } from "./prediction.ts";
 import type { Cut, Workload } from "./workload.ts";
 
-/** Devices of the workers that joined; a rank is a device's number. CPU workers of one node share its memory. */
-export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
-  return members.map(({ hello }, id) => {
-    const kind = hello.device === "cpu" ? "cpu" : "cuda";
-    const sharing = members.filter((other) => other.hello.node === hello.node && other.hello.device === "cpu").length;
-    return {
-      id,
-      kind,
-      name: hello.deviceName,
-      node: hello.node,
-      host: hello.hostId === "" ? `rank ${id}` : hello.hostId,
-      ...(hello.pciBusId === "" ? {} : { pciBusId: hello.pciBusId }),
-      nccl: hello.nccl === "" ? { version: null, reason: hello.ncclMissing } : { version: hello.nccl, reason: null },
-      memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
-      hostMemoryBytes: kind === "cpu" ? null : hello.hostMemoryBytes,
-    };
-  });
-}
-
 /** Devices for a plan without workers: those that --max-memory names, else those a run would start here. */
-export function paperDevices(config: Config, capabilities: Capabilities): Device[] {
+export function paperDevices(
+  config: Pick<Config, "max_memory" | "workers" | "threads">,
+  capabilities: Capabilities,
+): Device[] {
   const gpus = capabilities.cuda?.devices ?? [];
   if (config.max_memory !== null) {
     const kind = gpus.length > 0 || config.workers === null ? "cuda" : "cpu";
@@ -67,6 +50,14 @@ export function paperDevices(config: Config, capabilities: Capabilities): Device
   });
 }
 
+/** What a request to plan takes from the configuration. */
+export type PlanRequestSettings = Pick<
+  Config,
+  "planner" | "max_memory" | "weight_cache" | "activation_offload" | "compute_dtype" | "bnb_4bit_compute_dtype"
+>;
+
+export type PlanSettings = PlanRequestSettings & Pick<Config, "device_map" | "deterministic_batches">;
+
 export interface ChosenPlan {
   readonly plan: Plan;
   /** How steps are cut under it. */
@@ -81,19 +72,18 @@ export interface ChosenPlan {
  * same bits. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
  */
 export async function planFor(
-  config: Config,
+  settings: PlanSettings,
   setup: ModelSetup,
   devices: readonly Device[],
-  workload: Workload,
-  rates: RateOverrides,
+  { workload, rates }: { readonly workload: Workload; readonly rates: RateOverrides },
 ): Promise<ChosenPlan> {
-  const asked = await deviceMap(config.device_map);
+  const asked = await deviceMap(settings.device_map);
   const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
-  const { request, warning } = planRequest(config, setup, devices, { strategy, rates });
+  const { request, warning } = planRequest(settings, setup, devices, { strategy, rates });
   const { previous } = workload;
   const { plan, choice: cut } =
-    (previous === null ? null : planIfFits(request, previous)) ??
-    fastestCut(request, cutsOf(config, asked, devices, workload), workload);
+    (previous === null ? null : await planIfFits(request, previous)) ??
+    (await fastestCut(request, cutsOf(settings, asked, devices, workload), workload));
   const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
   return { plan: { ...plan, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
 }
@@ -101,16 +91,20 @@ export async function planFor(
 type Request = Omit<PlanRequest, "work">;
 
 /** Two looks: over numbers of micro-batches a half or a third apart, then over all around the best. */
-function fastestCut(request: Request, cuts: readonly Cut[], workload: Workload): { plan: Plan; choice: Cut } {
+async function fastestCut(
+  request: Request,
+  cuts: readonly Cut[],
+  workload: Workload,
+): Promise<{ plan: Plan; choice: Cut }> {
   const simulate: Refine = (plan, work) => withSimulatedStep(plan, work, request);
-  const found = fastestPlan(request, cuts, simulate);
-  const near = cuts.length > 1 ? workload.near(found.choice) : [];
+  const found = await fastestPlan(request, cuts, simulate);
+  const near = cuts.length > 1 ? await workload.near(found.choice) : [];
   return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near], simulate);
 }
 
-function planIfFits(request: Request, cut: Cut): { plan: Plan; choice: Cut } | null {
+async function planIfFits(request: Request, cut: Cut): Promise<{ plan: Plan; choice: Cut } | null> {
   try {
-    return fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
+    return await fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
   } catch (error) {
     if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
     throw error;
@@ -123,7 +117,7 @@ function planIfFits(request: Request, cut: Cut): { plan: Plan; choice: Cut } | n
  * tokens on, and --deterministic-batches: the one that does not depend on the placement, so that any number of them gives the same bits.
  */
 export function cutsOf(
-  config: Config,
+  config: Pick<Config, "deterministic_batches">,
   strategy: NamedStrategy | DeviceMapInput,
   devices: readonly Device[],
   workload: Workload,
@@ -138,7 +132,7 @@ export function cutsOf(
  * PL_MODEL_UNSUPPORTED for a model that these devices' engine does not compute.
  */
 export function planRequest(
-  config: Config,
+  config: PlanRequestSettings,
   setup: ModelSetup,
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,

@@ -1,15 +1,22 @@
+import { inSlices } from "../../common/slices.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
 import type { MicroBatchSize } from "../../data/micro-batches.ts";
+import type { StepOrder } from "../../data/order.ts";
 import type { WorkChoice } from "../../plan/choose.ts";
 import type { Device } from "../../plan/devices.ts";
 import { countsNear, countsToTry, microBatchCount, stepsUpTo } from "../../plan/micro-batches.ts";
 import type { Work } from "../../plan/request.ts";
-import { type BatchShape, batchShape, type TrainingData } from "./training-data.ts";
+import { type BatchShape, batchShape, everyStep, rowSizes, someSteps } from "./batch-shape.ts";
+import type { TrainingData } from "./training-data.ts";
+
+/** How a step may be cut and run. */
+export type WorkSettings = Pick<Config, "micro_batch_tokens" | "replicas" | "schedule" | "gradient_checkpointing">;
 
 /** One way to run a step, and how a replica's rows are cut for it. */
 export interface Cut extends WorkChoice {
   readonly size: MicroBatchSize;
+  work(sampled: boolean): Promise<Work>;
 }
 
 /** The ways to cut a step that a plan may choose from. */
@@ -25,24 +32,27 @@ export interface Workload {
   /** All that are worth a try on these devices, also with replicas of the plan's choosing. */
   free(devices: readonly Device[]): Cut[];
   /** More ways, near one of those above. */
-  near(cut: Cut): Cut[];
+  near(cut: Cut): Promise<Cut[]>;
 }
 
 /** Steps that stand for the run while a plan is looked for. */
 const SAMPLED_STEPS = 16;
 
-export function trainingWorkload(config: Config, data: TrainingData): Workload {
+export function trainingWorkload(config: WorkSettings, data: TrainingData): Workload {
   const { batchSize, accumulation, replicas: dealt } = data.order.options;
   const rows = Math.min(data.train.size, batchSize * accumulation);
   const rowTokens = data.train.statistics.totalTokens / data.train.size;
   const longestHeldOut = data.evaluation === null ? 0 : longestRow(data.evaluation);
+  const sizes = once(() => inSlices(rowSizes(data.train)));
+  const sample = once(() => inSlices(someSteps(data.order, SAMPLED_STEPS)));
   const cut = (replicas: number, size: MicroBatchSize): Cut => {
-    const shape = (steps: number | null) => {
-      const trained = batchShape(data, size, replicas, steps);
+    const shape = async (steps: Iterable<StepOrder | null>) => {
+      const trained = await inSlices(batchShape(await sizes(), steps, size, replicas));
       // Evaluation goes through the same memory; a row of it is never cut.
       return trainingWork(config, { ...trained, tokens: Math.max(trained.tokens, longestHeldOut) });
     };
-    const [some, all] = [once(() => shape(SAMPLED_STEPS)), once(() => shape(null))];
+    const some = once(async () => shape(await sample()));
+    const all = once(() => shape(everyStep(data.order)));
     return { replicas, size, work: (sampled) => (sampled ? some() : all()) };
   };
   const limited: MicroBatchSize | null =
@@ -57,7 +67,7 @@ export function trainingWorkload(config: Config, data: TrainingData): Workload {
     fixed: (devices) => cut(dealt, limited ?? { count: microBatchCount(rowTokens * rows, rows, kindOf(devices)) }),
     cuts: () => cutsWith(dealt),
     free: (devices) => replicaCounts(config.replicas, devices.length, rows).flatMap(cutsWith),
-    near: ({ replicas, size }) =>
+    near: async ({ replicas, size }) =>
       "count" in size
         ? countsNear(size.count, ownRows(replicas), ownRows(replicas) * rowTokens).map((count) =>
             cut(replicas, { count }),
@@ -82,7 +92,9 @@ function once<T>(make: () => T): () => T {
 }
 
 /** Rows as long as may be, every token a label: for a plan without a dataset. */
-export function fullRowsWorkload(config: Config): Workload {
+export function fullRowsWorkload(
+  config: WorkSettings & Pick<Config, "max_length" | "per_device_train_batch_size" | "gradient_accumulation_steps">,
+): Workload {
   const { max_length: rowTokens } = config;
   const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
   const cut = (replicas: number, ownRows: number, mostRows: number): Cut => {
@@ -91,7 +103,7 @@ export function fullRowsWorkload(config: Config): Workload {
     const tokens = Math.ceil(ownRows / microBatches) * rowTokens;
     const meanTokens = (ownRows * rowTokens) / microBatches;
     const shape = { microBatches, tokens, labelTokens: tokens, meanTokens, meanLabelTokens: meanTokens, rowTokens };
-    return { replicas, size: { maxTokens: tokens }, work: () => trainingWork(config, shape) };
+    return { replicas, size: { maxTokens: tokens }, work: async () => trainingWork(config, shape) };
   };
   const limit =
     config.micro_batch_tokens === null ? null : Math.max(1, Math.floor(config.micro_batch_tokens / rowTokens));
@@ -112,10 +124,10 @@ export function fullRowsWorkload(config: Config): Workload {
     },
     cuts: () => cutsWith(config.replicas ?? 1),
     free: (devices) => replicaCounts(config.replicas, devices.length, rows).flatMap(cutsWith),
-    near: ({ replicas, work }) => {
+    near: async ({ replicas, work }) => {
       if (limit !== null) return [];
       const own = ownRows(replicas);
-      const { microBatches } = work(true);
+      const { microBatches } = await work(true);
       const count = countsOf(own).findLast((one) => Math.ceil(own / Math.ceil(own / one)) === microBatches);
       return count === undefined ? [] : cutsOfCounts(replicas, countsNear(count, own, own * rowTokens));
     },
@@ -135,13 +147,20 @@ export function generationWorkload(tokens: number): Workload {
     checkpointing: "none",
     cacheTokens: tokens,
   };
-  const only: Cut = { replicas: 1, size: { count: 1 }, work: () => work };
-  return { trains: false, previous: null, fixed: () => only, cuts: () => [only], free: () => [only], near: () => [] };
+  const only: Cut = { replicas: 1, size: { count: 1 }, work: async () => work };
+  return {
+    trains: false,
+    previous: null,
+    fixed: () => only,
+    cuts: () => [only],
+    free: () => [only],
+    near: async () => [],
+  };
 }
 
 const CHECKPOINTING = { true: "all", false: "none", auto: "auto" } as const;
 
-function trainingWork(config: Config, shape: BatchShape): Work {
+function trainingWork(config: WorkSettings, shape: BatchShape): Work {
   return {
     ...shape,
     schedule: config.schedule,

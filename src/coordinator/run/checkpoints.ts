@@ -12,10 +12,10 @@ import {
   type TensorToWrite,
   writeSafetensors,
 } from "../../formats/safetensors.ts";
+import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import type { ResolvedLora } from "../../models/lora-targets.ts";
-import { copyTokenizer } from "../tools/tokenizer-files.ts";
+import type { LoraPartName, LoraValues } from "../cluster/pipeline.ts";
 import { checkHashes, writeHashes } from "./checkpoint-store.ts";
-import type { LoraPartName, LoraValues } from "./pipeline.ts";
 
 const OPTIMIZER_FILE = "optimizer.safetensors";
 export const STATE_FILE = "trainer_state.json";

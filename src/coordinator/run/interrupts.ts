@@ -26,6 +26,11 @@ export class Interrupts {
     return this.#signal;
   }
 
+  /** Rejects with PL_INTERRUPTED when the first signal comes. */
+  get first(): Promise<never> {
+    return this.#first.promise;
+  }
+
   /** For work that has nothing to save yet: rejects with PL_INTERRUPTED as soon as an interrupt comes. */
   during<T>(work: Promise<T>): Promise<T> {
     return Promise.race([work, this.#first.promise]);

@@ -2,13 +2,14 @@ import { rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { readJsonFile } from "../../common/files.ts";
-import { type Config, withoutSecrets } from "../../config/options.ts";
-import { adapterPairs } from "../../formats/adapter.ts";
+import type { Config } from "../../config/options.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { filesOf, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
+import { adapterValues } from "../assembly/adapter-values.ts";
 import { type NodeFolders, type NodeSave, savedEverywhere } from "../cluster/node-folders.ts";
+import type { LoraValues, Pipeline } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { copyTokenizer } from "../tools/tokenizer-files.ts";
 import { CheckpointStore } from "./checkpoint-store.ts";
 import {
   type CheckpointContext,
@@ -20,8 +21,7 @@ import {
   saveCheckpoint,
 } from "./checkpoints.ts";
 import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
-import type { LoraValues, Pipeline } from "./pipeline.ts";
-import { changedSettings } from "./run-identity.ts";
+import { changedSettings, type DecisiveSettings } from "./run-identity.ts";
 import {
   initialState,
   parseState,
@@ -29,6 +29,33 @@ import {
   type TrainerState,
   type TrainerStateContext,
 } from "./trainer-state.ts";
+
+/** What is saved when and where, and what a run may go on from. */
+export type FileSettings = DecisiveSettings &
+  Pick<
+    Config,
+    | "save_total_limit"
+    | "save_only_model"
+    | "save_failure"
+    | "save_on_each_node"
+    | "listen"
+    | "resume_from_checkpoint"
+    | "overwrite_output_dir"
+    | "logging_steps"
+    | "eval_strategy"
+    | "eval_steps"
+    | "save_steps"
+    | "num_train_epochs"
+  >;
+
+/** Which run its folder belongs to. */
+export interface RunIdentity {
+  readonly outputDir: string;
+  readonly fingerprint: string;
+  readonly maxSteps: number;
+  /** training_args.json: the run's settings. */
+  readonly args: Readonly<Record<string, unknown>>;
+}
 
 /** Where a run starts: its state, and LoRA values to hand out (null: ranks draw their own). */
 export interface StartingPoint {
@@ -43,7 +70,7 @@ const SMALL_FILES_BYTES = 1 << 20;
 export class RunFiles {
   readonly outputDir: string;
   readonly rate: LearningRateSettings;
-  readonly #config: Config;
+  readonly #settings: FileSettings;
   readonly #setup: ModelSetup;
   readonly #checkpoint: CheckpointContext;
   readonly #state: TrainerStateContext;
@@ -57,34 +84,44 @@ export class RunFiles {
   #looked = false;
 
   private constructor(
-    config: Config,
+    settings: FileSettings,
     setup: ModelSetup,
-    outputDir: string,
-    state: TrainerStateContext,
-    origin: ReadCheckpoint | null,
-    store: CheckpointStore,
-    warn: (text: string) => void,
+    run: RunIdentity,
+    found: {
+      readonly origin: ReadCheckpoint | null;
+      readonly store: CheckpointStore;
+      readonly warn: (text: string) => void;
+    },
   ) {
-    this.#store = store;
-    this.#warn = warn;
-    this.outputDir = outputDir;
-    this.#config = config;
+    this.#store = found.store;
+    this.#warn = found.warn;
+    this.#origin = found.origin;
+    this.outputDir = run.outputDir;
+    this.#settings = settings;
     this.#setup = setup;
-    this.#state = state;
-    this.#origin = origin;
+    const { eval_steps, eval_strategy, logging_steps, save_steps } = settings;
+    this.#state = {
+      maxSteps: run.maxSteps,
+      numTrainEpochs: Math.ceil(settings.num_train_epochs),
+      trainBatchSize: settings.per_device_train_batch_size,
+      loggingSteps: logging_steps,
+      evalSteps: eval_steps ?? (eval_strategy === "steps" ? logging_steps : save_steps),
+      saveSteps: save_steps,
+      fingerprint: run.fingerprint,
+    };
     this.rate = {
-      type: config.lr_scheduler_type,
-      kwargs: config.lr_scheduler_kwargs,
-      peak: config.learning_rate,
-      warmupSteps: warmupSteps(config, state.maxSteps),
-      totalSteps: state.maxSteps,
+      type: settings.lr_scheduler_type,
+      kwargs: settings.lr_scheduler_kwargs,
+      peak: settings.learning_rate,
+      warmupSteps: warmupSteps(settings, run.maxSteps),
+      totalSteps: run.maxSteps,
     };
     this.#checkpoint = {
-      outputDir,
+      outputDir: run.outputDir,
       lora: setup.lora!,
       baseModel: setup.name,
       modelDir: setup.dir,
-      args: withoutSecrets(config),
+      args: run.args,
     };
   }
 
@@ -93,30 +130,18 @@ export class RunFiles {
    * asked for; PL_RESUME_INVALID if there is nothing whole to resume, or it belongs to another run.
    */
   static async open(
-    config: Config,
+    settings: FileSettings,
     setup: ModelSetup,
-    outputDir: string,
-    fingerprint: string,
-    maxSteps: number,
+    run: RunIdentity,
     warn: (text: string) => void,
   ): Promise<RunFiles> {
-    const store = new CheckpointStore(outputDir, config.save_total_limit);
+    const { outputDir, fingerprint } = run;
+    const store = new CheckpointStore(outputDir, settings.save_total_limit);
     await store.clear();
-    const origin = await resumePoint(config, setup, outputDir, warn);
+    const origin = await resumePoint(settings, setup, outputDir, warn);
     if (origin !== null) store.adopt(await upTo(outputDir, origin.path));
-    if (origin !== null) await checkOrigin(config, origin, fingerprint);
-    const evalSteps =
-      config.eval_steps ?? (config.eval_strategy === "steps" ? config.logging_steps : config.save_steps);
-    const state: TrainerStateContext = {
-      maxSteps,
-      numTrainEpochs: Math.ceil(config.num_train_epochs),
-      trainBatchSize: config.per_device_train_batch_size,
-      loggingSteps: config.logging_steps,
-      evalSteps,
-      saveSteps: config.save_steps,
-      fingerprint,
-    };
-    return new RunFiles(config, setup, outputDir, state, origin, store, warn);
+    if (origin !== null) await checkOrigin(settings, origin, fingerprint);
+    return new RunFiles(settings, setup, run, { origin, store, warn });
   }
 
   /**
@@ -129,7 +154,7 @@ export class RunFiles {
     this.#nodes = nodes;
     if (this.#saved || this.#looked) return null;
     this.#looked = true;
-    const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#config;
+    const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#settings;
     if (namedFolder(asked) !== null || overwrite) return null;
     const found = await nodes.checkpoints();
     if (asked === null || asked === false) {
@@ -174,13 +199,13 @@ export class RunFiles {
 
   /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */
   get checkpointBytes(): number {
-    const parts = this.#config.save_only_model ? 1 : 3;
+    const parts = this.#settings.save_only_model ? 1 : 3;
     return parts * 4 * this.#setup.lora!.trainable + SMALL_FILES_BYTES;
   }
 
   /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */
   async start(): Promise<StartingPoint> {
-    const own = this.#saved && !this.#config.save_only_model ? this.#store.newestFirst : [];
+    const own = this.#saved && !this.#settings.save_only_model ? this.#store.newestFirst : [];
     const checkpoint =
       (await firstWhole(own, this.#setup.lora!, (problem) => this.#warn(`passed over: ${problem}`))) ?? this.#origin;
     if (this.#saved && checkpoint === null) {
@@ -201,7 +226,7 @@ export class RunFiles {
    */
   async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
     const values = await pipeline.exportLora(
-      this.#config.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
+      this.#settings.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
     );
     assertFinite(values, state.globalStep);
     const scheduledSteps = state.globalStep - state.skippedSteps;
@@ -229,9 +254,9 @@ export class RunFiles {
 
   async #toNodes(path: string, save: string, names: readonly string[]): Promise<Saved> {
     if (this.#nodes === null) return { path, nodes: [], files: {} };
-    const { nodes, files } = await this.#nodes.save(save, names, this.#config.save_total_limit);
+    const { nodes, files } = await this.#nodes.save(save, names, this.#settings.save_total_limit);
     const failed = nodes.filter(({ error }) => error !== null);
-    if (failed.length > 0 && this.#config.save_failure === "fail") {
+    if (failed.length > 0 && this.#settings.save_failure === "fail") {
       throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
         hint: "Give these nodes space, or go on without them with --save-failure warn.",
       });
@@ -241,7 +266,7 @@ export class RunFiles {
 }
 
 /** Error: PL_RESUME_INVALID, naming the settings that differ where some do. */
-async function checkOrigin(config: Config, origin: ReadCheckpoint, fingerprint: string): Promise<void> {
+async function checkOrigin(config: DecisiveSettings, origin: ReadCheckpoint, fingerprint: string): Promise<void> {
   try {
     parseState(origin.state, origin.path, fingerprint);
   } catch (error) {
@@ -268,7 +293,9 @@ async function writtenArguments(checkpoint: string): Promise<Record<string, unkn
  * The local time that templates write, without a zone: the run's own, which the checkpoint that is resumed keeps, so that a
  * run goes on the next day as it began.
  */
-export async function templateDate(config: Config): Promise<string> {
+export async function templateDate(
+  config: Pick<Config, "template_date" | "resume_from_checkpoint" | "output_dir">,
+): Promise<string> {
   if (config.template_date !== null) return config.template_date;
   const asked = config.resume_from_checkpoint;
   if (asked !== null && asked !== false) {
@@ -318,7 +345,7 @@ async function upTo(outputDir: string, path: string): Promise<string[]> {
 }
 
 async function resumePoint(
-  config: Config,
+  config: FileSettings,
   setup: ModelSetup,
   outputDir: string,
   warn: (text: string) => void,
@@ -362,17 +389,4 @@ export function assertFinite(values: readonly LoraValues[], step: number): void 
       },
     );
   }
-}
-
-/** The values of the adapter that a run starts from; null without one. */
-export async function adapterValues({ adapter, lora }: ModelSetup): Promise<LoraValues[] | null> {
-  if (adapter === null) return null;
-  const pair = adapterPairs(adapter, lora!.targets);
-  const values: LoraValues[] = [];
-  for (const target of lora!.targets) {
-    const { a, b } = await pair(target);
-    values.push({ module: target.name, matrix: "A", part: "weight", values: a });
-    values.push({ module: target.name, matrix: "B", part: "weight", values: b });
-  }
-  return values;
 }

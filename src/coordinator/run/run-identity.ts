@@ -44,8 +44,10 @@ const DECISIVE = [
   "dataloader_drop_last",
 ] as const satisfies readonly (keyof Config)[];
 
+export type DecisiveSettings = Pick<Config, (typeof DECISIVE)[number]>;
+
 /** Names a run by its model, its encoded rows and the settings that decide its numbers. */
-export function runFingerprint(config: Config, modelFingerprint: string, rows: Dataset): string {
+export function runFingerprint(config: DecisiveSettings, modelFingerprint: string, rows: Dataset): string {
   const hash = createHash("sha256").update(modelFingerprint);
   const settings = { ...config, replicas: config.replicas ?? 1 };
   // Checkpoints of before there were any stay what they are.
@@ -59,7 +61,7 @@ export function runFingerprint(config: Config, modelFingerprint: string, rows: D
 }
 
 /** The settings that decide a run's numbers and differ from those that a checkpoint was written with, with both values. */
-export function changedSettings(config: Config, written: Readonly<Record<string, unknown>>): string[] {
+export function changedSettings(config: DecisiveSettings, written: Readonly<Record<string, unknown>>): string[] {
   const shown = (value: unknown) => JSON.stringify(value ?? null);
   return DECISIVE.filter((key) => key in written && shown(written[key]) !== shown(config[key])).map(
     (key) => `${key} is ${shown(config[key])}, was ${shown(written[key])}`,

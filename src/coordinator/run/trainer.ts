@@ -1,41 +1,14 @@
 import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
-import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import type { Pipeline } from "../cluster/pipeline.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
 import { nextLossScale } from "./loss-scale.ts";
-import type { Pipeline } from "./pipeline.ts";
 import type { Reporter } from "./reporter.ts";
+import type { Evaluation, StepSource, TrainStep } from "./step-source.ts";
 import type { LogEntry, TrainerState } from "./trainer-state.ts";
-
-/** The data of one optimizer step. */
-export interface TrainStep {
-  /** Each replica's. */
-  readonly batches: readonly PackedMicroBatches[];
-  /** Tokens computed: no padding. */
-  readonly tokens: number;
-  /** Tokens of the padded batches that the Trainer would have made; total_flos counts those. */
-  readonly paddedTokens: number;
-  /** Epochs finished after this step, as the Trainer counts: batches done over batches an epoch. */
-  readonly epoch: number;
-  readonly endsEpoch: boolean;
-}
-
-export interface StepSource {
-  readonly maxSteps: number;
-  /** `step` counts from 1. */
-  at(step: number): TrainStep;
-}
-
-export interface Evaluation {
-  /** The set in parts, each made when it is asked for; a part holds each replica's micro-batches. */
-  parts(): Iterable<readonly PackedMicroBatches[]>;
-  readonly rows: number;
-  /** Batches that the Trainer would have made. */
-  readonly steps: number;
-}
 
 /** What the loop asks of its surroundings. */
 export interface TrainerHooks {
@@ -44,8 +17,24 @@ export interface TrainerHooks {
   readonly interrupted: () => boolean;
 }
 
+type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon" | "weight_decay">;
+
+/** When the loop logs, evaluates and saves, and what an update does. */
+export type LoopSettings = AdamSettings &
+  Pick<
+    Config,
+    | "max_grad_norm"
+    | "logging_strategy"
+    | "logging_steps"
+    | "logging_first_step"
+    | "eval_strategy"
+    | "eval_steps"
+    | "save_strategy"
+    | "save_steps"
+  >;
+
 export interface TrainerOptions {
-  readonly config: Config;
+  readonly config: LoopSettings;
   readonly pipeline: Pipeline;
   readonly source: StepSource;
   readonly evaluation: Evaluation | null;
@@ -82,9 +71,13 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     const applied = state.globalStep - state.skippedSteps;
     const rate = learningRate(options.rate, applied);
     pending = Number.isFinite(norm)
-      ? update(config, applied + 1, rate, clipFactor(norm, config.max_grad_norm) / scale)
+      ? update(config, {
+          step: applied + 1,
+          learningRate: rate,
+          gradScale: clipFactor(norm, config.max_grad_norm) / scale,
+        })
       : { skip: true };
-    advance(state, current, step, loss, options.flosPerToken);
+    advance(state, current, loss, options.flosPerToken);
     reporter.step({
       step,
       maxSteps: source.maxSteps,
@@ -148,11 +141,9 @@ function lossAndNorm(
   return { loss, norm };
 }
 
-function update(config: Config, step: number, learningRate: number, gradScale: number): Update {
+function update(config: AdamSettings, now: Required<Pick<Update, "step" | "learningRate" | "gradScale">>): Update {
   return {
-    step,
-    learningRate,
-    gradScale,
+    ...now,
     beta1: config.adam_beta1,
     beta2: config.adam_beta2,
     epsilon: config.adam_epsilon,
@@ -160,8 +151,8 @@ function update(config: Config, step: number, learningRate: number, gradScale: n
   };
 }
 
-function advance(state: TrainerState, current: TrainStep, step: number, loss: number, flosPerToken: number): void {
-  state.globalStep = step;
+function advance(state: TrainerState, current: TrainStep, loss: number, flosPerToken: number): void {
+  state.globalStep++;
   state.epoch = current.epoch;
   state.totalFlos += flosPerToken * current.paddedTokens;
   state.unloggedLoss += loss;

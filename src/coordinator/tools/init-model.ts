@@ -4,6 +4,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { type Dtype, dtypeBytes, elementCount } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
@@ -11,7 +12,6 @@ import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
-import { ensureWritable } from "../run/output-dir.ts";
 
 /** Elements drawn at a time: one piece of a large tensor is in memory, never the whole. */
 const CHUNK_ELEMENTS = 1 << 24;
@@ -20,7 +20,9 @@ const CHUNK_ELEMENTS = 1 << 24;
  * Writes a checkpoint of random weights: matrices N(0, initializer_range) as transformers initialises them, norms 1,
  * biases 0. Element i of a tensor depends on (seed, name, i) alone. Returns the files written.
  */
-export async function initModel(config: Config): Promise<{ files: string[]; parameters: number }> {
+export async function initModel(
+  config: Pick<Config, "config" | "output_dir" | "torch_dtype" | "seed" | "max_shard_size">,
+): Promise<{ files: string[]; parameters: number }> {
   const modelConfig = await readModelConfig(config.config!);
   const spec = modelSpecFromConfig(modelConfig);
   const dtype = config.torch_dtype === "auto" ? spec.dtype : config.torch_dtype;
@@ -34,7 +36,7 @@ export async function initModel(config: Config): Promise<{ files: string[]; para
       name: tensor.name,
       dtype,
       shape: tensor.shape,
-      data: () => randomTensor(addon, spec, tensor, dtype, config.seed, deviation),
+      data: () => randomTensor(addon, spec, tensor, { dtype, seed: config.seed, deviation }),
     }),
   );
   const files = await writeCheckpoint(dir, tensors, config.max_shard_size);
@@ -69,9 +71,7 @@ async function* randomTensor(
   addon: NativeAddon,
   spec: ModelSpec,
   tensor: TensorSpec,
-  dtype: Dtype,
-  seed: number,
-  deviation: number,
+  { dtype, seed, deviation }: { readonly dtype: Dtype; readonly seed: number; readonly deviation: number },
 ): AsyncGenerator<Uint8Array> {
   const total = elementCount(tensor.shape);
   const stream = createHash("sha256").update(tensor.name).digest().readUIntBE(0, 6);

@@ -1,7 +1,9 @@
 import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
-import { type HoldDtype, type PackedWeight, quantizedHold } from "../../common/quantization.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
+import { type PackedWeight, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
 import { adapterPairs } from "../../formats/adapter.ts";
@@ -17,8 +19,7 @@ import {
 } from "../../formats/safetensors.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { LinearSpec } from "../../models/spec.ts";
-import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { ensureWritable } from "../run/output-dir.ts";
+import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizedGroup, type WeightValues } from "./packed-output.ts";
 
@@ -34,7 +35,9 @@ export interface Merged {
  * checkpoint's dtype or torch_dtype. A quantised base (stored so, or by --load-in-…) stays quantised: its values are added to and
  * quantised again. Tensors stream one by one.
  */
-export async function mergeAdapter(config: Config): Promise<Merged> {
+export async function mergeAdapter(
+  config: ModelSettings & Pick<Config, "output_dir" | "max_shard_size">,
+): Promise<Merged> {
   const setup = await setUpModel(config, { weights: true, lora: false });
   refuseTiedTargets(setup);
   const dir = await ensureWritable(config.output_dir!);
@@ -47,7 +50,7 @@ export async function mergeAdapter(config: Config): Promise<Merged> {
   const files = await writeCheckpoint(dir, merger.items(), config.max_shard_size);
   const { quantization, spec } = setup;
   const computeDtype = config.bnb_4bit_compute_dtype ?? spec.quantization?.computeDtype ?? null;
-  await writeModelConfig(setup, dir, setup.holdDtype, quantization, computeDtype);
+  await writeModelConfig(setup, dir, computeDtype);
   const warnings = quantization === null ? [] : [LOSSY];
   return {
     files: [...files, "config.json", ...(await copyModelFiles(setup.dir, dir))],
@@ -63,11 +66,11 @@ class Merger {
   readonly #addon: NativeAddon;
   readonly #setup: ModelSetup;
   /** null: each tensor's own. */
-  readonly #dtype: HoldDtype | null;
+  readonly #dtype: FloatDtype | null;
   readonly #targets: ReadonlyMap<string, LoraTarget>;
   readonly #readPair: (target: PairShape) => Promise<PairValues>;
 
-  constructor(addon: NativeAddon, setup: ModelSetup, dtype: HoldDtype | null) {
+  constructor(addon: NativeAddon, setup: ModelSetup, dtype: FloatDtype | null) {
     this.#addon = addon;
     this.#setup = setup;
     this.#dtype = dtype;
@@ -93,7 +96,7 @@ class Merger {
   #plain(name: string): TensorToWrite {
     const location = this.#setup.checkpoint!.locate(name);
     const target = this.#targets.get(name);
-    const dtype = this.#dtype ?? (location.dtype as HoldDtype);
+    const dtype = this.#dtype ?? (location.dtype as FloatDtype);
     const data =
       target === undefined
         ? () => convertedTensor(location, dtype)
@@ -112,7 +115,7 @@ class Merger {
       const target = this.#targets.get(name);
       if (stored !== undefined) return this.#added(await this.#expanded(await loadPackedArrays(stored)), target!);
       const location = checkpoint!.locate(name);
-      const values: WeightValues = { bytes: await readTensor(location), dtype: location.dtype as HoldDtype };
+      const values: WeightValues = { bytes: await readTensor(location), dtype: location.dtype as FloatDtype };
       if (target === undefined) return values;
       const tensors = await this.#addon.quantize(values.bytes, values.dtype, [linear.out, linear.in], hold, THREADS);
       return this.#added(await this.#expanded(packedOf(tensors, hold, [linear.out, linear.in])), target);

@@ -1,13 +1,12 @@
 import { copyFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import { readJsonFile } from "../../common/files.ts";
-import type { HoldDtype } from "../../common/quantization.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { modelConfigText, quantizationConfig } from "../../formats/quantization-config.ts";
-import type { BaseQuantization } from "../planning/base-quantization.ts";
+import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { copyTokenizer } from "./tokenizer-files.ts";
 
 const MAX_CONFIG_BYTES = 16 << 20;
 
@@ -28,11 +27,9 @@ export async function copyModelFiles(modelDir: string, outputDir: string): Promi
 
 /** Writes config.json as the base's, in the dtype and quantisation that the weights beside it are written in. */
 export async function writeModelConfig(
-  { dir, spec }: Pick<ModelSetup, "dir" | "spec">,
+  { dir, spec, holdDtype: dtype, quantization }: Pick<ModelSetup, "dir" | "spec" | "holdDtype" | "quantization">,
   outputDir: string,
-  dtype: HoldDtype,
-  quantization: BaseQuantization | null,
-  computeDtype: HoldDtype | null,
+  computeDtype: FloatDtype | null,
 ): Promise<void> {
   const config = (await readJsonFile(join(dir, "config.json"), MAX_CONFIG_BYTES)) as Record<string, unknown>;
   const { quantization_config: _before, ...rest } = config;

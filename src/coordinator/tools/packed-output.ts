@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
-import type { HoldDtype, QuantizedHold } from "../../common/quantization.ts";
+import type { QuantizedHold } from "../../common/quantization.ts";
 import type { NativeAddon } from "../../engine/index.ts";
 import { MAX_QUANT_STATE_BYTES, packedSlots } from "../../formats/quantized-state.ts";
 import type { TensorGroup } from "../../formats/safetensors.ts";
@@ -9,7 +10,7 @@ import type { LinearSpec } from "../../models/spec.ts";
 /** Values [out, in] of a weight and their dtype. */
 export interface WeightValues {
   readonly bytes: Uint8Array;
-  readonly dtype: HoldDtype;
+  readonly dtype: FloatDtype;
 }
 
 /** The tensors of one linear's serialised form, quantised when their turn comes. */

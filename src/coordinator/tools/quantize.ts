@@ -1,11 +1,12 @@
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
-import { type HoldDtype, quantizedHold } from "../../common/quantization.ts";
+import { ensureWritable } from "../../common/output-dir.ts";
+import { quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import { convertedTensor, readTensor, type TensorGroup, type TensorToWrite } from "../../formats/safetensors.ts";
-import { setUpModel } from "../planning/model-setup.ts";
-import { ensureWritable } from "../run/output-dir.ts";
+import { type ModelSettings, setUpModel } from "../planning/model-setup.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizedGroup } from "./packed-output.ts";
 
@@ -14,7 +15,7 @@ import { quantizedGroup } from "./packed-output.ts";
  * load_in_8bit is set. One weight is in memory at a time.
  */
 export async function quantizeModel(
-  config: Config,
+  config: ModelSettings & Pick<Config, "output_dir" | "max_shard_size">,
 ): Promise<{ files: string[]; quantized: number; warnings: readonly string[] }> {
   const setup = await setUpModel({ ...config, load_in_4bit: !config.load_in_8bit }, { weights: true, lora: false });
   const quantization = setup.quantization!;
@@ -32,7 +33,7 @@ export async function quantizeModel(
     const location = checkpoint.locate(name);
     const linear = linears.get(name);
     if (linear !== undefined) {
-      const dtype = location.dtype as HoldDtype;
+      const dtype = location.dtype as FloatDtype;
       return quantizedGroup(addon, linear, hold, async () => ({ bytes: await readTensor(location), dtype }));
     }
     return {
@@ -43,7 +44,7 @@ export async function quantizeModel(
     };
   });
   const files = await writeCheckpoint(dir, items, config.max_shard_size);
-  await writeModelConfig(setup, dir, setup.holdDtype, quantization, config.bnb_4bit_compute_dtype);
+  await writeModelConfig(setup, dir, config.bnb_4bit_compute_dtype);
   const copied = await copyModelFiles(setup.dir, dir);
   return { files: [...files, "config.json", ...copied], quantized: linears.size, warnings: setup.warnings };
 }

@@ -6,7 +6,7 @@ import { lostText } from "../../data/dataset.ts";
 import { encodeDataset } from "../../data/encode.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import { readModelSpec } from "../../models/index.ts";
-import { templateOf } from "../planning/training-data.ts";
+import { type TemplateSettings, templateOf } from "../planning/training-data.ts";
 
 export interface TokenizedRow {
   readonly ids: readonly number[];
@@ -18,7 +18,10 @@ export interface TokenizedRow {
  * Rows of {"text"} as the tokenizer encodes them; any other dataset as training will see it, labels beside. The first row
  * decides which. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID.
  */
-export async function* tokenizeFile(config: Config, warn: (text: string) => void): AsyncGenerator<TokenizedRow> {
+export async function* tokenizeFile(
+  config: TemplateSettings & Pick<Config, "input" | "columns" | "max_length">,
+  warn: (text: string) => void,
+): AsyncGenerator<TokenizedRow> {
   const path = config.input!;
   if (Object.keys(config.columns).length === 0 && (await holdsText(path))) {
     const tokenizer = await loadTokenizer(config.model!);

@@ -6,8 +6,9 @@ import { defaultConfig } from "../../../src/config/load.ts";
 import type { Config } from "../../../src/config/options.ts";
 import type { ModelSetup } from "../../../src/coordinator/planning/model-setup.ts";
 import { type ChosenPlan, planFor } from "../../../src/coordinator/planning/planning.ts";
-import { evaluationOf, type TrainingData } from "../../../src/coordinator/planning/training-data.ts";
+import type { TrainingData } from "../../../src/coordinator/planning/training-data.ts";
 import { fullRowsWorkload, trainingWorkload, type Workload } from "../../../src/coordinator/planning/workload.ts";
+import { evaluationOf } from "../../../src/coordinator/run/step-source.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, type PackedMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
@@ -39,7 +40,7 @@ function planned(
   devices: readonly Device[],
   workload?: Workload,
 ): Promise<ChosenPlan> {
-  return planFor(config, made, devices, workload ?? fullRowsWorkload(config), NO_OVERRIDES);
+  return planFor(config, made, devices, { workload: workload ?? fullRowsWorkload(config), rates: NO_OVERRIDES });
 }
 
 async function ifItFits(plan: Promise<ChosenPlan>): Promise<ChosenPlan | null> {
@@ -57,7 +58,7 @@ function staysWithin({ plan }: ChosenPlan): boolean {
 }
 
 const speed = ({ plan }: ChosenPlan) => plan.predicted!.tokensPerSecond;
-const batches = ({ cut }: ChosenPlan) => cut.work(false).microBatches;
+const batches = async ({ cut }: ChosenPlan) => (await cut.work(false)).microBatches;
 
 test("on GPUs no --micro-batch-tokens that fits is predicted faster than the default", async () => {
   const seen = { several: 0, one: 0, fitting: 0 };
@@ -103,12 +104,12 @@ test("on GPUs no --micro-batch-tokens that fits is predicted faster than the def
           // Micro-batches beyond the most that is tried gain next to nothing.
           assert.ok(
             gain < (perBatch * rowTokens > MOST_TOKENS ? 0.01 : 0.001),
-            `${perBatch} rows of ${rows} at a time are ${gain * 100} % faster than ${batches(chosen)} pieces`,
+            `${perBatch} rows of ${rows} at a time are ${gain * 100} % faster than ${await batches(chosen)} pieces`,
           );
           seen.fitting++;
         }
         if (seen.fitting > before) assert.ok(staysWithin(chosen!), "the default takes more than there is");
-        if (chosen !== null) seen[batches(chosen) > 1 ? "several" : "one"]++;
+        if (chosen !== null) seen[(await batches(chosen)) > 1 ? "several" : "one"]++;
       },
     ),
     { numRuns: 40, seed: 15 },
@@ -121,11 +122,11 @@ test("one GPU takes a step whole where it fits, `auto` as `fastest`, and the few
   const made = setup("qwen2.5-7b", 8, true);
   for (const device_map of ["auto", "fastest", "balanced", "balanced_low_0", "sequential", { "": 0 }] as const) {
     const whole = await planned(settings({ ...sizes, device_map }), made, gpus(1, 140e9, "NVIDIA H200"));
-    assert.equal(batches(whole), 1, String(device_map));
+    assert.equal(await batches(whole), 1, String(device_map));
   }
   const long = { ...sizes, max_length: 4096, device_map: "auto" as const };
   const tight = await planned(settings(long), made, gpus(1, 26 * GIB, "NVIDIA H200"));
-  const fewest = batches(tight);
+  const fewest = await batches(tight);
   assert.ok(fewest > 1);
   const rowsHeld = Math.ceil(8 / fewest) + 1;
   const larger = settings({ ...long, micro_batch_tokens: rowsHeld * 4096 });
@@ -152,8 +153,9 @@ test("--deterministic-batches, and CPU workers, are cut alike on any number of d
   const made = setup("qwen2.5-0.5b", 8, false);
   const of = (devices: Device[], changes: Partial<Config>) =>
     Promise.all(
-      [1, 2, 4].map(async (count) =>
-        batches(await planned(settings({ ...sizes, ...changes }), made, devices.slice(0, count))),
+      [1, 2, 4].map(
+        async (count) =>
+          await batches(await planned(settings({ ...sizes, ...changes }), made, devices.slice(0, count))),
       ),
     );
   for (const counts of [await of(gpus(4), { deterministic_batches: true }), await of(cpus(4), {})]) {
@@ -188,11 +190,11 @@ test("a run that was cut before stays so on other devices as long as it fits", a
   const workload = trainingWorkload(config, data(new Array<number>(64).fill(384), 16));
   const four = await planned(config, made, gpus(4), workload);
   const one = await planned(config, made, gpus(1), workload);
-  assert.ok(batches(four) > batches(one));
+  assert.ok((await batches(four)) > (await batches(one)));
   const again = await planned(config, made, gpus(1), { ...workload, previous: four.cut });
   assert.deepEqual(again.cut.size, four.cut.size);
   const tiny = await planned(config, made, gpus(1, 8 * GIB), { ...workload, previous: one.cut });
-  assert.ok(batches(tiny) >= batches(one));
+  assert.ok((await batches(tiny)) >= (await batches(one)));
 });
 
 test("a cut changes neither rows nor labels nor weights", () => {
@@ -209,12 +211,12 @@ test("a cut changes neither rows nor labels nor weights", () => {
   }
 });
 
-test("evaluation is cut to what memory was planned for, its longest row included", () => {
+test("evaluation is cut to what memory was planned for, its longest row included", async () => {
   const held = rowsOf(new Array<number>(50).fill(100).concat([700]));
   const config = settings({ per_device_train_batch_size: 4 });
   const training = data(new Array<number>(16).fill(100), 4, held);
   const cut = trainingWorkload(config, training).fixed(gpus(1));
-  const { tokens } = cut.work(false);
+  const { tokens } = await cut.work(false);
   assert.ok(tokens >= 700);
   for (const packed of evaluationOf(held, 8, tokens, 1).parts()) assert.ok(Math.max(...tokensOf(packed)) <= tokens);
 });

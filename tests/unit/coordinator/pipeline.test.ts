@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PipeloraError } from "../../../src/common/errors.ts";
-import { Pipeline } from "../../../src/coordinator/run/pipeline.ts";
+import { Pipeline } from "../../../src/coordinator/cluster/pipeline.ts";
 import type { WorkerConnection } from "../../../src/rpc/worker-connection.ts";
 
 const ROLES = [{ ranks: [0, 1, 2], first: 0, last: 2, owners: new Map() }];

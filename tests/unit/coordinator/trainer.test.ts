@@ -2,9 +2,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
+import type { Pipeline } from "../../../src/coordinator/cluster/pipeline.ts";
 import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/run/loss-scale.ts";
-import type { Pipeline } from "../../../src/coordinator/run/pipeline.ts";
-import { type TrainStep, trainSteps } from "../../../src/coordinator/run/trainer.ts";
+import type { TrainStep } from "../../../src/coordinator/run/step-source.ts";
+import { trainSteps } from "../../../src/coordinator/run/trainer.ts";
 import {
   initialState,
   parseState,

@@ -3,15 +3,9 @@ import { mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { dtypeBytes, elementCount } from "../../../src/common/dtype.ts";
+import { dtypeBytes, elementCount, type FloatDtype } from "../../../src/common/dtype.ts";
 import { type Engine, type HoldAs, loadEngine, type MicroBatch } from "../../../src/engine/index.ts";
-import {
-  type FloatDtype,
-  type Holding,
-  makePlan,
-  type PlanRequest,
-  type Quantization,
-} from "../../../src/plan/index.ts";
+import { type Holding, makePlan, type PlanRequest, type Quantization } from "../../../src/plan/index.ts";
 import { describeSegment, engineArch } from "../../../src/worker/segments.ts";
 import { cpus, everyLinear, model, request, WORK } from "./models.ts";
 

@@ -1,5 +1,6 @@
 import fc from "fast-check";
-import type { Instruction, SchedulePolicy, ScheduleRequest } from "../../../src/schedule/index.ts";
+import type { SchedulePolicy } from "../../../src/common/schedule-policies.ts";
+import type { Instruction, ScheduleRequest } from "../../../src/schedule/index.ts";
 
 export const unitTimes = { forward: () => 1, backward: () => 2 };
 

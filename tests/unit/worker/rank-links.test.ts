@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { type TestContext, test } from "node:test";
 import { createLogger } from "../../../src/common/log.ts";
 import { loadEngine } from "../../../src/engine/index.ts";
+import { serveSenders } from "../../../src/links/service.ts";
 import type { FromWorker } from "../../../src/rpc/generated/pipelora/v1/FromWorker.ts";
 import type { ToWorker } from "../../../src/rpc/generated/pipelora/v1/ToWorker.ts";
 import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
@@ -26,7 +27,7 @@ async function member(t: TestContext, number: number): Promise<Member> {
     "127.0.0.1:0",
     NO_TRUST,
     () => {},
-    (grpc) => links.serve(grpc),
+    (grpc) => serveSenders(grpc, (open) => links.senderFor(open)),
   );
   const waiting = new Map<number, (reply: FromWorker) => void>();
   const rank = new Rank({
@@ -40,6 +41,7 @@ async function member(t: TestContext, number: number): Promise<Member> {
     onCollected: () => {},
     onPrepared: () => {},
     onShutdown: () => {},
+    signal: new AbortController().signal,
   });
   t.after(() => {
     links.close();

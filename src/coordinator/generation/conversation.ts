@@ -3,7 +3,7 @@ import type { ChatMessage } from "../../data/readers/messages.ts";
 import type { RowTemplate } from "../../data/templates.ts";
 import { StreamDecoder, type Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import type { ModelSpec } from "../../models/spec.ts";
-import type { Pipeline } from "../run/pipeline.ts";
+import type { Pipeline } from "../cluster/pipeline.ts";
 
 export interface Reply {
   /** New ids, an end token included. */
@@ -12,20 +12,28 @@ export interface Reply {
   readonly text: string | null;
 }
 
+/** How tokens are chosen. */
+export type ReplySettings = Pick<
+  Config,
+  "max_new_tokens" | "do_sample" | "temperature" | "top_p" | "top_k" | "repetition_penalty" | "stop_ids" | "seed"
+>;
+
+/** A model with what turns its ids into text. */
+export interface SpokenModel {
+  readonly spec: ModelSpec;
+  /** null for a model folder without one, which can still continue ids. */
+  readonly tokenizer: Tokenizer | null;
+  readonly template: RowTemplate | null;
+}
+
 /** Generates replies over the workers: settings and stop ids in one place. */
 export class Conversation {
   readonly #pipeline: Pipeline;
-  readonly #config: Config;
+  readonly #config: ReplySettings;
   readonly #tokenizer: Tokenizer | null;
   readonly #stopIds: readonly number[];
 
-  constructor(
-    pipeline: Pipeline,
-    config: Config,
-    spec: ModelSpec,
-    tokenizer: Tokenizer | null,
-    template: RowTemplate | null,
-  ) {
+  constructor(pipeline: Pipeline, config: ReplySettings, { spec, tokenizer, template }: SpokenModel) {
     this.#pipeline = pipeline;
     this.#config = config;
     this.#tokenizer = tokenizer;

@@ -1,13 +1,17 @@
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
+import type { LinkSettings } from "../../plan/nccl.ts";
 import type { PlannedSegment } from "../../plan/plan.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.ts";
 import type { Segment } from "../../rpc/generated/pipelora/v1/Segment.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { peerLists } from "../cluster/peers.ts";
-import type { PipelineRoles } from "../run/pipeline.ts";
-import type { ModelSetup } from "./model-setup.ts";
+import type { PipelineRoles } from "../cluster/pipeline.ts";
+import type { ModelSetup } from "../planning/model-setup.ts";
+
+/** What ranks are told beside the plan. */
+export type PrepareSettings = LinkSettings & Pick<Config, "schedule" | "seed" | "link_timeout" | "init_lora_weights">;
 
 /** The part of a plan that the workers act on. */
 export interface Assignment {
@@ -17,6 +21,8 @@ export interface Assignment {
   readonly replicas: readonly (readonly number[])[];
   /** Whether ranks exchange anything: not while each only times its own pieces. */
   readonly linked: boolean;
+  /** Whether ranks draw first LoRA values; otherwise they come by ImportLora. */
+  readonly initialise: boolean;
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
@@ -24,15 +30,14 @@ export interface Assignment {
   readonly hostBytes: readonly number[];
 }
 
-/** One Prepare message a rank. `initialise`: ranks draw first LoRA values; otherwise they come by ImportLora. */
+/** One Prepare message a rank. */
 export async function prepareRequests(
-  config: Config,
-  setup: ModelSetup,
-  { segments, replicas, linked, computeDtype, arenaBytes, hostBytes }: Assignment,
   members: readonly WorkerConnection[],
-  initialise: boolean,
+  setup: ModelSetup,
+  { segments, replicas, linked, initialise, computeDtype, arenaBytes, hostBytes }: Assignment,
+  settings: PrepareSettings,
 ): Promise<Prepare[]> {
-  const lists = linked ? await peerLists(members, config, segments, replicas) : null;
+  const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
   const common: Prepare = {
     modelDir: setup.dir,
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
@@ -42,10 +47,10 @@ export async function prepareRequests(
       return { module: name, moduleId, r, scale, dropout, in: input, out };
     }),
     quantization: quantizationMessage(setup),
-    schedule: config.schedule,
-    seed: config.seed,
-    loraInit: { kind: initialise ? initialisation(config) : "none" },
-    linkTimeoutS: config.link_timeout,
+    schedule: settings.schedule,
+    seed: settings.seed,
+    loraInit: { kind: initialise ? initialisation(settings) : "none" },
+    linkTimeoutS: settings.link_timeout,
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];
@@ -77,9 +82,9 @@ function quantizationMessage({ quantization }: ModelSetup): Quantization {
     : { method: "4bit", quantType: settings.quantType, doubleQuant: settings.doubleQuant, modules };
 }
 
-function initialisation(config: Config): string {
-  if (config.init_lora_weights === "gaussian") return "gaussian";
-  return config.init_lora_weights ? "kaiming" : "random";
+function initialisation(settings: PrepareSettings): string {
+  if (settings.init_lora_weights === "gaussian") return "gaussian";
+  return settings.init_lora_weights ? "kaiming" : "random";
 }
 
 /** Which ranks hold the ends of the model and each LoRA pair, by replica. */

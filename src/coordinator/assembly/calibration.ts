@@ -16,20 +16,25 @@ import {
 } from "../../plan/request.ts";
 import type { LayerTime__Output } from "../../rpc/generated/pipelora/v1/LayerTime.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { joinedDevices } from "../cluster/joined-devices.ts";
+import { probeNeighbours } from "../cluster/link-probes.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { cutsOf, deviceMap, planRequest } from "../planning/planning.ts";
-import { prepareRequests } from "../planning/prepare-requests.ts";
+import { cutsOf, deviceMap, type PlanRequestSettings, planRequest } from "../planning/planning.ts";
 import type { Workload } from "../planning/workload.ts";
-import { probeNeighbours } from "./link-probes.ts";
+import { type PrepareSettings, prepareRequests } from "./prepare-requests.ts";
 
 const PROBE_MESSAGES = 16;
 const MOST_TIMED_TOKENS = 8192;
 /** Devices whose times differ by less are alike: a plan must not follow a measurement's noise. */
 const ALIKE = 0.06;
 
+export type CalibrationSettings = PlanRequestSettings &
+  PrepareSettings &
+  Pick<Config, "calibrate" | "device_map" | "deterministic_batches">;
+
 /** Whether a plan needs the devices' speeds: asked for the fastest, or left to itself over devices or nodes that differ. */
 export function worthMeasuring(
-  { device_map, calibrate: when }: Config,
+  { device_map, calibrate: when }: Pick<Config, "device_map" | "calibrate">,
   devices: readonly Device[],
   { trains }: Workload,
 ): boolean {
@@ -47,14 +52,14 @@ export function worthMeasuring(
  */
 export async function calibrate(
   members: readonly WorkerConnection[],
-  config: Config,
   setup: ModelSetup,
-  devices: readonly Device[],
   workload: Workload,
+  settings: CalibrationSettings,
 ): Promise<RateOverrides> {
-  const strategy = await deviceMap(config.device_map);
-  const { request: base } = planRequest(config, setup, devices, { strategy, rates: NO_OVERRIDES });
-  const all = cutsOf(config, strategy, devices, workload).map((cut) => cut.work(true));
+  const devices = joinedDevices(members);
+  const strategy = await deviceMap(settings.device_map);
+  const { request: base } = planRequest(settings, setup, devices, { strategy, rates: NO_OVERRIDES });
+  const all = await Promise.all(cutsOf(settings, strategy, devices, workload).map((cut) => cut.work(true)));
   // Beyond the most that is worth timing, times go on in a straight line; a whole step in one piece may not fit the probe.
   const least = Math.min(...all.map(({ tokens }) => tokens));
   const works = all.filter(({ tokens }) => tokens <= Math.max(least, MOST_TIMED_TOKENS));
@@ -77,12 +82,13 @@ export async function calibrate(
     { ...piece, index: 1, firstLayer: tail, lastLayer: layers.length - 1 },
   ];
   const prepares = await prepareRequests(
-    config,
+    members,
     setup,
     {
       segments,
       replicas: members.map((_, rank) => [rank]),
       linked: false,
+      initialise: true,
       computeDtype: base.computeDtype,
       hostBytes: devices.map(() => 0),
       arenaBytes: devices.map((device) => {
@@ -90,8 +96,7 @@ export async function calibrate(
         return arenaBytes(predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!, device.kind);
       }),
     },
-    members,
-    true,
+    settings,
   );
   const sizes = {
     tokens: spread(works.map(({ meanTokens }) => meanTokens)),
@@ -118,7 +123,11 @@ export async function calibrate(
     return { blockLayer, block: block.map(alone), head: head.map(alone), update: updateProcessor / threads };
   });
   const bytes = Math.round(largest.meanTokens) * shape.hidden * dtypeBytes(base.computeDtype);
-  return { measured: alike(devices, measured), crowded, links: await neighbourRates(members, devices, bytes, config) };
+  return {
+    measured: alike(devices, measured),
+    crowded,
+    links: await neighbourRates(members, devices, bytes, settings),
+  };
 }
 
 function onTheClock({ tokens, forward, backward }: LayerTime__Output): TimePoint {
@@ -179,11 +188,11 @@ async function neighbourRates(
   members: readonly WorkerConnection[],
   devices: readonly Device[],
   bytes: number,
-  config: Config,
+  settings: CalibrationSettings,
 ): Promise<Map<string, LinkRate>> {
   const links = new Map<string, LinkRate>();
-  const size = { bytes, count: PROBE_MESSAGES, linkTimeoutS: config.link_timeout };
-  await probeNeighbours(members, config, size, (from, found) => {
+  const size = { bytes, count: PROBE_MESSAGES, linkTimeoutS: settings.link_timeout };
+  await probeNeighbours(members, settings, size, (from, found) => {
     if (found instanceof Error) throw found;
     const { sender, receiver } = found;
     const [a, b] = [devices[from]!, devices[from + 1]!];

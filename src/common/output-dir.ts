@@ -1,8 +1,8 @@
 import { constants } from "node:fs";
 import { access, rm, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { PipeloraError } from "../../common/errors.ts";
-import { makeFolder } from "../../common/files.ts";
+import { PipeloraError } from "./errors.ts";
+import { makeFolder } from "./files.ts";
 
 /**
  * Makes the folder and tries to write in it, before any work is done.

@@ -1,7 +1,7 @@
 import { copyFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
-import { TOKENIZER_FILES } from "../../formats/tokenizer/load.ts";
+import { TOKENIZER_FILES } from "./load.ts";
 
 /** Copies the tokenizer of a model folder; the files' names. Error: PL_OUTPUT_UNWRITABLE. */
 export async function copyTokenizer(modelDir: string, outputDir: string): Promise<string[]> {

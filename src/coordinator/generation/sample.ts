@@ -4,12 +4,23 @@ import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import { formatPlan } from "../../plan/format-plan.ts";
-import { setUpModel } from "../planning/model-setup.ts";
+import { adapterValues } from "../assembly/adapter-values.ts";
+import type { CalibrationSettings } from "../assembly/calibration.ts";
+import { loadShards } from "../assembly/load-shards.ts";
+import { planMembers } from "../assembly/plan-members.ts";
+import { type ClusterSettings, openCluster } from "../cluster/open-cluster.ts";
+import { type ModelSettings, setUpModel } from "../planning/model-setup.ts";
+import type { PlanSettings } from "../planning/planning.ts";
 import { dateOf } from "../planning/training-data.ts";
 import { generationWorkload } from "../planning/workload.ts";
-import { Conversation } from "../tools/conversation.ts";
-import { assemble, openCluster } from "./assemble.ts";
-import { adapterValues } from "./run-files.ts";
+import { Conversation, type ReplySettings } from "./conversation.ts";
+
+export type SampleSettings = ModelSettings &
+  ClusterSettings &
+  PlanSettings &
+  CalibrationSettings &
+  ReplySettings &
+  Pick<Config, "template" | "system" | "template_date" | "raw">;
 
 export interface SamplingSession {
   readonly conversation: Conversation;
@@ -23,7 +34,7 @@ export interface SamplingSession {
  * must be there.
  */
 export async function withModel<T>(
-  config: Config,
+  config: SampleSettings,
   log: Logger,
   options: { readonly tokens: number; readonly needsText: boolean },
   use: (session: SamplingSession) => Promise<T>,
@@ -42,19 +53,15 @@ export async function withModel<T>(
   const cluster = await openCluster(config, log);
   try {
     const workload = generationWorkload(Math.min(options.tokens, setup.spec.maxPositions));
-    const { pipeline } = await assemble(cluster, config, setup, workload, false, (plan, links) => {
-      log.debug(
-        formatPlan(
-          plan,
-          setup.spec.layers.map(({ name }) => name),
-          links,
-        ),
-      );
-      for (const warning of plan.warnings) log.warn(warning);
-    });
+    const planned = await planMembers(await cluster.form(), setup, workload, config);
+    const names = setup.spec.layers.map(({ name }) => name);
+    log.debug(formatPlan(planned.plan, names, planned.links));
+    for (const warning of planned.plan.warnings) log.warn(warning);
+    const how = { initialise: false, failure: cluster.failure };
+    const { pipeline } = await loadShards(planned, setup, config, how);
     if (values !== null) await pipeline.importLora(values);
     return await use({
-      conversation: new Conversation(pipeline, config, setup.spec, tokenizer, template),
+      conversation: new Conversation(pipeline, config, { spec: setup.spec, tokenizer, template }),
       tokenizer,
       template,
     });

@@ -1,0 +1,32 @@
+import type { Device } from "../../plan/devices.ts";
+import { type PlannedLink, plannedLinks } from "../../plan/link-kinds.ts";
+import type { LinkSettings } from "../../plan/nccl.ts";
+import { NO_OVERRIDES } from "../../plan/request.ts";
+import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { joinedDevices } from "../cluster/joined-devices.ts";
+import type { ModelSetup } from "../planning/model-setup.ts";
+import { type ChosenPlan, type PlanSettings, planFor } from "../planning/planning.ts";
+import type { Workload } from "../planning/workload.ts";
+import { type CalibrationSettings, calibrate, worthMeasuring } from "./calibration.ts";
+
+/** Workers, by rank, with what each is to do. */
+export interface PlannedMembers extends ChosenPlan {
+  readonly members: readonly WorkerConnection[];
+  readonly devices: readonly Device[];
+  readonly links: readonly PlannedLink[];
+}
+
+/** Plans for the workers that are there, whose speed is measured first where that helps. Reads no weight but to measure. */
+export async function planMembers(
+  members: readonly WorkerConnection[],
+  setup: ModelSetup,
+  workload: Workload,
+  settings: PlanSettings & CalibrationSettings & LinkSettings,
+): Promise<PlannedMembers> {
+  const devices = joinedDevices(members);
+  const rates = worthMeasuring(settings, devices, workload)
+    ? await calibrate(members, setup, workload, settings)
+    : NO_OVERRIDES;
+  const chosen = await planFor(settings, setup, devices, { workload, rates });
+  return { ...chosen, members, devices, links: plannedLinks(settings, devices, chosen.plan) };
+}

@@ -1,0 +1,131 @@
+import { type PipeloraError, toPipeloraError } from "../../common/errors.ts";
+import type { PlannedMembers } from "../assembly/plan-members.ts";
+import type { Pipeline } from "../cluster/pipeline.ts";
+import type { Cut } from "../planning/workload.ts";
+import type { TrainerState } from "./trainer-state.ts";
+
+/** Waits for its workers. */
+export interface Gathering {
+  readonly name: "gathering";
+}
+
+/** The workers are there and each has its part; nothing is loaded. */
+export interface Planned {
+  readonly name: "planned";
+  readonly planned: PlannedMembers;
+}
+
+/** Every rank holds its shard, with LoRA values that are not the run's yet. */
+export interface Prepared {
+  readonly name: "prepared";
+  readonly planned: PlannedMembers;
+  readonly pipeline: Pipeline;
+}
+
+/** The ranks hold the weights after `progress.globalStep` updates. */
+export interface Stepping {
+  readonly name: "stepping";
+  readonly planned: PlannedMembers;
+  readonly pipeline: Pipeline;
+  /** Changed in place by the steps. */
+  readonly progress: TrainerState;
+}
+
+export interface Done {
+  readonly name: "done";
+}
+
+/** A worker was told to stop; all steps are saved. */
+export interface Left {
+  readonly name: "left";
+  readonly worker: string;
+}
+
+export interface Failed {
+  readonly name: "failed";
+  /** The state that it failed in. */
+  readonly during: Active["name"];
+  readonly error: PipeloraError;
+}
+
+export type Active = Gathering | Planned | Prepared | Stepping;
+export type Ended = Done | Left | Failed;
+
+/** What is done in each state, which decides the next. */
+export interface Stages {
+  gathering(state: Gathering): Promise<Planned>;
+  planned(state: Planned): Promise<Prepared>;
+  prepared(state: Prepared): Promise<Stepping>;
+  /** Ends by itself when a worker is lost or the run is interrupted, since it may have something to save. */
+  stepping(state: Stepping): Promise<Done | Left>;
+}
+
+/**
+ * One try at a run with one set of workers: gathering -> planned -> prepared -> stepping -> done, left or failed. A restart is an
+ * attempt that ends and one that begins.
+ */
+export class Attempt {
+  readonly #stages: Stages;
+  /** Rejects when a worker is lost or the run is interrupted. */
+  readonly #disturbed: Promise<never>;
+  #state: Active | Ended = { name: "gathering" };
+  #work: Promise<unknown> = Promise.resolve();
+  #cut: Cut | null;
+
+  /** `previous`: how the attempt before cut the run's steps; null: this is the first. */
+  constructor(stages: Stages, disturbed: Promise<never>, previous: Cut | null) {
+    this.#stages = stages;
+    this.#disturbed = disturbed;
+    this.#cut = previous;
+    disturbed.catch(() => {});
+  }
+
+  get state(): Active | Ended {
+    return this.#state;
+  }
+
+  /** How the steps are cut, once that is known: the next attempt keeps to it. */
+  get cut(): Cut | null {
+    return this.#cut;
+  }
+
+  /** From state to state until it has ended. Never rejects: what goes wrong in any state is the state `failed`. */
+  async run(): Promise<Ended> {
+    for (;;) {
+      const state = this.#state;
+      if (isEnded(state)) return state;
+      const next = await this.#next(state).catch(
+        (thrown: unknown): Failed => ({ name: "failed", during: state.name, error: toPipeloraError(thrown) }),
+      );
+      if (next.name === "planned") this.#cut = next.planned.cut;
+      this.#state = next;
+    }
+  }
+
+  /** Resolves when nothing of a failed attempt is under way any more. Its workers must have been sent away. */
+  async settled(): Promise<void> {
+    await this.#work.catch(() => {});
+  }
+
+  #next(state: Active): Promise<Active | Ended> {
+    switch (state.name) {
+      case "gathering":
+        return this.#undisturbed(this.#stages.gathering(state));
+      case "planned":
+        return this.#undisturbed(this.#stages.planned(state));
+      case "prepared":
+        return this.#undisturbed(this.#stages.prepared(state));
+      case "stepping":
+        return this.#stages.stepping(state);
+    }
+  }
+
+  #undisturbed<T>(work: Promise<T>): Promise<T> {
+    this.#work = work;
+    return Promise.race([work, this.#disturbed]);
+  }
+}
+
+function isEnded(state: Active | Ended): state is Ended {
+  return state.name === "done" || state.name === "left" || state.name === "failed";
+}

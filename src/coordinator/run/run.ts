@@ -1,0 +1,27 @@
+import type { Logger } from "../../common/log.ts";
+import type { Config } from "../../config/options.ts";
+import type { Cluster } from "../cluster/cluster.ts";
+import type { ModelSetup } from "../planning/model-setup.ts";
+import type { TrainingData } from "../planning/training-data.ts";
+import type { Interrupts } from "./interrupts.ts";
+import type { Reporter } from "./reporter.ts";
+import type { RunFiles } from "./run-files.ts";
+
+/** What was checked and read before a worker was needed. */
+export interface PreparedRun {
+  /** As given, with what depends on the number of steps worked out. */
+  readonly config: Config;
+  readonly setup: ModelSetup;
+  readonly data: TrainingData;
+  readonly files: RunFiles;
+  /** Says a warning once, however often the run is restarted. */
+  readonly warn: (warning: string) => void;
+}
+
+/** What all attempts of a run share. */
+export interface Run extends PreparedRun {
+  readonly cluster: Cluster;
+  readonly interrupts: Interrupts;
+  readonly log: Logger;
+  readonly reporter: Reporter;
+}

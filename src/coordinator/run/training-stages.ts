@@ -1,0 +1,141 @@
+import { elementCount } from "../../common/dtype.ts";
+import { Interrupted } from "../../common/exit-codes.ts";
+import type { Logger } from "../../common/log.ts";
+import { formatPlan, planJson } from "../../plan/format-plan.ts";
+import type { Work } from "../../plan/request.ts";
+import { loadShards } from "../assembly/load-shards.ts";
+import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
+import { type NodeSave, nodesJson } from "../cluster/node-folders.ts";
+import type { ModelSetup } from "../planning/model-setup.ts";
+import { type Cut, trainingWorkload } from "../planning/workload.ts";
+import type { Done, Left, Planned, Prepared, Stages, Stepping } from "./attempt.ts";
+import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
+import { quietHeap } from "./quiet-heap.ts";
+import { receive } from "./receive.ts";
+import type { Run } from "./run.ts";
+import { describeFailure } from "./run-files.ts";
+import { predictedBesideMeasured } from "./run-report.ts";
+import { evaluationOf, stepSource } from "./step-source.ts";
+import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
+
+/** What an attempt at this run does in each state. `previous`: how the attempt before cut the steps. */
+export function trainingStages(run: Run, previous: Cut | null): Stages {
+  return {
+    gathering: () => gather(run, previous),
+    planned: (state) => load(run, state),
+    prepared: (state) => begin(run, state),
+    stepping: (state) => step(run, state),
+  };
+}
+
+async function gather(run: Run, previous: Cut | null): Promise<Planned> {
+  const { config, setup, data, cluster } = run;
+  const members = await cluster.form();
+  await receive(members, run);
+  const planned = await planMembers(members, setup, { ...trainingWorkload(config, data), previous }, config);
+  showPlan(planned, run);
+  return { name: "planned", planned };
+}
+
+async function load({ config, setup, cluster, log }: Run, { planned }: Planned): Promise<Prepared> {
+  const how = { initialise: setup.adapter === null, failure: cluster.failure };
+  const { pipeline, prepared } = await loadShards(planned, setup, config, how);
+  for (const [rank, { memory, seconds }] of prepared.entries()) {
+    log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
+  }
+  return { name: "prepared", planned, pipeline };
+}
+
+/** Hands out the values and the state that the run goes on from. */
+async function begin({ files, reporter }: Run, { planned, pipeline }: Prepared): Promise<Stepping> {
+  const { state: progress, values } = await files.start();
+  if (values !== null) await pipeline.importLora(values);
+  if (planned.computeDtype === "float16") progress.lossScale ??= INITIAL_LOSS_SCALE;
+  if (progress.globalStep > 0) reporter.note(`resumed after step ${progress.globalStep}`);
+  return { name: "stepping", planned, pipeline, progress };
+}
+
+async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
+  const { data, cluster, interrupts } = run;
+  const { progress } = stepping;
+  quietHeap();
+  const started = performance.now();
+  const before = progress.globalStep;
+  cluster.health.ready = true;
+  const options = trainerOptions(run, stepping, await stepping.planned.cut.work(false));
+  const finished = await cluster.untilSafePoint(() => trainSteps(options, progress));
+  if (!finished) {
+    if (interrupts.signal === null) return { name: "left", worker: cluster.leaving!.name };
+    throw new Interrupted(
+      interrupts.signal,
+      `interrupted after step ${progress.globalStep}, which is saved`,
+      "Continue with --resume-from-checkpoint.",
+    );
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const steps = Math.max(1, progress.globalStep - before);
+  await finish(run, stepping, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
+  return { name: "done" };
+}
+
+function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work: Work): TrainerOptions {
+  const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
+  const { replicas, size } = cut;
+  return {
+    config,
+    pipeline,
+    source: stepSource(data, setup.spec, size, replicas),
+    evaluation:
+      data.evaluation === null
+        ? null
+        : evaluationOf(data.evaluation, config.per_device_eval_batch_size, work.tokens, replicas),
+    rate: files.rate,
+    flosPerToken: flosPerToken(setup),
+    reporter,
+    hooks: {
+      interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
+      save: async (current, stopping) => {
+        const saved = await files.save(pipeline, current, stopping);
+        reporter.saved(saved, current.globalStep);
+        warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
+      },
+    },
+  };
+}
+
+/** Saves the adapter and tells what the run took. */
+async function finish(
+  { files, log, reporter }: Run,
+  { planned, pipeline, progress }: Stepping,
+  took: { readonly seconds: number; readonly samples: number; readonly steps: number },
+): Promise<void> {
+  const reports = await pipeline.report();
+  const summary = summarise(progress, reporter, took);
+  const { nodes } = await files.finish(pipeline, progress);
+  warnOfNodes("the adapter", nodes, log);
+  reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
+  const { plan, cut, speeds } = planned;
+  const { text, value } = predictedBesideMeasured(plan, reports, await cut.work(false), speeds);
+  reporter.predictions(text, value);
+}
+
+function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): void {
+  for (const node of nodes) {
+    if (node.error !== null) log.error(describeFailure(save, node));
+  }
+}
+
+function showPlan({ plan, links }: PlannedMembers, { setup, reporter, warn }: Run): void {
+  const names = setup.spec.layers.map(({ name }) => name);
+  reporter.plan(formatPlan({ ...plan, warnings: [] }, names, links), planJson(plan, links));
+  for (const warning of plan.warnings) warn(warning);
+}
+
+/** The Trainer's count: six a parameter outside the embedding, the adapter's included. */
+function flosPerToken({ spec, lora }: ModelSetup): number {
+  const embedding = spec.layers.find((layer) => layer.kind === "embedding")!.weight;
+  const base = spec.tensors
+    .filter(({ kind, name }) => kind === "parameter" && name !== embedding)
+    .reduce((sum, { shape }) => sum + elementCount(shape), 0);
+  return 6 * (base + lora!.trainable);
+}
