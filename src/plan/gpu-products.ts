@@ -58,7 +58,7 @@ export function tailColumns({ ranks }: GpuProduct): number {
   return roundUp(sum(ranks), 64);
 }
 
-/** Whether LoRA's products run through cuBLASLt, not in the fused kernels (native/ops/cuda/lora.h: lora_runs_as_products). */
+/** Whether LoRA's products run through cuBLASLt, not in the fused kernels (native/ops/cuda/kernel_choice.h: kMostFusedRank). */
 export function runsAsProducts({ ranks }: GpuProduct): boolean {
   return ranks.some((rank) => rank > MOST_FUSED_RANK);
 }
