@@ -32,6 +32,7 @@ const NAMES: Readonly<Record<string, string>> = {
   default_system: "system",
   system_prompt: "system",
   overwrite_output: "overwrite_output_dir",
+  early_stopping_steps: "early_stopping_patience",
   evaluation_strategy: "eval_strategy",
 };
 const DONE_ANYWAY: Readonly<Record<string, string>> = {
@@ -65,10 +66,7 @@ const NOT_OFFERED = [
 ];
 /** Not offered, with the nearest thing that is. */
 const NEAREST: Readonly<Record<string, string>> = {
-  load_best_model_at_end: `with "eval_strategy" the log tells each checkpoint's eval_loss; merge the one with the lowest`,
-  metric_for_best_model: "eval_loss is what is logged of an evaluation",
   greater_is_better: "eval_loss is what is logged of an evaluation, and lower is better",
-  early_stopping_patience: 'give "max_steps", or stop the run: its last checkpoint can be resumed',
 };
 
 /** What to say of another trainer's key, as the rest of a sentence; null where it is none. `value`: as the file has it. */

@@ -142,6 +142,24 @@ function checkTraining(
     config.eval_strategy === "no" || config.eval_dataset !== null || config.validation_split > 0,
     "--eval-strategy needs --eval-dataset or --validation-split",
   );
+  const judges =
+    config.load_best_model_at_end || config.early_stopping_patience !== null || config.metric_for_best_model !== null;
+  expect(
+    !(judges || config.save_strategy === "best") || config.eval_strategy !== "no",
+    "a best model, and early stopping, need --eval-strategy steps or epoch",
+  );
+  expect(
+    !config.load_best_model_at_end || config.save_strategy === "best" || config.save_strategy === config.eval_strategy,
+    `--load-best-model-at-end needs checkpoints of what is evaluated: --save-strategy ${config.save_strategy} is not --eval-strategy ${config.eval_strategy}`,
+  );
+  expect(
+    config.greater_is_better === null || judges || config.save_strategy === "best",
+    "--greater-is-better acts only with --metric-for-best-model, --load-best-model-at-end or --early-stopping-patience",
+  );
+  expect(
+    !given.has("early_stopping_threshold") || config.early_stopping_patience !== null,
+    "--early-stopping-threshold acts only with --early-stopping-patience",
+  );
   expect(config.validation_split < 1, "--validation-split leaves no rows to train on");
   expect(
     !(config.overwrite_output_dir && config.resume_from_checkpoint),

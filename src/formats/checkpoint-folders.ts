@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { readdir, rm, stat } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 
@@ -11,13 +11,6 @@ export async function listCheckpoints(outputDir: string): Promise<{ step: number
     .map((name) => ({ step: Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? Number.NaN), path: join(outputDir, name) }))
     .filter(({ step }) => Number.isInteger(step))
     .sort((a, b) => a.step - b.step);
-}
-
-/** save_total_limit: deletes the oldest. */
-export async function rotateCheckpoints(outputDir: string, limit: number): Promise<void> {
-  const all = await listCheckpoints(outputDir);
-  for (const { path } of all.slice(0, Math.max(0, all.length - limit)))
-    await rm(path, { recursive: true, force: true });
 }
 
 export interface HashedFile {

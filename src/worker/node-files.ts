@@ -4,7 +4,7 @@ import { join, resolve } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import { makeFolder } from "../common/files.ts";
 import { syncFolder } from "../formats/atomic-file.ts";
-import { filesOf, hashFiles, listCheckpoints, rotateCheckpoints } from "../formats/checkpoint-folders.ts";
+import { filesOf, hashFiles, listCheckpoints } from "../formats/checkpoint-folders.ts";
 import type { CheckpointFiles } from "../rpc/generated/pipelora/v1/CheckpointFiles.ts";
 import type { CommitFiles__Output } from "../rpc/generated/pipelora/v1/CommitFiles.ts";
 import type { OutputFolder__Output } from "../rpc/generated/pipelora/v1/OutputFolder.ts";
@@ -59,7 +59,7 @@ export class NodeFiles {
   }
 
   /** Reads back what is on the disk, compares, and gives the files their names. Errors: PL_OUTPUT_UNWRITABLE. */
-  async commit({ save, files, keep }: CommitFiles__Output): Promise<void> {
+  async commit({ save, files, dropped }: CommitFiles__Output): Promise<void> {
     await this.#writing(join(this.#dir, save), async () => {
       const folder = await this.#arrivalFolder(save);
       const found = await hashFiles(
@@ -78,7 +78,7 @@ export class NodeFiles {
       }
       await syncFolder(this.#dir);
       this.#arriving = null;
-      if (keep > 0) await rotateCheckpoints(this.#dir, keep);
+      for (const name of dropped) await rm(join(this.#dir, saveName(name)), { recursive: true, force: true });
     });
   }
 

@@ -1,6 +1,18 @@
 import { z } from "zod";
 import { choice, flag, option, optional, positive, STRATEGIES, text } from "./vocabulary.ts";
 
+/** What an evaluation logs, with and without the Trainer's prefix. */
+const EVALUATION_METRICS = [
+  "loss",
+  "runtime",
+  "samples_per_second",
+  "steps_per_second",
+  "eval_loss",
+  "eval_runtime",
+  "eval_samples_per_second",
+  "eval_steps_per_second",
+] as const;
+
 /** A number of steps, or a share of all of them. */
 const stepsOrShare = z.union([positive, z.number().gt(0).lt(1)]);
 
@@ -55,8 +67,8 @@ export const savingOptions = {
     "string",
     "Logging and saving",
     ["train"],
-    choice(STRATEGIES).default("steps"),
-    "When to save.",
+    choice([...STRATEGIES, "best"]).default("steps"),
+    "When to save; best: whenever an evaluation is the best so far.",
     "WHEN",
   ),
   save_steps: option(
@@ -72,6 +84,42 @@ export const savingOptions = {
     ["train"],
     optional(positive),
     "Checkpoints kept; older ones are deleted.",
+  ),
+  load_best_model_at_end: option(
+    "boolean",
+    "Logging and saving",
+    ["train"],
+    flag(),
+    "End with the adapter of the best checkpoint, which save_total_limit never deletes.",
+  ),
+  metric_for_best_model: option(
+    "string",
+    "Logging and saving",
+    ["train"],
+    optional(choice(EVALUATION_METRICS)),
+    "What an evaluation is judged by; eval_ may be left out; none: loss, where a best model is asked for.",
+    "METRIC",
+  ),
+  greater_is_better: option(
+    "boolean",
+    "Logging and saving",
+    ["train"],
+    optional(z.boolean()),
+    "Whether more of the metric is better; none: unless it ends in loss or runtime.",
+  ),
+  early_stopping_patience: option(
+    "integer",
+    "Logging and saving",
+    ["train"],
+    optional(positive),
+    "Stop after so many evaluations in a row that are no better than the best before; none: never.",
+  ),
+  early_stopping_threshold: option(
+    "number",
+    "Logging and saving",
+    ["train"],
+    z.number().nonnegative().default(0),
+    "How much better an evaluation must be to count as better for early stopping.",
   ),
   save_only_model: option(
     "boolean",

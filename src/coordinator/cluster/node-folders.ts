@@ -112,19 +112,19 @@ export class NodeFolders {
 
   /**
    * Copies files of the coordinator's folder `save` ("checkpoint-N", "final": the output folder itself) to every node that has a
-   * folder of its own, all at once. Returns each node's outcome and the hashes that all of them agree on.
+   * folder of its own, all at once; checkpoints called `dropped` are deleted there. Returns each node's outcome and the hashes that all of them agree on.
    */
   async save(
     save: string,
     names: readonly string[],
-    keep: number | null,
+    dropped: readonly string[],
   ): Promise<{ nodes: NodeSave[]; files: HashedFile[] }> {
     const source = save === "final" ? this.#outputDir : join(this.#outputDir, save);
     const files = await hashFiles(source, names);
     const nodes = await Promise.all(
       this.#folders.map(async ({ node, worker, dir, sharedWith }): Promise<NodeSave> => {
         if (sharedWith !== undefined) return { node, dir, sharedWith, error: null };
-        const error = await copyTo(worker, source, { save, files, keep: keep ?? 0 }).then(() => null, failureOf);
+        const error = await copyTo(worker, source, { save, files, dropped }).then(() => null, failureOf);
         return { node, dir, sharedWith, error };
       }),
     );
@@ -184,14 +184,14 @@ export class NodeFolders {
   }
 }
 
-/** Files of one save, and how many checkpoints the node keeps; 0: all. */
+/** Files of one save, and checkpoints that have no more room. */
 interface CommitFiles {
   readonly save: string;
   readonly files: readonly HashedFile[];
-  readonly keep: number;
+  readonly dropped: readonly string[];
 }
 
-async function copyTo(worker: WorkerConnection, source: string, { save, files, keep }: CommitFiles): Promise<void> {
+async function copyTo(worker: WorkerConnection, source: string, { save, files, dropped }: CommitFiles): Promise<void> {
   for (const { name, size } of files) {
     const file = await open(join(source, name), "r");
     try {
@@ -203,7 +203,7 @@ async function copyTo(worker: WorkerConnection, source: string, { save, files, k
       await file.close();
     }
   }
-  await worker.request({ commitFiles: { save, files: [...files], keep } });
+  await worker.request({ commitFiles: { save, files: [...files], dropped: [...dropped] } });
 }
 
 /** A node's own failure; a lost worker is the run's. */

@@ -35,13 +35,33 @@ export class CheckpointStore {
     this.#own = [...paths];
   }
 
-  /** A checkpoint of this run was written. Deletes what the limit has no room for: the oldest of its own. */
-  async saved(path: string): Promise<void> {
+  owns(path: string): boolean {
+    return this.#own.includes(path);
+  }
+
+  /**
+   * A checkpoint of this run was written. Deletes what the limit has no room for: the oldest of its own, but never the best or the
+   * one just written; beside a best one that another run would end with, a limit of 1 keeps both, as the Trainer does. Returns
+   * their names.
+   */
+  async saved(path: string, best: string | null = null): Promise<string[]> {
     this.#own = [...this.#own.filter((other) => other !== path), path];
-    if (this.#limit === null) return;
-    for (const old of this.#own.splice(0, Math.max(0, this.#own.length - this.#limit))) {
-      await rm(old, { recursive: true, force: true });
-    }
+    const keep = [path, ...(best !== null && this.owns(best) ? [best] : [])];
+    return this.#limit === null ? [] : this.#drop(Math.max(this.#limit, new Set(keep).size), keep);
+  }
+
+  /** The run is over and ends with the best: with a limit of 1 that one alone stays. Returns the names of those deleted. */
+  async finished(best: string): Promise<string[]> {
+    return this.#limit === 1 && this.owns(best) ? this.#drop(1, [best]) : [];
+  }
+
+  /** Deletes the oldest of its own until `limit` are left, none of `keep`. */
+  async #drop(limit: number, keep: readonly string[]): Promise<string[]> {
+    const excess = Math.max(0, this.#own.length - limit);
+    const old = this.#own.filter((path) => !keep.includes(path)).slice(0, excess);
+    for (const path of old) await rm(path, { recursive: true, force: true });
+    this.#own = this.#own.filter((path) => !old.includes(path));
+    return old.map((path) => basename(path));
   }
 
   /** Renames the checkpoints of the folder that are not this run's own. Returns their new names. */

@@ -108,42 +108,59 @@ export interface ReadCheckpoint {
   readonly values: readonly LoraValues[];
 }
 
-/** Error: PL_RESUME_INVALID if a file is missing, torn or made for other LoRA settings. */
+/** The weights of a checkpoint's adapter. Error: PL_RESUME_INVALID if a file is missing, torn or made for other LoRA settings. */
+export async function readWeights(path: string, lora: ResolvedLora): Promise<LoraValues[]> {
+  return explained(path, async () => {
+    await checkHashes(path);
+    return weightsOf(path, lora);
+  });
+}
+
+/** Error: as readWeights(). */
 export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<ReadCheckpoint> {
-  try {
+  return explained(path, async () => {
     await checkHashes(path);
     const state = await readFile(join(path, STATE_FILE), "utf8");
-    const pair = adapterPairs(await openAdapter(path), lora.targets);
     const optimizer = await openSafetensors(join(path, OPTIMIZER_FILE));
     const values: LoraValues[] = [];
-    for (const target of lora.targets) {
-      const { a, b } = await pair(target);
-      for (const [matrix, weight] of [
-        ["A", a],
-        ["B", b],
-      ] as const) {
-        values.push({ module: target.name, matrix, part: "weight", values: weight });
-        for (const part of MOMENTS) {
-          const location = optimizer.tensors.get(momentName(target.name, matrix, part));
-          if (location === undefined)
-            throw new Error(`${OPTIMIZER_FILE} lacks ${momentName(target.name, matrix, part)}`);
-          const moment = await readFloat32(location);
-          if (moment.length !== weight.length)
-            throw new Error(`${momentName(target.name, matrix, part)} has another size`);
-          values.push({ module: target.name, matrix, part, values: moment });
-        }
+    for (const weight of await weightsOf(path, lora)) {
+      values.push(weight);
+      for (const part of MOMENTS) {
+        const name = momentName(weight.module, weight.matrix, part);
+        const location = optimizer.tensors.get(name);
+        if (location === undefined) throw new Error(`${OPTIMIZER_FILE} lacks ${name}`);
+        const moment = await readFloat32(location);
+        if (moment.length !== weight.values.length) throw new Error(`${name} has another size`);
+        values.push({ ...weight, part, values: moment });
       }
     }
     checkStep(path, state);
     return { path, state, values };
+  });
+}
+
+async function weightsOf(path: string, lora: ResolvedLora): Promise<LoraValues[]> {
+  const pair = adapterPairs(await openAdapter(path), lora.targets);
+  const weights: LoraValues[] = [];
+  for (const target of lora.targets) {
+    const { a, b } = await pair(target);
+    for (const [matrix, values] of [
+      ["A", a],
+      ["B", b],
+    ] as const)
+      weights.push({ module: target.name, matrix, part: "weight", values });
+  }
+  return weights;
+}
+
+async function explained<T>(path: string, read: () => Promise<T>): Promise<T> {
+  try {
+    return await read();
   } catch (cause) {
     throw new PipeloraError(
       "PL_RESUME_INVALID",
       `${path} is no complete checkpoint of this run: ${(cause as Error).message}`,
-      {
-        cause,
-        hint: "Resume from another checkpoint, or train anew with --overwrite-output-dir.",
-      },
+      { cause, hint: "Resume from another checkpoint, or train anew with --overwrite-output-dir." },
     );
   }
 }

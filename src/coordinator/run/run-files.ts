@@ -16,6 +16,7 @@ import {
   firstWhole,
   type ReadCheckpoint,
   readCheckpoint,
+  readWeights,
   STATE_FILE,
   saveAdapter,
   saveCheckpoint,
@@ -46,6 +47,9 @@ export type FileSettings = DecisiveSettings &
     | "eval_steps"
     | "save_steps"
     | "num_train_epochs"
+    | "load_best_model_at_end"
+    | "early_stopping_patience"
+    | "early_stopping_threshold"
   >;
 
 /** Which run its folder belongs to. */
@@ -99,7 +103,7 @@ export class RunFiles {
     this.outputDir = run.outputDir;
     this.#settings = settings;
     this.#setup = setup;
-    const { eval_steps, eval_strategy, logging_steps, save_steps } = settings;
+    const { eval_steps, eval_strategy, logging_steps, save_steps, early_stopping_patience: patience } = settings;
     this.#state = {
       maxSteps: run.maxSteps,
       numTrainEpochs: Math.ceil(settings.num_train_epochs),
@@ -107,6 +111,7 @@ export class RunFiles {
       loggingSteps: logging_steps,
       evalSteps: eval_steps ?? (eval_strategy === "steps" ? logging_steps : save_steps),
       saveSteps: save_steps,
+      earlyStopping: patience === null ? null : { patience, threshold: settings.early_stopping_threshold },
       fingerprint: run.fingerprint,
     };
     this.rate = {
@@ -221,7 +226,8 @@ export class RunFiles {
   }
 
   /**
-   * Writes checkpoint-N, on every node that saves too, and deletes what save_total_limit has no room for.
+   * Writes checkpoint-N, on every node that saves too, and deletes what save_total_limit has no room for. `state` then names the
+   * best checkpoint, if that evaluation was saved.
    * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
    */
   async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
@@ -229,6 +235,9 @@ export class RunFiles {
       this.#settings.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
     );
     assertFinite(values, state.globalStep);
+    const best = state.bestGlobalStep === null ? null : join(this.outputDir, `checkpoint-${state.bestGlobalStep}`);
+    if (best !== null && (state.bestGlobalStep === state.globalStep || this.#store.owns(best)))
+      state.bestModelCheckpoint = best;
     const scheduledSteps = state.globalStep - state.skippedSteps;
     const path = await saveCheckpoint(this.#checkpoint, {
       step: state.globalStep,
@@ -238,23 +247,28 @@ export class RunFiles {
       values,
     });
     this.#saved = true;
-    await this.#store.saved(path);
-    return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path));
+    const dropped = await this.#store.saved(path, state.bestModelCheckpoint);
+    return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path), dropped);
   }
 
-  /** The final adapter, tokenizer and trainer_state.json in output_dir itself, on every node that saves too. */
-  async finish(pipeline: Pipeline, state: TrainerState): Promise<Saved> {
-    const values = await pipeline.exportLora(["weight"]);
+  /**
+   * The final adapter (with load_best_model_at_end the best checkpoint's), tokenizer and trainer_state.json in output_dir itself, on
+   * every node that saves too. Error: PL_RESUME_INVALID if the best checkpoint is no longer whole.
+   */
+  async finish(pipeline: Pipeline, state: TrainerState): Promise<Finished> {
+    const best = this.#settings.load_best_model_at_end ? state.bestModelCheckpoint : null;
+    const values = best === null ? await pipeline.exportLora(["weight"]) : await readWeights(best, this.#setup.lora!);
     assertFinite(values, state.globalStep);
     const adapter = await saveAdapter(this.outputDir, this.#checkpoint, values);
     const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
     await writeTextAtomically(join(this.outputDir, STATE_FILE), serializeState(state, this.#state, true));
-    return this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE]);
+    const dropped = best === null ? [] : await this.#store.finished(best);
+    return { best, ...(await this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE], dropped)) };
   }
 
-  async #toNodes(path: string, save: string, names: readonly string[]): Promise<Saved> {
+  async #toNodes(path: string, save: string, names: readonly string[], dropped: readonly string[]): Promise<Saved> {
     if (this.#nodes === null) return { path, nodes: [], files: {} };
-    const { nodes, files } = await this.#nodes.save(save, names, this.#settings.save_total_limit);
+    const { nodes, files } = await this.#nodes.save(save, names, dropped);
     const failed = nodes.filter(({ error }) => error !== null);
     if (failed.length > 0 && this.#settings.save_failure === "fail") {
       throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
@@ -316,6 +330,11 @@ export interface Saved {
   readonly nodes: readonly NodeSave[];
   /** SHA-256 of each file, which all nodes agree on. */
   readonly files: Readonly<Record<string, string>>;
+}
+
+export interface Finished extends Saved {
+  /** The checkpoint that the final adapter is from; null: it is the last step's. */
+  readonly best: string | null;
 }
 
 export function describeFailure(save: string, { node, error }: NodeSave): string {

@@ -17,6 +17,11 @@ const stateSchema = z.looseObject({
   train_batch_size: z.number(),
   log_history: z.array(z.looseObject({ step: z.number() })),
   stateful_callbacks: z.looseObject({
+    EarlyStoppingCallback: z
+      .looseObject({
+        attributes: z.looseObject({ early_stopping_patience_counter: z.number().int().nonnegative() }),
+      })
+      .optional(),
     Pipelora: z
       .looseObject({
         unlogged_loss: z.number(),
@@ -40,6 +45,8 @@ export interface TrainerState {
   bestMetric: number | null;
   bestGlobalStep: number | null;
   bestModelCheckpoint: string | null;
+  /** Evaluations in a row that were no better, for early stopping. */
+  evaluationsWithoutProgress: number;
   /** Loss summed over the steps since the last log entry, and their number. */
   unloggedLoss: number;
   unloggedSteps: number;
@@ -58,6 +65,7 @@ export interface TrainerStateContext {
   readonly loggingSteps: number;
   readonly evalSteps: number;
   readonly saveSteps: number;
+  readonly earlyStopping: { readonly patience: number; readonly threshold: number } | null;
   /** Names the data, model and settings that decide the numbers: a checkpoint resumes only the run it came from. */
   readonly fingerprint: string;
 }
@@ -71,6 +79,7 @@ export function initialState(): TrainerState {
     bestMetric: null,
     bestGlobalStep: null,
     bestModelCheckpoint: null,
+    evaluationsWithoutProgress: 0,
     unloggedLoss: 0,
     unloggedSteps: 0,
     totalLoss: 0,
@@ -98,6 +107,17 @@ export function serializeState(state: TrainerState, context: TrainerStateContext
     num_train_epochs: context.numTrainEpochs,
     save_steps: context.saveSteps,
     stateful_callbacks: {
+      ...(context.earlyStopping === null
+        ? {}
+        : {
+            EarlyStoppingCallback: {
+              args: {
+                early_stopping_patience: context.earlyStopping.patience,
+                early_stopping_threshold: context.earlyStopping.threshold,
+              },
+              attributes: { early_stopping_patience_counter: state.evaluationsWithoutProgress },
+            },
+          }),
       Pipelora: {
         fingerprint: context.fingerprint,
         ...(state.lossScale === null
@@ -153,6 +173,8 @@ export function parseState(text: string, path: string, fingerprint: string): Tra
     bestMetric: state.best_metric,
     bestGlobalStep: state.best_global_step,
     bestModelCheckpoint: state.best_model_checkpoint,
+    evaluationsWithoutProgress:
+      state.stateful_callbacks.EarlyStoppingCallback?.attributes.early_stopping_patience_counter ?? 0,
     unloggedLoss: ours?.unlogged_loss ?? 0,
     unloggedSteps: ours?.unlogged_steps ?? 0,
     totalLoss: ours?.total_loss ?? 0,

@@ -3,6 +3,7 @@ import type { Config } from "../../config/options.ts";
 import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
+import { type BestSettings, type Judgement, judge } from "./best.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
 import { nextLossScale } from "./loss-scale.ts";
@@ -21,6 +22,7 @@ type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon" | 
 
 /** When the loop logs, evaluates and saves, and what an update does. */
 export type LoopSettings = AdamSettings &
+  BestSettings &
   Pick<
     Config,
     | "max_grad_norm"
@@ -98,15 +100,25 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       log(state, reporter, { loss: mean, ...(Number.isFinite(norm) ? { grad_norm: norm } : {}), learning_rate: rate });
     }
     const evalSteps = config.eval_steps ?? config.logging_steps;
+    let judgement: Judgement = { isBest: false, stops: false };
     if (options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
       await settle();
-      await evaluate(options, options.evaluation, state);
+      judgement = judge(config, await evaluate(options, options.evaluation, state), state);
     }
     const wanted =
-      due(config.save_strategy, config.save_steps, step, current) || (last && config.save_strategy === "steps");
+      config.save_strategy === "best"
+        ? judgement.isBest
+        : due(config.save_strategy, config.save_steps, step, current) || (last && config.save_strategy === "steps");
     if (wanted || interrupted) {
       await settle();
-      await hooks.save(state, last);
+      await hooks.save(state, last || judgement.stops);
+    }
+    if (judgement.stops && !last) {
+      const { evaluationsWithoutProgress: times, bestGlobalStep, bestMetric } = state;
+      reporter.note(
+        `stopping early after step ${step}: ${times} evaluations no better than ${bestMetric} of step ${bestGlobalStep}`,
+      );
+      break;
     }
     if (interrupted && !last) return false;
   }
@@ -174,17 +186,19 @@ async function evaluate(
   options: TrainerOptions,
   { parts, rows, steps }: Evaluation,
   state: TrainerState,
-): Promise<void> {
+): Promise<Readonly<Record<string, number>>> {
   const started = performance.now();
   let loss = 0;
   for (const batches of parts()) loss += (await options.pipeline.evaluate(batches)).lossSum;
   const seconds = (performance.now() - started) / 1000;
-  log(state, options.reporter, {
+  const values = {
     eval_loss: loss,
     eval_runtime: round(seconds, 4),
     eval_samples_per_second: round(rows / seconds, 3),
     eval_steps_per_second: round(steps / seconds, 3),
-  });
+  };
+  log(state, options.reporter, values);
+  return values;
 }
 
 /** The Trainer's last entry: speed and mean loss of the whole run. */

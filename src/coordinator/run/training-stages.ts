@@ -111,7 +111,9 @@ async function finish(
 ): Promise<void> {
   const reports = await pipeline.report();
   const summary = summarise(progress, reporter, took);
-  const { nodes } = await files.finish(pipeline, progress);
+  const { nodes, best } = await files.finish(pipeline, progress);
+  if (best !== null)
+    reporter.note(`the adapter is that of ${best}, the best of all evaluations (${progress.bestMetric})`);
   warnOfNodes("the adapter", nodes, log);
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
   const { plan, cut, speeds } = planned;

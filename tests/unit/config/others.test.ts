@@ -45,7 +45,6 @@ const SAID: Readonly<Record<string, string>> = {
   "eos_token: </s>": "leave it out: the template's own",
   "use_dora: true": "it is not offered",
   "modules_to_save: [lm_head]": "it is not offered",
-  "load_best_model_at_end: true": 'it is not offered: with "eval_strategy"',
 };
 
 test("every key of another trainer is told what it is here, never a neighbour in spelling", async (t) => {

@@ -9,11 +9,30 @@ import { withWholeSteps } from "../../../src/coordinator/run/whole-steps.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 test("steps below 1 are a share of all steps, rounded up", () => {
-  const steps = { logging_steps: 0.1, save_steps: 0.5, eval_steps: 0.34 };
-  assert.deepEqual(withWholeSteps(steps, 4), { logging_steps: 1, save_steps: 2, eval_steps: 2 });
-  assert.deepEqual(withWholeSteps(steps, 101), { logging_steps: 11, save_steps: 51, eval_steps: 35 });
-  const whole = { logging_steps: 1, save_steps: 500, eval_steps: null };
+  const rest = { load_best_model_at_end: false, eval_strategy: "no", save_strategy: "steps" } as const;
+  const steps = { ...rest, logging_steps: 0.1, save_steps: 0.5, eval_steps: 0.34 };
+  assert.deepEqual(withWholeSteps(steps, 4), { ...rest, logging_steps: 1, save_steps: 2, eval_steps: 2 });
+  assert.deepEqual(withWholeSteps(steps, 101), { ...rest, logging_steps: 11, save_steps: 51, eval_steps: 35 });
+  const whole = { ...rest, logging_steps: 1, save_steps: 500, eval_steps: null };
   assert.deepEqual(withWholeSteps(whole, 4), whole);
+});
+
+test("a best model needs a checkpoint of every evaluation: whole multiples, once shares are steps", () => {
+  const config = {
+    load_best_model_at_end: true,
+    eval_strategy: "steps",
+    save_strategy: "steps",
+    logging_steps: 5,
+  } as const;
+  const set = (save_steps: number, eval_steps: number | null, total = 100) =>
+    withWholeSteps({ ...config, save_steps, eval_steps }, total);
+  set(20, 10);
+  set(10, null);
+  set(0.2, 0.1);
+  assert.throws(() => set(15, 10), { code: "PL_CONFIG_INVALID", message: /a multiple of --eval-steps, got 15 and 10/ });
+  assert.throws(() => set(12, null), { code: "PL_CONFIG_INVALID", message: /got 12 and 5/ });
+  // 0.2 and 0.1 of 12 steps are 3 and 2.
+  assert.throws(() => set(0.2, 0.1, 12), { code: "PL_CONFIG_INVALID", message: /got 3 and 2/ });
 });
 
 test("a setting that differs from the checkpoint's is named with both values; steps of saving are none", () => {

@@ -82,7 +82,15 @@ test("under loss scaling an overflow skips the step, halves the scale, and is no
     [1 / 65536, 1 / 32768, 1 / 32768],
   );
   assert.equal(state.skippedSteps, 1);
-  const context = { maxSteps: 4, numTrainEpochs: 1, trainBatchSize: 1, loggingSteps: 1, evalSteps: 1, saveSteps: 1 };
+  const context = {
+    maxSteps: 4,
+    numTrainEpochs: 1,
+    trainBatchSize: 1,
+    loggingSteps: 1,
+    evalSteps: 1,
+    saveSteps: 1,
+    earlyStopping: null,
+  };
   const text = serializeState(state, { ...context, fingerprint: "f" }, false);
   const resumed = parseState(text, "checkpoint", "f");
   assert.deepEqual([resumed.lossScale, resumed.skippedSteps], [{ scale: 32768, steadySteps: 2 }, 1]);

@@ -5,11 +5,11 @@ import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v
 export interface CommitFiles {
   'save'?: (string);
   'files'?: (_pipelora_v1_FileHash)[];
-  'keep'?: (number);
+  'dropped'?: (string)[];
 }
 
 export interface CommitFiles__Output {
   'save': (string);
   'files': (_pipelora_v1_FileHash__Output)[];
-  'keep': (number);
+  'dropped': (string)[];
 }
