@@ -64,11 +64,6 @@ const NOT_OFFERED = [
   "hub_model_id",
   "push_to_hub",
 ];
-/** Not offered, with the nearest thing that is. */
-const NEAREST: Readonly<Record<string, string>> = {
-  greater_is_better: "eval_loss is what is logged of an evaluation, and lower is better",
-};
-
 /** What to say of another trainer's key, as the rest of a sentence; null where it is none. `value`: as the file has it. */
 export function counterpart(key: string, value: unknown): string | null {
   const own = Object.hasOwn(NAMES, key) ? NAMES[key]! : null;
@@ -89,6 +84,5 @@ export function counterpart(key: string, value: unknown): string | null {
         : "; leave it out: the assistant's turns alone are trained on";
   }
   if (Object.hasOwn(DONE_ANYWAY, key)) return `; leave it out: ${DONE_ANYWAY[key]}`;
-  if (Object.hasOwn(NEAREST, key)) return `; it is not offered: ${NEAREST[key]}`;
   return NOT_OFFERED.includes(key) ? "; it is not offered" : null;
 }
