@@ -83,7 +83,7 @@ test("a torn checkpoint is passed over, a missing or foreign one refused", async
   assert.ok(notes.includes("resumed after step 3"), JSON.stringify(notes));
 
   const foreign = await coordinator(
-    flags(output, "--workers", "1", "--learning-rate", "0.5", "--resume-from-checkpoint"),
+    flags(output, "--workers", "1", "--weight-decay", "0.5", "--resume-from-checkpoint"),
   );
   assert.equal(foreign.code, 1);
   assert.match(foreign.stderr, /PL_RESUME_INVALID/);
@@ -91,6 +91,29 @@ test("a torn checkpoint is passed over, a missing or foreign one refused", async
   assert.match(empty.stderr, /PL_RESUME_INVALID.*holds no checkpoint/);
   const again = await coordinator(flags(output, "--workers", "1"));
   assert.match(again.stderr, /PL_OUTPUT_UNWRITABLE.*of an earlier run/);
+});
+
+test("a resumed run may have another learning rate, which is said; another weight decay is refused by name", async (t) => {
+  const root = temporaryFolder(t);
+  const whole = join(root, "whole");
+  assert.equal((await coordinator(flags(whole))).code, 0);
+  const from = (output: string) => {
+    cpSync(join(whole, "checkpoint-4"), join(output, "checkpoint-4"), { recursive: true });
+    return flags(output, "--resume-from-checkpoint");
+  };
+  const slower = join(root, "slower");
+  const result = await coordinator([...from(slower), "--learning-rate", "0.0002"]);
+  assert.equal(result.code, 0, result.stderr);
+  assert.match(result.stderr, /learning_rate is 0\.0002, was 0\.002 in .*checkpoint-4: the run goes on with the new one/);
+  const rates = (dir: string) =>
+    readJson<{ log_history: { learning_rate?: number }[] }>(dir, "trainer_state.json").log_history.map(
+      ({ learning_rate }) => learning_rate,
+    );
+  const [before, after] = [rates(whole), rates(slower)];
+  for (let step = 5; step <= 8; step++) assert.ok(Math.abs(after[step - 1]! / before[step - 1]! - 0.1) < 1e-12);
+  assert.notDeepEqual(adapter(slower), adapter(whole));
+  const refused = await coordinator([...from(join(root, "decay")), "--weight-decay", "0.5"]);
+  assert.match(refused.stderr, /PL_RESUME_INVALID.*weight_decay is 0\.5, was 0\.01/s);
 });
 
 test("save_total_limit keeps the newest checkpoints", async (t) => {

@@ -22,7 +22,7 @@ import {
   saveCheckpoint,
 } from "./checkpoints.ts";
 import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
-import { changedSettings, type DecisiveSettings } from "./run-identity.ts";
+import { changedFreely, changedSettings, type DecisiveSettings, type FreeSettings } from "./run-identity.ts";
 import {
   initialState,
   parseState,
@@ -33,6 +33,7 @@ import {
 
 /** What is saved when and where, and what a run may go on from. */
 export type FileSettings = DecisiveSettings &
+  FreeSettings &
   Pick<
     Config,
     | "save_total_limit"
@@ -145,7 +146,7 @@ export class RunFiles {
     await store.clear();
     const origin = await resumePoint(settings, setup, outputDir, warn);
     if (origin !== null) store.adopt(await upTo(outputDir, origin.path));
-    if (origin !== null) await checkOrigin(settings, origin, fingerprint);
+    if (origin !== null) await checkOrigin(settings, origin, fingerprint, warn);
     return new RunFiles(settings, setup, run, { origin, store, warn });
   }
 
@@ -180,7 +181,7 @@ export class RunFiles {
         await rm(path, { recursive: true, force: true });
         continue;
       }
-      parseState(read.state, where, this.#state.fingerprint);
+      await checkOrigin(this.#settings, read, this.#state.fingerprint, this.#warn);
       this.#origin = read;
       this.#store.adopt(await upTo(this.outputDir, read.path));
       return `resuming from ${where} (${candidate.dir}), the newest that is whole on any node`;
@@ -279,18 +280,26 @@ export class RunFiles {
   }
 }
 
-/** Error: PL_RESUME_INVALID, naming the settings that differ where some do. */
-async function checkOrigin(config: DecisiveSettings, origin: ReadCheckpoint, fingerprint: string): Promise<void> {
+/** Error: PL_RESUME_INVALID, naming the settings that differ where some do. `warn` hears of those that may. */
+async function checkOrigin(
+  config: DecisiveSettings & FreeSettings,
+  origin: ReadCheckpoint,
+  fingerprint: string,
+  warn: (text: string) => void,
+): Promise<void> {
+  const written = await writtenArguments(origin.path);
   try {
     parseState(origin.state, origin.path, fingerprint);
+    for (const change of changedFreely(config, written))
+      warn(`${change} in ${origin.path}: the run goes on with the new one`);
   } catch (error) {
-    const changed = changedSettings(config, await writtenArguments(origin.path));
+    const changed = changedSettings(config, written);
     if (!(error instanceof PipeloraError) || changed.length === 0) throw error;
     throw new PipeloraError(
       "PL_RESUME_INVALID",
       `${origin.path} belongs to a run with other settings: ${changed.join("; ")}`,
       {
-        hint: "Resume with that run's values (steps of saving, logging and evaluation may change), or train anew with --overwrite-output-dir.",
+        hint: "Resume with that run's values (the learning rate, and steps of saving, logging and evaluation, may change), or train anew with --overwrite-output-dir.",
         cause: error,
       },
     );

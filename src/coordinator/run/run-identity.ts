@@ -28,7 +28,6 @@ const DECISIVE = [
   "gradient_accumulation_steps",
   "replicas",
   "micro_batch_tokens",
-  "learning_rate",
   "lr_scheduler_type",
   "lr_scheduler_kwargs",
   "warmup_steps",
@@ -44,7 +43,11 @@ const DECISIVE = [
   "dataloader_drop_last",
 ] as const satisfies readonly (keyof Config)[];
 
+/** Settings that a resumed run may change: what they are is said. */
+const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
+
 export type DecisiveSettings = Pick<Config, (typeof DECISIVE)[number]>;
+export type FreeSettings = Pick<Config, (typeof FREE)[number]>;
 
 /** Names a run by its model, its encoded rows and the settings that decide its numbers. */
 export function runFingerprint(config: DecisiveSettings, modelFingerprint: string, rows: Dataset): string {
@@ -62,8 +65,21 @@ export function runFingerprint(config: DecisiveSettings, modelFingerprint: strin
 
 /** The settings that decide a run's numbers and differ from those that a checkpoint was written with, with both values. */
 export function changedSettings(config: DecisiveSettings, written: Readonly<Record<string, unknown>>): string[] {
+  return changed(config, DECISIVE, written);
+}
+
+/** The same of settings that may change. */
+export function changedFreely(config: FreeSettings, written: Readonly<Record<string, unknown>>): string[] {
+  return changed(config, FREE, written);
+}
+
+function changed<K extends string>(
+  config: Readonly<Record<K, unknown>>,
+  keys: readonly K[],
+  written: Readonly<Record<string, unknown>>,
+): string[] {
   const shown = (value: unknown) => JSON.stringify(value ?? null);
-  return DECISIVE.filter((key) => key in written && shown(written[key]) !== shown(config[key])).map(
-    (key) => `${key} is ${shown(config[key])}, was ${shown(written[key])}`,
-  );
+  return keys
+    .filter((key) => key in written && shown(written[key]) !== shown(config[key]))
+    .map((key) => `${key} is ${shown(config[key])}, was ${shown(written[key])}`);
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { defaultConfig } from "../../../src/config/load.ts";
 import { templateDate } from "../../../src/coordinator/run/run-files.ts";
-import { changedSettings } from "../../../src/coordinator/run/run-identity.ts";
+import { changedFreely, changedSettings } from "../../../src/coordinator/run/run-identity.ts";
 import { withWholeSteps } from "../../../src/coordinator/run/whole-steps.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
@@ -38,8 +38,9 @@ test("a best model needs a checkpoint of every evaluation: whole multiples, once
 test("a setting that differs from the checkpoint's is named with both values; steps of saving are none", () => {
   const config = { ...defaultConfig(), learning_rate: 1e-3, save_steps: 7 };
   const { lora_r: _, ...written } = { ...defaultConfig(), save_steps: 5, seed: 43 };
-  assert.deepEqual(changedSettings(config, written), ["learning_rate is 0.001, was 0.00005", "seed is 42, was 43"]);
+  assert.deepEqual(changedSettings(config, written), ["seed is 42, was 43"]);
   assert.deepEqual(changedSettings(config, { ...config, logging_steps: 1 }), []);
+  assert.deepEqual(changedFreely(config, written), ["learning_rate is 0.001, was 0.00005"]);
 });
 
 test("a run keeps the date its templates began with", async (t) => {
