@@ -11,6 +11,7 @@ export const COMMANDS = [
   "quantize",
   "tokenize",
   "init-model",
+  "download",
   "certs",
   "worker",
 ] as const;

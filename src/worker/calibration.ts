@@ -3,6 +3,7 @@ import type { ComputeDtype, Engine, MicroBatch, NativeAddon } from "../engine/in
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
+import type { NodeModel } from "./node-model.ts";
 import { prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
 
@@ -14,11 +15,12 @@ const INPUT_STREAM = 1;
 /** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
 export async function calibrate(
   request: Calibrate__Output,
+  model: NodeModel,
   rank: number,
   device: string,
   addon: NativeAddon,
 ): Promise<Calibrated> {
-  const prepared = await prepareRank(request.prepare!, rank, device, addon);
+  const prepared = await prepareRank(request.prepare!, model, rank, device, addon);
   const { engine } = prepared;
   try {
     const timer = new LayerTimer(engine, addon, request);

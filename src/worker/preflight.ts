@@ -1,4 +1,5 @@
 import { resolve } from "node:path";
+import type { Logger } from "../common/log.ts";
 import { freeDisk, freeMemory } from "../common/machine.ts";
 import type { Capabilities } from "../engine/index.ts";
 import { openCheckpoint } from "../formats/checkpoint.ts";
@@ -6,6 +7,7 @@ import { checkpointDigest } from "../formats/fingerprint.ts";
 import type { Preflight__Output } from "../rpc/generated/pipelora/v1/Preflight.ts";
 import type { PreflightReport } from "../rpc/generated/pipelora/v1/PreflightReport.ts";
 import { toFailure } from "../rpc/wire-error.ts";
+import { NodeModel } from "./node-model.ts";
 
 /** Folders of this node that differ from the coordinator's. */
 export interface OwnFolders {
@@ -18,9 +20,10 @@ export async function inspectNode(
   request: Preflight__Output,
   own: OwnFolders,
   { cuda, nccl }: Capabilities,
+  log: Logger,
 ): Promise<PreflightReport> {
   const clockMs = Date.now();
-  const digest = openCheckpoint(own.modelDir ?? request.modelDir).then(checkpointDigest);
+  const digest = describeCheckpoint(request, own, log);
   const [checkpoint, checkpointFailure] = await digest.then(
     (found) => [found, null] as const,
     (error: unknown) => ["", toFailure(error)] as const,
@@ -35,4 +38,10 @@ export async function inspectNode(
     checkpointFailure,
     nccl: hasGpus ? (nccl.version ?? "none") : "",
   };
+}
+
+async function describeCheckpoint(request: Preflight__Output, own: OwnFolders, log: Logger): Promise<string> {
+  const model = await NodeModel.find(own.modelDir, request, log);
+  if (model.commit !== null) return `commit ${model.commit}`;
+  return checkpointDigest(await openCheckpoint(model.dir));
 }

@@ -2,6 +2,7 @@ import { bytesOf, float32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { type Engine, type LoraPart, loadEngine } from "../engine/index.ts";
+import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
@@ -19,6 +20,7 @@ import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
+import { NodeModel } from "./node-model.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type PreparedRank, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
@@ -105,9 +107,7 @@ export class Rank {
         this.#options.onWelcome(message.welcome!.heartbeatMs, this.#rank);
         return null;
       case "calibrate":
-        return {
-          calibrated: await calibrate(message.calibrate!, this.#rank, this.#options.device, loadEngine()),
-        };
+        return this.#calibrate(message.calibrate!);
       case "probeLink":
         return this.#probe(message.probeLink!);
       case "prepare":
@@ -136,7 +136,12 @@ export class Rank {
         return this.#importTensor(message);
       case "preflight":
         return {
-          preflightReport: await inspectNode(message.preflight!, this.#options.folders, loadEngine().capabilities()),
+          preflightReport: await inspectNode(
+            message.preflight!,
+            this.#options.folders,
+            loadEngine().capabilities(),
+            this.#options.log,
+          ),
         };
       case "outputFolder":
         return { outputFolder: await this.#options.files.folder(message.outputFolder!) };
@@ -166,6 +171,12 @@ export class Rank {
     return this.#prepared;
   }
 
+  async #calibrate(request: Calibrate__Output): Promise<Reply> {
+    const { folders, device, log } = this.#options;
+    const model = await NodeModel.find(folders.modelDir, request.prepare!, log);
+    return { calibrated: await calibrate(request, model, this.#rank, device, loadEngine()) };
+  }
+
   async #probe(request: ProbeLink__Output): Promise<Reply> {
     const { links } = this.#options;
     // Not the run's own session: a rank that is prepared before its peer must not meet that one's old ends.
@@ -181,8 +192,9 @@ export class Rank {
       ranks: request.replicaRanks,
       id: request.replicaNccl,
     });
-    const modelDir = this.#options.folders.modelDir ?? request.modelDir;
-    this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#options.device, loadEngine());
+    const { folders, device, log } = this.#options;
+    const model = await NodeModel.find(folders.modelDir, request, log);
+    this.#prepared = await prepareRank(request, model, this.#rank, device, loadEngine());
     await this.#options.links.opened();
     this.#times = new TimeSums();
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);

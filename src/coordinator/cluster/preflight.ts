@@ -8,6 +8,7 @@ import { alignTable } from "../../plan/table.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
+import { hubModelMessage } from "../planning/prepare-requests.ts";
 import { probeNeighbours } from "./link-probes.ts";
 
 /** Clocks further apart than this fail a run: certificates, logs and file times mean nothing then. */
@@ -73,11 +74,18 @@ export async function inspectCluster(
   const firsts = members.filter(
     (member, rank) => members.findIndex(({ hello }) => hello.node === member.hello.node) === rank,
   );
+  const digest = await checkpointDigest(setup.checkpoint!);
+  // A node that has yet to fetch what the coordinator has: the commit says that it will be the same.
+  const toFetch = setup.hub === null ? null : `commit ${setup.hub.commit}`;
   const nodes = await Promise.all(
     firsts.map(async (worker): Promise<NodeFacts> => {
       const { node, version } = worker.hello;
       const asked = Date.now();
-      const request = { modelDir: setup.dir, outputDir: savesOnEachNode ? outputDir : "" };
+      const request = {
+        modelDir: setup.dir,
+        hubModel: hubModelMessage(setup),
+        outputDir: savesOnEachNode ? outputDir : "",
+      };
       const report = (await worker.request({ preflight: request })).preflightReport!;
       const devices = members
         .filter(({ hello }) => hello.node === node)
@@ -89,7 +97,7 @@ export async function inspectCluster(
         skewMs: skew(report.clockMs, asked, Date.now()),
         freeMemoryBytes: report.freeMemoryBytes,
         freeDiskBytes: savesOnEachNode ? report.freeDiskBytes : null,
-        checkpoint: report.checkpoint === "" ? null : report.checkpoint,
+        checkpoint: report.checkpoint === "" ? null : report.checkpoint === toFetch ? digest : report.checkpoint,
         checkpointProblem:
           report.checkpointFailure === null ? null : fromFailure(report.checkpointFailure, node).message,
         nccl: report.nccl === "" ? null : report.nccl,
@@ -114,7 +122,7 @@ export async function inspectCluster(
     skewMs: 0,
     freeMemoryBytes: freeMemory(),
     freeDiskBytes: await freeDisk(outputDir),
-    checkpoint: await checkpointDigest(setup.checkpoint!),
+    checkpoint: digest,
     checkpointProblem: null,
     nccl: null,
   };

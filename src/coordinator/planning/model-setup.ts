@@ -1,6 +1,6 @@
-import { resolve } from "node:path";
 import { type Dtype, isDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import type { LoraSettings } from "../../common/lora-settings.ts";
 import type { HoldDtype } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
@@ -11,13 +11,16 @@ import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import { type BaseQuantization, baseQuantization, packedWeights } from "./base-quantization.ts";
+import { type HubModel, locateAdapter, locateModel } from "./named-models.ts";
 
 /** The model of a run, checked as far as can be without reading a weight. */
 export interface ModelSetup {
-  /** --model as the user wrote it: what an adapter's configuration names. */
+  /** What an adapter's configuration names. */
   readonly name: string;
   /** Absolute. */
   readonly dir: string;
+  /** Where workers of other nodes may fetch it; null: a folder. */
+  readonly hub: HubModel | null;
   readonly spec: ModelSpec;
   /** null: only the configuration is there (plan, parameters). */
   readonly checkpoint: Checkpoint | null;
@@ -34,27 +37,31 @@ export interface ModelSetup {
   readonly warnings: readonly string[];
 }
 
+/** A model of which the configuration is read, and the weights may still have to be fetched. */
+export interface DescribedModel extends ModelSetup {
+  readonly checkpoint: null;
+  /** The same with its checkpoint opened and its headers checked. */
+  withWeights(): Promise<ModelSetup>;
+}
+
 /**
- * Reads and checks configuration, headers, quantiser's states and adapter.
- * `weights`: whether a checkpoint must be there. `lora`: whether LoRA settings of flags apply without --adapter.
+ * Reads and checks configuration and adapter; of a named model the tokenizer is fetched too. `lora`: whether LoRA settings of flags apply
+ * without --adapter.
  */
-export async function setUpModel(config: Config, needs: { weights: boolean; lora: boolean }): Promise<ModelSetup> {
-  const dir = resolve(config.model!);
+export async function describeModel(config: Config, log: Logger, needs: { lora: boolean }): Promise<DescribedModel> {
+  const source = await locateModel(config, log);
+  const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
   const { quantization, warnings } = baseQuantization(config, spec);
-  let checkpoint: Checkpoint | null = null;
-  let packed: PackedWeights = new Map();
-  if (needs.weights) {
-    checkpoint = await openCheckpoint(dir);
-    packed = await packedWeights(quantization, spec, checkpoint);
-    verifyCheckpoint(spec, checkpoint, tensorNames(packed));
-  }
-  const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
-  return {
-    name: config.model!,
+  const adapter =
+    config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
+  await source.fetchTokenizer();
+  const described: Omit<DescribedModel, "withWeights"> = {
+    name,
     dir,
+    hub,
     spec,
-    checkpoint,
+    checkpoint: null,
     lora:
       adapter !== null
         ? adapterTargets(spec, adapter)
@@ -64,9 +71,29 @@ export async function setUpModel(config: Config, needs: { weights: boolean; lora
     adapter,
     holdDtype: holdDtype(config.torch_dtype, spec.dtype),
     quantization,
-    packed,
+    packed: new Map(),
     warnings: [...warnings, ...(adapter?.warnings ?? [])],
   };
+  return {
+    ...described,
+    withWeights: async () => {
+      await source.fetchWeights();
+      const checkpoint = await openCheckpoint(dir);
+      const packed = await packedWeights(quantization, spec, checkpoint);
+      verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+      return { ...described, checkpoint, packed };
+    },
+  };
+}
+
+/** The same in one go. `weights`: whether a checkpoint must be there. */
+export async function setUpModel(
+  config: Config,
+  log: Logger,
+  needs: { weights: boolean; lora: boolean },
+): Promise<ModelSetup> {
+  const described = await describeModel(config, log, needs);
+  return needs.weights ? described.withWeights() : described;
 }
 
 /** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */

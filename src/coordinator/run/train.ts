@@ -14,7 +14,7 @@ import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { NodeFolders, type NodeSave, nodesJson, savedEverywhere } from "../cluster/node-folders.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "../cluster/preflight.ts";
-import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
+import { describeModel, type ModelSetup } from "../planning/model-setup.ts";
 import { evaluationOf, readTrainingData, stepSource, type TrainingData } from "../planning/training-data.ts";
 import { type Cut, trainingWorkload } from "../planning/workload.ts";
 import { assemble, openCluster } from "./assemble.ts";
@@ -98,13 +98,16 @@ async function warnOfLoopback({ listen, nnodes, nodes }: Config, log: Logger): P
 async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const outputDir = await ensureWritable(asked.output_dir!);
   const given = { ...asked, template_date: await templateDate(asked) };
-  const setup = await setUpModel(given, { weights: true, lora: true });
+  const described = await describeModel(given, log, { lora: true });
+  // Headers that lie here are read at once; weights to fetch wait until the rows are known to be good.
+  const here = described.hub === null ? await described.withWeights() : null;
   const warn = onceEach((warning) => log.warn(warning));
-  for (const warning of setup.warnings) warn(warning);
+  for (const warning of described.warnings) warn(warning);
   if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
-  const data = await readTrainingData(given, setup.spec);
+  const data = await readTrainingData(given, described, log);
   const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
+  const setup = here ?? (await described.withWeights());
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
   return { config, setup, data, files, warn };
@@ -249,11 +252,21 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
   }
 }
 
-function describeData({ train, evaluation }: TrainingData, log: Logger): void {
+function describeData({ train, evaluation, parts }: TrainingData, log: Logger): void {
   const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
   log.info(
     `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
+  if (parts.length > 1) {
+    const percent = (part: number, whole: number) => `${((100 * part) / Math.max(1, whole)).toFixed(1)} %`;
+    for (const { label, rows: taken, labelTokens: labels, own, heldOut } of parts) {
+      const again = taken > own ? `, each ${(taken / own).toFixed(2)} times` : "";
+      const held = heldOut > 0 ? `, ${heldOut} held out` : "";
+      log.info(
+        `${label}: ${own} rows${again}${held}: ${percent(taken, rows)} of an epoch's rows, ${percent(labels, labelTokens)} of its labels`,
+      );
+    }
+  }
   if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
   const lost = lostText(train.statistics);
   if (lost !== null) log.warn(lost);

@@ -1,6 +1,7 @@
 import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import { type HoldDtype, type PackedWeight, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
@@ -34,8 +35,8 @@ export interface Merged {
  * checkpoint's dtype or torch_dtype. A quantised base (stored so, or by --load-in-…) stays quantised: its values are added to and
  * quantised again. Tensors stream one by one.
  */
-export async function mergeAdapter(config: Config): Promise<Merged> {
-  const setup = await setUpModel(config, { weights: true, lora: false });
+export async function mergeAdapter(config: Config, log: Logger): Promise<Merged> {
+  const setup = await setUpModel(config, log, { weights: true, lora: false });
   refuseTiedTargets(setup);
   const dir = await ensureWritable(config.output_dir!);
   if ((await realpath(dir)) === (await realpath(setup.dir))) {

@@ -1,4 +1,5 @@
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import { type HoldDtype, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
@@ -15,8 +16,12 @@ import { quantizedGroup } from "./packed-output.ts";
  */
 export async function quantizeModel(
   config: Config,
+  log: Logger,
 ): Promise<{ files: string[]; quantized: number; warnings: readonly string[] }> {
-  const setup = await setUpModel({ ...config, load_in_4bit: !config.load_in_8bit }, { weights: true, lora: false });
+  const setup = await setUpModel({ ...config, load_in_4bit: !config.load_in_8bit }, log, {
+    weights: true,
+    lora: false,
+  });
   const quantization = setup.quantization!;
   if (quantization.stored) {
     throw new PipeloraError("PL_CONFIG_INVALID", `${config.model} is quantised already.`, {
