@@ -1,4 +1,5 @@
-import { copyFile, link, lstat, mkdir, readdir, readFile, rename, rm, stat, symlink } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { copyFile, link, mkdir, readdir, readFile, rename, stat, symlink } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
 import type { RepoReference } from "./reference.ts";
@@ -61,9 +62,7 @@ export class RepoCache {
     const pointer = join(this.snapshot(commit), path);
     const blob = this.blob(hash);
     await mkdir(dirname(pointer), { recursive: true });
-    if ((await lstat(pointer).catch(() => null)) !== null) await rm(pointer, { force: true });
-    const temporary = `${pointer}.${process.pid}.tmp`;
-    await rm(temporary, { force: true });
+    const temporary = `${pointer}.${randomUUID()}.tmp`;
     await symlink(relative(dirname(pointer), blob), temporary)
       .catch(() => link(blob, temporary))
       .catch(() => copyFile(blob, temporary));

@@ -23,7 +23,7 @@ export interface DatasetReference extends RepoReference {
 const NAME = /^\w(?:[\w.-]*\w)?\/\w(?:[\w.-]*\w)?$/;
 const MAX_NAME = 96;
 const REVISION = /^[\w](?:[\w./+-]*[\w])?$/;
-const SPLIT = /^(?:([\w.+-]+)\/)?(\w(?:[\w.-]*))$/;
+const SPLIT = /^(?:(\w[\w.+-]*)\/)?(\w[\w.-]*)$/;
 
 /** "owner/name@revision"; null where the text has no such form, so that it can only be a path. */
 export function parseReference(text: string): RepoReference | null {
