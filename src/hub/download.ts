@@ -10,7 +10,7 @@ import { PassingFailure, pauseBefore, reasonOf, requestOnce } from "./requests.t
 import type { HubSettings } from "./settings.ts";
 
 /** A lock that its owner has not touched for so long is a dead one's. */
-const STALE_LOCK_MS = 30_000;
+const STALE_LOCK_MS = 10_000;
 const LOCK_POLL_MS = 300;
 
 /** What one file's download has to do with. */
