@@ -12,7 +12,9 @@ const rowSet = z.strictObject({
   columns: columns.optional(),
   template: z.enum(TEMPLATES).optional(),
 });
-const rowSets = z.union([text, z.array(z.union([text, rowSet])).min(1)]);
+const rowSets = z.union([text, z.array(z.union([text, rowSet])).min(1)], {
+  error: "expected a path, or a list of paths and of {path, weight, rows, columns, template}, weight and rows above 0",
+});
 /** As the configuration has them: paths and names, alone or with what holds for that set. */
 export type RowSets = z.infer<typeof rowSets>;
 
