@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { copyFile, link, mkdir, readdir, readFile, rename, stat, symlink } from "node:fs/promises";
+import { copyFile, link, readdir, readFile, rename, stat, symlink } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
+import { makeFolder } from "../common/files.ts";
 import { writeTextAtomically } from "../formats/atomic-file.ts";
 import type { RepoReference } from "./reference.ts";
 
@@ -52,7 +53,7 @@ export class RepoCache {
     const entries = await readdir(root, { withFileTypes: true, recursive: true });
     const paths = entries
       .filter((entry) => !entry.isDirectory())
-      .map((entry) => relative(root, join(entry.parentPath, entry.name)).replaceAll("\\", "/"));
+      .map((entry) => relative(root, join(entry.parentPath ?? entry.path, entry.name)).replaceAll("\\", "/"));
     const sizes = await Promise.all(paths.map((path) => this.sizeOf(commit, path)));
     return paths.filter((_, index) => sizes[index] !== null);
   }
@@ -61,7 +62,7 @@ export class RepoCache {
   async link(commit: string, path: string, hash: string): Promise<void> {
     const pointer = join(this.snapshot(commit), path);
     const blob = this.blob(hash);
-    await mkdir(dirname(pointer), { recursive: true });
+    await makeFolder(dirname(pointer));
     const temporary = `${pointer}.${randomUUID()}.tmp`;
     await symlink(relative(dirname(pointer), blob), temporary)
       .catch(() => link(blob, temporary))

@@ -1,10 +1,11 @@
 import { createHash, type Hash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
+import { type FileHandle, open, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { lock } from "proper-lockfile";
 import { PipeloraError } from "../common/errors.ts";
+import { makeFolder } from "../common/files.ts";
 import type { RemoteFile } from "./remote.ts";
 import { PassingFailure, pauseBefore, reasonOf, requestOnce } from "./requests.ts";
 import type { HubSettings } from "./settings.ts";
@@ -37,7 +38,7 @@ export function incompleteOf(blob: string): string {
  */
 export async function downloadBlob(file: RemoteFile, blob: string, transfer: Transfer): Promise<void> {
   const { settings, subject } = transfer;
-  await mkdir(dirname(blob), { recursive: true }).catch((cause: Error) => {
+  await makeFolder(dirname(blob)).catch((cause: Error) => {
     throw unwritable(blob, cause);
   });
   const release = await onlyOne(blob, transfer);
@@ -67,7 +68,14 @@ async function onlyOne(
   for (;;) {
     if ((await sizeOf(blob)) !== null) return null;
     try {
-      return await lock(blob, { realpath: false, stale: STALE_LOCK_MS, lockfilePath: `${blob}.pipelora-lock` });
+      const release = await lock(blob, {
+        realpath: false,
+        stale: STALE_LOCK_MS,
+        lockfilePath: `${blob}.pipelora-lock`,
+        // A machine that slept has lost its lock to another process; what both wrote is told by the hash.
+        onCompromised: () => {},
+      });
+      return () => release().catch(() => {});
     } catch (error) {
       if ((error as { code?: string }).code !== "ELOCKED") throw unwritable(blob, error as Error);
     }

@@ -1,9 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { homedir } from "node:os";
 import { join } from "node:path";
-
-export const HUBS = ["huggingface", "modelscope"] as const;
-export type HubName = (typeof HUBS)[number];
+import type { HubName } from "../common/hubs.ts";
 
 /** Where repositories come from and where they are kept. */
 export interface HubSettings {

@@ -1,12 +1,13 @@
 import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import { isFile } from "../common/files.ts";
+import { HUBS, type HubName } from "../common/hubs.ts";
 import type { Logger } from "../common/log.ts";
 import { type Checkpoint, INDEX_FILE, openCheckpoint, SINGLE_FILE, shardsHolding } from "../formats/checkpoint.ts";
 import { checkFingerprint } from "../formats/fingerprint.ts";
 import { fetchModelConfig, fetchWeights } from "../hub/model-files.ts";
 import { downloadProgress } from "../hub/progress.ts";
-import { HUBS, type HubName, hubSettings } from "../hub/settings.ts";
+import { hubSettings } from "../hub/settings.ts";
 import { Snapshot } from "../hub/snapshot.ts";
 import type { HubModel__Output } from "../rpc/generated/pipelora/v1/HubModel.ts";
 

@@ -1,3 +1,4 @@
+import { HUBS } from "../../common/hubs.ts";
 import { choice, DTYPES, MODELS, option, optional, RUNS, text } from "./vocabulary.ts";
 
 export const modelOptions = {
@@ -21,7 +22,7 @@ export const modelOptions = {
     "string",
     "Model",
     [...MODELS, "download"],
-    choice(["huggingface", "modelscope"]).default("huggingface"),
+    choice(HUBS).default("huggingface"),
     "Where names are looked up that are no path here.",
     "HUB",
   ),

@@ -1,12 +1,13 @@
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
+import type { HubName } from "../../common/hubs.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { fetchAdapter, fetchModelConfig, fetchTokenizer, fetchWeights } from "../../hub/model-files.ts";
 import { downloadProgress } from "../../hub/progress.ts";
 import { parseReference, type RepoReference } from "../../hub/reference.ts";
-import { type HubName, hubSettings } from "../../hub/settings.ts";
+import { hubSettings } from "../../hub/settings.ts";
 import { Snapshot } from "../../hub/snapshot.ts";
 
 /** A model of a hub, as a worker of another node can fetch it too. */
