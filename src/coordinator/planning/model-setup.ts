@@ -45,17 +45,29 @@ export interface DescribedModel extends ModelSetup {
 }
 
 /**
- * Reads and checks configuration and adapter; of a named model the tokenizer is fetched too. `lora`: whether LoRA settings of flags apply
- * without --adapter.
+ * Reads and checks configuration and adapter; of a named model the tokenizer is fetched too. `weights`: whether a checkpoint must be there:
+ * that of a folder is opened at once, before the adapter is held against the model. `lora`: whether LoRA settings of flags apply without
+ * --adapter.
  */
-export async function describeModel(config: Config, log: Logger, needs: { lora: boolean }): Promise<DescribedModel> {
+export async function describeModel(
+  config: Config,
+  log: Logger,
+  needs: { weights: boolean; lora: boolean },
+): Promise<DescribedModel> {
   const source = await locateModel(config, log);
   const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
   const { quantization, warnings } = baseQuantization(config, spec);
+  const openWeights = async () => {
+    await source.fetchWeights();
+    const checkpoint = await openCheckpoint(dir);
+    const packed = await packedWeights(quantization, spec, checkpoint);
+    verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+    return { checkpoint, packed };
+  };
+  const opened = needs.weights && hub === null ? await openWeights() : null;
   const adapter =
     config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
-  await source.fetchTokenizer();
   const described: Omit<DescribedModel, "withWeights"> = {
     name,
     dir,
@@ -74,19 +86,11 @@ export async function describeModel(config: Config, log: Logger, needs: { lora: 
     packed: new Map(),
     warnings: [...warnings, ...(adapter?.warnings ?? [])],
   };
-  return {
-    ...described,
-    withWeights: async () => {
-      await source.fetchWeights();
-      const checkpoint = await openCheckpoint(dir);
-      const packed = await packedWeights(quantization, spec, checkpoint);
-      verifyCheckpoint(spec, checkpoint, tensorNames(packed));
-      return { ...described, checkpoint, packed };
-    },
-  };
+  await source.fetchTokenizer();
+  return { ...described, withWeights: async () => ({ ...described, ...(opened ?? (await openWeights())) }) };
 }
 
-/** The same in one go. `weights`: whether a checkpoint must be there. */
+/** The same in one go, weights that are fetched included. */
 export async function setUpModel(
   config: Config,
   log: Logger,

@@ -98,16 +98,15 @@ async function warnOfLoopback({ listen, nnodes, nodes }: Config, log: Logger): P
 async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const outputDir = await ensureWritable(asked.output_dir!);
   const given = { ...asked, template_date: await templateDate(asked) };
-  const described = await describeModel(given, log, { lora: true });
-  // Headers that lie here are read at once; weights to fetch wait until the rows are known to be good.
-  const here = described.hub === null ? await described.withWeights() : null;
+  const described = await describeModel(given, log, { weights: true, lora: true });
   const warn = onceEach((warning) => log.warn(warning));
   for (const warning of described.warnings) warn(warning);
   if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
   const data = await readTrainingData(given, described, log);
   const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
-  const setup = here ?? (await described.withWeights());
+  // Weights that are fetched wait until the rows are known to be good.
+  const setup = await described.withWeights();
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const files = await RunFiles.open(config, setup, outputDir, fingerprint, data.order.totalSteps, warn);
   return { config, setup, data, files, warn };
