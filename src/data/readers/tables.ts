@@ -1,5 +1,5 @@
 import { Readable } from "node:stream";
-import { parse as csvParser } from "csv-parse";
+import { CsvError, parse as csvParser } from "csv-parse";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import { readBytes } from "./bytes.ts";
@@ -26,10 +26,10 @@ async function* readTable(path: string, delimiter: string): AsyncIterable<unknow
   try {
     for await (const record of parser as AsyncIterable<Record<string, string>>) yield withLists(path, record);
   } catch (error) {
-    if (error instanceof Error && "code" in error && String(error.code).startsWith("CSV_")) {
+    if (error instanceof CsvError) {
       throw datasetError(
         `${path} is not a ${delimiter === "," ? "CSV" : "TSV"} table: ${error.message}.`,
-        "Quote fields that hold the delimiter, quotes or newlines.",
+        "Quote fields that hold the delimiter, quotes or newlines, and double the quotes in them.",
         error,
       );
     }
