@@ -2,6 +2,7 @@ import { readFile, stat } from "node:fs/promises";
 import type { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
+import { shown } from "../common/shown.ts";
 import { withTimeLimit } from "../common/time-limit.ts";
 import { COMMANDS, type Command, type FlagKind, flagOf, type Option } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
@@ -87,7 +88,7 @@ function parseValues(values: Record<string, unknown>, problems: string[]): Confi
 
 function describeIssues(issues: readonly z.core.$ZodIssue[], value: unknown): string {
   const what = issues.map((issue) => issue.message.replace(/^Invalid (input|option): /, "")).join("; ");
-  return `${what}, got ${JSON.stringify(value)}`;
+  return `${what}, got ${shown(value)}`;
 }
 
 async function readYaml(path: string): Promise<Record<string, unknown>> {

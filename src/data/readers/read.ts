@@ -22,7 +22,7 @@ const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
   ".csv.gz": async () => (await import("./tables.ts")).readCsvValues,
   ".tsv": async () => (await import("./tables.ts")).readTsvValues,
   ".tsv.gz": async () => (await import("./tables.ts")).readTsvValues,
-  ".parquet": async () => (await import("./tables.ts")).readParquetValues,
+  ".parquet": async () => (await import("./parquet.ts")).readParquetValues,
 };
 
 /**

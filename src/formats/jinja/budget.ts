@@ -5,6 +5,7 @@ const MAX_STEPS = 10_000_000;
 /** Longest text or list that a template may make. */
 const MAX_SIZE = 1 << 26;
 const CHARACTERS_A_STEP = 64;
+const ITEMS_A_STEP = 8;
 
 /** What one rendering may spend: templates come from strangers. */
 export class Budget {
@@ -19,6 +20,12 @@ export class Budget {
   make(size: number): void {
     if (!(size <= MAX_SIZE)) fail(`the template makes a value of over ${MAX_SIZE} characters or items`);
     this.step(Math.ceil(size / CHARACTERS_A_STEP));
+  }
+
+  /** To be asked for a list of so many items beside what `make` takes. */
+  items(count: number): void {
+    this.make(count);
+    this.step(Math.ceil(count / ITEMS_A_STEP));
   }
 
   text(value: string): string {

@@ -209,7 +209,7 @@ class JsonTokenizer implements Tokenizer {
     if (!specials) this.#plain ??= this.#makePlain();
     const hf = specials ? this.#hf : this.#plain!;
     const ids: number[] = this.#run(() => hf.encode(text, { add_special_tokens: addSpecials }).ids);
-    if (!ids.every((id) => id >= 0 && id < this.vocabSize)) {
+    if (!ids.every((id) => Number.isInteger(id) && id >= 0 && id < this.vocabSize)) {
       throw invalid(
         this.#path,
         `it has no token for a part of ${JSON.stringify(text.slice(0, 60))}, nor an unknown token`,
