@@ -40,7 +40,7 @@ export const REGEX_BOMBS: readonly string[] = [
   "\\p{L}+\\p{L}+\\p{L}+\\p{L}+$",
 ];
 
-const STRANGE_TEXTS: readonly string[] = [
+export const STRANGE_TEXTS: readonly string[] = [
   "",
   " ",
   "\u0000",

@@ -3,6 +3,7 @@ import { chatTemplate } from "./chat-templates.ts";
 import { checkpoint } from "./checkpoint.ts";
 import { DATASETS } from "./datasets.ts";
 import { MODEL_FILES } from "./model-files.ts";
+import { PEERS } from "./peers.ts";
 import { TOKENIZERS } from "./tokenizers.ts";
 import { yaml } from "./yaml.ts";
 
@@ -13,4 +14,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   ...TOKENIZERS,
   chatTemplate,
   yaml,
+  ...PEERS,
 ];
