@@ -3,20 +3,15 @@ import { connect } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
-import {
-  type ClientDuplexStream,
-  credentials,
-  Metadata,
-  makeGenericClientConstructor,
-  type Server,
-} from "@grpc/grpc-js";
+import { credentials, Metadata, makeGenericClientConstructor, type Server } from "@grpc/grpc-js";
 import { service as healthService } from "grpc-health-check";
 import { createLogger } from "../../../src/common/log.ts";
 import { Cluster } from "../../../src/coordinator/cluster/cluster.ts";
 import { serveSenders } from "../../../src/links/service.ts";
 import { Health } from "../../../src/rpc/health.ts";
-import { decodeRequest, encodeReply, PROTOCOL_VERSION } from "../../../src/rpc/protocol.ts";
+import { encodeReply, PROTOCOL_VERSION } from "../../../src/rpc/protocol.ts";
 import { listen } from "../../../src/rpc/server.ts";
+import { rawCall } from "../../support/raw-call.ts";
 import { mutateBytes } from "../mutate.ts";
 import { kindsOf, strangeMessage } from "../proto-messages.ts";
 import type { Random } from "../random.ts";
@@ -74,29 +69,6 @@ interface Attack {
   /** Bytes to a socket instead of a call. */
   readonly raw: boolean;
   readonly repeats: number;
-}
-
-const bytes = { serialize: (value: Buffer) => value, deserialize: (value: Buffer) => value };
-const method = (path: string) => ({
-  path,
-  requestStream: true,
-  responseStream: true,
-  requestSerialize: bytes.serialize,
-  requestDeserialize: bytes.deserialize,
-  responseSerialize: bytes.serialize,
-  responseDeserialize: bytes.deserialize,
-});
-
-function open(port: number, path: string, metadata: Metadata) {
-  const Client = makeGenericClientConstructor({ call: method(path) }, "Stranger");
-  const client = new Client(`127.0.0.1:${port}`, credentials.createInsecure(), {
-    "grpc.use_local_subchannel_pool": 1,
-    "grpc.enable_retries": 0,
-  });
-  const stream = (client as unknown as { call(metadata: Metadata): ClientDuplexStream<Buffer, Buffer> }).call(metadata);
-  stream.on("error", () => {});
-  stream.on("data", () => {});
-  return { client, stream };
 }
 
 /** The server lives, and answers a member at once. */
@@ -161,15 +133,15 @@ const stranger: FuzzTarget = {
       socket.destroy();
       return;
     }
-    const metadata = new Metadata();
-    if (attack.token !== null) metadata.set("authorization", `Bearer ${attack.token}`);
-    if (attack.encoding !== null) metadata.set("grpc-encoding", attack.encoding);
-    const { client, stream } = open(port, attack.method, metadata);
-    for (let count = 0; count < attack.repeats; count++) stream.write(payload);
+    const headers = {
+      ...(attack.token === null ? {} : { authorization: `Bearer ${attack.token}` }),
+      ...(attack.encoding === null ? {} : { "grpc-encoding": attack.encoding }),
+    };
+    const call = rawCall(port, attack.method, headers);
+    for (let count = 0; count < attack.repeats; count++) call.send(payload);
     await sleep(5);
     await answers(port, attack.server === "guarded" ? TOKEN : null);
-    stream.cancel();
-    client.close();
+    call.close();
   },
 };
 
@@ -189,18 +161,13 @@ const member: FuzzTarget = {
   async check(dir) {
     const said = JSON.parse(readFileSync(join(dir, "messages.json"), "utf8")) as { hello: object; messages: string[] };
     const port = await portOf("guarded");
-    const metadata = new Metadata();
-    metadata.set("authorization", `Bearer ${TOKEN}`);
-    const { client, stream } = open(port, "/pipelora.v1.Coordination/Session", metadata);
-    const told: string[] = [];
-    stream.on("data", (message: Buffer) => told.push(decodeRequest(message).body ?? "nothing"));
+    const call = rawCall(port, "/pipelora.v1.Coordination/Session", { authorization: `Bearer ${TOKEN}` });
     const own = { protocol: PROTOCOL_VERSION, build: BUILD, node: dir, instance: dir, nodeDevices: 1, device: "cpu" };
-    stream.write(encodeReply({ replyTo: 0, hello: { ...own, ...said.hello } } as never));
-    for (const message of said.messages) stream.write(Buffer.from(message, "base64"));
+    call.send(encodeReply({ replyTo: 0, hello: { ...own, ...said.hello } } as never));
+    for (const message of said.messages) call.send(Buffer.from(message, "base64"));
     await sleep(5);
     await answers(port, TOKEN);
-    stream.cancel();
-    client.close();
+    call.close();
   },
 };
 
