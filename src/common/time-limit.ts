@@ -7,7 +7,7 @@ const script = new Script("work()");
 
 export class TimeLimitError extends Error {
   constructor(ms: number) {
-    super(`it took over ${ms} ms`);
+    super(`it took over ${Math.ceil(ms)} ms`);
   }
 }
 
@@ -20,7 +20,7 @@ export function withTimeLimit<T>(ms: number, work: () => T): T {
   const outer = globals.work;
   globals.work = work;
   try {
-    return script.runInContext(context, { timeout: ms }) as T;
+    return script.runInContext(context, { timeout: Math.ceil(ms) }) as T;
   } catch (error) {
     if ((error as NodeJS.ErrnoException | null)?.code === "ERR_SCRIPT_EXECUTION_TIMEOUT") throw new TimeLimitError(ms);
     throw error;

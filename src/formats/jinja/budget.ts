@@ -1,7 +1,7 @@
 import { fail } from "./values.ts";
 
 /** Node visits and, a part each, characters made: seconds at most. Real conversations take some thousands. */
-const MAX_STEPS = 10_000_000;
+const MAX_STEPS = 5_000_000;
 /** Longest text or list that a template may make. */
 const MAX_SIZE = 1 << 26;
 const CHARACTERS_A_STEP = 64;

@@ -59,7 +59,7 @@ export class Interpreter implements FilterContext {
   /** `tracked`: values whose passes of a loop are marked in the output, with the number they are marked by. */
   constructor(tracked: ReadonlyMap<Value, number>) {
     this.#tracked = tracked;
-    spending.step = () => this.budget.step();
+    spending.step = (count) => this.budget.step(count);
     this.#output = new Output(this.budget);
   }
 

@@ -44,6 +44,7 @@ export function floatText(value: number): string {
 const ESCAPES: Readonly<Record<string, string>> = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
 
 function quote(text: string): string {
+  spending.step(text.length);
   const mark = text.includes("'") && !text.includes('"') ? '"' : "'";
   const body = Array.from(text, (character) => {
     if (character === mark) return `\\${character}`;

@@ -80,7 +80,7 @@ export function fail(message: string): never {
  * Takes a step off the budget of the rendering that is under way: for walks through values that are no part of the template's tree. A
  * list that holds another twice, which holds a third twice, is small and takes for ever to walk through.
  */
-export const spending: { step: () => void } = { step: () => {} };
+export const spending: { step: (count?: number) => void } = { step: () => {} };
 
 /** Python's name of a value's type, for messages. */
 export function typeName(value: Value): string {

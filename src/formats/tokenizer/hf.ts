@@ -5,14 +5,19 @@ import { z } from "zod";
 import { PipeloraError } from "../../common/errors.ts";
 import { isFile, readJsonFile } from "../../common/files.ts";
 import { lfsPointer } from "../../common/lfs.ts";
+import { shown } from "../../common/shown.ts";
 import { TimeLimitError, withTimeLimit } from "../../common/time-limit.ts";
 import { hasOnlyKnownPatterns } from "./known-patterns.ts";
 import { asRustCuts } from "./patterns.ts";
 import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
-/** Longest time that a text may take whose tokenizer has patterns that nobody knows: real ones take some milliseconds. */
-const PATTERN_MS = 5_000;
+/** Far above any tokenizer's ids. */
+const MAX_VOCABULARY = 1 << 24;
+/** Longest times that a text may take whose tokenizer has patterns that nobody knows: real ones take some milliseconds. */
+const PATTERN_MS = 500;
+const SECOND_PATTERN_MS = 2_000;
+const MS_A_CHARACTER = 0.05;
 
 const addedToken = z.looseObject({
   id: z.number().int().nonnegative(),
@@ -70,8 +75,10 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
     const { normalizer, pre_tokenizer: cuts, decoder } = json;
     const known = hasOnlyKnownPatterns({ normalizer, cuts, decoder });
     const built = asTransformersBuildsIt(withRustCuts(withAddedTokens(json, config)), config);
+    checkIds(path, built);
     return new JsonTokenizer(path, built, config, template, known);
   } catch (error) {
+    if (error instanceof PipeloraError) throw error;
     throw invalid(path, (error as Error).message, error);
   }
 }
@@ -200,7 +207,7 @@ class JsonTokenizer implements Tokenizer {
     this.bosId = idOf("bos_token");
     this.eosId = idOf("eos_token");
     this.padId = idOf("pad_token");
-    this.vocabSize = 1 + checkedVocabulary(path, this.#hf.get_vocab());
+    this.vocabSize = 1 + [...this.#hf.get_vocab().values()].reduce((most, id) => Math.max(most, id), -1);
     this.addBos = this.bosId !== null && this.encode("", { addSpecials: true })[0] === this.bosId;
     this.chatTemplate = chatTemplate;
   }
@@ -208,7 +215,7 @@ class JsonTokenizer implements Tokenizer {
   encode(text: string, { specials = true, addSpecials = false }: EncodeOptions = {}): number[] {
     if (!specials) this.#plain ??= this.#makePlain();
     const hf = specials ? this.#hf : this.#plain!;
-    const ids: number[] = this.#run(() => hf.encode(text, { add_special_tokens: addSpecials }).ids);
+    const ids: number[] = this.#run(text.length, () => hf.encode(text, { add_special_tokens: addSpecials }).ids);
     if (!ids.every((id) => Number.isInteger(id) && id >= 0 && id < this.vocabSize)) {
       throw invalid(
         this.#path,
@@ -220,7 +227,7 @@ class JsonTokenizer implements Tokenizer {
 
   decode(ids: readonly number[], { skipSpecials = false }: DecodeOptions = {}): string {
     if (ids.length === 0) return "";
-    return this.#run(() =>
+    return this.#run(ids.length, () =>
       this.#hf.decode([...ids], {
         skip_special_tokens: skipSpecials,
         clean_up_tokenization_spaces: this.#cleanUp,
@@ -229,13 +236,21 @@ class JsonTokenizer implements Tokenizer {
   }
 
   /** What the library throws at a text is the file's fault: its parts are not checked before they are used. */
-  #run<T>(work: () => T): T {
+  #run<T>(size: number, work: () => T): T {
+    const more = size * MS_A_CHARACTER;
     try {
-      return this.#patternsKnown ? work() : withTimeLimit(PATTERN_MS, work);
+      if (this.#patternsKnown) return work();
+      try {
+        return withTimeLimit(PATTERN_MS + more, work);
+      } catch (error) {
+        if (!(error instanceof TimeLimitError)) throw error;
+        // The process may have been stopped meanwhile, or the machine busy.
+        return withTimeLimit(SECOND_PATTERN_MS + more, work);
+      }
     } catch (error) {
       const message =
         error instanceof TimeLimitError
-          ? `one of its patterns takes over ${PATTERN_MS} ms on a text`
+          ? `one of its patterns has no end on a text of ${size} characters or ids (${error.message})`
           : `it can't be used: ${(error as Error).message}`;
       throw invalid(this.#path, message, error);
     }
@@ -248,19 +263,14 @@ class JsonTokenizer implements Tokenizer {
 
 const textOf = (token: string | { content: string }) => (typeof token === "string" ? token : token.content);
 
-/** The largest id. Error: PL_TOKENIZER_INVALID for a token without a usable one. */
-function checkedVocabulary(path: string, vocabulary: ReadonlyMap<string, number>): number {
-  let most = -1;
-  for (const [token, id] of vocabulary) {
-    if (!(Number.isInteger(id) && id >= 0 && id < 2 ** 31)) {
-      throw invalid(
-        path,
-        `token ${JSON.stringify(token.slice(0, 60))} has id ${String(id).slice(0, 40)}, expected a whole number below 2^31`,
-      );
-    }
-    most = Math.max(most, id);
+/** Ids must be usable before the library fills lists up to them. Error: PL_TOKENIZER_INVALID. */
+function checkIds(path: string, { model, added_tokens: added }: TokenizerJson): void {
+  const { vocab } = model;
+  const ids = typeof vocab === "object" && vocab !== null && !Array.isArray(vocab) ? Object.entries(vocab) : [];
+  for (const [token, id] of [...ids, ...(added ?? []).map(({ content, id }) => [content, id] as const)]) {
+    if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < MAX_VOCABULARY) continue;
+    throw invalid(path, `token ${shown(token)} has id ${shown(id)}, expected a whole number below ${MAX_VOCABULARY}`);
   }
-  return most;
 }
 
 function configTemplate(config: TokenizerConfig): string | null {
