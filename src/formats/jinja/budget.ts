@@ -5,7 +5,6 @@ const MAX_STEPS = 5_000_000;
 /** Longest text or list that a template may make. */
 const MAX_SIZE = 1 << 26;
 const CHARACTERS_A_STEP = 64;
-const ITEMS_A_STEP = 8;
 
 /** What one rendering may spend: templates come from strangers. */
 export class Budget {
@@ -22,10 +21,10 @@ export class Budget {
     this.step(Math.ceil(size / CHARACTERS_A_STEP));
   }
 
-  /** To be asked for a list of so many items beside what `make` takes. */
+  /** For a list of so many items that was made: a step each. */
   items(count: number): void {
     this.make(count);
-    this.step(Math.ceil(count / ITEMS_A_STEP));
+    this.step(count);
   }
 
   text(value: string): string {
