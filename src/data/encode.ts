@@ -128,7 +128,7 @@ function checkIds(
   path: string,
   number: number,
 ): void {
-  const outside = (id: number) => id < 0 || id >= vocabSize;
+  const outside = (id: number) => !(id >= 0 && id < vocabSize);
   const bad = tokens.find(outside) ?? labels.find((label) => label !== IGNORED && outside(label));
   if (bad === undefined) return;
   const message = `${path}: row ${number} has token id ${bad}, the model knows 0 … ${vocabSize - 1}.`;

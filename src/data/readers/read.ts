@@ -17,7 +17,7 @@ const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
   ".ndjson": json,
   ".csv": async () => (await import("./tables.ts")).readCsvValues,
   ".tsv": async () => (await import("./tables.ts")).readTsvValues,
-  ".parquet": async () => (await import("./tables.ts")).readParquetValues,
+  ".parquet": async () => (await import("./parquet.ts")).readParquetValues,
 };
 const EXTENSION = /(\.[^./\\]*?)(\.gz|\.zst)?$/;
 
