@@ -3,6 +3,7 @@ import { pipeline } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { Decompress } from "fzstd";
 import { datasetError } from "./checks.ts";
+import { ZstdFrames } from "./zstd-frames.ts";
 
 const PIECE = 1 << 20;
 /** A block of four bytes may stand for 128 KiB: of so many bytes at once comes no more than memory has room for. */
@@ -21,7 +22,9 @@ export async function* readBytes(path: string): AsyncIterable<Buffer> {
   } catch (error) {
     throw datasetError(
       `${path} can't be unpacked: ${(error as Error).message}.`,
-      `The file is cut off or no ${kind === "gz" ? "gzip" : "Zstandard"} file.`,
+      kind === "gz"
+        ? "The file is cut off or no gzip file."
+        : "The file is cut off, no Zstandard file, or packed with --long: pack it without.",
       error,
     );
   }
@@ -41,6 +44,7 @@ async function* unzstd(file: AsyncIterable<unknown>): AsyncIterable<Buffer> {
     // A copy: the library goes on writing to its own.
     if (piece.length > 0) pieces.push(Buffer.from(piece));
   });
+  const frames = new ZstdFrames();
   const taken = () => {
     const all = pieces;
     pieces = [];
@@ -48,7 +52,9 @@ async function* unzstd(file: AsyncIterable<unknown>): AsyncIterable<Buffer> {
   };
   for await (const chunk of file as AsyncIterable<Buffer>) {
     for (let at = 0; at < chunk.length; at += ZSTD_PIECE) {
-      unpacker.push(chunk.subarray(at, at + ZSTD_PIECE));
+      const piece = chunk.subarray(at, at + ZSTD_PIECE);
+      frames.push(piece);
+      unpacker.push(piece);
       yield* taken();
     }
   }

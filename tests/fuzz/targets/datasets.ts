@@ -119,4 +119,16 @@ const datasetParquet: FuzzTarget = {
   check: extensions([".parquet"]),
 };
 
-export const DATASETS: readonly FuzzTarget[] = [datasetJson, datasetTable, datasetParquet];
+/** Of the zstd program: compressed blocks, raw ones, and 20,000 equal rows in blocks of repeats. */
+const ZSTD_FRAMES = [
+  "KLUv/QRozQEA8kIKEbC5GMe75MaoWURjkdUzsIgBpoB16ubhxboH7/BGNrWxGPO0LNKEtwoEAFB1ecq4ViGSD6UMikl46w==",
+  "KLUv/QRYmQEAeyJpbnN0cnVjdGlvbiI6ImFcdFwiYlwiIiwiaW5wdXQiOiIiLCJvdXRwdXQiOiJvIn0KIbae1ii1L/0AWGEBAHsiaW5zdHJ1Y3Rpb24iOiJjIiwiaW5wdXQiOiJkIiwib3V0cHV0IjoibyJ9",
+  "KLUv/QRodAEARAJ7Imluc3RydWN0aW9uIjogInEiLCAib3V0cHV0IjogIm8ifQoBAMz+P7l6AkQAAAABAP3/J1dARAAAAAEA/f85AAJEAAAAAQD9/zkAAkQAAAABAP3/OQACRQAAAAEAfXwdAAHBlWTN",
+].map((text) => Buffer.from(text, "base64"));
+const datasetZstd: FuzzTarget = {
+  name: "dataset-zstd",
+  make: (random, dir) => writeFileSync(join(dir, `${FILE}.jsonl.zst`), mutateBytes(random, random.pick(ZSTD_FRAMES))),
+  check: extensions([".jsonl.zst"]),
+};
+
+export const DATASETS: readonly FuzzTarget[] = [datasetJson, datasetTable, datasetParquet, datasetZstd];
