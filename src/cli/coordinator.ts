@@ -18,6 +18,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   quantize: async () => (await import("./commands/files.ts")).quantizeCommand,
   tokenize: async () => (await import("./commands/files.ts")).tokenizeCommand,
   "init-model": async () => (await import("./commands/files.ts")).initModelCommand,
+  download: async () => (await import("./commands/download.ts")).downloadCommand,
   certs: async () => (await import("./commands/files.ts")).certsCommand,
 };
 

@@ -62,10 +62,19 @@ function flushed(stream: NodeJS.WriteStream): Promise<void> {
 function errorText(error: PipeloraError): string {
   const lines = [`${error.code}: ${error.message}`];
   if (error.hint !== undefined) lines.push(error.hint);
-  if (error.code === "PL_INTERNAL" && error.cause instanceof Error) lines.push(error.cause.stack ?? "");
+  const cause = causeOf(error);
+  if (cause !== null) lines.push(cause);
   return lines.join("\n");
 }
 
 function errorValue(error: PipeloraError): object {
-  return { error: { code: error.code, message: error.message, hint: error.hint ?? null } };
+  const cause = causeOf(error);
+  const value = { code: error.code, message: error.message, hint: error.hint ?? null };
+  return { error: cause === null ? value : { ...value, cause } };
+}
+
+/** Where a defect came from; null for errors whose message says all. */
+function causeOf({ code, cause, message }: PipeloraError): string | null {
+  if (code !== "PL_INTERNAL") return null;
+  return cause instanceof Error ? (cause.stack ?? cause.message) : String(cause ?? message);
 }

@@ -5,12 +5,15 @@ import { PACKAGE_VERSION } from "../common/root.ts";
 import { helpText } from "../config/help.ts";
 import { type FlagValues, loadConfig } from "../config/load.ts";
 import { COORDINATOR_COMMANDS, type Command, flagOf, type Option } from "../config/option.ts";
-import { type Config, optionsOf } from "../config/options.ts";
+import { type Config, type OptionKey, optionsOf } from "../config/options.ts";
 
 export interface Parsed {
   readonly command: Command;
   readonly config: Config;
 }
+
+/** The option that a command's argument without a flag stands for. */
+const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = { download: "name" };
 
 /** null: help or version was asked for and has been printed. */
 export async function parseCoordinator(argv: readonly string[]): Promise<Parsed | null> {
@@ -40,10 +43,17 @@ async function parse(
       target.addOption(added);
     }
     target.addHelpText("after", `\n${helpText(command)}`);
-    target.action((values: Record<string, string | boolean>) => {
+    const positional = POSITIONAL[command];
+    if (positional !== undefined) target.argument(`[${positional}]`);
+    target.action((...given: unknown[]) => {
+      const values = given[positional === undefined ? 0 : 1] as Record<string, string | boolean>;
+      const first = positional === undefined ? undefined : (given[0] as string | undefined);
       chosen = {
         command,
-        flags: Object.fromEntries(Object.entries(values).map(([flag, value]) => [keys.get(flag)!, value])),
+        flags: {
+          ...(first === undefined ? {} : { [positional!]: first }),
+          ...Object.fromEntries(Object.entries(values).map(([flag, value]) => [keys.get(flag)!, value])),
+        },
       };
     });
   }

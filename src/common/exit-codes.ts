@@ -14,6 +14,7 @@ const TEMPORARY_ERRORS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "PL_WORKER_MISSING",
   "PL_LINK_FAILED",
   "PL_ENGINE_FAILED",
+  "PL_HUB_UNREACHABLE",
 ]);
 
 /** PL_INTERRUPTED by a signal. */

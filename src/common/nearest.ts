@@ -14,12 +14,17 @@ export function editDistance(a: string, b: string): number {
 
 /** The candidates a typo may have meant: at most a third of the letters differ; nearest first. */
 export function nearest(name: string, candidates: readonly string[], most = 3): string[] {
-  return candidates
-    .map((candidate) => ({ candidate, distance: editDistance(name, candidate) }))
-    .filter(
-      ({ candidate, distance }) => distance <= Math.max(1, Math.floor(Math.max(name.length, candidate.length) / 3)),
-    )
-    .sort((x, y) => x.distance - y.distance)
-    .slice(0, most)
-    .map(({ candidate }) => candidate);
+  return (
+    candidates
+      // A name much longer or shorter is no typo, and may be long enough to take minutes.
+      .filter((candidate) => Math.abs(candidate.length - name.length) <= allowed(name, candidate))
+      .map((candidate) => ({ candidate, distance: editDistance(name, candidate) }))
+      .filter(({ candidate, distance }) => distance <= allowed(name, candidate))
+      .sort((x, y) => x.distance - y.distance)
+      .slice(0, most)
+      .map(({ candidate }) => candidate)
+  );
 }
+
+const allowed = (name: string, candidate: string) =>
+  Math.max(1, Math.floor(Math.max(name.length, candidate.length) / 3));

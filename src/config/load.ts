@@ -1,11 +1,17 @@
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import type { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
+import { shown } from "../common/shown.ts";
+import { withTimeLimit } from "../common/time-limit.ts";
 import { COMMANDS, type Command, type FlagKind, flagOf, type Option } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
 import { counterpart } from "./others.ts";
 import { checkContradictions } from "./rules.ts";
+
+/** A file of flags has some hundred lines. Brackets inside each other cost their parser the square of their number. */
+const MAX_YAML_BYTES = 1 << 20;
+const YAML_MS = 5_000;
 
 /** Flags as the command line gives them: text, or true where a flag stands without a value. */
 export type FlagValues = Readonly<Record<string, string | boolean>>;
@@ -82,15 +88,17 @@ function parseValues(values: Record<string, unknown>, problems: string[]): Confi
 
 function describeIssues(issues: readonly z.core.$ZodIssue[], value: unknown): string {
   const what = issues.map((issue) => issue.message.replace(/^Invalid (input|option): /, "")).join("; ");
-  return `${what}, got ${JSON.stringify(value)}`;
+  return `${what}, got ${shown(value)}`;
 }
 
 async function readYaml(path: string): Promise<Record<string, unknown>> {
   let text: string;
   try {
+    const { size } = await stat(path);
+    if (size > MAX_YAML_BYTES) throw new Error(`it has ${size} bytes, expected at most ${MAX_YAML_BYTES}`);
     text = await readFile(path, "utf8");
   } catch (cause) {
-    throw new PipeloraError("PL_CONFIG_INVALID", `--config: can't read ${path}`, {
+    throw new PipeloraError("PL_CONFIG_INVALID", `--config: can't read ${path}: ${(cause as Error).message}`, {
       cause,
       hint: "Name a YAML file of flags in snake_case.",
     });
@@ -98,7 +106,7 @@ async function readYaml(path: string): Promise<Record<string, unknown>> {
   // Loaded when a file is named: most runs have flags alone.
   const { parse } = await import("yaml");
   try {
-    const parsed: unknown = parse(text) ?? {};
+    const parsed: unknown = withTimeLimit(YAML_MS, () => parse(text)) ?? {};
     if (typeof parsed === "object" && !Array.isArray(parsed)) return parsed as Record<string, unknown>;
   } catch (cause) {
     const where = cause instanceof Error ? cause.message.split("\n")[0] : String(cause);

@@ -11,6 +11,7 @@ export const COORDINATOR_COMMANDS = {
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
+  download: "fetch a model, a data set or an adapter by its name, and print where it lies",
   certs: "make a CA and a certificate for each node",
 } as const;
 export type CoordinatorCommand = keyof typeof COORDINATOR_COMMANDS;

@@ -9,8 +9,9 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   const expect = (condition: boolean, problem: string) => {
     if (!condition) problems.push(problem);
   };
-  const needs = (key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names") =>
-    expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
+  const needs = (
+    key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
+  ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
   if (["train", "plan", "parameters", "generate", "chat", "merge", "quantize", "tokenize"].includes(command))
     needs("model");
@@ -28,6 +29,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("config");
     needs("output_dir");
   }
+  if (command === "download") needs("name");
   if (command === "worker") needs("coordinator");
   if (command === "certs") {
     needs("names");

@@ -12,45 +12,97 @@ export interface EncodeOptions {
   readonly maxLength: number;
   /** ModelShape.vocab: ids must lie below it. */
   readonly vocabSize: number;
-  /** Row keys by the file's columns; none: as the file names them. */
-  readonly columns?: Columns;
+}
+
+/** Rows that belong together: one file, or a split's several. */
+export interface RowSet {
+  /** As messages and the log name it. */
+  readonly label: string;
+  readonly files: readonly string[];
+  /** Its share among several sets; null: as many as its rows are. */
+  readonly weight: number | null;
+  /** Only so many of its first rows; null: all. */
+  readonly limit: number | null;
+  /** Row keys by the files' columns; empty: as the files name them. */
+  readonly columns: Columns;
+  /** Asked for only when a row of text comes, so that ready ids need no tokenizer. */
+  readonly template: () => RowTemplate | Promise<RowTemplate>;
+}
+
+/** Sets that lie back to back in one dataset. */
+export interface EncodedSets {
+  readonly rows: Dataset;
+  /** Rows of each set, in the order of the sets. */
+  readonly sizes: readonly number[];
 }
 
 /**
- * Reads a file and encodes its rows. `template` is asked for only when a row of text comes, so that ready ids need no
- * tokenizer. Errors: PL_DATASET_INVALID (also where every label of the set is masked), PL_TEMPLATE_INVALID,
- * PL_TOKENIZER_INVALID.
+ * Reads and encodes the rows of sets, one after another. Errors: PL_DATASET_INVALID (also where every label of a set is masked),
+ * PL_TEMPLATE_INVALID, PL_TOKENIZER_INVALID.
  */
-export async function encodeDataset(
-  path: string,
-  template: () => RowTemplate | Promise<RowTemplate>,
-  options: EncodeOptions,
-): Promise<Dataset> {
+export async function encodeSets(sets: readonly RowSet[], options: EncodeOptions): Promise<EncodedSets> {
   const builder = new DatasetBuilder();
-  let encoder: RowTemplate | null = null;
-  let number = 0;
-  for await (const row of readRows(path, options.columns)) {
-    number += 1;
-    if (row.kind !== "ids") encoder ??= await template();
-    const { tokens, labels, textLost = false } = encodeRow(row, encoder, path, number);
-    checkIds(tokens, labels, row, options.vocabSize, path, number);
-    const cut = tokens.length > options.maxLength;
-    builder.add(
-      cut
-        ? { tokens: tokens.slice(0, options.maxLength), labels: labels.slice(0, options.maxLength) }
-        : { tokens, labels },
-      cut,
-      textLost,
-    );
+  const sizes: number[] = [];
+  for (const set of sets) {
+    const before = builder.size;
+    await encodeSet(builder, set, options);
+    sizes.push(builder.size - before);
   }
-  const dataset = builder.build();
-  if (dataset.statistics.unlabelled === dataset.size) {
+  const rows = builder.build();
+  let begin = 0;
+  for (const [index, { label }] of sets.entries()) {
+    const first = begin;
+    begin += sizes[index]!;
+    const own = sets.length === 1 ? rows : rows.select(Array.from({ length: sizes[index]! }, (_, row) => first + row));
+    const { truncated, unlabelled } = own.statistics;
+    if (unlabelled < own.size) continue;
     throw datasetError(
-      `${path}: no token of any of the ${dataset.size} rows is trained on: all labels are masked${dataset.statistics.truncated > 0 ? `, ${dataset.statistics.truncated} rows were cut at ${options.maxLength} tokens` : ""}.`,
+      `${label}: no token of any of the ${own.size} rows is trained on: all labels are masked${truncated > 0 ? `, ${truncated} rows were cut at ${options.maxLength} tokens` : ""}.`,
       "Check the labels, or raise --max-length so that answers are not cut off.",
     );
   }
-  return dataset;
+  return { rows, sizes };
+}
+
+/** One file's rows, as encodeSets encodes them. */
+export async function encodeDataset(
+  path: string,
+  template: RowSet["template"],
+  options: EncodeOptions & { readonly columns?: Columns },
+): Promise<Dataset> {
+  const set: RowSet = {
+    label: path,
+    files: [path],
+    weight: null,
+    limit: null,
+    columns: options.columns ?? {},
+    template,
+  };
+  return (await encodeSets([set], options)).rows;
+}
+
+async function encodeSet(builder: DatasetBuilder, set: RowSet, options: EncodeOptions): Promise<void> {
+  let encoder: RowTemplate | null = null;
+  let left = set.limit ?? Number.POSITIVE_INFINITY;
+  for (const path of set.files) {
+    let number = 0;
+    for await (const row of readRows(path, set.columns)) {
+      number += 1;
+      if (row.kind !== "ids") encoder ??= await set.template();
+      const { tokens, labels, textLost = false } = encodeRow(row, encoder, path, number);
+      checkIds(tokens, labels, row, options.vocabSize, path, number);
+      const cut = tokens.length > options.maxLength;
+      builder.add(
+        cut
+          ? { tokens: tokens.slice(0, options.maxLength), labels: labels.slice(0, options.maxLength) }
+          : { tokens, labels },
+        cut,
+        textLost,
+      );
+      left -= 1;
+      if (left === 0) return;
+    }
+  }
 }
 
 function encodeRow(row: Row, template: RowTemplate | null, path: string, number: number): Readonly<EncodedChat> {
@@ -76,7 +128,7 @@ function checkIds(
   path: string,
   number: number,
 ): void {
-  const outside = (id: number) => id < 0 || id >= vocabSize;
+  const outside = (id: number) => !(id >= 0 && id < vocabSize);
   const bad = tokens.find(outside) ?? labels.find((label) => label !== IGNORED && outside(label));
   if (bad === undefined) return;
   const message = `${path}: row ${number} has token id ${bad}, the model knows 0 … ${vocabSize - 1}.`;

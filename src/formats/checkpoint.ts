@@ -39,14 +39,14 @@ const QUANTIZER_STATE = /\.(SCB|weight\.(absmax|quant_map|quant_state\.bitsandby
 
 /**
  * Opens `<dir>/model.safetensors`, or the shards that model.safetensors.index.json names.
- * Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
+ * `tensors`: only the shards that hold these are opened, and need be there. Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
  */
-export async function openCheckpoint(dir: string): Promise<Checkpoint> {
+export async function openCheckpoint(dir: string, tensors: readonly string[] | null = null): Promise<Checkpoint> {
   if (await isFile(join(dir, SINGLE_FILE))) {
     const file = await openSafetensors(join(dir, SINGLE_FILE));
     return checkpointOf(dir, withPrefix(file.tensors));
   }
-  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir);
+  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir, tensors);
   const pickled =
     (await isFile(join(dir, "pytorch_model.bin"))) || (await isFile(join(dir, "pytorch_model.bin.index.json")));
   throw new PipeloraError("PL_MODEL_NOT_FOUND", `${dir} has neither ${SINGLE_FILE} nor ${INDEX_FILE}.`, {
@@ -60,14 +60,46 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
  * transformers adds the base model's prefix to names that were saved without it (AutoModel instead of AutoModelForCausalLM):
  * "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…".
  */
-function withPrefix(tensors: ReadonlyMap<string, TensorLocation>): ReadonlyMap<string, TensorLocation> {
-  const prefix = tensors.has("embed_tokens.weight") ? "model." : tensors.has("wte.weight") ? "transformer." : null;
-  if (prefix === null) return tensors;
-  return new Map([...tensors].map(([name, place]) => [name.startsWith("lm_head.") ? name : prefix + name, place]));
+function withPrefix(
+  tensors: ReadonlyMap<string, TensorLocation>,
+  prefix = prefixOf(tensors),
+): ReadonlyMap<string, TensorLocation> {
+  return prefix === "" ? tensors : new Map([...tensors].map(([name, place]) => [prefixed(name, prefix), place]));
 }
 
-async function openSharded(dir: string): Promise<Checkpoint> {
-  const weightMap = await readIndex(join(dir, INDEX_FILE));
+function prefixOf(names: { has(name: string): boolean }): string {
+  return names.has("embed_tokens.weight") ? "model." : names.has("wte.weight") ? "transformer." : "";
+}
+
+function prefixed(name: string, prefix: string): string {
+  return name.startsWith("lm_head.") ? name : prefix + name;
+}
+
+/**
+ * The shards that the index of a folder names, those alone that hold `tensors` (or the parts of such a weight that is stored quantised);
+ * null: all. Error: PL_CHECKPOINT_INVALID.
+ */
+export async function shardsHolding(dir: string, tensors: readonly string[] | null): Promise<string[]> {
+  return [...shardsOf(await readIndex(join(dir, INDEX_FILE)), tensors)];
+}
+
+function shardsOf(entries: readonly (readonly [string, string])[], tensors: readonly string[] | null): Set<string> {
+  if (tensors === null) return new Set(entries.map(([, shard]) => shard));
+  // A weight's quantised parts stand beside it, under its module's name.
+  const modules = new Set(tensors.map((name) => name.replace(/\.(weight|bias)$/, "")));
+  const prefix = prefixOf(new Set(entries.map(([name]) => name)));
+  const wanted = entries.filter(([name]) => {
+    const parts = prefixed(name, prefix).split(".");
+    return parts.some((_, last) => modules.has(parts.slice(0, last + 1).join(".")));
+  });
+  return new Set(wanted.map(([, shard]) => shard));
+}
+
+async function openSharded(dir: string, wanted: readonly string[] | null): Promise<Checkpoint> {
+  const entries = await readIndex(join(dir, INDEX_FILE));
+  const held = shardsOf(entries, wanted);
+  const prefix = prefixOf(new Set(entries.map(([name]) => name)));
+  const weightMap = entries.filter(([, shard]) => held.has(shard));
   const shards = new Map<string, SafetensorsFile>();
   const tensors = new Map<string, TensorLocation>();
   for (const [name, shard] of weightMap) {
@@ -80,7 +112,7 @@ async function openSharded(dir: string): Promise<Checkpoint> {
     if (location === undefined) throw invalid(`${INDEX_FILE} says that ${shard} holds ${name}, but it does not`);
     tensors.set(name, location);
   }
-  return checkpointOf(dir, withPrefix(tensors));
+  return checkpointOf(dir, withPrefix(tensors, prefix));
 }
 
 async function readIndex(path: string): Promise<[string, string][]> {

@@ -1,5 +1,6 @@
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
+import { shown } from "../common/shown.ts";
 
 /** The format's own limit on the header. */
 export const MAX_HEADER_BYTES = 100_000_000;
@@ -79,7 +80,7 @@ function parseEntry(path: string, name: string, value: unknown): HeaderEntry {
   if (!isRecord(value)) return invalid(path, `${where} has no description`);
   const { dtype: dtypeName, shape, data_offsets: offsets } = value;
   const dtype = typeof dtypeName === "string" && Object.hasOwn(DTYPES, dtypeName) ? DTYPES[dtypeName] : undefined;
-  if (dtype === undefined) return invalid(path, `${where} has dtype ${JSON.stringify(dtypeName)}, which is not read`);
+  if (dtype === undefined) return invalid(path, `${where} has dtype ${shown(dtypeName)}, which is not read`);
   if (!Array.isArray(shape) || shape.length > 16 || !shape.every(isCount)) {
     return invalid(path, `${where} has no shape of whole numbers`);
   }

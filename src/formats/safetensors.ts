@@ -1,4 +1,4 @@
-import { type FileHandle, open } from "node:fs/promises";
+import { type FileHandle, open, stat } from "node:fs/promises";
 import { type Dtype, dtypeBytes, elementCount, type FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { lfsPointer } from "../common/lfs.ts";
@@ -203,6 +203,8 @@ async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): 
 async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {
   let file: FileHandle;
   try {
+    // A pipe would be waited for, and a folder can be opened but not read.
+    if (!(await stat(path)).isFile()) throw new Error("it is no file");
     file = await open(path, "r");
   } catch (error) {
     throw new PipeloraError("PL_MODEL_NOT_FOUND", `${path} can't be opened: ${(error as Error).message}`, {

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { type Dtype, FLOAT_DTYPES, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
+import { shown } from "../common/shown.ts";
 
 /**
  * config.json is written by strangers: every number is bounded before it sizes anything. The bounds lie far above any
@@ -47,7 +48,7 @@ export function parseConfig<T extends z.ZodType>(schema: T, value: unknown, file
 export function unsupported(key: string, found: unknown, supported: string): never {
   throw new PipeloraError(
     "PL_MODEL_UNSUPPORTED",
-    `config.json sets ${key} to ${JSON.stringify(found)}; supported: ${supported}.`,
+    `config.json sets ${key} to ${shown(found)}; supported: ${supported}.`,
     { hint: "Use a checkpoint of a supported architecture; docs/reference/models.md lists them." },
   );
 }

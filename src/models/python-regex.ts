@@ -1,5 +1,5 @@
-import { runInNewContext } from "node:vm";
 import { PipeloraError } from "../common/errors.ts";
+import { withTimeLimit } from "../common/time-limit.ts";
 
 /** Longest time one pattern may take over all names: adapters come from strangers, and so do their patterns. */
 const MATCH_TIMEOUT_MS = 2000;
@@ -49,13 +49,7 @@ export function matchNames(
 ): (RegExpExecArray | null)[] {
   const expression = compile(setting, pattern, frame);
   try {
-    return runInNewContext(
-      "names.map((name) => expression.exec(name))",
-      { names, expression },
-      {
-        timeout: MATCH_TIMEOUT_MS,
-      },
-    ) as (RegExpExecArray | null)[];
+    return withTimeLimit(MATCH_TIMEOUT_MS, () => names.map((name) => expression.exec(name)));
   } catch (error) {
     throw new PipeloraError(
       "PL_CONFIG_INVALID",

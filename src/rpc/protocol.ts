@@ -1,18 +1,59 @@
 import { join } from "node:path";
-import { type ChannelOptions, type GrpcObject, loadPackageDefinition } from "@grpc/grpc-js";
+import { crc32 } from "node:zlib";
+import { type ChannelOptions, type GrpcObject, loadPackageDefinition, type ServiceDefinition } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 import { PACKAGE_ROOT } from "../common/root.ts";
 import type { ProtoGrpcType as ControlTypes } from "./generated/control.ts";
 import type { ProtoGrpcType as TensorTypes } from "./generated/tensors.ts";
 
 /** Raised when proto/ changes its meaning; processes of different versions refuse each other. */
-export const PROTOCOL_VERSION = 5;
+export const PROTOCOL_VERSION = 7;
 
 const definition = loadSync(["pipelora/v1/control.proto", "pipelora/v1/tensors.proto"], {
   includeDirs: [join(PACKAGE_ROOT, "proto")],
   longs: Number,
   defaults: true,
   oneofs: true,
+});
+
+/** Field 15, fixed32, in front of a control message's own: the checksum of what follows. Tensor frames have one of their own. */
+const CHECKSUM_TAG = (15 << 3) | 5;
+const CHECKSUM_END = 5;
+
+interface Codec {
+  serialize: (value: never) => Buffer;
+  deserialize: (bytes: Buffer) => unknown;
+}
+
+/** TCP's checksum lets one in 65,536 damaged segments through: what comes must be what was sent, on plaintext too. */
+function checked({ serialize, deserialize }: Codec): Codec {
+  return {
+    serialize: (value) => {
+      const body = serialize(value);
+      const bytes = Buffer.allocUnsafe(CHECKSUM_END + body.length);
+      bytes[0] = CHECKSUM_TAG;
+      bytes.writeUInt32LE(crc32(body), 1);
+      body.copy(bytes, CHECKSUM_END);
+      return bytes;
+    },
+    deserialize: (bytes) => {
+      const body = bytes.subarray(CHECKSUM_END);
+      if (bytes[0] !== CHECKSUM_TAG || bytes.length < CHECKSUM_END || bytes.readUInt32LE(1) !== crc32(body)) {
+        throw new Error("a control message came damaged");
+      }
+      return deserialize(body);
+    },
+  };
+}
+
+const session = (definition["pipelora.v1.Coordination"] as ServiceDefinition)["Session"]!;
+const up = checked({ serialize: session.requestSerialize, deserialize: session.requestDeserialize });
+const down = checked({ serialize: session.responseSerialize, deserialize: session.responseDeserialize });
+Object.assign(session, {
+  requestSerialize: up.serialize,
+  requestDeserialize: up.deserialize,
+  responseSerialize: down.serialize,
+  responseDeserialize: down.deserialize,
 });
 
 export const protocol = (loadPackageDefinition(definition) as GrpcObject as unknown as ControlTypes & TensorTypes)

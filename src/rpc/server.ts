@@ -1,17 +1,35 @@
-import { createServer, type TLSSocket, type Server as TlsServer } from "node:tls";
+import { createServer as createPlainServer, type Socket, type Server as TcpServer } from "node:net";
+import { createServer, type TLSSocket } from "node:tls";
 import { type ChannelOptions, Server, ServerCredentials } from "@grpc/grpc-js";
 import { joinAddress, splitAddress } from "../common/address.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { TLS_SETTINGS, type TlsIdentity } from "../common/tls.ts";
 import { CHANNEL_OPTIONS } from "./protocol.ts";
+import { Refusals } from "./refusals.ts";
 import { type Trust, tokenGuard } from "./trust.ts";
+import { Visitors } from "./visitors.ts";
 
 /** Seconds for a TLS handshake: a client that says nothing keeps no socket longer. */
 const HANDSHAKE_MS = 10_000;
 
+/** What peers may send. */
+export interface MessageLimits {
+  /** Largest message of a member. */
+  readonly memberBytes: number;
+  /** All that a connection may send in plaintext and without a token, until `believe` is called for it. */
+  readonly strangerBytes: number;
+}
+
+/** Peers ask for tensors in a few words; what they get goes the other way. */
+const REQUESTS_ALONE: MessageLimits = { memberBytes: 64 * 1024, strangerBytes: Number.POSITIVE_INFINITY };
+/** Streams of one connection at a time: a rank has a few towards each other rank. */
+const MOST_STREAMS = 256;
+
 export interface ListeningServer {
   /** The port bound (the address may have asked for port 0). */
   readonly port: number;
+  /** This peer (as a call names it) has shown to belong to the cluster, where no token nor certificate did. */
+  believe(peer: string): void;
   /** Cuts every connection. */
   close(): void;
   /** Takes no more calls; cuts what is left once the calls have ended, or after so long. */
@@ -20,7 +38,8 @@ export interface ListeningServer {
 
 /**
  * Binds a gRPC server after `register` has added its services. Peers prove membership as `trust` asks; `onRefused` hears of those
- * that can't (their address, and why).
+ * that can't (their address, and why), not of each where there are many. Connections are accepted here and handed to gRPC: so
+ * that one which proves nothing is bounded in time and bytes (docs/decisions/hostile-input.md).
  * Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
  */
 export async function listen(
@@ -28,25 +47,59 @@ export async function listen(
   trust: Trust,
   onRefused: (peer: string, reason: string) => void,
   register: (server: Server) => void,
+  { memberBytes, strangerBytes }: MessageLimits = REQUESTS_ALONE,
 ): Promise<ListeningServer> {
-  const server = new Server({ ...CHANNEL_OPTIONS, interceptors: [tokenGuard(trust, onRefused)] });
+  const refusals = new Refusals(onRefused);
+  const refuse = (peer: string, reason: string) => refusals.add(peer, reason);
+  const visitors = new Visitors(strangerBytes, refuse);
+  const proves = trust.tls !== null || trust.token() !== null;
+  const guard = tokenGuard(trust, {
+    onAccepted: (peer) => (proves ? visitors.believe(peer) : visitors.greet(peer)),
+    onRefused: (peer, reason) => {
+      refuse(peer, reason);
+      visitors.dismiss(peer);
+    },
+  });
+  const server = new Server({
+    ...CHANNEL_OPTIONS,
+    "grpc.max_receive_message_length": memberBytes,
+    "grpc.max_concurrent_streams": MOST_STREAMS,
+    interceptors: [guard],
+  });
   register(server);
+  const behind = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const take = (socket: Socket) => {
+    if (!visitors.admit(socket)) return;
+    socket.setNoDelay(true);
+    behind.injectConnection(socket);
+  };
   try {
-    if (trust.tls === null) return listening(server, await bindPlain(server, address), () => {});
-    const front = await bindTls(server, address, trust.tls, onRefused);
-    return listening(server, (front.address() as { port: number }).port, () => front.close());
+    const front = trust.tls === null ? plainFront(take) : tlsFront(trust.tls, take, refuse);
+    await bind(front, address);
+    const stop = () => {
+      front.close();
+      visitors.close();
+      refusals.flush();
+    };
+    return listening(server, (front.address() as { port: number }).port, stop, (peer) => visitors.believe(peer));
   } catch (cause) {
     throw unavailable(address, cause as Error);
   }
 }
 
-function listening(server: Server, port: number, stopAccepting: () => void): ListeningServer {
+function listening(
+  server: Server,
+  port: number,
+  stopAccepting: () => void,
+  believe: (peer: string) => void,
+): ListeningServer {
   const close = () => {
     stopAccepting();
     server.forceShutdown();
   };
   return {
     port,
+    believe,
     close,
     drain: async (mostMs) => {
       stopAccepting();
@@ -74,7 +127,12 @@ export async function listenToAnyone(
   const server = new Server(limits);
   register(server);
   try {
-    return listening(server, await bindPlain(server, address), () => {});
+    return listening(
+      server,
+      await bindPlain(server, address),
+      () => {},
+      () => {},
+    );
   } catch (cause) {
     throw unavailable(address, cause as Error);
   }
@@ -95,17 +153,23 @@ function bindPlain(server: Server, address: string): Promise<number> {
   });
 }
 
+function plainFront(take: (socket: Socket) => void): TcpServer {
+  return createPlainServer((socket) => {
+    // What goes wrong with it is gRPC's to notice.
+    socket.on("error", () => {});
+    take(socket);
+  });
+}
+
 /**
  * The handshake is made here and gRPC gets the connection behind it: so every refusal is heard, a peer's name is checked before it
  * is spoken to, and each connection takes the certificates of its time.
  */
-async function bindTls(
-  server: Server,
-  address: string,
+function tlsFront(
   identity: TlsIdentity,
+  take: (socket: Socket) => void,
   onRefused: (peer: string, reason: string) => void,
-): Promise<TlsServer> {
-  const behind = server.createConnectionInjector(ServerCredentials.createInsecure());
+): TcpServer {
   let material = identity.current();
   const front = createServer({
     ...material,
@@ -134,15 +198,17 @@ async function bindTls(
       socket.destroy();
       return;
     }
-    socket.setNoDelay(true);
-    behind.injectConnection(socket);
+    take(socket);
   });
+  return front;
+}
+
+function bind(front: TcpServer, address: string): Promise<void> {
   const { host, port } = splitAddress(address);
-  await new Promise<void>((resolve, reject) => {
+  return new Promise((resolve, reject) => {
     front.once("error", reject);
     front.listen({ host, port }, () => resolve());
   });
-  return front;
 }
 
 function nameOf({ remoteAddress, remotePort }: TLSSocket): string {

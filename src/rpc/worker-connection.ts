@@ -11,6 +11,7 @@ type Stream = ServerDuplexStream<FromWorker__Output, ToWorker>;
 
 interface Pending {
   readonly reply: Deferred<FromWorker__Output>;
+  readonly deadline: NodeJS.Timeout;
   /** Messages that precede the reply (tensors, tokens). */
   readonly onPart: ((message: FromWorker__Output) => void) | undefined;
 }
@@ -22,6 +23,22 @@ export interface WorkerConnectionEvents {
   /** Once, when the stream ended for whatever reason. */
   readonly onClosed: (connection: WorkerConnection, error: PipeloraError) => void;
 }
+
+/** For the first message of a stream. */
+const HELLO_MS = 10_000;
+/** For a reply that needs no computing: a heartbeat comes from a worker whose reply was lost, too. */
+const REPLY_MS = 10 * 60_000;
+/** For work whose time is the model's, the data's, the disk's or a hub's, which may ask for pauses; links and heartbeats have shorter ones of their own. */
+const WORK_MS = 12 * 60 * 60_000;
+const WORK: ReadonlySet<string> = new Set([
+  "preflight",
+  "prepare",
+  "runStep",
+  "evaluate",
+  "generate",
+  "calibrate",
+  "probeLink",
+]);
 
 /** A timer that comes so much too late tells of this process, not of a worker. */
 const ASLEEP_MS = 1_000;
@@ -47,6 +64,10 @@ export class WorkerConnection {
   #nextRequest = 1;
   #closed: PipeloraError | null = null;
   #silence: NodeJS.Timeout | null = null;
+  readonly #introduction = setTimeout(
+    () => this.#lost(`it said no hello within ${HELLO_MS / 1000} s`),
+    HELLO_MS,
+  ).unref();
   /** How errors and logs name this worker. */
   name = "a worker that has not introduced itself";
   /** When this worker last said anything, performance.now(). */
@@ -82,7 +103,10 @@ export class WorkerConnection {
     if (this.#closed !== null) return Promise.reject(this.#closed);
     const request = this.#nextRequest++;
     const reply = deferred<FromWorker__Output>();
-    this.#pending.set(request, { reply, onPart });
+    const what = Object.keys(body)[0] ?? "request";
+    const ms = WORK.has(what) ? WORK_MS : REPLY_MS;
+    const deadline = setTimeout(() => this.#lost(`it gave no reply to ${what} within ${ms / 1000} s`), ms).unref();
+    this.#pending.set(request, { reply, deadline, onPart });
     this.#write({ ...body, request });
     return reply.promise;
   }
@@ -142,6 +166,11 @@ export class WorkerConnection {
   #receive(message: FromWorker__Output): void {
     this.heard();
     if (message.body === "hello" && message.hello) {
+      if (this.#hello !== null) {
+        this.#lost("it introduced itself twice");
+        return;
+      }
+      clearTimeout(this.#introduction);
       this.#hello = message.hello;
       this.name = `worker ${message.hello.node}/${message.hello.device} (pid ${message.hello.pid})`;
       this.#events.onHello(this);
@@ -163,6 +192,7 @@ export class WorkerConnection {
       return;
     }
     this.#pending.delete(message.replyTo);
+    clearTimeout(pending.deadline);
     if (message.body === "failure" && message.failure) pending.reply.reject(fromFailure(message.failure, this.name));
     else pending.reply.resolve(message);
   }
@@ -173,7 +203,11 @@ export class WorkerConnection {
       hint: "Look at that worker's own log for the cause.",
     });
     if (this.#silence !== null) clearTimeout(this.#silence);
-    for (const { reply } of this.#pending.values()) reply.reject(this.#closed);
+    clearTimeout(this.#introduction);
+    for (const { reply, deadline } of this.#pending.values()) {
+      clearTimeout(deadline);
+      reply.reject(this.#closed);
+    }
     this.#pending.clear();
     this.#stream.end();
     this.#events.onClosed(this, this.#closed);

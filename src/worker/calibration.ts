@@ -4,6 +4,7 @@ import type { Engine, MicroBatch } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
+import type { NodeModel } from "./node-model.ts";
 import { type EngineHost, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
 
@@ -13,8 +14,13 @@ const LEAST_MS = 400;
 const INPUT_STREAM = 1;
 
 /** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
-export async function calibrate(request: Calibrate__Output, rank: number, host: EngineHost): Promise<Calibrated> {
-  const prepared = await prepareRank(request.prepare!, rank, host);
+export async function calibrate(
+  request: Calibrate__Output,
+  model: NodeModel,
+  rank: number,
+  host: EngineHost,
+): Promise<Calibrated> {
+  const prepared = await prepareRank(request.prepare!, model, rank, host);
   const { engine } = prepared;
   try {
     const timer = new LayerTimer(engine, host, request);

@@ -6,6 +6,7 @@ import { checkpointDigest } from "../formats/fingerprint.ts";
 import type { Preflight__Output } from "../rpc/generated/pipelora/v1/Preflight.ts";
 import type { PreflightReport } from "../rpc/generated/pipelora/v1/PreflightReport.ts";
 import { toFailure } from "../rpc/wire-error.ts";
+import { type FetchContext, NodeModel } from "./node-model.ts";
 
 /** Folders of this node that differ from the coordinator's. */
 export interface OwnFolders {
@@ -18,9 +19,10 @@ export async function inspectNode(
   request: Preflight__Output,
   own: OwnFolders,
   { cuda, nccl }: Capabilities,
+  context: FetchContext,
 ): Promise<PreflightReport> {
   const clockMs = Date.now();
-  const digest = openCheckpoint(own.modelDir ?? request.modelDir).then(checkpointDigest);
+  const digest = describeCheckpoint(request, own, context);
   const [checkpoint, checkpointFailure] = await digest.then(
     (found) => [found, null] as const,
     (error: unknown) => ["", toFailure(error)] as const,
@@ -35,4 +37,10 @@ export async function inspectNode(
     checkpointFailure,
     nccl: hasGpus ? (nccl.version ?? "none") : "",
   };
+}
+
+async function describeCheckpoint(request: Preflight__Output, own: OwnFolders, context: FetchContext): Promise<string> {
+  const model = await NodeModel.find(own.modelDir, request, context);
+  if (model.commit !== null) return `commit ${model.commit}`;
+  return checkpointDigest(await openCheckpoint(model.dir));
 }

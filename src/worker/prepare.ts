@@ -2,8 +2,6 @@ import type { FloatDtype } from "../common/dtype.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import type { Engine, NativeAddon } from "../engine/index.ts";
-import { openCheckpoint } from "../formats/checkpoint.ts";
-import { checkFingerprint } from "../formats/fingerprint.ts";
 import { initLora } from "../formats/lora-init.ts";
 import { readModelSpec } from "../models/index.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
@@ -12,6 +10,7 @@ import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction } from "../schedule/index.ts";
 import type { ReplicaGroup } from "./gradient-sum.ts";
 import { loadWeights, type WantedWeight } from "./load-weights.ts";
+import type { NodeModel } from "./node-model.ts";
 import { describeSegment, engineArch } from "./segments.ts";
 
 export interface PreparedRank {
@@ -39,17 +38,24 @@ export interface EngineHost {
 }
 
 /**
- * Makes this rank's engine: its segments, their weights read from this node's checkpoint, first LoRA values.
+ * Makes this rank's engine: its segments, their weights read from this node's checkpoint (fetched where it has yet to be), first LoRA values.
  * Errors: PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
  */
 export async function prepareRank(
   request: Prepare__Output,
+  model: NodeModel,
   rank: number,
   { device, addon, signal }: EngineHost,
 ): Promise<PreparedRank> {
-  const spec = await readModelSpec(request.modelDir);
-  const checkpoint = await openCheckpoint(request.modelDir);
-  await checkFingerprint(checkpoint, request.modelFingerprint);
+  const spec = await readModelSpec(model.dir);
+  const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
+  const own = request.segments
+    .filter((segment) => segment.rank === rank)
+    .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
+  const checkpoint = await model.openCheckpoint(
+    own.flatMap(({ weights }) => weights),
+    request.modelFingerprint,
+  );
   signal.throwIfAborted();
   const engine = await addon.openEngine({
     device,
@@ -60,14 +66,11 @@ export async function prepareRank(
     hostBytes: request.hostBytes,
   });
   try {
-    const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
     const engineSegment = new Map<number, number>();
     const wanted: WantedWeight[] = [];
-    for (const segment of request.segments) {
-      if (segment.rank !== rank) continue;
-      const { description, weights } = describeSegment(spec, segment, pairs);
+    for (const { index, description, weights } of own) {
       const number = await engine.addSegment(description);
-      engineSegment.set(segment.index, number);
+      engineSegment.set(index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
     await loadWeights(engine, { checkpoint, spec, wanted }, request, signal);

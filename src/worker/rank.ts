@@ -2,6 +2,7 @@ import { bytesOf, float32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { type Engine, type LoraPart, loadEngine } from "../engine/index.ts";
+import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
@@ -19,6 +20,7 @@ import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
+import { type ModelRequest, NodeModel } from "./node-model.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
@@ -111,9 +113,7 @@ export class Rank {
         this.#options.onWelcome(message.welcome!.heartbeatMs, this.#rank);
         return null;
       case "calibrate":
-        return {
-          calibrated: await calibrate(message.calibrate!, this.#rank, this.#host()),
-        };
+        return this.#calibrate(message.calibrate!);
       case "probeLink":
         return this.#probe(message.probeLink!);
       case "prepare":
@@ -142,7 +142,12 @@ export class Rank {
         return this.#importTensor(message);
       case "preflight":
         return {
-          preflightReport: await inspectNode(message.preflight!, this.#options.folders, loadEngine().capabilities()),
+          preflightReport: await inspectNode(
+            message.preflight!,
+            this.#options.folders,
+            loadEngine().capabilities(),
+            this.#options,
+          ),
         };
       case "outputFolder":
         return { outputFolder: await this.#options.files.folder(message.outputFolder!) };
@@ -172,9 +177,18 @@ export class Rank {
     return { device, addon: loadEngine(), signal };
   }
 
+  #model(request: ModelRequest): Promise<NodeModel> {
+    return NodeModel.find(this.#options.folders.modelDir, request, this.#options);
+  }
+
   #ready(): PreparedRank {
     if (this.#prepared === null) throw new PipeloraError("PL_INTERNAL", "a request came before Prepare");
     return this.#prepared;
+  }
+
+  async #calibrate(request: Calibrate__Output): Promise<Reply> {
+    const model = await this.#model(request.prepare!);
+    return { calibrated: await calibrate(request, model, this.#rank, this.#host()) };
   }
 
   async #probe(request: ProbeLink__Output): Promise<Reply> {
@@ -196,8 +210,7 @@ export class Rank {
       id: request.replicaNccl,
     });
     this.#options.log.debug(`loading the shard of rank ${this.#rank}`);
-    const modelDir = this.#options.folders.modelDir ?? request.modelDir;
-    this.#prepared = await prepareRank({ ...request, modelDir }, this.#rank, this.#host());
+    this.#prepared = await prepareRank(request, await this.#model(request), this.#rank, this.#host());
     await this.#options.links.opened();
     this.#times = new TimeSums();
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);

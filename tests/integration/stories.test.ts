@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { gzipSync } from "node:zlib";
 import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
 import { shared } from "../unit/shared-data.ts";
 
@@ -21,6 +22,31 @@ test("a trained Llama over two workers tells its story", { skip: model === null 
   assert.equal(result.code, 0, result.stderr);
   const { output_ids } = JSON.parse(result.stdout) as { output_ids: number[] };
   assert.deepEqual([1, ...output_ids], story);
+});
+
+test("texts are tokenized as they are, packed or under another column's name", { skip: model === null }, async (t) => {
+  const root = temporaryFolder(t);
+  const file = (name: string, content: string | Buffer) => {
+    writeFileSync(join(root, name), content);
+    return join(root, name);
+  };
+  const tokenized = async (input: string, ...more: string[]) => {
+    const result = await coordinator(["tokenize", "--model", model!, "--input", input, ...more]);
+    assert.equal(result.code, 0, result.stderr);
+    return result.stdout;
+  };
+  const lines = TEXTS.map((text) => `${JSON.stringify({ text })}\n`).join("");
+  const plain = await tokenized(file("a.jsonl", lines));
+  assert.ok(!plain.includes("labels"));
+  assert.equal(await tokenized(file("a.jsonl.gz", gzipSync(lines))), plain);
+  assert.equal(await tokenized(file("a.json", JSON.stringify(TEXTS.map((text) => ({ text }))))), plain);
+  assert.equal(
+    await tokenized(file("b.jsonl", lines.replaceAll('"text"', '"body"')), "--columns", '{"text":"body"}'),
+    plain,
+  );
+  const mixed = file("c.jsonl", `${lines}{"instruction": "a", "output": "b"}\n`);
+  const refused = await coordinator(["tokenize", "--model", model!, "--input", mixed]);
+  assert.match(refused.stderr, /PL_DATASET_INVALID.*row 4 has no "text"/);
 });
 
 test("LoRA on a few sentences lowers their loss, held out sentences are evaluated", {

@@ -13,14 +13,14 @@ export async function initModelCommand(config: Config): Promise<number> {
 }
 
 export async function mergeCommand(config: Config, log: Logger): Promise<number> {
-  const { files, merged, warnings } = await mergeAdapter(config);
+  const { files, merged, warnings } = await mergeAdapter(config, log);
   for (const warning of warnings) log.warn(warning);
   print(config, { files, merged }, `merged ${merged} layers into ${config.output_dir}: ${files.join(", ")}`);
   return 0;
 }
 
 export async function quantizeCommand(config: Config, log: Logger): Promise<number> {
-  const { files, quantized, warnings } = await quantizeModel(config);
+  const { files, quantized, warnings } = await quantizeModel(config, log);
   for (const warning of warnings) log.warn(warning);
   print(config, { files, quantized }, `quantised ${quantized} layers into ${config.output_dir}: ${files.join(", ")}`);
   return 0;
@@ -34,8 +34,7 @@ export async function certsCommand(config: Config): Promise<number> {
 
 /** One line of JSON a row in either mode: that is what it is for. */
 export async function tokenizeCommand(config: Config, log: Logger): Promise<number> {
-  for await (const row of tokenizeFile(config, (text) => log.warn(text)))
-    process.stdout.write(`${JSON.stringify(row)}\n`);
+  for await (const row of tokenizeFile(config, log)) process.stdout.write(`${JSON.stringify(row)}\n`);
   return 0;
 }
 

@@ -1,10 +1,11 @@
+import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { heldParameters } from "../../coordinator/planning/held-parameters.ts";
 import { setUpModel } from "../../coordinator/planning/model-setup.ts";
 
 /** Lists parameters as the tutorial's notebook prints them: name, shape, dtype; then the trainable count. */
-export async function parametersCommand(config: Config): Promise<number> {
-  const setup = await setUpModel(config, { weights: false, lora: true });
+export async function parametersCommand(config: Config, log: Logger): Promise<number> {
+  const setup = await setUpModel(config, log, { weights: false, lora: true });
   const { parameters, trainable, total } = heldParameters(setup);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));

@@ -1,11 +1,12 @@
+import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { planWithoutWorkers } from "../../coordinator/planning/plan-on-paper.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
 import { comparisonJson, formatComparison, formatPlan, planJson } from "../../plan/format-plan.ts";
 import { alignTable } from "../../plan/table.ts";
 
-export async function planCommand(config: Config): Promise<number> {
-  const { plan, links, layerNames, parameters, comparison } = await planWithoutWorkers(config);
+export async function planCommand(config: Config, log: Logger): Promise<number> {
+  const { plan, links, layerNames, parameters, comparison } = await planWithoutWorkers(config, log);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
     process.stdout.write(

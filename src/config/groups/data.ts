@@ -2,21 +2,44 @@ import { z } from "zod";
 import { COLUMN_KEYS } from "../column-keys.ts";
 import { choice, option, optional, positive, ratio, text } from "./vocabulary.ts";
 
+const TEMPLATES = ["auto", "tutorial", "chat"] as const;
+const columns = z.partialRecord(z.enum(COLUMN_KEYS), text);
+/** One of several sets. */
+const rowSet = z.strictObject({
+  path: text,
+  weight: z.number().positive().optional(),
+  rows: positive.optional(),
+  columns: columns.optional(),
+  template: z.enum(TEMPLATES).optional(),
+});
+const rowSets = z.union([text, z.array(z.union([text, rowSet])).min(1)], {
+  error: "expected a path, or a list of paths and of {path, weight, rows, columns, template}, weight and rows above 0",
+});
+/** As the configuration has them: paths and names, alone or with what holds for that set. */
+export type RowSets = z.infer<typeof rowSets>;
+
 export const dataOptions = {
   dataset: option(
     "string",
     "Data",
     ["train", "plan"],
-    optional(text),
-    "Training rows: JSON, JSONL, CSV, TSV (each also as .gz) or Parquet.",
-    "FILE",
+    optional(rowSets),
+    "Training rows: JSON, JSONL, CSV, TSV (each also as .gz or .zst) or Parquet, or owner/name[:split][@revision] of a hub; several with commas between, or in YAML a list of path, weight, rows, columns, template.",
+    "FILE,…",
   ),
-  eval_dataset: option("string", "Data", ["train"], optional(text), "Rows to evaluate on.", "FILE"),
+  eval_dataset: option(
+    "string",
+    "Data",
+    ["train"],
+    optional(rowSets),
+    "Rows to evaluate on, named as those of --dataset.",
+    "FILE,…",
+  ),
   columns: option(
     "json",
     "Data",
     ["train", "plan", "tokenize"],
-    z.partialRecord(z.enum(COLUMN_KEYS), text).default({}),
+    columns.default({}),
     'Columns of the file by what they hold, such as {"instruction": "q", "output": "a"}; none: the file\'s own names.',
   ),
   validation_split: option(
@@ -45,7 +68,7 @@ export const dataOptions = {
     "string",
     "Data",
     ["train", "plan", "tokenize", "generate", "chat"],
-    choice(["auto", "tutorial", "chat"]).default("auto"),
+    choice(TEMPLATES).default("auto"),
     "How rows become text: tutorial (ChatML as Qwen's tutorials encode it) or chat (the tokenizer's chat_template); auto: tutorial for Qwen (v1), else chat, which is plain ChatML where the tokenizer has no template but its tokens.",
     "NAME",
   ),

@@ -1,3 +1,4 @@
+import { HUBS } from "../../common/hubs.ts";
 import { choice, DTYPES, MODELS, option, optional, RUNS, text } from "./vocabulary.ts";
 
 export const modelOptions = {
@@ -6,16 +7,40 @@ export const modelOptions = {
     "Model",
     [...MODELS, "worker"],
     optional(text),
-    "Folder of the base model (config.json, safetensors, tokenizer); on a worker, none: the coordinator's path.",
-    "DIR",
+    "Folder of the base model (config.json, safetensors, tokenizer), or owner/name[@revision] of a hub; on a worker, none: the coordinator's path, else its name.",
+    "DIR|NAME",
   ),
   adapter: option(
     "string",
     "Model",
     [...RUNS, "merge"],
     optional(text),
-    "A peft adapter folder to start from; its LoRA settings hold.",
-    "DIR",
+    "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold.",
+    "DIR|NAME",
+  ),
+  hub: option(
+    "string",
+    "Model",
+    [...MODELS, "download"],
+    choice(HUBS).default("huggingface"),
+    "Where names are looked up that are no path here.",
+    "HUB",
+  ),
+  name: option(
+    "string",
+    "Model",
+    ["download"],
+    optional(text),
+    "What to fetch: owner/name[:split][@revision].",
+    "NAME",
+  ),
+  kind: option(
+    "string",
+    "Model",
+    ["download"],
+    choice(["model", "dataset", "adapter"]).default("model"),
+    "What the name stands for.",
+    "KIND",
   ),
   torch_dtype: option(
     "string",

@@ -2,6 +2,7 @@ import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import type { PlannedSegment } from "../../plan/plan.ts";
+import type { HubModel } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.ts";
 import type { Segment } from "../../rpc/generated/pipelora/v1/Segment.ts";
@@ -40,6 +41,7 @@ export async function prepareRequests(
   const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
   const common: Prepare = {
     modelDir: setup.dir,
+    hubModel: hubModelMessage(setup),
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
     holdDtype: setup.holdDtype,
     computeDtype,
@@ -71,6 +73,11 @@ export async function prepareRequests(
 
 function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[]): Segment[] {
   return segments.map(({ device: _device, rank, ...segment }) => ({ ...segment, rank: ranks[rank]! }));
+}
+
+/** What a node without the coordinator's folder needs to fetch it; null for a model that is no hub's. */
+export function hubModelMessage({ hub }: Pick<ModelSetup, "hub">): HubModel | null {
+  return hub === null ? null : { ...hub, revision: hub.revision ?? "" };
 }
 
 function quantizationMessage({ quantization }: ModelSetup): Quantization {

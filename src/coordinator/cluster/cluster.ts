@@ -15,6 +15,10 @@ import { chooseMembers, describeMissing, type WantedNodes } from "./membership.t
 const HEARTBEAT_MS = 1_000;
 const SILENCE_MS = 10_000;
 const FAREWELL_MS = 2_000;
+/** The largest message of a worker is one LoRA matrix: those of the largest vocabularies and ranks have half of this. */
+const MEMBER_BYTES = 1 << 30;
+/** A Hello has some hundred bytes. */
+const STRANGER_BYTES = 1 << 20;
 /** A few heartbeats: who says nothing for so long gives up its name to a claimant. */
 const CONTEST_MS = 3_500;
 /** How long a restarted run waits for its own nodes before it takes spare ones. */
@@ -84,6 +88,7 @@ export class Cluster {
           onClosed: (connection, error) => cluster?.closed(connection, error),
         });
       },
+      { memberBytes: MEMBER_BYTES, strangerBytes: STRANGER_BYTES },
     );
     cluster = new Cluster(options, [server], health);
     const opened = cluster;
@@ -210,6 +215,7 @@ export class Cluster {
       this.#refuse(connection, problem);
       return;
     }
+    this.#servers[0]!.believe(connection.peer);
     const holders = this.#joined.filter(
       (other) =>
         other.hello.node === hello.node &&

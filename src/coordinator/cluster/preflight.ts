@@ -6,6 +6,7 @@ import type { Checkpoint } from "../../formats/checkpoint.ts";
 import { checkpointDigest } from "../../formats/fingerprint.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import { alignTable } from "../../plan/table.ts";
+import type { HubModel } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { probeNeighbours } from "./link-probes.ts";
@@ -65,6 +66,8 @@ export interface Needs {
 /** What the nodes are to have, and where they are to save. */
 export interface InspectedRun {
   readonly modelDir: string;
+  /** Where a node that lacks the folder fetches the model; null: it must have it. */
+  readonly hubModel: HubModel | null;
   readonly checkpoint: Checkpoint;
   readonly outputDir: string;
   readonly savesOnEachNode: boolean;
@@ -73,17 +76,20 @@ export interface InspectedRun {
 /** Asks the first worker of each node, and each worker for its link to the next. */
 export async function inspectCluster(
   members: readonly WorkerConnection[],
-  { modelDir, checkpoint, outputDir, savesOnEachNode }: InspectedRun,
+  { modelDir, hubModel, checkpoint, outputDir, savesOnEachNode }: InspectedRun,
   settings: LinkSettings,
 ): Promise<Preflight> {
   const firsts = members.filter(
     (member, rank) => members.findIndex(({ hello }) => hello.node === member.hello.node) === rank,
   );
+  const digest = await checkpointDigest(checkpoint);
+  // A node that has yet to fetch what the coordinator has: the commit says that it will be the same.
+  const toFetch = hubModel === null ? null : `commit ${hubModel.commit}`;
   const nodes = await Promise.all(
     firsts.map(async (worker): Promise<NodeFacts> => {
       const { node, version } = worker.hello;
       const asked = Date.now();
-      const request = { modelDir, outputDir: savesOnEachNode ? outputDir : "" };
+      const request = { modelDir, hubModel, outputDir: savesOnEachNode ? outputDir : "" };
       const report = (await worker.request({ preflight: request })).preflightReport!;
       const devices = members
         .filter(({ hello }) => hello.node === node)
@@ -95,7 +101,7 @@ export async function inspectCluster(
         skewMs: skew(report.clockMs, asked, Date.now()),
         freeMemoryBytes: report.freeMemoryBytes,
         freeDiskBytes: savesOnEachNode ? report.freeDiskBytes : null,
-        checkpoint: report.checkpoint === "" ? null : report.checkpoint,
+        checkpoint: report.checkpoint === "" ? null : report.checkpoint === toFetch ? digest : report.checkpoint,
         checkpointProblem:
           report.checkpointFailure === null ? null : fromFailure(report.checkpointFailure, node).message,
         nccl: report.nccl === "" ? null : report.nccl,
@@ -120,7 +126,7 @@ export async function inspectCluster(
     skewMs: 0,
     freeMemoryBytes: freeMemory(),
     freeDiskBytes: await freeDisk(outputDir),
-    checkpoint: await checkpointDigest(checkpoint),
+    checkpoint: digest,
     checkpointProblem: null,
     nccl: null,
   };

@@ -39,7 +39,7 @@ export async function withModel<T>(
   options: { readonly tokens: number; readonly needsText: boolean },
   use: (session: SamplingSession) => Promise<T>,
 ): Promise<T> {
-  const setup = await setUpModel(config, { weights: true, lora: false });
+  const setup = await setUpModel(config, log, { weights: true, lora: false });
   for (const warning of setup.warnings) log.warn(warning);
   const tokenizer = await loadTokenizer(setup.dir).catch((error: unknown) => {
     if (options.needsText) throw error;

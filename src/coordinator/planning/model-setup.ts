@@ -1,6 +1,6 @@
-import { resolve } from "node:path";
 import { type Dtype, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import type { LoraSettings } from "../../common/lora-settings.ts";
 import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
@@ -10,6 +10,7 @@ import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import { type BaseQuantization, baseQuantization, packedWeights, type QuantizationFlags } from "./base-quantization.ts";
+import { type HubModel, locateAdapter, locateModel } from "./named-models.ts";
 
 type LoraFlags = Pick<
   Config,
@@ -27,14 +28,16 @@ type LoraFlags = Pick<
 >;
 
 /** Which model, how its weights are held, and which adapter it gets. */
-export type ModelSettings = QuantizationFlags & LoraFlags & Pick<Config, "model" | "adapter" | "torch_dtype">;
+export type ModelSettings = QuantizationFlags & LoraFlags & Pick<Config, "model" | "adapter" | "hub" | "torch_dtype">;
 
 /** The model of a run, checked as far as can be without reading a weight. */
 export interface ModelSetup {
-  /** --model as the user wrote it: what an adapter's configuration names. */
+  /** What an adapter's configuration names. */
   readonly name: string;
   /** Absolute. */
   readonly dir: string;
+  /** Where workers of other nodes may fetch it; null: a folder. */
+  readonly hub: HubModel | null;
   readonly spec: ModelSpec;
   /** null: only the configuration is there (plan, parameters). */
   readonly checkpoint: Checkpoint | null;
@@ -51,30 +54,43 @@ export interface ModelSetup {
   readonly warnings: readonly string[];
 }
 
+/** A model of which the configuration is read, and the weights may still have to be fetched. */
+export interface DescribedModel extends ModelSetup {
+  readonly checkpoint: null;
+  /** The same with its checkpoint opened and its headers checked. */
+  withWeights(): Promise<ModelSetup>;
+}
+
 /**
- * Reads and checks configuration, headers, quantiser's states and adapter.
- * `weights`: whether a checkpoint must be there. `lora`: whether LoRA settings of flags apply without --adapter.
+ * Reads and checks configuration and adapter; of a named model the tokenizer is fetched too. `weights`: whether a checkpoint must be there:
+ * that of a folder is opened at once, before the adapter is held against the model. `lora`: whether LoRA settings of flags apply without
+ * --adapter.
  */
-export async function setUpModel(
+export async function describeModel(
   config: ModelSettings,
+  log: Logger,
   needs: { weights: boolean; lora: boolean },
-): Promise<ModelSetup> {
-  const dir = resolve(config.model!);
+): Promise<DescribedModel> {
+  const source = await locateModel(config, log);
+  const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
   const { quantization, warnings } = baseQuantization(config, spec);
-  let checkpoint: Checkpoint | null = null;
-  let packed: PackedWeights = new Map();
-  if (needs.weights) {
-    checkpoint = await openCheckpoint(dir);
-    packed = await packedWeights(quantization, spec, checkpoint);
+  const openWeights = async () => {
+    await source.fetchWeights();
+    const checkpoint = await openCheckpoint(dir);
+    const packed = await packedWeights(quantization, spec, checkpoint);
     verifyCheckpoint(spec, checkpoint, tensorNames(packed));
-  }
-  const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
-  return {
-    name: config.model!,
+    return { checkpoint, packed };
+  };
+  const opened = needs.weights && hub === null ? await openWeights() : null;
+  const adapter =
+    config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
+  const described: Omit<DescribedModel, "withWeights"> = {
+    name,
     dir,
+    hub,
     spec,
-    checkpoint,
+    checkpoint: null,
     lora:
       adapter !== null
         ? adapterTargets(spec, adapter)
@@ -84,9 +100,21 @@ export async function setUpModel(
     adapter,
     holdDtype: holdDtype(config.torch_dtype, spec.dtype),
     quantization,
-    packed,
+    packed: new Map(),
     warnings: [...warnings, ...(adapter?.warnings ?? [])],
   };
+  await source.fetchTokenizer();
+  return { ...described, withWeights: async () => ({ ...described, ...(opened ?? (await openWeights())) }) };
+}
+
+/** The same in one go, weights that are fetched included. */
+export async function setUpModel(
+  config: ModelSettings,
+  log: Logger,
+  needs: { weights: boolean; lora: boolean },
+): Promise<ModelSetup> {
+  const described = await describeModel(config, log, needs);
+  return needs.weights ? described.withWeights() : described;
 }
 
 /** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */

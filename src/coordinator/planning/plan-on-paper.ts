@@ -1,4 +1,5 @@
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
@@ -30,10 +31,10 @@ export interface PaperPlan {
 }
 
 /** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
-export async function planWithoutWorkers(config: PaperSettings): Promise<PaperPlan> {
-  const setup = await setUpModel(config, { weights: false, lora: true });
+export async function planWithoutWorkers(config: PaperSettings, log: Logger): Promise<PaperPlan> {
+  const setup = await setUpModel(config, log, { weights: false, lora: true });
   const devices = paperDevices(config, loadEngine().capabilities());
-  const data = config.dataset === null ? null : await readTrainingData(config, setup.spec);
+  const data = config.dataset === null ? null : await readTrainingData(config, setup, log);
   const planUnder = (changed: PaperSettings) =>
     planFor(changed, setup, devices, {
       workload: data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),

@@ -1,18 +1,25 @@
+import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
-import { encodeDataset } from "../../data/encode.ts";
+import { type EncodedSets, encodeSets, type RowSet } from "../../data/encode.ts";
+import { mixSets } from "../../data/mixture.ts";
 import { TrainingOrder } from "../../data/order.ts";
-import { splitDataset } from "../../data/split.ts";
+import { datasetError } from "../../data/readers/checks.ts";
+import { splitRows } from "../../data/split.ts";
 import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
-import type { ModelSpec } from "../../models/spec.ts";
+import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
+import type { ModelSetup } from "./model-setup.ts";
+import { findSets } from "./row-sets.ts";
 
-export type TemplateSettings = Pick<Config, "model" | "template" | "system" | "train_on" | "template_date">;
+export type TemplateSettings = Pick<Config, "system" | "train_on" | "template_date">;
 
 /** Which rows, how they become tokens, and in which order and batches they are trained on. */
 export type DataSettings = TemplateSettings &
   Pick<
     Config,
+    | "hub"
+    | "template"
     | "dataset"
     | "eval_dataset"
     | "validation_split"
@@ -29,23 +36,43 @@ export type DataSettings = TemplateSettings &
     | "max_steps"
   >;
 
+/** What a set gives to an epoch of training. */
+export interface SetPart {
+  readonly label: string;
+  /** Rows of the epoch, those that come again included. */
+  readonly rows: number;
+  /** Of them labels. */
+  readonly labelTokens: number;
+  /** Rows of its own that are trained on, and held out. */
+  readonly own: number;
+  readonly heldOut: number;
+}
+
 export interface TrainingData {
   readonly train: Dataset;
   readonly evaluation: Dataset | null;
   readonly order: TrainingOrder;
+  /** In the order in which they are given. */
+  readonly parts: readonly SetPart[];
 }
 
-/** Reads and encodes the rows. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID. */
-export async function readTrainingData(config: DataSettings, spec: ModelSpec): Promise<TrainingData> {
-  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
-  const template = templateOf(config);
-  const rows = await encodeDataset(config.dataset!, template, options);
-  let train = rows;
-  let evaluation: Dataset | null = null;
-  if (config.eval_dataset !== null) evaluation = await encodeDataset(config.eval_dataset, template, options);
-  else if (config.validation_split > 0) {
-    ({ train, evaluation } = splitDataset(rows, config.validation_split, config.seed));
+/**
+ * Finds (and fetches), reads, encodes and mixes the rows. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID; those of
+ * hub/ for sets that are named.
+ */
+export async function readTrainingData(
+  config: DataSettings,
+  { dir, spec }: Pick<ModelSetup, "dir" | "spec">,
+  log: Logger,
+): Promise<TrainingData> {
+  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
+  const templates = templatesOf(config, dir);
+  const sets = await findSets(config.dataset!, config, templates, log);
+  const evaluated = config.eval_dataset === null ? null : await findSets(config.eval_dataset, config, templates, log);
+  if (evaluated?.some(({ weight }) => weight !== null)) {
+    throw datasetError("Sets of --eval-dataset have no weight: each row counts once.", "Leave the weights out.");
   }
+  const { train, evaluation, parts } = mixed(sets, await encodeSets(sets, options), config);
   const order = new TrainingOrder({
     rows: train.size,
     strategy: config.train_sampling_strategy,
@@ -57,7 +84,51 @@ export async function readTrainingData(config: DataSettings, spec: ModelSpec): P
     epochs: config.num_train_epochs,
     maxSteps: config.max_steps,
   });
-  return { train, evaluation, order };
+  const held = evaluated === null ? evaluation : (await encodeSets(evaluated, options)).rows;
+  return { train, evaluation: held, order, parts };
+}
+
+/** Each set's share is held out of the set itself, so that no row of it comes again in training. */
+function mixed(
+  sets: readonly RowSet[],
+  { rows, sizes }: EncodedSets,
+  { validation_split: share, seed }: Pick<Config, "validation_split" | "seed">,
+): Omit<TrainingData, "order"> {
+  const bases = sizes.map((_, set) => sizes.slice(0, set).reduce((sum, size) => sum + size, 0));
+  const splits = sets.map(({ label }, set) => {
+    const { train, evaluation } =
+      share > 0 ? splitRows(sizes[set]!, share, seed, label) : { train: range(sizes[set]!), evaluation: [] };
+    const stored = (row: number) => bases[set]! + row;
+    return { train: train.map(stored), evaluation: evaluation.map(stored) };
+  });
+  const own = splits.flatMap(({ train }) => train);
+  const epoch = mixSets(
+    splits.map(({ train }) => train.length),
+    sets.map(({ weight }) => weight),
+  );
+  const whole = epoch.length === rows.size && sets.length === 1;
+  const train = whole ? rows : rows.select(epoch.map((row) => own[row]!));
+  const counted = sets.map(() => ({ rows: 0, labelTokens: 0 }));
+  for (const row of epoch) {
+    const stored = own[row]!;
+    const part = counted[bases.findLastIndex((base) => base <= stored)]!;
+    part.rows += 1;
+    part.labelTokens += rows.lossTokens(stored);
+  }
+  return {
+    train,
+    evaluation: share > 0 ? rows.select(splits.flatMap((split) => split.evaluation)) : null,
+    parts: sets.map(({ label }, set) => ({
+      label,
+      ...counted[set]!,
+      own: splits[set]!.train.length,
+      heldOut: splits[set]!.evaluation.length,
+    })),
+  };
+}
+
+function range(length: number): number[] {
+  return Array.from({ length }, (_, index) => index);
 }
 
 /** A date without a time is that day's beginning here, not in Greenwich. */
@@ -66,18 +137,19 @@ export function dateOf({ template_date: date }: Pick<Config, "template_date">): 
   return { now: new Date(/^\d{4}-\d\d-\d\d$/.test(date) ? `${date}T00:00:00` : date) };
 }
 
-/** The tokenizer is loaded only when text comes, so that ready ids need none. */
-export function templateOf(config: TemplateSettings): () => Promise<RowTemplate> {
-  let loaded: Promise<RowTemplate> | null = null;
-  return () => {
-    loaded ??= loadTokenizer(config.model!).then((tokenizer) =>
-      rowTemplate(tokenizer, {
-        name: config.template,
-        system: config.system,
-        trainOn: config.train_on,
-        ...dateOf(config),
-      }),
-    );
-    return loaded;
+/** Templates by name over one tokenizer, which is loaded only when text comes, so that ready ids need none. */
+export type Templates = (name: Config["template"]) => () => Promise<RowTemplate>;
+
+export function templatesOf(config: TemplateSettings, modelDir: string): Templates {
+  let tokenizer: Promise<Tokenizer> | null = null;
+  const made = new Map<string, Promise<RowTemplate>>();
+  return (name) => () => {
+    tokenizer ??= loadTokenizer(modelDir);
+    const known = made.get(name);
+    if (known !== undefined) return known;
+    const settings = { name, system: config.system, trainOn: config.train_on, ...dateOf(config) };
+    const template = tokenizer.then((loaded) => rowTemplate(loaded, settings));
+    made.set(name, template);
+    return template;
   };
 }

@@ -38,7 +38,10 @@ export interface Workload {
 /** Steps that stand for the run while a plan is looked for. */
 const SAMPLED_STEPS = 16;
 
-export function trainingWorkload(config: WorkSettings, data: TrainingData): Workload {
+export function trainingWorkload(
+  config: WorkSettings,
+  data: Pick<TrainingData, "train" | "evaluation" | "order">,
+): Workload {
   const { batchSize, accumulation, replicas: dealt } = data.order.options;
   const rows = Math.min(data.train.size, batchSize * accumulation);
   const rowTokens = data.train.statistics.totalTokens / data.train.size;

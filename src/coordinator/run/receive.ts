@@ -1,4 +1,5 @@
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { hubModelMessage } from "../assembly/prepare-requests.ts";
 import { NodeFolders, savedEverywhere } from "../cluster/node-folders.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "../cluster/preflight.ts";
 import type { Run } from "./run.ts";
@@ -19,6 +20,7 @@ export async function preflight(members: readonly WorkerConnection[], run: Run):
       members,
       {
         modelDir: setup.dir,
+        hubModel: hubModelMessage(setup),
         checkpoint: setup.checkpoint!,
         outputDir: files.outputDir,
         savesOnEachNode: savedEverywhere(config),

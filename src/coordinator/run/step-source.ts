@@ -39,7 +39,7 @@ export interface Evaluation {
 
 /** The steps of a run, each made when it is asked for. */
 export function stepSource(
-  { train, order }: TrainingData,
+  { train, order }: Pick<TrainingData, "train" | "order">,
   spec: ModelSpec,
   size: MicroBatchSize,
   replicas: number,

@@ -10,7 +10,7 @@ import { lostText } from "../../data/dataset.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
-import { setUpModel } from "../planning/model-setup.ts";
+import { describeModel } from "../planning/model-setup.ts";
 import { readTrainingData, type TrainingData } from "../planning/training-data.ts";
 import type { Cut } from "../planning/workload.ts";
 import { Attempt } from "./attempt.ts";
@@ -77,13 +77,15 @@ async function warnOfLoopback(
 async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const outputDir = await ensureWritable(asked.output_dir!);
   const given = { ...asked, template_date: await templateDate(asked) };
-  const setup = await setUpModel(given, { weights: true, lora: true });
+  const described = await describeModel(given, log, { weights: true, lora: true });
   const warn = onceEach((warning) => log.warn(warning));
-  for (const warning of setup.warnings) warn(warning);
+  for (const warning of described.warnings) warn(warning);
   if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
-  const data = await readTrainingData(given, setup.spec);
+  const data = await readTrainingData(given, described, log);
   const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
+  // Weights that are fetched wait until the rows are known to be good.
+  const setup = await described.withWeights();
   const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
   const files = await RunFiles.open(config, setup, identity, warn);
@@ -118,11 +120,21 @@ function onceEach(say: (text: string) => void): (text: string) => void {
   };
 }
 
-function describeData({ train, evaluation }: TrainingData, log: Logger): void {
+function describeData({ train, evaluation, parts }: TrainingData, log: Logger): void {
   const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
   log.info(
     `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
+  if (parts.length > 1) {
+    const percent = (part: number, whole: number) => `${((100 * part) / Math.max(1, whole)).toFixed(1)} %`;
+    for (const { label, rows: taken, labelTokens: labels, own, heldOut } of parts) {
+      const again = taken > own ? `, each ${(taken / own).toFixed(2)} times` : "";
+      const held = heldOut > 0 ? `, ${heldOut} held out` : "";
+      log.info(
+        `${label}: ${own} rows${again}${held}: ${percent(taken, rows)} of an epoch's rows, ${percent(labels, labelTokens)} of its labels`,
+      );
+    }
+  }
   if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
   const lost = lostText(train.statistics);
   if (lost !== null) log.warn(lost);

@@ -2,6 +2,7 @@ import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
 import { type PackedWeight, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
@@ -37,8 +38,9 @@ export interface Merged {
  */
 export async function mergeAdapter(
   config: ModelSettings & Pick<Config, "output_dir" | "max_shard_size">,
+  log: Logger,
 ): Promise<Merged> {
-  const setup = await setUpModel(config, { weights: true, lora: false });
+  const setup = await setUpModel(config, log, { weights: true, lora: false });
   refuseTiedTargets(setup);
   const dir = await ensureWritable(config.output_dir!);
   if ((await realpath(dir)) === (await realpath(setup.dir))) {

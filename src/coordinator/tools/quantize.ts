@@ -1,5 +1,6 @@
 import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
 import { quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
@@ -16,8 +17,12 @@ import { quantizedGroup } from "./packed-output.ts";
  */
 export async function quantizeModel(
   config: ModelSettings & Pick<Config, "output_dir" | "max_shard_size">,
+  log: Logger,
 ): Promise<{ files: string[]; quantized: number; warnings: readonly string[] }> {
-  const setup = await setUpModel({ ...config, load_in_4bit: !config.load_in_8bit }, { weights: true, lora: false });
+  const setup = await setUpModel({ ...config, load_in_4bit: !config.load_in_8bit }, log, {
+    weights: true,
+    lora: false,
+  });
   const quantization = setup.quantization!;
   if (quantization.stored) {
     throw new PipeloraError("PL_CONFIG_INVALID", `${config.model} is quantised already.`, {

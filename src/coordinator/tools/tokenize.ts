@@ -1,12 +1,14 @@
-import { createReadStream } from "node:fs";
-import { createInterface } from "node:readline";
-import { PipeloraError } from "../../common/errors.ts";
+import type { Logger } from "../../common/log.ts";
+import type { Columns } from "../../config/column-keys.ts";
 import type { Config } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { encodeDataset } from "../../data/encode.ts";
+import { datasetError } from "../../data/readers/checks.ts";
+import { readRows } from "../../data/readers/read.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import { readModelSpec } from "../../models/index.ts";
-import { type TemplateSettings, templateOf } from "../planning/training-data.ts";
+import { locateModel } from "../planning/named-models.ts";
+import { type TemplateSettings, templatesOf } from "../planning/training-data.ts";
 
 export interface TokenizedRow {
   readonly ids: readonly number[];
@@ -16,65 +18,43 @@ export interface TokenizedRow {
 
 /**
  * Rows of {"text"} as the tokenizer encodes them; any other dataset as training will see it, labels beside. The first row
- * decides which. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID.
+ * decides which. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID; those of hub/ for a model that is named.
  */
 export async function* tokenizeFile(
-  config: TemplateSettings & Pick<Config, "input" | "columns" | "max_length">,
-  warn: (text: string) => void,
+  config: TemplateSettings & Pick<Config, "model" | "hub" | "template" | "input" | "columns" | "max_length">,
+  log: Logger,
 ): AsyncGenerator<TokenizedRow> {
   const path = config.input!;
-  if (Object.keys(config.columns).length === 0 && (await holdsText(path))) {
-    const tokenizer = await loadTokenizer(config.model!);
-    for await (const text of textLines(path)) yield { ids: tokenizer.encode(text, { addSpecials: true }) };
+  const source = await locateModel(config, log);
+  await source.fetchTokenizer();
+  if (await holdsText(path, config.columns)) {
+    const tokenizer = await loadTokenizer(source.dir);
+    for await (const text of texts(path, config.columns)) yield { ids: tokenizer.encode(text, { addSpecials: true }) };
     return;
   }
-  const spec = await readModelSpec(config.model!);
+  const spec = await readModelSpec(source.dir);
   const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
-  const dataset = await encodeDataset(path, templateOf(config), options);
+  const dataset = await encodeDataset(path, templatesOf(config, source.dir)(config.template), options);
   const lost = lostText(dataset.statistics);
-  if (lost !== null) warn(lost);
+  if (lost !== null) log.warn(lost);
   for (let index = 0; index < dataset.size; index++) {
     const { tokens, labels } = dataset.row(index);
     yield { ids: [...tokens], labels: [...labels] };
   }
 }
 
-async function holdsText(path: string): Promise<boolean> {
-  if (!/\.(jsonl|ndjson)$/i.test(path)) return false;
-  for await (const line of lines(path)) {
-    if (line.trim() !== "") return textOf(line) !== null;
-  }
+async function holdsText(path: string, columns: Columns): Promise<boolean> {
+  for await (const row of readRows(path, columns)) return row.kind === "text";
   return false;
 }
 
-async function* textLines(path: string): AsyncGenerator<string> {
+async function* texts(path: string, columns: Columns): AsyncGenerator<string> {
   let number = 0;
-  for await (const line of lines(path)) {
+  for await (const row of readRows(path, columns)) {
     number++;
-    if (line.trim() === "") continue;
-    const text = textOf(line);
-    if (text === null) {
-      throw new PipeloraError("PL_DATASET_INVALID", `${path}: line ${number} has no "text": ${line.slice(0, 80)}`, {
-        hint: 'Write every line as {"text": "…"}.',
-      });
+    if (row.kind !== "text") {
+      throw datasetError(`${path}: row ${number} has no "text".`, 'Write every row as {"text": "…"}, as the first is.');
     }
-    yield text;
-  }
-}
-
-async function* lines(path: string): AsyncGenerator<string> {
-  try {
-    yield* createInterface({ input: createReadStream(path, "utf8"), crlfDelay: Number.POSITIVE_INFINITY });
-  } catch (cause) {
-    throw new PipeloraError("PL_DATASET_INVALID", `${path} can't be read: ${(cause as Error).message}`, { cause });
-  }
-}
-
-function textOf(line: string): string | null {
-  try {
-    const text = (JSON.parse(line) as { text?: unknown } | null)?.text;
-    return typeof text === "string" ? text : null;
-  } catch {
-    return null;
+    yield row.text;
   }
 }

@@ -1,3 +1,4 @@
+import { shown } from "../../common/shown.ts";
 import { datasetError, isEmpty, isRecord } from "./checks.ts";
 
 /** One message, with all that its template may ask for. */
@@ -63,7 +64,7 @@ function parseMessage(at: string, message: unknown): ChatMessage[] {
   const role = typeof named === "string" && Object.hasOwn(ROLE_NAMES, named) ? ROLE_NAMES[named] : named;
   if (typeof role !== "string" || !ROLES.includes(role)) {
     throw datasetError(
-      `${at}: role must be ${ROLES.join(", ")}, got ${JSON.stringify(named)}.`,
+      `${at}: role must be ${ROLES.join(", ")}, got ${shown(named)}.`,
       "Rename the role, or leave the row out.",
     );
   }
@@ -93,13 +94,13 @@ function trained(at: string, message: Record<string, unknown>): boolean {
     const value = message[key];
     if (value === undefined || value === null || value === true || value === 1) continue;
     if (value === false || value === 0) return false;
-    throw datasetError(`${at}: "${key}" must be true or false, got ${JSON.stringify(value)}.`, "Write true or false.");
+    throw datasetError(`${at}: "${key}" must be true or false, got ${shown(value)}.`, "Write true or false.");
   }
   for (const key of WEIGHTS) {
     const value = message[key];
     if (value === undefined || value === null || value === 1) continue;
     if (value === 0) return false;
-    throw datasetError(`${at}: "${key}" ${JSON.stringify(value)} can't be honoured.`, "Write 0 or 1.");
+    throw datasetError(`${at}: "${key}" ${shown(value)} can't be honoured.`, "Write 0 or 1.");
   }
   return true;
 }

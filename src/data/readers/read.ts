@@ -10,32 +10,38 @@ type Reader = (path: string) => AsyncIterable<unknown>;
 
 const json = async (): Promise<Reader> => readJsonValues;
 
-/** Loaded when chosen: the libraries for tables are large. */
+/** Loaded when chosen: the libraries for tables are large. Each but the last may be packed. */
 const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
   ".json": json,
   ".jsonl": json,
   ".ndjson": json,
-  ".json.gz": json,
-  ".jsonl.gz": json,
-  ".ndjson.gz": json,
   ".csv": async () => (await import("./tables.ts")).readCsvValues,
-  ".csv.gz": async () => (await import("./tables.ts")).readCsvValues,
   ".tsv": async () => (await import("./tables.ts")).readTsvValues,
-  ".tsv.gz": async () => (await import("./tables.ts")).readTsvValues,
-  ".parquet": async () => (await import("./tables.ts")).readParquetValues,
+  ".parquet": async () => (await import("./parquet.ts")).readParquetValues,
 };
+const EXTENSION = /(\.[^./\\]*?)(\.gz|\.zst)?$/;
+
+function readerOf(path: string): (() => Promise<Reader>) | undefined {
+  const [, extension = "", packed] = EXTENSION.exec(path.toLowerCase()) ?? [];
+  if (!Object.hasOwn(READERS, extension) || (extension === ".parquet" && packed !== undefined)) return undefined;
+  return READERS[extension];
+}
+
+/** Whether a file of this name is one that rows are read from. */
+export function holdsRows(path: string): boolean {
+  return readerOf(path) !== undefined;
+}
 
 /**
  * The checked rows of a JSON, JSONL, CSV, TSV or Parquet file, streamed, with its columns under our keys. Error: PL_DATASET_INVALID, with the row's number
  * (from 1) and key where one is to blame.
  */
 export async function* readRows(path: string, columns: Columns = {}): AsyncIterable<Row> {
-  const extension = /\.[^./\\]*(\.gz)?$/.exec(path.toLowerCase())?.[0] ?? "";
-  const load = Object.hasOwn(READERS, extension) ? READERS[extension] : undefined;
+  const load = readerOf(path);
   if (load === undefined) {
     throw datasetError(
-      `${path}: "${extension}" is no dataset's extension.`,
-      `Give a file ending in ${Object.keys(READERS).join(", ")}.`,
+      `${path}: "${EXTENSION.exec(path.toLowerCase())?.[0] ?? ""}" is no dataset's extension.`,
+      `Give a file ending in ${Object.keys(READERS).join(", ")}; all but the last also packed as .gz or .zst.`,
     );
   }
   const found = await stat(path).catch((error: Error) => {

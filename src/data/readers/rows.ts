@@ -1,4 +1,5 @@
 import { nearest } from "../../common/nearest.ts";
+import { shown } from "../../common/shown.ts";
 import { datasetError, isEmpty, isRecord } from "./checks.ts";
 import { type ChatMessage, parseMessages } from "./messages.ts";
 
@@ -111,10 +112,6 @@ function messagesRow(where: string, row: Record<string, unknown>, messages: read
   } catch {}
   if (!Array.isArray(tools)) throw datasetError(`${where}: "tools" must be a list.`, "Write one JSON schema a tool.");
   return { kind: "messages", messages: whole, tools };
-}
-
-function shown(value: unknown): string {
-  return typeof value === "bigint" ? String(value) : (JSON.stringify(value)?.slice(0, 80) ?? "");
 }
 
 function textOf(where: string, row: Record<string, unknown>, key: string): string {

@@ -1,7 +1,5 @@
 import { Readable } from "node:stream";
-import { parse as csvParser } from "csv-parse";
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
-import { compressors } from "hyparquet-compressors";
+import { CsvError, parse as csvParser } from "csv-parse";
 import { readBytes } from "./bytes.ts";
 import { datasetError } from "./checks.ts";
 
@@ -26,10 +24,10 @@ async function* readTable(path: string, delimiter: string): AsyncIterable<unknow
   try {
     for await (const record of parser as AsyncIterable<Record<string, string>>) yield withLists(path, record);
   } catch (error) {
-    if (error instanceof Error && "code" in error && String(error.code).startsWith("CSV_")) {
+    if (error instanceof CsvError) {
       throw datasetError(
         `${path} is not a ${delimiter === "," ? "CSV" : "TSV"} table: ${error.message}.`,
-        "Quote fields that hold the delimiter, quotes or newlines.",
+        "Quote fields that hold the delimiter, quotes or newlines, and double the quotes in them.",
         error,
       );
     }
@@ -64,24 +62,4 @@ function withLists(path: string, record: Record<string, string>): Record<string,
     }
   }
   return row;
-}
-
-/** Rows of a Parquet file, one row group in memory at a time. */
-export async function* readParquetValues(path: string): AsyncIterable<unknown> {
-  try {
-    const file = await asyncBufferFromFile(path);
-    const metadata = await parquetMetadataAsync(file);
-    let rowStart = 0;
-    for (const group of metadata.row_groups) {
-      const rowEnd = rowStart + Number(group.num_rows);
-      yield* await parquetReadObjects({ file, metadata, compressors, rowStart, rowEnd });
-      rowStart = rowEnd;
-    }
-  } catch (error) {
-    throw datasetError(
-      `${path} can't be read as Parquet: ${(error as Error).message}.`,
-      "Write the file again.",
-      error,
-    );
-  }
 }

@@ -19,6 +19,7 @@ import {
   lookUp,
   Namespace,
   numberOf,
+  spending,
   Tuple,
   truthy,
   typeName,
@@ -58,6 +59,7 @@ export class Interpreter implements FilterContext {
   /** `tracked`: values whose passes of a loop are marked in the output, with the number they are marked by. */
   constructor(tracked: ReadonlyMap<Value, number>) {
     this.#tracked = tracked;
+    spending.step = (count) => this.budget.step(count);
     this.#output = new Output(this.budget);
   }
 
@@ -250,7 +252,7 @@ export class Interpreter implements FilterContext {
       case "item":
         return this.#item(this.#value(expression.object, scope), expression.index, scope);
       case "call":
-        return this.#call(this.#value(expression.callee, scope), this.#arguments(expression.args, scope));
+        return this.#made(this.#call(this.#value(expression.callee, scope), this.#arguments(expression.args, scope)));
       case "filter":
         return this.#filtered(expression, null, scope);
       case "test": {
@@ -310,7 +312,14 @@ export class Interpreter implements FilterContext {
 
   filter(name: string, value: Value, args: CallArguments): Value {
     this.budget.step();
-    return filterNamed(name)(value, args, this);
+    return this.#made(filterNamed(name)(value, args, this));
+  }
+
+  /** What a call, filter or slice made is paid for by its size, whether or not its maker asked before. */
+  #made(value: Value): Value {
+    if (typeof value === "string") this.budget.make(value.length);
+    if (Array.isArray(value)) this.budget.items(value.length);
+    return value;
   }
 
   test(name: string, value: Value, args: CallArguments): boolean {
@@ -356,10 +365,12 @@ export class Interpreter implements FilterContext {
     if (value instanceof Undefined) return fail(`${value.what} is undefined`);
     if (index.kind === "slice") {
       const bounds = index.bounds.map((bound) => (bound === null ? null : this.#value(bound, scope)));
-      return sliced(
-        value,
-        bounds.map((bound) =>
-          bound === null ? null : (numberOf(bound) ?? fail("slice indices must be whole numbers")),
+      return this.#made(
+        sliced(
+          value,
+          bounds.map((bound) =>
+            bound === null ? null : (numberOf(bound) ?? fail("slice indices must be whole numbers")),
+          ),
         ),
       );
     }

@@ -138,10 +138,10 @@ export function elementAt(value: Value, index: Value): Value | undefined {
 /** `value[begin:end:step]` under Python's rules. */
 export function sliced(value: Value, bounds: readonly (number | null)[]): Value {
   notUndefined(value);
-  const whole = typeof value === "string" ? characters(value) : Array.isArray(value) ? value : (value as Tuple).items;
   if (!(typeof value === "string" || Array.isArray(value) || value instanceof Tuple)) {
     return fail(`'${typeName(value)}' object can't be sliced`);
   }
+  const whole = typeof value === "string" ? characters(value) : Array.isArray(value) ? value : value.items;
   const step = bounds[2] ?? 1;
   if (step === 0) fail("slice step cannot be zero");
   const { length } = whole;

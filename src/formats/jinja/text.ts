@@ -1,4 +1,4 @@
-import { Dict, Float, Namespace, Tuple, Undefined, type Value } from "./values.ts";
+import { Dict, Float, Namespace, spending, Tuple, Undefined, type Value } from "./values.ts";
 
 /** Python's str() of a value, which is what a template prints. */
 export function str(value: Value): string {
@@ -9,6 +9,7 @@ export function str(value: Value): string {
 
 /** Python's repr(). */
 export function repr(value: Value): string {
+  spending.step();
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
   if (typeof value === "number") return String(value);
@@ -43,6 +44,7 @@ export function floatText(value: number): string {
 const ESCAPES: Readonly<Record<string, string>> = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
 
 function quote(text: string): string {
+  spending.step(text.length);
   const mark = text.includes("'") && !text.includes('"') ? '"' : "'";
   const body = Array.from(text, (character) => {
     if (character === mark) return `\\${character}`;

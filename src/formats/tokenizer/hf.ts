@@ -5,10 +5,19 @@ import { z } from "zod";
 import { PipeloraError } from "../../common/errors.ts";
 import { isFile, readJsonFile } from "../../common/files.ts";
 import { lfsPointer } from "../../common/lfs.ts";
+import { shown } from "../../common/shown.ts";
+import { TimeLimitError, withTimeLimit } from "../../common/time-limit.ts";
+import { hasOnlyKnownPatterns } from "./known-patterns.ts";
 import { asRustCuts } from "./patterns.ts";
 import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
+/** Far above any tokenizer's ids. */
+const MAX_VOCABULARY = 1 << 24;
+/** Longest times that a text may take whose tokenizer has patterns that nobody knows: real ones take some milliseconds. */
+const PATTERN_MS = 500;
+const SECOND_PATTERN_MS = 2_000;
+const MS_A_CHARACTER = 0.05;
 
 const addedToken = z.looseObject({
   id: z.number().int().nonnegative(),
@@ -63,12 +72,13 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
   const templatePath = join(dir, "chat_template.jinja");
   const template = (await isFile(templatePath)) ? await readText(templatePath) : configTemplate(config);
   try {
-    return new JsonTokenizer(
-      asTransformersBuildsIt(withRustCuts(withAddedTokens(json, config)), config),
-      config,
-      template,
-    );
+    const { normalizer, pre_tokenizer: cuts, decoder } = json;
+    const known = hasOnlyKnownPatterns({ normalizer, cuts, decoder });
+    const built = asTransformersBuildsIt(withRustCuts(withAddedTokens(json, config)), config);
+    checkIds(path, built);
+    return new JsonTokenizer(path, built, config, template, known);
   } catch (error) {
+    if (error instanceof PipeloraError) throw error;
     throw invalid(path, (error as Error).message, error);
   }
 }
@@ -159,13 +169,24 @@ class JsonTokenizer implements Tokenizer {
   readonly vocabSize: number;
   readonly chatTemplate: string | null;
   readonly specialTokens: Readonly<Record<string, string>>;
+  readonly #path: string;
   readonly #hf: HfTokenizer;
   readonly #cleanUp: boolean;
+  /** Whether time is taken in proportion to the text. */
+  readonly #patternsKnown: boolean;
   /** Knows no special tokens: made when first asked for. */
   #plain: HfTokenizer | null = null;
   readonly #makePlain: () => HfTokenizer;
 
-  constructor(json: TokenizerJson, config: TokenizerConfig, chatTemplate: string | null) {
+  constructor(
+    path: string,
+    json: TokenizerJson,
+    config: TokenizerConfig,
+    chatTemplate: string | null,
+    patternsKnown: boolean,
+  ) {
+    this.#path = path;
+    this.#patternsKnown = patternsKnown;
     this.#hf = new HfTokenizer(json, config);
     this.#makePlain = () =>
       new HfTokenizer(
@@ -186,23 +207,53 @@ class JsonTokenizer implements Tokenizer {
     this.bosId = idOf("bos_token");
     this.eosId = idOf("eos_token");
     this.padId = idOf("pad_token");
-    this.addBos = this.bosId !== null && this.#hf.encode("", { add_special_tokens: true }).ids[0] === this.bosId;
     this.vocabSize = 1 + [...this.#hf.get_vocab().values()].reduce((most, id) => Math.max(most, id), -1);
+    this.addBos = this.bosId !== null && this.encode("", { addSpecials: true })[0] === this.bosId;
     this.chatTemplate = chatTemplate;
   }
 
   encode(text: string, { specials = true, addSpecials = false }: EncodeOptions = {}): number[] {
     if (!specials) this.#plain ??= this.#makePlain();
     const hf = specials ? this.#hf : this.#plain!;
-    return hf.encode(text, { add_special_tokens: addSpecials }).ids;
+    const ids: number[] = this.#run(text.length, () => hf.encode(text, { add_special_tokens: addSpecials }).ids);
+    if (!ids.every((id) => Number.isInteger(id) && id >= 0 && id < this.vocabSize)) {
+      throw invalid(
+        this.#path,
+        `it has no token for a part of ${JSON.stringify(text.slice(0, 60))}, nor an unknown token`,
+      );
+    }
+    return ids;
   }
 
   decode(ids: readonly number[], { skipSpecials = false }: DecodeOptions = {}): string {
     if (ids.length === 0) return "";
-    return this.#hf.decode([...ids], {
-      skip_special_tokens: skipSpecials,
-      clean_up_tokenization_spaces: this.#cleanUp,
-    });
+    return this.#run(ids.length, () =>
+      this.#hf.decode([...ids], {
+        skip_special_tokens: skipSpecials,
+        clean_up_tokenization_spaces: this.#cleanUp,
+      }),
+    );
+  }
+
+  /** What the library throws at a text is the file's fault: its parts are not checked before they are used. */
+  #run<T>(size: number, work: () => T): T {
+    const more = size * MS_A_CHARACTER;
+    try {
+      if (this.#patternsKnown) return work();
+      try {
+        return withTimeLimit(PATTERN_MS + more, work);
+      } catch (error) {
+        if (!(error instanceof TimeLimitError)) throw error;
+        // The process may have been stopped meanwhile, or the machine busy.
+        return withTimeLimit(SECOND_PATTERN_MS + more, work);
+      }
+    } catch (error) {
+      const message =
+        error instanceof TimeLimitError
+          ? `one of its patterns has no end on a text of ${size} characters or ids (${error.message})`
+          : `it can't be used: ${(error as Error).message}`;
+      throw invalid(this.#path, message, error);
+    }
   }
 
   tokenId(token: string): number | null {
@@ -211,6 +262,16 @@ class JsonTokenizer implements Tokenizer {
 }
 
 const textOf = (token: string | { content: string }) => (typeof token === "string" ? token : token.content);
+
+/** Ids must be usable before the library fills lists up to them. Error: PL_TOKENIZER_INVALID. */
+function checkIds(path: string, { model, added_tokens: added }: TokenizerJson): void {
+  const { vocab } = model;
+  const ids = typeof vocab === "object" && vocab !== null && !Array.isArray(vocab) ? Object.entries(vocab) : [];
+  for (const [token, id] of [...ids, ...(added ?? []).map(({ content, id }) => [content, id] as const)]) {
+    if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < MAX_VOCABULARY) continue;
+    throw invalid(path, `token ${shown(token)} has id ${shown(id)}, expected a whole number below ${MAX_VOCABULARY}`);
+  }
+}
 
 function configTemplate(config: TokenizerConfig): string | null {
   const template = config.chat_template ?? null;

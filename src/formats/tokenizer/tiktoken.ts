@@ -38,6 +38,9 @@ function parseRanks(path: string, text: string): string[] {
     const [, token, rank] = match as unknown as [string, string, string];
     if (Number(rank) !== tokens.length)
       throw invalid(path, `line ${index + 1} has rank ${rank}, expected ${tokens.length}`);
+    // Base64 can spell bytes in several ways, of which one is right.
+    if (Buffer.from(token, "base64").toString("base64") !== token)
+      throw invalid(path, `line ${index + 1} is no canonical base64`);
     if (seen.has(token)) throw invalid(path, `line ${index + 1} repeats a token`);
     seen.add(token);
     if (token.length === 4 && token.endsWith("==")) bytes.add(Buffer.from(token, "base64").toString("latin1"));

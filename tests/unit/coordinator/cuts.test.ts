@@ -21,7 +21,16 @@ function setup(name: string, r: number, quantised: boolean): ModelSetup {
   const spec = model(name);
   const targets = everyLinear(spec, r);
   return {
-    ...{ name, dir: "/nowhere", spec, checkpoint: null, adapter: null, holdDtype: "bfloat16", packed: new Map() },
+    ...{
+      name,
+      dir: "/nowhere",
+      hub: null,
+      spec,
+      checkpoint: null,
+      adapter: null,
+      holdDtype: "bfloat16",
+      packed: new Map(),
+    },
     lora: { targets } as unknown as ModelSetup["lora"],
     quantization: quantised
       ? ({ settings: NF4.quantization, skipped: [] } as unknown as ModelSetup["quantization"])
@@ -168,12 +177,12 @@ function rowsOf(lengths: readonly number[]): Dataset {
   const offsets = [0];
   for (const length of lengths) offsets.push(offsets.at(-1)! + length);
   const total = offsets.at(-1)!;
-  return new Dataset(
-    Int32Array.from({ length: total }, (_, i) => i % 97),
-    Int32Array.from({ length: total }, (_, i) => i % 89),
+  return new Dataset({
+    tokens: Int32Array.from({ length: total }, (_, i) => i % 97),
+    labels: Int32Array.from({ length: total }, (_, i) => i % 89),
     offsets,
-    0,
-  );
+    flags: lengths.map(() => 0),
+  });
 }
 
 function data(lengths: readonly number[], batchSize: number, evaluation: Dataset | null = null): TrainingData {
@@ -181,7 +190,7 @@ function data(lengths: readonly number[], batchSize: number, evaluation: Dataset
     ...{ rows: lengths.length, strategy: "random", seed: 15, batchSize, accumulation: 1, replicas: 1 },
     ...{ dropLast: false, epochs: 1, maxSteps: -1 },
   });
-  return { train: rowsOf(lengths), evaluation, order };
+  return { train: rowsOf(lengths), evaluation, order, parts: [] };
 }
 
 test("a run that was cut before stays so on other devices as long as it fits", async () => {

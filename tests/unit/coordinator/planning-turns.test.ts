@@ -14,7 +14,10 @@ import { type OrderOptions, TrainingOrder } from "../../../src/data/order.ts";
 import { NO_OVERRIDES } from "../../../src/plan/index.ts";
 import { cpus, everyLinear, gpus, model } from "../plan/models.ts";
 
-function dataOf(lengths: readonly number[], options: Partial<OrderOptions>): TrainingData {
+function dataOf(
+  lengths: readonly number[],
+  options: Partial<OrderOptions>,
+): Pick<TrainingData, "train" | "evaluation" | "order"> {
   const builder = new DatasetBuilder();
   for (const length of lengths) {
     const tokens = new Int32Array(length).fill(7);
@@ -32,7 +35,16 @@ function dataOf(lengths: readonly number[], options: Partial<OrderOptions>): Tra
 function setupOf(name: string): ModelSetup {
   const spec = model(name);
   return {
-    ...{ name, dir: "/nowhere", spec, checkpoint: null, adapter: null, holdDtype: "bfloat16", packed: new Map() },
+    ...{
+      name,
+      dir: "/nowhere",
+      hub: null,
+      spec,
+      checkpoint: null,
+      adapter: null,
+      holdDtype: "bfloat16",
+      packed: new Map(),
+    },
     lora: { targets: everyLinear(spec, 8) } as unknown as ModelSetup["lora"],
     ...{ quantization: null, warnings: [] },
   };

@@ -66,6 +66,25 @@ describe("dataset readers", () => {
     await refuses("a\tb\nc\n", /not a TSV table/, "tsv");
   });
 
+  test("Zstandard: one frame, several, blocks of repeats; cut off or another format is refused", async () => {
+    const rows = [instruction('a\t"b"'), instruction("c", "d")];
+    // Of the zstd program: -19; two frames, the second without a checksum; 20,000 equal rows.
+    const one = "KLUv/QRozQEA8kIKEbC5GMe75MaoWURjkdUzsIgBpoB16ubhxboH7/BGNrWxGPO0LNKEtwoEAFB1ecq4ViGSD6UMikl46w==";
+    const two =
+      "KLUv/QRYmQEAeyJpbnN0cnVjdGlvbiI6ImFcdFwiYlwiIiwiaW5wdXQiOiIiLCJvdXRwdXQiOiJvIn0KIbae1ii1L/0AWGEBAHsiaW5zdHJ1Y3Rpb24iOiJjIiwiaW5wdXQiOiJkIiwib3V0cHV0IjoibyJ9";
+    const equal =
+      "KLUv/QRodAEARAJ7Imluc3RydWN0aW9uIjogInEiLCAib3V0cHV0IjogIm8ifQoBAMz+P7l6AkQAAAABAP3/J1dARAAAAAEA/f85AAJEAAAAAQD9/zkAAkQAAAABAP3/OQACRQAAAAEAfXwdAAHBlWTN";
+    const of = (text: string) => Buffer.from(text, "base64");
+    assert.deepEqual(await rowsOf(of(one), "jsonl.zst"), rows);
+    assert.deepEqual(await rowsOf(of(two), "ndjson.zst"), rows);
+    assert.equal((await rowsOf(of(equal), "jsonl.zst")).length, 20_000);
+    for (const length of [0, 3, 10, of(one).length - 6]) {
+      await refuses(of(one).subarray(0, length), /can't be unpacked|has no rows/, "jsonl.zst");
+    }
+    await refuses('{"instruction": "a", "output": "b"}', /can't be unpacked/, "jsonl.zst");
+    await refuses(of(one), /no dataset's extension/, "parquet.zst");
+  });
+
   test("columns under other names, in any kind of file", async () => {
     const columns = { instruction: "q", input: "more", output: "a" };
     const of = async (content: string, extension: string) => all(readRows(await fileOf(content, extension), columns));

@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { type Dataset, DatasetBuilder } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
-import { splitDataset } from "../../../src/data/split.ts";
+import { splitRows } from "../../../src/data/split.ts";
 import { evaluationRows, trainingStep, type WeightedRow } from "../../../src/data/steps.ts";
 
 /** Rows of the given lengths; the first `masked` tokens of each carry no label. */
@@ -108,21 +108,17 @@ describe("training steps", () => {
   });
 
   test("a held-out share: seeded, disjoint, in the file's order", () => {
-    const dataset = datasetOf(Array.from({ length: 20 }, (_, i) => i + 2));
-    const { train, evaluation } = splitDataset(dataset, 0.21, 7);
-    assert.deepEqual([train.size, evaluation.size], [15, 5]);
-    const lengths = (part: Dataset) => Array.from({ length: part.size }, (_, row) => part.rowLength(row));
+    const { train, evaluation } = splitRows(20, 0.21, 7, "a.jsonl");
+    assert.deepEqual([train.length, evaluation.length], [15, 5]);
+    const ascending = (rows: readonly number[]) => [...rows].sort((a, b) => a - b);
     assert.deepEqual(
-      [...lengths(train), ...lengths(evaluation)].sort((a, b) => a - b),
-      lengths(dataset),
+      ascending([...train, ...evaluation]),
+      Array.from({ length: 20 }, (_, row) => row),
     );
-    assert.deepEqual(
-      lengths(train),
-      [...lengths(train)].sort((a, b) => a - b),
-    );
-    assert.deepEqual(lengths(splitDataset(dataset, 0.21, 7).evaluation), lengths(evaluation));
-    assert.notDeepEqual(lengths(splitDataset(dataset, 0.21, 8).evaluation), lengths(evaluation));
-    assert.throws(() => splitDataset(dataset, 1, 7), { code: "PL_DATASET_INVALID" });
+    assert.deepEqual(train, ascending(train));
+    assert.deepEqual(splitRows(20, 0.21, 7, "a.jsonl").evaluation, evaluation);
+    assert.notDeepEqual(splitRows(20, 0.21, 8, "a.jsonl").evaluation, evaluation);
+    assert.throws(() => splitRows(20, 1, 7, "a.jsonl"), { code: "PL_DATASET_INVALID", message: /a\.jsonl/ });
   });
 
   test("statistics", () => {

@@ -122,7 +122,7 @@ for (const manifests of ALL_MANIFESTS) {
     const { model, dataset, output_dir, save_on_each_node } = run.coordinator;
     for (const job of [coordinatorJob, workerJob]) assert.ok(mountOf(podOf(job), podOf(job).containers[0]!, model!));
     const coordinator = podOf(coordinatorJob);
-    const data = mountOf(coordinator, coordinator.containers[0]!, dataset!);
+    const data = mountOf(coordinator, coordinator.containers[0]!, dataset as string);
     if (data?.volume.configMap !== undefined) assert.ok(manifests.configMap(data.volume.configMap.name!)[data.inside]);
     assert.ok(data !== null);
     const writers = save_on_each_node ? [coordinatorJob, workerJob] : [coordinatorJob];

@@ -5,6 +5,7 @@ import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v
 import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from '../../pipelora/v1/Quantization.ts';
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from '../../pipelora/v1/Peer.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from '../../pipelora/v1/LoraInit.ts';
+import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v1_HubModel__Output } from '../../pipelora/v1/HubModel.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Prepare {
@@ -26,6 +27,7 @@ export interface Prepare {
   'replicaNccl'?: (Buffer | Uint8Array | string);
   'hostBytes'?: (number | string | Long);
   'pipelineRanks'?: (number)[];
+  'hubModel'?: (_pipelora_v1_HubModel | null);
 }
 
 export interface Prepare__Output {
@@ -47,4 +49,5 @@ export interface Prepare__Output {
   'replicaNccl': (Buffer);
   'hostBytes': (number);
   'pipelineRanks': (number)[];
+  'hubModel': (_pipelora_v1_HubModel__Output | null);
 }

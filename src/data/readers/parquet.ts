@@ -1,0 +1,68 @@
+import { stat } from "node:fs/promises";
+import { Worker, type WorkerOptions } from "node:worker_threads";
+import { datasetError } from "./checks.ts";
+import type { ParquetAnswer } from "./parquet-thread.ts";
+
+/** For one row group: far above what decoding takes, for a file as for each of its bytes. */
+const GROUP_MS = 5_000;
+const BYTES_A_MS = 1_000;
+/** Memory of the thread's heap: a byte of a file may be some rows of a dictionary's. */
+const HEAP_MIB = 512;
+const HEAP_BYTES_A_BYTE = 64;
+
+/**
+ * Rows of a Parquet file, one row group in memory at a time. The library believes the counts in a file, so that some hundred bytes may
+ * ask for endless work or all memory: it runs in a thread with a bound for both.
+ */
+export async function* readParquetValues(path: string): AsyncIterable<unknown> {
+  const { size } = await stat(path);
+  const maxOldGenerationSizeMb = HEAP_MIB + Math.ceil((size * HEAP_BYTES_A_BYTE) / 2 ** 20);
+  const thread = startThread({ workerData: path, resourceLimits: { maxOldGenerationSizeMb } });
+  try {
+    for (;;) {
+      const answer = await ask(thread, GROUP_MS + size / BYTES_A_MS);
+      if (answer === "end") return;
+      if ("error" in answer) throw new Error(answer.error);
+      yield* answer.rows;
+    }
+  } catch (error) {
+    throw datasetError(
+      `${path} can't be read as Parquet: ${(error as Error).message.replace(/\.$/, "")}.`,
+      "Write the file again.",
+      error,
+    );
+  } finally {
+    await thread.terminate();
+  }
+}
+
+function startThread(options: WorkerOptions): Worker {
+  if (!import.meta.url.endsWith(".ts")) return new Worker(new URL("./parquet-thread.js", import.meta.url), options);
+  // Sources that run as they are: a thread does not inherit their loader.
+  const script = JSON.stringify(new URL("./parquet-thread.ts", import.meta.url).href);
+  const code = `import("tsx/esm/api").then(({ register }) => (register(), import(${script})));`;
+  return new Worker(code, { ...options, eval: true });
+}
+
+function ask(thread: Worker, ms: number): Promise<ParquetAnswer> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(
+      () => reject(new Error(`a row group took over ${Math.round(ms / 1000)} s, far more than its size needs`)),
+      ms,
+    );
+    const settle = (act: () => void) => () => {
+      clearTimeout(timer);
+      act();
+    };
+    thread.removeAllListeners();
+    // One that comes between two questions shows as the thread's end.
+    thread.on("error", () => {});
+    thread.once("message", (answer: ParquetAnswer) => settle(() => resolve(answer))());
+    thread.once("error", (error) => settle(() => reject(error))());
+    thread.once(
+      "exit",
+      settle(() => reject(new Error("its reader ended"))),
+    );
+    thread.postMessage("next");
+  });
+}
