@@ -26,6 +26,7 @@ const STATE = serializeState(
     loggingSteps: 2,
     evalSteps: 4,
     saveSteps: 4,
+    earlyStopping: { patience: 2, threshold: 0 },
     fingerprint: FINGERPRINT,
   },
   false,
