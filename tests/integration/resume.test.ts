@@ -104,7 +104,10 @@ test("a resumed run may have another learning rate, which is said; another weigh
   const slower = join(root, "slower");
   const result = await coordinator([...from(slower), "--learning-rate", "0.0002"]);
   assert.equal(result.code, 0, result.stderr);
-  assert.match(result.stderr, /learning_rate is 0\.0002, was 0\.002 in .*checkpoint-4: the run goes on with the new one/);
+  assert.match(
+    result.stderr,
+    /learning_rate is 0\.0002, was 0\.002 in .*checkpoint-4: the run goes on with the new one/,
+  );
   const rates = (dir: string) =>
     readJson<{ log_history: { learning_rate?: number }[] }>(dir, "trainer_state.json").log_history.map(
       ({ learning_rate }) => learning_rate,
