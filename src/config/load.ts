@@ -1,17 +1,15 @@
-import { readFile, stat } from "node:fs/promises";
 import type { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
 import { shown } from "../common/shown.ts";
-import { withTimeLimit } from "../common/time-limit.ts";
 import { COMMANDS, type Command, type FlagKind, flagOf, type Option } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
-import { counterpart } from "./others.ts";
+import { counterpartText } from "./others.ts";
 import { checkContradictions } from "./rules.ts";
+import { readYaml } from "./yaml-file.ts";
 
-/** A file of flags has some hundred lines. Brackets inside each other cost their parser the square of their number. */
-const MAX_YAML_BYTES = 1 << 20;
-const YAML_MS = 5_000;
+/** Commands whose --config is what they work on, no file of flags. */
+const DATA_CONFIG: readonly Command[] = ["init-model", "convert-config"];
 
 /** Flags as the command line gives them: text, or true where a flag stands without a value. */
 export type FlagValues = Readonly<Record<string, string | boolean>>;
@@ -28,10 +26,10 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
   const given = new Set<string>();
 
   const path = flags["config"];
-  if (typeof path === "string" && command !== "init-model") {
+  if (typeof path === "string" && !DATA_CONFIG.includes(command)) {
     for (const [key, value] of Object.entries(await readYaml(path))) {
       if (!Object.hasOwn(OPTIONS, key)) {
-        const theirs = counterpart(key, value);
+        const theirs = counterpartText(key, value);
         problems.push(`${path}: unknown key "${key}"${theirs ?? suggestion(key, Object.keys(OPTIONS))}`);
       } else if (known.has(key as OptionKey)) {
         // One file serves every command, so keys of other commands are left alone.
@@ -91,30 +89,6 @@ function describeIssues(issues: readonly z.core.$ZodIssue[], value: unknown): st
   return `${what}, got ${shown(value)}`;
 }
 
-async function readYaml(path: string): Promise<Record<string, unknown>> {
-  let text: string;
-  try {
-    const { size } = await stat(path);
-    if (size > MAX_YAML_BYTES) throw new Error(`it has ${size} bytes, expected at most ${MAX_YAML_BYTES}`);
-    text = await readFile(path, "utf8");
-  } catch (cause) {
-    throw new PipeloraError("PL_CONFIG_INVALID", `--config: can't read ${path}: ${(cause as Error).message}`, {
-      cause,
-      hint: "Name a YAML file of flags in snake_case.",
-    });
-  }
-  // Loaded when a file is named: most runs have flags alone.
-  const { parse } = await import("yaml");
-  try {
-    const parsed: unknown = withTimeLimit(YAML_MS, () => parse(text)) ?? {};
-    if (typeof parsed === "object" && !Array.isArray(parsed)) return parsed as Record<string, unknown>;
-  } catch (cause) {
-    const where = cause instanceof Error ? cause.message.split("\n")[0] : String(cause);
-    throw new PipeloraError("PL_CONFIG_INVALID", `${path} is not YAML: ${where}`, { cause });
-  }
-  throw new PipeloraError("PL_CONFIG_INVALID", `${path}: expected a mapping of keys to values`);
-}
-
 type Parsed = { readonly ok: true; readonly value: unknown } | { readonly ok: false; readonly expected: string };
 
 function parseFlag(kind: FlagKind, text: string | boolean): Parsed {
@@ -145,7 +119,7 @@ function parseFlag(kind: FlagKind, text: string | boolean): Parsed {
 }
 
 /** YAML 1.1's words for true and false, which YAML 1.2 takes for text; "a,b" where a list is wanted. */
-function typedAsFlag(kind: FlagKind, value: unknown): unknown {
+export function typedAsFlag(kind: FlagKind, value: unknown): unknown {
   if (typeof value !== "string") return value;
   if (kind === "boolean" || (kind === "boolean-or-string" && /^(yes|no|on|off)$/i.test(value))) {
     return parseBoolean(value)?.value ?? value;

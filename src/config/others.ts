@@ -1,13 +1,22 @@
+/** What another trainer's key means here: the settings it becomes, and what is to be said of it. */
+export interface Counterpart {
+  /** Empty: nothing needs to be, or can be, set. */
+  readonly settings: Readonly<Record<string, unknown>>;
+  /** Why a key is left out, or what to look at; null: the settings say it all. */
+  readonly remark: string | null;
+  /** Whether what was asked for is not done. */
+  readonly lost: boolean;
+}
+
 /**
- * Keys of LLaMA-Factory, Axolotl, TRL and transformers that mean one of ours, or what is done anyway, or nothing offered. A
- * similar spelling would lead to a wrong neighbour for many of them.
+ * Keys of LLaMA-Factory, Axolotl, TRL and transformers that mean one of ours, with the same values. A similar spelling would lead to
+ * a wrong neighbour for many of them.
  */
 const NAMES: Readonly<Record<string, string>> = {
   model_name_or_path: "model",
   base_model: "model",
   base_model_name_or_path: "model",
   dataset_name: "dataset",
-  datasets: "dataset",
   adapter_name_or_path: "adapter",
   lora_model_dir: "adapter",
   cutoff_len: "max_length",
@@ -51,6 +60,7 @@ const DONE_ANYWAY: Readonly<Record<string, string>> = {
   trust_remote_code: "no code of a checkpoint is ever run",
   remove_unused_columns: "other columns are left alone",
   preprocessing_num_workers: "rows are encoded as they are read",
+  dataset_num_proc: "rows are encoded as they are read",
   dataloader_num_workers: "the next step's rows are prepared beside the last",
   overwrite_cache: "nothing is cached",
   eos_token: "the template's own end token is trained on",
@@ -64,25 +74,63 @@ const NOT_OFFERED = [
   "hub_model_id",
   "push_to_hub",
 ];
-/** What to say of another trainer's key, as the rest of a sentence; null where it is none. `value`: as the file has it. */
-export function counterpart(key: string, value: unknown): string | null {
-  const own = Object.hasOwn(NAMES, key) ? NAMES[key]! : null;
-  if (own !== null) return `; here it is "${own}"`;
-  switch (key) {
-    case "lora_target":
-      return value === "all" ? '; here it is "target_modules: all-linear"' : '; here it is "target_modules"';
-    case "lora_target_linear":
-      return '; here it is "target_modules: all-linear"';
-    case "quantization_bit":
-      return `; here it is "load_in_${value === 8 ? 8 : 4}bit: true"`;
-    case "bf16":
-    case "fp16":
-      return `; here it is "compute_dtype: ${key === "bf16" ? "bfloat16" : "float16"}" (and torch_dtype)`;
-    case "train_on_inputs":
-      return value === true
-        ? "; it is not offered: the assistant's turns alone are trained on"
-        : "; leave it out: the assistant's turns alone are trained on";
+
+const becomes = (settings: Readonly<Record<string, unknown>>, remark: string | null = null): Counterpart => ({
+  settings,
+  remark,
+  lost: false,
+});
+const leftOut = (remark: string): Counterpart => ({ settings: {}, remark, lost: false });
+const notOffered = (why: string | null = null): Counterpart => ({ settings: {}, remark: why, lost: true });
+const TURNS = "the assistant's turns alone are trained on";
+
+/** Keys whose values mean something else here. */
+const TRANSLATED: Readonly<Record<string, (value: unknown) => Counterpart>> = {
+  lora_target: (value) => becomes({ target_modules: value === "all" ? "all-linear" : value }),
+  lora_target_linear: (value) =>
+    isFalse(value) ? leftOut("name the modules in target_modules") : becomes({ target_modules: "all-linear" }),
+  quantization_bit: (value) => becomes({ [`load_in_${value === 8 ? 8 : 4}bit`]: true }),
+  bf16: (value) => halfPrecision("bfloat16", value),
+  fp16: (value) => halfPrecision("float16", value),
+  train_on_inputs: (value) => (value === true ? notOffered(TURNS) : leftOut(TURNS)),
+  // Stages that are no supervised fine-tuning, and methods that are no LoRA, are other trainings.
+  stage: (value) => (value === "sft" ? leftOut(DONE_ANYWAY["stage"]!) : notOffered(DONE_ANYWAY["stage"])),
+  finetuning_type: (value) =>
+    value === "lora" ? leftOut(DONE_ANYWAY["finetuning_type"]!) : notOffered(DONE_ANYWAY["finetuning_type"]),
+  use_peft: (value) => (isFalse(value) ? notOffered(DONE_ANYWAY["use_peft"]) : leftOut(DONE_ANYWAY["use_peft"]!)),
+  datasets: (value) => becomes({ dataset: Array.isArray(value) ? value.map(dataset) : value }),
+};
+
+/** As YAML 1.1 writes it too. */
+const isFalse = (value: unknown) => value === false || /^(no|off|false)$/i.test(String(value));
+
+function halfPrecision(dtype: string, value: unknown): Counterpart {
+  if (isFalse(value)) return leftOut("compute_dtype says it");
+  return becomes({ compute_dtype: dtype, torch_dtype: dtype });
+}
+
+/** One of Axolotl's `datasets`: its path; what says how a row is read is found out here. */
+function dataset(entry: unknown): unknown {
+  return typeof entry === "object" && entry !== null && "path" in entry ? entry.path : entry;
+}
+
+/** What another trainer's key means here; null where it is none. `value`: as the file has it. */
+export function counterpart(key: string, value: unknown): Counterpart | null {
+  if (Object.hasOwn(NAMES, key)) return becomes({ [NAMES[key]!]: value });
+  if (Object.hasOwn(TRANSLATED, key)) return TRANSLATED[key]!(value);
+  if (Object.hasOwn(DONE_ANYWAY, key)) return leftOut(DONE_ANYWAY[key]!);
+  return NOT_OFFERED.includes(key) ? notOffered() : null;
+}
+
+/** The same as the rest of a sentence that names the key. */
+export function counterpartText(key: string, value: unknown): string | null {
+  const found = counterpart(key, value);
+  if (found === null) return null;
+  const [[own, setting] = [], ...more] = Object.entries(found.settings);
+  if (own !== undefined) {
+    const said = setting === value || typeof setting === "object" ? own : `${own}: ${String(setting)}`;
+    return `; here it is "${said}"${more.map(([other]) => ` (and ${other})`).join("")}`;
   }
-  if (Object.hasOwn(DONE_ANYWAY, key)) return `; leave it out: ${DONE_ANYWAY[key]}`;
-  return NOT_OFFERED.includes(key) ? "; it is not offered" : null;
+  const why = found.remark === null ? "" : `: ${found.remark}`;
+  return found.lost ? `; it is not offered${why}` : `; leave it out${why}`;
 }

@@ -25,6 +25,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   }
   if (command === "quantize") needs("output_dir");
   if (command === "tokenize") needs("input");
+  if (command === "convert-config") needs("config");
   if (command === "init-model") {
     needs("config");
     needs("output_dir");

@@ -5,7 +5,7 @@ export const fileOptions = {
   config: option(
     "string",
     "Output",
-    [...RUNS, "init-model"],
+    [...RUNS, "init-model", "convert-config"],
     optional(text),
     "For init-model the model's config.json, else a YAML file of these keys in snake_case.",
     "FILE",

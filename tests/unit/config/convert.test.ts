@@ -1,0 +1,119 @@
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { parse, stringify } from "yaml";
+import { convertConfig } from "../../../src/config/convert.ts";
+import { loadConfig } from "../../../src/config/load.ts";
+import { temporaryFolder } from "../../support/cli.ts";
+
+const LLAMA_FACTORY = `
+model_name_or_path: org/model
+stage: sft
+do_train: true
+finetuning_type: lora
+quantization_bit: 4
+lora_rank: 32
+lora_target: all
+dataset: a.jsonl
+template: qwen
+cutoff_len: 4096
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: yes
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 500
+output_dir: out
+plot_loss: true
+`;
+const AXOLOTL = `
+base_model: org/model
+adapter: qlora
+datasets:
+  - path: a.jsonl
+    type: alpaca
+  - path: b.parquet
+sequence_len: 2048
+sample_packing: true
+lora_r: 16
+lora_alpha: 32
+lora_target_linear: true
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+num_epochs: 2
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+train_on_inputs: true
+bf16: auto
+output_dir: ./out
+`;
+const TRL = `
+model_name_or_path: org/model
+dataset_name: owner/rows
+use_peft: true
+lora_target_modules: [q_proj, v_proj]
+output_dir: out
+neftune_noise_alpha: 5
+`;
+
+/** Keys that are said to have no counterpart or not to be offered. */
+const lost = (remarks: readonly string[]) =>
+  remarks.filter((remark) => /no counterpart|not offered/.test(remark)).map((remark) => remark.split(/[ :]/)[0]);
+
+test("files of LLaMA-Factory, Axolotl and TRL become ones that load here, and what is lost is named", async (t) => {
+  const cases = [
+    {
+      file: LLAMA_FACTORY,
+      expected: { lora_r: 32, lora_alpha: 64, target_modules: "all-linear", load_in_4bit: true, max_length: 4096 },
+      lost: ["plot_loss"],
+    },
+    {
+      file: AXOLOTL,
+      expected: { dataset: ["a.jsonl", "b.parquet"], load_in_4bit: true, per_device_train_batch_size: 2, lora_r: 16 },
+      lost: ["train_on_inputs"],
+    },
+    {
+      file: TRL,
+      expected: { lora_r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: ["q_proj", "v_proj"] },
+      lost: ["neftune_noise_alpha"],
+    },
+  ];
+  for (const { file, expected, lost: missing } of cases) {
+    const converted = convertConfig(parse(file));
+    for (const [key, value] of Object.entries(expected)) assert.deepEqual(converted.settings[key], value, key);
+    assert.deepEqual(lost(converted.remarks), missing);
+    const path = join(temporaryFolder(t), "ours.yaml");
+    writeFileSync(path, stringify(converted.settings));
+    const config = await loadConfig("train", { config: path });
+    assert.equal(config.model, "org/model");
+  }
+});
+
+test("nothing disappears: every key is a setting, or a remark names it", () => {
+  for (const file of [LLAMA_FACTORY, AXOLOTL, TRL]) {
+    const theirs = parse(file) as Record<string, unknown>;
+    for (const [key, value] of Object.entries(theirs)) {
+      const { settings, remarks } = convertConfig({ ...theirs, [key]: value });
+      const { settings: without } = convertConfig(
+        Object.fromEntries(Object.entries(theirs).filter(([k]) => k !== key)),
+      );
+      const named = remarks.some((remark) => remark.startsWith(key));
+      assert.ok(named || JSON.stringify(settings) !== JSON.stringify(without), key);
+    }
+  }
+});
+
+test("other stages and methods are no supervised fine-tuning with LoRA", () => {
+  for (const key of ["stage: dpo", "finetuning_type: full", "use_peft: no"])
+    assert.deepEqual(lost(convertConfig(parse(`base_model: m\n${key}`)).remarks), [key.split(":")[0]]);
+});
+
+test("a value that is none here is said to have no counterpart; an empty key is nothing", () => {
+  const { settings, remarks } = convertConfig({ base_model: "m", lr_scheduler: "linear_with_a_kink", dataset: null });
+  assert.deepEqual(settings, { model: "m" });
+  assert.match(remarks[0]!, /lr_scheduler "linear_with_a_kink" has no counterpart: lr_scheduler_type takes/);
+});
