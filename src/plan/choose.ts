@@ -2,12 +2,12 @@ import { setImmediate as turn } from "node:timers/promises";
 import { PipeloraError } from "../common/errors.ts";
 import { takenBytes } from "./arena.ts";
 import type { Device } from "./devices.ts";
-import { layerTimer } from "./layer-time.ts";
 import { offloadsActivations } from "./offload.ts";
+import { layerTime } from "./placement/range-costs.ts";
 import { Infeasible, type Plan } from "./plan.ts";
-import { layerTime } from "./range-costs.ts";
 import { attemptReplicatedPlan } from "./replicas.ts";
 import type { PlanRequest, Work } from "./request.ts";
+import { layerTimer } from "./time/layer-time.ts";
 
 /** One way to run a step: over so many replicas of the pipeline, each doing this work. */
 export interface WorkChoice {

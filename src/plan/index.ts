@@ -5,15 +5,14 @@ export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices
 export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
 export { assertComputable } from "./engine-limits.ts";
 export { formatPlan, planJson } from "./format-plan.ts";
-export type { Holding, Quantization } from "./held-sizes.ts";
-export { isQuantized, layerWeightBytes, linearWeightBytes } from "./held-sizes.ts";
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
+export type { Holding, Quantization } from "./memory/held-sizes.ts";
+export { isQuantized, layerWeightBytes, linearWeightBytes } from "./memory/held-sizes.ts";
 export type { DeviceMemory } from "./memory.ts";
 export { predictMemory } from "./memory.ts";
 export { countsNear, countsToTry, MOST_TOKENS, microBatchCount, stepsUpTo } from "./micro-batches.ts";
 export type { Plan, PlannedDevice, PlannedSegment, PlanPrediction } from "./plan.ts";
 export { assertRunnable, makePlan } from "./plan.ts";
-export { linkRate } from "./rates.ts";
 export { attemptReplicatedPlan } from "./replicas.ts";
 export type {
   Checkpointing,
@@ -29,4 +28,5 @@ export type {
 export { linkKey, NO_OVERRIDES, STRATEGIES } from "./request.ts";
 export type { Segment } from "./segments.ts";
 export { segmentsOf } from "./segments.ts";
+export { linkRate } from "./time/rates.ts";
 export { predictTime } from "./time.ts";

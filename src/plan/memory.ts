@@ -1,8 +1,8 @@
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import type { Device } from "./devices.ts";
 import { type Activations, type Keeping, segmentLayers } from "./keeping.ts";
-import { boundaryBytes, contextBytes, type LayerMemory, layerMemory } from "./layer-memory.ts";
-import { ON_THEIR_WAY, wholeActivations } from "./range-costs.ts";
+import { boundaryBytes, contextBytes, type LayerMemory, layerMemory } from "./memory/layer-memory.ts";
+import { ON_THEIR_WAY, wholeActivations } from "./placement/range-costs.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 

@@ -1,13 +1,13 @@
 import { arenaMargin } from "./arena.ts";
 import { type Device, gpusOf } from "./devices.ts";
 import { blocksOf, PLAIN_KEEPING, segmentLayers } from "./keeping.ts";
-import { layerMemory } from "./layer-memory.ts";
-import { layerTimer } from "./layer-time.ts";
+import { layerMemory } from "./memory/layer-memory.ts";
 import { heldActivations } from "./memory.ts";
-import { forwardTime, wholeActivations } from "./range-costs.ts";
-import { hostLinkRate } from "./rates.ts";
+import { forwardTime, wholeActivations } from "./placement/range-costs.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
+import { layerTimer } from "./time/layer-time.ts";
+import { hostLinkRate } from "./time/rates.ts";
 
 /** Of the way to the host's memory, what a plan counts on: transfers must never hold a pass up. */
 const LINK_SHARE = 0.85;

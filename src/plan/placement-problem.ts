@@ -1,14 +1,14 @@
 import type { Device } from "./devices.ts";
-import { contextBytes } from "./layer-memory.ts";
-import { layerTimer } from "./layer-time.ts";
-import type { LayerWork } from "./layer-work.ts";
+import { contextBytes } from "./memory/layer-memory.ts";
 import { inFlight } from "./memory.ts";
-import type { Stage } from "./partition.ts";
-import type { PlacementProblem } from "./planner.ts";
-import { type RangeCosts, trueCosts, unitsOf } from "./range-costs.ts";
+import type { Stage } from "./placement/partition.ts";
+import type { PlacementProblem } from "./placement/planner.ts";
+import { type RangeCosts, trueCosts, unitsOf } from "./placement/range-costs.ts";
 import type { PlanRequest } from "./request.ts";
 import { fullCheckpointing } from "./segment-checkpointing.ts";
 import { segmentsOf } from "./segments.ts";
+import { layerTimer } from "./time/layer-time.ts";
+import type { LayerWork } from "./time/layer-work.ts";
 import { predictTime } from "./time.ts";
 
 /** What the planner is asked: devices with a budget, ids ascending, and what runs of layers cost on each. */

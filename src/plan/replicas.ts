@@ -1,9 +1,9 @@
 import { PipeloraError } from "../common/errors.ts";
 import { type Device, gpusOf, type MaxMemory } from "./devices.ts";
-import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
+import { LORA_BYTES_PER_PARAMETER } from "./memory/held-sizes.ts";
 import { attemptPlan, IDLE, Infeasible, type Plan } from "./plan.ts";
-import { linkRate } from "./rates.ts";
 import type { PlanRequest } from "./request.ts";
+import { linkRate } from "./time/rates.ts";
 
 const GRADIENT_BYTES = 4;
 

@@ -3,7 +3,7 @@ import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
 import type { ModelSpec } from "../models/spec.ts";
 import type { Device, MaxMemory } from "./devices.ts";
-import type { Holding } from "./held-sizes.ts";
+import type { Holding } from "./memory/held-sizes.ts";
 
 /**
  * auto is balanced. balanced: the largest load as small as can be. balanced_low_0: device 0 takes as little as the others

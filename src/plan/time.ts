@@ -1,13 +1,13 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import type { Device } from "./devices.ts";
-import { gpuUpdateTime } from "./gpu-time.ts";
 import { type Keeping, segmentLayers } from "./keeping.ts";
-import { layerTimer } from "./layer-time.ts";
 import { isRoundRobin } from "./memory.ts";
-import { backwardTime, forwardTime } from "./range-costs.ts";
-import { linkRate } from "./rates.ts";
+import { backwardTime, forwardTime } from "./placement/range-costs.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
+import { gpuUpdateTime } from "./time/gpu-time.ts";
+import { layerTimer } from "./time/layer-time.ts";
+import { linkRate } from "./time/rates.ts";
 
 /** Predicted seconds of one micro-batch in one segment. */
 export interface SegmentTime {

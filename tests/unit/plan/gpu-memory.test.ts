@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { BlockLayer } from "../../../src/models/spec.ts";
-import { blockProducts } from "../../../src/plan/gpu-products.ts";
-import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "../../../src/plan/gpu-weights.ts";
-import { gpuBlockWork } from "../../../src/plan/gpu-work.ts";
 import { type Holding, makePlan, type PlanRequest } from "../../../src/plan/index.ts";
+import { blockProducts } from "../../../src/plan/memory/gpu-products.ts";
+import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "../../../src/plan/memory/gpu-weights.ts";
+import { gpuBlockWork } from "../../../src/plan/memory/gpu-work.ts";
 import { cpus, everyLinear, GIB, gpus, model, PLAIN, request, WORK } from "./models.ts";
 
 const qwen = model("qwen-7b");

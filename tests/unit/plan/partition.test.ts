@@ -10,8 +10,8 @@ import {
   sequentialPartition,
   stageLoad,
   stageShare,
-} from "../../../src/plan/partition.ts";
-import { rangeCosts } from "../../../src/plan/range-costs.ts";
+} from "../../../src/plan/placement/partition.ts";
+import { rangeCosts } from "../../../src/plan/placement/range-costs.ts";
 
 const unit = fc.record({
   weights: fc.integer({ min: 0, max: 15 }),

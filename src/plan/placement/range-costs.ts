@@ -1,7 +1,7 @@
-import type { LayerSpec } from "../models/spec.ts";
-import { boundaryBytes, type LayerMemory, layerMemory } from "./layer-memory.ts";
-import type { LayerWork } from "./layer-work.ts";
-import type { PlanRequest } from "./request.ts";
+import type { LayerSpec } from "../../models/spec.ts";
+import { boundaryBytes, type LayerMemory, layerMemory } from "../memory/layer-memory.ts";
+import type { PlanRequest } from "../request.ts";
+import type { LayerWork } from "../time/layer-work.ts";
 
 /** What a run of consecutive units costs the device that holds it. A unit is what placement never cuts. */
 export interface RangeCosts {

@@ -1,5 +1,5 @@
-import { dtypeBytes, type FloatDtype } from "../common/dtype.ts";
-import { BLOCK_SIZE, NESTED_BLOCK_SIZE } from "../common/quantization.ts";
+import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
+import { BLOCK_SIZE, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
 import { type GpuProduct, roundUp, sum, tailColumns } from "./gpu-products.ts";
 import type { Holding } from "./held-sizes.ts";
 

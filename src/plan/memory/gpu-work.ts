@@ -1,4 +1,4 @@
-import type { BlockLayer, ModelShape } from "../models/spec.ts";
+import type { BlockLayer, ModelShape } from "../../models/spec.ts";
 import { type BlockProducts, type GpuProduct, roundUp, runsAsProducts, sum, tailColumns } from "./gpu-products.ts";
 
 const FLOAT32 = 4;

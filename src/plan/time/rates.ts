@@ -1,7 +1,7 @@
-import type { FloatDtype } from "../common/dtype.ts";
-import type { Device } from "./devices.ts";
+import type { FloatDtype } from "../../common/dtype.ts";
+import type { Device } from "../devices.ts";
+import { type LinkRate, linkKey, type RateOverrides } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
-import { type LinkRate, linkKey, type RateOverrides } from "./request.ts";
 
 /**
  * What products of a transformer reach on a device, FLOP/s in 16 bit, and with float32 inputs; and its memory's bytes/s. Measured

@@ -1,6 +1,6 @@
-import { dtypeBytes, type FloatDtype } from "../common/dtype.ts";
-import { BLOCK_SIZE, type FourBitSettings, NESTED_BLOCK_SIZE } from "../common/quantization.ts";
-import type { LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
+import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
+import { BLOCK_SIZE, type FourBitSettings, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
+import type { LayerSpec, LinearSpec, ModelSpec } from "../../models/spec.ts";
 
 export type Quantization = { readonly method: "none" } | { readonly method: "8bit" } | FourBitSettings;
 

@@ -1,12 +1,12 @@
-import { dtypeBytes } from "../common/dtype.ts";
-import type { LoraTarget } from "../models/lora-targets.ts";
-import type { BlockLayer, LayerSpec, LinearSpec, ModelShape } from "../models/spec.ts";
-import type { Device } from "./devices.ts";
+import { dtypeBytes } from "../../common/dtype.ts";
+import type { LoraTarget } from "../../models/lora-targets.ts";
+import type { BlockLayer, LayerSpec, LinearSpec, ModelShape } from "../../models/spec.ts";
+import type { Device } from "../devices.ts";
+import type { PlanRequest } from "../request.ts";
 import { type BlockProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
-import type { PlanRequest } from "./request.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
 export interface LayerMemory {

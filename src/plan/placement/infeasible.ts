@@ -1,9 +1,9 @@
-import { formatBytes } from "../common/bytes.ts";
-import { PipeloraError } from "../common/errors.ts";
+import { formatBytes } from "../../common/bytes.ts";
+import { PipeloraError } from "../../common/errors.ts";
+import type { PlanRequest } from "../request.ts";
+import { alignTable } from "../table.ts";
 import { leastOverfull, stageMemory } from "./partition.ts";
 import { type PlacementProblem, wholeProblem } from "./planner.ts";
-import type { PlanRequest } from "./request.ts";
-import { alignTable } from "./table.ts";
 
 /** Whether a changed request would fit, as the planner sees it. */
 export type FitTest = (request: PlanRequest) => boolean;

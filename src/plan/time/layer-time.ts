@@ -1,8 +1,8 @@
-import type { Device } from "./devices.ts";
+import type { Device } from "../devices.ts";
+import type { MeasuredDevice, PlanRequest, TimePoint } from "../request.ts";
 import { gpuLayerTimes } from "./gpu-time.ts";
 import { type LayerWork, layerWork } from "./layer-work.ts";
 import { deviceRate } from "./rates.ts";
-import type { MeasuredDevice, PlanRequest, TimePoint } from "./request.ts";
 
 /** Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rates. */
 export function layerTimer(request: PlanRequest): (device: Device) => LayerWork[] {

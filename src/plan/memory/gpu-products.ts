@@ -1,5 +1,5 @@
-import type { LoraTarget } from "../models/lora-targets.ts";
-import type { BlockLayer, LinearRole, LinearSpec } from "../models/spec.ts";
+import type { LoraTarget } from "../../models/lora-targets.ts";
+import type { BlockLayer, LinearRole, LinearSpec } from "../../models/spec.ts";
 import { type Holding, isQuantized } from "./held-sizes.ts";
 
 /** Linears that share an input are one product and one weight on a GPU, one part below the other (native/model/block.cpp). */

@@ -1,14 +1,21 @@
-import { dtypeBytes } from "../common/dtype.ts";
-import type { LoraTarget } from "../models/lora-targets.ts";
-import type { BlockLayer } from "../models/spec.ts";
-import type { Device } from "./devices.ts";
+import { dtypeBytes } from "../../common/dtype.ts";
+import type { LoraTarget } from "../../models/lora-targets.ts";
+import type { BlockLayer } from "../../models/spec.ts";
+import type { Device } from "../devices.ts";
+import {
+  blockProducts,
+  type GpuProduct,
+  headProduct,
+  runsAsProducts,
+  sum,
+  tailColumns,
+} from "../memory/gpu-products.ts";
+import { isExpanded } from "../memory/gpu-weights.ts";
+import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
+import type { PlanRequest } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
-import { blockProducts, type GpuProduct, headProduct, runsAsProducts, sum, tailColumns } from "./gpu-products.ts";
-import { isExpanded } from "./gpu-weights.ts";
-import { lowestTrainable, pairsByLayer } from "./layer-memory.ts";
 import type { LayerWork } from "./layer-work.ts";
 import { deviceRate, memoryRate } from "./rates.ts";
-import type { PlanRequest } from "./request.ts";
 
 /**
  * Seconds of every layer for one micro-batch on a GPU, T tokens of it: a sum of what each kernel computes or moves, at the rates

@@ -1,5 +1,5 @@
-import { lowestTrainable, pairsByLayer } from "./layer-memory.ts";
-import type { PlanRequest } from "./request.ts";
+import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
+import type { PlanRequest } from "../request.ts";
 
 /** FLOP, or seconds, of one layer for one micro-batch of mean size. */
 export interface LayerWork {

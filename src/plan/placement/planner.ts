@@ -1,3 +1,4 @@
+import type { NamedStrategy } from "../request.ts";
 import {
   balancedPartition,
   feasiblePartition,
@@ -8,7 +9,6 @@ import {
   stageLoad,
   stageMemory,
 } from "./partition.ts";
-import type { NamedStrategy } from "./request.ts";
 
 /** What the planner needs to know of a request. */
 export interface PlacementProblem {
