@@ -6,6 +6,7 @@ import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../../formats/checkpoint.ts";
 import { type PackedWeights, tensorNames } from "../../formats/quantized-state.ts";
+import { assertTied } from "../../formats/tied-head.ts";
 import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
@@ -80,6 +81,7 @@ export async function describeModel(
     const checkpoint = await openCheckpoint(dir);
     const packed = await packedWeights(quantization, spec, checkpoint);
     verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+    await assertTied(spec, checkpoint);
     return { checkpoint, packed };
   };
   const opened = needs.weights && hub === null ? await openWeights() : null;
