@@ -79,9 +79,7 @@ Arch arch_of(const Shape& shape) {
   arch.ffn = shape.ffn;
   arch.vocab = shape.vocab;
   arch.rms_eps = 1e-6f;
-  arch.rope_base = 10000;
-  for (std::int64_t i = 0; i < arch.head_dim / 2; ++i)
-    arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(arch.head_dim)));
+  arch.rotary = {rotary_rule(10000, arch.head_dim)};
   return arch;
 }
 

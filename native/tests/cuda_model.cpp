@@ -38,8 +38,7 @@ Arch arch_of(const Variant& variant) {
   arch.ffn = 176;
   arch.vocab = 131;
   arch.rms_eps = 1e-6f;
-  arch.rope_base = 10000;
-  for (int i = 0; i < arch.head_dim / 2; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * i / static_cast<double>(arch.head_dim)));
+  arch.rotary = {rotary_rule(10000, arch.head_dim)};
   return arch;
 }
 

@@ -11,6 +11,7 @@ import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
+import { blockNorms } from "../../models/norms.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
 
 /** Elements drawn at a time: one piece of a large tensor is in memory, never the whole. */
@@ -92,7 +93,7 @@ function isNorm(spec: ModelSpec, name: string): boolean {
   return spec.layers.some((layer) =>
     layer.kind === "norm"
       ? layer.weight === name
-      : layer.kind === "block" && [layer.attnNorm, layer.mlpNorm, layer.qNorm, layer.kNorm].includes(name),
+      : layer.kind === "block" && blockNorms(spec, layer).some((norm) => norm.name === name),
   );
 }
 

@@ -37,7 +37,7 @@ async function measure(planned: PlanRequest, inFlight: number): Promise<ReturnTy
     device: "cpu",
     threads: 2,
     computeDtype: planned.computeDtype,
-    arch: engineArch(spec),
+    arch: engineArch(spec, planned.computeDtype),
     arenaBytes,
   });
   try {

@@ -1,0 +1,32 @@
+import type { ModelSpec } from "../spec.ts";
+import { gemmaSpec } from "./gemma.ts";
+import { gemma2Spec } from "./gemma2.ts";
+import { gemma3TextSpec } from "./gemma3.ts";
+import { glm4Spec, glmSpec } from "./glm.ts";
+import { graniteSpec } from "./granite.ts";
+import { llamaSpec } from "./llama.ts";
+import { ministral3Spec, mistralSpec } from "./mistral.ts";
+import { phi3Spec } from "./phi3.ts";
+import { qwenSpec } from "./qwen.ts";
+import { qwen2Spec } from "./qwen2.ts";
+import { qwen3Spec } from "./qwen3.ts";
+
+/** config.json (and generation_config.json) of one family to its spec. */
+export type FamilyReader = (config: unknown, generation: unknown) => ModelSpec;
+
+/** Families by config.json's model_type. */
+export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
+  qwen: qwenSpec,
+  qwen2: qwen2Spec,
+  qwen3: qwen3Spec,
+  llama: llamaSpec,
+  mistral: mistralSpec,
+  ministral3: ministral3Spec,
+  gemma: gemmaSpec,
+  gemma2: gemma2Spec,
+  gemma3_text: gemma3TextSpec,
+  phi3: phi3Spec,
+  glm: glmSpec,
+  glm4: glm4Spec,
+  granite: graniteSpec,
+};
