@@ -23,6 +23,8 @@ export interface ExpectedTensors {
     readonly persistent: boolean;
   }[];
   readonly tied: readonly (readonly [string, string])[];
+  /** Beginnings of names of tensors that belong to other parts. */
+  readonly skipped: readonly string[];
 }
 
 export const SINGLE_FILE = "model.safetensors";
@@ -61,9 +63,19 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
  * "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…".
  */
 function withPrefix(tensors: ReadonlyMap<string, TensorLocation>): ReadonlyMap<string, TensorLocation> {
+  if (tensors.has("language_model.model.embed_tokens.weight")) {
+    return new Map([...tensors].map(([name, place]) => [multimodalName(name), place]));
+  }
   const prefix = tensors.has("embed_tokens.weight") ? "model." : tensors.has("wte.weight") ? "transformer." : null;
   if (prefix === null) return tensors;
   return new Map([...tensors].map(([name, place]) => [name.startsWith("lm_head.") ? name : prefix + name, place]));
+}
+
+/** Multimodal checkpoints of before transformers 4.52: "language_model.model.…" is "model.language_model.…" now. */
+function multimodalName(name: string): string {
+  if (name.startsWith("language_model.model.")) return name.replace("language_model.model.", "model.language_model.");
+  if (name.startsWith("language_model.lm_head.")) return name.replace("language_model.", "");
+  return `model.${name}`;
 }
 
 async function openSharded(dir: string): Promise<Checkpoint> {
@@ -119,14 +131,15 @@ function checkpointOf(dir: string, tensors: ReadonlyMap<string, TensorLocation>)
 /**
  * Holds every parameter's presence, shape and dtype against the model's description, and refuses tensors that the model
  * does not know (computed buffers and a tied tensor's second name may stand there). `packed`: tensors of quantised weights, which
- * have been checked. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that nothing announces.
+ * have been checked. Gives how many tensors of other parts are left out. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that nothing announces.
  */
 export function verifyCheckpoint(
   expected: ExpectedTensors,
   checkpoint: Checkpoint,
   packed: ReadonlySet<string> = new Set(),
-): void {
+): number {
   const problems: string[] = [];
+  let skipped = 0;
   const known = new Set([...packed, ...expected.tied.map(([alias]) => alias)]);
   const state = packed.size > 0 ? undefined : checkpoint.names.find((name) => QUANTIZER_STATE.test(name));
   if (state !== undefined) {
@@ -152,9 +165,11 @@ export function verifyCheckpoint(
     }
   }
   for (const name of checkpoint.names) {
-    if (!known.has(name) && !COMPUTED_BUFFERS.test(name)) problems.push(`${name} is not part of this model`);
+    if (expected.skipped.some((beginning) => name.startsWith(beginning))) skipped += 1;
+    else if (!known.has(name) && !COMPUTED_BUFFERS.test(name)) problems.push(`${name} is not part of this model`);
   }
   if (problems.length > 0) throw mismatch(problems, checkpoint.dir);
+  return skipped;
 }
 
 function mismatch(problems: readonly string[], dir: string): PipeloraError {

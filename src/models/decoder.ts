@@ -35,6 +35,8 @@ export interface DecoderFamily {
   readonly names?: Partial<DecoderNames>;
   /** What is computed otherwise than in Llama. The activation is read from hidden_act unless it is said here. */
   readonly rules?: Partial<Omit<ComputeRules, "rotary">>;
+  /** Beginnings of names of tensors that belong to other parts of the checkpoint (a vision tower). */
+  readonly skipped?: readonly string[];
   /** Number-changing keys of config.json that the family reads (config.ts). */
   readonly reads?: readonly string[];
 }
@@ -86,6 +88,7 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
     tensors: decoderTensors(tree, blocks),
     noSplitModuleClasses: [`${family.prefix}${names.classes.layer}`],
     tied: family.tied ? [[headWeight, embedding]] : [],
+    skipped: family.skipped ?? [],
     layers,
     dtype: configDtype(config, "float32"),
     quantization: checkpointQuantization(config),

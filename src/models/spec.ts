@@ -19,6 +19,8 @@ export interface ModelSpec {
   readonly noSplitModuleClasses: readonly string[];
   /** Groups of two names that share memory, the alias first: ["lm_head.weight", "model.embed_tokens.weight"]. */
   readonly tied: readonly (readonly [string, string])[];
+  /** Beginnings of names of a checkpoint's tensors that are no part of this model and are left out (a vision tower). */
+  readonly skipped: readonly string[];
   /** The computation in order: embedding, blocks, final norm, head. Placement cuts only between these. */
   readonly layers: readonly LayerSpec[];
   /** dtype that config.json (torch_dtype / dtype) says the checkpoint is in. */

@@ -61,13 +61,19 @@ export async function setUpModel(
 ): Promise<ModelSetup> {
   const dir = resolve(config.model!);
   const spec = await readModelSpec(dir);
-  const { quantization, warnings } = baseQuantization(config, spec);
+  const { quantization, warnings: ofBase } = baseQuantization(config, spec);
+  const warnings = [...ofBase];
   let checkpoint: Checkpoint | null = null;
   let packed: PackedWeights = new Map();
   if (needs.weights) {
     checkpoint = await openCheckpoint(dir);
     packed = await packedWeights(quantization, spec, checkpoint);
-    verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+    const skipped = verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+    if (skipped > 0) {
+      warnings.push(
+        `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`,
+      );
+    }
   }
   const adapter = config.adapter === null ? null : await openAdapter(config.adapter);
   return {

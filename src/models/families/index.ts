@@ -6,14 +6,14 @@ import { ernie45Spec } from "./ernie4-5.ts";
 import { exaone4Spec } from "./exaone4.ts";
 import { gemmaSpec } from "./gemma.ts";
 import { gemma2Spec } from "./gemma2.ts";
-import { gemma3TextSpec } from "./gemma3.ts";
+import { gemma3Spec, gemma3TextSpec } from "./gemma3.ts";
 import { glm4Spec, glmSpec } from "./glm.ts";
 import { graniteSpec } from "./granite.ts";
 import { hunyuanDenseSpec } from "./hunyuan.ts";
 import { internlm2Spec } from "./internlm2.ts";
 import { llamaSpec } from "./llama.ts";
 import { minicpmSpec } from "./minicpm.ts";
-import { ministral3Spec, mistralSpec } from "./mistral.ts";
+import { ministral3Spec, mistral3Spec, mistralSpec } from "./mistral.ts";
 import { olmo2Spec } from "./olmo2.ts";
 import { phi3Spec } from "./phi3.ts";
 import { qwenSpec } from "./qwen.ts";
@@ -33,9 +33,11 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   llama: llamaSpec,
   mistral: mistralSpec,
   ministral3: ministral3Spec,
+  mistral3: mistral3Spec,
   gemma: gemmaSpec,
   gemma2: gemma2Spec,
   gemma3_text: gemma3TextSpec,
+  gemma3: gemma3Spec,
   phi3: phi3Spec,
   glm: glmSpec,
   glm4: glm4Spec,

@@ -80,6 +80,7 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
     tensors: qwenTensors(parsed, blocks, headDim),
     noSplitModuleClasses: ["QWenBlock"],
     tied: [],
+    skipped: [],
     layers: [
       { kind: "embedding", name: "transformer.wte", weight: "transformer.wte.weight" },
       ...blocks,
