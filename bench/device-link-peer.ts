@@ -4,10 +4,12 @@ import { once } from "node:events";
 import { type DeviceTensor, type Engine, loadEngine } from "../src/engine/index.ts";
 import type { OutgoingTensor } from "../src/links/link.ts";
 import { serveSenders } from "../src/links/service.ts";
+import { modelSpecFromConfig } from "../src/models/index.ts";
 import { listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
 import { expectLargeBuffers } from "../src/worker/host-memory.ts";
 import { RankLinks } from "../src/worker/links.ts";
+import { engineArch } from "../src/worker/segments.ts";
 import { toDevice } from "../src/worker/tensors.ts";
 
 /** Rank 0 sends, rank 1 takes. */
@@ -97,10 +99,12 @@ async function receive(engine: Engine, links: RankLinks, { count }: LinkOrder): 
 }
 
 /** An engine that only holds tensors. */
-const ARCH = {
-  ...{ hidden: 64, heads: 1, kvHeads: 1, headDim: 64, ffn: 64, vocab: 64, rmsEps: 1e-6, ropeBase: 10000 },
-  ropeInvFreq: Float64Array.from({ length: 32 }, (_, i) => 10000 ** (-i / 32)),
-  ...{ ropeAttentionScaling: 1, qwenLongSeqLength: 0, qwenDynamicNtk: false, qwenLogn: false },
-};
+const ARCH = engineArch(
+  modelSpecFromConfig({
+    ...{ model_type: "llama", hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1 },
+    ...{ num_attention_heads: 1, vocab_size: 8 },
+  }),
+  "bfloat16",
+);
 
 if (process.send !== undefined && process.argv[1] === import.meta.filename) await serve();

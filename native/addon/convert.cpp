@@ -47,19 +47,23 @@ std::optional<LoraSpec> to_lora(const Napi::Value& value) {
 Role to_role(const Napi::Value& value) {
   const std::string name = to_text(value, "role");
   constexpr std::pair<const char*, Role> roles[] = {{"qkv", Role::qkv}, {"q", Role::q},       {"k", Role::k},   {"v", Role::v},
-                                                    {"o", Role::o},     {"gate", Role::gate}, {"up", Role::up}, {"down", Role::down}};
+                                                    {"o", Role::o},     {"gate_up", Role::gate_up}, {"gate", Role::gate}, {"up", Role::up},
+                                                    {"down", Role::down}};
   for (const auto& [known, role] : roles)
     if (name == known) return role;
-  mismatch("qkv, q, k, v, o, gate, up or down", "role", value);
+  mismatch("qkv, q, k, v, o, gate_up, gate, up or down", "role", value);
 }
 
 BlockSpec to_block(const Napi::Object& layer) {
   BlockSpec block;
   block.index = to_int(layer.Get("index"), "block.index");
-  block.attn_norm = to_text(layer.Get("attnNorm"), "block.attnNorm");
-  block.mlp_norm = to_text(layer.Get("mlpNorm"), "block.mlpNorm");
+  block.attn_norm = optional_text(layer.Get("attnNorm"), "block.attnNorm");
+  block.attn_post_norm = optional_text(layer.Get("attnPostNorm"), "block.attnPostNorm");
+  block.mlp_norm = optional_text(layer.Get("mlpNorm"), "block.mlpNorm");
+  block.mlp_post_norm = optional_text(layer.Get("mlpPostNorm"), "block.mlpPostNorm");
   block.q_norm = optional_text(layer.Get("qNorm"), "block.qNorm");
   block.k_norm = optional_text(layer.Get("kNorm"), "block.kNorm");
+  block.rotary = to_int(layer.Get("rotary"), "block.rotary");
   block.sliding_window = to_int(layer.Get("slidingWindow"), "block.slidingWindow");
   const Napi::Array linears = to_array(layer.Get("linears"), "block.linears");
   for (std::uint32_t i = 0; i < linears.Length(); ++i) {
@@ -158,6 +162,32 @@ std::vector<float> to_float32s(const Napi::Value& value, const char* what) {
   return to_values<float>(value, napi_float32_array, "a Float32Array", what);
 }
 
+namespace {
+
+RotarySpec to_rotary(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "arch.rotary");
+  const auto frequencies = [&](const char* key, const char* what) {
+    return to_values<double>(from.Get(key), napi_float64_array, "a Float64Array", what);
+  };
+  RotarySpec rotary;
+  rotary.base = to_number(from.Get("base"), "rotary.base");
+  rotary.inv_freq = frequencies("invFreq", "rotary.invFreq");
+  rotary.attention_scaling = to_number(from.Get("attentionScaling"), "rotary.attentionScaling");
+  rotary.long_inv_freq = frequencies("longInvFreq", "rotary.longInvFreq");
+  rotary.long_from = to_int(from.Get("longFrom"), "rotary.longFrom");
+  return rotary;
+}
+
+Activation to_activation(const Napi::Value& value) {
+  const std::string name = to_text(value, "arch.activation");
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "gelu") return Activation::gelu;
+  mismatch("silu, gelu_tanh or gelu", "arch.activation", value);
+}
+
+}  // namespace
+
 Arch to_arch(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "arch");
   Arch arch;
@@ -168,9 +198,25 @@ Arch to_arch(const Napi::Value& value) {
   arch.ffn = to_int(from.Get("ffn"), "arch.ffn");
   arch.vocab = to_int(from.Get("vocab"), "arch.vocab");
   arch.rms_eps = static_cast<float>(to_number(from.Get("rmsEps"), "arch.rmsEps"));
-  arch.rope_base = to_number(from.Get("ropeBase"), "arch.ropeBase");
-  arch.rope_inv_freq = to_values<double>(from.Get("ropeInvFreq"), napi_float64_array, "a Float64Array", "arch.ropeInvFreq");
-  arch.rope_attention_scaling = to_number(from.Get("ropeAttentionScaling"), "arch.ropeAttentionScaling");
+  const auto factor = [&](const char* key, const char* what) { return static_cast<float>(to_number(from.Get(key), what)); };
+  const Napi::Array rotary = to_array(from.Get("rotary"), "arch.rotary");
+  for (std::uint32_t i = 0; i < rotary.Length(); ++i) arch.rotary.push_back(to_rotary(rotary.Get(i)));
+  arch.rotary_interleaved = to_bool(from.Get("rotaryInterleaved"), "arch.rotaryInterleaved");
+  arch.activation = to_activation(from.Get("activation"));
+  arch.norm_centred = to_bool(from.Get("normCentred"), "arch.normCentred");
+  arch.norm_offset = factor("normOffset", "arch.normOffset");
+  arch.head_norm_whole = to_bool(from.Get("headNormWhole"), "arch.headNormWhole");
+  arch.head_norm_after_rotary = to_bool(from.Get("headNormAfterRotary"), "arch.headNormAfterRotary");
+  arch.parallel = to_bool(from.Get("parallel"), "arch.parallel");
+  arch.qkv_by_kv_head = to_bool(from.Get("qkvByKvHead"), "arch.qkvByKvHead");
+  arch.embedding_scale = factor("embeddingScale", "arch.embeddingScale");
+  arch.residual_scale = factor("residualScale", "arch.residualScale");
+  arch.logit_scale = factor("logitScale", "arch.logitScale");
+  arch.score_scale = factor("scoreScale", "arch.scoreScale");
+  arch.score_cap = factor("scoreCap", "arch.scoreCap");
+  arch.logit_cap = factor("logitCap", "arch.logitCap");
+  arch.query_scale_beta = to_number(from.Get("queryScaleBeta"), "arch.queryScaleBeta");
+  arch.query_scale_length = to_int(from.Get("queryScaleLength"), "arch.queryScaleLength");
   arch.qwen_long_seq_length = to_int(from.Get("qwenLongSeqLength"), "arch.qwenLongSeqLength");
   arch.qwen_dynamic_ntk = to_bool(from.Get("qwenDynamicNtk"), "arch.qwenDynamicNtk");
   arch.qwen_logn = to_bool(from.Get("qwenLogn"), "arch.qwenLogn");

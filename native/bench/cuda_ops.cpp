@@ -186,8 +186,8 @@ void passes(Gpu& gpu, std::int64_t tokens) {
   report(at + "rmsnorm_backward", time_us(*gpu.ops, [&] { gpu.ops->rmsnorm_backward({x, weight, y, z, z, y, 1e-6f}); }), 5 * td, 0);
   const Buffer gate_up = noise(gpu, DType::bf16, tokens, 2 * f), act = noise(gpu, DType::bf16, tokens, f);
   const Tensor g = gate_up.tensor().columns(0, f), u = gate_up.tensor().columns(f, f);
-  report(at + "swiglu_forward", time_us(*gpu.ops, [&] { gpu.ops->swiglu_forward(g, u, act); }), 3 * tf, 0);
-  report(at + "swiglu_backward", time_us(*gpu.ops, [&] { gpu.ops->swiglu_backward(g, u, act, g, u, act); }), 6 * tf, 0);
+  report(at + "swiglu_forward", time_us(*gpu.ops, [&] { gpu.ops->swiglu_forward(g, u, act, Activation::silu); }), 3 * tf, 0);
+  report(at + "swiglu_backward", time_us(*gpu.ops, [&] { gpu.ops->swiglu_backward(g, u, act, g, u, act, Activation::silu); }), 6 * tf, 0);
   const Buffer qkv = noise(gpu, DType::bf16, tokens, 3 * d), table = noise(gpu, DType::f32, 8192, 128);
   Indices rows;
   for (std::int64_t t = 0; t < tokens; ++t) rows.host.push_back(static_cast<std::int32_t>(t));

@@ -36,9 +36,7 @@ Arch bench_arch() {
   arch.ffn = kFfn;
   arch.vocab = kVocab;
   arch.rms_eps = 1e-5f;
-  arch.rope_base = 10000;
-  for (std::int64_t i = 0; i < kHeadDim / 2; ++i)
-    arch.rope_inv_freq.push_back(std::pow(arch.rope_base, -2.0 * static_cast<double>(i) / kHeadDim));
+  arch.rotary = {rotary_rule(10000, kHeadDim)};
   return arch;
 }
 

@@ -12,31 +12,37 @@ double qwen_ntk_alpha(std::int64_t length, std::int64_t seq_length) {
   return std::max(std::pow(2.0, std::ceil(context)) - 1.0, 1.0);
 }
 
-void RopeTables::fill_row(std::int64_t position, double alpha, float* row) const {
-  const std::int64_t half = arch_.head_dim / 2;
-  const double e = static_cast<double>(arch_.head_dim);
-  const double base = arch_.rope_base * std::pow(alpha, e / (e - 2.0));
+void RopeTables::fill_row(const RotarySpec& rotary, std::int64_t position, const RowRotary& own, float* row) {
+  const auto half = static_cast<std::int64_t>(rotary.inv_freq.size());
+  const double e = static_cast<double>(2 * half);
+  const double base = rotary.base * std::pow(own.ntk_alpha, e / (e - 2.0));
+  const std::vector<double>& frequencies = own.extended && !rotary.long_inv_freq.empty() ? rotary.long_inv_freq : rotary.inv_freq;
   for (std::int64_t i = 0; i < half; ++i) {
     const double frequency =
-        alpha == 1.0 ? arch_.rope_inv_freq[static_cast<std::size_t>(i)] : std::pow(base, -2.0 * static_cast<double>(i) / e);
+        own.ntk_alpha == 1.0 ? frequencies[static_cast<std::size_t>(i)] : std::pow(base, -2.0 * static_cast<double>(i) / e);
     const float angle = static_cast<float>(position) * static_cast<float>(frequency);
-    row[i] = static_cast<float>(std::cos(static_cast<double>(angle)) * arch_.rope_attention_scaling);
-    row[half + i] = static_cast<float>(std::sin(static_cast<double>(angle)) * arch_.rope_attention_scaling);
+    row[i] = static_cast<float>(std::cos(static_cast<double>(angle)) * rotary.attention_scaling);
+    row[half + i] = static_cast<float>(std::sin(static_cast<double>(angle)) * rotary.attention_scaling);
   }
 }
 
-const RopeTables::Table& RopeTables::at_least(std::int64_t positions) {
-  if (table_.values.rows >= positions) return table_;
-  std::int64_t rows = std::max<std::int64_t>(256, table_.values.rows);
+const std::vector<RopeTables::Table>& RopeTables::at_least(std::int64_t positions) {
+  if (tables_.size() == arch_.rotary.size() && (tables_.empty() || tables_.front().values.rows >= positions)) return tables_;
+  std::int64_t rows = std::max<std::int64_t>(256, tables_.empty() ? 0 : tables_.front().values.rows);
   while (rows < positions) rows *= 2;
-  std::vector<float> values(static_cast<std::size_t>(rows * arch_.head_dim));
-  for (std::int64_t p = 0; p < rows; ++p) fill_row(p, 1.0, values.data() + p * arch_.head_dim);
-  Table grown;
-  grown.memory = ops_.allocate("rotary tables", values.size() * sizeof(float), false);
-  grown.values = Tensor(grown.memory->data(), DType::f32, rows, arch_.head_dim);
-  ops_.upload(grown.values, values.data());
-  table_ = grown;
-  return table_;
+  std::vector<Table> grown;
+  for (const RotarySpec& rotary : arch_.rotary) {
+    const auto columns = static_cast<std::int64_t>(2 * rotary.inv_freq.size());
+    std::vector<float> values(static_cast<std::size_t>(rows * columns));
+    for (std::int64_t p = 0; p < rows; ++p) fill_row(rotary, p, RowRotary{}, values.data() + p * columns);
+    Table table;
+    table.memory = ops_.allocate("rotary tables", values.size() * sizeof(float), false);
+    table.values = Tensor(table.memory->data(), DType::f32, rows, columns);
+    ops_.upload(table.values, values.data());
+    grown.push_back(std::move(table));
+  }
+  tables_ = std::move(grown);
+  return tables_;
 }
 
 namespace {
@@ -47,55 +53,75 @@ void check_cu_seqlens(const std::vector<std::int32_t>& cu) {
   if (!good) throw Error(kTensorMismatch, "cuSeqlens: expected 0 followed by rising ends of at least one sequence");
 }
 
-/// What rows of a given past need: positions, rotary rows, and Qwen's long-sequence rules outside training.
+/// A sequence that starts with `length` tokens.
+RowRotary own_rotary(const Arch& arch, std::int64_t length, bool training) {
+  RowRotary own;
+  if (!training && arch.qwen_dynamic_ntk && arch.qwen_long_seq_length > 0)
+    own.ntk_alpha = qwen_ntk_alpha(length, arch.qwen_long_seq_length);
+  for (const RotarySpec& rotary : arch.rotary) own.extended = own.extended || (!rotary.long_inv_freq.empty() && length > rotary.long_from);
+  return own;
+}
+
+/// What rows of a given past need: positions, rotary rows, and the queries' factors.
 struct Plan {
   const std::vector<std::int32_t>& cu;
-  const std::vector<std::int32_t>& past;  // tokens before the new ones, a sequence each
-  const std::vector<double>& alphas;      // NTK factor a sequence
+  const std::vector<std::int32_t>& past;     // tokens before the new ones, a sequence each
+  const std::vector<RowRotary>& own;         // a sequence each
 };
+
+/// The queries' factors, where any is not 1: Qwen's log-n outside training, Llama 4's everywhere.
+std::vector<float> query_factors(const Arch& arch, const Sequences& s, const Plan& plan, bool training) {
+  const std::int64_t limit = training || !arch.qwen_logn ? 0 : arch.qwen_long_seq_length;
+  std::vector<float> factors(static_cast<std::size_t>(s.tokens), 1.0f);
+  bool any = false;
+  for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i)
+    for (std::int32_t t = plan.cu[i]; t < plan.cu[i + 1]; ++t) {
+      const std::int64_t place = s.position.host[static_cast<std::size_t>(t)] + 1;
+      float& factor = factors[static_cast<std::size_t>(t)];
+      if (limit > 0 && s.key_length.host[i] > limit && place > limit)
+        factor = static_cast<float>(std::log(static_cast<double>(place)) / std::log(static_cast<double>(limit)));
+      if (arch.query_scale_beta != 0)
+        factor *= static_cast<float>(1.0 + arch.query_scale_beta * std::log(1.0 + static_cast<double>((place - 1) / arch.query_scale_length)));
+      any = any || factor != 1.0f;
+    }
+  return any ? factors : std::vector<float>();
+}
 
 void prepare(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const Plan& plan, Batch& batch) {
   Sequences& s = batch.sequences;
   s.tokens = plan.cu.back();
   s.cu_queries.host = plan.cu;
   std::int64_t longest = 0;
-  const std::int64_t limit = batch.training ? 0 : arch.qwen_long_seq_length;
-  bool own_tables = false, logn = false;
+  bool own_tables = false;
   for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i) {
     const std::int64_t length = plan.past[i] + plan.cu[i + 1] - plan.cu[i];
     s.key_length.host.push_back(static_cast<std::int32_t>(length));
     longest = std::max(longest, length);
-    own_tables = own_tables || plan.alphas[i] != 1.0;
-    logn = logn || (limit > 0 && arch.qwen_logn && length > limit);
+    own_tables = own_tables || !plan.own[i].plain();
   }
   for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i)
     for (std::int32_t t = plan.cu[i]; t < plan.cu[i + 1]; ++t) s.position.host.push_back(plan.past[i] + t - plan.cu[i]);
 
   if (own_tables) {
-    std::vector<float> values(static_cast<std::size_t>(s.tokens * arch.head_dim));
-    for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i)
-      for (std::int32_t t = plan.cu[i]; t < plan.cu[i + 1]; ++t) {
-        rope.fill_row(s.position.host[static_cast<std::size_t>(t)], plan.alphas[i], values.data() + t * arch.head_dim);
-        batch.rope_row.host.push_back(t);
-      }
-    batch.rope_storage = arena.tensor("rotary tables of long sequences", DType::f32, s.tokens, arch.head_dim);
-    ops.upload(batch.rope_storage, values.data());
-    batch.rope.values = batch.rope_storage;
+    for (std::int64_t t = 0; t < s.tokens; ++t) batch.rope_row.host.push_back(static_cast<std::int32_t>(t));
+    for (const RotarySpec& rotary : arch.rotary) {
+      const auto columns = static_cast<std::int64_t>(2 * rotary.inv_freq.size());
+      std::vector<float> values(static_cast<std::size_t>(s.tokens * columns));
+      for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i)
+        for (std::int32_t t = plan.cu[i]; t < plan.cu[i + 1]; ++t)
+          RopeTables::fill_row(rotary, s.position.host[static_cast<std::size_t>(t)], plan.own[i], values.data() + t * columns);
+      batch.rope_storage.push_back(arena.tensor("rotary tables of long sequences", DType::f32, s.tokens, columns));
+      ops.upload(batch.rope_storage.back(), values.data());
+      batch.rope.push_back({batch.rope_storage.back(), nullptr});
+    }
   } else {
     batch.rope = rope.at_least(longest);
     batch.rope_row.host = s.position.host;
   }
-  if (logn) {
-    std::vector<float> scale(static_cast<std::size_t>(s.tokens), 1.0f);
-    for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i)
-      for (std::int32_t t = plan.cu[i]; t < plan.cu[i + 1]; ++t) {
-        const std::int64_t place = s.position.host[static_cast<std::size_t>(t)] + 1;
-        if (s.key_length.host[i] > limit && place > limit)
-          scale[static_cast<std::size_t>(t)] =
-              static_cast<float>(std::log(static_cast<double>(place)) / std::log(static_cast<double>(limit)));
-      }
-    batch.q_scale = arena.tensor("log-n factors", DType::f32, 1, s.tokens);
-    ops.upload(batch.q_scale, scale.data());
+  const std::vector<float> factors = query_factors(arch, s, plan, batch.training);
+  if (!factors.empty()) {
+    batch.q_scale = arena.tensor("queries' factors", DType::f32, 1, s.tokens);
+    ops.upload(batch.q_scale, factors.data());
   }
   for (Indices* indices : {&s.cu_queries, &s.key_start, &s.key_length, &s.position, &s.row, &batch.rope_row}) {
     if (ops.needs_device_indices()) indices->storage = arena.tensor("indices of a micro-batch", DType::i32, 1, indices->size());
@@ -115,22 +141,21 @@ std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, cons
   batch->training = micro.training;
   batch->key = {micro.seed, micro.step};
   Sequences& s = batch->sequences;
-  std::vector<double> alphas(count, 1.0);
+  std::vector<RowRotary> own;
   for (std::size_t i = 0; i < count; ++i) {
     const std::int32_t length = micro.cu_seqlens[i + 1] - micro.cu_seqlens[i];
     s.key_start.host.push_back(micro.cu_seqlens[i]);
     s.row.host.insert(s.row.host.end(), static_cast<std::size_t>(length), micro.row_ids[i]);
-    if (!micro.training && arch.qwen_dynamic_ntk && arch.qwen_long_seq_length > 0)
-      alphas[i] = qwen_ntk_alpha(length, arch.qwen_long_seq_length);
+    own.push_back(own_rotary(arch, length, micro.training));
   }
-  prepare(ops, arena, rope, arch, {micro.cu_seqlens, std::vector<std::int32_t>(count, 0), alphas}, *batch);
+  prepare(ops, arena, rope, arch, {micro.cu_seqlens, std::vector<std::int32_t>(count, 0), own}, *batch);
   return batch;
 }
 
 std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch,
                                          const std::vector<std::int32_t>& cu_seqlens,
                                          const std::vector<std::int32_t>& cached, std::int64_t capacity,
-                                         std::vector<double>& alphas) {
+                                         std::vector<RowRotary>& own) {
   check_cu_seqlens(cu_seqlens);
   const std::size_t count = cu_seqlens.size() - 1;
   if (count != cached.size())
@@ -145,10 +170,9 @@ std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rop
                                        " tokens, the cache has room for " + std::to_string(capacity));
     s.key_start.host.push_back(static_cast<std::int32_t>(static_cast<std::int64_t>(i) * capacity));
     s.row.host.insert(s.row.host.end(), static_cast<std::size_t>(added), static_cast<std::int32_t>(i));
-    if (cached[i] == 0)
-      alphas[i] = arch.qwen_dynamic_ntk && arch.qwen_long_seq_length > 0 ? qwen_ntk_alpha(added, arch.qwen_long_seq_length) : 1.0;
+    if (cached[i] == 0) own[i] = own_rotary(arch, added, false);
   }
-  prepare(ops, arena, rope, arch, {cu_seqlens, cached, alphas}, *batch);
+  prepare(ops, arena, rope, arch, {cu_seqlens, cached, own}, *batch);
   return batch;
 }
 

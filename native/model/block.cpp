@@ -1,4 +1,5 @@
 // h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd.
+// A family may leave norms out, put norms on what attention and MLP add, scale that, or let both read h: see Arch and BlockSpec.
 #include "pipelora/block.h"
 
 #include <algorithm>
@@ -39,23 +40,32 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
   const std::int64_t q = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim, d = arch.hidden, f = arch.ffn;
   qkv_ = make_group(ops, spec_, "q, k and v", pick(spec_, {Role::qkv, Role::q, Role::k, Role::v}), d, q + 2 * kv);
   o_ = make_group(ops, spec_, "o", pick(spec_, {Role::o}), q, d);
-  gate_up_ = make_group(ops, spec_, "gate and up", pick(spec_, {Role::gate, Role::up}), d, 2 * f);
+  gate_up_ = make_group(ops, spec_, "gate and up", pick(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * f);
   down_ = make_group(ops, spec_, "down", pick(spec_, {Role::down}), f, d);
 
-  std::vector<std::pair<std::string, std::int64_t>> wanted{{spec_.attn_norm, d}, {spec_.mlp_norm, d}};
   if (spec_.q_norm.empty() != spec_.k_norm.empty())
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": q and k need a norm both, or neither");
-  if (!spec_.q_norm.empty()) {
-    wanted.emplace_back(spec_.q_norm, arch.head_dim);
-    wanted.emplace_back(spec_.k_norm, arch.head_dim);
-  }
+  if (spec_.rotary < -1 || spec_.rotary >= static_cast<std::int64_t>(arch.rotary.size()))
+    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": there is no rotary rule " + std::to_string(spec_.rotary));
+  if (arch.qkv_by_kv_head && spec_.linears.front().role != Role::qkv)
+    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": expected one fused q, k and v where they stand by kv head");
+  struct Place {
+    const std::string& name;
+    std::int64_t size;
+    Tensor& weight;
+  };
+  const std::int64_t of_q = arch.head_norm_whole ? q : arch.head_dim, of_k = arch.head_norm_whole ? kv : arch.head_dim;
+  const Place places[] = {{spec_.attn_norm, d, attn_norm_},           {spec_.mlp_norm, d, mlp_norm_}, {spec_.attn_post_norm, d, attn_post_norm_},
+                          {spec_.mlp_post_norm, d, mlp_post_norm_}, {spec_.q_norm, of_q, q_norm_},   {spec_.k_norm, of_k, k_norm_}};
   std::int64_t total = 0;
-  for (const auto& [name, size] : wanted) total += size;
+  for (const Place& place : places) total += place.name.empty() ? 0 : place.size;
   norm_memory_ = ops.allocate("norm weights", static_cast<std::size_t>(total) * sizeof(float), true);
   float* at = static_cast<float*>(norm_memory_->data());
-  for (const auto& [name, size] : wanted) {
-    norms_.push_back({name, Tensor(at, DType::f32, 1, size)});
-    at += size;
+  for (const Place& place : places) {
+    if (place.name.empty()) continue;
+    place.weight = Tensor(at, DType::f32, 1, place.size);
+    norms_.push_back({place.name, place.weight});
+    at += place.size;
   }
 }
 
@@ -65,8 +75,86 @@ bool Block::trainable() const {
 
 std::vector<LinearGroup*> Block::groups() { return {qkv_.get(), o_.get(), gate_up_.get(), down_.get()}; }
 
-Tensor Block::q_norm() const { return norms_.size() > 2 ? norms_[2].weight : Tensor(); }
-Tensor Block::k_norm() const { return norms_.size() > 2 ? norms_[3].weight : Tensor(); }
+float Block::score_scale() const {
+  return arch_.score_scale > 0 ? arch_.score_scale : 1.0f / std::sqrt(static_cast<float>(arch_.head_dim));
+}
+
+Block::Heads Block::heads(const Tensor& qkv) const {
+  const std::int64_t q_cols = arch_.heads * arch_.head_dim, kv_cols = arch_.kv_heads * arch_.head_dim;
+  return {qkv.columns(0, q_cols), qkv.columns(q_cols, kv_cols)};
+}
+
+void Block::turn(const Batch& batch, const Heads& in, const Heads& out, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
+  const bool turns = rotary && spec_.rotary >= 0;
+  const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
+  if (!turns && !q_scale && !q_norm) return;
+  ops_.qk_rope_forward({in.q, in.k, out.q, out.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row, q_scale,
+                        arch_.head_dim, arch_.rotary_interleaved});
+}
+
+void Block::turn_back(const Batch& batch, const Heads& grads, const Heads& before, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
+  const bool turns = rotary && spec_.rotary >= 0;
+  const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
+  if (!turns && !q_scale && !q_norm) return;
+  ops_.qk_rope_backward({grads.q, grads.k, before.q, before.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row,
+                         arch_.head_dim, q_scale, arch_.rotary_interleaved});
+}
+
+// Norms of whole rows and rotary, norms of heads and rotary, or rotary and then norms of heads.
+void Block::heads_forward(const Batch& batch, const Heads& in, const Heads& out) {
+  if (!q_norm_) return turn(batch, in, in, Tensor(), Tensor(), true);
+  if (arch_.head_norm_whole) {
+    ops_.rmsnorm_forward(in.q, q_norm_, norm_rule(arch_), out.q);
+    ops_.rmsnorm_forward(in.k, k_norm_, norm_rule(arch_), out.k);
+    return turn(batch, out, out, Tensor(), Tensor(), true);
+  }
+  if (!arch_.head_norm_after_rotary) return turn(batch, in, out, q_norm_, k_norm_, true);
+  turn(batch, in, in, Tensor(), Tensor(), true);
+  turn(batch, in, out, q_norm_, k_norm_, false);
+}
+
+// As heads_forward() left `in`: turned where there is no norm, or where the norm comes after.
+void Block::heads_again(const Batch& batch, const Heads& in, const Heads& out) {
+  if (arch_.head_norm_after_rotary) return turn(batch, in, out, q_norm_, k_norm_, false);
+  heads_forward(batch, in, out);
+}
+
+void Block::heads_backward(const Batch& batch, const Heads& grads, const Heads& in) {
+  if (q_norm_ && !arch_.head_norm_whole && !arch_.head_norm_after_rotary) return turn_back(batch, grads, in, q_norm_, k_norm_, true);
+  if (q_norm_ && arch_.head_norm_after_rotary) turn_back(batch, grads, in, q_norm_, k_norm_, false);
+  turn_back(batch, grads, {}, Tensor(), Tensor(), true);
+  if (q_norm_ && arch_.head_norm_whole) {
+    ops_.rmsnorm_backward({in.q, q_norm_, grads.q, Tensor(), grads.q, Tensor(), norm_rule(arch_)});
+    ops_.rmsnorm_backward({in.k, k_norm_, grads.k, Tensor(), grads.k, Tensor(), norm_rule(arch_)});
+  }
+}
+
+void Block::regroup(const Tensor& by_kv_head, const Tensor& apart, bool back) {
+  const std::int64_t e = arch_.head_dim, group = arch_.heads / arch_.kv_heads;
+  const std::int64_t k0 = arch_.heads * e, v0 = k0 + arch_.kv_heads * e;
+  const auto move = [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+    const Tensor a = by_kv_head.columns(from, count), b = apart.columns(to, count);
+    if (back)
+      ops_.copy(b, a);
+    else
+      ops_.copy(a, b);
+  };
+  for (std::int64_t h = 0; h < arch_.kv_heads; ++h) {
+    const std::int64_t first = h * (group + 2) * e;
+    move(first, h * group * e, group * e);
+    move(first + group * e, k0 + h * e, e);
+    move(first + (group + 1) * e, v0 + h * e, e);
+  }
+}
+
+void Block::add_branch(const Tensor& residual, const Tensor& branch, const Tensor& post, const Tensor& out) {
+  Buffer normed;
+  if (post) {
+    normed = arena_.workspace("a norm's output", out.dtype, out.rows, out.cols);
+    ops_.rmsnorm_forward(branch, post, norm_rule(arch_), normed);
+  }
+  ops_.add(residual, post ? normed.tensor() : branch, arch_.residual_scale, out);
+}
 
 Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const Tensor* cache) {
   const bool keep = keeps == Keeps::all || keeps == Keeps::all_for_now;
@@ -85,35 +173,45 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
     make_inner(*gate_up_, saved.inner_gate_up);
     make_inner(*down_, saved.inner_down);
   }
-  // Every input of a linear has room behind its columns.
+  // Every input of a linear has room behind its columns, but for hidden states that come without a norm.
   const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
     return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, again};
   };
+  const auto normed_linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& norm, const Tensor& normed, const Tensor& inner, const Tensor& out) {
+    if (norm) return ops_.norm_linear_forward(in, norm, norm_rule(arch_), linear(group, normed, inner, Tensor(), out));
+    LinearForward call = linear(group, in, inner, Tensor(), out);
+    call.x_has_room = false;
+    ops_.linear_forward(call);
+  };
+  const auto room_for_norm = [&](const Tensor& norm, const LinearGroup& group) {
+    return norm ? arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(group)) : Buffer();
+  };
+  const auto normed_in = [&](const Buffer& buffer) { return buffer ? buffer.tensor().columns(0, arch_.hidden) : Tensor(); };
 
-  Buffer storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*qkv_));
-  Tensor normed = storage.tensor().columns(0, arch_.hidden);
+  Buffer storage = room_for_norm(attn_norm_, *qkv_);
+  Buffer by_kv_head;
+  if (arch_.qkv_by_kv_head) by_kv_head = arena_.workspace("q, k and v by kv head", dtype, tokens, q_cols + 2 * kv_cols);
   saved.qkv = arena_.tensor("q, k and v", dtype, tokens, q_cols + 2 * kv_cols, place);
-  ops_.norm_linear_forward(x, norms_[0].weight, arch_.rms_eps, linear(*qkv_, normed, saved.inner_qkv, Tensor(), saved.qkv));
+  normed_linear(*qkv_, x, attn_norm_, normed_in(storage), saved.inner_qkv, by_kv_head ? by_kv_head.tensor() : saved.qkv.tensor());
   storage.reset();
+  if (by_kv_head) regroup(by_kv_head, saved.qkv, false);
+  by_kv_head.reset();
 
-  const Tensor q_in = saved.qkv.tensor().columns(0, q_cols), k_in = saved.qkv.tensor().columns(q_cols, kv_cols);
+  const Heads in = heads(saved.qkv);
   const Tensor v = saved.qkv.tensor().columns(q_cols + kv_cols, kv_cols);
-  Tensor q = q_in, k = k_in;
+  Heads out_heads = in;
   Buffer turned;  // with norms on heads, backward needs what stood before them
-  if (q_norm() && keep) {
+  if (q_norm_ && keep) {
     turned = arena_.workspace("q and k after rotary", dtype, tokens, q_cols + kv_cols);
-    q = turned.tensor().columns(0, q_cols);
-    k = turned.tensor().columns(q_cols, kv_cols);
+    out_heads = heads(turned);
   }
-  ops_.qk_rope_forward({q_in, k_in, q, k, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row,
-                        batch.q_scale.tensor(), e});
+  heads_forward(batch, in, out_heads);
 
   saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols + room_of(*o_), place);
   const Tensor attn = saved.attn.tensor().columns(0, q_cols);
   if (keep) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, place);
-  AttentionForward attention{q, k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window,
-                             1.0f / std::sqrt(static_cast<float>(e))};
+  AttentionForward attention{out_heads.q, out_heads.k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window, score_scale(), arch_.score_cap};
   if (cache != nullptr) {
     const Sequences& s = batch.sequences;
     for (std::int64_t i = 0; i < s.count(); ++i) {
@@ -129,24 +227,41 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   turned.reset();
   if (!keep) saved.qkv.reset();
 
+  // What attention and MLP add: at once, or behind a norm or a factor of their own.
+  const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, const Tensor& residual, const Tensor& post,
+                              Buffer& kept, const Buffer& to) {
+    if (!post && arch_.residual_scale == 1) return ops_.linear_forward(linear(group, in_rows, inner, residual, to));
+    Buffer own;
+    Buffer& branch = post && keep ? kept : own;
+    branch = post && keep ? arena_.tensor("what a norm takes", dtype, tokens, arch_.hidden, place) : arena_.workspace("what a branch adds", dtype, tokens, arch_.hidden);
+    ops_.linear_forward(linear(group, in_rows, inner, Tensor(), branch));
+    if (to) add_branch(residual, branch, post, to);
+  };
   saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden, place);
-  ops_.linear_forward(linear(*o_, attn, saved.inner_o, x, saved.mid));
+  add_linear(*o_, attn, saved.inner_o, x, attn_post_norm_, saved.attn_out, saved.mid);
   if (!keep) saved.attn.reset();
-  if (keeps == Keeps::nothing) saved.x.reset();
+  if (keeps == Keeps::nothing && !arch_.parallel) saved.x.reset();
 
-  storage = arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(*gate_up_));
-  normed = storage.tensor().columns(0, arch_.hidden);
+  const Tensor& mlp_norm = arch_.parallel ? attn_norm_ : mlp_norm_;
+  storage = room_for_norm(mlp_norm, *gate_up_);
   saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f, place);
-  ops_.norm_linear_forward(saved.mid, norms_[1].weight, arch_.rms_eps,
-                           linear(*gate_up_, normed, saved.inner_gate_up, Tensor(), saved.gate_up));
+  normed_linear(*gate_up_, arch_.parallel ? x : saved.mid.tensor(), mlp_norm, normed_in(storage), saved.inner_gate_up, saved.gate_up);
   storage.reset();
-  if (again) return Buffer();
+  if (keeps == Keeps::nothing) saved.x.reset();
+  if (again && !mlp_post_norm_) return Buffer();
 
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
   storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
   const Tensor act = storage.tensor().columns(0, f);
-  Buffer out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-  ops_.swiglu_linear_forward(gate, up, linear(*down_, act, saved.inner_down, saved.mid, out));
+  if (!mlp_post_norm_ && arch_.residual_scale == 1) {
+    Buffer out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
+    ops_.swiglu_linear_forward(gate, up, linear(*down_, act, saved.inner_down, saved.mid, out), arch_.activation);
+    return out;
+  }
+  ops_.swiglu_forward(gate, up, act, arch_.activation);
+  Buffer out;
+  if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
+  add_linear(*down_, act, saved.inner_down, saved.mid, mlp_post_norm_, saved.mlp_out, out);
   return out;
 }
 
@@ -159,105 +274,6 @@ Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps kee
   }
   if (keeps != Keeps::nothing) *saved = std::move(own);
   return out;
-}
-
-Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad) {
-  if (!saved.qkv) run(batch, saved, Keeps::all, true, nullptr);
-
-  const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = arch_.ffn;
-  const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
-  const DType dtype = ops_.compute_dtype();
-  const Sequences* sequences = &batch.sequences;
-  // How far down gradients must go: to whatever is trainable, or to the input.
-  const bool into_qkv = needs_input_grad || qkv_->trainable();
-  const bool into_attention = into_qkv || o_->trainable();
-  const bool into_mlp = into_attention || gate_up_->trainable();
-
-  const auto inner_grad_for = [&](const LinearGroup& group) {
-    return group.trainable() ? arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
-  };
-  const auto input_grad = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const Tensor& dx) {
-    return LinearInputGrad{dy, &group.weight(), group.lora(batch.dropout()), inner, inner_grad, dx, sequences};
-  };
-  const auto a_grad = [&](const LinearGroup& group, const Tensor& x, const Buffer& inner_grad) {
-    if (group.trainable()) ops_.lora_a_grad({x, inner_grad, group.lora(batch.dropout()), sequences});
-  };
-
-  // y = mid + act Wd
-  const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
-  {
-    Buffer inner_grad = inner_grad_for(*down_);
-    Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
-    if (into_mlp) {
-      ops_.swiglu_linear_input_grad(input_grad(*down_, dout, saved.inner_down, inner_grad, act), gate, up, gate, up);
-    } else {
-      ops_.linear_input_grad(input_grad(*down_, dout, saved.inner_down, inner_grad, Tensor()));
-      ops_.swiglu_forward(gate, up, act);
-      a_grad(*down_, act, inner_grad);
-      return Buffer();
-    }
-  }
-
-  // g, u = norm(mid) Wgu; `gate_up` holds their gradients now, and dout becomes the gradient of mid.
-  {
-    Buffer inner_grad = inner_grad_for(*gate_up_);
-    Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
-    if (into_attention) {
-      ops_.linear_input_grad_norm(input_grad(*gate_up_, saved.gate_up, saved.inner_gate_up, inner_grad, normed),
-                                  {saved.mid, norms_[1].weight, normed, dout, dout, normed, arch_.rms_eps});
-    } else {
-      ops_.linear_input_grad(input_grad(*gate_up_, saved.gate_up, saved.inner_gate_up, inner_grad, Tensor()));
-      ops_.rmsnorm_forward(saved.mid, norms_[1].weight, arch_.rms_eps, normed);
-    }
-    a_grad(*gate_up_, normed, inner_grad);
-    if (!into_attention) return Buffer();
-  }
-  saved.gate_up.reset();
-  saved.mid.reset();
-
-  // mid = x + attn Wo
-  Buffer dqkv;
-  {
-    Buffer inner_grad = inner_grad_for(*o_);
-    Buffer dattn;
-    if (into_qkv) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, q_cols);
-    const Tensor attn = saved.attn.tensor().columns(0, q_cols);
-    ops_.linear_input_grad(input_grad(*o_, dout, saved.inner_o, inner_grad, dattn));
-    a_grad(*o_, attn, inner_grad);
-    if (!into_qkv) return Buffer();
-
-    const Tensor q_in = saved.qkv.tensor().columns(0, q_cols), k_in = saved.qkv.tensor().columns(q_cols, kv_cols);
-    const Tensor v = saved.qkv.tensor().columns(q_cols + kv_cols, kv_cols);
-    Tensor q = q_in, k = k_in;
-    Buffer turned;
-    if (q_norm()) {
-      turned = arena_.workspace("q and k after rotary", dtype, tokens, q_cols + kv_cols);
-      q = turned.tensor().columns(0, q_cols);
-      k = turned.tensor().columns(q_cols, kv_cols);
-      ops_.qk_rope_forward({q_in, k_in, q, k, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row, Tensor(), e});
-    }
-    dqkv = arena_.workspace("gradient of q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
-    const Tensor dq = dqkv.tensor().columns(0, q_cols), dk = dqkv.tensor().columns(q_cols, kv_cols);
-    const Tensor dv = dqkv.tensor().columns(q_cols + kv_cols, kv_cols);
-    ops_.attention_backward({q, k, v, attn, saved.lse, dattn, dq, dk, dv, sequences, e, spec_.sliding_window,
-                             1.0f / std::sqrt(static_cast<float>(e)), q_norm() ? Tensor() : batch.rope.values, &batch.rope_row});
-    if (q_norm()) ops_.qk_rope_backward({dq, dk, q_in, k_in, q_norm(), k_norm(), arch_.rms_eps, batch.rope.values, &batch.rope_row, e});
-  }
-  saved.attn.reset();
-  saved.qkv.reset();
-
-  // q, k, v = norm(x) Wqkv; dout becomes the gradient of x.
-  Buffer inner_grad = inner_grad_for(*qkv_);
-  Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
-  if (needs_input_grad) {
-    ops_.linear_input_grad_norm(input_grad(*qkv_, dqkv, saved.inner_qkv, inner_grad, normed),
-                                {saved.x, norms_[0].weight, normed, dout, dout, normed, arch_.rms_eps});
-  } else {
-    ops_.linear_input_grad(input_grad(*qkv_, dqkv, saved.inner_qkv, inner_grad, Tensor()));
-    ops_.rmsnorm_forward(saved.x, norms_[0].weight, arch_.rms_eps, normed);
-  }
-  a_grad(*qkv_, normed, inner_grad);
-  return needs_input_grad ? std::move(dout) : Buffer();
 }
 
 }  // namespace pipelora

@@ -1,5 +1,6 @@
 #include "pipelora/engine.h"
 
+#include <algorithm>
 #include <deque>
 
 #include "pipelora/error.h"
@@ -22,6 +23,12 @@ class Stretch {
   Ops& ops_;
 };
 
+/// Whether a rule has frequencies for heads of that width.
+bool turns(const RotarySpec& rotary, std::int64_t head_dim) {
+  const auto count = static_cast<std::int64_t>(rotary.inv_freq.size());
+  return count > 0 && count <= head_dim / 2 && (rotary.long_inv_freq.empty() || rotary.long_inv_freq.size() == rotary.inv_freq.size());
+}
+
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes)
@@ -29,9 +36,10 @@ Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std
   const auto good = [](std::int64_t n) { return n > 0 && n < (std::int64_t{1} << 31); };
   if (!good(arch_.hidden) || !good(arch_.heads) || !good(arch_.kv_heads) || !good(arch_.ffn) || !good(arch_.vocab) ||
       arch_.head_dim <= 0 || arch_.head_dim > 1024 || arch_.head_dim % 2 != 0 || arch_.heads % arch_.kv_heads != 0 ||
-      static_cast<std::int64_t>(arch_.rope_inv_freq.size()) != arch_.head_dim / 2)
-    throw Error(kTensorMismatch, "arch: expected positive sizes, an even headDim of at most 1024 with headDim / 2 rotary frequencies, "
-                                 "and heads a multiple of kvHeads");
+      !std::all_of(arch_.rotary.begin(), arch_.rotary.end(), [&](const RotarySpec& rotary) { return turns(rotary, arch_.head_dim); }) ||
+      (arch_.query_scale_beta != 0 && arch_.query_scale_length <= 0))
+    throw Error(kTensorMismatch, "arch: expected positive sizes, an even headDim of at most 1024, between 1 and headDim / 2 frequencies of every "
+                                 "rotary rule, as many long ones or none, and heads a multiple of kvHeads");
   arena_memory_ = ops_->allocate("the arena", arena_bytes, false);
   arena_ = std::make_unique<Arena>(arena_memory_->data(), arena_bytes);
   ops_->use_arena(*arena_);

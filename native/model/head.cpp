@@ -108,12 +108,13 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     const Buffer padded = arena_.workspace("a chunk of logits", DType::f32, n, (v + 7) / 8 * 8);
     const Tensor logits = padded.tensor().columns(0, v);
     ops_.linear_forward({x, &group_->weight(), lora, inner, Tensor(), logits, &keys});
+    shape(logits);
 
     // The gradient takes the logits' place, whatever its dtype.
     const auto of_chunk = [&](const Buffer& all) { return all.tensor().columns(first, n); };
     const auto stride = logits.stride * static_cast<std::int64_t>(dtype_bytes(DType::f32) / dtype_bytes(dtype));
     const Tensor dz = keep ? Tensor(logits.data, dtype, n, v, stride) : Tensor();
-    ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct)});
+    ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct), arch_.logit_scale, arch_.logit_cap});
 
     if (keep) {
       ops_.linear_input_grad({dz, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
@@ -160,7 +161,12 @@ Buffer Head::last_logits(const Batch& batch, const Tensor& hidden) {
   if (group_->trainable()) inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, group_->inner_cols());
   Buffer logits = arena_.tensor("logits", DType::f32, count, arch_.vocab);
   ops_.linear_forward({x, &group_->weight(), group_->lora(nullptr), inner, Tensor(), logits, nullptr});
+  shape(logits);
   return logits;
+}
+
+void Head::shape(const Tensor& logits) {
+  if (arch_.logit_scale != 1 || arch_.logit_cap != 0) ops_.shape_logits(logits, arch_.logit_scale, arch_.logit_cap);
 }
 
 }  // namespace pipelora

@@ -22,7 +22,7 @@ KvCache::KvCache(Ops& ops, const Arch& arch, std::int64_t sequences, std::int64_
     at += 2 * one;
   }
   const auto count = static_cast<std::size_t>(sequences);
-  progress_.assign(segments, {std::vector<std::int32_t>(count, 0), std::vector<double>(count, 1.0)});
+  progress_.assign(segments, {std::vector<std::int32_t>(count, 0), std::vector<RowRotary>(count)});
 }
 
 }  // namespace pipelora

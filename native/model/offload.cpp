@@ -12,9 +12,9 @@ constexpr std::size_t kLeaving = 3;
 /// Layers below the one whose backward pass begins that are fetched ahead.
 constexpr std::size_t kFetchedAhead = 3;
 
-std::array<Buffer*, 6> parts(BlockSaved& saved, bool whole) {
+std::vector<Buffer*> parts(BlockSaved& saved, bool whole) {
   if (!whole) return {&saved.x};
-  return {&saved.x, &saved.qkv, &saved.attn, &saved.lse, &saved.mid, &saved.gate_up};
+  return {&saved.x, &saved.qkv, &saved.attn, &saved.lse, &saved.mid, &saved.gate_up, &saved.attn_out, &saved.mlp_out};
 }
 
 class Held final : public Offloaded {

@@ -5,11 +5,28 @@
 #include <cstdint>
 
 #include "pipelora/error.h"
+#include "pipelora/half.h"
 #include "pipelora/offload.h"
 
 namespace pipelora {
 
 namespace {
+/// A norm's weight [1, n] f32, the family's offset added.
+void load_norm(Ops& ops, const HostTensor& data, float offset, const Tensor& to) {
+  if (offset == 0) return ops.load(data, to);
+  std::vector<float> values;
+  const auto widen = [&]<class T>() {
+    for (std::int64_t i = 0; i < data.rows * data.cols; ++i) values.push_back(to_float(static_cast<const T*>(data.data)[i]) + offset);
+  };
+  switch (data.dtype) {
+    case DType::bf16: widen.template operator()<bf16>(); break;
+    case DType::f16: widen.template operator()<f16>(); break;
+    case DType::f32: widen.template operator()<float>(); break;
+    default: throw Error(kTensorMismatch, std::string("a norm's weight: expected float32, bfloat16 or float16, got ") + dtype_name(data.dtype));
+  }
+  ops.upload(to, values.data());
+}
+
 /// Rows are numbered within the step, in the order of the data.
 [[noreturn]] void not_finite(const Batch& batch, const MicroBatch& micro, const HeadResult& loss) {
   std::string where;
@@ -74,7 +91,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
       const bool cached = blocks++ < spec_.cached_blocks;
       for (const Block::NormSlot& norm : at->block->norms()) {
-        slots_.add(norm.name, 0, norm.weight.cols, [this, to = norm.weight](const HostTensor& data, const HoldSpec&) { ops_.load(data, to); });
+        slots_.add(norm.name, 0, norm.weight.cols, [this, to = norm.weight](const HostTensor& data, const HoldSpec&) { load_norm(ops_, data, arch_.norm_offset, to); });
       }
       for (LinearGroup* group : at->block->groups())
         for (std::size_t part = 0; part < group->linears().size(); ++part) {
@@ -88,7 +105,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       at->kind = Layer::Kind::norm;
       at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
       at->weight = Tensor(at->memory->data(), DType::f32, 1, arch.hidden);
-      slots_.add(norm->weight, 0, arch.hidden, [this, at](const HostTensor& data, const HoldSpec&) { ops_.load(data, at->weight); });
+      slots_.add(norm->weight, 0, arch.hidden, [this, at](const HostTensor& data, const HoldSpec&) { load_norm(ops_, data, arch_.norm_offset, at->weight); });
     } else {
       const auto& head = std::get<HeadSpec>(spec_.layers[i]);
       if (i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
@@ -165,6 +182,7 @@ Buffer Segment::embed(const Layer& layer, const std::vector<std::int32_t>& token
   ops_.upload(ids);
   Buffer x = arena_.tensor("the embedded tokens", ops_.compute_dtype(), expected, arch_.hidden);
   ops_.gather_rows(layer.weight, ids, x);
+  if (arch_.embedding_scale != 1) ops_.add(Tensor(), x, arch_.embedding_scale, x);
   return x;
 }
 
@@ -211,7 +229,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
           x = lowest(std::move(x));
         }
         Buffer y = arena_.tensor("the final norm's output", ops_.compute_dtype(), tokens, arch_.hidden);
-        ops_.rmsnorm_forward(x, layer.weight, arch_.rms_eps, y);
+        ops_.rmsnorm_forward(x, layer.weight, norm_rule(arch_), y);
         if (keep) saved->inputs[i] = std::move(x);
         x = std::move(y);
         break;
@@ -263,7 +281,7 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scal
         break;
       case Layer::Kind::norm:
         if (below) {
-          ops_.rmsnorm_backward({saved->inputs[i], layer.weight, gradient, Tensor(), gradient, Tensor(), arch_.rms_eps});
+          ops_.rmsnorm_backward({saved->inputs[i], layer.weight, gradient, Tensor(), gradient, Tensor(), norm_rule(arch_)});
           saved->inputs[i].reset();
         }
         break;
@@ -283,8 +301,8 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
                       const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input) {
   slots_.require_loaded();
   KvCache::Progress& progress = cache.progress(segment_index);
-  std::vector<double> alphas = progress.alphas;
-  const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, cu_seqlens, progress.lengths, cache.capacity(), alphas);
+  std::vector<RowRotary> rotary = progress.rotary;
+  const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, cu_seqlens, progress.lengths, cache.capacity(), rotary);
   check_input(input, batch->sequences.tokens);
   Buffer x = std::move(input);
   std::size_t block = first_block;
@@ -298,14 +316,14 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
       }
       case Layer::Kind::norm: {
         Buffer y = arena_.tensor("the final norm's output", ops_.compute_dtype(), batch->sequences.tokens, arch_.hidden);
-        ops_.rmsnorm_forward(x, layer->weight, arch_.rms_eps, y);
+        ops_.rmsnorm_forward(x, layer->weight, norm_rule(arch_), y);
         x = std::move(y);
         break;
       }
       case Layer::Kind::head: x = layer->head->last_logits(*batch, x); break;
     }
   }
-  progress.alphas = std::move(alphas);
+  progress.rotary = std::move(rotary);
   progress.lengths = batch->sequences.key_length.host;
   return x;
 }

@@ -29,10 +29,10 @@ void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
   gpu.ops->copy(gpu.put(gate, dtype, rows, cols), g);
   gpu.ops->copy(gpu.put(up, dtype, rows, cols), u);
   auto out = gpu.empty(dtype, rows, cols);
-  gpu.ops->swiglu_forward(g, u, out);
+  gpu.ops->swiglu_forward(g, u, out, Activation::silu);
   compare(label("swiglu_forward", dtype, shape), gpu.get(out), act, limit_of(dtype));
   auto d = gpu.put(dact, dtype, rows, cols);
-  gpu.ops->swiglu_backward(g, u, d, g, u, d);
+  gpu.ops->swiglu_backward(g, u, d, g, u, d, Activation::silu);
   compare(label("swiglu_backward act", dtype, shape), gpu.get(d), act, limit_of(dtype));
   compare(label("swiglu_backward dgate", dtype, shape), gpu.get(g), dgate, limit_of(dtype));
   compare(label("swiglu_backward dup", dtype, shape), gpu.get(u), dup, limit_of(dtype));

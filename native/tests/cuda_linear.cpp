@@ -140,9 +140,9 @@ void behind_swiglu(Gpu& gpu, const std::string& name, const LinearWeight& weight
     const Tensor gate = both.view.columns(0, in), up = both.view.columns(in, in);
     const LinearInputGrad back{dy, &weight, {views, lora.inner_cols, lora.dropout}, inner, zd, dx, &sequences};
     if (&results == &runs[0])
-      gpu.ops->Ops::swiglu_linear_input_grad(back, gate, up, gate, up);
+      gpu.ops->Ops::swiglu_linear_input_grad(back, gate, up, gate, up, Activation::silu);
     else
-      gpu.ops->swiglu_linear_input_grad(back, gate, up, gate, up);
+      gpu.ops->swiglu_linear_input_grad(back, gate, up, gate, up, Activation::silu);
     results.push_back(gpu.get(both));
     for (const LoraView& view : views) results.push_back(gpu.get(view.grad_a));
   }

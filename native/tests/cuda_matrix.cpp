@@ -17,6 +17,7 @@
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/segment.h"
 #include "tests/cuda_fixture.h"
+#include "tests/family_rules.h"
 
 using namespace pipelora;
 using namespace pipelora::test;
@@ -27,6 +28,7 @@ struct Shape {
   const char* name;
   std::int64_t hidden, heads, kv_heads, head_dim, ffn, vocab;
   bool fused_qkv, bias, head_norms, tied;
+  const FamilyRules* family = &kLlamaRules;
 };
 
 /// Widths of published models; the vocabularies are short, odd where a published one is.
@@ -41,6 +43,17 @@ constexpr Shape kShapes[] = {
     {"Gemma-2B's heads", 2048, 8, 1, 256, 5632, 1601, false, false, false, true},
     {"Phi-3's heads", 3072, 32, 32, 96, 8192, 1065, true, false, false, false},
     {"Qwen3-0.6B", 1024, 16, 8, 128, 3072, 1936, false, false, true, true},
+    {"Gemma-2-9B", 3584, 16, 8, 256, 14336, 1601, false, false, false, true, &kFamilyRules[0]},
+    {"Gemma-3-1B", 1152, 4, 1, 256, 6912, 1601, false, false, true, true, &kFamilyRules[1]},
+    {"Gemma-3-27B's heads", 2688, 16, 8, 128, 8192, 1601, false, false, true, true, &kFamilyRules[1]},
+    {"GLM-4-9B", 4096, 32, 2, 128, 13696, 1184, false, true, false, false, &kFamilyRules[2]},
+    {"Phi-4-mini", 3072, 24, 8, 128, 8192, 1065, true, false, false, true, &kFamilyRules[3]},
+    {"Granite-3.1-2B", 2048, 32, 8, 64, 8192, 1155, false, false, false, true, &kFamilyRules[4]},
+    {"OLMo-2-7B", 4096, 32, 32, 128, 11008, 1352, false, false, true, false, &kFamilyRules[5]},
+    {"Command-R7B", 4096, 32, 8, 128, 14336, 1000, false, false, false, true, &kFamilyRules[6]},
+    {"Hunyuan-7B", 4096, 32, 8, 128, 14336, 1167, false, false, true, true, &kFamilyRules[7]},
+    {"Ministral-3-8B", 4096, 32, 8, 128, 14336, 1072, false, false, false, false, &kFamilyRules[8]},
+    {"InternLM2-7B", 4096, 32, 8, 128, 14336, 1544, true, false, false, false, &kFamilyRules[9]},
 };
 constexpr std::int64_t kRanks[] = {1, 2, 3, 4, 8, 12, 16, 24, 32, 40, 64, 128, 256};
 enum class Targets { all_linear, q_v, one, pattern };
@@ -79,9 +92,8 @@ Arch arch_of(const Shape& shape) {
   arch.ffn = shape.ffn;
   arch.vocab = shape.vocab;
   arch.rms_eps = 1e-6f;
-  arch.rope_base = 10000;
-  for (std::int64_t i = 0; i < arch.head_dim / 2; ++i)
-    arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(arch.head_dim)));
+  arch.rotary = {rotary_rule(10000, arch.head_dim)};
+  shape.family->rules(arch);
   return arch;
 }
 
@@ -98,8 +110,7 @@ SegmentSpec spec_of(const Case& c) {
     const std::string at = "block" + std::to_string(b) + ".";
     BlockSpec block;
     block.index = b;
-    block.attn_norm = at + "norm1";
-    block.mlp_norm = at + "norm2";
+    shape.family->name_norms(block, at, arch_of(shape));
     if (shape.head_norms) {
       block.q_norm = at + "q_norm";
       block.k_norm = at + "k_norm";
@@ -127,8 +138,12 @@ SegmentSpec spec_of(const Case& c) {
       linear(Role::v, "v", shape.hidden, kv, shape.bias);
     }
     linear(Role::o, "o", q, shape.hidden, false);
-    linear(Role::gate, "gate", shape.hidden, shape.ffn, false);
-    linear(Role::up, "up", shape.hidden, shape.ffn, false);
+    if (shape.family->fused_gate_up) {
+      linear(Role::gate_up, "gate_up", shape.hidden, 2 * shape.ffn, false);
+    } else {
+      linear(Role::gate, "gate", shape.hidden, shape.ffn, false);
+      linear(Role::up, "up", shape.hidden, shape.ffn, false);
+    }
     linear(Role::down, "down", shape.ffn, shape.hidden, false);
     spec.layers.push_back(std::move(block));
   }
@@ -210,12 +225,7 @@ Outcome run(const Case& c, DType compute) {
   for (const LayerSpec& layer : spec.layers) {
     const auto* block = std::get_if<BlockSpec>(&layer);
     if (block == nullptr) continue;
-    load(block->attn_norm, {arch.hidden}, 0.1, 1, plain);
-    load(block->mlp_norm, {arch.hidden}, 0.1, 1, plain);
-    if (!block->q_norm.empty()) {
-      load(block->q_norm, {arch.head_dim}, 0.1, 1, plain);
-      load(block->k_norm, {arch.head_dim}, 0.1, 1, plain);
-    }
+    for (const auto& [name, size] : norms_of(*block, arch)) load(name, {size}, 0.1, 1, plain);
     for (const LinearSpec& l : block->linears) {
       load(l.name + ".weight", {l.out, l.in}, 1 / std::sqrt(static_cast<double>(l.in)), 0, c.hold);
       if (l.bias) load(l.name + ".bias", {l.out}, 0.1, 0, plain);

@@ -10,6 +10,7 @@
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/segment.h"
 #include "tests/cuda_fixture.h"
+#include "tests/family_rules.h"
 #if defined(PIPELORA_TEST_CPU)
 #include "pipelora/cpu.h"
 #endif
@@ -27,6 +28,7 @@ struct Variant {
   bool qk_norm = false;
   std::int64_t window = 0, checkpointed = 0, offloaded = 0;
   std::int64_t head_dim = 16, kv_heads = 2;
+  const FamilyRules* family = &kLlamaRules;
 };
 
 Arch arch_of(const Variant& variant) {
@@ -38,8 +40,8 @@ Arch arch_of(const Variant& variant) {
   arch.ffn = 176;
   arch.vocab = 131;
   arch.rms_eps = 1e-6f;
-  arch.rope_base = 10000;
-  for (int i = 0; i < arch.head_dim / 2; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * i / static_cast<double>(arch.head_dim)));
+  arch.rotary = {rotary_rule(10000, arch.head_dim)};
+  variant.family->rules(arch);
   return arch;
 }
 
@@ -54,13 +56,12 @@ SegmentSpec spec_of(const Variant& variant, const Arch& arch) {
     const std::string at = "block" + std::to_string(b) + ".";
     BlockSpec block;
     block.index = b;
-    block.attn_norm = at + "norm1";
-    block.mlp_norm = at + "norm2";
+    variant.family->name_norms(block, at, arch);
     if (variant.qk_norm) {
       block.q_norm = at + "q_norm";
       block.k_norm = at + "k_norm";
     }
-    block.sliding_window = variant.window;
+    if (variant.window > 0) block.sliding_window = variant.window;
     const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias, std::int64_t rank) {
       LinearSpec made;
       made.role = role;
@@ -71,12 +72,20 @@ SegmentSpec spec_of(const Variant& variant, const Arch& arch) {
       if (rank > 0) made.lora = LoraSpec{rank, 2.0f, 0.1f, module++};
       block.linears.push_back(made);
     };
-    linear(Role::q, "q", arch.hidden, q, true, 8);
-    linear(Role::k, "k", arch.hidden, kv, true, 0);
-    linear(Role::v, "v", arch.hidden, kv, true, 4);
+    if (variant.family->fused_qkv) {
+      linear(Role::qkv, "qkv", arch.hidden, q + 2 * kv, true, 8);
+    } else {
+      linear(Role::q, "q", arch.hidden, q, true, 8);
+      linear(Role::k, "k", arch.hidden, kv, true, 0);
+      linear(Role::v, "v", arch.hidden, kv, true, 4);
+    }
     linear(Role::o, "o", q, arch.hidden, false, 8);
-    linear(Role::gate, "gate", arch.hidden, arch.ffn, false, 8);
-    linear(Role::up, "up", arch.hidden, arch.ffn, false, 8);
+    if (variant.family->fused_gate_up) {
+      linear(Role::gate_up, "gate_up", arch.hidden, 2 * arch.ffn, false, 8);
+    } else {
+      linear(Role::gate, "gate", arch.hidden, arch.ffn, false, 8);
+      linear(Role::up, "up", arch.hidden, arch.ffn, false, 8);
+    }
     linear(Role::down, "down", arch.ffn, arch.hidden, false, 16);
     spec.layers.push_back(std::move(block));
   }
@@ -108,12 +117,7 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
   for (const LayerSpec& layer : spec.layers) {
     const auto* block = std::get_if<BlockSpec>(&layer);
     if (block == nullptr) continue;
-    load(block->attn_norm, {arch.hidden}, 0.1, 1, plain);
-    load(block->mlp_norm, {arch.hidden}, 0.1, 1, plain);
-    if (variant.qk_norm) {
-      load(block->q_norm, {arch.head_dim}, 0.1, 1, plain);
-      load(block->k_norm, {arch.head_dim}, 0.1, 1, plain);
-    }
+    for (const auto& [name, size] : norms_of(*block, arch)) load(name, {size}, 0.1, 1, plain);
     for (const LinearSpec& l : block->linears) {
       load(l.name + ".weight", {l.out, l.in}, 1 / std::sqrt(static_cast<double>(l.in)), 0, variant.hold);
       if (l.bias) load(l.name + ".bias", {l.out}, 0.1, 0, plain);
@@ -195,6 +199,12 @@ std::vector<Variant> variants() {
   all[2].kv_heads = 4;
   all[3].name = "int8";
   all[3].hold.quantisation = Quantisation::int8;
+  for (const FamilyRules& family : kFamilyRules) {
+    Variant variant;
+    variant.name = family.name;
+    variant.family = &family;
+    all.push_back(variant);
+  }
   return all;
 }
 

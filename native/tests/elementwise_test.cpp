@@ -79,10 +79,10 @@ TEST_CASE("SwiGLU and its gradient, also in place over gate, up and the incoming
   Values gate = reference::random_values(t * f, 1, 3.0), up = reference::random_values(t * f, 2);
   const Values g = reference::random_values(t * f, 3);
   const Buffer bg = device.put(gate, t), bu = device.put(up, t), bd = device.put(g, t), act = device.make(t, f);
-  device.ops->swiglu_forward(bg, bu, act);
+  device.ops->swiglu_forward(bg, bu, act, Activation::silu);
   CHECK(distance(Device::get(act), reference::swiglu(gate, up)) < kTight);
   const Values forward = Device::get(act);
-  device.ops->swiglu_backward(bg, bu, bd, bg, bu, bd);
+  device.ops->swiglu_backward(bg, bu, bd, bg, bu, bd, Activation::silu);
   CHECK(Device::get(bd) == forward);
   const auto at = reference::spread(gate.size(), 111);
   const auto loss = [&] { return reference::dot(reference::swiglu(gate, up), g); };
@@ -94,7 +94,7 @@ TEST_CASE("SwiGLU stays finite for extreme gates") {
   Device device;
   const Values gate{-1000, -88, 88, 1000}, up{1, 1, 1, 1};
   const Buffer bg = device.put(gate, 1), bu = device.put(up, 1), act = device.make(1, 4);
-  device.ops->swiglu_forward(bg, bu, act);
+  device.ops->swiglu_forward(bg, bu, act, Activation::silu);
   const Values got = Device::get(act);
   CHECK(std::abs(got[0]) < 1e-30);
   CHECK(std::abs(got[1]) < 1e-30);

@@ -19,7 +19,7 @@ std::unique_ptr<Engine> small_engine() {
   Arch arch;
   arch.hidden = arch.head_dim = arch.ffn = arch.vocab = 8;
   arch.heads = arch.kv_heads = 1;
-  arch.rope_inv_freq.assign(4, 1.0);
+  arch.rotary = {rotary_rule(1, 8)};
   return std::make_unique<Engine>(make_cpu_ops(DType::f32, 1), arch, kArena);
 }
 

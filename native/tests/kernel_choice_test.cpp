@@ -89,13 +89,37 @@ TEST_CASE("attention: which kernels are whose") {
   CHECK_FALSE(attention_backward_choice(rows(96, 4096), kHopper).turns_back);
 }
 
+TEST_CASE("attention: scores under a cap go to the tiles, or to the plain kernels, whatever the GPU") {
+  for (const GpuKind& gpu : kGpus)
+    for (const std::int64_t width : {16, 64, 96, 128, 256})
+      for (const std::int64_t length : {1, 4, 200, 4096})
+        for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+          AttentionTraits call = rows(width, length);
+          call.dtype = dtype;
+          call.capped = true;
+          const AttentionKernel expected = dtype == DType::f32 ? AttentionKernel::plain : AttentionKernel::tiles;
+          const AttentionChoice backward = attention_backward_choice(call, gpu);
+          CHECK(backward.kernel == expected);
+          CHECK_FALSE(backward.turns_back);
+          CHECK_FALSE(backward.keeps_slopes);
+          call.keeps_lse = false;
+          call.most_splits = 16;
+          CHECK(attention_forward_choice(call, gpu).kernel == expected);
+        }
+}
+
+TEST_CASE("cross entropy: logits in shape never go to the clusters, which keep exponentials alone") {
+  CHECK(cross_entropy_choice(256000, true, true, kHopper) == CrossEntropyKernel::wide);
+  CHECK(cross_entropy_choice(256001, false, true, kHopper) == CrossEntropyKernel::scalar);
+}
+
 TEST_CASE("cross entropy: rows that begin on 16 bytes never go a number at a time") {
   for (const std::int64_t vocab : {32000, 32001, 151936, 152064, 262144}) {
-    CHECK(cross_entropy_choice(vocab, true, kHopper) == CrossEntropyKernel::clusters);
-    CHECK(cross_entropy_choice(vocab, true, kA100) == CrossEntropyKernel::wide);
-    CHECK(cross_entropy_choice(vocab, false, kHopper) == CrossEntropyKernel::scalar);
+    CHECK(cross_entropy_choice(vocab, true, false, kHopper) == CrossEntropyKernel::clusters);
+    CHECK(cross_entropy_choice(vocab, true, false, kA100) == CrossEntropyKernel::wide);
+    CHECK(cross_entropy_choice(vocab, false, false, kHopper) == CrossEntropyKernel::scalar);
   }
-  CHECK(cross_entropy_choice(500000, true, kHopper) == CrossEntropyKernel::wide);  // more than the cluster's shared memory
+  CHECK(cross_entropy_choice(500000, true, false, kHopper) == CrossEntropyKernel::wide);  // more than the cluster's shared memory
 }
 
 TEST_CASE("LoRA: fused up to rank 16, products beyond, whatever the operation") {

@@ -10,6 +10,72 @@ const std::vector<std::pair<const char*, Family>> kFamilies{
     {"grouped heads, dropout", {.qkv_bias = true, .dropout = 0.25f}},
     {"norms on heads, LoRA on the head", {.head_norms = true, .head_lora = true, .kv_heads = 1, .dropout = 0.1f}},
     {"sliding window", {.window = 5}},
+    {"Gemma 2: norms on both sides of weight - 1, caps, GELU with tanh, scaled embeddings",
+     {.window = 6, .post_norms = true,
+      .rules = [](Arch& arch) {
+        arch.activation = Activation::gelu_tanh;
+        arch.norm_offset = 1;
+        arch.embedding_scale = 0.7f;
+        arch.score_scale = 0.4f;
+        arch.score_cap = 1.5f;
+        arch.logit_cap = 2;
+      }}},
+    {"Gemma 3: two rotary rules, norms of heads, LoRA on the head under its cap",
+     {.head_norms = true, .head_lora = true, .dropout = 0.2f, .post_norms = true,
+      .rules = [](Arch& arch) {
+        arch.norm_offset = 1;
+        arch.rotary.push_back(rotary_rule(100, 8));
+        arch.logit_cap = 3;
+        arch.logit_scale = 0.5f;
+      },
+      .rotary = [](std::int64_t block) { return block % 2; }}},
+    {"GLM-4: a part of neighbours, norms behind, gate and up fused",
+     {.qkv_bias = true, .kv_heads = 1, .post_norms = true, .fused_gate_up = true,
+      .rules = [](Arch& arch) {
+        arch.rotary = {rotary_rule(10000, 4)};
+        arch.rotary_interleaved = true;
+      }}},
+    {"Phi-4-mini: fused, half of each head", {.fused_qkv = true, .fused_gate_up = true, .rules = [](Arch& arch) { arch.rotary = {rotary_rule(10000, 6)}; }}},
+    {"Granite: factors everywhere",
+     {.rules = [](Arch& arch) {
+        arch.embedding_scale = 2;
+        arch.residual_scale = 0.4f;
+        arch.logit_scale = 0.3f;
+        arch.score_scale = 0.2f;
+      }}},
+    {"OLMo 2: norms behind alone, of whole q and k", {.head_norms = true, .pre_norms = false, .post_norms = true, .rules = [](Arch& arch) { arch.head_norm_whole = true; }}},
+    {"Cohere 2: LayerNorm, parallel, positions in some blocks",
+     {.window = 4, .dropout = 0.1f,
+      .rules = [](Arch& arch) {
+        arch.norm_centred = true;
+        arch.parallel = true;
+        arch.rotary_interleaved = true;
+        arch.logit_scale = 0.25f;
+      },
+      .rotary = [](std::int64_t block) -> std::int64_t { return block == 1 ? -1 : 0; }}},
+    {"Hunyuan: norms of heads behind rotary, GELU", {.head_norms = true, .kv_heads = 4, .rules = [](Arch& arch) {
+        arch.head_norm_after_rotary = true;
+        arch.activation = Activation::gelu;
+      }}},
+    {"EXAONE 4: norms of heads, no positions in some blocks, norms behind",
+     {.head_norms = true, .pre_norms = false, .post_norms = true, .rotary = [](std::int64_t block) -> std::int64_t { return block == 0 ? -1 : 0; }}},
+    {"Ministral 3: queries scaled by place", {.rules = [](Arch& arch) {
+        arch.query_scale_beta = 0.3;
+        arch.query_scale_length = 4;
+      }}},
+    {"InternLM 2: q, k and v by kv head", {.fused_qkv = true, .rules = [](Arch& arch) { arch.qkv_by_kv_head = true; }}},
+    {"everything at once: parallel with norms behind and a factor, centred norms of heads",
+     {.fused_qkv = true, .head_norms = true, .window = 7, .post_norms = true, .fused_gate_up = true,
+      .rules = [](Arch& arch) {
+        arch.parallel = true;
+        arch.norm_centred = true;
+        arch.norm_offset = 0.5f;
+        arch.residual_scale = 0.6f;
+        arch.score_cap = 2;
+        arch.rotary = {rotary_rule(1000, 4)};
+        arch.qkv_by_kv_head = true;
+        arch.activation = Activation::gelu_tanh;
+      }}},
 };
 const std::vector<std::int32_t> kLengths{9, 1, 14};
 

@@ -81,7 +81,9 @@ class PaperOps final : public Ops {
     arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail(call.lora.inner_cols) + 63) / 64 * 64);
   }
   void lora_a_grad(const LoraAGrad&) override {}
-  void rmsnorm_forward(const Tensor&, const Tensor&, float, const Tensor&) override {}
+  void add(const Tensor&, const Tensor&, float, const Tensor&) override {}
+  void shape_logits(const Tensor&, float, float) override {}
+  void rmsnorm_forward(const Tensor&, const Tensor&, NormRule, const Tensor&) override {}
   void rmsnorm_backward(const RmsNormBackward&) override {}
   void qk_rope_forward(const QkRope&) override {}
   void qk_rope_backward(const QkRopeBackward&) override {}
@@ -90,8 +92,8 @@ class PaperOps final : public Ops {
     const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
     arena_->spare("attention's slopes", 0, std::size_t{1} << 40);
   }
-  void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
-  void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) override {}
+  void swiglu_forward(const Tensor&, const Tensor&, const Tensor&, Activation) override {}
+  void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Activation) override {}
   void cross_entropy(const CrossEntropy&) override {}
   std::int32_t sample(const Sampling&) override { return 0; }
   void adamw(std::span<const AdamTarget>, const AdamSettings&) override {}

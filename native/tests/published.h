@@ -27,8 +27,7 @@ inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t
   arch.ffn = ffn;
   arch.vocab = vocab;
   arch.rms_eps = 1e-6f;
-  arch.rope_base = 10000;
-  for (int i = 0; i < 64; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * i / 128));
+  arch.rotary = {rotary_rule(10000, arch.head_dim)};
   model.blocks = blocks;
   model.fused_qkv = fused_qkv;
   model.qkv_bias = qkv_bias;

@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "pipelora/ops.h"
 #include "pipelora/rng.h"
 
 namespace reference {
@@ -31,34 +32,38 @@ inline Values product(const Values& x, const Values& w, std::size_t t, std::size
   return y;
 }
 
-inline Values rmsnorm(const Values& x, const Values& w, double eps) {
+/// Times weight + offset; centred: LayerNorm.
+inline Values rmsnorm(const Values& x, const Values& w, double eps, bool centred = false, double offset = 0) {
   const std::size_t d = w.size();
   Values y(x.size());
   for (std::size_t r = 0; r < x.size() / d; ++r) {
-    double squares = 0;
-    for (std::size_t c = 0; c < d; ++c) squares += x[r * d + c] * x[r * d + c];
+    double mean = 0, squares = 0;
+    for (std::size_t c = 0; c < d && centred; ++c) mean += x[r * d + c] / static_cast<double>(d);
+    for (std::size_t c = 0; c < d; ++c) squares += (x[r * d + c] - mean) * (x[r * d + c] - mean);
     const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(d) + eps);
-    for (std::size_t c = 0; c < d; ++c) y[r * d + c] = x[r * d + c] * inverse * w[c];
+    for (std::size_t c = 0; c < d; ++c) y[r * d + c] = (x[r * d + c] - mean) * inverse * (w[c] + offset);
   }
   return y;
 }
 
-/// Half-split rotary of [t, heads * e] at the given positions.
-inline Values rotary(const Values& x, const std::vector<std::int32_t>& positions, const Values& inv_freq, std::size_t width, std::size_t e) {
-  Values y(x.size());
-  const std::size_t half = e / 2;
+/// Rotary of [t, heads * e] at the given positions: of the first columns of a head, in halves or neighbour with neighbour.
+inline Values rotary(const Values& x, const std::vector<std::int32_t>& positions, const Values& inv_freq, std::size_t width, std::size_t e,
+                     bool interleaved = false) {
+  Values y = x;
+  const std::size_t half = inv_freq.size();
   for (std::size_t t = 0; t < positions.size(); ++t)
     for (std::size_t head = 0; head < width; head += e)
       for (std::size_t i = 0; i < half; ++i) {
-        const double angle = positions[t] * inv_freq[i], a = x[t * width + head + i], b = x[t * width + head + half + i];
-        y[t * width + head + i] = a * std::cos(angle) - b * std::sin(angle);
-        y[t * width + head + half + i] = b * std::cos(angle) + a * std::sin(angle);
+        const std::size_t first = t * width + head + (interleaved ? 2 * i : i), second = interleaved ? first + 1 : first + half;
+        const double angle = positions[t] * inv_freq[i], a = x[first], b = x[second];
+        y[first] = a * std::cos(angle) - b * std::sin(angle);
+        y[second] = b * std::cos(angle) + a * std::sin(angle);
       }
   return y;
 }
 
 inline Values attention(const Values& q, const Values& k, const Values& v, const std::vector<std::int32_t>& cu, std::size_t heads,
-                        std::size_t kv_heads, std::size_t e, std::int64_t window) {
+                        std::size_t kv_heads, std::size_t e, std::int64_t window, double scale = 0, double cap = 0) {
   Values out(q.size(), 0.0);
   const std::size_t width = heads * e, kv_width = kv_heads * e;
   for (std::size_t s = 0; s + 1 < cu.size(); ++s)
@@ -72,7 +77,8 @@ inline Values attention(const Values& q, const Values& k, const Values& v, const
           double score = 0;
           for (std::size_t c = 0; c < e; ++c)
             score += q[static_cast<std::size_t>(i) * width + h * e + c] * k[static_cast<std::size_t>(j) * kv_width + kv * e + c];
-          weights.push_back(std::exp(score / std::sqrt(static_cast<double>(e))));
+          score *= scale > 0 ? scale : 1 / std::sqrt(static_cast<double>(e));
+          weights.push_back(std::exp(cap > 0 ? cap * std::tanh(score / cap) : score));
           total += weights.back();
         }
         for (std::int32_t j = first; j <= i; ++j)
@@ -83,9 +89,16 @@ inline Values attention(const Values& q, const Values& k, const Values& v, const
   return out;
 }
 
-inline Values swiglu(const Values& gate, const Values& up) {
+inline double activated(double x, pipelora::Activation activation) {
+  switch (activation) {
+    case pipelora::Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case pipelora::Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    default: return x / (1.0 + std::exp(-x));
+  }
+}
+inline Values swiglu(const Values& gate, const Values& up, pipelora::Activation activation = pipelora::Activation::silu) {
   Values y(gate.size());
-  for (std::size_t i = 0; i < gate.size(); ++i) y[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];
+  for (std::size_t i = 0; i < gate.size(); ++i) y[i] = activated(gate[i], activation) * up[i];
   return y;
 }
 

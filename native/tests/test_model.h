@@ -27,6 +27,11 @@ struct Family {
     return name.ends_with(".k") || name == "block1.gate" ? 0 : 3;
   };
   HoldSpec hold{};
+  bool pre_norms = true, post_norms = false, fused_gate_up = false;
+  /// What the arch has beyond sizes and one rotary rule.
+  std::function<void(Arch& arch)> rules = [](Arch&) {};
+  /// A block's rotary rule; -1: none.
+  std::function<std::int64_t(std::int64_t block)> rotary = [](std::int64_t) -> std::int64_t { return 0; };
 };
 
 class TestModel {
@@ -41,8 +46,8 @@ class TestModel {
     arch.ffn = family_.ffn;
     arch.vocab = family_.vocab;
     arch.rms_eps = 1e-6f;
-    arch.rope_base = 10000;
-    for (std::int64_t i = 0; i < family_.head_dim / 2; ++i) arch.rope_inv_freq.push_back(std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(family_.head_dim)));
+    arch.rotary = {rotary_rule(10000, family_.head_dim)};
+    family_.rules(arch);
     const std::int64_t width = family_.heads * family_.head_dim, kv = family.kv_heads * family_.head_dim;
     layers.emplace_back(EmbeddingSpec{"embed"});
     add("embed", {family_.vocab, family_.hidden}, 1.0);
@@ -50,16 +55,27 @@ class TestModel {
       const std::string p = "block" + std::to_string(b) + ".";
       BlockSpec block;
       block.index = b;
-      block.attn_norm = p + "attn_norm";
-      block.mlp_norm = p + "mlp_norm";
       block.sliding_window = family.window;
-      add(block.attn_norm, {family_.hidden}, 1.0);
-      add(block.mlp_norm, {family_.hidden}, 1.0);
+      block.rotary = family_.rotary(b);
+      if (family_.pre_norms) {
+        block.attn_norm = p + "attn_norm";
+        add(block.attn_norm, {family_.hidden}, 1.0);
+      }
+      if (family_.pre_norms && !arch.parallel) {
+        block.mlp_norm = p + "mlp_norm";
+        add(block.mlp_norm, {family_.hidden}, 1.0);
+      }
+      if (family_.post_norms) {
+        block.attn_post_norm = p + "attn_post_norm";
+        block.mlp_post_norm = p + "mlp_post_norm";
+        add(block.attn_post_norm, {family_.hidden}, 1.0);
+        add(block.mlp_post_norm, {family_.hidden}, 1.0);
+      }
       if (family.head_norms) {
         block.q_norm = p + "q_norm";
         block.k_norm = p + "k_norm";
-        add(block.q_norm, {family_.head_dim}, 1.0);
-        add(block.k_norm, {family_.head_dim}, 1.0);
+        add(block.q_norm, {arch.head_norm_whole ? width : family_.head_dim}, 1.0);
+        add(block.k_norm, {arch.head_norm_whole ? kv : family_.head_dim}, 1.0);
       }
       const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias) {
         LinearSpec spec{role, p + name, in, out, bias, std::nullopt};
@@ -77,8 +93,12 @@ class TestModel {
         linear(Role::v, "v", family_.hidden, kv, family.qkv_bias);
       }
       linear(Role::o, "o", width, family_.hidden, false);
-      linear(Role::up, "up", family_.hidden, family_.ffn, false);
-      linear(Role::gate, "gate", family_.hidden, family_.ffn, false);
+      if (family_.fused_gate_up) {
+        linear(Role::gate_up, "gate_up", family_.hidden, 2 * family_.ffn, false);
+      } else {
+        linear(Role::up, "up", family_.hidden, family_.ffn, false);
+        linear(Role::gate, "gate", family_.hidden, family_.ffn, false);
+      }
       linear(Role::down, "down", family_.ffn, family_.hidden, false);
       layers.emplace_back(block);
     }
@@ -171,17 +191,31 @@ class TestModel {
     };
     Values x(t * d);
     for (std::size_t i = 0; i < t; ++i)
-      for (std::size_t c = 0; c < d; ++c) x[i * d + c] = weights.at("embed")[static_cast<std::size_t>(b.tokens[i]) * d + c];
+      for (std::size_t c = 0; c < d; ++c) x[i * d + c] = weights.at("embed")[static_cast<std::size_t>(b.tokens[i]) * d + c] * static_cast<double>(arch.embedding_scale);
+    const auto norm = [&](const Values& in, const std::string& name) {
+      const auto weight = weights.find(name);
+      return weight == weights.end() ? in : reference::rmsnorm(in, weight->second, 1e-6, arch.norm_centred, static_cast<double>(arch.norm_offset));
+    };
     const std::int64_t qw = family_.heads * family_.head_dim, kv = family_.kv_heads * family_.head_dim;
     for (std::int64_t l = 0; l < family_.blocks; ++l) {
       const std::string p = "block" + std::to_string(l) + ".";
-      const Values h = reference::rmsnorm(x, weights.at(p + "attn_norm"), 1e-6);
+      const Values h = norm(x, p + "attn_norm");
       Values q, k, value;
       if (family_.fused_qkv) {
         const std::size_t width = static_cast<std::size_t>(qw + 2 * kv);
         const Values all = linear(p + "qkv", h, family_.hidden, qw + 2 * kv);
         for (std::size_t i = 0; i < t; ++i) {
           const auto row = all.begin() + static_cast<std::ptrdiff_t>(i * width);
+          if (arch.qkv_by_kv_head) {
+            const std::int64_t e = family_.head_dim, group = family_.heads / family_.kv_heads * e;
+            for (std::int64_t g = 0; g < family_.kv_heads; ++g) {
+              const auto at = row + g * (group + 2 * e);
+              q.insert(q.end(), at, at + group);
+              k.insert(k.end(), at + group, at + group + e);
+              value.insert(value.end(), at + group + e, at + group + 2 * e);
+            }
+            continue;
+          }
           q.insert(q.end(), row, row + qw);
           k.insert(k.end(), row + qw, row + qw + kv);
           value.insert(value.end(), row + qw + kv, row + qw + 2 * kv);
@@ -191,21 +225,52 @@ class TestModel {
         k = linear(p + "k", h, family_.hidden, kv);
         value = linear(p + "v", h, family_.hidden, kv);
       }
-      if (family_.head_norms) {
-        q = reference::rmsnorm(q, weights.at(p + "q_norm"), 1e-6);
-        k = reference::rmsnorm(k, weights.at(p + "k_norm"), 1e-6);
+      const auto turn = [&](const Values& in, std::int64_t width) {
+        const std::int64_t rule = family_.rotary(l);
+        return rule < 0 ? in
+                        : reference::rotary(in, positions, arch.rotary[static_cast<std::size_t>(rule)].inv_freq, static_cast<std::size_t>(width),
+                                            static_cast<std::size_t>(family_.head_dim), arch.rotary_interleaved);
+      };
+      if (arch.head_norm_after_rotary) {
+        q = norm(turn(q, qw), p + "q_norm");
+        k = norm(turn(k, kv), p + "k_norm");
+      } else {
+        q = turn(norm(q, p + "q_norm"), qw);
+        k = turn(norm(k, p + "k_norm"), kv);
       }
-      q = reference::rotary(q, positions, arch.rope_inv_freq, static_cast<std::size_t>(qw), static_cast<std::size_t>(family_.head_dim));
-      k = reference::rotary(k, positions, arch.rope_inv_freq, static_cast<std::size_t>(kv), static_cast<std::size_t>(family_.head_dim));
-      const Values attended = reference::attention(q, k, value, b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window);
-      const Values projected = linear(p + "o", attended, qw, family_.hidden);
-      for (std::size_t i = 0; i < x.size(); ++i) x[i] += projected[i];
-      const Values g = reference::rmsnorm(x, weights.at(p + "mlp_norm"), 1e-6);
-      const Values act = reference::swiglu(linear(p + "gate", g, family_.hidden, family_.ffn), linear(p + "up", g, family_.hidden, family_.ffn));
-      const Values down = linear(p + "down", act, family_.ffn, family_.hidden);
-      for (std::size_t i = 0; i < x.size(); ++i) x[i] += down[i];
+      for (std::size_t i = 0; i < q.size() && arch.query_scale_beta != 0; ++i) {
+        const std::int32_t place = positions[i / static_cast<std::size_t>(qw)];
+        q[i] *= 1 + arch.query_scale_beta * std::log(1.0 + static_cast<double>(place / arch.query_scale_length));
+      }
+      const Values attended = reference::attention(q, k, value, b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window,
+                                                 static_cast<double>(arch.score_scale), static_cast<double>(arch.score_cap));
+      const Values before = x;
+      const auto grow = [&](const Values& branch, const std::string& post) {
+        const Values added = norm(branch, post);
+        for (std::size_t i = 0; i < x.size(); ++i) x[i] += static_cast<double>(arch.residual_scale) * added[i];
+      };
+      grow(linear(p + "o", attended, qw, family_.hidden), p + "attn_post_norm");
+      const Values g = arch.parallel ? norm(before, p + "attn_norm") : norm(x, p + "mlp_norm");
+      Values gate, up;
+      if (family_.fused_gate_up) {
+        const Values both = linear(p + "gate_up", g, family_.hidden, 2 * family_.ffn);
+        for (std::size_t i = 0; i < t; ++i) {
+          const auto row = both.begin() + static_cast<std::ptrdiff_t>(i) * 2 * family_.ffn;
+          gate.insert(gate.end(), row, row + family_.ffn);
+          up.insert(up.end(), row + family_.ffn, row + 2 * family_.ffn);
+        }
+      } else {
+        gate = linear(p + "gate", g, family_.hidden, family_.ffn);
+        up = linear(p + "up", g, family_.hidden, family_.ffn);
+      }
+      grow(linear(p + "down", reference::swiglu(gate, up, arch.activation), family_.ffn, family_.hidden), p + "mlp_post_norm");
     }
-    const Values logits = linear("head", reference::rmsnorm(x, weights.at("norm"), 1e-6), family_.hidden, family_.vocab);
+    Values logits = linear("head", norm(x, "norm"), family_.hidden, family_.vocab);
+    const auto cap = static_cast<double>(arch.logit_cap);
+    for (double& z : logits) {
+      z *= static_cast<double>(arch.logit_scale);
+      if (cap > 0) z = cap * std::tanh(z / cap);
+    }
     double total = 0;
     for (std::size_t i = 0; i < t; ++i)
       if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i]);

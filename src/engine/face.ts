@@ -160,14 +160,42 @@ export interface EngineArch {
   readonly ffn: number;
   readonly vocab: number;
   readonly rmsEps: number;
-  readonly ropeBase: number;
-  /** [headDim / 2] */
-  readonly ropeInvFreq: Float64Array;
-  readonly ropeAttentionScaling: number;
+  /** Rules of positions, which blocks name by number. */
+  readonly rotary: readonly EngineRotary[];
+  readonly rotaryInterleaved: boolean;
+  readonly activation: "silu" | "gelu_tanh" | "gelu";
+  /** LayerNorm without bias, else RMSNorm; `normOffset` is added to weights. */
+  readonly normCentred: boolean;
+  readonly normOffset: number;
+  readonly headNormWhole: boolean;
+  readonly headNormAfterRotary: boolean;
+  readonly parallel: boolean;
+  readonly qkvByKvHead: boolean;
+  readonly embeddingScale: number;
+  readonly residualScale: number;
+  readonly logitScale: number;
+  /** 0: 1 / sqrt(headDim). */
+  readonly scoreScale: number;
+  /** 0: none. */
+  readonly scoreCap: number;
+  readonly logitCap: number;
+  /** 0: none. */
+  readonly queryScaleBeta: number;
+  readonly queryScaleLength: number;
   /** 0: off. Qwen (v1) in evaluation: sequences longer than this use a dynamic NTK base / log-n query scaling. */
   readonly qwenLongSeqLength: number;
   readonly qwenDynamicNtk: boolean;
   readonly qwenLogn: boolean;
+}
+
+export interface EngineRotary {
+  readonly base: number;
+  /** [R / 2], R at most headDim */
+  readonly invFreq: Float64Array;
+  readonly attentionScaling: number;
+  /** Of sequences longer than longFrom; empty: the same. */
+  readonly longInvFreq: Float64Array;
+  readonly longFrom: number;
 }
 
 export type EngineLayer =
@@ -175,10 +203,15 @@ export type EngineLayer =
   | {
       readonly kind: "block";
       readonly index: number;
-      readonly attnNorm: string;
-      readonly mlpNorm: string;
+      /** null: none. */
+      readonly attnNorm: string | null;
+      readonly attnPostNorm: string | null;
+      readonly mlpNorm: string | null;
+      readonly mlpPostNorm: string | null;
       readonly qNorm: string | null;
       readonly kNorm: string | null;
+      /** Number of arch.rotary; -1: none. */
+      readonly rotary: number;
       /** 0: no window. */
       readonly slidingWindow: number;
       readonly linears: readonly EngineLinear[];
@@ -187,7 +220,7 @@ export type EngineLayer =
   | { readonly kind: "head"; readonly weight: string; readonly lora: EngineLora | null; readonly name: string };
 
 export interface EngineLinear {
-  readonly role: "qkv" | "q" | "k" | "v" | "o" | "gate" | "up" | "down";
+  readonly role: "qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down";
   readonly name: string;
   readonly in: number;
   readonly out: number;

@@ -23,6 +23,8 @@ export interface ExpectedTensors {
     readonly persistent: boolean;
   }[];
   readonly tied: readonly (readonly [string, string])[];
+  /** Beginnings of names of tensors that belong to other parts. */
+  readonly skipped: readonly string[];
 }
 
 export const SINGLE_FILE = "model.safetensors";
@@ -62,17 +64,23 @@ export async function openCheckpoint(dir: string, tensors: readonly string[] | n
  */
 function withPrefix(
   tensors: ReadonlyMap<string, TensorLocation>,
-  prefix = prefixOf(tensors),
+  rename = renameOf(tensors),
 ): ReadonlyMap<string, TensorLocation> {
-  return prefix === "" ? tensors : new Map([...tensors].map(([name, place]) => [prefixed(name, prefix), place]));
+  return new Map([...tensors].map(([name, place]) => [rename(name), place]));
 }
 
-function prefixOf(names: { has(name: string): boolean }): string {
-  return names.has("embed_tokens.weight") ? "model." : names.has("wte.weight") ? "transformer." : "";
+/** What names of this checkpoint are called here. */
+function renameOf(names: { has(name: string): boolean }): (name: string) => string {
+  if (names.has("language_model.model.embed_tokens.weight")) return multimodalName;
+  const prefix = names.has("embed_tokens.weight") ? "model." : names.has("wte.weight") ? "transformer." : "";
+  return (name) => (name.startsWith("lm_head.") ? name : prefix + name);
 }
 
-function prefixed(name: string, prefix: string): string {
-  return name.startsWith("lm_head.") ? name : prefix + name;
+/** Multimodal checkpoints of before transformers 4.52: "language_model.model.…" is "model.language_model.…" now. */
+function multimodalName(name: string): string {
+  if (name.startsWith("language_model.model.")) return name.replace("language_model.model.", "model.language_model.");
+  if (name.startsWith("language_model.lm_head.")) return name.replace("language_model.", "");
+  return `model.${name}`;
 }
 
 /**
@@ -87,9 +95,9 @@ function shardsOf(entries: readonly (readonly [string, string])[], tensors: read
   if (tensors === null) return new Set(entries.map(([, shard]) => shard));
   // A weight's quantised parts stand beside it, under its module's name.
   const modules = new Set(tensors.map((name) => name.replace(/\.(weight|bias)$/, "")));
-  const prefix = prefixOf(new Set(entries.map(([name]) => name)));
+  const rename = renameOf(new Set(entries.map(([name]) => name)));
   const wanted = entries.filter(([name]) => {
-    const parts = prefixed(name, prefix).split(".");
+    const parts = rename(name).split(".");
     return parts.some((_, last) => modules.has(parts.slice(0, last + 1).join(".")));
   });
   return new Set(wanted.map(([, shard]) => shard));
@@ -98,7 +106,7 @@ function shardsOf(entries: readonly (readonly [string, string])[], tensors: read
 async function openSharded(dir: string, wanted: readonly string[] | null): Promise<Checkpoint> {
   const entries = await readIndex(join(dir, INDEX_FILE));
   const held = shardsOf(entries, wanted);
-  const prefix = prefixOf(new Set(entries.map(([name]) => name)));
+  const rename = renameOf(new Set(entries.map(([name]) => name)));
   const weightMap = entries.filter(([, shard]) => held.has(shard));
   const shards = new Map<string, SafetensorsFile>();
   const tensors = new Map<string, TensorLocation>();
@@ -112,7 +120,7 @@ async function openSharded(dir: string, wanted: readonly string[] | null): Promi
     if (location === undefined) throw invalid(`${INDEX_FILE} says that ${shard} holds ${name}, but it does not`);
     tensors.set(name, location);
   }
-  return checkpointOf(dir, withPrefix(tensors, prefix));
+  return checkpointOf(dir, withPrefix(tensors, rename));
 }
 
 async function readIndex(path: string): Promise<[string, string][]> {
@@ -151,14 +159,15 @@ function checkpointOf(dir: string, tensors: ReadonlyMap<string, TensorLocation>)
 /**
  * Holds every parameter's presence, shape and dtype against the model's description, and refuses tensors that the model
  * does not know (computed buffers and a tied tensor's second name may stand there). `packed`: tensors of quantised weights, which
- * have been checked. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that nothing announces.
+ * have been checked. Gives how many tensors of other parts are left out. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that nothing announces.
  */
 export function verifyCheckpoint(
   expected: ExpectedTensors,
   checkpoint: Checkpoint,
   packed: ReadonlySet<string> = new Set(),
-): void {
+): number {
   const problems: string[] = [];
+  let skipped = 0;
   const known = new Set([...packed, ...expected.tied.map(([alias]) => alias)]);
   const state = packed.size > 0 ? undefined : checkpoint.names.find((name) => QUANTIZER_STATE.test(name));
   if (state !== undefined) {
@@ -184,9 +193,11 @@ export function verifyCheckpoint(
     }
   }
   for (const name of checkpoint.names) {
-    if (!known.has(name) && !COMPUTED_BUFFERS.test(name)) problems.push(`${name} is not part of this model`);
+    if (expected.skipped.some((beginning) => name.startsWith(beginning))) skipped += 1;
+    else if (!known.has(name) && !COMPUTED_BUFFERS.test(name)) problems.push(`${name} is not part of this model`);
   }
   if (problems.length > 0) throw mismatch(problems, checkpoint.dir);
+  return skipped;
 }
 
 function mismatch(problems: readonly string[], dir: string): PipeloraError {

@@ -2,6 +2,7 @@ import { z } from "zod";
 import { type Dtype, FLOAT_DTYPES, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { shown } from "../common/shown.ts";
+import type { ComputeRules } from "./spec.ts";
 
 /**
  * config.json is written by strangers: every number is bounded before it sizes anything. The bounds lie far above any
@@ -59,24 +60,81 @@ export function contradiction(message: string): never {
   });
 }
 
-/** Rejects what no family here computes: other activations, dropout in the base, experts. */
-export function rejectForeignSettings(config: CommonConfig): void {
-  const activation = config["hidden_act"];
-  if (activation !== undefined && activation !== null && activation !== "silu") {
-    unsupported("hidden_act", activation, '"silu"');
+/**
+ * Keys that change a model's numbers, with the values that change nothing. A family says which of them it reads; any other that is set
+ * is refused by name.
+ */
+const NUMBER_CHANGING: Readonly<Record<string, readonly unknown[]>> = {
+  attention_dropout: [0],
+  attn_dropout_prob: [0],
+  emb_dropout_prob: [0],
+  hidden_dropout: [0],
+  residual_dropout: [0],
+  resid_pdrop: [0],
+  embd_pdrop: [0],
+  partial_rotary_factor: [1],
+  rotary_pct: [1],
+  num_experts: [0],
+  num_local_experts: [0],
+  n_routed_experts: [0],
+  moe_num_experts: [0],
+  attn_logit_softcapping: [],
+  final_logit_softcapping: [],
+  query_pre_attn_scalar: [],
+  attention_multiplier: [],
+  embedding_multiplier: [1],
+  residual_multiplier: [1],
+  logits_scaling: [1],
+  logit_scale: [1],
+  scale_emb: [1],
+  scale_depth: [],
+  dim_model_base: [],
+  use_qk_norm: [false],
+  use_parallel_residual: [false],
+  use_bidirectional_attention: [false],
+  no_rope_layers: [],
+  attention_chunk_size: [],
+  clip_qkv: [],
+  alibi: [false],
+  kv_lora_rank: [],
+  layer_norm_eps: [],
+  use_cla: [false],
+  post_layer_norm: [true],
+  apply_residual_connection_post_layernorm: [false],
+  pre_seq_len: [],
+  prefix_projection: [false],
+};
+
+/** Throws PL_MODEL_UNSUPPORTED for a number-changing key that is set and not among those that the family `reads`. */
+export function rejectForeignSettings(config: CommonConfig, reads: readonly string[] = []): void {
+  for (const [key, neutral] of Object.entries(NUMBER_CHANGING)) {
+    const value = config[key];
+    if (value === undefined || value === null || reads.includes(key) || neutral.includes(value)) continue;
+    unsupported(
+      key,
+      value,
+      neutral.length === 0 ? "not for this family" : neutral.map((one) => JSON.stringify(one)).join(", "),
+    );
   }
-  for (const key of ["attention_dropout", "attn_dropout_prob", "emb_dropout_prob", "resid_pdrop", "embd_pdrop"]) {
-    const probability = config[key];
-    if (probability !== undefined && probability !== null && probability !== 0) unsupported(key, probability, "0");
-  }
-  for (const key of ["partial_rotary_factor", "rotary_pct"]) {
-    const part = config[key];
-    if (part !== undefined && part !== null && part !== 1) unsupported(key, part, "1");
-  }
-  for (const key of ["num_experts", "num_local_experts", "n_routed_experts"]) {
-    const experts = config[key];
-    if (experts !== undefined && experts !== null && experts !== 0) unsupported(key, experts, "no experts");
-  }
+}
+
+const ACTIVATIONS: Readonly<Record<string, ComputeRules["activation"]>> = {
+  silu: "silu",
+  swish: "silu",
+  gelu: "gelu",
+  gelu_pytorch_tanh: "gelu_tanh",
+  gelu_new: "gelu_tanh",
+};
+
+/** The activation under one of transformers' names (ACT2FN). */
+export function activationNamed(
+  key: string,
+  name: unknown,
+  fallback: ComputeRules["activation"],
+): ComputeRules["activation"] {
+  if (name === undefined || name === null) return fallback;
+  const found = typeof name === "string" && Object.hasOwn(ACTIVATIONS, name) ? ACTIVATIONS[name] : undefined;
+  return found ?? unsupported(key, name, Object.keys(ACTIVATIONS).join(", "));
 }
 
 /** The checkpoint's dtype as the configuration names it ("bfloat16", "torch.bfloat16"), else `fallback`. */

@@ -1,53 +1,56 @@
-import { z } from "zod";
-import {
-  commonConfig,
-  configDtype,
-  contradiction,
-  endTokenIds,
-  nullish,
-  rejectForeignSettings,
-  unsupported,
-  width,
-} from "./config.ts";
+import { activationNamed, configDtype, contradiction, endTokenIds, rejectForeignSettings } from "./config.ts";
+import type { DecoderConfig } from "./decoder-config.ts";
+import { type DecoderNames, LLAMA_NAMES } from "./decoder-names.ts";
 import { checkpointQuantization } from "./quantization.ts";
-import { ropeFromConfig } from "./rope.ts";
-import type { BlockLayer, LayerSpec, LinearRole, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "./spec.ts";
-
-/** Keys of the families whose module tree is Llama's: model.embed_tokens, model.layers.N, model.norm, lm_head. */
-export const decoderConfig = commonConfig.extend({
-  num_key_value_heads: nullish(width),
-  head_dim: nullish(width),
-  rms_norm_eps: nullish(z.number().positive().max(1)),
-  attention_bias: nullish(z.boolean()),
-  mlp_bias: nullish(z.boolean()),
-  sliding_window: nullish(width),
-  use_sliding_window: nullish(z.boolean()),
-  max_window_layers: nullish(z.number().int().nonnegative()),
-  layer_types: nullish(z.array(z.string().max(64)).max(4096)),
-});
-export type DecoderConfig = z.infer<typeof decoderConfig>;
+import { computeRules } from "./rules.ts";
+import type {
+  BlockLayer,
+  ComputeRules,
+  LayerSpec,
+  LinearRole,
+  LinearSpec,
+  ModelSpec,
+  ModuleSpec,
+  RopeSpec,
+  TensorSpec,
+} from "./spec.ts";
 
 /** What one family adds to the shared tree. */
 export interface DecoderFamily {
   readonly family: string;
   /** Class names are built from it: `${prefix}ForCausalLM`, `${prefix}DecoderLayer`, … */
   readonly prefix: string;
-  readonly qkvBias: boolean;
-  readonly outputBias: boolean;
-  readonly mlpBias: boolean;
-  /** RMSNorm on every head of q and k. */
-  readonly headNorm: boolean;
+  /** Biases of q, k and v, of attention's output, of gate and up, and of down; absent: none. */
+  readonly bias?: Partial<Record<"qkv" | "output" | "gateUp" | "down", boolean>>;
   readonly headDim: number;
   readonly kvHeads: number;
-  readonly rmsEps: number;
-  readonly ropeBase: number;
+  readonly eps: number;
   readonly maxPositions: number;
   readonly tied: boolean;
-  readonly slidingWindow: (block: number) => number | null;
+  readonly rotary: readonly RopeSpec[];
+  /** Of each block; absent: rule 0 everywhere, no window. */
+  readonly blockRotary?: (block: number) => number | null;
+  readonly slidingWindow?: (block: number) => number | null;
+  /** What is named otherwise than in Llama. */
+  readonly names?: Partial<DecoderNames>;
+  /** What is computed otherwise than in Llama. The activation is read from hidden_act unless it is said here. */
+  readonly rules?: Partial<Omit<ComputeRules, "rotary">>;
+  /** Beginnings of names of tensors that belong to other parts of the checkpoint (a vision tower). */
+  readonly skipped?: readonly string[];
+  /** Number-changing keys of config.json that the family reads (config.ts). */
+  readonly reads?: readonly string[];
+}
+
+/** Everything that building the spec needs of one family. */
+interface Tree {
+  readonly config: DecoderConfig;
+  readonly family: DecoderFamily;
+  readonly names: DecoderNames;
+  readonly rules: ComputeRules;
 }
 
 export function decoderSpec(config: DecoderConfig, generation: unknown, family: DecoderFamily): ModelSpec {
-  rejectForeignSettings(config);
+  rejectForeignSettings(config, family.reads);
   const { headDim, kvHeads } = family;
   const heads = config.num_attention_heads;
   if (heads % kvHeads !== 0) {
@@ -55,18 +58,21 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
   }
   if (headDim % 2 !== 0) contradiction(`head_dim ${headDim} is odd, rotary embedding needs pairs`);
 
-  const blocks = Array.from({ length: config.num_hidden_layers }, (_, index) => decoderBlock(config, family, index));
-  const embedding = "model.embed_tokens.weight";
-  const head = family.tied ? embedding : "lm_head.weight";
+  const names = { ...LLAMA_NAMES, ...family.names };
+  const activation = activationNamed("hidden_act", config["hidden_act"], "silu");
+  const tree: Tree = { config, family, names, rules: computeRules(family.rotary, { activation, ...family.rules }) };
+  const blocks = Array.from({ length: config.num_hidden_layers }, (_, index) => decoderBlock(tree, index));
+  const embedding = `${names.embedding}.weight`;
+  const headWeight = `${names.head}.weight`;
   const layers: LayerSpec[] = [
-    { kind: "embedding", name: "model.embed_tokens", weight: embedding },
+    { kind: "embedding", name: names.embedding, weight: embedding },
     ...blocks,
-    { kind: "norm", name: "model.norm", weight: "model.norm.weight" },
-    { kind: "head", name: "lm_head", weight: head, tied: family.tied },
+    { kind: "norm", name: names.norm, weight: `${names.norm}.weight` },
+    { kind: "head", name: names.head, weight: family.tied ? embedding : headWeight, tied: family.tied },
   ];
   return {
     family: family.family,
-    architecture: `${family.prefix}ForCausalLM`,
+    architecture: `${family.prefix}${names.classes.causal}`,
     shape: {
       hidden: config.hidden_size,
       heads,
@@ -75,13 +81,14 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
       ffn: config.intermediate_size,
       vocab: config.vocab_size,
       blocks: blocks.length,
-      rmsEps: family.rmsEps,
+      rmsEps: family.eps,
     },
-    rope: ropeFromConfig(config, headDim, family.ropeBase, family.maxPositions),
-    modules: decoderModules(blocks, family),
-    tensors: decoderTensors(config, blocks, family),
-    noSplitModuleClasses: [`${family.prefix}DecoderLayer`],
-    tied: family.tied ? [["lm_head.weight", embedding]] : [],
+    rules: tree.rules,
+    modules: decoderModules(tree, blocks),
+    tensors: decoderTensors(tree, blocks),
+    noSplitModuleClasses: [`${family.prefix}${names.classes.layer}`],
+    tied: family.tied ? [[headWeight, embedding]] : [],
+    skipped: family.skipped ?? [],
     layers,
     dtype: configDtype(config, "float32"),
     quantization: checkpointQuantization(config),
@@ -91,127 +98,175 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
   };
 }
 
-/** head_dim, or hidden_size / num_attention_heads where the configuration leaves it out. */
-export function headWidth(config: DecoderConfig): number {
-  if (config.head_dim !== undefined && config.head_dim !== null) return config.head_dim;
-  const { hidden_size: hidden, num_attention_heads: heads } = config;
-  if (hidden % heads !== 0) contradiction(`hidden_size ${hidden} is no multiple of num_attention_heads ${heads}`);
-  return hidden / heads;
-}
-
-/**
- * Windows of Qwen2 and Qwen3: by layer_types where they are written out, else from block max_window_layers on, and only
- * with use_sliding_window. A query sees itself and the window - 1 keys before it.
- */
-export function mixedWindows(config: DecoderConfig): (block: number) => number | null {
-  const window = (config.use_sliding_window ?? false) ? (config.sliding_window ?? null) : null;
-  const types = config.layer_types ?? null;
-  if (types === null) {
-    const first = config.max_window_layers ?? 28;
-    return (block) => (block >= first ? window : null);
-  }
-  if (types.length !== config.num_hidden_layers) {
-    contradiction(`layer_types has ${types.length} entries for num_hidden_layers ${config.num_hidden_layers}`);
-  }
-  for (const type of types) {
-    if (type !== "full_attention" && type !== "sliding_attention") {
-      unsupported("layer_types", type, "full_attention, sliding_attention");
-    }
-    if (type === "sliding_attention" && window === null) {
-      contradiction("layer_types has sliding_attention but no sliding_window is in use");
-    }
-  }
-  return (block) => (types[block] === "sliding_attention" ? window : null);
-}
-
-function decoderBlock(config: DecoderConfig, family: DecoderFamily, index: number): BlockLayer {
-  const name = `model.layers.${index}`;
-  const hidden = config.hidden_size;
-  const ffn = config.intermediate_size;
-  const q = config.num_attention_heads * family.headDim;
-  const kv = family.kvHeads * family.headDim;
-  const attention = `${name}.self_attn`;
-  const mlp = `${name}.mlp`;
-  const linear = (role: LinearRole, path: string, input: number, out: number, bias: boolean): LinearSpec => ({
-    role,
-    name: path,
-    in: input,
-    out,
-    bias,
-  });
+function decoderBlock({ config, family, names }: Tree, index: number): BlockLayer {
+  const name = `${names.layers}.${index}`;
+  const attention = `${name}.${names.attention}`;
+  const norm = (leaf: string | null) => (leaf === null ? null : `${name}.${leaf}.weight`);
   return {
     kind: "block",
     name,
     index,
-    attnNorm: `${name}.input_layernorm.weight`,
-    mlpNorm: `${name}.post_attention_layernorm.weight`,
-    qNorm: family.headNorm ? `${attention}.q_norm.weight` : null,
-    kNorm: family.headNorm ? `${attention}.k_norm.weight` : null,
+    attnNorm: norm(names.norms.attn),
+    attnPostNorm: norm(names.norms.attnPost),
+    mlpNorm: norm(names.norms.mlp),
+    mlpPostNorm: norm(names.norms.mlpPost),
+    qNorm: names.headNorms === null ? null : `${attention}.${names.headNorms[0]}.weight`,
+    kNorm: names.headNorms === null ? null : `${attention}.${names.headNorms[1]}.weight`,
     linears: [
-      linear("q", `${attention}.q_proj`, hidden, q, family.qkvBias),
-      linear("k", `${attention}.k_proj`, hidden, kv, family.qkvBias),
-      linear("v", `${attention}.v_proj`, hidden, kv, family.qkvBias),
-      linear("o", `${attention}.o_proj`, q, hidden, family.outputBias),
-      linear("gate", `${mlp}.gate_proj`, hidden, ffn, family.mlpBias),
-      linear("up", `${mlp}.up_proj`, hidden, ffn, family.mlpBias),
-      linear("down", `${mlp}.down_proj`, ffn, hidden, family.mlpBias),
+      ...attentionLinears(config, family, names, attention),
+      ...mlpLinears(config, family, names, `${name}.${names.mlp}`),
     ],
-    slidingWindow: family.slidingWindow(index),
+    rotary: family.blockRotary === undefined ? 0 : family.blockRotary(index),
+    slidingWindow: family.slidingWindow?.(index) ?? null,
   };
 }
 
-const isAttention = (linear: LinearSpec) => linear.name.includes(".self_attn.");
+function attentionLinears(
+  config: DecoderConfig,
+  family: DecoderFamily,
+  names: DecoderNames,
+  path: string,
+): LinearSpec[] {
+  const hidden = config.hidden_size;
+  const q = config.num_attention_heads * family.headDim;
+  const kv = family.kvHeads * family.headDim;
+  const bias = family.bias?.qkv ?? false;
+  const input = (role: LinearRole, leaf: string, out: number): LinearSpec => ({
+    role,
+    name: `${path}.${leaf}`,
+    in: hidden,
+    out,
+    bias,
+  });
+  const { qkv } = names;
+  const inputs =
+    typeof qkv === "string"
+      ? [input("qkv", qkv, q + 2 * kv)]
+      : [input("q", qkv[0], q), input("k", qkv[1], kv), input("v", qkv[2], kv)];
+  const output: LinearSpec = {
+    role: "o",
+    name: `${path}.${names.output}`,
+    in: q,
+    out: hidden,
+    bias: family.bias?.output ?? false,
+  };
+  return names.outputFirst ? [output, ...inputs] : [...inputs, output];
+}
 
-function decoderModules(blocks: readonly BlockLayer[], family: DecoderFamily): ModuleSpec[] {
-  const norm = `${family.prefix}RMSNorm`;
-  const module = (name: string, className: string): ModuleSpec => ({ name, className });
-  const linears = (block: BlockLayer, attention: boolean) =>
-    block.linears.filter((linear) => isAttention(linear) === attention).map(({ name }) => module(name, "Linear"));
+function mlpLinears(config: DecoderConfig, family: DecoderFamily, names: DecoderNames, path: string): LinearSpec[] {
+  const { hidden_size: hidden, intermediate_size: ffn } = config;
+  const bias = family.bias?.gateUp ?? false;
+  const input = (role: LinearRole, leaf: string, out: number): LinearSpec => ({
+    role,
+    name: `${path}.${leaf}`,
+    in: hidden,
+    out,
+    bias,
+  });
+  const { gateUp } = names;
+  const inputs =
+    typeof gateUp === "string"
+      ? [input("gate_up", gateUp, 2 * ffn)]
+      : [input("gate", gateUp[0], ffn), input("up", gateUp[1], ffn)];
   return [
-    module("", `${family.prefix}ForCausalLM`),
-    module("model", `${family.prefix}Model`),
-    module("model.embed_tokens", "Embedding"),
-    module("model.layers", "ModuleList"),
-    ...blocks.flatMap((block) => [
-      module(block.name, `${family.prefix}DecoderLayer`),
-      module(`${block.name}.self_attn`, `${family.prefix}Attention`),
-      ...linears(block, true),
-      ...(family.headNorm ? ["q_norm", "k_norm"] : []).map((leaf) => module(`${block.name}.self_attn.${leaf}`, norm)),
-      module(`${block.name}.mlp`, `${family.prefix}MLP`),
-      ...linears(block, false),
-      module(`${block.name}.mlp.act_fn`, "SiLUActivation"),
-      module(`${block.name}.input_layernorm`, norm),
-      module(`${block.name}.post_attention_layernorm`, norm),
-    ]),
-    module("model.norm", norm),
-    module("model.rotary_emb", `${family.prefix}RotaryEmbedding`),
-    module("lm_head", "Linear"),
+    ...inputs,
+    { role: "down", name: `${path}.${names.down}`, in: ffn, out: hidden, bias: family.bias?.down ?? false },
   ];
 }
 
-function decoderTensors(config: DecoderConfig, blocks: readonly BlockLayer[], family: DecoderFamily): TensorSpec[] {
+const ATTENTION_ROLES: readonly LinearRole[] = ["qkv", "q", "k", "v", "o"];
+const isAttention = (linear: LinearSpec) => ATTENTION_ROLES.includes(linear.role);
+
+const ACTIVATION_CLASSES: Readonly<Record<ComputeRules["activation"], string>> = {
+  silu: "SiLUActivation",
+  gelu: "GELUActivation",
+  gelu_tanh: "GELUTanh",
+};
+
+/** Norms in the order that classes of this kind register them. */
+function normNames({ norms }: DecoderNames): string[] {
+  return [norms.attn, norms.attnPost, norms.mlp, norms.mlpPost].filter((name) => name !== null);
+}
+
+/** Modules above `path` that are no list of blocks: "a" and "a.b" of "a.b.c". */
+function ancestors(path: string): string[] {
+  const parts = path.split(".");
+  return parts.slice(0, -1).map((_, index) => parts.slice(0, index + 1).join("."));
+}
+
+function decoderModules({ family, names, rules }: Tree, blocks: readonly BlockLayer[]): ModuleSpec[] {
+  const { classes } = names;
+  const norm = `${family.prefix}${classes.norm}`;
+  const module = (name: string, className: string): ModuleSpec => ({ name, className });
+  const linears = (block: BlockLayer, attention: boolean) =>
+    block.linears.filter((linear) => isAttention(linear) === attention).map(({ name }) => module(name, "Linear"));
+  const ends = [
+    module(names.embedding, "Embedding"),
+    module(names.layers, "ModuleList"),
+    ...blocks.flatMap((block) => [
+      module(block.name, `${family.prefix}${classes.layer}`),
+      module(`${block.name}.${names.attention}`, `${family.prefix}Attention`),
+      ...linears(block, true),
+      ...(names.headNorms ?? []).map((leaf) => module(`${block.name}.${names.attention}.${leaf}`, norm)),
+      module(`${block.name}.${names.mlp}`, `${family.prefix}MLP`),
+      ...linears(block, false),
+      ...(names.activation === null
+        ? []
+        : [module(`${block.name}.${names.mlp}.${names.activation}`, ACTIVATION_CLASSES[rules.activation])]),
+      ...normNames(names).map((leaf) => module(`${block.name}.${leaf}`, norm)),
+    ]),
+    module(names.norm, norm),
+    ...(names.rotary === null ? [] : [module(names.rotary, `${family.prefix}RotaryEmbedding`)]),
+    module(names.head, "Linear"),
+  ];
+  const listed = new Set(ends.map(({ name }) => name));
+  const all = [module("", `${family.prefix}${classes.causal}`)];
+  for (const end of ends) {
+    for (const name of ancestors(end.name)) {
+      if (listed.has(name)) continue;
+      listed.add(name);
+      all.push(module(name, `${family.prefix}${classes.model}`));
+    }
+    all.push(end);
+  }
+  return all;
+}
+
+function decoderTensors({ config, family, names, rules }: Tree, blocks: readonly BlockLayer[]): TensorSpec[] {
   const { hidden_size: hidden, vocab_size: vocab } = config;
-  const buffer = (name: string): TensorSpec => ({
-    name,
-    shape: [family.headDim / 2],
-    kind: "buffer",
-    dtype: "float32",
-    persistent: false,
-  });
+  const { headDim } = family;
+  const whole = rules.headNorm.whole;
+  const headNorm = (name: string | null, heads: number) =>
+    name === null ? [] : [parameter(name, [whole ? heads * headDim : headDim])];
   return [
-    parameter("model.embed_tokens.weight", [vocab, hidden]),
+    parameter(`${names.embedding}.weight`, [vocab, hidden]),
     ...blocks.flatMap((block) => [
       ...block.linears.filter(isAttention).flatMap(linearTensors),
-      ...[block.qNorm, block.kNorm].filter((name) => name !== null).map((name) => parameter(name, [family.headDim])),
+      ...headNorm(block.qNorm, config.num_attention_heads),
+      ...headNorm(block.kNorm, family.kvHeads),
       ...block.linears.filter((linear) => !isAttention(linear)).flatMap(linearTensors),
-      parameter(block.attnNorm, [hidden]),
-      parameter(block.mlpNorm, [hidden]),
+      ...normNames(names).map((leaf) => parameter(`${block.name}.${leaf}.weight`, [hidden])),
     ]),
-    parameter("model.norm.weight", [hidden]),
-    ...(family.tied ? [] : [parameter("lm_head.weight", [vocab, hidden])]),
-    buffer("model.rotary_emb.inv_freq"),
-    buffer("model.rotary_emb.original_inv_freq"),
+    parameter(`${names.norm}.weight`, [hidden]),
+    ...(family.tied ? [] : [parameter(`${names.head}.weight`, [vocab, hidden])]),
+    ...rotaryBuffers(names.rotary, rules.rotary),
   ];
+}
+
+/** Buffers of the module that turns positions, which no checkpoint holds. */
+function rotaryBuffers(module: string | null, rotary: readonly RopeSpec[]): TensorSpec[] {
+  if (module === null) return [];
+  return rotary.flatMap(({ invFreq }, rule) =>
+    ["inv_freq", "original_inv_freq"].map(
+      (leaf): TensorSpec => ({
+        name: `${module}.${rule === 0 ? leaf : `${leaf}_${rule}`}`,
+        shape: [invFreq.length],
+        kind: "buffer",
+        dtype: "float32",
+        persistent: false,
+      }),
+    ),
+  );
 }
 
 export function parameter(name: string, shape: readonly number[]): TensorSpec {

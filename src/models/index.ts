@@ -3,22 +3,8 @@ import { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
 import { isFile, readJsonFile } from "../common/files.ts";
 import { contradiction, parseConfig } from "./config.ts";
-import { llamaSpec } from "./llama.ts";
-import { mistralSpec } from "./mistral.ts";
-import { qwenSpec } from "./qwen.ts";
-import { qwen2Spec } from "./qwen2.ts";
-import { qwen3Spec } from "./qwen3.ts";
+import { FAMILIES } from "./families/index.ts";
 import type { ModelSpec } from "./spec.ts";
-
-type FamilyReader = (config: unknown, generation: unknown) => ModelSpec;
-
-const FAMILIES: Readonly<Record<string, FamilyReader>> = {
-  qwen: qwenSpec,
-  qwen2: qwen2Spec,
-  qwen3: qwen3Spec,
-  llama: llamaSpec,
-  mistral: mistralSpec,
-};
 
 const header = z.looseObject({
   model_type: z.string().max(64),

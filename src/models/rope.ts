@@ -3,8 +3,8 @@ import { contradiction, nullish, parseConfig, unsupported } from "./config.ts";
 import type { RopeSpec } from "./spec.ts";
 
 /**
- * Rotary frequencies under transformers' rules (modeling_rope_utils): default, linear, llama3 (Llama 3.1) and
- * yarn (Peng et al., 2023). Read from transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+ * Rotary frequencies under transformers' rules (modeling_rope_utils): default, linear, llama3 (Llama 3.1), yarn (Peng et al., 2023)
+ * and longrope (Ding et al., 2024), and the dynamic rule with a fixed alpha (Hunyuan). Read from transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
  * Values are rounded to float32 where torch rounds them.
  */
 const number = z.number().positive().max(1e12);
@@ -22,14 +22,21 @@ const ropeParameters = z.looseObject({
   mscale: nullish(number),
   mscale_all_dim: nullish(number),
   truncate: nullish(z.boolean()),
-  partial_rotary_factor: nullish(z.number()),
+  partial_rotary_factor: nullish(z.number().positive().max(1)),
+  short_factor: nullish(z.array(number).max(1 << 12)),
+  long_factor: nullish(z.array(number).max(1 << 12)),
+  alpha: nullish(number),
+  llama_4_scaling_beta: nullish(z.number()),
 });
 type RopeParameters = z.infer<typeof ropeParameters>;
 
 const ropeConfig = z.looseObject({
   rope_theta: nullish(number),
   rope_scaling: nullish(ropeParameters),
-  rope_parameters: nullish(ropeParameters),
+  rope_parameters: nullish(z.looseObject({})),
+  partial_rotary_factor: nullish(z.number().positive().max(1)),
+  max_position_embeddings: nullish(number),
+  original_max_position_embeddings: nullish(number),
 });
 
 /** Keys that each rule cannot do without. */
@@ -38,35 +45,89 @@ const REQUIRED: Readonly<Record<string, readonly (keyof RopeParameters)[]>> = {
   linear: ["factor"],
   llama3: ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
   yarn: [],
+  longrope: ["short_factor", "long_factor"],
+  dynamic: ["alpha"],
 };
+const RULES = ["default", "linear", "llama3", "yarn"];
 
-export function ropeFromConfig(config: unknown, headDim: number, defaultBase: number, maxPositions: number): RopeSpec {
+/** What a family's positions are beyond config.json. */
+export interface RopeFamily {
+  readonly headDim: number;
+  /** rope_theta where the configuration names none. */
+  readonly base: number;
+  readonly maxPositions: number;
+  /** partial_rotary_factor where the configuration names none; absent: the family turns whole heads, and no other value is taken. */
+  readonly partial?: number;
+  /** original_max_position_embeddings where the configuration names none. */
+  readonly original?: number;
+  /** Rules beside the common ones: longrope (Phi-3), dynamic (Hunyuan). */
+  readonly rules?: readonly string[];
+  /** Of rope_parameters by layer type (Gemma 3): which. */
+  readonly layerType?: string;
+  /** rope_scaling is another layer type's: it does not count here. */
+  readonly unscaled?: boolean;
+}
+
+export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
+  const { headDim, maxPositions } = family;
   const parsed = parseConfig(ropeConfig, config);
-  const parameters = parsed.rope_parameters ?? parsed.rope_scaling ?? {};
+  const parameters = ropeParametersOf(config, family);
   const type = parameters.rope_type ?? parameters.type ?? "default";
-  const base = parameters.rope_theta ?? parsed.rope_theta ?? defaultBase;
-  if (parameters.partial_rotary_factor !== null && (parameters.partial_rotary_factor ?? 1) !== 1) {
-    unsupported("rope_parameters.partial_rotary_factor", parameters.partial_rotary_factor, "1");
-  }
-  const required = Object.hasOwn(REQUIRED, type) ? REQUIRED[type] : undefined;
-  if (required === undefined) unsupported("rope_type", type, Object.keys(REQUIRED).join(", "));
-  for (const key of required) {
+  const base = parameters.rope_theta ?? (family.unscaled === true ? null : parsed.rope_theta) ?? family.base;
+  const known = [...RULES, ...(family.rules ?? [])];
+  // "su" is longrope's first name, and Phi-3's "yarn" was longrope too.
+  const rule = type === "su" || (type === "yarn" && known.includes("longrope")) ? "longrope" : type;
+  if (!known.includes(rule)) unsupported("rope_type", type, known.join(", "));
+  for (const key of REQUIRED[rule]!) {
     if (parameters[key] === null || parameters[key] === undefined) {
       contradiction(`rotary scaling "${type}" needs "${key}"`);
     }
   }
-  const plain = inverseFrequencies(base, headDim);
-  const rope = { base, attentionScaling: 1, qwenLong: null };
-  switch (type) {
+  const turning = rotaryColumns(headDim, parameters.partial_rotary_factor ?? parsed.partial_rotary_factor, family);
+  const plain = inverseFrequencies(base, turning);
+  const rope = { base, attentionScaling: 1, long: null };
+  switch (rule) {
     case "linear":
       return { ...rope, invFreq: plain.map((frequency) => Math.fround(frequency / (parameters.factor ?? 1))) };
     case "llama3":
       return { ...rope, invFreq: llama3(plain, parameters) };
     case "yarn":
-      return { ...rope, ...yarn(base, headDim, maxPositions, parameters) };
+      return { ...rope, ...yarn(base, turning, maxPositions, parameters) };
+    case "dynamic":
+      return { ...rope, invFreq: inverseFrequencies(base * parameters.alpha! ** (turning / (turning - 2)), turning) };
+    case "longrope": {
+      const original =
+        parsed.original_max_position_embeddings ??
+        parameters.original_max_position_embeddings ??
+        family.original ??
+        null;
+      return { ...rope, ...longrope(base, turning, maxPositions, original, parameters) };
+    }
     default:
       return { ...rope, invFreq: plain };
   }
+}
+
+/** rope_parameters (of the layer type, where it names types) or rope_scaling, checked. */
+export function ropeParametersOf(config: unknown, { layerType, unscaled }: Partial<RopeFamily> = {}): RopeParameters {
+  const { rope_parameters: given, rope_scaling: scaling } = parseConfig(ropeConfig, config);
+  if (given === null || given === undefined) return unscaled === true ? {} : (scaling ?? {});
+  const nested = layerType === undefined ? undefined : given[layerType];
+  const byType = Object.values(given).some(
+    (value) => typeof value === "object" && value !== null && !Array.isArray(value),
+  );
+  if (byType && nested === undefined) contradiction(`rope_parameters has nothing for "${layerType ?? "rope_type"}"`);
+  return parseConfig(ropeParameters, nested ?? given, "config.json: rope_parameters");
+}
+
+/** Columns of a head that turn: an even number. */
+function rotaryColumns(headDim: number, given: number | null | undefined, family: RopeFamily): number {
+  if (family.partial === undefined && (given ?? 1) !== 1) unsupported("partial_rotary_factor", given, "1");
+  const columns = Math.trunc(headDim * (given ?? family.partial ?? 1));
+  if (columns < 2 || columns % 2 !== 0) {
+    contradiction(`partial_rotary_factor ${given} of head_dim ${headDim} gives ${columns} columns, no even number`);
+  }
+  return columns;
 }
 
 /** base^(-2i / headDim) for i = 0 … headDim / 2 - 1, in float32. */
@@ -123,4 +184,31 @@ function yarnAttention(factor: number, parameters: RopeParameters): number {
   const scale = (mscale: number) => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1);
   const { mscale, mscale_all_dim: allDim } = parameters;
   return typeof mscale === "number" && typeof allDim === "number" ? scale(mscale) / scale(allDim) : scale(1);
+}
+
+/** Factors on each frequency, one list for sequences up to the original length, one for longer ones. */
+function longrope(
+  base: number,
+  headDim: number,
+  maxPositions: number,
+  original: number | null,
+  parameters: RopeParameters,
+): Pick<RopeSpec, "invFreq" | "attentionScaling" | "long"> {
+  const from = original ?? maxPositions;
+  const factor = original === null ? (parameters.factor ?? 1) : maxPositions / original;
+  const frequencies = (key: "short_factor" | "long_factor") => {
+    const factors = parameters[key]!;
+    if (factors.length !== headDim / 2) {
+      contradiction(`rotary scaling "longrope": ${key} has ${factors.length} entries, expected ${headDim / 2}`);
+    }
+    return positionFrequencies(base, headDim).map((frequency, i) =>
+      Math.fround(1 / Math.fround(factors[i]! * frequency)),
+    );
+  };
+  return {
+    invFreq: frequencies("short_factor"),
+    attentionScaling:
+      parameters.attention_factor ?? (factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(from))),
+    long: { from, invFreq: frequencies("long_factor") },
+  };
 }

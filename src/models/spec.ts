@@ -6,12 +6,12 @@ import type { QuantizationSettings } from "../common/quantization.ts";
  * nobody else tests for a family. Names are those of the checkpoint and of transformers' module tree.
  */
 export interface ModelSpec {
-  /** config.json's model_type: "qwen", "qwen2", "qwen3", "llama", "mistral". */
+  /** config.json's model_type, e.g. "llama" or "gemma3_text". */
   readonly family: string;
   /** Class name in transformers, e.g. "QWenLMHeadModel". */
   readonly architecture: string;
   readonly shape: ModelShape;
-  readonly rope: RopeSpec;
+  readonly rules: ComputeRules;
   /** Every module in transformers' named_modules() order, the root first under "". */
   readonly modules: readonly ModuleSpec[];
   /** Every parameter and buffer in the order a walk of the module tree meets them; a tied tensor stands once more under its second name only in `tied`. */
@@ -19,6 +19,8 @@ export interface ModelSpec {
   readonly noSplitModuleClasses: readonly string[];
   /** Groups of two names that share memory, the alias first: ["lm_head.weight", "model.embed_tokens.weight"]. */
   readonly tied: readonly (readonly [string, string])[];
+  /** Beginnings of names of a checkpoint's tensors that are no part of this model and are left out (a vision tower). */
+  readonly skipped: readonly string[];
   /** The computation in order: embedding, blocks, final norm, head. Placement cuts only between these. */
   readonly layers: readonly LayerSpec[];
   /** dtype that config.json (torch_dtype / dtype) says the checkpoint is in. */
@@ -55,17 +57,55 @@ export interface ModelShape {
   readonly rmsEps: number;
 }
 
-export interface RopeSpec {
-  readonly base: number;
-  /** Inverse frequencies [headDim / 2], any scaling (linear, llama3, yarn) already in them. */
-  readonly invFreq: readonly number[];
-  /** Factor on cos and sin (yarn); 1 elsewhere. */
-  readonly attentionScaling: number;
+/**
+ * What a family's blocks, embedding and head compute beyond sizes: general parts, which planner, worker and engine read. A block is
+ * x += attention(norm(x)), x += mlp(norm(x)), with an MLP of down(activation(gate) * up).
+ */
+export interface ComputeRules {
+  /** SiLU; GELU with tanh in erf's place; GELU. */
+  readonly activation: "silu" | "gelu_tanh" | "gelu";
+  /** RMSNorm, or LayerNorm without a bias. `offset` is added to the weight: 1 where a checkpoint holds weight - 1 (Gemma). */
+  readonly norm: { readonly kind: "rms" | "layer"; readonly offset: number };
+  /** Norms of q and k: of each head or of the whole row, before or after rotary. Blocks name their weights. */
+  readonly headNorm: { readonly whole: boolean; readonly afterRotary: boolean };
+  /** Attention and MLP read the same norm's output: x += attention(h) + mlp(h). */
+  readonly parallel: boolean;
+  /** A fused q, k, v holds, a kv head each, its query heads, its key and its value (InternLM2), else all q, all k, all v. */
+  readonly qkvByKvHead: boolean;
+  readonly scale: {
+    /** Of embedded tokens. */
+    readonly embedding: number;
+    /** The factor is rounded to the compute dtype first, as a tensor of that dtype would be. */
+    readonly embeddingRounded: boolean;
+    /** Of what attention and MLP add. */
+    readonly residual: number;
+    readonly logits: number;
+    /** Of attention's scores; null: 1 / sqrt(headDim). */
+    readonly scores: number | null;
+  };
+  /** cap * tanh(z / cap); null: none. */
+  readonly cap: { readonly scores: number | null; readonly logits: number | null };
+  /** Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / length)) (Llama 4, Ministral 3); null: not. */
+  readonly queryScale: { readonly beta: number; readonly length: number } | null;
+  /** Rules of positions; each block names its own by number. */
+  readonly rotary: readonly RopeSpec[];
+  /** Neighbours turn together, 2i with 2i + 1, else i with i + R / 2. */
+  readonly rotaryInterleaved: boolean;
   /**
    * Qwen (v1), in evaluation only, for sequences longer than `seqLength`: dynamic NTK base and log-n query scaling.
    * null elsewhere.
    */
   readonly qwenLong: { readonly seqLength: number; readonly dynamicNtk: boolean; readonly logn: boolean } | null;
+}
+
+export interface RopeSpec {
+  readonly base: number;
+  /** Inverse frequencies [R / 2] of the first R columns of a head, any scaling (linear, llama3, yarn) already in them. */
+  readonly invFreq: readonly number[];
+  /** Factor on cos and sin (yarn, longrope); 1 elsewhere. */
+  readonly attentionScaling: number;
+  /** Longrope: the frequencies of sequences longer than `from` tokens; null: none. */
+  readonly long: { readonly from: number; readonly invFreq: readonly number[] } | null;
 }
 
 export interface ModuleSpec {
@@ -110,19 +150,25 @@ export interface BlockLayer {
   readonly kind: "block";
   readonly name: string;
   readonly index: number;
-  readonly attnNorm: string;
-  readonly mlpNorm: string;
-  /** RMSNorm over each head's E values before rotary (Qwen3). */
+  /** Norms before attention and MLP, and of what they add; null: none. In parallel, MLP reads attention's. */
+  readonly attnNorm: string | null;
+  readonly attnPostNorm: string | null;
+  readonly mlpNorm: string | null;
+  readonly mlpPostNorm: string | null;
+  /** Norms of q and k, as rules.headNorm says; null: none. */
   readonly qNorm: string | null;
   readonly kNorm: string | null;
   readonly linears: readonly LinearSpec[];
+  /** Number in rules.rotary; null: this block knows no positions. */
+  readonly rotary: number | null;
   /** Keys at most this far back are seen; null: all. */
   readonly slidingWindow: number | null;
 }
 
-export type LinearRole = "qkv" | "q" | "k" | "v" | "o" | "gate" | "up" | "down";
+export type LinearRole = "qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down";
 
 export interface LinearSpec {
+  /** "gate_up" holds gate's rows, then up's. */
   readonly role: LinearRole;
   /** Module path, e.g. "transformer.h.0.attn.c_attn"; its tensors are `<name>.weight` [out, in] and `<name>.bias` [out]. */
   readonly name: string;

@@ -61,7 +61,7 @@ export async function prepareRank(
     device,
     threads: request.threads,
     computeDtype: request.computeDtype as FloatDtype,
-    arch: engineArch(spec),
+    arch: engineArch(spec, request.computeDtype as FloatDtype),
     arenaBytes: request.arenaBytes,
     hostBytes: request.hostBytes,
   });

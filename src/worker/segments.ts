@@ -1,12 +1,16 @@
+import type { FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { EngineArch, EngineLayer, EngineLora, SegmentDescription } from "../engine/index.ts";
+import { fromFloat32, toFloat32 } from "../formats/half.ts";
+import { blockNorms } from "../models/norms.ts";
 import type { LayerSpec, ModelSpec } from "../models/spec.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 
 /** The model's numbers as the engine takes them. */
-export function engineArch(spec: ModelSpec): EngineArch {
-  const { shape, rope } = spec;
+export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArch {
+  const { shape, rules } = spec;
+  const { scale, cap, queryScale, qwenLong } = rules;
   return {
     hidden: shape.hidden,
     heads: shape.heads,
@@ -15,13 +19,38 @@ export function engineArch(spec: ModelSpec): EngineArch {
     ffn: shape.ffn,
     vocab: shape.vocab,
     rmsEps: shape.rmsEps,
-    ropeBase: rope.base,
-    ropeInvFreq: Float64Array.from(rope.invFreq),
-    ropeAttentionScaling: rope.attentionScaling,
-    qwenLongSeqLength: rope.qwenLong?.seqLength ?? 0,
-    qwenDynamicNtk: rope.qwenLong?.dynamicNtk ?? false,
-    qwenLogn: rope.qwenLong?.logn ?? false,
+    rotary: rules.rotary.map(({ base, invFreq, attentionScaling, long }) => ({
+      base,
+      invFreq: Float64Array.from(invFreq),
+      attentionScaling,
+      longInvFreq: Float64Array.from(long?.invFreq ?? []),
+      longFrom: long?.from ?? 0,
+    })),
+    rotaryInterleaved: rules.rotaryInterleaved,
+    activation: rules.activation,
+    normCentred: rules.norm.kind === "layer",
+    normOffset: rules.norm.offset,
+    headNormWhole: rules.headNorm.whole,
+    headNormAfterRotary: rules.headNorm.afterRotary,
+    parallel: rules.parallel,
+    qkvByKvHead: rules.qkvByKvHead,
+    embeddingScale: scale.embeddingRounded ? rounded(scale.embedding, computeDtype) : scale.embedding,
+    residualScale: scale.residual,
+    logitScale: scale.logits,
+    scoreScale: scale.scores ?? 0,
+    scoreCap: cap.scores ?? 0,
+    logitCap: cap.logits ?? 0,
+    queryScaleBeta: queryScale?.beta ?? 0,
+    queryScaleLength: queryScale?.length ?? 0,
+    qwenLongSeqLength: qwenLong?.seqLength ?? 0,
+    qwenDynamicNtk: qwenLong?.dynamicNtk ?? false,
+    qwenLogn: qwenLong?.logn ?? false,
   };
+}
+
+/** The nearest value that a dtype has. */
+function rounded(value: number, dtype: FloatDtype): number {
+  return toFloat32(fromFloat32(Float32Array.of(value), dtype), dtype)![0]!;
 }
 
 /** One segment as the engine takes it, and the checkpoint tensors it needs. */
@@ -45,7 +74,7 @@ export function describeSegment(
       cachedBlocks: segment.cachedBlocks,
       needsInputGrad: segment.needsInputGrad,
     },
-    weights: layers.flatMap(weightNames),
+    weights: layers.flatMap((layer) => weightNames(spec, layer)),
   };
 }
 
@@ -62,9 +91,12 @@ function engineLayer(layer: LayerSpec, lora: ReadonlyMap<string, LoraPair__Outpu
         kind: "block",
         index: layer.index,
         attnNorm: layer.attnNorm,
+        attnPostNorm: layer.attnPostNorm,
         mlpNorm: layer.mlpNorm,
+        mlpPostNorm: layer.mlpPostNorm,
         qNorm: layer.qNorm,
         kNorm: layer.kNorm,
+        rotary: layer.rotary ?? -1,
         slidingWindow: layer.slidingWindow ?? 0,
         linears: layer.linears.map((linear) => ({ ...linear, lora: engineLora(lora.get(linear.name)) })),
       };
@@ -76,9 +108,9 @@ function engineLora(pair: LoraPair__Output | undefined): EngineLora | null {
   return { r: pair.r, scale: pair.scale, dropout: pair.dropout, moduleId: pair.moduleId };
 }
 
-function weightNames(layer: LayerSpec): string[] {
+function weightNames(spec: ModelSpec, layer: LayerSpec): string[] {
   if (layer.kind !== "block") return [layer.weight];
-  const norms = [layer.attnNorm, layer.mlpNorm, layer.qNorm, layer.kNorm].filter((name) => name !== null);
+  const norms = blockNorms(spec, layer).map(({ name }) => name);
   const linears = layer.linears.flatMap(({ name, bias }) =>
     bias ? [`${name}.weight`, `${name}.bias`] : [`${name}.weight`],
   );

@@ -1,9 +1,13 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { openSafetensors, readFloat32 } from "../../src/formats/safetensors.ts";
-import { readJson } from "../support/cli.ts";
+import { float32Of } from "../../src/common/bytes.ts";
+import { openCheckpoint, verifyCheckpoint } from "../../src/formats/checkpoint.ts";
+import { writeCheckpoint } from "../../src/formats/checkpoint-writer.ts";
+import { openSafetensors, readFloat32, readTensor } from "../../src/formats/safetensors.ts";
+import { readModelSpec } from "../../src/models/index.ts";
+import { readJson, temporaryFolder } from "../support/cli.ts";
 import { lastLogits, meanLossBatch, wholeModel } from "../support/one-engine.ts";
 import { fixture, shared } from "../unit/shared-data.ts";
 
@@ -23,6 +27,7 @@ const NF4 = { method: "4bit", dtype: "float32", quantType: "nf4", doubleQuant: t
 for (const { name, hold, loss: closeLoss, rest } of [
   { name: "qwen1", hold: null, loss: 1e-5, rest: 1e-4 },
   { name: "qwen2-gqa-tied", hold: null, loss: 1e-5, rest: 1e-4 },
+  ...["gemma2", "gemma3", "phi3", "glm4", "granite"].map((name) => ({ name, hold: null, loss: 1e-5, rest: 1e-4 })),
   { name: "qwen1-nf4", hold: NF4, loss: 1e-4, rest: 1e-3 },
 ]) {
   test(`${name}: first loss, logits and every gradient of the first batch`, async () => {
@@ -59,6 +64,54 @@ for (const { name, hold, loss: closeLoss, rest } of [
     await engine.close();
   });
 }
+
+test("the text model of a checkpoint with a vision tower: the same logits, the tower left out", async (t) => {
+  const folder = fixture("goldens/gemma3/model");
+  const ids = [3, 50, 7, 99, 12, 4, 4, 80, 31, 9, 2, 6];
+  const plain = await wholeModel(folder, null);
+  const expected = await lastLogits(plain, ids);
+  await plain.close();
+  const checkpoint = await openCheckpoint(folder);
+  for (const old of [true, false]) {
+    const dir = temporaryFolder(t);
+    const place = (name: string) => (old ? `language_model.${name}` : name.replace("model.", "model.language_model."));
+    const tower = old ? "vision_tower" : "model.vision_tower";
+    const text = checkpoint.names.map((name) => {
+      const location = checkpoint.locate(name);
+      return { name: place(name), dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
+    });
+    const patch = new Uint8Array(16);
+    const vision = [{ name: `${tower}.patch`, dtype: "float32" as const, shape: [4], data: async () => patch }];
+    await writeCheckpoint(dir, [...text, ...vision]);
+    const text_config = readJson<Record<string, unknown>>(folder, "config.json");
+    writeFileSync(join(dir, "config.json"), JSON.stringify({ model_type: "gemma3", text_config, vision_config: {} }));
+    const spec = await readModelSpec(dir);
+    assert.equal(spec.architecture, "Gemma3ForConditionalGeneration");
+    assert.equal(verifyCheckpoint(spec, await openCheckpoint(dir)), 1);
+    const engine = await wholeModel(dir, null);
+    assert.deepEqual(await lastLogits(engine, ids), expected);
+    await engine.close();
+  }
+});
+
+test("keys and values in a cache give what whole sequences give, bit for bit or nearly", async () => {
+  for (const name of ["gemma2", "gemma3", "phi3", "glm4", "granite"]) {
+    const engine = await wholeModel(join(fixture(`goldens/${name}`), "model"), null);
+    const ids = Array.from({ length: 23 }, (_, i) => (i * 37 + 11) % 160);
+    const cache = await engine.createCache(1, ids.length);
+    let done = 0;
+    for (const count of [5, 1, 1, 9, 1, 6]) {
+      const piece = Int32Array.from(ids.slice(done, done + count));
+      const logits = await engine.infer(0, cache, Int32Array.of(0, count), piece, null);
+      const values = float32Of(await engine.read(logits));
+      logits.free();
+      done += count;
+      assert.ok(distance(values, await lastLogits(engine, ids.slice(0, done))) < 1e-5, `${name} at ${done}`);
+    }
+    await engine.freeCache(cache);
+    await engine.close();
+  }
+});
 
 test("Qwen (v1) past its training length: dynamic NTK and log-n attention", async () => {
   const folder = fixture("goldens/qwen1-long");

@@ -5,7 +5,18 @@ import { test } from "node:test";
 import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
 import { adapterDistance, goldenFlags, goldenRun, relative } from "../support/golden.ts";
 
-const RUNS = ["qwen1", "qwen1-shuffled", "qwen2-gqa-tied", "head-dim-96", "rank-16-and-64"];
+const RUNS = [
+  "qwen1",
+  "qwen1-shuffled",
+  "qwen2-gqa-tied",
+  "head-dim-96",
+  "rank-16-and-64",
+  "gemma2",
+  "gemma3",
+  "phi3",
+  "glm4",
+  "granite",
+];
 
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));
 

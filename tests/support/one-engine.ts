@@ -24,7 +24,7 @@ export async function wholeModel(
     device: "cpu",
     threads: 1,
     computeDtype: "float32",
-    arch: engineArch(spec),
+    arch: engineArch(spec, "float32"),
     arenaBytes: 64 << 20,
   });
   const whole = {

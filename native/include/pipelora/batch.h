@@ -8,24 +8,30 @@
 
 namespace pipelora {
 
-/// Rotary tables of an engine: rows are positions, cos then sin. Grown on demand and shared by all batches.
+/// What a sequence's positions differ in from the tables: fixed when the sequence starts.
+struct RowRotary {
+  double ntk_alpha = 1;   // Qwen (v1): the dynamic NTK factor
+  bool extended = false;  // longrope: the long frequencies
+  bool plain() const { return ntk_alpha == 1.0 && !extended; }
+};
+
+/// Rotary tables of an engine, one a rule of Arch::rotary: rows are positions, cos then sin. Grown on demand and shared by all batches.
 class RopeTables {
  public:
   RopeTables(Ops& ops, const Arch& arch) : ops_(ops), arch_(arch) {}
   struct Table {
-    Tensor values;  // [P, E] f32
+    Tensor values;  // [P, R] f32
     std::shared_ptr<DeviceMemory> memory;
   };
-  /// At least `positions` rows.
-  const Table& at_least(std::int64_t positions);
-  /// One row: cos and sin of every frequency at `position`, `alpha` the NTK factor on the base (1: none). The angle is made in
-  /// float32 as the reference implementations do.
-  void fill_row(std::int64_t position, double alpha, float* row) const;
+  /// At least `positions` rows of every table.
+  const std::vector<Table>& at_least(std::int64_t positions);
+  /// One row: cos and sin of every frequency at `position`. The angle is made in float32 as the reference implementations do.
+  static void fill_row(const RotarySpec& rotary, std::int64_t position, const RowRotary& own, float* row);
 
  private:
   Ops& ops_;
   const Arch& arch_;
-  Table table_;
+  std::vector<Table> tables_;
 };
 
 struct Batch {
@@ -34,8 +40,8 @@ struct Batch {
   DropoutKey key;
   Sequences sequences;
   Indices rope_row;
-  RopeTables::Table rope;
-  Buffer rope_storage;  // tables of this batch alone (long Qwen sequences)
+  std::vector<RopeTables::Table> rope;  // as Arch::rotary
+  std::vector<Buffer> rope_storage;     // tables of this batch alone, where a sequence has its own frequencies
   Buffer q_scale;       // [1, T] or empty
 
   const DropoutKey* dropout() const { return training ? &key : nullptr; }
@@ -43,11 +49,11 @@ struct Batch {
 
 /// Rows that stand for themselves (no cache). Checks cu_seqlens and row_ids: PL_TENSOR_MISMATCH.
 std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const MicroBatch& micro);
-/// New tokens behind `cached` ones in a cache with `capacity` rows a sequence; `alphas` are set where cached is 0 and used elsewhere.
+/// New tokens behind `cached` ones in a cache with `capacity` rows a sequence; `own` is set where cached is 0 and used elsewhere.
 std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch,
                                          const std::vector<std::int32_t>& cu_seqlens,
                                          const std::vector<std::int32_t>& cached, std::int64_t capacity,
-                                         std::vector<double>& alphas);
+                                         std::vector<RowRotary>& own);
 
 /// Qwen (v1): the NTK factor of a sequence of `length` tokens in evaluation.
 double qwen_ntk_alpha(std::int64_t length, std::int64_t seq_length);

@@ -18,6 +18,7 @@ struct BlockSaved {
   Buffer lse;      // [H, T] f32
   Buffer mid;      // [T, D] after attention's residual
   Buffer gate_up;  // [T, 2F]
+  Buffer attn_out, mlp_out;  // [T, D] what attention and MLP add before its norm, where it has one
   Buffer inner_qkv, inner_o, inner_gate_up, inner_down;  // [T, sum of R] f32
 };
 
@@ -46,8 +47,27 @@ class Block {
  private:
   /// The forward pass; `again`: from `saved`, all of which it makes again, without an output.
   Buffer run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const Tensor* cache);
-  Tensor q_norm() const;
-  Tensor k_norm() const;
+  /// q and k [T, heads E], side by side in one tensor.
+  struct Heads {
+    Tensor q, k;
+  };
+  Heads heads(const Tensor& qkv) const;
+  float score_scale() const;
+  Tensor table(const Batch& batch) const { return batch.rope[static_cast<std::size_t>(spec_.rotary)].values; }
+  /// Norms of heads (where weights are given), then this block's rotary and the queries' factors (where asked for); and back.
+  void turn(const Batch& batch, const Heads& in, const Heads& out, const Tensor& q_norm, const Tensor& k_norm, bool rotary);
+  void turn_back(const Batch& batch, const Heads& grads, const Heads& before, const Tensor& q_norm, const Tensor& k_norm, bool rotary);
+  /// What products left in `in` to what attention takes, in `out` where there are norms, else in place.
+  void heads_forward(const Batch& batch, const Heads& in, const Heads& out);
+  /// `out` again from what heads_forward() left in `in`, where there are norms.
+  void heads_again(const Batch& batch, const Heads& in, const Heads& out);
+  void heads_backward(const Batch& batch, const Heads& grads, const Heads& in);
+  /// Columns by kv head to q, k and v apart, or back.
+  void regroup(const Tensor& by_kv_head, const Tensor& apart, bool back);
+  /// out = residual + factor * branch, or its norm.
+  void add_branch(const Tensor& residual, const Tensor& branch, const Tensor& post, const Tensor& out);
+  /// The gradient of a branch from that of its sum; empty: they are the same.
+  Buffer branch_grad(const Tensor& dout, const Tensor& branch, const Tensor& post);
 
   Ops& ops_;
   Arena& arena_;
@@ -55,7 +75,8 @@ class Block {
   BlockSpec spec_;
   std::unique_ptr<LinearGroup> qkv_, o_, gate_up_, down_;
   std::unique_ptr<DeviceMemory> norm_memory_;
-  std::vector<NormSlot> norms_;  // attention, mlp, then q and k where there are
+  std::vector<NormSlot> norms_;  // those below that there are
+  Tensor attn_norm_, mlp_norm_, attn_post_norm_, mlp_post_norm_, q_norm_, k_norm_;
 };
 
 }  // namespace pipelora

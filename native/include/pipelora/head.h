@@ -43,6 +43,9 @@ class Head {
   Buffer last_logits(const Batch& batch, const Tensor& hidden);
 
  private:
+  /// The family's factor and cap, in place.
+  void shape(const Tensor& logits);
+
   Ops& ops_;
   Arena& arena_;
   const Arch& arch_;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "pipelora/batch.h"
 #include "pipelora/ops.h"
 #include "pipelora/spec.h"
 
@@ -21,10 +22,10 @@ class KvCache {
   /// [sequences * capacity, 2 * K * E] compute: a token's keys, then its values.
   Tensor layer(std::size_t block) const { return layers_[block]; }
 
-  /// Per segment: tokens held of each sequence, and the NTK factor fixed when it was started.
+  /// Per segment: tokens held of each sequence, and its frequencies, fixed when it was started.
   struct Progress {
     std::vector<std::int32_t> lengths;
-    std::vector<double> alphas;
+    std::vector<RowRotary> rotary;
   };
   Progress& progress(std::size_t segment) { return progress_[segment]; }
 

@@ -49,6 +49,17 @@ struct Sequences {
   std::int64_t count() const { return key_start.size(); }
 };
 
+/// Of the gate: x sigma(x); x Phi(x) with tanh in Phi's place, or with erf.
+enum class Activation : std::uint8_t { silu, gelu_tanh, gelu };
+
+/// y = x / sqrt(mean(x²) + eps) * weight; centred: of x - mean(x), as LayerNorm has it.
+struct NormRule {
+  float eps = 0;
+  bool centred = false;
+  NormRule() = default;
+  NormRule(float epsilon, bool centred_too = false) : eps(epsilon), centred(centred_too) {}
+};
+
 enum class Quantisation : std::uint8_t { none, nf4, fp4, int8 };
 
 /// What a weight is held as.
@@ -149,11 +160,12 @@ struct RmsNormBackward {
   Tensor residual;  // [T, D] added to dx, or empty
   Tensor dx;        // [T, D], may be dy or residual
   Tensor y;         // [T, D] the norm's output again, or empty; may be dy
-  float eps = 0;
+  NormRule rule;
 };
 
-/// RMSNorm over each head (if weights are given), then rotary (half-split), then a factor on q.
-/// cos/sin are rows of `rope` [P, E]: cos in the first half, sin in the second; token t uses row rope_row[t].
+/// The norm over each head (if weights are given), then rotary (if there is a table), then a factor on q.
+/// cos/sin are rows of `rope` [P, R], R <= E: cos in the first half, sin in the second; token t uses row rope_row[t]. The first R
+/// columns of a head turn: i with i + R / 2, or 2i with 2i + 1 where interleaved.
 struct QkRope {
   Tensor q;       // [T, H * E]
   Tensor k;       // [T, K * E]
@@ -161,11 +173,15 @@ struct QkRope {
   Tensor k_out;   // may be k
   Tensor q_norm;  // [1, E] f32 or empty
   Tensor k_norm;
-  float eps = 0;
-  Tensor rope;             // f32
+  NormRule rule;
+  Tensor rope;             // f32, or empty
   const Indices* rope_row = nullptr;
   Tensor q_scale;  // [1, T] f32 or empty
   std::int64_t head_dim = 0;
+  bool interleaved = false;
+
+  /// All columns turn, in halves: what most kernels know.
+  bool whole_halves() const { return rope.cols == head_dim && !interleaved; }
 };
 
 /// In place on dq and dk (gradients after rotary in, before the norm out). q and k: before the norm, needed with weights only.
@@ -176,14 +192,18 @@ struct QkRopeBackward {
   Tensor k;
   Tensor q_norm;
   Tensor k_norm;
-  float eps = 0;
+  NormRule rule;
   Tensor rope;
   const Indices* rope_row = nullptr;
   std::int64_t head_dim = 0;
+  Tensor q_scale = {};  // as in QkRope
+  bool interleaved = false;
+
+  bool whole_halves() const { return rope.cols == head_dim && !interleaved; }
 };
 
 /// Causal inside each sequence: query at position i sees key j iff j <= i and (window == 0 or i - j < window).
-/// Query head h uses kv head h / (H / K). Scores are scaled by `scale`.
+/// Query head h uses kv head h / (H / K). Scores are scaled by `scale`, and are cap tanh(score / cap) where there is a cap.
 struct AttentionForward {
   Tensor q;    // [T, H * E]
   Tensor k;    // [keys, K * E]
@@ -194,6 +214,7 @@ struct AttentionForward {
   std::int64_t head_dim = 0;
   std::int64_t window = 0;
   float scale = 0;
+  float cap = 0;
 };
 
 /// `rope` and `rope_row` as in QkRope. Where they are given, row t of k is token t's, and dq and dk become those of q and k
@@ -205,11 +226,12 @@ struct AttentionBackward {
   std::int64_t head_dim = 0;
   std::int64_t window = 0;
   float scale = 0;
-  Tensor rope = {};  // empty: dq and dk are those of the q and k given
+  Tensor rope = {};  // [P, E]; empty: dq and dk are those of the q and k given
   const Indices* rope_row = nullptr;
+  float cap = 0;
 };
 
-/// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot).
+/// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot), of what shape_logits(factor, cap) was given.
 struct CrossEntropy {
   Tensor logits;   // [L, V] f32
   Tensor dlogits;  // [L, V] compute; each row may begin where its logits do; empty: no gradient
@@ -217,6 +239,7 @@ struct CrossEntropy {
   Tensor weights;  // [1, L] f32
   Tensor loss;     // [1, L] f32, the unweighted loss of each row
   Tensor correct;  // [1, L] i32: 1 where the target is the (first) largest logit
+  float factor = 1, cap = 0;
 };
 
 /// All four dense and of the same size, f32.
@@ -326,15 +349,20 @@ class Ops {
   virtual void linear_input_grad(const LinearInputGrad& call) = 0;
   virtual void lora_a_grad(const LoraAGrad& call) = 0;
 
-  virtual void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) = 0;
+  /// out = a + factor * b; `a` may be empty. All in the compute dtype; out may be a or b.
+  virtual void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) = 0;
+  /// In place on f32 logits: cap tanh(factor z / cap), or factor z without a cap.
+  virtual void shape_logits(const Tensor& logits, float factor, float cap) = 0;
+
+  virtual void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) = 0;
   virtual void rmsnorm_backward(const RmsNormBackward& call) = 0;
   virtual void qk_rope_forward(const QkRope& call) = 0;
   virtual void qk_rope_backward(const QkRopeBackward& call) = 0;
   virtual void attention_forward(const AttentionForward& call) = 0;
   virtual void attention_backward(const AttentionBackward& call) = 0;
   /// call.x = rmsnorm(x), then the linear: where a device can do both in one pass over x.
-  virtual void norm_linear_forward(const Tensor& x, const Tensor& weight, float eps, const LinearForward& call) {
-    rmsnorm_forward(x, weight, eps, call.x);
+  virtual void norm_linear_forward(const Tensor& x, const Tensor& weight, NormRule rule, const LinearForward& call) {
+    rmsnorm_forward(x, weight, rule, call.x);
     linear_forward(call);
   }
   /// The linear's dx, then the backward pass of the norm before it, whose dy is that dx.
@@ -342,22 +370,22 @@ class Ops {
     linear_input_grad(call);
     rmsnorm_backward(norm);
   }
-  /// act = silu(gate) * up
-  virtual void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) = 0;
+  /// act = activation(gate) * up
+  virtual void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) = 0;
   /// One pass over gate and up: dgate and dup (may be gate and up), and act again (may be dact; empty: not made).
   virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
-                               const Tensor& dup, const Tensor& act) = 0;
-  /// call.x = silu(gate) * up, then the linear: where a device can do both in one pass over them.
-  virtual void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
-    swiglu_forward(gate, up, call.x);
+                               const Tensor& dup, const Tensor& act, Activation activation) = 0;
+  /// call.x = activation(gate) * up, then the linear: where a device can do both in one pass over them.
+  virtual void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) {
+    swiglu_forward(gate, up, call.x, activation);
     linear_forward(call);
   }
   /// The linear's dx, then swiglu_backward of it and lora_a_grad of act: where a device can do them in one pass. call.dx is
   /// scratch.
   virtual void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
-                                        const Tensor& dup) {
+                                        const Tensor& dup, Activation activation) {
     linear_input_grad(call);
-    swiglu_backward(gate, up, call.dx, dgate, dup, call.dx);
+    swiglu_backward(gate, up, call.dx, dgate, dup, call.dx, activation);
     if (!call.lora.pairs.empty()) lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
   }
   virtual void cross_entropy(const CrossEntropy& call) = 0;

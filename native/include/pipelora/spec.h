@@ -1,16 +1,38 @@
 // What the caller describes: the C++ twins of the records in src/engine/face.ts.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "pipelora/ops.h"
 #include "pipelora/tensor.h"
 
 namespace pipelora {
 
+/// One rule of rotary positions. The first R = 2 inv_freq.size() columns of a head turn, the others stay.
+struct RotarySpec {
+  double base = 0;               // of Qwen's dynamic NTK
+  std::vector<double> inv_freq;  // [R / 2]
+  double attention_scaling = 1;  // factor on cos and sin
+  /// Longrope: the frequencies of sequences that are longer than `long_from` tokens when they start; empty: none.
+  std::vector<double> long_inv_freq;
+  std::int64_t long_from = 0;
+};
+
+/// The plain rule: frequencies base^(-2i / columns).
+inline RotarySpec rotary_rule(double base, std::int64_t columns) {
+  RotarySpec rotary;
+  rotary.base = base;
+  for (std::int64_t i = 0; i < columns / 2; ++i)
+    rotary.inv_freq.push_back(std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(columns)));
+  return rotary;
+}
+
+/// What all blocks share. Defaults are Llama's.
 struct Arch {
   std::int64_t hidden = 0;
   std::int64_t heads = 0;
@@ -19,13 +41,27 @@ struct Arch {
   std::int64_t ffn = 0;
   std::int64_t vocab = 0;
   float rms_eps = 0;
-  double rope_base = 0;
-  std::vector<double> rope_inv_freq;  // [E / 2]
-  double rope_attention_scaling = 1;
+  std::vector<RotarySpec> rotary;  // blocks name theirs by number
+  bool rotary_interleaved = false;  // pairs are columns 2i and 2i + 1, not i and i + R / 2
+  Activation activation = Activation::silu;
+  bool norm_centred = false;  // LayerNorm without bias
+  float norm_offset = 0;      // norms multiply by weight + offset
+  /// Norms of q and k: over all heads at once, or of each head behind rotary; else of each head before it.
+  bool head_norm_whole = false, head_norm_after_rotary = false;
+  bool parallel = false;       // attention and MLP read the same norm's output
+  bool qkv_by_kv_head = false; // the fused product holds, a kv head each, its query heads, its key, its value
+  float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
+  float score_scale = 0;              // 0: 1 / sqrt(E)
+  float score_cap = 0, logit_cap = 0; // cap tanh(z / cap); 0: none
+  /// Queries at position p are multiplied by 1 + beta ln(1 + floor(p / length)); 0: none.
+  double query_scale_beta = 0;
+  std::int64_t query_scale_length = 0;
   std::int64_t qwen_long_seq_length = 0;
   bool qwen_dynamic_ntk = false;
   bool qwen_logn = false;
 };
+
+inline NormRule norm_rule(const Arch& arch) { return {arch.rms_eps, arch.norm_centred}; }
 
 struct LoraSpec {
   std::int64_t r = 0;
@@ -34,7 +70,7 @@ struct LoraSpec {
   std::uint32_t module_id = 0;
 };
 
-enum class Role { qkv, q, k, v, o, gate, up, down };
+enum class Role { qkv, q, k, v, o, gate_up, gate, up, down };
 
 struct LinearSpec {
   Role role = Role::q;
@@ -50,8 +86,10 @@ struct EmbeddingSpec {
 };
 struct BlockSpec {
   std::int64_t index = 0;
-  std::string attn_norm, mlp_norm;
-  std::string q_norm, k_norm;  // empty: none
+  std::string attn_norm, mlp_norm;            // before attention and MLP; empty: none
+  std::string attn_post_norm, mlp_post_norm;  // of what they add; empty: none
+  std::string q_norm, k_norm;                 // empty: none
+  std::int64_t rotary = 0;                    // of Arch::rotary; -1: no positions
   std::int64_t sliding_window = 0;
   std::vector<LinearSpec> linears;
 };

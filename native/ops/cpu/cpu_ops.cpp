@@ -100,9 +100,22 @@ void CpuOps::load_matrix(const HostTensor& from, DType hold, const Tensor& to) {
   });
 }
 
-void CpuOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {
+void CpuOps::add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) {
+  over_rows(out.rows, [&](std::int64_t first, std::int64_t count) {
+    for (std::int64_t r = first; r < first + count; ++r)
+      kernels_.add_rows(a ? row_pointer(a, r) : nullptr, row_pointer(b, r), factor, row_pointer(out, r), out.dtype, out.cols);
+  });
+}
+
+void CpuOps::shape_logits(const Tensor& logits, float factor, float cap) {
+  pool_.run(logits.rows, [&](std::int64_t r, int) {
+    kernels_.shape_logits(reinterpret_cast<float*>(row_pointer(logits, r)), factor, cap, logits.cols);
+  });
+}
+
+void CpuOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) {
   over_rows(x.rows, [&](std::int64_t first, std::int64_t count) {
-    kernels_.rmsnorm_forward(x.row_range(first, count), weight.as<float>(), eps, y.row_range(first, count));
+    kernels_.rmsnorm_forward(x.row_range(first, count), weight.as<float>(), rule, y.row_range(first, count));
   });
 }
 
@@ -115,23 +128,35 @@ void CpuOps::rmsnorm_backward(const RmsNormBackward& call) {
   });
 }
 
+namespace {
+/// For the tokens from `first` on.
+template <class Call>
+RopeHeads heads_of(const Call& call, std::int64_t first) {
+  return {call.rule,
+          call.rope,
+          call.rope ? call.rope_row->host.data() + first : nullptr,
+          call.q_scale ? call.q_scale.template as<float>() + first : nullptr,
+          call.head_dim,
+          call.interleaved};
+}
+}  // namespace
+
 void CpuOps::qk_rope_forward(const QkRope& call) {
   over_rows(call.q.rows, [&](std::int64_t first, std::int64_t count) {
-    const std::int32_t* rows = call.rope_row->host.data() + first;
-    kernels_.norm_rope_forward(call.q.row_range(first, count), call.q_out.row_range(first, count), call.q_norm.as<float>(),
-                               call.eps, call.rope, rows, call.q_scale ? call.q_scale.as<float>() + first : nullptr,
-                               call.head_dim);
-    kernels_.norm_rope_forward(call.k.row_range(first, count), call.k_out.row_range(first, count), call.k_norm.as<float>(),
-                               call.eps, call.rope, rows, nullptr, call.head_dim);
+    RopeHeads heads = heads_of(call, first);
+    kernels_.norm_rope_forward(call.q.row_range(first, count), call.q_out.row_range(first, count), call.q_norm.as<float>(), heads);
+    heads.q_scale = nullptr;
+    kernels_.norm_rope_forward(call.k.row_range(first, count), call.k_out.row_range(first, count), call.k_norm.as<float>(), heads);
   });
 }
 
 void CpuOps::qk_rope_backward(const QkRopeBackward& call) {
   over_rows(call.dq.rows, [&](std::int64_t first, std::int64_t count) {
-    const std::int32_t* rows = call.rope_row->host.data() + first;
     const auto part = [&](const Tensor& t) { return t ? t.row_range(first, count) : t; };
-    kernels_.norm_rope_backward(part(call.dq), part(call.q), call.q_norm.as<float>(), call.eps, call.rope, rows, call.head_dim);
-    kernels_.norm_rope_backward(part(call.dk), part(call.k), call.k_norm.as<float>(), call.eps, call.rope, rows, call.head_dim);
+    RopeHeads heads = heads_of(call, first);
+    kernels_.norm_rope_backward(part(call.dq), part(call.q), call.q_norm.as<float>(), heads);
+    heads.q_scale = nullptr;
+    kernels_.norm_rope_backward(part(call.dk), part(call.k), call.k_norm.as<float>(), heads);
   });
 }
 
@@ -153,21 +178,21 @@ void CpuOps::attention_backward(const AttentionBackward& call) {
                                 threads_[static_cast<std::size_t>(thread)]->scratch);
   });
   if (sum) copy(dq_sum, call.dq);
-  if (call.rope) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, 0, call.rope, call.rope_row, call.head_dim});
+  if (call.rope) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, {}, call.rope, call.rope_row, call.head_dim});
 }
 
-void CpuOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {
+void CpuOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) {
   over_rows(gate.rows, [&](std::int64_t first, std::int64_t count) {
-    kernels_.swiglu_forward(gate.row_range(first, count), up.row_range(first, count), act.row_range(first, count));
+    kernels_.swiglu_forward(gate.row_range(first, count), up.row_range(first, count), act.row_range(first, count), activation);
   });
 }
 
 void CpuOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
-                             const Tensor& dup, const Tensor& act) {
+                             const Tensor& dup, const Tensor& act, Activation activation) {
   over_rows(gate.rows, [&](std::int64_t first, std::int64_t count) {
     kernels_.swiglu_backward(gate.row_range(first, count), up.row_range(first, count), dact.row_range(first, count),
                              dgate.row_range(first, count), dup.row_range(first, count),
-                             act ? act.row_range(first, count) : act);
+                             act ? act.row_range(first, count) : act, activation);
   });
 }
 
@@ -176,7 +201,7 @@ void CpuOps::cross_entropy(const CrossEntropy& call) {
     kernels_.cross_entropy_row(reinterpret_cast<const float*>(row_pointer(call.logits, r)), call.logits.cols,
                                call.targets.as<std::int32_t>()[r], call.weights.as<float>()[r],
                                call.dlogits ? row_pointer(call.dlogits, r) : nullptr, call.dlogits.dtype,
-                               call.loss.as<float>() + r, call.correct.as<std::int32_t>() + r);
+                               call.loss.as<float>() + r, call.correct.as<std::int32_t>() + r, call.factor, call.cap);
   });
 }
 

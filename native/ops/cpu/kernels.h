@@ -54,11 +54,24 @@ struct MaskRows {
   const std::int32_t* position = nullptr;  // [T]
 };
 
+/// How the heads of q or k turn. `rope` [P, R] may be empty: they do not.
+struct RopeHeads {
+  NormRule rule;
+  Tensor rope;
+  const std::int32_t* rope_row = nullptr;  // of the tokens given
+  const float* q_scale = nullptr;          // of the tokens given, or null
+  std::int64_t head_dim = 0;
+  bool interleaved = false;
+};
+
 struct Kernels {
   const char* isa;
 
   void (*convert_row)(const void* from, DType from_dtype, void* to, DType to_dtype, float factor, std::int64_t count);
   void (*add_scaled)(const float* from, float factor, float* to, std::int64_t count);
+  /// out = a + factor * b, `a` may be null.
+  void (*add_rows)(const void* a, const void* b, float factor, void* out, DType dtype, std::int64_t count);
+  void (*shape_logits)(float* logits, float factor, float cap, std::int64_t count);
 
   void (*finish_tile)(const FinishTile& call);
   /// Bits of columns [first, first + count) of tokens [begin, end), `stride` bytes a token; bits past count are zero.
@@ -71,19 +84,18 @@ struct Kernels {
   void (*skinny_outer)(const Tensor& inner, const Tensor& x, float factor, const std::uint8_t* mask,
                        std::int64_t mask_stride, const Tensor& acc);
 
-  void (*rmsnorm_forward)(const Tensor& x, const float* weight, float eps, const Tensor& y);
+  void (*rmsnorm_forward)(const Tensor& x, const float* weight, NormRule rule, const Tensor& y);
   void (*rmsnorm_backward)(const RmsNormBackward& call);
   /// One of q and k: tokens of x [n, heads * E]. `rope_row` and `q_scale` (or null) belong to these tokens.
-  void (*norm_rope_forward)(const Tensor& x, const Tensor& out, const float* norm, float eps, const Tensor& rope,
-                            const std::int32_t* rope_row, const float* q_scale, std::int64_t head_dim);
-  void (*norm_rope_backward)(const Tensor& dx, const Tensor& x, const float* norm, float eps, const Tensor& rope,
-                             const std::int32_t* rope_row, std::int64_t head_dim);
+  void (*norm_rope_forward)(const Tensor& x, const Tensor& out, const float* norm, const RopeHeads& heads);
+  void (*norm_rope_backward)(const Tensor& dx, const Tensor& x, const float* norm, const RopeHeads& heads);
 
-  void (*swiglu_forward)(const Tensor& gate, const Tensor& up, const Tensor& act);
+  void (*swiglu_forward)(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation);
   void (*swiglu_backward)(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
-                          const Tensor& dup, const Tensor& act);
+                          const Tensor& dup, const Tensor& act, Activation activation);
+  /// `factor` and `cap`: how the logits were shaped.
   void (*cross_entropy_row)(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
-                            DType dtype, float* loss, std::int32_t* correct);
+                            DType dtype, float* loss, std::int32_t* correct, float factor, float cap);
 
   void (*adamw)(float* weight, float* grad, float* exp_avg, float* exp_avg_sq, std::int64_t count,
                 const AdamSettings& settings);

@@ -2,6 +2,7 @@
 //
 // Gradient contract, P = exp(scale * q kᵀ - lse), delta = rowsum(dout * out):
 //   dv = Pᵀ dout;  dS = scale * P * (dout vᵀ - delta);  dq = dS k;  dk = dSᵀ q.
+// Under a cap P is of the capped scores s, and dS is multiplied by 1 - (s / cap)².
 #include <algorithm>
 
 #include "ops/cpu/kernel_parts.h"
@@ -131,6 +132,11 @@ inline Seen seen(std::int64_t position, std::int64_t key_block, std::int64_t key
   return {std::min(begin, keys), std::max<std::int64_t>(end, 0)};
 }
 
+/// Scores [0, count), whole vectors, become cap tanh(score / cap).
+inline void cap_scores(float* scores, std::int64_t count, float cap) {
+  for (std::int64_t j = 0; j < count; j += kLanes) store(scores + j, tanh(load(scores + j) / cap) * cap);
+}
+
 template <class T>
 void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t head, Scratch& scratch) {
   const std::int64_t e = call.head_dim, width = padded(e);
@@ -166,6 +172,7 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
       for (std::int64_t i = 0; i < m; ++i) {
         float* p = s + i * kBlock;
         const Seen see = seen(offset + q0 + i, k0, n, call.window);
+        if (call.cap > 0) cap_scores(p, padded(see.end), call.cap);
         for (std::int64_t j = 0; j < std::min(see.begin, n); ++j) p[j] = lowest;
         for (std::int64_t j = std::max(see.begin, see.end); j < padded(n); ++j) p[j] = lowest;
         vf largest = splat(top[i]);
@@ -256,10 +263,12 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
           float *pi = p + i * kBlock, *di = ds + i * kBlock;
           const Seen see = seen(q0 + i, k0, n, call.window);
           const float lse = row<float>(call.lse, head)[begin + q0 + i], shift = delta[g * tokens + q0 + i];
+          if (call.cap > 0) cap_scores(pi, padded(see.end), call.cap);
           for (std::int64_t j = 0; j < see.end; j += kLanes) {
-            const vf weight = exp(load(pi + j) - lse);
+            const vf score = load(pi + j), weight = exp(score - lse);
             store(pi + j, weight);
-            store(di + j, weight * (load(di + j) - shift));
+            const vf slope = weight * (load(di + j) - shift);
+            store(di + j, call.cap > 0 ? slope * (1.0f - (score / call.cap) * (score / call.cap)) : slope);
           }
           const auto blank = [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t j = from; j < to; ++j) pi[j] = di[j] = 0;

@@ -1,4 +1,6 @@
 // Conversions, SwiGLU, cross entropy, AdamW, sums of squares.
+#include <type_traits>
+
 #include "ops/cpu/kernel_parts.h"
 #include "ops/cpu/simd.h"
 
@@ -25,40 +27,98 @@ void add_scaled(const float* from, float factor, float* to, std::int64_t count) 
   });
 }
 
-void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {
-  with_float(gate.dtype, [&]<class T>() {
-    for (std::int64_t t = 0; t < gate.rows; ++t) {
-      const T *g = row<T>(gate, t), *u = row<T>(up, t);
-      T* a = row<T>(act, t);
-      for_lanes(0, gate.cols, [&](std::int64_t c, int n) {
-        const vf x = load_some(g + c, n);
-        store_some(a + c, x * sigmoid(x) * load_some(u + c, n), n);
-      });
-    }
+void add_rows(const void* a, const void* b, float factor, void* out, DType dtype, std::int64_t count) {
+  with_float(dtype, [&]<class T>() {
+    const T *left = static_cast<const T*>(a), *right = static_cast<const T*>(b);
+    T* to = static_cast<T*>(out);
+    for_lanes(0, count, [&](std::int64_t c, int n) {
+      const vf added = load_some(right + c, n) * factor;
+      store_some(to + c, left != nullptr ? load_some(left + c, n) + added : added, n);
+    });
   });
 }
 
-// act = silu(g) u; dup = dact silu(g); dgate = dact u sigma(g) (1 + g (1 - sigma(g))).
+void shape_logits(float* logits, float factor, float cap, std::int64_t count) {
+  for_lanes(0, count, [&](std::int64_t c, int n) {
+    const vf z = load_some(logits + c, n) * factor;
+    store_some(logits + c, cap > 0 ? tanh(z / cap) * cap : z, n);
+  });
+}
+
+// An activation is x times a share of x; `rest` is what the slope has beside the share: f'(x) = share + rest.
+struct Silu {
+  vf share, rest;
+  explicit Silu(vf x) : share(sigmoid(x)) { rest = x * share * (1.0f - share); }
+};
+struct GeluTanh {
+  vf share, rest;
+  explicit GeluTanh(vf x) {
+    constexpr float kRoot = 0.7978845608028654f, kCube = 0.044715f;  // sqrt(2 / pi)
+    const vf t = tanh(kRoot * (x + kCube * (x * x * x)));
+    share = 0.5f * (1.0f + t);
+    rest = 0.5f * x * (1.0f - t * t) * (kRoot * (1.0f + 3.0f * kCube * (x * x)));
+  }
+};
+struct Gelu {
+  vf share, rest;
+  explicit Gelu(vf x) {
+    constexpr float kHalfRoot = 0.7071067811865476f, kDensity = 0.3989422804014327f;  // 1 / sqrt(2), 1 / sqrt(2 pi)
+    for (int i = 0; i < kLanes; ++i) share[i] = 0.5f * (1.0f + std::erf(x[i] * kHalfRoot));
+    rest = x * exp(-0.5f * (x * x)) * kDensity;
+  }
+};
+
+template <class F>
+void with_activation(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::gelu_tanh: return f.template operator()<GeluTanh>();
+    case Activation::gelu: return f.template operator()<Gelu>();
+    default: return f.template operator()<Silu>();
+  }
+}
+
+void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) {
+  with_activation(activation, [&]<class A>() {
+    with_float(gate.dtype, [&]<class T>() {
+      for (std::int64_t t = 0; t < gate.rows; ++t) {
+        const T *g = row<T>(gate, t), *u = row<T>(up, t);
+        T* a = row<T>(act, t);
+        for_lanes(0, gate.cols, [&](std::int64_t c, int n) {
+          const vf x = load_some(g + c, n);
+          store_some(a + c, x * A(x).share * load_some(u + c, n), n);
+        });
+      }
+    });
+  });
+}
+
+// act = f(g) u; dup = dact f(g); dgate = dact u f'(g).
 void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
-                     const Tensor& act) {
-  with_float(gate.dtype, [&]<class T>() {
-    for (std::int64_t t = 0; t < gate.rows; ++t) {
-      const T *g = row<T>(gate, t), *u = row<T>(up, t), *d = row<T>(dact, t);
-      T *dg = row<T>(dgate, t), *du = row<T>(dup, t), *a = act ? row<T>(act, t) : nullptr;
-      for_lanes(0, gate.cols, [&](std::int64_t c, int n) {
-        const vf x = load_some(g + c, n), y = load_some(u + c, n), dy = load_some(d + c, n);
-        const vf s = sigmoid(x), silu = x * s;
-        if (a != nullptr) store_some(a + c, silu * y, n);
-        store_some(du + c, dy * silu, n);
-        store_some(dg + c, dy * y * s * (1.0f + x * (1.0f - s)), n);
-      });
-    }
+                     const Tensor& act, Activation activation) {
+  with_activation(activation, [&]<class A>() {
+    with_float(gate.dtype, [&]<class T>() {
+      for (std::int64_t t = 0; t < gate.rows; ++t) {
+        const T *g = row<T>(gate, t), *u = row<T>(up, t), *d = row<T>(dact, t);
+        T *dg = row<T>(dgate, t), *du = row<T>(dup, t), *a = act ? row<T>(act, t) : nullptr;
+        for_lanes(0, gate.cols, [&](std::int64_t c, int n) {
+          const vf x = load_some(g + c, n), y = load_some(u + c, n), dy = load_some(d + c, n);
+          const A at(x);
+          const vf value = x * at.share;
+          if (a != nullptr) store_some(a + c, value * y, n);
+          store_some(du + c, dy * value, n);
+          if constexpr (std::is_same_v<A, Silu>)
+            store_some(dg + c, dy * y * at.share * (1.0f + x * (1.0f - at.share)), n);
+          else
+            store_some(dg + c, dy * y * (at.share + at.rest), n);
+        });
+      }
+    });
   });
 }
 
-// loss = log(sum exp(z - max)) + max - z[target]; gradient = weight * (softmax - onehot).
+// loss = log(sum exp(z - max)) + max - z[target]; gradient = weight * (softmax - onehot) times the slope of the logits' shape.
 void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
-                       DType dtype, float* loss, std::int32_t* correct) {
+                       DType dtype, float* loss, std::int32_t* correct, float slope, float cap) {
   const float lowest = -std::numeric_limits<float>::infinity();
   vf largest = splat(lowest);
   for_lanes(0, vocab, [&](std::int64_t c, int n) {
@@ -86,8 +146,18 @@ void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t tar
   const float target_grad = weight * (std::exp(at_target - top) / z - 1.0f);
   with_float(dtype, [&]<class T>() {
     T* out = static_cast<T*>(dlogits);
-    for_lanes(0, vocab, [&](std::int64_t c, int n) { store_some(out + c, exp(load_some(logits + c, n) - top) * factor, n); });
-    store_first(out + target, splat(target_grad), 1);
+    if (slope == 1.0f && cap == 0.0f) {
+      for_lanes(0, vocab, [&](std::int64_t c, int n) { store_some(out + c, exp(load_some(logits + c, n) - top) * factor, n); });
+      store_first(out + target, splat(target_grad), 1);
+      return;
+    }
+    const auto shaped = [&](vf at, vf grad) { return grad * slope * (cap > 0 ? 1.0f - (at / cap) * (at / cap) : splat(1)); };
+    const vf of_target = shaped(splat(logits[target]), splat(target_grad));
+    for_lanes(0, vocab, [&](std::int64_t c, int n) {
+      const vf at = load_some(logits + c, n);
+      store_some(out + c, shaped(at, exp(at - top) * factor), n);
+    });
+    store_first(out + target, of_target, 1);
   });
 }
 
@@ -127,6 +197,8 @@ double sum_squares(const float* values, std::int64_t count) {
 void fill_elementwise(Kernels& table) {
   table.convert_row = convert_row;
   table.add_scaled = add_scaled;
+  table.add_rows = add_rows;
+  table.shape_logits = shape_logits;
   table.swiglu_forward = swiglu_forward;
   table.swiglu_backward = swiglu_backward;
   table.cross_entropy_row = cross_entropy_row;

@@ -142,6 +142,18 @@ inline vf exp(vf x) {
   return p * std::bit_cast<vf>(power);
 }
 
+/// To about 2 ulp. Near 0 the polynomial of Cephes' tanhf, else by e^2|x|.
+inline vf tanh(vf x) {
+  const vf size = x < 0.0f ? -x : x, z = x * x;
+  vf p = splat(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const vf near = p * z * x + x, far = 1.0f - 2.0f / (exp(2.0f * size) + 1.0f);
+  return size < 0.625f ? near : (x < 0.0f ? -far : far);
+}
+
 inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
 /// Calls f.template operator()<Element>() for the dtype of activations and weights.

@@ -75,6 +75,21 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+/// tanh to about 1e-7: scores under a cap are no finer than their products' sums.
+__device__ inline float tanh_fast(float x) { return 1.0f - __fdividef(2.0f, exp2_fast(2.0f * kLog2E * x) + 1.0f); }
+
+/// Scores before the scale become those under their cap.
+template <int J>
+__device__ inline void cap_scores(float (&s)[J][4], float cap) {
+#pragma unroll
+  for (int n = 0; n < J; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[n][i] = cap * tanh_fast(__fdividef(s[n][i], cap));
+  }
+}
+/// The slope of a score that a cap has taken.
+__device__ inline float cap_slope(float score, float cap) { return 1.0f - __fdividef(score, cap) * __fdividef(score, cap); }
+
 /// The running softmax (Milakov & Gimelshein 2018) of a thread's two rows, whose scores four threads share.
 struct SoftmaxRows {
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
@@ -137,13 +152,13 @@ Side<T> side(const Tensor& tensor) {
 struct Shape {
   SequenceTable table;
   int width, group, window;
-  float scale;
+  float scale, cap;  // cap: as a score before the scale; 0: none
   bool aligned;  // every head's row can be read 16 bytes at a time
 };
 template <class Call>
 Shape shape_of(const Call& call) {
   return {table_of(*call.sequences), static_cast<int>(call.head_dim), static_cast<int>(call.q.cols / call.k.cols),
-          static_cast<int>(call.window), call.scale, aligned(call)};
+          static_cast<int>(call.window), call.scale, call.cap / call.scale, aligned(call)};
 }
 
 /// A block's kRows keys in a backward pass, and the steps it makes: over tiles of queries that see them, for each head that shares them.

@@ -44,6 +44,10 @@ __device__ inline float dot(const float (&a)[kParts], const float (&b)[kParts]) 
   return warp_sum(sum);
 }
 
+/// A score under its cap, and the slope there.
+__device__ inline float capped(float score, float cap) { return cap > 0 ? cap * tanhf(score / cap) : score; }
+__device__ inline float cap_slope(float score, float cap) { return cap > 0 ? 1.0f - (score / cap) * (score / cap) : 1.0f; }
+
 /// The sequence that holds row `t` of the queries.
 __device__ inline int sequence_of(const SequenceTable& table, std::int64_t t) {
   int low = 0, high = table.count - 1;
@@ -60,7 +64,7 @@ __device__ inline int sequence_of(const SequenceTable& table, std::int64_t t) {
 template <class T>
 __global__ void forward_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v, Matrix<T> out, float* lse,
                                std::int64_t lse_stride, SequenceTable table, std::int64_t tokens, int e, int group,
-                               int window, float scale) {
+                               int window, float scale, float cap) {
   const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int head = static_cast<int>(blockIdx.y);
   if (t >= tokens) return;
@@ -73,7 +77,7 @@ __global__ void forward_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<cons
   for (int j = window > 0 ? max(0, position - window + 1) : 0; j <= position; ++j) {
     const std::int64_t row = table.key_start[s] + j;
     read_row(k.row(row, head / group, e), e, other);
-    const float score = dot(mine, other) * scale;
+    const float score = capped(dot(mine, other) * scale, cap);
     const float now = fmaxf(top, score);
     const float shrink = expf(top - now), weight = expf(score - now);
     read_row(v.row(row, head / group, e), e, other);
@@ -90,7 +94,7 @@ template <class T>
 __global__ void query_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v, Matrix<const T> out,
                                   Matrix<const T> dout, const float* lse, std::int64_t lse_stride, float* delta,
                                   std::int64_t delta_stride, Matrix<T> dq, SequenceTable table, std::int64_t tokens, int e,
-                                  int group, int window, float scale) {
+                                  int group, int window, float scale, float cap) {
   const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int head = static_cast<int>(blockIdx.y);
   if (t >= tokens) return;
@@ -109,7 +113,8 @@ __global__ void query_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<c
     read_row(v.row(row, head / group, e), e, other);
     const float dp = dot(grad, other);
     read_row(k.row(row, head / group, e), e, other);
-    const float ds = expf(dot(mine, other) * scale - level) * (dp - pull) * scale;
+    const float score = capped(dot(mine, other) * scale, cap);
+    const float ds = expf(score - level) * (dp - pull) * scale * cap_slope(score, cap);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) sum[i] += ds * other[i];
   }
@@ -120,7 +125,7 @@ template <class T>
 __global__ void key_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<const T> v, Matrix<const T> dout,
                                 const float* lse, std::int64_t lse_stride, const float* delta, std::int64_t delta_stride,
                                 Matrix<T> dk, Matrix<T> dv, SequenceTable table, int tiles, int e, int group, int window,
-                                float scale) {
+                                float scale, float cap) {
   const int tile = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   const int kv_head = static_cast<int>(blockIdx.y);
   if (tile >= tiles) return;
@@ -137,8 +142,9 @@ __global__ void key_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<con
       const std::int64_t t = table.cu_queries[s] + i;
       read_row(q.row(t, head, e), e, other);
       read_row(dout.row(t, head, e), e, grad);
-      const float p = expf(dot(other, key) * scale - lse[head * lse_stride + t]);
-      const float ds = p * (dot(grad, value) - delta[head * delta_stride + t]) * scale;
+      const float score = capped(dot(other, key) * scale, cap);
+      const float p = expf(score - lse[head * lse_stride + t]);
+      const float ds = p * (dot(grad, value) - delta[head * delta_stride + t]) * scale * cap_slope(score, cap);
 #pragma unroll
       for (int c = 0; c < kParts; ++c) {
         dv_sum[c] += p * grad[c];
@@ -159,7 +165,7 @@ void attention_forward_plain(const AttentionForward& call, cudaStream_t stream) 
     forward_kernel<T><<<grid, kWarps * 32, 0, stream>>>(matrix<const T>(call.q), matrix<const T>(call.k), matrix<const T>(call.v),
                                                         matrix<T>(call.out), call.lse.as<float>(), call.lse.stride,
                                                         table_of(*call.sequences), call.q.rows, e, group,
-                                                        static_cast<int>(call.window), call.scale);
+                                                        static_cast<int>(call.window), call.scale, call.cap);
   });
   check_launch("attention_forward");
 }
@@ -176,11 +182,11 @@ void attention_backward_plain(const AttentionBackward& call, const Tensor& delta
                out = matrix<const T>(call.out), dout = matrix<const T>(call.dout);
     query_grad_kernel<T><<<grid, kWarps * 32, 0, stream>>>(q, k, v, out, dout, call.lse.as<float>(), call.lse.stride,
                                                            delta.as<float>(), delta.stride, matrix<T>(call.dq), table,
-                                                           call.q.rows, e, group, window, call.scale);
+                                                           call.q.rows, e, group, window, call.scale, call.cap);
     key_grad_kernel<T><<<key_grid, kWarps * 32, 0, stream>>>(q, k, v, dout, call.lse.as<float>(), call.lse.stride,
                                                              delta.as<float>(), delta.stride, matrix<T>(call.dk),
                                                              matrix<T>(call.dv), table, static_cast<int>(keys), e, group,
-                                                             window, call.scale);
+                                                             window, call.scale, call.cap);
   });
   check_launch("attention_backward");
 }

@@ -10,7 +10,7 @@ namespace pipelora::cuda {
 namespace {
 
 // dq, and delta = rowsum(dout * out) for the kernel below.
-template <class T, int E, int kWarps, int kStages>
+template <class T, int E, int kWarps, int kStages, bool kCapped>
 __global__ void __launch_bounds__(kWarps * 32)
     query_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> out, Side<const T> dout,
                       const float* lse, std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape) {
@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     const std::uint32_t k_tile = kv_tiles + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
     float p[8][4] = {}, dp[8][4] = {};
     product_transposed<E, T>(p, q_tile, warp * 16, k_tile);
+    if constexpr (kCapped) cap_scores(p, shape.cap);
     product_transposed<E, T>(dp, dout_tile, warp * 16, v_tile);
     const bool whole = key + kTile - 1 <= offset + q0 + warp * 16 && shape.window == 0;
 #pragma unroll
@@ -100,7 +101,8 @@ __global__ void __launch_bounds__(kWarps * 32)
           const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
           if (j > position || (shape.window > 0 && position - j >= shape.window)) weight = 0;
         }
-        p[n][i] = weight * (dp[n][i] - pull[i / 2]);
+        const float slope = kCapped ? cap_slope(p[n][i], shape.cap) : 1.0f;
+        p[n][i] = weight * (dp[n][i] - pull[i / 2]) * slope;
       }
     }
     product_rows<E, T>(sums, p, k_tile);
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 }
 
 // dk and dv of 16 keys a warp, over all queries that see them and all heads that share them.
-template <class T, int E, int kWarps, int kStages, bool kMakesK, bool kMakesV>
+template <class T, int E, int kWarps, int kStages, bool kMakesK, bool kMakesV, bool kCapped>
 __global__ void __launch_bounds__(kWarps * 32)
     key_grad_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<const T> dout, const float* lse,
                     std::int64_t lse_stride, const float* delta, std::int64_t delta_stride, Side<T> dk, Side<T> dv, Shape shape) {
@@ -166,6 +168,17 @@ __global__ void __launch_bounds__(kWarps * 32)
     const float* pull = level + kTile;
     float p[8][4] = {};
     product_transposed<E, T>(p, k_tile, warp * 16, q_tile);
+    float slopes[kMakesK && kCapped ? 8 : 1][4];
+    if constexpr (kCapped) {
+      cap_scores(p, shape.cap);
+      if constexpr (kMakesK) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) slopes[n][i] = cap_slope(p[n][i], shape.cap);
+        }
+      }
+    }
     const bool whole = offset + first >= k0 + warp * 16 + 15 && shape.window == 0;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -189,6 +202,13 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
         for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[n * 8 + quad * 2 + i % 2];
       }
+      if constexpr (kCapped) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) p[n][i] *= slopes[n][i];
+        }
+      }
       product_rows<E, T>(dk_sums, p, q_tile);
     }
     __syncthreads();
@@ -206,13 +226,13 @@ __global__ void __launch_bounds__(kWarps * 32)
                      k0 + warp * 16, keys, shape);
 }
 
-template <class T, int E, int kWarps, int kStages>
-void launch(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+template <class T, int E, int kWarps, int kStages, bool kCapped>
+void launch_kind(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
   constexpr int kRows = kWarps * 16;
   const Shape shape = shape_of(call);
   const std::size_t query_bytes = (2 * kRows + kStages * 2 * kTile) * E * 2;
   const std::size_t key_bytes = query_bytes + kStages * 2 * kTile * sizeof(float);
-  const auto query_grad = query_grad_kernel<T, E, kWarps, kStages>;
+  const auto query_grad = query_grad_kernel<T, E, kWarps, kStages, kCapped>;
   allow_shared(query_grad, query_bytes);
   const auto q = side<const T>(call.q), k = side<const T>(call.k), v = side<const T>(call.v), out = side<const T>(call.out),
              dout = side<const T>(call.dout);
@@ -226,11 +246,19 @@ void launch(const AttentionBackward& call, const Tensor& delta, cudaStream_t str
                                                          delta.as<float>(), delta.stride, side<T>(call.dk), side<T>(call.dv), shape);
   };
   if constexpr (E <= 128) {
-    key_grad(key_grad_kernel<T, E, kWarps, kStages, true, true>);
+    key_grad(key_grad_kernel<T, E, kWarps, kStages, true, true, kCapped>);
   } else {
-    key_grad(key_grad_kernel<T, E, kWarps, kStages, false, true>);
-    key_grad(key_grad_kernel<T, E, kWarps, kStages, true, false>);
+    key_grad(key_grad_kernel<T, E, kWarps, kStages, false, true, kCapped>);
+    key_grad(key_grad_kernel<T, E, kWarps, kStages, true, false, kCapped>);
   }
+}
+
+template <class T, int E, int kWarps, int kStages>
+void launch(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream) {
+  if (call.cap > 0)
+    launch_kind<T, E, kWarps, kStages, true>(call, delta, stream);
+  else
+    launch_kind<T, E, kWarps, kStages, false>(call, delta, stream);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace pipelora::cuda {
 
 namespace {
 
-template <class T, int E, int kWarps, int kStages>
+template <class T, int E, int kWarps, int kStages, bool kCapped>
 __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out,
                                                               float* lse, std::int64_t lse_stride, Shape shape) {
   extern __shared__ __align__(128) char shared[];
@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
     const std::uint32_t k_tile = kv_tiles + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
     float p[8][4] = {};
     product_transposed<E, T>(p, q_tile, warp * 16, k_tile);
+    if constexpr (kCapped) cap_scores(p, shape.cap);
     const bool whole = key + kTile - 1 <= offset + q0 + warp * 16 && shape.window == 0;
     if (!whole) {
 #pragma unroll
@@ -91,7 +92,7 @@ template <class T, int E, int kWarps, int kStages>
 void launch(const AttentionForward& call, cudaStream_t stream) {
   constexpr int kRows = kWarps * 16;
   const std::size_t bytes = (kRows + kStages * 2 * kTile) * E * 2;
-  const auto kernel = forward_kernel<T, E, kWarps, kStages>;
+  const auto kernel = call.cap > 0 ? forward_kernel<T, E, kWarps, kStages, true> : forward_kernel<T, E, kWarps, kStages, false>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(call.q.cols / call.head_dim), static_cast<unsigned>(query_tiles(*call.sequences, kRows)));
   kernel<<<grid, kWarps * 32, bytes, stream>>>(side<const T>(call.q), side<const T>(call.k), side<const T>(call.v),

@@ -71,8 +71,10 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
     if (p >= pieces) break;
 #pragma unroll
     for (int i = 0; i < V; ++i) {
+      const float slope = call.slope(v.v[i]);
       v.v[i] = __expf(v.v[i] - all.top) * factor;
       if (p * V + i == target) v.v[i] -= weight;
+      v.v[i] *= slope;
     }
     if constexpr (V > 1) {
       if (p == whole) {
@@ -89,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
 void cross_entropy(const CrossEntropy& call, const GpuKind& gpu, cudaStream_t stream) {
   if (call.logits.rows == 0) return;
   const auto padded = [](const Tensor& tensor) { return tensor.stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0; };
-  const CrossEntropyKernel choice = cross_entropy_choice(call.logits.cols, padded(call.logits) && (!call.dlogits || padded(call.dlogits)), gpu);
+  const CrossEntropyKernel choice = cross_entropy_choice(call.logits.cols, padded(call.logits) && (!call.dlogits || padded(call.dlogits)), call.factor != 1 || call.cap > 0, gpu);
   if (choice == CrossEntropyKernel::clusters) return cross_entropy_by_clusters(call, stream);
   with_float(call.dlogits ? call.dlogits.dtype : DType::f32, [&]<class T>(T) {
     const auto kernel = choice == CrossEntropyKernel::wide ? cross_entropy_kernel<8, T> : cross_entropy_kernel<1, T>;

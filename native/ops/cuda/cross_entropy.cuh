@@ -57,12 +57,15 @@ struct CrossEntropyRows {
   float* loss;
   std::int32_t* correct;
   std::int64_t vocab;
+  float factor, cap;  // how the logits were shaped
+  /// What the gradient of a logit that was shaped to z is multiplied by.
+  __device__ float slope(float z) const { return cap > 0 ? factor * (1.0f - (z / cap) * (z / cap)) : factor; }
 };
 
 template <class T>
 CrossEntropyRows<T> cross_entropy_rows(const CrossEntropy& call) {
   return {call.logits.as<float>(), call.logits.stride,           call.dlogits.as<T>(),  call.dlogits.stride,             call.targets.as<std::int32_t>(),
-          call.weights.as<float>(), call.loss.as<float>(), call.correct.as<std::int32_t>(), call.logits.cols};
+          call.weights.as<float>(), call.loss.as<float>(), call.correct.as<std::int32_t>(), call.logits.cols, call.factor, call.cap};
 }
 
 /// Clusters of blocks that read a row of logits once, on Hopper.

@@ -127,18 +127,21 @@ Buffer CudaOps::bytes(const char* what, std::size_t count) {
   return arena_->workspace(what, DType::u8, 1, static_cast<std::int64_t>(count));
 }
 
-void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) {
-  cuda::rmsnorm_forward(x, weight, eps, y, device_.stream());
+void CudaOps::add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) { cuda::add(a, b, factor, out, device_.stream()); }
+void CudaOps::shape_logits(const Tensor& logits, float factor, float cap) { cuda::shape_logits(logits, factor, cap, device_.stream()); }
+
+void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) {
+  cuda::rmsnorm_forward(x, weight, rule, y, device_.stream());
 }
 void CudaOps::rmsnorm_backward(const RmsNormBackward& call) { cuda::rmsnorm_backward(call, device_.stream()); }
 void CudaOps::qk_rope_forward(const QkRope& call) { cuda::qk_rope_forward(call, device_.stream()); }
 void CudaOps::qk_rope_backward(const QkRopeBackward& call) { cuda::qk_rope_backward(call, device_.stream()); }
-void CudaOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) {
-  cuda::swiglu_forward(gate, up, act, device_.stream());
+void CudaOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) {
+  cuda::swiglu_forward(gate, up, act, activation, device_.stream());
 }
 void CudaOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
-                              const Tensor& act) {
-  cuda::swiglu_backward(gate, up, dact, dgate, dup, act, device_.stream());
+                              const Tensor& act, Activation activation) {
+  cuda::swiglu_backward(gate, up, dact, dgate, dup, act, activation, device_.stream());
 }
 void CudaOps::cross_entropy(const CrossEntropy& call) { cuda::cross_entropy(call, gpu_, device_.stream()); }
 

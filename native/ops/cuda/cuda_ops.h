@@ -54,20 +54,22 @@ class CudaOps final : public Ops {
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_a_grad(const LoraAGrad& call) override;
 
-  void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y) override;
+  void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) override;
+  void shape_logits(const Tensor& logits, float factor, float cap) override;
+  void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) override;
   void rmsnorm_backward(const RmsNormBackward& call) override;
   void qk_rope_forward(const QkRope& call) override;
   void qk_rope_backward(const QkRopeBackward& call) override;
   void attention_forward(const AttentionForward& call) override;
   void attention_backward(const AttentionBackward& call) override;
-  void norm_linear_forward(const Tensor& x, const Tensor& weight, float eps, const LinearForward& call) override;
+  void norm_linear_forward(const Tensor& x, const Tensor& weight, NormRule rule, const LinearForward& call) override;
   void linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) override;
-  void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act) override;
+  void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
-                       const Tensor& act) override;
-  void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) override;
+                       const Tensor& act, Activation activation) override;
+  void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) override;
   void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
-                                const Tensor& dup) override;
+                                const Tensor& dup, Activation activation) override;
   void cross_entropy(const CrossEntropy& call) override;
   std::int32_t sample(const Sampling& call) override;
 

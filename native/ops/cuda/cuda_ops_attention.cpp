@@ -22,6 +22,7 @@ AttentionTraits traits_of(const Call& call) {
   traits.sequences = call.sequences->count();
   traits.aligned = aligned(call);
   traits.keeps_lse = static_cast<bool>(call.lse);
+  traits.capped = call.cap > 0;
   const auto& cu = call.sequences->cu_queries.host;
   for (std::size_t s = 0; s + 1 < cu.size(); ++s) traits.most_queries = std::max<std::int64_t>(traits.most_queries, cu[s + 1] - cu[s]);
   return traits;
@@ -85,7 +86,7 @@ void CudaOps::attention_backward(const AttentionBackward& call) {
     default: attention_backward_plain(attention, delta, stream);
   }
   // No kernel wrote the gradients before rotary: a pass of its own turns them back.
-  if (call.rope && !turned) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, 0, call.rope, call.rope_row, call.head_dim});
+  if (call.rope && !turned) qk_rope_backward({call.dq, call.dk, {}, {}, {}, {}, {}, call.rope, call.rope_row, call.head_dim});
 }
 
 }  // namespace pipelora::cuda

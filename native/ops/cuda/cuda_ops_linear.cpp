@@ -50,19 +50,23 @@ void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight
     forward_product(call, weight, true);
 }
 
-void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, float eps, const LinearForward& call) {
+void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule rule, const LinearForward& call) {
+  // The fused kernels know RMSNorm alone.
+  if (rule.centred) return Ops::norm_linear_forward(x, norm, rule, call);
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x_has_room && call.y && x.rows > 0 && choose(LoraOp::norm_inner, call.lora, x, {call.x}) == LoraKernel::fused) {
     const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
-    rmsnorm_lora_inner(x, norm, eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream());
+    rmsnorm_lora_inner(x, norm, rule.eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream());
     return finish_forward(call, weight);
   }
-  if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = eps}, call)) return;
-  rmsnorm_forward(x, norm, eps, call.x);
+  if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = rule.eps}, call)) return;
+  rmsnorm_forward(x, norm, rule, call.x);
   linear_forward(call);
 }
 
-void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call) {
+void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) {
+  // The fused kernels know SiLU alone.
+  if (activation != Activation::silu) return Ops::swiglu_linear_forward(gate, up, call, activation);
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x_has_room && call.y && gate.rows > 0 && choose(LoraOp::swiglu_inner, call.lora, call.x, {gate, up}) == LoraKernel::fused) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
@@ -72,7 +76,7 @@ void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const 
     return finish_forward(call, weight);
   }
   if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
-  swiglu_forward(gate, up, call.x);
+  swiglu_forward(gate, up, call.x, activation);
   linear_forward(call);
 }
 
@@ -160,7 +164,7 @@ void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormB
   if (call.dy.rows == 0) return;
   if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
     const Tensor residual = norm.residual ? norm.residual : norm.dy, y = norm.y ? norm.y : norm.dy;
-    if (choose(LoraOp::norm_input_grad, call.lora, norm.dy, {norm.x, norm.dx, residual, y}) == LoraKernel::fused)
+    if (!norm.rule.centred && choose(LoraOp::norm_input_grad, call.lora, norm.dy, {norm.x, norm.dx, residual, y}) == LoraKernel::fused)
       return lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream());
     add_input_grad(call);
   }
@@ -168,8 +172,9 @@ void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormB
 }
 
 void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
-                                       const Tensor& dup) {
+                                       const Tensor& dup, Activation activation) {
   if (call.dy.rows == 0) return;
+  if (activation != Activation::silu) return Ops::swiglu_linear_input_grad(call, gate, up, dgate, dup, activation);
   const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
   if (choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
@@ -177,7 +182,7 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
     return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
   }
   if (adds_term) add_input_grad(call);
-  swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx);
+  swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx, activation);
   lora_a_grad(grads);
 }
 

@@ -1,4 +1,4 @@
-// One pass over memory each: copies and conversions, rows by index, SwiGLU.
+// One pass over memory each: copies and conversions, rows by index, sums, logits in shape.
 #include "ops/cuda/common.cuh"
 #include "ops/cuda/dependent.cuh"
 #include "ops/cuda/kernels.h"
@@ -64,41 +64,25 @@ __global__ void add_scaled_kernel(const float* from, std::int64_t from_stride, f
 }
 
 template <int V, class T>
-__global__ void swiglu_forward_kernel(const T* gate, std::int64_t gate_stride, const T* up, std::int64_t up_stride, T* act,
-                                      std::int64_t act_stride, std::int64_t rows, std::int64_t pieces) {
+__global__ void add_kernel(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, float factor, T* out, std::int64_t out_stride,
+                           std::int64_t rows, std::int64_t pieces) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= pieces) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
-    const Floats<V> g = load<V>(gate + r * gate_stride + c * V), u = load<V>(up + r * up_stride + c * V);
-    Floats<V> a;
+    Floats<V> sum = load<V>(b + r * b_stride + c * V), before{};
+    if (a != nullptr) before = load<V>(a + r * a_stride + c * V);
 #pragma unroll
-    for (int i = 0; i < V; ++i) a.v[i] = g.v[i] * sigmoid(g.v[i]) * u.v[i];
-    store<V>(act + r * act_stride + c * V, a);
+    for (int i = 0; i < V; ++i) sum.v[i] = before.v[i] + factor * sum.v[i];
+    store<V>(out + r * out_stride + c * V, sum);
   }
 }
 
-// act = silu(g) u; dup = dact silu(g); dgate = dact u sigma(g) (1 + g (1 - sigma(g))).
-template <int V, class T>
-__global__ void swiglu_backward_kernel(const T* gate, std::int64_t gate_stride, const T* up, std::int64_t up_stride,
-                                       const T* dact, std::int64_t dact_stride, T* dgate, std::int64_t dgate_stride, T* dup,
-                                       std::int64_t dup_stride, T* act, std::int64_t act_stride, std::int64_t rows,
-                                       std::int64_t pieces) {
+__global__ void shape_logits_kernel(float* logits, std::int64_t stride, std::int64_t rows, std::int64_t cols, float factor, float cap) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= pieces) return;
+  if (c >= cols) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
-    const Floats<V> g = load<V>(gate + r * gate_stride + c * V), u = load<V>(up + r * up_stride + c * V);
-    const Floats<V> d = load<V>(dact + r * dact_stride + c * V);
-    Floats<V> a, dg, du;
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float s = sigmoid(g.v[i]), silu = g.v[i] * s;
-      a.v[i] = silu * u.v[i];
-      du.v[i] = d.v[i] * silu;
-      dg.v[i] = d.v[i] * u.v[i] * s * (1.0f + g.v[i] * (1.0f - s));
-    }
-    store<V>(dgate + r * dgate_stride + c * V, dg);
-    store<V>(dup + r * dup_stride + c * V, du);
-    if (act != nullptr) store<V>(act + r * act_stride + c * V, a);
+    float& z = logits[r * stride + c];
+    z = cap > 0 ? cap * tanhf(z * factor / cap) : z * factor;
   }
 }
 
@@ -138,38 +122,27 @@ void add_scaled(const Tensor& from, float factor, const Tensor& to, cudaStream_t
   check_launch("add_scaled");
 }
 
-void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, cudaStream_t stream) {
-  if (gate.rows == 0) return;
-  const bool wide = eights(gate) && eights(up) && eights(act);
-  with_float(gate.dtype, [&]<class T>(T) {
+void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cudaStream_t stream) {
+  if (out.rows == 0) return;
+  const bool wide = (!a || eights(a)) && eights(b) && eights(out);
+  with_float(out.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
-      swiglu_forward_kernel<V, T><<<grid_of(gate.rows, gate.cols, V), kThreads, 0, stream>>>(
-          gate.as<T>(), gate.stride, up.as<T>(), up.stride, act.as<T>(), act.stride, gate.rows, gate.cols / V);
+      add_kernel<V, T><<<grid_of(out.rows, out.cols, V), kThreads, 0, stream>>>(a.as<T>(), a.stride, b.as<T>(), b.stride, factor, out.as<T>(),
+                                                                               out.stride, out.rows, out.cols / V);
     };
     if (wide)
       launch.template operator()<8>();
     else
       launch.template operator()<1>();
   });
-  check_launch("swiglu_forward");
+  check_launch("add");
 }
 
-void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
-                     const Tensor& act, cudaStream_t stream) {
-  if (gate.rows == 0) return;
-  const bool wide = eights(gate) && eights(up) && eights(dact) && eights(dgate) && eights(dup) && (!act || eights(act));
-  with_float(gate.dtype, [&]<class T>(T) {
-    const auto launch = [&]<int V>() {
-      swiglu_backward_kernel<V, T><<<grid_of(gate.rows, gate.cols, V), kThreads, 0, stream>>>(
-          gate.as<T>(), gate.stride, up.as<T>(), up.stride, dact.as<T>(), dact.stride, dgate.as<T>(), dgate.stride,
-          dup.as<T>(), dup.stride, act.as<T>(), act.stride, gate.rows, gate.cols / V);
-    };
-    if (wide)
-      launch.template operator()<8>();
-    else
-      launch.template operator()<1>();
-  });
-  check_launch("swiglu_backward");
+void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream) {
+  if (logits.rows == 0) return;
+  shape_logits_kernel<<<grid_of(logits.rows, logits.cols, 1), kThreads, 0, stream>>>(logits.as<float>(), logits.stride, logits.rows, logits.cols,
+                                                                                    factor, cap);
+  check_launch("shape_logits");
 }
 
 }  // namespace pipelora::cuda

@@ -53,12 +53,12 @@ AttentionTiles backward_tiles(const AttentionTraits& call, const GpuKind& gpu) {
 }
 
 bool on_tensor_cores(const AttentionTraits& call) { return half(call.dtype) && call.head_dim <= kMaxHeadDim; }
-bool on_hopper(const AttentionTraits& call, const GpuKind& gpu) { return gpu.hopper && call.aligned && call.head_dim <= 128; }
+bool on_hopper(const AttentionTraits& call, const GpuKind& gpu) { return gpu.hopper && call.aligned && call.head_dim <= 128 && !call.capped; }
 bool long_on_hopper(const AttentionTraits& call) { return call.tokens >= kLongOnHopper * call.sequences; }
 
 void describe(std::ostream& out, const char* op, const AttentionTraits& call, const AttentionChoice& choice) {
   out << op << ' ' << dtype_name(call.dtype) << ", " << call.heads << '/' << call.kv_heads << " heads of " << call.head_dim
-      << (call.aligned ? "" : " (not aligned)") << (call.window > 0 ? ", windowed" : "");
+      << (call.aligned ? "" : " (not aligned)") << (call.window > 0 ? ", windowed" : "") << (call.capped ? ", capped" : "");
   // Lengths differ from call to call; what they decide does not.
   out << (call.most_queries <= kMostDecodeQueries ? ", rows of up to 4" : long_on_hopper(call) ? ", rows of 160 or more" : ", short rows")
       << " -> " << name(choice.kernel);
@@ -113,7 +113,8 @@ const char* name(LoraKernel kernel) {
 AttentionChoice attention_forward_choice(const AttentionTraits& call, const GpuKind& gpu) {
   AttentionChoice choice;
   // A sequence's kernel is the same whatever stands beside it: replies do not depend on their neighbours.
-  const bool few = call.most_queries >= 1 && call.most_queries <= kMostDecodeQueries && !call.keeps_lse;
+  // Soft caps of scores: the plain kernels and the tiles know them.
+  const bool few = call.most_queries >= 1 && call.most_queries <= kMostDecodeQueries && !call.keeps_lse && !call.capped;
   if (on_tensor_cores(call)) {
     if (few && call.aligned && call.sequences <= kMostGrid && call.most_splits <= kMostGrid) {
       choice.kernel = AttentionKernel::decode;
@@ -144,13 +145,13 @@ AttentionChoice attention_backward_choice(const AttentionTraits& call, const Gpu
   return choice;
 }
 
-CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, const GpuKind& gpu) {
+CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, bool shaped, const GpuKind& gpu) {
   constexpr std::size_t kMostShared = 200 << 10;
   const auto bytes = static_cast<std::size_t>(cluster_columns(vocab)) * sizeof(float);
   const CrossEntropyKernel kernel = !padded                               ? CrossEntropyKernel::scalar
-                                    : gpu.hopper && bytes <= kMostShared ? CrossEntropyKernel::clusters
+                                    : gpu.hopper && !shaped && bytes <= kMostShared ? CrossEntropyKernel::clusters
                                                                          : CrossEntropyKernel::wide;
-  tell(gpu, [&](std::ostream& out) { out << "cross_entropy, " << vocab << " tokens -> " << name(kernel); });
+  tell(gpu, [&](std::ostream& out) { out << "cross_entropy, " << vocab << " tokens" << (shaped ? ", shaped" : "") << " -> " << name(kernel); });
   return kernel;
 }
 

@@ -28,6 +28,7 @@ struct AttentionTraits {
   std::int64_t most_splits = 0;   // blocks over one sequence's keys, where few queries are decoded
   bool aligned = false;           // every head's row can be read 16 bytes at a time
   bool keeps_lse = false;         // for a backward pass
+  bool capped = false;            // scores have a soft cap
 };
 
 enum class AttentionKernel : std::uint8_t {
@@ -59,8 +60,8 @@ enum class CrossEntropyKernel : std::uint8_t {
   clusters, // blocks that keep a row in their shared memory
 };
 const char* name(CrossEntropyKernel kernel);
-/// `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
-CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, const GpuKind& gpu);
+/// `shaped`: the logits' gradient has a factor or a slope of its own. `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
+CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, bool shaped, const GpuKind& gpu);
 /// Blocks of a cluster, and columns of each.
 inline constexpr int kClusterBlocks = 8;
 constexpr std::int64_t cluster_columns(std::int64_t vocab) { return ((vocab + kClusterBlocks - 1) / kClusterBlocks + 7) / 8 * 8; }

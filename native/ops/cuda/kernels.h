@@ -16,15 +16,27 @@ void copy(const Tensor& from, const Tensor& to, cudaStream_t stream);
 void add_scaled(const Tensor& from, float factor, const Tensor& to, cudaStream_t stream);
 void gather_rows(const Tensor& from, const std::int32_t* rows, const Tensor& to, cudaStream_t stream);
 void scatter_rows(const Tensor& from, const std::int32_t* rows, float factor, const Tensor& to, cudaStream_t stream);
-void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, cudaStream_t stream);
+void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cudaStream_t stream);
+void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream);
+
+// activation.cu
+void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation, cudaStream_t stream);
 void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
-                     const Tensor& act, cudaStream_t stream);
+                     const Tensor& act, Activation activation, cudaStream_t stream);
 
 // norm_rope.cu
-void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, cudaStream_t stream);
+void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream);
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream);
 void qk_rope_forward(const QkRope& call, cudaStream_t stream);
 void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream);
+
+// norm_centred.cu: of rules that subtract the mean.
+void centred_norm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, cudaStream_t stream);
+void centred_norm_backward(const RmsNormBackward& call, cudaStream_t stream);
+
+// rope_parts.cu: heads of which a part turns, or none, or neighbours; any rule.
+void turn_parts_forward(const QkRope& call, cudaStream_t stream);
+void turn_parts_backward(const QkRopeBackward& call, cudaStream_t stream);
 
 // cross_entropy.cu
 void cross_entropy(const CrossEntropy& call, const GpuKind& gpu, cudaStream_t stream);

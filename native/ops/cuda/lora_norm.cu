@@ -317,7 +317,7 @@ void lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, con
       call.dx_stride = norm.dx.stride;
       call.y = norm.y.as<T>();
       call.y_stride = norm.y.stride;
-      call.eps = norm.eps;
+      call.eps = norm.rule.eps;
       call.inner_grad = inner_grad.as<float>();
       call.inner_stride = inner_grad.stride;
       call.mask = mask_of(lora.dropout, sequences, norm.x.cols);

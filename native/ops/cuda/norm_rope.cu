@@ -218,13 +218,14 @@ constexpr std::int64_t kTokensPerLaunch = 65535;
 
 }  // namespace
 
-void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, cudaStream_t stream) {
+void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream) {
   if (x.rows == 0) return;
+  if (rule.centred) return centred_norm_forward(x, weight, rule.eps, y, stream);
   const bool wide = eights(x) && eights(y);
   with_float(x.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
       rmsnorm_forward_kernel<V, T><<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(
-          x.as<T>(), x.stride, weight.as<float>(), eps, y.as<T>(), y.stride, x.cols);
+          x.as<T>(), x.stride, weight.as<float>(), rule.eps, y.as<T>(), y.stride, x.cols);
     };
     if (wide)
       launch.template operator()<8>();
@@ -236,13 +237,14 @@ void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Ten
 
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream) {
   if (call.x.rows == 0) return;
+  if (call.rule.centred) return centred_norm_backward(call, stream);
   const bool wide = eights(call.x) && eights(call.dy) && eights(call.dx) && (!call.residual || eights(call.residual)) &&
                     (!call.y || eights(call.y));
   with_float(call.x.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
       rmsnorm_backward_kernel<V, T><<<static_cast<unsigned>(call.x.rows), threads_for(call.x.cols / V), 0, stream>>>(
           call.x.as<T>(), call.x.stride, call.weight.as<float>(), call.dy.as<T>(), call.dy.stride, call.residual.as<T>(),
-          call.residual.stride, call.dx.as<T>(), call.dx.stride, call.y.as<T>(), call.y.stride, call.eps, call.x.cols);
+          call.residual.stride, call.dx.as<T>(), call.dx.stride, call.y.as<T>(), call.y.stride, call.rule.eps, call.x.cols);
     };
     if (wide)
       launch.template operator()<8>();
@@ -253,6 +255,7 @@ void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream) {
 }
 
 void qk_rope_forward(const QkRope& call, cudaStream_t stream) {
+  if (!call.whole_halves() || call.rule.centred) return turn_parts_forward(call, stream);
   const std::int32_t* rope_row = call.rope_row->device.as<std::int32_t>();
   const int half = static_cast<int>(call.head_dim / 2);
   for (std::int64_t first = 0; first < call.q.rows; first += kTokensPerLaunch) {
@@ -264,7 +267,7 @@ void qk_rope_forward(const QkRope& call, cudaStream_t stream) {
       if (call.q_norm || call.k_norm) {
         const dim3 grid(blocks_for(q.heads + k.heads, 8), static_cast<unsigned>(count));
         norm_rope_forward_kernel<T><<<grid, 256, 0, stream>>>(q, k, call.rope.as<float>(), call.rope.stride,
-                                                              rope_row + first, q_scale, half, call.eps);
+                                                              rope_row + first, q_scale, half, call.rule.eps);
       } else {
         const bool wide = eights(call.q) && eights(call.k) && eights(call.q_out) && eights(call.k_out) && eights(call.rope);
         launch_rope<false, T>(q, k, call.rope, rope_row + first, q_scale, call.head_dim, count, wide, stream);
@@ -275,6 +278,7 @@ void qk_rope_forward(const QkRope& call, cudaStream_t stream) {
 }
 
 void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream) {
+  if (!call.whole_halves() || call.rule.centred || call.q_scale) return turn_parts_backward(call, stream);
   const std::int32_t* rope_row = call.rope_row->device.as<std::int32_t>();
   const int half = static_cast<int>(call.head_dim / 2);
   for (std::int64_t first = 0; first < call.dq.rows; first += kTokensPerLaunch) {
@@ -289,7 +293,7 @@ void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream) {
         k.before_stride = call.k.stride;
         const dim3 grid(blocks_for(q.heads + k.heads, 8), static_cast<unsigned>(count));
         norm_rope_backward_kernel<T><<<grid, 256, 0, stream>>>(q, k, call.rope.as<float>(), call.rope.stride,
-                                                               rope_row + first, half, call.eps);
+                                                               rope_row + first, half, call.rule.eps);
       } else {
         const bool wide = eights(call.dq) && eights(call.dk) && eights(call.rope);
         launch_rope<true, T>(q, k, call.rope, rope_row + first, nullptr, call.head_dim, count, wide, stream);

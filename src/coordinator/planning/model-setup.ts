@@ -80,9 +80,10 @@ export async function describeModel(
     await source.fetchWeights();
     const checkpoint = await openCheckpoint(dir);
     const packed = await packedWeights(quantization, spec, checkpoint);
-    verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+    const skipped = verifyCheckpoint(spec, checkpoint, tensorNames(packed));
     await assertTied(spec, checkpoint);
-    return { checkpoint, packed };
+    const left = `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`;
+    return { checkpoint, packed, warnings: skipped > 0 ? [...warnings, left] : warnings };
   };
   const opened = needs.weights && hub === null ? await openWeights() : null;
   const adapter =

@@ -11,14 +11,15 @@ import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
+import { blockNorms } from "../../models/norms.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
 
 /** Elements drawn at a time: one piece of a large tensor is in memory, never the whole. */
 const CHUNK_ELEMENTS = 1 << 24;
 
 /**
- * Writes a checkpoint of random weights: matrices N(0, initializer_range) as transformers initialises them, norms 1,
- * biases 0. Element i of a tensor depends on (seed, name, i) alone. Returns the files written.
+ * Writes a checkpoint of random weights: matrices N(0, initializer_range) as transformers initialises them, norms 1 (0 where the
+ * model adds 1), biases 0. Element i of a tensor depends on (seed, name, i) alone. Returns the files written.
  */
 export async function initModel(
   config: Pick<Config, "config" | "output_dir" | "torch_dtype" | "seed" | "max_shard_size">,
@@ -76,7 +77,7 @@ async function* randomTensor(
   const total = elementCount(tensor.shape);
   const stream = createHash("sha256").update(tensor.name).digest().readUIntBE(0, 6);
   // A vector is a norm's weight or a bias.
-  const constant = tensor.shape.length > 1 ? null : isNorm(spec, tensor.name) ? 1 : 0;
+  const constant = tensor.shape.length > 1 ? null : isNorm(spec, tensor.name) ? 1 - spec.rules.norm.offset : 0;
   for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
     const chunk = new Uint8Array(Math.min(CHUNK_ELEMENTS, total - offset) * dtypeBytes(dtype));
     if (constant === null) {
@@ -92,7 +93,7 @@ function isNorm(spec: ModelSpec, name: string): boolean {
   return spec.layers.some((layer) =>
     layer.kind === "norm"
       ? layer.weight === name
-      : layer.kind === "block" && [layer.attnNorm, layer.mlpNorm, layer.qNorm, layer.kNorm].includes(name),
+      : layer.kind === "block" && blockNorms(spec, layer).some((norm) => norm.name === name),
   );
 }
 

@@ -30,7 +30,7 @@ export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], h
       pairs,
       holding,
     );
-  return { qkv: of("qkv", "q", "k", "v"), o: of("o"), gateUp: of("gate", "up"), down: of("down") };
+  return { qkv: of("qkv", "q", "k", "v"), o: of("o"), gateUp: of("gate_up", "gate", "up"), down: of("down") };
 }
 
 function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[], holding: Holding): GpuProduct {

@@ -1,5 +1,6 @@
 import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
 import { BLOCK_SIZE, type FourBitSettings, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
+import { blockNorms } from "../../models/norms.ts";
 import type { LayerSpec, LinearSpec, ModelSpec } from "../../models/spec.ts";
 
 export type Quantization = { readonly method: "none" } | { readonly method: "8bit" } | FourBitSettings;
@@ -45,7 +46,7 @@ export function layerWeightBytes(
   holding: Holding,
   computeDtype: FloatDtype,
 ): number {
-  const { hidden, vocab, headDim } = spec.shape;
+  const { hidden, vocab } = spec.shape;
   switch (layer.kind) {
     case "embedding":
       return vocab * hidden * dtypeBytes(holding.dtype);
@@ -54,7 +55,7 @@ export function layerWeightBytes(
     case "norm":
       return hidden * FLOAT32;
     case "block": {
-      const norms = 2 * hidden + (layer.qNorm === null ? 0 : headDim) + (layer.kNorm === null ? 0 : headDim);
+      const norms = blockNorms(spec, layer).reduce((sum, { width }) => sum + width, 0);
       return layer.linears.reduce(
         (bytes, linear) =>
           bytes + linearWeightBytes(linear, holding, computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0),

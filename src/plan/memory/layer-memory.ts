@@ -1,6 +1,6 @@
 import { dtypeBytes } from "../../common/dtype.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
-import type { BlockLayer, LayerSpec, LinearSpec, ModelShape } from "../../models/spec.ts";
+import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
 import type { PlanRequest } from "../request.ts";
 import { type BlockProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
@@ -187,9 +187,11 @@ function workOnGpu(
 ): BlockWork {
   const float = dtypeBytes(computeDtype);
   const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized;
-  return learns
-    ? gpuBlockWork(spec.shape, block, products, eightBit, float, work.tokens)
-    : { kept: 0, workspace: gpuForwardWork(spec.shape, products, eightBit, float, work.tokens) };
+  const extra = extraWork(spec, float) * work.tokens;
+  if (!learns)
+    return { kept: 0, workspace: gpuForwardWork(spec.shape, products, eightBit, float, work.tokens) + extra };
+  const plain = gpuBlockWork(spec.shape, block, products, eightBit, float, work.tokens);
+  return { kept: plain.kept + extraKept(spec, block, float) * work.tokens, workspace: plain.workspace + extra };
 }
 
 function workOnCpu(request: PlanRequest, block: BlockLayer, ranks: number, learns: boolean): BlockWork {
@@ -197,15 +199,18 @@ function workOnCpu(request: PlanRequest, block: BlockLayer, ranks: number, learn
   const { tokens } = request.work;
   const float = dtypeBytes(request.computeDtype);
   return {
-    kept: learns ? keptBeside(shape, float) * tokens : 0,
-    workspace: blockWork(shape, float, ranks, block, learns) * tokens + codesWork(request, block),
+    kept: learns ? (keptBeside(shape, float) + extraKept(request.spec, block, float)) * tokens : 0,
+    workspace:
+      (blockWork(shape, float, ranks, block, learns) + extraWork(request.spec, float)) * tokens +
+      codesWork(request, block),
   };
 }
 
 /** Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens, and rotary tables (4 E a token). */
 export function boundaryBytes(request: PlanRequest): number {
   const { shape } = request.spec;
-  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (shape.headDim + 4)) * request.work.tokens;
+  const turning = sum(request.spec.rules.rotary.map(({ invFreq }) => 2 * invFreq.length));
+  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4)) * request.work.tokens;
 }
 
 /** Index of the lowest layer with a LoRA pair; Infinity when nothing learns. */
@@ -217,6 +222,23 @@ export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraT
   const pairs: LoraTarget[][] = Array.from({ length: layers }, () => []);
   for (const target of lora) pairs[target.layer]!.push(target);
   return pairs;
+}
+
+/** Bytes a token of what attention and MLP add before norms of their own (native/model/block.cpp), kept for the way back. */
+function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLayer, float: number): number {
+  return [attnPostNorm, mlpPostNorm].filter((name) => name !== null).length * float * shape.hidden;
+}
+
+/**
+ * Bytes a token of what families beyond Llama's rules work on beside: a branch and its norm, or their gradient, before they are
+ * added; in parallel the gradient of x; q, k and v by kv head.
+ */
+function extraWork({ shape, rules, layers }: ModelSpec, float: number): number {
+  const { hidden, heads, kvHeads, headDim } = shape;
+  const behind = layers.some((layer) => layer.kind === "block" && (layer.attnPostNorm ?? layer.mlpPostNorm) !== null);
+  const branches = behind ? 2 : rules.scale.residual !== 1 ? 1 : 0;
+  const regrouped = rules.qkvByKvHead ? (heads + 2 * kvHeads) * headDim : 0;
+  return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + regrouped);
 }
 
 function keptBeside({ hidden, heads, kvHeads, headDim, ffn }: ModelShape, float: number): number {

@@ -141,7 +141,9 @@ const model: FuzzTarget = {
     writeFileSync(join(dir, "config.json"), damaged ? json! : mutatedJson(random, JSON.parse(json!.toString("utf8"))));
     writeFileSync(join(dir, "model.safetensors"), damaged ? mutateBytes(random, weights!) : weights!);
   },
-  check: async (dir) => verifyCheckpoint(await readModelSpec(dir), await openCheckpoint(dir)),
+  async check(dir) {
+    verifyCheckpoint(await readModelSpec(dir), await openCheckpoint(dir));
+  },
 };
 
 export const MODEL_FILES: readonly FuzzTarget[] = [safetensors, index, config, adapter, model];

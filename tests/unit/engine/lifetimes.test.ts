@@ -4,16 +4,13 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { float32Of } from "../../../src/common/bytes.ts";
 import { type DeviceTensor, type Engine, type EngineOptions, loadEngine } from "../../../src/engine/index.ts";
+import { smallArch } from "../../support/small-arch.ts";
 
 const OPTIONS: EngineOptions = {
   device: "cpu",
   threads: 1,
   computeDtype: "float32",
-  arch: {
-    ...{ hidden: 8, heads: 1, kvHeads: 1, headDim: 8, ffn: 8, vocab: 8, rmsEps: 1e-6, ropeBase: 10000 },
-    ropeInvFreq: Float64Array.from({ length: 4 }, (_, i) => 10000 ** (-i / 4)),
-    ...{ ropeAttentionScaling: 1, qwenLongSeqLength: 0, qwenDynamicNtk: false, qwenLogn: false },
-  },
+  arch: smallArch(),
   arenaBytes: 64 << 20,
 };
 const COLUMNS = 1024;

@@ -47,7 +47,7 @@ const rejected: [string, object, string, RegExp][] = [
     "PL_MODEL_CONFIG_INVALID",
     /Qwen2ForCausalLM/,
   ],
-  ["another activation", { ...llama, hidden_act: "gelu" }, "PL_MODEL_UNSUPPORTED", /hidden_act.*gelu.*silu/],
+  ["an unknown activation", { ...llama, hidden_act: "relu2" }, "PL_MODEL_UNSUPPORTED", /hidden_act.*relu2.*silu/],
   ["experts", { ...llama, num_local_experts: 8 }, "PL_MODEL_UNSUPPORTED", /num_local_experts/],
   ["partial rotary", { ...llama, partial_rotary_factor: 0.5 }, "PL_MODEL_UNSUPPORTED", /partial_rotary_factor/],
   ["dropout in the base", { ...llama, attention_dropout: 0.1 }, "PL_MODEL_UNSUPPORTED", /attention_dropout/],

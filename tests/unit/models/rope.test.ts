@@ -8,7 +8,7 @@ const close = (found: number | undefined, expected: number) =>
 /** Expected values: the same rules evaluated in float32 with numpy. */
 describe("rotary frequencies", () => {
   test("default", () => {
-    const rope = ropeFromConfig({}, 128, 10000, 2048);
+    const rope = ropeFromConfig({}, { headDim: 128, base: 10000, maxPositions: 2048 });
     assert.equal(rope.invFreq.length, 64);
     for (const [i, value] of [
       [0, 1],
@@ -21,15 +21,16 @@ describe("rotary frequencies", () => {
   });
 
   test("transformers 4 and 5 spellings agree", () => {
-    const four = ropeFromConfig({ rope_theta: 500000, rope_scaling: { type: "linear", factor: 4 } }, 64, 10000, 2048);
+    const four = ropeFromConfig(
+      { rope_theta: 500000, rope_scaling: { type: "linear", factor: 4 } },
+      { headDim: 64, base: 10000, maxPositions: 2048 },
+    );
     const five = ropeFromConfig(
       { rope_parameters: { rope_theta: 500000, rope_type: "linear", factor: 4 } },
-      64,
-      10000,
-      2048,
+      { headDim: 64, base: 10000, maxPositions: 2048 },
     );
     assert.deepEqual(four, five);
-    const plain = ropeFromConfig({ rope_theta: 500000 }, 64, 10000, 2048);
+    const plain = ropeFromConfig({ rope_theta: 500000 }, { headDim: 64, base: 10000, maxPositions: 2048 });
     four.invFreq.forEach((value, i) => {
       close(value, plain.invFreq[i]! / 4);
     });
@@ -43,7 +44,10 @@ describe("rotary frequencies", () => {
       high_freq_factor: 4,
       original_max_position_embeddings: 8192,
     };
-    const rope = ropeFromConfig({ rope_theta: 500000, rope_scaling: scaling }, 128, 10000, 131072);
+    const rope = ropeFromConfig(
+      { rope_theta: 500000, rope_scaling: scaling },
+      { headDim: 128, base: 10000, maxPositions: 131072 },
+    );
     const expected = [
       [0, 1],
       [1, 0.8146172165870667],
@@ -62,7 +66,10 @@ describe("rotary frequencies", () => {
 
   test("yarn (Qwen2.5 at 128k)", () => {
     const scaling = { type: "yarn", factor: 4, original_max_position_embeddings: 32768 };
-    const rope = ropeFromConfig({ rope_theta: 1000000, rope_scaling: scaling }, 128, 10000, 32768);
+    const rope = ropeFromConfig(
+      { rope_theta: 1000000, rope_scaling: scaling },
+      { headDim: 128, base: 10000, maxPositions: 32768 },
+    );
     const expected = [
       [0, 1],
       [10, 0.11547820270061493],
@@ -76,7 +83,10 @@ describe("rotary frequencies", () => {
     ] as const;
     for (const [i, value] of expected) close(rope.invFreq[i], value);
     close(rope.attentionScaling, 1.138629436111989);
-    const given = ropeFromConfig({ rope_scaling: { ...scaling, attention_factor: 1.5 } }, 128, 10000, 32768);
+    const given = ropeFromConfig(
+      { rope_scaling: { ...scaling, attention_factor: 1.5 } },
+      { headDim: 128, base: 10000, maxPositions: 32768 },
+    );
     assert.equal(given.attentionScaling, 1.5);
   });
 });

@@ -81,7 +81,7 @@ describe("model specs", () => {
     });
     assert.equal(spec.lossRule, "micro-batch-mean");
     assert.equal(spec.dtype, "bfloat16");
-    assert.deepEqual(spec.rope.qwenLong, { seqLength: 8192, dynamicNtk: true, logn: true });
+    assert.deepEqual(spec.rules.qwenLong, { seqLength: 8192, dynamicNtk: true, logn: true });
     assert.deepEqual(spec.eosTokenIds, [151643]);
     assert.equal(spec.layers.length, 35);
     const block = spec.layers[1]!;

@@ -37,7 +37,7 @@ async function measure(planned: PlanRequest, inFlight: number): Promise<ReturnTy
     device: "cpu",
     threads: 2,
     computeDtype: planned.computeDtype,
-    arch: engineArch(spec),
+    arch: engineArch(spec, planned.computeDtype),
     arenaBytes,
   });
   try {
@@ -115,6 +115,11 @@ const VARIANTS: readonly Variant[] = [
   { family: "llama-3-8b", dtype: "float32", quantization: NONE, firstBlock: 0 },
   { family: "qwen3-0.6b", dtype: "float32", quantization: NONE, firstBlock: 0 },
   { family: "llama-3-8b", dtype: "float32", quantization: NONE, firstBlock: 3 },
+  ...["gemma2", "gemma3", "granite", "olmo2", "cohere2", "phi3", "internlm2", "exaone4"].map(
+    (family) => ({ family, dtype: "float32", quantization: NONE, firstBlock: 0 }) as const,
+  ),
+  { family: "gemma2", dtype: "float32", quantization: NONE, firstBlock: 3 },
+  { family: "cohere2", dtype: "float32", quantization: NF4, firstBlock: 0 },
   ...[NF4, FP4, EIGHT].map(
     (quantization) => ({ family: "llama-3-8b", dtype: "float32", quantization, firstBlock: 0 }) as const,
   ),

@@ -3,16 +3,13 @@ import { after, test } from "node:test";
 import fc from "fast-check";
 import { type EngineOptions, loadEngine, type SamplingSettings } from "../../../src/engine/index.ts";
 import { Sampler } from "../../../src/worker/sampling.ts";
+import { smallArch } from "../../support/small-arch.ts";
 
 const OPTIONS: EngineOptions = {
   device: "cpu",
   threads: 1,
   computeDtype: "float32",
-  arch: {
-    ...{ hidden: 8, heads: 1, kvHeads: 1, headDim: 8, ffn: 8, vocab: 8, rmsEps: 1e-6, ropeBase: 10000 },
-    ropeInvFreq: Float64Array.from({ length: 4 }, (_, i) => 10000 ** (-i / 4)),
-    ...{ ropeAttentionScaling: 1, qwenLongSeqLength: 0, qwenDynamicNtk: false, qwenLogn: false },
-  },
+  arch: smallArch(),
   arenaBytes: 16 << 20,
 };
 const engine = await loadEngine().openEngine(OPTIONS);

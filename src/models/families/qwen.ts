@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { FloatDtype } from "../common/dtype.ts";
+import type { FloatDtype } from "../../common/dtype.ts";
 import {
   commonConfig,
   configDtype,
@@ -11,11 +11,12 @@ import {
   rejectForeignSettings,
   unsupported,
   width,
-} from "./config.ts";
-import { linearTensors, parameter } from "./decoder.ts";
-import { checkpointQuantization } from "./quantization.ts";
-import { inverseFrequencies } from "./rope.ts";
-import type { BlockLayer, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "./spec.ts";
+} from "../config.ts";
+import { linearTensors, parameter } from "../decoder.ts";
+import { checkpointQuantization } from "../quantization.ts";
+import { inverseFrequencies } from "../rope.ts";
+import { computeRules } from "../rules.ts";
+import type { BlockLayer, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "../spec.ts";
 
 const qwenConfig = commonConfig.extend({
   kv_channels: nullish(width),
@@ -42,6 +43,10 @@ const LOGN_POSITIONS = 32767;
 export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(qwenConfig, config);
   rejectForeignSettings(parsed);
+  const activation = parsed["hidden_act"];
+  if (activation !== undefined && activation !== null && activation !== "silu") {
+    unsupported("hidden_act", activation, '"silu"');
+  }
   if (parsed.scale_attn_weights === false) unsupported("scale_attn_weights", false, "true");
   if (parsed.tie_word_embeddings === true) unsupported("tie_word_embeddings", true, "false");
   const { hidden_size: hidden, num_attention_heads: heads, vocab_size: vocab } = parsed;
@@ -68,16 +73,14 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
       blocks: blocks.length,
       rmsEps: parsed.layer_norm_epsilon ?? 1e-6,
     },
-    rope: {
-      base,
-      invFreq: inverseFrequencies(base, headDim),
-      attentionScaling: 1,
+    rules: computeRules([{ base, invFreq: inverseFrequencies(base, headDim), attentionScaling: 1, long: null }], {
       qwenLong: dynamicNtk || logn ? { seqLength: parsed.seq_length ?? maxPositions, dynamicNtk, logn } : null,
-    },
+    }),
     modules: qwenModules(blocks),
     tensors: qwenTensors(parsed, blocks, headDim),
     noSplitModuleClasses: ["QWenBlock"],
     tied: [],
+    skipped: [],
     layers: [
       { kind: "embedding", name: "transformer.wte", weight: "transformer.wte.weight" },
       ...blocks,
@@ -116,10 +119,13 @@ function qwenBlock(config: QwenConfig, headDim: number, index: number): BlockLay
     name,
     index,
     attnNorm: `${name}.ln_1.weight`,
+    attnPostNorm: null,
     mlpNorm: `${name}.ln_2.weight`,
+    mlpPostNorm: null,
     qNorm: null,
     kNorm: null,
     linears,
+    rotary: 0,
     slidingWindow: null,
   };
 }
@@ -164,9 +170,9 @@ function qwenTensors(config: QwenConfig, blocks: readonly BlockLayer[], headDim:
   return [
     parameter("transformer.wte.weight", [vocab, hidden]),
     ...blocks.flatMap((block) => [
-      parameter(block.attnNorm, [hidden]),
+      parameter(`${block.name}.ln_1.weight`, [hidden]),
       ...attentionLinears(block).flatMap(linearTensors),
-      parameter(block.mlpNorm, [hidden]),
+      parameter(`${block.name}.ln_2.weight`, [hidden]),
       ...mlpLinears(block).flatMap(linearTensors),
     ]),
     parameter("transformer.ln_f.weight", [hidden]),

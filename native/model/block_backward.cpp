@@ -1,0 +1,131 @@
+// The way back through a block; block.cpp has the way there.
+#include "pipelora/block.h"
+
+namespace pipelora {
+
+Buffer Block::branch_grad(const Tensor& dout, const Tensor& branch, const Tensor& post) {
+  if (!post && arch_.residual_scale == 1) return Buffer();
+  Buffer gradient = arena_.workspace("gradient of what a branch adds", dout.dtype, dout.rows, dout.cols);
+  if (post) ops_.rmsnorm_backward({branch, post, dout, Tensor(), gradient, Tensor(), norm_rule(arch_)});
+  if (arch_.residual_scale != 1) ops_.add(Tensor(), post ? gradient.tensor() : dout, arch_.residual_scale, gradient);
+  return gradient;
+}
+
+Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad) {
+  if (!saved.qkv) run(batch, saved, Keeps::all, true, nullptr);
+
+  const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = arch_.ffn;
+  const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
+  const DType dtype = ops_.compute_dtype();
+  const Sequences* sequences = &batch.sequences;
+  const bool parallel = arch_.parallel;
+  // How far down gradients must go: to whatever is trainable, or to the input.
+  const bool into_qkv = needs_input_grad || qkv_->trainable();
+  const bool into_attention = into_qkv || o_->trainable();
+  const bool into_mlp_input = parallel ? needs_input_grad : into_attention;
+  const bool into_mlp = into_mlp_input || gate_up_->trainable();
+
+  const auto inner_grad_for = [&](const LinearGroup& group) {
+    return group.trainable() ? arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
+  };
+  const auto input_grad = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const Tensor& dx) {
+    return LinearInputGrad{dy, &group.weight(), group.lora(batch.dropout()), inner, inner_grad, dx, sequences};
+  };
+  const auto a_grad = [&](const LinearGroup& group, const Tensor& x, const Buffer& inner_grad) {
+    if (group.trainable()) ops_.lora_a_grad({x, inner_grad, group.lora(batch.dropout()), sequences});
+  };
+  // Back through a product of hidden states and the norm before it: `to` = residual + their gradient, if that is wanted.
+  const auto through = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner, const Tensor& x, const Tensor& norm, bool wanted,
+                           const Tensor& residual, const Tensor& to) {
+    Buffer inner_grad = inner_grad_for(group);
+    Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
+    if (!norm) {
+      ops_.linear_input_grad(input_grad(group, dy, inner, inner_grad, wanted ? normed.tensor() : Tensor()));
+      if (wanted) ops_.add(residual, normed, 1, to);
+      return a_grad(group, x, inner_grad);
+    }
+    if (wanted) {
+      ops_.linear_input_grad_norm(input_grad(group, dy, inner, inner_grad, normed), {x, norm, normed, residual, to, normed, norm_rule(arch_)});
+    } else {
+      ops_.linear_input_grad(input_grad(group, dy, inner, inner_grad, Tensor()));
+      ops_.rmsnorm_forward(x, norm, norm_rule(arch_), normed);
+    }
+    a_grad(group, normed, inner_grad);
+  };
+
+  // y = mid + act Wd
+  const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
+  {
+    const Buffer own = branch_grad(dout, saved.mlp_out, mlp_post_norm_);
+    const Tensor dy = own ? own.tensor() : dout.tensor();
+    Buffer inner_grad = inner_grad_for(*down_);
+    Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
+    if (into_mlp) {
+      ops_.swiglu_linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, act), gate, up, gate, up, arch_.activation);
+    } else if (down_->trainable()) {
+      ops_.linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, Tensor()));
+      ops_.swiglu_forward(gate, up, act, arch_.activation);
+      a_grad(*down_, act, inner_grad);
+    }
+  }
+  saved.mlp_out.reset();
+
+  // g, u = norm(mid) Wgu; `gate_up` holds their gradients now, and dout becomes the gradient of mid. In parallel they come from x,
+  // whose gradient gathers in dx.
+  Buffer dx;
+  if (into_mlp) {
+    if (parallel && needs_input_grad) dx = arena_.workspace("gradient of a block's input", dtype, tokens, arch_.hidden);
+    through(*gate_up_, saved.gate_up, saved.inner_gate_up, parallel ? saved.x : saved.mid, parallel ? attn_norm_ : mlp_norm_, into_mlp_input, dout,
+            parallel ? dx : dout);
+  }
+  if (!into_attention) return Buffer();
+  saved.gate_up.reset();
+  saved.mid.reset();
+
+  // mid = x + attn Wo
+  Buffer dqkv;
+  {
+    const Buffer own = branch_grad(dout, saved.attn_out, attn_post_norm_);
+    Buffer inner_grad = inner_grad_for(*o_);
+    Buffer dattn;
+    if (into_qkv) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, q_cols);
+    const Tensor attn = saved.attn.tensor().columns(0, q_cols);
+    ops_.linear_input_grad(input_grad(*o_, own ? own : dout, saved.inner_o, inner_grad, dattn));
+    a_grad(*o_, attn, inner_grad);
+    if (!into_qkv) return Buffer();
+
+    const Heads in = heads(saved.qkv);
+    const Tensor v = saved.qkv.tensor().columns(q_cols + kv_cols, kv_cols);
+    Heads turned_heads = in;
+    Buffer turned;
+    if (q_norm_) {
+      turned = arena_.workspace("q and k after rotary", dtype, tokens, q_cols + kv_cols);
+      turned_heads = heads(turned);
+      heads_again(batch, in, turned_heads);
+    }
+    dqkv = arena_.workspace("gradient of q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
+    const Heads grads = heads(dqkv);
+    const Tensor dv = dqkv.tensor().columns(q_cols + kv_cols, kv_cols);
+    // Halves of whole heads may turn back where their gradients are made.
+    const Tensor rope = !q_norm_ && spec_.rotary >= 0 && !batch.q_scale && !arch_.rotary_interleaved ? table(batch) : Tensor();
+    const bool at_once = rope && rope.cols == e;
+    ops_.attention_backward({turned_heads.q, turned_heads.k, v, attn, saved.lse, dattn, grads.q, grads.k, dv, sequences, e, spec_.sliding_window,
+                             score_scale(), at_once ? rope : Tensor(), &batch.rope_row, arch_.score_cap});
+    if (!at_once) heads_backward(batch, grads, in);
+  }
+  saved.attn.reset();
+  saved.attn_out.reset();
+  saved.qkv.reset();
+  if (arch_.qkv_by_kv_head) {
+    Buffer by_kv_head = arena_.workspace("gradient of q, k and v by kv head", dtype, tokens, q_cols + 2 * kv_cols);
+    regroup(by_kv_head, dqkv, true);
+    dqkv = std::move(by_kv_head);
+  }
+
+  // q, k, v = norm(x) Wqkv; dout, or dx, becomes the gradient of x.
+  Buffer& gradient = parallel ? dx : dout;
+  through(*qkv_, dqkv, saved.inner_qkv, saved.x, attn_norm_, needs_input_grad, gradient, gradient);
+  return needs_input_grad ? std::move(gradient) : Buffer();
+}
+
+}  // namespace pipelora

@@ -1,0 +1,107 @@
+// What families have beyond Llama's rules, for tests on a GPU: enough kinds that every general part stands in one of them.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pipelora/spec.h"
+
+namespace pipelora::test {
+
+struct FamilyRules {
+  const char* name;
+  bool fused_qkv, fused_gate_up, head_norms, pre_norms, post_norms;
+  std::int64_t window;
+  void (*rules)(Arch& arch);
+  std::int64_t (*rotary)(std::int64_t block);
+
+  void name_norms(BlockSpec& block, const std::string& at, const Arch& arch) const {
+    if (pre_norms) block.attn_norm = at + "norm1";
+    if (pre_norms && !arch.parallel) block.mlp_norm = at + "norm2";
+    if (post_norms) {
+      block.attn_post_norm = at + "post_norm1";
+      block.mlp_post_norm = at + "post_norm2";
+    }
+    if (head_norms) {
+      block.q_norm = at + "q_norm";
+      block.k_norm = at + "k_norm";
+    }
+    block.rotary = rotary(block.index);
+    block.sliding_window = window;
+  }
+};
+
+/// Names and sizes of a block's norms.
+inline std::vector<std::pair<std::string, std::int64_t>> norms_of(const BlockSpec& block, const Arch& arch) {
+  const std::int64_t q = arch.head_norm_whole ? arch.heads * arch.head_dim : arch.head_dim;
+  const std::int64_t k = arch.head_norm_whole ? arch.kv_heads * arch.head_dim : arch.head_dim;
+  std::vector<std::pair<std::string, std::int64_t>> found;
+  const auto add = [&](const std::string& name, std::int64_t size) {
+    if (!name.empty()) found.emplace_back(name, size);
+  };
+  for (const std::string* name : {&block.attn_norm, &block.mlp_norm, &block.attn_post_norm, &block.mlp_post_norm}) add(*name, arch.hidden);
+  add(block.q_norm, q);
+  add(block.k_norm, k);
+  return found;
+}
+
+inline std::int64_t first_rule(std::int64_t) { return 0; }
+
+inline constexpr FamilyRules kLlamaRules{"Llama", false, false, false, true, false, 0, [](Arch&) {}, first_rule};
+inline constexpr FamilyRules kFamilyRules[] = {
+    {"Gemma 2", false, false, false, true, true, 6,
+     [](Arch& arch) {
+       arch.activation = Activation::gelu_tanh;
+       arch.norm_offset = 0.5f;
+       arch.embedding_scale = 0.7f;
+       arch.score_cap = 3;
+       arch.logit_cap = 4;
+     },
+     first_rule},
+    {"Gemma 3", false, false, true, true, true, 5,
+     [](Arch& arch) {
+       arch.activation = Activation::gelu_tanh;
+       arch.rotary.push_back(rotary_rule(500, arch.head_dim));
+       arch.logit_scale = 0.5f;
+     },
+     [](std::int64_t block) { return block % 2; }},
+    {"GLM-4", false, true, false, true, true, 0,
+     [](Arch& arch) {
+       arch.rotary = {rotary_rule(10000, arch.head_dim / 2)};
+       arch.rotary_interleaved = true;
+     },
+     first_rule},
+    {"Phi-4-mini", true, true, false, true, false, 0, [](Arch& arch) { arch.rotary = {rotary_rule(10000, arch.head_dim / 4 * 2)}; }, first_rule},
+    {"Granite", false, false, false, true, false, 0,
+     [](Arch& arch) {
+       arch.embedding_scale = 2;
+       arch.residual_scale = 0.4f;
+       arch.logit_scale = 0.5f;
+       arch.score_scale = 0.1f;
+     },
+     first_rule},
+    {"OLMo 2", false, false, true, false, true, 0, [](Arch& arch) { arch.head_norm_whole = true; }, first_rule},
+    {"Cohere 2", false, false, false, true, false, 7,
+     [](Arch& arch) {
+       arch.norm_centred = true;
+       arch.parallel = true;
+       arch.rotary_interleaved = true;
+     },
+     [](std::int64_t block) -> std::int64_t { return block == 1 ? -1 : 0; }},
+    {"Hunyuan", false, false, true, true, false, 0,
+     [](Arch& arch) {
+       arch.head_norm_after_rotary = true;
+       arch.activation = Activation::gelu;
+     },
+     first_rule},
+    {"Ministral 3", false, false, false, true, false, 0,
+     [](Arch& arch) {
+       arch.query_scale_beta = 0.3;
+       arch.query_scale_length = 4;
+     },
+     first_rule},
+    {"InternLM 2", true, false, false, true, false, 0, [](Arch& arch) { arch.qkv_by_kv_head = true; }, first_rule},
+};
+
+}  // namespace pipelora::test

@@ -1,0 +1,56 @@
+import type { ModelSpec } from "../spec.ts";
+import { baichuanSpec } from "./baichuan.ts";
+import { chatglmSpec } from "./chatglm.ts";
+import { cohere2Spec } from "./cohere2.ts";
+import { ernie45Spec } from "./ernie4-5.ts";
+import { exaone4Spec } from "./exaone4.ts";
+import { gemmaSpec } from "./gemma.ts";
+import { gemma2Spec } from "./gemma2.ts";
+import { gemma3Spec, gemma3TextSpec } from "./gemma3.ts";
+import { glm4Spec, glmSpec } from "./glm.ts";
+import { graniteSpec } from "./granite.ts";
+import { hunyuanDenseSpec } from "./hunyuan.ts";
+import { internlm2Spec } from "./internlm2.ts";
+import { llamaSpec } from "./llama.ts";
+import { minicpmSpec } from "./minicpm.ts";
+import { ministral3Spec, mistral3Spec, mistralSpec } from "./mistral.ts";
+import { olmo2Spec } from "./olmo2.ts";
+import { phi3Spec } from "./phi3.ts";
+import { qwenSpec } from "./qwen.ts";
+import { qwen2Spec } from "./qwen2.ts";
+import { qwen3Spec } from "./qwen3.ts";
+import { seedOssSpec } from "./seed-oss.ts";
+import { smollm3Spec } from "./smollm3.ts";
+
+/** config.json (and generation_config.json) of one family to its spec. */
+export type FamilyReader = (config: unknown, generation: unknown) => ModelSpec;
+
+/** Families by config.json's model_type. */
+export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
+  qwen: qwenSpec,
+  qwen2: qwen2Spec,
+  qwen3: qwen3Spec,
+  llama: llamaSpec,
+  mistral: mistralSpec,
+  ministral3: ministral3Spec,
+  mistral3: mistral3Spec,
+  gemma: gemmaSpec,
+  gemma2: gemma2Spec,
+  gemma3_text: gemma3TextSpec,
+  gemma3: gemma3Spec,
+  phi3: phi3Spec,
+  glm: glmSpec,
+  glm4: glm4Spec,
+  granite: graniteSpec,
+  olmo2: olmo2Spec,
+  smollm3: smollm3Spec,
+  cohere2: cohere2Spec,
+  seed_oss: seedOssSpec,
+  ernie4_5: ernie45Spec,
+  hunyuan_v1_dense: hunyuanDenseSpec,
+  exaone4: exaone4Spec,
+  internlm2: internlm2Spec,
+  minicpm: minicpmSpec,
+  baichuan: baichuanSpec,
+  chatglm: chatglmSpec,
+};
