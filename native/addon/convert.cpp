@@ -175,6 +175,7 @@ RotarySpec to_rotary(const Napi::Value& value) {
   rotary.attention_scaling = to_number(from.Get("attentionScaling"), "rotary.attentionScaling");
   rotary.long_inv_freq = frequencies("longInvFreq", "rotary.longInvFreq");
   rotary.long_from = to_int(from.Get("longFrom"), "rotary.longFrom");
+  rotary.dynamic_factor = to_number(from.Get("dynamicFactor"), "rotary.dynamicFactor");
   return rotary;
 }
 

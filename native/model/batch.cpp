@@ -58,7 +58,12 @@ RowRotary own_rotary(const Arch& arch, std::int64_t length, bool training) {
   RowRotary own;
   if (!training && arch.qwen_dynamic_ntk && arch.qwen_long_seq_length > 0)
     own.ntk_alpha = qwen_ntk_alpha(length, arch.qwen_long_seq_length);
-  for (const RotarySpec& rotary : arch.rotary) own.extended = own.extended || (!rotary.long_inv_freq.empty() && length > rotary.long_from);
+  for (const RotarySpec& rotary : arch.rotary) {
+    if (length <= rotary.long_from) continue;
+    own.extended = own.extended || !rotary.long_inv_freq.empty();
+    if (rotary.dynamic_factor > 0)
+      own.ntk_alpha = rotary.dynamic_factor * static_cast<double>(length) / static_cast<double>(rotary.long_from) - (rotary.dynamic_factor - 1);
+  }
   return own;
 }
 

@@ -26,7 +26,8 @@ class Stretch {
 /// Whether a rule has frequencies for heads of that width.
 bool turns(const RotarySpec& rotary, std::int64_t head_dim) {
   const auto count = static_cast<std::int64_t>(rotary.inv_freq.size());
-  return count > 0 && count <= head_dim / 2 && (rotary.long_inv_freq.empty() || rotary.long_inv_freq.size() == rotary.inv_freq.size());
+  return count > 0 && count <= head_dim / 2 && (rotary.long_inv_freq.empty() || rotary.long_inv_freq.size() == rotary.inv_freq.size()) &&
+         (rotary.dynamic_factor == 0 || (rotary.dynamic_factor > 0 && rotary.long_from > 0 && count > 1));
 }
 
 }  // namespace

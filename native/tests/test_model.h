@@ -227,9 +227,16 @@ class TestModel {
       }
       const auto turn = [&](const Values& in, std::int64_t width) {
         const std::int64_t rule = family_.rotary(l);
-        return rule < 0 ? in
-                        : reference::rotary(in, positions, arch.rotary[static_cast<std::size_t>(rule)].inv_freq, static_cast<std::size_t>(width),
-                                            static_cast<std::size_t>(family_.head_dim), arch.rotary_interleaved);
+        if (rule < 0) return in;
+        Values out;
+        for (std::size_t s = 0; s + 1 < b.cu_seqlens.size(); ++s) {
+          const std::ptrdiff_t first = b.cu_seqlens[s], last = b.cu_seqlens[s + 1];
+          const Values own = reference::rotary(Values(in.begin() + first * width, in.begin() + last * width), {positions.begin() + first, positions.begin() + last},
+                                               frequencies(arch.rotary[static_cast<std::size_t>(rule)], last - first), static_cast<std::size_t>(width),
+                                               static_cast<std::size_t>(family_.head_dim), arch.rotary_interleaved);
+          out.insert(out.end(), own.begin(), own.end());
+        }
+        return out;
       };
       if (arch.head_norm_after_rotary) {
         q = norm(turn(q, qw), p + "q_norm");
@@ -275,6 +282,15 @@ class TestModel {
     for (std::size_t i = 0; i < t; ++i)
       if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i]);
     return total;
+  }
+
+  /// Of a row of so many tokens.
+  static Values frequencies(const RotarySpec& rotary, std::int64_t length) {
+    if (length <= rotary.long_from) return rotary.inv_freq;
+    if (rotary.dynamic_factor == 0) return rotary.long_inv_freq.empty() ? rotary.inv_freq : rotary.long_inv_freq;
+    const auto columns = static_cast<double>(2 * rotary.inv_freq.size());
+    const double alpha = rotary.dynamic_factor * static_cast<double>(length) / static_cast<double>(rotary.long_from) - (rotary.dynamic_factor - 1);
+    return rotary_rule(rotary.base * std::pow(alpha, columns / (columns - 2)), static_cast<std::int64_t>(columns)).inv_freq;
   }
 
   struct Lora {

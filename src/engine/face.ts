@@ -196,6 +196,8 @@ export interface EngineRotary {
   /** Of sequences longer than longFrom; empty: the same. */
   readonly longInvFreq: Float64Array;
   readonly longFrom: number;
+  /** Dynamic NTK for those; 0: none. */
+  readonly dynamicFactor: number;
 }
 
 export type EngineLayer =

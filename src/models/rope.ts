@@ -4,7 +4,7 @@ import type { RopeSpec } from "./spec.ts";
 
 /**
  * Rotary frequencies under transformers' rules (modeling_rope_utils): default, linear, llama3 (Llama 3.1), yarn (Peng et al., 2023)
- * and longrope (Ding et al., 2024), and the dynamic rule with a fixed alpha (Hunyuan). Read from transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+ * and longrope (Ding et al., 2024), and dynamic NTK. Read from transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
  * Values are rounded to float32 where torch rounds them.
  */
 const number = z.number().positive().max(1e12);
@@ -46,7 +46,7 @@ const REQUIRED: Readonly<Record<string, readonly (keyof RopeParameters)[]>> = {
   llama3: ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
   yarn: [],
   longrope: ["short_factor", "long_factor"],
-  dynamic: ["alpha"],
+  dynamic: [],
 };
 const RULES = ["default", "linear", "llama3", "yarn"];
 
@@ -85,7 +85,7 @@ export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
   }
   const turning = rotaryColumns(headDim, parameters.partial_rotary_factor ?? parsed.partial_rotary_factor, family);
   const plain = inverseFrequencies(base, turning);
-  const rope = { base, attentionScaling: 1, long: null };
+  const rope = { base, attentionScaling: 1, long: null, dynamic: null };
   switch (rule) {
     case "linear":
       return { ...rope, invFreq: plain.map((frequency) => Math.fround(frequency / (parameters.factor ?? 1))) };
@@ -94,7 +94,7 @@ export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
     case "yarn":
       return { ...rope, ...yarn(base, turning, maxPositions, parameters) };
     case "dynamic":
-      return { ...rope, invFreq: inverseFrequencies(base * parameters.alpha! ** (turning / (turning - 2)), turning) };
+      return { ...rope, ...dynamicNtk(base, turning, maxPositions, plain, parameters) };
     case "longrope": {
       const original =
         parsed.original_max_position_embeddings ??
@@ -184,6 +184,22 @@ function yarnAttention(factor: number, parameters: RopeParameters): number {
   const scale = (mscale: number) => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1);
   const { mscale, mscale_all_dim: allDim } = parameters;
   return typeof mscale === "number" && typeof allDim === "number" ? scale(mscale) / scale(allDim) : scale(1);
+}
+
+/** One alpha for all lengths (Hunyuan), or a factor from which each length past the trained one takes its own (InternLM2). */
+function dynamicNtk(
+  base: number,
+  headDim: number,
+  maxPositions: number,
+  plain: readonly number[],
+  { alpha, factor }: RopeParameters,
+): Pick<RopeSpec, "invFreq" | "dynamic"> {
+  if (headDim < 4) contradiction(`rotary scaling "dynamic" needs 4 columns, there are ${headDim}`);
+  if (typeof alpha === "number") {
+    return { invFreq: inverseFrequencies(base * alpha ** (headDim / (headDim - 2)), headDim), dynamic: null };
+  }
+  if (typeof factor !== "number") contradiction('rotary scaling "dynamic" needs "factor"');
+  return { invFreq: plain, dynamic: { from: maxPositions, factor } };
 }
 
 /** Factors on each frequency, one list for sequences up to the original length, one for longer ones. */

@@ -106,6 +106,8 @@ export interface RopeSpec {
   readonly attentionScaling: number;
   /** Longrope: the frequencies of sequences longer than `from` tokens; null: none. */
   readonly long: { readonly from: number; readonly invFreq: readonly number[] } | null;
+  /** Dynamic NTK: a sequence of n > from tokens has the base times (factor n / from - (factor - 1))^(R / (R - 2)); null: none. */
+  readonly dynamic: { readonly from: number; readonly factor: number } | null;
 }
 
 export interface ModuleSpec {

@@ -19,12 +19,13 @@ export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArc
     ffn: shape.ffn,
     vocab: shape.vocab,
     rmsEps: shape.rmsEps,
-    rotary: rules.rotary.map(({ base, invFreq, attentionScaling, long }) => ({
+    rotary: rules.rotary.map(({ base, invFreq, attentionScaling, long, dynamic }) => ({
       base,
       invFreq: Float64Array.from(invFreq),
       attentionScaling,
       longInvFreq: Float64Array.from(long?.invFreq ?? []),
-      longFrom: long?.from ?? 0,
+      longFrom: long?.from ?? dynamic?.from ?? 0,
+      dynamicFactor: dynamic?.factor ?? 0,
     })),
     rotaryInterleaved: rules.rotaryInterleaved,
     activation: rules.activation,

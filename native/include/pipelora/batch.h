@@ -10,7 +10,7 @@ namespace pipelora {
 
 /// What a sequence's positions differ in from the tables: fixed when the sequence starts.
 struct RowRotary {
-  double ntk_alpha = 1;   // Qwen (v1): the dynamic NTK factor
+  double ntk_alpha = 1;   // dynamic NTK: the base's factor
   bool extended = false;  // longrope: the long frequencies
   bool plain() const { return ntk_alpha == 1.0 && !extended; }
 };

@@ -21,6 +21,9 @@ struct RotarySpec {
   /// Longrope: the frequencies of sequences that are longer than `long_from` tokens when they start; empty: none.
   std::vector<double> long_inv_freq;
   std::int64_t long_from = 0;
+  /// Dynamic NTK: sequences of n > long_from tokens turn by base alpha^(R / (R - 2)), alpha = factor n / long_from - (factor - 1);
+  /// 0: none.
+  double dynamic_factor = 0;
 };
 
 /// The plain rule: frequencies base^(-2i / columns).

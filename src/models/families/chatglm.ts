@@ -51,7 +51,7 @@ export function chatglmSpec(config: unknown, generation: unknown): ModelSpec {
     eps: own.layernorm_epsilon ?? 1e-5,
     maxPositions: own.seq_length ?? 2048,
     tied: parsed.tie_word_embeddings ?? false,
-    rotary: [{ base, invFreq: inverseFrequencies(base, turning), attentionScaling: 1, long: null }],
+    rotary: [{ base, invFreq: inverseFrequencies(base, turning), attentionScaling: 1, long: null, dynamic: null }],
     names: {
       embedding: "transformer.embedding.word_embeddings",
       layers: "transformer.encoder.layers",

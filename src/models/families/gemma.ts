@@ -23,12 +23,13 @@ export function gemmaRules(parsed: GemmaConfig): Pick<ComputeRules, "activation"
   };
 }
 
-/** Gemma (defaults of transformers' GemmaConfig). hidden_act "gelu" of the first checkpoints meant GELU with tanh. */
+/** Gemma (defaults of transformers' GemmaConfig): of its two names for the activation, hidden_activation goes first. */
 export function gemmaSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(gemmaConfig, config);
   const bias = parsed.attention_bias ?? false;
   const headDim = parsed.head_dim ?? 256;
   const maxPositions = parsed.max_position_embeddings ?? 8192;
+  const act = typeof parsed["hidden_act"] === "string" ? parsed["hidden_act"] : null;
   return decoderSpec(parsed, generation, {
     family: "gemma",
     prefix: "Gemma",
@@ -39,6 +40,6 @@ export function gemmaSpec(config: unknown, generation: unknown): ModelSpec {
     maxPositions,
     tied: parsed.tie_word_embeddings ?? true,
     rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
-    rules: gemmaRules(parsed),
+    rules: gemmaRules({ ...parsed, hidden_activation: parsed.hidden_activation ?? act ?? null }),
   });
 }

@@ -22,7 +22,7 @@ export function internlm2Spec(config: unknown, generation: unknown): ModelSpec {
     eps: parsed.rms_norm_eps ?? 1e-6,
     maxPositions,
     tied: parsed.tie_word_embeddings ?? false,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions, rules: ["dynamic"] })],
     names: {
       embedding: "model.tok_embeddings",
       head: "output",

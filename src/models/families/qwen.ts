@@ -73,9 +73,12 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
       blocks: blocks.length,
       rmsEps: parsed.layer_norm_epsilon ?? 1e-6,
     },
-    rules: computeRules([{ base, invFreq: inverseFrequencies(base, headDim), attentionScaling: 1, long: null }], {
-      qwenLong: dynamicNtk || logn ? { seqLength: parsed.seq_length ?? maxPositions, dynamicNtk, logn } : null,
-    }),
+    rules: computeRules(
+      [{ base, invFreq: inverseFrequencies(base, headDim), attentionScaling: 1, long: null, dynamic: null }],
+      {
+        qwenLong: dynamicNtk || logn ? { seqLength: parsed.seq_length ?? maxPositions, dynamicNtk, logn } : null,
+      },
+    ),
     modules: qwenModules(blocks),
     tensors: qwenTensors(parsed, blocks, headDim),
     noSplitModuleClasses: ["QWenBlock"],

@@ -81,7 +81,8 @@ describe("settings that a family does not have are refused by key", () => {
     ["seed_oss", { residual_dropout: 0.1 }, "residual_dropout"],
     ["exaone4", { sliding_window_pattern: "LXG" }, "sliding_window_pattern"],
     ["hunyuan_v1_dense", { num_experts: 16 }, "num_experts"],
-    ["internlm2", { rope_scaling: { type: "dynamic", factor: 2 } }, "rope_type|alpha"],
+    ["internlm2", { rope_scaling: { type: "dynamic" } }, "factor"],
+    ["internlm2", { rope_scaling: { type: "longrope" } }, "rope_type"],
     ["minicpm", { num_experts: 8 }, "num_experts"],
     ["baichuan", { architectures: ["BaichuanForCausalLM"], max_position_embeddings: 4096 }, "architectures"],
   ];
@@ -172,6 +173,27 @@ describe("what a family's blocks are", () => {
     // sqrt(1 + ln(32) / ln(4096))
     assert.ok(Math.abs(rotary[0]!.attentionScaling - 1.1902380714238083) < 1e-12);
     assert.throws(() => spec("phi3", { rope_scaling: scaling }), /short_factor has 6 entries, expected 8/);
+  });
+
+  test("InternLM2's dynamic NTK: a base of its own for each row past the trained length", () => {
+    const { rotary } = spec("internlm2", {
+      rope_scaling: { type: "dynamic", factor: 2 },
+      max_position_embeddings: 64,
+    }).rules;
+    assert.deepEqual(rotary[0]!.dynamic, { from: 64, factor: 2 });
+  });
+
+  test("Ministral 3's defaults: yarn, queries scaled past the trained length; Gemma's activation under either name", () => {
+    const { rules } = spec("ministral3", { head_dim: 16 });
+    assert.deepEqual(rules.queryScale, { beta: 0.1, length: 16384 });
+    assert.equal(rules.rotary[0]!.attentionScaling, 1);
+    assert.equal(spec("gemma").rules.activation, "gelu_tanh");
+    assert.equal(spec("gemma", { hidden_act: "gelu_pytorch_tanh" }).rules.activation, "gelu_tanh");
+    assert.equal(spec("gemma", { hidden_act: "silu" }).rules.activation, "silu");
+    assert.equal(
+      spec("gemma", { hidden_act: "gelu", hidden_activation: "gelu_pytorch_tanh" }).rules.activation,
+      "gelu_tanh",
+    );
   });
 
   test("all-linear gives every linear of a block and leaves the head out, fused ones as one", () => {
