@@ -1,0 +1,86 @@
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { commandLine, type Processes, type Program } from "./processes.ts";
+import { LAST_STEP } from "./settings.ts";
+import type { Kind } from "./space.ts";
+
+const ADAPTER = "adapter_model.safetensors";
+const STATE = "trainer_state.json";
+const CHECKPOINT = /^checkpoint-\d+$/;
+/** A run that could not be resumed and was started anew has put these aside. */
+const SET_ASIDE = /^checkpoint-\d+\.earlier(-\d+)?$/;
+/** Processes that a signal from outside took down end at once; those that wait for a farewell have that long. */
+const PATIENCE_MS = 15_000;
+/** How long things took. */
+const TIMES = /^(train|eval)_(runtime|samples_per_second|steps_per_second)$/;
+const STACK = /^\s+at .*:\d+:\d+\)?$|node:internal|PL_INTERNAL|Unhandled|Uncaught/m;
+
+/** What is wrong with a run that ended with code 0 beside the undisturbed one; empty: nothing. */
+export function compareRuns(kind: Kind, output: string, calm: string): string[] {
+  const wrong: string[] = [];
+  const bytes = (dir: string) => readFileSync(join(dir, ADAPTER));
+  if (!existsSync(join(output, ADAPTER))) return [`no ${ADAPTER}`];
+  if (!bytes(output).equals(bytes(calm))) wrong.push("other bits in the adapter");
+  const [state, expected] = [stateWithoutTimes(output), stateWithoutTimes(calm)];
+  if (state !== expected) wrong.push(`another ${STATE}: ${firstDifference(state, expected)}`);
+  return [...wrong, ...compareFiles(kind, output, calm)];
+}
+
+/** Names in the folder: those of the undisturbed run, and whole checkpoints of this one. */
+function compareFiles(kind: Kind, output: string, calm: string): string[] {
+  const wrong: string[] = [];
+  const expected = readdirSync(calm);
+  const found = readdirSync(output);
+  for (const name of expected.filter((name) => !CHECKPOINT.test(name) && !found.includes(name))) {
+    wrong.push(`file missing: ${name}`);
+  }
+  for (const name of found) {
+    if (!expected.includes(name) && !CHECKPOINT.test(name) && !SET_ASIDE.test(name)) wrong.push(`file left: ${name}`);
+  }
+  const last = `checkpoint-${LAST_STEP}`;
+  if (!found.includes(last)) wrong.push(`no ${last}`);
+  const files = readdirSync(join(calm, last)).sort();
+  const checkpoints = found.filter((name) => CHECKPOINT.test(name));
+  for (const name of checkpoints) {
+    const own = readdirSync(join(output, name)).sort();
+    if (own.join() !== files.join()) wrong.push(`${name} holds ${own.join(", ")}`);
+  }
+  if (kind === "eval" && checkpoints.length > 2) wrong.push(`save_total_limit 2, but ${checkpoints.join(", ")}`);
+  return wrong;
+}
+
+/** Half-written files of a folder, whatever became of the run. */
+export function halfWritten(dir: string): string[] {
+  if (!existsSync(dir)) return [];
+  return readdirSync(dir)
+    .filter((name) => name.startsWith(".") || name.endsWith(".tmp"))
+    .map((name) => `file left: ${name}`);
+}
+
+/** What a program said that no user should meet. */
+export function bareStacks(programs: readonly Program[]): string[] {
+  return programs.flatMap(({ name, stderr }) => {
+    const found = STACK.exec(stderr);
+    return found === null ? [] : [`a bare stack of ${name}: ${found[0].trim()}`];
+  });
+}
+
+/** Processes of the run that stay, which are then ended. */
+export async function processesLeft(processes: Processes): Promise<string[]> {
+  const left = (await processes.left(PATIENCE_MS)).map((pid) => `process left: ${commandLine(pid).slice(0, 200)}`);
+  processes.killAll();
+  return left;
+}
+
+function stateWithoutTimes(dir: string): string {
+  return JSON.stringify(JSON.parse(readFileSync(join(dir, STATE), "utf8")), (key, value: unknown) =>
+    TIMES.test(key) ? undefined : value,
+  );
+}
+
+function firstDifference(one: string, other: string): string {
+  let place = 0;
+  while (place < one.length && one[place] === other[place]) place++;
+  const around = (text: string) => text.slice(Math.max(0, place - 60), place + 60);
+  return `${around(one)} | ${around(other)}`;
+}
