@@ -10,6 +10,8 @@ const HOST = "127.0.0.1";
 /** More than a run needs: a node that keeps failing is a finding, not to be started for ever. */
 const MOST_STARTS = 8;
 const BACK_OFF_MS = 200;
+/** How long a process waits for others. A node that missed the farewell waits as long for another coordinator. */
+export const JOIN_TIMEOUT_S = 20;
 
 interface Node {
   readonly plan: NodePlan;
@@ -81,10 +83,7 @@ export class Cast {
     this.#coordinator = this.#processes.start("coordinator", "coordinator", [
       ...flags,
       ...place,
-      "--threads",
-      "1",
-      "--join-timeout",
-      "60",
+      ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S)],
     ]);
     this.#nodes.forEach((node) => {
       if (node.program === null || node.program.end !== null) void this.#startNode(node);
@@ -134,7 +133,7 @@ export class Cast {
     node.starts++;
     const program = this.#processes.start(`node-${plan.name}`, "worker", [
       ...["--coordinator", `${HOST}:${control.port}`, "--node-name", plan.name, "--devices", plan.devices.join(",")],
-      ...["--threads", "1", "--join-timeout", "60", "--log-level", "debug"],
+      ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S), "--log-level", "debug"],
       ...(this.#plan.tensorProxy ? ["--bind", HOST, "--advertise", node.advertised] : []),
       ...(outputDir === null ? [] : ["--output-dir", outputDir]),
       ...this.#plan.trust(plan.name),

@@ -10,12 +10,14 @@ export interface Case extends Point {
   readonly draw: (decision: string) => number;
 }
 
+const POINTS = new Map(FAULTS.map((fault) => [fault, pointsOf(fault)]));
+
 export function drawCase(seed: number, number: number): Case {
   const draw = (decision: string) => fraction(`${seed}/${number}/${decision}`);
   // Faults go round, each round in another order: a few runs meet every fault.
   const round = Math.floor(number / FAULTS.length);
   const order = [...FAULTS].sort((a, b) => fraction(`${seed}/${round}/${a}`) - fraction(`${seed}/${round}/${b}`));
-  const points = pointsOf(order[number % FAULTS.length]!);
+  const points = POINTS.get(order[number % FAULTS.length]!)!;
   // A fault's moments are drawn alike, however many settings each has; so are the places of a moment.
   const moment = choose([...new Set(points.map((point) => point.moment))], draw("moment"));
   const there = points.filter((point) => point.moment === moment);

@@ -10,6 +10,8 @@ export interface Answer {
 }
 
 const RESUME = ["--resume-from-checkpoint", "auto"];
+/** Of a save, and of the look before a weight is read. */
+const FULL_DISK = ["PL_OUTPUT_UNWRITABLE", "PL_PREFLIGHT_FAILED"];
 const TEMPORARY = 75;
 const SIGTERM_CODE = 143;
 const KILLED = 137;
@@ -27,7 +29,7 @@ export function answerTo({ fault, kind }: Case, coordinator: Program, end: End):
       // Of a run that is to be resumed the driver itself makes an end.
       return fault === "coordinator killed" ? again("137") : null;
     case 1:
-      if (fault === "disk full" && code === "PL_OUTPUT_UNWRITABLE") return { ...again(`1 ${code}`), freesDisk: true };
+      if (fault === "disk full" && FULL_DISK.includes(code)) return { ...again(`1 ${code}`), freesDisk: true };
       // Without an optimizer's state there is nothing to go on from: only a new start is left, and the message says so.
       if (kind === "only model" && code === "PL_RESUME_INVALID") return again(`1 ${code}`, ["--overwrite-output-dir"]);
       return null;

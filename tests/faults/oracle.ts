@@ -1,5 +1,6 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { JOIN_TIMEOUT_S } from "./cast.ts";
 import { commandLine, type Processes, type Program } from "./processes.ts";
 import { LAST_STEP } from "./settings.ts";
 import type { Kind } from "./space.ts";
@@ -9,8 +10,8 @@ const STATE = "trainer_state.json";
 const CHECKPOINT = /^checkpoint-\d+$/;
 /** A run that could not be resumed and was started anew has put these aside. */
 const SET_ASIDE = /^checkpoint-\d+\.earlier(-\d+)?$/;
-/** Processes that a signal from outside took down end at once; those that wait for a farewell have that long. */
-const PATIENCE_MS = 15_000;
+/** The longest that a process may outlive the run: it waits for another coordinator, then ends with 75. */
+const PATIENCE_MS = (JOIN_TIMEOUT_S + 5) * 1000;
 /** How long things took. */
 const TIMES = /^(train|eval)_(runtime|samples_per_second|steps_per_second)$/;
 const STACK = /^\s+at .*:\d+:\d+\)?$|node:internal|PL_INTERNAL|Unhandled|Uncaught/m;

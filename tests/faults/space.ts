@@ -79,8 +79,8 @@ export const NOT_DRAWN: readonly Excluded[] = [
 ];
 
 /** Why this point is not drawn; null if it may be. */
-export function excluded(point: Point): string | null {
-  const rule = NOT_DRAWN.find(
+export function excluded(point: Point, rules = NOT_DRAWN): string | null {
+  const rule = rules.find(
     ({ fault, moment, place, kind }) =>
       (fault?.includes(point.fault) ?? true) &&
       (moment?.includes(point.moment) ?? true) &&

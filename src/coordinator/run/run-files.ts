@@ -1,10 +1,10 @@
 import { rm } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { readJsonFile } from "../../common/files.ts";
 import type { Config } from "../../config/options.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
-import { filesOf, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { filesOf, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
 import { type NodeFolders, type NodeSave, savedEverywhere } from "../cluster/node-folders.ts";
@@ -212,6 +212,7 @@ export class RunFiles {
       this.#warn("no checkpoint of this run can be gone on from; it starts again at step 1");
     }
     if (checkpoint !== null) {
+      await this.#bringToNodes(checkpoint);
       return {
         state: parseState(checkpoint.state, checkpoint.path, this.#state.fingerprint),
         values: checkpoint.values,
@@ -252,9 +253,20 @@ export class RunFiles {
     return this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE]);
   }
 
-  async #toNodes(path: string, save: string, names: readonly string[]): Promise<Saved> {
-    if (this.#nodes === null) return { path, nodes: [], files: {} };
-    const { nodes, files } = await this.#nodes.save(save, names, this.#settings.save_total_limit);
+  /** A save that a fault cut short is on some disks alone: what the run goes on from is to be on every node. */
+  async #bringToNodes(checkpoint: ReadCheckpoint): Promise<void> {
+    const { path } = checkpoint;
+    if (this.#nodes === null || !this.#store.newestFirst.includes(path)) return;
+    const names = await filesOf(path);
+    const lacking = await this.#nodes.lacking(stepOf(checkpoint), await hashFiles(path, names));
+    const save = basename(path);
+    const { nodes } = await this.#toNodes(path, save, names, lacking);
+    for (const node of nodes) if (node.error !== null) this.#warn(describeFailure(save, node));
+  }
+
+  async #toNodes(path: string, save: string, names: readonly string[], targets = this.#nodes): Promise<Saved> {
+    if (targets === null) return { path, nodes: [], files: {} };
+    const { nodes, files } = await targets.save(save, names, this.#settings.save_total_limit);
     const failed = nodes.filter(({ error }) => error !== null);
     if (failed.length > 0 && this.#settings.save_failure === "fail") {
       throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
