@@ -91,6 +91,10 @@ export class Cast {
     return this.#coordinator;
   }
 
+  #needsNodes(): boolean {
+    return this.coordinator.end === null && !this.coordinator.stdout.includes('"event":"end"');
+  }
+
   /** No node is started again. */
   end(): void {
     this.#over = true;
@@ -140,9 +144,10 @@ export class Cast {
     ]);
     node.program = program;
     const { code } = await program.ended;
-    if (this.#over || code === 0 || node.starts >= MOST_STARTS) return;
     await sleep(BACK_OFF_MS);
-    if (!this.#over && node.program === program) void this.#startNode(node);
+    if (this.#over || node.program !== program || node.starts >= MOST_STARTS) return;
+    // One that an earlier coordinator sent away is needed by the next; one that left a finished run is not.
+    if (code !== 0 || this.#needsNodes()) void this.#startNode(node);
   }
 }
 

@@ -16,7 +16,7 @@ const DAMAGES: Readonly<Record<string, (path: string, place: number) => void>> =
   "a page of zeros": (path, place) => {
     const bytes = readFileSync(path);
     const page = Math.floor((place * bytes.length) / PAGE) * PAGE;
-    writeFileSync(path, bytes.fill(0, page, page + PAGE));
+    writeFileSync(path, bytes.fill(0, page, Math.min(bytes.length, page + PAGE)));
   },
   "a missing file": (path) => rmSync(path),
 };

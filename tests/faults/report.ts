@@ -17,10 +17,10 @@ export function outcomeOf({ wrong, struck, ends, restarts }: Result): Outcome {
 }
 
 export function describe(result: Result): string {
-  const { drawn, struck, ends, seconds, wrong } = result;
+  const { drawn, struck, ends, seconds, wrong, lingered } = result;
   const what = `${drawn.fault} × ${drawn.moment} × ${drawn.place} × ${drawn.kind}`;
   const coded = ends.length === 0 ? "" : ` (${ends.join(", ")})`;
-  const line = `${drawn.number}: ${what}: ${struck ?? "missed"}: ${outcomeOf(result)}${coded}, ${seconds.toFixed(1)} s`;
+  const line = `${drawn.number}: ${what}: ${struck ?? "missed"}: ${outcomeOf(result)}${coded}, ${seconds.toFixed(1)} s${lingered > 3 ? `, of which ${lingered.toFixed(1)} s until the last process had left` : ""}`;
   return [line, ...wrong.map((text) => `   ${text}`)].join("\n");
 }
 

@@ -28,6 +28,8 @@ export interface Result {
   /** Empty: the bits of the undisturbed run, and nothing left. */
   readonly wrong: readonly string[];
   readonly seconds: number;
+  /** How long any process outlived the coordinator. */
+  readonly lingered: number;
 }
 
 /** What runs have in common: inputs, and the undisturbed run's folder for each kind. */
@@ -42,10 +44,15 @@ export async function runCase(drawn: Case, common: Common, folder: string): Prom
   mkdirSync(folder, { recursive: true });
   const calm = await common.calm(drawn.kind);
   const run = new FaultyRun(drawn, common.inputs, folder);
-  const wrong = [...(await run.play()), ...(await run.check(calm))];
-  const { struck, ends, restarts } = run;
+  const wrong: string[] = [];
+  try {
+    wrong.push(...(await run.play()), ...(await run.check(calm)));
+  } catch (error) {
+    wrong.push(`the driver failed: ${(error as Error).stack}`);
+  }
+  const { struck, ends, restarts, lingered } = run;
   if (wrong.length === 0) rmSync(folder, { recursive: true, force: true });
-  return { drawn, struck, ends, restarts, wrong, seconds: (performance.now() - started) / 1000 };
+  return { drawn, struck, ends, restarts, wrong, lingered, seconds: (performance.now() - started) / 1000 };
 }
 
 class FaultyRun {
@@ -58,6 +65,7 @@ class FaultyRun {
   readonly #nodeOutputs: Readonly<Record<string, string>>;
   readonly ends: string[] = [];
   struck: string | null = null;
+  lingered = 0;
   #done = false;
 
   constructor(drawn: Case, inputs: Inputs, folder: string) {
@@ -115,7 +123,9 @@ class FaultyRun {
     } finally {
       cast.end();
       if (!this.#done) this.#processes.killAll();
+      const ended = performance.now();
       this.#left = await processesLeft(this.#processes);
+      this.lingered = (performance.now() - ended) / 1000;
       cast.close();
     }
   }
