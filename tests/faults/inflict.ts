@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import type { Cast } from "./cast.ts";
 import { between, type Case, choose } from "./drawing.ts";
 import type { Processes } from "./processes.ts";
@@ -61,6 +60,7 @@ export async function inflict({ fault, draw }: Case, stage: Stage): Promise<stri
       const { proxy, name } = link();
       const direction = draw("direction") < 0.5 ? "up" : "down";
       const done = await Promise.race([proxy.flip(direction, draw("bit")).then(() => true), cast.coordinator.ended]);
+      proxy.spare();
       return done === true ? `a bit of ${name} changed, ${direction}` : null;
     }
     case "disk full": {
@@ -78,12 +78,12 @@ function hit(processes: Processes, pid: number, signal: NodeJS.Signals): string 
   return processes.signal(pid, signal) ? signal : null;
 }
 
-async function hold(processes: Processes, pid: number, draw: Case["draw"]): Promise<string | null> {
+/** Stops a process, and lets it go on later. */
+function hold(processes: Processes, pid: number, draw: Case["draw"]): string | null {
   const ms = Math.round(
     draw("for") < LONG_SHARE ? between(...LONG_MS, draw("length")) : between(...SHORT_MS, draw("length")),
   );
   if (!processes.signal(pid, "SIGSTOP")) return null;
-  await sleep(ms);
-  processes.signal(pid, "SIGCONT");
+  setTimeout(() => processes.signal(pid, "SIGCONT"), ms);
   return `stopped for ${ms} ms`;
 }

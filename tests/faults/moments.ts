@@ -5,11 +5,12 @@ import { between, type Case, choose, wholeBetween } from "./drawing.ts";
 import { EVAL_STEPS, LAST_STEP, SAVE_STEPS } from "./settings.ts";
 
 /** A process has said, or a file has shown, that the moment has begun; then a drawn part of the moment passes. */
-export async function momentOf(drawn: Case, cast: Cast, outputDir: string, signal: AbortSignal): Promise<void> {
-  await begun(drawn, cast, outputDir, signal);
-}
-
-async function begun({ moment, draw, kind }: Case, cast: Cast, outputDir: string, signal: AbortSignal): Promise<void> {
+export async function momentOf(
+  { moment, draw, kind }: Case,
+  cast: Cast,
+  outputDir: string,
+  signal: AbortSignal,
+): Promise<void> {
   const { coordinator } = cast;
   const later = (mostMs: number) => pass(draw("jitter") * mostMs);
   switch (moment) {
@@ -46,7 +47,8 @@ async function begun({ moment, draw, kind }: Case, cast: Cast, outputDir: string
 }
 
 function drawnStep(draw: Case["draw"]): number {
-  return wholeBetween(1, LAST_STEP - 2, draw("step"));
+  // What the driver hears it hears some steps late.
+  return wholeBetween(1, LAST_STEP - 6, draw("step"));
 }
 
 /** Waits for the event that ends a step. Resolves with its milliseconds. */

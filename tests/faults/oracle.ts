@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { JOIN_TIMEOUT_S } from "./cast.ts";
+import { lastWords } from "./ends.ts";
 import { commandLine, type Processes, type Program } from "./processes.ts";
 import { LAST_STEP } from "./settings.ts";
 import type { Kind } from "./space.ts";
@@ -66,11 +67,19 @@ export function bareStacks(programs: readonly Program[]): string[] {
   });
 }
 
-/** Processes of the run that stay, which are then ended. */
+/** Done, temporary, killed, terminated: what a node may end with here. Anything else is for people to mend, and nothing is broken. */
+const NODE_ENDS = [0, 75, 137, 143];
+
+/** Nodes that ended as if something were wrong with their flags, files or this program. */
+export function oddEnds(programs: readonly Program[]): string[] {
+  return programs
+    .filter(({ name, end }) => name !== "coordinator" && end !== null && !NODE_ENDS.includes(end.code))
+    .map(({ name, end, stderr }) => `${name} ended with ${end!.how}: ${lastWords(stderr)}`);
+}
+
+/** Processes of the run that stay. */
 export async function processesLeft(processes: Processes): Promise<string[]> {
-  const left = (await processes.left(PATIENCE_MS)).map((pid) => `process left: ${commandLine(pid).slice(0, 200)}`);
-  processes.killAll();
-  return left;
+  return (await processes.left(PATIENCE_MS)).map((pid) => `process left: ${commandLine(pid).slice(0, 200)}`);
 }
 
 function stateWithoutTimes(dir: string): string {

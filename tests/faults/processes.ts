@@ -82,6 +82,12 @@ export class Program {
   }
 }
 
+/** Runs under way: none of their processes outlives the driver. */
+const underWay = new Set<Processes>();
+process.on("exit", () => {
+  for (const processes of underWay) processes.killAll();
+});
+
 /** All processes of one run: their logs, and whether any is left. */
 export class Processes {
   readonly #folder: string;
@@ -92,6 +98,7 @@ export class Processes {
   constructor(folder: string, mark: string) {
     this.#folder = folder;
     this.#mark = mark;
+    underWay.add(this);
   }
 
   start(name: string, program: "coordinator" | "worker", args: readonly string[]): Program {
@@ -142,6 +149,11 @@ export class Processes {
 
   killAll(): void {
     for (const pid of this.living()) this.signal(pid, "SIGKILL");
+  }
+
+  close(): void {
+    this.killAll();
+    underWay.delete(this);
   }
 }
 

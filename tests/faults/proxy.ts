@@ -72,11 +72,16 @@ export class LinkProxy {
     }, forMs).unref();
   }
 
-  /** Changes one bit of the next bytes. `place`: the share of them in front of it. Resolves once that is done. */
+  /** Changes one bit of the next bytes. `place`: the share of them in front of it. Resolves once that is done; never after spare(). */
   flip(direction: Direction, place: number): Promise<void> {
     return new Promise((done) => {
       this.#flip = { direction, place, done };
     });
+  }
+
+  /** Takes back a change that has not come to pass. */
+  spare(): void {
+    this.#flip = null;
   }
 
   close(): void {

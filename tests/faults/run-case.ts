@@ -8,7 +8,7 @@ import type { Case } from "./drawing.ts";
 import { answerTo, lastWords } from "./ends.ts";
 import { inflict } from "./inflict.ts";
 import { momentOf, stoppingPoint } from "./moments.ts";
-import { bareStacks, compareRuns, halfWritten, processesLeft } from "./oracle.ts";
+import { bareStacks, compareRuns, halfWritten, oddEnds, processesLeft } from "./oracle.ts";
 import { type End, Processes } from "./processes.ts";
 import { type Inputs, kindFlags, placePlan } from "./settings.ts";
 import { SmallDisk } from "./small-disk.ts";
@@ -71,7 +71,6 @@ class FaultyRun {
   constructor(drawn: Case, inputs: Inputs, folder: string) {
     this.#case = drawn;
     this.#inputs = inputs;
-
     this.#processes = new Processes(folder, randomUUID());
     this.#disk = drawn.fault === "disk full" ? SmallDisk.mount(join(folder, "disk")) : null;
     const roomy = (name: string) => join(folder, name);
@@ -127,6 +126,7 @@ class FaultyRun {
       this.#left = await processesLeft(this.#processes);
       this.lingered = (performance.now() - ended) / 1000;
       cast.close();
+      this.#processes.close();
     }
   }
 
@@ -135,7 +135,7 @@ class FaultyRun {
   /** What is wrong once all is over. */
   async check(calm: string): Promise<string[]> {
     const { kind } = this.#case;
-    const wrong = [...this.#left, ...bareStacks(this.#processes.all)];
+    const wrong = [...this.#left, ...oddEnds(this.#processes.all), ...bareStacks(this.#processes.all)];
     if (this.#done) wrong.push(...compareRuns(kind, this.#output, calm));
     for (const [node, dir] of Object.entries(this.#nodeOutputs)) {
       const failed = this.#coordinators().some(({ stderr }) => stderr.includes(`node "${node}" did not save final`));
@@ -154,14 +154,14 @@ class FaultyRun {
     const deadline = sleep(DEADLINE_MS, null, { signal: over.signal }).catch(() => null);
     const fault = strikes
       ? momentOf(this.#case, cast, this.#output, over.signal).then(async () => {
+          if (over.signal.aborted) return;
           this.struck = await inflict(this.#case, { cast, processes: this.#processes, disk: this.#disk });
         })
       : null;
-    const failed = fault?.then(() => new Promise<never>(() => {}));
-    const end = await Promise.race([coordinator.ended, deadline, ...(failed === undefined ? [] : [failed])]);
+    // Of the fault only a failure of the driver's own counts here.
+    const failed = fault?.then(() => new Promise<never>(() => {})) ?? coordinator.ended;
+    const end = await Promise.race([coordinator.ended, deadline, failed]);
     over.abort();
-    // A stopped process that was waited for goes on before anybody looks at it.
-    if (end !== null && this.struck === null && strikes) await Promise.race([fault, sleep(1_000)]);
     return end;
   }
 

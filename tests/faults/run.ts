@@ -64,6 +64,19 @@ function calmRuns(folder: string, common: Omit<Common, "calm">): Common["calm"] 
   };
 }
 
+/** The first SIGINT or SIGTERM lets the runs under way end, and what there is be reported; the second ends at once. */
+function stopEarly(stop: () => void): void {
+  for (const [signal, code] of [
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+  ] as const) {
+    process.once(signal, () => {
+      stop();
+      process.once(signal, () => process.exit(code));
+    });
+  }
+}
+
 async function main(argv: readonly string[]): Promise<number> {
   const { seed, numbers, jobs, report } = wanted(argv);
   const folder = mkdtempSync(join(tmpdir(), "pipelora-faults-"));
@@ -73,6 +86,7 @@ async function main(argv: readonly string[]): Promise<number> {
   const results: Result[] = [];
   const waiting = [...numbers];
   process.stdout.write(`seed ${seed}, ${numbers.length} runs, in ${folder}\n`);
+  stopEarly(() => waiting.splice(0));
   const work = async () => {
     for (let number = waiting.shift(); number !== undefined; number = waiting.shift()) {
       const drawn = drawCase(seed, number);
