@@ -46,9 +46,18 @@ function compareFiles(kind: Kind, output: string, calm: string): string[] {
   for (const name of checkpoints) {
     const own = readdirSync(join(output, name)).sort();
     if (own.join() !== files.join()) wrong.push(`${name} holds ${own.join(", ")}`);
+    // One that an interrupt asked for stands at a step of its own.
+    else if (expected.includes(name)) wrong.push(...otherBits(name, join(output, name), join(calm, name)));
   }
   if (kind === "eval" && checkpoints.length > 2) wrong.push(`save_total_limit 2, but ${checkpoints.join(", ")}`);
   return wrong;
+}
+
+function otherBits(checkpoint: string, dir: string, calm: string): string[] {
+  return readdirSync(dir)
+    .filter((name) => name.endsWith(".safetensors") || name === "scheduler.json")
+    .filter((name) => !readFileSync(join(dir, name)).equals(readFileSync(join(calm, name))))
+    .map((name) => `other bits in ${checkpoint}/${name}`);
 }
 
 /** Half-written files of a folder, whatever became of the run. */
@@ -75,6 +84,11 @@ export function oddEnds(programs: readonly Program[]): string[] {
   return programs
     .filter(({ name, end }) => name !== "coordinator" && end !== null && !NODE_ENDS.includes(end.code))
     .map(({ name, end, stderr }) => `${name} ended with ${end!.how}: ${lastWords(stderr)}`);
+}
+
+/** Temporary files that stay. Shared memory of links has no name, so it can't. */
+export function temporaryFiles(processes: Processes): string[] {
+  return readdirSync(processes.temporary).map((name) => `temporary file left: ${name}`);
 }
 
 /** Processes of the run that stay. */

@@ -1,5 +1,5 @@
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
-import { appendFileSync, readdirSync, readFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { startCoordinator, startWorker } from "../support/cli.ts";
@@ -91,12 +91,16 @@ process.on("exit", () => {
 /** All processes of one run: their logs, and whether any is left. */
 export class Processes {
   readonly #folder: string;
+  /** Where these processes put temporary files, and nobody else does. */
+  readonly temporary: string;
   readonly #mark: string;
   readonly all: Program[] = [];
 
   /** Logs go to `folder`; `mark` is this run's alone. */
   constructor(folder: string, mark: string) {
     this.#folder = folder;
+    this.temporary = join(folder, "tmp");
+    mkdirSync(this.temporary);
     this.#mark = mark;
     underWay.add(this);
   }
@@ -105,7 +109,7 @@ export class Processes {
     const count = this.all.filter((other) => other.name === name).length;
     const log = join(this.#folder, `${name}${count === 0 ? "" : `-${count + 1}`}.log`);
     const start = program === "coordinator" ? startCoordinator : startWorker;
-    const started = new Program(name, start(args, { [MARK]: this.#mark }), log);
+    const started = new Program(name, start(args, { [MARK]: this.#mark, TMPDIR: this.temporary }), log);
     this.all.push(started);
     return started;
   }

@@ -8,7 +8,7 @@ import type { Case } from "./drawing.ts";
 import { answerTo, lastWords } from "./ends.ts";
 import { inflict } from "./inflict.ts";
 import { momentOf, stoppingPoint } from "./moments.ts";
-import { bareStacks, compareRuns, halfWritten, oddEnds, processesLeft } from "./oracle.ts";
+import { bareStacks, compareRuns, halfWritten, oddEnds, processesLeft, temporaryFiles } from "./oracle.ts";
 import { type End, Processes } from "./processes.ts";
 import { type Inputs, kindFlags, placePlan } from "./settings.ts";
 import { SmallDisk } from "./small-disk.ts";
@@ -135,7 +135,8 @@ class FaultyRun {
   /** What is wrong once all is over. */
   async check(calm: string): Promise<string[]> {
     const { kind } = this.#case;
-    const wrong = [...this.#left, ...oddEnds(this.#processes.all), ...bareStacks(this.#processes.all)];
+    const programs = this.#processes.all;
+    const wrong = [...this.#left, ...oddEnds(programs), ...bareStacks(programs), ...temporaryFiles(this.#processes)];
     if (this.#done) wrong.push(...compareRuns(kind, this.#output, calm));
     for (const [node, dir] of Object.entries(this.#nodeOutputs)) {
       const failed = this.#coordinators().some(({ stderr }) => stderr.includes(`node "${node}" did not save final`));
