@@ -21,10 +21,11 @@ const DAMAGES: Readonly<Record<string, (path: string, place: number) => void>> =
   "a missing file": (path) => rmSync(path),
 };
 
-/** Damages one file of a checkpoint. Returns what was done. */
-export function damageCheckpoint(dir: string, draw: (decision: string) => number): string {
+/** Damages one file of a checkpoint. Returns its path, and what was done. */
+export function damageCheckpoint(dir: string, draw: (decision: string) => number): { path: string; done: string } {
   const name = choose(readdirSync(dir).sort(), draw("file"));
   const what = choose(Object.keys(DAMAGES), draw("damage"));
-  DAMAGES[what]!(join(dir, name), draw("place in the file"));
-  return `${what}: ${name}`;
+  const path = join(dir, name);
+  DAMAGES[what]!(path, draw("place in the file"));
+  return { path, done: `${what}: ${name}` };
 }

@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { mkdirSync, readdirSync, rmSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { HASHES_FILE } from "../../src/coordinator/run/checkpoint-store.ts";
 import { Cast } from "./cast.ts";
 import { damageCheckpoint } from "./damage.ts";
 import type { Case } from "./drawing.ts";
@@ -66,6 +67,7 @@ class FaultyRun {
   readonly ends: string[] = [];
   struck: string | null = null;
   lingered = 0;
+  #damaged: string | null = null;
   #done = false;
 
   constructor(drawn: Case, inputs: Inputs, folder: string) {
@@ -96,7 +98,7 @@ class FaultyRun {
         await this.#stopped(cast);
         flags = ["--resume-from-checkpoint", "auto"];
       }
-      if (fault === "checkpoint damaged") this.struck = damageCheckpoint(this.#newest(), this.#case.draw);
+      if (fault === "checkpoint damaged") this.#damage();
       for (let start = 0; start < MOST_STARTS; start++) {
         const strikes = start === 0 && fault !== "checkpoint damaged";
         const end = await this.#leg(
@@ -137,6 +139,9 @@ class FaultyRun {
     const { kind } = this.#case;
     const programs = this.#processes.all;
     const wrong = [...this.#left, ...oddEnds(programs), ...bareStacks(programs), ...temporaryFiles(this.#processes)];
+    // Without its list of hashes a checkpoint is believed, as another tool's would be, and stays as it is.
+    if (this.#done && this.#damaged?.endsWith(HASHES_FILE) === true)
+      rmSync(dirname(this.#damaged), { recursive: true });
     if (this.#done) wrong.push(...compareRuns(kind, this.#output, calm));
     for (const [node, dir] of Object.entries(this.#nodeOutputs)) {
       const failed = this.#coordinators().some(({ stderr }) => stderr.includes(`node "${node}" did not save final`));
@@ -178,6 +183,12 @@ class FaultyRun {
     coordinator.kill(draw("stop by") < 0.5 ? "SIGKILL" : "SIGTERM");
     await Promise.race([coordinator.ended, timer]);
     over.abort();
+  }
+
+  #damage(): void {
+    const { path, done } = damageCheckpoint(this.#newest(), this.#case.draw);
+    this.struck = done;
+    this.#damaged = path;
   }
 
   #savingFlags(): string[] {
