@@ -148,8 +148,7 @@ class FaultyRun {
       const found = [...halfWritten(dir), ...(this.#done && !failed ? compareRuns(kind, dir, calm) : [])];
       wrong.push(...found.map((text) => `node ${node}: ${text}`));
     }
-    this.#disk?.free();
-    if (wrong.length === 0) this.#disk?.unmount();
+    this.#disk?.unmount(wrong.length === 0 ? null : `${this.#disk.path}-copy`);
     return wrong;
   }
 

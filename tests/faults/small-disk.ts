@@ -1,9 +1,15 @@
 import { spawnSync } from "node:child_process";
-import { closeSync, mkdirSync, openSync, rmSync, statfsSync, writeSync } from "node:fs";
+import { closeSync, cpSync, mkdirSync, openSync, rmSync, statfsSync, writeSync } from "node:fs";
 import { join } from "node:path";
 
 const DISK_MIB = 64;
 const FILLER = "filler";
+
+/** None stays mounted when the driver ends. */
+const mounted = new Set<SmallDisk>();
+process.on("exit", () => {
+  for (const disk of mounted) disk.unmount();
+});
 
 /** A file system of its own (tmpfs), which can be filled to the last byte. */
 export class SmallDisk {
@@ -17,7 +23,10 @@ export class SmallDisk {
   static mount(path: string): SmallDisk | null {
     mkdirSync(path, { recursive: true });
     const { status } = spawnSync("mount", ["-t", "tmpfs", "-o", `size=${DISK_MIB}m`, "tmpfs", path]);
-    return status === 0 ? new SmallDisk(path) : null;
+    if (status !== 0) return null;
+    const disk = new SmallDisk(path);
+    mounted.add(disk);
+    return disk;
   }
 
   /** Leaves so many bytes free, to a page. */
@@ -39,7 +48,11 @@ export class SmallDisk {
     rmSync(join(this.path, FILLER), { force: true });
   }
 
-  unmount(): void {
+  /** `keep`: where its files are copied to; null: nowhere. */
+  unmount(keep: string | null = null): void {
+    mounted.delete(this);
+    this.free();
+    if (keep !== null) cpSync(this.path, keep, { recursive: true });
     // Lazily: a process that is on its way out may still hold a file.
     spawnSync("umount", ["-l", this.path]);
   }
