@@ -122,4 +122,9 @@ if (mounting() === "in a namespace" && process.env[IN_NAMESPACE] === undefined) 
     env: { ...process.env, [IN_NAMESPACE]: "1" },
   });
   process.exitCode = status ?? 1;
-} else process.exitCode = await main(argv);
+} else {
+  process.exitCode = await main(argv).catch((error: Error) => {
+    process.stderr.write(`${error.message}\n`);
+    return 1;
+  });
+}
