@@ -4,14 +4,12 @@ import { freePort } from "../support/ports.ts";
 import { childrenOf } from "../support/processes.ts";
 import type { Processes, Program } from "./processes.ts";
 import { LinkProxy } from "./proxy.ts";
-import type { NodePlan, PlacePlan } from "./settings.ts";
+import { JOIN_TIMEOUT_S, type NodePlan, type PlacePlan } from "./settings.ts";
 
 const HOST = "127.0.0.1";
 /** More than a run needs: a node that keeps failing is a finding, not to be started for ever. */
 const MOST_STARTS = 8;
 const BACK_OFF_MS = 200;
-/** How long a process waits for others. A node that missed the farewell waits as long for another coordinator. */
-export const JOIN_TIMEOUT_S = 20;
 
 interface Node {
   readonly plan: NodePlan;

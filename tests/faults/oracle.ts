@@ -1,9 +1,8 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { JOIN_TIMEOUT_S } from "./cast.ts";
 import { lastWords } from "./ends.ts";
 import { commandLine, type Processes, type Program } from "./processes.ts";
-import { LAST_STEP } from "./settings.ts";
+import { JOIN_TIMEOUT_S, LAST_STEP } from "./settings.ts";
 import type { Kind } from "./space.ts";
 
 const ADAPTER = "adapter_model.safetensors";

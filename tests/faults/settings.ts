@@ -7,6 +7,8 @@ import type { Kind, Place } from "./space.ts";
 export const LAST_STEP = 24;
 export const SAVE_STEPS = 4;
 export const EVAL_STEPS = 6;
+/** How long a process waits for others. A node that missed the farewell waits as long for another coordinator. */
+export const JOIN_TIMEOUT_S = 20;
 
 const golden = goldenRun("qwen2-gqa-tied");
 const VOCABULARY = 320;
