@@ -22,11 +22,11 @@ export function answerTo({ fault, kind }: Case, coordinator: Program, end: End):
   const again = (name: string, flags = RESUME): Answer => ({ name, flags, freesDisk: false });
   switch (end.code) {
     case TEMPORARY:
-      return again(`75 ${code}`);
+      // One fault costs a restart, which the run makes itself; only who never joined can be missed.
+      return code === "PL_WORKER_MISSING" ? again(`75 ${code}`) : null;
     case SIGTERM_CODE:
       return fault === "coordinator terminated" ? again("143") : null;
     case KILLED:
-      // Of a run that is to be resumed the driver itself makes an end.
       return fault === "coordinator killed" ? again("137") : null;
     case 1:
       if (fault === "disk full" && FULL_DISK.includes(code)) return { ...again(`1 ${code}`), freesDisk: true };

@@ -3,8 +3,8 @@ import { between, type Case, choose } from "./drawing.ts";
 import type { Processes } from "./processes.ts";
 import type { SmallDisk } from "./small-disk.ts";
 
-/** The stage of a fault: who is there to be hit. */
-export interface Stage {
+/** Who is there to be hit. */
+export interface Targets {
   readonly cast: Cast;
   readonly processes: Processes;
   readonly disk: SmallDisk | null;
@@ -16,8 +16,8 @@ const LONG_MS = [11_000, 13_000] as const;
 const LONG_SHARE = 0.2;
 
 /** Does it. Returns what was done, for the report; null if its victim was gone already. */
-export async function inflict({ fault, draw }: Case, stage: Stage): Promise<string | null> {
-  const { cast, processes, disk } = stage;
+export async function inflict({ fault, draw }: Case, targets: Targets): Promise<string | null> {
+  const { cast, processes, disk } = targets;
   const rank = () => {
     const ranks = cast.ranks();
     return ranks.length === 0 ? 0 : choose(ranks, draw("victim"));
