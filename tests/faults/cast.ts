@@ -4,7 +4,7 @@ import { freePort } from "../support/ports.ts";
 import { childrenOf } from "../support/processes.ts";
 import type { Processes, Program } from "./processes.ts";
 import { LinkProxy } from "./proxy.ts";
-import { JOIN_TIMEOUT_S, type NodePlan, type PlacePlan } from "./settings.ts";
+import { JOIN_TIMEOUT_S, LINK_TIMEOUT_S, type NodePlan, type PlacePlan } from "./settings.ts";
 
 const HOST = "127.0.0.1";
 /** More than a run needs: a node that keeps failing is a finding, not to be started for ever. */
@@ -81,7 +81,7 @@ export class Cast {
     this.#coordinator = this.#processes.start("coordinator", "coordinator", [
       ...flags,
       ...place,
-      ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S)],
+      ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S), "--link-timeout", String(LINK_TIMEOUT_S)],
     ]);
     this.#nodes.forEach((node) => {
       if (node.program === null || node.program.end !== null) void this.#startNode(node);

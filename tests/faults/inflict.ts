@@ -16,14 +16,16 @@ const LONG_MS = [11_000, 13_000] as const;
 const LONG_SHARE = 0.2;
 
 /** Does it. Returns what was done, for the report; null if its victim was gone already. */
-export async function inflict({ fault, draw }: Case, targets: Targets): Promise<string | null> {
+export async function inflict({ fault, place, draw }: Case, targets: Targets): Promise<string | null> {
   const { cast, processes, disk } = targets;
   const rank = () => {
     const ranks = cast.ranks();
     return ranks.length === 0 ? 0 : choose(ranks, draw("victim"));
   };
+  // Without TLS, frames of tensors carry a checksum, and control traffic does not.
+  const bare = fault === "link corrupted" && place === "grpc";
   const link = () => {
-    const tensors = draw("plane") < 0.5 ? cast.tensorLinks() : [];
+    const tensors = bare || draw("plane") < 0.5 ? cast.tensorLinks() : [];
     return tensors.length > 0
       ? { proxy: choose(tensors, draw("victim")), name: "a link between workers" }
       : { proxy: choose(cast.controlLinks(), draw("victim")), name: "a worker's link to the coordinator" };
@@ -57,8 +59,9 @@ export async function inflict({ fault, draw }: Case, targets: Targets): Promise<
       return `${name} ${delayMs} ms late`;
     }
     case "link corrupted": {
+      if (bare && cast.tensorLinks().length === 0) return null;
       const { proxy, name } = link();
-      const direction = draw("direction") < 0.5 ? "up" : "down";
+      const direction = !bare && draw("direction") < 0.5 ? "up" : "down";
       const done = await Promise.race([proxy.flip(direction, draw("bit")).then(() => true), cast.coordinator.ended]);
       proxy.spare();
       return done === true ? `a bit of ${name} changed, ${direction}` : null;

@@ -9,6 +9,8 @@ export const SAVE_STEPS = 4;
 export const EVAL_STEPS = 6;
 /** How long a process waits for others. A node that missed the farewell waits as long for another coordinator. */
 export const JOIN_TIMEOUT_S = 20;
+/** A tensor that has not come by then is lost; more than the longest that a process is stopped. */
+export const LINK_TIMEOUT_S = 25;
 
 const golden = goldenRun("qwen2-gqa-tied");
 const VOCABULARY = 320;

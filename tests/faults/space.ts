@@ -66,8 +66,8 @@ export const NOT_DRAWN: readonly Excluded[] = [
   },
   {
     fault: ["link corrupted"],
-    place: ["nodes", "grpc"],
-    why: "control traffic without TLS has TCP's checksums alone; what changes bits behind them is an attacker, who could write anything",
+    place: ["nodes"],
+    why: "these nodes' only link through a proxy is control traffic without TLS, which has TCP's checksums alone",
   },
   {
     fault: ["node parent killed"],
