@@ -39,8 +39,8 @@ export interface Common {
   readonly calm: (kind: Case["kind"]) => Promise<string>;
 }
 
-/** One run with its fault, in a folder of its own, which stays if something was wrong. */
-export async function runCase(drawn: Case, common: Common, folder: string): Promise<Result> {
+/** One run with its fault, in a folder of its own, which stays if something was wrong or it is to be kept. */
+export async function runCase(drawn: Case, common: Common, folder: string, keep: boolean): Promise<Result> {
   const started = performance.now();
   mkdirSync(folder, { recursive: true });
   const calm = await common.calm(drawn.kind);
@@ -52,7 +52,7 @@ export async function runCase(drawn: Case, common: Common, folder: string): Prom
     wrong.push(`the driver failed: ${(error as Error).stack}`);
   }
   const { struck, ends, restarts, lingered } = run;
-  if (wrong.length === 0) rmSync(folder, { recursive: true, force: true });
+  if (wrong.length === 0 && !keep) rmSync(folder, { recursive: true, force: true });
   return { drawn, struck, ends, restarts, wrong, lingered, seconds: (performance.now() - started) / 1000 };
 }
 

@@ -1,4 +1,4 @@
-// npm run faults -- [--runs N] [--seed S] [--only K] [--jobs J] [--from K] [--report FILE]
+// npm run faults -- [--runs N] [--seed S] [--only K] [--jobs J] [--from K] [--report FILE] [--keep]
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -19,15 +19,25 @@ interface Wanted {
   readonly jobs: number;
   /** Where results go as JSON; null: nowhere. */
   readonly report: string | null;
+  /** Whether the folders of good runs stay too. */
+  readonly keep: boolean;
 }
 
 function wanted(argv: readonly string[]): Wanted {
   const string = { type: "string" } as const;
   const { values } = parseArgs({
     args: [...argv],
-    options: { runs: string, seed: string, only: string, from: string, jobs: string, report: string },
+    options: {
+      runs: string,
+      seed: string,
+      only: string,
+      from: string,
+      jobs: string,
+      report: string,
+      keep: { type: "boolean" },
+    },
   });
-  const whole = (name: keyof typeof values, otherwise: number): number => {
+  const whole = (name: Exclude<keyof typeof values, "keep">, otherwise: number): number => {
     const value = Number(values[name] ?? otherwise);
     if (!Number.isSafeInteger(value) || value < 0)
       throw new Error(`--${name} takes a whole number, not ${values[name]}`);
@@ -39,7 +49,13 @@ function wanted(argv: readonly string[]): Wanted {
       ? Array.from({ length: whole("runs", 20) }, (_, index) => from + index)
       : [whole("only", 0)];
   const seed = whole("seed", Math.floor(Math.random() * 1e6));
-  return { seed, numbers, jobs: Math.max(1, whole("jobs", 1)), report: values.report ?? null };
+  return {
+    seed,
+    numbers,
+    jobs: Math.max(1, whole("jobs", 1)),
+    report: values.report ?? null,
+    keep: values.keep ?? false,
+  };
 }
 
 /** Runs without a fault, one a kind, made when they are first asked for. */
@@ -78,7 +94,7 @@ function stopEarly(stop: () => void): void {
 }
 
 async function main(argv: readonly string[]): Promise<number> {
-  const { seed, numbers, jobs, report } = wanted(argv);
+  const { seed, numbers, jobs, report, keep } = wanted(argv);
   const folder = mkdtempSync(join(tmpdir(), "pipelora-faults-"));
   const inputs = await makeInputs(folder);
   const common: Common = { inputs, calm: calmRuns(folder, { inputs }) };
@@ -95,7 +111,7 @@ async function main(argv: readonly string[]): Promise<number> {
         continue;
       }
       const own = join(folder, `run-${number}`);
-      const result = await runCase(drawn, common, own);
+      const result = await runCase(drawn, common, own, keep);
       results.push(result);
       process.stdout.write(`${describe(result)}\n`);
       if (result.wrong.length > 0) {
@@ -108,7 +124,7 @@ async function main(argv: readonly string[]): Promise<number> {
   if (report !== null)
     writeFileSync(report, JSON.stringify(results.map((result) => ({ ...result, outcome: outcomeOf(result) }))));
   const failed = results.some(({ wrong }) => wrong.length > 0);
-  if (!failed) rmSync(folder, { recursive: true, force: true });
+  if (!failed && !keep) rmSync(folder, { recursive: true, force: true });
   return failed ? 1 : 0;
 }
 
