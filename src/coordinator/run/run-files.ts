@@ -82,6 +82,8 @@ export class RunFiles {
   /** The nodes that save too (save_on_each_node); of the current attempt. */
   #nodes: NodeFolders | null = null;
   #looked = false;
+  /** The last save that every node has, or has failed at and was named. */
+  #sentToNodes: string | null = null;
 
   private constructor(
     settings: FileSettings,
@@ -256,7 +258,8 @@ export class RunFiles {
   /** A save that a fault cut short is on some disks alone: what the run goes on from is to be on every node. */
   async #bringToNodes(checkpoint: ReadCheckpoint): Promise<void> {
     const { path } = checkpoint;
-    if (this.#nodes === null || !this.#store.newestFirst.includes(path)) return;
+    // To look at a node's checkpoints is to hash them: not where the save went through.
+    if (this.#nodes === null || path === this.#sentToNodes || !this.#store.newestFirst.includes(path)) return;
     const names = await filesOf(path);
     const lacking = await this.#nodes.lacking(stepOf(checkpoint), await hashFiles(path, names));
     const save = basename(path);
@@ -267,6 +270,7 @@ export class RunFiles {
   async #toNodes(path: string, save: string, names: readonly string[], targets = this.#nodes): Promise<Saved> {
     if (targets === null) return { path, nodes: [], files: {} };
     const { nodes, files } = await targets.save(save, names, this.#settings.save_total_limit);
+    this.#sentToNodes = path;
     const failed = nodes.filter(({ error }) => error !== null);
     if (failed.length > 0 && this.#settings.save_failure === "fail") {
       throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
