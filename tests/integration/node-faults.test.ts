@@ -181,6 +181,34 @@ test("a run resumes from the newest checkpoint that is whole on any node, says w
   for (const dir of ["head", "n1", "n2"]) assert.deepEqual(adapter(join(root, dir)), expected);
 });
 
+test("the checkpoint that a run goes on from is brought to nodes on which its save was cut short", async (t) => {
+  const root = temporaryFolder(t);
+  const head = join(root, "head");
+  const nodes = {
+    n1: { flags: ["--output-dir", join(root, "n1")] },
+    n2: { flags: ["--output-dir", join(root, "n2")] },
+  };
+  const flags = goldenFlags(everyStep, head, "--save-on-each-node", "--resume-from-checkpoint", "auto");
+  const whole = await play({ head: flags, nodes });
+  assert.equal(whole.code, 0, whole.stderr);
+  const last = `checkpoint-${Math.max(...readdirSync(head).map((name) => Number(/^checkpoint-(\d+)$/.exec(name)?.[1] ?? 0)))}`;
+  rmSync(join(root, "n1", last), { recursive: true });
+  // Whole in itself, but of other bytes.
+  writeFileSync(join(root, "n2", last, "scheduler.json"), "{}\n");
+  const resumed = await play({ head: flags, nodes });
+  assert.equal(resumed.code, 0, resumed.stderr);
+  for (const dir of ["n1", "n2"]) {
+    assert.deepEqual(readdirSync(join(root, dir, last)).sort(), readdirSync(join(head, last)).sort(), dir);
+    for (const name of readdirSync(join(head, last))) {
+      assert.deepEqual(
+        readFileSync(join(root, dir, last, name)),
+        readFileSync(join(head, last, name)),
+        `${dir} ${name}`,
+      );
+    }
+  }
+});
+
 test("nodes that share one folder write it once", async (t) => {
   const root = temporaryFolder(t);
   const [head, volume] = [join(root, "head"), join(root, "volume")];

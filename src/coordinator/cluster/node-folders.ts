@@ -143,6 +143,18 @@ export class NodeFolders {
     return lists.flat().sort((a, b) => b.step - a.step);
   }
 
+  /** The nodes without this checkpoint, or with other bytes in it. */
+  async lacking(step: number, files: readonly HashedFile[]): Promise<NodeFolders> {
+    const found = await this.checkpoints();
+    const same = (held: readonly HashedFile[]) =>
+      files.every(({ name, sha256 }) => held.some((other) => other.name === name && other.sha256 === sha256));
+    const holders = found.filter((held) => held.step === step && same(held.files)).map(({ node }) => node);
+    return new NodeFolders(
+      this.#outputDir,
+      this.#folders.filter(({ node, sharedWith }) => sharedWith === undefined && !holders.includes(node)),
+    );
+  }
+
   /** Copies a node's checkpoint to the coordinator's folder. Returns its path there. Errors: PL_RESUME_INVALID, PL_OUTPUT_UNWRITABLE. */
   async fetch({ node, step, files }: NodeCheckpoint): Promise<string> {
     const { worker } = this.#folders.find((folder) => folder.node === node)!;

@@ -1,10 +1,10 @@
 import { rm } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { readJsonFile } from "../../common/files.ts";
 import type { Config } from "../../config/options.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
-import { filesOf, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { filesOf, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
 import { type NodeFolders, type NodeSave, savedEverywhere } from "../cluster/node-folders.ts";
@@ -87,6 +87,8 @@ export class RunFiles {
   /** The nodes that save too (save_on_each_node); of the current attempt. */
   #nodes: NodeFolders | null = null;
   #looked = false;
+  /** The last save that every node has, or has failed at and was named. */
+  #sentToNodes: string | null = null;
 
   private constructor(
     settings: FileSettings,
@@ -218,6 +220,7 @@ export class RunFiles {
       this.#warn("no checkpoint of this run can be gone on from; it starts again at step 1");
     }
     if (checkpoint !== null) {
+      await this.#bringToNodes(checkpoint);
       return {
         state: parseState(checkpoint.state, checkpoint.path, this.#state.fingerprint),
         values: checkpoint.values,
@@ -249,7 +252,7 @@ export class RunFiles {
     });
     this.#saved = true;
     const dropped = await this.#store.saved(path, state.bestModelCheckpoint);
-    return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path), dropped);
+    return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path), { dropped });
   }
 
   /**
@@ -264,12 +267,34 @@ export class RunFiles {
     const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
     await writeTextAtomically(join(this.outputDir, STATE_FILE), serializeState(state, this.#state, true));
     const dropped = best === null ? [] : await this.#store.finished(best);
-    return { best, ...(await this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE], dropped)) };
+    return {
+      best,
+      ...(await this.#toNodes(this.outputDir, "final", [...adapter, ...tokenizer, STATE_FILE], { dropped })),
+    };
   }
 
-  async #toNodes(path: string, save: string, names: readonly string[], dropped: readonly string[]): Promise<Saved> {
-    if (this.#nodes === null) return { path, nodes: [], files: {} };
-    const { nodes, files } = await this.#nodes.save(save, names, dropped);
+  /** A save that a fault cut short is on some disks alone: what the run goes on from is to be on every node. */
+  async #bringToNodes(checkpoint: ReadCheckpoint): Promise<void> {
+    const { path } = checkpoint;
+    // To look at a node's checkpoints is to hash them: not where the save went through.
+    if (this.#nodes === null || path === this.#sentToNodes || !this.#store.newestFirst.includes(path)) return;
+    const names = await filesOf(path);
+    const lacking = await this.#nodes.lacking(stepOf(checkpoint), await hashFiles(path, names));
+    const save = basename(path);
+    const { nodes } = await this.#toNodes(path, save, names, { targets: lacking });
+    for (const node of nodes) if (node.error !== null) this.#warn(describeFailure(save, node));
+  }
+
+  /** `dropped`: checkpoints that nodes delete. `targets`: null: no node saves. */
+  async #toNodes(
+    path: string,
+    save: string,
+    names: readonly string[],
+    { dropped = [], targets = this.#nodes }: { dropped?: readonly string[]; targets?: NodeFolders | null },
+  ): Promise<Saved> {
+    if (targets === null) return { path, nodes: [], files: {} };
+    const { nodes, files } = await targets.save(save, names, dropped);
+    this.#sentToNodes = path;
     const failed = nodes.filter(({ error }) => error !== null);
     if (failed.length > 0 && this.#settings.save_failure === "fail") {
       throw new PipeloraError("PL_OUTPUT_UNWRITABLE", failed.map((node) => describeFailure(save, node)).join("; "), {
