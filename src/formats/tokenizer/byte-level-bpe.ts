@@ -7,7 +7,11 @@ import { aroundText } from "./post-processor.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { tokenizerClass } from "./tokenizer-class.ts";
 
-const vocabularyJson = z.record(z.string(), z.number().int().nonnegative());
+/** Ids are checked with those of the other kinds. Not z.record, which drops a token named __proto__. */
+const vocabularyJson = z.custom<Readonly<Record<string, number>>>(
+  (value) => typeof value === "object" && value !== null && !Array.isArray(value),
+  "expected an object of ids by token",
+);
 
 interface ByteLevelClass {
   /** How text is cut before merging; null: as GPT-2 does. */

@@ -36,6 +36,8 @@ const root = protobuf.Root.fromJSON({
     },
   },
 });
+/** Far above any model's; the time to find the merges of a piece grows with the square of its length. */
+const MAX_PIECE = 256;
 const ModelProto = root.lookupType("ModelProto");
 
 export const PIECE = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
@@ -94,6 +96,7 @@ export function parseSentencePieceModel(bytes: Uint8Array): SentencePieceModel {
   const seen = new Set<string>();
   for (const [id, { piece, score }] of pieces.entries()) {
     if (piece === "" || seen.has(piece)) throw new Error(`piece ${id} is empty or stands there twice`);
+    if (piece.length > MAX_PIECE) throw new Error(`piece ${id} has more than ${MAX_PIECE} characters`);
     if (pieces[id]?.type === PIECE.unused) throw new Error(`piece ${id} is unused, which is not read`);
     if (!Number.isFinite(score)) throw new Error(`piece ${id} has no finite score`);
     seen.add(piece);

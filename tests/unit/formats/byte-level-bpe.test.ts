@@ -91,6 +91,18 @@ test("older folders: special_tokens_map.json and added_tokens.json", async (t) =
   assert.equal(tokenizer.decode([400, 401], { skipSpecials: true }), "<plain>");
 });
 
+test("tokens that JavaScript's objects have names for", async (t) => {
+  const words = ["__proto__", "constructor", "toString"];
+  const own = words.map((word, i) => `${JSON.stringify(word)}: ${300 + i}`).join(", ");
+  const text = `${JSON.stringify(vocab).slice(0, -1)}, ${own}}`;
+  const config = { tokenizer_class: "GPT2Tokenizer" };
+  const tokenizer = await loadTokenizer(folder(t, { ...parts, "vocab.json": text, "tokenizer_config.json": config }));
+  for (const [i, word] of words.entries()) {
+    assert.equal(tokenizer.tokenId(word), 300 + i);
+    assert.equal(tokenizer.decode([300 + i]), word);
+  }
+});
+
 test("add_bos_token and add_eos_token", async (t) => {
   const config = { tokenizer_class: "GPT2Tokenizer", add_bos_token: true, add_eos_token: true };
   const tokenizer = await loadTokenizer(folder(t, { ...parts, "tokenizer_config.json": config }));

@@ -110,12 +110,54 @@ function expectedSize(name: string): number {
   return pieces;
 }
 
+/** A serialised model of pieces with their types. */
+function modelOf(pieces: readonly [string, number][], charsmap: Uint8Array = new Uint8Array()): Uint8Array {
+  const writer = protobuf.Writer.create();
+  for (const [piece, type] of pieces) {
+    writer.uint32(10).fork().uint32(10).string(piece).uint32(21).float(-1).uint32(24).int32(type).ldelim();
+  }
+  return writer.uint32(26).fork().uint32(18).bytes(charsmap).ldelim().finish();
+}
+
 test("files that are none", async (t) => {
   const whole = readFileSync(join(FIXTURES, "unigram-nmt-nfkc", "tokenizer.model"));
   const broken: [Uint8Array, RegExp][] = [
     [Buffer.from(""), /no pieces/],
     [Buffer.from("hello world, this is no model"), /SentencePiece|pieces/],
     [whole.subarray(0, 1000), /SentencePiece/],
+    [
+      modelOf([
+        ["<unk>", 2],
+        ["a".repeat(300), 1],
+      ]),
+      /piece 1 has more than 256/,
+    ],
+    [
+      modelOf([
+        ["<unk>", 2],
+        ["a", 1],
+        ["a", 1],
+      ]),
+      /piece 2 is empty or stands there twice/,
+    ],
+    [modelOf([["a", 1]]), /0 unknown pieces/],
+    [
+      modelOf([
+        ["<unk>", 2],
+        ["a", 5],
+      ]),
+      /piece 1 is unused/,
+    ],
+    [
+      modelOf(
+        [
+          ["<unk>", 2],
+          ["a", 1],
+        ],
+        Buffer.from("0000"),
+      ),
+      /precompiled_charsmap is cut off/,
+    ],
     [Buffer.from("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"), /git lfs pull/],
   ];
   for (const [bytes, message] of broken) {
