@@ -4,6 +4,7 @@ import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import { IGNORED } from "./dataset.ts";
 import type { ChatMessage } from "./readers/messages.ts";
 import { assistantSpans, type Span } from "./spans.ts";
+import { TokenBorders } from "./token-borders.ts";
 
 /** ChatML, as Qwen (v1) was trained with: it ships no template of its own. */
 export const CHATML =
@@ -102,28 +103,25 @@ export class ChatTemplate {
     );
     const tokens = this.#tokenizer.encode(text);
     const labels = new Array<number>(tokens.length).fill(IGNORED);
+    const borders = new TokenBorders(this.#tokenizer, text, tokens);
     for (const { begin, end } of trained) {
-      const last = this.#tokenAt(text, end, tokens);
-      for (let t = this.#tokenAt(text, begin, tokens); t < last; t++) labels[t] = tokens[t]!;
+      const first = borders.tokenAt(begin, false);
+      const last = borders.tokenAt(end, true);
+      for (let t = first; t < last; t++) labels[t] = tokens[t]!;
     }
     return { tokens, labels, textLost: this.#loses(messages, trained, text) };
   }
 
-  /** The token in which the text's position `at` lies, or that begins there. */
-  #tokenAt(text: string, at: number, tokens: readonly number[]): number {
-    if (at >= text.length) return tokens.length;
-    const ids = this.#tokenizer.encode(text.slice(0, at));
-    const differs = ids.findIndex((id, t) => id !== tokens[t]);
-    return differs < 0 ? ids.length : differs;
-  }
-
   #loses(messages: readonly ChatMessage[], trained: readonly Span[], text: string): boolean {
-    return [...new Set(trained.map(({ message }) => message))].some((index) => {
-      const own = trained.filter(({ message }) => message === index).map(({ begin, end }) => text.slice(begin, end));
+    const written = new Map<number, string>();
+    for (const { message, begin, end } of trained) {
+      written.set(message, (written.get(message) ?? "") + text.slice(begin, end));
+    }
+    return [...written].some(([index, own]) => {
       const { content, reasoning_content: reasoning } = messages[index]!;
       const parts = [content, typeof reasoning === "string" ? reasoning : ""];
       // Templates set white space around the reasoning anew: every line must stand, not the whole.
-      return parts.some((part) => part.split("\n").some((line) => !own.join("").includes(line.trim())));
+      return parts.some((part) => part.split("\n").some((line) => !own.includes(line.trim())));
     });
   }
 }

@@ -25,10 +25,10 @@ export function assistantSpans(messages: readonly ChatMessage[], whole: Renderin
       return { message: inside?.number ?? turns[Math.min(index, turns.length - 1)]!, begin, end };
     });
   }
+  const prompts = generationPrompts(messages, turns, whole, passes, render);
   return turns.map((index) => {
     const pass = passes.get(index);
-    const before = messages.slice(0, index);
-    const prompt = generationPrompt(before, render);
+    const prompt = prompts(index);
     const isLast = index === messages.length - 1;
     const end = isLast ? endOfLast(whole, pass?.end ?? 0, messages, prompt.text, render) : (pass?.end ?? null);
     if (pass !== undefined) {
@@ -44,8 +44,45 @@ export function assistantSpans(messages: readonly ChatMessage[], whole: Renderin
   });
 }
 
+/** Turns of a kind (the same role before them) up to which each is asked for its own prompt. */
+const EACH = 16;
+
+/**
+ * The generation prompt of each turn. To ask for one, everything before it is rendered: in long conversations only some of
+ * a kind are asked, and where these agree, the others that begin with the same prompt take it.
+ */
+function generationPrompts(
+  messages: readonly ChatMessage[],
+  turns: readonly number[],
+  { text }: Rendering,
+  passes: ReadonlyMap<number, { readonly begin: number }>,
+  render: Render,
+): (turn: number) => Prompt {
+  const own = (turn: number) => generationPrompt(messages.slice(0, turn), render);
+  const kindOf = (turn: number) => messages[turn - 1]?.role ?? "";
+  const common = new Map<string, Prompt | null>();
+  for (const kind of new Set(turns.map(kindOf))) {
+    const alike = turns.filter((turn) => kindOf(turn) === kind);
+    if (alike.length <= EACH) continue;
+    const step = (alike.length - 1) / (EACH / 2 - 1);
+    const asked = Array.from({ length: EACH / 2 }, (_, i) => own(alike[Math.round(i * step)]!));
+    common.set(kind, asked.every((prompt) => prompt.text === asked[0]!.text) ? asked[0]! : null);
+  }
+  return (turn) => {
+    const shared = common.get(kindOf(turn)) ?? null;
+    const pass = passes.get(turn);
+    return shared !== null && pass !== undefined && text.startsWith(shared.text, pass.begin) ? shared : own(turn);
+  };
+}
+
+interface Prompt {
+  readonly text: string;
+  /** The rendering that ends with it. */
+  readonly whole: string;
+}
+
 /** What a reply to `before` would be given, and the rendering that ends with it. */
-function generationPrompt(before: readonly ChatMessage[], render: Render): { text: string; whole: string } {
+function generationPrompt(before: readonly ChatMessage[], render: Render): Prompt {
   if (before.length === 0) return { text: "", whole: "" };
   const asked = render(before, true);
   const plain = render(before, false);

@@ -17,14 +17,22 @@ export const TOKENIZER_FILES = [
 ] as const;
 
 /**
- * The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json. The library of the one is loaded, of the other not.
+ * The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json, else vocab.json with merges.txt, else
+ * tokenizer.model. Only the library of the one that is there is loaded.
  * Error: PL_TOKENIZER_INVALID.
  */
 export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
   const ranks = join(modelDir, "qwen.tiktoken");
   if (await isFile(ranks)) return (await import("./tiktoken.ts")).loadQwenTiktoken(ranks);
   if (await isFile(join(modelDir, "tokenizer.json"))) return (await import("./hf.ts")).loadHfTokenizer(modelDir);
-  throw new PipeloraError("PL_TOKENIZER_INVALID", `${modelDir} has neither qwen.tiktoken nor tokenizer.json.`, {
+  if ((await isFile(join(modelDir, "vocab.json"))) && (await isFile(join(modelDir, "merges.txt")))) {
+    return (await import("./byte-level-bpe.ts")).loadByteLevelBpe(modelDir);
+  }
+  if (await isFile(join(modelDir, "tokenizer.model"))) {
+    return (await import("./sentencepiece.ts")).loadSentencePiece(modelDir);
+  }
+  const expected = "qwen.tiktoken, tokenizer.json, vocab.json with merges.txt, nor tokenizer.model";
+  throw new PipeloraError("PL_TOKENIZER_INVALID", `${modelDir} has neither ${expected}.`, {
     hint: "Put the model's tokenizer files into its folder, or give a dataset of ready input_ids.",
   });
 }
