@@ -12,12 +12,14 @@ namespace {
 struct AttentionCase {
   std::vector<int> lengths, past;
   std::int64_t heads, kv_heads, e, window;
+  double cap = 0;  // of scores; 0: none
 };
 
 void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   const bool cached = !c.past.empty();
   std::string shape = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads of " + std::to_string(c.e);
   if (c.window > 0) shape.append(", window ").append(std::to_string(c.window));
+  if (c.cap > 0) shape.append(", cap ").append(std::to_string(c.cap));
   shape += cached ? ", cached, rows" : ", rows";
   for (int n : c.lengths) shape.append(" ").append(std::to_string(n));
   int capacity = 0;
@@ -35,6 +37,8 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
     for (std::int64_t x = 0; x < e; ++x) sum += a[x] * b[x];
     return sum;
   };
+  const auto capped = [cap = c.cap](double score) { return cap > 0 ? cap * std::tanh(score / cap) : score; };
+  const auto slope = [cap = c.cap](double score) { return cap > 0 ? 1 - std::pow(std::tanh(score / cap), 2) : 1.0; };
   const auto add = [e](double* to, double factor, const double* a) {
     for (std::int64_t x = 0; x < e; ++x) to[x] += factor * a[x];
   };
@@ -46,12 +50,13 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
       for (std::int64_t i = 0; i < queries; ++i) {
         const std::int64_t position = offset + i, low = c.window ? std::max<std::int64_t>(0, position - c.window + 1) : 0;
         const std::int64_t own = (first + i) * q_cols + h * e, keys_of = start * k_cols + h / group * e;
-        Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size());
+        Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size()), slopes(p.size());
         double top = -1e300, total = 0;
         for (std::int64_t j = low; j <= position; ++j) {
           const double score = dot(&q[static_cast<std::size_t>(own)], &k[static_cast<std::size_t>(keys_of + j * k_cols)]) * scale;
-          p[static_cast<std::size_t>(j - low)] = score;
-          top = std::max(top, score);
+          p[static_cast<std::size_t>(j - low)] = capped(score);
+          slopes[static_cast<std::size_t>(j - low)] = slope(score);
+          top = std::max(top, capped(score));
         }
         for (double& w : p) total += w = std::exp(w - top);
         const auto at_row = static_cast<std::size_t>(h * tokens + first + i);
@@ -66,7 +71,7 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
         }
         for (std::int64_t j = low; j <= position; ++j) {
           const auto at = static_cast<std::size_t>(j - low);
-          add(&dq[static_cast<std::size_t>(own)], p[at] * (dp[at] - delta[at_row]) * scale, &k[static_cast<std::size_t>(keys_of + j * k_cols)]);
+          add(&dq[static_cast<std::size_t>(own)], p[at] * (dp[at] - delta[at_row]) * slopes[at] * scale, &k[static_cast<std::size_t>(keys_of + j * k_cols)]);
         }
       }
 #pragma omp parallel for collapse(2) schedule(dynamic, 8)
@@ -77,9 +82,9 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
         for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h)
           for (std::int64_t i = std::max<std::int64_t>(0, j - offset); i < last; ++i) {
             const auto row = static_cast<std::size_t>((first + i) * q_cols + h * e), at_row = static_cast<std::size_t>(h * tokens + first + i);
-            const double p = std::exp(dot(&q[row], &k[own]) * scale - lse[at_row]);
+            const double score = dot(&q[row], &k[own]) * scale, p = std::exp(capped(score) - lse[at_row]);
             add(&dv[own], p, &dout[row]);
-            add(&dk[own], p * (dot(&dout[row], &v[own]) - delta[at_row]) * scale, &q[row]);
+            add(&dk[own], p * (dot(&dout[row], &v[own]) - delta[at_row]) * slope(score) * scale, &q[row]);
           }
       }
   }
@@ -96,10 +101,10 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
     if (spare) gpu.arena->workspace("what was there before", DType::i8, 1, std::int64_t{600} << 20);
     auto od = gpu.empty(dtype, tokens, q_cols), ld = gpu.empty(DType::f32, c.heads, tokens), dqd = gpu.empty(dtype, tokens, q_cols),
          dkd = gpu.put(Values(k.size(), 0), dtype, keys, k_cols, 8), dvd = gpu.put(Values(k.size(), 0), dtype, keys, k_cols);
-    gpu.ops->attention_forward({qd, kd, vd, od, ld, sequences.get(), e, c.window, scale_f});
+    gpu.ops->attention_forward({qd, kd, vd, od, ld, sequences.get(), e, c.window, scale_f, static_cast<float>(c.cap)});
     if (!spare) gpu.arena->reset_peak();
     gpu.ops->attention_backward({qd, kd, vd, od, ld, gd, dqd, dkd, dvd, sequences.get(), e, c.window, scale_f,
-                                 rotary ? table_held.view : Tensor(), &rows});
+                                 rotary ? table_held.view : Tensor(), &rows, static_cast<float>(c.cap)});
     return std::vector<Values>{gpu.get(od), gpu.get(ld), gpu.get(dqd), gpu.get(dkd), gpu.get(dvd)};
   };
   const std::vector<Values> got = run(true);
@@ -241,6 +246,14 @@ void attention(Gpu& gpu, DType dtype, bool small) {
   attention(gpu, dtype, {{400, 7, 260}, {}, 4, 2, 80, 0});
   attention(gpu, dtype, {{33, 7}, {}, 4, 2, 20, 5});
   attention(gpu, dtype, {{300}, {}, 4, 2, 40, 0});
+  // Scores under a cap, near it and far below.
+  for (const std::int64_t e : {256, 128, 64, 90}) {
+    for (const double cap : {1.5, 30.0}) {
+      attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 2, e, 0, cap});
+      attention(gpu, dtype, {{130, 300}, {}, 2, 1, e, 70, cap});
+      attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 0, cap});
+    }
+  }
   // Wide heads, and heads whose rows are not aligned: every padded width, whole and partial tiles, windows, caches.
   for (const std::int64_t e : {256, 192, 136, 100, 250, 90, 36, 2}) {
     attention(gpu, dtype, {{1}, {}, 2, 1, e, 0});

@@ -94,6 +94,8 @@ Arch arch_of(const Shape& shape) {
   arch.rms_eps = 1e-6f;
   arch.rotary = {rotary_rule(10000, arch.head_dim)};
   shape.family->rules(arch);
+  // Logits of a tied head are as long as its rows. A cap far below them leaves a gradient of nothing but rounding.
+  if (shape.tied) arch.logit_cap *= std::sqrt(static_cast<float>(arch.hidden));
   return arch;
 }
 
