@@ -1,13 +1,12 @@
 import { rm } from "node:fs/promises";
-import { basename, join, resolve } from "node:path";
+import { basename, join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
-import { readJsonFile } from "../../common/files.ts";
 import type { Config } from "../../config/options.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { filesOf, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
-import { type NodeFolders, type NodeSave, savedEverywhere } from "../cluster/node-folders.ts";
+import type { NodeFolders, NodeSave } from "../cluster/node-folders.ts";
 import type { LoraValues, Pipeline } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import { CheckpointStore } from "./checkpoint-store.ts";
@@ -22,7 +21,8 @@ import {
   saveCheckpoint,
 } from "./checkpoints.ts";
 import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
-import { changedFreely, changedSettings, type DecisiveSettings, type FreeSettings } from "./run-identity.ts";
+import { checkOrigin, earlierRun, namedFolder, resumePoint, stepOf, upTo } from "./resume-point.ts";
+import type { DecisiveSettings, FreeSettings } from "./run-identity.ts";
 import {
   initialState,
   parseState,
@@ -305,57 +305,6 @@ export class RunFiles {
   }
 }
 
-/** Error: PL_RESUME_INVALID, naming the settings that differ where some do. `warn` hears of those that may. */
-async function checkOrigin(
-  config: DecisiveSettings & FreeSettings,
-  origin: ReadCheckpoint,
-  fingerprint: string,
-  warn: (text: string) => void,
-): Promise<void> {
-  const written = await writtenArguments(origin.path);
-  try {
-    parseState(origin.state, origin.path, fingerprint);
-    for (const change of changedFreely(config, written))
-      warn(`${change} in ${origin.path}: the run goes on with the new one`);
-  } catch (error) {
-    const changed = changedSettings(config, written);
-    if (!(error instanceof PipeloraError) || changed.length === 0) throw error;
-    throw new PipeloraError(
-      "PL_RESUME_INVALID",
-      `${origin.path} belongs to a run with other settings: ${changed.join("; ")}`,
-      {
-        hint: "Resume with that run's values (the learning rate, and steps of saving, logging and evaluation, may change), or train anew with --overwrite-output-dir.",
-        cause: error,
-      },
-    );
-  }
-}
-
-/** training_args.json of a checkpoint; empty where it is missing or malformed. */
-async function writtenArguments(checkpoint: string): Promise<Record<string, unknown>> {
-  const value = await readJsonFile(join(checkpoint, "training_args.json"), 1 << 20).catch(() => null);
-  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
-}
-
-/**
- * The local time that templates write, without a zone: the run's own, which the checkpoint that is resumed keeps, so that a
- * run goes on the next day as it began.
- */
-export async function templateDate(
-  config: Pick<Config, "template_date" | "resume_from_checkpoint" | "output_dir">,
-): Promise<string> {
-  if (config.template_date !== null) return config.template_date;
-  const asked = config.resume_from_checkpoint;
-  if (asked !== null && asked !== false) {
-    const newest = (await listCheckpoints(config.output_dir!)).at(-1);
-    const from = namedFolder(asked) ?? newest?.path;
-    const kept = from === undefined ? undefined : (await writtenArguments(from))["template_date"];
-    if (typeof kept === "string" && !Number.isNaN(Date.parse(kept))) return kept;
-  }
-  const now = new Date();
-  return new Date(now.getTime() - now.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
-}
-
 /** What was saved where. */
 export interface Saved {
   /** The coordinator's. */
@@ -373,61 +322,6 @@ export interface Finished extends Saved {
 
 export function describeFailure(save: string, { node, error }: NodeSave): string {
   return `node "${node}" did not save ${save}: ${error!.message}`;
-}
-
-function stepOf({ path }: ReadCheckpoint): number {
-  return Number(/checkpoint-(\d+)$/.exec(path)?.[1] ?? -1);
-}
-
-function earlierRun(where: string, step: number): PipeloraError {
-  return new PipeloraError("PL_OUTPUT_UNWRITABLE", `${where} holds checkpoint-${step} of an earlier run`, {
-    hint: "Say --resume-from-checkpoint to continue it, --overwrite-output-dir to start anew, or name another folder.",
-  });
-}
-
-/** The checkpoint's folder that was named; null where the newest was asked for, or nothing. */
-function namedFolder(asked: Config["resume_from_checkpoint"]): string | null {
-  return typeof asked === "string" && asked !== "auto" ? asked : null;
-}
-
-/** The run's checkpoints up to the one that it goes on from; later ones are another branch's. */
-async function upTo(outputDir: string, path: string): Promise<string[]> {
-  const all = (await listCheckpoints(outputDir)).map((found) => found.path);
-  const place = all.indexOf(resolve(path));
-  return place < 0 ? [] : all.slice(0, place + 1);
-}
-
-async function resumePoint(
-  config: FileSettings,
-  setup: ModelSetup,
-  outputDir: string,
-  warn: (text: string) => void,
-): Promise<ReadCheckpoint | null> {
-  const asked = config.resume_from_checkpoint;
-  const named = namedFolder(asked);
-  if (named !== null) return readCheckpoint(named, setup.lora!);
-  const present = await listCheckpoints(outputDir);
-  if (asked === "auto" && present.length === 0) return null;
-  if (asked === "auto" || asked === true) {
-    const newestFirst = present.map(({ path }) => path).reverse();
-    const damaged: string[] = [];
-    const newest = await firstWhole(newestFirst, setup.lora!, (problem) => damaged.push(problem));
-    for (const problem of damaged) warn(`passed over: ${problem}`);
-    if (newest !== null && damaged.length > 0) warn(`resuming from the older ${newest.path}`);
-    // Another node may have what is not here: known once the nodes have joined.
-    if (newest !== null || savedEverywhere(config)) return newest;
-    throw new PipeloraError(
-      "PL_RESUME_INVALID",
-      present.length === 0
-        ? `${outputDir} holds no checkpoint`
-        : `none of the ${present.length} checkpoints in ${outputDir} is whole`,
-      { hint: "Name a checkpoint folder, or leave out --resume-from-checkpoint." },
-    );
-  }
-  if (present.length > 0 && !config.overwrite_output_dir) {
-    throw earlierRun(outputDir, present.at(-1)!.step);
-  }
-  return null;
 }
 
 /** No step follows the last update whose loss would tell. Error: PL_LOSS_NOT_FINITE. */

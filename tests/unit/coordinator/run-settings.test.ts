@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { defaultConfig } from "../../../src/config/load.ts";
-import { templateDate } from "../../../src/coordinator/run/run-files.ts";
+import { templateDate } from "../../../src/coordinator/run/resume-point.ts";
 import { changedFreely, changedSettings } from "../../../src/coordinator/run/run-identity.ts";
 import { withWholeSteps } from "../../../src/coordinator/run/whole-steps.ts";
 import { temporaryFolder } from "../../support/cli.ts";
