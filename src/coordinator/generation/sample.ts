@@ -11,7 +11,7 @@ import { planMembers } from "../assembly/plan-members.ts";
 import { type ClusterSettings, openCluster } from "../cluster/open-cluster.ts";
 import { type ModelSettings, setUpModel } from "../planning/model-setup.ts";
 import type { PlanSettings } from "../planning/planning.ts";
-import { dateOf } from "../planning/training-data.ts";
+import { dateOf } from "../planning/row-templates.ts";
 import { generationWorkload } from "../planning/workload.ts";
 import { Conversation, type ReplySettings } from "./conversation.ts";
 

@@ -7,7 +7,7 @@ import { holdsRows } from "../../data/readers/read.ts";
 import { fetchSplit } from "../../hub/dataset-files.ts";
 import { parseDatasetReference } from "../../hub/reference.ts";
 import { openSnapshot } from "./named-models.ts";
-import type { Templates } from "./training-data.ts";
+import type { Templates } from "./row-templates.ts";
 
 /**
  * The sets that a setting names, each with its files on this machine: what is a file here is that file, what else has a name's form is

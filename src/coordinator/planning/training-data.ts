@@ -6,13 +6,9 @@ import { mixSets } from "../../data/mixture.ts";
 import { TrainingOrder } from "../../data/order.ts";
 import { datasetError } from "../../data/readers/checks.ts";
 import { splitRows } from "../../data/split.ts";
-import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
-import { loadTokenizer } from "../../formats/tokenizer/load.ts";
-import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { findSets } from "./row-sets.ts";
-
-export type TemplateSettings = Pick<Config, "system" | "train_on" | "template_date">;
+import { type TemplateSettings, templatesOf } from "./row-templates.ts";
 
 /** Which rows, how they become tokens, and in which order and batches they are trained on. */
 export type DataSettings = TemplateSettings &
@@ -129,27 +125,4 @@ function mixed(
 
 function range(length: number): number[] {
   return Array.from({ length }, (_, index) => index);
-}
-
-/** A date without a time is that day's beginning here, not in Greenwich. */
-export function dateOf({ template_date: date }: Pick<Config, "template_date">): { now?: Date } {
-  if (date === null) return {};
-  return { now: new Date(/^\d{4}-\d\d-\d\d$/.test(date) ? `${date}T00:00:00` : date) };
-}
-
-/** Templates by name over one tokenizer, which is loaded only when text comes, so that ready ids need none. */
-export type Templates = (name: Config["template"]) => () => Promise<RowTemplate>;
-
-export function templatesOf(config: TemplateSettings, modelDir: string): Templates {
-  let tokenizer: Promise<Tokenizer> | null = null;
-  const made = new Map<string, Promise<RowTemplate>>();
-  return (name) => () => {
-    tokenizer ??= loadTokenizer(modelDir);
-    const known = made.get(name);
-    if (known !== undefined) return known;
-    const settings = { name, system: config.system, trainOn: config.train_on, ...dateOf(config) };
-    const template = tokenizer.then((loaded) => rowTemplate(loaded, settings));
-    made.set(name, template);
-    return template;
-  };
 }

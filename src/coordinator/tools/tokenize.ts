@@ -8,7 +8,7 @@ import { readRows } from "../../data/readers/read.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import { readModelSpec } from "../../models/index.ts";
 import { locateModel } from "../planning/named-models.ts";
-import { type TemplateSettings, templatesOf } from "../planning/training-data.ts";
+import { type TemplateSettings, templatesOf } from "../planning/row-templates.ts";
 
 export interface TokenizedRow {
   readonly ids: readonly number[];
