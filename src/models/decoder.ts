@@ -130,48 +130,42 @@ function attentionLinears(
   const hidden = config.hidden_size;
   const q = config.num_attention_heads * family.headDim;
   const kv = family.kvHeads * family.headDim;
-  const bias = family.bias?.qkv ?? false;
-  const input = (role: LinearRole, leaf: string, out: number): LinearSpec => ({
-    role,
-    name: `${path}.${leaf}`,
-    in: hidden,
-    out,
-    bias,
-  });
   const { qkv } = names;
-  const inputs =
+  const widths: readonly Projection[] =
     typeof qkv === "string"
-      ? [input("qkv", qkv, q + 2 * kv)]
-      : [input("q", qkv[0], q), input("k", qkv[1], kv), input("v", qkv[2], kv)];
-  const output: LinearSpec = {
-    role: "o",
-    name: `${path}.${names.output}`,
-    in: q,
-    out: hidden,
-    bias: family.bias?.output ?? false,
-  };
-  return names.outputFirst ? [output, ...inputs] : [...inputs, output];
+      ? [["qkv", qkv, q + 2 * kv]]
+      : [
+          ["q", qkv[0], q],
+          ["k", qkv[1], kv],
+          ["v", qkv[2], kv],
+        ];
+  const inputs = projections(path, hidden, family.bias?.qkv ?? false, widths);
+  const output = projections(path, q, family.bias?.output ?? false, [["o", names.output, hidden]]);
+  return names.outputFirst ? [...output, ...inputs] : [...inputs, ...output];
 }
 
 function mlpLinears(config: DecoderConfig, family: DecoderFamily, names: DecoderNames, path: string): LinearSpec[] {
   const { hidden_size: hidden, intermediate_size: ffn } = config;
-  const bias = family.bias?.gateUp ?? false;
-  const input = (role: LinearRole, leaf: string, out: number): LinearSpec => ({
-    role,
-    name: `${path}.${leaf}`,
-    in: hidden,
-    out,
-    bias,
-  });
   const { gateUp } = names;
-  const inputs =
+  const widths: readonly Projection[] =
     typeof gateUp === "string"
-      ? [input("gate_up", gateUp, 2 * ffn)]
-      : [input("gate", gateUp[0], ffn), input("up", gateUp[1], ffn)];
+      ? [["gate_up", gateUp, 2 * ffn]]
+      : [
+          ["gate", gateUp[0], ffn],
+          ["up", gateUp[1], ffn],
+        ];
   return [
-    ...inputs,
-    { role: "down", name: `${path}.${names.down}`, in: ffn, out: hidden, bias: family.bias?.down ?? false },
+    ...projections(path, hidden, family.bias?.gateUp ?? false, widths),
+    ...projections(path, ffn, family.bias?.down ?? false, [["down", names.down, hidden]]),
   ];
+}
+
+/** Role, name below the path, outputs. */
+type Projection = readonly [role: LinearRole, leaf: string, out: number];
+
+/** Linears of one input. */
+function projections(path: string, width: number, bias: boolean, of: readonly Projection[]): LinearSpec[] {
+  return of.map(([role, leaf, out]) => ({ role, name: `${path}.${leaf}`, in: width, out, bias }));
 }
 
 const ATTENTION_ROLES: readonly LinearRole[] = ["qkv", "q", "k", "v", "o"];

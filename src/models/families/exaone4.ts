@@ -1,15 +1,8 @@
 import { z } from "zod";
 import { nullish, parseConfig, unsupported } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
-import {
-  decoderConfig,
-  everyNthFull,
-  headWidth,
-  type LayerType,
-  layerTypes,
-  windowsByType,
-} from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderConfig, everyNthFull, type LayerType, layerTypes, windowsByType } from "../decoder-config.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
 import { NORMS_BEHIND } from "./olmo2.ts";
 
@@ -23,8 +16,6 @@ const exaone4Config = decoderConfig.extend({
  */
 export function exaone4Spec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(exaone4Config, config);
-  const headDim = headWidth(parsed);
-  const maxPositions = parsed.max_position_embeddings ?? 2048;
   const window = parsed.sliding_window === undefined ? 4096 : parsed.sliding_window;
   const types = layerTypes(
     parsed,
@@ -33,12 +24,7 @@ export function exaone4Spec(config: unknown, generation: unknown): ModelSpec {
   return decoderSpec(parsed, generation, {
     family: "exaone4",
     prefix: "Exaone4",
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 32,
-    eps: parsed.rms_norm_eps ?? 1e-5,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? false,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    ...decoderShape(config, parsed, { kvHeads: 32, eps: 1e-5, maxPositions: 2048, tied: false, rope: { base: 10000 } }),
     blockRotary: (block) => (window === null || types[block] === "sliding_attention" ? 0 : null),
     slidingWindow: windowsByType(types, window),
     names: { norms: NORMS_BEHIND, headNorms: ["q_norm", "k_norm"] },

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { activationNamed, nullish, parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
 import { decoderConfig } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import { PLAIN_SCALE } from "../rules.ts";
 import type { ComputeRules, ModelSpec } from "../spec.ts";
 
@@ -27,19 +27,19 @@ export function gemmaRules(parsed: GemmaConfig): Pick<ComputeRules, "activation"
 export function gemmaSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(gemmaConfig, config);
   const bias = parsed.attention_bias ?? false;
-  const headDim = parsed.head_dim ?? 256;
-  const maxPositions = parsed.max_position_embeddings ?? 8192;
   const act = typeof parsed["hidden_act"] === "string" ? parsed["hidden_act"] : null;
   return decoderSpec(parsed, generation, {
     family: "gemma",
     prefix: "Gemma",
     bias: { qkv: bias, output: bias },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 16,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? true,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    ...decoderShape(config, parsed, {
+      headDim: 256,
+      kvHeads: 16,
+      eps: 1e-6,
+      maxPositions: 8192,
+      tied: true,
+      rope: { base: 10000 },
+    }),
     rules: gemmaRules({ ...parsed, hidden_activation: parsed.hidden_activation ?? act ?? null }),
   });
 }

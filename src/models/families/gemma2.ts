@@ -1,7 +1,7 @@
 import { parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
 import { everyNthFull, layerTypes, windowsByType } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
 import { gemmaConfig, gemmaRules } from "./gemma.ts";
 
@@ -16,20 +16,20 @@ export const GEMMA2_NORMS = {
 export function gemma2Spec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(gemmaConfig, config);
   const bias = parsed.attention_bias ?? false;
-  const headDim = parsed.head_dim ?? 256;
-  const maxPositions = parsed.max_position_embeddings ?? 8192;
   const rules = gemmaRules(parsed);
   const cap = (value: number | null | undefined, fallback: number) => (value === undefined ? fallback : value);
   return decoderSpec(parsed, generation, {
     family: "gemma2",
     prefix: "Gemma2",
     bias: { qkv: bias, output: bias },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 4,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? true,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    ...decoderShape(config, parsed, {
+      headDim: 256,
+      kvHeads: 4,
+      eps: 1e-6,
+      maxPositions: 8192,
+      tied: true,
+      rope: { base: 10000 },
+    }),
     slidingWindow: windowsByType(layerTypes(parsed, everyNthFull(2)), cap(parsed.sliding_window, 4096)),
     names: { norms: GEMMA2_NORMS },
     rules: {

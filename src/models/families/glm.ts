@@ -1,7 +1,7 @@
 import { parseConfig } from "../config.ts";
 import { type DecoderFamily, decoderSpec } from "../decoder.ts";
 import { decoderConfig } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
 
 /** GLM-4 of 2024: neighbours turn together, in half of each head; fused gate and up (defaults of transformers' GlmConfig). */
@@ -31,17 +31,17 @@ function glmLike(
   own: Pick<DecoderFamily, "family" | "prefix" | "names">,
 ): ModelSpec {
   const parsed = parseConfig(decoderConfig, config);
-  const headDim = parsed.head_dim ?? 128;
-  const maxPositions = parsed.max_position_embeddings ?? 131072;
   return decoderSpec(parsed, generation, {
     ...own,
     bias: { qkv: parsed.attention_bias ?? false },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 2,
-    eps: parsed.rms_norm_eps ?? 1.5625e-7,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? false,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions, partial: 0.5 })],
+    ...decoderShape(config, parsed, {
+      headDim: 128,
+      kvHeads: 2,
+      eps: 1.5625e-7,
+      maxPositions: 131072,
+      tied: false,
+      rope: { base: 10000, partial: 0.5 },
+    }),
     names: { gateUp: "gate_up_proj", activation: "activation_fn", ...own.names },
     rules: { rotaryInterleaved: true },
     reads: ["partial_rotary_factor"],

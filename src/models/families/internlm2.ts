@@ -1,8 +1,8 @@
 import { z } from "zod";
 import { nullish, parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, headWidth } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderConfig } from "../decoder-config.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
 
 const internlm2Config = decoderConfig.extend({ bias: nullish(z.boolean()) });
@@ -11,18 +11,16 @@ const internlm2Config = decoderConfig.extend({ bias: nullish(z.boolean()) });
 export function internlm2Spec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(internlm2Config, config);
   const bias = parsed.bias ?? true;
-  const headDim = headWidth(parsed);
-  const maxPositions = parsed.max_position_embeddings ?? 2048;
   return decoderSpec(parsed, generation, {
     family: "internlm2",
     prefix: "InternLM2",
     bias: { qkv: bias, output: bias },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? parsed.num_attention_heads,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? false,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions, rules: ["dynamic"] })],
+    ...decoderShape(config, parsed, {
+      eps: 1e-6,
+      maxPositions: 2048,
+      tied: false,
+      rope: { base: 10000, rules: ["dynamic"] },
+    }),
     names: {
       embedding: "model.tok_embeddings",
       head: "output",

@@ -1,8 +1,8 @@
 import { z } from "zod";
 import { nullish, parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, headWidth } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderConfig } from "../decoder-config.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import { PLAIN_SCALE } from "../rules.ts";
 import type { ModelSpec } from "../spec.ts";
 
@@ -16,18 +16,11 @@ const minicpmConfig = decoderConfig.extend({ scale_emb: factor, scale_depth: fac
 export function minicpmSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(minicpmConfig, config);
   const bias = parsed.attention_bias ?? false;
-  const headDim = headWidth(parsed);
-  const maxPositions = parsed.max_position_embeddings ?? 2048;
   return decoderSpec(parsed, generation, {
     family: "minicpm",
     prefix: "MiniCPM",
     bias: { qkv: bias, output: bias },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? parsed.num_attention_heads,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? true,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    ...decoderShape(config, parsed, { eps: 1e-6, maxPositions: 2048, tied: true, rope: { base: 10000 } }),
     names: { rotary: null },
     rules: {
       scale: {

@@ -1,7 +1,8 @@
 import { contradiction, parseConfig } from "../config.ts";
 import { type DecoderFamily, decoderSpec } from "../decoder.ts";
-import { decoderConfig, headWidth } from "../decoder-config.ts";
-import { ropeFromConfig, ropeParametersOf } from "../rope.ts";
+import { decoderConfig } from "../decoder-config.ts";
+import { decoderShape } from "../decoder-shape.ts";
+import { ropeParametersOf } from "../rope.ts";
 import type { ModelSpec } from "../spec.ts";
 import { type TextPart, textPartSpec } from "./text-part.ts";
 
@@ -46,16 +47,15 @@ function mistralLike(
 ): ModelSpec {
   const parsed = parseConfig(decoderConfig, config);
   const window = parsed.sliding_window === undefined ? ownWindow : parsed.sliding_window;
-  const headDim = headWidth(parsed);
-  const maxPositions = parsed.max_position_embeddings ?? 131072;
   return decoderSpec(parsed, generation, {
     ...own,
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 8,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? false,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    ...decoderShape(config, parsed, {
+      kvHeads: 8,
+      eps: 1e-6,
+      maxPositions: 131072,
+      tied: false,
+      rope: { base: 10000 },
+    }),
     slidingWindow: () => window,
   });
 }

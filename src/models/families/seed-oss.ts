@@ -2,7 +2,7 @@ import { z } from "zod";
 import { nullish, parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
 import { decoderConfig } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
 
 const seedOssConfig = decoderConfig.extend({ attention_out_bias: nullish(z.boolean()) });
@@ -14,8 +14,6 @@ const seedOssConfig = decoderConfig.extend({ attention_out_bias: nullish(z.boole
 export function seedOssSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(seedOssConfig, config);
   const mlpBias = parsed.mlp_bias ?? false;
-  const headDim = parsed.head_dim ?? 128;
-  const maxPositions = parsed.max_position_embeddings ?? 524288;
   return decoderSpec(parsed, generation, {
     family: "seed_oss",
     prefix: "SeedOss",
@@ -25,11 +23,13 @@ export function seedOssSpec(config: unknown, generation: unknown): ModelSpec {
       gateUp: mlpBias,
       down: mlpBias,
     },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 8,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? false,
-    rotary: [ropeFromConfig(config, { headDim, base: 10000, maxPositions })],
+    ...decoderShape(config, parsed, {
+      headDim: 128,
+      kvHeads: 8,
+      eps: 1e-6,
+      maxPositions: 524288,
+      tied: false,
+      rope: { base: 10000 },
+    }),
   });
 }

@@ -1,8 +1,8 @@
 import { z } from "zod";
 import { contradiction, extent, nullish, parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, headWidth, layerTypes, windowsByType } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
+import { decoderConfig, layerTypes, windowsByType } from "../decoder-config.ts";
+import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
 
 const smollm3Config = decoderConfig.extend({
@@ -15,8 +15,6 @@ export function smollm3Spec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(smollm3Config, config);
   const bias = parsed.attention_bias ?? false;
   const mlpBias = parsed.mlp_bias ?? false;
-  const headDim = headWidth(parsed);
-  const maxPositions = parsed.max_position_embeddings ?? 32768;
   // 1: the block turns, whatever the key's name says.
   const given = parsed.no_rope_layers ?? null;
   if (given !== null && given.length < parsed.num_hidden_layers) {
@@ -32,12 +30,13 @@ export function smollm3Spec(config: unknown, generation: unknown): ModelSpec {
     family: "smollm3",
     prefix: "SmolLM3",
     bias: { qkv: bias, output: bias, gateUp: mlpBias, down: mlpBias },
-    headDim,
-    kvHeads: parsed.num_key_value_heads ?? 4,
-    eps: parsed.rms_norm_eps ?? 1e-6,
-    maxPositions,
-    tied: parsed.tie_word_embeddings ?? true,
-    rotary: [ropeFromConfig(config, { headDim, base: 2000000, maxPositions })],
+    ...decoderShape(config, parsed, {
+      kvHeads: 4,
+      eps: 1e-6,
+      maxPositions: 32768,
+      tied: true,
+      rope: { base: 2000000 },
+    }),
     blockRotary: (block) => (turns(block) ? 0 : null),
     slidingWindow: windowsByType(types, window),
     reads: ["no_rope_layers"],
