@@ -223,17 +223,7 @@ Outcome run(const Case& c, DType compute) {
   };
   HoldSpec plain;
   plain.dtype = c.compute;  // both engines hold the same values
-  load("embedding", {arch.vocab, arch.hidden}, 1, 0, plain);
-  for (const LayerSpec& layer : spec.layers) {
-    const auto* block = std::get_if<BlockSpec>(&layer);
-    if (block == nullptr) continue;
-    for (const auto& [name, size] : norms_of(*block, arch)) load(name, {size}, 0.1, 1, plain);
-    for (const LinearSpec& l : block->linears) {
-      load(l.name + ".weight", {l.out, l.in}, 1 / std::sqrt(static_cast<double>(l.in)), 0, c.hold);
-      if (l.bias) load(l.name + ".bias", {l.out}, 0.1, 0, plain);
-    }
-  }
-  load("norm", {arch.hidden}, 0.1, 1, plain);
+  load_base(spec, arch, plain, c.hold, load);
   if (!c.shape->tied) load("head", {arch.vocab, arch.hidden}, 1 / std::sqrt(static_cast<double>(arch.hidden)), 0, plain);
   const std::vector<LoraPair*> pairs = segment.lora_pairs();
   std::vector<float> floats;

@@ -113,17 +113,7 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
     segment.slots().load(name, shape, {values.data(), DType::f32, shape.size() == 1 ? 1 : shape[0], shape.back()}, hold);
   };
   HoldSpec plain;
-  load("embedding", {arch.vocab, arch.hidden}, 1, 0, plain);
-  for (const LayerSpec& layer : spec.layers) {
-    const auto* block = std::get_if<BlockSpec>(&layer);
-    if (block == nullptr) continue;
-    for (const auto& [name, size] : norms_of(*block, arch)) load(name, {size}, 0.1, 1, plain);
-    for (const LinearSpec& l : block->linears) {
-      load(l.name + ".weight", {l.out, l.in}, 1 / std::sqrt(static_cast<double>(l.in)), 0, variant.hold);
-      if (l.bias) load(l.name + ".bias", {l.out}, 0.1, 0, plain);
-    }
-  }
-  load("norm", {arch.hidden}, 0.1, 1, plain);
+  load_base(spec, arch, plain, variant.hold, load);
   load("head", {arch.vocab, arch.hidden}, 0.2, 0, plain);
   const std::vector<LoraPair*> pairs = segment.lora_pairs();
   for (LoraPair* pair : pairs) {

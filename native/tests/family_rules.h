@@ -1,8 +1,10 @@
 // What families have beyond Llama's rules, for tests on a GPU: enough kinds that every general part stands in one of them.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "pipelora/spec.h"
@@ -44,6 +46,23 @@ inline std::vector<std::pair<std::string, std::int64_t>> norms_of(const BlockSpe
   add(block.q_norm, q);
   add(block.k_norm, k);
   return found;
+}
+
+/// load(name, shape, scale, mean, how it is held) of every weight below the head, in the model's order: `hold` is how linears are held,
+/// `plain` everything else.
+template <class Load>
+void load_base(const SegmentSpec& spec, const Arch& arch, const HoldSpec& plain, const HoldSpec& hold, Load&& load) {
+  load("embedding", {arch.vocab, arch.hidden}, 1, 0, plain);
+  for (const LayerSpec& layer : spec.layers) {
+    const auto* block = std::get_if<BlockSpec>(&layer);
+    if (block == nullptr) continue;
+    for (const auto& [name, size] : norms_of(*block, arch)) load(name, {size}, 0.1, 1, plain);
+    for (const LinearSpec& l : block->linears) {
+      load(l.name + ".weight", {l.out, l.in}, 1 / std::sqrt(static_cast<double>(l.in)), 0, hold);
+      if (l.bias) load(l.name + ".bias", {l.out}, 0.1, 0, plain);
+    }
+  }
+  load("norm", {arch.hidden}, 0.1, 1, plain);
 }
 
 inline std::int64_t first_rule(std::int64_t) { return 0; }
