@@ -8,7 +8,7 @@
 #include "addon/engine_object.h"
 #include "pipelora/error.h"
 #ifdef PIPELORA_CUDA
-#include "ops/cuda/link_device.h"
+#include "ops/cuda/device/link_device.h"
 #endif
 
 namespace pipelora::addon {

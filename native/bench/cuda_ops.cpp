@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "ops/cuda/cublaslt.h"
-#include "ops/cuda/quant.h"
+#include "ops/cuda/weights/cublaslt.h"
+#include "ops/cuda/weights/quant.h"
 #include "tests/cuda_fixture.h"
 
 using namespace pipelora;

@@ -2,7 +2,7 @@ import { PipeloraError } from "../common/errors.ts";
 import type { ModelShape } from "../models/spec.ts";
 import type { Device } from "./devices.ts";
 
-/** Most columns of an attention head (native/model/engine.cpp, native/ops/cuda/attention_plain.cu). */
+/** Most columns of an attention head (native/model/engine.cpp, native/ops/cuda/attention/plain.cu). */
 const MOST_HEAD_DIM: Readonly<Record<Device["kind"], number>> = { cpu: 1024, cuda: 256 };
 const DEVICE_WORD: Readonly<Record<Device["kind"], string>> = { cpu: "CPU workers", cuda: "GPUs" };
 

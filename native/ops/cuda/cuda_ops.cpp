@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "ops/cuda/check.h"
-#include "ops/cuda/event_fence.h"
-#include "ops/cuda/kernels.h"
-#include "ops/cuda/lora.h"
-#include "ops/cuda/sampling.h"
+#include "ops/cuda/device/check.h"
+#include "ops/cuda/device/event_fence.h"
+#include "ops/cuda/pointwise/pointwise.h"
+#include "ops/cuda/lora/lora.h"
+#include "ops/cuda/head/sampling.h"
 #include "pipelora/error.h"
 
 namespace pipelora::cuda {

@@ -5,13 +5,13 @@
 #include <memory>
 #include <vector>
 
-#include "ops/cuda/cublaslt.h"
-#include "ops/cuda/device.h"
+#include "ops/cuda/weights/cublaslt.h"
+#include "ops/cuda/device/device.h"
 #include "ops/cuda/kernel_choice.h"
-#include "ops/cuda/linear_weight.h"
-#include "ops/cuda/lora.h"
-#include "ops/cuda/offload.h"
-#include "ops/cuda/work_clock.h"
+#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/lora/lora.h"
+#include "ops/cuda/device/offload.h"
+#include "ops/cuda/device/work_clock.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {

@@ -1,8 +1,8 @@
 // Attention, by the kernel that kernel_choice.h names.
 #include <algorithm>
 
-#include "ops/cuda/alignment.h"
-#include "ops/cuda/attention.h"
+#include "ops/cuda/device/alignment.h"
+#include "ops/cuda/attention/attention.h"
 #include "ops/cuda/cuda_ops.h"
 #include "pipelora/error.h"
 

@@ -2,9 +2,9 @@
 #include <algorithm>
 
 #include "ops/cuda/cuda_ops.h"
-#include "ops/cuda/int8.h"
-#include "ops/cuda/kernels.h"
-#include "ops/cuda/lora.h"
+#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/pointwise/pointwise.h"
+#include "ops/cuda/lora/lora.h"
 #include "pipelora/error.h"
 
 namespace pipelora::cuda {

@@ -4,10 +4,10 @@
 // autocast) and sums in f32. What dropout leaves of an input is written once for each use, since every pair drops other elements.
 #include <algorithm>
 
-#include "ops/cuda/alignment.h"
+#include "ops/cuda/device/alignment.h"
 #include "ops/cuda/cuda_ops.h"
-#include "ops/cuda/kernels.h"
-#include "ops/cuda/lora.h"
+#include "ops/cuda/pointwise/pointwise.h"
+#include "ops/cuda/lora/lora.h"
 
 namespace pipelora::cuda {
 

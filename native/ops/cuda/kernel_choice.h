@@ -32,11 +32,11 @@ struct AttentionTraits {
 };
 
 enum class AttentionKernel : std::uint8_t {
-  plain,        // attention_plain.cu: any dtype
+  plain,        // attention/plain.cu: any dtype
   tiles,        // attention_tiles_*.cu: 16-bit, tensor cores of any GPU
   hopper_short, // attention_hopper_*.cu: warpgroup products, a warpgroup a tile
   hopper_long,  // the same, several warpgroups a tile
-  decode,       // attention_decode.cu: few queries a sequence, keys split over blocks
+  decode,       // attention/decode.cu: few queries a sequence, keys split over blocks
 };
 const char* name(AttentionKernel kernel);
 
@@ -88,7 +88,7 @@ enum class LoraOp : std::uint8_t {
   a_grad,
 };
 enum class LoraKernel : std::uint8_t {
-  few,      // lora_few.cu: a few tokens
+  few,      // lora/few.cu: a few tokens
   fused,    // tensor cores; norm_*, swiglu_*: in one kernel with what stands beside it
   plain,    // any dtype and alignment; norm_*, swiglu_*: kernels one after the other
   products, // through cuBLASLt

@@ -53,7 +53,7 @@ export function headProduct(hidden: number, vocab: number, pair: LoraTarget | nu
   return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false };
 }
 
-/** Columns behind those of a product's input and weight, for LoRA's inner vectors (native/ops/cuda/lora.h: tail_columns). */
+/** Columns behind those of a product's input and weight, for LoRA's inner vectors (native/ops/cuda/lora/lora.h: tail_columns). */
 export function tailColumns({ ranks }: GpuProduct): number {
   return roundUp(sum(ranks), 64);
 }

@@ -102,7 +102,7 @@ function backwardWork(product: GpuProduct, float: number, tokens: number): numbe
   return Math.max(wide, aGrad, outputSide);
 }
 
-/** Partial inner vectors, of 16 tokens and up to eight ranks a tile, over splits of the columns (lora_inner.cu). */
+/** Partial inner vectors, of 16 tokens and up to eight ranks a tile, over splits of the columns (lora/inner.cu). */
 function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): number {
   const tiles = sum(ranks.map((rank) => Math.ceil(rank / 8)));
   const blocks = Math.ceil(tokens / 16);
@@ -110,7 +110,7 @@ function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): n
   return splits === 1 ? 0 : splits * blocks * 16 * 8 * (tiles <= 4 ? tiles : 8) * FLOAT32;
 }
 
-/** lora_inner.cu's inner_splits. */
+/** lora/inner.cu's inner_splits. */
 function innerSplits(blocks: number, most: number): number {
   const atOnce = 396;
   if (blocks <= atOnce) return Math.max(1, Math.min(Math.floor(atOnce / blocks), most));
@@ -120,7 +120,7 @@ function innerSplits(blocks: number, most: number): number {
   return even ?? 1;
 }
 
-/** In float32, partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora_outer_plain.cu). */
+/** In float32, partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora/outer_plain.cu). */
 function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) => number, tokens: number): number {
   const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / 256), Math.ceil(rank / 8)));
   const bytes = launches(jobs).map((strips) => {
@@ -130,7 +130,7 @@ function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) =
   return Math.max(0, ...bytes);
 }
 
-/** In 16 bits, the same over blocks of 256 columns and up to 16 ranks, and B's part of the inner vectors' gradients (lora_outer.cu's cut_of). */
+/** In 16 bits, the same over blocks of 256 columns and up to 16 ranks, and B's part of the inner vectors' gradients (lora/outer.cu's cut_of). */
 function outerScratch(
   ranks: readonly number[],
   columnsOf: (part: number) => number,

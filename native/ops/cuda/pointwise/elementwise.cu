@@ -1,0 +1,148 @@
+// One pass over memory each: copies and conversions, rows by index, sums, logits in shape.
+#include "ops/cuda/device/common.cuh"
+#include "ops/cuda/device/dependent.cuh"
+#include "ops/cuda/pointwise/pointwise.h"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+/// Grid over [rows, cols] in pieces of V columns: x counts pieces of a row, y rows (strided where there are more).
+dim3 grid_of(std::int64_t rows, std::int64_t cols, int v) {
+  return dim3(blocks_for(cols / v, kThreads), static_cast<unsigned>(rows < 65535 ? rows : 65535));
+}
+
+template <int V, class From, class To, bool kIndexed>
+__global__ void copy_kernel(const From* from, std::int64_t from_stride, To* to, std::int64_t to_stride,
+                            const std::int32_t* from_rows, const std::int32_t* to_rows, float factor, std::int64_t rows,
+                            std::int64_t pieces) {
+  wait_for_previous();  // does not let the next start: it writes weights, too
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const std::int64_t source = kIndexed && from_rows != nullptr ? from_rows[r] : r;
+    const std::int64_t target = kIndexed && to_rows != nullptr ? to_rows[r] : r;
+    Floats<V> v = load<V>(from + source * from_stride + c * V);
+    if (kIndexed && factor != 1.0f) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) v.v[i] *= factor;
+    }
+    store<V>(to + target * to_stride + c * V, v);
+  }
+}
+
+template <bool kIndexed>
+void launch_copy(const Tensor& from, const std::int32_t* from_rows, const Tensor& to, const std::int32_t* to_rows,
+                 float factor, std::int64_t rows, cudaStream_t stream) {
+  if (rows == 0 || from.cols == 0) return;
+  const bool wide = eights(from) && eights(to);
+  with_float(from.dtype, [&]<class From>(From) {
+    with_float(to.dtype, [&]<class To>(To) {
+      const std::int64_t v = wide ? 8 : 1;
+      const auto kernel = wide ? copy_kernel<8, From, To, kIndexed> : copy_kernel<1, From, To, kIndexed>;
+      launch_dependent(kernel, grid_of(rows, from.cols, static_cast<int>(v)), kThreads, 0, stream, from.as<From>(), from.stride, to.as<To>(),
+                       to.stride, from_rows, to_rows, factor, rows, from.cols / v);
+    });
+  });
+  check_launch("copy");
+}
+
+template <int V>
+__global__ void add_scaled_kernel(const float* from, std::int64_t from_stride, float factor, float* to,
+                                  std::int64_t to_stride, std::int64_t rows, std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const Floats<V> a = load<V>(from + r * from_stride + c * V);
+    Floats<V> b = load<V>(to + r * to_stride + c * V);
+#pragma unroll
+    for (int i = 0; i < V; ++i) b.v[i] += factor * a.v[i];
+    store<V>(to + r * to_stride + c * V, b);
+  }
+}
+
+template <int V, class T>
+__global__ void add_kernel(const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride, float factor, T* out, std::int64_t out_stride,
+                           std::int64_t rows, std::int64_t pieces) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= pieces) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    Floats<V> sum = load<V>(b + r * b_stride + c * V), before{};
+    if (a != nullptr) before = load<V>(a + r * a_stride + c * V);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum.v[i] = before.v[i] + factor * sum.v[i];
+    store<V>(out + r * out_stride + c * V, sum);
+  }
+}
+
+__global__ void shape_logits_kernel(float* logits, std::int64_t stride, std::int64_t rows, std::int64_t cols, float factor, float cap) {
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= cols) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    float& z = logits[r * stride + c];
+    z = cap > 0 ? cap * tanhf(z * factor / cap) : z * factor;
+  }
+}
+
+}  // namespace
+
+void copy(const Tensor& from, const Tensor& to, cudaStream_t stream) {
+  if (from.rows == 0 || from.cols == 0) return;
+  const bool floating = from.dtype == DType::f32 || from.dtype == DType::bf16 || from.dtype == DType::f16;
+  if (!floating) {
+    const std::size_t size = dtype_bytes(from.dtype);
+    check(cudaMemcpy2DAsync(to.data, static_cast<std::size_t>(to.stride) * size, from.data,
+                            static_cast<std::size_t>(from.stride) * size, static_cast<std::size_t>(from.cols) * size,
+                            static_cast<std::size_t>(from.rows), cudaMemcpyDeviceToDevice, stream),
+          "copy");
+    return;
+  }
+  launch_copy<false>(from, nullptr, to, nullptr, 1.0f, from.rows, stream);
+}
+
+void gather_rows(const Tensor& from, const std::int32_t* rows, const Tensor& to, cudaStream_t stream) {
+  launch_copy<true>(from, rows, to, nullptr, 1.0f, to.rows, stream);
+}
+
+void scatter_rows(const Tensor& from, const std::int32_t* rows, float factor, const Tensor& to, cudaStream_t stream) {
+  launch_copy<true>(from, nullptr, to, rows, factor, from.rows, stream);
+}
+
+void add_scaled(const Tensor& from, float factor, const Tensor& to, cudaStream_t stream) {
+  if (from.rows == 0 || from.cols == 0) return;
+  if (eights(from) && eights(to)) {
+    add_scaled_kernel<8><<<grid_of(from.rows, from.cols, 8), kThreads, 0, stream>>>(
+        from.as<float>(), from.stride, factor, to.as<float>(), to.stride, from.rows, from.cols / 8);
+  } else {
+    add_scaled_kernel<1><<<grid_of(from.rows, from.cols, 1), kThreads, 0, stream>>>(
+        from.as<float>(), from.stride, factor, to.as<float>(), to.stride, from.rows, from.cols);
+  }
+  check_launch("add_scaled");
+}
+
+void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cudaStream_t stream) {
+  if (out.rows == 0) return;
+  const bool wide = (!a || eights(a)) && eights(b) && eights(out);
+  with_float(out.dtype, [&]<class T>(T) {
+    const auto launch = [&]<int V>() {
+      add_kernel<V, T><<<grid_of(out.rows, out.cols, V), kThreads, 0, stream>>>(a.as<T>(), a.stride, b.as<T>(), b.stride, factor, out.as<T>(),
+                                                                               out.stride, out.rows, out.cols / V);
+    };
+    if (wide)
+      launch.template operator()<8>();
+    else
+      launch.template operator()<1>();
+  });
+  check_launch("add");
+}
+
+void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream) {
+  if (logits.rows == 0) return;
+  shape_logits_kernel<<<grid_of(logits.rows, logits.cols, 1), kThreads, 0, stream>>>(logits.as<float>(), logits.stride, logits.rows, logits.cols,
+                                                                                    factor, cap);
+  check_launch("shape_logits");
+}
+
+}  // namespace pipelora::cuda
