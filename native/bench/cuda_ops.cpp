@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "ops/cuda/weights/cublaslt.h"
-#include "ops/cuda/weights/quant.h"
+#include "ops/cuda/base/cublaslt.h"
+#include "ops/cuda/base/quant.h"
 #include "tests/cuda_fixture.h"
 
 using namespace pipelora;

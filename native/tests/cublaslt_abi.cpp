@@ -1,7 +1,7 @@
 // Where the library's own header is present: the declared part of its interface agrees with it.
 #include <cublasLt.h>
 
-#include "ops/cuda/weights/cublaslt_abi.h"
+#include "ops/cuda/base/cublaslt_abi.h"
 
 namespace lt = pipelora::cuda::lt;
 

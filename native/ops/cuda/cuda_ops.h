@@ -5,10 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "ops/cuda/weights/cublaslt.h"
+#include "ops/cuda/base/cublaslt.h"
 #include "ops/cuda/device/device.h"
 #include "ops/cuda/kernel_choice.h"
-#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/base/linear_weight.h"
 #include "ops/cuda/lora/lora.h"
 #include "ops/cuda/device/offload.h"
 #include "ops/cuda/device/work_clock.h"

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "ops/cuda/cuda_ops.h"
-#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
 #include "pipelora/error.h"

@@ -1,10 +1,10 @@
-#include "ops/cuda/weights/expanded_pool.h"
+#include "ops/cuda/base/expanded_pool.h"
 
 #include <algorithm>
 #include <array>
 
 #include "ops/cuda/device/check.h"
-#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/base/linear_weight.h"
 
 namespace pipelora::cuda {
 

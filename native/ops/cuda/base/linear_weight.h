@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "ops/cuda/device/device.h"
-#include "ops/cuda/weights/expanded_pool.h"
-#include "ops/cuda/weights/quant.h"
+#include "ops/cuda/base/expanded_pool.h"
+#include "ops/cuda/base/quant.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {

@@ -1,4 +1,4 @@
-#include "ops/cuda/weights/cublaslt.h"
+#include "ops/cuda/base/cublaslt.h"
 
 #include <dlfcn.h>
 
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cuda/weights/cublaslt_abi.h"
+#include "ops/cuda/base/cublaslt_abi.h"
 #include "pipelora/error.h"
 
 namespace pipelora::cuda {

@@ -1,10 +1,10 @@
-#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/base/linear_weight.h"
 
 #include <algorithm>
 #include <bit>
 
 #include "ops/cuda/device/check.h"
-#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
 #include "pipelora/error.h"
