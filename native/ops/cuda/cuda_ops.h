@@ -91,11 +91,29 @@ class CudaOps final : public Ops {
   /// dx += LoRA's term.
   void add_input_grad(const LinearInputGrad& call);
   void a_grad_as_products(const LoraAGrad& call);
+  /// inner = factor * input Aᵀ, of inputs as dropped_inputs has them; back, each pair's term of the input's gradient before dropout.
+  void inner_of(const LoraSet& lora, const Tensor& inputs, std::int64_t in, const Tensor& inner);
+  void terms_of(const LoraSet& lora, const Tensor& rounded, std::int64_t in, const Tensor& terms);
+  /// grad_a += factor * roundedᵀ input, of one input for all pairs or one apart for each.
+  void a_grad_of(const LoraSet& lora, const Tensor& inputs, bool apart, const Tensor& rounded);
+  /// Whether one pair's dropout is made apart from its products, so that SwiGLU can make it.
+  bool drops_apart(LoraOp op, const LoraSet& lora, const Tensor& x) const;
+  /// SwiGLU with what dropout leaves of its output, and its inner vectors; false, and nothing done, where that does not suit.
+  bool swiglu_inner_as_products(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation);
+  struct SwiGluGrads {
+    Tensor gate, up, dgate, dup;
+  };
+  /// Back: LoRA's term, SwiGLU and A's gradient; call.dx is used up. False, and nothing done, where that does not suit.
+  bool swiglu_grad_as_products(const LinearInputGrad& call, const SwiGluGrads& grads, Activation activation);
   /// A workspace in the compute dtype whose rows begin on lines of 128 bytes or more.
   Buffer computed(const char* what, std::int64_t rows, std::int64_t cols);
   Buffer rounded_inner(const Tensor& inner);
   /// The A of all pairs, one below the other as their inner vectors stand.
   Buffer stacked_a(const LoraSet& lora, std::int64_t in);
+  /// The B of all pairs (transposed), likewise; as wide as the widest.
+  Buffer stacked_b(const LoraSet& lora);
+  /// Room for an input of `in` columns for each pair, side by side.
+  Buffer dropped_inputs(const char* what, const LoraSet& lora, std::int64_t rows, std::int64_t in);
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);

@@ -65,6 +65,11 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule 
 }
 
 void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) {
+  if (swiglu_inner_as_products(gate, up, call, activation)) {
+    LinearForward known = call;
+    known.inner_known = true;
+    return linear_forward(known);
+  }
   // The fused kernels know SiLU alone.
   if (activation != Activation::silu) return Ops::swiglu_linear_forward(gate, up, call, activation);
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
@@ -174,10 +179,11 @@ void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormB
 void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                        const Tensor& dup, Activation activation) {
   if (call.dy.rows == 0) return;
-  if (activation != Activation::silu) return Ops::swiglu_linear_input_grad(call, gate, up, dgate, dup, activation);
   const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
+  if (adds_term && swiglu_grad_as_products(call, {gate, up, dgate, dup}, activation)) return;
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
-  if (choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
+  // The fused kernel knows SiLU alone.
+  if (activation == Activation::silu && choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
     const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
     return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
   }
