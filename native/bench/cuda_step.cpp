@@ -1,6 +1,6 @@
 // Times whole optimizer steps of QLoRA at a published model's shape with random weights, through the engine itself: one JSON line a
 // workload. usage: cuda_step [--model qwen-7b|qwen2.5-7b|llama-3-8b] [--rank R] [--profile] [--arena-gib N] [--dropout P]
-// [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
+// [--blocks N] [--fp8] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
 // their activations on the GPU and on the host; CACHED: how many keep their weights expanded.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
@@ -39,6 +39,7 @@ struct Subject {
   Published model = qwen7b();
   std::int64_t rank = 8, blocks = model.blocks;
   float dropout = 0.1f;
+  bool fp8 = false;
 };
 /// Enough steps that the card's clocks settle.
 constexpr int kWarm = 3, kLeast = 10, kMost = 40, kMostSteps = kWarm + kMost;
@@ -135,6 +136,7 @@ struct Model {
     } else if (work.base == "int8") {
       linear.quantisation = Quantisation::int8;
     }
+    linear.fp8 = subject.fp8;
     const auto start = Clock::now();
     std::size_t offset = 0;
     const auto load = [&](const std::string& name, std::int64_t rows, std::int64_t cols, const HoldSpec& hold) {
@@ -251,10 +253,10 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
   const double rate = tokens_per_s[tokens_per_s.size() / 2];
-  std::printf("{\"model\": \"%s\", \"rank\": %lld, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+  std::printf("{\"model\": \"%s\", \"fp8\": %s, \"rank\": %lld, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
               "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
-              subject.name.c_str(), static_cast<long long>(subject.rank), work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
+              subject.name.c_str(), subject.fp8 ? "true" : "false", static_cast<long long>(subject.rank), work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
               static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<long long>(work.cached * blocks / kBlocks),
               static_cast<double>(subject.dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
@@ -340,6 +342,7 @@ int main(int argc, char** argv) {
     if (flag == "--profile") profile = true;
     else if (flag == "--arena-gib" && more) arena_gib = std::stod(argv[++i]);
     else if (flag == "--dropout" && more) subject.dropout = std::stof(argv[++i]);
+    else if (flag == "--fp8") subject.fp8 = true;
     else if (flag == "--blocks" && more) subject.blocks = std::stoll(argv[++i]);
     else if (flag == "--rank" && more) subject.rank = std::stoll(argv[++i]);
     else if (flag == "--model" && more) {

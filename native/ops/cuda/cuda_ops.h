@@ -85,6 +85,8 @@ class CudaOps final : public Ops {
   void inner_as_products(const Tensor& x, const LoraSet& lora, const Sequences* sequences, const Tensor& inner);
   /// y += scale * inner Bᵀ.
   void add_output(const LoraSet& lora, const Tensor& inner, const Tensor& y);
+  /// y = residual (or 0) + scale * inner Bᵀ where pairs apply.
+  void write_output(const LoraSet& lora, const Tensor& inner, const Tensor& residual, const Tensor& y);
   /// inner_grad, and the gradient of B.
   void output_grads(const LinearInputGrad& call);
   void output_grads_as_products(const LinearInputGrad& call);
@@ -117,10 +119,13 @@ class CudaOps final : public Ops {
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
+  void forward_fp8(const LinearForward& call, const CudaLinear& weight);
+  /// x as the product's first operand.
+  void in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
-  /// The product of a call whose inner vectors are written, the tail behind x too where the product takes them along.
-  void finish_forward(const LinearForward& call, const CudaLinear& weight);
+  /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too.
+  void known_forward(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
   Buffer bytes(const char* what, std::size_t count);
   LoraScratch scratch(const Buffer& partial) const;
   /// The kernel for a LoRA operation on x [T, columns]; `others`: what else it reads or writes eight elements at a time.

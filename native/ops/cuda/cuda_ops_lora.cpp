@@ -123,12 +123,15 @@ void CudaOps::make_inner(const LinearForward& call) {
 }
 
 void CudaOps::add_output(const LoraSet& lora, const Tensor& inner, const Tensor& y) {
-  if (lora.pairs.empty()) return;
+  if (!lora.pairs.empty()) write_output(lora, inner, y, y);
+}
+
+void CudaOps::write_output(const LoraSet& lora, const Tensor& inner, const Tensor& residual, const Tensor& y) {
   const Buffer rounded = rounded_inner(inner), stacked = stacked_b(lora);
   for (const LoraView& pair : lora.pairs) {
-    const Tensor target = y.columns(pair.first_column, pair.bt.cols);
-    multiply({.a = rounded.tensor().columns(pair.first_inner, pair.bt.rows), .b = b_in(stacked, pair), .b_transposed = false, .c = target,
-              .d = target, .alpha = pair.scale});
+    const std::int64_t first = pair.first_column, count = pair.bt.cols;
+    multiply({.a = rounded.tensor().columns(pair.first_inner, pair.bt.rows), .b = b_in(stacked, pair), .b_transposed = false,
+              .c = residual ? residual.columns(first, count) : Tensor(), .d = y.columns(first, count), .alpha = pair.scale});
   }
 }
 

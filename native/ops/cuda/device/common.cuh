@@ -204,6 +204,14 @@ void with_float(DType dtype, F&& f) {
   }
 }
 
+template <class F>
+void with_half(DType dtype, F&& f) {
+  if (dtype == DType::bf16)
+    f(bf16{});
+  else
+    f(f16{});
+}
+
 inline unsigned blocks_for(std::int64_t count, std::int64_t per_block) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
 }
