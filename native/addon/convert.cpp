@@ -309,6 +309,7 @@ TensorSource to_source(const Napi::Value& value) {
   source.dtype = dtype_from_name(to_text(from.Get("dtype"), "source.dtype"));
   const Napi::Array shape = to_array(from.Get("shape"), "source.shape");
   for (std::uint32_t i = 0; i < shape.Length(); ++i) source.shape.push_back(to_int(shape.Get(i), "source.shape"));
+  source.transposed = from.Has("transposed") && to_bool(from.Get("transposed"), "source.transposed");
   return source;
 }
 
@@ -326,7 +327,12 @@ HoldSpec to_hold(const Napi::Value& value) {
     hold.threshold = static_cast<float>(to_number(from.Get("threshold"), "hold.threshold"));
     return hold;
   }
-  if (method != "4bit") mismatch("4bit or 8bit", "hold.method", from.Get("method"));
+  if (method == "mxfp4") {
+    hold.quantisation = Quantisation::mxfp4;
+    hold.block_size = kMxBlock;
+    return hold;
+  }
+  if (method != "4bit") mismatch("4bit, 8bit or mxfp4", "hold.method", from.Get("method"));
   const std::string type = to_text(from.Get("quantType"), "hold.quantType");
   if (type != "nf4" && type != "fp4") mismatch("nf4 or fp4", "hold.quantType", from.Get("quantType"));
   hold.quantisation = type == "nf4" ? Quantisation::nf4 : Quantisation::fp4;
@@ -350,7 +356,8 @@ PackedArrays<Array> to_packed(const Napi::Value& value, To to) {
     packed.absmax = to(from.Get("scb"));
     return packed;
   }
-  packed.absmax = to(from.Get("absmax"));
+  packed.absmax = to(from.Get(packed.hold.quantisation == Quantisation::mxfp4 ? "scales" : "absmax"));
+  if (packed.hold.quantisation == Quantisation::mxfp4) return packed;
   packed.quant_map = to(from.Get("quantMap"));
   if (!packed.hold.double_quant) return packed;
   const Napi::Object nested = to_object(from.Get("nested"), "packed.nested");

@@ -61,7 +61,8 @@ struct NormRule {
   NormRule(float epsilon, bool centred_too = false) : eps(epsilon), centred(centred_too) {}
 };
 
-enum class Quantisation : std::uint8_t { none, nf4, fp4, int8 };
+/// mxfp4: blocks of 32 values with a power of two each, as a checkpoint holds them; held with scales in f32.
+enum class Quantisation : std::uint8_t { none, nf4, fp4, int8, mxfp4 };
 
 /// What a weight is held as.
 struct HoldSpec {

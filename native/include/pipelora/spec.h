@@ -140,6 +140,7 @@ struct TensorSource {
   std::uint64_t bytes = 0;
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
+  bool transposed = false;  // the file has [cols, rows] of a shape [rows, cols]
 };
 
 struct MicroBatch {
