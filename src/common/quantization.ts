@@ -66,6 +66,9 @@ export interface PackedMx<T> {
   /** uint8, a biased exponent for 32 values of a row. */
   readonly scales: T;
 }
+/** Names of the tensors that hold a parameter of all experts so: codes, and scales. */
+export const mxNames = (parameter: string) =>
+  ({ blocks: `${parameter}_blocks`, scales: `${parameter}_scales` }) as const;
 /** Values that share a scale. */
 export const MX_BLOCK = 32;
 

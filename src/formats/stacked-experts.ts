@@ -1,6 +1,6 @@
 import { dtypeBytes } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
-import { MX_BLOCK, type PackedMx } from "../common/quantization.ts";
+import { MX_BLOCK, mxNames, type PackedMx } from "../common/quantization.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 import type { TensorLocation } from "./safetensors.ts";
 
@@ -24,10 +24,6 @@ export interface StackedTensor {
 export interface SlicedLocation extends TensorLocation {
   readonly transposed?: boolean;
 }
-
-/** Names of what holds one expert's slice in MXFP4. */
-export const mxNames = ({ name }: Pick<StackedTensor, "name">) =>
-  ({ blocks: `${name}_blocks`, scales: `${name}_scales` }) as const;
 
 interface Piece {
   readonly stack: StackedTensor;
@@ -96,7 +92,7 @@ export function packedExperts(
   const packed = new Map<string, PackedMx<TensorLocation>>();
   const names: string[] = [];
   for (const stack of stacks) {
-    const { blocks, scales } = mxNames(stack);
+    const { blocks, scales } = mxNames(stack.name);
     if (stack.in === null || checkpoint.has(stack.name) || !checkpoint.has(blocks)) continue;
     const count = stack.shape[0]!;
     const out = stack.parts.reduce((sum, { rows }) => sum + rows, 0);

@@ -1,4 +1,5 @@
-import type { BlockLayer, ExpertsSpec, LinearSpec, ModelSpec, TensorSpec } from "./spec.ts";
+import { MX_BLOCK, mxNames } from "../common/quantization.ts";
+import type { BlockLayer, ExpertsSpec, LayerSpec, LinearSpec, ModelSpec, TensorSpec } from "./spec.ts";
 import { linearTensors, parameter } from "./tensors.ts";
 
 /** A parameter of all experts at once, which checkpoints hold whole or as one tensor an expert (and projection). */
@@ -65,17 +66,31 @@ export function stackPieces(stack: ExpertStack): TensorSpec[] {
  * where it does, else each expert's apart. null: as a checkpoint is written anew.
  */
 export function storedTensors(spec: ModelSpec, holds: ((name: string) => boolean) | null): TensorSpec[] {
-  const stacks = new Map<string, { readonly stack: ExpertStack; readonly atOnce: boolean }>();
+  const stacks = new Map<string, { readonly stack: ExpertStack; readonly atOnce: boolean; readonly packed: boolean }>();
   for (const experts of modelExperts(spec)) {
     for (const stack of expertStacks(experts)) {
-      stacks.set(stack.name, { stack, atOnce: holds === null ? experts.storedAtOnce : holds(stack.name) });
+      const atOnce = holds === null ? experts.storedAtOnce : holds(stack.name);
+      stacks.set(stack.name, { stack, atOnce, packed: experts.packed !== null && stack.in !== null });
     }
   }
   return spec.tensors.flatMap((tensor): TensorSpec[] => {
     const found = stacks.get(tensor.name);
+    if (found?.packed === true) return packedTensors(found.stack);
     if (found === undefined || found.atOnce) return [{ ...tensor, name: tensor.stored ?? tensor.name }];
     return stackPieces(found.stack);
   });
+}
+
+/** Codes and scales of a stack in MXFP4. */
+function packedTensors({ name, shape, parts, in: input }: ExpertStack): TensorSpec[] {
+  const out = parts.reduce((sum, { rows }) => sum + rows, 0);
+  const { blocks, scales } = mxNames(name);
+  const bytes = (tensor: string, extents: readonly number[]): TensorSpec => ({
+    ...parameter(tensor, extents),
+    dtype: "uint8",
+  });
+  const groups = input! / MX_BLOCK;
+  return [bytes(blocks, [shape[0]!, out, groups, MX_BLOCK / 2]), bytes(scales, [shape[0]!, out, groups])];
 }
 
 /** Weights that a token goes through, of the model's: all but those of experts that it does not choose. */
@@ -113,6 +128,15 @@ export function storedNames(spec: ModelSpec, names: readonly string[]): string[]
   const stacks = modelStacks(spec).filter((stack) => wanted.has(ofExpert(stack.parts[0]!.name, 0)));
   return [
     ...names.map((name) => aliases.get(name) ?? name),
-    ...stacks.flatMap(({ name }) => [name, `${name}_blocks`, `${name}_scales`]),
+    ...stacks.flatMap(({ name }) => [name, ...Object.values(mxNames(name))]),
   ];
+}
+
+/** Ranks that a token goes through: of a parameter of all experts those of the experts it chooses. */
+export function tokenRank(
+  layer: LayerSpec,
+  { r, stack }: { readonly r: number; readonly stack?: { readonly experts: number } },
+): number {
+  if (stack === undefined || layer.kind !== "block") return r;
+  return (r / stack.experts) * (layer.experts?.router.chosen ?? 0);
 }

@@ -1,5 +1,5 @@
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
-import { activeParameters } from "./experts.ts";
+import { activeParameters, tokenRank } from "./experts.ts";
 import type { LoraTarget } from "./lora-targets.ts";
 import type { ModelSpec, TensorSpec } from "./spec.ts";
 
@@ -65,7 +65,10 @@ export function listParameters(
     parameters,
     trainable,
     total: own + trainable,
-    active: activeParameters(spec, own) + trainable,
+    active: (targets ?? []).reduce(
+      (sum, pair) => sum + tokenRank(spec.layers[pair.layer]!, pair) * (pair.in + pair.out),
+      activeParameters(spec, own),
+    ),
     bytes: parameters.reduce((sum, held) => sum + elementCount(held.shape) * dtypeBytes(held.dtype), 0),
   };
 }

@@ -1,5 +1,4 @@
-import type { LoraTarget } from "../../models/lora-targets.ts";
-import type { LayerSpec } from "../../models/spec.ts";
+import { tokenRank } from "../../models/experts.ts";
 import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 
@@ -12,12 +11,6 @@ export interface LayerWork {
   readonly recompute: number;
   /** Of each of these passes, what a GPU takes to expand the layer's quantised weights first, unless they are kept expanded; 0 on CPUs. */
   readonly expansion: number;
-}
-
-/** Ranks that a token goes through: of a parameter of all experts those of the experts it chooses. */
-export function tokenRank(layer: LayerSpec, { r, stack }: LoraTarget): number {
-  if (stack === undefined || layer.kind !== "block") return r;
-  return (r / stack.experts) * (layer.experts?.router.chosen ?? 0);
 }
 
 /**
