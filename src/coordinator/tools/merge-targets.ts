@@ -55,7 +55,7 @@ function stackParts(
   const numbers = Array.from({ length: count }, (_, expert) => expert);
   if (holds(parameter)) {
     const parts = numbers.map((expert): MergePart => {
-      const own = (values: PairValues) => expertPair(values, target, expert, 0, out);
+      const own = (values: PairValues) => expertPair(values, target, { expert, first: 0, rows: out });
       const first = expert * out * input;
       if (!stack.transposed) return { first, out, in: input, pair: own };
       // The tensor has Wᵀ [in, out]: Wᵀ + s Aᵀ Bᵀ.
@@ -73,7 +73,7 @@ function stackParts(
     return stack.parts.map(({ name, rows }): [string, readonly MergePart[]] => {
       const first = row;
       row += rows;
-      const pair = (values: PairValues) => expertPair(values, target, expert, first, rows);
+      const pair = (values: PairValues) => expertPair(values, target, { expert, first, rows });
       return [ofExpert(name, expert), [{ first: 0, out: rows, in: input, pair }]];
     });
   });
@@ -90,9 +90,7 @@ function refusePacked({ packed }: ExpertsSpec, parameter: string): void {
 function expertPair(
   { a, b }: PairValues,
   { in: input, r: all, stack }: LoraTarget,
-  expert: number,
-  first: number,
-  rows: number,
+  { expert, first, rows }: { readonly expert: number; readonly first: number; readonly rows: number },
 ): PairValues {
   const count = stack!.experts;
   const r = all / count;
