@@ -1,4 +1,5 @@
-// h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd.
+// h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd, or mid + a mixture of
+// experts (block_experts.cpp).
 // A family may leave norms out, put norms on what attention and MLP add, scale that, or let both read h: see Arch and BlockSpec.
 #include "pipelora/block.h"
 
@@ -37,11 +38,19 @@ std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const c
 
 Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
     : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
-  const std::int64_t q = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim, d = arch.hidden, f = arch.ffn;
+  const std::int64_t q = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim, d = arch.hidden;
   qkv_ = make_group(ops, spec_, "q, k and v", pick(spec_, {Role::qkv, Role::q, Role::k, Role::v}), d, q + 2 * kv);
   o_ = make_group(ops, spec_, "o", pick(spec_, {Role::o}), q, d);
-  gate_up_ = make_group(ops, spec_, "gate and up", pick(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * f);
-  down_ = make_group(ops, spec_, "down", pick(spec_, {Role::down}), f, d);
+  const std::vector<LinearSpec> down = pick(spec_, {Role::down}), shared_gate = pick(spec_, {Role::shared_gate});
+  if (!spec_.experts || !down.empty()) {
+    ffn_ = down.empty() ? 0 : down.front().in;
+    gate_up_ = make_group(ops, spec_, "gate and up", pick(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
+    down_ = make_group(ops, spec_, "down", down, ffn_, d);
+  }
+  if (!shared_gate.empty()) shared_gate_ = make_group(ops, spec_, "a shared expert's gate", shared_gate, d, 1);
+  if (spec_.experts) experts_ = std::make_unique<Experts>(ops, arena, d, *spec_.experts);
+  if ((experts_ && arch.parallel) || (shared_gate_ && !(experts_ && down_)))
+    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": experts stand behind attention, and a shared expert's gate beside them");
 
   if (spec_.q_norm.empty() != spec_.k_norm.empty())
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": q and k need a norm both, or neither");
@@ -56,7 +65,8 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
   };
   const std::int64_t of_q = arch.head_norm_whole ? q : arch.head_dim, of_k = arch.head_norm_whole ? kv : arch.head_dim;
   const Place places[] = {{spec_.attn_norm, d, attn_norm_},           {spec_.mlp_norm, d, mlp_norm_}, {spec_.attn_post_norm, d, attn_post_norm_},
-                          {spec_.mlp_post_norm, d, mlp_post_norm_}, {spec_.q_norm, of_q, q_norm_},   {spec_.k_norm, of_k, k_norm_}};
+                          {spec_.mlp_post_norm, d, mlp_post_norm_}, {spec_.q_norm, of_q, q_norm_},   {spec_.k_norm, of_k, k_norm_},
+                          {spec_.sinks, arch.heads, sinks_}};
   std::int64_t total = 0;
   for (const Place& place : places) total += place.name.empty() ? 0 : place.size;
   norm_memory_ = ops.allocate("norm weights", static_cast<std::size_t>(total) * sizeof(float), true);
@@ -64,16 +74,23 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
   for (const Place& place : places) {
     if (place.name.empty()) continue;
     place.weight = Tensor(at, DType::f32, 1, place.size);
-    norms_.push_back({place.name, place.weight});
+    norms_.push_back({place.name, place.weight, &place.weight == &sinks_});
     at += place.size;
   }
 }
 
 bool Block::trainable() const {
-  return qkv_->trainable() || o_->trainable() || gate_up_->trainable() || down_->trainable();
+  const auto learns = [](const std::unique_ptr<LinearGroup>& group) { return group && group->trainable(); };
+  return learns(qkv_) || learns(o_) || learns(gate_up_) || learns(down_) || learns(shared_gate_) || (experts_ && experts_->trainable());
 }
 
-std::vector<LinearGroup*> Block::groups() { return {qkv_.get(), o_.get(), gate_up_.get(), down_.get()}; }
+std::vector<LinearGroup*> Block::groups() {
+  std::vector<LinearGroup*> found;
+  for (const auto* group : {&qkv_, &o_, &gate_up_, &down_, &shared_gate_})
+    if (*group) found.push_back(group->get());
+  if (experts_) found.push_back(&experts_->router());
+  return found;
+}
 
 float Block::score_scale() const {
   return arch_.score_scale > 0 ? arch_.score_scale : 1.0f / std::sqrt(static_cast<float>(arch_.head_dim));
@@ -160,18 +177,19 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const bool keep = keeps == Keeps::all || keeps == Keeps::all_for_now;
   // What goes before what comes after it has gone stands apart from what stays: no holes between that.
   const Placement place = keeps == Keeps::all && !again ? Placement::low : Placement::high;
-  const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = arch_.ffn;
+  const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = ffn_;
   const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
   const DType dtype = ops_.compute_dtype();
   const Tensor x = saved.x;
-  const auto make_inner = [&](const LinearGroup& group, Buffer& inner) {
-    if (group.trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
+  const auto make_inner = [&](const std::unique_ptr<LinearGroup>& group, Buffer& inner) {
+    if (group && group->trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group->inner_cols());
   };
   if (!again) {  // first of all: under checkpointing they stay when what lies behind them goes
-    make_inner(*qkv_, saved.inner_qkv);
-    make_inner(*o_, saved.inner_o);
-    make_inner(*gate_up_, saved.inner_gate_up);
-    make_inner(*down_, saved.inner_down);
+    make_inner(qkv_, saved.inner_qkv);
+    make_inner(o_, saved.inner_o);
+    make_inner(gate_up_, saved.inner_gate_up);
+    make_inner(down_, saved.inner_down);
+    make_inner(shared_gate_, saved.inner_shared_gate);
   }
   // Every input of a linear has room behind its columns, but for hidden states that come without a norm.
   const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
@@ -210,7 +228,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
 
   saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols + room_of(*o_), place);
   const Tensor attn = saved.attn.tensor().columns(0, q_cols);
-  if (keep) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, place);
+  if (keep || sinks_) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, place);
   AttentionForward attention{out_heads.q, out_heads.k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window, score_scale(), arch_.score_cap};
   if (cache != nullptr) {
     ops_.scatter_rows(saved.qkv.tensor().columns(q_cols, 2 * kv_cols), batch.cache_row, 1, *cache);
@@ -218,8 +236,10 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
     attention.v = cache->columns(kv_cols, kv_cols);
   }
   ops_.attention_forward(attention);
+  if (sinks_) ops_.attention_sinks({attn, saved.lse, sinks_, e});
   turned.reset();
   if (!keep) saved.qkv.reset();
+  if (!keep) saved.lse.reset();
 
   // What attention and MLP add: at once, or behind a norm or a factor of their own.
   const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, const Tensor& residual, const Tensor& post,
@@ -236,6 +256,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   if (!keep) saved.attn.reset();
   if (keeps == Keeps::nothing && !arch_.parallel) saved.x.reset();
 
+  if (experts_) return run_experts(batch, saved, keeps, again, place);
   const Tensor& mlp_norm = arch_.parallel ? attn_norm_ : mlp_norm_;
   storage = room_for_norm(mlp_norm, *gate_up_);
   saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f, place);
@@ -264,7 +285,8 @@ Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps kee
   own.x = std::move(x);
   Buffer out = run(batch, own, keeps, false, cache);
   if (keeps == Keeps::inputs) {
-    for (Buffer* large : {&own.qkv, &own.attn, &own.lse, &own.mid, &own.gate_up}) large->reset();
+    for (Buffer* large : {&own.qkv, &own.attn, &own.lse, &own.mid, &own.gate_up, &own.share}) large->reset();
+    own.experts = ExpertsSaved();
   }
   if (keeps != Keeps::nothing) *saved = std::move(own);
   return out;

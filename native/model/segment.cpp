@@ -91,7 +91,8 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
       const bool cached = blocks++ < spec_.cached_blocks;
       for (const Block::NormSlot& norm : at->block->norms()) {
-        slots_.add(norm.name, 0, norm.weight.cols, [this, to = norm.weight](const HostTensor& data, const HoldSpec&) { load_norm(ops_, data, arch_.norm_offset, to); });
+        const float offset = norm.sinks ? 0 : arch_.norm_offset;
+        slots_.add(norm.name, 0, norm.weight.cols, [this, offset, to = norm.weight](const HostTensor& data, const HoldSpec&) { load_norm(ops_, data, offset, to); });
       }
       for (LinearGroup* group : at->block->groups())
         for (std::size_t part = 0; part < group->linears().size(); ++part) {
@@ -101,6 +102,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
           if (linear.bias)
             slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
         }
+      if (Experts* experts = at->block->experts()) experts->add_slots(slots_, cached);
     } else if (const auto* norm = std::get_if<NormSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::norm;
       at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
@@ -138,6 +140,7 @@ std::size_t Segment::weight_bytes() const {
     if (!layer->block) continue;
     bytes += layer->block->norm_bytes();
     for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes();
+    if (const Experts* experts = layer->block->experts()) bytes += experts->weight_bytes();
   }
   return bytes;
 }
@@ -154,6 +157,8 @@ std::vector<LoraPair*> Segment::lora_pairs() {
     if (!layer->block) continue;
     for (const LinearGroup* group : layer->block->groups())
       for (const auto& pair : group->pairs()) pairs.push_back(pair.get());
+    if (const Experts* experts = layer->block->experts())
+      for (LoraPair* pair : experts->pairs()) pairs.push_back(pair);
   }
   return pairs;
 }

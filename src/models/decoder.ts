@@ -1,5 +1,6 @@
 import { activationNamed, configDtype, contradiction, endTokenIds, rejectForeignSettings } from "./config.ts";
 import type { DecoderConfig } from "./decoder-config.ts";
+import { expertModules, expertTensors, type FamilyExperts, familyExperts, sharedLinears } from "./decoder-experts.ts";
 import { type DecoderNames, LLAMA_NAMES } from "./decoder-names.ts";
 import { checkpointQuantization } from "./quantization.ts";
 import { computeRules } from "./rules.ts";
@@ -14,6 +15,7 @@ import type {
   RopeSpec,
   TensorSpec,
 } from "./spec.ts";
+import { linearTensors, parameter } from "./tensors.ts";
 
 /** What one family adds to the shared tree. */
 export interface DecoderFamily {
@@ -35,6 +37,10 @@ export interface DecoderFamily {
   readonly names?: Partial<DecoderNames>;
   /** What is computed otherwise than in Llama. The activation is read from hidden_act unless it is said here. */
   readonly rules?: Partial<Omit<ComputeRules, "rotary">>;
+  /** Experts of a block; absent or null: an MLP. */
+  readonly experts?: (block: number) => FamilyExperts | null;
+  /** The leaf of attention's sinks; absent: none. */
+  readonly sinks?: string;
   /** Beginnings of names of tensors that belong to other parts of the checkpoint (a vision tower). */
   readonly skipped?: readonly string[];
   /** Number-changing keys of config.json that the family reads (config.ts). */
@@ -101,6 +107,8 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
 function decoderBlock({ config, family, names }: Tree, index: number): BlockLayer {
   const name = `${names.layers}.${index}`;
   const attention = `${name}.${names.attention}`;
+  const mlp = `${name}.${names.mlp}`;
+  const experts = family.experts?.(index) ?? null;
   const norm = (leaf: string | null) => (leaf === null ? null : `${name}.${leaf}.weight`);
   return {
     kind: "block",
@@ -112,10 +120,12 @@ function decoderBlock({ config, family, names }: Tree, index: number): BlockLaye
     mlpPostNorm: norm(names.norms.mlpPost),
     qNorm: names.headNorms === null ? null : `${attention}.${names.headNorms[0]}.weight`,
     kNorm: names.headNorms === null ? null : `${attention}.${names.headNorms[1]}.weight`,
+    ...(family.sinks === undefined ? {} : { sinks: `${attention}.${family.sinks}` }),
     linears: [
       ...attentionLinears(config, family, names, attention),
-      ...mlpLinears(config, family, names, `${name}.${names.mlp}`),
+      ...(experts === null ? mlpLinears(config, family, names, mlp) : sharedLinears(experts, mlp, config.hidden_size)),
     ],
+    ...(experts === null ? {} : { experts: familyExperts(experts, mlp, config.hidden_size) }),
     rotary: family.blockRotary === undefined ? 0 : family.blockRotary(index),
     slidingWindow: family.slidingWindow?.(index) ?? null,
   };
@@ -202,11 +212,15 @@ function decoderModules({ family, names, rules }: Tree, blocks: readonly BlockLa
       module(`${block.name}.${names.attention}`, `${family.prefix}Attention`),
       ...linears(block, true),
       ...(names.headNorms ?? []).map((leaf) => module(`${block.name}.${names.attention}.${leaf}`, norm)),
-      module(`${block.name}.${names.mlp}`, `${family.prefix}MLP`),
-      ...linears(block, false),
-      ...(names.activation === null
-        ? []
-        : [module(`${block.name}.${names.mlp}.${names.activation}`, ACTIVATION_CLASSES[rules.activation])]),
+      ...(block.experts === undefined
+        ? [
+            module(`${block.name}.${names.mlp}`, `${family.prefix}MLP`),
+            ...linears(block, false),
+            ...(names.activation === null
+              ? []
+              : [module(`${block.name}.${names.mlp}.${names.activation}`, ACTIVATION_CLASSES[rules.activation])]),
+          ]
+        : expertModules(block, `${block.name}.${names.mlp}`, family.prefix, ACTIVATION_CLASSES[rules.activation])),
       ...normNames(names).map((leaf) => module(`${block.name}.${leaf}`, norm)),
     ]),
     module(names.norm, norm),
@@ -238,6 +252,8 @@ function decoderTensors({ config, family, names, rules }: Tree, blocks: readonly
       ...block.linears.filter(isAttention).flatMap(linearTensors),
       ...headNorm(block.qNorm, config.num_attention_heads),
       ...headNorm(block.kNorm, family.kvHeads),
+      ...(block.sinks === undefined ? [] : [parameter(block.sinks, [config.num_attention_heads])]),
+      ...(block.experts === undefined ? [] : expertTensors(block.experts)),
       ...block.linears.filter((linear) => !isAttention(linear)).flatMap(linearTensors),
       ...normNames(names).map((leaf) => parameter(`${block.name}.${leaf}.weight`, [hidden])),
     ]),
@@ -261,14 +277,4 @@ function rotaryBuffers(module: string | null, rotary: readonly RopeSpec[]): Tens
       }),
     ),
   );
-}
-
-export function parameter(name: string, shape: readonly number[]): TensorSpec {
-  return { name, shape, kind: "parameter", dtype: null, persistent: true };
-}
-
-/** Weight [out, in], then bias [out], as torch.nn.Linear registers them. */
-export function linearTensors(linear: LinearSpec): TensorSpec[] {
-  const weight = parameter(`${linear.name}.weight`, [linear.out, linear.in]);
-  return linear.bias ? [weight, parameter(`${linear.name}.bias`, [linear.out])] : [weight];
 }

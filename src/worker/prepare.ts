@@ -3,6 +3,7 @@ import type { LoraSettings } from "../common/lora-settings.ts";
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import type { Engine, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
+import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
@@ -53,7 +54,10 @@ export async function prepareRank(
     .filter((segment) => segment.rank === rank)
     .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
   const checkpoint = await model.openCheckpoint(
-    own.flatMap(({ weights }) => weights),
+    storedNames(
+      spec,
+      own.flatMap(({ weights }) => weights),
+    ),
     request.modelFingerprint,
   );
   signal.throwIfAborted();

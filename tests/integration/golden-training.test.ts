@@ -16,6 +16,9 @@ const RUNS = [
   "phi3",
   "glm4",
   "granite",
+  "qwen3-moe-attention",
+  "qwen3-moe-experts",
+  "gpt-oss",
 ];
 
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "pipelora/batch.h"
+#include "pipelora/experts.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
 
@@ -19,7 +20,9 @@ struct BlockSaved {
   Buffer mid;      // [T, D] after attention's residual
   Buffer gate_up;  // [T, 2F]
   Buffer attn_out, mlp_out;  // [T, D] what attention and MLP add before its norm, where it has one
-  Buffer inner_qkv, inner_o, inner_gate_up, inner_down;  // [T, sum of R] f32
+  Buffer inner_qkv, inner_o, inner_gate_up, inner_down, inner_shared_gate;  // [T, sum of R] f32
+  Buffer share;  // [T, 1] f32 of the shared expert
+  ExpertsSaved experts;
 };
 
 class Block {
@@ -29,10 +32,13 @@ class Block {
   const BlockSpec& spec() const { return spec_; }
   bool trainable() const;
   std::vector<LinearGroup*> groups();
-  /// Norm weights, f32 [1, n], by tensor name.
+  /// null: an MLP.
+  Experts* experts() { return experts_.get(); }
+  /// Norm weights and sinks, f32 [1, n], by tensor name.
   struct NormSlot {
     std::string name;
     Tensor weight;
+    bool sinks = false;
   };
   const std::vector<NormSlot>& norms() const { return norms_; }
   std::size_t norm_bytes() const { return norm_memory_->bytes(); }
@@ -47,6 +53,11 @@ class Block {
  private:
   /// The forward pass; `again`: from `saved`, all of which it makes again, without an output.
   Buffer run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const Tensor* cache);
+  /// The half behind attention where it is a mixture of experts: as run() and backward(), dout becoming the gradient of saved.mid
+  /// where `into_input`.
+  Buffer run_experts(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, Placement place);
+  void experts_backward(const Batch& batch, BlockSaved& saved, const Tensor& dout, bool into_input);
+  Buffer normed_mid(const BlockSaved& saved);
   /// q and k [T, heads E], side by side in one tensor.
   struct Heads {
     Tensor q, k;
@@ -73,10 +84,14 @@ class Block {
   Arena& arena_;
   const Arch& arch_;
   BlockSpec spec_;
-  std::unique_ptr<LinearGroup> qkv_, o_, gate_up_, down_;
+  std::unique_ptr<LinearGroup> qkv_, o_, gate_up_, down_;  // with experts the last two are the shared one's, if there is one
+  std::unique_ptr<LinearGroup> shared_gate_;
+  std::unique_ptr<Experts> experts_;
+  std::int64_t ffn_ = 0;  // of gate and up, each
   std::unique_ptr<DeviceMemory> norm_memory_;
   std::vector<NormSlot> norms_;  // those below that there are
   Tensor attn_norm_, mlp_norm_, attn_post_norm_, mlp_post_norm_, q_norm_, k_norm_;
+  Tensor sinks_;  // [1, H] or empty
 };
 
 }  // namespace pipelora

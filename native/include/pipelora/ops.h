@@ -18,6 +18,7 @@
 #include "pipelora/arena.h"
 #include "pipelora/fence.h"
 #include "pipelora/rng.h"
+#include "pipelora/routing.h"
 #include "pipelora/tensor.h"
 
 namespace pipelora {
@@ -60,7 +61,8 @@ struct NormRule {
   NormRule(float epsilon, bool centred_too = false) : eps(epsilon), centred(centred_too) {}
 };
 
-enum class Quantisation : std::uint8_t { none, nf4, fp4, int8 };
+/// mxfp4: blocks of 32 values with a power of two each, as a checkpoint holds them; held with scales in f32.
+enum class Quantisation : std::uint8_t { none, nf4, fp4, int8, mxfp4 };
 
 /// What a weight is held as.
 struct HoldSpec {
@@ -390,6 +392,18 @@ class Ops {
     swiglu_backward(gate, up, call.dx, dgate, dup, call.dx, activation);
     if (!call.lora.pairs.empty()) lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
   }
+  /// What a mixture of experts is made of (routing.h).
+  virtual void route(const Route& call) = 0;
+  virtual void route_backward(const RouteBackward& call) = 0;
+  /// to[p] = from[order[p] / C]
+  virtual void gather_choices(const Tensor& from, const Routes& routes, const Tensor& to) = 0;
+  virtual void gate_forward(const GateForward& call) = 0;
+  virtual void gate_backward(const GateBackward& call) = 0;
+  virtual void combine(const Combine& call) = 0;
+  virtual void attention_sinks(const AttentionSinks& call) = 0;
+  /// In place on dense f32: sigma(x); and grads *= s (1 - s), the shares s as sigmoid() left them.
+  virtual void sigmoid(const Tensor& x) = 0;
+  virtual void sigmoid_backward(const Tensor& shares, const Tensor& grads) = 0;
   virtual void cross_entropy(const CrossEntropy& call) = 0;
   /// The token drawn. Throws PL_ENGINE_FAILED where the largest logit is not a finite number.
   virtual std::int32_t sample(const Sampling& call) = 0;

@@ -67,13 +67,13 @@ struct Arch {
 inline NormRule norm_rule(const Arch& arch) { return {arch.rms_eps, arch.norm_centred}; }
 
 struct LoraSpec {
-  std::int64_t r = 0;
+  std::int64_t r = 0;  // of all experts together
   float scale = 0;
   float dropout = 0;
   std::uint32_t module_id = 0;
 };
 
-enum class Role { qkv, q, k, v, o, gate_up, gate, up, down };
+enum class Role { qkv, q, k, v, o, gate_up, gate, up, down, router, shared_gate };
 
 struct LinearSpec {
   Role role = Role::q;
@@ -82,6 +82,22 @@ struct LinearSpec {
   std::int64_t out = 0;
   bool bias = false;
   std::optional<LoraSpec> lora;
+};
+
+/// A mixture of experts. A block that has one may have an MLP too, which every token goes through (a shared expert).
+struct ExpertsSpec {
+  RouteRule route;
+  GateRule gate;
+  LinearSpec router;
+  std::string correction;  // [N], added to scores when experts are chosen; empty: none
+  /// gate_up, or gate and up, then down, of one expert; "*" in names stands for its number.
+  std::vector<LinearSpec> linears;
+  /// Pairs of all experts at once: A [N r, in], expert by expert, B [out, r N], in which neighbours are experts.
+  struct Pair {
+    std::string name;
+    LoraSpec lora;
+  };
+  std::optional<Pair> gate_up_lora, down_lora;
 };
 
 struct EmbeddingSpec {
@@ -94,7 +110,9 @@ struct BlockSpec {
   std::string q_norm, k_norm;                 // empty: none
   std::int64_t rotary = 0;                    // of Arch::rotary; -1: no positions
   std::int64_t sliding_window = 0;
+  std::string sinks;  // [H]: a score of each head that has no value; empty: none
   std::vector<LinearSpec> linears;
+  std::optional<ExpertsSpec> experts;
 };
 struct NormSpec {
   std::string weight;
@@ -122,6 +140,7 @@ struct TensorSource {
   std::uint64_t bytes = 0;
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
+  bool transposed = false;  // the file has [cols, rows] of a shape [rows, cols]
 };
 
 struct MicroBatch {

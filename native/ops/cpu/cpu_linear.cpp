@@ -107,7 +107,8 @@ HeldWeight& CpuLinearWeight::held_as(const HoldSpec& hold) {
     switch (hold.quantisation) {
       case Quantisation::none: held_ = hold_plain(ops_, out, in, hold); break;
       case Quantisation::nf4:
-      case Quantisation::fp4: held_ = hold_4bit(context, ops_, out, in, hold); break;
+      case Quantisation::fp4:
+      case Quantisation::mxfp4: held_ = hold_4bit(context, ops_, out, in, hold); break;
       case Quantisation::int8: held_ = hold_8bit(context, ops_, out, in, hold); break;
     }
     hold_ = hold;

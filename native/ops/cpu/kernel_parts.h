@@ -5,6 +5,7 @@
 
 namespace pipelora::PIPELORA_ISA {
 void fill_elementwise(Kernels& table);
+void fill_gate(Kernels& table);
 void fill_linear(Kernels& table);
 void fill_norm_rope(Kernels& table);
 void fill_attention(Kernels& table);

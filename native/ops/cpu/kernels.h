@@ -71,6 +71,8 @@ struct Kernels {
   void (*add_scaled)(const float* from, float factor, float* to, std::int64_t count);
   /// out = a + factor * b, `a` may be null.
   void (*add_rows)(const void* a, const void* b, float factor, void* out, DType dtype, std::int64_t count);
+  /// sum over c of a[c] b[c]
+  float (*dot)(const void* a, const float* b, DType dtype, std::int64_t count);
   void (*shape_logits)(float* logits, float factor, float cap, std::int64_t count);
 
   void (*finish_tile)(const FinishTile& call);
@@ -93,6 +95,9 @@ struct Kernels {
   void (*swiglu_forward)(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation);
   void (*swiglu_backward)(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
                           const Tensor& dup, const Tensor& act, Activation activation);
+  /// Rows [first, first + count) of a gate with weights (routing.h).
+  void (*gate_forward)(const GateForward& call, std::int64_t first, std::int64_t count);
+  void (*gate_backward)(const GateBackward& call, std::int64_t first, std::int64_t count);
   /// `factor` and `cap`: how the logits were shaped.
   void (*cross_entropy_row)(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
                             DType dtype, float* loss, std::int32_t* correct, float factor, float cap);

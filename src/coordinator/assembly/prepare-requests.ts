@@ -45,8 +45,10 @@ export async function prepareRequests(
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
     holdDtype: setup.holdDtype,
     computeDtype,
-    lora: (setup.lora?.targets ?? []).map(({ name, moduleId, r, scale, dropout, in: input, out }) => {
-      return { module: name, moduleId, r, scale, dropout, in: input, out };
+    lora: (setup.lora?.targets ?? []).map((target) => {
+      const { name, moduleId, r, scale, dropout, in: input, out, stack } = target;
+      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1 };
+      return { module: name, moduleId, r, scale, dropout, in: input, out, ...all };
     }),
     quantization: quantizationMessage(setup),
     schedule: settings.schedule,

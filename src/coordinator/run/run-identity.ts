@@ -10,6 +10,7 @@ const DECISIVE = [
   "lora_dropout",
   "use_rslora",
   "target_modules",
+  "target_parameters",
   "exclude_modules",
   "layers_to_transform",
   "layers_pattern",

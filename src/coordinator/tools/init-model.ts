@@ -10,6 +10,7 @@ import { loadEngine, type NativeAddon } from "../../engine/index.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
+import { storedTensors } from "../../models/experts.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
 import { blockNorms } from "../../models/norms.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
@@ -35,9 +36,9 @@ export async function initModel(
   const tensors = held.map(
     (tensor): TensorToWrite => ({
       name: tensor.name,
-      dtype,
+      dtype: tensor.dtype ?? dtype,
       shape: tensor.shape,
-      data: () => randomTensor(addon, spec, tensor, { dtype, seed: config.seed, deviation }),
+      data: () => randomTensor(addon, spec, tensor, { dtype: tensor.dtype ?? dtype, seed: config.seed, deviation }),
     }),
   );
   const files = await writeCheckpoint(dir, tensors, config.max_shard_size);
@@ -65,7 +66,7 @@ async function readModelConfig(path: string): Promise<Record<string, unknown>> {
 /** What a checkpoint holds: every persistent tensor, tied ones once. */
 function checkpointTensors(spec: ModelSpec): TensorSpec[] {
   const aliases = new Set(spec.tied.map(([alias]) => alias));
-  return spec.tensors.filter(({ name, kind, persistent }) => kind === "parameter" && persistent && !aliases.has(name));
+  return storedTensors(spec, null).filter(({ name, persistent }) => persistent && !aliases.has(name));
 }
 
 async function* randomTensor(
@@ -76,8 +77,17 @@ async function* randomTensor(
 ): AsyncGenerator<Uint8Array> {
   const total = elementCount(tensor.shape);
   const stream = createHash("sha256").update(tensor.name).digest().readUIntBE(0, 6);
-  // A vector is a norm's weight or a bias.
-  const constant = tensor.shape.length > 1 ? null : isNorm(spec, tensor.name) ? 1 - spec.rules.norm.offset : 0;
+  if (tensor.dtype === "uint8") {
+    yield* packedTensor(addon, tensor, { seed, stream, deviation });
+    return;
+  }
+  // A vector is a norm's weight or a bias; experts' biases are one to each.
+  const constant =
+    tensor.shape.length > 1 && !/bias$/.test(tensor.name)
+      ? null
+      : isNorm(spec, tensor.name)
+        ? 1 - spec.rules.norm.offset
+        : 0;
   for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
     const chunk = new Uint8Array(Math.min(CHUNK_ELEMENTS, total - offset) * dtypeBytes(dtype));
     if (constant === null) {
@@ -86,6 +96,27 @@ async function* randomTensor(
       fillOnes(chunk, dtype);
     }
     yield chunk;
+  }
+}
+
+/** Of MXFP4: codes at random, and one scale by which their values deviate nearly so much. */
+async function* packedTensor(
+  addon: NativeAddon,
+  { name, shape }: TensorSpec,
+  { seed, stream, deviation }: { readonly seed: number; readonly stream: number; readonly deviation: number },
+): AsyncGenerator<Uint8Array> {
+  const total = elementCount(shape);
+  // The sixteen codes' values deviate by 2.9.
+  const scale = Math.max(0, Math.min(254, 127 + Math.round(Math.log2(deviation / 2.9))));
+  for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
+    const count = Math.min(CHUNK_ELEMENTS, total - offset);
+    if (name.endsWith("_scales")) {
+      yield new Uint8Array(count).fill(scale);
+      continue;
+    }
+    const drawn = new Float32Array(count);
+    addon.fillUniform(drawn, { seed, stream, offset }, 1);
+    yield Uint8Array.from(drawn, (value) => Math.min(255, Math.floor((value + 1) * 128)));
   }
 }
 

@@ -22,7 +22,11 @@ export interface BlockProducts {
   readonly down: GpuProduct;
 }
 
-/** The four products of a block; `pairs`: the block's. */
+const NO_PRODUCT: GpuProduct = {
+  ...{ in: 0, out: 0, partRows: [], ranks: [], dropout: false, bias: false, quantized: false },
+};
+
+/** The four products of a block, the last two of no size where it has no MLP; `pairs`: the block's. */
 export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], holding: Holding): BlockProducts {
   const of = (...roles: readonly LinearRole[]) =>
     gpuProduct(
@@ -34,6 +38,7 @@ export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], h
 }
 
 function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[], holding: Holding): GpuProduct {
+  if (linears.length === 0) return NO_PRODUCT;
   const own = linears.map(({ name }) => pairs.find((pair) => pair.name === name) ?? null);
   return {
     in: linears[0]!.in,

@@ -23,7 +23,7 @@ export interface GpuBlockWork {
  * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
  */
 export function gpuBlockWork(
-  { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
+  { hidden, heads, kvHeads, headDim }: ModelShape,
   { qNorm }: BlockLayer,
   products: BlockProducts,
   eightBit: boolean,
@@ -31,6 +31,7 @@ export function gpuBlockWork(
   tokens: number,
 ): GpuBlockWork {
   const { o, gateUp, down } = products;
+  const ffn = down.in;
   const [q, kv] = [heads * headDim, kvHeads * headDim];
   const keptRow = float * (q + 2 * kv + q + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * heads;
   const forward = float * (ffn + tailColumns(down)) * tokens + forwardWork(down, float, tokens);
@@ -47,16 +48,34 @@ export function gpuBlockWork(
 
 /** A block below everything that learns: nothing is kept, and little at a time. */
 export function gpuForwardWork(
-  { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
-  { gateUp }: BlockProducts,
+  { hidden, heads, kvHeads, headDim }: ModelShape,
+  { gateUp, down }: BlockProducts,
   eightBit: boolean,
   float: number,
   tokens: number,
 ): number {
+  const ffn = down.in;
   const attention = hidden + (2 * heads + 2 * kvHeads) * headDim;
   const mlp = 2 * hidden + 3 * ffn;
   const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
   return Math.max(float * Math.max(attention, mlp) * tokens, integers);
+}
+
+/** What the products of one expert take beside their tensors, where every token chooses it. */
+export function gpuExpertWork(
+  products: readonly GpuProduct[],
+  eightBit: boolean,
+  float: number,
+  tokens: number,
+): number {
+  const each = products.map((product) =>
+    Math.max(
+      forwardWork(product, float, tokens),
+      backwardWork(product, float, tokens),
+      eightBit && product.quantized ? integerWork(product, float, tokens) : 0,
+    ),
+  );
+  return Math.max(0, ...each);
 }
 
 /** LLM.int8()'s forward: the product's input, its codes and scales, and the sums in 32 bits (CudaOps::forward_int8). */

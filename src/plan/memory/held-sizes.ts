@@ -37,8 +37,9 @@ export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeD
 }
 
 /**
- * Bytes of one layer's frozen weights as the engine holds them: the embedding in the holding dtype, norms and biases in float32,
- * linears as above. A tied head counts in full: its products need their own layout, on whichever device it is.
+ * Bytes of one layer's frozen weights as the engine holds them, but for experts (expert-memory.ts): the embedding in the holding dtype,
+ * norms, sinks and biases in float32, linears as above. A tied head counts in full: its products need their own layout, on whichever
+ * device it is.
  */
 export function layerWeightBytes(
   spec: ModelSpec,
@@ -55,7 +56,8 @@ export function layerWeightBytes(
     case "norm":
       return hidden * FLOAT32;
     case "block": {
-      const norms = blockNorms(spec, layer).reduce((sum, { width }) => sum + width, 0);
+      const sinks = layer.sinks === undefined ? 0 : spec.shape.heads;
+      const norms = blockNorms(spec, layer).reduce((sum, { width }) => sum + width, sinks);
       return layer.linears.reduce(
         (bytes, linear) =>
           bytes + linearWeightBytes(linear, holding, computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0),
