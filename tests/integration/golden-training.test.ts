@@ -10,6 +10,7 @@ const RUNS = [
   "qwen1-shuffled",
   "qwen2-gqa-tied",
   "head-dim-96",
+  "label-smoothing",
   "rank-16-and-64",
   "gemma2",
   "gemma3",

@@ -85,6 +85,8 @@ export function meanLossBatch(
     step: 1,
     seed: 0,
     training,
+    labelSmoothing: 0,
+    noiseAlpha: 0,
     tokens: Int32Array.from(rows.flatMap(({ input_ids }) => input_ids)),
     targets: Int32Array.from(targets),
     weights: Float32Array.from(targets, (target) => (target === -100 ? 0 : 1 / count)),

@@ -71,6 +71,7 @@ class CpuOps final : public Ops {
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
                        const Tensor& act, Activation activation) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;

@@ -78,8 +78,14 @@ test("files of LLaMA-Factory, Axolotl and TRL become ones that load here, and wh
     },
     {
       file: TRL,
-      expected: { lora_r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: ["q_proj", "v_proj"] },
-      lost: ["neftune_noise_alpha"],
+      expected: {
+        lora_r: 16,
+        lora_alpha: 32,
+        lora_dropout: 0.05,
+        target_modules: ["q_proj", "v_proj"],
+        neftune_noise_alpha: 5,
+      },
+      lost: [],
     },
   ];
   for (const { file, expected, lost: missing } of cases) {
