@@ -1,9 +1,9 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import { CHATML, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
-import { IGNORED } from "./dataset.ts";
 import type { ChatMessage } from "./readers/messages.ts";
 import type { Row } from "./readers/rows.ts";
+import { IGNORED } from "./row-store.ts";
 
 export type TemplateName = "auto" | "tutorial" | "chat";
 

@@ -63,8 +63,9 @@ export function runFingerprint(config: DecisiveSettings, modelFingerprint: strin
   const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
   for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {
-    const { tokens, labels } = rows.row(index);
+    const { tokens, labels, weights } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));
+    if (weights?.some((weight) => weight !== 1)) hash.update(bytesOf(weights));
   }
   return hash.digest("hex").slice(0, 16);
 }

@@ -14,6 +14,8 @@ export interface TokenizedRow {
   readonly ids: readonly number[];
   /** Only for rows that training would label. */
   readonly labels?: readonly number[];
+  /** Only for rows of which some label weighs more or less than 1. */
+  readonly loss_weights?: readonly number[];
 }
 
 /**
@@ -38,8 +40,9 @@ export async function* tokenizeFile(
   const lost = lostText(dataset.statistics);
   if (lost !== null) log.warn(lost);
   for (let index = 0; index < dataset.size; index++) {
-    const { tokens, labels } = dataset.row(index);
-    yield { ids: [...tokens], labels: [...labels] };
+    const { tokens, labels, weights } = dataset.row(index);
+    const weighted = weights?.some((weight) => weight !== 1) ?? false;
+    yield { ids: [...tokens], labels: [...labels], ...(weighted ? { loss_weights: [...weights!] } : {}) };
   }
 }
 

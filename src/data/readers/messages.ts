@@ -1,12 +1,12 @@
 import { shown } from "../../common/shown.ts";
-import { datasetError, isEmpty, isRecord } from "./checks.ts";
+import { datasetError, isEmpty, isRecord, lossWeight } from "./checks.ts";
 
 /** One message, with all that its template may ask for. */
 export interface ChatMessage {
   readonly role: string;
   readonly content: string;
-  /** false: nothing of it is trained on. */
-  readonly train?: boolean;
+  /** Of its labels in the loss; 0: nothing of it is trained on; absent: 1. */
+  readonly lossWeight?: number;
   readonly [key: string]: unknown;
 }
 
@@ -68,12 +68,12 @@ function parseMessage(at: string, message: unknown): ChatMessage[] {
       "Rename the role, or leave the row out.",
     );
   }
-  const train = trained(at, message);
+  const weight = weightOf(at, message);
   const handedOn = Object.fromEntries(
     HANDED_ON.filter((key) => !isEmpty(message[key])).map((key) => [key, message[key]]),
   );
   const content = contentOf(at, message["content"] ?? message["value"], !isEmpty(message["tool_calls"]));
-  return [{ role, content, ...handedOn, ...(train ? {} : { train }) }];
+  return [{ role, content, ...handedOn, ...(weight === 1 ? {} : { lossWeight: weight }) }];
 }
 
 function contentOf(at: string, content: unknown, mayLack: boolean): string {
@@ -89,18 +89,28 @@ function contentOf(at: string, content: unknown, mayLack: boolean): string {
   throw datasetError(`${at}: "content" must be text.`, "Write it as a string.");
 }
 
-function trained(at: string, message: Record<string, unknown>): boolean {
+/** LLaMA-Factory v1's loss_weight, which OpenAI calls weight, is a number; what others have is a switch. */
+function weightOf(at: string, message: Record<string, unknown>): number {
+  let trained = 1;
   for (const key of SWITCHES) {
     const value = message[key];
     if (value === undefined || value === null || value === true || value === 1) continue;
-    if (value === false || value === 0) return false;
-    throw datasetError(`${at}: "${key}" must be true or false, got ${shown(value)}.`, "Write true or false.");
+    if (value !== false && value !== 0) {
+      throw datasetError(`${at}: "${key}" must be true or false, got ${shown(value)}.`, "Write true or false.");
+    }
+    trained = 0;
   }
-  for (const key of WEIGHTS) {
-    const value = message[key];
-    if (value === undefined || value === null || value === 1) continue;
-    if (value === 0) return false;
-    throw datasetError(`${at}: "${key}" ${shown(value)} can't be honoured.`, "Write 0 or 1.");
+  const [weight = 1, ...others] = WEIGHTS.filter((key) => !isEmpty(message[key])).map((key) =>
+    lossWeight(`${at}: "${key}"`, message[key]),
+  );
+  if (others.some((other) => other !== weight)) {
+    throw datasetError(`${at}: ${WEIGHTS.map((key) => `"${key}"`).join(" and ")} differ.`, "Leave one of them out.");
   }
-  return true;
+  const scale = message["loss_scale"];
+  if (scale === 0) return 0;
+  if (isEmpty(scale) || scale === 1) return trained * weight;
+  throw datasetError(
+    `${at}: "loss_scale" ${shown(scale)} can't be honoured: ms-swift divides by the number of labels, here weights are divided by their sum.`,
+    'Write "loss_weight" if that is what you want.',
+  );
 }

@@ -1,6 +1,7 @@
 import { nearest } from "../../common/nearest.ts";
 import { shown } from "../../common/shown.ts";
-import { datasetError, isEmpty, isRecord } from "./checks.ts";
+import { IGNORED } from "../row-store.ts";
+import { datasetError, isEmpty, isRecord, lossWeight } from "./checks.ts";
 import { type ChatMessage, parseMessages } from "./messages.ts";
 
 /** One row of a dataset, checked. */
@@ -8,7 +9,13 @@ export type Row =
   | { readonly kind: "instruction"; readonly instruction: string; readonly input: string; readonly output: string }
   | { readonly kind: "messages"; readonly messages: readonly ChatMessage[]; readonly tools: readonly unknown[] | null }
   | { readonly kind: "text"; readonly text: string }
-  | { readonly kind: "ids"; readonly inputIds: readonly number[]; readonly labels: readonly number[] | null };
+  | {
+      readonly kind: "ids";
+      readonly inputIds: readonly number[];
+      readonly labels: readonly number[] | null;
+      /** Of each label; null: 1 everywhere. */
+      readonly weights: readonly number[] | null;
+    };
 
 /** Keys that would change what is trained on and can't be honoured; empty values are let through. */
 const NOT_HONOURED = [
@@ -149,6 +156,7 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
       "Give one label a token, -100 where none is trained on.",
     );
   }
+  const weights = isEmpty(row["loss_weights"]) ? null : weightsOf(where, row["loss_weights"], inputIds.length);
   const mask = row["attention_mask"];
   if (!isEmpty(mask) && integers(where, "attention_mask", mask).some((bit) => bit !== 1)) {
     throw datasetError(
@@ -156,7 +164,32 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
       "Leave padding out of input_ids.",
     );
   }
-  return { kind: "ids", inputIds, labels };
+  // What weighs nothing is not trained on.
+  const given = labels ?? inputIds;
+  const trained = weights === null ? labels : given.map((label, t) => (weights[t] === 0 ? IGNORED : label));
+  return { kind: "ids", inputIds, labels: trained, weights };
+}
+
+function weightsOf(where: string, written: unknown, length: number): number[] {
+  const list = listOf(written);
+  if (list?.length !== length) {
+    throw datasetError(
+      `${where}: "loss_weights" must be a list of ${length} numbers, one for each of input_ids.`,
+      "Give each token's weight in the loss.",
+    );
+  }
+  return list.map((value, t) =>
+    lossWeight(`${where}: "loss_weights" of token ${t + 1}`, typeof value === "bigint" ? Number(value) : value),
+  );
+}
+
+/** A list as tables hold it too. */
+function listOf(written: unknown): unknown[] | null {
+  let value = written;
+  try {
+    if (typeof value === "string") value = JSON.parse(value) as unknown;
+  } catch {}
+  return Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>) : null;
 }
 
 /** Parquet gives 64-bit columns as bigints. Number(null) and Number("9") would be numbers too, which a row does not say. */
@@ -165,13 +198,7 @@ function wholeNumber(value: unknown): number {
 }
 
 function integers(where: string, key: string, written: unknown): number[] {
-  let value = written;
-  try {
-    // As tables hold lists.
-    if (typeof value === "string") value = JSON.parse(value) as unknown;
-  } catch {}
-  const list =
-    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, wholeNumber) : null;
+  const list = listOf(written)?.map(wholeNumber) ?? null;
   if (list === null || !list.every((id) => Number.isInteger(id) && Math.abs(id) < 2 ** 31)) {
     throw datasetError(`${where}: "${key}" must be a list of token ids.`, "Write whole numbers.");
   }

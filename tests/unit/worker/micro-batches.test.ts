@@ -8,6 +8,7 @@ const row = (tokens: number[], rowId: number) => ({
   tokens: Int32Array.from(tokens),
   labels: Int32Array.from(tokens, (token) => token + 10),
   weight: 1 / (tokens[0]! + 1),
+  weights: null,
   rowId,
 });
 const PASS = { step: 3, seed: 7, training: true, labelSmoothing: 0.1, noiseAlpha: 5 };
