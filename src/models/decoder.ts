@@ -2,6 +2,7 @@ import { activationNamed, configDtype, contradiction, endTokenIds, rejectForeign
 import type { DecoderConfig } from "./decoder-config.ts";
 import { type DecoderNames, LLAMA_NAMES } from "./decoder-names.ts";
 import { checkpointQuantization } from "./quantization.ts";
+import { ropeRemarks } from "./rope.ts";
 import { computeRules } from "./rules.ts";
 import type {
   BlockLayer,
@@ -95,6 +96,7 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
     lossRule: "step-token-mean",
     eosTokenIds: endTokenIds(config, generation),
     maxPositions: family.maxPositions,
+    remarks: ropeRemarks(config),
   };
 }
 

@@ -55,6 +55,7 @@ export async function prepareRank(
     .filter((segment) => segment.rank === rank)
     .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
   const checkpoint = await model.openCheckpoint(
+    spec.tied,
     own.flatMap(({ weights }) => weights),
     request.modelFingerprint,
   );

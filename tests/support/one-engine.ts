@@ -44,7 +44,7 @@ export async function wholeModel(
     new Map(targets.map((target) => [target.name, { ...target, module: target.name }])),
   );
   await engine.addSegment(description);
-  const checkpoint = await openCheckpoint(modelDir);
+  const checkpoint = await openCheckpoint(modelDir, spec.tied);
   const quantized = new Set(hold === null ? [] : blockLinears(spec).map(({ name }) => `${name}.weight`));
   for (const name of weights) {
     await engine.loadWeight(0, name, checkpoint.locate(name), quantized.has(name) ? hold! : "float32");

@@ -75,10 +75,12 @@ export async function describeModel(
   const source = await locateModel(config, log);
   const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
-  const { quantization, warnings } = baseQuantization(config, spec);
+  const base = baseQuantization(config, spec);
+  const { quantization } = base;
+  const warnings = [...spec.remarks, ...base.warnings];
   const openWeights = async () => {
     await source.fetchWeights();
-    const checkpoint = await openCheckpoint(dir);
+    const checkpoint = await openCheckpoint(dir, spec.tied);
     const packed = await packedWeights(quantization, spec, checkpoint);
     const skipped = verifyCheckpoint(spec, checkpoint, tensorNames(packed));
     await assertTied(spec, checkpoint);
