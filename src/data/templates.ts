@@ -10,6 +10,8 @@ export type TemplateName = "auto" | "tutorial" | "chat";
 /** How rows of text become tokens and labels, and prompts become tokens. */
 export interface RowTemplate {
   readonly name: "tutorial" | "chat";
+  /** What is to be said of the choice; null: nothing. */
+  readonly remark: string | null;
   encodeInstruction(row: Extract<Row, { kind: "instruction" }>): EncodedChat;
   encodeMessages(messages: readonly ChatMessage[], tools?: readonly unknown[] | null): EncodedChat;
   /** Plain text for language modelling: every token is a label, the end token behind it. */
@@ -79,6 +81,7 @@ function tutorialTemplate(
     `<|im_start|>system\n${systemText}<|im_end|>\n<|im_start|>user\n${user}<|im_end|>`;
   return {
     name: "tutorial",
+    remark: null,
     stopIds: [imEnd],
     encodeInstruction({ instruction, input, output }) {
       const prompt = tokenizer.encode(promptText(systemLine, instruction + input));
@@ -115,6 +118,9 @@ function chatTemplate(
   }
   return {
     name: "chat",
+    remark: usesChatml
+      ? "the tokenizer has no chat template, but ChatML's tokens: rows and prompts are written as plain ChatML"
+      : null,
     stopIds: [tokenizer.eosId, usesChatml ? tokenizer.tokenId("<|im_end|>") : null].filter((id) => id !== null),
     encodeInstruction({ instruction, input, output }) {
       const user = [instruction, input].filter((part) => part !== "").join("\n");

@@ -36,7 +36,7 @@ export async function* tokenizeFile(
   }
   const spec = await readModelSpec(source.dir);
   const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
-  const dataset = await encodeDataset(path, templatesOf(config, source.dir)(config.template), options);
+  const dataset = await encodeDataset(path, templatesOf(config, source.dir, log)(config.template), options);
   const lost = lostText(dataset.statistics);
   if (lost !== null) log.warn(lost);
   for (let index = 0; index < dataset.size; index++) {
