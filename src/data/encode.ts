@@ -112,6 +112,7 @@ function encodeRow(row: Row, template: RowTemplate | null, path: string, number:
   if (row.kind === "ids") return { tokens: row.inputIds, labels: row.labels ?? row.inputIds, weights: row.weights };
   try {
     if (row.kind === "text") return template!.encodeText(row.text);
+    if (row.kind === "segments") return template!.encodeSegments(row.segments);
     if (row.kind === "instruction") return template!.encodeInstruction(row);
     return template!.encodeMessages(row.messages, row.tools);
   } catch (error) {

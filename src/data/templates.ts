@@ -2,7 +2,7 @@ import { PipeloraError } from "../common/errors.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import { CHATML, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
 import type { ChatMessage } from "./readers/messages.ts";
-import type { Row } from "./readers/rows.ts";
+import type { Row, Segment } from "./readers/rows.ts";
 import { IGNORED } from "./row-store.ts";
 
 export type TemplateName = "auto" | "tutorial" | "chat";
@@ -14,6 +14,8 @@ export interface RowTemplate {
   readonly remark: string | null;
   encodeInstruction(row: Extract<Row, { kind: "instruction" }>): EncodedChat;
   encodeMessages(messages: readonly ChatMessage[], tools?: readonly unknown[] | null): EncodedChat;
+  /** Texts laid end to end, encoded each for itself and with nothing added, as Axolotl's input_output. */
+  encodeSegments(segments: readonly Segment[]): EncodedChat;
   /** Plain text for language modelling: every token is a label, the end token behind it. */
   encodeText(text: string): EncodedChat;
   /** A prompt that the model is to answer, as the training rows begin. */
@@ -50,6 +52,16 @@ function textEncoder(tokenizer: Tokenizer): RowTemplate["encodeText"] {
     const tokens = tokenizer.encode(text, { addSpecials: true });
     if (tokenizer.eosId !== null && tokens.at(-1) !== tokenizer.eosId) tokens.push(tokenizer.eosId);
     return { tokens, labels: [...tokens] };
+  };
+}
+
+function segmentsEncoder(tokenizer: Tokenizer): RowTemplate["encodeSegments"] {
+  return (segments) => {
+    const parts = segments.map(({ text, label }) => ({ ids: tokenizer.encode(text), label }));
+    return {
+      tokens: parts.flatMap(({ ids }) => ids),
+      labels: parts.flatMap(({ ids, label }) => (label ? ids : ids.map(() => IGNORED))),
+    };
   };
 }
 
@@ -90,6 +102,7 @@ function tutorialTemplate(
     },
     encodeMessages: (messages, tools = null) => chatml.encode(withSystem(messages, system), trainOn, { tools }),
     encodeText: textEncoder(tokenizer),
+    encodeSegments: segmentsEncoder(tokenizer),
     encodePrompt(messages) {
       const [first, second] = withSystem(messages, systemLine);
       if (messages.length > 2 || first?.role !== "system" || second?.role !== "user") {
@@ -132,6 +145,7 @@ function chatTemplate(
     },
     encodeMessages: (messages, tools = null) => chat.encode(withSystem(messages, system), trainOn, { tools }),
     encodeText: textEncoder(tokenizer),
+    encodeSegments: segmentsEncoder(tokenizer),
     encodePrompt: (messages) => chat.encodePrompt(withSystem(messages, system)),
   };
 }

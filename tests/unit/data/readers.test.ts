@@ -223,7 +223,7 @@ describe("dataset readers", () => {
     await refuses("instruction,output\na,b,c\n", /not a CSV table/, "csv");
     await refuses(Buffer.from('[{"instruction": "\xe9", "output": "b"}]', "latin1"), /row 1 is not UTF-8/);
     await refuses(Buffer.from("instruction,output\n\xe9,b\n", "latin1"), /not UTF-8/, "csv");
-    await refuses("x", /"\.txt" is no dataset's extension/, "txt");
+    await refuses("x", /"\.docx" is no dataset's extension/, "docx");
     await assert.rejects(all(readRows(join(folder, "absent.json"))), /can't be read/);
     await assert.rejects(all(readRows(folder)), { code: "PL_DATASET_INVALID" });
   });
