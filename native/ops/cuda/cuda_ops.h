@@ -71,6 +71,7 @@ class CudaOps final : public Ops {
   void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                 const Tensor& dup, Activation activation) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;
