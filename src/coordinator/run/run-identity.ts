@@ -18,6 +18,7 @@ const DECISIVE = [
   "alpha_pattern",
   "torch_dtype",
   "compute_dtype",
+  "fp8",
   "load_in_4bit",
   "load_in_8bit",
   "bnb_4bit_quant_type",
@@ -47,9 +48,9 @@ const DECISIVE = [
 ] as const satisfies readonly (keyof Config)[];
 
 /** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
-const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha"];
+const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "fp8"];
 const idle = (value: unknown) =>
-  value === 0 || value === null || (typeof value === "object" && Object.keys(value).length === 0);
+  value === 0 || value === false || value === null || (typeof value === "object" && Object.keys(value).length === 0);
 
 /** Settings that a resumed run may change: what they are is said. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];

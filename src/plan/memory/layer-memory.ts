@@ -221,7 +221,7 @@ function workOnGpu(
 ): BlockWork {
   const products = blockProducts(block, pairs, holding);
   const float = dtypeBytes(computeDtype);
-  const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized;
+  const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized && !products.gateUp.e4m3;
   const extra = extraWork(spec, float) * work.tokens;
   const own = expertProducts(block, pairs, holding);
   const experts = expertWork(block, own, spec.shape.hidden, float);

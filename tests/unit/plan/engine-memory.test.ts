@@ -137,7 +137,7 @@ for (const { family, dtype, quantization, firstBlock } of VARIANTS) {
       test(`the engine's peak is what was predicted: ${what}`, { skip }, async () => {
         const spec = model(family, SHAPE);
         const planned = request(spec, cpus(1), {
-          holding: { dtype, quantization, skipModules: [] },
+          holding: { dtype, quantization, skipModules: [], fp8: false },
           computeDtype: dtype,
           lora: everyLinear(spec, 8, firstBlock),
           work: { ...work, checkpointing, schedule: "gpipe", microBatches },
