@@ -49,6 +49,7 @@ void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
   }
   if (slot.holds != &weight) fill(weight, slot, stream);
 
+  if (weight.routed()) return;
   remember({&weight, forward});
   look_ahead(&slot);
 }
