@@ -231,13 +231,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   if (keep || sinks_) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, place);
   AttentionForward attention{out_heads.q, out_heads.k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window, score_scale(), arch_.score_cap};
   if (cache != nullptr) {
-    const Sequences& s = batch.sequences;
-    for (std::int64_t i = 0; i < s.count(); ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      const std::int64_t first = s.cu_queries.host[at], count = s.cu_queries.host[at + 1] - first;
-      const std::int64_t row = s.key_start.host[at] + s.key_length.host[at] - count;
-      ops_.copy(saved.qkv.tensor().columns(q_cols, 2 * kv_cols).row_range(first, count), cache->row_range(row, count));
-    }
+    ops_.scatter_rows(saved.qkv.tensor().columns(q_cols, 2 * kv_cols), batch.cache_row, 1, *cache);
     attention.k = cache->columns(0, kv_cols);
     attention.v = cache->columns(kv_cols, kv_cols);
   }

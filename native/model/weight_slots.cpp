@@ -21,7 +21,7 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
 }  // namespace
 
 HoldSpec WeightSlots::Slot::hold(HoldSpec asked) const {
-  asked.keep_expanded = asked.keep_expanded || (keep_expanded && asked.quantisation != Quantisation::none);
+  asked.keep_expanded = asked.keep_expanded || (keep_expanded && (asked.fp8 || asked.quantisation != Quantisation::none));
   return asked;
 }
 

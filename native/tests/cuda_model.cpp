@@ -247,7 +247,8 @@ int main(int argc, char** argv) {
     for (const DType half : {DType::bf16, DType::f16}) {
       const Digest coarse = run(make_cuda_ops(0, half), variant);
       compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), 1e-2);
-      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), 1e-1);
+      // bfloat16 keeps three bits fewer than float16.
+      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), half == DType::bf16 ? 2e-1 : 5e-2);
       require(variant.name + " " + dtype_name(half) + ": the same bits with checkpointing", run(make_cuda_ops(0, half), checkpointed) == coarse);
       require(variant.name + " " + dtype_name(half) + ": the same bits with offloading", run(make_cuda_ops(0, half), offloaded) == coarse);
       if (variant.hold.quantisation == Quantisation::nf4) {

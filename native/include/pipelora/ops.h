@@ -72,8 +72,10 @@ struct HoldSpec {
   std::int64_t block_size = 64;  // nf4, fp4
   bool double_quant = false;     // nf4, fp4
   float threshold = 6.0f;        // int8: columns of the input with a magnitude of at least this stay in 16 bit; 0: none
-  /// Quantised forms: the weight's values are kept in the compute dtype too (same results, more memory).
+  /// What products read is kept beside the weight (same results, more memory): quantised forms in the compute dtype, fp8 in e4m3.
   bool keep_expanded = false;
+  /// GPUs: the weight's products, forward and back, multiply e4m3 numbers (docs/decisions/fp8.md). Where its shape does not suit, as without.
+  bool fp8 = false;
 
   bool operator==(const HoldSpec&) const = default;
 };

@@ -59,8 +59,8 @@ export const quantisationOptions = {
     "string",
     "Quantisation",
     RUNS,
-    choice(["off", "auto", "on"]).default("off"),
-    "Keep quantised weights in the compute dtype too, same results in less time: auto: of as many blocks as a GPU's budget holds beside all else; on: of every block.",
+    choice(["off", "auto", "on"]).default("auto"),
+    "Keep quantised weights in the compute dtype too, same results in less time: auto: in training, of as many blocks as a GPU's budget (--max-memory) holds beside all else; on: of every block; off: of none.",
     "WHEN",
   ),
 };

@@ -6,7 +6,7 @@ import type { Holding } from "./held-sizes.ts";
 const FLOAT32 = 4;
 
 /**
- * Bytes of each piece of device memory that holds a product's weight, as native/ops/cuda/weights/linear_weight.cpp asks for them: 16 or
+ * Bytes of each piece of device memory that holds a product's weight, as native/ops/cuda/base/linear_weight.cpp asks for them: 16 or
  * 32 bits with LoRA's tail and rows on lines of 64 elements; 4 bits with their scales a part; 8 bits with rows on lines of 16.
  */
 export function heldAllocations(product: GpuProduct, holding: Holding, computeDtype: FloatDtype): number[] {
@@ -37,7 +37,7 @@ export function isExpanded(product: GpuProduct, holding: Holding, computeDtype: 
 
 /**
  * Bytes in which the weights of these products take turns to be expanded: one place a shape (ExpandedPool in
- * native/ops/cuda/weights/linear_weight.h). The blocks of a model share the places of one block.
+ * native/ops/cuda/base/linear_weight.h). The blocks of a model share the places of one block.
  */
 export function expansionBytes(products: readonly GpuProduct[], holding: Holding, computeDtype: FloatDtype): number {
   const shapes = new Map(

@@ -89,19 +89,25 @@ function integerWork(product: GpuProduct, float: number, tokens: number): number
 /** LoRA's inner vectors (CudaOps::make_inner): partial sums, or what products of their own take. */
 function forwardWork(product: GpuProduct, float: number, tokens: number): number {
   if (!runsAsProducts(product)) return innerScratch(product, product.in, tokens);
-  const dropped = product.dropout ? roundUp(product.in, 64) * tokens : 0;
-  return float * (dropped + sum(product.ranks) * roundUp(product.in, 64));
+  return float * (droppedRows(product, tokens) + sum(product.ranks)) * roundUp(product.in, 64);
 }
 
 /**
  * Where LoRA's products back run through cuBLASLt (cuda_ops_lora.cpp): inner vectors or their gradients in the compute dtype, and
- * beside them B of the widest part, or A of all parts and what dropout leaves of the input, or the part of its gradient.
+ * beside them B of all parts, as wide as the widest, or A of all parts and what dropout leaves of the input for each, or each one's
+ * term of its gradient.
  */
-function productsBackWork({ ranks, partRows, in: input, dropout }: GpuProduct, float: number, tokens: number): number {
+function productsBackWork(product: GpuProduct, float: number, tokens: number): number {
+  const { ranks, partRows, in: input } = product;
   const rounded = roundUp(sum(ranks), 64) * tokens;
-  const b = Math.max(...ranks.map((rank, part) => rank * roundUp(partRows[part]!, 64)));
-  const a = (sum(ranks) + (dropout ? tokens : 0)) * roundUp(input, 64);
+  const b = sum(ranks) * roundUp(Math.max(...partRows.filter((_, part) => ranks[part]! > 0)), 64);
+  const a = (sum(ranks) + droppedRows(product, tokens)) * roundUp(input, 64);
   return float * (rounded + Math.max(a, b));
+}
+
+/** Rows of the inputs that dropout leaves something of, one input for each part that learns. */
+function droppedRows({ ranks, dropout }: GpuProduct, tokens: number): number {
+  return dropout ? ranks.filter((rank) => rank > 0).length * tokens : 0;
 }
 
 /** A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, or the gradient that LoRA's columns widen. */

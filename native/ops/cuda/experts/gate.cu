@@ -1,7 +1,7 @@
 // The gate of experts' MLPs, rows times their routing weights. A block a row: the weight's gradient is a sum over it.
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/experts/experts.h"
-#include "ops/cuda/pointwise/activations.cuh"
+#include "ops/cuda/pointwise/activation.cuh"
 
 namespace pipelora::cuda {
 

@@ -1,12 +1,13 @@
-// Frozen weights on the GPU: held in 16 or 32 bits or quantised; expanded to the compute dtype before a product.
+// Frozen weights on the GPU: held in 16 or 32 bits or quantised; expanded to the compute dtype, or to e4m3, before a product.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "ops/cuda/device/device.h"
-#include "ops/cuda/weights/expanded_pool.h"
-#include "ops/cuda/weights/quant.h"
+#include "ops/cuda/base/expanded_pool.h"
+#include "ops/cuda/base/fp8.h"
+#include "ops/cuda/base/quant.h"
 #include "pipelora/ops.h"
 
 namespace pipelora::cuda {
@@ -40,8 +41,9 @@ class CudaLinear final : public LinearWeight {
 
   /// The weight [out, in] in the compute dtype, with room for tail() columns behind each row and tail() rows below, for a
   /// product that is enqueued before done() is called. `forward`: or the input gradient's.
+  /// In e4m3: [out, in] for the forward pass, its transpose [in, out] for the other, without room.
   Tensor expanded(bool forward) const;
-  void done() const;
+  void done(bool forward) const;
   std::int64_t tail() const { return tail_; }
   /// [out] in the compute dtype, or null.
   const void* bias() const { return bias_ ? bias_->data() : nullptr; }
@@ -52,7 +54,13 @@ class CudaLinear final : public LinearWeight {
   bool routed() const { return routed_; }
   /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
   bool forward_few(const LinearForward& call) const;
-  bool is_int8() const { return spec_.quantisation == Quantisation::int8; }
+  bool is_int8() const { return spec_.quantisation == Quantisation::int8 && !is_fp8(); }
+  /// Products multiply e4m3 numbers: asked for, and the shape and dtypes suit.
+  bool is_fp8() const;
+  /// Whether LoRA's columns join the product, behind those of x and of the weight.
+  bool takes_lora() const { return !is_int8() && !is_fp8(); }
+  /// fp8: what each row of expanded(forward) is multiplied by.
+  const float* fp8_scales(bool forward) const;
   float threshold() const { return spec_.threshold; }
   /// int8: [out, in] rows of codes, and [out] scales.
   Tensor codes() const;
@@ -76,10 +84,16 @@ class CudaLinear final : public LinearWeight {
   void load_four_bit(Part& part, const HostTensor& rows);
   void load_int8(const Part& part, const HostTensor& rows);
   friend class ExpandedPool;
-  bool held_as_computed() const { return spec_.quantisation == Quantisation::none && spec_.dtype == context_.compute; }
-  void expand(const Tensor& to, cudaStream_t stream) const;
-  Tensor matrix_in(void* data) const { return Tensor(data, context_.compute, out, in, stride()); }
-  ExpandedPool::Slot& slot() const;
+  bool held_as_computed() const { return spec_.quantisation == Quantisation::none && spec_.dtype == context_.compute && !is_fp8(); }
+  /// What tells the contents of a slot apart.
+  Expansion content(bool forward) const { return {this, forward || !is_fp8()}; }
+  void expand(void* to, bool forward, cudaStream_t stream) const;
+  HeldRows held_rows(const Part& part) const;
+  /// What products read, as it lies in memory of its own or a slot's.
+  Tensor matrix_in(void* data, bool forward) const;
+  std::size_t expanded_bytes(bool forward) const;
+  ExpandedPool::Slot& slot(bool forward) const;
+  void all_loaded();
 
   LinearContext& context_;
   HoldSpec spec_;
@@ -89,8 +103,9 @@ class CudaLinear final : public LinearWeight {
   std::unique_ptr<Memory> memory_;  // the weight as held
   std::unique_ptr<Memory> scales_;  // int8
   std::unique_ptr<Memory> bias_;
-  std::unique_ptr<Memory> kept_;  // expanded for good
-  mutable bool kept_filled_ = false;
+  std::unique_ptr<Memory> kept_;       // expanded for good
+  std::unique_ptr<Memory> kept_back_;  // fp8: the transpose
+  std::unique_ptr<Memory> fp8_scales_; // [out], then [in]
 };
 
 }  // namespace pipelora::cuda

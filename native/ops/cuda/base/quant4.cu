@@ -1,6 +1,6 @@
 // NF4 and FP4 with bitsandbytes' rounding. Dequantising is bound by the bytes it writes: a thread turns four packed bytes
 // into eight elements, codes are looked up in a table with a copy for each lane (no bank conflicts).
-#include "ops/cuda/weights/quant_device.cuh"
+#include "ops/cuda/base/quant_device.cuh"
 
 namespace pipelora::cuda {
 

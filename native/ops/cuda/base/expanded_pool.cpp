@@ -1,10 +1,10 @@
-#include "ops/cuda/weights/expanded_pool.h"
+#include "ops/cuda/base/expanded_pool.h"
 
 #include <algorithm>
 #include <array>
 
 #include "ops/cuda/device/check.h"
-#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/base/linear_weight.h"
 
 namespace pipelora::cuda {
 
@@ -36,27 +36,27 @@ ExpandedPool::Slot& ExpandedPool::slot(std::int64_t rows, std::int64_t stride, D
   return found;
 }
 
-void ExpandedPool::fill(const CudaLinear& weight, Slot& slot, cudaStream_t stream) {
-  weight.expand(weight.matrix_in(slot.memory->data()), stream);
-  slot.holds = &weight;
+void ExpandedPool::fill(const Expansion& wanted, Slot& slot, cudaStream_t stream) {
+  wanted.weight->expand(slot.memory->data(), wanted.forward, stream);
+  slot.holds = wanted.weight->content(wanted.forward);
 }
 
-void ExpandedPool::use(const CudaLinear& weight, Slot& slot, bool forward) {
+void ExpandedPool::use(const Expansion& wanted, Slot& slot) {
   cudaStream_t stream = device_.stream();
   if (slot.pending) {
     check(cudaStreamWaitEvent(stream, slot.filled, 0), "waiting for an expanded weight");
     slot.pending = false;
   }
-  if (slot.holds != &weight) fill(weight, slot, stream);
+  if (!(slot.holds == wanted.weight->content(wanted.forward))) fill(wanted, slot, stream);
 
-  if (weight.routed()) return;
-  remember({&weight, forward});
+  if (wanted.weight->routed()) return;
+  remember(wanted);
   look_ahead(&slot);
 }
 
 // The same weight comes up in several places of a step (forward, recomputed, backward): where the last step stands in the
 // past is told by the steps before it.
-void ExpandedPool::remember(const Step& step) {
+void ExpandedPool::remember(const Expansion& step) {
   constexpr std::size_t kLongest = 1 << 14, kContext = 8;
   if (past_.size() >= kLongest) {
     past_.erase(past_.begin(), past_.begin() + kLongest / 2);
@@ -86,14 +86,14 @@ void ExpandedPool::look_ahead(const Slot* busy) {
   if (place_ == 0) return;
   std::array<const Slot*, kAhead + 1> needed{busy};
   for (std::size_t i = 1; i <= kAhead && place_ + i < past_.size(); ++i) {
-    const CudaLinear& weight = *past_[place_ + i].weight;
-    Slot& target = weight.slot();
+    const Expansion& wanted = past_[place_ + i];
+    Slot& target = wanted.weight->slot(wanted.forward);
     const auto end = needed.begin() + static_cast<std::ptrdiff_t>(i);
     const bool free = std::find(needed.begin(), end, &target) == end;
     needed[i] = &target;
-    if (target.holds == &weight || !free || target.pending) continue;
+    if (target.holds == wanted.weight->content(wanted.forward) || !free || target.pending) continue;
     check(cudaStreamWaitEvent(ahead_, target.used, 0), "waiting for a product");
-    fill(weight, target, ahead_);
+    fill(wanted, target, ahead_);
     check(cudaEventRecord(target.filled, ahead_), "cudaEventRecord");
     target.pending = true;
   }
@@ -106,10 +106,10 @@ void ExpandedPool::release(Slot& slot) {
 
 void ExpandedPool::forget(const CudaLinear* weight) {
   for (auto& [shape, slot] : slots_) {
-    if (slot.holds != weight) continue;
+    if (slot.holds.weight != weight) continue;
     if (slot.pending) cudaStreamSynchronize(ahead_);
     slot.pending = false;
-    slot.holds = nullptr;
+    slot.holds = {};
   }
   past_.clear();
   place_ = 0;

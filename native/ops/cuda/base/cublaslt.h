@@ -22,6 +22,10 @@ struct Product {
   const void* bias = nullptr;  // [n] in d's dtype, or null
   bool a_transposed = false;
   float alpha = 1;  // int8: 1
+  /// f8: of a's rows and of b's, which they are multiplied by. Both operands' rows are then multiples of 16 long.
+  const float *a_scales = nullptr, *b_scales = nullptr;
+  /// f8: sums stay in the tensor core's own registers, of fewer bits than float32, all the way (docs/decisions/fp8.md).
+  bool fast_sums = true;
 };
 
 class Products {
@@ -34,7 +38,7 @@ class Products {
 
   static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
-  /// f32, bf16, f16 with f32 sums (no TF32), or int8 x int8 -> int32. `workspace` has kWorkspaceBytes.
+  /// f32, bf16, f16 with f32 sums (no TF32), int8 x int8 -> int32, or e4m3 x e4m3 -> 16 bits. `workspace` has kWorkspaceBytes.
   /// The algorithm is the library's first suggestion for the shape, kept: the same shapes give the same bits. Of long products
   /// it is the first with one of two tiles.
   /// `choice`: another of its suggestions, for measurements; false where it has no such.

@@ -1,4 +1,4 @@
-// Activations of an MLP's gate, with their slopes.
+// What a gate's activation is, and its slope, for the kernels that read gate and up.
 #pragma once
 
 #include "ops/cuda/device/common.cuh"

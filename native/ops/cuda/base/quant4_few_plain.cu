@@ -1,5 +1,5 @@
 // The product of a few tokens in float32 with a weight in 4 bits that is not expanded first.
-#include "ops/cuda/weights/quant4_few.cuh"
+#include "ops/cuda/base/quant4_few.cuh"
 
 namespace pipelora::cuda {
 

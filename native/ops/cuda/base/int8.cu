@@ -1,6 +1,6 @@
 // LLM.int8() (Dettmers et al. 2022) with the rounding of bitsandbytes 0.50.
 #include "ops/cuda/device/common.cuh"
-#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/base/int8.h"
 
 namespace pipelora::cuda {
 

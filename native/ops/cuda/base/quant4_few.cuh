@@ -1,7 +1,7 @@
 // What the products of a few tokens with a weight in 4 bits share: their parts, and what is added to their sums.
 #pragma once
 
-#include "ops/cuda/weights/quant_device.cuh"
+#include "ops/cuda/base/quant_device.cuh"
 
 namespace pipelora::cuda {
 

@@ -26,6 +26,8 @@ struct HeuristicResult {
 inline constexpr std::int32_t kCompute32F = 68, kCompute32I = 72;
 inline constexpr std::int32_t kNotTransposed = 0, kTransposed = 1;
 inline constexpr std::int32_t kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8, kDescBiasType = 26;
+inline constexpr std::int32_t kDescScaleA = 17, kDescScaleB = 18, kDescFastSums = 25, kDescScaleModeA = 31, kDescScaleModeB = 32;
+inline constexpr std::int32_t kScaleRows = 3;  // a float32 a row of the product's operand
 inline constexpr std::int32_t kEpilogueBias = 4;
 inline constexpr std::int32_t kAlgoTile = 1;
 inline constexpr std::int32_t kTile128x256 = 23, kTile256x128 = 24;

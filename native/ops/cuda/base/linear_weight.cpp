@@ -1,10 +1,10 @@
-#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/base/linear_weight.h"
 
 #include <algorithm>
 #include <bit>
 
 #include "ops/cuda/device/check.h"
-#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
 #include "pipelora/packed.h"
@@ -61,7 +61,7 @@ void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = tail_columns(inn
 
 std::size_t CudaLinear::bytes() const {
   std::size_t total = 0;
-  for (const auto* memory : {&memory_, &scales_, &bias_, &kept_})
+  for (const auto* memory : {&memory_, &scales_, &bias_, &kept_, &kept_back_, &fp8_scales_})
     if (*memory) total += (*memory)->bytes();
   for (const Part& part : parts_)
     if (part.scale_memory) total += part.scale_memory->bytes();
@@ -81,7 +81,6 @@ void CudaLinear::start(const HoldSpec& hold) {
     case Quantisation::none:
       memory_ = device.allocate("a weight", static_cast<std::size_t>(rows_padded() * stride()) * dtype_bytes(hold.dtype));
       check(cudaMemsetAsync(memory_->data(), 0, memory_->bytes(), device.stream()), "a weight");
-      if (hold.dtype != context_.compute) slot();
       break;
     case Quantisation::nf4:
     case Quantisation::fp4:
@@ -99,18 +98,42 @@ void CudaLinear::start(const HoldSpec& hold) {
       scales_ = device.allocate("scales of an 8-bit weight", static_cast<std::size_t>(out) * sizeof(float));
       break;
   }
-  if (hold.quantisation != Quantisation::none) {
-    if (hold.keep_expanded) {
-      kept_ = device.allocate("an expanded weight", static_cast<std::size_t>(rows_padded() * stride()) * dtype_bytes(context_.compute));
-      check(cudaMemsetAsync(kept_->data(), 0, kept_->bytes(), device.stream()), "an expanded weight");
-    } else {
-      slot();
-    }
+  if (is_fp8()) {
+    fp8_scales_ = device.allocate("scales of a weight in e4m3", static_cast<std::size_t>(out + in) * sizeof(float));
+    check(cudaMemsetAsync(fp8_scales_->data(), 0, fp8_scales_->bytes(), device.stream()), "scales of a weight in e4m3");
+  }
+  if (held_as_computed()) return;
+  // In e4m3 both ways are no more bytes than 16 bits, which then need not be held.
+  if (hold.keep_expanded || (is_fp8() && hold.quantisation == Quantisation::none)) {
+    kept_ = device.allocate("an expanded weight", expanded_bytes(true));
+    check(cudaMemsetAsync(kept_->data(), 0, kept_->bytes(), device.stream()), "an expanded weight");
+    if (is_fp8()) kept_back_ = device.allocate("a weight's transpose in e4m3", expanded_bytes(false));
+  } else {
+    slot(true);
+    slot(false);
   }
 }
 
-ExpandedPool::Slot& CudaLinear::slot() const {
-  return context_.pool.slot(rows_padded(), stride(), context_.compute);
+bool CudaLinear::is_fp8() const {
+  return spec_.fp8 && context_.compute != DType::f32 && in % kFp8Piece == 0 && out % kFp8Piece == 0 &&
+         std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.rows % kFp8Piece == 0; });
+}
+
+const float* CudaLinear::fp8_scales(bool forward) const { return static_cast<const float*>(fp8_scales_->data()) + (forward ? 0 : out); }
+
+Tensor CudaLinear::matrix_in(void* data, bool forward) const {
+  if (!is_fp8()) return Tensor(data, context_.compute, out, in, stride());
+  return forward ? Tensor(data, DType::f8, out, in, in) : Tensor(data, DType::f8, in, out, out);
+}
+
+std::size_t CudaLinear::expanded_bytes(bool forward) const {
+  const Tensor matrix = matrix_in(nullptr, forward);
+  return static_cast<std::size_t>((is_fp8() ? matrix.rows : rows_padded()) * matrix.stride) * dtype_bytes(matrix.dtype);
+}
+
+ExpandedPool::Slot& CudaLinear::slot(bool forward) const {
+  const Tensor matrix = matrix_in(nullptr, forward);
+  return context_.pool.slot(is_fp8() ? matrix.rows : rows_padded(), matrix.stride, matrix.dtype);
 }
 
 void CudaLinear::load(std::size_t index, const HostTensor& rows, const HoldSpec& hold) {
@@ -157,11 +180,40 @@ void CudaLinear::load(std::size_t index, quant::State8&& rows, const HoldSpec& h
 void CudaLinear::loaded(Part& part) {
   part.loaded = true;
   context_.pool.forget(this);
-  kept_filled_ = false;
-  if (kept_ && std::all_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.loaded; })) expanded(true);
+  if (std::all_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.loaded; })) all_loaded();
+}
+
+void CudaLinear::all_loaded() {
+  cudaStream_t stream = context_.device.stream();
+  if (is_fp8()) {
+    auto* scales = static_cast<float*>(fp8_scales_->data());
+    check(cudaMemsetAsync(scales, 0, fp8_scales_->bytes(), stream), "scales of a weight in e4m3");
+    for (const Part& part : parts_) fp8_absmax(held_rows(part), context_.compute, context_.tables, scales, scales + out, stream);
+    cuda::fp8_scales(scales, out + in, stream);
+  }
+  if (!kept_) return;
+  expand(kept_->data(), true, stream);
+  if (!kept_back_) return;
+  expand(kept_back_->data(), false, stream);
+  if (spec_.quantisation == Quantisation::none) memory_.reset();
+}
+
+HeldRows CudaLinear::held_rows(const Part& part) const {
+  HeldRows rows{.first = part.first, .rows = part.rows, .in = in};
+  switch (spec_.quantisation) {
+    case Quantisation::none: rows.plain = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows); break;
+    case Quantisation::nf4:
+    case Quantisation::fp4: rows.four_bit = part.packed; break;
+    case Quantisation::int8:
+      rows.codes = codes().row_range(part.first, part.rows);
+      rows.scales = scales();
+      break;
+  }
+  return rows;
 }
 
 void CudaLinear::load_plain(const Part& part, const HostTensor& rows) {
+  if (!memory_) throw Error(kEngineFailed, "a weight whose products are in e4m3 was loaded again: it holds no other form");
   const Tensor target = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows);
   if (rows.dtype == spec_.dtype) {
     const std::size_t size = dtype_bytes(rows.dtype);
@@ -261,7 +313,12 @@ void CudaLinear::load_bias(std::size_t index, const HostTensor& values) {
 
 Tensor CudaLinear::codes() const { return Tensor(memory_ ? memory_->data() : nullptr, DType::i8, out, in, (in + 15) / 16 * 16); }
 
-void CudaLinear::expand(const Tensor& to, cudaStream_t stream) const {
+void CudaLinear::expand(void* data, bool forward, cudaStream_t stream) const {
+  const Tensor to = matrix_in(data, forward);
+  if (is_fp8()) {
+    for (const Part& part : parts_) fp8_expand(held_rows(part), context_.compute, context_.tables, fp8_scales(forward), !forward, to, stream);
+    return;
+  }
   switch (spec_.quantisation) {
     case Quantisation::none: copy(Tensor(memory_->data(), spec_.dtype, out, in, stride()), to, stream); break;
     case Quantisation::nf4:
@@ -274,24 +331,20 @@ void CudaLinear::expand(const Tensor& to, cudaStream_t stream) const {
 }
 
 Tensor CudaLinear::expanded(bool forward) const {
-  if (held_as_computed()) return matrix_in(memory_->data());
-  if (kept_) {
-    if (!kept_filled_) expand(matrix_in(kept_->data()), context_.device.stream());
-    kept_filled_ = true;
-    return matrix_in(kept_->data());
-  }
-  ExpandedPool::Slot& found = slot();
-  context_.pool.use(*this, found, forward);
-  return matrix_in(found.memory->data());
+  if (held_as_computed()) return matrix_in(memory_->data(), forward);
+  if (kept_) return matrix_in((is_fp8() && !forward ? kept_back_ : kept_)->data(), forward);
+  ExpandedPool::Slot& found = slot(forward);
+  context_.pool.use({this, forward}, found);
+  return matrix_in(found.memory->data(), forward);
 }
 
-void CudaLinear::done() const {
-  if (takes_turns()) context_.pool.release(slot());
+void CudaLinear::done(bool forward) const {
+  if (takes_turns()) context_.pool.release(slot(forward));
 }
 
 bool CudaLinear::forward_few(const LinearForward& call) const {
   const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
-  if (!four_bit || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
+  if (!four_bit || is_fp8() || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
   FewTokens few{call.x, call.residual, call.inner, call.y, {}};
   for (const Part& part : parts_) {
     FewPart& one = few.parts.emplace_back();

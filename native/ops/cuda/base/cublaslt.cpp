@@ -1,4 +1,4 @@
-#include "ops/cuda/weights/cublaslt.h"
+#include "ops/cuda/base/cublaslt.h"
 
 #include <dlfcn.h>
 
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cuda/weights/cublaslt_abi.h"
+#include "ops/cuda/base/cublaslt_abi.h"
 #include "pipelora/error.h"
 
 namespace pipelora::cuda {
@@ -86,6 +86,7 @@ cudaDataType_t data_type(DType dtype) {
     case DType::f16: return CUDA_R_16F;
     case DType::i8: return CUDA_R_8I;
     case DType::i32: return CUDA_R_32I;
+    case DType::f8: return CUDA_R_8F_E4M3;
     default: throw Error(kTensorMismatch, std::string("no product of ") + dtype_name(dtype));
   }
 }
@@ -160,6 +161,14 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
     set(kDescBiasPointer, p.bias);
     set(kDescBiasType, static_cast<std::int32_t>(data_type(p.d.dtype)));
   }
+  const bool eight_bit = p.a.dtype == DType::f8;
+  if (eight_bit) {
+    set(kDescScaleModeA, kScaleRows);
+    set(kDescScaleModeB, kScaleRows);
+    set(kDescScaleA, p.b_scales);
+    set(kDescScaleB, p.a_scales);
+    set(kDescFastSums, static_cast<std::int8_t>(p.fast_sums));
+  }
   const std::int64_t m = p.d.rows, n = p.d.cols, k = inner_dimension(p);
   const auto layout = [&](MatrixLayout& out, const Tensor& tensor, std::int64_t rows, std::int64_t cols) {
     require(lib.layout_create(&out, data_type(tensor.dtype), static_cast<std::uint64_t>(rows),
@@ -187,7 +196,7 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
   prefer(kPreferAlignB, alignment(p.a.data));
   prefer(kPreferAlignC, alignment(with_c ? p.c.data : p.d.data));
   prefer(kPreferAlignD, alignment(p.d.data));
-  const bool chooses = choice == 0 && m >= kLongRows && !integer;
+  const bool chooses = choice == 0 && m >= kLongRows && !integer && !eight_bit;
   const int asked = chooses ? kSuggestions : choice + 1;
   std::vector<HeuristicResult> results(static_cast<std::size_t>(asked));
   int found = 0;
@@ -217,7 +226,7 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
                 static_cast<std::int64_t>(p.a.dtype),
                 static_cast<std::int64_t>(p.d.dtype),
                 with_c ? static_cast<std::int64_t>(p.c.dtype) : -1,
-                p.b_transposed + 2 * p.a_transposed,
+                p.b_transposed + 2 * p.a_transposed + 4 * p.fast_sums,
                 p.bias != nullptr,
                 alignment(p.a.data),
                 alignment(p.b.data),
@@ -229,6 +238,10 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
   if (!plan.exists) return false;
   if (p.bias != nullptr) {
     require(lib.desc_set(plan.desc, kDescBiasPointer, &p.bias, sizeof p.bias), "cublasLtMatmulDescSetAttribute");
+  }
+  if (p.a.dtype == DType::f8) {
+    require(lib.desc_set(plan.desc, kDescScaleA, &p.b_scales, sizeof p.b_scales), "cublasLtMatmulDescSetAttribute");
+    require(lib.desc_set(plan.desc, kDescScaleB, &p.a_scales, sizeof p.a_scales), "cublasLtMatmulDescSetAttribute");
   }
   const float beta = with_c ? 1.0f : 0.0f;
   const std::int32_t one_i = 1, beta_i = with_c ? 1 : 0;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ops/cuda/device/common.cuh"
-#include "ops/cuda/weights/quant.h"
+#include "ops/cuda/base/quant.h"
 
 namespace pipelora::cuda {
 

@@ -1,7 +1,7 @@
 // The product of a few tokens (decoding) with a weight in 4 bits that is not expanded first: bound by the bytes of the codes.
 #include "ops/cuda/device/dependent.cuh"
 #include "ops/cuda/device/mma.cuh"
-#include "ops/cuda/weights/quant4_few.cuh"
+#include "ops/cuda/base/quant4_few.cuh"
 
 namespace pipelora::cuda {
 

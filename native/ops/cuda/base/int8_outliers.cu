@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "ops/cuda/device/common.cuh"
-#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/base/int8.h"
 #include "ops/cuda/device/mma.cuh"
 
 namespace pipelora::cuda {
