@@ -203,7 +203,8 @@ HeldRows CudaLinear::held_rows(const Part& part) const {
   switch (spec_.quantisation) {
     case Quantisation::none: rows.plain = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows); break;
     case Quantisation::nf4:
-    case Quantisation::fp4: rows.four_bit = part.packed; break;
+    case Quantisation::fp4:
+    case Quantisation::mxfp4: rows.four_bit = part.packed; break;
     case Quantisation::int8:
       rows.codes = codes().row_range(part.first, part.rows);
       rows.scales = scales();
