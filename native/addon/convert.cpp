@@ -389,6 +389,8 @@ MicroBatch to_micro_batch(const Napi::Value& value) {
   batch.step = static_cast<std::uint32_t>(to_int(from.Get("step"), "batch.step"));
   batch.seed = static_cast<std::uint64_t>(to_int(from.Get("seed"), "batch.seed"));
   batch.training = to_bool(from.Get("training"), "batch.training");
+  batch.label_smoothing = static_cast<float>(to_number(from.Get("labelSmoothing"), "batch.labelSmoothing"));
+  batch.noise_alpha = static_cast<float>(to_number(from.Get("noiseAlpha"), "batch.noiseAlpha"));
   if (!absent(from.Get("tokens"))) batch.tokens = to_int32s(from.Get("tokens"), "batch.tokens");
   if (!absent(from.Get("targets"))) batch.targets = to_int32s(from.Get("targets"), "batch.targets");
   if (!absent(from.Get("weights"))) batch.weights = to_float32s(from.Get("weights"), "batch.weights");

@@ -216,7 +216,10 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
     Layer& layer = *layers_[i];
     const bool keep = micro.training && layer.reached;
     switch (layer.kind) {
-      case Layer::Kind::embedding: x = embed(layer, micro.tokens, tokens); break;
+      case Layer::Kind::embedding:
+        x = embed(layer, micro.tokens, tokens);
+        if (micro.training && micro.noise_alpha != 0) ops_.add_noise({x, &batch.sequences, batch.key, micro.noise_alpha});
+        break;
       case Layer::Kind::block: {
         const bool sent = keep && saved->offloads && (layer.offloaded || layer.checkpointed);
         if (sent) saved->offloads->make_room(layer.offloaded);

@@ -104,6 +104,7 @@ class PaperOps final : public Ops {
   void sigmoid(const Tensor&) override {}
   void sigmoid_backward(const Tensor&, const Tensor&) override {}
   void cross_entropy(const CrossEntropy&) override {}
+  void add_noise(const EmbeddingNoise&) override {}
   std::int32_t sample(const Sampling&) override { return 0; }
   void adamw(std::span<const AdamTarget>, const AdamSettings&) override {}
   std::vector<double> squared_norms(std::span<const Tensor> tensors) override { return std::vector<double>(tensors.size(), 0); }

@@ -1,10 +1,11 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Columns } from "../config/column-keys.ts";
 import type { EncodedChat } from "./chat-template.ts";
-import { type Dataset, DatasetBuilder, IGNORED } from "./dataset.ts";
+import { Dataset } from "./dataset.ts";
 import { datasetError } from "./readers/checks.ts";
 import { readRows } from "./readers/read.ts";
 import type { Row } from "./readers/rows.ts";
+import { IGNORED, type NewRow, RowStore } from "./row-store.ts";
 import type { RowTemplate } from "./templates.ts";
 
 export interface EncodeOptions {
@@ -41,14 +42,14 @@ export interface EncodedSets {
  * PL_TEMPLATE_INVALID, PL_TOKENIZER_INVALID.
  */
 export async function encodeSets(sets: readonly RowSet[], options: EncodeOptions): Promise<EncodedSets> {
-  const builder = new DatasetBuilder();
+  const store = new RowStore();
   const sizes: number[] = [];
   for (const set of sets) {
-    const before = builder.size;
-    await encodeSet(builder, set, options);
-    sizes.push(builder.size - before);
+    const before = store.size;
+    await encodeSet(store, set, options);
+    sizes.push(store.size - before);
   }
-  const rows = builder.build();
+  const rows = new Dataset(store);
   let begin = 0;
   for (const [index, { label }] of sets.entries()) {
     const first = begin;
@@ -81,7 +82,7 @@ export async function encodeDataset(
   return (await encodeSets([set], options)).rows;
 }
 
-async function encodeSet(builder: DatasetBuilder, set: RowSet, options: EncodeOptions): Promise<void> {
+async function encodeSet(store: RowStore, set: RowSet, options: EncodeOptions): Promise<void> {
   let encoder: RowTemplate | null = null;
   let left = set.limit ?? Number.POSITIVE_INFINITY;
   for (const path of set.files) {
@@ -89,26 +90,29 @@ async function encodeSet(builder: DatasetBuilder, set: RowSet, options: EncodeOp
     for await (const row of readRows(path, set.columns)) {
       number += 1;
       if (row.kind !== "ids") encoder ??= await set.template();
-      const { tokens, labels, textLost = false } = encodeRow(row, encoder, path, number);
-      checkIds(tokens, labels, row, options.vocabSize, path, number);
-      const cut = tokens.length > options.maxLength;
-      builder.add(
-        cut
-          ? { tokens: tokens.slice(0, options.maxLength), labels: labels.slice(0, options.maxLength) }
-          : { tokens, labels },
-        cut,
-        textLost,
-      );
+      const encoded = encodeRow(row, encoder, path, number);
+      checkIds(encoded, row, options.vocabSize, path, number);
+      const cut = encoded.tokens.length > options.maxLength;
+      store.add(cut ? shortened(encoded, options.maxLength) : encoded, cut, encoded.textLost);
       left -= 1;
       if (left === 0) return;
     }
   }
 }
 
-function encodeRow(row: Row, template: RowTemplate | null, path: string, number: number): Readonly<EncodedChat> {
-  if (row.kind === "ids") return { tokens: [...row.inputIds], labels: [...(row.labels ?? row.inputIds)] };
+function shortened({ tokens, labels, weights }: EncodedChat, length: number): NewRow {
+  return {
+    tokens: tokens.slice(0, length),
+    labels: labels.slice(0, length),
+    weights: weights?.slice(0, length) ?? null,
+  };
+}
+
+function encodeRow(row: Row, template: RowTemplate | null, path: string, number: number): EncodedChat {
+  if (row.kind === "ids") return { tokens: row.inputIds, labels: row.labels ?? row.inputIds, weights: row.weights };
   try {
     if (row.kind === "text") return template!.encodeText(row.text);
+    if (row.kind === "segments") return template!.encodeSegments(row.segments);
     if (row.kind === "instruction") return template!.encodeInstruction(row);
     return template!.encodeMessages(row.messages, row.tools);
   } catch (error) {
@@ -120,14 +124,7 @@ function encodeRow(row: Row, template: RowTemplate | null, path: string, number:
   }
 }
 
-function checkIds(
-  tokens: readonly number[],
-  labels: readonly number[],
-  row: Row,
-  vocabSize: number,
-  path: string,
-  number: number,
-): void {
+function checkIds({ tokens, labels }: EncodedChat, row: Row, vocabSize: number, path: string, number: number): void {
   const outside = (id: number) => !(id >= 0 && id < vocabSize);
   const bad = tokens.find(outside) ?? labels.find((label) => label !== IGNORED && outside(label));
   if (bad === undefined) return;

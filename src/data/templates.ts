@@ -1,17 +1,21 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import { CHATML, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
-import { IGNORED } from "./dataset.ts";
 import type { ChatMessage } from "./readers/messages.ts";
-import type { Row } from "./readers/rows.ts";
+import type { Row, Segment } from "./readers/rows.ts";
+import { IGNORED } from "./row-store.ts";
 
 export type TemplateName = "auto" | "tutorial" | "chat";
 
 /** How rows of text become tokens and labels, and prompts become tokens. */
 export interface RowTemplate {
   readonly name: "tutorial" | "chat";
+  /** What is to be said of the choice; null: nothing. */
+  readonly remark: string | null;
   encodeInstruction(row: Extract<Row, { kind: "instruction" }>): EncodedChat;
   encodeMessages(messages: readonly ChatMessage[], tools?: readonly unknown[] | null): EncodedChat;
+  /** Texts laid end to end, encoded each for itself and with nothing added, as Axolotl's input_output. */
+  encodeSegments(segments: readonly Segment[]): EncodedChat;
   /** Plain text for language modelling: every token is a label, the end token behind it. */
   encodeText(text: string): EncodedChat;
   /** A prompt that the model is to answer, as the training rows begin. */
@@ -51,6 +55,16 @@ function textEncoder(tokenizer: Tokenizer): RowTemplate["encodeText"] {
   };
 }
 
+function segmentsEncoder(tokenizer: Tokenizer): RowTemplate["encodeSegments"] {
+  return (segments) => {
+    const parts = segments.map(({ text, label }) => ({ ids: tokenizer.encode(text), label }));
+    return {
+      tokens: parts.flatMap(({ ids }) => ids),
+      labels: parts.flatMap(({ ids, label }) => (label ? ids : ids.map(() => IGNORED))),
+    };
+  };
+}
+
 const withSystem = (messages: readonly ChatMessage[], system: string | null): readonly ChatMessage[] =>
   system === null || messages[0]?.role === "system" ? messages : [{ role: "system", content: system }, ...messages];
 
@@ -79,6 +93,7 @@ function tutorialTemplate(
     `<|im_start|>system\n${systemText}<|im_end|>\n<|im_start|>user\n${user}<|im_end|>`;
   return {
     name: "tutorial",
+    remark: null,
     stopIds: [imEnd],
     encodeInstruction({ instruction, input, output }) {
       const prompt = tokenizer.encode(promptText(systemLine, instruction + input));
@@ -87,6 +102,7 @@ function tutorialTemplate(
     },
     encodeMessages: (messages, tools = null) => chatml.encode(withSystem(messages, system), trainOn, { tools }),
     encodeText: textEncoder(tokenizer),
+    encodeSegments: segmentsEncoder(tokenizer),
     encodePrompt(messages) {
       const [first, second] = withSystem(messages, systemLine);
       if (messages.length > 2 || first?.role !== "system" || second?.role !== "user") {
@@ -115,6 +131,9 @@ function chatTemplate(
   }
   return {
     name: "chat",
+    remark: usesChatml
+      ? "the tokenizer has no chat template, but ChatML's tokens: rows and prompts are written as plain ChatML"
+      : null,
     stopIds: [tokenizer.eosId, usesChatml ? tokenizer.tokenId("<|im_end|>") : null].filter((id) => id !== null),
     encodeInstruction({ instruction, input, output }) {
       const user = [instruction, input].filter((part) => part !== "").join("\n");
@@ -126,6 +145,7 @@ function chatTemplate(
     },
     encodeMessages: (messages, tools = null) => chat.encode(withSystem(messages, system), trainOn, { tools }),
     encodeText: textEncoder(tokenizer),
+    encodeSegments: segmentsEncoder(tokenizer),
     encodePrompt: (messages) => chat.encodePrompt(withSystem(messages, system)),
   };
 }

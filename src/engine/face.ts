@@ -325,6 +325,10 @@ export interface MicroBatch {
   readonly seed: number;
   /** Training: dropout on, saved for backward. Otherwise neither. */
   readonly training: boolean;
+  /** Share of each label that goes to all tokens of the vocabulary alike. */
+  readonly labelSmoothing: number;
+  /** Training: noise of up to this / sqrt(row's tokens * D) on the embeddings; 0: none. */
+  readonly noiseAlpha: number;
   /** [T], for a segment that starts with the embedding. */
   readonly tokens: Int32Array | null;
   /** [T], for a segment that ends with the head: the label of the position after t, or -100. */

@@ -3,6 +3,7 @@ import type { DecoderConfig } from "./decoder-config.ts";
 import { expertModules, expertTensors, type FamilyExperts, familyExperts, sharedLinears } from "./decoder-experts.ts";
 import { type DecoderNames, LLAMA_NAMES } from "./decoder-names.ts";
 import { checkpointQuantization } from "./quantization.ts";
+import { ropeRemarks } from "./rope.ts";
 import { computeRules } from "./rules.ts";
 import type {
   BlockLayer,
@@ -101,6 +102,7 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
     lossRule: "step-token-mean",
     eosTokenIds: endTokenIds(config, generation),
     maxPositions: family.maxPositions,
+    remarks: ropeRemarks(config),
   };
 }
 

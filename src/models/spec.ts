@@ -31,6 +31,8 @@ export interface ModelSpec {
   /** Ids that end generation (config.json and generation_config.json). */
   readonly eosTokenIds: readonly number[];
   readonly maxPositions: number;
+  /** What of config.json is read otherwise than it may look: a sentence each. */
+  readonly remarks: readonly string[];
 }
 
 /** quantization_config of a checkpoint that bitsandbytes quantised. */

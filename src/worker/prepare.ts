@@ -1,7 +1,7 @@
 import type { FloatDtype } from "../common/dtype.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
-import type { Engine, NativeAddon } from "../engine/index.ts";
+import type { Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
 import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
@@ -12,7 +12,7 @@ import { buildSchedule, type Instruction } from "../schedule/index.ts";
 import type { ReplicaGroup } from "./gradient-sum.ts";
 import { loadWeights, type WantedWeight } from "./load-weights.ts";
 import type { NodeModel } from "./node-model.ts";
-import { describeSegment, engineArch } from "./segments.ts";
+import { describeSegment, engineArch, noiseScale } from "./segments.ts";
 
 export interface PreparedRank {
   readonly engine: Engine;
@@ -24,6 +24,8 @@ export interface PreparedRank {
   /** Pair numbers in the order of the engine's gradSquares. */
   readonly moduleIds: Int32Array;
   readonly seed: number;
+  /** As every micro-batch is told. */
+  readonly regularisation: Pick<MicroBatch, "labelSmoothing" | "noiseAlpha">;
   /** Null with one replica of the pipeline. */
   readonly replicas: ReplicaGroup | null;
   /** This rank's list for so many micro-batches. */
@@ -54,6 +56,7 @@ export async function prepareRank(
     .filter((segment) => segment.rank === rank)
     .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
   const checkpoint = await model.openCheckpoint(
+    spec.tied,
     storedNames(
       spec,
       own.flatMap(({ weights }) => weights),
@@ -88,6 +91,10 @@ export async function prepareRank(
       engineSegment,
       moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),
       seed: request.seed,
+      regularisation: {
+        labelSmoothing: request.labelSmoothing,
+        noiseAlpha: request.neftuneNoiseAlpha * noiseScale(spec),
+      },
       replicas: replicaGroup(request.replicaRanks, rank),
       instructions: scheduleOf(request, rank),
     };

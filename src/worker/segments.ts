@@ -57,6 +57,14 @@ export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArc
   };
 }
 
+/**
+ * What noise on embeddings is multiplied by. transformers adds it to what the embedding module gives: before the factor of families
+ * whose decoder scales embeddings (Granite, MiniCPM), after that of a module that scales by itself (Gemma), whose factor is rounded.
+ */
+export function noiseScale({ rules: { scale } }: ModelSpec): number {
+  return scale.embeddingRounded ? 1 : scale.embedding;
+}
+
 /** The nearest value that a dtype has. */
 function rounded(value: number, dtype: FloatDtype): number {
   return toFloat32(fromFloat32(Float32Array.of(value), dtype), dtype)![0]!;

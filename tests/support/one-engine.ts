@@ -51,7 +51,7 @@ export async function wholeModel(
     ),
   );
   await engine.addSegment(description);
-  const files = await openCheckpoint(modelDir);
+  const files = await openCheckpoint(modelDir, spec.tied);
   const checkpoint = withExperts(files, modelStacks(spec), storedAliases(spec));
   const { packed } = packedExperts(files, modelStacks(spec));
   const quantized = new Set(hold === null ? [] : blockLinears(spec).map(({ name }) => `${name}.weight`));
@@ -99,6 +99,8 @@ export function meanLossBatch(
     step: 1,
     seed: 0,
     training,
+    labelSmoothing: 0,
+    noiseAlpha: 0,
     tokens: Int32Array.from(rows.flatMap(({ input_ids }) => input_ids)),
     targets: Int32Array.from(targets),
     weights: Float32Array.from(targets, (target) => (target === -100 ? 0 : 1 / count)),

@@ -237,7 +237,8 @@ struct AttentionBackward {
   float cap = 0;
 };
 
-/// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot), of what shape_logits(factor, cap) was given.
+/// Row-wise softmax cross entropy against (1 - smoothing) onehot + smoothing / V. Gradients are weight * (softmax - that), of what
+/// shape_logits(factor, cap) was given.
 struct CrossEntropy {
   Tensor logits;   // [L, V] f32
   Tensor dlogits;  // [L, V] compute; each row may begin where its logits do; empty: no gradient
@@ -246,6 +247,15 @@ struct CrossEntropy {
   Tensor loss;     // [1, L] f32, the unweighted loss of each row
   Tensor correct;  // [1, L] i32: 1 where the target is the (first) largest logit
   float factor = 1, cap = 0;
+  float smoothing = 0;
+};
+
+/// x += u * alpha / sqrt(length of the token's row * width), u uniform in (-1, 1) (rng.h, noise_bits). Rows stand for themselves.
+struct EmbeddingNoise {
+  Tensor x;  // [T, D] compute
+  const Sequences* sequences = nullptr;
+  DropoutKey key;
+  float alpha = 0;
 };
 
 /// All four dense and of the same size, f32.
@@ -407,6 +417,7 @@ class Ops {
   virtual void sigmoid(const Tensor& x) = 0;
   virtual void sigmoid_backward(const Tensor& shares, const Tensor& grads) = 0;
   virtual void cross_entropy(const CrossEntropy& call) = 0;
+  virtual void add_noise(const EmbeddingNoise& call) = 0;
   /// The token drawn. Throws PL_ENGINE_FAILED where the largest logit is not a finite number.
   virtual std::int32_t sample(const Sampling& call) = 0;
 

@@ -150,6 +150,8 @@ struct MicroBatch {
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
   bool training = false;
+  float label_smoothing = 0;  // CrossEntropy::smoothing
+  float noise_alpha = 0;      // EmbeddingNoise::alpha in training; 0: none
   std::vector<std::int32_t> tokens;   // [T] or empty
   std::vector<std::int32_t> targets;  // [T] or empty; -100: no label
   std::vector<float> weights;         // [T] or empty

@@ -80,6 +80,7 @@ class CpuOps final : public Ops {
   void sigmoid(const Tensor& x) override;
   void sigmoid_backward(const Tensor& shares, const Tensor& grads) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;

@@ -98,9 +98,8 @@ struct Kernels {
   /// Rows [first, first + count) of a gate with weights (routing.h).
   void (*gate_forward)(const GateForward& call, std::int64_t first, std::int64_t count);
   void (*gate_backward)(const GateBackward& call, std::int64_t first, std::int64_t count);
-  /// `factor` and `cap`: how the logits were shaped.
-  void (*cross_entropy_row)(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
-                            DType dtype, float* loss, std::int32_t* correct, float factor, float cap);
+  /// One row of the call's.
+  void (*cross_entropy_row)(const CrossEntropy& call, std::int64_t row);
 
   void (*adamw)(float* weight, float* grad, float* exp_avg, float* exp_avg_sq, std::int64_t count,
                 const AdamSettings& settings);
@@ -111,6 +110,9 @@ struct Kernels {
   /// One sequence and one kv head: all its query heads. `dq_sum` [T, H * E] f32 takes the running sum (may be dq itself).
   void (*attention_backward)(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t sequence,
                              std::int64_t kv_head, Scratch& scratch);
+
+  /// x[c] += magnitude * noise of element first + c of row `row`.
+  void (*add_noise)(void* x, DType dtype, std::int64_t cols, DropoutKey key, std::uint32_t row, std::uint64_t first, float magnitude);
 
   /// Elements [first, first + count) of a stream of normal numbers.
   void (*fill_normal)(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::int64_t count, float std,

@@ -85,9 +85,13 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
   });
 }
 
-// loss = log(sum exp(z - max)) + max - z[target]; gradient = weight * (softmax - onehot) times the slope of the logits' shape.
-void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
-                       DType dtype, float* loss, std::int32_t* correct, float slope, float cap) {
+// loss = log(sum exp(z - max)) - (1 - s) (z[target] - max) - s mean(z - max); gradient = weight * (softmax - (1 - s) onehot - s / V) times the
+// slope of the logits' shape.
+void cross_entropy_row(const CrossEntropy& call, std::int64_t row_number) {
+  const float* logits = row<float>(call.logits, row_number);
+  const std::int64_t vocab = call.logits.cols;
+  const std::int32_t target = call.targets.as<std::int32_t>()[row_number];
+  const float weight = call.weights.as<float>()[row_number], slope = call.factor, cap = call.cap, smoothing = call.smoothing;
   const float lowest = -std::numeric_limits<float>::infinity();
   vf largest = splat(lowest);
   for_lanes(0, vocab, [&](std::int64_t c, int n) {
@@ -106,16 +110,29 @@ void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t tar
   });
   const float z = sum(total);
   const float at_target = logits[target];
-  *loss = std::log(z) + top - at_target;
+  float& loss = call.loss.as<float>()[row_number];
+  if (smoothing == 0.0f) {
+    loss = std::log(z) + top - at_target;
+  } else {
+    vf below = splat(0);
+    for_lanes(0, vocab, [&](std::int64_t c, int n) {
+      vf v = load_some(logits + c, n) - top;
+      if (n < kLanes)
+        for (int i = n; i < kLanes; ++i) v[i] = 0;
+      below += v;
+    });
+    loss = std::log(z) - (1.0f - smoothing) * (at_target - top) - smoothing * (sum(below) / static_cast<float>(vocab));
+  }
   bool first = at_target == top;
   for (std::int64_t c = 0; first && c < target; ++c) first = logits[c] != top;
-  *correct = first ? 1 : 0;
-  if (dlogits == nullptr) return;
+  call.correct.as<std::int32_t>()[row_number] = first ? 1 : 0;
+  if (!call.dlogits) return;
   const float factor = weight / z;
-  const float target_grad = weight * (std::exp(at_target - top) / z - 1.0f);
-  with_float(dtype, [&]<class T>() {
-    T* out = static_cast<T*>(dlogits);
-    if (slope == 1.0f && cap == 0.0f) {
+  const float shared = weight * (smoothing / static_cast<float>(vocab));
+  const float target_grad = weight * (std::exp(at_target - top) / z - (1.0f - smoothing)) - shared;
+  with_float(call.dlogits.dtype, [&]<class T>() {
+    T* out = row<T>(call.dlogits, row_number);
+    if (slope == 1.0f && cap == 0.0f && smoothing == 0.0f) {
       for_lanes(0, vocab, [&](std::int64_t c, int n) { store_some(out + c, exp(load_some(logits + c, n) - top) * factor, n); });
       store_first(out + target, splat(target_grad), 1);
       return;
@@ -124,7 +141,7 @@ void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t tar
     const vf of_target = shaped(splat(logits[target]), splat(target_grad));
     for_lanes(0, vocab, [&](std::int64_t c, int n) {
       const vf at = load_some(logits + c, n);
-      store_some(out + c, shaped(at, exp(at - top) * factor), n);
+      store_some(out + c, shaped(at, exp(at - top) * factor - shared), n);
     });
     store_first(out + target, of_target, 1);
   });

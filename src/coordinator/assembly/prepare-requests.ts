@@ -12,7 +12,11 @@ import type { PipelineRoles } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 
 /** What ranks are told beside the plan. */
-export type PrepareSettings = LinkSettings & Pick<Config, "schedule" | "seed" | "link_timeout" | "init_lora_weights">;
+export type PrepareSettings = LinkSettings &
+  Pick<
+    Config,
+    "schedule" | "seed" | "link_timeout" | "init_lora_weights" | "label_smoothing_factor" | "neftune_noise_alpha"
+  >;
 
 /** The part of a plan that the workers act on. */
 export interface Assignment {
@@ -55,6 +59,8 @@ export async function prepareRequests(
     seed: settings.seed,
     loraInit: { kind: initialise ? initialisation(settings) : "none" },
     linkTimeoutS: settings.link_timeout,
+    labelSmoothing: settings.label_smoothing_factor,
+    neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];

@@ -78,10 +78,12 @@ export async function describeModel(
   const source = await locateModel(config, log);
   const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
-  const { quantization, warnings } = baseQuantization(config, spec);
+  const base = baseQuantization(config, spec);
+  const { quantization } = base;
+  const warnings = [...spec.remarks, ...base.warnings];
   const openWeights = async () => {
     await source.fetchWeights();
-    const files = await openCheckpoint(dir);
+    const files = await openCheckpoint(dir, spec.tied);
     const stacks = modelStacks(spec);
     const checkpoint = withExperts(files, stacks, storedAliases(spec));
     const packed = await packedWeights(quantization, spec, checkpoint);

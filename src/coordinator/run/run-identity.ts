@@ -38,11 +38,18 @@ const DECISIVE = [
   "adam_beta2",
   "adam_epsilon",
   "max_grad_norm",
+  "label_smoothing_factor",
+  "neftune_noise_alpha",
   "seed",
   "data_seed",
   "train_sampling_strategy",
   "dataloader_drop_last",
 ] as const satisfies readonly (keyof Config)[];
+
+/** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
+const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha"];
+const idle = (value: unknown) =>
+  value === 0 || value === null || (typeof value === "object" && Object.keys(value).length === 0);
 
 /** Settings that a resumed run may change: what they are is said. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
@@ -54,12 +61,12 @@ export type FreeSettings = Pick<Config, (typeof FREE)[number]>;
 export function runFingerprint(config: DecisiveSettings, modelFingerprint: string, rows: Dataset): string {
   const hash = createHash("sha256").update(modelFingerprint);
   const settings = { ...config, replicas: config.replicas ?? 1 };
-  // Checkpoints of before there were any stay what they are.
-  const hashed = DECISIVE.filter((key) => key !== "lr_scheduler_kwargs" || Object.keys(settings[key]).length > 0);
+  const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
   for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {
-    const { tokens, labels } = rows.row(index);
+    const { tokens, labels, weights } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));
+    if (weights?.some((weight) => weight !== 1)) hash.update(bytesOf(weights));
   }
   return hash.digest("hex").slice(0, 16);
 }

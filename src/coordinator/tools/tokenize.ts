@@ -14,6 +14,8 @@ export interface TokenizedRow {
   readonly ids: readonly number[];
   /** Only for rows that training would label. */
   readonly labels?: readonly number[];
+  /** Only for rows of which some label weighs more or less than 1. */
+  readonly loss_weights?: readonly number[];
 }
 
 /**
@@ -34,12 +36,13 @@ export async function* tokenizeFile(
   }
   const spec = await readModelSpec(source.dir);
   const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
-  const dataset = await encodeDataset(path, templatesOf(config, source.dir)(config.template), options);
+  const dataset = await encodeDataset(path, templatesOf(config, source.dir, log)(config.template), options);
   const lost = lostText(dataset.statistics);
   if (lost !== null) log.warn(lost);
   for (let index = 0; index < dataset.size; index++) {
-    const { tokens, labels } = dataset.row(index);
-    yield { ids: [...tokens], labels: [...labels] };
+    const { tokens, labels, weights } = dataset.row(index);
+    const weighted = weights?.some((weight) => weight !== 1) ?? false;
+    yield { ids: [...tokens], labels: [...labels], ...(weighted ? { loss_weights: [...weights!] } : {}) };
   }
 }
 

@@ -95,6 +95,7 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
     lossRule: "micro-batch-mean",
     eosTokenIds: endTokenIds(parsed, generation),
     maxPositions,
+    remarks: [],
   };
 }
 

@@ -7,8 +7,9 @@ import { planFor } from "../../../src/coordinator/planning/planning.ts";
 import type { TrainingData } from "../../../src/coordinator/planning/training-data.ts";
 import { trainingWorkload } from "../../../src/coordinator/planning/workload.ts";
 import { stepSource } from "../../../src/coordinator/run/step-source.ts";
-import { DatasetBuilder } from "../../../src/data/dataset.ts";
+import { Dataset } from "../../../src/data/dataset.ts";
 import { type OrderOptions, TrainingOrder } from "../../../src/data/order.ts";
+import { RowStore } from "../../../src/data/row-store.ts";
 import { NO_OVERRIDES } from "../../../src/plan/index.ts";
 import { cpus, everyLinear, gpus, model } from "../plan/models.ts";
 
@@ -16,13 +17,13 @@ function dataOf(
   lengths: readonly number[],
   options: Partial<OrderOptions>,
 ): Pick<TrainingData, "train" | "evaluation" | "order"> {
-  const builder = new DatasetBuilder();
+  const store = new RowStore();
   for (const length of lengths) {
     const tokens = new Int32Array(length).fill(7);
     // Every third token is trained on.
-    builder.add({ tokens, labels: tokens.map((token, at) => (at % 3 === 1 ? token : -100)) }, false);
+    store.add({ tokens, labels: tokens.map((token, at) => (at % 3 === 1 ? token : -100)) });
   }
-  const train = builder.build();
+  const train = new Dataset(store);
   const order = new TrainingOrder({
     ...{ rows: train.size, strategy: "random", seed: 42, batchSize: 1, accumulation: 1, replicas: 1 },
     ...{ dropLast: false, epochs: 1, maxSteps: -1, ...options },

@@ -71,7 +71,7 @@ function holdOf({ dtype, quantization }: Holding): HoldAs {
 
 function microBatch(index: number): MicroBatch {
   return {
-    ...{ index, step: 0, seed: 1, training: true },
+    ...{ index, step: 0, seed: 1, training: true, labelSmoothing: 0, noiseAlpha: 0 },
     cuSeqlens: Int32Array.of(0, TOKENS / 2, TOKENS),
     rowIds: Int32Array.of(0, 1),
     tokens: new Int32Array(TOKENS),

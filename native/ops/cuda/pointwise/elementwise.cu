@@ -1,4 +1,4 @@
-// One pass over memory each: copies and conversions, rows by index, sums, logits in shape.
+// One pass over memory each: copies and conversions, rows by index, sums, logits in shape, noise on embeddings.
 #include <algorithm>
 
 #include "ops/cuda/device/common.cuh"
@@ -102,6 +102,27 @@ __global__ void shape_logits_kernel(float* logits, std::int64_t stride, std::int
   }
 }
 
+/// Grid: x strides over a sequence's pieces of V columns, y over sequences.
+template <int V, class T>
+__global__ void add_noise_kernel(T* x, std::int64_t stride, std::int64_t width, const std::int32_t* cu, const std::int32_t* rows, std::int32_t sequences,
+                                 DropoutKey key, float alpha) {
+  for (std::int32_t s = static_cast<std::int32_t>(blockIdx.y); s < sequences; s += static_cast<std::int32_t>(gridDim.y)) {
+    const std::int64_t begin = cu[s], length = cu[s + 1] - begin, pieces = width / V;
+    const float magnitude = __fdiv_rn(alpha, __fsqrt_rn(static_cast<float>(length) * static_cast<float>(width)));
+    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < length * pieces; i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+      const std::int64_t position = i / pieces, c = i % pieces * V;
+      const auto element = static_cast<std::uint64_t>(position * width + c);
+      const Philox bits = noise_bits(key, static_cast<std::uint32_t>(rows[begin + position]), element / 4);
+      T* at = x + (begin + position) * stride + c;
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const std::uint32_t word = V == 4 ? bits.v[k] : bits.v[element % 4];
+        at[k] = narrow<T>(__fmaf_rn(magnitude, noise_of(word), widen(at[k])));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void copy(const Tensor& from, const Tensor& to, cudaStream_t stream) {
@@ -184,6 +205,20 @@ void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t st
   shape_logits_kernel<<<row_grid(logits.rows, logits.cols, 1), kRowThreads, 0, stream>>>(logits.as<float>(), logits.stride, logits.rows, logits.cols,
                                                                                     factor, cap);
   check_launch("shape_logits");
+}
+
+void add_noise(const EmbeddingNoise& call, cudaStream_t stream) {
+  const auto sequences = static_cast<std::int32_t>(call.sequences->count());
+  if (call.x.rows == 0) return;
+  // A piece must not reach over the end of a row: it lies in one group of four elements.
+  const bool fours = call.x.cols % 4 == 0;
+  const dim3 grid(blocks_for(std::min<std::int64_t>(call.x.rows * call.x.cols / 4 + 1, 64 * kThreads), kThreads), static_cast<unsigned>(std::min(sequences, 65535)));
+  with_float(call.x.dtype, [&]<class T>(T) {
+    const auto kernel = fours ? add_noise_kernel<4, T> : add_noise_kernel<1, T>;
+    kernel<<<grid, kThreads, 0, stream>>>(call.x.as<T>(), call.x.stride, call.x.cols, call.sequences->cu_queries.device.as<std::int32_t>(),
+                                          call.sequences->row.device.as<std::int32_t>(), sequences, call.key, call.alpha);
+  });
+  check_launch("add_noise");
 }
 
 }  // namespace pipelora::cuda

@@ -23,6 +23,7 @@ void gather_rows(const Tensor& from, const std::int32_t* rows, const Tensor& to,
 void scatter_rows(const Tensor& from, const std::int32_t* rows, float factor, const Tensor& to, cudaStream_t stream);
 void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cudaStream_t stream);
 void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream);
+void add_noise(const EmbeddingNoise& call, cudaStream_t stream);
 
 // activation.cu
 void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation, cudaStream_t stream);
