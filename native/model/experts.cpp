@@ -60,6 +60,7 @@ Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const st
     if (pair) product.views.push_back(product.pair->view(0, 0, e));
     product.weights.push_back(ops_.create_linear(product.in, rows, bias));
     product.weights.back()->expect_lora(product.rank());
+    product.weights.back()->follows_routing();
     std::vector<LinearSpec>& own = product.linears.emplace_back(linears);
     for (LinearSpec& linear : own) linear.name = numbered(linear.name, e);
   }
@@ -182,7 +183,7 @@ void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, 
         inner = rank_rows("LoRA's inner vectors", down_, rows);
         ops_.gate_forward({saved.gate_up, saved.weights, saved.order, spec_.gate, act});
         each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
-          ops_.linear_forward({act.tensor().row_range(first, count), down_.weights[e].get(), down_.lora(e), inner.tensor().row_range(first, count)});
+          ops_.linear_forward({act.tensor().row_range(first, count), down_.weights[e].get(), down_.lora(e), inner.tensor().row_range(first, count), Tensor(), Tensor()});
         });
       }
       const Buffer sorted = arena_.workspace("gradient by expert", h.dtype, rows, h.cols);

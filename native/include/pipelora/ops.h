@@ -87,6 +87,8 @@ class LinearWeight {
   virtual ~LinearWeight() = default;
   /// Columns of the LoRA inner vectors that will come with its products (0: none); said once, before load.
   virtual void expect_lora(std::int64_t inner_cols) { static_cast<void>(inner_cols); }
+  /// Which weights are used before and after it depends on the data: an expert's. Said before load.
+  virtual void follows_routing() {}
   std::int64_t in = 0;
   std::int64_t out = 0;
   std::vector<std::int64_t> part_rows;  // sums to out

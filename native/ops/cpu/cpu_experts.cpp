@@ -72,7 +72,7 @@ void route_token(const Route& call, std::int64_t t) {
   const float* logits = reinterpret_cast<const float*>(row_of(call.logits, t));
   auto* chosen = reinterpret_cast<std::int32_t*>(row_of(call.routes.experts, t));
   auto* weights = reinterpret_cast<float*>(row_of(call.routes.weights, t));
-  std::array<float, kMostExperts> scores, values;
+  std::array<float, kMostExperts> scores{}, values{};
   std::copy(logits, logits + n, scores.begin());
   if (rule.score == RouteScore::softmax) softmax(scores.data(), n);
   if (rule.score == RouteScore::sigmoid)

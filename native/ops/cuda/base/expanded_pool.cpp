@@ -49,6 +49,7 @@ void ExpandedPool::use(const Expansion& wanted, Slot& slot) {
   }
   if (!(slot.holds == wanted.weight->content(wanted.forward))) fill(wanted, slot, stream);
 
+  if (wanted.weight->routed()) return;
   remember(wanted);
   look_ahead(&slot);
 }

@@ -7,6 +7,7 @@
 #include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
+#include "pipelora/packed.h"
 #include "pipelora/error.h"
 #include "quant/state.h"
 
@@ -82,7 +83,8 @@ void CudaLinear::start(const HoldSpec& hold) {
       check(cudaMemsetAsync(memory_->data(), 0, memory_->bytes(), device.stream()), "a weight");
       break;
     case Quantisation::nf4:
-    case Quantisation::fp4: {
+    case Quantisation::fp4:
+    case Quantisation::mxfp4: {
       if (hold.block_size < 32 || hold.block_size > 4096 || !std::has_single_bit(static_cast<std::uint64_t>(hold.block_size)))
         throw Error(kQuantizationInvalid, "4-bit block size: expected a power of two from 32 to 4096, got " + std::to_string(hold.block_size));
       std::int64_t bytes = 0;
@@ -141,6 +143,7 @@ void CudaLinear::load(std::size_t index, const HostTensor& rows, const HoldSpec&
     case Quantisation::none: load_plain(part, rows); break;
     case Quantisation::nf4:
     case Quantisation::fp4: load_four_bit(part, rows); break;
+    case Quantisation::mxfp4: throw Error(kQuantizationInvalid, "nothing is quantised to MXFP4: expected packed rows");
     case Quantisation::int8: load_int8(part, rows); break;
   }
   loaded(part);
@@ -200,7 +203,8 @@ HeldRows CudaLinear::held_rows(const Part& part) const {
   switch (spec_.quantisation) {
     case Quantisation::none: rows.plain = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows); break;
     case Quantisation::nf4:
-    case Quantisation::fp4: rows.four_bit = part.packed; break;
+    case Quantisation::fp4:
+    case Quantisation::mxfp4: rows.four_bit = part.packed; break;
     case Quantisation::int8:
       rows.codes = codes().row_range(part.first, part.rows);
       rows.scales = scales();
@@ -237,7 +241,7 @@ std::uint8_t* CudaLinear::place_four_bit(Part& part) {
   w.rows = part.rows;
   w.in = in;
   w.block_shift = std::countr_zero(static_cast<std::uint64_t>(spec_.block_size));
-  w.type = spec_.quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quant::FourBit::fp4;
+  w.type = four_bit_of(spec_.quantisation);
   w.via = spec_.dtype;
   // With double quantisation: the scales' scales, their mean (four numbers keep what follows aligned), the 8-bit scales, which
   // are read four at a time.
@@ -320,6 +324,7 @@ void CudaLinear::expand(void* data, bool forward, cudaStream_t stream) const {
     case Quantisation::none: copy(Tensor(memory_->data(), spec_.dtype, out, in, stride()), to, stream); break;
     case Quantisation::nf4:
     case Quantisation::fp4:
+    case Quantisation::mxfp4:
       for (const Part& part : parts_) dequantise4(part.packed, context_.tables, to.row_range(part.first, part.rows), stream);
       break;
     case Quantisation::int8: dequantise8(codes(), scales(), to, stream); break;
@@ -348,9 +353,11 @@ bool CudaLinear::forward_few(const LinearForward& call) const {
     one.first = part.first;
     if (bias_) one.bias = static_cast<const char*>(bias_->data()) + static_cast<std::size_t>(part.first) * dtype_bytes(context_.compute);
     for (const LoraView& pair : call.lora.pairs) {
-      if (pair.first_column != part.first) continue;
+      // A pair is one part's, or of several together.
+      const std::int64_t first = part.first - pair.first_column;
+      if (first < 0 || first + part.rows > pair.bt.cols) continue;
       one.first_inner = pair.first_inner;
-      one.bt = pair.bt;
+      one.bt = pair.bt.columns(first, part.rows);
       one.scale = pair.scale;
     }
   }

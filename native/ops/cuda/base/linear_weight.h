@@ -32,6 +32,7 @@ class CudaLinear final : public LinearWeight {
   ~CudaLinear() override;
 
   void expect_lora(std::int64_t inner_cols) override;
+  void follows_routing() override { routed_ = true; }
   void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
@@ -49,6 +50,8 @@ class CudaLinear final : public LinearWeight {
 
   /// Whether other weights may be expanded while a product with this one runs.
   bool takes_turns() const { return !held_as_computed() && !kept_; }
+  /// Whether it is an expert's: what comes before and after it differs from step to step.
+  bool routed() const { return routed_; }
   /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
   bool forward_few(const LinearForward& call) const;
   bool is_int8() const { return spec_.quantisation == Quantisation::int8 && !is_fp8(); }
@@ -94,7 +97,7 @@ class CudaLinear final : public LinearWeight {
 
   LinearContext& context_;
   HoldSpec spec_;
-  bool started_ = false;
+  bool started_ = false, routed_ = false;
   std::int64_t tail_ = 0;
   std::vector<Part> parts_;
   std::unique_ptr<Memory> memory_;  // the weight as held
