@@ -140,7 +140,7 @@ function chatTemplate(
     remark:
       usesChatml && known !== null
         ? "the tokenizer has no chat template, but ChatML's tokens: rows and prompts are written as plain ChatML"
-        : null,
+        : (tokenizer.chatTemplateRemark ?? null),
     stopIds: [tokenizer.eosId, usesChatml ? tokenizer.tokenId("<|im_end|>") : null].filter((id) => id !== null),
     encodeInstruction({ instruction, input, output }) {
       const user = [instruction, input].filter((part) => part !== "").join("\n");

@@ -6,11 +6,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import type { PipeloraError } from "../../../src/common/errors.ts";
-import { encodeDataset } from "../../../src/data/encode.ts";
 import { type RowTemplate, rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
 import { trainBpe } from "../../../src/formats/tokenizer/train-bpe.ts";
+import { encodeDataset } from "../../support/encode.ts";
 import { fixture, shared } from "../shared-data.ts";
 
 const folder = await mkdtemp(join(tmpdir(), "pipelora-encode-"));
