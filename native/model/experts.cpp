@@ -14,10 +14,16 @@ std::string numbered(std::string name, std::int64_t expert) {
   return name;
 }
 
+/// The router's product gives logits in f32, to which the routing adds the bias.
+LinearSpec unbiased(LinearSpec linear) {
+  linear.bias = false;
+  return linear;
+}
+
 }  // namespace
 
 Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec)
-    : ops_(ops), arena_(arena), spec_(spec), router_(ops, {spec.router}) {
+    : ops_(ops), arena_(arena), spec_(spec), router_(ops, {unbiased(spec.router)}) {
   const RouteRule& rule = spec_.route;
   const bool grouped = rule.groups > 0 && rule.experts % rule.groups == 0 && rule.chosen_groups > 0 && rule.chosen_groups <= rule.groups;
   if (rule.experts < 1 || rule.experts > kMostExperts || rule.chosen < 1 || rule.chosen > kMostChosen || rule.chosen > rule.experts || !grouped ||
@@ -34,12 +40,14 @@ Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec&
   down_ = make_product(std::move(down), spec_.down_lora, false);
   if (gate_up_.in != hidden || down_.out != hidden || gate_up_.out != 2 * down_.in)
     throw Error(kTensorMismatch, "experts: gate and up are " + shape_text(gate_up_.out, gate_up_.in) + ", down is " + shape_text(down_.out, down_.in));
-  const std::int64_t corrections = spec_.correction.empty() ? 0 : rule.experts, biases = bias ? rule.experts * hidden : 0;
-  if (corrections + biases == 0) return;
-  memory_ = ops.allocate("experts' corrections and biases", static_cast<std::size_t>(corrections + biases) * sizeof(float), true);
+  const std::int64_t corrections = spec_.correction.empty() ? 0 : rule.experts, router_biases = spec_.router.bias ? rule.experts : 0,
+                     biases = bias ? rule.experts * hidden : 0, total = corrections + router_biases + biases;
+  if (total == 0) return;
+  memory_ = ops.allocate("experts' corrections and biases", static_cast<std::size_t>(total) * sizeof(float), true);
   float* at = static_cast<float*>(memory_->data());
   if (corrections > 0) correction_ = Tensor(at, DType::f32, 1, corrections);
-  if (biases > 0) down_bias_ = Tensor(at + corrections, DType::f32, rule.experts, hidden);
+  if (router_biases > 0) router_bias_ = Tensor(at + corrections, DType::f32, 1, router_biases);
+  if (biases > 0) down_bias_ = Tensor(at + corrections + router_biases, DType::f32, rule.experts, hidden);
 }
 
 Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias) {
@@ -100,6 +108,8 @@ void Experts::add_slots(WeightSlots& slots, bool keep_expanded) {
       slots.add(down_.linears[e].front().name + ".bias", 0, down_.out, [this, e](const HostTensor& data, const HoldSpec&) {
         ops_.load(data, down_bias_.row_range(static_cast<std::int64_t>(e), 1));
       });
+  if (router_bias_)
+    slots.add(spec_.router.name + ".bias", 0, router_bias_.cols, [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, router_bias_); });
   if (correction_)
     slots.add(spec_.correction, 0, correction_.cols, [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, correction_); });
 }
@@ -148,7 +158,7 @@ void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, Pl
   saved.place = arena_.tensor("places of rows by expert", DType::i32, 1, rows, place);
   saved.starts = arena_.tensor("experts' first rows", DType::i32, 1, experts + 1, place);
   ops_.linear_forward({h, &router_.weight(), router_.lora(batch.dropout()), saved.inner_router, Tensor(), saved.logits, &batch.sequences});
-  ops_.route({saved.logits, correction_, spec_.route, saved.routes()});
+  ops_.route({saved.logits, router_bias_, correction_, spec_.route, saved.routes()});
   saved.host_starts.resize(static_cast<std::size_t>(experts + 1));
   ops_.download(saved.starts, saved.host_starts.data());
 
@@ -206,7 +216,7 @@ void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, 
   saved.gate_up.reset();
   if (!into_h && !router_.trainable()) return;
   const Buffer dlogits = arena_.workspace("gradient of a router's logits", h.dtype, tokens, spec_.route.experts);
-  ops_.route_backward({saved.logits, weight_grads, dout, down_bias_, spec_.route, routes, dlogits});
+  ops_.route_backward({saved.logits, router_bias_, weight_grads, dout, down_bias_, spec_.route, routes, dlogits});
   const LoraSet lora = router_.lora(batch.dropout());
   Buffer inner_grad, own;
   if (router_.trainable()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, router_.inner_cols());

@@ -166,16 +166,22 @@ void try_experts(Bench& bench, DType dtype, bool small, Compare&& compare, Requi
   using namespace experts_reference;
   Ops& ops = *bench.ops;
   unsigned seed = 1;
+  int number = 0;
   for (const Case& one : cases()) {
     const RouteRule& rule = one.rule;
     const std::int64_t n = rule.experts, chosen = rule.chosen, tokens = small || n > 200 ? 9 : 75, rows = tokens * chosen, width = 40;
     const Values logits = random(tokens * n, 2.0, ++seed), correction = one.corrected ? random(n, 0.2, ++seed) : Values();
-    const auto z = bench.put(logits, DType::f32, tokens, n);
+    // Every other case has a part of its logits as a bias.
+    const Values shift = random(n, ++number % 2 == 0 ? 1 : 0, ++seed);
+    Values unshifted(logits);
+    for (std::size_t i = 0; i < unshifted.size(); ++i) unshifted[i] -= shift[i % static_cast<std::size_t>(n)];
+    const auto z = bench.put(unshifted, DType::f32, tokens, n), shifts = bench.put(shift, DType::f32, 1, n);
+    const Tensor bias_of_logits = number % 2 == 0 ? Tensor(shifts) : Tensor();
     const auto added = bench.put(one.corrected ? correction : Values(static_cast<std::size_t>(n)), DType::f32, 1, n);
     const auto experts = bench.empty(DType::i32, tokens, chosen), weight = bench.empty(DType::f32, tokens, chosen), order = bench.empty(DType::i32, 1, rows),
                place = bench.empty(DType::i32, 1, rows), starts = bench.empty(DType::i32, 1, n + 1);
     const Routes routes{experts, weight, order, place, starts};
-    ops.route({z, one.corrected ? Tensor(added) : Tensor(), rule, routes});
+    ops.route({z, bias_of_logits, one.corrected ? Tensor(added) : Tensor(), rule, routes});
     const auto token = [&](const Values& all, std::int64_t t, std::int64_t count) {
       return Values(all.begin() + t * count, all.begin() + (t + 1) * count);
     };
@@ -201,9 +207,9 @@ void try_experts(Bench& bench, DType dtype, bool small, Compare&& compare, Requi
     require("sort: " + one.name, sorted(bench.get(experts), bench.get(order), bench.get(place), bench.get(starts)));
     const auto dlogits = bench.empty(dtype, tokens, n);
     const auto weight_grads = bench.put(grads, DType::f32, 1, rows), d = bench.put(dout, dtype, tokens, width), b = bench.put(bias, DType::f32, n, width);
-    ops.route_backward({z, weight_grads, Tensor(), Tensor(), rule, routes, dlogits});
+    ops.route_backward({z, bias_of_logits, weight_grads, Tensor(), Tensor(), rule, routes, dlogits});
     compare("dlogits: " + one.name, bench.get(dlogits), expected_slopes, true);
-    ops.route_backward({z, weight_grads, d, b, rule, routes, dlogits});
+    ops.route_backward({z, bias_of_logits, weight_grads, d, b, rule, routes, dlogits});
     compare("dlogits with biases: " + one.name, bench.get(dlogits), with_bias, true);
 
     // Rows by expert, and back with a residual, in place, and biases.

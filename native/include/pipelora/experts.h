@@ -66,8 +66,8 @@ class Experts {
   ExpertsSpec spec_;
   LinearGroup router_;
   Product gate_up_, down_;
-  std::unique_ptr<DeviceMemory> memory_;  // the correction and the biases of down
-  Tensor correction_;                     // [1, N] or empty
+  std::unique_ptr<DeviceMemory> memory_;  // of the three below
+  Tensor correction_, router_bias_;       // [1, N] or empty
   Tensor down_bias_;                      // [N, D] or empty
 };
 

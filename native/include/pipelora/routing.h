@@ -45,6 +45,7 @@ struct Routes {
 /// Writes all of `routes`.
 struct Route {
   Tensor logits;      // [T, N] f32
+  Tensor bias;        // [1, N] f32 added to logits, or empty
   Tensor correction;  // [1, N] f32 added to scores when the best are chosen, not to weights; or empty
   RouteRule rule;
   Routes routes;
@@ -53,9 +54,10 @@ struct Route {
 /// dlogits from the weights' gradients. Where experts have output biases, weights scale those too.
 struct RouteBackward {
   Tensor logits;        // [T, N] f32
+  Tensor bias;          // as in Route
   Tensor weight_grads;  // [1, P] f32 by choice
   Tensor dout;          // [T, D] compute, or empty
-  Tensor bias;          // [N, D] f32, or empty
+  Tensor out_bias;      // [N, D] f32, or empty
   RouteRule rule;
   Routes routes;
   Tensor dlogits;  // [T, N] compute

@@ -66,17 +66,25 @@ void keep_groups(const RouteRule& rule, float* values) {
   }
 }
 
+/// A token's logits, with their bias where there is one.
+std::array<float, kMostExperts> logits_of(const Tensor& logits, const Tensor& bias, std::int64_t t) {
+  std::array<float, kMostExperts> all{};
+  const float* own = reinterpret_cast<const float*>(row_of(logits, t));
+  std::copy(own, own + logits.cols, all.begin());
+  if (bias)
+    for (std::int64_t i = 0; i < logits.cols; ++i) all[static_cast<std::size_t>(i)] += bias.as<float>()[i];
+  return all;
+}
+
 void route_token(const Route& call, std::int64_t t) {
   const RouteRule& rule = call.rule;
   const std::int64_t n = rule.experts;
-  const float* logits = reinterpret_cast<const float*>(row_of(call.logits, t));
   auto* chosen = reinterpret_cast<std::int32_t*>(row_of(call.routes.experts, t));
   auto* weights = reinterpret_cast<float*>(row_of(call.routes.weights, t));
-  std::array<float, kMostExperts> scores{}, values{};
-  std::copy(logits, logits + n, scores.begin());
+  std::array<float, kMostExperts> scores = logits_of(call.logits, call.bias, t), values{};
   if (rule.score == RouteScore::softmax) softmax(scores.data(), n);
   if (rule.score == RouteScore::sigmoid)
-    for (std::int64_t i = 0; i < n; ++i) scores[static_cast<std::size_t>(i)] = sigma(logits[i]);
+    for (std::int64_t i = 0; i < n; ++i) scores[static_cast<std::size_t>(i)] = sigma(scores[static_cast<std::size_t>(i)]);
   std::copy(scores.begin(), scores.begin() + n, values.begin());
   if (call.correction)
     for (std::int64_t i = 0; i < n; ++i) values[static_cast<std::size_t>(i)] += call.correction.as<float>()[i];
@@ -122,32 +130,31 @@ void CpuOps::route_backward(const RouteBackward& call) {
   const RouteRule& rule = call.rule;
   const std::int64_t n = rule.experts, chosen = rule.chosen;
   pool_.run(pieces(call.logits.rows, kRowsATask), [&](std::int64_t task, int) {
-    std::array<float, kMostExperts> scores, slopes;
+    std::array<float, kMostExperts> slopes;
     std::array<float, kMostChosen> grads;
     for (std::int64_t t = task * kRowsATask; t < std::min(call.logits.rows, (task + 1) * kRowsATask); ++t) {
-      const float* logits = reinterpret_cast<const float*>(row_of(call.logits, t));
+      std::array<float, kMostExperts> scores = logits_of(call.logits, call.bias, t);
       const auto* experts = reinterpret_cast<const std::int32_t*>(row_of(call.routes.experts, t));
       for (std::int64_t c = 0; c < chosen; ++c) {
         float grad = call.weight_grads.as<float>()[t * chosen + c];
-        if (call.bias)
-          grad += kernels_.dot(row_of(call.dout, t), reinterpret_cast<const float*>(row_of(call.bias, experts[c])), call.dout.dtype, call.dout.cols);
+        if (call.out_bias)
+          grad += kernels_.dot(row_of(call.dout, t), reinterpret_cast<const float*>(row_of(call.out_bias, experts[c])), call.dout.dtype, call.dout.cols);
         grads[static_cast<std::size_t>(c)] = grad * rule.factor;
       }
       const auto score_of = [&](std::int64_t c) { return scores[static_cast<std::size_t>(experts[c])]; };
       std::fill(slopes.begin(), slopes.begin() + n, 0.0f);
       if (rule.score == RouteScore::softmax_of_chosen) {
         std::array<float, kMostChosen> shares;
-        for (std::int64_t c = 0; c < chosen; ++c) shares[static_cast<std::size_t>(c)] = logits[experts[c]];
+        for (std::int64_t c = 0; c < chosen; ++c) shares[static_cast<std::size_t>(c)] = score_of(c);
         softmax(shares.data(), chosen);
         float mean = 0;
         for (std::int64_t c = 0; c < chosen; ++c) mean += shares[static_cast<std::size_t>(c)] * grads[static_cast<std::size_t>(c)];
         for (std::int64_t c = 0; c < chosen; ++c)
           slopes[static_cast<std::size_t>(experts[c])] = shares[static_cast<std::size_t>(c)] * (grads[static_cast<std::size_t>(c)] - mean);
       } else {
-        std::copy(logits, logits + n, scores.begin());
         if (rule.score == RouteScore::softmax) softmax(scores.data(), n);
         if (rule.score == RouteScore::sigmoid)
-          for (std::int64_t i = 0; i < n; ++i) scores[static_cast<std::size_t>(i)] = sigma(logits[i]);
+          for (std::int64_t i = 0; i < n; ++i) scores[static_cast<std::size_t>(i)] = sigma(scores[static_cast<std::size_t>(i)]);
         if (rule.normalise) {  // of shares w / sum w
           float total = rule.score == RouteScore::sigmoid ? 1e-20f : 0.0f, mean = 0;
           for (std::int64_t c = 0; c < chosen; ++c) total += score_of(c);

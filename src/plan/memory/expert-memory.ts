@@ -62,9 +62,9 @@ export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarg
 
 /** Bytes a token of a mixture of experts, native/model/experts.cpp's; C experts chosen of N, F wide each. */
 export interface ExpertWork {
-  /** Logits, choices (20 C), gate and up of the chosen (2 a C F), and LoRA's inner vectors of theirs. */
+  /** Beside a shared expert's: logits, choices (16 C), gate and up of the chosen (2 a C F), and LoRA's inner vectors of theirs. */
   readonly kept: number;
-  /** On the way back: h, its gradient and a part of it, and rows sorted by expert with what they come from. */
+  /** On the way back: the output's gradient, h and its gradient (3 a D), and rows by expert with what they come from (a C (F + D)). */
   readonly workspace: number;
   /** A block below everything that learns. */
   readonly forward: number;
@@ -87,9 +87,13 @@ export function expertWork(
   const ranks = FLOAT32 * chosen * (sum(gateUp!.ranks) + 2 * sum(down!.ranks));
   const rows = chosen * (ffn + hidden);
   return {
-    kept: choices + float * (chosen * gateUp!.out + 2 * shared) + FLOAT32 * chosen * sum(gateUp!.ranks),
+    kept: choices + float * chosen * gateUp!.out + FLOAT32 * chosen * sum(gateUp!.ranks),
+    // The shared expert's way back comes first; its gate and up are gone when the others' begins.
     workspace:
-      float * (4 * hidden + Math.max(rows, hidden + experts.count, shared + hidden)) + FLOAT32 * chosen + ranks + share,
+      float * (3 * hidden + Math.max(shared, hidden, rows - 2 * shared, hidden + experts.count)) +
+      FLOAT32 * chosen +
+      ranks +
+      share,
     forward:
       choices + float * (2 * hidden + Math.max(rows, chosen * (gateUp!.out + hidden), 3 * chosen * ffn) + 3 * shared),
   };

@@ -28,6 +28,11 @@ __device__ Best warp_best(Best best) {
   return best;
 }
 
+/// A token's logit of an expert, with its bias where there is one.
+__device__ float logit_at(const float* logits, const Tensor& bias, int e) {
+  return logits[e] + (bias.data == nullptr ? 0.0f : static_cast<const float*>(bias.data)[e]);
+}
+
 /// z of a token -> scores of all its experts, as far as they are made before the choice.
 template <int K>
 __device__ void score(const RouteRule& rule, int lane, float (&z)[K]) {
@@ -102,7 +107,7 @@ __global__ void __launch_bounds__(32 * kWarps) route_kernel(Route call) {
   bool taken[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    scores[k] = lane + 32 * k < n ? logits[lane + 32 * k] : -INFINITY;
+    scores[k] = lane + 32 * k < n ? logit_at(logits, call.bias, lane + 32 * k) : -INFINITY;
     taken[k] = lane + 32 * k >= n;
   }
   score(rule, lane, scores);
@@ -150,10 +155,10 @@ __global__ void __launch_bounds__(32 * kWarps) route_backward_kernel(RouteBackwa
   const float* logits = static_cast<const float*>(call.logits.data) + t * call.logits.stride;
   const int own = lane < chosen ? experts[lane] : -1;
   float grad = lane < chosen ? static_cast<const float*>(call.weight_grads.data)[t * chosen + lane] : 0.0f;
-  if (call.bias.data != nullptr) {
+  if (call.out_bias.data != nullptr) {
     const T* dout = static_cast<const T*>(call.dout.data) + t * call.dout.stride;
     for (int c = 0; c < chosen; ++c) {
-      const float* bias = static_cast<const float*>(call.bias.data) + experts[c] * call.bias.stride;
+      const float* bias = static_cast<const float*>(call.out_bias.data) + experts[c] * call.out_bias.stride;
       float dot = 0;
       for (std::int64_t i = lane; i < call.dout.cols; i += 32) dot += widen(dout[i]) * bias[i];
       dot = warp_sum(dot);
@@ -163,12 +168,12 @@ __global__ void __launch_bounds__(32 * kWarps) route_backward_kernel(RouteBackwa
   grad *= rule.factor;
   float scores[K];
 #pragma unroll
-  for (int k = 0; k < K; ++k) scores[k] = lane + 32 * k < n ? logits[lane + 32 * k] : -INFINITY;
+  for (int k = 0; k < K; ++k) scores[k] = lane + 32 * k < n ? logit_at(logits, call.bias, lane + 32 * k) : -INFINITY;
   for (int e = lane; e < n; e += 32) slopes[warp][e] = 0;
   __syncwarp();
   T* dlogits = static_cast<T*>(call.dlogits.data) + t * call.dlogits.stride;
   if (rule.score == RouteScore::softmax_of_chosen) {
-    const float z = own >= 0 ? logits[own] : -INFINITY, top = warp_max(z);
+    const float z = own >= 0 ? logit_at(logits, call.bias, own) : -INFINITY, top = warp_max(z);
     float share = own >= 0 ? expf(z - top) : 0.0f;
     share /= warp_sum(share);
     const float mean = warp_sum(share * grad);
