@@ -1,4 +1,5 @@
 import { stat } from "node:fs/promises";
+import { Turns } from "../common/slices.ts";
 import type { Columns } from "../config/column-keys.ts";
 import { Dataset } from "./dataset.ts";
 import { type EncodeOptions, encodeRow } from "./encode-row.ts";
@@ -90,6 +91,7 @@ async function encodeSet(
 
 async function encodeHere(store: RowStore, set: RowSet, options: EncodeOptions): Promise<void> {
   let template: RowTemplate | null = null;
+  const turns = new Turns();
   for await (const { path, first, rows } of batches(set, 1)) {
     const row = rows[0]!;
     if (row.kind !== "ids" && template === null) {
@@ -98,6 +100,8 @@ async function encodeHere(store: RowStore, set: RowSet, options: EncodeOptions):
     }
     const kept = encodeRow(row, template, { path, number: first }, options);
     store.add(kept, kept.truncated, kept.textLost);
+    // A signal must be heard between two rows, however slow a template or a tokenizer is on each.
+    await turns.take();
   }
 }
 

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { bytesOf } from "../../common/bytes.ts";
+import { Turns } from "../../common/slices.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
 
@@ -58,8 +59,13 @@ const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
 export type DecisiveSettings = Pick<Config, (typeof DECISIVE)[number]>;
 export type FreeSettings = Pick<Config, (typeof FREE)[number]>;
 
-/** Names a run by its model, its encoded rows and the settings that decide its numbers. */
-export function runFingerprint(config: DecisiveSettings, modelFingerprint: string, rows: Dataset): string {
+/** Names a run by its model, its encoded rows and the settings that decide its numbers. In slices: there may be gigabytes of rows. */
+export async function runFingerprint(
+  config: DecisiveSettings,
+  modelFingerprint: string,
+  rows: Dataset,
+): Promise<string> {
+  const turns = new Turns();
   const hash = createHash("sha256").update(modelFingerprint);
   const settings = { ...config, replicas: config.replicas ?? 1 };
   const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
@@ -68,6 +74,7 @@ export function runFingerprint(config: DecisiveSettings, modelFingerprint: strin
     const { tokens, labels, weights } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));
     if (weights?.some((weight) => weight !== 1)) hash.update(bytesOf(weights));
+    await turns.take();
   }
   return hash.digest("hex").slice(0, 16);
 }
