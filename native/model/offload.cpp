@@ -14,7 +14,7 @@ constexpr std::size_t kFetchedAhead = 3;
 
 std::vector<Buffer*> parts(BlockSaved& saved, bool whole) {
   if (!whole) return {&saved.x};
-  return {&saved.x, &saved.qkv, &saved.attn, &saved.lse, &saved.mid, &saved.gate_up, &saved.attn_out, &saved.mlp_out};
+  return {&saved.x, &saved.qkv, &saved.expanded, &saved.attn, &saved.lse, &saved.mid, &saved.gate_up, &saved.attn_out, &saved.mlp_out};
 }
 
 class Held final : public Offloaded {

@@ -2,8 +2,8 @@ import type { FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { EngineArch, EngineLayer, EngineLora, SegmentDescription } from "../engine/index.ts";
 import { fromFloat32, toFloat32 } from "../formats/half.ts";
-import { blockNorms } from "../models/norms.ts";
-import type { LayerSpec, ModelSpec } from "../models/spec.ts";
+import { blockVectors } from "../models/block-vectors.ts";
+import type { AttentionKind, LayerSpec, ModelSpec } from "../models/spec.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 
@@ -69,7 +69,7 @@ export function describeSegment(
   }
   return {
     description: {
-      layers: layers.map((layer) => engineLayer(layer, lora)),
+      layers: layers.map((layer) => engineLayer(spec, layer, lora)),
       offloadedBlocks: segment.offloadedBlocks,
       checkpointedBlocks: segment.checkpointedBlocks,
       cachedBlocks: segment.cachedBlocks,
@@ -79,7 +79,7 @@ export function describeSegment(
   };
 }
 
-function engineLayer(layer: LayerSpec, lora: ReadonlyMap<string, LoraPair__Output>): EngineLayer {
+function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string, LoraPair__Output>): EngineLayer {
   switch (layer.kind) {
     case "embedding":
       return { kind: "embedding", weight: layer.weight };
@@ -99,7 +99,23 @@ function engineLayer(layer: LayerSpec, lora: ReadonlyMap<string, LoraPair__Outpu
         kNorm: layer.kNorm,
         rotary: layer.rotary ?? -1,
         slidingWindow: layer.slidingWindow ?? 0,
+        ...engineAttention(spec, layer.attention),
         linears: layer.linears.map((linear) => ({ ...linear, lora: engineLora(lora.get(linear.name)) })),
+      };
+  }
+}
+
+function engineAttention({ shape }: ModelSpec, attention: AttentionKind) {
+  switch (attention.kind) {
+    case "softmax":
+      return { gated: attention.gated, delta: null, latent: null };
+    case "delta":
+      return { gated: false, delta: attention, latent: null };
+    case "latent":
+      return {
+        gated: false,
+        delta: null,
+        latent: { ...attention, heads: shape.heads, qRank: attention.qRank ?? 0 },
       };
   }
 }
@@ -111,9 +127,9 @@ function engineLora(pair: LoraPair__Output | undefined): EngineLora | null {
 
 function weightNames(spec: ModelSpec, layer: LayerSpec): string[] {
   if (layer.kind !== "block") return [layer.weight];
-  const norms = blockNorms(spec, layer).map(({ name }) => name);
+  const vectors = blockVectors(spec, layer).map(({ name }) => name);
   const linears = layer.linears.flatMap(({ name, bias }) =>
     bias ? [`${name}.weight`, `${name}.bias`] : [`${name}.weight`],
   );
-  return [...norms, ...linears];
+  return [...vectors, ...linears];
 }

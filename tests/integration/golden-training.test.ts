@@ -16,6 +16,7 @@ const RUNS = [
   "phi3",
   "glm4",
   "granite",
+  "qwen3-5",
 ];
 
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));

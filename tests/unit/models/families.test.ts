@@ -3,10 +3,10 @@ import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 import { elementCount } from "../../../src/common/dtype.ts";
 import { PipeloraError } from "../../../src/common/errors.ts";
+import { blockVectors } from "../../../src/models/block-vectors.ts";
 import { FAMILIES } from "../../../src/models/families/index.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
-import { blockNorms } from "../../../src/models/norms.ts";
 import { makePlan } from "../../../src/plan/index.ts";
 import { everyLinear, gpus, request } from "../plan/models.ts";
 import { fixture } from "../shared-data.ts";
@@ -35,7 +35,7 @@ describe("published checkpoints", () => {
           const weight = own.find((tensor) => tensor.name === `${linear}.weight`)!;
           assert.deepEqual(weight.shape, [out, input]);
         }
-        for (const norm of blockNorms(spec, layer)) assert.ok(listed.has(norm.name), norm.name);
+        for (const vector of blockVectors(spec, layer)) assert.ok(listed.has(vector.name), vector.name);
       }
       const plan = makePlan(request(spec, gpus(8), { lora: everyLinear(spec, 8, 0) }));
       const segments = plan.devices.flatMap((device) => device.segments);
