@@ -5,7 +5,7 @@ using namespace testing;
 
 namespace {
 
-const std::vector<std::pair<const char*, Family>> kFamilies{
+const std::vector<std::pair<std::string, Family>> kFamilies{
     {"fused qkv with bias", {.fused_qkv = true, .qkv_bias = true, .kv_heads = 4}},
     {"grouped heads, dropout", {.qkv_bias = true, .dropout = 0.25f}},
     {"norms on heads, LoRA on the head", {.head_norms = true, .head_lora = true, .kv_heads = 1, .dropout = 0.1f}},
@@ -86,7 +86,7 @@ const std::vector<std::pair<const char*, Family>> kFamilies{
       .delta = {3, 3, 17, 9, 7}}},
     {"a gated delta net alone, norms behind, a factor, one key head for many",
      {.post_norms = true, .fused_gate_up = true, .rules = [](Arch& arch) { arch.residual_scale = 0.5f; },
-      .attention = [](std::int64_t) { return Attention::delta; }, .delta = {1, 5, 4, 20, 2}}},
+      .attention = [](std::int64_t) { return Attention::delta; }, .delta = {1, 5, 7, 20, 2}}},
     {"DeepSeek-V2-Lite: latent k and v",
      {.kv_heads = 4, .rules = [](Arch& arch) {
         arch.rotary = {rotary_rule(10000, 2)};
@@ -141,7 +141,12 @@ TEST_CASE("loss and LoRA gradients of whole models equal float64 finite differen
         Values& values = pair.matrix(matrix);
         const auto at = reference::spread(values.size(), 4);
         const Values expected = reference::derivatives(values, at, [&] { return 2.0 * model.loss(batch); }, 1e-5);
-        CHECK(distance(pick(Values(got.begin(), got.end()), at), expected) < 1e-4);
+        // Of the size that so many of the gradient's elements have: those picked may happen to be small.
+        const Values all(got.begin(), got.end()), picked = pick(all, at);
+        Values error;
+        for (std::size_t i = 0; i < picked.size(); ++i) error.push_back(picked[i] - expected[i]);
+        const double usual = reference::dot(all, all) * static_cast<double>(at.size()) / static_cast<double>(all.size());
+        CHECK(std::sqrt(reference::dot(error, error) / std::max(usual, reference::dot(expected, expected))) < 1e-4);
       }
   }
 }
