@@ -37,7 +37,7 @@ struct Family {
   /// A block's rotary rule; -1: none.
   std::function<std::int64_t(std::int64_t block)> rotary = [](std::int64_t) -> std::int64_t { return 0; };
   std::function<Attention(std::int64_t block)> attention = [](std::int64_t) { return Attention::softmax; };
-  DeltaShape delta{2, 4, 6, 5, 4};
+  DeltaShape delta{2, 4, 10, 5, 4};
   std::int64_t value_dim = 10, kv_rank = 12, q_rank = 9;
 };
 
