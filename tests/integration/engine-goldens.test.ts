@@ -27,7 +27,12 @@ const NF4 = { method: "4bit", dtype: "float32", quantType: "nf4", doubleQuant: t
 for (const { name, hold, loss: closeLoss, rest } of [
   { name: "qwen1", hold: null, loss: 1e-5, rest: 1e-4 },
   { name: "qwen2-gqa-tied", hold: null, loss: 1e-5, rest: 1e-4 },
-  ...["gemma2", "gemma3", "phi3", "glm4", "granite", "qwen3-5"].map((name) => ({ name, hold: null, loss: 1e-5, rest: 1e-4 })),
+  ...["gemma2", "gemma3", "phi3", "glm4", "granite", "qwen3-5"].map((name) => ({
+    name,
+    hold: null,
+    loss: 1e-5,
+    rest: 1e-4,
+  })),
   { name: "qwen1-nf4", hold: NF4, loss: 1e-4, rest: 1e-3 },
 ]) {
   test(`${name}: first loss, logits and every gradient of the first batch`, async () => {

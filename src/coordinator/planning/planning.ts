@@ -137,7 +137,7 @@ export function planRequest(
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,
 ): { request: Omit<PlanRequest, "work">; warning: string | null } {
-  assertComputable(setup.spec.shape, devices);
+  assertComputable(setup.spec, devices);
   const { dtype, warning } = computeDtype(config, setup, devices);
   const { quantization } = setup;
   if (quantization === null && config.weight_cache === "on") {

@@ -1,0 +1,68 @@
+import type { BlockLayer, ModelSpec } from "../../models/spec.ts";
+
+/**
+ * What a block's attention keeps and works on (native/model/mixer_*.cpp), in columns a token of the compute dtype unless it says otherwise.
+ */
+export interface AttentionSizes {
+  /** Of the inputs' product, and of the output projection's input: kept for the way back. */
+  readonly inputs: number;
+  readonly output: number;
+  /** What latent vectors expand to: kept too. */
+  readonly expanded: number;
+  /** Rows of log-sum-exp: floats a token, kept too. */
+  readonly sums: number;
+  /** At work beside what is kept: forward, and back beside the gradient of `output`. */
+  readonly forward: number;
+  readonly backward: number;
+  /** Floats a token that a CPU's way back adds the queries' gradient in, where products are in 16 bits. */
+  readonly queries: number;
+  /** Of a product that is arranged anew: its second copy. */
+  readonly arranged: number;
+  /** What a cache holds: of a token, and floats of a sequence. */
+  readonly cached: number;
+  readonly state: number;
+}
+
+export function attentionSizes({ shape, rules }: ModelSpec, { attention, qNorm, linears }: BlockLayer): AttentionSizes {
+  const { heads, kvHeads, headDim } = shape;
+  switch (attention.kind) {
+    case "softmax": {
+      const [q, kv] = [heads * headDim, kvHeads * headDim];
+      const turned = qNorm === null ? 0 : q + kv;
+      const inputs = q + 2 * kv + (attention.gated ? q : 0);
+      return {
+        ...{ inputs, output: q, expanded: 0, sums: heads, queries: q },
+        forward: Math.max(turned, attention.gated ? q : 0),
+        backward: inputs + turned,
+        arranged: rules.qkvByKvHead || attention.gated ? inputs : 0,
+        ...{ cached: 2 * kv, state: 0 },
+      };
+    }
+    case "delta": {
+      const { keyHeads, valueHeads, keyDim, valueDim, taps } = attention;
+      const values = valueHeads * valueDim;
+      const mixed = 2 * keyHeads * keyDim + values;
+      const inputs = mixed + values + 2 * valueHeads;
+      const fused = linears.some(({ role }) => role === "delta_qkvz");
+      return {
+        ...{ inputs, output: values, expanded: 0, sums: 0, queries: 0 },
+        ...{ forward: mixed, backward: inputs + mixed, arranged: fused ? inputs : 0 },
+        ...{ cached: 0, state: (taps - 1) * mixed + valueHeads * keyDim * valueDim },
+      };
+    }
+    case "latent": {
+      const { qRank, kvRank, plain, turning, value } = attention;
+      const q = heads * (plain + turning);
+      const kv = heads * (plain + value);
+      const rows = 2 * q + heads * value;
+      const inputs = (qRank ?? q) + kvRank + turning;
+      return {
+        ...{ inputs, output: heads * value, sums: heads, queries: q, arranged: 0 },
+        expanded: kv + (qRank === null ? 0 : q),
+        forward: Math.max(rows, (qRank ?? 0) + kvRank),
+        backward: inputs + kv + (qRank === null ? 0 : q) + rows + (rows - q),
+        ...{ cached: q + heads * value, state: 0 },
+      };
+    }
+  }
+}
