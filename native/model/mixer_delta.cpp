@@ -85,9 +85,9 @@ class DeltaMixer final : public Mixer {
     Buffer gradient = arena_.workspace("gradient of a gated delta net's inputs", ops_.compute_dtype(), batch.sequences.tokens, in_cols());
     ops_.head_gate_backward({saved.attn, z(product), norm_, rule_, shape_.value_dim, dout, dout, z(gradient)});
     const Buffer mixed = convolved(batch, product, Tensor());
-    const Tensor dmixed = gradient.tensor().columns(0, shape_.mixed());
+    const Buffer dmixed = arena_.workspace("gradient of q, k and v behind their convolution", ops_.compute_dtype(), batch.sequences.tokens, shape_.mixed());
     ops_.delta_rule_backward({mixed, b(product), a(product), a_log_, dt_bias_, dout, dmixed, b(gradient), a(gradient), &batch.sequences, shape_});
-    ops_.short_conv_backward({product.columns(0, shape_.mixed()), conv_, dmixed, dmixed, &batch.sequences});
+    ops_.short_conv_backward({product.columns(0, shape_.mixed()), conv_, dmixed, gradient.tensor().columns(0, shape_.mixed()), &batch.sequences});
     return gradient;
   }
 

@@ -73,11 +73,125 @@ inline Values delta_rule(const Values& qkv, const Values& b, const Values& a, co
   return out;
 }
 
+struct DeltaGradients {
+  Values qkv, b, a;
+};
+/// Of one row, from the recurrence itself: every state is kept.
+inline DeltaGradients delta_rule_backward(const Values& qkv, const Values& b, const Values& a, const Values& a_log, const Values& dt_bias,
+                                          const pipelora::DeltaShape& shape, const Values& dout) {
+  const auto hv = static_cast<std::size_t>(shape.value_heads), hk = static_cast<std::size_t>(shape.key_heads), dk = static_cast<std::size_t>(shape.key_dim),
+             dv = static_cast<std::size_t>(shape.value_dim), mixed = static_cast<std::size_t>(shape.mixed()), tokens = qkv.size() / mixed;
+  DeltaGradients grads{Values(qkv.size(), 0.0), Values(b.size()), Values(a.size())};
+  const double root = std::sqrt(static_cast<double>(dk));
+  for (std::size_t h = 0; h < hv; ++h) {
+    const std::size_t key = h * hk / hv, q_at = key * dk, k_at = hk * dk + key * dk, v_at = 2 * hk * dk + h * dv;
+    std::vector<Values> before(tokens), change(tokens), q(tokens), k(tokens);  // P, d
+    Values decay(tokens), beta(tokens), q_norm(tokens), k_norm(tokens), state(dk * dv, 0.0);
+    const auto unit = [&](std::size_t t, std::size_t at, double& norm) {
+      double squares = 1e-6;
+      for (std::size_t i = 0; i < dk; ++i) squares += qkv[t * mixed + at + i] * qkv[t * mixed + at + i];
+      norm = std::sqrt(squares);
+      Values y(dk);
+      for (std::size_t i = 0; i < dk; ++i) y[i] = qkv[t * mixed + at + i] / norm;
+      return y;
+    };
+    for (std::size_t t = 0; t < tokens; ++t) {
+      q[t] = unit(t, q_at, q_norm[t]);
+      k[t] = unit(t, k_at, k_norm[t]);
+      decay[t] = std::exp(-std::exp(a_log[h]) * std::log1p(std::exp(a[t * hv + h] + dt_bias[h])));
+      beta[t] = sigmoid(b[t * hv + h]);
+      for (double& x : state) x *= decay[t];
+      before[t] = state;
+      change[t].assign(dv, 0.0);
+      for (std::size_t j = 0; j < dv; ++j) {
+        double held = 0;
+        for (std::size_t i = 0; i < dk; ++i) held += k[t][i] * state[i * dv + j];
+        change[t][j] = beta[t] * (qkv[t * mixed + v_at + j] - held);
+        for (std::size_t i = 0; i < dk; ++i) state[i * dv + j] += k[t][i] * change[t][j];
+      }
+    }
+    Values slope(dk * dv, 0.0);
+    for (std::size_t t = tokens; t-- > 0;) {
+      const double* d = dout.data() + t * hv * dv + h * dv;
+      Values dq(dk, 0.0), dkey(dk, 0.0), dchange(dv, 0.0), dvalue(dv);
+      for (std::size_t i = 0; i < dk; ++i)
+        for (std::size_t j = 0; j < dv; ++j) {
+          slope[i * dv + j] += q[t][i] / root * d[j];
+          dq[i] += (before[t][i * dv + j] + k[t][i] * change[t][j]) * d[j] / root;
+          dchange[j] += slope[i * dv + j] * k[t][i];
+          dkey[i] += slope[i * dv + j] * change[t][j];
+        }
+      double dbeta = 0, dlog = 0;
+      for (std::size_t j = 0; j < dv; ++j) {
+        dbeta += dchange[j] * change[t][j] / beta[t];
+        dvalue[j] = beta[t] * dchange[j];
+        grads.qkv[t * mixed + v_at + j] = dvalue[j];
+      }
+      for (std::size_t i = 0; i < dk; ++i)
+        for (std::size_t j = 0; j < dv; ++j) {
+          dkey[i] -= before[t][i * dv + j] * dvalue[j];
+          const double dp = slope[i * dv + j] - k[t][i] * dvalue[j];
+          dlog += dp * before[t][i * dv + j];
+          slope[i * dv + j] = decay[t] * dp;
+        }
+      grads.b[t * hv + h] = dbeta * beta[t] * (1 - beta[t]);
+      grads.a[t * hv + h] = -dlog * std::exp(a_log[h]) * sigmoid(a[t * hv + h] + dt_bias[h]);
+      const auto through = [&](const Values& y, const Values& dy, double norm, std::size_t at) {
+        const double along = dot(y, dy);
+        for (std::size_t i = 0; i < dk; ++i) grads.qkv[t * mixed + at + i] += (dy[i] - y[i] * along) / norm;
+      };
+      through(q[t], dq, q_norm[t], q_at);
+      through(k[t], dkey, k_norm[t], k_at);
+    }
+  }
+  return grads;
+}
+
+/// Of one row.
+inline Values short_conv_backward(const Values& x, const Values& weight, const Values& dy, std::size_t channels, std::size_t taps) {
+  Values dx(x.size(), 0.0);
+  for (std::size_t t = 0; t < x.size() / channels; ++t)
+    for (std::size_t c = 0; c < channels; ++c) {
+      double sum = 0;
+      for (std::size_t back = 0; back < taps && back <= t; ++back) sum += weight[c * taps + taps - 1 - back] * x[(t - back) * channels + c];
+      const double slope = dy[t * channels + c] * sigmoid(sum) * (1 + sum * (1 - sigmoid(sum)));
+      for (std::size_t back = 0; back < taps && back <= t; ++back) dx[(t - back) * channels + c] += weight[c * taps + taps - 1 - back] * slope;
+    }
+  return dx;
+}
+
 /// rmsnorm of each head times silu(gate); an empty weight: x sigmoid(gate).
 inline Values head_gate(const Values& x, const Values& gate, const Values& weight, double eps) {
   Values y = weight.empty() ? x : rmsnorm(x, weight, eps);
   for (std::size_t i = 0; i < y.size(); ++i) y[i] *= sigmoid(gate[i]) * (weight.empty() ? 1.0 : gate[i]);
   return y;
+}
+
+struct GateGradients {
+  Values x, gate;
+};
+inline GateGradients head_gate_backward(const Values& x, const Values& gate, const Values& weight, double eps, const Values& dy) {
+  GateGradients grads{Values(x.size()), Values(x.size())};
+  if (weight.empty()) {
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      grads.x[i] = dy[i] * sigmoid(gate[i]);
+      grads.gate[i] = dy[i] * x[i] * sigmoid(gate[i]) * (1 - sigmoid(gate[i]));
+    }
+    return grads;
+  }
+  const std::size_t e = weight.size();
+  for (std::size_t first = 0; first < x.size(); first += e) {
+    double squares = 0, along = 0;
+    for (std::size_t c = 0; c < e; ++c) squares += x[first + c] * x[first + c];
+    const double r = 1 / std::sqrt(squares / static_cast<double>(e) + eps);
+    for (std::size_t c = 0; c < e; ++c) along += dy[first + c] * weight[c] * gate[first + c] * sigmoid(gate[first + c]) * x[first + c];
+    for (std::size_t c = 0; c < e; ++c) {
+      const double g = gate[first + c], share = sigmoid(g);
+      grads.x[first + c] = r * dy[first + c] * weight[c] * g * share - x[first + c] * r * r * r * along / static_cast<double>(e);
+      grads.gate[first + c] = dy[first + c] * r * x[first + c] * weight[c] * share * (1 + g * (1 - share));
+    }
+  }
+  return grads;
 }
 
 /// One row's product [q | k | v | z | b | a] (or, by key head, [q k v z]… then [b a]…) to what the output projection takes.

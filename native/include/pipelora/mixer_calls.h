@@ -20,7 +20,7 @@ struct ShortConv {
 struct ShortConvBackward {
   Tensor x, weight;
   Tensor dy;  // [T, C]
-  Tensor dx;  // [T, C], may be dy
+  Tensor dx;  // [T, C], not dy
   const Sequences* sequences = nullptr;
 };
 

@@ -46,7 +46,7 @@ export function attentionSizes({ shape, rules }: ModelSpec, { attention, qNorm, 
       const fused = linears.some(({ role }) => role === "delta_qkvz");
       return {
         ...{ inputs, output: values, expanded: 0, sums: 0, queries: 0 },
-        ...{ forward: mixed, backward: inputs + mixed, arranged: fused ? inputs : 0 },
+        ...{ forward: mixed, backward: inputs + 2 * mixed, arranged: fused ? inputs : 0 },
         ...{ cached: 0, state: (taps - 1) * mixed + valueHeads * keyDim * valueDim },
       };
     }
