@@ -240,8 +240,11 @@ int main(int argc, char** argv) {
     require(variant.name + " float32: the same bits with checkpointing", run(make_cuda_ops(0, DType::f32), checkpointed) == got);
     for (const DType half : {DType::bf16, DType::f16}) {
       const Digest coarse = run(make_cuda_ops(0, half), variant);
-      compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), 1e-2);
-      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), 1e-1);
+      // What a delta rule gives a row's first tokens goes through a norm: it is as long whatever q · k is, and its sign is that of q · k, which
+      // rounding may turn. Heads of a dozen columns show it.
+      const double blur = variant.family->attend(0) == Attend::delta || variant.family->attend(0) == Attend::delta_by_key_head ? 8 : 1;
+      compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), blur * 1e-2);
+      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), blur * 1e-1);
       require(variant.name + " " + dtype_name(half) + ": the same bits with checkpointing", run(make_cuda_ops(0, half), checkpointed) == coarse);
       require(variant.name + " " + dtype_name(half) + ": the same bits with offloading", run(make_cuda_ops(0, half), offloaded) == coarse);
       if (variant.hold.quantisation == Quantisation::nf4) {

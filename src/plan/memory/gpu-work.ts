@@ -25,7 +25,7 @@ export interface GpuBlockWork {
  */
 export function gpuBlockWork(
   { hidden, ffn }: ModelShape,
-  { inputs, output, expanded, sums, backward }: AttentionSizes,
+  { inputs, output, expanded, sums, backward, gpu }: AttentionSizes,
   products: BlockProducts,
   eightBit: boolean,
   float: number,
@@ -37,7 +37,7 @@ export function gpuBlockWork(
   const integers = eightBit ? integerWork(gateUp, float, tokens) : 0;
   const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
   const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
-  const attention = (float * (output + backward) + FLOAT32 * sums + FLOAT32 * sum(o.ranks)) * tokens;
+  const attention = (float * (output + backward) + gpu.backward + FLOAT32 * sums + FLOAT32 * sum(o.ranks)) * tokens;
   const throughO = float * output * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
   const gone = float * (2 * ffn + hidden) * tokens;
   const workspace = Math.max(forward, integers, backDown, backGate, Math.max(attention, throughO) - gone);
@@ -47,7 +47,7 @@ export function gpuBlockWork(
 /** A block below everything that learns: nothing is kept, and little at a time. */
 export function gpuForwardWork(
   { hidden, ffn }: ModelShape,
-  { inputs, output, expanded, forward }: AttentionSizes,
+  { inputs, output, expanded, forward, gpu }: AttentionSizes,
   { gateUp }: BlockProducts,
   eightBit: boolean,
   float: number,
@@ -56,7 +56,7 @@ export function gpuForwardWork(
   const attention = hidden + inputs + expanded + output + forward;
   const mlp = 2 * hidden + 3 * ffn;
   const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
-  return Math.max(float * Math.max(attention, mlp) * tokens, integers);
+  return Math.max(Math.max(float * attention + gpu.forward, float * mlp) * tokens, integers);
 }
 
 /** LLM.int8()'s forward: the product's input, its codes and scales, and the sums in 32 bits (CudaOps::forward_int8). */

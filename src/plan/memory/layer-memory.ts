@@ -185,7 +185,7 @@ function transient(
 /** What a block remembers of one sequence, the only one that a cache holds at a time. */
 function cacheBytes({ spec, work, computeDtype }: PlanRequest, block: BlockLayer): number {
   if (work.cacheTokens === 0) return 0;
-  const { cached, state } = attentionSizes(spec, block);
+  const { cached, state } = attentionSizes(spec, block, 0);
   return cached * dtypeBytes(computeDtype) * work.cacheTokens + state * FLOAT32;
 }
 
@@ -204,7 +204,7 @@ function workOnGpu(
   const float = dtypeBytes(computeDtype);
   const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized;
   const extra = extraWork(spec, block, float) * work.tokens;
-  const attention = attentionSizes(spec, block);
+  const attention = attentionSizes(spec, block, float);
   if (!learns)
     return {
       kept: 0,
@@ -218,7 +218,7 @@ function workOnCpu(request: PlanRequest, block: BlockLayer, ranks: number, learn
   const { shape } = request.spec;
   const { tokens } = request.work;
   const float = dtypeBytes(request.computeDtype);
-  const attention = attentionSizes(request.spec, block);
+  const attention = attentionSizes(request.spec, block, float);
   return {
     kept: learns ? (keptBeside(shape, attention, float) + extraKept(request.spec, block, float)) * tokens : 0,
     workspace:
@@ -259,7 +259,7 @@ function extraWork(spec: ModelSpec, block: BlockLayer, float: number): number {
   const { hidden } = shape;
   const behind = layers.some((layer) => layer.kind === "block" && (layer.attnPostNorm ?? layer.mlpPostNorm) !== null);
   const branches = behind ? 2 : rules.scale.residual !== 1 ? 1 : 0;
-  return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + attentionSizes(spec, block).arranged);
+  return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + attentionSizes(spec, block, float).arranged);
 }
 
 function keptBeside({ hidden, ffn }: ModelShape, attention: AttentionSizes, float: number): number {

@@ -172,7 +172,7 @@ function elementwiseBytes(
   const float = dtypeBytes(computeDtype);
   const plain = block.attention.kind === "softmax" && !block.attention.gated;
   // Convolutions, gates, latent vectors' norms and heads put together read and write about what they work on twice.
-  const { inputs, output, arranged, expanded } = attentionSizes(spec, block);
+  const { inputs, output, arranged, expanded } = attentionSizes(spec, block, float);
   const own = plain ? 0 : 2 * (inputs + output + arranged + expanded);
   return {
     forward: float * (8 * hidden + 2 * (heads + kvHeads) * headDim + 3 * ffn + own),

@@ -48,7 +48,7 @@ test("weights are held in pieces of these sizes", () => {
 test("a block's work is SwiGLU's output in 16 bits, and the integer sums of gate and up in 8", () => {
   const tokens = 3072;
   const work = (holding: Holding, eightBit: boolean) =>
-    gpuBlockWork(qwen.shape, attentionSizes(qwen, block), products(holding), eightBit, 2, tokens);
+    gpuBlockWork(qwen.shape, attentionSizes(qwen, block, 2), products(holding), eightBit, 2, tokens);
   // q, k, v; attention and its tail; the residual; gate and up; log-sum-exp.
   assert.equal(work(NF4, false).kept, (24576 + 8192 + 128 + 8192 + 44032 + 128) * tokens);
   // Without dropout LoRA joins down's gradient, which is widened to 4160 columns.
