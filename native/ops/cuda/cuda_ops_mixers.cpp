@@ -73,7 +73,7 @@ void CudaOps::delta_rule_backward(const DeltaRuleBackward& call) {
   const HeldInputs held = delta_inputs(call.qkv, call.b, call.a, call.a_log, call.dt_bias, shape);
   const std::int64_t tokens = call.qkv.rows;
   const Buffer changes = arena_->workspace("what a delta rule changed", DType::f32, tokens, shape.values());
-  const Buffer states = arena_->workspace("states before chunks", DType::f32, delta_chunks(*call.sequences), shape.state());
+  const Buffer states = arena_->workspace("states before chunks", DType::f32, std::max<std::int64_t>(1, delta_chunks(tokens)), shape.state());
   const Buffer grads = arena_->workspace("gradients of a delta rule's queries and keys", DType::f32, tokens, 2 * shape.value_heads * shape.key_dim);
   const DeltaRecord record{changes, states};
   delta_scan(call.qkv, held.inputs, Tensor(), Tensor(), record, *call.sequences, shape, device_.stream());

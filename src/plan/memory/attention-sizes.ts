@@ -31,13 +31,13 @@ const FLOAT32 = 4;
 const DELTA_CHUNK = 32;
 
 /**
- * Queries and keys of length 1 with their lengths, beta and the decay; back also what the rule changed, states before chunks (rows of whole chunks),
+ * Queries and keys of length 1 with their lengths, beta and the decay; back also what the rule changed, states before chunks,
  * and gradients of q and k for each value head. All float32.
  */
 function deltaOnGpu({ keyHeads, valueHeads, keyDim, valueDim }: DeltaNet): { forward: number; backward: number } {
   const padded = [32, 64].find((columns) => keyDim <= columns) ?? 128;
   const inputs = 2 * keyHeads * (padded + 1) + 2 * valueHeads;
-  const states = (2 * valueHeads * keyDim * valueDim) / DELTA_CHUNK;
+  const states = (valueHeads * keyDim * valueDim) / DELTA_CHUNK;
   return {
     forward: FLOAT32 * inputs,
     backward: FLOAT32 * (inputs + valueHeads * valueDim + states + 2 * valueHeads * keyDim),

@@ -28,8 +28,9 @@ struct DeltaInputs {
 };
 /// Columns that delta_prepare() pads a key head to.
 std::int64_t delta_key_width(std::int64_t key_dim);
-/// States that rows of a call may begin chunks with.
-inline std::int64_t delta_chunks(const Sequences& sequences) { return sequences.tokens / kDeltaChunk + sequences.count(); }
+/// States before the chunks of all rows, a row's first chunk left out: before it stands nothing. That of chunk n of a row that begins at token t is
+/// number t / kDeltaChunk + n - 1.
+inline std::int64_t delta_chunks(std::int64_t tokens) { return tokens / kDeltaChunk; }
 
 // delta_rule.cu
 void delta_prepare(const Tensor& qkv, const Tensor& b, const Tensor& a, const Tensor& a_log, const Tensor& dt_bias, const DeltaShape& shape,
@@ -37,7 +38,7 @@ void delta_prepare(const Tensor& qkv, const Tensor& b, const Tensor& a, const Te
 /// What the recurrence leaves for the way back instead of an output; all f32, empty: the output is wanted.
 struct DeltaRecord {
   Tensor changes;  // [T, values()]: d = beta (v - Pᵀ k)
-  Tensor states;   // [delta_chunks, state()]: S before each chunk
+  Tensor states;   // [delta_chunks, state()]: S before each chunk but the first
 };
 void delta_scan(const Tensor& qkv, const DeltaInputs& inputs, const Tensor& out, const Tensor& state, const DeltaRecord& record, const Sequences& sequences,
                 const DeltaShape& shape, cudaStream_t stream);

@@ -202,6 +202,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Back call) 
     if (warp == 0) dot[lane] = dv_change[lane * kSquare + lane];
     __syncthreads();
     weigh(dv_change, false);
+    __syncthreads();
     for (int i = thread; i < count * dv; i += kThreads) {
       const int t = i / dv, c = i % dv;
       static_cast<T*>(call.dqkv)[(first + t) * call.dqkv_stride + 2 * static_cast<std::int64_t>(call.key_heads) * dk + static_cast<std::int64_t>(head) * dv + c] =
@@ -209,11 +210,11 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Back call) 
     }
 
     // S0 times dout and dv, 32 of its columns at a time; sum(G_before S0) has to wait for G_before, and goes along in `held`.
-    const float* start = call.states + ((begin / kChunk + s + n) * call.value_heads + head) * static_cast<std::int64_t>(dk) * dv;
+    const float* start = n == 0 ? nullptr : call.states + ((begin / kChunk + n - 1) * call.value_heads + head) * static_cast<std::int64_t>(dk) * dv;
     float of_q[kRows][kLanesColumns], of_p[kRows][kLanesColumns];
     clear(of_q);
     clear(of_p);
-    for (int c0 = 0; c0 < dv; c0 += 32) {
+    for (int c0 = 0; c0 < dv && n > 0; c0 += 32) {
       const int columns = min(32, dv - c0);
       __syncthreads();
       for (int i = thread; i < dk * 32; i += kThreads) {

@@ -75,8 +75,8 @@ __global__ void scan_kernel(const Scan call) {
   const T* v_at = static_cast<const T*>(call.qkv) + begin * call.qkv_stride + value_at;
   const float* gates = call.gates + begin * 2 * call.value_heads + head;
   for (std::int64_t t = 0; t < tokens; ++t) {
-    if (call.states != nullptr && t % kDeltaChunk == 0 && mine) {
-      float* to = call.states + ((begin / kDeltaChunk + s + t / kDeltaChunk) * call.value_heads + head) * call.key_dim * call.value_dim + column;
+    if (call.states != nullptr && t > 0 && t % kDeltaChunk == 0 && mine) {
+      float* to = call.states + ((begin / kDeltaChunk + t / kDeltaChunk - 1) * call.value_heads + head) * call.key_dim * call.value_dim + column;
 #pragma unroll
       for (int i = 0; i < kRows; ++i)
         if (first + i < call.key_dim) to[(first + i) * call.value_dim] = state[i];
