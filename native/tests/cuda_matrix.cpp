@@ -55,6 +55,9 @@ constexpr Shape kShapes[] = {
     {"Hunyuan-7B", 4096, 32, 8, 128, 14336, 1167, false, false, true, true, &kFamilyRules[7]},
     {"Ministral-3-8B", 4096, 32, 8, 128, 14336, 1072, false, false, false, false, &kFamilyRules[8]},
     {"InternLM2-7B", 4096, 32, 8, 128, 14336, 1544, true, false, false, false, &kFamilyRules[9]},
+    {"Qwen3.5-4B", 2560, 16, 4, 256, 9216, 1601, false, false, true, true, &kFamilyRules[10]},
+    {"Qwen3-Next-80B-A3B's attention", 2048, 16, 2, 256, 5120, 1936, false, false, true, false, &kFamilyRules[11]},
+    {"DeepSeek-V2-Lite's attention", 2048, 16, 16, 192, 10944, 1601, false, false, false, false, &kFamilyRules[12]},
 };
 constexpr std::int64_t kRanks[] = {1, 2, 3, 4, 8, 12, 16, 24, 32, 40, 64, 128, 256};
 enum class Targets { all_linear, q_v, one, pattern };
@@ -110,12 +113,12 @@ SegmentSpec spec_of(const Case& c) {
   spec.fp8 = c.fp8;
   spec.layers.push_back(EmbeddingSpec{"embedding"});
   std::uint32_t module = 0;
-  const std::int64_t q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
+  const Arch arch = arch_of(shape);
   for (std::int64_t b = 0; b < kBlocks; ++b) {
     const std::string at = "block" + std::to_string(b) + ".";
     BlockSpec block;
     block.index = b;
-    shape.family->name_norms(block, at, arch_of(shape));
+    shape.family->name_norms(block, at, arch);
     if (shape.head_norms) {
       block.q_norm = at + "q_norm";
       block.k_norm = at + "k_norm";
@@ -135,14 +138,7 @@ SegmentSpec spec_of(const Case& c) {
       ++module;
       block.linears.push_back(made);
     };
-    if (shape.fused_qkv) {
-      linear(Role::qkv, "qkv", shape.hidden, q + 2 * kv, shape.bias);
-    } else {
-      linear(Role::q, "q", shape.hidden, q, shape.bias);
-      linear(Role::k, "k", shape.hidden, kv, shape.bias);
-      linear(Role::v, "v", shape.hidden, kv, shape.bias);
-    }
-    linear(Role::o, "o", q, shape.hidden, false);
+    shape.family->attention(block, at, arch, shape.fused_qkv, shape.bias, linear);
     if (shape.family->fused_gate_up) {
       linear(Role::gate_up, "gate_up", shape.hidden, 2 * shape.ffn, false);
     } else {
