@@ -31,9 +31,9 @@ const qwen = {
 const rejected: [string, object, string, RegExp][] = [
   [
     "an unknown family",
-    { ...llama, model_type: "mixtral" },
+    { ...llama, model_type: "falcon" },
     "PL_MODEL_UNSUPPORTED",
-    /mixtral.*qwen, qwen2, qwen3, .*llama, mistral/,
+    /falcon.*qwen, qwen2, qwen3, .*llama, mistral/,
   ],
   [
     "another task",
