@@ -83,7 +83,7 @@ export function describeSegment(
   const layers = spec.layers.slice(segment.firstLayer, segment.lastLayer + 1);
   if (layers.length === 0) {
     throw new PipeloraError(
-      "PL_INTERNAL",
+      "PL_PROTOCOL_MISMATCH",
       `segment ${segment.index} names layers ${segment.firstLayer}–${segment.lastLayer}`,
     );
   }
