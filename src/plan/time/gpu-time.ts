@@ -2,6 +2,7 @@ import { dtypeBytes } from "../../common/dtype.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
+import { expertProducts } from "../memory/expert-memory.ts";
 import {
   blockProducts,
   type GpuProduct,
@@ -66,15 +67,48 @@ function blockTime(
     loraTime(request, device, product, "forward");
   const backwardOf = (product: GpuProduct) =>
     (2 * tokens * product.in * product.out) / rate + loraTime(request, device, product, "backward");
-  const moved = elementwiseBytes(request);
+  const moved = elementwiseBytes(request, down.in + chosenExperts(block) * (block.experts?.linears.at(-1)?.in ?? 0));
+  const experts = expertTime(request, device, block, pairs);
   const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
-  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward);
-  if (!learns) return { forward, backward: 0, recompute: 0, expansion };
+  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.pass;
+  if (!learns) return { forward, backward: 0, recompute: 0, expansion: expansion + experts.expansion };
   return {
     forward,
-    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward),
-    recompute: forward - forwardOf(down),
-    expansion,
+    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.pass,
+    recompute: forward - forwardOf(down) - experts.last,
+    expansion: expansion + experts.expansion,
+  };
+}
+
+const chosenExperts = ({ experts }: BlockLayer) => experts?.router.chosen ?? 0;
+
+/**
+ * Experts' products, of as many rows as an expert has on average, at the rate of products of so many rows, and what one takes that is no
+ * product; each expert's weights are expanded once a pass where they are held otherwise. Not measured: counted from what the products'
+ * other terms are.
+ */
+function expertTime(
+  request: PlanRequest,
+  device: Device,
+  block: BlockLayer,
+  pairs: readonly LoraTarget[],
+): { readonly pass: number; readonly last: number; readonly expansion: number } {
+  const { experts } = block;
+  if (experts === undefined) return { pass: 0, last: 0, expansion: 0 };
+  const { work, holding, computeDtype, spec } = request;
+  const { count, router } = experts;
+  const products = expertProducts(block, pairs, holding);
+  const rows = work.meanTokens * router.chosen;
+  const rate = deviceRate(device, computeDtype, rows / count);
+  const of = ({ in: input, out }: GpuProduct) => (2 * rows * input * out) / rate + count * GPU.expertProduct;
+  const routed = (2 * work.meanTokens * spec.shape.hidden * count) / deviceRate(device, computeDtype, work.meanTokens);
+  // Rows by expert and their sums: written once and read twice.
+  const moved = (3 * rows * spec.shape.hidden * dtypeBytes(computeDtype)) / bytesRate(device);
+  const expanded = products.filter((product) => isExpanded(product, holding, computeDtype));
+  return {
+    pass: sum(products.map(of)) + routed + moved,
+    last: of(products.at(-1)!),
+    expansion: (count * sum(expanded.map((product) => expansionBytes(request, product)))) / bytesRate(device),
   };
 }
 
@@ -138,11 +172,11 @@ function attentionTime(
  * A token's values that kernels between the products read and write. Forward: two norms (2 D, and 4 D with the residual), the sum
  * behind down (2 D), q and k turned in place, SwiGLU (3 F). Back: the norms' gradients with the residual's (12 D), SwiGLU's (6 F).
  */
-function elementwiseBytes({ spec, computeDtype }: PlanRequest): {
-  readonly forward: number;
-  readonly backward: number;
-} {
-  const { hidden, heads, kvHeads, headDim, ffn } = spec.shape;
+function elementwiseBytes(
+  { spec, computeDtype }: PlanRequest,
+  ffn: number,
+): { readonly forward: number; readonly backward: number } {
+  const { hidden, heads, kvHeads, headDim } = spec.shape;
   const float = dtypeBytes(computeDtype);
   return {
     forward: float * (8 * hidden + 2 * (heads + kvHeads) * headDim + 3 * ffn),
