@@ -5,6 +5,9 @@ import { decoderConfig } from "../decoder-config.ts";
 /** Most experts that a token may choose (native/include/pipelora/routing.h: kMostChosen). */
 const MOST_CHOSEN = 32;
 
+/** Of all blocks: each has tensors of its own. Five times the largest published model's. */
+const MOST_EXPERTS = 2 ** 17;
+
 /** Keys of mixtures of experts, under each of the names that families have for them. */
 export const moeConfig = decoderConfig.extend({
   num_experts: nullish(extent(1024)),
@@ -34,6 +37,8 @@ export function expertCounts(
 ): { count: number; chosen: number } {
   const count = config.num_experts ?? config.num_local_experts ?? config.n_routed_experts ?? defaults.count;
   const chosen = config.num_experts_per_tok ?? defaults.chosen;
+  const all = count * config.num_hidden_layers;
+  if (all > MOST_EXPERTS) contradiction(`${all} experts in all blocks are above ${MOST_EXPERTS}`);
   if (chosen > MOST_CHOSEN) unsupported("num_experts_per_tok", chosen, `1 to ${MOST_CHOSEN}`);
   if (chosen > count) contradiction(`num_experts_per_tok ${chosen} is above the number of experts, ${count}`);
   return { count, chosen };
