@@ -14,7 +14,7 @@ const glm4MoeConfig = moeConfig.extend({
 export function glm4MoeSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(glm4MoeConfig, config);
   const { count, chosen } = expertCounts(parsed, { count: 128, chosen: 8 });
-  const groups = expertGroups({ ...parsed, num_experts_per_tok: chosen }, count);
+  const groups = expertGroups({ ...parsed, num_experts_per_tok: chosen }, count, 2);
   const dense = parsed.first_k_dense_replace ?? 1;
   const ffn = parsed.moe_intermediate_size ?? 1408;
   const shared = ffn * (parsed.n_shared_experts ?? 1);

@@ -1,6 +1,12 @@
 import { z } from "zod";
-import { contradiction, extent, nullish, width } from "../config.ts";
+import { contradiction, extent, nullish, unsupported, width } from "../config.ts";
 import { decoderConfig } from "../decoder-config.ts";
+
+/** Most experts that a token may choose (native/include/pipelora/routing.h: kMostChosen). */
+const MOST_CHOSEN = 32;
+
+/** Of all blocks: each has tensors of its own. Five times the largest published model's. */
+const MOST_EXPERTS = 2 ** 17;
 
 /** Keys of mixtures of experts, under each of the names that families have for them. */
 export const moeConfig = decoderConfig.extend({
@@ -31,6 +37,9 @@ export function expertCounts(
 ): { count: number; chosen: number } {
   const count = config.num_experts ?? config.num_local_experts ?? config.n_routed_experts ?? defaults.count;
   const chosen = config.num_experts_per_tok ?? defaults.chosen;
+  const all = count * config.num_hidden_layers;
+  if (all > MOST_EXPERTS) contradiction(`${all} experts in all blocks are above ${MOST_EXPERTS}`);
+  if (chosen > MOST_CHOSEN) unsupported("num_experts_per_tok", chosen, `1 to ${MOST_CHOSEN}`);
   if (chosen > count) contradiction(`num_experts_per_tok ${chosen} is above the number of experts, ${count}`);
   return { count, chosen };
 }
@@ -42,11 +51,20 @@ export function sparseBlocks(config: MoeConfig): (block: number) => boolean {
   return (block) => !dense.has(block) && (block + 1) % step === 0;
 }
 
-/** Groups of experts, of which the best are chosen from; null: one group. */
-export function expertGroups(config: MoeConfig, count: number): { count: number; chosen: number } | null {
+/** Groups of at least `least` experts, of which the best are chosen from; null: one group. */
+export function expertGroups(
+  config: MoeConfig,
+  count: number,
+  least: number,
+): { count: number; chosen: number } | null {
   const groups = config.n_group ?? 1;
   const chosen = config.topk_group ?? groups;
   if (count % groups !== 0) contradiction(`n_group ${groups} does not divide the ${count} experts`);
+  if (groups > 1 && count / groups < least) {
+    contradiction(
+      `n_group ${groups} leaves groups of ${count / groups} experts, which are judged by their ${least} best`,
+    );
+  }
   if (chosen > groups) contradiction(`topk_group ${chosen} is above n_group ${groups}`);
   const left = (count / groups) * chosen;
   if ((config.num_experts_per_tok ?? 1) > left) {
