@@ -245,6 +245,41 @@ inline Values wide_attention(const Values& q, const Values& k, const Values& v, 
   return out;
 }
 
+struct AttentionGradients {
+  Values q, k, v;
+};
+/// Of one row.
+inline AttentionGradients wide_attention_backward(const Values& q, const Values& k, const Values& v, std::size_t heads, std::size_t e, std::size_t ev, double scale,
+                                                  const Values& dout) {
+  AttentionGradients grads{Values(q.size(), 0.0), Values(k.size(), 0.0), Values(v.size(), 0.0)};
+  for (std::size_t h = 0; h < heads; ++h)
+    for (std::size_t i = 0; i < q.size() / (heads * e); ++i) {
+      Values weights(i + 1), slopes(i + 1, 0.0);
+      double total = 0, mean = 0;
+      for (std::size_t j = 0; j <= i; ++j) {
+        double score = 0;
+        for (std::size_t c = 0; c < e; ++c) score += q[(i * heads + h) * e + c] * k[(j * heads + h) * e + c];
+        weights[j] = std::exp(scale * score);
+        total += weights[j];
+      }
+      for (std::size_t j = 0; j <= i; ++j) {
+        weights[j] /= total;
+        for (std::size_t c = 0; c < ev; ++c) {
+          slopes[j] += dout[(i * heads + h) * ev + c] * v[(j * heads + h) * ev + c];
+          grads.v[(j * heads + h) * ev + c] += weights[j] * dout[(i * heads + h) * ev + c];
+        }
+        mean += weights[j] * slopes[j];
+      }
+      for (std::size_t j = 0; j <= i; ++j)
+        for (std::size_t c = 0; c < e; ++c) {
+          const double slope = scale * weights[j] * (slopes[j] - mean);
+          grads.q[(i * heads + h) * e + c] += slope * k[(j * heads + h) * e + c];
+          grads.k[(j * heads + h) * e + c] += slope * q[(i * heads + h) * e + c];
+        }
+    }
+  return grads;
+}
+
 /// One row of latent attention: q [t, H (plain + turning)], expanded [t, H (plain + value)], shared [t, turning].
 inline Values latent_attention(const Values& q, const Values& expanded, const Values& shared, const pipelora::LatentShape& shape, const Values& inv_freq,
                                bool interleaved, double scale, double cap = 0) {

@@ -47,7 +47,7 @@ function expertsOfV2(parsed: Config): FamilyExperts {
   const method = parsed.topk_method ?? "greedy";
   if (method === "noaux_tc") unsupported("topk_method", method, "greedy or group_limited_greedy");
   const { count, chosen } = expertCounts(parsed, { count: 64, chosen: 6 });
-  const groups = method === "greedy" ? null : expertGroups({ ...parsed, num_experts_per_tok: chosen }, count);
+  const groups = method === "greedy" ? null : expertGroups({ ...parsed, num_experts_per_tok: chosen }, count, 1);
   return experts(
     parsed,
     { count, ffn: 1407, shared: 2 },
@@ -67,7 +67,7 @@ function expertsOfV3(parsed: Config): FamilyExperts {
     topk_group: parsed.topk_group ?? 4,
     num_experts_per_tok: chosen,
   };
-  const groups = expertGroups(given, count);
+  const groups = expertGroups(given, count, 2);
   const route: FamilyExperts["route"] = {
     ...{
       chosen,
