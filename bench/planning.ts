@@ -1,8 +1,9 @@
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { defaultConfig } from "../src/config/load.ts";
 import { trainingWorkload } from "../src/coordinator/planning/workload.ts";
-import { DatasetBuilder } from "../src/data/dataset.ts";
+import { Dataset } from "../src/data/dataset.ts";
 import { TrainingOrder } from "../src/data/order.ts";
+import { RowStore } from "../src/data/row-store.ts";
 import type { Device } from "../src/plan/index.ts";
 
 const DEFAULT = [1_000_000, 1, 1_000_000, 12];
@@ -19,12 +20,12 @@ export async function benchPlanning(print: (row: object) => void, args: readonly
 }
 
 async function measure(rows: number, epochs: number, batchSize: number): Promise<object> {
-  const builder = new DatasetBuilder();
+  const store = new RowStore();
   for (let row = 0; row < rows; row++) {
     const tokens = new Int32Array(5 + (row % 16)).fill(7);
-    builder.add({ tokens, labels: tokens }, false);
+    store.add({ tokens, labels: tokens });
   }
-  const train = builder.build();
+  const train = new Dataset(store);
   const order = new TrainingOrder({
     rows,
     strategy: "random",

@@ -44,11 +44,21 @@ std::optional<LoraSpec> to_lora(const Napi::Value& value) {
   return spec;
 }
 
+Activation to_activation(const Napi::Value& value) {
+  const std::string name = to_text(value, "arch.activation");
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "gelu") return Activation::gelu;
+  mismatch("silu, gelu_tanh or gelu", "arch.activation", value);
+}
+
 Role to_role(const Napi::Value& value) {
   const std::string name = to_text(value, "role");
   constexpr std::pair<const char*, Role> roles[] = {{"qkv", Role::qkv}, {"q", Role::q},       {"k", Role::k},   {"v", Role::v},
                                                     {"o", Role::o},     {"gate_up", Role::gate_up}, {"gate", Role::gate}, {"up", Role::up},
                                                     {"down", Role::down},
+                                                    {"router", Role::router},
+                                                    {"shared_gate", Role::shared_gate},
                                                     {"delta_qkv", Role::delta_qkv},
                                                     {"delta_z", Role::delta_z},
                                                     {"delta_b", Role::delta_b},
@@ -89,6 +99,63 @@ LatentSpec to_latent(const Napi::Value& value) {
   return spec;
 }
 
+LinearSpec to_linear(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "a linear");
+  LinearSpec linear;
+  linear.role = to_role(from.Get("role"));
+  linear.name = to_text(from.Get("name"), "linear.name");
+  linear.in = to_int(from.Get("in"), "linear.in");
+  linear.out = to_int(from.Get("out"), "linear.out");
+  linear.bias = to_bool(from.Get("bias"), "linear.bias");
+  linear.lora = to_lora(from.Get("lora"));
+  return linear;
+}
+
+std::vector<LinearSpec> to_linears(const Napi::Value& value, const char* what) {
+  const Napi::Array array = to_array(value, what);
+  std::vector<LinearSpec> linears;
+  for (std::uint32_t i = 0; i < array.Length(); ++i) linears.push_back(to_linear(array.Get(i)));
+  return linears;
+}
+
+RouteRule to_route(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "experts.route");
+  RouteRule rule;
+  rule.experts = to_int(from.Get("experts"), "route.experts");
+  rule.chosen = to_int(from.Get("chosen"), "route.chosen");
+  const std::string score = to_text(from.Get("score"), "route.score");
+  if (score != "softmax" && score != "sigmoid" && score != "softmax_of_chosen") mismatch("softmax, sigmoid or softmax_of_chosen", "route.score", from.Get("score"));
+  rule.score = score == "softmax" ? RouteScore::softmax : score == "sigmoid" ? RouteScore::sigmoid : RouteScore::softmax_of_chosen;
+  rule.normalise = to_bool(from.Get("normalise"), "route.normalise");
+  rule.groups = to_int(from.Get("groups"), "route.groups");
+  rule.chosen_groups = to_int(from.Get("chosenGroups"), "route.chosenGroups");
+  rule.group_score = to_bool(from.Get("twoBest"), "route.twoBest") ? GroupScore::two_best : GroupScore::best;
+  rule.factor = static_cast<float>(to_number(from.Get("factor"), "route.factor"));
+  return rule;
+}
+
+std::optional<ExpertsSpec::Pair> to_pair(const Napi::Value& value) {
+  if (absent(value)) return std::nullopt;
+  return ExpertsSpec::Pair{to_text(to_object(value, "experts' pair").Get("name"), "pair.name"), *to_lora(value)};
+}
+
+std::optional<ExpertsSpec> to_experts(const Napi::Value& value) {
+  if (absent(value)) return std::nullopt;
+  const Napi::Object from = to_object(value, "block.experts");
+  ExpertsSpec experts;
+  experts.route = to_route(from.Get("route"));
+  experts.gate.activation = to_activation(from.Get("activation"));
+  experts.gate.interleaved = to_bool(from.Get("interleaved"), "experts.interleaved");
+  experts.gate.limit = static_cast<float>(to_number(from.Get("limit"), "experts.limit"));
+  experts.gate.alpha = static_cast<float>(to_number(from.Get("alpha"), "experts.alpha"));
+  experts.router = to_linear(from.Get("router"));
+  experts.correction = optional_text(from.Get("correction"), "experts.correction");
+  experts.linears = to_linears(from.Get("linears"), "experts.linears");
+  experts.gate_up_lora = to_pair(from.Get("gateUpLora"));
+  experts.down_lora = to_pair(from.Get("downLora"));
+  return experts;
+}
+
 BlockSpec to_block(const Napi::Object& layer) {
   BlockSpec block;
   block.index = to_int(layer.Get("index"), "block.index");
@@ -103,18 +170,9 @@ BlockSpec to_block(const Napi::Object& layer) {
   block.gated = to_bool(layer.Get("gated"), "block.gated");
   if (!absent(layer.Get("delta"))) block.delta = to_delta(layer.Get("delta"));
   if (!absent(layer.Get("latent"))) block.latent = to_latent(layer.Get("latent"));
-  const Napi::Array linears = to_array(layer.Get("linears"), "block.linears");
-  for (std::uint32_t i = 0; i < linears.Length(); ++i) {
-    const Napi::Object from = to_object(linears.Get(i), "block.linears");
-    LinearSpec linear;
-    linear.role = to_role(from.Get("role"));
-    linear.name = to_text(from.Get("name"), "linear.name");
-    linear.in = to_int(from.Get("in"), "linear.in");
-    linear.out = to_int(from.Get("out"), "linear.out");
-    linear.bias = to_bool(from.Get("bias"), "linear.bias");
-    linear.lora = to_lora(from.Get("lora"));
-    block.linears.push_back(std::move(linear));
-  }
+  block.sinks = optional_text(layer.Get("sinks"), "block.sinks");
+  block.linears = to_linears(layer.Get("linears"), "block.linears");
+  block.experts = to_experts(layer.Get("experts"));
   return block;
 }
 
@@ -217,14 +275,6 @@ RotarySpec to_rotary(const Napi::Value& value) {
   return rotary;
 }
 
-Activation to_activation(const Napi::Value& value) {
-  const std::string name = to_text(value, "arch.activation");
-  if (name == "silu") return Activation::silu;
-  if (name == "gelu_tanh") return Activation::gelu_tanh;
-  if (name == "gelu") return Activation::gelu;
-  mismatch("silu, gelu_tanh or gelu", "arch.activation", value);
-}
-
 }  // namespace
 
 Arch to_arch(const Napi::Value& value) {
@@ -268,6 +318,7 @@ SegmentSpec to_segment(const Napi::Value& value) {
   if (from.Has("offloadedBlocks")) spec.offloaded_blocks = to_int(from.Get("offloadedBlocks"), "offloadedBlocks");
   spec.checkpointed_blocks = to_int(from.Get("checkpointedBlocks"), "checkpointedBlocks");
   spec.cached_blocks = to_int(from.Get("cachedBlocks"), "cachedBlocks");
+  if (from.Has("fp8")) spec.fp8 = to_bool(from.Get("fp8"), "fp8");
   spec.needs_input_grad = to_bool(from.Get("needsInputGrad"), "needsInputGrad");
   const Napi::Array layers = to_array(from.Get("layers"), "layers");
   for (std::uint32_t i = 0; i < layers.Length(); ++i) {
@@ -299,6 +350,7 @@ TensorSource to_source(const Napi::Value& value) {
   source.dtype = dtype_from_name(to_text(from.Get("dtype"), "source.dtype"));
   const Napi::Array shape = to_array(from.Get("shape"), "source.shape");
   for (std::uint32_t i = 0; i < shape.Length(); ++i) source.shape.push_back(to_int(shape.Get(i), "source.shape"));
+  source.transposed = from.Has("transposed") && to_bool(from.Get("transposed"), "source.transposed");
   return source;
 }
 
@@ -316,7 +368,12 @@ HoldSpec to_hold(const Napi::Value& value) {
     hold.threshold = static_cast<float>(to_number(from.Get("threshold"), "hold.threshold"));
     return hold;
   }
-  if (method != "4bit") mismatch("4bit or 8bit", "hold.method", from.Get("method"));
+  if (method == "mxfp4") {
+    hold.quantisation = Quantisation::mxfp4;
+    hold.block_size = kMxBlock;
+    return hold;
+  }
+  if (method != "4bit") mismatch("4bit, 8bit or mxfp4", "hold.method", from.Get("method"));
   const std::string type = to_text(from.Get("quantType"), "hold.quantType");
   if (type != "nf4" && type != "fp4") mismatch("nf4 or fp4", "hold.quantType", from.Get("quantType"));
   hold.quantisation = type == "nf4" ? Quantisation::nf4 : Quantisation::fp4;
@@ -340,7 +397,8 @@ PackedArrays<Array> to_packed(const Napi::Value& value, To to) {
     packed.absmax = to(from.Get("scb"));
     return packed;
   }
-  packed.absmax = to(from.Get("absmax"));
+  packed.absmax = to(from.Get(packed.hold.quantisation == Quantisation::mxfp4 ? "scales" : "absmax"));
+  if (packed.hold.quantisation == Quantisation::mxfp4) return packed;
   packed.quant_map = to(from.Get("quantMap"));
   if (!packed.hold.double_quant) return packed;
   const Napi::Object nested = to_object(from.Get("nested"), "packed.nested");
@@ -372,6 +430,8 @@ MicroBatch to_micro_batch(const Napi::Value& value) {
   batch.step = static_cast<std::uint32_t>(to_int(from.Get("step"), "batch.step"));
   batch.seed = static_cast<std::uint64_t>(to_int(from.Get("seed"), "batch.seed"));
   batch.training = to_bool(from.Get("training"), "batch.training");
+  batch.label_smoothing = static_cast<float>(to_number(from.Get("labelSmoothing"), "batch.labelSmoothing"));
+  batch.noise_alpha = static_cast<float>(to_number(from.Get("noiseAlpha"), "batch.noiseAlpha"));
   if (!absent(from.Get("tokens"))) batch.tokens = to_int32s(from.Get("tokens"), "batch.tokens");
   if (!absent(from.Get("targets"))) batch.targets = to_int32s(from.Get("targets"), "batch.targets");
   if (!absent(from.Get("weights"))) batch.weights = to_float32s(from.Get("weights"), "batch.weights");

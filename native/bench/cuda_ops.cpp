@@ -1,5 +1,5 @@
 // Times single operations at Qwen-7B's shape: one line an operation, with the bytes or FLOPs it must move and its share of
-// the card's rates. usage: cuda_ops [attention | tokens …]
+// the card's rates. usage: cuda_ops [attention | hot tokens … | tokens …]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -7,10 +7,13 @@
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <tuple>
 #include <vector>
 
-#include "ops/cuda/weights/cublaslt.h"
-#include "ops/cuda/weights/quant.h"
+#include "ops/cuda/base/cublaslt.h"
+#include "ops/cuda/base/fp8.h"
+#include "ops/cuda/base/quant.h"
+#include "pipelora/error.h"
 #include "tests/cuda_fixture.h"
 
 using namespace pipelora;
@@ -143,6 +146,61 @@ void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
   cudaStreamDestroy(stream);
 }
 
+/// A block's eight products at Qwen-7B's shape one after the other for two seconds, so that the card is as hot as in training.
+void hot_products(Gpu& gpu, std::int64_t tokens) {
+  cuda::Products products;
+  const Buffer workspace = gpu.arena->tensor("w", DType::u8, 1, cuda::Products::kWorkspaceBytes);
+  const std::vector<std::pair<std::int64_t, std::int64_t>> widths{{12288, 4096}, {4096, 4096}, {22016, 4096}, {4096, 11008}};  // out, in
+  std::vector<Buffer> held;
+  const auto rows = [&](std::int64_t count, std::int64_t cols, bool eight, const float*& scales) {
+    Buffer half = noise(gpu, DType::bf16, count, cols);
+    if (!eight) return held.emplace_back(std::move(half)).tensor();
+    Buffer codes = gpu.arena->tensor("codes", DType::f8, count, cols), scale = gpu.arena->tensor("scales", DType::f32, 1, count);
+    cuda::fp8_rows(half, codes, scale.tensor().as<float>(), nullptr);
+    cudaDeviceSynchronize();
+    scales = held.emplace_back(std::move(scale)).tensor().as<float>();
+    return held.emplace_back(std::move(codes)).tensor();
+  };
+  for (const auto& [name, eight, fast] : {std::tuple{"bf16", false, true}, {"e4m3, fast sums", true, true}, {"e4m3, exact sums", true, false}}) {
+    std::vector<cuda::Product> all;
+    double flops = 0;
+    for (const auto& [out, in] : widths) {
+      for (const auto& [n, k] : {std::pair{out, in}, {in, out}}) {
+        cuda::Product product;
+        product.a = rows(tokens, k, eight, product.a_scales);
+        product.b = rows(n, k, eight, product.b_scales);
+        product.d = held.emplace_back(gpu.arena->tensor("d", DType::bf16, tokens, n)).tensor();
+        product.fast_sums = fast;
+        all.push_back(product);
+        flops += 2.0 * static_cast<double>(tokens * n * k);
+      }
+    }
+    const auto once = [&] {
+      for (const cuda::Product& product : all) products.run(product, workspace.tensor().data, nullptr);
+    };
+    double us = 0;
+    try {
+      once();
+      cudaDeviceSynchronize();
+      timespec a{}, b{};
+      clock_gettime(CLOCK_MONOTONIC, &a);
+      int rounds = 0;
+      for (double spent = 0; spent < 2; ++rounds) {
+        for (int i = 0; i < 20; ++i) once();
+        cudaDeviceSynchronize();
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        spent = static_cast<double>(b.tv_sec - a.tv_sec) + static_cast<double>(b.tv_nsec - a.tv_nsec) * 1e-9;
+        us = spent * 1e6 / (20.0 * (rounds + 1));
+      }
+    } catch (const Error& error) {
+      std::printf("%s: %s\n", name, error.what());
+      continue;
+    }
+    report(std::string("a block's products, hot, T=") + std::to_string(tokens) + ", " + name, us, 0, flops);
+    held.clear();
+  }
+}
+
 /// The library's suggestions for one product, in its order.
 void survey(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::int64_t out, bool transposed,
             std::int64_t room = 0) {
@@ -237,13 +295,17 @@ void attention(Gpu& gpu) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool only_attention = argc > 1 && std::string(argv[1]) == "attention";
+  const bool only_attention = argc > 1 && std::string(argv[1]) == "attention", only_hot = argc > 1 && std::string(argv[1]) == "hot";
   std::vector<std::int64_t> sizes;
-  for (int i = 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
+  for (int i = only_hot ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
   if (sizes.empty()) sizes = {1088, 3072};
   Gpu gpu(DType::bf16, std::size_t{20} << 30);
   if (only_attention) {
     attention(gpu);
+    return 0;
+  }
+  if (only_hot) {
+    for (const std::int64_t tokens : sizes) hot_products(gpu, tokens);
     return 0;
   }
   cudaEventCreate(&first_event);

@@ -1,6 +1,6 @@
 // Times whole optimizer steps of QLoRA at a published model's shape with random weights, through the engine itself: one JSON line a
 // workload. usage: cuda_step [--model qwen-7b|qwen2.5-7b|llama-3-8b] [--rank R] [--profile] [--arena-gib N] [--dropout P]
-// [--blocks N] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
+// [--blocks N] [--fp8] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
 // their activations on the GPU and on the host; CACHED: how many keep their weights expanded.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
@@ -39,6 +39,7 @@ struct Subject {
   Published model = qwen7b();
   std::int64_t rank = 8, blocks = model.blocks;
   float dropout = 0.1f;
+  bool fp8 = false;
 };
 /// Enough steps that the card's clocks settle.
 constexpr int kWarm = 3, kLeast = 10, kMost = 40, kMostSteps = kWarm + kMost;
@@ -135,6 +136,7 @@ struct Model {
     } else if (work.base == "int8") {
       linear.quantisation = Quantisation::int8;
     }
+    linear.fp8 = subject.fp8;
     const auto start = Clock::now();
     std::size_t offset = 0;
     const auto load = [&](const std::string& name, std::int64_t rows, std::int64_t cols, const HoldSpec& hold) {
@@ -251,10 +253,10 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
   const double rate = tokens_per_s[tokens_per_s.size() / 2];
-  std::printf("{\"model\": \"%s\", \"rank\": %lld, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+  std::printf("{\"model\": \"%s\", \"fp8\": %s, \"rank\": %lld, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
               "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
-              subject.name.c_str(), static_cast<long long>(subject.rank), work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
+              subject.name.c_str(), subject.fp8 ? "true" : "false", static_cast<long long>(subject.rank), work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
               static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<long long>(work.cached * blocks / kBlocks),
               static_cast<double>(subject.dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
@@ -263,29 +265,38 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
   std::fflush(stdout);
 }
 
-/// Tokens a second of one sequence, one after the other, behind a short prompt and a long one.
-void decode(std::size_t arena_bytes, Subject subject, bool profile, const std::vector<std::uint16_t>& source) {
+/// Tokens a second of sequences that grow together, behind a short prompt and a long one; the next token is chosen on the GPU.
+void decode(std::size_t arena_bytes, Subject subject, std::int64_t sequences, bool profile, const std::vector<std::uint16_t>& source) {
   subject.dropout = 0;
-  const Workload work{"decode", "nf4", {}, 0, 600};
+  const Workload work{"decode", "nf4", {}, 0, 800};
   Model model(work, arena_bytes, subject, source);
   constexpr std::int64_t kFirst = 8, kTimed = 100;
+  const auto vocab = static_cast<std::int32_t>(model.arch.vocab);
   for (const std::int32_t context : {64, 4096}) {
-    KvCache cache(*model.ops, model.arch, 1, context + kFirst + kTimed, 1, model.segment->block_count());
-    std::vector<std::int32_t> tokens;
-    for (std::int32_t i = 0; i < context; ++i) tokens.push_back((i * 37 + 1) % static_cast<std::int32_t>(model.arch.vocab));
-    std::vector<float> logits(static_cast<std::size_t>(model.arch.vocab));
+    KvCache cache(*model.ops, model.arch, sequences, context + kFirst + kTimed, 1, model.segment->block_count());
+    std::vector<std::int32_t> tokens, cu{0};
+    for (std::int64_t s = 0; s < sequences; ++s) {
+      for (std::int32_t i = 0; i < context; ++i) tokens.push_back((i * 37 + static_cast<std::int32_t>(s) + 1) % vocab);
+      cu.push_back(static_cast<std::int32_t>(tokens.size()));
+    }
     auto start = Clock::now();
     for (std::int64_t i = 0; i < kFirst + kTimed; ++i) {
       if (i == kFirst) start = Clock::now();
       if (profile && i == kFirst) cudaProfilerStart();
       if (profile && i == kFirst + 1) cudaProfilerStop();
-      const Buffer out = model.segment->infer(cache, 0, 0, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer());
-      model.ops->download(out, logits.data());
-      tokens = {static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+      const Buffer out = model.segment->infer(cache, 0, 0, cu, tokens, Buffer());
+      tokens.clear();
+      for (std::int64_t s = 0; s < sequences; ++s) {
+        Sampling greedy;
+        greedy.logits = out.tensor().row_range(s, 1);
+        greedy.top_k = 1;
+        tokens.push_back(model.ops->sample(greedy));
+        cu[static_cast<std::size_t>(s) + 1] = static_cast<std::int32_t>(s) + 1;
+      }
     }
-    const double rate = kTimed / seconds_since(start);
-    std::printf("{\"workload\": \"decode\", \"base\": \"nf4\", \"context\": %d, \"ms_per_token\": %.3f, \"tokens_per_s\": %.1f, \"share_of_limit\": %.3f}\n",
-                context, 1e3 / rate, rate, rate / work.limit);
+    const double rate = static_cast<double>(kTimed) / seconds_since(start);
+    std::printf("{\"model\": \"%s\", \"workload\": \"decode\", \"base\": \"nf4\", \"sequences\": %lld, \"context\": %d, \"ms_per_token\": %.3f, \"tokens_per_s\": %.1f}\n",
+                subject.name.c_str(), static_cast<long long>(sequences), context, 1e3 / rate, rate * static_cast<double>(sequences));
     std::fflush(stdout);
   }
 }
@@ -331,6 +342,7 @@ int main(int argc, char** argv) {
     if (flag == "--profile") profile = true;
     else if (flag == "--arena-gib" && more) arena_gib = std::stod(argv[++i]);
     else if (flag == "--dropout" && more) subject.dropout = std::stof(argv[++i]);
+    else if (flag == "--fp8") subject.fp8 = true;
     else if (flag == "--blocks" && more) subject.blocks = std::stoll(argv[++i]);
     else if (flag == "--rank" && more) subject.rank = std::stoll(argv[++i]);
     else if (flag == "--model" && more) {
@@ -356,7 +368,7 @@ int main(int argc, char** argv) {
   for (const std::string& name : names) {
     const std::size_t colon = name.find(':');
     const auto found = std::find_if(all.begin(), all.end(), [&](const Workload& work) { return work.name == name.substr(0, colon); });
-    if (found == all.end() && name == "decode") continue;
+    if (found == all.end() && (name == "decode" || name == "decode-8")) continue;
     Workload work = found == all.end() ? Workload() : *found;
     if (found == all.end() || (colon != std::string::npos && std::sscanf(name.c_str() + colon, ":%ld:%ld:%ld", &work.kept, &work.offloaded, &work.cached) < 2) ||
         work.kept < 0 || work.offloaded < 0 || work.kept + work.offloaded > kBlocks || work.cached < 0 || work.cached > kBlocks) {
@@ -376,7 +388,8 @@ int main(int argc, char** argv) {
     }
   };
   for (const Workload& work : names.empty() ? all : chosen) attempt(work.name, [&] { run(work, arena_bytes, subject, profile, source); });
-  if (names.empty() || std::find(names.begin(), names.end(), "decode") != names.end())
-    attempt("decode", [&] { decode(arena_bytes, subject, profile, source); });
+  for (const auto& [name, sequences] : {std::pair{"decode", 1}, std::pair{"decode-8", 8}})
+    if (names.empty() || std::find(names.begin(), names.end(), name) != names.end())
+      attempt(name, [&] { decode(arena_bytes, subject, sequences, profile, source); });
   return failed;
 }

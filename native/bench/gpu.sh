@@ -1,7 +1,7 @@
 #!/bin/bash
-# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, matrix, sanitize, ops, step, profile.
+# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, matrix, sanitize, ops, hot, step, profile.
 # usage: gpu.sh OUTPUT_FOLDER [tests] [matrix "arguments"] [sanitize] [ops] [step "arguments"] …
-# GPU_ARCH=90-real: with what GPUs before Hopper run.
+# GPU_ARCH=90-real: with what GPUs before Hopper run. GPU_TESTS: which of the test programs run.
 set -u
 native=$(cd "$(dirname "$0")/.." && pwd)
 out=$1
@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
   start=$SECONDS
   case $job in
   tests)
-    for program in cuda_kernels cuda_attention cuda_linear cuda_mixers cuda_model; do
+    for program in ${GPU_TESTS:-cuda_kernels cuda_experts cuda_attention cuda_mixers cuda_linear cuda_model}; do
       timeout 240 "$build/$program" "$native/tests/fixtures/cuda_model.tsv" >"$out/$program.log" 2>&1 || { echo "FAILED: $program ($?)"; status=1; }
       grep -E "^FAILED" "$out/$program.log" | head -40
       tail -1 "$out/$program.log"
@@ -50,7 +50,7 @@ while [ $# -gt 0 ]; do
     ;;
   sanitize)
     for tool in memcheck racecheck; do
-      for program in cuda_kernels cuda_attention cuda_linear cuda_mixers; do
+      for program in cuda_kernels cuda_experts cuda_attention cuda_mixers cuda_linear; do
         log="$out/$tool-$program.log"
         timeout 400 compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small >"$log" 2>&1
         ended=$?
@@ -66,6 +66,9 @@ while [ $# -gt 0 ]; do
     done
     ;;
   ops) timeout 200 "$build/cuda_ops" 2>&1 | tee "$out/ops.log" || status=1 ;;
+  hot)  # a block's products in bf16 and in e4m3
+    timeout 100 "$build/cuda_ops" hot 1120 3072 8192 2>&1 | tee "$out/hot.log" || status=1
+    ;;
   step)
     # shellcheck disable=SC2086
     timeout 400 "$build/cuda_step" $1 2>&1 | tee -a "$out/step.log" || status=1

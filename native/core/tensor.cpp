@@ -13,7 +13,7 @@ struct DTypeInfo {
   const char* name;
   std::size_t bytes;
 };
-constexpr std::array<DTypeInfo, 10> kDTypes{{{DType::f64, "float64", 8},
+constexpr std::array<DTypeInfo, 11> kDTypes{{{DType::f64, "float64", 8},
                                              {DType::f32, "float32", 4},
                                              {DType::f16, "float16", 2},
                                              {DType::bf16, "bfloat16", 2},
@@ -22,7 +22,8 @@ constexpr std::array<DTypeInfo, 10> kDTypes{{{DType::f64, "float64", 8},
                                              {DType::i16, "int16", 2},
                                              {DType::i8, "int8", 1},
                                              {DType::u8, "uint8", 1},
-                                             {DType::boolean, "bool", 1}}};
+                                             {DType::boolean, "bool", 1},
+                                             {DType::f8, "float8_e4m3fn", 1}}};
 }  // namespace
 
 std::size_t dtype_bytes(DType dtype) { return kDTypes[static_cast<std::size_t>(dtype)].bytes; }

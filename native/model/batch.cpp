@@ -175,9 +175,11 @@ std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rop
                                        " tokens, the cache has room for " + std::to_string(capacity));
     s.key_start.host.push_back(static_cast<std::int32_t>(static_cast<std::int64_t>(i) * capacity));
     s.row.host.insert(s.row.host.end(), static_cast<std::size_t>(added), static_cast<std::int32_t>(i));
+    for (std::int32_t t = 0; t < added; ++t) batch->cache_row.host.push_back(s.key_start.host[i] + cached[i] + t);
     if (cached[i] == 0) own[i] = own_rotary(arch, added, false);
   }
   prepare(ops, arena, rope, arch, {cu_seqlens, cached, own}, *batch);
+  ops.upload(batch->cache_row);
   return batch;
 }
 

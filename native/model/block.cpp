@@ -1,4 +1,5 @@
-// h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd.
+// h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd, or mid + a mixture of
+// experts (block_experts.cpp).
 // A family may leave norms out, put norms on what attention and MLP add, scale that, or let both read h: see Arch and BlockSpec.
 #include "pipelora/block.h"
 
@@ -10,15 +11,23 @@ namespace pipelora {
 
 Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
     : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
-  const std::int64_t d = arch.hidden, f = arch.ffn;
+  const std::int64_t d = arch.hidden;
+  const std::vector<LinearSpec> down = pick_linears(spec_, {Role::down}), shared_gate = pick_linears(spec_, {Role::shared_gate});
+  if (!spec_.experts || !down.empty()) {
+    ffn_ = down.empty() ? 0 : down.front().in;
+    gate_up_ = make_group(ops, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
+    down_ = make_group(ops, spec_, "down", down, ffn_, d);
+  }
+  if (!shared_gate.empty()) shared_gate_ = make_group(ops, spec_, "a shared expert's gate", shared_gate, d, 1);
+  if (spec_.experts) experts_ = std::make_unique<Experts>(ops, arena, d, *spec_.experts);
+  if ((experts_ && arch.parallel) || (shared_gate_ && !(experts_ && down_)))
+    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": experts stand behind attention, and a shared expert's gate beside them");
   if (spec_.rotary < -1 || spec_.rotary >= static_cast<std::int64_t>(arch.rotary.size()))
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": there is no rotary rule " + std::to_string(spec_.rotary));
   mixer_ = make_mixer(ops, arena, arch, spec_);
   moves_ = mixer_->moves();
   qkv_ = make_group(ops, spec_, mixer_->input_name(), mixer_->inputs(), d, mixer_->in_cols());
   o_ = make_group(ops, spec_, "o", pick_linears(spec_, {Role::o}), mixer_->out_cols(), d);
-  gate_up_ = make_group(ops, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * f);
-  down_ = make_group(ops, spec_, "down", pick_linears(spec_, {Role::down}), f, d);
 
   struct Place {
     const std::string& name;
@@ -44,14 +53,17 @@ std::size_t Block::place_bytes() const {
 }
 
 bool Block::trainable() const {
-  return qkv_->trainable() || mixer_->trainable() || o_->trainable() || gate_up_->trainable() || down_->trainable();
+  const auto learns = [](const std::unique_ptr<LinearGroup>& group) { return group && group->trainable(); };
+  return learns(qkv_) || mixer_->trainable() || learns(o_) || learns(gate_up_) || learns(down_) || learns(shared_gate_) || (experts_ && experts_->trainable());
 }
 
 std::vector<LinearGroup*> Block::groups() {
-  std::vector<LinearGroup*> all{qkv_.get()};
-  for (LinearGroup* group : mixer_->groups()) all.push_back(group);
-  for (LinearGroup* group : {o_.get(), gate_up_.get(), down_.get()}) all.push_back(group);
-  return all;
+  std::vector<LinearGroup*> found{qkv_.get()};
+  for (LinearGroup* group : mixer_->groups()) found.push_back(group);
+  for (const auto* group : {&o_, &gate_up_, &down_, &shared_gate_})
+    if (*group) found.push_back(group->get());
+  if (experts_) found.push_back(&experts_->router());
+  return found;
 }
 
 void Block::arrange(const Tensor& product, const Tensor& arranged, bool back) {
@@ -74,18 +86,19 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const bool keep = keeps == Keeps::all || keeps == Keeps::all_for_now;
   // What goes before what comes after it has gone stands apart from what stays: no holes between that.
   const Placement place = keeps == Keeps::all && !again ? Placement::low : Placement::high;
-  const std::int64_t tokens = batch.sequences.tokens, f = arch_.ffn;
+  const std::int64_t tokens = batch.sequences.tokens, f = ffn_;
   const DType dtype = ops_.compute_dtype();
   const Tensor x = saved.x;
-  const auto make_inner = [&](const LinearGroup& group, Buffer& inner) {
-    if (group.trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
+  const auto make_inner = [&](const std::unique_ptr<LinearGroup>& group, Buffer& inner) {
+    if (group && group->trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group->inner_cols());
   };
   if (!again) {  // first of all: under checkpointing they stay when what lies behind them goes
-    make_inner(*qkv_, saved.inner_qkv);
+    make_inner(qkv_, saved.inner_qkv);
     mixer_->make_inner(saved, tokens);
-    make_inner(*o_, saved.inner_o);
-    make_inner(*gate_up_, saved.inner_gate_up);
-    make_inner(*down_, saved.inner_down);
+    make_inner(o_, saved.inner_o);
+    make_inner(gate_up_, saved.inner_gate_up);
+    make_inner(down_, saved.inner_down);
+    make_inner(shared_gate_, saved.inner_shared_gate);
   }
   // Every input of a linear has room behind its columns, but for hidden states that come without a norm.
   const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
@@ -116,6 +129,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   Buffer gated;
   const Tensor attn = mixer_->output(saved, room_of(*o_), gated);
   if (!keep) saved.qkv.reset();
+  if (!keep) saved.lse.reset();
 
   // What attention and MLP add: at once, or behind a norm or a factor of their own.
   const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, const Tensor& residual, const Tensor& post,
@@ -133,6 +147,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   if (!keep) saved.attn.reset();
   if (keeps == Keeps::nothing && !arch_.parallel) saved.x.reset();
 
+  if (experts_) return run_experts(batch, saved, keeps, again, place);
   const Tensor& mlp_norm = arch_.parallel ? attn_norm_ : mlp_norm_;
   storage = room_for_norm(mlp_norm, *gate_up_);
   saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f, place);
@@ -161,7 +176,8 @@ Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps kee
   own.x = std::move(x);
   Buffer out = run(batch, own, keeps, false, cache);
   if (keeps == Keeps::inputs) {
-    for (Buffer* large : {&own.qkv, &own.expanded, &own.attn, &own.lse, &own.mid, &own.gate_up}) large->reset();
+    for (Buffer* large : {&own.qkv, &own.expanded, &own.attn, &own.lse, &own.mid, &own.gate_up, &own.share}) large->reset();
+    own.experts = ExpertsSaved();
   }
   if (keeps != Keeps::nothing) *saved = std::move(own);
   return out;

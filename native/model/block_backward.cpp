@@ -14,7 +14,7 @@ Buffer Block::branch_grad(const Tensor& dout, const Tensor& branch, const Tensor
 Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad) {
   if (!saved.qkv) run(batch, saved, Keeps::all, true, nullptr);
 
-  const std::int64_t tokens = batch.sequences.tokens, f = arch_.ffn;
+  const std::int64_t tokens = batch.sequences.tokens, f = ffn_;
   const DType dtype = ops_.compute_dtype();
   const Sequences* sequences = &batch.sequences;
   const bool parallel = arch_.parallel;
@@ -23,7 +23,7 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   const bool into_mixer = into_qkv || mixer_->trainable();
   const bool into_attention = into_mixer || o_->trainable();
   const bool into_mlp_input = parallel ? needs_input_grad : into_attention;
-  const bool into_mlp = into_mlp_input || gate_up_->trainable();
+  const bool into_mlp = into_mlp_input || (gate_up_ && gate_up_->trainable());
 
   const auto inner_grad_for = [&](const LinearGroup& group) {
     return group.trainable() ? arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
@@ -54,33 +54,36 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   };
 
   // y = mid + act Wd
-  const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
-  {
-    const Buffer own = branch_grad(dout, saved.mlp_out, mlp_post_norm_);
-    const Tensor dy = own ? own.tensor() : dout.tensor();
-    Buffer inner_grad = inner_grad_for(*down_);
-    Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
+  Buffer dx;  // in parallel: where the gradient of x gathers
+  if (experts_) {
+    experts_backward(batch, saved, dout, into_attention);
+  } else {
+    const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
+    {
+      const Buffer own = branch_grad(dout, saved.mlp_out, mlp_post_norm_);
+      const Tensor dy = own ? own.tensor() : dout.tensor();
+      Buffer inner_grad = inner_grad_for(*down_);
+      Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
+      if (into_mlp) {
+        ops_.swiglu_linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, act), gate, up, gate, up, arch_.activation);
+      } else if (down_->trainable()) {
+        ops_.linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, Tensor()));
+        ops_.swiglu_forward(gate, up, act, arch_.activation);
+        a_grad(*down_, act, inner_grad);
+      }
+    }
+    saved.mlp_out.reset();
+
+    // g, u = norm(mid) Wgu; `gate_up` holds their gradients now, and dout becomes the gradient of mid. In parallel they come from x.
     if (into_mlp) {
-      ops_.swiglu_linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, act), gate, up, gate, up, arch_.activation);
-    } else if (down_->trainable()) {
-      ops_.linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, Tensor()));
-      ops_.swiglu_forward(gate, up, act, arch_.activation);
-      a_grad(*down_, act, inner_grad);
+      if (parallel && needs_input_grad) dx = arena_.workspace("gradient of a block's input", dtype, tokens, arch_.hidden);
+      through(*gate_up_, saved.gate_up, saved.inner_gate_up, parallel ? saved.x : saved.mid, parallel ? attn_norm_ : mlp_norm_, into_mlp_input, dout,
+              parallel ? dx : dout);
     }
   }
-  saved.mlp_out.reset();
-
-  // g, u = norm(mid) Wgu; `gate_up` holds their gradients now, and dout becomes the gradient of mid. In parallel they come from x,
-  // whose gradient gathers in dx.
-  Buffer dx;
-  if (into_mlp) {
-    if (parallel && needs_input_grad) dx = arena_.workspace("gradient of a block's input", dtype, tokens, arch_.hidden);
-    through(*gate_up_, saved.gate_up, saved.inner_gate_up, parallel ? saved.x : saved.mid, parallel ? attn_norm_ : mlp_norm_, into_mlp_input, dout,
-            parallel ? dx : dout);
-  }
   if (!into_attention) return Buffer();
-  saved.gate_up.reset();
-  saved.mid.reset();
+  saved.experts = ExpertsSaved();
+  for (Buffer* done : {&saved.gate_up, &saved.share, &saved.mlp_out, &saved.mid}) done->reset();
 
   // mid = x + attn Wo
   Buffer dqkv;

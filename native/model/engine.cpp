@@ -1,6 +1,7 @@
 #include "pipelora/engine.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <deque>
 
 #include "pipelora/error.h"
@@ -28,6 +29,25 @@ bool turns(const RotarySpec& rotary, std::int64_t head_dim) {
   const auto count = static_cast<std::int64_t>(rotary.inv_freq.size());
   return count > 0 && count <= head_dim / 2 && (rotary.long_inv_freq.empty() || rotary.long_inv_freq.size() == rotary.inv_freq.size()) &&
          (rotary.dynamic_factor == 0 || (rotary.dynamic_factor > 0 && rotary.long_from > 0 && count > 1));
+}
+
+/// [cols, rows] -> [rows, cols], in squares that stay in the cache.
+std::vector<std::byte> transposed(const HostTensor& from, std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kSquare = 64;
+  std::vector<std::byte> to(from.bytes());
+  const auto turn = [&]<class T>(T*) {
+    const auto* in = static_cast<const T*>(from.data);
+    auto* out = reinterpret_cast<T*>(to.data());
+    for (std::int64_t r0 = 0; r0 < rows; r0 += kSquare)
+      for (std::int64_t c0 = 0; c0 < cols; c0 += kSquare)
+        for (std::int64_t r = r0; r < std::min(rows, r0 + kSquare); ++r)
+          for (std::int64_t c = c0; c < std::min(cols, c0 + kSquare); ++c) out[r * cols + c] = in[c * rows + r];
+  };
+  if (dtype_bytes(from.dtype) == 2)
+    turn(static_cast<std::uint16_t*>(nullptr));
+  else
+    turn(static_cast<std::uint32_t*>(nullptr));
+  return to;
 }
 
 }  // namespace
@@ -88,7 +108,13 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
     if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
       throw Error(kTensorMismatch, name + ": expected float32, bfloat16 or float16, got " + dtype_name(dtype));
   const MappedFile file(source.path);
-  const HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
+  HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
+  std::vector<std::byte> turned;
+  if (source.transposed) {
+    if (source.shape.size() != 2) throw Error(kCheckpointInvalid, name + ": only a matrix can stand transposed");
+    turned = transposed(data, source.shape[0], source.shape[1]);
+    data.data = turned.data();
+  }
   segment(index).slots().load(name, source.shape, data, hold);
   ops_->finish();
 }

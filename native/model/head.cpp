@@ -114,7 +114,7 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     const auto of_chunk = [&](const Buffer& all) { return all.tensor().columns(first, n); };
     const auto stride = logits.stride * static_cast<std::int64_t>(dtype_bytes(DType::f32) / dtype_bytes(dtype));
     const Tensor dz = keep ? Tensor(logits.data, dtype, n, v, stride) : Tensor();
-    ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct), arch_.logit_scale, arch_.logit_cap});
+    ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct), arch_.logit_scale, arch_.logit_cap, micro.label_smoothing});
 
     if (keep) {
       ops_.linear_input_grad({dz, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});

@@ -6,20 +6,16 @@ namespace pipelora {
 
 namespace {
 constexpr std::int64_t kParts = 4;
-
-std::vector<float> transposed(const float* values, std::int64_t rows, std::int64_t cols) {
-  std::vector<float> out(static_cast<std::size_t>(rows * cols));
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = 0; c < cols; ++c) out[static_cast<std::size_t>(c * rows + r)] = values[r * cols + c];
-  return out;
-}
 }  // namespace
 
-LoraPair::LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec)
-    : name_(std::move(name)), in_(in), out_(out), spec_(spec) {
+LoraPair::LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts)
+    : name_(std::move(name)), in_(in), out_(out), experts_(experts), spec_(spec) {
   if (spec.r <= 0 || spec.dropout < 0 || spec.dropout >= 1)
     throw Error(kTensorMismatch, "LoRA of " + name_ + ": expected a rank above 0 and dropout in [0, 1), got " +
                                      std::to_string(spec.r) + " and " + std::to_string(spec.dropout));
+  if (experts < 1 || spec.r % experts != 0)
+    throw Error(kTensorMismatch, "LoRA of " + name_ + ": expected a rank that is a multiple of its " + std::to_string(experts) + " experts, got " +
+                                     std::to_string(spec.r));
   const auto bytes = static_cast<std::size_t>(kParts * spec.r * (in + out)) * sizeof(float);
   memory_ = ops.allocate("LoRA matrices and their optimizer state", bytes, true);
   ops.zero(Tensor(memory_->data(), DType::f32, 1, static_cast<std::int64_t>(bytes / sizeof(float))));
@@ -40,17 +36,22 @@ void LoraPair::set(Ops& ops, LoraMatrix matrix, LoraPart which, const float* val
   if (static_cast<std::int64_t>(count) != target.size())
     throw Error(kTensorMismatch, name_ + (matrix == LoraMatrix::a ? ".lora_A" : ".lora_B") + ": expected " +
                                      std::to_string(target.size()) + " values, got " + std::to_string(count));
-  if (matrix == LoraMatrix::a)
-    ops.upload(target, values);
-  else
-    ops.upload(target, transposed(values, out_, spec_.r).data());
+  if (matrix == LoraMatrix::a) return ops.upload(target, values);
+  std::vector<float> transposed(count);
+  for (std::int64_t r = 0; r < spec_.r; ++r)
+    for (std::int64_t o = 0; o < out_; ++o) transposed[static_cast<std::size_t>(r * out_ + o)] = values[o * spec_.r + column_of(r)];
+  ops.upload(target, transposed.data());
 }
 
 std::vector<float> LoraPair::get(Ops& ops, LoraMatrix matrix, LoraPart which) const {
   const Tensor source = part(matrix, which);
   std::vector<float> values(static_cast<std::size_t>(source.size()));
   ops.download(source, values.data());
-  return matrix == LoraMatrix::a ? values : transposed(values.data(), spec_.r, out_);
+  if (matrix == LoraMatrix::a) return values;
+  std::vector<float> transposed(values.size());
+  for (std::int64_t r = 0; r < spec_.r; ++r)
+    for (std::int64_t o = 0; o < out_; ++o) transposed[static_cast<std::size_t>(o * spec_.r + column_of(r))] = values[static_cast<std::size_t>(r * out_ + o)];
+  return transposed;
 }
 
 AdamTarget LoraPair::adam_target(LoraMatrix matrix) const {
@@ -58,12 +59,14 @@ AdamTarget LoraPair::adam_target(LoraMatrix matrix) const {
           part(matrix, LoraPart::exp_avg_sq)};
 }
 
-LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner) const {
+LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert) const {
+  const std::int64_t rows = spec_.r / experts_;
+  const auto own = [&](LoraMatrix matrix, LoraPart which) { return part(matrix, which).row_range(expert * rows, rows); };
   LoraView view;
-  view.a = part(LoraMatrix::a, LoraPart::weight);
-  view.bt = part(LoraMatrix::b, LoraPart::weight);
-  view.grad_a = part(LoraMatrix::a, LoraPart::grad);
-  view.grad_bt = part(LoraMatrix::b, LoraPart::grad);
+  view.a = own(LoraMatrix::a, LoraPart::weight);
+  view.bt = own(LoraMatrix::b, LoraPart::weight);
+  view.grad_a = own(LoraMatrix::a, LoraPart::grad);
+  view.grad_bt = own(LoraMatrix::b, LoraPart::grad);
   view.scale = spec_.scale;
   view.dropout = spec_.dropout;
   view.module_id = spec_.module_id;

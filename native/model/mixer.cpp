@@ -34,13 +34,4 @@ std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const c
   return std::make_unique<LinearGroup>(ops, linears);
 }
 
-void append_to_cache(Ops& ops, const Sequences& s, const Tensor& rows, const Tensor& cache) {
-  for (std::int64_t i = 0; i < s.count(); ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    const std::int64_t first = s.cu_queries.host[at], count = s.cu_queries.host[at + 1] - first;
-    const std::int64_t row = s.key_start.host[at] + s.key_length.host[at] - count;
-    ops.copy(rows.row_range(first, count), cache.row_range(row, count));
-  }
-}
-
 }  // namespace pipelora

@@ -63,7 +63,7 @@ class LatentMixer final : public Mixer {
     AttentionForward attention{rows.q, rows.k(), rows.v(), saved.attn.tensor().columns(0, out_cols()), saved.lse, &call.batch.sequences,
                                shape_.head_dim(), spec_.sliding_window, score_scale(), arch_.score_cap, shape_.value};
     if (call.cache != nullptr) {
-      append_to_cache(ops_, call.batch.sequences, rows.kv, call.cache->tokens);
+      ops_.scatter_rows(rows.kv, call.batch.cache_row, 1, call.cache->tokens);
       attention.k = call.cache->tokens.columns(0, q_cols_);
       attention.v = call.cache->tokens.columns(q_cols_, out_cols());
     }

@@ -1,4 +1,4 @@
-// Softmax attention over heads of q, k and v: norms of heads, rotary, a window, a gate on its output.
+// Softmax attention over heads of q, k and v: norms of heads, rotary, a window, sinks, a gate on its output.
 #include <cmath>
 
 #include "pipelora/block.h"
@@ -17,11 +17,16 @@ class SoftmaxMixer final : public Mixer {
       throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": q and k need a norm both, or neither");
     if (arch.qkv_by_kv_head && (spec.linears.front().role != Role::qkv || spec.gated))
       throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected one fused q, k and v without a gate where they stand by kv head");
-    if (spec.q_norm.empty()) return;
     const std::int64_t of_q = arch.head_norm_whole ? q_cols_ : arch.head_dim, of_k = arch.head_norm_whole ? kv_cols_ : arch.head_dim;
-    memory_ = ops.allocate("norm weights", static_cast<std::size_t>(of_q + of_k) * sizeof(float), true);
-    q_norm_ = Tensor(memory_->data(), DType::f32, 1, of_q);
-    k_norm_ = Tensor(q_norm_.as<float>() + of_q, DType::f32, 1, of_k);
+    const std::int64_t normed = spec.q_norm.empty() ? 0 : of_q + of_k, sinks = spec.sinks.empty() ? 0 : arch.heads;
+    if (normed + sinks == 0) return;
+    memory_ = ops.allocate("attention's norms and sinks", static_cast<std::size_t>(normed + sinks) * sizeof(float), true);
+    float* at = static_cast<float*>(memory_->data());
+    if (normed > 0) {
+      q_norm_ = Tensor(at, DType::f32, 1, of_q);
+      k_norm_ = Tensor(at + of_q, DType::f32, 1, of_k);
+    }
+    if (sinks > 0) sinks_ = Tensor(at + normed, DType::f32, 1, sinks);
   }
 
   std::vector<LinearSpec> inputs() const override { return pick_linears(spec_, {Role::qkv, Role::q, Role::k, Role::v}); }
@@ -31,8 +36,10 @@ class SoftmaxMixer final : public Mixer {
   CacheShape cache_shape() const override { return {2 * kv_cols_, 0}; }
 
   std::vector<WeightPlace> weights() override {
-    if (!q_norm_) return {};
-    return {{spec_.q_norm, {q_norm_.cols}, arch_.norm_offset, q_norm_}, {spec_.k_norm, {k_norm_.cols}, arch_.norm_offset, k_norm_}};
+    std::vector<WeightPlace> places;
+    if (q_norm_) places = {{spec_.q_norm, {q_norm_.cols}, arch_.norm_offset, q_norm_}, {spec_.k_norm, {k_norm_.cols}, arch_.norm_offset, k_norm_}};
+    if (sinks_) places.push_back({spec_.sinks, {sinks_.cols}, 0, sinks_});
+    return places;
   }
 
   // q, k, v and the gate, whole each.
@@ -72,15 +79,16 @@ class SoftmaxMixer final : public Mixer {
     heads_forward(call.batch, in, out);
 
     saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols_ + (spec_.gated ? 0 : call.room), call.place);
-    if (call.keep) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, call.place);
+    if (call.keep || sinks_) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, call.place);
     AttentionForward attention{out.q, out.k, v, saved.attn.tensor().columns(0, q_cols_), saved.lse, &call.batch.sequences,
                                arch_.head_dim, spec_.sliding_window, score_scale(), arch_.score_cap};
     if (call.cache != nullptr) {
-      append_to_cache(ops_, call.batch.sequences, saved.qkv.tensor().columns(q_cols_, 2 * kv_cols_), call.cache->tokens);
+      ops_.scatter_rows(saved.qkv.tensor().columns(q_cols_, 2 * kv_cols_), call.batch.cache_row, 1, call.cache->tokens);
       attention.k = call.cache->tokens.columns(0, kv_cols_);
       attention.v = call.cache->tokens.columns(kv_cols_, kv_cols_);
     }
     ops_.attention_forward(attention);
+    if (sinks_) ops_.attention_sinks({attention.out, saved.lse, sinks_, arch_.head_dim});
   }
 
   Tensor output(const BlockSaved& saved, std::int64_t room, Buffer& storage) override {
@@ -182,6 +190,7 @@ class SoftmaxMixer final : public Mixer {
   std::int64_t q_cols_, kv_cols_;
   std::unique_ptr<DeviceMemory> memory_;
   Tensor q_norm_, k_norm_;
+  Tensor sinks_;  // [1, H]: a score of each head that has no value
 };
 
 }  // namespace

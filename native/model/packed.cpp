@@ -1,6 +1,7 @@
 #include "pipelora/packed.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -19,10 +20,6 @@ quant::Float float_of(DType dtype) {
   }
 }
 
-quant::FourBit type_of(Quantisation quantisation) {
-  return quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quant::FourBit::fp4;
-}
-
 template <class T>
 quant::Array<T> copied(const HostBytes& bytes, const char* what) {
   if (bytes.bytes % sizeof(T) != 0)
@@ -35,6 +32,33 @@ quant::Array<T> copied(const HostBytes& bytes, const char* what) {
 
 void refuse(const std::string& defect) {
   if (!defect.empty()) throw Error(kQuantizationInvalid, defect);
+}
+
+/// OCP Microscaling Formats 1.0: value = E2M1 code * 2^(scale - 127).
+quant::State4 unpack_mx(const PackedArrays<HostBytes>& from) {
+  const std::int64_t count = from.rows * from.cols;
+  if (from.cols % kMxBlock != 0) refuse("its rows of " + std::to_string(from.cols) + " values are no blocks of " + std::to_string(kMxBlock));
+  const quant::Array<std::uint8_t> scales = copied<std::uint8_t>(from.absmax, "scales");
+  quant::State4 state;
+  state.type = quant::FourBit::mxfp4;
+  state.blocksize = kMxBlock;
+  state.dtype = float_of(from.hold.dtype);
+  state.out = from.rows;
+  state.in = from.cols;
+  state.packed = copied<std::uint8_t>(from.codes, "a 4-bit weight");
+  if (state.packed.size() != count / 2 || scales.size() != count / kMxBlock)
+    refuse("expected " + std::to_string(count / 2) + " bytes of codes and " + std::to_string(count / kMxBlock) + " scales, got " +
+           std::to_string(state.packed.size()) + " and " + std::to_string(scales.size()));
+  for (std::int64_t i = 0; i < state.packed.size(); ++i) {
+    const std::uint8_t pair = state.packed.data()[i];
+    state.packed.data()[i] = static_cast<std::uint8_t>(pair << 4 | pair >> 4);
+  }
+  state.absmax = quant::Array<float>(scales.size());
+  for (std::int64_t i = 0; i < scales.size(); ++i) {
+    if (scales.data()[i] == 255) refuse("the scale of block " + std::to_string(i) + " is no number");
+    state.absmax.data()[i] = std::ldexp(1.0f, static_cast<int>(scales.data()[i]) - 127);
+  }
+  return state;
 }
 
 }  // namespace
@@ -59,9 +83,10 @@ PackedState unpack(const PackedArrays<HostBytes>& from) {
     refuse(quant::defect(state));
     return state;
   }
+  if (from.hold.quantisation == Quantisation::mxfp4) return unpack_mx(from);
   quant::Serialised4 tensors;
   quant::State4& state = tensors.state;
-  state.type = type_of(from.hold.quantisation);
+  state.type = four_bit_of(from.hold.quantisation);
   state.blocksize = from.hold.block_size;
   state.dtype = float_of(from.hold.dtype);
   state.out = from.rows;
@@ -95,9 +120,10 @@ PackedState quantise_weight(const HostTensor& data, const HoldSpec& hold, int th
   if (!quant::is_block_size(hold.block_size))
     throw Error(kQuantizationInvalid,
                 "4-bit block size: expected a power of two from 32 to 4096, got " + std::to_string(hold.block_size));
+  if (hold.quantisation == Quantisation::mxfp4) throw Error(kQuantizationInvalid, "nothing is quantised to MXFP4");
   quant::State4 state;
   check(quant::quantise(data.data, float_of(data.dtype), float_of(hold.dtype), data.rows, data.cols,
-                        {type_of(hold.quantisation), hold.block_size, hold.double_quant}, threads, state),
+                        {four_bit_of(hold.quantisation), hold.block_size, hold.double_quant}, threads, state),
         hold.dtype);
   return state;
 }

@@ -98,10 +98,11 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
         for (std::size_t part = 0; part < group->linears().size(); ++part) {
           const LinearSpec& linear = group->linears()[part];
           LinearWeight* weight = &group->weight();
-          slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, cached);
+          slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8});
           if (linear.bias)
             slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
         }
+      if (Experts* experts = at->block->experts()) experts->add_slots(slots_, cached);
     } else if (const auto* norm = std::get_if<NormSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::norm;
       at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
@@ -146,6 +147,7 @@ std::size_t Segment::weight_bytes() const {
     if (!layer->block) continue;
     bytes += layer->block->place_bytes();
     for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes();
+    if (const Experts* experts = layer->block->experts()) bytes += experts->weight_bytes();
   }
   return bytes;
 }
@@ -162,6 +164,8 @@ std::vector<LoraPair*> Segment::lora_pairs() {
     if (!layer->block) continue;
     for (const LinearGroup* group : layer->block->groups())
       for (const auto& pair : group->pairs()) pairs.push_back(pair.get());
+    if (const Experts* experts = layer->block->experts())
+      for (LoraPair* pair : experts->pairs()) pairs.push_back(pair);
   }
   return pairs;
 }
@@ -219,7 +223,10 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
     Layer& layer = *layers_[i];
     const bool keep = micro.training && layer.reached;
     switch (layer.kind) {
-      case Layer::Kind::embedding: x = embed(layer, micro.tokens, tokens); break;
+      case Layer::Kind::embedding:
+        x = embed(layer, micro.tokens, tokens);
+        if (micro.training && micro.noise_alpha != 0) ops_.add_noise({x, &batch.sequences, batch.key, micro.noise_alpha});
+        break;
       case Layer::Kind::block: {
         const bool sent = keep && saved->offloads && (layer.offloaded || layer.checkpointed);
         if (sent) saved->offloads->make_room(layer.offloaded);

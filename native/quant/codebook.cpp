@@ -55,6 +55,16 @@ Codebook4 make_nf4() {
   return book;
 }
 
+Codebook4 make_mxfp4() {
+  Codebook4 book{};
+  constexpr float kMagnitudes[8] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f};
+  for (std::size_t i = 0; i < 8; ++i) {
+    book.values[i] = kMagnitudes[i];
+    book.values[i + 8] = -kMagnitudes[i];
+  }
+  return book;
+}
+
 Codebook4 make_fp4() {
   Codebook4 book{};
   constexpr float kTwelfths[8] = {0.0f, 0.0625f, 8.0f, 12.0f, 4.0f, 6.0f, 2.0f, 3.0f};
@@ -119,7 +129,8 @@ std::array<float, 255> make_dynamic_thresholds() {
 const Codebook4& codebook4(FourBit type) {
   static const Codebook4 nf4 = make_nf4();
   static const Codebook4 fp4 = make_fp4();
-  return type == FourBit::nf4 ? nf4 : fp4;
+  static const Codebook4 mxfp4 = make_mxfp4();
+  return type == FourBit::nf4 ? nf4 : type == FourBit::fp4 ? fp4 : mxfp4;
 }
 
 const std::array<float, 256>& dynamic_map() {

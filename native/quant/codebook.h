@@ -7,10 +7,11 @@
 
 namespace pipelora::quant {
 
-enum class FourBit : std::uint8_t { nf4, fp4 };
+/// mxfp4: E2M1 of OCP's Microscaling Formats, which checkpoints hold; nothing is quantised to it here.
+enum class FourBit : std::uint8_t { nf4, fp4, mxfp4 };
 
 struct Codebook4 {
-  /// Value of each code.
+  /// Value of each code. Of mxfp4 these alone are filled.
   alignas(64) std::array<float, 16> values;
   /// Ascending; rank of y = how many of them lie strictly below y. A tie goes to the code of lower rank for NF4, to the
   /// smaller magnitude for FP4.

@@ -10,7 +10,7 @@
 namespace pipelora::quant {
 namespace {
 
-const char* type_name(FourBit type) { return type == FourBit::nf4 ? "nf4" : "fp4"; }
+const char* type_name(FourBit type) { return type == FourBit::nf4 ? "nf4" : type == FourBit::fp4 ? "fp4" : "mxfp4"; }
 
 const char* dtype_name(Float format) {
   switch (format) {

@@ -129,21 +129,22 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
 
 /// `in_place`: the gradient's rows begin where their logits do.
 /// `spare`: columns behind the vocabulary that rows have room for. They must stay as they are.
-void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab, bool in_place, std::int64_t spare = 0) {
-  const std::string shape = shape_text(rows, vocab) + (in_place ? " in place" : "") + (spare > 0 ? ", padded" : "");
+void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab, bool in_place, std::int64_t spare = 0, double smoothing = 0) {
+  const std::string shape = shape_text(rows, vocab) + (in_place ? " in place" : "") + (spare > 0 ? ", padded" : "") + (smoothing > 0 ? ", smoothed" : "");
   const Values z = random_values(rows * vocab, 3, DType::f32, 30);
   Values targets, weights, loss, correct, gradient(z.size());
   for (std::int64_t r = 0; r < rows; ++r) {
     const double* row = z.data() + r * vocab;
     const std::int64_t best = std::max_element(row, row + vocab) - row, target = r % 3 == 0 ? best : r * 37 % vocab;
-    double total = 0;
+    double total = 0, sum = 0;
     for (std::int64_t c = 0; c < vocab; ++c) total += std::exp(row[c] - row[best]);
+    for (std::int64_t c = 0; c < vocab; ++c) sum += row[c];
     targets.push_back(static_cast<double>(target));
     weights.push_back(rounded(0.25 + 0.1 * static_cast<double>(r % 4), DType::f32));
-    loss.push_back(std::log(total) + row[best] - row[target]);
+    loss.push_back(std::log(total) + row[best] - (1 - smoothing) * row[target] - smoothing * sum / static_cast<double>(vocab));
     correct.push_back(target == best ? 1 : 0);
     for (std::int64_t c = 0; c < vocab; ++c)
-      gradient[static_cast<std::size_t>(r * vocab + c)] = weights.back() * (std::exp(row[c] - row[best]) / total - (c == target ? 1 : 0));
+      gradient[static_cast<std::size_t>(r * vocab + c)] = weights.back() * (std::exp(row[c] - row[best]) / total - (c == target ? 1 - smoothing : 0) - smoothing / static_cast<double>(vocab));
   }
   auto logits = gpu.put(z, DType::f32, rows, vocab, spare), t = gpu.put(targets, DType::i32, 1, rows), w = gpu.put(weights, DType::f32, 1, rows),
        l = gpu.empty(DType::f32, 1, rows), hit = gpu.empty(DType::i32, 1, rows);
@@ -151,10 +152,31 @@ void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab,
   if (!in_place) apart = gpu.empty(dtype, rows, vocab);
   const auto stride = (vocab + spare) * static_cast<std::int64_t>(sizeof(float) / dtype_bytes(dtype));
   const Tensor d = in_place ? Tensor(logits.view.data, dtype, rows, vocab, stride) : apart.view;
-  gpu.ops->cross_entropy({logits, d, t, w, l, hit});
+  gpu.ops->cross_entropy({logits, d, t, w, l, hit, 1, 0, static_cast<float>(smoothing)});
   compare(label("cross_entropy loss", dtype, shape), gpu.get(l), loss, 1e-5);
   compare(label("cross_entropy correct", dtype, shape), gpu.get(hit), correct, 0);
   compare(label("cross_entropy gradient", dtype, shape), gpu.get(d), gradient, limit_of(dtype));
+}
+
+/// Element by element from the definition in rng.h.
+void noise(Gpu& gpu, DType dtype, const std::vector<int>& lengths, std::int64_t width) {
+  const auto sequences = gpu.sequences(lengths);
+  const DropoutKey key{0xfedcba987654321ull, 23};
+  const double alpha = 6.5;
+  const Values x = random_values(sequences->tokens * width, 0.02, dtype, 50);
+  Values expected(x);
+  for (std::size_t s = 0; s < lengths.size(); ++s)
+    for (std::int32_t t = sequences->cu_queries.host[s]; t < sequences->cu_queries.host[s + 1]; ++t)
+      for (std::int64_t c = 0; c < width; ++c) {
+        const auto at = static_cast<std::size_t>(t);
+        const std::uint64_t element = static_cast<std::uint64_t>(sequences->position.host[at]) * static_cast<std::uint64_t>(width) + static_cast<std::uint64_t>(c);
+        const std::uint32_t word = noise_bits(key, static_cast<std::uint32_t>(sequences->row.host[at]), element / 4).v[element % 4];
+        const double drawn = (static_cast<double>(word >> 8) + 0.5) / 8388608.0 - 1.0;
+        expected[static_cast<std::size_t>(t * width + c)] += drawn * alpha / std::sqrt(static_cast<double>(lengths[s]) * static_cast<double>(width));
+      }
+  auto held = gpu.put(x, dtype, sequences->tokens, width);
+  gpu.ops->add_noise({held, sequences.get(), key, static_cast<float>(alpha)});
+  compare(label("add_noise", dtype, shape_text(sequences->tokens, width)), gpu.get(held), expected, dtype == DType::f32 ? 1e-6 : 1e-2);
 }
 
 /// The token that the CPU draws from the same logits, for many settings; many logits are equal.
@@ -251,7 +273,14 @@ int main(int argc, char** argv) {
     cross_entropy(gpu, dtype, 2, 151, true);
     cross_entropy(gpu, dtype, 2, 151, false);
     for (const std::int64_t vocab : {1, 7, 9, 151, 1003, 32001, 32003}) cross_entropy(gpu, dtype, 5, vocab, true, (8 - vocab % 8) % 8 + (vocab % 16 == 9 ? 8 : 0));
+    for (const std::int64_t vocab : {1, 9, 1000, 32003})
+      for (const bool in_place : {true, false}) cross_entropy(gpu, dtype, 5, vocab, in_place, in_place ? (8 - vocab % 8) % 8 : 0, vocab == 9 ? 1.0 : 0.1);
+    noise(gpu, dtype, {1, 7, 3}, 64);
+    noise(gpu, dtype, {5, 2}, 33);
     if (asked.small) continue;
+    cross_entropy(gpu, dtype, 17, 151936, true, 0, 0.1);
+    cross_entropy(gpu, dtype, 17, 500000, false, 0, 0.2);
+    noise(gpu, dtype, {900, 1, 2048}, 4096);
     elementwise(gpu, dtype, 1088, 4096);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);

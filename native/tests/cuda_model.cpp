@@ -244,7 +244,8 @@ int main(int argc, char** argv) {
       // rounding may turn. Heads of a dozen columns show it.
       const double blur = variant.family->attend(0) == Attend::delta || variant.family->attend(0) == Attend::delta_by_key_head ? 8 : 1;
       compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), blur * 1e-2);
-      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), blur * 1e-1);
+      // bfloat16 keeps three bits fewer than float16.
+      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), blur * (half == DType::bf16 ? 2e-1 : 5e-2));
       require(variant.name + " " + dtype_name(half) + ": the same bits with checkpointing", run(make_cuda_ops(0, half), checkpointed) == coarse);
       require(variant.name + " " + dtype_name(half) + ": the same bits with offloading", run(make_cuda_ops(0, half), offloaded) == coarse);
       if (variant.hold.quantisation == Quantisation::nf4) {

@@ -103,7 +103,7 @@ TEST_CASE("SwiGLU stays finite for extreme gates") {
 }
 
 TEST_CASE("cross entropy, its gradient and its hits") {
-  for (const std::size_t v : {7u, 40u, 129u}) {
+  for (const auto& [v, smoothing] : {std::pair{7u, 0.0f}, {40u, 0.0f}, {129u, 0.0f}, {7u, 0.1f}, {40u, 1.0f}, {129u, 0.25f}}) {
     const std::size_t rows = 4;
     Device device;
     Values z = reference::random_values(rows * v, 1, 4.0);
@@ -114,14 +114,15 @@ TEST_CASE("cross entropy, its gradient and its hits") {
     const Buffer logits = device.put(z, rows), target = device.make(1, rows, DType::i32), weight = device.put(weights, 1, DType::f32);
     const Buffer loss = device.make(1, rows, DType::f32), correct = device.make(1, rows, DType::i32);
     device.ops->upload(target, targets.data());
-    device.ops->cross_entropy({logits, logits, target, weight, loss, correct});
+    device.ops->cross_entropy({logits, logits, target, weight, loss, correct, 1, 0, smoothing});
+    const auto of_row = [&](std::size_t r) { return reference::cross_entropy(z.data() + r * v, v, targets[r], static_cast<double>(smoothing)); };
     const auto total = [&] {
       double sum = 0;
-      for (std::size_t r = 0; r < rows; ++r) sum += weights[r] * reference::cross_entropy(z.data() + r * v, v, targets[r]);
+      for (std::size_t r = 0; r < rows; ++r) sum += weights[r] * of_row(r);
       return sum;
     };
     for (std::size_t r = 0; r < rows; ++r)
-      CHECK(loss.tensor().as<float>()[r] == doctest::Approx(reference::cross_entropy(z.data() + r * v, v, targets[r])).epsilon(1e-5));
+      CHECK(loss.tensor().as<float>()[r] == doctest::Approx(of_row(r)).epsilon(1e-5));
     CHECK(correct.tensor().as<std::int32_t>()[2] == 1);
     CHECK(correct.tensor().as<std::int32_t>()[3] == 0);
     const auto at = reference::spread(z.size(), 200);

@@ -1,4 +1,6 @@
 // Whole models: loss and gradients against float64, and what must never change a bit.
+#include <array>
+
 #include "test_model.h"
 
 using namespace testing;
@@ -125,10 +127,13 @@ const std::vector<std::int32_t> kLengths{9, 1, 14};
 }  // namespace
 
 TEST_CASE("loss and LoRA gradients of whole models equal float64 finite differences") {
+  std::size_t number = 0;
   for (const auto& [name, family] : kFamilies) {
     CAPTURE(name);
     TestModel model(family);
-    const MicroBatch batch = model.batch(kLengths);
+    MicroBatch batch = model.batch(kLengths);
+    batch.label_smoothing = std::array{0.0f, 0.15f}[number % 2];
+    batch.noise_alpha = std::array{0.0f, 4.0f, 0.0f}[number++ % 3];
     const auto engine = model.engine(DType::f32, 1, {}, 0);
     const ForwardResult result = forward_all(*engine, 1, batch);
     CHECK(result.loss_sum == doctest::Approx(model.loss(batch)).epsilon(2e-6));
@@ -149,6 +154,33 @@ TEST_CASE("loss and LoRA gradients of whole models equal float64 finite differen
         CHECK(std::sqrt(reference::dot(error, error) / std::max(usual, reference::dot(expected, expected))) < 1e-4);
       }
   }
+}
+
+TEST_CASE("noise on embeddings is the same however rows are cut, and there is none outside training") {
+  TestModel model(kFamilies.front().second);
+  MicroBatch whole = model.batch(kLengths);
+  whole.noise_alpha = 5;
+  const auto engine = model.engine(DType::bf16, 1, {}, 0);
+  const double together = forward_all(*engine, 1, whole).loss_sum;
+  engine->discard();
+  double apart = 0;
+  for (std::size_t s = 0; s < kLengths.size(); ++s) {
+    MicroBatch row = whole;
+    row.cu_seqlens = {0, kLengths[s]};
+    row.row_ids = {whole.row_ids[s]};
+    const auto cut = [&](auto& values) { values = {values.begin() + whole.cu_seqlens[s], values.begin() + whole.cu_seqlens[s + 1]}; };
+    cut(row.tokens);
+    cut(row.targets);
+    cut(row.weights);
+    apart += forward_all(*engine, 1, row).loss_sum;
+    engine->discard();
+  }
+  CHECK(apart == doctest::Approx(together).epsilon(1e-12));
+  whole.training = false;
+  const double evaluated = forward_all(*engine, 1, whole).loss_sum;
+  whole.noise_alpha = 0;
+  CHECK(forward_all(*engine, 1, whole).loss_sum == evaluated);
+  CHECK(evaluated != together);
 }
 
 TEST_CASE("the gradient of a segment's input equals finite differences") {

@@ -102,7 +102,17 @@ class PaperOps final : public Ops {
   void latent_heads_backward(const LatentHeadsBackward&) override {}
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&, Activation) override {}
   void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Activation) override {}
+  void route(const Route&) override {}
+  void route_backward(const RouteBackward&) override {}
+  void gather_choices(const Tensor&, const Routes&, const Tensor&) override {}
+  void gate_forward(const GateForward&) override {}
+  void gate_backward(const GateBackward&) override {}
+  void combine(const Combine&) override {}
+  void attention_sinks(const AttentionSinks&) override {}
+  void sigmoid(const Tensor&) override {}
+  void sigmoid_backward(const Tensor&, const Tensor&) override {}
   void cross_entropy(const CrossEntropy&) override {}
+  void add_noise(const EmbeddingNoise&) override {}
   std::int32_t sample(const Sampling&) override { return 0; }
   void adamw(std::span<const AdamTarget>, const AdamSettings&) override {}
   std::vector<double> squared_norms(std::span<const Tensor> tensors) override { return std::vector<double>(tensors.size(), 0); }

@@ -102,12 +102,20 @@ inline Values swiglu(const Values& gate, const Values& up, pipelora::Activation 
   return y;
 }
 
-/// -log softmax(row)[target]
-inline double cross_entropy(const double* row, std::size_t vocab, std::int32_t target) {
-  double top = row[0], total = 0;
+/// -log softmax(row) at the target, and with smoothing its mean over all tokens in so much of the place.
+inline double cross_entropy(const double* row, std::size_t vocab, std::int32_t target, double smoothing = 0) {
+  double top = row[0], total = 0, sum = 0;
   for (std::size_t c = 1; c < vocab; ++c) top = std::max(top, row[c]);
   for (std::size_t c = 0; c < vocab; ++c) total += std::exp(row[c] - top);
-  return std::log(total) + top - row[target];
+  for (std::size_t c = 0; c < vocab; ++c) sum += row[c];
+  const double lse = std::log(total) + top;
+  return (1 - smoothing) * (lse - row[target]) + smoothing * (lse - sum / static_cast<double>(vocab));
+}
+
+/// What add_noise adds to an element, from the definition in rng.h.
+inline double noise(pipelora::DropoutKey key, std::uint32_t row, std::uint64_t element, double alpha, std::size_t length, std::size_t width) {
+  const std::uint32_t word = pipelora::noise_bits(key, row, element / 4).v[element % 4];
+  return ((static_cast<double>(word >> 8) + 0.5) / 8388608.0 - 1.0) * alpha / std::sqrt(static_cast<double>(length * width));
 }
 
 /// Element by element from the definition in rng.h.

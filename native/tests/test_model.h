@@ -239,6 +239,14 @@ class TestModel {
     Values x(t * d);
     for (std::size_t i = 0; i < t; ++i)
       for (std::size_t c = 0; c < d; ++c) x[i * d + c] = weights.at("embed")[static_cast<std::size_t>(b.tokens[i]) * d + c] * static_cast<double>(arch.embedding_scale);
+    if (b.training && b.noise_alpha != 0)
+      for (std::size_t s = 0; s + 1 < b.cu_seqlens.size(); ++s)
+        for (std::int32_t i = b.cu_seqlens[s]; i < b.cu_seqlens[s + 1]; ++i)
+          for (std::size_t c = 0; c < d; ++c) {
+            const auto token = static_cast<std::size_t>(i), length = static_cast<std::size_t>(b.cu_seqlens[s + 1] - b.cu_seqlens[s]);
+            const std::uint64_t element = static_cast<std::uint64_t>(positions[token]) * d + c;
+            x[token * d + c] += reference::noise({b.seed, b.step}, static_cast<std::uint32_t>(rows[token]), element, static_cast<double>(b.noise_alpha), length, d);
+          }
     const auto norm = [&](const Values& in, const std::string& name) {
       const auto weight = weights.find(name);
       return weight == weights.end() ? in : reference::rmsnorm(in, weight->second, 1e-6, arch.norm_centred, static_cast<double>(arch.norm_offset));
@@ -341,7 +349,7 @@ class TestModel {
     }
     double total = 0;
     for (std::size_t i = 0; i < t; ++i)
-      if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i]);
+      if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i], static_cast<double>(b.label_smoothing));
     return total;
   }
 

@@ -5,6 +5,8 @@ export interface LoraSettings {
   readonly dropout: number;
   /** A string is a regular expression that must match a module's whole name, or "all-linear"; a list matches exactly or as a dotted suffix. */
   readonly targetModules: string | readonly string[];
+  /** Parameters' names or dotted suffixes of them (experts that are one parameter); null: none. */
+  readonly targetParameters: readonly string[] | null;
   readonly excludeModules: string | readonly string[] | null;
   readonly layersToTransform: number | readonly number[] | null;
   readonly layersPattern: string | readonly string[] | null;
@@ -23,6 +25,7 @@ export const DEFAULT_LORA_SETTINGS: Omit<LoraSettings, "targetModules"> = {
   r: 8,
   alpha: 8,
   dropout: 0,
+  targetParameters: null,
   excludeModules: null,
   layersToTransform: null,
   layersPattern: null,

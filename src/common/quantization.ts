@@ -57,6 +57,21 @@ export interface EightBitHold extends EightBitSettings {
  */
 export type PackedWeight<T> = PackedFourBit<T> | PackedEightBit<T>;
 
+/** MXFP4 as a checkpoint holds it (OCP Microscaling Formats): kept so. */
+export interface PackedMx<T> {
+  readonly hold: { readonly method: "mxfp4"; readonly dtype: FloatDtype };
+  readonly shape: readonly [number, number];
+  /** uint8, two values a byte, the even one in the low half. */
+  readonly codes: T;
+  /** uint8, a biased exponent for 32 values of a row. */
+  readonly scales: T;
+}
+/** Names of the tensors that hold a parameter of all experts so: codes, and scales. */
+export const mxNames = (parameter: string) =>
+  ({ blocks: `${parameter}_blocks`, scales: `${parameter}_scales` }) as const;
+/** Values that share a scale. */
+export const MX_BLOCK = 32;
+
 export interface PackedFourBit<T> {
   readonly hold: FourBitHold;
   readonly shape: readonly [number, number];

@@ -14,6 +14,7 @@ export const COLUMN_KEYS = [
   "response",
   "input_ids",
   "labels",
+  "loss_weights",
 ] as const;
 /** Row keys by the column of the file that holds them. */
 export type Columns = Readonly<Partial<Record<(typeof COLUMN_KEYS)[number], string>>>;

@@ -1,4 +1,5 @@
 import { shown } from "../common/shown.ts";
+import { datasetNames, setsOfAxolotl, setsOfInfo } from "./dataset-info.ts";
 import { typedAsFlag } from "./load.ts";
 import { OPTIONS, type OptionKey } from "./options.ts";
 import { counterpart } from "./others.ts";
@@ -16,11 +17,41 @@ interface Trainer {
   /** Its defaults that decide numbers and are others here: written out where the file does not say them. */
   readonly defaults: (given: Readonly<Record<string, unknown>>) => Readonly<Record<string, unknown>>;
   /** Its meaning of keys that are spelled as ones of ours. */
-  readonly own: Readonly<Record<string, (value: unknown) => Own | null>>;
+  readonly own: Readonly<Record<string, (value: unknown, surroundings: Surroundings) => Own | null>>;
 }
 interface Own {
   readonly settings: Readonly<Record<string, unknown>>;
-  readonly remark: string | null;
+  readonly remarks: readonly string[];
+}
+
+/** What else decides a key's meaning. */
+interface Surroundings {
+  readonly theirs: Readonly<Record<string, unknown>>;
+  readonly datasetInfo: DatasetInfo | null;
+}
+
+/** LLaMA-Factory's dataset_info.json, and the folder that it lies in. */
+export interface DatasetInfo {
+  readonly dir: string;
+  readonly info: Readonly<Record<string, unknown>>;
+}
+
+/** Where LLaMA-Factory looks for dataset_info.json; null: the file is none of its own. */
+export function datasetInfoDir(theirs: Readonly<Record<string, unknown>>): string | null {
+  if (trainerOf(theirs)?.name !== "LLaMA-Factory" || theirs["dataset"] === undefined) return null;
+  return typeof theirs["dataset_dir"] === "string" ? theirs["dataset_dir"] : "data";
+}
+
+function namedSets(key: "dataset" | "eval_dataset") {
+  return (value: unknown, { theirs, datasetInfo }: Surroundings): Own => {
+    if (datasetInfo === null) {
+      const remark = `${key}: names of dataset_info.json are to be replaced by the files that they stand for`;
+      return { settings: { [key]: value }, remarks: [remark] };
+    }
+    const limit = typeof theirs["max_samples"] === "number" ? theirs["max_samples"] : null;
+    const { sets, remarks } = setsOfInfo(datasetNames(value), datasetInfo.info, datasetInfo.dir, limit);
+    return { settings: sets.length === 0 ? {} : { [key]: sets }, remarks };
+  };
 }
 
 const LORA_KINDS = ["lora", "qlora"];
@@ -37,12 +68,16 @@ const TRAINERS: readonly Trainer[] = [
     own: {
       template: (value) => ({
         settings: {},
-        remark: `template ${shown(value)}: the template that comes with the model's tokenizer is used`,
+        remarks: [`template ${shown(value)}: the template that comes with the model's tokenizer is used`],
       }),
-      dataset: (value) => ({
-        settings: { dataset: value },
-        remark: "dataset: names of dataset_info.json are to be replaced by the files that they stand for",
-      }),
+      dataset: namedSets("dataset"),
+      eval_dataset: namedSets("eval_dataset"),
+      dataset_dir: (value, { datasetInfo }) =>
+        datasetInfo === null
+          ? { settings: {}, remarks: [`dataset_dir ${shown(value)}: no dataset_info.json was found there`] }
+          : { settings: {}, remarks: ["dataset_dir: its dataset_info.json says what the names of dataset are"] },
+      max_samples: (_value, { datasetInfo }) =>
+        datasetInfo === null ? null : { settings: {}, remarks: ["max_samples: rows of each set"] },
     },
   },
   {
@@ -52,8 +87,22 @@ const TRAINERS: readonly Trainer[] = [
     own: {
       adapter: (value) =>
         LORA_KINDS.includes(String(value))
-          ? { settings: value === "qlora" ? { load_in_4bit: true } : {}, remark: "adapter: LoRA is what is trained" }
+          ? { settings: value === "qlora" ? { load_in_4bit: true } : {}, remarks: ["adapter: LoRA is what is trained"] }
           : null,
+      ...Object.fromEntries(
+        [
+          ["datasets", "dataset"],
+          ["test_datasets", "eval_dataset"],
+        ].map(([theirs, ours]) => [
+          theirs!,
+          (value: unknown) => {
+            if (!Array.isArray(value)) return null;
+            const { sets, remarks } = setsOfAxolotl(value);
+            const plain = sets.every(({ columns }) => columns === undefined);
+            return { settings: { [ours!]: plain ? sets.map(({ path }) => path) : sets }, remarks };
+          },
+        ]),
+      ),
     },
   },
   {
@@ -67,12 +116,19 @@ const TRAINERS: readonly Trainer[] = [
   },
 ];
 
+function trainerOf(theirs: Readonly<Record<string, unknown>>): Trainer | null {
+  return TRAINERS.find(({ knownBy }) => knownBy.some((key) => key in theirs)) ?? null;
+}
+
 /**
  * A configuration of LLaMA-Factory, Axolotl or TRL in this program's keys. Keys that are the same stay if their values are valid here;
- * nothing is left out without a remark.
+ * nothing is left out without a remark. `datasetInfo`: what names of LLaMA-Factory's sets stand for, where it was found.
  */
-export function convertConfig(theirs: Readonly<Record<string, unknown>>): ConvertedConfig {
-  const trainer = TRAINERS.find(({ knownBy }) => knownBy.some((key) => key in theirs)) ?? null;
+export function convertConfig(
+  theirs: Readonly<Record<string, unknown>>,
+  datasetInfo: DatasetInfo | null = null,
+): ConvertedConfig {
+  const trainer = trainerOf(theirs);
   const settings: Record<string, unknown> = {};
   const remarks: string[] = [];
   const set = (key: string, from: Readonly<Record<string, unknown>>) => {
@@ -85,10 +141,11 @@ export function convertConfig(theirs: Readonly<Record<string, unknown>>): Conver
   };
   for (const [key, value] of Object.entries(theirs)) {
     if (value === null) continue;
-    const own = trainer !== null && Object.hasOwn(trainer.own, key) ? trainer.own[key]!(value) : null;
+    const own =
+      trainer !== null && Object.hasOwn(trainer.own, key) ? trainer.own[key]!(value, { theirs, datasetInfo }) : null;
     if (own !== null) {
       set(key, own.settings);
-      if (own.remark !== null) remarks.push(own.remark);
+      remarks.push(...own.remarks);
     } else if (Object.hasOwn(OPTIONS, key)) {
       set(key, { [key]: value });
     } else {

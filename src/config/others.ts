@@ -43,6 +43,7 @@ const NAMES: Readonly<Record<string, string>> = {
   overwrite_output: "overwrite_output_dir",
   early_stopping_steps: "early_stopping_patience",
   evaluation_strategy: "eval_strategy",
+  noisy_embedding_alpha: "neftune_noise_alpha",
 };
 const DONE_ANYWAY: Readonly<Record<string, string>> = {
   packing: "rows are concatenated without padding as it is",
@@ -65,15 +66,7 @@ const DONE_ANYWAY: Readonly<Record<string, string>> = {
   overwrite_cache: "nothing is cached",
   eos_token: "the template's own end token is trained on",
 };
-const NOT_OFFERED = [
-  "use_dora",
-  "modules_to_save",
-  "neftune_noise_alpha",
-  "deepspeed",
-  "fsdp",
-  "hub_model_id",
-  "push_to_hub",
-];
+const NOT_OFFERED = ["use_dora", "modules_to_save", "deepspeed", "fsdp", "hub_model_id", "push_to_hub"];
 
 const becomes = (settings: Readonly<Record<string, unknown>>, remark: string | null = null): Counterpart => ({
   settings,

@@ -121,6 +121,7 @@ function checkTraining(
 ): void {
   const lora = [
     "target_modules",
+    "target_parameters",
     "exclude_modules",
     "lora_r",
     "lora_alpha",

@@ -1,8 +1,8 @@
 import { PipeloraError } from "../common/errors.ts";
 import { JinjaTemplate, type Rendering, TemplateError } from "../formats/jinja/index.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
-import { IGNORED } from "./dataset.ts";
 import type { ChatMessage } from "./readers/messages.ts";
+import { IGNORED } from "./row-store.ts";
 import { assistantSpans, type Span } from "./spans.ts";
 import { TokenBorders } from "./token-borders.ts";
 
@@ -12,8 +12,10 @@ export const CHATML =
   "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 export interface EncodedChat {
-  readonly tokens: number[];
-  readonly labels: number[];
+  readonly tokens: readonly number[];
+  readonly labels: readonly number[];
+  /** Of each token's label; absent: 1 everywhere. */
+  readonly weights?: readonly number[] | null;
   /** Whether an assistant's text that was to be trained on does not stand in what is trained on. */
   readonly textLost?: boolean;
 }
@@ -57,7 +59,7 @@ export class ChatTemplate {
       return this.#template.render(
         {
           ...this.#tokenizer.specialTokens,
-          messages: messages.map(({ train: _, ...message }) => message),
+          messages: messages.map(({ lossWeight: _, ...message }) => message),
           add_generation_prompt: addGenerationPrompt,
           tools: extras.tools ?? null,
           documents: null,
@@ -84,7 +86,7 @@ export class ChatTemplate {
 
   /**
    * Ids of a whole conversation as the template writes it; labels are what stands there of the assistant's turns, with what
-   * ends them (assistantSpans). A token that straddles the border belongs to the turn.
+   * ends them (assistantSpans), each with its message's weight. A token that straddles the border belongs to the turn.
    */
   encode(messages: readonly ChatMessage[], trainOn: TrainOn = "all", extras: ChatExtras = {}): EncodedChat {
     const whole = this.render(messages, false, extras);
@@ -99,17 +101,20 @@ export class ChatTemplate {
     const spans = assistantSpans(messages, whole, (given, prompt) => this.render(given, prompt, extras));
     const lastTurn = messages.findLastIndex(({ role }) => role === "assistant");
     const trained = spans.filter(
-      ({ message }) => messages[message]?.train !== false && (trainOn === "all" || message === lastTurn),
+      ({ message }) => weightOf(messages[message]) > 0 && (trainOn === "all" || message === lastTurn),
     );
     const tokens = this.#tokenizer.encode(text);
     const labels = new Array<number>(tokens.length).fill(IGNORED);
+    const weighted = trained.some(({ message }) => weightOf(messages[message]) !== 1);
+    const weights = weighted ? new Array<number>(tokens.length).fill(1) : null;
     const borders = new TokenBorders(this.#tokenizer, text, tokens);
-    for (const { begin, end } of trained) {
+    for (const { message, begin, end } of trained) {
       const first = borders.tokenAt(begin, false);
       const last = borders.tokenAt(end, true);
       for (let t = first; t < last; t++) labels[t] = tokens[t]!;
+      weights?.fill(weightOf(messages[message]), first, Math.max(first, last));
     }
-    return { tokens, labels, textLost: this.#loses(messages, trained, text) };
+    return { tokens, labels, weights, textLost: this.#loses(messages, trained, text) };
   }
 
   #loses(messages: readonly ChatMessage[], trained: readonly Span[], text: string): boolean {
@@ -125,6 +130,8 @@ export class ChatTemplate {
     });
   }
 }
+
+const weightOf = (message: ChatMessage | undefined) => message?.lossWeight ?? 1;
 
 const firstLine = (text: string) => text.trim().split("\n")[0]!.trim();
 

@@ -1,4 +1,4 @@
-import { IGNORED } from "./dataset.ts";
+import { IGNORED } from "./row-store.ts";
 import type { WeightedRow } from "./steps.ts";
 
 /** Micro-batches whose rows lie back to back without padding. */
@@ -133,12 +133,12 @@ export function packMicroBatches(batches: readonly (readonly WeightedRow[])[]): 
     weights: new Float32Array(total),
   };
   let begin = 0;
-  for (const { tokens, labels, weight } of rows) {
+  for (const { tokens, labels, weight, weights } of rows) {
     packed.tokens.set(tokens, begin);
     for (let t = 1; t < labels.length; t++) {
       if (labels[t] === IGNORED) continue;
       packed.targets[begin + t - 1] = labels[t]!;
-      packed.weights[begin + t - 1] = weight;
+      packed.weights[begin + t - 1] = weights === null ? weight : weight * weights[t]!;
     }
     begin += tokens.length;
   }

@@ -8,8 +8,10 @@ export interface WeightedRow {
   readonly tokens: Int32Array;
   /** [T] labels[t] is tokens[t] where the row is trained on that token, else -100. */
   readonly labels: Int32Array;
-  /** Of each label's cross entropy. The step's loss is their weighted sum. */
+  /** Of each label's cross entropy, times its own weight. The step's loss is the sum over all labels. */
   readonly weight: number;
+  /** [T] of each label; null: 1 everywhere. */
+  readonly weights: Float32Array | null;
   /** Position among all rows of the step: the dropout generator's row key. */
   readonly rowId: number;
 }
@@ -26,19 +28,18 @@ export interface TrainingStep {
 }
 
 /**
- * Rows of a step with a weight per label token from the model's loss rule. step-token-mean: 1 / label tokens of the step
- * over all replicas. micro-batch-mean: 1 / (label tokens of the row's batch × batches of the step over all replicas);
- * a batch without a label token adds nothing.
+ * Rows of a step with a weight per label token from the model's loss rule: the label's own, 1 unless its message says otherwise, over a sum.
+ * step-token-mean: of all labels of the step over all replicas. micro-batch-mean: of the row's batch, times the batches of the step over all
+ * replicas; a batch without a label token adds nothing.
  */
 export function trainingStep(dataset: Dataset, order: StepOrder, rule: LossRule): TrainingStep {
   const batches = order.batches.flat();
-  const labelTokens = (batch: Uint32Array) => batch.reduce((sum, row) => sum + dataset.lossTokens(row), 0);
-  const counts = new Map(batches.map((batch) => [batch, labelTokens(batch)]));
-  const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
+  const weights = new Map(batches.map((batch) => [batch, lossWeight(dataset, batch)]));
+  const total = [...weights.values()].reduce((sum, weight) => sum + weight, 0);
   const firstRowId = rowIds(order);
   const rows = order.batches.map((replica) =>
     replica.flatMap((batch) => {
-      const weight = 1 / (rule === "step-token-mean" ? total : counts.get(batch)! * batches.length);
+      const weight = 1 / (rule === "step-token-mean" ? total : weights.get(batch)! * batches.length);
       const first = firstRowId.get(batch)!;
       return Array.from(batch, (row, index) => weightedRow(dataset, row, weight, first + index));
     }),
@@ -49,8 +50,12 @@ export function trainingStep(dataset: Dataset, order: StepOrder, rule: LossRule)
     epochAfter: order.epochAfter,
     rows,
     tokens: rows.flat().reduce((sum, row) => sum + row.tokens.length, 0),
-    labelTokens: total,
+    labelTokens: batches.flatMap((batch) => [...batch]).reduce((sum, row) => sum + dataset.lossTokens(row), 0),
   };
+}
+
+function lossWeight(dataset: Dataset, rows: Uint32Array): number {
+  return rows.reduce((sum, row) => sum + dataset.lossWeight(row), 0);
 }
 
 /** The first row's number of each batch, in the order in which batches were dealt: one replica's larger batches number the rows alike. */
@@ -68,8 +73,7 @@ function rowIds({ batches }: StepOrder): Map<Uint32Array, number> {
 }
 
 function weightedRow(dataset: Dataset, index: number, weight: number, rowId: number): WeightedRow {
-  const { tokens, labels } = dataset.row(index);
-  return { tokens, labels, weight, rowId };
+  return { ...dataset.row(index), weight, rowId };
 }
 
 /**
@@ -79,9 +83,9 @@ function weightedRow(dataset: Dataset, index: number, weight: number, rowId: num
 export function* evaluationRows(dataset: Dataset, batchSize: number): Generator<WeightedRow> {
   for (let begin = 0; begin < dataset.size; begin += batchSize) {
     const end = Math.min(begin + batchSize, dataset.size);
-    let labels = 0;
-    for (let row = begin; row < end; row++) labels += dataset.lossTokens(row);
-    const weight = (end - begin) / (labels * dataset.size);
+    let weights = 0;
+    for (let row = begin; row < end; row++) weights += dataset.lossWeight(row);
+    const weight = (end - begin) / (weights * dataset.size);
     for (let row = begin; row < end; row++) yield weightedRow(dataset, row, weight, row);
   }
 }

@@ -1,19 +1,25 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 import { CHATML, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
-import { IGNORED } from "./dataset.ts";
 import type { ChatMessage } from "./readers/messages.ts";
-import type { Row } from "./readers/rows.ts";
+import type { Row, Segment } from "./readers/rows.ts";
+import { IGNORED } from "./row-store.ts";
 
 export type TemplateName = "auto" | "tutorial" | "chat";
 
 /** How rows of text become tokens and labels, and prompts become tokens. */
 export interface RowTemplate {
   readonly name: "tutorial" | "chat";
+  /** What is to be said of the choice; null: nothing. */
+  readonly remark: string | null;
   encodeInstruction(row: Extract<Row, { kind: "instruction" }>): EncodedChat;
   encodeMessages(messages: readonly ChatMessage[], tools?: readonly unknown[] | null): EncodedChat;
+  /** Texts laid end to end, encoded each for itself and with nothing added, as Axolotl's input_output. */
+  encodeSegments(segments: readonly Segment[]): EncodedChat;
   /** Plain text for language modelling: every token is a label, the end token behind it. */
   encodeText(text: string): EncodedChat;
+  /** Throws PL_TEMPLATE_INVALID where turns can't be written: prompts and rows of instructions or messages would not do. */
+  requireChat(): void;
   /** A prompt that the model is to answer, as the training rows begin. */
   encodePrompt(messages: readonly ChatMessage[]): number[];
   /** Ids that end an answer besides the model's own end tokens. */
@@ -35,7 +41,7 @@ export interface TemplateSettings {
 /**
  * auto: the tutorial's ChatML for Qwen (v1), whose tokenizer is a tiktoken file; for others their own chat template, or plain
  * ChatML where they have none but know its tokens. Error: PL_TEMPLATE_INVALID where the tokenizer lacks what the template
- * needs.
+ * needs; for a chat only once turns are to be written.
  */
 export function rowTemplate(tokenizer: Tokenizer, settings: TemplateSettings): RowTemplate {
   const { name } = settings;
@@ -48,6 +54,16 @@ function textEncoder(tokenizer: Tokenizer): RowTemplate["encodeText"] {
     const tokens = tokenizer.encode(text, { addSpecials: true });
     if (tokenizer.eosId !== null && tokens.at(-1) !== tokenizer.eosId) tokens.push(tokenizer.eosId);
     return { tokens, labels: [...tokens] };
+  };
+}
+
+function segmentsEncoder(tokenizer: Tokenizer): RowTemplate["encodeSegments"] {
+  return (segments) => {
+    const parts = segments.map(({ text, label }) => ({ ids: tokenizer.encode(text), label }));
+    return {
+      tokens: parts.flatMap(({ ids }) => ids),
+      labels: parts.flatMap(({ ids, label }) => (label ? ids : ids.map(() => IGNORED))),
+    };
   };
 }
 
@@ -79,6 +95,7 @@ function tutorialTemplate(
     `<|im_start|>system\n${systemText}<|im_end|>\n<|im_start|>user\n${user}<|im_end|>`;
   return {
     name: "tutorial",
+    remark: null,
     stopIds: [imEnd],
     encodeInstruction({ instruction, input, output }) {
       const prompt = tokenizer.encode(promptText(systemLine, instruction + input));
@@ -86,7 +103,9 @@ function tutorialTemplate(
       return { tokens: [...prompt, ...answer], labels: [...prompt.map(() => IGNORED), ...answer] };
     },
     encodeMessages: (messages, tools = null) => chatml.encode(withSystem(messages, system), trainOn, { tools }),
+    requireChat: () => undefined,
     encodeText: textEncoder(tokenizer),
+    encodeSegments: segmentsEncoder(tokenizer),
     encodePrompt(messages) {
       const [first, second] = withSystem(messages, systemLine);
       if (messages.length > 2 || first?.role !== "system" || second?.role !== "user") {
@@ -102,19 +121,26 @@ function chatTemplate(
   tokenizer: Tokenizer,
   { system, trainOn = "all", now = new Date() }: TemplateSettings,
 ): RowTemplate {
-  const chat = new ChatTemplate(tokenizer, tokenizer.chatTemplate ?? CHATML, now);
   const usesChatml = tokenizer.chatTemplate === null;
-  if (usesChatml && (tokenizer.tokenId("<|im_start|>") === null || tokenizer.tokenId("<|im_end|>") === null)) {
+  const writesChatml = tokenizer.tokenId("<|im_start|>") !== null && tokenizer.tokenId("<|im_end|>") !== null;
+  const known = usesChatml && !writesChatml ? null : new ChatTemplate(tokenizer, tokenizer.chatTemplate ?? CHATML, now);
+  // Plain text and segments need none: a base model is trained on those.
+  const chat = () => {
+    if (known !== null) return known;
     throw new PipeloraError(
       "PL_TEMPLATE_INVALID",
       "This tokenizer has no chat template, nor ChatML's special tokens.",
       {
-        hint: "Give a dataset of ready input_ids, or put a chat_template into tokenizer_config.json.",
+        hint: 'Give rows of plain {"text"} or ready input_ids, or put a chat_template into tokenizer_config.json.',
       },
     );
-  }
+  };
   return {
     name: "chat",
+    remark:
+      usesChatml && known !== null
+        ? "the tokenizer has no chat template, but ChatML's tokens: rows and prompts are written as plain ChatML"
+        : (tokenizer.chatTemplateRemark ?? null),
     stopIds: [tokenizer.eosId, usesChatml ? tokenizer.tokenId("<|im_end|>") : null].filter((id) => id !== null),
     encodeInstruction({ instruction, input, output }) {
       const user = [instruction, input].filter((part) => part !== "").join("\n");
@@ -122,10 +148,12 @@ function chatTemplate(
         { role: "user", content: user },
         { role: "assistant", content: output },
       ];
-      return chat.encode(withSystem(messages, system), trainOn);
+      return chat().encode(withSystem(messages, system), trainOn);
     },
-    encodeMessages: (messages, tools = null) => chat.encode(withSystem(messages, system), trainOn, { tools }),
+    encodeMessages: (messages, tools = null) => chat().encode(withSystem(messages, system), trainOn, { tools }),
+    requireChat: () => void chat(),
     encodeText: textEncoder(tokenizer),
-    encodePrompt: (messages) => chat.encodePrompt(withSystem(messages, system)),
+    encodeSegments: segmentsEncoder(tokenizer),
+    encodePrompt: (messages) => chat().encodePrompt(withSystem(messages, system)),
   };
 }

@@ -11,7 +11,7 @@
  * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
  */
 import type { Dtype, FloatDtype } from "../common/dtype.ts";
-import type { PackedWeight, QuantizedHold } from "../common/quantization.ts";
+import type { PackedMx, PackedWeight, QuantizedHold } from "../common/quantization.ts";
 import type {
   Communicator,
   CommunicatorOptions,
@@ -221,7 +221,11 @@ export type EngineLayer =
       /** At most one of the two is there; neither: softmax attention over q, k and v. */
       readonly delta: EngineDeltaNet | null;
       readonly latent: EngineLatent | null;
+      /** A score of each head that has no value; absent: none. */
+      readonly sinks?: string;
+      /** With experts, the MLP's are those that every token goes through. */
       readonly linears: readonly EngineLinear[];
+      readonly experts?: EngineExperts;
     }
   | { readonly kind: "norm"; readonly weight: string }
   | { readonly kind: "head"; readonly weight: string; readonly lora: EngineLora | null; readonly name: string };
@@ -260,7 +264,7 @@ export interface EngineLatent {
 
 export interface EngineLinear {
   readonly role:
-    | ("qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down")
+    | ("qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down" | "router" | "shared_gate")
     | ("delta_qkv" | "delta_z" | "delta_b" | "delta_a" | "delta_qkvz" | "delta_ba")
     | ("q_a" | "q_b" | "kv_a" | "kv_b");
   readonly name: string;
@@ -268,6 +272,39 @@ export interface EngineLinear {
   readonly out: number;
   readonly bias: boolean;
   readonly lora: EngineLora | null;
+}
+
+/** A mixture of experts. */
+export interface EngineExperts {
+  readonly route: {
+    readonly experts: number;
+    readonly chosen: number;
+    readonly score: "softmax" | "sigmoid" | "softmax_of_chosen";
+    readonly normalise: boolean;
+    /** Experts stand in groups, of which the best are chosen from: by each one's best score, or the sum of its two best. */
+    readonly groups: number;
+    readonly chosenGroups: number;
+    readonly twoBest: boolean;
+    readonly factor: number;
+  };
+  readonly router: EngineLinear;
+  /** [N], added to scores when experts are chosen; null: none. */
+  readonly correction: string | null;
+  readonly activation: EngineArch["activation"];
+  /** gate_up's rows are gate's and up's in turn. */
+  readonly interleaved: boolean;
+  /** Of gate and up, with alpha in the gate's sigmoid (gpt-oss); 0: none. */
+  readonly limit: number;
+  readonly alpha: number;
+  /** Of one expert; "*" in names stands for its number. */
+  readonly linears: readonly EngineLinear[];
+  /** Pairs of all experts at once; r is that of all together. */
+  readonly gateUpLora: EngineExpertLora | null;
+  readonly downLora: EngineExpertLora | null;
+}
+
+export interface EngineExpertLora extends EngineLora {
+  readonly name: string;
 }
 
 export interface EngineLora {
@@ -288,6 +325,8 @@ export interface SegmentDescription {
   readonly checkpointedBlocks: number;
   /** How many of its blocks (the first ones) keep their quantised weights in the compute dtype too: same results, no dequantisation. */
   readonly cachedBlocks: number;
+  /** GPUs: the blocks' products, but for experts', multiply e4m3 numbers where their widths suit; absent: no. */
+  readonly fp8?: boolean;
   /** Whether backward must produce the gradient of the segment's input (something trainable lies before it). */
   readonly needsInputGrad: boolean;
 }
@@ -299,6 +338,8 @@ export interface TensorSource {
   readonly bytes: number;
   readonly dtype: Dtype;
   readonly shape: readonly number[];
+  /** The file has [in, out] of a shape [out, in]; absent: not. */
+  readonly transposed?: boolean;
 }
 
 /** How a weight is held: in a dtype, or quantised (linear weights only). */
@@ -326,6 +367,10 @@ export interface MicroBatch {
   readonly seed: number;
   /** Training: dropout on, saved for backward. Otherwise neither. */
   readonly training: boolean;
+  /** Share of each label that goes to all tokens of the vocabulary alike. */
+  readonly labelSmoothing: number;
+  /** Training: noise of up to this / sqrt(row's tokens * D) on the embeddings; 0: none. */
+  readonly noiseAlpha: number;
   /** [T], for a segment that starts with the embedding. */
   readonly tokens: Int32Array | null;
   /** [T], for a segment that ends with the head: the label of the position after t, or -100. */
@@ -386,7 +431,7 @@ export interface Engine {
    */
   loadWeight(segment: number, name: string, source: TensorSource, holdAs: HoldAs): Promise<void>;
   /** Reads a linear weight that its checkpoint holds quantised, as it is. Error: PL_QUANTIZATION_INVALID for a bad state. */
-  loadPacked(segment: number, name: string, packed: PackedWeight<TensorSource>): Promise<void>;
+  loadPacked(segment: number, name: string, packed: PackedWeight<TensorSource> | PackedMx<TensorSource>): Promise<void>;
   /** Names of tensors that the segment still lacks. */
   missingWeights(segment: number): Promise<string[]>;
 

@@ -56,7 +56,6 @@ const MUST_BE_DEFAULT = [
   "lora_bias",
   "megatron_config",
   "monteclora_config",
-  "target_parameters",
   "trainable_token_indices",
   "use_bdlora",
   "use_dora",
@@ -80,7 +79,8 @@ const schema = z.looseObject({
     .max(1 << 20),
   lora_alpha: positive,
   lora_dropout: z.number().min(0).lt(1).nullable().optional(),
-  target_modules: stringOrList,
+  target_modules: stringOrList.nullable().optional(),
+  target_parameters: strings.nullable().optional(),
   exclude_modules: stringOrList.nullable().optional(),
   layers_to_transform: z
     .union([z.number().int(), z.array(z.number().int()).max(1 << 20)])
@@ -128,6 +128,13 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
       `it holds whole modules (modules_to_save ${config.modules_to_save?.join(", ")}), which is not supported`,
     );
   }
+  const targetModules = config.target_modules ?? null;
+  // peft writes an empty list where none were named.
+  const named = config.target_parameters ?? [];
+  const targetParameters = named.length > 0 ? named : null;
+  if (targetModules === null && targetParameters === null) {
+    throw invalid(path, "it has neither target_modules nor target_parameters");
+  }
   const init = config.init_lora_weights ?? true;
   if (typeof init === "string" && CHANGES_BASE.test(init)) {
     throw invalid(path, `it was initialised with "${init}", which changes the base weights`);
@@ -140,7 +147,8 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
       r: config.r,
       alpha: config.lora_alpha,
       dropout: config.lora_dropout ?? 0,
-      targetModules: config.target_modules,
+      targetModules: targetModules ?? [],
+      targetParameters,
       excludeModules: config.exclude_modules ?? null,
       layersToTransform: config.layers_to_transform ?? null,
       layersPattern: config.layers_pattern ?? null,
@@ -175,6 +183,7 @@ export function adapterConfigText(
     r: settings.r,
     rank_pattern: settings.rankPattern,
     target_modules: targetModules,
+    target_parameters: settings.targetParameters,
     use_rslora: settings.useRslora,
   };
   return JSON.stringify(config, null, 2)

@@ -41,14 +41,19 @@ const QUANTIZER_STATE = /\.(SCB|weight\.(absmax|quant_map|quant_state\.bitsandby
 
 /**
  * Opens `<dir>/model.safetensors`, or the shards that model.safetensors.index.json names.
- * `tensors`: only the shards that hold these are opened, and need be there. Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
+ * `tied`: the model's names that share memory (ModelSpec.tied). `tensors`: only the shards that hold these are opened, and need be there.
+ * Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
  */
-export async function openCheckpoint(dir: string, tensors: readonly string[] | null = null): Promise<Checkpoint> {
+export async function openCheckpoint(
+  dir: string,
+  tied: TiedNames = [],
+  tensors: readonly string[] | null = null,
+): Promise<Checkpoint> {
   if (await isFile(join(dir, SINGLE_FILE))) {
     const file = await openSafetensors(join(dir, SINGLE_FILE));
-    return checkpointOf(dir, withPrefix(file.tensors));
+    return checkpointOf(dir, renamed(file.tensors, renameOf(file.tensors, tied)));
   }
-  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir, tensors);
+  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir, tied, tensors);
   const pickled =
     (await isFile(join(dir, "pytorch_model.bin"))) || (await isFile(join(dir, "pytorch_model.bin.index.json")));
   throw new PipeloraError("PL_MODEL_NOT_FOUND", `${dir} has neither ${SINGLE_FILE} nor ${INDEX_FILE}.`, {
@@ -58,21 +63,38 @@ export async function openCheckpoint(dir: string, tensors: readonly string[] | n
   });
 }
 
-/**
- * transformers adds the base model's prefix to names that were saved without it (AutoModel instead of AutoModelForCausalLM):
- * "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…".
- */
-function withPrefix(
+function renamed(
   tensors: ReadonlyMap<string, TensorLocation>,
-  rename = renameOf(tensors),
+  rename: (name: string) => string,
 ): ReadonlyMap<string, TensorLocation> {
   return new Map([...tensors].map(([name, place]) => [rename(name), place]));
 }
 
-/** What names of this checkpoint are called here. */
-function renameOf(names: { has(name: string): boolean }): (name: string) => string {
+/** Pairs of names that share memory, the alias first. */
+export type TiedNames = readonly (readonly [string, string])[];
+
+/**
+ * What names of this checkpoint are called here. transformers adds the base model's prefix to names that were saved without it (AutoModel
+ * instead of AutoModelForCausalLM): "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…". Of two tied names it takes
+ * the one that the checkpoint has: a head alone is the embedding too.
+ */
+function renameOf(names: NamedTensors, tied: TiedNames): (name: string) => string {
+  const inModel = modelNames(names);
+  const all = new Set([...names.keys()].map(inModel));
+  const alone = new Map(tied.filter(([alias, name]) => all.has(alias) && !all.has(name)));
+  return (name) => alone.get(inModel(name)) ?? inModel(name);
+}
+
+type NamedTensors = Pick<ReadonlyMap<string, unknown>, "has" | "keys">;
+
+function modelNames(names: NamedTensors): (name: string) => string {
   if (names.has("language_model.model.embed_tokens.weight")) return multimodalName;
-  const prefix = names.has("embed_tokens.weight") ? "model." : names.has("wte.weight") ? "transformer." : "";
+  const any = (...some: readonly string[]) => some.some((name) => names.has(name));
+  const prefix = any("embed_tokens.weight", "norm.weight")
+    ? "model."
+    : any("wte.weight", "ln_f.weight")
+      ? "transformer."
+      : "";
   return (name) => (name.startsWith("lm_head.") ? name : prefix + name);
 }
 
@@ -87,15 +109,23 @@ function multimodalName(name: string): string {
  * The shards that the index of a folder names, those alone that hold `tensors` (or the parts of such a weight that is stored quantised);
  * null: all. Error: PL_CHECKPOINT_INVALID.
  */
-export async function shardsHolding(dir: string, tensors: readonly string[] | null): Promise<string[]> {
-  return [...shardsOf(await readIndex(join(dir, INDEX_FILE)), tensors)];
+export async function shardsHolding(
+  dir: string,
+  tied: TiedNames,
+  tensors: readonly string[] | null,
+): Promise<string[]> {
+  return [...shardsOf(await readIndex(join(dir, INDEX_FILE)), tied, tensors)];
 }
 
-function shardsOf(entries: readonly (readonly [string, string])[], tensors: readonly string[] | null): Set<string> {
+function shardsOf(
+  entries: readonly (readonly [string, string])[],
+  tied: TiedNames,
+  tensors: readonly string[] | null,
+): Set<string> {
   if (tensors === null) return new Set(entries.map(([, shard]) => shard));
   // A weight's quantised parts stand beside it, under its module's name.
   const modules = new Set(tensors.map((name) => name.replace(/\.(weight|bias)$/, "")));
-  const rename = renameOf(new Set(entries.map(([name]) => name)));
+  const rename = renameOf(new Map(entries), tied);
   const wanted = entries.filter(([name]) => {
     const parts = rename(name).split(".");
     return parts.some((_, last) => modules.has(parts.slice(0, last + 1).join(".")));
@@ -103,10 +133,10 @@ function shardsOf(entries: readonly (readonly [string, string])[], tensors: read
   return new Set(wanted.map(([, shard]) => shard));
 }
 
-async function openSharded(dir: string, wanted: readonly string[] | null): Promise<Checkpoint> {
+async function openSharded(dir: string, tied: TiedNames, wanted: readonly string[] | null): Promise<Checkpoint> {
   const entries = await readIndex(join(dir, INDEX_FILE));
-  const held = shardsOf(entries, wanted);
-  const rename = renameOf(new Set(entries.map(([name]) => name)));
+  const held = shardsOf(entries, tied, wanted);
+  const rename = renameOf(new Map(entries), tied);
   const weightMap = entries.filter(([, shard]) => held.has(shard));
   const shards = new Map<string, SafetensorsFile>();
   const tensors = new Map<string, TensorLocation>();
@@ -120,7 +150,7 @@ async function openSharded(dir: string, wanted: readonly string[] | null): Promi
     if (location === undefined) throw invalid(`${INDEX_FILE} says that ${shard} holds ${name}, but it does not`);
     tensors.set(name, location);
   }
-  return checkpointOf(dir, withPrefix(tensors, rename));
+  return checkpointOf(dir, renamed(tensors, rename));
 }
 
 async function readIndex(path: string): Promise<[string, string][]> {

@@ -9,6 +9,8 @@ export interface PairShape {
   readonly r: number;
   readonly in: number;
   readonly out: number;
+  /** Of a parameter of all experts at once: how many; r is that of all together. Absent: 1. */
+  readonly experts?: number;
 }
 
 export interface PairValues {
@@ -35,7 +37,7 @@ export function initLora(shape: PairShape, settings: Pick<LoraSettings, "initLor
       fillUniform(b, seed, `${shape.name}.lora_B`, 1 / Math.sqrt(shape.r));
       break;
     case "gaussian":
-      fillNormal(a, seed, `${shape.name}.lora_A`, 1 / shape.r);
+      fillNormal(a, seed, `${shape.name}.lora_A`, (shape.experts ?? 1) / shape.r);
       break;
     default:
       throw new PipeloraError(

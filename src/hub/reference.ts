@@ -4,7 +4,7 @@ export type RepoKind = "model" | "dataset";
 /** A repository of a hub at a revision. */
 export interface RepoReference {
   readonly kind: RepoKind;
-  /** "owner/name" */
+  /** "owner/name"; "name" for the first models and sets, which have no owner (gpt2, squad). */
   readonly name: string;
   /** Branch, tag or commit; null: the hub's main branch. */
   readonly revision: string | null;
@@ -19,13 +19,13 @@ export interface DatasetReference extends RepoReference {
   readonly split: string | null;
 }
 
-/** As the hubs allow: letters, digits, "-", "_", "."; neither end of a part is "-" or ".". */
-const NAME = /^\w(?:[\w.-]*\w)?\/\w(?:[\w.-]*\w)?$/;
+/** As the hubs allow: letters, digits, "-", "_", "."; neither end of a part is "-" or ".". Without an owner no dot: that is a file. */
+const NAME = /^(?:\w(?:[\w.-]*\w)?\/\w(?:[\w.-]*\w)?|\w(?:[\w-]*\w)?)$/;
 const MAX_NAME = 96;
 const REVISION = /^[\w](?:[\w./+-]*[\w])?$/;
 const SPLIT = /^(?:(\w[\w.+-]*)\/)?(\w[\w.-]*)$/;
 
-/** "owner/name@revision"; null where the text has no such form, so that it can only be a path. */
+/** "owner/name@revision", or without an owner; null where the text has no such form, so that it can only be a path. */
 export function parseReference(text: string): RepoReference | null {
   const at = text.indexOf("@");
   const name = at === -1 ? text : text.slice(0, at);

@@ -38,14 +38,24 @@ export async function requestOnce(
   if (own && settings.token !== null) sent.set("authorization", `Bearer ${settings.token}`);
   let response: Response;
   try {
-    response = await fetch(url, { headers: sent, signal });
+    response = await send(url, { headers: sent, signal });
   } catch (cause) {
+    const own = (cause as Error).cause ?? cause;
+    if (own instanceof PipeloraError) throw own;
     throw new PassingFailure(reasonOf(cause, signal, settings), null, cause);
   }
   if (response.ok || response.status === 416) return response;
   await response.body?.cancel().catch(() => {});
   if (PASSING.has(response.status)) throw new PassingFailure(`status ${response.status}`, retryAfter(response));
   throw refusal(response, settings, subject);
+}
+
+/** Loaded where the environment names a proxy: Node's own fetch does without. */
+async function send(url: string, init: RequestInit): Promise<Response> {
+  const proxies = Object.entries(process.env).filter(([key]) => /^(https?|all)_proxy$/i.test(key));
+  if (proxies.every(([, value]) => value === "")) return fetch(url, init);
+  const { proxiedFetch } = await import("./proxies.ts");
+  return proxiedFetch(url, init);
 }
 
 /** Requests until an attempt succeeds, with its body read by `read`. Each attempt has the settings' time. Adds PL_HUB_UNREACHABLE. */

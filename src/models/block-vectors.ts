@@ -23,7 +23,8 @@ export function blockVectors({ shape, rules }: ModelSpec, block: BlockLayer): Bl
   const norms = all.flatMap(([name, width]) =>
     name === null ? [] : [{ name, shape: [width], fresh: 1 - rules.norm.offset }],
   );
-  return [...norms, ...attentionVectors(block.attention)];
+  const sinks = block.sinks === undefined ? [] : [{ name: block.sinks, shape: [heads], fresh: 0 }];
+  return [...norms, ...sinks, ...attentionVectors(block.attention)];
 }
 
 /** Those that the attention itself holds, in the order that its class registers them. */

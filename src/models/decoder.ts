@@ -8,8 +8,10 @@ import {
 import { attentionVectors } from "./block-vectors.ts";
 import { activationNamed, configDtype, contradiction, endTokenIds, rejectForeignSettings } from "./config.ts";
 import type { DecoderConfig } from "./decoder-config.ts";
+import { expertModules, expertTensors, type FamilyExperts, familyExperts, sharedLinears } from "./decoder-experts.ts";
 import { type DecoderNames, LLAMA_NAMES } from "./decoder-names.ts";
 import { checkpointQuantization } from "./quantization.ts";
+import { ropeRemarks } from "./rope.ts";
 import { computeRules } from "./rules.ts";
 import type {
   BlockLayer,
@@ -21,6 +23,7 @@ import type {
   RopeSpec,
   TensorSpec,
 } from "./spec.ts";
+import { linearTensors, parameter } from "./tensors.ts";
 
 /** What one family adds to the shared tree. */
 export interface DecoderFamily {
@@ -46,6 +49,10 @@ export interface DecoderFamily {
   readonly names?: Partial<DecoderNames>;
   /** What is computed otherwise than in Llama. The activation is read from hidden_act unless it is said here. */
   readonly rules?: Partial<Omit<ComputeRules, "rotary">>;
+  /** Experts of a block; absent or null: an MLP. */
+  readonly experts?: (block: number) => FamilyExperts | null;
+  /** The leaf of attention's sinks; absent: none. */
+  readonly sinks?: string;
   /** Beginnings of names of tensors that belong to other parts of the checkpoint (a vision tower). */
   readonly skipped?: readonly string[];
   /** Number-changing keys of config.json that the family reads (config.ts). */
@@ -107,6 +114,7 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
     lossRule: "step-token-mean",
     eosTokenIds: endTokenIds(config, generation),
     maxPositions: family.maxPositions,
+    remarks: ropeRemarks(config),
   };
 }
 
@@ -131,6 +139,8 @@ function attentionOf({ config, family, names }: Tree, index: number): AttentionP
 
 function decoderBlock({ config, family, names }: Tree, parts: AttentionParts, index: number): BlockLayer {
   const name = `${names.layers}.${index}`;
+  const mlp = `${name}.${names.mlp}`;
+  const experts = family.experts?.(index) ?? null;
   const norm = (leaf: string | null) => (leaf === null ? null : `${name}.${leaf}.weight`);
   return {
     kind: "block",
@@ -142,7 +152,12 @@ function decoderBlock({ config, family, names }: Tree, parts: AttentionParts, in
     mlpPostNorm: norm(names.norms.mlpPost),
     qNorm: parts.headNorms?.[0] ?? null,
     kNorm: parts.headNorms?.[1] ?? null,
-    linears: [...parts.linears, ...mlpLinears(config, family, names, `${name}.${names.mlp}`)],
+    ...(family.sinks === undefined ? {} : { sinks: `${name}.${names.attention}.${family.sinks}` }),
+    linears: [
+      ...parts.linears,
+      ...(experts === null ? mlpLinears(config, family, names, mlp) : sharedLinears(experts, mlp, config.hidden_size)),
+    ],
+    ...(experts === null ? {} : { experts: familyExperts(experts, mlp, config.hidden_size) }),
     rotary: family.blockRotary === undefined ? 0 : family.blockRotary(index),
     slidingWindow: family.slidingWindow?.(index) ?? null,
     attention: parts.attention,
@@ -199,11 +214,15 @@ function decoderModules(
       module(block.name, `${family.prefix}${classes.layer}`),
       module(`${block.name}.${parts[index]!.leaf}`, `${family.prefix}${parts[index]!.className}`),
       ...parts[index]!.modules,
-      module(`${block.name}.${names.mlp}`, `${family.prefix}MLP`),
-      ...mlp(block, parts[index]!),
-      ...(names.activation === null
-        ? []
-        : [module(`${block.name}.${names.mlp}.${names.activation}`, ACTIVATION_CLASSES[rules.activation])]),
+      ...(block.experts === undefined
+        ? [
+            module(`${block.name}.${names.mlp}`, `${family.prefix}MLP`),
+            ...mlp(block, parts[index]!),
+            ...(names.activation === null
+              ? []
+              : [module(`${block.name}.${names.mlp}.${names.activation}`, ACTIVATION_CLASSES[rules.activation])]),
+          ]
+        : expertModules(block, `${block.name}.${names.mlp}`, family.prefix, ACTIVATION_CLASSES[rules.activation])),
       ...normNames(names).map((leaf) => module(`${block.name}.${leaf}`, norm)),
     ]),
     module(names.norm, norm),
@@ -233,6 +252,8 @@ function decoderTensors(
     parameter(`${names.embedding}.weight`, [vocab, hidden]),
     ...blocks.flatMap((block, index) => [
       ...attentionTensors({ config, family, names, rules }, parts[index]!),
+      ...(block.sinks === undefined ? [] : [parameter(block.sinks, [config.num_attention_heads])]),
+      ...(block.experts === undefined ? [] : expertTensors(block.experts)),
       ...block.linears.filter((linear) => !parts[index]!.linears.includes(linear)).flatMap(linearTensors),
       ...normNames(names).map((leaf) => parameter(`${block.name}.${leaf}.weight`, [hidden])),
     ]),
@@ -276,14 +297,4 @@ function rotaryBuffers(module: string | null, rotary: readonly RopeSpec[]): Tens
       }),
     ),
   );
-}
-
-export function parameter(name: string, shape: readonly number[]): TensorSpec {
-  return { name, shape, kind: "parameter", dtype: null, persistent: true };
-}
-
-/** Weight [out, in], then bias [out], as torch.nn.Linear registers them. */
-export function linearTensors(linear: LinearSpec): TensorSpec[] {
-  const weight = parameter(`${linear.name}.weight`, [linear.out, linear.in]);
-  return linear.bias ? [weight, parameter(`${linear.name}.bias`, [linear.out])] : [weight];
 }

@@ -1,6 +1,7 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { nearest } from "../common/nearest.ts";
+import { type ExpertStack, expertStacks } from "./experts.ts";
 import { matchNames } from "./python-regex.ts";
 import type { LinearRole, ModelSpec } from "./spec.ts";
 
@@ -8,11 +9,12 @@ import type { LinearRole, ModelSpec } from "./spec.ts";
 export interface LoraTarget {
   /** Module path, e.g. "transformer.h.0.attn.c_attn" or "lm_head". */
   readonly name: string;
-  readonly role: LinearRole | "head";
+  readonly role: LinearRole | "head" | "experts";
   /** Index into spec.layers of the layer that holds it. */
   readonly layer: number;
   readonly in: number;
   readonly out: number;
+  /** Of a parameter of all experts at once: the sum of theirs. */
   readonly r: number;
   readonly alpha: number;
   /** alpha / r, or alpha / sqrt(r) with rsLoRA. */
@@ -20,6 +22,8 @@ export interface LoraTarget {
   readonly dropout: number;
   /** Position among all pairs of the model in module order, whatever the placement. */
   readonly moduleId: number;
+  /** A parameter of all experts at once (target_parameters), and how many those are; absent: a module's weight. */
+  readonly stack?: { readonly parameter: string; readonly experts: number };
 }
 
 export interface ResolvedLora {
@@ -27,6 +31,8 @@ export interface ResolvedLora {
   readonly targets: readonly LoraTarget[];
   /** target_modules as an adapter's configuration stores it: names or suffixes that select exactly these targets, or the pattern. */
   readonly targetModules: string | readonly string[];
+  /** target_parameters as given; null: none. */
+  readonly targetParameters: readonly string[] | null;
   /** Σ r · (in + out) */
   readonly trainable: number;
 }
@@ -40,6 +46,7 @@ type Linear = Pick<LoraTarget, "name" | "role" | "layer" | "in" | "out">;
 export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): ResolvedLora {
   checkSettings(settings);
   const linears = linearLayers(spec);
+  const parameters = matchParameters(spec, settings, linears);
   const everyLinear =
     typeof settings.targetModules === "string" && settings.targetModules.toLowerCase() === "all-linear";
   const names = spec.modules.map((module) => module.name).filter((name) => name !== "");
@@ -47,24 +54,122 @@ export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): Res
   const wanted = everyLinear ? linearNames(linears) : matchTargets(settings, names);
   const matched = names.filter((name) => wanted.has(name) && !excluded.has(name));
 
-  if (matched.length === 0) throw unmatched(settings, linears, names, wanted.size > 0);
+  if (matched.length === 0 && !(parameters.length > 0 && [settings.targetModules].flat().length === 0)) {
+    throw unmatched(settings, linears, names, wanted.size > 0);
+  }
   const foreign = matched.find((name) => !linears.has(name));
   if (foreign !== undefined) throw notLinear(spec, foreign);
 
-  const ranks = patternValues("rank_pattern", settings.rankPattern, matched, settings.r);
-  const alphas = patternValues("alpha_pattern", settings.alphaPattern, matched, settings.alpha);
-  const targets = matched.map((name, moduleId): LoraTarget => {
-    const r = ranks.get(name)!;
-    const alpha = alphas.get(name)!;
-    const scale = alpha / (settings.useRslora ? Math.sqrt(r) : r);
-    return { ...linears.get(name)!, r, alpha, scale, dropout: settings.dropout, moduleId };
-  });
+  const twice = parameters.find(({ name }) => matched.includes(name));
+  if (twice !== undefined) {
+    throw new PipeloraError(
+      "PL_CONFIG_INVALID",
+      `target_parameters names ${twice.key}, whose module target_modules names too: each weight takes one pair.`,
+      { hint: "Leave it out of one of them." },
+    );
+  }
+  const chosen: Chosen[] = [...matched.map((name) => ({ ...linears.get(name)!, key: name })), ...parameters];
+  const keys = chosen.map(({ key }) => key);
+  const ranks = patternValues("rank_pattern", settings.rankPattern, keys, settings.r);
+  const alphas = patternValues("alpha_pattern", settings.alphaPattern, keys, settings.alpha);
+  const place = new Map(names.map((name, index) => [name, index]));
+  // Wrappers of one module's parameters stand under it, the first parameter's the innermost.
+  const position = ({ name, key, stack }: Chosen) => place.get(stack === undefined ? name : parentOf(key))!;
+  const targets = chosen
+    .sort((a, b) => position(a) - position(b))
+    .map(({ key, ...linear }, moduleId): LoraTarget => {
+      const r = ranks.get(key)!;
+      const alpha = alphas.get(key)!;
+      const scale = alpha / (settings.useRslora ? Math.sqrt(r) : r);
+      const all = r * (linear.stack?.experts ?? 1);
+      return { ...linear, r: all, alpha, scale, dropout: settings.dropout, moduleId };
+    });
   return {
     settings,
     targets,
     targetModules: everyLinear ? minimalSuffixes(matched, names) : settings.targetModules,
+    targetParameters: settings.targetParameters,
     trainable: targets.reduce((sum, target) => sum + target.r * (target.in + target.out), 0),
   };
+}
+
+/** A weight that gets a pair, and what rank_pattern and alpha_pattern call it. */
+type Chosen = Linear & Pick<LoraTarget, "stack"> & { readonly key: string };
+
+const parentOf = (name: string) => name.slice(0, name.lastIndexOf("."));
+
+/**
+ * peft's target_parameters: a parameter's whole name, or its end after a dot. Those of experts [N, …] get N pairs in one, a weight [out,
+ * in] a pair as a linear's. Where several of one module's are named, each wraps those before it: "experts.base_layer", then "experts".
+ */
+function matchParameters(spec: ModelSpec, settings: LoraSettings, linears: ReadonlyMap<string, Linear>): Chosen[] {
+  const wanted = settings.targetParameters ?? [];
+  if (wanted.length === 0) return [];
+  const refuse = (message: string, hint: string): never => {
+    throw new PipeloraError("PL_CONFIG_INVALID", message, { hint });
+  };
+  if (settings.dropout > 0) {
+    refuse(
+      `target_parameters does not work with lora_dropout ${settings.dropout}: no input stands before a parameter.`,
+      "Set lora_dropout to 0, as peft asks for too.",
+    );
+  }
+  const stacks = new Map<string, { readonly stack: ExpertStack; readonly layer: number; readonly experts: number }>();
+  const routers = new Map<string, Linear>();
+  spec.layers.forEach((layer, index) => {
+    if (layer.kind !== "block" || layer.experts === undefined) return;
+    const { linear } = layer.experts.router;
+    routers.set(linear.name, { name: linear.name, role: "router", layer: index, in: linear.in, out: linear.out });
+    for (const stack of expertStacks(layer.experts)) {
+      stacks.set(stack.name, { stack, layer: index, experts: layer.experts.count });
+    }
+  });
+  const parameters = spec.tensors.filter(({ name, kind }) => kind === "parameter" && endsWithAny(name, wanted));
+  const unmet = wanted.find((one) => !parameters.some(({ name }) => endsWithAny(name, [one])));
+  if (unmet !== undefined) {
+    const all = [...stacks.keys(), ...spec.tensors.map(({ name }) => name)];
+    const near = [
+      ...new Set(
+        nearest(
+          unmet,
+          all.map((name) => name.split(".").slice(-3).join(".")),
+        ),
+      ),
+    ].slice(0, 5);
+    throw new PipeloraError(
+      "PL_TARGET_MODULES_UNMATCHED",
+      `target_parameters "${unmet}" matches no parameter of this model.`,
+      {
+        hint:
+          near.length > 0
+            ? `Did you mean ${near.join(", ")}?`
+            : "Name parameters as transformers 5 does, mlp.experts.gate_up_proj.",
+      },
+    );
+  }
+  const later = new Map<string, number>();
+  for (const { name } of parameters) later.set(parentOf(name), (later.get(parentOf(name)) ?? 0) + 1);
+  return parameters.map(({ name, shape }): Chosen => {
+    const module = parentOf(name);
+    const left = later.get(module)! - 1;
+    later.set(module, left);
+    const path = module + ".base_layer".repeat(left);
+    const found = stacks.get(name);
+    if (found !== undefined && found.stack.in !== null) {
+      const { stack, layer, experts } = found;
+      const out = stack.parts.reduce((sum, { rows }) => sum + rows, 0);
+      return { key: name, name: path, role: "experts", layer, in: stack.in!, out, stack: { parameter: name, experts } };
+    }
+    const linear = name.endsWith(".weight") ? (routers.get(module) ?? linears.get(module)) : undefined;
+    if (linear === undefined) {
+      return refuse(
+        `target_parameters names ${name} [${shape.join(", ")}]: only weights of linears, routers and experts get LoRA.`,
+        "Name mlp.experts.gate_up_proj, mlp.experts.down_proj, or a linear's weight.",
+      );
+    }
+    if (left > 0) refuse(`target_parameters names several parameters of ${module}.`, "Name its weight alone.");
+    return { ...linear, key: name };
+  });
 }
 
 function checkSettings(settings: LoraSettings): void {

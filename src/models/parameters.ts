@@ -1,4 +1,5 @@
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
+import { activeParameters, tokenRank } from "./experts.ts";
 import type { LoraTarget } from "./lora-targets.ts";
 import type { ModelSpec, TensorSpec } from "./spec.ts";
 
@@ -20,6 +21,8 @@ export interface ParameterList {
   readonly trainable: number;
   /** Elements of every parameter, the base counted by the model's own shapes (as peft's print_trainable_parameters does for packed weights). */
   readonly total: number;
+  /** Those of them that a token goes through: of each block's experts as many as it chooses. */
+  readonly active: number;
   /** Bytes of everything listed, as held. */
   readonly bytes: number;
 }
@@ -34,31 +37,43 @@ export function listParameters(
   hold: (tensor: TensorSpec) => HeldTensor,
   targets: readonly LoraTarget[] | null,
 ): ParameterList {
-  const byName = new Map((targets ?? []).map((target) => [target.name, target]));
+  const byModule = new Map<string, LoraTarget[]>();
+  for (const target of targets ?? []) {
+    const module = target.stack === undefined ? target.name : parentOf(target.stack.parameter);
+    byModule.set(module, [...(byModule.get(module) ?? []), target]);
+  }
   const prefix = targets === null ? "" : "base_model.model.";
   const parameters: HeldParameter[] = [];
   const base = spec.tensors.filter((tensor) => tensor.kind === "parameter");
   const modules = groupByModule(spec, base);
   for (const [module, tensors] of modules) {
-    const target = byName.get(module);
+    const wrappers = byModule.get(module) ?? [];
     for (const tensor of tensors) {
       const leaf = tensor.name.slice(module.length + 1);
-      const name = target === undefined ? tensor.name : `${module}.base_layer.${leaf}`;
+      const name = `${module}${".base_layer".repeat(wrappers.length)}.${leaf}`;
       parameters.push({ name: prefix + name, ...hold(tensor), trainable: false });
     }
-    if (target === undefined) continue;
     const lora = { dtype: "float32", trainable: true } as const;
-    parameters.push({ name: `${prefix}${module}.lora_A.default.weight`, shape: [target.r, target.in], ...lora });
-    parameters.push({ name: `${prefix}${module}.lora_B.default.weight`, shape: [target.out, target.r], ...lora });
+    for (const { name, r, in: input, out } of wrappers) {
+      parameters.push({ name: `${prefix}${name}.lora_A.default.weight`, shape: [r, input], ...lora });
+      parameters.push({ name: `${prefix}${name}.lora_B.default.weight`, shape: [out, r], ...lora });
+    }
   }
+  const own = base.reduce((sum, tensor) => sum + elementCount(tensor.shape), 0);
   const trainable = (targets ?? []).reduce((sum, target) => sum + target.r * (target.in + target.out), 0);
   return {
     parameters,
     trainable,
-    total: base.reduce((sum, tensor) => sum + elementCount(tensor.shape), trainable),
+    total: own + trainable,
+    active: (targets ?? []).reduce(
+      (sum, pair) => sum + tokenRank(spec.layers[pair.layer]!, pair) * (pair.in + pair.out),
+      activeParameters(spec, own),
+    ),
     bytes: parameters.reduce((sum, held) => sum + elementCount(held.shape) * dtypeBytes(held.dtype), 0),
   };
 }
+
+const parentOf = (name: string) => name.slice(0, name.lastIndexOf("."));
 
 /** Every parameter in the dtype given, unpacked. */
 export function holdAs(dtype: Dtype): (tensor: TensorSpec) => HeldTensor {

@@ -3,6 +3,7 @@ import { type FloatDtype, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { INT8_THRESHOLD, isQuantType } from "../common/quantization.ts";
 import { contradiction, nullish, parseConfig, unsupported } from "./config.ts";
+import { expertLinears, ofExpert } from "./experts.ts";
 import { matchNames } from "./python-regex.ts";
 import type { BlockLayer, CheckpointQuantization, LinearSpec, ModelSpec } from "./spec.ts";
 
@@ -56,6 +57,13 @@ export function checkpointQuantization(config: unknown): CheckpointQuantization 
   return { settings: { method: "4bit", quantType, doubleQuant }, skipModules, computeDtype };
 }
 
+/** config.json without its quantization_config where that is MXFP4's, whose packed weights the family itself describes. */
+export function mxfp4Quantization(config: unknown): { readonly rest: unknown; readonly mxfp4: boolean } {
+  const { quantization_config: section } = parseConfig(configuration, config);
+  if (section?.["quant_method"] !== "mxfp4") return { rest: config, mxfp4: false };
+  return { rest: { ...(config as object), quantization_config: null }, mxfp4: true };
+}
+
 function floatDtype(key: string, named: string | null | undefined): FloatDtype | null {
   if (named === null || named === undefined) return null;
   const bare = named.replace(/^torch\./, "");
@@ -63,9 +71,14 @@ function floatDtype(key: string, named: string | null | undefined): FloatDtype |
   return unsupported(`quantization_config.${key}`, named, "float32, bfloat16, float16");
 }
 
-/** The linear layers of all blocks: what quantisation may touch. The output head and the embedding it never does. */
+/**
+ * The linear layers of all blocks, those of each expert among them: what quantisation may touch. The output head, the embedding and routers
+ * it never does, nor experts that the checkpoint holds packed.
+ */
 export function blockLinears(spec: ModelSpec): LinearSpec[] {
-  return blocks(spec).flatMap((block) => block.linears);
+  return blocks(spec).flatMap((block) =>
+    block.experts?.packed === null ? [...block.linears, ...expertLinears(block)] : block.linears,
+  );
 }
 
 /**
@@ -87,7 +100,14 @@ export function matchSkipPattern(pattern: string, names: readonly string[]): str
 export function skippedLinears(spec: ModelSpec, patterns: readonly string[]): Set<string> {
   const names = blockLinears(spec).map(({ name }) => name);
   const skipped = new Set(patterns.flatMap((pattern) => matchSkipPattern(pattern, names)));
-  for (const block of blocks(spec)) for (const group of PRODUCTS) refuseDivided(block, group, skipped);
+  for (const block of blocks(spec)) {
+    for (const group of PRODUCTS) refuseDivided(block.linears, group, skipped);
+    const { experts } = block;
+    for (let expert = 0; skipped.size > 0 && expert < (experts?.count ?? 0); expert += 1) {
+      const own = experts!.linears.map((linear) => ({ ...linear, name: ofExpert(linear.name, expert) }));
+      refuseDivided(own, ["gate", "up"], skipped);
+    }
+  }
   return skipped;
 }
 
@@ -100,8 +120,8 @@ const PRODUCTS = [
   ["q_a", "kv_a"],
 ] as const satisfies readonly (readonly LinearSpec["role"][])[];
 
-function refuseDivided(block: BlockLayer, roles: readonly string[], skipped: ReadonlySet<string>): void {
-  const together = block.linears.filter(({ role }) => roles.includes(role)).map(({ name }) => name);
+function refuseDivided(linears: readonly LinearSpec[], roles: readonly string[], skipped: ReadonlySet<string>): void {
+  const together = linears.filter(({ role }) => roles.includes(role)).map(({ name }) => name);
   const left = together.filter((name) => skipped.has(name));
   if (left.length === 0 || left.length === together.length) return;
   throw new PipeloraError(

@@ -108,16 +108,43 @@ export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
   }
 }
 
-/** rope_parameters (of the layer type, where it names types) or rope_scaling, checked. */
+/**
+ * rope_parameters (of the layer type, where it names types) or rope_scaling, checked. Where a configuration has both, transformers 5 takes
+ * rope_scaling and drops rope_parameters with the base in it (Gemma 3: rope_scaling goes over those of its full attention).
+ */
 export function ropeParametersOf(config: unknown, { layerType, unscaled }: Partial<RopeFamily> = {}): RopeParameters {
   const { rope_parameters: given, rope_scaling: scaling } = parseConfig(ropeConfig, config);
-  if (given === null || given === undefined) return unscaled === true ? {} : (scaling ?? {});
+  const scaled = unscaled !== true && Object.keys(scaling ?? {}).length > 0;
+  if (scaled && (layerType === undefined || isEmpty(given))) return scaling!;
+  if (given === null || given === undefined) return {};
   const nested = layerType === undefined ? undefined : given[layerType];
   const byType = Object.values(given).some(
     (value) => typeof value === "object" && value !== null && !Array.isArray(value),
   );
   if (byType && nested === undefined) contradiction(`rope_parameters has nothing for "${layerType ?? "rope_type"}"`);
-  return parseConfig(ropeParameters, nested ?? given, "config.json: rope_parameters");
+  const parameters = parseConfig(ropeParameters, nested ?? given, "config.json: rope_parameters");
+  return scaled ? { ...parameters, ...scaling } : parameters;
+}
+
+const isEmpty = (value: object | null | undefined) => Object.keys(value ?? {}).length === 0;
+
+/** What of a configuration's positions is read otherwise than it may look: a sentence each. */
+export function ropeRemarks(config: unknown): string[] {
+  const { rope_parameters: given, rope_scaling: scaling, rope_theta: base } = parseConfig(ropeConfig, config);
+  if (isEmpty(given) || isEmpty(scaling)) return [];
+  const full = given!["full_attention"];
+  const differs = (value: unknown, kept: unknown) => JSON.stringify(value) !== JSON.stringify(kept);
+  const lost =
+    typeof full === "object" && full !== null
+      ? Object.entries(full).filter(([key, value]) => key in scaling! && differs(value, scaling![key]))
+      : Object.entries(given!).filter(([key, value]) =>
+          differs(value, scaling![key] ?? (key === "rope_theta" ? base : undefined)),
+        );
+  if (lost.length === 0) return [];
+  const named = lost.map(([key, value]) => `${key} ${JSON.stringify(value)}`).join(", ");
+  return [
+    `config.json has rope_scaling beside rope_parameters: as in transformers 5 rope_scaling counts, and of rope_parameters is lost ${named}`,
+  ];
 }
 
 /** Columns of a head that turn: an even number. */

@@ -31,6 +31,8 @@ export interface ModelSpec {
   /** Ids that end generation (config.json and generation_config.json). */
   readonly eosTokenIds: readonly number[];
   readonly maxPositions: number;
+  /** What of config.json is read otherwise than it may look: a sentence each. */
+  readonly remarks: readonly string[];
 }
 
 /** quantization_config of a checkpoint that bitsandbytes quantised. */
@@ -123,6 +125,8 @@ export interface TensorSpec {
   readonly dtype: Dtype | null;
   /** False for buffers that no checkpoint holds (inv_freq). */
   readonly persistent: boolean;
+  /** The checkpoint's name for it, where that is another. */
+  readonly stored?: string;
 }
 
 export type LayerSpec = EmbeddingLayer | BlockLayer | NormLayer | HeadLayer;
@@ -160,7 +164,12 @@ export interface BlockLayer {
   /** Norms of q and k, as rules.headNorm says; null: none. */
   readonly qNorm: string | null;
   readonly kNorm: string | null;
+  /** [H]: a score of each head that has no value (gpt-oss); absent: none. */
+  readonly sinks?: string;
+  /** Of attention and MLP. With experts the MLP's are those of the shared expert, which every token goes through, if there is one. */
   readonly linears: readonly LinearSpec[];
+  /** A mixture of experts behind attention; absent: the MLP alone. */
+  readonly experts?: ExpertsSpec;
   /** Number in rules.rotary; null: this block knows no positions. */
   readonly rotary: number | null;
   /** Keys at most this far back are seen; null: all. */
@@ -215,9 +224,51 @@ export interface LatentAttention {
   readonly normEps: number;
 }
 
+/** Experts of a block: y = Σ over the chosen of weight · down(gate(gateUp(h))), beside a shared expert. */
+export interface ExpertsSpec {
+  /** Module path, "model.layers.0.mlp.experts". */
+  readonly name: string;
+  readonly count: number;
+  readonly router: RouterSpec;
+  /**
+   * gate_up, or gate and up, then down, of one expert: "*" in their names stands for its number. These are the checkpoint's names where
+   * it holds each expert's apart.
+   */
+  readonly linears: readonly LinearSpec[];
+  /** Parameters of all experts at once as transformers 5 has them: gate_up_proj and down_proj [N, out, in], or [N, in, out]. */
+  readonly transposed: boolean;
+  /** Whether checkpoints hold these at once (and not each expert's apart) when they are written anew. */
+  readonly storedAtOnce: boolean;
+  /** The checkpoint holds the weights in blocks of 32 values with a scale (OCP MX, FP4 E2M1), and so do workers; null: not. */
+  readonly packed: "mxfp4" | null;
+  /** gpt-oss: g' σ(alpha g') (u' + 1), g' = min(g, limit), u' = u within ±limit; null: activation(g) u. */
+  readonly clamp: { readonly limit: number; readonly alpha: number } | null;
+  /** gate_up's rows are gate's and up's in turn. */
+  readonly interleaved: boolean;
+  /** The router stands before the experts in the module tree. */
+  readonly routerFirst: boolean;
+}
+
+export interface RouterSpec {
+  /** [N, D]; never quantised. */
+  readonly linear: LinearSpec;
+  /** Path of its tensors in the checkpoint. */
+  readonly stored: string;
+  /** [N], added to scores when the best are chosen and to nothing else; null: none. */
+  readonly correction: string | null;
+  readonly chosen: number;
+  /** Shares of all experts, a sigmoid each, or shares of those chosen. */
+  readonly score: "softmax" | "sigmoid" | "softmax_of_chosen";
+  /** Weights are divided by their sum. */
+  readonly normalise: boolean;
+  /** Chosen from the best groups alone, by each one's best score or the sum of its two best; null: from all. */
+  readonly groups: { readonly count: number; readonly chosen: number; readonly by: "best" | "two_best" } | null;
+  readonly factor: number;
+}
+
 /** Of a product in a block. delta_*: of a gated delta net; *_a, *_b: down to a latent vector, and up from it. */
 export type LinearRole =
-  | ("qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down")
+  | ("qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down" | "router" | "shared_gate")
   | ("delta_qkv" | "delta_z" | "delta_b" | "delta_a" | "delta_qkvz" | "delta_ba")
   | ("q_a" | "q_b" | "kv_a" | "kv_b");
 

@@ -14,7 +14,8 @@ export function leastCachedBlocks(request: PlanRequest, segments: readonly Segme
 /**
  * `keeping` with more blocks cached: with "auto", as many of each GPU as its budget holds when all else is placed, checkpointing
  * chosen: a byte spent on what a block would recompute saves several times the time (docs/decisions/weight-cache.md). A CPU
- * expands a panel at a time in its caches, and gains nothing worth the memory.
+ * expands a panel at a time in its caches, and gains nothing worth the memory; nor does generation, whose products of a few tokens
+ * read the codes.
  */
 export function chooseCachedBlocks(
   request: PlanRequest,
@@ -23,7 +24,8 @@ export function chooseCachedBlocks(
   budgets: ReadonlyMap<number, number>,
 ): Keeping[] {
   const chosen = [...keeping];
-  if (request.weightCache !== "auto" || request.holding.quantization.method === "none") return chosen;
+  const generates = request.work.cacheTokens > 0;
+  if (request.weightCache !== "auto" || generates || request.holding.quantization.method === "none") return chosen;
   for (const device of request.devices.filter(({ kind }) => kind === "cuda")) {
     const own = segments.filter((segment) => segment.device === device.id);
     const counts = own.map((segment) => blocksOf(request, segment));

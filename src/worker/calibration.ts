@@ -129,6 +129,8 @@ class LayerTimer {
       step: 1,
       seed: this.#request.prepare!.seed,
       training: true,
+      labelSmoothing: 0,
+      noiseAlpha: 0,
       tokens: null,
       targets: labelled ? new Int32Array(tokens) : null,
       weights: labelled ? new Float32Array(tokens).fill(1 / tokens) : null,

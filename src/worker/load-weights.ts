@@ -4,6 +4,8 @@ import { isQuantType, type QuantizationSettings, quantizedHold } from "../common
 import type { Engine } from "../engine/index.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { readPackedWeights } from "../formats/quantized-state.ts";
+import { packedExperts, withExperts } from "../formats/stacked-experts.ts";
+import { modelStacks, storedAliases } from "../models/experts.ts";
 import { blockLinears } from "../models/quantization.ts";
 import type { ModelSpec } from "../models/spec.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
@@ -32,12 +34,15 @@ const AHEAD = 4;
  */
 export async function loadWeights(
   engine: Engine,
-  { checkpoint, spec, wanted }: ShardSource,
+  { checkpoint: files, spec, wanted }: ShardSource,
   request: Prepare__Output,
   signal: AbortSignal,
 ): Promise<void> {
   const dtype = request.holdDtype as FloatDtype;
   const settings = quantizationOf(request.quantization);
+  const stacks = modelStacks(spec);
+  const checkpoint = withExperts(files, stacks, storedAliases(spec));
+  const { packed: packedMx } = packedExperts(files, stacks);
   const modules = new Set(request.quantization?.modules);
   const needed = new Set(wanted.map(({ name }) => name));
   const own = blockLinears(spec).filter(({ name }) => modules.has(name) && needed.has(`${name}.weight`));
@@ -47,6 +52,8 @@ export async function loadWeights(
       : await readPackedWeights(checkpoint, own, settings, new Set(), dtype);
   const quantized = new Set(own.map(({ name }) => `${name}.weight`));
   const load = ({ segment, name }: WantedWeight): Promise<void> => {
+    const mx = packedMx.get(name.replace(/\.weight$/, ""));
+    if (mx !== undefined && name.endsWith(".weight")) return engine.loadPacked(segment, name, mx);
     if (settings === null || !quantized.has(name)) {
       return engine.loadWeight(segment, name, checkpoint.locate(name), dtype);
     }

@@ -5,7 +5,7 @@ import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBat
 /** The micro-batches of a request as the engine takes them: views of the request's bytes. */
 export function unpackMicroBatches(
   packed: MicroBatches__Output,
-  pass: Pick<MicroBatch, "step" | "seed" | "training">,
+  pass: Pick<MicroBatch, "step" | "seed" | "training" | "labelSmoothing" | "noiseAlpha">,
 ): MicroBatch[] {
   const rowTokens = int32Of(packed.rowTokens);
   const rowIds = int32Of(packed.rowIds);

@@ -3,7 +3,14 @@ import { PipeloraError } from "../common/errors.ts";
 import { isFile } from "../common/files.ts";
 import { HUBS, type HubName } from "../common/hubs.ts";
 import type { Logger } from "../common/log.ts";
-import { type Checkpoint, INDEX_FILE, openCheckpoint, SINGLE_FILE, shardsHolding } from "../formats/checkpoint.ts";
+import {
+  type Checkpoint,
+  INDEX_FILE,
+  openCheckpoint,
+  SINGLE_FILE,
+  shardsHolding,
+  type TiedNames,
+} from "../formats/checkpoint.ts";
 import { checkFingerprint } from "../formats/fingerprint.ts";
 import { fetchModelConfig, fetchWeights } from "../hub/model-files.ts";
 import { downloadProgress } from "../hub/progress.ts";
@@ -79,14 +86,14 @@ export class NodeModel {
    * Opens what holds the tensors given. `fingerprint`: the coordinator's, which a folder is held against; what is fetched has its commit and
    * its hashes. Errors: those of openCheckpoint and hub/.
    */
-  async openCheckpoint(tensors: readonly string[], fingerprint: string): Promise<Checkpoint> {
+  async openCheckpoint(tied: TiedNames, tensors: readonly string[], fingerprint: string): Promise<Checkpoint> {
     if (this.#snapshot === null) {
-      const checkpoint = await openCheckpoint(this.dir);
+      const checkpoint = await openCheckpoint(this.dir, tied);
       await checkFingerprint(checkpoint, fingerprint);
       return checkpoint;
     }
-    await fetchWeights(this.#snapshot, tensors);
-    return openCheckpoint(this.dir, tensors);
+    await fetchWeights(this.#snapshot, tied, tensors);
+    return openCheckpoint(this.dir, tied, tensors);
   }
 }
 
@@ -99,6 +106,6 @@ async function isWhole(dir: string): Promise<boolean> {
   if (!(await isFile(join(dir, "config.json")))) return false;
   if (await isFile(join(dir, SINGLE_FILE))) return true;
   if (!(await isFile(join(dir, INDEX_FILE)))) return false;
-  const shards = await shardsHolding(dir, null);
+  const shards = await shardsHolding(dir, [], null);
   return (await Promise.all(shards.map((shard) => isFile(join(dir, shard))))).every(Boolean);
 }

@@ -1,8 +1,9 @@
 import type { FloatDtype } from "../common/dtype.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
-import type { Engine, NativeAddon } from "../engine/index.ts";
+import type { Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
+import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
@@ -11,7 +12,7 @@ import { buildSchedule, type Instruction } from "../schedule/index.ts";
 import type { ReplicaGroup } from "./gradient-sum.ts";
 import { loadWeights, type WantedWeight } from "./load-weights.ts";
 import type { NodeModel } from "./node-model.ts";
-import { describeSegment, engineArch } from "./segments.ts";
+import { describeSegment, engineArch, noiseScale } from "./segments.ts";
 
 export interface PreparedRank {
   readonly engine: Engine;
@@ -23,6 +24,8 @@ export interface PreparedRank {
   /** Pair numbers in the order of the engine's gradSquares. */
   readonly moduleIds: Int32Array;
   readonly seed: number;
+  /** As every micro-batch is told. */
+  readonly regularisation: Pick<MicroBatch, "labelSmoothing" | "noiseAlpha">;
   /** Null with one replica of the pipeline. */
   readonly replicas: ReplicaGroup | null;
   /** This rank's list for so many micro-batches. */
@@ -53,7 +56,11 @@ export async function prepareRank(
     .filter((segment) => segment.rank === rank)
     .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
   const checkpoint = await model.openCheckpoint(
-    own.flatMap(({ weights }) => weights),
+    spec.tied,
+    storedNames(
+      spec,
+      own.flatMap(({ weights }) => weights),
+    ),
     request.modelFingerprint,
   );
   signal.throwIfAborted();
@@ -69,7 +76,7 @@ export async function prepareRank(
     const engineSegment = new Map<number, number>();
     const wanted: WantedWeight[] = [];
     for (const { index, description, weights } of own) {
-      const number = await engine.addSegment(description);
+      const number = await engine.addSegment({ ...description, fp8: request.fp8 });
       engineSegment.set(index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
@@ -84,6 +91,10 @@ export async function prepareRank(
       engineSegment,
       moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),
       seed: request.seed,
+      regularisation: {
+        labelSmoothing: request.labelSmoothing,
+        noiseAlpha: request.neftuneNoiseAlpha * noiseScale(spec),
+      },
       replicas: replicaGroup(request.replicaRanks, rank),
       instructions: scheduleOf(request, rank),
     };

@@ -235,6 +235,7 @@ export class Rank {
       step: request.step,
       seed: prepared.seed,
       training: true,
+      ...prepared.regularisation,
     });
     const name = `step ${request.step}/${this.#passes++}`;
     const totals = await runInstructions(prepared, this.#options.links, {
@@ -272,7 +273,8 @@ export class Rank {
 
   async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
     const prepared = this.#ready();
-    const batches = unpackMicroBatches(packed, { step: 0, seed: prepared.seed, training: false });
+    const pass = { step: 0, seed: prepared.seed, training: false, ...prepared.regularisation };
+    const batches = unpackMicroBatches(packed, pass);
     const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),

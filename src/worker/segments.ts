@@ -1,9 +1,17 @@
 import type { FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { EngineArch, EngineLayer, EngineLora, SegmentDescription } from "../engine/index.ts";
+import type {
+  EngineArch,
+  EngineExperts,
+  EngineLayer,
+  EngineLinear,
+  EngineLora,
+  SegmentDescription,
+} from "../engine/index.ts";
 import { fromFloat32, toFloat32 } from "../formats/half.ts";
 import { blockVectors } from "../models/block-vectors.ts";
-import type { AttentionKind, LayerSpec, ModelSpec } from "../models/spec.ts";
+import { type ExpertStack, expertStacks, expertWeights } from "../models/experts.ts";
+import type { AttentionKind, ExpertsSpec, LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 
@@ -49,16 +57,28 @@ export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArc
   };
 }
 
+/**
+ * What noise on embeddings is multiplied by. transformers adds it to what the embedding module gives: before the factor of families
+ * whose decoder scales embeddings (Granite, MiniCPM), after that of a module that scales by itself (Gemma), whose factor is rounded.
+ */
+export function noiseScale({ rules: { scale } }: ModelSpec): number {
+  return scale.embeddingRounded ? 1 : scale.embedding;
+}
+
 /** The nearest value that a dtype has. */
 function rounded(value: number, dtype: FloatDtype): number {
   return toFloat32(fromFloat32(Float32Array.of(value), dtype), dtype)![0]!;
 }
 
+/** A LoRA pair of a segment; `expertsOf`: of a parameter of all experts at once, its name. */
+export type SegmentPair = Pick<LoraPair__Output, "module" | "r" | "scale" | "dropout" | "moduleId"> &
+  Partial<Pick<LoraPair__Output, "expertsOf">>;
+
 /** One segment as the engine takes it, and the checkpoint tensors it needs. */
 export function describeSegment(
   spec: ModelSpec,
   segment: Segment__Output,
-  lora: ReadonlyMap<string, LoraPair__Output>,
+  lora: ReadonlyMap<string, SegmentPair>,
 ): { description: SegmentDescription; weights: string[] } {
   const layers = spec.layers.slice(segment.firstLayer, segment.lastLayer + 1);
   if (layers.length === 0) {
@@ -79,7 +99,7 @@ export function describeSegment(
   };
 }
 
-function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string, LoraPair__Output>): EngineLayer {
+function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string, SegmentPair>): EngineLayer {
   switch (layer.kind) {
     case "embedding":
       return { kind: "embedding", weight: layer.weight };
@@ -100,7 +120,9 @@ function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string
         rotary: layer.rotary ?? -1,
         slidingWindow: layer.slidingWindow ?? 0,
         ...engineAttention(spec, layer.attention),
-        linears: layer.linears.map((linear) => ({ ...linear, lora: engineLora(lora.get(linear.name)) })),
+        linears: layer.linears.map((linear) => engineLinear(linear, lora)),
+        ...(layer.sinks === undefined ? {} : { sinks: layer.sinks }),
+        ...(layer.experts === undefined ? {} : { experts: engineExperts(layer.experts, spec, lora) }),
       };
   }
 }
@@ -120,7 +142,46 @@ function engineAttention({ shape }: ModelSpec, attention: AttentionKind) {
   }
 }
 
-function engineLora(pair: LoraPair__Output | undefined): EngineLora | null {
+function engineLinear(linear: LinearSpec, lora: ReadonlyMap<string, SegmentPair>): EngineLinear {
+  return { ...linear, lora: engineLora(lora.get(linear.name)) };
+}
+
+function engineExperts(
+  experts: ExpertsSpec,
+  { rules }: ModelSpec,
+  lora: ReadonlyMap<string, SegmentPair>,
+): EngineExperts {
+  const { router, count, clamp } = experts;
+  const own = [...lora.values()].filter(({ expertsOf }) => (expertsOf ?? "") !== "");
+  const pair = (stack: ExpertStack) => {
+    const found = own.find(({ expertsOf }) => expertsOf === stack.name);
+    return found === undefined ? null : { name: found.module, ...engineLora(found)! };
+  };
+  const weights = expertStacks(experts).filter((stack) => stack.in !== null);
+  return {
+    route: {
+      experts: count,
+      chosen: router.chosen,
+      score: router.score,
+      normalise: router.normalise,
+      groups: router.groups?.count ?? 1,
+      chosenGroups: router.groups?.chosen ?? 1,
+      twoBest: router.groups?.by === "two_best",
+      factor: router.factor,
+    },
+    router: engineLinear(router.linear, lora),
+    correction: router.correction,
+    activation: rules.activation,
+    interleaved: experts.interleaved,
+    limit: clamp?.limit ?? 0,
+    alpha: clamp?.alpha ?? 1,
+    linears: experts.linears.map((linear) => ({ ...linear, lora: null })),
+    gateUpLora: pair(weights[0]!),
+    downLora: pair(weights[1]!),
+  };
+}
+
+function engineLora(pair: SegmentPair | undefined): EngineLora | null {
   if (pair === undefined) return null;
   return { r: pair.r, scale: pair.scale, dropout: pair.dropout, moduleId: pair.moduleId };
 }
@@ -131,5 +192,5 @@ function weightNames(spec: ModelSpec, layer: LayerSpec): string[] {
   const linears = layer.linears.flatMap(({ name, bias }) =>
     bias ? [`${name}.weight`, `${name}.bias`] : [`${name}.weight`],
   );
-  return [...vectors, ...linears];
+  return [...vectors, ...linears, ...(layer.experts === undefined ? [] : expertWeights(layer.experts))];
 }

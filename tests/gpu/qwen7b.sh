@@ -9,7 +9,7 @@ model=$(mktemp -d)
 started=$(date +%s%N)
 coordinator init-model --config "$config" --torch-dtype bfloat16 --output-dir "$model" || exit 1
 echo "init-model: $((($(date +%s%N) - started) / 1000000)) ms, $(du -sh "$model" | cut -f1)"
-for settings in --gradient-checkpointing "--gradient-checkpointing false" "--gradient-checkpointing false --weight-cache auto"; do
+for settings in "--gradient-checkpointing --weight-cache off" "--gradient-checkpointing false --weight-cache off" "--gradient-checkpointing false"; do
   # shellcheck disable=SC2086
   coordinator --model "$model" --dataset "$rows" --output-dir "$model/out" --overwrite-output-dir --load-in-4bit \
     --bnb-4bit-quant-type nf4 --bnb-4bit-use-double-quant --compute-dtype bfloat16 --torch-dtype bfloat16 \

@@ -27,12 +27,18 @@ const NF4 = { method: "4bit", dtype: "float32", quantType: "nf4", doubleQuant: t
 for (const { name, hold, loss: closeLoss, rest } of [
   { name: "qwen1", hold: null, loss: 1e-5, rest: 1e-4 },
   { name: "qwen2-gqa-tied", hold: null, loss: 1e-5, rest: 1e-4 },
-  ...["gemma2", "gemma3", "phi3", "glm4", "granite", "qwen3-5"].map((name) => ({
-    name,
-    hold: null,
-    loss: 1e-5,
-    rest: 1e-4,
-  })),
+  ...[
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "glm4",
+    "granite",
+    "qwen3-5",
+    "qwen3-moe-attention",
+    "qwen3-moe-experts",
+    "gpt-oss",
+    "label-smoothing",
+  ].map((name) => ({ name, hold: null, loss: 1e-5, rest: 1e-4 })),
   { name: "qwen1-nf4", hold: NF4, loss: 1e-4, rest: 1e-3 },
 ]) {
   test(`${name}: first loss, logits and every gradient of the first batch`, async () => {
@@ -100,7 +106,17 @@ test("the text model of a checkpoint with a vision tower: the same logits, the t
 });
 
 test("keys and values in a cache give what whole sequences give, bit for bit or nearly", async () => {
-  for (const name of ["gemma2", "gemma3", "phi3", "glm4", "granite", "qwen3-5"]) {
+  for (const name of [
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "glm4",
+    "granite",
+    "qwen3-5",
+    "qwen3-moe-attention",
+    "qwen3-moe-experts",
+    "gpt-oss",
+  ]) {
     const engine = await wholeModel(join(fixture(`goldens/${name}`), "model"), null);
     const ids = Array.from({ length: 23 }, (_, i) => (i * 37 + 11) % 160);
     const cache = await engine.createCache(1, ids.length);

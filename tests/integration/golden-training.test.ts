@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { openCheckpoint } from "../../src/formats/checkpoint.ts";
 import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
 import { adapterDistance, goldenFlags, goldenRun, relative } from "../support/golden.ts";
 
@@ -10,6 +11,7 @@ const RUNS = [
   "qwen1-shuffled",
   "qwen2-gqa-tied",
   "head-dim-96",
+  "label-smoothing",
   "rank-16-and-64",
   "gemma2",
   "gemma3",
@@ -17,6 +19,9 @@ const RUNS = [
   "glm4",
   "granite",
   "qwen3-5",
+  "qwen3-moe-attention",
+  "qwen3-moe-experts",
+  "gpt-oss",
 ];
 
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));
@@ -66,6 +71,39 @@ test("gradient checkpointing, another schedule or a map that returns to device 0
     assert.equal(result.code, 0, `${variant}: ${result.stderr}`);
     assert.deepEqual(adapter(join(root, variant)), adapter(join(root, "plain")), variant);
   }
+});
+
+test("a tied model whose file has the head alone trains to the same bits, and merges", async (t) => {
+  const golden = goldenRun("qwen2-gqa-tied");
+  const root = temporaryFolder(t);
+  const model = join(root, "model");
+  cpSync(join(golden.folder, "model"), model, { recursive: true });
+  const bytes = readFileSync(join(model, "model.safetensors"));
+  const length = Number(bytes.readBigUInt64LE(0));
+  const header = bytes.subarray(8, 8 + length).toString();
+  const names = header.replace('"model.embed_tokens.weight"', '"lm_head.weight"').padEnd(length);
+  writeFileSync(
+    join(model, "model.safetensors"),
+    Buffer.concat([bytes.subarray(0, 8), Buffer.from(names), bytes.subarray(8 + length)]),
+  );
+  for (const [name, folder] of [
+    ["plain", golden.folder],
+    ["renamed", root],
+  ] as const) {
+    const flags = goldenFlags(
+      { ...golden, args: { ...golden.args, max_steps: 2 } },
+      join(root, name),
+      "--workers",
+      "2",
+    );
+    const result = await coordinator([...flags, "--model", join(folder, "model")]);
+    assert.equal(result.code, 0, result.stderr);
+    const merged = ["merge", "--model", join(folder, "model"), "--adapter", join(root, name)];
+    assert.equal((await coordinator([...merged, "--output-dir", join(root, `${name}-merged`)])).code, 0);
+  }
+  assert.deepEqual(adapter(join(root, "renamed")), adapter(join(root, "plain")));
+  const tensors = async (name: string) => (await openCheckpoint(join(root, `${name}-merged`))).names;
+  assert.deepEqual(await tensors("renamed"), await tensors("plain"));
 });
 
 test("the trained adapter continues a prompt greedily as transformers does, over several workers", async (t) => {

@@ -7,7 +7,7 @@ import { readJson } from "./cli.ts";
 /** A training run made with transformers and peft (tests/fixtures/goldens). */
 export interface GoldenRun {
   readonly folder: string;
-  readonly args: Readonly<Record<string, number | string>>;
+  readonly args: Readonly<Record<string, unknown>>;
   readonly sequential: boolean;
   readonly logHistory: readonly Readonly<Record<string, number>>[];
   readonly sampleOrder: readonly (readonly number[])[];
@@ -18,7 +18,7 @@ export interface GoldenRun {
 export function goldenRun(name: string): GoldenRun {
   const folder = join(PACKAGE_ROOT, "tests", "fixtures", "goldens", name);
   const expected = readJson<{
-    trainer_args: Record<string, number | string>;
+    trainer_args: Record<string, unknown>;
     sequential: boolean;
     log_history: Record<string, number>[];
     sample_order: number[][];
@@ -38,7 +38,8 @@ export function goldenRun(name: string): GoldenRun {
 
 /** The command line of a golden run: it starts from the library's own first adapter. */
 export function goldenFlags(golden: GoldenRun, outputDir: string, ...more: string[]): string[] {
-  const args = Object.entries(golden.args).flatMap(([key, value]) => [`--${key.replaceAll("_", "-")}`, String(value)]);
+  const shown = (value: unknown) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const args = Object.entries(golden.args).flatMap(([key, value]) => [`--${key.replaceAll("_", "-")}`, shown(value)]);
   return [
     ...["--model", join(golden.folder, "model"), "--dataset", join(golden.folder, "data.jsonl")],
     ...["--adapter", join(golden.folder, "adapter_init"), "--output-dir", outputDir],

@@ -47,6 +47,7 @@ export class LoopbackHub {
   readonly faults: Fault[] = [];
   readonly #repositories = new Map<string, Repository>();
   readonly #gated = new Set<string>();
+  readonly #moved = new Map<string, string>();
   readonly #servers: Server[] = [];
   #hub = 0;
   #storage = 0;
@@ -89,6 +90,11 @@ export class LoopbackHub {
     return this.add(kind, name, Object.fromEntries(paths.map((path) => [path, readFileSync(join(dir, path))])));
   }
 
+  /** A name without an owner, as the first models have: the hub sends on to the one that they got later. */
+  rename(old: string, name: string): void {
+    this.#moved.set(old, name);
+  }
+
   /** Readable with the token "secret" alone. */
   gate(name: string): void {
     this.#gated.add(name);
@@ -126,6 +132,13 @@ export class LoopbackHub {
     const url = new URL(request.url!, this.endpoint);
     const refuse = (status: number, code: string) =>
       response.writeHead(status, { "x-error-code": code, "content-type": "application/json" }).end('{"error":"no"}');
+    const moved = /^(\/api\/models\/|\/api\/datasets\/|\/datasets\/|\/)([^/]+)(\/(?:revision|tree|resolve)\/.*)$/.exec(
+      url.pathname,
+    );
+    const owned = moved === null ? undefined : this.#moved.get(moved[2]!);
+    if (owned !== undefined) {
+      return response.writeHead(307, { location: `${moved![1]}${owned}${moved![3]}${url.search}` }).end();
+    }
     const info = /^\/api\/(models|datasets)\/([^/]+\/[^/]+)\/revision\/([^/]+)$/.exec(url.pathname);
     const tree = /^\/api\/(models|datasets)\/([^/]+\/[^/]+)\/tree\/([^/]+)$/.exec(url.pathname);
     const file = /^\/(datasets\/)?([^/]+\/[^/]+)\/resolve\/([^/]+)\/(.+)$/.exec(url.pathname);

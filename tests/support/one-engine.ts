@@ -3,6 +3,8 @@ import type { QuantizedHold } from "../../src/common/quantization.ts";
 import { type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
 import { adapterPairs, openAdapter } from "../../src/formats/adapter.ts";
 import { openCheckpoint } from "../../src/formats/checkpoint.ts";
+import { packedExperts, withExperts } from "../../src/formats/stacked-experts.ts";
+import { modelStacks, storedAliases } from "../../src/models/experts.ts";
 import { readModelSpec } from "../../src/models/index.ts";
 import { resolveLoraTargets } from "../../src/models/lora-targets.ts";
 import { blockLinears } from "../../src/models/quantization.ts";
@@ -41,12 +43,24 @@ export async function wholeModel(
   const { description, weights } = describeSegment(
     spec,
     whole,
-    new Map(targets.map((target) => [target.name, { ...target, module: target.name }])),
+    new Map(
+      targets.map((target) => [
+        target.name,
+        { ...target, module: target.name, expertsOf: target.stack?.parameter ?? "" },
+      ]),
+    ),
   );
   await engine.addSegment(description);
-  const checkpoint = await openCheckpoint(modelDir);
+  const files = await openCheckpoint(modelDir, spec.tied);
+  const checkpoint = withExperts(files, modelStacks(spec), storedAliases(spec));
+  const { packed } = packedExperts(files, modelStacks(spec));
   const quantized = new Set(hold === null ? [] : blockLinears(spec).map(({ name }) => `${name}.weight`));
   for (const name of weights) {
+    const mx = name.endsWith(".weight") ? packed.get(name.slice(0, -".weight".length)) : undefined;
+    if (mx !== undefined) {
+      await engine.loadPacked(0, name, mx);
+      continue;
+    }
     await engine.loadWeight(0, name, checkpoint.locate(name), quantized.has(name) ? hold! : "float32");
   }
   if (adapter !== null) {
@@ -85,6 +99,8 @@ export function meanLossBatch(
     step: 1,
     seed: 0,
     training,
+    labelSmoothing: 0,
+    noiseAlpha: 0,
     tokens: Int32Array.from(rows.flatMap(({ input_ids }) => input_ids)),
     targets: Int32Array.from(targets),
     weights: Float32Array.from(targets, (target) => (target === -100 ? 0 : 1 / count)),

@@ -43,6 +43,7 @@ struct Batch {
   std::vector<RopeTables::Table> rope;  // as Arch::rotary
   std::vector<Buffer> rope_storage;     // tables of this batch alone, where a sequence has its own frequencies
   Buffer q_scale;       // [1, T] or empty
+  Indices cache_row;    // [T], where a cache takes each token's key and value; empty without a cache
 
   const DropoutKey* dropout() const { return training ? &key : nullptr; }
 };

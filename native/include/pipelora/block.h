@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "pipelora/batch.h"
+#include "pipelora/experts.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
 #include "pipelora/mixer.h"
@@ -21,8 +22,10 @@ struct BlockSaved {
   Buffer mid;      // [T, D] after attention's residual
   Buffer gate_up;  // [T, 2F]
   Buffer attn_out, mlp_out;  // [T, D] what attention and MLP add before its norm, where it has one
-  Buffer inner_qkv, inner_o, inner_gate_up, inner_down;  // [T, sum of R] f32
+  Buffer inner_qkv, inner_o, inner_gate_up, inner_down, inner_shared_gate;  // [T, sum of R] f32
   Buffer inner_q_b, inner_kv_b;
+  Buffer share;  // [T, 1] f32 of the shared expert
+  ExpertsSaved experts;
 };
 
 class Block {
@@ -32,6 +35,8 @@ class Block {
   const BlockSpec& spec() const { return spec_; }
   bool trainable() const;
   std::vector<LinearGroup*> groups();
+  /// null: an MLP.
+  Experts* experts() { return experts_.get(); }
   /// Weights beside the linears: norms, and what the mixer has.
   const std::vector<WeightPlace>& places() const { return places_; }
   std::size_t place_bytes() const;
@@ -47,6 +52,11 @@ class Block {
  private:
   /// The forward pass; `again`: from `saved`, all of which it makes again, without an output.
   Buffer run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const BlockCache* cache);
+  /// The half behind attention where it is a mixture of experts: as run() and backward(), dout becoming the gradient of saved.mid
+  /// where `into_input`.
+  Buffer run_experts(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, Placement place);
+  void experts_backward(const Batch& batch, BlockSaved& saved, const Tensor& dout, bool into_input);
+  Buffer normed_mid(const BlockSaved& saved);
   /// The product's columns to where the mixer has them, or back.
   void arrange(const Tensor& product, const Tensor& arranged, bool back);
   /// out = residual + factor * branch, or its norm.
@@ -60,7 +70,10 @@ class Block {
   BlockSpec spec_;
   std::unique_ptr<Mixer> mixer_;
   std::vector<ColumnMove> moves_;
-  std::unique_ptr<LinearGroup> qkv_, o_, gate_up_, down_;
+  std::unique_ptr<LinearGroup> qkv_, o_, gate_up_, down_;  // with experts the last two are the shared one's, if there is one
+  std::unique_ptr<LinearGroup> shared_gate_;
+  std::unique_ptr<Experts> experts_;
+  std::int64_t ffn_ = 0;  // of gate and up, each
   std::unique_ptr<DeviceMemory> norm_memory_;
   std::vector<WeightPlace> places_;  // those below that there are, and the mixer's
   Tensor attn_norm_, mlp_norm_, attn_post_norm_, mlp_post_norm_;

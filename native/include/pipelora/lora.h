@@ -15,7 +15,9 @@ enum class LoraPart { weight, grad, exp_avg, exp_avg_sq };
 
 class LoraPair {
  public:
-  LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec);
+  /// `experts`: the pair is one of each of that many weights, as peft has it for a parameter [N, …]: A [N r, in], expert by expert, B
+  /// [out, r N], the experts' columns of one rank beside each other.
+  LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1);
 
   const std::string& name() const { return name_; }
   const LoraSpec& spec() const { return spec_; }
@@ -28,11 +30,13 @@ class LoraPair {
   /// Both gradients as one run of floats: A [R, in], then B transposed [R, out].
   Tensor gradients() const;
   AdamTarget adam_target(LoraMatrix matrix) const;
-  LoraView view(std::int64_t first_column, std::int64_t first_inner) const;
+  LoraView view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert = 0) const;
 
  private:
+  /// The caller's column of B that row `row` of its transposed is.
+  std::int64_t column_of(std::int64_t row) const { return row % (spec_.r / experts_) * experts_ + row / (spec_.r / experts_); }
   std::string name_;
-  std::int64_t in_, out_;
+  std::int64_t in_, out_, experts_;
   LoraSpec spec_;
   std::unique_ptr<DeviceMemory> memory_;
 };

@@ -80,7 +80,5 @@ std::vector<LinearSpec> pick_linears(const BlockSpec& spec, std::initializer_lis
 /// One product; throws PL_TENSOR_MISMATCH unless they add up to [out, in].
 std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
                                         std::int64_t in, std::int64_t out);
-/// New tokens' rows behind those that a cache holds.
-void append_to_cache(Ops& ops, const Sequences& sequences, const Tensor& rows, const Tensor& cache);
 
 }  // namespace pipelora

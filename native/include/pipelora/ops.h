@@ -20,6 +20,7 @@
 #include "pipelora/mixer_calls.h"
 #include "pipelora/norm_rule.h"
 #include "pipelora/rng.h"
+#include "pipelora/routing.h"
 #include "pipelora/sequences.h"
 #include "pipelora/tensor.h"
 
@@ -33,7 +34,8 @@ struct State8;
 /// Of the gate: x sigma(x); x Phi(x) with tanh in Phi's place, or with erf.
 enum class Activation : std::uint8_t { silu, gelu_tanh, gelu };
 
-enum class Quantisation : std::uint8_t { none, nf4, fp4, int8 };
+/// mxfp4: blocks of 32 values with a power of two each, as a checkpoint holds them; held with scales in f32.
+enum class Quantisation : std::uint8_t { none, nf4, fp4, int8, mxfp4 };
 
 /// What a weight is held as.
 struct HoldSpec {
@@ -43,8 +45,10 @@ struct HoldSpec {
   std::int64_t block_size = 64;  // nf4, fp4
   bool double_quant = false;     // nf4, fp4
   float threshold = 6.0f;        // int8: columns of the input with a magnitude of at least this stay in 16 bit; 0: none
-  /// Quantised forms: the weight's values are kept in the compute dtype too (same results, more memory).
+  /// What products read is kept beside the weight (same results, more memory): quantised forms in the compute dtype, fp8 in e4m3.
   bool keep_expanded = false;
+  /// GPUs: the weight's products, forward and back, multiply e4m3 numbers (docs/decisions/fp8.md). Where its shape does not suit, as without.
+  bool fp8 = false;
 
   bool operator==(const HoldSpec&) const = default;
 };
@@ -56,6 +60,8 @@ class LinearWeight {
   virtual ~LinearWeight() = default;
   /// Columns of the LoRA inner vectors that will come with its products (0: none); said once, before load.
   virtual void expect_lora(std::int64_t inner_cols) { static_cast<void>(inner_cols); }
+  /// Which weights are used before and after it depends on the data: an expert's. Said before load.
+  virtual void follows_routing() {}
   std::int64_t in = 0;
   std::int64_t out = 0;
   std::vector<std::int64_t> part_rows;  // sums to out
@@ -210,7 +216,8 @@ struct AttentionBackward {
   std::int64_t value_width() const { return value_dim > 0 ? value_dim : head_dim; }
 };
 
-/// Row-wise softmax cross entropy. Gradients are weight * (softmax - onehot), of what shape_logits(factor, cap) was given.
+/// Row-wise softmax cross entropy against (1 - smoothing) onehot + smoothing / V. Gradients are weight * (softmax - that), of what
+/// shape_logits(factor, cap) was given.
 struct CrossEntropy {
   Tensor logits;   // [L, V] f32
   Tensor dlogits;  // [L, V] compute; each row may begin where its logits do; empty: no gradient
@@ -219,6 +226,15 @@ struct CrossEntropy {
   Tensor loss;     // [1, L] f32, the unweighted loss of each row
   Tensor correct;  // [1, L] i32: 1 where the target is the (first) largest logit
   float factor = 1, cap = 0;
+  float smoothing = 0;
+};
+
+/// x += u * alpha / sqrt(length of the token's row * width), u uniform in (-1, 1) (rng.h, noise_bits). Rows stand for themselves.
+struct EmbeddingNoise {
+  Tensor x;  // [T, D] compute
+  const Sequences* sequences = nullptr;
+  DropoutKey key;
+  float alpha = 0;
 };
 
 /// All four dense and of the same size, f32.
@@ -375,7 +391,20 @@ class Ops {
     swiglu_backward(gate, up, call.dx, dgate, dup, call.dx, activation);
     if (!call.lora.pairs.empty()) lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
   }
+  /// What a mixture of experts is made of (routing.h).
+  virtual void route(const Route& call) = 0;
+  virtual void route_backward(const RouteBackward& call) = 0;
+  /// to[p] = from[order[p] / C]
+  virtual void gather_choices(const Tensor& from, const Routes& routes, const Tensor& to) = 0;
+  virtual void gate_forward(const GateForward& call) = 0;
+  virtual void gate_backward(const GateBackward& call) = 0;
+  virtual void combine(const Combine& call) = 0;
+  virtual void attention_sinks(const AttentionSinks& call) = 0;
+  /// In place on dense f32: sigma(x); and grads *= s (1 - s), the shares s as sigmoid() left them.
+  virtual void sigmoid(const Tensor& x) = 0;
+  virtual void sigmoid_backward(const Tensor& shares, const Tensor& grads) = 0;
   virtual void cross_entropy(const CrossEntropy& call) = 0;
+  virtual void add_noise(const EmbeddingNoise& call) = 0;
   /// The token drawn. Throws PL_ENGINE_FAILED where the largest logit is not a finite number.
   virtual std::int32_t sample(const Sampling& call) = 0;
 

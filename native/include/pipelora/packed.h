@@ -13,13 +13,21 @@ namespace pipelora {
 
 using PackedState = std::variant<quant::State4, quant::State8>;
 
+/// Values of a block of MXFP4.
+inline constexpr std::int64_t kMxBlock = 32;
+
+inline quant::FourBit four_bit_of(Quantisation quantisation) {
+  return quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quantisation == Quantisation::fp4 ? quant::FourBit::fp4 : quant::FourBit::mxfp4;
+}
+
 /// Bytes in host memory.
 struct HostBytes {
   const void* data = nullptr;
   std::size_t bytes = 0;
 };
 
-/// The arrays of one weight [rows, cols], not yet trusted. 8 bits: codes and absmax (its SCB) alone.
+/// The arrays of one weight [rows, cols], not yet trusted. 8 bits: codes and absmax (its SCB) alone. MXFP4: codes, the even value in
+/// a byte's low half, and absmax alone: a biased exponent (E8M0) a block.
 template <class Array>
 struct PackedArrays {
   HoldSpec hold;

@@ -51,6 +51,15 @@ PIPELORA_HD inline Philox dropout_bits(DropoutKey key, std::uint32_t row, std::u
                                     static_cast<std::uint32_t>(key.seed) ^ 0x64726F70u, static_cast<std::uint32_t>(key.seed >> 32));
 }
 
+/// Noise on embeddings (NEFTune). Element e = position in row * width + column of row `row` of step `step`: one call serves the four
+/// elements e / 4. A word w is the uniform number ((w >> 8) + 0.5) / 2^23 - 1, between -1 and 1.
+PIPELORA_HD inline Philox noise_bits(DropoutKey key, std::uint32_t row, std::uint64_t group) {
+  return philox4x32<10>(static_cast<std::uint32_t>(group), row, key.step, static_cast<std::uint32_t>(group >> 32),
+                        static_cast<std::uint32_t>(key.seed) ^ 0x6E656674u, static_cast<std::uint32_t>(key.seed >> 32));
+}
+
+PIPELORA_HD inline float noise_of(std::uint32_t word) { return (static_cast<float>(word >> 8) + 0.5f) * 0x1p-23f - 1.0f; }
+
 inline std::uint32_t dropout_threshold(float p) { return 2 * static_cast<std::uint32_t>(static_cast<double>(p) * 32768.0 + 0.5); }
 
 /// Streams of random tensors: element i of `stream`; one call serves the four elements i / 4.

@@ -67,7 +67,7 @@ struct Arch {
 inline NormRule norm_rule(const Arch& arch) { return {arch.rms_eps, arch.norm_centred}; }
 
 struct LoraSpec {
-  std::int64_t r = 0;
+  std::int64_t r = 0;  // of all experts together
   float scale = 0;
   float dropout = 0;
   std::uint32_t module_id = 0;
@@ -78,6 +78,7 @@ enum class Role {
   delta_qkv, delta_z, delta_b, delta_a,  // of a gated delta net: q, k and v; the output's gate; beta; the decay
   delta_qkvz, delta_ba,                  // the same, a key head's parts side by side
   q_a, q_b, kv_a, kv_b,                  // of latent attention: down to a latent vector, and up from it
+  router, shared_gate,
 };
 
 struct LinearSpec {
@@ -103,6 +104,22 @@ struct LatentSpec {
   float norm_eps = 0;
 };
 
+/// A mixture of experts. A block that has one may have an MLP too, which every token goes through (a shared expert).
+struct ExpertsSpec {
+  RouteRule route;
+  GateRule gate;
+  LinearSpec router;
+  std::string correction;  // [N], added to scores when experts are chosen; empty: none
+  /// gate_up, or gate and up, then down, of one expert; "*" in names stands for its number.
+  std::vector<LinearSpec> linears;
+  /// Pairs of all experts at once: A [N r, in], expert by expert, B [out, r N], in which neighbours are experts.
+  struct Pair {
+    std::string name;
+    LoraSpec lora;
+  };
+  std::optional<Pair> gate_up_lora, down_lora;
+};
+
 struct EmbeddingSpec {
   std::string weight;
 };
@@ -117,7 +134,9 @@ struct BlockSpec {
   /// At most one of the two; neither: softmax attention over q, k and v.
   std::optional<DeltaNetSpec> delta;
   std::optional<LatentSpec> latent;
+  std::string sinks;  // [H]: a score of each head that has no value; empty: none
   std::vector<LinearSpec> linears;
+  std::optional<ExpertsSpec> experts;
 };
 struct NormSpec {
   std::string weight;
@@ -136,6 +155,7 @@ struct SegmentSpec {
   /// Of the others the first ones compute theirs again, from inputs that wait on the host too where any block is offloaded.
   std::int64_t checkpointed_blocks = 0;
   std::int64_t cached_blocks = 0;  // the first ones: quantised weights are kept in the compute dtype too
+  bool fp8 = false;  // the blocks' products, but for experts', multiply e4m3 numbers
   bool needs_input_grad = false;
 };
 
@@ -145,6 +165,7 @@ struct TensorSource {
   std::uint64_t bytes = 0;
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
+  bool transposed = false;  // the file has [cols, rows] of a shape [rows, cols]
 };
 
 struct MicroBatch {
@@ -154,6 +175,8 @@ struct MicroBatch {
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
   bool training = false;
+  float label_smoothing = 0;  // CrossEntropy::smoothing
+  float noise_alpha = 0;      // EmbeddingNoise::alpha in training; 0: none
   std::vector<std::int32_t> tokens;   // [T] or empty
   std::vector<std::int32_t> targets;  // [T] or empty; -100: no label
   std::vector<float> weights;         // [T] or empty

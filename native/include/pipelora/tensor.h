@@ -11,7 +11,8 @@
 
 namespace pipelora {
 
-enum class DType : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean };
+/// f8: e4m3, of four bits (three of them after the point), up to 448, without infinities.
+enum class DType : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, f8 };
 
 std::size_t dtype_bytes(DType dtype);
 /// torch's names: "float32", "bfloat16", …

@@ -102,12 +102,14 @@ std::int64_t CpuLinearWeight::first_row(std::size_t part) const {
 
 HeldWeight& CpuLinearWeight::held_as(const HoldSpec& hold) {
   if (held_ && hold != hold_) throw Error(kTensorMismatch, "the parts of one weight must be held the same way");
+  if (hold.fp8) throw Error(kTensorMismatch, "products of e4m3 numbers: expected a GPU, got a CPU");
   if (!held_) {
     const CpuContext context{ops_.compute_, ops_.pool_, ops_.arena_};
     switch (hold.quantisation) {
       case Quantisation::none: held_ = hold_plain(ops_, out, in, hold); break;
       case Quantisation::nf4:
-      case Quantisation::fp4: held_ = hold_4bit(context, ops_, out, in, hold); break;
+      case Quantisation::fp4:
+      case Quantisation::mxfp4: held_ = hold_4bit(context, ops_, out, in, hold); break;
       case Quantisation::int8: held_ = hold_8bit(context, ops_, out, in, hold); break;
     }
     hold_ = hold;

@@ -1,6 +1,7 @@
 #include "ops/cpu/cpu_ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "ops/cpu/sampling.h"
@@ -197,11 +198,20 @@ void CpuOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor&
 }
 
 void CpuOps::cross_entropy(const CrossEntropy& call) {
-  pool_.run(call.logits.rows, [&](std::int64_t r, int) {
-    kernels_.cross_entropy_row(reinterpret_cast<const float*>(row_pointer(call.logits, r)), call.logits.cols,
-                               call.targets.as<std::int32_t>()[r], call.weights.as<float>()[r],
-                               call.dlogits ? row_pointer(call.dlogits, r) : nullptr, call.dlogits.dtype,
-                               call.loss.as<float>() + r, call.correct.as<std::int32_t>() + r, call.factor, call.cap);
+  pool_.run(call.logits.rows, [&](std::int64_t r, int) { kernels_.cross_entropy_row(call, r); });
+}
+
+void CpuOps::add_noise(const EmbeddingNoise& call) {
+  const Sequences& sequences = *call.sequences;
+  std::vector<float> magnitudes;
+  for (const std::int32_t length : sequences.key_length.host)
+    magnitudes.insert(magnitudes.end(), static_cast<std::size_t>(length),
+                      call.alpha / std::sqrt(static_cast<float>(length) * static_cast<float>(call.x.cols)));
+  pool_.run(call.x.rows, [&](std::int64_t t, int) {
+    const auto at = static_cast<std::size_t>(t);
+    const auto first = static_cast<std::uint64_t>(sequences.position.host[at]) * static_cast<std::uint64_t>(call.x.cols);
+    kernels_.add_noise(row_pointer(call.x, t), call.x.dtype, call.x.cols, call.key, static_cast<std::uint32_t>(sequences.row.host[at]), first,
+                       magnitudes[at]);
   });
 }
 

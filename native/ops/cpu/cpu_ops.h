@@ -78,7 +78,17 @@ class CpuOps final : public Ops {
   void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
                        const Tensor& act, Activation activation) override;
+  void route(const Route& call) override;
+  void route_backward(const RouteBackward& call) override;
+  void gather_choices(const Tensor& from, const Routes& routes, const Tensor& to) override;
+  void gate_forward(const GateForward& call) override;
+  void gate_backward(const GateBackward& call) override;
+  void combine(const Combine& call) override;
+  void attention_sinks(const AttentionSinks& call) override;
+  void sigmoid(const Tensor& x) override;
+  void sigmoid_backward(const Tensor& shares, const Tensor& grads) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;

@@ -71,6 +71,8 @@ struct Kernels {
   void (*add_scaled)(const float* from, float factor, float* to, std::int64_t count);
   /// out = a + factor * b, `a` may be null.
   void (*add_rows)(const void* a, const void* b, float factor, void* out, DType dtype, std::int64_t count);
+  /// sum over c of a[c] b[c]
+  float (*dot)(const void* a, const float* b, DType dtype, std::int64_t count);
   void (*shape_logits)(float* logits, float factor, float cap, std::int64_t count);
 
   void (*finish_tile)(const FinishTile& call);
@@ -93,9 +95,11 @@ struct Kernels {
   void (*swiglu_forward)(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation);
   void (*swiglu_backward)(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate,
                           const Tensor& dup, const Tensor& act, Activation activation);
-  /// `factor` and `cap`: how the logits were shaped.
-  void (*cross_entropy_row)(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
-                            DType dtype, float* loss, std::int32_t* correct, float factor, float cap);
+  /// Rows [first, first + count) of a gate with weights (routing.h).
+  void (*gate_forward)(const GateForward& call, std::int64_t first, std::int64_t count);
+  void (*gate_backward)(const GateBackward& call, std::int64_t first, std::int64_t count);
+  /// One row of the call's.
+  void (*cross_entropy_row)(const CrossEntropy& call, std::int64_t row);
 
   void (*adamw)(float* weight, float* grad, float* exp_avg, float* exp_avg_sq, std::int64_t count,
                 const AdamSettings& settings);
@@ -118,6 +122,8 @@ struct Kernels {
   /// Tokens [begin, end).
   void (*latent_heads_forward)(const LatentHeads& call, std::int64_t begin, std::int64_t end);
   void (*latent_heads_backward)(const LatentHeadsBackward& call, std::int64_t begin, std::int64_t end);
+  /// x[c] += magnitude * noise of element first + c of row `row`.
+  void (*add_noise)(void* x, DType dtype, std::int64_t cols, DropoutKey key, std::uint32_t row, std::uint64_t first, float magnitude);
 
   /// Elements [first, first + count) of a stream of normal numbers.
   void (*fill_normal)(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::int64_t count, float std,

@@ -1,6 +1,7 @@
 // Conversions, SwiGLU, cross entropy, AdamW, sums of squares.
 #include <type_traits>
 
+#include "ops/cpu/activations.h"
 #include "ops/cpu/kernel_parts.h"
 #include "ops/cpu/simd.h"
 
@@ -45,38 +46,6 @@ void shape_logits(float* logits, float factor, float cap, std::int64_t count) {
   });
 }
 
-// An activation is x times a share of x; `rest` is what the slope has beside the share: f'(x) = share + rest.
-struct Silu {
-  vf share, rest;
-  explicit Silu(vf x) : share(sigmoid(x)) { rest = x * share * (1.0f - share); }
-};
-struct GeluTanh {
-  vf share, rest;
-  explicit GeluTanh(vf x) {
-    constexpr float kRoot = 0.7978845608028654f, kCube = 0.044715f;  // sqrt(2 / pi)
-    const vf t = tanh(kRoot * (x + kCube * (x * x * x)));
-    share = 0.5f * (1.0f + t);
-    rest = 0.5f * x * (1.0f - t * t) * (kRoot * (1.0f + 3.0f * kCube * (x * x)));
-  }
-};
-struct Gelu {
-  vf share, rest;
-  explicit Gelu(vf x) {
-    constexpr float kHalfRoot = 0.7071067811865476f, kDensity = 0.3989422804014327f;  // 1 / sqrt(2), 1 / sqrt(2 pi)
-    for (int i = 0; i < kLanes; ++i) share[i] = 0.5f * (1.0f + std::erf(x[i] * kHalfRoot));
-    rest = x * exp(-0.5f * (x * x)) * kDensity;
-  }
-};
-
-template <class F>
-void with_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::gelu_tanh: return f.template operator()<GeluTanh>();
-    case Activation::gelu: return f.template operator()<Gelu>();
-    default: return f.template operator()<Silu>();
-  }
-}
-
 void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) {
   with_activation(activation, [&]<class A>() {
     with_float(gate.dtype, [&]<class T>() {
@@ -116,9 +85,13 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
   });
 }
 
-// loss = log(sum exp(z - max)) + max - z[target]; gradient = weight * (softmax - onehot) times the slope of the logits' shape.
-void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t target, float weight, void* dlogits,
-                       DType dtype, float* loss, std::int32_t* correct, float slope, float cap) {
+// loss = log(sum exp(z - max)) - (1 - s) (z[target] - max) - s mean(z - max); gradient = weight * (softmax - (1 - s) onehot - s / V) times the
+// slope of the logits' shape.
+void cross_entropy_row(const CrossEntropy& call, std::int64_t row_number) {
+  const float* logits = row<float>(call.logits, row_number);
+  const std::int64_t vocab = call.logits.cols;
+  const std::int32_t target = call.targets.as<std::int32_t>()[row_number];
+  const float weight = call.weights.as<float>()[row_number], slope = call.factor, cap = call.cap, smoothing = call.smoothing;
   const float lowest = -std::numeric_limits<float>::infinity();
   vf largest = splat(lowest);
   for_lanes(0, vocab, [&](std::int64_t c, int n) {
@@ -137,16 +110,29 @@ void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t tar
   });
   const float z = sum(total);
   const float at_target = logits[target];
-  *loss = std::log(z) + top - at_target;
+  float& loss = call.loss.as<float>()[row_number];
+  if (smoothing == 0.0f) {
+    loss = std::log(z) + top - at_target;
+  } else {
+    vf below = splat(0);
+    for_lanes(0, vocab, [&](std::int64_t c, int n) {
+      vf v = load_some(logits + c, n) - top;
+      if (n < kLanes)
+        for (int i = n; i < kLanes; ++i) v[i] = 0;
+      below += v;
+    });
+    loss = std::log(z) - (1.0f - smoothing) * (at_target - top) - smoothing * (sum(below) / static_cast<float>(vocab));
+  }
   bool first = at_target == top;
   for (std::int64_t c = 0; first && c < target; ++c) first = logits[c] != top;
-  *correct = first ? 1 : 0;
-  if (dlogits == nullptr) return;
+  call.correct.as<std::int32_t>()[row_number] = first ? 1 : 0;
+  if (!call.dlogits) return;
   const float factor = weight / z;
-  const float target_grad = weight * (std::exp(at_target - top) / z - 1.0f);
-  with_float(dtype, [&]<class T>() {
-    T* out = static_cast<T*>(dlogits);
-    if (slope == 1.0f && cap == 0.0f) {
+  const float shared = weight * (smoothing / static_cast<float>(vocab));
+  const float target_grad = weight * (std::exp(at_target - top) / z - (1.0f - smoothing)) - shared;
+  with_float(call.dlogits.dtype, [&]<class T>() {
+    T* out = row<T>(call.dlogits, row_number);
+    if (slope == 1.0f && cap == 0.0f && smoothing == 0.0f) {
       for_lanes(0, vocab, [&](std::int64_t c, int n) { store_some(out + c, exp(load_some(logits + c, n) - top) * factor, n); });
       store_first(out + target, splat(target_grad), 1);
       return;
@@ -155,7 +141,7 @@ void cross_entropy_row(const float* logits, std::int64_t vocab, std::int32_t tar
     const vf of_target = shaped(splat(logits[target]), splat(target_grad));
     for_lanes(0, vocab, [&](std::int64_t c, int n) {
       const vf at = load_some(logits + c, n);
-      store_some(out + c, shaped(at, exp(at - top) * factor), n);
+      store_some(out + c, shaped(at, exp(at - top) * factor - shared), n);
     });
     store_first(out + target, of_target, 1);
   });

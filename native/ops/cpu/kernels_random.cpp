@@ -1,4 +1,4 @@
-// Normal numbers by Box and Muller from Philox counters.
+// Random numbers from Philox counters: normal ones by Box and Muller, and noise on embeddings.
 #include "ops/cpu/kernel_parts.h"
 #include "ops/cpu/simd.h"
 #include "pipelora/rng.h"
@@ -87,8 +87,24 @@ void fill_normal(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, 
   });
 }
 
+void add_noise(void* x, DType dtype, std::int64_t cols, DropoutKey key, std::uint32_t row, std::uint64_t first, float magnitude) {
+  with_float(dtype, [&]<class T>() {
+    T* values = static_cast<T*>(x);
+    Philox bits{};
+    for (std::int64_t c = 0; c < cols; ++c) {
+      const std::uint64_t element = first + static_cast<std::uint64_t>(c);
+      if (c == 0 || element % 4 == 0) bits = noise_bits(key, row, element / 4);
+      const float sum = std::fma(magnitude, noise_of(bits.v[element % 4]), load_some(values + c, 1)[0]);
+      store_some(values + c, splat(sum), 1);
+    }
+  });
+}
+
 }  // namespace
 
-void fill_random(Kernels& table) { table.fill_normal = fill_normal; }
+void fill_random(Kernels& table) {
+  table.fill_normal = fill_normal;
+  table.add_noise = add_noise;
+}
 
 }  // namespace pipelora::PIPELORA_ISA

@@ -4,6 +4,7 @@
 
 #include "ops/cpu/quantised_weight.h"
 #include "pipelora/error.h"
+#include "pipelora/packed.h"
 #include "quant/state.h"
 
 namespace pipelora {
@@ -20,11 +21,11 @@ class Weight4Bit final : public QuantisedWeight {
   }
 
   void load(std::int64_t first, const HostTensor& rows) override {
-    const auto type = hold_.quantisation == Quantisation::nf4 ? quant::FourBit::nf4 : quant::FourBit::fp4;
+    if (hold_.quantisation == Quantisation::mxfp4) throw Error(kQuantizationInvalid, "nothing is quantised to MXFP4: expected packed rows");
     quant::State4 state;
     const std::int64_t bad =
         quant::quantise(rows.data, float_format(rows.dtype), float_format(hold_.dtype), rows.rows, rows.cols,
-                        {type, hold_.block_size, hold_.double_quant}, context_.pool.threads(), state);
+                        {four_bit_of(hold_.quantisation), hold_.block_size, hold_.double_quant}, context_.pool.threads(), state);
     if (bad >= 0) not_finite(bad, in_, hold_.dtype);
     load(first, std::move(state));
   }

@@ -145,6 +145,8 @@ void CudaOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor
 }
 void CudaOps::cross_entropy(const CrossEntropy& call) { cuda::cross_entropy(call, gpu_, device_.stream()); }
 
+void CudaOps::add_noise(const EmbeddingNoise& call) { cuda::add_noise(call, device_.stream()); }
+
 std::int32_t CudaOps::sample(const Sampling& call) {
   const std::size_t wanted = sampling_bytes(call.logits.cols);
   if (!sampling_ || sampling_->bytes() < wanted) sampling_ = device_.allocate("sorted logits", wanted);

@@ -5,10 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "ops/cuda/weights/cublaslt.h"
+#include "ops/cuda/base/cublaslt.h"
 #include "ops/cuda/device/device.h"
 #include "ops/cuda/kernel_choice.h"
-#include "ops/cuda/weights/linear_weight.h"
+#include "ops/cuda/base/linear_weight.h"
 #include "ops/cuda/lora/lora.h"
 #include "ops/cuda/device/offload.h"
 #include "ops/cuda/device/work_clock.h"
@@ -78,7 +78,17 @@ class CudaOps final : public Ops {
   void swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) override;
   void swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                 const Tensor& dup, Activation activation) override;
+  void route(const Route& call) override;
+  void route_backward(const RouteBackward& call) override;
+  void gather_choices(const Tensor& from, const Routes& routes, const Tensor& to) override;
+  void gate_forward(const GateForward& call) override;
+  void gate_backward(const GateBackward& call) override;
+  void combine(const Combine& call) override;
+  void attention_sinks(const AttentionSinks& call) override;
+  void sigmoid(const Tensor& x) override;
+  void sigmoid_backward(const Tensor& shares, const Tensor& grads) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 
   void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) override;
@@ -98,24 +108,47 @@ class CudaOps final : public Ops {
   void inner_as_products(const Tensor& x, const LoraSet& lora, const Sequences* sequences, const Tensor& inner);
   /// y += scale * inner Bᵀ.
   void add_output(const LoraSet& lora, const Tensor& inner, const Tensor& y);
+  /// y = residual (or 0) + scale * inner Bᵀ where pairs apply.
+  void write_output(const LoraSet& lora, const Tensor& inner, const Tensor& residual, const Tensor& y);
   /// inner_grad, and the gradient of B.
   void output_grads(const LinearInputGrad& call);
   void output_grads_as_products(const LinearInputGrad& call);
   /// dx += LoRA's term.
   void add_input_grad(const LinearInputGrad& call);
   void a_grad_as_products(const LoraAGrad& call);
+  /// inner = factor * input Aᵀ, of inputs as dropped_inputs has them; back, each pair's term of the input's gradient before dropout.
+  void inner_of(const LoraSet& lora, const Tensor& inputs, std::int64_t in, const Tensor& inner);
+  void terms_of(const LoraSet& lora, const Tensor& rounded, std::int64_t in, const Tensor& terms);
+  /// grad_a += factor * roundedᵀ input, of one input for all pairs or one apart for each.
+  void a_grad_of(const LoraSet& lora, const Tensor& inputs, bool apart, const Tensor& rounded);
+  /// Whether one pair's dropout is made apart from its products, so that SwiGLU can make it.
+  bool drops_apart(LoraOp op, const LoraSet& lora, const Tensor& x) const;
+  /// SwiGLU with what dropout leaves of its output, and its inner vectors; false, and nothing done, where that does not suit.
+  bool swiglu_inner_as_products(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation);
+  struct SwiGluGrads {
+    Tensor gate, up, dgate, dup;
+  };
+  /// Back: LoRA's term, SwiGLU and A's gradient; call.dx is used up. False, and nothing done, where that does not suit.
+  bool swiglu_grad_as_products(const LinearInputGrad& call, const SwiGluGrads& grads, Activation activation);
   /// A workspace in the compute dtype whose rows begin on lines of 128 bytes or more.
   Buffer computed(const char* what, std::int64_t rows, std::int64_t cols);
   Buffer rounded_inner(const Tensor& inner);
   /// The A of all pairs, one below the other as their inner vectors stand.
   Buffer stacked_a(const LoraSet& lora, std::int64_t in);
+  /// The B of all pairs (transposed), likewise; as wide as the widest.
+  Buffer stacked_b(const LoraSet& lora);
+  /// Room for an input of `in` columns for each pair, side by side.
+  Buffer dropped_inputs(const char* what, const LoraSet& lora, std::int64_t rows, std::int64_t in);
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
   void forward_int8(const LinearForward& call, const CudaLinear& weight);
+  void forward_fp8(const LinearForward& call, const CudaLinear& weight);
+  /// x as the product's first operand.
+  void in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
-  /// The product of a call whose inner vectors are written, the tail behind x too where the product takes them along.
-  void finish_forward(const LinearForward& call, const CudaLinear& weight);
+  /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too.
+  void known_forward(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
   Buffer bytes(const char* what, std::size_t count);
   LoraScratch scratch(const Buffer& partial) const;
   /// The kernel for a LoRA operation on x [T, columns]; `others`: what else it reads or writes eight elements at a time.

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "ops/cuda/cuda_ops.h"
-#include "ops/cuda/weights/int8.h"
+#include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
 #include "pipelora/error.h"
@@ -17,19 +17,16 @@ LoraScratch CudaOps::scratch(const Buffer& partial) const {
 void CudaOps::linear_forward(const LinearForward& call) {
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x.rows == 0) return;
-  const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && !weight.is_int8();
+  const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && weight.takes_lora();
   LinearForward known = call;
   // Its inner vectors are made apart where the product does not take them along as it is made.
-  if (trains && !call.inner_known && (!call.y || weight.is_int8() || few || choose(LoraOp::inner, call.lora, call.x) == LoraKernel::products)) {
+  if (trains && !call.inner_known && (!call.y || !weight.takes_lora() || few || choose(LoraOp::inner, call.lora, call.x) == LoraKernel::products)) {
     make_inner(call);
     known.inner_known = true;
   }
   if (!call.y) return;
   if (few && weight.forward_few(known)) return;
-  if (weight.is_int8())
-    forward_int8(known, weight);
-  else
-    forward_product(known, weight, false);
+  known_forward(known, weight, false);
 }
 
 bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
@@ -43,11 +40,13 @@ bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
   return true;
 }
 
-void CudaOps::finish_forward(const LinearForward& call, const CudaLinear& weight) {
-  if (weight.is_int8())
+void CudaOps::known_forward(const LinearForward& call, const CudaLinear& weight, bool inner_ready) {
+  if (weight.is_fp8())
+    forward_fp8(call, weight);
+  else if (weight.is_int8())
     forward_int8(call, weight);
   else
-    forward_product(call, weight, true);
+    forward_product(call, weight, inner_ready);
 }
 
 void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule rule, const LinearForward& call) {
@@ -55,9 +54,9 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule 
   if (rule.centred) return Ops::norm_linear_forward(x, norm, rule, call);
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x_has_room && call.y && x.rows > 0 && choose(LoraOp::norm_inner, call.lora, x, {call.x}) == LoraKernel::fused) {
-    const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
+    const std::int64_t tail = weight.takes_lora() ? tail_columns(call.lora.inner_cols) : 0;
     rmsnorm_lora_inner(x, norm, rule.eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream());
-    return finish_forward(call, weight);
+    return known_forward(call, weight, true);
   }
   if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = rule.eps}, call)) return;
   rmsnorm_forward(x, norm, rule, call.x);
@@ -65,15 +64,20 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule 
 }
 
 void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) {
+  if (swiglu_inner_as_products(gate, up, call, activation)) {
+    LinearForward known = call;
+    known.inner_known = true;
+    return linear_forward(known);
+  }
   // The fused kernels know SiLU alone.
   if (activation != Activation::silu) return Ops::swiglu_linear_forward(gate, up, call, activation);
   const auto& weight = static_cast<const CudaLinear&>(*call.weight);
   if (call.x_has_room && call.y && gate.rows > 0 && choose(LoraOp::swiglu_inner, call.lora, call.x, {gate, up}) == LoraKernel::fused) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
-    const std::int64_t tail = weight.is_int8() ? 0 : tail_columns(call.lora.inner_cols);
+    const std::int64_t tail = weight.takes_lora() ? tail_columns(call.lora.inner_cols) : 0;
     swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream());
-    return finish_forward(call, weight);
+    return known_forward(call, weight, true);
   }
   if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
   swiglu_forward(gate, up, call.x, activation);
@@ -92,7 +96,7 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
     product.a = call.x;
     product.b = matrix;
     multiply(product);
-    weight.done();
+    weight.done(true);
     return;
   }
   const std::int64_t tail = tail_columns(inner_cols), width = call.x.cols + tail;
@@ -114,7 +118,40 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
   multiply(product);
-  weight.done();
+  weight.done(true);
+}
+
+void CudaOps::in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product) {
+  codes = arena_->workspace("a product's input in e4m3", DType::f8, x.rows, x.cols);
+  scales = arena_->workspace("scales of a product's input", DType::f32, 1, x.rows);
+  fp8_rows(x, codes, scales.tensor().as<float>(), device_.stream());
+  product.a = codes;
+  product.a_scales = scales.tensor().as<float>();
+}
+
+// LoRA's part is in the compute dtype: it is written first where it reaches every output, and the product adds to it, which hides
+// the reading.
+void CudaOps::forward_fp8(const LinearForward& call, const CudaLinear& weight) {
+  Product product;
+  product.d = call.y;
+  product.c = call.residual;
+  product.bias = weight.bias();
+  std::int64_t reached = 0;
+  for (const LoraView& pair : call.lora.pairs) reached += pair.bt.cols;
+  const bool first = reached == weight.out && call.y.dtype == call.x.dtype;
+  if (first) {
+    write_output(call.lora, call.inner, call.residual, call.y);
+    product.c = call.y;
+  }
+  {
+    Buffer codes, scales;
+    in_e4m3(call.x, codes, scales, product);
+    product.b = weight.expanded(true);
+    product.b_scales = weight.fp8_scales(true);
+    multiply(product);
+    weight.done(true);
+  }
+  if (!first) add_output(call.lora, call.inner, call.y);
 }
 
 // The integer product, finished in the compute dtype; then the outlier columns' product is added to it.
@@ -174,10 +211,11 @@ void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormB
 void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                        const Tensor& dup, Activation activation) {
   if (call.dy.rows == 0) return;
-  if (activation != Activation::silu) return Ops::swiglu_linear_input_grad(call, gate, up, dgate, dup, activation);
   const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
+  if (adds_term && swiglu_grad_as_products(call, {gate, up, dgate, dup}, activation)) return;
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
-  if (choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
+  // The fused kernel knows SiLU alone.
+  if (activation == Activation::silu && choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
     const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
     return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
   }
@@ -192,7 +230,7 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
   const std::int64_t out = weight.out, tail = trains ? tail_columns(call.lora.inner_cols) : 0;
   const bool drops = call.lora.dropout != nullptr &&
                      std::any_of(call.lora.pairs.begin(), call.lora.pairs.end(), [](const LoraView& pair) { return pair.dropout > 0; });
-  const bool joined = trains && call.dx && !drops && out < 2 * weight.in && tail <= weight.tail();
+  const bool joined = trains && call.dx && weight.takes_lora() && !drops && out < 2 * weight.in && tail <= weight.tail();
 
   if (trains) output_grads(call);
   if (!call.dx) return false;
@@ -209,13 +247,20 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
     product.a = wide.tensor().columns(0, out + tail);
     product.b = Tensor(matrix.data, matrix.dtype, out + tail, matrix.cols, matrix.stride);
     multiply(product);
-    weight.done();
+    weight.done(false);
     return false;
   }
-  product.a = call.dy;
+  Buffer codes, scales;
+  if (weight.is_fp8()) {
+    in_e4m3(call.dy, codes, scales, product);
+    product.b_transposed = true;
+    product.b_scales = weight.fp8_scales(false);
+  } else {
+    product.a = call.dy;
+  }
   product.b = matrix;
   multiply(product);
-  weight.done();
+  weight.done(false);
   return trains;
 }
 

@@ -1,7 +1,7 @@
 // LoRA beside a product: by the kernels that kernel_choice.h names, or as products of their own through cuBLASLt.
 //
 // As products, operands are in the compute dtype (A, B and the vectors between them are rounded to it, as peft's are under
-// autocast) and sums in f32. What dropout leaves of an input is written once for each use, since every pair drops other elements.
+// autocast) and sums in f32. What dropout leaves of an input is written for each pair, since every pair drops other elements.
 #include <algorithm>
 
 #include "ops/cuda/device/alignment.h"
@@ -13,7 +13,7 @@ namespace pipelora::cuda {
 
 namespace {
 
-constexpr const char* kDropped = "LoRA's input after dropout";
+constexpr const char *kDropped = "LoRA's input after dropout", *kTerm = "LoRA's term of an input's gradient";
 
 bool drops(const LoraSet& lora, const LoraView& pair) { return lora.dropout != nullptr && pair.dropout > 0; }
 bool any_drops(const LoraSet& lora) {
@@ -21,6 +21,14 @@ bool any_drops(const LoraSet& lora) {
 }
 /// What dropout multiplies kept elements by.
 float kept_factor(const LoraSet& lora, const LoraView& pair) { return drops(lora, pair) ? 1.0f / (1.0f - pair.dropout) : 1.0f; }
+
+/// Where a pair's B stands in what stacked_b gives, and its input or term in what dropped_inputs gives.
+Tensor b_in(const Buffer& stacked, const LoraView& pair) {
+  return stacked.tensor().columns(0, pair.bt.cols).row_range(pair.first_inner, pair.bt.rows);
+}
+Tensor part_of(const Tensor& inputs, const LoraSet& lora, std::size_t pair, std::int64_t in) {
+  return inputs.columns(static_cast<std::int64_t>(pair) * (inputs.cols / static_cast<std::int64_t>(lora.pairs.size())), in);
+}
 
 }  // namespace
 
@@ -68,21 +76,44 @@ Buffer CudaOps::rounded_inner(const Tensor& inner) {
 
 Buffer CudaOps::stacked_a(const LoraSet& lora, std::int64_t in) {
   Buffer stacked = computed("LoRA's A in the compute dtype", lora.inner_cols, in);
-  for (const LoraView& pair : lora.pairs) copy(pair.a, stacked.tensor().columns(0, in).row_range(pair.first_inner, pair.a.rows));
+  std::vector<CopyJob> jobs;
+  for (const LoraView& pair : lora.pairs) jobs.push_back({pair.a, stacked.tensor().columns(0, in).row_range(pair.first_inner, pair.a.rows)});
+  copy_all(jobs, device_.stream());
   return stacked;
 }
 
-void CudaOps::inner_as_products(const Tensor& x, const LoraSet& lora, const Sequences* sequences, const Tensor& inner) {
-  const Buffer stacked = stacked_a(lora, x.cols);
-  const Tensor a = stacked.tensor().columns(0, x.cols);
-  if (!any_drops(lora)) return multiply({.a = x, .b = a, .d = inner});
-  const Buffer dropped = computed(kDropped, x.rows, x.cols);
-  const Tensor kept = dropped.tensor().columns(0, x.cols);
-  for (const LoraView& pair : lora.pairs) {
-    if (drops(lora, pair)) lora_drop(x, pair, *lora.dropout, *sequences, kept, device_.stream());
-    multiply({.a = drops(lora, pair) ? kept : x, .b = a.row_range(pair.first_inner, pair.a.rows),
-              .d = inner.columns(pair.first_inner, pair.a.rows), .alpha = kept_factor(lora, pair)});
+Buffer CudaOps::stacked_b(const LoraSet& lora) {
+  std::int64_t widest = 0;
+  for (const LoraView& pair : lora.pairs) widest = std::max(widest, pair.bt.cols);
+  Buffer stacked = computed("LoRA's B in the compute dtype", lora.inner_cols, widest);
+  std::vector<CopyJob> jobs;
+  for (const LoraView& pair : lora.pairs) jobs.push_back({pair.bt, b_in(stacked, pair)});
+  copy_all(jobs, device_.stream());
+  return stacked;
+}
+
+Buffer CudaOps::dropped_inputs(const char* what, const LoraSet& lora, std::int64_t rows, std::int64_t in) {
+  return computed(what, rows, static_cast<std::int64_t>(lora.pairs.size()) * ((in + 63) / 64 * 64));
+}
+
+void CudaOps::inner_of(const LoraSet& lora, const Tensor& inputs, std::int64_t in, const Tensor& inner) {
+  const Buffer stacked = stacked_a(lora, in);
+  const Tensor a = stacked.tensor().columns(0, in);
+  for (std::size_t i = 0; i < lora.pairs.size(); ++i) {
+    const LoraView& pair = lora.pairs[i];
+    multiply({.a = part_of(inputs, lora, i, in), .b = a.row_range(pair.first_inner, pair.a.rows), .d = inner.columns(pair.first_inner, pair.a.rows),
+              .alpha = kept_factor(lora, pair)});
   }
+}
+
+void CudaOps::inner_as_products(const Tensor& x, const LoraSet& lora, const Sequences* sequences, const Tensor& inner) {
+  if (!any_drops(lora)) {
+    const Buffer stacked = stacked_a(lora, x.cols);
+    return multiply({.a = x, .b = stacked.tensor().columns(0, x.cols), .d = inner});
+  }
+  const Buffer dropped = dropped_inputs(kDropped, lora, x.rows, x.cols);
+  lora_drop(x, lora, *sequences, dropped, device_.stream());
+  inner_of(lora, dropped, x.cols, inner);
 }
 
 void CudaOps::make_inner(const LinearForward& call) {
@@ -92,14 +123,15 @@ void CudaOps::make_inner(const LinearForward& call) {
 }
 
 void CudaOps::add_output(const LoraSet& lora, const Tensor& inner, const Tensor& y) {
-  if (lora.pairs.empty()) return;
-  const Buffer rounded = rounded_inner(inner);
+  if (!lora.pairs.empty()) write_output(lora, inner, y, y);
+}
+
+void CudaOps::write_output(const LoraSet& lora, const Tensor& inner, const Tensor& residual, const Tensor& y) {
+  const Buffer rounded = rounded_inner(inner), stacked = stacked_b(lora);
   for (const LoraView& pair : lora.pairs) {
-    const Buffer bt = computed("LoRA's B in the compute dtype", pair.bt.rows, pair.bt.cols);
-    const Tensor b = bt.tensor().columns(0, pair.bt.cols), target = y.columns(pair.first_column, pair.bt.cols);
-    copy(pair.bt, b);
-    multiply({.a = rounded.tensor().columns(pair.first_inner, pair.bt.rows), .b = b, .b_transposed = false, .c = target, .d = target,
-              .alpha = pair.scale});
+    const std::int64_t first = pair.first_column, count = pair.bt.cols;
+    multiply({.a = rounded.tensor().columns(pair.first_inner, pair.bt.rows), .b = b_in(stacked, pair), .b_transposed = false,
+              .c = residual ? residual.columns(first, count) : Tensor(), .d = y.columns(first, count), .alpha = pair.scale});
   }
 }
 
@@ -117,15 +149,22 @@ void CudaOps::output_grads(const LinearInputGrad& call) {
 }
 
 void CudaOps::output_grads_as_products(const LinearInputGrad& call) {
-  const Buffer rounded = rounded_inner(call.inner);
+  const Buffer rounded = rounded_inner(call.inner), stacked = stacked_b(call.lora);
   for (const LoraView& pair : call.lora.pairs) {
-    const std::int64_t ranks = pair.bt.rows, out = pair.bt.cols;
-    const Buffer bt = computed("LoRA's B in the compute dtype", ranks, out);
-    const Tensor b = bt.tensor().columns(0, out), dy = call.dy.columns(pair.first_column, out);
-    copy(pair.bt, b);
-    multiply({.a = dy, .b = b, .d = call.inner_grad.columns(pair.first_inner, ranks), .alpha = pair.scale});
+    const std::int64_t ranks = pair.bt.rows;
+    const Tensor dy = call.dy.columns(pair.first_column, pair.bt.cols);
+    multiply({.a = dy, .b = b_in(stacked, pair), .d = call.inner_grad.columns(pair.first_inner, ranks), .alpha = pair.scale});
     multiply({.a = rounded.tensor().columns(pair.first_inner, ranks), .b = dy, .b_transposed = false, .c = pair.grad_bt, .d = pair.grad_bt,
               .a_transposed = true, .alpha = pair.scale});
+  }
+}
+
+void CudaOps::terms_of(const LoraSet& lora, const Tensor& rounded, std::int64_t in, const Tensor& terms) {
+  const Buffer stacked = stacked_a(lora, in);
+  for (std::size_t i = 0; i < lora.pairs.size(); ++i) {
+    const LoraView& pair = lora.pairs[i];
+    multiply({.a = rounded.columns(pair.first_inner, pair.a.rows), .b = stacked.tensor().columns(0, in).row_range(pair.first_inner, pair.a.rows),
+              .b_transposed = false, .d = part_of(terms, lora, i, in), .alpha = kept_factor(lora, pair)});
   }
 }
 
@@ -133,17 +172,16 @@ void CudaOps::add_input_grad(const LinearInputGrad& call) {
   const LoraKernel kernel = choose(LoraOp::input_grad, call.lora, call.dx);
   if (kernel != LoraKernel::products)
     return lora_add_input_grad(call.lora, call.inner_grad, call.dx, call.sequences, kernel == LoraKernel::fused, device_.stream());
-  const Buffer rounded = rounded_inner(call.inner_grad), stacked = stacked_a(call.lora, call.dx.cols);
-  const Tensor z = rounded.tensor().columns(0, call.inner_grad.cols), a = stacked.tensor().columns(0, call.dx.cols);
-  if (!any_drops(call.lora)) return multiply({.a = z, .b = a, .b_transposed = false, .c = call.dx, .d = call.dx});
-  const Buffer storage = computed("LoRA's term of an input's gradient", call.dx.rows, call.dx.cols);
-  const Tensor term = storage.tensor().columns(0, call.dx.cols);
-  for (const LoraView& pair : call.lora.pairs) {
-    const bool masked = drops(call.lora, pair);
-    multiply({.a = z.columns(pair.first_inner, pair.a.rows), .b = a.row_range(pair.first_inner, pair.a.rows), .b_transposed = false,
-              .c = masked ? Tensor() : call.dx, .d = masked ? term : call.dx, .alpha = kept_factor(call.lora, pair)});
-    if (masked) lora_add_kept(term, pair, *call.lora.dropout, *call.sequences, call.dx, device_.stream());
+  const Buffer rounded = rounded_inner(call.inner_grad);
+  const std::int64_t in = call.dx.cols;
+  if (!any_drops(call.lora)) {
+    const Buffer stacked = stacked_a(call.lora, in);
+    return multiply({.a = rounded.tensor().columns(0, call.inner_grad.cols), .b = stacked.tensor().columns(0, in), .b_transposed = false,
+                     .c = call.dx, .d = call.dx});
   }
+  const Buffer terms = dropped_inputs(kTerm, call.lora, call.dx.rows, in);
+  terms_of(call.lora, rounded, in, terms);
+  lora_add_kept(terms, call.lora, *call.sequences, call.dx, device_.stream());
 }
 
 void CudaOps::lora_a_grad(const LoraAGrad& call) {
@@ -160,15 +198,44 @@ void CudaOps::lora_a_grad(const LoraAGrad& call) {
 
 void CudaOps::a_grad_as_products(const LoraAGrad& call) {
   const Buffer rounded = rounded_inner(call.inner_grad);
-  Buffer dropped;
-  if (any_drops(call.lora)) dropped = computed(kDropped, call.x.rows, call.x.cols);
-  for (const LoraView& pair : call.lora.pairs) {
-    const bool masked = drops(call.lora, pair);
-    const Tensor x = masked ? dropped.tensor().columns(0, call.x.cols) : call.x;
-    if (masked) lora_drop(call.x, pair, *call.lora.dropout, *call.sequences, x, device_.stream());
-    multiply({.a = rounded.tensor().columns(pair.first_inner, pair.a.rows), .b = x, .b_transposed = false, .c = pair.grad_a, .d = pair.grad_a,
-              .a_transposed = true, .alpha = kept_factor(call.lora, pair)});
+  if (!any_drops(call.lora)) return a_grad_of(call.lora, call.x, false, rounded);
+  const Buffer dropped = dropped_inputs(kDropped, call.lora, call.x.rows, call.x.cols);
+  lora_drop(call.x, call.lora, *call.sequences, dropped, device_.stream());
+  a_grad_of(call.lora, dropped, true, rounded);
+}
+
+void CudaOps::a_grad_of(const LoraSet& lora, const Tensor& inputs, bool apart, const Tensor& rounded) {
+  for (std::size_t i = 0; i < lora.pairs.size(); ++i) {
+    const LoraView& pair = lora.pairs[i];
+    multiply({.a = rounded.columns(pair.first_inner, pair.a.rows), .b = apart ? part_of(inputs, lora, i, pair.a.cols) : inputs,
+              .b_transposed = false, .c = pair.grad_a, .d = pair.grad_a, .a_transposed = true, .alpha = kept_factor(lora, pair)});
   }
+}
+
+bool CudaOps::drops_apart(LoraOp op, const LoraSet& lora, const Tensor& x) const {
+  return lora.pairs.size() == 1 && any_drops(lora) && choose(op, lora, x) == LoraKernel::products;
+}
+
+bool CudaOps::swiglu_inner_as_products(const Tensor& gate, const Tensor& up, const LinearForward& call, Activation activation) {
+  if (call.inner_known || gate.rows == 0 || !drops_apart(LoraOp::inner, call.lora, call.x)) return false;
+  const Buffer dropped = dropped_inputs(kDropped, call.lora, call.x.rows, call.x.cols);
+  swiglu_dropped(gate, up, call.lora, *call.sequences, call.x, dropped.tensor().columns(0, call.x.cols), activation, device_.stream());
+  inner_of(call.lora, dropped, call.x.cols, call.inner);
+  return true;
+}
+
+bool CudaOps::swiglu_grad_as_products(const LinearInputGrad& call, const SwiGluGrads& grads, Activation activation) {
+  if (!drops_apart(LoraOp::a_grad, call.lora, call.dx)) return false;
+  const std::int64_t in = call.dx.cols;
+  const Buffer rounded = rounded_inner(call.inner_grad);
+  {
+    const Buffer term = dropped_inputs(kTerm, call.lora, call.dx.rows, in);
+    terms_of(call.lora, rounded, in, term);
+    swiglu_dropped_grad({grads.gate, grads.up, call.dx, term.tensor().columns(0, in), grads.dgate, grads.dup}, call.lora, *call.sequences,
+                        activation, device_.stream());
+  }
+  a_grad_of(call.lora, call.dx, false, rounded);
+  return true;
 }
 
 }  // namespace pipelora::cuda

@@ -1,11 +1,14 @@
+import { dirname, join } from "node:path";
 import { stringify } from "yaml";
-import { convertConfig } from "../../config/convert.ts";
+import { isFile } from "../../common/files.ts";
+import { convertConfig, type DatasetInfo, datasetInfoDir } from "../../config/convert.ts";
 import type { Config } from "../../config/options.ts";
 import { readYaml } from "../../config/yaml-file.ts";
 
 /** Prints the file's settings as a file of this program's, with what is left out and why as comments on top. */
 export async function convertConfigCommand(config: Config): Promise<number> {
-  const converted = convertConfig(await readYaml(config.config!));
+  const theirs = await readYaml(config.config!);
+  const converted = convertConfig(theirs, await datasetInfo(theirs, config.config!));
   if (config.json) {
     process.stdout.write(`${JSON.stringify(converted)}\n`);
     return 0;
@@ -13,4 +16,16 @@ export async function convertConfigCommand(config: Config): Promise<number> {
   const comments = converted.remarks.map((remark) => `# ${remark}\n`).join("");
   process.stdout.write(`${comments}${stringify(converted.settings)}`);
   return 0;
+}
+
+/** From here, as LLaMA-Factory itself looks, else from beside the file. */
+async function datasetInfo(theirs: Readonly<Record<string, unknown>>, file: string): Promise<DatasetInfo | null> {
+  const named = datasetInfoDir(theirs);
+  if (named === null) return null;
+  for (const dir of [named, join(dirname(file), named), join(dirname(file), "..", named)]) {
+    const path = join(dir, "dataset_info.json");
+    // JSON is YAML too, and so is read under the same limits.
+    if (await isFile(path)) return { dir, info: await readYaml(path) };
+  }
+  return null;
 }

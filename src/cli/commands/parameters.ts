@@ -6,10 +6,10 @@ import { setUpModel } from "../../coordinator/planning/model-setup.ts";
 /** Lists parameters as the tutorial's notebook prints them: name, shape, dtype; then the trainable count. */
 export async function parametersCommand(config: Config, log: Logger): Promise<number> {
   const setup = await setUpModel(config, log, { weights: false, lora: true });
-  const { parameters, trainable, total } = heldParameters(setup);
+  const { parameters, trainable, total, active } = heldParameters(setup);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
-    process.stdout.write(`${JSON.stringify({ parameters: rows, trainable, total })}\n`);
+    process.stdout.write(`${JSON.stringify({ parameters: rows, trainable, total, active })}\n`);
     return 0;
   }
   const lines = parameters.map(
@@ -19,6 +19,7 @@ export async function parametersCommand(config: Config, log: Logger): Promise<nu
   const grouped = (value: number) => value.toLocaleString("en-US");
   const share = ((100 * trainable) / total).toFixed(4);
   lines.push(`trainable params: ${grouped(trainable)} || all params: ${grouped(total)} || trainable%: ${share}`);
+  if (active !== total) lines.push(`active params a token: ${grouped(active)}`);
   process.stdout.write(`${lines.join("\n")}\n`);
   return 0;
 }

@@ -12,6 +12,13 @@ export const loraOptions = {
     optional(moduleNames),
     "Linear layers that get LoRA: names or suffixes, one regular expression, or all-linear; none: all-linear.",
   ),
+  target_parameters: option(
+    "list",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(names),
+    "Parameters that get LoRA, experts' mlp.experts.gate_up_proj and mlp.experts.down_proj: names or suffixes; then none: no modules.",
+  ),
   exclude_modules: option(
     "list",
     "LoRA",

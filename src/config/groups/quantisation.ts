@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { FLOAT_DTYPES } from "../../common/dtype.ts";
 import { INT8_THRESHOLD, QUANT_TYPES } from "../../common/quantization.ts";
-import { choice, flag, oneOrMore, option, optional, QUANTIZES, RUNS } from "./vocabulary.ts";
+import { choice, flag, oneOrMore, option, optional, QUANTIZES, RUNS, TRAINS } from "./vocabulary.ts";
 
 export const quantisationOptions = {
   load_in_4bit: option(
@@ -55,12 +55,19 @@ export const quantisationOptions = {
     optional(oneOrMore),
     "Linear layers that stay unquantised in either form: beginnings (regular expressions), ends or parts of their names; the output head always does.",
   ),
+  fp8: option(
+    "boolean",
+    "Quantisation",
+    TRAINS,
+    flag(),
+    "Multiply e4m3 numbers in the frozen linears' products, forward and back, sums in float32: GPUs from compute capability 8.9 on. LoRA, norms, attention and the head stay as they are.",
+  ),
   weight_cache: option(
     "string",
     "Quantisation",
     RUNS,
-    choice(["off", "auto", "on"]).default("off"),
-    "Keep quantised weights in the compute dtype too, same results in less time: auto: of as many blocks as a GPU's budget holds beside all else; on: of every block.",
+    choice(["off", "auto", "on"]).default("auto"),
+    "Keep quantised weights in the compute dtype too, same results in less time: auto: in training, of as many blocks as a GPU's budget (--max-memory) holds beside all else; on: of every block; off: of none.",
     "WHEN",
   ),
 };

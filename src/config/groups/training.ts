@@ -138,6 +138,21 @@ export const trainingOptions = {
     'With gradient_checkpointing on GPUs, leave activations in the host\'s memory instead of computing them again: auto: of as many blocks as cost no time to copy, in what max_memory gives "cpu", else in half of what the host has free.',
     "WHEN",
   ),
+  label_smoothing_factor: option(
+    "number",
+    "Training",
+    ["train"],
+    ratio.default(0),
+    "Share of each label's weight that is spread over the whole vocabulary, in the loss of training and of evaluation.",
+  ),
+  neftune_noise_alpha: option(
+    "number",
+    "Training",
+    ["train"],
+    optional(z.number().nonnegative()),
+    "NEFTune: uniform noise of up to alpha / sqrt(row's tokens x hidden width) on the embeddings, in training alone.",
+    "ALPHA",
+  ),
   train_sampling_strategy: option(
     "string",
     "Training",

@@ -12,7 +12,17 @@ import type { PipelineRoles } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 
 /** What ranks are told beside the plan. */
-export type PrepareSettings = LinkSettings & Pick<Config, "schedule" | "seed" | "link_timeout" | "init_lora_weights">;
+export type PrepareSettings = LinkSettings &
+  Pick<
+    Config,
+    | "schedule"
+    | "seed"
+    | "link_timeout"
+    | "init_lora_weights"
+    | "label_smoothing_factor"
+    | "neftune_noise_alpha"
+    | "fp8"
+  >;
 
 /** The part of a plan that the workers act on. */
 export interface Assignment {
@@ -45,14 +55,19 @@ export async function prepareRequests(
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
     holdDtype: setup.holdDtype,
     computeDtype,
-    lora: (setup.lora?.targets ?? []).map(({ name, moduleId, r, scale, dropout, in: input, out }) => {
-      return { module: name, moduleId, r, scale, dropout, in: input, out };
+    lora: (setup.lora?.targets ?? []).map((target) => {
+      const { name, moduleId, r, scale, dropout, in: input, out, stack } = target;
+      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1 };
+      return { module: name, moduleId, r, scale, dropout, in: input, out, ...all };
     }),
     quantization: quantizationMessage(setup),
     schedule: settings.schedule,
     seed: settings.seed,
     loraInit: { kind: initialise ? initialisation(settings) : "none" },
     linkTimeoutS: settings.link_timeout,
+    labelSmoothing: settings.label_smoothing_factor,
+    neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
+    fp8: settings.fp8,
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];

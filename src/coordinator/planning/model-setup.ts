@@ -6,7 +6,9 @@ import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../../formats/checkpoint.ts";
 import { type PackedWeights, tensorNames } from "../../formats/quantized-state.ts";
+import { packedExperts, withExperts } from "../../formats/stacked-experts.ts";
 import { assertTied } from "../../formats/tied-head.ts";
+import { modelStacks, storedAliases, storedTensors } from "../../models/experts.ts";
 import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
@@ -19,6 +21,7 @@ type LoraFlags = Pick<
   | "lora_alpha"
   | "lora_dropout"
   | "target_modules"
+  | "target_parameters"
   | "exclude_modules"
   | "layers_to_transform"
   | "layers_pattern"
@@ -75,12 +78,22 @@ export async function describeModel(
   const source = await locateModel(config, log);
   const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
-  const { quantization, warnings } = baseQuantization(config, spec);
+  const base = baseQuantization(config, spec);
+  const { quantization } = base;
+  const warnings = [...spec.remarks, ...base.warnings];
   const openWeights = async () => {
     await source.fetchWeights();
-    const checkpoint = await openCheckpoint(dir);
+    const files = await openCheckpoint(dir, spec.tied);
+    const stacks = modelStacks(spec);
+    const checkpoint = withExperts(files, stacks, storedAliases(spec));
     const packed = await packedWeights(quantization, spec, checkpoint);
-    const skipped = verifyCheckpoint(spec, checkpoint, tensorNames(packed));
+    const mx = packedExperts(files, stacks);
+    const known = new Set([
+      ...tensorNames(packed),
+      ...mx.names,
+      ...[...mx.packed.keys()].map((name) => `${name}.weight`),
+    ]);
+    const skipped = verifyCheckpoint({ ...spec, tensors: storedTensors(spec, files.has) }, files, known);
     await assertTied(spec, checkpoint);
     const left = `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`;
     return { checkpoint, packed, warnings: skipped > 0 ? [...warnings, left] : warnings };
@@ -139,7 +152,8 @@ function loraSettings(config: LoraFlags): LoraSettings {
     r: config.lora_r,
     alpha: config.lora_alpha,
     dropout: config.lora_dropout,
-    targetModules: config.target_modules ?? "all-linear",
+    targetModules: config.target_modules ?? (config.target_parameters === null ? "all-linear" : []),
+    targetParameters: config.target_parameters,
     excludeModules: config.exclude_modules,
     layersToTransform: config.layers_to_transform,
     layersPattern: config.layers_pattern,

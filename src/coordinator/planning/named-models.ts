@@ -32,11 +32,20 @@ export interface ModelSource {
 }
 
 export async function openSnapshot(reference: RepoReference, hub: HubName, log: Logger): Promise<Snapshot> {
-  return Snapshot.open(reference, {
-    settings: await hubSettings(hub),
-    progress: downloadProgress(log),
-    warn: (text) => log.warn(text),
-  });
+  try {
+    return await Snapshot.open(reference, {
+      settings: await hubSettings(hub),
+      progress: downloadProgress(log),
+      warn: (text) => log.warn(text),
+    });
+  } catch (error) {
+    if (reference.name.includes("/") || !(error instanceof PipeloraError)) throw error;
+    // More often the name of a folder than one of the few without an owner.
+    throw new PipeloraError(error.code, `nothing here is called "${reference.name}", and ${error.message}`, {
+      ...(error.hint === undefined ? {} : { hint: error.hint }),
+      cause: error,
+    });
+  }
 }
 
 /** A folder of this machine, else what a hub has of that name. Errors: those of hub/. */
@@ -61,7 +70,8 @@ export async function locateModel({ model, hub }: Pick<Config, "model" | "hub">,
 /** The folder of an adapter: of this machine, else fetched. Errors: those of hub/. */
 export async function locateAdapter(adapter: string, hub: HubName, log: Logger): Promise<string> {
   const reference = referenceOf(adapter);
-  if (reference === null) return adapter;
+  // Adapters came after names without an owner: such a one is a folder that is missing.
+  if (reference === null || !reference.name.includes("/")) return adapter;
   const snapshot = await openSnapshot(reference, hub, log);
   await fetchAdapter(snapshot);
   return snapshot.dir;

@@ -62,7 +62,7 @@ export async function readTrainingData(
   log: Logger,
 ): Promise<TrainingData> {
   const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
-  const templates = templatesOf(config, dir);
+  const templates = templatesOf(config, dir, log);
   const sets = await findSets(config.dataset!, config, templates, log);
   const evaluated = config.eval_dataset === null ? null : await findSets(config.eval_dataset, config, templates, log);
   if (evaluated?.some(({ weight }) => weight !== null)) {

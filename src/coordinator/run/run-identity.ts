@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { bytesOf } from "../../common/bytes.ts";
+import { Turns } from "../../common/slices.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
 
@@ -10,6 +11,7 @@ const DECISIVE = [
   "lora_dropout",
   "use_rslora",
   "target_modules",
+  "target_parameters",
   "exclude_modules",
   "layers_to_transform",
   "layers_pattern",
@@ -17,6 +19,7 @@ const DECISIVE = [
   "alpha_pattern",
   "torch_dtype",
   "compute_dtype",
+  "fp8",
   "load_in_4bit",
   "load_in_8bit",
   "bnb_4bit_quant_type",
@@ -37,11 +40,18 @@ const DECISIVE = [
   "adam_beta2",
   "adam_epsilon",
   "max_grad_norm",
+  "label_smoothing_factor",
+  "neftune_noise_alpha",
   "seed",
   "data_seed",
   "train_sampling_strategy",
   "dataloader_drop_last",
 ] as const satisfies readonly (keyof Config)[];
+
+/** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
+const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "fp8"];
+const idle = (value: unknown) =>
+  value === 0 || value === false || value === null || (typeof value === "object" && Object.keys(value).length === 0);
 
 /** Settings that a resumed run may change: what they are is said. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
@@ -49,16 +59,22 @@ const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
 export type DecisiveSettings = Pick<Config, (typeof DECISIVE)[number]>;
 export type FreeSettings = Pick<Config, (typeof FREE)[number]>;
 
-/** Names a run by its model, its encoded rows and the settings that decide its numbers. */
-export function runFingerprint(config: DecisiveSettings, modelFingerprint: string, rows: Dataset): string {
+/** Names a run by its model, its encoded rows and the settings that decide its numbers. In slices: there may be gigabytes of rows. */
+export async function runFingerprint(
+  config: DecisiveSettings,
+  modelFingerprint: string,
+  rows: Dataset,
+): Promise<string> {
+  const turns = new Turns();
   const hash = createHash("sha256").update(modelFingerprint);
   const settings = { ...config, replicas: config.replicas ?? 1 };
-  // Checkpoints of before there were any stay what they are.
-  const hashed = DECISIVE.filter((key) => key !== "lr_scheduler_kwargs" || Object.keys(settings[key]).length > 0);
+  const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
   for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {
-    const { tokens, labels } = rows.row(index);
+    const { tokens, labels, weights } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));
+    if (weights?.some((weight) => weight !== 1)) hash.update(bytesOf(weights));
+    await turns.take();
   }
   return hash.digest("hex").slice(0, 16);
 }

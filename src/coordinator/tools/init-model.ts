@@ -11,6 +11,7 @@ import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
 import { blockVectors } from "../../models/block-vectors.ts";
+import { storedTensors } from "../../models/experts.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
 
@@ -35,9 +36,9 @@ export async function initModel(
   const tensors = held.map(
     (tensor): TensorToWrite => ({
       name: tensor.name,
-      dtype,
+      dtype: tensor.dtype ?? dtype,
       shape: tensor.shape,
-      data: () => randomTensor(addon, spec, tensor, { dtype, seed: config.seed, deviation }),
+      data: () => randomTensor(addon, spec, tensor, { dtype: tensor.dtype ?? dtype, seed: config.seed, deviation }),
     }),
   );
   const files = await writeCheckpoint(dir, tensors, config.max_shard_size);
@@ -65,7 +66,7 @@ async function readModelConfig(path: string): Promise<Record<string, unknown>> {
 /** What a checkpoint holds: every persistent tensor, tied ones once. */
 function checkpointTensors(spec: ModelSpec): TensorSpec[] {
   const aliases = new Set(spec.tied.map(([alias]) => alias));
-  return spec.tensors.filter(({ name, kind, persistent }) => kind === "parameter" && persistent && !aliases.has(name));
+  return storedTensors(spec, null).filter(({ name, persistent }) => persistent && !aliases.has(name));
 }
 
 async function* randomTensor(
@@ -76,6 +77,10 @@ async function* randomTensor(
 ): AsyncGenerator<Uint8Array> {
   const total = elementCount(tensor.shape);
   const stream = createHash("sha256").update(tensor.name).digest().readUIntBE(0, 6);
+  if (tensor.dtype === "uint8") {
+    yield* packedTensor(addon, tensor, { seed, stream, deviation });
+    return;
+  }
   const constant = freshValue(spec, tensor);
   for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
     const chunk = new Uint8Array(Math.min(CHUNK_ELEMENTS, total - offset) * dtypeBytes(dtype));
@@ -88,7 +93,7 @@ async function* randomTensor(
   }
 }
 
-/** The value of a tensor that is not random: of norms and the like; a bias is 0. */
+/** The value of a tensor that is not random: of norms and the like; biases are 0, also those of experts, one to each. */
 function freshValue(spec: ModelSpec, { name, shape }: TensorSpec): number | null {
   for (const layer of spec.layers) {
     if (layer.kind === "norm" && layer.weight === name) return 1 - spec.rules.norm.offset;
@@ -96,7 +101,28 @@ function freshValue(spec: ModelSpec, { name, shape }: TensorSpec): number | null
     const vector = blockVectors(spec, layer).find((own) => own.name === name);
     if (vector !== undefined) return vector.fresh;
   }
-  return shape.length > 1 ? null : 0;
+  return shape.length > 1 && !/bias$/.test(name) ? null : 0;
+}
+
+/** Of MXFP4: codes at random, and one scale by which their values deviate nearly so much. */
+async function* packedTensor(
+  addon: NativeAddon,
+  { name, shape }: TensorSpec,
+  { seed, stream, deviation }: { readonly seed: number; readonly stream: number; readonly deviation: number },
+): AsyncGenerator<Uint8Array> {
+  const total = elementCount(shape);
+  // The sixteen codes' values deviate by 2.9.
+  const scale = Math.max(0, Math.min(254, 127 + Math.round(Math.log2(deviation / 2.9))));
+  for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
+    const count = Math.min(CHUNK_ELEMENTS, total - offset);
+    if (name.endsWith("_scales")) {
+      yield new Uint8Array(count).fill(scale);
+      continue;
+    }
+    const drawn = new Float32Array(count);
+    addon.fillUniform(drawn, { seed, stream, offset }, 1);
+    yield Uint8Array.from(drawn, (value) => Math.min(255, Math.floor((value + 1) * 128)));
+  }
 }
 
 function fillOnes(bytes: Uint8Array, dtype: Dtype): void {

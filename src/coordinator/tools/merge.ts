@@ -1,6 +1,6 @@
 import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
-import type { FloatDtype } from "../../common/dtype.ts";
+import { dtypeBytes, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
@@ -18,11 +18,11 @@ import {
   type TensorLocation,
   type TensorToWrite,
 } from "../../formats/safetensors.ts";
-import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
+import { type MergeTarget, mergeTargets } from "./merge-targets.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
-import { quantizedGroup, type WeightValues } from "./packed-output.ts";
+import { quantizableNames, quantizedGroup, type WeightValues } from "./packed-output.ts";
 
 export interface Merged {
   readonly files: readonly string[];
@@ -69,7 +69,7 @@ class Merger {
   readonly #setup: ModelSetup;
   /** null: each tensor's own. */
   readonly #dtype: FloatDtype | null;
-  readonly #targets: ReadonlyMap<string, LoraTarget>;
+  readonly #targets: ReadonlyMap<string, MergeTarget>;
   readonly #readPair: (target: PairShape) => Promise<PairValues>;
 
   constructor(addon: NativeAddon, setup: ModelSetup, dtype: FloatDtype | null) {
@@ -77,7 +77,7 @@ class Merger {
     this.#setup = setup;
     this.#dtype = dtype;
     const targets = setup.lora!.targets;
-    this.#targets = new Map(targets.map((target) => [`${target.name}.weight`, target]));
+    this.#targets = mergeTargets(setup.spec, targets, (name) => setup.checkpoint!.names.includes(name));
     this.#readPair = adapterPairs(setup.adapter!, targets);
   }
 
@@ -87,7 +87,7 @@ class Merger {
     const changed = [...this.#targets.keys()].filter((name) => linears.has(name));
     const replaced = tensorNames(new Map([...packed].filter(([name]) => changed.includes(`${name}.weight`))));
     const states = tensorNames(packed);
-    return checkpoint!.names.flatMap((name): (TensorToWrite | TensorGroup)[] => {
+    return quantizableNames(this.#setup).flatMap((name): (TensorToWrite | TensorGroup)[] => {
       const linear = linears.get(name);
       if (linear !== undefined && (changed.includes(name) || packed.size === 0)) return [this.#quantized(linear)];
       if (replaced.has(name)) return [];
@@ -98,7 +98,9 @@ class Merger {
   #plain(name: string): TensorToWrite {
     const location = this.#setup.checkpoint!.locate(name);
     const target = this.#targets.get(name);
-    const dtype = this.#dtype ?? (location.dtype as FloatDtype);
+    // Experts that are packed in MXFP4, and their scales.
+    if (!isFloatDtype(location.dtype)) return copied(name, location);
+    const dtype = this.#dtype ?? location.dtype;
     const data =
       target === undefined
         ? () => convertedTensor(location, dtype)
@@ -128,9 +130,14 @@ class Merger {
     return { bytes: await this.#addon.dequantize(packed, "float32", THREADS), dtype: "float32" };
   }
 
-  async #added(values: WeightValues, target: LoraTarget): Promise<WeightValues> {
-    const { a, b } = await this.#readPair(target);
-    await this.#addon.addLowRank(values.bytes, values.dtype, target.out, target.in, a, b, target.scale);
+  async #added(values: WeightValues, { target, parts }: MergeTarget): Promise<WeightValues> {
+    const all = await this.#readPair(target);
+    const width = dtypeBytes(values.dtype);
+    for (const { first, out, in: input, pair } of parts) {
+      const { a, b } = pair(all);
+      const own = values.bytes.subarray(first * width, (first + out * input) * width);
+      await this.#addon.addLowRank(own, values.dtype, out, input, a, b, target.scale);
+    }
     return values;
   }
 }

@@ -6,6 +6,7 @@ import { readJsonFile } from "../../common/files.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { modelConfigText, quantizationConfig } from "../../formats/quantization-config.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
+import { modelExperts } from "../../models/experts.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 
 const MAX_CONFIG_BYTES = 16 << 20;
@@ -32,7 +33,7 @@ export async function writeModelConfig(
   computeDtype: FloatDtype | null,
 ): Promise<void> {
   const config = (await readJsonFile(join(dir, "config.json"), MAX_CONFIG_BYTES)) as Record<string, unknown>;
-  const { quantization_config: _before, ...rest } = config;
+  const { quantization_config: before, ...rest } = config;
   // transformers 5 names it dtype.
   const key = typeof rest["dtype"] === "string" ? "dtype" : "torch_dtype";
   const changed: Record<string, unknown> = { ...rest, [key]: dtype };
@@ -40,6 +41,8 @@ export async function writeModelConfig(
   for (const [name, means] of Object.entries({ bf16: "bfloat16", fp16: "float16", fp32: "float32" })) {
     if (rest[name] === true) changed[name] = means === dtype;
   }
+  // Experts that the checkpoint packs stay so.
+  if (modelExperts(spec).some(({ packed }) => packed !== null)) changed["quantization_config"] = before;
   if (quantization !== null) {
     const head = spec.layers.find((layer) => layer.kind === "head")!.name;
     // A list of one's own takes the place of transformers' default, which is the head.

@@ -9,7 +9,7 @@ import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import { convertedTensor, readTensor, type TensorGroup, type TensorToWrite } from "../../formats/safetensors.ts";
 import { type ModelSettings, setUpModel } from "../planning/model-setup.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
-import { quantizedGroup } from "./packed-output.ts";
+import { quantizableNames, quantizedGroup } from "./packed-output.ts";
 
 /**
  * The `quantize` command: the checkpoint in bitsandbytes' serialised form, as transformers saves and loads it; in 4 bits unless
@@ -34,7 +34,7 @@ export async function quantizeModel(
   const hold = quantizedHold(quantization.settings, setup.holdDtype);
   const linears = new Map(quantization.linears.map((linear) => [`${linear.name}.weight`, linear]));
   const checkpoint = setup.checkpoint!;
-  const items = checkpoint.names.map((name): TensorToWrite | TensorGroup => {
+  const items = quantizableNames(setup).map((name): TensorToWrite | TensorGroup => {
     const location = checkpoint.locate(name);
     const linear = linears.get(name);
     if (linear !== undefined) {

@@ -2,7 +2,7 @@ import type { Columns } from "../../config/column-keys.ts";
 import { datasetError, isRecord } from "./checks.ts";
 
 /** Keys that rows may lack. */
-const MAY_LACK: readonly string[] = ["input", "system", "history", "tools", "labels"];
+const MAY_LACK: readonly string[] = ["input", "system", "history", "tools", "labels", "loss_weights"];
 
 /** The row with its columns under our keys; what else stands under such a key gives way. Error: PL_DATASET_INVALID. */
 export function withColumns(where: string, value: unknown, columns: Columns): unknown {

@@ -15,6 +15,7 @@ const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
   ".json": json,
   ".jsonl": json,
   ".ndjson": json,
+  ".txt": async () => (await import("./tables.ts")).readTextLines,
   ".csv": async () => (await import("./tables.ts")).readCsvValues,
   ".tsv": async () => (await import("./tables.ts")).readTsvValues,
   ".parquet": async () => (await import("./parquet.ts")).readParquetValues,

@@ -1,6 +1,7 @@
 import { nearest } from "../../common/nearest.ts";
 import { shown } from "../../common/shown.ts";
-import { datasetError, isEmpty, isRecord } from "./checks.ts";
+import { IGNORED } from "../row-store.ts";
+import { datasetError, isEmpty, isRecord, lossWeight } from "./checks.ts";
 import { type ChatMessage, parseMessages } from "./messages.ts";
 
 /** One row of a dataset, checked. */
@@ -8,7 +9,20 @@ export type Row =
   | { readonly kind: "instruction"; readonly instruction: string; readonly input: string; readonly output: string }
   | { readonly kind: "messages"; readonly messages: readonly ChatMessage[]; readonly tools: readonly unknown[] | null }
   | { readonly kind: "text"; readonly text: string }
-  | { readonly kind: "ids"; readonly inputIds: readonly number[]; readonly labels: readonly number[] | null };
+  /** Axolotl's template-free rows: texts as they are, each trained on or not. */
+  | { readonly kind: "segments"; readonly segments: readonly Segment[] }
+  | {
+      readonly kind: "ids";
+      readonly inputIds: readonly number[];
+      readonly labels: readonly number[] | null;
+      /** Of each label; null: 1 everywhere. */
+      readonly weights: readonly number[] | null;
+    };
+
+export interface Segment {
+  readonly text: string;
+  readonly label: boolean;
+}
 
 /** Keys that would change what is trained on and can't be honoured; empty values are let through. */
 const NOT_HONOURED = [
@@ -21,6 +35,7 @@ const NOT_HONOURED = [
   "videos",
   "video",
   "rejected",
+  "rejected_response",
   "chosen",
   "kto_tag",
   "position_ids",
@@ -33,7 +48,23 @@ const PAIRS = [
   ["prompt", "completion"],
   ["prompt", "response"],
   ["query", "response"],
+  ["question", "answer"],
+  ["question", "response"],
+  ["prompt", "generation"],
+  ["instruction", "response"],
 ] as const;
+/** What a question may be about: a row that has it is no pair of question and answer. */
+const CONTEXT = [
+  "context",
+  "contexts",
+  "article",
+  "passage",
+  "choices",
+  "options",
+  "reflection",
+  "critiques",
+  "revision",
+];
 
 /** Checks one row's keys and types. `number` counts from 1. Error: PL_DATASET_INVALID with row and key. */
 export function parseRow(path: string, number: number, value: unknown): Row {
@@ -47,6 +78,18 @@ export function parseRow(path: string, number: number, value: unknown): Row {
       "Take the key out, or write the row as chat messages.",
     );
   }
+  if (Array.isArray(value["completions"])) {
+    throw datasetError(
+      `${where} has "completions": steps with a verdict each, which can't be honoured.`,
+      "Supervised fine-tuning takes one completion.",
+    );
+  }
+  if (!isEmpty(value["reflection"]) && !isEmpty(value["corrected"])) {
+    throw datasetError(
+      `${where} has "reflection" and "corrected" beside its output, which can't be honoured.`,
+      "Write the output as it is to be answered, and take the keys out.",
+    );
+  }
   if (typeof value["label"] === "boolean") {
     throw datasetError(
       `${where} has "label", true or false: a KTO set, which can't be honoured.`,
@@ -56,8 +99,17 @@ export function parseRow(path: string, number: number, value: unknown): Row {
   if (Object.hasOwn(value, "input_ids")) return idsRow(where, value);
   const key = MESSAGE_KEYS.find((name) => !isEmpty(value[name]) || (name === "messages" && Object.hasOwn(value, name)));
   if (key !== undefined) return messagesRow(where, value, parseMessages(where, key, value[key]));
-  const pair = PAIRS.find(([question, answer]) => Object.hasOwn(value, question) && Object.hasOwn(value, answer));
-  if (pair !== undefined && !Object.hasOwn(value, "instruction")) return pairRow(where, value, pair);
+  if (Array.isArray(value["segments"])) return { kind: "segments", segments: segmentsOf(where, value["segments"]) };
+  const isInstruction = Object.hasOwn(value, "instruction");
+  const pair = Object.hasOwn(value, "output")
+    ? undefined
+    : PAIRS.find(
+        ([question, answer]) =>
+          (question === "instruction" || !isInstruction) &&
+          Object.hasOwn(value, question) &&
+          Object.hasOwn(value, answer),
+      );
+  if (pair !== undefined) return pairRow(where, value, pair);
   if (typeof value["text"] === "string" && !Object.hasOwn(value, "output"))
     return { kind: "text", text: value["text"] };
   return instructionRow(where, value, {
@@ -67,13 +119,33 @@ export function parseRow(path: string, number: number, value: unknown): Row {
   });
 }
 
+function segmentsOf(where: string, list: readonly unknown[]): Segment[] {
+  return list.map((segment, index) => {
+    if (isRecord(segment) && typeof segment["text"] === "string" && typeof segment["label"] === "boolean") {
+      return { text: segment["text"], label: segment["label"] };
+    }
+    throw datasetError(
+      `${where}: "segments" must be a list of {"text", "label"}; entry ${index + 1} is ${shown(segment)}.`,
+      "Write label true for what is trained on, false for what is not.",
+    );
+  });
+}
+
 function pairRow(where: string, row: Record<string, unknown>, [question, answer]: readonly [string, string]): Row {
   if (Array.isArray(row[question]) || Array.isArray(row[answer])) {
     const messages = [...parseMessages(where, question, row[question]), ...parseMessages(where, answer, row[answer])];
     return messagesRow(where, row, messages);
   }
+  const context = question === "prompt" ? undefined : CONTEXT.find((key) => !isEmpty(row[key]));
+  if (context !== undefined) {
+    throw datasetError(
+      `${where} has "${context}" beside "${question}" and "${answer}": how they make one prompt is not said.`,
+      `Say it with --columns, such as '{"instruction": "${question}", "input": "${context}", "output": "${answer}"}'.`,
+    );
+  }
   const instruction = textOf(where, row, question);
-  return instructionRow(where, row, { instruction, input: "", output: textOf(where, row, answer) });
+  const input = isEmpty(row["input"]) || question !== "instruction" ? "" : textOf(where, row, "input");
+  return instructionRow(where, row, { instruction, input, output: textOf(where, row, answer) });
 }
 
 /** alpaca's `system` and `history` make a conversation of the row: the system first, then the turns before. */
@@ -82,7 +154,8 @@ function instructionRow(
   row: Record<string, unknown>,
   { instruction, input, output }: { instruction: string; input: string; output: string },
 ): Row {
-  if (isEmpty(row["history"]) && isEmpty(row["system"])) return { kind: "instruction", instruction, input, output };
+  if (isEmpty(row["history"]) && systemOf(where, row) === null)
+    return { kind: "instruction", instruction, input, output };
   const history = isEmpty(row["history"]) ? [] : row["history"];
   const isTurns = (turns: unknown): turns is [string, string][] =>
     Array.isArray(turns) &&
@@ -100,7 +173,7 @@ function instructionRow(
 }
 
 function messagesRow(where: string, row: Record<string, unknown>, messages: readonly ChatMessage[]): Row {
-  const system = isEmpty(row["system"]) ? null : textOf(where, row, "system");
+  const system = systemOf(where, row);
   if (system !== null && messages[0]?.role === "system") {
     throw datasetError(`${where} has two system messages.`, 'Take "system" or the first message out.');
   }
@@ -111,7 +184,19 @@ function messagesRow(where: string, row: Record<string, unknown>, messages: read
     if (typeof tools === "string") tools = JSON.parse(tools) as unknown;
   } catch {}
   if (!Array.isArray(tools)) throw datasetError(`${where}: "tools" must be a list.`, "Write one JSON schema a tool.");
-  return { kind: "messages", messages: whole, tools };
+  return { kind: "messages", messages: whole, tools: tools.map(asTool) };
+}
+
+/** A function's schema alone, as ShareGPT's sets have it, is wrapped as templates expect it. */
+function asTool(tool: unknown): unknown {
+  const bare = isRecord(tool) && typeof tool["name"] === "string" && tool["function"] === undefined;
+  return bare ? { type: "function", function: tool } : tool;
+}
+
+/** OpenOrca and its kin say system_prompt. */
+function systemOf(where: string, row: Record<string, unknown>): string | null {
+  const key = ["system", "system_prompt"].find((name) => !isEmpty(row[name]));
+  return key === undefined ? null : textOf(where, row, key);
 }
 
 function textOf(where: string, row: Record<string, unknown>, key: string): string {
@@ -149,6 +234,7 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
       "Give one label a token, -100 where none is trained on.",
     );
   }
+  const weights = isEmpty(row["loss_weights"]) ? null : weightsOf(where, row["loss_weights"], inputIds.length);
   const mask = row["attention_mask"];
   if (!isEmpty(mask) && integers(where, "attention_mask", mask).some((bit) => bit !== 1)) {
     throw datasetError(
@@ -156,7 +242,32 @@ function idsRow(where: string, row: Record<string, unknown>): Row {
       "Leave padding out of input_ids.",
     );
   }
-  return { kind: "ids", inputIds, labels };
+  // What weighs nothing is not trained on.
+  const given = labels ?? inputIds;
+  const trained = weights === null ? labels : given.map((label, t) => (weights[t] === 0 ? IGNORED : label));
+  return { kind: "ids", inputIds, labels: trained, weights };
+}
+
+function weightsOf(where: string, written: unknown, length: number): number[] {
+  const list = listOf(written);
+  if (list?.length !== length) {
+    throw datasetError(
+      `${where}: "loss_weights" must be a list of ${length} numbers, one for each of input_ids.`,
+      "Give each token's weight in the loss.",
+    );
+  }
+  return list.map((value, t) =>
+    lossWeight(`${where}: "loss_weights" of token ${t + 1}`, typeof value === "bigint" ? Number(value) : value),
+  );
+}
+
+/** A list as tables hold it too. */
+function listOf(written: unknown): unknown[] | null {
+  let value = written;
+  try {
+    if (typeof value === "string") value = JSON.parse(value) as unknown;
+  } catch {}
+  return Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>) : null;
 }
 
 /** Parquet gives 64-bit columns as bigints. Number(null) and Number("9") would be numbers too, which a row does not say. */
@@ -165,13 +276,7 @@ function wholeNumber(value: unknown): number {
 }
 
 function integers(where: string, key: string, written: unknown): number[] {
-  let value = written;
-  try {
-    // As tables hold lists.
-    if (typeof value === "string") value = JSON.parse(value) as unknown;
-  } catch {}
-  const list =
-    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value as ArrayLike<unknown>, wholeNumber) : null;
+  const list = listOf(written)?.map(wholeNumber) ?? null;
   if (list === null || !list.every((id) => Number.isInteger(id) && Math.abs(id) < 2 ** 31)) {
     throw datasetError(`${where}: "${key}" must be a list of token ids.`, "Write whole numbers.");
   }

@@ -6,6 +6,8 @@ import { datasetError } from "./checks.ts";
 /** Columns of tables that hold lists, written as JSON text in a CSV file. */
 const LIST_COLUMNS = ["input_ids", "labels", "attention_mask", "messages"];
 
+const MAX_LINE = 1 << 28;
+
 /** Rows of a CSV file with a header line (RFC 4180). */
 export function readCsvValues(path: string): AsyncIterable<unknown> {
   return readTable(path, ",");
@@ -14,6 +16,19 @@ export function readCsvValues(path: string): AsyncIterable<unknown> {
 /** The same with tabs between the fields. */
 export function readTsvValues(path: string): AsyncIterable<unknown> {
   return readTable(path, "\t");
+}
+
+/** A row of plain text a line, as the datasets library reads text; empty lines are none. */
+export async function* readTextLines(path: string): AsyncIterable<unknown> {
+  let rest = "";
+  for await (const piece of decodeUtf8(path)) {
+    const lines = (rest + piece).split(/\r?\n/);
+    rest = lines.pop()!;
+    if (rest.length > MAX_LINE)
+      throw datasetError(`${path} has a line of more than ${MAX_LINE} characters.`, "Break it.");
+    for (const text of lines) if (text.trim() !== "") yield { text };
+  }
+  if (rest.trim() !== "") yield { text: rest };
 }
 
 async function* readTable(path: string, delimiter: string): AsyncIterable<unknown> {

@@ -9,17 +9,22 @@ import { gemmaSpec } from "./gemma.ts";
 import { gemma2Spec } from "./gemma2.ts";
 import { gemma3Spec, gemma3TextSpec } from "./gemma3.ts";
 import { glm4Spec, glmSpec } from "./glm.ts";
+import { glm4MoeSpec } from "./glm4-moe.ts";
+import { gptOssSpec } from "./gpt-oss.ts";
 import { graniteSpec } from "./granite.ts";
 import { hunyuanDenseSpec } from "./hunyuan.ts";
 import { internlm2Spec } from "./internlm2.ts";
 import { llamaSpec } from "./llama.ts";
 import { minicpmSpec } from "./minicpm.ts";
 import { ministral3Spec, mistral3Spec, mistralSpec } from "./mistral.ts";
+import { mixtralSpec } from "./mixtral.ts";
 import { olmo2Spec } from "./olmo2.ts";
 import { phi3Spec } from "./phi3.ts";
 import { qwenSpec } from "./qwen.ts";
 import { qwen2Spec } from "./qwen2.ts";
+import { qwen2MoeSpec } from "./qwen2-moe.ts";
 import { qwen3Spec } from "./qwen3.ts";
+import { qwen3MoeSpec } from "./qwen3-moe.ts";
 import { qwen3NextSpec, qwen35Spec, qwen35TextSpec } from "./qwen3-next.ts";
 import { seedOssSpec } from "./seed-oss.ts";
 import { smollm3Spec } from "./smollm3.ts";
@@ -60,4 +65,9 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   minicpm: minicpmSpec,
   baichuan: baichuanSpec,
   chatglm: chatglmSpec,
+  qwen2_moe: qwen2MoeSpec,
+  qwen3_moe: qwen3MoeSpec,
+  mixtral: mixtralSpec,
+  glm4_moe: glm4MoeSpec,
+  gpt_oss: gptOssSpec,
 };

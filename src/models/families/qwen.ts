@@ -12,11 +12,11 @@ import {
   unsupported,
   width,
 } from "../config.ts";
-import { linearTensors, parameter } from "../decoder.ts";
 import { checkpointQuantization } from "../quantization.ts";
 import { inverseFrequencies } from "../rope.ts";
 import { computeRules } from "../rules.ts";
 import type { BlockLayer, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "../spec.ts";
+import { linearTensors, parameter } from "../tensors.ts";
 
 const qwenConfig = commonConfig.extend({
   kv_channels: nullish(width),
@@ -95,6 +95,7 @@ export function qwenSpec(config: unknown, generation: unknown): ModelSpec {
     lossRule: "micro-batch-mean",
     eosTokenIds: endTokenIds(parsed, generation),
     maxPositions,
+    remarks: [],
   };
 }
 

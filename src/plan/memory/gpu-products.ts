@@ -13,6 +13,8 @@ export interface GpuProduct {
   readonly dropout: boolean;
   readonly bias: boolean;
   readonly quantized: boolean;
+  /** Multiplies e4m3 numbers. */
+  readonly e4m3: boolean;
 }
 
 export interface BlockProducts {
@@ -25,7 +27,11 @@ export interface BlockProducts {
   readonly down: GpuProduct;
 }
 
-/** The products of a block; `pairs`: the block's. */
+const NO_PRODUCT: GpuProduct = {
+  ...{ in: 0, out: 0, partRows: [], ranks: [], dropout: false, bias: false, quantized: false, e4m3: false },
+};
+
+/** The products of a block, gate and up and down of no size where it has no MLP; `pairs`: the block's. */
 export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], holding: Holding): BlockProducts {
   const of = (...roles: readonly LinearRole[]) =>
     gpuProduct(
@@ -54,6 +60,7 @@ export function allProducts({ qkv, expansions, o, gateUp, down }: BlockProducts)
 }
 
 function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[], holding: Holding): GpuProduct {
+  if (linears.length === 0) return NO_PRODUCT;
   const own = linears.map(({ name }) => pairs.find((pair) => pair.name === name) ?? null);
   return {
     in: linears[0]!.in,
@@ -63,14 +70,20 @@ function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[]
     dropout: own.some((pair) => pair !== null && pair.dropout > 0),
     bias: linears.some(({ bias }) => bias),
     quantized: linears.every((linear) => isQuantized(linear, holding)),
+    e4m3: holding.fp8 && linears.every(suitsE4m3),
   };
+}
+
+/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/base/fp8.h: kFp8Piece). */
+export function suitsE4m3({ in: input, out }: Pick<LinearSpec, "in" | "out">): boolean {
+  return input % 16 === 0 && out % 16 === 0;
 }
 
 /** The output head as a product; never quantised. */
 export function headProduct(hidden: number, vocab: number, pair: LoraTarget | null): GpuProduct {
   const ranks = [pair?.r ?? 0];
   const dropout = (pair?.dropout ?? 0) > 0;
-  return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false };
+  return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false, e4m3: false };
 }
 
 /** Columns behind those of a product's input and weight, for LoRA's inner vectors (native/ops/cuda/lora/lora.h: tail_columns). */

@@ -24,7 +24,7 @@ export interface GpuBlockWork {
  * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
  */
 export function gpuBlockWork(
-  { hidden, ffn }: ModelShape,
+  { hidden }: ModelShape,
   { inputs, output, expanded, sums, backward, gpu }: AttentionSizes,
   products: BlockProducts,
   eightBit: boolean,
@@ -32,6 +32,7 @@ export function gpuBlockWork(
   tokens: number,
 ): GpuBlockWork {
   const { o, gateUp, down } = products;
+  const ffn = down.in;
   const keptRow = float * (inputs + expanded + output + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * sums;
   const forward = float * (ffn + tailColumns(down)) * tokens + forwardWork(down, float, tokens);
   const integers = eightBit ? integerWork(gateUp, float, tokens) : 0;
@@ -46,17 +47,35 @@ export function gpuBlockWork(
 
 /** A block below everything that learns: nothing is kept, and little at a time. */
 export function gpuForwardWork(
-  { hidden, ffn }: ModelShape,
+  { hidden }: ModelShape,
   { inputs, output, expanded, forward, gpu }: AttentionSizes,
-  { gateUp }: BlockProducts,
+  { gateUp, down }: BlockProducts,
   eightBit: boolean,
   float: number,
   tokens: number,
 ): number {
+  const ffn = down.in;
   const attention = hidden + inputs + expanded + output + forward;
   const mlp = 2 * hidden + 3 * ffn;
   const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
   return Math.max(Math.max(float * attention + gpu.forward, float * mlp) * tokens, integers);
+}
+
+/** What the products of one expert take beside their tensors, where every token chooses it. */
+export function gpuExpertWork(
+  products: readonly GpuProduct[],
+  eightBit: boolean,
+  float: number,
+  tokens: number,
+): number {
+  const each = products.map((product) =>
+    Math.max(
+      forwardWork(product, float, tokens),
+      backwardWork(product, float, tokens),
+      eightBit && product.quantized ? integerWork(product, float, tokens) : 0,
+    ),
+  );
+  return Math.max(0, ...each);
 }
 
 /** LLM.int8()'s forward: the product's input, its codes and scales, and the sums in 32 bits (CudaOps::forward_int8). */
@@ -67,29 +86,55 @@ function integerWork(product: GpuProduct, float: number, tokens: number): number
   return input + codes + outlierLists + FLOAT32 * roundUp(product.out, 4) * tokens;
 }
 
-/** LoRA's inner vectors (CudaOps::make_inner): partial sums, or what products of their own take. */
+/** LoRA's inner vectors, and then what a product in e4m3 takes. */
 function forwardWork(product: GpuProduct, float: number, tokens: number): number {
+  return Math.max(innerWork(product, float, tokens), product.e4m3 ? e4m3Work(product, float, tokens) : 0);
+}
+
+/** The input's codes and scales; before them, LoRA's part of the output is made of rounded inner vectors and B (CudaOps::forward_fp8). */
+function e4m3Work({ in: input, ranks, partRows }: GpuProduct, float: number, tokens: number): number {
+  const widest = Math.max(0, ...partRows.filter((_, part) => ranks[part]! > 0));
+  const lora = float * (roundUp(sum(ranks), 64) * tokens + sum(ranks) * roundUp(widest, 64));
+  return Math.max((input + FLOAT32) * tokens, lora);
+}
+
+/** CudaOps::make_inner: partial sums, or what products of their own take. */
+function innerWork(product: GpuProduct, float: number, tokens: number): number {
   if (!runsAsProducts(product)) return innerScratch(product, product.in, tokens);
-  const dropped = product.dropout ? roundUp(product.in, 64) * tokens : 0;
-  return float * (dropped + sum(product.ranks) * roundUp(product.in, 64));
+  return float * (droppedRows(product, tokens) + sum(product.ranks)) * roundUp(product.in, 64);
 }
 
 /**
  * Where LoRA's products back run through cuBLASLt (cuda_ops_lora.cpp): inner vectors or their gradients in the compute dtype, and
- * beside them B of the widest part, or A of all parts and what dropout leaves of the input, or the part of its gradient.
+ * beside them B of all parts, as wide as the widest, or A of all parts and what dropout leaves of the input for each, or each one's
+ * term of its gradient.
  */
-function productsBackWork({ ranks, partRows, in: input, dropout }: GpuProduct, float: number, tokens: number): number {
+function productsBackWork(product: GpuProduct, float: number, tokens: number): number {
+  const { ranks, partRows, in: input } = product;
   const rounded = roundUp(sum(ranks), 64) * tokens;
-  const b = Math.max(...ranks.map((rank, part) => rank * roundUp(partRows[part]!, 64)));
-  const a = (sum(ranks) + (dropout ? tokens : 0)) * roundUp(input, 64);
+  const b = sum(ranks) * roundUp(Math.max(...partRows.filter((_, part) => ranks[part]! > 0)), 64);
+  const a = (sum(ranks) + droppedRows(product, tokens)) * roundUp(input, 64);
   return float * (rounded + Math.max(a, b));
 }
 
-/** A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, or the gradient that LoRA's columns widen. */
+/** Rows of the inputs that dropout leaves something of, one input for each part that learns. */
+function droppedRows({ ranks, dropout }: GpuProduct, tokens: number): number {
+  return dropout ? ranks.filter((rank) => rank > 0).length * tokens : 0;
+}
+
+/**
+ * A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, the gradient that LoRA's columns widen, or its codes
+ * and scales in e4m3.
+ */
 function backwardWork(product: GpuProduct, float: number, tokens: number): number {
-  const { ranks, partRows, in: input, out, dropout } = product;
+  const codes = product.e4m3 ? (product.out + FLOAT32) * tokens : 0;
+  return Math.max(codes, loraBackWork(product, float, tokens));
+}
+
+function loraBackWork(product: GpuProduct, float: number, tokens: number): number {
+  const { ranks, partRows, in: input, out, dropout, e4m3 } = product;
   if (sum(ranks) === 0) return 0;
-  const wide = !dropout && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
+  const wide = !dropout && !e4m3 && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
   if (runsAsProducts(product)) return Math.max(wide, productsBackWork(product, float, tokens));
   const ofPart = (part: number) => partRows[part]!;
   const single = float === FLOAT32;

@@ -12,6 +12,8 @@ export interface Holding {
   readonly quantization: Quantization;
   /** Paths of the linears that stay unquantised all the same (llm_int8_skip_modules). */
   readonly skipModules: readonly string[];
+  /** GPUs: the blocks' products, forward and back, multiply e4m3 numbers (docs/decisions/fp8.md). */
+  readonly fp8: boolean;
 }
 
 const FLOAT32 = 4;
@@ -37,8 +39,9 @@ export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeD
 }
 
 /**
- * Bytes of one layer's frozen weights as the engine holds them: the embedding in the holding dtype, norms and biases in float32,
- * linears as above. A tied head counts in full: its products need their own layout, on whichever device it is.
+ * Bytes of one layer's frozen weights as the engine holds them, but for experts (expert-memory.ts): the embedding in the holding dtype,
+ * norms, sinks and biases in float32, linears as above. A tied head counts in full: its products need their own layout, on whichever
+ * device it is.
  */
 export function layerWeightBytes(
   spec: ModelSpec,

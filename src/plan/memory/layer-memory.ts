@@ -1,9 +1,10 @@
-import { dtypeBytes } from "../../common/dtype.ts";
+import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
 import type { PlanRequest } from "../request.ts";
 import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
+import { expandedExpertElements, expertProducts, expertWeightBytes, expertWork } from "./expert-memory.ts";
 import {
   allProducts,
   type BlockProducts,
@@ -14,8 +15,8 @@ import {
   sum,
 } from "./gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
-import { gpuBlockWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
-import { isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
+import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
+import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
 export interface LayerMemory {
@@ -103,10 +104,12 @@ type Held = Pick<LayerMemory, "weights" | "host" | "expanded" | "expansion" | "e
 
 function heldOnCpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpec): Held {
   const linears = layer.kind === "block" ? layer.linears.filter((linear) => isQuantized(linear, holding)) : [];
+  const experts = layer.kind === "block" ? expertWeightBytes(layer, holding, computeDtype) : 0;
+  const expandedExperts = layer.kind === "block" ? expandedExpertElements(layer, holding) : 0;
   return {
-    weights: layerWeightBytes(spec, layer, holding, computeDtype),
+    weights: layerWeightBytes(spec, layer, holding, computeDtype) + experts,
     host: 0,
-    expanded: dtypeBytes(computeDtype) * sum(linears.map((linear) => linear.in * linear.out)),
+    expanded: dtypeBytes(computeDtype) * (sum(linears.map((linear) => linear.in * linear.out)) + expandedExperts),
     expansion: 0,
     extra: 0,
   };
@@ -124,8 +127,12 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
     layer.kind === "block"
       ? allProducts(blockProducts(layer, pairs, holding))
       : [headProduct(spec.shape.hidden, spec.shape.vocab, pairs[0] ?? null)];
-  const allocations = products.flatMap((product) => heldAllocations(product, holding, computeDtype));
-  const expansion = expansionBytes(products, holding, computeDtype);
+  const experts = layer.kind === "block" ? heldExperts(layer, pairs, holding, computeDtype) : NO_EXPERTS;
+  const allocations = [
+    ...products.flatMap((product) => heldAllocations(product, holding, computeDtype)),
+    ...experts.allocations,
+  ];
+  const expansion = expansionBytes([...products, ...experts.products], holding, computeDtype);
   const padding = pagePadding([
     ...allocations,
     ...pairs.map(({ r, in: input, out }) => r * (input + out) * LORA_BYTES_PER_PARAMETER),
@@ -134,7 +141,34 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
     return { weights: sum(allocations), host: 0, expanded: 0, expansion: 0, extra: padding + expansion };
   const cached = products.filter(({ quantized }) => quantized).map((product) => expandedBytes(product, computeDtype));
   const norms = layerWeightBytes(spec, { ...layer, linears: [] }, holding, computeDtype);
-  return { weights: sum(allocations) + norms, host: 0, expanded: sum(cached), expansion, extra: padding };
+  const expanded = sum(cached) + dtypeBytes(computeDtype) * expandedExpertElements(layer, holding);
+  return { weights: sum(allocations) + norms, host: 0, expanded, expansion, extra: padding };
+}
+
+const NO_EXPERTS = { products: [], allocations: [] } as const;
+
+/** Products of one expert, and the pieces of memory that all experts' weights and the router's take. */
+function heldExperts(
+  block: BlockLayer,
+  pairs: readonly LoraTarget[],
+  holding: Holding,
+  computeDtype: FloatDtype,
+): { readonly products: readonly GpuProduct[]; readonly allocations: readonly number[] } {
+  const { experts } = block;
+  if (experts === undefined) return NO_EXPERTS;
+  const products = expertProducts(block, pairs, holding);
+  const { linear, correction } = experts.router;
+  const one = products.flatMap((product) => heldAllocations(product, holding, computeDtype));
+  const biases = experts.linears.some(({ bias }) => bias) ? experts.count * linear.in : 0;
+  const router = linear.in * linear.out * dtypeBytes(computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0);
+  return {
+    products,
+    allocations: [
+      ...Array.from({ length: experts.count }, () => one).flat(),
+      router,
+      (biases + (correction === null ? 0 : experts.count)) * FLOAT32,
+    ],
+  };
 }
 
 /** What depends on tokens. `learns`: the layer or one before it has a LoRA pair, so it runs backward. */
@@ -148,7 +182,7 @@ function transient(
   const { shape } = request.spec;
   const float = dtypeBytes(computeDtype);
   const row = float * shape.hidden;
-  const ranks = sum(pairs.map(({ r }) => r));
+  const ranks = sum(pairs.filter(({ stack }) => stack === undefined).map(({ r }) => r));
   switch (layer.kind) {
     case "embedding":
       return {};
@@ -168,8 +202,8 @@ function transient(
     case "block": {
       const saved = learns ? (row + FLOAT32 * ranks) * work.tokens : 0;
       const { kept, workspace } = onGpu(request)
-        ? workOnGpu(request, layer, blockProducts(layer, pairs, request.holding), learns)
-        : workOnCpu(request, layer, ranks, learns);
+        ? workOnGpu(request, layer, pairs, learns)
+        : workOnCpu(request, layer, pairs, learns);
       return {
         saved,
         savedFull: saved + kept,
@@ -198,33 +232,48 @@ interface BlockWork {
 function workOnGpu(
   { spec, work, holding, computeDtype }: PlanRequest,
   block: BlockLayer,
-  products: BlockProducts,
+  pairs: readonly LoraTarget[],
   learns: boolean,
 ): BlockWork {
+  const products = blockProducts(block, pairs, holding);
   const float = dtypeBytes(computeDtype);
-  const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized;
+  const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized && !products.gateUp.e4m3;
   const extra = extraWork(spec, block, float) * work.tokens;
   const attention = attentionSizes(spec, block, float);
-  if (!learns)
-    return {
-      kept: 0,
-      workspace: gpuForwardWork(spec.shape, attention, products, eightBit, float, work.tokens) + extra,
-    };
+  const own = expertProducts(block, pairs, holding);
+  const experts = expertWork(block, own, spec.shape.hidden, float);
+  const scratch = gpuExpertWork(own, holding.quantization.method === "8bit", float, work.tokens);
+  if (!learns) {
+    const forward = gpuForwardWork(spec.shape, attention, products, eightBit, float, work.tokens);
+    return { kept: 0, workspace: Math.max(forward, experts.forward * work.tokens + scratch) + extra };
+  }
   const plain = gpuBlockWork(spec.shape, attention, products, eightBit, float, work.tokens);
-  return { kept: plain.kept + extraKept(spec, block, float) * work.tokens, workspace: plain.workspace + extra };
+  return {
+    kept: plain.kept + (extraKept(spec, block, float) + experts.kept) * work.tokens,
+    workspace: Math.max(plain.workspace, experts.workspace * work.tokens + scratch) + extra,
+  };
 }
 
-function workOnCpu(request: PlanRequest, block: BlockLayer, ranks: number, learns: boolean): BlockWork {
-  const { shape } = request.spec;
+function workOnCpu(request: PlanRequest, block: BlockLayer, pairs: readonly LoraTarget[], learns: boolean): BlockWork {
+  const shape = { ...request.spec.shape, ffn: mlpWidth(block) };
   const { tokens } = request.work;
   const float = dtypeBytes(request.computeDtype);
   const attention = attentionSizes(request.spec, block, float);
+  const ranks = sum(pairs.filter(({ stack }) => stack === undefined).map(({ r }) => r));
+  const experts = expertWork(block, expertProducts(block, pairs, request.holding), shape.hidden, float);
+  const dense = blockWork(shape, attention, float, ranks, learns);
+  const most = Math.max(dense, learns ? experts.workspace + FLOAT32 * ranks : experts.forward);
   return {
-    kept: learns ? (keptBeside(shape, attention, float) + extraKept(request.spec, block, float)) * tokens : 0,
-    workspace:
-      (blockWork(shape, attention, float, ranks, learns) + extraWork(request.spec, block, float)) * tokens +
-      codesWork(request, block),
+    kept: learns
+      ? (keptBeside(shape, attention, float) + extraKept(request.spec, block, float) + experts.kept) * tokens
+      : 0,
+    workspace: (most + extraWork(request.spec, block, float)) * tokens + codesWork(request, block),
   };
+}
+
+/** Width of gate and up, each, of a block's MLP, or of its shared expert; 0: none. */
+function mlpWidth({ linears }: BlockLayer): number {
+  return linears.find(({ role }) => role === "down")?.in ?? 0;
 }
 
 /** Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens, and rotary tables (4 E a token). */
@@ -286,6 +335,7 @@ function blockWork(
 /** What products of weights in 8 bits take: the input's codes and scales. */
 function codesWork({ holding, work }: PlanRequest, block: BlockLayer): number {
   if (holding.quantization.method !== "8bit") return 0;
-  const packed = block.linears.filter((linear) => isQuantized(linear, holding));
+  const all = [...block.linears, ...(block.experts?.packed === null ? block.experts.linears : [])];
+  const packed = all.filter((linear) => isQuantized(linear, holding));
   return Math.max(0, ...packed.map((linear: LinearSpec) => linear.in * (work.tokens + 5)));
 }

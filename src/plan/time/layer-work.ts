@@ -1,3 +1,4 @@
+import { tokenRank } from "../../models/experts.ts";
 import type { BlockLayer, ModelShape } from "../../models/spec.ts";
 import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
@@ -50,12 +51,16 @@ export function layerWork(request: PlanRequest): LayerWork[] {
   const pairs = pairsByLayer(lora, spec.layers.length);
   return spec.layers.map((layer, index): LayerWork => {
     const learns = index >= lowest;
-    const adapters = 2 * pairs[index]!.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0);
+    const adapters = 2 * pairs[index]!.reduce((sum, pair) => sum + tokenRank(layer, pair) * (pair.in + pair.out), 0);
     if (layer.kind === "block") {
       const products = (linears: typeof layer.linears) =>
         2 * linears.reduce((sum, linear) => sum + linear.in * linear.out, 0);
-      const weights = products(layer.linears);
-      const last = products(layer.linears.filter(({ role }) => role === "down"));
+      const chosen = layer.experts?.router.chosen ?? 0;
+      const expert = layer.experts?.linears ?? [];
+      const router = layer.experts === undefined ? [] : [layer.experts.router.linear];
+      const weights = products(layer.linears) + products(router) + chosen * products(expert);
+      const isDown = ({ role }: { readonly role: string }) => role === "down";
+      const last = products(layer.linears.filter(isDown)) + chosen * products(expert.filter(isDown));
       const attention = attentionWork(spec.shape, layer, work.rowTokens);
       const forward = (weights + attention.forward + adapters) * work.meanTokens;
       const backward = learns ? (weights + attention.backward + 2 * adapters) * work.meanTokens : 0;

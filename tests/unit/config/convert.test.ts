@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { parse, stringify } from "yaml";
 import { convertConfig } from "../../../src/config/convert.ts";
 import { loadConfig } from "../../../src/config/load.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { coordinator, temporaryFolder } from "../../support/cli.ts";
 
 const LLAMA_FACTORY = `
 model_name_or_path: org/model
@@ -78,8 +78,14 @@ test("files of LLaMA-Factory, Axolotl and TRL become ones that load here, and wh
     },
     {
       file: TRL,
-      expected: { lora_r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: ["q_proj", "v_proj"] },
-      lost: ["neftune_noise_alpha"],
+      expected: {
+        lora_r: 16,
+        lora_alpha: 32,
+        lora_dropout: 0.05,
+        target_modules: ["q_proj", "v_proj"],
+        neftune_noise_alpha: 5,
+      },
+      lost: [],
     },
   ];
   for (const { file, expected, lost: missing } of cases) {
@@ -116,4 +122,74 @@ test("a value that is none here is said to have no counterpart; an empty key is 
   const { settings, remarks } = convertConfig({ base_model: "m", lr_scheduler: "linear_with_a_kink", dataset: null });
   assert.deepEqual(settings, { model: "m" });
   assert.match(remarks[0]!, /lr_scheduler "linear_with_a_kink" has no counterpart: lr_scheduler_type takes/);
+});
+
+const DATASET_INFO = {
+  own: { file_name: "own.json" },
+  chats: {
+    file_name: "sub/chats.jsonl",
+    formatting: "sharegpt",
+    columns: { messages: "turns", system: "sys", tools: "tools" },
+    tags: { role_tag: "role", content_tag: "content", user_tag: "user", assistant_tag: "assistant" },
+  },
+  hub: { hf_hub_url: "o/n", subset: "en", split: "test", num_samples: 7, columns: { prompt: "q", response: "a" } },
+  scope: { ms_hub_url: "o/m" },
+  texts: { file_name: "t.txt", columns: { prompt: "text" } },
+  pairs: { file_name: "p.json", ranking: true, formatting: "sharegpt", columns: { chosen: "c", rejected: "r" } },
+  odd: { file_name: "o.json", formatting: "sharegpt", tags: { user_tag: "asker" } },
+  made: { script_url: "make.py" },
+};
+
+test("names of LLaMA-Factory's dataset_info.json become paths, hub names, columns and rows", async (t) => {
+  const theirs = { stage: "sft", model_name_or_path: "m", output_dir: "o", dataset_dir: "d/", max_samples: 50 };
+  const of = (dataset: string) => convertConfig({ ...theirs, dataset }, { dir: "d/", info: DATASET_INFO });
+  assert.deepEqual(of("own, chats,hub").settings["dataset"], [
+    { path: "d/own.json", rows: 50 },
+    { path: "d/sub/chats.jsonl", columns: { messages: "turns", system: "sys" }, rows: 50 },
+    { path: "o/n:en/test", columns: { instruction: "q", output: "a" }, rows: 7 },
+  ]);
+  assert.deepEqual(of("texts").settings["dataset"], [{ path: "d/t.txt", rows: 50 }]);
+  const remark = (dataset: string) => of(dataset).remarks.join("; ");
+  assert.match(remark("pairs"), /dataset pairs: its rows are refused \(chosen, rejected\)/);
+  assert.match(remark("odd"), /user_tag "asker" is not understood/);
+  assert.match(remark("scope"), /say hub: modelscope/);
+  assert.match(remark("made"), /sets that a script makes/);
+  assert.match(remark("gone"), /dataset_info.json has no such set/);
+  assert.equal(of("gone").settings["dataset"], undefined);
+
+  // What is written loads here, and finds the sets.
+  const root = temporaryFolder(t);
+  mkdirSync(join(root, "data"));
+  writeFileSync(join(root, "data", "dataset_info.json"), JSON.stringify(DATASET_INFO));
+  writeFileSync(join(root, "data", "own.json"), '[{"instruction": "q", "output": "a"}]');
+  writeFileSync(join(root, "theirs.yaml"), stringify({ ...theirs, dataset: "own", dataset_dir: "data" }));
+  const { code, stdout } = await coordinator(["convert-config", join(root, "theirs.yaml")]);
+  assert.equal(code, 0);
+  writeFileSync(join(root, "ours.yaml"), stdout);
+  const config = await loadConfig("train", { config: join(root, "ours.yaml") });
+  assert.deepEqual(config.dataset, [{ path: join(root, "data", "own.json"), rows: 50 }]);
+});
+
+test("Axolotl's datasets: splits, configurations, fields; what is refused or has no counterpart is named", () => {
+  const of = (...datasets: unknown[]) => convertConfig({ base_model: "m", output_dir: "o", datasets });
+  assert.deepEqual(
+    of({ path: "a.jsonl", type: "alpaca" }, { path: "o/n", split: "test", name: "en" }).settings["dataset"],
+    ["a.jsonl", "o/n:en/test"],
+  );
+  const mapped = of(
+    { path: "a.jsonl", type: "chat_template", field_messages: "turns" },
+    { path: "b.jsonl", type: { field_instruction: "q", field_output: "a", format: "[{instruction}]" } },
+    { path: "c.jsonl", type: "completion", field: "content" },
+    { path: "o/n", data_files: "rows.parquet", type: "chatml.intel" },
+  );
+  assert.deepEqual(mapped.settings["dataset"], [
+    { path: "a.jsonl", columns: { messages: "turns" } },
+    { path: "b.jsonl", columns: { instruction: "q", output: "a" } },
+    { path: "c.jsonl", columns: { text: "content" } },
+    { path: "rows.parquet" },
+  ]);
+  assert.match(
+    mapped.remarks.join("; "),
+    /b.jsonl: format has no counterpart; .*rows are refused \(type chatml.intel\)/,
+  );
 });

@@ -12,6 +12,7 @@ import { evaluationOf } from "../../../src/coordinator/run/step-source.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, type PackedMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
+import { RowStore } from "../../../src/data/row-store.ts";
 import { trainingStep } from "../../../src/data/steps.ts";
 import { takenBytes } from "../../../src/plan/arena.ts";
 import { type Device, MOST_TOKENS, NO_OVERRIDES } from "../../../src/plan/index.ts";
@@ -174,15 +175,12 @@ test("--deterministic-batches, and CPU workers, are cut alike on any number of d
 
 /** Rows of these lengths, every token but each row's first a label. */
 function rowsOf(lengths: readonly number[]): Dataset {
-  const offsets = [0];
-  for (const length of lengths) offsets.push(offsets.at(-1)! + length);
-  const total = offsets.at(-1)!;
-  return new Dataset({
-    tokens: Int32Array.from({ length: total }, (_, i) => i % 97),
-    labels: Int32Array.from({ length: total }, (_, i) => i % 89),
-    offsets,
-    flags: lengths.map(() => 0),
-  });
+  const store = new RowStore();
+  for (const length of lengths) {
+    const tokens = Array.from({ length }, (_, i) => i % 97);
+    store.add({ tokens, labels: tokens.map((_token, i) => i % 89) });
+  }
+  return new Dataset(store);
 }
 
 function data(lengths: readonly number[], batchSize: number, evaluation: Dataset | null = null): TrainingData {

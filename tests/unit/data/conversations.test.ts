@@ -45,7 +45,7 @@ test("each turn by what stands of it in the whole rendering", () => {
 
 test("--train-on last, and turns that are switched off", () => {
   assert.equal(trained(HYBRID, talk, "last"), "·<think></think>D;");
-  assert.equal(trained(HYBRID, [talk[0]!, { ...talk[1]!, train: false }, talk[2]!, talk[3]!]), "·<think></think>D;");
+  assert.equal(trained(HYBRID, [talk[0]!, { ...talk[1]!, lossWeight: 0 }, talk[2]!, talk[3]!]), "·<think></think>D;");
 });
 
 test("a generation prompt that opens the reasoning is no label, whether or not the turn has it", () => {
@@ -136,6 +136,37 @@ test("rows' shapes that are one question: prompt, query; system and history of a
 for (const key of ["loss", "train", "train_on_turn", "training"]) {
   test(`"${key}": false takes a message's labels away`, () => {
     const row = parseRow("f", 1, { messages: [messages[0], { ...messages[1], [key]: false }] });
-    assert.equal(row.kind === "messages" && row.messages[1]!.train, false);
+    assert.equal(row.kind === "messages" && row.messages[1]!.lossWeight, 0);
   });
 }
+
+test("a message's weight is that of each of its labels; the template does not see it", () => {
+  const source = `{{ messages | map(attribute='lossWeight') | join }}${HYBRID}`;
+  const weighted = [talk[0]!, { ...talk[1]!, lossWeight: 0.25 }, talk[2]!, { ...talk[3]!, lossWeight: 3 }];
+  const { labels, weights } = new ChatTemplate(units, source, new Date(0)).encode(weighted);
+  const shown = labels.flatMap((label, t) => (label < 0 ? [] : [`${String.fromCharCode(label)}${weights![t]}`]));
+  const last = [..."<think></think>D;"].map((letter) => `${letter}3`);
+  assert.deepEqual(shown, ["B0.25", ";0.25", ...last]);
+  assert.equal(new ChatTemplate(units, HYBRID, new Date(0)).encode(talk).weights, null);
+});
+
+test("loss_weight and weight are one thing: any number from 1e-6 to 1e6, or 0", () => {
+  const weightOf = (keys: object) => {
+    const row = parseRow("f", 1, { messages: [messages[0], { ...messages[1], ...keys }] });
+    return row.kind === "messages" ? (row.messages[1]!.lossWeight ?? 1) : null;
+  };
+  for (const key of ["loss_weight", "weight"]) {
+    for (const weight of [0, 1e-6, 0.5, 1, 2.5, 1e6]) assert.equal(weightOf({ [key]: weight }), weight);
+    assert.equal(weightOf({ [key]: null }), 1);
+    for (const wrong of [-1, 1e-7, 1e7, "0.5", true, [1]]) {
+      assert.throws(() => weightOf({ [key]: wrong }), { message: new RegExp(`row 1, message 2: "${key}" must be`) });
+    }
+  }
+  assert.equal(weightOf({ weight: 0.5, loss_weight: 0.5 }), 0.5);
+  assert.throws(() => weightOf({ weight: 0.5, loss_weight: 0.25 }), /differ/);
+  assert.equal(weightOf({ loss_weight: 0.5, train: false }), 0);
+  assert.equal(weightOf({ loss_weight: 0.5, train: true }), 0.5);
+  assert.equal(weightOf({ loss_scale: 0 }), 0);
+  assert.equal(weightOf({ loss_scale: 1 }), 1);
+  assert.throws(() => weightOf({ loss_scale: 2 }), /"loss_scale" 2 can't be honoured: ms-swift/);
+});

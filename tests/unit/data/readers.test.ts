@@ -100,10 +100,10 @@ describe("dataset readers", () => {
     }
     await assert.rejects(of(JSON.stringify([row, { q: "x" }]), "json"), /row 2 has no column "a"; it has "q"/);
     const parquet = all(readRows(fixture("data/ids.parquet"), { input_ids: "labels" }));
-    assert.deepEqual((await parquet)[0], { kind: "ids", inputIds: [-100, 2, 3], labels: null });
+    assert.deepEqual((await parquet)[0], { kind: "ids", inputIds: [-100, 2, 3], labels: null, weights: null });
     const ids = await fileOf('tokens\n"[1, 2]"\n', "csv");
     assert.deepEqual(await all(readRows(ids, { input_ids: "tokens" })), [
-      { kind: "ids", inputIds: [1, 2], labels: null },
+      { kind: "ids", inputIds: [1, 2], labels: null, weights: null },
     ]);
   });
 
@@ -119,8 +119,8 @@ describe("dataset readers", () => {
     assert.equal(rows.length, 6);
     assert.deepEqual(rows[5], instruction("问题 5", "", "答案 5"));
     assert.deepEqual(await all(readRows(fixture("data/ids.parquet"))), [
-      { kind: "ids", inputIds: [1, 2, 3], labels: [-100, 2, 3] },
-      { kind: "ids", inputIds: [4, 5], labels: [-100, 5] },
+      { kind: "ids", inputIds: [1, 2, 3], labels: [-100, 2, 3], weights: null },
+      { kind: "ids", inputIds: [4, 5], labels: [-100, 5], weights: null },
     ]);
     await refuses("not parquet", /can't be read as Parquet/, "parquet");
   });
@@ -137,12 +137,12 @@ describe("dataset readers", () => {
     assert.deepEqual(
       await rowsOf('{"input_ids": [1, 2]}\n{"input_ids": [3], "labels": [-100], "attention_mask": [1]}', "jsonl"),
       [
-        { kind: "ids", inputIds: [1, 2], labels: null },
-        { kind: "ids", inputIds: [3], labels: [-100] },
+        { kind: "ids", inputIds: [1, 2], labels: null, weights: null },
+        { kind: "ids", inputIds: [3], labels: [-100], weights: null },
       ],
     );
     assert.deepEqual(await rowsOf('input_ids,labels\n"[1, 2]","[-100, 2]"\n', "csv"), [
-      { kind: "ids", inputIds: [1, 2], labels: [-100, 2] },
+      { kind: "ids", inputIds: [1, 2], labels: [-100, 2], weights: null },
     ]);
   });
 
@@ -190,8 +190,8 @@ describe("dataset readers", () => {
     await refuses(JSON.stringify([{ instruction: "a", output: "b", history: ["x"] }]), /"history"/);
     await refuses(JSON.stringify([{ messages: [{ role: "user", content: "u" }], tools: 3 }]), /"tools"/);
     await refuses(
-      JSON.stringify([{ messages: [{ role: "assistant", content: "u", loss_weight: 0.5 }] }]),
-      /"loss_weight" 0.5/,
+      JSON.stringify([{ messages: [{ role: "assistant", content: "u", loss_weight: "half" }] }]),
+      /"loss_weight" must be 0 or a number/,
     );
     await refuses(
       JSON.stringify([{ messages: [{ role: "critic", content: "u" }] }]),
@@ -204,6 +204,9 @@ describe("dataset readers", () => {
     await refuses(JSON.stringify([{ messages: [] }]), /"messages" must be a list/);
     await refuses(JSON.stringify([{ input_ids: [1, 2], labels: [1] }]), /1 labels for 2 input_ids/);
     await refuses(JSON.stringify([{ input_ids: [1, 2.5] }]), /"input_ids" must be a list of token ids/);
+    for (const loss_weights of [[1], [1, -2], [1, "x"], 3, [1, 1e9]]) {
+      await refuses(JSON.stringify([{ input_ids: [1, 2], loss_weights }]), /row 1: "loss_weights"/);
+    }
     await refuses(JSON.stringify([{ input_ids: [] }]), /"input_ids" is empty/);
     await refuses(JSON.stringify([{ input_ids: [1, 2], attention_mask: [1, 0] }]), /attention_mask/);
   });
@@ -220,7 +223,7 @@ describe("dataset readers", () => {
     await refuses("instruction,output\na,b,c\n", /not a CSV table/, "csv");
     await refuses(Buffer.from('[{"instruction": "\xe9", "output": "b"}]', "latin1"), /row 1 is not UTF-8/);
     await refuses(Buffer.from("instruction,output\n\xe9,b\n", "latin1"), /not UTF-8/, "csv");
-    await refuses("x", /"\.txt" is no dataset's extension/, "txt");
+    await refuses("x", /"\.docx" is no dataset's extension/, "docx");
     await assert.rejects(all(readRows(join(folder, "absent.json"))), /can't be read/);
     await assert.rejects(all(readRows(folder)), { code: "PL_DATASET_INVALID" });
   });

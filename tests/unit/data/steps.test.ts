@@ -1,20 +1,21 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
-import { type Dataset, DatasetBuilder } from "../../../src/data/dataset.ts";
+import { Dataset } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";
+import { RowStore } from "../../../src/data/row-store.ts";
 import { splitRows } from "../../../src/data/split.ts";
 import { evaluationRows, trainingStep, type WeightedRow } from "../../../src/data/steps.ts";
 
 /** Rows of the given lengths; the first `masked` tokens of each carry no label. */
 function datasetOf(lengths: readonly number[], masked = 1): Dataset {
-  const builder = new DatasetBuilder();
+  const store = new RowStore();
   lengths.forEach((length, row) => {
     const tokens = Array.from({ length }, (_, t) => row * 100 + t);
-    builder.add({ tokens, labels: tokens.map((id, t) => (t < masked ? -100 : id)) }, false);
+    store.add({ tokens, labels: tokens.map((id, t) => (t < masked ? -100 : id)) });
   });
-  return builder.build();
+  return new Dataset(store);
 }
 
 const order = (rows: number, replicas: number) =>
@@ -87,13 +88,63 @@ describe("training steps", () => {
   });
 
   test("a batch without label tokens adds nothing and breaks nothing", () => {
-    const builder = new DatasetBuilder();
-    for (const label of [-100, -100, 5, 5]) builder.add({ tokens: [1, 5], labels: [-100, label] }, false);
-    const { rows, labelTokens } = trainingStep(builder.build(), order(4, 1).step(1), "micro-batch-mean");
+    const store = new RowStore();
+    for (const label of [-100, -100, 5, 5]) store.add({ tokens: [1, 5], labels: [-100, label] });
+    const { rows, labelTokens } = trainingStep(new Dataset(store), order(4, 1).step(1), "micro-batch-mean");
     assert.equal(labelTokens, 2);
     assert.deepEqual(
       laid(rows[0]!).map(({ weights }) => weights[0]),
       [0, 0, 0.25, 0.25],
+    );
+  });
+
+  test("a label's own weight counts in both sums: the loss is the weighted mean", () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.array(fc.float({ min: 0.0625, max: 16, noNaN: true }), { minLength: 2, maxLength: 9 }), {
+          minLength: 4,
+          maxLength: 9,
+        }),
+        fc.constantFrom("step-token-mean" as const, "micro-batch-mean" as const),
+        fc.integer({ min: 1, max: 4 }),
+        (weights, rule, count) => {
+          const store = new RowStore();
+          for (const own of weights) {
+            const tokens = own.map((_weight, t) => t + 1);
+            store.add({ tokens, labels: tokens.map((id, t) => (t % 3 === 0 ? -100 : id)), weights: own });
+          }
+          const dataset = new Dataset(store);
+          // Any loss a token, by row and position.
+          const lossOf = (row: number, t: number) => Math.sin(row * 17 + t) + 2;
+          const step = order(dataset.size, 1).step(1);
+          const { rows } = trainingStep(dataset, step, rule);
+          const mean = (chosen: readonly number[]) => {
+            const labels = chosen.flatMap((row) =>
+              weights[row]!.flatMap((weight, t) => (t > 0 && t % 3 !== 0 ? [{ weight, loss: lossOf(row, t) }] : [])),
+            );
+            return (
+              labels.reduce((sum, { weight, loss }) => sum + weight * loss, 0) /
+              labels.reduce((sum, { weight }) => sum + weight, 0)
+            );
+          };
+          const batches = step.batches[0]!.map((batch) => [...batch]);
+          const expected =
+            rule === "step-token-mean"
+              ? mean(batches.flat())
+              : batches.reduce((sum, batch) => sum + mean(batch), 0) / batches.length;
+          let found = 0;
+          for (const batch of cutMicroBatches(rows[0]!, { count })) {
+            const packed = packMicroBatches([batch]);
+            let at = 0;
+            for (const row of batch) {
+              for (let t = 0; t + 1 < row.tokens.length; t++)
+                found += packed.weights[at + t]! * lossOf(row.rowId, t + 1);
+              at += row.tokens.length;
+            }
+          }
+          near(found / expected, 1);
+        },
+      ),
     );
   });
 

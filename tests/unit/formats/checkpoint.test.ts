@@ -50,6 +50,31 @@ describe("checkpoints", () => {
     }
   });
 
+  test("a tied model whose file has the head alone: it is the embedding too", async () => {
+    const headOnly = ({ name, ...rest }: TensorToWrite) => ({
+      ...rest,
+      name: name === "model.embed_tokens.weight" ? "lm_head.weight" : name,
+    });
+    const bare = (tensor: TensorToWrite) => {
+      const { name, ...rest } = headOnly(tensor);
+      return { ...rest, name: name.replace(/^model\./, "") };
+    };
+    for (const edit of [headOnly, bare]) {
+      for (const shardBytes of [undefined, 1024]) {
+        await writeCheckpoint(dir, weights(edit), shardBytes);
+        const checkpoint = await openCheckpoint(dir, spec.tied);
+        assert.equal(verifyCheckpoint(spec, checkpoint), 0);
+        const untied = await openCheckpoint(dir);
+        assert.deepEqual(checkpoint.locate("model.embed_tokens.weight"), untied.locate("lm_head.weight"));
+        assert.throws(() => verifyCheckpoint(spec, untied), /embed_tokens.weight is missing/);
+        // A rank that holds the embedding alone opens the shard that has the head.
+        const some = await openCheckpoint(dir, spec.tied, ["model.embed_tokens.weight"]);
+        assert.ok(some.has("model.embed_tokens.weight"));
+        await rm(join(dir, "model.safetensors"), { force: true });
+      }
+    }
+  });
+
   test("one file, or shards with an index: the same tensors", async () => {
     assert.deepEqual(await writeCheckpoint(dir, weights()), ["model.safetensors"]);
     await verify();

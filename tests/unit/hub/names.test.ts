@@ -15,6 +15,8 @@ test("a name is owner/name; what else there is can only be a path", () => {
     ["a/b@main", "a/b", "main"],
     ["a/b@refs/pr/1", "a/b", "refs/pr/1"],
     ["0_x/y.z@v1.0", "0_x/y.z", "v1.0"],
+    ["gpt2", "gpt2", null],
+    ["bert-base-uncased@main", "bert-base-uncased", "main"],
   ] as const) {
     assert.deepEqual(parseReference(text), { kind: "model", name, revision });
   }
@@ -23,7 +25,8 @@ test("a name is owner/name; what else there is can only be a path", () => {
     "../a",
     "/a/b",
     "~/a",
-    "a",
+    "a.json",
+    "-a",
     "a/b/c",
     "a/",
     "/b",
@@ -52,7 +55,8 @@ test("a data set's split, configuration and revision come in either order", () =
   assert.deepEqual(parsed("a/b:test"), ["a/b", null, "test", null]);
   assert.deepEqual(parsed("a/b:en/test@v1"), ["a/b", "en", "test", "v1"]);
   assert.deepEqual(parsed("a/b@v1:en/test"), ["a/b", "en", "test", "v1"]);
-  for (const text of ["a/b:", "a/b:x:y", "a/b@x@y", "a:b", "./a/b:train", "a/b:../x"])
+  assert.deepEqual(parsed("squad:train"), ["squad", null, "train", null]);
+  for (const text of ["a/b:", "a/b:x:y", "a/b@x@y", "a.b:c", "./a/b:train", "C:/rows", "a/b:../x"])
     assert.equal(parsed(text), null, text);
 });
 

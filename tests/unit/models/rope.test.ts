@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { ropeFromConfig } from "../../../src/models/rope.ts";
+import { ropeFromConfig, ropeRemarks } from "../../../src/models/rope.ts";
 
 const close = (found: number | undefined, expected: number) =>
   assert.ok(Math.abs(found! - expected) <= 2e-7 * Math.abs(expected), `${found} vs ${expected}`);
@@ -34,6 +34,40 @@ describe("rotary frequencies", () => {
     four.invFreq.forEach((value, i) => {
       close(value, plain.invFreq[i]! / 4);
     });
+  });
+
+  test("rope_scaling beside rope_parameters: the first counts, with its own base or the default, and it is said", () => {
+    const family = { headDim: 64, base: 10000, maxPositions: 2048 };
+    const given = { rope_theta: 1000000, rope_type: "default" };
+    const scaling = { type: "linear", factor: 4 };
+    const alone = ropeFromConfig({ rope_scaling: scaling }, family);
+    assert.deepEqual(ropeFromConfig({ rope_parameters: given, rope_scaling: scaling }, family), alone);
+    const based = ropeFromConfig({ rope_scaling: scaling, rope_theta: 5000 }, family);
+    assert.deepEqual(
+      ropeFromConfig({ rope_parameters: given, rope_scaling: scaling, rope_theta: 5000 }, family),
+      based,
+    );
+    const own = { ...scaling, rope_theta: 1000000 };
+    assert.equal(ropeFromConfig({ rope_parameters: given, rope_scaling: own }, family).base, 1000000);
+    for (const nothing of [null, {}, undefined]) {
+      assert.equal(ropeFromConfig({ rope_parameters: given, rope_scaling: nothing }, family).base, 1000000);
+      assert.deepEqual(ropeRemarks({ rope_parameters: given, rope_scaling: nothing }), []);
+      assert.deepEqual(ropeRemarks({ rope_parameters: nothing, rope_scaling: scaling }), []);
+    }
+    const [said] = ropeRemarks({ rope_parameters: given, rope_scaling: scaling });
+    assert.match(said!, /lost rope_theta 1000000, rope_type "default"/);
+    assert.deepEqual(ropeRemarks({ rope_parameters: given, rope_scaling: { ...given } }), []);
+  });
+
+  test("Gemma 3: rope_scaling goes over rope_parameters of full attention alone", () => {
+    const types = { full_attention: { rope_theta: 7, rope_type: "default" }, sliding_attention: { rope_theta: 9 } };
+    const config = { rope_parameters: types, rope_scaling: { rope_type: "linear", factor: 2 } };
+    const family = { headDim: 64, base: 1000000, maxPositions: 2048 };
+    const full = ropeFromConfig(config, { ...family, layerType: "full_attention" });
+    assert.deepEqual(full, ropeFromConfig({ rope_scaling: { rope_type: "linear", factor: 2, rope_theta: 7 } }, family));
+    const sliding = ropeFromConfig(config, { ...family, layerType: "sliding_attention", unscaled: true });
+    assert.deepEqual(sliding, ropeFromConfig({ rope_theta: 9 }, family));
+    assert.match(ropeRemarks(config)[0]!, /lost rope_type "default"/);
   });
 
   test("llama3 (Llama 3.1)", () => {

@@ -5,9 +5,10 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { dtypeBytes, elementCount, type FloatDtype } from "../../../src/common/dtype.ts";
 import { type Engine, type HoldAs, loadEngine, type MicroBatch } from "../../../src/engine/index.ts";
+import { expertLinears, storedTensors } from "../../../src/models/experts.ts";
 import { type Holding, makePlan, type PlanRequest, type Quantization } from "../../../src/plan/index.ts";
 import { describeSegment, engineArch } from "../../../src/worker/segments.ts";
-import { cpus, everyLinear, model, request, WORK } from "./models.ts";
+import { cpus, everyExpert, everyLinear, model, request, WORK } from "./models.ts";
 
 const addon = (() => {
   try {
@@ -41,13 +42,18 @@ async function measure(planned: PlanRequest, inFlight: number): Promise<ReturnTy
     arenaBytes,
   });
   try {
-    const pairs = new Map(lora.map((pair) => [pair.name, { ...pair, module: pair.name }]));
+    const pairs = new Map(
+      lora.map((pair) => [pair.name, { ...pair, module: pair.name, expertsOf: pair.stack?.parameter ?? "" }]),
+    );
     const blocks = spec.layers.filter((layer) => layer.kind === "block");
-    const linears = new Set(blocks.flatMap((block) => block.linears.map((linear) => `${linear.name}.weight`)));
+    const linears = new Set(
+      blocks.flatMap((block) => [...block.linears, ...expertLinears(block)].map(({ name }) => `${name}.weight`)),
+    );
+    const tensors = [...storedTensors(spec, () => false), ...spec.tensors];
     const { description } = describeSegment(spec, plan.segments[0]!, pairs);
     await engine.addSegment(description);
     for (const name of await engine.missingWeights(0)) {
-      const { shape } = spec.tensors.find((tensor) => tensor.name === name)!;
+      const { shape } = tensors.find((tensor) => tensor.name === name)!;
       const bytes = elementCount(shape) * dtypeBytes("float32");
       const holdAs = linears.has(name) ? holdOf(planned.holding) : planned.holding.dtype;
       await engine.loadWeight(0, name, { path, offset: 0, bytes, dtype: "float32", shape }, holdAs);
@@ -71,7 +77,7 @@ function holdOf({ dtype, quantization }: Holding): HoldAs {
 
 function microBatch(index: number): MicroBatch {
   return {
-    ...{ index, step: 0, seed: 1, training: true },
+    ...{ index, step: 0, seed: 1, training: true, labelSmoothing: 0, noiseAlpha: 0 },
     cuSeqlens: Int32Array.of(0, TOKENS / 2, TOKENS),
     rowIds: Int32Array.of(0, 1),
     tokens: new Int32Array(TOKENS),
@@ -103,6 +109,8 @@ interface Variant {
   readonly quantization: Quantization;
   /** First block with LoRA pairs. */
   readonly firstBlock: number;
+  /** Pairs on experts too. */
+  readonly experts?: boolean;
 }
 
 const NONE: Quantization = { method: "none" };
@@ -118,6 +126,16 @@ const VARIANTS: readonly Variant[] = [
   ...["gemma2", "gemma3", "granite", "olmo2", "cohere2", "phi3", "internlm2", "exaone4"].map(
     (family) => ({ family, dtype: "float32", quantization: NONE, firstBlock: 0 }) as const,
   ),
+  ...["qwen3-moe", "qwen2-moe", "glm4-moe", "gpt-oss"].flatMap(
+    (family) =>
+      [
+        { family, dtype: "float32", quantization: NONE, firstBlock: 0 },
+        { family, dtype: "float32", quantization: NONE, firstBlock: 3 },
+        { family, dtype: "float32", quantization: NONE, firstBlock: 0, experts: true },
+        { family, dtype: "float32", quantization: NF4, firstBlock: 0, experts: true },
+      ] as const,
+  ),
+  { family: "qwen3-moe", dtype: "float32", quantization: EIGHT, firstBlock: 0 },
   { family: "gemma2", dtype: "float32", quantization: NONE, firstBlock: 3 },
   { family: "cohere2", dtype: "float32", quantization: NF4, firstBlock: 0 },
   ...[NF4, FP4, EIGHT].map(
@@ -128,18 +146,19 @@ const VARIANTS: readonly Variant[] = [
     : []),
 ];
 
-for (const { family, dtype, quantization, firstBlock } of VARIANTS) {
+for (const { family, dtype, quantization, firstBlock, experts = false } of VARIANTS) {
   for (const checkpointing of ["all", "none"] as const) {
     for (const microBatches of [1, 3]) {
       const held = quantization.method === "none" ? dtype : quantization.method;
       const skip = (addon === null || (quantization.method !== "none" && !quantizes)) && "no native engine for it";
-      const what = `${family}, ${held}, LoRA from block ${firstBlock}, checkpointing ${checkpointing}, ${microBatches} in flight`;
+      const what = `${family}, ${held}, LoRA from block ${firstBlock}${experts ? " and on experts" : ""}, checkpointing ${checkpointing}, ${microBatches} in flight`;
       test(`the engine's peak is what was predicted: ${what}`, { skip }, async () => {
         const spec = model(family, SHAPE);
+        const linears = everyLinear(spec, 8, firstBlock);
         const planned = request(spec, cpus(1), {
-          holding: { dtype, quantization, skipModules: [] },
+          holding: { dtype, quantization, skipModules: [], fp8: false },
           computeDtype: dtype,
-          lora: everyLinear(spec, 8, firstBlock),
+          lora: experts ? everyExpert(spec, 8, linears) : linears,
           work: { ...work, checkpointing, schedule: "gpipe", microBatches },
         });
         const { memory } = makePlan(planned).devices[0]!;

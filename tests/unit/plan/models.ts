@@ -1,3 +1,4 @@
+import { expertStacks } from "../../../src/models/experts.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import type { LoraTarget } from "../../../src/models/lora-targets.ts";
 import type { ModelSpec } from "../../../src/models/spec.ts";
@@ -65,10 +66,43 @@ const KINDS: Readonly<Record<string, Record<string, unknown>>> = {
   phi3: { model_type: "phi3", num_key_value_heads: 4, partial_rotary_factor: 0.5 },
   internlm2: { model_type: "internlm2", num_key_value_heads: 2, bias: false },
   exaone4: { model_type: "exaone4", num_key_value_heads: 4 },
+  "qwen3-moe": {
+    ...{ model_type: "qwen3_moe", num_key_value_heads: 4, num_experts: 16, num_experts_per_tok: 4 },
+    ...{ moe_intermediate_size: 128, norm_topk_prob: true, mlp_only_layers: [1] },
+  },
+  "qwen2-moe": {
+    ...{ model_type: "qwen2_moe", num_key_value_heads: 4, num_experts: 12, num_experts_per_tok: 4 },
+    ...{ moe_intermediate_size: 96, shared_expert_intermediate_size: 384 },
+  },
+  "glm4-moe": {
+    ...{ model_type: "glm4_moe", num_key_value_heads: 2, n_routed_experts: 16, num_experts_per_tok: 6 },
+    ...{ moe_intermediate_size: 64, n_group: 4, topk_group: 2, use_qk_norm: true },
+  },
+  "gpt-oss": {
+    ...{ model_type: "gpt_oss", head_dim: 32, num_key_value_heads: 2, num_local_experts: 8, num_experts_per_tok: 4 },
+    ...{ intermediate_size: 256, sliding_window: 16 },
+  },
 };
 
 export function model(name: string, changes: Record<string, unknown> = {}): ModelSpec {
   return modelSpecFromConfig({ ...(CONFIGS[name] ?? KINDS[name]!), ...changes });
+}
+
+/** A pair on each parameter of experts, beside others. */
+export function everyExpert(spec: ModelSpec, r: number, others: readonly LoraTarget[]): LoraTarget[] {
+  const targets = [...others];
+  for (const [layer, block] of spec.layers.entries()) {
+    if (block.kind !== "block" || block.experts === undefined) continue;
+    const weights = expertStacks(block.experts).filter((stack) => stack.in !== null);
+    for (const [index, { name: parameter, in: input, parts }] of weights.entries()) {
+      const { name: path, count: experts } = block.experts;
+      const out = parts.reduce((sum, { rows }) => sum + rows, 0);
+      const name = index === 0 ? `${path}.base_layer` : path;
+      const lora = { r: r * experts, alpha: 32, scale: 4, dropout: 0, moduleId: targets.length };
+      targets.push({ name, role: "experts", layer, in: input!, out, ...lora, stack: { parameter, experts } });
+    }
+  }
+  return targets;
 }
 
 /** A pair of rank r on every linear of the blocks from `firstBlock` on. */
@@ -94,11 +128,12 @@ export function cpus(count: number, memoryBytes: number | null = 64e9): Device[]
   return Array.from({ length: count }, (_, id) => ({ id, kind: "cpu", name: null, node: "a", memoryBytes }));
 }
 
-export const PLAIN: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [] };
+export const PLAIN: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [], fp8: false };
 export const NF4: Holding = {
   dtype: "bfloat16",
   quantization: { method: "4bit", quantType: "nf4", doubleQuant: true },
   skipModules: [],
+  fp8: false,
 };
 
 export const WORK: Work = {

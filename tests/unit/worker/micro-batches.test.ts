@@ -8,9 +8,10 @@ const row = (tokens: number[], rowId: number) => ({
   tokens: Int32Array.from(tokens),
   labels: Int32Array.from(tokens, (token) => token + 10),
   weight: 1 / (tokens[0]! + 1),
+  weights: null,
   rowId,
 });
-const PASS = { step: 3, seed: 7, training: true };
+const PASS = { step: 3, seed: 7, training: true, labelSmoothing: 0.1, noiseAlpha: 5 };
 const EMPTY = Buffer.alloc(0);
 
 test("what the coordinator packs, a rank unpacks, with the parts that it was sent", () => {

@@ -189,12 +189,4 @@ void allow_shared(Kernel* kernel, std::size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of an attention kernel");
 }
 
-template <class F>
-void with_half(DType dtype, F&& f) {
-  if (dtype == DType::bf16)
-    f(bf16{});
-  else
-    f(f16{});
-}
-
 }  // namespace pipelora::cuda

@@ -204,8 +204,22 @@ void with_float(DType dtype, F&& f) {
   }
 }
 
+template <class F>
+void with_half(DType dtype, F&& f) {
+  if (dtype == DType::bf16)
+    f(bf16{});
+  else
+    f(f16{});
+}
+
 inline unsigned blocks_for(std::int64_t count, std::int64_t per_block) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
+}
+
+/// Of kernels that pass over [rows, cols] in pieces of V columns: x counts pieces of a row, y rows (strided where there are more).
+constexpr int kRowThreads = 256;
+inline dim3 row_grid(std::int64_t rows, std::int64_t cols, int v) {
+  return dim3(blocks_for(cols / v, kRowThreads), static_cast<unsigned>(rows < 65535 ? rows : 65535));
 }
 
 }  // namespace pipelora::cuda

@@ -9,9 +9,11 @@ namespace {
 
 constexpr int kThreads = 1024;
 
-template <int V, class T>
+/// kSmooth: with label smoothing, which needs the sum of a row's logits too.
+template <int V, bool kSmooth, class T>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRows<T> call) {
   __shared__ Statistics shared[kThreads / 32];
+  __shared__ float sums[kThreads / 32];
   const std::int64_t row = blockIdx.x;
   const float* z = call.logits + row * call.logits_stride;
   const std::int32_t target = call.targets[row];
@@ -31,6 +33,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
   };
 
   Statistics own;
+  float sum = 0;
   for (std::int64_t p = threadIdx.x; p < pieces; p += kThreads) {
     const Floats<V> v = piece(p);
     float top = v.v[0];
@@ -49,18 +52,31 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) own.total += __expf(v.v[i] - own.top);
+    if constexpr (kSmooth) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum += V == 1 || p < whole || p * V + i < call.vocab ? v.v[i] : 0.0f;
+    }
   }
   own = merge_lanes(own);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = own;
+  if constexpr (kSmooth) sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) {
+    shared[threadIdx.x / 32] = own;
+    if constexpr (kSmooth) sums[threadIdx.x / 32] = sum;
+  }
   __syncthreads();
   const Statistics all = merge_warps(shared);
 
   if (threadIdx.x == 0) {
-    call.loss[row] = logf(all.total) + all.top - at_target;
+    float whole_sum = 0;
+    if constexpr (kSmooth) {
+      for (const float part : sums) whole_sum += part;
+    }
+    call.loss[row] = call.loss_of(all, at_target, whole_sum);
     call.correct[row] = all.at == target ? 1 : 0;
   }
   if (call.dlogits == nullptr) return;
   const float weight = call.weights[row], factor = weight / all.total;
+  const float on_target = kSmooth ? call.target_weight(weight) : weight, everywhere = kSmooth ? call.shared_weight(weight) : 0.0f;
   T* out = call.dlogits + row * call.dlogits_stride;
   // The gradient may take its logits' place: all have read their pieces before one writes.
   for (std::int64_t first = 0; first < pieces; first += kThreads) {
@@ -72,8 +88,8 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropyRow
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const float slope = call.slope(v.v[i]);
-      v.v[i] = __expf(v.v[i] - all.top) * factor;
-      if (p * V + i == target) v.v[i] -= weight;
+      v.v[i] = __expf(v.v[i] - all.top) * factor - everywhere;
+      if (p * V + i == target) v.v[i] -= on_target;
       v.v[i] *= slope;
     }
     if constexpr (V > 1) {
@@ -94,7 +110,9 @@ void cross_entropy(const CrossEntropy& call, const GpuKind& gpu, cudaStream_t st
   const CrossEntropyKernel choice = cross_entropy_choice(call.logits.cols, padded(call.logits) && (!call.dlogits || padded(call.dlogits)), call.factor != 1 || call.cap > 0, gpu);
   if (choice == CrossEntropyKernel::clusters) return cross_entropy_by_clusters(call, stream);
   with_float(call.dlogits ? call.dlogits.dtype : DType::f32, [&]<class T>(T) {
-    const auto kernel = choice == CrossEntropyKernel::wide ? cross_entropy_kernel<8, T> : cross_entropy_kernel<1, T>;
+    const bool wide = choice == CrossEntropyKernel::wide;
+    const auto kernel = call.smoothing != 0 ? (wide ? cross_entropy_kernel<8, true, T> : cross_entropy_kernel<1, true, T>)
+                                            : (wide ? cross_entropy_kernel<8, false, T> : cross_entropy_kernel<1, false, T>);
     kernel<<<static_cast<unsigned>(call.logits.rows), kThreads, 0, stream>>>(cross_entropy_rows<T>(call));
   });
   check_launch("cross_entropy");

@@ -58,6 +58,15 @@ struct CrossEntropyRows {
   std::int32_t* correct;
   std::int64_t vocab;
   float factor, cap;  // how the logits were shaped
+  float smoothing;
+  __device__ float target_weight(float weight) const { return weight * (1.0f - smoothing); }
+  /// What smoothing takes from every logit's gradient.
+  __device__ float shared_weight(float weight) const { return weight * (smoothing / static_cast<float>(vocab)); }
+  /// `sum`: of all logits, used where there is smoothing.
+  __device__ float loss_of(const Statistics& all, float at_target, float sum) const {
+    return smoothing == 0 ? logf(all.total) + all.top - at_target
+                          : logf(all.total) - (1.0f - smoothing) * (at_target - all.top) - smoothing * (sum / static_cast<float>(vocab) - all.top);
+  }
   /// What the gradient of a logit that was shaped to z is multiplied by.
   __device__ float slope(float z) const { return cap > 0 ? factor * (1.0f - (z / cap) * (z / cap)) : factor; }
 };
@@ -65,7 +74,7 @@ struct CrossEntropyRows {
 template <class T>
 CrossEntropyRows<T> cross_entropy_rows(const CrossEntropy& call) {
   return {call.logits.as<float>(), call.logits.stride,           call.dlogits.as<T>(),  call.dlogits.stride,             call.targets.as<std::int32_t>(),
-          call.weights.as<float>(), call.loss.as<float>(), call.correct.as<std::int32_t>(), call.logits.cols, call.factor, call.cap};
+          call.weights.as<float>(), call.loss.as<float>(), call.correct.as<std::int32_t>(), call.logits.cols, call.factor, call.cap, call.smoothing};
 }
 
 /// Clusters of blocks that read a row of logits once, on Hopper.

@@ -27,11 +27,13 @@ __device__ inline void fetch(std::uint32_t to, const void* from, std::uint32_t b
 #define PIPELORA_CLUSTER
 #endif
 
-template <class T>
+/// kSmooth: with label smoothing, which needs the sum of a row's logits too.
+template <bool kSmooth, class T>
 __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(CrossEntropyRows<T> call, std::int64_t columns) {
 #ifdef PIPELORA_HOPPER
   extern __shared__ float4 part[];  // of the row, four logits a piece, exponentials later
   __shared__ Statistics of_warp[kThreads / 32], of_block;
+  __shared__ float sum_of_warp[kThreads / 32], sum_of_block;
   __shared__ std::uint64_t arrived;
   const auto cluster = cooperative_groups::this_cluster();
   const int rank = static_cast<int>(cluster.block_rank()), thread = static_cast<int>(threadIdx.x);
@@ -54,6 +56,7 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
   if (whole > 0) barrier_wait(barrier, 0);
 
   Statistics own;
+  float sum = 0;
   for (int p = thread; p < pieces; p += kThreads) {
     const float4 v = part[p];
     const float values[4] = {v.x, v.y, v.z, v.w};
@@ -63,10 +66,15 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
         own.top = values[i];
         own.at = static_cast<std::int32_t>(first) + p * 4 + i;
       }
+      if constexpr (kSmooth) sum += p * 4 + i < count ? values[i] : 0.0f;
     }
   }
   own = merge_lanes(own);
-  if (thread % 32 == 0) of_warp[thread / 32] = own;
+  if constexpr (kSmooth) sum = warp_sum(sum);
+  if (thread % 32 == 0) {
+    of_warp[thread / 32] = own;
+    if constexpr (kSmooth) sum_of_warp[thread / 32] = sum;
+  }
   __syncthreads();
   Statistics block = merge_warps(of_warp);
 
@@ -85,27 +93,37 @@ __global__ void PIPELORA_CLUSTER __launch_bounds__(kThreads, 2) cluster_kernel(C
     block.total = 0;
     for (int w = 0; w < kThreads / 32; ++w) block.total += of_warp[w].total;
     of_block = block;
+    if constexpr (kSmooth) {
+      sum_of_block = 0;
+      for (const float part : sum_of_warp) sum_of_block += part;
+    }
   }
   cluster.sync();  // and every part of the row has been read: its gradient may take its place
   Statistics all;
 #pragma unroll
   for (int r = 0; r < kBlocks; ++r) all = merge(all, *cluster.map_shared_rank(&of_block, r));
+  sum = 0;
+  if constexpr (kSmooth) {
+#pragma unroll
+    for (int r = 0; r < kBlocks; ++r) sum += *cluster.map_shared_rank(&sum_of_block, r);
+  }
   cluster.barrier_arrive();  // no block ends while others read its statistics
 
   if (rank == 0 && thread == 0) {
-    call.loss[row] = logf(all.total) + all.top - at_target;
+    call.loss[row] = call.loss_of(all, at_target, sum);
     call.correct[row] = all.at == target ? 1 : 0;
   }
   if (call.dlogits != nullptr) {
     const float weight = call.weights[row], factor = __expf(block.top - all.top) * (weight / all.total);
+    const float on_target = kSmooth ? call.target_weight(weight) : weight, everywhere = kSmooth ? call.shared_weight(weight) : 0.0f;
     T* out = call.dlogits + row * call.dlogits_stride + first;
     const std::int64_t hit = target - first;
     for (int p = thread; p < pieces; p += kThreads) {
       const float4 v = part[p];
-      float values[4] = {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
+      float values[4] = {v.x * factor - everywhere, v.y * factor - everywhere, v.z * factor - everywhere, v.w * factor - everywhere};
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (p * 4 + i == hit) values[i] -= weight;
+        if (p * 4 + i == hit) values[i] -= on_target;
       if (p == whole)
         for (int i = 0; whole * 4 + i < count; ++i) out[p * 4 + i] = narrow<T>(values[i]);
       else if constexpr (sizeof(T) == 4)
@@ -124,7 +142,7 @@ void cross_entropy_by_clusters(const CrossEntropy& call, cudaStream_t stream) {
   const std::int64_t columns = cluster_columns(call.logits.cols);
   const std::size_t bytes = static_cast<std::size_t>(columns) * sizeof(float);
   with_float(call.dlogits ? call.dlogits.dtype : DType::f32, [&]<class T>(T) {
-    const auto kernel = cluster_kernel<T>;
+    const auto kernel = call.smoothing != 0 ? cluster_kernel<true, T> : cluster_kernel<false, T>;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of cross entropy");
     kernel<<<static_cast<unsigned>(call.logits.rows * kBlocks), kThreads, bytes, stream>>>(cross_entropy_rows<T>(call), columns);
   });

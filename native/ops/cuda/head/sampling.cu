@@ -1,4 +1,5 @@
-// Drawing a token on the GPU (Sampling in pipelora/ops.h): logits are sorted, weights summed, and the token looked up in the sums.
+// Drawing a token on the GPU (Sampling in pipelora/ops.h): logits are sorted, weights summed, and the token looked up in the sums. The
+// largest alone needs none of that.
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 
@@ -62,6 +63,31 @@ __global__ void pick_kernel(const float* sorted, const std::int32_t* ids, const 
   *token = ids[first_place(sums, count, [&](std::uint64_t sum) { return sum > mark; })];
 }
 
+constexpr int kLargestThreads = 1024;
+
+/// The first largest logit, by one block: without a sort. A number is compared as an integer in which floats keep their order, NaN above all.
+__global__ void __launch_bounds__(kLargestThreads) largest_kernel(const float* logits, int vocab, std::int32_t* token) {
+  __shared__ std::uint64_t best_of[kLargestThreads / 32];
+  std::uint64_t best = 0;
+  for (int id = static_cast<int>(threadIdx.x); id < vocab; id += kLargestThreads) {
+    const float logit = logits[id] == 0.0f ? 0.0f : logits[id];  // -0 and 0 are equal
+    const std::uint32_t bits = __float_as_uint(logit);
+    const std::uint32_t order = isnan(logit) ? 0xFFFFFFFFu : bits >> 31 ? ~bits : bits | 0x80000000u;
+    best = max(best, static_cast<std::uint64_t>(order) << 32 | ~static_cast<std::uint32_t>(id));  // of equals, the lowest id
+  }
+  const auto over_warp = [&] {
+    for (int d = 16; d > 0; d /= 2) best = max(best, static_cast<std::uint64_t>(__shfl_xor_sync(0xFFFFFFFFu, static_cast<unsigned long long>(best), d)));
+  };
+  over_warp();
+  if (threadIdx.x % 32 == 0) best_of[threadIdx.x / 32] = best;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  best = best_of[threadIdx.x];
+  over_warp();
+  const auto id = static_cast<std::int32_t>(~static_cast<std::uint32_t>(best));
+  if (threadIdx.x == 0) *token = isfinite(logits[id]) ? id : -1;
+}
+
 /// Pieces of one allocation, each from a multiple of 256 on.
 struct Room {
   float* sorted;
@@ -111,12 +137,16 @@ std::int32_t sample(const Sampling& call, Device& device, void* scratch) {
     const int count = static_cast<int>(call.seen.size());
     penalise_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(logits, room.seen, count, call.repetition_penalty);
   }
-  prepare_kernel<<<blocks_for(vocab, kThreads), kThreads, 0, stream>>>(logits, room.ids, vocab);
-  check(cub::DeviceRadixSort::SortPairsDescending(room.temporary, room.temporary_bytes, logits, room.sorted, room.ids, room.sorted_ids, vocab, 0, 32, stream),
-        "sorting logits");
-  weigh_kernel<<<blocks_for(kept, kThreads), kThreads, 0, stream>>>(room.sorted, room.weights, kept, call.temperature);
-  check(cub::DeviceScan::InclusiveSum(room.temporary, room.temporary_bytes, room.weights, room.sums, kept, stream), "summing weights");
-  pick_kernel<<<1, 1, 0, stream>>>(room.sorted, room.sorted_ids, room.sums, kept, call.top_p, call.draw, room.token);
+  if (kept == 1) {
+    largest_kernel<<<1, kLargestThreads, 0, stream>>>(logits, vocab, room.token);
+  } else {
+    prepare_kernel<<<blocks_for(vocab, kThreads), kThreads, 0, stream>>>(logits, room.ids, vocab);
+    check(cub::DeviceRadixSort::SortPairsDescending(room.temporary, room.temporary_bytes, logits, room.sorted, room.ids, room.sorted_ids, vocab, 0, 32, stream),
+          "sorting logits");
+    weigh_kernel<<<blocks_for(kept, kThreads), kThreads, 0, stream>>>(room.sorted, room.weights, kept, call.temperature);
+    check(cub::DeviceScan::InclusiveSum(room.temporary, room.temporary_bytes, room.weights, room.sums, kept, stream), "summing weights");
+    pick_kernel<<<1, 1, 0, stream>>>(room.sorted, room.sorted_ids, room.sums, kept, call.top_p, call.draw, room.token);
+  }
   check_launch("sampling");
   std::int32_t token = -1;
   device.download(room.token, sizeof token, &token, sizeof token, 1);

@@ -1,5 +1,5 @@
 // LoRA's skinny products around a base product; which run when: kernel_choice.h. How each works: inner.cu, few.cu, norm.cu, append.cu,
-// a_grad.cu, b_grad.cu, outer_plain.cu, input_grad.cu, swiglu_grad.cu.
+// a_grad.cu, b_grad.cu, outer_plain.cu, input_grad.cu, swiglu_grad.cu, dropped.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,11 +32,21 @@ struct LoraTile {
   bool same_mask = false;  // as the tile before
 };
 
-/// to = what the pair's dropout leaves of x, not multiplied by 1 / (1 - p). Same shape and dtype.
-void lora_drop(const Tensor& x, const LoraView& pair, const DropoutKey& key, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
-/// to += what the pair's dropout leaves of term.
-void lora_add_kept(const Tensor& term, const LoraView& pair, const DropoutKey& key, const Sequences& sequences, const Tensor& to,
-                   cudaStream_t stream);
+// Dropout apart from products, for LoRA that runs through cuBLASLt. Nothing is multiplied by 1 / (1 - p).
+
+/// to = what each pair's dropout leaves of x [T, in], pair after pair: to [T, pairs * width], width >= in.
+void lora_drop(const Tensor& x, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
+/// to [T, in] += what each pair's dropout leaves of its term, which lie as lora_drop writes.
+void lora_add_kept(const Tensor& terms, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
+/// act = activation(gate) * up, and what the one pair's dropout leaves of it.
+void swiglu_dropped(const Tensor& gate, const Tensor& up, const LoraSet& lora, const Sequences& sequences, const Tensor& act, const Tensor& dropped,
+                    Activation activation, cudaStream_t stream);
+/// The way back: dact becomes what the one pair's dropout leaves of act; dgate and dup (may be gate and up) are the gradients for
+/// dact + what dropout leaves of term.
+struct SwiGluDroppedGrad {
+  Tensor gate, up, dact, term, dgate, dup;
+};
+void swiglu_dropped_grad(const SwiGluDroppedGrad& call, const LoraSet& lora, const Sequences& sequences, Activation activation, cudaStream_t stream);
 
 /// Where partial sums wait for each other: `partial` has the bytes that the operation asks for, `counters` kLoraCounters
 /// entries, zero before the first call and again after each.

@@ -1,57 +1,16 @@
 // The gate's activation times up, one pass over memory, and its way back.
 #include "ops/cuda/device/common.cuh"
+#include "ops/cuda/pointwise/activation.cuh"
 #include "ops/cuda/pointwise/pointwise.h"
 
 namespace pipelora::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
-
-/// Grid over [rows, cols] in pieces of V columns: x counts pieces of a row, y rows (strided where there are more).
-dim3 grid_of(std::int64_t rows, std::int64_t cols, int v) {
-  return dim3(blocks_for(cols / v, kThreads), static_cast<unsigned>(rows < 65535 ? rows : 65535));
-}
-
-struct Silu {
-  __device__ static float value(float x) { return x * sigmoid(x); }
-  __device__ static float with_slope(float x, float& slope) {
-    const float s = sigmoid(x);
-    slope = s * (1.0f + x * (1.0f - s));
-    return x * s;
-  }
-};
-struct GeluTanh {
-  static constexpr float kRoot = 0.7978845608028654f, kCube = 0.044715f;  // sqrt(2 / pi)
-  __device__ static float value(float x) { return 0.5f * x * (1.0f + tanhf(kRoot * (x + kCube * x * x * x))); }
-  __device__ static float with_slope(float x, float& slope) {
-    const float t = tanhf(kRoot * (x + kCube * x * x * x));
-    slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kRoot * (1.0f + 3.0f * kCube * x * x);
-    return 0.5f * x * (1.0f + t);
-  }
-};
-struct Gelu {
-  __device__ static float value(float x) { return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f)); }
-  __device__ static float with_slope(float x, float& slope) {
-    const float share = 0.5f * (1.0f + erff(x * 0.7071067811865476f));
-    slope = share + x * expf(-0.5f * x * x) * 0.3989422804014327f;  // 1 / sqrt(2 pi)
-    return x * share;
-  }
-};
-
-template <class F>
-void with_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::gelu_tanh: return f(GeluTanh{});
-    case Activation::gelu: return f(Gelu{});
-    default: return f(Silu{});
-  }
-}
-
 template <class A, int V, class T>
 __global__ void swiglu_forward_kernel(const T* gate, std::int64_t gate_stride, const T* up, std::int64_t up_stride, T* act,
                                       std::int64_t act_stride, std::int64_t rows, std::int64_t pieces) {
-  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
   if (c >= pieces) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
     const Floats<V> g = load<V>(gate + r * gate_stride + c * V), u = load<V>(up + r * up_stride + c * V);
@@ -68,7 +27,7 @@ __global__ void swiglu_backward_kernel(const T* gate, std::int64_t gate_stride, 
                                        const T* dact, std::int64_t dact_stride, T* dgate, std::int64_t dgate_stride, T* dup,
                                        std::int64_t dup_stride, T* act, std::int64_t act_stride, std::int64_t rows,
                                        std::int64_t pieces) {
-  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
   if (c >= pieces) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
     const Floats<V> g = load<V>(gate + r * gate_stride + c * V), u = load<V>(up + r * up_stride + c * V);
@@ -96,7 +55,7 @@ void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Act
   with_activation(activation, [&]<class A>(A) {
     with_float(gate.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
-      swiglu_forward_kernel<A, V, T><<<grid_of(gate.rows, gate.cols, V), kThreads, 0, stream>>>(
+      swiglu_forward_kernel<A, V, T><<<row_grid(gate.rows, gate.cols, V), kRowThreads, 0, stream>>>(
           gate.as<T>(), gate.stride, up.as<T>(), up.stride, act.as<T>(), act.stride, gate.rows, gate.cols / V);
     };
     if (wide)
@@ -115,7 +74,7 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
   with_activation(activation, [&]<class A>(A) {
     with_float(gate.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
-      swiglu_backward_kernel<A, V, T><<<grid_of(gate.rows, gate.cols, V), kThreads, 0, stream>>>(
+      swiglu_backward_kernel<A, V, T><<<row_grid(gate.rows, gate.cols, V), kRowThreads, 0, stream>>>(
           gate.as<T>(), gate.stride, up.as<T>(), up.stride, dact.as<T>(), dact.stride, dgate.as<T>(), dgate.stride,
           dup.as<T>(), dup.stride, act.as<T>(), act.stride, gate.rows, gate.cols / V);
     };

@@ -13,11 +13,17 @@ namespace pipelora::cuda {
 
 // elementwise.cu
 void copy(const Tensor& from, const Tensor& to, cudaStream_t stream);
+struct CopyJob {
+  Tensor from, to;
+};
+/// All of them in as few launches as there are eights of them; all `from` of one dtype, and all `to`.
+void copy_all(std::span<const CopyJob> jobs, cudaStream_t stream);
 void add_scaled(const Tensor& from, float factor, const Tensor& to, cudaStream_t stream);
 void gather_rows(const Tensor& from, const std::int32_t* rows, const Tensor& to, cudaStream_t stream);
 void scatter_rows(const Tensor& from, const std::int32_t* rows, float factor, const Tensor& to, cudaStream_t stream);
 void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cudaStream_t stream);
 void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream);
+void add_noise(const EmbeddingNoise& call, cudaStream_t stream);
 
 // activation.cu
 void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation, cudaStream_t stream);

@@ -9,6 +9,8 @@ export interface LoraPair {
   'dropout'?: (number | string);
   'in'?: (number);
   'out'?: (number);
+  'expertsOf'?: (string);
+  'experts'?: (number);
 }
 
 export interface LoraPair__Output {
@@ -19,4 +21,6 @@ export interface LoraPair__Output {
   'dropout': (number);
   'in': (number);
   'out': (number);
+  'expertsOf': (string);
+  'experts': (number);
 }

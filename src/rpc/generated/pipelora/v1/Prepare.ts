@@ -28,6 +28,9 @@ export interface Prepare {
   'hostBytes'?: (number | string | Long);
   'pipelineRanks'?: (number)[];
   'hubModel'?: (_pipelora_v1_HubModel | null);
+  'labelSmoothing'?: (number | string);
+  'neftuneNoiseAlpha'?: (number | string);
+  'fp8'?: (boolean);
 }
 
 export interface Prepare__Output {
@@ -50,4 +53,7 @@ export interface Prepare__Output {
   'hostBytes': (number);
   'pipelineRanks': (number)[];
   'hubModel': (_pipelora_v1_HubModel__Output | null);
+  'labelSmoothing': (number);
+  'neftuneNoiseAlpha': (number);
+  'fp8': (boolean);
 }

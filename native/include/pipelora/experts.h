@@ -1,0 +1,74 @@
+// A mixture of experts: the router, the experts' weights and adapters, and the passes through them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "pipelora/batch.h"
+#include "pipelora/lora.h"
+#include "pipelora/weight_slots.h"
+
+namespace pipelora {
+
+/// What the way back needs. T tokens, N experts, C choices a token, P = T C.
+struct ExpertsSaved {
+  Buffer logits;                                  // [T, N] f32
+  Buffer experts, weights, order, place, starts;  // of Routes
+  std::vector<std::int32_t> host_starts;          // [N + 1]
+  Buffer gate_up;                                 // [P, 2F]
+  Buffer inner_router, inner_gate_up;             // LoRA's, f32
+
+  Routes routes() const { return {experts, weights, order, place, starts}; }
+};
+
+class Experts {
+ public:
+  Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec);
+
+  bool trainable() const { return router_.trainable() || !pairs().empty(); }
+  /// Of all experts: gate and up, then down, where they have one.
+  std::vector<LoraPair*> pairs() const;
+  LinearGroup& router() { return router_; }
+  void add_slots(WeightSlots& slots, bool keep_expanded);
+  std::size_t weight_bytes() const;
+
+  /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows.
+  void begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, Placement place);
+  /// out = residual (or nothing) + the experts' weighted sum, from what begin() left. `keep`: the way back comes.
+  void finish(const Tensor& residual, ExpertsSaved& saved, bool keep, const Tensor& out);
+  /// dh += the gradient of h, where `into_h`; adapters' gradients are added up. Uses up saved.gate_up.
+  void backward(const Batch& batch, const Tensor& h, const Tensor& dout, ExpertsSaved& saved, bool into_h, const Tensor& dh);
+
+ private:
+  /// One product of every expert, with the pair that all of them share, if there is one.
+  struct Product {
+    std::int64_t in = 0, out = 0;
+    std::vector<std::vector<LinearSpec>> linears;  // of each expert
+    std::vector<std::unique_ptr<LinearWeight>> weights;
+    std::unique_ptr<LoraPair> pair;
+    std::vector<LoraView> views;
+    std::int64_t rank() const { return views.empty() ? 0 : views.front().a.rows; }
+    LoraSet lora(std::size_t expert) const { return views.empty() ? LoraSet() : LoraSet{{&views[expert], 1}, rank(), nullptr}; }
+  };
+  Product make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias);
+  void add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded);
+  /// body(expert, first row, rows) of each expert that any token chose.
+  template <class Body>
+  void each(const ExpertsSaved& saved, Body&& body);
+  void forward(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner, const Tensor& y);
+  void input_grad(const Product& product, const ExpertsSaved& saved, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const Tensor& dx);
+  void a_grad(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner_grad);
+  Buffer rank_rows(const char* what, const Product& product, std::int64_t rows);
+  Tensor rows_of(const Tensor& t, std::int64_t first, std::int64_t count) const { return t ? t.row_range(first, count) : t; }
+
+  Ops& ops_;
+  Arena& arena_;
+  ExpertsSpec spec_;
+  LinearGroup router_;
+  Product gate_up_, down_;
+  std::unique_ptr<DeviceMemory> memory_;  // of the three below
+  Tensor correction_, router_bias_;       // [1, N] or empty
+  Tensor down_bias_;                      // [N, D] or empty
+};
+
+}  // namespace pipelora

@@ -1,0 +1,229 @@
+// Rows are sorted by expert, so that each expert's are one stretch of a product. Routing weights are multiplied into what an expert's
+// down takes, not into what it gives: the sum is then plain, and the weights' gradients come out of gate's way back without the experts'
+// outputs being kept. Output biases are added, weighted, with the sum.
+#include "pipelora/experts.h"
+
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+namespace {
+
+std::string numbered(std::string name, std::int64_t expert) {
+  if (const auto at = name.find('*'); at != std::string::npos) name.replace(at, 1, std::to_string(expert));
+  return name;
+}
+
+/// The router's product gives logits in f32, to which the routing adds the bias.
+LinearSpec unbiased(LinearSpec linear) {
+  linear.bias = false;
+  return linear;
+}
+
+}  // namespace
+
+Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec)
+    : ops_(ops), arena_(arena), spec_(spec), router_(ops, {unbiased(spec.router)}) {
+  const RouteRule& rule = spec_.route;
+  const bool grouped = rule.groups > 0 && rule.experts % rule.groups == 0 && rule.chosen_groups > 0 && rule.chosen_groups <= rule.groups;
+  if (rule.experts < 1 || rule.experts > kMostExperts || rule.chosen < 1 || rule.chosen > kMostChosen || rule.chosen > rule.experts || !grouped ||
+      rule.chosen > rule.experts / rule.groups * rule.chosen_groups || spec_.router.in != hidden || spec_.router.out != rule.experts)
+    throw Error(kTensorMismatch, "experts: expected at most " + std::to_string(kMostExperts) + " of them, at most " + std::to_string(kMostChosen) +
+                                     " chosen out of groups that divide them, and a router of " + shape_text(rule.experts, hidden));
+  std::vector<LinearSpec> gate_up, down;
+  bool bias = false;
+  for (const LinearSpec& linear : spec_.linears) {
+    (linear.role == Role::down ? down : gate_up).push_back(linear);
+    bias = bias || linear.bias;
+  }
+  gate_up_ = make_product(std::move(gate_up), spec_.gate_up_lora, bias);
+  down_ = make_product(std::move(down), spec_.down_lora, false);
+  if (gate_up_.in != hidden || down_.out != hidden || gate_up_.out != 2 * down_.in)
+    throw Error(kTensorMismatch, "experts: gate and up are " + shape_text(gate_up_.out, gate_up_.in) + ", down is " + shape_text(down_.out, down_.in));
+  const std::int64_t corrections = spec_.correction.empty() ? 0 : rule.experts, router_biases = spec_.router.bias ? rule.experts : 0,
+                     biases = bias ? rule.experts * hidden : 0, total = corrections + router_biases + biases;
+  if (total == 0) return;
+  memory_ = ops.allocate("experts' corrections and biases", static_cast<std::size_t>(total) * sizeof(float), true);
+  float* at = static_cast<float*>(memory_->data());
+  if (corrections > 0) correction_ = Tensor(at, DType::f32, 1, corrections);
+  if (router_biases > 0) router_bias_ = Tensor(at + corrections, DType::f32, 1, router_biases);
+  if (biases > 0) down_bias_ = Tensor(at + corrections + router_biases, DType::f32, rule.experts, hidden);
+}
+
+Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias) {
+  if (linears.empty()) throw Error(kTensorMismatch, "experts: expected gate, up and down");
+  const std::int64_t experts = spec_.route.experts;
+  Product product;
+  product.in = linears.front().in;
+  std::vector<std::int64_t> rows;
+  for (const LinearSpec& linear : linears) {
+    rows.push_back(linear.out);
+    product.out += linear.out;
+  }
+  if (pair) {
+    if (pair->lora.dropout != 0) throw Error(kTensorMismatch, "LoRA of " + pair->name + ": a parameter of all experts takes no dropout");
+    product.pair = std::make_unique<LoraPair>(ops_, pair->name, product.in, product.out, pair->lora, experts);
+  }
+  for (std::int64_t e = 0; e < experts; ++e) {
+    if (pair) product.views.push_back(product.pair->view(0, 0, e));
+    product.weights.push_back(ops_.create_linear(product.in, rows, bias));
+    product.weights.back()->expect_lora(product.rank());
+    product.weights.back()->follows_routing();
+    std::vector<LinearSpec>& own = product.linears.emplace_back(linears);
+    for (LinearSpec& linear : own) linear.name = numbered(linear.name, e);
+  }
+  return product;
+}
+
+std::vector<LoraPair*> Experts::pairs() const {
+  std::vector<LoraPair*> found;
+  for (const Product* product : {&gate_up_, &down_})
+    if (product->pair) found.push_back(product->pair.get());
+  return found;
+}
+
+std::size_t Experts::weight_bytes() const {
+  std::size_t bytes = memory_ ? memory_->bytes() : 0;
+  for (const Product* product : {&gate_up_, &down_})
+    for (const auto& weight : product->weights) bytes += weight->bytes();
+  return bytes;
+}
+
+void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded) {
+  for (std::size_t e = 0; e < product.weights.size(); ++e)
+    for (std::size_t part = 0; part < product.linears[e].size(); ++part) {
+      const LinearSpec& linear = product.linears[e][part];
+      LinearWeight* weight = product.weights[e].get();
+      slots.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = keep_expanded});
+      if (bias && linear.bias)
+        slots.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
+    }
+}
+
+void Experts::add_slots(WeightSlots& slots, bool keep_expanded) {
+  add_slots(slots, gate_up_, true, keep_expanded);
+  add_slots(slots, down_, false, keep_expanded);
+  if (down_bias_)
+    for (std::size_t e = 0; e < down_.weights.size(); ++e)
+      slots.add(down_.linears[e].front().name + ".bias", 0, down_.out, [this, e](const HostTensor& data, const HoldSpec&) {
+        ops_.load(data, down_bias_.row_range(static_cast<std::int64_t>(e), 1));
+      });
+  if (router_bias_)
+    slots.add(spec_.router.name + ".bias", 0, router_bias_.cols, [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, router_bias_); });
+  if (correction_)
+    slots.add(spec_.correction, 0, correction_.cols, [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, correction_); });
+}
+
+template <class Body>
+void Experts::each(const ExpertsSaved& saved, Body&& body) {
+  for (std::size_t e = 0; e + 1 < saved.host_starts.size(); ++e) {
+    const std::int64_t first = saved.host_starts[e], count = saved.host_starts[e + 1] - first;
+    if (count > 0) body(e, first, count);
+  }
+}
+
+Buffer Experts::rank_rows(const char* what, const Product& product, std::int64_t rows) {
+  return product.pair ? arena_.workspace(what, DType::f32, rows, product.rank()) : Buffer();
+}
+
+void Experts::forward(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner, const Tensor& y) {
+  each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
+    ops_.linear_forward({x.row_range(first, count), product.weights[e].get(), product.lora(e), rows_of(inner, first, count), Tensor(),
+                         y.row_range(first, count)});
+  });
+}
+
+void Experts::input_grad(const Product& product, const ExpertsSaved& saved, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad,
+                         const Tensor& dx) {
+  each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
+    ops_.linear_input_grad({dy.row_range(first, count), product.weights[e].get(), product.lora(e), rows_of(inner, first, count),
+                            rows_of(inner_grad, first, count), rows_of(dx, first, count)});
+  });
+}
+
+void Experts::a_grad(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner_grad) {
+  if (!product.pair) return;
+  each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
+    ops_.lora_a_grad({x.row_range(first, count), inner_grad.row_range(first, count), product.lora(e)});
+  });
+}
+
+void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, Placement place) {
+  const std::int64_t tokens = h.rows, experts = spec_.route.experts, chosen = spec_.route.chosen, rows = tokens * chosen;
+  if (router_.trainable()) saved.inner_router = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, router_.inner_cols(), place);
+  saved.logits = arena_.tensor("a router's logits", DType::f32, tokens, experts, place);
+  saved.experts = arena_.tensor("chosen experts", DType::i32, tokens, chosen, place);
+  saved.weights = arena_.tensor("experts' weights", DType::f32, tokens, chosen, place);
+  saved.order = arena_.tensor("rows by expert", DType::i32, 1, rows, place);
+  saved.place = arena_.tensor("places of rows by expert", DType::i32, 1, rows, place);
+  saved.starts = arena_.tensor("experts' first rows", DType::i32, 1, experts + 1, place);
+  ops_.linear_forward({h, &router_.weight(), router_.lora(batch.dropout()), saved.inner_router, Tensor(), saved.logits, &batch.sequences});
+  ops_.route({saved.logits, router_bias_, correction_, spec_.route, saved.routes()});
+  saved.host_starts.resize(static_cast<std::size_t>(experts + 1));
+  ops_.download(saved.starts, saved.host_starts.data());
+
+  if (gate_up_.pair) saved.inner_gate_up = arena_.tensor("LoRA's inner vectors", DType::f32, rows, gate_up_.rank(), place);
+  saved.gate_up = arena_.tensor("experts' gate and up", h.dtype, rows, gate_up_.out, place);
+  const Buffer sorted = arena_.workspace("hidden states by expert", h.dtype, rows, h.cols);
+  ops_.gather_choices(h, saved.routes(), sorted);
+  forward(gate_up_, saved, sorted, saved.inner_gate_up, saved.gate_up);
+}
+
+void Experts::finish(const Tensor& residual, ExpertsSaved& saved, bool keep, const Tensor& out) {
+  const Tensor gate_up = saved.gate_up;
+  Buffer act = arena_.workspace("experts' activations", gate_up.dtype, gate_up.rows, down_.in);
+  ops_.gate_forward({gate_up, saved.weights, saved.order, spec_.gate, act});
+  if (!keep) saved.gate_up.reset();
+  Buffer inner = rank_rows("LoRA's inner vectors", down_, gate_up.rows);
+  const Buffer rows = arena_.workspace("experts' outputs", gate_up.dtype, gate_up.rows, down_.out);
+  forward(down_, saved, act, inner, rows);
+  ops_.combine({rows, saved.routes(), residual, down_bias_, out});
+}
+
+void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, ExpertsSaved& saved, bool into_h, const Tensor& dh) {
+  const std::int64_t tokens = h.rows, rows = saved.gate_up.tensor().rows;
+  const Routes routes = saved.routes();
+  const Buffer weight_grads = arena_.workspace("gradient of experts' weights", DType::f32, 1, rows);
+  {
+    Buffer act = arena_.workspace("experts' activations and their gradient", h.dtype, rows, down_.in);
+    Buffer inner_grad = rank_rows("gradient of LoRA's inner vectors", down_, rows);
+    {
+      Buffer inner;
+      if (down_.pair) {  // made again: what it was made of has not been kept either
+        inner = rank_rows("LoRA's inner vectors", down_, rows);
+        ops_.gate_forward({saved.gate_up, saved.weights, saved.order, spec_.gate, act});
+        each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
+          ops_.linear_forward({act.tensor().row_range(first, count), down_.weights[e].get(), down_.lora(e), inner.tensor().row_range(first, count), Tensor(), Tensor()});
+        });
+      }
+      const Buffer sorted = arena_.workspace("gradient by expert", h.dtype, rows, h.cols);
+      ops_.gather_choices(dout, routes, sorted);
+      input_grad(down_, saved, sorted, inner, inner_grad, act);
+    }
+    ops_.gate_backward({saved.gate_up, saved.weights, saved.order, spec_.gate, act, weight_grads});
+    a_grad(down_, saved, act, inner_grad);
+  }
+  if (into_h || gate_up_.pair) {
+    Buffer inner_grad = rank_rows("gradient of LoRA's inner vectors", gate_up_, rows);
+    const Buffer sorted = arena_.workspace("hidden states by expert, or their gradient", h.dtype, rows, h.cols);
+    input_grad(gate_up_, saved, saved.gate_up, saved.inner_gate_up, inner_grad, into_h ? sorted.tensor() : Tensor());
+    if (into_h) ops_.combine({sorted, routes, dh, Tensor(), dh});
+    if (gate_up_.pair) {
+      ops_.gather_choices(h, routes, sorted);
+      a_grad(gate_up_, saved, sorted, inner_grad);
+    }
+  }
+  saved.gate_up.reset();
+  if (!into_h && !router_.trainable()) return;
+  const Buffer dlogits = arena_.workspace("gradient of a router's logits", h.dtype, tokens, spec_.route.experts);
+  ops_.route_backward({saved.logits, router_bias_, weight_grads, dout, down_bias_, spec_.route, routes, dlogits});
+  const LoraSet lora = router_.lora(batch.dropout());
+  Buffer inner_grad, own;
+  if (router_.trainable()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, router_.inner_cols());
+  if (into_h) own = arena_.workspace("a router's gradient of hidden states", h.dtype, tokens, h.cols);
+  ops_.linear_input_grad({dlogits, &router_.weight(), lora, saved.inner_router, inner_grad, own, &batch.sequences});
+  if (router_.trainable()) ops_.lora_a_grad({h, inner_grad, lora, &batch.sequences});
+  if (into_h) ops_.add(dh, own, 1, dh);
+}
+
+}  // namespace pipelora

@@ -1,0 +1,271 @@
+#include "ops/cuda/base/fp8.h"
+
+#include <cuda_fp8.h>
+
+#include "ops/cuda/base/quant_device.cuh"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr float kLargest = 448.0f;
+/// Rows below count as zeros: the reciprocal of their scale is no float32.
+constexpr float kSmallest = 1e-35f;
+
+__device__ inline float scale_of_absmax(float absmax) { return absmax < kSmallest ? 0.0f : absmax / kLargest; }
+__device__ inline float inverse_of(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
+
+__device__ inline std::uint32_t e4m3(float a, float b, float c, float d) {
+  const std::uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
+  const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
+  return low | high << 16;
+}
+__device__ inline uint2 e4m3_of(const Floats<8>& f, float inverse) {
+  const float* v = f.v;
+  return make_uint2(e4m3(v[0] * inverse, v[1] * inverse, v[2] * inverse, v[3] * inverse),
+                    e4m3(v[4] * inverse, v[5] * inverse, v[6] * inverse, v[7] * inverse));
+}
+
+// How eight numbers of a row are read, before they are rounded to the compute dtype.
+
+template <class T>
+struct PlainRows {
+  const T* data;
+  std::int64_t stride;
+  struct Shared {};
+  __device__ void prepare(Shared&) const {}
+  __device__ Floats<8> read(const Shared&, std::int64_t row, std::int64_t c) const { return load<8>(data + row * stride + c); }
+};
+
+template <class Via>
+struct FourBitRows {
+  Packed4 w;
+  Codes codes;
+  const float* map;
+  struct Shared {
+    float table[16][32];
+    float map[256];
+    float offset;
+  };
+  __device__ void prepare(Shared& shared) const {
+    for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) shared.table[i / 32][i % 32] = codes.value[i / 32];
+    if (w.absmax == nullptr) {
+      shared.map[threadIdx.x] = map[threadIdx.x];
+      shared.offset = *w.offset;
+    }
+    __syncthreads();
+  }
+  __device__ Floats<8> read(const Shared& shared, std::int64_t row, std::int64_t c) const {
+    const std::int64_t element = row * w.in + c;
+    const std::uint32_t bits = __ldg(reinterpret_cast<const std::uint32_t*>(w.packed + element / 2));
+    const float scale = scale_of(w, shared.map, shared.offset, element >> w.block_shift);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    Floats<8> out;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      const std::uint32_t byte = bits >> (8 * b) & 0xFFu;
+      out.v[2 * b] = rounded_to(shared.table[byte >> 4][lane] * scale, Via{});
+      out.v[2 * b + 1] = rounded_to(shared.table[byte & 15u][lane] * scale, Via{});
+    }
+    return out;
+  }
+};
+
+struct EightBitRows {
+  const std::int8_t* data;
+  std::int64_t stride;
+  const float* scales;
+  struct Shared {};
+  __device__ void prepare(Shared&) const {}
+  __device__ Floats<8> read(const Shared&, std::int64_t row, std::int64_t c) const {
+    const uint2 bits = *reinterpret_cast<const uint2*>(data + row * stride + c);
+    const float scale = scales[row] / 127.0f;
+    Floats<8> out;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out.v[i] = static_cast<float>(static_cast<std::int8_t>((i < 4 ? bits.x : bits.y) >> (8 * (i % 4)))) * scale;
+    return out;
+  }
+};
+
+enum class Pass { absmax, rows, transposed };
+
+struct Tile {
+  std::int64_t first, rows, in;  // of the part
+  float *row_scales, *col_scales;  // absmax: both; else the one that divides
+  std::uint8_t* to;
+  std::int64_t stride;
+};
+
+/// Rows and columns of a block's tile: whole lines of what is written.
+template <Pass kPass>
+inline constexpr int kTileRows = kPass == Pass::transposed ? 128 : 32;
+template <Pass kPass>
+inline constexpr int kTileColumns = kPass == Pass::transposed ? 64 : 256;
+
+/// Magnitudes as integers, in which they keep their order: the largest is the same in any order, NaN above all.
+__device__ inline void raise(float* to, float magnitude) { atomicMax(reinterpret_cast<unsigned*>(to), __float_as_uint(magnitude)); }
+
+template <Pass kPass, class T, class Rows>
+__global__ void __launch_bounds__(kThreads) weight_kernel(Rows source, Tile tile) {
+  constexpr int kPieces = kTileColumns<kPass> / 8, kEach = kTileRows<kPass> * kPieces / kThreads, kPitch = kTileRows<kPass> + 4;
+  __shared__ typename Rows::Shared shared;
+  __shared__ __align__(16) std::uint8_t turned[kPass == Pass::transposed ? kTileColumns<kPass> * kPitch : 4];
+  __shared__ float largest[kPass == Pass::absmax ? kTileColumns<kPass> : 1];
+  source.prepare(shared);
+  const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.y) * kTileRows<kPass>, c0 = static_cast<std::int64_t>(blockIdx.x) * kTileColumns<kPass>;
+  const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (kPass == Pass::absmax) {
+    for (int i = thread; i < kTileColumns<kPass>; i += kThreads) largest[i] = 0;
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int piece = thread + i * kThreads, r = piece / kPieces, p = piece % kPieces;
+    const std::int64_t row = row0 + r, c = c0 + p * 8;
+    const bool inside = row < tile.rows && c < tile.in;
+    Floats<8> v{};
+    if (inside) v = source.read(shared, row, c);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v.v[j] = widen(narrow<T>(v.v[j]));
+    if constexpr (kPass == Pass::absmax) {
+      float top = 0;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float magnitude = fabsf(v.v[j]);
+        top = __uint_as_float(max(__float_as_uint(top), __float_as_uint(magnitude)));
+        raise(&largest[p * 8 + j], magnitude);
+      }
+      static_assert(kPieces == 32, "a row's pieces are a warp's");
+      const unsigned of_row = __reduce_max_sync(0xFFFFFFFFu, __float_as_uint(top));
+      if (p == 0 && row < tile.rows) raise(tile.row_scales + tile.first + row, __uint_as_float(of_row));
+    } else if constexpr (kPass == Pass::rows) {
+      if (inside) *reinterpret_cast<uint2*>(tile.to + (tile.first + row) * tile.stride + c) = e4m3_of(v, inverse_of(tile.row_scales[tile.first + row]));
+    } else {
+      if (inside) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v.v[j] *= inverse_of(tile.col_scales[c + j]);
+      }
+      const uint2 bytes = e4m3_of(v, 1.0f);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) turned[(p * 8 + j) * kPitch + r] = static_cast<std::uint8_t>((j < 4 ? bytes.x : bytes.y) >> (8 * (j % 4)));
+    }
+  }
+  if constexpr (kPass == Pass::absmax) {
+    __syncthreads();
+    for (int i = thread; i < kTileColumns<kPass>; i += kThreads)
+      if (c0 + i < tile.in) raise(tile.col_scales + c0 + i, largest[i]);
+  }
+  if constexpr (kPass == Pass::transposed) {
+    __syncthreads();
+    constexpr int kWords = kTileRows<kPass> / 4;
+    for (int i = thread; i < kTileColumns<kPass> * kWords; i += kThreads) {
+      const int c = i / kWords, r = i % kWords * 4;
+      if (c0 + c >= tile.in || row0 + r >= tile.rows) continue;
+      std::uint8_t* to = tile.to + (c0 + c) * tile.stride + tile.first + row0 + r;
+      const std::uint8_t* from = turned + c * kPitch + r;
+      if (row0 + r + 4 <= tile.rows && tile.first % 4 == 0) {
+        *reinterpret_cast<std::uint32_t*>(to) = *reinterpret_cast<const std::uint32_t*>(from);
+      } else {
+        for (int j = 0; j < 4 && row0 + r + j < tile.rows; ++j) to[j] = from[j];
+      }
+    }
+  }
+}
+
+__global__ void scales_kernel(float* absmax, std::int64_t count) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) absmax[i] = scale_of_absmax(absmax[i]);
+}
+
+// One block a row, which is kept in registers as far as they go; the rest is read again.
+template <class T>
+__global__ void __launch_bounds__(kThreads) rows_kernel(const T* x, std::int64_t x_stride, std::uint8_t* codes, std::int64_t codes_stride, float* scales,
+                                                        int pieces) {
+  constexpr int kKept = 6;
+  __shared__ unsigned largest_of[kThreads / 32];
+  const T* from = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
+  std::uint8_t* to = codes + static_cast<std::int64_t>(blockIdx.x) * codes_stride;
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto piece = [&](int p) { return *reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(p) * 8); };
+  uint4 kept[kKept];
+  unsigned largest = 0;
+  const auto take = [&](const uint4& bits) {
+    const Floats<8> v = widen8<T>(bits);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) largest = max(largest, __float_as_uint(fabsf(v.v[i])));
+  };
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const int p = thread + i * kThreads;
+    kept[i] = p < pieces ? piece(p) : uint4{};
+    take(kept[i]);
+  }
+  for (int p = thread + kKept * kThreads; p < pieces; p += kThreads) take(piece(p));
+  largest = __reduce_max_sync(0xFFFFFFFFu, largest);
+  if (thread % 32 == 0) largest_of[thread / 32] = largest;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) largest = max(largest, largest_of[w]);
+  const float scale = scale_of_absmax(__uint_as_float(largest)), inverse = inverse_of(scale);
+  if (thread == 0) scales[blockIdx.x] = scale;
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const int p = thread + i * kThreads;
+    if (p < pieces) *reinterpret_cast<uint2*>(to + static_cast<std::int64_t>(p) * 8) = e4m3_of(widen8<T>(kept[i]), inverse);
+  }
+  for (int p = thread + kKept * kThreads; p < pieces; p += kThreads)
+    *reinterpret_cast<uint2*>(to + static_cast<std::int64_t>(p) * 8) = e4m3_of(widen8<T>(piece(p)), inverse);
+}
+
+template <Pass kPass>
+void run(const HeldRows& weight, DType compute, const QuantTables& tables, const Tile& tile, cudaStream_t stream) {
+  const dim3 grid(blocks_for(weight.in, kTileColumns<kPass>), blocks_for(weight.rows, kTileRows<kPass>));
+  const auto launch = [&](const auto& source) {
+    with_half(compute, [&]<class T>(T) { weight_kernel<kPass, T><<<grid, kThreads, 0, stream>>>(source, tile); });
+  };
+  if (weight.plain) {
+    with_float(weight.plain.dtype, [&]<class From>(From) { launch(PlainRows<From>{weight.plain.as<From>(), weight.plain.stride}); });
+  } else if (weight.codes) {
+    launch(EightBitRows{weight.codes.as<std::int8_t>(), weight.codes.stride, weight.scales + weight.first});
+  } else {
+    const auto four = [&]<class Via>(Via) { launch(FourBitRows<Via>{weight.four_bit, codes_of(weight.four_bit.type), tables.dynamic_map}); };
+    if (weight.four_bit.via == compute || weight.four_bit.via == DType::f32)
+      four(float{});
+    else
+      with_float(weight.four_bit.via, four);
+  }
+  check_launch("a weight in e4m3");
+}
+
+}  // namespace
+
+void fp8_absmax(const HeldRows& weight, DType compute, const QuantTables& tables, float* row_scales, float* col_scales, cudaStream_t stream) {
+  run<Pass::absmax>(weight, compute, tables, {weight.first, weight.rows, weight.in, row_scales, col_scales, nullptr, 0}, stream);
+}
+
+void fp8_scales(float* absmax, std::int64_t count, cudaStream_t stream) {
+  scales_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(absmax, count);
+  check_launch("scales of a weight in e4m3");
+}
+
+void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables, const float* scales, bool transposed, const Tensor& to,
+                cudaStream_t stream) {
+  auto* divisors = const_cast<float*>(scales);
+  const Tile tile{weight.first, weight.rows, weight.in, divisors, divisors, to.as<std::uint8_t>(), to.stride};
+  if (transposed)
+    run<Pass::transposed>(weight, compute, tables, tile, stream);
+  else
+    run<Pass::rows>(weight, compute, tables, tile, stream);
+}
+
+void fp8_rows(const Tensor& x, const Tensor& codes, float* scales, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  with_half(x.dtype, [&]<class T>(T) {
+    rows_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x.as<T>(), x.stride, codes.as<std::uint8_t>(), codes.stride, scales,
+                                                                          static_cast<int>(x.cols / 8));
+  });
+  check_launch("rows in e4m3");
+}
+
+}  // namespace pipelora::cuda

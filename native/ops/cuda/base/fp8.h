@@ -1,0 +1,36 @@
+// Numbers in e4m3 for products: a scale a row (absmax / 448), so that no row's numbers depend on its neighbours. Rounded to nearest, ties
+// to even; NaN stays NaN.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ops/cuda/base/quant.h"
+#include "pipelora/tensor.h"
+
+namespace pipelora::cuda {
+
+/// Operands' rows are whole pieces of so many e4m3 numbers.
+inline constexpr std::int64_t kFp8Piece = 16;
+
+/// Rows [first, first + rows) of a weight as they are held, in one of three forms. Its values are rounded to `compute` before anything else.
+struct HeldRows {
+  Tensor plain{};                 // in 16 or 32 bits
+  Packed4 four_bit{};             // or in 4 bits
+  Tensor codes{};                 // or in 8 bits
+  const float* scales = nullptr;  // with codes, of all rows of the weight
+  std::int64_t first = 0, rows = 0, in = 0;
+};
+
+/// row_scales [first …] and col_scales [in] become the larger of themselves and the rows' and columns' largest magnitudes.
+void fp8_absmax(const HeldRows& weight, DType compute, const QuantTables& tables, float* row_scales, float* col_scales, cudaStream_t stream);
+/// Magnitudes to scales, in place.
+void fp8_scales(float* absmax, std::int64_t count, cudaStream_t stream);
+/// to [out, in] (rows `first` on), each row divided by its scale; or transposed, to [in, out] (columns `first` on), by scales of columns.
+void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables, const float* scales, bool transposed, const Tensor& to,
+                cudaStream_t stream);
+/// codes [T, n] and scales [T] of x [T, n] in 16 bits, n a multiple of 16.
+void fp8_rows(const Tensor& x, const Tensor& codes, float* scales, cudaStream_t stream);
+
+}  // namespace pipelora::cuda

@@ -1,0 +1,367 @@
+#include "ops/cuda/base/linear_weight.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "ops/cuda/device/check.h"
+#include "ops/cuda/base/int8.h"
+#include "ops/cuda/pointwise/pointwise.h"
+#include "ops/cuda/lora/lora.h"
+#include "pipelora/packed.h"
+#include "pipelora/error.h"
+#include "quant/state.h"
+
+namespace pipelora::cuda {
+
+namespace {
+
+constexpr std::int64_t kChunkBytes = std::int64_t{16} << 20;
+
+/// Calls body(chunk on the device, first element, elements) over the rows of a checkpoint tensor, a chunk at a time.
+/// Chunks start at multiples of `multiple` elements.
+template <class Body>
+void in_chunks(LinearContext& context, const HostTensor& rows, std::int64_t multiple, Body&& body) {
+  const std::int64_t total = rows.rows * rows.cols, size = static_cast<std::int64_t>(dtype_bytes(rows.dtype));
+  const std::int64_t chunk = std::min(total, std::max<std::int64_t>(multiple, kChunkBytes / size / multiple * multiple));
+  const Buffer staged = context.arena->workspace("rows of a checkpoint", rows.dtype, 1, chunk);
+  for (std::int64_t first = 0; first < total; first += chunk) {
+    const std::int64_t count = std::min(chunk, total - first);
+    const std::size_t bytes = static_cast<std::size_t>(count * size);
+    context.device.upload(staged.tensor().data, bytes, static_cast<const char*>(rows.data) + first * size, bytes, 1);
+    body(staged.tensor().data, first, count);
+  }
+}
+
+[[noreturn]] void not_finite(std::int64_t element, std::int64_t in) {
+  throw Error(kQuantizationInvalid, "row " + std::to_string(element / in) + ", column " + std::to_string(element % in) +
+                                        " is NaN or infinite: it can't be quantised");
+}
+
+}  // namespace
+
+CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std::int64_t> rows, bool has_bias)
+    : context_(context) {
+  in = in_;
+  part_rows = std::move(rows);
+  for (const std::int64_t n : part_rows) {
+    parts_.emplace_back();
+    parts_.back().first = out;
+    parts_.back().rows = n;
+    out += n;
+  }
+  if (has_bias) {
+    bias_ = context_.device.allocate("a bias", static_cast<std::size_t>(out) * dtype_bytes(context_.compute));
+    check(cudaMemsetAsync(bias_->data(), 0, bias_->bytes(), context_.device.stream()), "a bias");
+  }
+}
+
+CudaLinear::~CudaLinear() { context_.pool.forget(this); }
+
+void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = tail_columns(inner_cols); }
+
+std::size_t CudaLinear::bytes() const {
+  std::size_t total = 0;
+  for (const auto* memory : {&memory_, &scales_, &bias_, &kept_, &kept_back_, &fp8_scales_})
+    if (*memory) total += (*memory)->bytes();
+  for (const Part& part : parts_)
+    if (part.scale_memory) total += part.scale_memory->bytes();
+  return total;
+}
+
+/// Memory for the weight as the first part's specification says; the others must say the same.
+void CudaLinear::start(const HoldSpec& hold) {
+  if (started_) {
+    if (!(hold == spec_)) throw Error(kQuantizationInvalid, "the parts of one weight must be held the same way");
+    return;
+  }
+  spec_ = hold;
+  started_ = true;
+  Device& device = context_.device;
+  switch (hold.quantisation) {
+    case Quantisation::none:
+      memory_ = device.allocate("a weight", static_cast<std::size_t>(rows_padded() * stride()) * dtype_bytes(hold.dtype));
+      check(cudaMemsetAsync(memory_->data(), 0, memory_->bytes(), device.stream()), "a weight");
+      break;
+    case Quantisation::nf4:
+    case Quantisation::fp4:
+    case Quantisation::mxfp4: {
+      if (hold.block_size < 32 || hold.block_size > 4096 || !std::has_single_bit(static_cast<std::uint64_t>(hold.block_size)))
+        throw Error(kQuantizationInvalid, "4-bit block size: expected a power of two from 32 to 4096, got " + std::to_string(hold.block_size));
+      std::int64_t bytes = 0;
+      for (const Part& part : parts_) bytes += (part.rows * in / 2 + 1 + 15) / 16 * 16;
+      memory_ = device.allocate("a 4-bit weight", static_cast<std::size_t>(bytes));
+      break;
+    }
+    case Quantisation::int8:
+      memory_ = device.allocate("an 8-bit weight", static_cast<std::size_t>(int8_rows(out) * codes().stride));
+      check(cudaMemsetAsync(memory_->data(), 0, memory_->bytes(), device.stream()), "an 8-bit weight");
+      scales_ = device.allocate("scales of an 8-bit weight", static_cast<std::size_t>(out) * sizeof(float));
+      break;
+  }
+  if (is_fp8()) {
+    fp8_scales_ = device.allocate("scales of a weight in e4m3", static_cast<std::size_t>(out + in) * sizeof(float));
+    check(cudaMemsetAsync(fp8_scales_->data(), 0, fp8_scales_->bytes(), device.stream()), "scales of a weight in e4m3");
+  }
+  if (held_as_computed()) return;
+  // In e4m3 both ways are no more bytes than 16 bits, which then need not be held.
+  if (hold.keep_expanded || (is_fp8() && hold.quantisation == Quantisation::none)) {
+    kept_ = device.allocate("an expanded weight", expanded_bytes(true));
+    check(cudaMemsetAsync(kept_->data(), 0, kept_->bytes(), device.stream()), "an expanded weight");
+    if (is_fp8()) kept_back_ = device.allocate("a weight's transpose in e4m3", expanded_bytes(false));
+  } else {
+    slot(true);
+    slot(false);
+  }
+}
+
+bool CudaLinear::is_fp8() const {
+  return spec_.fp8 && context_.compute != DType::f32 && in % kFp8Piece == 0 && out % kFp8Piece == 0 &&
+         std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.rows % kFp8Piece == 0; });
+}
+
+const float* CudaLinear::fp8_scales(bool forward) const { return static_cast<const float*>(fp8_scales_->data()) + (forward ? 0 : out); }
+
+Tensor CudaLinear::matrix_in(void* data, bool forward) const {
+  if (!is_fp8()) return Tensor(data, context_.compute, out, in, stride());
+  return forward ? Tensor(data, DType::f8, out, in, in) : Tensor(data, DType::f8, in, out, out);
+}
+
+std::size_t CudaLinear::expanded_bytes(bool forward) const {
+  const Tensor matrix = matrix_in(nullptr, forward);
+  return static_cast<std::size_t>((is_fp8() ? matrix.rows : rows_padded()) * matrix.stride) * dtype_bytes(matrix.dtype);
+}
+
+ExpandedPool::Slot& CudaLinear::slot(bool forward) const {
+  const Tensor matrix = matrix_in(nullptr, forward);
+  return context_.pool.slot(is_fp8() ? matrix.rows : rows_padded(), matrix.stride, matrix.dtype);
+}
+
+void CudaLinear::load(std::size_t index, const HostTensor& rows, const HoldSpec& hold) {
+  start(hold);
+  Part& part = parts_[index];
+  switch (hold.quantisation) {
+    case Quantisation::none: load_plain(part, rows); break;
+    case Quantisation::nf4:
+    case Quantisation::fp4: load_four_bit(part, rows); break;
+    case Quantisation::mxfp4: throw Error(kQuantizationInvalid, "nothing is quantised to MXFP4: expected packed rows");
+    case Quantisation::int8: load_int8(part, rows); break;
+  }
+  loaded(part);
+}
+
+void CudaLinear::load(std::size_t index, quant::State4&& rows, const HoldSpec& hold) {
+  start(hold);
+  Part& part = parts_[index];
+  std::uint8_t* packed = place_four_bit(part);
+  Device& device = context_.device;
+  const auto put = [&](const void* to, const auto& array) { device.upload(const_cast<void*>(to), array.bytes(), array.data(), array.bytes(), 1); };
+  put(packed, rows.packed);
+  if (hold.double_quant) {
+    put(part.packed.codes, rows.absmax_codes);
+    put(part.packed.nested, rows.nested_absmax);
+    device.upload(const_cast<float*>(part.packed.offset), sizeof(float), &rows.nested_offset, sizeof(float), 1);
+  } else {
+    put(part.packed.absmax, rows.absmax);
+  }
+  loaded(part);
+}
+
+void CudaLinear::load(std::size_t index, quant::State8&& rows, const HoldSpec& hold) {
+  start(hold);
+  Part& part = parts_[index];
+  const Tensor target = codes().row_range(part.first, part.rows);
+  check(cudaMemsetAsync(target.data, 0, static_cast<std::size_t>(part.rows * target.stride), context_.device.stream()), "an 8-bit weight");
+  context_.device.upload(target.data, static_cast<std::size_t>(target.stride), rows.q.data(), static_cast<std::size_t>(in),
+                         static_cast<std::size_t>(part.rows));
+  context_.device.upload(static_cast<float*>(scales_->data()) + part.first, rows.scb.bytes(), rows.scb.data(), rows.scb.bytes(), 1);
+  loaded(part);
+}
+
+void CudaLinear::loaded(Part& part) {
+  part.loaded = true;
+  context_.pool.forget(this);
+  if (std::all_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.loaded; })) all_loaded();
+}
+
+void CudaLinear::all_loaded() {
+  cudaStream_t stream = context_.device.stream();
+  if (is_fp8()) {
+    auto* scales = static_cast<float*>(fp8_scales_->data());
+    check(cudaMemsetAsync(scales, 0, fp8_scales_->bytes(), stream), "scales of a weight in e4m3");
+    for (const Part& part : parts_) fp8_absmax(held_rows(part), context_.compute, context_.tables, scales, scales + out, stream);
+    cuda::fp8_scales(scales, out + in, stream);
+  }
+  if (!kept_) return;
+  expand(kept_->data(), true, stream);
+  if (!kept_back_) return;
+  expand(kept_back_->data(), false, stream);
+  if (spec_.quantisation == Quantisation::none) memory_.reset();
+}
+
+HeldRows CudaLinear::held_rows(const Part& part) const {
+  HeldRows rows{.first = part.first, .rows = part.rows, .in = in};
+  switch (spec_.quantisation) {
+    case Quantisation::none: rows.plain = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows); break;
+    case Quantisation::nf4:
+    case Quantisation::fp4:
+    case Quantisation::mxfp4: rows.four_bit = part.packed; break;
+    case Quantisation::int8:
+      rows.codes = codes().row_range(part.first, part.rows);
+      rows.scales = scales();
+      break;
+  }
+  return rows;
+}
+
+void CudaLinear::load_plain(const Part& part, const HostTensor& rows) {
+  if (!memory_) throw Error(kEngineFailed, "a weight whose products are in e4m3 was loaded again: it holds no other form");
+  const Tensor target = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows);
+  if (rows.dtype == spec_.dtype) {
+    const std::size_t size = dtype_bytes(rows.dtype);
+    context_.device.upload(target.data, static_cast<std::size_t>(target.stride) * size, rows.data,
+                           static_cast<std::size_t>(in) * size, static_cast<std::size_t>(part.rows));
+    return;
+  }
+  in_chunks(context_, rows, in, [&](void* chunk, std::int64_t first, std::int64_t count) {
+    copy(Tensor(chunk, rows.dtype, count / in, in), target.row_range(first / in, count / in), context_.device.stream());
+  });
+}
+
+std::uint8_t* CudaLinear::place_four_bit(Part& part) {
+  const std::int64_t blocks = (part.rows * in + spec_.block_size - 1) / spec_.block_size, nested = (blocks + 255) / 256;
+  std::int64_t offset = 0;
+  for (const Part& other : parts_) {
+    if (&other == &part) break;
+    offset += (other.rows * in / 2 + 1 + 15) / 16 * 16;
+  }
+  auto* packed = static_cast<std::uint8_t*>(memory_->data()) + offset;
+  Packed4& w = part.packed;
+  w = Packed4{};
+  w.packed = packed;
+  w.rows = part.rows;
+  w.in = in;
+  w.block_shift = std::countr_zero(static_cast<std::uint64_t>(spec_.block_size));
+  w.type = four_bit_of(spec_.quantisation);
+  w.via = spec_.dtype;
+  // With double quantisation: the scales' scales, their mean (four numbers keep what follows aligned), the 8-bit scales, which
+  // are read four at a time.
+  const std::int64_t bytes = spec_.double_quant ? (nested + 4) * 4 + (blocks + 3) / 4 * 4 : blocks * 4;
+  part.scale_memory = context_.device.allocate("scales of a 4-bit weight", static_cast<std::size_t>(bytes));
+  const auto* scales = static_cast<const float*>(part.scale_memory->data());
+  if (spec_.double_quant) {
+    w.nested = scales;
+    w.offset = scales + nested;
+    w.codes = reinterpret_cast<const std::uint8_t*>(scales + nested + 4);
+  } else {
+    w.absmax = scales;
+  }
+  return packed;
+}
+
+void CudaLinear::load_four_bit(Part& part, const HostTensor& rows) {
+  Device& device = context_.device;
+  cudaStream_t stream = device.stream();
+  std::uint8_t* packed = place_four_bit(part);
+  const Packed4& w = part.packed;
+  const std::int64_t blocks = (part.rows * in + spec_.block_size - 1) / spec_.block_size;
+  Buffer plain;
+  auto* absmax = const_cast<float*>(w.absmax);
+  if (spec_.double_quant) {
+    plain = context_.arena->workspace("scales before their quantisation", DType::f32, 1, blocks);
+    absmax = plain.tensor().as<float>();
+  }
+  const Buffer bad_buffer = context_.arena->workspace("first value that is not finite", DType::i64, 1, 1);
+  auto* bad = bad_buffer.tensor().as<unsigned long long>();
+  check(cudaMemsetAsync(bad, 0xFF, sizeof *bad, stream), "quantising a weight");
+
+  in_chunks(context_, rows, 4096, [&](void* chunk, std::int64_t first, std::int64_t elements) {
+    quantise4(chunk, rows.dtype, spec_.dtype, elements, w.block_shift, w.type, packed + first / 2, absmax + (first >> w.block_shift),
+              first, bad, stream);
+  });
+  if (spec_.double_quant) {
+    const Buffer partial = context_.arena->workspace("sums of scales", DType::f64, 1, 1024);
+    quantise_absmax(absmax, blocks, context_.tables, partial.tensor().as<double>(), const_cast<float*>(w.offset),
+                    const_cast<std::uint8_t*>(w.codes), const_cast<float*>(w.nested), stream);
+  }
+  unsigned long long first_bad = 0;
+  device.download(bad, sizeof first_bad, &first_bad, sizeof first_bad, 1);
+  if (first_bad != ~0ull) not_finite(static_cast<std::int64_t>(first_bad), in);
+}
+
+void CudaLinear::load_int8(const Part& part, const HostTensor& rows) {
+  Device& device = context_.device;
+  cudaStream_t stream = device.stream();
+  const Buffer bad_buffer = context_.arena->workspace("first value that is not finite", DType::i64, 1, 1);
+  auto* bad = bad_buffer.tensor().as<unsigned long long>();
+  check(cudaMemsetAsync(bad, 0xFF, sizeof *bad, stream), "quantising a weight");
+  in_chunks(context_, rows, in, [&](void* chunk, std::int64_t first, std::int64_t elements) {
+    const Tensor target = codes().row_range(part.first + first / in, elements / in);
+    quantise_weight8(Tensor(chunk, rows.dtype, elements / in, in), spec_.dtype, target,
+                     static_cast<float*>(scales_->data()) + part.first + first / in, first, bad, stream);
+  });
+  unsigned long long first_bad = 0;
+  device.download(bad, sizeof first_bad, &first_bad, sizeof first_bad, 1);
+  if (first_bad != ~0ull) not_finite(static_cast<std::int64_t>(first_bad), in);
+}
+
+void CudaLinear::load_bias(std::size_t index, const HostTensor& values) {
+  const Part& part = parts_[index];
+  const Tensor target = Tensor(bias_->data(), context_.compute, 1, out).columns(part.first, part.rows);
+  in_chunks(context_, values, 1, [&](void* chunk, std::int64_t first, std::int64_t count) {
+    copy(Tensor(chunk, values.dtype, 1, count), target.columns(first, count), context_.device.stream());
+  });
+}
+
+Tensor CudaLinear::codes() const { return Tensor(memory_ ? memory_->data() : nullptr, DType::i8, out, in, (in + 15) / 16 * 16); }
+
+void CudaLinear::expand(void* data, bool forward, cudaStream_t stream) const {
+  const Tensor to = matrix_in(data, forward);
+  if (is_fp8()) {
+    for (const Part& part : parts_) fp8_expand(held_rows(part), context_.compute, context_.tables, fp8_scales(forward), !forward, to, stream);
+    return;
+  }
+  switch (spec_.quantisation) {
+    case Quantisation::none: copy(Tensor(memory_->data(), spec_.dtype, out, in, stride()), to, stream); break;
+    case Quantisation::nf4:
+    case Quantisation::fp4:
+    case Quantisation::mxfp4:
+      for (const Part& part : parts_) dequantise4(part.packed, context_.tables, to.row_range(part.first, part.rows), stream);
+      break;
+    case Quantisation::int8: dequantise8(codes(), scales(), to, stream); break;
+  }
+}
+
+Tensor CudaLinear::expanded(bool forward) const {
+  if (held_as_computed()) return matrix_in(memory_->data(), forward);
+  if (kept_) return matrix_in((is_fp8() && !forward ? kept_back_ : kept_)->data(), forward);
+  ExpandedPool::Slot& found = slot(forward);
+  context_.pool.use({this, forward}, found);
+  return matrix_in(found.memory->data(), forward);
+}
+
+void CudaLinear::done(bool forward) const {
+  if (takes_turns()) context_.pool.release(slot(forward));
+}
+
+bool CudaLinear::forward_few(const LinearForward& call) const {
+  const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
+  if (!four_bit || is_fp8() || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
+  FewTokens few{call.x, call.residual, call.inner, call.y, {}};
+  for (const Part& part : parts_) {
+    FewPart& one = few.parts.emplace_back();
+    one.weight = part.packed;
+    one.first = part.first;
+    if (bias_) one.bias = static_cast<const char*>(bias_->data()) + static_cast<std::size_t>(part.first) * dtype_bytes(context_.compute);
+    for (const LoraView& pair : call.lora.pairs) {
+      // A pair is one part's, or of several together.
+      const std::int64_t first = part.first - pair.first_column;
+      if (first < 0 || first + part.rows > pair.bt.cols) continue;
+      one.first_inner = pair.first_inner;
+      one.bt = pair.bt.columns(first, part.rows);
+      one.scale = pair.scale;
+    }
+  }
+  return product_of_few(few, context_.tables, context_.device.stream());
+}
+
+}  // namespace pipelora::cuda

@@ -1,0 +1,111 @@
+// Frozen weights on the GPU: held in 16 or 32 bits or quantised; expanded to the compute dtype, or to e4m3, before a product.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ops/cuda/device/device.h"
+#include "ops/cuda/base/expanded_pool.h"
+#include "ops/cuda/base/fp8.h"
+#include "ops/cuda/base/quant.h"
+#include "pipelora/ops.h"
+
+namespace pipelora::cuda {
+
+/// Rows that the codes of an 8-bit weight have: cuBLASLt's integer products take outputs four at a time. Those behind the last are zero.
+constexpr std::int64_t int8_rows(std::int64_t out) { return (out + 3) / 4 * 4; }
+
+/// What weights share.
+struct LinearContext {
+  LinearContext(Device& device_, DType compute_) : device(device_), compute(compute_), pool(device_) {}
+  Device& device;
+  DType compute;
+  Arena* arena = nullptr;
+  ExpandedPool pool;
+  std::unique_ptr<Memory> table_memory;
+  QuantTables tables;
+};
+
+class CudaLinear final : public LinearWeight {
+ public:
+  CudaLinear(LinearContext& context, std::int64_t in, std::vector<std::int64_t> part_rows, bool bias);
+  ~CudaLinear() override;
+
+  void expect_lora(std::int64_t inner_cols) override;
+  void follows_routing() override { routed_ = true; }
+  void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
+  void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
+  void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
+  void load_bias(std::size_t part, const HostTensor& values) override;
+  std::size_t bytes() const override;
+
+  /// The weight [out, in] in the compute dtype, with room for tail() columns behind each row and tail() rows below, for a
+  /// product that is enqueued before done() is called. `forward`: or the input gradient's.
+  /// In e4m3: [out, in] for the forward pass, its transpose [in, out] for the other, without room.
+  Tensor expanded(bool forward) const;
+  void done(bool forward) const;
+  std::int64_t tail() const { return tail_; }
+  /// [out] in the compute dtype, or null.
+  const void* bias() const { return bias_ ? bias_->data() : nullptr; }
+
+  /// Whether other weights may be expanded while a product with this one runs.
+  bool takes_turns() const { return !held_as_computed() && !kept_; }
+  /// Whether it is an expert's: what comes before and after it differs from step to step.
+  bool routed() const { return routed_; }
+  /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
+  bool forward_few(const LinearForward& call) const;
+  bool is_int8() const { return spec_.quantisation == Quantisation::int8 && !is_fp8(); }
+  /// Products multiply e4m3 numbers: asked for, and the shape and dtypes suit.
+  bool is_fp8() const;
+  /// Whether LoRA's columns join the product, behind those of x and of the weight.
+  bool takes_lora() const { return !is_int8() && !is_fp8(); }
+  /// fp8: what each row of expanded(forward) is multiplied by.
+  const float* fp8_scales(bool forward) const;
+  float threshold() const { return spec_.threshold; }
+  /// int8: [out, in] rows of codes, and [out] scales.
+  Tensor codes() const;
+  const float* scales() const { return scales_ ? static_cast<const float*>(scales_->data()) : nullptr; }
+
+ private:
+  struct Part {
+    std::int64_t first = 0, rows = 0;
+    bool loaded = false;
+    std::unique_ptr<Memory> scale_memory;  // 4 bits: scales of this part
+    Packed4 packed;
+  };
+  std::int64_t rows_padded() const { return out + tail_; }
+  /// Rows begin on lines of 128 bytes.
+  std::int64_t stride() const { return (in + tail_ + 63) / 64 * 64; }
+  void start(const HoldSpec& hold);
+  void loaded(Part& part);
+  /// Where the part's codes and scales go; with double quantisation the plain scales need a place of their own.
+  std::uint8_t* place_four_bit(Part& part);
+  void load_plain(const Part& part, const HostTensor& rows);
+  void load_four_bit(Part& part, const HostTensor& rows);
+  void load_int8(const Part& part, const HostTensor& rows);
+  friend class ExpandedPool;
+  bool held_as_computed() const { return spec_.quantisation == Quantisation::none && spec_.dtype == context_.compute && !is_fp8(); }
+  /// What tells the contents of a slot apart.
+  Expansion content(bool forward) const { return {this, forward || !is_fp8()}; }
+  void expand(void* to, bool forward, cudaStream_t stream) const;
+  HeldRows held_rows(const Part& part) const;
+  /// What products read, as it lies in memory of its own or a slot's.
+  Tensor matrix_in(void* data, bool forward) const;
+  std::size_t expanded_bytes(bool forward) const;
+  ExpandedPool::Slot& slot(bool forward) const;
+  void all_loaded();
+
+  LinearContext& context_;
+  HoldSpec spec_;
+  bool started_ = false, routed_ = false;
+  std::int64_t tail_ = 0;
+  std::vector<Part> parts_;
+  std::unique_ptr<Memory> memory_;  // the weight as held
+  std::unique_ptr<Memory> scales_;  // int8
+  std::unique_ptr<Memory> bias_;
+  std::unique_ptr<Memory> kept_;       // expanded for good
+  std::unique_ptr<Memory> kept_back_;  // fp8: the transpose
+  std::unique_ptr<Memory> fp8_scales_; // [out], then [in]
+};
+
+}  // namespace pipelora::cuda

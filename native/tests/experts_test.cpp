@@ -1,0 +1,38 @@
+// The operations of a mixture of experts on the CPU against float64, and their bits whatever the threads.
+#include "bench_device.h"
+#include "experts_reference.h"
+
+using namespace testing;
+
+TEST_CASE("routing, sorting, gates, weighted sums and sinks") {
+  struct Bench {
+    Device device;
+    Ops* ops = device.ops.get();
+    Buffer empty(DType dtype, std::int64_t rows, std::int64_t cols) { return device.arena.tensor("a test's tensor", dtype, rows, cols); }
+    Buffer put(const Values& values, DType dtype, std::int64_t rows, std::int64_t cols) {
+      Buffer held = empty(dtype, rows, cols);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        if (dtype == DType::i32)
+          held.tensor().as<std::int32_t>()[i] = static_cast<std::int32_t>(values[i]);
+        else
+          held.tensor().as<float>()[i] = static_cast<float>(values[i]);
+      }
+      return held;
+    }
+    Values get(const Tensor& t) {
+      if (t.dtype == DType::i32) return Values(t.as<std::int32_t>(), t.as<std::int32_t>() + t.size());
+      return Values(t.as<float>(), t.as<float>() + t.size());
+    }
+  } bench;
+  test::try_experts(
+      bench, DType::f32, false,
+      [](const std::string& what, const Values& got, const Values& expected, bool) {
+        INFO(what);
+        CHECK(distance(got, expected) < 1e-5);
+      },
+      [](const std::string& what, bool good) {
+        INFO(what);
+        CHECK(good);
+      },
+      [](std::int64_t count, double scale, unsigned seed) { return reference::random_values(static_cast<std::size_t>(count), seed, scale); });
+}
