@@ -19,6 +19,8 @@ const RUNS = [
   "glm4",
   "granite",
   "qwen3-5",
+  "qwen3-next",
+  "deepseek-v2-lite",
   "qwen3-moe-attention",
   "qwen3-moe-experts",
   "gpt-oss",

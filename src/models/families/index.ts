@@ -25,7 +25,7 @@ import { qwen2Spec } from "./qwen2.ts";
 import { qwen2MoeSpec } from "./qwen2-moe.ts";
 import { qwen3Spec } from "./qwen3.ts";
 import { qwen3MoeSpec } from "./qwen3-moe.ts";
-import { qwen3NextSpec, qwen35Spec, qwen35TextSpec } from "./qwen3-next.ts";
+import { qwen3NextSpec, qwen35MoeSpec, qwen35MoeTextSpec, qwen35Spec, qwen35TextSpec } from "./qwen3-next.ts";
 import { seedOssSpec } from "./seed-oss.ts";
 import { smollm3Spec } from "./smollm3.ts";
 
@@ -40,6 +40,8 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   qwen3_next: qwen3NextSpec,
   qwen3_5_text: qwen35TextSpec,
   qwen3_5: qwen35Spec,
+  qwen3_5_moe_text: qwen35MoeTextSpec,
+  qwen3_5_moe: qwen35MoeSpec,
   deepseek_v2: deepseekV2Spec,
   deepseek_v3: deepseekV3Spec,
   llama: llamaSpec,
