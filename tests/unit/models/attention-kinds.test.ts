@@ -160,11 +160,36 @@ describe("latent attention", () => {
     );
   });
 
-  test("experts are refused by key", () => {
-    assert.throws(() => modelSpecFromConfig({ ...lite, first_k_dense_replace: 1 }), /n_routed_experts/);
-    assert.throws(
-      () => modelSpecFromConfig({ ...lite, model_type: "deepseek_v3", first_k_dense_replace: undefined }),
-      /n_routed_experts/,
-    );
+  const refused: [settings: Record<string, unknown>, key: RegExp][] = [
+    [{ topk_method: "noaux_tc" }, /topk_method/],
+    [{ norm_topk_prob: true }, /norm_topk_prob/],
+    [{ scoring_func: "sigmoid" }, /scoring_func/],
+    [{ moe_layer_freq: 2 }, /moe_layer_freq/],
+    [{ num_experts_per_tok: 65 }, /num_experts_per_tok/],
+    [{ topk_method: "group_limited_greedy", n_group: 7 }, /n_group/],
+    [{ mlp_bias: true }, /mlp_bias/],
+    [{ model_type: "deepseek_v3", topk_method: "greedy" }, /topk_method/],
+    [{ model_type: "deepseek_v3", scoring_func: "softmax" }, /scoring_func/],
+    [{ qk_rope_head_dim: 7 }, /qk_rope_head_dim|columns|odd/],
+    [{ kv_lora_rank: 0 }, /kv_lora_rank/],
+  ];
+  for (const [settings, key] of refused) {
+    test(`refused by key: ${JSON.stringify(settings)}`, () => {
+      assert.throws(
+        () => modelSpecFromConfig({ ...lite, first_k_dense_replace: 1, ...settings }),
+        (error) => error instanceof PipeloraError && key.test(error.message),
+      );
+    });
+  }
+
+  test("blocks behind first_k_dense_replace have experts, and none without any", () => {
+    const sparse = (settings: Record<string, unknown>) =>
+      modelSpecFromConfig({ ...lite, num_hidden_layers: 4, ...settings }).layers.flatMap((layer) =>
+        layer.kind === "block" ? [layer.experts !== undefined] : [],
+      );
+    assert.deepEqual(sparse({ first_k_dense_replace: 1 }), [false, true, true, true]);
+    assert.deepEqual(sparse({ first_k_dense_replace: 0 }), [true, true, true, true]);
+    assert.deepEqual(sparse({ first_k_dense_replace: 9 }), [false, false, false, false]);
+    assert.deepEqual(sparse({ first_k_dense_replace: 1, n_routed_experts: null }), [false, false, false, false]);
   });
 });

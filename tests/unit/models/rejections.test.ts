@@ -31,9 +31,9 @@ const qwen = {
 const rejected: [string, object, string, RegExp][] = [
   [
     "an unknown family",
-    { ...llama, model_type: "mixtral" },
+    { ...llama, model_type: "mamba2" },
     "PL_MODEL_UNSUPPORTED",
-    /mixtral.*qwen, qwen2, qwen3, .*llama, mistral/,
+    /mamba2.*qwen, qwen2, qwen3, .*llama, mistral/,
   ],
   [
     "another task",
