@@ -1,4 +1,4 @@
-// Softmax attention over heads of q, k and v: norms of heads, rotary, a window, a gate on its output.
+// Softmax attention over heads of q, k and v: norms of heads, rotary, a window, sinks, a gate on its output.
 #include <cmath>
 
 #include "pipelora/block.h"

@@ -41,7 +41,7 @@ class WeightSlots {
     Fill fill;
     LinearWeight* weight = nullptr;  // of a product: its part of that number is what is filled
     std::size_t part = 0;
-    ProductForm form;
+    ProductForm form = {};
     bool filled = false;
     std::vector<std::int64_t> shape = {};  // in the checkpoint, where it is neither [rows, cols] nor [cols]
 

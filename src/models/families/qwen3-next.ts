@@ -10,6 +10,7 @@ import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "./moe-config.ts
 import { type TextPart, textPartSpec } from "./text-part.ts";
 
 const config = moeConfig.extend({
+  num_experts: nullish(z.number().int().nonnegative().max(1024)),
   full_attention_interval: nullish(extent(4096)),
   linear_conv_kernel_dim: nullish(z.number().int().min(2).max(16)),
   linear_key_head_dim: nullish(width),
@@ -24,35 +25,45 @@ interface Generation extends TextPart {
   readonly kvHeads: number;
   /** in_proj_qkvz and in_proj_ba, else four projections. */
   readonly fused: boolean;
-  /** Experts where the configuration leaves them out; null: dense. */
-  readonly experts: { readonly count: number; readonly chosen: number } | null;
+  readonly experts?: MoeDefaults;
+}
+
+interface MoeDefaults {
+  readonly count: number;
+  readonly chosen: number;
+  /** norm_topk_prob is read; else weights are always divided by their sum. */
+  readonly asked: boolean;
+  readonly storedAtOnce: boolean;
 }
 
 /** Qwen3-Next (defaults of transformers' Qwen3NextConfig). */
 export function qwen3NextSpec(given: unknown, generation: unknown): ModelSpec {
-  return gatedDeltaSpec(given, generation, {
-    family: "qwen3_next",
-    prefix: "Qwen3Next",
-    ...{ kvHeads: 2, fused: true, experts: { count: 512, chosen: 10 } },
-  });
+  const own = { family: "qwen3_next", prefix: "Qwen3Next", kvHeads: 2, fused: true };
+  const experts = { count: 512, chosen: 10, asked: true, storedAtOnce: false };
+  return gatedDeltaSpec(given, generation, { ...own, experts });
 }
 
-const ALONE: TextPart = {
-  family: "qwen3_5_text",
-  prefix: "Qwen3_5",
-  names: { classes: { model: "TextModel", causal: "ForCausalLM", layer: "DecoderLayer", norm: "RMSNorm" } },
-};
+const TEXT_NAMES = { classes: { model: "TextModel", causal: "ForCausalLM", layer: "DecoderLayer", norm: "RMSNorm" } };
+const ALONE: TextPart = { family: "qwen3_5_text", prefix: "Qwen3_5", names: TEXT_NAMES };
+const MOE_ALONE: TextPart = { family: "qwen3_5_moe_text", prefix: "Qwen3_5Moe", names: TEXT_NAMES };
 
 /** Qwen3.5's dense text model (defaults of transformers' Qwen3_5TextConfig). */
 export function qwen35TextSpec(given: unknown, generation: unknown, part: TextPart = ALONE): ModelSpec {
-  return gatedDeltaSpec(given, generation, { ...part, kvHeads: 4, fused: false, experts: null });
+  return gatedDeltaSpec(given, generation, { ...part, kvHeads: 4, fused: false });
 }
 
-const ALONE_MOE: TextPart = { ...ALONE, family: "qwen3_5_moe_text", prefix: "Qwen3_5Moe" };
+/** Qwen3.5's text model with experts (defaults of transformers' Qwen3_5MoeTextConfig), which are stored at once. */
+export function qwen35MoeTextSpec(given: unknown, generation: unknown, part: TextPart = MOE_ALONE): ModelSpec {
+  const experts = { count: 256, chosen: 8, asked: false, storedAtOnce: true };
+  // No block has an MLP alone: the width of one is not written out.
+  const config = { intermediate_size: 1, ...Object(given) };
+  return gatedDeltaSpec(config, generation, { ...part, kvHeads: 2, fused: false, experts });
+}
 
-/** Qwen3.5's text model with experts (defaults of transformers' Qwen3_5MoeTextConfig). */
-export function qwen35MoeTextSpec(given: unknown, generation: unknown, part: TextPart = ALONE_MOE): ModelSpec {
-  return gatedDeltaSpec(given, generation, { ...part, kvHeads: 2, fused: false, experts: { count: 256, chosen: 8 } });
+/** Qwen3.5 with experts and its vision tower. */
+export function qwen35MoeSpec(given: unknown, generation: unknown): ModelSpec {
+  const own = { family: "qwen3_5_moe", prefix: "Qwen3_5Moe" };
+  return textPartSpec(given, generation, own, { qwen3_5_moe_text: qwen35MoeTextSpec });
 }
 
 /** Qwen3.5 with its vision tower, of which the text model is trained: text stands at one position in all of mrope's three parts. */
@@ -61,18 +72,15 @@ export function qwen35Spec(given: unknown, generation: unknown): ModelSpec {
   return textPartSpec(given, generation, { family: "qwen3_5", prefix: "Qwen3_5" }, readers);
 }
 
-export function qwen35MoeSpec(given: unknown, generation: unknown): ModelSpec {
-  const readers = { qwen3_5_moe_text: qwen35MoeTextSpec };
-  return textPartSpec(given, generation, { family: "qwen3_5_moe", prefix: "Qwen3_5Moe" }, readers);
-}
-
 /** Three gated delta nets to one full attention with a gate on its output, norms times 1 + weight, a quarter of each head turning. */
 function gatedDeltaSpec(given: unknown, generation: unknown, own: Generation): ModelSpec {
   const parsed = parseConfig(config, given);
   if (parsed["attn_output_gate"] === false) unsupported("attn_output_gate", false, "true");
   const act = parsed["hidden_act"] ?? "silu";
   if (act !== "silu" && act !== "swish") unsupported("hidden_act", act, "silu");
-  const { kvHeads, fused, experts, ...part } = own;
+  const { kvHeads, fused, experts: defaults, ...part } = own;
+  const experts = defaults === undefined || parsed.num_experts === 0 ? null : nextExperts(parsed, defaults);
+  const sparse = sparseBlocks(parsed);
   const bias = parsed.attention_bias ?? false;
   const interval = parsed.full_attention_interval ?? 4;
   const types = typesOfLayers(parsed, ["linear_attention", "full_attention"], (block) =>
@@ -91,27 +99,32 @@ function gatedDeltaSpec(given: unknown, generation: unknown, own: Generation): M
     }),
     attention: (block, place) => (types[block] === "linear_attention" ? deltaNet(parsed, place, fused) : null),
     gatedAttention: true,
-    ...(experts === null ? {} : { experts: mixture(parsed, experts) }),
+    ...(experts === null ? {} : { experts: (block: number) => (sparse(block) ? experts : null) }),
     names: { headNorms: ["q_norm", "k_norm"], ...part.names },
     rules: { norm: { kind: "rms", offset: 1 } },
     skipped: part.skipped ?? ["mtp."],
-    reads: ["partial_rotary_factor", "attn_output_gate", ...(experts === null ? [] : MOE_KEYS)],
+    reads: [...(defaults === undefined ? [] : MOE_KEYS), "partial_rotary_factor", "attn_output_gate"],
   });
 }
 
-/** Qwen2-MoE's: experts beside a shared one with a gate of its own. */
-function mixture(parsed: Config, defaults: { readonly count: number; readonly chosen: number }) {
+/** Qwen2-MoE's experts beside a shared one with a gate of its own. */
+function nextExperts(parsed: Config, { asked, storedAtOnce, ...defaults }: MoeDefaults): FamilyExperts {
   const { count, chosen } = expertCounts(parsed, defaults);
-  const sparse = sparseBlocks(parsed);
-  const experts: FamilyExperts = {
-    ...{ count, ffn: parsed.moe_intermediate_size ?? 512, router: "gate", routerFirst: true },
-    route: { chosen, score: "softmax", normalise: parsed.norm_topk_prob ?? true },
+  const normalise = asked ? (parsed.norm_topk_prob ?? true) : true;
+  if (parsed.norm_topk_prob === false && !asked) unsupported("norm_topk_prob", false, "true");
+  return {
+    count,
+    ffn: parsed.moe_intermediate_size ?? 512,
+    router: "gate",
+    route: { chosen, score: "softmax", normalise },
     shared: {
-      ...{ name: "shared_expert", ffn: parsed.shared_expert_intermediate_size ?? 512 },
+      name: "shared_expert",
+      ffn: parsed.shared_expert_intermediate_size ?? 512,
       gate: "shared_expert_gate",
     },
+    storedAtOnce,
+    routerFirst: true,
   };
-  return (block: number) => (sparse(block) ? experts : null);
 }
 
 function deltaNet(parsed: Config, place: AttentionPlace, fused: boolean): AttentionParts {

@@ -8,7 +8,7 @@ import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
 import { holdAs, listParameters } from "../../../src/models/parameters.ts";
 import { blockLinears, skippedLinears } from "../../../src/models/quantization.ts";
-import type { BlockLayer, ModelSpec } from "../../../src/models/spec.ts";
+import type { ModelSpec } from "../../../src/models/spec.ts";
 import { fixture } from "../shared-data.ts";
 
 const count = (spec: ModelSpec, part = "") =>
@@ -39,22 +39,16 @@ describe("gated delta nets", () => {
     assert.equal(listed.trainable, trainable_params);
   });
 
-  test("Qwen3-Next-80B-A3B: the published count, three gated delta nets to one attention", () => {
+  test("Qwen3-Next-80B-A3B without its experts has what the published count leaves for that", () => {
     const spec = modelSpecFromConfig({
       ...{ model_type: "qwen3_next", hidden_size: 2048, intermediate_size: 5120, num_hidden_layers: 48 },
-      ...{
-        num_attention_heads: 16,
-        num_key_value_heads: 2,
-        head_dim: 256,
-        vocab_size: 151936,
-        num_experts: 512,
-        num_experts_per_tok: 10,
-      },
-      ...{ moe_intermediate_size: 512, shared_expert_intermediate_size: 512, norm_topk_prob: true },
+      ...{ num_attention_heads: 16, num_key_value_heads: 2, head_dim: 256, vocab_size: 151936, num_experts: 0 },
       ...{ linear_num_key_heads: 16, linear_num_value_heads: 32, linear_key_head_dim: 128, linear_value_head_dim: 128 },
       ...{ linear_conv_kernel_dim: 4, full_attention_interval: 4, rope_theta: 10000000, partial_rotary_factor: 0.25 },
     });
-    assert.equal(count(spec), 79_674_391_296);
+    // 512 experts and a shared one of width 512, a router, and the shared one's gate.
+    const experts = 48 * (513 * 3 * 2048 * 512 + 512 * 2048 + 2048);
+    assert.equal(count(spec) - count(spec, ".mlp.") + experts, 79_674_391_296);
     const kinds = spec.layers.flatMap((layer) => (layer.kind === "block" ? [layer.attention.kind] : []));
     assert.equal(kinds.filter((kind) => kind === "softmax").length, 12);
     assert.deepEqual(kinds.slice(0, 5), ["delta", "delta", "delta", "softmax", "delta"]);
@@ -116,18 +110,18 @@ describe("latent attention", () => {
     ...{ model_type: "deepseek_v2", hidden_size: 2048, intermediate_size: 10944, num_hidden_layers: 27 },
     ...{ num_attention_heads: 16, num_key_value_heads: 16, vocab_size: 102400, q_lora_rank: null, kv_lora_rank: 512 },
     ...{ qk_nope_head_dim: 128, qk_rope_head_dim: 64, v_head_dim: 128, rms_norm_eps: 1e-6, rope_theta: 10000 },
-    ...{ first_k_dense_replace: 1, n_routed_experts: 64, max_position_embeddings: 163840 },
-    ...{ n_shared_experts: 2, moe_intermediate_size: 1408, num_experts_per_tok: 6, norm_topk_prob: false },
-    ...{ topk_method: "greedy", routed_scaling_factor: 1 },
+    ...{ first_k_dense_replace: 27, n_routed_experts: 64, max_position_embeddings: 163840 },
     rope_scaling: {
       ...{ type: "yarn", factor: 40, beta_fast: 32, beta_slow: 1, mscale: MSCALE, mscale_all_dim: MSCALE },
       original_max_position_embeddings: 4096,
     },
   };
 
-  test("DeepSeek-V2-Lite has the published count", () => {
+  test("DeepSeek-V2-Lite's attention, without its experts, has what the published count leaves for that", () => {
     const spec = modelSpecFromConfig(lite);
-    assert.equal(count(spec), 15_706_484_224);
+    // One dense block; 64 experts and two shared ones of width 1408, and a router, in 26.
+    const forward = 3 * 2048 * 10944 + 26 * (66 * 3 * 2048 * 1408 + 64 * 2048);
+    assert.equal(count(spec) - count(spec, ".mlp.") + forward, 15_706_484_224);
     const attention = 2048 * 3072 + 2048 * 576 + 512 + 512 * 4096 + 2048 * 2048;
     assert.equal(count(spec, "layers.3.self_attn."), attention);
   });
@@ -166,42 +160,36 @@ describe("latent attention", () => {
     );
   });
 
-  test("DeepSeek-V3 has the published count, and its routing", () => {
-    const spec = modelSpecFromConfig({
-      ...{
-        model_type: "deepseek_v3",
-        hidden_size: 7168,
-        intermediate_size: 18432,
-        num_hidden_layers: 61,
-        vocab_size: 129280,
-      },
-      ...{ num_attention_heads: 128, num_key_value_heads: 128, q_lora_rank: 1536, kv_lora_rank: 512, v_head_dim: 128 },
-      ...{
-        qk_nope_head_dim: 128,
-        qk_rope_head_dim: 64,
-        first_k_dense_replace: 3,
-        n_routed_experts: 256,
-        n_shared_experts: 1,
-      },
-      ...{ moe_intermediate_size: 2048, num_experts_per_tok: 8, n_group: 8, topk_group: 4, routed_scaling_factor: 2.5 },
-      ...{ scoring_func: "sigmoid", topk_method: "noaux_tc", norm_topk_prob: true, num_nextn_predict_layers: 1 },
+  const refused: [settings: Record<string, unknown>, key: RegExp][] = [
+    [{ topk_method: "noaux_tc" }, /topk_method/],
+    [{ norm_topk_prob: true }, /norm_topk_prob/],
+    [{ scoring_func: "sigmoid" }, /scoring_func/],
+    [{ moe_layer_freq: 2 }, /moe_layer_freq/],
+    [{ num_experts_per_tok: 65 }, /num_experts_per_tok/],
+    [{ topk_method: "group_limited_greedy", n_group: 7 }, /n_group/],
+    [{ mlp_bias: true }, /mlp_bias/],
+    [{ model_type: "deepseek_v3", topk_method: "greedy" }, /topk_method/],
+    [{ model_type: "deepseek_v3", scoring_func: "softmax" }, /scoring_func/],
+    [{ qk_rope_head_dim: 7 }, /qk_rope_head_dim|columns|odd/],
+    [{ kv_lora_rank: 0 }, /kv_lora_rank/],
+  ];
+  for (const [settings, key] of refused) {
+    test(`refused by key: ${JSON.stringify(settings)}`, () => {
+      assert.throws(
+        () => modelSpecFromConfig({ ...lite, first_k_dense_replace: 1, ...settings }),
+        (error) => error instanceof PipeloraError && key.test(error.message),
+      );
     });
-    assert.equal(count(spec), 671_026_404_352);
-    const block = spec.layers.find((layer) => layer.kind === "block" && layer.index === 3)!;
-    const { score, groups, normalise, factor, correction } = (block as BlockLayer).experts!.router;
-    assert.deepEqual(
-      { score, groups, normalise, factor },
-      {
-        ...{ score: "sigmoid", groups: { count: 8, chosen: 4, by: "two_best" } },
-        ...{ normalise: true, factor: 2.5 },
-      },
-    );
-    assert.equal(correction, "model.layers.3.mlp.gate.e_score_correction_bias");
-  });
+  }
 
-  test("routing that DeepSeek-V2 does not have is refused by key", () => {
-    assert.throws(() => modelSpecFromConfig({ ...lite, norm_topk_prob: true }), /norm_topk_prob/);
-    assert.throws(() => modelSpecFromConfig({ ...lite, topk_method: "noaux_tc" }), /topk_method/);
-    assert.throws(() => modelSpecFromConfig({ ...lite, topk_method: "group_limited_greedy", n_group: 5 }), /n_group/);
+  test("blocks behind first_k_dense_replace have experts, and none without any", () => {
+    const sparse = (settings: Record<string, unknown>) =>
+      modelSpecFromConfig({ ...lite, num_hidden_layers: 4, ...settings }).layers.flatMap((layer) =>
+        layer.kind === "block" ? [layer.experts !== undefined] : [],
+      );
+    assert.deepEqual(sparse({ first_k_dense_replace: 1 }), [false, true, true, true]);
+    assert.deepEqual(sparse({ first_k_dense_replace: 0 }), [true, true, true, true]);
+    assert.deepEqual(sparse({ first_k_dense_replace: 9 }), [false, false, false, false]);
+    assert.deepEqual(sparse({ first_k_dense_replace: 1, n_routed_experts: null }), [false, false, false, false]);
   });
 });

@@ -37,7 +37,7 @@ describe("published checkpoints", () => {
         }
         for (const vector of blockVectors(spec, layer)) assert.ok(listed.has(vector.name), vector.name);
       }
-      const plan = makePlan(request(spec, gpus(8), { lora: everyLinear(spec, 8, 0) }));
+      const plan = makePlan(request(spec, gpus(parameters > 3e11 ? 32 : 8), { lora: everyLinear(spec, 8, 0) }));
       const segments = plan.devices.flatMap((device) => device.segments);
       assert.ok(segments.length > 0);
     });
@@ -46,10 +46,7 @@ describe("published checkpoints", () => {
   test("there is a row of every family, but for those of which no count is at hand", () => {
     const rows = new Set(published.map(({ config }) => config["model_type"]));
     const missing = Object.keys(FAMILIES).filter((family) => !rows.has(family));
-    assert.deepEqual(missing.sort(), [
-      ...["cohere2", "deepseek_v2", "deepseek_v3", "gemma3", "hunyuan_v1_dense", "ministral3", "mistral3", "qwen"],
-      ...["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"],
-    ]);
+    assert.deepEqual(missing.sort(), ["cohere2", "gemma3", "hunyuan_v1_dense", "ministral3", "mistral3", "qwen"]);
   });
 });
 

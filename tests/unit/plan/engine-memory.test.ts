@@ -135,6 +135,14 @@ const VARIANTS: readonly Variant[] = [
         { family, dtype: "float32", quantization: NF4, firstBlock: 0, experts: true },
       ] as const,
   ),
+  ...["qwen3.5", "qwen3-next", "deepseek-v2", "deepseek-v3"].flatMap(
+    (family) =>
+      [
+        { family, dtype: "float32", quantization: NONE, firstBlock: 0 },
+        { family, dtype: "float32", quantization: NONE, firstBlock: 2 },
+        { family, dtype: "float32", quantization: NF4, firstBlock: 0 },
+      ] as const,
+  ),
   { family: "qwen3-moe", dtype: "float32", quantization: EIGHT, firstBlock: 0 },
   { family: "gemma2", dtype: "float32", quantization: NONE, firstBlock: 3 },
   { family: "cohere2", dtype: "float32", quantization: NF4, firstBlock: 0 },

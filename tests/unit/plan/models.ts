@@ -78,6 +78,24 @@ const KINDS: Readonly<Record<string, Record<string, unknown>>> = {
     ...{ model_type: "glm4_moe", num_key_value_heads: 2, n_routed_experts: 16, num_experts_per_tok: 6 },
     ...{ moe_intermediate_size: 64, n_group: 4, topk_group: 2, use_qk_norm: true },
   },
+  "qwen3.5": {
+    ...{ model_type: "qwen3_5_text", head_dim: 32, num_key_value_heads: 2, full_attention_interval: 2 },
+    ...{ linear_num_key_heads: 4, linear_num_value_heads: 8, linear_key_head_dim: 32, linear_value_head_dim: 32 },
+  },
+  "qwen3-next": {
+    ...{ model_type: "qwen3_next", head_dim: 32, num_key_value_heads: 4, num_experts: 16, num_experts_per_tok: 4 },
+    ...{ linear_num_key_heads: 2, linear_num_value_heads: 4, linear_key_head_dim: 64, linear_value_head_dim: 48 },
+    ...{ moe_intermediate_size: 96, shared_expert_intermediate_size: 128, mlp_only_layers: [0] },
+  },
+  "deepseek-v2": {
+    ...{ model_type: "deepseek_v2", q_lora_rank: null, kv_lora_rank: 64, qk_nope_head_dim: 32, qk_rope_head_dim: 16 },
+    ...{ v_head_dim: 32, n_routed_experts: 0 },
+  },
+  "deepseek-v3": {
+    ...{ model_type: "deepseek_v3", q_lora_rank: 96, kv_lora_rank: 48, qk_nope_head_dim: 48, qk_rope_head_dim: 16 },
+    ...{ v_head_dim: 80, n_routed_experts: 16, num_experts_per_tok: 4, n_group: 4, topk_group: 2 },
+    ...{ first_k_dense_replace: 2, moe_intermediate_size: 96 },
+  },
   "gpt-oss": {
     ...{ model_type: "gpt_oss", head_dim: 32, num_key_value_heads: 2, num_local_experts: 8, num_experts_per_tok: 4 },
     ...{ intermediate_size: 256, sliding_window: 16 },
