@@ -13,7 +13,7 @@ const PER_NODE = 8;
 const ROWS = 1024;
 const ROW_TOKENS = 2048;
 
-const BF16: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [] };
+const BF16: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [], fp8: false };
 const NF4: Holding = { ...BF16, quantization: { method: "4bit", quantType: "nf4", doubleQuant: true } };
 const MODELS = [
   {

@@ -278,6 +278,7 @@ SegmentSpec to_segment(const Napi::Value& value) {
   if (from.Has("offloadedBlocks")) spec.offloaded_blocks = to_int(from.Get("offloadedBlocks"), "offloadedBlocks");
   spec.checkpointed_blocks = to_int(from.Get("checkpointedBlocks"), "checkpointedBlocks");
   spec.cached_blocks = to_int(from.Get("cachedBlocks"), "cachedBlocks");
+  if (from.Has("fp8")) spec.fp8 = to_bool(from.Get("fp8"), "fp8");
   spec.needs_input_grad = to_bool(from.Get("needsInputGrad"), "needsInputGrad");
   const Napi::Array layers = to_array(from.Get("layers"), "layers");
   for (std::uint32_t i = 0; i < layers.Length(); ++i) {

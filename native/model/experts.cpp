@@ -94,7 +94,7 @@ void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, b
     for (std::size_t part = 0; part < product.linears[e].size(); ++part) {
       const LinearSpec& linear = product.linears[e][part];
       LinearWeight* weight = product.weights[e].get();
-      slots.add(linear.name + ".weight", linear.out, linear.in, *weight, part, keep_expanded);
+      slots.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = keep_expanded});
       if (bias && linear.bias)
         slots.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
     }

@@ -21,7 +21,8 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
 }  // namespace
 
 HoldSpec WeightSlots::Slot::hold(HoldSpec asked) const {
-  asked.keep_expanded = asked.keep_expanded || (keep_expanded && (asked.fp8 || asked.quantisation != Quantisation::none));
+  asked.fp8 = asked.fp8 || form.fp8;
+  asked.keep_expanded = asked.keep_expanded || (form.keep_expanded && (asked.fp8 || asked.quantisation != Quantisation::none));
   return asked;
 }
 
@@ -29,9 +30,9 @@ void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t c
   slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill)});
 }
 
-void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, bool keep_expanded) {
+void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, ProductForm form) {
   Fill fill = [to = &weight, part](const HostTensor& data, const HoldSpec& hold) { to->load(part, data, hold); };
-  slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill), .weight = &weight, .part = part, .keep_expanded = keep_expanded});
+  slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill), .weight = &weight, .part = part, .form = form});
 }
 
 template <class Body>

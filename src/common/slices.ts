@@ -14,6 +14,17 @@ export async function inSlices<T>(work: Generator<void, T>): Promise<T> {
   }
 }
 
+/** Lets the event loop have its turn, whenever a slice of time is over, in work that awaits what is there already. */
+export class Turns {
+  #until = performance.now() + SLICE_MS;
+
+  async take(): Promise<void> {
+    if (performance.now() < this.#until) return;
+    await turn();
+    this.#until = performance.now() + SLICE_MS;
+  }
+}
+
 /** Runs the same work to its end at once. */
 export function atOnce<T>(work: Generator<void, T>): T {
   for (;;) {

@@ -1,19 +1,15 @@
-import { PipeloraError } from "../common/errors.ts";
+import { stat } from "node:fs/promises";
+import { Turns } from "../common/slices.ts";
 import type { Columns } from "../config/column-keys.ts";
-import type { EncodedChat } from "./chat-template.ts";
 import { Dataset } from "./dataset.ts";
+import { type EncodeOptions, encodeRow } from "./encode-row.ts";
+import { EncodeThreads, threadsFor } from "./encode-threads.ts";
+import { addBatch, type EncodedBatch, type RowBatch, type TemplateRecipe } from "./encoded-batch.ts";
 import { datasetError } from "./readers/checks.ts";
 import { readRows } from "./readers/read.ts";
 import type { Row } from "./readers/rows.ts";
-import { IGNORED, type NewRow, RowStore } from "./row-store.ts";
+import { RowStore } from "./row-store.ts";
 import type { RowTemplate } from "./templates.ts";
-
-export interface EncodeOptions {
-  /** Rows are cut to this many tokens. */
-  readonly maxLength: number;
-  /** ModelShape.vocab: ids must lie below it. */
-  readonly vocabSize: number;
-}
 
 /** Rows that belong together: one file, or a split's several. */
 export interface RowSet {
@@ -28,6 +24,10 @@ export interface RowSet {
   readonly columns: Columns;
   /** Asked for only when a row of text comes, so that ready ids need no tokenizer. */
   readonly template: () => RowTemplate | Promise<RowTemplate>;
+  /** By which threads make the same template; null: rows are encoded here. */
+  readonly recipe: TemplateRecipe | null;
+  /** Told what is to be said of the template, more than once. */
+  readonly say: (remark: string) => void;
 }
 
 /** Sets that lie back to back in one dataset. */
@@ -41,12 +41,16 @@ export interface EncodedSets {
  * Reads and encodes the rows of sets, one after another. Errors: PL_DATASET_INVALID (also where every label of a set is masked),
  * PL_TEMPLATE_INVALID, PL_TOKENIZER_INVALID.
  */
-export async function encodeSets(sets: readonly RowSet[], options: EncodeOptions): Promise<EncodedSets> {
+export async function encodeSets(
+  sets: readonly RowSet[],
+  options: EncodeOptions,
+  threadsOf: (bytes: number) => number = threadsFor,
+): Promise<EncodedSets> {
   const store = new RowStore();
   const sizes: number[] = [];
   for (const set of sets) {
     const before = store.size;
-    await encodeSet(store, set, options);
+    await encodeSet(store, set, options, threadsOf);
     sizes.push(store.size - before);
   }
   const rows = new Dataset(store);
@@ -65,70 +69,97 @@ export async function encodeSets(sets: readonly RowSet[], options: EncodeOptions
   return { rows, sizes };
 }
 
-/** One file's rows, as encodeSets encodes them. */
-export async function encodeDataset(
-  path: string,
-  template: RowSet["template"],
-  options: EncodeOptions & { readonly columns?: Columns },
-): Promise<Dataset> {
-  const set: RowSet = {
-    label: path,
-    files: [path],
-    weight: null,
-    limit: null,
-    columns: options.columns ?? {},
-    template,
-  };
-  return (await encodeSets([set], options)).rows;
+/** Rows of a batch: enough that handing it over costs little, few enough that all threads have one. */
+const BATCH_ROWS = 256;
+
+async function encodeSet(
+  store: RowStore,
+  set: RowSet,
+  options: EncodeOptions,
+  threadsOf: (bytes: number) => number,
+): Promise<void> {
+  const { recipe } = set;
+  const threads = recipe === null ? 0 : threadsOf(await bytesOf(set.files));
+  if (threads === 0) return encodeHere(store, set, options);
+  const pool = new EncodeThreads(threads, { recipe: recipe!, options });
+  try {
+    await encodeThere(store, set, pool);
+  } finally {
+    await pool.close();
+  }
 }
 
-async function encodeSet(store: RowStore, set: RowSet, options: EncodeOptions): Promise<void> {
-  let encoder: RowTemplate | null = null;
+async function encodeHere(store: RowStore, set: RowSet, options: EncodeOptions): Promise<void> {
+  let template: RowTemplate | null = null;
+  const turns = new Turns();
+  for await (const { path, first, rows } of batches(set, 1)) {
+    const row = rows[0]!;
+    if (row.kind !== "ids" && template === null) {
+      template = await set.template();
+      if (template.remark !== null) set.say(template.remark);
+    }
+    const kept = encodeRow(row, template, { path, number: first }, options);
+    store.add(kept, kept.truncated, kept.textLost);
+    // A signal must be heard between two rows, however slow a template or a tokenizer is on each.
+    await turns.take();
+  }
+}
+
+/** The same by threads, in the order of the rows. */
+async function encodeThere(store: RowStore, set: RowSet, pool: EncodeThreads): Promise<void> {
+  const ahead: Promise<EncodedBatch>[] = [];
+  const take = async () => {
+    const batch = await ahead.shift()!;
+    if (batch.remark !== null) set.say(batch.remark);
+    addBatch(store, batch);
+  };
+  const unread = batches(set, BATCH_ROWS);
+  for (;;) {
+    // What is wrong with an earlier row comes first.
+    const next = await unread.next().catch(async (error: unknown) => {
+      while (ahead.length > 0) await take();
+      throw error;
+    });
+    if (next.done) break;
+    const encoded = pool.encode(next.value);
+    encoded.catch(() => {});
+    ahead.push(encoded);
+    if (ahead.length >= pool.ahead) await take();
+  }
+  while (ahead.length > 0) await take();
+}
+
+async function* batches(set: RowSet, size: number): AsyncGenerator<RowBatch, void> {
   let left = set.limit ?? Number.POSITIVE_INFINITY;
   for (const path of set.files) {
-    let number = 0;
-    for await (const row of readRows(path, set.columns)) {
-      number += 1;
-      if (row.kind !== "ids") encoder ??= await set.template();
-      const encoded = encodeRow(row, encoder, path, number);
-      checkIds(encoded, row, options.vocabSize, path, number);
-      const cut = encoded.tokens.length > options.maxLength;
-      store.add(cut ? shortened(encoded, options.maxLength) : encoded, cut, encoded.textLost);
-      left -= 1;
-      if (left === 0) return;
+    let rows: Row[] = [];
+    let first = 1;
+    try {
+      for await (const row of readRows(path, set.columns)) {
+        rows.push(row);
+        left -= 1;
+        if (rows.length < size && left > 0) continue;
+        yield { path, first, rows };
+        first += rows.length;
+        rows = [];
+        if (left === 0) return;
+      }
+    } catch (error) {
+      // The rows before the bad one may be worse.
+      if (rows.length > 0) yield { path, first, rows };
+      throw error;
     }
+    if (rows.length > 0) yield { path, first, rows };
   }
 }
 
-function shortened({ tokens, labels, weights }: EncodedChat, length: number): NewRow {
-  return {
-    tokens: tokens.slice(0, length),
-    labels: labels.slice(0, length),
-    weights: weights?.slice(0, length) ?? null,
-  };
-}
-
-function encodeRow(row: Row, template: RowTemplate | null, path: string, number: number): EncodedChat {
-  if (row.kind === "ids") return { tokens: row.inputIds, labels: row.labels ?? row.inputIds, weights: row.weights };
-  try {
-    if (row.kind === "text") return template!.encodeText(row.text);
-    if (row.kind === "segments") return template!.encodeSegments(row.segments);
-    if (row.kind === "instruction") return template!.encodeInstruction(row);
-    return template!.encodeMessages(row.messages, row.tools);
-  } catch (error) {
-    if (!(error instanceof PipeloraError)) throw error;
-    throw new PipeloraError(error.code, `${path}: row ${number}: ${error.message}`, {
-      ...(error.hint === undefined ? {} : { hint: error.hint }),
-      cause: error,
-    });
-  }
-}
-
-function checkIds({ tokens, labels }: EncodedChat, row: Row, vocabSize: number, path: string, number: number): void {
-  const outside = (id: number) => !(id >= 0 && id < vocabSize);
-  const bad = tokens.find(outside) ?? labels.find((label) => label !== IGNORED && outside(label));
-  if (bad === undefined) return;
-  const message = `${path}: row ${number} has token id ${bad}, the model knows 0 … ${vocabSize - 1}.`;
-  if (row.kind === "ids") throw datasetError(message, "The ids were made with another model's tokenizer.");
-  throw new PipeloraError("PL_TOKENIZER_INVALID", message, { hint: "Use the tokenizer that came with this model." });
+/** Of text, about: what is packed unpacks to some times its size. */
+async function bytesOf(files: readonly string[]): Promise<number> {
+  const sizes = await Promise.all(
+    files.map(async (path) => {
+      const size = (await stat(path).catch(() => null))?.size ?? 0;
+      return /\.(gz|zst|parquet)$/i.test(path) ? 4 * size : size;
+    }),
+  );
+  return sizes.reduce((sum, size) => sum + size, 0);
 }

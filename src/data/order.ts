@@ -94,9 +94,7 @@ export class TrainingOrder {
     if (this.#cached?.epoch === epoch) return this.#cached.batches;
     const { rows, strategy, seed } = this.options;
     const order =
-      strategy === "sequential"
-        ? Uint32Array.from({ length: rows }, (_, i) => i)
-        : yield* randpermInSlices(rows, seed + epoch);
+      strategy === "sequential" ? new Uint32Array(rows).map((_, i) => i) : yield* randpermInSlices(rows, seed + epoch);
     const batches = new EpochBatches(this.options, order);
     this.#cached = { epoch, batches };
     return batches;

@@ -18,6 +18,8 @@ export interface RowTemplate {
   encodeSegments(segments: readonly Segment[]): EncodedChat;
   /** Plain text for language modelling: every token is a label, the end token behind it. */
   encodeText(text: string): EncodedChat;
+  /** Throws PL_TEMPLATE_INVALID where turns can't be written: prompts and rows of instructions or messages would not do. */
+  requireChat(): void;
   /** A prompt that the model is to answer, as the training rows begin. */
   encodePrompt(messages: readonly ChatMessage[]): number[];
   /** Ids that end an answer besides the model's own end tokens. */
@@ -39,7 +41,7 @@ export interface TemplateSettings {
 /**
  * auto: the tutorial's ChatML for Qwen (v1), whose tokenizer is a tiktoken file; for others their own chat template, or plain
  * ChatML where they have none but know its tokens. Error: PL_TEMPLATE_INVALID where the tokenizer lacks what the template
- * needs.
+ * needs; for a chat only once turns are to be written.
  */
 export function rowTemplate(tokenizer: Tokenizer, settings: TemplateSettings): RowTemplate {
   const { name } = settings;
@@ -101,6 +103,7 @@ function tutorialTemplate(
       return { tokens: [...prompt, ...answer], labels: [...prompt.map(() => IGNORED), ...answer] };
     },
     encodeMessages: (messages, tools = null) => chatml.encode(withSystem(messages, system), trainOn, { tools }),
+    requireChat: () => undefined,
     encodeText: textEncoder(tokenizer),
     encodeSegments: segmentsEncoder(tokenizer),
     encodePrompt(messages) {
@@ -118,22 +121,26 @@ function chatTemplate(
   tokenizer: Tokenizer,
   { system, trainOn = "all", now = new Date() }: TemplateSettings,
 ): RowTemplate {
-  const chat = new ChatTemplate(tokenizer, tokenizer.chatTemplate ?? CHATML, now);
   const usesChatml = tokenizer.chatTemplate === null;
-  if (usesChatml && (tokenizer.tokenId("<|im_start|>") === null || tokenizer.tokenId("<|im_end|>") === null)) {
+  const writesChatml = tokenizer.tokenId("<|im_start|>") !== null && tokenizer.tokenId("<|im_end|>") !== null;
+  const known = usesChatml && !writesChatml ? null : new ChatTemplate(tokenizer, tokenizer.chatTemplate ?? CHATML, now);
+  // Plain text and segments need none: a base model is trained on those.
+  const chat = () => {
+    if (known !== null) return known;
     throw new PipeloraError(
       "PL_TEMPLATE_INVALID",
       "This tokenizer has no chat template, nor ChatML's special tokens.",
       {
-        hint: "Give a dataset of ready input_ids, or put a chat_template into tokenizer_config.json.",
+        hint: 'Give rows of plain {"text"} or ready input_ids, or put a chat_template into tokenizer_config.json.',
       },
     );
-  }
+  };
   return {
     name: "chat",
-    remark: usesChatml
-      ? "the tokenizer has no chat template, but ChatML's tokens: rows and prompts are written as plain ChatML"
-      : null,
+    remark:
+      usesChatml && known !== null
+        ? "the tokenizer has no chat template, but ChatML's tokens: rows and prompts are written as plain ChatML"
+        : (tokenizer.chatTemplateRemark ?? null),
     stopIds: [tokenizer.eosId, usesChatml ? tokenizer.tokenId("<|im_end|>") : null].filter((id) => id !== null),
     encodeInstruction({ instruction, input, output }) {
       const user = [instruction, input].filter((part) => part !== "").join("\n");
@@ -141,11 +148,12 @@ function chatTemplate(
         { role: "user", content: user },
         { role: "assistant", content: output },
       ];
-      return chat.encode(withSystem(messages, system), trainOn);
+      return chat().encode(withSystem(messages, system), trainOn);
     },
-    encodeMessages: (messages, tools = null) => chat.encode(withSystem(messages, system), trainOn, { tools }),
+    encodeMessages: (messages, tools = null) => chat().encode(withSystem(messages, system), trainOn, { tools }),
+    requireChat: () => void chat(),
     encodeText: textEncoder(tokenizer),
     encodeSegments: segmentsEncoder(tokenizer),
-    encodePrompt: (messages) => chat.encodePrompt(withSystem(messages, system)),
+    encodePrompt: (messages) => chat().encodePrompt(withSystem(messages, system)),
   };
 }

@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { readdir, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { readdir, rename, stat } from "node:fs/promises";
+import { basename, join } from "node:path";
 import { pipeline } from "node:stream/promises";
+import { syncFolder } from "./atomic-file.ts";
 
 /** Checkpoints of a folder, oldest first. */
 export async function listCheckpoints(outputDir: string): Promise<{ step: number; path: string }[]> {
@@ -38,4 +39,27 @@ export async function filesOf(dir: string): Promise<string[]> {
     .filter((entry) => entry.isFile())
     .map(({ name }) => name)
     .sort();
+}
+
+/**
+ * Renames the checkpoints of a folder that are not among `own` (names), nor of a step up to `upTo`: no later resume takes them for those of
+ * the run that writes there now. Returns their new names.
+ */
+export async function setAsideAllBut(own: readonly string[], upTo: number, outputDir: string): Promise<string[]> {
+  const moved: string[] = [];
+  for (const { step, path } of await listCheckpoints(outputDir)) {
+    if (step <= upTo || own.includes(basename(path))) continue;
+    const name = await freeName(outputDir, `${basename(path)}.earlier`);
+    await rename(path, join(outputDir, name));
+    moved.push(name);
+  }
+  if (moved.length > 0) await syncFolder(outputDir);
+  return moved;
+}
+
+async function freeName(dir: string, wanted: string): Promise<string> {
+  const taken = new Set(await readdir(dir));
+  let name = wanted;
+  for (let number = 2; taken.has(name); number++) name = `${wanted}-${number}`;
+  return name;
 }

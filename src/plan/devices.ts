@@ -19,6 +19,8 @@ export interface Device {
   readonly host?: string;
   /** A GPU's place in its host: the same for the same GPU. */
   readonly pciBusId?: string;
+  /** Of a GPU: its compute capability, e.g. [9, 0]. Absent: not known. */
+  readonly capability?: readonly [major: number, minor: number];
   /** Absent: not known. */
   readonly nccl?: NcclAbility;
   /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */

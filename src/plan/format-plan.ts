@@ -141,6 +141,29 @@ export function comparisonJson(outcomes: readonly StrategyOutcome[]): Record<str
   });
 }
 
+/** What products of one kind make of a request. */
+export interface ProductsOutcome {
+  readonly products: string;
+  readonly plan: Plan;
+}
+
+/** Products in 16 bits and in e4m3 side by side: what each predicts of a step, and the fullest device. */
+export function formatProducts(outcomes: readonly ProductsOutcome[]): string {
+  const rows = outcomes.map(({ products, plan }) => {
+    if (plan.predicted === null) return [products, "", "", formatBytes(fullest(plan))];
+    const { stepTimeMs, tokensPerSecond } = plan.predicted;
+    return [products, `${stepTimeMs.toFixed(1)} ms`, String(Math.round(tokensPerSecond)), formatBytes(fullest(plan))];
+  });
+  return alignTable([["products in", "step", "tokens/s", "fullest"], ...rows]);
+}
+
+export function productsJson(outcomes: readonly ProductsOutcome[]): Record<string, unknown>[] {
+  return outcomes.map(({ products, plan }) => ({
+    ...{ products, step_time_ms: plan.predicted?.stepTimeMs ?? null },
+    ...{ tokens_per_s: plan.predicted?.tokensPerSecond ?? null, fullest_bytes: fullest(plan) },
+  }));
+}
+
 function usedDevices({ devices }: Plan): number {
   return devices.filter(({ segments }) => segments.length > 0).length;
 }

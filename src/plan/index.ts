@@ -6,6 +6,7 @@ export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
 export { assertComputable } from "./engine-limits.ts";
 export { formatPlan, planJson } from "./format-plan.ts";
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
+export { suitsE4m3 } from "./memory/gpu-products.ts";
 export type { Holding, Quantization } from "./memory/held-sizes.ts";
 export { isQuantized, layerWeightBytes, linearWeightBytes } from "./memory/held-sizes.ts";
 export type { DeviceMemory } from "./memory.ts";

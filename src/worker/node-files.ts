@@ -4,7 +4,7 @@ import { join, resolve } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import { makeFolder } from "../common/files.ts";
 import { syncFolder } from "../formats/atomic-file.ts";
-import { filesOf, hashFiles, listCheckpoints } from "../formats/checkpoint-folders.ts";
+import { filesOf, hashFiles, listCheckpoints, setAsideAllBut } from "../formats/checkpoint-folders.ts";
 import type { CheckpointFiles } from "../rpc/generated/pipelora/v1/CheckpointFiles.ts";
 import type { CommitFiles__Output } from "../rpc/generated/pipelora/v1/CommitFiles.ts";
 import type { OutputFolder__Output } from "../rpc/generated/pipelora/v1/OutputFolder.ts";
@@ -38,6 +38,9 @@ export class NodeFiles {
         await writeFile(path, "");
       } else if (action === "unmark") {
         await rm(path, { force: true });
+      } else if (action === "set_aside") {
+        const upTo = Number(/^checkpoint-(\d+)$/.exec(mark)?.[1] ?? -1);
+        return { dir: this.#dir, seen: await setAsideAllBut(marks.map(saveName), upTo, this.#dir) };
       }
       const present = new Set(await readdir(this.#dir).catch(() => []));
       return { dir: this.#dir, seen: marks.filter((name) => present.has(name)) };

@@ -76,7 +76,7 @@ export async function prepareRank(
     const engineSegment = new Map<number, number>();
     const wanted: WantedWeight[] = [];
     for (const { index, description, weights } of own) {
-      const number = await engine.addSegment(description);
+      const number = await engine.addSegment({ ...description, fp8: request.fp8 });
       engineSegment.set(index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }

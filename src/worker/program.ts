@@ -221,6 +221,8 @@ function introduce(config: WorkerSettings, device: string, linkAddress: string):
     linkAddress,
     hostId: hostIdentity(),
     pciBusId: gpu?.pciBusId ?? "",
+    capabilityMajor: gpu?.capability[0] ?? 0,
+    capabilityMinor: gpu?.capability[1] ?? 0,
     nccl: nccl.version ?? "",
     ncclMissing: nccl.reason ?? "",
     pid: process.pid,

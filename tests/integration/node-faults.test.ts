@@ -209,6 +209,41 @@ test("the checkpoint that a run goes on from is brought to nodes on which its sa
   }
 });
 
+test("checkpoints of an earlier run in the nodes' own folders are set aside as the coordinator's are", async (t) => {
+  const root = temporaryFolder(t);
+  const head = join(root, "head");
+  const nodes = {
+    n1: { flags: ["--output-dir", join(root, "n1")] },
+    n2: { flags: ["--output-dir", join(root, "n2")] },
+  };
+  const checkpoints = (dir: string) =>
+    readdirSync(join(root, dir))
+      .filter((name) => name.startsWith("checkpoint-"))
+      .sort();
+  const whole = await play({ head: goldenFlags(everyStep, head, "--save-on-each-node"), nodes });
+  assert.equal(whole.code, 0, whole.stderr);
+  const before = checkpoints("head");
+  // Resumed from the third by name: what is later is another run's from now on, what is earlier its own.
+  const flags = goldenFlags(everyStep, head, "--save-on-each-node", "--max-steps", "4", "--save-steps", "100");
+  const resumed = await play({ head: [...flags, "--resume-from-checkpoint", join(head, "checkpoint-3")], nodes });
+  assert.equal(resumed.code, 0, resumed.stderr);
+  for (const node of ["n1", "n2"]) assert.match(resumed.stderr, new RegExp(`go on from on node ..?${node}`));
+  const expected = before.flatMap((name) => {
+    const step = Number(name.slice("checkpoint-".length));
+    return step > 4 ? [`${name}.earlier`] : step === 4 ? [name, `${name}.earlier`] : [name];
+  });
+  for (const dir of ["head", "n1", "n2"]) assert.deepEqual(checkpoints(dir), expected.sort(), dir);
+  // Trained anew over all of it: none of them is this run's.
+  const anew = goldenFlags(everyStep, head, "--save-on-each-node", "--max-steps", "2", "--overwrite-output-dir");
+  const again = await play({ head: anew, nodes });
+  assert.equal(again.code, 0, again.stderr);
+  for (const dir of ["head", "n1", "n2"]) {
+    const own = checkpoints(dir).filter((name) => /^checkpoint-\d+$/.test(name));
+    assert.deepEqual(own, ["checkpoint-1", "checkpoint-2"], dir);
+    assert.ok(checkpoints(dir).includes("checkpoint-1.earlier"));
+  }
+});
+
 test("nodes that share one folder write it once", async (t) => {
   const root = temporaryFolder(t);
   const [head, volume] = [join(root, "head"), join(root, "volume")];

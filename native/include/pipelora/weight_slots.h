@@ -11,13 +11,19 @@
 
 namespace pipelora {
 
+/// In what form a weight's products read it, beside how it is held (HoldSpec).
+struct ProductForm {
+  bool keep_expanded = false;  // of a block in the weight cache
+  bool fp8 = false;
+};
+
 class WeightSlots {
  public:
   using Fill = std::function<void(const HostTensor&, const HoldSpec&)>;
   /// A matrix [rows, cols], or a vector [cols] (rows 0). Several places may have one name: a tensor fills them all.
   void add(const std::string& name, std::int64_t rows, std::int64_t cols, Fill fill);
-  /// Part `part` [rows, cols] of a product's weight. `keep_expanded`: of a block in the weight cache.
-  void add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, bool keep_expanded);
+  /// Part `part` [rows, cols] of a product's weight.
+  void add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, ProductForm form);
 
   /// `data` is [shape] of the checkpoint. Throws PL_TENSOR_MISMATCH for an unknown name or another shape.
   void load(const std::string& name, const std::vector<std::int64_t>& shape, const HostTensor& data, const HoldSpec& hold);
@@ -33,7 +39,7 @@ class WeightSlots {
     Fill fill;
     LinearWeight* weight = nullptr;  // of a product: its part of that number is what is filled
     std::size_t part = 0;
-    bool keep_expanded = false;
+    ProductForm form;
     bool filled = false;
 
     HoldSpec hold(HoldSpec asked) const;

@@ -102,6 +102,7 @@ std::int64_t CpuLinearWeight::first_row(std::size_t part) const {
 
 HeldWeight& CpuLinearWeight::held_as(const HoldSpec& hold) {
   if (held_ && hold != hold_) throw Error(kTensorMismatch, "the parts of one weight must be held the same way");
+  if (hold.fp8) throw Error(kTensorMismatch, "products of e4m3 numbers: expected a GPU, got a CPU");
   if (!held_) {
     const CpuContext context{ops_.compute_, ops_.pool_, ops_.arena_};
     switch (hold.quantisation) {

@@ -2,19 +2,26 @@ import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { planWithoutWorkers } from "../../coordinator/planning/plan-on-paper.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
-import { comparisonJson, formatComparison, formatPlan, planJson } from "../../plan/format-plan.ts";
+import {
+  comparisonJson,
+  formatComparison,
+  formatPlan,
+  formatProducts,
+  planJson,
+  productsJson,
+} from "../../plan/format-plan.ts";
 import { alignTable } from "../../plan/table.ts";
 
 export async function planCommand(config: Config, log: Logger): Promise<number> {
-  const { plan, links, layerNames, parameters, comparison } = await planWithoutWorkers(config, log);
+  const { plan, links, layerNames, parameters, comparison, products } = await planWithoutWorkers(config, log);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
-    process.stdout.write(
-      `${JSON.stringify({ ...planJson(plan, links), strategies: comparisonJson(comparison), parameters: rows })}\n`,
-    );
+    const compared = { strategies: comparisonJson(comparison), products: productsJson(products) };
+    process.stdout.write(`${JSON.stringify({ ...planJson(plan, links), ...compared, parameters: rows })}\n`);
   } else {
     const parts = [formatPlan(plan, layerNames, links), alignTable(heldForms(parameters))];
     if (comparison.length > 0) parts.splice(1, 0, formatComparison(comparison));
+    if (products.length > 0) parts.splice(1, 0, formatProducts(products));
     process.stdout.write(`${parts.join("\n\n")}\n`);
   }
   return plan.problem === null ? 0 : 1;

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { FLOAT_DTYPES } from "../../common/dtype.ts";
 import { INT8_THRESHOLD, QUANT_TYPES } from "../../common/quantization.ts";
-import { choice, flag, oneOrMore, option, optional, QUANTIZES, RUNS } from "./vocabulary.ts";
+import { choice, flag, oneOrMore, option, optional, QUANTIZES, RUNS, TRAINS } from "./vocabulary.ts";
 
 export const quantisationOptions = {
   load_in_4bit: option(
@@ -54,6 +54,13 @@ export const quantisationOptions = {
     QUANTIZES,
     optional(oneOrMore),
     "Linear layers that stay unquantised in either form: beginnings (regular expressions), ends or parts of their names; the output head always does.",
+  ),
+  fp8: option(
+    "boolean",
+    "Quantisation",
+    TRAINS,
+    flag(),
+    "Multiply e4m3 numbers in the frozen linears' products, forward and back, sums in float32: GPUs from compute capability 8.9 on. LoRA, norms, attention and the head stay as they are.",
   ),
   weight_cache: option(
     "string",

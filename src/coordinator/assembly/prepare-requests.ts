@@ -15,7 +15,13 @@ import type { ModelSetup } from "../planning/model-setup.ts";
 export type PrepareSettings = LinkSettings &
   Pick<
     Config,
-    "schedule" | "seed" | "link_timeout" | "init_lora_weights" | "label_smoothing_factor" | "neftune_noise_alpha"
+    | "schedule"
+    | "seed"
+    | "link_timeout"
+    | "init_lora_weights"
+    | "label_smoothing_factor"
+    | "neftune_noise_alpha"
+    | "fp8"
   >;
 
 /** The part of a plan that the workers act on. */
@@ -61,6 +67,7 @@ export async function prepareRequests(
     linkTimeoutS: settings.link_timeout,
     labelSmoothing: settings.label_smoothing_factor,
     neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
+    fp8: settings.fp8,
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];

@@ -13,6 +13,7 @@ export function joinedDevices(members: readonly WorkerConnection[]): Device[] {
       node: hello.node,
       host: hello.hostId === "" ? `rank ${id}` : hello.hostId,
       ...(hello.pciBusId === "" ? {} : { pciBusId: hello.pciBusId }),
+      ...(hello.capabilityMajor === 0 ? {} : { capability: [hello.capabilityMajor, hello.capabilityMinor] as const }),
       nccl: hello.nccl === "" ? { version: null, reason: hello.ncclMissing } : { version: hello.nccl, reason: null },
       memoryBytes: kind === "cpu" ? Math.floor(hello.memoryBytes / sharing) : hello.memoryBytes,
       hostMemoryBytes: kind === "cpu" ? null : hello.hostMemoryBytes,

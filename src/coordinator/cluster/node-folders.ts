@@ -131,6 +131,28 @@ export class NodeFolders {
     return { nodes, files };
   }
 
+  /**
+   * Renames the checkpoints in the nodes' own folders that are neither called `own` nor of the step that the run goes on from or an earlier
+   * one (null: from none). Returns their new names, by node.
+   */
+  async setAsideAllBut(
+    own: readonly string[],
+    upTo: number | null,
+  ): Promise<{ node: string; moved: readonly string[] }[]> {
+    const folders = this.#folders.filter(({ error, sharedWith }) => error === null && sharedWith === undefined);
+    return Promise.all(
+      folders.map(async ({ node, worker }) => {
+        const outputFolder = {
+          action: "set_aside",
+          dir: this.#outputDir,
+          mark: upTo === null ? "none" : `checkpoint-${upTo}`,
+          marks: [...own],
+        };
+        return { node, moved: (await worker.request({ outputFolder })).outputFolder!.seen };
+      }),
+    );
+  }
+
   /** Checkpoints of all nodes' own folders, the newest first. */
   async checkpoints(): Promise<NodeCheckpoint[]> {
     const own = this.#folders.filter(({ error, sharedWith }) => error === null && sharedWith === undefined);

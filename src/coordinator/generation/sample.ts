@@ -49,6 +49,7 @@ export async function withModel<T>(
     tokenizer === null || !options.needsText || config.raw
       ? null
       : rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
+  template?.requireChat();
   if (template !== null && template.remark !== null) log.warn(template.remark);
   const values = await adapterValues(setup);
   const cluster = await openCluster(config, log);

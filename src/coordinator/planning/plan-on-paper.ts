@@ -1,9 +1,10 @@
+import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
-import type { StrategyOutcome } from "../../plan/format-plan.ts";
+import type { ProductsOutcome, StrategyOutcome } from "../../plan/format-plan.ts";
 import { type PlannedLink, plannedLinks } from "../../plan/link-kinds.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import type { Plan } from "../../plan/plan.ts";
@@ -28,6 +29,8 @@ export interface PaperPlan {
   readonly parameters: readonly HeldParameter[];
   /** The same request under every strategy. */
   readonly comparison: readonly StrategyOutcome[];
+  /** On GPUs: the same request with and without --fp8. */
+  readonly products: readonly ProductsOutcome[];
 }
 
 /** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
@@ -40,14 +43,35 @@ export async function planWithoutWorkers(config: PaperSettings, log: Logger): Pr
       workload: data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
       rates: NO_OVERRIDES,
     });
-  const { plan } = await planUnder(config);
+  const { plan, computeDtype } = await planUnder(config);
   return {
     plan,
     links: plannedLinks(config, devices, plan),
     layerNames: setup.spec.layers.map(({ name }) => name),
     parameters: heldParameters(setup).parameters,
     comparison: devices.length < 2 ? [] : await compareStrategies(config, planUnder),
+    products: devices.every(({ kind }) => kind === "cuda")
+      ? await compareProducts(config, planUnder, plan, computeDtype)
+      : [],
   };
+}
+
+/** `plan` is the configuration's own; the other way is left out where these devices do not have it. */
+async function compareProducts(
+  config: PaperSettings,
+  planUnder: (config: PaperSettings) => Promise<ChosenPlan>,
+  plan: Plan,
+  computeDtype: FloatDtype,
+): Promise<ProductsOutcome[]> {
+  const nameOf = (fp8: boolean) => (fp8 ? "e4m3 (--fp8)" : computeDtype);
+  const own = { products: nameOf(config.fp8), plan };
+  try {
+    const other = { products: nameOf(!config.fp8), plan: (await planUnder({ ...config, fp8: !config.fp8 })).plan };
+    return config.fp8 ? [other, own] : [own, other];
+  } catch (error) {
+    if (!(error instanceof PipeloraError)) throw error;
+    return [];
+  }
 }
 
 /** The planner's own strategies, whatever the request names, and the schedule of a naive device map for comparison. */

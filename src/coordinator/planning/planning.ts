@@ -20,6 +20,7 @@ import {
 } from "../../plan/request.ts";
 import { localDevices } from "../cluster/local-devices.ts";
 import { computeDtype } from "./compute-dtype.ts";
+import { fp8Warning } from "./fp8.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { withSimulatedStep } from "./prediction.ts";
 import type { Cut, Workload } from "./workload.ts";
@@ -44,6 +45,7 @@ export function paperDevices(
       node: "local",
       ...(gpu === undefined ? {} : { pciBusId: gpu.pciBusId }),
       nccl: ncclFor(device, capabilities.nccl),
+      ...(gpu === undefined ? {} : { capability: gpu.capability }),
       memoryBytes: gpu?.freeBytes ?? Math.floor(capabilities.cpu.memoryBytes / devices.length),
       hostMemoryBytes: gpu === undefined ? null : freeMemory(),
     };
@@ -53,7 +55,7 @@ export function paperDevices(
 /** What a request to plan takes from the configuration. */
 export type PlanRequestSettings = Pick<
   Config,
-  "planner" | "max_memory" | "weight_cache" | "activation_offload" | "compute_dtype" | "bnb_4bit_compute_dtype"
+  "planner" | "max_memory" | "weight_cache" | "activation_offload" | "compute_dtype" | "bnb_4bit_compute_dtype" | "fp8"
 >;
 
 export type PlanSettings = PlanRequestSettings & Pick<Config, "device_map" | "deterministic_batches">;
@@ -79,13 +81,17 @@ export async function planFor(
 ): Promise<ChosenPlan> {
   const asked = await deviceMap(settings.device_map);
   const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
-  const { request, warning } = planRequest(settings, setup, devices, { strategy, rates });
+  const { request, warnings: notes } = planRequest(settings, setup, devices, { strategy, rates });
   const { previous } = workload;
   const { plan, choice: cut } =
     (previous === null ? null : await planIfFits(request, previous)) ??
     (await fastestCut(request, cutsOf(settings, asked, devices, workload), workload));
-  const warnings = warning === null ? plan.warnings : [warning, ...plan.warnings];
-  return { plan: { ...plan, warnings }, cut, computeDtype: request.computeDtype, speeds: request };
+  return {
+    plan: { ...plan, warnings: [...notes, ...plan.warnings] },
+    cut,
+    computeDtype: request.computeDtype,
+    speeds: request,
+  };
 }
 
 type Request = Omit<PlanRequest, "work">;
@@ -136,9 +142,10 @@ export function planRequest(
   setup: ModelSetup,
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,
-): { request: Omit<PlanRequest, "work">; warning: string | null } {
+): { request: Omit<PlanRequest, "work">; warnings: readonly string[] } {
   assertComputable(setup.spec.shape, devices);
   const { dtype, warning } = computeDtype(config, setup, devices);
+  const notes = [warning, config.fp8 ? fp8Warning(devices, dtype, setup.spec) : null];
   const { quantization } = setup;
   if (quantization === null && config.weight_cache === "on") {
     throw new PipeloraError("PL_CONFIG_INVALID", "--weight-cache on: no weight of this run is quantised.", {
@@ -155,13 +162,14 @@ export function planRequest(
       dtype: setup.holdDtype,
       quantization: quantization?.settings ?? { method: "none" },
       skipModules: [...(quantization?.skipped ?? [])],
+      fp8: config.fp8,
     },
     computeDtype: dtype,
     weightCache: config.weight_cache,
     activationOffload: config.activation_offload,
     lora: setup.lora?.targets ?? [],
   };
-  return { request, warning };
+  return { request, warnings: notes.filter((note) => note !== null) };
 }
 
 /** A strategy's name, a map from YAML, or {module: device} as JSON: in place, or the path of a file of it. */

@@ -29,7 +29,7 @@ export async function findSets(
       weight: weight ?? null,
       limit: rows ?? null,
       columns: columns ?? config.columns,
-      template: templates(template ?? config.template),
+      ...templates(template ?? config.template),
     });
   }
   return sets;

@@ -1,5 +1,6 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
+import type { RowSet } from "../../data/encode.ts";
 import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
@@ -13,27 +14,26 @@ export function dateOf({ template_date: date }: Pick<Config, "template_date">): 
 }
 
 /** Templates by name over one tokenizer, which is loaded only when text comes, so that ready ids need none. */
-export type Templates = (name: Config["template"]) => () => Promise<RowTemplate>;
+export type Templates = (name: Config["template"]) => Pick<RowSet, "template" | "recipe" | "say">;
 
+/** What is to be said of a template is said once, however many sets ask for it. */
 export function templatesOf(config: TemplateSettings, modelDir: string, log: Logger): Templates {
   let tokenizer: Promise<Tokenizer> | null = null;
   const said = new Set<string>();
-  const made = new Map<string, Promise<RowTemplate>>();
-  const make = (loaded: Tokenizer, name: Config["template"]) => {
-    const template = rowTemplate(loaded, {
-      ...{ name, system: config.system, trainOn: config.train_on },
-      ...dateOf(config),
-    });
-    if (template.remark !== null && !said.has(template.remark)) log.warn(template.remark);
-    said.add(template.remark ?? "");
-    return template;
+  const say = (remark: string) => {
+    if (!said.has(remark)) log.warn(remark);
+    said.add(remark);
   };
-  return (name) => () => {
-    tokenizer ??= loadTokenizer(modelDir);
-    const known = made.get(name);
-    if (known !== undefined) return known;
-    const template = tokenizer.then((loaded) => make(loaded, name));
-    made.set(name, template);
-    return template;
+  const { now = new Date() } = dateOf(config);
+  const made = new Map<string, Promise<RowTemplate>>();
+  return (name) => {
+    const settings = { name, system: config.system, trainOn: config.train_on };
+    const template = () => {
+      tokenizer ??= loadTokenizer(modelDir);
+      const known = made.get(name) ?? tokenizer.then((loaded) => rowTemplate(loaded, { ...settings, now }));
+      made.set(name, known);
+      return known;
+    };
+    return { template, recipe: { ...settings, modelDir, now: now.getTime() }, say };
   };
 }

@@ -1,7 +1,7 @@
-import { readdir, readFile, rename, rm } from "node:fs/promises";
-import { basename, join } from "node:path";
-import { syncFolder, writeTextAtomically } from "../../formats/atomic-file.ts";
-import { filesOf, type HashedFile, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { readdir, readFile, rm } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { writeTextAtomically } from "../../formats/atomic-file.ts";
+import { filesOf, type HashedFile, hashFiles, setAsideAllBut } from "../../formats/checkpoint-folders.ts";
 
 /** Beside a checkpoint's files: what each held when it was saved. */
 export const HASHES_FILE = "pipelora_hashes.json";
@@ -64,17 +64,16 @@ export class CheckpointStore {
     return old.map((path) => basename(path));
   }
 
+  /** Names of its own that lie in its folder. */
+  get names(): readonly string[] {
+    return this.#own
+      .filter((path) => resolve(dirname(path)) === resolve(this.#outputDir))
+      .map((path) => basename(path));
+  }
+
   /** Renames the checkpoints of the folder that are not this run's own. Returns their new names. */
-  async setAsideOthers(): Promise<string[]> {
-    const moved: string[] = [];
-    for (const { path } of await listCheckpoints(this.#outputDir)) {
-      if (this.#own.includes(path)) continue;
-      const name = await freeName(this.#outputDir, `${basename(path)}.earlier`);
-      await rename(path, join(this.#outputDir, name));
-      moved.push(name);
-    }
-    if (moved.length > 0) await syncFolder(this.#outputDir);
-    return moved;
+  setAsideOthers(): Promise<string[]> {
+    return setAsideAllBut(this.names, -1, this.#outputDir);
   }
 
   /** Clears what a killed process left, before anything is saved. */
@@ -84,13 +83,6 @@ export class CheckpointStore {
       await rm(join(this.#outputDir, name), { recursive: true, force: true });
     }
   }
-}
-
-async function freeName(dir: string, wanted: string): Promise<string> {
-  const taken = new Set(await readdir(dir));
-  let name = wanted;
-  for (let number = 2; taken.has(name); number++) name = `${wanted}-${number}`;
-  return name;
 }
 
 /** Notes every file's hash beside them. Part of a save, before the folder gets its name. */

@@ -202,7 +202,12 @@ export class RunFiles {
   /** Checkpoints that this run does not go on from get another name: no later resume takes them for its own. */
   async setAsideOthers(): Promise<void> {
     const moved = await this.#store.setAsideOthers();
-    if (moved.length > 0) this.#warn(`set aside checkpoints that this run does not go on from: ${moved.join(", ")}`);
+    const what = "set aside checkpoints that this run does not go on from";
+    if (moved.length > 0) this.#warn(`${what}: ${moved.join(", ")}`);
+    const upTo = this.#origin === null ? null : stepOf(this.#origin);
+    for (const { node, moved: there } of (await this.#nodes?.setAsideAllBut(this.#store.names, upTo)) ?? []) {
+      if (there.length > 0) this.#warn(`${what} on node "${node}": ${there.join(", ")}`);
+    }
   }
 
   /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */

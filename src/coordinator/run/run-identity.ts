@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { bytesOf } from "../../common/bytes.ts";
+import { Turns } from "../../common/slices.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
 
@@ -18,6 +19,7 @@ const DECISIVE = [
   "alpha_pattern",
   "torch_dtype",
   "compute_dtype",
+  "fp8",
   "load_in_4bit",
   "load_in_8bit",
   "bnb_4bit_quant_type",
@@ -47,9 +49,9 @@ const DECISIVE = [
 ] as const satisfies readonly (keyof Config)[];
 
 /** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
-const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha"];
+const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "fp8"];
 const idle = (value: unknown) =>
-  value === 0 || value === null || (typeof value === "object" && Object.keys(value).length === 0);
+  value === 0 || value === false || value === null || (typeof value === "object" && Object.keys(value).length === 0);
 
 /** Settings that a resumed run may change: what they are is said. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
@@ -57,8 +59,13 @@ const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
 export type DecisiveSettings = Pick<Config, (typeof DECISIVE)[number]>;
 export type FreeSettings = Pick<Config, (typeof FREE)[number]>;
 
-/** Names a run by its model, its encoded rows and the settings that decide its numbers. */
-export function runFingerprint(config: DecisiveSettings, modelFingerprint: string, rows: Dataset): string {
+/** Names a run by its model, its encoded rows and the settings that decide its numbers. In slices: there may be gigabytes of rows. */
+export async function runFingerprint(
+  config: DecisiveSettings,
+  modelFingerprint: string,
+  rows: Dataset,
+): Promise<string> {
+  const turns = new Turns();
   const hash = createHash("sha256").update(modelFingerprint);
   const settings = { ...config, replicas: config.replicas ?? 1 };
   const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
@@ -67,6 +74,7 @@ export function runFingerprint(config: DecisiveSettings, modelFingerprint: strin
     const { tokens, labels, weights } = rows.row(index);
     hash.update(bytesOf(tokens)).update(bytesOf(labels));
     if (weights?.some((weight) => weight !== 1)) hash.update(bytesOf(weights));
+    await turns.take();
   }
   return hash.digest("hex").slice(0, 16);
 }

@@ -1,3 +1,4 @@
+import { inSlices } from "../../common/slices.ts";
 import type { Dataset } from "../../data/dataset.ts";
 import {
   cutMicroBatches,
@@ -25,8 +26,8 @@ export interface TrainStep {
 
 export interface StepSource {
   readonly maxSteps: number;
-  /** `step` counts from 1. */
-  at(step: number): TrainStep;
+  /** `step` counts from 1. The first of an epoch permutes the rows, in slices: the event loop has its turns. */
+  at(step: number): Promise<TrainStep>;
 }
 
 export interface Evaluation {
@@ -46,7 +47,8 @@ export function stepSource(
 ): StepSource {
   return {
     maxSteps: order.totalSteps,
-    at(step): TrainStep {
+    async at(step): Promise<TrainStep> {
+      await inSlices(order.prepare(step));
       const stepOrder = order.step(step);
       const { rows, tokens, epochAfter } = trainingStep(train, stepOrder, spec.lossRule);
       const padded = (batch: Uint32Array) =>

@@ -87,7 +87,7 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   describeData(data, log);
   // Weights that are fetched wait until the rows are known to be good.
   const setup = await described.withWeights();
-  const fingerprint = runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
+  const fingerprint = await runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
   const files = await RunFiles.open(config, setup, identity, warn);
   return { config, setup, data, files, warn };

@@ -59,15 +59,17 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     if (pending !== null) await pipeline.applyUpdate(pending);
     pending = null;
   };
-  let next = state.globalStep < source.maxSteps ? source.at(state.globalStep + 1) : null;
+  let next = state.globalStep < source.maxSteps ? await source.at(state.globalStep + 1) : null;
   while (next !== null) {
     const current: TrainStep = next;
     const step = state.globalStep + 1;
     const started = performance.now();
     const scale = state.lossScale?.scale ?? 1;
     const running = pipeline.runStep(step, current.batches, pending, scale);
+    // Awaited below; should it fail before that, nothing else is to be told.
+    running.catch(() => {});
     // The next step's rows are made while the workers compute this one.
-    next = step < source.maxSteps ? source.at(step + 1) : null;
+    next = step < source.maxSteps ? await source.at(step + 1) : null;
     const results = await running;
     const { loss, norm } = lossAndNorm(results, state, step);
     const applied = state.globalStep - state.skippedSteps;

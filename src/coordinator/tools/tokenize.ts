@@ -2,7 +2,7 @@ import type { Logger } from "../../common/log.ts";
 import type { Columns } from "../../config/column-keys.ts";
 import type { Config } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
-import { encodeDataset } from "../../data/encode.ts";
+import { encodeSets } from "../../data/encode.ts";
 import { datasetError } from "../../data/readers/checks.ts";
 import { readRows } from "../../data/readers/read.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
@@ -35,8 +35,10 @@ export async function* tokenizeFile(
     return;
   }
   const spec = await readModelSpec(source.dir);
-  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab, columns: config.columns };
-  const dataset = await encodeDataset(path, templatesOf(config, source.dir, log)(config.template), options);
+  const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
+  const templates = templatesOf(config, source.dir, log)(config.template);
+  const set = { label: path, files: [path], weight: null, limit: null, columns: config.columns, ...templates };
+  const { rows: dataset } = await encodeSets([set], options);
   const lost = lostText(dataset.statistics);
   if (lost !== null) log.warn(lost);
   for (let index = 0; index < dataset.size; index++) {

@@ -1,5 +1,6 @@
 import { stat } from "node:fs/promises";
-import { Worker, type WorkerOptions } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
+import { startThread } from "../start-thread.ts";
 import { datasetError } from "./checks.ts";
 import type { ParquetAnswer } from "./parquet-thread.ts";
 
@@ -17,7 +18,10 @@ const HEAP_BYTES_A_BYTE = 64;
 export async function* readParquetValues(path: string): AsyncIterable<unknown> {
   const { size } = await stat(path);
   const maxOldGenerationSizeMb = HEAP_MIB + Math.ceil((size * HEAP_BYTES_A_BYTE) / 2 ** 20);
-  const thread = startThread({ workerData: path, resourceLimits: { maxOldGenerationSizeMb } });
+  const thread = startThread("./readers/parquet-thread", {
+    workerData: path,
+    resourceLimits: { maxOldGenerationSizeMb },
+  });
   try {
     for (;;) {
       const answer = await ask(thread, GROUP_MS + size / BYTES_A_MS);
@@ -34,14 +38,6 @@ export async function* readParquetValues(path: string): AsyncIterable<unknown> {
   } finally {
     await thread.terminate();
   }
-}
-
-function startThread(options: WorkerOptions): Worker {
-  if (!import.meta.url.endsWith(".ts")) return new Worker(new URL("./parquet-thread.js", import.meta.url), options);
-  // Sources that run as they are: a thread does not inherit their loader.
-  const script = JSON.stringify(new URL("./parquet-thread.ts", import.meta.url).href);
-  const code = `import("tsx/esm/api").then(({ register }) => (register(), import(${script})));`;
-  return new Worker(code, { ...options, eval: true });
 }
 
 function ask(thread: Worker, ms: number): Promise<ParquetAnswer> {

@@ -39,6 +39,13 @@ export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
   return buildHfTokenizer(path, json, config, await readChatTemplate(dir, config));
 }
 
+/** A chat template, and what is to be said of where it comes from. */
+interface ChatTemplateSource {
+  readonly source: string | null;
+  readonly remark: string | null;
+}
+const NO_TEMPLATE: ChatTemplateSource = { source: null, remark: null };
+
 /**
  * The tokenizer of `json`, which has tokenizer.json's form wherever it came from; `path` is the file that errors name.
  * Error: PL_TOKENIZER_INVALID.
@@ -47,7 +54,7 @@ export function buildHfTokenizer(
   path: string,
   json: TokenizerJson,
   config: TokenizerConfig,
-  template: string | null,
+  template: string | null | ChatTemplateSource,
   sentencePiece: SentencePieceRules | null = null,
 ): Tokenizer {
   try {
@@ -55,7 +62,8 @@ export function buildHfTokenizer(
     const known = hasOnlyKnownPatterns({ normalizer, cuts, decoder });
     const built = asTransformersBuildsIt(withRustCuts(withAddedTokens(json, config)), config);
     checkIds(path, built);
-    return new JsonTokenizer(path, built, config, template, known, sentencePiece);
+    const source = typeof template === "object" ? (template ?? NO_TEMPLATE) : { source: template, remark: null };
+    return new JsonTokenizer(path, built, config, source, known, sentencePiece);
   } catch (error) {
     if (error instanceof PipeloraError) throw error;
     throw invalid(path, (error as Error).message, error);
@@ -117,6 +125,7 @@ class JsonTokenizer implements Tokenizer {
   readonly isQwen1 = false;
   readonly vocabSize: number;
   readonly chatTemplate: string | null;
+  readonly chatTemplateRemark: string | null;
   readonly specialTokens: Readonly<Record<string, string>>;
   readonly #path: string;
   readonly #hf: HfTokenizer;
@@ -131,7 +140,7 @@ class JsonTokenizer implements Tokenizer {
     path: string,
     json: TokenizerJson,
     config: TokenizerConfig,
-    chatTemplate: string | null,
+    chatTemplate: ChatTemplateSource,
     patternsKnown: boolean,
     sentencePiece: SentencePieceRules | null,
   ) {
@@ -160,7 +169,8 @@ class JsonTokenizer implements Tokenizer {
     this.padId = idOf("pad_token");
     this.vocabSize = 1 + [...this.#hf.get_vocab().values()].reduce((most, id) => Math.max(most, id), -1);
     this.addBos = this.bosId !== null && this.encode("", { addSpecials: true })[0] === this.bosId;
-    this.chatTemplate = chatTemplate;
+    this.chatTemplate = chatTemplate.source;
+    this.chatTemplateRemark = chatTemplate.remark;
   }
 
   encode(text: string, { specials = true, addSpecials = false }: EncodeOptions = {}): number[] {

@@ -1,4 +1,5 @@
 import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
+import { BytePairs } from "./bpe.ts";
 import { charsmapReplacer } from "./charsmap.ts";
 import type { TokenizerConfig, TokenizerJson } from "./hf-config.ts";
 import { UnigramModel } from "./unigram.ts";
@@ -17,8 +18,8 @@ interface Normalizer {
 }
 
 /**
- * The JavaScript library over tokenizer.json's parts, with two of them mended: it takes NFKC for every precompiled_charsmap, and
- * its unigram model knows no bytes. Throws Error on parts that it can't use.
+ * The JavaScript library over tokenizer.json's parts, with three of them mended: it takes NFKC for every precompiled_charsmap, its unigram
+ * model knows no bytes, and its byte-pair merges are slow. Throws Error on parts that it can't use.
  */
 export function makeLibrary(
   json: TokenizerJson,
@@ -38,7 +39,90 @@ export function makeLibrary(
     });
     hf.model.encode = (texts: string[]) => texts.flatMap((text) => model.encode(text));
   }
+  if (hf.model instanceof Object && "bpe_ranks" in hf.model) {
+    quickenMerges(hf.model as unknown as LibraryBpe);
+    for (const cut of cutsOf(hf.pre_tokenizer as Cut | null)) if (isByteLevel(cut)) quickenBytes(cut);
+  }
   return hf;
+}
+
+/** The library's BPE, as far as it is looked into. */
+interface LibraryBpe {
+  merges: [string, string][];
+  bpe_ranks: Map<string, number>;
+  end_of_word_suffix?: string | null;
+  continuing_subword_suffix?: string | null;
+  bpe(piece: string): string[];
+  encode(pieces: readonly string[]): string[];
+}
+
+/** Its merges, and what it does beside them, are most of the time that a set takes to encode. */
+function quickenMerges(model: LibraryBpe): void {
+  if (!model.end_of_word_suffix && !model.continuing_subword_suffix) {
+    const pairs = new BytePairs(model.merges);
+    model.bpe = (piece) => pairs.split(piece);
+    model.bpe_ranks = new Map();
+    model.merges = [];
+  }
+  const encode = model.encode.bind(model);
+  const tokensOf = remembered((piece) => encode([piece]));
+  model.encode = (pieces) => {
+    const tokens: string[] = [];
+    for (const piece of pieces) for (const token of tokensOf(piece)) tokens.push(token);
+    return tokens;
+  };
+}
+
+/** A step of the library's pre-tokenizer. */
+interface Cut {
+  tokenizers?: Cut[];
+}
+interface ByteLevelCut extends Cut {
+  add_prefix_space: boolean;
+  use_regex: boolean;
+  pattern: RegExp;
+  byte_encoder: Readonly<Record<number, string>>;
+  pre_tokenize_text(text: string): string[];
+}
+
+function cutsOf(cut: Cut | null): Cut[] {
+  return cut === null ? [] : [cut, ...(cut.tokenizers ?? []).flatMap(cutsOf)];
+}
+
+function isByteLevel(cut: Cut): cut is ByteLevelCut {
+  return "byte_encoder" in cut && "use_regex" in cut;
+}
+
+/** A character a byte, without a list and a call for each. */
+function quickenBytes(cut: ByteLevelCut): void {
+  const letters = Array.from({ length: 256 }, (_, byte) => cut.byte_encoder[byte]!);
+  const written = remembered((piece) => {
+    let text = "";
+    for (const byte of Buffer.from(piece)) text += letters[byte]!;
+    return text;
+  });
+  cut.pre_tokenize_text = (text) => {
+    const whole = cut.add_prefix_space && !text.startsWith(" ") ? ` ${text}` : text;
+    return (cut.use_regex ? (whole.match(cut.pattern) ?? []) : [whole]).map(written);
+  };
+}
+
+/** Texts whose result is kept; all are forgotten when there are more. */
+const REMEMBERED = 1 << 15;
+const LONGEST_REMEMBERED = 128;
+
+function remembered<T>(make: (text: string) => T): (text: string) => T {
+  const known = new Map<string, T>();
+  return (text) => {
+    const before = known.get(text);
+    if (before !== undefined) return before;
+    const made = make(text);
+    if (text.length <= LONGEST_REMEMBERED) {
+      if (known.size === REMEMBERED) known.clear();
+      known.set(text, made);
+    }
+    return made;
+  };
 }
 
 function mendNormalizer(normalizer: Normalizer | null): void {

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { lfsPointer } from "../../common/lfs.ts";
 import { type AddedToken, addedTokens, type TokenDefaults, withDefaults } from "./added-tokens.ts";
+import { authorsFormat } from "./authors-formats.ts";
 import { buildHfTokenizer } from "./hf.ts";
 import { invalid, readChatTemplate, readTokenizerConfig } from "./hf-config.ts";
 import { BEFORE_ALL, SPACES_AT_ENDS } from "./known-patterns.ts";
@@ -42,7 +43,13 @@ export async function loadSentencePiece(dir: string): Promise<Tokenizer> {
   const config = withDefaults({ ...written, tokenizer_class: name }, defaultTokens(model));
   const own = name === "ChatGLMTokenizer" ? glmTokens(model.pieces.length) : [];
   const vocabulary = new Map(model.pieces.map(({ piece }, id) => [piece, id]));
-  const added = await addedTokens(dir, config, vocabulary, [...ownTokens(model), ...own]);
+  const chatTemplate = await readChatTemplate(dir, config);
+  const named = await addedTokens(dir, config, vocabulary, [...ownTokens(model), ...own]);
+  const knows = (content: string) => named.some((token) => token.content === content);
+  const pieces = model.pieces.map(({ piece }) => piece);
+  const authors = chatTemplate === null ? await authorsFormat(dir, name, pieces, knows) : null;
+  const missing = (authors?.tokens ?? []).filter(({ content }) => !knows(content));
+  const added = [...named, ...missing.map(({ id, content }) => token(id, content, true))];
   const json = {
     added_tokens: added,
     normalizer: normalizer(model, config.add_prefix_space ?? model.addDummyPrefix),
@@ -59,7 +66,15 @@ export async function loadSentencePiece(dir: string): Promise<Tokenizer> {
   };
   const reachable: readonly number[] = [PIECE.normal, PIECE.userDefined];
   const unreachable = new Set(model.pieces.flatMap(({ type }, id) => (reachable.includes(type) ? [] : [id])));
-  return buildHfTokenizer(path, json, config, await readChatTemplate(dir, config), { unreachable });
+  const remark =
+    authors === null ? null : "the tokenizer has no chat template: conversations are written as the model's authors do";
+  return buildHfTokenizer(
+    path,
+    json,
+    config,
+    { source: chatTemplate ?? authors?.template ?? null, remark },
+    { unreachable },
+  );
 }
 
 function parse(path: string, bytes: Uint8Array): SentencePieceModel {

@@ -18,6 +18,8 @@ export interface Tokenizer {
   readonly vocabSize: number;
   /** Jinja source of the tokenizer's chat template; null where it has none. */
   readonly chatTemplate: string | null;
+  /** What is to be said of where it comes from; null or absent: nothing. */
+  readonly chatTemplateRemark?: string | null;
   /** Qwen (v1)'s tiktoken file, whose model was trained with ChatML. */
   readonly isQwen1: boolean;
   /** Special tokens by the names that templates use: bos_token, eos_token, … */

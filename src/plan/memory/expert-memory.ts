@@ -55,6 +55,8 @@ export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarg
       dropout: false,
       bias: !last && linears.some(({ bias }) => bias),
       quantized: packsExperts(experts, holding),
+      ...(experts.packed === null ? {} : { packed: experts.packed }),
+      e4m3: false,
     };
   });
 }

@@ -13,6 +13,10 @@ export interface GpuProduct {
   readonly dropout: boolean;
   readonly bias: boolean;
   readonly quantized: boolean;
+  /** Held as its checkpoint packs it, whatever the base's quantisation is; absent: not. */
+  readonly packed?: "mxfp4";
+  /** Multiplies e4m3 numbers. */
+  readonly e4m3: boolean;
 }
 
 export interface BlockProducts {
@@ -23,7 +27,7 @@ export interface BlockProducts {
 }
 
 const NO_PRODUCT: GpuProduct = {
-  ...{ in: 0, out: 0, partRows: [], ranks: [], dropout: false, bias: false, quantized: false },
+  ...{ in: 0, out: 0, partRows: [], ranks: [], dropout: false, bias: false, quantized: false, e4m3: false },
 };
 
 /** The four products of a block, the last two of no size where it has no MLP; `pairs`: the block's. */
@@ -48,14 +52,20 @@ function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[]
     dropout: own.some((pair) => pair !== null && pair.dropout > 0),
     bias: linears.some(({ bias }) => bias),
     quantized: linears.every((linear) => isQuantized(linear, holding)),
+    e4m3: holding.fp8 && linears.every(suitsE4m3),
   };
+}
+
+/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/base/fp8.h: kFp8Piece). */
+export function suitsE4m3({ in: input, out }: Pick<LinearSpec, "in" | "out">): boolean {
+  return input % 16 === 0 && out % 16 === 0;
 }
 
 /** The output head as a product; never quantised. */
 export function headProduct(hidden: number, vocab: number, pair: LoraTarget | null): GpuProduct {
   const ranks = [pair?.r ?? 0];
   const dropout = (pair?.dropout ?? 0) > 0;
-  return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false };
+  return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false, e4m3: false };
 }
 
 /** Columns behind those of a product's input and weight, for LoRA's inner vectors (native/ops/cuda/lora/lora.h: tail_columns). */

@@ -1,5 +1,5 @@
 import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
-import { BLOCK_SIZE, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
+import { BLOCK_SIZE, MX_BLOCK, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
 import { type GpuProduct, roundUp, sum, tailColumns } from "./gpu-products.ts";
 import type { Holding } from "./held-sizes.ts";
 
@@ -7,32 +7,49 @@ const FLOAT32 = 4;
 
 /**
  * Bytes of each piece of device memory that holds a product's weight, as native/ops/cuda/base/linear_weight.cpp asks for them: 16 or
- * 32 bits with LoRA's tail and rows on lines of 64 elements; 4 bits with their scales a part; 8 bits with rows on lines of 16.
+ * 32 bits with LoRA's tail and rows on lines of 64 elements; 4 bits with their scales a part; 8 bits with rows on lines of 16. In
+ * e4m3 the scales of rows and columns come on top, and a weight that is not quantised is held as its two expansions alone.
  */
 export function heldAllocations(product: GpuProduct, holding: Holding, computeDtype: FloatDtype): number[] {
   const bias = product.bias ? [product.out * dtypeBytes(computeDtype)] : [];
   const { quantization } = holding;
+  const scalesOfE4m3 = product.e4m3 ? [(product.out + product.in) * FLOAT32] : [];
+  const beside = [...scalesOfE4m3, ...bias];
+  if (product.packed === "mxfp4") {
+    const elements = product.partRows.map((rows) => rows * product.in);
+    const codes = elements.map((count) => roundUp(Math.floor(count / 2) + 1, 16));
+    return [sum(codes), ...elements.map((count) => (count / MX_BLOCK) * FLOAT32), ...beside];
+  }
   if (!product.quantized || quantization.method === "none") {
-    return [paddedElements(product) * dtypeBytes(holding.dtype), ...bias];
+    const held = product.e4m3 ? expansions(product) : [paddedElements(product) * dtypeBytes(holding.dtype)];
+    return [...held, ...beside];
   }
   if (quantization.method === "8bit")
-    return [roundUp(product.out, 4) * roundUp(product.in, 16), product.out * FLOAT32, ...bias];
+    return [roundUp(product.out, 4) * roundUp(product.in, 16), product.out * FLOAT32, ...beside];
   const scales = product.partRows.map((rows) => {
     const blocks = Math.ceil((rows * product.in) / BLOCK_SIZE);
     return quantization.doubleQuant ? (Math.ceil(blocks / NESTED_BLOCK_SIZE) + 4) * FLOAT32 + blocks : blocks * FLOAT32;
   });
   const codes = product.partRows.map((rows) => roundUp(Math.floor((rows * product.in) / 2) + 1, 16));
-  return [sum(codes), ...scales, ...bias];
+  return [sum(codes), ...scales, ...beside];
 }
 
-/** Bytes of a product's weight in the compute dtype, with room for LoRA: rows [out + tail], lines of 64 elements. */
+/** In e4m3, the weight for the forward pass and its transpose for the way back. */
+function expansions({ in: input, out }: GpuProduct): number[] {
+  return [input * out, input * out];
+}
+
+/**
+ * Bytes of what products read of a weight, both ways: in the compute dtype with room for LoRA, rows [out + tail], lines of 64 elements;
+ * or in e4m3 twice.
+ */
 export function expandedBytes(product: GpuProduct, computeDtype: FloatDtype): number {
-  return paddedElements(product) * dtypeBytes(computeDtype);
+  return product.e4m3 ? sum(expansions(product)) : paddedElements(product) * dtypeBytes(computeDtype);
 }
 
-/** Whether products with this weight run on an expanded copy of it. */
+/** Whether products with this weight run on an expanded copy of it, which it does not hold itself. */
 export function isExpanded(product: GpuProduct, holding: Holding, computeDtype: FloatDtype): boolean {
-  return product.quantized || holding.dtype !== computeDtype;
+  return product.quantized || (!product.e4m3 && holding.dtype !== computeDtype);
 }
 
 /**
@@ -40,12 +57,23 @@ export function isExpanded(product: GpuProduct, holding: Holding, computeDtype: 
  * native/ops/cuda/base/linear_weight.h). The blocks of a model share the places of one block.
  */
 export function expansionBytes(products: readonly GpuProduct[], holding: Holding, computeDtype: FloatDtype): number {
-  const shapes = new Map(
-    products
-      .filter((product) => isExpanded(product, holding, computeDtype))
-      .map((product) => [paddedShape(product).join(), expandedBytes(product, computeDtype)]),
-  );
-  return sum([...shapes.values()]);
+  const places = products
+    .filter((product) => isExpanded(product, holding, computeDtype))
+    .flatMap((product): (readonly [shape: string, bytes: number])[] => {
+      const { in: input, out } = product;
+      const bytes = input * out;
+      if (product.e4m3)
+        return [
+          [`e4m3 ${out},${input}`, bytes],
+          [`e4m3 ${input},${out}`, bytes],
+        ];
+      return [[paddedShape(product).join(), expandedBytes(product, computeDtype)]];
+    });
+  // While it loads, a weight that is held in e4m3 alone is there as it comes, too.
+  const coming = products
+    .filter((product) => product.e4m3 && !product.quantized)
+    .map((product) => paddedElements(product) * dtypeBytes(holding.dtype));
+  return sum([...new Map(places).values()]) + Math.max(0, ...coming);
 }
 
 function paddedShape(product: GpuProduct): readonly [rows: number, stride: number] {

@@ -86,8 +86,20 @@ function integerWork(product: GpuProduct, float: number, tokens: number): number
   return input + codes + outlierLists + FLOAT32 * roundUp(product.out, 4) * tokens;
 }
 
-/** LoRA's inner vectors (CudaOps::make_inner): partial sums, or what products of their own take. */
+/** LoRA's inner vectors, and then what a product in e4m3 takes. */
 function forwardWork(product: GpuProduct, float: number, tokens: number): number {
+  return Math.max(innerWork(product, float, tokens), product.e4m3 ? e4m3Work(product, float, tokens) : 0);
+}
+
+/** The input's codes and scales; before them, LoRA's part of the output is made of rounded inner vectors and B (CudaOps::forward_fp8). */
+function e4m3Work({ in: input, ranks, partRows }: GpuProduct, float: number, tokens: number): number {
+  const widest = Math.max(0, ...partRows.filter((_, part) => ranks[part]! > 0));
+  const lora = float * (roundUp(sum(ranks), 64) * tokens + sum(ranks) * roundUp(widest, 64));
+  return Math.max((input + FLOAT32) * tokens, lora);
+}
+
+/** CudaOps::make_inner: partial sums, or what products of their own take. */
+function innerWork(product: GpuProduct, float: number, tokens: number): number {
   if (!runsAsProducts(product)) return innerScratch(product, product.in, tokens);
   return float * (droppedRows(product, tokens) + sum(product.ranks)) * roundUp(product.in, 64);
 }
@@ -110,11 +122,19 @@ function droppedRows({ ranks, dropout }: GpuProduct, tokens: number): number {
   return dropout ? ranks.filter((rank) => rank > 0).length * tokens : 0;
 }
 
-/** A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, or the gradient that LoRA's columns widen. */
+/**
+ * A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, the gradient that LoRA's columns widen, or its codes
+ * and scales in e4m3.
+ */
 function backwardWork(product: GpuProduct, float: number, tokens: number): number {
-  const { ranks, partRows, in: input, out, dropout } = product;
+  const codes = product.e4m3 ? (product.out + FLOAT32) * tokens : 0;
+  return Math.max(codes, loraBackWork(product, float, tokens));
+}
+
+function loraBackWork(product: GpuProduct, float: number, tokens: number): number {
+  const { ranks, partRows, in: input, out, dropout, e4m3 } = product;
   if (sum(ranks) === 0) return 0;
-  const wide = !dropout && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
+  const wide = !dropout && !e4m3 && out < 2 * input ? float * roundUp(out + tailColumns(product), 64) * tokens : 0;
   if (runsAsProducts(product)) return Math.max(wide, productsBackWork(product, float, tokens));
   const ofPart = (part: number) => partRows[part]!;
   const single = float === FLOAT32;

@@ -62,11 +62,15 @@ function blockTime(
       .map((product) => expansionBytes(request, product) / bytesRate(device)),
   );
   const attention = attentionTime(request, device, block);
+  const rateOf = ({ e4m3 }: GpuProduct) => (e4m3 ? GPU.e4m3Factor * rate : rate);
   const forwardOf = (product: GpuProduct) =>
-    (2 * tokens * (product.in + tailColumns(product)) * product.out) / rate +
+    (2 * tokens * (product.in + (product.e4m3 ? 0 : tailColumns(product))) * product.out) / rateOf(product) +
+    e4m3Time(request, device, product, "forward") +
     loraTime(request, device, product, "forward");
   const backwardOf = (product: GpuProduct) =>
-    (2 * tokens * product.in * product.out) / rate + loraTime(request, device, product, "backward");
+    (2 * tokens * product.in * product.out) / rateOf(product) +
+    e4m3Time(request, device, product, "backward") +
+    loraTime(request, device, product, "backward");
   const moved = elementwiseBytes(request, down.in + chosenExperts(block) * (block.experts?.linears.at(-1)?.in ?? 0));
   const experts = expertTime(request, device, block, pairs);
   const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
@@ -112,11 +116,31 @@ function expertTime(
   };
 }
 
-/** Of one pass over the product's weight: codes and scales are read, values of the compute dtype written. */
-function expansionBytes({ holding, computeDtype }: PlanRequest, { in: input, out, quantized }: GpuProduct): number {
+/** Of one pass over the product's weight: codes and scales are read, values of the compute dtype or e4m3 written. */
+function expansionBytes(
+  { holding, computeDtype }: PlanRequest,
+  { in: input, out, quantized, e4m3 }: GpuProduct,
+): number {
   const { method } = holding.quantization;
   const held = quantized ? (method === "4bit" ? 0.5 : 1) : dtypeBytes(holding.dtype);
-  return input * out * (held + dtypeBytes(computeDtype));
+  return input * out * (held + (e4m3 ? 1 : dtypeBytes(computeDtype)));
+}
+
+/**
+ * What a product in e4m3 moves beside its operands: its input, or the output's gradient, read in 16 bits and written in 8; forward LoRA's
+ * part of the output too, written and read.
+ */
+function e4m3Time(
+  { work, computeDtype }: PlanRequest,
+  device: Device,
+  { e4m3, in: input, out, ranks }: GpuProduct,
+  pass: "forward" | "backward",
+): number {
+  if (!e4m3) return 0;
+  const float = dtypeBytes(computeDtype);
+  const values = pass === "forward" ? input : out;
+  const lora = pass === "forward" && sum(ranks) > 0 ? 2 * float * out : 0;
+  return (work.meanTokens * ((float + 1) * values + lora)) / bytesRate(device);
 }
 
 function loraTime(

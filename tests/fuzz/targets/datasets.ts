@@ -2,10 +2,10 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
-import { encodeDataset } from "../../../src/data/encode.ts";
 import { rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
+import { encodeDataset } from "../../support/encode.ts";
 import { mutateBytes, mutatedJson, mutateText, mutateValue } from "../mutate.ts";
 import type { FuzzTarget } from "../target.ts";
 

@@ -19,7 +19,10 @@ test("plain ChatML in a missing template's place is said once, however many sets
   const log = { warn: (text: string) => said.push(text) } as unknown as Logger;
   const templates = templatesOf({ system: null, train_on: "all", template_date: null }, dir, log);
   for (const name of ["auto", "auto", "chat"] as const) {
-    const { tokens, labels } = (await templates(name)()).encodeMessages([
+    const { template, say } = templates(name);
+    const made = await template();
+    say(made.remark!);
+    const { tokens, labels } = made.encodeMessages([
       { role: "user", content: "a" },
       { role: "assistant", content: "b" },
     ]);

@@ -42,7 +42,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
       updates.push(update);
     },
   } as unknown as Pipeline;
-  const at = (step: number): TrainStep => ({
+  const at = async (step: number): Promise<TrainStep> => ({
     batches: [],
     tokens: 1,
     paddedTokens: 1,

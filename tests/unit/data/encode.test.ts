@@ -6,11 +6,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import type { PipeloraError } from "../../../src/common/errors.ts";
-import { encodeDataset } from "../../../src/data/encode.ts";
 import { type RowTemplate, rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
 import { trainBpe } from "../../../src/formats/tokenizer/train-bpe.ts";
+import { encodeDataset } from "../../support/encode.ts";
 import { fixture, shared } from "../shared-data.ts";
 
 const folder = await mkdtemp(join(tmpdir(), "pipelora-encode-"));
@@ -220,14 +220,14 @@ describe("chat templates", () => {
 
   test("templates that are missing, broken or raise", async () => {
     const without = await tokenizerWith(null);
-    assert.throws(
-      () => rowTemplate(without, { name: "auto", system: null }),
-      fails("PL_TEMPLATE_INVALID", /no chat template/),
-    );
-    assert.throws(
-      () => rowTemplate(without, { name: "chat", system: null }),
-      fails("PL_TEMPLATE_INVALID", /no chat template/),
-    );
+    for (const name of ["auto", "chat"] as const) {
+      const made = rowTemplate(without, { name, system: null });
+      for (const chat of [() => made.requireChat(), () => encode(made), () => made.encodePrompt([])])
+        assert.throws(chat, fails("PL_TEMPLATE_INVALID", /no chat template/));
+      // What a base model is trained on needs none.
+      assert.deepEqual(made.encodeText("one").labels, made.encodeText("one").tokens);
+      assert.equal(made.encodeSegments([{ text: "one", label: true }]).tokens.length > 0, true);
+    }
     const broken = await tokenizerWith("{% for %}");
     assert.throws(
       () => rowTemplate(broken, { name: "auto", system: null }),

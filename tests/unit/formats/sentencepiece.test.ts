@@ -3,8 +3,9 @@ import { copyFileSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import protobuf from "protobufjs";
+import { rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
-import { StreamDecoder } from "../../../src/formats/tokenizer/tokenizer.ts";
+import { StreamDecoder, type Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 import { idsHashes } from "../../support/ids-hash.ts";
 import { TEXTS } from "../../support/tokenizer-texts.ts";
@@ -169,4 +170,114 @@ test("files that are none", async (t) => {
       return true;
     });
   }
+});
+
+/** What the authors' code does, id by id. */
+const TALK = [
+  { role: "system", content: "Sei kurz." },
+  { role: "user", content: "a b\n c" },
+  { role: "assistant", content: " d" },
+  { role: "user", content: "e" },
+  { role: "assistant", content: "f g" },
+];
+type Turn = (typeof TALK)[number];
+
+async function chatOf(dir: string) {
+  const tokenizer = await loadTokenizer(dir);
+  const chat = rowTemplate(tokenizer, { name: "auto", system: null });
+  return { tokenizer, chat, id: (token: string) => tokenizer.tokenId(token)! };
+}
+
+function trainedText(tokenizer: Tokenizer, { labels }: { labels: readonly number[] }): string {
+  return tokenizer.decode(labels.filter((label) => label !== -100));
+}
+
+test("ChatGLM3 without a template: the prefix, and each role's token, newline and text for themselves", async (t) => {
+  for (const model of ["bpe-bytes-noprefix", "unigram-bytes-identity"]) {
+    const dir = folder(t, model, {
+      "tokenizer_config.json": { tokenizer_class: "ChatGLMTokenizer" },
+      "config.json": { model_type: "chatglm", _name_or_path: "THUDM/chatglm3-6b" },
+    });
+    const { tokenizer, chat, id } = await chatOf(dir);
+    const size = expectedSize(model);
+    assert.deepEqual(
+      ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"].map(id),
+      [5, 6, 7, 8].map((at) => size + at),
+    );
+    const space = tokenizer.encode(" ");
+    const message = ({ role, content }: Turn) => {
+      // With a model that puts no space in front, the format's own does.
+      const text = model.includes("noprefix") ? ` ${content}` : content;
+      return [id(`<|${role}|>`), ...tokenizer.encode("\n"), ...tokenizer.encode(text)];
+    };
+    const expected = [id("[gMASK]"), id("sop"), ...TALK.flatMap(message)];
+    const encoded = chat.encodeMessages(TALK);
+    if (model.includes("noprefix")) assert.deepEqual(encoded.tokens, [...expected, tokenizer.eosId]);
+    assert.equal(encoded.tokens.at(-1), tokenizer.eosId);
+    assert.deepEqual(chat.encodePrompt(TALK.slice(0, 2)).at(-1), id("<|assistant|>"));
+    assert.match(trainedText(tokenizer, encoded).replace(/\s+/g, " "), /^ ?d f g<\/s>$/);
+    assert.ok(space.length > 0);
+    assert.match(chat.remark!, /authors/);
+  }
+});
+
+test("ChatGLM2 has the same class and no format of ChatGLM3's", async (t) => {
+  const files = { "tokenizer_config.json": { tokenizer_class: "ChatGLMTokenizer" } };
+  const tokenizer = await loadTokenizer(folder(t, "bpe-bytes-noprefix", files));
+  assert.equal(tokenizer.chatTemplate, null);
+  assert.equal(tokenizer.tokenId("<|user|>"), null);
+  const code = folder(t, "bpe-bytes-noprefix", files);
+  writeFileSync(join(code, "tokenization_chatglm.py"), 'special = ["<|user|>", "<|observation|>"]');
+  assert.notEqual((await loadTokenizer(code)).chatTemplate, null);
+});
+
+test("InternLM2 without a template: ChatML behind BOS", async (t) => {
+  const token = (content: string) => ({ content, special: true, lstrip: false, rstrip: false, normalized: false });
+  const size = expectedSize("bpe-bytes-noprefix");
+  const dir = folder(t, "bpe-bytes-noprefix", {
+    "tokenizer_config.json": {
+      tokenizer_class: "InternLM2Tokenizer",
+      added_tokens_decoder: { [size]: token("<|im_start|>"), [size + 1]: token("<|im_end|>") },
+    },
+  });
+  const { tokenizer, chat, id } = await chatOf(dir);
+  const turn = ({ role, content }: Turn) => [
+    id("<|im_start|>"),
+    ...tokenizer.encode(`${role}\n${content}`),
+    id("<|im_end|>"),
+    ...tokenizer.encode("\n"),
+  ];
+  const encoded = chat.encodeMessages(TALK);
+  assert.deepEqual(encoded.tokens, [tokenizer.bosId, ...TALK.flatMap(turn)]);
+  assert.equal(trainedText(tokenizer, encoded), " d<|im_end|>\nf g<|im_end|>\n");
+});
+
+test("MiniCPM without a template: the reply's mark behind each question, the end token at the end", async (t) => {
+  const dir = folder(t, "bpe-bytes-noprefix", {
+    "tokenizer_config.json": { tokenizer_class: "LlamaTokenizer", add_prefix_space: false },
+    "config.json": { model_type: "minicpm" },
+  });
+  const { tokenizer, chat } = await chatOf(dir);
+  const encoded = chat.encodeMessages(TALK.slice(1));
+  assert.equal(tokenizer.decode(encoded.tokens), "<s><用户>a b\n c<AI>d<用户>e<AI>f g</s>");
+  assert.equal(trainedText(tokenizer, encoded), "df g</s>");
+  assert.equal(tokenizer.decode(chat.encodePrompt(TALK.slice(1, 2))), "<s><用户>a b\n c<AI>");
+});
+
+test("Baichuan2 without a template: the turns' tokens of generation_config.json, whatever kind of piece they are", async (t) => {
+  const dir = folder(t, "bpe-bytes-noprefix", {
+    "tokenizer_config.json": { tokenizer_class: "BaichuanTokenizer" },
+    "generation_config.json": { user_token_id: 10, assistant_token_id: 11 },
+  });
+  const { tokenizer, chat } = await chatOf(dir);
+  const turn = ({ role, content }: Turn) => [
+    ...(role === "system" ? [] : [role === "user" ? 10 : 11]),
+    ...tokenizer.encode(content),
+  ];
+  const encoded = chat.encodeMessages(TALK);
+  assert.deepEqual(encoded.tokens, [...TALK.flatMap(turn), tokenizer.eosId]);
+  assert.equal(trainedText(tokenizer, encoded), " df g</s>");
+  assert.equal(chat.encodePrompt(TALK.slice(0, 2)).at(-1), 11);
+  const base = folder(t, "bpe-bytes-noprefix", { "tokenizer_config.json": { tokenizer_class: "BaichuanTokenizer" } });
+  assert.equal((await loadTokenizer(base)).chatTemplate, null);
 });

@@ -79,6 +79,15 @@ const ROWS: readonly Row[] = [
   ranks(128, 1, 3072, 14_932, "Llama-3-8B", llama),
   ranks(256, 1, 3072, 13_873, "Llama-3-8B", llama),
   ranks(8, 3, 1024, 14_790),
+  engine("nf4 in e4m3, 8 x 384, cached", { ...NF4, fp8: true }, SHORT, keep(0, 0, 32), 26_555),
+  {
+    ...ranks(64, 1, 3072, 22_982),
+    ...{
+      name: "Qwen2.5-7B nf4 in e4m3, 8 x 384, r 64, cached",
+      holding: { ...NF4, fp8: true },
+      keeping: keep(0, 0, 28),
+    },
+  },
 ];
 
 /** Of a run on one GPU, its blocks kept as told. */

@@ -156,7 +156,7 @@ for (const { family, dtype, quantization, firstBlock, experts = false } of VARIA
         const spec = model(family, SHAPE);
         const linears = everyLinear(spec, 8, firstBlock);
         const planned = request(spec, cpus(1), {
-          holding: { dtype, quantization, skipModules: [] },
+          holding: { dtype, quantization, skipModules: [], fp8: false },
           computeDtype: dtype,
           lora: experts ? everyExpert(spec, 8, linears) : linears,
           work: { ...work, checkpointing, schedule: "gpipe", microBatches },

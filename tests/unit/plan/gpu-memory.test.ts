@@ -44,6 +44,26 @@ test("weights are held in pieces of these sizes", () => {
   assert.equal(pagePadding([2 ** 20 - 1, 2 ** 20, 2 ** 21 + 1]), 2 ** 20 + 2 ** 21 - 1);
 });
 
+test("in e4m3 a weight lies there both ways, with a scale a row and a column", () => {
+  const fp8 = (holding: Holding): Holding => ({ ...holding, fp8: true });
+  const [down, o] = [4096 * 11008, 4096 * 4096];
+  const scales = (4096 + 11008) * 4;
+  const of = (holding: Holding) => products(fp8(holding));
+  assert.equal(expandedBytes(of(NF4).down, "bfloat16"), 2 * down);
+  // A base in 16 bits is not held beside its expansions, and takes no turns; while a weight loads it is there as it comes.
+  assert.deepEqual(heldAllocations(of(PLAIN).down, fp8(PLAIN), "bfloat16"), [down, down, scales]);
+  assert.equal(expansionBytes([of(PLAIN).down, of(PLAIN).o], fp8(PLAIN), "bfloat16"), 4160 * 11072 * 2);
+  const four = heldAllocations(products(NF4).down, NF4, "bfloat16");
+  assert.deepEqual(heldAllocations(of(NF4).down, fp8(NF4), "bfloat16"), [...four, scales]);
+  assert.deepEqual(heldAllocations(of(INT8).o, fp8(INT8), "bfloat16"), [o, 4096 * 4, 8192 * 4]);
+  // Places: down's two ways are two shapes, o's one.
+  assert.equal(expansionBytes([of(NF4).down, of(NF4).o, of(NF4).down], fp8(NF4), "bfloat16"), 2 * down + o);
+  // Widths that are no multiple of 16 stay as they are.
+  const odd: BlockLayer = { ...block, linears: block.linears.map((linear) => ({ ...linear, out: linear.out + 8 })) };
+  const left = blockProducts(odd, pairs, fp8(NF4)).down;
+  assert.ok(!left.e4m3 && blockProducts(block, pairs, fp8(NF4)).down.e4m3);
+});
+
 test("a block's work is SwiGLU's output in 16 bits, and the integer sums of gate and up in 8", () => {
   const tokens = 3072;
   const work = (holding: Holding, eightBit: boolean) =>

@@ -128,11 +128,12 @@ export function cpus(count: number, memoryBytes: number | null = 64e9): Device[]
   return Array.from({ length: count }, (_, id) => ({ id, kind: "cpu", name: null, node: "a", memoryBytes }));
 }
 
-export const PLAIN: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [] };
+export const PLAIN: Holding = { dtype: "bfloat16", quantization: { method: "none" }, skipModules: [], fp8: false };
 export const NF4: Holding = {
   dtype: "bfloat16",
   quantization: { method: "4bit", quantType: "nf4", doubleQuant: true },
   skipModules: [],
+  fp8: false,
 };
 
 export const WORK: Work = {

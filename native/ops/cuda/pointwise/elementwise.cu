@@ -109,7 +109,7 @@ __global__ void add_noise_kernel(T* x, std::int64_t stride, std::int64_t width, 
   for (std::int32_t s = static_cast<std::int32_t>(blockIdx.y); s < sequences; s += static_cast<std::int32_t>(gridDim.y)) {
     const std::int64_t begin = cu[s], length = cu[s + 1] - begin, pieces = width / V;
     const float magnitude = __fdiv_rn(alpha, __fsqrt_rn(static_cast<float>(length) * static_cast<float>(width)));
-    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < length * pieces; i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kRowThreads + threadIdx.x; i < length * pieces; i += static_cast<std::int64_t>(gridDim.x) * kRowThreads) {
       const std::int64_t position = i / pieces, c = i % pieces * V;
       const auto element = static_cast<std::uint64_t>(position * width + c);
       const Philox bits = noise_bits(key, static_cast<std::uint32_t>(rows[begin + position]), element / 4);
@@ -212,10 +212,10 @@ void add_noise(const EmbeddingNoise& call, cudaStream_t stream) {
   if (call.x.rows == 0) return;
   // A piece must not reach over the end of a row: it lies in one group of four elements.
   const bool fours = call.x.cols % 4 == 0;
-  const dim3 grid(blocks_for(std::min<std::int64_t>(call.x.rows * call.x.cols / 4 + 1, 64 * kThreads), kThreads), static_cast<unsigned>(std::min(sequences, 65535)));
+  const dim3 grid(blocks_for(std::min<std::int64_t>(call.x.rows * call.x.cols / 4 + 1, 64 * kRowThreads), kRowThreads), static_cast<unsigned>(std::min(sequences, 65535)));
   with_float(call.x.dtype, [&]<class T>(T) {
     const auto kernel = fours ? add_noise_kernel<4, T> : add_noise_kernel<1, T>;
-    kernel<<<grid, kThreads, 0, stream>>>(call.x.as<T>(), call.x.stride, call.x.cols, call.sequences->cu_queries.device.as<std::int32_t>(),
+    kernel<<<grid, kRowThreads, 0, stream>>>(call.x.as<T>(), call.x.stride, call.x.cols, call.sequences->cu_queries.device.as<std::int32_t>(),
                                           call.sequences->row.device.as<std::int32_t>(), sequences, call.key, call.alpha);
   });
   check_launch("add_noise");

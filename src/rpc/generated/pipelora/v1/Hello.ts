@@ -21,6 +21,8 @@ export interface Hello {
   'nccl'?: (string);
   'ncclMissing'?: (string);
   'hostMemoryBytes'?: (number | string | Long);
+  'capabilityMajor'?: (number);
+  'capabilityMinor'?: (number);
 }
 
 export interface Hello__Output {
@@ -42,4 +44,6 @@ export interface Hello__Output {
   'nccl': (string);
   'ncclMissing': (string);
   'hostMemoryBytes': (number);
+  'capabilityMajor': (number);
+  'capabilityMinor': (number);
 }

@@ -30,6 +30,7 @@ export interface Prepare {
   'hubModel'?: (_pipelora_v1_HubModel | null);
   'labelSmoothing'?: (number | string);
   'neftuneNoiseAlpha'?: (number | string);
+  'fp8'?: (boolean);
 }
 
 export interface Prepare__Output {
@@ -54,4 +55,5 @@ export interface Prepare__Output {
   'hubModel': (_pipelora_v1_HubModel__Output | null);
   'labelSmoothing': (number);
   'neftuneNoiseAlpha': (number);
+  'fp8': (boolean);
 }
