@@ -273,3 +273,31 @@ for (const config of [QWEN, MIXTRAL, GPT_OSS]) {
     assert.equal(stored.target_parameters.length, 3);
   });
 }
+
+test("adapters of experts: a resumed run ends with the undisturbed run's bits", async (t) => {
+  const model = await initialised(t, QWEN);
+  const root = temporaryFolder(t);
+  const train = async (output: string, ...more: string[]) => {
+    await run([
+      ...["train", "--model", model, "--dataset", rows(root), "--output-dir", join(root, output)],
+      ...["--target-modules", "q_proj", "--target-parameters", "experts.gate_up_proj,experts.down_proj"],
+      ...["--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2", "--save-steps", "2"],
+      ...["--learning-rate", "0.01", "--lora-r", "2", "--compute-dtype", "float32"],
+      ...more,
+    ]);
+    return readFileSync(join(root, output, "adapter_model.safetensors"));
+  };
+  const whole = await train("whole", "--max-steps", "4", "--lr-scheduler-type", "constant");
+  await train("parts", "--max-steps", "2", "--lr-scheduler-type", "constant");
+  const resumed = await train(
+    "parts",
+    "--max-steps",
+    "4",
+    "--lr-scheduler-type",
+    "constant",
+    "--resume-from-checkpoint",
+    "--workers",
+    "2",
+  );
+  assert.ok(resumed.equals(whole));
+});

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { contradiction, extent, nullish, unsupported, width } from "../config.ts";
 import { decoderConfig } from "../decoder-config.ts";
+import type { FamilyExperts } from "../decoder-experts.ts";
 
 /** Most experts that a token may choose (native/include/pipelora/routing.h: kMostChosen). */
 const MOST_CHOSEN = 32;
@@ -24,6 +25,8 @@ export const moeConfig = decoderConfig.extend({
   routed_scaling_factor: nullish(z.number().positive().max(1e6)),
   n_group: nullish(extent(1024)),
   topk_group: nullish(extent(1024)),
+  topk_method: nullish(z.string().max(64)),
+  moe_layer_freq: nullish(z.number().int().positive().max(4096)),
 });
 export type MoeConfig = z.infer<typeof moeConfig>;
 
@@ -73,4 +76,57 @@ export function expertGroups(
     );
   }
   return chosen === groups ? null : { count: groups, chosen };
+}
+
+/** What a family's configuration class takes where config.json leaves a key out. */
+export interface DeepseekDefaults {
+  readonly count: number;
+  readonly chosen: number;
+  readonly ffn: number;
+  readonly shared: number;
+  readonly dense: number;
+  readonly factor: number;
+  readonly normalise: boolean;
+}
+
+/**
+ * DeepSeek's experts by block, beside a shared one and behind first_k_dense_replace dense blocks. "v2": shares of all experts, from the best
+ * groups by their best expert (topk_method group_limited_greedy), or from all (greedy). "v3": a sigmoid each, corrected for the choice, from
+ * the best groups by the sum of their two best (GLM-4.5 has it too). As transformers' DeepseekV2TopkRouter and DeepseekV3TopkRouter.
+ */
+export function deepseekExperts(
+  config: MoeConfig,
+  kind: "v2" | "v3",
+  defaults: DeepseekDefaults,
+): (block: number) => FamilyExperts | null {
+  const { count, chosen } = expertCounts(config, defaults);
+  const frequency = config.moe_layer_freq ?? 1;
+  if (frequency !== 1) unsupported("moe_layer_freq", frequency, "1");
+  const method = config.topk_method ?? (kind === "v2" ? "greedy" : "noaux_tc");
+  const known = kind === "v2" ? ["greedy", "group_limited_greedy"] : ["noaux_tc"];
+  if (!known.includes(method)) unsupported("topk_method", method, known.join(", "));
+  const normalise = config.norm_topk_prob ?? defaults.normalise;
+  // Code of before transformers divides by the sum then; transformers does not.
+  if (kind === "v2" && normalise) unsupported("norm_topk_prob", true, "false");
+  const groups =
+    method === "greedy" ? null : expertGroups({ ...config, num_experts_per_tok: chosen }, count, kind === "v2" ? 1 : 2);
+  const ffn = config.moe_intermediate_size ?? defaults.ffn;
+  const shared = ffn * (config.n_shared_experts ?? defaults.shared);
+  const dense = config.first_k_dense_replace ?? defaults.dense;
+  const experts: FamilyExperts = {
+    count,
+    ffn,
+    router: "gate",
+    route: {
+      chosen,
+      score: kind === "v2" ? "softmax" : "sigmoid",
+      normalise,
+      groups: groups === null ? null : { ...groups, by: kind === "v2" ? "best" : "two_best" },
+      factor: config.routed_scaling_factor ?? defaults.factor,
+    },
+    ...(kind === "v3" ? { correction: "e_score_correction_bias" } : {}),
+    ...(shared > 0 ? { shared: { name: "shared_experts", ffn: shared } } : {}),
+    routerFirst: false,
+  };
+  return (block) => (block >= dense ? experts : null);
 }

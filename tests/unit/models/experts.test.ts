@@ -3,7 +3,9 @@ import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 import { DEFAULT_LORA_SETTINGS, type LoraSettings } from "../../../src/common/lora-settings.ts";
 import { initLora } from "../../../src/formats/lora-init.ts";
+import { parseConfig } from "../../../src/models/config.ts";
 import { activeParameters, expertStacks, modelExperts, storedTensors } from "../../../src/models/experts.ts";
+import { deepseekExperts, moeConfig } from "../../../src/models/families/moe-config.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
 import { holdAs, listParameters } from "../../../src/models/parameters.ts";
@@ -258,4 +260,47 @@ test("a checkpoint's names: apart, at once, or packed, whichever it holds", () =
   const names = storedTensors(packed, null).map(({ name }) => name);
   assert.ok(names.includes("model.layers.0.mlp.experts.down_proj_blocks"));
   assert.equal(names.includes("model.layers.0.mlp.experts.down_proj"), false);
+});
+
+describe("DeepSeek's experts, for the families that have its attention", () => {
+  const DEFAULTS = { count: 64, chosen: 6, ffn: 1407, shared: 2, dense: 1, factor: 1, normalise: false };
+  const read = (config: object, kind: "v2" | "v3") =>
+    deepseekExperts(parseConfig(moeConfig, { ...SIZES, model_type: "deepseek", ...config }), kind, DEFAULTS);
+
+  test("V2-Lite chooses from all, V2 from the best groups by their best, V3 by their two best", () => {
+    const lite = read({ n_routed_experts: 64, num_experts_per_tok: 6, topk_method: "greedy", n_group: 1 }, "v2");
+    assert.equal(lite(0), null);
+    assert.deepEqual(lite(1)!.route, { chosen: 6, score: "softmax", normalise: false, groups: null, factor: 1 });
+    assert.deepEqual(lite(1)!.shared, { name: "shared_experts", ffn: 2814 });
+    const large = {
+      n_routed_experts: 160,
+      num_experts_per_tok: 6,
+      n_group: 8,
+      topk_group: 3,
+      routed_scaling_factor: 16,
+    };
+    const v2 = read({ ...large, topk_method: "group_limited_greedy" }, "v2")(5)!;
+    assert.deepEqual(v2.route.groups, { count: 8, chosen: 3, by: "best" });
+    assert.equal(v2.route.factor, 16);
+    assert.equal(v2.correction, undefined);
+    const huge = { n_routed_experts: 256, num_experts_per_tok: 8, n_group: 8, topk_group: 4, norm_topk_prob: true };
+    const v3 = read({ ...huge, first_k_dense_replace: 3, n_shared_experts: 1, topk_method: "noaux_tc" }, "v3");
+    assert.equal(v3(2), null);
+    assert.deepEqual(v3(3)!.route.groups, { count: 8, chosen: 4, by: "two_best" });
+    assert.deepEqual(
+      [v3(3)!.route.score, v3(3)!.route.normalise, v3(3)!.correction],
+      ["sigmoid", true, "e_score_correction_bias"],
+    );
+  });
+
+  test("what would be computed otherwise elsewhere is refused", () => {
+    for (const [config, kind] of [
+      [{ topk_method: "noaux_tc" }, "v2"],
+      [{ topk_method: "greedy" }, "v3"],
+      [{ norm_topk_prob: true }, "v2"],
+      [{ moe_layer_freq: 2 }, "v3"],
+    ] as const) {
+      assert.throws(() => read(config, kind), { code: "PL_MODEL_UNSUPPORTED" });
+    }
+  });
 });
