@@ -76,6 +76,27 @@ function weightedRow(dataset: Dataset, index: number, weight: number, rowId: num
   return { ...dataset.row(index), weight, rowId };
 }
 
+/** Tokens and rows of a request to evaluate: some MiB at most, and enough that a pipeline is seldom empty. */
+const PART_TOKENS = 1 << 17;
+const PART_ROWS = 1 << 13;
+
+/** How many rows in order each request to evaluate takes, of rows that have these lengths. */
+export function* evaluationParts(rows: number, lengthOf: (row: number) => number): Generator<number> {
+  let own = 0;
+  let tokens = 0;
+  for (let row = 0; row < rows; row++) {
+    const length = lengthOf(row);
+    if (own === PART_ROWS || (own > 0 && tokens + length > PART_TOKENS)) {
+      yield own;
+      own = 0;
+      tokens = 0;
+    }
+    own++;
+    tokens += length;
+  }
+  if (own > 0) yield own;
+}
+
 /**
  * The rows of a held-out set in order, weighted so that the losses of all add up to the Trainer's eval_loss: each batch's mean
  * counts by its number of rows.

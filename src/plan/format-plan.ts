@@ -27,6 +27,7 @@ export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<stri
             step_time_ms: plan.predicted.stepTimeMs,
             bubble: plan.predicted.bubble,
             tokens_per_s: plan.predicted.tokensPerSecond,
+            evaluation_time_ms: plan.predicted.evaluationMs,
           },
     replicas: plan.replicas.length,
     micro_batches: plan.predicted?.microBatches ?? null,
@@ -56,7 +57,7 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
   ]);
   const lines = [alignTable([head, ...rows])];
   if (plan.predicted !== null) {
-    const { microBatches, microBatchTokens, stepTimeMs, bubble, tokensPerSecond } = plan.predicted;
+    const { microBatches, microBatchTokens, stepTimeMs, bubble, tokensPerSecond, evaluationMs } = plan.predicted;
     const used = usedDevices(plan);
     const copies = plan.replicas.length > 1 ? `, ${plan.replicas.length} replicas` : "";
     lines.push(
@@ -64,6 +65,7 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
         `${Math.round(tokensPerSecond)} tokens/s, ${(100 * bubble).toFixed(1)} % idle`,
       `a step is ${microBatches === 1 ? "one micro-batch" : `${microBatches} micro-batches`} of at most ${microBatchTokens} tokens`,
     );
+    if (evaluationMs !== null) lines.push(`an evaluation takes ${evaluationMs.toFixed(1)} ms`);
   }
   for (const line of [cachedLine(plan), hostLine(plan)]) if (line !== null) lines.push(line);
   if (links.length > 0) lines.push(`links: ${formatLinks(links)}`);

@@ -66,6 +66,8 @@ export interface PlanPrediction {
   readonly updateMs: number;
   readonly bubble: number;
   readonly tokensPerSecond: number;
+  /** Of one pass over the held-out rows; null where there are none. */
+  readonly evaluationMs: number | null;
   readonly segments: readonly {
     readonly forwardMs: number;
     readonly backwardMs: number;
@@ -308,6 +310,7 @@ function finishPlan(
       updateMs: time.update * 1e3,
       bubble: time.bubble,
       tokensPerSecond: time.tokensPerSecond,
+      evaluationMs: time.evaluation === null ? null : time.evaluation * 1e3,
       segments: time.segments.map(({ forward, backward, transfer }) => ({
         forwardMs: forward * 1e3,
         backwardMs: backward * 1e3,

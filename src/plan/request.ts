@@ -45,6 +45,15 @@ export interface Work {
   readonly checkpointing: Checkpointing;
   /** Tokens of all sequences in a key/value cache (generation); 0: none. */
   readonly cacheTokens: number;
+  /** One pass over the held-out rows; left out: there are none. */
+  readonly evaluation?: EvaluationWork;
+}
+
+/** What one evaluation does in the replica that does most, as far as time depends on it. */
+export interface EvaluationWork extends Pick<Work, "microBatches" | "meanTokens" | "meanLabelTokens" | "rowTokens"> {
+  readonly rows: number;
+  /** Requests that its micro-batches come in: the pipeline fills and drains in each. */
+  readonly requests: number;
 }
 
 export interface PlanRequest {

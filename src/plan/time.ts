@@ -23,6 +23,8 @@ export interface PredictedTime {
   readonly update: number;
   /** Seconds of one optimizer step. */
   readonly step: number;
+  /** Seconds of one pass over the held-out rows; null without any. */
+  readonly evaluation: number | null;
   /** Share of the step in which the devices that hold segments do not compute. */
   readonly bubble: number;
   readonly tokensPerSecond: number;
@@ -61,9 +63,33 @@ export function predictTime(
     segments: times,
     update,
     step,
+    evaluation: evaluationTime(request, segments, keeping),
     bubble: Math.max(0, 1 - (work.microBatches * compute) / (loads.size * step)),
     tokensPerSecond: (work.microBatches * work.meanTokens) / step,
   };
+}
+
+/** As a step's, of forward passes alone, in requests of several micro-batches each. */
+function evaluationTime(
+  request: PlanRequest,
+  segments: readonly Segment[],
+  keeping: readonly Keeping[],
+): number | null {
+  const { work } = request;
+  const { evaluation } = work;
+  if (evaluation === undefined) return null;
+  const times = segmentTimes({ ...request, work: { ...work, ...evaluation } }, segments, keeping);
+  const loads = new Map<number, number>();
+  let through = 0;
+  for (const [index, { forward, transfer }] of times.entries()) {
+    const { device } = segments[index]!;
+    loads.set(device, (loads.get(device) ?? 0) + forward);
+    through += forward + transfer;
+  }
+  if (work.schedule === "sequential") return evaluation.microBatches * through;
+  const transfers = times.map(({ transfer }) => transfer);
+  const largest = Math.max(...loads.values(), ...sharedLoads(request, loads), ...transfers);
+  return evaluation.microBatches * largest + evaluation.requests * (through - largest);
 }
 
 function segmentTimes(request: PlanRequest, segments: readonly Segment[], keeping: readonly Keeping[]): SegmentTime[] {

@@ -1,7 +1,8 @@
 import type { Dataset } from "../../data/dataset.ts";
 import { cutMicroBatches, groupSizes, type MicroBatchSize } from "../../data/micro-batches.ts";
 import type { StepOrder, TrainingOrder } from "../../data/order.ts";
-import type { Work } from "../../plan/request.ts";
+import { evaluationParts } from "../../data/steps.ts";
+import type { EvaluationWork, Work } from "../../plan/request.ts";
 
 /** The part of a plan's Work that comes from the rows. */
 export type BatchShape = Pick<
@@ -115,6 +116,26 @@ export function* batchShape(
     meanTokens: total.tokens / batches,
     meanLabelTokens: total.labelTokens / batches,
     rowTokens: Math.ceil(rows.typical),
+  };
+}
+
+/** One evaluation in micro-batches of at most so many tokens, which replicas take in turn. Yields now and then. */
+export function* evaluationShape(rows: Dataset, maxTokens: number, replicas: number): Generator<void, EvaluationWork> {
+  let [row, requests, microBatches, squares] = [0, 0, 0, 0];
+  for (const count of evaluationParts(rows.size, (index) => rows.rowLength(index))) {
+    const lengths = Int32Array.from({ length: count }, (_, own) => rows.rowLength(row + own));
+    requests++;
+    microBatches += Math.ceil(groupSizes(lengths, { maxTokens }).length / replicas);
+    for (const length of lengths) squares += length ** 2;
+    row += count;
+    yield;
+  }
+  const { totalTokens, labelTokens } = rows.statistics;
+  const batches = microBatches * replicas;
+  return {
+    ...{ rows: rows.size, requests, microBatches },
+    ...{ meanTokens: totalTokens / batches, meanLabelTokens: labelTokens / batches },
+    rowTokens: Math.ceil(squares / totalTokens),
   };
 }
 

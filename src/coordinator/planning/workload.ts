@@ -7,7 +7,7 @@ import type { WorkChoice } from "../../plan/choose.ts";
 import type { Device } from "../../plan/devices.ts";
 import { countsNear, countsToTry, microBatchCount, stepsUpTo } from "../../plan/micro-batches.ts";
 import type { Work } from "../../plan/request.ts";
-import { type BatchShape, batchShape, everyStep, rowSizes, someSteps } from "./batch-shape.ts";
+import { type BatchShape, batchShape, evaluationShape, everyStep, rowSizes, someSteps } from "./batch-shape.ts";
 import type { TrainingData } from "./training-data.ts";
 
 /** How a step may be cut and run. */
@@ -55,7 +55,11 @@ export function trainingWorkload(
       return trainingWork(config, { ...trained, tokens: Math.max(trained.tokens, longestHeldOut) });
     };
     const some = once(async () => shape(await sample()));
-    const all = once(() => shape(everyStep(data.order)));
+    const all = once(async () => {
+      const work = await shape(everyStep(data.order));
+      if (data.evaluation === null) return work;
+      return { ...work, evaluation: await inSlices(evaluationShape(data.evaluation, work.tokens, replicas)) };
+    });
     return { replicas, size, work: (sampled) => (sampled ? some() : all()) };
   };
   const limited: MicroBatchSize | null =

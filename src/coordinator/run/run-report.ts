@@ -7,10 +7,16 @@ import type { MemoryReport__Output } from "../../rpc/generated/pipelora/v1/Memor
 import type { RankReport__Output } from "../../rpc/generated/pipelora/v1/RankReport.ts";
 import { predictedCompute, stepAtMeasuredCompute } from "../planning/prediction.ts";
 
+export interface Measured {
+  /** [rank] */
+  readonly reports: readonly RankReport__Output[];
+  readonly evaluationSeconds: readonly number[];
+}
+
 /** What the plan predicted beside what was measured: a line a rank, then the step; and the same for machines. */
 export function predictedBesideMeasured(
   plan: Plan,
-  reports: readonly RankReport__Output[],
+  { reports, evaluationSeconds }: Measured,
   work: Work,
   speeds: Speeds,
 ): { text: string; value: object } {
@@ -61,10 +67,23 @@ export function predictedBesideMeasured(
     const also = simulated === null ? "" : `; ${simulated.toFixed(1)} for ranks as fast as they were`;
     lines.push(`step: ${step.toFixed(1)} ms (predicted ${predicted.toFixed(1)}${also})`);
   }
+  const evaluation = {
+    evaluation_ms: evaluationSeconds.length === 0 ? null : 1e3 * mean(evaluationSeconds),
+    predicted_evaluation_ms: plan.predicted?.evaluationMs ?? null,
+  };
+  if (evaluation.evaluation_ms !== null && evaluation.predicted_evaluation_ms !== null) {
+    lines.push(
+      `evaluation: ${evaluation.evaluation_ms.toFixed(1)} ms (predicted ${evaluation.predicted_evaluation_ms.toFixed(1)})`,
+    );
+  }
   return {
     text: lines.join("\n"),
-    value: { ranks, step_ms: step, predicted_step_ms: predicted, simulated_step_ms: simulated },
+    value: { ranks, step_ms: step, predicted_step_ms: predicted, simulated_step_ms: simulated, ...evaluation },
   };
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 /** What each rank computed a step, in milliseconds; those that share cores as if alone on them. */

@@ -6,7 +6,7 @@ import {
   type PackedMicroBatches,
   packMicroBatches,
 } from "../../data/micro-batches.ts";
-import { evaluationRows, trainingStep, type WeightedRow } from "../../data/steps.ts";
+import { evaluationParts, evaluationRows, trainingStep, type WeightedRow } from "../../data/steps.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import { rowsByReplica } from "../planning/batch-shape.ts";
 import type { TrainingData } from "../planning/training-data.ts";
@@ -64,10 +64,6 @@ export function stepSource(
   };
 }
 
-/** Tokens and rows of a request to evaluate: some MiB at most, and enough that a pipeline is seldom empty. */
-const PART_TOKENS = 1 << 17;
-const PART_ROWS = 1 << 13;
-
 /** In micro-batches no larger than those that memory was planned for. The replicas take them in turn. */
 export function evaluationOf(dataset: Dataset, batchSize: number, maxTokens: number, replicas: number): Evaluation {
   const packed = (rows: readonly WeightedRow[]) => {
@@ -78,18 +74,10 @@ export function evaluationOf(dataset: Dataset, batchSize: number, maxTokens: num
   };
   return {
     *parts() {
-      let rows: WeightedRow[] = [];
-      let tokens = 0;
-      for (const row of evaluationRows(dataset, batchSize)) {
-        if (rows.length === PART_ROWS || (rows.length > 0 && tokens + row.tokens.length > PART_TOKENS)) {
-          yield packed(rows);
-          rows = [];
-          tokens = 0;
-        }
-        rows.push(row);
-        tokens += row.tokens.length;
+      const all = evaluationRows(dataset, batchSize);
+      for (const count of evaluationParts(dataset.size, (row) => dataset.rowLength(row))) {
+        yield packed(Array.from({ length: count }, () => all.next().value as WeightedRow));
       }
-      if (rows.length > 0) yield packed(rows);
     },
     rows: dataset.size,
     steps: Math.ceil(dataset.size / batchSize),

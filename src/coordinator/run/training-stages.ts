@@ -117,7 +117,10 @@ async function finish(
   warnOfNodes("the adapter", nodes, log);
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
   const { plan, cut, speeds } = planned;
-  const { text, value } = predictedBesideMeasured(plan, reports, await cut.work(false), speeds);
+  const evaluationSeconds = progress.logHistory.flatMap(({ step, eval_runtime: seconds }) =>
+    step > progress.globalStep - took.steps && typeof seconds === "number" ? [seconds] : [],
+  );
+  const { text, value } = predictedBesideMeasured(plan, { reports, evaluationSeconds }, await cut.work(false), speeds);
   reporter.predictions(text, value);
 }
 

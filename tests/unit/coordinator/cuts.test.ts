@@ -2,8 +2,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { PipeloraError } from "../../../src/common/errors.ts";
+import { atOnce } from "../../../src/common/slices.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import type { Config } from "../../../src/config/options.ts";
+import { evaluationShape } from "../../../src/coordinator/planning/batch-shape.ts";
 import type { ModelSetup } from "../../../src/coordinator/planning/model-setup.ts";
 import { type ChosenPlan, planFor } from "../../../src/coordinator/planning/planning.ts";
 import type { TrainingData } from "../../../src/coordinator/planning/training-data.ts";
@@ -223,8 +225,11 @@ test("evaluation is cut to what memory was planned for, its longest row included
   const config = settings({ per_device_train_batch_size: 4 });
   const training = data(new Array<number>(16).fill(100), 4, held);
   const cut = trainingWorkload(config, training).fixed(gpus(1));
-  const { tokens } = await cut.work(false);
+  const { tokens, evaluation } = await cut.work(false);
   assert.ok(tokens >= 700);
+  assert.equal(evaluation?.rows, 51);
+  const { plan } = await planned(config, setup("qwen2.5-7b", 8, true), gpus(1), trainingWorkload(config, training));
+  assert.ok(plan.predicted!.evaluationMs! > 0);
   for (const packed of evaluationOf(held, 8, tokens, 1).parts()) assert.ok(Math.max(...tokensOf(packed)) <= tokens);
 });
 
@@ -250,8 +255,10 @@ for (const { rows, length, replicas } of [
     const seen = new Set<number>();
     let parts = 0;
     let weight = 0;
+    let most = 0;
     for (const packed of evaluation.parts()) {
       parts++;
+      most += Math.max(...packed.map(({ batchRows }) => batchRows.length));
       assert.equal(packed.length, replicas);
       const tokens = tokensOf(packed);
       for (const own of tokens) assert.ok(own <= 512, `a micro-batch of ${own} tokens`);
@@ -265,5 +272,10 @@ for (const { rows, length, replicas } of [
     assert.ok(Math.abs(weight - 1) < 1e-3, `weights add up to ${weight}`);
     assert.ok(parts >= (rows * length) / (1 << 17), `${parts} parts`);
     assert.equal(evaluation.steps, rows / 8);
+    const { totalTokens, labelTokens } = held.statistics;
+    assert.deepEqual(atOnce(evaluationShape(held, 512, replicas)), {
+      ...{ rows, requests: parts, microBatches: most, rowTokens: length },
+      ...{ meanTokens: totalTokens / (most * replicas), meanLabelTokens: labelTokens / (most * replicas) },
+    });
   });
 }

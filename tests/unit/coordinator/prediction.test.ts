@@ -84,3 +84,24 @@ test("a single rank's step is what it computes, replicas' that of the slowest", 
   const both = { devices: gpus(2), rates: NO_OVERRIDES };
   assert.ok(Math.abs(stepAtMeasuredCompute(replicated, WORK, both, [1234, 2345])! - 2345) < 1e-6);
 });
+
+test("an evaluation is predicted as forward passes through the pipeline, which fills and drains once a request", () => {
+  const evaluation = { ...WORK, rows: 100, requests: 3, microBatches: 40 };
+  const work: Work = { ...WORK, evaluation };
+  assert.equal(plan(2, WORK).predicted!.evaluationMs, null);
+  for (const devices of [1, 2, 4]) {
+    const { segments, evaluationMs } = plan(devices, work).predicted!;
+    const forward = segments.map(({ forwardMs }) => forwardMs);
+    const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0);
+    const largest = Math.max(...forward);
+    const through = sum(forward) + sum(segments.map(({ transferMs }) => transferMs));
+    const expected = 40 * largest + 3 * (through - largest);
+    assert.ok(Math.abs(evaluationMs! - expected) < 1e-9 * expected, `${devices}: ${evaluationMs} and ${expected}`);
+  }
+  const naive = plan(4, { ...work, schedule: "sequential" }).predicted!;
+  const ways = naive.segments.reduce((total, { forwardMs, transferMs }) => total + forwardMs + transferMs, 0);
+  assert.ok(Math.abs(naive.evaluationMs! - 40 * ways) < 1e-9 * 40 * ways);
+  // Rows a quarter as long: less than half the time, whatever a step's are.
+  const short = plan(2, { ...WORK, evaluation: { ...evaluation, meanTokens: 256, meanLabelTokens: 256 } }).predicted!;
+  assert.ok(short.evaluationMs! < plan(2, work).predicted!.evaluationMs! / 2);
+});

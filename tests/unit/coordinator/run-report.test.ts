@@ -8,6 +8,8 @@ import { gpus, model, NF4, request, WORK } from "../plan/models.ts";
 
 const GIB = 2 ** 30;
 
+const EVALUATION = { rows: 8, requests: 1, microBatches: 2, meanTokens: 512, meanLabelTokens: 128, rowTokens: 128 };
+
 const memory: MemoryReport__Output = {
   weightBytes: 5.5 * GIB,
   loraBytes: 0.3 * GIB,
@@ -20,10 +22,14 @@ const memory: MemoryReport__Output = {
   hostBytes: 0,
 };
 
-const report = (change: Partial<MemoryReport__Output>, times: StepTimes__Output | null = null) =>
+const report = (
+  change: Partial<MemoryReport__Output>,
+  times: StepTimes__Output | null = null,
+  evaluationSeconds: number[] = [],
+) =>
   predictedBesideMeasured(
-    makePlan(request(model("qwen-7b"), gpus(1), { holding: NF4 })),
-    [{ memory: { ...memory, ...change }, steps: times === null ? 0 : 2, times }],
+    makePlan(request(model("qwen-7b"), gpus(1), { holding: NF4, work: { ...WORK, evaluation: EVALUATION } })),
+    { reports: [{ memory: { ...memory, ...change }, steps: times === null ? 0 : 2, times }], evaluationSeconds },
     WORK,
     { devices: gpus(1), rates: NO_OVERRIDES },
   );
@@ -46,4 +52,11 @@ test("a rank with peers tells what its tensors took and how long it waited, a ra
   const times = { computeMs: 80, totalMs: 100, waitMs: 20, linkMs: 0, reduceMs: 0, sentBytes: 0, processorMs: 80 };
   assert.match(report({}, { ...times, linkMs: 30 }).text, /moves tensors for 15\.0 ms beside that and waits 10\.0 ms/);
   assert.doesNotMatch(report({}, times).text, /waits/);
+});
+
+test("evaluations stand beside their prediction, on average; a run without any says nothing of it", () => {
+  const { text, value } = report({}, null, [0.25, 0.75]);
+  assert.equal((value as { evaluation_ms: number }).evaluation_ms, 500);
+  assert.match(text, /evaluation: 500\.0 ms \(predicted \d+\.\d\)/);
+  assert.doesNotMatch(report({}).text, /evaluation/);
 });

@@ -181,7 +181,7 @@ test("the JSON form has the documented keys", () => {
   };
   assert.deepEqual([json.micro_batches, json.micro_batch_tokens], [WORK.microBatches, WORK.tokens]);
   assert.deepEqual(JSON.parse(JSON.stringify(json)), json);
-  assert.deepEqual(Object.keys(json.predicted), ["step_time_ms", "bubble", "tokens_per_s"]);
+  assert.deepEqual(Object.keys(json.predicted), ["step_time_ms", "bubble", "tokens_per_s", "evaluation_time_ms"]);
   assert.deepEqual(new Set(Object.values(json.hf_device_map)), new Set([0, 1]));
   for (const { memory } of json.devices) {
     for (const key of ["weights", "lora", "activations", "workspace", "total", "budget"])
