@@ -98,7 +98,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
         for (std::size_t part = 0; part < group->linears().size(); ++part) {
           const LinearSpec& linear = group->linears()[part];
           LinearWeight* weight = &group->weight();
-          slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8});
+          slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8 && linear.role != Role::router});
           if (linear.bias)
             slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
         }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "pipelora/spec.h"
+#include "tests/mixtures.h"
 
 namespace pipelora::test {
 
@@ -132,6 +133,7 @@ void load_base(const SegmentSpec& spec, const Arch& arch, const HoldSpec& plain,
       load(l.name + ".weight", {l.out, l.in}, 1 / std::sqrt(static_cast<double>(l.in)), 0, hold);
       if (l.bias) load(l.name + ".bias", {l.out}, 0.1, 0, plain);
     }
+    load_mixture(*block, arch.heads, plain, hold, load);
   }
   load("norm", {arch.hidden}, 0.1, 1, plain);
 }

@@ -25,6 +25,7 @@ const NAMES: Readonly<Record<string, string>> = {
   max_seq_len: "max_length",
   lora_rank: "lora_r",
   lora_target_modules: "target_modules",
+  lora_target_parameters: "target_parameters",
   double_quantization: "bnb_4bit_use_double_quant",
   use_bnb_nested_quant: "bnb_4bit_use_double_quant",
   bnb_4bit_quant: "bnb_4bit_quant_type",

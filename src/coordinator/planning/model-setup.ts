@@ -4,15 +4,14 @@ import type { Logger } from "../../common/log.ts";
 import type { LoraSettings } from "../../common/lora-settings.ts";
 import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
-import { type Checkpoint, openCheckpoint, verifyCheckpoint } from "../../formats/checkpoint.ts";
-import { type PackedWeights, tensorNames } from "../../formats/quantized-state.ts";
-import { packedExperts, withExperts } from "../../formats/stacked-experts.ts";
+import { type Checkpoint, openCheckpoint } from "../../formats/checkpoint.ts";
+import type { PackedWeights } from "../../formats/quantized-state.ts";
 import { assertTied } from "../../formats/tied-head.ts";
-import { modelStacks, storedAliases, storedTensors } from "../../models/experts.ts";
 import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import { type BaseQuantization, baseQuantization, packedWeights, type QuantizationFlags } from "./base-quantization.ts";
+import { expertsApart, holdAgainst } from "./held-checkpoint.ts";
 import { type HubModel, locateAdapter, locateModel } from "./named-models.ts";
 
 type LoraFlags = Pick<
@@ -84,16 +83,9 @@ export async function describeModel(
   const openWeights = async () => {
     await source.fetchWeights();
     const files = await openCheckpoint(dir, spec.tied);
-    const stacks = modelStacks(spec);
-    const checkpoint = withExperts(files, stacks, storedAliases(spec));
+    const checkpoint = expertsApart(spec, files);
     const packed = await packedWeights(quantization, spec, checkpoint);
-    const mx = packedExperts(files, stacks);
-    const known = new Set([
-      ...tensorNames(packed),
-      ...mx.names,
-      ...[...mx.packed.keys()].map((name) => `${name}.weight`),
-    ]);
-    const skipped = verifyCheckpoint({ ...spec, tensors: storedTensors(spec, files.has) }, files, known);
+    const skipped = holdAgainst(spec, files, packed);
     await assertTied(spec, checkpoint);
     const left = `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`;
     return { checkpoint, packed, warnings: skipped > 0 ? [...warnings, left] : warnings };

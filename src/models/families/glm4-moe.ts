@@ -3,7 +3,7 @@ import { nullish, parseConfig } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
 import { decoderShape } from "../decoder-shape.ts";
 import type { ModelSpec } from "../spec.ts";
-import { expertCounts, expertGroups, MOE_KEYS, moeConfig } from "./moe-config.ts";
+import { deepseekExperts, MOE_KEYS, moeConfig } from "./moe-config.ts";
 
 const glm4MoeConfig = moeConfig.extend({
   use_qk_norm: nullish(z.boolean()),
@@ -13,11 +13,9 @@ const glm4MoeConfig = moeConfig.extend({
 /** GLM-4.5, 4.6: DeepSeek-V3's routing beside a shared expert, behind a few dense blocks (defaults of transformers' Glm4MoeConfig). */
 export function glm4MoeSpec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(glm4MoeConfig, config);
-  const { count, chosen } = expertCounts(parsed, { count: 128, chosen: 8 });
-  const groups = expertGroups({ ...parsed, num_experts_per_tok: chosen }, count);
-  const dense = parsed.first_k_dense_replace ?? 1;
-  const ffn = parsed.moe_intermediate_size ?? 1408;
-  const shared = ffn * (parsed.n_shared_experts ?? 1);
+  const experts = deepseekExperts(parsed, "v3", {
+    ...{ count: 128, chosen: 8, ffn: 1408, shared: 1, dense: 1, factor: 1, normalise: true },
+  });
   // Blocks behind the last one predict further tokens.
   const extra = Array.from(
     { length: parsed.num_nextn_predict_layers ?? 1 },
@@ -35,24 +33,7 @@ export function glm4MoeSpec(config: unknown, generation: unknown): ModelSpec {
       rope: { base: 10000, partial: 0.5 },
     }),
     names: { headNorms: (parsed.use_qk_norm ?? false) ? ["q_norm", "k_norm"] : null },
-    experts: (block) =>
-      block >= dense
-        ? {
-            count,
-            ffn,
-            router: "gate",
-            route: {
-              chosen,
-              score: "sigmoid",
-              normalise: parsed.norm_topk_prob ?? true,
-              groups: groups === null ? null : { ...groups, by: "two_best" },
-              factor: parsed.routed_scaling_factor ?? 1,
-            },
-            correction: "e_score_correction_bias",
-            ...(shared > 0 ? { shared: { name: "shared_experts", ffn: shared } } : {}),
-            routerFirst: false,
-          }
-        : null,
+    experts,
     skipped: extra,
     reads: [...MOE_KEYS, "partial_rotary_factor", "use_qk_norm"],
   });

@@ -55,6 +55,7 @@ export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarg
       dropout: false,
       bias: !last && linears.some(({ bias }) => bias),
       quantized: packsExperts(experts, holding),
+      ...(experts.packed === null ? {} : { packed: experts.packed }),
       e4m3: false,
     };
   });

@@ -13,6 +13,8 @@ export interface GpuProduct {
   readonly dropout: boolean;
   readonly bias: boolean;
   readonly quantized: boolean;
+  /** Held as its checkpoint packs it, whatever the base's quantisation is; absent: not. */
+  readonly packed?: "mxfp4";
   /** Multiplies e4m3 numbers. */
   readonly e4m3: boolean;
 }

@@ -1,5 +1,5 @@
 import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
-import { BLOCK_SIZE, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
+import { BLOCK_SIZE, MX_BLOCK, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
 import { type GpuProduct, roundUp, sum, tailColumns } from "./gpu-products.ts";
 import type { Holding } from "./held-sizes.ts";
 
@@ -15,6 +15,11 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
   const { quantization } = holding;
   const scalesOfE4m3 = product.e4m3 ? [(product.out + product.in) * FLOAT32] : [];
   const beside = [...scalesOfE4m3, ...bias];
+  if (product.packed === "mxfp4") {
+    const elements = product.partRows.map((rows) => rows * product.in);
+    const codes = elements.map((count) => roundUp(Math.floor(count / 2) + 1, 16));
+    return [sum(codes), ...elements.map((count) => (count / MX_BLOCK) * FLOAT32), ...beside];
+  }
   if (!product.quantized || quantization.method === "none") {
     const held = product.e4m3 ? expansions(product) : [paddedElements(product) * dtypeBytes(holding.dtype)];
     return [...held, ...beside];

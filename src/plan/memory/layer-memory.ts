@@ -133,11 +133,12 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
     return { weights: sum(allocations), host: 0, expanded: 0, expansion: 0, extra: padding + expansion };
   const cached = products.filter(({ quantized }) => quantized).map((product) => expandedBytes(product, computeDtype));
   const norms = layerWeightBytes(spec, { ...layer, linears: [] }, holding, computeDtype);
-  const expanded = sum(cached) + dtypeBytes(computeDtype) * expandedExpertElements(layer, holding);
+  const expert = experts.products.filter(({ quantized }) => quantized);
+  const expanded = sum(cached) + experts.count * sum(expert.map((product) => expandedBytes(product, computeDtype)));
   return { weights: sum(allocations) + norms, host: 0, expanded, expansion, extra: padding };
 }
 
-const NO_EXPERTS = { products: [], allocations: [] } as const;
+const NO_EXPERTS = { count: 0, products: [], allocations: [] } as const;
 
 /** Products of one expert, and the pieces of memory that all experts' weights and the router's take. */
 function heldExperts(
@@ -145,20 +146,25 @@ function heldExperts(
   pairs: readonly LoraTarget[],
   holding: Holding,
   computeDtype: FloatDtype,
-): { readonly products: readonly GpuProduct[]; readonly allocations: readonly number[] } {
+): {
+  readonly count: number;
+  readonly products: readonly GpuProduct[];
+  readonly allocations: readonly number[];
+} {
   const { experts } = block;
   if (experts === undefined) return NO_EXPERTS;
   const products = expertProducts(block, pairs, holding);
   const { linear, correction } = experts.router;
   const one = products.flatMap((product) => heldAllocations(product, holding, computeDtype));
   const biases = experts.linears.some(({ bias }) => bias) ? experts.count * linear.in : 0;
-  const router = linear.in * linear.out * dtypeBytes(computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0);
+  const routerBias = linear.bias ? linear.out : 0;
   return {
+    count: experts.count,
     products,
     allocations: [
       ...Array.from({ length: experts.count }, () => one).flat(),
-      router,
-      (biases + (correction === null ? 0 : experts.count)) * FLOAT32,
+      roundUp(linear.in, 64) * linear.out * dtypeBytes(computeDtype),
+      (biases + routerBias + (correction === null ? 0 : experts.count)) * FLOAT32,
     ],
   };
 }

@@ -46,6 +46,8 @@ export const GPU = {
   logitBytes: 16,
   /** Seconds a pass over a block of what no other term counts: launches and tails of some 25 kernels. */
   blockPass: 60e-6,
+  /** Seconds that each expert's product takes beside its arithmetic: launches, one after the other. Not measured yet. */
+  expertProduct: 8e-6,
   /** Bytes a LoRA parameter that a step's end moves: the gradient's norm, AdamW, and zeroes for the next step. */
   updateBytes: 40,
 } as const;

@@ -3,6 +3,7 @@ import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, DeltaNet } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
 import { attentionSizes } from "../memory/attention-sizes.ts";
+import { expertProducts } from "../memory/expert-memory.ts";
 import {
   allProducts,
   blockProducts,
@@ -72,15 +73,52 @@ function blockTime(
     (2 * tokens * product.in * product.out) / rateOf(product) +
     e4m3Time(request, device, product, "backward") +
     loraTime(request, device, product, "backward");
-  const moved = elementwiseBytes(request, block);
+  const moved = elementwiseBytes(
+    request,
+    block,
+    own.down.in + chosenExperts(block) * (block.experts?.linears.at(-1)?.in ?? 0),
+  );
+  const experts = expertTime(request, device, block, pairs);
   const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
-  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward);
-  if (!learns) return { forward, backward: 0, recompute: 0, expansion };
+  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.pass;
+  if (!learns) return { forward, backward: 0, recompute: 0, expansion: expansion + experts.expansion };
   return {
     forward,
-    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward),
-    recompute: forward - forwardOf(own.down),
-    expansion,
+    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.pass,
+    recompute: forward - forwardOf(own.down) - experts.last,
+    expansion: expansion + experts.expansion,
+  };
+}
+
+const chosenExperts = ({ experts }: BlockLayer) => experts?.router.chosen ?? 0;
+
+/**
+ * Experts' products, of as many rows as an expert has on average, at the rate of products of so many rows, and what one takes that is no
+ * product; each expert's weights are expanded once a pass where they are held otherwise. Not measured: counted from what the products'
+ * other terms are.
+ */
+function expertTime(
+  request: PlanRequest,
+  device: Device,
+  block: BlockLayer,
+  pairs: readonly LoraTarget[],
+): { readonly pass: number; readonly last: number; readonly expansion: number } {
+  const { experts } = block;
+  if (experts === undefined) return { pass: 0, last: 0, expansion: 0 };
+  const { work, holding, computeDtype, spec } = request;
+  const { count, router } = experts;
+  const products = expertProducts(block, pairs, holding);
+  const rows = work.meanTokens * router.chosen;
+  const rate = deviceRate(device, computeDtype, rows / count);
+  const of = ({ in: input, out }: GpuProduct) => (2 * rows * input * out) / rate + count * GPU.expertProduct;
+  const routed = (2 * work.meanTokens * spec.shape.hidden * count) / deviceRate(device, computeDtype, work.meanTokens);
+  // Rows by expert and their sums: written once and read twice.
+  const moved = (3 * rows * spec.shape.hidden * dtypeBytes(computeDtype)) / bytesRate(device);
+  const expanded = products.filter((product) => isExpanded(product, holding, computeDtype));
+  return {
+    pass: sum(products.map(of)) + routed + moved,
+    last: of(products.at(-1)!),
+    expansion: (count * sum(expanded.map((product) => expansionBytes(request, product)))) / bytesRate(device),
   };
 }
 
@@ -191,8 +229,9 @@ function deltaTime(
 function elementwiseBytes(
   { spec, computeDtype }: PlanRequest,
   block: BlockLayer,
+  ffn: number,
 ): { readonly forward: number; readonly backward: number } {
-  const { hidden, heads, kvHeads, headDim, ffn } = spec.shape;
+  const { hidden, heads, kvHeads, headDim } = spec.shape;
   const float = dtypeBytes(computeDtype);
   const plain = block.attention.kind === "softmax" && !block.attention.gated;
   // Convolutions, gates, latent vectors' norms and heads put together read and write about what they work on twice.

@@ -1,10 +1,12 @@
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
+import { expertsApart, holdAgainst } from "../../../src/coordinator/planning/held-checkpoint.ts";
 import { adapterPairs, openAdapter } from "../../../src/formats/adapter.ts";
-import { openCheckpoint, verifyCheckpoint } from "../../../src/formats/checkpoint.ts";
+import { openCheckpoint } from "../../../src/formats/checkpoint.ts";
 import { openSafetensors, readTensor, type SafetensorsFile } from "../../../src/formats/safetensors.ts";
 import { encodeHeader, type HeaderTensor } from "../../../src/formats/safetensors-header.ts";
+import { expertWeights } from "../../../src/models/experts.ts";
 import { readModelSpec } from "../../../src/models/index.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
 import { holdAs, listParameters } from "../../../src/models/parameters.ts";
@@ -13,7 +15,9 @@ import type { Random } from "../random.ts";
 import type { FuzzTarget } from "../target.ts";
 
 const GOLDENS = join(PACKAGE_ROOT, "tests", "fixtures", "goldens");
-export const GOLDEN_MODELS = ["qwen1", "qwen2-gqa-tied"].map((name) => join(GOLDENS, name));
+export const GOLDEN_MODELS = ["qwen1", "qwen2-gqa-tied", "qwen3-moe-experts", "gpt-oss"].map((name) =>
+  join(GOLDENS, name),
+);
 
 const TENSORS: readonly HeaderTensor[] = [
   { name: "a.weight", dtype: "float32", shape: [4, 3] },
@@ -142,7 +146,14 @@ const model: FuzzTarget = {
     writeFileSync(join(dir, "model.safetensors"), damaged ? mutateBytes(random, weights!) : weights!);
   },
   async check(dir) {
-    verifyCheckpoint(await readModelSpec(dir), await openCheckpoint(dir));
+    const spec = await readModelSpec(dir);
+    const files = await openCheckpoint(dir);
+    holdAgainst(spec, files, new Map());
+    const checkpoint = expertsApart(spec, files);
+    for (const block of spec.layers) {
+      if (block.kind !== "block" || block.experts === undefined) continue;
+      for (const name of expertWeights(block.experts).slice(0, 64)) await readTensor(checkpoint.locate(name));
+    }
   },
 };
 
