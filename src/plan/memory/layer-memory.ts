@@ -5,15 +5,7 @@ import type { Device } from "../devices.ts";
 import type { PlanRequest } from "../request.ts";
 import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
 import { expandedExpertElements, expertProducts, expertWeightBytes, expertWork } from "./expert-memory.ts";
-import {
-  allProducts,
-  type BlockProducts,
-  blockProducts,
-  type GpuProduct,
-  headProduct,
-  roundUp,
-  sum,
-} from "./gpu-products.ts";
+import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
