@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, test } from "node:test";
 import { elementCount } from "../../../src/common/dtype.ts";
 import { PipeloraError } from "../../../src/common/errors.ts";
+import { activeParameters } from "../../../src/models/experts.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
 import { holdAs, listParameters } from "../../../src/models/parameters.ts";
@@ -49,6 +50,12 @@ describe("gated delta nets", () => {
     // 512 experts and a shared one of width 512, a router, and the shared one's gate.
     const experts = 48 * (513 * 3 * 2048 * 512 + 512 * 2048 + 2048);
     assert.equal(count(spec) - count(spec, ".mlp.") + experts, 79_674_391_296);
+    const published = JSON.parse(readFileSync(fixture("models/published.json"), "utf8")) as {
+      name: string;
+      config: object;
+    }[];
+    const whole = modelSpecFromConfig(published.find(({ name }) => name.endsWith("Next-80B-A3B-Instruct"))!.config);
+    assert.equal(activeParameters(whole, count(whole)), 3_874_929_408);
     const kinds = spec.layers.flatMap((layer) => (layer.kind === "block" ? [layer.attention.kind] : []));
     assert.equal(kinds.filter((kind) => kind === "softmax").length, 12);
     assert.deepEqual(kinds.slice(0, 5), ["delta", "delta", "delta", "softmax", "delta"]);
