@@ -56,10 +56,20 @@ Role to_role(const Napi::Value& value) {
   const std::string name = to_text(value, "role");
   constexpr std::pair<const char*, Role> roles[] = {{"qkv", Role::qkv}, {"q", Role::q},       {"k", Role::k},   {"v", Role::v},
                                                     {"o", Role::o},     {"gate_up", Role::gate_up}, {"gate", Role::gate}, {"up", Role::up},
-                                                    {"down", Role::down}, {"router", Role::router}, {"shared_gate", Role::shared_gate}};
+                                                    {"down", Role::down}, {"router", Role::router}, {"shared_gate", Role::shared_gate},
+                                                     {"delta_qkv", Role::delta_qkv},
+                                                    {"delta_z", Role::delta_z},
+                                                    {"delta_b", Role::delta_b},
+                                                    {"delta_a", Role::delta_a},
+                                                    {"delta_qkvz", Role::delta_qkvz},
+                                                    {"delta_ba", Role::delta_ba},
+                                                    {"q_a", Role::q_a},
+                                                    {"q_b", Role::q_b},
+                                                    {"kv_a", Role::kv_a},
+                                                    {"kv_b", Role::kv_b}};
   for (const auto& [known, role] : roles)
     if (name == known) return role;
-  mismatch("qkv, q, k, v, o, gate_up, gate, up, down, router or shared_gate", "role", value);
+  mismatch("a role that linears have (EngineLinear)", "role", value);
 }
 
 LinearSpec to_linear(const Napi::Value& value) {
@@ -119,6 +129,31 @@ std::optional<ExpertsSpec> to_experts(const Napi::Value& value) {
   return experts;
 }
 
+DeltaNetSpec to_delta(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "block.delta");
+  DeltaNetSpec spec;
+  spec.shape = {to_int(from.Get("keyHeads"), "delta.keyHeads"), to_int(from.Get("valueHeads"), "delta.valueHeads"), to_int(from.Get("keyDim"), "delta.keyDim"),
+                to_int(from.Get("valueDim"), "delta.valueDim"), to_int(from.Get("taps"), "delta.taps")};
+  spec.conv = to_text(from.Get("conv"), "delta.conv");
+  spec.a_log = to_text(from.Get("aLog"), "delta.aLog");
+  spec.dt_bias = to_text(from.Get("dtBias"), "delta.dtBias");
+  spec.norm = to_text(from.Get("norm"), "delta.norm");
+  return spec;
+}
+
+LatentSpec to_latent(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "block.latent");
+  LatentSpec spec;
+  spec.shape = {to_int(from.Get("heads"), "latent.heads"), to_int(from.Get("plain"), "latent.plain"), to_int(from.Get("turning"), "latent.turning"),
+                to_int(from.Get("value"), "latent.value")};
+  spec.q_rank = to_int(from.Get("qRank"), "latent.qRank");
+  spec.kv_rank = to_int(from.Get("kvRank"), "latent.kvRank");
+  spec.q_norm = optional_text(from.Get("qNorm"), "latent.qNorm");
+  spec.kv_norm = to_text(from.Get("kvNorm"), "latent.kvNorm");
+  spec.norm_eps = static_cast<float>(to_number(from.Get("normEps"), "latent.normEps"));
+  return spec;
+}
+
 BlockSpec to_block(const Napi::Object& layer) {
   BlockSpec block;
   block.index = to_int(layer.Get("index"), "block.index");
@@ -130,6 +165,9 @@ BlockSpec to_block(const Napi::Object& layer) {
   block.k_norm = optional_text(layer.Get("kNorm"), "block.kNorm");
   block.rotary = to_int(layer.Get("rotary"), "block.rotary");
   block.sliding_window = to_int(layer.Get("slidingWindow"), "block.slidingWindow");
+  block.gated = to_bool(layer.Get("gated"), "block.gated");
+  if (!absent(layer.Get("delta"))) block.delta = to_delta(layer.Get("delta"));
+  if (!absent(layer.Get("latent"))) block.latent = to_latent(layer.Get("latent"));
   block.sinks = optional_text(layer.Get("sinks"), "block.sinks");
   block.linears = to_linears(layer.Get("linears"), "block.linears");
   block.experts = to_experts(layer.Get("experts"));

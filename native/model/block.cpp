@@ -4,47 +4,24 @@
 #include "pipelora/block.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "pipelora/error.h"
 
 namespace pipelora {
 
-namespace {
-
-std::vector<LinearSpec> pick(const BlockSpec& spec, std::initializer_list<Role> roles) {
-  std::vector<LinearSpec> found;
-  for (const Role role : roles)
-    for (const LinearSpec& linear : spec.linears)
-      if (linear.role == role) found.push_back(linear);
-  return found;
-}
-
-std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const char* what, std::vector<LinearSpec> linears,
-                                        std::int64_t in, std::int64_t out) {
-  std::int64_t total = 0;
-  bool good = !linears.empty();
-  for (const LinearSpec& linear : linears) {
-    good = good && linear.in == in;
-    total += linear.out;
-  }
-  if (!good || total != out)
-    throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected " + what + " of " + shape_text(out, in) +
-                                     ", the description adds up to " + std::to_string(total) + " outputs");
-  return std::make_unique<LinearGroup>(ops, linears);
-}
-
-}  // namespace
-
 Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
     : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
-  const std::int64_t q = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim, d = arch.hidden;
-  qkv_ = make_group(ops, spec_, "q, k and v", pick(spec_, {Role::qkv, Role::q, Role::k, Role::v}), d, q + 2 * kv);
-  o_ = make_group(ops, spec_, "o", pick(spec_, {Role::o}), q, d);
-  const std::vector<LinearSpec> down = pick(spec_, {Role::down}), shared_gate = pick(spec_, {Role::shared_gate});
+  const std::int64_t d = arch.hidden;
+  if (spec_.rotary < -1 || spec_.rotary >= static_cast<std::int64_t>(arch.rotary.size()))
+    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": there is no rotary rule " + std::to_string(spec_.rotary));
+  mixer_ = make_mixer(ops, arena, arch, spec_);
+  moves_ = mixer_->moves();
+  qkv_ = make_group(ops, spec_, mixer_->input_name(), mixer_->inputs(), d, mixer_->in_cols());
+  o_ = make_group(ops, spec_, "o", pick_linears(spec_, {Role::o}), mixer_->out_cols(), d);
+  const std::vector<LinearSpec> down = pick_linears(spec_, {Role::down}), shared_gate = pick_linears(spec_, {Role::shared_gate});
   if (!spec_.experts || !down.empty()) {
     ffn_ = down.empty() ? 0 : down.front().in;
-    gate_up_ = make_group(ops, spec_, "gate and up", pick(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
+    gate_up_ = make_group(ops, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
     down_ = make_group(ops, spec_, "down", down, ffn_, d);
   }
   if (!shared_gate.empty()) shared_gate_ = make_group(ops, spec_, "a shared expert's gate", shared_gate, d, 1);
@@ -52,115 +29,48 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
   if ((experts_ && arch.parallel) || (shared_gate_ && !(experts_ && down_)))
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": experts stand behind attention, and a shared expert's gate beside them");
 
-  if (spec_.q_norm.empty() != spec_.k_norm.empty())
-    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": q and k need a norm both, or neither");
-  if (spec_.rotary < -1 || spec_.rotary >= static_cast<std::int64_t>(arch.rotary.size()))
-    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": there is no rotary rule " + std::to_string(spec_.rotary));
-  if (arch.qkv_by_kv_head && spec_.linears.front().role != Role::qkv)
-    throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": expected one fused q, k and v where they stand by kv head");
   struct Place {
     const std::string& name;
-    std::int64_t size;
     Tensor& weight;
   };
-  const std::int64_t of_q = arch.head_norm_whole ? q : arch.head_dim, of_k = arch.head_norm_whole ? kv : arch.head_dim;
-  const Place places[] = {{spec_.attn_norm, d, attn_norm_},           {spec_.mlp_norm, d, mlp_norm_}, {spec_.attn_post_norm, d, attn_post_norm_},
-                          {spec_.mlp_post_norm, d, mlp_post_norm_}, {spec_.q_norm, of_q, q_norm_},   {spec_.k_norm, of_k, k_norm_},
-                          {spec_.sinks, arch.heads, sinks_}};
-  std::int64_t total = 0;
-  for (const Place& place : places) total += place.name.empty() ? 0 : place.size;
-  norm_memory_ = ops.allocate("norm weights", static_cast<std::size_t>(total) * sizeof(float), true);
+  const Place norms[] = {{spec_.attn_norm, attn_norm_}, {spec_.mlp_norm, mlp_norm_}, {spec_.attn_post_norm, attn_post_norm_}, {spec_.mlp_post_norm, mlp_post_norm_}};
+  const auto count = std::count_if(std::begin(norms), std::end(norms), [](const Place& place) { return !place.name.empty(); });
+  norm_memory_ = ops.allocate("norm weights", static_cast<std::size_t>(count * d) * sizeof(float), true);
   float* at = static_cast<float*>(norm_memory_->data());
-  for (const Place& place : places) {
+  for (const Place& place : norms) {
     if (place.name.empty()) continue;
-    place.weight = Tensor(at, DType::f32, 1, place.size);
-    norms_.push_back({place.name, place.weight, &place.weight == &sinks_});
-    at += place.size;
+    place.weight = Tensor(at, DType::f32, 1, d);
+    places_.push_back({place.name, {d}, arch.norm_offset, place.weight});
+    at += d;
   }
+  for (WeightPlace& place : mixer_->weights()) places_.push_back(std::move(place));
+}
+
+std::size_t Block::place_bytes() const {
+  std::size_t bytes = 0;
+  for (const WeightPlace& place : places_) bytes += place.weight.bytes();
+  return bytes;
 }
 
 bool Block::trainable() const {
   const auto learns = [](const std::unique_ptr<LinearGroup>& group) { return group && group->trainable(); };
-  return learns(qkv_) || learns(o_) || learns(gate_up_) || learns(down_) || learns(shared_gate_) || (experts_ && experts_->trainable());
+  return learns(qkv_) || mixer_->trainable() || learns(o_) || learns(gate_up_) || learns(down_) || learns(shared_gate_) ||
+         (experts_ && experts_->trainable());
 }
 
 std::vector<LinearGroup*> Block::groups() {
-  std::vector<LinearGroup*> found;
-  for (const auto* group : {&qkv_, &o_, &gate_up_, &down_, &shared_gate_})
-    if (*group) found.push_back(group->get());
-  if (experts_) found.push_back(&experts_->router());
-  return found;
+  std::vector<LinearGroup*> all{qkv_.get()};
+  for (LinearGroup* group : mixer_->groups()) all.push_back(group);
+  for (const auto* group : {&o_, &gate_up_, &down_, &shared_gate_})
+    if (*group) all.push_back(group->get());
+  if (experts_) all.push_back(&experts_->router());
+  return all;
 }
 
-float Block::score_scale() const {
-  return arch_.score_scale > 0 ? arch_.score_scale : 1.0f / std::sqrt(static_cast<float>(arch_.head_dim));
-}
-
-Block::Heads Block::heads(const Tensor& qkv) const {
-  const std::int64_t q_cols = arch_.heads * arch_.head_dim, kv_cols = arch_.kv_heads * arch_.head_dim;
-  return {qkv.columns(0, q_cols), qkv.columns(q_cols, kv_cols)};
-}
-
-void Block::turn(const Batch& batch, const Heads& in, const Heads& out, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
-  const bool turns = rotary && spec_.rotary >= 0;
-  const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
-  if (!turns && !q_scale && !q_norm) return;
-  ops_.qk_rope_forward({in.q, in.k, out.q, out.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row, q_scale,
-                        arch_.head_dim, arch_.rotary_interleaved});
-}
-
-void Block::turn_back(const Batch& batch, const Heads& grads, const Heads& before, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
-  const bool turns = rotary && spec_.rotary >= 0;
-  const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
-  if (!turns && !q_scale && !q_norm) return;
-  ops_.qk_rope_backward({grads.q, grads.k, before.q, before.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row,
-                         arch_.head_dim, q_scale, arch_.rotary_interleaved});
-}
-
-// Norms of whole rows and rotary, norms of heads and rotary, or rotary and then norms of heads.
-void Block::heads_forward(const Batch& batch, const Heads& in, const Heads& out) {
-  if (!q_norm_) return turn(batch, in, in, Tensor(), Tensor(), true);
-  if (arch_.head_norm_whole) {
-    ops_.rmsnorm_forward(in.q, q_norm_, norm_rule(arch_), out.q);
-    ops_.rmsnorm_forward(in.k, k_norm_, norm_rule(arch_), out.k);
-    return turn(batch, out, out, Tensor(), Tensor(), true);
-  }
-  if (!arch_.head_norm_after_rotary) return turn(batch, in, out, q_norm_, k_norm_, true);
-  turn(batch, in, in, Tensor(), Tensor(), true);
-  turn(batch, in, out, q_norm_, k_norm_, false);
-}
-
-// As heads_forward() left `in`: turned where there is no norm, or where the norm comes after.
-void Block::heads_again(const Batch& batch, const Heads& in, const Heads& out) {
-  if (arch_.head_norm_after_rotary) return turn(batch, in, out, q_norm_, k_norm_, false);
-  heads_forward(batch, in, out);
-}
-
-void Block::heads_backward(const Batch& batch, const Heads& grads, const Heads& in) {
-  if (q_norm_ && !arch_.head_norm_whole && !arch_.head_norm_after_rotary) return turn_back(batch, grads, in, q_norm_, k_norm_, true);
-  if (q_norm_ && arch_.head_norm_after_rotary) turn_back(batch, grads, in, q_norm_, k_norm_, false);
-  turn_back(batch, grads, {}, Tensor(), Tensor(), true);
-  if (q_norm_ && arch_.head_norm_whole) {
-    ops_.rmsnorm_backward({in.q, q_norm_, grads.q, Tensor(), grads.q, Tensor(), norm_rule(arch_)});
-    ops_.rmsnorm_backward({in.k, k_norm_, grads.k, Tensor(), grads.k, Tensor(), norm_rule(arch_)});
-  }
-}
-
-void Block::regroup(const Tensor& by_kv_head, const Tensor& apart, bool back) {
-  const std::int64_t e = arch_.head_dim, group = arch_.heads / arch_.kv_heads;
-  const std::int64_t k0 = arch_.heads * e, v0 = k0 + arch_.kv_heads * e;
-  const auto move = [&](std::int64_t from, std::int64_t to, std::int64_t count) {
-    const Tensor a = by_kv_head.columns(from, count), b = apart.columns(to, count);
-    if (back)
-      ops_.copy(b, a);
-    else
-      ops_.copy(a, b);
-  };
-  for (std::int64_t h = 0; h < arch_.kv_heads; ++h) {
-    const std::int64_t first = h * (group + 2) * e;
-    move(first, h * group * e, group * e);
-    move(first + group * e, k0 + h * e, e);
-    move(first + (group + 1) * e, v0 + h * e, e);
+void Block::arrange(const Tensor& product, const Tensor& arranged, bool back) {
+  for (const ColumnMove& move : moves_) {
+    const Tensor from = product.columns(move.from, move.count), to = arranged.columns(move.to, move.count);
+    ops_.copy(back ? to : from, back ? from : to);
   }
 }
 
@@ -173,12 +83,11 @@ void Block::add_branch(const Tensor& residual, const Tensor& branch, const Tenso
   ops_.add(residual, post ? normed.tensor() : branch, arch_.residual_scale, out);
 }
 
-Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const Tensor* cache) {
+Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const BlockCache* cache) {
   const bool keep = keeps == Keeps::all || keeps == Keeps::all_for_now;
   // What goes before what comes after it has gone stands apart from what stays: no holes between that.
   const Placement place = keeps == Keeps::all && !again ? Placement::low : Placement::high;
-  const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = ffn_;
-  const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
+  const std::int64_t tokens = batch.sequences.tokens, f = ffn_;
   const DType dtype = ops_.compute_dtype();
   const Tensor x = saved.x;
   const auto make_inner = [&](const std::unique_ptr<LinearGroup>& group, Buffer& inner) {
@@ -186,6 +95,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   };
   if (!again) {  // first of all: under checkpointing they stay when what lies behind them goes
     make_inner(qkv_, saved.inner_qkv);
+    mixer_->make_inner(saved, tokens);
     make_inner(o_, saved.inner_o);
     make_inner(gate_up_, saved.inner_gate_up);
     make_inner(down_, saved.inner_down);
@@ -208,36 +118,17 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const auto normed_in = [&](const Buffer& buffer) { return buffer ? buffer.tensor().columns(0, arch_.hidden) : Tensor(); };
 
   Buffer storage = room_for_norm(attn_norm_, *qkv_);
-  Buffer by_kv_head;
-  if (arch_.qkv_by_kv_head) by_kv_head = arena_.workspace("q, k and v by kv head", dtype, tokens, q_cols + 2 * kv_cols);
-  saved.qkv = arena_.tensor("q, k and v", dtype, tokens, q_cols + 2 * kv_cols, place);
-  normed_linear(*qkv_, x, attn_norm_, normed_in(storage), saved.inner_qkv, by_kv_head ? by_kv_head.tensor() : saved.qkv.tensor());
+  Buffer product;
+  if (!moves_.empty()) product = arena_.workspace("a product to be arranged", dtype, tokens, mixer_->in_cols());
+  saved.qkv = arena_.tensor("what attention starts from", dtype, tokens, mixer_->in_cols(), place);
+  normed_linear(*qkv_, x, attn_norm_, normed_in(storage), saved.inner_qkv, product ? product.tensor() : saved.qkv.tensor());
   storage.reset();
-  if (by_kv_head) regroup(by_kv_head, saved.qkv, false);
-  by_kv_head.reset();
+  if (product) arrange(product, saved.qkv, false);
+  product.reset();
 
-  const Heads in = heads(saved.qkv);
-  const Tensor v = saved.qkv.tensor().columns(q_cols + kv_cols, kv_cols);
-  Heads out_heads = in;
-  Buffer turned;  // with norms on heads, backward needs what stood before them
-  if (q_norm_ && keep) {
-    turned = arena_.workspace("q and k after rotary", dtype, tokens, q_cols + kv_cols);
-    out_heads = heads(turned);
-  }
-  heads_forward(batch, in, out_heads);
-
-  saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols + room_of(*o_), place);
-  const Tensor attn = saved.attn.tensor().columns(0, q_cols);
-  if (keep || sinks_) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, place);
-  AttentionForward attention{out_heads.q, out_heads.k, v, attn, saved.lse, &batch.sequences, e, spec_.sliding_window, score_scale(), arch_.score_cap};
-  if (cache != nullptr) {
-    ops_.scatter_rows(saved.qkv.tensor().columns(q_cols, 2 * kv_cols), batch.cache_row, 1, *cache);
-    attention.k = cache->columns(0, kv_cols);
-    attention.v = cache->columns(kv_cols, kv_cols);
-  }
-  ops_.attention_forward(attention);
-  if (sinks_) ops_.attention_sinks({attn, saved.lse, sinks_, e});
-  turned.reset();
+  mixer_->forward({batch, saved, keep, again, place, cache, room_of(*o_)});
+  Buffer gated;
+  const Tensor attn = mixer_->output(saved, room_of(*o_), gated);
   if (!keep) saved.qkv.reset();
   if (!keep) saved.lse.reset();
 
@@ -253,6 +144,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   };
   saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden, place);
   add_linear(*o_, attn, saved.inner_o, x, attn_post_norm_, saved.attn_out, saved.mid);
+  gated.reset();
   if (!keep) saved.attn.reset();
   if (keeps == Keeps::nothing && !arch_.parallel) saved.x.reset();
 
@@ -280,12 +172,12 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   return out;
 }
 
-Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps keeps, const Tensor* cache) {
+Buffer Block::forward(const Batch& batch, Buffer x, BlockSaved* saved, Keeps keeps, const BlockCache* cache) {
   BlockSaved own;
   own.x = std::move(x);
   Buffer out = run(batch, own, keeps, false, cache);
   if (keeps == Keeps::inputs) {
-    for (Buffer* large : {&own.qkv, &own.attn, &own.lse, &own.mid, &own.gate_up, &own.share}) large->reset();
+    for (Buffer* large : {&own.qkv, &own.expanded, &own.attn, &own.lse, &own.mid, &own.gate_up, &own.share}) large->reset();
     own.experts = ExpertsSaved();
   }
   if (keeps != Keeps::nothing) *saved = std::move(own);

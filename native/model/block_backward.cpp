@@ -14,14 +14,14 @@ Buffer Block::branch_grad(const Tensor& dout, const Tensor& branch, const Tensor
 Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool needs_input_grad) {
   if (!saved.qkv) run(batch, saved, Keeps::all, true, nullptr);
 
-  const std::int64_t tokens = batch.sequences.tokens, e = arch_.head_dim, f = ffn_;
-  const std::int64_t q_cols = arch_.heads * e, kv_cols = arch_.kv_heads * e;
+  const std::int64_t tokens = batch.sequences.tokens, f = ffn_;
   const DType dtype = ops_.compute_dtype();
   const Sequences* sequences = &batch.sequences;
   const bool parallel = arch_.parallel;
   // How far down gradients must go: to whatever is trainable, or to the input.
   const bool into_qkv = needs_input_grad || qkv_->trainable();
-  const bool into_attention = into_qkv || o_->trainable();
+  const bool into_mixer = into_qkv || mixer_->trainable();
+  const bool into_attention = into_mixer || o_->trainable();
   const bool into_mlp_input = parallel ? needs_input_grad : into_attention;
   const bool into_mlp = into_mlp_input || (gate_up_ && gate_up_->trainable());
 
@@ -91,38 +91,25 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     const Buffer own = branch_grad(dout, saved.attn_out, attn_post_norm_);
     Buffer inner_grad = inner_grad_for(*o_);
     Buffer dattn;
-    if (into_qkv) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, q_cols);
-    const Tensor attn = saved.attn.tensor().columns(0, q_cols);
+    if (into_mixer) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, mixer_->out_cols());
     ops_.linear_input_grad(input_grad(*o_, own ? own : dout, saved.inner_o, inner_grad, dattn));
-    a_grad(*o_, attn, inner_grad);
-    if (!into_qkv) return Buffer();
-
-    const Heads in = heads(saved.qkv);
-    const Tensor v = saved.qkv.tensor().columns(q_cols + kv_cols, kv_cols);
-    Heads turned_heads = in;
-    Buffer turned;
-    if (q_norm_) {
-      turned = arena_.workspace("q and k after rotary", dtype, tokens, q_cols + kv_cols);
-      turned_heads = heads(turned);
-      heads_again(batch, in, turned_heads);
+    if (o_->trainable()) {
+      Buffer gated;
+      a_grad(*o_, mixer_->output(saved, 0, gated), inner_grad);
     }
-    dqkv = arena_.workspace("gradient of q, k and v", dtype, tokens, q_cols + 2 * kv_cols);
-    const Heads grads = heads(dqkv);
-    const Tensor dv = dqkv.tensor().columns(q_cols + kv_cols, kv_cols);
-    // Halves of whole heads may turn back where their gradients are made.
-    const Tensor rope = !q_norm_ && spec_.rotary >= 0 && !batch.q_scale && !arch_.rotary_interleaved ? table(batch) : Tensor();
-    const bool at_once = rope && rope.cols == e;
-    ops_.attention_backward({turned_heads.q, turned_heads.k, v, attn, saved.lse, dattn, grads.q, grads.k, dv, sequences, e, spec_.sliding_window,
-                             score_scale(), at_once ? rope : Tensor(), &batch.rope_row, arch_.score_cap});
-    if (!at_once) heads_backward(batch, grads, in);
+    if (!into_mixer) return Buffer();
+    inner_grad.reset();
+    dqkv = mixer_->backward(batch, saved, std::move(dattn), into_qkv);
   }
   saved.attn.reset();
+  saved.expanded.reset();
   saved.attn_out.reset();
   saved.qkv.reset();
-  if (arch_.qkv_by_kv_head) {
-    Buffer by_kv_head = arena_.workspace("gradient of q, k and v by kv head", dtype, tokens, q_cols + 2 * kv_cols);
-    regroup(by_kv_head, dqkv, true);
-    dqkv = std::move(by_kv_head);
+  if (!into_qkv) return Buffer();
+  if (!moves_.empty()) {
+    Buffer product = arena_.workspace("gradient of a product to be arranged", dtype, tokens, mixer_->in_cols());
+    arrange(product, dqkv, true);
+    dqkv = std::move(product);
   }
 
   // q, k, v = norm(x) Wqkv; dout, or dx, becomes the gradient of x.

@@ -236,9 +236,10 @@ void Engine::optimizer_step(const AdamSettings& settings) {
 void Engine::zero_grad() { pipelora::zero_grad(*ops_, pair_order_); }
 
 std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t capacity) {
-  std::size_t blocks = 0;
-  for (const auto& held : segments_) blocks += held->block_count();
-  caches_.emplace(next_cache_, std::make_unique<KvCache>(*ops_, arch_, sequences, capacity, segments_.size(), blocks));
+  std::vector<CacheShape> blocks;
+  for (const auto& held : segments_)
+    for (const CacheShape& shape : held->cache_shapes()) blocks.push_back(shape);
+  caches_.emplace(next_cache_, std::make_unique<KvCache>(*ops_, sequences, capacity, segments_.size(), blocks));
   return next_cache_++;
 }
 void Engine::free_cache(std::size_t cache) { caches_.erase(cache); }

@@ -6,23 +6,34 @@
 
 namespace pipelora {
 
-KvCache::KvCache(Ops& ops, const Arch& arch, std::int64_t sequences, std::int64_t capacity, std::size_t segments,
-                 std::size_t blocks)
+namespace {
+/// Whole lines, so that every block's part begins on one.
+std::size_t rounded(std::size_t bytes) { return (bytes + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment; }
+}  // namespace
+
+KvCache::KvCache(Ops& ops, std::int64_t sequences, std::int64_t capacity, std::size_t segments, const std::vector<CacheShape>& blocks)
     : sequences_(sequences), capacity_(capacity) {
   if (sequences <= 0 || capacity <= 0 || sequences > std::numeric_limits<std::int32_t>::max() / capacity)
     throw Error(kTensorMismatch, "a cache needs at least one sequence and one token a sequence, and fewer than 2^31 rows; got " +
                                      std::to_string(sequences) + " x " + std::to_string(capacity));
-  const std::int64_t rows = sequences * capacity, width = arch.kv_heads * arch.head_dim;
+  const std::int64_t rows = sequences * capacity;
   const DType dtype = ops.compute_dtype();
-  const std::size_t one = static_cast<std::size_t>(rows * width) * dtype_bytes(dtype);
-  memory_ = ops.allocate("a key/value cache", 2 * blocks * one, false);
+  const auto token_bytes = [&](const CacheShape& shape) { return rounded(static_cast<std::size_t>(rows * shape.token_cols) * dtype_bytes(dtype)); };
+  const auto state_bytes = [&](const CacheShape& shape) { return rounded(static_cast<std::size_t>(sequences * shape.state_floats) * sizeof(float)); };
+  std::size_t total = 0;
+  for (const CacheShape& shape : blocks) total += token_bytes(shape) + state_bytes(shape);
+  memory_ = ops.allocate("a key/value cache", total, false);
   char* at = static_cast<char*>(memory_->data());
-  for (std::size_t b = 0; b < blocks; ++b) {
-    layers_.emplace_back(at, dtype, rows, 2 * width);
-    at += 2 * one;
+  for (const CacheShape& shape : blocks) {
+    BlockCache layer;
+    if (shape.token_cols > 0) layer.tokens = Tensor(at, dtype, rows, shape.token_cols);
+    at += token_bytes(shape);
+    if (shape.state_floats > 0) layer.state = Tensor(at, DType::f32, sequences, shape.state_floats);
+    at += state_bytes(shape);
+    layers_.push_back(layer);
   }
   const auto count = static_cast<std::size_t>(sequences);
-  progress_.assign(segments, {std::vector<std::int32_t>(count, 0), std::vector<RowRotary>(count)});
+  progress_.assign(segments, {std::vector<std::int32_t>(count, 0), std::vector<RowRotary>(count), false});
 }
 
 }  // namespace pipelora

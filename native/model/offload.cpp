@@ -14,7 +14,7 @@ constexpr std::size_t kFetchedAhead = 3;
 
 std::vector<Buffer*> parts(BlockSaved& saved, bool whole) {
   if (!whole) return {&saved.x};
-  return {&saved.x,   &saved.qkv,      &saved.attn,    &saved.lse,   &saved.mid, &saved.gate_up,
+  return {&saved.x,   &saved.qkv, &saved.expanded, &saved.attn,    &saved.lse,   &saved.mid, &saved.gate_up,
           &saved.attn_out, &saved.mlp_out, &saved.share, &saved.experts.logits, &saved.experts.weights, &saved.experts.gate_up};
 }
 

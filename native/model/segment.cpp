@@ -11,8 +11,8 @@
 namespace pipelora {
 
 namespace {
-/// A norm's weight [1, n] f32, the family's offset added.
-void load_norm(Ops& ops, const HostTensor& data, float offset, const Tensor& to) {
+/// A weight beside the linears, f32 [rows, n], with `offset` added to its values.
+void load_plain(Ops& ops, const HostTensor& data, float offset, const Tensor& to) {
   if (offset == 0) return ops.load(data, to);
   std::vector<float> values;
   const auto widen = [&]<class T>() {
@@ -22,7 +22,7 @@ void load_norm(Ops& ops, const HostTensor& data, float offset, const Tensor& to)
     case DType::bf16: widen.template operator()<bf16>(); break;
     case DType::f16: widen.template operator()<f16>(); break;
     case DType::f32: widen.template operator()<float>(); break;
-    default: throw Error(kTensorMismatch, std::string("a norm's weight: expected float32, bfloat16 or float16, got ") + dtype_name(data.dtype));
+    default: throw Error(kTensorMismatch, std::string("a norm's or a convolution's weight: expected float32, bfloat16 or float16, got ") + dtype_name(data.dtype));
   }
   ops.upload(to, values.data());
 }
@@ -90,9 +90,9 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       at->offloaded = blocks * offloaded % all < offloaded;
       at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
       const bool cached = blocks++ < spec_.cached_blocks;
-      for (const Block::NormSlot& norm : at->block->norms()) {
-        const float offset = norm.sinks ? 0 : arch_.norm_offset;
-        slots_.add(norm.name, 0, norm.weight.cols, [this, offset, to = norm.weight](const HostTensor& data, const HoldSpec&) { load_norm(ops_, data, offset, to); });
+      for (const WeightPlace& place : at->block->places()) {
+        slots_.add(place.name, place.shape,
+                   [this, to = place.weight, offset = place.offset](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, offset, to); });
       }
       for (LinearGroup* group : at->block->groups())
         for (std::size_t part = 0; part < group->linears().size(); ++part) {
@@ -107,7 +107,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       at->kind = Layer::Kind::norm;
       at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
       at->weight = Tensor(at->memory->data(), DType::f32, 1, arch.hidden);
-      slots_.add(norm->weight, 0, arch.hidden, [this, at](const HostTensor& data, const HoldSpec&) { load_norm(ops_, data, arch_.norm_offset, at->weight); });
+      slots_.add(norm->weight, 0, arch.hidden, [this, at](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, arch_.norm_offset, at->weight); });
     } else {
       const auto& head = std::get<HeadSpec>(spec_.layers[i]);
       if (i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
@@ -132,13 +132,20 @@ std::size_t Segment::block_count() const {
   return static_cast<std::size_t>(std::count_if(layers_.begin(), layers_.end(), [](const auto& layer) { return layer->block != nullptr; }));
 }
 
+std::vector<CacheShape> Segment::cache_shapes() const {
+  std::vector<CacheShape> shapes;
+  for (const auto& layer : layers_)
+    if (layer->block) shapes.push_back(layer->block->cache_shape());
+  return shapes;
+}
+
 std::size_t Segment::weight_bytes() const {
   std::size_t bytes = 0;
   for (const auto& layer : layers_) {
     if (layer->memory && !layer->memory->on_host()) bytes += layer->memory->bytes();
     if (layer->head) bytes += layer->head->weight().bytes();
     if (!layer->block) continue;
-    bytes += layer->block->norm_bytes();
+    bytes += layer->block->place_bytes();
     for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes();
     if (const Experts* experts = layer->block->experts()) bytes += experts->weight_bytes();
   }
@@ -309,6 +316,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
                       const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input) {
   slots_.require_loaded();
   KvCache::Progress& progress = cache.progress(segment_index);
+  if (progress.broken) throw Error(kEngineFailed, "this cache was left half-way by a call that failed: make a new one");
   std::vector<RowRotary> rotary = progress.rotary;
   const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, cu_seqlens, progress.lengths, cache.capacity(), rotary);
   check_input(input, batch->sequences.tokens);
@@ -318,8 +326,9 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
     switch (layer->kind) {
       case Layer::Kind::embedding: x = embed(*layer, tokens, batch->sequences.tokens); break;
       case Layer::Kind::block: {
-        const Tensor kv = cache.layer(block++);
-        x = layer->block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &kv);
+        const BlockCache& held = cache.layer(block++);
+        progress.broken = progress.broken || held.state;  // until all layers are through: a state has no earlier one to go back to
+        x = layer->block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &held);
         break;
       }
       case Layer::Kind::norm: {
@@ -333,6 +342,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
   }
   progress.rotary = std::move(rotary);
   progress.lengths = batch->sequences.key_length.host;
+  progress.broken = false;
   return x;
 }
 

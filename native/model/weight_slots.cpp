@@ -30,6 +30,12 @@ void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t c
   slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill)});
 }
 
+void WeightSlots::add(const std::string& name, std::vector<std::int64_t> shape, Fill fill) {
+  std::int64_t rows = shape.size() == 1 ? 0 : 1;
+  for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
+  slots_.emplace(name, Slot{.rows = rows, .cols = shape.back(), .fill = std::move(fill), .shape = std::move(shape)});
+}
+
 void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, ProductForm form) {
   Fill fill = [to = &weight, part](const HostTensor& data, const HoldSpec& hold) { to->load(part, data, hold); };
   slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill), .weight = &weight, .part = part, .form = form});
@@ -42,7 +48,7 @@ void WeightSlots::for_each(const std::string& name, const std::vector<std::int64
   for (auto at = first; at != last; ++at) {
     Slot& slot = at->second;
     const std::vector<std::int64_t> expected =
-        slot.rows == 0 ? std::vector<std::int64_t>{slot.cols} : std::vector<std::int64_t>{slot.rows, slot.cols};
+        !slot.shape.empty() ? slot.shape : slot.rows == 0 ? std::vector<std::int64_t>{slot.cols} : std::vector<std::int64_t>{slot.rows, slot.cols};
     if (shape != expected) throw Error(kTensorMismatch, name + ": expected " + text_of(expected) + ", got " + text_of(shape));
     try {
       body(slot);

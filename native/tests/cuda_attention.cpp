@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "tests/mixer_reference.h"
 #include "tests/rotary_reference.h"
 
 using namespace pipelora;
@@ -266,6 +267,41 @@ void attention(Gpu& gpu, DType dtype, bool small) {
   }
 }
 
+/// Heads of v of another width than those of q and k; behind a cache too.
+void two_widths(Gpu& gpu, DType dtype, const std::vector<int>& lengths, std::int64_t heads, std::int64_t e, std::int64_t ev) {
+  std::string shape = std::to_string(heads) + " heads of " + std::to_string(e) + " and " + std::to_string(ev) + ", rows";
+  for (const int n : lengths) shape.append(" ").append(std::to_string(n));
+  const auto s = gpu.sequences(lengths);
+  const std::int64_t tokens = s->tokens, q_cols = heads * e, v_cols = heads * ev;
+  const auto h = static_cast<std::size_t>(heads), w = static_cast<std::size_t>(e), wv = static_cast<std::size_t>(ev);
+  const Values q = random_values(tokens * q_cols, 1, dtype, 40), k = random_values(tokens * q_cols, 1, dtype, 41), v = random_values(tokens * v_cols, 1, dtype, 42),
+               dout = random_values(tokens * v_cols, 1, dtype, 43);
+  const double scale = 1.3 / std::sqrt(static_cast<double>(e));
+  Values out;
+  reference::AttentionGradients expected;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    const auto row = [&](const Values& values, std::size_t width) { return reference::rows_of(values, s->cu_queries.host, i, h * width); };
+    reference::append(out, reference::wide_attention(row(q, w), row(k, w), row(v, wv), h, w, wv, scale));
+    const reference::AttentionGradients own = reference::wide_attention_backward(row(q, w), row(k, w), row(v, wv), h, w, wv, scale, row(dout, wv));
+    reference::append(expected.q, own.q);
+    reference::append(expected.k, own.k);
+    reference::append(expected.v, own.v);
+  }
+  const auto qd = gpu.put(q, dtype, tokens, q_cols), kd = gpu.put(k, dtype, tokens, q_cols, 8), vd = gpu.put(v, dtype, tokens, v_cols), gd = gpu.put(dout, dtype, tokens, v_cols);
+  const auto od = gpu.empty(dtype, tokens, v_cols, 8), lse = gpu.empty(DType::f32, heads, tokens), dq = gpu.empty(dtype, tokens, q_cols), dk = gpu.empty(dtype, tokens, q_cols),
+             dv = gpu.empty(dtype, tokens, v_cols, 8);
+  AttentionForward forward{qd, kd, vd, od, lse, s.get(), e, 0, static_cast<float>(scale)};
+  forward.value_dim = ev;
+  gpu.ops->attention_forward(forward);
+  compare(label("attention_forward", dtype, shape), gpu.get(od), out, limit_of(dtype));
+  AttentionBackward backward{qd, kd, vd, od, lse, gd, dq, dk, dv, s.get(), e, 0, static_cast<float>(scale)};
+  backward.value_dim = ev;
+  gpu.ops->attention_backward(backward);
+  compare(label("attention_backward dq", dtype, shape), gpu.get(dq), expected.q, 2 * limit_of(dtype));
+  compare(label("attention_backward dk", dtype, shape), gpu.get(dk), expected.k, 2 * limit_of(dtype));
+  compare(label("attention_backward dv", dtype, shape), gpu.get(dv), expected.v, 2 * limit_of(dtype));
+}
+
 }  // namespace
 
 /// usage: cuda_attention [small] [DTYPE …]
@@ -275,6 +311,10 @@ int main(int argc, char** argv) {
     Gpu gpu(dtype, std::size_t{1} << 30);
     attention(gpu, dtype, asked.small);
     if (dtype != DType::f32) decode(gpu, dtype, asked.small);
+    two_widths(gpu, dtype, {1}, 1, 16, 8);
+    two_widths(gpu, dtype, {5, 64, 65, 1, 3}, 4, 192, 128);
+    two_widths(gpu, dtype, {33, 130}, 3, 20, 36);
+    two_widths(gpu, dtype, {40}, 2, 64, 250);
   }
   return finish();
 }

@@ -51,18 +51,17 @@ SegmentSpec spec_of(const Variant& variant, const Arch& arch) {
   spec.offloaded_blocks = variant.offloaded;
   spec.layers.push_back(EmbeddingSpec{"embedding"});
   std::uint32_t module = 0;
-  const std::int64_t q = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim;
   for (std::int64_t b = 0; b < 3; ++b) {
     const std::string at = "block" + std::to_string(b) + ".";
     BlockSpec block;
     block.index = b;
     variant.family->name_norms(block, at, arch);
-    if (variant.qk_norm) {
+    if (variant.qk_norm || variant.family->head_norms) {
       block.q_norm = at + "q_norm";
       block.k_norm = at + "k_norm";
     }
     if (variant.window > 0) block.sliding_window = variant.window;
-    const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias, std::int64_t rank) {
+    const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias, std::int64_t rank = 8) {
       LinearSpec made;
       made.role = role;
       made.name = at + name;
@@ -72,14 +71,9 @@ SegmentSpec spec_of(const Variant& variant, const Arch& arch) {
       if (rank > 0) made.lora = LoraSpec{rank, 2.0f, 0.1f, module++};
       block.linears.push_back(made);
     };
-    if (variant.family->fused_qkv) {
-      linear(Role::qkv, "qkv", arch.hidden, q + 2 * kv, true, 8);
-    } else {
-      linear(Role::q, "q", arch.hidden, q, true, 8);
-      linear(Role::k, "k", arch.hidden, kv, true, 0);
-      linear(Role::v, "v", arch.hidden, kv, true, 4);
-    }
-    linear(Role::o, "o", q, arch.hidden, false, 8);
+    variant.family->attention(block, at, arch, variant.family->fused_qkv, true, [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias) {
+      linear(role, name, in, out, bias, role == Role::k ? 0 : role == Role::v ? 4 : 8);
+    });
     if (variant.family->fused_gate_up) {
       linear(Role::gate_up, "gate_up", arch.hidden, 2 * arch.ffn, false, 8);
     } else {
@@ -162,7 +156,7 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
       for (std::size_t i = 0; i < values.size(); i += 97) digest["adapter"].push_back(static_cast<double>(values[i]));
     }
   }
-  KvCache cache(*ops, arch, 2, 32, 1, segment.block_count());
+  KvCache cache(*ops, 2, 32, 1, segment.cache_shapes());
   const auto logits_of = [&](const std::vector<std::int32_t>& cu, const std::vector<std::int32_t>& tokens) {
     const Buffer logits = segment.infer(cache, 0, 0, cu, tokens, Buffer());
     std::vector<float> values(static_cast<std::size_t>(logits.tensor().size()));
@@ -246,9 +240,12 @@ int main(int argc, char** argv) {
     require(variant.name + " float32: the same bits with checkpointing", run(make_cuda_ops(0, DType::f32), checkpointed) == got);
     for (const DType half : {DType::bf16, DType::f16}) {
       const Digest coarse = run(make_cuda_ops(0, half), variant);
-      compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), 1e-2);
+      // What a delta rule gives a row's first tokens goes through a norm: it is as long whatever q · k is, and its sign is that of q · k, which
+      // rounding may turn. Heads of a dozen columns show it.
+      const double blur = variant.family->attend(0) == Attend::delta || variant.family->attend(0) == Attend::delta_by_key_head ? 8 : 1;
+      compare(variant.name + " " + dtype_name(half) + ": loss", coarse.at("loss"), got.at("loss"), blur * 1e-2);
       // bfloat16 keeps three bits fewer than float16.
-      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), half == DType::bf16 ? 2e-1 : 5e-2);
+      compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), blur * (half == DType::bf16 ? 2e-1 : 5e-2));
       require(variant.name + " " + dtype_name(half) + ": the same bits with checkpointing", run(make_cuda_ops(0, half), checkpointed) == coarse);
       require(variant.name + " " + dtype_name(half) + ": the same bits with offloading", run(make_cuda_ops(0, half), offloaded) == coarse);
       if (variant.hold.quantisation == Quantisation::nf4) {

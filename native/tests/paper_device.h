@@ -92,6 +92,14 @@ class PaperOps final : public Ops {
     const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
     arena_->spare("attention's slopes", 0, std::size_t{1} << 40);
   }
+  void short_conv_forward(const ShortConv&) override {}
+  void short_conv_backward(const ShortConvBackward&) override {}
+  void delta_rule_forward(const DeltaRule&) override {}
+  void delta_rule_backward(const DeltaRuleBackward&) override {}
+  void head_gate_forward(const HeadGate&) override {}
+  void head_gate_backward(const HeadGateBackward&) override {}
+  void latent_heads_forward(const LatentHeads&) override {}
+  void latent_heads_backward(const LatentHeadsBackward&) override {}
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&, Activation) override {}
   void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, Activation) override {}
   void route(const Route&) override {}

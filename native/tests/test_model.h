@@ -12,10 +12,14 @@
 #include <utility>
 
 #include "bench_device.h"
+#include "mixer_reference.h"
 #include "pipelora/engine.h"
 #include "pipelora/packed.h"
 
 namespace testing {
+
+/// Attention of a block. The latent kind has head_dim = plain + turning, 3/4 and 1/4 of it, heads of v of its own width, and rotary rule 0 of `turning` columns.
+enum class Attention { softmax, gated, delta, delta_by_key_head, latent, latent_q };
 
 struct Family {
   bool fused_qkv = false, qkv_bias = false, head_norms = false, head_lora = false;
@@ -32,6 +36,9 @@ struct Family {
   std::function<void(Arch& arch)> rules = [](Arch&) {};
   /// A block's rotary rule; -1: none.
   std::function<std::int64_t(std::int64_t block)> rotary = [](std::int64_t) -> std::int64_t { return 0; };
+  std::function<Attention(std::int64_t block)> attention = [](std::int64_t) { return Attention::softmax; };
+  DeltaShape delta{2, 4, 10, 5, 4};
+  std::int64_t value_dim = 10, kv_rank = 12, q_rank = 9;
 };
 
 class TestModel {
@@ -71,7 +78,8 @@ class TestModel {
         add(block.attn_post_norm, {family_.hidden}, 1.0);
         add(block.mlp_post_norm, {family_.hidden}, 1.0);
       }
-      if (family.head_norms) {
+      const Attention kind = family_.attention(b);
+      if (family.head_norms && (kind == Attention::softmax || kind == Attention::gated)) {
         block.q_norm = p + "q_norm";
         block.k_norm = p + "k_norm";
         add(block.q_norm, {arch.head_norm_whole ? width : family_.head_dim}, 1.0);
@@ -85,14 +93,53 @@ class TestModel {
         spec.lora = add_lora(spec.name, in, out);
         block.linears.push_back(spec);
       };
-      if (family.fused_qkv) {
+      if (kind == Attention::gated) {
+        block.gated = true;
+        linear(Role::q, "q", family_.hidden, 2 * width, family.qkv_bias);
+        linear(Role::k, "k", family_.hidden, kv, family.qkv_bias);
+        linear(Role::v, "v", family_.hidden, kv, family.qkv_bias);
+        linear(Role::o, "o", width, family_.hidden, false);
+      } else if (kind == Attention::delta || kind == Attention::delta_by_key_head) {
+        const DeltaShape& s = family_.delta;
+        block.delta = DeltaNetSpec{s, p + "conv", p + "a_log", p + "dt_bias", p + "delta_norm"};
+        add(block.delta->conv, {s.mixed(), 1, s.taps}, 0.5);
+        add(block.delta->a_log, {s.value_heads}, 0.7);
+        add(block.delta->dt_bias, {s.value_heads}, 0.7);
+        add(block.delta->norm, {s.value_dim}, 1.0);
+        linear(Role::o, "o", s.values(), family_.hidden, false);
+        if (kind == Attention::delta) {
+          linear(Role::delta_qkv, "delta_qkv", family_.hidden, s.mixed(), false);
+          linear(Role::delta_z, "delta_z", family_.hidden, s.values(), false);
+          linear(Role::delta_b, "delta_b", family_.hidden, s.value_heads, false);
+          linear(Role::delta_a, "delta_a", family_.hidden, s.value_heads, false);
+        } else {
+          linear(Role::delta_qkvz, "delta_qkvz", family_.hidden, s.mixed() + s.values(), false);
+          linear(Role::delta_ba, "delta_ba", family_.hidden, 2 * s.value_heads, false);
+        }
+      } else if (kind == Attention::latent || kind == Attention::latent_q) {
+        const LatentShape s = latent_shape();
+        const bool over = kind == Attention::latent_q;
+        block.latent = LatentSpec{s, over ? family_.q_rank : 0, family_.kv_rank, over ? p + "q_a_norm" : "", p + "kv_a_norm", 1e-5f};
+        if (over) add(p + "q_a_norm", {family_.q_rank}, 1.0);
+        add(p + "kv_a_norm", {family_.kv_rank}, 1.0);
+        if (over) {
+          linear(Role::q_a, "q_a", family_.hidden, family_.q_rank, family.qkv_bias);
+          linear(Role::q_b, "q_b", family_.q_rank, width, false);
+        } else {
+          linear(Role::q, "q", family_.hidden, width, false);
+        }
+        linear(Role::kv_a, "kv_a", family_.hidden, family_.kv_rank + s.turning, family.qkv_bias);
+        linear(Role::kv_b, "kv_b", family_.kv_rank, s.heads * (s.plain + s.value), false);
+        linear(Role::o, "o", s.heads * s.value, family_.hidden, false);
+      } else if (family.fused_qkv) {
         linear(Role::qkv, "qkv", family_.hidden, width + 2 * kv, family.qkv_bias);
+        linear(Role::o, "o", width, family_.hidden, false);
       } else {
         linear(Role::q, "q", family_.hidden, width, family.qkv_bias);
         linear(Role::k, "k", family_.hidden, kv, family.qkv_bias);
         linear(Role::v, "v", family_.hidden, kv, family.qkv_bias);
+        linear(Role::o, "o", width, family_.hidden, false);
       }
-      linear(Role::o, "o", width, family_.hidden, false);
       if (family_.fused_gate_up) {
         linear(Role::gate_up, "gate_up", family_.hidden, 2 * family_.ffn, false);
       } else {
@@ -208,8 +255,19 @@ class TestModel {
     for (std::int64_t l = 0; l < family_.blocks; ++l) {
       const std::string p = "block" + std::to_string(l) + ".";
       const Values h = norm(x, p + "attn_norm");
-      Values q, k, value;
-      if (family_.fused_qkv) {
+      Values q, k, value, gate_of_q, attended;
+      const Attention kind = family_.attention(l);
+      if (kind == Attention::delta || kind == Attention::delta_by_key_head) {
+        attended = delta_rows(p, h, kind == Attention::delta_by_key_head, b, linear);
+      } else if (kind == Attention::latent || kind == Attention::latent_q) {
+        attended = latent_rows(p, h, kind == Attention::latent_q, b, linear);
+      } else if (kind == Attention::gated) {
+        const Values both = linear(p + "q", h, family_.hidden, 2 * qw);
+        const std::size_t e = static_cast<std::size_t>(family_.head_dim);
+        for (std::size_t i = 0; i < both.size(); ++i) (i / e % 2 == 0 ? q : gate_of_q).push_back(both[i]);
+        k = linear(p + "k", h, family_.hidden, kv);
+        value = linear(p + "v", h, family_.hidden, kv);
+      } else if (family_.fused_qkv) {
         const std::size_t width = static_cast<std::size_t>(qw + 2 * kv);
         const Values all = linear(p + "qkv", h, family_.hidden, qw + 2 * kv);
         for (std::size_t i = 0; i < t; ++i) {
@@ -246,7 +304,9 @@ class TestModel {
         }
         return out;
       };
-      if (arch.head_norm_after_rotary) {
+      if (q.empty()) {
+        // Other kinds than softmax over heads are through.
+      } else if (arch.head_norm_after_rotary) {
         q = norm(turn(q, qw), p + "q_norm");
         k = norm(turn(k, kv), p + "k_norm");
       } else {
@@ -257,14 +317,15 @@ class TestModel {
         const std::int32_t place = positions[i / static_cast<std::size_t>(qw)];
         q[i] *= 1 + arch.query_scale_beta * std::log(1.0 + static_cast<double>(place / arch.query_scale_length));
       }
-      const Values attended = reference::attention(q, k, value, b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window,
+      if (!q.empty()) attended = reference::attention(q, k, value, b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window,
                                                  static_cast<double>(arch.score_scale), static_cast<double>(arch.score_cap));
+      if (!gate_of_q.empty()) attended = reference::head_gate(attended, gate_of_q, {}, 0);
       const Values before = x;
       const auto grow = [&](const Values& branch, const std::string& post) {
         const Values added = norm(branch, post);
         for (std::size_t i = 0; i < x.size(); ++i) x[i] += static_cast<double>(arch.residual_scale) * added[i];
       };
-      grow(linear(p + "o", attended, qw, family_.hidden), p + "attn_post_norm");
+      grow(linear(p + "o", attended, static_cast<std::int64_t>(attended.size() / t), family_.hidden), p + "attn_post_norm");
       const Values g = arch.parallel ? norm(before, p + "attn_norm") : norm(x, p + "mlp_norm");
       Values gate, up;
       if (family_.fused_gate_up) {
@@ -290,6 +351,52 @@ class TestModel {
     for (std::size_t i = 0; i < t; ++i)
       if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i], static_cast<double>(b.label_smoothing));
     return total;
+  }
+
+  LatentShape latent_shape() const {
+    const std::int64_t turning = family_.head_dim / 4;
+    return {family_.heads, family_.head_dim - turning, turning, family_.value_dim};
+  }
+
+  template <class Linear>
+  Values delta_rows(const std::string& p, const Values& h, bool by_key_head, const MicroBatch& b, const Linear& linear) const {
+    const DeltaShape& s = family_.delta;
+    Values product;
+    std::vector<std::pair<std::string, std::int64_t>> parts{{"delta_qkv", s.mixed()}, {"delta_z", s.values()}, {"delta_b", s.value_heads}, {"delta_a", s.value_heads}};
+    if (by_key_head) parts = {{"delta_qkvz", s.mixed() + s.values()}, {"delta_ba", 2 * s.value_heads}};
+    std::vector<Values> made;
+    for (const auto& [name, out] : parts) made.push_back(linear(p + name, h, family_.hidden, out));
+    for (std::size_t t = 0; t < b.tokens.size(); ++t)
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        const auto n = static_cast<std::size_t>(parts[i].second);
+        for (std::size_t c = 0; c < n; ++c) product.push_back(made[i][t * n + c]);
+      }
+    Values out;
+    const std::size_t width = product.size() / b.tokens.size();
+    for (std::size_t row = 0; row + 1 < b.cu_seqlens.size(); ++row)
+      reference::append(out, reference::delta_net(reference::rows_of(product, b.cu_seqlens, row, width), by_key_head, weights.at(p + "conv"), weights.at(p + "delta_norm"),
+                                                  weights.at(p + "a_log"), weights.at(p + "dt_bias"), s, 1e-6));
+    return out;
+  }
+
+  template <class Linear>
+  Values latent_rows(const std::string& p, const Values& h, bool over, const MicroBatch& b, const Linear& linear) const {
+    const LatentShape s = latent_shape();
+    const auto turning = static_cast<std::size_t>(s.turning), rank = static_cast<std::size_t>(family_.kv_rank), width = rank + turning;
+    const std::int64_t qw = s.heads * s.head_dim();
+    const Values q = over ? linear(p + "q_b", reference::rmsnorm(linear(p + "q_a", h, family_.hidden, family_.q_rank), weights.at(p + "q_a_norm"), 1e-5), family_.q_rank, qw)
+                          : linear(p + "q", h, family_.hidden, qw);
+    const Values down = linear(p + "kv_a", h, family_.hidden, static_cast<std::int64_t>(width));
+    const Values latent = reference::rmsnorm(reference::columns(down, width, 0, rank), weights.at(p + "kv_a_norm"), 1e-5);
+    const Values expanded = linear(p + "kv_b", latent, family_.kv_rank, s.heads * (s.plain + s.value)), shared = reference::columns(down, width, rank, turning);
+    const double scale = arch.score_scale > 0 ? static_cast<double>(arch.score_scale) : 1 / std::sqrt(static_cast<double>(s.head_dim()));
+    Values out;
+    for (std::size_t row = 0; row + 1 < b.cu_seqlens.size(); ++row) {
+      const auto own = [&](const Values& x) { return reference::rows_of(x, b.cu_seqlens, row, x.size() / b.tokens.size()); };
+      const Values inv_freq = arch.rotary.empty() ? Values() : Values(arch.rotary[0].inv_freq);
+      reference::append(out, reference::latent_attention(own(q), own(expanded), own(shared), s, inv_freq, arch.rotary_interleaved, scale, static_cast<double>(arch.score_cap)));
+    }
+    return out;
   }
 
   /// Of a row of so many tokens.

@@ -218,6 +218,11 @@ export type EngineLayer =
       readonly slidingWindow: number;
       /** A score of each head that has no value; absent: none. */
       readonly sinks?: string;
+      /** q's product holds, a head each, its query and a gate on its output. */
+      readonly gated: boolean;
+      /** At most one of the two is there; neither: softmax attention over q, k and v. */
+      readonly delta: EngineDeltaNet | null;
+      readonly latent: EngineLatent | null;
       /** With experts, the MLP's are those that every token goes through. */
       readonly linears: readonly EngineLinear[];
       readonly experts?: EngineExperts;
@@ -225,8 +230,43 @@ export type EngineLayer =
   | { readonly kind: "norm"; readonly weight: string }
   | { readonly kind: "head"; readonly weight: string; readonly lora: EngineLora | null; readonly name: string };
 
+/** A gated delta net: sizes, and the names of its weights beside linears. */
+export interface EngineDeltaNet {
+  readonly keyHeads: number;
+  readonly valueHeads: number;
+  readonly keyDim: number;
+  readonly valueDim: number;
+  /** Of the convolution. */
+  readonly taps: number;
+  /** [2 keyHeads keyDim + valueHeads valueDim, 1, taps] */
+  readonly conv: string;
+  /** [valueHeads] */
+  readonly aLog: string;
+  readonly dtBias: string;
+  /** [valueDim] */
+  readonly norm: string;
+}
+
+/** Multi-head latent attention. A head of q and k has `plain` columns without positions, then `turning` ones with. */
+export interface EngineLatent {
+  readonly heads: number;
+  readonly plain: number;
+  readonly turning: number;
+  /** Columns of a head of v. */
+  readonly value: number;
+  /** 0: q comes from the input, not over a latent vector. */
+  readonly qRank: number;
+  readonly kvRank: number;
+  readonly qNorm: string | null;
+  readonly kvNorm: string;
+  readonly normEps: number;
+}
+
 export interface EngineLinear {
-  readonly role: "qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down" | "router" | "shared_gate";
+  readonly role:
+    | ("qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down" | "router" | "shared_gate")
+    | ("delta_qkv" | "delta_z" | "delta_b" | "delta_a" | "delta_qkvz" | "delta_ba")
+    | ("q_a" | "q_b" | "kv_a" | "kv_b");
   readonly name: string;
   readonly in: number;
   readonly out: number;

@@ -97,6 +97,7 @@ const NUMBER_CHANGING: Readonly<Record<string, readonly unknown[]>> = {
   use_bidirectional_attention: [false],
   no_rope_layers: [],
   attention_chunk_size: [],
+  attn_output_gate: [false],
   clip_qkv: [],
   alibi: [false],
   kv_lora_rank: [],

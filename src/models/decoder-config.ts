@@ -27,16 +27,21 @@ export type LayerType = "full_attention" | "sliding_attention";
 
 /** layer_types, checked, or what `fallback` says of each block. */
 export function layerTypes(config: DecoderConfig, fallback: (block: number) => LayerType): LayerType[] {
+  return typesOfLayers(config, ["full_attention", "sliding_attention"], fallback);
+}
+
+/** The same where a family knows other types. */
+export function typesOfLayers<T extends string>(
+  config: DecoderConfig,
+  known: readonly T[],
+  fallback: (block: number) => T,
+): T[] {
   const types = config.layer_types ?? null;
   if (types === null) return Array.from({ length: config.num_hidden_layers }, (_, block) => fallback(block));
   if (types.length !== config.num_hidden_layers) {
     contradiction(`layer_types has ${types.length} entries for num_hidden_layers ${config.num_hidden_layers}`);
   }
-  return types.map((type) =>
-    type === "full_attention" || type === "sliding_attention"
-      ? type
-      : unsupported("layer_types", type, "full_attention, sliding_attention"),
-  );
+  return types.map((type) => known.find((one) => one === type) ?? unsupported("layer_types", type, known.join(", ")));
 }
 
 /** Windows by layer type: a query sees itself and the window - 1 keys before it. */

@@ -1,3 +1,11 @@
+import {
+  type AttentionParts,
+  type AttentionPlace,
+  type Projection,
+  projections,
+  softmaxParts,
+} from "./attention-parts.ts";
+import { attentionVectors } from "./block-vectors.ts";
 import { activationNamed, configDtype, contradiction, endTokenIds, rejectForeignSettings } from "./config.ts";
 import type { DecoderConfig } from "./decoder-config.ts";
 import { expertModules, expertTensors, type FamilyExperts, familyExperts, sharedLinears } from "./decoder-experts.ts";
@@ -9,7 +17,6 @@ import type {
   BlockLayer,
   ComputeRules,
   LayerSpec,
-  LinearRole,
   LinearSpec,
   ModelSpec,
   ModuleSpec,
@@ -34,6 +41,10 @@ export interface DecoderFamily {
   /** Of each block; absent: rule 0 everywhere, no window. */
   readonly blockRotary?: (block: number) => number | null;
   readonly slidingWindow?: (block: number) => number | null;
+  /** The attention of each block; null: softmax over q, k and v, as in Llama; absent: that everywhere. */
+  readonly attention?: (block: number, place: AttentionPlace) => AttentionParts | null;
+  /** q's projection gives a gate on each head's output too. */
+  readonly gatedAttention?: boolean;
   /** What is named otherwise than in Llama. */
   readonly names?: Partial<DecoderNames>;
   /** What is computed otherwise than in Llama. The activation is read from hidden_act unless it is said here. */
@@ -68,7 +79,8 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
   const names = { ...LLAMA_NAMES, ...family.names };
   const activation = activationNamed("hidden_act", config["hidden_act"], "silu");
   const tree: Tree = { config, family, names, rules: computeRules(family.rotary, { activation, ...family.rules }) };
-  const blocks = Array.from({ length: config.num_hidden_layers }, (_, index) => decoderBlock(tree, index));
+  const parts = Array.from({ length: config.num_hidden_layers }, (_, index) => attentionOf(tree, index));
+  const blocks = parts.map((part, index) => decoderBlock(tree, part, index));
   const embedding = `${names.embedding}.weight`;
   const headWeight = `${names.head}.weight`;
   const layers: LayerSpec[] = [
@@ -91,8 +103,8 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
       rmsEps: family.eps,
     },
     rules: tree.rules,
-    modules: decoderModules(tree, blocks),
-    tensors: decoderTensors(tree, blocks),
+    modules: decoderModules(tree, blocks, parts),
+    tensors: decoderTensors(tree, blocks, parts),
     noSplitModuleClasses: [`${family.prefix}${names.classes.layer}`],
     tied: family.tied ? [[headWeight, embedding]] : [],
     skipped: family.skipped ?? [],
@@ -106,9 +118,27 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
   };
 }
 
-function decoderBlock({ config, family, names }: Tree, index: number): BlockLayer {
+function attentionOf({ config, family, names }: Tree, index: number): AttentionParts {
+  const place = {
+    block: `${names.layers}.${index}`,
+    prefix: family.prefix,
+    hidden: config.hidden_size,
+    names,
+  };
+  const own = family.attention?.(index, place) ?? null;
+  if (own !== null) return own;
+  return softmaxParts(place, {
+    heads: config.num_attention_heads,
+    kvHeads: family.kvHeads,
+    headDim: family.headDim,
+    bias: family.bias?.qkv ?? false,
+    outputBias: family.bias?.output ?? false,
+    gated: family.gatedAttention ?? false,
+  });
+}
+
+function decoderBlock({ config, family, names }: Tree, parts: AttentionParts, index: number): BlockLayer {
   const name = `${names.layers}.${index}`;
-  const attention = `${name}.${names.attention}`;
   const mlp = `${name}.${names.mlp}`;
   const experts = family.experts?.(index) ?? null;
   const norm = (leaf: string | null) => (leaf === null ? null : `${name}.${leaf}.weight`);
@@ -120,40 +150,18 @@ function decoderBlock({ config, family, names }: Tree, index: number): BlockLaye
     attnPostNorm: norm(names.norms.attnPost),
     mlpNorm: norm(names.norms.mlp),
     mlpPostNorm: norm(names.norms.mlpPost),
-    qNorm: names.headNorms === null ? null : `${attention}.${names.headNorms[0]}.weight`,
-    kNorm: names.headNorms === null ? null : `${attention}.${names.headNorms[1]}.weight`,
-    ...(family.sinks === undefined ? {} : { sinks: `${attention}.${family.sinks}` }),
+    qNorm: parts.headNorms?.[0] ?? null,
+    kNorm: parts.headNorms?.[1] ?? null,
+    ...(family.sinks === undefined ? {} : { sinks: `${name}.${names.attention}.${family.sinks}` }),
     linears: [
-      ...attentionLinears(config, family, names, attention),
+      ...parts.linears,
       ...(experts === null ? mlpLinears(config, family, names, mlp) : sharedLinears(experts, mlp, config.hidden_size)),
     ],
     ...(experts === null ? {} : { experts: familyExperts(experts, mlp, config.hidden_size) }),
     rotary: family.blockRotary === undefined ? 0 : family.blockRotary(index),
     slidingWindow: family.slidingWindow?.(index) ?? null,
+    attention: parts.attention,
   };
-}
-
-function attentionLinears(
-  config: DecoderConfig,
-  family: DecoderFamily,
-  names: DecoderNames,
-  path: string,
-): LinearSpec[] {
-  const hidden = config.hidden_size;
-  const q = config.num_attention_heads * family.headDim;
-  const kv = family.kvHeads * family.headDim;
-  const { qkv } = names;
-  const widths: readonly Projection[] =
-    typeof qkv === "string"
-      ? [["qkv", qkv, q + 2 * kv]]
-      : [
-          ["q", qkv[0], q],
-          ["k", qkv[1], kv],
-          ["v", qkv[2], kv],
-        ];
-  const inputs = projections(path, hidden, family.bias?.qkv ?? false, widths);
-  const output = projections(path, q, family.bias?.output ?? false, [["o", names.output, hidden]]);
-  return names.outputFirst ? [...output, ...inputs] : [...inputs, ...output];
 }
 
 function mlpLinears(config: DecoderConfig, family: DecoderFamily, names: DecoderNames, path: string): LinearSpec[] {
@@ -172,17 +180,6 @@ function mlpLinears(config: DecoderConfig, family: DecoderFamily, names: Decoder
   ];
 }
 
-/** Role, name below the path, outputs. */
-type Projection = readonly [role: LinearRole, leaf: string, out: number];
-
-/** Linears of one input. */
-function projections(path: string, width: number, bias: boolean, of: readonly Projection[]): LinearSpec[] {
-  return of.map(([role, leaf, out]) => ({ role, name: `${path}.${leaf}`, in: width, out, bias }));
-}
-
-const ATTENTION_ROLES: readonly LinearRole[] = ["qkv", "q", "k", "v", "o"];
-const isAttention = (linear: LinearSpec) => ATTENTION_ROLES.includes(linear.role);
-
 const ACTIVATION_CLASSES: Readonly<Record<ComputeRules["activation"], string>> = {
   silu: "SiLUActivation",
   gelu: "GELUActivation",
@@ -200,24 +197,27 @@ function ancestors(path: string): string[] {
   return parts.slice(0, -1).map((_, index) => parts.slice(0, index + 1).join("."));
 }
 
-function decoderModules({ family, names, rules }: Tree, blocks: readonly BlockLayer[]): ModuleSpec[] {
+function decoderModules(
+  { family, names, rules }: Tree,
+  blocks: readonly BlockLayer[],
+  parts: readonly AttentionParts[],
+): ModuleSpec[] {
   const { classes } = names;
   const norm = `${family.prefix}${classes.norm}`;
   const module = (name: string, className: string): ModuleSpec => ({ name, className });
-  const linears = (block: BlockLayer, attention: boolean) =>
-    block.linears.filter((linear) => isAttention(linear) === attention).map(({ name }) => module(name, "Linear"));
+  const mlp = (block: BlockLayer, { linears }: AttentionParts) =>
+    block.linears.filter((linear) => !linears.includes(linear)).map(({ name }) => module(name, "Linear"));
   const ends = [
     module(names.embedding, "Embedding"),
     module(names.layers, "ModuleList"),
-    ...blocks.flatMap((block) => [
+    ...blocks.flatMap((block, index) => [
       module(block.name, `${family.prefix}${classes.layer}`),
-      module(`${block.name}.${names.attention}`, `${family.prefix}Attention`),
-      ...linears(block, true),
-      ...(names.headNorms ?? []).map((leaf) => module(`${block.name}.${names.attention}.${leaf}`, norm)),
+      module(`${block.name}.${parts[index]!.leaf}`, `${family.prefix}${parts[index]!.className}`),
+      ...parts[index]!.modules,
       ...(block.experts === undefined
         ? [
             module(`${block.name}.${names.mlp}`, `${family.prefix}MLP`),
-            ...linears(block, false),
+            ...mlp(block, parts[index]!),
             ...(names.activation === null
               ? []
               : [module(`${block.name}.${names.mlp}.${names.activation}`, ACTIVATION_CLASSES[rules.activation])]),
@@ -242,27 +242,45 @@ function decoderModules({ family, names, rules }: Tree, blocks: readonly BlockLa
   return all;
 }
 
-function decoderTensors({ config, family, names, rules }: Tree, blocks: readonly BlockLayer[]): TensorSpec[] {
+function decoderTensors(
+  { config, family, names, rules }: Tree,
+  blocks: readonly BlockLayer[],
+  parts: readonly AttentionParts[],
+): TensorSpec[] {
   const { hidden_size: hidden, vocab_size: vocab } = config;
-  const { headDim } = family;
-  const whole = rules.headNorm.whole;
-  const headNorm = (name: string | null, heads: number) =>
-    name === null ? [] : [parameter(name, [whole ? heads * headDim : headDim])];
   return [
     parameter(`${names.embedding}.weight`, [vocab, hidden]),
-    ...blocks.flatMap((block) => [
-      ...block.linears.filter(isAttention).flatMap(linearTensors),
-      ...headNorm(block.qNorm, config.num_attention_heads),
-      ...headNorm(block.kNorm, family.kvHeads),
+    ...blocks.flatMap((block, index) => [
+      ...attentionTensors({ config, family, names, rules }, parts[index]!),
       ...(block.sinks === undefined ? [] : [parameter(block.sinks, [config.num_attention_heads])]),
       ...(block.experts === undefined ? [] : expertTensors(block.experts)),
-      ...block.linears.filter((linear) => !isAttention(linear)).flatMap(linearTensors),
+      ...block.linears.filter((linear) => !parts[index]!.linears.includes(linear)).flatMap(linearTensors),
       ...normNames(names).map((leaf) => parameter(`${block.name}.${leaf}.weight`, [hidden])),
     ]),
     parameter(`${names.norm}.weight`, [hidden]),
     ...(family.tied ? [] : [parameter(`${names.head}.weight`, [vocab, hidden])]),
     ...rotaryBuffers(names.rotary, rules.rotary),
   ];
+}
+
+/** What an attention holds itself, then what its modules hold. */
+function attentionTensors({ config, family, rules }: Tree, parts: AttentionParts): TensorSpec[] {
+  const { headDim, kvHeads } = family;
+  const width = (heads: number) => (rules.headNorm.whole ? heads * headDim : headDim);
+  const heads = [config.num_attention_heads, kvHeads];
+  const vectors = [
+    ...(parts.headNorms ?? []).map((name, index) => ({ name, shape: [width(heads[index]!)] })),
+    ...attentionVectors(parts.attention),
+  ];
+  const inModules = parts.modules.flatMap(({ name }) => [
+    ...vectors
+      .filter((vector) => vector.name === `${name}.weight`)
+      .map((vector) => parameter(vector.name, vector.shape)),
+    ...parts.linears.filter((linear) => linear.name === name).flatMap(linearTensors),
+  ]);
+  const listed = new Set(inModules.map(({ name }) => name));
+  const own = vectors.filter(({ name }) => !listed.has(name)).map(({ name, shape }) => parameter(name, shape));
+  return [...own, ...inModules];
 }
 
 /** Buffers of the module that turns positions, which no checkpoint holds. */

@@ -113,8 +113,11 @@ export function skippedLinears(spec: ModelSpec, patterns: readonly string[]): Se
 
 /** Roles that share their input and run as one product. */
 const PRODUCTS = [
-  ["q", "k", "v"],
+  ["q", "k", "v", "kv_a"],
   ["gate", "up"],
+  ["delta_qkv", "delta_z", "delta_b", "delta_a"],
+  ["delta_qkvz", "delta_ba"],
+  ["q_a", "kv_a"],
 ] as const satisfies readonly (readonly LinearSpec["role"][])[];
 
 function refuseDivided(linears: readonly LinearSpec[], roles: readonly string[], skipped: ReadonlySet<string>): void {

@@ -207,6 +207,15 @@ function yarn(
   return { invFreq, attentionScaling: parameters.attention_factor ?? yarnAttention(factor, parameters) };
 }
 
+/**
+ * What DeepSeek multiplies scores by beside 1 / sqrt(width) (yarn_apply_mscale): the square of 0.1 mscale_all_dim ln(factor) + 1, 1 without scaling.
+ */
+export function latentScoreFactor(config: unknown): number {
+  const { rope_type: type, type: old, mscale_all_dim: allDim, factor } = ropeParametersOf(config);
+  if ((type ?? old ?? "default") === "default" || typeof allDim !== "number" || typeof factor !== "number") return 1;
+  return factor <= 1 ? 1 : (0.1 * allDim * Math.log(factor) + 1) ** 2;
+}
+
 function yarnAttention(factor: number, parameters: RopeParameters): number {
   const scale = (mscale: number) => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1);
   const { mscale, mscale_all_dim: allDim } = parameters;

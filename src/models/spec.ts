@@ -174,6 +174,7 @@ export interface BlockLayer {
   readonly rotary: number | null;
   /** Keys at most this far back are seen; null: all. */
   readonly slidingWindow: number | null;
+  readonly attention: AttentionKind;
 }
 
 /** Experts of a block: y = Σ over the chosen of weight · down(gate(gateUp(h))), beside a shared expert. */
@@ -218,10 +219,61 @@ export interface RouterSpec {
   readonly factor: number;
 }
 
-export type LinearRole = "qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down" | "router" | "shared_gate";
+/** What a block has between its inputs' products and its output projection. */
+export type AttentionKind = SoftmaxAttention | DeltaNet | LatentAttention;
+
+/** Softmax attention over heads of q, k and v, of shape.heads, kvHeads and headDim. */
+export interface SoftmaxAttention {
+  readonly kind: "softmax";
+  /** q's product holds, a head each, its query and a gate: what the head gives is multiplied by the gate's sigmoid (Qwen3-Next). */
+  readonly gated: boolean;
+}
+
+/**
+ * A gated delta net (Yang, Kautz, Hatamizadeh, 2024), as Qwen3-Next has it: a causal convolution of q, k and v with SiLU, the gated delta rule with a
+ * state [keyDim, valueDim] a value head, and RMSNorm of each head times SiLU of a gate. Value head h goes with key head h / (valueHeads / keyHeads).
+ */
+export interface DeltaNet {
+  readonly kind: "delta";
+  readonly keyHeads: number;
+  readonly valueHeads: number;
+  readonly keyDim: number;
+  readonly valueDim: number;
+  /** Taps of the convolution. */
+  readonly taps: number;
+  /** Parameters beside linears: [2 keyHeads keyDim + valueHeads valueDim, 1, taps]; [valueHeads] twice; [valueDim]. */
+  readonly conv: string;
+  readonly aLog: string;
+  readonly dtBias: string;
+  readonly norm: string;
+}
+
+/**
+ * Multi-head latent attention (DeepSeek-V2, 2024): k and v expand from a normed vector of kvRank columns, q from one of qRank or from the input. Heads
+ * of q and k have `plain` columns, then `turning` ones with positions, which k has once for all heads; shape.headDim is their sum. Heads of v have
+ * `value` columns.
+ */
+export interface LatentAttention {
+  readonly kind: "latent";
+  readonly qRank: number | null;
+  readonly kvRank: number;
+  readonly plain: number;
+  readonly turning: number;
+  readonly value: number;
+  /** Norms of the latent vectors, with an epsilon of their own. */
+  readonly qNorm: string | null;
+  readonly kvNorm: string;
+  readonly normEps: number;
+}
+
+/** Of a product in a block. delta_*: of a gated delta net; *_a, *_b: down to a latent vector, and up from it. */
+export type LinearRole =
+  | ("qkv" | "q" | "k" | "v" | "o" | "gate_up" | "gate" | "up" | "down" | "router" | "shared_gate")
+  | ("delta_qkv" | "delta_z" | "delta_b" | "delta_a" | "delta_qkvz" | "delta_ba")
+  | ("q_a" | "q_b" | "kv_a" | "kv_b");
 
 export interface LinearSpec {
-  /** "gate_up" holds gate's rows, then up's. */
+  /** "gate_up" holds gate's rows, then up's; "delta_qkvz" and "delta_ba", a key head each, their parts one below the other. */
   readonly role: LinearRole;
   /** Module path, e.g. "transformer.h.0.attn.c_attn"; its tensors are `<name>.weight` [out, in] and `<name>.bias` [out]. */
   readonly name: string;

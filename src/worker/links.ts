@@ -56,8 +56,8 @@ export class RankLinks {
   }
 
   /**
-   * `replicas`: the group that this rank adds up gradients with; without an id it has no communicator. Errors: PL_LINK_FAILED,
-   * PL_DEVICE_UNAVAILABLE, PL_OUT_OF_MEMORY of NCCL's.
+   * `replicas`: the group that this rank adds up gradients with; without an id it has no communicator. Errors: PL_PROTOCOL_MISMATCH,
+   * PL_LINK_FAILED, PL_DEVICE_UNAVAILABLE, PL_OUT_OF_MEMORY of NCCL's.
    */
   join(
     { session, rank }: Place,
@@ -66,6 +66,11 @@ export class RankLinks {
     replicas: { readonly ranks: readonly number[]; readonly id: Uint8Array } | null = null,
   ): void {
     this.close();
+    const nowhere = peers.find(({ address }) => !/^\S+:\d{1,5}$/.test(address));
+    if (nowhere !== undefined) {
+      const address = JSON.stringify(nowhere.address.slice(0, 100));
+      throw new PipeloraError("PL_PROTOCOL_MISMATCH", `the address of rank ${nowhere.rank} came as ${address}`);
+    }
     this.#session = session;
     this.#rank = rank;
     this.#timeoutMs = timeoutMs;
@@ -119,8 +124,10 @@ export class RankLinks {
   }
 
   receive(fromRank: number, key: string): Promise<IncomingTensor> {
+    // Of a rank that is no peer nothing is awaited.
+    const receiver = this.#receiver(fromRank);
     const tensor = this.#mailbox.take(key, fromRank);
-    this.#receiver(fromRank).awaited();
+    receiver.awaited();
     return tensor;
   }
 
@@ -131,9 +138,8 @@ export class RankLinks {
 
   /** The same for what comes whenever it comes: no time is set, and a step that is given up does not end the wait. */
   async receiveBytesWhenever(fromRank: number, key: string): Promise<Buffer> {
-    const tensor = this.#mailbox.takeWhenever(key, fromRank);
     this.#receiver(fromRank);
-    return copyOf(await tensor);
+    return copyOf(await this.#mailbox.takeWhenever(key, fromRank));
   }
 
   /** Ends an aborted step: what is still awaited rejects, what came late is dropped. */
@@ -205,7 +211,7 @@ export class RankLinks {
 
   #peer(rank: number): Peer__Output {
     const peer = this.#peers.get(rank);
-    if (peer === undefined) throw new PipeloraError("PL_INTERNAL", `rank ${this.#rank} knows no rank ${rank}`);
+    if (peer === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `rank ${this.#rank} knows no rank ${rank}`);
     return peer;
   }
 

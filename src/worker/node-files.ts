@@ -19,7 +19,7 @@ const FINAL = "final";
 export class NodeFiles {
   /** null: the coordinator's. */
   readonly #own: string | null;
-  #dir = "";
+  #named: string | null = null;
   /** The save whose files are arriving, in a folder of another name. */
   #arriving: { readonly save: string; readonly folder: string } | null = null;
 
@@ -27,9 +27,15 @@ export class NodeFiles {
     this.#own = ownDir;
   }
 
+  /** Error: PL_PROTOCOL_MISMATCH before the coordinator has named it, lest files go to wherever this process was started. */
+  get #dir(): string {
+    if (this.#named !== null) return this.#named;
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", "files came before the folder for them was named");
+  }
+
   /** Errors: PL_OUTPUT_UNWRITABLE if the folder can't be made or marked. */
   async folder({ action, dir, mark, marks }: OutputFolder__Output): Promise<OutputFolderState> {
-    this.#dir = resolve(this.#own ?? dir);
+    this.#named = resolve(this.#own ?? dir);
     return this.#writing(this.#dir, async () => {
       const path = join(this.#dir, plainName(mark));
       if (action === "mark") {

@@ -1,6 +1,7 @@
 import type { FloatDtype } from "../common/dtype.ts";
+import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
-import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import { SCHEDULE_POLICIES, type SchedulePolicy } from "../common/schedule-policies.ts";
 import type { Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
 import { storedNames } from "../models/experts.ts";
@@ -42,7 +43,7 @@ export interface EngineHost {
 
 /**
  * Makes this rank's engine: its segments, their weights read from this node's checkpoint (fetched where it has yet to be), first LoRA values.
- * Errors: PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
+ * Errors: PL_PROTOCOL_MISMATCH, PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
  */
 export async function prepareRank(
   request: Prepare__Output,
@@ -51,6 +52,9 @@ export async function prepareRank(
   { device, addon, signal }: EngineHost,
 ): Promise<PreparedRank> {
   const spec = await readModelSpec(model.dir);
+  if (!(SCHEDULE_POLICIES as readonly string[]).includes(request.schedule)) {
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names the schedule "${request.schedule}"`);
+  }
   const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
   const own = request.segments
     .filter((segment) => segment.rank === rank)

@@ -45,6 +45,9 @@ export interface RankOptions {
   readonly signal: AbortSignal;
 }
 
+/** Far more than the links that a rank can have. */
+const MOST_NCCL_IDS = 65_536;
+
 type Reply = Omit<FromWorker, "replyTo">;
 
 /** One rank: holds its segments and answers the coordinator's requests one at a time, in order. */
@@ -108,6 +111,7 @@ export class Rank {
   async #answer(message: ToWorker__Output): Promise<Reply | null> {
     switch (message.body) {
       case "welcome":
+        if (this.#session !== "") throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a second Welcome came");
         this.#session = message.welcome!.session;
         this.#rank = message.welcome!.rank;
         this.#options.onWelcome(message.welcome!.heartbeatMs, this.#rank);
@@ -132,7 +136,7 @@ export class Rank {
         await applyUpdate(this.#ready().engine, message.applyUpdate!);
         return { done: {} };
       case "evaluate":
-        return this.#evaluate(message.evaluate!.microBatches!);
+        return this.#evaluate(given(message.evaluate!.microBatches, "micro-batches"));
       case "exportLora":
         return this.#exportLora(message.request, message.exportLora!.parts as LoraPart[]);
       case "importLora":
@@ -163,6 +167,7 @@ export class Rank {
         return { fileChunk: { data: await this.#options.files.read(message.readFile!) } };
       case "makeNcclIds": {
         const { count } = message.makeNcclIds!;
+        if (count > MOST_NCCL_IDS) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `${count} NCCL ids were asked for`);
         return { ncclIds: { ids: Array.from({ length: count }, () => Buffer.from(loadEngine().ncclUniqueId())) } };
       }
       case "generate":
@@ -182,12 +187,12 @@ export class Rank {
   }
 
   #ready(): PreparedRank {
-    if (this.#prepared === null) throw new PipeloraError("PL_INTERNAL", "a request came before Prepare");
+    if (this.#prepared === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a request came before Prepare");
     return this.#prepared;
   }
 
   async #calibrate(request: Calibrate__Output): Promise<Reply> {
-    const model = await this.#model(request.prepare!);
+    const model = await this.#model(given(request.prepare, "a Prepare"));
     return { calibrated: await calibrate(request, model, this.#rank, this.#host()) };
   }
 
@@ -223,7 +228,7 @@ export class Rank {
   async #runStep(message: ToWorker__Output): Promise<Reply | null> {
     const prepared = this.#ready();
     const request = message.runStep!;
-    const relay = this.#relay!;
+    const relay = given(this.#relay, "a pipeline in its Prepare");
     const started = performance.now();
     const busy = prepared.engine.busySeconds();
     const processor = processorSeconds();
@@ -231,12 +236,15 @@ export class Rank {
     // Awaited below; should the step fail first, its failure is the one to tell.
     passedOn.catch(() => {});
     if (request.previous) await applyUpdate(prepared.engine, request.previous);
-    const batches = unpackMicroBatches(ownPart(request.microBatches!, prepared.segments, this.#rank), {
-      step: request.step,
-      seed: prepared.seed,
-      training: true,
-      ...prepared.regularisation,
-    });
+    const batches = unpackMicroBatches(
+      ownPart(given(request.microBatches, "micro-batches"), prepared.segments, this.#rank),
+      {
+        step: request.step,
+        seed: prepared.seed,
+        training: true,
+        ...prepared.regularisation,
+      },
+    );
     const name = `step ${request.step}/${this.#passes++}`;
     const totals = await runInstructions(prepared, this.#options.links, {
       name,
@@ -313,6 +321,8 @@ export class Rank {
 
   async #generate(message: ToWorker__Output): Promise<Reply> {
     const { engine, segments, engineSegment } = this.#ready();
+    if (engineSegment.size === 0)
+      throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a rank without segments has no part");
     this.#cancelled = false;
     await generate(engine, this.#options.links, {
       name: `generate/${this.#passes++}`,
@@ -336,6 +346,12 @@ async function memoryReport(engine: Engine): Promise<MemoryReport> {
   const { allocatedBytes, takenBytes: deviceBytes } = await engine.deviceUse();
   const processPeakBytes = process.resourceUsage().maxRSS * 1024;
   return { ...engine.memory(), processPeakBytes, allocatedBytes, deviceBytes };
+}
+
+/** A part that every such request has. Error: PL_PROTOCOL_MISMATCH. */
+function given<T>(part: T | null, what: string): T {
+  if (part === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request came without ${what}`);
+  return part;
 }
 
 /** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last. */

@@ -9,9 +9,9 @@ import type {
   SegmentDescription,
 } from "../engine/index.ts";
 import { fromFloat32, toFloat32 } from "../formats/half.ts";
+import { blockVectors } from "../models/block-vectors.ts";
 import { type ExpertStack, expertStacks, expertWeights } from "../models/experts.ts";
-import { blockNorms } from "../models/norms.ts";
-import type { ExpertsSpec, LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
+import type { AttentionKind, ExpertsSpec, LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 
@@ -83,7 +83,7 @@ export function describeSegment(
   const layers = spec.layers.slice(segment.firstLayer, segment.lastLayer + 1);
   if (layers.length === 0) {
     throw new PipeloraError(
-      "PL_INTERNAL",
+      "PL_PROTOCOL_MISMATCH",
       `segment ${segment.index} names layers ${segment.firstLayer}–${segment.lastLayer}`,
     );
   }
@@ -119,9 +119,25 @@ function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string
         kNorm: layer.kNorm,
         rotary: layer.rotary ?? -1,
         slidingWindow: layer.slidingWindow ?? 0,
+        ...engineAttention(spec, layer.attention),
         linears: layer.linears.map((linear) => engineLinear(linear, lora)),
         ...(layer.sinks === undefined ? {} : { sinks: layer.sinks }),
         ...(layer.experts === undefined ? {} : { experts: engineExperts(layer.experts, spec, lora) }),
+      };
+  }
+}
+
+function engineAttention({ shape }: ModelSpec, attention: AttentionKind) {
+  switch (attention.kind) {
+    case "softmax":
+      return { gated: attention.gated, delta: null, latent: null };
+    case "delta":
+      return { gated: false, delta: attention, latent: null };
+    case "latent":
+      return {
+        gated: false,
+        delta: null,
+        latent: { ...attention, heads: shape.heads, qRank: attention.qRank ?? 0 },
       };
   }
 }
@@ -172,10 +188,9 @@ function engineLora(pair: SegmentPair | undefined): EngineLora | null {
 
 function weightNames(spec: ModelSpec, layer: LayerSpec): string[] {
   if (layer.kind !== "block") return [layer.weight];
-  const norms = blockNorms(spec, layer).map(({ name }) => name);
+  const vectors = blockVectors(spec, layer).map(({ name }) => name);
   const linears = layer.linears.flatMap(({ name, bias }) =>
     bias ? [`${name}.weight`, `${name}.bias`] : [`${name}.weight`],
   );
-  const sinks = layer.sinks === undefined ? [] : [layer.sinks];
-  return [...norms, ...sinks, ...linears, ...(layer.experts === undefined ? [] : expertWeights(layer.experts))];
+  return [...vectors, ...linears, ...(layer.experts === undefined ? [] : expertWeights(layer.experts))];
 }

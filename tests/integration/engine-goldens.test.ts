@@ -37,6 +37,9 @@ for (const { name, hold, loss: closeLoss, rest } of [
     "qwen3-moe-experts",
     "gpt-oss",
     "label-smoothing",
+    "qwen3-5",
+    "qwen3-next",
+    "deepseek-v2-lite",
   ].map((name) => ({ name, hold: null, loss: 1e-5, rest: 1e-4 })),
   { name: "qwen1-nf4", hold: NF4, loss: 1e-4, rest: 1e-3 },
 ]) {
@@ -114,6 +117,9 @@ test("keys and values in a cache give what whole sequences give, bit for bit or 
     "qwen3-moe-attention",
     "qwen3-moe-experts",
     "gpt-oss",
+    "qwen3-5",
+    "qwen3-next",
+    "deepseek-v2-lite",
   ]) {
     const engine = await wholeModel(join(fixture(`goldens/${name}`), "model"), null);
     const ids = Array.from({ length: 23 }, (_, i) => (i * 37 + 11) % 160);

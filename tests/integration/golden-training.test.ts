@@ -21,6 +21,9 @@ const RUNS = [
   "qwen3-moe-attention",
   "qwen3-moe-experts",
   "gpt-oss",
+  "qwen3-5",
+  "qwen3-next",
+  "deepseek-v2-lite",
 ];
 
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));

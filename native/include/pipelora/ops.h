@@ -17,8 +17,11 @@
 
 #include "pipelora/arena.h"
 #include "pipelora/fence.h"
+#include "pipelora/mixer_calls.h"
+#include "pipelora/norm_rule.h"
 #include "pipelora/rng.h"
 #include "pipelora/routing.h"
+#include "pipelora/sequences.h"
 #include "pipelora/tensor.h"
 
 namespace pipelora {
@@ -28,38 +31,8 @@ struct State4;
 struct State8;
 }  // namespace quant
 
-/// int32 values that both sides need: the host to partition work, the device to index.
-struct Indices {
-  std::vector<std::int32_t> host;
-  Tensor device;  // [1, n], set by Ops::upload
-  Buffer storage;
-
-  std::int64_t size() const { return static_cast<std::int64_t>(host.size()); }
-};
-
-/// The rows of one call. Queries are flat; keys of sequence s are rows key_start[s] … + key_length[s] of the k and v given
-/// (the same flat tensor in training, a cache in inference). The last query of a sequence stands at its last key.
-struct Sequences {
-  std::int64_t tokens = 0;
-  Indices cu_queries;  // [S + 1]
-  Indices key_start;   // [S]
-  Indices key_length;  // [S]
-  Indices position;    // [T] position in its row
-  Indices row;         // [T] row number within the step: dropout's key
-
-  std::int64_t count() const { return key_start.size(); }
-};
-
 /// Of the gate: x sigma(x); x Phi(x) with tanh in Phi's place, or with erf.
 enum class Activation : std::uint8_t { silu, gelu_tanh, gelu };
-
-/// y = x / sqrt(mean(x²) + eps) * weight; centred: of x - mean(x), as LayerNorm has it.
-struct NormRule {
-  float eps = 0;
-  bool centred = false;
-  NormRule() = default;
-  NormRule(float epsilon, bool centred_too = false) : eps(epsilon), centred(centred_too) {}
-};
 
 /// mxfp4: blocks of 32 values with a power of two each, as a checkpoint holds them; held with scales in f32.
 enum class Quantisation : std::uint8_t { none, nf4, fp4, int8, mxfp4 };
@@ -213,14 +186,17 @@ struct QkRopeBackward {
 struct AttentionForward {
   Tensor q;    // [T, H * E]
   Tensor k;    // [keys, K * E]
-  Tensor v;    // [keys, K * E]
-  Tensor out;  // [T, H * E]
+  Tensor v;    // [keys, K * V], V = value_dim
+  Tensor out;  // [T, H * V]
   Tensor lse;  // [H, T] f32, or empty
   const Sequences* sequences = nullptr;
   std::int64_t head_dim = 0;
   std::int64_t window = 0;
   float scale = 0;
   float cap = 0;
+  std::int64_t value_dim = 0;  // 0: head_dim
+
+  std::int64_t value_width() const { return value_dim > 0 ? value_dim : head_dim; }
 };
 
 /// `rope` and `rope_row` as in QkRope. Where they are given, row t of k is token t's, and dq and dk become those of q and k
@@ -235,6 +211,9 @@ struct AttentionBackward {
   Tensor rope = {};  // [P, E]; empty: dq and dk are those of the q and k given
   const Indices* rope_row = nullptr;
   float cap = 0;
+  std::int64_t value_dim = 0;  // as in AttentionForward
+
+  std::int64_t value_width() const { return value_dim > 0 ? value_dim : head_dim; }
 };
 
 /// Row-wise softmax cross entropy against (1 - smoothing) onehot + smoothing / V. Gradients are weight * (softmax - that), of what
@@ -376,6 +355,14 @@ class Ops {
   virtual void qk_rope_backward(const QkRopeBackward& call) = 0;
   virtual void attention_forward(const AttentionForward& call) = 0;
   virtual void attention_backward(const AttentionBackward& call) = 0;
+  virtual void short_conv_forward(const ShortConv& call) = 0;
+  virtual void short_conv_backward(const ShortConvBackward& call) = 0;
+  virtual void delta_rule_forward(const DeltaRule& call) = 0;
+  virtual void delta_rule_backward(const DeltaRuleBackward& call) = 0;
+  virtual void head_gate_forward(const HeadGate& call) = 0;
+  virtual void head_gate_backward(const HeadGateBackward& call) = 0;
+  virtual void latent_heads_forward(const LatentHeads& call) = 0;
+  virtual void latent_heads_backward(const LatentHeadsBackward& call) = 0;
   /// call.x = rmsnorm(x), then the linear: where a device can do both in one pass over x.
   virtual void norm_linear_forward(const Tensor& x, const Tensor& weight, NormRule rule, const LinearForward& call) {
     rmsnorm_forward(x, weight, rule, call.x);

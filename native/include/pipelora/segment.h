@@ -32,6 +32,8 @@ class Segment {
   bool ends_with_head() const;
   bool needs_input_grad() const { return spec_.needs_input_grad; }
   std::size_t block_count() const;
+  /// Of its blocks, in order.
+  std::vector<CacheShape> cache_shapes() const;
 
   /// What the passes need to be filled first.
   WeightSlots& slots() { return slots_; }

@@ -73,7 +73,13 @@ struct LoraSpec {
   std::uint32_t module_id = 0;
 };
 
-enum class Role { qkv, q, k, v, o, gate_up, gate, up, down, router, shared_gate };
+enum class Role {
+  qkv, q, k, v, o, gate_up, gate, up, down,
+  router, shared_gate,
+  delta_qkv, delta_z, delta_b, delta_a,  // of a gated delta net: q, k and v; the output's gate; beta; the decay
+  delta_qkvz, delta_ba,                  // the same, a key head's parts side by side
+  q_a, q_b, kv_a, kv_b,                  // of latent attention: down to a latent vector, and up from it
+};
 
 struct LinearSpec {
   Role role = Role::q;
@@ -100,6 +106,20 @@ struct ExpertsSpec {
   std::optional<Pair> gate_up_lora, down_lora;
 };
 
+/// A gated delta net in softmax attention's place, with the names of what it has beside linears.
+struct DeltaNetSpec {
+  DeltaShape shape;
+  std::string conv, a_log, dt_bias, norm;  // [mixed, 1, taps], [value_heads] twice, [value_dim]
+};
+
+/// Multi-head latent attention: q from the input, or over a vector of q_rank columns; k and v over one of kv_rank columns.
+struct LatentSpec {
+  LatentShape shape;
+  std::int64_t q_rank = 0, kv_rank = 0;  // q_rank 0: q comes from the input
+  std::string q_norm, kv_norm;           // [q_rank], [kv_rank]
+  float norm_eps = 0;
+};
+
 struct EmbeddingSpec {
   std::string weight;
 };
@@ -111,6 +131,10 @@ struct BlockSpec {
   std::int64_t rotary = 0;                    // of Arch::rotary; -1: no positions
   std::int64_t sliding_window = 0;
   std::string sinks;  // [H]: a score of each head that has no value; empty: none
+  bool gated = false;  // q's product holds, a head each, its query and a gate on its output
+  /// At most one of the two; neither: softmax attention over q, k and v.
+  std::optional<DeltaNetSpec> delta;
+  std::optional<LatentSpec> latent;
   std::vector<LinearSpec> linears;
   std::optional<ExpertsSpec> experts;
 };

@@ -22,6 +22,8 @@ class WeightSlots {
   using Fill = std::function<void(const HostTensor&, const HoldSpec&)>;
   /// A matrix [rows, cols], or a vector [cols] (rows 0). Several places may have one name: a tensor fills them all.
   void add(const std::string& name, std::int64_t rows, std::int64_t cols, Fill fill);
+  /// A tensor of any shape, filled as a matrix of its last extent.
+  void add(const std::string& name, std::vector<std::int64_t> shape, Fill fill);
   /// Part `part` [rows, cols] of a product's weight.
   void add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, ProductForm form);
 
@@ -41,6 +43,7 @@ class WeightSlots {
     std::size_t part = 0;
     ProductForm form;
     bool filled = false;
+    std::vector<std::int64_t> shape = {};  // in the checkpoint, where it is neither [rows, cols] nor [cols]
 
     HoldSpec hold(HoldSpec asked) const;
   };

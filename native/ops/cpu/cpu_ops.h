@@ -67,6 +67,14 @@ class CpuOps final : public Ops {
   void qk_rope_backward(const QkRopeBackward& call) override;
   void attention_forward(const AttentionForward& call) override;
   void attention_backward(const AttentionBackward& call) override;
+  void short_conv_forward(const ShortConv& call) override;
+  void short_conv_backward(const ShortConvBackward& call) override;
+  void delta_rule_forward(const DeltaRule& call) override;
+  void delta_rule_backward(const DeltaRuleBackward& call) override;
+  void head_gate_forward(const HeadGate& call) override;
+  void head_gate_backward(const HeadGateBackward& call) override;
+  void latent_heads_forward(const LatentHeads& call) override;
+  void latent_heads_backward(const LatentHeadsBackward& call) override;
   void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
                        const Tensor& act, Activation activation) override;

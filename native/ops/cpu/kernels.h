@@ -113,6 +113,17 @@ struct Kernels {
 
   /// x[c] += magnitude * noise of element first + c of row `row`.
   void (*add_noise)(void* x, DType dtype, std::int64_t cols, DropoutKey key, std::uint32_t row, std::uint64_t first, float magnitude);
+  /// One sequence and some channels.
+  void (*short_conv_forward)(const ShortConv& call, std::int64_t sequence, std::int64_t first, std::int64_t count, Scratch& scratch);
+  void (*short_conv_backward)(const ShortConvBackward& call, std::int64_t sequence, std::int64_t first, std::int64_t count, Scratch& scratch);
+  /// One sequence and one value head; one sequence and one key head with all its value heads.
+  void (*delta_forward)(const DeltaRule& call, std::int64_t sequence, std::int64_t head, Scratch& scratch);
+  void (*delta_backward)(const DeltaRuleBackward& call, std::int64_t sequence, std::int64_t key_head, Scratch& scratch);
+  void (*head_gate_forward)(const HeadGate& call);
+  void (*head_gate_backward)(const HeadGateBackward& call);
+  /// Tokens [begin, end).
+  void (*latent_heads_forward)(const LatentHeads& call, std::int64_t begin, std::int64_t end);
+  void (*latent_heads_backward)(const LatentHeadsBackward& call, std::int64_t begin, std::int64_t end);
 
   /// Elements [first, first + count) of a stream of normal numbers.
   void (*fill_normal)(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::int64_t count, float std,

@@ -139,18 +139,18 @@ inline void cap_scores(float* scores, std::int64_t count, float cap) {
 
 template <class T>
 void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t head, Scratch& scratch) {
-  const std::int64_t e = call.head_dim, width = padded(e);
+  const std::int64_t e = call.head_dim, width = padded(e), ev = call.value_width(), value_width = padded(ev);
   const std::int64_t kv = head / (call.q.cols / call.k.cols);
   const auto& cu = call.sequences->cu_queries.host;
   const std::int64_t begin = cu[sequence], queries = cu[sequence + 1] - begin;
   const std::int64_t key_start = call.sequences->key_start.host[sequence];
   const std::int64_t keys = call.sequences->key_length.host[sequence], offset = keys - queries;
 
-  float* q = scratch.floats(0, static_cast<std::size_t>(kBlock * (3 * width + kBlock + e + 2)));
+  float* q = scratch.floats(0, static_cast<std::size_t>(kBlock * (width + 2 * value_width + kBlock + e + 2)));
   float* k_t = q + kBlock * width;
   float* v = k_t + kBlock * e;
-  float* out = v + kBlock * width;
-  float* s = out + kBlock * width;
+  float* out = v + kBlock * value_width;
+  float* s = out + kBlock * value_width;
   float* top = s + kBlock * kBlock;
   float* total = top + kBlock;
   const float lowest = -std::numeric_limits<float>::infinity();
@@ -158,14 +158,14 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
   for (std::int64_t q0 = 0; q0 < queries; q0 += kBlock) {
     const std::int64_t m = std::min(kBlock, queries - q0);
     gather<T>(call.q, begin + q0, m, head * e, e, q, width, call.scale);
-    std::fill(out, out + m * width, 0.0f);
+    std::fill(out, out + m * value_width, 0.0f);
     std::fill(top, top + m, lowest);
     std::fill(total, total + m, 0.0f);
     const std::int64_t first_seen = call.window > 0 ? std::max<std::int64_t>(0, offset + q0 - call.window + 1) : 0;
     for (std::int64_t k0 = first_seen / kBlock * kBlock; k0 < std::min(keys, offset + q0 + m); k0 += kBlock) {
       const std::int64_t n = std::min(kBlock, keys - k0);
       gather_transposed<T>(call.k, key_start + k0, n, kv * e, e, k_t);
-      gather<T>(call.v, key_start + k0, n, kv * e, e, v, width, 1.0f);
+      gather<T>(call.v, key_start + k0, n, kv * ev, ev, v, value_width, 1.0f);
       const auto last_seen = [&](std::int64_t i) { return seen(offset + q0 + i, k0, n, call.window).end; };
       product(m, [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, e}; }, q, width, 1, k_t, kBlock, s,
               kBlock, false);
@@ -195,15 +195,15 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
         total[i] = total[i] * shrink + sum(row_sum);
         top[i] = now;
         if (shrink != 1.0f)
-          for (std::int64_t c = 0; c < width; c += kLanes) store(out + i * width + c, load(out + i * width + c) * shrink);
+          for (std::int64_t c = 0; c < value_width; c += kLanes) store(out + i * value_width + c, load(out + i * value_width + c) * shrink);
       }
-      product(m, [&](std::int64_t, std::int64_t last) { return Extent{width, 0, last_seen(last)}; }, s, kBlock, 1, v, width, out, width,
-              true);
+      product(m, [&](std::int64_t, std::int64_t last) { return Extent{value_width, 0, last_seen(last)}; }, s, kBlock, 1, v, value_width, out,
+              value_width, true);
     }
     for (std::int64_t i = 0; i < m; ++i) {
       const float inverse = 1.0f / total[i];
-      T* to = row<T>(call.out, begin + q0 + i) + head * e;
-      for_lanes(0, e, [&](std::int64_t c, int n) { store_some(to + c, load(out + i * width + c) * inverse, n); });
+      T* to = row<T>(call.out, begin + q0 + i) + head * ev;
+      for_lanes(0, ev, [&](std::int64_t c, int n) { store_some(to + c, load(out + i * value_width + c) * inverse, n); });
       if (call.lse) row<float>(call.lse, head)[begin + q0 + i] = top[i] + std::log(total[i]);
     }
   }
@@ -211,29 +211,29 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
 
 template <class T>
 void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t sequence, std::int64_t kv, Scratch& scratch) {
-  const std::int64_t e = call.head_dim, width = padded(e);
+  const std::int64_t e = call.head_dim, width = padded(e), ev = call.value_width(), value_width = padded(ev);
   const std::int64_t group = call.q.cols / call.k.cols;
   const auto& cu = call.sequences->cu_queries.host;
   const std::int64_t begin = cu[sequence], tokens = cu[sequence + 1] - begin;
 
-  float* q = scratch.floats(0, static_cast<std::size_t>(kBlock * (6 * width + 2 * e + 2 * kBlock)));
+  float* q = scratch.floats(0, static_cast<std::size_t>(kBlock * (4 * width + 2 * value_width + e + ev + 2 * kBlock)));
   float* dout = q + kBlock * width;
-  float* k = dout + kBlock * width;
+  float* k = dout + kBlock * value_width;
   float* dk = k + kBlock * width;
   float* dv = dk + kBlock * width;
-  float* dq = dv + kBlock * width;
+  float* dq = dv + kBlock * value_width;
   float* k_t = dq + kBlock * width;
   float* v_t = k_t + kBlock * e;
-  float* p = v_t + kBlock * e;
+  float* p = v_t + kBlock * ev;
   float* ds = p + kBlock * kBlock;
   float* delta = scratch.floats(1, static_cast<std::size_t>(group * tokens));
 
   for (std::int64_t g = 0; g < group; ++g) {
-    const std::int64_t column = (kv * group + g) * e;
+    const std::int64_t column = (kv * group + g) * e, value_column = (kv * group + g) * ev;
     for (std::int64_t t = 0; t < tokens; ++t) {
-      const T *o = row<T>(call.out, begin + t) + column, *d = row<T>(call.dout, begin + t) + column;
+      const T *o = row<T>(call.out, begin + t) + value_column, *d = row<T>(call.dout, begin + t) + value_column;
       vf dot = splat(0);
-      for_lanes(0, e, [&](std::int64_t c, int n) { dot += load_some(o + c, n) * load_some(d + c, n); });
+      for_lanes(0, ev, [&](std::int64_t c, int n) { dot += load_some(o + c, n) * load_some(d + c, n); });
       delta[g * tokens + t] = sum(dot);
       float* to = row<float>(dq_sum, begin + t) + column;
       std::fill(to, to + e, 0.0f);
@@ -244,21 +244,22 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
     const std::int64_t n = std::min(kBlock, tokens - k0);
     gather<T>(call.k, begin + k0, n, kv * e, e, k, width, 1.0f);
     gather_transposed<T>(call.k, begin + k0, n, kv * e, e, k_t);
-    gather_transposed<T>(call.v, begin + k0, n, kv * e, e, v_t);
+    gather_transposed<T>(call.v, begin + k0, n, kv * ev, ev, v_t);
     std::fill(dk, dk + n * width, 0.0f);
-    std::fill(dv, dv + n * width, 0.0f);
+    std::fill(dv, dv + n * value_width, 0.0f);
     const std::int64_t last_query = call.window > 0 ? std::min(tokens, k0 + n - 1 + call.window) : tokens;
     for (std::int64_t g = 0; g < group; ++g) {
       const std::int64_t head = kv * group + g, column = head * e;
       for (std::int64_t q0 = k0; q0 < last_query; q0 += kBlock) {
         const std::int64_t m = std::min(kBlock, tokens - q0);
         gather<T>(call.q, begin + q0, m, column, e, q, width, call.scale);
-        gather<T>(call.dout, begin + q0, m, column, e, dout, width, 1.0f);
+        gather<T>(call.dout, begin + q0, m, head * ev, ev, dout, value_width, 1.0f);
         // Queries from the same place as the keys: row i sees keys up to i. Later blocks see all (but for the window).
         const auto last_seen = [&](std::int64_t i) { return seen(q0 + i, k0, n, call.window).end; };
         const auto scores = [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, e}; };
         product(m, scores, q, width, 1, k_t, kBlock, p, kBlock, false);
-        product(m, scores, dout, width, 1, v_t, kBlock, ds, kBlock, false);
+        const auto slopes = [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, ev}; };
+        product(m, slopes, dout, value_width, 1, v_t, kBlock, ds, kBlock, false);
         for (std::int64_t i = 0; i < m; ++i) {
           float *pi = p + i * kBlock, *di = ds + i * kBlock;
           const Seen see = seen(q0 + i, k0, n, call.window);
@@ -276,11 +277,11 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
           blank(0, std::min(see.begin, n));
           blank(std::max(see.begin, see.end), padded(n));
         }
-        const auto seen_by = [&](std::int64_t first, std::int64_t) {
-          return Extent{width, std::min(m, std::max<std::int64_t>(0, k0 + first - q0)), m};
+        const auto seen_by = [&](std::int64_t columns) {
+          return [&, columns](std::int64_t first, std::int64_t) { return Extent{columns, std::min(m, std::max<std::int64_t>(0, k0 + first - q0)), m}; };
         };
-        product(n, seen_by, p, 1, kBlock, dout, width, dv, width, true);
-        product(n, seen_by, ds, 1, kBlock, q, width, dk, width, true);  // q carries the scale
+        product(n, seen_by(value_width), p, 1, kBlock, dout, value_width, dv, value_width, true);
+        product(n, seen_by(width), ds, 1, kBlock, q, width, dk, width, true);  // q carries the scale
         product(m, [&](std::int64_t, std::int64_t last) { return Extent{width, 0, last_seen(last)}; }, ds, kBlock, 1, k, width, dq, width,
                 false);
         for (std::int64_t i = 0; i < m; ++i) {
@@ -292,11 +293,9 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
       }
     }
     for (std::int64_t j = 0; j < n; ++j) {
-      T *to_k = row<T>(call.dk, begin + k0 + j) + kv * e, *to_v = row<T>(call.dv, begin + k0 + j) + kv * e;
-      for_lanes(0, e, [&](std::int64_t c, int count) {
-        store_some(to_k + c, load(dk + j * width + c), count);
-        store_some(to_v + c, load(dv + j * width + c), count);
-      });
+      T *to_k = row<T>(call.dk, begin + k0 + j) + kv * e, *to_v = row<T>(call.dv, begin + k0 + j) + kv * ev;
+      for_lanes(0, e, [&](std::int64_t c, int count) { store_some(to_k + c, load(dk + j * width + c), count); });
+      for_lanes(0, ev, [&](std::int64_t c, int count) { store_some(to_v + c, load(dv + j * value_width + c), count); });
     }
   }
 }

@@ -12,6 +12,8 @@ Kernels make_kernels() {
   fill_linear(table);
   fill_norm_rope(table);
   fill_attention(table);
+  fill_delta(table);
+  fill_heads(table);
   fill_random(table);
   return table;
 }

@@ -62,6 +62,14 @@ class CudaOps final : public Ops {
   void qk_rope_backward(const QkRopeBackward& call) override;
   void attention_forward(const AttentionForward& call) override;
   void attention_backward(const AttentionBackward& call) override;
+  void short_conv_forward(const ShortConv& call) override;
+  void short_conv_backward(const ShortConvBackward& call) override;
+  void delta_rule_forward(const DeltaRule& call) override;
+  void delta_rule_backward(const DeltaRuleBackward& call) override;
+  void head_gate_forward(const HeadGate& call) override;
+  void head_gate_backward(const HeadGateBackward& call) override;
+  void latent_heads_forward(const LatentHeads& call) override;
+  void latent_heads_backward(const LatentHeadsBackward& call) override;
   void norm_linear_forward(const Tensor& x, const Tensor& weight, NormRule rule, const LinearForward& call) override;
   void linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) override;
   void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation) override;
@@ -87,6 +95,11 @@ class CudaOps final : public Ops {
   std::vector<double> squared_norms(std::span<const Tensor> tensors) override;
 
  private:
+  struct HeldInputs;
+  HeldInputs delta_inputs(const Tensor& qkv, const Tensor& b, const Tensor& a, const Tensor& a_log, const Tensor& dt_bias, const DeltaShape& shape);
+  /// Whether the call's heads have two widths, and it was done.
+  bool attention_by_widening(const AttentionForward& call);
+  bool attention_by_widening(const AttentionBackward& call);
   void multiply(const Product& product);
   /// The product of a weight that is no 8-bit one; `inner_ready`: the inner vectors stand behind x already.
   void forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready);

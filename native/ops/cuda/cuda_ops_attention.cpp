@@ -46,7 +46,7 @@ bool aligned(const AttentionBackward& call) {
 }
 
 void CudaOps::attention_forward(const AttentionForward& call) {
-  if (call.q.rows == 0) return;
+  if (call.q.rows == 0 || attention_by_widening(call)) return;
   check_head_dim(call.head_dim);
   AttentionTraits traits = traits_of(call);
   if (!traits.keeps_lse) traits.most_splits = decode_splits(call);
@@ -67,7 +67,7 @@ void CudaOps::attention_forward(const AttentionForward& call) {
 }
 
 void CudaOps::attention_backward(const AttentionBackward& call) {
-  if (call.q.rows == 0) return;
+  if (call.q.rows == 0 || attention_by_widening(call)) return;
   check_head_dim(call.head_dim);
   const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
   const AttentionChoice choice = attention_backward_choice(traits_of(call), gpu_);

@@ -143,7 +143,7 @@ export function planRequest(
   devices: readonly Device[],
   choice: Pick<PlanRequest, "strategy" | "rates">,
 ): { request: Omit<PlanRequest, "work">; warnings: readonly string[] } {
-  assertComputable(setup.spec.shape, devices);
+  assertComputable(setup.spec, devices);
   const { dtype, warning } = computeDtype(config, setup, devices);
   const notes = [warning, config.fp8 ? fp8Warning(devices, dtype, setup.spec) : null];
   const { quantization } = setup;

@@ -10,9 +10,9 @@ import { loadEngine, type NativeAddon } from "../../engine/index.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
 import type { TensorToWrite } from "../../formats/safetensors.ts";
+import { blockVectors } from "../../models/block-vectors.ts";
 import { storedTensors } from "../../models/experts.ts";
 import { modelSpecFromConfig } from "../../models/index.ts";
-import { blockNorms } from "../../models/norms.ts";
 import type { ModelSpec, TensorSpec } from "../../models/spec.ts";
 
 /** Elements drawn at a time: one piece of a large tensor is in memory, never the whole. */
@@ -81,13 +81,7 @@ async function* randomTensor(
     yield* packedTensor(addon, tensor, { seed, stream, deviation });
     return;
   }
-  // A vector is a norm's weight or a bias; experts' biases are one to each.
-  const constant =
-    tensor.shape.length > 1 && !/bias$/.test(tensor.name)
-      ? null
-      : isNorm(spec, tensor.name)
-        ? 1 - spec.rules.norm.offset
-        : 0;
+  const constant = freshValue(spec, tensor);
   for (let offset = 0; offset < total; offset += CHUNK_ELEMENTS) {
     const chunk = new Uint8Array(Math.min(CHUNK_ELEMENTS, total - offset) * dtypeBytes(dtype));
     if (constant === null) {
@@ -120,12 +114,16 @@ async function* packedTensor(
   }
 }
 
-function isNorm(spec: ModelSpec, name: string): boolean {
-  return spec.layers.some((layer) =>
-    layer.kind === "norm"
-      ? layer.weight === name
-      : layer.kind === "block" && blockNorms(spec, layer).some((norm) => norm.name === name),
-  );
+/** The value of a tensor that is not random: of norms and the like; a bias is 0. */
+function freshValue(spec: ModelSpec, { name, shape }: TensorSpec): number | null {
+  for (const layer of spec.layers) {
+    if (layer.kind === "norm" && layer.weight === name) return 1 - spec.rules.norm.offset;
+    if (layer.kind !== "block" || !name.startsWith(`${layer.name}.`)) continue;
+    const vector = blockVectors(spec, layer).find((own) => own.name === name);
+    if (vector !== undefined) return vector.fresh;
+  }
+  // Experts' biases are one to each.
+  return shape.length > 1 && !/bias$/.test(name) ? null : 0;
 }
 
 function fillOnes(bytes: Uint8Array, dtype: Dtype): void {

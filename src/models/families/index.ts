@@ -2,6 +2,7 @@ import type { ModelSpec } from "../spec.ts";
 import { baichuanSpec } from "./baichuan.ts";
 import { chatglmSpec } from "./chatglm.ts";
 import { cohere2Spec } from "./cohere2.ts";
+import { deepseekV2Spec, deepseekV3Spec } from "./deepseek.ts";
 import { ernie45Spec } from "./ernie4-5.ts";
 import { exaone4Spec } from "./exaone4.ts";
 import { gemmaSpec } from "./gemma.ts";
@@ -24,6 +25,7 @@ import { qwen2Spec } from "./qwen2.ts";
 import { qwen2MoeSpec } from "./qwen2-moe.ts";
 import { qwen3Spec } from "./qwen3.ts";
 import { qwen3MoeSpec } from "./qwen3-moe.ts";
+import { qwen3NextSpec, qwen35MoeSpec, qwen35MoeTextSpec, qwen35Spec, qwen35TextSpec } from "./qwen3-next.ts";
 import { seedOssSpec } from "./seed-oss.ts";
 import { smollm3Spec } from "./smollm3.ts";
 
@@ -35,6 +37,13 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   qwen: qwenSpec,
   qwen2: qwen2Spec,
   qwen3: qwen3Spec,
+  qwen3_next: qwen3NextSpec,
+  qwen3_5_text: qwen35TextSpec,
+  qwen3_5: qwen35Spec,
+  qwen3_5_moe_text: qwen35MoeTextSpec,
+  qwen3_5_moe: qwen35MoeSpec,
+  deepseek_v2: deepseekV2Spec,
+  deepseek_v3: deepseekV3Spec,
   llama: llamaSpec,
   mistral: mistralSpec,
   ministral3: ministral3Spec,

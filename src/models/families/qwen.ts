@@ -131,6 +131,7 @@ function qwenBlock(config: QwenConfig, headDim: number, index: number): BlockLay
     linears,
     rotary: 0,
     slidingWindow: null,
+    attention: { kind: "softmax", gated: false },
   };
 }
 

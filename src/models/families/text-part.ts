@@ -39,6 +39,6 @@ export function textPartSpec(
       rotary: `${root}.rotary_emb`,
       classes: { ...LLAMA_NAMES.classes, causal: "ForConditionalGeneration" },
     },
-    skipped: ["model.vision_tower.", "model.multi_modal_projector."],
+    skipped: ["model.vision_tower.", "model.visual.", "model.multi_modal_projector.", "mtp."],
   });
 }

@@ -20,7 +20,10 @@ export interface GpuProduct {
 }
 
 export interface BlockProducts {
+  /** Of the block's input: q, k and v, or what another kind of attention takes. */
   readonly qkv: GpuProduct;
+  /** Of latent vectors. */
+  readonly expansions: readonly GpuProduct[];
   readonly o: GpuProduct;
   readonly gateUp: GpuProduct;
   readonly down: GpuProduct;
@@ -30,7 +33,7 @@ const NO_PRODUCT: GpuProduct = {
   ...{ in: 0, out: 0, partRows: [], ranks: [], dropout: false, bias: false, quantized: false, e4m3: false },
 };
 
-/** The four products of a block, the last two of no size where it has no MLP; `pairs`: the block's. */
+/** The products of a block, those of an MLP of no size where it has none; `pairs`: the block's. */
 export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], holding: Holding): BlockProducts {
   const of = (...roles: readonly LinearRole[]) =>
     gpuProduct(
@@ -38,7 +41,24 @@ export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], h
       pairs,
       holding,
     );
-  return { qkv: of("qkv", "q", "k", "v"), o: of("o"), gateUp: of("gate_up", "gate", "up"), down: of("down") };
+  const ups = (["q_b", "kv_b"] as const).filter((role) => block.linears.some((linear) => linear.role === role));
+  return {
+    qkv: of(...INPUT_ROLES),
+    expansions: ups.map((role) => of(role)),
+    o: of("o"),
+    gateUp: of("gate_up", "gate", "up"),
+    down: of("down"),
+  };
+}
+
+const INPUT_ROLES: readonly LinearRole[] = [
+  ...(["qkv", "q", "k", "v", "q_a", "kv_a"] as const),
+  ...(["delta_qkv", "delta_z", "delta_b", "delta_a", "delta_qkvz", "delta_ba"] as const),
+];
+
+/** In the order they run. */
+export function allProducts({ qkv, expansions, o, gateUp, down }: BlockProducts): GpuProduct[] {
+  return [qkv, ...expansions, o, gateUp, down];
 }
 
 function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[], holding: Holding): GpuProduct {

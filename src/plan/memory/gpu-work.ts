@@ -1,4 +1,5 @@
-import type { BlockLayer, ModelShape } from "../../models/spec.ts";
+import type { ModelShape } from "../../models/spec.ts";
+import type { AttentionSizes } from "./attention-sizes.ts";
 import { type BlockProducts, type GpuProduct, roundUp, runsAsProducts, sum, tailColumns } from "./gpu-products.ts";
 
 const FLOAT32 = 4;
@@ -23,8 +24,8 @@ export interface GpuBlockWork {
  * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
  */
 export function gpuBlockWork(
-  { hidden, heads, kvHeads, headDim }: ModelShape,
-  { qNorm }: BlockLayer,
+  { hidden }: ModelShape,
+  { inputs, output, expanded, sums, backward, gpu }: AttentionSizes,
   products: BlockProducts,
   eightBit: boolean,
   float: number,
@@ -32,15 +33,13 @@ export function gpuBlockWork(
 ): GpuBlockWork {
   const { o, gateUp, down } = products;
   const ffn = down.in;
-  const [q, kv] = [heads * headDim, kvHeads * headDim];
-  const keptRow = float * (q + 2 * kv + q + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * heads;
+  const keptRow = float * (inputs + expanded + output + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * sums;
   const forward = float * (ffn + tailColumns(down)) * tokens + forwardWork(down, float, tokens);
   const integers = eightBit ? integerWork(gateUp, float, tokens) : 0;
   const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
   const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
-  const turned = qNorm === null ? 0 : q + kv;
-  const attention = (float * (q + (q + 2 * kv) + turned) + FLOAT32 * heads + FLOAT32 * sum(o.ranks)) * tokens;
-  const throughO = float * q * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
+  const attention = (float * (output + backward) + gpu.backward + FLOAT32 * sums + FLOAT32 * sum(o.ranks)) * tokens;
+  const throughO = float * output * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
   const gone = float * (2 * ffn + hidden) * tokens;
   const workspace = Math.max(forward, integers, backDown, backGate, Math.max(attention, throughO) - gone);
   return { kept: keptRow * tokens, workspace };
@@ -48,17 +47,18 @@ export function gpuBlockWork(
 
 /** A block below everything that learns: nothing is kept, and little at a time. */
 export function gpuForwardWork(
-  { hidden, heads, kvHeads, headDim }: ModelShape,
+  { hidden }: ModelShape,
+  { inputs, output, expanded, forward, gpu }: AttentionSizes,
   { gateUp, down }: BlockProducts,
   eightBit: boolean,
   float: number,
   tokens: number,
 ): number {
   const ffn = down.in;
-  const attention = hidden + (2 * heads + 2 * kvHeads) * headDim;
+  const attention = hidden + inputs + expanded + output + forward;
   const mlp = 2 * hidden + 3 * ffn;
   const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
-  return Math.max(float * Math.max(attention, mlp) * tokens, integers);
+  return Math.max(Math.max(float * attention + gpu.forward, float * mlp) * tokens, integers);
 }
 
 /** What the products of one expert take beside their tensors, where every token chooses it. */

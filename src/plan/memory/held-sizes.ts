@@ -1,6 +1,6 @@
-import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
+import { dtypeBytes, elementCount, type FloatDtype } from "../../common/dtype.ts";
 import { BLOCK_SIZE, type FourBitSettings, NESTED_BLOCK_SIZE } from "../../common/quantization.ts";
-import { blockNorms } from "../../models/norms.ts";
+import { blockVectors } from "../../models/block-vectors.ts";
 import type { LayerSpec, LinearSpec, ModelSpec } from "../../models/spec.ts";
 
 export type Quantization = { readonly method: "none" } | { readonly method: "8bit" } | FourBitSettings;
@@ -58,12 +58,11 @@ export function layerWeightBytes(
     case "norm":
       return hidden * FLOAT32;
     case "block": {
-      const sinks = layer.sinks === undefined ? 0 : spec.shape.heads;
-      const norms = blockNorms(spec, layer).reduce((sum, { width }) => sum + width, sinks);
+      const vectors = blockVectors(spec, layer).reduce((sum, { shape }) => sum + elementCount(shape), 0);
       return layer.linears.reduce(
         (bytes, linear) =>
           bytes + linearWeightBytes(linear, holding, computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0),
-        norms * FLOAT32,
+        vectors * FLOAT32,
       );
     }
   }

@@ -3,8 +3,9 @@ import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
 import type { PlanRequest } from "../request.ts";
+import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
 import { expandedExpertElements, expertProducts, expertWeightBytes, expertWork } from "./expert-memory.ts";
-import { blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
+import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
@@ -56,7 +57,7 @@ export function contextBytes(kind: Device["kind"]): number {
  * width, F feed-forward width, V vocabulary, R sum of LoRA ranks of a block, a bytes of the compute dtype. Bytes a token:
  *
  * - saved by a block: its input (a D) and LoRA's inner vectors (4 R); without checkpointing also q, k, v (a (H + 2K) E),
- *   attention's output (a H E) and log-sum-exp (4 H), the residual after attention (a D), gate and up (2 a F);
+ *   attention's output (a H E) and log-sum-exp (4 H), or what another kind of attention has (attention-sizes.ts), the residual after attention (a D), gate and up (2 a F);
  * - a block's own work: the gradient of its output and SwiGLU's activation (a (D + F)), LoRA's inner gradients (4 R), or, where
  *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; weights in 8 bits
  *   add codes of the input (see codesWork);
@@ -116,7 +117,7 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
   }
   const products: GpuProduct[] =
     layer.kind === "block"
-      ? Object.values(blockProducts(layer, pairs, holding))
+      ? allProducts(blockProducts(layer, pairs, holding))
       : [headProduct(spec.shape.hidden, spec.shape.vocab, pairs[0] ?? null)];
   const experts = layer.kind === "block" ? heldExperts(layer, pairs, holding, computeDtype) : NO_EXPERTS;
   const allocations = [
@@ -207,10 +208,17 @@ function transient(
         input: learns ? row * work.tokens : 0,
         workspace,
         recompute: kept,
-        cache: 2 * shape.kvHeads * shape.headDim * float * work.cacheTokens,
+        cache: cacheBytes(request, layer),
       };
     }
   }
+}
+
+/** What a block remembers of one sequence, the only one that a cache holds at a time. */
+function cacheBytes({ spec, work, computeDtype }: PlanRequest, block: BlockLayer): number {
+  if (work.cacheTokens === 0) return 0;
+  const { cached, state } = attentionSizes(spec, block, 0);
+  return cached * dtypeBytes(computeDtype) * work.cacheTokens + state * FLOAT32;
 }
 
 interface BlockWork {
@@ -228,15 +236,16 @@ function workOnGpu(
   const products = blockProducts(block, pairs, holding);
   const float = dtypeBytes(computeDtype);
   const eightBit = holding.quantization.method === "8bit" && products.gateUp.quantized && !products.gateUp.e4m3;
-  const extra = extraWork(spec, float) * work.tokens;
+  const extra = extraWork(spec, block, float) * work.tokens;
+  const attention = attentionSizes(spec, block, float);
   const own = expertProducts(block, pairs, holding);
   const experts = expertWork(block, own, spec.shape.hidden, float);
   const scratch = gpuExpertWork(own, holding.quantization.method === "8bit", float, work.tokens);
   if (!learns) {
-    const forward = gpuForwardWork(spec.shape, products, eightBit, float, work.tokens);
+    const forward = gpuForwardWork(spec.shape, attention, products, eightBit, float, work.tokens);
     return { kept: 0, workspace: Math.max(forward, experts.forward * work.tokens + scratch) + extra };
   }
-  const plain = gpuBlockWork(spec.shape, block, products, eightBit, float, work.tokens);
+  const plain = gpuBlockWork(spec.shape, attention, products, eightBit, float, work.tokens);
   return {
     kept: plain.kept + (extraKept(spec, block, float) + experts.kept) * work.tokens,
     workspace: Math.max(plain.workspace, experts.workspace * work.tokens + scratch) + extra,
@@ -249,11 +258,14 @@ function workOnCpu(request: PlanRequest, block: BlockLayer, pairs: readonly Lora
   const float = dtypeBytes(request.computeDtype);
   const ranks = sum(pairs.filter(({ stack }) => stack === undefined).map(({ r }) => r));
   const experts = expertWork(block, expertProducts(block, pairs, request.holding), shape.hidden, float);
-  const dense = blockWork(shape, float, ranks, block, learns);
+  const attention = attentionSizes(request.spec, block, float);
+  const dense = blockWork(shape, attention, float, ranks, learns);
   const most = Math.max(dense, learns ? experts.workspace + FLOAT32 * ranks : experts.forward);
   return {
-    kept: learns ? (keptBeside(shape, float) + extraKept(request.spec, block, float) + experts.kept) * tokens : 0,
-    workspace: (most + extraWork(request.spec, float)) * tokens + codesWork(request, block),
+    kept: learns
+      ? (keptBeside(shape, attention, float) + extraKept(request.spec, block, float) + experts.kept) * tokens
+      : 0,
+    workspace: (most + extraWork(request.spec, block, float)) * tokens + codesWork(request, block),
   };
 }
 
@@ -287,34 +299,34 @@ function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLay
 
 /**
  * Bytes a token of what families beyond Llama's rules work on beside: a branch and its norm, or their gradient, before they are
- * added; in parallel the gradient of x; q, k and v by kv head.
+ * added; in parallel the gradient of x; a product that is arranged anew.
  */
-function extraWork({ shape, rules, layers }: ModelSpec, float: number): number {
-  const { hidden, heads, kvHeads, headDim } = shape;
+function extraWork(spec: ModelSpec, block: BlockLayer, float: number): number {
+  const { shape, rules, layers } = spec;
+  const { hidden } = shape;
   const behind = layers.some((layer) => layer.kind === "block" && (layer.attnPostNorm ?? layer.mlpPostNorm) !== null);
   const branches = behind ? 2 : rules.scale.residual !== 1 ? 1 : 0;
-  const regrouped = rules.qkvByKvHead ? (heads + 2 * kvHeads) * headDim : 0;
-  return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + regrouped);
+  return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + attentionSizes(spec, block, float).arranged);
 }
 
-function keptBeside({ hidden, heads, kvHeads, headDim, ffn }: ModelShape, float: number): number {
-  return float * ((2 * heads + 2 * kvHeads) * headDim + hidden + 2 * ffn) + FLOAT32 * heads;
+function keptBeside({ hidden, ffn }: ModelShape, attention: AttentionSizes, float: number): number {
+  const { inputs, output, expanded, sums } = attention;
+  return float * (inputs + output + expanded + hidden + 2 * ffn) + FLOAT32 * sums;
 }
 
 function blockWork(
-  { hidden, heads, kvHeads, headDim, ffn }: ModelShape,
+  { hidden, ffn }: ModelShape,
+  { inputs, output, expanded, forward, backward, queries }: AttentionSizes,
   float: number,
   ranks: number,
-  { qNorm }: BlockLayer,
   learns: boolean,
 ): number {
-  if (!learns) return float * Math.max(2 * hidden + 3 * ffn, hidden + (2 * heads + 2 * kvHeads) * headDim);
+  if (!learns) return float * Math.max(2 * hidden + 3 * ffn, hidden + inputs + expanded + output + forward);
   const mlp = float * (hidden + ffn) + FLOAT32 * ranks;
-  // By then gate, up and the residual are gone: the gradients of attention's output and of q, k, v; q and k anew after their
-  // norms; queries' gradient in float32 where products are in 16 bits.
-  const turned = qNorm === null ? 0 : (heads + kvHeads) * headDim;
-  const gradients = hidden + (2 * heads + 2 * kvHeads) * headDim + turned;
-  const sums = float === FLOAT32 ? 0 : FLOAT32 * heads * headDim;
+  // By then gate, up and the residual are gone: the gradients of attention's output and inputs, what is made anew (q and k after their
+  // norms); queries' gradient in float32 where products are in 16 bits.
+  const gradients = hidden + output + backward;
+  const sums = float === FLOAT32 ? 0 : FLOAT32 * queries;
   return Math.max(mlp, float * (gradients - 2 * ffn - hidden) + sums + FLOAT32 * ranks);
 }
 

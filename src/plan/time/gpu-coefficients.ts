@@ -31,6 +31,14 @@ export const GPU = {
   attentionHalfRow: 700,
   attentionForwardShare: 0.78,
   attentionBackwardShare: 0.56,
+  /**
+   * The gated delta rule with heads of 128 columns: seconds that a token of a row takes forward, and back beside that, and the heads (of all rows)
+   * that run at a time for that.
+   */
+  deltaToken: 0.4e-6,
+  deltaHeads: 64,
+  deltaTokenBack: 1.5e-6,
+  deltaHeadsBack: 132,
   /** Share of the memory's bandwidth that kernels reach which only move bytes: expansion of weights, norms, rotary, SwiGLU, LoRA's reads. */
   memoryShare: 0.82,
   /** Bytes a logit that cross entropy moves: written by the product, read for its statistics, turned into its gradient in place, read by the product back. */

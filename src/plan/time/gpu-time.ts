@@ -1,9 +1,11 @@
 import { dtypeBytes } from "../../common/dtype.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
-import type { BlockLayer } from "../../models/spec.ts";
+import type { BlockLayer, DeltaNet } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
+import { attentionSizes } from "../memory/attention-sizes.ts";
 import { expertProducts } from "../memory/expert-memory.ts";
 import {
+  allProducts,
   blockProducts,
   type GpuProduct,
   headProduct,
@@ -53,8 +55,8 @@ function blockTime(
 ): LayerWork {
   const { work, holding, computeDtype } = request;
   const tokens = work.meanTokens;
-  const { qkv, o, gateUp, down } = blockProducts(block, pairs, holding);
-  const products = [qkv, o, gateUp, down];
+  const own = blockProducts(block, pairs, holding);
+  const products = allProducts(own);
   const rate = deviceRate(device, computeDtype, tokens);
   const expansion = sum(
     products
@@ -71,7 +73,11 @@ function blockTime(
     (2 * tokens * product.in * product.out) / rateOf(product) +
     e4m3Time(request, device, product, "backward") +
     loraTime(request, device, product, "backward");
-  const moved = elementwiseBytes(request, down.in + chosenExperts(block) * (block.experts?.linears.at(-1)?.in ?? 0));
+  const moved = elementwiseBytes(
+    request,
+    block,
+    own.down.in + chosenExperts(block) * (block.experts?.linears.at(-1)?.in ?? 0),
+  );
   const experts = expertTime(request, device, block, pairs);
   const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
   const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.pass;
@@ -79,7 +85,7 @@ function blockTime(
   return {
     forward,
     backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.pass,
-    recompute: forward - forwardOf(down) - experts.last,
+    recompute: forward - forwardOf(own.down) - experts.last,
     expansion: expansion + experts.expansion,
   };
 }
@@ -176,19 +182,43 @@ function productsValues({ in: input, out, ranks, dropout }: GpuProduct, pass: "f
 function attentionTime(
   { spec, work, computeDtype }: PlanRequest,
   device: Device,
-  { slidingWindow }: BlockLayer,
+  block: BlockLayer,
 ): { readonly forward: number; readonly backward: number } {
   const { heads, kvHeads, headDim } = spec.shape;
+  const { attention, slidingWindow } = block;
   const tokens = work.meanTokens;
+  if (attention.kind === "delta") {
+    const { forward, backward } = deltaTime(attention, work);
+    return { forward, backward };
+  }
   const seen = Math.min(work.rowTokens, slidingWindow ?? Number.POSITIVE_INFINITY);
   // A row of n tokens runs at n / (n + half) of the rate: as long as one of n + half at all of it.
-  const flop = 2 * tokens * (seen + GPU.attentionHalfRow) * heads * headDim;
+  const widths = attention.kind === "latent" ? headDim + attention.value : 2 * headDim;
+  const flop = tokens * (seen + GPU.attentionHalfRow) * heads * widths;
   const rate = deviceRate(device, computeDtype, tokens);
   // q, k, v and the output; back those again with the output's gradient, and theirs.
-  const bytes = tokens * dtypeBytes(computeDtype) * (2 * heads + 2 * kvHeads) * headDim;
+  const columns = attention.kind === "latent" ? 2 * heads * widths : (2 * heads + 2 * kvHeads) * headDim;
+  const bytes = tokens * dtypeBytes(computeDtype) * columns;
   return {
     forward: flop / (GPU.attentionForwardShare * rate) + bytes / bytesRate(device),
     backward: (2.5 * flop) / (GPU.attentionBackwardShare * rate) + (2 * bytes) / bytesRate(device),
+  };
+}
+
+/**
+ * Seconds of a gated delta rule (native/ops/cuda/delta): a row's tokens come one after the other, and a card runs so many states at a time; back a
+ * row's chunks come one after the other, a block each value head.
+ */
+function deltaTime(
+  { keyDim, valueHeads, valueDim }: DeltaNet,
+  { meanTokens, rowTokens }: PlanRequest["work"],
+): { readonly forward: number; readonly backward: number } {
+  const heads = (valueHeads * meanTokens) / rowTokens;
+  const state = (keyDim * valueDim) / 128 ** 2;
+  const turns = (atOnce: number) => Math.max(1, (heads * state) / atOnce);
+  return {
+    forward: rowTokens * GPU.deltaToken * turns(GPU.deltaHeads),
+    backward: rowTokens * (GPU.deltaToken * turns(GPU.deltaHeads) + GPU.deltaTokenBack * turns(GPU.deltaHeadsBack)),
   };
 }
 
@@ -198,13 +228,18 @@ function attentionTime(
  */
 function elementwiseBytes(
   { spec, computeDtype }: PlanRequest,
+  block: BlockLayer,
   ffn: number,
 ): { readonly forward: number; readonly backward: number } {
   const { hidden, heads, kvHeads, headDim } = spec.shape;
   const float = dtypeBytes(computeDtype);
+  const plain = block.attention.kind === "softmax" && !block.attention.gated;
+  // Convolutions, gates, latent vectors' norms and heads put together read and write about what they work on twice.
+  const { inputs, output, arranged, expanded } = attentionSizes(spec, block, float);
+  const own = plain ? 0 : 2 * (inputs + output + arranged + expanded);
   return {
-    forward: float * (8 * hidden + 2 * (heads + kvHeads) * headDim + 3 * ffn),
-    backward: float * (12 * hidden + 6 * ffn),
+    forward: float * (8 * hidden + 2 * (heads + kvHeads) * headDim + 3 * ffn + own),
+    backward: float * (12 * hidden + 6 * ffn + 2 * own),
   };
 }
 

@@ -1,4 +1,5 @@
 import { tokenRank } from "../../models/experts.ts";
+import type { BlockLayer, ModelShape } from "../../models/spec.ts";
 import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 
@@ -13,6 +14,30 @@ export interface LayerWork {
   readonly expansion: number;
 }
 
+interface PassWork {
+  readonly forward: number;
+  readonly backward: number;
+}
+
+/**
+ * A token's FLOP beside its products with weights, in rows of so many tokens. Softmax: the causal half of two products a head and key, two and a
+ * half times that back. A gated delta net does not see the row's length: a token reads and changes each value head's state in three products of
+ * its size; back, the states are made again twice (two products each), and seven products make gradients.
+ */
+export function attentionWork(shape: ModelShape, block: BlockLayer, rowTokens: number): PassWork {
+  const { attention } = block;
+  if (attention.kind === "delta") {
+    const { keyHeads, valueHeads, keyDim, valueDim, taps } = attention;
+    const state = 2 * valueHeads * keyDim * valueDim;
+    const conv = 2 * taps * (2 * keyHeads * keyDim + valueHeads * valueDim);
+    return { forward: 3 * state + conv, backward: 11 * state + 3 * conv };
+  }
+  const seen = Math.min(rowTokens, block.slidingWindow ?? Number.POSITIVE_INFINITY);
+  const widths = shape.headDim + (attention.kind === "latent" ? attention.value : shape.headDim);
+  const forward = shape.heads * widths * seen;
+  return { forward, backward: 2.5 * forward };
+}
+
 /**
  * Products only, 2 FLOP a weight a token a pass. With a frozen base a block is one pass forward, one back (the input's
  * gradient), and most of one forward more under checkpointing; the head is two passes over the label tokens, the embedding and the norm
@@ -21,7 +46,7 @@ export interface LayerWork {
  */
 export function layerWork(request: PlanRequest): LayerWork[] {
   const { spec, work, lora } = request;
-  const { heads, headDim, hidden, vocab } = spec.shape;
+  const { hidden, vocab } = spec.shape;
   const lowest = lowestTrainable(lora);
   const pairs = pairsByLayer(lora, spec.layers.length);
   return spec.layers.map((layer, index): LayerWork => {
@@ -36,10 +61,9 @@ export function layerWork(request: PlanRequest): LayerWork[] {
       const weights = products(layer.linears) + products(router) + chosen * products(expert);
       const isDown = ({ role }: { readonly role: string }) => role === "down";
       const last = products(layer.linears.filter(isDown)) + chosen * products(expert.filter(isDown));
-      const seen = Math.min(work.rowTokens, layer.slidingWindow ?? Number.POSITIVE_INFINITY);
-      const attention = 2 * heads * headDim * seen;
-      const forward = (weights + attention + adapters) * work.meanTokens;
-      const backward = learns ? (weights + 2.5 * attention + 2 * adapters) * work.meanTokens : 0;
+      const attention = attentionWork(spec.shape, layer, work.rowTokens);
+      const forward = (weights + attention.forward + adapters) * work.meanTokens;
+      const backward = learns ? (weights + attention.backward + 2 * adapters) * work.meanTokens : 0;
       return { forward, backward, recompute: learns ? forward - last * work.meanTokens : 0, expansion: 0 };
     }
     if (layer.kind === "head") {

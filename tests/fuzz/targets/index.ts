@@ -4,6 +4,7 @@ import { checkpoint } from "./checkpoint.ts";
 import { DATASETS } from "./datasets.ts";
 import { MODEL_FILES } from "./model-files.ts";
 import { PEERS } from "./peers.ts";
+import { rankRequests } from "./rank-requests.ts";
 import { TOKENIZERS } from "./tokenizers.ts";
 import { yaml } from "./yaml.ts";
 
@@ -15,4 +16,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   chatTemplate,
   yaml,
   ...PEERS,
+  rankRequests,
 ];

@@ -3,10 +3,10 @@ import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 import { elementCount } from "../../../src/common/dtype.ts";
 import { PipeloraError } from "../../../src/common/errors.ts";
+import { blockVectors } from "../../../src/models/block-vectors.ts";
 import { FAMILIES } from "../../../src/models/families/index.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
-import { blockNorms } from "../../../src/models/norms.ts";
 import { makePlan } from "../../../src/plan/index.ts";
 import { everyLinear, gpus, request } from "../plan/models.ts";
 import { fixture } from "../shared-data.ts";
@@ -35,7 +35,7 @@ describe("published checkpoints", () => {
           const weight = own.find((tensor) => tensor.name === `${linear}.weight`)!;
           assert.deepEqual(weight.shape, [out, input]);
         }
-        for (const norm of blockNorms(spec, layer)) assert.ok(listed.has(norm.name), norm.name);
+        for (const vector of blockVectors(spec, layer)) assert.ok(listed.has(vector.name), vector.name);
       }
       const plan = makePlan(request(spec, gpus(8), { lora: everyLinear(spec, 8, 0) }));
       const segments = plan.devices.flatMap((device) => device.segments);
@@ -46,7 +46,10 @@ describe("published checkpoints", () => {
   test("there is a row of every family, but for those of which no count is at hand", () => {
     const rows = new Set(published.map(({ config }) => config["model_type"]));
     const missing = Object.keys(FAMILIES).filter((family) => !rows.has(family));
-    assert.deepEqual(missing.sort(), ["cohere2", "gemma3", "hunyuan_v1_dense", "ministral3", "mistral3", "qwen"]);
+    assert.deepEqual(missing.sort(), [
+      ...["cohere2", "deepseek_v2", "deepseek_v3", "gemma3", "hunyuan_v1_dense", "ministral3", "mistral3", "qwen"],
+      ...["qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"],
+    ]);
   });
 });
 

@@ -1,13 +1,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PipeloraError } from "../../../src/common/errors.ts";
+import { modelSpecFromConfig } from "../../../src/models/index.ts";
 import { assertComputable } from "../../../src/plan/index.ts";
 import { cpus, gpus, model } from "./models.ts";
 
 function refused(headDim: number, devices: Parameters<typeof assertComputable>[1]): PipeloraError | null {
-  const { shape } = model("qwen3-0.6b");
+  const { shape, layers } = model("qwen3-0.6b");
   try {
-    assertComputable({ ...shape, headDim }, devices);
+    assertComputable({ shape: { ...shape, headDim }, layers }, devices);
     return null;
   } catch (error) {
     assert.ok(error instanceof PipeloraError && error.code === "PL_MODEL_UNSUPPORTED");
@@ -23,4 +24,22 @@ test("a head_dim that the engine does not compute is refused with what it is, wh
   assert.match(onGpu.hint ?? "", /--workers N/);
   assert.match(refused(1026, cpus(1))!.message, /CPU workers.*at most 1024.*1026/);
   assert.ok(refused(300, [...cpus(1), ...gpus(1)]) !== null);
+});
+
+test("heads of a gated delta net that are too wide for a GPU are refused by their key, on CPU workers they are not", () => {
+  const spec = (key: string, width: number) =>
+    modelSpecFromConfig({
+      ...{ model_type: "qwen3_5_text", hidden_size: 64, intermediate_size: 128, num_hidden_layers: 5 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, vocab_size: 100, [key]: width },
+    });
+  for (const key of ["linear_key_head_dim", "linear_value_head_dim"]) {
+    for (const width of [1, 12, 127, 128]) assertComputable(spec(key, width), gpus(1));
+    for (const width of [129, 256]) {
+      assertComputable(spec(key, width), cpus(1));
+      assert.throws(
+        () => assertComputable(spec(key, width), [...cpus(1), ...gpus(1)]),
+        (error) => error instanceof PipeloraError && error.message.includes(`${key} is ${width}`),
+      );
+    }
+  }
 });

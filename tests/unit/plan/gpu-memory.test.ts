@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { BlockLayer } from "../../../src/models/spec.ts";
 import { type Holding, makePlan, type PlanRequest } from "../../../src/plan/index.ts";
-import { blockProducts } from "../../../src/plan/memory/gpu-products.ts";
+import { attentionSizes } from "../../../src/plan/memory/attention-sizes.ts";
+import { allProducts, blockProducts } from "../../../src/plan/memory/gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "../../../src/plan/memory/gpu-weights.ts";
 import { gpuBlockWork } from "../../../src/plan/memory/gpu-work.ts";
 import { cpus, everyLinear, GIB, gpus, model, PLAIN, request, WORK } from "./models.ts";
@@ -24,9 +25,9 @@ test("a weight that waits to be multiplied has room for LoRA: rows and lines of 
   // Four shapes, a place each: 0.385 GiB, once a device.
   const all = [qkv, o, gateUp, down, qkv];
   assert.equal(expansionBytes(all, NF4, "bfloat16"), 413_204_480);
-  assert.equal(expansionBytes(Object.values(products(PLAIN)), PLAIN, "bfloat16"), 0);
+  assert.equal(expansionBytes(allProducts(products(PLAIN)), PLAIN, "bfloat16"), 0);
   // Held in 16 bits and multiplied in 32, weights take turns as well.
-  assert.equal(expansionBytes(Object.values(products(PLAIN)), PLAIN, "float32"), 2 * 413_204_480);
+  assert.equal(expansionBytes(allProducts(products(PLAIN)), PLAIN, "float32"), 2 * 413_204_480);
 });
 
 test("weights are held in pieces of these sizes", () => {
@@ -67,7 +68,7 @@ test("in e4m3 a weight lies there both ways, with a scale a row and a column", (
 test("a block's work is SwiGLU's output in 16 bits, and the integer sums of gate and up in 8", () => {
   const tokens = 3072;
   const work = (holding: Holding, eightBit: boolean) =>
-    gpuBlockWork(qwen.shape, block, products(holding), eightBit, 2, tokens);
+    gpuBlockWork(qwen.shape, attentionSizes(qwen, block, 2), products(holding), eightBit, 2, tokens);
   // q, k, v; attention and its tail; the residual; gate and up; log-sum-exp.
   assert.equal(work(NF4, false).kept, (24576 + 8192 + 128 + 8192 + 44032 + 128) * tokens);
   // Without dropout LoRA joins down's gradient, which is widened to 4160 columns.

@@ -34,7 +34,21 @@ test("what the coordinator packs, a rank unpacks, with the parts that it was sen
   const bounds = unpackMicroBatches({ ...bytes, tokens: EMPTY, targets: EMPTY, weights: EMPTY }, PASS);
   assert.deepEqual([bounds[1]!.tokens, bounds[1]!.targets, bounds[1]!.weights], [null, null, null]);
   assert.deepEqual(
-    unpackMicroBatches({ ...bytes, batchRows: EMPTY, rowTokens: EMPTY, rowIds: EMPTY, tokens: EMPTY }, PASS),
+    unpackMicroBatches(
+      { batchRows: EMPTY, rowTokens: EMPTY, rowIds: EMPTY, tokens: EMPTY, targets: EMPTY, weights: EMPTY },
+      PASS,
+    ),
     [],
   );
+  const refused: [string, object][] = [
+    ["a row too many", { batchRows: bytesOf(Int32Array.of(2, 2)) }],
+    ["rows that take memory for themselves", { batchRows: bytesOf(Int32Array.of(0x7fffffff)) }],
+    ["rows below none", { batchRows: bytesOf(Int32Array.of(4, -1)) }],
+    ["a token too few", { tokens: bytes.tokens.subarray(4) }],
+    ["targets of other rows", { targets: EMPTY, weights: bytes.weights.subarray(4) }],
+  ];
+  for (const [what, change] of refused) {
+    const error = { code: "PL_PROTOCOL_MISMATCH" };
+    assert.throws(() => unpackMicroBatches({ ...bytes, ...change }, PASS), error, what);
+  }
 });

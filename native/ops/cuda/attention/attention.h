@@ -40,6 +40,12 @@ std::size_t decode_room(const AttentionForward& call);
 /// `room`: scratch of decode_room() bytes or more, from a multiple of 16 on.
 void attention_decode(const AttentionForward& call, const Tensor& room, cudaStream_t stream);
 
+// latent_heads.cu
+void latent_heads_forward(const LatentHeads& call, cudaStream_t stream);
+void latent_heads_backward(const LatentHeadsBackward& call, cudaStream_t stream);
+/// Heads of `from_dim` columns as heads of `to_dim`: cut off, or zeros behind.
+void head_widths(const Tensor& from, std::int64_t from_dim, const Tensor& to, std::int64_t to_dim, cudaStream_t stream);
+
 /// Whether every head's row can be read 16 bytes at a time.
 bool aligned(const AttentionForward& call);
 bool aligned(const AttentionBackward& call);

@@ -46,6 +46,10 @@ void centred_norm_backward(const RmsNormBackward& call, cudaStream_t stream);
 void norm_rope_forward(const QkRope& call, cudaStream_t stream);
 void norm_rope_backward(const QkRopeBackward& call, cudaStream_t stream);
 
+// head_gate.cu
+void head_gate_forward(const HeadGate& call, cudaStream_t stream);
+void head_gate_backward(const HeadGateBackward& call, cudaStream_t stream);
+
 // head/cross_entropy.cu
 void cross_entropy(const CrossEntropy& call, const GpuKind& gpu, cudaStream_t stream);
 

@@ -1,0 +1,95 @@
+import { z } from "zod";
+import { latentParts } from "../attention-parts.ts";
+import { nullish, parseConfig, width } from "../config.ts";
+import { decoderSpec } from "../decoder.ts";
+import type { FamilyExperts } from "../decoder-experts.ts";
+import { latentScoreFactor, ropeFromConfig } from "../rope.ts";
+import { PLAIN_SCALE } from "../rules.ts";
+import type { ModelSpec } from "../spec.ts";
+import { deepseekExperts, MOE_KEYS, moeConfig } from "./moe-config.ts";
+
+const config = moeConfig.extend({
+  q_lora_rank: nullish(width),
+  kv_lora_rank: nullish(width),
+  qk_nope_head_dim: nullish(width),
+  qk_rope_head_dim: nullish(width),
+  v_head_dim: nullish(width),
+  rope_interleave: nullish(z.boolean()),
+  num_nextn_predict_layers: nullish(z.number().int().nonnegative().max(64)),
+  topk_method: nullish(z.enum(["greedy", "group_limited_greedy", "noaux_tc"])),
+});
+type Config = z.infer<typeof config>;
+
+/** What a configuration class takes where config.json leaves a key out. */
+interface Defaults {
+  readonly family: string;
+  readonly prefix: string;
+  readonly maxPositions: number;
+  readonly firstDense: number;
+  readonly experts: (config: Config) => (block: number) => FamilyExperts | null;
+}
+
+/** DeepSeek-V2 (defaults of transformers' DeepseekV2Config). */
+export function deepseekV2Spec(given: unknown, generation: unknown): ModelSpec {
+  const own = { family: "deepseek_v2", prefix: "DeepseekV2", maxPositions: 2048, firstDense: 0, experts: expertsOfV2 };
+  return deepseekSpec(given, generation, own);
+}
+
+/** DeepSeek-V3 (defaults of transformers' DeepseekV3Config). */
+export function deepseekV3Spec(given: unknown, generation: unknown): ModelSpec {
+  const own = { family: "deepseek_v3", prefix: "DeepseekV3", maxPositions: 4096, firstDense: 3, experts: expertsOfV3 };
+  return deepseekSpec(given, generation, own);
+}
+
+const expertsOfV2 = (parsed: Config) =>
+  deepseekExperts(parsed, "v2", {
+    ...{ count: 64, chosen: 6, ffn: 1407, shared: 2, dense: 0, factor: 1, normalise: false },
+  });
+
+const expertsOfV3 = (parsed: Config) =>
+  deepseekExperts({ ...parsed, n_group: parsed.n_group ?? 8, topk_group: parsed.topk_group ?? 4 }, "v3", {
+    ...{ count: 256, chosen: 8, ffn: 2048, shared: 1, dense: 3, factor: 2.5, normalise: true },
+  });
+
+/** Multi-head latent attention in every block; blocks from first_k_dense_replace on have experts. */
+function deepseekSpec(given: unknown, generation: unknown, defaults: Defaults): ModelSpec {
+  const parsed = parseConfig(config, given);
+  const dense = parsed.first_k_dense_replace ?? defaults.firstDense;
+  const mixture = dense < parsed.num_hidden_layers ? defaults.experts(parsed) : () => null;
+  // Blocks behind the last one predict further tokens.
+  const extra = Array.from(
+    { length: parsed.num_nextn_predict_layers ?? 1 },
+    (_, block) => `model.layers.${parsed.num_hidden_layers + block}.`,
+  );
+  const sizes = {
+    heads: parsed.num_attention_heads,
+    qRank: parsed.q_lora_rank === undefined ? 1536 : parsed.q_lora_rank,
+    kvRank: parsed.kv_lora_rank ?? 512,
+    plain: parsed.qk_nope_head_dim ?? 128,
+    turning: parsed.qk_rope_head_dim ?? 64,
+    value: parsed.v_head_dim ?? 128,
+    bias: parsed.attention_bias ?? false,
+  };
+  const headDim = sizes.plain + sizes.turning;
+  const maxPositions = parsed.max_position_embeddings ?? defaults.maxPositions;
+  const mlpBias = parsed.mlp_bias ?? false;
+  return decoderSpec(parsed, generation, {
+    family: defaults.family,
+    prefix: defaults.prefix,
+    bias: { gateUp: mlpBias, down: mlpBias },
+    headDim,
+    kvHeads: sizes.heads,
+    eps: parsed.rms_norm_eps ?? 1e-6,
+    maxPositions,
+    tied: parsed.tie_word_embeddings ?? false,
+    rotary: [ropeFromConfig(given, { headDim: sizes.turning, base: 10000, maxPositions })],
+    attention: (_, place) => latentParts(place, sizes),
+    rules: {
+      rotaryInterleaved: parsed.rope_interleave ?? true,
+      scale: { ...PLAIN_SCALE, scores: headDim ** -0.5 * latentScoreFactor(given) },
+    },
+    experts: mixture,
+    skipped: extra,
+    reads: [...MOE_KEYS, "kv_lora_rank"],
+  });
+}

@@ -1,0 +1,108 @@
+import type { BlockLayer, DeltaNet, ModelSpec } from "../../models/spec.ts";
+
+/**
+ * What a block's attention keeps and works on (native/model/mixer_*.cpp), in columns a token of the compute dtype unless it says otherwise.
+ */
+export interface AttentionSizes {
+  /** Of the inputs' product, and of the output projection's input: kept for the way back. */
+  readonly inputs: number;
+  readonly output: number;
+  /** What latent vectors expand to: kept too. */
+  readonly expanded: number;
+  /** Rows of log-sum-exp: floats a token, kept too. */
+  readonly sums: number;
+  /** At work beside what is kept: forward, and back beside the gradient of `output`. */
+  readonly forward: number;
+  readonly backward: number;
+  /** Floats a token that a CPU's way back adds the queries' gradient in, where products are in 16 bits. */
+  readonly queries: number;
+  /** Bytes a token that only a GPU works on, beside the above: forward, and back (native/ops/cuda/cuda_ops_mixers.cpp). */
+  readonly gpu: { readonly forward: number; readonly backward: number };
+  /** Of a product that is arranged anew: its second copy. */
+  readonly arranged: number;
+  /** What a cache holds: of a token, and floats of a sequence. */
+  readonly cached: number;
+  readonly state: number;
+}
+
+const NOTHING = { forward: 0, backward: 0 } as const;
+const FLOAT32 = 4;
+/** Tokens of a chunk, whose first state is kept on the way back (native/ops/cuda/delta/delta.h: kDeltaChunk). */
+const DELTA_CHUNK = 32;
+
+/**
+ * Queries and keys of length 1 with their lengths, beta and the decay; back also what the rule changed, states before chunks,
+ * and gradients of q and k for each value head. All float32.
+ */
+function deltaOnGpu({ keyHeads, valueHeads, keyDim, valueDim }: DeltaNet): { forward: number; backward: number } {
+  const padded = [32, 64].find((columns) => keyDim <= columns) ?? 128;
+  const inputs = 2 * keyHeads * (padded + 1) + 2 * valueHeads;
+  const states = (valueHeads * keyDim * valueDim) / DELTA_CHUNK;
+  return {
+    forward: FLOAT32 * inputs,
+    backward: FLOAT32 * (inputs + valueHeads * valueDim + states + 2 * valueHeads * keyDim),
+  };
+}
+
+/** Heads of two widths: the narrower ones once more with zeros behind; of v and the output, and back of their gradients too. */
+function widenedOnGpu(
+  heads: number,
+  width: number,
+  value: number,
+  float: number,
+): { forward: number; backward: number } {
+  if (width === value) return NOTHING;
+  const wide = float * heads * Math.max(width, value);
+  return { forward: 2 * wide, backward: 4 * wide };
+}
+
+export function attentionSizes(
+  { shape, rules }: ModelSpec,
+  { attention, qNorm, linears }: BlockLayer,
+  float: number,
+): AttentionSizes {
+  const { heads, kvHeads, headDim } = shape;
+  switch (attention.kind) {
+    case "softmax": {
+      const [q, kv] = [heads * headDim, kvHeads * headDim];
+      const turned = qNorm === null ? 0 : q + kv;
+      const inputs = q + 2 * kv + (attention.gated ? q : 0);
+      return {
+        ...{ inputs, output: q, expanded: 0, sums: heads, queries: q },
+        forward: Math.max(turned, attention.gated ? q : 0),
+        backward: inputs + turned,
+        gpu: NOTHING,
+        arranged: rules.qkvByKvHead || attention.gated ? inputs : 0,
+        ...{ cached: 2 * kv, state: 0 },
+      };
+    }
+    case "delta": {
+      const { keyHeads, valueHeads, keyDim, valueDim, taps } = attention;
+      const values = valueHeads * valueDim;
+      const mixed = 2 * keyHeads * keyDim + values;
+      const inputs = mixed + values + 2 * valueHeads;
+      const fused = linears.some(({ role }) => role === "delta_qkvz");
+      return {
+        ...{ inputs, output: values, expanded: 0, sums: 0, queries: 0 },
+        ...{ forward: mixed, backward: inputs + 2 * mixed, arranged: fused ? inputs : 0 },
+        gpu: deltaOnGpu(attention),
+        ...{ cached: 0, state: (taps - 1) * mixed + valueHeads * keyDim * valueDim },
+      };
+    }
+    case "latent": {
+      const { qRank, kvRank, plain, turning, value } = attention;
+      const q = heads * (plain + turning);
+      const kv = heads * (plain + value);
+      const rows = 2 * q + heads * value;
+      const inputs = (qRank ?? q) + kvRank + turning;
+      return {
+        ...{ inputs, output: heads * value, sums: heads, queries: q, arranged: 0 },
+        expanded: kv + (qRank === null ? 0 : q),
+        forward: Math.max(rows, (qRank ?? 0) + kvRank),
+        backward: inputs + kv + (qRank === null ? 0 : q) + rows + (rows - q),
+        gpu: widenedOnGpu(heads, plain + turning, value, float),
+        ...{ cached: q + heads * value, state: 0 },
+      };
+    }
+  }
+}
