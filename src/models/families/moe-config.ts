@@ -55,7 +55,7 @@ export function sparseBlocks(config: MoeConfig): (block: number) => boolean {
 }
 
 /** Groups of at least `least` experts, of which the best are chosen from; null: one group. */
-export function expertGroups(
+function expertGroups(
   config: MoeConfig,
   count: number,
   least: number,
