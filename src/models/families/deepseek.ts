@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { latentParts } from "../attention-parts.ts";
-import { nullish, parseConfig, width } from "../config.ts";
+import { nullish, parseConfig, unsupported, width } from "../config.ts";
 import { decoderSpec } from "../decoder.ts";
 import { latentScoreFactor, ropeFromConfig } from "../rope.ts";
 import { PLAIN_SCALE } from "../rules.ts";
