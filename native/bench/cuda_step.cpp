@@ -273,7 +273,7 @@ void decode(std::size_t arena_bytes, Subject subject, std::int64_t sequences, bo
   constexpr std::int64_t kFirst = 8, kTimed = 100;
   const auto vocab = static_cast<std::int32_t>(model.arch.vocab);
   for (const std::int32_t context : {64, 4096}) {
-    KvCache cache(*model.ops, model.arch, sequences, context + kFirst + kTimed, 1, model.segment->block_count());
+    KvCache cache(*model.ops, sequences, context + kFirst + kTimed, 1, model.segment->cache_shapes());
     std::vector<std::int32_t> tokens, cu{0};
     for (std::int64_t s = 0; s < sequences; ++s) {
       for (std::int32_t i = 0; i < context; ++i) tokens.push_back((i * 37 + static_cast<std::int32_t>(s) + 1) % vocab);
