@@ -55,11 +55,7 @@ export function sparseBlocks(config: MoeConfig): (block: number) => boolean {
 }
 
 /** Groups of at least `least` experts, of which the best are chosen from; null: one group. */
-function expertGroups(
-  config: MoeConfig,
-  count: number,
-  least: number,
-): { count: number; chosen: number } | null {
+function expertGroups(config: MoeConfig, count: number, least: number): { count: number; chosen: number } | null {
   const groups = config.n_group ?? 1;
   const chosen = config.topk_group ?? groups;
   if (count % groups !== 0) contradiction(`n_group ${groups} does not divide the ${count} experts`);
