@@ -109,10 +109,11 @@ test("a tied model whose file has the head alone trains to the same bits, and me
 });
 
 test("the trained adapter continues a prompt greedily as transformers does, over several workers", async (t) => {
-  for (const name of RUNS) {
+  for (const [index, name] of RUNS.entries()) {
     const golden = goldenRun(name);
     const prompt = golden.greedy.prompt;
-    for (const workers of ["1", "3"]) {
+    // Which families there are counts here; that a placement changes no bit is held above.
+    for (const workers of index < 3 ? ["1", "3"] : ["2"]) {
       const result = await coordinator([
         ...["generate", "--model", join(golden.folder, "model"), "--adapter", join(golden.folder, "adapter_final")],
         ...[
