@@ -128,10 +128,8 @@ void prepare(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const P
     batch.q_scale = arena.tensor("queries' factors", DType::f32, 1, s.tokens);
     ops.upload(batch.q_scale, factors.data());
   }
-  for (Indices* indices : {&s.cu_queries, &s.key_start, &s.key_length, &s.position, &s.row, &batch.rope_row}) {
-    if (ops.needs_device_indices()) indices->storage = arena.tensor("indices of a micro-batch", DType::i32, 1, indices->size());
-    ops.upload(*indices);
-  }
+  for (Indices* indices : {&s.cu_queries, &s.key_start, &s.key_length, &s.position, &s.row, &batch.rope_row, &batch.cache_row})
+    upload_indices(ops, *indices, [&](std::int64_t count) { return arena.tensor("indices of a micro-batch", DType::i32, 1, count); });
 }
 
 }  // namespace
@@ -179,7 +177,6 @@ std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rop
     if (cached[i] == 0) own[i] = own_rotary(arch, added, false);
   }
   prepare(ops, arena, rope, arch, {cu_seqlens, cached, own}, *batch);
-  ops.upload(batch->cache_row);
   return batch;
 }
 

@@ -57,9 +57,7 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
   saved->unit = largest > 0 ? static_cast<double>(largest) : 1.0;
   std::vector<float> relative(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) relative[i] = static_cast<float>(static_cast<double>(weights[i]) / saved->unit);
-  if (ops_.needs_device_indices() && labels > 0)
-    saved->label_rows.storage = arena_.tensor("rows with a label", DType::i32, 1, labels);
-  ops_.upload(saved->label_rows);
+  upload_indices(ops_, saved->label_rows, [&](std::int64_t count) { return arena_.tensor("rows with a label", DType::i32, 1, count); });
 
   std::vector<LoraView> views = group_->views();
   if (keep) {
@@ -93,10 +91,8 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     gather_keys(batch.sequences, rows, static_cast<std::size_t>(first), static_cast<std::size_t>(n), keys);
     Indices picked;
     picked.host.assign(rows.begin() + first, rows.begin() + first + n);
-    for (Indices* indices : {&picked, &keys.position, &keys.row}) {
-      if (ops_.needs_device_indices()) indices->storage = arena_.workspace("indices of label rows", DType::i32, 1, n);
-      ops_.upload(*indices);
-    }
+    for (Indices* indices : {&picked, &keys.position, &keys.row})
+      upload_indices(ops_, *indices, [&](std::int64_t count) { return arena_.workspace("indices of label rows", DType::i32, 1, count); });
     Buffer x = arena_.workspace("hidden states with a label", dtype, n, d);
     ops_.gather_rows(hidden, picked, x);
     Buffer inner, inner_grad;
@@ -153,8 +149,7 @@ Buffer Head::last_logits(const Batch& batch, const Tensor& hidden) {
   const std::int64_t count = batch.sequences.count();
   Indices last;
   for (std::int64_t s = 0; s < count; ++s) last.host.push_back(batch.sequences.cu_queries.host[static_cast<std::size_t>(s) + 1] - 1);
-  if (ops_.needs_device_indices()) last.storage = arena_.workspace("rows of last tokens", DType::i32, 1, count);
-  ops_.upload(last);
+  upload_indices(ops_, last, [&](std::int64_t rows) { return arena_.workspace("rows of last tokens", DType::i32, 1, rows); });
   Buffer x = arena_.workspace("hidden states of last tokens", ops_.compute_dtype(), count, arch_.hidden);
   ops_.gather_rows(hidden, last, x);
   Buffer inner;

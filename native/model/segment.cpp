@@ -190,8 +190,7 @@ Buffer Segment::embed(const Layer& layer, const std::vector<std::int32_t>& token
       throw Error(kTensorMismatch, "tokens: id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(arch_.vocab));
   Indices ids;
   ids.host = tokens;
-  if (ops_.needs_device_indices()) ids.storage = arena_.workspace("token ids", DType::i32, 1, expected);
-  ops_.upload(ids);
+  upload_indices(ops_, ids, [&](std::int64_t count) { return arena_.workspace("token ids", DType::i32, 1, count); });
   Buffer x = arena_.tensor("the embedded tokens", ops_.compute_dtype(), expected, arch_.hidden);
   ops_.gather_rows(layer.weight, ids, x);
   if (arch_.embedding_scale != 1) ops_.add(Tensor(), x, arch_.embedding_scale, x);

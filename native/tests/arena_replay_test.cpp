@@ -110,3 +110,24 @@ TEST_CASE("an arena a little larger than its peak has no holes that a step falls
             CHECK_NOTHROW(replay(c, static_cast<std::size_t>(static_cast<double>(peak) * kHoles)));
           }
 }
+
+TEST_CASE("a pass with a cache gives every index its room on the device, prompt and next tokens") {
+  const Arch model = qwen7b().arch;
+  const SegmentSpec spec = segment_of({.blocks = 2});
+  PaperOps ops;
+  const std::size_t bytes = std::size_t{1} << 36;
+  const PaperMemory memory(bytes);
+  Arena arena(memory.data(), bytes);
+  ops.use_arena(arena);
+  RopeTables rope(ops, model);
+  Segment segment(ops, arena, rope, model, spec);
+  load_all(segment, spec, model);
+  KvCache cache(ops, 2, 16, 1, segment.cache_shapes());
+  CHECK_NOTHROW(segment.infer(cache, 0, 0, {0, 3, 8}, std::vector<std::int32_t>(8, 1), Buffer()));
+  CHECK_NOTHROW(segment.infer(cache, 0, 0, {0, 1, 2}, {1, 1}, Buffer()));
+  const std::vector<std::int32_t> cu{0, 1, 2}, cached{4, 6};
+  std::vector<RowRotary> own(2);
+  const auto batch = make_cached_batch(ops, arena, rope, model, cu, cached, 16, own);
+  CHECK(batch->cache_row.host == std::vector<std::int32_t>{4, 22});
+  CHECK(batch->cache_row.device.cols == 2);
+}

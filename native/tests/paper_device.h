@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "pipelora/arena_offload.h"
+#include "pipelora/error.h"
 #include "pipelora/segment.h"
 
 namespace testing {
@@ -54,7 +55,9 @@ class PaperOps final : public Ops {
   void upload(const Tensor&, const void*) override {}
   void download(const Tensor& from, void* host) override { std::memset(host, 0, from.bytes()); }
   void upload(Indices& indices) override {
-    if (indices.storage) indices.device = indices.storage;
+    // As a GPU has it: kernels read what was uploaded.
+    if (indices.size() > 0 && !indices.storage) throw Error(kEngineFailed, "indices without room on the device");
+    indices.device = indices.storage;
   }
   bool needs_device_indices() const override { return true; }
   void load(const HostTensor&, const Tensor&) override {}

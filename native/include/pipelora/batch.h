@@ -48,6 +48,13 @@ struct Batch {
   const DropoutKey* dropout() const { return training ? &key : nullptr; }
 };
 
+/// Uploads indices, to what `room(count)` gives on a device that needs them there.
+template <class Room>
+void upload_indices(Ops& ops, Indices& indices, Room&& room) {
+  if (ops.needs_device_indices() && indices.size() > 0) indices.storage = room(indices.size());
+  ops.upload(indices);
+}
+
 /// Rows that stand for themselves (no cache). Checks cu_seqlens and row_ids: PL_TENSOR_MISMATCH.
 std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const MicroBatch& micro);
 /// New tokens behind `cached` ones in a cache with `capacity` rows a sequence; `own` is set where cached is 0 and used elsewhere.

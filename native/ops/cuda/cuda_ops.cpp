@@ -71,6 +71,7 @@ void CudaOps::upload(Indices& indices) {
     indices.device = Tensor();
     return;
   }
+  if (!indices.storage) throw Error(kEngineFailed, "indices without room on the device: a kernel would take every row for itself");
   indices.device = indices.storage.tensor();
   upload(indices.device, indices.host.data());
 }
