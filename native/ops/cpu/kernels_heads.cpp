@@ -6,16 +6,6 @@ namespace pipelora::PIPELORA_ISA {
 
 namespace {
 
-template <class T>
-float inverse_rms(const T* x, std::int64_t n, float eps) {
-  vf squares = splat(0);
-  for_lanes(0, n, [&](std::int64_t c, int count) {
-    const vf v = load_some(x + c, count);
-    squares += v * v;
-  });
-  return 1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + eps);
-}
-
 /// body(row, first column) of every head.
 template <class Body>
 void for_heads(const Tensor& x, std::int64_t head_dim, Body&& body) {

@@ -171,4 +171,15 @@ inline T* row(const Tensor& t, std::int64_t r) {
   return static_cast<T*>(t.data) + r * t.stride;
 }
 
+/// 1 / sqrt(mean(x²) + eps)
+template <class T>
+inline float inverse_rms(const T* x, std::int64_t n, float eps) {
+  vf squares = splat(0);
+  for_lanes(0, n, [&](std::int64_t c, int count) {
+    const vf v = load_some(x + c, count);
+    squares += v * v;
+  });
+  return 1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + eps);
+}
+
 }  // namespace pipelora::PIPELORA_ISA
