@@ -8,6 +8,7 @@ import { writeCheckpoint } from "../../src/formats/checkpoint-writer.ts";
 import { openSafetensors, readFloat32, readTensor } from "../../src/formats/safetensors.ts";
 import { readModelSpec } from "../../src/models/index.ts";
 import { readJson, temporaryFolder } from "../support/cli.ts";
+import { FAMILY_RUNS } from "../support/golden.ts";
 import { lastLogits, meanLossBatch, wholeModel } from "../support/one-engine.ts";
 import { fixture, shared } from "../unit/shared-data.ts";
 
@@ -27,20 +28,7 @@ const NF4 = { method: "4bit", dtype: "float32", quantType: "nf4", doubleQuant: t
 for (const { name, hold, loss: closeLoss, rest } of [
   { name: "qwen1", hold: null, loss: 1e-5, rest: 1e-4 },
   { name: "qwen2-gqa-tied", hold: null, loss: 1e-5, rest: 1e-4 },
-  ...[
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "glm4",
-    "granite",
-    "qwen3-moe-attention",
-    "qwen3-moe-experts",
-    "gpt-oss",
-    "label-smoothing",
-    "qwen3-5",
-    "qwen3-next",
-    "deepseek-v2-lite",
-  ].map((name) => ({ name, hold: null, loss: 1e-5, rest: 1e-4 })),
+  ...[...FAMILY_RUNS, "label-smoothing"].map((name) => ({ name, hold: null, loss: 1e-5, rest: 1e-4 })),
   { name: "qwen1-nf4", hold: NF4, loss: 1e-4, rest: 1e-3 },
 ]) {
   test(`${name}: first loss, logits and every gradient of the first batch`, async () => {
@@ -108,19 +96,7 @@ test("the text model of a checkpoint with a vision tower: the same logits, the t
 });
 
 test("keys and values in a cache give what whole sequences give, bit for bit or nearly", async () => {
-  for (const name of [
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "glm4",
-    "granite",
-    "qwen3-moe-attention",
-    "qwen3-moe-experts",
-    "gpt-oss",
-    "qwen3-5",
-    "qwen3-next",
-    "deepseek-v2-lite",
-  ]) {
+  for (const name of FAMILY_RUNS) {
     const engine = await wholeModel(join(fixture(`goldens/${name}`), "model"), null);
     const ids = Array.from({ length: 23 }, (_, i) => (i * 37 + 11) % 160);
     const cache = await engine.createCache(1, ids.length);

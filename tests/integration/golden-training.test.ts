@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { openCheckpoint } from "../../src/formats/checkpoint.ts";
 import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
-import { adapterDistance, goldenFlags, goldenRun, relative } from "../support/golden.ts";
+import { adapterDistance, FAMILY_RUNS, goldenFlags, goldenRun, relative } from "../support/golden.ts";
 
 const RUNS = [
   "qwen1",
@@ -13,17 +13,7 @@ const RUNS = [
   "head-dim-96",
   "label-smoothing",
   "rank-16-and-64",
-  "gemma2",
-  "gemma3",
-  "phi3",
-  "glm4",
-  "granite",
-  "qwen3-moe-attention",
-  "qwen3-moe-experts",
-  "gpt-oss",
-  "qwen3-5",
-  "qwen3-next",
-  "deepseek-v2-lite",
+  ...FAMILY_RUNS,
 ];
 
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));

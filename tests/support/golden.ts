@@ -15,6 +15,21 @@ export interface GoldenRun {
   readonly totalFlos: number;
 }
 
+/** Runs of the families that general parts describe. */
+export const FAMILY_RUNS = [
+  "gemma2",
+  "gemma3",
+  "phi3",
+  "glm4",
+  "granite",
+  "qwen3-moe-attention",
+  "qwen3-moe-experts",
+  "gpt-oss",
+  "qwen3-5",
+  "qwen3-next",
+  "deepseek-v2-lite",
+] as const;
+
 export function goldenRun(name: string): GoldenRun {
   const folder = join(PACKAGE_ROOT, "tests", "fixtures", "goldens", name);
   const expected = readJson<{
