@@ -440,13 +440,21 @@ AdamSettings to_adam(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the optimizer step");
   AdamSettings step;
   step.step = to_int(from.Get("step"), "step");
-  step.learning_rate = to_number(from.Get("learningRate"), "learningRate");
   step.grad_scale = to_number(from.Get("gradScale"), "gradScale");
   step.beta1 = to_number(from.Get("beta1"), "beta1");
   step.beta2 = to_number(from.Get("beta2"), "beta2");
   step.epsilon = to_number(from.Get("epsilon"), "epsilon");
-  step.weight_decay = to_number(from.Get("weightDecay"), "weightDecay");
   return step;
+}
+
+std::vector<MatrixRate> to_rates(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the optimizer step");
+  const auto read = [&](const char* key) { return to_values<double>(from.Get(key), napi_float64_array, "a Float64Array", key); };
+  const std::vector<double> rates = read("learningRates"), decays = read("weightDecays");
+  if (rates.size() != decays.size()) mismatch("as many weightDecays as learningRates", "the optimizer step", value);
+  std::vector<MatrixRate> all;
+  for (std::size_t i = 0; i < rates.size(); ++i) all.push_back({rates[i], decays[i]});
+  return all;
 }
 
 Sampling to_sampling(const Napi::Value& value) {
@@ -459,19 +467,12 @@ Sampling to_sampling(const Napi::Value& value) {
   return call;
 }
 
-LoraMatrix to_matrix(const Napi::Value& value) {
-  const std::string name = to_text(value, "matrix");
-  if (name == "A") return LoraMatrix::a;
-  if (name == "B") return LoraMatrix::b;
-  mismatch("A or B", "matrix", value);
-}
-
-LoraPart to_part(const Napi::Value& value) {
+MatrixPart to_part(const Napi::Value& value) {
   const std::string name = to_text(value, "part");
-  if (name == "weight") return LoraPart::weight;
-  if (name == "grad") return LoraPart::grad;
-  if (name == "exp_avg") return LoraPart::exp_avg;
-  if (name == "exp_avg_sq") return LoraPart::exp_avg_sq;
+  if (name == "weight") return MatrixPart::weight;
+  if (name == "grad") return MatrixPart::grad;
+  if (name == "exp_avg") return MatrixPart::exp_avg;
+  if (name == "exp_avg_sq") return MatrixPart::exp_avg_sq;
   mismatch("weight, grad, exp_avg or exp_avg_sq", "part", value);
 }
 

@@ -75,8 +75,8 @@ Napi::Function EngineObject::define(Napi::Env env) {
   return DefineClass(env, "Engine",
                      {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::load_weight>("loadWeight"),
                       InstanceMethod<&E::load_packed>("loadPacked"),
-                      InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_lora>("setLora"),
-                      InstanceMethod<&E::get_lora>("getLora"), InstanceMethod<&E::lora_names>("loraNames"),
+                      InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_matrix>("setMatrix"),
+                      InstanceMethod<&E::get_matrix>("getMatrix"), InstanceMethod<&E::matrix_names>("matrixNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
                       InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::grad_squares>("gradSquares"),
                       InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
@@ -166,8 +166,8 @@ Napi::Value EngineObject::missing_weights(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value EngineObject::lora_names(const Napi::CallbackInfo& info) {
-  return queue(info.Env(), [](Engine& engine) { return engine.lora_names(); }, to_text_array);
+Napi::Value EngineObject::matrix_names(const Napi::CallbackInfo& info) {
+  return queue(info.Env(), [](Engine& engine) { return engine.matrix_names(); }, to_text_array);
 }
 
 Napi::Value EngineObject::load_weight(const Napi::CallbackInfo& info) {
@@ -185,23 +185,19 @@ Napi::Value EngineObject::load_packed(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value EngineObject::set_lora(const Napi::CallbackInfo& info) {
+Napi::Value EngineObject::set_matrix(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2]),
-                                   values = to_float32s(info[3], "values")](Engine& engine) {
-      engine.set_lora(name, matrix, part, values.data(), values.size());
+    return queue_void(info.Env(), [name = to_text(info[0], "name"), part = to_part(info[1]), values = to_float32s(info[2], "values")](Engine& engine) {
+      engine.set_matrix(name, part, values.data(), values.size());
     });
   });
 }
 
-Napi::Value EngineObject::get_lora(const Napi::CallbackInfo& info) {
+Napi::Value EngineObject::get_matrix(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue(
         info.Env(),
-        [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2])](Engine& engine) {
-          return engine.get_lora(name, matrix, part);
-        },
-        to_float_array);
+        [name = to_text(info[0], "name"), part = to_part(info[1])](Engine& engine) { return engine.get_matrix(name, part); }, to_float_array);
   });
 }
 
@@ -271,7 +267,7 @@ Napi::Value EngineObject::grad_squares(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::optimizer_step(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [settings = to_adam(info[0])](Engine& engine) { engine.optimizer_step(settings); });
+    return queue_void(info.Env(), [settings = to_adam(info[0]), rates = to_rates(info[0])](Engine& engine) { engine.optimizer_step(settings, rates); });
   });
 }
 

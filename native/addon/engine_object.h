@@ -44,9 +44,9 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value load_weight(const Napi::CallbackInfo& info);
   Napi::Value load_packed(const Napi::CallbackInfo& info);
   Napi::Value missing_weights(const Napi::CallbackInfo& info);
-  Napi::Value set_lora(const Napi::CallbackInfo& info);
-  Napi::Value get_lora(const Napi::CallbackInfo& info);
-  Napi::Value lora_names(const Napi::CallbackInfo& info);
+  Napi::Value set_matrix(const Napi::CallbackInfo& info);
+  Napi::Value get_matrix(const Napi::CallbackInfo& info);
+  Napi::Value matrix_names(const Napi::CallbackInfo& info);
   Napi::Value forward(const Napi::CallbackInfo& info);
   Napi::Value backward(const Napi::CallbackInfo& info);
   Napi::Value discard(const Napi::CallbackInfo& info);

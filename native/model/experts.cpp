@@ -75,10 +75,10 @@ Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const st
   return product;
 }
 
-std::vector<LoraPair*> Experts::pairs() const {
-  std::vector<LoraPair*> found;
+std::vector<Learner*> Experts::learners() const {
+  std::vector<Learner*> found;
   for (const Product* product : {&gate_up_, &down_})
-    if (product->pair) found.push_back(product->pair.get());
+    if (product->pair) found.push_back(&product->pair->learner());
   return found;
 }
 

@@ -52,7 +52,7 @@ struct Segment::Layer {
   bool offloaded = false;  // its activations wait on the host
 
   bool trainable() const {
-    return (block && block->trainable()) || (head && head->pair() != nullptr);
+    return (block && block->trainable()) || (head && head->trainable());
   }
 };
 
@@ -157,17 +157,19 @@ std::size_t Segment::host_bytes() const {
   return memory != nullptr && memory->on_host() ? memory->bytes() : 0;
 }
 
-std::vector<LoraPair*> Segment::lora_pairs() {
-  std::vector<LoraPair*> pairs;
+std::vector<NamedMatrix*> Segment::matrices() {
+  std::vector<NamedMatrix*> found;
+  const auto add = [&](const std::vector<Learner*>& own) {
+    for (Learner* learner : own)
+      for (NamedMatrix& matrix : learner->matrices()) found.push_back(&matrix);
+  };
   for (const auto& layer : layers_) {
-    if (layer->head && layer->head->pair() != nullptr) pairs.push_back(layer->head->pair());
+    if (layer->head) add(layer->head->learners());
     if (!layer->block) continue;
-    for (const LinearGroup* group : layer->block->groups())
-      for (const auto& pair : group->pairs()) pairs.push_back(pair.get());
-    if (const Experts* experts = layer->block->experts())
-      for (LoraPair* pair : experts->pairs()) pairs.push_back(pair);
+    for (const LinearGroup* group : layer->block->groups()) add(group->learners());
+    if (const Experts* experts = layer->block->experts()) add(experts->learners());
   }
-  return pairs;
+  return found;
 }
 
 void Segment::check_input(const Buffer& input, std::int64_t tokens) const {

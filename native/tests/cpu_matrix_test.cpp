@@ -113,7 +113,7 @@ void check_case(unsigned i) {
   for (auto& [name, pair] : model.lora)
     for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
       CAPTURE(name);
-      const std::vector<float> got = engine->get_lora(name, matrix, LoraPart::grad);
+      const std::vector<float> got = engine->get_matrix(matrix_name(name, matrix), MatrixPart::grad);
       for (const float value : got) REQUIRE(std::isfinite(value));
       Values& values = pair.matrix(matrix);
       const auto at = reference::spread(values.size(), 3);

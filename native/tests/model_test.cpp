@@ -142,7 +142,7 @@ TEST_CASE("loss and LoRA gradients of whole models equal float64 finite differen
     for (auto& [lora_name, pair] : model.lora)
       for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
         CAPTURE(lora_name);
-        const std::vector<float> got = engine->get_lora(lora_name, matrix, LoraPart::grad);
+        const std::vector<float> got = engine->get_matrix(matrix_name(lora_name, matrix), MatrixPart::grad);
         Values& values = pair.matrix(matrix);
         const auto at = reference::spread(values.size(), 4);
         const Values expected = reference::derivatives(values, at, [&] { return 2.0 * model.loss(batch); }, 1e-5);
@@ -344,7 +344,7 @@ TEST_CASE("what backward cannot reach keeps nothing, and what it needs is freed"
   const std::size_t block_bytes = tokens * 4 * static_cast<std::size_t>(2 * TestModel::kHidden + TestModel::kHidden + 2 * 16 + TestModel::kHidden + 2 * TestModel::kFfn);
   CHECK(kept < 2 * block_bytes);
   Values& b = model.lora.at("block2.down").b;
-  const std::vector<float> got = engine->get_lora("block2.down", LoraMatrix::b, LoraPart::grad);
+  const std::vector<float> got = engine->get_matrix(matrix_name("block2.down", LoraMatrix::b), MatrixPart::grad);
   const auto at = reference::spread(b.size(), 20);
   CHECK(distance(pick(Values(got.begin(), got.end()), at), reference::derivatives(b, at, [&] { return model.loss(batch); }, 1e-4)) < 1e-4);
 }

@@ -134,6 +134,12 @@ function checkTraining(
       expect(!given.has(key), `--${key.replaceAll("_", "-")} contradicts --adapter, whose own LoRA settings hold`);
     }
   }
+  for (const key of ["loraplus_lr_embedding", "loraplus_weight_decay"]) {
+    expect(
+      !given.has(key) || config.loraplus_lr_ratio !== null,
+      `--${key.replaceAll("_", "-")} acts only with --loraplus-lr-ratio`,
+    );
+  }
   expect(
     config.layers_pattern === null || config.layers_to_transform !== null,
     "--layers-pattern needs --layers-to-transform",

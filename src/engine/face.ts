@@ -409,17 +409,18 @@ export interface ForwardResult {
 export interface OptimizerStep {
   /** 1 for the first update. */
   readonly step: number;
-  readonly learningRate: number;
+  /** Of each matrix, in matrixNames() order. */
+  readonly learningRates: Float64Array;
+  /** Decoupled; of each matrix. */
+  readonly weightDecays: Float64Array;
   /** Factor on every gradient before the update (clipping, loss scale, replicas). */
   readonly gradScale: number;
   readonly beta1: number;
   readonly beta2: number;
   readonly epsilon: number;
-  /** Decoupled, applied to every LoRA matrix. */
-  readonly weightDecay: number;
 }
 
-export type LoraPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
+export type MatrixPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
 
 export interface Engine {
   /** Adds a segment and returns its number (0, 1, …). All segments are added before weights are loaded. */
@@ -435,11 +436,11 @@ export interface Engine {
   /** Names of tensors that the segment still lacks. */
   missingWeights(segment: number): Promise<string[]>;
 
-  /** LoRA matrices, all float32: A [R, in], B [out, R], by module name. */
-  setLora(name: string, matrix: "A" | "B", part: LoraPart, values: Float32Array): Promise<void>;
-  getLora(name: string, matrix: "A" | "B", part: LoraPart): Promise<Float32Array>;
-  /** The pairs held, in the order of gradSquares: A then B of each module, segments in order. */
-  loraNames(): Promise<string[]>;
+  /** Matrices that learn, all float32, row by row: a pair's A [R, in], B [out, R]. Names are a module's and a kind's: "… .lora_A.weight". */
+  setMatrix(name: string, part: MatrixPart, values: Float32Array): Promise<void>;
+  getMatrix(name: string, part: MatrixPart): Promise<Float32Array>;
+  /** Those held, segment by segment: the order of gradSquares and of an optimizer step's rates. */
+  matrixNames(): Promise<string[]>;
 
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
@@ -458,14 +459,14 @@ export interface Engine {
   discard(): Promise<void>;
 
   /**
-   * LoRA gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
+   * Gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
    * setGradients takes as many values; error: PL_TENSOR_MISMATCH for another count.
    */
   gradients(): Promise<Float32Array>;
   setGradients(values: Float32Array): Promise<void>;
-  /** Sum of squares of each LoRA gradient, float64, two entries (A, B) a module in loraNames() order. */
+  /** Sum of squares of each gradient, float64, in matrixNames() order. */
   gradSquares(): Promise<Float64Array>;
-  /** AdamW over every LoRA matrix; then gradients are zero. */
+  /** AdamW over every matrix that learns; then gradients are zero. */
   optimizerStep(step: OptimizerStep): Promise<void>;
   zeroGrad(): Promise<void>;
 

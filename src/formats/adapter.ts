@@ -5,7 +5,6 @@ import { isFile, readJsonFile } from "../common/files.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { adapterConfigText, type ParsedAdapterConfig, parseAdapterConfig } from "./adapter-config.ts";
 import { writeTextAtomically } from "./atomic-file.ts";
-import type { PairShape, PairValues } from "./lora-init.ts";
 import {
   float32Bytes,
   openSafetensors,
@@ -44,26 +43,29 @@ export async function openAdapter(dir: string): Promise<Adapter> {
   }
 }
 
-const keyOf = (name: string, matrix: "A" | "B") => `base_model.model.${name}.lora_${matrix}.weight`;
+/** What a file calls a matrix. */
+export const adapterKey = (name: string) => `base_model.model.${name}`;
+
+/** A matrix of the file, by its name without "base_model.model.". */
+interface Shaped {
+  readonly name: string;
+  readonly shape: readonly number[];
+}
 
 /**
- * Checks that the adapter holds exactly the pairs of `targets`, in their shapes, and returns a reader of one pair (float32).
+ * Checks that the adapter holds exactly these matrices, in their shapes, and returns a reader of one of them by name (float32).
  * Error: PL_ADAPTER_INVALID.
  */
-export function adapterPairs(
+export function adapterMatrices(
   adapter: Adapter,
-  targets: readonly PairShape[],
-): (target: PairShape) => Promise<PairValues> {
+  matrices: readonly Shaped[],
+): (name: string) => Promise<Float32Array> {
   const { tensors, path } = adapter.weights;
-  const expected = new Map<string, readonly number[]>();
-  for (const { name, r, in: input, out } of targets) {
-    expected.set(keyOf(name, "A"), [r, input]);
-    expected.set(keyOf(name, "B"), [out, r]);
-  }
+  const expected = new Map(matrices.map(({ name, shape }) => [adapterKey(name), shape]));
   for (const [key, shape] of expected) {
     const found = tensors.get(key);
     if (found === undefined) throw invalid(`${path} lacks ${key}, which its configuration and this model call for`);
-    if (found.shape.length !== 2 || found.shape[0] !== shape[0] || found.shape[1] !== shape[1]) {
+    if (found.shape.length !== shape.length || shape.some((extent, axis) => found.shape[axis] !== extent)) {
       throw invalid(
         `${path}: ${key} has shape [${found.shape.join(", ")}], expected [${shape.join(", ")}] for this model`,
       );
@@ -73,11 +75,8 @@ export function adapterPairs(
     }
   }
   const foreign = [...tensors.keys()].find((key) => !expected.has(key));
-  if (foreign !== undefined) throw invalid(`${path} holds ${foreign}, which belongs to no LoRA pair of this model`);
-  return async ({ name }) => ({
-    a: await readFloat32(tensors.get(keyOf(name, "A"))!),
-    b: await readFloat32(tensors.get(keyOf(name, "B"))!),
-  });
+  if (foreign !== undefined) throw invalid(`${path} holds ${foreign}, which this adapter of this model does not train`);
+  return (name) => readFloat32(tensors.get(adapterKey(name))!);
 }
 
 export interface AdapterToWrite {
@@ -85,22 +84,20 @@ export interface AdapterToWrite {
   /** As resolveLoraTargets returns it: "all-linear" spelt out. */
   readonly targetModules: string | readonly string[];
   readonly baseModel: string | null;
-  readonly targets: readonly PairShape[];
+  readonly matrices: readonly Shaped[];
   /** Called once for each matrix, in the file's order, so that not all need be in memory. */
-  readonly matrix: (target: PairShape, which: "A" | "B") => Float32Array | Promise<Float32Array>;
+  readonly values: (name: string) => Float32Array | Promise<Float32Array>;
 }
 
 /** Writes a folder that peft loads: weights, configuration, a model card; each file whole or not at all. */
 export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promise<string[]> {
-  const tensors = adapter.targets.flatMap((target) =>
-    (["A", "B"] as const).map(
-      (which): TensorToWrite => ({
-        name: keyOf(target.name, which),
-        dtype: "float32",
-        shape: which === "A" ? [target.r, target.in] : [target.out, target.r],
-        data: async () => float32Bytes(await adapter.matrix(target, which)),
-      }),
-    ),
+  const tensors = adapter.matrices.map(
+    ({ name, shape }): TensorToWrite => ({
+      name: adapterKey(name),
+      dtype: "float32",
+      shape,
+      data: async () => float32Bytes(await adapter.values(name)),
+    }),
   );
   await writeSafetensors(join(dir, ADAPTER_WEIGHTS_FILE), tensors);
   await writeTextAtomically(

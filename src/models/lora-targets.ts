@@ -2,6 +2,8 @@ import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { nearest } from "../common/nearest.ts";
 import { type ExpertStack, expertStacks } from "./experts.ts";
+import { pairMatrices } from "./kinds/lora.ts";
+import { matrixElements, type NamedMatrix } from "./kinds/named-matrix.ts";
 import { matchNames } from "./python-regex.ts";
 import type { LinearRole, ModelSpec } from "./spec.ts";
 
@@ -29,11 +31,13 @@ export interface LoraTarget {
 export interface ResolvedLora {
   readonly settings: LoraSettings;
   readonly targets: readonly LoraTarget[];
+  /** Everything that is trained. */
+  readonly matrices: readonly NamedMatrix[];
   /** target_modules as an adapter's configuration stores it: names or suffixes that select exactly these targets, or the pattern. */
   readonly targetModules: string | readonly string[];
   /** target_parameters as given; null: none. */
   readonly targetParameters: readonly string[] | null;
-  /** Σ r · (in + out) */
+  /** Elements of all matrices. */
   readonly trainable: number;
 }
 
@@ -84,12 +88,14 @@ export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): Res
       const all = r * (linear.stack?.experts ?? 1);
       return { ...linear, r: all, alpha, scale, dropout: settings.dropout, moduleId };
     });
+  const matrices = targets.flatMap(pairMatrices);
   return {
     settings,
     targets,
+    matrices,
     targetModules: everyLinear ? minimalSuffixes(matched, names) : settings.targetModules,
     targetParameters: settings.targetParameters,
-    trainable: targets.reduce((sum, target) => sum + target.r * (target.in + target.out), 0),
+    trainable: matrixElements(matrices),
   };
 }
 

@@ -1,5 +1,6 @@
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
 import { activeParameters, tokenRank } from "./experts.ts";
+import { pairMatrices } from "./kinds/lora.ts";
 import type { LoraTarget } from "./lora-targets.ts";
 import type { ModelSpec, TensorSpec } from "./spec.ts";
 
@@ -54,9 +55,9 @@ export function listParameters(
       parameters.push({ name: prefix + name, ...hold(tensor), trainable: false });
     }
     const lora = { dtype: "float32", trainable: true } as const;
-    for (const { name, r, in: input, out } of wrappers) {
-      parameters.push({ name: `${prefix}${name}.lora_A.default.weight`, shape: [r, input], ...lora });
-      parameters.push({ name: `${prefix}${name}.lora_B.default.weight`, shape: [out, r], ...lora });
+    for (const target of wrappers) {
+      for (const { parameter, shape } of pairMatrices(target))
+        parameters.push({ name: prefix + parameter, shape, ...lora });
     }
   }
   const own = base.reduce((sum, tensor) => sum + elementCount(tensor.shape), 0);

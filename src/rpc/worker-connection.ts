@@ -187,7 +187,7 @@ export class WorkerConnection {
     }
     const pending = this.#pending.get(message.replyTo);
     if (pending === undefined) return;
-    if (message.body === "loraTensor" || message.body === "generatedToken") {
+    if (message.body === "matrixTensor" || message.body === "generatedToken") {
       pending.onPart?.(message);
       return;
     }

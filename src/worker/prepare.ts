@@ -6,6 +6,7 @@ import type { Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
 import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
+import { pairNames } from "../models/kinds/lora.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
@@ -22,8 +23,9 @@ export interface PreparedRank {
   readonly segments: readonly Segment__Output[];
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
-  /** Pair numbers in the order of the engine's gradSquares. */
-  readonly moduleIds: Int32Array;
+  /** Of each matrix that the engine holds, in its order: its position among all that are trained, and the optimizer's group of it. */
+  readonly matrixIds: Int32Array;
+  readonly groups: readonly number[];
   readonly seed: number;
   /** As every micro-batch is told. */
   readonly regularisation: Pick<MicroBatch, "labelSmoothing" | "noiseAlpha">;
@@ -85,7 +87,13 @@ export async function prepareRank(
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
     await loadWeights(engine, { checkpoint, spec, wanted }, request, signal);
-    const held = await engine.loraNames();
+    const held = await engine.matrixNames();
+    const known = new Map(request.matrices.map(({ name, group }, id) => [name, { id, group }]));
+    const places = held.map((name) => {
+      const found = known.get(name);
+      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names no matrix ${name}`);
+      return found;
+    });
     await initialiseLora(engine, held, pairs, request);
     signal.throwIfAborted();
     return {
@@ -93,7 +101,8 @@ export async function prepareRank(
       threads: request.threads,
       segments: request.segments,
       engineSegment,
-      moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),
+      matrixIds: Int32Array.from(places, ({ id }) => id),
+      groups: places.map(({ group }) => group),
       seed: request.seed,
       regularisation: {
         labelSmoothing: request.labelSmoothing,
@@ -125,16 +134,14 @@ async function initialiseLora(
   request: Prepare__Output,
 ): Promise<void> {
   const kind = request.loraInit?.kind ?? "none";
-  // "none": the values come with ImportLora.
+  // "none": the values come with ImportMatrices.
   if (kind === "none") return;
-  for (const module of held) {
-    const { a, b } = initLora(
-      { name: module, ...pairs.get(module)! },
-      { initLoraWeights: INITIALISATIONS[kind]! },
-      request.seed,
-    );
-    await engine.setLora(module, "A", "weight", a);
-    await engine.setLora(module, "B", "weight", b);
+  for (const [module, pair] of pairs) {
+    const names = pairNames(module);
+    if (!held.includes(names.a)) continue;
+    const { a, b } = initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind]! }, request.seed);
+    await engine.setMatrix(names.a, "weight", a);
+    await engine.setMatrix(names.b, "weight", b);
   }
 }
 

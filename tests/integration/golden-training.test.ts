@@ -12,6 +12,7 @@ const RUNS = [
   "qwen2-gqa-tied",
   "head-dim-96",
   "label-smoothing",
+  "lora-plus",
   "rank-16-and-64",
   ...FAMILY_RUNS,
 ];

@@ -1,7 +1,7 @@
 import { float32Of } from "../../src/common/bytes.ts";
 import type { QuantizedHold } from "../../src/common/quantization.ts";
 import { type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
-import { adapterPairs, openAdapter } from "../../src/formats/adapter.ts";
+import { adapterMatrices, openAdapter } from "../../src/formats/adapter.ts";
 import { openCheckpoint } from "../../src/formats/checkpoint.ts";
 import { packedExperts, withExperts } from "../../src/formats/stacked-experts.ts";
 import { modelStacks, storedAliases } from "../../src/models/experts.ts";
@@ -21,7 +21,8 @@ export async function wholeModel(
 ): Promise<Engine> {
   const spec = await readModelSpec(modelDir);
   const adapter = adapterDir === null ? null : await openAdapter(adapterDir);
-  const targets = adapter === null ? [] : resolveLoraTargets(spec, adapter.settings).targets;
+  const { targets, matrices } =
+    adapter === null ? { targets: [], matrices: [] } : resolveLoraTargets(spec, adapter.settings);
   const engine = await loadEngine().openEngine({
     device: "cpu",
     threads: 1,
@@ -64,12 +65,8 @@ export async function wholeModel(
     await engine.loadWeight(0, name, checkpoint.locate(name), quantized.has(name) ? hold! : "float32");
   }
   if (adapter !== null) {
-    const pair = adapterPairs(adapter, targets);
-    for (const target of targets) {
-      const { a, b } = await pair(target);
-      await engine.setLora(target.name, "A", "weight", a);
-      await engine.setLora(target.name, "B", "weight", b);
-    }
+    const read = adapterMatrices(adapter, matrices);
+    for (const { name } of matrices) await engine.setMatrix(name, "weight", await read(name));
   }
   return engine;
 }

@@ -25,9 +25,9 @@ class Experts {
  public:
   Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec);
 
-  bool trainable() const { return router_.trainable() || !pairs().empty(); }
+  bool trainable() const { return router_.trainable() || !learners().empty(); }
   /// Of all experts: gate and up, then down, where they have one.
-  std::vector<LoraPair*> pairs() const;
+  std::vector<Learner*> learners() const;
   LinearGroup& router() { return router_; }
   void add_slots(WeightSlots& slots, bool keep_expanded);
   std::size_t weight_bytes() const;

@@ -32,8 +32,8 @@ class Head {
   Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec);
 
   LinearWeight& weight() const { return group_->weight(); }
-  /// null without LoRA.
-  LoraPair* pair() const { return group_->trainable() ? group_->pairs().front().get() : nullptr; }
+  bool trainable() const { return group_->trainable(); }
+  std::vector<Learner*> learners() const { return group_->learners(); }
 
   /// hidden [T, D]. With `keep`, the gradient is made at once and kept, so that logits never return.
   HeadResult forward(const Batch& batch, const MicroBatch& micro, const Tensor& hidden, bool keep);

@@ -41,7 +41,8 @@ class Segment {
   /// On the device, and in the host's memory beside it (the embedding of a device that has its own).
   std::size_t weight_bytes() const;
   std::size_t host_bytes() const;
-  std::vector<LoraPair*> lora_pairs();
+  /// What its modules learn, layer by layer.
+  std::vector<NamedMatrix*> matrices();
 
   ForwardResult forward(const MicroBatch& micro, Buffer input);
   /// See face.ts. `dout` is empty for a segment that ends with the head.

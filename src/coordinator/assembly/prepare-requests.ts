@@ -32,8 +32,10 @@ export interface Assignment {
   readonly replicas: readonly (readonly number[])[];
   /** Whether ranks exchange anything: not while each only times its own pieces. */
   readonly linked: boolean;
-  /** Whether ranks draw first LoRA values; otherwise they come by ImportLora. */
+  /** Whether ranks draw first LoRA values; otherwise they come by ImportMatrices. */
   readonly initialise: boolean;
+  /** The optimizer's group of each trained matrix; absent: the first. */
+  readonly groups?: readonly number[];
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
@@ -45,7 +47,7 @@ export interface Assignment {
 export async function prepareRequests(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  { segments, replicas, linked, initialise, computeDtype, arenaBytes, hostBytes }: Assignment,
+  { segments, replicas, linked, initialise, groups = [], computeDtype, arenaBytes, hostBytes }: Assignment,
   settings: PrepareSettings,
 ): Promise<Prepare[]> {
   const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
@@ -60,6 +62,7 @@ export async function prepareRequests(
       const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1 };
       return { module: name, moduleId, r, scale, dropout, in: input, out, ...all };
     }),
+    matrices: (setup.lora?.matrices ?? []).map(({ name }, id) => ({ name, group: groups[id] ?? 0 })),
     quantization: quantizationMessage(setup),
     schedule: settings.schedule,
     seed: settings.seed,
@@ -109,7 +112,7 @@ function initialisation(settings: PrepareSettings): string {
   return settings.init_lora_weights ? "kaiming" : "random";
 }
 
-/** Which ranks hold the ends of the model and each LoRA pair, by replica. */
+/** Which ranks hold the ends of the model and each trained matrix, by replica. */
 export function pipelineRoles(
   setup: ModelSetup,
   { segments, replicas }: Pick<Assignment, "segments" | "replicas">,
@@ -120,6 +123,6 @@ export function pipelineRoles(
     ranks,
     first: ranks[segments[0]!.rank]!,
     last: ranks[segments.at(-1)!.rank]!,
-    owners: new Map((setup.lora?.targets ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
+    owners: new Map((setup.lora?.matrices ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
   }));
 }

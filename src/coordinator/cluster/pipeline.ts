@@ -3,7 +3,7 @@ import { PipeloraError } from "../../common/errors.ts";
 import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
 import type { Generate } from "../../rpc/generated/pipelora/v1/Generate.ts";
-import type { LoraTensor } from "../../rpc/generated/pipelora/v1/LoraTensor.ts";
+import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
 import type { MicroBatches } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.ts";
@@ -12,13 +12,12 @@ import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepRes
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 
-export type LoraPartName = "weight" | "exp_avg" | "exp_avg_sq";
+export type MatrixPartName = "weight" | "exp_avg" | "exp_avg_sq";
 
-/** A LoRA matrix or its optimizer state, by the module's path. */
-export interface LoraValues {
-  readonly module: string;
-  readonly matrix: "A" | "B";
-  readonly part: LoraPartName;
+/** A trained matrix or its optimizer state, by the matrix's name. */
+export interface MatrixValues {
+  readonly name: string;
+  readonly part: MatrixPartName;
   readonly values: Float32Array;
 }
 
@@ -30,7 +29,7 @@ export interface PipelineRoles {
   /** Ranks that hold the embedding and the head. */
   readonly first: number;
   readonly last: number;
-  /** Ranks by module path: who holds each LoRA pair. */
+  /** Ranks by name: who holds each trained matrix. */
   readonly owners: ReadonlyMap<string, number>;
 }
 
@@ -105,24 +104,26 @@ export class Pipeline {
   }
 
   /** From the first replica: all hold the same. */
-  async exportLora(parts: readonly LoraPartName[]): Promise<LoraValues[]> {
-    const values: LoraValues[] = [];
+  async exportMatrices(parts: readonly MatrixPartName[]): Promise<MatrixValues[]> {
+    const values: MatrixValues[] = [];
     await this.#allOf(this.#replicas[0]!.ranks, (member) =>
-      member.request({ exportLora: { parts: [...parts] } }, ({ loraTensor }) => {
-        const { module, matrix, part, values: bytes } = loraTensor!;
-        values.push({ module, matrix: matrix as "A" | "B", part: part as LoraPartName, values: float32Of(bytes) });
+      member.request({ exportMatrices: { parts: [...parts] } }, ({ matrixTensor }) => {
+        const { name, part, values: bytes } = matrixTensor!;
+        values.push({ name, part: part as MatrixPartName, values: float32Of(bytes) });
       }),
     );
     return values;
   }
 
-  async importLora(values: readonly LoraValues[]): Promise<void> {
+  async importMatrices(values: readonly MatrixValues[]): Promise<void> {
     await this.#all((member, rank) => {
       const owners = this.#replicaOf(rank)?.owners;
-      const own = values.filter(({ module }) => owners?.get(module) === rank);
+      const own = values.filter(({ name }) => owners?.get(name) === rank);
       return member.requestWithParts(
-        { importLora: { tensors: own.length } },
-        own.map((value): { loraTensor: LoraTensor } => ({ loraTensor: { ...value, values: bytesOf(value.values) } })),
+        { importMatrices: { tensors: own.length } },
+        own.map((value): { matrixTensor: MatrixTensor } => ({
+          matrixTensor: { ...value, values: bytesOf(value.values) },
+        })),
       );
     });
   }

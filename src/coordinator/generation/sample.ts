@@ -61,7 +61,7 @@ export async function withModel<T>(
     for (const warning of planned.plan.warnings) log.warn(warning);
     const how = { initialise: false, failure: cluster.failure };
     const { pipeline } = await loadShards(planned, setup, config, how);
-    if (values !== null) await pipeline.importLora(values);
+    if (values !== null) await pipeline.importMatrices(values);
     return await use({
       conversation: new Conversation(pipeline, config, { spec: setup.spec, tokenizer, template }),
       tokenizer,

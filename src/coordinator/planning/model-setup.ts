@@ -3,7 +3,7 @@ import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { LoraSettings } from "../../common/lora-settings.ts";
 import type { Config } from "../../config/options.ts";
-import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
+import { type Adapter, adapterMatrices, openAdapter } from "../../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint } from "../../formats/checkpoint.ts";
 import type { PackedWeights } from "../../formats/quantized-state.ts";
 import { assertTied } from "../../formats/tied-head.ts";
@@ -129,7 +129,7 @@ export async function setUpModel(
 function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
   try {
     const lora = resolveLoraTargets(spec, adapter.settings);
-    adapterPairs(adapter, lora.targets);
+    adapterMatrices(adapter, lora.matrices);
     return lora;
   } catch (error) {
     if (!(error instanceof PipeloraError) || error.code !== "PL_TARGET_MODULES_UNMATCHED") throw error;

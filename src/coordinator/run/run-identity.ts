@@ -36,6 +36,10 @@ const DECISIVE = [
   "warmup_steps",
   "warmup_ratio",
   "weight_decay",
+  "loraplus_lr_ratio",
+  "loraplus_lr_embedding",
+  "loraplus_weight_decay",
+  "lr_groups",
   "adam_beta1",
   "adam_beta2",
   "adam_epsilon",
@@ -49,7 +53,16 @@ const DECISIVE = [
 ] as const satisfies readonly (keyof Config)[];
 
 /** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
-const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "fp8"];
+const LATER: readonly string[] = [
+  "lr_scheduler_kwargs",
+  "label_smoothing_factor",
+  "neftune_noise_alpha",
+  "fp8",
+  "loraplus_lr_ratio",
+  "loraplus_lr_embedding",
+  "loraplus_weight_decay",
+  "lr_groups",
+];
 const idle = (value: unknown) =>
   value === 0 || value === false || value === null || (typeof value === "object" && Object.keys(value).length === 0);
 

@@ -37,8 +37,8 @@ async function gather(run: Run, previous: Cut | null): Promise<Planned> {
   return { name: "planned", planned };
 }
 
-async function load({ config, setup, cluster, log }: Run, { planned }: Planned): Promise<Prepared> {
-  const how = { initialise: setup.adapter === null, failure: cluster.failure };
+async function load({ config, setup, cluster, files, log }: Run, { planned }: Planned): Promise<Prepared> {
+  const how = { initialise: setup.adapter === null, groups: files.groups.of, failure: cluster.failure };
   const { pipeline, prepared } = await loadShards(planned, setup, config, how);
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
@@ -49,7 +49,7 @@ async function load({ config, setup, cluster, log }: Run, { planned }: Planned):
 /** Hands out the values and the state that the run goes on from. */
 async function begin({ files, reporter }: Run, { planned, pipeline }: Prepared): Promise<Stepping> {
   const { state: progress, values } = await files.start();
-  if (values !== null) await pipeline.importLora(values);
+  if (values !== null) await pipeline.importMatrices(values);
   if (planned.computeDtype === "float16") progress.lossScale ??= INITIAL_LOSS_SCALE;
   if (progress.globalStep > 0) reporter.note(`resumed after step ${progress.globalStep}`);
   return { name: "stepping", planned, pipeline, progress };
@@ -90,6 +90,7 @@ function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work
         ? null
         : evaluationOf(data.evaluation, config.per_device_eval_batch_size, work.tokens, replicas),
     rate: files.rate,
+    groups: files.groups.groups,
     flosPerToken: flosPerToken(setup),
     reporter,
     hooks: {

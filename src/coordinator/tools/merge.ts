@@ -7,9 +7,8 @@ import { ensureWritable } from "../../common/output-dir.ts";
 import { type PackedWeight, quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
-import { adapterPairs } from "../../formats/adapter.ts";
+import { adapterMatrices } from "../../formats/adapter.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
-import type { PairShape, PairValues } from "../../formats/lora-init.ts";
 import { loadPackedArrays, packedOf, tensorNames } from "../../formats/quantized-state.ts";
 import {
   convertedTensor,
@@ -18,6 +17,7 @@ import {
   type TensorLocation,
   type TensorToWrite,
 } from "../../formats/safetensors.ts";
+import { pairNames } from "../../models/kinds/lora.ts";
 import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
 import { type MergeTarget, mergeTargets } from "./merge-targets.ts";
@@ -70,15 +70,15 @@ class Merger {
   /** null: each tensor's own. */
   readonly #dtype: FloatDtype | null;
   readonly #targets: ReadonlyMap<string, MergeTarget>;
-  readonly #readPair: (target: PairShape) => Promise<PairValues>;
+  readonly #read: (name: string) => Promise<Float32Array>;
 
   constructor(addon: NativeAddon, setup: ModelSetup, dtype: FloatDtype | null) {
     this.#addon = addon;
     this.#setup = setup;
     this.#dtype = dtype;
-    const targets = setup.lora!.targets;
+    const { targets, matrices } = setup.lora!;
     this.#targets = mergeTargets(setup.spec, targets, (name) => setup.checkpoint!.names.includes(name));
-    this.#readPair = adapterPairs(setup.adapter!, targets);
+    this.#read = adapterMatrices(setup.adapter!, matrices);
   }
 
   items(): (TensorToWrite | TensorGroup)[] {
@@ -131,7 +131,8 @@ class Merger {
   }
 
   async #added(values: WeightValues, { target, parts }: MergeTarget): Promise<WeightValues> {
-    const all = await this.#readPair(target);
+    const names = pairNames(target.name);
+    const all = { a: await this.#read(names.a), b: await this.#read(names.b) };
     const width = dtypeBytes(values.dtype);
     for (const { first, out, in: input, pair } of parts) {
       const { a, b } = pair(all);

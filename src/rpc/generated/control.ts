@@ -11,7 +11,7 @@ import type { CoordinationClient as _pipelora_v1_CoordinationClient, Coordinatio
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from './pipelora/v1/Done.ts';
 import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from './pipelora/v1/Evaluate.ts';
 import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from './pipelora/v1/EvaluateResult.ts';
-import type { ExportLora as _pipelora_v1_ExportLora, ExportLora__Output as _pipelora_v1_ExportLora__Output } from './pipelora/v1/ExportLora.ts';
+import type { ExportMatrices as _pipelora_v1_ExportMatrices, ExportMatrices__Output as _pipelora_v1_ExportMatrices__Output } from './pipelora/v1/ExportMatrices.ts';
 import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_Failure__Output } from './pipelora/v1/Failure.ts';
 import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from './pipelora/v1/FileChunk.ts';
 import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v1_FileHash__Output } from './pipelora/v1/FileHash.ts';
@@ -21,17 +21,18 @@ import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Out
 import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from './pipelora/v1/Heartbeat.ts';
 import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
 import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v1_HubModel__Output } from './pipelora/v1/HubModel.ts';
-import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
+import type { ImportMatrices as _pipelora_v1_ImportMatrices, ImportMatrices__Output as _pipelora_v1_ImportMatrices__Output } from './pipelora/v1/ImportMatrices.ts';
 import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
 import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from './pipelora/v1/Leaving.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from './pipelora/v1/LinkProbed.ts';
 import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from './pipelora/v1/ListCheckpoints.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
-import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
 import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from './pipelora/v1/MakeNcclIds.ts';
+import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from './pipelora/v1/MatrixTensor.ts';
 import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
 import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from './pipelora/v1/MicroBatches.ts';
+import type { NamedMatrix as _pipelora_v1_NamedMatrix, NamedMatrix__Output as _pipelora_v1_NamedMatrix__Output } from './pipelora/v1/NamedMatrix.ts';
 import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from './pipelora/v1/NcclIds.ts';
 import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from './pipelora/v1/OutputFolder.ts';
 import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderState__Output as _pipelora_v1_OutputFolderState__Output } from './pipelora/v1/OutputFolderState.ts';
@@ -52,6 +53,7 @@ import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipe
 import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from './pipelora/v1/StepTimes.ts';
 import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
 import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from './pipelora/v1/Update.ts';
+import type { UpdateGroup as _pipelora_v1_UpdateGroup, UpdateGroup__Output as _pipelora_v1_UpdateGroup__Output } from './pipelora/v1/UpdateGroup.ts';
 import type { Welcome as _pipelora_v1_Welcome, Welcome__Output as _pipelora_v1_Welcome__Output } from './pipelora/v1/Welcome.ts';
 import type { WriteFile as _pipelora_v1_WriteFile, WriteFile__Output as _pipelora_v1_WriteFile__Output } from './pipelora/v1/WriteFile.ts';
 
@@ -72,7 +74,7 @@ export interface ProtoGrpcType {
       Done: MessageTypeDefinition<_pipelora_v1_Done, _pipelora_v1_Done__Output>
       Evaluate: MessageTypeDefinition<_pipelora_v1_Evaluate, _pipelora_v1_Evaluate__Output>
       EvaluateResult: MessageTypeDefinition<_pipelora_v1_EvaluateResult, _pipelora_v1_EvaluateResult__Output>
-      ExportLora: MessageTypeDefinition<_pipelora_v1_ExportLora, _pipelora_v1_ExportLora__Output>
+      ExportMatrices: MessageTypeDefinition<_pipelora_v1_ExportMatrices, _pipelora_v1_ExportMatrices__Output>
       Failure: MessageTypeDefinition<_pipelora_v1_Failure, _pipelora_v1_Failure__Output>
       FileChunk: MessageTypeDefinition<_pipelora_v1_FileChunk, _pipelora_v1_FileChunk__Output>
       FileHash: MessageTypeDefinition<_pipelora_v1_FileHash, _pipelora_v1_FileHash__Output>
@@ -82,17 +84,18 @@ export interface ProtoGrpcType {
       Heartbeat: MessageTypeDefinition<_pipelora_v1_Heartbeat, _pipelora_v1_Heartbeat__Output>
       Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
       HubModel: MessageTypeDefinition<_pipelora_v1_HubModel, _pipelora_v1_HubModel__Output>
-      ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
+      ImportMatrices: MessageTypeDefinition<_pipelora_v1_ImportMatrices, _pipelora_v1_ImportMatrices__Output>
       LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
       Leaving: MessageTypeDefinition<_pipelora_v1_Leaving, _pipelora_v1_Leaving__Output>
       LinkProbed: MessageTypeDefinition<_pipelora_v1_LinkProbed, _pipelora_v1_LinkProbed__Output>
       ListCheckpoints: MessageTypeDefinition<_pipelora_v1_ListCheckpoints, _pipelora_v1_ListCheckpoints__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
-      LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
       MakeNcclIds: MessageTypeDefinition<_pipelora_v1_MakeNcclIds, _pipelora_v1_MakeNcclIds__Output>
+      MatrixTensor: MessageTypeDefinition<_pipelora_v1_MatrixTensor, _pipelora_v1_MatrixTensor__Output>
       MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>
       MicroBatches: MessageTypeDefinition<_pipelora_v1_MicroBatches, _pipelora_v1_MicroBatches__Output>
+      NamedMatrix: MessageTypeDefinition<_pipelora_v1_NamedMatrix, _pipelora_v1_NamedMatrix__Output>
       NcclIds: MessageTypeDefinition<_pipelora_v1_NcclIds, _pipelora_v1_NcclIds__Output>
       OutputFolder: MessageTypeDefinition<_pipelora_v1_OutputFolder, _pipelora_v1_OutputFolder__Output>
       OutputFolderState: MessageTypeDefinition<_pipelora_v1_OutputFolderState, _pipelora_v1_OutputFolderState__Output>
@@ -113,6 +116,7 @@ export interface ProtoGrpcType {
       StepTimes: MessageTypeDefinition<_pipelora_v1_StepTimes, _pipelora_v1_StepTimes__Output>
       ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
       Update: MessageTypeDefinition<_pipelora_v1_Update, _pipelora_v1_Update__Output>
+      UpdateGroup: MessageTypeDefinition<_pipelora_v1_UpdateGroup, _pipelora_v1_UpdateGroup__Output>
       Welcome: MessageTypeDefinition<_pipelora_v1_Welcome, _pipelora_v1_Welcome__Output>
       WriteFile: MessageTypeDefinition<_pipelora_v1_WriteFile, _pipelora_v1_WriteFile__Output>
     }

@@ -1,10 +1,10 @@
 // Original file: proto/pipelora/v1/control.proto
 
 
-export interface ImportLora {
+export interface ImportMatrices {
   'tensors'?: (number);
 }
 
-export interface ImportLora__Output {
+export interface ImportMatrices__Output {
   'tensors': (number);
 }
