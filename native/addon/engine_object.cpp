@@ -78,7 +78,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_matrix>("setMatrix"),
                       InstanceMethod<&E::get_matrix>("getMatrix"), InstanceMethod<&E::matrix_names>("matrixNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
-                      InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::grad_squares>("gradSquares"),
+                      InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::first_values>("firstValues"), InstanceMethod<&E::grad_squares>("gradSquares"),
                       InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
@@ -227,17 +227,20 @@ Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
     const std::int64_t batch = to_int(info[1], "batchIndex");
-    const double scale = to_number(info[3], "lossScale");
     auto gradient = info[2].IsNull() || info[2].IsUndefined() ? nullptr : TensorObject::unwrap(info[2], *thread_, true);
     return queue(
         info.Env(),
-        [thread = thread_.get(), segment, batch, scale, gradient](Engine& engine) {
-          return thread->tensors().hold(engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer(), scale));
+        [thread = thread_.get(), segment, batch, gradient](Engine& engine) {
+          return thread->tensors().hold(engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer()));
         },
         [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
         });
   });
+}
+
+Napi::Value EngineObject::first_values(const Napi::CallbackInfo& info) {
+  return queue_void(info.Env(), [](Engine& engine) { engine.first_values(); });
 }
 
 Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {

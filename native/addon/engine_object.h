@@ -50,6 +50,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value forward(const Napi::CallbackInfo& info);
   Napi::Value backward(const Napi::CallbackInfo& info);
   Napi::Value discard(const Napi::CallbackInfo& info);
+  Napi::Value first_values(const Napi::CallbackInfo& info);
   Napi::Value gradients(const Napi::CallbackInfo& info);
   Napi::Value set_gradients(const Napi::CallbackInfo& info);
   Napi::Value grad_squares(const Napi::CallbackInfo& info);

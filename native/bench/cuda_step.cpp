@@ -219,7 +219,7 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
     const auto start = Clock::now();
     const ForwardResult result = model.segment->forward(micro, Buffer());
     const auto loss_known = Clock::now();
-    model.segment->backward(micro.index, Buffer(), 1.0);
+    model.segment->backward(micro.index, Buffer());
     const double issued = seconds_since(loss_known);
     double norm = 0;
     for (const double square : grad_squares(*model.ops, model.matrices)) norm += square;

@@ -164,7 +164,7 @@ int main(int argc, char** argv) {
     const double start = seconds();
     const double loss = engine.forward(0, batch, Buffer()).loss_sum;
     const double middle = seconds();
-    engine.backward(0, batch.index, Buffer(), 1.0);
+    engine.backward(0, batch.index, Buffer());
     const double end = seconds();
     engine.optimizer_step({step + 1, 1e-4, 1.0, 0.9, 0.999, 1e-8, 0.0});
     times.push_back(seconds() - start);

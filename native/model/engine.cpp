@@ -162,9 +162,13 @@ ForwardResult Engine::forward(std::size_t index, const MicroBatch& micro, Buffer
   const Stretch stretch(*ops_);
   return segment(index).forward(micro, std::move(input));
 }
-Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout, double loss_scale) {
+Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout) {
   const Stretch stretch(*ops_);
-  return segment(index).backward(batch_index, std::move(dout), loss_scale);
+  return segment(index).backward(batch_index, std::move(dout));
+}
+void Engine::first_values() {
+  for (const auto& held : segments_) held->first_values();
+  ops_->finish();
 }
 void Engine::discard() {
   for (const auto& held : segments_) held->discard();

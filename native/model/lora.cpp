@@ -13,7 +13,9 @@ std::vector<MatrixForm> forms(const std::string& module, std::int64_t in, std::i
   if (experts < 1 || spec.r % experts != 0)
     throw Error(kTensorMismatch, "LoRA of " + module + ": expected a rank that is a multiple of its " + std::to_string(experts) + " experts, got " +
                                      std::to_string(spec.r));
-  return {{module + ".lora_A.weight", spec.r, in}, {module + ".lora_B.weight", out, spec.r, true, experts}};
+  std::vector<MatrixForm> all{{module + ".lora_A.weight", spec.r, in}, {module + ".lora_B.weight", out, spec.r, true, experts}};
+  if (spec.dora) all.push_back({module + ".lora_magnitude_vector", 1, out});
+  return all;
 }
 
 }  // namespace
@@ -37,8 +39,9 @@ LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner, std
   return view;
 }
 
-LinearGroup::LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears) : linears_(linears) {
+LinearGroup::LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears) : ops_(ops), arena_(arena), linears_(linears) {
   std::vector<std::int64_t> rows;
+  std::vector<DoraPart> gains;
   bool bias = false;
   std::int64_t column = 0;
   for (const LinearSpec& linear : linears_) {
@@ -48,17 +51,52 @@ LinearGroup::LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears) : lin
       pairs_.push_back(std::make_unique<LoraPair>(ops, linear.name, linear.in, linear.out, *linear.lora));
       views_.push_back(pairs_.back()->view(column, inner_cols_));
       inner_cols_ += linear.lora->r;
+      if (linear.lora->dora) gains.push_back({&pairs_.back()->learner(), column, linear.out, linear.lora->r, linear.lora->scale});
+      if (linear.lora->dora && linear.lora->dropout > 0)
+        throw Error(kTensorMismatch, "LoRA of " + linear.name + ": DoRA takes no dropout");
+    }
+    if (!linear.trained_bias.empty()) {
+      if (!linear.bias) throw Error(kTensorMismatch, linear.name + " has no bias to train");
+      biases_.push_back({Learner(ops, "biases and their optimizer state", {{linear.trained_bias, 1, linear.out}}), column, linear.out});
     }
     column += linear.out;
   }
   weight_ = ops.create_linear(linears_.front().in, std::move(rows), bias);
   weight_->expect_lora(inner_cols_);
+  if (!gains.empty()) dora_ = std::make_unique<Dora>(ops, arena, *weight_, std::move(gains));
 }
 
-std::vector<Learner*> LinearGroup::learners() const {
+std::vector<Learner*> LinearGroup::learners() {
   std::vector<Learner*> found;
   for (const auto& pair : pairs_) found.push_back(&pair->learner());
+  for (Bias& bias : biases_) found.push_back(&bias.learner);
   return found;
+}
+
+void LinearGroup::follow() {
+  bool changed = false;
+  for (Bias& bias : biases_) {
+    NamedMatrix& matrix = bias.learner.matrices()[0];
+    if (!matrix.take_changed()) continue;
+    weight_->refresh_bias(bias.first, matrix.part(MatrixPart::weight));
+    changed = true;
+  }
+  if (dora_) dora_->follow(changed);
+}
+
+void LinearGroup::first_values() {
+  for (Bias& bias : biases_)
+    ops_.copy(weight_->bias_values().columns(bias.first, bias.count), bias.learner.matrices()[0].part(MatrixPart::weight));
+  if (dora_) dora_->first_values();
+}
+
+Buffer LinearGroup::product_grad(const Tensor& dy, const Tensor& before, float factor) const {
+  for (const Bias& bias : biases_)
+    ops_.column_sums(dy.columns(bias.first, bias.count), factor, bias.learner.matrices()[0].part(MatrixPart::grad));
+  if (!dora_) return Buffer();
+  Buffer dz = arena_.workspace("gradient of a product before its gains", dy.dtype, dy.rows, dy.cols);
+  dora_->backward(dy, before, factor, dz);
+  return dz;
 }
 
 }  // namespace pipelora

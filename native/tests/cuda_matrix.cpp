@@ -254,7 +254,7 @@ Outcome run(const Case& c, DType compute) {
     const MicroBatch micro = batch_of(c, step);
     outcome.losses.push_back(segment.forward(micro, Buffer()).loss_sum);
     if (step > 0) break;
-    segment.backward(micro.index, Buffer(), 1.0);
+    segment.backward(micro.index, Buffer());
     for (const NamedMatrix* matrix : matrices) {
       const std::vector<float> gradient = matrix->get(*ops, MatrixPart::grad);
       outcome.gradients[matrix->name()] = Values(gradient.begin(), gradient.end());

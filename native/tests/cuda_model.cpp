@@ -133,7 +133,7 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
       }
       const ForwardResult result = segment.forward(micro, Buffer());
       digest["loss"].push_back(result.loss_sum);
-      segment.backward(micro.index, Buffer(), 1.0);
+      segment.backward(micro.index, Buffer());
     }
     std::vector<double> squares = grad_squares(*ops, matrices);
     double total = 0;

@@ -24,7 +24,7 @@ TEST_CASE("an optimizer step moves LoRA as AdamW does, and training lowers the l
   const auto engine = model.engine(DType::f32, 1, {2}, 0);
   const MicroBatch batch = model.batch({9, 12});
   const double before = forward_all(*engine, 2, batch).loss_sum;
-  backward_all(*engine, 2, 0, 1.0);
+  backward_all(*engine, 2, 0);
   const std::vector<double> squares = engine->grad_squares();
   const std::vector<std::string> names = lora_modules(*engine);
   REQUIRE(squares.size() == 2 * names.size());
@@ -42,7 +42,7 @@ TEST_CASE("an optimizer step moves LoRA as AdamW does, and training lowers the l
   double after = 0;
   for (int step = 2; step < 8; ++step) {
     after = forward_all(*engine, 2, batch).loss_sum;
-    backward_all(*engine, 2, 0, 1.0);
+    backward_all(*engine, 2, 0);
     engine->optimizer_step({step, 1e-2, 1.0, 0.9, 0.999, 1e-8, 0.0});
   }
   CHECK(after < before);
@@ -57,7 +57,7 @@ TEST_CASE("gradients of two replicas, added outside, are those of one engine tha
     const auto replica = model.engine(DType::f32, 1, {}, 0);
     for (Engine* engine : {one.get(), replica.get()}) {
       forward_all(*engine, 1, *batch);
-      backward_all(*engine, 1, batch->index, 1.0);
+      backward_all(*engine, 1, batch->index);
     }
     halves.push_back(replica->gradients());
   }
@@ -80,11 +80,11 @@ TEST_CASE("gradients add up over micro-batches and are zero after zero_grad") {
   for (const MicroBatch* batch : {&a, &b}) {
     engine->zero_grad();
     forward_all(*engine, 1, *batch);
-    backward_all(*engine, 1, batch->index, 1.0);
+    backward_all(*engine, 1, batch->index);
     parts.push_back(gradients(*engine));
   }
   forward_all(*engine, 1, a);
-  backward_all(*engine, 1, a.index, 1.0);
+  backward_all(*engine, 1, a.index);
   for (const auto& [name, sum] : gradients(*engine))
     for (std::size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == doctest::Approx(parts[0].at(name)[i] + parts[1].at(name)[i]).epsilon(1e-4));
 }
@@ -111,7 +111,7 @@ TEST_CASE("an arena that is too small fails with its code and the engine goes on
   CHECK(engine->arena().used() > 0);
   engine->discard();
   CHECK(engine->arena().used() == 0);
-  CHECK(code_of([&] { backward_all(*engine, 1, 1, 1.0); }) == "PL_ENGINE_FAILED");
+  CHECK(code_of([&] { backward_all(*engine, 1, 1); }) == "PL_ENGINE_FAILED");
   CHECK(engine->memory().arena_peak_bytes <= 40000);
 }
 

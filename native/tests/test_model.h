@@ -491,9 +491,9 @@ inline ForwardResult forward_all(Engine& engine, std::size_t segments, const Mic
   for (std::size_t s = 0; s < segments; ++s) result = engine.forward(s, batch, std::move(result.output));
   return result;
 }
-inline Buffer backward_all(Engine& engine, std::size_t segments, std::int64_t index, double scale) {
+inline Buffer backward_all(Engine& engine, std::size_t segments, std::int64_t index) {
   Buffer gradient;
-  for (std::size_t s = segments; s-- > 0;) gradient = engine.backward(s, index, std::move(gradient), scale);
+  for (std::size_t s = segments; s-- > 0;) gradient = engine.backward(s, index, std::move(gradient));
   return gradient;
 }
 inline std::map<std::string, std::vector<float>> gradients(Engine& engine) {

@@ -16,6 +16,10 @@ export interface LoraSettings {
   readonly useRslora: boolean;
   readonly useDora: boolean;
   readonly modulesToSave: readonly string[] | null;
+  /** Which of the model's own biases are trained: none, all, or those of modules that get a pair. */
+  readonly bias: "none" | "all" | "lora_only";
+  /** Rows of the embedding that are trained: ids, or ids by the embedding's name; null: none. */
+  readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | null;
   /** true: kaiming-uniform A, zero B; false: both random; "gaussian". Others are named and refused. */
   readonly initLoraWeights: boolean | string;
 }
@@ -34,5 +38,7 @@ export const DEFAULT_LORA_SETTINGS: Omit<LoraSettings, "targetModules"> = {
   useRslora: false,
   useDora: false,
   modulesToSave: null,
+  bias: "none",
+  trainableTokenIndices: null,
   initLoraWeights: true,
 };

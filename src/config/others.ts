@@ -67,7 +67,7 @@ const DONE_ANYWAY: Readonly<Record<string, string>> = {
   overwrite_cache: "nothing is cached",
   eos_token: "the template's own end token is trained on",
 };
-const NOT_OFFERED = ["use_dora", "modules_to_save", "deepspeed", "fsdp", "hub_model_id", "push_to_hub"];
+const NOT_OFFERED = ["deepspeed", "fsdp", "hub_model_id", "push_to_hub"];
 
 const becomes = (settings: Readonly<Record<string, unknown>>, remark: string | null = null): Counterpart => ({
   settings,

@@ -128,6 +128,10 @@ function checkTraining(
     "lora_dropout",
     "use_rslora",
     "init_lora_weights",
+    "use_dora",
+    "modules_to_save",
+    "bias",
+    "trainable_token_indices",
   ];
   if (config.adapter !== null) {
     for (const key of lora) {

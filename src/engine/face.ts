@@ -201,7 +201,19 @@ export interface EngineRotary {
 }
 
 export type EngineLayer =
-  | { readonly kind: "embedding"; readonly weight: string }
+  | {
+      readonly kind: "embedding";
+      readonly weight: string;
+      /** The module's path. */
+      readonly name: string;
+      /** The matrix that the whole table is; null: it is frozen. */
+      readonly trained: string | null;
+      readonly lora: EngineLora | null;
+      /** Tokens whose rows are trained, each once; null: none. */
+      readonly tokenRows: Int32Array | null;
+      /** A token whose row of the table, or of A, is not trained (padding_idx); -1: none. */
+      readonly padding: number;
+    }
   | {
       readonly kind: "block";
       readonly index: number;
@@ -228,7 +240,14 @@ export type EngineLayer =
       readonly experts?: EngineExperts;
     }
   | { readonly kind: "norm"; readonly weight: string }
-  | { readonly kind: "head"; readonly weight: string; readonly lora: EngineLora | null; readonly name: string };
+  | {
+      readonly kind: "head";
+      readonly weight: string;
+      readonly lora: EngineLora | null;
+      readonly name: string;
+      /** The matrix that the whole weight is; null: it is frozen. */
+      readonly trained: string | null;
+    };
 
 /** A gated delta net: sizes, and the names of its weights beside linears. */
 export interface EngineDeltaNet {
@@ -272,6 +291,8 @@ export interface EngineLinear {
   readonly out: number;
   readonly bias: boolean;
   readonly lora: EngineLora | null;
+  /** The matrix that the bias is; absent: it is frozen. */
+  readonly trainedBias?: string;
 }
 
 /** A mixture of experts. */
@@ -314,6 +335,8 @@ export interface EngineLora {
   readonly dropout: number;
   /** Position of this pair among all pairs of the whole model: the dropout generator's `module` key, independent of placement. */
   readonly moduleId: number;
+  /** DoRA; without dropout. Absent: no. */
+  readonly dora?: boolean;
 }
 
 export interface SegmentDescription {
@@ -371,6 +394,8 @@ export interface MicroBatch {
   readonly labelSmoothing: number;
   /** Training: noise of up to this / sqrt(row's tokens * D) on the embeddings; 0: none. */
   readonly noiseAlpha: number;
+  /** Training: gradients are of so many times the loss. */
+  readonly lossScale: number;
   /** [T], for a segment that starts with the embedding. */
   readonly tokens: Int32Array | null;
   /** [T], for a segment that ends with the head: the label of the position after t, or -100. */
@@ -442,19 +467,17 @@ export interface Engine {
   /** Those held, segment by segment: the order of gradSquares and of an optimizer step's rates. */
   matrixNames(): Promise<string[]>;
 
+  /** Matrices that follow from loaded weights, and from the values of A and B: DoRA's magnitudes, biases, rows of tokens. */
+  firstValues(): Promise<void>;
+
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
   /**
-   * Accumulates LoRA gradients of that micro-batch and returns the gradient of the segment's input, [T, D], or null
-   * unless needsInputGrad. `gradOutput` is null for a segment that ends with the head (its loss is the sum that
-   * forward returned, times lossScale). Consumes gradOutput and what forward saved.
+   * Accumulates gradients of that micro-batch (a head that is trained whole did so in forward) and returns the gradient of the
+   * segment's input, [T, D], or null unless needsInputGrad. `gradOutput` is null for a segment that ends with the head (its loss is
+   * the sum that forward returned, times the batch's lossScale). Consumes gradOutput and what forward saved.
    */
-  backward(
-    segment: number,
-    batchIndex: number,
-    gradOutput: DeviceTensor | null,
-    lossScale: number,
-  ): Promise<DeviceTensor | null>;
+  backward(segment: number, batchIndex: number, gradOutput: DeviceTensor | null): Promise<DeviceTensor | null>;
   /** Drops what forward saved for batches that will get no backward. */
   discard(): Promise<void>;
 

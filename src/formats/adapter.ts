@@ -10,6 +10,7 @@ import {
   openSafetensors,
   readFloat32,
   type SafetensorsFile,
+  type TensorLocation,
   type TensorToWrite,
   writeSafetensors,
 } from "./safetensors.ts";
@@ -44,12 +45,22 @@ export async function openAdapter(dir: string): Promise<Adapter> {
 }
 
 /** What a file calls a matrix. */
-export const adapterKey = (name: string) => `base_model.model.${name}`;
+const BASE = "base_model.model.";
+export const adapterKey = (name: string) => `${BASE}${name}`;
 
 /** A matrix of the file, by its name without "base_model.model.". */
 interface Shaped {
   readonly name: string;
   readonly shape: readonly number[];
+}
+
+/** A base's weight, which peft saves with pairs on embeddings and heads. */
+const BASE_COPY = /^base_model\.model\..+\.base_layer\.weight$/;
+
+/** The bases' weights that an adapter's file holds, by the adapted module's path. */
+export function baseCopies({ weights }: Pick<Adapter, "weights">): Map<string, TensorLocation> {
+  const found = [...weights.tensors].filter(([key]) => BASE_COPY.test(key));
+  return new Map(found.map(([key, location]) => [key.slice(BASE.length, -".base_layer.weight".length), location]));
 }
 
 /**
@@ -74,7 +85,7 @@ export function adapterMatrices(
       throw invalid(`${path}: ${key} has dtype ${found.dtype}, expected float32, float16 or bfloat16`);
     }
   }
-  const foreign = [...tensors.keys()].find((key) => !expected.has(key));
+  const foreign = [...tensors.keys()].find((key) => !expected.has(key) && !BASE_COPY.test(key));
   if (foreign !== undefined) throw invalid(`${path} holds ${foreign}, which this adapter of this model does not train`);
   return (name) => readFloat32(tensors.get(adapterKey(name))!);
 }
@@ -87,6 +98,8 @@ export interface AdapterToWrite {
   readonly matrices: readonly Shaped[];
   /** Called once for each matrix, in the file's order, so that not all need be in memory. */
   readonly values: (name: string) => Float32Array | Promise<Float32Array>;
+  /** Weights of the base to be saved too; their names are matrices' names. */
+  readonly bases?: readonly TensorToWrite[];
 }
 
 /** Writes a folder that peft loads: weights, configuration, a model card; each file whole or not at all. */
@@ -99,7 +112,8 @@ export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promis
       data: async () => float32Bytes(await adapter.values(name)),
     }),
   );
-  await writeSafetensors(join(dir, ADAPTER_WEIGHTS_FILE), tensors);
+  const bases = (adapter.bases ?? []).map((base) => ({ ...base, name: adapterKey(base.name) }));
+  await writeSafetensors(join(dir, ADAPTER_WEIGHTS_FILE), [...tensors, ...bases]);
   await writeTextAtomically(
     join(dir, ADAPTER_CONFIG_FILE),
     adapterConfigText(adapter.settings, adapter.targetModules, adapter.baseModel),

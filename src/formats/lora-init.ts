@@ -11,6 +11,8 @@ export interface PairShape {
   readonly out: number;
   /** Of a parameter of all experts at once: how many; r is that of all together. Absent: 1. */
   readonly experts?: number;
+  /** Of an embedding, whose A is zero and B N(0, 1). */
+  readonly embedding?: boolean;
 }
 
 export interface PairValues {
@@ -22,12 +24,18 @@ export interface PairValues {
 
 /**
  * First values of a pair as peft sets them: true: A ~ U(±1/√in) (kaiming uniform, a = √5), B = 0; "gaussian":
- * A ~ N(0, 1/r), B = 0; false: both uniform, B ~ U(±1/√r). Every number depends on (seed, module name, matrix, position)
+ * A ~ N(0, 1/r), B = 0; false: both uniform, B ~ U(±1/√r). An embedding's: A = 0, B ~ N(0, 1); false: both normal. Every number depends on (seed, module name, matrix, position)
  * alone, so it is the same on whatever device the module lies. Error: PL_CONFIG_INVALID for other initialisations.
  */
 export function initLora(shape: PairShape, settings: Pick<LoraSettings, "initLoraWeights">, seed: number): PairValues {
   const a = new Float32Array(shape.r * shape.in);
   const b = new Float32Array(shape.out * shape.r);
+  if (shape.embedding) {
+    const all = settings.initLoraWeights === false;
+    if (all) fillNormal(a, seed, `${shape.name}.lora_embedding_A`, 1);
+    fillNormal(b, seed, `${shape.name}.lora_embedding_B`, 1);
+    return { a, b };
+  }
   switch (settings.initLoraWeights) {
     case true:
       fillUniform(a, seed, `${shape.name}.lora_A`, 1 / Math.sqrt(shape.in));

@@ -4,7 +4,7 @@ import { MissingDeviceError } from "./accelerate/balanced-memory.ts";
 import { type AccelerateStrategy, accelerateDeviceMap, accelerateSizes } from "./accelerate/index.ts";
 import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 import { budgetsOf, type Device, type DeviceKey, type DeviceMap } from "./devices.ts";
-import { lowestTrainable } from "./memory/layer-memory.ts";
+import { lowestTrainable } from "./memory/kind-memory.ts";
 import { type DeviceMemory, NO_MEMORY, predictMemory } from "./memory.ts";
 import { offloadsActivations } from "./offload.ts";
 import { infeasible } from "./placement/infeasible.ts";
@@ -285,7 +285,7 @@ function finishPlan(
   const keeping = chooseCachedBlocks(request, segments, chooseCheckpointing(request, segments, budgets), budgets);
   const memory = predictMemory(request, segments, keeping);
   const time = predictTime(request, segments, keeping);
-  const lowest = lowestTrainable(request.lora);
+  const lowest = lowestTrainable(request);
   const overBudget = overfull(request, memory, (device) => request.maxMemory?.get(device.id));
   const overDevice = overfull(request, memory, (device) => device.memoryBytes);
   return {

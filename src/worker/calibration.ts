@@ -78,7 +78,7 @@ class LayerTimer {
       );
       backwards.push(
         await this.#spent(async () => {
-          (await engine.backward(segment, batch.index, gradient, 1))?.free();
+          (await engine.backward(segment, batch.index, gradient))?.free();
         }),
       );
     }
@@ -131,6 +131,7 @@ class LayerTimer {
       seed: this.#request.prepare!.seed,
       training: true,
       labelSmoothing: 0,
+      lossScale: 1,
       noiseAlpha: 0,
       tokens: null,
       targets: labelled ? new Int32Array(tokens) : null,

@@ -60,7 +60,7 @@ export async function prepareRank(
   const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
   const own = request.segments
     .filter((segment) => segment.rank === rank)
-    .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
+    .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs, request.trained) }));
   const checkpoint = await model.openCheckpoint(
     spec.tied,
     storedNames(
@@ -137,12 +137,13 @@ async function initialiseLora(
   // "none": the values come with ImportMatrices.
   if (kind === "none") return;
   for (const [module, pair] of pairs) {
-    const names = pairNames(module);
+    const names = pairNames(module, pair.embedding ? "embedding" : undefined);
     if (!held.includes(names.a)) continue;
     const { a, b } = initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind]! }, request.seed);
     await engine.setMatrix(names.a, "weight", a);
     await engine.setMatrix(names.b, "weight", b);
   }
+  await engine.firstValues();
 }
 
 /**

@@ -243,6 +243,7 @@ export class Rank {
         step: request.step,
         seed: prepared.seed,
         training: true,
+        lossScale: request.lossScale,
         ...prepared.regularisation,
       },
     );
@@ -251,7 +252,6 @@ export class Rank {
       name,
       instructions: prepared.instructions(batches.length, "train"),
       batches,
-      lossScale: request.lossScale,
     });
     if (prepared.replicas !== null && prepared.matrixIds.length > 0) {
       const began = performance.now();
@@ -282,13 +282,12 @@ export class Rank {
 
   async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
     const prepared = this.#ready();
-    const pass = { step: 0, seed: prepared.seed, training: false, ...prepared.regularisation };
+    const pass = { step: 0, seed: prepared.seed, training: false, lossScale: 1, ...prepared.regularisation };
     const batches = unpackMicroBatches(packed, pass);
     const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),
       batches,
-      lossScale: 1,
     });
     return { evaluateResult: { lossSum, labelTokens, correctTokens } };
   }

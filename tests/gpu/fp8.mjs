@@ -177,7 +177,7 @@ require("200 steps of the stories model: final and held-out loss within 1 %", ap
     const next = rows.flatMap((row) => [...row.slice(1), -100]);
     const labels = next.filter((id) => id >= 0).length;
     const batch = {
-      ...{ index: 0, step: 1, seed: 0, training: true, labelSmoothing: 0, noiseAlpha: 0 },
+      ...{ index: 0, step: 1, seed: 0, training: true, labelSmoothing: 0, noiseAlpha: 0, lossScale: 1 },
       ...{
         cuSeqlens: Int32Array.from([0, ...rows.keys()].map((_, i) => i * 96)),
         rowIds: Int32Array.from(rows.keys()),
@@ -189,7 +189,7 @@ require("200 steps of the stories model: final and held-out loss within 1 %", ap
       },
     };
     await engine.forward(0, batch, null);
-    await engine.backward(0, 0, null, 1);
+    await engine.backward(0, 0, null);
     const found = new Map();
     for (const { name, layer } of matrices) {
       found.set(layer, [...(found.get(layer) ?? []), ...(await engine.getMatrix(name, "grad"))]);

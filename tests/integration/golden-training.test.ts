@@ -13,6 +13,9 @@ const RUNS = [
   "head-dim-96",
   "label-smoothing",
   "lora-plus",
+  "dora",
+  "modules-to-save",
+  "lora-embeddings",
   "rank-16-and-64",
   ...FAMILY_RUNS,
 ];

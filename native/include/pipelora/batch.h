@@ -37,6 +37,7 @@ class RopeTables {
 struct Batch {
   std::int64_t index = 0;
   bool training = false;
+  double loss_scale = 1;  // of gradients
   DropoutKey key;
   Sequences sequences;
   Indices rope_row;

@@ -35,7 +35,9 @@ class Engine {
   std::vector<std::string> matrix_names() const;
 
   ForwardResult forward(std::size_t segment, const MicroBatch& micro, Buffer input);
-  Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout, double loss_scale);
+  Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout);
+  /// See Segment.
+  void first_values();
   void discard();
 
   /// Gradients of all matrices back to back, in an order of the engine's own: for adding up over replicas of the same segments.

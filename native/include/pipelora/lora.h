@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "pipelora/dora.h"
 #include "pipelora/named_matrix.h"
 #include "pipelora/ops.h"
 #include "pipelora/spec.h"
@@ -30,22 +31,58 @@ class LoraPair {
 /// Linears that share an input: one product, their LoRA pairs next to each other.
 class LinearGroup {
  public:
-  LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears);
+  LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears);
 
   LinearWeight& weight() const { return *weight_; }
   const std::vector<LinearSpec>& linears() const { return linears_; }
   const std::vector<std::unique_ptr<LoraPair>>& pairs() const { return pairs_; }
-  bool trainable() const { return !pairs_.empty(); }
-  std::vector<Learner*> learners() const;
+  bool trainable() const { return has_pairs() || !biases_.empty(); }
+  bool has_pairs() const { return !pairs_.empty(); }
+  std::vector<Learner*> learners();
+  /// Beside the weight: DoRA's norms.
+  std::size_t extra_bytes() const { return dora_ ? dora_->bytes() : 0; }
+  /// Before a pass: what is made of values that were set or updated.
+  void follow();
+  /// Values that follow from the loaded weight, and from A and B.
+  void first_values();
+
+  /// Whether DoRA stands behind the product: the way back then needs the product as it was before.
+  bool has_gains() const { return dora_ != nullptr; }
+  /// The call's product, and what stands behind it. `before` [T, out], or empty, takes the product for the way back: where the call
+  /// has no y, that alone is made. `product`: makes the call it is given.
+  template <class Product>
+  void forward(const LinearForward& call, const Tensor& before, Product&& product) const {
+    if (!dora_ || !(call.y || before)) return product(call);
+    Buffer own;
+    if (!before) own = arena_.workspace("a product before its gains", call.y.dtype, call.y.rows, call.y.cols);
+    LinearForward plain = call;
+    plain.y = before ? before : own.tensor();
+    plain.residual = Tensor();
+    product(plain);
+    if (call.y) dora_->forward(plain.y, call.residual, call.y);
+  }
+  void forward(const LinearForward& call, const Tensor& before = {}) const {
+    forward(call, before, [this](const LinearForward& plain) { ops_.linear_forward(plain); });
+  }
+  /// The product's gradient from that of what forward() gave; empty: it is that itself. Biases and magnitudes learn, `factor` times.
+  Buffer product_grad(const Tensor& dy, const Tensor& before, float factor = 1) const;
   std::int64_t inner_cols() const { return inner_cols_; }
   LoraSet lora(const DropoutKey* dropout) const { return {views_, inner_cols_, dropout}; }
   const std::vector<LoraView>& views() const { return views_; }
 
  private:
+  struct Bias {
+    Learner learner;
+    std::int64_t first = 0, count = 0;
+  };
+  Ops& ops_;
+  Arena& arena_;
   std::vector<LinearSpec> linears_;
   std::unique_ptr<LinearWeight> weight_;
   std::vector<std::unique_ptr<LoraPair>> pairs_;
   std::vector<LoraView> views_;
+  std::vector<Bias> biases_;
+  std::unique_ptr<Dora> dora_;
   std::int64_t inner_cols_ = 0;
 };
 

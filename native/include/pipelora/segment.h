@@ -8,6 +8,7 @@
 
 #include "pipelora/batch.h"
 #include "pipelora/block.h"
+#include "pipelora/embedding.h"
 #include "pipelora/head.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
@@ -46,7 +47,9 @@ class Segment {
 
   ForwardResult forward(const MicroBatch& micro, Buffer input);
   /// See face.ts. `dout` is empty for a segment that ends with the head.
-  Buffer backward(std::int64_t batch_index, Buffer dout, double loss_scale);
+  Buffer backward(std::int64_t batch_index, Buffer dout);
+  /// What follows from loaded weights: magnitudes, biases, rows of tokens. After weights and first A and B.
+  void first_values();
   void discard();
 
   /// `first_block`: index of this segment's first block among the cache's.
@@ -58,7 +61,8 @@ class Segment {
   struct Saved;
   void check_input(const Buffer& input, std::int64_t tokens) const;
   Buffer lowest(Buffer x);
-  Buffer embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected);
+  void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t expected) const;
+  void follow();
 
   Ops& ops_;
   Arena& arena_;

@@ -1,11 +1,18 @@
+import { bytesOf } from "../../common/bytes.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
+import { biasMatrices } from "../../models/kinds/biases.ts";
+import type { NamedMatrix } from "../../models/kinds/named-matrix.ts";
+import { savedMatrices } from "../../models/kinds/saved-modules.ts";
+import { tokenMatrices } from "../../models/kinds/token-rows.ts";
+import type { ResolvedLora } from "../../models/lora-targets.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import type { PlannedSegment } from "../../plan/plan.ts";
 import type { HubModel } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.ts";
 import type { Segment } from "../../rpc/generated/pipelora/v1/Segment.ts";
+import type { TrainedModule__Output } from "../../rpc/generated/pipelora/v1/TrainedModule.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { peerLists } from "../cluster/peers.ts";
 import type { PipelineRoles } from "../cluster/pipeline.ts";
@@ -58,10 +65,11 @@ export async function prepareRequests(
     holdDtype: setup.holdDtype,
     computeDtype,
     lora: (setup.lora?.targets ?? []).map((target) => {
-      const { name, moduleId, r, scale, dropout, in: input, out, stack } = target;
-      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1 };
-      return { module: name, moduleId, r, scale, dropout, in: input, out, ...all };
+      const { name, role, moduleId, r, scale, dropout, in: input, out, stack, dora } = target;
+      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1, embedding: role === "embedding" };
+      return { module: name, moduleId, r, scale, dropout, in: input, out, dora, ...all };
     }),
+    trained: setup.lora === null ? [] : trainedModules(setup.lora),
     matrices: (setup.lora?.matrices ?? []).map(({ name }, id) => ({ name, group: groups[id] ?? 0 })),
     quantization: quantizationMessage(setup),
     schedule: settings.schedule,
@@ -96,6 +104,22 @@ function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[
 /** What a node without the coordinator's folder needs to fetch it; null for a model that is no hub's. */
 export function hubModelMessage({ hub }: Pick<ModelSetup, "hub">): HubModel | null {
   return hub === null ? null : { ...hub, revision: hub.revision ?? "" };
+}
+
+/** What a Prepare says of everything that is trained beside pairs. */
+export function trainedModules({
+  saved,
+  biases,
+  tokens,
+}: Pick<ResolvedLora, "saved" | "biases" | "tokens">): TrainedModule__Output[] {
+  const message = (module: string, what: string, [matrix]: readonly NamedMatrix[], ids: readonly number[] = []) => {
+    return { module, what, matrix: matrix!.name, tokens: Buffer.from(bytesOf(Int32Array.from(ids))) };
+  };
+  return [
+    ...saved.map((one) => message(one.module, "weight", savedMatrices(one))),
+    ...biases.map((one) => message(one.module, "bias", biasMatrices(one))),
+    ...(tokens === null ? [] : [message(tokens.module, "tokens", tokenMatrices(tokens), tokens.ids)]),
+  ];
 }
 
 function quantizationMessage({ quantization }: ModelSetup): Quantization {

@@ -25,6 +25,8 @@ const MOMENTS = ["exp_avg", "exp_avg_sq"] as const;
 export interface CheckpointContext {
   readonly outputDir: string;
   readonly lora: ResolvedLora;
+  /** Weights of the base that the adapter is saved with. */
+  readonly bases: readonly TensorToWrite[];
   /** For adapter_config.json. */
   readonly baseModel: string;
   /** Whose tokenizer is copied. */
@@ -86,6 +88,7 @@ export async function saveAdapter(
     baseModel: context.baseModel,
     matrices: context.lora.matrices,
     values: (name) => weights.get(name)!,
+    bases: context.bases,
   });
 }
 

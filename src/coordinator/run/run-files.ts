@@ -4,6 +4,7 @@ import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { filesOf, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { readTensor } from "../../formats/safetensors.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
 import type { NodeFolders, NodeSave } from "../cluster/node-folders.ts";
@@ -131,6 +132,10 @@ export class RunFiles {
     this.#checkpoint = {
       outputDir: run.outputDir,
       lora: setup.lora!,
+      bases: setup.lora!.bases.map(({ name, tensor }) => {
+        const location = setup.checkpoint!.locate(tensor);
+        return { name, dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
+      }),
       baseModel: setup.name,
       modelDir: setup.dir,
       args: run.args,

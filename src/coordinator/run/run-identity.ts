@@ -17,6 +17,10 @@ const DECISIVE = [
   "layers_pattern",
   "rank_pattern",
   "alpha_pattern",
+  "use_dora",
+  "modules_to_save",
+  "bias",
+  "trainable_token_indices",
   "torch_dtype",
   "compute_dtype",
   "fp8",
@@ -62,9 +66,17 @@ const LATER: readonly string[] = [
   "loraplus_lr_embedding",
   "loraplus_weight_decay",
   "lr_groups",
+  "use_dora",
+  "modules_to_save",
+  "bias",
+  "trainable_token_indices",
 ];
 const idle = (value: unknown) =>
-  value === 0 || value === false || value === null || (typeof value === "object" && Object.keys(value).length === 0);
+  value === 0 ||
+  value === "none" ||
+  value === false ||
+  value === null ||
+  (typeof value === "object" && Object.keys(value).length === 0);
 
 /** Settings that a resumed run may change: what they are is said. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];

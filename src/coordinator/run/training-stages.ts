@@ -1,6 +1,7 @@
 import { elementCount } from "../../common/dtype.ts";
 import { Interrupted } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
+import { matrixElements } from "../../models/kinds/named-matrix.ts";
 import { formatPlan, planJson } from "../../plan/format-plan.ts";
 import type { Work } from "../../plan/request.ts";
 import { loadShards } from "../assembly/load-shards.ts";
@@ -137,11 +138,12 @@ function showPlan({ plan, links }: PlannedMembers, { setup, reporter, warn }: Ru
   for (const warning of plan.warnings) warn(warning);
 }
 
-/** The Trainer's count: six a parameter outside the embedding, the adapter's included. */
+/** The Trainer's count: six a parameter outside embeddings, the adapter's included; of a head that is trained whole both copies. */
 function flosPerToken({ spec, lora }: ModelSetup): number {
   const embedding = spec.layers.find((layer) => layer.kind === "embedding")!.weight;
   const base = spec.tensors
     .filter(({ kind, name }) => kind === "parameter" && name !== embedding)
     .reduce((sum, { shape }) => sum + elementCount(shape), 0);
-  return 6 * (base + lora!.trainable);
+  const own = lora!.matrices.filter(({ name }) => name !== embedding && !name.endsWith(".bias"));
+  return 6 * (base + matrixElements(own));
 }

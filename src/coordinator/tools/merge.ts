@@ -1,5 +1,6 @@
 import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
+import { bytesOf, float32Of } from "../../common/bytes.ts";
 import { dtypeBytes, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
@@ -9,6 +10,7 @@ import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
 import { adapterMatrices } from "../../formats/adapter.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
+import { fromFloat32, toFloat32 } from "../../formats/half.ts";
 import { loadPackedArrays, packedOf, tensorNames } from "../../formats/quantized-state.ts";
 import {
   convertedTensor,
@@ -17,10 +19,10 @@ import {
   type TensorLocation,
   type TensorToWrite,
 } from "../../formats/safetensors.ts";
-import { pairNames } from "../../models/kinds/lora.ts";
+import { magnitudeName, pairNames } from "../../models/kinds/lora.ts";
 import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { type MergeTarget, mergeTargets } from "./merge-targets.ts";
+import { type MergeTarget, mergeTargets, type Replacement, replacements } from "./merge-targets.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizableNames, quantizedGroup, type WeightValues } from "./packed-output.ts";
 
@@ -56,7 +58,7 @@ export async function mergeAdapter(
   const warnings = quantization === null ? [] : [LOSSY];
   return {
     files: [...files, "config.json", ...(await copyModelFiles(setup.dir, dir))],
-    merged: setup.lora!.targets.length,
+    merged: setup.lora!.targets.length + replacements(setup.lora!).size,
     warnings: [...setup.warnings, ...warnings],
   };
 }
@@ -70,6 +72,7 @@ class Merger {
   /** null: each tensor's own. */
   readonly #dtype: FloatDtype | null;
   readonly #targets: ReadonlyMap<string, MergeTarget>;
+  readonly #replaced: ReadonlyMap<string, Replacement>;
   readonly #read: (name: string) => Promise<Float32Array>;
 
   constructor(addon: NativeAddon, setup: ModelSetup, dtype: FloatDtype | null) {
@@ -78,6 +81,7 @@ class Merger {
     this.#dtype = dtype;
     const { targets, matrices } = setup.lora!;
     this.#targets = mergeTargets(setup.spec, targets, (name) => setup.checkpoint!.names.includes(name));
+    this.#replaced = replacements(setup.lora!);
     this.#read = adapterMatrices(setup.adapter!, matrices);
   }
 
@@ -101,6 +105,10 @@ class Merger {
     // Experts that are packed in MXFP4, and their scales.
     if (!isFloatDtype(location.dtype)) return copied(name, location);
     const dtype = this.#dtype ?? location.dtype;
+    const replacement = this.#replaced.get(name);
+    if (replacement !== undefined) {
+      return { name, dtype, shape: location.shape, data: () => this.#replace(location, dtype, replacement) };
+    }
     const data =
       target === undefined
         ? () => convertedTensor(location, dtype)
@@ -130,8 +138,35 @@ class Merger {
     return { bytes: await this.#addon.dequantize(packed, "float32", THREADS), dtype: "float32" };
   }
 
-  async #added(values: WeightValues, { target, parts }: MergeTarget): Promise<WeightValues> {
-    const names = pairNames(target.name);
+  async #replace(location: TensorLocation, dtype: FloatDtype, { matrix, rows }: Replacement): Promise<Uint8Array> {
+    const values = fromFloat32(await this.#read(matrix), dtype);
+    if (rows === null) return values;
+    const table = await whole(convertedTensor(location, dtype));
+    const bytes = values.length / rows.length;
+    for (const [index, row] of rows.entries())
+      table.set(values.subarray(index * bytes, (index + 1) * bytes), row * bytes);
+    return table;
+  }
+
+  /** DoRA's rows are as long as their magnitudes say: of the sum in float32, which is rounded once. */
+  async #scaled(values: WeightValues, merge: MergeTarget): Promise<WeightValues> {
+    const { dtype } = values;
+    const wide: WeightValues = { bytes: bytesOf(toFloat32(values.bytes, dtype)!), dtype: "float32" };
+    const magnitudes = await this.#read(magnitudeName(merge.target.name));
+    const sum = float32Of((await this.#added(wide, { ...merge, target: { ...merge.target, dora: false } })).bytes);
+    const columns = merge.target.in;
+    for (const [row, magnitude] of magnitudes.entries()) {
+      const own = sum.subarray(row * columns, (row + 1) * columns);
+      const factor = magnitude / Math.sqrt(own.reduce((total, value) => total + value * value, 0));
+      for (let i = 0; i < columns; i++) own[i]! *= factor;
+    }
+    return { bytes: fromFloat32(sum, dtype), dtype };
+  }
+
+  async #added(values: WeightValues, merge: MergeTarget): Promise<WeightValues> {
+    const { target, parts } = merge;
+    if (target.dora) return this.#scaled(values, merge);
+    const names = pairNames(target.name, target.role);
     const all = { a: await this.#read(names.a), b: await this.#read(names.b) };
     const width = dtypeBytes(values.dtype);
     for (const { first, out, in: input, pair } of parts) {
@@ -155,12 +190,15 @@ async function whole(pieces: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
   return all.length === 1 ? all[0]! : Buffer.concat(all);
 }
 
-/** A head that shares the embedding's memory can't take an adapter of its own. */
+/** Two modules that share a weight can't be changed one apart from the other. */
 function refuseTiedTargets({ spec, lora }: ModelSetup): void {
   const head = spec.layers.find((layer) => layer.kind === "head");
-  if (head?.tied === true && lora!.targets.some(({ name }) => name === head.name)) {
-    throw new PipeloraError("PL_ADAPTER_INVALID", `${head.name} is adapted, but shares its weight with the embedding`, {
-      hint: "Keep the adapter beside the base model, or untie the checkpoint first (tie_word_embeddings false).",
-    });
-  }
+  if (head?.tied !== true) return;
+  const { targets, saved } = lora!;
+  const changed = [...targets.map(({ name }) => name), ...saved.map(({ module }) => module)];
+  const own = changed.find((name) => name === head.name || name === spec.layers[0]!.name);
+  if (own === undefined) return;
+  throw new PipeloraError("PL_ADAPTER_INVALID", `${own} is trained, but the embedding and the head share one weight`, {
+    hint: "Keep the adapter beside the base model, or untie the checkpoint first (tie_word_embeddings false).",
+  });
 }

@@ -9,6 +9,7 @@ import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum 
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
+import { kindMemory, lowestTrainable, trainedBytes, trainsTable } from "./kind-memory.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
 export interface LayerMemory {
@@ -71,16 +72,23 @@ export function contextBytes(kind: Device["kind"]): number {
 export function layerMemory(request: PlanRequest): LayerMemory[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
-  const lowest = lowestTrainable(lora);
+  const lowest = lowestTrainable(request);
   const gpu = onGpu(request);
   return spec.layers.map((layer, index) => {
     const own = pairs[index]!;
+    const kinds = kindMemory(request, layer, own);
+    const table = trainsTable(request, layer);
     const held = gpu ? heldOnGpu(request, layer, own) : heldOnCpu(request, layer);
+    const moving = { ...NOTHING, ...transient(request, layer, own, index >= lowest) };
     return {
       ...held,
-      lora: own.reduce((total, { r, in: input, out }) => total + r * (input + out), 0) * LORA_BYTES_PER_PARAMETER,
-      ...NOTHING,
-      ...transient(request, layer, own, index >= lowest),
+      weights: table ? 0 : held.weights + kinds.weights,
+      host: table ? 0 : held.host,
+      lora: trainedBytes(request, index),
+      ...moving,
+      savedFull: moving.savedFull + kinds.kept,
+      workspace: moving.workspace + kinds.workspace,
+      recompute: moving.recompute + kinds.kept,
     };
   });
 }
@@ -279,11 +287,6 @@ export function boundaryBytes(request: PlanRequest): number {
   const { shape } = request.spec;
   const turning = sum(request.spec.rules.rotary.map(({ invFreq }) => 2 * invFreq.length));
   return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4)) * request.work.tokens;
-}
-
-/** Index of the lowest layer with a LoRA pair; Infinity when nothing learns. */
-export function lowestTrainable(lora: readonly LoraTarget[]): number {
-  return lora.reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
 
 export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraTarget[][] {

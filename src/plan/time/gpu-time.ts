@@ -14,7 +14,8 @@ import {
   tailColumns,
 } from "../memory/gpu-products.ts";
 import { isExpanded } from "../memory/gpu-weights.ts";
-import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
+import { lowestTrainable } from "../memory/kind-memory.ts";
+import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
 import type { LayerWork } from "./layer-work.ts";
@@ -36,7 +37,7 @@ import { deviceRate, memoryRate } from "./rates.ts";
 export function gpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
-  const lowest = lowestTrainable(lora);
+  const lowest = lowestTrainable(request);
   return spec.layers.map((layer, index): LayerWork => {
     if (layer.kind === "block") return blockTime(request, device, layer, pairs[index]!, index >= lowest);
     if (layer.kind === "head") return headTime(request, device, pairs[index]![0] ?? null);

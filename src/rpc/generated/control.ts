@@ -52,6 +52,7 @@ import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v
 import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipelora_v1_StepResult__Output } from './pipelora/v1/StepResult.ts';
 import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from './pipelora/v1/StepTimes.ts';
 import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
+import type { TrainedModule as _pipelora_v1_TrainedModule, TrainedModule__Output as _pipelora_v1_TrainedModule__Output } from './pipelora/v1/TrainedModule.ts';
 import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from './pipelora/v1/Update.ts';
 import type { UpdateGroup as _pipelora_v1_UpdateGroup, UpdateGroup__Output as _pipelora_v1_UpdateGroup__Output } from './pipelora/v1/UpdateGroup.ts';
 import type { Welcome as _pipelora_v1_Welcome, Welcome__Output as _pipelora_v1_Welcome__Output } from './pipelora/v1/Welcome.ts';
@@ -115,6 +116,7 @@ export interface ProtoGrpcType {
       StepResult: MessageTypeDefinition<_pipelora_v1_StepResult, _pipelora_v1_StepResult__Output>
       StepTimes: MessageTypeDefinition<_pipelora_v1_StepTimes, _pipelora_v1_StepTimes__Output>
       ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
+      TrainedModule: MessageTypeDefinition<_pipelora_v1_TrainedModule, _pipelora_v1_TrainedModule__Output>
       Update: MessageTypeDefinition<_pipelora_v1_Update, _pipelora_v1_Update__Output>
       UpdateGroup: MessageTypeDefinition<_pipelora_v1_UpdateGroup, _pipelora_v1_UpdateGroup__Output>
       Welcome: MessageTypeDefinition<_pipelora_v1_Welcome, _pipelora_v1_Welcome__Output>

@@ -86,10 +86,9 @@ describe("adapter folders", () => {
     await editConfig({ brand_new: 1, eva_config: null, init_lora_weights: "eva" });
     assert.deepEqual((await openAdapter(dir)).warnings.length, 1);
     const refused: [Record<string, unknown>, RegExp][] = [
-      [{ use_dora: true }, /use_dora/],
       [{ lora_bias: true }, /lora_bias/],
-      [{ bias: "all" }, /bias "all"/],
-      [{ modules_to_save: ["lm_head"] }, /modules_to_save lm_head/],
+      [{ bias: "some" }, /"bias"/],
+      [{ ensure_weight_tying: true }, /ensure_weight_tying/],
       [{ layer_replication: [[0, 1]] }, /layer_replication/],
       [{ init_lora_weights: "pissa_niter_4" }, /pissa_niter_4/],
       [{ peft_type: "IA3" }, /peft_type/],

@@ -59,7 +59,7 @@ async function measure(planned: PlanRequest, inFlight: number): Promise<ReturnTy
       await engine.loadWeight(0, name, { path, offset: 0, bytes, dtype: "float32", shape }, holdAs);
     }
     for (let index = 0; index < inFlight; index++) await engine.forward(0, microBatch(index), null);
-    for (let index = 0; index < inFlight; index++) await engine.backward(0, index, null, 1);
+    for (let index = 0; index < inFlight; index++) await engine.backward(0, index, null);
     // What memory() tells is noted after an operation; one more makes sure of the last one that counts.
     await engine.zeroGrad();
     return engine.memory();
@@ -77,7 +77,7 @@ function holdOf({ dtype, quantization }: Holding): HoldAs {
 
 function microBatch(index: number): MicroBatch {
   return {
-    ...{ index, step: 0, seed: 1, training: true, labelSmoothing: 0, noiseAlpha: 0 },
+    ...{ index, step: 0, seed: 1, training: true, labelSmoothing: 0, noiseAlpha: 0, lossScale: 1 },
     cuSeqlens: Int32Array.of(0, TOKENS / 2, TOKENS),
     rowIds: Int32Array.of(0, 1),
     tokens: new Int32Array(TOKENS),

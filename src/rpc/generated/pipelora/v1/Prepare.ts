@@ -7,6 +7,7 @@ import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Outp
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from '../../pipelora/v1/LoraInit.ts';
 import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v1_HubModel__Output } from '../../pipelora/v1/HubModel.ts';
 import type { NamedMatrix as _pipelora_v1_NamedMatrix, NamedMatrix__Output as _pipelora_v1_NamedMatrix__Output } from '../../pipelora/v1/NamedMatrix.ts';
+import type { TrainedModule as _pipelora_v1_TrainedModule, TrainedModule__Output as _pipelora_v1_TrainedModule__Output } from '../../pipelora/v1/TrainedModule.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Prepare {
@@ -33,6 +34,7 @@ export interface Prepare {
   'neftuneNoiseAlpha'?: (number | string);
   'fp8'?: (boolean);
   'matrices'?: (_pipelora_v1_NamedMatrix)[];
+  'trained'?: (_pipelora_v1_TrainedModule)[];
 }
 
 export interface Prepare__Output {
@@ -59,4 +61,5 @@ export interface Prepare__Output {
   'neftuneNoiseAlpha': (number);
   'fp8': (boolean);
   'matrices': (_pipelora_v1_NamedMatrix__Output)[];
+  'trained': (_pipelora_v1_TrainedModule__Output)[];
 }
