@@ -74,7 +74,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
   using E = EngineObject;
   return DefineClass(env, "Engine",
                      {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::load_weight>("loadWeight"),
-                      InstanceMethod<&E::load_packed>("loadPacked"),
+                      InstanceMethod<&E::load_packed>("loadPacked"), InstanceMethod<&E::load_values>("loadValues"),
                       InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_matrix>("setMatrix"),
                       InstanceMethod<&E::get_matrix>("getMatrix"), InstanceMethod<&E::matrix_names>("matrixNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
@@ -182,6 +182,19 @@ Napi::Value EngineObject::load_packed(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue_void(info.Env(), [segment = static_cast<std::size_t>(to_int(info[0], "segment")), name = to_text(info[1], "name"),
                                    source = to_packed_source(info[2])](Engine& engine) { engine.load_packed(segment, name, source); });
+  });
+}
+
+Napi::Value EngineObject::load_values(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    const Extents shape = to_extents(info[2]);
+    auto values = std::make_shared<std::vector<float>>(to_float32s(info[3], "values"));
+    if (static_cast<std::int64_t>(values->size()) != shape.rows * shape.cols)
+      throw Error(kTensorMismatch, "values: expected " + shape_text(shape.rows, shape.cols) + ", got " + std::to_string(values->size()));
+    return queue_void(info.Env(), [segment = static_cast<std::size_t>(to_int(info[0], "segment")), name = to_text(info[1], "name"), shape, values,
+                                   hold = to_hold(info[4])](Engine& engine) {
+      engine.load_values(segment, name, {shape.rows, shape.cols}, values->data(), hold);
+    });
   });
 }
 

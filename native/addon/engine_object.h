@@ -43,6 +43,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value add_segment(const Napi::CallbackInfo& info);
   Napi::Value load_weight(const Napi::CallbackInfo& info);
   Napi::Value load_packed(const Napi::CallbackInfo& info);
+  Napi::Value load_values(const Napi::CallbackInfo& info);
   Napi::Value missing_weights(const Napi::CallbackInfo& info);
   Napi::Value set_matrix(const Napi::CallbackInfo& info);
   Napi::Value get_matrix(const Napi::CallbackInfo& info);

@@ -119,6 +119,13 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
   ops_->finish();
 }
 
+void Engine::load_values(std::size_t index, const std::string& name, const std::vector<std::int64_t>& shape, const float* values, const HoldSpec& hold) {
+  std::int64_t elements = 1;
+  for (const std::int64_t extent : shape) elements *= extent;
+  segment(index).slots().load(name, shape, HostTensor{values, DType::f32, 1, elements}, hold);
+  ops_->finish();
+}
+
 void Engine::load_packed(std::size_t index, const std::string& name, const PackedArrays<TensorSource>& source) {
   PackedArrays<HostBytes> arrays;
   arrays.hold = source.hold;

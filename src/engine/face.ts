@@ -61,6 +61,20 @@ export interface NativeAddon {
     b: Float32Array,
     scale: number,
   ): Promise<void>;
+  /**
+   * Low-rank factors of a weight [out, in]: left [out, rank] with orthonormal columns, values [rank], right [rank, in]. "svd": of the largest
+   * singular values, as exact as float32 allows (iterations -1) or as torch.svd_lowrank with so many; "qr": the first of a QR decomposition,
+   * values 1. The same bits on any number of threads. Error: PL_TENSOR_MISMATCH for a rank that the weight does not have.
+   */
+  lowRank(
+    weight: Float32Array,
+    shape: readonly [number, number],
+    rank: number,
+    kind: "svd" | "qr",
+    iterations: number,
+    seed: number,
+    threads: number,
+  ): Promise<{ readonly left: Float32Array; readonly values: Float32Array; readonly right: Float32Array }>;
   /** CRC-32C (Castagnoli). */
   crc32c(bytes: Uint8Array): number;
   readonly SharedSender: new (
@@ -456,6 +470,14 @@ export interface Engine {
    * description. Error: PL_QUANTIZATION_INVALID for a NaN or an infinity where it is to be quantised, naming tensor and place.
    */
   loadWeight(segment: number, name: string, source: TensorSource, holdAs: HoldAs): Promise<void>;
+  /** The same of values at hand, [out, in]. */
+  loadValues(
+    segment: number,
+    name: string,
+    shape: readonly [number, number],
+    values: Float32Array,
+    holdAs: HoldAs,
+  ): Promise<void>;
   /** Reads a linear weight that its checkpoint holds quantised, as it is. Error: PL_QUANTIZATION_INVALID for a bad state. */
   loadPacked(segment: number, name: string, packed: PackedWeight<TensorSource> | PackedMx<TensorSource>): Promise<void>;
   /** Names of tensors that the segment still lacks. */

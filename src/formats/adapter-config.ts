@@ -156,7 +156,7 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
       modulesToSave: (config.modules_to_save ?? []).length > 0 ? config.modules_to_save! : null,
       bias: config.bias ?? "none",
       trainableTokenIndices: config.trainable_token_indices ?? null,
-      initLoraWeights: init === "gaussian" || typeof init === "boolean" ? init : true,
+      initLoraWeights: init === "gaussian" || init === "orthogonal" || typeof init === "boolean" ? init : true,
     },
     baseModel: config.base_model_name_or_path ?? null,
     warnings,

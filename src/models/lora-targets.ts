@@ -1,5 +1,5 @@
 import { PipeloraError } from "../common/errors.ts";
-import type { LoraSettings } from "../common/lora-settings.ts";
+import { changesBase, type LoraSettings } from "../common/lora-settings.ts";
 import { nearest } from "../common/nearest.ts";
 import { type ExpertStack, expertStacks } from "./experts.ts";
 import { biasMatrices, resolveBiases, type TrainedBias } from "./kinds/biases.ts";
@@ -102,7 +102,7 @@ export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): Res
       const all = r * (linear.stack?.experts ?? 1);
       return { ...linear, r: all, alpha, scale, dropout: settings.dropout, moduleId, dora: settings.useDora };
     });
-  checkKinds(targets, { settings, saved, tokens });
+  checkKinds(spec, targets, { settings, saved, tokens });
   const biases = resolveBiases(spec, settings.bias, new Set(targets.map(({ name }) => name)));
   const matrices = [
     ...targets.flatMap(pairMatrices),
@@ -213,8 +213,18 @@ function checkSettings(settings: LoraSettings): void {
     refuse(`lora_dropout must lie in [0, 1), got ${settings.dropout}.`, "Give a probability such as 0.1.");
   }
   const init = settings.initLoraWeights;
-  if (typeof init === "string" && init !== "gaussian") {
-    refuse(`init_lora_weights "${init}" is not supported.`, 'Use true, false or "gaussian".');
+  if (typeof init === "string" && !/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/.test(init)) {
+    refuse(
+      `init_lora_weights "${init}" is not supported.`,
+      'Use true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora" or "loftq".',
+    );
+  }
+  const patterns = Object.keys(settings.rankPattern).length + Object.keys(settings.alphaPattern).length > 0;
+  if (changesBase(init) && settings.useRslora && patterns) {
+    refuse(
+      `init_lora_weights ${init} with use_rslora takes no rank_pattern and no alpha_pattern: the saved adapter could not be converted, as in peft.`,
+      "Leave one of them out.",
+    );
   }
   if (typeof settings.targetModules === "string") {
     if (settings.layersToTransform !== null) {
@@ -237,6 +247,7 @@ function checkSettings(settings: LoraSettings): void {
 
 /** Refuses combinations that peft refuses too, and those that are not offered. */
 function checkKinds(
+  spec: ModelSpec,
   targets: readonly LoraTarget[],
   { settings, saved, tokens }: { readonly settings: LoraSettings } & Pick<ResolvedLora, "saved" | "tokens">,
 ): void {
@@ -262,6 +273,22 @@ function checkKinds(
       refuse(
         `use_dora with lora_dropout ${settings.dropout} is not offered: peft then makes the base's product a second time, of the dropped input.`,
         "Set lora_dropout to 0.",
+      );
+    }
+  }
+  const init = settings.initLoraWeights;
+  if (changesBase(init) || init === "loftq") {
+    const odd = targets.find(({ role, stack }) => role === "embedding" || stack !== undefined);
+    if (settings.useDora || odd !== undefined) {
+      refuse(
+        `init_lora_weights ${init} is for pairs of linear layers, not for ${odd === undefined ? "use_dora" : odd.name}.`,
+        "Leave one of them out.",
+      );
+    }
+    if (spec.tied.length > 0 && targets.some(({ role }) => role === "head")) {
+      refuse(
+        `init_lora_weights ${init} on a head that shares the embedding's weight is not offered.`,
+        "Leave the head out.",
       );
     }
   }

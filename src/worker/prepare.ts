@@ -11,8 +11,9 @@ import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts"
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction } from "../schedule/index.ts";
+import { baseInit, type Taken, takeFrom } from "./base-inits.ts";
 import type { ReplicaGroup } from "./gradient-sum.ts";
-import { loadWeights, type WantedWeight } from "./load-weights.ts";
+import { loadWeights, quantizationOf, type ShardSource, type WantedWeight } from "./load-weights.ts";
 import type { NodeModel } from "./node-model.ts";
 import { describeSegment, engineArch, noiseScale } from "./segments.ts";
 
@@ -26,6 +27,8 @@ export interface PreparedRank {
   /** Of each matrix that the engine holds, in its order: its position among all that are trained, and the optimizer's group of it. */
   readonly matrixIds: Int32Array;
   readonly groups: readonly number[];
+  /** What matrices of pairs began with whose product was taken out of the base. */
+  readonly initial: ReadonlyMap<string, Float32Array>;
   readonly seed: number;
   /** As every micro-batch is told. */
   readonly regularisation: Pick<MicroBatch, "labelSmoothing" | "noiseAlpha">;
@@ -86,7 +89,9 @@ export async function prepareRank(
       engineSegment.set(index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
-    await loadWeights(engine, { checkpoint, spec, wanted }, request, signal);
+    const made = new Map<string, Taken>();
+    const takes = takings(request, pairs, addon, made);
+    await loadWeights(engine, { checkpoint, spec, wanted, takes }, request, signal);
     const held = await engine.matrixNames();
     const known = new Map(request.matrices.map(({ name, group }, id) => [name, { id, group }]));
     const places = held.map((name) => {
@@ -94,7 +99,7 @@ export async function prepareRank(
       if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names no matrix ${name}`);
       return found;
     });
-    await initialiseLora(engine, held, pairs, request);
+    await initialiseLora(engine, held, { pairs, made }, request);
     signal.throwIfAborted();
     return {
       engine,
@@ -103,6 +108,17 @@ export async function prepareRank(
       engineSegment,
       matrixIds: Int32Array.from(places, ({ id }) => id),
       groups: places.map(({ group }) => group),
+      initial: new Map(
+        [...made].flatMap(([module, { a, b, rest }]) => {
+          const names = pairNames(module);
+          return rest === null
+            ? []
+            : ([
+                [names.a, a],
+                [names.b, b],
+              ] as const);
+        }),
+      ),
       seed: request.seed,
       regularisation: {
         labelSmoothing: request.labelSmoothing,
@@ -121,16 +137,34 @@ function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | nu
   return ranks.length > 1 ? { ranks, position: ranks.indexOf(rank) } : null;
 }
 
-const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = {
-  kaiming: true,
-  gaussian: "gaussian",
-  random: false,
-};
+const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = { kaiming: true, random: false };
+
+/** What makes pairs of weights as these are loaded, by the weight's name: it leaves them in `made`. */
+function takings(
+  request: Prepare__Output,
+  pairs: ReadonlyMap<string, LoraPair__Output>,
+  addon: NativeAddon,
+  made: Map<string, Taken>,
+): ShardSource["takes"] {
+  const init = baseInit(request.loraInit?.kind ?? "none");
+  if (init === null) return new Map();
+  const { seed, threads } = request;
+  const making = { addon, seed, threads, quantization: quantizationOf(request.quantization) };
+  const take = (pair: LoraPair__Output) => async (weight: Float32Array) => {
+    const taken = await takeFrom(weight, pair, init, { ...making, dtype: request.holdDtype as FloatDtype });
+    made.set(pair.module, { ...taken, rest: taken.rest === null ? null : EMPTY });
+    return taken.rest;
+  };
+  return new Map([...pairs].map(([module, pair]) => [`${module}.weight`, take(pair)]));
+}
+
+/** That something was taken; the rest itself is the engine's. */
+const EMPTY = new Float32Array(0);
 
 async function initialiseLora(
   engine: Engine,
   held: readonly string[],
-  pairs: ReadonlyMap<string, LoraPair__Output>,
+  { pairs, made }: { readonly pairs: ReadonlyMap<string, LoraPair__Output>; readonly made: ReadonlyMap<string, Taken> },
   request: Prepare__Output,
 ): Promise<void> {
   const kind = request.loraInit?.kind ?? "none";
@@ -139,7 +173,9 @@ async function initialiseLora(
   for (const [module, pair] of pairs) {
     const names = pairNames(module, pair.embedding ? "embedding" : undefined);
     if (!held.includes(names.a)) continue;
-    const { a, b } = initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind]! }, request.seed);
+    const { a, b } =
+      made.get(module) ??
+      initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind] ?? kind }, request.seed);
     await engine.setMatrix(names.a, "weight", a);
     await engine.setMatrix(names.b, "weight", b);
   }

@@ -139,7 +139,7 @@ export class Rank {
       case "evaluate":
         return this.#evaluate(given(message.evaluate!.microBatches, "micro-batches"));
       case "exportMatrices":
-        return this.#export(message.request, message.exportMatrices!.parts as MatrixPart[]);
+        return this.#export(message.request, message.exportMatrices!.parts as (MatrixPart | "initial")[]);
       case "importMatrices":
         this.#importing = { request: message.request, left: message.importMatrices!.tensors };
         return this.#importing.left === 0 ? { done: {} } : null;
@@ -292,12 +292,13 @@ export class Rank {
     return { evaluateResult: { lossSum, labelTokens, correctTokens } };
   }
 
-  async #export(request: number, parts: readonly MatrixPart[]): Promise<Reply> {
-    const { engine } = this.#ready();
+  async #export(request: number, parts: readonly (MatrixPart | "initial")[]): Promise<Reply> {
+    const { engine, initial } = this.#ready();
     for (const name of await engine.matrixNames()) {
       for (const part of parts) {
-        const values = bytesOf(await engine.getMatrix(name, part));
-        this.#options.send({ replyTo: request, matrixTensor: { name, part, values } });
+        const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part);
+        if (values === undefined) continue;
+        this.#options.send({ replyTo: request, matrixTensor: { name, part, values: bytesOf(values) } });
       }
     }
     return { done: {} };

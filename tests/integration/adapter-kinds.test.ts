@@ -5,7 +5,7 @@ import { test } from "node:test";
 import type { LoraSettings } from "../../src/common/lora-settings.ts";
 import type { Engine } from "../../src/engine/index.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
-import { coordinator, temporaryFolder } from "../support/cli.ts";
+import { coordinator, events, temporaryFolder } from "../support/cli.ts";
 import { goldenRun } from "../support/golden.ts";
 import { adaptedModel, lastLogits, meanLossBatch, wholeModel } from "../support/one-engine.ts";
 
@@ -169,5 +169,69 @@ test("a new adapter of many kinds: the same bits over 1 and 2 workers and resume
       ]),
     ) as { output_ids: number[] };
     assert.equal(said.output_ids.length, 3);
+  }
+});
+
+test("what PiSSA and LoftQ begin with: the base's loss, the same bits resumed, an adapter for the plain base", async (t) => {
+  const root = temporaryFolder(t);
+  const { folder } = goldenRun("modules-to-save");
+  for (const [init, ...more] of [["pissa"], ["loftq", "--load-in-4bit"]]) {
+    const at = (name: string) => join(root, init!, name);
+    const train = async (name: string, ...flags: string[]) => {
+      const output = await succeed([
+        ...[
+          "train",
+          "--model",
+          join(folder, "model"),
+          "--dataset",
+          join(folder, "data.jsonl"),
+          "--output-dir",
+          at(name),
+        ],
+        ...[
+          "--per-device-train-batch-size",
+          "4",
+          "--compute-dtype",
+          "float32",
+          "--train-sampling-strategy",
+          "sequential",
+        ],
+        ...["--max-steps", "3", "--save-steps", "2", "--logging-steps", "1", "--json", ...more, ...flags],
+      ]);
+      return (events(output, "log") as Record<string, number>[]).slice(0, 3).map(({ loss }) => loss!);
+    };
+    const lora = [
+      "--lora-r",
+      "4",
+      "--lora-alpha",
+      "16",
+      "--target-modules",
+      "q_proj,o_proj,down_proj",
+      "--learning-rate",
+      "2e-3",
+    ];
+    const losses = await train("run", ...lora, "--init-lora-weights", init!, "--workers", "2");
+    const bytes = readFileSync(join(at("run"), "adapter_model.safetensors"));
+    await train(
+      "run",
+      ...lora,
+      "--init-lora-weights",
+      init!,
+      "--workers",
+      "1",
+      "--resume-from-checkpoint",
+      join(at("run"), "checkpoint-2"),
+    );
+    assert.deepEqual(readFileSync(join(at("run"), "adapter_model.safetensors")), bytes);
+    const { tensors } = await openSafetensors(join(at("run"), "adapter_model.safetensors"));
+    const [first] = [...tensors.values()];
+    assert.equal(first!.shape[0], init === "loftq" ? 4 : 8);
+    // On the base as it is, the adapter of step 2 has the third step's loss; LoftQ's own beginning is no zero.
+    const still = await train("still", "--adapter", join(at("run"), "checkpoint-2"), "--learning-rate", "0");
+    assert.ok(Math.abs(still[2]! - losses[2]!) < 1e-5 * losses[2]!, `${init}: ${still[2]}, expected ${losses[2]}`);
+    if (init !== "pissa") continue;
+    const plain = await train("plain", ...lora);
+    assert.ok(Math.abs(losses[0]! - plain[0]!) < 1e-5 * plain[0]!, `${init}: ${losses[0]}, ${plain[0]}`);
+    assert.notEqual(losses[1], plain[1]);
   }
 });

@@ -26,6 +26,8 @@ class Engine {
 
   std::size_t add_segment(SegmentSpec spec);
   void load_weight(std::size_t segment, const std::string& name, const TensorSource& source, const HoldSpec& hold);
+  /// The same of values at hand.
+  void load_values(std::size_t segment, const std::string& name, const std::vector<std::int64_t>& shape, const float* values, const HoldSpec& hold);
   void load_packed(std::size_t segment, const std::string& name, const PackedArrays<TensorSource>& source);
   std::vector<std::string> missing_weights(std::size_t segment) const;
 

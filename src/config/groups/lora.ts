@@ -1,6 +1,8 @@
 import { z } from "zod";
 import { choice, count, flag, names, oneOrMore, option, optional, positive, text } from "./vocabulary.ts";
 
+const INITS = "expected gaussian, orthogonal, pissa, pissa_niter_N, olora or loftq";
+
 /** A bare name is a list of one, as with any list: as a regular expression it would have to match whole paths. */
 const moduleNames = z.union([names, text.transform((one) => (/^\w+(\.\w+)*$/.test(one) ? [one] : one))]);
 
@@ -75,8 +77,10 @@ export const loraOptions = {
     "boolean-or-string",
     "LoRA",
     ["train"],
-    z.union([z.boolean(), z.literal("gaussian")]).default(true),
-    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too.",
+    z
+      .union([z.boolean(), z.string().regex(/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/, INITS)])
+      .default(true),
+    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too; orthogonal; of the base's weights: pissa, pissa_niter_N, olora, and of what 4 bits lose of them: loftq.",
   ),
   layers_to_transform: option(
     "json",

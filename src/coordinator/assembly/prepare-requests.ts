@@ -132,8 +132,8 @@ function quantizationMessage({ quantization }: ModelSetup): Quantization {
 }
 
 function initialisation(settings: PrepareSettings): string {
-  if (settings.init_lora_weights === "gaussian") return "gaussian";
-  return settings.init_lora_weights ? "kaiming" : "random";
+  const { init_lora_weights: init } = settings;
+  return typeof init === "string" ? init : init ? "kaiming" : "random";
 }
 
 /** Which ranks hold the ends of the model and each trained matrix, by replica. */

@@ -12,7 +12,8 @@ import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepRes
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 
-export type MatrixPartName = "weight" | "exp_avg" | "exp_avg_sq";
+/** "initial": what a matrix began with, where that was taken out of the base. */
+export type MatrixPartName = "weight" | "exp_avg" | "exp_avg_sq" | "initial";
 
 /** A trained matrix or its optimizer state, by the matrix's name. */
 export interface MatrixValues {
@@ -118,7 +119,7 @@ export class Pipeline {
   async importMatrices(values: readonly MatrixValues[]): Promise<void> {
     await this.#all((member, rank) => {
       const owners = this.#replicaOf(rank)?.owners;
-      const own = values.filter(({ name }) => owners?.get(name) === rank);
+      const own = values.filter(({ name, part }) => owners?.get(name) === rank && part !== "initial");
       return member.requestWithParts(
         { importMatrices: { tensors: own.length } },
         own.map((value): { matrixTensor: MatrixTensor } => ({

@@ -1,7 +1,7 @@
 import { type Dtype, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
-import type { LoraSettings } from "../../common/lora-settings.ts";
+import { changesBase, type LoraSettings } from "../../common/lora-settings.ts";
 import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterMatrices, baseCopies, openAdapter } from "../../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint } from "../../formats/checkpoint.ts";
@@ -99,6 +99,7 @@ export async function describeModel(
   const adapter =
     config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
   const opened = needs.weights && hub === null ? await openWeights() : null;
+  checkInit(config, { adapter, quantization, spec });
   const described: Omit<DescribedModel, "withWeights"> = {
     name,
     dir,
@@ -129,6 +130,31 @@ export async function setUpModel(
 ): Promise<ModelSetup> {
   const described = await describeModel(config, log, needs);
   return needs.weights ? described.withWeights() : described;
+}
+
+/** Initialisations that go by the base's weights need those in 16 or 32 bits. Error: PL_CONFIG_INVALID. */
+function checkInit(
+  { init_lora_weights: init }: Pick<Config, "init_lora_weights">,
+  { adapter, quantization, spec }: Pick<ModelSetup, "adapter" | "quantization" | "spec">,
+): void {
+  if (adapter !== null) return;
+  const refuse = (message: string, hint: string): never => {
+    throw new PipeloraError("PL_CONFIG_INVALID", `init_lora_weights ${init} ${message}`, { hint });
+  };
+  if (changesBase(init) && quantization !== null) {
+    refuse(
+      "needs an unquantised base, as in peft: what it takes out of the weights would be rounded with the rest.",
+      "Leave quantisation out, or use loftq.",
+    );
+  }
+  if (init !== "loftq") return;
+  if (quantization?.settings.method !== "4bit") refuse("is for a base in 4 bits.", "Give --load-in-4bit.");
+  if (spec.quantization !== null) {
+    refuse(
+      "needs the weights before they are quantised, which this checkpoint lacks.",
+      "Give the 16-bit checkpoint and --load-in-4bit.",
+    );
+  }
 }
 
 /** What an adapter saves of its base beside pairs must be this model's, or numbers would change unseen. Error: PL_ADAPTER_INVALID. */

@@ -16,6 +16,7 @@ import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import type { ResolvedLora } from "../../models/lora-targets.ts";
 import type { MatrixPartName, MatrixValues } from "../cluster/pipeline.ts";
 import { checkHashes, writeHashes } from "./checkpoint-store.ts";
+import { adapterForm, weightsByName } from "./converted-adapter.ts";
 
 const OPTIMIZER_FILE = "optimizer.safetensors";
 export const STATE_FILE = "trainer_state.json";
@@ -56,7 +57,7 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
   try {
     await makeFolder(temporary);
     await saveAdapter(temporary, context, contents.values);
-    const moments = contents.values.filter(({ part }) => part !== "weight");
+    const moments = contents.values.filter(({ part }) => part === "exp_avg" || part === "exp_avg_sq");
     if (moments.length > 0) await writeSafetensors(join(temporary, OPTIMIZER_FILE), moments.map(momentTensor));
     const scheduler = { last_epoch: contents.scheduledSteps, _last_lr: contents.learningRates };
     await writeTextAtomically(join(temporary, "scheduler.json"), `${JSON.stringify(scheduler)}\n`);
@@ -81,13 +82,14 @@ export async function saveAdapter(
   context: CheckpointContext,
   values: readonly MatrixValues[],
 ): Promise<string[]> {
-  const weights = new Map(values.filter(({ part }) => part === "weight").map(({ name, values: v }) => [name, v]));
+  const form = adapterForm(context.lora);
+  const weights = weightsByName(values);
   return writeAdapter(dir, {
-    settings: context.lora.settings,
+    settings: form.settings,
     targetModules: context.lora.targetModules,
     baseModel: context.baseModel,
-    matrices: context.lora.matrices,
-    values: (name) => weights.get(name)!,
+    matrices: form.matrices,
+    values: (name) => form.join(name, weights),
     bases: context.bases,
   });
 }
@@ -126,6 +128,7 @@ export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<
     const values: MatrixValues[] = [];
     for (const weight of await weightsOf(path, lora)) {
       values.push(weight);
+      if (weight.part !== "weight") continue;
       for (const part of MOMENTS) {
         const name = momentName(weight.name, part);
         const location = optimizer.tensors.get(name);
@@ -141,9 +144,10 @@ export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<
 }
 
 async function weightsOf(path: string, lora: ResolvedLora): Promise<MatrixValues[]> {
-  const read = adapterMatrices(await openAdapter(path), lora.matrices);
+  const form = adapterForm(lora);
+  const read = adapterMatrices(await openAdapter(path), form.matrices);
   const weights: MatrixValues[] = [];
-  for (const { name } of lora.matrices) weights.push({ name, part: "weight", values: await read(name) });
+  for (const { name } of form.matrices) weights.push(...form.split(name, await read(name)));
   return weights;
 }
 

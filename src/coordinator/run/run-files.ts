@@ -250,7 +250,7 @@ export class RunFiles {
    */
   async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
     const values = await pipeline.exportMatrices(
-      this.#settings.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
+      this.#settings.save_only_model ? ["weight", "initial"] : ["weight", "exp_avg", "exp_avg_sq", "initial"],
     );
     assertFinite(values, state.globalStep);
     const best = state.bestGlobalStep === null ? null : join(this.outputDir, `checkpoint-${state.bestGlobalStep}`);
@@ -278,7 +278,7 @@ export class RunFiles {
   async finish(pipeline: Pipeline, state: TrainerState): Promise<Finished> {
     const best = this.#settings.load_best_model_at_end ? state.bestModelCheckpoint : null;
     const values =
-      best === null ? await pipeline.exportMatrices(["weight"]) : await readWeights(best, this.#setup.lora!);
+      best === null ? await pipeline.exportMatrices(["weight", "initial"]) : await readWeights(best, this.#setup.lora!);
     assertFinite(values, state.globalStep);
     const adapter = await saveAdapter(this.outputDir, this.#checkpoint, values);
     const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { bytesOf } from "../../common/bytes.ts";
+import { changesBase } from "../../common/lora-settings.ts";
 import { Turns } from "../../common/slices.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
@@ -21,6 +22,7 @@ const DECISIVE = [
   "modules_to_save",
   "bias",
   "trainable_token_indices",
+  "init_lora_weights",
   "torch_dtype",
   "compute_dtype",
   "fp8",
@@ -70,6 +72,7 @@ const LATER: readonly string[] = [
   "modules_to_save",
   "bias",
   "trainable_token_indices",
+  "init_lora_weights",
 ];
 const idle = (value: unknown) =>
   value === 0 ||
@@ -92,7 +95,9 @@ export async function runFingerprint(
 ): Promise<string> {
   const turns = new Turns();
   const hash = createHash("sha256").update(modelFingerprint);
-  const settings = { ...config, replicas: config.replicas ?? 1 };
+  // Later only what was taken out of the base matters of how A and B began.
+  const init = changesBase(config.init_lora_weights) ? config.init_lora_weights : null;
+  const settings = { ...config, replicas: config.replicas ?? 1, init_lora_weights: init };
   const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
   for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {
