@@ -141,18 +141,30 @@ export function fullRowsWorkload(
   };
 }
 
-/** One prompt at a time through a key/value cache; nothing is kept for a backward pass. */
-export function generationWorkload(tokens: number): Workload {
+/** Room that continuing sequences takes. */
+export interface CacheNeeds {
+  /** Sequences that have a place at a time. */
+  readonly sequences: number;
+  /** Tokens of all of them together. */
+  readonly rows: number;
+  /** Most new tokens of a round. */
+  readonly roundTokens: number;
+}
+
+/** Sequences through a key/value cache; nothing is kept for a backward pass. */
+export function generationWorkload({ sequences, rows, roundTokens }: CacheNeeds): Workload {
   const work: Work = {
     microBatches: 1,
-    tokens,
-    labelTokens: 1,
-    meanTokens: tokens,
+    tokens: roundTokens,
+    labelTokens: sequences,
+    meanTokens: roundTokens,
     meanLabelTokens: 1,
-    rowTokens: tokens,
+    rowTokens: Math.min(rows, roundTokens),
     schedule: "sequential",
     checkpointing: "none",
-    cacheTokens: tokens,
+    cacheTokens: rows,
+    cacheSequences: sequences,
+    forwardOnly: true,
   };
   const only: Cut = { replicas: 1, size: { count: 1 }, work: async () => work };
   return {

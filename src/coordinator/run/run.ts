@@ -1,9 +1,9 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import type { Cluster } from "../cluster/cluster.ts";
+import type { Interrupts } from "../cluster/interrupts.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { TrainingData } from "../planning/training-data.ts";
-import type { Interrupts } from "./interrupts.ts";
 import type { Reporter } from "./reporter.ts";
 import type { RunFiles } from "./run-files.ts";
 
