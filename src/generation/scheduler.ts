@@ -70,6 +70,8 @@ export class Scheduler {
   #rounds = 0;
   #promptTokens = 0;
   #newTokens = 0;
+  /** Whether what has begun may go on with another runner. */
+  #mayGoOn = true;
   /** Resolves when nothing runs and nothing may begin. */
   #drained: Deferred<void> | null = null;
 
@@ -156,9 +158,13 @@ export class Scheduler {
     this.#detach(null);
   }
 
-  /** Answers those that wait now, and nobody who comes later; then the runner is left alone again. Errors: the runner's. */
+  /**
+   * Answers those that wait now, and nobody who comes later; then the runner is left alone again. What had begun when the runner failed
+   * fails too: another one's weights may differ. Errors: the runner's.
+   */
   async answerWaiting(runner: RoundRunner): Promise<void> {
     this.#admitBelow = this.#arrivals;
+    this.#mayGoOn = false;
     this.#drained = deferred<void>();
     try {
       const broken = this.attach(runner);
@@ -166,6 +172,7 @@ export class Scheduler {
     } finally {
       this.#drained = null;
       this.detach();
+      this.#mayGoOn = true;
       this.#admitBelow = Number.POSITIVE_INFINITY;
     }
   }
@@ -183,7 +190,9 @@ export class Scheduler {
     for (const sequence of this.#running) {
       this.#free(sequence);
       sequence.startAnew();
-      if (failure !== null && ++sequence.failures === MOST_FAILURES && !sequence.over) {
+      if (failure === null || sequence.over) continue;
+      sequence.failures++;
+      if (sequence.failures === MOST_FAILURES || (sequence.begun && !this.#mayGoOn)) {
         sequence.over = true;
         sequence.ended.reject(failure);
       }

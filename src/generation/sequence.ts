@@ -56,6 +56,11 @@ export class Sequence {
     return this.request.prompt.length + this.request.maxNewTokens - 1;
   }
 
+  /** Whether a token of its reply was made. */
+  get begun(): boolean {
+    return this.#tokens.length > this.request.prompt.length;
+  }
+
   /** Tokens that the next round may take of it. */
   get ready(): number {
     return this.#drawing || this.over ? 0 : this.#tokens.length - this.#issued;

@@ -36,6 +36,7 @@ class TaggedCalls implements ToolReader {
   readonly #close: string;
   #held = "";
   #inside = false;
+  #called = false;
 
   constructor(open: string, close: string) {
     this.#open = open;
@@ -64,13 +65,15 @@ class TaggedCalls implements ToolReader {
       content += this.#held.slice(0, this.#held.length - kept);
       this.#held = this.#held.slice(this.#held.length - kept);
     }
-    return { content: calls.length > 0 ? content.trim() : content, calls };
+    this.#called = this.#called || calls.length > 0;
+    // Between calls and behind them stand line breaks that are nobody's words.
+    return { content: this.#called && content.trim() === "" ? "" : content, calls };
   }
 
   end(): ToolPiece {
     const rest = this.#held;
     this.#held = "";
-    if (!this.#inside) return { content: rest, calls: [] };
+    if (!this.#inside) return { content: this.#called ? rest.trim() : rest, calls: [] };
     this.#inside = false;
     // Some families leave the last tag to the end token.
     const calls = parseCalls(rest);

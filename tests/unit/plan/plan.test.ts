@@ -160,7 +160,10 @@ test("generation counts the cache and keeps nothing for backward", () => {
 });
 
 test("a recurrent state is counted for each sequence that a cache has", () => {
-  const hybrid = model("qwen3-next");
+  const hybrid = model("qwen3-next", {
+    ...{ architectures: ["Qwen3NextForCausalLM"], hidden_size: 128, intermediate_size: 256, num_hidden_layers: 4 },
+    ...{ num_attention_heads: 4, vocab_size: 1000, tie_word_embeddings: false, torch_dtype: "bfloat16" },
+  });
   const cache = (cacheSequences: number) =>
     makePlan(request(hybrid, cpus(1), { work: { ...WORK, cacheTokens: 100, cacheSequences, forwardOnly: true } }))
       .devices[0]!.memory.cache;
