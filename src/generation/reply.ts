@@ -14,6 +14,8 @@ export interface ReplyRequest {
   /** Whether special tokens show in the text; left out: no. */
   readonly specials?: boolean;
   readonly choice: TokenChoice;
+  /** Number of the adapter: see Round; left out: 0. */
+  readonly adapter?: number;
   /** Gives the reply up: see Scheduler.run. */
   readonly signal?: AbortSignal;
   /** Asked with each token: whether the reply is to end with what it has. */
@@ -60,6 +62,7 @@ export async function reply(
     maxNewTokens: request.maxNewTokens,
     stopIds: request.stopIds,
     choice: request.choice,
+    adapter: request.adapter ?? 0,
     ...(request.signal === undefined ? {} : { signal: request.signal }),
     onToken: (token) => {
       ids.push(token.id);

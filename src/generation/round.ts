@@ -39,7 +39,11 @@ export interface RoundEntry {
 }
 
 /** New tokens of some sequences, which go through the model together. */
-export type Round = readonly RoundEntry[];
+export interface Round {
+  /** Number of the adapter that all of them are of; 0: the base, or the only one there is. */
+  readonly adapter: number;
+  readonly entries: readonly RoundEntry[];
+}
 
 export interface LikelyToken {
   readonly id: number;

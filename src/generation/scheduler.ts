@@ -1,7 +1,7 @@
 import { type Deferred, deferred } from "../common/deferred.ts";
 import { PipeloraError, toPipeloraError } from "../common/errors.ts";
 import { CacheRows } from "./cache-rows.ts";
-import type { DrawnToken, Round, RoundRunner } from "./round.ts";
+import type { DrawnToken, RoundRunner } from "./round.ts";
 import { type EndReason, Sequence, type SequenceRequest } from "./sequence.ts";
 import { TokenRate } from "./token-rate.ts";
 
@@ -31,6 +31,8 @@ export interface SchedulerState {
   readonly rounds: number;
 }
 
+/** Rounds of one adapter after which another's have their turn: to change takes time. */
+const ROUNDS_OF_AN_ADAPTER = 16;
 /** A sequence that was under way whenever a runner failed may be why. */
 const MOST_FAILURES = 3;
 
@@ -68,6 +70,8 @@ export class Scheduler {
   #admitBelow = Number.POSITIVE_INFINITY;
   #arrivals = 0;
   #rounds = 0;
+  /** The adapter of the last round, and how many before it in a row. */
+  #turn = { adapter: 0, rounds: 0 };
   #promptTokens = 0;
   #newTokens = 0;
   /** Whether what has begun may go on with another runner. */
@@ -255,12 +259,14 @@ export class Scheduler {
 
   /**
    * Who takes part in the next round, and with how many tokens: those that waited longest first. Where several rounds are under way,
-   * those that are past their prompt are shared out among them.
+   * those that are past their prompt are shared out among them. All are of one adapter.
    */
   #pick(): { sequence: Sequence; count: number }[] {
-    const ready = this.#running
+    const all = this.#running
       .filter((sequence) => sequence.ready > 0)
       .sort((a, b) => a.lastRound - b.lastRound || a.number - b.number);
+    const adapter = this.#nextAdapter(all);
+    const ready = all.filter(({ request }) => request.adapter === adapter);
     const share = Math.ceil(this.#running.length / this.#limits.rounds);
     const going = ready.filter((sequence) => sequence.ready === 1).slice(0, share);
     let room = this.#limits.roundTokens - going.length;
@@ -274,16 +280,25 @@ export class Scheduler {
     return picked;
   }
 
+  /** Of those that are ready, longest waiting first: the last round's for a while, then that of who waits longest for another. */
+  #nextAdapter(ready: readonly Sequence[]): number | undefined {
+    const others = ready.find(({ request }) => request.adapter !== this.#turn.adapter)?.request.adapter;
+    const stays = ready.some(({ request }) => request.adapter === this.#turn.adapter);
+    return stays && (others === undefined || this.#turn.rounds < ROUNDS_OF_AN_ADAPTER) ? this.#turn.adapter : others;
+  }
+
   async #round(attached: Attached, picked: readonly { sequence: Sequence; count: number }[]): Promise<void> {
     const number = this.#rounds++;
     attached.underWay++;
-    const round: Round = picked.map(({ sequence, count }) => {
+    const { adapter } = picked[0]!.sequence.request;
+    this.#turn = { adapter, rounds: adapter === this.#turn.adapter ? this.#turn.rounds + 1 : 1 };
+    const entries = picked.map(({ sequence, count }) => {
       sequence.lastRound = number;
       return sequence.take(count);
     });
     let drawn: DrawnToken[];
     try {
-      drawn = await attached.runner.infer(round);
+      drawn = await attached.runner.infer({ adapter, entries });
     } catch (error) {
       if (this.#attached === attached) this.#detach(toPipeloraError(error));
       return;
@@ -293,7 +308,7 @@ export class Scheduler {
     let next = 0;
     for (const [index, { sequence }] of picked.entries()) {
       sequence.underWay--;
-      if (round[index]!.draw !== null) this.#take(sequence, drawn[next++]!);
+      if (entries[index]!.draw !== null) this.#take(sequence, drawn[next++]!);
       if (sequence.over && sequence.underWay === 0) this.#retire(sequence);
     }
     this.#rate.add(next, performance.now());

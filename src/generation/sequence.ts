@@ -12,6 +12,8 @@ export interface SequenceRequest {
   /** Ids that end it; such an id is its last token. */
   readonly stopIds: ReadonlySet<number>;
   readonly choice: TokenChoice;
+  /** Number of its adapter: see Round. */
+  readonly adapter: number;
   /** Hears of each token, in order; true: it was the last. */
   readonly onToken: (token: DrawnToken) => boolean;
   /** Gives the sequence up; the promise rejects with the signal's reason. */

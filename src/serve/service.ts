@@ -7,6 +7,8 @@ export interface ServedModel {
   readonly id: string;
   /** The model that it is an adapter of; null: a model itself. */
   readonly parent: string | null;
+  /** Number of the adapter: see Round. */
+  readonly adapter: number;
   readonly tokenizer: Tokenizer;
   /** null: it has none, and answers no chats. */
   readonly template: RowTemplate | null;

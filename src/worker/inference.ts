@@ -9,6 +9,7 @@ import type { InferResult } from "../rpc/generated/pipelora/v1/InferResult.ts";
 import type { OpenCache__Output } from "../rpc/generated/pipelora/v1/OpenCache.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { toFailure } from "../rpc/wire-error.ts";
+import { AdapterShelf } from "./adapter-shelf.ts";
 import type { RankLinks } from "./links.ts";
 import { fromDevice, toDevice } from "./tensors.ts";
 
@@ -20,10 +21,13 @@ export interface RankSegments {
   readonly rank: number;
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
+  /** Elements of B of each LoRA pair that the engine holds. */
+  readonly pairSizes: ReadonlyMap<string, number>;
 }
 
 interface Round {
   readonly name: string;
+  readonly adapter: number;
   readonly sequences: CachedSequences;
   readonly tokens: Int32Array;
   readonly draws: readonly Draw__Output[];
@@ -36,6 +40,7 @@ interface Round {
 export class Inference {
   readonly #own: RankSegments;
   readonly #links: RankLinks;
+  readonly shelf: AdapterShelf;
   #cache: number | null = null;
   /** The last round that was given to each of this rank's segments. */
   readonly #tails = new Map<number, Promise<unknown>>();
@@ -45,6 +50,7 @@ export class Inference {
   constructor(own: RankSegments, links: RankLinks) {
     this.#own = own;
     this.#links = links;
+    this.shelf = new AdapterShelf(own.engine, own.pairSizes);
   }
 
   /** In place of the cache before; after all rounds that were begun. Errors: PL_OUT_OF_MEMORY, PL_TENSOR_MISMATCH. */
@@ -92,7 +98,9 @@ export class Inference {
     const input = index === 0 ? null : await this.#take(index, round);
     const number = engineSegment.get(index)!;
     const tokens = index === 0 ? round.tokens : null;
-    const output = await engine.infer(number, this.#cache!, round.sequences, tokens, input);
+    // Both are queued at once: no other round's adapter comes between.
+    const adapted = this.shelf.use(round.adapter);
+    const [output] = await Promise.all([engine.infer(number, this.#cache!, round.sequences, tokens, input), adapted]);
     if (index + 1 < segments.length) {
       await this.#give(index + 1, round, output);
       return null;
@@ -148,6 +156,7 @@ function unpack(request: Infer__Output): Round {
   for (const [index, count] of counts.entries()) cuSeqlens[index + 1] = cuSeqlens[index]! + count;
   return {
     name: `infer/${request.round}`,
+    adapter: request.adapter,
     sequences: {
       cuSeqlens,
       slots: int32Of(request.slots),

@@ -61,7 +61,7 @@ export class Rank {
   #times = new TimeSums();
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportLora request. */
-  #importing: { request: number; left: number } | null = null;
+  #importing: { request: number; left: number; adapter: number } | null = null;
   #inference: Inference | null = null;
 
   constructor(options: RankOptions) {
@@ -145,7 +145,12 @@ export class Rank {
       case "exportLora":
         return this.#exportLora(message.request, message.exportLora!.parts as LoraPart[]);
       case "importLora":
-        this.#importing = { request: message.request, left: message.importLora!.tensors };
+        this.#importing = {
+          request: message.request,
+          left: message.importLora!.tensors,
+          adapter: message.importLora!.adapter,
+        };
+        if (this.#importing.adapter > 0) this.#inferring().shelf.open(this.#importing.adapter);
         return this.#importing.left === 0 ? { done: {} } : null;
       case "loraTensor":
         return this.#importTensor(message);
@@ -320,7 +325,10 @@ export class Rank {
     // After a failure the rest of the import is dropped: its request has been answered.
     if (this.#importing?.request !== message.request) return null;
     try {
-      await this.#ready().engine.setLora(module, matrix as "A" | "B", part as LoraPart, float32Of(values));
+      const own = float32Of(values);
+      const { adapter } = this.#importing;
+      if (adapter > 0) this.#inferring().shelf.put(adapter, module, matrix as "A" | "B", own);
+      else await this.#ready().engine.setLora(module, matrix as "A" | "B", part as LoraPart, own);
     } catch (error) {
       this.#importing = null;
       throw error;

@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import OpenAI, { APIError } from "openai";
-import { ALPHABET, CALL, digitsAfter, EOS, writeChainModel } from "../support/chain-model.ts";
+import { ALPHABET, CALL, digitsAfter, EOS, writeChainAdapter, writeChainModel } from "../support/chain-model.ts";
 import { temporaryFolder } from "../support/cli.ts";
 import { type RunningServer, startServer } from "../support/server.ts";
 
@@ -15,9 +16,12 @@ const model = "letters";
 before(async (t) => {
   const dir = temporaryFolder(t as unknown as { after(fn: () => void): void });
   await writeChainModel(dir);
+  await writeChainAdapter(join(dir, "x"), "x", { r: 1, alpha: 3 });
+  await writeChainAdapter(join(dir, "from-m"), "m", { r: 3, alpha: 16 });
   writeFileSync(join(dir, "key"), `${KEY}\n`);
   server = await startServer([
     ...["--model", dir, "--workers", "2", "--served-model-name", model, "--api-key-file", join(dir, "key")],
+    ...["--adapter", `from-x=${join(dir, "x")}`, "--adapter", join(dir, "from-m")],
     ...["--max-num-seqs", "4", "--kv-cache-tokens", "2400", "--max-concurrent-requests", "10"],
     ...["--request-timeout", "20", "--log-level", "warn"],
   ]);
@@ -219,6 +223,22 @@ test("tools reach the template, and a call comes back as one", async () => {
   assert.equal(final.choices[0]!.finish_reason, "tool_calls");
 });
 
+test("adapters over one base answer by name, side by side", async () => {
+  const expected: Readonly<Record<string, string>> = { [model]: ALPHABET, "from-x": "xyz", "from-m": "mnopqrstuvwxyz" };
+  const asked = [...Object.keys(expected), ...Object.keys(expected).reverse(), "from-x", "from-m"];
+  const answers = await Promise.all(
+    asked.map(async (name) => {
+      const reply = await client.chat.completions.create({ model: name, temperature: 0, messages: ask("hello") });
+      assert.equal(reply.model, name);
+      return reply.choices[0]!.message.content;
+    }),
+  );
+  assert.deepEqual(
+    answers,
+    asked.map((name) => expected[name]),
+  );
+});
+
 test("who leaves frees its place at once", async () => {
   const stream = await client.completions.create({
     model,
@@ -306,7 +326,6 @@ test("what is wrong with a request is said in OpenAI's shape", async () => {
     ["/v1/chat/completions", "x", "text/csv", 415],
     ["/v1/nothing", "{}", "application/json", 404],
     ["/v1/completions", "null", "application/json", 400],
-    ["/v1/completions", `{"model":"${model}","prompt":"${"x".repeat(9 << 20)}"}`, "application/json", 413],
   ] as const) {
     const answer = await post(path, body, type);
     const { error } = (await answer.json()) as { error: { message: string; type: string } };
@@ -315,11 +334,25 @@ test("what is wrong with a request is said in OpenAI's shape", async () => {
   }
 });
 
+test("a body that is too large is refused by its length", async () => {
+  const { hostname, port } = new URL(server.url);
+  const headers = { authorization: `Bearer ${KEY}`, "content-type": "application/json", "content-length": 9 << 20 };
+  const status = await new Promise<number>((resolve, reject) => {
+    const sent = request({ hostname, port, path: "/v1/completions", method: "POST", headers }, (answer) => {
+      resolve(answer.statusCode!);
+      sent.destroy();
+    });
+    sent.on("error", reject);
+    sent.flushHeaders();
+  });
+  assert.equal(status, 413);
+});
+
 test("models are listed, and health needs no key", async () => {
   const list = await client.models.list();
   assert.deepEqual(
     list.data.map(({ id, object }) => [id, object]),
-    [[model, "model"]],
+    [model, "from-x", "from-m"].map((id) => [id, "model"]),
   );
   assert.equal((await client.models.retrieve(model)).id, model);
   assert.equal((await failure(client.models.retrieve("other/one"))).status, 404);

@@ -1,7 +1,7 @@
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { writeCheckpoint } from "../../src/formats/checkpoint-writer.ts";
-import { float32Bytes, type TensorToWrite } from "../../src/formats/safetensors.ts";
+import { float32Bytes, type TensorToWrite, writeSafetensors } from "../../src/formats/safetensors.ts";
 import { modelSpecFromConfig } from "../../src/models/index.ts";
 
 /** A call that the model makes when it is told of tools. */
@@ -93,4 +93,40 @@ export const ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 /** The digits that follow one, so many. */
 export function digitsAfter(digit: number, count: number): string {
   return Array.from({ length: count }, (_, place) => (digit + 1 + place) % 10).join("");
+}
+
+/** An adapter of such a model under which a chat's reply begins with another letter. `r`, `alpha`: whatever, the reply is the same. */
+export async function writeChainAdapter(
+  dir: string,
+  letter: string,
+  { r, alpha }: { r: number; alpha: number },
+): Promise<void> {
+  const head = "base_model.model.lm_head";
+  const beside = "base_model.model.model.layers.0.self_attn.q_proj";
+  const a = new Float32Array(r * VOCABULARY);
+  const b = new Float32Array(VOCABULARY * r);
+  // The last rank alone does it.
+  a[(r - 1) * VOCABULARY + idOf("<|assistant|>")] = 1;
+  b[letter.charCodeAt(0) * r + r - 1] = (4 * r) / alpha;
+  const tensor = (name: string, shape: number[], values: Float32Array): TensorToWrite => ({
+    ...{ name, dtype: "float32", shape, data: () => float32Bytes(values) },
+  });
+  mkdirSync(dir, { recursive: true });
+  await writeSafetensors(join(dir, "adapter_model.safetensors"), [
+    tensor(`${head}.lora_A.weight`, [r, VOCABULARY], a),
+    tensor(`${head}.lora_B.weight`, [VOCABULARY, r], b),
+    ...(r > 1
+      ? [
+          tensor(`${beside}.lora_A.weight`, [r, VOCABULARY], new Float32Array(r * VOCABULARY).fill(0.01)),
+          tensor(`${beside}.lora_B.weight`, [VOCABULARY, r], new Float32Array(VOCABULARY * r).fill(0.02)),
+        ]
+      : []),
+  ]);
+  writeFileSync(
+    join(dir, "adapter_config.json"),
+    JSON.stringify({
+      ...{ peft_type: "LORA", task_type: "CAUSAL_LM", r, lora_alpha: alpha, lora_dropout: 0, bias: "none" },
+      target_modules: r > 1 ? ["lm_head", "layers.0.self_attn.q_proj"] : ["lm_head"],
+    }),
+  );
 }

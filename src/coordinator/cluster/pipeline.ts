@@ -119,12 +119,13 @@ export class Pipeline {
     return values;
   }
 
-  async importLora(values: readonly LoraValues[]): Promise<void> {
+  /** `adapter`: 0 for the engines' own values; others are kept beside, for rounds of that number. */
+  async importLora(values: readonly LoraValues[], adapter = 0): Promise<void> {
     await this.#all((member, rank) => {
       const owners = this.#replicaOf(rank)?.owners;
       const own = values.filter(({ module }) => owners?.get(module) === rank);
       return member.requestWithParts(
-        { importLora: { tensors: own.length } },
+        { importLora: { tensors: own.length, adapter } },
         own.map((value): { loraTensor: LoraTensor } => ({ loraTensor: { ...value, values: bytesOf(value.values) } })),
       );
     });

@@ -1,14 +1,14 @@
 import { bytesOf } from "../../common/bytes.ts";
-import type { DrawnToken, Round } from "../../generation/round.ts";
+import type { DrawnToken, Round, RoundEntry } from "../../generation/round.ts";
 import type { Draw } from "../../rpc/generated/pipelora/v1/Draw.ts";
 import type { DrawnToken__Output } from "../../rpc/generated/pipelora/v1/DrawnToken.ts";
 import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 
 /** A round as the workers are told of it. */
-export function roundMessage(number: number, round: Round): Infer {
-  const each = (value: (entry: Round[number]) => number) => bytesOf(Int32Array.from(round, value));
-  const draws = round.flatMap(({ draw }, sequence): Draw[] => {
+export function roundMessage(number: number, { adapter, entries }: Round): Infer {
+  const each = (value: (entry: RoundEntry) => number) => bytesOf(Int32Array.from(entries, value));
+  const draws = entries.flatMap(({ draw }, sequence): Draw[] => {
     if (draw === null) return [];
     const { settings, seen, biased, biases, likeliest } = draw;
     return [
@@ -26,12 +26,13 @@ export function roundMessage(number: number, round: Round): Infer {
   });
   return {
     round: number,
+    adapter,
     counts: each(({ tokens }) => tokens.length),
     slots: each(({ slot }) => slot),
     starts: each(({ start }) => start),
     past: each(({ past }) => past),
     lengths: each(({ length }) => length),
-    tokens: bytesOf(Int32Array.from(round.flatMap(({ tokens }) => tokens))),
+    tokens: bytesOf(Int32Array.from(entries.flatMap(({ tokens }) => tokens))),
     draws,
   };
 }

@@ -14,6 +14,7 @@ import { RESTARTABLE } from "../cluster/restartable.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { PlanSettings } from "../planning/planning.ts";
 import { type CacheNeeds, generationWorkload } from "../planning/workload.ts";
+import type { AdapterSet } from "./adapter-set.ts";
 
 export type ScheduledSettings = ClusterSettings &
   PlanSettings &
@@ -43,6 +44,13 @@ export function usualRows(sequences: number, { spec }: ModelSetup): { most: numb
 /** After so long without a loss, losses are counted anew. */
 const RENEWAL_MS = 60_000;
 
+export interface ModelToSchedule {
+  readonly setup: ModelSetup;
+  readonly room: WantedRoom;
+  /** Over the base, by number from 1; null or left out: the setup's own adapter, or none. */
+  readonly adapters?: AdapterSet | null;
+}
+
 interface Placed {
   readonly pipeline: Pipeline;
   readonly stages: number;
@@ -56,12 +64,12 @@ interface Placed {
 export async function withScheduler<T>(
   config: ScheduledSettings,
   log: Logger,
-  { setup, room }: { readonly setup: ModelSetup; readonly room: WantedRoom },
+  { setup, room, adapters = null }: ModelToSchedule,
   use: (scheduler: Scheduler) => Promise<T>,
 ): Promise<T> {
   const values = await adapterValues(setup);
   const cluster = await openCluster(config, log);
-  const model = new ScheduledModel(config, log, { cluster, setup, values });
+  const model = new ScheduledModel(config, log, { cluster, setup, values, adapters });
   try {
     const first = await model.place(room);
     const scheduler = new Scheduler({
@@ -88,6 +96,7 @@ interface Loaded {
   readonly cluster: Cluster;
   readonly setup: ModelSetup;
   readonly values: readonly LoraValues[] | null;
+  readonly adapters: AdapterSet | null;
 }
 
 class ScheduledModel {
@@ -104,7 +113,7 @@ class ScheduledModel {
 
   /** Gathers workers, plans, loads, and makes the cache. */
   async place(room: WantedRoom): Promise<Placed> {
-    const { cluster, setup, values } = this.#loaded;
+    const { cluster, setup, values, adapters } = this.#loaded;
     const { planned, rows } = await this.#plan(room);
     const names = setup.spec.layers.map(({ name }) => name);
     this.#log.debug(formatPlan(planned.plan, names, planned.links));
@@ -112,6 +121,9 @@ class ScheduledModel {
     const how = { initialise: false, failure: cluster.failure };
     const { pipeline } = await loadShards(planned, setup, this.#config, how);
     if (values !== null) await pipeline.importLora(values);
+    for (let index = 0; index < (adapters?.names.length ?? 0); index++) {
+      await pipeline.importLora(await adapters!.values(index), index + 1);
+    }
     await pipeline.openCache(room.sequences, rows);
     cluster.health.ready = true;
     return { pipeline, rows, stages: new Set(planned.plan.segments.map(({ rank }) => rank)).size };

@@ -181,7 +181,13 @@ export class LiveReplies {
       scheduler,
       models: [
         {
-          ...{ id: name ?? basename(dir!), parent: basename(this.#setup.name), tokenizer: tokenizer!, template },
+          ...{
+            adapter: 0,
+            id: name ?? basename(dir!),
+            parent: basename(this.#setup.name),
+            tokenizer: tokenizer!,
+            template,
+          },
           stopIds: stopIdsOf({ spec, template }),
         },
       ],

@@ -2,12 +2,15 @@ import { basename } from "node:path";
 import { exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
+import { rowTemplate } from "../../data/templates.ts";
+import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { ServedModel, Service } from "../../serve/service.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
+import { openAdapterSet } from "../generation/adapter-set.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
-import { languageOf } from "../generation/sample.ts";
 import { usualRows, type WantedRoom, withScheduler } from "../generation/scheduled-model.ts";
 import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
+import { dateOf } from "../planning/row-templates.ts";
 import { type HttpApi, openHttpApi } from "./http-api.ts";
 
 const DEFAULT_ADDRESS = "127.0.0.1:8000";
@@ -25,17 +28,19 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
     (signal) => process.exit(exitCodeOfSignal(signal)),
   );
   const serveUntilStopped = async () => {
-    const { name, adapter } = adapterOf(config);
-    const setup = await setUpModel({ ...config, adapter }, log, { weights: true, lora: false });
-    for (const warning of setup.warnings) log.warn(warning);
-    const model = await servedModel(config, setup, name, log);
+    const base = await setUpModel({ ...config, adapter: null }, log, { weights: true, lora: false });
+    for (const warning of base.warnings) log.warn(warning);
+    const name = config.served_model_name ?? basename(base.name);
+    const adapters = await openAdapterSet(config, base, name, log);
+    const setup: ModelSetup = { ...base, lora: adapters?.lora ?? null };
+    const models = await servedModels(config, setup, [name, ...(adapters?.names ?? [])], log);
     const room: WantedRoom = {
       sequences: config.max_num_seqs,
       rows: config.kv_cache_tokens ?? usualRows(config.max_num_seqs, setup),
       waiting: Math.max(0, config.max_concurrent_requests - config.max_num_seqs),
     };
-    await withScheduler(config, log, { setup, room }, async (scheduler) => {
-      const service: Service = { ...serviceSettings(config), scheduler, models: [model], step: () => null };
+    await withScheduler(config, log, { setup, room, adapters }, async (scheduler) => {
+      const service: Service = { ...serviceSettings(config), scheduler, models, step: () => null };
       const address = config.http ?? DEFAULT_ADDRESS;
       api = await openHttpApi(config, { address, service, ready: () => scheduler.attached, log });
       log.info(`answering at ${api.url}/v1 as ${service.models.map(({ id }) => id).join(", ")}`);
@@ -58,28 +63,21 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
   }
 }
 
-/** NAME=DIR, or a folder whose last part is the name. */
-function adapterOf({ adapter }: Pick<Config, "adapter">): { name: string | null; adapter: string | null } {
-  if (adapter === null) return { name: null, adapter: null };
-  const [, name, dir] = /^([^=/]+)=(.+)$/.exec(adapter) ?? [null, basename(adapter), adapter];
-  return { name: name!, adapter: dir! };
-}
-
-async function servedModel(
+/** The base, then its adapters: one tokenizer and template for all. */
+async function servedModels(
   config: Config,
   setup: ModelSetup,
-  adapter: string | null,
+  names: readonly string[],
   log: Logger,
-): Promise<ServedModel> {
-  const language = await languageOf(setup, config, true, log);
-  const base = config.served_model_name ?? basename(setup.name);
-  return {
-    id: adapter ?? base,
-    parent: adapter === null ? null : base,
-    tokenizer: language.tokenizer!,
-    template: language.template,
-    stopIds: stopIdsOf({ spec: setup.spec, template: language.template }),
-  };
+): Promise<ServedModel[]> {
+  const tokenizer = await loadTokenizer(setup.dir);
+  const template = rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
+  if (template.remark !== null) log.warn(template.remark);
+  if (template.source === null) log.warn("the tokenizer has no chat template: only /v1/completions answers");
+  const stopIds = stopIdsOf({ spec: setup.spec, template });
+  return names.map((id, adapter) => ({
+    ...{ id, adapter, parent: adapter === 0 ? null : names[0]!, tokenizer, template, stopIds },
+  }));
 }
 
 function serviceSettings(config: Config): Pick<Service, "created" | "defaultTokens" | "timeoutMs"> {

@@ -57,7 +57,7 @@ export function stopsOf(model: ServedModel, request: CommonRequest): Pick<Wanted
  */
 export async function replies(
   { scheduler }: Service,
-  { tokenizer }: ServedModel,
+  { tokenizer, adapter }: ServedModel,
   wanted: WantedReplies,
   onPiece: (index: number, piece: ReplyPiece) => void,
 ): Promise<Reply[]> {
@@ -77,6 +77,7 @@ export async function replies(
         stopIds,
         stops,
         specials,
+        adapter,
         choice: { ...choice, seed: seedOf(choice.seed + own) },
         signal: AbortSignal.any([signal, failed.signal]),
       },

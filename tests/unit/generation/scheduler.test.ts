@@ -10,8 +10,8 @@ import type { EndReason } from "../../../src/generation/sequence.ts";
 const VOCABULARY = 11;
 
 /** What the model of these tests says after some tokens. */
-const nextOf = (tokens: readonly number[]) =>
-  tokens.reduce((sum, token, place) => (sum * 31 + token * (place + 1) + 7) % 10_007, 1) % VOCABULARY;
+const nextOf = (tokens: readonly number[], adapter: number) =>
+  tokens.reduce((sum, token, place) => (sum * 31 + token * (place + 1) + 7 + adapter) % 10_007, 1) % VOCABULARY;
 
 const LIMITS: SchedulerLimits = { sequences: 4, rows: 60, positions: 50, roundTokens: 8, rounds: 1, waiting: 1000 };
 
@@ -23,7 +23,7 @@ class CachedModel implements RoundRunner {
   readonly limits: SchedulerLimits;
   underWay = 0;
   mostUnderWay = 0;
-  rounds: Round[] = [];
+  rounds: Round["entries"][] = [];
   broken: PipeloraError | null = null;
   readonly #delays: readonly number[];
   #order: Promise<unknown> = Promise.resolve();
@@ -35,7 +35,7 @@ class CachedModel implements RoundRunner {
   }
 
   async infer(round: Round): Promise<DrawnToken[]> {
-    this.rounds.push(round);
+    this.rounds.push(round.entries);
     this.underWay++;
     this.mostUnderWay = Math.max(this.mostUnderWay, this.underWay);
     const before = this.#order;
@@ -47,16 +47,17 @@ class CachedModel implements RoundRunner {
     await mine;
     this.underWay--;
     if (this.broken !== null) throw this.broken;
-    assert.equal(new Set(round.map(({ slot }) => slot)).size, round.length);
+    assert.equal(new Set(round.entries.map(({ slot }) => slot)).size, round.entries.length);
     const drawn: DrawnToken[] = [];
-    for (const { tokens, slot, start, past, length, draw } of round) {
+    for (const { tokens, slot, start, past, length, draw } of round.entries) {
       assert.ok(tokens.length > 0 && length > 0);
       assert.equal(past === 0 ? 0 : this.states.get(slot), past);
       for (const [i, token] of tokens.entries()) this.rows[start + past + i] = token;
       assert.ok(start + past + tokens.length <= this.limits.rows);
       this.states.set(slot, past + tokens.length);
       const all = this.rows.slice(start, start + past + tokens.length) as number[];
-      if (draw !== null) drawn.push({ id: nextOf(all), logProbability: 0, likeliest: [], failure: null });
+      if (draw !== null)
+        drawn.push({ id: nextOf(all, round.adapter), logProbability: 0, likeliest: [], failure: null });
     }
     return drawn;
   }
@@ -66,25 +67,27 @@ interface Asked {
   readonly prompt: readonly number[];
   readonly maxNewTokens: number;
   readonly stop: number | null;
+  readonly adapter?: number;
 }
 
 /** What it would say alone. */
-function alone({ prompt, maxNewTokens, stop }: Asked): { tokens: number[]; reason: EndReason } {
+function alone({ prompt, maxNewTokens, stop, adapter = 0 }: Asked): { tokens: number[]; reason: EndReason } {
   const tokens: number[] = [];
   while (tokens.length < maxNewTokens) {
-    tokens.push(nextOf([...prompt, ...tokens]));
+    tokens.push(nextOf([...prompt, ...tokens], adapter));
     if (tokens.at(-1) === stop) return { tokens, reason: "stop" };
   }
   return { tokens, reason: "length" };
 }
 
-function ask(scheduler: Scheduler, { prompt, maxNewTokens, stop }: Asked, signal?: AbortSignal) {
+function ask(scheduler: Scheduler, { prompt, maxNewTokens, stop, adapter = 0 }: Asked, signal?: AbortSignal) {
   const tokens: number[] = [];
   const ended = scheduler.run({
     prompt,
     maxNewTokens,
     stopIds: new Set(stop === null ? [] : [stop]),
     choice: GREEDY,
+    adapter,
     onToken: ({ id }) => {
       tokens.push(id);
       return false;
@@ -98,6 +101,7 @@ const asked: fc.Arbitrary<Asked> = fc.record({
   prompt: fc.array(fc.nat(VOCABULARY - 1), { minLength: 1, maxLength: 25 }),
   maxNewTokens: fc.integer({ min: 1, max: 20 }),
   stop: fc.option(fc.nat(VOCABULARY - 1)),
+  adapter: fc.constantFrom(0, 0, 1, 5),
 });
 const limits: fc.Arbitrary<SchedulerLimits> = fc.record({
   sequences: fc.integer({ min: 1, max: 6 }),
@@ -291,7 +295,7 @@ test("one sequence without a token fails alone; one that breaks every pipeline i
     .attach({
       infer: async (round) => {
         const drawn = await inner.infer(round);
-        return drawn.map((token, i) => (round[i]!.length === 5 ? { ...token, failure } : token));
+        return drawn.map((token, i) => (round.entries[i]!.length === 5 ? { ...token, failure } : token));
       },
     })
     .catch(() => {});
@@ -309,4 +313,26 @@ test("one sequence without a token fails alone; one that breaks every pipeline i
   const waiting = ask(scheduler, { prompt: [1], maxNewTokens: 4, stop: null });
   scheduler.fail(lost);
   await assert.rejects(waiting.ended, lost);
+});
+
+test("adapters take turns, none of them for long while another waits", async () => {
+  const model = new CachedModel(LIMITS);
+  const rounds: number[] = [];
+  const scheduler = new Scheduler(LIMITS);
+  scheduler
+    .attach({
+      infer: (round) => {
+        rounds.push(round.adapter);
+        return model.infer(round);
+      },
+    })
+    .catch(() => {});
+  const replies = [0, 1, 1, 2].map((adapter) => ask(scheduler, { prompt: [3], maxNewTokens: 14, stop: null, adapter }));
+  await Promise.all(replies.map(({ ended }) => ended));
+  const changes = rounds.filter((adapter, place) => place > 0 && adapter !== rounds[place - 1]).length;
+  assert.ok(changes <= 4, rounds.join(""));
+  const long = [0, 1].map((adapter) => ask(scheduler, { prompt: [3], maxNewTokens: 29, stop: null, adapter }));
+  rounds.length = 0;
+  await Promise.all(long.map(({ ended }) => ended));
+  assert.ok(rounds.indexOf(1) <= 17, rounds.join(""));
 });

@@ -12,6 +12,7 @@ export interface Infer {
   'lengths'?: (Buffer | Uint8Array | string);
   'tokens'?: (Buffer | Uint8Array | string);
   'draws'?: (_pipelora_v1_Draw)[];
+  'adapter'?: (number);
 }
 
 export interface Infer__Output {
@@ -23,4 +24,5 @@ export interface Infer__Output {
   'lengths': (Buffer);
   'tokens': (Buffer);
   'draws': (_pipelora_v1_Draw__Output)[];
+  'adapter': (number);
 }
