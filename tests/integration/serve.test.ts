@@ -283,7 +283,9 @@ test("many at once: each gets its own answer, or is told when to come again", as
     }),
   );
   const good = answers.filter((status) => status === 200).length;
-  assert.deepEqual([good, answers.filter((status) => status === 429).length], [10, 14]);
+  // Ten at a time are taken on; an early one may end before the last comes.
+  assert.ok(good >= 10 && good < answers.length, `${good} answers`);
+  assert.equal(answers.filter((status) => status === 429).length, answers.length - good);
 });
 
 test("what is wrong with a request is said in OpenAI's shape", async () => {
