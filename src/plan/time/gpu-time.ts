@@ -36,7 +36,7 @@ import { deviceRate, memoryRate } from "./rates.ts";
 export function gpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
-  const lowest = lowestTrainable(lora);
+  const lowest = lowestTrainable(request);
   return spec.layers.map((layer, index): LayerWork => {
     if (layer.kind === "block") return blockTime(request, device, layer, pairs[index]!, index >= lowest);
     if (layer.kind === "head") return headTime(request, device, pairs[index]![0] ?? null);
