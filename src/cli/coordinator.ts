@@ -15,6 +15,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   generate: async () => (await import("./commands/generate.ts")).generateCommand,
   chat: async () => (await import("./commands/chat.ts")).chatCommand,
   merge: async () => (await import("./commands/files.ts")).mergeCommand,
+  export: async () => (await import("./commands/files.ts")).exportCommand,
   quantize: async () => (await import("./commands/files.ts")).quantizeCommand,
   tokenize: async () => (await import("./commands/files.ts")).tokenizeCommand,
   "init-model": async () => (await import("./commands/files.ts")).initModelCommand,

@@ -8,6 +8,7 @@ export const COORDINATOR_COMMANDS = {
   generate: "continue a prompt",
   chat: "talk with the model",
   merge: "add an adapter to its base model's weights",
+  export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",

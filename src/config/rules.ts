@@ -13,7 +13,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
-  if (["train", "plan", "parameters", "generate", "chat", "merge", "quantize", "tokenize"].includes(command))
+  if (["train", "plan", "parameters", "generate", "chat", "merge", "export", "quantize", "tokenize"].includes(command))
     needs("model");
   if (command === "train") {
     needs("dataset");
@@ -23,7 +23,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
-  if (command === "quantize") needs("output_dir");
+  if (command === "quantize" || command === "export") needs("output_dir");
   if (command === "tokenize") needs("input");
   if (command === "convert-config") needs("config");
   if (command === "init-model") {

@@ -1,6 +1,7 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { makeCertificates } from "../../coordinator/cluster/certificates.ts";
+import { exportGguf } from "../../coordinator/tools/gguf/export.ts";
 import { initModel } from "../../coordinator/tools/init-model.ts";
 import { mergeAdapter } from "../../coordinator/tools/merge.ts";
 import { quantizeModel } from "../../coordinator/tools/quantize.ts";
@@ -16,6 +17,17 @@ export async function mergeCommand(config: Config, log: Logger): Promise<number>
   const { files, merged, warnings } = await mergeAdapter(config, log);
   for (const warning of warnings) log.warn(warning);
   print(config, { files, merged }, `merged ${merged} layers into ${config.output_dir}: ${files.join(", ")}`);
+  return 0;
+}
+
+export async function exportCommand(config: Config, log: Logger): Promise<number> {
+  const { warnings, ...made } = await exportGguf(config, log);
+  for (const warning of warnings) log.warn(warning);
+  print(
+    config,
+    made,
+    `${made.tensors} tensors for llama.cpp's ${made.architecture} in ${config.output_dir}: ${made.files.join(", ")}`,
+  );
   return 0;
 }
 

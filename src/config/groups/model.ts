@@ -13,7 +13,7 @@ export const modelOptions = {
   adapter: option(
     "string",
     "Model",
-    [...RUNS, "merge"],
+    [...RUNS, "merge", "export"],
     optional(text),
     "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold.",
     "DIR|NAME",

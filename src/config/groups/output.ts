@@ -18,6 +18,16 @@ export const fileOptions = {
     'A JSONL file of {"text"} rows, or of the rows a dataset holds.',
     "FILE",
   ),
+  format: option("string", "Output", ["export"], choice(["gguf"]).default("gguf"), "What is written.", "FORMAT"),
+  outtype: option(
+    "string",
+    "Output",
+    ["export"],
+    choice(["auto", "f32", "f16", "bf16", "q8_0"]).default("auto"),
+    "What tensors are held in; auto: the checkpoint's dtype, of an adapter float32.",
+    "TYPE",
+  ),
+  adapter_only: option("boolean", "Output", ["export"], flag(), "Write the adapter alone, as a GGUF LoRA."),
   max_shard_size: option(
     "string",
     "Output",

@@ -6,7 +6,7 @@ import type { Command, FlagKind, Option, OptionGroup } from "../option.ts";
 export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat"];
 export const TRAINS: readonly Command[] = ["train", "plan"];
 export const SAMPLES: readonly Command[] = ["generate", "chat"];
-export const MODELS: readonly Command[] = [...RUNS, "merge", "quantize", "tokenize"];
+export const MODELS: readonly Command[] = [...RUNS, "merge", "export", "quantize", "tokenize"];
 export const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
 
 const PLACEHOLDERS: Record<FlagKind, string> = {

@@ -1,15 +1,13 @@
 import { realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
-import { dtypeBytes, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
+import { type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
-import { type PackedWeight, quantizedHold } from "../../common/quantization.ts";
+import { quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
-import { adapterPairs } from "../../formats/adapter.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
-import type { PairShape, PairValues } from "../../formats/lora-init.ts";
 import { loadPackedArrays, packedOf, tensorNames } from "../../formats/quantized-state.ts";
 import {
   convertedTensor,
@@ -20,7 +18,7 @@ import {
 } from "../../formats/safetensors.ts";
 import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { type MergeTarget, mergeTargets } from "./merge-targets.ts";
+import { AdaptedWeights } from "./adapted-weights.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizableNames, quantizedGroup, type WeightValues } from "./packed-output.ts";
 
@@ -69,27 +67,25 @@ class Merger {
   readonly #setup: ModelSetup;
   /** null: each tensor's own. */
   readonly #dtype: FloatDtype | null;
-  readonly #targets: ReadonlyMap<string, MergeTarget>;
-  readonly #readPair: (target: PairShape) => Promise<PairValues>;
+  readonly #weights: AdaptedWeights;
 
   constructor(addon: NativeAddon, setup: ModelSetup, dtype: FloatDtype | null) {
     this.#addon = addon;
     this.#setup = setup;
     this.#dtype = dtype;
-    const targets = setup.lora!.targets;
-    this.#targets = mergeTargets(setup.spec, targets, (name) => setup.checkpoint!.names.includes(name));
-    this.#readPair = adapterPairs(setup.adapter!, targets);
+    const held = new Set(setup.checkpoint!.names);
+    this.#weights = new AdaptedWeights(addon, setup, (name) => held.has(name));
   }
 
   items(): (TensorToWrite | TensorGroup)[] {
     const { checkpoint, quantization, packed } = this.#setup;
     const linears = new Map((quantization?.linears ?? []).map((linear) => [`${linear.name}.weight`, linear]));
-    const changed = [...this.#targets.keys()].filter((name) => linears.has(name));
-    const replaced = tensorNames(new Map([...packed].filter(([name]) => changed.includes(`${name}.weight`))));
+    const changed = this.#weights.names;
+    const replaced = tensorNames(new Map([...packed].filter(([name]) => changed.has(`${name}.weight`))));
     const states = tensorNames(packed);
     return quantizableNames(this.#setup).flatMap((name): (TensorToWrite | TensorGroup)[] => {
       const linear = linears.get(name);
-      if (linear !== undefined && (changed.includes(name) || packed.size === 0)) return [this.#quantized(linear)];
+      if (linear !== undefined && (changed.has(name) || packed.size === 0)) return [this.#quantized(linear)];
       if (replaced.has(name)) return [];
       return [states.has(name) ? copied(name, checkpoint!.locate(name)) : this.#plain(name)];
     });
@@ -97,15 +93,12 @@ class Merger {
 
   #plain(name: string): TensorToWrite {
     const location = this.#setup.checkpoint!.locate(name);
-    const target = this.#targets.get(name);
     // Experts that are packed in MXFP4, and their scales.
     if (!isFloatDtype(location.dtype)) return copied(name, location);
     const dtype = this.#dtype ?? location.dtype;
-    const data =
-      target === undefined
-        ? () => convertedTensor(location, dtype)
-        : async () =>
-            (await this.#added({ bytes: await whole(convertedTensor(location, dtype)), dtype }, target)).bytes;
+    const data = this.#weights.names.has(name)
+      ? async () => (await this.#weights.values(name, location, dtype)).bytes
+      : () => convertedTensor(location, dtype);
     return { name, dtype, shape: location.shape, data };
   }
 
@@ -116,29 +109,15 @@ class Merger {
     const hold = stored?.hold ?? quantizedHold(quantization!.settings, holdDtype);
     const name = `${linear.name}.weight`;
     return quantizedGroup(this.#addon, linear, hold, async () => {
-      const target = this.#targets.get(name);
-      if (stored !== undefined) return this.#added(await this.#expanded(await loadPackedArrays(stored)), target!);
+      if (stored !== undefined) {
+        return this.#weights.added(name, await this.#weights.expanded(await loadPackedArrays(stored)));
+      }
       const location = checkpoint!.locate(name);
       const values: WeightValues = { bytes: await readTensor(location), dtype: location.dtype as FloatDtype };
-      if (target === undefined) return values;
+      if (!this.#weights.names.has(name)) return values;
       const tensors = await this.#addon.quantize(values.bytes, values.dtype, [linear.out, linear.in], hold, THREADS);
-      return this.#added(await this.#expanded(packedOf(tensors, hold, [linear.out, linear.in])), target);
+      return this.#weights.added(name, await this.#weights.expanded(packedOf(tensors, hold, [linear.out, linear.in])));
     });
-  }
-
-  async #expanded(packed: PackedWeight<Uint8Array>): Promise<WeightValues> {
-    return { bytes: await this.#addon.dequantize(packed, "float32", THREADS), dtype: "float32" };
-  }
-
-  async #added(values: WeightValues, { target, parts }: MergeTarget): Promise<WeightValues> {
-    const all = await this.#readPair(target);
-    const width = dtypeBytes(values.dtype);
-    for (const { first, out, in: input, pair } of parts) {
-      const { a, b } = pair(all);
-      const own = values.bytes.subarray(first * width, (first + out * input) * width);
-      await this.#addon.addLowRank(own, values.dtype, out, input, a, b, target.scale);
-    }
-    return values;
   }
 }
 
@@ -148,14 +127,8 @@ function copied(name: string, location: TensorLocation): TensorToWrite {
   return { name, dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
 }
 
-async function whole(pieces: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
-  const all: Uint8Array[] = [];
-  for await (const piece of pieces) all.push(piece);
-  return all.length === 1 ? all[0]! : Buffer.concat(all);
-}
-
 /** A head that shares the embedding's memory can't take an adapter of its own. */
-function refuseTiedTargets({ spec, lora }: ModelSetup): void {
+export function refuseTiedTargets({ spec, lora }: ModelSetup): void {
   const head = spec.layers.find((layer) => layer.kind === "head");
   if (head?.tied === true && lora!.targets.some(({ name }) => name === head.name)) {
     throw new PipeloraError("PL_ADAPTER_INVALID", `${head.name} is adapted, but shares its weight with the embedding`, {
