@@ -20,6 +20,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   tokenize: async () => (await import("./commands/files.ts")).tokenizeCommand,
   "init-model": async () => (await import("./commands/files.ts")).initModelCommand,
   download: async () => (await import("./commands/download.ts")).downloadCommand,
+  push: async () => (await import("./commands/download.ts")).pushCommand,
   "convert-config": async () => (await import("./commands/convert-config.ts")).convertConfigCommand,
   certs: async () => (await import("./commands/files.ts")).certsCommand,
 };

@@ -13,6 +13,7 @@ export const COORDINATOR_COMMANDS = {
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
   download: "fetch a model, a data set or an adapter by its name, and print where it lies",
+  push: "put an adapter on the Hugging Face hub, with a model card",
   "convert-config": "turn a configuration of LLaMA-Factory, Axolotl or TRL into one of pipelora's",
   certs: "make a CA and a certificate for each node",
 } as const;

@@ -30,7 +30,8 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("config");
     needs("output_dir");
   }
-  if (command === "download") needs("name");
+  if (command === "download" || command === "push") needs("name");
+  if (command === "push") needs("adapter");
   if (command === "worker") needs("coordinator");
   if (command === "certs") {
     needs("names");

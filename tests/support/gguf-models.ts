@@ -1,10 +1,13 @@
 import { mkdirSync, writeFileSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { join } from "node:path";
 import type { Config } from "../../src/config/options.ts";
 import { initModel } from "../../src/coordinator/tools/init-model.ts";
 import { writeAdapter } from "../../src/formats/adapter.ts";
+import { openSafetensors, readFloat32 } from "../../src/formats/safetensors.ts";
 import { readModelSpec } from "../../src/models/index.ts";
 import { resolveLoraTargets } from "../../src/models/lora-targets.ts";
+import type { ModelSpec } from "../../src/models/spec.ts";
 
 const VOCAB = 320;
 const SIZES = {
@@ -35,7 +38,7 @@ export const GGUF_CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
   qwen2: { model_type: "qwen2", ...SIZES, tie_word_embeddings: true },
   qwen3: { model_type: "qwen3", ...SIZES, head_dim: 32 },
   "qwen3-yarn": {
-    ...{ model_type: "qwen3", ...SIZES, head_dim: 32, max_position_embeddings: 128 },
+    ...{ model_type: "qwen3", ...SIZES, head_dim: 32, max_position_embeddings: 128, tie_word_embeddings: true },
     rope_scaling: { rope_type: "yarn", factor: 4, original_max_position_embeddings: 32 },
   },
   llama: { model_type: "llama", ...SIZES },
@@ -71,7 +74,7 @@ export const GGUF_CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
       long_factor: [1, 2, 3, 4, 5, 6, 7, 8],
     },
   },
-  glm: { model_type: "glm", ...SIZES, head_dim: 32, attention_bias: true },
+  glm: { model_type: "glm", ...SIZES, head_dim: 16, attention_bias: true },
   glm4: { model_type: "glm4", ...SIZES, head_dim: 32, attention_bias: true },
   granite: {
     ...{ model_type: "granite", ...SIZES, embedding_multiplier: 12, logits_scaling: 8 },
@@ -79,7 +82,7 @@ export const GGUF_CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
   },
   minicpm: { model_type: "minicpm", ...SIZES, scale_emb: 12, scale_depth: 1.4, dim_model_base: 32 },
   internlm2: { model_type: "internlm2", ...SIZES, bias: false },
-  baichuan: { model_type: "baichuan", ...SIZES },
+  baichuan: { model_type: "baichuan", ...SIZES, num_hidden_layers: 32 },
   cohere2: { model_type: "cohere2", ...SIZES, sliding_window: 16, layer_norm_eps: 1e-5, logit_scale: 0.0625 },
   olmo2: { model_type: "olmo2", ...SIZES },
   seed_oss: { model_type: "seed_oss", ...SIZES, head_dim: 32 },
@@ -162,6 +165,18 @@ function writeTokenizer(dir: string): void {
   writeFileSync(join(dir, "tokenizer_config.json"), JSON.stringify({ ...config, chat_template: TEMPLATE }));
 }
 
+/** A head that is the embedding's tensor says every token again, unless the blocks' part of what it reads is larger than the token's. */
+async function quietenEmbedding(dir: string, spec: ModelSpec): Promise<void> {
+  const head = spec.layers.find((layer) => layer.kind === "head")!;
+  if (!head.tied) return;
+  const path = join(dir, "model.safetensors");
+  const location = (await openSafetensors(path)).tensors.get(head.weight)!;
+  const values = (await readFloat32(location)).map((value) => value / 30);
+  const file = await open(path, "r+");
+  await file.write(new Uint8Array(values.buffer), 0, values.byteLength, location.offset);
+  await file.close();
+}
+
 /** Writes model and adapter (all linears, B not 0, so that the model's tokens change) into `root`. */
 export async function writeGgufModel(
   root: string,
@@ -169,7 +184,8 @@ export async function writeGgufModel(
   lora: { readonly targetParameters?: readonly string[]; readonly useRslora?: boolean } = {},
 ): Promise<{ readonly model: string; readonly adapter: string }> {
   const config = GGUF_CONFIGS[name]!;
-  const [model, adapter] = [join(root, name), join(root, `${name}-adapter`)];
+  // llama.cpp looks for tokens of Phi-3's in files whose name says so.
+  const [model, adapter] = [join(root, name, "small"), join(root, name, "adapter")];
   mkdirSync(model, { recursive: true });
   const file = join(root, `${name}.json`);
   writeFileSync(file, JSON.stringify(config));
@@ -182,6 +198,7 @@ export async function writeGgufModel(
   } as Config);
   writeTokenizer(model);
   const spec = await readModelSpec(model);
+  await quietenEmbedding(model, spec);
   const settings = {
     ...{ r: 8, alpha: 12, dropout: 0, excludeModules: null, layersToTransform: null, layersPattern: null },
     ...{ rankPattern: {}, alphaPattern: {}, useRslora: lora.useRslora ?? false, useDora: false },

@@ -35,7 +35,7 @@ export async function openLlamaCpp(): Promise<Llama | null> {
   if (dir === null) return null;
   const url = pathToFileURL(join(dir, "node_modules/node-llama-cpp/dist/index.js")).href;
   const { getLlama } = (await import(url)) as LlamaCpp;
-  return getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 2 });
+  return getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 1 });
 }
 
 export interface Asked {
@@ -49,7 +49,7 @@ export interface Asked {
 export async function llamaGreedy(model: LlamaModel, { prompt, count, adapter }: Asked): Promise<number[]> {
   const context = await model.createContext({
     contextSize: 256,
-    threads: 2,
+    threads: 1,
     flashAttention: false,
     experimentalKvCacheKeyType: "F32",
     experimentalKvCacheValueType: "F32",

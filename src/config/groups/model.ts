@@ -13,7 +13,7 @@ export const modelOptions = {
   adapter: option(
     "string",
     "Model",
-    [...RUNS, "merge", "export"],
+    [...RUNS, "merge", "export", "push"],
     optional(text),
     "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold.",
     "DIR|NAME",
@@ -29,9 +29,9 @@ export const modelOptions = {
   name: option(
     "string",
     "Model",
-    ["download"],
+    ["download", "push"],
     optional(text),
-    "What to fetch: owner/name[:split][@revision].",
+    "What to fetch, owner/name[:split][@revision], or where to push, owner/name[@branch].",
     "NAME",
   ),
   kind: option(

@@ -18,6 +18,7 @@ export const fileOptions = {
     'A JSONL file of {"text"} rows, or of the rows a dataset holds.',
     "FILE",
   ),
+  yes: option("boolean", "Output", ["merge"], flag(), "Overwrite the base model where --output-dir is its own folder."),
   format: option("string", "Output", ["export"], choice(["gguf"]).default("gguf"), "What is written.", "FORMAT"),
   outtype: option(
     "string",
@@ -28,6 +29,8 @@ export const fileOptions = {
     "TYPE",
   ),
   adapter_only: option("boolean", "Output", ["export"], flag(), "Write the adapter alone, as a GGUF LoRA."),
+  private: option("boolean", "Output", ["push"], flag(), "A repository that is made is private."),
+  commit_message: option("string", "Output", ["push"], optional(text), "The commit's title.", "TEXT"),
   max_shard_size: option(
     "string",
     "Output",

@@ -35,6 +35,10 @@ export interface Architecture {
   readonly caps?: true;
   /** The head is the embedding's tensor and has none of its own; "own": it is never left out. */
   readonly head?: "tied" | "own";
+  /** q and o are square: heads times headDim is hidden. */
+  readonly square?: true;
+  /** It is known by its number of blocks: others get no positions. */
+  readonly blocks?: number;
   readonly headNorm?: "each" | "whole" | "each behind rotary";
   readonly experts?: ArchitectureExperts;
   readonly latent?: true;
@@ -117,7 +121,13 @@ const sections = (spec: ModelSpec) => {
 };
 const QWEN35: Architecture = { ...QWEN3NEXT, name: "qwen35", tiledValueHeads: true, own: sections };
 const { experts: _none, ...QWEN35_DENSE } = QWEN35;
-const CHATGLM: Architecture = { name: "chatglm", rope: "neighbours", fused: true, biases: ["q, k, v"] };
+const CHATGLM: Architecture = {
+  name: "chatglm",
+  rope: "neighbours",
+  fused: true,
+  square: true,
+  biases: ["q, k, v"],
+};
 
 /** By ModelSpec.family: the first that the model fits. Families that llama.cpp lacks are not here. */
 export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = {
@@ -151,7 +161,7 @@ export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = 
   ],
   gemma3_text: [GEMMA3],
   gemma3: [GEMMA3],
-  phi3: [{ name: "phi3", rope: "halves", fused: true, longrope: true }],
+  phi3: [{ name: "phi3", rope: "halves", fused: true, square: true, longrope: true }],
   glm: [CHATGLM],
   glm4: [{ name: "glm4", rope: "neighbours", biases: ["q, k, v"] }],
   chatglm: [CHATGLM],
@@ -180,15 +190,16 @@ export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = 
     },
   ],
   internlm2: [{ name: "internlm2", rope: "neighbours", biases: ["q, k, v", "output"] }],
-  baichuan: [{ name: "baichuan", rope: "neighbours" }],
+  baichuan: [{ name: "baichuan", rope: "neighbours", blocks: 32 }],
   cohere2: [
     {
       ...{ name: "cohere2", rope: "neighbours", windows: { period: 4 }, turning: "windowed", head: "tied" },
+      square: true,
       extras: ["parallel", "layer norm"],
       factors: { keys: ["logits"] },
     },
   ],
-  olmo2: [{ name: "olmo2", rope: "halves", headNorm: "whole", head: "own" }],
+  olmo2: [{ name: "olmo2", rope: "halves", square: true, headNorm: "whole", head: "own" }],
   seed_oss: [{ name: "seed_oss", rope: "halves", mlpNorm: "post_attention_norm", biases: ["q, k, v"] }],
   exaone4: [{ name: "exaone4", rope: "halves", headNorm: "each", ropeFactors: true }],
   ernie4_5: [{ name: "ernie4_5", rope: "neighbours", biases: ["q, k, v", "output"] }],

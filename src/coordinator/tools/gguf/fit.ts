@@ -21,12 +21,20 @@ export function architectureFor(spec: ModelSpec): Architecture {
 export function misfits(spec: ModelSpec, architecture: Architecture): string[] {
   const blocks = blocksOf(spec);
   return [
+    ...sizesAgainst(spec, architecture),
     ...rulesAgainst(spec, architecture),
     ...factorsAgainst(spec, architecture),
     ...positionsAgainst(blocks, architecture),
     ...biasesAgainst(blocks, architecture),
     ...expertsAgainst(blocks, architecture),
     ...headAgainst(spec, architecture),
+  ];
+}
+
+function sizesAgainst({ shape }: ModelSpec, { square, blocks }: Architecture): string[] {
+  return [
+    ...(square && shape.heads * shape.headDim !== shape.hidden ? ["heads of hidden_size / num_attention_heads"] : []),
+    ...(blocks !== undefined && blocks !== shape.blocks ? [`${blocks} blocks`] : []),
   ];
 }
 
