@@ -122,7 +122,16 @@ export const GGUF_CONFIGS: Readonly<Record<string, Record<string, unknown>>> = {
   },
   qwen3_5: { model_type: "qwen3_5_text", ...SIZES, ...DELTA },
   qwen3_5_moe: { model_type: "qwen3_5_moe_text", ...SIZES, ...MOE, ...DELTA, shared_expert_intermediate_size: 64 },
-  deepseek_v2: { model_type: "deepseek_v2", ...SIZES, ...LATENT, norm_topk_prob: false, topk_method: "greedy" },
+  deepseek_v2: {
+    ...{
+      model_type: "deepseek_v2",
+      ...SIZES,
+      ...LATENT,
+      num_hidden_layers: 27,
+      norm_topk_prob: false,
+      topk_method: "greedy",
+    },
+  },
   deepseek_v3: {
     ...{ model_type: "deepseek_v3", ...SIZES, ...LATENT, q_lora_rank: 32, n_group: 4, topk_group: 2 },
     ...{ routed_scaling_factor: 2.5 },
@@ -177,11 +186,19 @@ async function quietenEmbedding(dir: string, spec: ModelSpec): Promise<void> {
   await file.close();
 }
 
+/** What an adapter is on: all linears where nothing is said. `seed`: of the model's weights. */
+export interface LoraChoice {
+  readonly targetModules?: readonly string[];
+  readonly targetParameters?: readonly string[];
+  readonly useRslora?: boolean;
+  readonly seed?: number;
+}
+
 /** Writes model and adapter (all linears, B not 0, so that the model's tokens change) into `root`. */
 export async function writeGgufModel(
   root: string,
   name: string,
-  lora: { readonly targetParameters?: readonly string[]; readonly useRslora?: boolean } = {},
+  lora: LoraChoice = {},
 ): Promise<{ readonly model: string; readonly adapter: string }> {
   const config = GGUF_CONFIGS[name]!;
   // llama.cpp looks for tokens of Phi-3's in files whose name says so.
@@ -193,7 +210,7 @@ export async function writeGgufModel(
     config: file,
     output_dir: model,
     torch_dtype: "float32",
-    seed: 7,
+    seed: lora.seed ?? 7,
     max_shard_size: "5GB",
   } as Config);
   writeTokenizer(model);
@@ -203,7 +220,7 @@ export async function writeGgufModel(
     ...{ r: 8, alpha: 12, dropout: 0, excludeModules: null, layersToTransform: null, layersPattern: null },
     ...{ rankPattern: {}, alphaPattern: {}, useRslora: lora.useRslora ?? false, useDora: false },
     ...{ modulesToSave: null, initLoraWeights: true },
-    targetModules: lora.targetParameters === undefined ? ("all-linear" as const) : [],
+    targetModules: lora.targetModules ?? (lora.targetParameters === undefined ? ("all-linear" as const) : []),
     targetParameters: lora.targetParameters ?? null,
   };
   const resolved = resolveLoraTargets(spec, settings);

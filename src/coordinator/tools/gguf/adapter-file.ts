@@ -25,12 +25,14 @@ export function adapterTensors(
   const readPair = adapterPairs(adapter, lora.targets);
   const aliases = storedAliases(spec);
   const found = (source: string) => targets.get(source) ?? targets.get(aliases.get(source) ?? "");
+  const { unadapted = [] } = architecture;
   const used = new Set<MergeTarget>();
   const tensors = layouts(spec, architecture).flatMap((layout): GgufTensor[] => {
     const adapted = layout.pieces.map(({ source }) => found(source));
     if (adapted.every((target) => target === undefined)) return [];
     const first = layout.pieces[0]!;
-    if (layout.value !== undefined || first.turnedHeads !== undefined || layout.name.endsWith("attn_v_b.weight")) {
+    const leaf = layout.name.split(".").at(-2)!;
+    if (layout.value !== undefined || leaf === "attn_v_b" || leaf === "attn_k_b" || unadapted.includes(leaf)) {
       throw new PipeloraError("PL_ADAPTER_INVALID", `${first.source} is adapted, to which llama.cpp adds no adapter.`, {
         hint: "Export the merged model: leave out --adapter-only.",
       });

@@ -42,6 +42,10 @@ export interface Architecture {
   readonly headNorm?: "each" | "whole" | "each behind rotary";
   readonly experts?: ArchitectureExperts;
   readonly latent?: true;
+  /** Models whose queries come from no latent vector are known by this number of blocks. */
+  readonly directQueries?: number;
+  /** Tensors to which its graph adds no adapter: llama.cpp leaves one out without a word, or ends with an assertion. */
+  readonly unadapted?: readonly string[];
   readonly queryScale?: true;
   /** Rows and columns of value heads go by their place among a key head's, then by key head. */
   readonly tiledValueHeads?: true;
@@ -99,6 +103,8 @@ const DEEPSEEK2: Architecture = {
   name: "deepseek2",
   rope: "neighbours",
   latent: true,
+  directQueries: 27,
+  unadapted: ["attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa"],
   experts: {
     ...{ score: "key", normalise: "key", factor: true, groups: true, correction: true },
     ...{ leadingDense: true, shared: "always", sharedCount: true },
@@ -129,6 +135,9 @@ const CHATGLM: Architecture = {
   biases: ["q, k, v"],
 };
 
+/** GLM-4's products of larger precision. */
+const PRECISE = ["attn_output", "ffn_down", "ffn_down_shexp"];
+
 /** By ModelSpec.family: the first that the model fits. Families that llama.cpp lacks are not here. */
 export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = {
   llama: [LLAMA],
@@ -136,7 +145,13 @@ export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = 
   mixtral: [{ ...LLAMA, experts: { score: "softmax", normalise: true, plainWidth: true } }],
   ministral3: [{ ...LLAMA, name: "mistral3", queryScale: true }],
   mistral3: [LLAMA, { ...LLAMA, name: "mistral3", queryScale: true }],
-  qwen: [{ name: "qwen", rope: "halves", fused: true, biases: ["q, k, v"] }],
+  qwen: [
+    {
+      ...{ name: "qwen", rope: "halves", fused: true, biases: ["q, k, v"] },
+      // As Qwen's own configuration has it: gate's and up's width together.
+      own: ({ shape }) => ({ feed_forward_length: 2 * shape.ffn }),
+    },
+  ],
   qwen2: [QWEN2],
   qwen3: [{ ...QWEN2, name: "qwen3", headNorm: "each" }],
   qwen2_moe: [{ ...QWEN2, name: "qwen2moe", experts: { score: "softmax", normalise: false, shared: "with a gate" } }],
@@ -163,12 +178,13 @@ export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = 
   gemma3: [GEMMA3],
   phi3: [{ name: "phi3", rope: "halves", fused: true, square: true, longrope: true }],
   glm: [CHATGLM],
-  glm4: [{ name: "glm4", rope: "neighbours", biases: ["q, k, v"] }],
+  glm4: [{ name: "glm4", rope: "neighbours", biases: ["q, k, v"], unadapted: PRECISE }],
   chatglm: [CHATGLM],
   glm4_moe: [
     {
       ...{ name: "glm4moe", rope: "halves", mlpNorm: "post_attention_norm", headNorm: "each" },
       biases: ["q, k, v"],
+      unadapted: PRECISE,
       experts: {
         ...{ score: "key", normalise: "key", factor: true, groups: true, correction: true },
         ...{ leadingDense: true, shared: "always", sharedCount: true },

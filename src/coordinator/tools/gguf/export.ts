@@ -212,7 +212,8 @@ async function writeModelfile(
   );
   const ends = new Set([...spec.eosTokenIds, ...(tokenizer.eosId === null ? [] : [tokenizer.eosId])]);
   const stops = [...ends].map((id) => tokenizer.decode([id])).filter((text) => text !== "");
-  const bos = tokenizer.addBos ? (tokenizer.specialTokens["bos_token"] ?? null) : null;
+  const start = tokenizer.specialTokens["bos_token"];
+  const bos = start === undefined ? null : { text: start, added: tokenizer.addBos };
   const template =
     target.template === null ? null : ollamaTemplate(new ChatTemplate(tokenizer, target.template, new Date()), bos);
   const text = modelfileText({ from: target.from, adapter: target.adapter, template, stops, parameters });

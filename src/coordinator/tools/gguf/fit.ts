@@ -31,8 +31,11 @@ export function misfits(spec: ModelSpec, architecture: Architecture): string[] {
   ];
 }
 
-function sizesAgainst({ shape }: ModelSpec, { square, blocks }: Architecture): string[] {
+function sizesAgainst(spec: ModelSpec, { square, blocks, directQueries }: Architecture): string[] {
+  const { shape } = spec;
+  const direct = blocksOf(spec).some(({ attention }) => attention.kind === "latent" && attention.qRank === null);
   return [
+    ...(direct && directQueries !== shape.blocks ? [`q_lora_rank, but in a model of ${directQueries} blocks`] : []),
     ...(square && shape.heads * shape.headDim !== shape.hidden ? ["heads of hidden_size / num_attention_heads"] : []),
     ...(blocks !== undefined && blocks !== shape.blocks ? [`${blocks} blocks`] : []),
   ];

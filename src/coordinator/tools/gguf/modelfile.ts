@@ -57,17 +57,24 @@ const CONVERSATIONS: readonly (readonly Role[])[] = [
 /**
  * The chat template as Ollama writes it (Go's text/template over .Messages): read off what the template makes of conversations, and kept
  * only where it gives the same text for all of them. null: turns depend on more than their role (a template that drops a system message,
- * or writes the date). `bos`: a text that llama.cpp puts first itself.
+ * or writes the date). `bos`: the text of BOS, and whether
+ * llama.cpp puts it first itself.
  */
-export function ollamaTemplate(template: ChatTemplate, bos: string | null): string | null {
-  const made = CONVERSATIONS.map((roles) => ({ roles, text: rendered(template, roles) }));
+export function ollamaTemplate(
+  template: ChatTemplate,
+  bos: { readonly text: string; readonly added: boolean } | null,
+): string | null {
+  const texts = CONVERSATIONS.map((roles) => ({ roles, text: rendered(template, roles) }));
+  // Not to be cut where it looks like an end of a turn.
+  const first = bos !== null && texts.every(({ text }) => text?.startsWith(bos.text) ?? true) ? bos.text : "";
+  const made = texts.map(({ roles, text }) => ({ roles, text: text?.slice(first.length) ?? null }));
   const turns = turnsOf(new Map(made.map(({ roles, text }) => [roles.join(), text])));
   if (turns === null) return null;
   const faithful = made.every(({ roles, text }) => {
     if (text === null) return roles.includes("system") && turns.system === null;
     return written(turns, roles) === text;
   });
-  return faithful ? goTemplate(turns, bos) : null;
+  return faithful ? (bos?.added ? "" : escaped(first)) + goTemplate(turns) : null;
 }
 
 function rendered(template: ChatTemplate, roles: readonly Role[]): string | null {
@@ -140,8 +147,7 @@ function commonBeginning(texts: readonly string[]): string {
 
 const withoutEnd = (text: string, end: string) => text.slice(0, text.length - end.length);
 
-function goTemplate({ head, lead, system, user, assistant, answer }: Turns, bos: string | null): string {
-  const start = bos !== null && head.startsWith(bos) ? head.slice(bos.length) : head;
+function goTemplate({ head, lead, system, user, assistant, answer }: Turns): string {
   const turn = (role: Role, [before, after]: Turn) =>
     `eq .Role "${role}" }}${escaped(before)}{{ .Content }}${escaped(after)}`;
   const turns = [
@@ -150,7 +156,7 @@ function goTemplate({ head, lead, system, user, assistant, answer }: Turns, bos:
     turn("assistant", assistant),
   ];
   const first = lead === "" ? "" : `{{ if ne (index .Messages 0).Role "system" }}${escaped(lead)}{{ end }}`;
-  return `${escaped(start)}${first}{{ range .Messages }}{{ if ${turns.join("{{ else if ")}{{ end }}{{ end }}${escaped(answer)}`;
+  return `${escaped(head)}${first}{{ range .Messages }}{{ if ${turns.join("{{ else if ")}{{ end }}{{ end }}${escaped(answer)}`;
 }
 
 /** Text of a Go template: two braces would begin an action. */

@@ -36,7 +36,7 @@ type Description = { readonly ranks: readonly Uint8Array[] } | TokenizerSource;
 export function vocabularyOf(description: Description, tokenizer: Tokenizer, rows: number): Vocabulary {
   const { byId, keys, scored, warnings } =
     "ranks" in description ? rankedTokens(description.ranks) : sourceTokens(description);
-  const most = Math.max(...byId.keys());
+  const most = [...byId.keys()].reduce((largest, id) => Math.max(largest, id), -1);
   if (most >= rows) {
     throw new PipeloraError(
       "PL_TOKENIZER_INVALID",
