@@ -60,8 +60,6 @@ class LinearWeight {
   virtual ~LinearWeight() = default;
   /// Columns of the LoRA inner vectors that will come with its products (0: none); said once, before load.
   virtual void expect_lora(std::int64_t inner_cols) { static_cast<void>(inner_cols); }
-  /// Which weights are used before and after it depends on the data: an expert's. Said before load.
-  virtual void follows_routing() {}
   std::int64_t in = 0;
   std::int64_t out = 0;
   std::vector<std::int64_t> part_rows;  // sums to out
@@ -75,6 +73,11 @@ class LinearWeight {
   virtual void load_bias(std::size_t part, const HostTensor& values) = 0;
   /// Device bytes held.
   virtual std::size_t bytes() const = 0;
+};
+
+/// Neighbouring parts of a weight that a product takes alone: those of one expert. count 0: all parts.
+struct WeightParts {
+  std::size_t first = 0, count = 0;
 };
 
 /// One LoRA pair as an operation sees it. B is kept transposed: every skinny product then runs along contiguous rows.
@@ -111,6 +114,7 @@ struct LinearForward {
   bool x_has_room = false;
   /// `inner` holds what an earlier call with the same x and dropout wrote.
   bool inner_known = false;
+  WeightParts parts = {};
 };
 
 /// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_a_grad; grad_bt += scale * innerᵀ dy.
@@ -122,6 +126,7 @@ struct LinearInputGrad {
   Tensor inner_grad;  // the same shape, written
   Tensor dx;          // [T, in] compute; empty: not made
   const Sequences* sequences = nullptr;
+  WeightParts parts = {};
 };
 
 /// grad_a += inner_gradᵀ drop(x).
@@ -130,6 +135,45 @@ struct LoraAGrad {
   Tensor inner_grad;
   LoraSet lora;
   const Sequences* sequences = nullptr;
+};
+
+/// The same product of every expert of a mixture: expert e's weight is its parts in weights[e / together], as many as each of the others'.
+struct ExpertsWeight {
+  std::span<const std::unique_ptr<LinearWeight>> weights;
+  std::int64_t experts = 0;
+
+  std::int64_t together() const { return experts / static_cast<std::int64_t>(weights.size()); }
+};
+
+/// Rows sorted by expert: those of expert e are starts[e] … starts[e + 1].
+struct ExpertRows {
+  Tensor starts;                             // [1, N + 1] i32, on the device
+  std::vector<std::int32_t>* host = nullptr;  // a copy for the caller to keep, made where it is first needed: empty until then
+};
+
+// As linear_forward, linear_input_grad and lora_a_grad of every expert with its own rows. `lora`: a pair of each expert, all of one rank
+// and below each other in memory; or empty.
+struct ExpertsForward {
+  Tensor x;  // [P, in] compute
+  ExpertsWeight weight;
+  std::span<const LoraView> lora;
+  Tensor inner;  // [P, R] f32, written
+  Tensor y;      // [P, out] compute; empty: only `inner` is made
+  ExpertRows rows;
+};
+struct ExpertsInputGrad {
+  Tensor dy;  // [P, out] compute
+  ExpertsWeight weight;
+  std::span<const LoraView> lora;
+  Tensor inner, inner_grad;  // [P, R] f32
+  Tensor dx;                 // [P, in] compute; empty: not made
+  ExpertRows rows;
+};
+struct ExpertsAGrad {
+  Tensor x;           // [P, in] compute
+  Tensor inner_grad;  // [P, R] f32
+  std::span<const LoraView> lora;
+  ExpertRows rows;
 };
 
 struct RmsNormBackward {
@@ -344,6 +388,15 @@ class Ops {
   virtual void linear_input_grad(const LinearInputGrad& call) = 0;
   virtual void lora_a_grad(const LoraAGrad& call) = 0;
 
+  /// How many of `experts` equal weights a device would have in one LinearWeight: a divisor of them.
+  virtual std::int64_t experts_together(std::int64_t experts, std::int64_t in, std::int64_t out) const {
+    return static_cast<void>(experts), static_cast<void>(in), static_cast<void>(out), 1;
+  }
+  /// An expert after the other, where a device has nothing better.
+  virtual void experts_forward(const ExpertsForward& call);
+  virtual void experts_input_grad(const ExpertsInputGrad& call);
+  virtual void experts_a_grad(const ExpertsAGrad& call);
+
   /// out = a + factor * b; `a` may be empty. All in the compute dtype; out may be a or b.
   virtual void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) = 0;
   /// In place on f32 logits: cap tanh(factor z / cap), or factor z without a cap.
@@ -412,6 +465,10 @@ class Ops {
   virtual void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) = 0;
   /// One sum of squares a tensor, in float64.
   virtual std::vector<double> squared_norms(std::span<const Tensor> tensors) = 0;
+
+ protected:
+  /// starts [N + 1] on the host; waits for the device where they are not known yet.
+  const std::vector<std::int32_t>& starts_of(const ExpertRows& rows);
 };
 
 }  // namespace pipelora
