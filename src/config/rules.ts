@@ -13,7 +13,11 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
-  if (["train", "plan", "parameters", "generate", "chat", "serve", "merge", "export", "quantize", "tokenize"].includes(command))
+  if (
+    ["train", "plan", "parameters", "generate", "chat", "serve", "merge", "export", "quantize", "tokenize"].includes(
+      command,
+    )
+  )
     needs("model");
   if (command === "train") {
     needs("dataset");
