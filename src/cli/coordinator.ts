@@ -16,10 +16,12 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   serve: async () => (await import("./commands/serve.ts")).serveCommand,
   chat: async () => (await import("./commands/chat.ts")).chatCommand,
   merge: async () => (await import("./commands/files.ts")).mergeCommand,
+  export: async () => (await import("./commands/files.ts")).exportCommand,
   quantize: async () => (await import("./commands/files.ts")).quantizeCommand,
   tokenize: async () => (await import("./commands/files.ts")).tokenizeCommand,
   "init-model": async () => (await import("./commands/files.ts")).initModelCommand,
   download: async () => (await import("./commands/download.ts")).downloadCommand,
+  push: async () => (await import("./commands/download.ts")).pushCommand,
   "convert-config": async () => (await import("./commands/convert-config.ts")).convertConfigCommand,
   certs: async () => (await import("./commands/files.ts")).certsCommand,
 };

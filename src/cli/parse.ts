@@ -13,7 +13,11 @@ export interface Parsed {
 }
 
 /** The option that a command's argument without a flag stands for. */
-const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = { download: "name", "convert-config": "config" };
+const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = {
+  download: "name",
+  push: "name",
+  "convert-config": "config",
+};
 
 /** null: help or version was asked for and has been printed. */
 export async function parseCoordinator(argv: readonly string[]): Promise<Parsed | null> {

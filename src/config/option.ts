@@ -9,10 +9,12 @@ export const COORDINATOR_COMMANDS = {
   chat: "talk with the model",
   serve: "answer over HTTP as OpenAI's API does",
   merge: "add an adapter to its base model's weights",
+  export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
   download: "fetch a model, a data set or an adapter by its name, and print where it lies",
+  push: "put an adapter on the Hugging Face hub, with a model card",
   "convert-config": "turn a configuration of LLaMA-Factory, Axolotl or TRL into one of pipelora's",
   certs: "make a CA and a certificate for each node",
 } as const;

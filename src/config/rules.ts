@@ -13,7 +13,11 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
-  if (["train", "plan", "parameters", "generate", "chat", "serve", "merge", "quantize", "tokenize"].includes(command))
+  if (
+    ["train", "plan", "parameters", "generate", "chat", "serve", "merge", "export", "quantize", "tokenize"].includes(
+      command,
+    )
+  )
     needs("model");
   if (command === "train") {
     needs("dataset");
@@ -23,14 +27,15 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
-  if (command === "quantize") needs("output_dir");
+  if (command === "quantize" || command === "export") needs("output_dir");
   if (command === "tokenize") needs("input");
   if (command === "convert-config") needs("config");
   if (command === "init-model") {
     needs("config");
     needs("output_dir");
   }
-  if (command === "download") needs("name");
+  if (command === "download" || command === "push") needs("name");
+  if (command === "push") needs("adapter");
   if (command === "worker") needs("coordinator");
   if (command === "certs") {
     needs("names");

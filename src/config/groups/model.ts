@@ -14,7 +14,7 @@ export const modelOptions = {
     ...option(
       "string",
       "Model",
-      [...RUNS, "merge"],
+      [...RUNS, "merge", "export", "push"],
       optional(text),
       "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold. For serve NAME=DIR|NAME, and again for others.",
       "DIR|NAME",
@@ -32,9 +32,9 @@ export const modelOptions = {
   name: option(
     "string",
     "Model",
-    ["download"],
+    ["download", "push"],
     optional(text),
-    "What to fetch: owner/name[:split][@revision].",
+    "What to fetch, owner/name[:split][@revision], or where to push, owner/name[@branch].",
     "NAME",
   ),
   kind: option(
