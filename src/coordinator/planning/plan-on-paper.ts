@@ -13,14 +13,14 @@ import { heldParameters } from "./held-parameters.ts";
 import { type ModelSettings, setUpModel } from "./model-setup.ts";
 import { type ChosenPlan, type PlanSettings, paperDevices, planFor } from "./planning.ts";
 import { type DataSettings, readTrainingData } from "./training-data.ts";
-import { fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
+import { besideCache, fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
 
 export type PaperSettings = ModelSettings &
   DataSettings &
   PlanSettings &
   WorkSettings &
   LinkSettings &
-  Pick<Config, "workers" | "threads">;
+  Pick<Config, "workers" | "threads" | "max_num_seqs" | "kv_cache_tokens">;
 
 export interface PaperPlan {
   readonly plan: Plan;
@@ -38,11 +38,14 @@ export async function planWithoutWorkers(config: PaperSettings, log: Logger): Pr
   const setup = await setUpModel(config, log, { weights: false, lora: true });
   const devices = paperDevices(config, loadEngine().capabilities());
   const data = config.dataset === null ? null : await readTrainingData(config, setup, log);
-  const planUnder = (changed: PaperSettings) =>
-    planFor(changed, setup, devices, {
-      workload: data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
+  const { kv_cache_tokens: rows, max_num_seqs: sequences } = config;
+  const planUnder = (changed: PaperSettings) => {
+    const workload = data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data);
+    return planFor(changed, setup, devices, {
+      workload: rows === null ? workload : besideCache(workload, { sequences, rows }),
       rates: NO_OVERRIDES,
     });
+  };
   const { plan, computeDtype } = await planUnder(config);
   return {
     plan,
