@@ -449,6 +449,12 @@ AdamSettings to_adam(const Napi::Value& value) {
   return step;
 }
 
+CachedSequences to_cached_sequences(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the sequences of inference");
+  const auto values = [&](const char* name) { return to_int32s(from.Get(name), name); };
+  return {values("cuSeqlens"), values("slots"), values("starts"), values("past"), values("lengths")};
+}
+
 Sampling to_sampling(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the settings of sampling");
   Sampling call;
@@ -456,6 +462,7 @@ Sampling to_sampling(const Napi::Value& value) {
   call.temperature = to_number(from.Get("temperature"), "temperature");
   call.top_k = to_int(from.Get("topK"), "topK");
   call.top_p = to_number(from.Get("topP"), "topP");
+  call.min_p = to_number(from.Get("minP"), "minP");
   return call;
 }
 

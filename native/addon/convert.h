@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "pipelora/batch.h"
 #include "pipelora/ops.h"
 #include "pipelora/lora.h"
 #include "pipelora/packed.h"
@@ -43,6 +44,7 @@ PackedArrays<TensorSource> to_packed_source(const Napi::Value& value);
 PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value, const std::function<void(const Napi::Value&)>& keep);
 MicroBatch to_micro_batch(const Napi::Value& value);
 AdamSettings to_adam(const Napi::Value& value);
+CachedSequences to_cached_sequences(const Napi::Value& value);
 /// Its settings; what a call draws from is filled in by the caller.
 Sampling to_sampling(const Napi::Value& value);
 LoraMatrix to_matrix(const Napi::Value& value);

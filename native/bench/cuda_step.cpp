@@ -21,6 +21,7 @@
 #include "pipelora/half.h"
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/segment.h"
+#include "tests/in_turn.h"
 #include "tests/published.h"
 
 using namespace pipelora;
@@ -276,7 +277,9 @@ void decode(std::size_t arena_bytes, Subject subject, std::int64_t sequences, bo
   constexpr std::int64_t kFirst = 8, kTimed = 100;
   const auto vocab = static_cast<std::int32_t>(model.arch.vocab);
   for (const std::int32_t context : {64, 4096}) {
-    KvCache cache(*model.ops, sequences, context + kFirst + kTimed, 1, model.segment->cache_shapes());
+    const std::int64_t capacity = context + kFirst + kTimed;
+    KvCache cache(*model.ops, sequences, sequences * capacity, model.segment->cache_shapes());
+    InTurn turn(static_cast<std::size_t>(sequences), capacity);
     std::vector<std::int32_t> tokens, cu{0};
     for (std::int64_t s = 0; s < sequences; ++s) {
       for (std::int32_t i = 0; i < context; ++i) tokens.push_back((i * 37 + static_cast<std::int32_t>(s) + 1) % vocab);
@@ -287,7 +290,7 @@ void decode(std::size_t arena_bytes, Subject subject, std::int64_t sequences, bo
       if (i == kFirst) start = Clock::now();
       if (profile && i == kFirst) cudaProfilerStart();
       if (profile && i == kFirst + 1) cudaProfilerStop();
-      const Buffer out = model.segment->infer(cache, 0, 0, cu, tokens, Buffer());
+      const Buffer out = model.segment->infer(cache, 0, turn.next(cu), tokens, Buffer());
       tokens.clear();
       for (std::int64_t s = 0; s < sequences; ++s) {
         Sampling greedy;

@@ -13,6 +13,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   plan: async () => (await import("./commands/plan.ts")).planCommand,
   parameters: async () => (await import("./commands/parameters.ts")).parametersCommand,
   generate: async () => (await import("./commands/generate.ts")).generateCommand,
+  serve: async () => (await import("./commands/serve.ts")).serveCommand,
   chat: async () => (await import("./commands/chat.ts")).chatCommand,
   merge: async () => (await import("./commands/files.ts")).mergeCommand,
   export: async () => (await import("./commands/files.ts")).exportCommand,

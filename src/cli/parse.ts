@@ -106,5 +106,9 @@ function describe(
 
 function programOption(key: string, option: Option): ProgramOption {
   const optionalValue = option.kind === "boolean" || option.kind === "boolean-or-string";
-  return new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
+  const added = new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
+  if (option.repeats === true) {
+    added.argParser<string>((value, before) => (before === undefined ? value : `${before},${value}`));
+  }
+  return added;
 }

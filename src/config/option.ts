@@ -5,8 +5,9 @@ export const COORDINATOR_COMMANDS = {
   train: "fine-tune with LoRA",
   plan: "show placement, memory and predicted step time; reads no weight",
   parameters: "list every parameter as it will be held",
-  generate: "continue a prompt",
+  generate: "continue a prompt, or all prompts of a file",
   chat: "talk with the model",
+  serve: "answer over HTTP as OpenAI's API does",
   merge: "add an adapter to its base model's weights",
   export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
@@ -35,6 +36,7 @@ export type OptionGroup =
   | "Processes"
   | "Trust"
   | "Generation"
+  | "Serving"
   | "Output";
 
 /** How a flag's text becomes a value; YAML values come typed already. */
@@ -55,6 +57,8 @@ export interface Option<T extends z.ZodType = z.ZodType> {
   readonly other?: { readonly form: RegExp; readonly key: string };
   /** Kept out of every file and log. */
   readonly secret?: true;
+  /** The flag may stand again: values are joined with commas. */
+  readonly repeats?: true;
 }
 
 /** "per_device_train_batch_size" -> "--per-device-train-batch-size" */

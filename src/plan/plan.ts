@@ -285,7 +285,7 @@ function finishPlan(
   const keeping = chooseCachedBlocks(request, segments, chooseCheckpointing(request, segments, budgets), budgets);
   const memory = predictMemory(request, segments, keeping);
   const time = predictTime(request, segments, keeping);
-  const lowest = lowestTrainable(request.lora);
+  const lowest = lowestTrainable(request);
   const overBudget = overfull(request, memory, (device) => request.maxMemory?.get(device.id));
   const overDevice = overfull(request, memory, (device) => device.memoryBytes);
   return {

@@ -22,6 +22,8 @@ export interface PreparedRank {
   readonly segments: readonly Segment__Output[];
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
+  /** Elements of B of each LoRA pair that the engine holds, by module. */
+  readonly pairSizes: ReadonlyMap<string, number>;
   /** Pair numbers in the order of the engine's gradSquares. */
   readonly moduleIds: Int32Array;
   readonly seed: number;
@@ -93,6 +95,7 @@ export async function prepareRank(
       threads: request.threads,
       segments: request.segments,
       engineSegment,
+      pairSizes: new Map(held.map((module) => [module, pairs.get(module)!.r * pairs.get(module)!.out])),
       moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),
       seed: request.seed,
       regularisation: {

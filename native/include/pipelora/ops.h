@@ -319,21 +319,37 @@ class Offloaded {
   virtual std::vector<Buffer> take() = 0;
 };
 
-/// How a token is drawn from logits, in transformers' order: repetition penalty, temperature, top-k, top-p.
+/// How a token is drawn from logits, in transformers' order: repetition penalty, biases, temperature, top-k, top-p, min-p.
 ///
 /// The tokens stand by falling logit, equal ones by rising id. A token's weight is exp((logit - largest) / temperature) in units of
 /// 2^-40, cut off: sums of whole numbers are the same in any order. top_k keeps the first so many (0: all), top_p then the fewest
-/// whose weights reach that share of the kept ones' sum, at least one. The first token whose weights with those before it exceed
-/// draw / 2^32 of what is left is taken.
+/// whose weights reach that share of the kept ones' sum, at least one; min_p those of them that are at least so likely as that share of the
+/// likeliest. The first token whose weights with those before it exceed draw / 2^32 of what is left is taken.
 struct Sampling {
-  Tensor logits;                         // [1, V] f32; changed where the penalty is not 1
+  Tensor logits;                         // [1, V] f32; changed where the penalty is not 1 or there are biases
   std::span<const std::int32_t> seen;    // ids that the penalty applies to, each once
   float repetition_penalty = 1;
+  std::span<const std::int32_t> biased;  // ids, each once, whose logits get `biases` added
+  std::span<const float> biases;
   double temperature = 1;
   std::int64_t top_k = 0;
   double top_p = 1;
+  double min_p = 0;
   std::uint32_t draw = 0;
 };
+
+/// A token drawn, with natural logarithms of probabilities where they were asked for.
+struct Drawn {
+  std::int32_t token = 0;
+  float log_probability = 0;
+  struct Likely {
+    std::int32_t token = 0;
+    float log_probability = 0;
+  };
+  std::vector<Likely> likeliest;  // falling; equal ones by rising id
+};
+/// Of softmax(logits), in float64.
+Drawn log_probabilities(const std::vector<float>& logits, std::int32_t token, std::int64_t likeliest);
 inline constexpr double kSamplingUnit = 0x1p40;
 
 class Ops {

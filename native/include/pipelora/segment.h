@@ -48,9 +48,9 @@ class Segment {
   Buffer backward(std::int64_t batch_index, Buffer dout, double loss_scale);
   void discard();
 
-  /// `first_block`: index of this segment's first block among the cache's.
-  Buffer infer(KvCache& cache, std::size_t segment_index, std::size_t first_block,
-               const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input);
+  /// `first_block`: index of this segment's first block among the cache's. After a failure the sequences must begin anew: their states may be
+  /// those of no token.
+  Buffer infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input);
 
  private:
   struct Layer;

@@ -13,9 +13,9 @@ export const fileOptions = {
   input: option(
     "string",
     "Data",
-    ["tokenize"],
+    ["tokenize", "generate"],
     optional(text),
-    'A JSONL file of {"text"} rows, or of the rows a dataset holds.',
+    'A JSONL file: for tokenize of {"text"} rows, or of the rows a dataset holds; for generate of {"prompt"}, {"messages"} or {"prompt_ids"}.',
     "FILE",
   ),
   yes: option("boolean", "Output", ["merge"], flag(), "Overwrite the base model where --output-dir is its own folder."),

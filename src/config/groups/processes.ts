@@ -9,6 +9,7 @@ import {
   optional,
   positive,
   RUNS,
+  SAMPLES,
   text,
 } from "./vocabulary.ts";
 
@@ -110,9 +111,9 @@ export const processOptions = {
   max_restarts: option(
     "integer",
     "Processes",
-    ["train"],
+    ["train", ...SAMPLES, "serve"],
     count.default(3),
-    "How often a run goes on from its last safe point after a worker was lost.",
+    "How often work goes on after a worker was lost: training from its last safe point, replies where they stopped; serve begins to count anew after every minute without a loss.",
   ),
   coordinator: fromEnvironment(
     "PIPELORA_COORDINATOR",

@@ -3,9 +3,11 @@ import { FLOAT_DTYPES } from "../../common/dtype.ts";
 import type { Command, FlagKind, Option, OptionGroup } from "../option.ts";
 
 /** Commands that load or place a model, and those that only some flags concern. */
-export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat"];
+export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat", "serve"];
 export const TRAINS: readonly Command[] = ["train", "plan"];
 export const SAMPLES: readonly Command[] = ["generate", "chat"];
+/** Commands that answer over HTTP, alone or beside their work. */
+export const SERVES: readonly Command[] = ["serve", "train"];
 export const MODELS: readonly Command[] = [...RUNS, "merge", "export", "quantize", "tokenize"];
 export const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
 

@@ -126,7 +126,7 @@ export async function setUpModel(
 }
 
 /** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */
-function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
+export function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
   try {
     const lora = resolveLoraTargets(spec, adapter.settings);
     adapterPairs(adapter, lora.targets);

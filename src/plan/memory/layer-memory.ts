@@ -78,7 +78,7 @@ export function contextBytes(kind: Device["kind"]): number {
 export function layerMemory(request: PlanRequest): LayerMemory[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
-  const lowest = lowestTrainable(lora);
+  const lowest = lowestTrainable(request);
   const gpu = onGpu(request);
   return spec.layers.map((layer, index) => {
     const own = pairs[index]!;
@@ -225,11 +225,11 @@ function transient(
   }
 }
 
-/** What a block remembers of one sequence, the only one that a cache holds at a time. */
+/** What a block remembers of the sequences in a cache. */
 function cacheBytes({ spec, work, computeDtype }: PlanRequest, block: BlockLayer): number {
   if (work.cacheTokens === 0) return 0;
   const { cached, state } = attentionSizes(spec, block, 0);
-  return cached * dtypeBytes(computeDtype) * work.cacheTokens + state * FLOAT32;
+  return cached * dtypeBytes(computeDtype) * work.cacheTokens + state * FLOAT32 * (work.cacheSequences ?? 1);
 }
 
 interface BlockWork {
@@ -293,7 +293,8 @@ export function boundaryBytes(request: PlanRequest): number {
 }
 
 /** Index of the lowest layer with a LoRA pair; Infinity when nothing learns. */
-export function lowestTrainable(lora: readonly LoraTarget[]): number {
+export function lowestTrainable({ lora, work }: Pick<PlanRequest, "lora" | "work">): number {
+  if (work.forwardOnly === true) return Number.POSITIVE_INFINITY;
   return lora.reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
 

@@ -47,7 +47,7 @@ export function attentionWork(shape: ModelShape, block: BlockLayer, rowTokens: n
 export function layerWork(request: PlanRequest): LayerWork[] {
   const { spec, work, lora } = request;
   const { hidden, vocab } = spec.shape;
-  const lowest = lowestTrainable(lora);
+  const lowest = lowestTrainable(request);
   const pairs = pairsByLayer(lora, spec.layers.length);
   return spec.layers.map((layer, index): LayerWork => {
     const learns = index >= lowest;

@@ -3,8 +3,10 @@
 
 export interface ImportLora {
   'tensors'?: (number);
+  'adapter'?: (number);
 }
 
 export interface ImportLora__Output {
   'tensors': (number);
+  'adapter': (number);
 }
