@@ -365,6 +365,13 @@ TensorSource to_source(const Napi::Value& value) {
   const Napi::Array shape = to_array(from.Get("shape"), "source.shape");
   for (std::uint32_t i = 0; i < shape.Length(); ++i) source.shape.push_back(to_int(shape.Get(i), "source.shape"));
   source.transposed = from.Has("transposed") && to_bool(from.Get("transposed"), "source.transposed");
+  if (from.Has("scales")) {
+    const Napi::Object scales = to_object(from.Get("scales"), "source.scales");
+    const TensorSource values = to_source(scales.Get("location"));
+    const Napi::Array block = to_array(scales.Get("block"), "source.scales.block");
+    source.scales = {values.path, values.offset, values.bytes, values.dtype, to_int(block.Get(0u), "source.scales.block"), to_int(block.Get(1u), "source.scales.block")};
+    if (source.scales.block_rows <= 0 || source.scales.block_cols <= 0) throw Error(kQuantizationInvalid, source.path + ": a block of scales has no rows or columns");
+  }
   return source;
 }
 
@@ -474,6 +481,12 @@ std::vector<MatrixRate> to_rates(const Napi::Value& value) {
   return all;
 }
 
+CachedSequences to_cached_sequences(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the sequences of inference");
+  const auto values = [&](const char* name) { return to_int32s(from.Get(name), name); };
+  return {values("cuSeqlens"), values("slots"), values("starts"), values("past"), values("lengths")};
+}
+
 Sampling to_sampling(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the settings of sampling");
   Sampling call;
@@ -481,6 +494,7 @@ Sampling to_sampling(const Napi::Value& value) {
   call.temperature = to_number(from.Get("temperature"), "temperature");
   call.top_k = to_int(from.Get("topK"), "topK");
   call.top_p = to_number(from.Get("topP"), "topP");
+  call.min_p = to_number(from.Get("minP"), "minP");
   return call;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "pipelora/batch.h"
 #include "pipelora/ops.h"
 #include "pipelora/optimizer.h"
 #include "pipelora/packed.h"
@@ -45,6 +46,7 @@ MicroBatch to_micro_batch(const Napi::Value& value);
 /// Of an optimizer step: what all matrices share, and each one's rate.
 AdamSettings to_adam(const Napi::Value& value);
 std::vector<MatrixRate> to_rates(const Napi::Value& value);
+CachedSequences to_cached_sequences(const Napi::Value& value);
 /// Its settings; what a call draws from is filled in by the caller.
 Sampling to_sampling(const Napi::Value& value);
 MatrixPart to_part(const Napi::Value& value);

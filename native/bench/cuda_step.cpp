@@ -1,5 +1,5 @@
 // Times whole optimizer steps of QLoRA at a published model's shape with random weights, through the engine itself: one JSON line a
-// workload. usage: cuda_step [--model qwen-7b|qwen2.5-7b|llama-3-8b] [--rank R] [--profile] [--arena-gib N] [--dropout P]
+// workload. usage: cuda_step [--model NAME] [--rank R] [--expert-rank R] [--profile] [--arena-gib N] [--dropout P]
 // [--blocks N] [--fp8] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
 // their activations on the GPU and on the host; CACHED: how many keep their weights expanded.
 #include <cuda_profiler_api.h>
@@ -21,6 +21,7 @@
 #include "pipelora/half.h"
 #include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
+#include "tests/in_turn.h"
 #include "tests/published.h"
 
 using namespace pipelora;
@@ -37,7 +38,7 @@ constexpr std::int64_t kBlocks = 32;  // that KEPT, OFFLOADED and CACHED count o
 struct Subject {
   std::string name = "qwen-7b";
   Published model = qwen7b();
-  std::int64_t rank = 8, blocks = model.blocks;
+  std::int64_t rank = 8, blocks = model.blocks, expert_rank = 0;
   float dropout = 0.1f;
   bool fp8 = false;
 };
@@ -61,7 +62,7 @@ SegmentSpec whole_model(const Subject& subject, const Workload& work) {
   spec.offloaded_blocks = work.offloaded * blocks / kBlocks;
   spec.checkpointed_blocks = blocks - work.kept * blocks / kBlocks - spec.offloaded_blocks;
   spec.cached_blocks = work.cached * blocks / kBlocks;
-  spec.layers = published_layers(subject.model, blocks, subject.dropout, subject.rank);
+  spec.layers = published_layers(subject.model, blocks, subject.dropout, subject.rank, true, true, subject.expert_rank);
   return spec;
 }
 
@@ -158,6 +159,9 @@ struct Model {
         load(l.name + ".weight", l.out, l.in, linear);
         if (l.bias) load(l.name + ".bias", 0, l.out, plain);
       }
+      load_mixture(*block, arch.heads, plain, linear, [&](const std::string& name, const std::vector<std::int64_t>& shape, double, double, const HoldSpec& hold) {
+        load(name, shape.size() > 1 ? shape.front() : 0, shape.back(), hold);
+      });
     }
     load_norm("ln_f");
     load("lm_head", arch.vocab, arch.hidden, plain);
@@ -267,7 +271,9 @@ void decode(std::size_t arena_bytes, Subject subject, std::int64_t sequences, bo
   constexpr std::int64_t kFirst = 8, kTimed = 100;
   const auto vocab = static_cast<std::int32_t>(model.arch.vocab);
   for (const std::int32_t context : {64, 4096}) {
-    KvCache cache(*model.ops, sequences, context + kFirst + kTimed, 1, model.segment->cache_shapes());
+    const std::int64_t capacity = context + kFirst + kTimed;
+    KvCache cache(*model.ops, sequences, sequences * capacity, model.segment->cache_shapes());
+    InTurn turn(static_cast<std::size_t>(sequences), capacity);
     std::vector<std::int32_t> tokens, cu{0};
     for (std::int64_t s = 0; s < sequences; ++s) {
       for (std::int32_t i = 0; i < context; ++i) tokens.push_back((i * 37 + static_cast<std::int32_t>(s) + 1) % vocab);
@@ -278,7 +284,7 @@ void decode(std::size_t arena_bytes, Subject subject, std::int64_t sequences, bo
       if (i == kFirst) start = Clock::now();
       if (profile && i == kFirst) cudaProfilerStart();
       if (profile && i == kFirst + 1) cudaProfilerStop();
-      const Buffer out = model.segment->infer(cache, 0, 0, cu, tokens, Buffer());
+      const Buffer out = model.segment->infer(cache, 0, turn.next(cu), tokens, Buffer());
       tokens.clear();
       for (std::int64_t s = 0; s < sequences; ++s) {
         Sampling greedy;
@@ -338,15 +344,20 @@ int main(int argc, char** argv) {
     else if (flag == "--dropout" && more) subject.dropout = std::stof(argv[++i]);
     else if (flag == "--fp8") subject.fp8 = true;
     else if (flag == "--blocks" && more) subject.blocks = std::stoll(argv[++i]);
+    else if (flag == "--expert-rank" && more) subject.expert_rank = std::stoll(argv[++i]);
     else if (flag == "--rank" && more) subject.rank = std::stoll(argv[++i]);
     else if (flag == "--model" && more) {
       subject.name = argv[++i];
-      if (subject.name == "qwen2.5-7b") subject.model = qwen25_7b();
-      else if (subject.name == "llama-3-8b") subject.model = llama3_8b();
-      else if (subject.name != "qwen-7b") {
-        std::fprintf(stderr, "no model is called %s: qwen-7b, qwen2.5-7b and llama-3-8b are\n", subject.name.c_str());
+      const std::vector<std::pair<std::string, Published>> models{{"qwen-7b", qwen7b()}, {"qwen2.5-7b", qwen25_7b()}, {"llama-3-8b", llama3_8b()},
+                                                                  {"phi-4", phi4()}, {"gemma-3-12b", gemma3_12b()}, {"qwen3-30b-a3b", qwen3_30b_a3b()}};
+      const auto found = std::find_if(models.begin(), models.end(), [&](const auto& one) { return one.first == subject.name; });
+      if (found == models.end()) {
+        std::fprintf(stderr, "no model is called %s. Expected one of:", subject.name.c_str());
+        for (const auto& [name, model] : models) std::fprintf(stderr, " %s", name.c_str());
+        std::fprintf(stderr, "\n");
         return 2;
       }
+      subject.model = found->second;
       subject.blocks = subject.model.blocks;
     }
     else names.push_back(flag);

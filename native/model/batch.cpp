@@ -156,28 +156,26 @@ std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, cons
   return batch;
 }
 
-std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch,
-                                         const std::vector<std::int32_t>& cu_seqlens,
-                                         const std::vector<std::int32_t>& cached, std::int64_t capacity,
-                                         std::vector<RowRotary>& own) {
-  check_cu_seqlens(cu_seqlens);
-  const std::size_t count = cu_seqlens.size() - 1;
-  if (count != cached.size())
-    throw Error(kTensorMismatch, "cuSeqlens: the cache holds " + std::to_string(cached.size()) + " sequences, the call has " +
-                                     std::to_string(count));
+std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const CachedSequences& of, std::int64_t rows) {
+  check_cu_seqlens(of.cu_seqlens);
+  const std::size_t count = of.cu_seqlens.size() - 1;
+  for (const auto* values : {&of.slots, &of.starts, &of.past, &of.lengths})
+    if (values->size() != count)
+      throw Error(kTensorMismatch, "slots, starts, past and lengths: expected " + std::to_string(count) + " values each, got " + std::to_string(values->size()));
   auto batch = std::make_unique<Batch>();
   Sequences& s = batch->sequences;
+  std::vector<RowRotary> own;
   for (std::size_t i = 0; i < count; ++i) {
-    const std::int32_t added = cu_seqlens[i + 1] - cu_seqlens[i];
-    if (cached[i] + added > capacity)
-      throw Error(kTensorMismatch, "sequence " + std::to_string(i) + " would hold " + std::to_string(cached[i] + added) +
-                                       " tokens, the cache has room for " + std::to_string(capacity));
-    s.key_start.host.push_back(static_cast<std::int32_t>(static_cast<std::int64_t>(i) * capacity));
+    const std::int64_t added = of.cu_seqlens[i + 1] - of.cu_seqlens[i], start = of.starts[i], past = of.past[i];
+    if (start < 0 || past < 0 || of.lengths[i] < 1 || start + past + added > rows)
+      throw Error(kTensorMismatch, "sequence " + std::to_string(i) + ": " + std::to_string(past) + " + " + std::to_string(added) + " tokens from row " +
+                                       std::to_string(start) + " on don't fit a cache of " + std::to_string(rows) + " rows");
+    s.key_start.host.push_back(of.starts[i]);
     s.row.host.insert(s.row.host.end(), static_cast<std::size_t>(added), static_cast<std::int32_t>(i));
-    for (std::int32_t t = 0; t < added; ++t) batch->cache_row.host.push_back(s.key_start.host[i] + cached[i] + t);
-    if (cached[i] == 0) own[i] = own_rotary(arch, added, false);
+    for (std::int64_t t = 0; t < added; ++t) batch->cache_row.host.push_back(static_cast<std::int32_t>(start + past + t));
+    own.push_back(own_rotary(arch, of.lengths[i], false));
   }
-  prepare(ops, arena, rope, arch, {cu_seqlens, cached, own}, *batch);
+  prepare(ops, arena, rope, arch, {of.cu_seqlens, of.past, own}, *batch);
   return batch;
 }
 

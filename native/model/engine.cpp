@@ -1,11 +1,13 @@
 #include "pipelora/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <deque>
 
 #include "pipelora/error.h"
 #include "pipelora/mapped_file.h"
+#include "pipelora/scaled_codes.h"
 
 namespace pipelora {
 
@@ -108,7 +110,14 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
     if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
       throw Error(kTensorMismatch, name + ": expected float32, bfloat16 or float16, got " + dtype_name(dtype));
   const MappedFile file(source.path);
-  HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
+  HostTensor data{nullptr, source.dtype, 1, static_cast<std::int64_t>(elements)};
+  std::vector<bf16> made;
+  if (source.scales.block_rows > 0) {
+    made = expand_codes(name, file, source);
+    data.data = made.data();
+  } else {
+    data.data = file.range(source.offset, source.bytes);
+  }
   std::vector<std::byte> turned;
   if (source.transposed) {
     if (source.shape.size() != 2) throw Error(kCheckpointInvalid, name + ": only a matrix can stand transposed");
@@ -249,37 +258,64 @@ void Engine::optimizer_step(const AdamSettings& settings, std::span<const Matrix
 }
 void Engine::zero_grad() { pipelora::zero_grad(*ops_, matrices_); }
 
-std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t capacity) {
+std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t rows) {
   std::vector<CacheShape> blocks;
   for (const auto& held : segments_)
     for (const CacheShape& shape : held->cache_shapes()) blocks.push_back(shape);
-  caches_.emplace(next_cache_, std::make_unique<KvCache>(*ops_, sequences, capacity, segments_.size(), blocks));
+  caches_.emplace(next_cache_, std::make_unique<KvCache>(*ops_, sequences, rows, blocks));
   return next_cache_++;
 }
 void Engine::free_cache(std::size_t cache) { caches_.erase(cache); }
 
-Buffer Engine::infer(std::size_t index, std::size_t cache, const std::vector<std::int32_t>& cu_seqlens,
-                     const std::vector<std::int32_t>& tokens, Buffer input) {
+Buffer Engine::infer(std::size_t index, std::size_t cache, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input) {
   Segment& target = segment(index);
   const auto found = caches_.find(cache);
   if (found == caches_.end()) throw Error(kEngineFailed, "there is no cache " + std::to_string(cache));
   std::size_t first_block = 0;
   for (std::size_t i = 0; i < index; ++i) first_block += segments_[i]->block_count();
-  return target.infer(*found->second, index, first_block, cu_seqlens, tokens, std::move(input));
+  return target.infer(*found->second, first_block, of, tokens, std::move(input));
 }
 
-std::int32_t Engine::sample(Sampling call) {
+Drawn Engine::sample(Sampling call, std::int64_t likeliest) {
   const Tensor& logits = call.logits;
   if (logits.dtype != DType::f32 || logits.rows != 1 || logits.cols < 1)
     throw Error(kTensorMismatch, "logits to draw from: expected float32 [1, V], got " + std::string(dtype_name(logits.dtype)) + " [" +
                                      std::to_string(logits.rows) + ", " + std::to_string(logits.cols) + "]");
-  if (!(call.temperature > 0) || !(call.repetition_penalty > 0) || !(call.top_p >= 0) || call.top_k < 0)
-    throw Error(kTensorMismatch, "drawing a token: expected a temperature and a repetition penalty above 0, top_p and top_k of 0 or more");
+  if (!(call.temperature > 0) || !(call.repetition_penalty > 0) || !(call.top_p >= 0) || call.top_k < 0 || !(call.min_p >= 0 && call.min_p <= 1))
+    throw Error(kTensorMismatch, "drawing a token: expected a temperature and a repetition penalty above 0, top_p and top_k of 0 or more, min_p in [0, 1]");
   for (const std::int32_t id : call.seen)
     if (id < 0 || id >= logits.cols)
       throw Error(kTensorMismatch, "tokens seen: " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(logits.cols));
   if (static_cast<std::int64_t>(call.seen.size()) > logits.cols) throw Error(kTensorMismatch, "tokens seen: more than the vocabulary has");
-  return ops_->sample(call);
+  if (call.biased.size() != call.biases.size() || static_cast<std::int64_t>(call.biased.size()) > logits.cols)
+    throw Error(kTensorMismatch, "biases: expected one for each of at most " + std::to_string(logits.cols) + " ids, got " +
+                                     std::to_string(call.biases.size()) + " for " + std::to_string(call.biased.size()));
+  for (const std::int32_t id : call.biased)
+    if (id < 0 || id >= logits.cols)
+      throw Error(kTensorMismatch, "biases: " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(logits.cols));
+  if (likeliest < 0) return {ops_->sample(call), 0, {}};
+  std::vector<float> plain(static_cast<std::size_t>(logits.cols));
+  ops_->download(logits, plain.data());
+  const std::int32_t token = ops_->sample(call);
+  return log_probabilities(plain, token, std::min(likeliest, logits.cols));
+}
+
+Drawn log_probabilities(const std::vector<float>& logits, std::int32_t token, std::int64_t likeliest) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - top);
+  const double whole = top + std::log(sum);
+  const auto of = [&](std::int32_t id) { return static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(id)]) - whole); };
+  std::vector<std::int32_t> order(logits.size());
+  for (std::size_t id = 0; id < order.size(); ++id) order[id] = static_cast<std::int32_t>(id);
+  const auto before = [&](std::int32_t a, std::int32_t b) {
+    const float of_a = logits[static_cast<std::size_t>(a)], of_b = logits[static_cast<std::size_t>(b)];
+    return of_a > of_b || (of_a == of_b && a < b);
+  };
+  std::partial_sort(order.begin(), order.begin() + likeliest, order.end(), before);
+  Drawn drawn{token, of(token), {}};
+  for (std::int64_t i = 0; i < likeliest; ++i) drawn.likeliest.push_back({order[static_cast<std::size_t>(i)], of(order[static_cast<std::size_t>(i)])});
+  return drawn;
 }
 
 namespace {

@@ -52,26 +52,24 @@ Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec&
 
 Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias) {
   if (linears.empty()) throw Error(kTensorMismatch, "experts: expected gate, up and down");
-  const std::int64_t experts = spec_.route.experts;
   Product product;
+  product.experts = spec_.route.experts;
   product.in = linears.front().in;
-  std::vector<std::int64_t> rows;
-  for (const LinearSpec& linear : linears) {
-    rows.push_back(linear.out);
-    product.out += linear.out;
-  }
+  for (const LinearSpec& linear : linears) product.out += linear.out;
   if (pair) {
     if (pair->lora.dropout != 0) throw Error(kTensorMismatch, "LoRA of " + pair->name + ": a parameter of all experts takes no dropout");
-    product.pair = std::make_unique<LoraPair>(ops_, pair->name, product.in, product.out, pair->lora, experts);
+    product.pair = std::make_unique<LoraPair>(ops_, pair->name, product.in, product.out, pair->lora, product.experts);
   }
-  for (std::int64_t e = 0; e < experts; ++e) {
-    if (pair) product.views.push_back(product.pair->view(0, 0, e));
+  for (std::int64_t e = 0; pair && e < product.experts; ++e) product.views.push_back(product.pair->view(0, 0, e));
+  const std::int64_t together = ops_.experts_together(product.experts, product.in, product.out);
+  std::vector<std::int64_t> rows;
+  for (std::int64_t e = 0; e < together; ++e)
+    for (const LinearSpec& linear : linears) rows.push_back(linear.out);
+  for (std::int64_t e = 0; e < product.experts; e += together) {
     product.weights.push_back(ops_.create_linear(product.in, rows, bias));
     product.weights.back()->expect_lora(product.rank());
-    product.weights.back()->follows_routing();
-    std::vector<LinearSpec>& own = product.linears.emplace_back(linears);
-    for (LinearSpec& linear : own) linear.name = numbered(linear.name, e);
   }
+  product.linears = std::move(linears);
   return product;
 }
 
@@ -90,62 +88,36 @@ std::size_t Experts::weight_bytes() const {
 }
 
 void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded) {
-  for (std::size_t e = 0; e < product.weights.size(); ++e)
-    for (std::size_t part = 0; part < product.linears[e].size(); ++part) {
-      const LinearSpec& linear = product.linears[e][part];
-      LinearWeight* weight = product.weights[e].get();
-      slots.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = keep_expanded});
+  const auto together = static_cast<std::size_t>(product.weight().together()), parts = product.linears.size();
+  for (std::int64_t e = 0; e < product.experts; ++e) {
+    const auto expert = static_cast<std::size_t>(e);
+    LinearWeight* weight = product.weights[expert / together].get();
+    for (std::size_t i = 0; i < parts; ++i) {
+      const LinearSpec& linear = product.linears[i];
+      const std::size_t part = expert % together * parts + i;
+      const std::string name = numbered(linear.name, e);
+      slots.add(name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = keep_expanded});
       if (bias && linear.bias)
-        slots.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
+        slots.add(name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
     }
+  }
 }
 
 void Experts::add_slots(WeightSlots& slots, bool keep_expanded) {
   add_slots(slots, gate_up_, true, keep_expanded);
   add_slots(slots, down_, false, keep_expanded);
   if (down_bias_)
-    for (std::size_t e = 0; e < down_.weights.size(); ++e)
-      slots.add(down_.linears[e].front().name + ".bias", 0, down_.out, [this, e](const HostTensor& data, const HoldSpec&) {
-        ops_.load(data, down_bias_.row_range(static_cast<std::int64_t>(e), 1));
-      });
+    for (std::int64_t e = 0; e < down_.experts; ++e)
+      slots.add(numbered(down_.linears.front().name, e) + ".bias", 0, down_.out,
+                [this, e](const HostTensor& data, const HoldSpec&) { ops_.load(data, down_bias_.row_range(e, 1)); });
   if (router_bias_)
     slots.add(spec_.router.name + ".bias", 0, router_bias_.cols, [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, router_bias_); });
   if (correction_)
     slots.add(spec_.correction, 0, correction_.cols, [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, correction_); });
 }
 
-template <class Body>
-void Experts::each(const ExpertsSaved& saved, Body&& body) {
-  for (std::size_t e = 0; e + 1 < saved.host_starts.size(); ++e) {
-    const std::int64_t first = saved.host_starts[e], count = saved.host_starts[e + 1] - first;
-    if (count > 0) body(e, first, count);
-  }
-}
-
 Buffer Experts::rank_rows(const char* what, const Product& product, std::int64_t rows) {
   return product.pair ? arena_.workspace(what, DType::f32, rows, product.rank()) : Buffer();
-}
-
-void Experts::forward(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner, const Tensor& y) {
-  each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
-    ops_.linear_forward({x.row_range(first, count), product.weights[e].get(), product.lora(e), rows_of(inner, first, count), Tensor(),
-                         y.row_range(first, count)});
-  });
-}
-
-void Experts::input_grad(const Product& product, const ExpertsSaved& saved, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad,
-                         const Tensor& dx) {
-  each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
-    ops_.linear_input_grad({dy.row_range(first, count), product.weights[e].get(), product.lora(e), rows_of(inner, first, count),
-                            rows_of(inner_grad, first, count), rows_of(dx, first, count)});
-  });
-}
-
-void Experts::a_grad(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner_grad) {
-  if (!product.pair) return;
-  each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
-    ops_.lora_a_grad({x.row_range(first, count), inner_grad.row_range(first, count), product.lora(e)});
-  });
 }
 
 void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bool keep, Placement place) {
@@ -160,14 +132,13 @@ void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bo
   if (keep && router_.has_gains()) saved.before_router = arena_.tensor("a product before its gains", DType::f32, tokens, experts, place);
   router_.forward({h, &router_.weight(), router_.lora(batch.dropout()), saved.inner_router, Tensor(), saved.logits, &batch.sequences}, saved.before_router);
   ops_.route({saved.logits, router_bias_, correction_, spec_.route, saved.routes()});
-  saved.host_starts.resize(static_cast<std::size_t>(experts + 1));
-  ops_.download(saved.starts, saved.host_starts.data());
+  saved.host_starts.clear();
 
   if (gate_up_.pair) saved.inner_gate_up = arena_.tensor("LoRA's inner vectors", DType::f32, rows, gate_up_.rank(), place);
   saved.gate_up = arena_.tensor("experts' gate and up", h.dtype, rows, gate_up_.out, place);
   const Buffer sorted = arena_.workspace("hidden states by expert", h.dtype, rows, h.cols);
   ops_.gather_choices(h, saved.routes(), sorted);
-  forward(gate_up_, saved, sorted, saved.inner_gate_up, saved.gate_up);
+  ops_.experts_forward({sorted, gate_up_.weight(), gate_up_.views, saved.inner_gate_up, saved.gate_up, saved.rows()});
 }
 
 void Experts::finish(const Tensor& residual, ExpertsSaved& saved, bool keep, const Tensor& out) {
@@ -177,7 +148,7 @@ void Experts::finish(const Tensor& residual, ExpertsSaved& saved, bool keep, con
   if (!keep) saved.gate_up.reset();
   Buffer inner = rank_rows("LoRA's inner vectors", down_, gate_up.rows);
   const Buffer rows = arena_.workspace("experts' outputs", gate_up.dtype, gate_up.rows, down_.out);
-  forward(down_, saved, act, inner, rows);
+  ops_.experts_forward({act, down_.weight(), down_.views, inner, rows, saved.rows()});
   ops_.combine({rows, saved.routes(), residual, down_bias_, out});
 }
 
@@ -193,25 +164,23 @@ void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, 
       if (down_.pair) {  // made again: what it was made of has not been kept either
         inner = rank_rows("LoRA's inner vectors", down_, rows);
         ops_.gate_forward({saved.gate_up, saved.weights, saved.order, spec_.gate, act});
-        each(saved, [&](std::size_t e, std::int64_t first, std::int64_t count) {
-          ops_.linear_forward({act.tensor().row_range(first, count), down_.weights[e].get(), down_.lora(e), inner.tensor().row_range(first, count), Tensor(), Tensor()});
-        });
+        ops_.experts_forward({act, down_.weight(), down_.views, inner, Tensor(), saved.rows()});
       }
       const Buffer sorted = arena_.workspace("gradient by expert", h.dtype, rows, h.cols);
       ops_.gather_choices(dout, routes, sorted);
-      input_grad(down_, saved, sorted, inner, inner_grad, act);
+      ops_.experts_input_grad({sorted, down_.weight(), down_.views, inner, inner_grad, act, saved.rows()});
     }
     ops_.gate_backward({saved.gate_up, saved.weights, saved.order, spec_.gate, act, weight_grads});
-    a_grad(down_, saved, act, inner_grad);
+    if (down_.pair) ops_.experts_a_grad({act, inner_grad, down_.views, saved.rows()});
   }
   if (into_h || gate_up_.pair) {
     Buffer inner_grad = rank_rows("gradient of LoRA's inner vectors", gate_up_, rows);
     const Buffer sorted = arena_.workspace("hidden states by expert, or their gradient", h.dtype, rows, h.cols);
-    input_grad(gate_up_, saved, saved.gate_up, saved.inner_gate_up, inner_grad, into_h ? sorted.tensor() : Tensor());
+    ops_.experts_input_grad({saved.gate_up, gate_up_.weight(), gate_up_.views, saved.inner_gate_up, inner_grad, into_h ? sorted.tensor() : Tensor(), saved.rows()});
     if (into_h) ops_.combine({sorted, routes, dh, Tensor(), dh});
     if (gate_up_.pair) {
       ops_.gather_choices(h, routes, sorted);
-      a_grad(gate_up_, saved, sorted, inner_grad);
+      ops_.experts_a_grad({sorted, inner_grad, gate_up_.views, saved.rows()});
     }
   }
   saved.gate_up.reset();

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "pipelora/arena.h"
 #include "pipelora/error.h"
 
 namespace pipelora {
@@ -11,12 +12,11 @@ namespace {
 std::size_t rounded(std::size_t bytes) { return (bytes + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment; }
 }  // namespace
 
-KvCache::KvCache(Ops& ops, std::int64_t sequences, std::int64_t capacity, std::size_t segments, const std::vector<CacheShape>& blocks)
-    : sequences_(sequences), capacity_(capacity) {
-  if (sequences <= 0 || capacity <= 0 || sequences > std::numeric_limits<std::int32_t>::max() / capacity)
-    throw Error(kTensorMismatch, "a cache needs at least one sequence and one token a sequence, and fewer than 2^31 rows; got " +
-                                     std::to_string(sequences) + " x " + std::to_string(capacity));
-  const std::int64_t rows = sequences * capacity;
+KvCache::KvCache(Ops& ops, std::int64_t sequences, std::int64_t rows, const std::vector<CacheShape>& blocks) : sequences_(sequences), rows_(rows) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (sequences <= 0 || sequences > kMost || rows <= 0 || rows > kMost)
+    throw Error(kTensorMismatch, "a cache needs at least one sequence and one row, and fewer than 2^31; got " + std::to_string(sequences) + " and " +
+                                     std::to_string(rows));
   const DType dtype = ops.compute_dtype();
   const auto token_bytes = [&](const CacheShape& shape) { return rounded(static_cast<std::size_t>(rows * shape.token_cols) * dtype_bytes(dtype)); };
   const auto state_bytes = [&](const CacheShape& shape) { return rounded(static_cast<std::size_t>(sequences * shape.state_floats) * sizeof(float)); };
@@ -32,8 +32,16 @@ KvCache::KvCache(Ops& ops, std::int64_t sequences, std::int64_t capacity, std::s
     at += state_bytes(shape);
     layers_.push_back(layer);
   }
-  const auto count = static_cast<std::size_t>(sequences);
-  progress_.assign(segments, {std::vector<std::int32_t>(count, 0), std::vector<RowRotary>(count), false});
+}
+
+void KvCache::check_slots(const std::vector<std::int32_t>& slots) const {
+  std::vector<bool> taken(static_cast<std::size_t>(sequences_), false);
+  for (const std::int32_t slot : slots) {
+    if (slot < 0 || slot >= sequences_ || taken[static_cast<std::size_t>(slot)])
+      throw Error(kTensorMismatch, "slots: expected different ones of " + std::to_string(sequences_) + ", got " + std::to_string(slot) +
+                                       (slot >= 0 && slot < sequences_ ? " twice" : ""));
+    taken[static_cast<std::size_t>(slot)] = true;
+  }
 }
 
 }  // namespace pipelora

@@ -327,15 +327,24 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout) {
 
 void Segment::discard() { saved_.clear(); }
 
-Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t first_block,
-                      const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input) {
+namespace {
+/// Whether the slots are rows of a state as they stand.
+bool in_a_row(const std::vector<std::int32_t>& slots) {
+  for (std::size_t i = 1; i < slots.size(); ++i)
+    if (slots[i] != slots[0] + static_cast<std::int32_t>(i)) return false;
+  return true;
+}
+}  // namespace
+
+Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input) {
   slots_.require_loaded();
   follow();
-  KvCache::Progress& progress = cache.progress(segment_index);
-  if (progress.broken) throw Error(kEngineFailed, "this cache was left half-way by a call that failed: make a new one");
-  std::vector<RowRotary> rotary = progress.rotary;
-  const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, cu_seqlens, progress.lengths, cache.capacity(), rotary);
+  const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, of, cache.rows());
+  cache.check_slots(of.slots);
   check_input(input, batch->sequences.tokens);
+  const auto count = static_cast<std::int64_t>(of.count());
+  const bool gathered = !in_a_row(of.slots);
+  Indices slots;
   Buffer x = std::move(input);
   std::size_t block = first_block;
   for (const auto& layer : layers_) {
@@ -346,8 +355,21 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
         break;
       case Layer::Kind::block: {
         const BlockCache& held = cache.layer(block++);
-        progress.broken = progress.broken || held.state;  // until all layers are through: a state has no earlier one to go back to
-        x = layer->block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &held);
+        BlockCache own = held;
+        Buffer state;
+        if (held.state && gathered) {
+          if (slots.host.empty()) {
+            slots.host = of.slots;
+            upload_indices(ops_, slots, [&](std::int64_t n) { return arena_.tensor("slots of sequences", DType::i32, 1, n); });
+          }
+          state = arena_.tensor("states of sequences", DType::f32, count, held.state.cols);
+          ops_.gather_rows(held.state, slots, state);
+          own.state = state;
+        } else if (held.state) {
+          own.state = held.state.row_range(of.slots.front(), count);
+        }
+        x = layer->block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &own);
+        if (state) ops_.scatter_rows(state, slots, 1, held.state);
         break;
       }
       case Layer::Kind::norm: {
@@ -359,9 +381,6 @@ Buffer Segment::infer(KvCache& cache, std::size_t segment_index, std::size_t fir
       case Layer::Kind::head: x = layer->head->last_logits(*batch, x); break;
     }
   }
-  progress.rotary = std::move(rotary);
-  progress.lengths = batch->sequences.key_length.host;
-  progress.broken = false;
   return x;
 }
 

@@ -1,6 +1,7 @@
 // A GPU's arena gone through on paper: what a plan's margin (src/plan/arena.ts) leaves for holes is enough.
 #include <doctest/doctest.h>
 
+#include "in_turn.h"
 #include "paper_device.h"
 #include "published.h"
 
@@ -122,12 +123,11 @@ TEST_CASE("a pass with a cache gives every index its room on the device, prompt 
   RopeTables rope(ops, model);
   Segment segment(ops, arena, rope, model, spec);
   load_all(segment, spec, model);
-  KvCache cache(ops, 2, 16, 1, segment.cache_shapes());
-  CHECK_NOTHROW(segment.infer(cache, 0, 0, {0, 3, 8}, std::vector<std::int32_t>(8, 1), Buffer()));
-  CHECK_NOTHROW(segment.infer(cache, 0, 0, {0, 1, 2}, {1, 1}, Buffer()));
-  const std::vector<std::int32_t> cu{0, 1, 2}, cached{4, 6};
-  std::vector<RowRotary> own(2);
-  const auto batch = make_cached_batch(ops, arena, rope, model, cu, cached, 16, own);
+  KvCache cache(ops, 2, 32, segment.cache_shapes());
+  InTurn turn(2, 16);
+  CHECK_NOTHROW(segment.infer(cache, 0, turn.next({0, 3, 8}), std::vector<std::int32_t>(8, 1), Buffer()));
+  CHECK_NOTHROW(segment.infer(cache, 0, turn.next({0, 1, 2}), {1, 1}, Buffer()));
+  const auto batch = make_cached_batch(ops, arena, rope, model, turn.next({0, 1, 2}), 32);
   CHECK(batch->cache_row.host == std::vector<std::int32_t>{4, 22});
   CHECK(batch->cache_row.device.cols == 2);
 }

@@ -3,6 +3,7 @@
 // in some case; which of the others stand beside it is drawn by a fixed seed.
 #include <random>
 
+#include "in_turn.h"
 #include "test_model.h"
 
 using namespace testing;
@@ -190,11 +191,12 @@ TEST_CASE("a cache filled token by token gives float64's loss at any head width,
       batch.training = false;
       const auto engine = model.engine(dtype, 2, {}, 0);
       const std::size_t cache = engine->create_cache(1, 9);
+      InTurn turn(1, 9);
       Values logits;
       for (std::size_t p = 0; p < 9; ++p) {
         // Three at first, then one at a time.
         const std::vector<std::int32_t> tokens(batch.tokens.begin() + (p == 2 ? 0 : static_cast<std::ptrdiff_t>(p)), batch.tokens.begin() + static_cast<std::ptrdiff_t>(p) + 1);
-        if (p >= 2) logits = Device::get(engine->infer(0, cache, {0, static_cast<std::int32_t>(tokens.size())}, tokens, Buffer()));
+        if (p >= 2) logits = Device::get(engine->infer(0, cache, turn.next({0, static_cast<std::int32_t>(tokens.size())}), tokens, Buffer()));
       }
       const auto vocab = static_cast<std::size_t>(family.vocab);
       REQUIRE(logits.size() == vocab);

@@ -194,6 +194,12 @@ void sampling(Gpu& gpu, std::int64_t vocab) {
     call.temperature = std::array{0.7, 1.0, 0.05, 3.0}[static_cast<std::size_t>(round) % 4];
     call.top_k = std::array{0, 1, 50, 1000000}[static_cast<std::size_t>(round / 2) % 4];
     call.top_p = std::array{1.0, 0.8, 0.0}[static_cast<std::size_t>(round / 3) % 3];
+    call.min_p = std::array{0.0, 0.3, 0.0, 0.02, 1.0}[static_cast<std::size_t>(round) % 5];
+    const std::vector<float> biases{3.5f, -2.0f, 100.0f};
+    if (round % 7 == 2) {
+      call.biased = call.seen;
+      call.biases = std::span(biases).first(call.seen.size());
+    }
     call.draw = static_cast<std::uint32_t>(round) * 71582789u;
     auto held = gpu.put(values, DType::f32, 1, vocab);
     call.logits = held.view;

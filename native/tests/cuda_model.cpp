@@ -11,6 +11,7 @@
 #include "pipelora/segment.h"
 #include "tests/cuda_fixture.h"
 #include "tests/family_rules.h"
+#include "tests/in_turn.h"
 #if defined(PIPELORA_TEST_CPU)
 #include "pipelora/cpu.h"
 #endif
@@ -152,9 +153,10 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
     const std::vector<float> values = matrix->get(*ops, MatrixPart::weight);
     for (std::size_t i = 0; i < values.size(); i += 97) digest["adapter"].push_back(static_cast<double>(values[i]));
   }
-  KvCache cache(*ops, 2, 32, 1, segment.cache_shapes());
+  KvCache cache(*ops, 2, 64, segment.cache_shapes());
+  InTurn turn(2, 32);
   const auto logits_of = [&](const std::vector<std::int32_t>& cu, const std::vector<std::int32_t>& tokens) {
-    const Buffer logits = segment.infer(cache, 0, 0, cu, tokens, Buffer());
+    const Buffer logits = segment.infer(cache, 0, turn.next(cu), tokens, Buffer());
     std::vector<float> values(static_cast<std::size_t>(logits.tensor().size()));
     ops->download(logits, values.data());
     for (float v : values) digest["logits"].push_back(static_cast<double>(v));

@@ -1,4 +1,5 @@
 // The engine as a whole: the optimizer, memory, and staying usable after errors.
+#include "in_turn.h"
 #include "test_model.h"
 
 #include "pipelora/error.h"
@@ -165,14 +166,37 @@ TEST_CASE("wrong tensors are refused by name, with what was expected and what ca
   ::unlink(path);
 }
 
-TEST_CASE("a cache refuses more tokens than it has room for and keeps its state") {
+TEST_CASE("a cache refuses rows and slots that it has not, and sequences that are not told of whole") {
   TestModel model({});
   const auto engine = model.engine(DType::f32, 1, {}, 0);
-  const std::size_t cache = engine->create_cache(1, 4);
-  engine->infer(0, cache, {0, 3}, {1, 2, 3}, Buffer());
-  CHECK(code_of([&] { engine->infer(0, cache, {0, 2}, {4, 5}, Buffer()); }) == "PL_TENSOR_MISMATCH");
-  CHECK_NOTHROW(engine->infer(0, cache, {0, 1}, {4}, Buffer()));
-  CHECK(code_of([&] { engine->infer(0, cache, {0, 1, 2}, {4, 5}, Buffer()); }) == "PL_TENSOR_MISMATCH");
+  const std::size_t cache = engine->create_cache(2, 9);
+  const auto refused = [&](CachedSequences of, std::vector<std::int32_t> tokens) {
+    return code_of([&] { engine->infer(0, cache, of, tokens, Buffer()); }) == "PL_TENSOR_MISMATCH";
+  };
+  engine->infer(0, cache, {{0, 3}, {1}, {5}, {0}, {3}}, {1, 2, 3}, Buffer());
+  CHECK(refused({{0, 2}, {1}, {5}, {3}, {3}}, {4, 5}));           // rows 8 and 9
+  CHECK(refused({{0, 1}, {1}, {-1}, {0}, {1}}, {4}));             // before the first row
+  CHECK(refused({{0, 1}, {1}, {0}, {-1}, {1}}, {4}));             // fewer than no tokens
+  CHECK(refused({{0, 1}, {1}, {2147483647}, {2}, {1}}, {4}));     // more than an int32 counts
+  CHECK(refused({{0, 1}, {2}, {0}, {0}, {1}}, {4}));              // no such slot
+  CHECK(refused({{0, 1, 2}, {1, 1}, {0, 4}, {0, 0}, {1, 1}}, {4, 5}));
+  CHECK(refused({{0, 1, 2}, {0}, {0}, {0}, {1}}, {4, 5}));        // one of two
+  CHECK(refused({{0, 1}, {0}, {0}, {0}, {0}}, {4}));              // begun with nothing
+  CHECK_NOTHROW(engine->infer(0, cache, {{0, 1}, {1}, {5}, {3}, {3}}, {4}, Buffer()));
+  CHECK(code_of([&] { engine->create_cache(1, std::int64_t{1} << 31); }) == "PL_TENSOR_MISMATCH");
+}
+
+TEST_CASE("log-probabilities are those of the softmax, the likeliest first") {
+  const std::vector<float> logits{1, 3, 3, -100, 2};
+  const Drawn drawn = log_probabilities(logits, 4, 3);
+  const double whole = std::log(std::exp(1.0) + 2 * std::exp(3.0) + std::exp(-100.0) + std::exp(2.0));
+  CHECK(drawn.token == 4);
+  CHECK(static_cast<double>(drawn.log_probability) == doctest::Approx(2 - whole));
+  REQUIRE(drawn.likeliest.size() == 3);
+  CHECK(drawn.likeliest[0].token == 1);
+  CHECK(drawn.likeliest[1].token == 2);
+  CHECK(drawn.likeliest[2].token == 4);
+  CHECK(static_cast<double>(drawn.likeliest[0].log_probability) == doctest::Approx(3 - whole));
 }
 
 TEST_CASE("a device that is not there is refused") {

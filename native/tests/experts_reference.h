@@ -97,9 +97,15 @@ inline double gated(const GateRule& rule, double g, double u) {
   if (rule.activation == Activation::gelu_tanh) return 0.5 * g * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (g + 0.044715 * g * g * g))) * u;
   return g * sigma(g) * u;
 }
+/// Differences are taken towards the inside where a value stands on the limit itself (a 16-bit value does): torch's clamp lets the gradient
+/// through there.
 inline Gate gate(const GateRule& rule, double g, double u) {
-  const double by = 1e-6;
-  return {gated(rule, g, u), (gated(rule, g + by, u) - gated(rule, g - by, u)) / (2 * by), (gated(rule, g, u + by) - gated(rule, g, u - by)) / (2 * by)};
+  const double by = 1e-6, limit = static_cast<double>(rule.limit);
+  const auto over = [&](double x) { return rule.limit > 0 && x >= limit ? 0.0 : by; };
+  const auto under = [&](double x) { return rule.limit > 0 && x <= -limit ? 0.0 : by; };
+  const double up_g = over(g), up_u = over(u), down_u = under(u);
+  return {gated(rule, g, u), (gated(rule, g + up_g, u) - gated(rule, g - by, u)) / (up_g + by),
+          (gated(rule, g, u + up_u) - gated(rule, g, u - down_u)) / (up_u + down_u)};
 }
 
 struct Case {

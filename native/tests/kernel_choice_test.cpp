@@ -147,3 +147,29 @@ TEST_CASE("LoRA: fused up to rank 16, products beyond, whatever the operation") 
   CHECK(lora_choice(LoraOp::inner, dropped, kHopper) == LoraKernel::fused);
   CHECK(lora_choice(LoraOp::norm_input_grad, [] { auto wide = lora(3072, 8, 1); wide.columns = 12296; return wide; }(), kHopper) == LoraKernel::plain);
 }
+
+TEST_CASE("experts' products") {
+  for (const GpuKind& gpu : kGpus)
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+      for (const std::int64_t in : {64, 72, 100, 2048})
+        for (const std::int64_t out : {45, 768, 5760})
+          for (const std::int64_t rows : {1, 64, 65, 4096})
+            for (const bool packed : {false, true}) {
+              const bool grouped = experts_choice({dtype, in, out, rows, packed}, gpu) == ExpertsKernel::grouped;
+              CHECK(grouped == (gpu.hopper && dtype != DType::f32 && in % 8 == 0 && out % 8 == 0 && (!packed || rows > 64)));
+            }
+}
+
+TEST_CASE("experts of one weight divide a mixture, and are as many as half a GiB expanded has room for") {
+  for (const std::int64_t experts : {1, 7, 8, 60, 128, 256})
+    for (const std::int64_t in : {64, 2048, 7168})
+      for (const std::int64_t out : {64, 1536, 28672})
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+          const std::int64_t together = experts_of_a_weight(experts, in, out, dtype), bytes = in * out * static_cast<std::int64_t>(dtype_bytes(dtype));
+          CHECK(experts % together == 0);
+          CHECK((together == 1 || together * bytes <= std::int64_t{512} << 20));
+          for (std::int64_t more = together + 1; more <= experts; ++more) CHECK((experts % more != 0 || more * bytes > std::int64_t{512} << 20));
+        }
+  CHECK(experts_of_a_weight(128, 2048, 1536, DType::bf16) == 64);  // Qwen3-30B-A3B's gate and up
+  CHECK(experts_of_a_weight(8, 4096, 28672, DType::bf16) == 2);    // Mixtral 8x7B's
+}

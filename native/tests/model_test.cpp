@@ -1,6 +1,7 @@
 // Whole models: loss and gradients against float64, and what must never change a bit.
 #include <array>
 
+#include "in_turn.h"
 #include "test_model.h"
 
 using namespace testing;
@@ -259,27 +260,37 @@ TEST_CASE("a cache gives the logits of the whole sequence, however the tokens ar
   for (const auto& [name, family] : kFamilies) {
     CAPTURE(name);
     TestModel model(family);
-    // Frequencies are fixed when a cache is started: pieces that begin short stay with the short ones.
-    if (model.arch.rotary.front().long_from > 0) continue;
     MicroBatch batch = model.batch({12, 7});
     batch.training = false;
     const auto engine = model.engine(DType::f32, 1, {2}, 0);
-    const auto infer = [&](std::size_t cache, std::vector<std::int32_t> cu, std::vector<std::int32_t> tokens) {
+    const auto infer = [&](std::size_t cache, const CachedSequences& of, std::vector<std::int32_t> tokens) {
       Buffer x;
-      for (std::size_t s = 0; s < 2; ++s) x = engine->infer(s, cache, cu, s == 0 ? tokens : std::vector<std::int32_t>{}, std::move(x));
+      for (std::size_t s = 0; s < 2; ++s) x = engine->infer(s, cache, of, s == 0 ? tokens : std::vector<std::int32_t>{}, std::move(x));
       return Device::get(x);
     };
-    const std::size_t whole = engine->create_cache(2, 12), pieces = engine->create_cache(2, 20);
-    const Values expected = infer(whole, batch.cu_seqlens, batch.tokens);
+    const std::size_t whole = engine->create_cache(2, 24), pieces = engine->create_cache(2, 40), strewn = engine->create_cache(5, 31);
+    InTurn at_once(2, 12), turn(2, 20);
+    const Values expected = infer(whole, at_once.next(batch.cu_seqlens), batch.tokens);
     // Prefill 8 and 5, then one token of each at a time; the shorter row ends with two at once.
     const auto token = [&](std::size_t row, std::size_t p) { return batch.tokens[row * 12 + p]; };
     std::vector<std::int32_t> first;
     for (std::size_t p = 0; p < 8; ++p) first.push_back(token(0, p));
     for (std::size_t p = 0; p < 5; ++p) first.push_back(token(1, p));
-    infer(pieces, {0, 8, 13}, first);
-    infer(pieces, {0, 1, 2}, {token(0, 8), token(1, 5)});
-    const Values got = infer(pieces, {0, 3, 4}, {token(0, 9), token(0, 10), token(0, 11), token(1, 6)});
+    const auto begun = [](CachedSequences of) {
+      of.lengths = {12, 7};
+      return of;
+    };
+    infer(pieces, begun(turn.next({0, 8, 13})), first);
+    infer(pieces, begun(turn.next({0, 1, 2})), {token(0, 8), token(1, 5)});
+    const Values got = infer(pieces, begun(turn.next({0, 3, 4})), {token(0, 9), token(0, 10), token(0, 11), token(1, 6)});
     CHECK(distance(got, expected) < 1e-5);
+    // Each alone and in whichever order, in rows and slots where others have been.
+    infer(strewn, {{0, 20}, {3}, {2}, {0}, {20}}, std::vector<std::int32_t>(20, 3));
+    infer(strewn, {{0, 9}, {1}, {22}, {0}, {9}}, std::vector<std::int32_t>(9, 4));
+    infer(strewn, {{0, 5}, {3}, {9}, {0}, {7}}, {first.begin() + 8, first.end()});
+    infer(strewn, {{0, 2, 10}, {3, 1}, {9, 18}, {5, 0}, {7, 12}}, {token(1, 5), token(1, 6), token(0, 0), token(0, 1), token(0, 2), token(0, 3), token(0, 4), token(0, 5), token(0, 6), token(0, 7)});
+    const Values last = infer(strewn, {{0, 4}, {1}, {18}, {8}, {12}}, {token(0, 8), token(0, 9), token(0, 10), token(0, 11)});
+    CHECK(distance(last, Values(expected.begin(), expected.begin() + TestModel::kVocab)) < 1e-5);
     // The loss of an evaluation pass follows from the same logits.
     for (std::size_t row = 0; row < 2; ++row) {
       MicroBatch last = batch;
@@ -292,6 +303,7 @@ TEST_CASE("a cache gives the logits of the whole sequence, however the tokens ar
     CHECK(engine->memory().cache_bytes > 0);
     engine->free_cache(whole);
     engine->free_cache(pieces);
+    engine->free_cache(strewn);
     CHECK(engine->memory().cache_bytes == 0);
     CHECK(engine->arena().used() == 0);
   }

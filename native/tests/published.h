@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "pipelora/spec.h"
+#include "tests/mixtures.h"
 
 namespace pipelora::test {
 
@@ -14,6 +16,7 @@ struct Published {
   Arch arch;
   std::int64_t blocks = 0;
   bool fused_qkv = false, qkv_bias = false;
+  std::optional<Mixture> mixture{};  // in place of every block's MLP
 };
 
 inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads, std::int64_t ffn, std::int64_t vocab, std::int64_t blocks,
@@ -36,12 +39,26 @@ inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t
 inline Published qwen7b() { return published(4096, 32, 32, 11008, 151936, 32, true, true); }
 inline Published qwen25_7b() { return published(3584, 28, 4, 18944, 152064, 28, false, true); }
 inline Published llama3_8b() { return published(4096, 32, 8, 14336, 128256, 32, false, false); }
+inline Published phi4() { return published(5120, 40, 10, 17920, 100352, 40, false, false); }
+inline Published gemma3_12b() {
+  Published model = published(3840, 16, 8, 15360, 262208, 48, false, false);
+  model.arch.head_dim = 256;
+  model.arch.activation = Activation::gelu_tanh;
+  model.arch.rotary = {rotary_rule(10000, 256)};
+  return model;
+}
+inline Published qwen3_30b_a3b() {
+  Published model = published(2048, 32, 4, 6144, 151936, 48, false, false);
+  model.mixture = Mixture{128, 8, 768, RouteScore::softmax, true, 1, 1, false, 0, false};
+  return model;
+}
 
+/// `expert_rank`: LoRA on every expert of a mixture too, where it is not 0.
 /// Some of a model's blocks, with the embedding before them where they are the first, with norm and head behind them where the last.
 inline std::vector<LayerSpec> published_layers(const Published& model, std::int64_t blocks, float dropout, std::int64_t rank = 8, bool first = true,
-                                               bool last = true) {
+                                               bool last = true, std::int64_t expert_rank = 0) {
   const Arch& arch = model.arch;
-  const std::int64_t kv = arch.kv_heads * arch.head_dim;
+  const std::int64_t heads = arch.heads * arch.head_dim, kv = arch.kv_heads * arch.head_dim;
   std::vector<LayerSpec> layers;
   if (first) layers.push_back(EmbeddingSpec{"wte"});
   std::uint32_t module = 0;
@@ -55,13 +72,19 @@ inline std::vector<LayerSpec> published_layers(const Published& model, std::int6
       block.linears.push_back({role, at + name, in, out, bias, LoraSpec{rank, 4.0f, dropout, module++}});
     };
     if (model.fused_qkv) {
-      linear(Role::qkv, "attn.c_attn", arch.hidden, arch.hidden + 2 * kv, model.qkv_bias);
+      linear(Role::qkv, "attn.c_attn", arch.hidden, heads + 2 * kv, model.qkv_bias);
     } else {
-      linear(Role::q, "attn.q", arch.hidden, arch.hidden, model.qkv_bias);
+      linear(Role::q, "attn.q", arch.hidden, heads, model.qkv_bias);
       linear(Role::k, "attn.k", arch.hidden, kv, model.qkv_bias);
       linear(Role::v, "attn.v", arch.hidden, kv, model.qkv_bias);
     }
-    linear(Role::o, "attn.c_proj", arch.hidden, arch.hidden, false);
+    linear(Role::o, "attn.c_proj", heads, arch.hidden, false);
+    if (model.mixture) {
+      model.mixture->add_to(block, at, arch.hidden, expert_rank, module);
+      module += 2;
+      layers.push_back(std::move(block));
+      continue;
+    }
     linear(Role::gate, "mlp.w2", arch.hidden, arch.ffn, false);
     linear(Role::up, "mlp.w1", arch.hidden, arch.ffn, false);
     linear(Role::down, "mlp.c_proj", arch.ffn, arch.hidden, false);

@@ -13,7 +13,11 @@ export interface Parsed {
 }
 
 /** The option that a command's argument without a flag stands for. */
-const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = { download: "name", "convert-config": "config" };
+const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = {
+  download: "name",
+  push: "name",
+  "convert-config": "config",
+};
 
 /** null: help or version was asked for and has been printed. */
 export async function parseCoordinator(argv: readonly string[]): Promise<Parsed | null> {
@@ -102,5 +106,9 @@ function describe(
 
 function programOption(key: string, option: Option): ProgramOption {
   const optionalValue = option.kind === "boolean" || option.kind === "boolean-or-string";
-  return new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
+  const added = new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
+  if (option.repeats === true) {
+    added.argParser<string>((value, before) => (before === undefined ? value : `${before},${value}`));
+  }
+  return added;
 }

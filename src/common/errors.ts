@@ -40,6 +40,9 @@ export const ERROR_CATALOGUE = {
   PL_WORKER_LOST: "A worker died, hung or lost its connection.",
   PL_WORKER_MISSING: "Not every expected worker joined in time.",
   PL_LINK_FAILED: "Two workers could not exchange a tensor.",
+  PL_REQUEST_INVALID: "A request for a reply asks for what this model or this server can't do.",
+  PL_REQUEST_LATE: "A request was not answered within its deadline.",
+  PL_SERVER_BUSY: "As many requests are being answered and wait as may; try again later.",
   PL_INTERRUPTED: "The run was stopped by a signal.",
   PL_INTERNAL: "A defect in this program.",
 } as const;

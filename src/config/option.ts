@@ -5,13 +5,16 @@ export const COORDINATOR_COMMANDS = {
   train: "fine-tune with LoRA",
   plan: "show placement, memory and predicted step time; reads no weight",
   parameters: "list every parameter as it will be held",
-  generate: "continue a prompt",
+  generate: "continue a prompt, or all prompts of a file",
   chat: "talk with the model",
+  serve: "answer over HTTP as OpenAI's API does",
   merge: "add an adapter to its base model's weights",
+  export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
   download: "fetch a model, a data set or an adapter by its name, and print where it lies",
+  push: "put an adapter on the Hugging Face hub, with a model card",
   "convert-config": "turn a configuration of LLaMA-Factory, Axolotl or TRL into one of pipelora's",
   certs: "make a CA and a certificate for each node",
 } as const;
@@ -33,6 +36,7 @@ export type OptionGroup =
   | "Processes"
   | "Trust"
   | "Generation"
+  | "Serving"
   | "Output";
 
 /** How a flag's text becomes a value; YAML values come typed already. */
@@ -49,8 +53,12 @@ export interface Option<T extends z.ZodType = z.ZodType> {
   readonly placeholder: string;
   /** Environment variable that gives the value where neither a flag nor the file does. */
   readonly environment?: string;
+  /** A value of this form is meant for another option, of commands that have it. */
+  readonly other?: { readonly form: RegExp; readonly key: string };
   /** Kept out of every file and log. */
   readonly secret?: true;
+  /** The flag may stand again: values are joined with commas. */
+  readonly repeats?: true;
 }
 
 /** "per_device_train_batch_size" -> "--per-device-train-batch-size" */

@@ -8,6 +8,7 @@ import { placementOptions } from "./groups/placement.ts";
 import { processOptions } from "./groups/processes.ts";
 import { quantisationOptions } from "./groups/quantisation.ts";
 import { savingOptions } from "./groups/saving.ts";
+import { servingOptions } from "./groups/serving.ts";
 import { trainingOptions } from "./groups/training.ts";
 import { trustOptions } from "./groups/trust.ts";
 import type { Command, Option } from "./option.ts";
@@ -27,6 +28,7 @@ export const OPTIONS = {
   ...processOptions,
   ...trustOptions,
   ...generationOptions,
+  ...servingOptions,
   ...fileOptions,
 } satisfies Record<string, Option>;
 

@@ -13,8 +13,19 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
-  if (["train", "plan", "parameters", "generate", "chat", "merge", "quantize", "tokenize"].includes(command))
-    needs("model");
+  const onModels = [
+    "train",
+    "plan",
+    "parameters",
+    "generate",
+    "chat",
+    "serve",
+    "merge",
+    "export",
+    "quantize",
+    "tokenize",
+  ];
+  if (onModels.includes(command)) needs("model");
   if (command === "train") {
     needs("dataset");
     needs("output_dir");
@@ -23,14 +34,15 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
-  if (command === "quantize") needs("output_dir");
+  if (command === "quantize" || command === "export") needs("output_dir");
   if (command === "tokenize") needs("input");
   if (command === "convert-config") needs("config");
   if (command === "init-model") {
     needs("config");
     needs("output_dir");
   }
-  if (command === "download") needs("name");
+  if (command === "download" || command === "push") needs("name");
+  if (command === "push") needs("adapter");
   if (command === "worker") needs("coordinator");
   if (command === "certs") {
     needs("names");
@@ -40,18 +52,20 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   checkQuantisation(command, config, given, expect);
   if (command === "train") checkTraining(config, given, expect);
   if (command === "generate") {
-    const sources = [config.prompt, config.prompt_ids].filter((value) => value !== null).length;
-    expect(sources === 1, "generate takes one of --prompt and --prompt-ids");
+    const sources = [config.prompt, config.prompt_ids, config.input].filter((value) => value !== null).length;
+    expect(sources === 1, "generate takes one of --prompt, --prompt-ids and --input");
+    expect((config.input === null) === (config.output === null), "--input and --output go together");
     expect(
       !(config.raw && config.prompt_ids !== null),
-      "--raw goes with --prompt; --prompt-ids are always taken as they are",
+      "--raw goes with --prompt and --input; --prompt-ids are always taken as they are",
     );
   }
   if (!config.do_sample && (command === "generate" || command === "chat")) {
-    for (const key of ["temperature", "top_p", "top_k"]) {
+    for (const key of ["temperature", "top_p", "top_k", "min_p"]) {
       expect(!given.has(key), `--${key.replaceAll("_", "-")} acts only with --do-sample`);
     }
   }
+  checkServing(command, config, given, expect);
   expect(config.nnodes === 1 || config.listen !== null, "--nnodes above 1 needs --listen HOST:PORT");
   expect(config.nodes === null || config.listen !== null, "--nodes needs --listen HOST:PORT");
   expect(
@@ -65,6 +79,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   for (const [key, address] of [
     ["listen", config.listen],
     ["coordinator", config.coordinator],
+    ["http", config.http],
   ] as const) {
     const wrong = address === null ? null : addressProblem(address);
     if (wrong !== null)
@@ -89,6 +104,42 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     `${beyond} is beyond loopback, where traffic must be encrypted: give --tls-ca, --tls-cert and --tls-key, or say --insecure`,
   );
   return problems;
+}
+
+function checkServing(
+  command: Command,
+  config: Config,
+  given: ReadonlySet<string>,
+  expect: (condition: boolean, problem: string) => void,
+): void {
+  const tls = [config.http_tls_cert, config.http_tls_key].filter((file) => file !== null).length;
+  expect(tls !== 1, "--http-tls-cert and --http-tls-key go together");
+  expect(config.api_key === null || config.api_key_file === null, "--api-key and --api-key-file contradict each other");
+  const beyond = config.http !== null && !isLoopback(config.http);
+  expect(
+    !beyond || tls === 2 || config.insecure,
+    `--http ${config.http} is beyond loopback, where traffic must be encrypted: give --http-tls-cert and --http-tls-key, or say --insecure`,
+  );
+  if (command === "generate") {
+    for (const key of ["max_num_seqs", "kv_cache_tokens"]) {
+      expect(!given.has(key) || config.input !== null, `--${key.replaceAll("_", "-")} acts only with --input`);
+    }
+  }
+  if (command !== "train") return;
+  const acts = ["api_key_file", "http_tls_cert", "http_tls_key", "served_model_name", "request_timeout"];
+  for (const key of [...acts, "max_concurrent_requests"]) {
+    expect(!given.has(key) || config.http !== null, `--${key.replaceAll("_", "-")} acts only with --http`);
+  }
+  for (const key of ["max_num_seqs", "kv_cache_tokens", "max_num_batched_tokens"]) {
+    expect(
+      !given.has(key) || config.http !== null || config.sample_prompts !== null,
+      `--${key.replaceAll("_", "-")} acts only with --http or --sample-prompts`,
+    );
+  }
+  expect(
+    config.sample_prompts === null || config.eval_strategy !== "no",
+    "--sample-prompts are answered at evaluations: give --eval-strategy steps or epoch",
+  );
 }
 
 /** What a checkpoint that is quantised already changes is seen when it is opened. */

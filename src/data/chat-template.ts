@@ -23,6 +23,8 @@ export interface EncodedChat {
 /** What a template is given beside the messages. */
 export interface ChatExtras {
   readonly tools?: readonly unknown[] | null;
+  /** Further names that it may ask for, such as enable_thinking. */
+  readonly variables?: Readonly<Record<string, unknown>>;
 }
 
 /** Which of the assistant's turns are trained on. */
@@ -58,6 +60,7 @@ export class ChatTemplate {
     try {
       return this.#template.render(
         {
+          ...extras.variables,
           ...this.#tokenizer.specialTokens,
           messages: messages.map(({ lossWeight: _, ...message }) => message),
           add_generation_prompt: addGenerationPrompt,
@@ -80,8 +83,8 @@ export class ChatTemplate {
   }
 
   /** Ids of a prompt that the model is to answer. */
-  encodePrompt(messages: readonly ChatMessage[]): number[] {
-    return this.#tokenizer.encode(this.render(messages, true).text);
+  encodePrompt(messages: readonly ChatMessage[], extras: ChatExtras = {}): number[] {
+    return this.#tokenizer.encode(this.render(messages, true, extras).text);
   }
 
   /**

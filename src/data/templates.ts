@@ -1,6 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
-import { CHATML, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
+import { CHATML, type ChatExtras, ChatTemplate, type EncodedChat, type TrainOn } from "./chat-template.ts";
 import type { ChatMessage } from "./readers/messages.ts";
 import type { Row, Segment } from "./readers/rows.ts";
 import { IGNORED } from "./row-store.ts";
@@ -21,7 +21,9 @@ export interface RowTemplate {
   /** Throws PL_TEMPLATE_INVALID where turns can't be written: prompts and rows of instructions or messages would not do. */
   requireChat(): void;
   /** A prompt that the model is to answer, as the training rows begin. */
-  encodePrompt(messages: readonly ChatMessage[]): number[];
+  encodePrompt(messages: readonly ChatMessage[], extras?: ChatExtras): number[];
+  /** Jinja source that turns are written with; null where they can't be. */
+  readonly source: string | null;
   /** Ids that end an answer besides the model's own end tokens. */
   readonly stopIds: readonly number[];
 }
@@ -106,10 +108,11 @@ function tutorialTemplate(
     requireChat: () => undefined,
     encodeText: textEncoder(tokenizer),
     encodeSegments: segmentsEncoder(tokenizer),
-    encodePrompt(messages) {
+    source: CHATML,
+    encodePrompt(messages, extras) {
       const [first, second] = withSystem(messages, systemLine);
       if (messages.length > 2 || first?.role !== "system" || second?.role !== "user") {
-        return chatml.encodePrompt(withSystem(messages, systemLine));
+        return chatml.encodePrompt(withSystem(messages, systemLine), extras);
       }
       const prompt = tokenizer.encode(promptText(first.content, second.content));
       return [...prompt, ...tokenizer.encode("<|im_start|>assistant\n")];
@@ -154,6 +157,7 @@ function chatTemplate(
     requireChat: () => void chat(),
     encodeText: textEncoder(tokenizer),
     encodeSegments: segmentsEncoder(tokenizer),
-    encodePrompt: (messages) => chat().encodePrompt(withSystem(messages, system)),
+    source: known === null ? null : (tokenizer.chatTemplate ?? CHATML),
+    encodePrompt: (messages, extras) => chat().encodePrompt(withSystem(messages, system), extras),
   };
 }

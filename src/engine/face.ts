@@ -12,6 +12,7 @@
  */
 import type { Dtype, FloatDtype } from "../common/dtype.ts";
 import type { PackedMx, PackedWeight, QuantizedHold } from "../common/quantization.ts";
+import type { CachedSequences, DrawnToken, SamplingSettings, TokenDraw } from "./inference.ts";
 import type {
   Communicator,
   CommunicatorOptions,
@@ -377,6 +378,8 @@ export interface TensorSource {
   readonly shape: readonly number[];
   /** The file has [in, out] of a shape [out, in]; absent: not. */
   readonly transposed?: boolean;
+  /** The file has codes in e4m3, a scale for each block: `dtype` (bfloat16) and `bytes` are those of what they stand for. */
+  readonly scales?: { readonly location: TensorSource; readonly block: readonly [rows: number, columns: number] };
 }
 
 /** How a weight is held: in a dtype, or quantised (linear weights only). */
@@ -419,15 +422,6 @@ export interface MicroBatch {
 }
 
 /** A tensor in device memory. Freed by `free()`, at the latest when collected. */
-/** Of transformers' GenerationConfig. */
-export interface SamplingSettings {
-  readonly temperature: number;
-  readonly topP: number;
-  /** 0: all. */
-  readonly topK: number;
-  readonly repetitionPenalty: number;
-}
-
 export interface DeviceTensor {
   readonly shape: readonly number[];
   readonly dtype: Dtype;
@@ -515,27 +509,31 @@ export interface Engine {
   optimizerStep(step: OptimizerStep): Promise<void>;
   zeroGrad(): Promise<void>;
 
-  /** A key/value cache of all the engine's segments for `sequences` sequences of at most `capacity` tokens each. Returns its number. */
-  createCache(sequences: number, capacity: number): Promise<number>;
+  /**
+   * A key/value cache of all the engine's segments: states of so many sequences, and rows for so many tokens of all of them. Returns its
+   * number.
+   */
+  createCache(sequences: number, rows: number): Promise<number>;
   freeCache(cache: number): Promise<void>;
   /**
-   * Inference with a cache: appends each sequence's new tokens (cuSeqlens over them; sequence s of the call is sequence
-   * s of the cache). Returns [T, D]; after a head, float32 logits [S, V] of each sequence's last token.
+   * Inference with a cache: appends each sequence's new tokens. Returns [T, D]; after a head, float32 logits [S, V] of each sequence's last
+   * token. After a failure the sequences must begin anew. Errors: PL_TENSOR_MISMATCH for rows and slots that the cache has not.
    */
   infer(
     segment: number,
     cache: number,
-    cuSeqlens: Int32Array,
+    sequences: CachedSequences,
     tokens: Int32Array | null,
     input: DeviceTensor | null,
   ): Promise<DeviceTensor>;
 
   /**
-   * The next token from float32 logits [1, V], which may change: repetition penalty over `seen` (each id once), temperature,
-   * top-k and top-p in transformers' order, then the token at draw / 2^32 of what is left by falling logit (equal logits by
-   * rising id). topK 1 is greedy. Errors: PL_TENSOR_MISMATCH, PL_ENGINE_FAILED where the largest logit is not finite.
+   * The next token from a row of float32 logits [S, V], which may change: repetition penalty, biases, temperature, top-k, top-p and min-p in
+   * transformers' order, then the token at draw / 2^32 of what is left by falling logit (equal logits by rising id). topK 1 is greedy.
+   * Log-probabilities are those of the softmax of the logits as they came. Errors: PL_TENSOR_MISMATCH, PL_ENGINE_FAILED where the largest
+   * logit is not finite.
    */
-  sample(logits: DeviceTensor, settings: SamplingSettings, seen: Int32Array, draw: number): Promise<number>;
+  sample(logits: DeviceTensor, settings: SamplingSettings, draw: TokenDraw): Promise<DrawnToken>;
 
   /** Copies out of device memory. */
   read(tensor: DeviceTensor): Promise<Buffer>;

@@ -5,6 +5,7 @@ import { PACKAGE_ROOT } from "../common/root.ts";
 import type { NativeAddon } from "./face.ts";
 
 export type * from "./face.ts";
+export type * from "./inference.ts";
 export type * from "./links.ts";
 
 let loaded: NativeAddon | null = null;

@@ -4,7 +4,7 @@ import { dtypeBytes, elementCount } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { writeTextAtomically } from "./atomic-file.ts";
 import { INDEX_FILE, SINGLE_FILE } from "./checkpoint.ts";
-import { type TensorGroup, type TensorToWrite, writeSafetensors } from "./safetensors.ts";
+import { openSafetensors, type TensorGroup, type TensorToWrite, writeSafetensors } from "./safetensors.ts";
 
 const UNITS: Readonly<Record<string, number>> = {
   B: 1,
@@ -59,6 +59,18 @@ function splitIntoShards(
   return shards;
 }
 
+export interface CheckpointExtras {
+  /** Names of shards that are there already, written from the same items: they are left as they are. */
+  readonly whole?: ReadonlySet<string>;
+  /** Of each file's header; none: transformers' own. */
+  readonly metadata?: Readonly<Record<string, string>>;
+}
+
+async function tensorBytes(path: string): Promise<number> {
+  const { tensors } = await openSafetensors(path);
+  return [...tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+}
+
 /**
  * Writes weights as transformers does: one model.safetensors where they fit, else model-00001-of-0000N.safetensors and an
  * index, which is written last: a folder without it is no checkpoint. Returns the names of the files written.
@@ -67,6 +79,7 @@ export async function writeCheckpoint(
   dir: string,
   items: readonly (TensorToWrite | TensorGroup)[],
   maxShardSize: string | number = "5GB",
+  { whole = new Set(), metadata }: CheckpointExtras = {},
 ): Promise<string[]> {
   const shards = splitIntoShards(items, parseShardSize(maxShardSize));
   const single = shards.length <= 1;
@@ -75,7 +88,10 @@ export async function writeCheckpoint(
     : shards.map((_, i) => `model-${padded(i + 1)}-of-${padded(shards.length)}.safetensors`);
   for (const stale of single ? [INDEX_FILE] : [INDEX_FILE, SINGLE_FILE]) await rm(join(dir, stale), { force: true });
   let total = 0;
-  for (const [i, file] of files.entries()) total += await writeSafetensors(join(dir, file), shards[i] ?? []);
+  for (const [i, file] of files.entries()) {
+    const path = join(dir, file);
+    total += whole.has(file) ? await tensorBytes(path) : await writeSafetensors(path, shards[i] ?? [], metadata);
+  }
   if (single) return files;
 
   const weightMap = shards.flatMap((shard, i) => shard.flatMap(namesOf).map((name) => [name, files[i]!] as const));

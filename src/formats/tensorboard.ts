@@ -64,7 +64,18 @@ function scalarEvent(wallTime: number, step: number, scalars: Readonly<Record<st
   return Buffer.concat([doubleField(1, wallTime), varint(16), varint(step), field(5, Buffer.concat(values))]);
 }
 
-/** A TensorBoard event file of scalars. */
+/** Of a Value: tensor = 8 (dtype = 1, of strings 7; shape = 2; string_val = 8), metadata = 9 (plugin_data = 1, plugin_name = 1). */
+function textEvent(wallTime: number, step: number, texts: Readonly<Record<string, string>>): Buffer {
+  const one = field(2, Buffer.from([8, 1]));
+  const metadata = field(9, field(1, field(1, Buffer.from("text"))));
+  const values = Object.entries(texts).map(([tag, text]) => {
+    const tensor = Buffer.concat([varint(8), varint(7), field(2, one), field(8, Buffer.from(text))]);
+    return field(1, Buffer.concat([field(1, Buffer.from(tag)), field(8, tensor), metadata]));
+  });
+  return Buffer.concat([doubleField(1, wallTime), varint(16), varint(step), field(5, Buffer.concat(values))]);
+}
+
+/** A TensorBoard event file of scalars and texts. */
 export class EventFile {
   readonly path: string;
   readonly #file: FileHandle;
@@ -95,6 +106,11 @@ export class EventFile {
   /** Appends one point of each curve; in the file once the promise resolves. */
   async scalars(step: number, values: Readonly<Record<string, number>>, now: Date = new Date()): Promise<void> {
     await this.#file.write(record(scalarEvent(now.getTime() / 1000, step, values)));
+  }
+
+  /** Appends texts in Markdown, as the text plugin shows them. */
+  async texts(step: number, texts: Readonly<Record<string, string>>, now: Date = new Date()): Promise<void> {
+    await this.#file.write(record(textEvent(now.getTime() / 1000, step, texts)));
   }
 
   async close(): Promise<void> {

@@ -9,6 +9,9 @@ const MAX_RETRY_AFTER_MS = 300_000;
 /** Statuses that pass: too many requests, and what a server or a gateway in front of it says of itself. */
 const PASSING = new Set([408, 425, 429, 500, 502, 503, 504]);
 
+/** Whether a reply of this status may be another the next time. */
+export const passes = (status: number): boolean => PASSING.has(status);
+
 /** Why one attempt failed, where another may not. */
 export class PassingFailure extends Error {
   /** How long the server asks to wait. */
@@ -51,7 +54,7 @@ export async function requestOnce(
 }
 
 /** Loaded where the environment names a proxy: Node's own fetch does without. */
-async function send(url: string, init: RequestInit): Promise<Response> {
+export async function send(url: string, init: RequestInit): Promise<Response> {
   const proxies = Object.entries(process.env).filter(([key]) => /^(https?|all)_proxy$/i.test(key));
   if (proxies.every(([, value]) => value === "")) return fetch(url, init);
   const { proxiedFetch } = await import("./proxies.ts");
@@ -124,14 +127,14 @@ export function reasonOf(cause: unknown, signal: AbortSignal, settings: HubSetti
 }
 
 /** Seconds, or a date. */
-function retryAfter(response: Response): number | null {
+export function retryAfter(response: Response): number | null {
   const text = response.headers.get("retry-after");
   if (text === null) return null;
   const ms = /^\d+(\.\d+)?$/.test(text.trim()) ? Number(text) * 1000 : Date.parse(text) - Date.now();
   return Number.isNaN(ms) ? null : Math.max(0, ms);
 }
 
-function refusal(response: Response, { endpoint, token, hub }: HubSettings, subject: Subject): PipeloraError {
+export function refusal(response: Response, { endpoint, token, hub }: HubSettings, subject: Subject): PipeloraError {
   const { status } = response;
   const code = response.headers.get("x-error-code") ?? "";
   const variable = hub === "huggingface" ? "$HF_TOKEN" : "$MODELSCOPE_API_TOKEN";

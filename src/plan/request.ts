@@ -44,8 +44,12 @@ export interface Work {
   readonly rowTokens: number;
   readonly schedule: SchedulePolicy;
   readonly checkpointing: Checkpointing;
-  /** Tokens of all sequences in a key/value cache (generation); 0: none. */
+  /** Tokens of all sequences in a key/value cache; 0: none. */
   readonly cacheTokens: number;
+  /** Sequences that have a state in it at a time; left out: 1. */
+  readonly cacheSequences?: number;
+  /** Sequences are continued, and nothing is trained: no pass goes back. */
+  readonly forwardOnly?: boolean;
   /** One pass over the held-out rows; left out: there are none. */
   readonly evaluation?: EvaluationWork;
 }

@@ -24,7 +24,7 @@ export function chooseCachedBlocks(
   budgets: ReadonlyMap<number, number>,
 ): Keeping[] {
   const chosen = [...keeping];
-  const generates = request.work.cacheTokens > 0;
+  const generates = request.work.forwardOnly === true;
   if (request.weightCache !== "auto" || generates || request.holding.quantization.method === "none") return chosen;
   for (const device of request.devices.filter(({ kind }) => kind === "cuda")) {
     const own = segments.filter((segment) => segment.device === device.id);

@@ -12,7 +12,7 @@ type Stream = ServerDuplexStream<FromWorker__Output, ToWorker>;
 interface Pending {
   readonly reply: Deferred<FromWorker__Output>;
   readonly deadline: NodeJS.Timeout;
-  /** Messages that precede the reply (tensors, tokens). */
+  /** Messages that precede the reply. */
   readonly onPart: ((message: FromWorker__Output) => void) | undefined;
 }
 
@@ -35,7 +35,7 @@ const WORK: ReadonlySet<string> = new Set([
   "prepare",
   "runStep",
   "evaluate",
-  "generate",
+  "infer",
   "calibrate",
   "probeLink",
 ]);
@@ -187,7 +187,7 @@ export class WorkerConnection {
     }
     const pending = this.#pending.get(message.replyTo);
     if (pending === undefined) return;
-    if (message.body === "matrixTensor" || message.body === "generatedToken") {
+    if (message.body === "matrixTensor") {
       pending.onPart?.(message);
       return;
     }

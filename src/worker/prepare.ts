@@ -24,6 +24,8 @@ export interface PreparedRank {
   readonly segments: readonly Segment__Output[];
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
+  /** Elements of B of each LoRA pair that the engine holds, by its name. */
+  readonly pairSizes: ReadonlyMap<string, number>;
   /** Of each matrix that the engine holds, in its order: its position among all that are trained, and the optimizer's group of it. */
   readonly matrixIds: Int32Array;
   readonly groups: readonly number[];
@@ -106,6 +108,12 @@ export async function prepareRank(
       threads: request.threads,
       segments: request.segments,
       engineSegment,
+      pairSizes: new Map(
+        [...pairs].flatMap(([module, { embedding, r, out }]) => {
+          const { b } = pairNames(module, embedding ? "embedding" : undefined);
+          return held.includes(b) ? [[b, r * out] as const] : [];
+        }),
+      ),
       matrixIds: Int32Array.from(places, ({ id }) => id),
       groups: places.map(({ group }) => group),
       initial: new Map(

@@ -15,8 +15,8 @@ import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
 import type { UpdateGroup__Output } from "../rpc/generated/pipelora/v1/UpdateGroup.ts";
 import { toFailure } from "../rpc/wire-error.ts";
 import { calibrate } from "./calibration.ts";
-import { generate } from "./generation.ts";
 import { sumGradients } from "./gradient-sum.ts";
+import { Inference } from "./inference.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
@@ -62,18 +62,14 @@ export class Rank {
   #times = new TimeSums();
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportMatrices request. */
-  #importing: { request: number; left: number } | null = null;
-  #cancelled = false;
+  #importing: { request: number; left: number; adapter: number } | null = null;
+  #inference: Inference | null = null;
 
   constructor(options: RankOptions) {
     this.#options = options;
   }
 
   handle(message: ToWorker__Output): void {
-    if (message.body === "cancelGenerate") {
-      this.#cancelled = true;
-      return;
-    }
     if (message.body === "shutdown") {
       this.#options.onShutdown(message.shutdown!);
       return;
@@ -81,16 +77,24 @@ export class Rank {
     const { signal } = this.#options;
     this.#queue = this.#queue.then(async () => {
       if (signal.aborted) return;
-      try {
-        const reply = await this.#answer(message);
-        if (reply !== null) this.#options.send({ ...reply, replyTo: message.request });
-      } catch (error) {
-        // What was under way when this process was told to end fails for that alone.
-        const level = signal.aborted ? "debug" : "error";
-        this.#options.log[level]({ error }, `${message.body} failed: ${(error as Error).message}`);
-        this.#options.send({ replyTo: message.request, failure: toFailure(error) });
-      }
+      const answered = this.#reply(message);
+      // Rounds overlap; whatever else comes waits until they are through.
+      if (message.body !== "infer") await answered;
     });
+  }
+
+  async #reply(message: ToWorker__Output): Promise<void> {
+    const { signal } = this.#options;
+    try {
+      if (message.body !== "infer") await this.#inference?.idle();
+      const reply = await this.#answer(message);
+      if (reply !== null) this.#options.send({ ...reply, replyTo: message.request });
+    } catch (error) {
+      // What was under way when this process was told to end fails for that alone.
+      const level = signal.aborted ? "debug" : "error";
+      this.#options.log[level]({ error }, `${message.body} failed: ${(error as Error).message}`);
+      this.#options.send({ replyTo: message.request, failure: toFailure(error) });
+    }
   }
 
   /** For good, after `signal` was aborted: resolves when what was running has ended and the engine is closed. */
@@ -107,6 +111,7 @@ export class Rank {
     this.#relay = null;
     await this.#prepared?.engine.close();
     this.#prepared = null;
+    this.#inference = null;
   }
 
   async #answer(message: ToWorker__Output): Promise<Reply | null> {
@@ -141,7 +146,12 @@ export class Rank {
       case "exportMatrices":
         return this.#export(message.request, message.exportMatrices!.parts as (MatrixPart | "initial")[]);
       case "importMatrices":
-        this.#importing = { request: message.request, left: message.importMatrices!.tensors };
+        this.#importing = {
+          request: message.request,
+          left: message.importMatrices!.tensors,
+          adapter: message.importMatrices!.adapter,
+        };
+        if (this.#importing.adapter > 0) this.#inferring().shelf.open(this.#importing.adapter);
         return this.#importing.left === 0 ? { done: {} } : null;
       case "matrixTensor":
         return this.#importTensor(message);
@@ -171,8 +181,13 @@ export class Rank {
         if (count > MOST_NCCL_IDS) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `${count} NCCL ids were asked for`);
         return { ncclIds: { ids: Array.from({ length: count }, () => Buffer.from(loadEngine().ncclUniqueId())) } };
       }
-      case "generate":
-        return this.#generate(message);
+      case "openCache":
+        await this.#inferring().open(message.openCache!);
+        return { done: {} };
+      case "infer": {
+        const inferResult = await this.#inferring().run(message.infer!);
+        return inferResult === null ? null : { inferResult };
+      }
       default:
         throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request of unknown kind "${message.body}" came`);
     }
@@ -309,7 +324,10 @@ export class Rank {
     // After a failure the rest of the import is dropped: its request has been answered.
     if (this.#importing?.request !== message.request) return null;
     try {
-      await this.#ready().engine.setMatrix(name, part as MatrixPart, float32Of(values));
+      const own = float32Of(values);
+      const { adapter } = this.#importing;
+      if (adapter > 0) this.#inferring().shelf.put(adapter, name, own);
+      else await this.#ready().engine.setMatrix(name, part as MatrixPart, own);
     } catch (error) {
       this.#importing = null;
       throw error;
@@ -318,21 +336,10 @@ export class Rank {
     return this.#importing.left === 0 ? { done: {} } : null;
   }
 
-  async #generate(message: ToWorker__Output): Promise<Reply> {
-    const { engine, segments, engineSegment } = this.#ready();
-    if (engineSegment.size === 0)
-      throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a rank without segments has no part");
-    this.#cancelled = false;
-    await generate(engine, this.#options.links, {
-      name: `generate/${this.#passes++}`,
-      request: message.generate!,
-      segments,
-      rank: this.#rank,
-      engineSegment,
-      cancelled: () => this.#cancelled,
-      onToken: (token, last) => this.#options.send({ replyTo: message.request, generatedToken: { token, last } }),
-    });
-    return { done: {} };
+  #inferring(): Inference {
+    const prepared = this.#ready();
+    this.#inference ??= new Inference({ ...prepared, rank: this.#rank }, this.#options.links);
+    return this.#inference;
   }
 }
 

@@ -40,7 +40,7 @@ export interface Fault {
 
 /**
  * A hub on loopback that speaks Hugging Face's HTTP: repositories at revisions, trees in pages, files that redirect to storage of another
- * port, ranges. The other one, ModelScope's, has the same repositories.
+ * port, ranges, and commits of whoever has the token "hf_writer". The other one, ModelScope's, has the same repositories.
  */
 export class LoopbackHub {
   readonly requests: HubRequest[] = [];
@@ -48,7 +48,10 @@ export class LoopbackHub {
   readonly #repositories = new Map<string, Repository>();
   readonly #gated = new Set<string>();
   readonly #moved = new Map<string, string>();
+  readonly #uploads = new Map<string, Buffer>();
   readonly #servers: Server[] = [];
+  /** Repositories that were asked for, made or there already. */
+  readonly created: { readonly name: string; readonly visibility: string }[] = [];
   #hub = 0;
   #storage = 0;
 
@@ -120,12 +123,74 @@ export class LoopbackHub {
         response.writeHead(fault.status, fault.headers).end();
         return;
       }
+      if (request.method !== "GET" && request.method !== "HEAD") {
+        void this.#write(request, response, new URL(request.url!, this.endpoint));
+        return;
+      }
       if (host === "hub") this.#answer(request, response, fault);
       else this.#send(request, response, this.#blob(request.url!.slice("/lfs/".length)), fault);
     });
     this.#servers.push(server);
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     return (server.address() as AddressInfo).port;
+  }
+
+  /** Files of the last commit to a branch; null: no such repository. */
+  pushed(name: string, branch = "main"): ReadonlyMap<string, Buffer> | null {
+    return this.#repositories.get(`models/${name}@${branch}`)?.files ?? null;
+  }
+
+  /** What a client does who writes: makes a repository, asks how files go, sends large ones to storage, commits. */
+  async #write(request: IncomingMessage, response: ServerResponse, url: URL): Promise<void> {
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk as Buffer);
+    const body = Buffer.concat(chunks);
+    const reply = (status: number, value: unknown) =>
+      response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(value));
+    if (request.method === "PUT") {
+      const oid = url.pathname.slice("/lfs/".length);
+      const right = createHash("sha256").update(body).digest("hex") === oid;
+      if (right) this.#uploads.set(oid, body);
+      response.writeHead(right ? 200 : 400).end();
+      return;
+    }
+    if (request.headers.authorization !== "Bearer hf_writer") return void reply(401, { error: "Invalid credentials" });
+    if (url.pathname === "/api/repos/create") {
+      const asked = JSON.parse(body.toString()) as { name: string; organization: string; visibility: string };
+      const name = `${asked.organization}/${asked.name}`;
+      this.created.push({ name, visibility: asked.visibility });
+      if (this.#repositories.has(`models/${name}@main`)) return void reply(409, { error: "You already created this" });
+      this.add("model", name, {});
+      return void reply(200, { url: `${this.endpoint}/${name}`, id: name });
+    }
+    const preupload = /^\/api\/models\/(.+)\/preupload\/[^/]+$/.exec(url.pathname);
+    if (preupload !== null) {
+      const { files } = JSON.parse(body.toString()) as { files: { path: string; size: number }[] };
+      const modes = files.map(({ path, size }) => ({ path, uploadMode: size > LFS_BYTES ? "lfs" : "regular" }));
+      return void reply(200, { files: modes });
+    }
+    if (/\.git\/info\/lfs\/objects\/batch$/.test(url.pathname)) {
+      const { objects } = JSON.parse(body.toString()) as { objects: { oid: string; size: number }[] };
+      const actions = (oid: string) => ({ upload: { href: `http://127.0.0.1:${this.#storage}/lfs/${oid}` } });
+      const all = objects.map(({ oid, size }) => ({
+        oid,
+        size,
+        ...(this.#uploads.has(oid) ? {} : { actions: actions(oid) }),
+      }));
+      return void reply(200, { transfer: "basic", objects: all });
+    }
+    const commit = /^\/api\/models\/(.+)\/commit\/([^/]+)$/.exec(url.pathname);
+    if (commit === null) return void reply(404, { error: "no" });
+    const name = commit[1]!;
+    const files = new Map<string, Buffer>(this.pushed(name, commit[2]!) ?? []);
+    const lines = body.toString().trim().split("\n");
+    for (const line of lines.map((text) => JSON.parse(text) as { key: string; value: Record<string, string> })) {
+      if (line.key === "file") files.set(line.value["path"]!, Buffer.from(line.value["content"]!, "base64"));
+      if (line.key === "lfsFile") files.set(line.value["path"]!, this.#uploads.get(line.value["oid"]!)!);
+    }
+    const oid = createHash("sha1").update(body).digest("hex");
+    this.#repositories.set(`models/${name}@${commit[2]!}`, { commit: oid, files });
+    reply(200, { commitOid: oid, commitUrl: `${this.endpoint}/${name}/commit/${oid}`, hookOutput: "" });
   }
 
   #answer(request: IncomingMessage, response: ServerResponse, fault: Fault | undefined): unknown {

@@ -2,7 +2,7 @@ import { float32Of } from "../../src/common/bytes.ts";
 import { DEFAULT_LORA_SETTINGS, type LoraSettings } from "../../src/common/lora-settings.ts";
 import type { QuantizedHold } from "../../src/common/quantization.ts";
 import { trainedModules } from "../../src/coordinator/assembly/prepare-requests.ts";
-import { type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
+import { type CachedSequences, type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
 import { adapterMatrices, openAdapter } from "../../src/formats/adapter.ts";
 import { openCheckpoint } from "../../src/formats/checkpoint.ts";
 import { initLora } from "../../src/formats/lora-init.ts";
@@ -102,10 +102,22 @@ async function loaded(
   return engine;
 }
 
+/** New tokens of the one sequence of a cache, behind so many. `length`: tokens that it was begun with. */
+export function oneSequence(past: number, count: number, length: number = past + count): CachedSequences {
+  const value = (number: number) => Int32Array.of(number);
+  return {
+    cuSeqlens: Int32Array.of(0, count),
+    slots: value(0),
+    starts: value(0),
+    past: value(past),
+    lengths: value(length),
+  };
+}
+
 /** Logits [V] of the last token of one sequence. */
 export async function lastLogits(engine: Engine, ids: readonly number[]): Promise<Float32Array> {
   const cache = await engine.createCache(1, ids.length);
-  const logits = await engine.infer(0, cache, Int32Array.of(0, ids.length), Int32Array.from(ids), null);
+  const logits = await engine.infer(0, cache, oneSequence(0, ids.length), Int32Array.from(ids), null);
   const values = float32Of(await engine.read(logits));
   logits.free();
   await engine.freeCache(cache);

@@ -34,6 +34,17 @@ class RopeTables {
   std::vector<Table> tables_;
 };
 
+/// New tokens of sequences whose earlier ones a cache holds. All but cu_seqlens [S].
+struct CachedSequences {
+  std::vector<std::int32_t> cu_seqlens;  // [S + 1] over the new tokens
+  std::vector<std::int32_t> slots;       // whose state is the sequence's
+  std::vector<std::int32_t> starts;      // the row of the cache that its first token stands in
+  std::vector<std::int32_t> past;        // tokens before the new ones; 0: it begins, whatever rows and state held
+  std::vector<std::int32_t> lengths;     // tokens that it was begun with, in one call or several: its frequencies hang on them
+
+  std::size_t count() const { return slots.size(); }
+};
+
 struct Batch {
   std::int64_t index = 0;
   bool training = false;
@@ -58,11 +69,8 @@ void upload_indices(Ops& ops, Indices& indices, Room&& room) {
 
 /// Rows that stand for themselves (no cache). Checks cu_seqlens and row_ids: PL_TENSOR_MISMATCH.
 std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const MicroBatch& micro);
-/// New tokens behind `cached` ones in a cache with `capacity` rows a sequence; `own` is set where cached is 0 and used elsewhere.
-std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch,
-                                         const std::vector<std::int32_t>& cu_seqlens,
-                                         const std::vector<std::int32_t>& cached, std::int64_t capacity,
-                                         std::vector<RowRotary>& own);
+/// New tokens behind earlier ones in a cache of so many rows. Checks all that is said of the sequences but `slots`: PL_TENSOR_MISMATCH.
+std::unique_ptr<Batch> make_cached_batch(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const CachedSequences& of, std::int64_t rows);
 
 /// Qwen (v1): the NTK factor of a sequence of `length` tokens in evaluation.
 double qwen_ntk_alpha(std::int64_t length, std::int64_t seq_length);

@@ -55,13 +55,14 @@ class Engine {
   void optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates = {});
   void zero_grad();
 
-  std::size_t create_cache(std::int64_t sequences, std::int64_t capacity);
+  /// `rows`: tokens of all sequences together.
+  std::size_t create_cache(std::int64_t sequences, std::int64_t rows);
   void free_cache(std::size_t cache);
-  Buffer infer(std::size_t segment, std::size_t cache, const std::vector<std::int32_t>& cu_seqlens,
-               const std::vector<std::int32_t>& tokens, Buffer input);
+  Buffer infer(std::size_t segment, std::size_t cache, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input);
 
-  /// The token drawn from logits [1, V] f32, which may change (Sampling); throws PL_TENSOR_MISMATCH for what is out of range.
-  std::int32_t sample(Sampling call);
+  /// The token drawn from logits [1, V] f32, which may change (Sampling), with the log-probabilities of as many of the likeliest tokens before
+  /// that, and its own; none where `likeliest` is negative. Throws PL_TENSOR_MISMATCH for what is out of range.
+  Drawn sample(Sampling call, std::int64_t likeliest = -1);
 
   /// Copies a tensor out, into pieces of host memory that make up its bytes one after the other.
   void read(const Tensor& tensor, std::span<const HostSpan> pieces);

@@ -14,12 +14,13 @@ namespace pipelora {
 struct ExpertsSaved {
   Buffer logits;                                  // [T, N] f32
   Buffer experts, weights, order, place, starts;  // of Routes
-  std::vector<std::int32_t> host_starts;          // [N + 1]
+  std::vector<std::int32_t> host_starts;          // [N + 1], or empty: see ExpertRows
   Buffer gate_up;                                 // [P, 2F]
   Buffer inner_router, inner_gate_up;             // LoRA's, f32
   Buffer before_router;                           // the router's product before DoRA's gains, if there are any
 
   Routes routes() const { return {experts, weights, order, place, starts}; }
+  ExpertRows rows() { return {starts, &host_starts}; }
 };
 
 class Experts {
@@ -43,24 +44,17 @@ class Experts {
  private:
   /// One product of every expert, with the pair that all of them share, if there is one.
   struct Product {
-    std::int64_t in = 0, out = 0;
-    std::vector<std::vector<LinearSpec>> linears;  // of each expert
+    std::int64_t in = 0, out = 0, experts = 0;
+    std::vector<LinearSpec> linears;  // of any expert: '*' stands for its number
     std::vector<std::unique_ptr<LinearWeight>> weights;
     std::unique_ptr<LoraPair> pair;
     std::vector<LoraView> views;
     std::int64_t rank() const { return views.empty() ? 0 : views.front().a.rows; }
-    LoraSet lora(std::size_t expert) const { return views.empty() ? LoraSet() : LoraSet{{&views[expert], 1}, rank(), nullptr}; }
+    ExpertsWeight weight() const { return {weights, experts}; }
   };
   Product make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias);
   void add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded);
-  /// body(expert, first row, rows) of each expert that any token chose.
-  template <class Body>
-  void each(const ExpertsSaved& saved, Body&& body);
-  void forward(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner, const Tensor& y);
-  void input_grad(const Product& product, const ExpertsSaved& saved, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const Tensor& dx);
-  void a_grad(const Product& product, const ExpertsSaved& saved, const Tensor& x, const Tensor& inner_grad);
   Buffer rank_rows(const char* what, const Product& product, std::int64_t rows);
-  Tensor rows_of(const Tensor& t, std::int64_t first, std::int64_t count) const { return t ? t.row_range(first, count) : t; }
 
   Ops& ops_;
   Arena& arena_;

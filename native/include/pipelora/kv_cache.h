@@ -1,12 +1,12 @@
-// What the blocks of one engine remember of earlier tokens, for a fixed number of sequences of bounded length.
+// What the blocks of one engine remember of earlier tokens: rows of keys and values, and states. Which rows and which state are a sequence's is the
+// caller's to say, call by call (CachedSequences).
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "pipelora/batch.h"
 #include "pipelora/ops.h"
-#include "pipelora/spec.h"
+#include "pipelora/tensor.h"
 
 namespace pipelora {
 
@@ -17,33 +17,27 @@ struct CacheShape {
 
 /// One block's part of a cache; either may be empty.
 struct BlockCache {
-  Tensor tokens;  // [sequences * capacity, token_cols] compute
+  Tensor tokens;  // [rows, token_cols] compute
   Tensor state;   // [sequences, state_floats] f32
 };
 
 class KvCache {
  public:
-  /// `segments` of the engine, `blocks`: of each block. Throws PL_OUT_OF_MEMORY.
-  KvCache(Ops& ops, std::int64_t sequences, std::int64_t capacity, std::size_t segments, const std::vector<CacheShape>& blocks);
+  /// `rows`: tokens of all sequences together. Throws PL_OUT_OF_MEMORY.
+  KvCache(Ops& ops, std::int64_t sequences, std::int64_t rows, const std::vector<CacheShape>& blocks);
 
   std::int64_t sequences() const { return sequences_; }
-  std::int64_t capacity() const { return capacity_; }
+  std::int64_t rows() const { return rows_; }
   std::size_t bytes() const { return memory_->bytes(); }
   const BlockCache& layer(std::size_t block) const { return layers_[block]; }
 
-  /// Per segment: tokens held of each sequence, and its frequencies, fixed when it was started.
-  struct Progress {
-    std::vector<std::int32_t> lengths;
-    std::vector<RowRotary> rotary;
-    bool broken = false;  // a call ended half-way: states are of no token's
-  };
-  Progress& progress(std::size_t segment) { return progress_[segment]; }
+  /// Throws PL_TENSOR_MISMATCH unless slots are different ones of this cache.
+  void check_slots(const std::vector<std::int32_t>& slots) const;
 
  private:
-  std::int64_t sequences_, capacity_;
+  std::int64_t sequences_, rows_;
   std::unique_ptr<DeviceMemory> memory_;
   std::vector<BlockCache> layers_;
-  std::vector<Progress> progress_;
 };
 
 }  // namespace pipelora

@@ -61,8 +61,6 @@ class LinearWeight {
   virtual ~LinearWeight() = default;
   /// Columns of the LoRA inner vectors that will come with its products (0: none); said once, before load.
   virtual void expect_lora(std::int64_t inner_cols) { static_cast<void>(inner_cols); }
-  /// Which weights are used before and after it depends on the data: an expert's. Said before load.
-  virtual void follows_routing() {}
   std::int64_t in = 0;
   std::int64_t out = 0;
   std::vector<std::int64_t> part_rows;  // sums to out
@@ -81,6 +79,11 @@ class LinearWeight {
   virtual Tensor bias_values() const = 0;
   /// Device bytes held.
   virtual std::size_t bytes() const = 0;
+};
+
+/// Neighbouring parts of a weight that a product takes alone: those of one expert. count 0: all parts.
+struct WeightParts {
+  std::size_t first = 0, count = 0;
 };
 
 /// One LoRA pair as an operation sees it. B is kept transposed: every skinny product then runs along contiguous rows.
@@ -117,6 +120,7 @@ struct LinearForward {
   bool x_has_room = false;
   /// `inner` holds what an earlier call with the same x and dropout wrote.
   bool inner_known = false;
+  WeightParts parts = {};
 };
 
 /// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_a_grad; grad_bt += scale * innerᵀ dy.
@@ -128,6 +132,7 @@ struct LinearInputGrad {
   Tensor inner_grad;  // the same shape, written
   Tensor dx;          // [T, in] compute; empty: not made
   const Sequences* sequences = nullptr;
+  WeightParts parts = {};
 };
 
 /// grad_a += inner_gradᵀ drop(x).
@@ -136,6 +141,45 @@ struct LoraAGrad {
   Tensor inner_grad;
   LoraSet lora;
   const Sequences* sequences = nullptr;
+};
+
+/// The same product of every expert of a mixture: expert e's weight is its parts in weights[e / together], as many as each of the others'.
+struct ExpertsWeight {
+  std::span<const std::unique_ptr<LinearWeight>> weights;
+  std::int64_t experts = 0;
+
+  std::int64_t together() const { return experts / static_cast<std::int64_t>(weights.size()); }
+};
+
+/// Rows sorted by expert: those of expert e are starts[e] … starts[e + 1].
+struct ExpertRows {
+  Tensor starts;                             // [1, N + 1] i32, on the device
+  std::vector<std::int32_t>* host = nullptr;  // a copy for the caller to keep, made where it is first needed: empty until then
+};
+
+// As linear_forward, linear_input_grad and lora_a_grad of every expert with its own rows. `lora`: a pair of each expert, all of one rank
+// and below each other in memory; or empty.
+struct ExpertsForward {
+  Tensor x;  // [P, in] compute
+  ExpertsWeight weight;
+  std::span<const LoraView> lora;
+  Tensor inner;  // [P, R] f32, written
+  Tensor y;      // [P, out] compute; empty: only `inner` is made
+  ExpertRows rows;
+};
+struct ExpertsInputGrad {
+  Tensor dy;  // [P, out] compute
+  ExpertsWeight weight;
+  std::span<const LoraView> lora;
+  Tensor inner, inner_grad;  // [P, R] f32
+  Tensor dx;                 // [P, in] compute; empty: not made
+  ExpertRows rows;
+};
+struct ExpertsAGrad {
+  Tensor x;           // [P, in] compute
+  Tensor inner_grad;  // [P, R] f32
+  std::span<const LoraView> lora;
+  ExpertRows rows;
 };
 
 struct RmsNormBackward {
@@ -281,21 +325,37 @@ class Offloaded {
   virtual std::vector<Buffer> take() = 0;
 };
 
-/// How a token is drawn from logits, in transformers' order: repetition penalty, temperature, top-k, top-p.
+/// How a token is drawn from logits, in transformers' order: repetition penalty, biases, temperature, top-k, top-p, min-p.
 ///
 /// The tokens stand by falling logit, equal ones by rising id. A token's weight is exp((logit - largest) / temperature) in units of
 /// 2^-40, cut off: sums of whole numbers are the same in any order. top_k keeps the first so many (0: all), top_p then the fewest
-/// whose weights reach that share of the kept ones' sum, at least one. The first token whose weights with those before it exceed
-/// draw / 2^32 of what is left is taken.
+/// whose weights reach that share of the kept ones' sum, at least one; min_p those of them that are at least so likely as that share of the
+/// likeliest. The first token whose weights with those before it exceed draw / 2^32 of what is left is taken.
 struct Sampling {
-  Tensor logits;                         // [1, V] f32; changed where the penalty is not 1
+  Tensor logits;                         // [1, V] f32; changed where the penalty is not 1 or there are biases
   std::span<const std::int32_t> seen;    // ids that the penalty applies to, each once
   float repetition_penalty = 1;
+  std::span<const std::int32_t> biased;  // ids, each once, whose logits get `biases` added
+  std::span<const float> biases;
   double temperature = 1;
   std::int64_t top_k = 0;
   double top_p = 1;
+  double min_p = 0;
   std::uint32_t draw = 0;
 };
+
+/// A token drawn, with natural logarithms of probabilities where they were asked for.
+struct Drawn {
+  std::int32_t token = 0;
+  float log_probability = 0;
+  struct Likely {
+    std::int32_t token = 0;
+    float log_probability = 0;
+  };
+  std::vector<Likely> likeliest;  // falling; equal ones by rising id
+};
+/// Of softmax(logits), in float64.
+Drawn log_probabilities(const std::vector<float>& logits, std::int32_t token, std::int64_t likeliest);
 inline constexpr double kSamplingUnit = 0x1p40;
 
 class Ops {
@@ -349,6 +409,15 @@ class Ops {
   virtual void linear_forward(const LinearForward& call) = 0;
   virtual void linear_input_grad(const LinearInputGrad& call) = 0;
   virtual void lora_a_grad(const LoraAGrad& call) = 0;
+
+  /// How many of `experts` equal weights a device would have in one LinearWeight: a divisor of them.
+  virtual std::int64_t experts_together(std::int64_t experts, std::int64_t in, std::int64_t out) const {
+    return static_cast<void>(experts), static_cast<void>(in), static_cast<void>(out), 1;
+  }
+  /// An expert after the other, where a device has nothing better.
+  virtual void experts_forward(const ExpertsForward& call);
+  virtual void experts_input_grad(const ExpertsInputGrad& call);
+  virtual void experts_a_grad(const ExpertsAGrad& call);
 
   /// out = a + factor * b; `a` may be empty. All in the compute dtype; out may be a or b.
   virtual void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) = 0;
@@ -430,6 +499,10 @@ class Ops {
   virtual void adamw(std::span<const AdamTarget> targets, const AdamSettings& settings) = 0;
   /// One sum of squares a tensor, in float64.
   virtual std::vector<double> squared_norms(std::span<const Tensor> tensors) = 0;
+
+ protected:
+  /// starts [N + 1] on the host; waits for the device where they are not known yet.
+  const std::vector<std::int32_t>& starts_of(const ExpertRows& rows);
 };
 
 }  // namespace pipelora

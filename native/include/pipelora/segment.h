@@ -52,9 +52,9 @@ class Segment {
   void first_values();
   void discard();
 
-  /// `first_block`: index of this segment's first block among the cache's.
-  Buffer infer(KvCache& cache, std::size_t segment_index, std::size_t first_block,
-               const std::vector<std::int32_t>& cu_seqlens, const std::vector<std::int32_t>& tokens, Buffer input);
+  /// `first_block`: index of this segment's first block among the cache's. After a failure the sequences must begin anew: their states may be
+  /// those of no token.
+  Buffer infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input);
 
  private:
   struct Layer;

@@ -17,6 +17,7 @@ std::int32_t sample(const Sampling& call) {
       logit = logit > 0 ? logit / call.repetition_penalty : logit * call.repetition_penalty;
     }
   }
+  for (std::size_t i = 0; i < call.biased.size(); ++i) logits[call.biased[i]] += call.biases[i];
   if (std::any_of(logits, logits + vocab, [](float logit) { return std::isnan(logit); }) || !std::isfinite(*std::max_element(logits, logits + vocab)))
     throw Error(kEngineFailed, "the largest logit is not a finite number: no token can be drawn");
 
@@ -51,6 +52,15 @@ std::int32_t sample(const Sampling& call) {
     do take();
     while (end != order.begin() && sums.back() < needed);
     left = sums.back();
+  }
+  if (call.min_p > 0) {
+    const auto least = static_cast<std::uint64_t>(std::ceil(call.min_p * kSamplingUnit));
+    if (taken.empty()) take();
+    // Everything that top_p left over stands in `taken` already; without it, as much as is likely enough is taken now.
+    while (call.top_p >= 1 && end != order.begin() && weight(taken.back()) >= least) take();
+    std::size_t kept = 1;
+    while (kept < taken.size() && weight(taken[kept]) >= least) ++kept;
+    left = sums[kept - 1];
   }
   const auto mark = static_cast<std::uint64_t>(static_cast<unsigned __int128>(left) * call.draw >> 32);
   while (sums.empty() || sums.back() <= mark) take();

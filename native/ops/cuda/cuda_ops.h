@@ -53,6 +53,10 @@ class CudaOps final : public Ops {
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_a_grad(const LoraAGrad& call) override;
+  std::int64_t experts_together(std::int64_t experts, std::int64_t in, std::int64_t out) const override;
+  void experts_forward(const ExpertsForward& call) override;
+  void experts_input_grad(const ExpertsInputGrad& call) override;
+  void experts_a_grad(const ExpertsAGrad& call) override;
 
   void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) override;
   void shape_logits(const Tensor& logits, float factor, float cap) override;
@@ -111,7 +115,7 @@ class CudaOps final : public Ops {
   bool attention_by_widening(const AttentionBackward& call);
   void multiply(const Product& product);
   /// The product of a weight that is no 8-bit one; `inner_ready`: the inner vectors stand behind x already.
-  void forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
+  void forward_product(const LinearForward& call, const HeldView& weight, bool inner_ready);
   /// inner = factor * drop(x) Aᵀ.
   void make_inner(const LinearForward& call);
   void inner_as_products(const Tensor& x, const LoraSet& lora, const Sequences* sequences, const Tensor& inner);
@@ -149,15 +153,19 @@ class CudaOps final : public Ops {
   /// Room for an input of `in` columns for each pair, side by side.
   Buffer dropped_inputs(const char* what, const LoraSet& lora, std::int64_t rows, std::int64_t in);
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
-  bool input_grad_product(const LinearInputGrad& call, const CudaLinear& weight);
-  void forward_int8(const LinearForward& call, const CudaLinear& weight);
-  void forward_fp8(const LinearForward& call, const CudaLinear& weight);
+  bool input_grad_product(const LinearInputGrad& call);
+  void forward_int8(const LinearForward& call, const HeldView& weight);
+  void forward_fp8(const LinearForward& call, const HeldView& weight);
   /// x as the product's first operand.
   void in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
   /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too.
-  void known_forward(const LinearForward& call, const CudaLinear& weight, bool inner_ready);
+  void known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready);
+  /// Whether a product over `rows` rows of all experts runs in one launch.
+  bool groups_experts(const ExpertsWeight& weight, std::int64_t rows) const;
+  /// factor * from in the compute dtype, in the first columns of a workspace whose rows begin on 128 bytes.
+  Buffer narrowed(const char* what, const Tensor& from, float factor);
   Buffer bytes(const char* what, std::size_t count);
   LoraScratch scratch(const Buffer& partial) const;
   /// The kernel for a LoRA operation on x [T, columns]; `others`: what else it reads or writes eight elements at a time.

@@ -15,7 +15,8 @@ LoraScratch CudaOps::scratch(const Buffer& partial) const {
 
 // LoRA joins the base product: its inner vectors stand behind x's columns, B behind the weight's.
 void CudaOps::linear_forward(const LinearForward& call) {
-  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  const HeldView view(*call.weight, call.parts);
+  const CudaLinear& weight = view.weight();
   if (call.x.rows == 0) return;
   const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && weight.takes_lora();
   LinearForward known = call;
@@ -26,7 +27,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
   }
   if (!call.y) return;
   if (few && weight.forward_few(known)) return;
-  known_forward(known, weight, false);
+  known_forward(known, view, false);
 }
 
 bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
@@ -40,10 +41,10 @@ bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
   return true;
 }
 
-void CudaOps::known_forward(const LinearForward& call, const CudaLinear& weight, bool inner_ready) {
-  if (weight.is_fp8())
+void CudaOps::known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready) {
+  if (weight.weight().is_fp8())
     forward_fp8(call, weight);
-  else if (weight.is_int8())
+  else if (weight.weight().is_int8())
     forward_int8(call, weight);
   else
     forward_product(call, weight, inner_ready);
@@ -52,11 +53,12 @@ void CudaOps::known_forward(const LinearForward& call, const CudaLinear& weight,
 void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule rule, const LinearForward& call) {
   // The fused kernels know RMSNorm alone.
   if (rule.centred) return Ops::norm_linear_forward(x, norm, rule, call);
-  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  const HeldView view(*call.weight, call.parts);
+  const CudaLinear& weight = view.weight();
   if (call.x_has_room && call.y && x.rows > 0 && choose(LoraOp::norm_inner, call.lora, x, {call.x}) == LoraKernel::fused) {
     const std::int64_t tail = weight.takes_lora() ? tail_columns(call.lora.inner_cols) : 0;
     rmsnorm_lora_inner(x, norm, rule.eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream());
-    return known_forward(call, weight, true);
+    return known_forward(call, view, true);
   }
   if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = rule.eps}, call)) return;
   rmsnorm_forward(x, norm, rule, call.x);
@@ -71,27 +73,28 @@ void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const 
   }
   // The fused kernels know SiLU alone.
   if (activation != Activation::silu) return Ops::swiglu_linear_forward(gate, up, call, activation);
-  const auto& weight = static_cast<const CudaLinear&>(*call.weight);
+  const HeldView view(*call.weight, call.parts);
+  const CudaLinear& weight = view.weight();
   if (call.x_has_room && call.y && gate.rows > 0 && choose(LoraOp::swiglu_inner, call.lora, call.x, {gate, up}) == LoraKernel::fused) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
     const std::int64_t tail = weight.takes_lora() ? tail_columns(call.lora.inner_cols) : 0;
     swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream());
-    return known_forward(call, weight, true);
+    return known_forward(call, view, true);
   }
   if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
   swiglu_forward(gate, up, call.x, activation);
   linear_forward(call);
 }
 
-void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weight, bool inner_ready) {
+void CudaOps::forward_product(const LinearForward& call, const HeldView& weight, bool inner_ready) {
   cudaStream_t stream = device_.stream();
   const std::int64_t inner_cols = call.lora.pairs.empty() ? 0 : call.lora.inner_cols;
   const Tensor matrix = weight.expanded(true);
   Product product;
   product.c = call.residual;
   product.d = call.y;
-  product.bias = weight.bias();
+  product.bias = weight.bias(context_.compute);
   if (inner_cols == 0) {
     product.a = call.x;
     product.b = matrix;
@@ -100,7 +103,7 @@ void CudaOps::forward_product(const LinearForward& call, const CudaLinear& weigh
     return;
   }
   const std::int64_t tail = tail_columns(inner_cols), width = call.x.cols + tail;
-  if (tail > weight.tail()) throw Error(kEngineFailed, "a product with more LoRA columns than its weight expects");
+  if (tail > weight.weight().tail()) throw Error(kEngineFailed, "a product with more LoRA columns than its weight expects");
   Buffer wide;
   Tensor x = call.x;
   if (!call.x_has_room) {
@@ -131,14 +134,14 @@ void CudaOps::in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& p
 
 // LoRA's part is in the compute dtype: it is written first where it reaches every output, and the product adds to it, which hides
 // the reading.
-void CudaOps::forward_fp8(const LinearForward& call, const CudaLinear& weight) {
+void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight) {
   Product product;
   product.d = call.y;
   product.c = call.residual;
-  product.bias = weight.bias();
+  product.bias = weight.bias(context_.compute);
   std::int64_t reached = 0;
   for (const LoraView& pair : call.lora.pairs) reached += pair.bt.cols;
-  const bool first = reached == weight.out && call.y.dtype == call.x.dtype;
+  const bool first = reached == weight.out() && call.y.dtype == call.x.dtype;
   if (first) {
     write_output(call.lora, call.inner, call.residual, call.y);
     product.c = call.y;
@@ -155,33 +158,33 @@ void CudaOps::forward_fp8(const LinearForward& call, const CudaLinear& weight) {
 }
 
 // The integer product, finished in the compute dtype; then the outlier columns' product is added to it.
-void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) {
+void CudaOps::forward_int8(const LinearForward& call, const HeldView& weight) {
   cudaStream_t stream = device_.stream();
-  const std::int64_t tokens = call.x.rows, in = weight.in;
+  const std::int64_t tokens = call.x.rows, in = weight.in();
   const Tensor codes = weight.codes();
   const auto small = [](const LoraView& pair) { return pair.bt.rows <= 8 && pair.first_column % 4 == 0; };
   const bool finishes = call.lora.pairs.size() <= 8 && std::all_of(call.lora.pairs.begin(), call.lora.pairs.end(), small);
   Buffer lists;
   std::int32_t *flags = nullptr, *columns = nullptr, *counted = nullptr;
-  if (weight.threshold() > 0) {
+  if (weight.weight().threshold() > 0) {
     lists = arena_->workspace("outlier columns", DType::i32, 1, 2 * in + 1);
     flags = lists.tensor().as<std::int32_t>();
     columns = flags + in;
     counted = flags + 2 * in;
-    find_outliers(call.x, weight.threshold(), flags, columns, counted, stream);
+    find_outliers(call.x, weight.weight().threshold(), flags, columns, counted, stream);
   }
   {
     const Buffer x_codes = arena_->workspace("an input in 8 bits", DType::i8, tokens, codes.stride);
     const Buffer absmax = arena_->workspace("scales of an input in 8 bits", DType::f32, 1, tokens);
-    const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, int8_rows(weight.out));
-    quantise_rows(call.x, weight.threshold(), flags, Tensor(x_codes.tensor().data, DType::i8, tokens, in, codes.stride),
+    const Buffer sums = arena_->workspace("integer sums of a product", DType::i32, tokens, int8_rows(weight.out()));
+    quantise_rows(call.x, weight.weight().threshold(), flags, Tensor(x_codes.tensor().data, DType::i8, tokens, in, codes.stride),
                   absmax.tensor().as<float>(), stream);
     Product product;
     product.a = x_codes;
-    product.b = Tensor(codes.data, DType::i8, int8_rows(weight.out), codes.stride, codes.stride);
+    product.b = Tensor(codes.data, DType::i8, int8_rows(weight.out()), codes.stride, codes.stride);
     product.d = sums;
     multiply(product);
-    finish_int8({sums.tensor().columns(0, weight.out), absmax.tensor().as<float>(), weight.scales(), weight.bias(), call.residual, call.y,
+    finish_int8({sums.tensor().columns(0, weight.out()), absmax.tensor().as<float>(), weight.scales(), weight.bias(context_.compute), call.residual, call.y,
                  finishes ? call.lora : LoraSet(), call.inner},
                 stream);
   }
@@ -193,13 +196,13 @@ void CudaOps::forward_int8(const LinearForward& call, const CudaLinear& weight) 
 // else its term, masked, is added to dx.
 void CudaOps::linear_input_grad(const LinearInputGrad& call) {
   if (call.dy.rows == 0) return;
-  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight)))
+  if (input_grad_product(call))
     add_input_grad(call);
 }
 
 void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormBackward& norm) {
   if (call.dy.rows == 0) return;
-  if (input_grad_product(call, static_cast<const CudaLinear&>(*call.weight))) {
+  if (input_grad_product(call)) {
     const Tensor residual = norm.residual ? norm.residual : norm.dy, y = norm.y ? norm.y : norm.dy;
     if (!norm.rule.centred && choose(LoraOp::norm_input_grad, call.lora, norm.dy, {norm.x, norm.dx, residual, y}) == LoraKernel::fused)
       return lora_add_input_grad_norm(call.lora, call.inner_grad, call.sequences, norm, device_.stream());
@@ -211,7 +214,7 @@ void CudaOps::linear_input_grad_norm(const LinearInputGrad& call, const RmsNormB
 void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor& gate, const Tensor& up, const Tensor& dgate,
                                        const Tensor& dup, Activation activation) {
   if (call.dy.rows == 0) return;
-  const bool adds_term = input_grad_product(call, static_cast<const CudaLinear&>(*call.weight));
+  const bool adds_term = input_grad_product(call);
   if (adds_term && swiglu_grad_as_products(call, {gate, up, dgate, dup}, activation)) return;
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
   // The fused kernel knows SiLU alone.
@@ -224,13 +227,14 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
   lora_a_grad(grads);
 }
 
-bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& weight) {
+bool CudaOps::input_grad_product(const LinearInputGrad& call) {
+  const HeldView weight(*call.weight, call.parts);
   cudaStream_t stream = device_.stream();
   const bool trains = !call.lora.pairs.empty();
-  const std::int64_t out = weight.out, tail = trains ? tail_columns(call.lora.inner_cols) : 0;
+  const std::int64_t out = weight.out(), tail = trains ? tail_columns(call.lora.inner_cols) : 0;
   const bool drops = call.lora.dropout != nullptr &&
                      std::any_of(call.lora.pairs.begin(), call.lora.pairs.end(), [](const LoraView& pair) { return pair.dropout > 0; });
-  const bool joined = trains && call.dx && weight.takes_lora() && !drops && out < 2 * weight.in && tail <= weight.tail();
+  const bool joined = trains && call.dx && weight.weight().takes_lora() && !drops && out < 2 * weight.in() && tail <= weight.room_below();
 
   if (trains) output_grads(call);
   if (!call.dx) return false;
@@ -251,7 +255,7 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call, const CudaLinear& 
     return false;
   }
   Buffer codes, scales;
-  if (weight.is_fp8()) {
+  if (weight.weight().is_fp8()) {
     in_e4m3(call.dy, codes, scales, product);
     product.b_transposed = true;
     product.b_scales = weight.fp8_scales(false);

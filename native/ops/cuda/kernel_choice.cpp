@@ -1,5 +1,6 @@
 #include "ops/cuda/kernel_choice.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <mutex>
@@ -186,6 +187,28 @@ LoraKernel lora_choice(LoraOp op, const LoraTraits& call, const GpuKind& gpu) {
         << name(kernel);
   });
   return kernel;
+}
+
+const char* name(ExpertsKernel kernel) { return kernel == ExpertsKernel::grouped ? "grouped" : "each"; }
+
+ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu) {
+  // Of so few rows the experts chosen read their own codes sooner than all are expanded.
+  constexpr std::int64_t kFewRows = 64;
+  const bool suits = gpu.hopper && half(call.dtype) && call.in % 8 == 0 && call.out % 8 == 0 && !(call.packed && call.rows <= kFewRows);
+  const ExpertsKernel kernel = suits ? ExpertsKernel::grouped : ExpertsKernel::each;
+  tell(gpu, [&](std::ostream& out) {
+    out << "experts' product " << dtype_name(call.dtype) << ", " << call.out << " x " << call.in << (call.packed ? ", packed" : "")
+        << (call.rows <= kFewRows ? ", few rows" : "") << " -> " << name(kernel);
+  });
+  return kernel;
+}
+
+std::int64_t experts_of_a_weight(std::int64_t experts, std::int64_t in, std::int64_t out, DType compute) {
+  constexpr std::int64_t kMostBytes = std::int64_t{512} << 20;
+  const std::int64_t most = std::max<std::int64_t>(1, kMostBytes / (in * out * static_cast<std::int64_t>(dtype_bytes(compute))));
+  std::int64_t together = std::min(experts, most);
+  while (experts % together != 0) --together;
+  return together;
 }
 
 }  // namespace pipelora::cuda

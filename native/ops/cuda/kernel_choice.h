@@ -97,4 +97,20 @@ const char* name(LoraOp op);
 const char* name(LoraKernel kernel);
 LoraKernel lora_choice(LoraOp op, const LoraTraits& call, const GpuKind& gpu);
 
+struct ExpertsTraits {
+  DType dtype = DType::f32;
+  std::int64_t in = 0, out = 0;  // of one expert
+  std::int64_t rows = 0;         // of all experts
+  bool packed = false;           // the weights are expanded for each product
+};
+enum class ExpertsKernel : std::uint8_t {
+  each,     // an expert after the other, by the host's count of its rows
+  grouped,  // experts/grouped.cu: all experts in one launch
+};
+const char* name(ExpertsKernel kernel);
+ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu);
+/// How many experts stand in one weight: the pool of expanded weights holds so many at a time. The planner counts on it
+/// (src/plan/memory/expert-memory.ts).
+std::int64_t experts_of_a_weight(std::int64_t experts, std::int64_t in, std::int64_t out, DType compute);
+
 }  // namespace pipelora::cuda

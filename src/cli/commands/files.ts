@@ -1,6 +1,8 @@
+import { createInterface } from "node:readline/promises";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { makeCertificates } from "../../coordinator/cluster/certificates.ts";
+import { exportGguf } from "../../coordinator/tools/gguf/export.ts";
 import { initModel } from "../../coordinator/tools/init-model.ts";
 import { mergeAdapter } from "../../coordinator/tools/merge.ts";
 import { quantizeModel } from "../../coordinator/tools/quantize.ts";
@@ -13,9 +15,36 @@ export async function initModelCommand(config: Config): Promise<number> {
 }
 
 export async function mergeCommand(config: Config, log: Logger): Promise<number> {
-  const { files, merged, warnings } = await mergeAdapter(config, log);
+  const { files, merged, warnings } = await mergeAdapter(config, log, (dir) => mayOverwrite(config, dir));
   for (const warning of warnings) log.warn(warning);
-  print(config, { files, merged }, `merged ${merged} layers into ${config.output_dir}: ${files.join(", ")}`);
+  const what = merged === null ? "placed files in" : `merged ${merged} layers into`;
+  print(config, { files, merged }, `${what} ${config.output_dir}: ${files.join(", ")}`);
+  return 0;
+}
+
+/** Asks whoever sits there; whoever doesn't has said it with --yes, or not at all. */
+async function mayOverwrite(config: Config, dir: string): Promise<boolean> {
+  if (config.yes) return true;
+  if (config.json || !process.stdin.isTTY || !process.stderr.isTTY) return false;
+  const lines = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    const answer = await lines.question(
+      `${dir} is the base model's own folder: overwrite it with the merged model? [y/N] `,
+    );
+    return /^y(es)?$/i.test(answer.trim());
+  } finally {
+    lines.close();
+  }
+}
+
+export async function exportCommand(config: Config, log: Logger): Promise<number> {
+  const { warnings, ...made } = await exportGguf(config, log);
+  for (const warning of warnings) log.warn(warning);
+  print(
+    config,
+    made,
+    `${made.tensors} tensors for llama.cpp's ${made.architecture} in ${config.output_dir}: ${made.files.join(", ")}`,
+  );
   return 0;
 }
 

@@ -1,11 +1,16 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
+import { answerPrompts } from "../../coordinator/generation/answer-prompts.ts";
 import { type SamplingSession, withModel } from "../../coordinator/generation/sample.ts";
 
 /** Longest prompt in text that a plan leaves room for; ready ids are counted. */
 const PROMPT_TOKENS = 2048;
 
 export async function generateCommand(config: Config, log: Logger): Promise<number> {
+  if (config.input !== null) {
+    await answerPrompts(config, log);
+    return 0;
+  }
   const tokens = (config.prompt_ids?.length ?? PROMPT_TOKENS) + config.max_new_tokens;
   await withModel(config, log, { tokens, needsText: config.prompt_ids === null }, async (session) => {
     const prompt = config.prompt_ids ?? encodePrompt(session, config);

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { COLUMN_KEYS } from "../column-keys.ts";
+import type { Command } from "../option.ts";
 import { choice, option, optional, positive, ratio, text } from "./vocabulary.ts";
 
 const TEMPLATES = ["auto", "tutorial", "chat"] as const;
@@ -17,6 +18,9 @@ const rowSets = z.union([text, z.array(z.union([text, rowSet])).min(1)], {
 });
 /** As the configuration has them: paths and names, alone or with what holds for that set. */
 export type RowSets = z.infer<typeof rowSets>;
+
+/** Commands that turn messages or rows into text. */
+const TEMPLATES_USED: readonly Command[] = ["train", "plan", "tokenize", "generate", "chat", "serve"];
 
 export const dataOptions = {
   dataset: option(
@@ -57,17 +61,11 @@ export const dataOptions = {
     positive.default(384),
     "Rows are cut to this many tokens.",
   ),
-  system: option(
-    "string",
-    "Data",
-    ["train", "plan", "tokenize", "generate", "chat"],
-    optional(z.string()),
-    "System line; none: the template's own.",
-  ),
+  system: option("string", "Data", TEMPLATES_USED, optional(z.string()), "System line; none: the template's own."),
   template: option(
     "string",
     "Data",
-    ["train", "plan", "tokenize", "generate", "chat"],
+    TEMPLATES_USED,
     choice(TEMPLATES).default("auto"),
     "How rows become text: tutorial (ChatML as Qwen's tutorials encode it) or chat (the tokenizer's chat_template); auto: tutorial for Qwen (v1), else chat, which is plain ChatML where the tokenizer has no template but its tokens.",
     "NAME",
@@ -83,7 +81,7 @@ export const dataOptions = {
   template_date: option(
     "string",
     "Data",
-    ["train", "plan", "tokenize", "generate", "chat"],
+    TEMPLATES_USED,
     optional(z.string().refine((date) => !Number.isNaN(Date.parse(date)), "expected a date such as 2026-11-29")),
     "Date that a template writes where it writes today's; none: that of the run's first start, which checkpoints keep.",
     "DATE",

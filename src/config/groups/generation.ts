@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { count, flag, option, optional, positive, SAMPLES } from "./vocabulary.ts";
+import { count, flag, names, option, optional, positive, SAMPLES, SERVES, text } from "./vocabulary.ts";
 
 export const generationOptions = {
   prompt: option(
@@ -16,6 +16,14 @@ export const generationOptions = {
     optional(z.array(count).min(1)),
     "Token ids to continue, as they are.",
   ),
+  output: option(
+    "string",
+    "Generation",
+    ["generate"],
+    optional(text),
+    "Where the answers to --input go, one JSON line a prompt in their order; what was answered before stays, so that it can be run again.",
+    "FILE",
+  ),
   raw: option(
     "boolean",
     "Generation",
@@ -23,7 +31,13 @@ export const generationOptions = {
     flag(),
     "Continue the prompt's text itself, without the template.",
   ),
-  max_new_tokens: option("integer", "Generation", SAMPLES, positive.default(512), "Most tokens to generate."),
+  max_new_tokens: option(
+    "integer",
+    "Generation",
+    [...SAMPLES, ...SERVES],
+    positive.default(512),
+    "Most tokens to generate; over HTTP where a chat's request does not say.",
+  ),
   do_sample: option("boolean", "Generation", SAMPLES, flag(), "Sample; otherwise greedy."),
   temperature: option("number", "Generation", SAMPLES, z.number().positive().default(1), "Divides the logits."),
   top_p: option("number", "Generation", SAMPLES, z.number().gt(0).max(1).default(1), "Nucleus sampling."),
@@ -35,6 +49,14 @@ export const generationOptions = {
     z.number().positive().default(1),
     "Above 1: seen tokens become less likely.",
   ),
+  min_p: option(
+    "number",
+    "Generation",
+    SAMPLES,
+    z.number().min(0).max(1).default(0),
+    "Only tokens at least so likely as this share of the likeliest.",
+  ),
+  stop: option("list", "Generation", SAMPLES, optional(names), "Texts that end a reply and are left out of it."),
   stop_ids: option(
     "json",
     "Generation",

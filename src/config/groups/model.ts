@@ -10,14 +10,17 @@ export const modelOptions = {
     "Folder of the base model (config.json, safetensors, tokenizer), or owner/name[@revision] of a hub; on a worker, none: the coordinator's path, else its name.",
     "DIR|NAME",
   ),
-  adapter: option(
-    "string",
-    "Model",
-    [...RUNS, "merge"],
-    optional(text),
-    "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold.",
-    "DIR|NAME",
-  ),
+  adapter: {
+    ...option(
+      "string",
+      "Model",
+      [...RUNS, "merge", "export", "push"],
+      optional(text),
+      "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold. For serve NAME=DIR|NAME, and again for others.",
+      "DIR|NAME",
+    ),
+    repeats: true as const,
+  },
   hub: option(
     "string",
     "Model",
@@ -29,9 +32,9 @@ export const modelOptions = {
   name: option(
     "string",
     "Model",
-    ["download"],
+    ["download", "push"],
     optional(text),
-    "What to fetch: owner/name[:split][@revision].",
+    "What to fetch, owner/name[:split][@revision], or where to push, owner/name[@branch].",
     "NAME",
   ),
   kind: option(

@@ -9,6 +9,7 @@ import {
   optional,
   positive,
   RUNS,
+  SAMPLES,
   text,
 } from "./vocabulary.ts";
 
@@ -71,9 +72,34 @@ export const processOptions = {
     "Processes",
     RUNS,
     choice(["auto", "nccl", "shm", "grpc"]).default("auto"),
-    "How workers exchange tensors: nccl (between GPUs), shm (memory shared by processes of one host), grpc, or auto: the best that each pair has.",
+    "How workers exchange tensors: nccl (between GPUs), shm (memory shared by processes of one host), grpc, or auto: the best that each pair has. Of a plan also NODE,NODE=RATE, as --link-rates.",
     "NAME",
+    { form: /=/, key: "link_rates" },
   ),
+  link_rates: option(
+    "string",
+    "Processes",
+    ["plan"],
+    optional(text),
+    "Rates between the nodes of --devices: node-a,node-b=10GbE, several with ; between.",
+    "RATES",
+  ),
+  gpus: option(
+    "string",
+    "Processes",
+    ["plan"],
+    optional(text),
+    "A YAML file of kinds of GPUs for --devices: NAME: {memory: 24GiB, tflops: 115, bandwidth: 1000, price: 0.4}.",
+    "FILE",
+  ),
+  prices: option(
+    "json",
+    "Processes",
+    ["plan"],
+    optional(z.record(z.string(), z.number().nonnegative().max(1e6))),
+    'Of an hour of each kind of --devices, {"rtx-4090": 0.35}: the cheapest set is looked for.',
+  ),
+  deadline: option("string", "Processes", ["plan"], optional(text), "When the run is to be done: 6h, 90m.", "TIME"),
   health_listen: option(
     "string",
     "Processes",
@@ -85,15 +111,21 @@ export const processOptions = {
   max_restarts: option(
     "integer",
     "Processes",
-    ["train"],
+    ["train", ...SAMPLES, "serve"],
     count.default(3),
-    "How often a run goes on from its last safe point after a worker was lost.",
+    "How often work goes on after a worker was lost: training from its last safe point, replies where they stopped; serve begins to count anew after every minute without a loss.",
   ),
   coordinator: fromEnvironment(
     "PIPELORA_COORDINATOR",
     option("string", "Processes", ["worker"], optional(text), "Address of the coordinator.", "HOST:PORT"),
   ),
-  devices: option("list", "Processes", ["worker"], optional(oneOrMore), "Devices to use: cuda:0,cuda:1 or cpu,cpu."),
+  devices: option(
+    "list",
+    "Processes",
+    ["worker", "plan"],
+    optional(oneOrMore),
+    "A worker's: cuda:0,cuda:1 or cpu,cpu. A plan's: GPUs that need not be there, 2x rtx-4090,1x a100-80gb @ node-b.",
+  ),
   node_name: fromEnvironment(
     "PIPELORA_NODE_NAME",
     option("string", "Processes", ["worker"], optional(text), "Name of this node; none: the host's.", "NAME"),

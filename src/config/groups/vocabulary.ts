@@ -3,10 +3,12 @@ import { FLOAT_DTYPES } from "../../common/dtype.ts";
 import type { Command, FlagKind, Option, OptionGroup } from "../option.ts";
 
 /** Commands that load or place a model, and those that only some flags concern. */
-export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat"];
+export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat", "serve"];
 export const TRAINS: readonly Command[] = ["train", "plan"];
 export const SAMPLES: readonly Command[] = ["generate", "chat"];
-export const MODELS: readonly Command[] = [...RUNS, "merge", "quantize", "tokenize"];
+/** Commands that answer over HTTP, alone or beside their work. */
+export const SERVES: readonly Command[] = ["serve", "train"];
+export const MODELS: readonly Command[] = [...RUNS, "merge", "export", "quantize", "tokenize"];
 export const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
 
 const PLACEHOLDERS: Record<FlagKind, string> = {
@@ -26,8 +28,9 @@ export function option<T extends z.ZodType>(
   schema: T,
   help: string,
   placeholder: string = PLACEHOLDERS[kind],
+  other?: Option["other"],
 ): Option<T> {
-  return { kind, group, commands, schema, help, placeholder };
+  return { kind, group, commands, schema, help, placeholder, ...(other === undefined ? {} : { other }) };
 }
 
 /** An option that a pod may take from its environment; a flag or the file wins. */

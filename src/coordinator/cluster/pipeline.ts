@@ -1,8 +1,9 @@
 import { bytesOf, float32Of } from "../../common/bytes.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { PackedMicroBatches } from "../../data/micro-batches.ts";
+import type { DrawnToken, Round } from "../../generation/round.ts";
 import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
-import type { Generate } from "../../rpc/generated/pipelora/v1/Generate.ts";
+import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
 import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
 import type { MicroBatches } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
@@ -11,6 +12,7 @@ import type { RankReport__Output } from "../../rpc/generated/pipelora/v1/RankRep
 import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
+import { drawnToken, roundMessage } from "./round-messages.ts";
 
 /** "initial": what a matrix began with, where that was taken out of the base. */
 export type MatrixPartName = "weight" | "exp_avg" | "exp_avg_sq" | "initial";
@@ -42,6 +44,7 @@ export class Pipeline {
   readonly #running = new Set<(error: unknown) => void>();
   /** A member was lost, or failed at what nobody asked it for: no call waits for ranks that wait for it. */
   #broken: unknown = null;
+  #rounds = 0;
 
   /** `failure` rejects when a member is lost. */
   constructor(members: readonly WorkerConnection[], replicas: readonly PipelineRoles[], failure: Promise<never>) {
@@ -116,12 +119,13 @@ export class Pipeline {
     return values;
   }
 
-  async importMatrices(values: readonly MatrixValues[]): Promise<void> {
+  /** `adapter`: 0 for the engines' own values; others are kept beside, for rounds of that number. */
+  async importMatrices(values: readonly MatrixValues[], adapter = 0): Promise<void> {
     await this.#all((member, rank) => {
       const owners = this.#replicaOf(rank)?.owners;
       const own = values.filter(({ name, part }) => owners?.get(name) === rank && part !== "initial");
       return member.requestWithParts(
-        { importMatrices: { tensors: own.length } },
+        { importMatrices: { tensors: own.length, adapter } },
         own.map((value): { matrixTensor: MatrixTensor } => ({
           matrixTensor: { ...value, values: bytesOf(value.values) },
         })),
@@ -129,18 +133,23 @@ export class Pipeline {
     });
   }
 
-  /** Tokens as they are chosen, the end token included; resolves when every rank is done. */
-  async generate(request: Generate, onToken: (token: number) => void, cancelled?: AbortSignal): Promise<void> {
-    const { last, ranks } = this.#replicas[0]!;
-    const cancel = () => this.#members[last]!.notify({ cancelGenerate: {} });
-    cancelled?.addEventListener("abort", cancel);
-    try {
-      await this.#allOf(ranks, (member) =>
-        member.request({ generate: request }, ({ generatedToken }) => onToken(generatedToken!.token)),
-      );
-    } finally {
-      cancelled?.removeEventListener("abort", cancel);
-    }
+  /** Makes the first replica's key/value cache, in place of the one before; 0 rows: none. */
+  async openCache(sequences: number, rows: number): Promise<void> {
+    await this.#allOf(this.#replicas[0]!.ranks, (member) => member.request({ openCache: { sequences, rows } }));
+  }
+
+  /** New tokens of some sequences, and what is drawn after them, on the first replica. Several rounds may be under way; they keep their order. */
+  async infer(round: Round): Promise<DrawnToken[]> {
+    const { first, last, ranks } = this.#replicas[0]!;
+    const { tokens, draws, ...bounds } = roundMessage(this.#rounds++, round);
+    const own = (rank: number): Infer => ({
+      ...bounds,
+      ...(rank === first ? { tokens } : {}),
+      ...(rank === last ? { draws } : {}),
+    });
+    for (const rank of ranks) if (rank !== last) this.#members[rank]!.notify({ infer: own(rank) });
+    const [reply] = await this.#allOf([last], (member) => member.request({ infer: own(last) }));
+    return reply!.inferResult!.tokens.map(drawnToken);
   }
 
   /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */

@@ -1,22 +1,14 @@
 import type { Config } from "../../config/options.ts";
 import type { ChatMessage } from "../../data/readers/messages.ts";
 import type { RowTemplate } from "../../data/templates.ts";
-import { StreamDecoder, type Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
+import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
+import { type Reply, reply } from "../../generation/reply.ts";
+import type { Scheduler } from "../../generation/scheduler.ts";
 import type { ModelSpec } from "../../models/spec.ts";
-import type { Pipeline } from "../cluster/pipeline.ts";
+import { type ChoiceSettings, tokenChoice } from "./token-choice.ts";
 
-export interface Reply {
-  /** New ids, an end token included. */
-  readonly ids: readonly number[];
-  /** null without a tokenizer. */
-  readonly text: string | null;
-}
-
-/** How tokens are chosen. */
-export type ReplySettings = Pick<
-  Config,
-  "max_new_tokens" | "do_sample" | "temperature" | "top_p" | "top_k" | "repetition_penalty" | "stop_ids" | "seed"
->;
+/** How tokens are chosen, and what ends a reply. */
+export type ReplySettings = ChoiceSettings & Pick<Config, "max_new_tokens" | "stop_ids" | "stop">;
 
 /** A model with what turns its ids into text. */
 export interface SpokenModel {
@@ -26,50 +18,40 @@ export interface SpokenModel {
   readonly template: RowTemplate | null;
 }
 
-/** Generates replies over the workers: settings and stop ids in one place. */
+/** Ids that end a model's replies. */
+export function stopIdsOf({ spec, template }: Pick<SpokenModel, "spec" | "template">): Set<number> {
+  return new Set([...spec.eosTokenIds, ...(template?.stopIds ?? [])]);
+}
+
+/** Replies of one model: settings and stop ids in one place. */
 export class Conversation {
-  readonly #pipeline: Pipeline;
+  readonly #scheduler: Scheduler;
   readonly #config: ReplySettings;
   readonly #tokenizer: Tokenizer | null;
-  readonly #stopIds: readonly number[];
+  readonly #stopIds: ReadonlySet<number>;
 
-  constructor(pipeline: Pipeline, config: ReplySettings, { spec, tokenizer, template }: SpokenModel) {
-    this.#pipeline = pipeline;
+  constructor(scheduler: Scheduler, config: ReplySettings, model: SpokenModel) {
+    this.#scheduler = scheduler;
     this.#config = config;
-    this.#tokenizer = tokenizer;
-    this.#stopIds = config.stop_ids ?? [...spec.eosTokenIds, ...(template?.stopIds ?? [])];
+    this.#tokenizer = model.tokenizer;
+    this.#stopIds = config.stop_ids === null ? stopIdsOf(model) : new Set(config.stop_ids);
   }
 
-  /** Continues a prompt. `onText` gets the text as it comes, whole characters only. */
+  /** Continues a prompt. `onText` gets the text as it comes, whole characters only. An aborted one ends with what it has. */
   async reply(prompt: readonly number[], onText: (text: string) => void, cancelled?: AbortSignal): Promise<Reply> {
-    const config = this.#config;
-    const decoder = this.#tokenizer === null ? null : new StreamDecoder(this.#tokenizer);
-    const ids: number[] = [];
-    let text = "";
-    const show = (piece: string) => {
-      text += piece;
-      if (piece !== "") onText(piece);
+    const room = this.#scheduler.mostTokens - prompt.length;
+    const request = {
+      prompt,
+      // As far as the model's positions reach; a prompt that leaves no room is refused.
+      maxNewTokens: Math.max(1, Math.min(this.#config.max_new_tokens, room)),
+      stopIds: this.#stopIds,
+      stops: this.#config.stop ?? [],
+      choice: tokenChoice(this.#config),
+      cancelled: () => cancelled?.aborted === true,
     };
-    await this.#pipeline.generate(
-      {
-        prompt: [...prompt],
-        maxNewTokens: config.max_new_tokens,
-        doSample: config.do_sample,
-        temperature: config.temperature,
-        topP: config.top_p,
-        topK: config.top_k,
-        repetitionPenalty: config.repetition_penalty,
-        stopIds: [...this.#stopIds],
-        seed: config.seed,
-      },
-      (token) => {
-        ids.push(token);
-        if (decoder !== null && !this.#stopIds.includes(token)) show(decoder.push(token));
-      },
-      cancelled,
-    );
-    if (decoder !== null) show(decoder.end());
-    return { ids, text: decoder === null ? null : text };
+    return reply(this.#scheduler, this.#tokenizer, request, ({ text }) => {
+      if (text !== "") onText(text);
+    });
   }
 }
 

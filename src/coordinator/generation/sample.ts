@@ -3,36 +3,46 @@ import type { Config } from "../../config/options.ts";
 import { type RowTemplate, rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
-import { formatPlan } from "../../plan/format-plan.ts";
-import { adapterValues } from "../assembly/adapter-values.ts";
-import type { CalibrationSettings } from "../assembly/calibration.ts";
-import { loadShards } from "../assembly/load-shards.ts";
-import { planMembers } from "../assembly/plan-members.ts";
-import { type ClusterSettings, openCluster } from "../cluster/open-cluster.ts";
-import { type ModelSettings, setUpModel } from "../planning/model-setup.ts";
-import type { PlanSettings } from "../planning/planning.ts";
+import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
 import { dateOf } from "../planning/row-templates.ts";
-import { generationWorkload } from "../planning/workload.ts";
 import { Conversation, type ReplySettings } from "./conversation.ts";
+import { type ScheduledSettings, type WantedRoom, withScheduler } from "./scheduled-model.ts";
 
-export type SampleSettings = ModelSettings &
-  ClusterSettings &
-  PlanSettings &
-  CalibrationSettings &
-  ReplySettings &
-  Pick<Config, "template" | "system" | "template_date" | "raw">;
+export type TemplateChoice = Pick<Config, "template" | "system" | "template_date" | "raw">;
 
-export interface SamplingSession {
-  readonly conversation: Conversation;
+export type SampleSettings = ModelSettings & ScheduledSettings & ReplySettings & TemplateChoice;
+
+/** What turns prompts into ids and replies into text. */
+export interface Language {
   /** null for a model folder without one, which can still continue ids. */
   readonly tokenizer: Tokenizer | null;
+  /** null where none is wanted. */
   readonly template: RowTemplate | null;
 }
 
-/**
- * Loads the model over the workers and calls `use`. `tokens`: most of prompt and reply together. `needsText`: a tokenizer
- * must be there.
- */
+export interface SamplingSession extends Language {
+  readonly conversation: Conversation;
+}
+
+/** The model's tokenizer and template. `needsText`: both must be there, the template unless prompts are raw. */
+export async function languageOf(
+  { dir }: Pick<ModelSetup, "dir">,
+  config: TemplateChoice,
+  needsText: boolean,
+  log: Logger,
+): Promise<Language> {
+  const tokenizer = await loadTokenizer(dir).catch((error: unknown) => {
+    if (needsText) throw error;
+    return null;
+  });
+  if (tokenizer === null || !needsText || config.raw) return { tokenizer, template: null };
+  const template = rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
+  template.requireChat();
+  if (template.remark !== null) log.warn(template.remark);
+  return { tokenizer, template };
+}
+
+/** Checks the model, loads it over the workers and calls `use`: one reply at a time. `tokens`: most of prompt and reply together. */
 export async function withModel<T>(
   config: SampleSettings,
   log: Logger,
@@ -41,33 +51,9 @@ export async function withModel<T>(
 ): Promise<T> {
   const setup = await setUpModel(config, log, { weights: true, lora: false });
   for (const warning of setup.warnings) log.warn(warning);
-  const tokenizer = await loadTokenizer(setup.dir).catch((error: unknown) => {
-    if (options.needsText) throw error;
-    return null;
-  });
-  const template =
-    tokenizer === null || !options.needsText || config.raw
-      ? null
-      : rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
-  template?.requireChat();
-  if (template !== null && template.remark !== null) log.warn(template.remark);
-  const values = await adapterValues(setup);
-  const cluster = await openCluster(config, log);
-  try {
-    const workload = generationWorkload(Math.min(options.tokens, setup.spec.maxPositions));
-    const planned = await planMembers(await cluster.form(), setup, workload, config);
-    const names = setup.spec.layers.map(({ name }) => name);
-    log.debug(formatPlan(planned.plan, names, planned.links));
-    for (const warning of planned.plan.warnings) log.warn(warning);
-    const how = { initialise: false, failure: cluster.failure };
-    const { pipeline } = await loadShards(planned, setup, config, how);
-    if (values !== null) await pipeline.importMatrices(values);
-    return await use({
-      conversation: new Conversation(pipeline, config, { spec: setup.spec, tokenizer, template }),
-      tokenizer,
-      template,
-    });
-  } finally {
-    await cluster.close(false);
-  }
+  const language = await languageOf(setup, config, options.needsText, log);
+  const room: WantedRoom = { sequences: 1, rows: Math.min(options.tokens, setup.spec.maxPositions), waiting: 1 };
+  return withScheduler(config, log, { setup, room }, (scheduler) =>
+    use({ conversation: new Conversation(scheduler, config, { spec: setup.spec, ...language }), ...language }),
+  );
 }

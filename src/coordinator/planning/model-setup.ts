@@ -173,7 +173,7 @@ async function assertSameBases(adapter: Adapter, spec: ModelSpec, checkpoint: Ch
 }
 
 /** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */
-function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
+export function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
   try {
     const lora = resolveLoraTargets(spec, adapter.settings);
     adapterMatrices(adapter, lora.matrices);

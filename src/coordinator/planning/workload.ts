@@ -141,18 +141,54 @@ export function fullRowsWorkload(
   };
 }
 
-/** One prompt at a time through a key/value cache; nothing is kept for a backward pass. */
-export function generationWorkload(tokens: number): Workload {
+/** Room that continuing sequences takes. */
+export interface CacheNeeds {
+  /** Sequences that have a place at a time. */
+  readonly sequences: number;
+  /** Tokens of all of them together. */
+  readonly rows: number;
+  /** Most new tokens of a round. */
+  readonly roundTokens: number;
+}
+
+/** The same work on devices that hold a cache too, in which sequences are continued between steps. */
+export function besideCache(workload: Workload, { sequences, rows }: Pick<CacheNeeds, "sequences" | "rows">): Workload {
+  const beside = (cut: Cut): Cut => ({
+    ...cut,
+    work: async (sampled) => {
+      const work = await cut.work(sampled);
+      return {
+        ...work,
+        // A round has no more tokens than a micro-batch, so that nothing else changes; but a row of logits for each sequence.
+        labelTokens: Math.max(work.labelTokens, sequences),
+        cacheTokens: rows,
+        cacheSequences: sequences,
+      };
+    },
+  });
+  return {
+    ...workload,
+    fixed: (devices) => beside(workload.fixed(devices)),
+    cuts: () => workload.cuts().map(beside),
+    free: (devices) => workload.free(devices).map(beside),
+    near: async (cut) => (await workload.near(cut)).map(beside),
+  };
+}
+
+/** Sequences through a key/value cache; nothing is kept for a backward pass. */
+export function generationWorkload({ sequences, rows, roundTokens }: CacheNeeds): Workload {
   const work: Work = {
     microBatches: 1,
-    tokens,
-    labelTokens: 1,
-    meanTokens: tokens,
+    tokens: roundTokens,
+    labelTokens: sequences,
+    meanTokens: roundTokens,
     meanLabelTokens: 1,
-    rowTokens: tokens,
+    rowTokens: Math.min(rows, roundTokens),
     schedule: "sequential",
     checkpointing: "none",
-    cacheTokens: tokens,
+    cacheTokens: rows,
+    cacheSequences: sequences,
+    forwardOnly: true,
   };
   const only: Cut = { replicas: 1, size: { count: 1 }, work: async () => work };
   return {

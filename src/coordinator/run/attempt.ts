@@ -13,12 +13,15 @@ export interface Gathering {
 export interface Planned {
   readonly name: "planned";
   readonly planned: PlannedMembers;
+  /** Rows of the cache that replies are continued in; 0: none. */
+  readonly cacheRows: number;
 }
 
 /** Every rank holds its shard, with LoRA values that are not the run's yet. */
 export interface Prepared {
   readonly name: "prepared";
   readonly planned: PlannedMembers;
+  readonly cacheRows: number;
   readonly pipeline: Pipeline;
 }
 

@@ -11,6 +11,12 @@ export interface StepProgress {
   readonly stepMs: number;
 }
 
+/** A reply to one of the prompts that are answered at every evaluation. */
+export interface Sample {
+  readonly prompt: string;
+  readonly reply: string;
+}
+
 /** What a run tells as it goes; a terminal, plain lines, and JSON each have their own way to show it. */
 export interface Reporter {
   plan(text: string, value: unknown): void;
@@ -22,6 +28,7 @@ export interface Reporter {
   log(entry: LogEntry): void;
   /** At a run's end: what was predicted beside what was measured. */
   predictions(text: string, value: object): void;
+  samples(samples: readonly Sample[], step: number): void;
   saved(saved: Saved, step: number): void;
   end(summary: Readonly<Record<string, unknown>>): void;
 }

@@ -1,6 +1,6 @@
 import type { Logger } from "../../common/log.ts";
 import { nodesJson } from "../cluster/node-folders.ts";
-import type { Reporter, StepProgress } from "./reporter.ts";
+import type { Reporter, Sample, StepProgress } from "./reporter.ts";
 import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
@@ -14,6 +14,7 @@ export function jsonReporter(write: (line: string) => void): Reporter {
     step: (progress) => event("step", progress),
     log: (entry) => event("log", entry),
     predictions: (_text, value) => event("predictions", value),
+    samples: (samples, step) => event("samples", { step, samples }),
     saved: ({ path, nodes, files }, step) =>
       event("save", { path, step, ...(nodes.length > 0 ? { nodes: nodesJson(nodes), files } : {}) }),
     end: (summary) => event("end", summary),
@@ -30,6 +31,9 @@ export function logReporter(log: Logger): Reporter {
     step: (progress) => rate.add(progress),
     log: (entry) => log.info(entry, `${describe(entry)}${rate.describe()}`),
     predictions: (text, value) => log.info({ predictions: value }, text),
+    samples: (samples, step) => {
+      for (const sample of samples) log.info({ step, ...sample }, describeSample(sample, step));
+    },
     saved: (saved, step) => log.info({ path: saved.path, step, files: saved.files }, describeSave(saved)),
     end: (summary) => log.info(summary, "training finished"),
   };
@@ -51,6 +55,9 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
     },
     log: (entry) => line(describe(entry)),
     predictions: (text) => line(text),
+    samples: (samples, step) => {
+      for (const sample of samples) line(describeSample(sample, step));
+    },
     saved: (saved) => line(describeSave(saved)),
     end: (summary) => {
       bar = "";
@@ -61,6 +68,11 @@ export function barReporter(out: NodeJS.WriteStream): Reporter {
       );
     },
   };
+}
+
+/** On one line each: what was asked and what was said. */
+function describeSample({ prompt, reply }: Sample, step: number): string {
+  return `step ${step}: ${JSON.stringify(prompt)} -> ${JSON.stringify(reply)}`;
 }
 
 function describeSave({ path, nodes }: Saved): string {

@@ -1,8 +1,5 @@
-import type { ErrorCode } from "../../common/errors.ts";
+import { RESTARTABLE } from "../cluster/restartable.ts";
 import type { Done, Ended } from "./attempt.ts";
-
-/** Faults that a new set of workers may not meet again. */
-const RESTARTABLE: ReadonlySet<ErrorCode> = new Set<ErrorCode>(["PL_WORKER_LOST", "PL_LINK_FAILED"]);
 
 /** What follows an attempt that did not reach the run's end. */
 export interface Restart {

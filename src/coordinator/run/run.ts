@@ -1,9 +1,10 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import type { Cluster } from "../cluster/cluster.ts";
+import type { Interrupts } from "../cluster/interrupts.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { TrainingData } from "../planning/training-data.ts";
-import type { Interrupts } from "./interrupts.ts";
+import type { LiveReplies } from "./live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import type { RunFiles } from "./run-files.ts";
 
@@ -14,6 +15,8 @@ export interface PreparedRun {
   readonly setup: ModelSetup;
   readonly data: TrainingData;
   readonly files: RunFiles;
+  /** Who answers while it trains; null: nobody. */
+  readonly replies: LiveReplies | null;
   /** Says a warning once, however often the run is restarted. */
   readonly warn: (warning: string) => void;
 }

@@ -1,5 +1,5 @@
 import { EventFile } from "../../formats/tensorboard.ts";
-import type { Reporter } from "./reporter.ts";
+import type { Reporter, Sample } from "./reporter.ts";
 import type { Saved } from "./run-files.ts";
 
 /** Writes log entries to an event file too, under the Trainer's tags: train/loss, eval/loss, train/learning_rate. */
@@ -22,13 +22,22 @@ export class TensorboardReporter implements Reporter {
     this.#inner.log(entry);
     const { step, ...values } = entry;
     const tagged = Object.entries(values).map(([key, value]) => [tag(key), value] as const);
-    this.#written = this.#written
-      .then(() => this.#file.scalars(step, Object.fromEntries(tagged)))
-      .catch((error: Error) => {
-        // A full disk costs these curves, never the run.
-        if (!this.#failed) this.#inner.note(`the event file can't be written: ${error.message}`);
-        this.#failed = true;
-      });
+    this.#write(() => this.#file.scalars(step, Object.fromEntries(tagged)));
+  }
+
+  samples(samples: readonly Sample[], step: number): void {
+    this.#inner.samples(samples, step);
+    // As Markdown, which TensorBoard shows.
+    const texts = samples.map(({ prompt, reply }) => `${quoted(prompt)}\n\n${indented(reply)}`);
+    this.#write(() => this.#file.texts(step, Object.fromEntries(texts.map((text, at) => [`samples/${at}`, text]))));
+  }
+
+  #write(write: () => Promise<void>): void {
+    this.#written = this.#written.then(write).catch((error: Error) => {
+      // A full disk costs these curves, never the run.
+      if (!this.#failed) this.#inner.note(`the event file can't be written: ${error.message}`);
+      this.#failed = true;
+    });
   }
 
   plan(...args: Parameters<Reporter["plan"]>): void {
@@ -66,6 +75,9 @@ export class TensorboardReporter implements Reporter {
       .catch((error: Error) => this.#inner.note(`the event file can't be closed: ${error.message}`));
   }
 }
+
+const quoted = (text: string) => text.replaceAll(/^/gm, "> ");
+const indented = (text: string) => text.replaceAll(/^/gm, "    ");
 
 function tag(key: string): string {
   if (key.startsWith("eval_")) return `eval/${key.slice(5)}`;

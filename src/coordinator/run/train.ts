@@ -9,12 +9,13 @@ import { type Config, withoutSecrets } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { Cluster } from "../cluster/cluster.ts";
+import { Interrupts } from "../cluster/interrupts.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
 import { describeModel } from "../planning/model-setup.ts";
 import { readTrainingData, type TrainingData } from "../planning/training-data.ts";
 import type { Cut } from "../planning/workload.ts";
 import { Attempt } from "./attempt.ts";
-import { Interrupts } from "./interrupts.ts";
+import { LiveReplies } from "./live-replies.ts";
 import { preflight } from "./receive.ts";
 import type { Reporter } from "./reporter.ts";
 import { restartAfter } from "./restart.ts";
@@ -35,6 +36,7 @@ const SETTLE_MS = 60_000;
  */
 export async function train(config: Config, log: Logger, reporter: Reporter): Promise<void> {
   let cluster: Cluster | null = null;
+  let replies: LiveReplies | null = null;
   const interrupts = new Interrupts(
     () => reporter.note("finishing the step, then saving; once more stops at once"),
     (signal) => {
@@ -45,6 +47,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   let back = false;
   try {
     const prepared = await interrupts.during(prepareRun(config, log));
+    replies = prepared.replies;
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
     const run: Run = { ...prepared, cluster, interrupts, log, reporter };
@@ -55,6 +58,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
     throw thrown;
   } finally {
     interrupts.dispose();
+    await replies?.close();
     await cluster?.close(back);
   }
 }
@@ -93,7 +97,8 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const fingerprint = await runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
   const files = await RunFiles.open(config, setup, identity, warn);
-  return { config, setup, data, files, warn };
+  const replies = await LiveReplies.open(config, setup, log);
+  return { config, setup, data, files, replies, warn };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */

@@ -17,6 +17,12 @@ export interface TrainerHooks {
   /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
   save(state: TrainerState, stopping: boolean): Promise<void>;
   readonly interrupted: () => boolean;
+  /** Whether somebody waits for what the weights say now. */
+  readonly asked: () => boolean;
+  /** Weights are those after so many updates. */
+  answer(step: number): Promise<void>;
+  /** After an evaluation, with the weights that it was of. */
+  evaluated(step: number): Promise<void>;
 }
 
 type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon">;
@@ -61,8 +67,14 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     if (pending !== null) await pipeline.applyUpdate(pending);
     pending = null;
   };
+  const answer = async () => {
+    if (!hooks.asked()) return;
+    await settle();
+    await hooks.answer(state.globalStep);
+  };
   let next = state.globalStep < source.maxSteps ? await source.at(state.globalStep + 1) : null;
   while (next !== null) {
+    await answer();
     const current: TrainStep = next;
     const step = state.globalStep + 1;
     const started = performance.now();
@@ -108,6 +120,7 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     if (options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
       await settle();
       judgement = judge(config, await evaluate(options, options.evaluation, state), state);
+      await hooks.evaluated(step);
     }
     const wanted =
       config.save_strategy === "best"
@@ -127,6 +140,7 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     if (interrupted && !last) return false;
   }
   await settle();
+  await answer();
   return true;
 }
 

@@ -1,15 +1,18 @@
 import { elementCount } from "../../common/dtype.ts";
+import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { Interrupted } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { matrixElements } from "../../models/kinds/named-matrix.ts";
 import { formatPlan, planJson } from "../../plan/format-plan.ts";
 import type { Work } from "../../plan/request.ts";
+import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { loadShards } from "../assembly/load-shards.ts";
 import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
 import { type NodeSave, nodesJson } from "../cluster/node-folders.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { type Cut, trainingWorkload } from "../planning/workload.ts";
+import { besideCache, type Cut, trainingWorkload, type Workload } from "../planning/workload.ts";
 import type { Done, Left, Planned, Prepared, Stages, Stepping } from "./attempt.ts";
+import type { LiveReplies } from "./live-replies.ts";
 import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
 import { quietHeap } from "./quiet-heap.ts";
 import { receive } from "./receive.ts";
@@ -30,28 +33,54 @@ export function trainingStages(run: Run, previous: Cut | null): Stages {
 }
 
 async function gather(run: Run, previous: Cut | null): Promise<Planned> {
-  const { config, setup, data, cluster } = run;
+  const { config, setup, data, cluster, replies } = run;
   const members = await cluster.form();
   await receive(members, run);
-  const planned = await planMembers(members, setup, { ...trainingWorkload(config, data), previous }, config);
-  showPlan(planned, run);
-  return { name: "planned", planned };
+  const workload = { ...trainingWorkload(config, data), previous };
+  const found =
+    replies === null
+      ? { planned: await planMembers(members, setup, workload, config), cacheRows: 0 }
+      : await planBesideReplies(members, workload, run, replies);
+  showPlan(found.planned, run);
+  return { name: "planned", ...found };
 }
 
-async function load({ config, setup, cluster, files, log }: Run, { planned }: Planned): Promise<Prepared> {
+/** With as much room for replies as fits beside the training. */
+async function planBesideReplies(
+  members: readonly WorkerConnection[],
+  workload: Workload,
+  { config, setup }: Run,
+  replies: LiveReplies,
+): Promise<{ planned: PlannedMembers; cacheRows: number }> {
+  const rooms = replies.rooms();
+  for (const [index, room] of rooms.entries()) {
+    try {
+      const planned = await planMembers(members, setup, besideCache(workload, room), config);
+      return { planned, cacheRows: room.rows };
+    } catch (error) {
+      if (toPipeloraError(error).code !== "PL_PLACEMENT_INFEASIBLE" || index + 1 === rooms.length) throw error;
+    }
+  }
+  throw new PipeloraError("PL_INTERNAL", "no room for replies was tried");
+}
+
+async function load({ config, setup, cluster, files, log }: Run, { planned, cacheRows }: Planned): Promise<Prepared> {
   const how = { initialise: setup.adapter === null, groups: files.groups.of, failure: cluster.failure };
   const { pipeline, prepared } = await loadShards(planned, setup, config, how);
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
   }
-  return { name: "prepared", planned, pipeline };
+  return { name: "prepared", planned, cacheRows, pipeline };
 }
 
 /** Hands out the values and the state that the run goes on from. */
-async function begin({ files, reporter }: Run, { planned, pipeline }: Prepared): Promise<Stepping> {
+async function begin({ files, reporter, replies }: Run, { planned, cacheRows, pipeline }: Prepared): Promise<Stepping> {
   const { state: progress, values } = await files.start();
   if (values !== null) await pipeline.importMatrices(values);
   if (planned.computeDtype === "float16") progress.lossScale ??= INITIAL_LOSS_SCALE;
+  const stages = new Set(planned.plan.segments.map(({ rank }) => rank)).size;
+  const { tokens: batchTokens } = await planned.cut.work(false);
+  await replies?.placed({ pipeline, rows: cacheRows, stages, batchTokens }, progress.globalStep);
   if (progress.globalStep > 0) reporter.note(`resumed after step ${progress.globalStep}`);
   return { name: "stepping", planned, pipeline, progress };
 }
@@ -80,7 +109,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
 }
 
 function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work: Work): TrainerOptions {
-  const { config, setup, data, files, cluster, interrupts, log, reporter } = run;
+  const { config, setup, data, files, cluster, interrupts, log, reporter, replies } = run;
   const { replicas, size } = cut;
   return {
     config,
@@ -96,6 +125,9 @@ function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work
     reporter,
     hooks: {
       interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
+      asked: () => replies?.asked === true,
+      answer: async (step) => replies?.answer(step, reporter),
+      evaluated: async (step) => replies?.sample(step, reporter),
       save: async (current, stopping) => {
         const saved = await files.save(pipeline, current, stopping);
         reporter.saved(saved, current.globalStep);

@@ -1,66 +1,143 @@
-import { realpath } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { readdir, realpath } from "node:fs/promises";
 import { availableParallelism } from "node:os";
-import { bytesOf, float32Of } from "../../common/bytes.ts";
-import { dtypeBytes, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
+import { join } from "node:path";
+import { type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import { isFile } from "../../common/files.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
-import { type PackedWeight, quantizedHold } from "../../common/quantization.ts";
+import { quantizedHold } from "../../common/quantization.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine, type NativeAddon } from "../../engine/index.ts";
-import { adapterMatrices } from "../../formats/adapter.ts";
+import { ADAPTER_WEIGHTS_FILE } from "../../formats/adapter.ts";
+import { type Checkpoint, INDEX_FILE, SINGLE_FILE } from "../../formats/checkpoint.ts";
 import { writeCheckpoint } from "../../formats/checkpoint-writer.ts";
-import { fromFloat32, toFloat32 } from "../../formats/half.ts";
+import { checkpointDigest } from "../../formats/fingerprint.ts";
 import { loadPackedArrays, packedOf, tensorNames } from "../../formats/quantized-state.ts";
 import {
   convertedTensor,
+  openSafetensors,
   readTensor,
   type TensorGroup,
   type TensorLocation,
   type TensorToWrite,
 } from "../../formats/safetensors.ts";
-import { magnitudeName, pairNames } from "../../models/kinds/lora.ts";
+import { StagedFolder } from "../../formats/staged-folder.ts";
 import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { type MergeTarget, mergeTargets, type Replacement, replacements } from "./merge-targets.ts";
+import { locateAdapter } from "../planning/named-models.ts";
+import { AdaptedWeights } from "./adapted-weights.ts";
+import { replacements } from "./merge-targets.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizableNames, quantizedGroup, type WeightValues } from "./packed-output.ts";
 
 export interface Merged {
   readonly files: readonly string[];
-  /** Weights that an adapter was added to. */
-  readonly merged: number;
+  /** Weights that an adapter was added to; null where files of an earlier call alone took their places. */
+  readonly merged: number | null;
   readonly warnings: readonly string[];
 }
+
+/** Whether the base's own files may be overwritten: asked once, before a weight is read. */
+export type Confirm = (dir: string) => Promise<boolean>;
 
 /**
  * Writes the base model with W + scale · B · A in place of every adapted W: the sum is made in float32 and rounded once, to the
  * checkpoint's dtype or torch_dtype. A quantised base (stored so, or by --load-in-…) stays quantised: its values are added to and
- * quantised again. Tensors stream one by one.
+ * quantised again. Tensors stream one by one. All files are whole before the first takes its place, so the base's own folder can be the
+ * output; a merge that was killed goes on with the shards that it had written.
  */
-export async function mergeAdapter(
-  config: ModelSettings & Pick<Config, "output_dir" | "max_shard_size">,
-  log: Logger,
-): Promise<Merged> {
+export async function mergeAdapter(config: MergeSettings, log: Logger, confirm: Confirm): Promise<Merged> {
+  const dir = await ensureWritable(config.output_dir!);
+  const asked = await request(config, log);
+  const ended = await StagedFolder.finish(dir, (key) => key.startsWith(`${asked} `));
+  if (ended !== null)
+    return {
+      files: ended,
+      merged: null,
+      warnings: [`${dir}: ended a merge that was stopped while files took their places`],
+    };
   const setup = await setUpModel(config, log, { weights: true, lora: false });
   refuseTiedTargets(setup);
-  const dir = await ensureWritable(config.output_dir!);
-  if ((await realpath(dir)) === (await realpath(setup.dir))) {
+  const adapter = await digest(join(setup.adapter!.dir, ADAPTER_WEIGHTS_FILE));
+  const before = await alreadyMerged(setup.checkpoint!, adapter);
+  const inPlace = (await realpath(dir)) === (await realpath(setup.dir));
+  if (inPlace && (setup.hub !== null || !(await confirm(dir)))) {
     throw new PipeloraError("PL_OUTPUT_UNWRITABLE", `--output-dir ${dir} is the base model's own folder`, {
-      hint: "Name another folder: the base would be overwritten, and a second merge would add the adapter twice.",
+      hint: setup.hub === null ? "Name another folder, or say --yes to overwrite the base." : "Name another folder.",
     });
   }
+  const staged = await StagedFolder.open(dir, `${asked} ${await checkpointDigest(setup.checkpoint!)}`);
   const merger = new Merger(loadEngine(), setup, config.torch_dtype === "auto" ? null : setup.holdDtype);
-  const files = await writeCheckpoint(dir, merger.items(), config.max_shard_size);
+  await writeCheckpoint(staged.stage, merger.items(), config.max_shard_size, {
+    whole: await staged.written(),
+    metadata: { format: "pt", [MERGED]: [...before, adapter].join(" ") },
+  });
   const { quantization, spec } = setup;
-  const computeDtype = config.bnb_4bit_compute_dtype ?? spec.quantization?.computeDtype ?? null;
-  await writeModelConfig(setup, dir, computeDtype);
-  const warnings = quantization === null ? [] : [LOSSY];
+  await writeModelConfig(setup, staged.stage, config.bnb_4bit_compute_dtype ?? spec.quantization?.computeDtype ?? null);
+  await copyModelFiles(setup.dir, staged.stage);
+  const files = await staged.place(await checkpointFiles(dir), [SINGLE_FILE, INDEX_FILE]);
   return {
-    files: [...files, "config.json", ...(await copyModelFiles(setup.dir, dir))],
+    files,
     merged: setup.lora!.targets.length + replacements(setup.lora!).size,
-    warnings: [...setup.warnings, ...warnings],
+    warnings: [...setup.warnings, ...(quantization === null ? [] : [LOSSY])],
   };
+}
+
+type MergeSettings = ModelSettings & Pick<Config, "output_dir" | "max_shard_size">;
+
+/** Key in the header of merged safetensors files: SHA-256 of the adapters that are in them. */
+const MERGED = "pipelora_merged";
+
+/** What was asked for, as far as it does not change while files take their places. */
+async function request(config: MergeSettings, log: Logger): Promise<string> {
+  const adapter = await locateAdapter(config.adapter!, config.hub, log);
+  const weights = join(adapter, ADAPTER_WEIGHTS_FILE);
+  const parts = [
+    config.model,
+    (await isFile(weights)) ? await digest(weights) : null,
+    config.torch_dtype,
+    config.max_shard_size,
+  ];
+  const quantised = [
+    config.load_in_4bit,
+    config.load_in_8bit,
+    config.bnb_4bit_quant_type,
+    config.bnb_4bit_use_double_quant,
+  ];
+  return createHash("sha256")
+    .update(JSON.stringify([...parts, ...quantised]))
+    .digest("hex")
+    .slice(0, 32);
+}
+
+async function digest(path: string): Promise<string> {
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer);
+  return hash.digest("hex");
+}
+
+/** The adapters that the base has in it already. Error: PL_ADAPTER_INVALID where this one is among them. */
+async function alreadyMerged(checkpoint: Checkpoint, adapter: string): Promise<string[]> {
+  const { metadata } = await openSafetensors(checkpoint.locate(checkpoint.names[0]!).path);
+  const merged = (metadata[MERGED] ?? "").split(" ").filter((name) => name !== "");
+  if (!merged.includes(adapter)) return merged;
+  throw new PipeloraError(
+    "PL_ADAPTER_INVALID",
+    `${checkpoint.dir} has this adapter in it already: it would be added twice`,
+    {
+      hint: "Merge onto the base that the adapter was trained on.",
+    },
+  );
+}
+
+/** Weights and index of a checkpoint that lies there. */
+async function checkpointFiles(dir: string): Promise<string[]> {
+  return (await readdir(dir)).filter(
+    (name) => name === SINGLE_FILE || name === INDEX_FILE || /^model-\d+-of-\d+\.safetensors$/.test(name),
+  );
 }
 
 const LOSSY =
@@ -71,29 +148,25 @@ class Merger {
   readonly #setup: ModelSetup;
   /** null: each tensor's own. */
   readonly #dtype: FloatDtype | null;
-  readonly #targets: ReadonlyMap<string, MergeTarget>;
-  readonly #replaced: ReadonlyMap<string, Replacement>;
-  readonly #read: (name: string) => Promise<Float32Array>;
+  readonly #weights: AdaptedWeights;
 
   constructor(addon: NativeAddon, setup: ModelSetup, dtype: FloatDtype | null) {
     this.#addon = addon;
     this.#setup = setup;
     this.#dtype = dtype;
-    const { targets, matrices } = setup.lora!;
-    this.#targets = mergeTargets(setup.spec, targets, (name) => setup.checkpoint!.names.includes(name));
-    this.#replaced = replacements(setup.lora!);
-    this.#read = adapterMatrices(setup.adapter!, matrices);
+    const held = new Set(setup.checkpoint!.names);
+    this.#weights = new AdaptedWeights(addon, setup, (name) => held.has(name));
   }
 
   items(): (TensorToWrite | TensorGroup)[] {
     const { checkpoint, quantization, packed } = this.#setup;
     const linears = new Map((quantization?.linears ?? []).map((linear) => [`${linear.name}.weight`, linear]));
-    const changed = [...this.#targets.keys()].filter((name) => linears.has(name));
-    const replaced = tensorNames(new Map([...packed].filter(([name]) => changed.includes(`${name}.weight`))));
+    const changed = this.#weights.names;
+    const replaced = tensorNames(new Map([...packed].filter(([name]) => changed.has(`${name}.weight`))));
     const states = tensorNames(packed);
     return quantizableNames(this.#setup).flatMap((name): (TensorToWrite | TensorGroup)[] => {
       const linear = linears.get(name);
-      if (linear !== undefined && (changed.includes(name) || packed.size === 0)) return [this.#quantized(linear)];
+      if (linear !== undefined && (changed.has(name) || packed.size === 0)) return [this.#quantized(linear)];
       if (replaced.has(name)) return [];
       return [states.has(name) ? copied(name, checkpoint!.locate(name)) : this.#plain(name)];
     });
@@ -101,19 +174,12 @@ class Merger {
 
   #plain(name: string): TensorToWrite {
     const location = this.#setup.checkpoint!.locate(name);
-    const target = this.#targets.get(name);
     // Experts that are packed in MXFP4, and their scales.
     if (!isFloatDtype(location.dtype)) return copied(name, location);
     const dtype = this.#dtype ?? location.dtype;
-    const replacement = this.#replaced.get(name);
-    if (replacement !== undefined) {
-      return { name, dtype, shape: location.shape, data: () => this.#replace(location, dtype, replacement) };
-    }
-    const data =
-      target === undefined
-        ? () => convertedTensor(location, dtype)
-        : async () =>
-            (await this.#added({ bytes: await whole(convertedTensor(location, dtype)), dtype }, target)).bytes;
+    const data = this.#weights.names.has(name)
+      ? async () => (await this.#weights.values(name, location, dtype)).bytes
+      : () => convertedTensor(location, dtype);
     return { name, dtype, shape: location.shape, data };
   }
 
@@ -124,57 +190,15 @@ class Merger {
     const hold = stored?.hold ?? quantizedHold(quantization!.settings, holdDtype);
     const name = `${linear.name}.weight`;
     return quantizedGroup(this.#addon, linear, hold, async () => {
-      const target = this.#targets.get(name);
-      if (stored !== undefined) return this.#added(await this.#expanded(await loadPackedArrays(stored)), target!);
+      if (stored !== undefined) {
+        return this.#weights.added(name, await this.#weights.expanded(await loadPackedArrays(stored)));
+      }
       const location = checkpoint!.locate(name);
       const values: WeightValues = { bytes: await readTensor(location), dtype: location.dtype as FloatDtype };
-      if (target === undefined) return values;
+      if (!this.#weights.names.has(name)) return values;
       const tensors = await this.#addon.quantize(values.bytes, values.dtype, [linear.out, linear.in], hold, THREADS);
-      return this.#added(await this.#expanded(packedOf(tensors, hold, [linear.out, linear.in])), target);
+      return this.#weights.added(name, await this.#weights.expanded(packedOf(tensors, hold, [linear.out, linear.in])));
     });
-  }
-
-  async #expanded(packed: PackedWeight<Uint8Array>): Promise<WeightValues> {
-    return { bytes: await this.#addon.dequantize(packed, "float32", THREADS), dtype: "float32" };
-  }
-
-  async #replace(location: TensorLocation, dtype: FloatDtype, { matrix, rows }: Replacement): Promise<Uint8Array> {
-    const values = fromFloat32(await this.#read(matrix), dtype);
-    if (rows === null) return values;
-    const table = await whole(convertedTensor(location, dtype));
-    const bytes = values.length / rows.length;
-    for (const [index, row] of rows.entries())
-      table.set(values.subarray(index * bytes, (index + 1) * bytes), row * bytes);
-    return table;
-  }
-
-  /** DoRA's rows are as long as their magnitudes say: of the sum in float32, which is rounded once. */
-  async #scaled(values: WeightValues, merge: MergeTarget): Promise<WeightValues> {
-    const { dtype } = values;
-    const wide: WeightValues = { bytes: bytesOf(toFloat32(values.bytes, dtype)!), dtype: "float32" };
-    const magnitudes = await this.#read(magnitudeName(merge.target.name));
-    const sum = float32Of((await this.#added(wide, { ...merge, target: { ...merge.target, dora: false } })).bytes);
-    const columns = merge.target.in;
-    for (const [row, magnitude] of magnitudes.entries()) {
-      const own = sum.subarray(row * columns, (row + 1) * columns);
-      const factor = magnitude / Math.sqrt(own.reduce((total, value) => total + value * value, 0));
-      for (let i = 0; i < columns; i++) own[i]! *= factor;
-    }
-    return { bytes: fromFloat32(sum, dtype), dtype };
-  }
-
-  async #added(values: WeightValues, merge: MergeTarget): Promise<WeightValues> {
-    const { target, parts } = merge;
-    if (target.dora) return this.#scaled(values, merge);
-    const names = pairNames(target.name, target.role);
-    const all = { a: await this.#read(names.a), b: await this.#read(names.b) };
-    const width = dtypeBytes(values.dtype);
-    for (const { first, out, in: input, pair } of parts) {
-      const { a, b } = pair(all);
-      const own = values.bytes.subarray(first * width, (first + out * input) * width);
-      await this.#addon.addLowRank(own, values.dtype, out, input, a, b, target.scale);
-    }
-    return values;
   }
 }
 
@@ -184,14 +208,8 @@ function copied(name: string, location: TensorLocation): TensorToWrite {
   return { name, dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
 }
 
-async function whole(pieces: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
-  const all: Uint8Array[] = [];
-  for await (const piece of pieces) all.push(piece);
-  return all.length === 1 ? all[0]! : Buffer.concat(all);
-}
-
 /** Two modules that share a weight can't be changed one apart from the other. */
-function refuseTiedTargets({ spec, lora }: ModelSetup): void {
+export function refuseTiedTargets({ spec, lora }: Pick<ModelSetup, "spec" | "lora">): void {
   const head = spec.layers.find((layer) => layer.kind === "head");
   if (head?.tied !== true) return;
   const { targets, saved } = lora!;

@@ -1,10 +1,9 @@
 import { join } from "node:path";
 import { z } from "zod";
 import { addedTokens, type TokenDefaults, withDefaults } from "./added-tokens.ts";
-import { buildHfTokenizer } from "./hf.ts";
+import { type TokenizerSource, tokenizerSource } from "./hf.ts";
 import { check, invalid, readChatTemplate, readJson, readText, readTokenizerConfig } from "./hf-config.ts";
 import { aroundText } from "./post-processor.ts";
-import type { Tokenizer } from "./tokenizer.ts";
 import { tokenizerClass } from "./tokenizer-class.ts";
 
 /** Ids are checked with those of the other kinds. Not z.record, which drops a token named __proto__. */
@@ -53,7 +52,7 @@ const CLASSES: ReadonlyMap<string, ByteLevelClass> = new Map([
  * tokens that go without saying are those of the class that tokenizer_config.json (or config.json's model_type) names.
  * Error: PL_TOKENIZER_INVALID, also where the class is unknown: another cut would give other ids.
  */
-export async function loadByteLevelBpe(dir: string): Promise<Tokenizer> {
+export async function readByteLevelBpe(dir: string): Promise<TokenizerSource> {
   const path = join(dir, "vocab.json");
   const written = await readTokenizerConfig(dir);
   const name = await tokenizerClass(dir, written);
@@ -85,7 +84,7 @@ export async function loadByteLevelBpe(dir: string): Promise<Tokenizer> {
     decoder: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
     model: { type: "BPE", vocab, merges },
   };
-  return buildHfTokenizer(path, json, config, await readChatTemplate(dir, config));
+  return tokenizerSource(path, json, config, await readChatTemplate(dir, config));
 }
 
 /** One merge a line, two parts with a space between; a first line "#version: …" is none. */

@@ -32,11 +32,11 @@ const MS_A_CHARACTER = 0.05;
  * Reads tokenizer.json with tokenizer_config.json beside it (and chat_template.jinja where the template has a file of its
  * own), under transformers 5's meaning of the two. Error: PL_TOKENIZER_INVALID.
  */
-export async function loadHfTokenizer(dir: string): Promise<Tokenizer> {
+export async function readHfTokenizer(dir: string): Promise<TokenizerSource> {
   const path = join(dir, "tokenizer.json");
   const json = check(tokenizerJson, path, await readJson(path));
   const config = await readTokenizerConfig(dir);
-  return buildHfTokenizer(path, json, config, await readChatTemplate(dir, config));
+  return tokenizerSource(path, json, config, await readChatTemplate(dir, config));
 }
 
 /** A chat template, and what is to be said of where it comes from. */
@@ -46,24 +46,37 @@ interface ChatTemplateSource {
 }
 const NO_TEMPLATE: ChatTemplateSource = { source: null, remark: null };
 
-/**
- * The tokenizer of `json`, which has tokenizer.json's form wherever it came from; `path` is the file that errors name.
- * Error: PL_TOKENIZER_INVALID.
- */
-export function buildHfTokenizer(
+/** A tokenizer's files, brought into tokenizer.json's form wherever they came from. */
+export interface TokenizerSource {
+  /** The file that errors name. */
+  readonly path: string;
+  /** As transformers builds it, patterns as they are written in Rust. */
+  readonly json: TokenizerJson;
+  readonly config: TokenizerConfig;
+  readonly template: ChatTemplateSource;
+  readonly sentencePiece: SentencePieceRules | null;
+}
+
+/** Error: PL_TOKENIZER_INVALID. */
+export function tokenizerSource(
   path: string,
   json: TokenizerJson,
   config: TokenizerConfig,
   template: string | null | ChatTemplateSource,
   sentencePiece: SentencePieceRules | null = null,
-): Tokenizer {
+): TokenizerSource {
+  const built = asTransformersBuildsIt(withAddedTokens(json, config), config);
+  checkIds(path, built);
+  const source = typeof template === "object" ? (template ?? NO_TEMPLATE) : { source: template, remark: null };
+  return { path, json: built, config, template: source, sentencePiece };
+}
+
+/** Error: PL_TOKENIZER_INVALID. */
+export function buildHfTokenizer({ path, json, config, template, sentencePiece }: TokenizerSource): Tokenizer {
   try {
     const { normalizer, pre_tokenizer: cuts, decoder } = json;
     const known = hasOnlyKnownPatterns({ normalizer, cuts, decoder });
-    const built = asTransformersBuildsIt(withRustCuts(withAddedTokens(json, config)), config);
-    checkIds(path, built);
-    const source = typeof template === "object" ? (template ?? NO_TEMPLATE) : { source: template, remark: null };
-    return new JsonTokenizer(path, built, config, source, known, sentencePiece);
+    return new JsonTokenizer(path, withRustCuts(json), config, template, known, sentencePiece);
   } catch (error) {
     if (error instanceof PipeloraError) throw error;
     throw invalid(path, (error as Error).message, error);

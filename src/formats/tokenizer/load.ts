@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { isFile } from "../../common/files.ts";
+import type { TokenizerSource } from "./hf.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Files of a tokenizer, copied into checkpoints and exported models. */
@@ -22,14 +23,30 @@ export const TOKENIZER_FILES = [
  * Error: PL_TOKENIZER_INVALID.
  */
 export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
-  const ranks = join(modelDir, "qwen.tiktoken");
+  const ranks = join(modelDir, RANKS);
   if (await isFile(ranks)) return (await import("./tiktoken.ts")).loadQwenTiktoken(ranks);
-  if (await isFile(join(modelDir, "tokenizer.json"))) return (await import("./hf.ts")).loadHfTokenizer(modelDir);
+  const source = await readTokenizer(modelDir);
+  return (await import("./hf.ts")).buildHfTokenizer(source);
+}
+
+const RANKS = "qwen.tiktoken";
+
+/** The same files as what they say; of qwen.tiktoken its tokens in rank order. Error: PL_TOKENIZER_INVALID. */
+export async function describeTokenizer(
+  modelDir: string,
+): Promise<{ readonly ranks: readonly Uint8Array[] } | TokenizerSource> {
+  const ranks = join(modelDir, RANKS);
+  if (await isFile(ranks)) return { ranks: await (await import("./tiktoken.ts")).readQwenRanks(ranks) };
+  return readTokenizer(modelDir);
+}
+
+async function readTokenizer(modelDir: string): Promise<TokenizerSource> {
+  if (await isFile(join(modelDir, "tokenizer.json"))) return (await import("./hf.ts")).readHfTokenizer(modelDir);
   if ((await isFile(join(modelDir, "vocab.json"))) && (await isFile(join(modelDir, "merges.txt")))) {
-    return (await import("./byte-level-bpe.ts")).loadByteLevelBpe(modelDir);
+    return (await import("./byte-level-bpe.ts")).readByteLevelBpe(modelDir);
   }
   if (await isFile(join(modelDir, "tokenizer.model"))) {
-    return (await import("./sentencepiece.ts")).loadSentencePiece(modelDir);
+    return (await import("./sentencepiece.ts")).readSentencePiece(modelDir);
   }
   const expected = "qwen.tiktoken, tokenizer.json, vocab.json with merges.txt, nor tokenizer.model";
   throw new PipeloraError("PL_TOKENIZER_INVALID", `${modelDir} has neither ${expected}.`, {

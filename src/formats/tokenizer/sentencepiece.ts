@@ -4,12 +4,11 @@ import { PipeloraError } from "../../common/errors.ts";
 import { lfsPointer } from "../../common/lfs.ts";
 import { type AddedToken, addedTokens, type TokenDefaults, withDefaults } from "./added-tokens.ts";
 import { authorsFormat } from "./authors-formats.ts";
-import { buildHfTokenizer } from "./hf.ts";
+import { type TokenizerSource, tokenizerSource } from "./hf.ts";
 import { invalid, readChatTemplate, readTokenizerConfig } from "./hf-config.ts";
 import { BEFORE_ALL, SPACES_AT_ENDS } from "./known-patterns.ts";
 import { aroundText, putAround } from "./post-processor.ts";
 import { PIECE, type Piece, parseSentencePieceModel, type SentencePieceModel } from "./sentencepiece-model.ts";
-import type { Tokenizer } from "./tokenizer.ts";
 import { tokenizerClass } from "./tokenizer-class.ts";
 
 const MAX_FILE_BYTES = 64 * 1024 * 1024;
@@ -31,7 +30,7 @@ const GLM_TOKENS: readonly string[] = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "e
  * normalised as the model says; where the class is LlamaTokenizer, as transformers 5 does for it. Control pieces are special
  * tokens, user-defined ones added tokens. Error: PL_TOKENIZER_INVALID.
  */
-export async function loadSentencePiece(dir: string): Promise<Tokenizer> {
+export async function readSentencePiece(dir: string): Promise<TokenizerSource> {
   const path = join(dir, "tokenizer.model");
   const bytes = await readFile(path);
   const pointer = lfsPointer(bytes);
@@ -68,7 +67,7 @@ export async function loadSentencePiece(dir: string): Promise<Tokenizer> {
   const unreachable = new Set(model.pieces.flatMap(({ type }, id) => (reachable.includes(type) ? [] : [id])));
   const remark =
     authors === null ? null : "the tokenizer has no chat template: conversations are written as the model's authors do";
-  return buildHfTokenizer(
+  return tokenizerSource(
     path,
     json,
     config,

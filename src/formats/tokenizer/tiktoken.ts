@@ -19,11 +19,20 @@ const MAX_FILE_BYTES = 256 * 1024 * 1024;
 
 /** Reads `qwen.tiktoken`: one "base64 rank" a line. Error: PL_TOKENIZER_INVALID. */
 export async function loadQwenTiktoken(path: string): Promise<Tokenizer> {
+  return new QwenTokenizer(await readRanks(path));
+}
+
+/** The bytes of every token of the file, in rank order. Error: PL_TOKENIZER_INVALID. */
+export async function readQwenRanks(path: string): Promise<Uint8Array[]> {
+  return (await readRanks(path)).map((token) => Buffer.from(token, "base64"));
+}
+
+async function readRanks(path: string): Promise<string[]> {
   const file = await readFile(path);
   const pointer = lfsPointer(file);
   if (pointer !== null) throw invalid(path, pointer);
   if (file.length > MAX_FILE_BYTES) throw invalid(path, `${file.length} bytes are more than any vocabulary needs`);
-  return new QwenTokenizer(parseRanks(path, file.toString("latin1")));
+  return parseRanks(path, file.toString("latin1"));
 }
 
 /** The tokens in rank order, base64. Ranks must be 0 … n - 1 without repeats, and every single byte must be a token. */

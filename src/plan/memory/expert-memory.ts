@@ -61,6 +61,24 @@ export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarg
   });
 }
 
+/** Most bytes of expanded experts in one weight: experts_of_a_weight in native/ops/cuda/kernel_choice.cpp. */
+const EXPERTS_OF_A_WEIGHT_BYTES = 512 * 2 ** 20;
+
+/** A weight of several experts, one below the other, as a GPU holds them, and how many such there are. */
+export interface ExpertWeights {
+  readonly product: GpuProduct;
+  readonly count: number;
+}
+
+/** `product`: one expert's. */
+export function expertWeights(product: GpuProduct, experts: number, computeDtype: FloatDtype): ExpertWeights {
+  const bytes = product.in * product.out * dtypeBytes(computeDtype);
+  let together = Math.min(experts, Math.max(1, Math.floor(EXPERTS_OF_A_WEIGHT_BYTES / bytes)));
+  while (experts % together !== 0) together -= 1;
+  const partRows = Array.from({ length: together }, () => product.partRows).flat();
+  return { product: { ...product, out: product.out * together, partRows }, count: experts / together };
+}
+
 /** Bytes a token of a mixture of experts, native/model/experts.cpp's; C experts chosen of N, F wide each. */
 export interface ExpertWork {
   /** Beside a shared expert's: logits, choices (16 C), gate and up of the chosen (2 a C F), and LoRA's inner vectors of theirs. */

@@ -18,7 +18,8 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
   if (product.packed === "mxfp4") {
     const elements = product.partRows.map((rows) => rows * product.in);
     const codes = elements.map((count) => roundUp(Math.floor(count / 2) + 1, 16));
-    return [sum(codes), ...elements.map((count) => (count / MX_BLOCK) * FLOAT32), ...beside];
+    const places = elements.length > LISTED_PARTS ? [elements.length * PLACE_BYTES] : [];
+    return [sum(codes), ...elements.map((count) => (count / MX_BLOCK) * FLOAT32), ...places, ...beside];
   }
   if (!product.quantized || quantization.method === "none") {
     const held = product.e4m3 ? expansions(product) : [paddedElements(product) * dtypeBytes(holding.dtype)];
@@ -31,8 +32,13 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
     return quantization.doubleQuant ? (Math.ceil(blocks / NESTED_BLOCK_SIZE) + 4) * FLOAT32 + blocks : blocks * FLOAT32;
   });
   const codes = product.partRows.map((rows) => roundUp(Math.floor((rows * product.in) / 2) + 1, 16));
-  return [sum(codes), ...scales, ...beside];
+  const places = product.partRows.length > LISTED_PARTS && !product.e4m3 ? [product.partRows.length * PLACE_BYTES] : [];
+  return [sum(codes), ...scales, ...places, ...beside];
 }
+
+/** A 4-bit weight of more parts keeps a list of where each is (CudaLinear::list_equal_parts). */
+const LISTED_PARTS = 4;
+const PLACE_BYTES = 72;
 
 /** In e4m3, the weight for the forward pass and its transpose for the way back. */
 function expansions({ in: input, out }: GpuProduct): number[] {

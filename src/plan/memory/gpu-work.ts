@@ -1,4 +1,4 @@
-import type { ModelShape } from "../../models/spec.ts";
+import type { ExpertsSpec, ModelShape } from "../../models/spec.ts";
 import type { AttentionSizes } from "./attention-sizes.ts";
 import { type BlockProducts, type GpuProduct, roundUp, runsAsProducts, sum, tailColumns } from "./gpu-products.ts";
 
@@ -61,21 +61,30 @@ export function gpuForwardWork(
   return Math.max(Math.max(float * attention + gpu.forward, float * mlp) * tokens, integers);
 }
 
-/** What the products of one expert take beside their tensors, where every token chooses it. */
+/** What the products of experts take beside their tensors: of one that every token chooses, or of all together. */
 export function gpuExpertWork(
   products: readonly GpuProduct[],
+  experts: ExpertsSpec | undefined,
   eightBit: boolean,
   float: number,
   tokens: number,
 ): number {
+  if (experts === undefined) return 0;
   const each = products.map((product) =>
     Math.max(
       forwardWork(product, float, tokens),
       backwardWork(product, float, tokens),
       eightBit && product.quantized ? integerWork(product, float, tokens) : 0,
+      groupedWork(product, experts.count, float, tokens * experts.router.chosen),
     ),
   );
   return Math.max(0, ...each);
+}
+
+/** CudaOps::experts_forward and its way back: all experts' A or B, and inner vectors, in the compute dtype. */
+function groupedWork({ in: input, out, ranks }: GpuProduct, experts: number, float: number, rows: number): number {
+  const rank = sum(ranks);
+  return rank === 0 ? 0 : float * (experts * rank * roundUp(Math.max(input, out), 64) + rows * roundUp(rank, 64));
 }
 
 /** LLM.int8()'s forward: the product's input, its codes and scales, and the sums in 32 bits (CudaOps::forward_int8). */

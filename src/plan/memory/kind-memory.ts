@@ -17,7 +17,8 @@ export function trainedMatrices({ matrices, lora }: Pick<PlanRequest, "matrices"
 }
 
 /** Index of the lowest layer that trains anything; Infinity when nothing learns. */
-export function lowestTrainable(request: Pick<PlanRequest, "matrices" | "lora">): number {
+export function lowestTrainable(request: Pick<PlanRequest, "matrices" | "lora" | "work">): number {
+  if (request.work.forwardOnly === true) return Number.POSITIVE_INFINITY;
   return trainedMatrices(request).reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
 

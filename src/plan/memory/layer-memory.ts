@@ -4,7 +4,14 @@ import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from ".
 import type { Device } from "../devices.ts";
 import type { PlanRequest } from "../request.ts";
 import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
-import { expandedExpertElements, expertProducts, expertWeightBytes, expertWork } from "./expert-memory.ts";
+import {
+  type ExpertWeights,
+  expandedExpertElements,
+  expertProducts,
+  expertWeightBytes,
+  expertWeights,
+  expertWork,
+} from "./expert-memory.ts";
 import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum } from "./gpu-products.ts";
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
@@ -132,45 +139,49 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
     ...products.flatMap((product) => heldAllocations(product, holding, computeDtype)),
     ...experts.allocations,
   ];
-  const expansion = expansionBytes([...products, ...experts.products], holding, computeDtype);
+  const expansion = expansionBytes(
+    [...products, ...experts.weights.map(({ product }) => product)],
+    holding,
+    computeDtype,
+  );
   const padding = pagePadding([
     ...allocations,
     ...pairs.map(({ r, in: input, out }) => r * (input + out) * LORA_BYTES_PER_PARAMETER),
   ]);
   if (layer.kind === "head")
     return { weights: sum(allocations), host: 0, expanded: 0, expansion: 0, extra: padding + expansion };
-  const cached = products.filter(({ quantized }) => quantized).map((product) => expandedBytes(product, computeDtype));
   const norms = layerWeightBytes(spec, { ...layer, linears: [] }, holding, computeDtype);
-  const expert = experts.products.filter(({ quantized }) => quantized);
-  const expanded = sum(cached) + experts.count * sum(expert.map((product) => expandedBytes(product, computeDtype)));
+  const cached = [...products.map((product) => ({ product, count: 1 })), ...experts.weights].filter(
+    ({ product }) => product.quantized,
+  );
+  const expanded = sum(cached.map(({ product, count }) => count * expandedBytes(product, computeDtype)));
   return { weights: sum(allocations) + norms, host: 0, expanded, expansion, extra: padding };
 }
 
-const NO_EXPERTS = { count: 0, products: [], allocations: [] } as const;
+const NO_EXPERTS = { weights: [], allocations: [] } as const;
 
-/** Products of one expert, and the pieces of memory that all experts' weights and the router's take. */
+/** The experts' weights, and the pieces of memory that they and the router's take. */
 function heldExperts(
   block: BlockLayer,
   pairs: readonly LoraTarget[],
   holding: Holding,
   computeDtype: FloatDtype,
-): {
-  readonly count: number;
-  readonly products: readonly GpuProduct[];
-  readonly allocations: readonly number[];
-} {
+): { readonly weights: readonly ExpertWeights[]; readonly allocations: readonly number[] } {
   const { experts } = block;
   if (experts === undefined) return NO_EXPERTS;
-  const products = expertProducts(block, pairs, holding);
+  const weights = expertProducts(block, pairs, holding).map((product) =>
+    expertWeights(product, experts.count, computeDtype),
+  );
   const { linear, correction } = experts.router;
-  const one = products.flatMap((product) => heldAllocations(product, holding, computeDtype));
   const biases = experts.linears.some(({ bias }) => bias) ? experts.count * linear.in : 0;
   const routerBias = linear.bias ? linear.out : 0;
   return {
-    count: experts.count,
-    products,
+    weights,
     allocations: [
-      ...Array.from({ length: experts.count }, () => one).flat(),
+      ...weights.flatMap(({ product, count }) => {
+        const one = heldAllocations(product, holding, computeDtype);
+        return Array.from({ length: count }, () => one).flat();
+      }),
       roundUp(linear.in, 64) * linear.out * dtypeBytes(computeDtype),
       (biases + routerBias + (correction === null ? 0 : experts.count)) * FLOAT32,
     ],
@@ -222,11 +233,11 @@ function transient(
   }
 }
 
-/** What a block remembers of one sequence, the only one that a cache holds at a time. */
+/** What a block remembers of the sequences in a cache. */
 function cacheBytes({ spec, work, computeDtype }: PlanRequest, block: BlockLayer): number {
   if (work.cacheTokens === 0) return 0;
   const { cached, state } = attentionSizes(spec, block, 0);
-  return cached * dtypeBytes(computeDtype) * work.cacheTokens + state * FLOAT32;
+  return cached * dtypeBytes(computeDtype) * work.cacheTokens + state * FLOAT32 * (work.cacheSequences ?? 1);
 }
 
 interface BlockWork {
@@ -248,7 +259,7 @@ function workOnGpu(
   const attention = attentionSizes(spec, block, float);
   const own = expertProducts(block, pairs, holding);
   const experts = expertWork(block, own, spec.shape.hidden, float);
-  const scratch = gpuExpertWork(own, holding.quantization.method === "8bit", float, work.tokens);
+  const scratch = gpuExpertWork(own, block.experts, holding.quantization.method === "8bit", float, work.tokens);
   if (!learns) {
     const forward = gpuForwardWork(spec.shape, attention, products, eightBit, float, work.tokens);
     return { kept: 0, workspace: Math.max(forward, experts.forward * work.tokens + scratch) + extra };

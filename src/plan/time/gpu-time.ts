@@ -1,4 +1,4 @@
-import { dtypeBytes } from "../../common/dtype.ts";
+import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, DeltaNet } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
@@ -94,9 +94,8 @@ function blockTime(
 const chosenExperts = ({ experts }: BlockLayer) => experts?.router.chosen ?? 0;
 
 /**
- * Experts' products, of as many rows as an expert has on average, at the rate of products of so many rows, and what one takes that is no
- * product; each expert's weights are expanded once a pass where they are held otherwise. Not measured: counted from what the products'
- * other terms are.
+ * Experts' products: all in one launch where the engine does so (experts_choice in native/ops/cuda/kernel_choice.cpp), else one after the
+ * other at the rate of products of an expert's rows. Their weights are expanded once a pass where they are held otherwise.
  */
 function expertTime(
   request: PlanRequest,
@@ -110,8 +109,7 @@ function expertTime(
   const { count, router } = experts;
   const products = expertProducts(block, pairs, holding);
   const rows = work.meanTokens * router.chosen;
-  const rate = deviceRate(device, computeDtype, rows / count);
-  const of = ({ in: input, out }: GpuProduct) => (2 * rows * input * out) / rate + count * GPU.expertProduct;
+  const of = (product: GpuProduct) => expertProductTime(device, computeDtype, product, count, rows);
   const routed = (2 * work.meanTokens * spec.shape.hidden * count) / deviceRate(device, computeDtype, work.meanTokens);
   // Rows by expert and their sums: written once and read twice.
   const moved = (3 * rows * spec.shape.hidden * dtypeBytes(computeDtype)) / bytesRate(device);
@@ -121,6 +119,21 @@ function expertTime(
     last: of(products.at(-1)!),
     expansion: (count * sum(expanded.map((product) => expansionBytes(request, product)))) / bytesRate(device),
   };
+}
+
+function expertProductTime(
+  device: Device,
+  dtype: FloatDtype,
+  { in: input, out }: GpuProduct,
+  count: number,
+  rows: number,
+): number {
+  const own = rows / count;
+  const [major] = device.capability ?? [];
+  const together = major === 9 && dtype !== "float32" && input % 8 === 0 && out % 8 === 0;
+  if (!together) return (2 * rows * input * out) / deviceRate(device, dtype, own) + count * GPU.expertProduct;
+  const rate = (GPU.expertsShare * deviceRate(device, dtype, rows) * own) / (own + GPU.expertsHalfRows);
+  return (2 * rows * input * out) / rate;
 }
 
 /** Of one pass over the product's weight: codes and scales are read, values of the compute dtype or e4m3 written. */

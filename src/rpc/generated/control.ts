@@ -3,12 +3,13 @@ import type { MessageTypeDefinition } from '@grpc/proto-loader';
 
 import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from './pipelora/v1/Calibrate.ts';
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from './pipelora/v1/Calibrated.ts';
-import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from './pipelora/v1/CancelGenerate.ts';
 import type { CheckpointFiles as _pipelora_v1_CheckpointFiles, CheckpointFiles__Output as _pipelora_v1_CheckpointFiles__Output } from './pipelora/v1/CheckpointFiles.ts';
 import type { CheckpointList as _pipelora_v1_CheckpointList, CheckpointList__Output as _pipelora_v1_CheckpointList__Output } from './pipelora/v1/CheckpointList.ts';
 import type { CommitFiles as _pipelora_v1_CommitFiles, CommitFiles__Output as _pipelora_v1_CommitFiles__Output } from './pipelora/v1/CommitFiles.ts';
 import type { CoordinationClient as _pipelora_v1_CoordinationClient, CoordinationDefinition as _pipelora_v1_CoordinationDefinition } from './pipelora/v1/Coordination.ts';
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from './pipelora/v1/Done.ts';
+import type { Draw as _pipelora_v1_Draw, Draw__Output as _pipelora_v1_Draw__Output } from './pipelora/v1/Draw.ts';
+import type { DrawnToken as _pipelora_v1_DrawnToken, DrawnToken__Output as _pipelora_v1_DrawnToken__Output } from './pipelora/v1/DrawnToken.ts';
 import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from './pipelora/v1/Evaluate.ts';
 import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from './pipelora/v1/EvaluateResult.ts';
 import type { ExportMatrices as _pipelora_v1_ExportMatrices, ExportMatrices__Output as _pipelora_v1_ExportMatrices__Output } from './pipelora/v1/ExportMatrices.ts';
@@ -16,14 +17,15 @@ import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_F
 import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from './pipelora/v1/FileChunk.ts';
 import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v1_FileHash__Output } from './pipelora/v1/FileHash.ts';
 import type { FromWorker as _pipelora_v1_FromWorker, FromWorker__Output as _pipelora_v1_FromWorker__Output } from './pipelora/v1/FromWorker.ts';
-import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from './pipelora/v1/Generate.ts';
-import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from './pipelora/v1/GeneratedToken.ts';
 import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from './pipelora/v1/Heartbeat.ts';
 import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
 import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v1_HubModel__Output } from './pipelora/v1/HubModel.ts';
 import type { ImportMatrices as _pipelora_v1_ImportMatrices, ImportMatrices__Output as _pipelora_v1_ImportMatrices__Output } from './pipelora/v1/ImportMatrices.ts';
+import type { Infer as _pipelora_v1_Infer, Infer__Output as _pipelora_v1_Infer__Output } from './pipelora/v1/Infer.ts';
+import type { InferResult as _pipelora_v1_InferResult, InferResult__Output as _pipelora_v1_InferResult__Output } from './pipelora/v1/InferResult.ts';
 import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
 import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from './pipelora/v1/Leaving.ts';
+import type { LikelyToken as _pipelora_v1_LikelyToken, LikelyToken__Output as _pipelora_v1_LikelyToken__Output } from './pipelora/v1/LikelyToken.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from './pipelora/v1/LinkProbed.ts';
 import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from './pipelora/v1/ListCheckpoints.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
@@ -34,6 +36,7 @@ import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as
 import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from './pipelora/v1/MicroBatches.ts';
 import type { NamedMatrix as _pipelora_v1_NamedMatrix, NamedMatrix__Output as _pipelora_v1_NamedMatrix__Output } from './pipelora/v1/NamedMatrix.ts';
 import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from './pipelora/v1/NcclIds.ts';
+import type { OpenCache as _pipelora_v1_OpenCache, OpenCache__Output as _pipelora_v1_OpenCache__Output } from './pipelora/v1/OpenCache.ts';
 import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from './pipelora/v1/OutputFolder.ts';
 import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderState__Output as _pipelora_v1_OutputFolderState__Output } from './pipelora/v1/OutputFolderState.ts';
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from './pipelora/v1/Peer.ts';
@@ -67,12 +70,13 @@ export interface ProtoGrpcType {
     v1: {
       Calibrate: MessageTypeDefinition<_pipelora_v1_Calibrate, _pipelora_v1_Calibrate__Output>
       Calibrated: MessageTypeDefinition<_pipelora_v1_Calibrated, _pipelora_v1_Calibrated__Output>
-      CancelGenerate: MessageTypeDefinition<_pipelora_v1_CancelGenerate, _pipelora_v1_CancelGenerate__Output>
       CheckpointFiles: MessageTypeDefinition<_pipelora_v1_CheckpointFiles, _pipelora_v1_CheckpointFiles__Output>
       CheckpointList: MessageTypeDefinition<_pipelora_v1_CheckpointList, _pipelora_v1_CheckpointList__Output>
       CommitFiles: MessageTypeDefinition<_pipelora_v1_CommitFiles, _pipelora_v1_CommitFiles__Output>
       Coordination: SubtypeConstructor<typeof grpc.Client, _pipelora_v1_CoordinationClient> & { service: _pipelora_v1_CoordinationDefinition }
       Done: MessageTypeDefinition<_pipelora_v1_Done, _pipelora_v1_Done__Output>
+      Draw: MessageTypeDefinition<_pipelora_v1_Draw, _pipelora_v1_Draw__Output>
+      DrawnToken: MessageTypeDefinition<_pipelora_v1_DrawnToken, _pipelora_v1_DrawnToken__Output>
       Evaluate: MessageTypeDefinition<_pipelora_v1_Evaluate, _pipelora_v1_Evaluate__Output>
       EvaluateResult: MessageTypeDefinition<_pipelora_v1_EvaluateResult, _pipelora_v1_EvaluateResult__Output>
       ExportMatrices: MessageTypeDefinition<_pipelora_v1_ExportMatrices, _pipelora_v1_ExportMatrices__Output>
@@ -80,14 +84,15 @@ export interface ProtoGrpcType {
       FileChunk: MessageTypeDefinition<_pipelora_v1_FileChunk, _pipelora_v1_FileChunk__Output>
       FileHash: MessageTypeDefinition<_pipelora_v1_FileHash, _pipelora_v1_FileHash__Output>
       FromWorker: MessageTypeDefinition<_pipelora_v1_FromWorker, _pipelora_v1_FromWorker__Output>
-      Generate: MessageTypeDefinition<_pipelora_v1_Generate, _pipelora_v1_Generate__Output>
-      GeneratedToken: MessageTypeDefinition<_pipelora_v1_GeneratedToken, _pipelora_v1_GeneratedToken__Output>
       Heartbeat: MessageTypeDefinition<_pipelora_v1_Heartbeat, _pipelora_v1_Heartbeat__Output>
       Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
       HubModel: MessageTypeDefinition<_pipelora_v1_HubModel, _pipelora_v1_HubModel__Output>
       ImportMatrices: MessageTypeDefinition<_pipelora_v1_ImportMatrices, _pipelora_v1_ImportMatrices__Output>
+      Infer: MessageTypeDefinition<_pipelora_v1_Infer, _pipelora_v1_Infer__Output>
+      InferResult: MessageTypeDefinition<_pipelora_v1_InferResult, _pipelora_v1_InferResult__Output>
       LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
       Leaving: MessageTypeDefinition<_pipelora_v1_Leaving, _pipelora_v1_Leaving__Output>
+      LikelyToken: MessageTypeDefinition<_pipelora_v1_LikelyToken, _pipelora_v1_LikelyToken__Output>
       LinkProbed: MessageTypeDefinition<_pipelora_v1_LinkProbed, _pipelora_v1_LinkProbed__Output>
       ListCheckpoints: MessageTypeDefinition<_pipelora_v1_ListCheckpoints, _pipelora_v1_ListCheckpoints__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
@@ -98,6 +103,7 @@ export interface ProtoGrpcType {
       MicroBatches: MessageTypeDefinition<_pipelora_v1_MicroBatches, _pipelora_v1_MicroBatches__Output>
       NamedMatrix: MessageTypeDefinition<_pipelora_v1_NamedMatrix, _pipelora_v1_NamedMatrix__Output>
       NcclIds: MessageTypeDefinition<_pipelora_v1_NcclIds, _pipelora_v1_NcclIds__Output>
+      OpenCache: MessageTypeDefinition<_pipelora_v1_OpenCache, _pipelora_v1_OpenCache__Output>
       OutputFolder: MessageTypeDefinition<_pipelora_v1_OutputFolder, _pipelora_v1_OutputFolder__Output>
       OutputFolderState: MessageTypeDefinition<_pipelora_v1_OutputFolderState, _pipelora_v1_OutputFolderState__Output>
       Peer: MessageTypeDefinition<_pipelora_v1_Peer, _pipelora_v1_Peer__Output>

@@ -24,7 +24,6 @@ const MODEL = join(PACKAGE_ROOT, "tests", "fixtures", "goldens", "qwen2-gqa-tied
 /** Far above what an answer takes on a busy machine; a tensor that never comes takes LINK_S. */
 const ANSWER_MS = 30_000;
 const LINK_S = 1;
-const MOST_TOKENS = 64;
 // Models that a message names are looked for in the cache alone.
 process.env["HF_HUB_OFFLINE"] = "1";
 
@@ -53,6 +52,23 @@ async function goodPrepare(): Promise<object> {
 }
 
 /** Micro-batches of two rows, as a step has them. */
+function goodRound(): object {
+  const values = (...all: number[]) => bytesOf(Int32Array.from(all));
+  const draw = {
+    sequence: 1,
+    temperature: 0.7,
+    topP: 0.9,
+    topK: 5,
+    repetitionPenalty: 1.1,
+    seen: values(5, 6),
+    draw: 77,
+  };
+  return {
+    ...{ round: 1, counts: values(3, 2), slots: values(1, 0), starts: values(4, 0), past: values(0, 0) },
+    ...{ lengths: values(3, 2), tokens: values(5, 6, 7, 8, 9), draws: [draw] },
+  };
+}
+
 function goodBatches(): object {
   const tokens = Int32Array.of(5, 6, 7, 8, 9, 10);
   return {
@@ -76,7 +92,8 @@ async function goodRequest(random: Random): Promise<ToWorker> {
     () => ({ evaluate: { microBatches: goodBatches() } }),
     () => ({ applyUpdate: { step: 1, ...adam } }),
     () => ({ exportMatrices: { parts: ["weight"] } }),
-    () => ({ generate: { prompt: [5, 6], maxNewTokens: 2, temperature: 1, topP: 1, repetitionPenalty: 1 } }),
+    () => ({ openCache: { sequences: 2, rows: 9 } }),
+    () => ({ infer: goodRound() }),
     () => ({ reportRank: {} }),
     () => ({ outputFolder: { action: "mark", dir: "out", mark: "m", marks: ["m"] } }),
     () => ({ writeFile: { save: "checkpoint-1", name: "a.txt", offset: 0, data: Buffer.from("a") } }),
@@ -119,15 +136,12 @@ async function requests(random: Random): Promise<ToWorker[]> {
       all.push({ [kind]: disturbed(random, good[kind] as Record<string, unknown>, own) } as ToWorker);
     } else all.push(body as ToWorker);
   }
-  // So many tokens would be made, for as long as nobody cancels it.
-  for (const { generate } of all)
-    if (generate) generate.maxNewTokens = Math.min(generate.maxNewTokens ?? 0, MOST_TOKENS);
   return all;
 }
 
 /** Whether a request is answered: what only begins something, or ends the session, is not. */
 function isAnswered(message: ToWorker): boolean {
-  const silent = ["welcome", "cancelGenerate", "shutdown", "matrixTensor", "importMatrices"];
+  const silent = ["welcome", "shutdown", "matrixTensor", "importMatrices"];
   return !silent.some((kind) => message[kind as keyof ToWorker] !== undefined);
 }
 
@@ -162,9 +176,7 @@ export const rankRequests: FuzzTarget = {
       signal: over.signal,
     });
     const answered = (request: number) =>
-      replies.some(
-        ({ replyTo, matrixTensor, generatedToken }) => replyTo === request && !matrixTensor && !generatedToken,
-      );
+      replies.some(({ replyTo, matrixTensor }) => replyTo === request && !matrixTensor);
     try {
       rank.handle(
         decodeRequest(

@@ -26,7 +26,7 @@ const progress = { globalStep: 3 } as Stepping["progress"];
 function stages(given: Partial<Stages> = {}): { readonly made: Stages; readonly seen: Active[] } {
   const seen: Active[] = [];
   const through: Stages = {
-    gathering: async () => ({ name: "planned", planned }),
+    gathering: async () => ({ name: "planned", planned, cacheRows: 0 }),
     planned: async (state) => ({ ...state, name: "prepared", pipeline }),
     prepared: async (state) => ({ ...state, name: "stepping", progress }),
     stepping: async () => ({ name: "done" }),
@@ -53,7 +53,7 @@ test("an attempt goes through every state in order and hands on what each owns",
     seen.map(({ name }) => name),
     ORDER,
   );
-  assert.deepEqual(seen.at(-1), { name: "stepping", planned, pipeline, progress });
+  assert.deepEqual(seen.at(-1), { name: "stepping", planned, cacheRows: 0, pipeline, progress });
   assert.equal(attempt.cut, cut);
   assert.deepEqual(attempt.state, { name: "done" });
 });

@@ -25,6 +25,7 @@ const QUIET = {
   saved: () => {},
   end: () => {},
   plan: () => {},
+  samples: () => {},
 };
 
 /** Trains four steps; `square` is the squared gradient norm that the workers report at a step under a loss scale. */
@@ -49,7 +50,13 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     epoch: step / 4,
     endsEpoch: step === 4,
   });
-  const hooks = { save: async () => {}, interrupted: () => false };
+  const hooks = {
+    save: async () => {},
+    interrupted: () => false,
+    asked: () => false,
+    answer: async () => {},
+    evaluated: async () => {},
+  };
   const source = { maxSteps: 4, at };
   const options = {
     config: CONFIG,

@@ -143,12 +143,33 @@ test("generation counts the cache and keeps nothing for backward", () => {
     meanLabelTokens: 1,
     checkpointing: "none",
     cacheTokens: 1000,
+    forwardOnly: true,
   } as const;
   const { memory } = makePlan(request(qwen, gpus(1), { lora: [], work })).devices[0]!;
   // 16 KiB a token a layer.
   assert.equal(memory.cache, 32 * 16384 * 1000);
   assert.equal(memory.activations, 0);
   assert.equal(memory.lora, 0);
+  // An adapter is held, but keeps nothing either; a run that trains beside a cache does.
+  const adapted = makePlan(request(qwen, gpus(1), { work })).devices[0]!.memory;
+  assert.ok(adapted.lora > 0);
+  assert.equal(adapted.activations, 0);
+  const training = makePlan(request(qwen, gpus(1), { work: { ...work, forwardOnly: false } })).devices[0]!.memory;
+  assert.ok(training.activations > 0);
+  assert.equal(training.cache, memory.cache);
+});
+
+test("a recurrent state is counted for each sequence that a cache has", () => {
+  const hybrid = model("qwen3-next", {
+    ...{ architectures: ["Qwen3NextForCausalLM"], hidden_size: 128, intermediate_size: 256, num_hidden_layers: 4 },
+    ...{ num_attention_heads: 4, vocab_size: 1000, tie_word_embeddings: false, torch_dtype: "bfloat16" },
+  });
+  const cache = (cacheSequences: number) =>
+    makePlan(request(hybrid, cpus(1), { work: { ...WORK, cacheTokens: 100, cacheSequences, forwardOnly: true } }))
+      .devices[0]!.memory.cache;
+  const [one, two, nine] = [cache(1), cache(2), cache(9)];
+  assert.ok(two > one);
+  assert.equal(nine - one, 8 * (two - one));
 });
 
 test("a map that needs more than max_memory warns; more than the device has, it can't run", () => {

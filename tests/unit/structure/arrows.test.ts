@@ -13,7 +13,8 @@ const COORDINATOR: Allowed = {
   assembly: ["cluster", "planning"],
   tools: ["cluster", "planning"],
   generation: ["cluster", "planning", "assembly"],
-  run: ["cluster", "planning", "assembly"],
+  serving: ["cluster", "planning", "generation"],
+  run: ["cluster", "planning", "assembly", "generation", "serving"],
 };
 
 type Allowed = Readonly<Record<string, readonly string[]>>;

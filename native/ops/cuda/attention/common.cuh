@@ -184,9 +184,4 @@ struct KeyWork {
   __device__ int first(int step) const { return query_begin + step % per_head * kTile; }
 };
 
-template <class Kernel>
-void allow_shared(Kernel* kernel, std::size_t bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of an attention kernel");
-}
-
 }  // namespace pipelora::cuda

@@ -7,8 +7,7 @@
 
 namespace pipelora::cuda {
 
-inline constexpr int kPanelRow = 128;                  // bytes: 64 columns of 16 bits
-inline constexpr std::size_t kAlignmentBytes = 1024;   // of dynamic shared memory: what aligned_shared() may skip
+inline constexpr int kPanelRow = 128;  // bytes: 64 columns of 16 bits
 
 /// Byte offset of 16-byte piece `piece` of row `row` in a matrix of kRows rows.
 template <int kRows>
@@ -103,12 +102,6 @@ __device__ inline void write_rows(char* shared, int row, const float (&sums)[E /
       *reinterpret_cast<uint4*>(to + (first + r) * stride + piece * 8) = *reinterpret_cast<const uint4*>(shared + place<kRows>(row + r, piece));
     }
   }
-}
-
-/// Dynamic shared memory from the next multiple of 1024.
-__device__ inline char* aligned_shared() {
-  extern __shared__ char raw[];
-  return raw + ((1024 - (shared_address(raw) & 1023u)) & 1023u);
 }
 
 }  // namespace pipelora::cuda

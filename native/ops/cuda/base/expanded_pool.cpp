@@ -48,8 +48,6 @@ void ExpandedPool::use(const Expansion& wanted, Slot& slot) {
     slot.pending = false;
   }
   if (!(slot.holds == wanted.weight->content(wanted.forward))) fill(wanted, slot, stream);
-
-  if (wanted.weight->routed()) return;
   remember(wanted);
   look_ahead(&slot);
 }

@@ -61,7 +61,7 @@ void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = tail_columns(inn
 
 std::size_t CudaLinear::bytes() const {
   std::size_t total = 0;
-  for (const auto* memory : {&memory_, &scales_, &bias_, &kept_, &kept_back_, &fp8_scales_})
+  for (const auto* memory : {&memory_, &scales_, &bias_, &kept_, &kept_back_, &fp8_scales_, &equal_parts_})
     if (*memory) total += (*memory)->bytes();
   for (const Part& part : parts_)
     if (part.scale_memory) total += part.scale_memory->bytes();
@@ -185,6 +185,7 @@ void CudaLinear::loaded(Part& part) {
 
 void CudaLinear::all_loaded() {
   cudaStream_t stream = context_.device.stream();
+  list_equal_parts();
   if (is_fp8()) {
     auto* scales = static_cast<float*>(fp8_scales_->data());
     check(cudaMemsetAsync(scales, 0, fp8_scales_->bytes(), stream), "scales of a weight in e4m3");
@@ -196,6 +197,19 @@ void CudaLinear::all_loaded() {
   if (!kept_back_) return;
   expand(kept_back_->data(), false, stream);
   if (spec_.quantisation == Quantisation::none) memory_.reset();
+}
+
+void CudaLinear::list_equal_parts() {
+  constexpr std::size_t kFew = 4;  // are expanded one by one as fast
+  equal_parts_.reset();
+  const bool four_bit = parts_.front().packed.packed != nullptr;
+  const auto equal = [&](const Part& part) { return part.rows == parts_.front().rows; };
+  if (!four_bit || is_fp8() || parts_.size() <= kFew || !std::all_of(parts_.begin(), parts_.end(), equal)) return;
+  std::vector<Packed4> table;
+  for (const Part& part : parts_) table.push_back(part.packed);
+  const std::size_t bytes = table.size() * sizeof(Packed4);
+  equal_parts_ = context_.device.allocate("where a weight's parts are", bytes);
+  context_.device.upload(equal_parts_->data(), bytes, table.data(), bytes, 1);
 }
 
 HeldRows CudaLinear::held_rows(const Part& part) const {
@@ -336,7 +350,10 @@ void CudaLinear::expand(void* data, bool forward, cudaStream_t stream) const {
     case Quantisation::nf4:
     case Quantisation::fp4:
     case Quantisation::mxfp4:
-      for (const Part& part : parts_) dequantise4(part.packed, context_.tables, to.row_range(part.first, part.rows), stream);
+      if (equal_parts_)
+        dequantise4_all(static_cast<const Packed4*>(equal_parts_->data()), static_cast<std::int64_t>(parts_.size()), parts_.front().packed, context_.tables, to, stream);
+      else
+        for (const Part& part : parts_) dequantise4(part.packed, context_.tables, to.row_range(part.first, part.rows), stream);
       break;
     case Quantisation::int8: dequantise8(codes(), scales(), to, stream); break;
   }
@@ -354,18 +371,26 @@ void CudaLinear::done(bool forward) const {
   if (takes_turns()) context_.pool.release(slot(forward));
 }
 
+CudaLinear::Rows CudaLinear::rows_of(const WeightParts& parts) const {
+  if (parts.count == 0) return {0, out};
+  const Part &first = parts_[parts.first], &last = parts_[parts.first + parts.count - 1];
+  return {first.first, last.first + last.rows - first.first};
+}
+
 bool CudaLinear::forward_few(const LinearForward& call) const {
   const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
   if (!four_bit || is_fp8() || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
   FewTokens few{call.x, call.residual, call.inner, call.y, {}};
-  for (const Part& part : parts_) {
+  const std::int64_t before = rows_of(call.parts).first;
+  const auto begin = parts_.begin() + static_cast<std::ptrdiff_t>(call.parts.first);
+  for (const Part& part : std::span(begin, call.parts.count == 0 ? parts_.end() : begin + static_cast<std::ptrdiff_t>(call.parts.count))) {
     FewPart& one = few.parts.emplace_back();
     one.weight = part.packed;
-    one.first = part.first;
+    one.first = part.first - before;
     if (bias_) one.bias = static_cast<const char*>(bias_->data()) + static_cast<std::size_t>(part.first) * dtype_bytes(context_.compute);
     for (const LoraView& pair : call.lora.pairs) {
       // A pair is one part's, or of several together.
-      const std::int64_t first = part.first - pair.first_column;
+      const std::int64_t first = one.first - pair.first_column;
       if (first < 0 || first + part.rows > pair.bt.cols) continue;
       one.first_inner = pair.first_inner;
       one.bt = pair.bt.columns(first, part.rows);

@@ -32,7 +32,6 @@ class CudaLinear final : public LinearWeight {
   ~CudaLinear() override;
 
   void expect_lora(std::int64_t inner_cols) override;
-  void follows_routing() override { routed_ = true; }
   void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
@@ -53,8 +52,6 @@ class CudaLinear final : public LinearWeight {
 
   /// Whether other weights may be expanded while a product with this one runs.
   bool takes_turns() const { return !held_as_computed() && !kept_; }
-  /// Whether it is an expert's: what comes before and after it differs from step to step.
-  bool routed() const { return routed_; }
   /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
   bool forward_few(const LinearForward& call) const;
   bool is_int8() const { return spec_.quantisation == Quantisation::int8 && !is_fp8(); }
@@ -68,6 +65,12 @@ class CudaLinear final : public LinearWeight {
   /// int8: [out, in] rows of codes, and [out] scales.
   Tensor codes() const;
   const float* scales() const { return scales_ ? static_cast<const float*>(scales_->data()) : nullptr; }
+
+  /// The rows of `parts`: the first, and how many.
+  struct Rows {
+    std::int64_t first = 0, count = 0;
+  };
+  Rows rows_of(const WeightParts& parts) const;
 
  private:
   struct Part {
@@ -97,10 +100,12 @@ class CudaLinear final : public LinearWeight {
   std::size_t expanded_bytes(bool forward) const;
   ExpandedPool::Slot& slot(bool forward) const;
   void all_loaded();
+  /// Of a weight of many 4-bit parts of one shape: where each is, for one kernel to expand them all.
+  void list_equal_parts();
 
   LinearContext& context_;
   HoldSpec spec_;
-  bool started_ = false, routed_ = false;
+  bool started_ = false;
   std::int64_t tail_ = 0;
   std::vector<Part> parts_;
   std::unique_ptr<Memory> memory_;  // the weight as held
@@ -109,6 +114,38 @@ class CudaLinear final : public LinearWeight {
   std::unique_ptr<Memory> kept_;       // expanded for good
   std::unique_ptr<Memory> kept_back_;  // fp8: the transpose
   std::unique_ptr<Memory> fp8_scales_; // [out], then [in]
+  std::unique_ptr<Memory> equal_parts_;  // Packed4 of each part, or null
+};
+
+/// What a product sees of a weight: all its rows, or those of neighbouring parts.
+class HeldView {
+ public:
+  HeldView(const LinearWeight& weight, const WeightParts& parts)
+      : weight_(static_cast<const CudaLinear&>(weight)), rows_(weight_.rows_of(parts)), whole_(parts.count == 0) {}
+
+  const CudaLinear& weight() const { return weight_; }
+  std::int64_t in() const { return weight_.in; }
+  std::int64_t out() const { return rows_.count; }
+  /// As CudaLinear's; done() is called of the weight.
+  Tensor expanded(bool forward) const {
+    const Tensor all = weight_.expanded(forward);
+    return weight_.is_fp8() && !forward ? all.columns(rows_.first, rows_.count) : all.row_range(rows_.first, rows_.count);
+  }
+  void done(bool forward) const { weight_.done(forward); }
+  /// Rows below the view's own that may be written: none where other parts follow.
+  std::int64_t room_below() const { return whole_ ? weight_.tail() : 0; }
+  const void* bias(DType compute) const {
+    const auto* all = static_cast<const char*>(weight_.bias());
+    return all == nullptr ? nullptr : all + static_cast<std::size_t>(rows_.first) * dtype_bytes(compute);
+  }
+  const float* fp8_scales(bool forward) const { return weight_.fp8_scales(forward) + (forward ? rows_.first : 0); }
+  Tensor codes() const { return weight_.codes().row_range(rows_.first, rows_.count); }
+  const float* scales() const { return weight_.scales() + rows_.first; }
+
+ private:
+  const CudaLinear& weight_;
+  CudaLinear::Rows rows_;
+  bool whole_;
 };
 
 }  // namespace pipelora::cuda

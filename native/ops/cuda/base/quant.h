@@ -33,6 +33,8 @@ struct Packed4 {
 
 /// to [rows, in] (strided) in its dtype.
 void dequantise4(const Packed4& weight, const QuantTables& tables, const Tensor& to, cudaStream_t stream);
+/// `count` weights of one shape and form (that of `one`), described on the device: to [count * rows, in].
+void dequantise4_all(const Packed4* weights, std::int64_t count, const Packed4& one, const QuantTables& tables, const Tensor& to, cudaStream_t stream);
 
 /// One of the matrices whose outputs stand beside each other in y.
 struct FewPart {

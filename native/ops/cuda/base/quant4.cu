@@ -15,6 +15,12 @@ struct Search {
 constexpr int kThreads = 256;
 constexpr int kRowsPerThread = 8;
 
+/// Threads of a block along a row, eight elements each, and rows beside each other: short rows leave none idle.
+dim3 expanding_block(std::int64_t in) {
+  const auto along = static_cast<unsigned>(std::min<std::int64_t>(kThreads, in / 8));
+  return {along, kThreads / along};
+}
+
 /// The reciprocal that a GPU's fast-math division computes: bitsandbytes is built with it.
 __device__ inline float fast_reciprocal(float x) {
   float y;
@@ -22,19 +28,26 @@ __device__ inline float fast_reciprocal(float x) {
   return y;
 }
 
+// One weight, or (`all` not null) one of several of the same shape a layer of blocks.
 template <class T, class Via>
-__global__ void __launch_bounds__(kThreads) dequantise4_kernel(Packed4 w, Codes codes, const float* map, T* to,
+__global__ void __launch_bounds__(kThreads) dequantise4_kernel(Packed4 w, const Packed4* all, Codes codes, const float* map, T* to,
                                                                std::int64_t stride) {
+  if (all != nullptr) {
+    w = all[blockIdx.z];
+    to += static_cast<std::int64_t>(blockIdx.z) * w.rows * stride;
+  }
   __shared__ float table[16][32];
   __shared__ float scales[256];
-  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += kThreads) table[i / 32][i % 32] = codes.value[i / 32];
-  if (w.absmax == nullptr) scales[threadIdx.x] = map[threadIdx.x];
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x), threads = static_cast<int>(blockDim.x * blockDim.y);
+  for (int i = thread; i < 16 * 32; i += threads) table[i / 32][i % 32] = codes.value[i / 32];
+  if (w.absmax == nullptr)
+    for (int i = thread; i < 256; i += threads) scales[i] = map[i];
   __syncthreads();
-  const std::int64_t c = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
-  if (c >= w.in) return;
+  const std::int64_t c = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * kRowsPerThread;
+  if (c >= w.in || first >= w.rows) return;
   const float offset = w.absmax == nullptr ? *w.offset : 0.0f;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kRowsPerThread;
+  const int lane = thread % 32;
   std::uint32_t bits[kRowsPerThread];
   float scale[kRowsPerThread];
 #pragma unroll
@@ -59,7 +72,11 @@ __global__ void __launch_bounds__(kThreads) dequantise4_kernel(Packed4 w, Codes 
 
 // Any width: one element a thread.
 template <class T, class Via>
-__global__ void dequantise4_plain_kernel(Packed4 w, Codes codes, const float* map, T* to, std::int64_t stride) {
+__global__ void dequantise4_plain_kernel(Packed4 w, const Packed4* all, Codes codes, const float* map, T* to, std::int64_t stride) {
+  if (all != nullptr) {
+    w = all[blockIdx.z];
+    to += static_cast<std::int64_t>(blockIdx.z) * w.rows * stride;
+  }
   const std::int64_t element = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (element >= w.rows * w.in) return;
   const std::uint32_t byte = w.packed[element / 2];
@@ -151,17 +168,21 @@ __global__ void quantise_absmax_kernel(const float* absmax, std::int64_t count, 
 
 }  // namespace
 
-void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, cudaStream_t stream) {
+namespace {
+
+void expand4(const Packed4& w, const Packed4* all, std::int64_t count, const QuantTables& tables, const Tensor& to, cudaStream_t stream) {
   const Codes codes = codes_of(w.type);
   const bool wide = w.in % 8 == 0 && w.block_shift >= 3 && eights(to);
+  const auto layers = static_cast<unsigned>(count);
   with_float(to.dtype, [&]<class T>(T) {
     const auto launch = [&]<class Via>(Via) {
       if (wide) {
-        const dim3 grid(blocks_for(w.in, 8 * kThreads), blocks_for(w.rows, kRowsPerThread));
-        dequantise4_kernel<T, Via><<<grid, kThreads, 0, stream>>>(w, codes, tables.dynamic_map, to.as<T>(), to.stride);
+        const dim3 block = expanding_block(w.in);
+        const dim3 grid(blocks_for(w.in, 8 * block.x), blocks_for(w.rows, kRowsPerThread * block.y), layers);
+        dequantise4_kernel<T, Via><<<grid, block, 0, stream>>>(w, all, codes, tables.dynamic_map, to.as<T>(), to.stride);
       } else {
-        dequantise4_plain_kernel<T, Via><<<blocks_for(w.rows * w.in, kThreads), kThreads, 0, stream>>>(
-            w, codes, tables.dynamic_map, to.as<T>(), to.stride);
+        const dim3 grid(blocks_for(w.rows * w.in, kThreads), 1, layers);
+        dequantise4_plain_kernel<T, Via><<<grid, kThreads, 0, stream>>>(w, all, codes, tables.dynamic_map, to.as<T>(), to.stride);
       }
     };
     if (w.via == to.dtype || w.via == DType::f32)
@@ -170,6 +191,14 @@ void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, 
       with_float(w.via, launch);
   });
   check_launch("dequantise4");
+}
+
+}  // namespace
+
+void dequantise4(const Packed4& w, const QuantTables& tables, const Tensor& to, cudaStream_t stream) { expand4(w, nullptr, 1, tables, to, stream); }
+
+void dequantise4_all(const Packed4* weights, std::int64_t count, const Packed4& one, const QuantTables& tables, const Tensor& to, cudaStream_t stream) {
+  expand4(one, weights, count, tables, to, stream);
 }
 
 void quantise4(const void* source, DType dtype, DType as, std::int64_t count, int block_shift, quant::FourBit type,

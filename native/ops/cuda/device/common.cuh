@@ -222,4 +222,9 @@ inline dim3 row_grid(std::int64_t rows, std::int64_t cols, int v) {
   return dim3(blocks_for(cols / v, kRowThreads), static_cast<unsigned>(rows < 65535 ? rows : 65535));
 }
 
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a kernel");
+}
+
 }  // namespace pipelora::cuda

@@ -5,7 +5,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstddef>
 #include <cstdint>
+
+#include "ops/cuda/device/mma.cuh"
 
 namespace pipelora::cuda {
 
@@ -27,6 +30,13 @@ struct SharedMatrix {
     return std::uint64_t{1024 >> 4 | 1u << 30} << 32 | (low + static_cast<std::uint32_t>(bytes) / 16);
   }
 };
+
+/// Dynamic shared memory from the next multiple of 1024, for which kAlignmentBytes more are asked for.
+inline constexpr std::size_t kAlignmentBytes = 1024;
+__device__ inline char* aligned_shared() {
+  extern __shared__ char raw[];
+  return raw + ((1024 - (shared_address(raw) & 1023u)) & 1023u);
+}
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }

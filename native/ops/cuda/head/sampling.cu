@@ -19,6 +19,11 @@ __global__ void penalise_kernel(float* logits, const std::int32_t* seen, int cou
   logit = logit > 0 ? __fdiv_rn(logit, penalty) : logit * penalty;
 }
 
+__global__ void add_biases_kernel(float* logits, const std::int32_t* ids, const float* biases, int count) {
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (i < count) logits[ids[i]] += biases[i];
+}
+
 /// Ids to sort along; a NaN becomes one that is sorted before everything, where it is seen.
 __global__ void prepare_kernel(float* logits, std::int32_t* ids, int vocab) {
   const int id = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
@@ -34,7 +39,7 @@ __global__ void weigh_kernel(const float* sorted, std::uint64_t* weights, int co
   weights[i] = static_cast<std::uint64_t>(exp((static_cast<double>(sorted[i]) - static_cast<double>(sorted[0])) / temperature) * kSamplingUnit);
 }
 
-/// First place in `sums` [count], which do not fall, that `reached` holds for.
+/// First place in `sums` [count] that `reached` holds for, as it does for all behind.
 template <class Reached>
 __device__ int first_place(const std::uint64_t* sums, int count, Reached&& reached) {
   int low = 0, high = count;
@@ -48,17 +53,23 @@ __device__ int first_place(const std::uint64_t* sums, int count, Reached&& reach
   return low;
 }
 
-__global__ void pick_kernel(const float* sorted, const std::int32_t* ids, const std::uint64_t* sums, int count, double top_p, std::uint32_t draw,
-                            std::int32_t* token) {
+/// `weights` [count] and their sums; both of tokens by falling logit.
+__global__ void pick_kernel(const float* sorted, const std::int32_t* ids, const std::uint64_t* weights, const std::uint64_t* sums, int count, double top_p,
+                            double min_p, std::uint32_t draw, std::int32_t* token) {
   if (!isfinite(sorted[0])) {
     *token = -1;
     return;
   }
-  std::uint64_t left = sums[count - 1];
+  int last = count - 1;
   if (top_p < 1) {
-    const auto needed = static_cast<std::uint64_t>(ceil(top_p * static_cast<double>(left)));
-    left = sums[min(count - 1, first_place(sums, count, [&](std::uint64_t sum) { return sum >= needed; }))];
+    const auto needed = static_cast<std::uint64_t>(ceil(top_p * static_cast<double>(sums[last])));
+    last = min(last, first_place(sums, count, [&](std::uint64_t sum) { return sum >= needed; }));
   }
+  if (min_p > 0) {
+    const auto least = static_cast<std::uint64_t>(ceil(min_p * kSamplingUnit));
+    last = max(0, min(last, first_place(weights, count, [&](std::uint64_t weight) { return weight < least; }) - 1));
+  }
+  const std::uint64_t left = sums[last];
   const std::uint64_t mark = __umul64hi(left, static_cast<std::uint64_t>(draw) << 32);
   *token = ids[first_place(sums, count, [&](std::uint64_t sum) { return sum > mark; })];
 }
@@ -92,6 +103,7 @@ __global__ void __launch_bounds__(kLargestThreads) largest_kernel(const float* l
 struct Room {
   float* sorted;
   std::int32_t *ids, *sorted_ids, *seen, *token;
+  float* biases;
   std::uint64_t *weights, *sums;
   void* temporary;
   std::size_t temporary_bytes, bytes;
@@ -115,6 +127,7 @@ struct Room {
     place(sorted_ids, count * sizeof(std::int32_t));
     place(seen, count * sizeof(std::int32_t));
     place(token, sizeof(std::int32_t));
+    place(biases, count * sizeof(float));
     place(weights, count * sizeof(std::uint64_t));
     place(sums, count * sizeof(std::uint64_t));
     temporary = static_cast<char*>(base) + bytes;
@@ -137,6 +150,12 @@ std::int32_t sample(const Sampling& call, Device& device, void* scratch) {
     const int count = static_cast<int>(call.seen.size());
     penalise_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(logits, room.seen, count, call.repetition_penalty);
   }
+  if (!call.biased.empty()) {
+    device.upload(room.seen, call.biased.size_bytes(), call.biased.data(), call.biased.size_bytes(), 1);
+    device.upload(room.biases, call.biases.size_bytes(), call.biases.data(), call.biases.size_bytes(), 1);
+    const int count = static_cast<int>(call.biased.size());
+    add_biases_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(logits, room.seen, room.biases, count);
+  }
   if (kept == 1) {
     largest_kernel<<<1, kLargestThreads, 0, stream>>>(logits, vocab, room.token);
   } else {
@@ -145,7 +164,7 @@ std::int32_t sample(const Sampling& call, Device& device, void* scratch) {
           "sorting logits");
     weigh_kernel<<<blocks_for(kept, kThreads), kThreads, 0, stream>>>(room.sorted, room.weights, kept, call.temperature);
     check(cub::DeviceScan::InclusiveSum(room.temporary, room.temporary_bytes, room.weights, room.sums, kept, stream), "summing weights");
-    pick_kernel<<<1, 1, 0, stream>>>(room.sorted, room.sorted_ids, room.sums, kept, call.top_p, call.draw, room.token);
+    pick_kernel<<<1, 1, 0, stream>>>(room.sorted, room.sorted_ids, room.weights, room.sums, kept, call.top_p, call.min_p, call.draw, room.token);
   }
   check_launch("sampling");
   std::int32_t token = -1;

@@ -20,7 +20,7 @@ __global__ void copy_kernel(const From* from, std::int64_t from_stride, To* to, 
     const std::int64_t source = kIndexed && from_rows != nullptr ? from_rows[r] : r;
     const std::int64_t target = kIndexed && to_rows != nullptr ? to_rows[r] : r;
     Floats<V> v = load<V>(from + source * from_stride + c * V);
-    if (kIndexed && factor != 1.0f) {
+    if (factor != 1.0f) {
 #pragma unroll
       for (int i = 0; i < V; ++i) v.v[i] *= factor;
     }
@@ -125,7 +125,7 @@ __global__ void add_noise_kernel(T* x, std::int64_t stride, std::int64_t width, 
 
 }  // namespace
 
-void copy(const Tensor& from, const Tensor& to, cudaStream_t stream) {
+void copy(const Tensor& from, const Tensor& to, cudaStream_t stream, float factor) {
   if (from.rows == 0 || from.cols == 0) return;
   const bool floating = from.dtype == DType::f32 || from.dtype == DType::bf16 || from.dtype == DType::f16;
   if (!floating) {
@@ -136,7 +136,7 @@ void copy(const Tensor& from, const Tensor& to, cudaStream_t stream) {
           "copy");
     return;
   }
-  launch_copy<false>(from, nullptr, to, nullptr, 1.0f, from.rows, stream);
+  launch_copy<false>(from, nullptr, to, nullptr, factor, from.rows, stream);
 }
 
 void copy_all(std::span<const CopyJob> jobs, cudaStream_t stream) {

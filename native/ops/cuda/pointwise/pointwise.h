@@ -12,7 +12,7 @@
 namespace pipelora::cuda {
 
 // elementwise.cu
-void copy(const Tensor& from, const Tensor& to, cudaStream_t stream);
+void copy(const Tensor& from, const Tensor& to, cudaStream_t stream, float factor = 1);
 struct CopyJob {
   Tensor from, to;
 };

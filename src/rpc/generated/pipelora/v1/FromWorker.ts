@@ -8,7 +8,7 @@ import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipe
 import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from '../../pipelora/v1/EvaluateResult.ts';
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from '../../pipelora/v1/Done.ts';
 import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from '../../pipelora/v1/MatrixTensor.ts';
-import type { GeneratedToken as _pipelora_v1_GeneratedToken, GeneratedToken__Output as _pipelora_v1_GeneratedToken__Output } from '../../pipelora/v1/GeneratedToken.ts';
+import type { InferResult as _pipelora_v1_InferResult, InferResult__Output as _pipelora_v1_InferResult__Output } from '../../pipelora/v1/InferResult.ts';
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from '../../pipelora/v1/Calibrated.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from '../../pipelora/v1/LinkProbed.ts';
 import type { OutputFolderState as _pipelora_v1_OutputFolderState, OutputFolderState__Output as _pipelora_v1_OutputFolderState__Output } from '../../pipelora/v1/OutputFolderState.ts';
@@ -30,7 +30,7 @@ export interface FromWorker {
   'evaluateResult'?: (_pipelora_v1_EvaluateResult | null);
   'done'?: (_pipelora_v1_Done | null);
   'matrixTensor'?: (_pipelora_v1_MatrixTensor | null);
-  'generatedToken'?: (_pipelora_v1_GeneratedToken | null);
+  'inferResult'?: (_pipelora_v1_InferResult | null);
   'calibrated'?: (_pipelora_v1_Calibrated | null);
   'linkProbed'?: (_pipelora_v1_LinkProbed | null);
   'outputFolder'?: (_pipelora_v1_OutputFolderState | null);
@@ -40,7 +40,7 @@ export interface FromWorker {
   'leaving'?: (_pipelora_v1_Leaving | null);
   'ncclIds'?: (_pipelora_v1_NcclIds | null);
   'rankReport'?: (_pipelora_v1_RankReport | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
 }
 
 export interface FromWorker__Output {
@@ -53,7 +53,7 @@ export interface FromWorker__Output {
   'evaluateResult'?: (_pipelora_v1_EvaluateResult__Output | null);
   'done'?: (_pipelora_v1_Done__Output | null);
   'matrixTensor'?: (_pipelora_v1_MatrixTensor__Output | null);
-  'generatedToken'?: (_pipelora_v1_GeneratedToken__Output | null);
+  'inferResult'?: (_pipelora_v1_InferResult__Output | null);
   'calibrated'?: (_pipelora_v1_Calibrated__Output | null);
   'linkProbed'?: (_pipelora_v1_LinkProbed__Output | null);
   'outputFolder'?: (_pipelora_v1_OutputFolderState__Output | null);
@@ -63,5 +63,5 @@ export interface FromWorker__Output {
   'leaving'?: (_pipelora_v1_Leaving__Output | null);
   'ncclIds'?: (_pipelora_v1_NcclIds__Output | null);
   'rankReport'?: (_pipelora_v1_RankReport__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"generatedToken"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
 }

@@ -3,8 +3,10 @@
 
 export interface ImportMatrices {
   'tensors'?: (number);
+  'adapter'?: (number);
 }
 
 export interface ImportMatrices__Output {
   'tensors': (number);
+  'adapter': (number);
 }

@@ -8,9 +8,9 @@ import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v
 import type { ExportMatrices as _pipelora_v1_ExportMatrices, ExportMatrices__Output as _pipelora_v1_ExportMatrices__Output } from '../../pipelora/v1/ExportMatrices.ts';
 import type { ImportMatrices as _pipelora_v1_ImportMatrices, ImportMatrices__Output as _pipelora_v1_ImportMatrices__Output } from '../../pipelora/v1/ImportMatrices.ts';
 import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from '../../pipelora/v1/MatrixTensor.ts';
-import type { Generate as _pipelora_v1_Generate, Generate__Output as _pipelora_v1_Generate__Output } from '../../pipelora/v1/Generate.ts';
-import type { CancelGenerate as _pipelora_v1_CancelGenerate, CancelGenerate__Output as _pipelora_v1_CancelGenerate__Output } from '../../pipelora/v1/CancelGenerate.ts';
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from '../../pipelora/v1/Shutdown.ts';
+import type { OpenCache as _pipelora_v1_OpenCache, OpenCache__Output as _pipelora_v1_OpenCache__Output } from '../../pipelora/v1/OpenCache.ts';
+import type { Infer as _pipelora_v1_Infer, Infer__Output as _pipelora_v1_Infer__Output } from '../../pipelora/v1/Infer.ts';
 import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from '../../pipelora/v1/Calibrate.ts';
 import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from '../../pipelora/v1/ProbeLink.ts';
 import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from '../../pipelora/v1/OutputFolder.ts';
@@ -33,9 +33,9 @@ export interface ToWorker {
   'exportMatrices'?: (_pipelora_v1_ExportMatrices | null);
   'importMatrices'?: (_pipelora_v1_ImportMatrices | null);
   'matrixTensor'?: (_pipelora_v1_MatrixTensor | null);
-  'generate'?: (_pipelora_v1_Generate | null);
-  'cancelGenerate'?: (_pipelora_v1_CancelGenerate | null);
   'shutdown'?: (_pipelora_v1_Shutdown | null);
+  'openCache'?: (_pipelora_v1_OpenCache | null);
+  'infer'?: (_pipelora_v1_Infer | null);
   'calibrate'?: (_pipelora_v1_Calibrate | null);
   'probeLink'?: (_pipelora_v1_ProbeLink | null);
   'outputFolder'?: (_pipelora_v1_OutputFolder | null);
@@ -46,7 +46,7 @@ export interface ToWorker {
   'preflight'?: (_pipelora_v1_Preflight | null);
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds | null);
   'reportRank'?: (_pipelora_v1_ReportRank | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
 }
 
 export interface ToWorker__Output {
@@ -59,9 +59,9 @@ export interface ToWorker__Output {
   'exportMatrices'?: (_pipelora_v1_ExportMatrices__Output | null);
   'importMatrices'?: (_pipelora_v1_ImportMatrices__Output | null);
   'matrixTensor'?: (_pipelora_v1_MatrixTensor__Output | null);
-  'generate'?: (_pipelora_v1_Generate__Output | null);
-  'cancelGenerate'?: (_pipelora_v1_CancelGenerate__Output | null);
   'shutdown'?: (_pipelora_v1_Shutdown__Output | null);
+  'openCache'?: (_pipelora_v1_OpenCache__Output | null);
+  'infer'?: (_pipelora_v1_Infer__Output | null);
   'calibrate'?: (_pipelora_v1_Calibrate__Output | null);
   'probeLink'?: (_pipelora_v1_ProbeLink__Output | null);
   'outputFolder'?: (_pipelora_v1_OutputFolder__Output | null);
@@ -72,5 +72,5 @@ export interface ToWorker__Output {
   'preflight'?: (_pipelora_v1_Preflight__Output | null);
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds__Output | null);
   'reportRank'?: (_pipelora_v1_ReportRank__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"generate"|"cancelGenerate"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
 }

@@ -2,7 +2,6 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import fc from "fast-check";
 import { type EngineOptions, loadEngine, type SamplingSettings } from "../../../src/engine/index.ts";
-import { Sampler } from "../../../src/worker/sampling.ts";
 import { smallArch } from "../../support/small-arch.ts";
 
 const OPTIONS: EngineOptions = {
@@ -15,19 +14,44 @@ const OPTIONS: EngineOptions = {
 const engine = await loadEngine().openEngine(OPTIONS);
 after(() => engine.close());
 
-const all: SamplingSettings = { temperature: 1, topP: 1, topK: 0, repetitionPenalty: 1 };
+const all: SamplingSettings = { temperature: 1, topP: 1, topK: 0, minP: 0, repetitionPenalty: 1 };
 const greedy = { ...all, topK: 1 };
 
 async function draw(
   logits: readonly number[],
   settings = all,
   share = 0,
-  seen: readonly number[] = [],
+  { seen = [], biases = {} }: Draw = {},
 ): Promise<number> {
-  const values = Float32Array.from(logits);
-  const tensor = await engine.write([new Uint8Array(values.buffer)], [1, values.length], "float32");
+  const [drawn] = await drawRows([logits], [{ settings, share, seen, biases }]);
+  return drawn!.token;
+}
+
+interface Draw {
+  readonly seen?: readonly number[];
+  readonly biases?: Readonly<Record<number, number>>;
+}
+
+/** One token of each row of logits. */
+async function drawRows(
+  rows: readonly (readonly number[])[],
+  draws: readonly (Draw & { settings: SamplingSettings; share: number; likeliest?: number })[],
+) {
+  const values = Float32Array.from(rows.flat());
+  const tensor = await engine.write([new Uint8Array(values.buffer)], [rows.length, rows[0]!.length], "float32");
   try {
-    return await engine.sample(tensor, settings, Int32Array.from(seen), Math.floor(share * 2 ** 32));
+    return await Promise.all(
+      draws.map(({ settings, share, seen = [], biases = {}, likeliest = -1 }, row) =>
+        engine.sample(tensor, settings, {
+          row,
+          seen: Int32Array.from(seen),
+          biased: Int32Array.from(Object.keys(biases), Number),
+          biases: Float32Array.from(Object.values(biases)),
+          draw: Math.floor(share * 2 ** 32),
+          likeliest,
+        }),
+      ),
+    );
   } finally {
     tensor.free();
   }
@@ -38,12 +62,13 @@ function expected(
   logits: readonly number[],
   settings: SamplingSettings,
   share: number,
-  seen: readonly number[],
+  { seen = [], biases = {} }: Draw,
 ): number {
   const penalty = Math.fround(settings.repetitionPenalty);
   const values = Float32Array.from(logits);
   if (penalty !== 1)
     for (const id of seen) values[id] = values[id]! > 0 ? values[id]! / penalty : values[id]! * penalty;
+  for (const [id, bias] of Object.entries(biases)) values[Number(id)]! += Math.fround(bias);
   let order = Array.from(values.keys()).sort((a, b) => values[b]! - values[a]! || a - b);
   if (settings.topK > 0) order = order.slice(0, settings.topK);
   const weight = (id: number) =>
@@ -56,6 +81,12 @@ function expected(
     let count = 0;
     do left += weight(order[count++]!);
     while (count < order.length && left < needed);
+    order = order.slice(0, count);
+  }
+  if (settings.minP > 0) {
+    const least = BigInt(Math.ceil(settings.minP * 2 ** 40));
+    order = order.filter((id, place) => place === 0 || weight(id) >= least);
+    left = order.reduce((sum, id) => sum + weight(id), 0n);
   }
   const mark = (left * BigInt(Math.floor(share * 2 ** 32))) >> 32n;
   let sum = 0n;
@@ -77,13 +108,17 @@ test("every draw is the one that sorting everything gives", async () => {
         temperature: fc.constantFrom(0.01, 0.3, 0.7, 1, 1.5, 5),
         topP: fc.constantFrom(0, 0.01, 0.5, 0.8, 0.95, 1),
         topK: fc.constantFrom(0, 1, 2, 20, 1000),
+        minP: fc.constantFrom(0, 0, 0.001, 0.05, 0.5, 1),
         repetitionPenalty: fc.constantFrom(1, 1.1, 2, 0.5),
       }),
       share,
       fc.uniqueArray(fc.nat(299), { maxLength: 50 }),
-      async (logits, settings, at, ids) => {
+      fc.dictionary(fc.nat(299).map(String), fc.constantFrom(-100, -1.5, 0.25, 2, 100), { maxKeys: 20 }),
+      async (logits, settings, at, ids, added) => {
         const seen = ids.filter((id) => id < logits.length);
-        assert.equal(await draw(logits, settings, at, seen), expected(logits, settings, at, seen));
+        const biases = Object.fromEntries(Object.entries(added).filter(([id]) => Number(id) < logits.length));
+        const own = { seen, biases };
+        assert.equal(await draw(logits, settings, at, own), expected(logits, settings, at, own));
       },
     ),
     { numRuns: 400 },
@@ -96,8 +131,8 @@ test("greedy takes the largest logit, the lowest id on a tie", async () => {
 
 test("repetition penalty divides positive and multiplies negative logits of seen tokens", async () => {
   const settings = { ...greedy, repetitionPenalty: 2 };
-  assert.equal(await draw([3, 2, -1], settings, 0, [0]), 1);
-  assert.equal(await draw([-1, -1.5, -3], settings, 0, [0]), 1);
+  assert.equal(await draw([3, 2, -1], settings, 0, { seen: [0] }), 1);
+  assert.equal(await draw([-1, -1.5, -3], settings, 0, { seen: [0] }), 1);
 });
 
 test("sampling follows the softmax", async () => {
@@ -117,27 +152,48 @@ test("logits without a largest finite one, and settings out of range, are refuse
   ])
     await assert.rejects(draw(logits), { code: "PL_ENGINE_FAILED" });
   await assert.rejects(draw([1, 2], { ...all, temperature: 0 }), { code: "PL_TENSOR_MISMATCH" });
-  await assert.rejects(draw([1, 2], { ...all, repetitionPenalty: 2 }, 0, [2]), { code: "PL_TENSOR_MISMATCH" });
+  await assert.rejects(draw([1, 2], { ...all, minP: 1.1 }), { code: "PL_TENSOR_MISMATCH" });
+  await assert.rejects(draw([1, 2], all, 0, { biases: { 2: 1 } }), { code: "PL_TENSOR_MISMATCH" });
+  await assert.rejects(
+    drawRows(
+      [[1, 2]],
+      [
+        { settings: all, share: 0 },
+        { settings: all, share: 0 },
+      ],
+    ),
+    {
+      code: "PL_TENSOR_MISMATCH",
+      message: /row 1 of logits/,
+    },
+  );
+  await assert.rejects(draw([1, 2], { ...all, repetitionPenalty: 2 }, 0, { seen: [2] }), {
+    code: "PL_TENSOR_MISMATCH",
+  });
 });
 
-test("a reply's sampler remembers what was said, once each, and draws the same for the same seed", async () => {
-  const logits = async (values: readonly number[]) => {
-    const held = Float32Array.from(values);
-    return engine.write([new Uint8Array(held.buffer)], [1, held.length], "float32");
-  };
-  const settings = { ...all, doSample: false, seed: 1, repetitionPenalty: 4 };
-  const sampler = new Sampler(engine, settings, [0, 0]);
-  const tokens: number[] = [];
-  for (let round = 0; round < 4; round++) tokens.push(await sampler.choose(await logits([4, 3, 2, 1.5]), round));
-  assert.deepEqual(tokens, [1, 2, 3, 0]);
-
-  const replies = [7, 7, 8].map(async (seed) => {
-    const drawn = new Sampler(engine, { ...all, doSample: true, seed }, []);
-    const ids: number[] = [];
-    for (let round = 0; round < 20; round++) ids.push(await drawn.choose(await logits(new Array(50).fill(0)), round));
-    return ids.join();
-  });
-  const [first, again, other] = await Promise.all(replies);
-  assert.equal(first, again);
-  assert.notEqual(first, other);
+test("each row of a batch is drawn as it would be alone, and log-probabilities are the model's own", async () => {
+  const rows = [
+    [0, 1, 2, 3],
+    [5, 1, 0, 2],
+    [-1, -1, -1, 4],
+  ];
+  const settings = { ...all, temperature: 0.5, topK: 2, repetitionPenalty: 3 };
+  const seen = [0, 3];
+  const drawn = await drawRows(
+    rows,
+    rows.map((_, row) => ({ settings, share: 0.9, seen, likeliest: row })),
+  );
+  for (const [row, logits] of rows.entries()) {
+    const { token, logProbability, likeliest } = drawn[row]!;
+    assert.equal(token, await draw(logits, settings, 0.9, { seen }));
+    const sum = Math.log(logits.reduce((total, logit) => total + Math.exp(logit), 0));
+    assert.ok(Math.abs(logProbability - (logits[token]! - sum)) < 1e-5);
+    const order = [...logits.keys()].sort((a, b) => logits[b]! - logits[a]! || a - b).slice(0, row);
+    assert.deepEqual(
+      likeliest.map((likely) => likely.token),
+      order,
+    );
+    for (const likely of likeliest) assert.ok(Math.abs(likely.logProbability - (logits[likely.token]! - sum)) < 1e-5);
+  }
 });

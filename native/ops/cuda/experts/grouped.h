@@ -1,0 +1,43 @@
+// Products of a mixture's experts on Hopper's tensor cores, all experts in one launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "pipelora/tensor.h"
+
+namespace pipelora::cuda {
+
+/// Rows [starts[first + e], starts[first + e + 1]) of a and d are those of expert e of `experts`:
+/// d = a b_eᵀ (or a b_e) + a2 b2_e + bias_e.
+struct GroupedProduct {
+  Tensor a;                  // [P, K] in 16 bits
+  Tensor b;                  // [experts * N, K] in a's dtype if b_transposed, else [experts * K, N]
+  bool b_transposed = true;
+  Tensor a2 = {}, b2 = {};   // [P, R] and [experts * R, N] in a's dtype, or empty
+  const std::int32_t* starts = nullptr;  // on the device
+  std::int64_t first = 0, experts = 0;
+  const void* bias = nullptr;  // [experts * N] in a's dtype, or null
+  Tensor d;  // [P, N] in a's dtype, or f32
+  float factor = 1;  // f32: on what is written
+};
+
+/// Whether the kernel takes it, on Hopper: 16-bit operands that bulk copies can read (base and rows on 16 bytes), d written eight numbers at
+/// a time.
+bool suits_grouped(const GroupedProduct& call);
+void grouped_product(const GroupedProduct& call, cudaStream_t stream);
+
+/// grads_e += factor * leftᵀ right over the rows of expert e.
+struct GroupedGrads {
+  Tensor left;   // [P, R] in 16 bits
+  Tensor right;  // [P, N], likewise
+  const std::int32_t* starts = nullptr;  // on the device
+  std::int64_t experts = 0;
+  float factor = 1;
+  Tensor grads;  // [experts * R, N] f32
+};
+bool suits_grouped(const GroupedGrads& call);
+void grouped_grads(const GroupedGrads& call, cudaStream_t stream);
+
+}  // namespace pipelora::cuda

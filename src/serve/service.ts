@@ -1,0 +1,32 @@
+import type { RowTemplate } from "../data/templates.ts";
+import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
+import type { Scheduler } from "../generation/scheduler.ts";
+
+/** A model as requests name it. */
+export interface ServedModel {
+  readonly id: string;
+  /** The model that it is an adapter of; null: a model itself. */
+  readonly parent: string | null;
+  /** Number of the adapter: see Round. */
+  readonly adapter: number;
+  readonly tokenizer: Tokenizer;
+  /** null: it has none, and answers no chats. */
+  readonly template: RowTemplate | null;
+  /** Ids that end its replies. */
+  readonly stopIds: ReadonlySet<number>;
+}
+
+/** What the API answers with. */
+export interface Service {
+  readonly scheduler: Scheduler;
+  /** The first one is the base, or what is being trained. */
+  readonly models: readonly ServedModel[];
+  /** When it began, in seconds since 1970. */
+  readonly created: number;
+  /** Tokens of a chat's reply where a request does not say. */
+  readonly defaultTokens: number;
+  /** After so long a request is given up. */
+  readonly timeoutMs: number;
+  /** Updates that the weights which answer now have had; null: they are not in training. */
+  step(): number | null;
+}

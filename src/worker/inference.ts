@@ -1,0 +1,179 @@
+import { float32Of, int32Of } from "../common/bytes.ts";
+import { PipeloraError } from "../common/errors.ts";
+import type { CachedSequences, DeviceTensor, Engine } from "../engine/index.ts";
+import { activationKey } from "../links/link.ts";
+import type { Draw__Output } from "../rpc/generated/pipelora/v1/Draw.ts";
+import type { DrawnToken } from "../rpc/generated/pipelora/v1/DrawnToken.ts";
+import type { Infer__Output } from "../rpc/generated/pipelora/v1/Infer.ts";
+import type { InferResult } from "../rpc/generated/pipelora/v1/InferResult.ts";
+import type { OpenCache__Output } from "../rpc/generated/pipelora/v1/OpenCache.ts";
+import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
+import { toFailure } from "../rpc/wire-error.ts";
+import { AdapterShelf } from "./adapter-shelf.ts";
+import type { RankLinks } from "./links.ts";
+import { fromDevice, toDevice } from "./tensors.ts";
+
+/** A rank's part of the model. */
+export interface RankSegments {
+  readonly engine: Engine;
+  /** All segments of the model, in order. */
+  readonly segments: readonly Segment__Output[];
+  readonly rank: number;
+  /** The engine's own number of each of this rank's segments. */
+  readonly engineSegment: ReadonlyMap<number, number>;
+  /** Elements of B of each LoRA pair that the engine holds. */
+  readonly pairSizes: ReadonlyMap<string, number>;
+}
+
+interface Round {
+  readonly name: string;
+  readonly adapter: number;
+  readonly sequences: CachedSequences;
+  readonly tokens: Int32Array;
+  readonly draws: readonly Draw__Output[];
+}
+
+/**
+ * One rank's part in continuing sequences, round by round. A segment takes rounds in their order; a rank with several segments works on
+ * one round in one of them while another round's input is still on its way to the next.
+ */
+export class Inference {
+  readonly #own: RankSegments;
+  readonly #links: RankLinks;
+  readonly shelf: AdapterShelf;
+  #cache: number | null = null;
+  /** The last round that was given to each of this rank's segments. */
+  readonly #tails = new Map<number, Promise<unknown>>();
+  /** Activations between two segments of this rank, by key. */
+  readonly #local = new Map<string, DeviceTensor>();
+
+  constructor(own: RankSegments, links: RankLinks) {
+    this.#own = own;
+    this.#links = links;
+    this.shelf = new AdapterShelf(own.engine, own.pairSizes);
+  }
+
+  /** In place of the cache before; after all rounds that were begun. Errors: PL_OUT_OF_MEMORY, PL_TENSOR_MISMATCH. */
+  async open({ sequences, rows }: OpenCache__Output): Promise<void> {
+    await this.idle();
+    const { engine, engineSegment } = this.#own;
+    if (this.#cache !== null) await engine.freeCache(this.#cache);
+    this.#cache = null;
+    if (rows > 0 && engineSegment.size > 0) this.#cache = await engine.createCache(sequences, rows);
+  }
+
+  /**
+   * A round through this rank's segments; begun before this returns, so that rounds keep the order of these calls. Resolves with the
+   * tokens drawn on the rank that holds the head, with null on the others. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's.
+   */
+  async run(request: Infer__Output): Promise<InferResult | null> {
+    const { segments, rank } = this.#own;
+    const round = unpack(request);
+    const own = segments.filter((segment) => segment.rank === rank);
+    if (own.length === 0 || this.#cache === null) {
+      throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a round came to a rank without segments or without a cache");
+    }
+    const passes = new Map<number, Promise<InferResult | null>>();
+    const sends: Promise<void>[] = [];
+    for (const { index } of own) {
+      // Behind the round before, and, where that is this rank's, behind the segment before.
+      const before = Promise.all([this.#tails.get(index), passes.get(index - 1)]);
+      const pass = before.then(() => this.#pass(index, round, sends));
+      passes.set(index, pass);
+      this.#tails.set(
+        index,
+        pass.catch(() => {}),
+      );
+    }
+    const results = await Promise.all(passes.values());
+    await Promise.all(sends);
+    return results.find((result) => result !== null) ?? null;
+  }
+
+  /** When no round is under way. */
+  async idle(): Promise<void> {
+    await Promise.all(this.#tails.values());
+  }
+
+  /** A round through one segment. Its output may still be on its way then: `sends`. */
+  async #pass(index: number, round: Round, sends: Promise<void>[]): Promise<InferResult | null> {
+    const { engine, segments, engineSegment } = this.#own;
+    const input = index === 0 ? null : await this.#take(index, round);
+    const number = engineSegment.get(index)!;
+    const tokens = index === 0 ? round.tokens : null;
+    // Both are queued at once: no other round's adapter comes between.
+    const adapted = this.shelf.use(round.adapter);
+    const [output] = await Promise.all([engine.infer(number, this.#cache!, round.sequences, tokens, input), adapted]);
+    if (index + 1 < segments.length) {
+      await this.#give(index + 1, round, output, sends);
+      return null;
+    }
+    try {
+      const drawn: DrawnToken[] = [];
+      for (const draw of round.draws) drawn.push(await this.#draw(output, draw));
+      return { tokens: drawn };
+    } finally {
+      output.free();
+    }
+  }
+
+  async #draw(logits: DeviceTensor, request: Draw__Output): Promise<DrawnToken> {
+    try {
+      const { token, logProbability, likeliest } = await this.#own.engine.sample(logits, request, {
+        row: request.sequence,
+        seen: int32Of(request.seen),
+        biased: int32Of(request.biased),
+        biases: float32Of(request.biases),
+        draw: request.draw,
+        likeliest: request.logProbabilities ? request.likeliest : -1,
+      });
+      return { token, logProbability, likeliest: [...likeliest] };
+    } catch (error) {
+      // One sequence's logits, the others' are good.
+      return { failure: toFailure(error) };
+    }
+  }
+
+  async #give(toSegment: number, { name }: Round, state: DeviceTensor, sends: Promise<void>[]): Promise<void> {
+    const key = activationKey(name, toSegment, 0);
+    const to = this.#own.segments[toSegment]!.rank;
+    if (to === this.#own.rank) {
+      this.#local.set(key, state);
+      return;
+    }
+    const { sent } = await this.#links.send(to, key, fromDevice(this.#own.engine, state));
+    // Awaited with the whole round; the next one may begin before.
+    sent.catch(() => {});
+    sends.push(sent);
+  }
+
+  async #take(segment: number, { name }: Round): Promise<DeviceTensor> {
+    const key = activationKey(name, segment, 0);
+    const from = this.#own.segments[segment - 1]!.rank;
+    if (from === this.#own.rank) {
+      const state = this.#local.get(key)!;
+      this.#local.delete(key);
+      return state;
+    }
+    return toDevice(this.#own.engine, await this.#links.receive(from, key));
+  }
+}
+
+function unpack(request: Infer__Output): Round {
+  const counts = int32Of(request.counts);
+  const cuSeqlens = new Int32Array(counts.length + 1);
+  for (const [index, count] of counts.entries()) cuSeqlens[index + 1] = cuSeqlens[index]! + count;
+  return {
+    name: `infer/${request.round}`,
+    adapter: request.adapter,
+    sequences: {
+      cuSeqlens,
+      slots: int32Of(request.slots),
+      starts: int32Of(request.starts),
+      past: int32Of(request.past),
+      lengths: int32Of(request.lengths),
+    },
+    tokens: int32Of(request.tokens),
+    draws: request.draws,
+  };
+}

@@ -1,0 +1,131 @@
+import assert from "node:assert/strict";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import OpenAI from "openai";
+import { digitsAfter, writeChainModel } from "../support/chain-model.ts";
+import { coordinator, outcome, startCoordinator, temporaryFolder } from "../support/cli.ts";
+import { goldenRun } from "../support/golden.ts";
+import { lastLogits, wholeModel } from "../support/one-engine.ts";
+import { childrenOf } from "../support/processes.ts";
+import { startServer } from "../support/server.ts";
+
+const lines = (path: string) =>
+  readFileSync(path, "utf8")
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+
+/** Greedy tokens of one prompt, from the whole model in one engine, all of it anew for every token. */
+async function greedyAlone(model: string, prompt: readonly number[], count: number): Promise<number[]> {
+  const engine = await wholeModel(model, null);
+  const ids = [...prompt];
+  for (let i = 0; i < count; i++) {
+    const logits = await lastLogits(engine, ids);
+    ids.push(logits.indexOf(logits.reduce((most, value) => Math.max(most, value))));
+  }
+  await engine.close();
+  return ids.slice(prompt.length);
+}
+
+for (const name of ["head-dim-96", "qwen3-next"]) {
+  test(`${name}: a file of prompts over two workers, the tokens that each gives alone`, async (t) => {
+    const root = temporaryFolder(t);
+    const model = join(goldenRun(name).folder, "model");
+    const prompts = [1, 2, 40, 5, 17, 3, 1, 29].map((length, row) =>
+      Array.from({ length }, (_, place) => (row * 31 + place * 7 + 3) % 150),
+    );
+    const input = join(root, "prompts.jsonl");
+    const output = join(root, "out", "answers.jsonl");
+    writeFileSync(input, prompts.map((prompt_ids, id) => JSON.stringify({ prompt_ids, id: `row ${id}` })).join("\n"));
+    const result = await coordinator([
+      ...["generate", "--model", model, "--input", input, "--output", output, "--workers", "2"],
+      ...["--max-num-seqs", "3", "--max-num-batched-tokens", "11", "--max-new-tokens", "9", "--stop-ids", "[]"],
+    ]);
+    assert.equal(result.code, 0, result.stderr);
+    assert.equal(existsSync(`${output}.part`), false);
+    const answers = lines(output);
+    for (const [index, prompt] of prompts.entries()) {
+      const expected = await greedyAlone(model, prompt, 9);
+      assert.deepEqual(answers[index], {
+        ...{ index, prompt_ids: prompt, id: `row ${index}`, output_ids: expected, text: null, finish_reason: "length" },
+      });
+    }
+  });
+}
+
+test("a killed run goes on where it stopped, and answers of other settings are not mixed in", async (t) => {
+  const root = temporaryFolder(t);
+  await writeChainModel(root);
+  const count = 60;
+  const input = join(root, "prompts.jsonl");
+  const output = join(root, "answers.jsonl");
+  const rows = Array.from({ length: count }, (_, i) => ({ prompt: String(i % 10) }));
+  writeFileSync(input, `${rows.map((row) => JSON.stringify(row)).join("\n\n")}\n`);
+  const args = ["generate", "--model", root, "--input", input, "--output", output, "--raw", "--max-num-seqs", "2"];
+  const child = startCoordinator([...args, "--max-new-tokens", "40"]);
+  const ended = outcome(child);
+  const answered = () =>
+    existsSync(`${output}.part`) ? readFileSync(`${output}.part`, "utf8").split("\n").length - 2 : 0;
+  while (answered() < 7) await new Promise((resolve) => setTimeout(resolve, 10));
+  child.kill("SIGKILL");
+  await ended;
+  const kept = answered();
+  assert.ok(kept < count && !existsSync(output));
+  // As a kill in the middle of a line leaves it.
+  writeFileSync(`${output}.part`, `${readFileSync(`${output}.part`, "utf8")}{"index":59,"text":"12`);
+
+  const other = await coordinator([...args, "--max-new-tokens", "41"]);
+  assert.match(other.stderr, /PL_RESUME_INVALID/);
+  const again = await coordinator([...args, "--max-new-tokens", "40"]);
+  assert.equal(again.code, 0, again.stderr);
+  assert.match(again.stderr, new RegExp(`${kept} of ${count} prompts are answered already`));
+  for (const [index, answer] of lines(output).entries()) {
+    const prompt = String(index % 10);
+    const { output_ids, ...rest } = answer;
+    assert.deepEqual(rest, { index, prompt, text: digitsAfter(Number(prompt), 40), finish_reason: "length" });
+    assert.equal((output_ids as number[]).length, 40);
+  }
+  const third = await coordinator([...args, "--max-new-tokens", "40"]);
+  assert.equal(third.code, 1);
+  assert.match(third.stderr, /PL_OUTPUT_UNWRITABLE.*is there already/);
+});
+
+test("a lost worker costs a pause: replies under way go on where they were, streams too", async (t) => {
+  const root = temporaryFolder(t);
+  await writeChainModel(root);
+  const server = await startServer([
+    "--model",
+    root,
+    "--workers",
+    "2",
+    "--served-model-name",
+    "m",
+    "--max-num-seqs",
+    "5",
+  ]);
+  const client = new OpenAI({ apiKey: "none", baseURL: `${server.url}/v1`, maxRetries: 0 });
+  try {
+    const count = 700;
+    let seen = 0;
+    const asked = [1, 2, 3, 4, 5, 6].map(async (digit) => {
+      const stream = await client.completions.create({
+        ...{ model: "m", prompt: String(digit), temperature: 0, max_tokens: count, stream: true },
+      });
+      let text = "";
+      for await (const { choices } of stream) {
+        text += choices[0]!.text;
+        seen++;
+      }
+      assert.equal(text, digitsAfter(digit, count));
+    });
+    while (seen < 300) await new Promise((resolve) => setTimeout(resolve, 5));
+    process.kill(childrenOf(server.pid)[1]!, "SIGKILL");
+    await Promise.all(asked);
+    assert.match(server.log(), /loading the model anew/);
+    const health = await fetch(`${server.url}/health`);
+    assert.equal(health.status, 200);
+  } finally {
+    assert.equal(await server.stop("SIGINT"), 0, server.log());
+  }
+});
