@@ -6,6 +6,7 @@ import type { LayerSpec } from "../../models/spec.ts";
 import type { PlanRequest } from "../request.ts";
 import { allProducts, blockProducts, sum } from "./gpu-products.ts";
 import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
+import { logitRows } from "./logit-rows.ts";
 
 const FLOAT32 = 4;
 /** Rows of the identity that |W|² is measured with at a time (native/model/dora.cpp). */
@@ -60,7 +61,7 @@ export function kindMemory(
   const measuring = (input: number, out: number) => MEASURED_ROWS * (float * input + FLOAT32 * (out + MEASURED_ROWS));
   if (layer.kind !== "block") {
     const { hidden, vocab } = spec.shape;
-    const chunk = 2 ** 28 + (2 ** 28 * float) / FLOAT32;
+    const chunk = Math.min(work.labelTokens, logitRows(vocab)) * vocab * (FLOAT32 + float);
     return { weights: 4 * FLOAT32 * vocab, kept: 0, workspace: Math.max(chunk, measuring(hidden, vocab)) };
   }
   const names = new Set(gains.map(({ name }) => name));

@@ -17,6 +17,7 @@ import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./g
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
 import { kindMemory, lowestTrainable, trainedBytes, trainsTable } from "./kind-memory.ts";
+import { logitRows } from "./logit-rows.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
 export interface LayerMemory {
@@ -44,17 +45,8 @@ export interface LayerMemory {
 }
 
 const FLOAT32 = 4;
-/** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of about this size. */
-const LOGITS_BYTES = 2 ** 28;
-const CHUNK_TILE = 128;
 /** The driver's context, cuBLASLt's workspace and small tables. A CPU worker's budget is for what it computes with, not for the interpreter. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
-
-/** Rows of a chunk of logits (native/model/head.cpp): what fits, and what more fills the tiles of a product. */
-function logitRows(vocab: number): number {
-  const fitting = Math.max(1, Math.floor(LOGITS_BYTES / (FLOAT32 * vocab)));
-  return fitting < CHUNK_TILE ? fitting : Math.ceil(fitting / CHUNK_TILE) * CHUNK_TILE;
-}
 
 export function contextBytes(kind: Device["kind"]): number {
   return CONTEXT_BYTES[kind];
