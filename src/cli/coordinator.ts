@@ -17,6 +17,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   chat: async () => (await import("./commands/chat.ts")).chatCommand,
   merge: async () => (await import("./commands/files.ts")).mergeCommand,
   export: async () => (await import("./commands/files.ts")).exportCommand,
+  "add-tokens": async () => (await import("./commands/files.ts")).addTokensCommand,
   quantize: async () => (await import("./commands/files.ts")).quantizeCommand,
   tokenize: async () => (await import("./commands/files.ts")).tokenizeCommand,
   "init-model": async () => (await import("./commands/files.ts")).initModelCommand,

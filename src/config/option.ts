@@ -11,6 +11,7 @@ export const COORDINATOR_COMMANDS = {
   merge: "add an adapter to its base model's weights",
   export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
+  "add-tokens": "write the model with more tokens in its vocabulary",
   tokenize: "show the token ids that training will see",
   "init-model": "write a checkpoint of random weights for a config.json",
   download: "fetch a model, a data set or an adapter by its name, and print where it lies",

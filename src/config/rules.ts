@@ -10,7 +10,17 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     if (!condition) problems.push(problem);
   };
   const needs = (
-    key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
+    key:
+      | "model"
+      | "dataset"
+      | "output_dir"
+      | "adapter"
+      | "input"
+      | "coordinator"
+      | "config"
+      | "names"
+      | "name"
+      | "new_tokens",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
   const onModels = [
@@ -23,6 +33,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     "merge",
     "export",
     "quantize",
+    "add-tokens",
     "tokenize",
   ];
   if (onModels.includes(command)) needs("model");
@@ -34,7 +45,8 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
-  if (command === "quantize" || command === "export") needs("output_dir");
+  if (command === "quantize" || command === "export" || command === "add-tokens") needs("output_dir");
+  if (command === "add-tokens") needs("new_tokens");
   if (command === "tokenize") needs("input");
   if (command === "convert-config") needs("config");
   if (command === "init-model") {

@@ -2,6 +2,7 @@ import { createInterface } from "node:readline/promises";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { makeCertificates } from "../../coordinator/cluster/certificates.ts";
+import { addTokens } from "../../coordinator/tools/add-tokens.ts";
 import { exportGguf } from "../../coordinator/tools/gguf/export.ts";
 import { initModel } from "../../coordinator/tools/init-model.ts";
 import { mergeAdapter } from "../../coordinator/tools/merge.ts";
@@ -52,6 +53,17 @@ export async function quantizeCommand(config: Config, log: Logger): Promise<numb
   const { files, quantized, warnings } = await quantizeModel(config, log);
   for (const warning of warnings) log.warn(warning);
   print(config, { files, quantized }, `quantised ${quantized} layers into ${config.output_dir}: ${files.join(", ")}`);
+  return 0;
+}
+
+export async function addTokensCommand(config: Config, log: Logger): Promise<number> {
+  const { warnings, ...made } = await addTokens(config, log);
+  for (const warning of warnings) log.warn(warning);
+  const [before, after] = made.rows;
+  const grown =
+    before === after ? `in the embedding's ${after} rows` : `the embedding grew from ${before} rows to ${after}`;
+  const ids = Object.entries(made.ids).map(([token, id]) => `${id} ${JSON.stringify(token)}`);
+  print(config, made, `${ids.join("\n")}\n${grown}; wrote to ${config.output_dir}: ${made.files.join(", ")}`);
   return 0;
 }
 

@@ -20,7 +20,7 @@ export const savingOptions = {
   output_dir: option(
     "string",
     "Logging and saving",
-    ["train", "merge", "export", "quantize", "init-model", "certs", "worker"],
+    ["train", "merge", "export", "quantize", "add-tokens", "init-model", "certs", "worker"],
     optional(text),
     "Folder for the adapter, checkpoints and logs; a worker's own with --save-on-each-node, none: the coordinator's path.",
     "DIR",

@@ -8,7 +8,7 @@ export const TRAINS: readonly Command[] = ["train", "plan"];
 export const SAMPLES: readonly Command[] = ["generate", "chat"];
 /** Commands that answer over HTTP, alone or beside their work. */
 export const SERVES: readonly Command[] = ["serve", "train"];
-export const MODELS: readonly Command[] = [...RUNS, "merge", "export", "quantize", "tokenize"];
+export const MODELS: readonly Command[] = [...RUNS, "merge", "export", "quantize", "add-tokens", "tokenize"];
 export const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
 
 const PLACEHOLDERS: Record<FlagKind, string> = {

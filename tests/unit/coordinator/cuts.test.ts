@@ -16,6 +16,7 @@ import { cutMicroBatches, type PackedMicroBatches, packMicroBatches } from "../.
 import { TrainingOrder } from "../../../src/data/order.ts";
 import { RowStore } from "../../../src/data/row-store.ts";
 import { trainingStep } from "../../../src/data/steps.ts";
+import { pairMatrices } from "../../../src/models/kinds/lora.ts";
 import { takenBytes } from "../../../src/plan/arena.ts";
 import { type Device, MOST_TOKENS, NO_OVERRIDES } from "../../../src/plan/index.ts";
 import { cpus, everyLinear, GIB, gpus, model, NF4 } from "../plan/models.ts";
@@ -34,7 +35,7 @@ function setup(name: string, r: number, quantised: boolean): ModelSetup {
       holdDtype: "bfloat16",
       packed: new Map(),
     },
-    lora: { targets } as unknown as ModelSetup["lora"],
+    lora: { targets, matrices: targets.flatMap(pairMatrices) } as unknown as ModelSetup["lora"],
     quantization: quantised
       ? ({ settings: NF4.quantization, skipped: [] } as unknown as ModelSetup["quantization"])
       : null,
