@@ -10,6 +10,7 @@ import { stepSource } from "../../../src/coordinator/run/step-source.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
 import { type OrderOptions, TrainingOrder } from "../../../src/data/order.ts";
 import { RowStore } from "../../../src/data/row-store.ts";
+import { pairMatrices } from "../../../src/models/kinds/lora.ts";
 import { NO_OVERRIDES } from "../../../src/plan/index.ts";
 import { cpus, everyLinear, gpus, model } from "../plan/models.ts";
 
@@ -44,7 +45,10 @@ function setupOf(name: string): ModelSetup {
       holdDtype: "bfloat16",
       packed: new Map(),
     },
-    lora: { targets: everyLinear(spec, 8) } as unknown as ModelSetup["lora"],
+    lora: {
+      targets: everyLinear(spec, 8),
+      matrices: everyLinear(spec, 8).flatMap(pairMatrices),
+    } as unknown as ModelSetup["lora"],
     ...{ quantization: null, warnings: [] },
   };
 }

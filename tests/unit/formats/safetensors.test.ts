@@ -156,7 +156,7 @@ describe("safetensors", () => {
     await rejects(await handmade("{nope", 0), /not JSON/);
     await rejects(await handmade("[1]", 0), /not a JSON object/);
     await rejects(await handmade({ a: 3 }, 0), /"a" has no description/);
-    await rejects(await handmade({ a: entry(0, 4, [1], "F8_E4M3") }, 4), /F8_E4M3/);
+    await rejects(await handmade({ a: entry(0, 4, [1], "F8_E4M3") }, 4), /float8_e4m3fn needs 1 bytes, has 4/);
     await rejects(await handmade({ a: entry(0, 4, [-1]) }, 4), /no shape/);
     await rejects(await handmade({ a: entry(0, 4, [2 ** 40, 2 ** 40]) }, 4), /needs/);
     await rejects(await handmade({ a: entry(0, 8, [1]) }, 8), /needs 4 bytes, has 8/);

@@ -171,7 +171,7 @@ describe("LoRA targets", () => {
       [{ useDora: true, targetModules: ["embed_tokens"] }, /use_dora on the embedding/],
       [{ modulesToSave: ["norm"] }, /modules_to_save names .*norm of class/],
       [{ trainableTokenIndices: { lm_head: [3] } }, /names lm_head/],
-      [{ initLoraWeights: "pissa" }, /init_lora_weights "pissa"/],
+      [{ initLoraWeights: "pissa", useDora: true }, /pissa is for pairs of linear layers, not for use_dora/],
       [{ r: 0 }, /lora_r/],
       [{ dropout: 1 }, /lora_dropout/],
     ];
