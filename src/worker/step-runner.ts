@@ -25,7 +25,6 @@ export interface StepInput {
   readonly name: string;
   readonly instructions: readonly Instruction[];
   readonly batches: readonly MicroBatch[];
-  readonly lossScale: number;
 }
 
 /**
@@ -52,7 +51,7 @@ export async function runInstructions(
     await pass.orFailure(pass.finish());
   } catch (error) {
     await pass.abandon();
-    throw withLossScale(error, input.lossScale);
+    throw withLossScale(error, input.batches[0]?.lossScale ?? 1);
   }
   return pass.totals;
 }
@@ -198,12 +197,7 @@ class Pass {
   }
 
   #backward(segment: number, microBatch: number, gradient: DeviceTensor | null): void {
-    const result = this.#engine.backward(
-      this.#engineSegment.get(segment)!,
-      microBatch,
-      gradient,
-      this.#input.lossScale,
-    );
+    const result = this.#engine.backward(this.#engineSegment.get(segment)!, microBatch, gradient);
     this.#run(result);
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);
   }

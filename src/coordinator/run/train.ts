@@ -86,6 +86,9 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const warn = onceEach((warning) => log.warn(warning));
   for (const warning of described.warnings) warn(warning);
   if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
+  if (given.loraplus_lr_ratio !== null && given.weight_decay > 0) {
+    warn(`weight_decay ${given.weight_decay} does not act with LoRA+, as in peft: loraplus_weight_decay does`);
+  }
   const data = await readTrainingData(given, described, log);
   const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);
