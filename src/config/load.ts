@@ -38,7 +38,10 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
       }
     }
   }
-  for (const [key, text] of Object.entries(flags)) {
+  for (const [flag, text] of Object.entries(flags)) {
+    const { other } = known.get(flag as OptionKey) ?? {};
+    const meant = other !== undefined && known.has(other.key as OptionKey) && other.form.test(String(text));
+    const key = meant ? other.key : flag;
     const option = known.get(key as OptionKey);
     if (option === undefined) {
       problems.push(`unknown flag ${flagOf(key)}${suggestion(key, [...known.keys()], flagOf)}`);

@@ -53,6 +53,8 @@ export interface Option<T extends z.ZodType = z.ZodType> {
   readonly placeholder: string;
   /** Environment variable that gives the value where neither a flag nor the file does. */
   readonly environment?: string;
+  /** A value of this form is meant for another option, of commands that have it. */
+  readonly other?: { readonly form: RegExp; readonly key: string };
   /** Kept out of every file and log. */
   readonly secret?: true;
   /** The flag may stand again: values are joined with commas. */

@@ -13,12 +13,19 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     key: "model" | "dataset" | "output_dir" | "adapter" | "input" | "coordinator" | "config" | "names" | "name",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
-  if (
-    ["train", "plan", "parameters", "generate", "chat", "serve", "merge", "export", "quantize", "tokenize"].includes(
-      command,
-    )
-  )
-    needs("model");
+  const onModels = [
+    "train",
+    "plan",
+    "parameters",
+    "generate",
+    "chat",
+    "serve",
+    "merge",
+    "export",
+    "quantize",
+    "tokenize",
+  ];
+  if (onModels.includes(command)) needs("model");
   if (command === "train") {
     needs("dataset");
     needs("output_dir");

@@ -1,5 +1,6 @@
 import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
+import type { GpuFacts } from "./catalogue.ts";
 
 /** What a device's process can do with NCCL; version null: nothing, and why. */
 export interface NcclAbility {
@@ -21,6 +22,8 @@ export interface Device {
   readonly pciBusId?: string;
   /** Of a GPU: its compute capability, e.g. [9, 0]. Absent: not known. */
   readonly capability?: readonly [major: number, minor: number];
+  /** Of a GPU that its name does not tell. */
+  readonly facts?: GpuFacts;
   /** Absent: not known. */
   readonly nccl?: NcclAbility;
   /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */

@@ -1,6 +1,7 @@
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { planWithoutWorkers } from "../../coordinator/planning/plan-on-paper.ts";
+import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
 import {
   comparisonJson,
@@ -10,21 +11,38 @@ import {
   planJson,
   productsJson,
 } from "../../plan/format-plan.ts";
+import { formatRental, rentalJson } from "../../plan/format-rental.ts";
+import { planPage } from "../../plan/plan-page.ts";
 import { alignTable } from "../../plan/table.ts";
 
 export async function planCommand(config: Config, log: Logger): Promise<number> {
-  const { plan, links, layerNames, parameters, comparison, products } = await planWithoutWorkers(config, log);
+  const paper = await planWithoutWorkers(config, log);
+  const { plan, links, layerNames, parameters, comparison, products, devices, timesFor, rental } = paper;
+  const tables = [
+    { heading: "Plan", text: `${formatPlan(plan, layerNames, links)}\ntimes are for ${timesFor}` },
+    ...(products.length > 0 ? [{ heading: "Products", text: formatProducts(products) }] : []),
+    ...(comparison.length > 0 ? [{ heading: "Strategies", text: formatComparison(comparison) }] : []),
+    ...(rental === null
+      ? []
+      : [{ heading: "What to rent", text: formatRental(rental.sets, rental.steps, rental.deadline) }]),
+  ];
+  if (config.html !== null) {
+    const title = `${config.model} on ${timesFor}`;
+    await writeTextAtomically(config.html, planPage({ title, plan, devices, layerNames, comparison, tables }));
+    log.info(`wrote ${config.html}`);
+  }
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
     const compared = { strategies: comparisonJson(comparison), products: productsJson(products) };
-    process.stdout.write(`${JSON.stringify({ ...planJson(plan, links), ...compared, parameters: rows })}\n`);
+    const sets = rental === null ? {} : { rental: rentalJson(rental.sets) };
+    const all = { ...planJson(plan, links), ...compared, ...sets, times_for: timesFor, parameters: rows };
+    process.stdout.write(`${JSON.stringify(all)}\n`);
   } else {
-    const parts = [formatPlan(plan, layerNames, links), alignTable(heldForms(parameters))];
-    if (comparison.length > 0) parts.splice(1, 0, formatComparison(comparison));
-    if (products.length > 0) parts.splice(1, 0, formatProducts(products));
-    process.stdout.write(`${parts.join("\n\n")}\n`);
+    const texts = [...tables.map(({ text }) => text), alignTable(heldForms(parameters))];
+    process.stdout.write(`${texts.join("\n\n")}\n`);
   }
-  return plan.problem === null ? 0 : 1;
+  const late = rental !== null && rental.sets[0]?.meets !== true;
+  return plan.problem === null && !late ? 0 : 1;
 }
 
 /** How the base's parameters are held, those of all blocks in one line: name, shape, dtype, count. */

@@ -29,6 +29,7 @@ export const fileOptions = {
     "TYPE",
   ),
   adapter_only: option("boolean", "Output", ["export"], flag(), "Write the adapter alone, as a GGUF LoRA."),
+  html: option("string", "Output", ["plan"], optional(text), "Write the plan as a page with pictures too.", "FILE"),
   private: option("boolean", "Output", ["push"], flag(), "A repository that is made is private."),
   commit_message: option("string", "Output", ["push"], optional(text), "The commit's title.", "TEXT"),
   max_shard_size: option(

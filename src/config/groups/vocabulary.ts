@@ -28,8 +28,9 @@ export function option<T extends z.ZodType>(
   schema: T,
   help: string,
   placeholder: string = PLACEHOLDERS[kind],
+  other?: Option["other"],
 ): Option<T> {
-  return { kind, group, commands, schema, help, placeholder };
+  return { kind, group, commands, schema, help, placeholder, ...(other === undefined ? {} : { other }) };
 }
 
 /** An option that a pod may take from its environment; a flag or the file wins. */

@@ -4,6 +4,7 @@ import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { loadEngine } from "../../engine/index.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
+import type { Device } from "../../plan/devices.ts";
 import type { ProductsOutcome, StrategyOutcome } from "../../plan/format-plan.ts";
 import { type PlannedLink, plannedLinks } from "../../plan/link-kinds.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
@@ -12,6 +13,7 @@ import { NO_OVERRIDES } from "../../plan/request.ts";
 import { heldParameters } from "./held-parameters.ts";
 import { type ModelSettings, setUpModel } from "./model-setup.ts";
 import { type ChosenPlan, type PlanSettings, paperDevices, planFor } from "./planning.ts";
+import { type RentalSet, type RentalSettings, readRental, rentalSets } from "./rental.ts";
 import { type DataSettings, readTrainingData } from "./training-data.ts";
 import { besideCache, fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
 
@@ -20,6 +22,7 @@ export type PaperSettings = ModelSettings &
   PlanSettings &
   WorkSettings &
   LinkSettings &
+  RentalSettings &
   Pick<Config, "workers" | "threads" | "max_num_seqs" | "kv_cache_tokens">;
 
 export interface PaperPlan {
@@ -31,22 +34,39 @@ export interface PaperPlan {
   readonly comparison: readonly StrategyOutcome[];
   /** On GPUs: the same request with and without --fp8. */
   readonly products: readonly ProductsOutcome[];
+  readonly devices: readonly Device[];
+  /** Which devices times are for: those named, those of this machine. */
+  readonly timesFor: string;
+  /** With prices: every set of the GPUs named, the cheapest in time first. */
+  readonly rental: {
+    readonly sets: readonly RentalSet[];
+    readonly steps: number;
+    readonly deadline: number | null;
+  } | null;
 }
 
 /** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
 export async function planWithoutWorkers(config: PaperSettings, log: Logger): Promise<PaperPlan> {
+  const rental = await readRental(config);
   const setup = await setUpModel(config, log, { weights: false, lora: true });
-  const devices = paperDevices(config, loadEngine().capabilities());
+  const devices = rental?.devices ?? paperDevices(config, loadEngine().capabilities());
   const data = config.dataset === null ? null : await readTrainingData(config, setup, log);
   const { kv_cache_tokens: rows, max_num_seqs: sequences } = config;
-  const planUnder = (changed: PaperSettings) => {
+  const planOn = (changed: PaperSettings, on: readonly Device[]) => {
     const workload = data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data);
-    return planFor(changed, setup, devices, {
+    return planFor(changed, setup, on, {
       workload: rows === null ? workload : besideCache(workload, { sequences, rows }),
-      rates: NO_OVERRIDES,
+      rates: rental?.rates ?? NO_OVERRIDES,
     });
   };
+  const planUnder = (changed: PaperSettings) => planOn(changed, devices);
   const { plan, computeDtype } = await planUnder(config);
+  const steps = data?.order.totalSteps ?? (config.max_steps > 0 ? config.max_steps : null);
+  if (rental !== null && rental.prices.size > 0 && steps === null) {
+    throw new PipeloraError("PL_CONFIG_INVALID", "how many steps the run has is not known: prices can't be reckoned.", {
+      hint: "Give --dataset, or --max-steps.",
+    });
+  }
   return {
     plan,
     links: plannedLinks(config, devices, plan),
@@ -56,7 +76,34 @@ export async function planWithoutWorkers(config: PaperSettings, log: Logger): Pr
     products: devices.every(({ kind }) => kind === "cuda")
       ? await compareProducts(config, planUnder, plan, computeDtype)
       : [],
+    devices,
+    timesFor: timesFor(devices, rental !== null),
+    rental:
+      rental === null || rental.prices.size === 0
+        ? null
+        : {
+            sets: await rentalSets(rental, steps!, async (on) => {
+              try {
+                return (await planOn({ ...config, device_map: "fastest" }, on)).plan;
+              } catch (error) {
+                if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
+                throw error;
+              }
+            }),
+            steps: steps!,
+            deadline: rental.deadlineSeconds,
+          },
   };
+}
+
+function timesFor(devices: readonly Device[], named: boolean): string {
+  const counts = new Map<string, number>();
+  for (const { kind, name } of devices) {
+    const what = name ?? (kind === "cpu" ? "CPU worker" : "GPU of a kind that is not known");
+    counts.set(what, (counts.get(what) ?? 0) + 1);
+  }
+  const all = [...counts].map(([what, count]) => `${count} × ${what}`).join(", ");
+  return named ? all : `${all} of this machine; --devices names others`;
 }
 
 /** `plan` is the configuration's own; the other way is left out where these devices do not have it. */

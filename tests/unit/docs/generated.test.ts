@@ -6,6 +6,7 @@ import { errorsTable } from "../../../src/common/errors.ts";
 import { exitCodesTable } from "../../../src/common/exit-codes.ts";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import { flagsTable } from "../../../src/config/help.ts";
+import { cataloguePage } from "../../../src/plan/catalogue.ts";
 
 const page = (name: string) => readFileSync(join(PACKAGE_ROOT, "docs", "reference", name), "utf8");
 
@@ -19,4 +20,8 @@ test("the errors' page is the one the catalogue makes (npm run docs)", () => {
 
 test("the exit codes' page is the one the codes make (npm run docs)", () => {
   assert.equal(page("exit-codes.md"), exitCodesTable());
+});
+
+test("the GPUs' page is the one the catalogue makes (npm run docs)", () => {
+  assert.equal(page("gpus.md"), cataloguePage());
 });
