@@ -16,11 +16,31 @@ import { tokenChoice } from "./token-choice.ts";
 
 /** Settings that decide what an answer is, beside the model. */
 const DECISIVE = [
-  ...["torch_dtype", "compute_dtype", "fp8", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"],
-  ...["bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "llm_int8_threshold", "llm_int8_skip_modules"],
-  ...["template", "system", "template_date", "raw", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k"],
-  ...["min_p", "repetition_penalty", "stop", "stop_ids", "seed"],
-] as readonly (keyof Config)[];
+  "torch_dtype",
+  "compute_dtype",
+  "fp8",
+  "load_in_4bit",
+  "load_in_8bit",
+  "bnb_4bit_quant_type",
+  "bnb_4bit_use_double_quant",
+  "bnb_4bit_compute_dtype",
+  "llm_int8_threshold",
+  "llm_int8_skip_modules",
+  "template",
+  "system",
+  "template_date",
+  "raw",
+  "max_new_tokens",
+  "do_sample",
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "repetition_penalty",
+  "stop",
+  "stop_ids",
+  "seed",
+] as const satisfies readonly (keyof Config)[];
 
 const PROGRESS_MS = 10_000;
 
@@ -55,11 +75,12 @@ export async function answerPrompts(config: Settings, log: Logger): Promise<void
   }
 }
 
-/** A model without a tokenizer answers ids: what the first row holds decides. */
+/** A model without a tokenizer answers ids; one row of text, and it must have one. */
 async function languageFor(file: PromptFile, setup: ModelSetup, config: Settings, log: Logger): Promise<Language> {
   const none: Language = { tokenizer: null, template: null };
   try {
-    for await (const _ of promptRows(file, none)) return await languageOf(setup, config, false, log);
+    for await (const _ of promptRows(file, none));
+    return await languageOf(setup, config, false, log);
   } catch (error) {
     if (!(error instanceof PipeloraError) || error.code !== "PL_TOKENIZER_INVALID") throw error;
   }

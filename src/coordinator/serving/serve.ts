@@ -4,11 +4,12 @@ import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { rowTemplate } from "../../data/templates.ts";
 import { loadTokenizer } from "../../formats/tokenizer/load.ts";
+import type { Scheduler } from "../../generation/scheduler.ts";
 import type { ServedModel, Service } from "../../serve/service.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
 import { openAdapterSet } from "../generation/adapter-set.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
-import { usualRows, type WantedRoom, withScheduler } from "../generation/scheduled-model.ts";
+import { type ModelToSchedule, usualRows, withScheduler } from "../generation/scheduled-model.ts";
 import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
 import { dateOf } from "../planning/row-templates.ts";
 import { type HttpApi, openHttpApi } from "./http-api.ts";
@@ -24,45 +25,52 @@ const FAREWELL_MS = 1_000;
  * Errors: whatever setting up raises; the loss of a worker after which nothing is left to try; PL_INTERRUPTED before it listened.
  */
 export async function serve(config: Config, log: Logger, onListening: (url: string) => void): Promise<void> {
-  let api: HttpApi | null = null;
+  /** What was opened: closed here, whatever ends the work. */
+  const opened: HttpApi[] = [];
   const interrupts = new Interrupts(
     () => log.info("answers under way are finished; once more stops at once"),
     (signal) => process.exit(exitCodeOfSignal(signal)),
   );
-  const serveUntilStopped = async () => {
-    const base = await setUpModel({ ...config, adapter: null }, log, { weights: true, lora: false });
-    for (const warning of base.warnings) log.warn(warning);
-    const name = config.served_model_name ?? basename(base.name);
-    const adapters = await openAdapterSet(config, base, name, log);
-    const setup: ModelSetup = { ...base, lora: adapters?.lora ?? null };
-    const models = await servedModels(config, setup, [name, ...(adapters?.names ?? [])], log);
-    const room: WantedRoom = {
-      sequences: config.max_num_seqs,
-      rows: config.kv_cache_tokens ?? usualRows(config.max_num_seqs, setup),
-      waiting: Math.max(0, config.max_concurrent_requests - config.max_num_seqs),
-    };
-    await withScheduler(config, log, { setup, room, adapters }, async (scheduler) => {
-      const service: Service = { ...serviceSettings(config), scheduler, models, step: () => null };
-      const address = config.http ?? DEFAULT_ADDRESS;
-      api = await openHttpApi(config, { address, service, ready: () => scheduler.attached, log });
-      log.info(`answering at ${api.url}/v1 as ${service.models.map(({ id }) => id).join(", ")}`);
-      onListening(api.url);
-      try {
-        await interrupts.first;
-      } catch {
-        await api.close(GRACE_MS);
-      }
-    });
+  const answerUntilStopped = async (scheduler: Scheduler, models: readonly ServedModel[]) => {
+    const service: Service = { ...serviceSettings(config), scheduler, models, step: () => null };
+    const address = config.http ?? DEFAULT_ADDRESS;
+    const api = await openHttpApi(config, { address, service, ready: () => scheduler.attached, log });
+    opened.push(api);
+    log.info(`answering at ${api.url}/v1 as ${models.map(({ id }) => id).join(", ")}`);
+    onListening(api.url);
+    await interrupts.first.catch(() => {});
+    await api.close(GRACE_MS);
   };
   try {
-    const serving = serveUntilStopped();
+    const { models, ...model } = await interrupts.during(prepare(config, log));
+    const serving = withScheduler(config, log, model, (scheduler) => answerUntilStopped(scheduler, models));
     // Before it listens there is nothing to finish.
-    const stopped = interrupts.first.catch((error: unknown) => (api === null ? Promise.reject(error) : serving));
+    const stopped = interrupts.first.catch((error: unknown) => (opened.length === 0 ? Promise.reject(error) : serving));
     await Promise.race([serving, stopped]);
   } finally {
     interrupts.dispose();
-    await (api as HttpApi | null)?.close(FAREWELL_MS);
+    for (const api of opened) await api.close(FAREWELL_MS);
   }
+}
+
+/** What can be checked and read before a worker is needed. */
+async function prepare(config: Config, log: Logger): Promise<ModelToSchedule & { models: readonly ServedModel[] }> {
+  const base = await setUpModel({ ...config, adapter: null }, log, { weights: true, lora: false });
+  for (const warning of base.warnings) log.warn(warning);
+  const name = config.served_model_name ?? basename(base.name);
+  const adapters = await openAdapterSet(config, base, name, log);
+  const setup: ModelSetup = { ...base, lora: adapters?.lora ?? null };
+  const sequences = config.max_num_seqs;
+  return {
+    setup,
+    adapters,
+    models: await servedModels(config, setup, [name, ...(adapters?.names ?? [])], log),
+    room: {
+      sequences,
+      rows: config.kv_cache_tokens ?? usualRows(sequences, setup),
+      waiting: Math.max(0, config.max_concurrent_requests - sequences),
+    },
+  };
 }
 
 /** The base, then its adapters: one tokenizer and template for all. */
