@@ -42,6 +42,8 @@ const DECISIVE = [
   "seed",
 ] as const satisfies readonly (keyof Config)[];
 
+/** What an answer has beside the row that it is to. */
+const OWN = ["index", "output_ids", "text", "finish_reason"];
 const PROGRESS_MS = 10_000;
 
 type Settings = Config & SampleSettings;
@@ -87,7 +89,7 @@ async function languageFor(file: PromptFile, setup: ModelSetup, config: Settings
   return languageOf(setup, config, true, log);
 }
 
-/** Looks at all prompts. Error: PL_DATASET_INVALID for one that leaves no room for an answer. */
+/** Looks at all prompts. Error: PL_DATASET_INVALID for one that leaves no room for an answer, or for an answer's own keys. */
 async function measure(
   file: PromptFile,
   language: Language,
@@ -95,7 +97,17 @@ async function measure(
 ): Promise<{ count: number; longest: number }> {
   let count = 0;
   let longest = 0;
-  for await (const { index, ids } of promptRows(file, language)) {
+  for await (const { index, row, ids } of promptRows(file, language)) {
+    const taken = OWN.find((key) => Object.hasOwn(row, key));
+    if (taken !== undefined) {
+      throw new PipeloraError(
+        "PL_DATASET_INVALID",
+        `${file.path}: prompt ${index + 1} has "${taken}", which answers have of their own`,
+        {
+          hint: "Give that key another name.",
+        },
+      );
+    }
     const wrong = ids.find((id) => id >= spec.shape.vocab);
     if (ids.length >= spec.maxPositions || wrong !== undefined) {
       const what =

@@ -153,7 +153,7 @@ export class LiveReplies {
     await this.#samples.add(
       done.map(({ ids, text, reason }, at) => {
         const { index, row } = this.#prompts[at]!;
-        return { step, index, ...row, output_ids: ids, text, finish_reason: reason };
+        return { ...row, step, index, output_ids: ids, text, finish_reason: reason };
       }),
     );
     reporter.samples(
