@@ -8,7 +8,7 @@ import type { Service } from "../../serve/service.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
 import { type PromptRow, promptRows } from "../generation/prompt-rows.ts";
-import { type Language, languageOf } from "../generation/sample.ts";
+import { type Language, servedLanguage } from "../generation/sample.ts";
 import { usualRows } from "../generation/scheduled-model.ts";
 import { tokenChoice } from "../generation/token-choice.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
@@ -63,11 +63,18 @@ export class LiveReplies {
   static async open(config: Config, setup: ModelSetup, log: Logger): Promise<LiveReplies | null> {
     const { http, sample_prompts: path } = config;
     if (http === null && path === null) return null;
-    const language = await languageOf(setup, { ...config, raw: false }, true, log);
+    const language = await servedLanguage(setup, config, log);
     const prompts: PromptRow[] = [];
     if (path !== null) {
       const plain = !/\.jsonl?$/.test(path);
-      for await (const prompt of promptRows({ path, plain }, language)) prompts.push(prompt);
+      const most = Math.min(setup.spec.maxPositions, config.kv_cache_tokens ?? Number.POSITIVE_INFINITY);
+      for await (const prompt of promptRows({ path, plain }, language)) {
+        if (prompt.ids.length >= most) {
+          const long = `${path}: prompt ${prompt.index + 1} has ${prompt.ids.length} tokens, and a sequence has room for ${most} with the reply`;
+          throw new PipeloraError("PL_DATASET_INVALID", long, { hint: "Shorten it, or leave it out." });
+        }
+        prompts.push(prompt);
+      }
     }
     return new LiveReplies({ config, setup, log }, language, prompts);
   }
@@ -80,9 +87,10 @@ export class LiveReplies {
     const counts: number[] = [];
     if (fixed !== null) counts.push(fixed);
     else {
-      for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > usual.least; rows = Math.ceil(rows / 2))
-        counts.push(rows);
-      counts.push(usual.least);
+      // Every prompt of the run's own, and some reply to it, must find room.
+      const least = Math.max(usual.least, ...this.#prompts.map(({ ids }) => ids.length + 1));
+      for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > least; rows = Math.ceil(rows / 2)) counts.push(rows);
+      counts.push(least);
     }
     return counts.map((rows) => ({ sequences, rows }));
   }

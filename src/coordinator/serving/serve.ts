@@ -2,16 +2,14 @@ import { basename } from "node:path";
 import { exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { rowTemplate } from "../../data/templates.ts";
-import { loadTokenizer } from "../../formats/tokenizer/load.ts";
 import type { Scheduler } from "../../generation/scheduler.ts";
 import type { ServedModel, Service } from "../../serve/service.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
 import { openAdapterSet } from "../generation/adapter-set.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
+import { servedLanguage } from "../generation/sample.ts";
 import { type ModelToSchedule, usualRows, withScheduler } from "../generation/scheduled-model.ts";
 import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { dateOf } from "../planning/row-templates.ts";
 import { type HttpApi, openHttpApi } from "./http-api.ts";
 
 const DEFAULT_ADDRESS = "127.0.0.1:8000";
@@ -80,10 +78,7 @@ async function servedModels(
   names: readonly string[],
   log: Logger,
 ): Promise<ServedModel[]> {
-  const tokenizer = await loadTokenizer(setup.dir);
-  const template = rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
-  if (template.remark !== null) log.warn(template.remark);
-  if (template.source === null) log.warn("the tokenizer has no chat template: only /v1/completions answers");
+  const { tokenizer, template } = await servedLanguage(setup, config, log);
   const stopIds = stopIdsOf({ spec: setup.spec, template });
   return names.map((id, adapter) => ({
     ...{ id, adapter, parent: adapter === 0 ? null : names[0]!, tokenizer, template, stopIds },
