@@ -95,9 +95,19 @@ export class LiveReplies {
     return counts.map((rows) => ({ sequences, rows }));
   }
 
-  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY, PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  /** Opens the API, where one was asked for; requests are taken once the model is placed. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  async listen(): Promise<void> {
+    const { http: address } = this.#config;
+    if (address === null) return;
+    const service = this.#service();
+    const ready = () => this.#scheduler !== null;
+    this.#api = await openHttpApi(this.#config, { address, service, ready, log: this.#log });
+    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
+  }
+
+  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY. */
   async placed({ pipeline, rows, stages, batchTokens }: PlacedCache, step: number): Promise<void> {
-    const { max_num_seqs: sequences, max_concurrent_requests: requests, http } = this.#config;
+    const { max_num_seqs: sequences, max_concurrent_requests: requests } = this.#config;
     await pipeline.openCache(sequences, rows);
     this.#pipeline = pipeline;
     this.#step = step;
@@ -109,10 +119,6 @@ export class LiveReplies {
     this.#limits ??= limits;
     // Whoever asks waits for the step under way.
     this.#scheduler ??= new Scheduler({ ...limits, waiting: requests });
-    if (http === null || this.#api !== null) return;
-    const service = this.#service(this.#scheduler);
-    this.#api = await openHttpApi(this.#config, { address: http, service, ready: () => true, log: this.#log });
-    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
   }
 
   get asked(): boolean {
@@ -176,7 +182,7 @@ export class LiveReplies {
     await this.#api?.close(GRACE_MS);
   }
 
-  #service(scheduler: Scheduler): Service {
+  #service(): Service {
     const {
       output_dir: dir,
       served_model_name: name,
@@ -186,7 +192,7 @@ export class LiveReplies {
     const { spec } = this.#setup;
     const { tokenizer, template } = this.#language;
     return {
-      scheduler,
+      scheduler: () => this.#scheduler,
       models: [
         {
           ...{

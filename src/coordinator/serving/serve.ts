@@ -19,35 +19,43 @@ const GRACE_MS = 30_000;
 const FAREWELL_MS = 1_000;
 
 /**
- * The `serve` command: loads the model over the workers and answers until it is told to stop. Says once that it listens.
- * Errors: whatever setting up raises; the loss of a worker after which nothing is left to try; PL_INTERRUPTED before it listened.
+ * The `serve` command: loads the model over the workers and answers until it is told to stop. Says once that it answers.
+ * Errors: whatever setting up raises; the loss of a worker after which nothing is left to try; PL_INTERRUPTED before it answered.
  */
 export async function serve(config: Config, log: Logger, onListening: (url: string) => void): Promise<void> {
-  /** What was opened: closed here, whatever ends the work. */
-  const opened: HttpApi[] = [];
   const interrupts = new Interrupts(
     () => log.info("answers under way are finished; once more stops at once"),
     (signal) => process.exit(exitCodeOfSignal(signal)),
   );
-  const answerUntilStopped = async (scheduler: Scheduler, models: readonly ServedModel[]) => {
-    const service: Service = { ...serviceSettings(config), scheduler, models, step: () => null };
-    const address = config.http ?? DEFAULT_ADDRESS;
-    const api = await openHttpApi(config, { address, service, ready: () => scheduler.attached, log });
-    opened.push(api);
-    log.info(`answering at ${api.url}/v1 as ${models.map(({ id }) => id).join(", ")}`);
-    onListening(api.url);
-    await interrupts.first.catch(() => {});
-    await api.close(GRACE_MS);
-  };
+  const loaded: { scheduler: Scheduler | null } = { scheduler: null };
+  let api: HttpApi | null = null;
   try {
     const { models, ...model } = await interrupts.during(prepare(config, log));
-    const serving = withScheduler(config, log, model, (scheduler) => answerUntilStopped(scheduler, models));
-    // Before it listens there is nothing to finish.
-    const stopped = interrupts.first.catch((error: unknown) => (opened.length === 0 ? Promise.reject(error) : serving));
+    const service: Service = {
+      ...serviceSettings(config),
+      models,
+      scheduler: () => loaded.scheduler,
+      step: () => null,
+    };
+    const ready = () => loaded.scheduler?.attached === true;
+    // An address that is taken is found before a weight is read.
+    const opened = await openHttpApi(config, { address: config.http ?? DEFAULT_ADDRESS, service, ready, log });
+    api = opened;
+    const serving = withScheduler(config, log, model, async (scheduler) => {
+      loaded.scheduler = scheduler;
+      log.info(`answering at ${opened.url}/v1 as ${models.map(({ id }) => id).join(", ")}`);
+      onListening(opened.url);
+      await interrupts.first.catch(() => {});
+      await opened.close(GRACE_MS);
+    });
+    // Before it is loaded there is nothing to finish.
+    const stopped = interrupts.first.catch((error: unknown) =>
+      loaded.scheduler === null ? Promise.reject(error) : serving,
+    );
     await Promise.race([serving, stopped]);
   } finally {
     interrupts.dispose();
-    for (const api of opened) await api.close(FAREWELL_MS);
+    await api?.close(FAREWELL_MS);
   }
 }
 
