@@ -45,7 +45,9 @@ export async function createApp({ apiKey, tls, onFailure, ready }: AppOptions): 
   app.server.maxConnections = MOST_CONNECTIONS;
   app.setErrorHandler((thrown, request, reply) => {
     const error = toApiError(thrown);
-    if (error.status >= 500) onFailure(`${request.method} ${request.url}`, error.cause ?? error);
+    // Who is told when to come again was not failed.
+    if (error.status >= 500 && error.retryAfterS === null)
+      onFailure(`${request.method} ${request.url}`, error.cause ?? error);
     if (error.retryAfterS !== null) reply.header("retry-after", String(error.retryAfterS));
     if (error.status === 401) reply.header("www-authenticate", "Bearer");
     return reply.code(error.status).send(error.body);
