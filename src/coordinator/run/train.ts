@@ -48,6 +48,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   try {
     const prepared = await interrupts.during(prepareRun(config, log));
     replies = prepared.replies;
+    await replies?.listen();
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
     const run: Run = { ...prepared, cluster, interrupts, log, reporter };
