@@ -16,6 +16,8 @@ const EVALUATION_METRICS = [
 /** A number of steps, or a share of all of them. */
 const stepsOrShare = z.union([positive, z.number().gt(0).lt(1)]);
 
+const TRACKERS = ["none", "tensorboard", "mlflow"] as const;
+
 export const savingOptions = {
   output_dir: option(
     "string",
@@ -155,8 +157,8 @@ export const savingOptions = {
     "list",
     "Logging and saving",
     ["train"],
-    z.union([z.array(choice(["none", "tensorboard"])), choice(["none", "tensorboard"])]).default("none"),
-    "tensorboard: event files in logging_dir.",
+    z.union([z.array(choice(TRACKERS)), choice(TRACKERS)]).default("none"),
+    "tensorboard: event files in logging_dir. mlflow: the server of $MLFLOW_TRACKING_URI. metrics.jsonl is written in any case.",
   ),
   logging_dir: option(
     "string",

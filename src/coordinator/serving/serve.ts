@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import { Registry } from "prom-client";
 import { exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
@@ -42,7 +43,13 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
     await withScheduler(config, log, { setup, room, adapters }, async (scheduler) => {
       const service: Service = { ...serviceSettings(config), scheduler, models, step: () => null };
       const address = config.http ?? DEFAULT_ADDRESS;
-      api = await openHttpApi(config, { address, service, ready: () => scheduler.attached, log });
+      api = await openHttpApi(config, {
+        address,
+        service,
+        ready: () => scheduler.attached,
+        log,
+        registry: new Registry(),
+      });
       log.info(`answering at ${api.url}/v1 as ${service.models.map(({ id }) => id).join(", ")}`);
       onListening(api.url);
       try {
