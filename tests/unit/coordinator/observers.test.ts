@@ -118,7 +118,7 @@ test("/metrics: a run's numbers and a scheduler's, counters that never fall, in 
     assert.match(String(headers["content-type"]), /^text\/plain; version=0\.0\.4/);
     const values = body.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
     for (const line of values)
-      assert.match(line, /^[a-zA-Z_:][\w:]*(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [+-]?(Inf|\d[\d.e+-]*)$/);
+      assert.match(line, /^[a-zA-Z_:][\w:]*(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [+-]?(Nan|Inf|\d[\d.e+-]*)$/);
     return new Map(values.map((line) => [line.slice(0, line.lastIndexOf(" ")), Number(line.split(" ").at(-1))]));
   };
   const first = await read();
