@@ -349,6 +349,13 @@ TensorSource to_source(const Napi::Value& value) {
   const Napi::Array shape = to_array(from.Get("shape"), "source.shape");
   for (std::uint32_t i = 0; i < shape.Length(); ++i) source.shape.push_back(to_int(shape.Get(i), "source.shape"));
   source.transposed = from.Has("transposed") && to_bool(from.Get("transposed"), "source.transposed");
+  if (from.Has("scales")) {
+    const Napi::Object scales = to_object(from.Get("scales"), "source.scales");
+    const TensorSource values = to_source(scales.Get("location"));
+    const Napi::Array block = to_array(scales.Get("block"), "source.scales.block");
+    source.scales = {values.path, values.offset, values.bytes, values.dtype, to_int(block.Get(0u), "source.scales.block"), to_int(block.Get(1u), "source.scales.block")};
+    if (source.scales.block_rows <= 0 || source.scales.block_cols <= 0) throw Error(kQuantizationInvalid, source.path + ": a block of scales has no rows or columns");
+  }
   return source;
 }
 

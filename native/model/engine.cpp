@@ -8,6 +8,7 @@
 #include "pipelora/error.h"
 #include "pipelora/lora_optimizer.h"
 #include "pipelora/mapped_file.h"
+#include "pipelora/scaled_codes.h"
 
 namespace pipelora {
 
@@ -109,7 +110,14 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
     if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
       throw Error(kTensorMismatch, name + ": expected float32, bfloat16 or float16, got " + dtype_name(dtype));
   const MappedFile file(source.path);
-  HostTensor data{file.range(source.offset, source.bytes), source.dtype, 1, static_cast<std::int64_t>(elements)};
+  HostTensor data{nullptr, source.dtype, 1, static_cast<std::int64_t>(elements)};
+  std::vector<bf16> made;
+  if (source.scales.block_rows > 0) {
+    made = expand_codes(name, file, source);
+    data.data = made.data();
+  } else {
+    data.data = file.range(source.offset, source.bytes);
+  }
   std::vector<std::byte> turned;
   if (source.transposed) {
     if (source.shape.size() != 2) throw Error(kCheckpointInvalid, name + ": only a matrix can stand transposed");

@@ -8,6 +8,7 @@ export const DTYPE_BITS = {
   int32: 32,
   int16: 16,
   int8: 8,
+  float8_e4m3fn: 8,
   uint8: 8,
   bool: 8,
 } as const;

@@ -120,6 +120,11 @@ function checkServing(
     !beyond || tls === 2 || config.insecure,
     `--http ${config.http} is beyond loopback, where traffic must be encrypted: give --http-tls-cert and --http-tls-key, or say --insecure`,
   );
+  if (command === "generate") {
+    for (const key of ["max_num_seqs", "kv_cache_tokens"]) {
+      expect(!given.has(key) || config.input !== null, `--${key.replaceAll("_", "-")} acts only with --input`);
+    }
+  }
   if (command !== "train") return;
   const acts = ["api_key_file", "http_tls_cert", "http_tls_key", "served_model_name", "request_timeout"];
   for (const key of [...acts, "max_concurrent_requests"]) {

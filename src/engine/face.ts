@@ -341,6 +341,8 @@ export interface TensorSource {
   readonly shape: readonly number[];
   /** The file has [in, out] of a shape [out, in]; absent: not. */
   readonly transposed?: boolean;
+  /** The file has codes in e4m3, a scale for each block: `dtype` (bfloat16) and `bytes` are those of what they stand for. */
+  readonly scales?: { readonly location: TensorSource; readonly block: readonly [rows: number, columns: number] };
 }
 
 /** How a weight is held: in a dtype, or quantised (linear weights only). */

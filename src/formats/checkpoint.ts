@@ -4,6 +4,7 @@ import { FLOAT_DTYPES, isFloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { isFile, readJsonFile } from "../common/files.ts";
 import { openSafetensors, type SafetensorsFile, type TensorLocation } from "./safetensors.ts";
+import { withScaledWeights } from "./scaled-weights.ts";
 
 /** A checkpoint's tensors by name; headers are read and checked, no tensor is. */
 export interface Checkpoint {
@@ -51,7 +52,7 @@ export async function openCheckpoint(
 ): Promise<Checkpoint> {
   if (await isFile(join(dir, SINGLE_FILE))) {
     const file = await openSafetensors(join(dir, SINGLE_FILE));
-    return checkpointOf(dir, renamed(file.tensors, renameOf(file.tensors, tied)));
+    return checkpointOf(dir, await withScaledWeights(dir, renamed(file.tensors, renameOf(file.tensors, tied))));
   }
   if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir, tied, tensors);
   const pickled =
@@ -150,7 +151,7 @@ async function openSharded(dir: string, tied: TiedNames, wanted: readonly string
     if (location === undefined) throw invalid(`${INDEX_FILE} says that ${shard} holds ${name}, but it does not`);
     tensors.set(name, location);
   }
-  return checkpointOf(dir, renamed(tensors, rename));
+  return checkpointOf(dir, await withScaledWeights(dir, renamed(tensors, rename)));
 }
 
 async function readIndex(path: string): Promise<[string, string][]> {

@@ -16,6 +16,7 @@ const DTYPES: Readonly<Record<string, Dtype>> = {
   I8: "int8",
   U8: "uint8",
   BOOL: "bool",
+  F8_E4M3: "float8_e4m3fn",
 };
 const NAMES = Object.fromEntries(Object.entries(DTYPES).map(([name, dtype]) => [dtype, name])) as Record<Dtype, string>;
 

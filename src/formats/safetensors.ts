@@ -5,6 +5,7 @@ import { lfsPointer } from "../common/lfs.ts";
 import { writeAtomically } from "./atomic-file.ts";
 import { fromFloat32, toFloat32 } from "./half.ts";
 import { encodeHeader, type HeaderTensor, MAX_HEADER_BYTES, parseHeader, storageOrder } from "./safetensors-header.ts";
+import { expandCodes, type Scales } from "./scaled-weights.ts";
 
 /** Where a tensor's bytes lie: a checked range of a file. */
 export interface TensorLocation {
@@ -14,6 +15,8 @@ export interface TensorLocation {
   readonly bytes: number;
   readonly dtype: Dtype;
   readonly shape: readonly number[];
+  /** What lies there are codes in e4m3, which these scales make bfloat16 of: `dtype` and `bytes` are then those of what is made. */
+  readonly scales?: Scales;
 }
 
 export interface SafetensorsFile {
@@ -63,8 +66,20 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
   });
 }
 
-/** The raw little-endian bytes of a tensor. */
+/** The little-endian bytes of a tensor. */
 export async function readTensor(location: TensorLocation): Promise<Uint8Array> {
+  const { scales } = location;
+  return scales === undefined ? readBytes(location) : readScaled(location, scales, 0, location.shape[0]!);
+}
+
+/** Rows of a tensor that is stored in e4m3. */
+async function readScaled(location: TensorLocation, scales: Scales, first: number, rows: number): Promise<Uint8Array> {
+  const columns = location.shape[1]!;
+  const codes = await readBytes({ ...location, offset: location.offset + first * columns, bytes: rows * columns });
+  return expandCodes(codes, columns, first, await readFloat32(scales.location), scales.block);
+}
+
+async function readBytes(location: TensorLocation): Promise<Uint8Array> {
   return withFile(location.path, (file) => readRange(file, location.path, location.offset, location.bytes));
 }
 
@@ -82,6 +97,15 @@ export async function readFloat32(location: TensorLocation): Promise<Float32Arra
 
 /** Its bytes in another floating dtype, each element rounded once; a piece at a time. */
 export async function* convertedTensor(location: TensorLocation, dtype: FloatDtype): AsyncGenerator<Uint8Array> {
+  if (location.scales !== undefined) {
+    const [out, input] = location.shape as [number, number];
+    const rows = Math.max(1, Math.floor(PIECE_ELEMENTS / input));
+    for (let first = 0; first < out; first += rows) {
+      const bytes = await readScaled(location, location.scales, first, Math.min(rows, out - first));
+      yield dtype === "bfloat16" ? bytes : fromFloat32(toFloat32(bytes, "bfloat16")!, dtype);
+    }
+    return;
+  }
   const width = dtypeBytes(location.dtype);
   for (let start = 0; start < location.bytes; start += PIECE_ELEMENTS * width) {
     const bytes = Math.min(PIECE_ELEMENTS * width, location.bytes - start);

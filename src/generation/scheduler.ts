@@ -109,6 +109,11 @@ export class Scheduler {
     return Math.min(this.#limits.positions, this.#limits.rows + 1);
   }
 
+  /** Sequences that may run and wait together. */
+  get mostSequences(): number {
+    return this.#limits.sequences + this.#limits.waiting;
+  }
+
   /** Error: Busy unless so many more sequences may come. */
   expectRoom(count: number): void {
     const places = Math.max(0, this.#limits.sequences - this.#running.length);

@@ -31,7 +31,9 @@ export function checkpointQuantization(config: unknown): CheckpointQuantization 
   const { quantization_config: section } = parseConfig(configuration, config);
   if (section === undefined || section === null) return null;
   const method = section["quant_method"] ?? "bitsandbytes";
-  if (method !== "bitsandbytes") unsupported("quantization_config.quant_method", method, '"bitsandbytes"');
+  if (storesScaledWeights(method, section)) return null;
+  if (method !== "bitsandbytes")
+    unsupported("quantization_config.quant_method", method, '"bitsandbytes", "fp8", "compressed-tensors"');
   const parsed = parseConfig(bitsAndBytes, section, "config.json: quantization_config");
   const four = parsed.load_in_4bit ?? false;
   const eight = parsed.load_in_8bit ?? false;
@@ -55,6 +57,29 @@ export function checkpointQuantization(config: unknown): CheckpointQuantization 
   if (storage !== "uint8") unsupported("quantization_config.bnb_4bit_quant_storage", storage, '"uint8"');
   const doubleQuant = parsed.bnb_4bit_use_double_quant ?? false;
   return { settings: { method: "4bit", quantType, doubleQuant }, skipModules, computeDtype };
+}
+
+const floatGroups = z.looseObject({
+  config_groups: z.record(
+    z.string(),
+    z.looseObject({ weights: z.looseObject({ num_bits: z.number(), type: z.string().max(64) }) }),
+  ),
+});
+
+/**
+ * Whether weights are stored in e4m3 with scales, which are read as the bfloat16 that they stand for (formats/scaled-weights.ts).
+ * Error: PL_MODEL_UNSUPPORTED for compressed-tensors' other forms.
+ */
+function storesScaledWeights(method: unknown, section: object): boolean {
+  if (method === "fp8") return true;
+  if (method !== "compressed-tensors") return false;
+  const { config_groups: groups } = parseConfig(floatGroups, section, "config.json: quantization_config");
+  for (const [name, { weights }] of Object.entries(groups)) {
+    const form = `${weights.num_bits}-bit ${weights.type}`;
+    if (form !== "8-bit float")
+      unsupported(`quantization_config.config_groups.${name}.weights`, form, "8-bit float (e4m3)");
+  }
+  return true;
 }
 
 /** config.json without its quantization_config where that is MXFP4's, whose packed weights the family itself describes. */

@@ -74,17 +74,20 @@ export class Inference {
       throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a round came to a rank without segments or without a cache");
     }
     const passes = new Map<number, Promise<InferResult | null>>();
+    const sends: Promise<void>[] = [];
     for (const { index } of own) {
       // Behind the round before, and, where that is this rank's, behind the segment before.
       const before = Promise.all([this.#tails.get(index), passes.get(index - 1)]);
-      const pass = before.then(() => this.#pass(index, round));
+      const pass = before.then(() => this.#pass(index, round, sends));
       passes.set(index, pass);
       this.#tails.set(
         index,
         pass.catch(() => {}),
       );
     }
-    return (await Promise.all(passes.values())).find((result) => result !== null) ?? null;
+    const results = await Promise.all(passes.values());
+    await Promise.all(sends);
+    return results.find((result) => result !== null) ?? null;
   }
 
   /** When no round is under way. */
@@ -92,8 +95,8 @@ export class Inference {
     await Promise.all(this.#tails.values());
   }
 
-  /** A round through one segment. */
-  async #pass(index: number, round: Round): Promise<InferResult | null> {
+  /** A round through one segment. Its output may still be on its way then: `sends`. */
+  async #pass(index: number, round: Round, sends: Promise<void>[]): Promise<InferResult | null> {
     const { engine, segments, engineSegment } = this.#own;
     const input = index === 0 ? null : await this.#take(index, round);
     const number = engineSegment.get(index)!;
@@ -102,7 +105,7 @@ export class Inference {
     const adapted = this.shelf.use(round.adapter);
     const [output] = await Promise.all([engine.infer(number, this.#cache!, round.sequences, tokens, input), adapted]);
     if (index + 1 < segments.length) {
-      await this.#give(index + 1, round, output);
+      await this.#give(index + 1, round, output, sends);
       return null;
     }
     try {
@@ -131,11 +134,17 @@ export class Inference {
     }
   }
 
-  async #give(toSegment: number, { name }: Round, state: DeviceTensor): Promise<void> {
+  async #give(toSegment: number, { name }: Round, state: DeviceTensor, sends: Promise<void>[]): Promise<void> {
     const key = activationKey(name, toSegment, 0);
     const to = this.#own.segments[toSegment]!.rank;
-    if (to === this.#own.rank) this.#local.set(key, state);
-    else await this.#links.sendWhole(to, key, fromDevice(this.#own.engine, state));
+    if (to === this.#own.rank) {
+      this.#local.set(key, state);
+      return;
+    }
+    const { sent } = await this.#links.send(to, key, fromDevice(this.#own.engine, state));
+    // Awaited with the whole round; the next one may begin before.
+    sent.catch(() => {});
+    sends.push(sent);
   }
 
   async #take(segment: number, { name }: Round): Promise<DeviceTensor> {

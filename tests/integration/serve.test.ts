@@ -306,6 +306,7 @@ test("what is wrong with a request is said in OpenAI's shape", async () => {
     ["a forced call", { tool_choice: "required" }, 400, "invalid_value", "tool_choice"],
     ["too long", { max_tokens: 5000 }, 400, "context_length_exceeded", "messages"],
     ["log-probabilities of nothing", { top_logprobs: 3 }, 400, "invalid_value", "top_logprobs"],
+    ["more replies than ever", { n: 11 }, 400, null, "n"],
     ["a bias outside", { logit_bias: { 9999: 1 } }, 400, null, "logit_bias"],
   ];
   for (const [name, changes, status, code, param] of bad) {

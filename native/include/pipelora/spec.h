@@ -166,6 +166,14 @@ struct TensorSource {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
   bool transposed = false;  // the file has [cols, rows] of a shape [rows, cols]
+  /// The file has codes of a matrix in e4m3, a scale for each block of so many rows and columns: what is loaded is code times scale in
+  /// `dtype`, bf16, rounded once (src/formats/scaled-weights.ts). `bytes` are those of bf16. 0 rows: nothing of the kind.
+  struct Scales {
+    std::string path;
+    std::uint64_t offset = 0, bytes = 0;
+    DType dtype = DType::f32;
+    std::int64_t block_rows = 0, block_cols = 0;
+  } scales{};
 };
 
 struct MicroBatch {

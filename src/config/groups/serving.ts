@@ -49,16 +49,16 @@ export const servingOptions = {
   max_num_seqs: option(
     "integer",
     "Serving",
-    BATCHES,
+    [...BATCHES, "plan"],
     positive.max(256).default(16),
     "Sequences that are continued at a time; others wait.",
   ),
   kv_cache_tokens: option(
     "integer",
     "Serving",
-    BATCHES,
+    [...BATCHES, "plan"],
     optional(positive),
-    "Tokens of all sequences together that the key/value cache has room for; none: as many as these sequences may need at 4096 each, or what fits of that.",
+    "Tokens of all sequences together that the key/value cache has room for; none: as many as these sequences may need at 4096 each (while training 8192 in all), or what fits of that. plan counts it beside a training step.",
   ),
   max_num_batched_tokens: option(
     "integer",

@@ -15,7 +15,7 @@ import { type ModelSettings, setUpModel } from "./model-setup.ts";
 import { type ChosenPlan, type PlanSettings, paperDevices, planFor } from "./planning.ts";
 import { type RentalSet, type RentalSettings, readRental, rentalSets } from "./rental.ts";
 import { type DataSettings, readTrainingData } from "./training-data.ts";
-import { fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
+import { besideCache, fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
 
 export type PaperSettings = ModelSettings &
   DataSettings &
@@ -23,7 +23,7 @@ export type PaperSettings = ModelSettings &
   WorkSettings &
   LinkSettings &
   RentalSettings &
-  Pick<Config, "workers" | "threads">;
+  Pick<Config, "workers" | "threads" | "max_num_seqs" | "kv_cache_tokens">;
 
 export interface PaperPlan {
   readonly plan: Plan;
@@ -51,11 +51,14 @@ export async function planWithoutWorkers(config: PaperSettings, log: Logger): Pr
   const setup = await setUpModel(config, log, { weights: false, lora: true });
   const devices = rental?.devices ?? paperDevices(config, loadEngine().capabilities());
   const data = config.dataset === null ? null : await readTrainingData(config, setup, log);
-  const planOn = (changed: PaperSettings, on: readonly Device[]) =>
-    planFor(changed, setup, on, {
-      workload: data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data),
+  const { kv_cache_tokens: rows, max_num_seqs: sequences } = config;
+  const planOn = (changed: PaperSettings, on: readonly Device[]) => {
+    const workload = data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data);
+    return planFor(changed, setup, on, {
+      workload: rows === null ? workload : besideCache(workload, { sequences, rows }),
       rates: rental?.rates ?? NO_OVERRIDES,
     });
+  };
   const planUnder = (changed: PaperSettings) => planOn(changed, devices);
   const { plan, computeDtype } = await planUnder(config);
   const steps = data?.order.totalSteps ?? (config.max_steps > 0 ? config.max_steps : null);

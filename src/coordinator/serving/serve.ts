@@ -17,6 +17,8 @@ import { type HttpApi, openHttpApi } from "./http-api.ts";
 const DEFAULT_ADDRESS = "127.0.0.1:8000";
 /** Answers under way may take so long once a stop was asked for. */
 const GRACE_MS = 30_000;
+/** Refusals may take so long once nothing can be answered any more. */
+const FAREWELL_MS = 1_000;
 
 /**
  * The `serve` command: loads the model over the workers and answers until it is told to stop. Says once that it listens.
@@ -66,7 +68,7 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
     await Promise.race([serving, stopped]);
   } finally {
     interrupts.dispose();
-    await (api as HttpApi | null)?.close(0);
+    await (api as HttpApi | null)?.close(FAREWELL_MS);
   }
 }
 

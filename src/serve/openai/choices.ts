@@ -64,6 +64,10 @@ export async function replies(
   const { prompts, n, maxTokens, choice, stopIds, stops, specials, signal } = wanted;
   const all = prompts.flatMap((prompt) => Array.from({ length: n }, (_, own) => ({ prompt, own })));
   for (const prompt of prompts) expectFits(prompt.length, maxTokens, scheduler.mostTokens);
+  if (all.length > scheduler.mostSequences) {
+    const most = `At most ${scheduler.mostSequences} replies can be made at a time, and this request asks for ${all.length}.`;
+    throw new ApiError(400, most, { param: n > 1 ? "n" : "prompt" });
+  }
   scheduler.expectRoom(all.length);
   // One that fails ends them all.
   const failed = new AbortController();

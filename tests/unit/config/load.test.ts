@@ -2,8 +2,10 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { parseCoordinator } from "../../../src/cli/parse.ts";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import { loadConfig } from "../../../src/config/load.ts";
+import { withoutSecrets } from "../../../src/config/options.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 const needed = { model: "m", dataset: "d", output_dir: "o" };
@@ -71,6 +73,46 @@ test("nothing listens beyond loopback in plain text unasked", async () => {
   await loadConfig("train", { ...needed, listen: "0.0.0.0:7000", insecure: true });
   await loadConfig("train", { ...needed, listen: "127.0.0.1:7000" });
   await assert.rejects(loadConfig("worker", { coordinator: "10.0.0.1:7000" }), /beyond loopback/);
+});
+
+test("the API stays on loopback unless it speaks TLS, and its flags act or are refused", async () => {
+  const serve = (flags: Record<string, string | boolean>) => loadConfig("serve", { model: "m", ...flags });
+  await assert.rejects(
+    serve({ http: "0.0.0.0:80" }),
+    /--http 0\.0\.0\.0:80 is beyond loopback.*--http-tls-cert.*--insecure/,
+  );
+  await serve({ http: "[::1]:80" });
+  await serve({ http: "0.0.0.0:80", insecure: true });
+  await serve({ http: "0.0.0.0:80", http_tls_cert: "a", http_tls_key: "b" });
+  await assert.rejects(serve({ http: "8000" }), /--http: expected HOST:PORT/);
+  await assert.rejects(serve({ http_tls_cert: "a" }), /go together/);
+  await assert.rejects(serve({ api_key: "a", api_key_file: "b" }), /contradict each other/);
+  await assert.rejects(loadConfig("serve", {}), /--model is required for `serve`/);
+  assert.match(await problem({ http: "0.0.0.0:80" }), /beyond loopback/);
+  assert.match(await problem({ api_key_file: "f" }), /--api-key-file acts only with --http/);
+  assert.match(await problem({ max_num_seqs: "4" }), /--max-num-seqs acts only with --http or --sample-prompts/);
+  assert.match(await problem({ sample_prompts: "p" }), /give --eval-strategy/);
+  const generate = (flags: Record<string, string>) => loadConfig("generate", { model: "m", ...flags });
+  await assert.rejects(generate({ prompt: "x", max_num_seqs: "4" }), /acts only with --input/);
+  await assert.rejects(generate({ input: "a" }), /--input and --output go together/);
+  await assert.rejects(generate({ input: "a", output: "b", prompt: "x" }), /takes one of/);
+  await generate({ input: "a", output: "b", max_num_seqs: "4" });
+});
+
+test("a key for the API comes from the environment too, and goes into no file", async () => {
+  process.env["PIPELORA_API_KEY"] = "secret";
+  try {
+    const config = await loadConfig("serve", { model: "m" });
+    assert.equal(config.api_key, "secret");
+    assert.ok(!JSON.stringify(withoutSecrets(config)).includes("secret"));
+  } finally {
+    delete process.env["PIPELORA_API_KEY"];
+  }
+});
+
+test("a flag that may stand again is joined", async () => {
+  const parsed = await parseCoordinator(["serve", "--model", "m", "--adapter", "a=x", "--adapter", "b=y/z"]);
+  assert.equal(parsed!.config.adapter, "a=x,b=y/z");
 });
 
 test("what a command needs is asked for", async () => {

@@ -287,6 +287,29 @@ test("a pause answers those that wait then, leaves later ones for the next, and 
   assert.deepEqual(late!.tokens, alone(one).tokens);
 });
 
+test("what had begun in a pause whose runner failed fails too: another one's weights may differ", async () => {
+  const own = { ...LIMITS, sequences: 1 };
+  const scheduler = new Scheduler(own);
+  const one: Asked = { prompt: [3, 1], maxNewTokens: 6, stop: null };
+  const model = new CachedModel(own);
+  const begun = ask(scheduler, one);
+  const waiting = ask(scheduler, one);
+  const lost = new PipeloraError("PL_WORKER_LOST", "gone");
+  await assert.rejects(
+    scheduler.answerWaiting({
+      infer: async (round) => {
+        if (begun.tokens.length === 3) throw lost;
+        return model.infer(round);
+      },
+    }),
+    lost,
+  );
+  await assert.rejects(begun.ended, lost);
+  await scheduler.answerWaiting(new CachedModel(own));
+  assert.equal(await waiting.ended, "length");
+  assert.deepEqual(waiting.tokens, alone(one).tokens);
+});
+
 test("one sequence without a token fails alone; one that breaks every pipeline is given up", async () => {
   const scheduler = new Scheduler(LIMITS);
   const inner = new CachedModel(LIMITS);
