@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { tracedSteps } from "../../common/traced-steps.ts";
 import { choice, flag, option, optional, positive, STRATEGIES, text } from "./vocabulary.ts";
 
 /** What an evaluation logs, with and without the Trainer's prefix. */
@@ -167,5 +168,30 @@ export const savingOptions = {
     optional(text),
     "Folder of event files; none: output_dir/runs.",
     "DIR",
+  ),
+  trace: option(
+    "string",
+    "Logging and saving",
+    ["train"],
+    optional(text),
+    "Write what every rank did in --trace-steps, on one clock, for Perfetto or chrome://tracing.",
+    "FILE",
+  ),
+  trace_steps: option(
+    "string",
+    "Logging and saving",
+    ["train"],
+    z
+      .union([text, positive.transform(String)])
+      .superRefine((given, context) => {
+        try {
+          tracedSteps(given);
+        } catch (error) {
+          context.addIssue({ code: "custom", message: (error as Error).message });
+        }
+      })
+      .default("3-5"),
+    "Steps that --trace tells of: 3-5, or 1,10-12.",
+    "STEPS",
   ),
 };

@@ -1,3 +1,4 @@
+import { tracedSteps } from "../../common/traced-steps.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
@@ -22,6 +23,8 @@ export type PrepareSettings = LinkSettings &
     | "label_smoothing_factor"
     | "neftune_noise_alpha"
     | "fp8"
+    | "trace"
+    | "trace_steps"
   >;
 
 /** The part of a plan that the workers act on. */
@@ -68,6 +71,7 @@ export async function prepareRequests(
     labelSmoothing: settings.label_smoothing_factor,
     neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
     fp8: settings.fp8,
+    traceSteps: settings.trace === null ? [] : tracedSteps(settings.trace_steps),
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];

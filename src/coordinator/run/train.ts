@@ -24,6 +24,7 @@ import { templateDate } from "./resume-point.ts";
 import type { PreparedRun, Run } from "./run.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
+import { TraceFile } from "./trace-file.ts";
 import { trainingStages } from "./training-stages.ts";
 import { withWholeSteps } from "./whole-steps.ts";
 
@@ -96,8 +97,9 @@ async function prepareRun(asked: Config, log: Logger, registry: Registry): Promi
   const fingerprint = await runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
   const files = await RunFiles.open(config, setup, identity, warn);
+  const trace = await TraceFile.open(config, warn);
   const replies = await LiveReplies.open(config, setup, { log, registry });
-  return { config, setup, data, files, replies, warn };
+  return { config, setup, data, files, trace, replies, warn };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */

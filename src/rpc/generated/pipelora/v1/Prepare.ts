@@ -31,6 +31,7 @@ export interface Prepare {
   'labelSmoothing'?: (number | string);
   'neftuneNoiseAlpha'?: (number | string);
   'fp8'?: (boolean);
+  'traceSteps'?: (number | string | Long)[];
 }
 
 export interface Prepare__Output {
@@ -56,4 +57,5 @@ export interface Prepare__Output {
   'labelSmoothing': (number);
   'neftuneNoiseAlpha': (number);
   'fp8': (boolean);
+  'traceSteps': (number)[];
 }
