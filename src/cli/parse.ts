@@ -90,17 +90,14 @@ function describe(
   const message = error.message.replace(/^error: /, "");
   const unknown = /unknown option '(--[^']+)'/.exec(message)?.[1];
   if (unknown === undefined) return message;
-  const [near] = nearest(
-    unknown,
-    [
-      ...new Set(
-        Object.keys(commands)
-          .flatMap((command) => optionsOf(command as Command))
-          .map(([key]) => flagOf(key)),
-      ),
-    ],
-    1,
-  );
+  const all = Object.keys(commands) as Command[];
+  const flagsOf = (command: Command) => optionsOf(command).map(([key]) => flagOf(key));
+  // Without a command's name it is the first's.
+  const given = all.find((command) => command === first) ?? (first?.startsWith("-") === true ? all[0] : undefined);
+  const takers = all.filter((command) => flagsOf(command).includes(unknown));
+  if (given !== undefined && takers.length > 0)
+    return `${unknown} is no flag of \`${given}\`, but of ${takers.join(", ")}`;
+  const [near] = nearest(unknown, given === undefined ? [...new Set(all.flatMap(flagsOf))] : flagsOf(given), 1);
   return near === undefined ? message : `${message}; did you mean ${near}?`;
 }
 

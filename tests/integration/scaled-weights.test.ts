@@ -180,7 +180,7 @@ test("scales that are missing, of another shape or another dtype, and other form
   const config = readJson(stored, "config.json");
   const parameters = async (changed: object) => {
     writeFileSync(join(stored, "config.json"), JSON.stringify({ ...config, ...changed }));
-    return coordinator(["generate", "--model", stored, "--prompt", "x", "--raw", "--devices", "cpu"]);
+    return coordinator(["generate", "--model", stored, "--prompt", "x", "--raw"]);
   };
   const blocks = await parameters({ quantization_config: { quant_method: "fp8", weight_block_size: [32, 24] } });
   assert.match(blocks.stderr, /PL_QUANTIZATION_INVALID.*_proj\.weight_scale_inv has shape/s);

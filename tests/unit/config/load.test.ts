@@ -61,6 +61,17 @@ test("every problem is named at once, with a suggestion for a typo", async () =>
   assert.match(message, /--lora-dropout/);
 });
 
+test("a flag of another command is told from a typo", async () => {
+  const message = (...argv: string[]) =>
+    parseCoordinator(argv).then(
+      () => "accepted",
+      (error: Error) => error.message,
+    );
+  assert.match(await message("generate", "--devices", "cpu"), /--devices is no flag of `generate`, but of plan/);
+  assert.match(await message("--prompt", "x"), /--prompt is no flag of `train`, but of .*generate/);
+  assert.match(await message("generate", "--promt", "x"), /did you mean --prompt\?/);
+});
+
 test("contradictions are refused", async () => {
   assert.match(await problem({ adapter: "a", lora_r: "8" }), /--lora-r contradicts --adapter/);
   assert.match(await problem({ eval_strategy: "steps" }), /--eval-strategy needs/);
