@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import type { Registry } from "prom-client";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
@@ -40,6 +41,7 @@ export class LiveReplies {
   readonly #prompts: readonly PromptRow[];
   readonly #samples: SampleFile;
   readonly #log: Logger;
+  readonly #registry: Registry;
   #limits: Omit<SchedulerLimits, "waiting"> | null = null;
   #scheduler: Scheduler | null = null;
   #api: HttpApi | null = null;
@@ -47,20 +49,25 @@ export class LiveReplies {
   #step = 0;
 
   private constructor(
-    { config, setup, log }: { config: Config; setup: ModelSetup; log: Logger },
+    { config, setup, log, registry }: { config: Config; setup: ModelSetup; log: Logger; registry: Registry },
     language: Language,
     prompts: readonly PromptRow[],
   ) {
     this.#config = config;
     this.#setup = setup;
     this.#log = log;
+    this.#registry = registry;
     this.#language = language;
     this.#prompts = prompts;
     this.#samples = new SampleFile(config.output_dir!);
   }
 
   /** Reads tokenizer and prompts; null where nobody is to be answered. Errors: PL_TOKENIZER_INVALID, PL_DATASET_INVALID, PL_TEMPLATE_INVALID. */
-  static async open(config: Config, setup: ModelSetup, log: Logger): Promise<LiveReplies | null> {
+  static async open(
+    config: Config,
+    setup: ModelSetup,
+    { log, registry }: { readonly log: Logger; readonly registry: Registry },
+  ): Promise<LiveReplies | null> {
     const { http, sample_prompts: path } = config;
     if (http === null && path === null) return null;
     const language = await servedLanguage(setup, config, log);
@@ -76,7 +83,7 @@ export class LiveReplies {
         prompts.push(prompt);
       }
     }
-    return new LiveReplies({ config, setup, log }, language, prompts);
+    return new LiveReplies({ config, setup, log, registry }, language, prompts);
   }
 
   /** Room that the plan is to leave, most wanted first. A run that was placed keeps its room. */
@@ -101,7 +108,10 @@ export class LiveReplies {
     if (address === null) return;
     const service = this.#service();
     const ready = () => this.#scheduler !== null;
-    this.#api = await openHttpApi(this.#config, { address, service, ready, log: this.#log });
+    this.#api = await openHttpApi(this.#config, {
+      ...{ address, service, ready },
+      ...{ log: this.#log, registry: this.#registry },
+    });
     this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
   }
 

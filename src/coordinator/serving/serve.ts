@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import { Registry } from "prom-client";
 import { exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
@@ -39,7 +40,10 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
     };
     const ready = () => loaded.scheduler?.attached === true;
     // An address that is taken is found before a weight is read.
-    const opened = await openHttpApi(config, { address: config.http ?? DEFAULT_ADDRESS, service, ready, log });
+    const opened = await openHttpApi(config, {
+      ...{ address: config.http ?? DEFAULT_ADDRESS, service, ready },
+      ...{ log, registry: new Registry() },
+    });
     api = opened;
     const serving = withScheduler(config, log, model, async (scheduler) => {
       loaded.scheduler = scheduler;

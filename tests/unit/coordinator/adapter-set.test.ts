@@ -4,8 +4,10 @@ import { test } from "node:test";
 import { createLogger } from "../../../src/common/log.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import { openAdapterSet } from "../../../src/coordinator/generation/adapter-set.ts";
+import { pairReader } from "../../../src/coordinator/planning/adapter-pairs.ts";
 import { setUpModel } from "../../../src/coordinator/planning/model-setup.ts";
-import { adapterPairs, openAdapter } from "../../../src/formats/adapter.ts";
+import { openAdapter } from "../../../src/formats/adapter.ts";
+import { pairNames } from "../../../src/models/kinds/lora.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
 import { writeChainAdapter, writeChainModel } from "../../support/chain-model.ts";
 import { temporaryFolder } from "../../support/cli.ts";
@@ -49,14 +51,14 @@ test("adapters of other ranks, scales and modules add in common pairs what they 
   );
   for (const [index, { name }] of made.entries()) {
     const adapter = await openAdapter(join(dir, name));
-    const own = resolveLoraTargets(setup.spec, adapter.settings).targets;
+    const lora = resolveLoraTargets(setup.spec, adapter.settings);
+    const own = lora.targets;
     const values = await set.values(index);
     assert.equal(values.length, 2 * own.length);
     for (const target of own) {
-      const { a, b } = await adapterPairs(adapter, own)(target);
-      const [wideA, wideB] = (["A", "B"] as const).map(
-        (matrix) => values.find((value) => value.module === target.name && value.matrix === matrix)!.values,
-      );
+      const { a, b } = await pairReader(adapter, lora)(target);
+      const names = pairNames(target.name, target.role);
+      const [wideA, wideB] = [names.a, names.b].map((wanted) => values.find(({ name }) => name === wanted)!.values);
       const { r, scale } = targets.get(target.name)!;
       const got = added(wideA!, wideB!, r, scale);
       const expected = added(a, b, target.r, target.scale);

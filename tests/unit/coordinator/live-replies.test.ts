@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { Registry } from "prom-client";
 import { createLogger } from "../../../src/common/log.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import { setUpModel } from "../../../src/coordinator/planning/model-setup.ts";
@@ -17,7 +18,8 @@ test("room for replies is what was asked for, or as much as fits, never less tha
   const prompts = join(dir, "prompts.txt");
   const config = { ...defaultConfig(), model: dir, output_dir: dir };
   const setup = await setUpModel(config, log, { weights: true, lora: true });
-  const open = (changes: object) => LiveReplies.open({ ...config, ...changes }, setup, log);
+  const open = (changes: object) =>
+    LiveReplies.open({ ...config, ...changes }, setup, { log, registry: new Registry() });
   const rows = async (changes: object) => (await open(changes))!.rooms().map((room) => room.rows);
 
   assert.equal(await open({}), null);
