@@ -28,6 +28,7 @@ import { processorSeconds } from "./processor-time.ts";
 import { StepRelay } from "./step-relay.ts";
 import { runInstructions } from "./step-runner.ts";
 import { TimeSums } from "./time-sums.ts";
+import { clockMs, Trace } from "./trace.ts";
 
 export interface RankOptions {
   readonly device: string;
@@ -60,6 +61,7 @@ export class Rank {
   #prepared: PreparedRank | null = null;
   #passes = 0;
   #times = new TimeSums();
+  #trace = new Trace([]);
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportMatrices request. */
   #importing: { request: number; left: number; adapter: number } | null = null;
@@ -136,8 +138,13 @@ export class Rank {
             memory: await memoryReport(this.#ready().engine),
             steps: this.#times.steps,
             times: this.#times.sums,
+            spans: this.#trace.spans,
           },
         };
+      case "readClock": {
+        const receivedMs = clockMs();
+        return { clock: { receivedMs, sentMs: clockMs() } };
+      }
       case "applyUpdate":
         await applyUpdate(this.#ready(), message.applyUpdate!);
         return { done: {} };
@@ -234,6 +241,7 @@ export class Rank {
     this.#prepared = await prepareRank(request, await this.#model(request), this.#rank, this.#host());
     await this.#options.links.opened();
     this.#times = new TimeSums();
+    this.#trace = new Trace(request.traceSteps);
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
@@ -251,7 +259,12 @@ export class Rank {
     const passedOn = relay.passOn(message);
     // Awaited below; should the step fail first, its failure is the one to tell.
     passedOn.catch(() => {});
-    if (request.previous) await applyUpdate(prepared, request.previous);
+    const trace = this.#trace.of(request.step);
+    if (request.previous) {
+      const began = performance.now();
+      await applyUpdate(prepared, request.previous);
+      trace?.add("update", began);
+    }
     const batches = unpackMicroBatches(
       ownPart(given(request.microBatches, "micro-batches"), prepared.segments, this.#rank),
       {
@@ -267,13 +280,17 @@ export class Rank {
       name,
       instructions: prepared.instructions(batches.length, "train"),
       batches,
+      trace,
     });
     if (prepared.replicas !== null && prepared.matrixIds.length > 0) {
       const began = performance.now();
       totals.sentBytes += await sumGradients(prepared.engine, this.#options.links, prepared.replicas, name);
       totals.reduceMs = performance.now() - began;
+      trace?.add("reduce", began);
     }
+    const ended = performance.now();
     const squares = await prepared.engine.gradSquares();
+    trace?.add("norm", ended);
     const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
     const totalMs = performance.now() - started;
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
@@ -303,6 +320,7 @@ export class Rank {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),
       batches,
+      trace: null,
     });
     return { evaluateResult: { lossSum, labelTokens, correctTokens } };
   }

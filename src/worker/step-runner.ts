@@ -5,6 +5,7 @@ import { activationKey, gradientKey } from "../links/link.ts";
 import type { Instruction } from "../schedule/index.ts";
 import type { RankLinks } from "./links.ts";
 import { fromDevice, toDevice } from "./tensors.ts";
+import type { SpanKind, StepTrace } from "./trace.ts";
 
 export interface StepTotals {
   lossSum: number;
@@ -25,6 +26,8 @@ export interface StepInput {
   readonly name: string;
   readonly instructions: readonly Instruction[];
   readonly batches: readonly MicroBatch[];
+  /** Hears when everything began and ended; null: nobody does. */
+  readonly trace: StepTrace | null;
 }
 
 /**
@@ -90,6 +93,8 @@ class Pass {
   readonly #expected = new Set<Instruction>();
   /** Per micro-batch, so that sums are made in one order whatever the schedule. */
   readonly #losses: { lossSum: number; labelTokens: number; correctTokens: number }[] = [];
+  /** When the engine was last seen to end something. */
+  #computed = 0;
 
   constructor(engine: Engine, engineSegment: ReadonlyMap<number, number>, links: RankLinks, input: StepInput) {
     this.#engine = engine;
@@ -111,12 +116,13 @@ class Pass {
     this.#expected.add(instruction);
     const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
     const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
-    const written = arrived.then((tensor) => this.#timed(toDevice(this.#engine, tensor)));
+    const written = arrived.then((tensor) => this.#timed(toDevice(this.#engine, tensor), "receive", instruction));
     written.catch(() => {});
     slots.set(`${segment}/${microBatch}`, written);
   }
 
-  async issue({ kind, segment, microBatch, peer }: Instruction): Promise<void> {
+  async issue(instruction: Instruction): Promise<void> {
+    const { kind, segment, microBatch } = instruction;
     const { name } = this.#input;
     const here = `${segment}/${microBatch}`;
     switch (kind) {
@@ -124,22 +130,22 @@ class Pass {
       case "recv-backward":
         return;
       case "forward":
-        return this.#forward(segment, microBatch, await this.#arrival(this.#activations, here));
+        return this.#forward(instruction, await this.#arrival(this.#activations, here, instruction));
       case "backward":
-        return this.#backward(segment, microBatch, await this.#arrival(this.#gradients, here));
+        return this.#backward(instruction, await this.#arrival(this.#gradients, here, instruction));
       // A segment's output is the next segment's input, and its input's gradient the output gradient of the one before.
       case "send-forward":
         return this.#send(
           this.#activations,
           `${segment + 1}/${microBatch}`,
-          peer!,
+          instruction,
           activationKey(name, segment + 1, microBatch),
         );
       case "send-backward":
         return this.#send(
           this.#gradients,
           `${segment - 1}/${microBatch}`,
-          peer!,
+          instruction,
           gradientKey(name, segment - 1, microBatch),
         );
     }
@@ -165,11 +171,24 @@ class Pass {
     await this.#engine.discard();
   }
 
-  async #timed<T>(copy: Promise<T>): Promise<T> {
+  async #timed<T>(copy: Promise<T>, kind: SpanKind, instruction: Instruction): Promise<T> {
     const started = performance.now();
     const done = await copy;
     this.totals.linkMs += performance.now() - started;
+    this.#input.trace?.add(kind, started, instruction);
     return done;
+  }
+
+  /** The engine works in order: what was queued behind something began when that ended. */
+  #traceCompute(queued: Promise<unknown>, kind: SpanKind, instruction: Instruction): void {
+    const { trace } = this.#input;
+    if (trace === null) return;
+    const issued = performance.now();
+    const ended = () => {
+      trace.add(kind, Math.max(issued, this.#computed), instruction);
+      this.#computed = performance.now();
+    };
+    queued.then(ended, () => {});
   }
 
   /** Notes what was queued. Its failure is seen by orFailure, so it never counts as unhandled. */
@@ -178,14 +197,17 @@ class Pass {
     queued.catch((error: unknown) => this.#failure.reject(error));
   }
 
-  async #arrival(slots: Map<string, Slot>, where: string): Promise<DeviceTensor | null> {
+  async #arrival(slots: Map<string, Slot>, where: string, instruction: Instruction): Promise<DeviceTensor | null> {
+    const slot = take(slots, where);
     const started = performance.now();
-    const tensor = await take(slots, where);
+    const tensor = await slot;
     this.totals.waitMs += performance.now() - started;
+    if (tensor !== null) this.#input.trace?.add("wait", started, instruction);
     return tensor;
   }
 
-  #forward(segment: number, microBatch: number, input: DeviceTensor | null): void {
+  #forward(instruction: Instruction, input: DeviceTensor | null): void {
+    const { segment, microBatch } = instruction;
     const batch = this.#input.batches[microBatch]!;
     const result = this.#engine.forward(this.#engineSegment.get(segment)!, batch, input).then(({ output, ...loss }) => {
       // Only the head has a loss; other segments report zeros.
@@ -193,12 +215,15 @@ class Pass {
       return output;
     });
     this.#run(result);
+    this.#traceCompute(result, "forward", instruction);
     this.#activations.set(`${segment + 1}/${microBatch}`, result);
   }
 
-  #backward(segment: number, microBatch: number, gradient: DeviceTensor | null): void {
+  #backward(instruction: Instruction, gradient: DeviceTensor | null): void {
+    const { segment, microBatch } = instruction;
     const result = this.#engine.backward(this.#engineSegment.get(segment)!, microBatch, gradient);
     this.#run(result);
+    this.#traceCompute(result, "backward", instruction);
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);
   }
 
@@ -207,11 +232,11 @@ class Pass {
    * wait for it; and until its link has room, so that a slow peer holds this rank back. Then it goes its way while the
    * list goes on.
    */
-  async #send(slots: Map<string, Slot>, where: string, peer: number, key: string): Promise<void> {
+  async #send(slots: Map<string, Slot>, where: string, instruction: Instruction, key: string): Promise<void> {
     const tensor = fromDevice(this.#engine, (await take(slots, where))!);
     this.totals.sentBytes += tensor.byteLength;
-    const { sent } = await this.#links.send(peer, key, tensor);
-    this.#run(this.#timed(sent));
+    const { sent } = await this.#links.send(instruction.peer!, key, tensor);
+    this.#run(this.#timed(sent, "send", instruction));
   }
 }
 

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { tracedSteps } from "../../common/traced-steps.ts";
 import { choice, flag, option, optional, positive, STRATEGIES, text } from "./vocabulary.ts";
 
 /** What an evaluation logs, with and without the Trainer's prefix. */
@@ -15,6 +16,8 @@ const EVALUATION_METRICS = [
 
 /** A number of steps, or a share of all of them. */
 const stepsOrShare = z.union([positive, z.number().gt(0).lt(1)]);
+
+const TRACKERS = ["none", "tensorboard", "mlflow"] as const;
 
 export const savingOptions = {
   output_dir: option(
@@ -155,8 +158,8 @@ export const savingOptions = {
     "list",
     "Logging and saving",
     ["train"],
-    z.union([z.array(choice(["none", "tensorboard"])), choice(["none", "tensorboard"])]).default("none"),
-    "tensorboard: event files in logging_dir.",
+    z.union([z.array(choice(TRACKERS)), choice(TRACKERS)]).default("none"),
+    "tensorboard: event files in logging_dir. mlflow: the server of $MLFLOW_TRACKING_URI. metrics.jsonl is written in any case.",
   ),
   logging_dir: option(
     "string",
@@ -165,5 +168,30 @@ export const savingOptions = {
     optional(text),
     "Folder of event files; none: output_dir/runs.",
     "DIR",
+  ),
+  trace: option(
+    "string",
+    "Logging and saving",
+    ["train"],
+    optional(text),
+    "Write what every rank did in --trace-steps, on one clock, for Perfetto or chrome://tracing.",
+    "FILE",
+  ),
+  trace_steps: option(
+    "string",
+    "Logging and saving",
+    ["train"],
+    z
+      .union([text, positive.transform(String)])
+      .superRefine((given, context) => {
+        try {
+          tracedSteps(given);
+        } catch (error) {
+          context.addIssue({ code: "custom", message: (error as Error).message });
+        }
+      })
+      .default("3-5"),
+    "Steps that --trace tells of: 3-5, or 1,10-12.",
+    "STEPS",
   ),
 };

@@ -25,6 +25,13 @@ export interface MatrixValues {
 }
 
 const CAUSE_WAIT_MS = 3_000;
+const CLOCK_TRIPS = 10;
+
+/** A rank's clock against this process's. */
+export interface Clock {
+  readonly offsetMs: number;
+  readonly errorMs: number;
+}
 
 /** One replica of the pipeline. */
 export interface PipelineRoles {
@@ -86,6 +93,25 @@ export class Pipeline {
   async report(): Promise<RankReport__Output[]> {
     const replies = await this.#all((member) => member.request({ reportRank: {} }));
     return replies.map((reply) => reply.rankReport!);
+  }
+
+  /**
+   * By rank: what to take off its times to have this process's, and how wrong that can be. Of several round trips the fastest one's, as
+   * NTP does it.
+   */
+  async clocks(): Promise<Clock[]> {
+    return this.#all(async (member) => {
+      let best: Clock | null = null;
+      for (let trip = 0; trip < CLOCK_TRIPS; trip++) {
+        const sent = performance.now();
+        const { receivedMs, sentMs } = (await member.request({ readClock: {} })).clock!;
+        const received = performance.now();
+        const errorMs = Math.max(0, received - sent - (sentMs - receivedMs)) / 2;
+        const offsetMs = (receivedMs + sentMs - sent - received) / 2 - performance.timeOrigin;
+        if (best === null || errorMs < best.errorMs) best = { offsetMs, errorMs };
+      }
+      return best!;
+    });
   }
 
   async applyUpdate(update: Update): Promise<void> {

@@ -105,7 +105,7 @@ async function fittedValues({ adapter, lora }: Member, common: readonly LoraTarg
     for (let row = 0; row < target.out; row++) {
       for (let column = 0; column < target.r; column++) wideB[row * r + column] = b[row * target.r + column]! * factor;
     }
-    const names = pairNames(target.name);
+    const names = pairNames(target.name, target.role);
     values.push({ name: names.a, part: "weight", values: wideA });
     values.push({ name: names.b, part: "weight", values: wideB });
   }

@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import type { Registry } from "prom-client";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
@@ -8,7 +9,7 @@ import type { Service } from "../../serve/service.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
 import { type PromptRow, promptRows } from "../generation/prompt-rows.ts";
-import { type Language, languageOf } from "../generation/sample.ts";
+import { type Language, servedLanguage } from "../generation/sample.ts";
 import { usualRows } from "../generation/scheduled-model.ts";
 import { tokenChoice } from "../generation/token-choice.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
@@ -40,6 +41,7 @@ export class LiveReplies {
   readonly #prompts: readonly PromptRow[];
   readonly #samples: SampleFile;
   readonly #log: Logger;
+  readonly #registry: Registry;
   #limits: Omit<SchedulerLimits, "waiting"> | null = null;
   #scheduler: Scheduler | null = null;
   #api: HttpApi | null = null;
@@ -47,29 +49,41 @@ export class LiveReplies {
   #step = 0;
 
   private constructor(
-    { config, setup, log }: { config: Config; setup: ModelSetup; log: Logger },
+    { config, setup, log, registry }: { config: Config; setup: ModelSetup; log: Logger; registry: Registry },
     language: Language,
     prompts: readonly PromptRow[],
   ) {
     this.#config = config;
     this.#setup = setup;
     this.#log = log;
+    this.#registry = registry;
     this.#language = language;
     this.#prompts = prompts;
     this.#samples = new SampleFile(config.output_dir!);
   }
 
   /** Reads tokenizer and prompts; null where nobody is to be answered. Errors: PL_TOKENIZER_INVALID, PL_DATASET_INVALID, PL_TEMPLATE_INVALID. */
-  static async open(config: Config, setup: ModelSetup, log: Logger): Promise<LiveReplies | null> {
+  static async open(
+    config: Config,
+    setup: ModelSetup,
+    { log, registry }: { readonly log: Logger; readonly registry: Registry },
+  ): Promise<LiveReplies | null> {
     const { http, sample_prompts: path } = config;
     if (http === null && path === null) return null;
-    const language = await languageOf(setup, { ...config, raw: false }, true, log);
+    const language = await servedLanguage(setup, config, log);
     const prompts: PromptRow[] = [];
     if (path !== null) {
       const plain = !/\.jsonl?$/.test(path);
-      for await (const prompt of promptRows({ path, plain }, language)) prompts.push(prompt);
+      const most = Math.min(setup.spec.maxPositions, config.kv_cache_tokens ?? Number.POSITIVE_INFINITY);
+      for await (const prompt of promptRows({ path, plain }, language)) {
+        if (prompt.ids.length >= most) {
+          const long = `${path}: prompt ${prompt.index + 1} has ${prompt.ids.length} tokens, and a sequence has room for ${most} with the reply`;
+          throw new PipeloraError("PL_DATASET_INVALID", long, { hint: "Shorten it, or leave it out." });
+        }
+        prompts.push(prompt);
+      }
     }
-    return new LiveReplies({ config, setup, log }, language, prompts);
+    return new LiveReplies({ config, setup, log, registry }, language, prompts);
   }
 
   /** Room that the plan is to leave, most wanted first. A run that was placed keeps its room. */
@@ -80,16 +94,30 @@ export class LiveReplies {
     const counts: number[] = [];
     if (fixed !== null) counts.push(fixed);
     else {
-      for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > usual.least; rows = Math.ceil(rows / 2))
-        counts.push(rows);
-      counts.push(usual.least);
+      // Every prompt of the run's own, and some reply to it, must find room.
+      const least = Math.max(usual.least, ...this.#prompts.map(({ ids }) => ids.length + 1));
+      for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > least; rows = Math.ceil(rows / 2)) counts.push(rows);
+      counts.push(least);
     }
     return counts.map((rows) => ({ sequences, rows }));
   }
 
-  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY, PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  /** Opens the API, where one was asked for; requests are taken once the model is placed. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  async listen(): Promise<void> {
+    const { http: address } = this.#config;
+    if (address === null) return;
+    const service = this.#service();
+    const ready = () => this.#scheduler !== null;
+    this.#api = await openHttpApi(this.#config, {
+      ...{ address, service, ready },
+      ...{ log: this.#log, registry: this.#registry },
+    });
+    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
+  }
+
+  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY. */
   async placed({ pipeline, rows, stages, batchTokens }: PlacedCache, step: number): Promise<void> {
-    const { max_num_seqs: sequences, max_concurrent_requests: requests, http } = this.#config;
+    const { max_num_seqs: sequences, max_concurrent_requests: requests } = this.#config;
     await pipeline.openCache(sequences, rows);
     this.#pipeline = pipeline;
     this.#step = step;
@@ -101,10 +129,6 @@ export class LiveReplies {
     this.#limits ??= limits;
     // Whoever asks waits for the step under way.
     this.#scheduler ??= new Scheduler({ ...limits, waiting: requests });
-    if (http === null || this.#api !== null) return;
-    const service = this.#service(this.#scheduler);
-    this.#api = await openHttpApi(this.#config, { address: http, service, ready: () => true, log: this.#log });
-    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
   }
 
   get asked(): boolean {
@@ -153,7 +177,7 @@ export class LiveReplies {
     await this.#samples.add(
       done.map(({ ids, text, reason }, at) => {
         const { index, row } = this.#prompts[at]!;
-        return { step, index, ...row, output_ids: ids, text, finish_reason: reason };
+        return { ...row, step, index, output_ids: ids, text, finish_reason: reason };
       }),
     );
     reporter.samples(
@@ -168,7 +192,7 @@ export class LiveReplies {
     await this.#api?.close(GRACE_MS);
   }
 
-  #service(scheduler: Scheduler): Service {
+  #service(): Service {
     const {
       output_dir: dir,
       served_model_name: name,
@@ -178,7 +202,7 @@ export class LiveReplies {
     const { spec } = this.#setup;
     const { tokenizer, template } = this.#language;
     return {
-      scheduler,
+      scheduler: () => this.#scheduler,
       models: [
         {
           ...{

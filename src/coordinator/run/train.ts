@@ -1,4 +1,5 @@
 import { lookup } from "node:dns/promises";
+import type { Registry } from "prom-client";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
 import { toPipeloraError } from "../../common/errors.ts";
@@ -23,6 +24,7 @@ import { templateDate } from "./resume-point.ts";
 import type { PreparedRun, Run } from "./run.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
+import { TraceFile } from "./trace-file.ts";
 import { trainingStages } from "./training-stages.ts";
 import { withWholeSteps } from "./whole-steps.ts";
 
@@ -31,10 +33,11 @@ const SETTLE_MS = 60_000;
 
 /**
  * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
- * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step.
+ * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `registry`: what
+ * /metrics tells with --http.
  * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; whatever the parts raise.
  */
-export async function train(config: Config, log: Logger, reporter: Reporter): Promise<void> {
+export async function train(config: Config, log: Logger, reporter: Reporter, registry: Registry): Promise<void> {
   let cluster: Cluster | null = null;
   let replies: LiveReplies | null = null;
   const interrupts = new Interrupts(
@@ -46,8 +49,9 @@ export async function train(config: Config, log: Logger, reporter: Reporter): Pr
   );
   let back = false;
   try {
-    const prepared = await interrupts.during(prepareRun(config, log));
+    const prepared = await interrupts.during(prepareRun(config, log, registry));
     replies = prepared.replies;
+    await replies?.listen();
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
     const run: Run = { ...prepared, cluster, interrupts, log, reporter };
@@ -79,7 +83,7 @@ async function warnOfLoopback(
 }
 
 /** What can be checked and read before a worker is needed. */
-async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
+async function prepareRun(asked: Config, log: Logger, registry: Registry): Promise<PreparedRun> {
   const outputDir = await ensureWritable(asked.output_dir!);
   const given = { ...asked, template_date: await templateDate(asked) };
   const described = await describeModel(given, log, { weights: true, lora: true });
@@ -97,8 +101,9 @@ async function prepareRun(asked: Config, log: Logger): Promise<PreparedRun> {
   const fingerprint = await runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
   const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
   const files = await RunFiles.open(config, setup, identity, warn);
-  const replies = await LiveReplies.open(config, setup, log);
-  return { config, setup, data, files, replies, warn };
+  const trace = await TraceFile.open(config, warn);
+  const replies = await LiveReplies.open(config, setup, { log, registry });
+  return { config, setup, data, files, trace, replies, warn };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */

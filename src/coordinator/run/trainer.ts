@@ -17,6 +17,8 @@ export interface TrainerHooks {
   /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
   save(state: TrainerState, stopping: boolean): Promise<void>;
   readonly interrupted: () => boolean;
+  /** After a step, which began at `started` by performance.now(). */
+  stepped(step: number, started: number): Promise<void>;
   /** Whether somebody waits for what the weights say now. */
   readonly asked: () => boolean;
   /** Weights are those after so many updates. */
@@ -105,6 +107,7 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       tokens: current.tokens,
       stepMs: performance.now() - started,
     });
+    await hooks.stepped(step, started);
 
     const interrupted = hooks.interrupted();
     const last = next === null;

@@ -89,6 +89,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   const { data, cluster, interrupts } = run;
   const { progress } = stepping;
   quietHeap();
+  run.trace?.begin();
   const started = performance.now();
   const before = progress.globalStep;
   cluster.health.ready = true;
@@ -108,8 +109,8 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   return { name: "done" };
 }
 
-function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work: Work): TrainerOptions {
-  const { config, setup, data, files, cluster, interrupts, log, reporter, replies } = run;
+function trainerOptions(run: Run, { planned: { cut, members }, pipeline }: Stepping, work: Work): TrainerOptions {
+  const { config, setup, data, files, trace, cluster, interrupts, log, reporter, replies } = run;
   const { replicas, size } = cut;
   return {
     config,
@@ -126,6 +127,7 @@ function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work
     hooks: {
       interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
       asked: () => replies?.asked === true,
+      stepped: async (step, started) => trace?.stepped(step, started, { members, pipeline }),
       answer: async (step) => replies?.answer(step, reporter),
       evaluated: async (step) => replies?.sample(step, reporter),
       save: async (current, stopping) => {
@@ -139,10 +141,11 @@ function trainerOptions(run: Run, { planned: { cut }, pipeline }: Stepping, work
 
 /** Saves the adapter and tells what the run took. */
 async function finish(
-  { files, log, reporter }: Run,
+  { files, trace, log, reporter }: Run,
   { planned, pipeline, progress }: Stepping,
   took: { readonly seconds: number; readonly samples: number; readonly steps: number },
 ): Promise<void> {
+  await trace?.finish({ members: planned.members, pipeline });
   const reports = await pipeline.report();
   const summary = summarise(progress, reporter, took);
   const { nodes, best } = await files.finish(pipeline, progress);

@@ -1,9 +1,11 @@
 import { readFile } from "node:fs/promises";
+import type { Registry } from "prom-client";
 import { isLoopback } from "../../common/address.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { createApp, listenOn } from "../../serve/app.ts";
+import { metricsPage } from "../../serve/metrics.ts";
 import { openaiApi } from "../../serve/openai/api.ts";
 import type { Service } from "../../serve/service.ts";
 
@@ -21,12 +23,14 @@ export interface HttpApiOptions {
   /** Whether requests are answered now. */
   readonly ready: () => boolean;
   readonly log: Logger;
+  /** What /metrics tells beside the service's own. */
+  readonly registry: Registry;
 }
 
 /** The API of a service on an address. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID, PL_CONFIG_INVALID for a file without a key. */
 export async function openHttpApi(
   settings: HttpSettings,
-  { address, service, ready, log }: HttpApiOptions,
+  { address, service, ready, log, registry }: HttpApiOptions,
 ): Promise<HttpApi> {
   const apiKey = settings.api_key ?? (settings.api_key_file === null ? null : await keyFrom(settings.api_key_file));
   const { http_tls_cert: cert, http_tls_key: key } = settings;
@@ -37,6 +41,7 @@ export async function openHttpApi(
     ready,
   });
   await app.register(openaiApi(service), { prefix: "/v1" });
+  await app.register(metricsPage(registry, service.scheduler));
   if (apiKey === null && !isLoopback(address)) {
     log.warn(`the API on ${address} asks for no key: whoever reaches it may use it; give --api-key-file`);
   }
@@ -45,7 +50,7 @@ export async function openHttpApi(
     url,
     close: async (graceMs) => {
       const late = setTimeout(() => {
-        service.scheduler.fail(new PipeloraError("PL_INTERRUPTED", "the server is shutting down"));
+        service.scheduler()?.fail(new PipeloraError("PL_INTERRUPTED", "the server is shutting down"));
         app.server.closeAllConnections();
       }, graceMs);
       try {

@@ -5,6 +5,7 @@ import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelor
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from './pipelora/v1/Calibrated.ts';
 import type { CheckpointFiles as _pipelora_v1_CheckpointFiles, CheckpointFiles__Output as _pipelora_v1_CheckpointFiles__Output } from './pipelora/v1/CheckpointFiles.ts';
 import type { CheckpointList as _pipelora_v1_CheckpointList, CheckpointList__Output as _pipelora_v1_CheckpointList__Output } from './pipelora/v1/CheckpointList.ts';
+import type { Clock as _pipelora_v1_Clock, Clock__Output as _pipelora_v1_Clock__Output } from './pipelora/v1/Clock.ts';
 import type { CommitFiles as _pipelora_v1_CommitFiles, CommitFiles__Output as _pipelora_v1_CommitFiles__Output } from './pipelora/v1/CommitFiles.ts';
 import type { CoordinationClient as _pipelora_v1_CoordinationClient, CoordinationDefinition as _pipelora_v1_CoordinationDefinition } from './pipelora/v1/Coordination.ts';
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from './pipelora/v1/Done.ts';
@@ -47,6 +48,7 @@ import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v
 import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from './pipelora/v1/ProbeLink.ts';
 import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as _pipelora_v1_Quantization__Output } from './pipelora/v1/Quantization.ts';
 import type { RankReport as _pipelora_v1_RankReport, RankReport__Output as _pipelora_v1_RankReport__Output } from './pipelora/v1/RankReport.ts';
+import type { ReadClock as _pipelora_v1_ReadClock, ReadClock__Output as _pipelora_v1_ReadClock__Output } from './pipelora/v1/ReadClock.ts';
 import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from './pipelora/v1/ReadFile.ts';
 import type { ReportRank as _pipelora_v1_ReportRank, ReportRank__Output as _pipelora_v1_ReportRank__Output } from './pipelora/v1/ReportRank.ts';
 import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from './pipelora/v1/RunStep.ts';
@@ -55,6 +57,7 @@ import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v
 import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipelora_v1_StepResult__Output } from './pipelora/v1/StepResult.ts';
 import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from './pipelora/v1/StepTimes.ts';
 import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
+import type { TraceSpan as _pipelora_v1_TraceSpan, TraceSpan__Output as _pipelora_v1_TraceSpan__Output } from './pipelora/v1/TraceSpan.ts';
 import type { TrainedModule as _pipelora_v1_TrainedModule, TrainedModule__Output as _pipelora_v1_TrainedModule__Output } from './pipelora/v1/TrainedModule.ts';
 import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from './pipelora/v1/Update.ts';
 import type { UpdateGroup as _pipelora_v1_UpdateGroup, UpdateGroup__Output as _pipelora_v1_UpdateGroup__Output } from './pipelora/v1/UpdateGroup.ts';
@@ -72,6 +75,7 @@ export interface ProtoGrpcType {
       Calibrated: MessageTypeDefinition<_pipelora_v1_Calibrated, _pipelora_v1_Calibrated__Output>
       CheckpointFiles: MessageTypeDefinition<_pipelora_v1_CheckpointFiles, _pipelora_v1_CheckpointFiles__Output>
       CheckpointList: MessageTypeDefinition<_pipelora_v1_CheckpointList, _pipelora_v1_CheckpointList__Output>
+      Clock: MessageTypeDefinition<_pipelora_v1_Clock, _pipelora_v1_Clock__Output>
       CommitFiles: MessageTypeDefinition<_pipelora_v1_CommitFiles, _pipelora_v1_CommitFiles__Output>
       Coordination: SubtypeConstructor<typeof grpc.Client, _pipelora_v1_CoordinationClient> & { service: _pipelora_v1_CoordinationDefinition }
       Done: MessageTypeDefinition<_pipelora_v1_Done, _pipelora_v1_Done__Output>
@@ -114,6 +118,7 @@ export interface ProtoGrpcType {
       ProbeLink: MessageTypeDefinition<_pipelora_v1_ProbeLink, _pipelora_v1_ProbeLink__Output>
       Quantization: MessageTypeDefinition<_pipelora_v1_Quantization, _pipelora_v1_Quantization__Output>
       RankReport: MessageTypeDefinition<_pipelora_v1_RankReport, _pipelora_v1_RankReport__Output>
+      ReadClock: MessageTypeDefinition<_pipelora_v1_ReadClock, _pipelora_v1_ReadClock__Output>
       ReadFile: MessageTypeDefinition<_pipelora_v1_ReadFile, _pipelora_v1_ReadFile__Output>
       ReportRank: MessageTypeDefinition<_pipelora_v1_ReportRank, _pipelora_v1_ReportRank__Output>
       RunStep: MessageTypeDefinition<_pipelora_v1_RunStep, _pipelora_v1_RunStep__Output>
@@ -122,6 +127,7 @@ export interface ProtoGrpcType {
       StepResult: MessageTypeDefinition<_pipelora_v1_StepResult, _pipelora_v1_StepResult__Output>
       StepTimes: MessageTypeDefinition<_pipelora_v1_StepTimes, _pipelora_v1_StepTimes__Output>
       ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
+      TraceSpan: MessageTypeDefinition<_pipelora_v1_TraceSpan, _pipelora_v1_TraceSpan__Output>
       TrainedModule: MessageTypeDefinition<_pipelora_v1_TrainedModule, _pipelora_v1_TrainedModule__Output>
       Update: MessageTypeDefinition<_pipelora_v1_Update, _pipelora_v1_Update__Output>
       UpdateGroup: MessageTypeDefinition<_pipelora_v1_UpdateGroup, _pipelora_v1_UpdateGroup__Output>

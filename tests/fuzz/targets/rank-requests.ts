@@ -95,6 +95,7 @@ async function goodRequest(random: Random): Promise<ToWorker> {
     () => ({ openCache: { sequences: 2, rows: 9 } }),
     () => ({ infer: goodRound() }),
     () => ({ reportRank: {} }),
+    () => ({ readClock: {} }),
     () => ({ outputFolder: { action: "mark", dir: "out", mark: "m", marks: ["m"] } }),
     () => ({ writeFile: { save: "checkpoint-1", name: "a.txt", offset: 0, data: Buffer.from("a") } }),
     () => ({ commitFiles: { save: "checkpoint-1", files: [], dropped: [] } }),

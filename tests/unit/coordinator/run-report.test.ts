@@ -29,7 +29,10 @@ const report = (
 ) =>
   predictedBesideMeasured(
     makePlan(request(model("qwen-7b"), gpus(1), { holding: NF4, work: { ...WORK, evaluation: EVALUATION } })),
-    { reports: [{ memory: { ...memory, ...change }, steps: times === null ? 0 : 2, times }], evaluationSeconds },
+    {
+      reports: [{ memory: { ...memory, ...change }, steps: times === null ? 0 : 2, times, spans: [] }],
+      evaluationSeconds,
+    },
     WORK,
     { devices: gpus(1), rates: NO_OVERRIDES },
   );

@@ -56,6 +56,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     asked: () => false,
     answer: async () => {},
     evaluated: async () => {},
+    stepped: async () => {},
   };
   const source = { maxSteps: 4, at };
   const options = {

@@ -17,16 +17,17 @@ export function parseObjects(text: string): KubernetesObject[] {
   return parseAllDocuments(text).map((document) => document.toJS() as KubernetesObject);
 }
 
-/** One rendered target of deploy/k8s. */
+/** What kustomize makes of deploy/k8s's base, an overlay or another. */
 export class Manifests {
   readonly name: string;
   readonly text: string;
   readonly objects: readonly KubernetesObject[];
 
-  constructor(name: string) {
+  /** `text`: as rendered; none: the copy of the base or an overlay. */
+  constructor(name: string, text = readFileSync(join(rendered, `${name}.yaml`), "utf8")) {
     this.name = name;
-    this.text = readFileSync(join(rendered, `${name}.yaml`), "utf8");
-    this.objects = parseObjects(this.text);
+    this.text = text;
+    this.objects = parseObjects(text);
   }
 
   job(name: string): IJob {
@@ -39,6 +40,10 @@ export class Manifests {
 
   service(name: string): IService {
     return this.#find("Service", name) as IService;
+  }
+
+  object<T>(kind: string, name: string): T {
+    return this.#find(kind, name) as T;
   }
 
   has(kind: string, name: string): boolean {

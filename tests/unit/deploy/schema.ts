@@ -4,8 +4,11 @@ import { join } from "node:path";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import type { KubernetesObject } from "./rendered.ts";
 
-/** "networking.k8s.io/v1" is a module of kubernetes-models, core's "v1" too. */
-const moduleOf = ({ apiVersion }: KubernetesObject) => `kubernetes-models/${apiVersion}`;
+/** "networking.k8s.io/v1" is a module of kubernetes-models, core's "v1" too; the Prometheus operator's has a package of its own. */
+const moduleOf = ({ apiVersion }: KubernetesObject) =>
+  apiVersion.startsWith("monitoring.coreos.com/")
+    ? `@kubernetes-models/prometheus-operator/${apiVersion}`
+    : `kubernetes-models/${apiVersion}`;
 
 /** Validates against the API's JSON schema: types, enumerations, ranges, required keys. Throws with the path of the fault. */
 export async function validateTypes(object: KubernetesObject): Promise<void> {

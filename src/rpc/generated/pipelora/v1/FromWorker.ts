@@ -18,6 +18,7 @@ import type { PreflightReport as _pipelora_v1_PreflightReport, PreflightReport__
 import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from '../../pipelora/v1/Leaving.ts';
 import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from '../../pipelora/v1/NcclIds.ts';
 import type { RankReport as _pipelora_v1_RankReport, RankReport__Output as _pipelora_v1_RankReport__Output } from '../../pipelora/v1/RankReport.ts';
+import type { Clock as _pipelora_v1_Clock, Clock__Output as _pipelora_v1_Clock__Output } from '../../pipelora/v1/Clock.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -40,7 +41,8 @@ export interface FromWorker {
   'leaving'?: (_pipelora_v1_Leaving | null);
   'ncclIds'?: (_pipelora_v1_NcclIds | null);
   'rankReport'?: (_pipelora_v1_RankReport | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
+  'clock'?: (_pipelora_v1_Clock | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
 }
 
 export interface FromWorker__Output {
@@ -63,5 +65,6 @@ export interface FromWorker__Output {
   'leaving'?: (_pipelora_v1_Leaving__Output | null);
   'ncclIds'?: (_pipelora_v1_NcclIds__Output | null);
   'rankReport'?: (_pipelora_v1_RankReport__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport";
+  'clock'?: (_pipelora_v1_Clock__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
 }

@@ -21,6 +21,7 @@ import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v
 import type { Preflight as _pipelora_v1_Preflight, Preflight__Output as _pipelora_v1_Preflight__Output } from '../../pipelora/v1/Preflight.ts';
 import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from '../../pipelora/v1/MakeNcclIds.ts';
 import type { ReportRank as _pipelora_v1_ReportRank, ReportRank__Output as _pipelora_v1_ReportRank__Output } from '../../pipelora/v1/ReportRank.ts';
+import type { ReadClock as _pipelora_v1_ReadClock, ReadClock__Output as _pipelora_v1_ReadClock__Output } from '../../pipelora/v1/ReadClock.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface ToWorker {
@@ -46,7 +47,8 @@ export interface ToWorker {
   'preflight'?: (_pipelora_v1_Preflight | null);
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds | null);
   'reportRank'?: (_pipelora_v1_ReportRank | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
+  'readClock'?: (_pipelora_v1_ReadClock | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
 }
 
 export interface ToWorker__Output {
@@ -72,5 +74,6 @@ export interface ToWorker__Output {
   'preflight'?: (_pipelora_v1_Preflight__Output | null);
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds__Output | null);
   'reportRank'?: (_pipelora_v1_ReportRank__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank";
+  'readClock'?: (_pipelora_v1_ReadClock__Output | null);
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
 }

@@ -1,0 +1,105 @@
+import { createReadStream } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { isFile } from "../../../common/files.ts";
+import type { StepProgress } from "../reporter.ts";
+import type { Saved } from "../run-files.ts";
+import type { LogEntry } from "../trainer-state.ts";
+import { Background, type Observer } from "./observer.ts";
+
+export const METRICS_FILE = "metrics.jsonl";
+
+/**
+ * metrics.jsonl in the output folder: one JSON object a line, "event" step, log, save or end, with its "time" (Unix seconds). Steps ascend: a
+ * run that goes on from a checkpoint, in this process or another, first takes away what was written of the steps that it does again.
+ */
+export class MetricsFile implements Observer {
+  readonly #path: string;
+  readonly #written: Background;
+  #file: FileHandle | null = null;
+  /** Where the first line about each step begins, ascending. */
+  #begins: { readonly step: number; readonly at: number }[] = [];
+  #end = 0;
+
+  constructor(outputDir: string, warn: (text: string) => void) {
+    this.#path = join(outputDir, METRICS_FILE);
+    this.#written = new Background((message) => warn(`${METRICS_FILE} can't be written: ${message}`));
+  }
+
+  step(progress: StepProgress): void {
+    const { learningRate, maxSteps, stepMs, ...rest } = progress;
+    this.#add(progress.step, {
+      event: "step",
+      ...{ ...rest, learning_rate: learningRate, max_steps: maxSteps, step_ms: stepMs },
+    });
+  }
+
+  log(entry: LogEntry): void {
+    this.#add(entry.step, { event: "log", ...entry });
+  }
+
+  saved({ path }: Saved, step: number): void {
+    this.#add(step, { event: "save", step, path });
+  }
+
+  end(summary: Readonly<Record<string, unknown>>): void {
+    this.#add(null, { event: "end", ...summary });
+  }
+
+  async close(): Promise<void> {
+    this.#written.add(async () => this.#file?.close());
+    await this.#written.done();
+  }
+
+  #add(step: number | null, value: object): void {
+    const time = Date.now() / 1000;
+    this.#written.add(async () => {
+      this.#file ??= await this.#open();
+      if ((value as { event: string }).event === "step") await this.#backTo(step!);
+      const known = this.#begins.at(-1)?.step ?? 0;
+      if (step !== null && step > known) this.#begins.push({ step, at: this.#end });
+      const line = Buffer.from(`${JSON.stringify({ ...value, time })}\n`);
+      await this.#file.write(line, 0, line.length, this.#end);
+      this.#end += line.length;
+    });
+  }
+
+  /** Takes away what is there of this step and later ones. */
+  async #backTo(step: number): Promise<void> {
+    const first = this.#begins.findIndex((begin) => begin.step >= step);
+    if (first < 0) return;
+    this.#end = this.#begins[first]!.at;
+    this.#begins = this.#begins.slice(0, first);
+    await this.#file!.truncate(this.#end);
+  }
+
+  /** Finds out what an earlier process wrote; a line that it did not finish goes. */
+  async #open(): Promise<FileHandle> {
+    if (await isFile(this.#path)) {
+      const lines = createInterface({ input: createReadStream(this.#path), crlfDelay: Number.POSITIVE_INFINITY });
+      for await (const line of lines) {
+        const step = stepOf(line);
+        if (step === undefined) break;
+        if (step !== null && step > (this.#begins.at(-1)?.step ?? 0)) this.#begins.push({ step, at: this.#end });
+        this.#end += Buffer.byteLength(line) + 1;
+      }
+    }
+    const file = await open(this.#path, (await isFile(this.#path)) ? "r+" : "w+");
+    const { size } = await file.stat();
+    this.#end = Math.min(this.#end, size);
+    await file.truncate(this.#end);
+    return file;
+  }
+}
+
+/** null: the line is of no step; undefined: it is no whole line of such a file. */
+function stepOf(line: string): number | null | undefined {
+  try {
+    const { event, step } = JSON.parse(line) as { event?: unknown; step?: unknown };
+    if (typeof event !== "string") return undefined;
+    return typeof step === "number" ? step : null;
+  } catch {
+    return undefined;
+  }
+}

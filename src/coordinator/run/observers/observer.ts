@@ -1,0 +1,50 @@
+import type { Reporter } from "../reporter.ts";
+
+/** Hears of a run beside what shows it: files and servers that a run goes on without. */
+export interface Observer extends Partial<Reporter> {
+  /** What was heard is written or given up. `error`: what ended the run; null: it was done. */
+  close(error: unknown): Promise<void>;
+}
+
+/** Tells `shown` and every observer. */
+export function withObservers(shown: Reporter, observers: readonly Observer[]): Reporter {
+  const each = <K extends keyof Reporter>(key: K) =>
+    ((...args: unknown[]) => {
+      for (const one of [shown, ...observers])
+        (one[key] as ((...all: unknown[]) => void) | undefined)?.apply(one, args);
+    }) as Reporter[K];
+  return {
+    plan: each("plan"),
+    preflight: each("preflight"),
+    note: each("note"),
+    step: each("step"),
+    log: each("log"),
+    predictions: each("predictions"),
+    samples: each("samples"),
+    saved: each("saved"),
+    end: each("end"),
+  };
+}
+
+/** Work of an observer, one piece after the other; what fails costs that alone, and is said once. */
+export class Background {
+  readonly #said: (message: string) => void;
+  #work: Promise<void> = Promise.resolve();
+  #failed = false;
+
+  /** `failed` hears of the first failure, in a sentence. */
+  constructor(failed: (message: string) => void) {
+    this.#said = failed;
+  }
+
+  add(work: () => Promise<void>): void {
+    this.#work = this.#work.then(work).catch((error: Error) => {
+      if (!this.#failed) this.#said(error.message);
+      this.#failed = true;
+    });
+  }
+
+  done(): Promise<void> {
+    return this.#work;
+  }
+}

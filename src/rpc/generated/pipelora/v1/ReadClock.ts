@@ -1,0 +1,8 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface ReadClock {
+}
+
+export interface ReadClock__Output {
+}
