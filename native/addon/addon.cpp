@@ -3,6 +3,7 @@
 #include "addon/comm.h"
 #include "addon/engine_object.h"
 #include "addon/nccl_object.h"
+#include "addon/low_rank.h"
 #include "addon/quantise.h"
 #include "addon/random.h"
 #include "addon/tensor_object.h"
@@ -72,6 +73,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("openEngine", Napi::Function::New<EngineObject::open>(env, "openEngine"));
   exports.Set("fillNormal", Napi::Function::New<fill_normal>(env, "fillNormal"));
   exports.Set("fillUniform", Napi::Function::New<fill_uniform>(env, "fillUniform"));
+  exports.Set("lowRank", Napi::Function::New<low_rank>(env, "lowRank"));
   exports.Set("quantize", Napi::Function::New<quantize>(env, "quantize"));
   exports.Set("dequantize", Napi::Function::New<dequantize>(env, "dequantize"));
   exports.Set("addLowRank", Napi::Function::New<add_low_rank>(env, "addLowRank"));

@@ -41,6 +41,7 @@ std::optional<LoraSpec> to_lora(const Napi::Value& value) {
   spec.scale = static_cast<float>(to_number(lora.Get("scale"), "lora.scale"));
   spec.dropout = static_cast<float>(to_number(lora.Get("dropout"), "lora.dropout"));
   spec.module_id = static_cast<std::uint32_t>(to_int(lora.Get("moduleId"), "lora.moduleId"));
+  spec.dora = lora.Has("dora") && to_bool(lora.Get("dora"), "lora.dora");
   return spec;
 }
 
@@ -81,6 +82,7 @@ LinearSpec to_linear(const Napi::Value& value) {
   linear.out = to_int(from.Get("out"), "linear.out");
   linear.bias = to_bool(from.Get("bias"), "linear.bias");
   linear.lora = to_lora(from.Get("lora"));
+  linear.trained_bias = optional_text(from.Get("trainedBias"), "linear.trainedBias");
   return linear;
 }
 
@@ -310,6 +312,19 @@ Arch to_arch(const Napi::Value& value) {
   return arch;
 }
 
+namespace {
+
+EmbeddingSpec to_embedding(const Napi::Object& layer) {
+  EmbeddingSpec spec{to_text(layer.Get("weight"), "embedding.weight"), to_text(layer.Get("name"), "embedding.name")};
+  spec.trained = optional_text(layer.Get("trained"), "embedding.trained");
+  spec.lora = to_lora(layer.Get("lora"));
+  spec.padding = static_cast<std::int32_t>(to_int(layer.Get("padding"), "embedding.padding"));
+  if (!absent(layer.Get("tokenRows"))) spec.token_rows = to_int32s(layer.Get("tokenRows"), "embedding.tokenRows");
+  return spec;
+}
+
+}  // namespace
+
 SegmentSpec to_segment(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the segment's description");
   SegmentSpec spec;
@@ -323,14 +338,15 @@ SegmentSpec to_segment(const Napi::Value& value) {
     const Napi::Object layer = to_object(layers.Get(i), "layers");
     const std::string kind = to_text(layer.Get("kind"), "kind");
     if (kind == "embedding")
-      spec.layers.emplace_back(EmbeddingSpec{to_text(layer.Get("weight"), "embedding.weight")});
+      spec.layers.emplace_back(to_embedding(layer));
     else if (kind == "block")
       spec.layers.emplace_back(to_block(layer));
     else if (kind == "norm")
       spec.layers.emplace_back(NormSpec{to_text(layer.Get("weight"), "norm.weight")});
     else if (kind == "head")
       spec.layers.emplace_back(
-          HeadSpec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora"))});
+          HeadSpec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora")),
+                   optional_text(layer.Get("trained"), "head.trained")});
     else
       mismatch("embedding, block, norm or head", "kind", layer.Get("kind"));
   }
@@ -437,6 +453,7 @@ MicroBatch to_micro_batch(const Napi::Value& value) {
   batch.training = to_bool(from.Get("training"), "batch.training");
   batch.label_smoothing = static_cast<float>(to_number(from.Get("labelSmoothing"), "batch.labelSmoothing"));
   batch.noise_alpha = static_cast<float>(to_number(from.Get("noiseAlpha"), "batch.noiseAlpha"));
+  batch.loss_scale = to_number(from.Get("lossScale"), "batch.lossScale");
   if (!absent(from.Get("tokens"))) batch.tokens = to_int32s(from.Get("tokens"), "batch.tokens");
   if (!absent(from.Get("targets"))) batch.targets = to_int32s(from.Get("targets"), "batch.targets");
   if (!absent(from.Get("weights"))) batch.weights = to_float32s(from.Get("weights"), "batch.weights");
@@ -447,13 +464,21 @@ AdamSettings to_adam(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the optimizer step");
   AdamSettings step;
   step.step = to_int(from.Get("step"), "step");
-  step.learning_rate = to_number(from.Get("learningRate"), "learningRate");
   step.grad_scale = to_number(from.Get("gradScale"), "gradScale");
   step.beta1 = to_number(from.Get("beta1"), "beta1");
   step.beta2 = to_number(from.Get("beta2"), "beta2");
   step.epsilon = to_number(from.Get("epsilon"), "epsilon");
-  step.weight_decay = to_number(from.Get("weightDecay"), "weightDecay");
   return step;
+}
+
+std::vector<MatrixRate> to_rates(const Napi::Value& value) {
+  const Napi::Object from = to_object(value, "the optimizer step");
+  const auto read = [&](const char* key) { return to_values<double>(from.Get(key), napi_float64_array, "a Float64Array", key); };
+  const std::vector<double> rates = read("learningRates"), decays = read("weightDecays");
+  if (rates.size() != decays.size()) mismatch("as many weightDecays as learningRates", "the optimizer step", value);
+  std::vector<MatrixRate> all;
+  for (std::size_t i = 0; i < rates.size(); ++i) all.push_back({rates[i], decays[i]});
+  return all;
 }
 
 CachedSequences to_cached_sequences(const Napi::Value& value) {
@@ -473,19 +498,12 @@ Sampling to_sampling(const Napi::Value& value) {
   return call;
 }
 
-LoraMatrix to_matrix(const Napi::Value& value) {
-  const std::string name = to_text(value, "matrix");
-  if (name == "A") return LoraMatrix::a;
-  if (name == "B") return LoraMatrix::b;
-  mismatch("A or B", "matrix", value);
-}
-
-LoraPart to_part(const Napi::Value& value) {
+MatrixPart to_part(const Napi::Value& value) {
   const std::string name = to_text(value, "part");
-  if (name == "weight") return LoraPart::weight;
-  if (name == "grad") return LoraPart::grad;
-  if (name == "exp_avg") return LoraPart::exp_avg;
-  if (name == "exp_avg_sq") return LoraPart::exp_avg_sq;
+  if (name == "weight") return MatrixPart::weight;
+  if (name == "grad") return MatrixPart::grad;
+  if (name == "exp_avg") return MatrixPart::exp_avg;
+  if (name == "exp_avg_sq") return MatrixPart::exp_avg_sq;
   mismatch("weight, grad, exp_avg or exp_avg_sq", "part", value);
 }
 

@@ -10,7 +10,7 @@
 
 #include "pipelora/batch.h"
 #include "pipelora/ops.h"
-#include "pipelora/lora.h"
+#include "pipelora/optimizer.h"
 #include "pipelora/packed.h"
 #include "pipelora/spec.h"
 
@@ -43,12 +43,13 @@ HoldSpec to_hold(const Napi::Value& value);
 PackedArrays<TensorSource> to_packed_source(const Napi::Value& value);
 PackedArrays<HostBytes> to_packed_bytes(const Napi::Value& value, const std::function<void(const Napi::Value&)>& keep);
 MicroBatch to_micro_batch(const Napi::Value& value);
+/// Of an optimizer step: what all matrices share, and each one's rate.
 AdamSettings to_adam(const Napi::Value& value);
+std::vector<MatrixRate> to_rates(const Napi::Value& value);
 CachedSequences to_cached_sequences(const Napi::Value& value);
 /// Its settings; what a call draws from is filled in by the caller.
 Sampling to_sampling(const Napi::Value& value);
-LoraMatrix to_matrix(const Napi::Value& value);
-LoraPart to_part(const Napi::Value& value);
+MatrixPart to_part(const Napi::Value& value);
 
 struct RandomKey {
   std::uint64_t seed, stream, offset;

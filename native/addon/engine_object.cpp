@@ -74,11 +74,11 @@ Napi::Function EngineObject::define(Napi::Env env) {
   using E = EngineObject;
   return DefineClass(env, "Engine",
                      {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::load_weight>("loadWeight"),
-                      InstanceMethod<&E::load_packed>("loadPacked"),
-                      InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_lora>("setLora"),
-                      InstanceMethod<&E::get_lora>("getLora"), InstanceMethod<&E::lora_names>("loraNames"),
+                      InstanceMethod<&E::load_packed>("loadPacked"), InstanceMethod<&E::load_values>("loadValues"),
+                      InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_matrix>("setMatrix"),
+                      InstanceMethod<&E::get_matrix>("getMatrix"), InstanceMethod<&E::matrix_names>("matrixNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
-                      InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::grad_squares>("gradSquares"),
+                      InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::first_values>("firstValues"), InstanceMethod<&E::grad_squares>("gradSquares"),
                       InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
@@ -166,8 +166,8 @@ Napi::Value EngineObject::missing_weights(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value EngineObject::lora_names(const Napi::CallbackInfo& info) {
-  return queue(info.Env(), [](Engine& engine) { return engine.lora_names(); }, to_text_array);
+Napi::Value EngineObject::matrix_names(const Napi::CallbackInfo& info) {
+  return queue(info.Env(), [](Engine& engine) { return engine.matrix_names(); }, to_text_array);
 }
 
 Napi::Value EngineObject::load_weight(const Napi::CallbackInfo& info) {
@@ -185,23 +185,32 @@ Napi::Value EngineObject::load_packed(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value EngineObject::set_lora(const Napi::CallbackInfo& info) {
+Napi::Value EngineObject::load_values(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2]),
-                                   values = to_float32s(info[3], "values")](Engine& engine) {
-      engine.set_lora(name, matrix, part, values.data(), values.size());
+    const Extents shape = to_extents(info[2]);
+    auto values = std::make_shared<std::vector<float>>(to_float32s(info[3], "values"));
+    if (static_cast<std::int64_t>(values->size()) != shape.rows * shape.cols)
+      throw Error(kTensorMismatch, "values: expected " + shape_text(shape.rows, shape.cols) + ", got " + std::to_string(values->size()));
+    return queue_void(info.Env(), [segment = static_cast<std::size_t>(to_int(info[0], "segment")), name = to_text(info[1], "name"), shape, values,
+                                   hold = to_hold(info[4])](Engine& engine) {
+      engine.load_values(segment, name, {shape.rows, shape.cols}, values->data(), hold);
     });
   });
 }
 
-Napi::Value EngineObject::get_lora(const Napi::CallbackInfo& info) {
+Napi::Value EngineObject::set_matrix(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_void(info.Env(), [name = to_text(info[0], "name"), part = to_part(info[1]), values = to_float32s(info[2], "values")](Engine& engine) {
+      engine.set_matrix(name, part, values.data(), values.size());
+    });
+  });
+}
+
+Napi::Value EngineObject::get_matrix(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue(
         info.Env(),
-        [name = to_text(info[0], "name"), matrix = to_matrix(info[1]), part = to_part(info[2])](Engine& engine) {
-          return engine.get_lora(name, matrix, part);
-        },
-        to_float_array);
+        [name = to_text(info[0], "name"), part = to_part(info[1])](Engine& engine) { return engine.get_matrix(name, part); }, to_float_array);
   });
 }
 
@@ -231,17 +240,20 @@ Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
     const std::int64_t batch = to_int(info[1], "batchIndex");
-    const double scale = to_number(info[3], "lossScale");
     auto gradient = info[2].IsNull() || info[2].IsUndefined() ? nullptr : TensorObject::unwrap(info[2], *thread_, true);
     return queue(
         info.Env(),
-        [thread = thread_.get(), segment, batch, scale, gradient](Engine& engine) {
-          return thread->tensors().hold(engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer(), scale));
+        [thread = thread_.get(), segment, batch, gradient](Engine& engine) {
+          return thread->tensors().hold(engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer()));
         },
         [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
           return TensorObject::wrap(env, thread, std::move(handle));
         });
   });
+}
+
+Napi::Value EngineObject::first_values(const Napi::CallbackInfo& info) {
+  return queue_void(info.Env(), [](Engine& engine) { engine.first_values(); });
 }
 
 Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {
@@ -271,7 +283,7 @@ Napi::Value EngineObject::grad_squares(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::optimizer_step(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [settings = to_adam(info[0])](Engine& engine) { engine.optimizer_step(settings); });
+    return queue_void(info.Env(), [settings = to_adam(info[0]), rates = to_rates(info[0])](Engine& engine) { engine.optimizer_step(settings, rates); });
   });
 }
 

@@ -43,13 +43,15 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value add_segment(const Napi::CallbackInfo& info);
   Napi::Value load_weight(const Napi::CallbackInfo& info);
   Napi::Value load_packed(const Napi::CallbackInfo& info);
+  Napi::Value load_values(const Napi::CallbackInfo& info);
   Napi::Value missing_weights(const Napi::CallbackInfo& info);
-  Napi::Value set_lora(const Napi::CallbackInfo& info);
-  Napi::Value get_lora(const Napi::CallbackInfo& info);
-  Napi::Value lora_names(const Napi::CallbackInfo& info);
+  Napi::Value set_matrix(const Napi::CallbackInfo& info);
+  Napi::Value get_matrix(const Napi::CallbackInfo& info);
+  Napi::Value matrix_names(const Napi::CallbackInfo& info);
   Napi::Value forward(const Napi::CallbackInfo& info);
   Napi::Value backward(const Napi::CallbackInfo& info);
   Napi::Value discard(const Napi::CallbackInfo& info);
+  Napi::Value first_values(const Napi::CallbackInfo& info);
   Napi::Value gradients(const Napi::CallbackInfo& info);
   Napi::Value set_gradients(const Napi::CallbackInfo& info);
   Napi::Value grad_squares(const Napi::CallbackInfo& info);

@@ -19,7 +19,7 @@
 #include "pipelora/cuda.h"
 #include "pipelora/error.h"
 #include "pipelora/half.h"
-#include "pipelora/lora_optimizer.h"
+#include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
 #include "tests/in_turn.h"
 #include "tests/published.h"
@@ -112,7 +112,7 @@ struct Model {
   std::unique_ptr<Arena> arena;
   std::unique_ptr<RopeTables> rope;
   std::unique_ptr<Segment> segment;
-  std::vector<LoraPair*> pairs;
+  std::vector<NamedMatrix*> matrices;
   double load_seconds = 0, reserve_seconds = 0;
 
   Model(const Workload& work, std::size_t arena_bytes, const Subject& subject, const std::vector<std::uint16_t>& source) : arch(subject.model.arch) {
@@ -167,21 +167,15 @@ struct Model {
     load("lm_head", arch.vocab, arch.hidden, plain);
     ops->finish();
     load_seconds = seconds_since(start);
-    pairs = segment->lora_pairs();
+    matrices = segment->matrices();
     std::mt19937 random(7);
     std::normal_distribution<float> normal(0, 0.01f);
     std::size_t most = 0;
-    for (LoraPair* pair : pairs)
-      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b})
-        most = std::max(most, static_cast<std::size_t>(pair->part(matrix, LoraPart::weight).size()));
+    for (const NamedMatrix* matrix : matrices) most = std::max(most, static_cast<std::size_t>(matrix->part(MatrixPart::weight).size()));
     std::vector<float> pool(most);
     for (float& v : pool) v = normal(random);
-    for (LoraPair* pair : pairs) {
-      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-        const auto count = static_cast<std::size_t>(pair->part(matrix, LoraPart::weight).size());
-        pair->set(*ops, matrix, LoraPart::weight, pool.data(), count);
-      }
-    }
+    for (NamedMatrix* matrix : matrices)
+      matrix->set(*ops, MatrixPart::weight, pool.data(), static_cast<std::size_t>(matrix->part(MatrixPart::weight).size()));
     ops->finish();
     arena->reset_peak();
   }
@@ -229,15 +223,15 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
     const auto start = Clock::now();
     const ForwardResult result = model.segment->forward(micro, Buffer());
     const auto loss_known = Clock::now();
-    model.segment->backward(micro.index, Buffer(), 1.0);
+    model.segment->backward(micro.index, Buffer());
     const double issued = seconds_since(loss_known);
     double norm = 0;
-    for (const double square : grad_squares(*model.ops, model.pairs)) norm += square;
+    for (const double square : grad_squares(*model.ops, model.matrices)) norm += square;
     AdamSettings settings;
     settings.step = step + 1;
     settings.learning_rate = 1e-4;
     settings.grad_scale = std::min(1.0, 1.0 / std::sqrt(norm));
-    adamw_step(*model.ops, model.pairs, settings);
+    adamw_step(*model.ops, model.matrices, settings);
     model.ops->finish();
     const double elapsed = seconds_since(start);
     if (profile && step == kWarm) cudaProfilerStop();
@@ -252,7 +246,7 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
   std::sort(times.begin(), times.end());
   std::sort(tokens_per_s.begin(), tokens_per_s.end());
   std::size_t lora = 0;
-  for (const LoraPair* pair : model.pairs) lora += pair->bytes();
+  for (const NamedMatrix* matrix : model.matrices) lora += kMatrixParts * matrix->part(MatrixPart::weight).bytes();
   const double gib = 1.0 / (1 << 30);
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;

@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
   start=$SECONDS
   case $job in
   tests)
-    for program in ${GPU_TESTS:-cuda_kernels cuda_experts cuda_attention cuda_linear cuda_mixers cuda_model}; do
+    for program in ${GPU_TESTS:-cuda_kernels cuda_learners cuda_experts cuda_attention cuda_linear cuda_mixers cuda_model}; do
       timeout 240 "$build/$program" "$native/tests/fixtures/cuda_model.tsv" >"$out/$program.log" 2>&1 || { echo "FAILED: $program ($?)"; status=1; }
       grep -E "^FAILED" "$out/$program.log" | head -40
       tail -1 "$out/$program.log"
@@ -50,7 +50,7 @@ while [ $# -gt 0 ]; do
     ;;
   sanitize)
     for tool in memcheck racecheck; do
-      for program in cuda_kernels cuda_experts cuda_attention cuda_linear cuda_mixers; do
+      for program in cuda_kernels cuda_learners cuda_experts cuda_attention cuda_linear cuda_mixers; do
         log="$out/$tool-$program.log"
         timeout 400 compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small >"$log" 2>&1
         ended=$?

@@ -141,10 +141,11 @@ int main(int argc, char** argv) {
     load(prefix + "down.weight", {kHidden, kFfn});
   }
   ::unlink(path);
-  for (const std::string& name : engine.lora_names()) {
-    std::vector<float> a = engine.get_lora(name, LoraMatrix::a, LoraPart::weight);
+  for (const std::string& name : engine.matrix_names()) {
+    if (!name.ends_with(".lora_A.weight")) continue;
+    std::vector<float> a = engine.get_matrix(name, MatrixPart::weight);
     fill_normal(a.data(), DType::f32, static_cast<std::int64_t>(a.size()), 9, a.size(), 0, 0.02f, 1);
-    engine.set_lora(name, LoraMatrix::a, LoraPart::weight, a.data(), a.size());
+    engine.set_matrix(name, MatrixPart::weight, a.data(), a.size());
   }
 
   MicroBatch batch;
@@ -163,7 +164,7 @@ int main(int argc, char** argv) {
     const double start = seconds();
     const double loss = engine.forward(0, batch, Buffer()).loss_sum;
     const double middle = seconds();
-    engine.backward(0, batch.index, Buffer(), 1.0);
+    engine.backward(0, batch.index, Buffer());
     const double end = seconds();
     engine.optimizer_step({step + 1, 1e-4, 1.0, 0.9, 0.999, 1e-8, 0.0});
     times.push_back(seconds() - start);

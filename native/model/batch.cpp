@@ -142,6 +142,7 @@ std::unique_ptr<Batch> make_batch(Ops& ops, Arena& arena, RopeTables& rope, cons
   auto batch = std::make_unique<Batch>();
   batch->index = micro.index;
   batch->training = micro.training;
+  batch->loss_scale = micro.loss_scale;
   batch->key = {micro.seed, micro.step};
   Sequences& s = batch->sequences;
   std::vector<RowRotary> own;

@@ -16,15 +16,15 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": there is no rotary rule " + std::to_string(spec_.rotary));
   mixer_ = make_mixer(ops, arena, arch, spec_);
   moves_ = mixer_->moves();
-  qkv_ = make_group(ops, spec_, mixer_->input_name(), mixer_->inputs(), d, mixer_->in_cols());
-  o_ = make_group(ops, spec_, "o", pick_linears(spec_, {Role::o}), mixer_->out_cols(), d);
+  qkv_ = make_group(ops, arena, spec_, mixer_->input_name(), mixer_->inputs(), d, mixer_->in_cols());
+  o_ = make_group(ops, arena, spec_, "o", pick_linears(spec_, {Role::o}), mixer_->out_cols(), d);
   const std::vector<LinearSpec> down = pick_linears(spec_, {Role::down}), shared_gate = pick_linears(spec_, {Role::shared_gate});
   if (!spec_.experts || !down.empty()) {
     ffn_ = down.empty() ? 0 : down.front().in;
-    gate_up_ = make_group(ops, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
-    down_ = make_group(ops, spec_, "down", down, ffn_, d);
+    gate_up_ = make_group(ops, arena, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
+    down_ = make_group(ops, arena, spec_, "down", down, ffn_, d);
   }
-  if (!shared_gate.empty()) shared_gate_ = make_group(ops, spec_, "a shared expert's gate", shared_gate, d, 1);
+  if (!shared_gate.empty()) shared_gate_ = make_group(ops, arena, spec_, "a shared expert's gate", shared_gate, d, 1);
   if (spec_.experts) experts_ = std::make_unique<Experts>(ops, arena, d, *spec_.experts);
   if ((experts_ && arch.parallel) || (shared_gate_ && !(experts_ && down_)))
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": experts stand behind attention, and a shared expert's gate beside them");
@@ -91,7 +91,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const DType dtype = ops_.compute_dtype();
   const Tensor x = saved.x;
   const auto make_inner = [&](const std::unique_ptr<LinearGroup>& group, Buffer& inner) {
-    if (group && group->trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group->inner_cols());
+    if (group && group->has_pairs()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group->inner_cols());
   };
   if (!again) {  // first of all: under checkpointing they stay when what lies behind them goes
     make_inner(qkv_, saved.inner_qkv);
@@ -106,11 +106,19 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
     return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, again};
   };
-  const auto normed_linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& norm, const Tensor& normed, const Tensor& inner, const Tensor& out) {
-    if (norm) return ops_.norm_linear_forward(in, norm, norm_rule(arch_), linear(group, normed, inner, Tensor(), out));
-    LinearForward call = linear(group, in, inner, Tensor(), out);
-    call.x_has_room = false;
-    ops_.linear_forward(call);
+  // Where the way back needs a product as it was before DoRA's gains.
+  const auto before_of = [&](const LinearGroup& group, Buffer& before) {
+    if (keep && group.has_gains()) before = arena_.tensor("a product before its gains", dtype, tokens, group.weight().out, place);
+    return before ? before.tensor() : Tensor();
+  };
+  const auto normed_linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& norm, const Tensor& normed, const Tensor& inner, Buffer& before,
+                                 const Tensor& out) {
+    LinearForward call = linear(group, norm ? normed : in, inner, Tensor(), out);
+    call.x_has_room = static_cast<bool>(norm);
+    group.forward(call, before_of(group, before), [&](const LinearForward& product) {
+      if (norm) return ops_.norm_linear_forward(in, norm, norm_rule(arch_), product);
+      ops_.linear_forward(product);
+    });
   };
   const auto room_for_norm = [&](const Tensor& norm, const LinearGroup& group) {
     return norm ? arena_.workspace("a norm's output", dtype, tokens, arch_.hidden + room_of(group)) : Buffer();
@@ -121,7 +129,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   Buffer product;
   if (!moves_.empty()) product = arena_.workspace("a product to be arranged", dtype, tokens, mixer_->in_cols());
   saved.qkv = arena_.tensor("what attention starts from", dtype, tokens, mixer_->in_cols(), place);
-  normed_linear(*qkv_, x, attn_norm_, normed_in(storage), saved.inner_qkv, product ? product.tensor() : saved.qkv.tensor());
+  normed_linear(*qkv_, x, attn_norm_, normed_in(storage), saved.inner_qkv, saved.before_qkv, product ? product.tensor() : saved.qkv.tensor());
   storage.reset();
   if (product) arrange(product, saved.qkv, false);
   product.reset();
@@ -133,17 +141,17 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   if (!keep) saved.lse.reset();
 
   // What attention and MLP add: at once, or behind a norm or a factor of their own.
-  const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, const Tensor& residual, const Tensor& post,
+  const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, Buffer& before, const Tensor& residual, const Tensor& post,
                               Buffer& kept, const Buffer& to) {
-    if (!post && arch_.residual_scale == 1) return ops_.linear_forward(linear(group, in_rows, inner, residual, to));
+    if (!post && arch_.residual_scale == 1) return group.forward(linear(group, in_rows, inner, residual, to), before_of(group, before));
     Buffer own;
     Buffer& branch = post && keep ? kept : own;
     branch = post && keep ? arena_.tensor("what a norm takes", dtype, tokens, arch_.hidden, place) : arena_.workspace("what a branch adds", dtype, tokens, arch_.hidden);
-    ops_.linear_forward(linear(group, in_rows, inner, Tensor(), branch));
+    group.forward(linear(group, in_rows, inner, Tensor(), branch), before_of(group, before));
     if (to) add_branch(residual, branch, post, to);
   };
   saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden, place);
-  add_linear(*o_, attn, saved.inner_o, x, attn_post_norm_, saved.attn_out, saved.mid);
+  add_linear(*o_, attn, saved.inner_o, saved.before_o, x, attn_post_norm_, saved.attn_out, saved.mid);
   gated.reset();
   if (!keep) saved.attn.reset();
   if (keeps == Keeps::nothing && !arch_.parallel) saved.x.reset();
@@ -152,23 +160,25 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const Tensor& mlp_norm = arch_.parallel ? attn_norm_ : mlp_norm_;
   storage = room_for_norm(mlp_norm, *gate_up_);
   saved.gate_up = arena_.tensor("gate and up", dtype, tokens, 2 * f, place);
-  normed_linear(*gate_up_, arch_.parallel ? x : saved.mid.tensor(), mlp_norm, normed_in(storage), saved.inner_gate_up, saved.gate_up);
+  normed_linear(*gate_up_, arch_.parallel ? x : saved.mid.tensor(), mlp_norm, normed_in(storage), saved.inner_gate_up, saved.before_gate_up, saved.gate_up);
   storage.reset();
   if (keeps == Keeps::nothing) saved.x.reset();
-  if (again && !mlp_post_norm_) return Buffer();
+  if (again && !mlp_post_norm_ && !down_->has_gains()) return Buffer();
 
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
   storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
   const Tensor act = storage.tensor().columns(0, f);
   if (!mlp_post_norm_ && arch_.residual_scale == 1) {
-    Buffer out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-    ops_.swiglu_linear_forward(gate, up, linear(*down_, act, saved.inner_down, saved.mid, out), arch_.activation);
+    Buffer out;
+    if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
+    down_->forward(linear(*down_, act, saved.inner_down, saved.mid, out), before_of(*down_, saved.before_down),
+                   [&](const LinearForward& product_of) { ops_.swiglu_linear_forward(gate, up, product_of, arch_.activation); });
     return out;
   }
   ops_.swiglu_forward(gate, up, act, arch_.activation);
   Buffer out;
   if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-  add_linear(*down_, act, saved.inner_down, saved.mid, mlp_post_norm_, saved.mlp_out, out);
+  add_linear(*down_, act, saved.inner_down, saved.before_down, saved.mid, mlp_post_norm_, saved.mlp_out, out);
   return out;
 }
 

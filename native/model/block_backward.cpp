@@ -26,17 +26,20 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   const bool into_mlp = into_mlp_input || (gate_up_ && gate_up_->trainable());
 
   const auto inner_grad_for = [&](const LinearGroup& group) {
-    return group.trainable() ? arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
+    return group.has_pairs() ? arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols()) : Buffer();
   };
   const auto input_grad = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner, const Tensor& inner_grad, const Tensor& dx) {
     return LinearInputGrad{dy, &group.weight(), group.lora(batch.dropout()), inner, inner_grad, dx, sequences};
   };
   const auto a_grad = [&](const LinearGroup& group, const Tensor& x, const Buffer& inner_grad) {
-    if (group.trainable()) ops_.lora_a_grad({x, inner_grad, group.lora(batch.dropout()), sequences});
+    if (group.has_pairs()) ops_.lora_a_grad({x, inner_grad, group.lora(batch.dropout()), sequences});
   };
   // Back through a product of hidden states and the norm before it: `to` = residual + their gradient, if that is wanted.
-  const auto through = [&](const LinearGroup& group, const Tensor& dy, const Tensor& inner, const Tensor& x, const Tensor& norm, bool wanted,
-                           const Tensor& residual, const Tensor& to) {
+  const auto through = [&](const LinearGroup& group, const Tensor& dout_of, const Tensor& before, const Tensor& inner, const Tensor& x, const Tensor& norm,
+                           bool wanted, const Tensor& residual, const Tensor& to) {
+    const Buffer plain = group.product_grad(dout_of, before);
+    const Tensor dy = plain ? plain.tensor() : dout_of;
+    if (!wanted && !group.has_pairs()) return;
     Buffer inner_grad = inner_grad_for(group);
     Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
     if (!norm) {
@@ -61,39 +64,43 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
     {
       const Buffer own = branch_grad(dout, saved.mlp_out, mlp_post_norm_);
-      const Tensor dy = own ? own.tensor() : dout.tensor();
+      const Buffer plain = down_->product_grad(own ? own : dout, saved.before_down);
+      const Tensor dy = plain ? plain.tensor() : own ? own.tensor() : dout.tensor();
       Buffer inner_grad = inner_grad_for(*down_);
       Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
       if (into_mlp) {
         ops_.swiglu_linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, act), gate, up, gate, up, arch_.activation);
-      } else if (down_->trainable()) {
+      } else if (down_->has_pairs()) {
         ops_.linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, Tensor()));
         ops_.swiglu_forward(gate, up, act, arch_.activation);
         a_grad(*down_, act, inner_grad);
       }
     }
     saved.mlp_out.reset();
+    saved.before_down.reset();
 
     // g, u = norm(mid) Wgu; `gate_up` holds their gradients now, and dout becomes the gradient of mid. In parallel they come from x.
     if (into_mlp) {
       if (parallel && needs_input_grad) dx = arena_.workspace("gradient of a block's input", dtype, tokens, arch_.hidden);
-      through(*gate_up_, saved.gate_up, saved.inner_gate_up, parallel ? saved.x : saved.mid, parallel ? attn_norm_ : mlp_norm_, into_mlp_input, dout,
+      through(*gate_up_, saved.gate_up, saved.before_gate_up, saved.inner_gate_up, parallel ? saved.x : saved.mid, parallel ? attn_norm_ : mlp_norm_, into_mlp_input, dout,
               parallel ? dx : dout);
     }
   }
   if (!into_attention) return Buffer();
   saved.experts = ExpertsSaved();
-  for (Buffer* done : {&saved.gate_up, &saved.share, &saved.mlp_out, &saved.mid}) done->reset();
+  for (Buffer* done : {&saved.gate_up, &saved.share, &saved.mlp_out, &saved.mid, &saved.before_gate_up}) done->reset();
 
   // mid = x + attn Wo
   Buffer dqkv;
   {
     const Buffer own = branch_grad(dout, saved.attn_out, attn_post_norm_);
+    const Buffer plain = o_->product_grad(own ? own : dout, saved.before_o);
     Buffer inner_grad = inner_grad_for(*o_);
     Buffer dattn;
     if (into_mixer) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, mixer_->out_cols());
-    ops_.linear_input_grad(input_grad(*o_, own ? own : dout, saved.inner_o, inner_grad, dattn));
-    if (o_->trainable()) {
+    if (into_mixer || o_->has_pairs()) ops_.linear_input_grad(input_grad(*o_, plain ? plain : own ? own : dout, saved.inner_o, inner_grad, dattn));
+    saved.before_o.reset();
+    if (o_->has_pairs()) {
       Buffer gated;
       a_grad(*o_, mixer_->output(saved, 0, gated), inner_grad);
     }
@@ -114,7 +121,7 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
 
   // q, k, v = norm(x) Wqkv; dout, or dx, becomes the gradient of x.
   Buffer& gradient = parallel ? dx : dout;
-  through(*qkv_, dqkv, saved.inner_qkv, saved.x, attn_norm_, needs_input_grad, gradient, gradient);
+  through(*qkv_, dqkv, saved.before_qkv, saved.inner_qkv, saved.x, attn_norm_, needs_input_grad, gradient, gradient);
   return needs_input_grad ? std::move(gradient) : Buffer();
 }
 

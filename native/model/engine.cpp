@@ -6,7 +6,6 @@
 #include <deque>
 
 #include "pipelora/error.h"
-#include "pipelora/lora_optimizer.h"
 #include "pipelora/mapped_file.h"
 #include "pipelora/scaled_codes.h"
 
@@ -78,19 +77,20 @@ Segment& Engine::segment(std::size_t index) const {
   return *segments_[index];
 }
 
-LoraPair& Engine::pair(const std::string& name) const {
-  const auto found = pairs_.find(name);
-  if (found == pairs_.end()) throw Error(kTensorMismatch, "this engine holds no LoRA pair of " + name);
+NamedMatrix& Engine::matrix(const std::string& name) const {
+  const auto found = by_name_.find(name);
+  if (found == by_name_.end()) throw Error(kTensorMismatch, "this engine learns no matrix " + name);
   return *found->second;
 }
 
 std::size_t Engine::add_segment(SegmentSpec spec) {
   auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec));
-  for (LoraPair* held : made->lora_pairs())
-    if (pairs_.contains(held->name())) throw Error(kTensorMismatch, "two segments hold a LoRA pair of " + held->name());
-  for (LoraPair* held : made->lora_pairs()) {
-    pairs_.emplace(held->name(), held);
-    pair_order_.push_back(held);
+  const std::vector<NamedMatrix*> own = made->matrices();
+  for (const NamedMatrix* held : own)
+    if (by_name_.contains(held->name())) throw Error(kTensorMismatch, "two segments learn a matrix " + held->name());
+  for (NamedMatrix* held : own) {
+    by_name_.emplace(held->name(), held);
+    matrices_.push_back(held);
   }
   segments_.push_back(std::move(made));
   return segments_.size() - 1;
@@ -128,6 +128,13 @@ void Engine::load_weight(std::size_t index, const std::string& name, const Tenso
   ops_->finish();
 }
 
+void Engine::load_values(std::size_t index, const std::string& name, const std::vector<std::int64_t>& shape, const float* values, const HoldSpec& hold) {
+  std::int64_t elements = 1;
+  for (const std::int64_t extent : shape) elements *= extent;
+  segment(index).slots().load(name, shape, HostTensor{values, DType::f32, 1, elements}, hold);
+  ops_->finish();
+}
+
 void Engine::load_packed(std::size_t index, const std::string& name, const PackedArrays<TensorSource>& source) {
   PackedArrays<HostBytes> arrays;
   arrays.hold = source.hold;
@@ -157,15 +164,13 @@ void Engine::load_packed(std::size_t index, const std::string& name, const Packe
 
 std::vector<std::string> Engine::missing_weights(std::size_t index) const { return segment(index).slots().missing(); }
 
-void Engine::set_lora(const std::string& name, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count) {
-  pair(name).set(*ops_, matrix, part, values, count);
+void Engine::set_matrix(const std::string& name, MatrixPart part, const float* values, std::size_t count) {
+  matrix(name).set(*ops_, part, values, count);
 }
-std::vector<float> Engine::get_lora(const std::string& name, LoraMatrix matrix, LoraPart part) {
-  return pair(name).get(*ops_, matrix, part);
-}
-std::vector<std::string> Engine::lora_names() const {
+std::vector<float> Engine::get_matrix(const std::string& name, MatrixPart part) { return matrix(name).get(*ops_, part); }
+std::vector<std::string> Engine::matrix_names() const {
   std::vector<std::string> names;
-  for (const LoraPair* held : pair_order_) names.push_back(held->name());
+  for (const NamedMatrix* held : matrices_) names.push_back(held->name());
   return names;
 }
 
@@ -173,25 +178,34 @@ ForwardResult Engine::forward(std::size_t index, const MicroBatch& micro, Buffer
   const Stretch stretch(*ops_);
   return segment(index).forward(micro, std::move(input));
 }
-Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout, double loss_scale) {
+Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout) {
   const Stretch stretch(*ops_);
-  return segment(index).backward(batch_index, std::move(dout), loss_scale);
+  return segment(index).backward(batch_index, std::move(dout));
+}
+void Engine::first_values() {
+  for (const auto& held : segments_) held->first_values();
+  ops_->finish();
 }
 void Engine::discard() {
   for (const auto& held : segments_) held->discard();
 }
 
+namespace {
+/// A dense matrix as one row.
+Tensor run(const Tensor& matrix) { return Tensor(matrix.data, matrix.dtype, 1, matrix.size()); }
+}  // namespace
+
 std::int64_t Engine::gradient_count() const {
   std::int64_t count = 0;
-  for (const LoraPair* held : pair_order_) count += held->gradients().size();
+  for (const NamedMatrix* held : matrices_) count += held->part(MatrixPart::grad).size();
   return count;
 }
 
 std::vector<float> Engine::gradients() {
   std::vector<float> values(static_cast<std::size_t>(gradient_count()));
   float* next = values.data();
-  for (const LoraPair* held : pair_order_) {
-    const Tensor source = held->gradients();
+  for (const NamedMatrix* held : matrices_) {
+    const Tensor source = held->part(MatrixPart::grad);
     ops_->download(source, next);
     next += source.size();
   }
@@ -207,8 +221,8 @@ void Engine::expect_gradients(std::int64_t count) const {
 void Engine::set_gradients(const std::vector<float>& values) {
   expect_gradients(static_cast<std::int64_t>(values.size()));
   const float* next = values.data();
-  for (const LoraPair* held : pair_order_) {
-    const Tensor target = held->gradients();
+  for (const NamedMatrix* held : matrices_) {
+    const Tensor target = held->part(MatrixPart::grad);
     ops_->upload(target, next);
     next += target.size();
   }
@@ -217,8 +231,8 @@ void Engine::set_gradients(const std::vector<float>& values) {
 void Engine::gradients_into(const Tensor& values) {
   expect_gradients(values.size());
   std::int64_t next = 0;
-  for (const LoraPair* held : pair_order_) {
-    const Tensor source = held->gradients();
+  for (const NamedMatrix* held : matrices_) {
+    const Tensor source = run(held->part(MatrixPart::grad));
     ops_->copy(source, values.columns(next, source.size()));
     next += source.size();
   }
@@ -227,8 +241,8 @@ void Engine::gradients_into(const Tensor& values) {
 void Engine::set_gradients_from(const Tensor& values) {
   expect_gradients(values.size());
   std::int64_t next = 0;
-  for (const LoraPair* held : pair_order_) {
-    const Tensor target = held->gradients();
+  for (const NamedMatrix* held : matrices_) {
+    const Tensor target = run(held->part(MatrixPart::grad));
     ops_->copy(values.columns(next, target.size()), target);
     next += target.size();
   }
@@ -236,13 +250,13 @@ void Engine::set_gradients_from(const Tensor& values) {
 
 std::vector<double> Engine::grad_squares() {
   const Stretch stretch(*ops_);
-  return pipelora::grad_squares(*ops_, pair_order_);
+  return pipelora::grad_squares(*ops_, matrices_);
 }
-void Engine::optimizer_step(const AdamSettings& settings) {
+void Engine::optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates) {
   const Stretch stretch(*ops_);
-  adamw_step(*ops_, pair_order_, settings);
+  adamw_step(*ops_, matrices_, settings, rates);
 }
-void Engine::zero_grad() { pipelora::zero_grad(*ops_, pair_order_); }
+void Engine::zero_grad() { pipelora::zero_grad(*ops_, matrices_); }
 
 std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t rows) {
   std::vector<CacheShape> blocks;
@@ -359,7 +373,7 @@ EngineMemory Engine::memory() const {
     memory.weight_bytes += held->weight_bytes();
     memory.host_bytes += held->host_bytes();
   }
-  for (const LoraPair* held : pair_order_) memory.lora_bytes += held->bytes();
+  for (const NamedMatrix* held : matrices_) memory.lora_bytes += kMatrixParts * held->part(MatrixPart::weight).bytes();
   for (const auto& [number, cache] : caches_) memory.cache_bytes += cache->bytes();
   memory.arena_bytes = arena_->capacity();
   memory.arena_peak_bytes = arena_->peak();

@@ -23,7 +23,7 @@ LinearSpec unbiased(LinearSpec linear) {
 }  // namespace
 
 Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec)
-    : ops_(ops), arena_(arena), spec_(spec), router_(ops, {unbiased(spec.router)}) {
+    : ops_(ops), arena_(arena), spec_(spec), router_(ops, arena, {unbiased(spec.router)}) {
   const RouteRule& rule = spec_.route;
   const bool grouped = rule.groups > 0 && rule.experts % rule.groups == 0 && rule.chosen_groups > 0 && rule.chosen_groups <= rule.groups;
   if (rule.experts < 1 || rule.experts > kMostExperts || rule.chosen < 1 || rule.chosen > kMostChosen || rule.chosen > rule.experts || !grouped ||
@@ -73,10 +73,10 @@ Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const st
   return product;
 }
 
-std::vector<LoraPair*> Experts::pairs() const {
-  std::vector<LoraPair*> found;
+std::vector<Learner*> Experts::learners() const {
+  std::vector<Learner*> found;
   for (const Product* product : {&gate_up_, &down_})
-    if (product->pair) found.push_back(product->pair.get());
+    if (product->pair) found.push_back(&product->pair->learner());
   return found;
 }
 
@@ -120,16 +120,17 @@ Buffer Experts::rank_rows(const char* what, const Product& product, std::int64_t
   return product.pair ? arena_.workspace(what, DType::f32, rows, product.rank()) : Buffer();
 }
 
-void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, Placement place) {
+void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bool keep, Placement place) {
   const std::int64_t tokens = h.rows, experts = spec_.route.experts, chosen = spec_.route.chosen, rows = tokens * chosen;
-  if (router_.trainable()) saved.inner_router = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, router_.inner_cols(), place);
+  if (router_.has_pairs()) saved.inner_router = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, router_.inner_cols(), place);
   saved.logits = arena_.tensor("a router's logits", DType::f32, tokens, experts, place);
   saved.experts = arena_.tensor("chosen experts", DType::i32, tokens, chosen, place);
   saved.weights = arena_.tensor("experts' weights", DType::f32, tokens, chosen, place);
   saved.order = arena_.tensor("rows by expert", DType::i32, 1, rows, place);
   saved.place = arena_.tensor("places of rows by expert", DType::i32, 1, rows, place);
   saved.starts = arena_.tensor("experts' first rows", DType::i32, 1, experts + 1, place);
-  ops_.linear_forward({h, &router_.weight(), router_.lora(batch.dropout()), saved.inner_router, Tensor(), saved.logits, &batch.sequences});
+  if (keep && router_.has_gains()) saved.before_router = arena_.tensor("a product before its gains", DType::f32, tokens, experts, place);
+  router_.forward({h, &router_.weight(), router_.lora(batch.dropout()), saved.inner_router, Tensor(), saved.logits, &batch.sequences}, saved.before_router);
   ops_.route({saved.logits, router_bias_, correction_, spec_.route, saved.routes()});
   saved.host_starts.clear();
 
@@ -188,10 +189,11 @@ void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, 
   ops_.route_backward({saved.logits, router_bias_, weight_grads, dout, down_bias_, spec_.route, routes, dlogits});
   const LoraSet lora = router_.lora(batch.dropout());
   Buffer inner_grad, own;
-  if (router_.trainable()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, router_.inner_cols());
+  if (router_.has_pairs()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, router_.inner_cols());
   if (into_h) own = arena_.workspace("a router's gradient of hidden states", h.dtype, tokens, h.cols);
-  ops_.linear_input_grad({dlogits, &router_.weight(), lora, saved.inner_router, inner_grad, own, &batch.sequences});
-  if (router_.trainable()) ops_.lora_a_grad({h, inner_grad, lora, &batch.sequences});
+  const Buffer plain = router_.product_grad(dlogits, saved.before_router);
+  ops_.linear_input_grad({plain ? plain : dlogits, &router_.weight(), lora, saved.inner_router, inner_grad, own, &batch.sequences});
+  if (router_.has_pairs()) ops_.lora_a_grad({h, inner_grad, lora, &batch.sequences});
   if (into_h) ops_.add(dh, own, 1, dh);
 }
 

@@ -7,13 +7,34 @@
 
 namespace pipelora {
 
-Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec) : ops_(ops), arena_(arena), arch_(arch) {
+Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec) : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
   LinearSpec linear;
   linear.name = spec.name;
   linear.in = arch.hidden;
   linear.out = arch.vocab;
   linear.lora = spec.lora;
-  group_ = std::make_unique<LinearGroup>(ops, std::vector<LinearSpec>{linear});
+  group_ = std::make_unique<LinearGroup>(ops, arena, std::vector<LinearSpec>{linear});
+  if (!spec_.trained.empty())
+    table_.emplace(ops, "the output head and its optimizer state", std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
+}
+
+void Head::add_slot(WeightSlots& slots) {
+  // No product's part: as with bitsandbytes the head is never quantised.
+  slots.add(spec_.weight, arch_.vocab, arch_.hidden, [this](const HostTensor& data, const HoldSpec& hold) {
+    group_->weight().load(0, data, hold);
+    if (table_) ops_.load(data, table_->matrices()[0].part(MatrixPart::weight));
+  });
+}
+
+std::vector<Learner*> Head::learners() {
+  std::vector<Learner*> found = group_->learners();
+  if (table_) found.push_back(&*table_);
+  return found;
+}
+
+void Head::follow() {
+  if (table_ && table_->matrices()[0].take_changed()) group_->weight().refresh(0, table_->matrices()[0].part(MatrixPart::weight));
+  group_->follow();
 }
 
 namespace {
@@ -62,7 +83,7 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
   std::vector<LoraView> views = group_->views();
   if (keep) {
     saved->hidden_grad = arena_.tensor("gradient of the hidden states with a label", dtype, labels, d);
-    if (group_->trainable()) {
+    if (group_->has_pairs()) {
       saved->grad_a = arena_.tensor("gradient of the head's A", DType::f32, views[0].a.rows, d);
       saved->grad_bt = arena_.tensor("gradient of the head's B", DType::f32, views[0].bt.rows, v);
       ops_.zero(saved->grad_a);
@@ -96,14 +117,16 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     Buffer x = arena_.workspace("hidden states with a label", dtype, n, d);
     ops_.gather_rows(hidden, picked, x);
     Buffer inner, inner_grad;
-    if (group_->trainable()) {
+    if (group_->has_pairs()) {
       inner = arena_.workspace("LoRA's inner vectors", DType::f32, n, group_->inner_cols());
       if (keep) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, n, group_->inner_cols());
     }
     // Rows begin on whole pieces of eight, whatever the vocabulary: products and cross entropy are slow where they don't.
     const Buffer padded = arena_.workspace("a chunk of logits", DType::f32, n, (v + 7) / 8 * 8);
     const Tensor logits = padded.tensor().columns(0, v);
-    ops_.linear_forward({x, &group_->weight(), lora, inner, Tensor(), logits, &keys});
+    Buffer before;
+    if (keep && group_->has_gains()) before = arena_.workspace("logits before their gains", DType::f32, n, v);
+    group_->forward({x, &group_->weight(), lora, inner, Tensor(), logits, &keys}, before);
     shape(logits);
 
     // The gradient takes the logits' place, whatever its dtype.
@@ -113,8 +136,12 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     ops_.cross_entropy({logits, dz, of_chunk(target), of_chunk(weight), of_chunk(loss), of_chunk(correct), arch_.logit_scale, arch_.logit_cap, micro.label_smoothing});
 
     if (keep) {
-      ops_.linear_input_grad({dz, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
-      if (group_->trainable()) ops_.lora_a_grad({x, inner_grad, lora, &keys});
+      const auto factor = static_cast<float>(micro.loss_scale * saved->unit);
+      const Buffer plain = group_->product_grad(dz, before, factor);
+      const Tensor dproduct = plain ? plain.tensor() : dz;
+      ops_.linear_input_grad({dproduct, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
+      if (group_->has_pairs()) ops_.lora_a_grad({x, inner_grad, lora, &keys});
+      if (table_) ops_.weight_grad({x, dproduct, factor, table_->matrices()[0].part(MatrixPart::grad)});
     }
   }
   if (labels > 0) {
@@ -132,9 +159,9 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
   return result;
 }
 
-Buffer Head::backward(const Batch&, const HeadSaved& saved, double loss_scale, bool needs_input_grad) {
-  const auto factor = static_cast<float>(loss_scale * saved.unit);
-  if (group_->trainable()) {
+Buffer Head::backward(const Batch& batch, const HeadSaved& saved, bool needs_input_grad) {
+  const auto factor = static_cast<float>(batch.loss_scale * saved.unit);
+  if (group_->has_pairs()) {
     ops_.add_scaled(saved.grad_a, factor, group_->views()[0].grad_a);
     ops_.add_scaled(saved.grad_bt, factor, group_->views()[0].grad_bt);
   }
@@ -153,9 +180,9 @@ Buffer Head::last_logits(const Batch& batch, const Tensor& hidden) {
   Buffer x = arena_.workspace("hidden states of last tokens", ops_.compute_dtype(), count, arch_.hidden);
   ops_.gather_rows(hidden, last, x);
   Buffer inner;
-  if (group_->trainable()) inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, group_->inner_cols());
+  if (group_->has_pairs()) inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, group_->inner_cols());
   Buffer logits = arena_.tensor("logits", DType::f32, count, arch_.vocab);
-  ops_.linear_forward({x, &group_->weight(), group_->lora(nullptr), inner, Tensor(), logits, nullptr});
+  group_->forward({x, &group_->weight(), group_->lora(nullptr), inner, Tensor(), logits, nullptr});
   shape(logits);
   return logits;
 }

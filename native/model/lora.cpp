@@ -5,68 +5,32 @@
 namespace pipelora {
 
 namespace {
-constexpr std::int64_t kParts = 4;
+
+std::vector<MatrixForm> forms(const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts) {
+  if (spec.r <= 0 || spec.dropout < 0 || spec.dropout >= 1)
+    throw Error(kTensorMismatch, "LoRA of " + module + ": expected a rank above 0 and dropout in [0, 1), got " + std::to_string(spec.r) + " and " +
+                                     std::to_string(spec.dropout));
+  if (experts < 1 || spec.r % experts != 0)
+    throw Error(kTensorMismatch, "LoRA of " + module + ": expected a rank that is a multiple of its " + std::to_string(experts) + " experts, got " +
+                                     std::to_string(spec.r));
+  std::vector<MatrixForm> all{{module + ".lora_A.weight", spec.r, in}, {module + ".lora_B.weight", out, spec.r, true, experts}};
+  if (spec.dora) all.push_back({module + ".lora_magnitude_vector", 1, out});
+  return all;
+}
+
 }  // namespace
 
-LoraPair::LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts)
-    : name_(std::move(name)), in_(in), out_(out), experts_(experts), spec_(spec) {
-  if (spec.r <= 0 || spec.dropout < 0 || spec.dropout >= 1)
-    throw Error(kTensorMismatch, "LoRA of " + name_ + ": expected a rank above 0 and dropout in [0, 1), got " +
-                                     std::to_string(spec.r) + " and " + std::to_string(spec.dropout));
-  if (experts < 1 || spec.r % experts != 0)
-    throw Error(kTensorMismatch, "LoRA of " + name_ + ": expected a rank that is a multiple of its " + std::to_string(experts) + " experts, got " +
-                                     std::to_string(spec.r));
-  const auto bytes = static_cast<std::size_t>(kParts * spec.r * (in + out)) * sizeof(float);
-  memory_ = ops.allocate("LoRA matrices and their optimizer state", bytes, true);
-  ops.zero(Tensor(memory_->data(), DType::f32, 1, static_cast<std::int64_t>(bytes / sizeof(float))));
-}
-
-Tensor LoraPair::part(LoraMatrix matrix, LoraPart part) const {
-  const std::int64_t size_a = spec_.r * in_, size_b = spec_.r * out_;
-  float* base = static_cast<float*>(memory_->data()) + static_cast<std::int64_t>(part) * (size_a + size_b);
-  return matrix == LoraMatrix::a ? Tensor(base, DType::f32, spec_.r, in_) : Tensor(base + size_a, DType::f32, spec_.r, out_);
-}
-
-Tensor LoraPair::gradients() const {
-  return Tensor(part(LoraMatrix::a, LoraPart::grad).data, DType::f32, 1, spec_.r * (in_ + out_));
-}
-
-void LoraPair::set(Ops& ops, LoraMatrix matrix, LoraPart which, const float* values, std::size_t count) {
-  const Tensor target = part(matrix, which);
-  if (static_cast<std::int64_t>(count) != target.size())
-    throw Error(kTensorMismatch, name_ + (matrix == LoraMatrix::a ? ".lora_A" : ".lora_B") + ": expected " +
-                                     std::to_string(target.size()) + " values, got " + std::to_string(count));
-  if (matrix == LoraMatrix::a) return ops.upload(target, values);
-  std::vector<float> transposed(count);
-  for (std::int64_t r = 0; r < spec_.r; ++r)
-    for (std::int64_t o = 0; o < out_; ++o) transposed[static_cast<std::size_t>(r * out_ + o)] = values[o * spec_.r + column_of(r)];
-  ops.upload(target, transposed.data());
-}
-
-std::vector<float> LoraPair::get(Ops& ops, LoraMatrix matrix, LoraPart which) const {
-  const Tensor source = part(matrix, which);
-  std::vector<float> values(static_cast<std::size_t>(source.size()));
-  ops.download(source, values.data());
-  if (matrix == LoraMatrix::a) return values;
-  std::vector<float> transposed(values.size());
-  for (std::int64_t r = 0; r < spec_.r; ++r)
-    for (std::int64_t o = 0; o < out_; ++o) transposed[static_cast<std::size_t>(o * spec_.r + column_of(r))] = values[static_cast<std::size_t>(r * out_ + o)];
-  return transposed;
-}
-
-AdamTarget LoraPair::adam_target(LoraMatrix matrix) const {
-  return {part(matrix, LoraPart::weight), part(matrix, LoraPart::grad), part(matrix, LoraPart::exp_avg),
-          part(matrix, LoraPart::exp_avg_sq)};
-}
+LoraPair::LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts)
+    : experts_(experts), spec_(spec), learner_(ops, "LoRA matrices and their optimizer state", forms(module, in, out, spec, experts)) {}
 
 LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert) const {
   const std::int64_t rows = spec_.r / experts_;
-  const auto own = [&](LoraMatrix matrix, LoraPart which) { return part(matrix, which).row_range(expert * rows, rows); };
+  const auto own = [&](std::size_t matrix, MatrixPart part) { return learner_.matrices()[matrix].part(part).row_range(expert * rows, rows); };
   LoraView view;
-  view.a = own(LoraMatrix::a, LoraPart::weight);
-  view.bt = own(LoraMatrix::b, LoraPart::weight);
-  view.grad_a = own(LoraMatrix::a, LoraPart::grad);
-  view.grad_bt = own(LoraMatrix::b, LoraPart::grad);
+  view.a = own(0, MatrixPart::weight);
+  view.bt = own(1, MatrixPart::weight);
+  view.grad_a = own(0, MatrixPart::grad);
+  view.grad_bt = own(1, MatrixPart::grad);
   view.scale = spec_.scale;
   view.dropout = spec_.dropout;
   view.module_id = spec_.module_id;
@@ -75,8 +39,9 @@ LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner, std
   return view;
 }
 
-LinearGroup::LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears) : linears_(linears) {
+LinearGroup::LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears) : ops_(ops), arena_(arena), linears_(linears) {
   std::vector<std::int64_t> rows;
+  std::vector<DoraPart> gains;
   bool bias = false;
   std::int64_t column = 0;
   for (const LinearSpec& linear : linears_) {
@@ -86,11 +51,52 @@ LinearGroup::LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears) : lin
       pairs_.push_back(std::make_unique<LoraPair>(ops, linear.name, linear.in, linear.out, *linear.lora));
       views_.push_back(pairs_.back()->view(column, inner_cols_));
       inner_cols_ += linear.lora->r;
+      if (linear.lora->dora) gains.push_back({&pairs_.back()->learner(), column, linear.out, linear.lora->r, linear.lora->scale});
+      if (linear.lora->dora && linear.lora->dropout > 0)
+        throw Error(kTensorMismatch, "LoRA of " + linear.name + ": DoRA takes no dropout");
+    }
+    if (!linear.trained_bias.empty()) {
+      if (!linear.bias) throw Error(kTensorMismatch, linear.name + " has no bias to train");
+      biases_.push_back({Learner(ops, "biases and their optimizer state", {{linear.trained_bias, 1, linear.out}}), column, linear.out});
     }
     column += linear.out;
   }
   weight_ = ops.create_linear(linears_.front().in, std::move(rows), bias);
   weight_->expect_lora(inner_cols_);
+  if (!gains.empty()) dora_ = std::make_unique<Dora>(ops, arena, *weight_, std::move(gains));
+}
+
+std::vector<Learner*> LinearGroup::learners() {
+  std::vector<Learner*> found;
+  for (const auto& pair : pairs_) found.push_back(&pair->learner());
+  for (Bias& bias : biases_) found.push_back(&bias.learner);
+  return found;
+}
+
+void LinearGroup::follow() {
+  bool changed = false;
+  for (Bias& bias : biases_) {
+    NamedMatrix& matrix = bias.learner.matrices()[0];
+    if (!matrix.take_changed()) continue;
+    weight_->refresh_bias(bias.first, matrix.part(MatrixPart::weight));
+    changed = true;
+  }
+  if (dora_) dora_->follow(changed);
+}
+
+void LinearGroup::first_values() {
+  for (Bias& bias : biases_)
+    ops_.copy(weight_->bias_values().columns(bias.first, bias.count), bias.learner.matrices()[0].part(MatrixPart::weight));
+  if (dora_) dora_->first_values();
+}
+
+Buffer LinearGroup::product_grad(const Tensor& dy, const Tensor& before, float factor) const {
+  for (const Bias& bias : biases_)
+    ops_.column_sums(dy.columns(bias.first, bias.count), factor, bias.learner.matrices()[0].part(MatrixPart::grad));
+  if (!dora_) return Buffer();
+  Buffer dz = arena_.workspace("gradient of a product before its gains", dy.dtype, dy.rows, dy.cols);
+  dora_->backward(dy, before, factor, dz);
+  return dz;
 }
 
 }  // namespace pipelora

@@ -20,7 +20,7 @@ std::vector<LinearSpec> pick_linears(const BlockSpec& spec, std::initializer_lis
   return found;
 }
 
-std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
+std::unique_ptr<LinearGroup> make_group(Ops& ops, Arena& arena, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
                                         std::int64_t in, std::int64_t out) {
   std::int64_t total = 0;
   bool good = !linears.empty();
@@ -31,7 +31,7 @@ std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const c
   if (!good || total != out)
     throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected " + what + " of " + shape_text(out, in) +
                                      ", the description adds up to " + std::to_string(total) + " outputs");
-  return std::make_unique<LinearGroup>(ops, linears);
+  return std::make_unique<LinearGroup>(ops, arena, linears);
 }
 
 }  // namespace pipelora

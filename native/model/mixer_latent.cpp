@@ -22,8 +22,8 @@ class LatentMixer final : public Mixer {
                                        "every latent vector, frequencies for those columns, and the arch's heads and head width");
     q_cols_ = s.heads * s.head_dim();
     kv_cols_ = s.heads * (s.plain + s.value);
-    if (own_.q_rank > 0) q_b_ = make_group(ops, spec, "q's expansion", pick_linears(spec, {Role::q_b}), own_.q_rank, q_cols_);
-    kv_b_ = make_group(ops, spec, "the expansion of k and v", pick_linears(spec, {Role::kv_b}), own_.kv_rank, kv_cols_);
+    if (own_.q_rank > 0) q_b_ = make_group(ops, arena, spec, "q's expansion", pick_linears(spec, {Role::q_b}), own_.q_rank, q_cols_);
+    kv_b_ = make_group(ops, arena, spec, "the expansion of k and v", pick_linears(spec, {Role::kv_b}), own_.kv_rank, kv_cols_);
     memory_ = ops.allocate("norm weights", static_cast<std::size_t>(own_.q_rank + own_.kv_rank) * sizeof(float), true);
     if (own_.q_rank > 0) q_norm_ = Tensor(memory_->data(), DType::f32, 1, own_.q_rank);
     kv_norm_ = Tensor(static_cast<float*>(memory_->data()) + own_.q_rank, DType::f32, 1, own_.kv_rank);
@@ -44,7 +44,7 @@ class LatentMixer final : public Mixer {
   }
   void make_inner(BlockSaved& saved, std::int64_t tokens) override {
     const auto make = [&](const LinearGroup& group, Buffer& inner) {
-      if (group.trainable()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
+      if (group.has_pairs()) inner = arena_.tensor("LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
     };
     if (q_b_) make(*q_b_, saved.inner_q_b);
     make(*kv_b_, saved.inner_kv_b);
@@ -54,8 +54,8 @@ class LatentMixer final : public Mixer {
     BlockSaved& saved = call.saved;
     const std::int64_t tokens = call.batch.sequences.tokens;
     saved.expanded = arena_.tensor("what latent vectors expand to", ops_.compute_dtype(), tokens, kv_cols_ + (q_b_ ? q_cols_ : 0), call.place);
-    expand(call, *kv_b_, latent(saved.qkv), kv_norm_, saved.inner_kv_b, expanded(saved));
-    if (q_b_) expand(call, *q_b_, first(saved.qkv), q_norm_, saved.inner_q_b, q(saved));
+    expand(call, *kv_b_, latent(saved.qkv), kv_norm_, saved.inner_kv_b, saved.before_kv_b, expanded(saved));
+    if (q_b_) expand(call, *q_b_, first(saved.qkv), q_norm_, saved.inner_q_b, saved.before_q_b, q(saved));
 
     Rows rows = assemble(call.batch, saved);
     saved.attn = arena_.tensor("attention's output", ops_.compute_dtype(), tokens, out_cols() + call.room, call.place);
@@ -91,8 +91,8 @@ class LatentMixer final : public Mixer {
     }
     dout.reset();
     saved.attn.reset();
-    contract(batch, *kv_b_, latent(saved.qkv), kv_norm_, saved.inner_kv_b, dexpanded, latent(gradient), input_wanted);
-    if (q_b_) contract(batch, *q_b_, first(saved.qkv), q_norm_, saved.inner_q_b, dq_b, first(gradient), input_wanted);
+    contract(batch, *kv_b_, latent(saved.qkv), kv_norm_, saved.inner_kv_b, saved.before_kv_b, dexpanded, latent(gradient), input_wanted);
+    if (q_b_) contract(batch, *q_b_, first(saved.qkv), q_norm_, saved.inner_q_b, saved.before_q_b, dq_b, first(gradient), input_wanted);
     return gradient;
   }
 
@@ -122,19 +122,23 @@ class LatentMixer final : public Mixer {
     return rows;
   }
 
-  void expand(const Call& call, const LinearGroup& group, const Tensor& from, const Tensor& norm, const Tensor& inner, const Tensor& to) {
+  void expand(const Call& call, const LinearGroup& group, const Tensor& from, const Tensor& norm, const Tensor& inner, Buffer& before, const Tensor& to) {
+    if (call.keep && group.has_gains()) before = arena_.tensor("a product before its gains", to.dtype, to.rows, to.cols, call.place);
     const std::int64_t room = ops_.room_for_lora(group.inner_cols());
     const Buffer storage = arena_.workspace("a norm's output", from.dtype, from.rows, from.cols + room);
     const Tensor normed = storage.tensor().columns(0, from.cols);
-    ops_.norm_linear_forward(from, norm, rule_, {normed, &group.weight(), group.lora(call.batch.dropout()), inner, Tensor(), to, &call.batch.sequences, true, call.again});
+    group.forward({normed, &group.weight(), group.lora(call.batch.dropout()), inner, Tensor(), to, &call.batch.sequences, true, call.again}, before,
+                  [&](const LinearForward& product) { ops_.norm_linear_forward(from, norm, rule_, product); });
   }
 
   /// Back through a second product and its norm; `to`: the gradient of `from`.
-  void contract(const Batch& batch, const LinearGroup& group, const Tensor& from, const Tensor& norm, const Tensor& inner, const Tensor& dy, const Tensor& to,
-                bool wanted) {
-    if (!wanted && !group.trainable()) return;
+  void contract(const Batch& batch, const LinearGroup& group, const Tensor& from, const Tensor& norm, const Tensor& inner, const Tensor& before,
+                const Tensor& dout, const Tensor& to, bool wanted) {
+    const Buffer plain = group.product_grad(dout, before);
+    const Tensor dy = plain ? plain.tensor() : dout;
+    if (!wanted && !group.has_pairs()) return;
     Buffer inner_grad;
-    if (group.trainable()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, from.rows, group.inner_cols());
+    if (group.has_pairs()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, from.rows, group.inner_cols());
     const Buffer normed = arena_.workspace("a norm's output and its gradient", from.dtype, from.rows, from.cols);
     const LoraSet lora = group.lora(batch.dropout());
     LinearInputGrad call{dy, &group.weight(), lora, inner, inner_grad, wanted ? normed.tensor() : Tensor(), &batch.sequences};
@@ -144,7 +148,7 @@ class LatentMixer final : public Mixer {
       ops_.linear_input_grad(call);
       ops_.rmsnorm_forward(from, norm, rule_, normed);
     }
-    if (group.trainable()) ops_.lora_a_grad({normed, inner_grad, lora, &batch.sequences});
+    if (group.has_pairs()) ops_.lora_a_grad({normed, inner_grad, lora, &batch.sequences});
   }
 
   Ops& ops_;

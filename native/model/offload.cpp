@@ -15,7 +15,8 @@ constexpr std::size_t kFetchedAhead = 3;
 std::vector<Buffer*> parts(BlockSaved& saved, bool whole) {
   if (!whole) return {&saved.x};
   return {&saved.x,   &saved.qkv, &saved.expanded, &saved.attn,    &saved.lse,   &saved.mid, &saved.gate_up,
-          &saved.attn_out, &saved.mlp_out, &saved.share, &saved.experts.logits, &saved.experts.weights, &saved.experts.gate_up};
+          &saved.before_qkv, &saved.before_o, &saved.before_gate_up, &saved.before_down, &saved.before_shared_gate, &saved.before_q_b, &saved.before_kv_b,
+          &saved.experts.before_router, &saved.attn_out, &saved.mlp_out, &saved.share, &saved.experts.logits, &saved.experts.weights, &saved.experts.gate_up};
 }
 
 class Held final : public Offloaded {

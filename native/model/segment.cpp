@@ -40,25 +40,27 @@ void load_plain(Ops& ops, const HostTensor& data, float offset, const Tensor& to
 }
 }  // namespace
 
-/// One layer's weights. Exactly one of block and head is set for those kinds.
+/// One layer's weights. Exactly one of embedding, block and head is set for those kinds.
 struct Segment::Layer {
   enum class Kind { embedding, block, norm, head } kind;
+  std::unique_ptr<Embedding> embedding;
   std::unique_ptr<Block> block;
   std::unique_ptr<Head> head;
-  std::unique_ptr<DeviceMemory> memory;  // the embedding's table, the norm's weight
+  std::unique_ptr<DeviceMemory> memory;  // the norm's weight
   Tensor weight;
   bool reached = false;  // backward reaches it: something trainable lies in it or before it
   bool checkpointed = false;
   bool offloaded = false;  // its activations wait on the host
 
   bool trainable() const {
-    return (block && block->trainable()) || (head && head->pair() != nullptr);
+    return (embedding && embedding->trainable()) || (block && block->trainable()) || (head && head->trainable());
   }
 };
 
 /// What forward left for the backward pass of one micro-batch.
 struct Segment::Saved {
   std::unique_ptr<Batch> batch;
+  std::vector<std::int32_t> tokens;  // of an embedding that learns
   std::vector<BlockSaved> blocks;  // one a layer; empty for other kinds
   std::vector<Buffer> inputs;      // one a layer: a norm's input
   std::unique_ptr<HeadSaved> head;
@@ -78,12 +80,8 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
     if (const auto* embedding = std::get_if<EmbeddingSpec>(&spec_.layers[i])) {
       if (i != 0) throw Error(kTensorMismatch, "the embedding must be a segment's first layer");
       at->kind = Layer::Kind::embedding;
-      slots_.add(embedding->weight, arch.vocab, arch.hidden, [this, at](const HostTensor& data, const HoldSpec& hold) {
-        // A step reads a row a token: not worth the device's memory.
-        at->memory = ops_.allocate_on_host("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype));
-        at->weight = Tensor(at->memory->data(), hold.dtype, data.rows, data.cols);
-        ops_.load(data, at->weight);
-      });
+      at->embedding = std::make_unique<Embedding>(ops, arena, arch, *embedding);
+      at->embedding->add_slot(slots_);
     } else if (const auto* block = std::get_if<BlockSpec>(&spec_.layers[i])) {
       at->kind = Layer::Kind::block;
       at->block = std::make_unique<Block>(ops, arena, arch, *block);
@@ -113,8 +111,7 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       if (i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
       at->kind = Layer::Kind::head;
       at->head = std::make_unique<Head>(ops, arena, arch, head);
-      // No product's part: as with bitsandbytes the head is never quantised.
-      slots_.add(head.weight, arch.vocab, arch.hidden, [at](const HostTensor& data, const HoldSpec& hold) { at->head->weight().load(0, data, hold); });
+      at->head->add_slot(slots_);
     }
     reached = reached || at->trainable();
     at->reached = reached;
@@ -142,32 +139,55 @@ std::vector<CacheShape> Segment::cache_shapes() const {
 std::size_t Segment::weight_bytes() const {
   std::size_t bytes = 0;
   for (const auto& layer : layers_) {
-    if (layer->memory && !layer->memory->on_host()) bytes += layer->memory->bytes();
-    if (layer->head) bytes += layer->head->weight().bytes();
+    if (layer->memory) bytes += layer->memory->bytes();
+    const DeviceMemory* table = layer->embedding ? layer->embedding->memory() : nullptr;
+    if (table != nullptr && !table->on_host()) bytes += table->bytes();
+    if (layer->head) bytes += layer->head->weight_bytes();
     if (!layer->block) continue;
     bytes += layer->block->place_bytes();
-    for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes();
+    for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes() + group->extra_bytes();
     if (const Experts* experts = layer->block->experts()) bytes += experts->weight_bytes();
   }
   return bytes;
 }
 
 std::size_t Segment::host_bytes() const {
-  const DeviceMemory* memory = layers_.front()->memory.get();
+  const DeviceMemory* memory = starts_with_embedding() ? layers_.front()->embedding->memory() : nullptr;
   return memory != nullptr && memory->on_host() ? memory->bytes() : 0;
 }
 
-std::vector<LoraPair*> Segment::lora_pairs() {
-  std::vector<LoraPair*> pairs;
+std::vector<NamedMatrix*> Segment::matrices() {
+  std::vector<NamedMatrix*> found;
+  const auto add = [&](const std::vector<Learner*>& own) {
+    for (Learner* learner : own)
+      for (NamedMatrix& matrix : learner->matrices()) found.push_back(&matrix);
+  };
   for (const auto& layer : layers_) {
-    if (layer->head && layer->head->pair() != nullptr) pairs.push_back(layer->head->pair());
+    if (layer->embedding) add(layer->embedding->learners());
+    if (layer->head) add(layer->head->learners());
     if (!layer->block) continue;
-    for (const LinearGroup* group : layer->block->groups())
-      for (const auto& pair : group->pairs()) pairs.push_back(pair.get());
-    if (const Experts* experts = layer->block->experts())
-      for (LoraPair* pair : experts->pairs()) pairs.push_back(pair);
+    for (LinearGroup* group : layer->block->groups()) add(group->learners());
+    if (const Experts* experts = layer->block->experts()) add(experts->learners());
   }
-  return pairs;
+  return found;
+}
+
+void Segment::follow() {
+  for (const auto& layer : layers_) {
+    if (layer->head) layer->head->follow();
+    if (!layer->block) continue;
+    for (LinearGroup* group : layer->block->groups()) group->follow();
+  }
+}
+
+void Segment::first_values() {
+  slots_.require_loaded();
+  for (const auto& layer : layers_) {
+    if (layer->embedding) layer->embedding->first_values();
+    if (layer->head) layer->head->first_values();
+    if (!layer->block) continue;
+    for (LinearGroup* group : layer->block->groups()) group->first_values();
+  }
 }
 
 void Segment::check_input(const Buffer& input, std::int64_t tokens) const {
@@ -182,19 +202,12 @@ void Segment::check_input(const Buffer& input, std::int64_t tokens) const {
                                      ", got " + shape_text(x.rows, x.cols) + " " + dtype_name(x.dtype));
 }
 
-Buffer Segment::embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected) {
+void Segment::check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t expected) const {
   if (static_cast<std::int64_t>(tokens.size()) != expected)
     throw Error(kTensorMismatch, "tokens: expected " + std::to_string(expected) + " ids, got " + std::to_string(tokens.size()));
   for (const std::int32_t id : tokens)
     if (id < 0 || id >= arch_.vocab)
       throw Error(kTensorMismatch, "tokens: id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(arch_.vocab));
-  Indices ids;
-  ids.host = tokens;
-  upload_indices(ops_, ids, [&](std::int64_t count) { return arena_.workspace("token ids", DType::i32, 1, count); });
-  Buffer x = arena_.tensor("the embedded tokens", ops_.compute_dtype(), expected, arch_.hidden);
-  ops_.gather_rows(layer.weight, ids, x);
-  if (arch_.embedding_scale != 1) ops_.add(Tensor(), x, arch_.embedding_scale, x);
-  return x;
 }
 
 /// The same values in the lowest hole that has room for them: the head's logits need what is free in one piece.
@@ -207,6 +220,7 @@ Buffer Segment::lowest(Buffer x) {
 
 ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   slots_.require_loaded();
+  follow();
   auto saved = std::make_unique<Saved>();
   saved->batch = make_batch(ops_, arena_, rope_, arch_, micro);
   const Batch& batch = *saved->batch;
@@ -223,7 +237,9 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
     const bool keep = micro.training && layer.reached;
     switch (layer.kind) {
       case Layer::Kind::embedding:
-        x = embed(layer, micro.tokens, tokens);
+        check_tokens(micro.tokens, tokens);
+        x = layer.embedding->forward(micro.tokens);
+        if (keep) saved->tokens = micro.tokens;
         if (micro.training && micro.noise_alpha != 0) ops_.add_noise({x, &batch.sequences, batch.key, micro.noise_alpha});
         break;
       case Layer::Kind::block: {
@@ -266,7 +282,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   return result;
 }
 
-Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scale) {
+Buffer Segment::backward(std::int64_t batch_index, Buffer dout) {
   if (!layers_.back()->reached) return Buffer();  // nothing here or before it learns
   const auto found = saved_.find(batch_index);
   if (found == saved_.end())
@@ -290,7 +306,7 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scal
     const bool below = i > 0 ? layers_[i - 1]->reached : spec_.needs_input_grad;
     switch (layer.kind) {
       case Layer::Kind::head:
-        gradient = layer.head->backward(batch, *saved->head, loss_scale, below);
+        gradient = layer.head->backward(batch, *saved->head, below);
         saved->head.reset();
         break;
       case Layer::Kind::norm:
@@ -303,7 +319,7 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout, double loss_scal
         if (saved->offloads) saved->offloads->restore(i, saved->blocks[i]);
         gradient = layer.block->backward(batch, std::move(saved->blocks[i]), std::move(gradient), below);
         break;
-      case Layer::Kind::embedding: break;
+      case Layer::Kind::embedding: layer.embedding->backward(saved->tokens, gradient); break;
     }
   }
   return spec_.needs_input_grad ? std::move(gradient) : Buffer();
@@ -322,6 +338,7 @@ bool in_a_row(const std::vector<std::int32_t>& slots) {
 
 Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input) {
   slots_.require_loaded();
+  follow();
   const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, of, cache.rows());
   cache.check_slots(of.slots);
   check_input(input, batch->sequences.tokens);
@@ -332,7 +349,10 @@ Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSeque
   std::size_t block = first_block;
   for (const auto& layer : layers_) {
     switch (layer->kind) {
-      case Layer::Kind::embedding: x = embed(*layer, tokens, batch->sequences.tokens); break;
+      case Layer::Kind::embedding:
+        check_tokens(tokens, batch->sequences.tokens);
+        x = layer->embedding->forward(tokens);
+        break;
       case Layer::Kind::block: {
         const BlockCache& held = cache.layer(block++);
         BlockCache own = held;

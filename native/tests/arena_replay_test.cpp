@@ -71,7 +71,7 @@ std::size_t replay(const Case& c, std::size_t bytes) {
     return arena.tensor("from a peer", DType::bf16, static_cast<std::int64_t>(batch(index).tokens.size()), model.hidden);
   };
   constexpr std::int64_t kBatches = 6;
-  const auto back = [&](std::int64_t index) { segment.backward(index, c.last ? Buffer() : hidden(index), 1.0); };
+  const auto back = [&](std::int64_t index) { segment.backward(index, c.last ? Buffer() : hidden(index)); };
   for (std::int64_t index = 0; index < kBatches; ++index) {
     const ForwardResult result = segment.forward(batch(index), c.first ? Buffer() : hidden(index));
     if (index + 1 >= c.in_flight) back(index + 1 - c.in_flight);

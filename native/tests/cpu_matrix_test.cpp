@@ -110,11 +110,11 @@ void check_case(unsigned i) {
   const auto engine = model.engine(DType::f32, static_cast<int>(1 + i % 2), {}, checkpointed);
   const ForwardResult result = forward_all(*engine, 1, batch);
   CHECK(result.loss_sum == doctest::Approx(model.loss(batch)).epsilon(2e-5));
-  backward_all(*engine, 1, batch.index, 1.0);
+  backward_all(*engine, 1, batch.index);
   for (auto& [name, pair] : model.lora)
     for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
       CAPTURE(name);
-      const std::vector<float> got = engine->get_lora(name, matrix, LoraPart::grad);
+      const std::vector<float> got = engine->get_matrix(matrix_name(name, matrix), MatrixPart::grad);
       for (const float value : got) REQUIRE(std::isfinite(value));
       Values& values = pair.matrix(matrix);
       const auto at = reference::spread(values.size(), 3);
@@ -160,13 +160,13 @@ TEST_CASE("bfloat16 and int8 bases follow float32's loss at any rank and shape")
       if (dtype == DType::bf16) {
         const auto engine = model.engine(dtype, 1, {}, 0);
         CHECK(std::abs(forward_all(*engine, 1, batch).loss_sum - exact) < close);
-        backward_all(*engine, 1, 0, 1.0);
+        backward_all(*engine, 1, 0);
         for (const auto& [name, values] : gradients(*engine))
           for (const float value : values) REQUIRE(std::isfinite(value));
       }
       const auto engine = eight.engine(dtype, 1, {}, 1);
       CHECK(std::abs(forward_all(*engine, 1, batch).loss_sum - exact) < close);
-      backward_all(*engine, 1, 0, 1.0);
+      backward_all(*engine, 1, 0);
       for (const auto& [name, values] : gradients(*engine))
         for (const float value : values) REQUIRE(std::isfinite(value));
     }

@@ -15,7 +15,7 @@
 #include <string>
 
 #include "pipelora/error.h"
-#include "pipelora/lora_optimizer.h"
+#include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
 #include "tests/cuda_fixture.h"
 #include "tests/family_rules.h"
@@ -237,17 +237,16 @@ Outcome run(const Case& c, DType compute) {
   plain.dtype = c.compute;  // both engines hold the same values
   load_base(spec, arch, plain, c.hold, load);
   if (!c.shape->tied) load("head", {arch.vocab, arch.hidden}, 1 / std::sqrt(static_cast<double>(arch.hidden)), 0, plain);
-  const std::vector<LoraPair*> pairs = segment.lora_pairs();
+  const std::vector<NamedMatrix*> matrices = segment.matrices();
   std::vector<float> floats;
-  for (LoraPair* pair : pairs) {
-    for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-      const Tensor weight = pair->part(matrix, LoraPart::weight);
-      floats.resize(static_cast<std::size_t>(weight.size()));
-      // A product of A and B as large at every rank.
-      const double scale = matrix == LoraMatrix::a ? 1 / std::sqrt(static_cast<double>(weight.cols)) : 0.3 / std::sqrt(static_cast<double>(weight.rows));
-      fill(floats, offset, scale, 0);
-      pair->set(*ops, matrix, LoraPart::weight, floats.data(), floats.size());
-    }
+  for (NamedMatrix* matrix : matrices) {
+    const Tensor weight = matrix->part(MatrixPart::weight);
+    floats.resize(static_cast<std::size_t>(weight.size()));
+    // A product of A and B as large at every rank.
+    const bool is_a = matrix->name().ends_with(".lora_A.weight");
+    const double scale = is_a ? 1 / std::sqrt(static_cast<double>(weight.cols)) : 0.3 / std::sqrt(static_cast<double>(weight.rows));
+    fill(floats, offset, scale, 0);
+    matrix->set(*ops, MatrixPart::weight, floats.data(), floats.size());
   }
 
   Outcome outcome;
@@ -255,20 +254,16 @@ Outcome run(const Case& c, DType compute) {
     const MicroBatch micro = batch_of(c, step);
     outcome.losses.push_back(segment.forward(micro, Buffer()).loss_sum);
     if (step > 0) break;
-    segment.backward(micro.index, Buffer(), 1.0);
-    int n = 0;
-    for (LoraPair* pair : pairs) {
-      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-        const std::vector<float> gradient = pair->get(*ops, matrix, LoraPart::grad);
-        outcome.gradients[std::to_string(n) + (matrix == LoraMatrix::a ? ".A" : ".B")] = Values(gradient.begin(), gradient.end());
-      }
-      ++n;
+    segment.backward(micro.index, Buffer());
+    for (const NamedMatrix* matrix : matrices) {
+      const std::vector<float> gradient = matrix->get(*ops, MatrixPart::grad);
+      outcome.gradients[matrix->name()] = Values(gradient.begin(), gradient.end());
     }
-    grad_squares(*ops, pairs);
+    grad_squares(*ops, matrices);
     AdamSettings settings;
     settings.step = 1;
     settings.learning_rate = 1e-4;
-    adamw_step(*ops, pairs, settings);
+    adamw_step(*ops, matrices, settings);
   }
   ops->finish();
   return outcome;

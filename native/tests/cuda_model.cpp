@@ -7,7 +7,7 @@
 #include <map>
 #include <string>
 
-#include "pipelora/lora_optimizer.h"
+#include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
 #include "tests/cuda_fixture.h"
 #include "tests/family_rules.h"
@@ -110,13 +110,11 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
   HoldSpec plain;
   load_base(spec, arch, plain, variant.hold, load);
   load("head", {arch.vocab, arch.hidden}, 0.2, 0, plain);
-  const std::vector<LoraPair*> pairs = segment.lora_pairs();
-  for (LoraPair* pair : pairs) {
-    for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-      const Values values = random_values(pair->part(matrix, LoraPart::weight).size(), 0.1, DType::f32, ++seed);
-      const std::vector<float> floats(values.begin(), values.end());
-      pair->set(*ops, matrix, LoraPart::weight, floats.data(), floats.size());
-    }
+  const std::vector<NamedMatrix*> matrices = segment.matrices();
+  for (NamedMatrix* matrix : matrices) {
+    const Values values = random_values(matrix->part(MatrixPart::weight).size(), 0.1, DType::f32, ++seed);
+    const std::vector<float> floats(values.begin(), values.end());
+    matrix->set(*ops, MatrixPart::weight, floats.data(), floats.size());
   }
 
   Digest digest;
@@ -136,9 +134,9 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
       }
       const ForwardResult result = segment.forward(micro, Buffer());
       digest["loss"].push_back(result.loss_sum);
-      segment.backward(micro.index, Buffer(), 1.0);
+      segment.backward(micro.index, Buffer());
     }
-    std::vector<double> squares = grad_squares(*ops, pairs);
+    std::vector<double> squares = grad_squares(*ops, matrices);
     double total = 0;
     for (double s : squares) {
       total += s;
@@ -149,13 +147,11 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
     settings.learning_rate = 1e-2;
     settings.grad_scale = std::min(1.0, 1.0 / std::sqrt(total));
     settings.weight_decay = 0.01;
-    adamw_step(*ops, pairs, settings);
+    adamw_step(*ops, matrices, settings);
   }
-  for (const LoraPair* pair : pairs) {
-    for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-      const std::vector<float> values = pair->get(*ops, matrix, LoraPart::weight);
-      for (std::size_t i = 0; i < values.size(); i += 97) digest["adapter"].push_back(static_cast<double>(values[i]));
-    }
+  for (const NamedMatrix* matrix : matrices) {
+    const std::vector<float> values = matrix->get(*ops, MatrixPart::weight);
+    for (std::size_t i = 0; i < values.size(); i += 97) digest["adapter"].push_back(static_cast<double>(values[i]));
   }
   KvCache cache(*ops, 2, 64, segment.cache_shapes());
   InTurn turn(2, 32);

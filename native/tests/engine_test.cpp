@@ -25,25 +25,25 @@ TEST_CASE("an optimizer step moves LoRA as AdamW does, and training lowers the l
   const auto engine = model.engine(DType::f32, 1, {2}, 0);
   const MicroBatch batch = model.batch({9, 12});
   const double before = forward_all(*engine, 2, batch).loss_sum;
-  backward_all(*engine, 2, 0, 1.0);
+  backward_all(*engine, 2, 0);
   const std::vector<double> squares = engine->grad_squares();
-  const std::vector<std::string> names = engine->lora_names();
+  const std::vector<std::string> names = lora_modules(*engine);
   REQUIRE(squares.size() == 2 * names.size());
   for (std::size_t i = 0; i < names.size(); ++i)
     for (const std::size_t m : {0u, 1u}) {
-      const auto g = engine->get_lora(names[i], m == 0 ? LoraMatrix::a : LoraMatrix::b, LoraPart::grad);
+      const auto g = engine->get_matrix(matrix_name(names[i], m == 0 ? LoraMatrix::a : LoraMatrix::b), MatrixPart::grad);
       const Values wide(g.begin(), g.end());
       CHECK(squares[2 * i + m] == doctest::Approx(reference::dot(wide, wide)).epsilon(1e-10));
     }
-  const auto w0 = engine->get_lora(names[0], LoraMatrix::b, LoraPart::weight), g0 = engine->get_lora(names[0], LoraMatrix::b, LoraPart::grad);
+  const auto w0 = engine->get_matrix(matrix_name(names[0], LoraMatrix::b), MatrixPart::weight), g0 = engine->get_matrix(matrix_name(names[0], LoraMatrix::b), MatrixPart::grad);
   engine->optimizer_step({1, 1e-3, 1.0, 0.9, 0.999, 1e-8, 0.0});
-  const auto w1 = engine->get_lora(names[0], LoraMatrix::b, LoraPart::weight);
+  const auto w1 = engine->get_matrix(matrix_name(names[0], LoraMatrix::b), MatrixPart::weight);
   for (std::size_t i = 0; i < w0.size(); ++i) CHECK(w1[i] == doctest::Approx(w0[i] - 1e-3 * g0[i] / (std::abs(g0[i]) + 1e-8)).epsilon(1e-4));
   for (const auto& [name, values] : gradients(*engine)) CHECK(std::all_of(values.begin(), values.end(), [](float x) { return x == 0; }));
   double after = 0;
   for (int step = 2; step < 8; ++step) {
     after = forward_all(*engine, 2, batch).loss_sum;
-    backward_all(*engine, 2, 0, 1.0);
+    backward_all(*engine, 2, 0);
     engine->optimizer_step({step, 1e-2, 1.0, 0.9, 0.999, 1e-8, 0.0});
   }
   CHECK(after < before);
@@ -58,7 +58,7 @@ TEST_CASE("gradients of two replicas, added outside, are those of one engine tha
     const auto replica = model.engine(DType::f32, 1, {}, 0);
     for (Engine* engine : {one.get(), replica.get()}) {
       forward_all(*engine, 1, *batch);
-      backward_all(*engine, 1, batch->index, 1.0);
+      backward_all(*engine, 1, batch->index);
     }
     halves.push_back(replica->gradients());
   }
@@ -81,11 +81,11 @@ TEST_CASE("gradients add up over micro-batches and are zero after zero_grad") {
   for (const MicroBatch* batch : {&a, &b}) {
     engine->zero_grad();
     forward_all(*engine, 1, *batch);
-    backward_all(*engine, 1, batch->index, 1.0);
+    backward_all(*engine, 1, batch->index);
     parts.push_back(gradients(*engine));
   }
   forward_all(*engine, 1, a);
-  backward_all(*engine, 1, a.index, 1.0);
+  backward_all(*engine, 1, a.index);
   for (const auto& [name, sum] : gradients(*engine))
     for (std::size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == doctest::Approx(parts[0].at(name)[i] + parts[1].at(name)[i]).epsilon(1e-4));
 }
@@ -93,12 +93,12 @@ TEST_CASE("gradients add up over micro-batches and are zero after zero_grad") {
 TEST_CASE("LoRA parts come back as they were set") {
   TestModel model({});
   const auto engine = model.engine(DType::f32, 1, {}, 0);
-  for (const LoraPart part : {LoraPart::weight, LoraPart::grad, LoraPart::exp_avg, LoraPart::exp_avg_sq})
+  for (const MatrixPart part : {MatrixPart::weight, MatrixPart::grad, MatrixPart::exp_avg, MatrixPart::exp_avg_sq})
     for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
       std::vector<float> values(static_cast<std::size_t>(TestModel::kRank * (matrix == LoraMatrix::a ? TestModel::kHidden : TestModel::kFfn)));
       std::iota(values.begin(), values.end(), static_cast<float>(part));
-      engine->set_lora("block0.up", matrix, part, values.data(), values.size());
-      CHECK(engine->get_lora("block0.up", matrix, part) == values);
+      engine->set_matrix(matrix_name("block0.up", matrix), part, values.data(), values.size());
+      CHECK(engine->get_matrix(matrix_name("block0.up", matrix), part) == values);
     }
 }
 
@@ -112,7 +112,7 @@ TEST_CASE("an arena that is too small fails with its code and the engine goes on
   CHECK(engine->arena().used() > 0);
   engine->discard();
   CHECK(engine->arena().used() == 0);
-  CHECK(code_of([&] { backward_all(*engine, 1, 1, 1.0); }) == "PL_ENGINE_FAILED");
+  CHECK(code_of([&] { backward_all(*engine, 1, 1); }) == "PL_ENGINE_FAILED");
   CHECK(engine->memory().arena_peak_bytes <= 40000);
 }
 
@@ -120,7 +120,7 @@ TEST_CASE("a loss that is not finite is an error, and nothing is kept") {
   TestModel model({});
   const auto engine = model.engine(DType::f32, 1, {}, 0);
   std::vector<float> b(static_cast<std::size_t>(TestModel::kRank * TestModel::kHidden), NAN);
-  engine->set_lora("block0.down", LoraMatrix::b, LoraPart::weight, b.data(), b.size());
+  engine->set_matrix(matrix_name("block0.down", LoraMatrix::b), MatrixPart::weight, b.data(), b.size());
   const MicroBatch batch = model.batch({7});
   CHECK(code_of([&] { forward_all(*engine, 1, batch); }) == "PL_LOSS_NOT_FINITE");
   CHECK(engine->arena().used() == 0);

@@ -65,7 +65,7 @@ TEST_CASE("the arena's peak is what the formulas say, within 5 %") {
           const auto labels = std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t t) { return t != -100; });
           const auto engine = model.engine(dtype, 1, {}, checkpointed_blocks);
           forward_all(*engine, 1, batch);
-          backward_all(*engine, 1, 0, 1.0);
+          backward_all(*engine, 1, 0);
           const double r = TestModel::kRank, blocks = TestModel::kBlocks;
           // Of the blocks' pairs, one block has none on gate: on average.
           const Ranks ranks{family.fused_qkv ? r : 2 * r, r, r * (1 + (blocks - 1) / blocks), r};

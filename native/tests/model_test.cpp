@@ -135,15 +135,16 @@ TEST_CASE("loss and LoRA gradients of whole models equal float64 finite differen
     MicroBatch batch = model.batch(kLengths);
     batch.label_smoothing = std::array{0.0f, 0.15f}[number % 2];
     batch.noise_alpha = std::array{0.0f, 4.0f, 0.0f}[number++ % 3];
+    batch.loss_scale = 2;
     const auto engine = model.engine(DType::f32, 1, {}, 0);
     const ForwardResult result = forward_all(*engine, 1, batch);
     CHECK(result.loss_sum == doctest::Approx(model.loss(batch)).epsilon(2e-6));
     CHECK(result.label_tokens == std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t t) { return t != -100; }));
-    backward_all(*engine, 1, batch.index, 2.0);
+    backward_all(*engine, 1, batch.index);
     for (auto& [lora_name, pair] : model.lora)
       for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
         CAPTURE(lora_name);
-        const std::vector<float> got = engine->get_lora(lora_name, matrix, LoraPart::grad);
+        const std::vector<float> got = engine->get_matrix(matrix_name(lora_name, matrix), MatrixPart::grad);
         Values& values = pair.matrix(matrix);
         const auto at = reference::spread(values.size(), 4);
         const Values expected = reference::derivatives(values, at, [&] { return 2.0 * model.loss(batch); }, 1e-5);
@@ -190,7 +191,7 @@ TEST_CASE("the gradient of a segment's input equals finite differences") {
   batch.tokens = {3, 3, 3, 3, 3, 3};  // the embedding's row 3 moves every input alike
   const auto engine = model.engine(DType::f32, 1, {1}, 0);
   forward_all(*engine, 2, batch);
-  Buffer gradient = engine->backward(1, batch.index, Buffer(), 1.0);
+  Buffer gradient = engine->backward(1, batch.index, Buffer());
   REQUIRE(gradient);
   const Values got = Device::get(gradient);
   Values summed(TestModel::kHidden, 0.0);
@@ -222,8 +223,8 @@ TEST_CASE("threads, segments, checkpointing and offloading never change a bit") 
         const MicroBatch first = model.batch(kLengths, 0), second = model.batch({4, 30}, 1);
         loss += forward_all(*engine, segments, first).loss_sum;
         loss += forward_all(*engine, segments, second).loss_sum;
-        backward_all(*engine, segments, 0, 1.0);
-        backward_all(*engine, segments, 1, 1.0);
+        backward_all(*engine, segments, 0);
+        backward_all(*engine, segments, 1);
         CHECK(engine->arena().used() == 0);
         losses.push_back(loss);
         grads.push_back(gradients(*engine));
@@ -244,7 +245,7 @@ TEST_CASE("bfloat16 stays close to float32") {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const auto engine = model.engine(dtype, 1, {}, 0);
     losses[i] = forward_all(*engine, 1, batch).loss_sum;
-    backward_all(*engine, 1, 0, 1.0);
+    backward_all(*engine, 1, 0);
     grads[i++] = gradients(*engine);
   }
   CHECK(losses[1] == doctest::Approx(losses[0]).epsilon(1e-2));
@@ -350,13 +351,13 @@ TEST_CASE("what backward cannot reach keeps nothing, and what it needs is freed"
   const auto engine = model.engine(DType::f32, 1, {}, 0);
   CHECK(forward_all(*engine, 1, batch).loss_sum == doctest::Approx(model.loss(batch)).epsilon(2e-6));
   const std::size_t kept = engine->arena().used();
-  backward_all(*engine, 1, 0, 1.0);
+  backward_all(*engine, 1, 0);
   CHECK(engine->arena().used() == 0);
   const std::size_t tokens = batch.tokens.size();
   const std::size_t block_bytes = tokens * 4 * static_cast<std::size_t>(2 * TestModel::kHidden + TestModel::kHidden + 2 * 16 + TestModel::kHidden + 2 * TestModel::kFfn);
   CHECK(kept < 2 * block_bytes);
   Values& b = model.lora.at("block2.down").b;
-  const std::vector<float> got = engine->get_lora("block2.down", LoraMatrix::b, LoraPart::grad);
+  const std::vector<float> got = engine->get_matrix(matrix_name("block2.down", LoraMatrix::b), MatrixPart::grad);
   const auto at = reference::spread(b.size(), 20);
   CHECK(distance(pick(Values(got.begin(), got.end()), at), reference::derivatives(b, at, [&] { return model.loss(batch); }, 1e-4)) < 1e-4);
 }

@@ -33,6 +33,9 @@ class PaperLinear final : public LinearWeight {
  public:
   void load(std::size_t, const HostTensor&, const HoldSpec&) override {}
   void load_bias(std::size_t, const HostTensor&) override {}
+  void refresh(std::int64_t, const Tensor&) override {}
+  void refresh_bias(std::int64_t, const Tensor&) override {}
+  Tensor bias_values() const override { return Tensor(); }
   std::size_t bytes() const override { return 0; }
 };
 
@@ -115,6 +118,15 @@ class PaperOps final : public Ops {
   void sigmoid(const Tensor&) override {}
   void sigmoid_backward(const Tensor&, const Tensor&) override {}
   void cross_entropy(const CrossEntropy&) override {}
+  void sum_rows(const RowSums&) override {}
+  void low_rank_forward(const LowRank&) override {}
+  void low_rank_backward(const LowRankBackward&) override {}
+  void weight_grad(const WeightGrad&) override {}
+  void column_sums(const Tensor&, float, const Tensor&) override {}
+  void add_column_squares(const Tensor&, const Tensor&) override {}
+  void dora_norms(const DoraNorms&) override {}
+  void column_gains(const ColumnGains&) override {}
+  void column_gains_backward(const ColumnGainsBackward&) override {}
   void add_noise(const EmbeddingNoise&) override {}
   std::int32_t sample(const Sampling&) override { return 0; }
   void adamw(std::span<const AdamTarget>, const AdamSettings&) override {}

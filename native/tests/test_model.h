@@ -41,6 +41,18 @@ struct Family {
   std::int64_t value_dim = 10, kv_rank = 12, q_rank = 9;
 };
 
+enum class LoraMatrix { a, b };
+
+inline std::string matrix_name(const std::string& module, LoraMatrix matrix) { return module + (matrix == LoraMatrix::a ? ".lora_A.weight" : ".lora_B.weight"); }
+
+/// Modules that have a pair, in the engine's order.
+inline std::vector<std::string> lora_modules(const Engine& engine) {
+  std::vector<std::string> modules;
+  for (const std::string& name : engine.matrix_names())
+    if (const std::size_t at = name.find(".lora_A."); at != std::string::npos) modules.push_back(name.substr(0, at));
+  return modules;
+}
+
 class TestModel {
  public:
   static constexpr std::int64_t kHidden = 32, kHeads = 4, kHeadDim = 8, kFfn = 24, kVocab = 50, kBlocks = 3, kRank = 3;
@@ -176,11 +188,11 @@ class TestModel {
       const std::size_t segment = made->add_segment(spec);
       for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), held_.contains(name) ? family_.hold : HoldSpec{});
     }
-    for (const std::string& name : made->lora_names())
+    for (const std::string& name : lora_modules(*made))
       for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
         const Values& from = lora.at(name).matrix(matrix);
         const std::vector<float> values(from.begin(), from.end());
-        made->set_lora(name, matrix, LoraPart::weight, values.data(), values.size());
+        made->set_matrix(matrix_name(name, matrix), MatrixPart::weight, values.data(), values.size());
       }
     return made;
   }
@@ -479,17 +491,14 @@ inline ForwardResult forward_all(Engine& engine, std::size_t segments, const Mic
   for (std::size_t s = 0; s < segments; ++s) result = engine.forward(s, batch, std::move(result.output));
   return result;
 }
-inline Buffer backward_all(Engine& engine, std::size_t segments, std::int64_t index, double scale) {
+inline Buffer backward_all(Engine& engine, std::size_t segments, std::int64_t index) {
   Buffer gradient;
-  for (std::size_t s = segments; s-- > 0;) gradient = engine.backward(s, index, std::move(gradient), scale);
+  for (std::size_t s = segments; s-- > 0;) gradient = engine.backward(s, index, std::move(gradient));
   return gradient;
 }
 inline std::map<std::string, std::vector<float>> gradients(Engine& engine) {
   std::map<std::string, std::vector<float>> out;
-  for (const std::string& name : engine.lora_names()) {
-    out[name + ".A"] = engine.get_lora(name, LoraMatrix::a, LoraPart::grad);
-    out[name + ".B"] = engine.get_lora(name, LoraMatrix::b, LoraPart::grad);
-  }
+  for (const std::string& name : engine.matrix_names()) out[name] = engine.get_matrix(name, MatrixPart::grad);
   return out;
 }
 

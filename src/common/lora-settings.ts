@@ -16,8 +16,17 @@ export interface LoraSettings {
   readonly useRslora: boolean;
   readonly useDora: boolean;
   readonly modulesToSave: readonly string[] | null;
-  /** true: kaiming-uniform A, zero B; false: both random; "gaussian". Others are named and refused. */
+  /** Which of the model's own biases are trained: none, all, or those of modules that get a pair. */
+  readonly bias: "none" | "all" | "lora_only";
+  /** Rows of the embedding that are trained: ids, or ids by the embedding's name; null: none. */
+  readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | null;
+  /** true: kaiming-uniform A, zero B; false: both random; "gaussian", "orthogonal"; of the base's weights: "pissa", "pissa_niter_N", "olora", "loftq". */
   readonly initLoraWeights: boolean | string;
+}
+
+/** Initialisations that take what A and B start with out of the base. */
+export function changesBase(init: LoraSettings["initLoraWeights"]): boolean {
+  return typeof init === "string" && /^(pissa(_niter_\d+)?|olora)$/.test(init);
 }
 
 /** peft's defaults, to be spread under what a user gave. */
@@ -34,5 +43,7 @@ export const DEFAULT_LORA_SETTINGS: Omit<LoraSettings, "targetModules"> = {
   useRslora: false,
   useDora: false,
   modulesToSave: null,
+  bias: "none",
+  trainableTokenIndices: null,
   initLoraWeights: true,
 };

@@ -26,6 +26,14 @@ const NAMES: Readonly<Record<string, string>> = {
   lora_rank: "lora_r",
   lora_target_modules: "target_modules",
   lora_target_parameters: "target_parameters",
+  additional_target: "modules_to_save",
+  lora_modules_to_save: "modules_to_save",
+  peft_use_dora: "use_dora",
+  peft_use_rslora: "use_rslora",
+  peft_layers_to_transform: "layers_to_transform",
+  peft_layers_pattern: "layers_pattern",
+  peft_init_lora_weights: "init_lora_weights",
+  peft_trainable_token_indices: "trainable_token_indices",
   double_quantization: "bnb_4bit_use_double_quant",
   use_bnb_nested_quant: "bnb_4bit_use_double_quant",
   bnb_4bit_quant: "bnb_4bit_quant_type",
@@ -67,7 +75,7 @@ const DONE_ANYWAY: Readonly<Record<string, string>> = {
   overwrite_cache: "nothing is cached",
   eos_token: "the template's own end token is trained on",
 };
-const NOT_OFFERED = ["use_dora", "modules_to_save", "deepspeed", "fsdp", "hub_model_id", "push_to_hub"];
+const NOT_OFFERED = ["deepspeed", "fsdp", "hub_model_id", "push_to_hub"];
 
 const becomes = (settings: Readonly<Record<string, unknown>>, remark: string | null = null): Counterpart => ({
   settings,
@@ -76,6 +84,7 @@ const becomes = (settings: Readonly<Record<string, unknown>>, remark: string | n
 });
 const leftOut = (remark: string): Counterpart => ({ settings: {}, remark, lost: false });
 const notOffered = (why: string | null = null): Counterpart => ({ settings: {}, remark: why, lost: true });
+const BEGINS = "init_lora_weights says how A and B begin";
 const TURNS = "the assistant's turns alone are trained on";
 
 /** Keys whose values mean something else here. */
@@ -83,6 +92,9 @@ const TRANSLATED: Readonly<Record<string, (value: unknown) => Counterpart>> = {
   lora_target: (value) => becomes({ target_modules: value === "all" ? "all-linear" : value }),
   lora_target_linear: (value) =>
     isFalse(value) ? leftOut("name the modules in target_modules") : becomes({ target_modules: "all-linear" }),
+  pissa_init: (value) =>
+    isFalse(value) ? leftOut(BEGINS) : becomes({ init_lora_weights: "pissa_niter_16" }, "LLaMA-Factory's 16 rounds"),
+  pissa_iter: () => leftOut("init_lora_weights: pissa_niter_N says it, pissa the exact one"),
   quantization_bit: (value) => becomes({ [`load_in_${value === 8 ? 8 : 4}bit`]: true }),
   bf16: (value) => halfPrecision("bfloat16", value),
   fp16: (value) => halfPrecision("float16", value),

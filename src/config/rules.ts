@@ -179,11 +179,21 @@ function checkTraining(
     "lora_dropout",
     "use_rslora",
     "init_lora_weights",
+    "use_dora",
+    "modules_to_save",
+    "bias",
+    "trainable_token_indices",
   ];
   if (config.adapter !== null) {
     for (const key of lora) {
       expect(!given.has(key), `--${key.replaceAll("_", "-")} contradicts --adapter, whose own LoRA settings hold`);
     }
+  }
+  for (const key of ["loraplus_lr_embedding", "loraplus_weight_decay"]) {
+    expect(
+      !given.has(key) || config.loraplus_lr_ratio !== null,
+      `--${key.replaceAll("_", "-")} acts only with --loraplus-lr-ratio`,
+    );
   }
   expect(
     config.layers_pattern === null || config.layers_to_transform !== null,

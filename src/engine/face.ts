@@ -62,6 +62,20 @@ export interface NativeAddon {
     b: Float32Array,
     scale: number,
   ): Promise<void>;
+  /**
+   * Low-rank factors of a weight [out, in]: left [out, rank] with orthonormal columns, values [rank], right [rank, in]. "svd": of the largest
+   * singular values, as exact as float32 allows (iterations -1) or as torch.svd_lowrank with so many; "qr": the first of a QR decomposition,
+   * values 1. The same bits on any number of threads. Error: PL_TENSOR_MISMATCH for a rank that the weight does not have.
+   */
+  lowRank(
+    weight: Float32Array,
+    shape: readonly [number, number],
+    rank: number,
+    kind: "svd" | "qr",
+    iterations: number,
+    seed: number,
+    threads: number,
+  ): Promise<{ readonly left: Float32Array; readonly values: Float32Array; readonly right: Float32Array }>;
   /** CRC-32C (Castagnoli). */
   crc32c(bytes: Uint8Array): number;
   readonly SharedSender: new (
@@ -202,7 +216,19 @@ export interface EngineRotary {
 }
 
 export type EngineLayer =
-  | { readonly kind: "embedding"; readonly weight: string }
+  | {
+      readonly kind: "embedding";
+      readonly weight: string;
+      /** The module's path. */
+      readonly name: string;
+      /** The matrix that the whole table is; null: it is frozen. */
+      readonly trained: string | null;
+      readonly lora: EngineLora | null;
+      /** Tokens whose rows are trained, each once; null: none. */
+      readonly tokenRows: Int32Array | null;
+      /** A token whose row of the table, or of A, is not trained (padding_idx); -1: none. */
+      readonly padding: number;
+    }
   | {
       readonly kind: "block";
       readonly index: number;
@@ -229,7 +255,14 @@ export type EngineLayer =
       readonly experts?: EngineExperts;
     }
   | { readonly kind: "norm"; readonly weight: string }
-  | { readonly kind: "head"; readonly weight: string; readonly lora: EngineLora | null; readonly name: string };
+  | {
+      readonly kind: "head";
+      readonly weight: string;
+      readonly lora: EngineLora | null;
+      readonly name: string;
+      /** The matrix that the whole weight is; null: it is frozen. */
+      readonly trained: string | null;
+    };
 
 /** A gated delta net: sizes, and the names of its weights beside linears. */
 export interface EngineDeltaNet {
@@ -273,6 +306,8 @@ export interface EngineLinear {
   readonly out: number;
   readonly bias: boolean;
   readonly lora: EngineLora | null;
+  /** The matrix that the bias is; absent: it is frozen. */
+  readonly trainedBias?: string;
 }
 
 /** A mixture of experts. */
@@ -315,6 +350,8 @@ export interface EngineLora {
   readonly dropout: number;
   /** Position of this pair among all pairs of the whole model: the dropout generator's `module` key, independent of placement. */
   readonly moduleId: number;
+  /** DoRA; without dropout. Absent: no. */
+  readonly dora?: boolean;
 }
 
 export interface SegmentDescription {
@@ -374,6 +411,8 @@ export interface MicroBatch {
   readonly labelSmoothing: number;
   /** Training: noise of up to this / sqrt(row's tokens * D) on the embeddings; 0: none. */
   readonly noiseAlpha: number;
+  /** Training: gradients are of so many times the loss. */
+  readonly lossScale: number;
   /** [T], for a segment that starts with the embedding. */
   readonly tokens: Int32Array | null;
   /** [T], for a segment that ends with the head: the label of the position after t, or -100. */
@@ -403,17 +442,18 @@ export interface ForwardResult {
 export interface OptimizerStep {
   /** 1 for the first update. */
   readonly step: number;
-  readonly learningRate: number;
+  /** Of each matrix, in matrixNames() order. */
+  readonly learningRates: Float64Array;
+  /** Decoupled; of each matrix. */
+  readonly weightDecays: Float64Array;
   /** Factor on every gradient before the update (clipping, loss scale, replicas). */
   readonly gradScale: number;
   readonly beta1: number;
   readonly beta2: number;
   readonly epsilon: number;
-  /** Decoupled, applied to every LoRA matrix. */
-  readonly weightDecay: number;
 }
 
-export type LoraPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
+export type MatrixPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
 
 export interface Engine {
   /** Adds a segment and returns its number (0, 1, …). All segments are added before weights are loaded. */
@@ -424,42 +464,48 @@ export interface Engine {
    * description. Error: PL_QUANTIZATION_INVALID for a NaN or an infinity where it is to be quantised, naming tensor and place.
    */
   loadWeight(segment: number, name: string, source: TensorSource, holdAs: HoldAs): Promise<void>;
+  /** The same of values at hand, [out, in]. */
+  loadValues(
+    segment: number,
+    name: string,
+    shape: readonly [number, number],
+    values: Float32Array,
+    holdAs: HoldAs,
+  ): Promise<void>;
   /** Reads a linear weight that its checkpoint holds quantised, as it is. Error: PL_QUANTIZATION_INVALID for a bad state. */
   loadPacked(segment: number, name: string, packed: PackedWeight<TensorSource> | PackedMx<TensorSource>): Promise<void>;
   /** Names of tensors that the segment still lacks. */
   missingWeights(segment: number): Promise<string[]>;
 
-  /** LoRA matrices, all float32: A [R, in], B [out, R], by module name. */
-  setLora(name: string, matrix: "A" | "B", part: LoraPart, values: Float32Array): Promise<void>;
-  getLora(name: string, matrix: "A" | "B", part: LoraPart): Promise<Float32Array>;
-  /** The pairs held, in the order of gradSquares: A then B of each module, segments in order. */
-  loraNames(): Promise<string[]>;
+  /** Matrices that learn, all float32, row by row: a pair's A [R, in], B [out, R]. Names are a module's and a kind's: "… .lora_A.weight". */
+  setMatrix(name: string, part: MatrixPart, values: Float32Array): Promise<void>;
+  getMatrix(name: string, part: MatrixPart): Promise<Float32Array>;
+  /** Those held, segment by segment: the order of gradSquares and of an optimizer step's rates. */
+  matrixNames(): Promise<string[]>;
+
+  /** Matrices that follow from loaded weights, and from the values of A and B: DoRA's magnitudes, biases, rows of tokens. */
+  firstValues(): Promise<void>;
 
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
   /**
-   * Accumulates LoRA gradients of that micro-batch and returns the gradient of the segment's input, [T, D], or null
-   * unless needsInputGrad. `gradOutput` is null for a segment that ends with the head (its loss is the sum that
-   * forward returned, times lossScale). Consumes gradOutput and what forward saved.
+   * Accumulates gradients of that micro-batch (a head that is trained whole did so in forward) and returns the gradient of the
+   * segment's input, [T, D], or null unless needsInputGrad. `gradOutput` is null for a segment that ends with the head (its loss is
+   * the sum that forward returned, times the batch's lossScale). Consumes gradOutput and what forward saved.
    */
-  backward(
-    segment: number,
-    batchIndex: number,
-    gradOutput: DeviceTensor | null,
-    lossScale: number,
-  ): Promise<DeviceTensor | null>;
+  backward(segment: number, batchIndex: number, gradOutput: DeviceTensor | null): Promise<DeviceTensor | null>;
   /** Drops what forward saved for batches that will get no backward. */
   discard(): Promise<void>;
 
   /**
-   * LoRA gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
+   * Gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
    * setGradients takes as many values; error: PL_TENSOR_MISMATCH for another count.
    */
   gradients(): Promise<Float32Array>;
   setGradients(values: Float32Array): Promise<void>;
-  /** Sum of squares of each LoRA gradient, float64, two entries (A, B) a module in loraNames() order. */
+  /** Sum of squares of each gradient, float64, in matrixNames() order. */
   gradSquares(): Promise<Float64Array>;
-  /** AdamW over every LoRA matrix; then gradients are zero. */
+  /** AdamW over every matrix that learns; then gradients are zero. */
   optimizerStep(step: OptimizerStep): Promise<void>;
   zeroGrad(): Promise<void>;
 

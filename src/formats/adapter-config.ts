@@ -56,9 +56,7 @@ const MUST_BE_DEFAULT = [
   "lora_bias",
   "megatron_config",
   "monteclora_config",
-  "trainable_token_indices",
   "use_bdlora",
-  "use_dora",
   "use_qalora",
   "velora_config",
 ] as const;
@@ -70,6 +68,7 @@ const strings = z.array(z.string().max(4096)).max(1 << 20);
 const stringOrList = z.union([z.string().max(65536), strings]);
 const patterns = (value: z.ZodNumber) => z.record(z.string().max(4096), value).nullable().optional();
 const positive = z.number().positive();
+const tokenIds = z.array(z.number().int().nonnegative()).max(1 << 20);
 const schema = z.looseObject({
   peft_type: z.literal("LORA"),
   r: z
@@ -95,7 +94,13 @@ const schema = z.looseObject({
     .union([z.boolean(), z.string().max(64)])
     .nullable()
     .optional(),
-  bias: z.string().max(64).nullable().optional(),
+  bias: z.enum(["none", "all", "lora_only"]).nullable().optional(),
+  use_dora: z.boolean().nullable().optional(),
+  trainable_token_indices: z
+    .union([tokenIds, z.record(z.string().max(4096), tokenIds)])
+    .nullable()
+    .optional(),
+  ensure_weight_tying: z.literal(false).nullable().optional(),
   base_model_name_or_path: z.string().max(4096).nullable().optional(),
 });
 
@@ -119,14 +124,6 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
     if (found !== undefined && found !== null && found !== false) {
       throw invalid(path, `it uses ${key}, which is not supported`);
     }
-  }
-  if ((config.bias ?? "none") !== "none")
-    throw invalid(path, `it trains biases (bias "${config.bias}"), which is not supported`);
-  if ((config.modules_to_save ?? []).length > 0) {
-    throw invalid(
-      path,
-      `it holds whole modules (modules_to_save ${config.modules_to_save?.join(", ")}), which is not supported`,
-    );
   }
   const targetModules = config.target_modules ?? null;
   // peft writes an empty list where none were named.
@@ -155,9 +152,11 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
       rankPattern: config.rank_pattern ?? {},
       alphaPattern: config.alpha_pattern ?? {},
       useRslora: config.use_rslora ?? false,
-      useDora: false,
-      modulesToSave: null,
-      initLoraWeights: init === "gaussian" || typeof init === "boolean" ? init : true,
+      useDora: config.use_dora ?? false,
+      modulesToSave: (config.modules_to_save ?? []).length > 0 ? config.modules_to_save! : null,
+      bias: config.bias ?? "none",
+      trainableTokenIndices: config.trainable_token_indices ?? null,
+      initLoraWeights: init === "gaussian" || init === "orthogonal" || typeof init === "boolean" ? init : true,
     },
     baseModel: config.base_model_name_or_path ?? null,
     warnings,
@@ -174,16 +173,20 @@ export function adapterConfigText(
     ...LORA_CONFIG_DEFAULTS,
     alpha_pattern: settings.alphaPattern,
     base_model_name_or_path: baseModel,
+    bias: settings.bias,
     exclude_modules: settings.excludeModules,
     init_lora_weights: settings.initLoraWeights,
     layers_pattern: settings.layersPattern,
     layers_to_transform: settings.layersToTransform,
     lora_alpha: settings.alpha,
     lora_dropout: settings.dropout,
+    modules_to_save: settings.modulesToSave,
     r: settings.r,
     rank_pattern: settings.rankPattern,
     target_modules: targetModules,
     target_parameters: settings.targetParameters,
+    trainable_token_indices: settings.trainableTokenIndices,
+    use_dora: settings.useDora,
     use_rslora: settings.useRslora,
   };
   return JSON.stringify(config, null, 2)

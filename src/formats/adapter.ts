@@ -5,12 +5,12 @@ import { isFile, readJsonFile } from "../common/files.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { adapterConfigText, type ParsedAdapterConfig, parseAdapterConfig } from "./adapter-config.ts";
 import { writeTextAtomically } from "./atomic-file.ts";
-import type { PairShape, PairValues } from "./lora-init.ts";
 import {
   float32Bytes,
   openSafetensors,
   readFloat32,
   type SafetensorsFile,
+  type TensorLocation,
   type TensorToWrite,
   writeSafetensors,
 } from "./safetensors.ts";
@@ -44,26 +44,39 @@ export async function openAdapter(dir: string): Promise<Adapter> {
   }
 }
 
-const keyOf = (name: string, matrix: "A" | "B") => `base_model.model.${name}.lora_${matrix}.weight`;
+/** What a file calls a matrix. */
+const BASE = "base_model.model.";
+export const adapterKey = (name: string) => `${BASE}${name}`;
+
+/** A matrix of the file, by its name without "base_model.model.". */
+interface Shaped {
+  readonly name: string;
+  readonly shape: readonly number[];
+}
+
+/** A base's weight, which peft saves with pairs on embeddings and heads. */
+const BASE_COPY = /^base_model\.model\..+\.base_layer\.weight$/;
+
+/** The bases' weights that an adapter's file holds, by the adapted module's path. */
+export function baseCopies({ weights }: Pick<Adapter, "weights">): Map<string, TensorLocation> {
+  const found = [...weights.tensors].filter(([key]) => BASE_COPY.test(key));
+  return new Map(found.map(([key, location]) => [key.slice(BASE.length, -".base_layer.weight".length), location]));
+}
 
 /**
- * Checks that the adapter holds exactly the pairs of `targets`, in their shapes, and returns a reader of one pair (float32).
+ * Checks that the adapter holds exactly these matrices, in their shapes, and returns a reader of one of them by name (float32).
  * Error: PL_ADAPTER_INVALID.
  */
-export function adapterPairs(
+export function adapterMatrices(
   adapter: Adapter,
-  targets: readonly PairShape[],
-): (target: PairShape) => Promise<PairValues> {
+  matrices: readonly Shaped[],
+): (name: string) => Promise<Float32Array> {
   const { tensors, path } = adapter.weights;
-  const expected = new Map<string, readonly number[]>();
-  for (const { name, r, in: input, out } of targets) {
-    expected.set(keyOf(name, "A"), [r, input]);
-    expected.set(keyOf(name, "B"), [out, r]);
-  }
+  const expected = new Map(matrices.map(({ name, shape }) => [adapterKey(name), shape]));
   for (const [key, shape] of expected) {
     const found = tensors.get(key);
     if (found === undefined) throw invalid(`${path} lacks ${key}, which its configuration and this model call for`);
-    if (found.shape.length !== 2 || found.shape[0] !== shape[0] || found.shape[1] !== shape[1]) {
+    if (found.shape.length !== shape.length || shape.some((extent, axis) => found.shape[axis] !== extent)) {
       throw invalid(
         `${path}: ${key} has shape [${found.shape.join(", ")}], expected [${shape.join(", ")}] for this model`,
       );
@@ -72,12 +85,9 @@ export function adapterPairs(
       throw invalid(`${path}: ${key} has dtype ${found.dtype}, expected float32, float16 or bfloat16`);
     }
   }
-  const foreign = [...tensors.keys()].find((key) => !expected.has(key));
-  if (foreign !== undefined) throw invalid(`${path} holds ${foreign}, which belongs to no LoRA pair of this model`);
-  return async ({ name }) => ({
-    a: await readFloat32(tensors.get(keyOf(name, "A"))!),
-    b: await readFloat32(tensors.get(keyOf(name, "B"))!),
-  });
+  const foreign = [...tensors.keys()].find((key) => !expected.has(key) && !BASE_COPY.test(key));
+  if (foreign !== undefined) throw invalid(`${path} holds ${foreign}, which this adapter of this model does not train`);
+  return (name) => readFloat32(tensors.get(adapterKey(name))!);
 }
 
 export interface AdapterToWrite {
@@ -85,24 +95,25 @@ export interface AdapterToWrite {
   /** As resolveLoraTargets returns it: "all-linear" spelt out. */
   readonly targetModules: string | readonly string[];
   readonly baseModel: string | null;
-  readonly targets: readonly PairShape[];
+  readonly matrices: readonly Shaped[];
   /** Called once for each matrix, in the file's order, so that not all need be in memory. */
-  readonly matrix: (target: PairShape, which: "A" | "B") => Float32Array | Promise<Float32Array>;
+  readonly values: (name: string) => Float32Array | Promise<Float32Array>;
+  /** Weights of the base to be saved too; their names are matrices' names. */
+  readonly bases?: readonly TensorToWrite[];
 }
 
 /** Writes a folder that peft loads: weights, configuration, a model card; each file whole or not at all. */
 export async function writeAdapter(dir: string, adapter: AdapterToWrite): Promise<string[]> {
-  const tensors = adapter.targets.flatMap((target) =>
-    (["A", "B"] as const).map(
-      (which): TensorToWrite => ({
-        name: keyOf(target.name, which),
-        dtype: "float32",
-        shape: which === "A" ? [target.r, target.in] : [target.out, target.r],
-        data: async () => float32Bytes(await adapter.matrix(target, which)),
-      }),
-    ),
+  const tensors = adapter.matrices.map(
+    ({ name, shape }): TensorToWrite => ({
+      name: adapterKey(name),
+      dtype: "float32",
+      shape,
+      data: async () => float32Bytes(await adapter.values(name)),
+    }),
   );
-  await writeSafetensors(join(dir, ADAPTER_WEIGHTS_FILE), tensors);
+  const bases = (adapter.bases ?? []).map((base) => ({ ...base, name: adapterKey(base.name) }));
+  await writeSafetensors(join(dir, ADAPTER_WEIGHTS_FILE), [...tensors, ...bases]);
   await writeTextAtomically(
     join(dir, ADAPTER_CONFIG_FILE),
     adapterConfigText(adapter.settings, adapter.targetModules, adapter.baseModel),

@@ -7,6 +7,7 @@ export const decoderConfig = commonConfig.extend({
   head_dim: nullish(width),
   rms_norm_eps: nullish(z.number().positive().max(1)),
   attention_bias: nullish(z.boolean()),
+  pad_token_id: nullish(z.number().int()),
   mlp_bias: nullish(z.boolean()),
   sliding_window: nullish(width),
   use_sliding_window: nullish(z.boolean()),

@@ -51,6 +51,8 @@ export interface DecoderFamily {
   readonly rules?: Partial<Omit<ComputeRules, "rotary">>;
   /** Experts of a block; absent or null: an MLP. */
   readonly experts?: (block: number) => FamilyExperts | null;
+  /** Whether the embedding has a padding_idx, pad_token_id; absent: yes. */
+  readonly padsEmbedding?: boolean;
   /** The leaf of attention's sinks; absent: none. */
   readonly sinks?: string;
   /** Beginnings of names of tensors that belong to other parts of the checkpoint (a vision tower). */
@@ -84,7 +86,7 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
   const embedding = `${names.embedding}.weight`;
   const headWeight = `${names.head}.weight`;
   const layers: LayerSpec[] = [
-    { kind: "embedding", name: names.embedding, weight: embedding },
+    { kind: "embedding", name: names.embedding, weight: embedding, ...paddingOf(tree) },
     ...blocks,
     { kind: "norm", name: names.norm, weight: `${names.norm}.weight` },
     { kind: "head", name: names.head, weight: family.tied ? embedding : headWeight, tied: family.tied },
@@ -116,6 +118,14 @@ export function decoderSpec(config: DecoderConfig, generation: unknown, family: 
     maxPositions: family.maxPositions,
     remarks: ropeRemarks(config),
   };
+}
+
+/** transformers' decoders make their embedding with pad_token_id as padding_idx; counted from the end where it is negative, as torch does. */
+function paddingOf({ config, family }: Tree): { readonly padding?: number } {
+  const id = config.pad_token_id ?? null;
+  if (id === null || family.padsEmbedding === false) return {};
+  const padding = id < 0 ? config.vocab_size + id : id;
+  return padding >= 0 && padding < config.vocab_size ? { padding } : {};
 }
 
 function attentionOf({ config, family, names }: Tree, index: number): AttentionParts {

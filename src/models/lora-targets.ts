@@ -1,15 +1,20 @@
 import { PipeloraError } from "../common/errors.ts";
-import type { LoraSettings } from "../common/lora-settings.ts";
+import { changesBase, type LoraSettings } from "../common/lora-settings.ts";
 import { nearest } from "../common/nearest.ts";
 import { type ExpertStack, expertStacks } from "./experts.ts";
+import { biasMatrices, resolveBiases, type TrainedBias } from "./kinds/biases.ts";
+import { pairMatrices, type SavedBase, savedBases } from "./kinds/lora.ts";
+import { matrixElements, type NamedMatrix } from "./kinds/named-matrix.ts";
+import { resolveSavedModules, type SavedModule, savedMatrices } from "./kinds/saved-modules.ts";
+import { resolveTokenRows, type TokenRows, tokenMatrices } from "./kinds/token-rows.ts";
 import { matchNames } from "./python-regex.ts";
 import type { LinearRole, ModelSpec } from "./spec.ts";
 
-/** One linear layer that gets a LoRA pair: A [r, in], B [out, r], y += scale * B(A(dropout(x))). */
+/** One module that gets a LoRA pair: A [r, in], B [out, r], y += scale * B(A(dropout(x))). Of the embedding x is a token, in the vocabulary's size. */
 export interface LoraTarget {
   /** Module path, e.g. "transformer.h.0.attn.c_attn" or "lm_head". */
   readonly name: string;
-  readonly role: LinearRole | "head" | "experts";
+  readonly role: LinearRole | "embedding" | "head" | "experts";
   /** Index into spec.layers of the layer that holds it. */
   readonly layer: number;
   readonly in: number;
@@ -24,16 +29,26 @@ export interface LoraTarget {
   readonly moduleId: number;
   /** A parameter of all experts at once (target_parameters), and how many those are; absent: a module's weight. */
   readonly stack?: { readonly parameter: string; readonly experts: number };
+  /** DoRA: outputs are scaled to a magnitude that is learnt. */
+  readonly dora: boolean;
 }
 
 export interface ResolvedLora {
   readonly settings: LoraSettings;
   readonly targets: readonly LoraTarget[];
+  /** Modules that are trained whole, biases, and rows of the embedding. */
+  readonly saved: readonly SavedModule[];
+  readonly biases: readonly TrainedBias[];
+  readonly tokens: TokenRows | null;
+  /** Weights of the base that a file of this adapter holds too. */
+  readonly bases: readonly SavedBase[];
+  /** Everything that is trained. */
+  readonly matrices: readonly NamedMatrix[];
   /** target_modules as an adapter's configuration stores it: names or suffixes that select exactly these targets, or the pattern. */
   readonly targetModules: string | readonly string[];
   /** target_parameters as given; null: none. */
   readonly targetParameters: readonly string[] | null;
-  /** Σ r · (in + out) */
+  /** Elements of all matrices. */
   readonly trainable: number;
 }
 
@@ -45,6 +60,8 @@ type Linear = Pick<LoraTarget, "name" | "role" | "layer" | "in" | "out">;
  */
 export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): ResolvedLora {
   checkSettings(settings);
+  const saved = resolveSavedModules(spec, settings.modulesToSave ?? []);
+  const tokens = resolveTokenRows(spec, settings.trainableTokenIndices);
   const linears = linearLayers(spec);
   const parameters = matchParameters(spec, settings, linears);
   const everyLinear =
@@ -52,7 +69,8 @@ export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): Res
   const names = spec.modules.map((module) => module.name).filter((name) => name !== "");
   const excluded = settings.excludeModules === null ? new Set<string>() : excludedNames(settings.excludeModules, names);
   const wanted = everyLinear ? linearNames(linears) : matchTargets(settings, names);
-  const matched = names.filter((name) => wanted.has(name) && !excluded.has(name));
+  const whole = new Set(saved.map(({ module }) => module));
+  const matched = names.filter((name) => wanted.has(name) && !excluded.has(name) && !whole.has(name));
 
   if (matched.length === 0 && !(parameters.length > 0 && [settings.targetModules].flat().length === 0)) {
     throw unmatched(settings, linears, names, wanted.size > 0);
@@ -82,14 +100,27 @@ export function resolveLoraTargets(spec: ModelSpec, settings: LoraSettings): Res
       const alpha = alphas.get(key)!;
       const scale = alpha / (settings.useRslora ? Math.sqrt(r) : r);
       const all = r * (linear.stack?.experts ?? 1);
-      return { ...linear, r: all, alpha, scale, dropout: settings.dropout, moduleId };
+      return { ...linear, r: all, alpha, scale, dropout: settings.dropout, moduleId, dora: settings.useDora };
     });
+  checkKinds(spec, targets, { settings, saved, tokens });
+  const biases = resolveBiases(spec, settings.bias, new Set(targets.map(({ name }) => name)));
+  const matrices = [
+    ...targets.flatMap(pairMatrices),
+    ...saved.flatMap(savedMatrices),
+    ...biases.flatMap(biasMatrices),
+    ...(tokens === null ? [] : tokenMatrices(tokens)),
+  ];
   return {
     settings,
     targets,
+    saved,
+    biases,
+    tokens,
+    bases: savedBases(spec, targets, settings),
+    matrices,
     targetModules: everyLinear ? minimalSuffixes(matched, names) : settings.targetModules,
     targetParameters: settings.targetParameters,
-    trainable: targets.reduce((sum, target) => sum + target.r * (target.in + target.out), 0),
+    trainable: matrixElements(matrices),
   };
 }
 
@@ -181,16 +212,19 @@ function checkSettings(settings: LoraSettings): void {
   if (!(settings.dropout >= 0 && settings.dropout < 1)) {
     refuse(`lora_dropout must lie in [0, 1), got ${settings.dropout}.`, "Give a probability such as 0.1.");
   }
-  if (settings.useDora) refuse("use_dora is not supported.", "Leave it out: plain LoRA and rsLoRA are supported.");
-  if (settings.modulesToSave !== null && settings.modulesToSave.length > 0) {
+  const init = settings.initLoraWeights;
+  if (typeof init === "string" && !/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/.test(init)) {
     refuse(
-      `modules_to_save is not supported (got ${settings.modulesToSave.join(", ")}).`,
-      "Leave it out: only LoRA matrices are trained.",
+      `init_lora_weights "${init}" is not supported.`,
+      'Use true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora" or "loftq".',
     );
   }
-  const init = settings.initLoraWeights;
-  if (typeof init === "string" && init !== "gaussian") {
-    refuse(`init_lora_weights "${init}" is not supported.`, 'Use true, false or "gaussian".');
+  const patterns = Object.keys(settings.rankPattern).length + Object.keys(settings.alphaPattern).length > 0;
+  if (changesBase(init) && settings.useRslora && patterns) {
+    refuse(
+      `init_lora_weights ${init} with use_rslora takes no rank_pattern and no alpha_pattern: the saved adapter could not be converted, as in peft.`,
+      "Leave one of them out.",
+    );
   }
   if (typeof settings.targetModules === "string") {
     if (settings.layersToTransform !== null) {
@@ -211,12 +245,71 @@ function checkSettings(settings: LoraSettings): void {
   }
 }
 
+/** Refuses combinations that peft refuses too, and those that are not offered. */
+function checkKinds(
+  spec: ModelSpec,
+  targets: readonly LoraTarget[],
+  { settings, saved, tokens }: { readonly settings: LoraSettings } & Pick<ResolvedLora, "saved" | "tokens">,
+): void {
+  const refuse = (message: string, hint: string): never => {
+    throw new PipeloraError("PL_CONFIG_INVALID", message, { hint });
+  };
+  const embedding = targets.find(({ role }) => role === "embedding");
+  if (settings.useDora) {
+    const stack = targets.find((target) => target.stack !== undefined);
+    if (stack !== undefined) {
+      refuse(
+        `use_dora does not work with target_parameters ${stack.stack!.parameter}: experts that are one parameter have no DoRA, as in peft.`,
+        "Leave one of them out.",
+      );
+    }
+    if (embedding !== undefined) {
+      refuse(
+        `use_dora on the embedding ${embedding.name} is not offered.`,
+        "Leave it out of target_modules, or name it in modules_to_save.",
+      );
+    }
+    if (settings.dropout > 0) {
+      refuse(
+        `use_dora with lora_dropout ${settings.dropout} is not offered: peft then makes the base's product a second time, of the dropped input.`,
+        "Set lora_dropout to 0.",
+      );
+    }
+  }
+  const init = settings.initLoraWeights;
+  if (changesBase(init) || init === "loftq") {
+    const odd = targets.find(({ role, stack }) => role === "embedding" || stack !== undefined);
+    if (settings.useDora || odd !== undefined) {
+      refuse(
+        `init_lora_weights ${init} is for pairs of linear layers, not for ${odd === undefined ? "use_dora" : odd.name}.`,
+        "Leave one of them out.",
+      );
+    }
+    if (spec.tied.length > 0 && targets.some(({ role }) => role === "head")) {
+      refuse(
+        `init_lora_weights ${init} on a head that shares the embedding's weight is not offered.`,
+        "Leave the head out.",
+      );
+    }
+  }
+  if (tokens !== null && (embedding !== undefined || saved.some(({ module }) => module === tokens.module))) {
+    refuse(
+      `trainable_token_indices and ${embedding === undefined ? "modules_to_save" : "target_modules"} both train ${tokens.module}.`,
+      "Leave it out of one of them.",
+    );
+  }
+}
+
 function linearLayers(spec: ModelSpec): ReadonlyMap<string, Linear> {
   const linears = new Map<string, Linear>();
   spec.layers.forEach((layer, index) => {
     if (layer.kind === "block") {
       for (const { name, role, in: input, out } of layer.linears)
         linears.set(name, { name, role, layer: index, in: input, out });
+    }
+    if (layer.kind === "embedding") {
+      const { vocab, hidden } = spec.shape;
+      linears.set(layer.name, { name: layer.name, role: "embedding", layer: index, in: vocab, out: hidden });
     }
     if (layer.kind === "head") {
       linears.set(layer.name, {
@@ -231,9 +324,10 @@ function linearLayers(spec: ModelSpec): ReadonlyMap<string, Linear> {
   return linears;
 }
 
-/** "all-linear" leaves the output head out. */
+/** "all-linear" leaves the embedding and the output head out. */
 function linearNames(linears: ReadonlyMap<string, Linear>): Set<string> {
-  return new Set([...linears.values()].filter((linear) => linear.role !== "head").map((linear) => linear.name));
+  const ends = ["embedding", "head"];
+  return new Set([...linears.values()].filter(({ role }) => !ends.includes(role)).map(({ name }) => name));
 }
 
 const endsWithAny = (name: string, suffixes: readonly string[]) =>
@@ -312,7 +406,11 @@ function unmatched(
   names: readonly string[],
   excluded: boolean,
 ): PipeloraError {
-  const leaves = [...new Set([...linears.keys()].map((name) => name.split(".").at(-1)!))];
+  const leaves = [
+    ...new Set(
+      [...linears.values()].filter(({ role }) => role !== "embedding").map(({ name }) => name.split(".").at(-1)!),
+    ),
+  ];
   const given = [settings.targetModules].flat();
   if (excluded) {
     return new PipeloraError(
@@ -339,7 +437,7 @@ function notLinear(spec: ModelSpec, name: string): PipeloraError {
   const className = spec.modules.find((module) => module.name === name)?.className ?? "module";
   return new PipeloraError(
     "PL_CONFIG_INVALID",
-    `target_modules names ${name} of class ${className}: only linear layers can get LoRA.`,
+    `target_modules names ${name} of class ${className}: only linear layers and the embedding can get LoRA.`,
     {
       hint: "Name linear layers, or leave this one out with exclude_modules.",
     },

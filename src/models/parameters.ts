@@ -1,6 +1,11 @@
 import { type Dtype, dtypeBytes, elementCount } from "../common/dtype.ts";
 import { activeParameters, tokenRank } from "./experts.ts";
-import type { LoraTarget } from "./lora-targets.ts";
+import { biasMatrices } from "./kinds/biases.ts";
+import { pairMatrices } from "./kinds/lora.ts";
+import { matrixElements, type NamedMatrix } from "./kinds/named-matrix.ts";
+import { savedMatrices } from "./kinds/saved-modules.ts";
+import { tokenMatrices } from "./kinds/token-rows.ts";
+import type { LoraTarget, ResolvedLora } from "./lora-targets.ts";
 import type { ModelSpec, TensorSpec } from "./spec.ts";
 
 /** A tensor as it lies in memory: a packed 4-bit weight has another shape and dtype than the checkpoint's. */
@@ -28,50 +33,69 @@ export interface ParameterList {
 }
 
 /**
- * Every parameter in the order of a walk of the module tree. With LoRA targets, names are peft's: "base_model.model." in
- * front, the frozen layer under ".base_layer", the pair after it as lora_A.default and lora_B.default (float32).
- * `hold` tells how a base parameter is held (its dtype, its packed shape).
+ * Every parameter in the order of a walk of the module tree. With an adapter, names are peft's: "base_model.model." in front, the frozen
+ * layer of a module that gets a pair under ".base_layer", that of one that is trained whole under ".original_module", and after them what
+ * is trained (float32): lora_A.default, lora_B.default, … `hold` tells how a base parameter is held (its dtype, its packed shape).
  */
 export function listParameters(
   spec: ModelSpec,
   hold: (tensor: TensorSpec) => HeldTensor,
-  targets: readonly LoraTarget[] | null,
+  lora: Pick<ResolvedLora, "targets" | "saved" | "biases" | "tokens"> | null,
 ): ParameterList {
+  const { targets, saved, biases, tokens } = lora ?? NOTHING;
   const byModule = new Map<string, LoraTarget[]>();
-  for (const target of targets ?? []) {
+  for (const target of targets) {
     const module = target.stack === undefined ? target.name : parentOf(target.stack.parameter);
     byModule.set(module, [...(byModule.get(module) ?? []), target]);
   }
-  const prefix = targets === null ? "" : "base_model.model.";
+  const prefix = lora === null ? "" : "base_model.model.";
   const parameters: HeldParameter[] = [];
   const base = spec.tensors.filter((tensor) => tensor.kind === "parameter");
   const modules = groupByModule(spec, base);
+  const trainedBiases = new Set(biases.map(({ module }) => `${module}.bias`));
+  const own = { dtype: "float32", trainable: true } as const;
+  const push = (matrices: readonly NamedMatrix[]) => {
+    for (const { parameter, shape } of matrices) parameters.push({ name: prefix + parameter, shape, ...own });
+  };
   for (const [module, tensors] of modules) {
     const wrappers = byModule.get(module) ?? [];
+    const whole = saved.find((one) => one.module === module);
+    const rows = tokens?.module === module ? tokens : null;
+    if (rows !== null) push(tokenMatrices(rows));
+    const within = whole !== undefined ? ".original_module" : rows !== null ? ".token_adapter.base_layer" : "";
     for (const tensor of tensors) {
       const leaf = tensor.name.slice(module.length + 1);
-      const name = `${module}${".base_layer".repeat(wrappers.length)}.${leaf}`;
-      parameters.push({ name: prefix + name, ...hold(tensor), trainable: false });
+      const name = `${module}${within}${".base_layer".repeat(wrappers.length)}.${leaf}`;
+      const learns = trainedBiases.has(tensor.name);
+      const held = learns ? { shape: tensor.shape, dtype: "float32" as const } : hold(tensor);
+      parameters.push({ name: prefix + name, ...held, trainable: learns });
     }
-    const lora = { dtype: "float32", trainable: true } as const;
-    for (const { name, r, in: input, out } of wrappers) {
-      parameters.push({ name: `${prefix}${name}.lora_A.default.weight`, shape: [r, input], ...lora });
-      parameters.push({ name: `${prefix}${name}.lora_B.default.weight`, shape: [out, r], ...lora });
-    }
+    if (whole !== undefined) push(savedMatrices(whole));
+    for (const target of wrappers) push(pairMatrices(target));
   }
-  const own = base.reduce((sum, tensor) => sum + elementCount(tensor.shape), 0);
-  const trainable = (targets ?? []).reduce((sum, target) => sum + target.r * (target.in + target.out), 0);
+  const all = base.reduce((sum, tensor) => sum + elementCount(tensor.shape), 0);
+  const added = matrixElements([
+    ...targets.flatMap(pairMatrices),
+    ...saved.flatMap(savedMatrices),
+    ...(tokens === null ? [] : tokenMatrices(tokens)),
+  ]);
+  const trainable = added + matrixElements(biases.flatMap(biasMatrices));
   return {
     parameters,
     trainable,
-    total: own + trainable,
-    active: (targets ?? []).reduce(
-      (sum, pair) => sum + tokenRank(spec.layers[pair.layer]!, pair) * (pair.in + pair.out),
-      activeParameters(spec, own),
+    total: all + added,
+    active: targets.reduce(
+      (sum, pair) => {
+        const layer = spec.layers[pair.layer]!;
+        return sum + tokenRank(layer, pair) * (pair.in + pair.out) + (pair.dora ? pair.out : 0);
+      },
+      activeParameters(spec, all) + added - matrixElements(targets.flatMap(pairMatrices)),
     ),
     bytes: parameters.reduce((sum, held) => sum + elementCount(held.shape) * dtypeBytes(held.dtype), 0),
   };
 }
+
+const NOTHING = { targets: [], saved: [], biases: [], tokens: null } as const;
 
 const parentOf = (name: string) => name.slice(0, name.lastIndexOf("."));
 

@@ -136,6 +136,8 @@ export interface EmbeddingLayer {
   readonly name: string;
   /** [V, D] */
   readonly weight: string;
+  /** Its row is never trained: nn.Embedding's padding_idx, pad_token_id of most families; absent: none. */
+  readonly padding?: number;
 }
 
 export interface NormLayer {

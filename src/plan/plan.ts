@@ -4,7 +4,7 @@ import { MissingDeviceError } from "./accelerate/balanced-memory.ts";
 import { type AccelerateStrategy, accelerateDeviceMap, accelerateSizes } from "./accelerate/index.ts";
 import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 import { budgetsOf, type Device, type DeviceKey, type DeviceMap } from "./devices.ts";
-import { lowestTrainable } from "./memory/layer-memory.ts";
+import { lowestTrainable } from "./memory/kind-memory.ts";
 import { type DeviceMemory, NO_MEMORY, predictMemory } from "./memory.ts";
 import { offloadsActivations } from "./offload.ts";
 import { infeasible } from "./placement/infeasible.ts";

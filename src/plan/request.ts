@@ -1,5 +1,6 @@
 import type { FloatDtype } from "../common/dtype.ts";
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import type { NamedMatrix } from "../models/kinds/named-matrix.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
 import type { ModelSpec } from "../models/spec.ts";
 import type { Device, MaxMemory } from "./devices.ts";
@@ -73,6 +74,8 @@ export interface PlanRequest {
   readonly activationOffload: ActivationOffload;
   /** Empty: nothing learns (generation, evaluation). */
   readonly lora: readonly LoraTarget[];
+  /** Everything that is trained; left out: the pairs' own. */
+  readonly matrices?: readonly NamedMatrix[];
   readonly work: Work;
   readonly rates: RateOverrides;
 }

@@ -1,5 +1,6 @@
 import { takenBytes } from "./arena.ts";
 import { blocksOf, type Keeping } from "./keeping.ts";
+import { trainedMatrices } from "./memory/kind-memory.ts";
 import { predictDeviceMemory } from "./memory.ts";
 import { mostOffloaded } from "./offload.ts";
 import type { PlanRequest } from "./request.ts";
@@ -29,7 +30,7 @@ export function chooseCheckpointing(
 ): Keeping[] {
   const chosen = fullCheckpointing(request, segments);
   const { checkpointing } = request.work;
-  if (checkpointing === "none" || request.lora.length === 0) return chosen;
+  if (checkpointing === "none" || trainedMatrices(request).length === 0) return chosen;
   for (const segment of [...segments].reverse()) {
     const { index, device } = segment;
     const blocks = blocksOf(request, segment);

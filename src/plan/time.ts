@@ -1,6 +1,8 @@
 import { dtypeBytes } from "../common/dtype.ts";
+import { matrixElements } from "../models/kinds/named-matrix.ts";
 import type { Device } from "./devices.ts";
 import { type Keeping, segmentLayers } from "./keeping.ts";
+import { trainedMatrices } from "./memory/kind-memory.ts";
 import { isRoundRobin } from "./memory.ts";
 import { backwardTime, forwardTime } from "./placement/range-costs.ts";
 import type { PlanRequest } from "./request.ts";
@@ -129,14 +131,16 @@ function sharedLoads({ devices, rates }: PlanRequest, loads: ReadonlyMap<number,
   });
 }
 
-function updateTime({ spec, lora, rates, devices }: PlanRequest, segments: readonly Segment[]): number {
+function updateTime(request: PlanRequest, segments: readonly Segment[]): number {
+  const { spec, rates, devices } = request;
+  const trained = trainedMatrices(request);
   const totals = new Map<number, number>();
   for (const { device: id, firstLayer, lastLayer } of segments) {
     const device = devices.find((one) => one.id === id)!;
-    const own = lora.filter(({ layer }) => firstLayer <= layer && layer <= lastLayer);
+    const own = trained.filter(({ layer }) => firstLayer <= layer && layer <= lastLayer);
     const measured = rates.measured.get(id)?.update;
     const blocks = new Set(own.map(({ layer }) => layer).filter((layer) => spec.layers[layer]!.kind === "block")).size;
-    const parameters = own.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0);
+    const parameters = matrixElements(own);
     const assumed = device.kind === "cuda" ? gpuUpdateTime(device, parameters) : 0;
     totals.set(id, (totals.get(id) ?? 0) + (measured === undefined ? assumed : measured * blocks));
   }

@@ -4,6 +4,9 @@ import { predictDeviceMemory } from "./memory.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
+/** Most tokens whose products read 4-bit codes themselves (native/ops/cuda/kernel_choice.h). */
+const FEW_TOKENS = 8;
+
 /** What placement counts on, by segment: with "on" every block is cached, else none need be. */
 export function leastCachedBlocks(request: PlanRequest, segments: readonly Segment[]): readonly number[] {
   const quantized = request.holding.quantization.method !== "none";
@@ -14,8 +17,8 @@ export function leastCachedBlocks(request: PlanRequest, segments: readonly Segme
 /**
  * `keeping` with more blocks cached: with "auto", as many of each GPU as its budget holds when all else is placed, checkpointing
  * chosen: a byte spent on what a block would recompute saves several times the time (docs/decisions/weight-cache.md). A CPU
- * expands a panel at a time in its caches, and gains nothing worth the memory; nor does generation, whose products of a few tokens
- * read the codes.
+ * expands a panel at a time in its caches, and gains nothing worth the memory; nor does generation of a few sequences at a time, whose
+ * products read the codes.
  */
 export function chooseCachedBlocks(
   request: PlanRequest,
@@ -24,8 +27,9 @@ export function chooseCachedBlocks(
   budgets: ReadonlyMap<number, number>,
 ): Keeping[] {
   const chosen = [...keeping];
-  const generates = request.work.forwardOnly === true;
-  if (request.weightCache !== "auto" || generates || request.holding.quantization.method === "none") return chosen;
+  const { forwardOnly, cacheSequences = 1 } = request.work;
+  const readsCodes = forwardOnly === true && cacheSequences <= FEW_TOKENS;
+  if (request.weightCache !== "auto" || readsCodes || request.holding.quantization.method === "none") return chosen;
   for (const device of request.devices.filter(({ kind }) => kind === "cuda")) {
     const own = segments.filter((segment) => segment.device === device.id);
     const counts = own.map((segment) => blocksOf(request, segment));

@@ -187,7 +187,7 @@ export class WorkerConnection {
     }
     const pending = this.#pending.get(message.replyTo);
     if (pending === undefined) return;
-    if (message.body === "loraTensor") {
+    if (message.body === "matrixTensor") {
       pending.onPart?.(message);
       return;
     }

@@ -7,6 +7,9 @@ import { ApiError, toApiError } from "./openai/errors.ts";
 
 /** A prompt of a hundred thousand tokens, with room. */
 const MOST_BODY_BYTES = 8 << 20;
+/** For a request to come whole: a client that dawdles keeps no memory. */
+const ARRIVAL_MS = 60_000;
+const MOST_CONNECTIONS = 4096;
 
 export interface AppOptions {
   /** null: everybody may ask. */
@@ -27,7 +30,11 @@ export async function createApp({ apiKey, tls, onFailure, ready }: AppOptions): 
     tls === null ? null : { cert: await pem(tls.cert), key: await pem(tls.key), minVersion: "TLSv1.2" as const };
   let app: FastifyInstance;
   try {
-    const common = { bodyLimit: MOST_BODY_BYTES, forceCloseConnections: "idle" as const };
+    const common = {
+      bodyLimit: MOST_BODY_BYTES,
+      requestTimeout: ARRIVAL_MS,
+      forceCloseConnections: "idle" as const,
+    };
     app = (https === null ? fastify(common) : fastify({ ...common, https })) as FastifyInstance;
   } catch (cause) {
     throw new PipeloraError("PL_TLS_INVALID", `${tls!.cert} and ${tls!.key}: ${(cause as Error).message}`, {
@@ -35,9 +42,12 @@ export async function createApp({ apiKey, tls, onFailure, ready }: AppOptions): 
       cause,
     });
   }
+  app.server.maxConnections = MOST_CONNECTIONS;
   app.setErrorHandler((thrown, request, reply) => {
     const error = toApiError(thrown);
-    if (error.status >= 500) onFailure(`${request.method} ${request.url}`, error.cause ?? error);
+    // Who is told when to come again was not failed.
+    if (error.status >= 500 && error.retryAfterS === null)
+      onFailure(`${request.method} ${request.url}`, error.cause ?? error);
     if (error.retryAfterS !== null) reply.header("retry-after", String(error.retryAfterS));
     if (error.status === 401) reply.header("www-authenticate", "Bearer");
     return reply.code(error.status).send(error.body);

@@ -18,7 +18,7 @@ const COUNTERS: readonly (readonly [string, string, (state: State) => number])[]
 ];
 
 /** GET /metrics in Prometheus's text form: what `registry` has, the scheduler's state, and this process's. */
-export function metricsPage(registry: Registry, scheduler: Pick<Scheduler, "state">): FastifyPluginAsync {
+export function metricsPage(registry: Registry, scheduler: () => Pick<Scheduler, "state"> | null): FastifyPluginAsync {
   return async (app) => {
     const registers = [registry];
     collectDefaultMetrics({ register: registry });
@@ -26,7 +26,8 @@ export function metricsPage(registry: Registry, scheduler: Pick<Scheduler, "stat
       new Gauge({
         ...{ name, help, registers },
         collect() {
-          this.set(read(scheduler.state()));
+          const state = scheduler()?.state();
+          if (state !== undefined) this.set(read(state));
         },
       });
     }
@@ -35,7 +36,8 @@ export function metricsPage(registry: Registry, scheduler: Pick<Scheduler, "stat
       new Counter({
         ...{ name, help, registers },
         collect() {
-          const now = read(scheduler.state());
+          const state = scheduler()?.state();
+          const now = state === undefined ? before : read(state);
           // A scheduler that begins anew counts from 0.
           this.inc(now >= before ? now - before : now);
           before = now;

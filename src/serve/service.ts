@@ -18,7 +18,8 @@ export interface ServedModel {
 
 /** What the API answers with. */
 export interface Service {
-  readonly scheduler: Scheduler;
+  /** null: the model is being loaded for the first time. */
+  scheduler(): Scheduler | null;
   /** The first one is the base, or what is being trained. */
   readonly models: readonly ServedModel[];
   /** When it began, in seconds since 1970. */

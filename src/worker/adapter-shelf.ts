@@ -1,10 +1,7 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Engine } from "../engine/index.ts";
 
-interface Pair {
-  A?: Float32Array;
-  B?: Float32Array;
-}
+type Values = ReadonlyMap<string, Float32Array>;
 
 /**
  * Adapters that a rank holds in its host's memory, by number, each the values of some of the engine's LoRA pairs: rounds of one and the
@@ -13,10 +10,10 @@ interface Pair {
  */
 export class AdapterShelf {
   readonly #engine: Engine;
-  readonly #adapters = new Map<number, Map<string, Pair>>();
-  /** Elements of B, by module. */
+  readonly #adapters = new Map<number, Map<string, Float32Array>>();
+  /** Elements of B of each of the engine's pairs, by its name. */
   readonly #sizes: ReadonlyMap<string, number>;
-  /** Whose values each pair of the engine has; 0: none. */
+  /** Whose values each pair of the engine has, by B's name; 0: none. */
   readonly #current = new Map<string, number>();
 
   constructor(engine: Engine, sizes: ReadonlyMap<string, number>) {
@@ -27,12 +24,11 @@ export class AdapterShelf {
   /** An adapter that put() gives values to; a rank may hold none of its pairs. In place of an earlier one of that number. */
   open(adapter: number): void {
     this.#adapters.set(adapter, new Map());
-    for (const [module, owner] of this.#current) if (owner === adapter) this.#current.delete(module);
+    for (const [name, owner] of this.#current) if (owner === adapter) this.#current.delete(name);
   }
 
-  put(adapter: number, module: string, matrix: "A" | "B", values: Float32Array): void {
-    const pairs = this.#adapters.get(adapter)!;
-    pairs.set(module, { ...pairs.get(module), [matrix]: values });
+  put(adapter: number, name: string, values: Float32Array): void {
+    this.#adapters.get(adapter)!.set(name, values);
   }
 
   /**
@@ -41,17 +37,19 @@ export class AdapterShelf {
    */
   use(adapter: number): Promise<void> {
     if (this.#adapters.size === 0 && adapter === 0) return Promise.resolve();
-    const pairs = adapter === 0 ? new Map<string, Pair>() : this.#adapters.get(adapter);
-    if (pairs === undefined)
+    const values: Values | undefined = adapter === 0 ? new Map() : this.#adapters.get(adapter);
+    if (values === undefined)
       throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a round is of adapter ${adapter}, which never came`);
     const queued: Promise<void>[] = [];
-    for (const [module, size] of this.#sizes) {
-      const pair = pairs.get(module);
-      const owner = pair === undefined ? 0 : adapter;
-      if (this.#current.get(module) === owner) continue;
-      this.#current.set(module, owner);
-      if (pair?.A !== undefined) queued.push(this.#engine.setLora(module, "A", "weight", pair.A));
-      queued.push(this.#engine.setLora(module, "B", "weight", pair?.B ?? new Float32Array(size)));
+    for (const [name, size] of this.#sizes) {
+      const b = values.get(name);
+      const owner = b === undefined ? 0 : adapter;
+      if (this.#current.get(name) === owner) continue;
+      this.#current.set(name, owner);
+      const pairName = name.replace(/_B(?=\.weight$|$)/, "_A");
+      const a = values.get(pairName);
+      if (a !== undefined) queued.push(this.#engine.setMatrix(pairName, "weight", a));
+      queued.push(this.#engine.setMatrix(name, "weight", b ?? new Float32Array(size)));
     }
     return Promise.all(queued).then(() => {});
   }

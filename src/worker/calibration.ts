@@ -27,11 +27,12 @@ export async function calibrate(
     const block: LayerTime[] = [];
     for (const tokens of request.tokens) block.push(await timer.time(prepared.engineSegment.get(0)!, tokens, false));
     const updates: Spent[] = [];
+    const rates = new Float64Array(prepared.groups.length);
     for (let run = 0; run < LEAST_RUNS; run++) {
       updates.push(
         await spent(async () => {
           await engine.gradSquares();
-          await engine.optimizerStep(NO_CHANGE);
+          await engine.optimizerStep({ ...NO_CHANGE, learningRates: rates, weightDecays: rates });
         }),
       );
     }
@@ -44,7 +45,7 @@ export async function calibrate(
   }
 }
 
-const NO_CHANGE = { step: 1, learningRate: 0, gradScale: 1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 };
+const NO_CHANGE = { step: 1, gradScale: 1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
 
 class LayerTimer {
   readonly #engine: Engine;
@@ -77,7 +78,7 @@ class LayerTimer {
       );
       backwards.push(
         await this.#spent(async () => {
-          (await engine.backward(segment, batch.index, gradient, 1))?.free();
+          (await engine.backward(segment, batch.index, gradient))?.free();
         }),
       );
     }
@@ -130,6 +131,7 @@ class LayerTimer {
       seed: this.#request.prepare!.seed,
       training: true,
       labelSmoothing: 0,
+      lossScale: 1,
       noiseAlpha: 0,
       tokens: null,
       targets: labelled ? new Int32Array(tokens) : null,

@@ -109,9 +109,8 @@ export class Inference {
       return null;
     }
     try {
-      const drawn: DrawnToken[] = [];
-      for (const draw of round.draws) drawn.push(await this.#draw(output, draw));
-      return { tokens: drawn };
+      // All are queued at once.
+      return { tokens: await Promise.all(round.draws.map((draw) => this.#draw(output, draw))) };
     } finally {
       output.free();
     }

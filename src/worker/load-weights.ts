@@ -4,6 +4,7 @@ import { isQuantType, type QuantizationSettings, quantizedHold } from "../common
 import type { Engine } from "../engine/index.ts";
 import type { Checkpoint } from "../formats/checkpoint.ts";
 import { readPackedWeights } from "../formats/quantized-state.ts";
+import { readFloat32 } from "../formats/safetensors.ts";
 import { packedExperts, withExperts } from "../formats/stacked-experts.ts";
 import { modelStacks, storedAliases } from "../models/experts.ts";
 import { blockLinears } from "../models/quantization.ts";
@@ -23,6 +24,8 @@ export interface ShardSource {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly wanted: readonly WantedWeight[];
+  /** Makes a pair of a weight, by the weight's name, and gives what is left of the weight; null: all of it. Absent: no pair comes from it. */
+  readonly takes: ReadonlyMap<string, (weight: Float32Array) => Promise<Float32Array | null>>;
 }
 
 /** Loads that wait for the engine's thread. */
@@ -34,7 +37,7 @@ const AHEAD = 4;
  */
 export async function loadWeights(
   engine: Engine,
-  { checkpoint: files, spec, wanted }: ShardSource,
+  { checkpoint: files, spec, wanted, takes }: ShardSource,
   request: Prepare__Output,
   signal: AbortSignal,
 ): Promise<void> {
@@ -51,7 +54,15 @@ export async function loadWeights(
       ? new Map<string, never>()
       : await readPackedWeights(checkpoint, own, settings, new Set(), dtype);
   const quantized = new Set(own.map(({ name }) => `${name}.weight`));
-  const load = ({ segment, name }: WantedWeight): Promise<void> => {
+  const load = async ({ segment, name }: WantedWeight): Promise<void> => {
+    const take = takes.get(name);
+    if (take !== undefined) {
+      const location = checkpoint.locate(name);
+      const rest = await take(await readFloat32(location));
+      const hold = settings !== null && quantized.has(name) ? quantizedHold(settings, dtype) : dtype;
+      const shape = location.shape as readonly [number, number];
+      if (rest !== null) return engine.loadValues(segment, name, shape, rest, hold);
+    }
     const mx = packedMx.get(name.replace(/\.weight$/, ""));
     if (mx !== undefined && name.endsWith(".weight")) return engine.loadPacked(segment, name, mx);
     if (settings === null || !quantized.has(name)) {
@@ -95,7 +106,7 @@ async function fewAhead<T>(items: readonly T[], load: (item: T) => Promise<void>
   }
 }
 
-function quantizationOf(message: Quantization__Output | null): QuantizationSettings | null {
+export function quantizationOf(message: Quantization__Output | null): QuantizationSettings | null {
   switch (message?.method) {
     case undefined:
     case "":

@@ -6,12 +6,14 @@ import type { Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
 import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
+import { pairNames } from "../models/kinds/lora.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction } from "../schedule/index.ts";
+import { baseInit, type Taken, takeFrom } from "./base-inits.ts";
 import type { ReplicaGroup } from "./gradient-sum.ts";
-import { loadWeights, type WantedWeight } from "./load-weights.ts";
+import { loadWeights, quantizationOf, type ShardSource, type WantedWeight } from "./load-weights.ts";
 import type { NodeModel } from "./node-model.ts";
 import { describeSegment, engineArch, noiseScale } from "./segments.ts";
 
@@ -22,10 +24,13 @@ export interface PreparedRank {
   readonly segments: readonly Segment__Output[];
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
-  /** Elements of B of each LoRA pair that the engine holds, by module. */
+  /** Elements of B of each LoRA pair that the engine holds, by its name. */
   readonly pairSizes: ReadonlyMap<string, number>;
-  /** Pair numbers in the order of the engine's gradSquares. */
-  readonly moduleIds: Int32Array;
+  /** Of each matrix that the engine holds, in its order: its position among all that are trained, and the optimizer's group of it. */
+  readonly matrixIds: Int32Array;
+  readonly groups: readonly number[];
+  /** What matrices of pairs began with whose product was taken out of the base. */
+  readonly initial: ReadonlyMap<string, Float32Array>;
   readonly seed: number;
   /** As every micro-batch is told. */
   readonly regularisation: Pick<MicroBatch, "labelSmoothing" | "noiseAlpha">;
@@ -60,7 +65,7 @@ export async function prepareRank(
   const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
   const own = request.segments
     .filter((segment) => segment.rank === rank)
-    .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs) }));
+    .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs, request.trained) }));
   const checkpoint = await model.openCheckpoint(
     spec.tied,
     storedNames(
@@ -86,17 +91,42 @@ export async function prepareRank(
       engineSegment.set(index, number);
       wanted.push(...weights.map((name) => ({ segment: number, name })));
     }
-    await loadWeights(engine, { checkpoint, spec, wanted }, request, signal);
-    const held = await engine.loraNames();
-    await initialiseLora(engine, held, pairs, request);
+    const made = new Map<string, Taken>();
+    const takes = takings(request, pairs, addon, made);
+    await loadWeights(engine, { checkpoint, spec, wanted, takes }, request, signal);
+    const held = await engine.matrixNames();
+    const known = new Map(request.matrices.map(({ name, group }, id) => [name, { id, group }]));
+    const places = held.map((name) => {
+      const found = known.get(name);
+      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names no matrix ${name}`);
+      return found;
+    });
+    await initialiseLora(engine, held, { pairs, made }, request);
     signal.throwIfAborted();
     return {
       engine,
       threads: request.threads,
       segments: request.segments,
       engineSegment,
-      pairSizes: new Map(held.map((module) => [module, pairs.get(module)!.r * pairs.get(module)!.out])),
-      moduleIds: Int32Array.from(held, (module) => pairs.get(module)!.moduleId),
+      pairSizes: new Map(
+        [...pairs].flatMap(([module, { embedding, r, out }]) => {
+          const { b } = pairNames(module, embedding ? "embedding" : undefined);
+          return held.includes(b) ? [[b, r * out] as const] : [];
+        }),
+      ),
+      matrixIds: Int32Array.from(places, ({ id }) => id),
+      groups: places.map(({ group }) => group),
+      initial: new Map(
+        [...made].flatMap(([module, { a, b, rest }]) => {
+          const names = pairNames(module);
+          return rest === null
+            ? []
+            : ([
+                [names.a, a],
+                [names.b, b],
+              ] as const);
+        }),
+      ),
       seed: request.seed,
       regularisation: {
         labelSmoothing: request.labelSmoothing,
@@ -115,30 +145,49 @@ function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | nu
   return ranks.length > 1 ? { ranks, position: ranks.indexOf(rank) } : null;
 }
 
-const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = {
-  kaiming: true,
-  gaussian: "gaussian",
-  random: false,
-};
+const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = { kaiming: true, random: false };
+
+/** What makes pairs of weights as these are loaded, by the weight's name: it leaves them in `made`. */
+function takings(
+  request: Prepare__Output,
+  pairs: ReadonlyMap<string, LoraPair__Output>,
+  addon: NativeAddon,
+  made: Map<string, Taken>,
+): ShardSource["takes"] {
+  const init = baseInit(request.loraInit?.kind ?? "none");
+  if (init === null) return new Map();
+  const { seed, threads } = request;
+  const making = { addon, seed, threads, quantization: quantizationOf(request.quantization) };
+  const take = (pair: LoraPair__Output) => async (weight: Float32Array) => {
+    const taken = await takeFrom(weight, pair, init, { ...making, dtype: request.holdDtype as FloatDtype });
+    made.set(pair.module, { ...taken, rest: taken.rest === null ? null : EMPTY });
+    return taken.rest;
+  };
+  return new Map([...pairs].map(([module, pair]) => [`${module}.weight`, take(pair)]));
+}
+
+/** That something was taken; the rest itself is the engine's. */
+const EMPTY = new Float32Array(0);
 
 async function initialiseLora(
   engine: Engine,
   held: readonly string[],
-  pairs: ReadonlyMap<string, LoraPair__Output>,
+  { pairs, made }: { readonly pairs: ReadonlyMap<string, LoraPair__Output>; readonly made: ReadonlyMap<string, Taken> },
   request: Prepare__Output,
 ): Promise<void> {
   const kind = request.loraInit?.kind ?? "none";
-  // "none": the values come with ImportLora.
+  // "none": the values come with ImportMatrices.
   if (kind === "none") return;
-  for (const module of held) {
-    const { a, b } = initLora(
-      { name: module, ...pairs.get(module)! },
-      { initLoraWeights: INITIALISATIONS[kind]! },
-      request.seed,
-    );
-    await engine.setLora(module, "A", "weight", a);
-    await engine.setLora(module, "B", "weight", b);
+  for (const [module, pair] of pairs) {
+    const names = pairNames(module, pair.embedding ? "embedding" : undefined);
+    if (!held.includes(names.a)) continue;
+    const { a, b } =
+      made.get(module) ??
+      initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind] ?? kind }, request.seed);
+    await engine.setMatrix(names.a, "weight", a);
+    await engine.setMatrix(names.b, "weight", b);
   }
+  await engine.firstValues();
 }
 
 /**

@@ -1,7 +1,7 @@
 import { bytesOf, float32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
-import { type Engine, type LoraPart, loadEngine } from "../engine/index.ts";
+import { type Engine, loadEngine, type MatrixPart } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
@@ -12,6 +12,7 @@ import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
 import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
+import type { UpdateGroup__Output } from "../rpc/generated/pipelora/v1/UpdateGroup.ts";
 import { toFailure } from "../rpc/wire-error.ts";
 import { calibrate } from "./calibration.ts";
 import { sumGradients } from "./gradient-sum.ts";
@@ -62,7 +63,7 @@ export class Rank {
   #times = new TimeSums();
   #trace = new Trace([]);
   #relay: StepRelay | null = null;
-  /** Tensors still to come for an ImportLora request. */
+  /** Tensors still to come for an ImportMatrices request. */
   #importing: { request: number; left: number; adapter: number } | null = null;
   #inference: Inference | null = null;
 
@@ -145,21 +146,21 @@ export class Rank {
         return { clock: { receivedMs, sentMs: clockMs() } };
       }
       case "applyUpdate":
-        await applyUpdate(this.#ready().engine, message.applyUpdate!);
+        await applyUpdate(this.#ready(), message.applyUpdate!);
         return { done: {} };
       case "evaluate":
         return this.#evaluate(given(message.evaluate!.microBatches, "micro-batches"));
-      case "exportLora":
-        return this.#exportLora(message.request, message.exportLora!.parts as LoraPart[]);
-      case "importLora":
+      case "exportMatrices":
+        return this.#export(message.request, message.exportMatrices!.parts as (MatrixPart | "initial")[]);
+      case "importMatrices":
         this.#importing = {
           request: message.request,
-          left: message.importLora!.tensors,
-          adapter: message.importLora!.adapter,
+          left: message.importMatrices!.tensors,
+          adapter: message.importMatrices!.adapter,
         };
         if (this.#importing.adapter > 0) this.#inferring().shelf.open(this.#importing.adapter);
         return this.#importing.left === 0 ? { done: {} } : null;
-      case "loraTensor":
+      case "matrixTensor":
         return this.#importTensor(message);
       case "preflight":
         return {
@@ -261,7 +262,7 @@ export class Rank {
     const trace = this.#trace.of(request.step);
     if (request.previous) {
       const began = performance.now();
-      await applyUpdate(prepared.engine, request.previous);
+      await applyUpdate(prepared, request.previous);
       trace?.add("update", began);
     }
     const batches = unpackMicroBatches(
@@ -270,6 +271,7 @@ export class Rank {
         step: request.step,
         seed: prepared.seed,
         training: true,
+        lossScale: request.lossScale,
         ...prepared.regularisation,
       },
     );
@@ -278,10 +280,9 @@ export class Rank {
       name,
       instructions: prepared.instructions(batches.length, "train"),
       batches,
-      lossScale: request.lossScale,
       trace,
     });
-    if (prepared.replicas !== null && prepared.moduleIds.length > 0) {
+    if (prepared.replicas !== null && prepared.matrixIds.length > 0) {
       const began = performance.now();
       totals.sentBytes += await sumGradients(prepared.engine, this.#options.links, prepared.replicas, name);
       totals.reduceMs = performance.now() - began;
@@ -296,7 +297,7 @@ export class Rank {
     const processorMs = ((processorSeconds() - processor) * 1000) / prepared.threads;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs, processorMs });
     await passedOn;
-    const own = { ...loss, moduleIds: bytesOf(prepared.moduleIds), gradSquares: bytesOf(squares) };
+    const own = { ...loss, matrixIds: bytesOf(prepared.matrixIds), gradSquares: bytesOf(squares) };
     const sums = await relay.collect(name, own);
     if (sums !== null) return { stepResult: sums };
     this.#options.onCollected();
@@ -313,40 +314,38 @@ export class Rank {
 
   async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
     const prepared = this.#ready();
-    const pass = { step: 0, seed: prepared.seed, training: false, ...prepared.regularisation };
+    const pass = { step: 0, seed: prepared.seed, training: false, lossScale: 1, ...prepared.regularisation };
     const batches = unpackMicroBatches(packed, pass);
     const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),
       batches,
-      lossScale: 1,
       trace: null,
     });
     return { evaluateResult: { lossSum, labelTokens, correctTokens } };
   }
 
-  async #exportLora(request: number, parts: readonly LoraPart[]): Promise<Reply> {
-    const { engine } = this.#ready();
-    for (const module of await engine.loraNames()) {
+  async #export(request: number, parts: readonly (MatrixPart | "initial")[]): Promise<Reply> {
+    const { engine, initial } = this.#ready();
+    for (const name of await engine.matrixNames()) {
       for (const part of parts) {
-        for (const matrix of ["A", "B"] as const) {
-          const values = bytesOf(await engine.getLora(module, matrix, part));
-          this.#options.send({ replyTo: request, loraTensor: { module, matrix, part, values } });
-        }
+        const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part);
+        if (values === undefined) continue;
+        this.#options.send({ replyTo: request, matrixTensor: { name, part, values: bytesOf(values) } });
       }
     }
     return { done: {} };
   }
 
   async #importTensor(message: ToWorker__Output): Promise<Reply | null> {
-    const { module, matrix, part, values } = message.loraTensor!;
+    const { name, part, values } = message.matrixTensor!;
     // After a failure the rest of the import is dropped: its request has been answered.
     if (this.#importing?.request !== message.request) return null;
     try {
       const own = float32Of(values);
       const { adapter } = this.#importing;
-      if (adapter > 0) this.#inferring().shelf.put(adapter, module, matrix as "A" | "B", own);
-      else await this.#ready().engine.setLora(module, matrix as "A" | "B", part as LoraPart, own);
+      if (adapter > 0) this.#inferring().shelf.put(adapter, name, own);
+      else await this.#ready().engine.setMatrix(name, part as MatrixPart, own);
     } catch (error) {
       this.#importing = null;
       throw error;
@@ -362,9 +361,17 @@ export class Rank {
   }
 }
 
-async function applyUpdate(engine: Engine, { skip, ...update }: Update__Output): Promise<void> {
-  if (skip) await engine.zeroGrad();
-  else await engine.optimizerStep(update);
+async function applyUpdate({ engine, groups }: PreparedRank, { skip, groups: given, ...update }: Update__Output) {
+  if (skip) return engine.zeroGrad();
+  const of = (value: (group: UpdateGroup__Output) => number) =>
+    Float64Array.from(groups, (group) => {
+      const found = given[group];
+      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `an Update has no group ${group}`);
+      return value(found);
+    });
+  const learningRates = of(({ learningRate }) => learningRate);
+  const weightDecays = of(({ weightDecay }) => weightDecay);
+  await engine.optimizerStep({ ...update, learningRates, weightDecays });
 }
 
 async function memoryReport(engine: Engine): Promise<MemoryReport> {

@@ -1,3 +1,4 @@
+import { int32Of } from "../common/bytes.ts";
 import type { FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type {
@@ -14,6 +15,7 @@ import { type ExpertStack, expertStacks, expertWeights } from "../models/experts
 import type { AttentionKind, ExpertsSpec, LayerSpec, LinearSpec, ModelSpec } from "../models/spec.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
+import type { TrainedModule__Output } from "../rpc/generated/pipelora/v1/TrainedModule.ts";
 
 /** The model's numbers as the engine takes them. */
 export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArch {
@@ -72,13 +74,25 @@ function rounded(value: number, dtype: FloatDtype): number {
 
 /** A LoRA pair of a segment; `expertsOf`: of a parameter of all experts at once, its name. */
 export type SegmentPair = Pick<LoraPair__Output, "module" | "r" | "scale" | "dropout" | "moduleId"> &
-  Partial<Pick<LoraPair__Output, "expertsOf">>;
+  Partial<Pick<LoraPair__Output, "expertsOf" | "dora">>;
+
+/** What a module trains of its own: its weight, its bias, or rows of tokens. */
+export type SegmentTrained = Pick<TrainedModule__Output, "module" | "what" | "matrix" | "tokens">;
+
+interface Learned {
+  readonly lora: ReadonlyMap<string, SegmentPair>;
+  readonly trained: readonly SegmentTrained[];
+}
+
+const trainedOf = ({ trained }: Learned, module: string, what: string) =>
+  trained.find((one) => one.module === module && one.what === what);
 
 /** One segment as the engine takes it, and the checkpoint tensors it needs. */
 export function describeSegment(
   spec: ModelSpec,
   segment: Segment__Output,
   lora: ReadonlyMap<string, SegmentPair>,
+  trained: readonly SegmentTrained[] = [],
 ): { description: SegmentDescription; weights: string[] } {
   const layers = spec.layers.slice(segment.firstLayer, segment.lastLayer + 1);
   if (layers.length === 0) {
@@ -89,7 +103,7 @@ export function describeSegment(
   }
   return {
     description: {
-      layers: layers.map((layer) => engineLayer(spec, layer, lora)),
+      layers: layers.map((layer) => engineLayer(spec, layer, { lora, trained })),
       offloadedBlocks: segment.offloadedBlocks,
       checkpointedBlocks: segment.checkpointedBlocks,
       cachedBlocks: segment.cachedBlocks,
@@ -99,14 +113,25 @@ export function describeSegment(
   };
 }
 
-function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string, SegmentPair>): EngineLayer {
+function engineLayer(spec: ModelSpec, layer: LayerSpec, learned: Learned): EngineLayer {
+  const { lora } = learned;
   switch (layer.kind) {
-    case "embedding":
-      return { kind: "embedding", weight: layer.weight };
+    case "embedding": {
+      const tokens = trainedOf(learned, layer.name, "tokens")?.tokens;
+      return {
+        ...{ kind: "embedding", name: layer.name, weight: layer.weight, lora: engineLora(lora.get(layer.name)) },
+        trained: trainedOf(learned, layer.name, "weight")?.matrix ?? null,
+        tokenRows: tokens === undefined ? null : int32Of(tokens),
+        padding: layer.padding ?? -1,
+      };
+    }
     case "norm":
       return { kind: "norm", weight: layer.weight };
     case "head":
-      return { kind: "head", name: layer.name, weight: layer.weight, lora: engineLora(lora.get(layer.name)) };
+      return {
+        ...{ kind: "head", name: layer.name, weight: layer.weight, lora: engineLora(lora.get(layer.name)) },
+        trained: trainedOf(learned, layer.name, "weight")?.matrix ?? null,
+      };
     case "block":
       return {
         kind: "block",
@@ -120,7 +145,7 @@ function engineLayer(spec: ModelSpec, layer: LayerSpec, lora: ReadonlyMap<string
         rotary: layer.rotary ?? -1,
         slidingWindow: layer.slidingWindow ?? 0,
         ...engineAttention(spec, layer.attention),
-        linears: layer.linears.map((linear) => engineLinear(linear, lora)),
+        linears: layer.linears.map((linear) => engineLinear(linear, learned)),
         ...(layer.sinks === undefined ? {} : { sinks: layer.sinks }),
         ...(layer.experts === undefined ? {} : { experts: engineExperts(layer.experts, spec, lora) }),
       };
@@ -142,8 +167,13 @@ function engineAttention({ shape }: ModelSpec, attention: AttentionKind) {
   }
 }
 
-function engineLinear(linear: LinearSpec, lora: ReadonlyMap<string, SegmentPair>): EngineLinear {
-  return { ...linear, lora: engineLora(lora.get(linear.name)) };
+function engineLinear(linear: LinearSpec, learned: Learned): EngineLinear {
+  const bias = trainedOf(learned, linear.name, "bias")?.matrix;
+  return {
+    ...linear,
+    lora: engineLora(learned.lora.get(linear.name)),
+    ...(bias === undefined ? {} : { trainedBias: bias }),
+  };
 }
 
 function engineExperts(
@@ -169,7 +199,7 @@ function engineExperts(
       twoBest: router.groups?.by === "two_best",
       factor: router.factor,
     },
-    router: engineLinear(router.linear, lora),
+    router: engineLinear(router.linear, { lora, trained: [] }),
     correction: router.correction,
     activation: rules.activation,
     interleaved: experts.interleaved,
@@ -183,7 +213,8 @@ function engineExperts(
 
 function engineLora(pair: SegmentPair | undefined): EngineLora | null {
   if (pair === undefined) return null;
-  return { r: pair.r, scale: pair.scale, dropout: pair.dropout, moduleId: pair.moduleId };
+  const { r, scale, dropout, moduleId, dora = false } = pair;
+  return { r, scale, dropout, moduleId, dora };
 }
 
 function weightNames(spec: ModelSpec, layer: LayerSpec): string[] {

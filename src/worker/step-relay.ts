@@ -75,7 +75,7 @@ function add(own: StepResult__Output, behind: StepResult__Output): StepResult__O
     lossSum: own.lossSum + behind.lossSum,
     labelTokens: own.labelTokens + behind.labelTokens,
     correctTokens: own.correctTokens + behind.correctTokens,
-    moduleIds: Buffer.concat([own.moduleIds, behind.moduleIds]),
+    matrixIds: Buffer.concat([own.matrixIds, behind.matrixIds]),
     gradSquares: Buffer.concat([own.gradSquares, behind.gradSquares]),
   };
 }

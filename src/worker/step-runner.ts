@@ -26,7 +26,6 @@ export interface StepInput {
   readonly name: string;
   readonly instructions: readonly Instruction[];
   readonly batches: readonly MicroBatch[];
-  readonly lossScale: number;
   /** Hears when everything began and ended; null: nobody does. */
   readonly trace: StepTrace | null;
 }
@@ -55,7 +54,7 @@ export async function runInstructions(
     await pass.orFailure(pass.finish());
   } catch (error) {
     await pass.abandon();
-    throw withLossScale(error, input.lossScale);
+    throw withLossScale(error, input.batches[0]?.lossScale ?? 1);
   }
   return pass.totals;
 }
@@ -222,12 +221,7 @@ class Pass {
 
   #backward(instruction: Instruction, gradient: DeviceTensor | null): void {
     const { segment, microBatch } = instruction;
-    const result = this.#engine.backward(
-      this.#engineSegment.get(segment)!,
-      microBatch,
-      gradient,
-      this.#input.lossScale,
-    );
+    const result = this.#engine.backward(this.#engineSegment.get(segment)!, microBatch, gradient);
     this.#run(result);
     this.#traceCompute(result, "backward", instruction);
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);

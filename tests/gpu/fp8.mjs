@@ -7,7 +7,7 @@ import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { loadEngine } from "../../dist/engine/index.js";
-import { adapterPairs, openAdapter } from "../../dist/formats/adapter.js";
+import { adapterMatrices, openAdapter } from "../../dist/formats/adapter.js";
 import { openCheckpoint } from "../../dist/formats/checkpoint.js";
 import { readModelSpec } from "../../dist/models/index.js";
 import { resolveLoraTargets } from "../../dist/models/lora-targets.js";
@@ -144,7 +144,7 @@ require("200 steps of the stories model: final and held-out loss within 1 %", ap
 {
   const spec = await readModelSpec(model);
   const adapter = await openAdapter(join(folder, "bf16"));
-  const { targets } = resolveLoraTargets(spec, adapter.settings);
+  const { targets, matrices } = resolveLoraTargets(spec, adapter.settings);
   const rows = Array.from({ length: 8 }, (_, row) =>
     Array.from({ length: 96 }, (_, at) => (row * 131 + at * at * 7 + 3) % 500),
   );
@@ -171,17 +171,13 @@ require("200 steps of the stories model: final and held-out loss within 1 %", ap
     await engine.addSegment({ ...description, fp8 });
     const checkpoint = await openCheckpoint(model, spec.tied);
     for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), computeDtype);
-    const pair = adapterPairs(adapter, targets);
-    for (const target of targets) {
-      const { a, b } = await pair(target);
-      await engine.setLora(target.name, "A", "weight", a);
-      await engine.setLora(target.name, "B", "weight", b);
-    }
+    const read = adapterMatrices(adapter, matrices);
+    for (const { name } of matrices) await engine.setMatrix(name, "weight", await read(name));
     const ids = rows.flat();
     const next = rows.flatMap((row) => [...row.slice(1), -100]);
     const labels = next.filter((id) => id >= 0).length;
     const batch = {
-      ...{ index: 0, step: 1, seed: 0, training: true, labelSmoothing: 0, noiseAlpha: 0 },
+      ...{ index: 0, step: 1, seed: 0, training: true, labelSmoothing: 0, noiseAlpha: 0, lossScale: 1 },
       ...{
         cuSeqlens: Int32Array.from([0, ...rows.keys()].map((_, i) => i * 96)),
         rowIds: Int32Array.from(rows.keys()),
@@ -193,11 +189,10 @@ require("200 steps of the stories model: final and held-out loss within 1 %", ap
       },
     };
     await engine.forward(0, batch, null);
-    await engine.backward(0, 0, null, 1);
+    await engine.backward(0, 0, null);
     const found = new Map();
-    for (const { name, layer } of targets) {
-      const both = [...(await engine.getLora(name, "A", "grad")), ...(await engine.getLora(name, "B", "grad"))];
-      found.set(layer, [...(found.get(layer) ?? []), ...both]);
+    for (const { name, layer } of matrices) {
+      found.set(layer, [...(found.get(layer) ?? []), ...(await engine.getMatrix(name, "grad"))]);
     }
     await engine.close();
     return found;

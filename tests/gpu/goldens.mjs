@@ -15,7 +15,7 @@ function flags(name, output, more) {
   const expected = JSON.parse(readFileSync(join(goldens, name, "expected.json"), "utf8"));
   const args = Object.entries(expected.trainer_args).flatMap(([key, value]) => [
     `--${key.replaceAll("_", "-")}`,
-    String(value),
+    typeof value === "object" ? JSON.stringify(value) : String(value),
   ]);
   const run = join(goldens, name);
   return [

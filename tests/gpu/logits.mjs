@@ -1,7 +1,7 @@
 // Logits of the last token of a prompt under a model and its adapter, by the built engine: node logits.mjs MODEL ADAPTER DEVICE IDS
 import { Buffer } from "node:buffer";
 import { loadEngine } from "../../dist/engine/index.js";
-import { adapterPairs, openAdapter } from "../../dist/formats/adapter.js";
+import { adapterMatrices, openAdapter } from "../../dist/formats/adapter.js";
 import { openCheckpoint } from "../../dist/formats/checkpoint.js";
 import { readModelSpec } from "../../dist/models/index.js";
 import { resolveLoraTargets } from "../../dist/models/lora-targets.js";
@@ -11,7 +11,7 @@ const [modelDir, adapterDir, device, list] = process.argv.slice(2);
 const ids = JSON.parse(list);
 const spec = await readModelSpec(modelDir);
 const adapter = await openAdapter(adapterDir);
-const { targets } = resolveLoraTargets(spec, adapter.settings);
+const { targets, matrices } = resolveLoraTargets(spec, adapter.settings);
 const engine = await loadEngine().openEngine({
   device,
   threads: 2,
@@ -33,12 +33,8 @@ const { description, weights } = describeSegment(spec, { ...whole, needsInputGra
 await engine.addSegment(description);
 const checkpoint = await openCheckpoint(modelDir);
 for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), "float32");
-const pair = adapterPairs(adapter, targets);
-for (const target of targets) {
-  const { a, b } = await pair(target);
-  await engine.setLora(target.name, "A", "weight", a);
-  await engine.setLora(target.name, "B", "weight", b);
-}
+const read = adapterMatrices(adapter, matrices);
+for (const { name } of matrices) await engine.setMatrix(name, "weight", await read(name));
 const cache = await engine.createCache(1, ids.length);
 const logits = await engine.infer(0, cache, Int32Array.of(0, ids.length), Int32Array.from(ids), null);
 const bytes = Buffer.from(await engine.read(logits));

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import OpenAI from "openai";
+import OpenAI, { APIError } from "openai";
 import { digitsAfter, writeChainModel } from "../support/chain-model.ts";
 import { coordinator, outcome, startCoordinator, temporaryFolder } from "../support/cli.ts";
 import { goldenRun } from "../support/golden.ts";
@@ -57,7 +57,7 @@ for (const name of ["head-dim-96", "qwen3-next"]) {
 test("a killed run goes on where it stopped, and answers of other settings are not mixed in", async (t) => {
   const root = temporaryFolder(t);
   await writeChainModel(root);
-  const count = 60;
+  const count = 24;
   const input = join(root, "prompts.jsonl");
   const output = join(root, "answers.jsonl");
   const rows = Array.from({ length: count }, (_, i) => ({ prompt: String(i % 10) }));
@@ -67,13 +67,13 @@ test("a killed run goes on where it stopped, and answers of other settings are n
   const ended = outcome(child);
   const answered = () =>
     existsSync(`${output}.part`) ? readFileSync(`${output}.part`, "utf8").split("\n").length - 2 : 0;
-  while (answered() < 7) await new Promise((resolve) => setTimeout(resolve, 10));
+  while (answered() < 4) await new Promise((resolve) => setTimeout(resolve, 10));
   child.kill("SIGKILL");
   await ended;
   const kept = answered();
   assert.ok(kept < count && !existsSync(output));
   // As a kill in the middle of a line leaves it.
-  writeFileSync(`${output}.part`, `${readFileSync(`${output}.part`, "utf8")}{"index":59,"text":"12`);
+  writeFileSync(`${output}.part`, `${readFileSync(`${output}.part`, "utf8")}{"index":23,"text":"12`);
 
   const other = await coordinator([...args, "--max-new-tokens", "41"]);
   assert.match(other.stderr, /PL_RESUME_INVALID/);
@@ -106,9 +106,9 @@ test("a lost worker costs a pause: replies under way go on where they were, stre
   ]);
   const client = new OpenAI({ apiKey: "none", baseURL: `${server.url}/v1`, maxRetries: 0 });
   try {
-    const count = 700;
+    const count = 250;
     let seen = 0;
-    const asked = [1, 2, 3, 4, 5, 6].map(async (digit) => {
+    const asked = [1, 2, 3, 4].map(async (digit) => {
       const stream = await client.completions.create({
         ...{ model: "m", prompt: String(digit), temperature: 0, max_tokens: count, stream: true },
       });
@@ -119,7 +119,7 @@ test("a lost worker costs a pause: replies under way go on where they were, stre
       }
       assert.equal(text, digitsAfter(digit, count));
     });
-    while (seen < 300) await new Promise((resolve) => setTimeout(resolve, 5));
+    while (seen < 120) await new Promise((resolve) => setTimeout(resolve, 5));
     process.kill(childrenOf(server.pid)[1]!, "SIGKILL");
     await Promise.all(asked);
     assert.match(server.log(), /loading the model anew/);
@@ -128,4 +128,62 @@ test("a lost worker costs a pause: replies under way go on where they were, stre
   } finally {
     assert.equal(await server.stop("SIGINT"), 0, server.log());
   }
+});
+
+test("late requests and a server that can't go on end with clear errors, streams too", async (t) => {
+  const root = temporaryFolder(t);
+  await writeChainModel(root);
+  const server = await startServer([
+    ...["--model", root, "--workers", "2", "--served-model-name", "m", "--request-timeout", "1", "--max-restarts", "0"],
+  ]);
+  const client = new OpenAI({ apiKey: "none", baseURL: `${server.url}/v1`, maxRetries: 0 });
+  const long = { model: "m", prompt: "1", temperature: 0, max_tokens: 2000 };
+  const failure = (work: Promise<unknown>) =>
+    work.then(
+      () => assert.fail("it was answered"),
+      (error: unknown) => {
+        assert.ok(error instanceof APIError, String(error));
+        return [error.status, error.code];
+      },
+    );
+  const streamed = async () => {
+    let text = "";
+    try {
+      for await (const { choices } of await client.completions.create({ ...long, stream: true }))
+        text += choices[0]!.text;
+    } finally {
+      assert.ok(text.length > 0 && digitsAfter(1, 2000).startsWith(text));
+    }
+  };
+  assert.deepEqual(await failure(client.completions.create(long)), [504, "timeout"]);
+  // Its status was 200 when it began.
+  assert.deepEqual(await failure(streamed()), [undefined, "timeout"]);
+
+  const lost = [failure(client.completions.create(long)), failure(streamed())];
+  setTimeout(() => process.kill(childrenOf(server.pid)[0]!, "SIGKILL"), 300);
+  assert.deepEqual(await Promise.all(lost), [
+    [503, "worker_lost"],
+    [undefined, "worker_lost"],
+  ]);
+  assert.equal(await server.ended, 75);
+  assert.match(server.log(), /PL_WORKER_LOST/);
+});
+
+test("a server that is told to stop finishes what is under way", async (t) => {
+  const root = temporaryFolder(t);
+  await writeChainModel(root);
+  const server = await startServer(["--model", root, "--workers", "1", "--served-model-name", "m"]);
+  const client = new OpenAI({ apiKey: "none", baseURL: `${server.url}/v1`, maxRetries: 0 });
+  const stream = await client.completions.create({
+    ...{ model: "m", prompt: "5", temperature: 0, max_tokens: 300, stream: true },
+  });
+  let text = "";
+  let stopped: Promise<number | null> | null = null;
+  for await (const { choices } of stream) {
+    text += choices[0]!.text;
+    stopped ??= server.stop();
+  }
+  assert.equal(text, digitsAfter(5, 300));
+  assert.equal(await stopped, 0);
+  await assert.rejects(fetch(`${server.url}/health`));
 });

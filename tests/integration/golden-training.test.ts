@@ -12,6 +12,10 @@ const RUNS = [
   "qwen2-gqa-tied",
   "head-dim-96",
   "label-smoothing",
+  "lora-plus",
+  "dora",
+  "modules-to-save",
+  "lora-embeddings",
   "rank-16-and-64",
   ...FAMILY_RUNS,
 ];

@@ -83,6 +83,19 @@ test("a stream says the same in pieces, with usage where asked for", async () =>
   assert.ok(pieces > 20);
   const whole = await client.chat.completions.stream({ model, temperature: 0, messages: ask("again") }).finalContent();
   assert.equal(whole, ALPHABET);
+  // Two at a time, text that waits for a stop string, log-probabilities of every token.
+  const texts = ["", ""];
+  const shown: string[][] = [[], []];
+  for await (const { choices } of await client.chat.completions.create({
+    ...{ model, temperature: 0, messages: ask("x"), stream: true, n: 2, max_tokens: 6, stop: "EG", logprobs: true },
+  })) {
+    for (const { index, delta, logprobs } of choices) {
+      texts[index] += delta.content ?? "";
+      shown[index]!.push(...(logprobs?.content ?? []).map(({ token }) => token));
+    }
+  }
+  assert.deepEqual(texts, ["ABCDEF", "ABCDEF"]);
+  assert.deepEqual(shown, [[..."ABCDEF"], [..."ABCDEF"]]);
 });
 
 test("n replies, stops, biases and log-probabilities", async () => {

@@ -220,6 +220,7 @@ export async function writeGgufModel(
     ...{ r: 8, alpha: 12, dropout: 0, excludeModules: null, layersToTransform: null, layersPattern: null },
     ...{ rankPattern: {}, alphaPattern: {}, useRslora: lora.useRslora ?? false, useDora: false },
     ...{ modulesToSave: null, initLoraWeights: true },
+    ...{ bias: "none" as const, trainableTokenIndices: null },
     targetModules: lora.targetModules ?? (lora.targetParameters === undefined ? ("all-linear" as const) : []),
     targetParameters: lora.targetParameters ?? null,
   };
@@ -233,9 +234,11 @@ export async function writeGgufModel(
     settings,
     targetModules: resolved.targetModules,
     baseModel: null,
-    targets: resolved.targets,
-    matrix: ({ r, in: input, out }, which) =>
-      Float32Array.from({ length: which === "A" ? r * input : r * out }, () => 0.15 * random()),
+    matrices: resolved.matrices,
+    values: (name) => {
+      const [rows, columns] = resolved.matrices.find((matrix) => matrix.name === name)!.shape as [number, number];
+      return Float32Array.from({ length: rows * columns }, () => 0.15 * random());
+    },
   });
   return { model, adapter };
 }

@@ -1,13 +1,18 @@
 import { float32Of } from "../../src/common/bytes.ts";
+import { DEFAULT_LORA_SETTINGS, type LoraSettings } from "../../src/common/lora-settings.ts";
 import type { QuantizedHold } from "../../src/common/quantization.ts";
+import { trainedModules } from "../../src/coordinator/assembly/prepare-requests.ts";
 import { type CachedSequences, type Engine, loadEngine, type MicroBatch } from "../../src/engine/index.ts";
-import { adapterPairs, openAdapter } from "../../src/formats/adapter.ts";
+import { adapterMatrices, openAdapter } from "../../src/formats/adapter.ts";
 import { openCheckpoint } from "../../src/formats/checkpoint.ts";
+import { initLora } from "../../src/formats/lora-init.ts";
 import { packedExperts, withExperts } from "../../src/formats/stacked-experts.ts";
 import { modelStacks, storedAliases } from "../../src/models/experts.ts";
 import { readModelSpec } from "../../src/models/index.ts";
-import { resolveLoraTargets } from "../../src/models/lora-targets.ts";
+import { pairNames } from "../../src/models/kinds/lora.ts";
+import { type ResolvedLora, resolveLoraTargets } from "../../src/models/lora-targets.ts";
 import { blockLinears } from "../../src/models/quantization.ts";
+import type { ModelSpec } from "../../src/models/spec.ts";
 import { describeSegment, engineArch } from "../../src/worker/segments.ts";
 
 /**
@@ -21,7 +26,37 @@ export async function wholeModel(
 ): Promise<Engine> {
   const spec = await readModelSpec(modelDir);
   const adapter = adapterDir === null ? null : await openAdapter(adapterDir);
-  const targets = adapter === null ? [] : resolveLoraTargets(spec, adapter.settings).targets;
+  const lora = adapter === null ? null : resolveLoraTargets(spec, adapter.settings);
+  const engine = await loaded(modelDir, spec, lora, hold);
+  if (adapter === null || lora === null) return engine;
+  const read = adapterMatrices(adapter, lora.matrices);
+  for (const { name } of lora.matrices) await engine.setMatrix(name, "weight", await read(name));
+  return engine;
+}
+
+/** The same with a new adapter of these settings, its first values as a worker makes them. */
+export async function adaptedModel(modelDir: string, settings: Partial<LoraSettings>): Promise<Engine> {
+  const spec = await readModelSpec(modelDir);
+  const full: LoraSettings = { ...DEFAULT_LORA_SETTINGS, targetModules: [], r: 3, alpha: 6, ...settings };
+  const lora = resolveLoraTargets(spec, full);
+  const engine = await loaded(modelDir, spec, lora, null);
+  for (const target of lora.targets) {
+    const { a, b } = initLora({ ...target, embedding: target.role === "embedding" }, full, 11);
+    const names = pairNames(target.name, target.role);
+    await engine.setMatrix(names.a, "weight", a);
+    await engine.setMatrix(names.b, "weight", b);
+  }
+  await engine.firstValues();
+  return engine;
+}
+
+async function loaded(
+  modelDir: string,
+  spec: ModelSpec,
+  lora: ResolvedLora | null,
+  hold: QuantizedHold | null,
+): Promise<Engine> {
+  const targets = lora?.targets ?? [];
   const engine = await loadEngine().openEngine({
     device: "cpu",
     threads: 1,
@@ -38,7 +73,7 @@ export async function wholeModel(
     checkpointedBlocks: 0,
     cachedBlocks: 0,
     needsInputGrad: false,
-    needsBackward: targets.length > 0,
+    needsBackward: lora !== null,
   };
   const { description, weights } = describeSegment(
     spec,
@@ -49,6 +84,7 @@ export async function wholeModel(
         { ...target, module: target.name, expertsOf: target.stack?.parameter ?? "" },
       ]),
     ),
+    lora === null ? [] : trainedModules(lora),
   );
   await engine.addSegment(description);
   const files = await openCheckpoint(modelDir, spec.tied);
@@ -62,14 +98,6 @@ export async function wholeModel(
       continue;
     }
     await engine.loadWeight(0, name, checkpoint.locate(name), quantized.has(name) ? hold! : "float32");
-  }
-  if (adapter !== null) {
-    const pair = adapterPairs(adapter, targets);
-    for (const target of targets) {
-      const { a, b } = await pair(target);
-      await engine.setLora(target.name, "A", "weight", a);
-      await engine.setLora(target.name, "B", "weight", b);
-    }
   }
   return engine;
 }
@@ -112,6 +140,7 @@ export function meanLossBatch(
     seed: 0,
     training,
     labelSmoothing: 0,
+    lossScale: 1,
     noiseAlpha: 0,
     tokens: Int32Array.from(rows.flatMap(({ input_ids }) => input_ids)),
     targets: Int32Array.from(targets),

@@ -4,6 +4,8 @@ export interface RunningServer {
   readonly url: string;
   readonly pid: number;
   readonly log: () => string;
+  /** The exit code. */
+  readonly ended: Promise<number | null>;
   /** Resolves with the exit code. */
   stop(signal?: NodeJS.Signals): Promise<number | null>;
 }
@@ -31,6 +33,7 @@ export async function startServer(
     url,
     pid: child.pid!,
     log: () => log,
+    ended,
     stop: (signal = "SIGTERM") => {
       child.kill(signal);
       return ended;

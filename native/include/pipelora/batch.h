@@ -48,6 +48,7 @@ struct CachedSequences {
 struct Batch {
   std::int64_t index = 0;
   bool training = false;
+  double loss_scale = 1;  // of gradients
   DropoutKey key;
   Sequences sequences;
   Indices rope_row;

@@ -26,6 +26,8 @@ struct BlockSaved {
   Buffer share;  // [T, 1] f32 of the shared expert
   ExpertsSaved experts;
   Buffer inner_q_b, inner_kv_b;
+  /// Products before DoRA's gains, where there are any.
+  Buffer before_qkv, before_o, before_gate_up, before_down, before_shared_gate, before_q_b, before_kv_b;
 };
 
 class Block {

@@ -1,4 +1,4 @@
-// One device's share of a model: segments, LoRA, caches, the arena. Synchronous and for one thread; the addon queues.
+// One device's share of a model: segments, what they learn, caches, the arena. Synchronous and for one thread; the addon queues.
 #pragma once
 
 #include <map>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
 
 namespace pipelora {
@@ -25,18 +26,23 @@ class Engine {
 
   std::size_t add_segment(SegmentSpec spec);
   void load_weight(std::size_t segment, const std::string& name, const TensorSource& source, const HoldSpec& hold);
+  /// The same of values at hand.
+  void load_values(std::size_t segment, const std::string& name, const std::vector<std::int64_t>& shape, const float* values, const HoldSpec& hold);
   void load_packed(std::size_t segment, const std::string& name, const PackedArrays<TensorSource>& source);
   std::vector<std::string> missing_weights(std::size_t segment) const;
 
-  void set_lora(const std::string& name, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count);
-  std::vector<float> get_lora(const std::string& name, LoraMatrix matrix, LoraPart part);
-  std::vector<std::string> lora_names() const;
+  void set_matrix(const std::string& name, MatrixPart part, const float* values, std::size_t count);
+  std::vector<float> get_matrix(const std::string& name, MatrixPart part);
+  /// Of all matrices that learn, in the order of grad_squares() and of an optimizer step's rates.
+  std::vector<std::string> matrix_names() const;
 
   ForwardResult forward(std::size_t segment, const MicroBatch& micro, Buffer input);
-  Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout, double loss_scale);
+  Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout);
+  /// See Segment.
+  void first_values();
   void discard();
 
-  /// Gradients of all pairs back to back, in an order of the engine's own: for adding up over replicas of the same segments.
+  /// Gradients of all matrices back to back, in an order of the engine's own: for adding up over replicas of the same segments.
   std::vector<float> gradients();
   /// Throws PL_TENSOR_MISMATCH for another count than gradients() gives.
   void set_gradients(const std::vector<float>& values);
@@ -45,7 +51,8 @@ class Engine {
   void set_gradients_from(const Tensor& values);
   std::int64_t gradient_count() const;
   std::vector<double> grad_squares();
-  void optimizer_step(const AdamSettings& settings);
+  /// `rates`: one a matrix, or none: all as `settings` says.
+  void optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates = {});
   void zero_grad();
 
   /// `rows`: tokens of all sequences together.
@@ -72,7 +79,7 @@ class Engine {
 
  private:
   Segment& segment(std::size_t index) const;
-  LoraPair& pair(const std::string& name) const;
+  NamedMatrix& matrix(const std::string& name) const;
   void expect_gradients(std::int64_t count) const;
 
   std::unique_ptr<Ops> ops_;
@@ -82,8 +89,8 @@ class Engine {
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<RopeTables> rope_;
   std::vector<std::unique_ptr<Segment>> segments_;
-  std::map<std::string, LoraPair*> pairs_;
-  std::vector<LoraPair*> pair_order_;
+  std::map<std::string, NamedMatrix*> by_name_;
+  std::vector<NamedMatrix*> matrices_;
   std::map<std::size_t, std::unique_ptr<KvCache>> caches_;
   std::size_t next_cache_ = 0;
 };

@@ -17,6 +17,7 @@ struct ExpertsSaved {
   std::vector<std::int32_t> host_starts;          // [N + 1], or empty: see ExpertRows
   Buffer gate_up;                                 // [P, 2F]
   Buffer inner_router, inner_gate_up;             // LoRA's, f32
+  Buffer before_router;                           // the router's product before DoRA's gains, if there are any
 
   Routes routes() const { return {experts, weights, order, place, starts}; }
   ExpertRows rows() { return {starts, &host_starts}; }
@@ -26,15 +27,15 @@ class Experts {
  public:
   Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec);
 
-  bool trainable() const { return router_.trainable() || !pairs().empty(); }
+  bool trainable() const { return router_.trainable() || !learners().empty(); }
   /// Of all experts: gate and up, then down, where they have one.
-  std::vector<LoraPair*> pairs() const;
+  std::vector<Learner*> learners() const;
   LinearGroup& router() { return router_; }
   void add_slots(WeightSlots& slots, bool keep_expanded);
   std::size_t weight_bytes() const;
 
-  /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows.
-  void begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, Placement place);
+  /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows. `keep`: the way back comes.
+  void begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bool keep, Placement place);
   /// out = residual (or nothing) + the experts' weighted sum, from what begin() left. `keep`: the way back comes.
   void finish(const Tensor& residual, ExpertsSaved& saved, bool keep, const Tensor& out);
   /// dh += the gradient of h, where `into_h`; adapters' gradients are added up. Uses up saved.gate_up.

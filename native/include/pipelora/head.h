@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "pipelora/batch.h"
 #include "pipelora/lora.h"
+#include "pipelora/weight_slots.h"
 
 namespace pipelora {
 
@@ -31,14 +33,19 @@ class Head {
  public:
   Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec);
 
-  LinearWeight& weight() const { return group_->weight(); }
-  /// null without LoRA.
-  LoraPair* pair() const { return group_->trainable() ? group_->pairs().front().get() : nullptr; }
+  void add_slot(WeightSlots& slots);
+  std::size_t weight_bytes() const { return group_->weight().bytes() + group_->extra_bytes(); }
+  bool trainable() const { return group_->trainable() || table_; }
+  std::vector<Learner*> learners();
+  /// Before a pass: what is made of values that were set or updated.
+  void follow();
+  void first_values() { group_->first_values(); }
 
-  /// hidden [T, D]. With `keep`, the gradient is made at once and kept, so that logits never return.
+  /// hidden [T, D]. With `keep`, the gradient is made at once and kept, so that logits never return; what has a gradient as large as the
+  /// weight learns at once.
   HeadResult forward(const Batch& batch, const MicroBatch& micro, const Tensor& hidden, bool keep);
   /// Gradient of hidden [T, D], zero where there is no label; nothing unless asked for.
-  Buffer backward(const Batch& batch, const HeadSaved& saved, double loss_scale, bool needs_input_grad);
+  Buffer backward(const Batch& batch, const HeadSaved& saved, bool needs_input_grad);
   /// f32 [S, V] of each sequence's last token.
   Buffer last_logits(const Batch& batch, const Tensor& hidden);
 
@@ -49,7 +56,9 @@ class Head {
   Ops& ops_;
   Arena& arena_;
   const Arch& arch_;
+  HeadSpec spec_;
   std::unique_ptr<LinearGroup> group_;
+  std::optional<Learner> table_;  // [V, D] where the head is trained whole
 };
 
 }  // namespace pipelora

@@ -1,64 +1,88 @@
-// A LoRA pair with its gradients and AdamW state, and where pairs of one product are put side by side.
+// A LoRA pair, and where pairs of one product are put side by side.
 #pragma once
 
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "pipelora/dora.h"
+#include "pipelora/named_matrix.h"
 #include "pipelora/ops.h"
 #include "pipelora/spec.h"
 
 namespace pipelora {
 
-enum class LoraMatrix { a, b };
-enum class LoraPart { weight, grad, exp_avg, exp_avg_sq };
-
+/// A LoRA pair: A [R, in], and B [out, R], which is held transposed.
 class LoraPair {
  public:
   /// `experts`: the pair is one of each of that many weights, as peft has it for a parameter [N, …]: A [N r, in], expert by expert, B
   /// [out, r N], the experts' columns of one rank beside each other.
-  LoraPair(Ops& ops, std::string name, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1);
+  LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1);
 
-  const std::string& name() const { return name_; }
-  const LoraSpec& spec() const { return spec_; }
-  std::size_t bytes() const { return memory_->bytes(); }
-  /// A [R, in], B transposed [R, out], f32.
-  Tensor part(LoraMatrix matrix, LoraPart part) const;
-  /// Values in the caller's layout: A [R, in], B [out, R]. Throws PL_TENSOR_MISMATCH for another count.
-  void set(Ops& ops, LoraMatrix matrix, LoraPart part, const float* values, std::size_t count);
-  std::vector<float> get(Ops& ops, LoraMatrix matrix, LoraPart part) const;
-  /// Both gradients as one run of floats: A [R, in], then B transposed [R, out].
-  Tensor gradients() const;
-  AdamTarget adam_target(LoraMatrix matrix) const;
+  Learner& learner() { return learner_; }
   LoraView view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert = 0) const;
 
  private:
-  /// The caller's column of B that row `row` of its transposed is.
-  std::int64_t column_of(std::int64_t row) const { return row % (spec_.r / experts_) * experts_ + row / (spec_.r / experts_); }
-  std::string name_;
-  std::int64_t in_, out_, experts_;
+  std::int64_t experts_;
   LoraSpec spec_;
-  std::unique_ptr<DeviceMemory> memory_;
+  Learner learner_;
 };
 
 /// Linears that share an input: one product, their LoRA pairs next to each other.
 class LinearGroup {
  public:
-  LinearGroup(Ops& ops, const std::vector<LinearSpec>& linears);
+  LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears);
 
   LinearWeight& weight() const { return *weight_; }
   const std::vector<LinearSpec>& linears() const { return linears_; }
   const std::vector<std::unique_ptr<LoraPair>>& pairs() const { return pairs_; }
-  bool trainable() const { return !pairs_.empty(); }
+  bool trainable() const { return has_pairs() || !biases_.empty(); }
+  bool has_pairs() const { return !pairs_.empty(); }
+  std::vector<Learner*> learners();
+  /// Beside the weight: DoRA's norms.
+  std::size_t extra_bytes() const { return dora_ ? dora_->bytes() : 0; }
+  /// Before a pass: what is made of values that were set or updated.
+  void follow();
+  /// Values that follow from the loaded weight, and from A and B.
+  void first_values();
+
+  /// Whether DoRA stands behind the product: the way back then needs the product as it was before.
+  bool has_gains() const { return dora_ != nullptr; }
+  /// The call's product, and what stands behind it. `before` [T, out], or empty, takes the product for the way back: where the call
+  /// has no y, that alone is made. `product`: makes the call it is given.
+  template <class Product>
+  void forward(const LinearForward& call, const Tensor& before, Product&& product) const {
+    if (!dora_ || !(call.y || before)) return product(call);
+    Buffer own;
+    if (!before) own = arena_.workspace("a product before its gains", call.y.dtype, call.y.rows, call.y.cols);
+    LinearForward plain = call;
+    plain.y = before ? before : own.tensor();
+    plain.residual = Tensor();
+    product(plain);
+    if (call.y) dora_->forward(plain.y, call.residual, call.y);
+  }
+  void forward(const LinearForward& call, const Tensor& before = {}) const {
+    forward(call, before, [this](const LinearForward& plain) { ops_.linear_forward(plain); });
+  }
+  /// The product's gradient from that of what forward() gave; empty: it is that itself. Biases and magnitudes learn, `factor` times.
+  Buffer product_grad(const Tensor& dy, const Tensor& before, float factor = 1) const;
   std::int64_t inner_cols() const { return inner_cols_; }
   LoraSet lora(const DropoutKey* dropout) const { return {views_, inner_cols_, dropout}; }
   const std::vector<LoraView>& views() const { return views_; }
 
  private:
+  struct Bias {
+    Learner learner;
+    std::int64_t first = 0, count = 0;
+  };
+  Ops& ops_;
+  Arena& arena_;
   std::vector<LinearSpec> linears_;
   std::unique_ptr<LinearWeight> weight_;
   std::vector<std::unique_ptr<LoraPair>> pairs_;
   std::vector<LoraView> views_;
+  std::vector<Bias> biases_;
+  std::unique_ptr<Dora> dora_;
   std::int64_t inner_cols_ = 0;
 };
 

@@ -78,7 +78,7 @@ std::unique_ptr<Mixer> make_latent_mixer(Ops& ops, Arena& arena, const Arch& arc
 /// The block's linears of these roles, in this order.
 std::vector<LinearSpec> pick_linears(const BlockSpec& spec, std::initializer_list<Role> roles);
 /// One product; throws PL_TENSOR_MISMATCH unless they add up to [out, in].
-std::unique_ptr<LinearGroup> make_group(Ops& ops, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
+std::unique_ptr<LinearGroup> make_group(Ops& ops, Arena& arena, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
                                         std::int64_t in, std::int64_t out);
 
 }  // namespace pipelora

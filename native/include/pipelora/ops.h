@@ -17,6 +17,7 @@
 
 #include "pipelora/arena.h"
 #include "pipelora/fence.h"
+#include "pipelora/learner_calls.h"
 #include "pipelora/mixer_calls.h"
 #include "pipelora/norm_rule.h"
 #include "pipelora/rng.h"
@@ -71,6 +72,11 @@ class LinearWeight {
   virtual void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold);
   /// [part_rows[part]]
   virtual void load_bias(std::size_t part, const HostTensor& values) = 0;
+  /// Rows [first, first + values.rows) of an unquantised weight again, from f32 values of this device; of the bias, from [1, n].
+  virtual void refresh(std::int64_t first, const Tensor& values) = 0;
+  virtual void refresh_bias(std::int64_t first, const Tensor& values) = 0;
+  /// [1, out] as held on the device, or empty.
+  virtual Tensor bias_values() const = 0;
   /// Device bytes held.
   virtual std::size_t bytes() const = 0;
 };
@@ -473,6 +479,18 @@ class Ops {
   virtual void sigmoid(const Tensor& x) = 0;
   virtual void sigmoid_backward(const Tensor& shares, const Tensor& grads) = 0;
   virtual void cross_entropy(const CrossEntropy& call) = 0;
+  /// What kinds of adapters beside LoRA on linears take (learner_calls.h).
+  virtual void sum_rows(const RowSums& call) = 0;
+  virtual void low_rank_forward(const LowRank& call) = 0;
+  virtual void low_rank_backward(const LowRankBackward& call) = 0;
+  virtual void weight_grad(const WeightGrad& call) = 0;
+  /// grad [1, N] f32 += factor * the sum of dy's rows.
+  virtual void column_sums(const Tensor& dy, float factor, const Tensor& grad) = 0;
+  /// squares [1, N] += the sum over rows of y², all f32.
+  virtual void add_column_squares(const Tensor& y, const Tensor& squares) = 0;
+  virtual void dora_norms(const DoraNorms& call) = 0;
+  virtual void column_gains(const ColumnGains& call) = 0;
+  virtual void column_gains_backward(const ColumnGainsBackward& call) = 0;
   virtual void add_noise(const EmbeddingNoise& call) = 0;
   /// The token drawn. Throws PL_ENGINE_FAILED where the largest logit is not a finite number.
   virtual std::int32_t sample(const Sampling& call) = 0;

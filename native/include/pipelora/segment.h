@@ -8,6 +8,7 @@
 
 #include "pipelora/batch.h"
 #include "pipelora/block.h"
+#include "pipelora/embedding.h"
 #include "pipelora/head.h"
 #include "pipelora/kv_cache.h"
 #include "pipelora/lora.h"
@@ -41,11 +42,14 @@ class Segment {
   /// On the device, and in the host's memory beside it (the embedding of a device that has its own).
   std::size_t weight_bytes() const;
   std::size_t host_bytes() const;
-  std::vector<LoraPair*> lora_pairs();
+  /// What its modules learn, layer by layer.
+  std::vector<NamedMatrix*> matrices();
 
   ForwardResult forward(const MicroBatch& micro, Buffer input);
   /// See face.ts. `dout` is empty for a segment that ends with the head.
-  Buffer backward(std::int64_t batch_index, Buffer dout, double loss_scale);
+  Buffer backward(std::int64_t batch_index, Buffer dout);
+  /// What follows from loaded weights: magnitudes, biases, rows of tokens. After weights and first A and B.
+  void first_values();
   void discard();
 
   /// `first_block`: index of this segment's first block among the cache's. After a failure the sequences must begin anew: their states may be
@@ -57,7 +61,8 @@ class Segment {
   struct Saved;
   void check_input(const Buffer& input, std::int64_t tokens) const;
   Buffer lowest(Buffer x);
-  Buffer embed(const Layer& layer, const std::vector<std::int32_t>& tokens, std::int64_t expected);
+  void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t expected) const;
+  void follow();
 
   Ops& ops_;
   Arena& arena_;

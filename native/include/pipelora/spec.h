@@ -71,6 +71,7 @@ struct LoraSpec {
   float scale = 0;
   float dropout = 0;
   std::uint32_t module_id = 0;
+  bool dora = false;
 };
 
 enum class Role {
@@ -88,6 +89,7 @@ struct LinearSpec {
   std::int64_t out = 0;
   bool bias = false;
   std::optional<LoraSpec> lora;
+  std::string trained_bias;  // the matrix that the bias is; empty: it is frozen
 };
 
 /// A mixture of experts. A block that has one may have an MLP too, which every token goes through (a shared expert).
@@ -122,6 +124,11 @@ struct LatentSpec {
 
 struct EmbeddingSpec {
   std::string weight;
+  std::string name = {};     // the module's
+  std::string trained = {};  // the matrix that the whole table is; empty: it is frozen
+  std::optional<LoraSpec> lora = {};
+  std::vector<std::int32_t> token_rows = {};  // tokens whose rows are trained, each once
+  std::int32_t padding = -1;  // its row of the table, or of A, gets no gradient (padding_idx); -1: none
 };
 struct BlockSpec {
   std::int64_t index = 0;
@@ -145,6 +152,7 @@ struct HeadSpec {
   std::string weight;
   std::string name;
   std::optional<LoraSpec> lora;
+  std::string trained = {};  // as in EmbeddingSpec
 };
 using LayerSpec = std::variant<EmbeddingSpec, BlockSpec, NormSpec, HeadSpec>;
 
@@ -185,6 +193,7 @@ struct MicroBatch {
   bool training = false;
   float label_smoothing = 0;  // CrossEntropy::smoothing
   float noise_alpha = 0;      // EmbeddingNoise::alpha in training; 0: none
+  double loss_scale = 1;      // training: gradients are of so many times the loss
   std::vector<std::int32_t> tokens;   // [T] or empty
   std::vector<std::int32_t> targets;  // [T] or empty; -100: no label
   std::vector<float> weights;         // [T] or empty

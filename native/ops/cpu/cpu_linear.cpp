@@ -131,6 +131,14 @@ void CpuLinearWeight::load_bias(std::size_t part, const HostTensor& values) {
   ops_.load_matrix(values, DType::f32, Tensor(bias_memory_->data(), DType::f32, 1, out).columns(first_row(part), part_rows[part]));
 }
 
+void CpuLinearWeight::refresh(std::int64_t first, const Tensor& values) {
+  held_->load(first, HostTensor{values.data, values.dtype, values.rows, values.cols});
+}
+
+void CpuLinearWeight::refresh_bias(std::int64_t first, const Tensor& values) { ops_.copy(values, bias_values().columns(first, values.cols)); }
+
+Tensor CpuLinearWeight::bias_values() const { return bias_memory_ ? Tensor(bias_memory_->data(), DType::f32, 1, out) : Tensor(); }
+
 std::size_t CpuLinearWeight::bytes() const { return (held_ ? held_->bytes() : 0) + (bias_memory_ ? bias_memory_->bytes() : 0); }
 
 std::unique_ptr<LinearWeight> CpuOps::create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) {

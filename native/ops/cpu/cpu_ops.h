@@ -18,6 +18,9 @@ class CpuLinearWeight final : public LinearWeight {
   void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
   void load_bias(std::size_t part, const HostTensor& values) override;
+  void refresh(std::int64_t first, const Tensor& values) override;
+  void refresh_bias(std::int64_t first, const Tensor& values) override;
+  Tensor bias_values() const override;
   std::size_t bytes() const override;
 
   const HeldWeight& held() const { return *held_; }
@@ -88,6 +91,15 @@ class CpuOps final : public Ops {
   void sigmoid(const Tensor& x) override;
   void sigmoid_backward(const Tensor& shares, const Tensor& grads) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void sum_rows(const RowSums& call) override;
+  void low_rank_forward(const LowRank& call) override;
+  void low_rank_backward(const LowRankBackward& call) override;
+  void weight_grad(const WeightGrad& call) override;
+  void column_sums(const Tensor& dy, float factor, const Tensor& grad) override;
+  void add_column_squares(const Tensor& y, const Tensor& squares) override;
+  void dora_norms(const DoraNorms& call) override;
+  void column_gains(const ColumnGains& call) override;
+  void column_gains_backward(const ColumnGainsBackward& call) override;
   void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 
@@ -103,6 +115,8 @@ class CpuOps final : public Ops {
   template <class Body>
   void over_rows(std::int64_t rows, Body&& body);
   void lora_b_grad(const LinearInputGrad& call);
+  /// A row in float32: itself, or converted into `storage`.
+  const float* as_floats(const Tensor& t, std::int64_t row, float* storage) const;
   /// Masks of a pair for columns [first, first + count) of tokens [begin, end), or null without dropout.
   const std::uint8_t* mask(const LoraView& pair, const LoraSet& lora, const Sequences* sequences, std::int64_t in,
                            std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t count,

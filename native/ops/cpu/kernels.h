@@ -20,7 +20,7 @@ class Scratch {
     std::size_t count = 0;
     ~Aligned();
   };
-  Aligned slots_[4];
+  Aligned slots_[4];  // the last keeps a panel of a quantised weight from product to product
 };
 
 /// A rank-R term of a tile: tile[t, c] += scale * sum_r inner[t, r] * rows[r, c] over the columns [first, first + rows.cols).

@@ -92,6 +92,15 @@ class CudaOps final : public Ops {
   void sigmoid(const Tensor& x) override;
   void sigmoid_backward(const Tensor& shares, const Tensor& grads) override;
   void cross_entropy(const CrossEntropy& call) override;
+  void sum_rows(const RowSums& call) override;
+  void low_rank_forward(const LowRank& call) override;
+  void low_rank_backward(const LowRankBackward& call) override;
+  void weight_grad(const WeightGrad& call) override;
+  void column_sums(const Tensor& dy, float factor, const Tensor& grad) override;
+  void add_column_squares(const Tensor& y, const Tensor& squares) override;
+  void dora_norms(const DoraNorms& call) override;
+  void column_gains(const ColumnGains& call) override;
+  void column_gains_backward(const ColumnGainsBackward& call) override;
   void add_noise(const EmbeddingNoise& call) override;
   std::int32_t sample(const Sampling& call) override;
 

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { count, flag, names, option, optional, positive, SAMPLES, SERVES, text } from "./vocabulary.ts";
+import { count, flag, oneOrMore, option, optional, positive, SAMPLES, SERVES, text } from "./vocabulary.ts";
 
 export const generationOptions = {
   prompt: option(
@@ -56,7 +56,7 @@ export const generationOptions = {
     z.number().min(0).max(1).default(0),
     "Only tokens at least so likely as this share of the likeliest.",
   ),
-  stop: option("list", "Generation", SAMPLES, optional(names), "Texts that end a reply and are left out of it."),
+  stop: option("list", "Generation", SAMPLES, optional(oneOrMore), "Texts that end a reply and are left out of it."),
   stop_ids: option(
     "json",
     "Generation",

@@ -1,5 +1,7 @@
 import { z } from "zod";
-import { count, flag, names, option, optional, positive, text } from "./vocabulary.ts";
+import { choice, count, flag, names, oneOrMore, option, optional, positive, text } from "./vocabulary.ts";
+
+const INITS = "expected gaussian, orthogonal, pissa, pissa_niter_N, olora or loftq";
 
 /** A bare name is a list of one, as with any list: as a regular expression it would have to match whole paths. */
 const moduleNames = z.union([names, text.transform((one) => (/^\w+(\.\w+)*$/.test(one) ? [one] : one))]);
@@ -42,12 +44,43 @@ export const loraOptions = {
     "Dropout on the input of lora_A in training.",
   ),
   use_rslora: option("boolean", "LoRA", ["train", "plan", "parameters"], flag(), "Scale by alpha / sqrt(r)."),
+  use_dora: option(
+    "boolean",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    flag(),
+    "DoRA: the lengths of the weight's rows are trained beside their directions, on quantised bases too.",
+  ),
+  modules_to_save: option(
+    "list",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(oneOrMore),
+    "Modules that are trained whole and saved with the adapter: the embedding, the output head, by the ends of their names.",
+  ),
+  bias: option(
+    "string",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    choice(["none", "all", "lora_only"]).default("none"),
+    "Biases of the model's linears that are trained: all, or those of layers that get LoRA.",
+    "WHICH",
+  ),
+  trainable_token_indices: option(
+    "json",
+    "LoRA",
+    ["train", "plan", "parameters"],
+    optional(z.union([z.array(count).min(1), z.record(z.string(), z.array(count).min(1))])),
+    'Rows of the embedding that are trained instead of all of it: token ids, or {"embed_tokens": ids}.',
+  ),
   init_lora_weights: option(
     "boolean-or-string",
     "LoRA",
     ["train"],
-    z.union([z.boolean(), z.literal("gaussian")]).default(true),
-    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too.",
+    z
+      .union([z.boolean(), z.string().regex(/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/, INITS)])
+      .default(true),
+    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too; orthogonal; of the base's weights: pissa, pissa_niter_N, olora, and of what 4 bits lose of them: loftq.",
   ),
   layers_to_transform: option(
     "json",

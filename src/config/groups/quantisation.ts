@@ -67,7 +67,7 @@ export const quantisationOptions = {
     "Quantisation",
     RUNS,
     choice(["off", "auto", "on"]).default("auto"),
-    "Keep quantised weights in the compute dtype too, same results in less time: auto: in training, of as many blocks as a GPU's budget (--max-memory) holds beside all else; on: of every block; off: of none.",
+    "Keep quantised weights in the compute dtype too, same results in less time: auto: in training, and where more than 8 sequences are continued at a time, of as many blocks as a GPU's budget (--max-memory) holds beside all else; on: of every block; off: of none.",
     "WHEN",
   ),
 };

@@ -104,6 +104,45 @@ export const trainingOptions = {
     "NAME",
   ),
   weight_decay: option("number", "Training", ["train"], z.number().nonnegative().default(0), "Decoupled weight decay."),
+  loraplus_lr_ratio: option(
+    "number",
+    "Training",
+    ["train"],
+    optional(z.number().positive()),
+    "LoRA+: learning rate of lora_B (and of vectors) over that of lora_A; weight decay is then loraplus_weight_decay.",
+    "RATIO",
+  ),
+  loraplus_lr_embedding: option(
+    "number",
+    "Training",
+    ["train"],
+    optional(z.number().nonnegative()),
+    "LoRA+: learning rate of LoRA on embeddings; none: 1e-6.",
+  ),
+  loraplus_weight_decay: option(
+    "number",
+    "Training",
+    ["train"],
+    z.number().nonnegative().default(0),
+    "LoRA+: weight decay in weight_decay's place, as peft's optimizer has it.",
+  ),
+  lr_groups: option(
+    "json",
+    "Training",
+    ["train"],
+    optional(
+      z
+        .array(
+          z.strictObject({
+            name: z.string().min(1),
+            modules: z.array(z.string().min(1)).min(1),
+            lr: z.number().nonnegative(),
+          }),
+        )
+        .min(1),
+    ),
+    'Learning rates of what has a text in its name, the first that fits: [{"name": "o", "modules": ["self_attn.o_proj"], "lr": 1e-5}].',
+  ),
   adam_beta1: option("number", "Training", ["train"], z.number().min(0).lt(1).default(0.9), "AdamW's beta1."),
   adam_beta2: option("number", "Training", ["train"], z.number().min(0).lt(1).default(0.999), "AdamW's beta2."),
   adam_epsilon: option("number", "Training", ["train"], z.number().positive().default(1e-8), "AdamW's epsilon."),

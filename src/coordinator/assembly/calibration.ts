@@ -96,7 +96,8 @@ export async function calibrate(
         return arenaBytes(predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!, device.kind);
       }),
     },
-    settings,
+    // What is timed does not depend on first values: none that take a while.
+    { ...settings, init_lora_weights: true },
   );
   const sizes = {
     tokens: spread(works.map(({ meanTokens }) => meanTokens)),

@@ -14,14 +14,18 @@ export interface LoadedShards {
 }
 
 /**
- * Has every rank load its shard, all at once. `initialise`: ranks draw first LoRA values; otherwise they come by importLora.
+ * Has every rank load its shard, all at once. `initialise`: ranks draw first LoRA values; otherwise they come by importMatrices.
  * `failure` rejects when a member is lost. Errors: PL_PLACEMENT_INFEASIBLE and the ranks' own.
  */
 export async function loadShards(
   { members, devices, plan, computeDtype }: PlannedMembers,
   setup: ModelSetup,
   settings: PrepareSettings,
-  { initialise, failure }: { readonly initialise: boolean; readonly failure: Promise<never> },
+  {
+    initialise,
+    groups = [],
+    failure,
+  }: { readonly initialise: boolean; readonly groups?: readonly number[]; readonly failure: Promise<never> },
 ): Promise<LoadedShards> {
   assertRunnable(plan);
   const assignment = {
@@ -29,6 +33,7 @@ export async function loadShards(
     replicas: plan.replicas,
     linked: true,
     initialise,
+    groups,
     computeDtype,
     hostBytes: plan.devices.map(({ memory }) => hostRoomBytes(memory)),
     arenaBytes: plan.devices.map(({ memory }, rank) => arenaBytes(memory, devices[rank]!.kind)),

@@ -1,12 +1,19 @@
+import { bytesOf } from "../../common/bytes.ts";
 import { tracedSteps } from "../../common/traced-steps.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
+import { biasMatrices } from "../../models/kinds/biases.ts";
+import type { NamedMatrix } from "../../models/kinds/named-matrix.ts";
+import { savedMatrices } from "../../models/kinds/saved-modules.ts";
+import { tokenMatrices } from "../../models/kinds/token-rows.ts";
+import type { ResolvedLora } from "../../models/lora-targets.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import type { PlannedSegment } from "../../plan/plan.ts";
 import type { HubModel } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.ts";
 import type { Segment } from "../../rpc/generated/pipelora/v1/Segment.ts";
+import type { TrainedModule__Output } from "../../rpc/generated/pipelora/v1/TrainedModule.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { peerLists } from "../cluster/peers.ts";
 import type { PipelineRoles } from "../cluster/pipeline.ts";
@@ -35,8 +42,10 @@ export interface Assignment {
   readonly replicas: readonly (readonly number[])[];
   /** Whether ranks exchange anything: not while each only times its own pieces. */
   readonly linked: boolean;
-  /** Whether ranks draw first LoRA values; otherwise they come by ImportLora. */
+  /** Whether ranks draw first LoRA values; otherwise they come by ImportMatrices. */
   readonly initialise: boolean;
+  /** The optimizer's group of each trained matrix; absent: the first. */
+  readonly groups?: readonly number[];
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
@@ -48,7 +57,7 @@ export interface Assignment {
 export async function prepareRequests(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  { segments, replicas, linked, initialise, computeDtype, arenaBytes, hostBytes }: Assignment,
+  { segments, replicas, linked, initialise, groups = [], computeDtype, arenaBytes, hostBytes }: Assignment,
   settings: PrepareSettings,
 ): Promise<Prepare[]> {
   const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
@@ -59,10 +68,12 @@ export async function prepareRequests(
     holdDtype: setup.holdDtype,
     computeDtype,
     lora: (setup.lora?.targets ?? []).map((target) => {
-      const { name, moduleId, r, scale, dropout, in: input, out, stack } = target;
-      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1 };
-      return { module: name, moduleId, r, scale, dropout, in: input, out, ...all };
+      const { name, role, moduleId, r, scale, dropout, in: input, out, stack, dora } = target;
+      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1, embedding: role === "embedding" };
+      return { module: name, moduleId, r, scale, dropout, in: input, out, dora, ...all };
     }),
+    trained: setup.lora === null ? [] : trainedModules(setup.lora),
+    matrices: (setup.lora?.matrices ?? []).map(({ name }, id) => ({ name, group: groups[id] ?? 0 })),
     quantization: quantizationMessage(setup),
     schedule: settings.schedule,
     seed: settings.seed,
@@ -99,6 +110,22 @@ export function hubModelMessage({ hub }: Pick<ModelSetup, "hub">): HubModel | nu
   return hub === null ? null : { ...hub, revision: hub.revision ?? "" };
 }
 
+/** What a Prepare says of everything that is trained beside pairs. */
+export function trainedModules({
+  saved,
+  biases,
+  tokens,
+}: Pick<ResolvedLora, "saved" | "biases" | "tokens">): TrainedModule__Output[] {
+  const message = (module: string, what: string, [matrix]: readonly NamedMatrix[], ids: readonly number[] = []) => {
+    return { module, what, matrix: matrix!.name, tokens: Buffer.from(bytesOf(Int32Array.from(ids))) };
+  };
+  return [
+    ...saved.map((one) => message(one.module, "weight", savedMatrices(one))),
+    ...biases.map((one) => message(one.module, "bias", biasMatrices(one))),
+    ...(tokens === null ? [] : [message(tokens.module, "tokens", tokenMatrices(tokens), tokens.ids)]),
+  ];
+}
+
 function quantizationMessage({ quantization }: ModelSetup): Quantization {
   if (quantization === null) return { method: "none" };
   const { settings, linears } = quantization;
@@ -109,11 +136,11 @@ function quantizationMessage({ quantization }: ModelSetup): Quantization {
 }
 
 function initialisation(settings: PrepareSettings): string {
-  if (settings.init_lora_weights === "gaussian") return "gaussian";
-  return settings.init_lora_weights ? "kaiming" : "random";
+  const { init_lora_weights: init } = settings;
+  return typeof init === "string" ? init : init ? "kaiming" : "random";
 }
 
-/** Which ranks hold the ends of the model and each LoRA pair, by replica. */
+/** Which ranks hold the ends of the model and each trained matrix, by replica. */
 export function pipelineRoles(
   setup: ModelSetup,
   { segments, replicas }: Pick<Assignment, "segments" | "replicas">,
@@ -124,6 +151,6 @@ export function pipelineRoles(
     ranks,
     first: ranks[segments[0]!.rank]!,
     last: ranks[segments.at(-1)!.rank]!,
-    owners: new Map((setup.lora?.targets ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
+    owners: new Map((setup.lora?.matrices ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
   }));
 }

@@ -4,7 +4,7 @@ import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { DrawnToken, Round } from "../../generation/round.ts";
 import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
 import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
-import type { LoraTensor } from "../../rpc/generated/pipelora/v1/LoraTensor.ts";
+import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
 import type { MicroBatches } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.ts";
@@ -14,13 +14,13 @@ import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { drawnToken, roundMessage } from "./round-messages.ts";
 
-export type LoraPartName = "weight" | "exp_avg" | "exp_avg_sq";
+/** "initial": what a matrix began with, where that was taken out of the base. */
+export type MatrixPartName = "weight" | "exp_avg" | "exp_avg_sq" | "initial";
 
-/** A LoRA matrix or its optimizer state, by the module's path. */
-export interface LoraValues {
-  readonly module: string;
-  readonly matrix: "A" | "B";
-  readonly part: LoraPartName;
+/** A trained matrix or its optimizer state, by the matrix's name. */
+export interface MatrixValues {
+  readonly name: string;
+  readonly part: MatrixPartName;
   readonly values: Float32Array;
 }
 
@@ -39,7 +39,7 @@ export interface PipelineRoles {
   /** Ranks that hold the embedding and the head. */
   readonly first: number;
   readonly last: number;
-  /** Ranks by module path: who holds each LoRA pair. */
+  /** Ranks by name: who holds each trained matrix. */
   readonly owners: ReadonlyMap<string, number>;
 }
 
@@ -134,25 +134,27 @@ export class Pipeline {
   }
 
   /** From the first replica: all hold the same. */
-  async exportLora(parts: readonly LoraPartName[]): Promise<LoraValues[]> {
-    const values: LoraValues[] = [];
+  async exportMatrices(parts: readonly MatrixPartName[]): Promise<MatrixValues[]> {
+    const values: MatrixValues[] = [];
     await this.#allOf(this.#replicas[0]!.ranks, (member) =>
-      member.request({ exportLora: { parts: [...parts] } }, ({ loraTensor }) => {
-        const { module, matrix, part, values: bytes } = loraTensor!;
-        values.push({ module, matrix: matrix as "A" | "B", part: part as LoraPartName, values: float32Of(bytes) });
+      member.request({ exportMatrices: { parts: [...parts] } }, ({ matrixTensor }) => {
+        const { name, part, values: bytes } = matrixTensor!;
+        values.push({ name, part: part as MatrixPartName, values: float32Of(bytes) });
       }),
     );
     return values;
   }
 
   /** `adapter`: 0 for the engines' own values; others are kept beside, for rounds of that number. */
-  async importLora(values: readonly LoraValues[], adapter = 0): Promise<void> {
+  async importMatrices(values: readonly MatrixValues[], adapter = 0): Promise<void> {
     await this.#all((member, rank) => {
       const owners = this.#replicaOf(rank)?.owners;
-      const own = values.filter(({ module }) => owners?.get(module) === rank);
+      const own = values.filter(({ name, part }) => owners?.get(name) === rank && part !== "initial");
       return member.requestWithParts(
-        { importLora: { tensors: own.length, adapter } },
-        own.map((value): { loraTensor: LoraTensor } => ({ loraTensor: { ...value, values: bytesOf(value.values) } })),
+        { importMatrices: { tensors: own.length, adapter } },
+        own.map((value): { matrixTensor: MatrixTensor } => ({
+          matrixTensor: { ...value, values: bytesOf(value.values) },
+        })),
       );
     });
   }

@@ -2,9 +2,12 @@ import { basename } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
+import { type Adapter, openAdapter } from "../../formats/adapter.ts";
+import { pairMatrices, pairNames } from "../../models/kinds/lora.ts";
+import { matrixElements } from "../../models/kinds/named-matrix.ts";
 import type { LoraTarget, ResolvedLora } from "../../models/lora-targets.ts";
-import type { LoraValues } from "../cluster/pipeline.ts";
+import type { MatrixValues } from "../cluster/pipeline.ts";
+import { pairReader, refuseOtherKinds } from "../planning/adapter-pairs.ts";
 import { adapterTargets, type ModelSetup } from "../planning/model-setup.ts";
 import { locateAdapter } from "../planning/named-models.ts";
 
@@ -14,7 +17,7 @@ export interface AdapterSet {
   readonly lora: ResolvedLora;
   readonly names: readonly string[];
   /** Values of each, in the order of names, made when they are asked for. */
-  values(index: number): Promise<LoraValues[]>;
+  values(index: number): Promise<MatrixValues[]>;
 }
 
 interface Member {
@@ -44,14 +47,18 @@ export async function openAdapterSet(
     }
     const adapter = await openAdapter(await locateAdapter(source, hub, log));
     for (const warning of adapter.warnings) log.warn(`${name}: ${warning}`);
-    members.push({ name, adapter, lora: adapterTargets(spec, adapter) });
+    const lora = adapterTargets(spec, adapter);
+    refuseOtherKinds(lora, "served adapters are");
+    members.push({ name, adapter, lora });
   }
   const targets = commonTargets(members);
+  const matrices = targets.flatMap(pairMatrices);
   return {
     lora: {
       ...members[0]!.lora,
       targets,
-      trainable: targets.reduce((sum, { r, in: input, out }) => sum + r * (input + out), 0),
+      matrices,
+      trainable: matrixElements(matrices),
     },
     names: members.map(({ name }) => name),
     values: (index) => fittedValues(members[index]!, targets),
@@ -85,9 +92,9 @@ function commonTargets(members: readonly Member[]): LoraTarget[] {
 }
 
 /** Rows of A and columns of B beyond the adapter's rank are 0; a scale that is not the common one goes into B. */
-async function fittedValues({ adapter, lora }: Member, common: readonly LoraTarget[]): Promise<LoraValues[]> {
-  const pair = adapterPairs(adapter, lora.targets);
-  const values: LoraValues[] = [];
+async function fittedValues({ adapter, lora }: Member, common: readonly LoraTarget[]): Promise<MatrixValues[]> {
+  const pair = pairReader(adapter, lora);
+  const values: MatrixValues[] = [];
   for (const target of lora.targets) {
     const { r, scale } = common.find(({ name }) => name === target.name)!;
     const { a, b } = await pair(target);
@@ -98,8 +105,9 @@ async function fittedValues({ adapter, lora }: Member, common: readonly LoraTarg
     for (let row = 0; row < target.out; row++) {
       for (let column = 0; column < target.r; column++) wideB[row * r + column] = b[row * target.r + column]! * factor;
     }
-    values.push({ module: target.name, matrix: "A", part: "weight", values: wideA });
-    values.push({ module: target.name, matrix: "B", part: "weight", values: wideB });
+    const names = pairNames(target.name, target.role);
+    values.push({ name: names.a, part: "weight", values: wideA });
+    values.push({ name: names.b, part: "weight", values: wideB });
   }
   return values;
 }

@@ -16,12 +16,34 @@ import { tokenChoice } from "./token-choice.ts";
 
 /** Settings that decide what an answer is, beside the model. */
 const DECISIVE = [
-  ...["torch_dtype", "compute_dtype", "fp8", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"],
-  ...["bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "llm_int8_threshold", "llm_int8_skip_modules"],
-  ...["template", "system", "template_date", "raw", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k"],
-  ...["min_p", "repetition_penalty", "stop", "stop_ids", "seed"],
-] as readonly (keyof Config)[];
+  "torch_dtype",
+  "compute_dtype",
+  "fp8",
+  "load_in_4bit",
+  "load_in_8bit",
+  "bnb_4bit_quant_type",
+  "bnb_4bit_use_double_quant",
+  "bnb_4bit_compute_dtype",
+  "llm_int8_threshold",
+  "llm_int8_skip_modules",
+  "template",
+  "system",
+  "template_date",
+  "raw",
+  "max_new_tokens",
+  "do_sample",
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "repetition_penalty",
+  "stop",
+  "stop_ids",
+  "seed",
+] as const satisfies readonly (keyof Config)[];
 
+/** What an answer has beside the row that it is to. */
+const OWN = ["index", "output_ids", "text", "finish_reason"];
 const PROGRESS_MS = 10_000;
 
 type Settings = Config & SampleSettings;
@@ -55,18 +77,19 @@ export async function answerPrompts(config: Settings, log: Logger): Promise<void
   }
 }
 
-/** A model without a tokenizer answers ids: what the first row holds decides. */
+/** A model without a tokenizer answers ids; one row of text, and it must have one. */
 async function languageFor(file: PromptFile, setup: ModelSetup, config: Settings, log: Logger): Promise<Language> {
   const none: Language = { tokenizer: null, template: null };
   try {
-    for await (const _ of promptRows(file, none)) return await languageOf(setup, config, false, log);
+    for await (const _ of promptRows(file, none));
+    return await languageOf(setup, config, false, log);
   } catch (error) {
     if (!(error instanceof PipeloraError) || error.code !== "PL_TOKENIZER_INVALID") throw error;
   }
   return languageOf(setup, config, true, log);
 }
 
-/** Looks at all prompts. Error: PL_DATASET_INVALID for one that leaves no room for an answer. */
+/** Looks at all prompts. Error: PL_DATASET_INVALID for one that leaves no room for an answer, or for an answer's own keys. */
 async function measure(
   file: PromptFile,
   language: Language,
@@ -74,7 +97,17 @@ async function measure(
 ): Promise<{ count: number; longest: number }> {
   let count = 0;
   let longest = 0;
-  for await (const { index, ids } of promptRows(file, language)) {
+  for await (const { index, row, ids } of promptRows(file, language)) {
+    const taken = OWN.find((key) => Object.hasOwn(row, key));
+    if (taken !== undefined) {
+      throw new PipeloraError(
+        "PL_DATASET_INVALID",
+        `${file.path}: prompt ${index + 1} has "${taken}", which answers have of their own`,
+        {
+          hint: "Give that key another name.",
+        },
+      );
+    }
     const wrong = ids.find((id) => id >= spec.shape.vocab);
     if (ids.length >= spec.maxPositions || wrong !== undefined) {
       const what =

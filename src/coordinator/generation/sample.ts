@@ -24,7 +24,10 @@ export interface SamplingSession extends Language {
   readonly conversation: Conversation;
 }
 
-/** The model's tokenizer and template. `needsText`: both must be there, the template unless prompts are raw. */
+/**
+ * The model's tokenizer and template. `needsText`: both must be there, the template unless prompts are raw. Errors: PL_TOKENIZER_INVALID,
+ * PL_TEMPLATE_INVALID.
+ */
 export async function languageOf(
   { dir }: Pick<ModelSetup, "dir">,
   config: TemplateChoice,
@@ -36,10 +39,27 @@ export async function languageOf(
     return null;
   });
   if (tokenizer === null || !needsText || config.raw) return { tokenizer, template: null };
-  const template = rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
+  const template = templateOf(tokenizer, config, log);
   template.requireChat();
-  if (template.remark !== null) log.warn(template.remark);
   return { tokenizer, template };
+}
+
+/** The same of a model that may know text alone: its template then writes no turns. Error: PL_TOKENIZER_INVALID. */
+export async function servedLanguage(
+  { dir }: Pick<ModelSetup, "dir">,
+  config: Omit<TemplateChoice, "raw">,
+  log: Logger,
+): Promise<{ tokenizer: Tokenizer; template: RowTemplate }> {
+  const tokenizer = await loadTokenizer(dir);
+  const template = templateOf(tokenizer, config, log);
+  if (template.source === null) log.warn("the tokenizer has no chat template: only /v1/completions answers");
+  return { tokenizer, template };
+}
+
+function templateOf(tokenizer: Tokenizer, config: Omit<TemplateChoice, "raw">, log: Logger): RowTemplate {
+  const template = rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
+  if (template.remark !== null) log.warn(template.remark);
+  return template;
 }
 
 /** Checks the model, loads it over the workers and calls `use`: one reply at a time. `tokens`: most of prompt and reply together. */

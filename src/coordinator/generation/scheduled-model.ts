@@ -9,7 +9,7 @@ import { loadShards } from "../assembly/load-shards.ts";
 import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { type ClusterSettings, openCluster } from "../cluster/open-cluster.ts";
-import type { LoraValues, Pipeline } from "../cluster/pipeline.ts";
+import type { MatrixValues, Pipeline } from "../cluster/pipeline.ts";
 import { RESTARTABLE } from "../cluster/restartable.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { PlanSettings } from "../planning/planning.ts";
@@ -95,7 +95,7 @@ export async function withScheduler<T>(
 interface Loaded {
   readonly cluster: Cluster;
   readonly setup: ModelSetup;
-  readonly values: readonly LoraValues[] | null;
+  readonly values: readonly MatrixValues[] | null;
   readonly adapters: AdapterSet | null;
 }
 
@@ -120,9 +120,9 @@ class ScheduledModel {
     for (const warning of planned.plan.warnings) this.#log.warn(warning);
     const how = { initialise: false, failure: cluster.failure };
     const { pipeline } = await loadShards(planned, setup, this.#config, how);
-    if (values !== null) await pipeline.importLora(values);
+    if (values !== null) await pipeline.importMatrices(values);
     for (let index = 0; index < (adapters?.names.length ?? 0); index++) {
-      await pipeline.importLora(await adapters!.values(index), index + 1);
+      await pipeline.importMatrices(await adapters!.values(index), index + 1);
     }
     await pipeline.openCache(room.sequences, rows);
     cluster.health.ready = true;

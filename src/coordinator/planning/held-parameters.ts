@@ -25,7 +25,7 @@ export function heldParameters({ spec, lora, holdDtype, quantization }: ModelSet
     }
   }
   const hold = ({ name, shape }: TensorSpec): HeldTensor => packed.get(name) ?? { shape, dtype: holdDtype };
-  return listParameters(spec, hold, lora?.targets ?? null);
+  return listParameters(spec, hold, lora);
 }
 
 /** A stack of experts' weights as it is held in few bits: a row of codes an expert. null: it is not. */

@@ -1,11 +1,12 @@
 import { type Dtype, type FloatDtype, isFloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
-import type { LoraSettings } from "../../common/lora-settings.ts";
+import { changesBase, type LoraSettings } from "../../common/lora-settings.ts";
 import type { Config } from "../../config/options.ts";
-import { type Adapter, adapterPairs, openAdapter } from "../../formats/adapter.ts";
+import { type Adapter, adapterMatrices, baseCopies, openAdapter } from "../../formats/adapter.ts";
 import { type Checkpoint, openCheckpoint } from "../../formats/checkpoint.ts";
 import type { PackedWeights } from "../../formats/quantized-state.ts";
+import { sameValues } from "../../formats/same-values.ts";
 import { assertTied } from "../../formats/tied-head.ts";
 import { readModelSpec } from "../../models/index.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
@@ -28,6 +29,10 @@ type LoraFlags = Pick<
   | "alpha_pattern"
   | "use_rslora"
   | "init_lora_weights"
+  | "use_dora"
+  | "modules_to_save"
+  | "bias"
+  | "trainable_token_indices"
 >;
 
 /** Which model, how its weights are held, and which adapter it gets. */
@@ -87,12 +92,14 @@ export async function describeModel(
     const packed = await packedWeights(quantization, spec, checkpoint);
     const skipped = holdAgainst(spec, files, packed);
     await assertTied(spec, checkpoint);
+    if (adapter !== null) await assertSameBases(adapter, spec, checkpoint);
     const left = `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`;
     return { checkpoint, packed, warnings: skipped > 0 ? [...warnings, left] : warnings };
   };
-  const opened = needs.weights && hub === null ? await openWeights() : null;
   const adapter =
     config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
+  const opened = needs.weights && hub === null ? await openWeights() : null;
+  checkInit(config, { adapter, quantization, spec });
   const described: Omit<DescribedModel, "withWeights"> = {
     name,
     dir,
@@ -125,11 +132,51 @@ export async function setUpModel(
   return needs.weights ? described.withWeights() : described;
 }
 
+/** Initialisations that go by the base's weights need those in 16 or 32 bits. Error: PL_CONFIG_INVALID. */
+function checkInit(
+  { init_lora_weights: init }: Pick<Config, "init_lora_weights">,
+  { adapter, quantization, spec }: Pick<ModelSetup, "adapter" | "quantization" | "spec">,
+): void {
+  if (adapter !== null) return;
+  const refuse = (message: string, hint: string): never => {
+    throw new PipeloraError("PL_CONFIG_INVALID", `init_lora_weights ${init} ${message}`, { hint });
+  };
+  if (changesBase(init) && quantization !== null) {
+    refuse(
+      "needs an unquantised base, as in peft: what it takes out of the weights would be rounded with the rest.",
+      "Leave quantisation out, or use loftq.",
+    );
+  }
+  if (init !== "loftq") return;
+  if (quantization?.settings.method !== "4bit") refuse("is for a base in 4 bits.", "Give --load-in-4bit.");
+  if (spec.quantization !== null) {
+    refuse(
+      "needs the weights before they are quantised, which this checkpoint lacks.",
+      "Give the 16-bit checkpoint and --load-in-4bit.",
+    );
+  }
+}
+
+/** What an adapter saves of its base beside pairs must be this model's, or numbers would change unseen. Error: PL_ADAPTER_INVALID. */
+async function assertSameBases(adapter: Adapter, spec: ModelSpec, checkpoint: Checkpoint): Promise<void> {
+  for (const [module, copy] of baseCopies(adapter)) {
+    const layer = spec.layers.find((one) => one.name === module && one.kind !== "block");
+    const own = layer === undefined || layer.kind === "block" ? null : checkpoint.locate(layer.weight);
+    const same = own !== null && (await sameValues(copy, own));
+    if (same) continue;
+    throw new PipeloraError(
+      "PL_ADAPTER_INVALID",
+      `${adapter.dir} was made on another ${module} than this model's: the weight it holds of it differs.`,
+      { hint: "Give the base model that the adapter was trained on." },
+    );
+  }
+}
+
 /** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */
 export function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
   try {
     const lora = resolveLoraTargets(spec, adapter.settings);
-    adapterPairs(adapter, lora.targets);
+    adapterMatrices(adapter, lora.matrices);
     return lora;
   } catch (error) {
     if (!(error instanceof PipeloraError) || error.code !== "PL_TARGET_MODULES_UNMATCHED") throw error;
@@ -152,8 +199,10 @@ function loraSettings(config: LoraFlags): LoraSettings {
     rankPattern: config.rank_pattern,
     alphaPattern: config.alpha_pattern,
     useRslora: config.use_rslora,
-    useDora: false,
-    modulesToSave: null,
+    useDora: config.use_dora,
+    modulesToSave: config.modules_to_save,
+    bias: config.bias,
+    trainableTokenIndices: config.trainable_token_indices,
     initLoraWeights: config.init_lora_weights,
   };
 }

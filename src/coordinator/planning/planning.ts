@@ -152,6 +152,16 @@ export function planRequest(
       hint: "Give --load-in-4bit or --load-in-8bit, or leave --weight-cache out.",
     });
   }
+  const gains = setup.lora?.targets.find(({ dora }) => dora);
+  if (config.fp8 && gains !== undefined) {
+    throw new PipeloraError(
+      "PL_CONFIG_INVALID",
+      `--fp8 and DoRA on ${gains.name}: norms are not measured through e4m3 products.`,
+      {
+        hint: "Leave one of the two out.",
+      },
+    );
+  }
   const request: Omit<PlanRequest, "work"> = {
     ...choice,
     spec: setup.spec,
@@ -168,6 +178,7 @@ export function planRequest(
     weightCache: config.weight_cache,
     activationOffload: config.activation_offload,
     lora: setup.lora?.targets ?? [],
+    matrices: setup.lora?.matrices ?? [],
   };
   return { request, warnings: notes.filter((note) => note !== null) };
 }

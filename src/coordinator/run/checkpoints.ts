@@ -3,7 +3,7 @@ import { readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { PipeloraError } from "../../common/errors.ts";
 import { makeFolder } from "../../common/files.ts";
-import { adapterPairs, openAdapter, writeAdapter } from "../../formats/adapter.ts";
+import { adapterKey, adapterMatrices, openAdapter, writeAdapter } from "../../formats/adapter.ts";
 import { syncFolder, writeTextAtomically } from "../../formats/atomic-file.ts";
 import {
   float32Bytes,
@@ -14,8 +14,9 @@ import {
 } from "../../formats/safetensors.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import type { ResolvedLora } from "../../models/lora-targets.ts";
-import type { LoraPartName, LoraValues } from "../cluster/pipeline.ts";
+import type { MatrixPartName, MatrixValues } from "../cluster/pipeline.ts";
 import { checkHashes, writeHashes } from "./checkpoint-store.ts";
+import { adapterForm, weightsByName } from "./converted-adapter.ts";
 
 const OPTIMIZER_FILE = "optimizer.safetensors";
 export const STATE_FILE = "trainer_state.json";
@@ -25,6 +26,8 @@ const MOMENTS = ["exp_avg", "exp_avg_sq"] as const;
 export interface CheckpointContext {
   readonly outputDir: string;
   readonly lora: ResolvedLora;
+  /** Weights of the base that the adapter is saved with. */
+  readonly bases: readonly TensorToWrite[];
   /** For adapter_config.json. */
   readonly baseModel: string;
   /** Whose tokenizer is copied. */
@@ -39,8 +42,9 @@ export interface CheckpointContents {
   readonly scheduledSteps: number;
   /** trainer_state.json */
   readonly state: string;
-  readonly learningRate: number;
-  readonly values: readonly LoraValues[];
+  /** Of each of the optimizer's groups. */
+  readonly learningRates: readonly number[];
+  readonly values: readonly MatrixValues[];
 }
 
 /**
@@ -53,9 +57,9 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
   try {
     await makeFolder(temporary);
     await saveAdapter(temporary, context, contents.values);
-    const moments = contents.values.filter(({ part }) => part !== "weight");
+    const moments = contents.values.filter(({ part }) => part === "exp_avg" || part === "exp_avg_sq");
     if (moments.length > 0) await writeSafetensors(join(temporary, OPTIMIZER_FILE), moments.map(momentTensor));
-    const scheduler = { last_epoch: contents.scheduledSteps, _last_lr: [contents.learningRate] };
+    const scheduler = { last_epoch: contents.scheduledSteps, _last_lr: contents.learningRates };
     await writeTextAtomically(join(temporary, "scheduler.json"), `${JSON.stringify(scheduler)}\n`);
     await writeTextAtomically(join(temporary, "training_args.json"), `${JSON.stringify(context.args, null, 2)}\n`);
     await copyTokenizer(context.modelDir, temporary);
@@ -76,26 +80,25 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
 export async function saveAdapter(
   dir: string,
   context: CheckpointContext,
-  values: readonly LoraValues[],
+  values: readonly MatrixValues[],
 ): Promise<string[]> {
-  const weights = new Map(
-    values.filter(({ part }) => part === "weight").map(({ module, matrix, values: v }) => [`${module}.${matrix}`, v]),
-  );
+  const form = adapterForm(context.lora);
+  const weights = weightsByName(values);
   return writeAdapter(dir, {
-    settings: context.lora.settings,
+    settings: form.settings,
     targetModules: context.lora.targetModules,
     baseModel: context.baseModel,
-    targets: context.lora.targets,
-    matrix: (target, which) => weights.get(`${target.name}.${which}`)!,
+    matrices: form.matrices,
+    values: (name) => form.join(name, weights),
+    bases: context.bases,
   });
 }
 
-const momentName = (module: string, matrix: "A" | "B", part: LoraPartName) =>
-  `base_model.model.${module}.lora_${matrix}.weight.${part}`;
+const momentName = (name: string, part: MatrixPartName) => `${adapterKey(name)}.${part}`;
 
-function momentTensor({ module, matrix, part, values }: LoraValues): TensorToWrite {
+function momentTensor({ name, part, values }: MatrixValues): TensorToWrite {
   return {
-    name: momentName(module, matrix, part),
+    name: momentName(name, part),
     dtype: "float32",
     shape: [values.length],
     data: () => float32Bytes(values),
@@ -105,11 +108,11 @@ function momentTensor({ module, matrix, part, values }: LoraValues): TensorToWri
 export interface ReadCheckpoint {
   readonly path: string;
   readonly state: string;
-  readonly values: readonly LoraValues[];
+  readonly values: readonly MatrixValues[];
 }
 
 /** The weights of a checkpoint's adapter. Error: PL_RESUME_INVALID if a file is missing, torn or made for other LoRA settings. */
-export async function readWeights(path: string, lora: ResolvedLora): Promise<LoraValues[]> {
+export async function readWeights(path: string, lora: ResolvedLora): Promise<MatrixValues[]> {
   return explained(path, async () => {
     await checkHashes(path);
     return weightsOf(path, lora);
@@ -122,11 +125,12 @@ export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<
     await checkHashes(path);
     const state = await readFile(join(path, STATE_FILE), "utf8");
     const optimizer = await openSafetensors(join(path, OPTIMIZER_FILE));
-    const values: LoraValues[] = [];
+    const values: MatrixValues[] = [];
     for (const weight of await weightsOf(path, lora)) {
       values.push(weight);
+      if (weight.part !== "weight") continue;
       for (const part of MOMENTS) {
-        const name = momentName(weight.module, weight.matrix, part);
+        const name = momentName(weight.name, part);
         const location = optimizer.tensors.get(name);
         if (location === undefined) throw new Error(`${OPTIMIZER_FILE} lacks ${name}`);
         const moment = await readFloat32(location);
@@ -139,17 +143,11 @@ export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<
   });
 }
 
-async function weightsOf(path: string, lora: ResolvedLora): Promise<LoraValues[]> {
-  const pair = adapterPairs(await openAdapter(path), lora.targets);
-  const weights: LoraValues[] = [];
-  for (const target of lora.targets) {
-    const { a, b } = await pair(target);
-    for (const [matrix, values] of [
-      ["A", a],
-      ["B", b],
-    ] as const)
-      weights.push({ module: target.name, matrix, part: "weight", values });
-  }
+async function weightsOf(path: string, lora: ResolvedLora): Promise<MatrixValues[]> {
+  const form = adapterForm(lora);
+  const read = adapterMatrices(await openAdapter(path), form.matrices);
+  const weights: MatrixValues[] = [];
+  for (const { name } of form.matrices) weights.push(...form.split(name, await read(name)));
   return weights;
 }
 

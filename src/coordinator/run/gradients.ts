@@ -2,17 +2,15 @@ import { float64Of, int32Of } from "../../common/bytes.ts";
 import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 
 /**
- * Global gradient norm over all stages. Squares are summed in the order of the model's LoRA pairs, whoever held them,
- * so the sum has the same bits on any placement. Replicas hold the same sums: each pair counts once.
+ * Global gradient norm over all stages. Squares are summed in the order of the model's matrices, whoever held them,
+ * so the sum has the same bits on any placement. Replicas hold the same sums: each matrix counts once.
  */
-export function gradientNorm(results: readonly Pick<StepResult__Output, "moduleIds" | "gradSquares">[]): number {
-  // A of pair i at 2i, B at 2i + 1.
+export function gradientNorm(results: readonly Pick<StepResult__Output, "matrixIds" | "gradSquares">[]): number {
   const squares: number[] = [];
-  for (const { moduleIds, gradSquares } of results) {
+  for (const { matrixIds, gradSquares } of results) {
     const held = float64Of(gradSquares);
-    int32Of(moduleIds).forEach((pair, i) => {
-      squares[2 * pair] = held[2 * i]!;
-      squares[2 * pair + 1] = held[2 * i + 1]!;
+    int32Of(matrixIds).forEach((matrix, i) => {
+      squares[matrix] = held[i]!;
     });
   }
   return Math.sqrt(squares.reduce((sum, square) => sum + square, 0));

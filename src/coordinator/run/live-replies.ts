@@ -9,7 +9,7 @@ import type { Service } from "../../serve/service.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
 import { type PromptRow, promptRows } from "../generation/prompt-rows.ts";
-import { type Language, languageOf } from "../generation/sample.ts";
+import { type Language, servedLanguage } from "../generation/sample.ts";
 import { usualRows } from "../generation/scheduled-model.ts";
 import { tokenChoice } from "../generation/token-choice.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
@@ -70,11 +70,18 @@ export class LiveReplies {
   ): Promise<LiveReplies | null> {
     const { http, sample_prompts: path } = config;
     if (http === null && path === null) return null;
-    const language = await languageOf(setup, { ...config, raw: false }, true, log);
+    const language = await servedLanguage(setup, config, log);
     const prompts: PromptRow[] = [];
     if (path !== null) {
       const plain = !/\.jsonl?$/.test(path);
-      for await (const prompt of promptRows({ path, plain }, language)) prompts.push(prompt);
+      const most = Math.min(setup.spec.maxPositions, config.kv_cache_tokens ?? Number.POSITIVE_INFINITY);
+      for await (const prompt of promptRows({ path, plain }, language)) {
+        if (prompt.ids.length >= most) {
+          const long = `${path}: prompt ${prompt.index + 1} has ${prompt.ids.length} tokens, and a sequence has room for ${most} with the reply`;
+          throw new PipeloraError("PL_DATASET_INVALID", long, { hint: "Shorten it, or leave it out." });
+        }
+        prompts.push(prompt);
+      }
     }
     return new LiveReplies({ config, setup, log, registry }, language, prompts);
   }
@@ -87,16 +94,30 @@ export class LiveReplies {
     const counts: number[] = [];
     if (fixed !== null) counts.push(fixed);
     else {
-      for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > usual.least; rows = Math.ceil(rows / 2))
-        counts.push(rows);
-      counts.push(usual.least);
+      // Every prompt of the run's own, and some reply to it, must find room.
+      const least = Math.max(usual.least, ...this.#prompts.map(({ ids }) => ids.length + 1));
+      for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > least; rows = Math.ceil(rows / 2)) counts.push(rows);
+      counts.push(least);
     }
     return counts.map((rows) => ({ sequences, rows }));
   }
 
-  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY, PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  /** Opens the API, where one was asked for; requests are taken once the model is placed. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  async listen(): Promise<void> {
+    const { http: address } = this.#config;
+    if (address === null) return;
+    const service = this.#service();
+    const ready = () => this.#scheduler !== null;
+    this.#api = await openHttpApi(this.#config, {
+      ...{ address, service, ready },
+      ...{ log: this.#log, registry: this.#registry },
+    });
+    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
+  }
+
+  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY. */
   async placed({ pipeline, rows, stages, batchTokens }: PlacedCache, step: number): Promise<void> {
-    const { max_num_seqs: sequences, max_concurrent_requests: requests, http } = this.#config;
+    const { max_num_seqs: sequences, max_concurrent_requests: requests } = this.#config;
     await pipeline.openCache(sequences, rows);
     this.#pipeline = pipeline;
     this.#step = step;
@@ -108,16 +129,6 @@ export class LiveReplies {
     this.#limits ??= limits;
     // Whoever asks waits for the step under way.
     this.#scheduler ??= new Scheduler({ ...limits, waiting: requests });
-    if (http === null || this.#api !== null) return;
-    const service = this.#service(this.#scheduler);
-    this.#api = await openHttpApi(this.#config, {
-      address: http,
-      service,
-      ready: () => true,
-      log: this.#log,
-      registry: this.#registry,
-    });
-    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
   }
 
   get asked(): boolean {
@@ -166,7 +177,7 @@ export class LiveReplies {
     await this.#samples.add(
       done.map(({ ids, text, reason }, at) => {
         const { index, row } = this.#prompts[at]!;
-        return { step, index, ...row, output_ids: ids, text, finish_reason: reason };
+        return { ...row, step, index, output_ids: ids, text, finish_reason: reason };
       }),
     );
     reporter.samples(
@@ -181,7 +192,7 @@ export class LiveReplies {
     await this.#api?.close(GRACE_MS);
   }
 
-  #service(scheduler: Scheduler): Service {
+  #service(): Service {
     const {
       output_dir: dir,
       served_model_name: name,
@@ -191,7 +202,7 @@ export class LiveReplies {
     const { spec } = this.#setup;
     const { tokenizer, template } = this.#language;
     return {
-      scheduler,
+      scheduler: () => this.#scheduler,
       models: [
         {
           ...{

@@ -4,10 +4,11 @@ import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { filesOf, hashFiles, listCheckpoints } from "../../formats/checkpoint-folders.ts";
+import { readTensor } from "../../formats/safetensors.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
 import type { NodeFolders, NodeSave } from "../cluster/node-folders.ts";
-import type { LoraValues, Pipeline } from "../cluster/pipeline.ts";
+import type { MatrixValues, Pipeline } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import { CheckpointStore } from "./checkpoint-store.ts";
 import {
@@ -20,7 +21,8 @@ import {
   saveAdapter,
   saveCheckpoint,
 } from "./checkpoints.ts";
-import { type LearningRateSettings, learningRate, warmupSteps } from "./learning-rate.ts";
+import { type LearningRateSettings, warmupSteps } from "./learning-rate.ts";
+import { type GroupSettings, groupRates, type ParamGroups, paramGroups } from "./param-groups.ts";
 import { checkOrigin, earlierRun, namedFolder, resumePoint, stepOf, upTo } from "./resume-point.ts";
 import type { DecisiveSettings, FreeSettings } from "./run-identity.ts";
 import {
@@ -34,6 +36,7 @@ import {
 /** What is saved when and where, and what a run may go on from. */
 export type FileSettings = DecisiveSettings &
   FreeSettings &
+  GroupSettings &
   Pick<
     Config,
     | "save_total_limit"
@@ -62,10 +65,10 @@ export interface RunIdentity {
   readonly args: Readonly<Record<string, unknown>>;
 }
 
-/** Where a run starts: its state, and LoRA values to hand out (null: ranks draw their own). */
+/** Where a run starts: its state, and values to hand out (null: ranks draw their own). */
 export interface StartingPoint {
   readonly state: TrainerState;
-  readonly values: readonly LoraValues[] | null;
+  readonly values: readonly MatrixValues[] | null;
 }
 
 /** Configurations, state and a tokenizer. */
@@ -75,6 +78,7 @@ const SMALL_FILES_BYTES = 1 << 20;
 export class RunFiles {
   readonly outputDir: string;
   readonly rate: LearningRateSettings;
+  readonly groups: ParamGroups;
   readonly #settings: FileSettings;
   readonly #setup: ModelSetup;
   readonly #checkpoint: CheckpointContext;
@@ -124,9 +128,14 @@ export class RunFiles {
       warmupSteps: warmupSteps(settings, run.maxSteps),
       totalSteps: run.maxSteps,
     };
+    this.groups = paramGroups(setup.lora!.matrices, settings);
     this.#checkpoint = {
       outputDir: run.outputDir,
       lora: setup.lora!,
+      bases: setup.lora!.bases.map(({ name, tensor }) => {
+        const location = setup.checkpoint!.locate(tensor);
+        return { name, dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
+      }),
       baseModel: setup.name,
       modelDir: setup.dir,
       args: run.args,
@@ -240,8 +249,8 @@ export class RunFiles {
    * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
    */
   async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
-    const values = await pipeline.exportLora(
-      this.#settings.save_only_model ? ["weight"] : ["weight", "exp_avg", "exp_avg_sq"],
+    const values = await pipeline.exportMatrices(
+      this.#settings.save_only_model ? ["weight", "initial"] : ["weight", "exp_avg", "exp_avg_sq", "initial"],
     );
     assertFinite(values, state.globalStep);
     const best = state.bestGlobalStep === null ? null : join(this.outputDir, `checkpoint-${state.bestGlobalStep}`);
@@ -252,7 +261,9 @@ export class RunFiles {
       step: state.globalStep,
       scheduledSteps,
       state: serializeState(state, this.#state, stopping),
-      learningRate: learningRate(this.rate, scheduledSteps),
+      learningRates: groupRates(this.rate, this.groups.groups, scheduledSteps).map(({ learningRate }) =>
+        Number(learningRate),
+      ),
       values,
     });
     this.#saved = true;
@@ -266,7 +277,8 @@ export class RunFiles {
    */
   async finish(pipeline: Pipeline, state: TrainerState): Promise<Finished> {
     const best = this.#settings.load_best_model_at_end ? state.bestModelCheckpoint : null;
-    const values = best === null ? await pipeline.exportLora(["weight"]) : await readWeights(best, this.#setup.lora!);
+    const values =
+      best === null ? await pipeline.exportMatrices(["weight", "initial"]) : await readWeights(best, this.#setup.lora!);
     assertFinite(values, state.globalStep);
     const adapter = await saveAdapter(this.outputDir, this.#checkpoint, values);
     const tokenizer = await copyTokenizer(this.#setup.dir, this.outputDir);
@@ -330,15 +342,11 @@ export function describeFailure(save: string, { node, error }: NodeSave): string
 }
 
 /** No step follows the last update whose loss would tell. Error: PL_LOSS_NOT_FINITE. */
-export function assertFinite(values: readonly LoraValues[], step: number): void {
-  for (const { module, matrix, part, values: numbers } of values) {
+export function assertFinite(values: readonly MatrixValues[], step: number): void {
+  for (const { name, part, values: numbers } of values) {
     if (numbers.every(Number.isFinite)) continue;
-    throw new PipeloraError(
-      "PL_LOSS_NOT_FINITE",
-      `after step ${step}, ${part} of ${module}'s lora_${matrix} is not finite`,
-      {
-        hint: "Lower the learning rate; nothing of this step was saved.",
-      },
-    );
+    throw new PipeloraError("PL_LOSS_NOT_FINITE", `after step ${step}, ${part} of ${name} is not finite`, {
+      hint: "Lower the learning rate; nothing of this step was saved.",
+    });
   }
 }

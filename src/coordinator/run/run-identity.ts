@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { bytesOf } from "../../common/bytes.ts";
+import { changesBase } from "../../common/lora-settings.ts";
 import { Turns } from "../../common/slices.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
@@ -17,6 +18,11 @@ const DECISIVE = [
   "layers_pattern",
   "rank_pattern",
   "alpha_pattern",
+  "use_dora",
+  "modules_to_save",
+  "bias",
+  "trainable_token_indices",
+  "init_lora_weights",
   "torch_dtype",
   "compute_dtype",
   "fp8",
@@ -36,6 +42,10 @@ const DECISIVE = [
   "warmup_steps",
   "warmup_ratio",
   "weight_decay",
+  "loraplus_lr_ratio",
+  "loraplus_lr_embedding",
+  "loraplus_weight_decay",
+  "lr_groups",
   "adam_beta1",
   "adam_beta2",
   "adam_epsilon",
@@ -49,9 +59,27 @@ const DECISIVE = [
 ] as const satisfies readonly (keyof Config)[];
 
 /** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
-const LATER: readonly string[] = ["lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha", "fp8"];
+const LATER: readonly string[] = [
+  "lr_scheduler_kwargs",
+  "label_smoothing_factor",
+  "neftune_noise_alpha",
+  "fp8",
+  "loraplus_lr_ratio",
+  "loraplus_lr_embedding",
+  "loraplus_weight_decay",
+  "lr_groups",
+  "use_dora",
+  "modules_to_save",
+  "bias",
+  "trainable_token_indices",
+  "init_lora_weights",
+];
 const idle = (value: unknown) =>
-  value === 0 || value === false || value === null || (typeof value === "object" && Object.keys(value).length === 0);
+  value === 0 ||
+  value === "none" ||
+  value === false ||
+  value === null ||
+  (typeof value === "object" && Object.keys(value).length === 0);
 
 /** Settings that a resumed run may change: what they are is said. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
@@ -67,7 +95,9 @@ export async function runFingerprint(
 ): Promise<string> {
   const turns = new Turns();
   const hash = createHash("sha256").update(modelFingerprint);
-  const settings = { ...config, replicas: config.replicas ?? 1 };
+  // Later only what was taken out of the base matters of how A and B began.
+  const init = changesBase(config.init_lora_weights) ? config.init_lora_weights : null;
+  const settings = { ...config, replicas: config.replicas ?? 1, init_lora_weights: init };
   const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
   for (const key of hashed) hash.update(`\n${key}=${JSON.stringify(settings[key])}`);
   for (let index = 0; index < rows.size; index++) {

@@ -51,6 +51,7 @@ export async function train(config: Config, log: Logger, reporter: Reporter, reg
   try {
     const prepared = await interrupts.during(prepareRun(config, log, registry));
     replies = prepared.replies;
+    await replies?.listen();
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
     const run: Run = { ...prepared, cluster, interrupts, log, reporter };
@@ -89,6 +90,9 @@ async function prepareRun(asked: Config, log: Logger, registry: Registry): Promi
   const warn = onceEach((warning) => log.warn(warning));
   for (const warning of described.warnings) warn(warning);
   if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
+  if (given.loraplus_lr_ratio !== null && given.weight_decay > 0) {
+    warn(`weight_decay ${given.weight_decay} does not act with LoRA+, as in peft: loraplus_weight_decay does`);
+  }
   const data = await readTrainingData(given, described, log);
   const config = withWholeSteps(given, data.order.totalSteps);
   describeData(data, log);

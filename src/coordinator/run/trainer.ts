@@ -7,6 +7,7 @@ import { type BestSettings, type Judgement, judge } from "./best.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
 import { nextLossScale } from "./loss-scale.ts";
+import { groupRates, type ParamGroup } from "./param-groups.ts";
 import type { Reporter } from "./reporter.ts";
 import type { Evaluation, StepSource, TrainStep } from "./step-source.ts";
 import type { LogEntry, TrainerState } from "./trainer-state.ts";
@@ -26,7 +27,7 @@ export interface TrainerHooks {
   evaluated(step: number): Promise<void>;
 }
 
-type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon" | "weight_decay">;
+type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon">;
 
 /** When the loop logs, evaluates and saves, and what an update does. */
 export type LoopSettings = AdamSettings &
@@ -49,6 +50,7 @@ export interface TrainerOptions {
   readonly source: StepSource;
   readonly evaluation: Evaluation | null;
   readonly rate: LearningRateSettings;
+  readonly groups: readonly ParamGroup[];
   /** Floating-point operations a padded token (6 a parameter outside the embedding). */
   readonly flosPerToken: number;
   readonly reporter: Reporter;
@@ -91,7 +93,7 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     pending = Number.isFinite(norm)
       ? update(config, {
           step: applied + 1,
-          learningRate: rate,
+          groups: groupRates(options.rate, options.groups, applied),
           gradScale: clipFactor(norm, config.max_grad_norm) / scale,
         })
       : { skip: true };
@@ -172,13 +174,12 @@ function lossAndNorm(
   return { loss, norm };
 }
 
-function update(config: AdamSettings, now: Required<Pick<Update, "step" | "learningRate" | "gradScale">>): Update {
+function update(config: AdamSettings, now: Required<Pick<Update, "step" | "groups" | "gradScale">>): Update {
   return {
     ...now,
     beta1: config.adam_beta1,
     beta2: config.adam_beta2,
     epsilon: config.adam_epsilon,
-    weightDecay: config.weight_decay,
   };
 }
 

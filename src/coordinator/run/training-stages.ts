@@ -2,6 +2,7 @@ import { elementCount } from "../../common/dtype.ts";
 import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { Interrupted } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
+import { matrixElements } from "../../models/kinds/named-matrix.ts";
 import { formatPlan, planJson } from "../../plan/format-plan.ts";
 import type { Work } from "../../plan/request.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
@@ -63,8 +64,8 @@ async function planBesideReplies(
   throw new PipeloraError("PL_INTERNAL", "no room for replies was tried");
 }
 
-async function load({ config, setup, cluster, log }: Run, { planned, cacheRows }: Planned): Promise<Prepared> {
-  const how = { initialise: setup.adapter === null, failure: cluster.failure };
+async function load({ config, setup, cluster, files, log }: Run, { planned, cacheRows }: Planned): Promise<Prepared> {
+  const how = { initialise: setup.adapter === null, groups: files.groups.of, failure: cluster.failure };
   const { pipeline, prepared } = await loadShards(planned, setup, config, how);
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
@@ -75,7 +76,7 @@ async function load({ config, setup, cluster, log }: Run, { planned, cacheRows }
 /** Hands out the values and the state that the run goes on from. */
 async function begin({ files, reporter, replies }: Run, { planned, cacheRows, pipeline }: Prepared): Promise<Stepping> {
   const { state: progress, values } = await files.start();
-  if (values !== null) await pipeline.importLora(values);
+  if (values !== null) await pipeline.importMatrices(values);
   if (planned.computeDtype === "float16") progress.lossScale ??= INITIAL_LOSS_SCALE;
   const stages = new Set(planned.plan.segments.map(({ rank }) => rank)).size;
   const { tokens: batchTokens } = await planned.cut.work(false);
@@ -120,6 +121,7 @@ function trainerOptions(run: Run, { planned: { cut, members }, pipeline }: Stepp
         ? null
         : evaluationOf(data.evaluation, config.per_device_eval_batch_size, work.tokens, replicas),
     rate: files.rate,
+    groups: files.groups.groups,
     flosPerToken: flosPerToken(setup),
     reporter,
     hooks: {
@@ -171,11 +173,12 @@ function showPlan({ plan, links }: PlannedMembers, { setup, reporter, warn }: Ru
   for (const warning of plan.warnings) warn(warning);
 }
 
-/** The Trainer's count: six a parameter outside the embedding, the adapter's included. */
+/** The Trainer's count: six a parameter outside embeddings, the adapter's included; of a head that is trained whole both copies. */
 function flosPerToken({ spec, lora }: ModelSetup): number {
   const embedding = spec.layers.find((layer) => layer.kind === "embedding")!.weight;
   const base = spec.tensors
     .filter(({ kind, name }) => kind === "parameter" && name !== embedding)
     .reduce((sum, { shape }) => sum + elementCount(shape), 0);
-  return 6 * (base + lora!.trainable);
+  const own = lora!.matrices.filter(({ name }) => name !== embedding && !name.endsWith(".bias"));
+  return 6 * (base + matrixElements(own));
 }

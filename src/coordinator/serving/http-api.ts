@@ -50,7 +50,7 @@ export async function openHttpApi(
     url,
     close: async (graceMs) => {
       const late = setTimeout(() => {
-        service.scheduler.fail(new PipeloraError("PL_INTERRUPTED", "the server is shutting down"));
+        service.scheduler()?.fail(new PipeloraError("PL_INTERRUPTED", "the server is shutting down"));
         app.server.closeAllConnections();
       }, graceMs);
       try {

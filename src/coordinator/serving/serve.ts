@@ -3,15 +3,14 @@ import { Registry } from "prom-client";
 import { exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { rowTemplate } from "../../data/templates.ts";
-import { loadTokenizer } from "../../formats/tokenizer/load.ts";
+import type { Scheduler } from "../../generation/scheduler.ts";
 import type { ServedModel, Service } from "../../serve/service.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
 import { openAdapterSet } from "../generation/adapter-set.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
-import { usualRows, type WantedRoom, withScheduler } from "../generation/scheduled-model.ts";
+import { servedLanguage } from "../generation/sample.ts";
+import { type ModelToSchedule, usualRows, withScheduler } from "../generation/scheduled-model.ts";
 import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
-import { dateOf } from "../planning/row-templates.ts";
 import { type HttpApi, openHttpApi } from "./http-api.ts";
 
 const DEFAULT_ADDRESS = "127.0.0.1:8000";
@@ -21,55 +20,67 @@ const GRACE_MS = 30_000;
 const FAREWELL_MS = 1_000;
 
 /**
- * The `serve` command: loads the model over the workers and answers until it is told to stop. Says once that it listens.
- * Errors: whatever setting up raises; the loss of a worker after which nothing is left to try; PL_INTERRUPTED before it listened.
+ * The `serve` command: loads the model over the workers and answers until it is told to stop. Says once that it answers.
+ * Errors: whatever setting up raises; the loss of a worker after which nothing is left to try; PL_INTERRUPTED before it answered.
  */
 export async function serve(config: Config, log: Logger, onListening: (url: string) => void): Promise<void> {
-  let api: HttpApi | null = null;
   const interrupts = new Interrupts(
     () => log.info("answers under way are finished; once more stops at once"),
     (signal) => process.exit(exitCodeOfSignal(signal)),
   );
-  const serveUntilStopped = async () => {
-    const base = await setUpModel({ ...config, adapter: null }, log, { weights: true, lora: false });
-    for (const warning of base.warnings) log.warn(warning);
-    const name = config.served_model_name ?? basename(base.name);
-    const adapters = await openAdapterSet(config, base, name, log);
-    const setup: ModelSetup = { ...base, lora: adapters?.lora ?? null };
-    const models = await servedModels(config, setup, [name, ...(adapters?.names ?? [])], log);
-    const room: WantedRoom = {
-      sequences: config.max_num_seqs,
-      rows: config.kv_cache_tokens ?? usualRows(config.max_num_seqs, setup),
-      waiting: Math.max(0, config.max_concurrent_requests - config.max_num_seqs),
-    };
-    await withScheduler(config, log, { setup, room, adapters }, async (scheduler) => {
-      const service: Service = { ...serviceSettings(config), scheduler, models, step: () => null };
-      const address = config.http ?? DEFAULT_ADDRESS;
-      api = await openHttpApi(config, {
-        address,
-        service,
-        ready: () => scheduler.attached,
-        log,
-        registry: new Registry(),
-      });
-      log.info(`answering at ${api.url}/v1 as ${service.models.map(({ id }) => id).join(", ")}`);
-      onListening(api.url);
-      try {
-        await interrupts.first;
-      } catch {
-        await api.close(GRACE_MS);
-      }
-    });
-  };
+  const loaded: { scheduler: Scheduler | null } = { scheduler: null };
+  let api: HttpApi | null = null;
   try {
-    const serving = serveUntilStopped();
-    // Before it listens there is nothing to finish.
-    const stopped = interrupts.first.catch((error: unknown) => (api === null ? Promise.reject(error) : serving));
+    const { models, ...model } = await interrupts.during(prepare(config, log));
+    const service: Service = {
+      ...serviceSettings(config),
+      models,
+      scheduler: () => loaded.scheduler,
+      step: () => null,
+    };
+    const ready = () => loaded.scheduler?.attached === true;
+    // An address that is taken is found before a weight is read.
+    const opened = await openHttpApi(config, {
+      ...{ address: config.http ?? DEFAULT_ADDRESS, service, ready },
+      ...{ log, registry: new Registry() },
+    });
+    api = opened;
+    const serving = withScheduler(config, log, model, async (scheduler) => {
+      loaded.scheduler = scheduler;
+      log.info(`answering at ${opened.url}/v1 as ${models.map(({ id }) => id).join(", ")}`);
+      onListening(opened.url);
+      await interrupts.first.catch(() => {});
+      await opened.close(GRACE_MS);
+    });
+    // Before it is loaded there is nothing to finish.
+    const stopped = interrupts.first.catch((error: unknown) =>
+      loaded.scheduler === null ? Promise.reject(error) : serving,
+    );
     await Promise.race([serving, stopped]);
   } finally {
     interrupts.dispose();
-    await (api as HttpApi | null)?.close(FAREWELL_MS);
+    await api?.close(FAREWELL_MS);
   }
+}
+
+/** What can be checked and read before a worker is needed. */
+async function prepare(config: Config, log: Logger): Promise<ModelToSchedule & { models: readonly ServedModel[] }> {
+  const base = await setUpModel({ ...config, adapter: null }, log, { weights: true, lora: false });
+  for (const warning of base.warnings) log.warn(warning);
+  const name = config.served_model_name ?? basename(base.name);
+  const adapters = await openAdapterSet(config, base, name, log);
+  const setup: ModelSetup = { ...base, lora: adapters?.lora ?? null };
+  const sequences = config.max_num_seqs;
+  return {
+    setup,
+    adapters,
+    models: await servedModels(config, setup, [name, ...(adapters?.names ?? [])], log),
+    room: {
+      sequences,
+      rows: config.kv_cache_tokens ?? usualRows(sequences, setup),
+      waiting: Math.max(0, config.max_concurrent_requests - sequences),
+    },
+  };
 }
 
 /** The base, then its adapters: one tokenizer and template for all. */
@@ -79,10 +90,7 @@ async function servedModels(
   names: readonly string[],
   log: Logger,
 ): Promise<ServedModel[]> {
-  const tokenizer = await loadTokenizer(setup.dir);
-  const template = rowTemplate(tokenizer, { name: config.template, system: config.system, ...dateOf(config) });
-  if (template.remark !== null) log.warn(template.remark);
-  if (template.source === null) log.warn("the tokenizer has no chat template: only /v1/completions answers");
+  const { tokenizer, template } = await servedLanguage(setup, config, log);
   const stopIds = stopIdsOf({ spec: setup.spec, template });
   return names.map((id, adapter) => ({
     ...{ id, adapter, parent: adapter === 0 ? null : names[0]!, tokenizer, template, stopIds },

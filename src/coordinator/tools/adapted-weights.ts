@@ -1,22 +1,28 @@
 import { availableParallelism } from "node:os";
+import { bytesOf, float32Of } from "../../common/bytes.ts";
 import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
 import type { PackedWeight } from "../../common/quantization.ts";
 import type { NativeAddon } from "../../engine/index.ts";
-import { adapterPairs } from "../../formats/adapter.ts";
-import type { PairShape, PairValues } from "../../formats/lora-init.ts";
+import { adapterMatrices } from "../../formats/adapter.ts";
+import { fromFloat32, toFloat32 } from "../../formats/half.ts";
 import { convertedTensor, type TensorLocation } from "../../formats/safetensors.ts";
 import { storedAliases } from "../../models/experts.ts";
+import { magnitudeName, pairNames } from "../../models/kinds/lora.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { type MergeTarget, mergeTargets } from "./merge-targets.ts";
+import { type MergeTarget, mergeTargets, type Replacement, replacements } from "./merge-targets.ts";
 import type { WeightValues } from "./packed-output.ts";
 
 const THREADS = availableParallelism();
 
-/** The base's weights with W + scale · B · A in place of every adapted W, one at a time. */
+/**
+ * The base's weights with W + scale · B · A in place of every adapted W (with DoRA its rows as long as their magnitudes), and what is trained
+ * whole in its own place, one at a time.
+ */
 export class AdaptedWeights {
   readonly #addon: NativeAddon;
   readonly #targets: ReadonlyMap<string, MergeTarget>;
-  readonly #readPair: ((target: PairShape) => Promise<PairValues>) | null;
+  readonly #replaced: ReadonlyMap<string, Replacement>;
+  readonly #read: (name: string) => Promise<Float32Array>;
 
   /** `holds`: whether a tensor of this name is asked for (experts at once or apart). Error: PL_ADAPTER_INVALID. */
   constructor(
@@ -32,16 +38,19 @@ export class AdaptedWeights {
       return found === undefined ? [] : [[name, found] as const];
     });
     this.#targets = new Map([...stored, ...own]);
-    this.#readPair = adapter === null ? null : adapterPairs(adapter, targets);
+    this.#replaced = adapter === null ? new Map() : replacements(lora!);
+    this.#read = adapter === null ? nothing : adapterMatrices(adapter, lora!.matrices);
   }
 
   /** Names of adapted tensors, those of the model and of the checkpoint. */
   get names(): ReadonlySet<string> {
-    return new Set(this.#targets.keys());
+    return new Set([...this.#targets.keys(), ...this.#replaced.keys()]);
   }
 
   /** A stored tensor in `dtype`: the sum is made in float32 and rounded once. */
   async values(name: string, location: TensorLocation, dtype: FloatDtype): Promise<WeightValues> {
+    const replacement = this.#replaced.get(name);
+    if (replacement !== undefined) return { bytes: await this.#replace(location, dtype, replacement), dtype };
     return this.added(name, { bytes: await collected(convertedTensor(location, dtype)), dtype });
   }
 
@@ -49,8 +58,12 @@ export class AdaptedWeights {
   async added(name: string, values: WeightValues): Promise<WeightValues> {
     const found = this.#targets.get(name);
     if (found === undefined) return values;
-    const { target, parts } = found;
-    const all = await this.#readPair!(target);
+    return found.target.dora ? this.#scaled(values, found) : this.#sum(values, found);
+  }
+
+  async #sum(values: WeightValues, { target, parts }: MergeTarget): Promise<WeightValues> {
+    const names = pairNames(target.name, target.role);
+    const all = { a: await this.#read(names.a), b: await this.#read(names.b) };
     const width = dtypeBytes(values.dtype);
     for (const { first, out, in: input, pair } of parts) {
       const { a, b } = pair(all);
@@ -60,11 +73,39 @@ export class AdaptedWeights {
     return values;
   }
 
+  /** DoRA's rows are as long as their magnitudes say: of the sum in float32, which is rounded once. */
+  async #scaled(values: WeightValues, merge: MergeTarget): Promise<WeightValues> {
+    const { dtype } = values;
+    const wide: WeightValues = { bytes: bytesOf(toFloat32(values.bytes, dtype)!), dtype: "float32" };
+    const magnitudes = await this.#read(magnitudeName(merge.target.name));
+    const sum = float32Of((await this.#sum(wide, merge)).bytes);
+    const columns = merge.target.in;
+    for (const [row, magnitude] of magnitudes.entries()) {
+      const own = sum.subarray(row * columns, (row + 1) * columns);
+      const factor = magnitude / Math.sqrt(own.reduce((total, value) => total + value * value, 0));
+      for (let i = 0; i < columns; i++) own[i]! *= factor;
+    }
+    return { bytes: fromFloat32(sum, dtype), dtype };
+  }
+
+  async #replace(location: TensorLocation, dtype: FloatDtype, { matrix, rows }: Replacement): Promise<Uint8Array> {
+    const values = fromFloat32(await this.#read(matrix), dtype);
+    if (rows === null) return values;
+    const table = await collected(convertedTensor(location, dtype));
+    const bytes = values.length / rows.length;
+    for (const [index, row] of rows.entries()) {
+      table.set(values.subarray(index * bytes, (index + 1) * bytes), row * bytes);
+    }
+    return table;
+  }
+
   /** The float32 values of a quantised weight. */
   async expanded(packed: PackedWeight<Uint8Array>): Promise<WeightValues> {
     return { bytes: await this.#addon.dequantize(packed, "float32", THREADS), dtype: "float32" };
   }
 }
+
+const nothing = (): Promise<Float32Array> => Promise.reject(new Error("no adapter is read"));
 
 async function collected(pieces: AsyncIterable<Uint8Array>): Promise<Uint8Array> {
   const all: Uint8Array[] = [];

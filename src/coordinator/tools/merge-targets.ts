@@ -1,7 +1,10 @@
 import { PipeloraError } from "../../common/errors.ts";
 import type { PairValues } from "../../formats/lora-init.ts";
 import { expertStacks, modelExperts, ofExpert, storedAliases } from "../../models/experts.ts";
-import type { LoraTarget } from "../../models/lora-targets.ts";
+import { biasMatrices } from "../../models/kinds/biases.ts";
+import { savedMatrices } from "../../models/kinds/saved-modules.ts";
+import { tokenMatrices } from "../../models/kinds/token-rows.ts";
+import type { LoraTarget, ResolvedLora } from "../../models/lora-targets.ts";
 import type { ExpertsSpec, ModelSpec } from "../../models/spec.ts";
 
 /** A part of a stored tensor that a pair's product is added to: a matrix [out, in] at `first` elements. */
@@ -11,6 +14,24 @@ export interface MergePart {
   readonly in: number;
   /** A [r, in] and B [out, r] of that matrix. */
   readonly pair: (values: PairValues) => PairValues;
+}
+
+/** A stored tensor, or rows of it, that an adapter holds itself: its matrix's name. */
+export interface Replacement {
+  readonly matrix: string;
+  /** Of the tensor, in the matrix's order; null: all of it. */
+  readonly rows: readonly number[] | null;
+}
+
+/** Stored tensors that are trained whole, biases, and the embedding of which rows are trained. */
+export function replacements({ saved, biases, tokens }: ResolvedLora): Map<string, Replacement> {
+  const found = new Map<string, Replacement>();
+  for (const one of saved) found.set(`${one.module}.weight`, { matrix: savedMatrices(one)[0]!.name, rows: null });
+  for (const one of biases) found.set(`${one.module}.bias`, { matrix: biasMatrices(one)[0]!.name, rows: null });
+  if (tokens !== null) {
+    found.set(`${tokens.module}.weight`, { matrix: tokenMatrices(tokens)[0]!.name, rows: tokens.ids });
+  }
+  return found;
 }
 
 /** What a stored tensor gets. */
@@ -31,6 +52,13 @@ export function mergeTargets(
   const aliases = storedAliases(spec);
   const found = new Map<string, MergeTarget>();
   for (const target of targets) {
+    if (target.role === "embedding") {
+      // The table is [vocab, hidden]: W + s Aᵀ Bᵀ.
+      const { in: vocab, out: hidden, r } = target;
+      const turned = ({ a, b }: PairValues) => ({ a: transposed(b, hidden, r), b: transposed(a, r, vocab) });
+      found.set(`${target.name}.weight`, { target, parts: [{ first: 0, out: vocab, in: hidden, pair: turned }] });
+      continue;
+    }
     if (target.stack === undefined) {
       const name = `${target.name}.weight`;
       const part = { first: 0, out: target.out, in: target.in, pair: (values: PairValues) => values };

@@ -29,6 +29,7 @@ import type { LinearSpec } from "../../models/spec.ts";
 import { type ModelSettings, type ModelSetup, setUpModel } from "../planning/model-setup.ts";
 import { locateAdapter } from "../planning/named-models.ts";
 import { AdaptedWeights } from "./adapted-weights.ts";
+import { replacements } from "./merge-targets.ts";
 import { copyModelFiles, writeModelConfig } from "./model-files.ts";
 import { quantizableNames, quantizedGroup, type WeightValues } from "./packed-output.ts";
 
@@ -80,7 +81,7 @@ export async function mergeAdapter(config: MergeSettings, log: Logger, confirm: 
   const files = await staged.place(await checkpointFiles(dir), [SINGLE_FILE, INDEX_FILE]);
   return {
     files,
-    merged: setup.lora!.targets.length,
+    merged: setup.lora!.targets.length + replacements(setup.lora!).size,
     warnings: [...setup.warnings, ...(quantization === null ? [] : [LOSSY])],
   };
 }
@@ -207,12 +208,15 @@ function copied(name: string, location: TensorLocation): TensorToWrite {
   return { name, dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
 }
 
-/** A head that shares the embedding's memory can't take an adapter of its own. */
-export function refuseTiedTargets({ spec, lora }: ModelSetup): void {
+/** Two modules that share a weight can't be changed one apart from the other. */
+export function refuseTiedTargets({ spec, lora }: Pick<ModelSetup, "spec" | "lora">): void {
   const head = spec.layers.find((layer) => layer.kind === "head");
-  if (head?.tied === true && lora!.targets.some(({ name }) => name === head.name)) {
-    throw new PipeloraError("PL_ADAPTER_INVALID", `${head.name} is adapted, but shares its weight with the embedding`, {
-      hint: "Keep the adapter beside the base model, or untie the checkpoint first (tie_word_embeddings false).",
-    });
-  }
+  if (head?.tied !== true) return;
+  const { targets, saved } = lora!;
+  const changed = [...targets.map(({ name }) => name), ...saved.map(({ module }) => module)];
+  const own = changed.find((name) => name === head.name || name === spec.layers[0]!.name);
+  if (own === undefined) return;
+  throw new PipeloraError("PL_ADAPTER_INVALID", `${own} is trained, but the embedding and the head share one weight`, {
+    hint: "Keep the adapter beside the base model, or untie the checkpoint first (tie_word_embeddings false).",
+  });
 }

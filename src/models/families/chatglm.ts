@@ -43,6 +43,7 @@ export function chatglmSpec(config: unknown, generation: unknown): ModelSpec {
   const turning = headDim / 2;
   if (turning % 2 !== 0) unsupported("kv_channels", headDim, "a multiple of 4");
   return decoderSpec(parsed, generation, {
+    padsEmbedding: false,
     family: "chatglm",
     prefix: "ChatGLM",
     bias: { qkv: bias || (own.add_qkv_bias ?? false), output: bias, gateUp: bias, down: bias },

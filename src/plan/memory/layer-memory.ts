@@ -16,6 +16,8 @@ import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum 
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
+import { kindMemory, lowestTrainable, trainedBytes, trainsTable } from "./kind-memory.ts";
+import { logitRows } from "./logit-rows.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
 export interface LayerMemory {
@@ -43,17 +45,8 @@ export interface LayerMemory {
 }
 
 const FLOAT32 = 4;
-/** Bytes of float32 logits that are alive at a time: the head works through its label tokens in chunks of about this size. */
-const LOGITS_BYTES = 2 ** 28;
-const CHUNK_TILE = 128;
 /** The driver's context, cuBLASLt's workspace and small tables. A CPU worker's budget is for what it computes with, not for the interpreter. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
-
-/** Rows of a chunk of logits (native/model/head.cpp): what fits, and what more fills the tiles of a product. */
-function logitRows(vocab: number): number {
-  const fitting = Math.max(1, Math.floor(LOGITS_BYTES / (FLOAT32 * vocab)));
-  return fitting < CHUNK_TILE ? fitting : Math.ceil(fitting / CHUNK_TILE) * CHUNK_TILE;
-}
 
 export function contextBytes(kind: Device["kind"]): number {
   return CONTEXT_BYTES[kind];
@@ -82,12 +75,19 @@ export function layerMemory(request: PlanRequest): LayerMemory[] {
   const gpu = onGpu(request);
   return spec.layers.map((layer, index) => {
     const own = pairs[index]!;
+    const kinds = kindMemory(request, layer, own);
+    const table = trainsTable(request, layer);
     const held = gpu ? heldOnGpu(request, layer, own) : heldOnCpu(request, layer);
+    const moving = { ...NOTHING, ...transient(request, layer, own, index >= lowest) };
     return {
       ...held,
-      lora: own.reduce((total, { r, in: input, out }) => total + r * (input + out), 0) * LORA_BYTES_PER_PARAMETER,
-      ...NOTHING,
-      ...transient(request, layer, own, index >= lowest),
+      weights: table ? 0 : held.weights + kinds.weights,
+      host: table ? 0 : held.host,
+      lora: trainedBytes(request, index),
+      ...moving,
+      savedFull: moving.savedFull + kinds.kept,
+      workspace: moving.workspace + kinds.workspace,
+      recompute: moving.recompute + kinds.kept,
     };
   });
 }
@@ -290,12 +290,6 @@ export function boundaryBytes(request: PlanRequest): number {
   const { shape } = request.spec;
   const turning = sum(request.spec.rules.rotary.map(({ invFreq }) => 2 * invFreq.length));
   return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4)) * request.work.tokens;
-}
-
-/** Index of the lowest layer with a LoRA pair; Infinity when nothing learns. */
-export function lowestTrainable({ lora, work }: Pick<PlanRequest, "lora" | "work">): number {
-  if (work.forwardOnly === true) return Number.POSITIVE_INFINITY;
-  return lora.reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
 
 export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraTarget[][] {

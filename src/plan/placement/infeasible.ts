@@ -62,6 +62,8 @@ function remediesFor(request: PlanRequest, budgets: ReadonlyMap<number, number>,
   const settings: string[] = [];
   const uncached: PlanRequest = { ...request, weightCache: "off" };
   if (request.weightCache === "on" && fits(uncached)) settings.push("--weight-cache auto");
+  const shorter = withSmallerCache(request, fits);
+  if (shorter !== null) settings.push(`--kv-cache-tokens ${shorter.work.cacheTokens}`);
   if (checkpointed !== null && fits(checkpointed)) settings.push("--gradient-checkpointing");
   if (smaller !== null) settings.push(`--micro-batch-tokens ${smaller.work.tokens} with rows no longer than that`);
   for (const [name, quantized] of lowerPrecisions(request)) if (fits(quantized)) settings.push(name);
@@ -70,13 +72,24 @@ function remediesFor(request: PlanRequest, budgets: ReadonlyMap<number, number>,
 }
 
 function withCheckpointing(request: PlanRequest): PlanRequest | null {
-  if (request.work.checkpointing !== "none" || request.lora.length === 0) return null;
+  const { checkpointing, forwardOnly } = request.work;
+  if (checkpointing !== "none" || request.lora.length === 0 || forwardOnly === true) return null;
   return { ...request, work: { ...request.work, checkpointing: "all" } };
 }
 
-/** The largest of half, a quarter, … of the tokens that fits. */
+/** The largest of half, a quarter, … of a key/value cache that fits. */
+function withSmallerCache(request: PlanRequest, fits: FitTest): PlanRequest | null {
+  for (let rows = request.work.cacheTokens >> 1; rows >= FEWEST_TOKENS; rows >>= 1) {
+    const smaller = { ...request, work: { ...request.work, cacheTokens: rows } };
+    if (fits(smaller)) return smaller;
+  }
+  return null;
+}
+
+/** The largest of half, a quarter, … of a step's tokens that fits. */
 function withSmallerBatches(request: PlanRequest, fits: FitTest): PlanRequest | null {
   const { work } = request;
+  if (work.forwardOnly === true) return null;
   for (let tokens = work.tokens >> 1; tokens >= FEWEST_TOKENS; tokens >>= 1) {
     const share = tokens / work.tokens;
     const microBatches = Math.ceil(work.microBatches / share);

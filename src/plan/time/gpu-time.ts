@@ -14,7 +14,8 @@ import {
   tailColumns,
 } from "../memory/gpu-products.ts";
 import { isExpanded } from "../memory/gpu-weights.ts";
-import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
+import { lowestTrainable } from "../memory/kind-memory.ts";
+import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
 import type { LayerWork } from "./layer-work.ts";

@@ -1,6 +1,7 @@
 import { tokenRank } from "../../models/experts.ts";
 import type { BlockLayer, ModelShape } from "../../models/spec.ts";
-import { lowestTrainable, pairsByLayer } from "../memory/layer-memory.ts";
+import { lowestTrainable, trainedMatrices } from "../memory/kind-memory.ts";
+import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 
 /** FLOP, or seconds, of one layer for one micro-batch of mean size. */
@@ -48,6 +49,7 @@ export function layerWork(request: PlanRequest): LayerWork[] {
   const { spec, work, lora } = request;
   const { hidden, vocab } = spec.shape;
   const lowest = lowestTrainable(request);
+  const trained = trainedMatrices(request);
   const pairs = pairsByLayer(lora, spec.layers.length);
   return spec.layers.map((layer, index): LayerWork => {
     const learns = index >= lowest;
@@ -69,9 +71,10 @@ export function layerWork(request: PlanRequest): LayerWork[] {
     if (layer.kind === "head") {
       const pass = 2 * hidden * vocab * work.meanLabelTokens;
       const forward = pass + adapters * work.meanLabelTokens;
+      const whole = trained.some((matrix) => matrix.name === `${layer.name}.weight`) ? pass : 0;
       return {
         forward,
-        backward: lora.length > 0 ? pass + 2 * adapters * work.meanLabelTokens : 0,
+        backward: trained.length > 0 ? pass + whole + 2 * adapters * work.meanLabelTokens : 0,
         recompute: 0,
         expansion: 0,
       };

@@ -13,7 +13,7 @@ import type { Draw as _pipelora_v1_Draw, Draw__Output as _pipelora_v1_Draw__Outp
 import type { DrawnToken as _pipelora_v1_DrawnToken, DrawnToken__Output as _pipelora_v1_DrawnToken__Output } from './pipelora/v1/DrawnToken.ts';
 import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from './pipelora/v1/Evaluate.ts';
 import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from './pipelora/v1/EvaluateResult.ts';
-import type { ExportLora as _pipelora_v1_ExportLora, ExportLora__Output as _pipelora_v1_ExportLora__Output } from './pipelora/v1/ExportLora.ts';
+import type { ExportMatrices as _pipelora_v1_ExportMatrices, ExportMatrices__Output as _pipelora_v1_ExportMatrices__Output } from './pipelora/v1/ExportMatrices.ts';
 import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_Failure__Output } from './pipelora/v1/Failure.ts';
 import type { FileChunk as _pipelora_v1_FileChunk, FileChunk__Output as _pipelora_v1_FileChunk__Output } from './pipelora/v1/FileChunk.ts';
 import type { FileHash as _pipelora_v1_FileHash, FileHash__Output as _pipelora_v1_FileHash__Output } from './pipelora/v1/FileHash.ts';
@@ -21,7 +21,7 @@ import type { FromWorker as _pipelora_v1_FromWorker, FromWorker__Output as _pipe
 import type { Heartbeat as _pipelora_v1_Heartbeat, Heartbeat__Output as _pipelora_v1_Heartbeat__Output } from './pipelora/v1/Heartbeat.ts';
 import type { Hello as _pipelora_v1_Hello, Hello__Output as _pipelora_v1_Hello__Output } from './pipelora/v1/Hello.ts';
 import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v1_HubModel__Output } from './pipelora/v1/HubModel.ts';
-import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from './pipelora/v1/ImportLora.ts';
+import type { ImportMatrices as _pipelora_v1_ImportMatrices, ImportMatrices__Output as _pipelora_v1_ImportMatrices__Output } from './pipelora/v1/ImportMatrices.ts';
 import type { Infer as _pipelora_v1_Infer, Infer__Output as _pipelora_v1_Infer__Output } from './pipelora/v1/Infer.ts';
 import type { InferResult as _pipelora_v1_InferResult, InferResult__Output as _pipelora_v1_InferResult__Output } from './pipelora/v1/InferResult.ts';
 import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
@@ -31,10 +31,11 @@ import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipe
 import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from './pipelora/v1/ListCheckpoints.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
-import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from './pipelora/v1/LoraTensor.ts';
 import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from './pipelora/v1/MakeNcclIds.ts';
+import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from './pipelora/v1/MatrixTensor.ts';
 import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
 import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as _pipelora_v1_MicroBatches__Output } from './pipelora/v1/MicroBatches.ts';
+import type { NamedMatrix as _pipelora_v1_NamedMatrix, NamedMatrix__Output as _pipelora_v1_NamedMatrix__Output } from './pipelora/v1/NamedMatrix.ts';
 import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from './pipelora/v1/NcclIds.ts';
 import type { OpenCache as _pipelora_v1_OpenCache, OpenCache__Output as _pipelora_v1_OpenCache__Output } from './pipelora/v1/OpenCache.ts';
 import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from './pipelora/v1/OutputFolder.ts';
@@ -57,7 +58,9 @@ import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipe
 import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from './pipelora/v1/StepTimes.ts';
 import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
 import type { TraceSpan as _pipelora_v1_TraceSpan, TraceSpan__Output as _pipelora_v1_TraceSpan__Output } from './pipelora/v1/TraceSpan.ts';
+import type { TrainedModule as _pipelora_v1_TrainedModule, TrainedModule__Output as _pipelora_v1_TrainedModule__Output } from './pipelora/v1/TrainedModule.ts';
 import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from './pipelora/v1/Update.ts';
+import type { UpdateGroup as _pipelora_v1_UpdateGroup, UpdateGroup__Output as _pipelora_v1_UpdateGroup__Output } from './pipelora/v1/UpdateGroup.ts';
 import type { Welcome as _pipelora_v1_Welcome, Welcome__Output as _pipelora_v1_Welcome__Output } from './pipelora/v1/Welcome.ts';
 import type { WriteFile as _pipelora_v1_WriteFile, WriteFile__Output as _pipelora_v1_WriteFile__Output } from './pipelora/v1/WriteFile.ts';
 
@@ -80,7 +83,7 @@ export interface ProtoGrpcType {
       DrawnToken: MessageTypeDefinition<_pipelora_v1_DrawnToken, _pipelora_v1_DrawnToken__Output>
       Evaluate: MessageTypeDefinition<_pipelora_v1_Evaluate, _pipelora_v1_Evaluate__Output>
       EvaluateResult: MessageTypeDefinition<_pipelora_v1_EvaluateResult, _pipelora_v1_EvaluateResult__Output>
-      ExportLora: MessageTypeDefinition<_pipelora_v1_ExportLora, _pipelora_v1_ExportLora__Output>
+      ExportMatrices: MessageTypeDefinition<_pipelora_v1_ExportMatrices, _pipelora_v1_ExportMatrices__Output>
       Failure: MessageTypeDefinition<_pipelora_v1_Failure, _pipelora_v1_Failure__Output>
       FileChunk: MessageTypeDefinition<_pipelora_v1_FileChunk, _pipelora_v1_FileChunk__Output>
       FileHash: MessageTypeDefinition<_pipelora_v1_FileHash, _pipelora_v1_FileHash__Output>
@@ -88,7 +91,7 @@ export interface ProtoGrpcType {
       Heartbeat: MessageTypeDefinition<_pipelora_v1_Heartbeat, _pipelora_v1_Heartbeat__Output>
       Hello: MessageTypeDefinition<_pipelora_v1_Hello, _pipelora_v1_Hello__Output>
       HubModel: MessageTypeDefinition<_pipelora_v1_HubModel, _pipelora_v1_HubModel__Output>
-      ImportLora: MessageTypeDefinition<_pipelora_v1_ImportLora, _pipelora_v1_ImportLora__Output>
+      ImportMatrices: MessageTypeDefinition<_pipelora_v1_ImportMatrices, _pipelora_v1_ImportMatrices__Output>
       Infer: MessageTypeDefinition<_pipelora_v1_Infer, _pipelora_v1_Infer__Output>
       InferResult: MessageTypeDefinition<_pipelora_v1_InferResult, _pipelora_v1_InferResult__Output>
       LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
@@ -98,10 +101,11 @@ export interface ProtoGrpcType {
       ListCheckpoints: MessageTypeDefinition<_pipelora_v1_ListCheckpoints, _pipelora_v1_ListCheckpoints__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
-      LoraTensor: MessageTypeDefinition<_pipelora_v1_LoraTensor, _pipelora_v1_LoraTensor__Output>
       MakeNcclIds: MessageTypeDefinition<_pipelora_v1_MakeNcclIds, _pipelora_v1_MakeNcclIds__Output>
+      MatrixTensor: MessageTypeDefinition<_pipelora_v1_MatrixTensor, _pipelora_v1_MatrixTensor__Output>
       MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>
       MicroBatches: MessageTypeDefinition<_pipelora_v1_MicroBatches, _pipelora_v1_MicroBatches__Output>
+      NamedMatrix: MessageTypeDefinition<_pipelora_v1_NamedMatrix, _pipelora_v1_NamedMatrix__Output>
       NcclIds: MessageTypeDefinition<_pipelora_v1_NcclIds, _pipelora_v1_NcclIds__Output>
       OpenCache: MessageTypeDefinition<_pipelora_v1_OpenCache, _pipelora_v1_OpenCache__Output>
       OutputFolder: MessageTypeDefinition<_pipelora_v1_OutputFolder, _pipelora_v1_OutputFolder__Output>
@@ -124,7 +128,9 @@ export interface ProtoGrpcType {
       StepTimes: MessageTypeDefinition<_pipelora_v1_StepTimes, _pipelora_v1_StepTimes__Output>
       ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
       TraceSpan: MessageTypeDefinition<_pipelora_v1_TraceSpan, _pipelora_v1_TraceSpan__Output>
+      TrainedModule: MessageTypeDefinition<_pipelora_v1_TrainedModule, _pipelora_v1_TrainedModule__Output>
       Update: MessageTypeDefinition<_pipelora_v1_Update, _pipelora_v1_Update__Output>
+      UpdateGroup: MessageTypeDefinition<_pipelora_v1_UpdateGroup, _pipelora_v1_UpdateGroup__Output>
       Welcome: MessageTypeDefinition<_pipelora_v1_Welcome, _pipelora_v1_Welcome__Output>
       WriteFile: MessageTypeDefinition<_pipelora_v1_WriteFile, _pipelora_v1_WriteFile__Output>
     }

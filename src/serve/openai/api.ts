@@ -32,7 +32,7 @@ export function openaiApi(service: Service): (app: FastifyInstance) => Promise<v
     created: service.created,
     owned_by: "pipelora",
     parent,
-    max_model_len: service.scheduler.mostTokens,
+    max_model_len: service.scheduler()?.mostTokens ?? null,
   });
   const handle =
     <T extends { readonly model: string }>(schema: z.ZodType<T>, answer: Answer<T>) =>

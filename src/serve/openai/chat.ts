@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { FastifyReply } from "fastify";
 import type { DrawnToken } from "../../generation/round.ts";
 import type { ServedModel, Service } from "../service.ts";
-import { replies, stopsOf, tokenChoice, type WantedReplies } from "./choices.ts";
+import { replies, schedulerOf, stopsOf, tokenChoice, type WantedReplies } from "./choices.ts";
 import { ApiError } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 import { chatLogprobs } from "./log-probabilities.ts";
@@ -95,8 +95,8 @@ function promptOf(
   return template.encodePrompt(templateMessages(messages), { tools, ...(variables == null ? {} : { variables }) });
 }
 
-function defaultTokens({ scheduler, defaultTokens }: Service, prompt: number): number {
-  return Math.max(1, Math.min(defaultTokens, scheduler.mostTokens - prompt));
+function defaultTokens(service: Service, prompt: number): number {
+  return Math.max(1, Math.min(service.defaultTokens, schedulerOf(service).mostTokens - prompt));
 }
 
 interface Delta {

@@ -1,10 +1,13 @@
 import { randomInt } from "node:crypto";
 import type { TokenChoice } from "../../generation/draws.ts";
 import { type Reply, type ReplyPiece, reply } from "../../generation/reply.ts";
+import type { Scheduler } from "../../generation/scheduler.ts";
 import type { ServedModel, Service } from "../service.ts";
 import { ApiError } from "./errors.ts";
 import type { CommonRequest } from "./requests.ts";
 
+/** When who comes while the model is loaded may come again. */
+const LOADING_S = 5;
 const MOST_SEED = 2 ** 48 - 1;
 
 /** How a request wants tokens chosen. Where it says nothing OpenAI's defaults hold: every token may come, at temperature 1. */
@@ -56,11 +59,12 @@ export function stopsOf(model: ServedModel, request: CommonRequest): Pick<Wanted
  * the first has the request's. Errors: ApiError, the scheduler's.
  */
 export async function replies(
-  { scheduler }: Service,
+  service: Service,
   { tokenizer, adapter }: ServedModel,
   wanted: WantedReplies,
   onPiece: (index: number, piece: ReplyPiece) => void,
 ): Promise<Reply[]> {
+  const scheduler = schedulerOf(service);
   const { prompts, n, maxTokens, choice, stopIds, stops, specials, signal } = wanted;
   const all = prompts.flatMap((prompt) => Array.from({ length: n }, (_, own) => ({ prompt, own })));
   for (const prompt of prompts) expectFits(prompt.length, maxTokens, scheduler.mostTokens);
@@ -95,6 +99,13 @@ export async function replies(
     await Promise.allSettled(begun);
     throw error;
   }
+}
+
+/** Error: 503 while there is none. */
+export function schedulerOf(service: Service): Scheduler {
+  const scheduler = service.scheduler();
+  if (scheduler !== null) return scheduler;
+  throw new ApiError(503, "The model is being loaded.", { code: "loading", retryAfterS: LOADING_S });
 }
 
 function seedOf(value: number): number {

@@ -88,7 +88,7 @@ export function invalidRequest(issues: readonly z.core.$ZodIssue[]): ApiError {
   const what =
     unknown === null ? `Invalid value for '${param}': ${first?.message}.` : `Unrecognized request argument: ${param}.`;
   return new ApiError(400, what, {
-    param: param === "" ? null : param,
+    param: path.length === 0 ? null : param,
     code: unknown === null ? "invalid_value" : "unknown_parameter",
   });
 }

@@ -14,7 +14,7 @@ function only<T extends z.ZodType>(schema: T, why: string) {
   return optional(z.unknown().refine((value) => value === null || schema.safeParse(value).success, why));
 }
 
-const stop = optional(z.union([z.string().min(1), z.array(z.string().min(1)).min(1).max(16)]));
+const stop = optional(z.union([z.string().min(1), z.array(z.string().min(1)).max(16)]));
 
 /** What both kinds of completions have. Names that are not OpenAI's are vLLM's. */
 const common = {

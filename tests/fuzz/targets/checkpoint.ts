@@ -1,5 +1,6 @@
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { elementCount } from "../../../src/common/dtype.ts";
 import { checkHashes, writeHashes } from "../../../src/coordinator/run/checkpoint-store.ts";
 import { readCheckpoint } from "../../../src/coordinator/run/checkpoints.ts";
 import { initialState, parseState, serializeState } from "../../../src/coordinator/run/trainer-state.ts";
@@ -41,16 +42,14 @@ export const checkpoint: FuzzTarget = {
     for (const name of ["adapter_config.json", "adapter_model.safetensors"]) {
       copyFileSync(join(GOLDEN, "adapter_init", name), join(folder, name));
     }
-    const { targets } = await resolved();
-    const moments = targets.flatMap(({ name, r, in: input, out }) =>
-      (["A", "B"] as const).flatMap((matrix) =>
-        ["exp_avg", "exp_avg_sq"].map((part) => ({
-          name: `base_model.model.${name}.lora_${matrix}.weight.${part}`,
-          dtype: "float32" as const,
-          shape: [matrix === "A" ? r * input : out * r],
-          data: () => float32Bytes(new Float32Array(matrix === "A" ? r * input : out * r)),
-        })),
-      ),
+    const { matrices } = await resolved();
+    const moments = matrices.flatMap(({ name, shape }) =>
+      ["exp_avg", "exp_avg_sq"].map((part) => ({
+        name: `base_model.model.${name}.${part}`,
+        dtype: "float32" as const,
+        shape: [elementCount(shape)],
+        data: () => float32Bytes(new Float32Array(elementCount(shape))),
+      })),
     );
     await writeSafetensors(join(folder, "optimizer.safetensors"), moments);
     const path = (name: string) => join(folder, name);

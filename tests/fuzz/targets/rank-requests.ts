@@ -19,6 +19,7 @@ import { kindsOf, strangeMessage } from "../proto-messages.ts";
 import type { Random } from "../random.ts";
 import type { FuzzTarget } from "../target.ts";
 
+const Q_PROJ = "model.layers.0.self_attn.q_proj";
 const MODEL = join(PACKAGE_ROOT, "tests", "fixtures", "goldens", "qwen2-gqa-tied", "model");
 /** Far above what an answer takes on a busy machine; a tensor that never comes takes LINK_S. */
 const ANSWER_MS = 30_000;
@@ -38,13 +39,14 @@ async function goodPrepare(): Promise<object> {
     lora: [
       {
         moduleId: 0,
-        module: "model.layers.0.self_attn.q_proj",
+        module: Q_PROJ,
         r: 2,
         scale: 1,
         in: spec.shape.hidden,
         out: spec.shape.heads * spec.shape.headDim,
       },
     ],
+    matrices: ["A", "B"].map((matrix) => ({ name: `${Q_PROJ}.lora_${matrix}.weight` })),
     ...{ loraInit: { kind: "kaiming" }, linkTimeoutS: LINK_S, quantization: { method: "none" }, pipelineRanks: [0] },
   };
 }
@@ -82,13 +84,14 @@ function goodBatches(): object {
 }
 
 async function goodRequest(random: Random): Promise<ToWorker> {
-  const adam = { learningRate: 1e-3, gradScale: 1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 };
+  const groups = [{ learningRate: 1e-3, weightDecay: 0 }];
+  const adam = { groups, gradScale: 1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
   const requests: (() => object | Promise<object>)[] = [
     async () => ({ prepare: await goodPrepare() }),
     () => ({ runStep: { step: 1, microBatches: goodBatches(), lossScale: 1 } }),
     () => ({ evaluate: { microBatches: goodBatches() } }),
     () => ({ applyUpdate: { step: 1, ...adam } }),
-    () => ({ exportLora: { parts: ["weight"] } }),
+    () => ({ exportMatrices: { parts: ["weight"] } }),
     () => ({ openCache: { sequences: 2, rows: 9 } }),
     () => ({ infer: goodRound() }),
     () => ({ reportRank: {} }),
@@ -139,7 +142,7 @@ async function requests(random: Random): Promise<ToWorker[]> {
 
 /** Whether a request is answered: what only begins something, or ends the session, is not. */
 function isAnswered(message: ToWorker): boolean {
-  const silent = ["welcome", "shutdown", "loraTensor", "importLora"];
+  const silent = ["welcome", "shutdown", "matrixTensor", "importMatrices"];
   return !silent.some((kind) => message[kind as keyof ToWorker] !== undefined);
 }
 
@@ -173,7 +176,8 @@ export const rankRequests: FuzzTarget = {
       ...{ onWelcome: () => {}, onCollected: () => {}, onPrepared: () => {}, onShutdown: () => {} },
       signal: over.signal,
     });
-    const answered = (request: number) => replies.some(({ replyTo, loraTensor }) => replyTo === request && !loraTensor);
+    const answered = (request: number) =>
+      replies.some(({ replyTo, matrixTensor }) => replyTo === request && !matrixTensor);
     try {
       rank.handle(
         decodeRequest(

@@ -43,8 +43,7 @@ const SAID: Readonly<Record<string, string>> = {
   "use_peft: true": "leave it out: LoRA",
   "ddp_timeout: 1800": "leave it out: lost workers",
   "eos_token: </s>": "leave it out: the template's own",
-  "use_dora: true": "it is not offered",
-  "modules_to_save: [lm_head]": "it is not offered",
+  "deepspeed: ds.json": "it is not offered",
 };
 
 test("every key of another trainer is told what it is here, never a neighbour in spelling", async (t) => {

@@ -3,17 +3,18 @@ import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
 import { clipFactor, gradientNorm } from "../../../src/coordinator/run/gradients.ts";
 
-const result = (pairs: readonly { moduleId: number; a: number; b: number }[]) => ({
-  moduleIds: bytesOf(Int32Array.from(pairs, ({ moduleId }) => moduleId)),
-  gradSquares: bytesOf(Float64Array.from(pairs.flatMap(({ a, b }) => [a, b]))),
+const result = (matrices: readonly { id: number; square: number }[]) => ({
+  matrixIds: bytesOf(Int32Array.from(matrices, ({ id }) => id)),
+  gradSquares: bytesOf(Float64Array.from(matrices, ({ square }) => square)),
 });
 
-test("the norm has the same bits however pairs are spread over ranks", () => {
-  const pairs = Array.from({ length: 50 }, (_, moduleId) => ({ moduleId, a: 1 / (moduleId + 3), b: 1e-9 * moduleId }));
-  const whole = gradientNorm([result(pairs)]);
-  const split = gradientNorm([result(pairs.slice(20)), result([]), result(pairs.slice(0, 20))]);
+test("the norm has the same bits however matrices are spread over ranks", () => {
+  const matrices = Array.from({ length: 101 }, (_, id) => ({ id, square: id % 2 === 0 ? 1 / (id + 3) : 1e-9 * id }));
+  const whole = gradientNorm([result(matrices)]);
+  const split = gradientNorm([result(matrices.slice(41)), result([]), result(matrices.slice(0, 41))]);
   assert.equal(split, whole);
-  const expected = Math.sqrt(pairs.reduce((sum, { a, b }) => sum + a + b, 0));
+  assert.equal(gradientNorm([result([...matrices].reverse())]), whole);
+  const expected = Math.sqrt(matrices.reduce((sum, { square }) => sum + square, 0));
   assert.equal(whole, expected);
 });
 

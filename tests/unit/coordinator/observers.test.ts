@@ -108,7 +108,7 @@ test("/metrics: a run's numbers and a scheduler's, counters that never fall, in 
   let state = { running: 2, waiting: 1, rows: 4096, rowsInUse: 100, promptTokens: 30, newTokens: 7, rounds: 5 };
   const app = fastify();
   t.after(() => app.close());
-  await app.register(metricsPage(registry, { state: () => state as never }));
+  await app.register(metricsPage(registry, () => ({ state: () => state as never })));
   observer.step(progress(4, 2.5));
   observer.step(progress(5, 2.25));
   observer.log({ step: 5, loss: 2.375, grad_norm: 0.5 });

@@ -36,8 +36,8 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     runStep: async (step: number, _batches: unknown, previous: Update | null, scale: number) => {
       if (previous !== null) updates.push(previous);
       scales.push(scale);
-      const gradSquares = bytesOf(Float64Array.of(square(step, scale), 0));
-      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, moduleIds: bytesOf(Int32Array.of(0)), gradSquares }];
+      const gradSquares = bytesOf(Float64Array.of(square(step, scale)));
+      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, matrixIds: bytesOf(Int32Array.of(0)), gradSquares }];
     },
     applyUpdate: async (update: Update) => {
       updates.push(update);
@@ -59,7 +59,15 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     stepped: async () => {},
   };
   const source = { maxSteps: 4, at };
-  const options = { config: CONFIG, pipeline, source, evaluation: null, rate: RATE, flosPerToken: 1 };
+  const options = {
+    config: CONFIG,
+    pipeline,
+    source,
+    evaluation: null,
+    rate: RATE,
+    groups: [{ peak: 1, weightDecay: 0 }],
+    flosPerToken: 1,
+  };
   await trainSteps({ ...options, reporter: QUIET, hooks }, state);
   return { updates, scales };
 }
@@ -77,7 +85,7 @@ test("under loss scaling an overflow skips the step, halves the scale, and is no
   );
   const applied = updates.filter(({ skip }) => skip !== true);
   assert.deepEqual(
-    applied.map(({ step, learningRate }) => [step, learningRate]),
+    applied.map(({ step, groups }) => [step, groups![0]!.learningRate]),
     [
       [1, 1],
       [2, 0.75],

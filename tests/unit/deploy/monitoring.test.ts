@@ -31,7 +31,7 @@ async function toldMetrics(): Promise<Set<string>> {
   new PrometheusObserver(registry);
   const app = fastify();
   const state = { running: 0, waiting: 0, rows: 0, rowsInUse: 0, promptTokens: 0, newTokens: 0, rounds: 0 };
-  await app.register(metricsPage(registry, { state: () => state as never }));
+  await app.register(metricsPage(registry, () => ({ state: () => state as never })));
   const page = (await app.inject("/metrics")).body;
   await app.close();
   const types = [...page.matchAll(/^# TYPE (\w+) (\w+)$/gm)].map(([, name, type]) => ({ name: name!, type }));

@@ -47,7 +47,7 @@ test("an engine is promised: what can't be made rejects, and so does every call 
   await engine.close();
   await engine.close();
   await assert.rejects(engine.zeroGrad(), { code: "PL_ENGINE_FAILED" });
-  await assert.rejects(engine.loraNames(), { code: "PL_ENGINE_FAILED" });
+  await assert.rejects(engine.matrixNames(), { code: "PL_ENGINE_FAILED" });
 });
 
 test("arrays in use live on by themselves: the list they came in may be emptied and collected", async () => {

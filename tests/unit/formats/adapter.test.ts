@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { beforeEach, describe, test } from "node:test";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import { DEFAULT_LORA_SETTINGS } from "../../../src/common/lora-settings.ts";
-import { adapterPairs, openAdapter, writeAdapter } from "../../../src/formats/adapter.ts";
+import { adapterMatrices, openAdapter, writeAdapter } from "../../../src/formats/adapter.ts";
 import { adapterConfigText, parseAdapterConfig } from "../../../src/formats/adapter-config.ts";
 import { initLora } from "../../../src/formats/lora-init.ts";
 import { modelSpecFromConfig, readModelSpec } from "../../../src/models/index.ts";
@@ -22,7 +22,7 @@ const spec = modelSpecFromConfig({
   vocab_size: 20,
 });
 const settings = { ...DEFAULT_LORA_SETTINGS, targetModules: ["c_attn", "w1"], r: 4, alpha: 8 };
-const { targets } = resolveLoraTargets(spec, settings);
+const { targets, matrices } = resolveLoraTargets(spec, settings);
 
 let dir = "";
 beforeEach(async () => {
@@ -33,8 +33,11 @@ const write = () =>
     settings,
     targetModules: settings.targetModules,
     baseModel: "./Qwen-7B-Chat",
-    targets,
-    matrix: (target, which) => initLora(target, { initLoraWeights: false }, 7)[which === "A" ? "a" : "b"],
+    matrices,
+    values: (name) => {
+      const target = targets.find((one) => name.startsWith(`${one.name}.`))!;
+      return initLora(target, { initLoraWeights: false }, 7)[name.includes(".lora_A.") ? "a" : "b"];
+    },
   });
 const editConfig = async (edit: Record<string, unknown>) => {
   const path = join(dir, "adapter_config.json");
@@ -67,12 +70,11 @@ describe("adapter folders", () => {
     const adapter = await openAdapter(dir);
     assert.deepEqual(adapter.settings, settings);
     assert.equal(adapter.baseModel, "./Qwen-7B-Chat");
-    const read = adapterPairs(adapter, targets);
+    const read = adapterMatrices(adapter, matrices);
     for (const target of targets) {
-      const { a, b } = await read(target);
       const expected = initLora(target, { initLoraWeights: false }, 7);
-      assert.deepEqual(a, expected.a);
-      assert.deepEqual(b, expected.b);
+      assert.deepEqual(await read(`${target.name}.lora_A.weight`), expected.a);
+      assert.deepEqual(await read(`${target.name}.lora_B.weight`), expected.b);
     }
     const keys = [...adapter.weights.tensors.keys()];
     assert.equal(keys[0], "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight");
@@ -84,10 +86,9 @@ describe("adapter folders", () => {
     await editConfig({ brand_new: 1, eva_config: null, init_lora_weights: "eva" });
     assert.deepEqual((await openAdapter(dir)).warnings.length, 1);
     const refused: [Record<string, unknown>, RegExp][] = [
-      [{ use_dora: true }, /use_dora/],
       [{ lora_bias: true }, /lora_bias/],
-      [{ bias: "all" }, /bias "all"/],
-      [{ modules_to_save: ["lm_head"] }, /modules_to_save lm_head/],
+      [{ bias: "some" }, /"bias"/],
+      [{ ensure_weight_tying: true }, /ensure_weight_tying/],
       [{ layer_replication: [[0, 1]] }, /layer_replication/],
       [{ init_lora_weights: "pissa_niter_4" }, /pissa_niter_4/],
       [{ peft_type: "IA3" }, /peft_type/],
@@ -109,12 +110,15 @@ describe("adapter folders", () => {
     await assert.rejects(openAdapter(dir), fails(/adapter_model\.safetensors can't be opened/));
     await write();
     const adapter = await openAdapter(dir);
-    const more = resolveLoraTargets(spec, { ...settings, targetModules: ["c_attn", "w1", "w2"] }).targets;
-    assert.throws(() => adapterPairs(adapter, more), fails(/lacks .*w2\.lora_A/));
-    const fewer = resolveLoraTargets(spec, { ...settings, targetModules: ["c_attn"] }).targets;
-    assert.throws(() => adapterPairs(adapter, fewer), fails(/w1\.lora_A\.weight, which belongs to no LoRA pair/));
-    const wider = resolveLoraTargets(spec, { ...settings, r: 8 }).targets;
-    assert.throws(() => adapterPairs(adapter, wider), fails(/has shape \[4, 16\], expected \[8, 16\]/));
+    const more = resolveLoraTargets(spec, { ...settings, targetModules: ["c_attn", "w1", "w2"] }).matrices;
+    assert.throws(() => adapterMatrices(adapter, more), fails(/lacks .*w2\.lora_A/));
+    const fewer = resolveLoraTargets(spec, { ...settings, targetModules: ["c_attn"] }).matrices;
+    assert.throws(
+      () => adapterMatrices(adapter, fewer),
+      fails(/w1\.lora_A\.weight, which this adapter of this model does not train/),
+    );
+    const wider = resolveLoraTargets(spec, { ...settings, r: 8 }).matrices;
+    assert.throws(() => adapterMatrices(adapter, wider), fails(/has shape \[4, 16\], expected \[8, 16\]/));
   });
 
   for (const run of ["qwen1", "qwen2-gqa-tied"]) {
@@ -123,8 +127,8 @@ describe("adapter folders", () => {
       const model = await readModelSpec(join(path!, "model"));
       const adapter = await openAdapter(join(path!, "adapter_final"));
       const lora = resolveLoraTargets(model, adapter.settings);
-      const { a, b } = await adapterPairs(adapter, lora.targets)(lora.targets[0]!);
-      assert.equal(a.length + b.length, lora.targets[0]!.r * (lora.targets[0]!.in + lora.targets[0]!.out));
+      const read = adapterMatrices(adapter, lora.matrices);
+      for (const { name, shape } of lora.matrices) assert.equal((await read(name)).length, shape[0]! * shape[1]!);
     });
   }
 });

@@ -3,6 +3,7 @@ import { mkdtemp, readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, test } from "node:test";
+import protobuf from "protobufjs";
 import { Philox } from "../../../src/common/philox.ts";
 import { crc32c, EventFile } from "../../../src/formats/tensorboard.ts";
 
@@ -38,6 +39,34 @@ describe("TensorBoard event files", () => {
     assert.deepEqual([...event!.subarray(14, 18)], [0x0a, 17, 0x0a, 10]);
     assert.equal(event!.toString("latin1", 18, 28), "train/loss");
     assert.equal(event!.readFloatLE(29), 1.25);
+  });
+
+  test("texts are read back by TensorFlow's own messages", async () => {
+    // tensorflow/core/util/event.proto, framework/summary.proto, tensor.proto, tensor_shape.proto: the fields that texts need.
+    const { root } = protobuf.parse(`syntax = "proto3";
+      message Event { double wall_time = 1; int64 step = 2; Summary summary = 5; }
+      message Summary { repeated Value value = 1; }
+      message Value { string tag = 1; Tensor tensor = 8; Metadata metadata = 9; }
+      message Metadata { PluginData plugin_data = 1; }
+      message PluginData { string plugin_name = 1; }
+      message Tensor { int32 dtype = 1; Shape tensor_shape = 2; repeated bytes string_val = 8; }
+      message Shape { repeated Dim dim = 2; }
+      message Dim { int64 size = 1; }`);
+    const dir = await mkdtemp(join(tmpdir(), "pipelora-events-"));
+    const events = await EventFile.create(dir);
+    const texts = { "samples/0": "> Who?\n\n    甄嬛", "samples/1": "x".repeat(300) };
+    await events.texts(70_000, texts, new Date(2_000));
+    await events.close();
+    const bytes = await readFile(events.path);
+    const first = 16 + Number(bytes.readBigUInt64LE(0));
+    const event = root
+      .lookupType("Event")
+      .toObject(root.lookupType("Event").decode(bytes.subarray(first + 12, -4)), { longs: Number });
+    const value = ([tag, text]: [string, string]) => ({
+      ...{ tag, metadata: { pluginData: { pluginName: "text" } } },
+      tensor: { dtype: 7, tensorShape: { dim: [{ size: 1 }] }, stringVal: [Buffer.from(text)] },
+    });
+    assert.deepEqual(event, { wallTime: 2, step: 70_000, summary: { value: Object.entries(texts).map(value) } });
   });
 
   test("a folder that can't be made", async () => {

@@ -27,12 +27,12 @@ describe("gated delta nets", () => {
       trainable_params: number;
     };
     const spec = modelSpecFromConfig(goldenConfig);
-    const { targets } = resolveLoraTargets(spec, {
+    const lora = resolveLoraTargets(spec, {
       ...{ r: 4, alpha: 8, dropout: 0, targetModules: "all-linear", excludeModules: null, layersToTransform: null },
       ...{ layersPattern: null, rankPattern: {}, alphaPattern: {}, useRslora: false, useDora: false },
-      ...{ modulesToSave: null, initLoraWeights: true, bias: "none", fanInFanOut: false },
+      ...{ modulesToSave: null, initLoraWeights: true, bias: "none", trainableTokenIndices: null },
     } as unknown as Parameters<typeof resolveLoraTargets>[1]);
-    const listed = listParameters(spec, holdAs("float32"), targets);
+    const listed = listParameters(spec, holdAs("float32"), lora);
     assert.deepEqual(
       listed.parameters.filter(({ trainable }) => trainable).map(({ name }) => name.replace(".default.", ".")),
       trainable_names,

@@ -204,8 +204,8 @@ describe("target_parameters, as peft has them", () => {
   });
 
   test("the list of parameters has peft's names, every one once", () => {
-    const { targets } = resolve(spec, { targetParameters: ["gate_up_proj", "down_proj"], r: 2 });
-    const { parameters, trainable, total } = listParameters(spec, holdAs("float32"), targets);
+    const lora = resolve(spec, { targetParameters: ["gate_up_proj", "down_proj"], r: 2 });
+    const { parameters, trainable, total } = listParameters(spec, holdAs("float32"), lora);
     const names = parameters.map(({ name }) => name);
     assert.equal(new Set(names).size, names.length);
     for (const name of [

@@ -201,7 +201,7 @@ describe("what a family's blocks are", () => {
       const targets = resolveLoraTargets(spec(family), {
         ...{ r: 4, alpha: 8, dropout: 0, targetModules: "all-linear", excludeModules: null, layersToTransform: null },
         ...{ layersPattern: null, rankPattern: {}, alphaPattern: {}, useRslora: false, useDora: false },
-        ...{ modulesToSave: null, initLoraWeights: true, bias: "none", fanInFanOut: false },
+        ...{ modulesToSave: null, initLoraWeights: true, bias: "none", trainableTokenIndices: null },
       } as unknown as Parameters<typeof resolveLoraTargets>[1]).targets;
       return [...new Set(targets.map(({ name }) => name.split(".").at(-1)))].sort();
     };

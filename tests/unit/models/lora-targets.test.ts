@@ -46,6 +46,7 @@ describe("LoRA targets", () => {
       scale: 4,
       dropout: 0.1,
       moduleId: 0,
+      dora: false,
     });
   });
 
@@ -166,8 +167,10 @@ describe("LoRA targets", () => {
 
   test("what is not offered is refused by name", () => {
     const refused: [Partial<LoraSettings>, RegExp][] = [
-      [{ useDora: true }, /use_dora/],
-      [{ modulesToSave: ["lm_head"] }, /modules_to_save.*lm_head/],
+      [{ useDora: true, dropout: 0.1 }, /use_dora with lora_dropout 0.1/],
+      [{ useDora: true, targetModules: ["embed_tokens"] }, /use_dora on the embedding/],
+      [{ modulesToSave: ["norm"] }, /modules_to_save names .*norm of class/],
+      [{ trainableTokenIndices: { lm_head: [3] } }, /names lm_head/],
       [{ initLoraWeights: "pissa" }, /init_lora_weights "pissa"/],
       [{ r: 0 }, /lora_r/],
       [{ dropout: 1 }, /lora_dropout/],
@@ -178,7 +181,6 @@ describe("LoRA targets", () => {
         (error: PipeloraError) => error.code === "PL_CONFIG_INVALID" && message.test(error.message),
       );
     }
-    assert.throws(() => resolve(llama, { targetModules: ["embed_tokens"] }), /embed_tokens of class Embedding/);
     assert.throws(() => resolve(llama, { targetModules: ["mlp"] }), /LlamaMLP/);
   });
 
@@ -204,7 +206,7 @@ describe("parameters", () => {
 
   test("with LoRA: peft's names, the frozen layer under base_layer", () => {
     const lora = resolve(qwen7b, { targetModules: ["c_attn", "c_proj", "w1", "w2"] });
-    const list = listParameters(qwen7b, holdAs("float16"), lora.targets);
+    const list = listParameters(qwen7b, holdAs("float16"), lora);
     assert.equal(list.trainable, 17_891_328);
     assert.equal(list.total, 7_721_324_544 + 17_891_328);
     assert.deepEqual(
@@ -220,7 +222,7 @@ describe("parameters", () => {
 
   test("a tied head's pair is listed although its weight is the embedding's", () => {
     const lora = resolve(llama, { targetModules: ["lm_head"] });
-    const names = listParameters(llama, holdAs("float32"), lora.targets).parameters.map(({ name }) => name);
+    const names = listParameters(llama, holdAs("float32"), lora).parameters.map(({ name }) => name);
     assert.deepEqual(names.slice(-2), [
       "base_model.model.lm_head.lora_A.default.weight",
       "base_model.model.lm_head.lora_B.default.weight",

@@ -124,6 +124,28 @@ test("an automatic weight cache fills what the budget leaves, checkpointing or n
   );
 });
 
+test("weights are cached for many sequences at a time, beside their keys and values, not for a few", () => {
+  const serving = (cacheSequences: number) =>
+    planned({
+      weightCache: "auto",
+      lora: [],
+      work: {
+        ...WORK,
+        tokens: 512,
+        labelTokens: cacheSequences,
+        cacheTokens: 20_000,
+        cacheSequences,
+        forwardOnly: true,
+      },
+    });
+  assert.equal(cachedBlocks(serving(8)), 0);
+  const many = serving(9);
+  assert.equal(cachedBlocks(many), 32);
+  const { memory } = many.devices[0]!;
+  assert.equal(memory.cache, 32 * 16384 * 20_000);
+  assert.ok(memory.total <= memory.budget);
+});
+
 test("a cache of every block counts in the placement, also on CPUs; auto leaves CPUs alone", () => {
   const on = planned({ weightCache: "on" });
   assert.equal(cachedBlocks(on), 32);

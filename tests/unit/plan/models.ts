@@ -116,7 +116,7 @@ export function everyExpert(spec: ModelSpec, r: number, others: readonly LoraTar
       const { name: path, count: experts } = block.experts;
       const out = parts.reduce((sum, { rows }) => sum + rows, 0);
       const name = index === 0 ? `${path}.base_layer` : path;
-      const lora = { r: r * experts, alpha: 32, scale: 4, dropout: 0, moduleId: targets.length };
+      const lora = { r: r * experts, alpha: 32, scale: 4, dropout: 0, moduleId: targets.length, dora: false };
       targets.push({ name, role: "experts", layer, in: input!, out, ...lora, stack: { parameter, experts } });
     }
   }
@@ -130,7 +130,7 @@ export function everyLinear(spec: ModelSpec, r = 8, firstBlock = 0): LoraTarget[
     if (block.kind !== "block" || block.index < firstBlock) continue;
     for (const { name, role, in: input, out } of block.linears) {
       const moduleId = targets.length;
-      targets.push({ name, role, layer, in: input, out, r, alpha: 32, scale: 4, dropout: 0, moduleId });
+      targets.push({ name, role, layer, in: input, out, r, alpha: 32, scale: 4, dropout: 0, moduleId, dora: false });
     }
   }
   return targets;

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import type { PipeloraError } from "../../../src/common/errors.ts";
 import { takenBytes } from "../../../src/plan/arena.ts";
 import {
   assertRunnable,
@@ -157,6 +158,23 @@ test("generation counts the cache and keeps nothing for backward", () => {
   const training = makePlan(request(qwen, gpus(1), { work: { ...work, forwardOnly: false } })).devices[0]!.memory;
   assert.ok(training.activations > 0);
   assert.equal(training.cache, memory.cache);
+});
+
+test("sequences whose cache does not fit: a smaller one that does is named", () => {
+  const work = { ...WORK, tokens: 512, labelTokens: 16, checkpointing: "none", forwardOnly: true } as const;
+  const serving = (cacheTokens: number) =>
+    request(qwen, gpus(1, 24 * GIB), { holding: NF4, lora: [], work: { ...work, cacheTokens } });
+  assert.throws(
+    () => makePlan(serving(100_000)),
+    (error: PipeloraError) => {
+      assert.equal(error.code, "PL_PLACEMENT_INFEASIBLE");
+      const [, rows] = /--kv-cache-tokens (\d+)/.exec(error.hint!)!;
+      assert.equal(Number(rows), 25_000);
+      assert.doesNotMatch(error.hint!, /--micro-batch-tokens|--gradient-checkpointing/);
+      makePlan(serving(Number(rows)));
+      return true;
+    },
+  );
 });
 
 test("a recurrent state is counted for each sequence that a cache has", () => {

@@ -60,7 +60,7 @@ test("whoever has not said who it is may send a megabyte, and a member what it l
   const member = rawCall(port, SESSION);
   member.send(encodeReply({ replyTo: 0, hello: { node: "n1" } } as never));
   while (hellos.length === 0) await sleep(5);
-  member.send(encodeReply({ replyTo: 1, loraTensor: { values: Buffer.alloc(8 << 20) } } as never));
+  member.send(encodeReply({ replyTo: 1, matrixTensor: { values: Buffer.alloc(8 << 20) } } as never));
   await sleep(300);
   assert.equal(member.status, null);
   assert.equal(refused.length, 1);
@@ -97,9 +97,9 @@ test("refusals of one reason are counted, not told one by one", () => {
 
 test("one damaged bit of a control message is noticed, wherever it is", () => {
   const up = encodeReply({ replyTo: 3, stepResult: { lossSum: 1.5, labelTokens: 7 } } as never);
-  const down = encodeRequest({ request: 4, applyUpdate: { step: 1, learningRate: 1e-4 } } as never);
+  const down = encodeRequest({ request: 4, applyUpdate: { step: 1, gradScale: 1e-4 } } as never);
   assert.equal(decodeReply(up).stepResult?.lossSum, 1.5);
-  assert.equal(decodeRequest(down).applyUpdate?.learningRate, 1e-4);
+  assert.equal(decodeRequest(down).applyUpdate?.gradScale, 1e-4);
   for (const [bytes, decode] of [[up, decodeReply] as const, [down, decodeRequest] as const]) {
     for (let bit = 0; bit < bytes.length * 8; bit++) {
       const damaged = Buffer.from(bytes);
@@ -122,9 +122,9 @@ test("a reply that never comes loses the worker by name, and so does a stream wi
   const own = stream();
   const connection = new WorkerConnection(own as never, events);
   own.emit("data", { replyTo: 0, body: "hello", hello: { node: "n", device: "cpu", pid: 1 } });
-  const reply = connection.requestWithParts({ importLora: { tensors: 1 } }, []);
+  const reply = connection.requestWithParts({ importMatrices: { tensors: 1 } }, []);
   t.mock.timers.tick(10 * 60_000);
-  await assert.rejects(reply, { code: "PL_WORKER_LOST", message: /gave no reply to importLora within 600 s/ });
+  await assert.rejects(reply, { code: "PL_WORKER_LOST", message: /gave no reply to importMatrices within 600 s/ });
   new WorkerConnection(stream() as never, events);
   t.mock.timers.tick(10_000);
   assert.match(lost.at(-1)!, /said no hello within 10 s/);

@@ -11,7 +11,7 @@ const row = (tokens: number[], rowId: number) => ({
   weights: null,
   rowId,
 });
-const PASS = { step: 3, seed: 7, training: true, labelSmoothing: 0.1, noiseAlpha: 5 };
+const PASS = { step: 3, seed: 7, training: true, labelSmoothing: 0.1, noiseAlpha: 5, lossScale: 2 };
 const EMPTY = Buffer.alloc(0);
 
 test("what the coordinator packs, a rank unpacks, with the parts that it was sent", () => {

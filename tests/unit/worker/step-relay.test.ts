@@ -40,7 +40,7 @@ test("commands go down the pipeline in its order, sums come up it and lie in tha
     heard.push(`rank ${rank} step ${step} request ${message.request}`);
     await relays[rank]!.passOn(message);
     const own = { lossSum: rank === 1 ? 2.5 : 0, labelTokens: rank, correctTokens: 0 };
-    const pairs = { moduleIds: ids(rank), gradSquares: squares(rank, rank + 0.5) };
+    const pairs = { matrixIds: ids(rank), gradSquares: squares(rank + 0.5) };
     return relays[rank]!.collect(`step ${step}`, { ...own, ...pairs });
   };
   for (const rank of [0, 1]) void relays[rank]!.listen((message) => answers.push(obey(rank, message)));
@@ -48,8 +48,8 @@ test("commands go down the pipeline in its order, sums come up it and lie in tha
     const command = decodeRequest(encodeRequest({ request: 70 + step, runStep: { step } }));
     assert.deepEqual(await obey(2, command), {
       ...{ lossSum: 2.5, labelTokens: 3, correctTokens: 0 },
-      moduleIds: ids(2, 0, 1),
-      gradSquares: squares(2, 2.5, 0, 0.5, 1, 1.5),
+      matrixIds: ids(2, 0, 1),
+      gradSquares: squares(2.5, 0.5, 1.5),
     });
   }
   assert.deepEqual(await Promise.all(answers), [null, null, null, null]);

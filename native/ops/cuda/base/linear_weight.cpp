@@ -326,6 +326,17 @@ void CudaLinear::load_bias(std::size_t index, const HostTensor& values) {
   });
 }
 
+void CudaLinear::refresh(std::int64_t first, const Tensor& values) {
+  if (spec_.quantisation != Quantisation::none || !memory_) throw Error(kEngineFailed, "a weight that is trained is held in few bits");
+  copy(values, Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(first, values.rows), context_.device.stream());
+  context_.pool.forget(this);
+  all_loaded();
+}
+
+void CudaLinear::refresh_bias(std::int64_t first, const Tensor& values) {
+  copy(values, bias_values().columns(first, values.cols), context_.device.stream());
+}
+
 Tensor CudaLinear::codes() const { return Tensor(memory_ ? memory_->data() : nullptr, DType::i8, out, in, (in + 15) / 16 * 16); }
 
 void CudaLinear::expand(void* data, bool forward, cudaStream_t stream) const {

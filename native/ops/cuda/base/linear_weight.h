@@ -36,6 +36,9 @@ class CudaLinear final : public LinearWeight {
   void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
   void load_bias(std::size_t part, const HostTensor& values) override;
+  void refresh(std::int64_t first, const Tensor& values) override;
+  void refresh_bias(std::int64_t first, const Tensor& values) override;
+  Tensor bias_values() const override { return bias_ ? Tensor(bias_->data(), context_.compute, 1, out) : Tensor(); }
   std::size_t bytes() const override;
 
   /// The weight [out, in] in the compute dtype, with room for tail() columns behind each row and tail() rows below, for a

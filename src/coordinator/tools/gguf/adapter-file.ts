@@ -1,11 +1,12 @@
 import { PipeloraError } from "../../../common/errors.ts";
-import { type Adapter, adapterPairs } from "../../../formats/adapter.ts";
+import type { Adapter } from "../../../formats/adapter.ts";
 import { encodeValues, fitsRows, type RoundedType } from "../../../formats/gguf/tensor-types.ts";
 import type { GgufTensor } from "../../../formats/gguf/write.ts";
 import type { PairValues } from "../../../formats/lora-init.ts";
 import { storedAliases } from "../../../models/experts.ts";
 import type { ResolvedLora } from "../../../models/lora-targets.ts";
 import type { ModelSpec } from "../../../models/spec.ts";
+import { pairReader, refuseOtherKinds } from "../../planning/adapter-pairs.ts";
 import { type MergeTarget, mergeTargets } from "../merge-targets.ts";
 import type { Architecture } from "./architectures.ts";
 import { type Layout, layouts, type Piece } from "./tensors.ts";
@@ -21,8 +22,9 @@ export function adapterTensors(
   { adapter, lora }: { readonly adapter: Adapter; readonly lora: ResolvedLora },
   wanted: RoundedType,
 ): GgufTensor[] {
+  refuseOtherKinds(lora, "llama.cpp's adapters are");
   const targets = mergeTargets(spec, lora.targets, () => false);
-  const readPair = adapterPairs(adapter, lora.targets);
+  const readPair = pairReader(adapter, lora);
   const aliases = storedAliases(spec);
   const found = (source: string) => targets.get(source) ?? targets.get(aliases.get(source) ?? "");
   const { unadapted = [] } = architecture;
@@ -54,7 +56,7 @@ export function adapterTensors(
 }
 
 interface Reading {
-  readonly readPair: ReturnType<typeof adapterPairs>;
+  readonly readPair: ReturnType<typeof pairReader>;
   readonly alpha: number;
   readonly wanted: RoundedType;
 }

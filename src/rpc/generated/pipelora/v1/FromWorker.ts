@@ -7,7 +7,7 @@ import type { Prepared as _pipelora_v1_Prepared, Prepared__Output as _pipelora_v
 import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipelora_v1_StepResult__Output } from '../../pipelora/v1/StepResult.ts';
 import type { EvaluateResult as _pipelora_v1_EvaluateResult, EvaluateResult__Output as _pipelora_v1_EvaluateResult__Output } from '../../pipelora/v1/EvaluateResult.ts';
 import type { Done as _pipelora_v1_Done, Done__Output as _pipelora_v1_Done__Output } from '../../pipelora/v1/Done.ts';
-import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from '../../pipelora/v1/LoraTensor.ts';
+import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from '../../pipelora/v1/MatrixTensor.ts';
 import type { InferResult as _pipelora_v1_InferResult, InferResult__Output as _pipelora_v1_InferResult__Output } from '../../pipelora/v1/InferResult.ts';
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from '../../pipelora/v1/Calibrated.ts';
 import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipelora_v1_LinkProbed__Output } from '../../pipelora/v1/LinkProbed.ts';
@@ -30,7 +30,7 @@ export interface FromWorker {
   'stepResult'?: (_pipelora_v1_StepResult | null);
   'evaluateResult'?: (_pipelora_v1_EvaluateResult | null);
   'done'?: (_pipelora_v1_Done | null);
-  'loraTensor'?: (_pipelora_v1_LoraTensor | null);
+  'matrixTensor'?: (_pipelora_v1_MatrixTensor | null);
   'inferResult'?: (_pipelora_v1_InferResult | null);
   'calibrated'?: (_pipelora_v1_Calibrated | null);
   'linkProbed'?: (_pipelora_v1_LinkProbed | null);
@@ -42,7 +42,7 @@ export interface FromWorker {
   'ncclIds'?: (_pipelora_v1_NcclIds | null);
   'rankReport'?: (_pipelora_v1_RankReport | null);
   'clock'?: (_pipelora_v1_Clock | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
 }
 
 export interface FromWorker__Output {
@@ -54,7 +54,7 @@ export interface FromWorker__Output {
   'stepResult'?: (_pipelora_v1_StepResult__Output | null);
   'evaluateResult'?: (_pipelora_v1_EvaluateResult__Output | null);
   'done'?: (_pipelora_v1_Done__Output | null);
-  'loraTensor'?: (_pipelora_v1_LoraTensor__Output | null);
+  'matrixTensor'?: (_pipelora_v1_MatrixTensor__Output | null);
   'inferResult'?: (_pipelora_v1_InferResult__Output | null);
   'calibrated'?: (_pipelora_v1_Calibrated__Output | null);
   'linkProbed'?: (_pipelora_v1_LinkProbed__Output | null);
@@ -66,5 +66,5 @@ export interface FromWorker__Output {
   'ncclIds'?: (_pipelora_v1_NcclIds__Output | null);
   'rankReport'?: (_pipelora_v1_RankReport__Output | null);
   'clock'?: (_pipelora_v1_Clock__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"loraTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
 }

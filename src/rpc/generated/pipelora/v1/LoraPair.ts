@@ -11,6 +11,8 @@ export interface LoraPair {
   'out'?: (number);
   'expertsOf'?: (string);
   'experts'?: (number);
+  'dora'?: (boolean);
+  'embedding'?: (boolean);
 }
 
 export interface LoraPair__Output {
@@ -23,4 +25,6 @@ export interface LoraPair__Output {
   'out': (number);
   'expertsOf': (string);
   'experts': (number);
+  'dora': (boolean);
+  'embedding': (boolean);
 }

@@ -6,6 +6,8 @@ import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as
 import type { Peer as _pipelora_v1_Peer, Peer__Output as _pipelora_v1_Peer__Output } from '../../pipelora/v1/Peer.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from '../../pipelora/v1/LoraInit.ts';
 import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v1_HubModel__Output } from '../../pipelora/v1/HubModel.ts';
+import type { NamedMatrix as _pipelora_v1_NamedMatrix, NamedMatrix__Output as _pipelora_v1_NamedMatrix__Output } from '../../pipelora/v1/NamedMatrix.ts';
+import type { TrainedModule as _pipelora_v1_TrainedModule, TrainedModule__Output as _pipelora_v1_TrainedModule__Output } from '../../pipelora/v1/TrainedModule.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Prepare {
@@ -31,6 +33,8 @@ export interface Prepare {
   'labelSmoothing'?: (number | string);
   'neftuneNoiseAlpha'?: (number | string);
   'fp8'?: (boolean);
+  'matrices'?: (_pipelora_v1_NamedMatrix)[];
+  'trained'?: (_pipelora_v1_TrainedModule)[];
   'traceSteps'?: (number | string | Long)[];
 }
 
@@ -57,5 +61,7 @@ export interface Prepare__Output {
   'labelSmoothing': (number);
   'neftuneNoiseAlpha': (number);
   'fp8': (boolean);
+  'matrices': (_pipelora_v1_NamedMatrix__Output)[];
+  'trained': (_pipelora_v1_TrainedModule__Output)[];
   'traceSteps': (number)[];
 }

@@ -6,7 +6,7 @@ export interface StepResult {
   'lossSum'?: (number | string);
   'labelTokens'?: (number | string | Long);
   'correctTokens'?: (number | string | Long);
-  'moduleIds'?: (Buffer | Uint8Array | string);
+  'matrixIds'?: (Buffer | Uint8Array | string);
   'gradSquares'?: (Buffer | Uint8Array | string);
 }
 
@@ -14,6 +14,6 @@ export interface StepResult__Output {
   'lossSum': (number);
   'labelTokens': (number);
   'correctTokens': (number);
-  'moduleIds': (Buffer);
+  'matrixIds': (Buffer);
   'gradSquares': (Buffer);
 }

@@ -5,9 +5,9 @@ import type { Prepare as _pipelora_v1_Prepare, Prepare__Output as _pipelora_v1_P
 import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from '../../pipelora/v1/RunStep.ts';
 import type { Update as _pipelora_v1_Update, Update__Output as _pipelora_v1_Update__Output } from '../../pipelora/v1/Update.ts';
 import type { Evaluate as _pipelora_v1_Evaluate, Evaluate__Output as _pipelora_v1_Evaluate__Output } from '../../pipelora/v1/Evaluate.ts';
-import type { ExportLora as _pipelora_v1_ExportLora, ExportLora__Output as _pipelora_v1_ExportLora__Output } from '../../pipelora/v1/ExportLora.ts';
-import type { ImportLora as _pipelora_v1_ImportLora, ImportLora__Output as _pipelora_v1_ImportLora__Output } from '../../pipelora/v1/ImportLora.ts';
-import type { LoraTensor as _pipelora_v1_LoraTensor, LoraTensor__Output as _pipelora_v1_LoraTensor__Output } from '../../pipelora/v1/LoraTensor.ts';
+import type { ExportMatrices as _pipelora_v1_ExportMatrices, ExportMatrices__Output as _pipelora_v1_ExportMatrices__Output } from '../../pipelora/v1/ExportMatrices.ts';
+import type { ImportMatrices as _pipelora_v1_ImportMatrices, ImportMatrices__Output as _pipelora_v1_ImportMatrices__Output } from '../../pipelora/v1/ImportMatrices.ts';
+import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from '../../pipelora/v1/MatrixTensor.ts';
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from '../../pipelora/v1/Shutdown.ts';
 import type { OpenCache as _pipelora_v1_OpenCache, OpenCache__Output as _pipelora_v1_OpenCache__Output } from '../../pipelora/v1/OpenCache.ts';
 import type { Infer as _pipelora_v1_Infer, Infer__Output as _pipelora_v1_Infer__Output } from '../../pipelora/v1/Infer.ts';
@@ -31,9 +31,9 @@ export interface ToWorker {
   'runStep'?: (_pipelora_v1_RunStep | null);
   'applyUpdate'?: (_pipelora_v1_Update | null);
   'evaluate'?: (_pipelora_v1_Evaluate | null);
-  'exportLora'?: (_pipelora_v1_ExportLora | null);
-  'importLora'?: (_pipelora_v1_ImportLora | null);
-  'loraTensor'?: (_pipelora_v1_LoraTensor | null);
+  'exportMatrices'?: (_pipelora_v1_ExportMatrices | null);
+  'importMatrices'?: (_pipelora_v1_ImportMatrices | null);
+  'matrixTensor'?: (_pipelora_v1_MatrixTensor | null);
   'shutdown'?: (_pipelora_v1_Shutdown | null);
   'openCache'?: (_pipelora_v1_OpenCache | null);
   'infer'?: (_pipelora_v1_Infer | null);
@@ -48,7 +48,7 @@ export interface ToWorker {
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds | null);
   'reportRank'?: (_pipelora_v1_ReportRank | null);
   'readClock'?: (_pipelora_v1_ReadClock | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
 }
 
 export interface ToWorker__Output {
@@ -58,9 +58,9 @@ export interface ToWorker__Output {
   'runStep'?: (_pipelora_v1_RunStep__Output | null);
   'applyUpdate'?: (_pipelora_v1_Update__Output | null);
   'evaluate'?: (_pipelora_v1_Evaluate__Output | null);
-  'exportLora'?: (_pipelora_v1_ExportLora__Output | null);
-  'importLora'?: (_pipelora_v1_ImportLora__Output | null);
-  'loraTensor'?: (_pipelora_v1_LoraTensor__Output | null);
+  'exportMatrices'?: (_pipelora_v1_ExportMatrices__Output | null);
+  'importMatrices'?: (_pipelora_v1_ImportMatrices__Output | null);
+  'matrixTensor'?: (_pipelora_v1_MatrixTensor__Output | null);
   'shutdown'?: (_pipelora_v1_Shutdown__Output | null);
   'openCache'?: (_pipelora_v1_OpenCache__Output | null);
   'infer'?: (_pipelora_v1_Infer__Output | null);
@@ -75,5 +75,5 @@ export interface ToWorker__Output {
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds__Output | null);
   'reportRank'?: (_pipelora_v1_ReportRank__Output | null);
   'readClock'?: (_pipelora_v1_ReadClock__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportLora"|"importLora"|"loraTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
 }

@@ -1,25 +1,24 @@
 // Original file: proto/pipelora/v1/control.proto
 
+import type { UpdateGroup as _pipelora_v1_UpdateGroup, UpdateGroup__Output as _pipelora_v1_UpdateGroup__Output } from '../../pipelora/v1/UpdateGroup.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Update {
   'step'?: (number | string | Long);
-  'learningRate'?: (number | string);
+  'groups'?: (_pipelora_v1_UpdateGroup)[];
   'gradScale'?: (number | string);
   'beta1'?: (number | string);
   'beta2'?: (number | string);
   'epsilon'?: (number | string);
-  'weightDecay'?: (number | string);
   'skip'?: (boolean);
 }
 
 export interface Update__Output {
   'step': (number);
-  'learningRate': (number);
+  'groups': (_pipelora_v1_UpdateGroup__Output)[];
   'gradScale': (number);
   'beta1': (number);
   'beta2': (number);
   'epsilon': (number);
-  'weightDecay': (number);
   'skip': (boolean);
 }

@@ -1,10 +1,10 @@
 // Original file: proto/pipelora/v1/control.proto
 
 
-export interface ExportLora {
+export interface ExportMatrices {
   'parts'?: (string)[];
 }
 
-export interface ExportLora__Output {
+export interface ExportMatrices__Output {
   'parts': (string)[];
 }

@@ -1,12 +1,12 @@
 // Original file: proto/pipelora/v1/control.proto
 
 
-export interface ImportLora {
+export interface ImportMatrices {
   'tensors'?: (number);
   'adapter'?: (number);
 }
 
-export interface ImportLora__Output {
+export interface ImportMatrices__Output {
   'tensors': (number);
   'adapter': (number);
 }

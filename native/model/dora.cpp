@@ -1,0 +1,129 @@
+// |W + s B A|² = |W|² + 2 s B (A Wᵀ) + s² B (A Aᵀ) Bᵀ, row by row: |W|² is measured once, through products with rows of the identity, so
+// that it is that of the values which products use, in whatever form they are held. A Wᵀ is a product of R rows.
+#include "pipelora/dora.h"
+
+#include <algorithm>
+
+namespace pipelora {
+
+namespace {
+
+constexpr std::int64_t kChunk = 128;
+
+/// The weight without its bias while it lives.
+class WithoutBias {
+ public:
+  WithoutBias(Ops& ops, Arena& arena, const Tensor& bias) : ops_(ops), bias_(bias) {
+    if (!bias_) return;
+    kept_ = arena.workspace("a bias", bias_.dtype, 1, bias_.cols);
+    ops_.copy(bias_, kept_);
+    ops_.zero(bias_);
+  }
+  ~WithoutBias() {
+    if (bias_) ops_.copy(kept_, bias_);
+  }
+  WithoutBias(const WithoutBias&) = delete;
+  WithoutBias& operator=(const WithoutBias&) = delete;
+
+ private:
+  Ops& ops_;
+  Tensor bias_;
+  Buffer kept_;
+};
+
+}  // namespace
+
+Dora::Dora(Ops& ops, Arena& arena, LinearWeight& weight, std::vector<DoraPart> parts)
+    : ops_(ops), arena_(arena), weight_(weight), parts_(std::move(parts)) {
+  for (const DoraPart& part : parts_) ranks_ += part.rank;
+  memory_ = ops.allocate("DoRA's norms", static_cast<std::size_t>(4 * weight.out) * sizeof(float), true);
+  const std::vector<float> ones(static_cast<std::size_t>(weight.out), 1.0f);
+  for (const Tensor& vector : {squares(), norms_of(), offsets()}) ops.zero(vector);
+  ops.upload(gains(), ones.data());
+}
+
+void Dora::follow(bool bias_changed) {
+  bool changed = bias_changed || !measured_;
+  for (const DoraPart& part : parts_)
+    for (NamedMatrix& matrix : part.learner->matrices()) changed = matrix.take_changed() || changed;
+  if (changed) renew();
+}
+
+void Dora::measure() {
+  const std::int64_t in = weight_.in, rows = std::min(kChunk, in);
+  const DType dtype = ops_.compute_dtype();
+  const Buffer x = arena_.workspace("rows of the identity", dtype, rows, in);
+  const Buffer y = arena_.workspace("rows of a weight's transpose", DType::f32, rows, weight_.out);
+  const Buffer identity = arena_.workspace("a piece of the identity", DType::f32, rows, rows);
+  std::vector<float> ones(static_cast<std::size_t>(rows * rows));
+  for (std::int64_t i = 0; i < rows; ++i) ones[static_cast<std::size_t>(i * rows + i)] = 1;
+  ops_.upload(identity, ones.data());
+  ops_.zero(squares());
+  for (std::int64_t first = 0; first < in; first += rows) {
+    const std::int64_t count = std::min(rows, in - first);
+    ops_.zero(x);
+    ops_.copy(identity.tensor().row_range(0, count).columns(0, count), x.tensor().row_range(0, count).columns(first, count));
+    const Tensor own = y.tensor().row_range(0, count);
+    ops_.linear_forward({x.tensor().row_range(0, count), &weight_, {}, Tensor(), Tensor(), own});
+    ops_.add_column_squares(own, squares());
+  }
+  measured_ = true;
+}
+
+void Dora::norms() {
+  const WithoutBias guard(ops_, arena_, weight_.bias_values());
+  if (!measured_) measure();
+  const Buffer x = arena_.workspace("rows of A", ops_.compute_dtype(), ranks_, weight_.in);
+  const Buffer product = arena_.workspace("A Wᵀ", DType::f32, ranks_, weight_.out);
+  std::int64_t first = 0;
+  for (const DoraPart& part : parts_) {
+    ops_.copy(part.learner->matrices()[0].part(MatrixPart::weight), x.tensor().row_range(first, part.rank));
+    first += part.rank;
+  }
+  ops_.linear_forward({x, &weight_, {}, Tensor(), Tensor(), product});
+  first = 0;
+  for (const DoraPart& part : parts_) {
+    const auto own = [&](const Tensor& vector) { return vector.columns(part.first_column, part.columns); };
+    const std::vector<NamedMatrix>& matrices = part.learner->matrices();
+    ops_.dora_norms({own(squares()), own(product.tensor().row_range(first, part.rank)), matrices[0].part(MatrixPart::weight),
+                     matrices[1].part(MatrixPart::weight), part.scale, matrices[2].part(MatrixPart::weight), own(norms_of()), own(gains())});
+    first += part.rank;
+  }
+}
+
+void Dora::renew() {
+  norms();
+  if (const Tensor bias = weight_.bias_values())
+    for (const DoraPart& part : parts_) ops_.copy(bias.columns(part.first_column, part.columns), offsets().columns(part.first_column, part.columns));
+}
+
+void Dora::first_values() {
+  norms();
+  for (const DoraPart& part : parts_) {
+    NamedMatrix& magnitude = part.learner->matrices()[2];
+    ops_.copy(norms_of().columns(part.first_column, part.columns), magnitude.part(MatrixPart::weight));
+    magnitude.changed();
+  }
+}
+
+void Dora::forward(const Tensor& z, const Tensor& residual, const Tensor& y) const {
+  ops_.column_gains({z, gains(), offsets(), residual, y});
+}
+
+void Dora::backward(const Tensor& dy, const Tensor& z, float factor, const Tensor& dz) const {
+  std::int64_t at = 0;
+  const auto plain = [&](std::int64_t until) {
+    if (until > at) ops_.copy(dy.columns(at, until - at), dz.columns(at, until - at));
+    at = until;
+  };
+  for (const DoraPart& part : parts_) {
+    plain(part.first_column);
+    const auto own = [&](const Tensor& t) { return t.columns(part.first_column, part.columns); };
+    ops_.column_gains_backward({own(dy), own(z), own(gains()), own(offsets()), own(norms_of()), factor,
+                                part.learner->matrices()[2].part(MatrixPart::grad), own(dz)});
+    at = part.first_column + part.columns;
+  }
+  plain(dy.cols);
+}
+
+}  // namespace pipelora

@@ -1,0 +1,131 @@
+#include "pipelora/embedding.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "pipelora/error.h"
+
+namespace pipelora {
+
+Embedding::Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSpec& spec) : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
+  constexpr const char* kWhat = "what the embedding learns, and its optimizer state";
+  if (!spec_.trained.empty()) table_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
+  if (spec_.lora)
+    pair_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.name + ".lora_embedding_A", spec_.lora->r, arch.vocab, true},
+                                                      {spec_.name + ".lora_embedding_B", arch.hidden, spec_.lora->r, true}});
+  if (spec_.token_rows.empty()) return;
+  const auto count = static_cast<std::int64_t>(spec_.token_rows.size());
+  rows_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.name + ".token_adapter.trainable_tokens_delta", count, arch.hidden}});
+  row_of_.assign(static_cast<std::size_t>(arch.vocab), -1);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int32_t token = spec_.token_rows[static_cast<std::size_t>(i)];
+    if (token < 0 || token >= arch.vocab || row_of_[static_cast<std::size_t>(token)] >= 0)
+      throw Error(kTensorMismatch, "trained tokens: expected distinct ids below " + std::to_string(arch.vocab) + ", got " + std::to_string(token));
+    row_of_[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(i);
+  }
+}
+
+void Embedding::add_slot(WeightSlots& slots) {
+  slots.add(spec_.weight, arch_.vocab, arch_.hidden, [this](const HostTensor& data, const HoldSpec& hold) {
+    if (table_) {
+      NamedMatrix& matrix = table_->matrices()[0];
+      return ops_.load(data, matrix.part(MatrixPart::weight));
+    }
+    // A step reads a row a token: not worth the device's memory.
+    memory_ = ops_.allocate_on_host("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype));
+    weight_ = Tensor(memory_->data(), hold.dtype, data.rows, data.cols);
+    ops_.load(data, weight_);
+  });
+}
+
+std::vector<Learner*> Embedding::learners() {
+  std::vector<Learner*> found;
+  for (std::optional<Learner>* learner : {&table_, &pair_, &rows_})
+    if (*learner) found.push_back(&**learner);
+  return found;
+}
+
+void Embedding::first_values() {
+  if (!rows_) return;
+  Indices tokens;
+  tokens.host = spec_.token_rows;
+  upload_indices(ops_, tokens, [&](std::int64_t count) { return arena_.workspace("token ids", DType::i32, 1, count); });
+  ops_.gather_rows(table(), tokens, rows_->matrices()[0].part(MatrixPart::weight));
+}
+
+Buffer Embedding::forward(const std::vector<std::int32_t>& tokens) {
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  const auto room = [&](std::int64_t n) { return arena_.workspace("token ids", DType::i32, 1, n); };
+  Indices ids;
+  ids.host = tokens;
+  upload_indices(ops_, ids, room);
+  Buffer x = arena_.tensor("the embedded tokens", ops_.compute_dtype(), count, arch_.hidden);
+  ops_.gather_rows(table(), ids, x);
+  if (rows_) {
+    Indices places, rows;
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      const std::int32_t row = row_of_[static_cast<std::size_t>(tokens[t])];
+      if (row < 0) continue;
+      places.host.push_back(static_cast<std::int32_t>(t));
+      rows.host.push_back(row);
+    }
+    if (places.size() > 0) {
+      upload_indices(ops_, places, room);
+      upload_indices(ops_, rows, room);
+      const Buffer own = arena_.workspace("rows of trained tokens", DType::f32, places.size(), arch_.hidden);
+      ops_.gather_rows(rows_->matrices()[0].part(MatrixPart::weight), rows, own);
+      ops_.scatter_rows(own, places, 1, x);
+    }
+  }
+  if (pair_) {
+    const Buffer inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, spec_.lora->r);
+    ops_.gather_rows(pair_->matrices()[0].part(MatrixPart::weight), ids, inner);
+    ops_.low_rank_forward({inner, pair_->matrices()[1].part(MatrixPart::weight), spec_.lora->scale, x});
+  }
+  if (arch_.embedding_scale != 1) ops_.add(Tensor(), x, arch_.embedding_scale, x);
+  return x;
+}
+
+template <class Of>
+Embedding::Occurrences Embedding::occurrences(const std::vector<std::int32_t>& tokens, Of&& of) {
+  Occurrences found;
+  for (std::size_t t = 0; t < tokens.size(); ++t)
+    if (of(tokens[t]) >= 0) found.order.host.push_back(static_cast<std::int32_t>(t));
+  std::stable_sort(found.order.host.begin(), found.order.host.end(), [&](std::int32_t a, std::int32_t b) {
+    return of(tokens[static_cast<std::size_t>(a)]) < of(tokens[static_cast<std::size_t>(b)]);
+  });
+  for (std::size_t i = 0; i < found.order.host.size(); ++i) {
+    const std::int32_t id = of(tokens[static_cast<std::size_t>(found.order.host[i])]);
+    if (!found.ids.host.empty() && found.ids.host.back() == id) continue;
+    found.ids.host.push_back(id);
+    found.starts.host.push_back(static_cast<std::int32_t>(i));
+  }
+  found.starts.host.push_back(static_cast<std::int32_t>(found.order.host.size()));
+  for (Indices* indices : {&found.order, &found.starts, &found.ids})
+    upload_indices(ops_, *indices, [&](std::int64_t n) { return arena_.workspace("places of tokens", DType::i32, 1, n); });
+  return found;
+}
+
+void Embedding::backward(const std::vector<std::int32_t>& tokens, const Tensor& dout) {
+  const float factor = arch_.embedding_scale;
+  const auto add = [&](const Occurrences& at, const Tensor& from, float by, const Tensor& to) {
+    if (at.ids.size() > 0) ops_.sum_rows({from, &at.order, &at.starts, &at.ids, by, to});
+  };
+  const auto has_row = [&](std::int32_t token) { return token == spec_.padding ? -1 : row_of_[static_cast<std::size_t>(token)]; };
+  if (rows_) add(occurrences(tokens, has_row), dout, factor, rows_->matrices()[0].part(MatrixPart::grad));
+  if (!table_ && !pair_) return;
+  const Occurrences all = occurrences(tokens, [this](std::int32_t token) { return token == spec_.padding ? -1 : token; });
+  if (table_) add(all, dout, factor, table_->matrices()[0].part(MatrixPart::grad));
+  if (!pair_) return;
+  std::vector<NamedMatrix>& pair = pair_->matrices();
+  Indices ids;
+  ids.host = tokens;
+  upload_indices(ops_, ids, [&](std::int64_t n) { return arena_.workspace("token ids", DType::i32, 1, n); });
+  const Buffer inner = arena_.workspace("LoRA's inner vectors", DType::f32, dout.rows, spec_.lora->r);
+  const Buffer inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, dout.rows, spec_.lora->r);
+  ops_.gather_rows(pair[0].part(MatrixPart::weight), ids, inner);
+  ops_.low_rank_backward({dout, inner, pair[1].part(MatrixPart::weight), factor * spec_.lora->scale, inner_grad, pair[1].part(MatrixPart::grad)});
+  add(all, inner_grad, 1, pair[0].part(MatrixPart::grad));
+}
+
+}  // namespace pipelora

@@ -1,0 +1,172 @@
+// The GPU's operations of kinds of adapters beside LoRA on linears (learner_calls.h) against plain loops in float64.
+#include "tests/cuda_fixture.h"
+
+using namespace pipelora;
+using namespace pipelora::test;
+
+namespace {
+
+constexpr std::int64_t kPadding = 8;
+
+std::size_t place(std::int64_t row, std::int64_t cols, std::int64_t column) { return static_cast<std::size_t>(row * cols + column); }
+
+Values float_values(std::int64_t count, std::uint64_t seed) { return random_values(count, 1, DType::f32, seed); }
+
+/// Three ids of five rows: of none, of two and of three of them, not in order.
+void row_sums(Gpu& gpu, DType dtype, std::int64_t cols) {
+  const Values from = random_values(5 * cols, 1, dtype, 1);
+  Values to = float_values(9 * cols, 2);
+  Indices order, starts, ids;
+  order.host = {4, 0, 3, 1, 2};
+  starts.host = {0, 0, 2, 5};
+  ids.host = {7, 1, 4};
+  for (Indices* indices : {&order, &starts, &ids}) gpu.upload(*indices);
+  const auto source = gpu.put(from, dtype, 5, cols, kPadding), sums = gpu.put(to, DType::f32, 9, cols, kPadding);
+  RowSums call{source, &order, &starts, &ids, 0.5f, sums};
+  gpu.ops->sum_rows(call);
+  for (std::size_t i = 0; i < ids.host.size(); ++i)
+    for (int k = starts.host[i]; k < starts.host[i + 1]; ++k)
+      for (std::int64_t c = 0; c < cols; ++c)
+        to[place(ids.host[i], cols, c)] += 0.5 * from[place(order.host[static_cast<std::size_t>(k)], cols, c)];
+  compare(label("sum_rows", dtype, shape_text(5, cols)), gpu.get(sums), to, 1e-6);
+}
+
+void low_rank(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t ranks, std::int64_t cols) {
+  const std::string shape = shape_text(rows, cols) + " of rank " + std::to_string(ranks);
+  const Values inner = float_values(rows * ranks, 3), bt = float_values(ranks * cols, 4), before = float_values(ranks * cols, 5);
+  const Values y = random_values(rows * cols, 1, dtype, 6);
+  const double scale = 0.25;
+  Values forward(y), inner_grad(static_cast<std::size_t>(rows * ranks)), grad(before);
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (std::int64_t r = 0; r < ranks; ++r)
+      for (std::int64_t c = 0; c < cols; ++c) {
+        forward[place(t, cols, c)] += scale * inner[place(t, ranks, r)] * bt[place(r, cols, c)];
+        inner_grad[place(t, ranks, r)] += scale * y[place(t, cols, c)] * bt[place(r, cols, c)];
+        grad[place(r, cols, c)] += scale * inner[place(t, ranks, r)] * y[place(t, cols, c)];
+      }
+  const auto held_inner = gpu.put(inner, DType::f32, rows, ranks), held_bt = gpu.put(bt, DType::f32, ranks, cols, kPadding);
+  const auto to = gpu.put(y, dtype, rows, cols, kPadding), dy = gpu.put(y, dtype, rows, cols, kPadding);
+  gpu.ops->low_rank_forward({held_inner, held_bt, 0.25f, to});
+  compare(label("low_rank_forward", dtype, shape), gpu.get(to), forward, limit_of(dtype));
+  const auto gradient = gpu.put(before, DType::f32, ranks, cols, kPadding);
+  const auto written = gpu.empty(DType::f32, rows, ranks);
+  gpu.ops->low_rank_backward({dy, held_inner, held_bt, 0.25f, written, gradient});
+  compare(label("low_rank_backward inner", dtype, shape), gpu.get(written), inner_grad, 1e-5);
+  compare(label("low_rank_backward B", dtype, shape), gpu.get(gradient), grad, 1e-5);
+}
+
+void sums(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t in, std::int64_t out) {
+  const std::string shape = shape_text(rows, in) + " to " + std::to_string(out);
+  const Values x = random_values(rows * in, 1, dtype, 7), dy = random_values(rows * out, 1, dtype, 8);
+  const Values weight = float_values(out * in, 9), bias = float_values(out, 10);
+  Values weight_grad(weight), bias_grad(bias);
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (std::int64_t c = 0; c < out; ++c) {
+      const double d = 0.5 * dy[place(t, out, c)];
+      bias_grad[static_cast<std::size_t>(c)] += d;
+      for (std::int64_t k = 0; k < in; ++k) weight_grad[place(c, in, k)] += d * x[place(t, in, k)];
+    }
+  const auto held_x = gpu.put(x, dtype, rows, in, kPadding), held_dy = gpu.put(dy, dtype, rows, out, kPadding);
+  const auto to = gpu.put(weight, DType::f32, out, in), to_bias = gpu.put(bias, DType::f32, 1, out);
+  gpu.ops->weight_grad({held_x, held_dy, 0.5f, to});
+  compare(label("weight_grad", dtype, shape), gpu.get(to), weight_grad, limit_of(DType::f32) * 10);
+  gpu.ops->column_sums(held_dy, 0.5f, to_bias);
+  compare(label("column_sums", dtype, shape), gpu.get(to_bias), bias_grad, 1e-5);
+}
+
+void norms(Gpu& gpu, std::int64_t ranks, std::int64_t in, std::int64_t out) {
+  const std::string shape = shape_text(out, in) + " of rank " + std::to_string(ranks);
+  const Values weight = float_values(out * in, 11), a = float_values(ranks * in, 12), bt = float_values(ranks * out, 13);
+  const Values magnitude = float_values(out, 14), before = float_values(out, 15);
+  Values squares(static_cast<std::size_t>(out)), product(static_cast<std::size_t>(ranks * out)), norm(squares), gains(squares);
+  for (std::int64_t c = 0; c < out; ++c) {
+    double sum = 0;
+    for (std::int64_t k = 0; k < in; ++k) {
+      double adapted = weight[place(c, in, k)];
+      squares[static_cast<std::size_t>(c)] += adapted * adapted;
+      for (std::int64_t r = 0; r < ranks; ++r) {
+        product[place(r, out, c)] += a[place(r, in, k)] * weight[place(c, in, k)];
+        adapted += 0.5 * bt[place(r, out, c)] * a[place(r, in, k)];
+      }
+      sum += adapted * adapted;
+    }
+    norm[static_cast<std::size_t>(c)] = std::sqrt(sum);
+    gains[static_cast<std::size_t>(c)] = magnitude[static_cast<std::size_t>(c)] / std::sqrt(sum);
+  }
+  const auto held_a = gpu.put(a, DType::f32, ranks, in), held_bt = gpu.put(bt, DType::f32, ranks, out), held_product = gpu.put(product, DType::f32, ranks, out);
+  const auto held_squares = gpu.put(squares, DType::f32, 1, out), held_magnitude = gpu.put(magnitude, DType::f32, 1, out);
+  const auto to = gpu.empty(DType::f32, 1, out), to_gains = gpu.empty(DType::f32, 1, out);
+  gpu.ops->dora_norms({held_squares, held_product, held_a, held_bt, 0.5f, held_magnitude, to, to_gains});
+  compare("dora_norms " + shape, gpu.get(to), norm, 1e-5);
+  compare("dora_norms gains " + shape, gpu.get(to_gains), gains, 1e-5);
+
+  Values added(before);
+  for (std::int64_t k = 0; k < in; ++k)
+    for (std::int64_t c = 0; c < out; ++c) added[static_cast<std::size_t>(c)] += weight[place(c, in, k)] * weight[place(c, in, k)];
+  Values columns(static_cast<std::size_t>(in * out));
+  for (std::int64_t k = 0; k < in; ++k)
+    for (std::int64_t c = 0; c < out; ++c) columns[place(k, out, c)] = weight[place(c, in, k)];
+  const auto total = gpu.put(before, DType::f32, 1, out);
+  gpu.ops->add_column_squares(gpu.put(columns, DType::f32, in, out, kPadding), total);
+  compare("add_column_squares " + shape, gpu.get(total), added, 1e-5);
+}
+
+void gains(Gpu& gpu, DType dtype, DType z_dtype, std::int64_t rows, std::int64_t cols) {
+  const std::string shape = shape_text(rows, cols) + " of " + dtype_name(z_dtype);
+  const Values z = random_values(rows * cols, 1, z_dtype, 16), residual = random_values(rows * cols, 1, dtype, 17), dy = random_values(rows * cols, 1, dtype, 18);
+  const Values gain = float_values(cols, 19), offset = float_values(cols, 20), before = float_values(cols, 21);
+  Values norm = float_values(cols, 22), y(z), dz(dy), grad(before);
+  for (double& v : norm) v = rounded(2 + std::abs(v), DType::f32);
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (std::int64_t c = 0; c < cols; ++c) {
+      const auto at = static_cast<std::size_t>(c);
+      const double clean = z[place(t, cols, c)] - offset[at];
+      y[place(t, cols, c)] = gain[at] * clean + offset[at];
+      dz[place(t, cols, c)] = gain[at] * dy[place(t, cols, c)];
+      grad[at] += 0.5 * dy[place(t, cols, c)] * clean / norm[at];
+    }
+  Values with_residual(y);
+  for (std::size_t i = 0; i < y.size(); ++i) with_residual[i] += residual[i];
+  const auto held_gain = gpu.put(gain, DType::f32, 1, cols), held_offset = gpu.put(offset, DType::f32, 1, cols), held_norm = gpu.put(norm, DType::f32, 1, cols);
+  const auto held_z = gpu.put(z, z_dtype, rows, cols, kPadding), rest = gpu.put(residual, dtype, rows, cols, kPadding);
+  const auto out = gpu.empty(dtype, rows, cols, kPadding);
+  gpu.ops->column_gains({held_z, held_gain, held_offset, Tensor(), out});
+  compare(label("column_gains", dtype, shape), gpu.get(out), y, limit_of(dtype));
+  gpu.ops->column_gains({held_z, held_gain, held_offset, rest, out});
+  compare(label("column_gains and a residual", dtype, shape), gpu.get(out), with_residual, limit_of(dtype));
+  const auto gradient = gpu.put(dy, dtype, rows, cols, kPadding), to = gpu.put(before, DType::f32, 1, cols);
+  gpu.ops->column_gains_backward({gradient, held_z, held_gain, held_offset, held_norm, 0.5f, to, gradient});
+  compare(label("column_gains_backward dz", dtype, shape), gpu.get(gradient), dz, limit_of(dtype));
+  compare(label("column_gains_backward magnitude", dtype, shape), gpu.get(to), grad, 1e-5);
+}
+
+}  // namespace
+
+/// usage: cuda_learners [small] [DTYPE …]
+int main(int argc, char** argv) {
+  const Asked asked(argc, argv);
+  for (const DType dtype : asked.dtypes) {
+    Gpu gpu(dtype, std::size_t{1} << 30);
+    for (const std::int64_t cols : {8, 33, 300}) row_sums(gpu, dtype, cols);
+    low_rank(gpu, dtype, 1, 4, 16);
+    low_rank(gpu, dtype, 7, 3, 33);
+    low_rank(gpu, dtype, 19, 16, 300);
+    sums(gpu, dtype, 1, 16, 8);
+    sums(gpu, dtype, 13, 40, 24);
+    for (const DType z : {dtype, DType::f32}) {
+      gains(gpu, dtype, z, 1, 8);
+      gains(gpu, dtype, z, 13, 33);
+      gains(gpu, dtype, z, 70, 200);
+    }
+    if (asked.small) continue;
+    row_sums(gpu, dtype, 4096);
+    low_rank(gpu, dtype, 1088, 16, 4096);
+    sums(gpu, dtype, 600, 256, 512);
+    gains(gpu, dtype, dtype, 1088, 4096);
+  }
+  Gpu gpu(DType::f32, std::size_t{64} << 20);
+  norms(gpu, 1, 8, 8);
+  norms(gpu, 5, 33, 40);
+  norms(gpu, 16, 172, 300);
+  return finish();
+}

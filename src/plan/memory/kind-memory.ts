@@ -1,0 +1,83 @@
+import { dtypeBytes } from "../../common/dtype.ts";
+import { pairMatrices } from "../../models/kinds/lora.ts";
+import { matrixElements, type NamedMatrix } from "../../models/kinds/named-matrix.ts";
+import type { LoraTarget } from "../../models/lora-targets.ts";
+import type { LayerSpec } from "../../models/spec.ts";
+import type { PlanRequest } from "../request.ts";
+import { allProducts, blockProducts, sum } from "./gpu-products.ts";
+import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
+import { logitRows } from "./logit-rows.ts";
+
+const FLOAT32 = 4;
+/** Rows of the identity that |W|² is measured with at a time (native/model/dora.cpp). */
+const MEASURED_ROWS = 128;
+
+/** Everything that a run trains; without a list of it, the pairs' own. */
+export function trainedMatrices({ matrices, lora }: Pick<PlanRequest, "matrices" | "lora">): readonly NamedMatrix[] {
+  return matrices ?? lora.flatMap(pairMatrices);
+}
+
+/** Index of the lowest layer that trains anything; Infinity when nothing learns. */
+export function lowestTrainable(request: Pick<PlanRequest, "matrices" | "lora" | "work">): number {
+  if (request.work.forwardOnly === true) return Number.POSITIVE_INFINITY;
+  return trainedMatrices(request).reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
+}
+
+/** Bytes of a layer's matrices with their gradients and moments, and of DoRA's norms beside them. */
+export function trainedBytes(request: PlanRequest, index: number): number {
+  const own = trainedMatrices(request).filter(({ layer }) => layer === index);
+  return matrixElements(own) * LORA_BYTES_PER_PARAMETER;
+}
+
+/** Whether the embedding's table is what is trained: it then lies among what is trained, on the device. */
+export function trainsTable(request: PlanRequest, { kind, name }: LayerSpec): boolean {
+  return kind === "embedding" && trainedMatrices(request).some((matrix) => matrix.name === `${name}.weight`);
+}
+
+/** What kinds beside plain pairs add to a layer's memory, as LayerMemory has it. */
+export interface KindMemory {
+  /** Held beside the weights: DoRA's norms. */
+  readonly weights: number;
+  /** Kept from forward to backward where everything is, and of a block that recomputes. */
+  readonly kept: number;
+  readonly workspace: number;
+}
+
+/**
+ * DoRA keeps each product as it was before its gains (a N a token, N its outputs), works on one more and on its gradient, and measures norms
+ * with some rows of float32 products. A pair on the embedding works on vectors of its rank.
+ */
+export function kindMemory(
+  { work, computeDtype, spec, holding }: PlanRequest,
+  layer: LayerSpec,
+  pairs: readonly LoraTarget[],
+): KindMemory {
+  const float = dtypeBytes(computeDtype);
+  if (layer.kind === "embedding") {
+    return { weights: 0, kept: 0, workspace: work.tokens * FLOAT32 * (2 * sum(pairs.map(({ r }) => r)) + 4) };
+  }
+  const gains = pairs.filter(({ dora }) => dora);
+  if (gains.length === 0) return NOTHING;
+  const measuring = (input: number, out: number) => MEASURED_ROWS * (float * input + FLOAT32 * (out + MEASURED_ROWS));
+  if (layer.kind !== "block") {
+    const { hidden, vocab } = spec.shape;
+    const chunk = Math.min(work.labelTokens, logitRows(vocab)) * vocab * (FLOAT32 + float);
+    return { weights: 4 * FLOAT32 * vocab, kept: 0, workspace: Math.max(chunk, measuring(hidden, vocab)) };
+  }
+  const names = new Set(gains.map(({ name }) => name));
+  const products = allProducts(blockProducts(layer, gains, holding)).filter(({ ranks }) =>
+    ranks.some((rank) => rank > 0),
+  );
+  const others = layer.linears.filter(({ name, role }) => names.has(name) && role === "shared_gate");
+  const outs = [...products.map(({ out }) => out), ...others.map(({ out }) => out)];
+  const kept = float * sum(outs) * work.tokens;
+  return {
+    weights: 4 * FLOAT32 * sum(outs),
+    kept,
+    workspace:
+      2 * float * Math.max(...outs) * work.tokens +
+      Math.max(...products.map(({ in: input, out }) => measuring(input, out)), 0),
+  };
+}
+
+const NOTHING: KindMemory = { weights: 0, kept: 0, workspace: 0 };

@@ -1,0 +1,16 @@
+// Original file: proto/pipelora/v1/control.proto
+
+
+export interface TrainedModule {
+  'module'?: (string);
+  'what'?: (string);
+  'matrix'?: (string);
+  'tokens'?: (Buffer | Uint8Array | string);
+}
+
+export interface TrainedModule__Output {
+  'module': (string);
+  'what': (string);
+  'matrix': (string);
+  'tokens': (Buffer);
+}

@@ -1,0 +1,53 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { DEFAULT_LORA_SETTINGS, type LoraSettings } from "../../../src/common/lora-settings.ts";
+import { trainedModules } from "../../../src/coordinator/assembly/prepare-requests.ts";
+import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
+import { makePlan, type Quantization } from "../../../src/plan/index.ts";
+import { addon, MEASURED_WORK, measure, SHAPE } from "./measured-engine.ts";
+import { cpus, model, request } from "./models.ts";
+
+const NONE: Quantization = { method: "none" };
+const NF4: Quantization = { method: "4bit", quantType: "nf4", doubleQuant: true };
+
+const KINDS: readonly (Partial<LoraSettings> & { readonly quantization?: Quantization })[] = [
+  { useDora: true },
+  { useDora: true, quantization: NF4 },
+  { useDora: true, targetModules: ["lm_head", "v_proj"] },
+  { targetModules: ["embed_tokens"] },
+  { targetModules: ["lm_head"] },
+  { targetModules: ["q_proj"], modulesToSave: ["embed_tokens"] },
+  { targetModules: ["q_proj"], modulesToSave: ["lm_head"] },
+  { targetModules: ["q_proj"], modulesToSave: ["embed_tokens", "lm_head"] },
+  { targetModules: ["q_proj"], trainableTokenIndices: [5, 17, 2000] },
+];
+
+for (const { quantization = NONE, ...settings } of KINDS) {
+  for (const checkpointing of ["all", "none"] as const) {
+    const what = `${JSON.stringify(settings)}, ${quantization.method}, checkpointing ${checkpointing}`;
+    test(`the engine's peak is what was predicted: ${what}`, {
+      skip: addon === null && "no native engine",
+    }, async () => {
+      const spec = model("llama-3-8b", SHAPE);
+      const lora = resolveLoraTargets(spec, {
+        ...DEFAULT_LORA_SETTINGS,
+        targetModules: "all-linear",
+        r: 8,
+        ...settings,
+      });
+      const planned = request(spec, cpus(1), {
+        holding: { dtype: "float32", quantization, skipModules: [], fp8: false },
+        computeDtype: "float32",
+        ...{ lora: lora.targets, matrices: lora.matrices },
+        work: { ...MEASURED_WORK, checkpointing, schedule: "gpipe", microBatches: 2 },
+      });
+      const { memory } = makePlan(planned).devices[0]!;
+      const measured = await measure(planned, 2, trainedModules(lora), 0.01);
+      assert.equal(measured.weightBytes, memory.weights);
+      assert.equal(measured.loraBytes, memory.lora);
+      const arena = memory.activations + memory.workspace;
+      assert.ok(measured.arenaPeakBytes <= arena, `peak ${measured.arenaPeakBytes}, predicted ${arena}`);
+      assert.ok(measured.arenaPeakBytes >= 0.6 * arena, `peak ${measured.arenaPeakBytes}, predicted ${arena}`);
+    });
+  }
+}
