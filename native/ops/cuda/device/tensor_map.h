@@ -12,12 +12,7 @@ namespace pipelora::cuda {
 /// Columns of a panel: 128 bytes of a 16-bit dtype, which SharedMatrix (wgmma.cuh) lays out.
 inline constexpr std::uint32_t kPanelColumns = 64;
 
-/// Whether bulk copies read it: a 16-bit dtype, base and rows on 16 bytes.
-inline bool readable_by_bulk_copies(const Tensor& matrix) {
-  return dtype_bytes(matrix.dtype) == 2 && reinterpret_cast<std::uintptr_t>(matrix.data) % 16 == 0 && matrix.stride % 8 == 0;
-}
-
-/// Tiles of `box_rows` rows and one panel of a readable `matrix`. What lies outside it is read as zero. Throws PL_DEVICE_UNAVAILABLE where the driver has no such copies, PL_ENGINE_FAILED where the matrix does not suit.
+/// Tiles of `box_rows` rows and one panel of `matrix`, which has a 16-bit dtype, and base and rows on 16 bytes. What lies outside it is read as zero. Throws PL_DEVICE_UNAVAILABLE where the driver has no such copies, PL_ENGINE_FAILED where the matrix does not suit.
 CUtensorMap tensor_map(const Tensor& matrix, std::uint32_t box_rows);
 
 }  // namespace pipelora::cuda

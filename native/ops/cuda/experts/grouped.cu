@@ -301,12 +301,6 @@ void launch(const GroupedProduct& call, cudaStream_t stream) {
 
 }  // namespace
 
-bool suits_grouped(const GroupedProduct& call) {
-  const auto& reads = readable_by_bulk_copies;
-  if (!reads(call.a) || !reads(call.b) || (call.a2 && (!reads(call.a2) || !reads(call.b2)))) return false;
-  return call.d.dtype == DType::f32 ? call.bias == nullptr : call.d.cols % 8 == 0 && reads(call.d);
-}
-
 void grouped_product(const GroupedProduct& call, cudaStream_t stream) {
   if (call.a.rows == 0 || call.experts == 0) return;
   with_half(call.a.dtype, [&]<class T>(T) {

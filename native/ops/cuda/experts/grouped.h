@@ -23,9 +23,8 @@ struct GroupedProduct {
   float factor = 1;  // f32: on what is written
 };
 
-/// Whether the kernel takes it, on Hopper: 16-bit operands that bulk copies can read (base and rows on 16 bytes), d written eight numbers at
-/// a time.
-bool suits_grouped(const GroupedProduct& call);
+/// 16-bit operands whose base and rows begin on 16 bytes; d in 16 bits is written eight numbers at a time: N is a multiple of 8 then, and it begins
+/// as they do. Hopper.
 void grouped_product(const GroupedProduct& call, cudaStream_t stream);
 
 /// grads_e += factor * leftᵀ right over the rows of expert e.
@@ -37,7 +36,6 @@ struct GroupedGrads {
   float factor = 1;
   Tensor grads;  // [experts * R, N] f32
 };
-bool suits_grouped(const GroupedGrads& call);
 void grouped_grads(const GroupedGrads& call, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -108,10 +108,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-bool suits_grouped(const GroupedGrads& call) {
-  return call.left.dtype == call.right.dtype && readable_by_bulk_copies(call.left) && readable_by_bulk_copies(call.right) && call.grads.dense();
-}
-
 void grouped_grads(const GroupedGrads& call, cudaStream_t stream) {
   if (call.left.rows == 0) return;
   with_half(call.left.dtype, [&]<class T>(T) {
