@@ -1,5 +1,6 @@
 import { shown } from "../common/shown.ts";
 import { datasetNames, setsOfAxolotl, setsOfInfo } from "./dataset-info.ts";
+import { TRACKERS } from "./groups/saving.ts";
 import { typedAsFlag } from "./load.ts";
 import { OPTIONS, type OptionKey } from "./options.ts";
 import { counterpart } from "./others.ts";
@@ -146,6 +147,10 @@ export function convertConfig(
     if (own !== null) {
       set(key, own.settings);
       remarks.push(...own.remarks);
+    } else if (key === "report_to") {
+      const { settings: kept, remarks: said } = trackers(value);
+      set(key, kept);
+      remarks.push(...said);
     } else if (Object.hasOwn(OPTIONS, key)) {
       set(key, { [key]: value });
     } else {
@@ -166,6 +171,18 @@ export function convertConfig(
   }
   const missing = ["model", "dataset", "output_dir"].filter((key) => !(key in settings));
   if (missing.length > 0) remarks.push(`still to be given: ${missing.join(", ")}`);
+  return { settings, remarks };
+}
+
+/** Those that there are here; "all" is whatever is installed there. */
+function trackers(value: unknown): Own {
+  const asked = [value].flat();
+  const known = asked.filter((name) => invalid("report_to", name) === null);
+  const settings = known.length === 0 ? {} : { report_to: known.length === 1 ? known[0] : known };
+  const unknown = asked.filter((name) => !known.includes(name));
+  const remarks = unknown.map(
+    (name) => `report_to ${shown(name)} has no counterpart; there are ${TRACKERS.join(", ")}`,
+  );
   return { settings, remarks };
 }
 

@@ -103,6 +103,10 @@ const TRANSLATED: Readonly<Record<string, (value: unknown) => Counterpart>> = {
   stage: (value) => (value === "sft" ? leftOut(DONE_ANYWAY["stage"]!) : notOffered(DONE_ANYWAY["stage"])),
   finetuning_type: (value) =>
     value === "lora" ? leftOut(DONE_ANYWAY["finetuning_type"]!) : notOffered(DONE_ANYWAY["finetuning_type"]),
+  use_tensorboard: (value) => tracker("tensorboard", value),
+  use_mlflow: (value) => tracker("mlflow", value),
+  mlflow_tracking_uri: () => leftOut("the environment says it, in MLFLOW_TRACKING_URI"),
+  mlflow_experiment_name: () => leftOut("the environment says it, in MLFLOW_EXPERIMENT_NAME"),
   use_peft: (value) => (isFalse(value) ? notOffered(DONE_ANYWAY["use_peft"]) : leftOut(DONE_ANYWAY["use_peft"]!)),
   datasets: (value) => becomes({ dataset: Array.isArray(value) ? value.map(dataset) : value }),
 };
@@ -113,6 +117,10 @@ const isFalse = (value: unknown) => value === false || /^(no|off|false)$/i.test(
 function halfPrecision(dtype: string, value: unknown): Counterpart {
   if (isFalse(value)) return leftOut("compute_dtype says it");
   return becomes({ compute_dtype: dtype, torch_dtype: dtype });
+}
+
+function tracker(name: string, value: unknown): Counterpart {
+  return isFalse(value) ? leftOut("report_to says it") : becomes({ report_to: name });
 }
 
 /** One of Axolotl's `datasets`: its path; what says how a row is read is found out here. */

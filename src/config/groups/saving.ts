@@ -17,7 +17,7 @@ const EVALUATION_METRICS = [
 /** A number of steps, or a share of all of them. */
 const stepsOrShare = z.union([positive, z.number().gt(0).lt(1)]);
 
-const TRACKERS = ["none", "tensorboard", "mlflow"] as const;
+export const TRACKERS = ["none", "tensorboard", "mlflow"] as const;
 
 export const savingOptions = {
   output_dir: option(

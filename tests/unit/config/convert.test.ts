@@ -193,3 +193,20 @@ test("Axolotl's datasets: splits, configurations, fields; what is refused or has
     /b.jsonl: format has no counterpart; .*rows are refused \(type chatml.intel\)/,
   );
 });
+
+test("trackers: those that there are stay, others are named", () => {
+  const reports = (theirs: Readonly<Record<string, unknown>>) => {
+    const { settings, remarks } = convertConfig({ ...theirs, model: "m", dataset: "d", output_dir: "o" });
+    return [settings["report_to"], remarks];
+  };
+  assert.deepEqual(reports({ report_to: ["mlflow", "wandb"] }), [
+    "mlflow",
+    ['report_to "wandb" has no counterpart; there are none, tensorboard, mlflow'],
+  ]);
+  assert.deepEqual(reports({ report_to: ["tensorboard", "mlflow"] }), [["tensorboard", "mlflow"], []]);
+  assert.deepEqual(reports({ report_to: "none" }), ["none", []]);
+  assert.deepEqual(reports({ use_mlflow: true, mlflow_tracking_uri: "http://a:1" }), [
+    "mlflow",
+    ["mlflow_tracking_uri: the environment says it, in MLFLOW_TRACKING_URI"],
+  ]);
+});
