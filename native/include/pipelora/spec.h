@@ -89,7 +89,7 @@ struct LinearSpec {
   std::int64_t out = 0;
   bool bias = false;
   std::optional<LoraSpec> lora;
-  std::string trained_bias;  // the matrix that the bias is; empty: it is frozen
+  std::string trained_bias = {};  // the matrix that the bias is; empty: it is frozen
 };
 
 /// A mixture of experts. A block that has one may have an MLP too, which every token goes through (a shared expert).
