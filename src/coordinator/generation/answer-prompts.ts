@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { PipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
+import { HELD_AS } from "../../config/held-as.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import { type Reply, reply } from "../../generation/reply.ts";
@@ -16,16 +17,7 @@ import { tokenChoice } from "./token-choice.ts";
 
 /** Settings that decide what an answer is, beside the model. */
 const DECISIVE = [
-  "torch_dtype",
-  "compute_dtype",
-  "fp8",
-  "load_in_4bit",
-  "load_in_8bit",
-  "bnb_4bit_quant_type",
-  "bnb_4bit_use_double_quant",
-  "bnb_4bit_compute_dtype",
-  "llm_int8_threshold",
-  "llm_int8_skip_modules",
+  ...HELD_AS,
   "template",
   "system",
   "template_date",

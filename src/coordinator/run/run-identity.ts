@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { bytesOf } from "../../common/bytes.ts";
 import { changesBase } from "../../common/lora-settings.ts";
 import { Turns } from "../../common/slices.ts";
+import { HELD_AS } from "../../config/held-as.ts";
 import type { Config } from "../../config/options.ts";
 import type { Dataset } from "../../data/dataset.ts";
 
@@ -23,16 +24,7 @@ const DECISIVE = [
   "bias",
   "trainable_token_indices",
   "init_lora_weights",
-  "torch_dtype",
-  "compute_dtype",
-  "fp8",
-  "load_in_4bit",
-  "load_in_8bit",
-  "bnb_4bit_quant_type",
-  "bnb_4bit_use_double_quant",
-  "bnb_4bit_compute_dtype",
-  "llm_int8_threshold",
-  "llm_int8_skip_modules",
+  ...HELD_AS,
   "per_device_train_batch_size",
   "gradient_accumulation_steps",
   "replicas",
