@@ -71,4 +71,4 @@ const testing = process.argv.includes("--test");
 // Only what the product needs and the stand-in for NCCL that tests of links load, unless native tests are asked for too.
 const targets = testing ? [] : ["--target", "pipelora_build", "nccl_host"];
 run("cmake", ["--build", build, "--parallel", jobs, ...targets]);
-if (testing) run("ctest", ["--test-dir", build, "--output-on-failure"]);
+if (testing) run("ctest", ["--test-dir", build, "--output-on-failure", "--parallel", jobs]);
