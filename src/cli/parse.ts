@@ -42,7 +42,7 @@ async function parse(
     // By the names under which commander hands values over: "loadIn4bit".
     const keys = new Map<string, string>();
     for (const [key, option] of optionsOf(command)) {
-      const added = programOption(key, option);
+      const added = programOption(key, option, command);
       keys.set(added.attributeName(), key);
       target.addOption(added);
     }
@@ -101,10 +101,10 @@ function describe(
   return near === undefined ? message : `${message}; did you mean ${near}?`;
 }
 
-function programOption(key: string, option: Option): ProgramOption {
+function programOption(key: string, option: Option, command: Command): ProgramOption {
   const optionalValue = option.kind === "boolean" || option.kind === "boolean-or-string";
   const added = new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
-  if (option.repeats === true) {
+  if (option.repeats?.includes(command) === true) {
     added.argParser<string>((value, before) => (before === undefined ? value : `${before},${value}`));
   }
   return added;

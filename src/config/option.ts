@@ -58,8 +58,8 @@ export interface Option<T extends z.ZodType = z.ZodType> {
   readonly other?: { readonly form: RegExp; readonly key: string };
   /** Kept out of every file and log. */
   readonly secret?: true;
-  /** The flag may stand again: values are joined with commas. */
-  readonly repeats?: true;
+  /** Commands for which the flag may stand again: values are joined with commas. Of any other flag the last counts. */
+  readonly repeats?: readonly Command[];
 }
 
 /** "per_device_train_batch_size" -> "--per-device-train-batch-size" */

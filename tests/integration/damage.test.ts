@@ -95,7 +95,7 @@ test("a last update that is not finite ends the run and saves nothing", async (t
   const { code, stderr } = await coordinator(flags(output, ...update));
   assert.equal(code, 1);
   assert.match(stderr, /PL_LOSS_NOT_FINITE/);
-  assert.deepEqual(readdirSync(output), []);
+  assert.deepEqual(readdirSync(output), ["metrics.jsonl"]);
 });
 
 test("merge refuses the base model's own folder and leaves it as it was", async (t) => {

@@ -19,7 +19,7 @@ export const modelOptions = {
       "A peft adapter's folder, or owner/name[@revision] of a hub, to start from; its LoRA settings hold. For serve NAME=DIR|NAME, and again for others.",
       "DIR|NAME",
     ),
-    repeats: true as const,
+    repeats: ["serve"] as const,
   },
   hub: option(
     "string",

@@ -121,9 +121,11 @@ test("a key for the API comes from the environment too, and goes into no file", 
   }
 });
 
-test("a flag that may stand again is joined", async () => {
+test("a flag that may stand again is joined; of others the last counts", async () => {
   const parsed = await parseCoordinator(["serve", "--model", "m", "--adapter", "a=x", "--adapter", "b=y/z"]);
   assert.equal(parsed!.config.adapter, "a=x,b=y/z");
+  const given = ["--model", "m", "--dataset", "d", "--output-dir", "o", "--adapter", "first", "--adapter", "last"];
+  assert.equal((await parseCoordinator(given))!.config.adapter, "last");
 });
 
 test("what a command needs is asked for", async () => {
