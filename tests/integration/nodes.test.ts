@@ -42,10 +42,10 @@ async function runOverNodes(t: TestContext, golden: GoldenRun, root: string, mor
   return { result, folders: [head!, ...nodes] };
 }
 
-/** Every file below a folder by its hash, the marks and temporary files of other runs too. */
+/** Every file below a folder by its hash, the marks and temporary files of other runs too; but for the log, which the coordinator alone writes. */
 async function contents(dir: string): Promise<Record<string, string>> {
   const names = readdirSync(dir, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile())
+    .filter((entry) => entry.isFile() && entry.name !== "metrics.jsonl")
     .map((entry) => join(entry.parentPath ?? entry.path, entry.name).slice(dir.length + 1))
     .sort();
   return Object.fromEntries((await hashFiles(dir, names)).map(({ name, sha256 }) => [name, sha256]));
