@@ -4,7 +4,7 @@ import type { DrawnToken } from "../../generation/round.ts";
 import type { ServedModel, Service } from "../service.ts";
 import { replies, schedulerOf, stopsOf, tokenChoice, type WantedReplies } from "./choices.ts";
 import { ApiError } from "./errors.ts";
-import { EventStream } from "./event-stream.ts";
+import { streamAnswer } from "./event-stream.ts";
 import { chatLogprobs } from "./log-probabilities.ts";
 import { templateMessages } from "./messages.ts";
 import type { ChatRequest } from "./requests.ts";
@@ -47,17 +47,9 @@ export async function answerChat(
       usage: usage([prompt], done),
     };
   }
-  const stream = new EventStream(reply);
+  const head = () => ({ ...common, object: "chat.completion.chunk", ...fingerprint(service) });
   const includeUsage = request.stream_options?.include_usage === true;
-  const send = (choices: readonly unknown[], counted: unknown = null) =>
-    stream.send({
-      ...common,
-      object: "chat.completion.chunk",
-      ...fingerprint(service),
-      choices,
-      ...(includeUsage ? { usage: counted } : {}),
-    });
-  try {
+  return streamAnswer(reply, { head, includeUsage }, async (send) => {
     const done = await replies(service, model, wanted, (index, piece) => {
       const delta = chat.push(index, piece.text, piece.tokens);
       if (delta !== null) send([{ index, ...delta, finish_reason: null }]);
@@ -67,14 +59,8 @@ export async function answerChat(
       if (last.rest !== null) send([{ index, ...last.rest, finish_reason: null }]);
       send([{ index, delta: {}, logprobs: null, finish_reason: last.reason }]);
     }
-    if (includeUsage) send([], usage([prompt], done));
-    stream.done();
-  } catch (error) {
-    if (!stream.begun) throw error;
-    stream.fail(error);
-    throw error;
-  }
-  return reply;
+    return usage([prompt], done);
+  });
 }
 
 /** Tools that the model is told of; null: none. */

@@ -4,7 +4,7 @@ import type { DrawnToken } from "../../generation/round.ts";
 import type { ServedModel, Service } from "../service.ts";
 import { replies, stopsOf, tokenChoice, type WantedReplies } from "./choices.ts";
 import { ApiError } from "./errors.ts";
-import { EventStream } from "./event-stream.ts";
+import { streamAnswer } from "./event-stream.ts";
 import { completionLogprobs } from "./log-probabilities.ts";
 import type { CompletionRequest } from "./requests.ts";
 import { fingerprint, usage } from "./usage.ts";
@@ -66,11 +66,9 @@ export async function answerCompletion(
       usage: usage(wanted.prompts, done),
     };
   }
-  const stream = new EventStream(reply);
+  const head = () => ({ ...common, ...fingerprint(service) });
   const includeUsage = request.stream_options?.include_usage === true;
-  const send = (sent: readonly unknown[], counted: unknown = null) =>
-    stream.send({ ...common, ...fingerprint(service), choices: sent, ...(includeUsage ? { usage: counted } : {}) });
-  try {
+  return streamAnswer(reply, { head, includeUsage }, async (send) => {
     const done = await replies(service, model, wanted, (index, piece) => {
       const choice = choices[index]!;
       const tokens = shown(piece.tokens);
@@ -84,14 +82,8 @@ export async function answerCompletion(
     for (const [index, { reason }] of done.entries()) {
       send([{ index, text: choices[index]!.text, logprobs: null, finish_reason: reason }]);
     }
-    if (includeUsage) send([], usage(wanted.prompts, done));
-    stream.done();
-  } catch (error) {
-    if (!stream.begun) throw error;
-    stream.fail(error);
-    throw error;
-  }
-  return reply;
+    return usage(wanted.prompts, done);
+  });
 }
 
 interface Prompt {

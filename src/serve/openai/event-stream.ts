@@ -5,7 +5,7 @@ import { toApiError } from "./errors.ts";
  * Server-sent events of one request. Nothing is sent before the first event: what fails until then gets a status of its own, what fails
  * later an event with the error.
  */
-export class EventStream {
+class EventStream {
   readonly #reply: FastifyReply;
   #begun = false;
 
@@ -43,4 +43,27 @@ export class EventStream {
       "x-accel-buffering": "no",
     });
   }
+}
+
+/**
+ * An answer in chunks: those that `write` sends, each with `head` as it is then, what it counts at the end where that is wanted, and the
+ * end. What fails is told as the stream tells it.
+ */
+export async function streamAnswer(
+  reply: FastifyReply,
+  { head, includeUsage }: { readonly head: () => object; readonly includeUsage: boolean },
+  write: (send: (choices: readonly unknown[]) => void) => Promise<object>,
+): Promise<FastifyReply> {
+  const stream = new EventStream(reply);
+  const send = (choices: readonly unknown[], counted: object | null) =>
+    stream.send({ ...head(), choices, ...(includeUsage ? { usage: counted } : {}) });
+  try {
+    const counted = await write((choices) => send(choices, null));
+    if (includeUsage) send([], counted);
+    stream.done();
+  } catch (error) {
+    if (stream.begun) stream.fail(error);
+    throw error;
+  }
+  return reply;
 }
