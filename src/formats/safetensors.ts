@@ -69,14 +69,18 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
 /** The little-endian bytes of a tensor. */
 export async function readTensor(location: TensorLocation): Promise<Uint8Array> {
   const { scales } = location;
-  return scales === undefined ? readBytes(location) : readScaled(location, scales, 0, location.shape[0]!);
+  if (scales === undefined) return readBytes(location);
+  return (await scaledRows(location, scales))(0, location.shape[0]!);
 }
 
-/** Rows of a tensor that is stored in e4m3. */
-async function readScaled(location: TensorLocation, scales: Scales, first: number, rows: number): Promise<Uint8Array> {
+/** Reads rows of a tensor that is stored in e4m3; its scales are read once. */
+async function scaledRows(location: TensorLocation, { location: place, block }: Scales) {
   const columns = location.shape[1]!;
-  const codes = await readBytes({ ...location, offset: location.offset + first * columns, bytes: rows * columns });
-  return expandCodes(codes, columns, first, await readFloat32(scales.location), scales.block);
+  const scales = await readFloat32(place);
+  return async (first: number, rows: number): Promise<Uint8Array> => {
+    const codes = await readBytes({ ...location, offset: location.offset + first * columns, bytes: rows * columns });
+    return expandCodes(codes, columns, first, scales, block);
+  };
 }
 
 async function readBytes(location: TensorLocation): Promise<Uint8Array> {
@@ -100,8 +104,9 @@ export async function* convertedTensor(location: TensorLocation, dtype: FloatDty
   if (location.scales !== undefined) {
     const [out, input] = location.shape as [number, number];
     const rows = Math.max(1, Math.floor(PIECE_ELEMENTS / input));
+    const read = await scaledRows(location, location.scales);
     for (let first = 0; first < out; first += rows) {
-      const bytes = await readScaled(location, location.scales, first, Math.min(rows, out - first));
+      const bytes = await read(first, Math.min(rows, out - first));
       yield dtype === "bfloat16" ? bytes : fromFloat32(toFloat32(bytes, "bfloat16")!, dtype);
     }
     return;
