@@ -6,20 +6,11 @@ import type { LoraSettings } from "../../src/common/lora-settings.ts";
 import type { Engine } from "../../src/engine/index.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
 import { coordinator, events, temporaryFolder } from "../support/cli.ts";
+import { distance } from "../support/distance.ts";
 import { goldenRun } from "../support/golden.ts";
 import { adaptedModel, lastLogits, meanLossBatch, wholeModel } from "../support/one-engine.ts";
 
 const IDS = [3, 17, 41, 8, 29, 3, 44, 12, 5, 36, 21, 9, 48, 0, 7];
-
-function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i]! - b[i]!) ** 2;
-    norm += b[i]! ** 2;
-  }
-  return Math.sqrt(difference / norm);
-}
 
 async function succeed(args: string[]): Promise<string> {
   const result = await coordinator([...args, "--log-level", "warn"]);

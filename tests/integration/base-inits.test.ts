@@ -5,6 +5,7 @@ import { loadEngine } from "../../src/engine/index.ts";
 import { initLora } from "../../src/formats/lora-init.ts";
 import { openSafetensors, readFloat32 } from "../../src/formats/safetensors.ts";
 import { baseInit, takeFrom } from "../../src/worker/base-inits.ts";
+import { distance } from "../support/distance.ts";
 import { fixture } from "../unit/shared-data.ts";
 
 const addon = loadEngine();
@@ -21,16 +22,6 @@ async function product(
   const sum = new Float32Array(out * input);
   await addon.addLowRank(new Uint8Array(sum.buffer), "float32", out, input, a, b, scale);
   return sum;
-}
-
-function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i]! - b[i]!) ** 2;
-    norm += b[i]! ** 2;
-  }
-  return Math.sqrt(difference / norm);
 }
 
 const size = (values: Float32Array) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));

@@ -8,20 +8,10 @@ import { writeCheckpoint } from "../../src/formats/checkpoint-writer.ts";
 import { openSafetensors, readFloat32, readTensor } from "../../src/formats/safetensors.ts";
 import { readModelSpec } from "../../src/models/index.ts";
 import { readJson, temporaryFolder } from "../support/cli.ts";
+import { distance } from "../support/distance.ts";
 import { FAMILY_RUNS } from "../support/golden.ts";
 import { lastLogits, meanLossBatch, oneSequence, wholeModel } from "../support/one-engine.ts";
 import { fixture, shared } from "../unit/shared-data.ts";
-
-function distance(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  assert.equal(a.length, b.length);
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i]! - b[i]!) ** 2;
-    norm += b[i]! ** 2;
-  }
-  return Math.sqrt(difference / norm);
-}
 
 /** What first_grads.safetensors calls a matrix. */
 function gradientKey(name: string): string {

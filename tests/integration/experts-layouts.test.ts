@@ -8,6 +8,7 @@ import { float32Bytes, readFloat32, readTensor } from "../../src/formats/safeten
 import { expertStacks, modelExperts, ofExpert } from "../../src/models/experts.ts";
 import { readModelSpec } from "../../src/models/index.ts";
 import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
+import { distance } from "../support/distance.ts";
 import { lastLogits, wholeModel } from "../support/one-engine.ts";
 
 const SIZES = {
@@ -54,11 +55,6 @@ async function logits(model: string, adapter: string | null = null): Promise<Flo
   const values = await lastLogits(engine, IDS);
   await engine.close();
   return values;
-}
-
-function distance(a: Float32Array, b: Float32Array): number {
-  const square = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
-  return Math.sqrt(square(a.map((value, i) => value - b[i]!)) / square(b));
 }
 
 const rows = (dir: string): string => {

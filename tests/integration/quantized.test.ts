@@ -9,6 +9,7 @@ import { openSafetensors, readFloat32, readTensor } from "../../src/formats/safe
 import { readModelSpec } from "../../src/models/index.ts";
 import { blockLinears } from "../../src/models/quantization.ts";
 import { coordinator, events, readJson, temporaryFolder } from "../support/cli.ts";
+import { distance } from "../support/distance.ts";
 import { adapterDistance, goldenFlags, goldenRun, relative } from "../support/golden.ts";
 import { goldenWeights, WEIGHT_MODELS, type WeightModel, writeWeightModel } from "../support/golden-weights.ts";
 
@@ -161,16 +162,6 @@ async function linearValues(dir: string): Promise<Map<string, Float32Array>> {
     values.set(name, new Float32Array(Uint8Array.from(bytes).buffer));
   }
   return values;
-}
-
-function distance(a: Float32Array, b: Float32Array): number {
-  let difference = 0;
-  let norm = 0;
-  for (let i = 0; i < b.length; i++) {
-    difference += (a[i]! - b[i]!) ** 2;
-    norm += b[i]! ** 2;
-  }
-  return Math.sqrt(difference / norm);
 }
 
 test("merging: exact onto the 16-bit checkpoint, rounded again onto a quantised one, which is said", async (t) => {
