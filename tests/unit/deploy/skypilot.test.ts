@@ -110,7 +110,7 @@ test("skypilot: the first node runs both programs, any other a worker", async (t
 
 test("skypilot: a task ends with the code of the program that failed first, and ends the other", async (t) => {
   const code = async (coordinator: string, worker: string) => (await play(t, 0, { coordinator, worker })).code;
-  assert.equal(await code("exit 1", UNTIL_STOPPED), 1);
+  assert.equal(await code("sleep 0.3; exit 1", UNTIL_STOPPED), 1);
   assert.equal(await code(UNTIL_STOPPED, "sleep 0.2; exit 137"), 137);
   assert.equal(await code("sleep 0.3; exit 75", "exit 0"), 75);
   assert.equal(await code("exit 0", "sleep 0.2"), 0);
