@@ -94,7 +94,7 @@ async function measure(
     if (taken !== undefined) {
       throw new PipeloraError(
         "PL_DATASET_INVALID",
-        `${file.path}: prompt ${index + 1} has "${taken}", which answers have of their own`,
+        `${file.path}: prompt ${index + 1} has the key "${taken}", under which its answer would be written`,
         {
           hint: "Give that key another name.",
         },
@@ -156,7 +156,7 @@ async function answerAll(work: Work, prompts: AsyncIterable<PromptRow>): Promise
   if (failed > 0) {
     throw new PipeloraError(
       "PL_ENGINE_FAILED",
-      `${failed} of ${count} prompts have no answer: the log says why of each`,
+      `${failed} of ${count} prompts got no answer. The log has the reason for each`,
       {
         hint: "Run the command again: what was answered stays.",
       },

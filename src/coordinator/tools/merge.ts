@@ -126,7 +126,7 @@ async function alreadyMerged(checkpoint: Checkpoint, adapter: string): Promise<s
   if (!merged.includes(adapter)) return merged;
   throw new PipeloraError(
     "PL_ADAPTER_INVALID",
-    `${checkpoint.dir} has this adapter in it already: it would be added twice`,
+    `this adapter was already merged into ${checkpoint.dir}; merging again would add it twice`,
     {
       hint: "Merge onto the base that the adapter was trained on.",
     },
