@@ -121,7 +121,7 @@ class SoftmaxMixer final : public Mixer {
     if (spec_.gated) ops_.head_gate_backward({attn, gate(saved.qkv), Tensor(), NormRule(), arch_.head_dim, dout, dout, gate(dqkv)});
     const Heads grads = heads(dqkv);
     const Tensor dv = dqkv.tensor().columns(q_cols_ + kv_cols_, kv_cols_);
-    // Halves of whole heads may turn back where their gradients are made.
+    // If rotary covers whole heads in halves, the attention kernel can undo it where it makes the gradients.
     const Tensor rope = !q_norm_ && spec_.rotary >= 0 && !batch.q_scale && !arch_.rotary_interleaved ? table(batch) : Tensor();
     const bool at_once = rope && rope.cols == arch_.head_dim;
     ops_.attention_backward({turned_heads.q, turned_heads.k, v, attn, saved.lse, dout, grads.q, grads.k, dv, &batch.sequences, arch_.head_dim,
