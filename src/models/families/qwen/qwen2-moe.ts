@@ -1,10 +1,10 @@
 import { z } from "zod";
-import { nullish, parseConfig, unsupported } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { layerTypes, windowsByType } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
-import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "./moe-config.ts";
+import { nullish, parseConfig, unsupported } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { layerTypes, windowsByType } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "../moe-config.ts";
 
 const qwen2MoeConfig = moeConfig.extend({ qkv_bias: nullish(z.boolean()) });
 

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { FloatDtype } from "../../common/dtype.ts";
+import type { FloatDtype } from "../../../common/dtype.ts";
 import {
   commonConfig,
   configDtype,
@@ -11,12 +11,12 @@ import {
   rejectForeignSettings,
   unsupported,
   width,
-} from "../config.ts";
-import { checkpointQuantization } from "../quantization.ts";
-import { inverseFrequencies } from "../rope.ts";
-import { computeRules } from "../rules.ts";
-import type { BlockLayer, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "../spec.ts";
-import { linearTensors, parameter } from "../tensors.ts";
+} from "../../config.ts";
+import { checkpointQuantization } from "../../quantization.ts";
+import { inverseFrequencies } from "../../rope.ts";
+import { computeRules } from "../../rules.ts";
+import type { BlockLayer, LinearSpec, ModelSpec, ModuleSpec, TensorSpec } from "../../spec.ts";
+import { linearTensors, parameter } from "../../tensors.ts";
 
 const qwenConfig = commonConfig.extend({
   kv_channels: nullish(width),

@@ -1,9 +1,9 @@
-import { parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { mixedWindows } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
-import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "./moe-config.ts";
+import { parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { mixedWindows } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "../moe-config.ts";
 
 /** Qwen3-MoE: Qwen3 with a mixture of experts in most blocks (defaults of transformers' Qwen3MoeConfig). */
 export function qwen3MoeSpec(config: unknown, generation: unknown): ModelSpec {

@@ -1,8 +1,8 @@
-import { parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /** OLMo 2: norms of what attention and MLP add, none before them, and of whole q and k (defaults of transformers' Olmo2Config). */
 export function olmo2Spec(config: unknown, generation: unknown): ModelSpec {

@@ -1,8 +1,8 @@
-import { parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, mixedWindows } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig, mixedWindows } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /** Qwen2 and Qwen2.5: biased q, k and v; the smaller sizes tie their head (defaults of transformers' Qwen2Config). */
 export function qwen2Spec(config: unknown, generation: unknown): ModelSpec {

@@ -1,9 +1,9 @@
 import { z } from "zod";
-import { contradiction, extent, nullish, parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, layerTypes, windowsByType } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { contradiction, extent, nullish, parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig, layerTypes, windowsByType } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 const smollm3Config = decoderConfig.extend({
   no_rope_layers: nullish(z.array(z.number().int().min(0).max(1)).max(4096)),

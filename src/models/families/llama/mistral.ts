@@ -1,10 +1,10 @@
-import { contradiction, parseConfig } from "../config.ts";
-import { type DecoderFamily, decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import { ropeParametersOf } from "../rope.ts";
-import type { ModelSpec } from "../spec.ts";
-import { type TextPart, textPartSpec } from "./text-part.ts";
+import { contradiction, parseConfig } from "../../config.ts";
+import { type DecoderFamily, decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import { ropeParametersOf } from "../../rope.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { type TextPart, textPartSpec } from "../text-part.ts";
 
 /** Mistral 7B and its like: Llama's layout with one attention window for all blocks (defaults of transformers' MistralConfig). */
 export function mistralSpec(config: unknown, generation: unknown, part?: TextPart): ModelSpec {

@@ -1,9 +1,9 @@
 import { z } from "zod";
-import { nullish, parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
-import { deepseekExperts, MOE_KEYS, moeConfig } from "./moe-config.ts";
+import { nullish, parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { deepseekExperts, MOE_KEYS, moeConfig } from "../moe-config.ts";
 
 const glm4MoeConfig = moeConfig.extend({
   use_qk_norm: nullish(z.boolean()),

@@ -1,10 +1,10 @@
 import { z } from "zod";
-import { nullish, parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import { PLAIN_SCALE } from "../rules.ts";
-import type { ModelSpec } from "../spec.ts";
+import { nullish, parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import { PLAIN_SCALE } from "../../rules.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 const factor = nullish(z.number().positive().max(1e6));
 const graniteConfig = decoderConfig.extend({

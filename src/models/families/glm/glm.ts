@@ -1,8 +1,8 @@
-import { parseConfig } from "../config.ts";
-import { type DecoderFamily, decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig } from "../../config.ts";
+import { type DecoderFamily, decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /** GLM-4 of 2024: neighbours turn together, in half of each head; fused gate and up (defaults of transformers' GlmConfig). */
 export function glmSpec(config: unknown, generation: unknown): ModelSpec {

@@ -1,13 +1,13 @@
 import { z } from "zod";
-import { type AttentionParts, type AttentionPlace, deltaParts } from "../attention-parts.ts";
-import { contradiction, extent, nullish, parseConfig, unsupported, width } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { typesOfLayers } from "../decoder-config.ts";
-import type { FamilyExperts } from "../decoder-experts.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
-import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "./moe-config.ts";
-import { type TextPart, textPartSpec } from "./text-part.ts";
+import { type AttentionParts, type AttentionPlace, deltaParts } from "../../attention-parts.ts";
+import { contradiction, extent, nullish, parseConfig, unsupported, width } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { typesOfLayers } from "../../decoder-config.ts";
+import type { FamilyExperts } from "../../decoder-experts.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { expertCounts, MOE_KEYS, moeConfig, sparseBlocks } from "../moe-config.ts";
+import { type TextPart, textPartSpec } from "../text-part.ts";
 
 const config = moeConfig.extend({
   num_experts: nullish(z.number().int().nonnegative().max(1024)),

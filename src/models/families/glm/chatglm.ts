@@ -1,9 +1,9 @@
 import { z } from "zod";
-import { extent, nullish, parseConfig, unsupported, width } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { inverseFrequencies } from "../rope.ts";
-import type { ModelSpec } from "../spec.ts";
+import { extent, nullish, parseConfig, unsupported, width } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { inverseFrequencies } from "../../rope.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 const chatglmConfig = z.looseObject({
   num_layers: extent(4096),

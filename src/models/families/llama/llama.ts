@@ -1,8 +1,8 @@
-import { parseConfig, unsupported } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig, unsupported } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /** Llama 2, 3, 3.1 and what copies its layout (defaults of transformers' LlamaConfig). */
 export function llamaSpec(config: unknown, generation: unknown): ModelSpec {

@@ -1,10 +1,10 @@
 import { z } from "zod";
-import { extent, nullish, parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, everyNthFull, headWidth, layerTypes, windowsByType } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
-import { PLAIN_SCALE } from "../rules.ts";
-import type { ModelSpec } from "../spec.ts";
+import { extent, nullish, parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig, everyNthFull, headWidth, layerTypes, windowsByType } from "../../decoder-config.ts";
+import { ropeFromConfig } from "../../rope.ts";
+import { PLAIN_SCALE } from "../../rules.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 const cohere2Config = decoderConfig.extend({
   layer_norm_eps: nullish(z.number().positive().max(1)),

@@ -1,8 +1,8 @@
-import { parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
-import { expertCounts, MOE_KEYS, moeConfig } from "./moe-config.ts";
+import { parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { expertCounts, MOE_KEYS, moeConfig } from "../moe-config.ts";
 
 /** Mixtral: Mistral with experts in every block, under names of their own in checkpoints (defaults of transformers' MixtralConfig). */
 export function mixtralSpec(config: unknown, generation: unknown): ModelSpec {

@@ -1,12 +1,12 @@
 import { z } from "zod";
-import { nullish, parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { everyNthFull, layerTypes, windowsByType } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
-import type { ModelSpec } from "../spec.ts";
+import { nullish, parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { everyNthFull, layerTypes, windowsByType } from "../../decoder-config.ts";
+import { ropeFromConfig } from "../../rope.ts";
+import type { ModelSpec } from "../../spec.ts";
+import { type TextPart, textPartSpec } from "../text-part.ts";
 import { gemmaConfig, gemmaRules } from "./gemma.ts";
 import { GEMMA2_NORMS } from "./gemma2.ts";
-import { type TextPart, textPartSpec } from "./text-part.ts";
 
 const gemma3Config = gemmaConfig.extend({
   rope_local_base_freq: nullish(z.number().positive().max(1e12)),

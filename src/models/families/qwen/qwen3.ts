@@ -1,8 +1,8 @@
-import { parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, mixedWindows } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig, mixedWindows } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /** Qwen3 (dense): an RMSNorm on every head of q and k (defaults of transformers' Qwen3Config). */
 export function qwen3Spec(config: unknown, generation: unknown): ModelSpec {

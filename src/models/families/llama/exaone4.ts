@@ -1,9 +1,9 @@
 import { z } from "zod";
-import { nullish, parseConfig, unsupported } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, everyNthFull, type LayerType, layerTypes, windowsByType } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { nullish, parseConfig, unsupported } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig, everyNthFull, type LayerType, layerTypes, windowsByType } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 import { NORMS_BEHIND } from "./olmo2.ts";
 
 const exaone4Config = decoderConfig.extend({

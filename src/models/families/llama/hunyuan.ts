@@ -1,8 +1,8 @@
-import { parseConfig, unsupported } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig, unsupported } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /** Hunyuan (dense): norms of each head of q and k behind rotary (defaults of transformers' HunYuanDenseV1Config). */
 export function hunyuanDenseSpec(config: unknown, generation: unknown): ModelSpec {

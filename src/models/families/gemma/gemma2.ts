@@ -1,8 +1,8 @@
-import { parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { everyNthFull, layerTypes, windowsByType } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import type { ModelSpec } from "../spec.ts";
+import { parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { everyNthFull, layerTypes, windowsByType } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import type { ModelSpec } from "../../spec.ts";
 import { gemmaConfig, gemmaRules } from "./gemma.ts";
 
 export const GEMMA2_NORMS = {

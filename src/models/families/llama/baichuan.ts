@@ -1,8 +1,8 @@
-import { contradiction, parseConfig, unsupported } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig, headWidth } from "../decoder-config.ts";
-import { ropeFromConfig } from "../rope.ts";
-import type { ModelSpec } from "../spec.ts";
+import { contradiction, parseConfig, unsupported } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig, headWidth } from "../../decoder-config.ts";
+import { ropeFromConfig } from "../../rope.ts";
+import type { ModelSpec } from "../../spec.ts";
 
 /**
  * Baichuan 7B, whose code came with the checkpoint: Llama's layout with q, k and v fused in W_pack. Baichuan 13B (ALiBi) and Baichuan 2

@@ -1,10 +1,10 @@
 import { z } from "zod";
-import { activationNamed, nullish, parseConfig } from "../config.ts";
-import { decoderSpec } from "../decoder.ts";
-import { decoderConfig } from "../decoder-config.ts";
-import { decoderShape } from "../decoder-shape.ts";
-import { PLAIN_SCALE } from "../rules.ts";
-import type { ComputeRules, ModelSpec } from "../spec.ts";
+import { activationNamed, nullish, parseConfig } from "../../config.ts";
+import { decoderSpec } from "../../decoder.ts";
+import { decoderConfig } from "../../decoder-config.ts";
+import { decoderShape } from "../../decoder-shape.ts";
+import { PLAIN_SCALE } from "../../rules.ts";
+import type { ComputeRules, ModelSpec } from "../../spec.ts";
 
 export const gemmaConfig = decoderConfig.extend({
   hidden_activation: nullish(z.string().max(64)),
