@@ -82,10 +82,10 @@ TEST_CASE("attention: which kernels are whose") {
   single.dtype = DType::f32;
   CHECK(attention_forward_choice(single, kHopper).kernel == AttentionKernel::plain);
   AttentionTraits windowed = rows(128, 4096);
-  CHECK(attention_backward_choice(windowed, kHopper).keeps_slopes);
+  CHECK(attention_backward_choice(windowed, kHopper).keeps_ds);
   CHECK(attention_backward_choice(windowed, kHopper).turns_back);
   windowed.window = 1024;
-  CHECK_FALSE(attention_backward_choice(windowed, kHopper).keeps_slopes);
+  CHECK_FALSE(attention_backward_choice(windowed, kHopper).keeps_ds);
   CHECK_FALSE(attention_backward_choice(rows(96, 4096), kHopper).turns_back);
 }
 
@@ -101,7 +101,7 @@ TEST_CASE("attention: scores under a cap go to the tiles, or to the plain kernel
           const AttentionChoice backward = attention_backward_choice(call, gpu);
           CHECK(backward.kernel == expected);
           CHECK_FALSE(backward.turns_back);
-          CHECK_FALSE(backward.keeps_slopes);
+          CHECK_FALSE(backward.keeps_ds);
           call.keeps_lse = false;
           call.most_splits = 16;
           CHECK(attention_forward_choice(call, gpu).kernel == expected);

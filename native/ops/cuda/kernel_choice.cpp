@@ -65,7 +65,7 @@ void describe(std::ostream& out, const char* op, const AttentionTraits& call, co
       << " -> " << name(choice.kernel);
   if (choice.kernel == AttentionKernel::tiles)
     out << ' ' << choice.tiles.columns << " columns, " << choice.tiles.warps << " warps, " << choice.tiles.stages << " stages";
-  if (choice.keeps_slopes) out << ", dS kept";
+  if (choice.keeps_ds) out << ", dS kept";
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ AttentionChoice attention_backward_choice(const AttentionTraits& call, const Gpu
     if (on_hopper(call, gpu)) {
       choice.kernel = long_on_hopper(call) ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
       choice.turns_back = call.head_dim == 64 || call.head_dim == 128;
-      choice.keeps_slopes = choice.kernel == AttentionKernel::hopper_long && call.window == 0;
+      choice.keeps_ds = choice.kernel == AttentionKernel::hopper_long && call.window == 0;
     } else {
       choice.kernel = AttentionKernel::tiles;
       choice.tiles = backward_tiles(call, gpu);

@@ -49,7 +49,7 @@ struct AttentionChoice {
   AttentionKernel kernel = AttentionKernel::plain;
   AttentionTiles tiles;      // of `tiles`
   bool turns_back = false;   // backward: dq and dk can be written as those before rotary
-  bool keeps_slopes = false; // backward: dS may be kept in memory between the two passes
+  bool keeps_ds = false; // backward: dS may be kept in memory between the two passes
 };
 AttentionChoice attention_forward_choice(const AttentionTraits& call, const GpuKind& gpu);
 AttentionChoice attention_backward_choice(const AttentionTraits& call, const GpuKind& gpu);
@@ -60,7 +60,7 @@ enum class CrossEntropyKernel : std::uint8_t {
   clusters, // blocks that keep a row in their shared memory
 };
 const char* name(CrossEntropyKernel kernel);
-/// `shaped`: the logits' gradient has a factor or a slope of its own. `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
+/// `shaped`: the logits' gradient has a factor or a derivative of its own. `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
 CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, bool shaped, const GpuKind& gpu);
 /// Blocks of a cluster, and columns of each.
 inline constexpr int kClusterBlocks = 8;
