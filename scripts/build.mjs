@@ -5,4 +5,5 @@ import { root, run } from "./lib.mjs";
 
 run("npx", ["tsc", "-b"]);
 for (const program of ["coordinator", "worker"]) chmodSync(join(root, "dist", "cli", `${program}.js`), 0o755);
+run("node", ["scripts/build-web.mjs"]);
 run("node", ["scripts/build-native.mjs"]);
