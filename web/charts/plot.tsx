@@ -27,6 +27,10 @@ export interface PlotProps {
 }
 
 const HEIGHT = 220;
+/** Marks the two edges of a band among the series. */
+const EDGE = "edge";
+/** Share of a band's points at either end that the scale does not go by. */
+const OUTLIERS = 0.02;
 /** Rows of the table beside a curve: as many as somebody reads. */
 const MOST_ROWS = 40;
 
@@ -62,8 +66,8 @@ export function Plot(props: PlotProps) {
           {lines.map((line) => (
             <li key={line.label}>
               <i class={`swatch ${line.colour}`} />
-              {line.label}
-              <b>{at < 0 ? "" : format.number(line.values[at] ?? null)}</b>
+              <span class={lines.length === 1 ? "heard" : ""}>{line.label}</span>
+              <b>{format.number(atOrBefore(line, at))}</b>
             </li>
           ))}
         </ul>
@@ -205,18 +209,22 @@ function optionsFor(
       points: { show: line.sparse === true, size: 5, fill: stroke },
     });
     if (line.band === undefined) continue;
-    const edge: uPlot.Series = { stroke: "transparent", points: { show: false }, spanGaps: true };
+    const edge: uPlot.Series = { class: EDGE, stroke: "transparent", points: { show: false }, spanGaps: true };
     bands.push({ series: [series.length, series.length + 1], fill: `${stroke}33` });
     series.push({ ...edge }, { ...edge });
   }
   return {
     ...{ width, height: HEIGHT, series, bands },
     legend: { show: false },
-    padding: [8, 12, 0, 0],
-    scales: { x: { time: false }, y: { distr: logarithmic ? 3 : 1 } },
+    padding: [8, 30, 0, 0],
+    scales: { x: { time: false }, y: { distr: logarithmic ? 3 : 1, range: (own) => rangeOf(own, logarithmic) } },
     cursor: { drag: { x: true, y: false, setScale: false }, points: { size: 7 }, y: false },
     axes: [
-      { ...axis, values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? count(value) : "")) },
+      {
+        ...axis,
+        size: 34,
+        values: (_, splits) => splits.map((value) => (Number.isInteger(value) ? count(value) : "")),
+      },
       { ...axis, size: 62, values: (_, splits) => splits.map((value) => (value == null ? "" : label(value))) },
     ],
     hooks: {
@@ -233,6 +241,23 @@ function optionsFor(
   };
 }
 
+/** What is shown: all of the lines, and of the bands all but the few that would flatten everything else. */
+function rangeOf({ series, data }: uPlot, logarithmic: boolean): uPlot.Range.MinMax {
+  const values = series.slice(1).flatMap(({ class: kind }, at) => {
+    const known = (data[at + 1] as (number | null)[]).filter((value) => value !== null && (!logarithmic || value > 0));
+    if (kind !== EDGE) return known as number[];
+    const sorted = (known as number[]).sort((a, b) => a - b);
+    const cut = Math.ceil(OUTLIERS * sorted.length);
+    return sorted.slice(cut, sorted.length - cut);
+  });
+  if (values.length === 0) return [null, null];
+  const [least, most] = values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [
+    values[0]!,
+    values[0]!,
+  ] as [number, number]);
+  return logarithmic ? uPlot.rangeLog(least, most, 10, false) : uPlot.rangeNum(least, most, 0.08, true);
+}
+
 function aligned(steps: readonly number[], lines: readonly Line[]): uPlot.AlignedData {
   const columns = lines.flatMap(({ values, band }) => (band === undefined ? [values] : [values, band.high, band.low]));
   return [steps, ...columns] as unknown as uPlot.AlignedData;
@@ -241,6 +266,11 @@ function aligned(steps: readonly number[], lines: readonly Line[]): uPlot.Aligne
 function lastKnown(lines: readonly Line[], count: number): number {
   for (let at = count - 1; at >= 0; at--) if (lines.some(({ values }) => values[at] != null)) return at;
   return -1;
+}
+
+/** What a line is at a point; where it has none, what it was last: a run that has ended keeps its last value. */
+function atOrBefore({ values }: Line, at: number): number | null {
+  return values.slice(0, at + 1).findLast((value) => value !== null) ?? null;
 }
 
 /** From point `at` so many known points on, as far as there are any. */

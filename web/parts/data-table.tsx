@@ -6,17 +6,17 @@ interface DataTableProps {
   readonly rows: readonly (readonly ComponentChildren[])[];
   /** All cells but a row's first are numbers. */
   readonly numbers?: boolean;
-  /** Something else says what it is; the caption is for those who hear it. */
-  readonly captionHidden?: boolean;
+  /** Each row is one line, however wide that is. */
+  readonly lines?: boolean;
 }
 
 /** A table that scrolls by itself where a screen is narrow. The first cell names its row. */
-export function DataTable({ caption, head, rows, numbers, captionHidden = true }: DataTableProps) {
+export function DataTable({ caption, head, rows, numbers, lines }: DataTableProps) {
   return (
     // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by the keyboard
     <section class="scroll" tabIndex={0} aria-label={caption}>
-      <table class={numbers === true ? "numbers" : ""}>
-        <caption class={captionHidden ? "heard" : ""}>{caption}</caption>
+      <table class={`${numbers === true ? "numbers" : ""} ${lines === true ? "lines" : ""}`}>
+        <caption class="heard">{caption}</caption>
         <thead>
           <tr>
             {head.map((name) => (

@@ -32,6 +32,7 @@ export function Compare({ list, open }: { readonly list: RunList; readonly open:
       <div class="card">
         <DataTable
           caption={words.compare.title}
+          lines
           head={[
             ...[words.compare.name, words.compare.shown, words.compare.status, words.step, words.loss],
             ...[words.evalLoss, `${words.evalLoss}, ${words.best}`, words.tokensPerSecond],

@@ -6,6 +6,8 @@ import { type LiveRun, type Range, type RunSeries, useSeries } from "../hooks.ts
 import { useWords } from "../language.ts";
 import { Waiting } from "../parts/notice.tsx";
 
+type Values = readonly (number | null)[];
+
 const LAST = [10_000, 1_000, 100] as const;
 
 interface CurvesProps {
@@ -86,13 +88,15 @@ function Charts({ series: { points, evaluations }, logarithmic, onRange }: Chart
   const format = useFormat();
   const { step: steps } = points;
   const merged = Math.max(1, ...steps.slice(1).map((step, at) => step - steps[at]!));
-  const band = merged > 1 ? { band: { low: points.lossLow, high: points.lossHigh } } : {};
+  const band = (low: Values, high: Values) => (merged > 1 ? { band: { low, high } } : {});
   return (
     <>
       <div class="charts">
         <Plot
           {...{ title: words.loss, steps, logarithmic, onRange, empty: words.noPoints }}
-          lines={[{ label: words.loss, values: points.loss, colour: "line-loss", ...band }]}
+          lines={[
+            { label: words.loss, values: points.loss, colour: "line-loss", ...band(points.lossLow, points.lossHigh) },
+          ]}
         />
         <Plot
           {...{ title: words.evalLoss, logarithmic, onRange, empty: words.noEvaluation }}
@@ -107,7 +111,12 @@ function Charts({ series: { points, evaluations }, logarithmic, onRange }: Chart
         />
         <Plot
           {...{ title: words.gradientNorm, steps, onRange, empty: words.noNorm }}
-          lines={[{ label: words.gradientNorm, values: points.gradientNorm, colour: "line-norm" }]}
+          lines={[
+            {
+              ...{ label: words.gradientNorm, values: points.gradientNorm, colour: "line-norm" },
+              ...band(points.gradientNorm, points.gradientNormHigh),
+            },
+          ]}
         />
         <Plot
           {...{ title: words.tokensPerSecond, steps, onRange, empty: words.noSpeed }}

@@ -1,4 +1,4 @@
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { LogLine, LogPage } from "../../src/serve/page/wire.ts";
 import { useFormat } from "../format.ts";
 import { type LiveRun, useAnswer } from "../hooks.ts";
@@ -16,6 +16,14 @@ export function Log({ run, live }: { readonly run: string; readonly live: LiveRu
   const [search, setSearch] = useState("");
   const [older, setOlder] = useState<readonly LogLine[]>([]);
   const { value, error } = useAnswer<LogPage>("page/log", { run, lines: PAGE }, live.revisions?.log);
+  const box = useRef<HTMLElement>(null);
+  /** Whoever is at the end stays there when lines come. */
+  const atEnd = useRef(true);
+  const newest = value?.lines.at(-1)?.seq;
+  useLayoutEffect(() => {
+    const own = box.current;
+    if (own !== null && atEnd.current) own.scrollTop = own.scrollHeight;
+  }, [newest, least, search]);
   useEffect(() => setOlder([]), [run]);
   if (value === null) return <Waiting error={error} />;
   const first = value.lines[0]?.seq ?? 0;
@@ -49,7 +57,16 @@ export function Log({ run, live }: { readonly run: string; readonly live: LiveRu
           <input type="search" value={search} onInput={(event) => setSearch(event.currentTarget.value)} />
         </label>
       </div>
-      <section class="card log" aria-label={words.log.title}>
+      <section
+        class="card log"
+        ref={box}
+        // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by the keyboard
+        tabIndex={0}
+        aria-label={words.log.title}
+        onScroll={({ currentTarget: { scrollTop, scrollHeight, clientHeight } }) => {
+          atEnd.current = scrollTop + clientHeight > scrollHeight - 24;
+        }}
+      >
         {lines[0]!.seq > value.first && (
           <button type="button" onClick={() => void more()}>
             {words.log.older}

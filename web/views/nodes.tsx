@@ -75,15 +75,8 @@ function Links({ links }: { readonly links: readonly LinkView[] }) {
     <div class="card">
       <DataTable
         caption={nodes.links}
-        head={[
-          nodes.from,
-          nodes.to,
-          nodes.over,
-          `${nodes.latency}, ${nodes.probed}`,
-          nodes.probed,
-          nodes.inStep,
-          nodes.rate,
-        ]}
+        lines
+        head={[nodes.from, nodes.to, nodes.over, nodes.latency, nodes.speed, nodes.inStep, nodes.rate]}
         rows={links.map((link) => {
           const { from, to, kind, probe, step } = link;
           const speed = rate(link);

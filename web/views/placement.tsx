@@ -24,25 +24,23 @@ function Facts({ placement }: { readonly placement: Placement }) {
   const format = useFormat();
   const { strategy, devices, predicted, measuredStepMs, microBatches, microBatchTokens, replicas } = placement;
   const used = devices.filter(({ segments }) => segments.length > 0).length;
-  const facts: [string, string][] = [
-    [words.placement.devices(used), strategy],
-    ...(measuredStepMs === null
-      ? []
-      : [[`${words.placement.stepTime}, ${words.placement.measured}`, format.ms(measuredStepMs)] as [string, string]]),
+  const facts: readonly (readonly [string, string])[] = [
+    [words.placement.strategy, words.placement.summary(strategy, words.placement.devices(used))],
+    ...(measuredStepMs === null ? [] : ([[words.placement.stepMeasured, format.ms(measuredStepMs)]] as const)),
     ...(predicted === null
       ? []
       : ([
-          [`${words.placement.stepTime}, ${words.placement.predicted}`, format.ms(predicted.stepMs)],
+          [words.placement.stepPredicted, format.ms(predicted.stepMs)],
           [words.placement.idle, format.share(predicted.bubble)],
-        ] as [string, string][])),
+        ] as const)),
     ...(microBatches === null || microBatchTokens === null
       ? []
-      : [
+      : ([
           [
             words.placement.batches,
             words.placement.batchesOf(format.count(microBatches), format.count(microBatchTokens)),
-          ] as [string, string],
-        ]),
+          ],
+        ] as const)),
   ];
   return (
     <>
@@ -97,6 +95,14 @@ function LayersPicture({ placement: { layers, devices } }: { readonly placement:
             <span class="value">{held.short}</span>
           </div>
         ))}
+        <div class="row ends">
+          <span />
+          <span>
+            <span>{layers[0]}</span>
+            <span>{layers.at(-1)}</span>
+          </span>
+          <span />
+        </div>
       </div>
       <details>
         <summary>{words.table}</summary>

@@ -59,9 +59,7 @@ function Shown({ timeline, running }: { readonly timeline: Timeline; readonly ru
           <dd>{format.ms(timeline.ms)}</dd>
         </div>
         <div>
-          <dt>
-            {words.timeline.idle}, {words.timeline.average}
-          </dt>
+          <dt>{words.timeline.meanIdle}</dt>
           <dd>{format.share(idle)}</dd>
         </div>
       </dl>

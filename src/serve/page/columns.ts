@@ -13,7 +13,7 @@ export interface StepRow {
 /** Rows that are kept: a million steps are held as points of eight steps each. */
 const MOST_ROWS = 1 << 18;
 const FIRST_ROOM = 1 << 10;
-const NAMES = ["step", "count", "loss", "low", "high", "rate", "norm", "tokens", "ms"] as const;
+const NAMES = ["step", "count", "loss", "low", "high", "rate", "norm", "peak", "tokens", "ms"] as const;
 type Name = (typeof NAMES)[number];
 
 /**
@@ -58,7 +58,7 @@ export class StepColumns {
     const { loss, learningRate, gradientNorm, tokens, ms } = row;
     const values: Record<Name, number | null> = {
       ...{ step: row.step, count: 1, loss, low: loss, high: loss },
-      ...{ rate: learningRate, norm: gradientNorm, tokens, ms },
+      ...{ rate: learningRate, norm: gradientNorm, peak: gradientNorm, tokens, ms },
     };
     for (const name of NAMES) this.#columns[name][at] = values[name] ?? Number.NaN;
   }
@@ -102,7 +102,7 @@ export class StepColumns {
     const count = Math.min(most, Math.max(0, end - first));
     const points: { [K in keyof Points]: (number | null)[] } = {
       ...{ step: [], loss: [], lossLow: [], lossHigh: [] },
-      ...{ learningRate: [], gradientNorm: [], tokensPerSecond: [] },
+      ...{ learningRate: [], gradientNorm: [], gradientNormHigh: [], tokensPerSecond: [] },
     };
     for (let point = 0; point < count; point++) {
       const begin = first + Math.floor((point * (end - first)) / count);
@@ -113,6 +113,7 @@ export class StepColumns {
       points.lossHigh.push(known(merged.high));
       points.learningRate.push(known(merged.rate));
       points.gradientNorm.push(known(merged.norm));
+      points.gradientNormHigh.push(known(merged.peak));
       points.tokensPerSecond.push(known((1000 * merged.tokens) / merged.ms));
     }
     return points as Points;
@@ -120,8 +121,8 @@ export class StepColumns {
 
   /** Rows `begin` to before `end`, of which there is at least one, as one. */
   #merged(begin: number, end: number): Record<Name, number> {
-    const { step, count, loss, low, high, rate, norm, tokens, ms } = this.#columns;
-    const sum = { steps: 0, known: 0, loss: 0, tokens: 0, ms: 0 };
+    const { step, count, loss, low, high, rate, norm, peak, tokens, ms } = this.#columns;
+    const sum = { steps: 0, known: 0, loss: 0, normed: 0, norm: 0, tokens: 0, ms: 0 };
     let [least, most, largest] = [Number.NaN, Number.NaN, Number.NaN];
     for (let at = begin; at < end; at++) {
       const steps = count[at]!;
@@ -133,7 +134,11 @@ export class StepColumns {
         if (!(least <= low[at]!)) least = low[at]!;
         if (!(most >= high[at]!)) most = high[at]!;
       }
-      if (norm[at]! > largest || Number.isNaN(largest)) largest = norm[at]!;
+      if (!Number.isNaN(norm[at]!)) {
+        sum.normed += steps;
+        sum.norm += steps * norm[at]!;
+        if (!(largest >= peak[at]!)) largest = peak[at]!;
+      }
       if (tokens[at]! >= 0 && ms[at]! > 0) {
         sum.tokens += tokens[at]!;
         sum.ms += ms[at]!;
@@ -142,7 +147,7 @@ export class StepColumns {
     const timed = sum.ms > 0;
     return {
       ...{ step: step[end - 1]!, count: sum.steps, loss: sum.loss / sum.known, low: least, high: most },
-      ...{ rate: rate[end - 1]!, norm: largest },
+      ...{ rate: rate[end - 1]!, norm: sum.norm / sum.normed, peak: largest },
       ...{ tokens: timed ? sum.tokens : Number.NaN, ms: timed ? sum.ms : Number.NaN },
     };
   }

@@ -136,8 +136,9 @@ export interface Points {
   readonly lossLow: readonly (number | null)[];
   readonly lossHigh: readonly (number | null)[];
   readonly learningRate: readonly (number | null)[];
-  /** The largest: one step that went wrong is not lost among good ones. */
+  /** Mean and most: one step that went wrong is not lost among good ones. */
   readonly gradientNorm: readonly (number | null)[];
+  readonly gradientNormHigh: readonly (number | null)[];
   readonly tokensPerSecond: readonly (number | null)[];
 }
 

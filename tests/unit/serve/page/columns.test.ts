@@ -48,7 +48,8 @@ test("points: the steps of one run, whatever restarts there were; mean, least an
           near(points.loss[at]!, mean(losses));
           near(points.lossLow[at]!, Math.min(...losses));
           near(points.lossHigh[at]!, Math.max(...losses));
-          near(points.gradientNorm[at]!, Math.max(...losses) / 2);
+          near(points.gradientNorm[at]!, mean(losses) / 2);
+          near(points.gradientNormHigh[at]!, Math.max(...losses) / 2);
         }
         near(points.tokensPerSecond[at]!, 2000 * mean(own.map(([one]) => one)));
         near(points.learningRate[at]!, 1 / step);
