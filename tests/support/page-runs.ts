@@ -94,7 +94,7 @@ function planOf(ranks: number, layers: number, microBatches: number): object {
           activations: 20 * GIB,
           workspace: 3 * GIB,
         },
-        ...{ expansion: 0, cache: 0, context: 0.6 * GIB, total: 40 * GIB, budget: 48 * GIB },
+        ...{ expansion: 0, cache: GIB, context: 0.6 * GIB, total: 40 * GIB, budget: 48 * GIB },
       },
     })),
     predicted: { step_time_ms: 470, bubble: 0.18, tokens_per_s: 8700 },
@@ -146,7 +146,13 @@ function lastStepOf(ranks: number, batches: number, step: number, endedAt: numbe
     measured: {
       step_ms: 481.5,
       ranks: Array.from({ length: ranks }, (_, rank) => ({
-        ...{ rank, weight_bytes: (14 + (rank % 3)) * GIB, lora_bytes: GIB, arena_peak_bytes: 21 * GIB },
+        ...{
+          rank,
+          weight_bytes: (14 + (rank % 3)) * GIB,
+          lora_bytes: GIB,
+          cache_bytes: GIB,
+          arena_peak_bytes: 21 * GIB,
+        },
         device: { context_bytes: 0.5 * GIB },
       })),
     },

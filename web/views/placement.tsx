@@ -5,7 +5,7 @@ import { DataTable } from "../parts/data-table.tsx";
 import { Empty } from "../parts/notice.tsx";
 import type { Words } from "../words/en.ts";
 
-const PARTS: readonly MemoryName[] = ["weights", "lora", "activations", "workspace", "driver"];
+const PARTS: readonly MemoryName[] = ["weights", "lora", "activations", "cache", "driver"];
 
 export function PlacementView({ placement }: { readonly placement: Placement | null }) {
   const words = useWords();
@@ -61,6 +61,8 @@ const ROW = 30;
 
 function LayersPicture({ placement: { layers, devices } }: { readonly placement: Placement }) {
   const words = useWords();
+  // A hairline beside each segment, however many layers there are.
+  const gap = 0.001 * layers.length;
   const named = devices.map((device) => ({ device, held: heldText(device, layers) }));
   return (
     <figure class="card">
@@ -83,9 +85,9 @@ function LayersPicture({ placement: { layers, devices } }: { readonly placement:
                 <rect
                   key={index}
                   class={`segment s${index % 2}`}
-                  x={first + 0.06}
+                  x={first + gap}
                   y={4}
-                  width={Math.max(0.4, last - first + 1 - 0.12)}
+                  width={last - first + 1 - 2 * gap}
                   height={ROW - 8}
                 >
                   <title>{`${layers[first]} … ${layers[last]}`}</title>
@@ -248,7 +250,6 @@ function MemoryTable({
         ])}
         numbers
       />
-      <p class="hint">{`${words.placement.measured}: ${words.placement.part.activations} = ${words.placement.measuredActivations}`}</p>
     </details>
   );
 }

@@ -84,11 +84,10 @@ export const en = {
     part: {
       weights: "Weights",
       lora: "LoRA and optimizer",
-      activations: "Activations",
-      workspace: "Workspace and cache",
+      activations: "Activations and workspace",
+      cache: "Key/value cache",
       driver: "Driver",
     },
-    measuredActivations: "Activations and workspace",
     predicted: "Predicted",
     measured: "Measured",
     budget: "Budget",

@@ -83,11 +83,10 @@ export const zh: Words = {
     part: {
       weights: "权重",
       lora: "LoRA 与优化器",
-      activations: "激活值",
-      workspace: "工作区与缓存",
+      activations: "激活值与工作区",
+      cache: "键值缓存",
       driver: "驱动",
     },
-    measuredActivations: "激活值与工作区",
     predicted: "预测",
     measured: "实测",
     budget: "预算",

@@ -35,6 +35,7 @@ export function predictedBesideMeasured(
         weight_bytes: measured.weightBytes,
         predicted_weight_bytes: memory.weights + memory.weightCache,
         lora_bytes: measured.loraBytes,
+        cache_bytes: measured.cacheBytes,
         arena_peak_bytes: measured.arenaPeakBytes,
         predicted_arena_bytes: memory.activations + memory.workspace,
         host_bytes: measured.hostBytes,

@@ -81,7 +81,7 @@ function placementOf({ plan, measured }: RunRecord): Placement | null {
       const own = ranks.find((one) => one.rank === rank);
       return {
         rank,
-        name: own === undefined ? "" : `${own.device} (${own.name})`,
+        name: own === undefined ? "" : `${own.device}, ${own.name}`,
         node: own?.node ?? "",
         segments: listOf(device["segments"]).flatMap((segment) => {
           const [index, first, last] = ["index", "first_layer", "last_layer"].map((name) => countOf(segment[name]));
@@ -117,8 +117,8 @@ function placementOf({ plan, measured }: RunRecord): Placement | null {
 const PREDICTED: readonly (readonly [MemoryName, readonly string[]])[] = [
   ["weights", ["weights", "weightCache"]],
   ["lora", ["lora"]],
-  ["activations", ["activations"]],
-  ["workspace", ["workspace", "expansion", "cache"]],
+  ["activations", ["activations", "workspace", "expansion"]],
+  ["cache", ["cache"]],
   ["driver", ["context"]],
 ];
 
@@ -136,6 +136,7 @@ function measuredParts(rank: Fields | undefined): MemoryPart[] {
     ...part("weights", numberOf(rank["weight_bytes"])),
     ...part("lora", numberOf(rank["lora_bytes"])),
     ...part("activations", numberOf(rank["arena_peak_bytes"])),
+    ...part("cache", numberOf(rank["cache_bytes"])),
     ...part("driver", numberOf(fieldsOf(rank["device"])["context_bytes"])),
   ];
 }

@@ -86,10 +86,10 @@ export interface PlacedDevice {
   readonly measured: readonly MemoryPart[];
 }
 
-export type MemoryName = "weights" | "lora" | "activations" | "workspace" | "driver";
+/** activations: with the workspace of whatever is computed, for they share an arena. */
+export type MemoryName = "weights" | "lora" | "activations" | "cache" | "driver";
 
 export interface MemoryPart {
-  /** Of what was measured, activations and workspace are told as one: "activations". */
   readonly name: MemoryName;
   readonly bytes: number;
 }
