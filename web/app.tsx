@@ -66,7 +66,7 @@ function Frame({ choices }: { readonly choices: preact.ComponentChildren }) {
       <main ref={main}>
         {error?.status === 401 ? (
           <KeyForm onKey={() => setAgain((count) => count + 1)} />
-        ) : error !== null || list === null ? (
+        ) : list === null ? (
           <Waiting error={error} />
         ) : run === undefined ? (
           <p class="card empty">{words.noRuns}</p>

@@ -95,6 +95,7 @@ test("a hundred thousand steps: curves within seconds, every chart with a table,
 
 test("64 ranks: placement, timeline and links are shown whole", { skip }, async (t) => {
   const page = await open(t, "placement", "large");
+  await page.locator(".row").first().waitFor();
   assert.equal(await page.locator("figure").first().locator(".row").count(), 64);
   await page.getByRole("link", { name: "Timeline" }).click();
   const canvas = page.locator("canvas.timeline");
@@ -214,7 +215,7 @@ test("runs of a sweep side by side: one picture, one table, and which settings d
   assert.equal(names.length, 4);
   await page.getByLabel("Shown: large").uncheck();
   await page.waitForFunction(() => document.querySelectorAll("figure .legend")[0].children.length === 3);
-  assert.equal(await chart.getAttribute("aria-valuemax"), "300");
+  await page.locator('[role=slider][aria-label=Loss][aria-valuemax="300"]').waitFor();
   await page.getByRole("button", { name: "sweep/rate-1" }).click();
   await page.getByRole("heading", { name: "Curves" }).waitFor();
   assert.equal(await page.getByRole("combobox", { name: "Run" }).inputValue(), "sweep/rate-1");

@@ -1,11 +1,11 @@
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import type { RunList, RunSummary, Series } from "../../src/serve/page/wire.ts";
 import { type Line, Plot } from "../charts/plot.tsx";
 import { NONE, useFormat } from "../format.ts";
-import { useAnswer } from "../hooks.ts";
 import { useWords } from "../language.ts";
 import { DataTable } from "../parts/data-table.tsx";
 import { StatusPill } from "../parts/status.tsx";
+import { ask } from "../server.ts";
 
 /** As many colours as are told apart. */
 const MOST_DRAWN = 8;
@@ -67,8 +67,9 @@ export function Compare({ list, open }: { readonly list: RunList; readonly open:
 
 function Curves({ runs }: { readonly runs: readonly RunSummary[] }) {
   const words = useWords();
-  const losses = useSeveral(runs, ({ points }) => points.step.map((step, at) => [step, points.loss[at] ?? null]));
-  const evaluations = useSeveral(runs, (series) => series.evaluations.map(({ step, loss }) => [step, loss]));
+  const series = useSeriesOf(runs);
+  const losses = linesOf(runs, series, ({ points }) => points.step.map((step, at) => [step, points.loss[at] ?? null]));
+  const evaluations = linesOf(runs, series, (own) => own.evaluations.map(({ step, loss }) => [step, loss]));
   return (
     <div class="charts">
       <Plot title={words.loss} {...losses} empty={words.noPoints} />
@@ -77,30 +78,38 @@ function Curves({ runs }: { readonly runs: readonly RunSummary[] }) {
   );
 }
 
+/** By run; each is asked for again when it has done more steps. */
+function useSeriesOf(runs: readonly RunSummary[]): ReadonlyMap<string, Series> {
+  const [known, setKnown] = useState<ReadonlyMap<string, Series>>(new Map());
+  useEffect(() => {
+    const ending = new AbortController();
+    for (const { id, step } of runs) {
+      if (known.get(id)?.lastStep === step) continue;
+      ask<Series>("page/series", { run: id, points: POINTS }, ending.signal).then(
+        (series) => setKnown((before) => new Map(before).set(id, series)),
+        // The list tells what became of a run that does not answer.
+        () => {},
+      );
+    }
+    return () => ending.abort();
+  }, [JSON.stringify(runs.map(({ id, step }) => [id, step]))]);
+  return known;
+}
+
 /** Curves of several runs over the steps of all. */
-function useSeveral(
+function linesOf(
   runs: readonly RunSummary[],
+  series: ReadonlyMap<string, Series>,
   pick: (series: Series) => (readonly [number, number | null])[],
 ): { steps: number[]; lines: Line[] } {
-  // Hooks are called alike however many runs there are.
-  const all = Array.from({ length: MOST_DRAWN }, (_, at) => {
-    const run = runs[at];
-    return useAnswer<Series>(
-      run === undefined ? null : "page/series",
-      { run: run?.id ?? "", points: POINTS },
-      run?.step,
-    );
+  const curves = runs.map(({ id, name }, at) => {
+    const own = series.get(id);
+    return { label: name, colour: `run-${at}`, points: new Map(own === undefined ? [] : pick(own)) };
   });
-  const curves = runs.map((run, at) => ({
-    run,
-    at,
-    points: new Map(all[at]!.value === null ? [] : pick(all[at]!.value)),
-  }));
   const steps = [...new Set(curves.flatMap(({ points }) => [...points.keys()]))].sort((a, b) => a - b);
-  const lines = curves.map(({ run, at, points }) => ({
-    label: run.name,
+  const lines = curves.map(({ points, ...line }) => ({
+    ...line,
     values: steps.map((step) => points.get(step) ?? null),
-    colour: `run-${at}`,
   }));
   return { steps, lines };
 }

@@ -97,7 +97,7 @@ function LayersPicture({ placement: { layers, devices } }: { readonly placement:
             <span class="value">{held.short}</span>
           </div>
         ))}
-        <div class="row ends">
+        <div class="ends">
           <span />
           <span>
             <span>{layers[0]}</span>

@@ -18,8 +18,8 @@ export const en = {
   },
   silentSince: (when: string) =>
     `Nothing was heard of this run since ${when}, and it has not said that it ended. Its process may be gone.`,
-  lost: "The connection is lost; trying again …",
-  gone: "The server does not answer. A training run's page ends with it; coordinator ui OUTPUT_DIR shows it afterwards.",
+  lost: "The connection is lost; trying again … A training run's page ends with it; coordinator ui OUTPUT_DIR shows it afterwards.",
+  gone: "The server does not answer.",
   loading: "Loading …",
   noRuns: "There is no run in this folder any more.",
   failed: (what: string) => `That failed: ${what}`,
