@@ -70,10 +70,11 @@ function Curves({ runs }: { readonly runs: readonly RunSummary[] }) {
   const series = useSeriesOf(runs);
   const losses = linesOf(runs, series, ({ points }) => points.step.map((step, at) => [step, points.loss[at] ?? null]));
   const evaluations = linesOf(runs, series, (own) => own.evaluations.map(({ step, loss }) => [step, loss]));
+  const lines = evaluations.lines.map((line) => ({ ...line, sparse: true }));
   return (
     <div class="charts">
       <Plot title={words.loss} {...losses} empty={words.noPoints} />
-      <Plot title={words.evalLoss} {...evaluations} empty={words.noEvaluation} />
+      <Plot title={words.evalLoss} steps={evaluations.steps} lines={lines} empty={words.noEvaluation} />
     </div>
   );
 }

@@ -34,6 +34,9 @@ const withNumbers = (...names: string[]) => ({
   properties: { ...ofRun.properties, ...Object.fromEntries(names.map((name) => [name, whole])) },
 });
 
+/** Settings that no two runs share: they tell nothing. */
+const OWN = ["output_dir", "template_date"];
+
 interface OfRun {
   readonly run: string;
 }
@@ -135,7 +138,7 @@ function differing(runs: readonly RunSource[]): Record<string, string[]> {
   if (runs.length < 2) return {};
   const each = runs.map(({ record }) => new Map(record.settings.map(({ name, value }) => [name, value])));
   const names = new Set(each.flatMap((settings) => [...settings.keys()]));
-  names.delete("output_dir");
+  for (const name of OWN) names.delete(name);
   const values = [...names].map((name) => [name, each.map((settings) => settings.get(name) ?? "")] as const);
   return Object.fromEntries(values.filter(([, own]) => new Set(own).size > 1));
 }
