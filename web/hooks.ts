@@ -1,5 +1,6 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import type { Change, Evaluation, Points, Revisions, RunSummary, Series } from "../src/serve/page/wire.ts";
+import { OneAtATime } from "./one-at-a-time.ts";
 import { ask, changes, ServerError } from "./server.ts";
 
 export interface Asked<T> {
@@ -7,25 +8,25 @@ export interface Asked<T> {
   readonly error: ServerError | null;
 }
 
-/** What `path` answers, again whenever `again` changes; null path: nothing is asked. The old answer stays until the new one is there. */
-export function useAnswer<T>(
-  path: string | null,
-  query: Readonly<Record<string, string | number>>,
-  again: unknown,
-): Asked<T> {
-  const [asked, setAsked] = useState<Asked<T> & { readonly of: string | null }>({ value: null, error: null, of: null });
+/** What `path` answers, again whenever `again` changes. The old answer stays until the new one is there. */
+export function useAnswer<T>(path: string, query: Readonly<Record<string, string | number>>, again: unknown): Asked<T> {
+  const [asked, setAsked] = useState<Asked<T> & { readonly of: string }>({ value: null, error: null, of: "" });
+  const asking = useRef<OneAtATime | null>(null);
   const text = JSON.stringify([path, query]);
   useEffect(() => {
-    if (path === null) return;
-    const ending = new AbortController();
-    ask<T>(path, query, ending.signal).then(
-      (value) => setAsked({ value, error: null, of: text }),
-      (error: unknown) => {
-        if (!ending.signal.aborted) setAsked((before) => ({ ...before, error: asServerError(error), of: text }));
-      },
+    const own = new OneAtATime((signal) =>
+      ask<T>(path, query, signal).then(
+        (value) => setAsked({ value, error: null, of: text }),
+        (error: unknown) => {
+          if (signal.aborted) return;
+          setAsked(({ value, of }) => ({ value: of === text ? value : null, error: asServerError(error), of: text }));
+        },
+      ),
     );
-    return () => ending.abort();
-  }, [text, again]);
+    asking.current = own;
+    return () => own.end();
+  }, [text]);
+  useEffect(() => asking.current?.ask(), [text, again]);
   return asked.of === text ? asked : { value: null, error: null };
 }
 
@@ -122,46 +123,43 @@ export interface RunSeries {
 /** A run's points of a range, kept up to date. */
 export function useSeries(run: string, range: Range, live: LiveRun): Asked<RunSeries> {
   const [asked, setAsked] = useState<Asked<RunSeries>>({ value: null, error: null });
-  const [again, setAgain] = useState(0);
+  const asking = useRef<OneAtATime | null>(null);
   const rangeText = JSON.stringify(range);
-  const last = live.summary?.step ?? 0;
-  const lastKnown = useRef(last);
-  lastKnown.current = last;
+  const last = useRef(0);
+  last.current = live.summary?.step ?? 0;
   useEffect(() => {
-    const ending = new AbortController();
-    const query = { run, points: POINTS, ...bounds(range, lastKnown.current) };
-    // What comes before the answer does, which may have been made before it.
-    const early: Points[] = [];
-    let answered = false;
     const most = 2 * (range.kind === "last" ? Math.min(POINTS, range.steps) : POINTS);
-    const forget =
-      range.kind === "span"
-        ? () => {}
-        : live.onPoints((points) => {
-            if (points === null) setAgain((count) => count + 1);
-            else if (!answered) early.push(points);
-            else
-              setAsked(({ value, error }) => {
-                if (value === null) return { value, error };
-                const longer = extended(value.points, points);
-                if (longer.step.length > most) setAgain((count) => count + 1);
-                return { value: { ...value, points: longer }, error: null };
-              });
-          });
-    ask<Series>("page/series", query, ending.signal).then(
-      ({ points, evaluations }) => {
-        answered = true;
+    /** What comes before an answer does, which may have been made before it. */
+    let early: Points[] | null = null;
+    const own = new OneAtATime(async (signal) => {
+      early = [];
+      try {
+        const query = { run, points: POINTS, ...bounds(range, last.current) };
+        const { points, evaluations } = await ask<Series>("page/series", query, signal);
         setAsked({ value: { points: early.reduce(extended, points), evaluations }, error: null });
-      },
-      (error: unknown) => {
-        if (!ending.signal.aborted) setAsked((before) => ({ ...before, error: asServerError(error) }));
-      },
-    );
+      } catch (error) {
+        if (!signal.aborted) setAsked((before) => ({ ...before, error: asServerError(error) }));
+      }
+      early = null;
+    });
+    const hear = (points: Points | null) => {
+      if (points === null) return own.ask();
+      early?.push(points);
+      setAsked(({ value, error }) => {
+        if (value === null) return { value, error };
+        const longer = extended(value.points, points);
+        if (longer.step.length > most) own.ask();
+        return { value: { ...value, points: longer }, error };
+      });
+    };
+    const forget = range.kind === "span" ? () => {} : live.onPoints(hear);
+    asking.current = own;
     return () => {
-      ending.abort();
+      own.end();
       forget();
     };
-  }, [run, rangeText, again, live.revisions?.evaluations]);
+  }, [run, rangeText]);
+  useEffect(() => asking.current?.ask(), [run, rangeText, live.revisions?.evaluations]);
   return asked;
 }
 

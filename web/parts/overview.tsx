@@ -29,7 +29,9 @@ export function Overview({ summary }: { readonly summary: RunSummary }) {
   return (
     <section class="overview card" aria-label={words.progress}>
       <div class="where">
-        <StatusPill status={status} />
+        <span aria-live="polite">
+          <StatusPill status={status} />
+        </span>
         <progress value={step} max={Math.max(1, maxSteps ?? step)} aria-label={words.progress}>
           {maxSteps !== null && words.stepOf(format.count(step), format.count(maxSteps))}
         </progress>

@@ -44,6 +44,7 @@ export class LiveStreams {
     const listener: Listener = { run, out, cursor, told: "", saidAt: performance.now() };
     this.#listeners.add(listener);
     out.on("close", () => this.#remove(listener));
+    out.on("error", () => {});
     this.#timer ??= setInterval(() => void this.#tick(), this.#tickMs);
     void this.#tick();
   }
@@ -59,10 +60,19 @@ export class LiveStreams {
     if (this.#ticking) return;
     this.#ticking = true;
     try {
-      await Promise.all([...new Set([...this.#listeners].map(({ run }) => run))].map((run) => run.refresh()));
-      for (const listener of this.#listeners) this.#tell(listener);
+      await Promise.allSettled([...new Set([...this.#listeners].map(({ run }) => run))].map((run) => run.refresh()));
+      for (const listener of this.#listeners) this.#tellSafely(listener);
     } finally {
       this.#ticking = false;
+    }
+  }
+
+  /** A run in training goes on, whatever is wrong with one who listens. */
+  #tellSafely(listener: Listener): void {
+    try {
+      this.#tell(listener);
+    } catch (error) {
+      listener.out.destroy(error as Error);
     }
   }
 

@@ -138,6 +138,8 @@ export class RunRecord {
       this.#predictions = fieldsOf(event["predictions"]);
       this.#counts.view++;
     },
+    // Of one of several adapters, by a fault of its own.
+    failed: (event, at) => this.#ended({ at, error: errorOf(event) }),
     end: (_event, at) => this.#ended({ at, error: null }),
     ended: (event, at) => {
       const error = isFields(event["error"]) ? errorOf(event["error"]) : null;

@@ -46,7 +46,7 @@ export function summaryOf(run: RunSource, now: number): RunSummary {
 }
 
 function statusOf({ record, live }: RunSource, now: number, msPerStep: number | null): RunStatus {
-  const { ending, heardAt, columns } = record;
+  const { ending, heardAt, columns, lastStep } = record;
   if (ending !== null) {
     if (ending.error === null) return "done";
     return ending.error.code === "PL_INTERRUPTED" ? "stopped" : "failed";
@@ -55,7 +55,7 @@ function statusOf({ record, live }: RunSource, now: number, msPerStep: number | 
     const patience = Math.max(SILENT_MS, SILENT_STEPS * (msPerStep ?? 0));
     if (heardAt === null || now - heardAt > patience) return "silent";
   }
-  return columns.length === 0 ? "waiting" : "running";
+  return columns.length === 0 && lastStep === null ? "waiting" : "running";
 }
 
 export async function viewOf(run: RunSource, now: number): Promise<RunView> {
