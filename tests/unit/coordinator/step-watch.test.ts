@@ -24,7 +24,7 @@ function walk(run: { steps: number; stepMs: number; costMs: number; looked: (ste
     if (!traced) continue;
     now += run.costMs;
     looks++;
-    watch.told({ steps: [{ step, startMs, endMs: startMs + run.stepMs }], ranks: [], reports: [] }, run.costMs);
+    watch.told({ steps: [{ step, startMs, endMs: startMs + run.stepMs }], ranks: [], reports: [] }, now - run.costMs);
   }
   return { told: told.map((last) => last.step), looks, total: now };
 }

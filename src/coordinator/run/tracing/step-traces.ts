@@ -63,6 +63,6 @@ export class StepTraces {
     });
     const told = { steps, ranks, reports };
     await this.#file?.told(told);
-    this.#watch.told(told, performance.now() - asked);
+    this.#watch.told(told, asked);
   }
 }

@@ -14,7 +14,7 @@ export interface WatchOptions {
   /** What the ranks have measured, as in the run's predictions. */
   readonly measured: (reports: ToldSteps["reports"]) => object;
   readonly reporter: Pick<Reporter, "lastStep">;
-  /** Milliseconds. */
+  /** Milliseconds; performance.now() if it is not given. */
   readonly now?: () => number;
 }
 
@@ -55,12 +55,10 @@ export class StepWatch {
     return this.#waits;
   }
 
-  /** `costMs`: how long the run stood still for the ranks' answers. */
-  told({ steps, ranks, reports }: ToldSteps, costMs: number): void {
+  /** `askedAt`: when the ranks were asked, since when the run stands still. */
+  told({ steps, ranks, reports }: ToldSteps, askedAt: number): void {
     if (!this.#waits) return;
     this.#waits = false;
-    this.#lastAt = this.#now();
-    this.#costMs = costMs;
     const last = steps.at(-1)!;
     this.#options.reporter.lastStep({
       step: last.step,
@@ -74,6 +72,8 @@ export class StepWatch {
       })),
       measured: this.#options.measured(reports),
     });
+    this.#lastAt = this.#now();
+    this.#costMs = this.#lastAt - askedAt;
   }
 
   #isDue(): boolean {
