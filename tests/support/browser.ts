@@ -11,8 +11,11 @@ export const browserMissing: string | false = existsSync(CHROMIUM)
   : `${CHROMIUM} is not there: install Debian's chromium, or name another in $CHROMIUM`;
 
 export async function openBrowser(): Promise<Browser> {
-  // A container's root has no sandbox of its own; nothing but our own page is opened.
-  return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-gpu", "--lang=en-US"] });
+  // In containers root has no sandbox of its own, and shared memory is small; nothing but our own page is opened.
+  return chromium.launch({
+    executablePath: CHROMIUM,
+    args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--lang=en-US"],
+  });
 }
 
 /** A page of its own profile. When the test is over, it must have asked no other server and broken no rule that the server set. */

@@ -190,7 +190,7 @@ export const en = {
   log: {
     title: "Log",
     none: "Nothing was logged.",
-    level: "Least level",
+    level: "Lowest level",
     levels: { debug: "All", info: "Info", warn: "Warnings", error: "Errors" },
     older: "Older lines",
     search: "Search",

@@ -76,7 +76,7 @@ async function runsBelow(root: string): Promise<string[]> {
       const entries = await readdir(join(root, id), { withFileTypes: true }).catch((): Dirent[] => []);
       if (entries.some((entry) => entry.isFile() && SIGNS.includes(entry.name))) found.push(id);
       // Links are not followed: they lead anywhere.
-      const folders = entries.filter((entry) => entry.isDirectory() && !/^\.|^checkpoint-\d+|^runs$/.test(entry.name));
+      const folders = entries.filter((entry) => entry.isDirectory() && !/^\.|^checkpoint-\d+/.test(entry.name));
       below.push(...folders.map(({ name }) => (id === "" ? name : `${id}/${name}`)));
     }
     level = below;
