@@ -18,9 +18,10 @@ export interface HeardLine {
   readonly text: string;
 }
 
-/** Who listens, by the logger that createLogger made; and its children that nobody listens to. */
+/** Who listens, by the logger that createLogger made. */
 const listeners = new WeakMap<Logger, Set<(line: HeardLine) => void>>();
-const unheard = new WeakSet<Logger>();
+/** Of a logger that nobody listens to; its children inherit it. */
+const UNHEARD = Symbol("unheard");
 
 /** From now on `hear` gets every line of this logger and its children, but of those that unheardChild made. */
 export function hearLog(log: Logger, hear: (line: HeardLine) => void): void {
@@ -29,9 +30,7 @@ export function hearLog(log: Logger, hear: (line: HeardLine) => void): void {
 
 /** A logger whose lines are shown, but told to no listener: they know in another way. */
 export function unheardChild(log: Logger): Logger {
-  const child = log.child({});
-  unheard.add(child);
-  return child;
+  return Object.assign(log.child({}), { [UNHEARD]: true });
 }
 
 /**
@@ -53,7 +52,7 @@ export function createLogger(options: LogOptions): Logger {
   const hooks: LoggerOptions["hooks"] = {
     logMethod(args, method, level) {
       method.apply(this, args);
-      if (heard.size === 0 || unheard.has(this)) return;
+      if (heard.size === 0 || UNHEARD in this) return;
       const text = args.find((arg) => typeof arg === "string");
       const name = (["debug", "info", "warn", "error"] as const)[level / 10 - 2] ?? "error";
       if (text !== undefined) for (const hear of heard) hear({ level: name, text });

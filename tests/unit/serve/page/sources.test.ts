@@ -260,6 +260,7 @@ test("a log is heard by who listens, but what one child says", () => {
   log.warn("not shown, so not heard");
   log.child({ rank: 1 }).error("of a child");
   unheardChild(log).error("known otherwise");
+  unheardChild(log).child({ adapter: "a" }).error("of its child");
   assert.deepEqual(heard, ["error: with fields", "error: of a child"]);
 });
 
