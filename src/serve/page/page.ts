@@ -9,7 +9,7 @@ import type { RunSource } from "./run-source.ts";
 import { summaryOf, viewOf } from "./run-view.ts";
 import { openShell, SHELL_HEADERS } from "./shell.ts";
 import { timelineOf } from "./timeline.ts";
-import type { LogPage, Replies, RunList, RunView, Series, Timeline } from "./wire.ts";
+import type { LogPage, Replies, RunList, RunView, Series, TimelineAnswer } from "./wire.ts";
 
 /** As many as a wide screen has pixels, twice. */
 const MOST_POINTS = 5_000;
@@ -103,9 +103,9 @@ export function runsPage({ folder, chat, trustsMachine }: PageOptions): FastifyP
         };
       },
     );
-    get("/page/timeline", ofRun, (run): { timeline: Timeline | null } => {
-      run.looked();
-      return { timeline: timelineOf(run.record.lastStep) };
+    get("/page/timeline", ofRun, (run): TimelineAnswer => {
+      const often = run.looked();
+      return { timeline: timelineOf(run.record.lastStep), often };
     });
     get("/page/log", withNumbers("before", "lines"), (run, query: Numbers<"before" | "lines">): LogPage => {
       const { before = Number.MAX_SAFE_INTEGER, lines = 500 } = query;
