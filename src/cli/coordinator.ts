@@ -26,6 +26,9 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   push: async () => (await import("./commands/download.ts")).pushCommand,
   "convert-config": async () => (await import("./commands/convert-config.ts")).convertConfigCommand,
   certs: async () => (await import("./commands/files.ts")).certsCommand,
+  demo: async () => (await import("./commands/demo.ts")).demoCommand,
+  doctor: async () => (await import("./commands/doctor.ts")).doctorCommand,
+  completion: async () => (await import("./commands/completion.ts")).completionCommand,
 };
 
 let json = process.argv.includes("--json");

@@ -248,7 +248,7 @@ export class Rank {
     return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };
   }
 
-  /** Null on a rank whose sums another answers with. */
+  /** Null on a rank that passes its sums on to another, which answers. */
   async #runStep(message: ToWorker__Output): Promise<Reply | null> {
     const prepared = this.#ready();
     const request = message.runStep!;
@@ -257,7 +257,7 @@ export class Rank {
     const busy = prepared.engine.busySeconds();
     const processor = processorSeconds();
     const passedOn = relay.passOn(message);
-    // Awaited below; should the step fail first, its failure is the one to tell.
+    // It is awaited below. If the step fails first, the step's failure is reported.
     passedOn.catch(() => {});
     const trace = request.trace ? this.#trace.step(request.step) : null;
     if (request.previous) {

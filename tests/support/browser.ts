@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 
-const CHROMIUM = process.env["CHROMIUM"] ?? "/usr/bin/chromium";
+const CHROMIUM = process.env["PIPELORA_CHROMIUM"] ?? "/usr/bin/chromium";
 
 /** Why the page can't be tried here; false: it can. */
 export const browserMissing: string | false = existsSync(CHROMIUM)
   ? false
-  : `${CHROMIUM} is not there: install Debian's chromium, or name another in $CHROMIUM`;
+  : `${CHROMIUM} is not there: install Debian's chromium, or name another in $PIPELORA_CHROMIUM`;
 
 export async function openBrowser(): Promise<Browser> {
   // In containers root has no sandbox of its own, and shared memory is small; nothing but our own page is opened.

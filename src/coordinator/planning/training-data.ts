@@ -84,7 +84,7 @@ export async function readTrainingData(
   return { train, evaluation: held, order, parts };
 }
 
-/** Each set's share is held out of the set itself, so that no row of it comes again in training. */
+/** Rows are held out of each set by itself, before sets are mixed, so that no held-out row is trained on. */
 function mixed(
   sets: readonly RowSet[],
   { rows, sizes }: EncodedSets,

@@ -11,8 +11,8 @@ import { endEvent, logEvent, type RunEvent, saveEvent, stepEvent } from "./event
 import { Background, type Observer } from "./observer.ts";
 
 /**
- * metrics.jsonl in the output folder: one JSON object a line, "event" step, log, save or end, with its "time" (Unix seconds). Steps ascend: a
- * run that goes on from a checkpoint, in this process or another, first takes away what was written of the steps that it does again.
+ * metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save or end) and "time" (Unix seconds). Steps ascend:
+ * a run that continues from a checkpoint first removes the lines of the steps that it repeats.
  */
 export class MetricsFile implements Observer {
   readonly #path: string;
