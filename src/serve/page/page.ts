@@ -133,14 +133,16 @@ export function runsPage({ folder, chat, trustsMachine }: PageOptions): FastifyP
   };
 }
 
-/** Settings that runs have in more than one form; those of a run that tells none are "". */
+/** Settings in which runs that have steps differ; "" where a run tells none, or has no steps of its own. */
 function differing(runs: readonly RunSource[]): Record<string, string[]> {
-  if (runs.length < 2) return {};
-  const each = runs.map(({ record }) => new Map(record.settings.map(({ name, value }) => [name, value])));
+  const stepped = runs.map(({ record }) => record.columns.length > 0);
+  const each = runs.map(
+    ({ record }, run) => new Map(stepped[run] ? record.settings.map(({ name, value }) => [name, value]) : []),
+  );
   const names = new Set(each.flatMap((settings) => [...settings.keys()]));
   for (const name of OWN) names.delete(name);
   const values = [...names].map((name) => [name, each.map((settings) => settings.get(name) ?? "")] as const);
-  return Object.fromEntries(values.filter(([, own]) => new Set(own).size > 1));
+  return Object.fromEntries(values.filter(([, own]) => new Set(own.filter((_, run) => stepped[run])).size > 1));
 }
 
 /** At most so many, the last among them. */
