@@ -10,6 +10,7 @@ const SYSTEM = new Set([
   "libdl.so.2",
   "librt.so.1",
   "ld-linux-x86-64.so.2",
+  "libgcc_s.so.1",
 ]);
 
 /**
