@@ -87,7 +87,7 @@ const download = there("download", ...install);
 rmSync(join(home, "node_modules"), { recursive: true });
 const seconds = {
   "install with download": download,
-  "install after download": there("install", ...install, "--offline"),
+  "install after download": there("install", ...install, "--prefer-offline"),
   "npx pipelora demo": there("demo", "npx", "--no-install", "pipelora", "demo"),
   "npx pipelora doctor": there("doctor", "npx", "--no-install", "pipelora", "doctor"),
 };

@@ -10,14 +10,17 @@ const SYSTEM = new Set([
   "libdl.so.2",
   "librt.so.1",
   "ld-linux-x86-64.so.2",
+  "libgcc_s.so.1",
 ]);
 
 /**
  * Why a library does not load on a machine with glibc `floor` and the files `beside`; empty: it does.
- * `readelf`: the output of `readelf --dynamic --dyn-syms --wide`.
+ * `readelf`: the output of `readelf --program-headers --dynamic --dyn-syms --wide`.
  */
 export function demands(readelf, floor, beside = []) {
   const faults = [];
+  // Newer systems refuse it for a library that is loaded later.
+  if (/^\s*GNU_STACK .*\bRWE\b/m.test(readelf)) faults.push("needs a stack that code can run on");
   for (const [, name] of readelf.matchAll(/\(NEEDED\)\s+Shared library: \[([^\]]+)\]/g))
     if (!SYSTEM.has(name) && !beside.includes(name)) faults.push(`needs ${name}`);
   for (const [, bind, symbol, version] of readelf.matchAll(/ (GLOBAL|WEAK)\s+DEFAULT\s+UND (\w+)(?:@(\w+_[\d.]+))?/g)) {
@@ -33,7 +36,10 @@ export function demands(readelf, floor, beside = []) {
 
 export function demandsOf(path, floor, beside = []) {
   return demands(
-    execFileSync("readelf", ["--dynamic", "--dyn-syms", "--wide", path], { encoding: "utf8", maxBuffer: 1 << 28 }),
+    execFileSync("readelf", ["--program-headers", "--dynamic", "--dyn-syms", "--wide", path], {
+      encoding: "utf8",
+      maxBuffer: 1 << 28,
+    }),
     floor,
     beside,
   );

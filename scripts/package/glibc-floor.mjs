@@ -7,7 +7,7 @@ import { join } from "node:path";
 /** The oldest glibc that the prebuilt addon runs on: Debian 11, Ubuntu 20.04. */
 export const GLIBC_FLOOR = "2.31";
 
-const LIBRARIES = ["libc.so.6", "libm.so.6"];
+const LIBRARIES = ["libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2"];
 
 /** "2.2.5" before "2.31" */
 export function compareVersions(a, b) {
@@ -79,7 +79,8 @@ export function glibcStubs(folder, floor = GLIBC_FLOOR) {
   for (const library of LIBRARIES) stub(folder, library, floor);
   const shared = execFileSync("c++", ["-print-file-name=libc_nonshared.a"], { encoding: "utf8" }).trim();
   const libc = join(folder, "libc.so.6");
-  writeFileSync(join(folder, "libc.so"), `GROUP ( ${libc} ${shared} )\n`);
+  const loader = join(folder, "ld-linux-x86-64.so.2");
+  writeFileSync(join(folder, "libc.so"), `GROUP ( ${libc} ${shared} AS_NEEDED ( ${loader} ) )\n`);
   writeFileSync(join(folder, "libm.so"), `INPUT ( ${join(folder, "libm.so.6")} )\n`);
   // Parts of libc.so.6 in a newer glibc. In an older one they are libraries of their own, which Node has loaded.
   for (const name of ["pthread", "dl", "rt"]) writeFileSync(join(folder, `lib${name}.so`), `INPUT ( ${libc} )\n`);

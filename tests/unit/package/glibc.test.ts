@@ -47,6 +47,10 @@ test("what a library asks of a machine is found, and what is allowed is not", ()
   assert.deepEqual(library(symbol("dlopen@GLIBC_2.34 (3)")), ["needs dlopen of glibc 2.34"]);
   assert.match(library(symbol("_ZSt4cout@GLIBCXX_3.4 (5)"))[0]!, /libstdc\+\+/);
   assert.match(library(symbol("fstat"))[0]!, /needs fstat/);
+  const stack = (flags: string) =>
+    `  GNU_STACK      0x000000 0x0000000000000000 0x0000000000000000 0x000000 0x000000 ${flags} 0x10`;
+  assert.deepEqual(library(stack("RW ")), []);
+  assert.match(library(stack("RWE"))[0]!, /stack/);
 });
 
 test("what is linked against the stubs asks for nothing newer, and runs here", { skip: linux }, (t) => {
