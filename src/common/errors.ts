@@ -29,6 +29,7 @@ export const ERROR_CATALOGUE = {
   PL_ENGINE_FAILED: "The native engine reported a failure while computing.",
   PL_OUT_OF_MEMORY: "A device's memory arena is too small for what the run asked of it.",
   PL_LOSS_NOT_FINITE: "The loss or a gradient became NaN or infinite.",
+  PL_ADAPTERS_FAILED: "Of several adapters that were trained together, some failed alone; the others are done.",
   PL_TRACKING_FAILED: "The tracking server that --report-to names gave no answer, or refused.",
   PL_OUTPUT_UNWRITABLE: "The output folder or a file in it can't be written.",
   PL_RESUME_INVALID: "No complete checkpoint was found to resume from, or it belongs to another run.",

@@ -3,6 +3,8 @@ import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { type Engine, loadEngine, type MatrixPart } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
+import type { Evaluate__Output } from "../rpc/generated/pipelora/v1/Evaluate.ts";
+import type { ExportMatrices__Output } from "../rpc/generated/pipelora/v1/ExportMatrices.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
 import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
@@ -23,10 +25,10 @@ import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
 import { type ModelRequest, NodeModel } from "./node-model.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
-import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
+import { type EngineHost, type PreparedAdapter, type PreparedRank, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
 import { StepRelay } from "./step-relay.ts";
-import { runInstructions } from "./step-runner.ts";
+import { runInstructions, type StepPart } from "./step-runner.ts";
 import { TimeSums } from "./time-sums.ts";
 import { clockMs, Trace } from "./trace.ts";
 
@@ -64,7 +66,7 @@ export class Rank {
   #trace = new Trace([]);
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportMatrices request. */
-  #importing: { request: number; left: number; adapter: number } | null = null;
+  #importing: { request: number; left: number; shelf: number; adapter: number } | null = null;
   #inference: Inference | null = null;
 
   constructor(options: RankOptions) {
@@ -146,20 +148,18 @@ export class Rank {
         return { clock: { receivedMs, sentMs: clockMs() } };
       }
       case "applyUpdate":
-        await applyUpdate(this.#ready(), message.applyUpdate!);
+        await applyUpdate(this.#ready(), message.applyUpdate!, message.applyUpdate!.adapter);
         return { done: {} };
       case "evaluate":
-        return this.#evaluate(given(message.evaluate!.microBatches, "micro-batches"));
+        return this.#evaluate(message.evaluate!);
       case "exportMatrices":
-        return this.#export(message.request, message.exportMatrices!.parts as (MatrixPart | "initial")[]);
-      case "importMatrices":
-        this.#importing = {
-          request: message.request,
-          left: message.importMatrices!.tensors,
-          adapter: message.importMatrices!.adapter,
-        };
-        if (this.#importing.adapter > 0) this.#inferring().shelf.open(this.#importing.adapter);
+        return this.#export(message.request, message.exportMatrices!);
+      case "importMatrices": {
+        const { tensors, shelf, adapter } = message.importMatrices!;
+        this.#importing = { request: message.request, left: tensors, shelf, adapter };
+        if (shelf > 0) this.#inferring().shelf.open(shelf);
         return this.#importing.left === 0 ? { done: {} } : null;
+      }
       case "matrixTensor":
         return this.#importTensor(message);
       case "preflight":
@@ -260,45 +260,57 @@ export class Rank {
     // Awaited below; should the step fail first, its failure is the one to tell.
     passedOn.catch(() => {});
     const trace = this.#trace.of(request.step);
-    if (request.previous) {
-      const began = performance.now();
-      await applyUpdate(prepared, request.previous);
-      trace?.add("update", began);
-    }
-    const batches = unpackMicroBatches(
-      ownPart(given(request.microBatches, "micro-batches"), prepared.segments, this.#rank),
-      {
-        step: request.step,
-        seed: prepared.seed,
-        training: true,
-        lossScale: request.lossScale,
-        ...prepared.regularisation,
-      },
-    );
+    const { engine, replicas } = prepared;
+    const squares: Float64Array[] = [];
+    const measure = async (index: number) => {
+      const { adapter } = request.parts[index]!;
+      const { matrixIds } = preparedAdapter(prepared, adapter);
+      squares[index] = matrixIds.length === 0 ? new Float64Array(0) : await engine.gradSquares(adapter);
+    };
+    const parts = request.parts.map(({ adapter, step, microBatches, previous, lossScale }, index): StepPart => {
+      const { regularisation } = preparedAdapter(prepared, adapter);
+      return {
+        batches: unpackMicroBatches(ownPart(given(microBatches, "micro-batches"), prepared.segments, this.#rank), {
+          ...{ step, training: true, lossScale },
+          ...regularisation,
+        }),
+        before: previous === null ? null : () => applyUpdate(prepared, previous, adapter),
+        // Replicas' gradients are added up first.
+        after: replicas === null ? () => measure(index) : null,
+      };
+    });
     const name = `step ${request.step}/${this.#passes++}`;
     const totals = await runInstructions(prepared, this.#options.links, {
       name,
-      instructions: prepared.instructions(batches.length, "train"),
-      batches,
+      instructions: prepared.instructions(countBatches(parts), "train"),
+      parts,
       trace,
     });
-    if (prepared.replicas !== null && prepared.matrixIds.length > 0) {
-      const began = performance.now();
-      totals.sentBytes += await sumGradients(prepared.engine, this.#options.links, prepared.replicas, name);
-      totals.reduceMs = performance.now() - began;
-      trace?.add("reduce", began);
+    for (const [index, { adapter }] of request.parts.entries()) {
+      if (replicas === null) break;
+      if (preparedAdapter(prepared, adapter).matrixIds.length > 0) {
+        const began = performance.now();
+        const sum = { name: `${name}/${adapter}`, adapter };
+        totals.sentBytes += await sumGradients(engine, this.#options.links, replicas, sum);
+        totals.reduceMs += performance.now() - began;
+        trace?.add("reduce", began);
+      }
+      const ended = performance.now();
+      await measure(index);
+      trace?.add("norm", ended);
     }
-    const ended = performance.now();
-    const squares = await prepared.engine.gradSquares();
-    trace?.add("norm", ended);
-    const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
+    const { waitMs, reduceMs, sentBytes, linkMs, losses } = totals;
     const totalMs = performance.now() - started;
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
     const processorMs = ((processorSeconds() - processor) * 1000) / prepared.threads;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs, processorMs });
     await passedOn;
-    const own = { ...loss, matrixIds: bytesOf(prepared.matrixIds), gradSquares: bytesOf(squares) };
-    const sums = await relay.collect(name, own);
+    const own = request.parts.map(({ adapter }, index) => ({
+      ...losses[index]!,
+      matrixIds: bytesOf(preparedAdapter(prepared, adapter).matrixIds),
+      gradSquares: bytesOf(squares[index]!),
+    }));
+    const sums = await relay.collect(name, { parts: own });
     if (sums !== null) return { stepResult: sums };
     this.#options.onCollected();
     return null;
@@ -312,24 +324,27 @@ export class Rank {
       .catch((error: unknown) => this.#options.send({ replyTo: 0, failure: toFailure(error) }));
   }
 
-  async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
+  async #evaluate({ microBatches, adapter }: Evaluate__Output): Promise<Reply> {
     const prepared = this.#ready();
-    const pass = { step: 0, seed: prepared.seed, training: false, lossScale: 1, ...prepared.regularisation };
-    const batches = unpackMicroBatches(packed, pass);
-    const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
+    const { regularisation } = preparedAdapter(prepared, adapter);
+    const pass = { step: 0, training: false, lossScale: 1, ...regularisation };
+    const batches = unpackMicroBatches(given(microBatches, "micro-batches"), pass);
+    const { losses } = await runInstructions(prepared, this.#options.links, {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),
-      batches,
+      parts: [{ batches, before: null, after: null }],
       trace: null,
     });
-    return { evaluateResult: { lossSum, labelTokens, correctTokens } };
+    return { evaluateResult: losses[0]! };
   }
 
-  async #export(request: number, parts: readonly (MatrixPart | "initial")[]): Promise<Reply> {
-    const { engine, initial } = this.#ready();
-    for (const name of await engine.matrixNames()) {
-      for (const part of parts) {
-        const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part);
+  async #export(request: number, { parts, adapter }: ExportMatrices__Output): Promise<Reply> {
+    const prepared = this.#ready();
+    const { engine } = prepared;
+    const { initial, matrixIds } = preparedAdapter(prepared, adapter);
+    for (const name of matrixIds.length === 0 ? [] : await engine.matrixNames(adapter)) {
+      for (const part of parts as (MatrixPart | "initial")[]) {
+        const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part, adapter);
         if (values === undefined) continue;
         this.#options.send({ replyTo: request, matrixTensor: { name, part, values: bytesOf(values) } });
       }
@@ -343,9 +358,9 @@ export class Rank {
     if (this.#importing?.request !== message.request) return null;
     try {
       const own = float32Of(values);
-      const { adapter } = this.#importing;
-      if (adapter > 0) this.#inferring().shelf.put(adapter, name, own);
-      else await this.#ready().engine.setMatrix(name, part as MatrixPart, own);
+      const { shelf, adapter } = this.#importing;
+      if (shelf > 0) this.#inferring().shelf.put(shelf, name, own);
+      else await this.#ready().engine.setMatrix(name, part as MatrixPart, own, adapter);
     } catch (error) {
       this.#importing = null;
       throw error;
@@ -356,13 +371,34 @@ export class Rank {
 
   #inferring(): Inference {
     const prepared = this.#ready();
-    this.#inference ??= new Inference({ ...prepared, rank: this.#rank }, this.#options.links);
+    const { pairSizes } = prepared.adapters[0]!;
+    this.#inference ??= new Inference({ ...prepared, pairSizes, rank: this.#rank }, this.#options.links);
     return this.#inference;
   }
 }
 
-async function applyUpdate({ engine, groups }: PreparedRank, { skip, groups: given, ...update }: Update__Output) {
-  if (skip) return engine.zeroGrad();
+/** Error: PL_PROTOCOL_MISMATCH. */
+function preparedAdapter({ adapters }: PreparedRank, number: number): PreparedAdapter {
+  const found = adapters[number];
+  if (found === undefined) {
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request is of adapter ${number}; there are ${adapters.length}`);
+  }
+  return found;
+}
+
+function countBatches(parts: readonly StepPart[]): number {
+  return parts.reduce((sum, { batches }) => sum + batches.length, 0);
+}
+
+async function applyUpdate(
+  prepared: PreparedRank,
+  { skip, groups: given, ...update }: Update__Output,
+  adapter: number,
+): Promise<void> {
+  const { engine } = prepared;
+  const { groups, matrixIds } = preparedAdapter(prepared, adapter);
+  if (matrixIds.length === 0) return;
+  if (skip) return engine.zeroGrad(adapter);
   const of = (value: (group: UpdateGroup__Output) => number) =>
     Float64Array.from(groups, (group) => {
       const found = given[group];
@@ -371,7 +407,7 @@ async function applyUpdate({ engine, groups }: PreparedRank, { skip, groups: giv
     });
   const learningRates = of(({ learningRate }) => learningRate);
   const weightDecays = of(({ weightDecay }) => weightDecay);
-  await engine.optimizerStep({ ...update, learningRates, weightDecays });
+  await engine.optimizerStep({ ...update, learningRates, weightDecays }, adapter);
 }
 
 async function memoryReport(engine: Engine): Promise<MemoryReport> {

@@ -37,6 +37,7 @@ export const fileOptions = {
     "Tokens that are added, a line each; trainable_token_indices or modules_to_save trains them.",
     "FILE",
   ),
+  dry_run: option("boolean", "Output", ["sweep"], flag(), "Write the file of adapters alone, output_dir/sweep.yaml."),
   html: option("string", "Output", ["plan"], optional(text), "Write the plan as a page with pictures too.", "FILE"),
   private: option("boolean", "Output", ["push"], flag(), "A repository that is made is private."),
   commit_message: option("string", "Output", ["push"], optional(text), "The commit's title.", "TEXT"),

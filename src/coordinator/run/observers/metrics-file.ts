@@ -2,6 +2,7 @@ import { createReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import type { PipeloraError } from "../../../common/errors.ts";
 import { isFile } from "../../../common/files.ts";
 import type { StepProgress } from "../reporter.ts";
 import type { Saved } from "../run-files.ts";
@@ -11,7 +12,7 @@ import { Background, type Observer } from "./observer.ts";
 export const METRICS_FILE = "metrics.jsonl";
 
 /**
- * metrics.jsonl in the output folder: one JSON object a line, "event" step, log, save or end, with its "time" (Unix seconds). Steps ascend: a
+ * metrics.jsonl in the output folder: one JSON object a line, "event" step, log, save, end or failed, with its "time" (Unix seconds). Steps ascend: a
  * run that goes on from a checkpoint, in this process or another, first takes away what was written of the steps that it does again.
  */
 export class MetricsFile implements Observer {
@@ -45,6 +46,10 @@ export class MetricsFile implements Observer {
 
   end(summary: Readonly<Record<string, unknown>>): void {
     this.#add(null, { event: "end", ...summary });
+  }
+
+  failed({ code, message }: PipeloraError): void {
+    this.#add(null, { event: "failed", code, message });
   }
 
   async close(): Promise<void> {

@@ -23,6 +23,7 @@ export function withObservers(shown: Reporter, observers: readonly Observer[]): 
     samples: each("samples"),
     saved: each("saved"),
     end: each("end"),
+    failed: each("failed"),
   };
 }
 

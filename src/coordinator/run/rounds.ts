@@ -1,0 +1,76 @@
+import type { Pipeline } from "../cluster/pipeline.ts";
+import type { AdapterRun } from "./adapter-run.ts";
+import { isOwnFault } from "./own-faults.ts";
+import type { Trainer } from "./trainer.ts";
+
+/** What rounds ask of their surroundings. */
+export interface RoundHooks {
+  readonly interrupted: () => boolean;
+  /** After a round, which began at `started` by performance.now(). */
+  stepped(round: number, started: number): Promise<void>;
+  /** Whether somebody waits for what the weights say now. */
+  readonly asked: () => boolean;
+  /** Weights are those after each adapter's last step. */
+  answer(): Promise<void>;
+}
+
+/** An adapter with its steps of this attempt. */
+export interface Trained {
+  readonly adapter: Pick<AdapterRun, "fail">;
+  readonly trainer: Trainer;
+}
+
+/**
+ * Rounds until every adapter has ended: a step of each that goes on, their micro-batches one after the other through the pipeline, so that
+ * one's fill the bubbles of another's. What fails of an adapter's own ends it alone. Returns whether the run came to its end; after an
+ * interrupt every adapter's step is saved.
+ */
+export async function trainRounds(
+  all: readonly Trained[],
+  pipeline: Pick<Pipeline, "runRound">,
+  hooks: RoundHooks,
+): Promise<boolean> {
+  const alone = async ({ adapter, trainer }: Trained, work: () => unknown) => {
+    try {
+      await work();
+    } catch (error) {
+      if (!isOwnFault(error)) throw error;
+      trainer.abandon();
+      adapter.fail(error);
+    }
+  };
+  const going = () => all.filter(({ trainer }) => !trainer.ended);
+  for (const one of all) await alone(one, () => one.trainer.open());
+  // Counted so that a run of one adapter has its steps' numbers.
+  let round = Math.max(0, ...going().map(({ trainer }) => trainer.state.globalStep));
+  for (;;) {
+    if (hooks.asked()) {
+      for (const { trainer } of going()) await trainer.settle();
+      await hooks.answer();
+    }
+    const live = going();
+    if (live.length === 0) return true;
+    round++;
+    const started = performance.now();
+    const running = pipeline.runRound(
+      round,
+      live.map(({ trainer }) => trainer.begin()),
+    );
+    // Awaited below; should it fail before that, nothing else is to be told.
+    running.catch(() => {});
+    const unprepared = new Map<Trained, unknown>();
+    for (const one of live) await one.trainer.prepare().catch((error: unknown) => unprepared.set(one, error));
+    const results = await running;
+    for (const [part, one] of live.entries()) await alone(one, () => one.trainer.took(results[part]!, started));
+    await hooks.stepped(round, started);
+    const interrupted = hooks.interrupted();
+    for (const one of live) {
+      if (one.trainer.ended) continue;
+      await alone(one, async () => {
+        if (unprepared.has(one)) throw unprepared.get(one);
+        await one.trainer.follow(interrupted);
+      });
+    }
+    if (interrupted && going().length > 0) return false;
+  }
+}
