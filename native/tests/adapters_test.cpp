@@ -93,7 +93,9 @@ TEST_CASE("adapters over one base have the bits of each alone, in one segment an
       const EngineMemory memory = together->memory();
       for (const std::size_t adapter : {0, 1, 2}) {
         // Alone, but for others that are never used: an engine's first adapter is the model's.
-        const auto alone = model.engine(DType::f32, 2, cuts, checkpointed, room, 0, adapter == 0 ? std::vector<std::vector<LayerSpec>>() : std::vector{others[adapter - 1]});
+        std::vector<std::vector<LayerSpec>> own_layers;
+        if (adapter > 0) own_layers.push_back(others[adapter - 1]);
+        const auto alone = model.engine(DType::f32, 2, cuts, checkpointed, room, 0, own_layers);
         const std::size_t own = adapter == 0 ? 0 : 1;
         fill(*alone, own);
         const Trained expected = train(*alone, model, segments, {own}).front();

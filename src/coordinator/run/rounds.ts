@@ -21,8 +21,8 @@ export interface Trained {
 }
 
 /**
- * Rounds until every adapter has ended: a step of each that goes on, their micro-batches one after the other through the pipeline, so that
- * one's fill the bubbles of another's. What fails of an adapter's own ends it alone. Returns whether the run came to its end; after an
+ * Rounds until every adapter has ended: a step of each that goes on, their micro-batches adapter by adapter through the pipeline, so that
+ * one's fill the bubbles of another's (docs/decisions/many-adapters.md). What fails of an adapter's own ends it alone. Returns whether the run came to its end; after an
  * interrupt every adapter's step is saved.
  */
 export async function trainRounds(
@@ -48,7 +48,7 @@ export async function trainRounds(
       for (const { trainer } of going()) await trainer.settle();
       await hooks.answer();
     }
-    const live = going();
+    const live = largestFirst(going());
     if (live.length === 0) return true;
     round++;
     const started = performance.now();
@@ -73,4 +73,9 @@ export async function trainRounds(
     }
     if (interrupted && going().length > 0) return false;
   }
+}
+
+/** Micro-batches of much the same size follow each other: a small one between large ones leaves stages waiting. */
+function largestFirst(trained: readonly Trained[]): Trained[] {
+  return [...trained].sort((a, b) => b.trainer.batchTokens - a.trainer.batchTokens);
 }

@@ -83,6 +83,18 @@ export class Trainer {
     if (this.#current === null) await this.#finish();
   }
 
+  /** Mean tokens of the next step's micro-batches. */
+  get batchTokens(): number {
+    const { batches, tokens } = this.#current!;
+    return (
+      tokens /
+      Math.max(
+        1,
+        batches.reduce((sum, { batchRows }) => sum + batchRows.length, 0),
+      )
+    );
+  }
+
   /** The next step as the workers are asked for it. */
   begin(): RoundPart {
     const part = {
