@@ -70,7 +70,6 @@ export async function runInstructions(
 ): Promise<StepTotals> {
   const pass = new Pass(engine, engineSegment, links, input);
   try {
-    pass.begin();
     for (const [index, instruction] of input.instructions.entries()) {
       for (const ahead of input.instructions.slice(index, index + LOOKAHEAD)) pass.expect(ahead);
       await pass.orFailure(pass.issue(instruction));
@@ -124,6 +123,8 @@ class Pass {
   #begun = 0;
   /** By part: passes of this list that are yet to be queued. */
   readonly #left: number[];
+  /** Parts whose last pass was queued. */
+  readonly #followed = new Set<number>();
   /** Per micro-batch, so that sums are made in one order whatever the schedule. */
   readonly #losses: Omit<ForwardResult, "output">[] = [];
   /** When the engine was last seen to end something. */
@@ -143,14 +144,6 @@ class Pass {
     this.#failure.promise.catch(() => {});
   }
 
-  /** What has no pass on this rank is done with at once. */
-  begin(): void {
-    if (this.#left.every((passes) => passes === 0)) {
-      this.#beginUpTo(this.#left.length - 1);
-      for (const { after } of this.#input.parts) if (after !== null) this.#run(after());
-    }
-  }
-
   /** What parts up to this one wait for is queued. */
   #beginUpTo(part: number): void {
     for (; this.#begun <= part; this.#begun++) {
@@ -167,6 +160,7 @@ class Pass {
     const part = this.#partOf[microBatch]!;
     this.#left[part]! -= 1;
     if (this.#left[part]! > 0) return;
+    this.#followed.add(part);
     const { after } = this.#input.parts[part]!;
     if (after === null) return;
     const queued = after();
@@ -226,6 +220,11 @@ class Pass {
   }
 
   async finish(): Promise<void> {
+    this.#beginUpTo(this.#left.length - 1);
+    // Parts without a pass here.
+    for (const [part, { after }] of this.#input.parts.entries()) {
+      if (after !== null && !this.#followed.has(part)) this.#run(after());
+    }
     await Promise.all(this.#running);
     let first = 0;
     this.totals.losses = this.#input.parts.map(({ batches }) => {

@@ -13,6 +13,7 @@ import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets
 import type { ModelSpec } from "../../models/spec.ts";
 import { type BaseQuantization, baseQuantization, packedWeights, type QuantizationFlags } from "./base-quantization.ts";
 import { expertsApart, holdAgainst } from "./held-checkpoint.ts";
+import { named } from "./named-adapters.ts";
 import { type HubModel, locateAdapter, locateModel } from "./named-models.ts";
 
 type LoraFlags = Pick<
@@ -79,21 +80,24 @@ export async function describeModel(
   log: Logger,
   needs: { weights: boolean; lora: boolean },
 ): Promise<DescribedModel> {
-  const [only] = await describeModels([config], log, needs);
+  const [only] = await describeModels([{ label: "", config }], log, needs);
   return only!;
 }
 
-/** One base with each of these adapters; the configurations differ in their LoRA settings alone. The base is read and opened once. */
+/**
+ * One base with each of these adapters; the configurations differ in their LoRA settings alone. The base is read and opened once. Errors that
+ * are an adapter's have its label in front.
+ */
 export async function describeModels(
-  configs: readonly ModelSettings[],
+  adapters: readonly { readonly label: string; readonly config: ModelSettings }[],
   log: Logger,
   needs: { weights: boolean; lora: boolean },
 ): Promise<DescribedModel[]> {
-  const [shared] = configs;
-  const source = await locateModel(shared!, log);
+  const { config: shared } = adapters[0]!;
+  const source = await locateModel(shared, log);
   const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
-  const base = baseQuantization(shared!, spec);
+  const base = baseQuantization(shared, spec);
   const { quantization } = base;
   const openBase = once(async () => {
     await source.fetchWeights();
@@ -105,8 +109,7 @@ export async function describeModels(
     const left = `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`;
     return { checkpoint, packed, left: skipped > 0 ? [left] : [] };
   });
-  const described: DescribedModel[] = [];
-  for (const config of configs) {
+  const describe = async (config: ModelSettings): Promise<DescribedModel> => {
     const adapter =
       config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
     const warnings = [...spec.remarks, ...base.warnings, ...(adapter?.warnings ?? [])];
@@ -129,7 +132,15 @@ export async function describeModels(
       holdDtype: holdDtype(config.torch_dtype, spec.dtype),
       ...{ quantization, packed: new Map(), warnings },
     };
-    described.push({ ...own, withWeights: async () => ({ ...own, ...(opened ?? (await withBase())) }) });
+    return { ...own, withWeights: async () => ({ ...own, ...(opened ?? (await withBase())) }) };
+  };
+  const described: DescribedModel[] = [];
+  for (const { label, config } of adapters) {
+    try {
+      described.push(await describe(config));
+    } catch (error) {
+      throw named(label, error);
+    }
   }
   await source.fetchTokenizer();
   return described;

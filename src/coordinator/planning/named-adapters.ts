@@ -1,6 +1,11 @@
 import { PipeloraError } from "../../common/errors.ts";
 
-/** An error with the adapter in front that it is about; `label`: 'adapter "a": ', or nothing for the only one. */
+/** 'adapter "a": ', or nothing for the only one. */
+export function adapterLabel(name: string | null): string {
+  return name === null ? "" : `adapter "${name}": `;
+}
+
+/** An error with the adapter in front that it is about; `label`: adapterLabel's. */
 export function named(label: string, thrown: unknown): unknown {
   if (label === "" || !(thrown instanceof PipeloraError) || thrown.message.startsWith(label)) return thrown;
   const details = { cause: thrown, ...(thrown.hint === undefined ? {} : { hint: thrown.hint }) };

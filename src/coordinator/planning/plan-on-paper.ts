@@ -13,6 +13,7 @@ import { NO_OVERRIDES } from "../../plan/request.ts";
 import { type AdapterAlone, type AdaptersForecast, forecast } from "./adapters-forecast.ts";
 import { heldParameters } from "./held-parameters.ts";
 import { describeModels, type ModelSettings, type ModelSetup } from "./model-setup.ts";
+import { adapterLabel } from "./named-adapters.ts";
 import { type ChosenPlan, type PlanSettings, paperDevices, planFor } from "./planning.ts";
 import { type RentalSet, type RentalSettings, readRental, rentalSets } from "./rental.ts";
 import { type DataSettings, readAdaptersData, type TrainingData } from "./training-data.ts";
@@ -62,14 +63,13 @@ export async function planWithoutWorkers(
   log: Logger,
 ): Promise<PaperPlan> {
   const rental = await readRental(config);
-  const setups = await describeModels(
-    adapters.map((adapter) => adapter.config),
-    log,
-    { weights: false, lora: true },
-  );
+  const labelled = adapters.map((adapter) => ({ ...adapter, label: adapterLabel(adapter.name) }));
+  const setups = await describeModels(labelled, log, { weights: false, lora: true });
   const [setup, ...others] = setups as readonly ModelSetup[] as readonly [ModelSetup, ...ModelSetup[]];
   const devices = rental?.devices ?? paperDevices(config, loadEngine().capabilities());
-  const data = await paperData(adapters, setup, log);
+  // Where any is without rows, those of max_length stand for all.
+  const all = adapters.every((adapter) => adapter.config.dataset !== null);
+  const data = all ? await readAdaptersData(labelled, setup, log) : null;
   const waysOf = (index: number, { schedule }: PaperSettings) => {
     const own = { ...adapters[index]!.config, schedule };
     return data === null ? fullRowsWorkload(own) : trainingWorkload(own, data[index]!);
@@ -129,17 +129,6 @@ export async function planWithoutWorkers(
             deadline: rental.deadlineSeconds,
           },
   };
-}
-
-/** Rows of each adapter; null where any is without: rows of max_length stand for them. */
-async function paperData(
-  adapters: readonly PaperAdapter[],
-  setup: ModelSetup,
-  log: Logger,
-): Promise<readonly TrainingData[] | null> {
-  if (adapters.some(({ config }) => config.dataset === null)) return null;
-  const labelled = adapters.map(({ name, config }) => ({ label: name === null ? "" : `adapter "${name}": `, config }));
-  return readAdaptersData(labelled, setup, log);
 }
 
 function stepsOf({ max_steps: most }: Pick<Config, "max_steps">, data: TrainingData | null): number | null {

@@ -14,8 +14,9 @@ import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
+import { RESTARTABLE } from "../cluster/restartable.ts";
 import { describeModels } from "../planning/model-setup.ts";
-import { named } from "../planning/named-adapters.ts";
+import { adapterLabel, named } from "../planning/named-adapters.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
@@ -114,7 +115,7 @@ async function prepareRun(
     const outputDir = await ensureWritable(own.output_dir!);
     labelled.push({
       name,
-      label: labelOf(name),
+      label: adapterLabel(name),
       reporter,
       outputDir,
       config: { ...own, template_date: await templateDate(own) },
@@ -124,11 +125,7 @@ async function prepareRun(
       warn(`weight_decay ${own.weight_decay} does not act with LoRA+, as in peft: loraplus_weight_decay does`);
     }
   }
-  const described = await describeModels(
-    labelled.map(({ config: own }) => own),
-    log,
-    { weights: true, lora: true },
-  );
+  const described = await describeModels(labelled, log, { weights: true, lora: true });
   for (const warning of described.flatMap(({ warnings }) => warnings)) warn(warning);
   const data = await readAdaptersData(labelled, described[0]!, log);
   const adapters: AdapterRun[] = [];
@@ -151,10 +148,6 @@ async function prepareRun(
   const trace = await TraceFile.open(config, warn);
   const replies = await LiveReplies.open(first!.config, first!.setup, { log, registry });
   return { config, adapters, base: first!.setup, trace, replies, warn };
-}
-
-function labelOf(name: string | null): string {
-  return name === null ? "" : `adapter "${name}": `;
 }
 
 /**
@@ -196,6 +189,9 @@ async function attempts(run: Run): Promise<void> {
     const ended = await attempt.run();
     if (ended.name === "done") return;
     if (ended.name === "failed") log.debug(`the attempt failed while it was ${ended.during}`);
+    // A worker that is lost after the last adapter was written costs nothing.
+    const over = !run.adapters.some(({ live }) => live);
+    if (over && (ended.name === "left" || RESTARTABLE.has(ended.error.code))) return;
     const stopping = interrupts.signal !== null;
     const { reason, counts } = restartAfter(ended, { left: config.max_restarts - restarts, stopping });
     if (counts) restarts++;

@@ -119,10 +119,10 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   trace?.begin();
   const attempt = { started: performance.now(), evaluationSeconds: [] as number[] };
   cluster.health.ready = true;
-  const work = await planned.cut.work(false);
+  const works = await Promise.all(planned.cut.parts.map((part) => part.work(false)));
   const live = liveOf(run);
   const trained = live.map((adapter, number): Trained => {
-    const options = trainerOptions(run, adapter, { stepping, number, work, attempt });
+    const options = trainerOptions(run, adapter, { stepping, number, work: works[number]!, attempt });
     return { adapter, trainer: new Trainer(options, progress[number]!) };
   });
   const hooks: RoundHooks = {
@@ -154,6 +154,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
 interface AttemptOf {
   readonly stepping: Stepping;
   readonly number: number;
+  /** Its own: an evaluation is cut as in a run alone. */
   readonly work: Work;
   readonly attempt: { readonly started: number; readonly evaluationSeconds: number[] };
 }
