@@ -4,11 +4,11 @@ import { join } from "node:path";
 import { makeWorkload, median, round, runEvents } from "./training-run.ts";
 
 const ADAPTERS = 8;
-const STEPS = 6;
-const ROWS = 8;
-const TOKENS = 128;
+const STEPS = 5;
+const ROWS = 4;
+const TOKENS = 48;
 const PASSES = 3;
-/** 14 M parameters in eight blocks: a step is far longer than its messages. */
+/** 14 M parameters in eight blocks: a pass is far longer than its messages. */
 const CONFIG = {
   model_type: "llama",
   architectures: ["LlamaForCausalLM"],

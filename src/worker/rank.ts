@@ -7,17 +7,12 @@ import type { Evaluate__Output } from "../rpc/generated/pipelora/v1/Evaluate.ts"
 import type { ExportMatrices__Output } from "../rpc/generated/pipelora/v1/ExportMatrices.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
-import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
-import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
-import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
-import type { UpdateGroup__Output } from "../rpc/generated/pipelora/v1/UpdateGroup.ts";
 import { toFailure } from "../rpc/wire-error.ts";
 import { calibrate } from "./calibration.ts";
-import { sumGradients } from "./gradient-sum.ts";
 import { Inference } from "./inference.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
@@ -25,10 +20,11 @@ import { unpackMicroBatches } from "./micro-batches.ts";
 import type { NodeFiles } from "./node-files.ts";
 import { type ModelRequest, NodeModel } from "./node-model.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
-import { type EngineHost, type PreparedAdapter, type PreparedRank, prepareRank } from "./prepare.ts";
+import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
+import { applyUpdate, given, preparedAdapter, runRound } from "./round.ts";
 import { StepRelay } from "./step-relay.ts";
-import { runInstructions, type StepPart } from "./step-runner.ts";
+import { runInstructions } from "./step-runner.ts";
 import { TimeSums } from "./time-sums.ts";
 import { clockMs, Trace } from "./trace.ts";
 
@@ -260,57 +256,17 @@ export class Rank {
     // Awaited below; should the step fail first, its failure is the one to tell.
     passedOn.catch(() => {});
     const trace = this.#trace.of(request.step);
-    const { engine, replicas } = prepared;
-    const squares: Float64Array[] = [];
-    const measure = async (index: number) => {
-      const { adapter } = request.parts[index]!;
-      const { matrixIds } = preparedAdapter(prepared, adapter);
-      squares[index] = matrixIds.length === 0 ? new Float64Array(0) : await engine.gradSquares(adapter);
-    };
-    const parts = request.parts.map(({ adapter, step, microBatches, previous, lossScale }, index): StepPart => {
-      const { regularisation } = preparedAdapter(prepared, adapter);
-      return {
-        batches: unpackMicroBatches(ownPart(given(microBatches, "micro-batches"), prepared.segments, this.#rank), {
-          ...{ step, training: true, lossScale },
-          ...regularisation,
-        }),
-        before: previous === null ? null : () => applyUpdate(prepared, previous, adapter),
-        // Replicas' gradients are added up first.
-        after: replicas === null ? () => measure(index) : null,
-      };
-    });
     const name = `step ${request.step}/${this.#passes++}`;
-    const totals = await runInstructions(prepared, this.#options.links, {
-      name,
-      instructions: prepared.instructions(countBatches(parts), "train"),
-      parts,
-      trace,
+    const { parts, totals } = await runRound(prepared, this.#options.links, {
+      ...{ rank: this.#rank, name, parts: request.parts, trace },
     });
-    for (const [index, { adapter }] of request.parts.entries()) {
-      if (replicas === null) break;
-      if (preparedAdapter(prepared, adapter).matrixIds.length > 0) {
-        const began = performance.now();
-        const sum = { name: `${name}/${adapter}`, adapter };
-        totals.sentBytes += await sumGradients(engine, this.#options.links, replicas, sum);
-        totals.reduceMs += performance.now() - began;
-        trace?.add("reduce", began);
-      }
-      const ended = performance.now();
-      await measure(index);
-      trace?.add("norm", ended);
-    }
-    const { waitMs, reduceMs, sentBytes, linkMs, losses } = totals;
+    const { waitMs, reduceMs, sentBytes, linkMs } = totals;
     const totalMs = performance.now() - started;
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
     const processorMs = ((processorSeconds() - processor) * 1000) / prepared.threads;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs, processorMs });
     await passedOn;
-    const own = request.parts.map(({ adapter }, index) => ({
-      ...losses[index]!,
-      matrixIds: bytesOf(preparedAdapter(prepared, adapter).matrixIds),
-      gradSquares: bytesOf(squares[index]!),
-    }));
-    const sums = await relay.collect(name, { parts: own });
+    const sums = await relay.collect(name, { parts });
     if (sums !== null) return { stepResult: sums };
     this.#options.onCollected();
     return null;
@@ -377,60 +333,8 @@ export class Rank {
   }
 }
 
-/** Error: PL_PROTOCOL_MISMATCH. */
-function preparedAdapter({ adapters }: PreparedRank, number: number): PreparedAdapter {
-  const found = adapters[number];
-  if (found === undefined) {
-    throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request is of adapter ${number}; there are ${adapters.length}`);
-  }
-  return found;
-}
-
-function countBatches(parts: readonly StepPart[]): number {
-  return parts.reduce((sum, { batches }) => sum + batches.length, 0);
-}
-
-async function applyUpdate(
-  prepared: PreparedRank,
-  { skip, groups: given, ...update }: Update__Output,
-  adapter: number,
-): Promise<void> {
-  const { engine } = prepared;
-  const { groups, matrixIds } = preparedAdapter(prepared, adapter);
-  if (matrixIds.length === 0) return;
-  if (skip) return engine.zeroGrad(adapter);
-  const of = (value: (group: UpdateGroup__Output) => number) =>
-    Float64Array.from(groups, (group) => {
-      const found = given[group];
-      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `an Update has no group ${group}`);
-      return value(found);
-    });
-  const learningRates = of(({ learningRate }) => learningRate);
-  const weightDecays = of(({ weightDecay }) => weightDecay);
-  await engine.optimizerStep({ ...update, learningRates, weightDecays }, adapter);
-}
-
 async function memoryReport(engine: Engine): Promise<MemoryReport> {
   const { allocatedBytes, takenBytes: deviceBytes } = await engine.deviceUse();
   const processPeakBytes = process.resourceUsage().maxRSS * 1024;
   return { ...engine.memory(), processPeakBytes, allocatedBytes, deviceBytes };
-}
-
-/** A part that every such request has. Error: PL_PROTOCOL_MISMATCH. */
-function given<T>(part: T | null, what: string): T {
-  if (part === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request came without ${what}`);
-  return part;
-}
-
-/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last. */
-function ownPart(all: MicroBatches__Output, segments: readonly Segment__Output[], rank: number): MicroBatches__Output {
-  const none = Buffer.alloc(0);
-  const isFirst = segments[0]?.rank === rank;
-  const isLast = segments.at(-1)?.rank === rank;
-  return {
-    ...all,
-    tokens: isFirst ? all.tokens : none,
-    targets: isLast ? all.targets : none,
-    weights: isLast ? all.weights : none,
-  };
 }

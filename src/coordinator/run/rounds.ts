@@ -1,6 +1,6 @@
+import { type ErrorCode, PipeloraError } from "../../common/errors.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
 import type { AdapterRun } from "./adapter-run.ts";
-import { isOwnFault } from "./own-faults.ts";
 import type { Trainer } from "./trainer.ts";
 
 /** What rounds ask of their surroundings. */
@@ -78,4 +78,17 @@ export async function trainRounds(
 /** Micro-batches of much the same size follow each other: a small one between large ones leaves stages waiting. */
 function largestFirst(trained: readonly Trained[]): Trained[] {
   return [...trained].sort((a, b) => b.trainer.batchTokens - a.trainer.batchTokens);
+}
+
+/** What an adapter's own settings, rows or folder do; everything else is the run's. */
+const OWN: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  "PL_LOSS_NOT_FINITE",
+  "PL_DATASET_INVALID",
+  "PL_OUTPUT_UNWRITABLE",
+  "PL_RESUME_INVALID",
+]);
+
+/** Whether a failure ends an adapter alone: the others' numbers and files have nothing to do with it. */
+function isOwnFault(thrown: unknown): thrown is PipeloraError {
+  return thrown instanceof PipeloraError && OWN.has(thrown.code);
 }

@@ -175,7 +175,7 @@ export function failureOf(adapters: readonly Pick<AdapterRun, "name" | "error">[
   const each = failed.map(({ name, error }) => `  ${name}: ${error!.code}: ${error!.message}`);
   return new PipeloraError(
     "PL_ADAPTERS_FAILED",
-    `${failed.length} of ${adapters.length} adapters failed, the others are done:\n${each.join("\n")}`,
+    `${failed.length} of ${adapters.length} adapters failed${failed.length < adapters.length ? ", the others are done" : ""}:\n${each.join("\n")}`,
     { hint: "Each goes on from its own last checkpoint with --resume-from-checkpoint, once its cause is gone." },
   );
 }
