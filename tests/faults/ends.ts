@@ -32,6 +32,9 @@ export function answerTo({ fault, kind }: Case, coordinator: Program, end: End):
       if (fault === "disk full" && FULL_DISK.includes(code)) return { ...again(`1 ${code}`), freesDisk: true };
       // Without an optimizer's state there is nothing to go on from: only a new start is left, and the message says so.
       if (kind === "only model" && code === "PL_RESUME_INVALID") return again(`1 ${code}`, ["--overwrite-output-dir"]);
+      // Neither is there where the run was stopped before it had a second checkpoint to fall back to.
+      if (fault === "checkpoint damaged" && /none of the 1 checkpoints/.test(lastWords(coordinator.stderr)))
+        return again(`1 ${code}`, ["--overwrite-output-dir"]);
       return null;
     default:
       return null;

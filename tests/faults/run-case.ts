@@ -141,7 +141,7 @@ class FaultyRun {
     const wrong = [...this.#left, ...oddEnds(programs), ...bareStacks(programs), ...temporaryFiles(this.#processes)];
     // Without its list of hashes a checkpoint is believed, as another tool's would be, and stays as it is.
     if (this.#done && this.#damaged?.endsWith(HASHES_FILE) === true)
-      rmSync(dirname(this.#damaged), { recursive: true });
+      rmSync(dirname(this.#damaged), { recursive: true, force: true }); // rotation may have taken it
     if (this.#done) wrong.push(...compareRuns(kind, this.#output, calm));
     for (const [node, dir] of Object.entries(this.#nodeOutputs)) {
       const failed = this.#coordinators().some(({ stderr }) => stderr.includes(`node "${node}" did not save final`));
