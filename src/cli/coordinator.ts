@@ -14,6 +14,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   parameters: async () => (await import("./commands/parameters.ts")).parametersCommand,
   generate: async () => (await import("./commands/generate.ts")).generateCommand,
   serve: async () => (await import("./commands/serve.ts")).serveCommand,
+  ui: async () => (await import("./commands/ui.ts")).uiCommand,
   chat: async () => (await import("./commands/chat.ts")).chatCommand,
   merge: async () => (await import("./commands/files.ts")).mergeCommand,
   export: async () => (await import("./commands/files.ts")).exportCommand,

@@ -16,6 +16,7 @@ export interface Parsed {
 const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = {
   download: "name",
   push: "name",
+  ui: "output_dir",
   "convert-config": "config",
   completion: "shell",
 };

@@ -77,6 +77,14 @@ export function defaultConfig(): Config {
   return parseValues({}, []);
 }
 
+/** Names of the settings that are not what they are where nothing is given. */
+export function changedKeys(config: Config): OptionKey[] {
+  const defaults = defaultConfig();
+  return (Object.keys(defaults) as OptionKey[]).filter(
+    (key) => JSON.stringify(config[key]) !== JSON.stringify(defaults[key]),
+  );
+}
+
 function parseValues(values: Record<string, unknown>, problems: string[]): Config {
   const config: Record<string, unknown> = {};
   for (const [key, option] of Object.entries(OPTIONS) as [OptionKey, Option][]) {

@@ -8,6 +8,7 @@ export const COORDINATOR_COMMANDS = {
   generate: "continue a prompt, or all prompts of a file",
   chat: "talk with the model",
   serve: "answer over HTTP as OpenAI's API does",
+  ui: "show runs on a page: curves, placement, timeline, log; of a finished one, or one that goes on",
   merge: "add an adapter to its base model's weights",
   export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",

@@ -46,6 +46,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
+  if (command === "ui") needs("output_dir");
   if (command === "quantize" || command === "export" || command === "add-tokens") needs("output_dir");
   if (command === "add-tokens") needs("new_tokens");
   if (command === "tokenize") needs("input");

@@ -61,7 +61,7 @@ export class Rank {
   #prepared: PreparedRank | null = null;
   #passes = 0;
   #times = new TimeSums();
-  #trace = new Trace([]);
+  #trace = new Trace();
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportMatrices request. */
   #importing: { request: number; left: number; adapter: number } | null = null;
@@ -138,7 +138,7 @@ export class Rank {
             memory: await memoryReport(this.#ready().engine),
             steps: this.#times.steps,
             times: this.#times.sums,
-            spans: this.#trace.spans,
+            spans: this.#trace.take(),
           },
         };
       case "readClock": {
@@ -241,7 +241,7 @@ export class Rank {
     this.#prepared = await prepareRank(request, await this.#model(request), this.#rank, this.#host());
     await this.#options.links.opened();
     this.#times = new TimeSums();
-    this.#trace = new Trace(request.traceSteps);
+    this.#trace = new Trace();
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
@@ -259,7 +259,7 @@ export class Rank {
     const passedOn = relay.passOn(message);
     // It is awaited below. If the step fails first, the step's failure is reported.
     passedOn.catch(() => {});
-    const trace = this.#trace.of(request.step);
+    const trace = request.trace ? this.#trace.step(request.step) : null;
     if (request.previous) {
       const began = performance.now();
       await applyUpdate(prepared, request.previous);

@@ -1,5 +1,4 @@
 import { bytesOf } from "../../common/bytes.ts";
-import { tracedSteps } from "../../common/traced-steps.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import { biasMatrices } from "../../models/kinds/biases.ts";
@@ -30,8 +29,6 @@ export type PrepareSettings = LinkSettings &
     | "label_smoothing_factor"
     | "neftune_noise_alpha"
     | "fp8"
-    | "trace"
-    | "trace_steps"
   >;
 
 /** The part of a plan that the workers act on. */
@@ -82,7 +79,6 @@ export async function prepareRequests(
     labelSmoothing: settings.label_smoothing_factor,
     neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
     fp8: settings.fp8,
-    traceSteps: settings.trace === null ? [] : tracedSteps(settings.trace_steps),
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];

@@ -43,6 +43,13 @@ export interface PipelineRoles {
   readonly owners: ReadonlyMap<string, number>;
 }
 
+export interface StepOrder {
+  readonly step: number;
+  readonly lossScale: number;
+  /** Whether the next report is to tell all that the ranks did in it. */
+  readonly trace: boolean;
+}
+
 /** The workers of a run as one model, in one or more replicas: every call but a step's goes to all ranks at once. */
 export class Pipeline {
   readonly #members: readonly WorkerConnection[];
@@ -73,23 +80,22 @@ export class Pipeline {
 
   /** `batches`: each replica's. Its first rank takes the step and answers for all of its ranks. Results by replica. */
   async runStep(
-    step: number,
+    { step, lossScale, trace }: StepOrder,
     batches: readonly PackedMicroBatches[],
     previous: Update | null,
-    lossScale: number,
   ): Promise<StepResult__Output[]> {
     const replies = await this.#allOf(
       this.#replicas.map(({ ranks }) => ranks[0]!),
       (member, rank) => {
         const microBatches = packed(batches[this.#replicas.indexOf(this.#replicaOf(rank)!)]!);
-        return member.request({ runStep: { step, microBatches, previous, lossScale } });
+        return member.request({ runStep: { step, microBatches, previous, lossScale, trace } });
       },
     );
     for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
     return replies.map((reply) => reply.stepResult!);
   }
 
-  /** What each rank measured since it was prepared. */
+  /** What each rank measured since it was prepared, with the spans of the steps that were traced since the last report. */
   async report(): Promise<RankReport__Output[]> {
     const replies = await this.#all((member) => member.request({ reportRank: {} }));
     return replies.map((reply) => reply.rankReport!);

@@ -1,11 +1,11 @@
 import type { Logger } from "../../common/log.ts";
 import { nodesJson } from "../cluster/node-folders.ts";
-import type { Reporter, Sample, StepProgress } from "./reporter.ts";
+import type { Sample, Shown, StepProgress } from "./reporter.ts";
 import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
 /** One JSON event a line on stdout. */
-export function jsonReporter(write: (line: string) => void): Reporter {
+export function jsonReporter(write: (line: string) => void): Shown {
   const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...value })}\n`);
   return {
     plan: (_text, value) => event("plan", { plan: value }),
@@ -22,7 +22,7 @@ export function jsonReporter(write: (line: string) => void): Reporter {
 }
 
 /** Plain lines through the log: for files, containers and pino JSON. */
-export function logReporter(log: Logger): Reporter {
+export function logReporter(log: Logger): Shown {
   const rate = new TokenRate();
   return {
     plan: (text, value) => log.info({ plan: value }, text),
@@ -40,7 +40,7 @@ export function logReporter(log: Logger): Reporter {
 }
 
 /** A bar that stays in the last line of a terminal, log entries above it. */
-export function barReporter(out: NodeJS.WriteStream): Reporter {
+export function barReporter(out: NodeJS.WriteStream): Shown {
   const rate = new TokenRate();
   let bar = "";
   const line = (text: string) => out.write(`\r\x1b[K${text}\n${bar}`);

@@ -1,11 +1,11 @@
 import { lookup } from "node:dns/promises";
-import type { Registry } from "prom-client";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
 import { toPipeloraError } from "../../common/errors.ts";
 import { comesBack, exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
+import { changedKeys } from "../../config/load.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
@@ -16,7 +16,7 @@ import { describeModel } from "../planning/model-setup.ts";
 import { readTrainingData, type TrainingData } from "../planning/training-data.ts";
 import type { Cut } from "../planning/workload.ts";
 import { Attempt } from "./attempt.ts";
-import { LiveReplies } from "./live-replies.ts";
+import { type HttpShows, LiveReplies } from "./live-replies.ts";
 import { preflight } from "./receive.ts";
 import type { Reporter } from "./reporter.ts";
 import { restartAfter } from "./restart.ts";
@@ -24,7 +24,7 @@ import { templateDate } from "./resume-point.ts";
 import type { PreparedRun, Run } from "./run.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
-import { TraceFile } from "./trace-file.ts";
+import { TraceFile } from "./tracing/trace-file.ts";
 import { trainingStages } from "./training-stages.ts";
 import { withWholeSteps } from "./whole-steps.ts";
 
@@ -33,11 +33,11 @@ const SETTLE_MS = 60_000;
 
 /**
  * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
- * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `registry`: what
- * /metrics tells with --http.
+ * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `http`: what is
+ * told with --http beside replies.
  * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; whatever the parts raise.
  */
-export async function train(config: Config, log: Logger, reporter: Reporter, registry: Registry): Promise<void> {
+export async function train(config: Config, log: Logger, reporter: Reporter, http: HttpShows): Promise<void> {
   let cluster: Cluster | null = null;
   let replies: LiveReplies | null = null;
   const interrupts = new Interrupts(
@@ -49,8 +49,11 @@ export async function train(config: Config, log: Logger, reporter: Reporter, reg
   );
   let back = false;
   try {
-    const prepared = await interrupts.during(prepareRun(config, log, registry));
+    const prepared = await interrupts.during(prepareRun(config, log, http));
     replies = prepared.replies;
+    if (!config.preflight_only) {
+      reporter.began({ settings: withoutSecrets(prepared.config), changed: changedKeys(prepared.config) });
+    }
     await replies?.listen();
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
@@ -83,7 +86,7 @@ async function warnOfLoopback(
 }
 
 /** What can be checked and read before a worker is needed. */
-async function prepareRun(asked: Config, log: Logger, registry: Registry): Promise<PreparedRun> {
+async function prepareRun(asked: Config, log: Logger, http: HttpShows): Promise<PreparedRun> {
   const outputDir = await ensureWritable(asked.output_dir!);
   const given = { ...asked, template_date: await templateDate(asked) };
   const described = await describeModel(given, log, { weights: true, lora: true });
@@ -102,8 +105,9 @@ async function prepareRun(asked: Config, log: Logger, registry: Registry): Promi
   const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
   const files = await RunFiles.open(config, setup, identity, warn);
   const trace = await TraceFile.open(config, warn);
-  const replies = await LiveReplies.open(config, setup, { log, registry });
-  return { config, setup, data, files, trace, replies, warn };
+  const replies = await LiveReplies.open(config, setup, { log, http });
+  const watched = () => http.live?.isLookedAt === true;
+  return { config, setup, data, files, trace, watched, replies, warn };
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */

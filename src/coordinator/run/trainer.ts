@@ -17,8 +17,10 @@ export interface TrainerHooks {
   /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
   save(state: TrainerState, stopping: boolean): Promise<void>;
   readonly interrupted: () => boolean;
-  /** After a step, which began at `started` by performance.now(). */
-  stepped(step: number, started: number): Promise<void>;
+  /** Whether the step that begins now is to be traced. */
+  readonly traced: (step: number, isLast: boolean) => boolean;
+  /** After a step, which began at `began` by performance.now(). */
+  stepped(step: number, told: { readonly began: number; readonly traced: boolean }): Promise<void>;
   /** Whether somebody waits for what the weights say now. */
   readonly asked: () => boolean;
   /** Weights are those after so many updates. */
@@ -81,7 +83,8 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
     const step = state.globalStep + 1;
     const started = performance.now();
     const scale = state.lossScale?.scale ?? 1;
-    const running = pipeline.runStep(step, current.batches, pending, scale);
+    const traced = hooks.traced(step, step === source.maxSteps);
+    const running = pipeline.runStep({ step, lossScale: scale, trace: traced }, current.batches, pending);
     // Awaited below; should it fail before that, nothing else is to be told.
     running.catch(() => {});
     // The next step's rows are made while the workers compute this one.
@@ -104,10 +107,11 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       epoch: state.epoch,
       loss,
       learningRate: rate,
+      gradNorm: norm,
       tokens: current.tokens,
       stepMs: performance.now() - started,
     });
-    await hooks.stepped(step, started);
+    await hooks.stepped(step, { began: started, traced });
 
     const interrupted = hooks.interrupted();
     const last = next === null;

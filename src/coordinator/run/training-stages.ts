@@ -20,6 +20,8 @@ import type { Run } from "./run.ts";
 import { describeFailure } from "./run-files.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { evaluationOf, stepSource } from "./step-source.ts";
+import { StepTraces } from "./tracing/step-traces.ts";
+import { StepWatch } from "./tracing/step-watch.ts";
 import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
 
 /** What an attempt at this run does in each state. `previous`: how the attempt before cut the steps. */
@@ -89,11 +91,12 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   const { data, cluster, interrupts } = run;
   const { progress } = stepping;
   quietHeap();
-  run.trace?.begin();
   const started = performance.now();
   const before = progress.globalStep;
   cluster.health.ready = true;
-  const options = trainerOptions(run, stepping, await stepping.planned.cut.work(false));
+  const work = await stepping.planned.cut.work(false);
+  const traces = stepTraces(run, stepping, work);
+  const options = trainerOptions(run, stepping, { work, traces });
   const finished = await cluster.untilSafePoint(() => trainSteps(options, progress));
   if (!finished) {
     if (interrupts.signal === null) return { name: "left", worker: cluster.leaving!.name };
@@ -105,12 +108,29 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   }
   const seconds = (performance.now() - started) / 1000;
   const steps = Math.max(1, progress.globalStep - before);
+  await traces.finish({ members: stepping.planned.members, pipeline: stepping.pipeline });
   await finish(run, stepping, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
   return { name: "done" };
 }
 
-function trainerOptions(run: Run, { planned: { cut, members }, pipeline }: Stepping, work: Work): TrainerOptions {
-  const { config, setup, data, files, trace, cluster, interrupts, log, reporter, replies } = run;
+/** What this attempt's ranks are asked of their steps. */
+function stepTraces({ trace, reporter, watched }: Run, { planned }: Stepping, work: Work): StepTraces {
+  const { plan, speeds } = planned;
+  const watch = new StepWatch({
+    ...{ looked: watched, reporter },
+    measured: (reports) => predictedBesideMeasured(plan, { reports, evaluationSeconds: [] }, work, speeds).value,
+  });
+  const traces = new StepTraces(trace, watch);
+  traces.begin();
+  return traces;
+}
+
+function trainerOptions(
+  run: Run,
+  { planned: { cut, members }, pipeline }: Stepping,
+  { work, traces }: { readonly work: Work; readonly traces: StepTraces },
+): TrainerOptions {
+  const { config, setup, data, files, cluster, interrupts, log, reporter, replies } = run;
   const { replicas, size } = cut;
   return {
     config,
@@ -127,7 +147,8 @@ function trainerOptions(run: Run, { planned: { cut, members }, pipeline }: Stepp
     hooks: {
       interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
       asked: () => replies?.asked === true,
-      stepped: async (step, started) => trace?.stepped(step, started, { members, pipeline }),
+      traced: (step, isLast) => traces.wants(step, isLast),
+      stepped: (step, told) => traces.stepped(step, told, { members, pipeline }),
       answer: async (step) => replies?.answer(step, reporter),
       evaluated: async (step) => replies?.sample(step, reporter),
       save: async (current, stopping) => {
@@ -141,11 +162,10 @@ function trainerOptions(run: Run, { planned: { cut, members }, pipeline }: Stepp
 
 /** Saves the adapter and tells what the run took. */
 async function finish(
-  { files, trace, log, reporter }: Run,
+  { files, log, reporter }: Run,
   { planned, pipeline, progress }: Stepping,
   took: { readonly seconds: number; readonly samples: number; readonly steps: number },
 ): Promise<void> {
-  await trace?.finish({ members: planned.members, pipeline });
   const reports = await pipeline.report();
   const summary = summarise(progress, reporter, took);
   const { nodes, best } = await files.finish(pipeline, progress);
@@ -167,9 +187,12 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
   }
 }
 
-function showPlan({ plan, links }: PlannedMembers, { setup, reporter, warn }: Run): void {
-  const names = setup.spec.layers.map(({ name }) => name);
-  reporter.plan(formatPlan({ ...plan, warnings: [] }, names, links), planJson(plan, links));
+function showPlan({ plan, links, members }: PlannedMembers, { setup, reporter, warn }: Run): void {
+  const layers = setup.spec.layers.map(({ name }) => name);
+  const ranks = members.map(({ hello: { node, device, deviceName, memoryBytes } }, rank) => ({
+    ...{ rank, node, device, name: deviceName, memory_bytes: memoryBytes },
+  }));
+  reporter.plan(formatPlan({ ...plan, warnings: [] }, layers, links), { ...planJson(plan, links), layers, ranks });
   for (const warning of plan.warnings) warn(warning);
 }
 

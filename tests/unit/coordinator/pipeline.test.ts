@@ -53,7 +53,11 @@ test("a step asks the first rank alone; a failure that another tells unasked end
   const whole = new Pipeline(members as unknown as WorkerConnection[], ROLES, new Promise(() => {}));
   const none = new Int32Array(0);
   const batches = { batchRows: none, rowTokens: none, rowIds: none, tokens: none, targets: none };
-  const step = whole.runStep(1, [{ ...batches, weights: new Float32Array(0) }], null, 1);
+  const step = whole.runStep(
+    { step: 1, lossScale: 1, trace: false },
+    [{ ...batches, weights: new Float32Array(0) }],
+    null,
+  );
   assert.deepEqual(asked, [0]);
   members[2]!.onFailure!(link);
   members[1]!.onFailure!(memory);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
-import type { Pipeline } from "../../../src/coordinator/cluster/pipeline.ts";
+import type { Pipeline, StepOrder } from "../../../src/coordinator/cluster/pipeline.ts";
 import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/run/loss-scale.ts";
 import type { TrainStep } from "../../../src/coordinator/run/step-source.ts";
 import { trainSteps } from "../../../src/coordinator/run/trainer.ts";
@@ -26,6 +26,8 @@ const QUIET = {
   end: () => {},
   plan: () => {},
   samples: () => {},
+  began: () => {},
+  lastStep: () => {},
 };
 
 /** Trains four steps; `square` is the squared gradient norm that the workers report at a step under a loss scale. */
@@ -33,7 +35,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
   const updates: Update[] = [];
   const scales: number[] = [];
   const pipeline = {
-    runStep: async (step: number, _batches: unknown, previous: Update | null, scale: number) => {
+    runStep: async ({ step, lossScale: scale }: StepOrder, _batches: unknown, previous: Update | null) => {
       if (previous !== null) updates.push(previous);
       scales.push(scale);
       const gradSquares = bytesOf(Float64Array.of(square(step, scale)));
@@ -56,6 +58,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     asked: () => false,
     answer: async () => {},
     evaluated: async () => {},
+    traced: () => false,
     stepped: async () => {},
   };
   const source = { maxSteps: 4, at };

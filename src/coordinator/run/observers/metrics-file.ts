@@ -3,12 +3,12 @@ import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { isFile } from "../../../common/files.ts";
+import { METRICS_FILE } from "../../../serve/page/folder-run.ts";
 import type { StepProgress } from "../reporter.ts";
 import type { Saved } from "../run-files.ts";
 import type { LogEntry } from "../trainer-state.ts";
+import { endEvent, logEvent, type RunEvent, saveEvent, stepEvent } from "./events.ts";
 import { Background, type Observer } from "./observer.ts";
-
-export const METRICS_FILE = "metrics.jsonl";
 
 /**
  * metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save or end) and "time" (Unix seconds). Steps ascend:
@@ -28,23 +28,19 @@ export class MetricsFile implements Observer {
   }
 
   step(progress: StepProgress): void {
-    const { learningRate, maxSteps, stepMs, ...rest } = progress;
-    this.#add(progress.step, {
-      event: "step",
-      ...{ ...rest, learning_rate: learningRate, max_steps: maxSteps, step_ms: stepMs },
-    });
+    this.#add(progress.step, stepEvent(progress));
   }
 
   log(entry: LogEntry): void {
-    this.#add(entry.step, { event: "log", ...entry });
+    this.#add(entry.step, logEvent(entry));
   }
 
-  saved({ path }: Saved, step: number): void {
-    this.#add(step, { event: "save", step, path });
+  saved(saved: Saved, step: number): void {
+    this.#add(step, saveEvent(saved, step));
   }
 
   end(summary: Readonly<Record<string, unknown>>): void {
-    this.#add(null, { event: "end", ...summary });
+    this.#add(null, endEvent(summary));
   }
 
   async close(): Promise<void> {
@@ -52,11 +48,11 @@ export class MetricsFile implements Observer {
     await this.#written.done();
   }
 
-  #add(step: number | null, value: object): void {
+  #add(step: number | null, value: RunEvent): void {
     const time = Date.now() / 1000;
     this.#written.add(async () => {
       this.#file ??= await this.#open();
-      if ((value as { event: string }).event === "step") await this.#backTo(step!);
+      if (value.event === "step") await this.#backTo(step!);
       const known = this.#begins.at(-1)?.step ?? 0;
       if (step !== null && step > known) this.#begins.push({ step, at: this.#end });
       const line = Buffer.from(`${JSON.stringify({ ...value, time })}\n`);

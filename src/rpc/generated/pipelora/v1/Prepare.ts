@@ -35,7 +35,6 @@ export interface Prepare {
   'fp8'?: (boolean);
   'matrices'?: (_pipelora_v1_NamedMatrix)[];
   'trained'?: (_pipelora_v1_TrainedModule)[];
-  'traceSteps'?: (number | string | Long)[];
 }
 
 export interface Prepare__Output {
@@ -63,5 +62,4 @@ export interface Prepare__Output {
   'fp8': (boolean);
   'matrices': (_pipelora_v1_NamedMatrix__Output)[];
   'trained': (_pipelora_v1_TrainedModule__Output)[];
-  'traceSteps': (number)[];
 }

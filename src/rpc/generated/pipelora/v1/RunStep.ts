@@ -9,6 +9,7 @@ export interface RunStep {
   'microBatches'?: (_pipelora_v1_MicroBatches | null);
   'previous'?: (_pipelora_v1_Update | null);
   'lossScale'?: (number | string);
+  'trace'?: (boolean);
 }
 
 export interface RunStep__Output {
@@ -16,4 +17,5 @@ export interface RunStep__Output {
   'microBatches': (_pipelora_v1_MicroBatches__Output | null);
   'previous': (_pipelora_v1_Update__Output | null);
   'lossScale': (number);
+  'trace': (boolean);
 }

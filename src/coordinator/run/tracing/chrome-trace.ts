@@ -1,4 +1,4 @@
-import type { TraceSpan__Output } from "../../rpc/generated/pipelora/v1/TraceSpan.ts";
+import type { TraceSpan__Output } from "../../../rpc/generated/pipelora/v1/TraceSpan.ts";
 
 /** One rank's spans, and what is to be taken off its times to have the coordinator's. */
 export interface RankTrace {

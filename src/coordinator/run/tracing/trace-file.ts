@@ -1,24 +1,19 @@
 import { rename, writeFile } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import { ensureWritable } from "../../common/output-dir.ts";
-import { tracedSteps } from "../../common/traced-steps.ts";
-import type { Config } from "../../config/options.ts";
-import type { WorkerConnection } from "../../rpc/worker-connection.ts";
-import type { Pipeline } from "../cluster/pipeline.ts";
+import { ensureWritable } from "../../../common/output-dir.ts";
+import { tracedSteps } from "../../../common/traced-steps.ts";
+import type { Config } from "../../../config/options.ts";
 import { chromeTrace, type RankTrace, type StepSpan } from "./chrome-trace.ts";
+import type { ToldSteps } from "./told-steps.ts";
 
-interface Traced {
-  readonly members: readonly WorkerConnection[];
-  readonly pipeline: Pipeline;
-}
-
-/** --trace: written once the last chosen step is done, or at the run's end; clocks are compared then, before they drift apart. */
+/** --trace: written once the last chosen step is done, or at the run's end. */
 export class TraceFile {
   readonly #path: string;
   readonly #chosen: ReadonlySet<number>;
   readonly #last: number;
   readonly #warn: (text: string) => void;
   #steps: StepSpan[] = [];
+  #ranks: RankTrace[] = [];
   #written = false;
 
   private constructor(path: string, chosen: readonly number[], warn: (text: string) => void) {
@@ -41,38 +36,42 @@ export class TraceFile {
   /** Ranks begin anew with an attempt, and so does what they tell. */
   begin(): void {
     this.#steps = [];
+    this.#ranks = [];
     this.#written = false;
   }
 
-  /** A step has ended just now. `started`: by performance.now(). */
-  async stepped(step: number, started: number, traced: Traced): Promise<void> {
-    if (this.#chosen.has(step)) {
-      this.#steps.push({
-        step,
-        startMs: performance.timeOrigin + started,
-        endMs: performance.timeOrigin + performance.now(),
-      });
-    }
-    if (step >= this.#last) await this.finish(traced);
+  wants(step: number): boolean {
+    return this.#chosen.has(step);
   }
 
-  /** Nothing more is to be traced. */
-  async finish({ members, pipeline }: Traced): Promise<void> {
+  /** Whether all that it tells of is done after this step. */
+  endsWith(step: number): boolean {
+    return !this.#written && step >= this.#last;
+  }
+
+  /** Of steps that ranks told of, those that were chosen are kept. */
+  async told({ steps, ranks }: ToldSteps): Promise<void> {
+    this.#steps.push(...steps.filter(({ step }) => this.#chosen.has(step)));
+    const chosen = ranks.map((rank) => ({ ...rank, spans: rank.spans.filter(({ step }) => this.#chosen.has(step)) }));
+    // Clocks as they were compared last.
+    this.#ranks = chosen.map((rank, index) => ({
+      ...rank,
+      spans: [...(this.#ranks[index]?.spans ?? []), ...rank.spans],
+    }));
+    if (steps.some(({ step }) => this.endsWith(step))) await this.finish();
+  }
+
+  /** Nothing more is to be told. */
+  async finish(): Promise<void> {
     if (this.#written) return;
     this.#written = true;
     if (this.#steps.length === 0) {
       this.#warn(`no trace is written: none of its steps was run (--trace-steps)`);
       return;
     }
-    const reports = await pipeline.report();
-    const clocks = await pipeline.clocks();
-    const ranks = reports.map(({ spans }, rank): RankTrace => {
-      const { node, device, deviceName } = members[rank]!.hello;
-      return { name: `${node}/${device} (${deviceName})`, spans, ...clocks[rank]! };
-    });
     try {
       const temporary = `${this.#path}.tmp`;
-      await writeFile(temporary, JSON.stringify(chromeTrace(this.#steps, ranks)));
+      await writeFile(temporary, JSON.stringify(chromeTrace(this.#steps, this.#ranks)));
       await rename(temporary, this.#path);
     } catch (error) {
       this.#warn(`the trace can't be written: ${(error as Error).message}`);
