@@ -75,7 +75,7 @@ export const GPU_ROWS = [
     hf: rate(9191, 41.9),
     best: { name: "HF with a compiled layer", tokensPerSecond: 15223, GiB: 38.4 },
   },
-  { row: "decode", name: "decode, nf4, batch 1", target: rate(200), hf: rate(11.8), best: null },
+  { row: "decode-1", name: "decode, nf4, batch 1", target: rate(200), hf: rate(11.8), best: null },
 ];
 
 /** Rows of the peer's own program (a bf16 base) that do the work of one of ours. */

@@ -18,9 +18,11 @@ export function fail(message) {
   process.exit(1);
 }
 
-/** Debian packages of a few tests, which say why they skip without: nodes as network namespaces, a clock that is wrong. */
+/** Debian packages of a few tests, which say why they skip without: nodes as network namespaces, a clock that is wrong, a browser. */
 const TEST_PACKAGES = [
   ["iproute2", "/usr/sbin/ip"],
+  // The page's tests.
+  ["chromium", "/usr/bin/chromium"],
   ["libfaketime", `/usr/lib/${process.arch === "arm64" ? "aarch64" : "x86_64"}-linux-gnu/faketime/libfaketime.so.1`],
 ];
 

@@ -4,6 +4,7 @@
 #include "addon/engine_object.h"
 #include "addon/nccl_object.h"
 #include "addon/low_rank.h"
+#include "addon/product.h"
 #include "addon/quantise.h"
 #include "addon/random.h"
 #include "addon/tensor_object.h"
@@ -77,6 +78,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("quantize", Napi::Function::New<quantize>(env, "quantize"));
   exports.Set("dequantize", Napi::Function::New<dequantize>(env, "dequantize"));
   exports.Set("addLowRank", Napi::Function::New<add_low_rank>(env, "addLowRank"));
+  exports.Set("product", Napi::Function::New<product>(env, "product"));
   define_comm(env, exports);
   return exports;
 }

@@ -117,7 +117,8 @@ Napi::Value EngineObject::open(const Napi::CallbackInfo& info) {
 
 EngineObject::~EngineObject() {
   if (!thread_) return;
-  // A collected engine has no promise pending (each holds it), but at the process's end one may be: jobs name this object.
+  // A pending promise keeps the engine alive, so a collected engine has none. At the process's end there may be one: its job uses this object, so the
+  // thread is waited for.
   thread_->join();
   if (settler_->alive) settler_->function.Release();
 }
@@ -347,7 +348,7 @@ Napi::Value EngineObject::infer(const Napi::CallbackInfo& info) {
 
 namespace {
 
-/// What of a draw is the token's own.
+/// The part of a draw that differs from token to token.
 struct Draw {
   std::int64_t row = 0, likeliest = -1;
   std::uint32_t draw = 0;

@@ -1,5 +1,5 @@
 // Times single operations at Qwen-7B's shape: one line an operation, with the bytes or FLOPs it must move and its share of
-// the card's rates. usage: cuda_ops [attention | hot tokens … | tokens …]
+// the card's rates. usage: cuda_ops [attention | hot tokens … | few tokens … | tokens …]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -144,6 +144,45 @@ void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
   static_cast<void>(us);
   report("dequantise nf4 " + shape_text(rows, in), ms * 1e3 / 20, static_cast<double>(rows * in) * (2.0 + 0.5 + 1.0 / 64), 0);
   cudaStreamDestroy(stream);
+}
+
+/// A block's products of a few tokens (decoding) with weights in nf4, of more blocks than the level-2 cache holds.
+void few_products(Gpu& gpu, const char* name, const std::vector<std::pair<std::int64_t, std::vector<std::int64_t>>>& shapes, const std::vector<std::int64_t>& sizes) {
+  constexpr int kBlocks = 4;
+  HoldSpec hold;
+  hold.dtype = DType::bf16;
+  hold.quantisation = Quantisation::nf4;
+  hold.double_quant = true;
+  std::vector<std::unique_ptr<LinearWeight>> weights;
+  for (int block = 0; block < kBlocks; ++block)
+    for (const auto& [in, parts] : shapes) {
+      auto& weight = weights.emplace_back(gpu.ops->create_linear(in, parts, false));
+      for (std::size_t p = 0; p < parts.size(); ++p) {
+        std::vector<std::uint16_t> source(static_cast<std::size_t>(in * parts[p]));
+        for (std::size_t i = 0; i < source.size(); ++i) source[i] = to_bf16(static_cast<float>(i * 2654435761u % 1000) * 1e-4f - 0.05f).bits;
+        weight->load(p, {source.data(), DType::bf16, parts[p], in}, hold);
+      }
+    }
+  const LoraSet none{};
+  for (const std::int64_t tokens : sizes) {
+    const auto sequences = gpu.sequences({static_cast<int>(tokens)});
+    double all = 0;
+    for (std::size_t shape = 0; shape < shapes.size(); ++shape) {
+      const std::int64_t in = shapes[shape].first, out = weights[shape]->out;
+      const Buffer x = noise(gpu, DType::bf16, tokens, in), y = gpu.arena->tensor("y", DType::bf16, tokens, out);
+      const double us = time_us(*gpu.ops, [&] {
+        for (std::size_t at = shape; at < weights.size(); at += shapes.size()) gpu.ops->linear_forward({x, weights[at].get(), none, Tensor(), Tensor(), y, sequences.get()});
+      }) / kBlocks;
+      report(std::string(name) + ", nf4, T=" + std::to_string(tokens) + ", " + shape_text(out, in), us, 0.5 * static_cast<double>(in * out) * (1 + 1.0 / 32), 0);
+      all += us;
+    }
+    report(std::string(name) + ", nf4, T=" + std::to_string(tokens) + ", a block", all, 0, 0);
+  }
+}
+
+void few_products(Gpu& gpu, const std::vector<std::int64_t>& sizes) {
+  few_products(gpu, "Qwen-7B", {{4096, {12288}}, {4096, {4096}}, {4096, {11008, 11008}}, {11008, {4096}}}, sizes);
+  few_products(gpu, "Qwen2.5-7B", {{3584, {3584, 512, 512}}, {3584, {3584}}, {3584, {18944, 18944}}, {18944, {3584}}}, sizes);
 }
 
 /// A block's eight products at Qwen-7B's shape one after the other for two seconds, so that the card is as hot as in training.
@@ -295,13 +334,18 @@ void attention(Gpu& gpu) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool only_attention = argc > 1 && std::string(argv[1]) == "attention", only_hot = argc > 1 && std::string(argv[1]) == "hot";
+  const bool only_attention = argc > 1 && std::string(argv[1]) == "attention", only_hot = argc > 1 && std::string(argv[1]) == "hot",
+             only_few = argc > 1 && std::string(argv[1]) == "few";
   std::vector<std::int64_t> sizes;
-  for (int i = only_hot ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
+  for (int i = only_hot || only_few ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
   if (sizes.empty()) sizes = {1088, 3072};
   Gpu gpu(DType::bf16, std::size_t{20} << 30);
   if (only_attention) {
     attention(gpu);
+    return 0;
+  }
+  if (only_few) {
+    few_products(gpu, sizes);
     return 0;
   }
   if (only_hot) {

@@ -34,8 +34,8 @@ struct CommunicatorOptions {
 
 class NcclCommunicator {
  public:
-  /// `failed(reason)` is called once, from the thread, when it can't be used any more; not after close(). Ranks of one
-  /// communicator may be made in any order: this returns at once.
+  /// Returns at once and opens in the background, so the ranks of one process can be made in any order. `failed(reason)` is called once, from the
+  /// communicator's thread, when it can't be used any more; not after close().
   NcclCommunicator(const NcclLibrary& library, std::shared_ptr<LinkMemory> memory, const CommunicatorOptions& options,
                    std::function<void(const std::string&)> failed);
   ~NcclCommunicator() { close(); }
@@ -47,7 +47,7 @@ class NcclCommunicator {
   /// the reason if it failed. Groups are worked on in order, several at a time.
   void exchange(std::vector<Transfer> group, std::function<void()> ready, std::function<void(const std::string&)> done);
 
-  /// Aborts what is under way and ends the thread; what is queued is done with a reason. From any thread but its own.
+  /// Aborts running transfers and ends the thread. `done` of each queued group is called with a reason. To be called from any other thread.
   void close();
 
   const std::shared_ptr<LinkMemory>& memory() const { return memory_; }

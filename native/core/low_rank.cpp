@@ -246,7 +246,7 @@ LowRankFactors first_of_qr(const float* weight, std::int64_t out, std::int64_t i
   for (std::int64_t k = 0; k < rank; ++k) {
     Vector column;
     for (std::int64_t row = 0; row < out; ++row) column.push_back(static_cast<double>(weight[row * in + k]));
-    // A column that those before it span adds a direction of no length.
+    // A column that depends linearly on those before it gives a zero direction.
     if (extend(basis, {column}, static_cast<std::size_t>(rank)).empty()) basis.emplace_back(static_cast<std::size_t>(out), 0.0);
   }
   return factors({basis, matrix.transposed_times(basis), Vector(static_cast<std::size_t>(rank), 1.0)});

@@ -78,7 +78,8 @@ void Block::add_branch(const Tensor& residual, const Tensor& branch, const Tenso
 
 Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const BlockCache* cache) {
   const bool keep = keeps == Keeps::all || keeps == Keeps::all_for_now;
-  // What goes before what comes after it has gone stands apart from what stays: no holes between that.
+  // The arena is filled from both ends. Tensors that stay until the backward pass lie low, shorter-lived ones high, so that neither leaves holes
+  // in the other.
   const Placement place = keeps == Keeps::all && !again ? Placement::low : Placement::high;
   const std::int64_t tokens = batch.sequences.tokens, f = ffn_;
   const DType dtype = ops_.compute_dtype();
@@ -94,7 +95,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
     make_inner(down_, saved.inner_down);
     make_inner(shared_gate_, saved.inner_shared_gate);
   }
-  // Every input of a linear has room behind its columns, but for hidden states that come without a norm.
+  // Every linear's input has room for LoRA's inner columns behind its own, except for hidden states that no norm wrote.
   const auto room_of = [&](const LinearGroup& group) { return ops_.room_for_lora(group.inner_cols()); };
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
     return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, again};
@@ -133,7 +134,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   if (!keep) saved.qkv.reset();
   if (!keep) saved.lse.reset();
 
-  // What attention and MLP add: at once, or behind a norm or a factor of their own.
+  // Adds the output of attention or MLP to the residual: in the product itself, or after a norm or a factor of its own.
   const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, Buffer& before, const Tensor& residual, const Tensor& post,
                               Buffer& kept, const Buffer& to) {
     if (!post && arch_.residual_scale == 1) return group.forward(linear(group, in_rows, inner, residual, to), before_of(group, before));

@@ -34,7 +34,7 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   const auto a_grad = [&](const LinearGroup& group, const Tensor& x, const Buffer& inner_grad) {
     if (group.has_pairs()) ops_.lora_a_grad({x, inner_grad, group.lora(batch.dropout()), sequences});
   };
-  // Back through a product of hidden states and the norm before it: `to` = residual + their gradient, if that is wanted.
+  // Backward through a product and the norm before it. `to` = residual + the gradient of the norm's input, if it is wanted.
   const auto through = [&](const LinearGroup& group, const Tensor& dout_of, const Tensor& before, const Tensor& inner, const Tensor& x, const Tensor& norm,
                            bool wanted, const Tensor& residual, const Tensor& to) {
     const Buffer plain = group.product_grad(dout_of, before);

@@ -13,7 +13,7 @@ namespace pipelora {
 
 namespace {
 
-/// What is queued while it lives is one stretch of the device's work.
+/// Marks the work queued during its lifetime as one range of the device's timeline.
 class Stretch {
  public:
   explicit Stretch(Ops& ops) : ops_(ops) { ops_.stretch_begins(); }

@@ -1,6 +1,6 @@
-// Rows are sorted by expert, so that each expert's are one stretch of a product. Routing weights are multiplied into what an expert's
-// down takes, not into what it gives: the sum is then plain, and the weights' gradients come out of gate's way back without the experts'
-// outputs being kept. Output biases are added, weighted, with the sum.
+// Rows are sorted by expert, so that each expert's rows are consecutive in a product. Routing weights multiply the input of an expert's down
+// projection, not its output. So the outputs are only added up, and the routing weights' gradients come from the gate's backward pass, for
+// which no expert's output has to be kept. Output biases are weighted and added with the sum.
 #include "pipelora/experts.h"
 
 #include "pipelora/error.h"

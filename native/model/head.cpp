@@ -124,7 +124,7 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
       inner = arena_.workspace("LoRA's inner vectors", DType::f32, n, group_->inner_cols());
       if (keep) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, n, group_->inner_cols());
     }
-    // Rows begin on whole pieces of eight, whatever the vocabulary: products and cross entropy are slow where they don't.
+    // Rows are padded to a multiple of eight columns, whatever the vocabulary: products and cross entropy are slow on unaligned rows.
     const Buffer padded = arena_.workspace("a chunk of logits", DType::f32, n, (v + 7) / 8 * 8);
     const Tensor logits = padded.tensor().columns(0, v);
     Buffer before;

@@ -8,7 +8,7 @@
 namespace pipelora {
 
 namespace {
-/// Whole lines, so that every block's part begins on one.
+/// Rounded up to the arena's alignment, so that every block's part begins aligned.
 std::size_t rounded(std::size_t bytes) { return (bytes + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment; }
 }  // namespace
 

@@ -106,7 +106,7 @@ class LatentMixer final : public Mixer {
   Tensor table(const Batch& batch) const { return spec_.rotary >= 0 ? batch.rope[static_cast<std::size_t>(spec_.rotary)].values : Tensor(); }
   float score_scale() const { return arch_.score_scale > 0 ? arch_.score_scale : 1.0f / std::sqrt(static_cast<float>(shape_.head_dim())); }
 
-  /// What attention takes: q, and k beside v.
+  /// The inputs of attention: q, and k and v side by side.
   struct Rows {
     Buffer q, kv;
     std::int64_t k_cols;

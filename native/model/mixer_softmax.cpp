@@ -120,7 +120,7 @@ class SoftmaxMixer final : public Mixer {
     if (spec_.gated) ops_.head_gate_backward({attn, gate(saved.qkv), Tensor(), NormRule(), arch_.head_dim, dout, dout, gate(dqkv)});
     const Heads grads = heads(dqkv);
     const Tensor dv = dqkv.tensor().columns(q_cols_ + kv_cols_, kv_cols_);
-    // Halves of whole heads may turn back where their gradients are made.
+    // If rotary covers whole heads in halves, the attention kernel can undo it where it makes the gradients.
     const Tensor rope = !q_norm_ && spec_.rotary >= 0 && !batch.q_scale && !arch_.rotary_interleaved ? table(batch) : Tensor();
     const bool at_once = rope && rope.cols == arch_.head_dim;
     ops_.attention_backward({turned_heads.q, turned_heads.k, v, attn, saved.lse, dout, grads.q, grads.k, dv, &batch.sequences, arch_.head_dim,
@@ -148,7 +148,7 @@ class SoftmaxMixer final : public Mixer {
     ops_.qk_rope_forward({in.q, in.k, out.q, out.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row, q_scale,
                           arch_.head_dim, arch_.rotary_interleaved});
   }
-  void turn_back(const Batch& batch, const Heads& grads, const Heads& before, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
+  void rotary_backward(const Batch& batch, const Heads& grads, const Heads& before, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
     const bool turns = rotary && spec_.rotary >= 0;
     const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
     if (!turns && !q_scale && !q_norm) return;
@@ -177,9 +177,9 @@ class SoftmaxMixer final : public Mixer {
   }
 
   void heads_backward(const Batch& batch, const Heads& grads, const Heads& in) {
-    if (q_norm_ && !arch_.head_norm_whole && !arch_.head_norm_after_rotary) return turn_back(batch, grads, in, q_norm_, k_norm_, true);
-    if (q_norm_ && arch_.head_norm_after_rotary) turn_back(batch, grads, in, q_norm_, k_norm_, false);
-    turn_back(batch, grads, {}, Tensor(), Tensor(), true);
+    if (q_norm_ && !arch_.head_norm_whole && !arch_.head_norm_after_rotary) return rotary_backward(batch, grads, in, q_norm_, k_norm_, true);
+    if (q_norm_ && arch_.head_norm_after_rotary) rotary_backward(batch, grads, in, q_norm_, k_norm_, false);
+    rotary_backward(batch, grads, {}, Tensor(), Tensor(), true);
     if (q_norm_ && arch_.head_norm_whole) {
       ops_.rmsnorm_backward({in.q, q_norm_, grads.q, Tensor(), grads.q, Tensor(), norm_rule(arch_)});
       ops_.rmsnorm_backward({in.k, k_norm_, grads.k, Tensor(), grads.k, Tensor(), norm_rule(arch_)});

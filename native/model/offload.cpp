@@ -7,9 +7,9 @@ namespace pipelora {
 
 namespace {
 
-/// Blocks that may be on their way out while the next one runs.
+/// How many blocks may be copied to the host while the next one runs.
 constexpr std::size_t kLeaving = 3;
-/// Layers below the one whose backward pass begins that are fetched ahead.
+/// How many layers ahead of the backward pass activations are fetched.
 constexpr std::size_t kFetchedAhead = 3;
 
 std::vector<Buffer*> parts(BlockSaved& saved, bool whole) {

@@ -365,7 +365,7 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout) {
 void Segment::discard() { saved_.clear(); }
 
 namespace {
-/// Whether the slots are rows of a state as they stand.
+/// Whether the slots are consecutive, so that they can be used as rows of the state without a copy.
 bool in_a_row(const std::vector<std::int32_t>& slots) {
   for (std::size_t i = 1; i < slots.size(); ++i)
     if (slots[i] != slots[0] + static_cast<std::int32_t>(i)) return false;

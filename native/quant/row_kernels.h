@@ -13,7 +13,7 @@ struct RowKernels {
   void (*widen)(const void* source, Float format, Float as, std::int64_t count, float* values);
   /// values [count] f32 -> target in `format`, rounded once.
   void (*narrow)(const float* values, std::int64_t count, Float format, void* target);
-  /// Largest magnitude as its bits (a NaN is larger than all). Magnitudes of at least `threshold` count as 0.
+  /// The bits of the largest magnitude; a NaN counts as the largest. Magnitudes of at least `threshold` count as 0.
   std::uint32_t (*absmax_bits)(const float* values, std::int64_t count, float threshold);
   /// codes = rint(value * scale); magnitudes of at least `threshold` become 0.
   void (*quantise)(const float* values, std::int64_t count, float scale, float threshold, std::int8_t* codes);

@@ -39,7 +39,7 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
     return sum;
   };
   const auto capped = [cap = c.cap](double score) { return cap > 0 ? cap * std::tanh(score / cap) : score; };
-  const auto slope = [cap = c.cap](double score) { return cap > 0 ? 1 - std::pow(std::tanh(score / cap), 2) : 1.0; };
+  const auto derivative = [cap = c.cap](double score) { return cap > 0 ? 1 - std::pow(std::tanh(score / cap), 2) : 1.0; };
   const auto add = [e](double* to, double factor, const double* a) {
     for (std::int64_t x = 0; x < e; ++x) to[x] += factor * a[x];
   };
@@ -51,12 +51,12 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
       for (std::int64_t i = 0; i < queries; ++i) {
         const std::int64_t position = offset + i, low = c.window ? std::max<std::int64_t>(0, position - c.window + 1) : 0;
         const std::int64_t own = (first + i) * q_cols + h * e, keys_of = start * k_cols + h / group * e;
-        Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size()), slopes(p.size());
+        Values p(static_cast<std::size_t>(position - low + 1)), dp(p.size()), derivatives(p.size());
         double top = -1e300, total = 0;
         for (std::int64_t j = low; j <= position; ++j) {
           const double score = dot(&q[static_cast<std::size_t>(own)], &k[static_cast<std::size_t>(keys_of + j * k_cols)]) * scale;
           p[static_cast<std::size_t>(j - low)] = capped(score);
-          slopes[static_cast<std::size_t>(j - low)] = slope(score);
+          derivatives[static_cast<std::size_t>(j - low)] = derivative(score);
           top = std::max(top, capped(score));
         }
         for (double& w : p) total += w = std::exp(w - top);
@@ -72,7 +72,7 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
         }
         for (std::int64_t j = low; j <= position; ++j) {
           const auto at = static_cast<std::size_t>(j - low);
-          add(&dq[static_cast<std::size_t>(own)], p[at] * (dp[at] - delta[at_row]) * slopes[at] * scale, &k[static_cast<std::size_t>(keys_of + j * k_cols)]);
+          add(&dq[static_cast<std::size_t>(own)], p[at] * (dp[at] - delta[at_row]) * derivatives[at] * scale, &k[static_cast<std::size_t>(keys_of + j * k_cols)]);
         }
       }
 #pragma omp parallel for collapse(2) schedule(dynamic, 8)
@@ -85,7 +85,7 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
             const auto row = static_cast<std::size_t>((first + i) * q_cols + h * e), at_row = static_cast<std::size_t>(h * tokens + first + i);
             const double score = dot(&q[row], &k[own]) * scale, p = std::exp(capped(score) - lse[at_row]);
             add(&dv[own], p, &dout[row]);
-            add(&dk[own], p * (dot(&dout[row], &v[own]) - delta[at_row]) * slope(score) * scale, &q[row]);
+            add(&dk[own], p * (dot(&dout[row], &v[own]) - delta[at_row]) * derivative(score) * scale, &q[row]);
           }
       }
   }
@@ -115,15 +115,15 @@ void attention(Gpu& gpu, DType dtype, const AttentionCase& c) {
   require(label("attention twice, same bits", dtype, shape), run(true) == got);
   require(label("attention without spare room, same bits", dtype, shape), run(false) == got);
   if (cached) return;
-  const auto turn_back = [&](const Values& before, Values& gradient, std::int64_t cols) {
+  const auto inverse_rotary = [&](const Values& before, Values& gradient, std::int64_t cols) {
     for (std::int64_t at = 0; at < tokens * cols; at += e) {
       const double* cosine = &table[static_cast<std::size_t>(rows.host[static_cast<std::size_t>(at / cols)] * e)];
       HeadMath{e, nullptr, 0}.backward(&before[static_cast<std::size_t>(at)], &gradient[static_cast<std::size_t>(at)], cosine, cosine + e / 2,
                                        &gradient[static_cast<std::size_t>(at)]);
     }
   };
-  turn_back(q, dq, q_cols);
-  turn_back(k, dk, k_cols);
+  inverse_rotary(q, dq, q_cols);
+  inverse_rotary(k, dk, k_cols);
   const std::vector<Values> turned = run(true, true);
   compare(label("attention_backward dq before rotary", dtype, shape), turned[2], dq, limit_of(dtype));
   compare(label("attention_backward dk before rotary", dtype, shape), turned[3], dk, limit_of(dtype));

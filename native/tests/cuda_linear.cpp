@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/cuda/device/check.h"
 #include "tests/cuda_fixture.h"
 #include "tests/held_values.h"
 
@@ -326,6 +327,43 @@ void linear(Gpu& gpu, DType compute, const Case& c) {
   behind_swiglu(gpu, name, *weight, lora, compute, id, gd, *sequences);
 }
 
+/// Tokens have the same bits with whatever beside them, from five tokens on (Hopper).
+void among_others(Gpu& gpu, DType compute, std::int64_t in, const std::vector<std::int64_t>& parts, const HoldSpec& hold) {
+  constexpr std::int64_t kMost = 64, kRank = 8;
+  std::int64_t out = 0;
+  for (const std::int64_t rows : parts) out += rows;
+  const auto weight = gpu.ops->create_linear(in, parts, false);
+  weight->expect_lora(kRank);
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const std::vector<float> source = floats(random_values(parts[p] * in, 0.05, DType::f32, 150 + p));
+    weight->load(p, {source.data(), DType::f32, parts[p], in}, hold);
+  }
+  const auto a = gpu.put(random_values(kRank * in, 0.1, DType::f32, 160), DType::f32, kRank, in);
+  const auto bt = gpu.put(random_values(kRank * parts[0], 0.1, DType::f32, 161), DType::f32, kRank, parts[0]);
+  LoraView view;
+  view.a = a;
+  view.bt = bt;
+  view.scale = 1.5f;
+  const std::vector<LoraView> views{view};
+  const LoraSet lora{views, kRank, nullptr};
+  const auto x = gpu.put(random_values(kMost * in, 1, compute, 162), compute, kMost, in);
+  const auto residual = gpu.put(random_values(kMost * out, 1, compute, 163), compute, kMost, out);
+  const auto run = [&](std::int64_t first, std::int64_t count) {
+    const auto sequences = gpu.sequences(std::vector<int>(static_cast<std::size_t>(count), 1));
+    auto inner = gpu.empty(DType::f32, count, kRank), y = gpu.empty(compute, count, out);
+    gpu.ops->linear_forward({x.view.row_range(first, count), weight.get(), lora, inner, residual.view.row_range(first, count), y, sequences.get()});
+    return gpu.get(y);
+  };
+  const Values all = run(0, kMost);
+  const std::string name = std::string(dtype_name(compute)) + " " + hold_name(hold) + " " + shape_text(out, in) + ": ";
+  for (const std::int64_t count : {5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 50, 63})
+    for (const std::int64_t first : {std::int64_t{0}, kMost - count}) {
+      const auto from = all.begin() + first * out;
+      require(name + std::to_string(count) + " tokens from " + std::to_string(first) + " on are the same bits as among 64",
+              run(first, count) == Values(from, from + count * out));
+    }
+}
+
 }  // namespace
 
 /// usage: cuda_linear [small] [DTYPE …]
@@ -344,12 +382,18 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{1}, 128, {64, 128}, {8, 4}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{2, 1}, 1088, {70}, {8}, 0, true, true, four_bit(Quantisation::nf4, DType::f16, true)});
     linear(gpu, dtype, {{4}, 96, {40}, {}, 0, false, false, four_bit(Quantisation::fp4, half, false, 32)});
-    // Few tokens: rows that end within a group and begin within a block of codes, several parts, more groups than multiprocessors.
+    // Few tokens: rows that end within a tile and begin within a block of codes, several parts, more tiles than multiprocessors,
+    // columns that end within a step, scales of 64 to 256 columns.
     linear(gpu, dtype, {{1}, 2080, {300, 40, 24}, {8, 0, 12}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{3, 2, 3}, 2144, {90, 33}, {4, 8}, 0, true, false, four_bit(Quantisation::nf4, half, true, 32)});
     linear(gpu, dtype, {{5}, 96, {7000}, {}, 0, false, true, four_bit(Quantisation::fp4, half, true)});
     linear(gpu, dtype, {{1, 1}, 4096, {50}, {8}, 0, false, true, four_bit(Quantisation::nf4, half, false, 256), 300.0});
     linear(gpu, dtype, {{9}, 64, {33}, {}, 0, false, false, four_bit(Quantisation::nf4, DType::f32, false)});
+    linear(gpu, dtype, {{1, 9, 6}, 448, {130, 62}, {8, 4}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{17, 1}, 1152, {257}, {16}, 0, true, false, four_bit(Quantisation::fp4, half, false, 64)});
+    linear(gpu, dtype, {{30, 2, 8}, 2208, {128, 1, 5}, {8, 0, 3}, 0.1f, false, true, four_bit(Quantisation::nf4, half, true, 32)});
+    linear(gpu, dtype, {{64}, 4160, {140}, {}, 0, true, true, four_bit(Quantisation::nf4, half, true, 256)});
+    linear(gpu, dtype, {{64, 1}, 512, {140}, {8}, 0, true, true, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{33}, 128, {96}, {8}, 0.1f, true, true, int8(half, 6.0f), 8.0});
     linear(gpu, dtype, {{33}, 96, {64, 32}, {8, 8}, 0, false, false, int8(half, 0.0f)});
     // Widths that are no multiple of four or sixteen, and outliers in many columns.
@@ -363,7 +407,14 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{17}, 272, {400}, {24}, 0.1f, false, true, fp8(int8(half, 6.0f))});
     linear(gpu, dtype, {{1}, 128, {96}, {8}, 0, true, false, fp8(four_bit(Quantisation::nf4, DType::f16, true))});
     linear(gpu, dtype, {{9}, 72, {40}, {8}, 0.1f, true, true, fp8(four_bit(Quantisation::nf4, half, true))});
+    if (dtype != DType::f32 && cuda::on_hopper()) {
+      among_others(gpu, dtype, 1088, {96, 40}, four_bit(Quantisation::nf4, half, true));
+      if (!asked.small) among_others(gpu, dtype, 11008, {4096}, four_bit(Quantisation::nf4, half, true));
+      if (!asked.small) among_others(gpu, dtype, 4096, {11008, 11008}, four_bit(Quantisation::fp4, half, false));
+    }
     if (asked.small) continue;
+    linear(gpu, dtype, {{5}, 4096, {12288}, {8}, 0, false, true, four_bit(Quantisation::nf4, half, true)});
+    linear(gpu, dtype, {{40}, 11008, {4096}, {8}, 0, false, true, four_bit(Quantisation::nf4, half, true)});
     linear(gpu, dtype, {{300, 77}, 2048, {1024, 128, 128}, {16, 16, 16}, 0.1f, true, false, fp8(four_bit(Quantisation::nf4, half, true))});
     linear(gpu, dtype, {{515}, 1024, {512, 512}, {64, 64}, 0.1f, false, false, fp8(held(half))});
     linear(gpu, dtype, {{257}, 4096, {320}, {8}, 0, false, true, fp8(held(DType::f32), true)});

@@ -82,10 +82,10 @@ TEST_CASE("attention: which kernels are whose") {
   single.dtype = DType::f32;
   CHECK(attention_forward_choice(single, kHopper).kernel == AttentionKernel::plain);
   AttentionTraits windowed = rows(128, 4096);
-  CHECK(attention_backward_choice(windowed, kHopper).keeps_slopes);
+  CHECK(attention_backward_choice(windowed, kHopper).keeps_ds);
   CHECK(attention_backward_choice(windowed, kHopper).turns_back);
   windowed.window = 1024;
-  CHECK_FALSE(attention_backward_choice(windowed, kHopper).keeps_slopes);
+  CHECK_FALSE(attention_backward_choice(windowed, kHopper).keeps_ds);
   CHECK_FALSE(attention_backward_choice(rows(96, 4096), kHopper).turns_back);
 }
 
@@ -101,7 +101,7 @@ TEST_CASE("attention: scores under a cap go to the tiles, or to the plain kernel
           const AttentionChoice backward = attention_backward_choice(call, gpu);
           CHECK(backward.kernel == expected);
           CHECK_FALSE(backward.turns_back);
-          CHECK_FALSE(backward.keeps_slopes);
+          CHECK_FALSE(backward.keeps_ds);
           call.keeps_lse = false;
           call.most_splits = 16;
           CHECK(attention_forward_choice(call, gpu).kernel == expected);
@@ -140,12 +140,33 @@ TEST_CASE("LoRA: fused up to rank 16, products beyond, whatever the operation") 
       }
     }
   }
-  CHECK(lora_choice(LoraOp::inner, lora(8, 8, 3), kHopper) == LoraKernel::few);
-  CHECK(lora_choice(LoraOp::inner, lora(9, 8, 3), kHopper) == LoraKernel::fused);
+  CHECK(lora_choice(LoraOp::inner, lora(kFewTokens, 8, 3), kHopper) == LoraKernel::few);
+  CHECK(lora_choice(LoraOp::inner, lora(kFewTokens + 1, 8, 3), kHopper) == LoraKernel::fused);
   LoraTraits dropped = lora(8, 8, 3);
   dropped.dropout = true;
   CHECK(lora_choice(LoraOp::inner, dropped, kHopper) == LoraKernel::fused);
   CHECK(lora_choice(LoraOp::norm_input_grad, [] { auto wide = lora(3072, 8, 1); wide.columns = 12296; return wide; }(), kHopper) == LoraKernel::plain);
+}
+
+TEST_CASE("products of few tokens: float32 has the plain kernel, 16 bits one that suits the shape and the GPU") {
+  for (const GpuKind& gpu : kGpus)
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+      for (const std::int64_t tokens : {1, 4, 5, 8, 9, 64, 65})
+        for (const std::int64_t in : {48, 96, 128, 4096})
+          for (const std::int64_t block : {16, 32, 64, 4096})
+            for (const bool fits : {false, true}) {
+              const FewKernel kernel = few_choice({dtype, tokens, in, block, true, fits}, gpu);
+              if (tokens > kFewTokens || in == 48 || block == 16) {
+                CHECK(kernel == FewKernel::expanded);
+              } else if (dtype == DType::f32) {
+                CHECK(kernel == FewKernel::plain);
+              } else {
+                const bool bulk = gpu.hopper && in != 96 && block >= 64, queues = fits && tokens <= 8;
+                CHECK((kernel == FewKernel::bulk) == (bulk && (tokens > 4 || !queues)));
+                CHECK((kernel == FewKernel::queues) == (queues && (tokens <= 4 || !bulk)));
+              }
+              CHECK(few_choice({dtype, tokens, in, block, false, fits}, gpu) == FewKernel::expanded);
+            }
 }
 
 TEST_CASE("experts' products") {

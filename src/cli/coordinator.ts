@@ -15,6 +15,7 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   parameters: async () => (await import("./commands/parameters.ts")).parametersCommand,
   generate: async () => (await import("./commands/generate.ts")).generateCommand,
   serve: async () => (await import("./commands/serve.ts")).serveCommand,
+  ui: async () => (await import("./commands/ui.ts")).uiCommand,
   chat: async () => (await import("./commands/chat.ts")).chatCommand,
   merge: async () => (await import("./commands/files.ts")).mergeCommand,
   export: async () => (await import("./commands/files.ts")).exportCommand,
@@ -26,6 +27,9 @@ const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   push: async () => (await import("./commands/download.ts")).pushCommand,
   "convert-config": async () => (await import("./commands/convert-config.ts")).convertConfigCommand,
   certs: async () => (await import("./commands/files.ts")).certsCommand,
+  demo: async () => (await import("./commands/demo.ts")).demoCommand,
+  doctor: async () => (await import("./commands/doctor.ts")).doctorCommand,
+  completion: async () => (await import("./commands/completion.ts")).completionCommand,
 };
 
 let json = process.argv.includes("--json");

@@ -4,7 +4,7 @@ import { nearest } from "../common/nearest.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import { helpText } from "../config/help.ts";
 import { type FlagValues, loadConfig } from "../config/load.ts";
-import { COORDINATOR_COMMANDS, type Command, flagOf, type Option } from "../config/option.ts";
+import { COORDINATOR_COMMANDS, type Command, flagOf, type Option, WORKER_SUMMARY } from "../config/option.ts";
 import { type Config, type OptionKey, optionsOf } from "../config/options.ts";
 
 export interface Parsed {
@@ -16,8 +16,12 @@ export interface Parsed {
 const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = {
   download: "name",
   push: "name",
+  ui: "output_dir",
   "convert-config": "config",
+  completion: "shell",
 };
+
+type Commands = Readonly<Partial<Record<Command, string>>>;
 
 /** null: help or version was asked for and has been printed. */
 export async function parseCoordinator(argv: readonly string[]): Promise<Parsed | null> {
@@ -25,15 +29,21 @@ export async function parseCoordinator(argv: readonly string[]): Promise<Parsed 
 }
 
 export async function parseWorker(argv: readonly string[]): Promise<Parsed | null> {
-  return parse("worker", { worker: "hold and train a part of the model for a coordinator" }, argv);
+  return parse("worker", { worker: WORKER_SUMMARY }, argv);
 }
 
-async function parse(
-  name: string,
-  commands: Readonly<Partial<Record<Command, string>>>,
-  argv: readonly string[],
-): Promise<Parsed | null> {
-  let chosen: { command: Command; flags: FlagValues } | null = null;
+/** A chosen command and its flags, by key. */
+interface Chosen {
+  readonly command: Command;
+  readonly flags: FlagValues;
+}
+
+/** Every command of `pipelora` with its flags, as commander knows them. */
+export function wholeProgram(): Program {
+  return programOf("pipelora", { ...COORDINATOR_COMMANDS, worker: WORKER_SUMMARY }, () => {});
+}
+
+function programOf(name: string, commands: Commands, choose: (chosen: Chosen) => void): Program {
   const only = Object.keys(commands).length === 1;
   const program = new Program(name).version(PACKAGE_VERSION).helpOption("-h, --help", "show help");
   for (const [index, [command, summary]] of (Object.entries(commands) as [Command, string][]).entries()) {
@@ -52,19 +62,27 @@ async function parse(
     target.action((...given: unknown[]) => {
       const values = given[positional === undefined ? 0 : 1] as Record<string, string | boolean>;
       const first = positional === undefined ? undefined : (given[0] as string | undefined);
-      chosen = {
+      choose({
         command,
         flags: {
           ...(first === undefined ? {} : { [positional!]: first }),
           ...Object.fromEntries(Object.entries(values).map(([flag, value]) => [keys.get(flag)!, value])),
         },
-      };
+      });
     });
   }
   for (const target of [program, ...program.commands]) {
     target.exitOverride().configureOutput({ writeErr: () => {} });
     target.showSuggestionAfterError(true);
   }
+  return program;
+}
+
+async function parse(name: string, commands: Commands, argv: readonly string[]): Promise<Parsed | null> {
+  let chosen: Chosen | null = null;
+  const program = programOf(name, commands, (found) => {
+    chosen = found;
+  });
   try {
     await program.parseAsync([...argv], { from: "user" });
   } catch (error) {
@@ -74,15 +92,11 @@ async function parse(
       hint: `Run \`${name} --help\` for commands and flags.`,
     });
   }
-  const { command, flags } = chosen!;
+  const { command, flags } = chosen as unknown as Chosen;
   return { command, config: await loadConfig(command, flags) };
 }
 
-function describe(
-  error: CommanderError,
-  argv: readonly string[],
-  commands: Readonly<Partial<Record<Command, string>>>,
-): string {
+function describe(error: CommanderError, argv: readonly string[], commands: Commands): string {
   const [first] = argv;
   if (error.code === "commander.excessArguments" && first !== undefined && !first.startsWith("-")) {
     return `unknown command "${first}"; commands are ${Object.keys(commands).join(", ")}`;
@@ -103,7 +117,8 @@ function describe(
 
 function programOption(key: string, option: Option, command: Command): ProgramOption {
   const optionalValue = option.kind === "boolean" || option.kind === "boolean-or-string";
-  const added = new ProgramOption(`${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`).hideHelp();
+  const syntax = `${flagOf(key)} ${optionalValue ? "[value]" : "<value>"}`;
+  const added = new ProgramOption(syntax, option.help).hideHelp();
   if (option.repeats?.includes(command) === true) {
     added.argParser<string>((value, before) => (before === undefined ? value : `${before},${value}`));
   }

@@ -1,4 +1,4 @@
-import { type DestinationStream, type Logger, pino } from "pino";
+import { type DestinationStream, type Logger, type LoggerOptions, pino } from "pino";
 import pretty from "pino-pretty";
 
 export type { Logger };
@@ -10,6 +10,27 @@ export interface LogOptions {
   readonly fields?: Readonly<Record<string, unknown>>;
   /** Text in front of every line of the text format, e.g. "[rank 1] ". */
   readonly prefix?: string;
+}
+
+/** A line as it was said, at a level that is shown. */
+export interface HeardLine {
+  readonly level: "debug" | "info" | "warn" | "error";
+  readonly text: string;
+}
+
+/** Who listens, by the logger that createLogger made. */
+const listeners = new WeakMap<Logger, Set<(line: HeardLine) => void>>();
+/** Of a logger that nobody listens to; its children inherit it. */
+const UNHEARD = Symbol("unheard");
+
+/** From now on `hear` gets every line of this logger and its children, but of those that unheardChild made. */
+export function hearLog(log: Logger, hear: (line: HeardLine) => void): void {
+  listeners.get(log)?.add(hear);
+}
+
+/** A logger whose lines are shown, but told to no listener: they know in another way. */
+export function unheardChild(log: Logger): Logger {
+  return Object.assign(log.child({}), { [UNHEARD]: true });
 }
 
 /**
@@ -27,5 +48,17 @@ export function createLogger(options: LogOptions): Logger {
           ignore: "pid,hostname,time",
           messageFormat: `${options.prefix ?? ""}{msg}`,
         });
-  return pino({ level: options.level, base: options.fields ?? {} }, destination);
+  const heard = new Set<(line: HeardLine) => void>();
+  const hooks: LoggerOptions["hooks"] = {
+    logMethod(args, method, level) {
+      method.apply(this, args);
+      if (heard.size === 0 || UNHEARD in this) return;
+      const text = args.find((arg) => typeof arg === "string");
+      const name = (["debug", "info", "warn", "error"] as const)[level / 10 - 2] ?? "error";
+      if (text !== undefined) for (const hear of heard) hear({ level: name, text });
+    },
+  };
+  const log = pino({ level: options.level, base: options.fields ?? {}, hooks }, destination);
+  listeners.set(log, heard);
+  return log;
 }

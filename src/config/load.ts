@@ -101,6 +101,14 @@ export function defaultConfig(): Config {
   return parseValues({}, []);
 }
 
+/** Names of the settings that are not what they are where nothing is given. */
+export function changedKeys(config: Config): OptionKey[] {
+  const defaults = defaultConfig();
+  return (Object.keys(defaults) as OptionKey[]).filter(
+    (key) => JSON.stringify(config[key]) !== JSON.stringify(defaults[key]),
+  );
+}
+
 function suggestion(key: string, candidates: readonly string[], show: (key: string) => string = (k) => k): string {
   const [near] = nearest(key, candidates, 1);
   if (near !== undefined) return `; did you mean ${show(near)}?`;

@@ -9,6 +9,7 @@ export const COORDINATOR_COMMANDS = {
   generate: "continue a prompt, or all prompts of a file",
   chat: "talk with the model",
   serve: "answer over HTTP as OpenAI's API does",
+  ui: "show runs on a page: curves, placement, timeline, log; of a finished one, or one that goes on",
   merge: "add an adapter to its base model's weights",
   export: "write the model, or an adapter alone, as a GGUF file for llama.cpp and Ollama",
   quantize: "write the model as a 4-bit or 8-bit checkpoint",
@@ -19,8 +20,14 @@ export const COORDINATOR_COMMANDS = {
   push: "put an adapter on the Hugging Face hub, with a model card",
   "convert-config": "turn a configuration of LLaMA-Factory, Axolotl or TRL into one of pipelora's",
   certs: "make a CA and a certificate for each node",
+  demo: "make a small model, train it over three worker processes, and ask it before and after",
+  doctor: "look at this machine: what was found, whether training works here, and what to do",
+  completion: "print the completion of commands and flags for bash, zsh or fish",
 } as const;
 export type CoordinatorCommand = keyof typeof COORDINATOR_COMMANDS;
+
+/** What --help says of the `worker` program. */
+export const WORKER_SUMMARY = "hold and train a part of the model for a coordinator";
 
 /** These and the `worker` program. */
 export type Command = CoordinatorCommand | "worker";

@@ -20,7 +20,8 @@ export function checkContradictions(command: Command, config: Config, given: Rea
       | "config"
       | "names"
       | "name"
-      | "new_tokens",
+      | "new_tokens"
+      | "shell",
   ) => expect(config[key] !== null, `--${key.replaceAll("_", "-")} is required for \`${command}\``);
 
   const onModels = [
@@ -46,6 +47,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("adapter");
     needs("output_dir");
   }
+  if (command === "ui") needs("output_dir");
   if (command === "quantize" || command === "export" || command === "add-tokens") needs("output_dir");
   if (command === "add-tokens") needs("new_tokens");
   if (command === "tokenize") needs("input");
@@ -57,6 +59,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   if (command === "download" || command === "push") needs("name");
   if (command === "push") needs("adapter");
   if (command === "worker") needs("coordinator");
+  if (command === "completion") needs("shell");
   if (command === "certs") {
     needs("names");
     needs("output_dir");

@@ -153,7 +153,7 @@ async function* batches(set: RowSet, size: number): AsyncGenerator<RowBatch, voi
   }
 }
 
-/** Of text, about: what is packed unpacks to some times its size. */
+/** About how many bytes of text the files hold. A compressed file holds a few times its size. */
 async function bytesOf(files: readonly string[]): Promise<number> {
   const sizes = await Promise.all(
     files.map(async (path) => {

@@ -24,8 +24,8 @@ export type MicroBatchSize =
   | { readonly count: number };
 
 /**
- * Cuts rows, whole and in order, into micro-batches whose largest is as small as can be. Depends on the rows alone, not on
- * placement. [micro-batch][row]
+ * Splits rows into micro-batches so that the largest is as small as possible. Rows stay whole and in order. The result depends on the
+ * rows alone, not on placement. [micro-batch][row]
  */
 export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
   rows: readonly T[],

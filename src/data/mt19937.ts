@@ -38,7 +38,7 @@ export class Mt19937 {
   }
 }
 
-/** From this size on torch draws 64-bit numbers: another algorithm. */
+/** Above this size torch draws 64-bit numbers, by another algorithm. */
 const LARGEST = Math.floor(0xffffffff / 20);
 
 /** Numbers placed between two yields. */
@@ -49,7 +49,7 @@ export function randperm(n: number, seed: number): Uint32Array {
   return atOnce(randpermInSlices(n, seed));
 }
 
-/** The same, yielding now and then. */
+/** The same as a generator that yields after each slice, so that the event loop can run between. */
 export function* randpermInSlices(n: number, seed: number): Generator<void, Uint32Array> {
   if (n >= LARGEST) {
     throw new PipeloraError("PL_DATASET_INVALID", `${n} rows are more than can be shuffled (${LARGEST - 1}).`, {

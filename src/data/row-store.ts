@@ -38,8 +38,9 @@ interface Chunk {
 }
 
 /**
- * Encoded rows of unknown number: four bytes and a bit a token, in chunks, so that nothing is ever copied to grow. A label that is not its
- * own token (ready ids may have such), or a weight that is not 1, takes four more bytes a token in the chunk that it falls in.
+ * Encoded rows, of which nobody knows the number in advance. A token takes four bytes and a bit. Rows lie in chunks, so growing copies
+ * nothing. A chunk with a label other than its token (rows of ready ids may have those), or with a weight other than 1, takes four more
+ * bytes a token.
  */
 export class RowStore {
   readonly #chunks: Chunk[] = [];

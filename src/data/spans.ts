@@ -11,9 +11,9 @@ export interface Span {
 type Render = (messages: readonly ChatMessage[], addGenerationPrompt: boolean) => Rendering;
 
 /**
- * What is trained on of a rendered conversation: what `{% generation %}` blocks wrote where the template has them, else what
- * the template's pass over each assistant message wrote, without the generation prompt that a reply would be given. Where
- * the template goes over its messages otherwise, renderings of the conversation up to each turn tell.
+ * The parts of a rendered conversation that are trained on. If the template has `{% generation %}` blocks, their text. Else the text that
+ * the template's loop wrote for each assistant message, without the generation prompt. If the template does not loop over the messages,
+ * the conversation is rendered up to each turn, and the renderings are compared.
  */
 export function assistantSpans(messages: readonly ChatMessage[], whole: Rendering, render: Render): Span[] {
   const passes = new Map(whole.marks.flatMap((mark) => (mark.kind === "pass" ? [[mark.number, mark] as const] : [])));
@@ -44,12 +44,12 @@ export function assistantSpans(messages: readonly ChatMessage[], whole: Renderin
   });
 }
 
-/** Turns of a kind (the same role before them) up to which each is asked for its own prompt. */
+/** Up to this many turns after the same role, each gets a rendering of its own prompt. */
 const EACH = 16;
 
 /**
- * The generation prompt of each turn. To ask for one, everything before it is rendered: in long conversations only some of
- * a kind are asked, and where these agree, the others that begin with the same prompt take it.
+ * The generation prompt of each turn. One costs a rendering of everything before it. So in a long conversation only some turns after the
+ * same role are rendered. Where these agree, the other turns that begin with the same prompt take it.
  */
 function generationPrompts(
   messages: readonly ChatMessage[],
@@ -112,8 +112,8 @@ function endOfLast(
 }
 
 /**
- * How much of a turn the generation prompt makes up: all of it where the turn begins so, else as much as both share up to
- * the end of a tag or line (R1's prompt opens <think>, its finished turns do not).
+ * How many characters of a turn are the generation prompt. If the turn begins with the whole prompt, all of it. Else what both share, up
+ * to the end of a tag or line: R1's prompt opens <think>, its finished turns do not.
  */
 function headerLength(turn: string, prompt: string): number {
   if (turn.startsWith(prompt)) return prompt.length;

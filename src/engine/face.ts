@@ -78,6 +78,8 @@ export interface NativeAddon {
     seed: number,
     threads: number,
   ): Promise<{ readonly left: Float32Array; readonly values: Float32Array; readonly right: Float32Array }>;
+  /** a [m, inner] times the transpose of b [n, inner], in float32: a trial of the library that all products use. */
+  product(a: Float32Array, b: Float32Array, inner: number): Float32Array;
   /** CRC-32C (Castagnoli). */
   crc32c(bytes: Uint8Array): number;
   readonly SharedSender: new (

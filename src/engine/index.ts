@@ -1,29 +1,50 @@
 import { createRequire } from "node:module";
-import { join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
-import { PACKAGE_ROOT } from "../common/root.ts";
+import { type AddonChoice, chooseAddon } from "./addon/choice.ts";
 import type { NativeAddon } from "./face.ts";
 
+export type { AddonChoice } from "./addon/choice.ts";
 export type * from "./face.ts";
 export type * from "./inference.ts";
 export type * from "./links.ts";
 
-let loaded: NativeAddon | null = null;
+let loaded: { readonly addon: NativeAddon; readonly choice: AddonChoice } | null = null;
 
 /**
  * Loads the native addon; the only place that does.
  * Errors: PL_ENGINE_UNAVAILABLE if it is not built or does not load here.
  */
 export function loadEngine(): NativeAddon {
-  if (loaded !== null) return loaded;
-  const path = process.env["PIPELORA_ADDON"] ?? join(PACKAGE_ROOT, "build", "native", "pipelora.node");
+  loaded ??= load();
+  return loaded.addon;
+}
+
+/** Which addon loadEngine() took, in words for a log: its path, where it comes from, and what was passed over. */
+export function engineOrigin(): string {
+  loaded ??= load();
+  const { path, origin, refused } = loaded.choice;
+  const passed = refused.map((other) => `; not ${other.path}: ${other.reason}`).join("");
+  return `native engine: ${path} (${origin})${passed}`;
+}
+
+/** Which addon loadEngine() took. */
+export function engineChoice(): AddonChoice {
+  loaded ??= load();
+  return loaded.choice;
+}
+
+function load(): { addon: NativeAddon; choice: AddonChoice } {
+  const choice = chooseAddon();
   try {
-    loaded = createRequire(import.meta.url)(path) as NativeAddon;
-    return loaded;
+    return { addon: createRequire(import.meta.url)(choice.path) as NativeAddon, choice };
   } catch (cause) {
-    throw new PipeloraError("PL_ENGINE_UNAVAILABLE", `the native engine did not load from ${path}: ${String(cause)}`, {
-      cause,
-      hint: "Run `npm run build` (it needs a C++ compiler, CMake, Ninja and oneDNN).",
-    });
+    throw new PipeloraError(
+      "PL_ENGINE_UNAVAILABLE",
+      `the native engine did not load from ${choice.path}: ${String(cause)}`,
+      {
+        cause,
+        hint: "Build it anew: `npm run build` in a checkout (it needs a C++ compiler, CMake, Ninja and oneDNN).",
+      },
+    );
   }
 }

@@ -42,7 +42,7 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     if (headerBytes > BigInt(MAX_HEADER_BYTES)) {
       throw new PipeloraError(
         "PL_CHECKPOINT_INVALID",
-        `${path}: a header of ${headerBytes} bytes is no safetensors header.`,
+        `${path}: expected a header of at most ${MAX_HEADER_BYTES} bytes, its first 8 bytes say ${headerBytes}.`,
         {
           hint: "The file is damaged or no safetensors file: fetch or write it again.",
         },

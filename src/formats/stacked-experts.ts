@@ -33,8 +33,8 @@ interface Piece {
 }
 
 /**
- * The checkpoint with one expert's tensors to be located where it holds them at once, and `aliases` under their stored names. What it
- * holds under its own name is as before, and so is its list of names. Error of locate: PL_TENSOR_MISMATCH.
+ * The checkpoint, in which one expert's tensor can be located inside the tensor that stacks all experts, and `aliases` under their stored
+ * names. Its own names and their list stay as they are. Error of locate: PL_TENSOR_MISMATCH.
  */
 export function withExperts(
   checkpoint: Checkpoint,

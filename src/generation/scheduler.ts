@@ -54,9 +54,9 @@ interface Attached {
 }
 
 /**
- * Sequences over one pipeline, batched as they come: every round takes the next token of those that run and, with what room is left,
- * pieces of prompts of those that begin. A sequence begins when the cache has rows for all that it may become, in order of arrival, so that
- * what has begun always ends. Tokens of a sequence do not depend on what runs beside it, as far as the runner's do not.
+ * Continuous batching over one pipeline. Every round takes the next token of each running sequence, and fills the rest of its room with
+ * pieces of new prompts. Sequences begin in order of arrival, and only when the cache has rows for their greatest length: so each that
+ * begins can end. A sequence's tokens do not depend on its neighbours, as long as the runner's results do not.
  */
 export class Scheduler {
   readonly #limits: SchedulerLimits;
@@ -338,7 +338,7 @@ export class Scheduler {
     sequence.over = true;
   }
 
-  /** Seconds until half of what is asked for may be made. */
+  /** Estimated seconds until half of the requested tokens are made. */
   #retryAfter(): number {
     const left = [...this.#running, ...this.#waiting].reduce((sum, sequence) => sum + sequence.left, 0);
     const rate = this.#rate.perSecond(performance.now());

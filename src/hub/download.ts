@@ -10,7 +10,7 @@ import type { RemoteFile } from "./remote.ts";
 import { PassingFailure, pauseBefore, reasonOf, requestOnce } from "./requests.ts";
 import type { HubSettings } from "./settings.ts";
 
-/** A lock that its owner has not touched for so long is a dead one's. */
+/** A lock that was not refreshed for this long belongs to a process that has ended. */
 const STALE_LOCK_MS = 10_000;
 const LOCK_POLL_MS = 300;
 
@@ -32,8 +32,8 @@ export function incompleteOf(blob: string): string {
 }
 
 /**
- * Fetches a file to `blob`: what an earlier try has left is gone on from, the whole is held against its hash, and only then it gets its
- * name. Of several processes that want one blob, one fetches it.
+ * Fetches a file to `blob`. Continues what an earlier attempt left, checks the hash of the whole file, and only then gives it its name.
+ * Of several processes that want one blob, one fetches it.
  * Errors: those of requests.ts, PL_HUB_DAMAGED, PL_OUTPUT_UNWRITABLE.
  */
 export async function downloadBlob(file: RemoteFile, blob: string, transfer: Transfer): Promise<void> {
@@ -53,7 +53,7 @@ export async function downloadBlob(file: RemoteFile, blob: string, transfer: Tra
   const hash = file.hash.kind === "sha256" ? "SHA-256" : "git's SHA-1";
   throw new PipeloraError(
     "PL_HUB_DAMAGED",
-    `${subject}: what came from ${settings.endpoint} does not have the ${hash} that it lists (${file.hash.hex})`,
+    `${subject}: the file from ${settings.endpoint} has another ${hash} than the hub lists (${file.hash.hex})`,
     { hint: "A proxy or a mirror has changed it: nothing was kept. Try again, or another $HF_ENDPOINT." },
   );
 }

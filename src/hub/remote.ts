@@ -4,7 +4,7 @@ import type { RepoReference } from "./reference.ts";
 import { requestUntilAnswered } from "./requests.ts";
 import type { HubSettings } from "./settings.ts";
 
-/** What a file's bytes must hash to: LFS names them by SHA-256, git by SHA-1 of its blob. */
+/** The hash that a file's bytes must have: SHA-256 for a file in LFS, else the SHA-1 of its git blob. */
 export interface ContentHash {
   readonly kind: "sha256" | "git-sha1";
   /** Lower case. */

@@ -6,13 +6,13 @@ import type { HubSettings } from "./settings.ts";
 export type Subject = string;
 
 const MAX_RETRY_AFTER_MS = 300_000;
-/** Statuses that pass: too many requests, and what a server or a gateway in front of it says of itself. */
+/** HTTP statuses after which another attempt may succeed: too many requests, and errors of a server or of a gateway before it. */
 const PASSING = new Set([408, 425, 429, 500, 502, 503, 504]);
 
 /** Whether a reply of this status may be another the next time. */
 export const passes = (status: number): boolean => PASSING.has(status);
 
-/** Why one attempt failed, where another may not. */
+/** Why an attempt failed, where another may succeed. */
 export class PassingFailure extends Error {
   /** How long the server asks to wait. */
   readonly retryAfterMs: number | null;
@@ -61,7 +61,7 @@ export async function send(url: string, init: RequestInit): Promise<Response> {
   return proxiedFetch(url, init);
 }
 
-/** Requests until an attempt succeeds, with its body read by `read`. Each attempt has the settings' time. Adds PL_HUB_UNREACHABLE. */
+/** Tries a request until it succeeds; `read` reads its body. Each attempt has the settings' timeout. Error: PL_HUB_UNREACHABLE. */
 export async function requestUntilAnswered<T>(
   url: string,
   settings: HubSettings,
@@ -114,7 +114,7 @@ export async function pauseBefore(
   cancelled?.throwIfAborted();
 }
 
-/** Aborted by `own`, or with all that these settings are for. */
+/** Aborted when `own` is, or when the settings' own signal is. */
 export function eitherOf(own: AbortSignal, { cancelled }: HubSettings): AbortSignal {
   return cancelled === undefined ? own : AbortSignal.any([own, cancelled]);
 }

@@ -16,8 +16,8 @@ const CONFIRM_MS = 2;
 const REOPEN_MS = 500;
 
 /**
- * Opens the stream from one sender, and another if it breaks; checks frames, puts tensors together and grants room. What frames
- * only announce, the carrier takes in.
+ * Opens the stream from one sender, and opens it again if it breaks. Checks frames, joins them into tensors, and grants room. A tensor
+ * that a frame only announces comes through the carrier.
  */
 export class GrpcReceiver implements ReceivingEnd {
   readonly #options: ReceiverOptions;

@@ -44,7 +44,7 @@ export interface SendingEnd {
 
 /** The end that receives: hands tensors to a Mailbox. */
 export interface ReceivingEnd {
-  /** Somebody waits for a tensor that has not come: the sender gets room for it, whatever else waits to be taken. */
+  /** A caller waits for a tensor that has not arrived: the sender gets room for it, even while other tensors have not been taken. */
   awaited(): void;
   close(): void;
 }

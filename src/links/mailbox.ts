@@ -77,7 +77,7 @@ export class Mailbox {
     return Promise.resolve(arrived);
   }
 
-  /** Whether a tensor of that rank is asked for that has not come: it is to be let in. What may come whenever it comes has room. */
+  /** Whether a caller waits for a tensor of that rank that has not arrived. Tensors without a deadline do not count: they have room already. */
   awaits(fromRank: number): boolean {
     for (const awaited of this.#awaited.values()) if (awaited.fromRank === fromRank && !awaited.lasting) return true;
     return false;

@@ -103,7 +103,7 @@ export class ShmReceiver implements ReceivingEnd {
     this.#grant();
   }
 
-  /** What waits to be taken is bounded, but never stands in the way of the tensor that somebody waits for. */
+  /** Tensors that have not been taken fill a bounded room. One that a caller waits for is let in all the same. */
   #grant(): void {
     const window = this.#options.windowBytes ?? WINDOW_BYTES;
     const needed = this.#options.isAwaited() ? this.#receivedBytes + 1 : 0;

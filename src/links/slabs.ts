@@ -2,11 +2,11 @@ import { FRAME_HEAD } from "../rpc/tensor-frame.ts";
 
 /** Payload of one frame: large enough to amortise its cost, small enough to interleave and to stay in a cache. */
 export const FRAME_BYTES = 1 << 20;
-/** Below this the allocator is as good. */
+/** Smaller frames come from the allocator, which is as fast for them. */
 const POOLED_FROM = 64 << 10;
 const KEPT = 64;
 
-/** Host memory of frames, used again and again: each slab has room for a frame's head and then its payload. */
+/** Host memory for frames, used again and again. A slab holds a frame's header, then its payload. */
 export class Slabs {
   readonly #free: Buffer[] = [];
 

@@ -1,6 +1,6 @@
 import type { PipeloraError } from "../common/errors.ts";
 
-/** Senders that wait for room: all look again when something has changed, or fail together. */
+/** Senders that wait for room. When room may have been given back, all of them check again; when the link fails, all of them fail. */
 export class Waiters {
   #waiting: { resolve: () => void; reject: (error: PipeloraError) => void }[] = [];
 

@@ -31,8 +31,8 @@ export interface DeviceMemory {
 }
 
 /**
- * Most micro-batches that are forwarded through a segment and not yet gone back, `after` segments from the end (src/schedule keeps to
- * it). Interleaving falls back to 1F1B unless segments go round robin, see heldInterleaved.
+ * The most micro-batches whose forward pass through a segment is done and whose backward pass is not. `after`: how many segments follow.
+ * src/schedule keeps to it. Interleaving falls back to 1F1B unless segments go round robin, see heldInterleaved.
  */
 export function inFlight(policy: SchedulePolicy, microBatches: number, after: number): number {
   if (policy === "sequential") return 1;

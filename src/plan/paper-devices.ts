@@ -23,9 +23,13 @@ export function parseDevices(entries: readonly string[], own: ReadonlyMap<string
     const match = /^\s*(?:(\d{1,4})\s*x\s*)?([\w.-]+)\s*(?:@\s*([\w.-]+)\s*)?$/i.exec(entry);
     const count = Number(match?.[1] ?? 1);
     if (match === null || count < 1) {
-      throw new PipeloraError("PL_CONFIG_INVALID", `--devices: "${entry.trim()}" is no kind of GPU.`, {
-        hint: "Write 2x rtx-4090, or 1x a100-80gb @ node-b, several with commas between.",
-      });
+      throw new PipeloraError(
+        "PL_CONFIG_INVALID",
+        `--devices: expected a count and a kind of GPU, got "${entry.trim()}".`,
+        {
+          hint: "Write 2x rtx-4090, or 1x a100-80gb @ node-b, several with commas between.",
+        },
+      );
     }
     return { count, gpu: catalogueGpu(match[2]!.toLowerCase(), own), node: match[3] ?? FIRST_NODE };
   });

@@ -37,9 +37,9 @@ export interface ListeningServer {
 }
 
 /**
- * Binds a gRPC server after `register` has added its services. Peers prove membership as `trust` asks; `onRefused` hears of those
- * that can't (their address, and why), not of each where there are many. Connections are accepted here and handed to gRPC: so
- * that one which proves nothing is bounded in time and bytes (docs/decisions/hostile-input.md).
+ * Binds a gRPC server after `register` has added its services. Peers prove membership as `trust` asks. `onRefused` is told the address and
+ * the reason of peers that can't; of many refusals it is told some. Connections are accepted here and then handed to gRPC, so that a peer
+ * that has proved nothing is limited in time and bytes (docs/decisions/hostile-input.md).
  * Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
  */
 export async function listen(
@@ -162,8 +162,8 @@ function plainFront(take: (socket: Socket) => void): TcpServer {
 }
 
 /**
- * The handshake is made here and gRPC gets the connection behind it: so every refusal is heard, a peer's name is checked before it
- * is spoken to, and each connection takes the certificates of its time.
+ * Makes the TLS handshake, and gives gRPC the connection after it. So every refusal is seen, a peer's name is checked before anything is
+ * sent to it, and each new connection uses the certificates that are in the files then.
  */
 function tlsFront(
   identity: TlsIdentity,

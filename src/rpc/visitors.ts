@@ -50,12 +50,12 @@ export class Visitors {
     if (this.#mostBytes === Number.POSITIVE_INFINITY) this.#forget(peer);
   }
 
-  /** It belongs to the cluster: no limit holds any more. */
+  /** The visitor belongs to the cluster: limits no longer apply to it. */
   believe(peer: string): void {
     this.#forget(peer);
   }
 
-  /** A call of it was refused: what else it sends is not waited for. */
+  /** A call of the visitor was refused: the connection is closed without waiting for more. */
   dismiss(peer: string): void {
     const visitor = this.#unknown.get(peer);
     // The refusal itself must get through first.

@@ -27,11 +27,10 @@ interface Running {
 }
 
 /**
- * List scheduling: runs the pipeline in nominal time, each rank starting the first operation its policy prefers among those
- * whose input is there and whose output has room, and writes down what each rank did. Since that run itself had
- * room for only one message a link direction, the lists run to the end over any link that buffers one message or more, in
- * whatever time the operations really take: ranks that each follow a fixed list over bounded queues reach the same end in any
- * order of events. Returns null if the policy leaves every rank waiting.
+ * List scheduling. Runs the pipeline in nominal time and writes down what each rank did. A rank starts the operation that its policy
+ * prefers, among those whose input has arrived and whose output has room. That run has room for one message a link direction. So the lists
+ * run to the end over any link that buffers at least one message, however long operations really take: ranks that follow fixed lists over
+ * bounded queues reach the same end in any order of events. Returns null if the policy leaves every rank waiting.
  */
 export function scheduleLists(request: ScheduleRequest, ranks: number, policy: Policy): Instruction[][] | null {
   return new ListScheduler(request, ranks, policy).run();
@@ -146,7 +145,7 @@ class ListScheduler {
     return false;
   }
 
-  /** An idle rank takes in a message it has no use for yet, if it keeps the sender from working. */
+  /** An idle rank receives a message early, if that message keeps its sender from working. */
   #drain(rank: number): boolean {
     const link = this.#incoming[rank]!.find(({ message, wanted }) => message !== null && wanted);
     if (link === undefined) return false;

@@ -43,7 +43,7 @@ export interface SimulatedStep {
   readonly ranks: readonly SimulatedRank[];
 }
 
-/** Where the lists stop, were they run: each rank that waits, and for what. */
+/** Where instruction lists would stop: each rank that waits, and for what. */
 export interface Deadlock {
   readonly waiting: readonly { readonly rank: number; readonly instruction: Instruction; readonly reason: string }[];
 }
@@ -52,7 +52,7 @@ export type SimulationResult =
   | { readonly deadlock: null; readonly step: SimulatedStep }
   | { readonly deadlock: Deadlock; readonly step: null };
 
-/** Ranks that compute on the same cores: `fullSpeed` of a group's ranks can at once, more share that evenly. */
+/** Ranks that compute on the same cores. Up to `fullSpeed` of a group's ranks compute at full speed; more of them share that speed evenly. */
 export interface SharedCores {
   readonly groupOf: (rank: number) => string;
   readonly fullSpeed: (group: string) => number;

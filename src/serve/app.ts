@@ -5,6 +5,13 @@ import { joinAddress, splitAddress } from "../common/address.ts";
 import { PipeloraError } from "../common/errors.ts";
 import { ApiError, toApiError } from "./openai/errors.ts";
 
+declare module "fastify" {
+  interface FastifyContextConfig {
+    /** Asks for no key. */
+    readonly open?: boolean;
+  }
+}
+
 /** A prompt of a hundred thousand tokens, with room. */
 const MOST_BODY_BYTES = 8 << 20;
 /** For a request to come whole: a client that dawdles keeps no memory. */
@@ -56,13 +63,13 @@ export async function createApp({ apiKey, tls, onFailure, ready }: AppOptions): 
     const error = new ApiError(404, `Unknown request URL: ${request.method} ${request.url}.`, { code: "unknown_url" });
     return reply.code(404).send(error.body);
   });
-  app.get("/health", (_request, reply) =>
+  app.get("/health", { config: { open: true } }, (_request, reply) =>
     ready() ? reply.send({ status: "ok" }) : reply.code(503).send({ status: "loading" }),
   );
   if (apiKey !== null) {
     const expected = digest(`Bearer ${apiKey}`);
     app.addHook("onRequest", async (request) => {
-      if (request.url === "/health") return;
+      if (request.routeOptions.config?.open === true) return;
       if (!timingSafeEqual(digest(request.headers.authorization ?? ""), expected)) {
         throw new ApiError(401, "Incorrect API key provided.", { code: "invalid_api_key" });
       }

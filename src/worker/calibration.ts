@@ -156,7 +156,7 @@ async function spent(work: () => Promise<void>): Promise<Spent> {
   return { seconds: (performance.now() - began) / 1000, processor: processorSeconds() - before };
 }
 
-/** The medians, each for itself. */
+/** The median of each field by itself. */
 function middle(values: readonly Spent[]): Spent {
   const of = (key: keyof Spent): number =>
     values.map((value) => value[key]).sort((a, b) => a - b)[Math.floor(values.length / 2)]!;

@@ -34,8 +34,8 @@ interface Round {
 }
 
 /**
- * One rank's part in continuing sequences, round by round. A segment takes rounds in their order; a rank with several segments works on
- * one round in one of them while another round's input is still on its way to the next.
+ * One rank's part in generation, round by round. Each segment takes rounds in order. A rank with several segments can compute one round in
+ * one segment while the next segment waits for another round's input.
  */
 export class Inference {
   readonly #own: RankSegments;
@@ -63,8 +63,8 @@ export class Inference {
   }
 
   /**
-   * A round through this rank's segments; begun before this returns, so that rounds keep the order of these calls. Resolves with the
-   * tokens drawn on the rank that holds the head, with null on the others. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's.
+   * Runs a round through this rank's segments. It is queued before this returns, so rounds run in the order of the calls. Resolves with
+   * the tokens drawn on the rank that holds the head, with null on the others. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's.
    */
   async run(request: Infer__Output): Promise<InferResult | null> {
     const { segments, rank } = this.#own;

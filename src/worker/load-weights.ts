@@ -85,8 +85,8 @@ export async function loadWeights(
 }
 
 /**
- * Queues each load on the engine's thread, which takes them in this order, a few before the thread gets to them: it never waits
- * for this one, and little is left to do once `signal` says to stop. Rejects with the signal's reason, or as the first that fails.
+ * Queues loads on the engine's thread in this order, always a few ahead. So the thread never waits for this one, and when `signal` aborts,
+ * few loads are still queued. Rejects with the signal's reason, or with the first failure.
  */
 async function fewAhead<T>(items: readonly T[], load: (item: T) => Promise<void>, signal: AbortSignal): Promise<void> {
   const queued: Promise<void>[] = [];

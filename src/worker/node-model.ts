@@ -55,7 +55,11 @@ export class NodeModel {
     if (own !== null || hubModel === null) return new NodeModel(own ?? modelDir, null);
     if (await isWhole(modelDir)) return new NodeModel(modelDir, null);
     const { hub, name, revision, commit } = hubModel;
-    if (!isHub(hub)) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `the coordinator names a hub "${hub}"`);
+    if (!isHub(hub))
+      throw new PipeloraError(
+        "PL_PROTOCOL_MISMATCH",
+        `the coordinator names the hub "${hub}", which this version does not know`,
+      );
     // Hugging Face knows a commit by its name.
     const asked = hub === "huggingface" ? commit : revision || null;
     const snapshot = await Snapshot.open(

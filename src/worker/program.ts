@@ -8,7 +8,7 @@ import type { Logger } from "../common/log.ts";
 import { freeMemory } from "../common/machine.ts";
 import { PACKAGE_VERSION } from "../common/root.ts";
 import type { Config } from "../config/options.ts";
-import { type Capabilities, loadEngine } from "../engine/index.ts";
+import { type Capabilities, engineOrigin, loadEngine } from "../engine/index.ts";
 import { ncclFor } from "../engine/nccl-ability.ts";
 import { serveSenders } from "../links/service.ts";
 import { reach } from "../rpc/dial.ts";
@@ -163,6 +163,7 @@ async function runRank(config: WorkerSettings, device: string, log: Logger): Pro
       : await listenForProbes(config.health_listen, health.health);
   const trust = openTrust(config, (problem) => log.warn(problem));
   const addon = loadEngine();
+  log.debug(engineOrigin());
   expectLargeBuffers(addon);
   let session: Session | null = null;
   const here = await arrive(config, trust, log);

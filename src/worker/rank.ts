@@ -59,7 +59,7 @@ export class Rank {
   #prepared: PreparedRank | null = null;
   #passes = 0;
   #times = new TimeSums();
-  #trace = new Trace([]);
+  #trace = new Trace();
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportMatrices request. */
   #importing: { request: number; left: number; shelf: number; adapter: number } | null = null;
@@ -136,7 +136,7 @@ export class Rank {
             memory: await memoryReport(this.#ready().engine),
             steps: this.#times.steps,
             times: this.#times.sums,
-            spans: this.#trace.spans,
+            spans: this.#trace.take(),
           },
         };
       case "readClock": {
@@ -237,14 +237,14 @@ export class Rank {
     this.#prepared = await prepareRank(request, await this.#model(request), this.#rank, this.#host());
     await this.#options.links.opened();
     this.#times = new TimeSums();
-    this.#trace = new Trace(request.traceSteps);
+    this.#trace = new Trace();
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
     return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };
   }
 
-  /** Null on a rank whose sums another answers with. */
+  /** Null on a rank that passes its sums on to another, which answers. */
   async #runStep(message: ToWorker__Output): Promise<Reply | null> {
     const prepared = this.#ready();
     const request = message.runStep!;
@@ -253,9 +253,9 @@ export class Rank {
     const busy = prepared.engine.busySeconds();
     const processor = processorSeconds();
     const passedOn = relay.passOn(message);
-    // Awaited below; should the step fail first, its failure is the one to tell.
+    // It is awaited below. If the step fails first, the step's failure is reported.
     passedOn.catch(() => {});
-    const trace = this.#trace.of(request.step);
+    const trace = request.trace ? this.#trace.step(request.step) : null;
     const name = `step ${request.step}/${this.#passes++}`;
     const { parts, totals } = await runRound(prepared, this.#options.links, {
       ...{ rank: this.#rank, name, parts: request.parts, trace },

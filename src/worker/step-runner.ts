@@ -252,11 +252,11 @@ class Pass {
     await this.#engine.discard();
   }
 
-  async #timed<T>(copy: Promise<T>, kind: SpanKind, instruction: Instruction): Promise<T> {
+  async #timed<T>(copy: Promise<T>, kind: SpanKind, instruction: Instruction, bytes?: number): Promise<T> {
     const started = performance.now();
     const done = await copy;
     this.totals.linkMs += performance.now() - started;
-    this.#input.trace?.add(kind, started, instruction);
+    this.#input.trace?.add(kind, started, instruction, bytes);
     return done;
   }
 
@@ -321,7 +321,7 @@ class Pass {
     const tensor = fromDevice(this.#engine, (await take(slots, where))!);
     this.totals.sentBytes += tensor.byteLength;
     const { sent } = await this.#links.send(instruction.peer!, key, tensor);
-    this.#run(this.#timed(sent, "send", instruction));
+    this.#run(this.#timed(sent, "send", instruction, tensor.byteLength));
   }
 }
 

@@ -14,18 +14,19 @@ export function clockMs(at = performance.now()): number {
   return performance.timeOrigin + at;
 }
 
-/** What this rank did in the steps that are traced. */
+/** What this rank did in the steps that were traced since it last told. */
 export class Trace {
-  readonly spans: TraceSpan[] = [];
-  readonly #steps: ReadonlySet<number>;
+  #spans: TraceSpan[] = [];
 
-  constructor(steps: readonly number[]) {
-    this.#steps = new Set(steps);
+  step(step: number): StepTrace {
+    return new StepTrace(step, this.#spans);
   }
 
-  /** Null for a step that nobody asked about. */
-  of(step: number): StepTrace | null {
-    return this.#steps.has(step) ? new StepTrace(step, this.spans) : null;
+  /** Tells, and forgets. */
+  take(): TraceSpan[] {
+    const spans = this.#spans;
+    this.#spans = [];
+    return spans;
   }
 }
 
@@ -38,10 +39,11 @@ export class StepTrace {
     this.#spans = spans;
   }
 
-  /** Something that has ended just now. `started`: by performance.now(). */
-  add(kind: SpanKind, started: number, where: Where | null = null): void {
+  /** Something that has ended just now. `started`: by performance.now(); `bytes`: what was sent. */
+  add(kind: SpanKind, started: number, where: Where | null = null, bytes?: number): void {
     const { segment, microBatch, peer } = where ?? {};
     const place = where === null ? {} : { segment, microBatch, ...(peer === undefined ? {} : { peer }) };
-    this.#spans.push({ kind, step: this.#step, startMs: clockMs(started), endMs: clockMs(), ...place });
+    const size = bytes === undefined ? {} : { bytes };
+    this.#spans.push({ kind, step: this.#step, startMs: clockMs(started), endMs: clockMs(), ...place, ...size });
   }
 }

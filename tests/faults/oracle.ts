@@ -1,5 +1,6 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { RUN_RECORDS } from "../support/run-records.ts";
 import { lastWords } from "./ends.ts";
 import { commandLine, type Processes, type Program } from "./processes.ts";
 import { JOIN_TIMEOUT_S, LAST_STEP } from "./settings.ts";
@@ -27,15 +28,14 @@ export function compareRuns(kind: Kind, output: string, calm: string): string[] 
   return [...wrong, ...compareFiles(kind, output, calm)];
 }
 
-/** The coordinator alone writes it: nodes' own folders have none. */
-const LOG = "metrics.jsonl";
-
 /** Names in the folder: those of the undisturbed run, and whole checkpoints of this one. */
 function compareFiles(kind: Kind, output: string, calm: string): string[] {
   const wrong: string[] = [];
   const expected = readdirSync(calm);
   const found = readdirSync(output);
-  for (const name of expected.filter((name) => !CHECKPOINT.test(name) && name !== LOG && !found.includes(name))) {
+  for (const name of expected.filter(
+    (name) => !CHECKPOINT.test(name) && !RUN_RECORDS.includes(name) && !found.includes(name),
+  )) {
     wrong.push(`file missing: ${name}`);
   }
   for (const name of found) {

@@ -71,7 +71,7 @@ test("the CPU demo's command lines train, over mTLS, and answer probes", async (
   const control = await freePort();
   const health = await freePort();
   const server = start({
-    spec: podOf(demo.job("pipelora-coordinator")),
+    spec: podOf(demo.job("coordinator")),
     folder: join(root, "coordinator"),
     secrets,
     addresses: [
@@ -79,7 +79,7 @@ test("the CPU demo's command lines train, over mTLS, and answer probes", async (
       ["0.0.0.0:8081", `127.0.0.1:${health}`],
     ],
   });
-  const job = demo.job("pipelora-worker");
+  const job = demo.job("worker");
   const workers = Array.from({ length: job.spec!.completions! }, async (_, index) => {
     const spec = structuredClone(podOf(job));
     spec.containers[0]!.env!.find(({ name }) => name === "POD_INDEX")!.value = String(index);

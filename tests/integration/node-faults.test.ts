@@ -17,13 +17,14 @@ import { type TestContext, test } from "node:test";
 import { coordinator, events, outcome, startCoordinator, startWorker, temporaryFolder } from "../support/cli.ts";
 import { goldenFlags, goldenRun } from "../support/golden.ts";
 import { freePort } from "../support/ports.ts";
+import { RUN_RECORDS } from "../support/run-records.ts";
 
 const golden = goldenRun("qwen2-gqa-tied");
 const everyStep = { ...golden, args: { ...golden.args, save_steps: 1 } };
-/** What a run saves: all but its log, which the coordinator alone writes. */
+/** What a run saves: all but what the coordinator alone writes. */
 const saved = (dir: string) =>
   readdirSync(dir)
-    .filter((name) => name !== "metrics.jsonl")
+    .filter((name) => !RUN_RECORDS.includes(name))
     .sort();
 const adapter = (dir: string) => readFileSync(join(dir, "adapter_model.safetensors"));
 const FAKETIME = `/usr/lib/${process.arch === "arm64" ? "aarch64" : "x86_64"}-linux-gnu/faketime/libfaketime.so.1`;

@@ -6,6 +6,7 @@ import { hashFiles } from "../../src/formats/checkpoint-folders.ts";
 import { certificates, tlsFlags } from "../support/certificates.ts";
 import { coordinator, events, outcome, temporaryFolder } from "../support/cli.ts";
 import { type GoldenRun, goldenFlags, goldenRun } from "../support/golden.ts";
+import { RUN_RECORDS } from "../support/run-records.ts";
 import { makeNetwork, namespacesMissing, type Wire } from "./network/namespaces.ts";
 
 const skip = namespacesMissing();
@@ -42,10 +43,10 @@ async function runOverNodes(t: TestContext, golden: GoldenRun, root: string, mor
   return { result, folders: [head!, ...nodes] };
 }
 
-/** Every file below a folder by its hash, the marks and temporary files of other runs too; but for the log, which the coordinator alone writes. */
+/** Every file below a folder by its hash, the marks and temporary files of other runs too; but for what the coordinator alone writes. */
 async function contents(dir: string): Promise<Record<string, string>> {
   const names = readdirSync(dir, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile() && entry.name !== "metrics.jsonl")
+    .filter((entry) => entry.isFile() && !RUN_RECORDS.includes(entry.name))
     .map((entry) => join(entry.parentPath ?? entry.path, entry.name).slice(dir.length + 1))
     .sort();
   return Object.fromEntries((await hashFiles(dir, names)).map(({ name, sha256 }) => [name, sha256]));

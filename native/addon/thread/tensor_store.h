@@ -15,7 +15,7 @@ namespace pipelora::addon {
 
 class TensorStore;
 
-/// The last one gone gives the memory back: at once on the engine's thread, behind what is queued from another.
+/// Shared ownership of a tensor. The last copy gives the memory back: at once on the engine's thread; from another thread, after the work queued so far.
 class TensorHandle {
  public:
   TensorHandle(std::shared_ptr<TensorStore> store, std::uint64_t id, const Tensor& tensor)

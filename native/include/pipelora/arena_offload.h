@@ -37,7 +37,7 @@ class ArenaOffload : public Offloaded {
   }
   const std::vector<Buffer>& tensors() const { return tensors_; }
 
-  /// The copies out are behind what is queued from now on.
+  /// The copies to the host have been queued: work queued from now on runs after them.
   virtual void left() = 0;
   /// Starts to fill tensors().
   virtual void bring_back() = 0;

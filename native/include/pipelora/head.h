@@ -39,7 +39,7 @@ class Head {
   std::size_t extra_bytes() const { return own_.bytes() + group_->extra_bytes(); }
   bool trainable() const { return group_->trainable() || table_; }
   std::vector<Learner*> learners();
-  /// Before a pass: what is made of values that were set or updated.
+  /// Before a pass: makes again what is derived from weights that were set or updated.
   void follow();
   void first_values() { group_->first_values(); }
 

@@ -64,7 +64,7 @@ class LinearWeight {
   virtual std::size_t bytes() const = 0;
 };
 
-/// Neighbouring parts of a weight that a product takes alone: those of one expert. count 0: all parts.
+/// Consecutive parts of a weight, such as one expert's, for a product that uses no others. count 0: all parts.
 struct WeightParts {
   std::size_t first = 0, count = 0;
 };

@@ -45,7 +45,7 @@ class Mixer {
   virtual std::int64_t in_cols() const = 0;
   virtual std::int64_t out_cols() const = 0;
   virtual const char* input_name() const = 0;
-  /// Where the product's columns belong; empty: where they are.
+  /// Columns of the product that must move before they are used; empty: none.
   virtual std::vector<ColumnMove> moves() const { return {}; }
   /// Products of its own, behind the block's.
   virtual std::vector<LinearGroup*> groups() { return {}; }
@@ -58,7 +58,8 @@ class Mixer {
   virtual void forward(const Call& call) = 0;
   /// What the output projection takes: saved.attn itself, or made from it in `storage`.
   virtual Tensor output(const BlockSaved& saved, std::int64_t room, Buffer& storage) = 0;
-  /// From the gradient of output() to that of the product. `input_wanted`: someone needs it; else own pairs alone learn and it may be left out.
+  /// The product's gradient, from that of output(). `input_wanted`: whether it is needed; if not, only the mixer's own LoRA pairs get gradients, and the
+  /// result may be empty.
   virtual Buffer backward(const Batch& batch, BlockSaved& saved, Buffer dout, bool input_wanted) = 0;
 
   bool trainable() {

@@ -182,7 +182,7 @@ void CpuOps::linear_forward(const LinearForward& call) {
     const Tile tile = grid.tile(task);
     CpuThread& own = *threads_[static_cast<std::size_t>(thread)];
     const Tensor y = call.y.row_range(tile.row, tile.rows).columns(tile.col, tile.cols);
-    // A dense product: oneDNN computes rows of others with kernels that depend on how many there are, and a sequence's bits then on its neighbours.
+    // oneDNN gets a dense output. For one with gaps between rows it takes a kernel by the number of rows, so a sequence's bits would depend on its neighbours.
     const Tensor product = y.dtype == DType::f32 && y.stride == y.cols
                                ? y
                                : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,

@@ -1,8 +1,8 @@
 // What a frozen weight is held as: plain, in 4 bits or in 8. CpuOps cuts a product into tiles; this makes one tile of it.
 //
 // A quantised weight is never expanded as a whole. A tile expands the panel it needs, at most kPanelCols x kPanelDepth
-// elements, into its thread's scratch and multiplies it at once; what the next tile of the same thread shares stays there.
-// Panels are cut by shape alone, and a weight kept expanded goes through the same products: same bits.
+// elements, into its thread's scratch, and multiplies it at once. The next tile of that thread uses the panel again if it is the same.
+// A panel's borders depend on the shape alone, and a weight kept expanded goes through the same products, so both give the same bits.
 #pragma once
 
 #include <cstdint>

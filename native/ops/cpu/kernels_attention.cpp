@@ -182,7 +182,7 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
           std::fill(p, p + padded(n), 0.0f);
           continue;
         }
-        const float shrink = top[i] == lowest ? 0.0f : std::exp(top[i] - now);
+        const float rescale = top[i] == lowest ? 0.0f : std::exp(top[i] - now);
         vf row_sum = splat(0);
         std::int64_t j = 0;
         for (; j < see.end; j += kLanes) {
@@ -192,10 +192,10 @@ void forward(const AttentionForward& call, std::int64_t sequence, std::int64_t h
           row_sum += weight;
         }
         std::fill(p + std::min(j, padded(n)), p + padded(n), 0.0f);
-        total[i] = total[i] * shrink + sum(row_sum);
+        total[i] = total[i] * rescale + sum(row_sum);
         top[i] = now;
-        if (shrink != 1.0f)
-          for (std::int64_t c = 0; c < value_width; c += kLanes) store(out + i * value_width + c, load(out + i * value_width + c) * shrink);
+        if (rescale != 1.0f)
+          for (std::int64_t c = 0; c < value_width; c += kLanes) store(out + i * value_width + c, load(out + i * value_width + c) * rescale);
       }
       product(m, [&](std::int64_t, std::int64_t last) { return Extent{value_width, 0, last_seen(last)}; }, s, kBlock, 1, v, value_width, out,
               value_width, true);
@@ -258,8 +258,8 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
         const auto last_seen = [&](std::int64_t i) { return seen(q0 + i, k0, n, call.window).end; };
         const auto scores = [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, e}; };
         product(m, scores, q, width, 1, k_t, kBlock, p, kBlock, false);
-        const auto slopes = [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, ev}; };
-        product(m, slopes, dout, value_width, 1, v_t, kBlock, ds, kBlock, false);
+        const auto dp_rows = [&](std::int64_t, std::int64_t last) { return Extent{padded(last_seen(last)), 0, ev}; };
+        product(m, dp_rows, dout, value_width, 1, v_t, kBlock, ds, kBlock, false);
         for (std::int64_t i = 0; i < m; ++i) {
           float *pi = p + i * kBlock, *di = ds + i * kBlock;
           const Seen see = seen(q0 + i, k0, n, call.window);
@@ -268,8 +268,8 @@ void backward(const AttentionBackward& call, const Tensor& dq_sum, std::int64_t 
           for (std::int64_t j = 0; j < see.end; j += kLanes) {
             const vf score = load(pi + j), weight = exp(score - lse);
             store(pi + j, weight);
-            const vf slope = weight * (load(di + j) - shift);
-            store(di + j, call.cap > 0 ? slope * (1.0f - (score / call.cap) * (score / call.cap)) : slope);
+            const vf ds_value = weight * (load(di + j) - shift);
+            store(di + j, call.cap > 0 ? ds_value * (1.0f - (score / call.cap) * (score / call.cap)) : ds_value);
           }
           const auto blank = [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t j = from; j < to; ++j) pi[j] = di[j] = 0;

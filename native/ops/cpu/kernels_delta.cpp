@@ -61,7 +61,7 @@ void short_conv_backward(const ShortConvBackward& call, std::int64_t sequence, s
   const std::int64_t taps = call.weight.cols, width = padded(count);
   const RowRange range = row_range(*call.sequences, sequence);
   float* weight = scratch.floats(0, static_cast<std::size_t>(2 * taps * width));
-  float* slopes = weight + taps * width;  // a ring of gradients before SiLU, token t's in row t mod taps
+  float* pre_silu = weight + taps * width;  // a ring of gradients before SiLU, token t's in row t mod taps
   std::fill(weight, weight + 2 * taps * width, 0.0f);
   for (std::int64_t c = 0; c < count; ++c)
     for (std::int64_t j = 0; j < taps; ++j) weight[j * width + c] = row<float>(call.weight, first + c)[j];
@@ -74,10 +74,10 @@ void short_conv_backward(const ShortConvBackward& call, std::int64_t sequence, s
         for (std::int64_t j = std::max<std::int64_t>(0, taps - 1 - t); j < taps; ++j)
           sum += load(weight + j * width + c) * load_some(row<T>(call.x, range.begin + t + j - (taps - 1)) + first + c, n);
         const vf share = sigmoid(sum);
-        store(slopes + t % taps * width + c, load_some(dy + c, n) * (share + sum * share * (1.0f - share)));
+        store(pre_silu + t % taps * width + c, load_some(dy + c, n) * (share + sum * share * (1.0f - share)));
         vf gradient = splat(0);
         for (std::int64_t ahead = 0; ahead < std::min(taps, range.tokens - t); ++ahead)
-          gradient += load(weight + (taps - 1 - ahead) * width + c) * load(slopes + (t + ahead) % taps * width + c);
+          gradient += load(weight + (taps - 1 - ahead) * width + c) * load(pre_silu + (t + ahead) % taps * width + c);
         store_some(dx + c, gradient, n);
       });
     }
@@ -89,7 +89,7 @@ struct Step {
   float *q, *k, *v;  // padded, zeros behind the end
   float q_length, k_length;  // what q and k were multiplied by
   float beta, decay;         // decay = exp(g)
-  float slope;               // of g in a: dg / da
+  float dg_da;
 };
 
 template <class T>
@@ -120,7 +120,7 @@ void read_step(const Call& call, std::int64_t token, std::int64_t head, Step& st
   step.beta = 1.0f / (1.0f + std::exp(-b));
   const float soft = z > 20.0f ? z : std::log1p(std::exp(z));
   step.decay = std::exp(-rate * soft);
-  step.slope = -rate / (1.0f + std::exp(-z));
+  step.dg_da = -rate / (1.0f + std::exp(-z));
 }
 
 /// P = decay S in place of S; then d = beta (v - Pᵀ k), in `delta`; columns [c, c + N kLanes).
@@ -216,13 +216,13 @@ struct StepGrad {
   float beta, g;
 };
 
-/// `slope` becomes G of the token before, `p` is this token's P.
-void step_back(const Step& step, const float* p, const float* delta, const float* dout, float* slope, StepGrad& grad, float* room,
+/// `dstate` becomes the gradient of the state before the token, `p` is this token's P.
+void step_back(const Step& step, const float* p, const float* delta, const float* dout, float* dstate, StepGrad& grad, float* room,
                std::int64_t dk, std::int64_t width) {
   const float along = dot(delta, dout, width);
   std::fill(room, room + width, 0.0f);
   for (std::int64_t i = 0; i < dk; ++i) {
-    float* g = slope + i * width;
+    float* g = dstate + i * width;
     vf of_k = splat(0), of_q = splat(0);
     for (std::int64_t c = 0; c < width; c += kLanes) {
       const vf d = load(g + c) + step.q[i] * load(dout + c);
@@ -239,7 +239,7 @@ void step_back(const Step& step, const float* p, const float* delta, const float
   for (std::int64_t c = 0; c < width; c += kLanes) store(grad.v + c, step.beta * load(room + c));
   vf of_g = splat(0);
   for (std::int64_t i = 0; i < dk; ++i) {
-    float* g = slope + i * width;
+    float* g = dstate + i * width;
     vf of_k = splat(0);
     for (std::int64_t c = 0; c < width; c += kLanes) {
       const vf held = load(p + i * width + c), dv = load(grad.v + c), dp = load(g + c) - step.k[i] * dv;
@@ -263,7 +263,7 @@ void delta_backward(const DeltaRuleBackward& call, std::int64_t sequence, std::i
   float* starts = scratch.floats(0, static_cast<std::size_t>((pieces + every + 2) * matrix));  // S before each piece
   float* held = starts + pieces * matrix;                                                        // P of each token of a piece
   float* state = held + every * matrix;
-  float* slope = state + matrix;
+  float* dstate = state + matrix;
   const std::int64_t step_floats = 2 * key_width + width;
   float* steps = scratch.floats(1, static_cast<std::size_t>(every * (step_floats + width) + step_floats + 2 * width));
   float* deltas = steps + every * step_floats;
@@ -286,7 +286,7 @@ void delta_backward(const DeltaRuleBackward& call, std::int64_t sequence, std::i
         decay_state(step, state, deltas, dk, width);
         update_state(step, state, deltas, nullptr, dk, width);
       }
-      std::fill(slope, slope + matrix, 0.0f);
+      std::fill(dstate, dstate + matrix, 0.0f);
       for (std::int64_t piece = pieces; piece-- > 0;) {
         const std::int64_t first = piece * every, count = std::min(every, range.tokens - first);
         std::copy_n(starts + piece * matrix, matrix, state);
@@ -302,13 +302,13 @@ void delta_backward(const DeltaRuleBackward& call, std::int64_t sequence, std::i
           const Step& step = piece_steps[static_cast<std::size_t>(i)];
           const T* from = row<T>(call.dout, token) + head * dv;
           for_lanes(0, dv, [&](std::int64_t c, int n) { store(dout + c, load_some(from + c, n)); });
-          step_back(step, held + i * matrix, deltas + i * width, dout, slope, grad, room, dk, width);
+          step_back(step, held + i * matrix, deltas + i * width, dout, dstate, grad, room, dk, width);
           float* sum_q = sums + t * 2 * key_width;
           for (std::int64_t c = 0; c < 2 * key_width; c += kLanes) store(sum_q + c, load(sum_q + c) + load(of_step + c));
           T* to = row<T>(call.dqkv, token) + 2 * s.keys() + head * dv;
           for_lanes(0, dv, [&](std::int64_t c, int n) { store_some(to + c, load(grad.v + c), n); });
           store_some(row<T>(call.db, token) + head, splat(grad.beta * step.beta * (1.0f - step.beta)), 1);
-          store_some(row<T>(call.da, token) + head, splat(grad.g * step.slope), 1);
+          store_some(row<T>(call.da, token) + head, splat(grad.g * step.dg_da), 1);
         }
       }
     }

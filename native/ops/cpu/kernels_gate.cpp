@@ -30,7 +30,7 @@ struct Pair {
   }
 };
 
-/// value = gate(g, u) and its slopes by g and u.
+/// value = gate(g, u) and its derivatives by g and u.
 struct GateAt {
   vf value, by_gate, by_up;
 };

@@ -71,7 +71,7 @@ void CudaOps::attention_backward(const AttentionBackward& call) {
   check_head_dim(call.head_dim);
   const Buffer delta = arena_->workspace("attention's row sums", DType::f32, call.lse.rows, call.lse.cols);
   const AttentionChoice choice = attention_backward_choice(traits_of(call), gpu_);
-  const AttentionRoom wanted = choice.keeps_slopes ? attention_room(call) : AttentionRoom{};
+  const AttentionRoom wanted = choice.keeps_ds ? attention_room(call) : AttentionRoom{};
   const Buffer room = arena_->spare("attention's dS", wanted.least, wanted.most);
   cudaStream_t stream = device_.stream();
   // The table's pairs of numbers are read at once.

@@ -65,7 +65,7 @@ void describe(std::ostream& out, const char* op, const AttentionTraits& call, co
       << " -> " << name(choice.kernel);
   if (choice.kernel == AttentionKernel::tiles)
     out << ' ' << choice.tiles.columns << " columns, " << choice.tiles.warps << " warps, " << choice.tiles.stages << " stages";
-  if (choice.keeps_slopes) out << ", dS kept";
+  if (choice.keeps_ds) out << ", dS kept";
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ AttentionChoice attention_backward_choice(const AttentionTraits& call, const Gpu
     if (on_hopper(call, gpu)) {
       choice.kernel = long_on_hopper(call) ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
       choice.turns_back = call.head_dim == 64 || call.head_dim == 128;
-      choice.keeps_slopes = choice.kernel == AttentionKernel::hopper_long && call.window == 0;
+      choice.keeps_ds = choice.kernel == AttentionKernel::hopper_long && call.window == 0;
     } else {
       choice.kernel = AttentionKernel::tiles;
       choice.tiles = backward_tiles(call, gpu);
@@ -183,8 +183,38 @@ LoraKernel lora_choice(LoraOp op, const LoraTraits& call, const GpuKind& gpu) {
   }
   tell(gpu, [&](std::ostream& out) {
     out << name(op) << ' ' << dtype_name(call.dtype) << ", " << call.pairs << " pairs of up to rank " << call.most_rank << ", " << call.tiles
-        << " tiles" << (call.aligned ? "" : ", not aligned") << (call.dropout ? ", dropout" : "") << (few ? ", up to 8 tokens" : "") << " -> "
+        << " tiles" << (call.aligned ? "" : ", not aligned") << (call.dropout ? ", dropout" : "") << (few ? ", few tokens" : "") << " -> "
         << name(kernel);
+  });
+  return kernel;
+}
+
+const char* name(FewKernel kernel) {
+  switch (kernel) {
+    case FewKernel::plain: return "plain";
+    case FewKernel::queues: return "queues";
+    case FewKernel::bulk: return "bulk";
+    case FewKernel::expanded: return "expanded";
+  }
+  return "";
+}
+
+FewKernel few_choice(const FewTraits& call, const GpuKind& gpu) {
+  // Up to so many tokens queues take less time, up to so many they work at all.
+  constexpr std::int64_t kBestQueues = 4, kMostQueues = 8;
+  FewKernel kernel = FewKernel::expanded;
+  if (call.tokens >= 1 && call.tokens <= kFewTokens && call.in % 32 == 0 && call.block >= 32 && call.aligned) {
+    const bool queues = call.tokens <= kMostQueues && call.fits, bulk = gpu.hopper && call.in % 64 == 0 && call.block >= 64;
+    if (call.dtype == DType::f32)
+      kernel = FewKernel::plain;
+    else if (queues && (call.tokens <= kBestQueues || !bulk))
+      kernel = FewKernel::queues;
+    else if (bulk)
+      kernel = FewKernel::bulk;
+  }
+  tell(gpu, [&](std::ostream& out) {
+    out << "product of few tokens " << dtype_name(call.dtype) << ", " << call.tokens << " x " << call.in << ", blocks of " << call.block
+        << (call.aligned ? "" : ", not aligned") << (call.fits ? "" : ", more than shared memory") << " -> " << name(kernel);
   });
   return kernel;
 }

@@ -18,7 +18,7 @@ struct GpuKind {
 /// Largest head width of any attention kernel.
 inline constexpr std::int64_t kMaxHeadDim = 256;
 /// Most tokens for which a product reads 4-bit codes itself, and for which LoRA has kernels of its own.
-inline constexpr std::int64_t kFewTokens = 8;
+inline constexpr std::int64_t kFewTokens = 64;
 
 struct AttentionTraits {
   DType dtype = DType::f32;
@@ -49,7 +49,7 @@ struct AttentionChoice {
   AttentionKernel kernel = AttentionKernel::plain;
   AttentionTiles tiles;      // of `tiles`
   bool turns_back = false;   // backward: dq and dk can be written as those before rotary
-  bool keeps_slopes = false; // backward: dS may be kept in memory between the two passes
+  bool keeps_ds = false; // backward: dS may be kept in memory between the two passes
 };
 AttentionChoice attention_forward_choice(const AttentionTraits& call, const GpuKind& gpu);
 AttentionChoice attention_backward_choice(const AttentionTraits& call, const GpuKind& gpu);
@@ -60,7 +60,7 @@ enum class CrossEntropyKernel : std::uint8_t {
   clusters, // blocks that keep a row in their shared memory
 };
 const char* name(CrossEntropyKernel kernel);
-/// `shaped`: the logits' gradient has a factor or a slope of its own. `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
+/// `shaped`: the logits' gradient has a factor or a derivative of its own. `padded`: rows are as long in memory as the next multiple of eight, and begin on 16 bytes.
 CrossEntropyKernel cross_entropy_choice(std::int64_t vocab, bool padded, bool shaped, const GpuKind& gpu);
 /// Blocks of a cluster, and columns of each.
 inline constexpr int kClusterBlocks = 8;
@@ -96,6 +96,23 @@ enum class LoraKernel : std::uint8_t {
 const char* name(LoraOp op);
 const char* name(LoraKernel kernel);
 LoraKernel lora_choice(LoraOp op, const LoraTraits& call, const GpuKind& gpu);
+
+/// A product of a few tokens with a weight in 4 bits.
+struct FewTraits {
+  DType dtype = DType::f32;
+  std::int64_t tokens = 0, in = 0;
+  std::int64_t block = 64;  // elements that share a scale
+  bool aligned = false;     // rows of x can be read 16 bytes at a time
+  bool fits = false;        // all of x fits the shared memory of `queues`
+};
+enum class FewKernel : std::uint8_t {
+  plain,     // quant4_few_plain.cu: float32
+  queues,    // quant4_few.cu: all of x in shared memory, a queue of codes for each thread
+  bulk,      // quant4_few_hopper.cu: codes and x through bulk copies
+  expanded,  // as of many tokens
+};
+const char* name(FewKernel kernel);
+FewKernel few_choice(const FewTraits& call, const GpuKind& gpu);
 
 struct ExpertsTraits {
   DType dtype = DType::f32;

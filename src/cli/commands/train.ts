@@ -1,42 +1,49 @@
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { Registry } from "prom-client";
 import { type PipeloraError, toPipeloraError } from "../../common/errors.ts";
-import type { Logger } from "../../common/log.ts";
+import { hearLog, type Logger, unheardChild } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
 import { adapterConfigs } from "../../config/adapters.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
+import type { HttpShows } from "../../coordinator/run/live-replies.ts";
+import { JournalFile } from "../../coordinator/run/observers/journal-file.ts";
+import { LiveRun } from "../../coordinator/run/observers/live-run.ts";
 import { MetricsFile } from "../../coordinator/run/observers/metrics-file.ts";
 import { MlflowObserver, mlflowSettings } from "../../coordinator/run/observers/mlflow.ts";
 import { type Observer, withObservers } from "../../coordinator/run/observers/observer.ts";
 import { PrometheusObserver } from "../../coordinator/run/observers/prometheus.ts";
 import { TensorboardObserver } from "../../coordinator/run/observers/tensorboard.ts";
-import type { Reporter } from "../../coordinator/run/reporter.ts";
+import type { Reporter, Shown } from "../../coordinator/run/reporter.ts";
 import { barReporter, jsonReporter, logReporter } from "../../coordinator/run/reporters.ts";
 import { type AdapterToTrain, train } from "../../coordinator/run/train.ts";
 
+/** What is told of one adapter, and to whom. */
+interface Told extends AdapterToTrain {
+  readonly observers: readonly Observer[];
+  error: PipeloraError | null;
+}
+
 export async function trainCommand(config: Config, log: Logger): Promise<number> {
-  const registry = new Registry();
-  const shown = chooseReporter(config, log);
-  const adapters: (AdapterToTrain & { readonly observers: readonly Observer[]; error: PipeloraError | null })[] = [];
+  const live = config.http === null ? null : await LiveRun.open(resolve(config.output_dir!), resumes(config));
+  const http: HttpShows = { registry: new Registry(), live };
+  const adapters: Told[] = [];
   let ended: unknown = null;
   try {
     for (const { name, config: own } of adapterConfigs("train", config)) {
-      const observers = await openObservers(own, registry, log);
+      const observers = await openObservers(own, http, log);
       const failed = (error: PipeloraError) => {
         adapter.error = error;
       };
-      const reporter = withObservers(name === null ? shown : chooseReporter(config, log, name), [
+      const reporter = withObservers(chooseReporter(config, log, name), [
         ...observers,
         { failed, close: async () => {} },
       ]);
-      const adapter = { name, config: own, reporter, observers, error: null as PipeloraError | null };
+      const adapter: Told = { name, config: own, reporter, observers, error: null };
       adapters.push(adapter);
     }
-    await train(config, adapters, {
-      log,
-      reporter: adapters[0]!.name === null ? adapters[0]!.reporter : shown,
-      registry,
-    });
+    const [first] = adapters;
+    const reporter = first!.name === null ? first!.reporter : ofAll(chooseReporter(config, log), adapters);
+    await train(config, adapters, { log, reporter, http });
     return 0;
   } catch (thrown) {
     ended = thrown;
@@ -51,13 +58,27 @@ export async function trainCommand(config: Config, log: Logger): Promise<number>
   }
 }
 
-async function openObservers(config: Config, registry: Registry, log: Logger): Promise<Observer[]> {
+/** What is told of a run as a whole is kept in the journal of each of its adapters. */
+function ofAll(shown: Shown, adapters: readonly Told[]): Reporter {
+  const journals = adapters.flatMap(({ observers }) => observers.filter((one) => one instanceof JournalFile));
+  return withObservers(shown, journals);
+}
+
+async function openObservers(config: Config, { registry, live }: HttpShows, log: Logger): Promise<Observer[]> {
   const warn = (text: string) => log.warn(text);
   const outputDir = await ensureWritable(config.output_dir!);
   const wanted: readonly string[] = [config.report_to].flat();
   const events = config.logging_dir ?? join(outputDir, "runs");
+  const journal = new JournalFile(outputDir, warn);
+  hearLog(log, (line) => {
+    journal.line(line);
+    live?.line(line);
+  });
   return [
     new MetricsFile(outputDir, warn),
+    // After the metrics: it says how the run ended.
+    journal,
+    ...(live === null ? [] : [live]),
     ...(config.http === null ? [] : [new PrometheusObserver(registry)]),
     ...(wanted.includes("tensorboard") ? [await TensorboardObserver.open(events, warn)] : []),
     // Last: a run that was opened there is to be ended.
@@ -67,10 +88,14 @@ async function openObservers(config: Config, registry: Registry, log: Logger): P
   ];
 }
 
-function chooseReporter(config: Config, log: Logger, adapter: string | null = null): Reporter {
+function resumes({ resume_from_checkpoint: from }: Config): boolean {
+  return from !== null && from !== false;
+}
+
+function chooseReporter(config: Config, log: Logger, adapter: string | null = null): Shown {
   if (config.json) return jsonReporter((line) => process.stdout.write(line), adapter);
   const terminal = process.stderr.isTTY === true && config.log_format === "text";
   // A bar is of one adapter.
   const bar = terminal && !config.disable_tqdm && config.adapters === null;
-  return bar ? barReporter(process.stderr) : logReporter(log, adapter);
+  return bar ? barReporter(process.stderr) : logReporter(unheardChild(log), adapter);
 }

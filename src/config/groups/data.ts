@@ -16,7 +16,7 @@ const rowSet = z.strictObject({
 const rowSets = z.union([text, z.array(z.union([text, rowSet])).min(1)], {
   error: "expected a path, or a list of paths and of {path, weight, rows, columns, template}, weight and rows above 0",
 });
-/** As the configuration has them: paths and names, alone or with what holds for that set. */
+/** Data sets as the configuration gives them: a path or a name, alone or with settings for that set. */
 export type RowSets = z.infer<typeof rowSets>;
 
 /** Commands that turn messages or rows into text. */

@@ -39,6 +39,14 @@ export const fileOptions = {
   ),
   dry_run: option("boolean", "Output", ["sweep"], flag(), "Write the file of adapters alone, output_dir/sweep.yaml."),
   html: option("string", "Output", ["plan"], optional(text), "Write the plan as a page with pictures too.", "FILE"),
+  shell: option(
+    "string",
+    "Output",
+    ["completion"],
+    optional(choice(["bash", "zsh", "fish"])),
+    "The shell to complete in.",
+    "NAME",
+  ),
   private: option("boolean", "Output", ["push"], flag(), "A repository that is made is private."),
   commit_message: option("string", "Output", ["push"], optional(text), "The commit's title.", "TEXT"),
   max_shard_size: option(
@@ -52,7 +60,7 @@ export const fileOptions = {
   json: option(
     "boolean",
     "Output",
-    COMMANDS.filter((command) => command !== "worker"),
+    COMMANDS.filter((command) => !["worker", "demo", "completion"].includes(command)),
     flag(),
     "Print JSON for machines.",
   ),

@@ -23,9 +23,9 @@ export const savingOptions = {
   output_dir: option(
     "string",
     "Logging and saving",
-    ["train", "merge", "export", "quantize", "add-tokens", "init-model", "certs", "worker"],
+    ["train", "ui", "merge", "export", "quantize", "add-tokens", "init-model", "certs", "demo", "doctor", "worker"],
     optional(text),
-    "Folder for the adapter, checkpoints and logs; a worker's own with --save-on-each-node, none: the coordinator's path.",
+    "Folder for the adapter, checkpoints and logs; for ui a run's, or one that holds several runs'; a worker's own with --save-on-each-node, none: the coordinator's path. The demo's, none: pipelora-demo; doctor looks at its disk.",
     "DIR",
   ),
   overwrite_output_dir: option(

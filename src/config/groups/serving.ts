@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { fromEnvironment, option, optional, positive, SERVES, text } from "./vocabulary.ts";
+import { fromEnvironment, LISTENS, option, optional, positive, SERVES, text } from "./vocabulary.ts";
 
 /** Commands that continue several sequences at a time. */
 const BATCHES = [...SERVES, "generate"] as const;
@@ -9,9 +9,9 @@ export const servingOptions = {
   http: option(
     "string",
     "Serving",
-    SERVES,
+    LISTENS,
     optional(text),
-    "Address that the API answers on; none: 127.0.0.1:8000 for serve, no API for train, which answers between steps with the adapter as it is.",
+    "Address that the API and, for train and ui, the page answer on; none: 127.0.0.1:8000 for serve, 127.0.0.1:8001 for ui, nothing for train, whose API answers between steps with the adapter as it is.",
     "HOST:PORT",
   ),
   api_key: {
@@ -20,7 +20,7 @@ export const servingOptions = {
       option(
         "string",
         "Serving",
-        SERVES,
+        LISTENS,
         optional(text),
         "Key that requests must carry as a bearer token; others see it on the command line, so prefer the file or the environment.",
         "KEY",
@@ -28,16 +28,16 @@ export const servingOptions = {
     ),
     secret: true as const,
   },
-  api_key_file: option("string", "Serving", SERVES, optional(text), "File that holds the key.", "FILE"),
+  api_key_file: option("string", "Serving", LISTENS, optional(text), "File that holds the key.", "FILE"),
   http_tls_cert: option(
     "string",
     "Serving",
-    SERVES,
+    LISTENS,
     optional(text),
     "Certificate with which the API speaks TLS (PEM), intermediates after it.",
     "FILE",
   ),
-  http_tls_key: option("string", "Serving", SERVES, optional(text), "The certificate's private key.", "FILE"),
+  http_tls_key: option("string", "Serving", LISTENS, optional(text), "The certificate's private key.", "FILE"),
   served_model_name: option(
     "string",
     "Serving",

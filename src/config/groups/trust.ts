@@ -45,7 +45,7 @@ export const trustOptions = {
     "PIPELORA_JOIN_TOKEN_FILE",
     option("string", "Trust", MEMBERS, optional(text), "File that holds the join token.", "FILE"),
   ),
-  insecure: option("boolean", "Trust", MEMBERS, flag(), "Allow plaintext beyond loopback."),
+  insecure: option("boolean", "Trust", [...MEMBERS, "ui"], flag(), "Allow plaintext beyond loopback."),
   names: option("list", "Trust", ["certs"], optional(oneOrMore), "Nodes to make certificates for.", "A,B,…"),
   days: option("integer", "Trust", ["certs"], positive.default(365), "Days for which the certificates are valid."),
 };

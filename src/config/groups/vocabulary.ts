@@ -8,6 +8,8 @@ export const TRAINS: readonly Command[] = ["train", "plan"];
 export const SAMPLES: readonly Command[] = ["generate", "chat"];
 /** Commands that answer over HTTP, alone or beside their work. */
 export const SERVES: readonly Command[] = ["serve", "train"];
+/** Commands that have an address of their own, with a key and TLS. */
+export const LISTENS: readonly Command[] = [...SERVES, "ui"];
 export const MODELS: readonly Command[] = [...RUNS, "merge", "export", "quantize", "add-tokens", "tokenize"];
 export const QUANTIZES: readonly Command[] = [...RUNS, "merge", "quantize"];
 

@@ -1,5 +1,4 @@
 import { bytesOf } from "../../common/bytes.ts";
-import { tracedSteps } from "../../common/traced-steps.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import { biasMatrices } from "../../models/kinds/biases.ts";
@@ -21,8 +20,7 @@ import type { PipelineRoles } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 
 /** What ranks are told beside the plan. */
-export type PrepareSettings = LinkSettings &
-  Pick<Config, "schedule" | "link_timeout" | "fp8" | "trace" | "trace_steps">;
+export type PrepareSettings = LinkSettings & Pick<Config, "schedule" | "link_timeout" | "fp8">;
 
 /** What ranks are told of one adapter. */
 export interface AdapterAssignment {
@@ -71,7 +69,6 @@ export async function prepareRequests(
     schedule: settings.schedule,
     linkTimeoutS: settings.link_timeout,
     fp8: settings.fp8,
-    traceSteps: settings.trace === null ? [] : tracedSteps(settings.trace_steps),
   };
   return members.map(({ hello }, rank): Prepare => {
     const own = replicas.find((ranks) => ranks.includes(rank)) ?? [];

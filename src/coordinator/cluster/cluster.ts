@@ -135,8 +135,8 @@ export class Cluster {
   }
 
   /**
-   * Starts local workers if the run has its own, waits for all, gives out ranks (by node name, then device: the same ones after a
-   * restart). Workers of more nodes than asked for stay as spares.
+   * Starts local workers if the run has its own, waits for all, and gives out ranks, by node name and then by device, so that a restart
+   * gives the same ones. Workers of further nodes stay as spares.
    * Errors: PL_WORKER_MISSING after join_timeout, PL_WORKER_LOST if a local worker dies first.
    */
   async form(): Promise<readonly WorkerConnection[]> {

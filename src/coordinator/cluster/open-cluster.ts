@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
-import { loadEngine } from "../../engine/index.ts";
+import { engineOrigin, loadEngine } from "../../engine/index.ts";
 import { openTrust, type TrustSettings } from "../../rpc/trust.ts";
 import { Cluster } from "./cluster.ts";
 import { localDevices } from "./local-devices.ts";
@@ -18,6 +18,7 @@ type TlsFiles = Pick<Config, "tls_ca" | "tls_cert" | "tls_key" | "tls_name">;
 /** Opens the cluster of a run: local workers, or those that will join over the network. */
 export function openCluster(config: ClusterSettings, log: Logger): Promise<Cluster> {
   const capabilities = loadEngine().capabilities();
+  log.debug(engineOrigin());
   const { devices, threads, pin } = localDevices(config, capabilities);
   const { cuda } = capabilities;
   if (config.listen === null && config.workers === null && cuda !== null && cuda.driver > 0 && cuda.reason !== null) {

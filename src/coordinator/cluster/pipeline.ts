@@ -65,6 +65,12 @@ export interface PipelineRoles {
   readonly owners: ReadonlyMap<string, number>;
 }
 
+export interface RoundOrder {
+  readonly round: number;
+  /** Whether the next report is to tell all that the ranks did in it. */
+  readonly trace: boolean;
+}
+
 /** The workers of a run as one model, in one or more replicas: every call but a step's goes to all ranks at once. */
 export class Pipeline {
   readonly #members: readonly WorkerConnection[];
@@ -97,13 +103,13 @@ export class Pipeline {
    * A step of each of these adapters. A replica's first rank takes the round and answers for all of its ranks. Sums by part, then by
    * replica.
    */
-  async runRound(round: number, parts: readonly RoundPart[]): Promise<AdapterSums__Output[][]> {
+  async runRound({ round, trace }: RoundOrder, parts: readonly RoundPart[]): Promise<AdapterSums__Output[][]> {
     const replies = await this.#allOf(
       this.#replicas.map(({ ranks }) => ranks[0]!),
       (member, rank) => {
         const replica = this.#replicas.indexOf(this.#replicaOf(rank)!);
         const own = parts.map(({ batches, ...part }) => ({ ...part, microBatches: packed(batches[replica]!) }));
-        return member.request({ runStep: { step: round, parts: own } });
+        return member.request({ runStep: { step: round, parts: own, trace } });
       },
     );
     for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
@@ -126,7 +132,7 @@ export class Pipeline {
     return this.#import(values, { shelf: number });
   }
 
-  /** What each rank measured since it was prepared. */
+  /** What each rank measured since it was prepared, with the spans of the steps that were traced since the last report. */
   async report(): Promise<RankReport__Output[]> {
     const replies = await this.#all((member) => member.request({ reportRank: {} }));
     return replies.map((reply) => reply.rankReport!);

@@ -11,8 +11,8 @@ interface Span {
 }
 
 /**
- * Answers to numbered prompts, kept as they come in NAME.part, whose first line names what they are answers to; put in their order under
- * NAME once all are there. What a killed run left in NAME.part stays answered.
+ * Answers to numbered prompts. They are written to NAME.part in the order in which they come; its first line identifies prompts, model and
+ * settings. When all are there, they are put in order in NAME. A run after a killed one continues its NAME.part.
  */
 export class AnswerFile {
   readonly #path: string;

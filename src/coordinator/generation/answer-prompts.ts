@@ -34,15 +34,15 @@ const DECISIVE = [
   "seed",
 ] as const satisfies readonly (keyof Config)[];
 
-/** What an answer has beside the row that it is to. */
+/** Keys that an answer adds to its prompt's row. */
 const OWN = ["index", "output_ids", "text", "finish_reason"];
 const PROGRESS_MS = 10_000;
 
 type Settings = Config & SampleSettings;
 
 /**
- * Answers every prompt of --input into --output, as many at a time as --max-num-seqs; run again, what was answered stays. All prompts are
- * checked before a weight is read. Errors: those of the prompts; PL_ENGINE_FAILED at the end where some have no answer.
+ * Answers every prompt of --input into --output, up to --max-num-seqs at a time. Run again, it keeps the answers that are there. All prompts
+ * are checked before a weight is read. Errors: those of the prompts; PL_ENGINE_FAILED at the end if some got no answer.
  */
 export async function answerPrompts(config: Settings, log: Logger): Promise<void> {
   const setup = await setUpModel(config, log, { weights: true, lora: false });
@@ -69,7 +69,7 @@ export async function answerPrompts(config: Settings, log: Logger): Promise<void
   }
 }
 
-/** A model without a tokenizer answers ids; one row of text, and it must have one. */
+/** A model without a tokenizer can answer prompts of ids. If any row has text, it must have a tokenizer. */
 async function languageFor(file: PromptFile, setup: ModelSetup, config: Settings, log: Logger): Promise<Language> {
   const none: Language = { tokenizer: null, template: null };
   try {
@@ -94,7 +94,7 @@ async function measure(
     if (taken !== undefined) {
       throw new PipeloraError(
         "PL_DATASET_INVALID",
-        `${file.path}: prompt ${index + 1} has "${taken}", which answers have of their own`,
+        `${file.path}: prompt ${index + 1} has the key "${taken}", under which its answer would be written`,
         {
           hint: "Give that key another name.",
         },
@@ -156,7 +156,7 @@ async function answerAll(work: Work, prompts: AsyncIterable<PromptRow>): Promise
   if (failed > 0) {
     throw new PipeloraError(
       "PL_ENGINE_FAILED",
-      `${failed} of ${count} prompts have no answer: the log says why of each`,
+      `${failed} of ${count} prompts got no answer. The log has the reason for each`,
       {
         hint: "Run the command again: what was answered stays.",
       },

@@ -30,12 +30,12 @@ export interface WantedRoom {
   readonly waiting: number;
 }
 
-/** Tokens of a sequence that room is made for where nothing is said. */
+/** Tokens a sequence for which the cache has room, unless a flag says otherwise. */
 const USUAL_TOKENS = 4096;
-/** Fewest tokens of all sequences together that are worth a start. */
+/** With room for fewer tokens than this, of all sequences together, generation does not start. */
 const FEWEST_ROWS = 512;
 
-/** Room for sequences of the usual length, as far as they may be so long and as it fits. */
+/** Rows of the cache for sequences of the usual length, or of the model's greatest length where that is less: as wanted, and at least. */
 export function usualRows(sequences: number, { spec }: ModelSetup): { most: number; least: number } {
   const each = Math.min(USUAL_TOKENS, spec.maxPositions);
   return { most: sequences * each, least: Math.min(FEWEST_ROWS, each) };
@@ -58,8 +58,8 @@ interface Placed {
 }
 
 /**
- * Loads the model over the workers and calls `use` with a scheduler over them. When a worker is lost the model is loaded anew, as often as
- * max_restarts says, and what was under way goes on. Errors: those of planning and loading; the loss after which nothing is left to try.
+ * Loads the model over the workers and calls `use` with a scheduler over them. When a worker is lost, the model is loaded again, at most
+ * max_restarts times, and sequences under way go on. Errors: those of planning and loading, and the last loss.
  */
 export async function withScheduler<T>(
   config: ScheduledSettings,

@@ -29,11 +29,11 @@ export interface RowSizes {
   readonly tokens: Int32Array;
   /** [row] tokens that a loss is taken on */
   readonly labelTokens: Int32Array;
-  /** Tokens of the row that a token finds itself in, on average: what attention, which goes with a row's square, costs a token. */
+  /** The mean, over tokens, of the length of a token's row. Attention's cost a token grows with it. */
   readonly typical: number;
 }
 
-/** Rows that are looked at between two yields. */
+/** Rows read between two yields to the event loop. */
 const SLICE_ROWS = 1024;
 
 /** Yields now and then. */

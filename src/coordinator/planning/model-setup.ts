@@ -198,7 +198,7 @@ async function assertSameBases(adapter: Adapter, spec: ModelSpec, checkpoint: Ch
     if (same) continue;
     throw new PipeloraError(
       "PL_ADAPTER_INVALID",
-      `${adapter.dir} was made on another ${module} than this model's: the weight it holds of it differs.`,
+      `${adapter.dir} was trained on another base model: its copy of ${module} differs from this model's.`,
       { hint: "Give the base model that the adapter was trained on." },
     );
   }

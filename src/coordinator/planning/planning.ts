@@ -78,9 +78,9 @@ export interface ChosenPlan {
 }
 
 /**
- * Plans for these devices, with the cut of a step that is predicted fastest: see cutsOf. `auto` is `fastest`, but for the number of
- * replicas, where the devices' speeds are known. A run that was cut before stays so as long as that fits, so that a restart gives the
- * same bits. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
+ * Plans for these devices, with the micro-batches that are predicted fastest: see cutsOf. Where the devices' speeds are known, `auto` is
+ * `fastest`, except for the number of replicas. A run keeps the micro-batches of its earlier attempts as long as they fit, so that a restart
+ * gives the same bits. Errors: PL_DEVICE_UNAVAILABLE, and those of makePlan.
  */
 export async function planFor(
   settings: PlanSettings,
@@ -127,9 +127,10 @@ async function planIfFits(request: Request, cut: RoundCut): Promise<{ plan: Plan
 }
 
 /**
- * The ways to cut a step that a plan with this device map may choose from. GPUs: all, since larger micro-batches make faster products
- * and more of them a fuller pipeline; under `fastest` with replicas too. CPU workers, whose products run at their rate from a hundred
- * tokens on, and --deterministic-batches: the one that does not depend on the placement, so that any number of them gives the same bits.
+ * The ways to split a step into micro-batches that a plan with this device map may choose from. On GPUs: all of them, since larger ones make
+ * faster products, and more of them a fuller pipeline; under `fastest` with replicas too. On CPU workers, whose products reach their full rate
+ * at a hundred tokens, and with --deterministic-batches: the one that does not depend on the placement, so that any number of workers gives the
+ * same bits.
  */
 export function cutsOf(
   config: Pick<Config, "deterministic_batches">,

@@ -41,9 +41,13 @@ export async function readRental(config: RentalSettings): Promise<Rental | null>
   }
   const unpriced = [...used].find((id) => !prices.has(id));
   if (prices.size > 0 && unpriced !== undefined) {
-    throw new PipeloraError("PL_CONFIG_INVALID", `${unpriced} has no price, others have one.`, {
-      hint: `Add it to --prices, or as price to its entry in --gpus.`,
-    });
+    throw new PipeloraError(
+      "PL_CONFIG_INVALID",
+      `--prices has no price for ${unpriced}; expected one for every kind of GPU in --devices.`,
+      {
+        hint: `Add it to --prices, or as price to its entry in --gpus.`,
+      },
+    );
   }
   if (config.deadline !== null && prices.size === 0) {
     throw new PipeloraError(

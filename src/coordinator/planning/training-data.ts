@@ -137,7 +137,7 @@ function orderOf(config: DataSettings, train: Dataset): TrainingOrder {
   });
 }
 
-/** Each set's share is held out of the set itself, so that no row of it comes again in training. */
+/** Rows are held out of each set by itself, before sets are mixed, so that no held-out row is trained on. */
 function mixed(
   sets: readonly RowSet[],
   { rows, sizes }: EncodedSets,

@@ -28,18 +28,18 @@ export interface RoundCut extends WorkChoice {
 
 /** The ways to cut a step that a plan may choose from. */
 export interface Ways<C> {
-  /** The one that depends on the rows, the settings and the kind of device, never on the placement. */
+  /** The one that does not depend on the placement, only on the rows, the settings and the kind of device. */
   fixed(devices: readonly Device[]): C;
-  /** All that are worth a try with as many replicas as the settings ask for, one where they ask for none. */
+  /** All that are worth trying with the settings' number of replicas, or with one. */
   cuts(): C[];
-  /** All that are worth a try on these devices, also with replicas of the plan's choosing. */
+  /** All that are worth trying on these devices, with any number of replicas. */
   free(devices: readonly Device[]): C[];
   /** More ways, near one of those above. */
   near(cut: C): Promise<C[]>;
 }
 
 export interface Workload extends Ways<RoundCut> {
-  /** Whether it trains: many steps, worth a look at how fast the devices are. */
+  /** Whether it trains. Training takes many steps, so measuring the devices' speed first pays. */
   readonly trains: boolean;
   /** How the run was cut until now; null: it begins. */
   readonly previous: RoundCut | null;
@@ -114,7 +114,7 @@ function meanBatches(all: readonly Batches[]): Batches {
   };
 }
 
-/** Steps that stand for the run while a plan is looked for. */
+/** Steps that stand for the whole run while plans are compared. */
 const SAMPLED_STEPS = 16;
 
 export function trainingWorkload(
@@ -166,7 +166,7 @@ function longestRow(rows: Dataset): number {
   return longest;
 }
 
-/** A plan asks for a cut's work more than once, and it takes a pass over the run's rows. */
+/** Caches a result: it takes a pass over the run's rows, and a plan asks for it several times. */
 function once<T>(make: () => T): () => T {
   let made: T | null = null;
   return () => {
@@ -175,7 +175,7 @@ function once<T>(make: () => T): () => T {
   };
 }
 
-/** Rows as long as may be, every token a label: for a plan without a dataset. */
+/** Rows of the greatest length, with every token a label: for a plan without a dataset. */
 export function fullRowsWorkload(
   config: WorkSettings & Pick<Config, "max_length" | "per_device_train_batch_size" | "gradient_accumulation_steps">,
 ): Ways<Cut> {

@@ -50,7 +50,7 @@ export class CheckpointStore {
     return this.#limit === null ? [] : this.#drop(Math.max(this.#limit, new Set(keep).size), keep);
   }
 
-  /** The run is over and ends with the best: with a limit of 1 that one alone stays. Returns the names of those deleted. */
+  /** At the end of a run that loads the best checkpoint: with a limit of 1, only that one is kept. Returns the names of the deleted ones. */
   async finished(best: string): Promise<string[]> {
     return this.#limit === 1 && this.owns(best) ? this.#drop(1, [best]) : [];
   }

@@ -157,7 +157,7 @@ async function explained<T>(path: string, read: () => Promise<T>): Promise<T> {
   } catch (cause) {
     throw new PipeloraError(
       "PL_RESUME_INVALID",
-      `${path} is no complete checkpoint of this run: ${(cause as Error).message}`,
+      `${path} is not a complete checkpoint of this run: ${(cause as Error).message}`,
       { cause, hint: "Resume from another checkpoint, or train anew with --overwrite-output-dir." },
     );
   }

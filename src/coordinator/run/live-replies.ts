@@ -5,6 +5,7 @@ import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { reply } from "../../generation/reply.ts";
 import { Scheduler, type SchedulerLimits } from "../../generation/scheduler.ts";
+import { RunFolder } from "../../serve/page/run-folder.ts";
 import type { Service } from "../../serve/service.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
 import { stopIdsOf } from "../generation/conversation.ts";
@@ -15,6 +16,7 @@ import { tokenChoice } from "../generation/token-choice.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { CacheNeeds } from "../planning/workload.ts";
 import { type HttpApi, openHttpApi } from "../serving/http-api.ts";
+import type { LiveRun } from "./observers/live-run.ts";
 import type { Reporter } from "./reporter.ts";
 import { SampleFile } from "./sample-file.ts";
 
@@ -22,6 +24,14 @@ import { SampleFile } from "./sample-file.ts";
 const ROWS_BESIDE = 8192;
 /** Answers under way at the run's end were begun before it: they are done. */
 const GRACE_MS = 1_000;
+
+/** What an address tells of a run in training, beside its replies. */
+export interface HttpShows {
+  /** Of /metrics. */
+  readonly registry: Registry;
+  /** Of the page; null: nobody will see it. */
+  readonly live: LiveRun | null;
+}
 
 /** What is placed beside the training. */
 export interface PlacedCache {
@@ -41,7 +51,7 @@ export class LiveReplies {
   readonly #prompts: readonly PromptRow[];
   readonly #samples: SampleFile;
   readonly #log: Logger;
-  readonly #registry: Registry;
+  readonly #http: HttpShows;
   #limits: Omit<SchedulerLimits, "waiting"> | null = null;
   #scheduler: Scheduler | null = null;
   #api: HttpApi | null = null;
@@ -49,14 +59,14 @@ export class LiveReplies {
   #step = 0;
 
   private constructor(
-    { config, setup, log, registry }: { config: Config; setup: ModelSetup; log: Logger; registry: Registry },
+    { config, setup, log, http }: { config: Config; setup: ModelSetup; log: Logger; http: HttpShows },
     language: Language,
     prompts: readonly PromptRow[],
   ) {
     this.#config = config;
     this.#setup = setup;
     this.#log = log;
-    this.#registry = registry;
+    this.#http = http;
     this.#language = language;
     this.#prompts = prompts;
     this.#samples = new SampleFile(config.output_dir!);
@@ -66,10 +76,10 @@ export class LiveReplies {
   static async open(
     config: Config,
     setup: ModelSetup,
-    { log, registry }: { readonly log: Logger; readonly registry: Registry },
+    { log, http }: { readonly log: Logger; readonly http: HttpShows },
   ): Promise<LiveReplies | null> {
-    const { http, sample_prompts: path } = config;
-    if (http === null && path === null) return null;
+    const { http: address, sample_prompts: path } = config;
+    if (address === null && path === null) return null;
     const language = await servedLanguage(setup, config, log);
     const prompts: PromptRow[] = [];
     if (path !== null) {
@@ -83,7 +93,7 @@ export class LiveReplies {
         prompts.push(prompt);
       }
     }
-    return new LiveReplies({ config, setup, log, registry }, language, prompts);
+    return new LiveReplies({ config, setup, log, http }, language, prompts);
   }
 
   /** Room that the plan is to leave, most wanted first. A run that was placed keeps its room. */
@@ -108,11 +118,14 @@ export class LiveReplies {
     if (address === null) return;
     const service = this.#service();
     const ready = () => this.#scheduler !== null;
+    const { live } = this.#http;
     this.#api = await openHttpApi(this.#config, {
-      ...{ address, service, ready },
-      ...{ log: this.#log, registry: this.#registry },
+      ...{ address, ready, log: this.#log },
+      api: { service, registry: this.#http.registry },
+      runs: live === null ? null : new RunFolder(live.dir, live),
     });
     this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
+    if (live !== null) this.#log.info(`the run as it goes: ${this.#api.url}`);
   }
 
   /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY. */

@@ -18,8 +18,8 @@ const LEAST_SCALE = 2 ** -20;
 export const INITIAL_LOSS_SCALE: LossScaleState = { scale: INITIAL_SCALE, steadySteps: 0 };
 
 /**
- * Dynamic loss scaling for float16 compute (torch.amp.GradScaler): the scale of the step after one whose gradients were finite, or
- * overflowed. Error: PL_LOSS_NOT_FINITE when it has fallen too far.
+ * Dynamic loss scaling for float16 compute (torch.amp.GradScaler): the next step's scale. `finite`: whether this step's gradients were.
+ * Error: PL_LOSS_NOT_FINITE when the scale has fallen too far.
  */
 export function nextLossScale({ scale, steadySteps }: LossScaleState, finite: boolean, step: number): LossScaleState {
   if (finite) {

@@ -8,8 +8,37 @@ export interface StepProgress {
   readonly epoch: number;
   readonly loss: number;
   readonly learningRate: number;
+  /** Before clipping; infinite where a loss scale was too large. */
+  readonly gradNorm: number;
   readonly tokens: number;
   readonly stepMs: number;
+}
+
+/** What a run is, before anything of it is done. */
+export interface RunBeginning {
+  /** As they may be written to a file. */
+  readonly settings: Readonly<Record<string, unknown>>;
+  /** Names of those that are not the default. */
+  readonly changed: readonly string[];
+}
+
+/** Kind, begin and length in milliseconds from the step's begin, segment, micro-batch, peer, bytes; -1 where there is none. */
+export type SpanRow = readonly [string, number, number, number, number, number, number];
+
+/** A step as every rank saw it, on the coordinator's clock, and what the ranks have measured until then. */
+export interface LastStep {
+  readonly step: number;
+  /** Since 1970. */
+  readonly began_ms: number;
+  readonly ms: number;
+  readonly ranks: readonly {
+    readonly rank: number;
+    readonly name: string;
+    readonly clock_error_ms: number;
+    readonly spans: readonly SpanRow[];
+  }[];
+  /** As in predictions. */
+  readonly measured: object;
 }
 
 /** A reply to one of the prompts that are answered at every evaluation. */
@@ -18,8 +47,8 @@ export interface Sample {
   readonly reply: string;
 }
 
-/** What a run tells as it goes; a terminal, plain lines, and JSON each have their own way to show it. */
-export interface Reporter {
+/** What of a run is shown as it goes; a terminal, plain lines, and JSON each have their own way. */
+export interface Shown {
   plan(text: string, value: unknown): void;
   /** What was found of nodes and links before anything is loaded. */
   preflight(text: string, value: unknown): void;
@@ -34,4 +63,11 @@ export interface Reporter {
   end(summary: Readonly<Record<string, unknown>>): void;
   /** Of an adapter that ends before the others do, by a fault of its own. */
   failed(error: PipeloraError): void;
+}
+
+/** All that a run tells: what is shown, and what only those hear who keep it. */
+export interface Reporter extends Shown {
+  began(run: RunBeginning): void;
+  /** Now and then, and more often while somebody looks. */
+  lastStep(last: LastStep): void;
 }

@@ -1,11 +1,11 @@
 import type { Logger } from "../../common/log.ts";
 import { nodesJson } from "../cluster/node-folders.ts";
-import type { Reporter, Sample, StepProgress } from "./reporter.ts";
+import type { Sample, Shown, StepProgress } from "./reporter.ts";
 import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
 /** One JSON event a line on stdout; of one of several adapters with its name. */
-export function jsonReporter(write: (line: string) => void, adapter: string | null = null): Reporter {
+export function jsonReporter(write: (line: string) => void, adapter: string | null = null): Shown {
   const whose = adapter === null ? {} : { adapter };
   const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...whose, ...value })}\n`);
   return {
@@ -24,7 +24,7 @@ export function jsonReporter(write: (line: string) => void, adapter: string | nu
 }
 
 /** Plain lines through the log: for files, containers and pino JSON. Of one of several adapters with its name in front. */
-export function logReporter(log: Logger, adapter: string | null = null): Reporter {
+export function logReporter(log: Logger, adapter: string | null = null): Shown {
   const rate = new TokenRate();
   const own = adapter === null ? log : log.child({ adapter });
   const named = adapter === null ? (text: string) => text : (text: string) => `${adapter}: ${text}`;
@@ -45,7 +45,7 @@ export function logReporter(log: Logger, adapter: string | null = null): Reporte
 }
 
 /** A bar that stays in the last line of a terminal, log entries above it. */
-export function barReporter(out: NodeJS.WriteStream): Reporter {
+export function barReporter(out: NodeJS.WriteStream): Shown {
   const rate = new TokenRate();
   let bar = "";
   const line = (text: string) => out.write(`\r\x1b[K${text}\n${bar}`);

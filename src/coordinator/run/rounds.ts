@@ -6,8 +6,10 @@ import type { Trainer } from "./trainer.ts";
 /** What rounds ask of their surroundings. */
 export interface RoundHooks {
   readonly interrupted: () => boolean;
-  /** After a round, which began at `started` by performance.now(). */
-  stepped(round: number, started: number): Promise<void>;
+  /** Whether the round that begins now is to be traced. */
+  readonly traced: (round: number, isLast: boolean) => boolean;
+  /** After a round, which began at `began` by performance.now(). */
+  stepped(round: number, told: { readonly began: number; readonly traced: boolean }): Promise<void>;
   /** Whether somebody waits for what the weights say now. */
   readonly asked: () => boolean;
   /** Weights are those after each adapter's last step. */
@@ -51,9 +53,13 @@ export async function trainRounds(
     const live = largestFirst(going());
     if (live.length === 0) return true;
     round++;
-    const started = performance.now();
-    const running = pipeline.runRound(
+    const began = performance.now();
+    const traced = hooks.traced(
       round,
+      live.every(({ trainer }) => trainer.isAtLast),
+    );
+    const running = pipeline.runRound(
+      { round, trace: traced },
       live.map(({ trainer }) => trainer.begin()),
     );
     // Awaited below; should it fail before that, nothing else is to be told.
@@ -61,8 +67,8 @@ export async function trainRounds(
     const unprepared = new Map<Trained, unknown>();
     for (const one of live) await one.trainer.prepare().catch((error: unknown) => unprepared.set(one, error));
     const results = await running;
-    for (const [part, one] of live.entries()) await alone(one, () => one.trainer.took(results[part]!, started));
-    await hooks.stepped(round, started);
+    for (const [part, one] of live.entries()) await alone(one, () => one.trainer.took(results[part]!, began));
+    await hooks.stepped(round, { began, traced });
     const interrupted = hooks.interrupted();
     for (const one of live) {
       if (one.trainer.ended) continue;

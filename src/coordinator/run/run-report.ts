@@ -34,6 +34,8 @@ export function predictedBesideMeasured(
         link_ms: times === null ? null : times.linkMs / steps,
         weight_bytes: measured.weightBytes,
         predicted_weight_bytes: memory.weights + memory.weightCache,
+        lora_bytes: measured.loraBytes,
+        cache_bytes: measured.cacheBytes,
         arena_peak_bytes: measured.arenaPeakBytes,
         predicted_arena_bytes: memory.activations + memory.workspace,
         host_bytes: measured.hostBytes,

@@ -6,7 +6,7 @@ import type { ModelSetup } from "../planning/model-setup.ts";
 import type { AdapterRun } from "./adapter-run.ts";
 import type { LiveReplies } from "./live-replies.ts";
 import type { Reporter } from "./reporter.ts";
-import type { TraceFile } from "./trace-file.ts";
+import type { TraceFile } from "./tracing/trace-file.ts";
 
 /** What was checked and read before a worker was needed. */
 export interface PreparedRun {
@@ -18,6 +18,8 @@ export interface PreparedRun {
   readonly base: ModelSetup;
   /** Null: none is asked for. */
   readonly trace: TraceFile | null;
+  /** Whether somebody looks at the last step just now. */
+  readonly watched: () => boolean;
   /** Who answers while it trains; null: nobody. */
   readonly replies: LiveReplies | null;
   /** Says a warning once, however often the run is restarted. */

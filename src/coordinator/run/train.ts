@@ -1,12 +1,12 @@
 import { lookup } from "node:dns/promises";
 import { join } from "node:path";
-import type { Registry } from "prom-client";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
 import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { comesBack, exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
+import { changedKeys } from "../../config/load.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { listCheckpoints } from "../../formats/checkpoint-folders.ts";
@@ -20,7 +20,7 @@ import { adapterLabel, named } from "../planning/named-adapters.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
-import { LiveReplies } from "./live-replies.ts";
+import { type HttpShows, LiveReplies } from "./live-replies.ts";
 import { preflight } from "./receive.ts";
 import type { Reporter } from "./reporter.ts";
 import { restartAfter } from "./restart.ts";
@@ -28,7 +28,7 @@ import { templateDate } from "./resume-point.ts";
 import type { PreparedRun, Run } from "./run.ts";
 import { RunFiles } from "./run-files.ts";
 import { runFingerprint } from "./run-identity.ts";
-import { TraceFile } from "./trace-file.ts";
+import { TraceFile } from "./tracing/trace-file.ts";
 import { trainingStages } from "./training-stages.ts";
 import { withWholeSteps } from "./whole-steps.ts";
 
@@ -46,14 +46,15 @@ export interface AdapterToTrain {
 /**
  * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
  * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `reporter`
- * hears of the run as a whole; `registry`: what /metrics tells with --http.
+ * hears of the run as a whole; `http`: what is told
+ * with --http beside replies.
  * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; PL_ADAPTERS_FAILED where some of several adapters failed
  * alone; whatever the parts raise.
  */
 export async function train(
   config: Config,
   wanted: readonly AdapterToTrain[],
-  { log, reporter, registry }: { readonly log: Logger; readonly reporter: Reporter; readonly registry: Registry },
+  { log, reporter, http }: { readonly log: Logger; readonly reporter: Reporter; readonly http: HttpShows },
 ): Promise<void> {
   let cluster: Cluster | null = null;
   let replies: LiveReplies | null = null;
@@ -66,8 +67,13 @@ export async function train(
   );
   let back = false;
   try {
-    const prepared = await interrupts.during(prepareRun(config, wanted, log, registry));
+    const prepared = await interrupts.during(prepareRun(config, wanted, log, http));
     replies = prepared.replies;
+    if (!config.preflight_only) {
+      for (const { config: own, reporter: told } of prepared.adapters) {
+        told.began({ settings: withoutSecrets(own), changed: changedKeys(own) });
+      }
+    }
     await replies?.listen();
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
@@ -106,7 +112,7 @@ async function prepareRun(
   config: Config,
   wanted: readonly AdapterToTrain[],
   log: Logger,
-  registry: Registry,
+  http: HttpShows,
 ): Promise<PreparedRun> {
   const warn = onceEach((warning) => log.warn(warning));
   const asked = await resumable(wanted);
@@ -146,8 +152,9 @@ async function prepareRun(
   }
   const [first] = adapters;
   const trace = await TraceFile.open(config, warn);
-  const replies = await LiveReplies.open(first!.config, first!.setup, { log, registry });
-  return { config, adapters, base: first!.setup, trace, replies, warn };
+  const replies = await LiveReplies.open(first!.config, first!.setup, { log, http });
+  const watched = () => http.live?.isLookedAt === true;
+  return { config, adapters, base: first!.setup, trace, watched, replies, warn };
 }
 
 /**

@@ -157,7 +157,7 @@ export function serializeState(state: TrainerState, context: TrainerStateContext
 export function parseState(text: string, path: string, fingerprint: string | null): TrainerState {
   const parsed = stateSchema.safeParse(tryJson(text));
   if (!parsed.success) {
-    throw new PipeloraError("PL_RESUME_INVALID", `${path} is no trainer state: ${parsed.error.issues[0]?.message}`);
+    throw new PipeloraError("PL_RESUME_INVALID", `${path} is not a trainer state: ${parsed.error.issues[0]?.message}`);
   }
   const state = parsed.data;
   const ours = state.stateful_callbacks.Pipelora;

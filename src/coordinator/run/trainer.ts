@@ -95,6 +95,11 @@ export class Trainer {
     );
   }
 
+  /** Whether the next step is the last, but for an early stop. */
+  get isAtLast(): boolean {
+    return this.state.globalStep + 1 === this.#options.source.maxSteps;
+  }
+
   /** The next step as the workers are asked for it. */
   begin(): RoundPart {
     const part = {
@@ -137,6 +142,7 @@ export class Trainer {
       epoch: state.epoch,
       loss,
       learningRate: rate,
+      gradNorm: norm,
       tokens: current.tokens,
       stepMs: performance.now() - started,
     });

@@ -23,6 +23,8 @@ import type { Run } from "./run.ts";
 import { describeFailure } from "./run-files.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { evaluationOf, stepSource } from "./step-source.ts";
+import { StepTraces } from "./tracing/step-traces.ts";
+import { StepWatch } from "./tracing/step-watch.ts";
 import { summarise, Trainer, type TrainerOptions } from "./trainer.ts";
 import type { TrainerState } from "./trainer-state.ts";
 
@@ -113,10 +115,9 @@ async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Prom
 }
 
 async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
-  const { cluster, interrupts, reporter, replies, trace } = run;
+  const { cluster, interrupts, reporter, replies } = run;
   const { planned, pipeline, progress } = stepping;
   quietHeap();
-  trace?.begin();
   const attempt = { started: performance.now(), evaluationSeconds: [] as number[] };
   cluster.health.ready = true;
   const works = await Promise.all(planned.cut.parts.map((part) => part.work(false)));
@@ -125,10 +126,12 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
     const options = trainerOptions(run, adapter, { stepping, number, work: works[number]!, attempt });
     return { adapter, trainer: new Trainer(options, progress[number]!) };
   });
+  const traces = stepTraces(run, stepping, await planned.cut.work(false));
   const hooks: RoundHooks = {
     interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
     asked: () => replies?.asked === true,
-    stepped: async (round, started) => trace?.stepped(round, started, { members: planned.members, pipeline }),
+    traced: (round, isLast) => traces.wants(round, isLast),
+    stepped: (round, told) => traces.stepped(round, told, { members: planned.members, pipeline }),
     answer: async () => replies?.answer(progress[0]!.globalStep, reporter),
   };
   const finished = await cluster.untilSafePoint(() => trainRounds(trained, pipeline, hooks));
@@ -143,12 +146,24 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
       "Continue with --resume-from-checkpoint.",
     );
   }
-  await trace?.finish({ members: planned.members, pipeline });
+  await traces.finish({ members: planned.members, pipeline });
   const { plan, cut, speeds } = planned;
   const measured = { reports: await pipeline.report(), evaluationSeconds: attempt.evaluationSeconds };
   const { text, value } = predictedBesideMeasured(plan, measured, await cut.work(false), speeds);
   if (live.some(({ error }) => error === null)) reporter.predictions(text, value);
   return { name: "done" };
+}
+
+/** What this attempt's ranks are asked of their steps. */
+function stepTraces({ trace, reporter, watched }: Run, { planned }: Stepping, work: Work): StepTraces {
+  const { plan, speeds } = planned;
+  const watch = new StepWatch({
+    ...{ looked: watched, reporter },
+    measured: (reports) => predictedBesideMeasured(plan, { reports, evaluationSeconds: [] }, work, speeds).value,
+  });
+  const traces = new StepTraces(trace, watch);
+  traces.begin();
+  return traces;
 }
 
 interface AttemptOf {
@@ -227,9 +242,12 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
   }
 }
 
-function showPlan({ plan, links }: PlannedMembers, { base, reporter, warn }: Run): void {
-  const names = base.spec.layers.map(({ name }) => name);
-  reporter.plan(formatPlan({ ...plan, warnings: [] }, names, links), planJson(plan, links));
+function showPlan({ plan, links, members }: PlannedMembers, { base, reporter, warn }: Run): void {
+  const layers = base.spec.layers.map(({ name }) => name);
+  const ranks = members.map(({ hello: { node, device, deviceName, memoryBytes } }, rank) => ({
+    ...{ rank, node, device, name: deviceName, memory_bytes: memoryBytes },
+  }));
+  reporter.plan(formatPlan({ ...plan, warnings: [] }, layers, links), { ...planJson(plan, links), layers, ranks });
   for (const warning of plan.warnings) warn(warning);
 }
 

@@ -1,4 +1,5 @@
 import { readFile } from "node:fs/promises";
+import type { FastifyInstance } from "fastify";
 import type { Registry } from "prom-client";
 import { isLoopback } from "../../common/address.ts";
 import { PipeloraError } from "../../common/errors.ts";
@@ -7,6 +8,8 @@ import type { Config } from "../../config/options.ts";
 import { createApp, listenOn } from "../../serve/app.ts";
 import { metricsPage } from "../../serve/metrics.ts";
 import { openaiApi } from "../../serve/openai/api.ts";
+import { runsPage } from "../../serve/page/page.ts";
+import type { RunFolder } from "../../serve/page/run-folder.ts";
 import type { Service } from "../../serve/service.ts";
 
 export type HttpSettings = Pick<Config, "api_key" | "api_key_file" | "http_tls_cert" | "http_tls_key">;
@@ -19,18 +22,22 @@ export interface HttpApi {
 
 export interface HttpApiOptions {
   readonly address: string;
-  readonly service: Service;
   /** Whether requests are answered now. */
   readonly ready: () => boolean;
   readonly log: Logger;
-  /** What /metrics tells beside the service's own. */
-  readonly registry: Registry;
+  /** What answers under /v1, and what /metrics tells beside its own counts; null: neither is there. */
+  readonly api: { readonly service: Service; readonly registry: Registry } | null;
+  /** The runs that the page shows; null: there is no page. */
+  readonly runs: RunFolder | null;
 }
 
-/** The API of a service on an address. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID, PL_CONFIG_INVALID for a file without a key. */
+/**
+ * What an address answers: a service's API, the page, or both. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID, PL_CONFIG_INVALID for a file
+ * without a key.
+ */
 export async function openHttpApi(
   settings: HttpSettings,
-  { address, service, ready, log, registry }: HttpApiOptions,
+  { address, ready, log, api, runs }: HttpApiOptions,
 ): Promise<HttpApi> {
   const apiKey = settings.api_key ?? (settings.api_key_file === null ? null : await keyFrom(settings.api_key_file));
   const { http_tls_cert: cert, http_tls_key: key } = settings;
@@ -40,17 +47,20 @@ export async function openHttpApi(
     onFailure: (what, error) => log.error({ error }, `${what} failed: ${(error as Error).message}`),
     ready,
   });
-  await app.register(openaiApi(service), { prefix: "/v1" });
-  await app.register(metricsPage(registry, service.scheduler));
+  if (api !== null) await registerApi(app, api);
+  if (runs !== null) {
+    const trustsMachine = apiKey === null && isLoopback(address);
+    await app.register(runsPage({ folder: runs, chat: api !== null, trustsMachine }));
+  }
   if (apiKey === null && !isLoopback(address)) {
-    log.warn(`the API on ${address} asks for no key: whoever reaches it may use it; give --api-key-file`);
+    log.warn(`${address} asks for no key: whoever reaches it may use it; give --api-key-file`);
   }
   const url = await listenOn(app, address);
   return {
     url,
     close: async (graceMs) => {
       const late = setTimeout(() => {
-        service.scheduler()?.fail(new PipeloraError("PL_INTERRUPTED", "the server is shutting down"));
+        api?.service.scheduler()?.fail(new PipeloraError("PL_INTERRUPTED", "the server is shutting down"));
         app.server.closeAllConnections();
       }, graceMs);
       try {
@@ -60,6 +70,14 @@ export async function openHttpApi(
       }
     },
   };
+}
+
+async function registerApi(
+  app: FastifyInstance,
+  { service, registry }: NonNullable<HttpApiOptions["api"]>,
+): Promise<void> {
+  await app.register(openaiApi(service), { prefix: "/v1" });
+  await app.register(metricsPage(registry, service.scheduler));
 }
 
 async function keyFrom(path: string): Promise<string> {

@@ -41,8 +41,8 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
     const ready = () => loaded.scheduler?.attached === true;
     // An address that is taken is found before a weight is read.
     const opened = await openHttpApi(config, {
-      ...{ address: config.http ?? DEFAULT_ADDRESS, service, ready },
-      ...{ log, registry: new Registry() },
+      ...{ address: config.http ?? DEFAULT_ADDRESS, ready, log, runs: null },
+      api: { service, registry: new Registry() },
     });
     api = opened;
     const serving = withScheduler(config, log, model, async (scheduler) => {

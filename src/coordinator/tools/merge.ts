@@ -44,10 +44,10 @@ export interface Merged {
 export type Confirm = (dir: string) => Promise<boolean>;
 
 /**
- * Writes the base model with W + scale · B · A in place of every adapted W: the sum is made in float32 and rounded once, to the
- * checkpoint's dtype or torch_dtype. A quantised base (stored so, or by --load-in-…) stays quantised: its values are added to and
- * quantised again. Tensors stream one by one. All files are whole before the first takes its place, so the base's own folder can be the
- * output; a merge that was killed goes on with the shards that it had written.
+ * Writes the base model with W + scale · B · A in place of every adapted W. The sum is made in float32 and rounded once, to the checkpoint's
+ * dtype or torch_dtype. A quantised base (stored so, or by --load-in-…) is dequantised, added to, and quantised again. Tensors stream one by
+ * one. Files replace others only when all are complete, so the output can be the base's own folder. After a kill, a merge continues with the
+ * shards that are there.
  */
 export async function mergeAdapter(config: MergeSettings, log: Logger, confirm: Confirm): Promise<Merged> {
   const dir = await ensureWritable(config.output_dir!);
@@ -126,7 +126,7 @@ async function alreadyMerged(checkpoint: Checkpoint, adapter: string): Promise<s
   if (!merged.includes(adapter)) return merged;
   throw new PipeloraError(
     "PL_ADAPTER_INVALID",
-    `${checkpoint.dir} has this adapter in it already: it would be added twice`,
+    `this adapter was already merged into ${checkpoint.dir}; merging again would add it twice`,
     {
       hint: "Merge onto the base that the adapter was trained on.",
     },

@@ -91,9 +91,13 @@ function resultsOf(state: unknown, path: string): CardResults | null {
   if (state === null) return null;
   const parsed = stateSchema.safeParse(state);
   if (!parsed.success) {
-    throw new PipeloraError("PL_ADAPTER_INVALID", `${path} is no trainer state: ${parsed.error.issues[0]?.message}.`, {
-      hint: "Remove it, and the card says nothing of results.",
-    });
+    throw new PipeloraError(
+      "PL_ADAPTER_INVALID",
+      `${path} is not a trainer state: ${parsed.error.issues[0]?.message}.`,
+      {
+        hint: "Remove it, and the card says nothing of results.",
+      },
+    );
   }
   const { global_step: steps, epoch, log_history: logs, best_metric: metric, best_global_step: step } = parsed.data;
   const last = (key: "loss" | "eval_loss") => logs.findLast((entry) => entry[key] !== undefined)?.[key] ?? null;

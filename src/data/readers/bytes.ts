@@ -6,7 +6,7 @@ import { datasetError } from "./checks.ts";
 import { ZstdFrames } from "./zstd-frames.ts";
 
 const PIECE = 1 << 20;
-/** A block of four bytes may stand for 128 KiB: of so many bytes at once comes no more than memory has room for. */
+/** Compressed bytes unpacked at a time. Four of them may unpack to 128 KiB, so a larger piece could fill the memory. */
 const ZSTD_PIECE = 1024;
 
 /** A file's bytes as they come; those of a .gz or .zst file unpacked. Error: PL_DATASET_INVALID where that fails. */

@@ -1,15 +1,15 @@
-/** What the zstd program allows without --long or --memory: whoever unpacks a frame must have its window's bytes, whatever the frame holds. */
+/** The zstd program's own limit without --long or --memory. Unpacking a frame takes its window's bytes, however little the frame holds. */
 const MAX_WINDOW_BYTES = 128 * 2 ** 20;
 const FRAME = 0xfd2fb528;
 const SKIPPABLE = 0x184d2a50;
 const RUN_BLOCK = 1;
 
-/** The next bytes that are looked at, or how many are passed over. */
+/** The next bytes to look at, or how many to skip. */
 type Wanted = { readonly take: number } | { readonly skip: number };
 
 /**
- * Goes along a stream of Zstandard frames (RFC 8878) before it is unpacked, and refuses windows over 128 MiB. What is no frame it leaves to
- * whoever unpacks.
+ * Reads the headers of a stream of Zstandard frames (RFC 8878) before it is unpacked, and refuses windows over 128 MiB. It lets anything
+ * that is no frame pass, for the unpacker to refuse.
  */
 export class ZstdFrames {
   readonly #walk = walk();

@@ -4,14 +4,14 @@ import { z } from "zod";
 import { isFile } from "../../common/files.ts";
 import { check, readJson } from "./hf-config.ts";
 
-/** How a model's authors write a conversation where its files have no template: what their published chat and fine-tuning code does. */
+/** A conversation's form for a model whose files have no template: that of its authors' published chat and fine-tuning code. */
 export interface AuthorsFormat {
   readonly template: string;
   /** Tokens that the format needs and no file names, by their id. */
   readonly tokens: readonly { readonly id: number; readonly content: string }[];
 }
 
-/** Their fine-tuning code closes a conversation with the end token, and nothing else. */
+/** The authors' fine-tuning code ends a conversation with the end token alone. */
 const END = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}";
 
 /**

@@ -36,8 +36,8 @@ export interface DecodeOptions {
 }
 
 /**
- * Turns ids into text as they come: `push` returns what is certain to stand, holding back characters whose bytes are not
- * all there yet. Decodes a short window each time, since what a token shows may depend on the one before it.
+ * Turns a stream of ids into text. `push` returns only text that later ids can't change, so a character whose bytes have not all come is
+ * kept back. Each call decodes a short window, because a token's text may depend on the token before it.
  */
 export class StreamDecoder {
   readonly #tokenizer: Tokenizer;

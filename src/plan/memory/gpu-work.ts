@@ -114,9 +114,9 @@ function innerWork(product: GpuProduct, float: number, tokens: number): number {
 }
 
 /**
- * Where LoRA's products back run through cuBLASLt (cuda_ops_lora.cpp): inner vectors or their gradients in the compute dtype, and
- * beside them B of all parts, as wide as the widest, or A of all parts and what dropout leaves of the input for each, or each one's
- * term of its gradient.
+ * Workspace of LoRA's backward products through cuBLASLt (cuda_ops_lora.cpp). It holds the inner vectors or their gradients in the compute
+ * dtype. Beside them, one at a time: B of all parts, each as wide as the widest; A of all parts and each part's input after dropout; or each
+ * part's term of the input's gradient.
  */
 function productsBackWork(product: GpuProduct, float: number, tokens: number): number {
   const { ranks, partRows, in: input } = product;

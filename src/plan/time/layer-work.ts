@@ -40,10 +40,10 @@ export function attentionWork(shape: ModelShape, block: BlockLayer, rowTokens: n
 }
 
 /**
- * Products only, 2 FLOP a weight a token a pass. With a frozen base a block is one pass forward, one back (the input's
- * gradient), and most of one forward more under checkpointing; the head is two passes over the label tokens, the embedding and the norm
- * are nothing. A LoRA pair adds its own products (one pass forward, two back), causal attention half of T² a head forward and two
- * and a half times that back. Layers below the lowest trainable one only run forward.
+ * Counts products only: 2 FLOP a weight, token and pass. With a frozen base, a block takes one pass forward and one backward (the input's
+ * gradient); checkpointing adds most of another forward. The head takes two passes over the label tokens; embedding and norm count as
+ * nothing. A LoRA pair adds one pass forward and two backward. Causal attention adds half of T² a head forward, and 2.5 times that backward.
+ * Layers below the lowest trainable one only run forward.
  */
 export function layerWork(request: PlanRequest): LayerWork[] {
   const { spec, work, lora } = request;

@@ -7,10 +7,10 @@ import { GPU } from "./gpu-coefficients.ts";
 /** One worker on a few server cores, by dtype. */
 const CPU_RATES: Readonly<Record<FloatDtype, number>> = { float32: 200e9, bfloat16: 400e9, float16: 200e9 };
 
-/** Each has a processor, and its memory, of its own. */
+/** GPUs that each have a host processor and its memory for themselves. */
 const OWN_HOST = /\b(GH200|GB200)/i;
 
-/** What the memory behind those links carries of all GPUs together: 138 out of four H200s at once, 146 out of and into two. */
+/** Bytes/s that the host's memory carries for all GPUs together. Measured: 138 GB/s out of four H200s at once, 146 out of and into two. */
 const HOST_MEMORY = 140e9;
 
 /** Bytes/s that a GPU's way to its host's memory carries while as many GPUs as `sharers`, itself counted, use that memory. */
@@ -44,7 +44,7 @@ const SAME_NODE = {
 } as const satisfies Record<Device["kind"], LinkRate>;
 const OTHER_NODE: LinkRate = { bytesPerSecond: 1.1e9, latency: 300e-6, compute: 0 };
 
-/** What an activation meets between two devices; null: none, they are the same. */
+/** Rate and latency of an activation's way from one device to another; null: it is one device. */
 export function linkRate(from: Device, to: Device, { links }: RateOverrides): LinkRate | null {
   if (from.id === to.id) return null;
   const measured = links.get(linkKey(from.id, to.id)) ?? links.get(linkKey(from.node, to.node));

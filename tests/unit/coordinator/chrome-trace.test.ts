@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { tracedSteps } from "../../../src/common/traced-steps.ts";
-import { chromeTrace } from "../../../src/coordinator/run/chrome-trace.ts";
+import { chromeTrace } from "../../../src/coordinator/run/tracing/chrome-trace.ts";
 
 const BEGAN = Date.UTC(2026, 10, 29);
 

@@ -17,7 +17,7 @@ import { metricsPage } from "../../../src/serve/metrics.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 const progress = (step: number, loss = step) => ({
-  ...{ step, maxSteps: 100, epoch: step / 10, loss, learningRate: 1e-3, tokens: 50, stepMs: 20 },
+  ...{ step, maxSteps: 100, epoch: step / 10, loss, learningRate: 1e-3, gradNorm: 0.5, tokens: 50, stepMs: 20 },
 });
 const noWarning = (text: string) => assert.fail(text);
 type Line = { event: string; step?: number; loss?: number; time: number };

@@ -68,7 +68,7 @@ function adaptersOf(plans: readonly Plan[]) {
     return { adapter: { fail: ({ code }) => failures.set(number, code) }, trainer };
   });
   const pipeline = {
-    runRound: async (_round: number, parts: readonly RoundPart[]) => {
+    runRound: async (_round: unknown, parts: readonly RoundPart[]) => {
       rounds.push(parts.map(({ adapter }) => adapter as number));
       return parts.map(({ adapter, step, previous }) => {
         const number = adapter as number;
@@ -83,7 +83,13 @@ function adaptersOf(plans: readonly Plan[]) {
   return { trained, pipeline, rounds, seen, failures, finished };
 }
 
-const HOOKS = { interrupted: () => false, asked: () => false, answer: async () => {}, stepped: async () => {} };
+const HOOKS = {
+  interrupted: () => false,
+  traced: () => false,
+  asked: () => false,
+  answer: async () => {},
+  stepped: async () => {},
+};
 
 const plan: fc.Arbitrary<Plan> = fc.record({
   steps: fc.integer({ min: 1, max: 7 }),

@@ -29,6 +29,8 @@ const QUIET = {
   plan: () => {},
   samples: () => {},
   failed: () => {},
+  began: () => {},
+  lastStep: () => {},
 };
 
 /** Trains four steps; `square` is the squared gradient norm that the workers report at a step under a loss scale. */
@@ -36,7 +38,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
   const updates: Update[] = [];
   const scales: number[] = [];
   const pipeline = {
-    runRound: async (_round: number, parts: readonly RoundPart[]) =>
+    runRound: async (_round: unknown, parts: readonly RoundPart[]) =>
       parts.map(({ step, previous, lossScale: scale }) => {
         if (previous != null) updates.push(previous);
         scales.push(scale as number);
@@ -59,7 +61,13 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     endsEpoch: step === 4,
   });
   const hooks = { save: async () => {}, evaluated: async () => {}, finish: async () => {} };
-  const rounds = { interrupted: () => false, asked: () => false, answer: async () => {}, stepped: async () => {} };
+  const rounds = {
+    interrupted: () => false,
+    asked: () => false,
+    answer: async () => {},
+    stepped: async () => {},
+    traced: () => false,
+  };
   const options = {
     config: CONFIG,
     pipeline: own,

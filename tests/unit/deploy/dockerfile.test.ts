@@ -46,7 +46,10 @@ test("the Dockerfile has no fault that a linter sees", () => {
 
 test("stages build on Debian's Node, or on each other", () => {
   for (const [name, { image }] of stages) {
-    assert.ok(stages.has(image) || /^node:20-bookworm(-slim)?$/.test(image), `${name} is FROM ${image}`);
+    assert.ok(
+      stages.has(image) || /^(node:20-bookworm(-slim)?|debian:bullseye-slim)$/.test(image),
+      `${name} is FROM ${image}`,
+    );
   }
 });
 
@@ -76,15 +79,22 @@ test("what is copied exists: in the repository and let through, or in a stage be
 });
 
 for (const target of ["cpu", "cuda"]) {
-  test(`${target}: the lockfile's modules, no root, no source, signals forwarded`, () => {
+  test(`${target}: the packages and the lockfile's modules, no root, signals forwarded`, () => {
     assert.equal(last(target, "USER"), "10001:10001");
     assert.equal(last(target, "ENTRYPOINT"), '["/usr/bin/tini", "--"]');
     const copies = whole(target).filter((instruction) => instruction.getKeyword() === "COPY");
     const contents = copies.map((instruction) => instruction.getArgumentsContent()!);
-    assert.ok(!contents.some((content) => /\b(src|native|scripts|tests)( |$)/.test(content)), contents.join("\n"));
+    // What an image holds of this repository came through the packages.
     assert.ok(
-      contents.some((content) => content.includes(`--from=engine-${target}`) || content.includes("pipelora.node")),
+      copies.every((copy) => (copy as Copy).getFromFlag() != null),
+      contents.join("\n"),
     );
+    const made = (stage: string, flag: string) =>
+      whole(stage).some((instruction) =>
+        (instruction.getArgumentsContent() ?? "").includes(`scripts/package/package.mjs ${flag}`),
+      );
+    assert.ok(made("programs", "--programs") && made(`engine-${target}`, "--native"));
+    assert.ok(copies.some((copy) => (copy as Copy).getFromFlag()?.getValue() === "programs"));
     const engine = copies.at(-1) as Copy;
     assert.equal(engine.getFromFlag()!.getValue(), `engine-${target}`);
     const runs = [...whole("runtime-modules")].map((instruction) => instruction.getArgumentsContent() ?? "");

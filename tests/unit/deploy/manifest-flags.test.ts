@@ -20,17 +20,17 @@ interface Run {
 
 /** Both programs' configurations, as their containers would parse them. */
 async function parsedRun(manifests: Manifests): Promise<Run> {
-  const main = async (name: string) => {
-    const pod = podOf(manifests.job(name));
+  const main = async (role: "coordinator" | "worker") => {
+    const pod = podOf(manifests.job(role));
     return (await parseContainer(manifests, pod, pod.containers[0]!)).config;
   };
-  return { coordinator: await main("pipelora-coordinator"), worker: await main("pipelora-worker") };
+  return { coordinator: await main("coordinator"), worker: await main("worker") };
 }
 
 for (const manifests of ALL_MANIFESTS) {
   const { name } = manifests;
-  const coordinatorJob = manifests.job("pipelora-coordinator");
-  const workerJob = manifests.job("pipelora-worker");
+  const coordinatorJob = manifests.job("coordinator");
+  const workerJob = manifests.job("worker");
 
   test(`${name}: the program takes every command line`, async () => {
     for (const pod of manifests.jobs.map(podOf)) {
@@ -55,7 +55,10 @@ for (const manifests of ALL_MANIFESTS) {
     );
     const workers = manifests.service("pipelora-workers");
     assert.equal(podOf(workerJob).subdomain, workers.metadata!.name);
-    assert.equal(worker.advertise, `${workerJob.metadata!.name}-0.${workers.metadata!.name}`);
+    const [container] = podOf(workerJob).containers;
+    const address = container!.env!.find(({ name: variable }) => variable === "POD_IP")?.valueFrom?.fieldRef?.fieldPath;
+    if (container!.args!.includes("--advertise=$(POD_IP)")) assert.equal(address, "status.podIP");
+    else assert.equal(worker.advertise, `${workerJob.metadata!.name}-0.${workers.metadata!.name}`);
     assert.match(worker.node_name!, /0$/);
     for (const [service, job] of [
       [control, coordinatorJob],

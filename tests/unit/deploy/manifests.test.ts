@@ -22,21 +22,21 @@ for (const [name, path] of targets()) {
 }
 
 test("every object has the types that the API's schema asks for", async () => {
-  for (const { name, objects } of ALL_MANIFESTS) {
+  for (const { name, objects, jobs } of ALL_MANIFESTS) {
     assert.ok(objects.length >= 7, name);
-    for (const object of objects) {
+    for (const object of [...objects, ...(jobs as KubernetesObject[])]) {
       await assert.doesNotReject(validateTypes(object), `${name}: ${object.kind} ${object.metadata.name}`);
     }
   }
-  const job = structuredClone(byName.get("base")!.job("pipelora-worker"));
+  const job = structuredClone(byName.get("base")!.job("worker"));
   Object.assign(job.spec!, { parallelism: "two" });
   await assert.rejects(validateTypes(job as KubernetesObject), /parallelism/);
 });
 
 test("no object has a key that the API does not know", () => {
-  const objects = ALL_MANIFESTS.flatMap((manifests) => manifests.objects);
+  const objects = ALL_MANIFESTS.flatMap(({ objects, jobs }) => [...objects, ...(jobs as KubernetesObject[])]);
   assert.equal(unknownKeys(objects, "all"), "");
-  const job = structuredClone(byName.get("base")!.job("pipelora-worker"));
+  const job = structuredClone(byName.get("base")!.job("worker"));
   Object.assign(podOf(job).containers[0]!.readinessProbe!, { gprc: {} });
   assert.match(unknownKeys([job as KubernetesObject], "mistaken"), /gprc/);
 });
@@ -78,9 +78,20 @@ test("images are the Dockerfile's targets, run by the user it makes", () => {
 
 test("GPUs are asked for where the overlay's name says so, and as many as its ranks", () => {
   const gpus = (name: string) => {
-    const job = byName.get(name)!.job("pipelora-worker");
+    const job = byName.get(name)!.job("worker");
     const limits = podOf(job).containers[0]!.resources?.limits ?? {};
     return Number(limits["nvidia.com/gpu"] ?? 0) * job.spec!.parallelism!;
   };
-  assert.deepEqual(["base", "cpu-demo", "one-node-4-gpus", "two-nodes-8-gpus"].map(gpus), [0, 0, 4, 8]);
+  assert.deepEqual(
+    ALL_MANIFESTS.map(({ name }) => [name, gpus(name)]),
+    [
+      ["base", 0],
+      ["cpu-demo", 0],
+      ["jobset", 8],
+      ["jobset-kueue", 8],
+      ["kubeflow", 8],
+      ["one-node-4-gpus", 4],
+      ["two-nodes-8-gpus", 8],
+    ],
+  );
 });

@@ -88,7 +88,7 @@ test("the component lets Prometheus, and nobody else, ask the coordinator with t
   for (const object of manifests.objects) await assert.doesNotReject(validateTypes(object), object.kind);
   assert.equal(unknownKeys(manifests.objects, "monitored-types"), "");
 
-  const job = manifests.job("pipelora-coordinator");
+  const job = manifests.job("coordinator");
   const [container] = podOf(job).containers;
   const { config } = await parseContainer(manifests, podOf(job), container!);
   const service = manifests.service("pipelora-http");

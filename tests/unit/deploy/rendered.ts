@@ -8,13 +8,38 @@ import { rendered, targets } from "../../../scripts/manifests.mjs";
 export type KubernetesObject = {
   readonly apiVersion: string;
   readonly kind: string;
-  readonly metadata: { name: string };
+  readonly metadata: { name: string; labels?: Readonly<Record<string, string>> };
 };
 export type PodSpec = NonNullable<NonNullable<IIoK8sApiBatchV1Job["spec"]>["template"]["spec"]>;
 export type Container = PodSpec["containers"][number];
 
 export function parseObjects(text: string): KubernetesObject[] {
   return parseAllDocuments(text).map((document) => document.toJS() as KubernetesObject);
+}
+
+/** A JobSet's spec, of what the tests read. */
+export interface JobSetSpec {
+  readonly replicatedJobs: readonly {
+    readonly name: string;
+    readonly replicas: number;
+    readonly template: Omit<IJob, "apiVersion" | "kind">;
+  }[];
+  readonly network: { readonly enableDNSHostnames: boolean };
+  readonly successPolicy: { readonly targetReplicatedJobs: readonly string[] };
+  readonly failurePolicy: {
+    readonly rules: readonly {
+      readonly name: string;
+      readonly action: string;
+      readonly onJobFailureReasons: readonly string[];
+    }[];
+  };
+}
+
+/** The set of Jobs that an object stands for; null: none. */
+export function setOf(object: KubernetesObject): JobSetSpec | null {
+  const { spec } = object as unknown as { spec: unknown };
+  if (object.kind === "JobSet") return spec as JobSetSpec;
+  return object.kind === "TrainingRuntime" ? (spec as { template: { spec: JobSetSpec } }).template.spec : null;
 }
 
 /** What kustomize makes of deploy/k8s's base, an overlay or another. */
@@ -30,12 +55,27 @@ export class Manifests {
     this.objects = parseObjects(text);
   }
 
-  job(name: string): IJob {
-    return this.#find("Job", name) as IJob;
+  /** The coordinator's, or the workers': an object of its own, or one that a set's controller makes. */
+  job(role: "coordinator" | "worker"): IJob {
+    const of = ({ spec }: IJob) => spec!.template.metadata?.labels?.["app.kubernetes.io/component"];
+    const found = this.jobs.find((job) => of(job) === role);
+    if (found === undefined) throw new Error(`${this.name} has no Job of the ${role}`);
+    return found;
   }
 
+  /** Every Job, under the name it will have. */
   get jobs(): IJob[] {
-    return this.objects.filter(({ kind }) => kind === "Job") as IJob[];
+    return this.objects.flatMap((object) => {
+      if (object.kind === "Job") return [object as IJob];
+      const set = setOf(object);
+      if (set === null) return [];
+      return set.replicatedJobs.map(({ name, template }) => ({
+        ...template,
+        apiVersion: "batch/v1" as const,
+        kind: "Job" as const,
+        metadata: { ...template.metadata, name: `${object.metadata.name}-${name}-0` },
+      }));
+    });
   }
 
   service(name: string): IService {

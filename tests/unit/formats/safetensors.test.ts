@@ -151,7 +151,7 @@ describe("safetensors", () => {
     const short = freshPath();
     await writeFile(short, "abc");
     await rejects(short, /truncated/);
-    await rejects(await handmade({}, 0, 1n << 40n), /header of 1099511627776 bytes/);
+    await rejects(await handmade({}, 0, 1n << 40n), /first 8 bytes say 1099511627776/);
     await rejects(await handmade({}, 0, 1000n), /truncated/);
     await rejects(await handmade("{nope", 0), /not JSON/);
     await rejects(await handmade("[1]", 0), /not a JSON object/);

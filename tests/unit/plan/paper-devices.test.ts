@@ -66,9 +66,9 @@ test("what is no GPU, no node, no rate: said, with what there is", () => {
       },
     );
   bad(["2x rtx-4091"], /"rtx-4091" is no GPU.*Did you mean rtx-4090/);
-  bad(["0x t4"], /no kind of GPU/);
-  bad(["t4 @"], /no kind of GPU/);
-  bad(["cuda:0"], /no kind of GPU/);
+  bad(["0x t4"], /expected a count and a kind of GPU/);
+  bad(["t4 @"], /expected a count and a kind of GPU/);
+  bad(["cuda:0"], /expected a count and a kind of GPU/);
   bad(["999x t4", "26x t4"], /1025 GPUs/);
   const groups = parseDevices(["2x t4", "t4 @ b"], NONE);
   for (const text of ["node-a,c=10GbE", "node-a=10GbE", "node-a,b=fast", "node-a,b=0GbE", "node-a,b=10"]) {

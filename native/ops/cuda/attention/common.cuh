@@ -87,16 +87,16 @@ __device__ inline void cap_scores(float (&s)[J][4], float cap) {
     for (int i = 0; i < 4; ++i) s[n][i] = cap * tanh_fast(__fdividef(s[n][i], cap));
   }
 }
-/// The slope of a score that a cap has taken.
-__device__ inline float cap_slope(float score, float cap) { return 1.0f - __fdividef(score, cap) * __fdividef(score, cap); }
+/// The derivative of a capped score.
+__device__ inline float cap_derivative(float score, float cap) { return 1.0f - __fdividef(score, cap) * __fdividef(score, cap); }
 
 /// The running softmax (Milakov & Gimelshein 2018) of a thread's two rows, whose scores four threads share.
 struct SoftmaxRows {
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
 
-  /// Scores to weights; `shrink`: what sums made before are to be multiplied by.
+  /// S to P; `rescale`: what sums made before are to be multiplied by.
   template <int J>
-  __device__ void add(float (&s)[J][4], float scale, float (&shrink)[2]) {
+  __device__ void add(float (&s)[J][4], float scale, float (&rescale)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float largest = top[half];
@@ -105,7 +105,7 @@ struct SoftmaxRows {
       largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, 2));
       const float level = largest == -INFINITY ? 0.0f : largest * scale;
-      shrink[half] = exp2_fast(top[half] * scale - level);
+      rescale[half] = exp2_fast(top[half] * scale - level);
       top[half] = largest;
       float sum = 0;
 #pragma unroll
@@ -114,7 +114,7 @@ struct SoftmaxRows {
         s[n][2 * half + 1] = exp2_fast(fmaf(s[n][2 * half + 1], scale, -level));
         sum += s[n][2 * half] + s[n][2 * half + 1];
       }
-      total[half] = total[half] * shrink[half] + sum;
+      total[half] = total[half] * rescale[half] + sum;
     }
   }
   /// A row's total over its four threads, behind the last scores.
@@ -125,13 +125,13 @@ struct SoftmaxRows {
   __device__ float log_sum(int half, float scale) const { return top[half] * scale + logf(total[half]); }
 };
 
-/// Rows of sums shrink to the level of later scores.
+/// Sums of earlier scores, rescaled to the largest score so far.
 template <int J>
-__device__ inline void shrink_rows(float (&sums)[J][4], const float (&shrink)[2]) {
+__device__ inline void rescale_rows(float (&sums)[J][4], const float (&rescale)[2]) {
 #pragma unroll
   for (int n = 0; n < J; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[n][i] *= shrink[i / 2];
+    for (int i = 0; i < 4; ++i) sums[n][i] *= rescale[i / 2];
   }
 }
 

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, E == 256 || kColumns == 2 ? 2 : 4)
     std::uint32_t weights[kColumns][2];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
-      float shrink[2];
+      float rescale[2];
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
         const auto seen = [&](int j, float score) {
@@ -146,17 +146,17 @@ __global__ void __launch_bounds__(kThreads, E == 256 || kColumns == 2 ? 2 : 4)
         const float before = top[n][b];
         top[n][b] = fmaxf(before, over_column(fmaxf(low, high), [](float x, float y) { return fmaxf(x, y); }));
         const float level = level_of(top[n][b]);
-        shrink[b] = exp2_fast(before - level);
+        rescale[b] = exp2_fast(before - level);
         low = exp2_fast(low - level);
         high = exp2_fast(high - level);
-        total[n][b] = total[n][b] * shrink[b] + (low + high);
+        total[n][b] = total[n][b] * rescale[b] + (low + high);
       }
       weights[n][0] = transposed(pack2(T{}, scores[n][0], scores[n][1]));
       weights[n][1] = transposed(pack2(T{}, scores[n][2], scores[n][3]));
 #pragma unroll
       for (int m = 0; m < E / 16; ++m) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n][i] *= shrink[i % 2];
+        for (int i = 0; i < 4; ++i) sums[m][n][i] *= rescale[i % 2];
       }
     }
 

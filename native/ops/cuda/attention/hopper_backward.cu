@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(128, 2)
   char* shared = aligned_shared();
   const int thread = static_cast<int>(threadIdx.x);
   const std::uint32_t k_tile = shared_address(shared), v_tile = k_tile + kTileBytes, stages = v_tile + kTileBytes;
-  const int slopes_at = 2 * kTileBytes + 2 * kStageBytes;  // of a whole row: [keys, queries]
-  float* levels = reinterpret_cast<float*>(shared + slopes_at + Slopes::kBytes);  // [2 stages][lse, delta][kTile]
+  const int ds_at = 2 * kTileBytes + 2 * kStageBytes;  // of a whole row: [keys, queries]
+  float* lse_delta = reinterpret_cast<float*>(shared + ds_at + ScoreGrads::kBytes);  // [2 stages][lse, delta][kTile]
 
   const KeyWork<kTile> work(shape, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
   const int kv_head = work.kv_head, first_query = work.first_query, queries = work.queries, first_key = work.first_key, keys = work.keys;
@@ -39,14 +39,14 @@ __global__ void __launch_bounds__(128, 2)
     if (thread < kTile) {
       const bool valid = first + thread < queries;
       const std::int64_t row = first_query + first + thread;
-      levels[(stage * 2) * kTile + thread] = valid ? lse[head * lse_stride + row] * kLog2E : INFINITY;
-      if (!whole) levels[(stage * 2 + 1) * kTile + thread] = valid ? delta[head * delta_stride + row] : 0.0f;
+      lse_delta[(stage * 2) * kTile + thread] = valid ? lse[head * lse_stride + row] * kLog2E : INFINITY;
+      if (!whole) lse_delta[(stage * 2 + 1) * kTile + thread] = valid ? delta[head * delta_stride + row] : 0.0f;
     }
     if (whole) {
       const int row = own + lane / 2;
       const float sum = row_delta(out.head(first_query, head, shape.width) + row * out.stride,
                                   dout.head(first_query, head, shape.width) + row * dout.stride, row < queries ? shape.width : 0);
-      if (lane % 2 == 0) levels[(stage * 2 + 1) * kTile + row] = sum;
+      if (lane % 2 == 0) lse_delta[(stage * 2 + 1) * kTile + row] = sum;
     }
   };
   if (work.steps > 0) fetch(0, 0);
@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(128, 2)
     const int first = work.first(step);
     if (offset + first + kTile - 1 < k0) continue;
     const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
-    const float* level = levels + stage * 2 * kTile;
-    const float* pull = level + kTile;
+    const float* lse2 = lse_delta + stage * 2 * kTile;
+    const float* deltas = lse2 + kTile;
     float p[8][4], dp[8][4];
     wgmma_hold(p);
     wgmma_hold(dp);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(128, 2)
     wgmma_wait<1>();
     wgmma_hold(p);
     const bool unmasked = offset + first >= k0 + kTile - 1 && shape.window == 0;
-    weigh(p, level, scale, unmasked, behind + first, shape.window);
+    scores_to_p(p, lse2, scale, unmasked, behind + first, shape.window);
     std::uint32_t fragments[4][4];
     pack_fragments<T>(fragments, p);
     wgmma_wait<0>();
@@ -90,47 +90,47 @@ __global__ void __launch_bounds__(128, 2)
     wgmma_fence();
     product_rows<E, T>(dv_sums, fragments, dout_tile);
     wgmma_commit();
-    slope(p, dp, pull);
-    std::uint32_t slopes[4][4];
-    pack_fragments<T>(slopes, p);
+    score_grad(p, dp, deltas);
+    std::uint32_t ds[4][4];
+    pack_fragments<T>(ds, p);
     if (whole) {
 #pragma unroll
       for (int kk = 0; kk < 4; ++kk) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          *reinterpret_cast<std::uint32_t*>(shared + slopes_at + place<kTile>(own + g + i % 2 * 8, 2 * kk + i / 2) + quad * 4) = slopes[kk][i];
+          *reinterpret_cast<std::uint32_t*>(shared + ds_at + place<kTile>(own + g + i % 2 * 8, 2 * kk + i / 2) + quad * 4) = ds[kk][i];
         }
       }
       fence_shared();
     }
-    wgmma_hold(slopes);
+    wgmma_hold(ds);
     wgmma_hold(dk_sums);
     wgmma_fence();
-    product_rows<E, T>(dk_sums, slopes, q_tile);
+    product_rows<E, T>(dk_sums, ds, q_tile);
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_hold(dk_sums);
     wgmma_hold(dv_sums);
     wgmma_hold(fragments);
-    wgmma_hold(slopes);
+    wgmma_hold(ds);
     if (whole) {
-      __syncthreads();  // all slopes are written, and q has been read
+      __syncthreads();  // all dS are written, and q has been read
       const int head = kv_head * shape.group + step;
       float dq_sums[E / 8][4];
       wgmma_hold(dq_sums);
       wgmma_fence();
-      product_of_rows<E, T>(dq_sums, k_tile + slopes_at, k_tile, false);
+      product_of_rows<E, T>(dq_sums, k_tile + ds_at, k_tile, false);
       wgmma_commit();
       wgmma_wait<0>();
       wgmma_hold(dq_sums);
-      turn_back<E>(dq_sums, rotary, first_query, own, queries);
+      inverse_rotary<E>(dq_sums, rotary, first_query, own, queries);
       write_rows<E, kTile, T>(shared + 2 * kTileBytes + stage * kStageBytes, own, dq_sums, shape.scale, shape.scale,
                               dq.head(first_query, head, shape.width), dq.stride, own, queries, shape.width);
     }
   }
   wait_copies<0>();
   __syncthreads();
-  turn_back<E>(dk_sums, rotary, first_key, k0 + own, keys);
+  inverse_rotary<E>(dk_sums, rotary, first_key, k0 + own, keys);
   write_rows<E, kTile, T>(shared, own, dk_sums, shape.scale, shape.scale, dk.head(first_key, kv_head, shape.width), dk.stride, k0 + own,
                           keys, shape.width);
   write_rows<E, kTile, T>(shared + kTileBytes, own, dv_sums, 1.0f, 1.0f, dv.head(first_key, kv_head, shape.width), dv.stride, k0 + own,
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(128, 2)
 
 template <class T, int E>
 void launch_short(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream) {
-  const std::size_t bytes = 6 * kTile * E * 2 + Slopes::kBytes + 4 * kTile * sizeof(float) + kAlignmentBytes;
+  const std::size_t bytes = 6 * kTile * E * 2 + ScoreGrads::kBytes + 4 * kTile * sizeof(float) + kAlignmentBytes;
   const auto kernel = short_key_grad_kernel<T, E>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(call.k.cols / call.head_dim), static_cast<unsigned>(key_tiles(*call.sequences, kTile)));
@@ -149,18 +149,18 @@ void launch_short(const AttentionBackward& call, const Tensor& delta, const Shap
                                        side<T>(call.dq), side<T>(call.dk), side<T>(call.dv), shape, rotary_of(call));
 }
 
-/// dk, dv and dq of as many of k's heads at a time as have their slopes in `room`, turns as even as may be.
-void backward_by_slopes(const AttentionBackward& call, const Tensor& delta, const Tensor& room, const Shape& shape, int heads, cudaStream_t stream) {
-  Slopes slopes{room.as<char>(), slope_tiles(*call.sequences), 0};
-  const std::int64_t each = slopes.tiles * shape.group * Slopes::kBytes;
+/// dk, dv and dq of as many of k's heads at a time as have their dS in `room`, turns as even as may be.
+void backward_by_ds(const AttentionBackward& call, const Tensor& delta, const Tensor& room, const Shape& shape, int heads, cudaStream_t stream) {
+  ScoreGrads ds{room.as<char>(), score_tiles(*call.sequences), 0};
+  const std::int64_t each = ds.tiles * shape.group * ScoreGrads::kBytes;
   const int most = static_cast<int>(std::min<std::int64_t>(heads, static_cast<std::int64_t>(room.bytes()) / each));
   const int turns = (heads + most - 1) / most, together = (heads + turns - 1) / turns;
   row_deltas(call, delta, stream);
   for (int first = 0; first < heads; first += together) {
     const int count = std::min(together, heads - first);
-    slopes.first_head = first * shape.group;
-    long_key_grad(call, delta, shape, slopes, count, stream);
-    query_grad_of(slopes, call, shape, count * shape.group, stream);
+    ds.first_head = first * shape.group;
+    long_key_grad(call, delta, shape, ds, count, stream);
+    query_grad_of(ds, call, shape, count * shape.group, stream);
   }
 }
 
@@ -176,9 +176,9 @@ AttentionRoom attention_room(const AttentionBackward& call) {
     if (keys != sequences.cu_queries.host[s + 1] - sequences.cu_queries.host[s]) return {};
     longest = std::max<std::int64_t>(longest, (keys + kTile - 1) / kTile);
   }
-  const std::int64_t tiles = slope_tiles(sequences), heads = call.k.cols / call.head_dim, group = call.q.cols / call.k.cols;
+  const std::int64_t tiles = score_tiles(sequences), heads = call.k.cols / call.head_dim, group = call.q.cols / call.k.cols;
   const std::int64_t wanted = longest * processors() * 3 / 2, each = std::max<std::int64_t>(1, tiles * group / 2);
-  const std::int64_t least = std::min(heads, (wanted + each - 1) / each), bytes = tiles * group * Slopes::kBytes;
+  const std::int64_t least = std::min(heads, (wanted + each - 1) / each), bytes = tiles * group * ScoreGrads::kBytes;
   return {static_cast<std::size_t>(least * bytes), static_cast<std::size_t>(heads * bytes)};
 }
 
@@ -186,11 +186,11 @@ void attention_backward_hopper(const AttentionBackward& call, bool long_rows, co
   const Shape shape = shape_of(call);
   const auto heads = static_cast<int>(call.k.cols / call.head_dim);
   if (room) {
-    backward_by_slopes(call, delta, room, shape, heads, stream);
+    backward_by_ds(call, delta, room, shape, heads, stream);
   } else {
     query_grad(call, delta, shape, long_rows, stream);
     if (long_rows)
-      long_key_grad(call, delta, shape, Slopes{}, heads, stream);
+      long_key_grad(call, delta, shape, ScoreGrads{}, heads, stream);
     else
       with_half(call.q.dtype, [&]<class T>(T) {
         call.head_dim <= 64 ? launch_short<T, 64>(call, delta, shape, stream) : launch_short<T, 128>(call, delta, shape, stream);

@@ -1,5 +1,5 @@
 // What the kernels of attention's backward pass on Hopper share. Where rows are long and there is room, the pass over keys
-// writes the slopes dS it computes to memory, and dq is a product of them; else another pass computes them again. Both ways
+// writes the gradients dS it computes to memory, and dq is a product of them; else another pass computes them again. Both ways
 // make the same sums in the same order.
 #pragma once
 
@@ -27,29 +27,29 @@ __device__ inline float row_delta(const T* out, const T* dout, int width) {
   return sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
 }
 
-/// Scores of 64 keys by 64 queries to weights; `level`: log-sum-exp of the queries in shared memory, `behind` how far the first
+/// S of 64 keys by 64 queries to P; `lse2`: the queries' LSE in shared memory, in powers of two, `behind` how far the first
 /// query lies behind the thread's first key.
-__device__ inline void weigh(float (&p)[8][4], const float* level, float scale, bool unmasked, int behind, int window) {
+__device__ inline void scores_to_p(float (&p)[8][4], const float* lse2, float scale, bool unmasked, int behind, int window) {
   const int quad = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
-    const float2 levels = *reinterpret_cast<const float2*>(level + n * 8 + quad * 2);
+    const float2 lse_pair = *reinterpret_cast<const float2*>(lse2 + n * 8 + quad * 2);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      p[n][i] = exp2_fast(fmaf(p[n][i], scale, i % 2 == 0 ? -levels.x : -levels.y));
+      p[n][i] = exp2_fast(fmaf(p[n][i], scale, i % 2 == 0 ? -lse_pair.x : -lse_pair.y));
       if (!unmasked && hidden(behind + n * 8 + i % 2 - i / 2 * 8, window)) p[n][i] = 0;
     }
   }
 }
 
-/// Weights to slopes, by the weights' gradients and delta of the queries (`pull`, in shared memory).
-__device__ inline void slope(float (&p)[8][4], const float (&dp)[8][4], const float* pull) {
+/// P to dS, by dP and the queries' delta (`deltas`, in shared memory).
+__device__ inline void score_grad(float (&p)[8][4], const float (&dp)[8][4], const float* deltas) {
   const int quad = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
-    const float2 pulls = *reinterpret_cast<const float2*>(pull + n * 8 + quad * 2);
+    const float2 delta_pair = *reinterpret_cast<const float2*>(deltas + n * 8 + quad * 2);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - (i % 2 == 0 ? pulls.x : pulls.y);
+    for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - (i % 2 == 0 ? delta_pair.x : delta_pair.y);
   }
 }
 
@@ -67,7 +67,7 @@ inline Rotary rotary_of(const AttentionBackward& call) {
 /// A warp's 16 rows of sums, heads of E columns, to those before rotary: a thread has both columns of a pair. Rows as
 /// write_rows() counts them, row 0 is that of `token`. Explicit fma: all kernels round alike.
 template <int E>
-__device__ inline void turn_back(float (&sums)[E / 8][4], const Rotary& rotary, int token, int first, int limit) {
+__device__ inline void inverse_rotary(float (&sums)[E / 8][4], const Rotary& rotary, int token, int first, int limit) {
   if (rotary.table == nullptr) return;
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
   const auto turn = [](float& a, float& b, float cosine, float sine) {
@@ -91,7 +91,7 @@ __device__ inline void turn_back(float (&sums)[E / 8][4], const Rotary& rotary, 
 
 /// dS of some heads: tiles of 64 keys by 64 queries as they lie in shared memory, key tile after key tile those of the queries
 /// from the diagonal on; sequence after sequence, `tiles` of them a head.
-struct Slopes {
+struct ScoreGrads {
   char* data;  // null: they are not kept
   std::int64_t tiles;
   int first_head;  // of q
@@ -104,33 +104,33 @@ struct Slopes {
   }
 };
 
-__host__ __device__ inline std::int64_t slope_tiles(std::int64_t rows) {
+__host__ __device__ inline std::int64_t score_tiles(std::int64_t rows) {
   const std::int64_t count = (rows + kTile - 1) / kTile;
   return count * (count + 1) / 2;
 }
 
-inline std::int64_t slope_tiles(const Sequences& sequences) {
+inline std::int64_t score_tiles(const Sequences& sequences) {
   std::int64_t tiles = 0;
-  for (const std::int32_t length : sequences.key_length.host) tiles += slope_tiles(length);
+  for (const std::int32_t length : sequences.key_length.host) tiles += score_tiles(length);
   return tiles;
 }
 
 /// Of all sequences before `sequence`. Called by whole warps; every lane gets it.
-__device__ inline std::int64_t slope_tiles_before(const SequenceTable& table, int sequence) {
+__device__ inline std::int64_t score_tiles_before(const SequenceTable& table, int sequence) {
   int sum = 0;
   for (int s = static_cast<int>(threadIdx.x) % 32; s < sequence; s += 32)
-    sum += static_cast<int>(slope_tiles(table.cu_queries[s + 1] - table.cu_queries[s]));
+    sum += static_cast<int>(score_tiles(table.cu_queries[s + 1] - table.cu_queries[s]));
   return __reduce_add_sync(0xFFFFFFFFu, sum);
 }
 
-/// dk and dv of `heads` of k's heads where rows are long, from the first one's whose slopes are kept (if they are: then there is
+/// dk and dv of `heads` of k's heads where rows are long, from the first one's whose dS are kept (if they are: then there is
 /// no window and a row has as many keys as queries).
-void long_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const Slopes& kept, int heads, cudaStream_t stream);
+void long_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const ScoreGrads& kept, int heads, cudaStream_t stream);
 /// dq, and delta = rowsum(dout * out) for the pass over keys, from the scores computed again. `wide`: several warpgroups share a tile.
 void query_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, bool wide, cudaStream_t stream);
 /// delta alone.
 void row_deltas(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
-/// dq of `heads` heads from their slopes.
-void query_grad_of(const Slopes& slopes, const AttentionBackward& call, const Shape& shape, int heads, cudaStream_t stream);
+/// dq of `heads` heads from their dS.
+void query_grad_of(const ScoreGrads& ds, const AttentionBackward& call, const Shape& shape, int heads, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

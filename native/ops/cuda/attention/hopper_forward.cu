@@ -122,7 +122,7 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
     const int position = offset + item.row + own + g;
 
     SoftmaxRows rows;
-    float s[kRows / 8][4], sums[E / 8][4] = {}, shrink[2];
+    float s[kRows / 8][4], sums[E / 8][4] = {}, rescale[2];
     std::uint32_t weights[kRows / 16][4];
     const auto whole = [&](int tile) {
       const int key = tile * kRows;
@@ -142,10 +142,10 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
     done_with(barriers.keys_empty(keys.stage));
     keys.step();
     if (!whole(tile)) hide(s, tile * kRows + quad * 2, position, shape.window);
-    rows.add(s, scale, shrink);
+    rows.add(s, scale, rescale);
     pack_fragments<T>(weights, s);
 
-    // The scores of a tile, and the sum with the weights of the tile before, which the softmax does not wait for.
+    // The scores of a tile, and the sum with P of the tile before, which the softmax does not wait for.
     for (--tile; tile >= range.begin; --tile) {
       barrier_wait(barriers.keys_full(keys.stage), keys.parity);
       barrier_wait(barriers.values_full(values.stage), values.parity);
@@ -164,7 +164,7 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
       done_with(barriers.keys_empty(keys.stage));
       keys.step();
       if (!whole(tile)) hide(s, tile * kRows + quad * 2, position, shape.window);
-      rows.add(s, scale, shrink);
+      rows.add(s, scale, rescale);
       // Weights' sums are not below 0. The branch keeps ptxas (13.0) from waiting for the product before the softmax.
       asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p trap;\n}\n" ::"f"(rows.total[0] + rows.total[1]));
       wgmma_wait<0>();
@@ -172,7 +172,7 @@ __device__ inline void compute_all(Side<T> out, float* lse, std::int64_t lse_str
       wgmma_hold(weights);
       done_with(barriers.values_empty(values.stage));
       values.step();
-      shrink_rows(sums, shrink);
+      rescale_rows(sums, rescale);
       pack_fragments<T>(weights, s);
     }
     done_with(barriers.queries_empty());

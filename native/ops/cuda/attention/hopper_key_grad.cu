@@ -1,6 +1,6 @@
 // Gradients of the keys and values of long rows on Hopper: FlashAttention-2's loops (Dao 2023) in FlashAttention-3's roles
 // (Shah et al. 2024). Warps that only load keep two warpgroups of 64 keys each in tiles of 64 queries; neither waits for the
-// other, so one's weights meet the other's products. Every sum is made in a fixed order.
+// other, so one computes P while the other multiplies. Every sum is made in a fixed order.
 #include "ops/cuda/attention/hopper_backward.cuh"
 #include "ops/cuda/device/warp_roles.cuh"
 
@@ -14,9 +14,9 @@ constexpr int kLoaders = 128, kThreads = kLoaders + 256, kStages = 3;
 template <int E>
 struct Layout {
   static constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStageBytes = 2 * kTileBytes;
-  // k, v, the stages of q and dout, two tiles of slopes a warpgroup, the stages of lse and delta, the barriers
-  static constexpr int kStagesAt = 2 * kOwnBytes, kSlopes = kStagesAt + kStages * kStageBytes, kLevels = kSlopes + 4 * Slopes::kBytes,
-                       kBarriers = kLevels + kStages * 2 * kTile * 4, kBytes = kBarriers + (2 * kStages + 1) * 8;
+  // k, v, the stages of q and dout, two tiles of dS a warpgroup, the stages of lse and delta, the barriers
+  static constexpr int kStagesAt = 2 * kOwnBytes, kScoreGrads = kStagesAt + kStages * kStageBytes, kLseDelta = kScoreGrads + 4 * ScoreGrads::kBytes,
+                       kBarriers = kLseDelta + kStages * 2 * kTile * 4, kBytes = kBarriers + (2 * kStages + 1) * 8;
 };
 
 template <class T>
@@ -79,11 +79,11 @@ __device__ inline void load_all(const Inputs<T>& in, const Shape& shape, const W
     load_rows<E, kTile, kLoaders>(to + L::kTileBytes, in.dout.head(work.first_query, head, shape.width), in.dout.stride, first, work.queries,
                                   shape.width, thread);
     if (thread < kTile) {
-      float* levels = reinterpret_cast<float*>(shared + L::kLevels) + ring.stage * 2 * kTile;
+      float* lse_delta = reinterpret_cast<float*>(shared + L::kLseDelta) + ring.stage * 2 * kTile;
       const bool valid = first + thread < work.queries;
       const std::int64_t row = work.first_query + first + thread;
-      levels[thread] = valid ? in.lse[head * in.lse_stride + row] * kLog2E : INFINITY;
-      levels[kTile + thread] = valid ? in.delta[head * in.delta_stride + row] : 0.0f;
+      lse_delta[thread] = valid ? in.lse[head * in.lse_stride + row] * kLog2E : INFINITY;
+      lse_delta[kTile + thread] = valid ? in.delta[head * in.delta_stride + row] : 0.0f;
     }
     loaded(barriers.full(ring.stage));
     ring.step();
@@ -91,7 +91,7 @@ __device__ inline void load_all(const Inputs<T>& in, const Shape& shape, const W
 }
 
 template <class T, int E, bool kKeep>
-__device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, const Rotary& rotary, const Work& work, const Slopes& kept,
+__device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, const Rotary& rotary, const Work& work, const ScoreGrads& kept,
                                    char* shared) {
   using L = Layout<E>;
   const std::uint32_t base = shared_address(shared);
@@ -105,15 +105,15 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
   const std::uint32_t k_tile = base, v_tile = base + L::kOwnBytes;
   float dk_sums[E / 8][4] = {}, dv_sums[E / 8][4] = {};
   const int behind = offset + quad * 2 - (k0 + own + g);  // before query 0, the thread's first row
-  std::uint32_t slopes[4][4] = {};
+  std::uint32_t ds[4][4] = {};
   Ring<kStages> ring;
-  [[maybe_unused]] int turn = 0;  // of the two tiles of slopes; a step may make none
+  [[maybe_unused]] int turn = 0;  // of the two tiles of dS; a step may make none
   int held = -1;  // the stage whose q the last product of dk may still read
-  // Where the warp's slopes of the step go: tile after tile, those that it does not make too, then to the next head's.
+  // Where the warp's dS of the step go: tile after tile, those that it does not make too, then to the next head's.
   const int rows = own % 64 * kPanelRow;
   [[maybe_unused]] char* to = nullptr;
   if constexpr (kKeep) {
-    const std::int64_t before = slope_tiles_before(shape.table, work.sequence);
+    const std::int64_t before = score_tiles_before(shape.table, work.sequence);
     const int key = k0 / kTile;
     to = kept.at(work.kv_head * shape.group, before, (work.queries + kTile - 1) / kTile, key + group, key) + rows;
   }
@@ -122,10 +122,10 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
   const auto next = [&] {
     ring.step();
     first += kTile;
-    if (kKeep) to += Slopes::kBytes;
+    if (kKeep) to += ScoreGrads::kBytes;
     if (first < work.query_begin + work.per_head * kTile) return;
     first = work.query_begin;
-    if (kKeep) to += (kept.tiles - work.per_head) * Slopes::kBytes;
+    if (kKeep) to += (kept.tiles - work.per_head) * ScoreGrads::kBytes;
   };
   for (int step = 0; step < work.steps; ++step, next()) {
     barrier_wait(barriers.full(ring.stage), ring.parity);
@@ -134,8 +134,8 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
       continue;
     }
     const std::uint32_t q_tile = base + L::kStagesAt + ring.stage * L::kStageBytes, dout_tile = q_tile + L::kTileBytes;
-    const float* level = reinterpret_cast<const float*>(shared + L::kLevels) + ring.stage * 2 * kTile;
-    const float* pull = level + kTile;
+    const float* lse2 = reinterpret_cast<const float*>(shared + L::kLseDelta) + ring.stage * 2 * kTile;
+    const float* deltas = lse2 + kTile;
     float p[8][4], dp[8][4];
     wgmma_hold(p);
     wgmma_hold(dp);
@@ -147,11 +147,11 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
     wgmma_wait<1>();  // the last step's dk too
     wgmma_hold(p);
     wgmma_hold(dk_sums);
-    wgmma_hold(slopes);
+    wgmma_hold(ds);
     if (held >= 0) done_with(static_cast<std::uint32_t>(held));
     held = static_cast<int>(ring.stage);
     const bool unmasked = offset + first >= k0 + group * 64 + 63 && shape.window == 0;
-    weigh(p, level, scale, unmasked, behind + first, shape.window);
+    scores_to_p(p, lse2, scale, unmasked, behind + first, shape.window);
     std::uint32_t weights[4][4];
     pack_fragments<T>(weights, p);
     wgmma_wait<0>();
@@ -161,15 +161,15 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
     wgmma_fence();
     product_rows<E, T>(dv_sums, weights, dout_tile);
     wgmma_commit();
-    slope(p, dp, pull);
-    pack_fragments<T>(slopes, p);
-    wgmma_hold(slopes);
+    score_grad(p, dp, deltas);
+    pack_fragments<T>(ds, p);
+    wgmma_hold(ds);
     wgmma_hold(dk_sums);
     wgmma_fence();
-    product_rows<E, T>(dk_sums, slopes, q_tile);
+    product_rows<E, T>(dk_sums, ds, q_tile);
     wgmma_commit();
     if constexpr (kKeep) {  // each warp its 16 rows
-      const int at = L::kSlopes + (group * 2 + turn) * Slopes::kBytes;
+      const int at = L::kScoreGrads + (group * 2 + turn) * ScoreGrads::kBytes;
       turn ^= 1;
       wait_sent<1>();  // what was sent from here before has been read
       __syncwarp();
@@ -179,7 +179,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
 #pragma unroll
       for (int kk = 0; kk < 4; ++kk) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) store_shared((piece0 ^ (2 * kk + i / 2) << 4) + i % 2 * 8 * kPanelRow, slopes[kk][i]);
+        for (int i = 0; i < 4; ++i) store_shared((piece0 ^ (2 * kk + i / 2) << 4) + i % 2 * 8 * kPanelRow, ds[kk][i]);
       }
       fence_shared();
       __syncwarp();
@@ -191,9 +191,9 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
   }
   wgmma_wait<0>();
   wgmma_hold(dk_sums);
-  wgmma_hold(slopes);
+  wgmma_hold(ds);
   meet();  // k and v have been read
-  turn_back<E>(dk_sums, rotary, work.first_key, k0 + own, work.keys);
+  inverse_rotary<E>(dk_sums, rotary, work.first_key, k0 + own, work.keys);
   write_rows<E, kRows, T>(shared, own, dk_sums, shape.scale, shape.scale, dk.head(work.first_key, work.kv_head, shape.width), dk.stride,
                           k0 + own, work.keys, shape.width);
   write_rows<E, kRows, T>(shared + L::kOwnBytes, own, dv_sums, 1.0f, 1.0f, dv.head(work.first_key, work.kv_head, shape.width), dv.stride,
@@ -205,7 +205,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
 
 template <class T, int E, bool kKeep>
 __global__ void __launch_bounds__(kThreads, 1)
-    long_key_grad_kernel(Inputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary, Slopes kept) {
+    long_key_grad_kernel(Inputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary, ScoreGrads kept) {
 #ifdef PIPELORA_HOPPER
   using L = Layout<E>;
   char* shared = aligned_shared();
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, int E, bool kKeep>
-void launch(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const Slopes& kept, int heads, cudaStream_t stream) {
+void launch(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const ScoreGrads& kept, int heads, cudaStream_t stream) {
   const auto kernel = long_key_grad_kernel<T, E, kKeep>;
   const std::size_t bytes = Layout<E>::kBytes + kAlignmentBytes;
   allow_shared(kernel, bytes);
@@ -243,7 +243,7 @@ void launch(const AttentionBackward& call, const Tensor& delta, const Shape& sha
 
 }  // namespace
 
-void long_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const Slopes& kept, int heads, cudaStream_t stream) {
+void long_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const ScoreGrads& kept, int heads, cudaStream_t stream) {
   with_half(call.q.dtype, [&]<class T>(T) {
     const auto of_width = [&]<int E>() {
       kept.data != nullptr ? launch<T, E, true>(call, delta, shape, kept, heads, stream)

@@ -1,4 +1,4 @@
-// Gradients of queries on Hopper, from scores computed again (FlashAttention-2, Dao 2023) or from slopes that were kept.
+// Gradients of queries on Hopper, from scores computed again (FlashAttention-2, Dao 2023) or from dS that were kept.
 // A warpgroup owns 64 queries and goes through their keys in order.
 #include <algorithm>
 
@@ -47,19 +47,19 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
   };
   fetch(key_begin, 0);
 
-  float pull[2], level[2];
+  float deltas[2], lse2[2];
   {
     const int row = q0 + own + lane / 2;
     const float sum = row_delta(out.head(first_query, head, shape.width) + row * out.stride,
                                 dout.head(first_query, head, shape.width) + row * dout.stride, row < queries ? shape.width : 0);
     if (lane % 2 == 0 && row < queries) delta[head * delta_stride + first_query + row] = sum;
-    pull[0] = __shfl_sync(0xFFFFFFFFu, sum, 2 * g);
-    pull[1] = __shfl_sync(0xFFFFFFFFu, sum, 2 * (g + 8));
+    deltas[0] = __shfl_sync(0xFFFFFFFFu, sum, 2 * g);
+    deltas[1] = __shfl_sync(0xFFFFFFFFu, sum, 2 * (g + 8));
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = q0 + own + g + half * 8;
-    level[half] = row < queries ? lse[head * lse_stride + first_query + row] * kLog2E : INFINITY;
+    lse2[half] = row < queries ? lse[head * lse_stride + first_query + row] * kLog2E : INFINITY;
   }
 
   const float scale = shape.scale * kLog2E;
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        p[n][i] = exp2_fast(fmaf(p[n][i], scale, -level[i / 2]));
+        p[n][i] = exp2_fast(fmaf(p[n][i], scale, -lse2[i / 2]));
         if (!whole && hidden(behind - key + i / 2 * 8 - (n * 8 + i % 2), shape.window)) p[n][i] = 0;
       }
     }
@@ -97,14 +97,14 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[i / 2];
+      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - deltas[i / 2];
     }
-    std::uint32_t slopes[4][4];
-    pack_fragments<T>(slopes, p);
-    wgmma_hold(slopes);
+    std::uint32_t ds[4][4];
+    pack_fragments<T>(ds, p);
+    wgmma_hold(ds);
     wgmma_hold(sums);
     wgmma_fence();
-    product_rows<E, T>(sums, slopes, k_tile);
+    product_rows<E, T>(sums, ds, k_tile);
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_hold(sums);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
     }
   }
   __syncthreads();  // q's rows have been read by the whole warpgroup
-  turn_back<E>(sums, rotary, first_query, q0 + own, queries);
+  inverse_rotary<E>(sums, rotary, first_query, q0 + own, queries);
   write_rows<E, kRows, T>(shared, own, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride, q0 + own,
                           queries, shape.width);
 #endif
@@ -122,22 +122,22 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
 
 constexpr int kProductGroups = 2, kProductStages = 3;
 
-// dq = dS k of 128 queries a block. Its slopes come from memory once, its keys from the cache.
+// dq = dS k of 128 queries a block. Its dS come from memory once, its keys from the cache.
 template <class T, int E>
 __global__ void __launch_bounds__(kProductGroups * 128, 2)
-    slopes_product_kernel(Slopes slopes, Side<const T> k, Side<T> dq, Shape shape, Rotary rotary) {
+    ds_product_kernel(ScoreGrads ds, Side<const T> k, Side<T> dq, Shape shape, Rotary rotary) {
 #ifdef PIPELORA_HOPPER
   constexpr int kRows = kProductGroups * 64, kThreads = kProductGroups * 128;
-  constexpr int kKeyBytes = kTile * E * 2, kStageBytes = kKeyBytes + kProductGroups * Slopes::kBytes;
+  constexpr int kKeyBytes = kTile * E * 2, kStageBytes = kKeyBytes + kProductGroups * ScoreGrads::kBytes;
   char* shared = aligned_shared();
   const std::uint32_t stages = shared_address(shared);
   const int thread = static_cast<int>(threadIdx.x), group = thread / 128, own = thread / 32 * 16;
 
   const Place where = locate<false>(shape.table, static_cast<int>(blockIdx.y), kRows);
-  const int s = where.sequence, head = slopes.first_head + static_cast<int>(blockIdx.x), kv_head = head / shape.group;
+  const int s = where.sequence, head = ds.first_head + static_cast<int>(blockIdx.x), kv_head = head / shape.group;
   const int first_query = shape.table.cu_queries[s], queries = shape.table.cu_queries[s + 1] - first_query;
   const int first_key = shape.table.key_start[s], tiles = (queries + kTile - 1) / kTile;
-  const std::int64_t before = slope_tiles_before(shape.table, s);
+  const std::int64_t before = score_tiles_before(shape.table, s);
   const int q0 = (where.tiles - 1 - where.tile) * kRows;  // those that see most keys first
   const int last = min(q0 / kTile + kProductGroups, tiles) - 1, own_tile = q0 / kTile + group;
 
@@ -146,10 +146,10 @@ __global__ void __launch_bounds__(kProductGroups * 128, 2)
       const std::uint32_t to = stages + key % kProductStages * kStageBytes;
       load_rows<E, kTile, kThreads>(to, k.head(first_key, kv_head, shape.width), k.stride, key * kTile, queries, shape.width, thread);
       if (key <= own_tile && own_tile < tiles) {
-        const char* from = slopes.at(head, before, tiles, key, own_tile);
-        const std::uint32_t here = to + kKeyBytes + group * Slopes::kBytes;
+        const char* from = ds.at(head, before, tiles, key, own_tile);
+        const std::uint32_t here = to + kKeyBytes + group * ScoreGrads::kBytes;
 #pragma unroll
-        for (int at = thread % 128 * 16; at < Slopes::kBytes; at += 128 * 16) copy_async(here + at, from + at, true);
+        for (int at = thread % 128 * 16; at < ScoreGrads::kBytes; at += 128 * 16) copy_async(here + at, from + at, true);
       }
     }
     commit_copies();
@@ -165,14 +165,14 @@ __global__ void __launch_bounds__(kProductGroups * 128, 2)
     const std::uint32_t k_tile = stages + key % kProductStages * kStageBytes;
     wgmma_hold(sums);
     wgmma_fence();
-    product_of_rows<E, T>(sums, k_tile + kKeyBytes + group * Slopes::kBytes, k_tile, true);
+    product_of_rows<E, T>(sums, k_tile + kKeyBytes + group * ScoreGrads::kBytes, k_tile, true);
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_hold(sums);
   }
   wait_copies<0>();
   __syncthreads();
-  turn_back<E>(sums, rotary, first_query, q0 + own, queries);
+  inverse_rotary<E>(sums, rotary, first_query, q0 + own, queries);
   write_rows<E, kRows, T>(shared, own, sums, shape.scale, shape.scale, dq.head(first_query, head, shape.width), dq.stride, q0 + own,
                           queries, shape.width);
 #endif
@@ -201,12 +201,12 @@ void launch_query_grad(const AttentionBackward& call, const Tensor& delta, const
 }
 
 template <class T, int E>
-void launch_slopes_product(const Slopes& slopes, const AttentionBackward& call, const Shape& shape, int heads, cudaStream_t stream) {
-  const std::size_t bytes = kProductStages * (kTile * E * 2 + kProductGroups * Slopes::kBytes) + kAlignmentBytes;
-  const auto kernel = slopes_product_kernel<T, E>;
+void launch_ds_product(const ScoreGrads& ds, const AttentionBackward& call, const Shape& shape, int heads, cudaStream_t stream) {
+  const std::size_t bytes = kProductStages * (kTile * E * 2 + kProductGroups * ScoreGrads::kBytes) + kAlignmentBytes;
+  const auto kernel = ds_product_kernel<T, E>;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(query_tiles(*call.sequences, kProductGroups * 64)));
-  kernel<<<grid, kProductGroups * 128, bytes, stream>>>(slopes, side<const T>(call.k), side<T>(call.dq), shape, rotary_of(call));
+  kernel<<<grid, kProductGroups * 128, bytes, stream>>>(ds, side<const T>(call.k), side<T>(call.dq), shape, rotary_of(call));
 }
 
 }  // namespace
@@ -228,10 +228,10 @@ void row_deltas(const AttentionBackward& call, const Tensor& delta, cudaStream_t
   });
 }
 
-void query_grad_of(const Slopes& slopes, const AttentionBackward& call, const Shape& shape, int heads, cudaStream_t stream) {
+void query_grad_of(const ScoreGrads& ds, const AttentionBackward& call, const Shape& shape, int heads, cudaStream_t stream) {
   with_half(call.q.dtype, [&]<class T>(T) {
-    call.head_dim <= 64 ? launch_slopes_product<T, 64>(slopes, call, shape, heads, stream)
-                        : launch_slopes_product<T, 128>(slopes, call, shape, heads, stream);
+    call.head_dim <= 64 ? launch_ds_product<T, 64>(ds, call, shape, heads, stream)
+                        : launch_ds_product<T, 128>(ds, call, shape, heads, stream);
   });
 }
 

@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(kThreads, 4)
       asm volatile("mov.u32 %0, %%tid.x;" : "=r"(again));
       hide(p, key + again % 4 * 2, offset + q0 + again / 32 * 16 + again % 32 / 4, shape.window);
     }
-    float shrink[2];
-    rows.add(p, scale, shrink);
-    shrink_rows(sums, shrink);
+    float rescale[2];
+    rows.add(p, scale, rescale);
+    rescale_rows(sums, rescale);
     std::uint32_t weights[4][4];
     pack_fragments<T>(weights, p);
     wait_copies<0>();

@@ -44,9 +44,9 @@ __device__ inline float dot(const float (&a)[kParts], const float (&b)[kParts]) 
   return warp_sum(sum);
 }
 
-/// A score under its cap, and the slope there.
+/// A score under its cap, and the derivative there.
 __device__ inline float capped(float score, float cap) { return cap > 0 ? cap * tanhf(score / cap) : score; }
-__device__ inline float cap_slope(float score, float cap) { return cap > 0 ? 1.0f - (score / cap) * (score / cap) : 1.0f; }
+__device__ inline float cap_derivative(float score, float cap) { return cap > 0 ? 1.0f - (score / cap) * (score / cap) : 1.0f; }
 
 /// The sequence that holds row `t` of the queries.
 __device__ inline int sequence_of(const SequenceTable& table, std::int64_t t) {
@@ -79,11 +79,11 @@ __global__ void forward_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<cons
     read_row(k.row(row, head / group, e), e, other);
     const float score = capped(dot(mine, other) * scale, cap);
     const float now = fmaxf(top, score);
-    const float shrink = expf(top - now), weight = expf(score - now);
+    const float rescale = expf(top - now), weight = expf(score - now);
     read_row(v.row(row, head / group, e), e, other);
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) sum[i] = sum[i] * shrink + weight * other[i];
-    total = total * shrink + weight;
+    for (int i = 0; i < kParts; ++i) sum[i] = sum[i] * rescale + weight * other[i];
+    total = total * rescale + weight;
     top = now;
   }
   write_row(out.row(t, head, e), e, sum, 1.0f / total);
@@ -105,16 +105,16 @@ __global__ void query_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<c
   read_row(q.row(t, head, e), e, mine);
   read_row(dout.row(t, head, e), e, grad);
   read_row(out.row(t, head, e), e, other);
-  const float pull = dot(grad, other);
-  if (threadIdx.x % 32 == 0) delta[head * delta_stride + t] = pull;
-  const float level = lse[head * lse_stride + t];
+  const float own_delta = dot(grad, other);
+  if (threadIdx.x % 32 == 0) delta[head * delta_stride + t] = own_delta;
+  const float own_lse = lse[head * lse_stride + t];
   for (int j = window > 0 ? max(0, position - window + 1) : 0; j <= position; ++j) {
     const std::int64_t row = table.key_start[s] + j;
     read_row(v.row(row, head / group, e), e, other);
     const float dp = dot(grad, other);
     read_row(k.row(row, head / group, e), e, other);
     const float score = capped(dot(mine, other) * scale, cap);
-    const float ds = expf(score - level) * (dp - pull) * scale * cap_slope(score, cap);
+    const float ds = expf(score - own_lse) * (dp - own_delta) * scale * cap_derivative(score, cap);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) sum[i] += ds * other[i];
   }
@@ -144,7 +144,7 @@ __global__ void key_grad_kernel(Matrix<const T> q, Matrix<const T> k, Matrix<con
       read_row(dout.row(t, head, e), e, grad);
       const float score = capped(dot(other, key) * scale, cap);
       const float p = expf(score - lse[head * lse_stride + t]);
-      const float ds = p * (dot(grad, value) - delta[head * delta_stride + t]) * scale * cap_slope(score, cap);
+      const float ds = p * (dot(grad, value) - delta[head * delta_stride + t]) * scale * cap_derivative(score, cap);
 #pragma unroll
       for (int c = 0; c < kParts; ++c) {
         dv_sum[c] += p * grad[c];

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (kStages == 2) fetch(key_begin, 0);
 
   // delta of the warp's rows: two lanes a row.
-  float pull[2], level[2];
+  float deltas[2], lse2[2];
   {
     const int row = q0 + warp * 16 + lane / 2;
     float sum = 0;
@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
     sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
     if (lane % 2 == 0 && row < queries) delta[head * delta_stride + first_query + row] = sum;
-    pull[0] = __shfl_sync(0xFFFFFFFFu, sum, 2 * g);
-    pull[1] = __shfl_sync(0xFFFFFFFFu, sum, 2 * (g + 8));
+    deltas[0] = __shfl_sync(0xFFFFFFFFu, sum, 2 * g);
+    deltas[1] = __shfl_sync(0xFFFFFFFFu, sum, 2 * (g + 8));
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = q0 + warp * 16 + g + half * 8;
-    level[half] = row < queries ? lse[head * lse_stride + first_query + row] * kLog2E : INFINITY;
+    lse2[half] = row < queries ? lse[head * lse_stride + first_query + row] * kLog2E : INFINITY;
   }
 
   const float scale = shape.scale * kLog2E;
@@ -96,13 +96,13 @@ __global__ void __launch_bounds__(kWarps * 32)
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float weight = exp2_fast(fmaf(p[n][i], scale, -level[i / 2]));
+        float weight = exp2_fast(fmaf(p[n][i], scale, -lse2[i / 2]));
         if (!whole) {
           const int j = key + n * 8 + quad * 2 + i % 2, position = position0 + i / 2 * 8;
           if (j > position || (shape.window > 0 && position - j >= shape.window)) weight = 0;
         }
-        const float slope = kCapped ? cap_slope(p[n][i], shape.cap) : 1.0f;
-        p[n][i] = weight * (dp[n][i] - pull[i / 2]) * slope;
+        const float derivative = kCapped ? cap_derivative(p[n][i], shape.cap) : 1.0f;
+        p[n][i] = weight * (dp[n][i] - deltas[i / 2]) * derivative;
       }
     }
     product_rows<E, T>(sums, p, k_tile);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStageBytes = 2 * kTileBytes;
   const std::uint32_t base = shared_address(shared);
   const std::uint32_t k_tile = base, v_tile = base + kOwnBytes, stages = base + 2 * kOwnBytes;
-  float* levels = reinterpret_cast<float*>(shared + 2 * kOwnBytes + kStages * kStageBytes);  // [stages][lse, delta][kTile]
+  float* lse_delta = reinterpret_cast<float*>(shared + 2 * kOwnBytes + kStages * kStageBytes);  // [stages][lse, delta][kTile]
 
   const KeyWork<kRows> work(shape, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
   const int kv_head = work.kv_head, first_query = work.first_query, queries = work.queries, first_key = work.first_key, keys = work.keys;
@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
       const bool valid = first + i < queries;
       const std::int64_t row = first_query + first + i;
-      levels[(stage * 2) * kTile + i] = valid ? lse[head * lse_stride + row] * kLog2E : INFINITY;
-      levels[(stage * 2 + 1) * kTile + i] = valid ? delta[head * delta_stride + row] : 0.0f;
+      lse_delta[(stage * 2) * kTile + i] = valid ? lse[head * lse_stride + row] * kLog2E : INFINITY;
+      lse_delta[(stage * 2 + 1) * kTile + i] = valid ? delta[head * delta_stride + row] : 0.0f;
     }
   };
   if (kStages == 2 && work.steps > 0) fetch(0, 0);
@@ -164,18 +164,18 @@ __global__ void __launch_bounds__(kWarps * 32)
     __syncthreads();
     const int first = work.first(step);
     const std::uint32_t q_tile = stages + stage * kStageBytes, dout_tile = q_tile + kTileBytes;
-    const float* level = levels + stage * 2 * kTile;
-    const float* pull = level + kTile;
+    const float* lse2 = lse_delta + stage * 2 * kTile;
+    const float* deltas = lse2 + kTile;
     float p[8][4] = {};
     product_transposed<E, T>(p, k_tile, warp * 16, q_tile);
-    float slopes[kMakesK && kCapped ? 8 : 1][4];
+    float derivatives[kMakesK && kCapped ? 8 : 1][4];
     if constexpr (kCapped) {
       cap_scores(p, shape.cap);
       if constexpr (kMakesK) {
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) slopes[n][i] = cap_slope(p[n][i], shape.cap);
+          for (int i = 0; i < 4; ++i) derivatives[n][i] = cap_derivative(p[n][i], shape.cap);
         }
       }
     }
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = n * 8 + quad * 2 + i % 2;
-        float weight = exp2_fast(fmaf(p[n][i], scale, -level[column]));
+        float weight = exp2_fast(fmaf(p[n][i], scale, -lse2[column]));
         if (!whole) {
           const int position = offset + first + column, j = key0 + i / 2 * 8;
           if (j > position || (shape.window > 0 && position - j >= shape.window)) weight = 0;
@@ -200,13 +200,13 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - pull[n * 8 + quad * 2 + i % 2];
+        for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - deltas[n * 8 + quad * 2 + i % 2];
       }
       if constexpr (kCapped) {
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) p[n][i] *= slopes[n][i];
+          for (int i = 0; i < 4; ++i) p[n][i] *= derivatives[n][i];
         }
       }
       product_rows<E, T>(dk_sums, p, q_tile);

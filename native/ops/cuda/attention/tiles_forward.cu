@@ -70,9 +70,9 @@ __global__ void __launch_bounds__(kWarps * 32) forward_kernel(Side<const T> q, S
         }
       }
     }
-    float shrink[2];
-    rows.add(p, scale, shrink);
-    shrink_rows(sums, shrink);
+    float rescale[2];
+    rows.add(p, scale, rescale);
+    rescale_rows(sums, rescale);
     product_rows<E, T>(sums, p, v_tile);
     __syncthreads();
   }

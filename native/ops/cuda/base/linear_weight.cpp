@@ -39,6 +39,16 @@ void in_chunks(LinearContext& context, const HostTensor& rows, std::int64_t mult
 
 }  // namespace
 
+FewScratch LinearContext::few_scratch() {
+  const std::size_t bytes = static_cast<std::size_t>(few_scratch_floats()) * sizeof(float);
+  if (!few_memory_) {
+    few_memory_ = device.allocate("sums of a product of few tokens", bytes + kMostFewTiles * sizeof(std::uint32_t));
+    check(cudaMemsetAsync(static_cast<char*>(few_memory_->data()) + bytes, 0, kMostFewTiles * sizeof(std::uint32_t), device.stream()), "counters of a product");
+  }
+  auto* sums = static_cast<float*>(few_memory_->data());
+  return {sums, reinterpret_cast<std::uint32_t*>(reinterpret_cast<char*>(sums) + bytes)};
+}
+
 CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std::int64_t> rows, bool has_bias)
     : context_(context) {
   in = in_;
@@ -380,7 +390,7 @@ CudaLinear::Rows CudaLinear::rows_of(const WeightParts& parts) const {
 bool CudaLinear::forward_few(const LinearForward& call) const {
   const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
   if (!four_bit || is_fp8() || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
-  FewTokens few{call.x, call.residual, call.inner, call.y, {}};
+  FewTokens few{call.x, call.residual, call.inner, call.y, {}, context_.few_scratch()};
   const std::int64_t before = rows_of(call.parts).first;
   const auto begin = parts_.begin() + static_cast<std::ptrdiff_t>(call.parts.first);
   for (const Part& part : std::span(begin, call.parts.count == 0 ? parts_.end() : begin + static_cast<std::ptrdiff_t>(call.parts.count))) {

@@ -24,6 +24,11 @@ struct LinearContext {
   ExpandedPool pool;
   std::unique_ptr<Memory> table_memory;
   QuantTables tables;
+  /// Allocated with the first product of a few tokens.
+  FewScratch few_scratch();
+
+ private:
+  std::unique_ptr<Memory> few_memory_;
 };
 
 class CudaLinear final : public LinearWeight {

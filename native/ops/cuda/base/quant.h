@@ -45,15 +45,26 @@ struct FewPart {
   Tensor bt;  // [R, rows] f32 of the pair that applies to these rows, or empty
   float scale = 0;
 };
+/// On Hopper: where blocks that share rows leave their sums, and how many have. Zero before the first product; each leaves it zero.
+struct FewScratch {
+  float* sums = nullptr;              // few_scratch_floats()
+  std::uint32_t* counters = nullptr;  // [kMostFewTiles]
+};
+inline constexpr int kMostFewTiles = 1 << 16;
+/// On the current device.
+std::int64_t few_scratch_floats();
+
 struct FewTokens {
   Tensor x;         // [T, in], T <= kFewTokens
   Tensor residual;  // [T, out] or empty
   Tensor inner;     // [T, inner columns] f32, or empty
   Tensor y;         // [T, out] in x's dtype
   std::vector<FewPart> parts;  // held the same way
+  FewScratch scratch;
 };
 /// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W, the sums f32. For 16-bit y W is what the codes stand for,
-/// to 11 bits and times the unrounded scale (dequantise4 rounds the product to y's dtype); for f32 as dequantise4 gives it.
+/// rounded to y's dtype and times the unrounded scale (dequantise4 rounds the product of both); for f32 as dequantise4 gives it.
+/// A token's numbers do not depend on the other tokens, nor on how many there are.
 /// False, and nothing done, where shapes do not suit.
 bool product_of_few(const FewTokens& call, const QuantTables& tables, cudaStream_t stream);
 

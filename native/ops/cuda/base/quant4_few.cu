@@ -1,4 +1,4 @@
-// The product of a few tokens (decoding) with a weight in 4 bits that is not expanded first: bound by the bytes of the codes.
+// The product of up to eight tokens (decoding) with a weight in 4 bits that is not expanded first: bound by the bytes of the codes.
 #include "ops/cuda/device/dependent.cuh"
 #include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/base/quant4_few.cuh"
@@ -17,7 +17,7 @@ namespace {
 //
 // Codes come through a queue in shared memory, each thread's own; scales are made ready first, for all of the block's rows, and
 // the warps' sums meet at its end: in between no warp waits for another.
-constexpr int kWarps = 16;
+constexpr int kWarps = 16, kMostTokens = 8;
 constexpr int kThreads = kWarps * 32;
 constexpr int kRows = 16;
 constexpr int kTableRow = 128;                // bytes: two codes, for each of 32 lanes
@@ -89,11 +89,11 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   constexpr int kStages = stages_of(kPairs);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
   int p = 0;
-  while (p + 1 < call.parts && blockIdx.x >= call.part[p + 1].first_block) ++p;
+  while (p + 1 < call.parts && blockIdx.x >= call.part[p + 1].first_unit) ++p;
   const FewCallPart<T>& part = call.part[p];
   const Packed4& w = part.w;
   const int runs = static_cast<int>(w.in / 32), most_rows = call.groups_per_block * kRows;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x - part.first_block) * most_rows;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x - part.first_unit) * most_rows;
   const int rows = static_cast<int>(min(static_cast<std::int64_t>(most_rows), w.rows - first));
   const int row_end = (runs + kWarps * 4 - 1) / (kWarps * 4) * (kWarps * 4);  // where the warps have passed a row's runs
   const bool nested = w.absmax == nullptr;
@@ -295,55 +295,61 @@ __global__ void __maxnreg__(kPairs == 1 ? 80 : 128)  // 80: the kernel before, w
   }
 }
 
-template <class T>
-bool launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
-  FewCall<T> call = call_of<T>(few);
+Layout layout_of(const FewTokens& few, unsigned groups_per_block) {
   const Packed4& w = few.parts.front().weight;
-  const auto groups_of = [&](const FewPart& part) { return blocks_for(part.weight.rows, kRows); };
+  const int tokens = static_cast<int>(few.x.rows), runs = static_cast<int>(w.in / 32), groups = static_cast<int>(groups_per_block);
+  return layout_of(tokens <= 2 ? 1 : tokens <= 4 ? 2 : 4, tokens, runs, groups, (groups * kRows * runs >> (w.block_shift - 5)) + 8);
+}
+int most_shared() {
+  constexpr int kTables = 33 << 10;
+  return static_cast<int>(gpu_kind().block_bytes) - kTables;
+}
+
+bool fits(const FewTokens& few) {
   for (const FewPart& part : few.parts)
-    if (reinterpret_cast<std::uintptr_t>(part.weight.packed) % 16 != 0 || part.weight.rows * w.in / 32 >= std::int64_t{1} << 31) return false;
-  const auto runs = static_cast<int>(w.in / 32), pairs = call.tokens <= 2 ? 1 : call.tokens <= 4 ? 2 : 4;
-  const auto layout = [&](unsigned per_block) {
-    return layout_of(pairs, call.tokens, runs, static_cast<int>(per_block), (static_cast<int>(per_block) * kRows * runs >> (w.block_shift - 5)) + 8);
-  };
-  constexpr int kMostShared = (227 << 10) - (33 << 10);  // beside the tables
-  if (layout(1).bytes > kMostShared) return false;
+    if (reinterpret_cast<std::uintptr_t>(part.weight.packed) % 16 != 0 || part.weight.rows * part.weight.in / 32 >= std::int64_t{1} << 31) return false;
+  return few.x.rows <= kMostTokens && layout_of(few, 1).bytes <= most_shared();
+}
+
+template <class T>
+void launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
+  FewCall<T> call = call_of<T>(few);
+  const auto groups_of = [&](const FewPart& part) { return blocks_for(part.weight.rows, kRows); };
+  const int most = most_shared();
   // As many groups a block as bring all blocks onto the chip at once, or as fit.
   const auto at_once = static_cast<unsigned>(processors());
   unsigned per_block = 0, blocks = at_once + 1;
-  while (blocks > at_once && (per_block == 0 || (blocks > few.parts.size() && layout(per_block + 1).bytes <= kMostShared))) {
+  while (blocks > at_once && (per_block == 0 || (blocks > few.parts.size() && layout_of(few, per_block + 1).bytes <= most))) {
     ++per_block;
     blocks = 0;
     for (int i = 0; i < call.parts; ++i) {
-      call.part[i].first_block = blocks;
+      call.part[i].first_unit = blocks;
       blocks += blocks_for(groups_of(few.parts[static_cast<std::size_t>(i)]), per_block);
     }
   }
   call.groups_per_block = static_cast<int>(per_block);
-  const int bytes = layout(per_block).bytes;
+  const int bytes = layout_of(few, per_block).bytes, pairs = call.tokens <= 2 ? 1 : call.tokens <= 4 ? 2 : 4;
   const auto kernel = pairs == 1 ? few_tokens_kernel<T, 1> : pairs == 2 ? few_tokens_kernel<T, 2> : few_tokens_kernel<T, 4>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory of a product");
-  launch_dependent(kernel, dim3(blocks), kThreads, static_cast<std::size_t>(bytes), stream, call, codes_of(w.type), tables.dynamic_map);
-  return true;
+  launch_dependent(kernel, dim3(blocks), kThreads, static_cast<std::size_t>(bytes), stream, call, codes_of(few.parts.front().weight.type), tables.dynamic_map);
 }
 
 }  // namespace
 
 bool product_of_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
-  const std::int64_t tokens = few.x.rows;
-  if (tokens < 1 || tokens > kFewTokens || few.parts.empty() || few.parts.size() > kMaxParts) return false;
+  if (few.parts.empty() || few.parts.size() > kMaxParts) return false;
   const Packed4& w = few.parts.front().weight;
-  if (w.in % 32 != 0 || w.block_shift < 5 || !eights(few.x)) return false;
-  bool done = true;
+  const FewKernel kernel = few_choice({few.y.dtype, few.x.rows, w.in, std::int64_t{1} << w.block_shift, eights(few.x), fits(few)}, gpu_kind());
+  if (kernel == FewKernel::expanded) return false;
+  if (kernel == FewKernel::bulk) return product_of_few_hopper(few, tables, stream);
   with_float(few.y.dtype, [&]<class T>(T) {
-    if constexpr (sizeof(T) == 2) {
-      done = launch_few<T>(few, tables, stream);
-    } else {
+    if constexpr (sizeof(T) == 2)
+      launch_few<T>(few, tables, stream);
+    else
       product_of_few_plain(few, tables, stream);
-    }
   });
   check_launch("product_of_few");
-  return done;
+  return true;
 }
 
 }  // namespace pipelora::cuda

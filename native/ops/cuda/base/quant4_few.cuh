@@ -18,7 +18,7 @@ struct FewCallPart {
   int rank;
   float scale;
   T* y;
-  unsigned first_block;
+  unsigned first_unit;  // of what the kernel divides rows into: blocks, or tiles
 };
 
 template <class T>
@@ -85,6 +85,8 @@ FewCall<T> call_of(const FewTokens& few) {
   return call;
 }
 
+/// 16-bit inputs on Hopper (quant4_few_hopper.cu): scales of whole 64 columns. False, and nothing done, where shapes do not suit.
+bool product_of_few_hopper(const FewTokens& few, const QuantTables& tables, cudaStream_t stream);
 /// float32 (quant4_few_plain.cu).
 void product_of_few_plain(const FewTokens& few, const QuantTables& tables, cudaStream_t stream);
 

@@ -74,29 +74,42 @@ __global__ void pick_kernel(const float* sorted, const std::int32_t* ids, const 
   *token = ids[first_place(sums, count, [&](std::uint64_t sum) { return sum > mark; })];
 }
 
-constexpr int kLargestThreads = 1024;
+constexpr int kLargestThreads = 256, kLargestBlocks = 64;
 
-/// The first largest logit, by one block: without a sort. A number is compared as an integer in which floats keep their order, NaN above all.
-__global__ void __launch_bounds__(kLargestThreads) largest_kernel(const float* logits, int vocab, std::int32_t* token) {
-  __shared__ std::uint64_t best_of[kLargestThreads / 32];
-  std::uint64_t best = 0;
-  for (int id = static_cast<int>(threadIdx.x); id < vocab; id += kLargestThreads) {
-    const float logit = logits[id] == 0.0f ? 0.0f : logits[id];  // -0 and 0 are equal
-    const std::uint32_t bits = __float_as_uint(logit);
-    const std::uint32_t order = isnan(logit) ? 0xFFFFFFFFu : bits >> 31 ? ~bits : bits | 0x80000000u;
-    best = max(best, static_cast<std::uint64_t>(order) << 32 | ~static_cast<std::uint32_t>(id));  // of equals, the lowest id
-  }
+/// The larger of all `best` of a block; for its first thread.
+__device__ std::uint64_t largest_of_block(std::uint64_t best) {
+  __shared__ std::uint64_t best_of[32];
   const auto over_warp = [&] {
     for (int d = 16; d > 0; d /= 2) best = max(best, static_cast<std::uint64_t>(__shfl_xor_sync(0xFFFFFFFFu, static_cast<unsigned long long>(best), d)));
   };
   over_warp();
   if (threadIdx.x % 32 == 0) best_of[threadIdx.x / 32] = best;
   __syncthreads();
-  if (threadIdx.x >= 32) return;
-  best = best_of[threadIdx.x];
+  if (threadIdx.x >= 32) return 0;
+  best = threadIdx.x < blockDim.x / 32 ? best_of[threadIdx.x] : 0;
   over_warp();
+  return best;
+}
+
+/// The first largest logit, without a sort: a block's share of them each, then largest_of_all_kernel. A number is compared as an integer
+/// in which floats keep their order, NaN above all.
+__global__ void __launch_bounds__(kLargestThreads) largest_kernel(const float* logits, int vocab, std::uint64_t* largest) {
+  std::uint64_t best = 0;
+  for (int id = static_cast<int>(blockIdx.x * kLargestThreads + threadIdx.x); id < vocab; id += kLargestBlocks * kLargestThreads) {
+    const float logit = logits[id] == 0.0f ? 0.0f : logits[id];  // -0 and 0 are equal
+    const std::uint32_t bits = __float_as_uint(logit);
+    const std::uint32_t order = isnan(logit) ? 0xFFFFFFFFu : bits >> 31 ? ~bits : bits | 0x80000000u;
+    best = max(best, static_cast<std::uint64_t>(order) << 32 | ~static_cast<std::uint32_t>(id));  // of equals, the lowest id
+  }
+  best = largest_of_block(best);
+  if (threadIdx.x == 0) largest[blockIdx.x] = best;
+}
+
+__global__ void __launch_bounds__(kLargestBlocks) largest_of_all_kernel(const float* logits, const std::uint64_t* largest, std::int32_t* token) {
+  const std::uint64_t best = largest_of_block(largest[threadIdx.x]);
+  if (threadIdx.x != 0) return;
   const auto id = static_cast<std::int32_t>(~static_cast<std::uint32_t>(best));
-  if (threadIdx.x == 0) *token = isfinite(logits[id]) ? id : -1;
+  *token = isfinite(logits[id]) ? id : -1;
 }
 
 /// Pieces of one allocation, each from a multiple of 256 on.
@@ -104,7 +117,7 @@ struct Room {
   float* sorted;
   std::int32_t *ids, *sorted_ids, *seen, *token;
   float* biases;
-  std::uint64_t *weights, *sums;
+  std::uint64_t *weights, *sums, *largest;
   void* temporary;
   std::size_t temporary_bytes, bytes;
 
@@ -130,6 +143,7 @@ struct Room {
     place(biases, count * sizeof(float));
     place(weights, count * sizeof(std::uint64_t));
     place(sums, count * sizeof(std::uint64_t));
+    place(largest, kLargestBlocks * sizeof(std::uint64_t));
     temporary = static_cast<char*>(base) + bytes;
     bytes += temporary_bytes;
   }
@@ -157,7 +171,8 @@ std::int32_t sample(const Sampling& call, Device& device, void* scratch) {
     add_biases_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(logits, room.seen, room.biases, count);
   }
   if (kept == 1) {
-    largest_kernel<<<1, kLargestThreads, 0, stream>>>(logits, vocab, room.token);
+    largest_kernel<<<kLargestBlocks, kLargestThreads, 0, stream>>>(logits, vocab, room.largest);
+    largest_of_all_kernel<<<1, kLargestBlocks, 0, stream>>>(logits, room.largest, room.token);
   } else {
     prepare_kernel<<<blocks_for(vocab, kThreads), kThreads, 0, stream>>>(logits, room.ids, vocab);
     check(cub::DeviceRadixSort::SortPairsDescending(room.temporary, room.temporary_bytes, logits, room.sorted, room.ids, room.sorted_ids, vocab, 0, 32, stream),

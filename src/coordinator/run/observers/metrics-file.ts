@@ -4,16 +4,16 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { PipeloraError } from "../../../common/errors.ts";
 import { isFile } from "../../../common/files.ts";
+import { METRICS_FILE } from "../../../serve/page/folder-run.ts";
 import type { StepProgress } from "../reporter.ts";
 import type { Saved } from "../run-files.ts";
 import type { LogEntry } from "../trainer-state.ts";
+import { endEvent, failedEvent, logEvent, type RunEvent, saveEvent, stepEvent } from "./events.ts";
 import { Background, type Observer } from "./observer.ts";
 
-export const METRICS_FILE = "metrics.jsonl";
-
 /**
- * metrics.jsonl in the output folder: one JSON object a line, "event" step, log, save, end or failed, with its "time" (Unix seconds). Steps ascend: a
- * run that goes on from a checkpoint, in this process or another, first takes away what was written of the steps that it does again.
+ * metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save, end or failed) and "time" (Unix seconds). Steps ascend:
+ * a run that continues from a checkpoint first removes the lines of the steps that it repeats.
  */
 export class MetricsFile implements Observer {
   readonly #path: string;
@@ -29,27 +29,23 @@ export class MetricsFile implements Observer {
   }
 
   step(progress: StepProgress): void {
-    const { learningRate, maxSteps, stepMs, ...rest } = progress;
-    this.#add(progress.step, {
-      event: "step",
-      ...{ ...rest, learning_rate: learningRate, max_steps: maxSteps, step_ms: stepMs },
-    });
+    this.#add(progress.step, stepEvent(progress));
   }
 
   log(entry: LogEntry): void {
-    this.#add(entry.step, { event: "log", ...entry });
+    this.#add(entry.step, logEvent(entry));
   }
 
-  saved({ path }: Saved, step: number): void {
-    this.#add(step, { event: "save", step, path });
+  saved(saved: Saved, step: number): void {
+    this.#add(step, saveEvent(saved, step));
   }
 
   end(summary: Readonly<Record<string, unknown>>): void {
-    this.#add(null, { event: "end", ...summary });
+    this.#add(null, endEvent(summary));
   }
 
   failed({ code, message }: PipeloraError): void {
-    this.#add(null, { event: "failed", code, message });
+    this.#add(null, failedEvent({ code, message }));
   }
 
   async close(): Promise<void> {
@@ -57,11 +53,11 @@ export class MetricsFile implements Observer {
     await this.#written.done();
   }
 
-  #add(step: number | null, value: object): void {
+  #add(step: number | null, value: RunEvent): void {
     const time = Date.now() / 1000;
     this.#written.add(async () => {
       this.#file ??= await this.#open();
-      if ((value as { event: string }).event === "step") await this.#backTo(step!);
+      if (value.event === "step") await this.#backTo(step!);
       const known = this.#begins.at(-1)?.step ?? 0;
       if (step !== null && step > known) this.#begins.push({ step, at: this.#end });
       const line = Buffer.from(`${JSON.stringify({ ...value, time })}\n`);

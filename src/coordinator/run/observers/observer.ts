@@ -1,4 +1,4 @@
-import type { Reporter } from "../reporter.ts";
+import type { Reporter, Shown } from "../reporter.ts";
 
 /** Hears of a run beside what shows it: files and servers that a run goes on without. */
 export interface Observer extends Partial<Reporter> {
@@ -7,11 +7,11 @@ export interface Observer extends Partial<Reporter> {
 }
 
 /** Tells `shown` and every observer. */
-export function withObservers(shown: Reporter, observers: readonly Observer[]): Reporter {
+export function withObservers(shown: Shown, observers: readonly Observer[]): Reporter {
   const each = <K extends keyof Reporter>(key: K) =>
     ((...args: unknown[]) => {
       for (const one of [shown, ...observers])
-        (one[key] as ((...all: unknown[]) => void) | undefined)?.apply(one, args);
+        ((one as Partial<Reporter>)[key] as ((...all: unknown[]) => void) | undefined)?.apply(one, args);
     }) as Reporter[K];
   return {
     plan: each("plan"),
@@ -24,6 +24,8 @@ export function withObservers(shown: Reporter, observers: readonly Observer[]): 
     saved: each("saved"),
     end: each("end"),
     failed: each("failed"),
+    began: each("began"),
+    lastStep: each("lastStep"),
   };
 }
 

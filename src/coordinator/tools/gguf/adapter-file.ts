@@ -46,7 +46,7 @@ export function adapterTensors(
   if (left !== undefined) {
     throw new PipeloraError(
       "PL_ADAPTER_INVALID",
-      `${left[0]} is adapted, and has no tensor of its own in a GGUF file.`,
+      `The adapter changes ${left[0]}, for which a GGUF file has no tensor.`,
       {
         hint: "Export the merged model: leave out --adapter-only.",
       },

@@ -26,7 +26,6 @@ export interface Prepare {
   'hubModel'?: (_pipelora_v1_HubModel | null);
   'fp8'?: (boolean);
   'adapters'?: (_pipelora_v1_Adapter)[];
-  'traceSteps'?: (number | string | Long)[];
 }
 
 export interface Prepare__Output {
@@ -48,5 +47,4 @@ export interface Prepare__Output {
   'hubModel': (_pipelora_v1_HubModel__Output | null);
   'fp8': (boolean);
   'adapters': (_pipelora_v1_Adapter__Output)[];
-  'traceSteps': (number)[];
 }

@@ -5,10 +5,12 @@ import type { Long } from '@grpc/proto-loader';
 
 export interface RunStep {
   'step'?: (number | string | Long);
+  'trace'?: (boolean);
   'parts'?: (_pipelora_v1_AdapterStep)[];
 }
 
 export interface RunStep__Output {
   'step': (number);
+  'trace': (boolean);
   'parts': (_pipelora_v1_AdapterStep__Output)[];
 }

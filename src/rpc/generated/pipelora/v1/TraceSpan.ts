@@ -10,9 +10,11 @@ export interface TraceSpan {
   'segment'?: (number);
   'microBatch'?: (number);
   'peer'?: (number);
+  'bytes'?: (number | string | Long);
   '_segment'?: "segment";
   '_microBatch'?: "microBatch";
   '_peer'?: "peer";
+  '_bytes'?: "bytes";
 }
 
 export interface TraceSpan__Output {
@@ -23,7 +25,9 @@ export interface TraceSpan__Output {
   'segment'?: (number);
   'microBatch'?: (number);
   'peer'?: (number);
+  'bytes'?: (number);
   '_segment'?: "segment";
   '_microBatch'?: "microBatch";
   '_peer'?: "peer";
+  '_bytes'?: "bytes";
 }

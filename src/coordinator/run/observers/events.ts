@@ -1,0 +1,56 @@
+import type { PipeloraError } from "../../../common/errors.ts";
+import type { LastStep, RunBeginning, StepProgress } from "../reporter.ts";
+import type { Saved } from "../run-files.ts";
+import type { LogEntry } from "../trainer-state.ts";
+
+/** What is told of a run as JSON objects, in files and to who shows it: "event" says what it is. Times are added by who writes them. */
+export type RunEvent = Readonly<Record<string, unknown>> & { readonly event: string };
+
+export function stepEvent({ learningRate, maxSteps, stepMs, gradNorm, ...rest }: StepProgress): RunEvent {
+  return {
+    event: "step",
+    ...{ ...rest, grad_norm: gradNorm, learning_rate: learningRate, max_steps: maxSteps, step_ms: stepMs },
+  };
+}
+
+export function logEvent(entry: LogEntry): RunEvent {
+  return { event: "log", ...entry };
+}
+
+export function saveEvent({ path }: Saved, step: number): RunEvent {
+  return { event: "save", step, path };
+}
+
+export function endEvent(summary: Readonly<Record<string, unknown>>): RunEvent {
+  return { event: "end", ...summary };
+}
+
+/** Of an adapter that ends before the others do, by a fault of its own. */
+export function failedEvent({ code, message }: Pick<PipeloraError, "code" | "message">): RunEvent {
+  return { event: "failed", code, message };
+}
+
+export function beganEvent({ settings, changed }: RunBeginning): RunEvent {
+  return { event: "began", settings, changed };
+}
+
+export function lastStepEvent(last: LastStep): RunEvent {
+  return { event: "last_step", ...last };
+}
+
+/** A line of the log. */
+export interface Line {
+  readonly level: "debug" | "info" | "warn" | "error";
+  readonly text: string;
+}
+
+export function lineEvent({ level, text }: Line): RunEvent {
+  return { event: "line", level, text };
+}
+
+/** `thrown`: what ended the run; null: it was done. */
+export function endedEvent(thrown: unknown): RunEvent {
+  if (thrown === null) return { event: "ended", error: null };
+  const { code = "PL_INTERNAL", message, hint = null } = thrown as { code?: string; message: string; hint?: string };
+  return { event: "ended", error: { code, message, hint } };
+}

@@ -1,0 +1,103 @@
+import { appendFile, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { JOURNAL_FILE, LAST_STEP_FILE } from "../../../serve/page/folder-run.ts";
+import type { LastStep, RunBeginning } from "../reporter.ts";
+import type { Saved } from "../run-files.ts";
+import { beganEvent, endedEvent, type Line, lastStepEvent, lineEvent, type RunEvent } from "./events.ts";
+import { Background, type Observer } from "./observer.ts";
+
+/** The last step is written so often at most; the very last one in any case. */
+const LAST_STEP_MS = 60_000;
+const TEMPORARY = `${LAST_STEP_FILE}.tmp`;
+
+/**
+ * What metrics.jsonl does not say of a run: run.jsonl, which only grows, one JSON object a line: "event" began, plan, preflight, line or
+ * ended, with its "time" (Unix seconds); and last-step.json, the step that was looked at last. Nothing is written of a run that did not begin.
+ */
+export class JournalFile implements Observer {
+  readonly #dir: string;
+  readonly #written: Background;
+  #began = false;
+  /** What was said before the run began. */
+  #early: string[] = [];
+  #last: LastStep | null = null;
+  #lastWritten = Number.NEGATIVE_INFINITY;
+
+  constructor(outputDir: string, warn: (text: string) => void) {
+    this.#dir = outputDir;
+    this.#written = new Background((message) => warn(`${JOURNAL_FILE} can't be written: ${message}`));
+  }
+
+  began(run: RunBeginning): void {
+    const said = this.#early;
+    this.#early = [];
+    this.#began = true;
+    // Of a process that was killed while it wrote.
+    this.#written.add(() => rm(join(this.#dir, TEMPORARY), { force: true }));
+    this.#add(beganEvent(run));
+    if (said.length > 0) this.#append(said.join(""));
+  }
+
+  plan(_text: string, value: unknown): void {
+    this.#add({ event: "plan", plan: value });
+  }
+
+  preflight(_text: string, value: unknown): void {
+    this.#add({ event: "preflight", preflight: value });
+  }
+
+  note(text: string): void {
+    this.line({ level: "info", text });
+  }
+
+  saved({ path }: Saved): void {
+    this.line({ level: "info", text: `saved ${path}` });
+  }
+
+  predictions(text: string, value: object): void {
+    this.#add({ event: "predictions", predictions: value });
+    this.line({ level: "info", text });
+  }
+
+  /** A line of the log. */
+  line(line: Line): void {
+    this.#add(lineEvent(line));
+  }
+
+  lastStep(last: LastStep): void {
+    this.#last = last;
+    if (performance.now() - this.#lastWritten >= LAST_STEP_MS) this.#writeLastStep();
+  }
+
+  async close(error: unknown): Promise<void> {
+    if (this.#last !== null) this.#writeLastStep();
+    if (this.#began) this.#add(endedEvent(error));
+    await this.#written.done();
+  }
+
+  #add(event: RunEvent): void {
+    const line = `${JSON.stringify({ ...event, time: Date.now() / 1000 })}\n`;
+    if (this.#began) this.#append(line);
+    else this.#early.push(line);
+  }
+
+  #append(text: string): void {
+    this.#written.add(() => appendFile(join(this.#dir, JOURNAL_FILE), text));
+  }
+
+  #writeLastStep(): void {
+    const text = JSON.stringify({ ...lastStepEvent(this.#last!), time: Date.now() / 1000 });
+    this.#last = null;
+    this.#lastWritten = performance.now();
+    const temporary = join(this.#dir, TEMPORARY);
+    this.#written.add(async () => {
+      try {
+        await writeFile(temporary, text);
+        await rename(temporary, join(this.#dir, LAST_STEP_FILE));
+      } catch (error) {
+        await rm(temporary, { force: true });
+        throw error;
+      }
+    });
+  }
+}

@@ -1,0 +1,110 @@
+import { FolderRun } from "../../../serve/page/folder-run.ts";
+import { RunRecord } from "../../../serve/page/run-record.ts";
+import type { RunSource } from "../../../serve/page/run-source.ts";
+import type { LastStep, RunBeginning, Sample, StepProgress } from "../reporter.ts";
+import type { Saved } from "../run-files.ts";
+import type { LogEntry } from "../trainer-state.ts";
+import {
+  beganEvent,
+  endEvent,
+  type Line,
+  lastStepEvent,
+  lineEvent,
+  logEvent,
+  type RunEvent,
+  saveEvent,
+  stepEvent,
+} from "./events.ts";
+import type { Observer } from "./observer.ts";
+
+/** Who asked for the last step may ask again: so long it is kept fresh. */
+const LOOKING_MS = 10_000;
+
+/** The run that goes on in this process, as the page shows it: what it tells, without a way over files. */
+export class LiveRun implements Observer, RunSource {
+  readonly id = "";
+  readonly dir: string;
+  readonly live = true;
+  readonly record: RunRecord;
+  #lookedAt = Number.NEGATIVE_INFINITY;
+
+  private constructor(dir: string, record: RunRecord) {
+    this.dir = dir;
+    this.record = record;
+  }
+
+  /** `resumes`: what the folder tells of the steps before belongs to it. */
+  static async open(dir: string, resumes: boolean): Promise<LiveRun> {
+    if (!resumes) return new LiveRun(dir, new RunRecord());
+    const before = new FolderRun("", dir);
+    await before.refresh();
+    return new LiveRun(dir, before.record);
+  }
+
+  async refresh(): Promise<void> {}
+
+  looked(): void {
+    this.#lookedAt = performance.now();
+  }
+
+  /** Whether somebody looks at the last step. */
+  get isLookedAt(): boolean {
+    return performance.now() - this.#lookedAt < LOOKING_MS;
+  }
+
+  began(run: RunBeginning): void {
+    this.#tell(beganEvent(run));
+  }
+
+  plan(_text: string, value: unknown): void {
+    this.#tell({ event: "plan", plan: value });
+  }
+
+  preflight(_text: string, value: unknown): void {
+    this.#tell({ event: "preflight", preflight: value });
+  }
+
+  note(text: string): void {
+    this.line({ level: "info", text });
+  }
+
+  line(line: Line): void {
+    this.#tell(lineEvent(line));
+  }
+
+  step(progress: StepProgress): void {
+    this.#tell(stepEvent(progress));
+  }
+
+  log(entry: LogEntry): void {
+    this.#tell(logEvent(entry));
+  }
+
+  lastStep(last: LastStep): void {
+    this.#tell(lastStepEvent(last));
+  }
+
+  predictions(text: string, value: object): void {
+    this.#tell({ event: "predictions", predictions: value });
+    this.line({ level: "info", text });
+  }
+
+  samples(samples: readonly Sample[], step: number): void {
+    for (const { prompt, reply } of samples) this.record.addReply({ step, prompt, text: reply });
+  }
+
+  saved(saved: Saved, step: number): void {
+    this.#tell(saveEvent(saved, step));
+    this.line({ level: "info", text: `saved ${saved.path}` });
+  }
+
+  end(summary: Readonly<Record<string, unknown>>): void {
+    this.#tell(endEvent(summary));
+  }
+
+  async close(): Promise<void> {}
+
+  #tell(event: RunEvent): void {
+    this.record.apply({ ...event, time: Date.now() / 1000 });
+  }
+}

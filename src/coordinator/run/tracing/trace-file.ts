@@ -1,0 +1,80 @@
+import { rename, writeFile } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import { ensureWritable } from "../../../common/output-dir.ts";
+import { tracedSteps } from "../../../common/traced-steps.ts";
+import type { Config } from "../../../config/options.ts";
+import { chromeTrace, type RankTrace, type StepSpan } from "./chrome-trace.ts";
+import type { ToldSteps } from "./told-steps.ts";
+
+/** --trace: written once the last chosen step is done, or at the run's end. */
+export class TraceFile {
+  readonly #path: string;
+  readonly #chosen: ReadonlySet<number>;
+  readonly #last: number;
+  readonly #warn: (text: string) => void;
+  #steps: StepSpan[] = [];
+  #ranks: RankTrace[] = [];
+  #written = false;
+
+  private constructor(path: string, chosen: readonly number[], warn: (text: string) => void) {
+    this.#path = path;
+    this.#chosen = new Set(chosen);
+    this.#last = Math.max(...chosen);
+    this.#warn = warn;
+  }
+
+  /** Null where none is asked for. Error: PL_OUTPUT_UNWRITABLE. */
+  static async open(
+    { trace, trace_steps }: Pick<Config, "trace" | "trace_steps">,
+    warn: (text: string) => void,
+  ): Promise<TraceFile | null> {
+    if (trace === null) return null;
+    await ensureWritable(dirname(resolve(trace)));
+    return new TraceFile(resolve(trace), tracedSteps(trace_steps), warn);
+  }
+
+  /** Ranks begin anew with an attempt, and so does what they tell. */
+  begin(): void {
+    this.#steps = [];
+    this.#ranks = [];
+    this.#written = false;
+  }
+
+  wants(step: number): boolean {
+    return this.#chosen.has(step);
+  }
+
+  /** Whether all that it tells of is done after this step. */
+  endsWith(step: number): boolean {
+    return !this.#written && step >= this.#last;
+  }
+
+  /** Of steps that ranks told of, those that were chosen are kept. */
+  async told({ steps, ranks }: ToldSteps): Promise<void> {
+    this.#steps.push(...steps.filter(({ step }) => this.#chosen.has(step)));
+    const chosen = ranks.map((rank) => ({ ...rank, spans: rank.spans.filter(({ step }) => this.#chosen.has(step)) }));
+    // Clocks as they were compared last.
+    this.#ranks = chosen.map((rank, index) => ({
+      ...rank,
+      spans: [...(this.#ranks[index]?.spans ?? []), ...rank.spans],
+    }));
+    if (steps.some(({ step }) => this.endsWith(step))) await this.finish();
+  }
+
+  /** Nothing more is to be told. */
+  async finish(): Promise<void> {
+    if (this.#written) return;
+    this.#written = true;
+    if (this.#steps.length === 0) {
+      this.#warn(`no trace is written: none of its steps was run (--trace-steps)`);
+      return;
+    }
+    try {
+      const temporary = `${this.#path}.tmp`;
+      await writeFile(temporary, JSON.stringify(chromeTrace(this.#steps, this.#ranks)));
+      await rename(temporary, this.#path);
+    } catch (error) {
+      this.#warn(`the trace can't be written: ${(error as Error).message}`);
+    }
+  }
+}
