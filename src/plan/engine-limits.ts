@@ -13,11 +13,14 @@ const DEVICE_WORD: Readonly<Record<Device["kind"], string>> = { cpu: "CPU worker
  */
 export function assertComputable(
   { shape, layers }: Pick<ModelSpec, "shape" | "layers">,
-  devices: readonly Pick<Device, "kind">[],
+  devices: readonly Pick<Device, "kind" | "name" | "capability">[],
 ): void {
   const { headDim } = shape;
+  const deltaNet = layers.flatMap((layer) =>
+    layer.kind === "block" && layer.attention.kind === "delta" ? [layer.attention] : [],
+  )[0];
+  if (deltaNet !== undefined) for (const device of devices) assertDeltaNet(deltaNet, device);
   for (const kind of new Set(devices.map((device) => device.kind))) {
-    for (const layer of layers) if (layer.kind === "block") assertDeltaNet(layer.attention, kind);
     const most = MOST_HEAD_DIM[kind];
     if (headDim > most) {
       throw new PipeloraError(
@@ -37,11 +40,13 @@ export function assertComputable(
 /** Most columns of a gated delta net's heads on a GPU (native/ops/cuda/delta/delta.h): a state lies in one block's shared memory. */
 const MOST_DELTA_DIM = 128;
 
-function assertDeltaNet(attention: AttentionKind, kind: Device["kind"]): void {
-  if (attention.kind !== "delta" || kind === "cpu") return;
+type DeltaNet = Extract<AttentionKind, { kind: "delta" }>;
+
+function assertDeltaNet(net: DeltaNet, device: Pick<Device, "kind" | "name" | "capability">): void {
+  if (device.kind === "cpu") return;
   for (const [key, width] of [
-    ["linear_key_head_dim", attention.keyDim],
-    ["linear_value_head_dim", attention.valueDim],
+    ["linear_key_head_dim", net.keyDim],
+    ["linear_value_head_dim", net.valueDim],
   ] as const) {
     if (width <= MOST_DELTA_DIM) continue;
     throw new PipeloraError(
@@ -50,4 +55,54 @@ function assertDeltaNet(attention: AttentionKind, kind: Device["kind"]): void {
       { hint: "Run it on CPU workers (--workers N), or take a model with smaller heads." },
     );
   }
+  if (device.capability === undefined) return;
+  const needed = deltaBackwardBytes(net);
+  const most = blockBytes(device.capability);
+  if (needed <= most) return;
+  throw new PipeloraError(
+    "PL_MODEL_UNSUPPORTED",
+    `The backward pass of a gated delta net with heads of ${net.keyDim} and ${net.valueDim} columns needs ${kib(needed)} of a block's shared memory; ` +
+      `${device.name ?? "a GPU"} of compute capability ${device.capability.join(".")} has ${kib(most)}.`,
+    {
+      hint: "Train it on a GPU of compute capability 9.0 or 10.0 (Hopper, Blackwell), or on CPU workers (--workers N).",
+    },
+  );
+}
+
+const kib = (bytes: number): string => `${Math.ceil(bytes / 1024)} KiB`;
+
+/** Shared memory that a block of the backward pass asks for: Layout in native/ops/cuda/delta/delta_backward.cu. */
+function deltaBackwardBytes({ keyDim, valueDim }: Pick<DeltaNet, "keyDim" | "valueDim">): number {
+  const chunk = 32;
+  const warps = 8;
+  const keyRow = keyDim | 1;
+  const valueRow = valueDim | 1;
+  const floats =
+    keyDim * valueRow +
+    2 * chunk * keyRow +
+    3 * chunk * valueRow +
+    4 * chunk * (chunk + 1) +
+    keyDim * 33 +
+    8 * chunk +
+    warps;
+  return 4 * floats;
+}
+
+/** Most shared memory of a block, by compute capability (CUDA C++ Programming Guide, table of technical specifications). */
+function blockBytes([major, minor]: readonly [major: number, minor: number]): number {
+  const kibOfBlock =
+    major < 7
+      ? 48
+      : major === 7
+        ? minor === 5
+          ? 64
+          : 96
+        : major === 8
+          ? minor === 0 || minor === 7
+            ? 163
+            : 99
+          : major === 12
+            ? 99
+            : 227;
+  return kibOfBlock * 1024;
 }

@@ -43,3 +43,36 @@ test("heads of a gated delta net that are too wide for a GPU are refused by thei
     }
   }
 });
+
+test("a GPU whose blocks lack the shared memory of a delta net's backward pass is refused by its capability", () => {
+  const spec = (keyDim: number, valueDim: number) =>
+    modelSpecFromConfig({
+      ...{ model_type: "qwen3_next", hidden_size: 64, num_hidden_layers: 4, intermediate_size: 64 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, vocab_size: 100 },
+      ...{ linear_key_head_dim: keyDim, linear_value_head_dim: valueDim },
+    });
+  const on = (major: number, minor: number) =>
+    gpus(1, 80e9, "a card").map((gpu) => ({ ...gpu, capability: [major, minor] as const }));
+  for (const [major, minor] of [
+    [9, 0],
+    [10, 0],
+  ] as const)
+    assertComputable(spec(128, 128), on(major, minor));
+  for (const [major, minor] of [
+    [7, 5],
+    [8, 0],
+    [8, 6],
+    [8, 9],
+    [12, 0],
+  ] as const) {
+    assertComputable(spec(16, 16), on(major, minor));
+    assert.throws(
+      () => assertComputable(spec(128, 128), [...gpus(1), ...on(major, minor)]),
+      (error) =>
+        error instanceof PipeloraError &&
+        error.message.includes(`a card of compute capability ${major}.${minor}`) &&
+        error.message.includes("180 KiB"),
+    );
+  }
+  assertComputable(spec(128, 64), on(8, 0));
+});
