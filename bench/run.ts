@@ -1,5 +1,6 @@
 // npm run bench                  training on this machine's CPU beside PyTorch
 // npm run bench -- workers       two CPU workers against one, in turn
+// npm run bench -- adapters [WORKERS…]   eight adapters in one run beside eight runs after each other
 // npm run bench -- coordinator   the coordinator's own time a step
 // npm run bench -- planning [ROWS EPOCHS]…   how long planning looks at every step, and holds the event loop
 // npm run bench -- predicted     predicted step times beside real runs
@@ -9,6 +10,7 @@
 // npm run bench -- links         tensors between two processes of this machine, beside raw TCP and memcpy
 // npm run bench -- gpu [--peer] [--rows NAME,…]   whole steps at Qwen-7B's shape on one GPU, beside targets and peers
 import { isErrorCode } from "../src/common/errors.ts";
+import { benchAdapters } from "./adapters.ts";
 import { benchCoordinator } from "./coordinator.ts";
 import { benchCpu } from "./cpu.ts";
 import { benchGpu } from "./gpu.mjs";
@@ -24,6 +26,7 @@ type Bench = (print: (row: object) => void, args: readonly string[]) => void | P
 const BENCHES: Readonly<Record<string, Bench>> = {
   cpu: benchCpu,
   workers: benchWorkers,
+  adapters: benchAdapters,
   coordinator: benchCoordinator,
   planning: benchPlanning,
   predicted: benchPredicted,

@@ -40,7 +40,6 @@ function Frame({ choices }: { readonly choices: preact.ComponentChildren }) {
   const run = chosenRun(list, route.run);
   const live = useLiveRun(run?.id ?? null, () => setAgain((count) => count + 1));
   const view = route.view ?? (list !== null && list.runs.length > 1 ? "compare" : "curves");
-  const main = useRef<HTMLElement>(null);
   const open = (id: string, to: View = "curves") => {
     location.hash = hashOf(to, id);
   };
@@ -63,7 +62,7 @@ function Frame({ choices }: { readonly choices: preact.ComponentChildren }) {
         {choices}
       </header>
       {run !== undefined && <Views view={view} run={run} several={list !== null && list.runs.length > 1} />}
-      <main ref={main}>
+      <main>
         {error?.status === 401 ? (
           <KeyForm onKey={() => setAgain((count) => count + 1)} />
         ) : list === null ? (

@@ -1,5 +1,6 @@
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
+import { keep, kept } from "./kept.ts";
 import { en, type Words } from "./words/en.ts";
 import { zh } from "./words/zh.ts";
 
@@ -10,13 +11,13 @@ const KEPT = "pipelora.language";
 
 /** As it was chosen here before, else the first of the browser's that there is. */
 export function firstLanguage(): Language {
-  const kept = localStorage.getItem(KEPT);
-  const wanted = [...(kept === null ? [] : [kept]), ...navigator.languages];
+  const chosen = kept(KEPT);
+  const wanted = [...(chosen === null ? [] : [chosen]), ...navigator.languages];
   return wanted.map((tag) => tag.toLowerCase().split("-")[0]).find(isLanguage) ?? "en";
 }
 
 export function keepLanguage(language: Language): void {
-  localStorage.setItem(KEPT, language);
+  keep(KEPT, language);
 }
 
 export function isLanguage(name: string | undefined): name is Language {

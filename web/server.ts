@@ -13,12 +13,26 @@ export class ServerError extends Error {
   }
 }
 
+/** Also kept beyond this page, until the tab is closed, where the browser keeps anything. */
+let known: string | null = storedKey();
+
+function storedKey(): string | null {
+  try {
+    return sessionStorage.getItem(KEPT);
+  } catch {
+    return null;
+  }
+}
+
 export function keepKey(key: string): void {
-  sessionStorage.setItem(KEPT, key);
+  known = key;
+  try {
+    sessionStorage.setItem(KEPT, key);
+  } catch {}
 }
 
 export function hasKey(): boolean {
-  return sessionStorage.getItem(KEPT) !== null;
+  return known !== null;
 }
 
 /** A path below this page's own. Errors: ServerError, and the signal's reason. */
@@ -26,12 +40,11 @@ export async function request(
   path: string,
   { signal, body }: { signal?: AbortSignal; body?: object } = {},
 ): Promise<Response> {
-  const key = sessionStorage.getItem(KEPT);
   let response: Response;
   try {
     response = await fetch(path, {
       headers: {
-        ...(key === null ? {} : { authorization: `Bearer ${key}` }),
+        ...(known === null ? {} : { authorization: `Bearer ${known}` }),
         ...(body === undefined ? {} : { "content-type": "application/json" }),
       },
       ...(body === undefined ? {} : { method: "POST", body: JSON.stringify(body) }),

@@ -1,5 +1,6 @@
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
+import { keep, kept } from "./kept.ts";
 
 export const THEMES = ["auto", "light", "dark"] as const;
 export type Theme = (typeof THEMES)[number];
@@ -11,14 +12,14 @@ export function isTheme(name: string | null): name is Theme {
 }
 
 export function firstTheme(): Theme {
-  const kept = localStorage.getItem(KEPT);
-  return isTheme(kept) ? kept : "auto";
+  const chosen = kept(KEPT);
+  return isTheme(chosen) ? chosen : "auto";
 }
 
 /** Sets what the style sheet goes by, and keeps the choice. `dark`: what the system wants. */
 export function applyTheme(theme: Theme, dark: boolean): void {
   document.documentElement.dataset["theme"] = theme === "auto" ? (dark ? "dark" : "light") : theme;
-  localStorage.setItem(KEPT, theme);
+  keep(KEPT, theme);
 }
 
 /** Changes whenever colours do, so that what is drawn on a canvas is drawn anew. */

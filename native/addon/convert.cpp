@@ -333,24 +333,36 @@ SegmentSpec to_segment(const Napi::Value& value) {
   spec.cached_blocks = to_int(from.Get("cachedBlocks"), "cachedBlocks");
   if (from.Has("fp8")) spec.fp8 = to_bool(from.Get("fp8"), "fp8");
   spec.needs_input_grad = to_bool(from.Get("needsInputGrad"), "needsInputGrad");
-  const Napi::Array layers = to_array(from.Get("layers"), "layers");
-  for (std::uint32_t i = 0; i < layers.Length(); ++i) {
-    const Napi::Object layer = to_object(layers.Get(i), "layers");
+  spec.layers = to_layers(from.Get("layers"));
+  return spec;
+}
+
+std::vector<LayerSpec> to_layers(const Napi::Value& value) {
+  const Napi::Array from = to_array(value, "layers");
+  std::vector<LayerSpec> layers;
+  for (std::uint32_t i = 0; i < from.Length(); ++i) {
+    const Napi::Object layer = to_object(from.Get(i), "layers");
     const std::string kind = to_text(layer.Get("kind"), "kind");
     if (kind == "embedding")
-      spec.layers.emplace_back(to_embedding(layer));
+      layers.emplace_back(to_embedding(layer));
     else if (kind == "block")
-      spec.layers.emplace_back(to_block(layer));
+      layers.emplace_back(to_block(layer));
     else if (kind == "norm")
-      spec.layers.emplace_back(NormSpec{to_text(layer.Get("weight"), "norm.weight")});
+      layers.emplace_back(NormSpec{to_text(layer.Get("weight"), "norm.weight")});
     else if (kind == "head")
-      spec.layers.emplace_back(
-          HeadSpec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora")),
-                   optional_text(layer.Get("trained"), "head.trained")});
+      layers.emplace_back(HeadSpec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora")),
+                                   optional_text(layer.Get("trained"), "head.trained")});
     else
       mismatch("embedding, block, norm or head", "kind", layer.Get("kind"));
   }
-  return spec;
+  return layers;
+}
+
+std::size_t to_adapter(const Napi::Value& value) {
+  if (absent(value)) return 0;
+  const std::int64_t adapter = to_int(value, "adapter");
+  if (adapter < 0) mismatch("no negative number", "adapter", value);
+  return static_cast<std::size_t>(adapter);
 }
 
 TensorSource to_source(const Napi::Value& value) {
@@ -446,6 +458,7 @@ MicroBatch to_micro_batch(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "the micro-batch");
   MicroBatch batch;
   batch.index = to_int(from.Get("index"), "batch.index");
+  batch.adapter = to_adapter(from.Get("adapter"));
   batch.cu_seqlens = to_int32s(from.Get("cuSeqlens"), "batch.cuSeqlens");
   batch.row_ids = to_int32s(from.Get("rowIds"), "batch.rowIds");
   batch.step = static_cast<std::uint32_t>(to_int(from.Get("step"), "batch.step"));

@@ -37,6 +37,9 @@ std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what);
 
 Arch to_arch(const Napi::Value& value);
 SegmentSpec to_segment(const Napi::Value& value);
+std::vector<LayerSpec> to_layers(const Napi::Value& value);
+/// An adapter's number; absent: the first.
+std::size_t to_adapter(const Napi::Value& value);
 TensorSource to_source(const Napi::Value& value);
 HoldSpec to_hold(const Napi::Value& value);
 /// PackedWeight<TensorSource> and PackedWeight<Uint8Array>; `keep` is given each of the latter's arrays, whose bytes are not copied.

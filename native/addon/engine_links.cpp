@@ -48,8 +48,8 @@ Napi::Value EngineObject::write_from(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::gradients_to(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0])](Engine& engine) {
-      engine.gradients_into(floats_of(*block, engine.gradient_count()));
+    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0]), adapter = to_adapter(info[1])](Engine& engine) {
+      engine.gradients_into(floats_of(*block, engine.gradient_count(adapter)), adapter);
       block->used_until(engine.ops().mark());
     });
   });
@@ -57,8 +57,8 @@ Napi::Value EngineObject::gradients_to(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::set_gradients_from(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0])](Engine& engine) {
-      engine.set_gradients_from(floats_of(*block, engine.gradient_count()));
+    return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0]), adapter = to_adapter(info[1])](Engine& engine) {
+      engine.set_gradients_from(floats_of(*block, engine.gradient_count(adapter)), adapter);
       block->used_until(engine.ops().mark());
     });
   });
@@ -79,9 +79,11 @@ Napi::Value EngineObject::sum_parts(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value EngineObject::gradient_count(const Napi::CallbackInfo& info) {
-  return queue(
-      info.Env(), [](Engine& engine) { return engine.gradient_count(); },
-      [](Napi::Env env, std::int64_t count) { return Napi::Number::New(env, static_cast<double>(count)); });
+  return promised(info, [&] {
+    return queue(
+        info.Env(), [adapter = to_adapter(info[0])](Engine& engine) { return engine.gradient_count(adapter); },
+        [](Napi::Env env, std::int64_t count) { return Napi::Number::New(env, static_cast<double>(count)); });
+  });
 }
 
 }  // namespace pipelora::addon

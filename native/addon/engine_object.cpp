@@ -66,6 +66,7 @@ struct Passed {
   std::shared_ptr<TensorHandle> output;
   double loss_sum;
   std::int64_t label_tokens, correct_tokens;
+  std::string not_finite;
 };
 
 }  // namespace
@@ -73,7 +74,7 @@ struct Passed {
 Napi::Function EngineObject::define(Napi::Env env) {
   using E = EngineObject;
   return DefineClass(env, "Engine",
-                     {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::load_weight>("loadWeight"),
+                     {InstanceMethod<&E::add_segment>("addSegment"), InstanceMethod<&E::add_adapter>("addAdapter"), InstanceMethod<&E::load_weight>("loadWeight"),
                       InstanceMethod<&E::load_packed>("loadPacked"), InstanceMethod<&E::load_values>("loadValues"),
                       InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_matrix>("setMatrix"),
                       InstanceMethod<&E::get_matrix>("getMatrix"), InstanceMethod<&E::matrix_names>("matrixNames"),
@@ -160,6 +161,15 @@ Napi::Value EngineObject::add_segment(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value EngineObject::add_adapter(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(
+        info.Env(),
+        [segment = static_cast<std::size_t>(to_int(info[0], "segment")), layers = to_layers(info[1])](Engine& engine) { return engine.add_adapter(segment, layers); },
+        [](Napi::Env env, std::size_t number) { return Napi::Number::New(env, static_cast<double>(number)); });
+  });
+}
+
 Napi::Value EngineObject::missing_weights(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
@@ -168,7 +178,9 @@ Napi::Value EngineObject::missing_weights(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value EngineObject::matrix_names(const Napi::CallbackInfo& info) {
-  return queue(info.Env(), [](Engine& engine) { return engine.matrix_names(); }, to_text_array);
+  return promised(info, [&] {
+    return queue(info.Env(), [adapter = to_adapter(info[0])](Engine& engine) { return engine.matrix_names(adapter); }, to_text_array);
+  });
 }
 
 Napi::Value EngineObject::load_weight(const Napi::CallbackInfo& info) {
@@ -201,8 +213,8 @@ Napi::Value EngineObject::load_values(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::set_matrix(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [name = to_text(info[0], "name"), part = to_part(info[1]), values = to_float32s(info[2], "values")](Engine& engine) {
-      engine.set_matrix(name, part, values.data(), values.size());
+    return queue_void(info.Env(), [name = to_text(info[0], "name"), part = to_part(info[1]), values = to_float32s(info[2], "values"),
+                                   adapter = to_adapter(info[3])](Engine& engine) { engine.set_matrix(name, part, values.data(), values.size(), adapter);
     });
   });
 }
@@ -211,7 +223,8 @@ Napi::Value EngineObject::get_matrix(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue(
         info.Env(),
-        [name = to_text(info[0], "name"), part = to_part(info[1])](Engine& engine) { return engine.get_matrix(name, part); }, to_float_array);
+        [name = to_text(info[0], "name"), part = to_part(info[1]), adapter = to_adapter(info[2])](Engine& engine) { return engine.get_matrix(name, part, adapter); },
+        to_float_array);
   });
 }
 
@@ -224,7 +237,7 @@ Napi::Value EngineObject::forward(const Napi::CallbackInfo& info) {
         info.Env(),
         [thread = thread_.get(), segment, batch, input](Engine& engine) {
           ForwardResult result = engine.forward(segment, *batch, input ? thread->tensors().take(*input) : Buffer());
-          return Passed{thread->tensors().hold(std::move(result.output)), result.loss_sum, result.label_tokens, result.correct_tokens};
+          return Passed{thread->tensors().hold(std::move(result.output)), result.loss_sum, result.label_tokens, result.correct_tokens, result.not_finite};
         },
         [thread = thread_](Napi::Env env, Passed passed) {
           Napi::Object result = Napi::Object::New(env);
@@ -232,6 +245,7 @@ Napi::Value EngineObject::forward(const Napi::CallbackInfo& info) {
           result.Set("lossSum", Napi::Number::New(env, passed.loss_sum));
           result.Set("labelTokens", Napi::Number::New(env, static_cast<double>(passed.label_tokens)));
           result.Set("correctTokens", Napi::Number::New(env, static_cast<double>(passed.correct_tokens)));
+          result.Set("notFinite", passed.not_finite.empty() ? env.Null() : Napi::String::New(env, passed.not_finite).As<Napi::Value>());
           return result;
         });
   });
@@ -254,7 +268,7 @@ Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value EngineObject::first_values(const Napi::CallbackInfo& info) {
-  return queue_void(info.Env(), [](Engine& engine) { engine.first_values(); });
+  return promised(info, [&] { return queue_void(info.Env(), [adapter = to_adapter(info[0])](Engine& engine) { engine.first_values(adapter); }); });
 }
 
 Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {
@@ -262,34 +276,39 @@ Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value EngineObject::gradients(const Napi::CallbackInfo& info) {
-  return queue(
-      info.Env(), [](Engine& engine) { return engine.gradients(); }, to_float_array);
+  return promised(info, [&] {
+    return queue(info.Env(), [adapter = to_adapter(info[0])](Engine& engine) { return engine.gradients(adapter); }, to_float_array);
+  });
 }
 
 Napi::Value EngineObject::set_gradients(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [values = to_float32s(info[0], "values")](Engine& engine) { engine.set_gradients(values); });
+    return queue_void(info.Env(), [values = to_float32s(info[0], "values"), adapter = to_adapter(info[1])](Engine& engine) { engine.set_gradients(values, adapter); });
   });
 }
 
 Napi::Value EngineObject::grad_squares(const Napi::CallbackInfo& info) {
-  return queue(
-      info.Env(), [](Engine& engine) { return engine.grad_squares(); },
-      [](Napi::Env env, std::vector<double> values) {
-        Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
-        std::copy(values.begin(), values.end(), array.Data());
-        return array;
-      });
+  return promised(info, [&] {
+    return queue(
+        info.Env(), [adapter = to_adapter(info[0])](Engine& engine) { return engine.grad_squares(adapter); },
+        [](Napi::Env env, std::vector<double> values) {
+          Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
+          std::copy(values.begin(), values.end(), array.Data());
+          return array;
+        });
+  });
 }
 
 Napi::Value EngineObject::optimizer_step(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue_void(info.Env(), [settings = to_adam(info[0]), rates = to_rates(info[0])](Engine& engine) { engine.optimizer_step(settings, rates); });
+    return queue_void(info.Env(), [settings = to_adam(info[0]), rates = to_rates(info[0]), adapter = to_adapter(info[1])](Engine& engine) {
+      engine.optimizer_step(settings, rates, adapter);
+    });
   });
 }
 
 Napi::Value EngineObject::zero_grad(const Napi::CallbackInfo& info) {
-  return queue_void(info.Env(), [](Engine& engine) { engine.zero_grad(); });
+  return promised(info, [&] { return queue_void(info.Env(), [adapter = to_adapter(info[0])](Engine& engine) { engine.zero_grad(adapter); }); });
 }
 
 Napi::Value EngineObject::create_cache(const Napi::CallbackInfo& info) {

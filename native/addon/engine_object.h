@@ -41,6 +41,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   void finished(Napi::Env env);
 
   Napi::Value add_segment(const Napi::CallbackInfo& info);
+  Napi::Value add_adapter(const Napi::CallbackInfo& info);
   Napi::Value load_weight(const Napi::CallbackInfo& info);
   Napi::Value load_packed(const Napi::CallbackInfo& info);
   Napi::Value load_values(const Napi::CallbackInfo& info);

@@ -1,6 +1,7 @@
 // Times whole optimizer steps of QLoRA at a published model's shape with random weights, through the engine itself: one JSON line a
-// workload. usage: cuda_step [--model NAME] [--rank R] [--expert-rank R] [--profile] [--arena-gib N] [--dropout P]
-// [--blocks N] [--fp8] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. KEPT and OFFLOADED: how many of 32 blocks keep
+// workload. usage: cuda_step [--model NAME] [--rank R] [--adapters N] [--expert-rank R] [--profile] [--arena-gib N] [--dropout P]
+// [--blocks N] [--fp8] [NAME[:KEPT:OFFLOADED[:CACHED]] …]; without names, all workloads. --adapters: so many over one base; a round is a
+// step of each, and step_ms, tokens_per_s are a step's share of it. KEPT and OFFLOADED: how many of 32 blocks keep
 // their activations on the GPU and on the host; CACHED: how many keep their weights expanded.
 #include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
@@ -39,6 +40,7 @@ struct Subject {
   std::string name = "qwen-7b";
   Published model = qwen7b();
   std::int64_t rank = 8, blocks = model.blocks, expert_rank = 0;
+  std::size_t adapters = 1;
   float dropout = 0.1f;
   bool fp8 = false;
 };
@@ -112,7 +114,7 @@ struct Model {
   std::unique_ptr<Arena> arena;
   std::unique_ptr<RopeTables> rope;
   std::unique_ptr<Segment> segment;
-  std::vector<NamedMatrix*> matrices;
+  std::vector<std::vector<NamedMatrix*>> matrices;  // by adapter
   double load_seconds = 0, reserve_seconds = 0;
 
   Model(const Workload& work, std::size_t arena_bytes, const Subject& subject, const std::vector<std::uint16_t>& source) : arch(subject.model.arch) {
@@ -128,6 +130,7 @@ struct Model {
     ops->reserve_host(host_bytes(arch, spec, std::max(longest, sum(work.rows))));
     reserve_seconds = seconds_since(reserve);
     segment = std::make_unique<Segment>(*ops, *arena, *rope, arch, spec);
+    for (std::size_t adapter = 1; adapter < subject.adapters; ++adapter) segment->add_adapter(spec.layers);
     HoldSpec plain;
     plain.dtype = DType::bf16;
     HoldSpec linear = plain;
@@ -167,15 +170,16 @@ struct Model {
     load("lm_head", arch.vocab, arch.hidden, plain);
     ops->finish();
     load_seconds = seconds_since(start);
-    matrices = segment->matrices();
+    for (std::size_t adapter = 0; adapter < subject.adapters; ++adapter) matrices.push_back(segment->matrices(adapter));
     std::mt19937 random(7);
     std::normal_distribution<float> normal(0, 0.01f);
     std::size_t most = 0;
-    for (const NamedMatrix* matrix : matrices) most = std::max(most, static_cast<std::size_t>(matrix->part(MatrixPart::weight).size()));
+    for (const NamedMatrix* matrix : matrices.front()) most = std::max(most, static_cast<std::size_t>(matrix->part(MatrixPart::weight).size()));
     std::vector<float> pool(most);
     for (float& v : pool) v = normal(random);
-    for (NamedMatrix* matrix : matrices)
-      matrix->set(*ops, MatrixPart::weight, pool.data(), static_cast<std::size_t>(matrix->part(MatrixPart::weight).size()));
+    for (const auto& own : matrices)
+      for (NamedMatrix* matrix : own)
+        matrix->set(*ops, MatrixPart::weight, pool.data(), static_cast<std::size_t>(matrix->part(MatrixPart::weight).size()));
     ops->finish();
     arena->reset_peak();
   }
@@ -218,25 +222,32 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
     const auto timed = static_cast<int>(times.size());
     if (profile ? timed == 1 : timed == kMost || (timed >= kLeast && seconds_since(begin) > kSeconds)) break;
     const std::vector<int> rows = work.rows.empty() ? tutorial_rows(static_cast<std::uint32_t>(step + 1)) : work.rows;
-    const MicroBatch micro = batch_of(rows, work.labelled, static_cast<std::uint32_t>(step), model.arch.vocab);
+    MicroBatch micro = batch_of(rows, work.labelled, static_cast<std::uint32_t>(step), model.arch.vocab);
     if (profile && step == kWarm) cudaProfilerStart();
     const auto start = Clock::now();
-    const ForwardResult result = model.segment->forward(micro, Buffer());
-    const auto loss_known = Clock::now();
-    model.segment->backward(micro.index, Buffer());
-    const double issued = seconds_since(loss_known);
-    double norm = 0;
-    for (const double square : grad_squares(*model.ops, model.matrices)) norm += square;
-    AdamSettings settings;
-    settings.step = step + 1;
-    settings.learning_rate = 1e-4;
-    settings.grad_scale = std::min(1.0, 1.0 / std::sqrt(norm));
-    adamw_step(*model.ops, model.matrices, settings);
+    double issued = 0;
+    for (std::size_t adapter = 0; adapter < subject.adapters; ++adapter) {
+      micro.adapter = adapter;
+      const ForwardResult result = model.segment->forward(micro, Buffer());
+      const auto loss_known = Clock::now();
+      model.segment->backward(micro.index, Buffer());
+      issued += seconds_since(loss_known) / static_cast<double>(subject.adapters);
+      if (step == 0) first_loss = result.loss_sum;
+      last_loss = result.loss_sum;
+    }
+    // The round's last update waits for nothing but its own gradients' norm.
+    for (const std::vector<NamedMatrix*>& own : model.matrices) {
+      double norm = 0;
+      for (const double square : grad_squares(*model.ops, own)) norm += square;
+      AdamSettings settings;
+      settings.step = step + 1;
+      settings.learning_rate = 1e-4;
+      settings.grad_scale = std::min(1.0, 1.0 / std::sqrt(norm));
+      adamw_step(*model.ops, own, settings);
+    }
     model.ops->finish();
-    const double elapsed = seconds_since(start);
+    const double elapsed = seconds_since(start) / static_cast<double>(subject.adapters);
     if (profile && step == kWarm) cudaProfilerStop();
-    if (step == 0) first_loss = result.loss_sum;
-    last_loss = result.loss_sum;
     tokens = static_cast<std::int64_t>(micro.tokens.size());
     if (step < kWarm) continue;
     times.push_back(elapsed * 1e3);
@@ -246,15 +257,16 @@ void run(const Workload& work, std::size_t arena_bytes, const Subject& subject, 
   std::sort(times.begin(), times.end());
   std::sort(tokens_per_s.begin(), tokens_per_s.end());
   std::size_t lora = 0;
-  for (const NamedMatrix* matrix : model.matrices) lora += kMatrixParts * matrix->part(MatrixPart::weight).bytes();
+  for (const std::vector<NamedMatrix*>& own : model.matrices)
+    for (const NamedMatrix* matrix : own) lora += kMatrixParts * matrix->part(MatrixPart::weight).bytes();
   const double gib = 1.0 / (1 << 30);
   // Everything this process took from the card, the arena counted by what was used of it.
   const double all = static_cast<double>(free_before - free_after - arena_bytes + model.arena->peak()) * gib;
   const double rate = tokens_per_s[tokens_per_s.size() / 2];
-  std::printf("{\"model\": \"%s\", \"fp8\": %s, \"rank\": %lld, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
+  std::printf("{\"model\": \"%s\", \"fp8\": %s, \"rank\": %lld, \"adapters\": %zu, \"workload\": \"%s\", \"base\": \"%s\", \"kept_blocks\": %lld, \"offloaded_blocks\": %lld, \"cached_blocks\": %lld, \"dropout\": %.2f, \"tokens\": %lld, \"step_ms\": %.2f, "
               "\"backward_issue_ms\": %.2f, \"tokens_per_s\": %.0f, \"share_of_limit\": %.3f, \"weights_GiB\": %.2f, \"lora_GiB\": %.2f, "
               "\"arena_peak_GiB\": %.2f, \"peak_GiB\": %.2f, \"load_s\": %.2f, \"reserve_host_s\": %.2f, \"first_loss\": %.4f, \"last_loss\": %.4f}\n",
-              subject.name.c_str(), subject.fp8 ? "true" : "false", static_cast<long long>(subject.rank), work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
+              subject.name.c_str(), subject.fp8 ? "true" : "false", static_cast<long long>(subject.rank), subject.adapters, work.name.c_str(), work.base.c_str(), static_cast<long long>(work.kept * blocks / kBlocks),
               static_cast<long long>(work.offloaded * blocks / kBlocks), static_cast<long long>(work.cached * blocks / kBlocks),
               static_cast<double>(subject.dropout),
               static_cast<long long>(tokens), times[times.size() / 2], issue / static_cast<double>(times.size()), rate, rate / work.limit,
@@ -361,7 +373,14 @@ int main(int argc, char** argv) {
     else if (flag == "--fp8") subject.fp8 = true;
     else if (flag == "--blocks" && more) subject.blocks = std::stoll(argv[++i]);
     else if (flag == "--expert-rank" && more) subject.expert_rank = std::stoll(argv[++i]);
-    else if (flag == "--rank" && more) subject.rank = std::stoll(argv[++i]);
+    else if (flag == "--adapters" && more) {
+      const long long count = std::stoll(argv[++i]);
+      if (count < 1) {
+        std::fprintf(stderr, "--adapters: expected at least 1, got %lld\n", count);
+        return 2;
+      }
+      subject.adapters = static_cast<std::size_t>(count);
+    } else if (flag == "--rank" && more) subject.rank = std::stoll(argv[++i]);
     else if (flag == "--model" && more) {
       subject.name = argv[++i];
       const std::vector<std::pair<std::string, Published>> models{{"qwen-7b", qwen7b()}, {"qwen2.5-7b", qwen25_7b()}, {"llama-3-8b", llama3_8b()},

@@ -9,23 +9,23 @@
 
 namespace pipelora {
 
-Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
+Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base)
     : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
   const std::int64_t d = arch.hidden;
   if (spec_.rotary < -1 || spec_.rotary >= static_cast<std::int64_t>(arch.rotary.size()))
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": there is no rotary rule " + std::to_string(spec_.rotary));
-  mixer_ = make_mixer(ops, arena, arch, spec_);
+  mixer_ = make_mixer(ops, arena, arch, spec_, base);
   moves_ = mixer_->moves();
-  qkv_ = make_group(ops, arena, spec_, mixer_->input_name(), mixer_->inputs(), d, mixer_->in_cols());
-  o_ = make_group(ops, arena, spec_, "o", pick_linears(spec_, {Role::o}), mixer_->out_cols(), d);
+  qkv_ = make_group(ops, arena, spec_, mixer_->input_name(), mixer_->inputs(), d, mixer_->in_cols(), base);
+  o_ = make_group(ops, arena, spec_, "o", pick_linears(spec_, {Role::o}), mixer_->out_cols(), d, base);
   const std::vector<LinearSpec> down = pick_linears(spec_, {Role::down}), shared_gate = pick_linears(spec_, {Role::shared_gate});
   if (!spec_.experts || !down.empty()) {
     ffn_ = down.empty() ? 0 : down.front().in;
-    gate_up_ = make_group(ops, arena, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_);
-    down_ = make_group(ops, arena, spec_, "down", down, ffn_, d);
+    gate_up_ = make_group(ops, arena, spec_, "gate and up", pick_linears(spec_, {Role::gate_up, Role::gate, Role::up}), d, 2 * ffn_, base);
+    down_ = make_group(ops, arena, spec_, "down", down, ffn_, d, base);
   }
-  if (!shared_gate.empty()) shared_gate_ = make_group(ops, arena, spec_, "a shared expert's gate", shared_gate, d, 1);
-  if (spec_.experts) experts_ = std::make_unique<Experts>(ops, arena, d, *spec_.experts);
+  if (!shared_gate.empty()) shared_gate_ = make_group(ops, arena, spec_, "a shared expert's gate", shared_gate, d, 1, base);
+  if (spec_.experts) experts_ = std::make_unique<Experts>(ops, arena, d, *spec_.experts, base);
   if ((experts_ && arch.parallel) || (shared_gate_ && !(experts_ && down_)))
     throw Error(kTensorMismatch, "block " + std::to_string(spec_.index) + ": experts stand behind attention, and a shared expert's gate beside them");
 
@@ -35,8 +35,7 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
   };
   const Place norms[] = {{spec_.attn_norm, attn_norm_}, {spec_.mlp_norm, mlp_norm_}, {spec_.attn_post_norm, attn_post_norm_}, {spec_.mlp_post_norm, mlp_post_norm_}};
   const auto count = std::count_if(std::begin(norms), std::end(norms), [](const Place& place) { return !place.name.empty(); });
-  norm_memory_ = ops.allocate("norm weights", static_cast<std::size_t>(count * d) * sizeof(float), true);
-  float* at = static_cast<float*>(norm_memory_->data());
+  float* at = static_cast<float*>(base.memory("norm weights", static_cast<std::size_t>(count * d) * sizeof(float)));
   for (const Place& place : norms) {
     if (place.name.empty()) continue;
     place.weight = Tensor(at, DType::f32, 1, d);
@@ -44,12 +43,6 @@ Block::Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
     at += d;
   }
   for (WeightPlace& place : mixer_->weights()) places_.push_back(std::move(place));
-}
-
-std::size_t Block::place_bytes() const {
-  std::size_t bytes = 0;
-  for (const WeightPlace& place : places_) bytes += place.weight.bytes();
-  return bytes;
 }
 
 bool Block::trainable() const {

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "pipelora/error.h"
 
 namespace pipelora {
 
-Embedding::Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSpec& spec) : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
+Embedding::Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSpec& spec, BaseWeights& base)
+    : ops_(ops), arena_(arena), arch_(arch), spec_(spec), base_(base.table()) {
   constexpr const char* kWhat = "what the embedding learns, and its optimizer state";
   if (!spec_.trained.empty()) table_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
   if (spec_.lora)
@@ -26,16 +28,17 @@ Embedding::Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSp
 }
 
 void Embedding::add_slot(WeightSlots& slots) {
-  slots.add(spec_.weight, arch_.vocab, arch_.hidden, [this](const HostTensor& data, const HoldSpec& hold) {
-    if (table_) {
-      NamedMatrix& matrix = table_->matrices()[0];
-      return ops_.load(data, matrix.part(MatrixPart::weight));
-    }
-    // A step reads a row a token: not worth the device's memory.
-    memory_ = ops_.allocate_on_host("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype));
-    weight_ = Tensor(memory_->data(), hold.dtype, data.rows, data.cols);
-    ops_.load(data, weight_);
-  });
+  if (table_) {
+    slots.add(spec_.weight, arch_.vocab, arch_.hidden,
+              [this](const HostTensor& data, const HoldSpec&) { ops_.load(data, table_->matrices()[0].part(MatrixPart::weight)); });
+  } else if (!std::exchange(base_.slotted, true)) {
+    slots.add(spec_.weight, arch_.vocab, arch_.hidden, [this](const HostTensor& data, const HoldSpec& hold) {
+      // A step reads a row a token: not worth the device's memory.
+      base_.memory = ops_.allocate_on_host("the embedding", static_cast<std::size_t>(data.rows * data.cols) * dtype_bytes(hold.dtype));
+      base_.weight = Tensor(base_.memory->data(), hold.dtype, data.rows, data.cols);
+      ops_.load(data, base_.weight);
+    });
+  }
 }
 
 std::vector<Learner*> Embedding::learners() {

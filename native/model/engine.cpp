@@ -77,23 +77,42 @@ Segment& Engine::segment(std::size_t index) const {
   return *segments_[index];
 }
 
-NamedMatrix& Engine::matrix(const std::string& name) const {
-  const auto found = by_name_.find(name);
-  if (found == by_name_.end()) throw Error(kTensorMismatch, "this engine learns no matrix " + name);
+const Engine::Learned& Engine::learned(std::size_t adapter) const {
+  if (adapter >= learned_.size())
+    throw Error(kEngineFailed, "adapter " + std::to_string(adapter) + ": the engine has " + std::to_string(learned_.size()));
+  return learned_[adapter];
+}
+
+NamedMatrix& Engine::matrix(const std::string& name, std::size_t adapter) const {
+  const auto& by_name = learned(adapter).by_name;
+  const auto found = by_name.find(name);
+  if (found == by_name.end()) throw Error(kTensorMismatch, "this engine learns no matrix " + name);
   return *found->second;
+}
+
+void Engine::learns(std::size_t adapter, const std::vector<NamedMatrix*>& matrices) {
+  if (adapter >= learned_.size()) learned_.resize(adapter + 1);
+  Learned& own = learned_[adapter];
+  for (const NamedMatrix* held : matrices)
+    if (own.by_name.contains(held->name())) throw Error(kTensorMismatch, "two segments learn a matrix " + held->name());
+  for (NamedMatrix* held : matrices) {
+    own.by_name.emplace(held->name(), held);
+    own.matrices.push_back(held);
+  }
 }
 
 std::size_t Engine::add_segment(SegmentSpec spec) {
   auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec));
-  const std::vector<NamedMatrix*> own = made->matrices();
-  for (const NamedMatrix* held : own)
-    if (by_name_.contains(held->name())) throw Error(kTensorMismatch, "two segments learn a matrix " + held->name());
-  for (NamedMatrix* held : own) {
-    by_name_.emplace(held->name(), held);
-    matrices_.push_back(held);
-  }
+  learns(0, made->matrices());
   segments_.push_back(std::move(made));
   return segments_.size() - 1;
+}
+
+std::size_t Engine::add_adapter(std::size_t index, const std::vector<LayerSpec>& layers) {
+  Segment& target = segment(index);
+  const std::size_t adapter = target.add_adapter(layers);
+  learns(adapter, target.matrices(adapter));
+  return adapter;
 }
 
 void Engine::load_weight(std::size_t index, const std::string& name, const TensorSource& source, const HoldSpec& hold) {
@@ -164,13 +183,15 @@ void Engine::load_packed(std::size_t index, const std::string& name, const Packe
 
 std::vector<std::string> Engine::missing_weights(std::size_t index) const { return segment(index).slots().missing(); }
 
-void Engine::set_matrix(const std::string& name, MatrixPart part, const float* values, std::size_t count) {
-  matrix(name).set(*ops_, part, values, count);
+void Engine::set_matrix(const std::string& name, MatrixPart part, const float* values, std::size_t count, std::size_t adapter) {
+  matrix(name, adapter).set(*ops_, part, values, count);
 }
-std::vector<float> Engine::get_matrix(const std::string& name, MatrixPart part) { return matrix(name).get(*ops_, part); }
-std::vector<std::string> Engine::matrix_names() const {
+std::vector<float> Engine::get_matrix(const std::string& name, MatrixPart part, std::size_t adapter) {
+  return matrix(name, adapter).get(*ops_, part);
+}
+std::vector<std::string> Engine::matrix_names(std::size_t adapter) const {
   std::vector<std::string> names;
-  for (const NamedMatrix* held : matrices_) names.push_back(held->name());
+  for (const NamedMatrix* held : learned(adapter).matrices) names.push_back(held->name());
   return names;
 }
 
@@ -182,8 +203,8 @@ Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout
   const Stretch stretch(*ops_);
   return segment(index).backward(batch_index, std::move(dout));
 }
-void Engine::first_values() {
-  for (const auto& held : segments_) held->first_values();
+void Engine::first_values(std::size_t adapter) {
+  for (const auto& held : segments_) held->first_values(adapter);
   ops_->finish();
 }
 void Engine::discard() {
@@ -195,16 +216,16 @@ namespace {
 Tensor run(const Tensor& matrix) { return Tensor(matrix.data, matrix.dtype, 1, matrix.size()); }
 }  // namespace
 
-std::int64_t Engine::gradient_count() const {
+std::int64_t Engine::gradient_count(std::size_t adapter) const {
   std::int64_t count = 0;
-  for (const NamedMatrix* held : matrices_) count += held->part(MatrixPart::grad).size();
+  for (const NamedMatrix* held : learned(adapter).matrices) count += held->part(MatrixPart::grad).size();
   return count;
 }
 
-std::vector<float> Engine::gradients() {
-  std::vector<float> values(static_cast<std::size_t>(gradient_count()));
+std::vector<float> Engine::gradients(std::size_t adapter) {
+  std::vector<float> values(static_cast<std::size_t>(gradient_count(adapter)));
   float* next = values.data();
-  for (const NamedMatrix* held : matrices_) {
+  for (const NamedMatrix* held : learned(adapter).matrices) {
     const Tensor source = held->part(MatrixPart::grad);
     ops_->download(source, next);
     next += source.size();
@@ -212,51 +233,51 @@ std::vector<float> Engine::gradients() {
   return values;
 }
 
-void Engine::expect_gradients(std::int64_t count) const {
-  if (count != gradient_count())
+void Engine::expect_gradients(std::int64_t count, std::size_t adapter) const {
+  if (count != gradient_count(adapter))
     throw Error(kTensorMismatch,
-                "gradients: expected " + std::to_string(gradient_count()) + " values, got " + std::to_string(count));
+                "gradients: expected " + std::to_string(gradient_count(adapter)) + " values, got " + std::to_string(count));
 }
 
-void Engine::set_gradients(const std::vector<float>& values) {
-  expect_gradients(static_cast<std::int64_t>(values.size()));
+void Engine::set_gradients(const std::vector<float>& values, std::size_t adapter) {
+  expect_gradients(static_cast<std::int64_t>(values.size()), adapter);
   const float* next = values.data();
-  for (const NamedMatrix* held : matrices_) {
+  for (const NamedMatrix* held : learned(adapter).matrices) {
     const Tensor target = held->part(MatrixPart::grad);
     ops_->upload(target, next);
     next += target.size();
   }
 }
 
-void Engine::gradients_into(const Tensor& values) {
-  expect_gradients(values.size());
+void Engine::gradients_into(const Tensor& values, std::size_t adapter) {
+  expect_gradients(values.size(), adapter);
   std::int64_t next = 0;
-  for (const NamedMatrix* held : matrices_) {
+  for (const NamedMatrix* held : learned(adapter).matrices) {
     const Tensor source = run(held->part(MatrixPart::grad));
     ops_->copy(source, values.columns(next, source.size()));
     next += source.size();
   }
 }
 
-void Engine::set_gradients_from(const Tensor& values) {
-  expect_gradients(values.size());
+void Engine::set_gradients_from(const Tensor& values, std::size_t adapter) {
+  expect_gradients(values.size(), adapter);
   std::int64_t next = 0;
-  for (const NamedMatrix* held : matrices_) {
+  for (const NamedMatrix* held : learned(adapter).matrices) {
     const Tensor target = run(held->part(MatrixPart::grad));
     ops_->copy(values.columns(next, target.size()), target);
     next += target.size();
   }
 }
 
-std::vector<double> Engine::grad_squares() {
+std::vector<double> Engine::grad_squares(std::size_t adapter) {
   const Stretch stretch(*ops_);
-  return pipelora::grad_squares(*ops_, matrices_);
+  return pipelora::grad_squares(*ops_, learned(adapter).matrices);
 }
-void Engine::optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates) {
+void Engine::optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates, std::size_t adapter) {
   const Stretch stretch(*ops_);
-  adamw_step(*ops_, matrices_, settings, rates);
+  adamw_step(*ops_, learned(adapter).matrices, settings, rates);
 }
-void Engine::zero_grad() { pipelora::zero_grad(*ops_, matrices_); }
+void Engine::zero_grad(std::size_t adapter) { pipelora::zero_grad(*ops_, learned(adapter).matrices); }
 
 std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t rows) {
   std::vector<CacheShape> blocks;
@@ -373,7 +394,8 @@ EngineMemory Engine::memory() const {
     memory.weight_bytes += held->weight_bytes();
     memory.host_bytes += held->host_bytes();
   }
-  for (const NamedMatrix* held : matrices_) memory.lora_bytes += kMatrixParts * held->part(MatrixPart::weight).bytes();
+  for (const Learned& own : learned_)
+    for (const NamedMatrix* held : own.matrices) memory.lora_bytes += kMatrixParts * held->part(MatrixPart::weight).bytes();
   for (const auto& [number, cache] : caches_) memory.cache_bytes += cache->bytes();
   memory.arena_bytes = arena_->capacity();
   memory.arena_peak_bytes = arena_->peak();

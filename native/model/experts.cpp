@@ -22,8 +22,8 @@ LinearSpec unbiased(LinearSpec linear) {
 
 }  // namespace
 
-Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec)
-    : ops_(ops), arena_(arena), spec_(spec), router_(ops, arena, {unbiased(spec.router)}) {
+Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec, BaseWeights& base)
+    : ops_(ops), arena_(arena), spec_(spec), router_(ops, arena, {unbiased(spec.router)}, base) {
   const RouteRule& rule = spec_.route;
   const bool grouped = rule.groups > 0 && rule.experts % rule.groups == 0 && rule.chosen_groups > 0 && rule.chosen_groups <= rule.groups;
   if (rule.experts < 1 || rule.experts > kMostExperts || rule.chosen < 1 || rule.chosen > kMostChosen || rule.chosen > rule.experts || !grouped ||
@@ -36,21 +36,20 @@ Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec&
     (linear.role == Role::down ? down : gate_up).push_back(linear);
     bias = bias || linear.bias;
   }
-  gate_up_ = make_product(std::move(gate_up), spec_.gate_up_lora, bias);
-  down_ = make_product(std::move(down), spec_.down_lora, false);
+  gate_up_ = make_product(std::move(gate_up), spec_.gate_up_lora, bias, base);
+  down_ = make_product(std::move(down), spec_.down_lora, false, base);
   if (gate_up_.in != hidden || down_.out != hidden || gate_up_.out != 2 * down_.in)
     throw Error(kTensorMismatch, "experts: gate and up are " + shape_text(gate_up_.out, gate_up_.in) + ", down is " + shape_text(down_.out, down_.in));
   const std::int64_t corrections = spec_.correction.empty() ? 0 : rule.experts, router_biases = spec_.router.bias ? rule.experts : 0,
                      biases = bias ? rule.experts * hidden : 0, total = corrections + router_biases + biases;
   if (total == 0) return;
-  memory_ = ops.allocate("experts' corrections and biases", static_cast<std::size_t>(total) * sizeof(float), true);
-  float* at = static_cast<float*>(memory_->data());
+  float* at = static_cast<float*>(base.memory("experts' corrections and biases", static_cast<std::size_t>(total) * sizeof(float)));
   if (corrections > 0) correction_ = Tensor(at, DType::f32, 1, corrections);
   if (router_biases > 0) router_bias_ = Tensor(at + corrections, DType::f32, 1, router_biases);
   if (biases > 0) down_bias_ = Tensor(at + corrections + router_biases, DType::f32, rule.experts, hidden);
 }
 
-Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias) {
+Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias, BaseWeights& base) {
   if (linears.empty()) throw Error(kTensorMismatch, "experts: expected gate, up and down");
   Product product;
   product.experts = spec_.route.experts;
@@ -65,10 +64,7 @@ Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const st
   std::vector<std::int64_t> rows;
   for (std::int64_t e = 0; e < together; ++e)
     for (const LinearSpec& linear : linears) rows.push_back(linear.out);
-  for (std::int64_t e = 0; e < product.experts; e += together) {
-    product.weights.push_back(ops_.create_linear(product.in, rows, bias));
-    product.weights.back()->expect_lora(product.rank());
-  }
+  product.base = &base.product(product.in, rows, bias, product.rank(), static_cast<std::size_t>((product.experts + together - 1) / together));
   product.linears = std::move(linears);
   return product;
 }
@@ -80,18 +76,11 @@ std::vector<Learner*> Experts::learners() const {
   return found;
 }
 
-std::size_t Experts::weight_bytes() const {
-  std::size_t bytes = memory_ ? memory_->bytes() : 0;
-  for (const Product* product : {&gate_up_, &down_})
-    for (const auto& weight : product->weights) bytes += weight->bytes();
-  return bytes;
-}
-
 void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded) {
   const auto together = static_cast<std::size_t>(product.weight().together()), parts = product.linears.size();
   for (std::int64_t e = 0; e < product.experts; ++e) {
     const auto expert = static_cast<std::size_t>(e);
-    LinearWeight* weight = product.weights[expert / together].get();
+    LinearWeight* weight = product.base->weights[expert / together].get();
     for (std::size_t i = 0; i < parts; ++i) {
       const LinearSpec& linear = product.linears[i];
       const std::size_t part = expert % together * parts + i;

@@ -2,23 +2,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "pipelora/error.h"
 
 namespace pipelora {
 
-Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec) : ops_(ops), arena_(arena), arch_(arch), spec_(spec) {
+Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec, BaseWeights& base)
+    : ops_(ops), arena_(arena), arch_(arch), spec_(spec), own_(ops) {
   LinearSpec linear;
   linear.name = spec.name;
   linear.in = arch.hidden;
   linear.out = arch.vocab;
   linear.lora = spec.lora;
-  group_ = std::make_unique<LinearGroup>(ops, arena, std::vector<LinearSpec>{linear});
+  group_ = std::make_unique<LinearGroup>(ops, arena, std::vector<LinearSpec>{linear}, spec.trained.empty() ? base : own_);
   if (!spec_.trained.empty())
     table_.emplace(ops, "the output head and its optimizer state", std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
 }
 
 void Head::add_slot(WeightSlots& slots) {
+  if (std::exchange(group_->product().slotted, true)) return;
   // No product's part: as with bitsandbytes the head is never quantised.
   slots.add(spec_.weight, arch_.vocab, arch_.hidden, [this](const HostTensor& data, const HoldSpec& hold) {
     group_->weight().load(0, data, hold);

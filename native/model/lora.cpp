@@ -39,14 +39,27 @@ LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner, std
   return view;
 }
 
-LinearGroup::LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears) : ops_(ops), arena_(arena), linears_(linears) {
+namespace {
+
+BaseProduct& product_of(const std::vector<LinearSpec>& linears, BaseWeights& base) {
   std::vector<std::int64_t> rows;
-  std::vector<DoraPart> gains;
   bool bias = false;
-  std::int64_t column = 0;
-  for (const LinearSpec& linear : linears_) {
+  std::int64_t inner_cols = 0;
+  for (const LinearSpec& linear : linears) {
     rows.push_back(linear.out);
     bias = bias || linear.bias;
+    if (linear.lora) inner_cols += linear.lora->r;
+  }
+  return base.product(linears.front().in, rows, bias, inner_cols);
+}
+
+}  // namespace
+
+LinearGroup::LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears, BaseWeights& base)
+    : ops_(ops), arena_(arena), linears_(linears), product_(product_of(linears, base)) {
+  std::vector<DoraPart> gains;
+  std::int64_t column = 0;
+  for (const LinearSpec& linear : linears_) {
     if (linear.lora) {
       pairs_.push_back(std::make_unique<LoraPair>(ops, linear.name, linear.in, linear.out, *linear.lora));
       views_.push_back(pairs_.back()->view(column, inner_cols_));
@@ -61,9 +74,8 @@ LinearGroup::LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& 
     }
     column += linear.out;
   }
-  weight_ = ops.create_linear(linears_.front().in, std::move(rows), bias);
-  weight_->expect_lora(inner_cols_);
-  if (!gains.empty()) dora_ = std::make_unique<Dora>(ops, arena, *weight_, std::move(gains));
+  product_.bias_learns = product_.bias_learns || !biases_.empty();
+  if (!gains.empty()) dora_ = std::make_unique<Dora>(ops, arena, weight(), std::move(gains));
 }
 
 std::vector<Learner*> LinearGroup::learners() {
@@ -73,20 +85,38 @@ std::vector<Learner*> LinearGroup::learners() {
   return found;
 }
 
+Tensor LinearGroup::base_bias() const {
+  const Tensor held = weight().bias_values();
+  return product_.own_bias ? Tensor(product_.own_bias->data(), held.dtype, held.rows, held.cols) : held;
+}
+
+bool LinearGroup::take_bias() {
+  if (!product_.bias_learns || product_.bias_of == this) return false;
+  const Tensor held = weight().bias_values();
+  if (product_.own_bias) {
+    ops_.copy(base_bias(), held);
+  } else {
+    product_.own_bias = ops_.allocate("a bias of the base", held.bytes(), true);
+    ops_.copy(held, base_bias());
+  }
+  product_.bias_of = this;
+  return true;
+}
+
 void LinearGroup::follow() {
-  bool changed = false;
+  const bool taken = take_bias();
+  bool changed = taken;
   for (Bias& bias : biases_) {
     NamedMatrix& matrix = bias.learner.matrices()[0];
-    if (!matrix.take_changed()) continue;
-    weight_->refresh_bias(bias.first, matrix.part(MatrixPart::weight));
+    if (!matrix.take_changed() && !taken) continue;
+    weight().refresh_bias(bias.first, matrix.part(MatrixPart::weight));
     changed = true;
   }
   if (dora_) dora_->follow(changed);
 }
 
 void LinearGroup::first_values() {
-  for (Bias& bias : biases_)
-    ops_.copy(weight_->bias_values().columns(bias.first, bias.count), bias.learner.matrices()[0].part(MatrixPart::weight));
+  for (Bias& bias : biases_) ops_.copy(base_bias().columns(bias.first, bias.count), bias.learner.matrices()[0].part(MatrixPart::weight));
   if (dora_) dora_->first_values();
 }
 

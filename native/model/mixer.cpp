@@ -4,12 +4,12 @@
 
 namespace pipelora {
 
-std::unique_ptr<Mixer> make_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec) {
+std::unique_ptr<Mixer> make_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base) {
   if (spec.delta && spec.latent)
     throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected one kind of attention, got a gated delta net and latent attention");
-  if (spec.delta) return make_delta_mixer(ops, arena, arch, spec);
-  if (spec.latent) return make_latent_mixer(ops, arena, arch, spec);
-  return make_softmax_mixer(ops, arena, arch, spec);
+  if (spec.delta) return make_delta_mixer(ops, arena, arch, spec, base);
+  if (spec.latent) return make_latent_mixer(ops, arena, arch, spec, base);
+  return make_softmax_mixer(ops, arena, arch, spec, base);
 }
 
 std::vector<LinearSpec> pick_linears(const BlockSpec& spec, std::initializer_list<Role> roles) {
@@ -21,7 +21,7 @@ std::vector<LinearSpec> pick_linears(const BlockSpec& spec, std::initializer_lis
 }
 
 std::unique_ptr<LinearGroup> make_group(Ops& ops, Arena& arena, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
-                                        std::int64_t in, std::int64_t out) {
+                                        std::int64_t in, std::int64_t out, BaseWeights& base) {
   std::int64_t total = 0;
   bool good = !linears.empty();
   for (const LinearSpec& linear : linears) {
@@ -31,7 +31,7 @@ std::unique_ptr<LinearGroup> make_group(Ops& ops, Arena& arena, const BlockSpec&
   if (!good || total != out)
     throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected " + what + " of " + shape_text(out, in) +
                                      ", the description adds up to " + std::to_string(total) + " outputs");
-  return std::make_unique<LinearGroup>(ops, arena, linears);
+  return std::make_unique<LinearGroup>(ops, arena, linears, base);
 }
 
 }  // namespace pipelora

@@ -10,15 +10,14 @@ namespace {
 
 class DeltaMixer final : public Mixer {
  public:
-  DeltaMixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
+  DeltaMixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base)
       : ops_(ops), arena_(arena), spec_(spec), own_(*spec.delta), shape_(own_.shape), rule_(arch.rms_eps) {
     const DeltaShape& s = shape_;
     if (s.key_heads <= 0 || s.value_heads <= 0 || s.key_dim <= 0 || s.value_dim <= 0 || s.value_heads % s.key_heads != 0 || s.taps < 2 || s.taps > kMostTaps)
       throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": a gated delta net needs heads of positive width, value heads a multiple of key "
                                        "heads, and a convolution of 2 to " + std::to_string(kMostTaps) + " taps");
     const std::int64_t total = s.mixed() * s.taps + 2 * s.value_heads + s.value_dim;
-    memory_ = ops.allocate("a gated delta net's own weights", static_cast<std::size_t>(total) * sizeof(float), true);
-    float* at = static_cast<float*>(memory_->data());
+    auto* at = static_cast<float*>(base.memory("a gated delta net's own weights", static_cast<std::size_t>(total) * sizeof(float)));
     conv_ = Tensor(at, DType::f32, s.mixed(), s.taps);
     at += conv_.size();
     norm_ = Tensor(at, DType::f32, 1, s.value_dim);
@@ -112,14 +111,13 @@ class DeltaMixer final : public Mixer {
   const DeltaNetSpec& own_;
   const DeltaShape& shape_;
   NormRule rule_;
-  std::unique_ptr<DeviceMemory> memory_;
   Tensor conv_, norm_, a_log_, dt_bias_;
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_delta_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec) {
-  return std::make_unique<DeltaMixer>(ops, arena, arch, spec);
+std::unique_ptr<Mixer> make_delta_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base) {
+  return std::make_unique<DeltaMixer>(ops, arena, arch, spec, base);
 }
 
 }  // namespace pipelora

@@ -12,7 +12,7 @@ namespace {
 
 class LatentMixer final : public Mixer {
  public:
-  LatentMixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
+  LatentMixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base)
       : ops_(ops), arena_(arena), arch_(arch), spec_(spec), own_(*spec.latent), shape_(own_.shape), rule_(own_.norm_eps) {
     const LatentShape& s = shape_;
     const bool good = s.heads > 0 && s.plain > 0 && s.turning > 0 && s.turning % 2 == 0 && s.value > 0 && own_.kv_rank > 0 && own_.q_rank >= 0;
@@ -22,11 +22,11 @@ class LatentMixer final : public Mixer {
                                        "every latent vector, frequencies for those columns, and the arch's heads and head width");
     q_cols_ = s.heads * s.head_dim();
     kv_cols_ = s.heads * (s.plain + s.value);
-    if (own_.q_rank > 0) q_b_ = make_group(ops, arena, spec, "q's expansion", pick_linears(spec, {Role::q_b}), own_.q_rank, q_cols_);
-    kv_b_ = make_group(ops, arena, spec, "the expansion of k and v", pick_linears(spec, {Role::kv_b}), own_.kv_rank, kv_cols_);
-    memory_ = ops.allocate("norm weights", static_cast<std::size_t>(own_.q_rank + own_.kv_rank) * sizeof(float), true);
-    if (own_.q_rank > 0) q_norm_ = Tensor(memory_->data(), DType::f32, 1, own_.q_rank);
-    kv_norm_ = Tensor(static_cast<float*>(memory_->data()) + own_.q_rank, DType::f32, 1, own_.kv_rank);
+    if (own_.q_rank > 0) q_b_ = make_group(ops, arena, spec, "q's expansion", pick_linears(spec, {Role::q_b}), own_.q_rank, q_cols_, base);
+    kv_b_ = make_group(ops, arena, spec, "the expansion of k and v", pick_linears(spec, {Role::kv_b}), own_.kv_rank, kv_cols_, base);
+    auto* at = static_cast<float*>(base.memory("norm weights", static_cast<std::size_t>(own_.q_rank + own_.kv_rank) * sizeof(float)));
+    if (own_.q_rank > 0) q_norm_ = Tensor(at, DType::f32, 1, own_.q_rank);
+    kv_norm_ = Tensor(at + own_.q_rank, DType::f32, 1, own_.kv_rank);
   }
 
   std::vector<LinearSpec> inputs() const override { return pick_linears(spec_, {q_b_ ? Role::q_a : Role::q, Role::kv_a}); }
@@ -160,14 +160,13 @@ class LatentMixer final : public Mixer {
   NormRule rule_;
   std::int64_t q_cols_ = 0, kv_cols_ = 0;
   std::unique_ptr<LinearGroup> q_b_, kv_b_;
-  std::unique_ptr<DeviceMemory> memory_;
   Tensor q_norm_, kv_norm_;
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_latent_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec) {
-  return std::make_unique<LatentMixer>(ops, arena, arch, spec);
+std::unique_ptr<Mixer> make_latent_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base) {
+  return std::make_unique<LatentMixer>(ops, arena, arch, spec, base);
 }
 
 }  // namespace pipelora

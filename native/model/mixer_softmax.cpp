@@ -11,7 +11,7 @@ namespace {
 
 class SoftmaxMixer final : public Mixer {
  public:
-  SoftmaxMixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec)
+  SoftmaxMixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base)
       : ops_(ops), arena_(arena), arch_(arch), spec_(spec), q_cols_(arch.heads * arch.head_dim), kv_cols_(arch.kv_heads * arch.head_dim) {
     if (spec.q_norm.empty() != spec.k_norm.empty())
       throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": q and k need a norm both, or neither");
@@ -21,8 +21,7 @@ class SoftmaxMixer final : public Mixer {
     const std::int64_t of_q = norms ? (arch.head_norm_whole ? q_cols_ : arch.head_dim) : 0, of_k = norms ? (arch.head_norm_whole ? kv_cols_ : arch.head_dim) : 0;
     const std::int64_t sinks = spec.sinks.empty() ? 0 : arch.heads;
     if (of_q + of_k + sinks == 0) return;
-    memory_ = ops.allocate("weights of heads", static_cast<std::size_t>(of_q + of_k + sinks) * sizeof(float), true);
-    auto* at = static_cast<float*>(memory_->data());
+    auto* at = static_cast<float*>(base.memory("weights of heads", static_cast<std::size_t>(of_q + of_k + sinks) * sizeof(float)));
     if (norms) {
       q_norm_ = Tensor(at, DType::f32, 1, of_q);
       k_norm_ = Tensor(at + of_q, DType::f32, 1, of_k);
@@ -192,15 +191,14 @@ class SoftmaxMixer final : public Mixer {
   const Arch& arch_;
   const BlockSpec& spec_;
   std::int64_t q_cols_, kv_cols_;
-  std::unique_ptr<DeviceMemory> memory_;
   Tensor q_norm_, k_norm_;
   Tensor sinks_;  // [1, H] or empty
 };
 
 }  // namespace
 
-std::unique_ptr<Mixer> make_softmax_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec) {
-  return std::make_unique<SoftmaxMixer>(ops, arena, arch, spec);
+std::unique_ptr<Mixer> make_softmax_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base) {
+  return std::make_unique<SoftmaxMixer>(ops, arena, arch, spec, base);
 }
 
 }  // namespace pipelora

@@ -28,37 +28,42 @@ void load_plain(Ops& ops, const HostTensor& data, float offset, const Tensor& to
 }
 
 /// Rows are numbered within the step, in the order of the data.
-[[noreturn]] void not_finite(const Batch& batch, const MicroBatch& micro, const HeadResult& loss) {
-  std::string where;
-  if (loss.first_not_finite >= 0) {
-    const auto token = static_cast<std::size_t>(loss.first_not_finite);
-    where = ", first at token " + std::to_string(batch.sequences.position.host[token]) + " of row " +
-            std::to_string(batch.sequences.row.host[token]);
-  }
-  throw Error(kLossNotFinite, "step " + std::to_string(micro.step) + ", micro-batch " + std::to_string(micro.index) + " (" +
-                                  std::to_string(micro.row_ids.size()) + " rows): the loss is " + (std::isnan(loss.loss_sum) ? "NaN" : "infinite") + where);
+std::string not_finite(const Batch& batch, const HeadResult& loss) {
+  std::string where = std::isnan(loss.loss_sum) ? "NaN" : "infinite";
+  if (loss.first_not_finite < 0) return where;
+  const auto token = static_cast<std::size_t>(loss.first_not_finite);
+  return where + ", first at token " + std::to_string(batch.sequences.position.host[token]) + " of row " + std::to_string(batch.sequences.row.host[token]);
 }
 }  // namespace
 
-/// One layer's weights. Exactly one of embedding, block and head is set for those kinds.
-struct Segment::Layer {
-  enum class Kind { embedding, block, norm, head } kind;
+/// A layer with what one adapter learns of it. Exactly one is set for those kinds, none for a norm.
+struct Segment::Adapted {
   std::unique_ptr<Embedding> embedding;
   std::unique_ptr<Block> block;
   std::unique_ptr<Head> head;
-  std::unique_ptr<DeviceMemory> memory;  // the norm's weight
-  Tensor weight;
   bool reached = false;  // backward reaches it: something trainable lies in it or before it
-  bool checkpointed = false;
-  bool offloaded = false;  // its activations wait on the host
 
   bool trainable() const {
     return (embedding && embedding->trainable()) || (block && block->trainable()) || (head && head->trainable());
   }
+  std::vector<LinearGroup*> groups() const { return block ? block->groups() : std::vector<LinearGroup*>(); }
+};
+
+struct Segment::Layer {
+  enum class Kind { embedding, block, norm, head } kind;
+  BaseWeights base;
+  Tensor weight;  // of a norm
+  bool checkpointed = false;
+  bool offloaded = false;  // its activations wait on the host
+  std::vector<Adapted> adapted = {};
+
+  explicit Layer(Ops& ops, const LayerSpec& spec) : kind(static_cast<Kind>(spec.index())), base(ops) {}
+  const Adapted& first() const { return adapted.front(); }
 };
 
 /// What forward left for the backward pass of one micro-batch.
 struct Segment::Saved {
+  std::size_t adapter = 0;
   std::unique_ptr<Batch> batch;
   std::vector<std::int32_t> tokens;  // of an embedding that learns
   std::vector<BlockSaved> blocks;  // one a layer; empty for other kinds
@@ -69,124 +74,147 @@ struct Segment::Saved {
 
 Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec)
     : ops_(ops), arena_(arena), rope_(rope), arch_(arch), spec_(std::move(spec)) {
-  bool reached = spec_.needs_input_grad;
   std::int64_t blocks = 0, others = 0;
   const std::int64_t offloaded = spec_.offloaded_blocks, all = std::count_if(spec_.layers.begin(), spec_.layers.end(), [](const LayerSpec& layer) {
     return std::holds_alternative<BlockSpec>(layer);
   });
   for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
-    auto layer = std::make_unique<Layer>();
-    Layer* at = layer.get();
-    if (const auto* embedding = std::get_if<EmbeddingSpec>(&spec_.layers[i])) {
-      if (i != 0) throw Error(kTensorMismatch, "the embedding must be a segment's first layer");
-      at->kind = Layer::Kind::embedding;
-      at->embedding = std::make_unique<Embedding>(ops, arena, arch, *embedding);
-      at->embedding->add_slot(slots_);
-    } else if (const auto* block = std::get_if<BlockSpec>(&spec_.layers[i])) {
-      at->kind = Layer::Kind::block;
-      at->block = std::make_unique<Block>(ops, arena, arch, *block);
-      at->offloaded = blocks * offloaded % all < offloaded;
-      at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
-      const bool cached = blocks++ < spec_.cached_blocks;
-      for (const WeightPlace& place : at->block->places()) {
-        slots_.add(place.name, place.shape,
-                   [this, to = place.weight, offset = place.offset](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, offset, to); });
-      }
-      for (LinearGroup* group : at->block->groups())
-        for (std::size_t part = 0; part < group->linears().size(); ++part) {
-          const LinearSpec& linear = group->linears()[part];
-          LinearWeight* weight = &group->weight();
-          slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8 && linear.role != Role::router});
-          if (linear.bias)
-            slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
-        }
-      if (Experts* experts = at->block->experts()) experts->add_slots(slots_, cached);
-    } else if (const auto* norm = std::get_if<NormSpec>(&spec_.layers[i])) {
-      at->kind = Layer::Kind::norm;
-      at->memory = ops.allocate("a norm's weight", static_cast<std::size_t>(arch.hidden) * sizeof(float), true);
-      at->weight = Tensor(at->memory->data(), DType::f32, 1, arch.hidden);
-      slots_.add(norm->weight, 0, arch.hidden, [this, at](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, arch_.norm_offset, at->weight); });
-    } else {
-      const auto& head = std::get<HeadSpec>(spec_.layers[i]);
-      if (i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
-      at->kind = Layer::Kind::head;
-      at->head = std::make_unique<Head>(ops, arena, arch, head);
-      at->head->add_slot(slots_);
+    layers_.push_back(std::make_unique<Layer>(ops, spec_.layers[i]));
+    Layer* at = layers_.back().get();
+    if (at->kind == Layer::Kind::embedding && i != 0) throw Error(kTensorMismatch, "the embedding must be a segment's first layer");
+    if (at->kind == Layer::Kind::head && i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
+    adapt(*at, spec_.layers[i]);
+    if (at->kind == Layer::Kind::norm) {
+      at->weight = Tensor(at->base.memory("a norm's weight", static_cast<std::size_t>(arch_.hidden) * sizeof(float)), DType::f32, 1, arch_.hidden);
+      slots_.add(std::get<NormSpec>(spec_.layers[i]).weight, 0, arch_.hidden,
+                 [this, at](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, arch_.norm_offset, at->weight); });
     }
-    reached = reached || at->trainable();
-    at->reached = reached;
-    layers_.push_back(std::move(layer));
+    if (at->kind != Layer::Kind::block) continue;
+    at->offloaded = blocks * offloaded % all < offloaded;
+    at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
+    const bool cached = blocks++ < spec_.cached_blocks;
+    Block& block = *at->first().block;
+    for (const WeightPlace& place : block.places()) {
+      slots_.add(place.name, place.shape,
+                 [this, to = place.weight, offset = place.offset](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, offset, to); });
+    }
+    for (LinearGroup* group : block.groups())
+      for (std::size_t part = 0; part < group->linears().size(); ++part) {
+        const LinearSpec& linear = group->linears()[part];
+        LinearWeight* weight = &group->weight();
+        slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8 && linear.role != Role::router});
+        if (linear.bias)
+          slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
+      }
+    if (Experts* experts = block.experts()) experts->add_slots(slots_, cached);
   }
   if (layers_.empty()) throw Error(kTensorMismatch, "a segment needs at least one layer");
 }
 
 Segment::~Segment() = default;
 
+/// Layers are adapted from the first on.
+void Segment::adapt(Layer& layer, const LayerSpec& spec) {
+  Adapted own;
+  layer.base.rewind();
+  if (const auto* embedding = std::get_if<EmbeddingSpec>(&spec)) {
+    own.embedding = std::make_unique<Embedding>(ops_, arena_, arch_, *embedding, layer.base);
+    own.embedding->add_slot(slots_);
+  } else if (const auto* block = std::get_if<BlockSpec>(&spec)) {
+    own.block = std::make_unique<Block>(ops_, arena_, arch_, *block, layer.base);
+  } else if (const auto* head = std::get_if<HeadSpec>(&spec)) {
+    own.head = std::make_unique<Head>(ops_, arena_, arch_, *head, layer.base);
+    own.head->add_slot(slots_);
+  }
+  const std::size_t adapter = layer.adapted.size();
+  const bool before = &layer == layers_.front().get() ? spec_.needs_input_grad : false;
+  own.reached = before || own.trainable();
+  for (const auto& other : layers_) {
+    if (other.get() == &layer) break;
+    own.reached = own.reached || other->adapted[adapter].reached;
+  }
+  layer.adapted.push_back(std::move(own));
+}
+
+std::size_t Segment::add_adapter(const std::vector<LayerSpec>& layers) {
+  bool same = layers.size() == layers_.size();
+  for (std::size_t i = 0; same && i < layers.size(); ++i) same = layers[i].index() == spec_.layers[i].index();
+  if (!same) throw Error(kTensorMismatch, "an adapter's layers: expected the " + std::to_string(layers_.size()) + " that the segment has");
+  const std::size_t number = adapters();
+  try {
+    for (std::size_t i = 0; i < layers.size(); ++i) adapt(*layers_[i], layers[i]);
+  } catch (...) {
+    for (const auto& layer : layers_)
+      if (layer->adapted.size() > number) layer->adapted.pop_back();
+    throw;
+  }
+  return number;
+}
+
+std::size_t Segment::adapters() const { return layers_.back()->adapted.size(); }
+
 bool Segment::starts_with_embedding() const { return layers_.front()->kind == Layer::Kind::embedding; }
 bool Segment::ends_with_head() const { return layers_.back()->kind == Layer::Kind::head; }
 
 std::size_t Segment::block_count() const {
-  return static_cast<std::size_t>(std::count_if(layers_.begin(), layers_.end(), [](const auto& layer) { return layer->block != nullptr; }));
+  return static_cast<std::size_t>(std::count_if(layers_.begin(), layers_.end(), [](const auto& layer) { return layer->kind == Layer::Kind::block; }));
 }
 
 std::vector<CacheShape> Segment::cache_shapes() const {
   std::vector<CacheShape> shapes;
   for (const auto& layer : layers_)
-    if (layer->block) shapes.push_back(layer->block->cache_shape());
+    if (layer->kind == Layer::Kind::block) shapes.push_back(layer->first().block->cache_shape());
   return shapes;
 }
 
 std::size_t Segment::weight_bytes() const {
   std::size_t bytes = 0;
   for (const auto& layer : layers_) {
-    if (layer->memory) bytes += layer->memory->bytes();
-    const DeviceMemory* table = layer->embedding ? layer->embedding->memory() : nullptr;
-    if (table != nullptr && !table->on_host()) bytes += table->bytes();
-    if (layer->head) bytes += layer->head->weight_bytes();
-    if (!layer->block) continue;
-    bytes += layer->block->place_bytes();
-    for (const LinearGroup* group : layer->block->groups()) bytes += group->weight().bytes() + group->extra_bytes();
-    if (const Experts* experts = layer->block->experts()) bytes += experts->weight_bytes();
+    bytes += layer->base.bytes();
+    for (const Adapted& own : layer->adapted) {
+      if (own.head) bytes += own.head->extra_bytes();
+      for (const LinearGroup* group : own.groups()) bytes += group->extra_bytes();
+    }
   }
   return bytes;
 }
 
 std::size_t Segment::host_bytes() const {
-  const DeviceMemory* memory = starts_with_embedding() ? layers_.front()->embedding->memory() : nullptr;
+  const DeviceMemory* memory = layers_.front()->base.table().memory.get();
   return memory != nullptr && memory->on_host() ? memory->bytes() : 0;
 }
 
-std::vector<NamedMatrix*> Segment::matrices() {
+std::vector<NamedMatrix*> Segment::matrices(std::size_t adapter) {
   std::vector<NamedMatrix*> found;
-  const auto add = [&](const std::vector<Learner*>& own) {
-    for (Learner* learner : own)
+  const auto add = [&](const std::vector<Learner*>& learners) {
+    for (Learner* learner : learners)
       for (NamedMatrix& matrix : learner->matrices()) found.push_back(&matrix);
   };
   for (const auto& layer : layers_) {
-    if (layer->embedding) add(layer->embedding->learners());
-    if (layer->head) add(layer->head->learners());
-    if (!layer->block) continue;
-    for (LinearGroup* group : layer->block->groups()) add(group->learners());
-    if (const Experts* experts = layer->block->experts()) add(experts->learners());
+    const Adapted& own = layer->adapted.at(adapter);
+    if (own.embedding) add(own.embedding->learners());
+    if (own.head) add(own.head->learners());
+    for (LinearGroup* group : own.groups()) add(group->learners());
+    if (const Experts* experts = own.block ? own.block->experts() : nullptr) add(experts->learners());
   }
   return found;
 }
 
-void Segment::follow() {
+void Segment::follow(std::size_t adapter) {
   for (const auto& layer : layers_) {
-    if (layer->head) layer->head->follow();
-    if (!layer->block) continue;
-    for (LinearGroup* group : layer->block->groups()) group->follow();
+    const Adapted& own = layer->adapted[adapter];
+    if (own.head) own.head->follow();
+    for (LinearGroup* group : own.groups()) group->follow();
   }
 }
 
-void Segment::first_values() {
+void Segment::first_values(std::size_t adapter) {
   slots_.require_loaded();
   for (const auto& layer : layers_) {
-    if (layer->embedding) layer->embedding->first_values();
-    if (layer->head) layer->head->first_values();
-    if (!layer->block) continue;
-    for (LinearGroup* group : layer->block->groups()) group->first_values();
+    const Adapted& own = layer->adapted.at(adapter);
+    if (own.embedding) own.embedding->first_values();
+    if (own.head) own.head->first_values();
+    for (LinearGroup* group : own.groups()) group->first_values();
   }
 }
 
@@ -220,8 +248,11 @@ Buffer Segment::lowest(Buffer x) {
 
 ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   slots_.require_loaded();
-  follow();
+  if (micro.adapter >= adapters())
+    throw Error(kEngineFailed, "a micro-batch of adapter " + std::to_string(micro.adapter) + ": the segment has " + std::to_string(adapters()));
+  follow(micro.adapter);
   auto saved = std::make_unique<Saved>();
+  saved->adapter = micro.adapter;
   saved->batch = make_batch(ops_, arena_, rope_, arch_, micro);
   const Batch& batch = *saved->batch;
   const std::int64_t tokens = batch.sequences.tokens;
@@ -234,11 +265,12 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   Buffer x = std::move(input);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = *layers_[i];
-    const bool keep = micro.training && layer.reached;
+    const Adapted& own = layer.adapted[micro.adapter];
+    const bool keep = micro.training && own.reached;
     switch (layer.kind) {
       case Layer::Kind::embedding:
         check_tokens(micro.tokens, tokens);
-        x = layer.embedding->forward(micro.tokens);
+        x = own.embedding->forward(micro.tokens);
         if (keep) saved->tokens = micro.tokens;
         if (micro.training && micro.noise_alpha != 0) ops_.add_noise({x, &batch.sequences, batch.key, micro.noise_alpha});
         break;
@@ -249,7 +281,7 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
                                    : layer.checkpointed ? Block::Keeps::inputs
                                    : sent               ? Block::Keeps::all_for_now
                                                         : Block::Keeps::all;
-        x = layer.block->forward(batch, std::move(x), &saved->blocks[i], keeps, nullptr);
+        x = own.block->forward(batch, std::move(x), &saved->blocks[i], keeps, nullptr);
         if (sent) saved->offloads->send(i, saved->blocks[i], layer.offloaded);
         break;
       }
@@ -265,30 +297,34 @@ ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
         break;
       }
       case Layer::Kind::head: {
-        HeadResult loss = layer.head->forward(batch, micro, x, keep);
+        HeadResult loss = own.head->forward(batch, micro, x, keep);
         x.reset();
         result.loss_sum = loss.loss_sum;
         result.label_tokens = loss.label_tokens;
         result.correct_tokens = loss.correct_tokens;
         saved->head = std::move(loss.saved);
-        if (!std::isfinite(loss.loss_sum)) not_finite(batch, micro, loss);
+        if (!std::isfinite(loss.loss_sum)) result.not_finite = not_finite(batch, loss);
         break;
       }
     }
   }
   if (saved->offloads) saved->offloads->settle();
   result.output = std::move(x);
-  if (micro.training && layers_.back()->reached) saved_[micro.index] = std::move(saved);
+  if (micro.training && layers_.back()->adapted[micro.adapter].reached) saved_[micro.index] = std::move(saved);
   return result;
 }
 
 Buffer Segment::backward(std::int64_t batch_index, Buffer dout) {
-  if (!layers_.back()->reached) return Buffer();  // nothing here or before it learns
   const auto found = saved_.find(batch_index);
-  if (found == saved_.end())
+  if (found == saved_.end()) {
+    const auto& all = layers_.back()->adapted;
+    // Of an adapter that learns nothing here or before.
+    if (std::any_of(all.begin(), all.end(), [](const Adapted& one) { return !one.reached; })) return Buffer();
     throw Error(kEngineFailed, "backward of micro-batch " + std::to_string(batch_index) + ": forward kept nothing for it");
+  }
   const std::unique_ptr<Saved> saved = std::move(found->second);
   saved_.erase(found);
+  follow(saved->adapter);
   const Batch& batch = *saved->batch;
   if (!ends_with_head()) {
     const Tensor& d = dout;
@@ -302,11 +338,12 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout) {
   Buffer gradient = std::move(dout);
   for (std::size_t i = layers_.size(); i-- > 0;) {
     Layer& layer = *layers_[i];
-    if (!layer.reached) break;
-    const bool below = i > 0 ? layers_[i - 1]->reached : spec_.needs_input_grad;
+    const Adapted& own = layer.adapted[saved->adapter];
+    if (!own.reached) break;
+    const bool below = i > 0 ? layers_[i - 1]->adapted[saved->adapter].reached : spec_.needs_input_grad;
     switch (layer.kind) {
       case Layer::Kind::head:
-        gradient = layer.head->backward(batch, *saved->head, below);
+        gradient = own.head->backward(batch, *saved->head, below);
         saved->head.reset();
         break;
       case Layer::Kind::norm:
@@ -317,9 +354,9 @@ Buffer Segment::backward(std::int64_t batch_index, Buffer dout) {
         break;
       case Layer::Kind::block:
         if (saved->offloads) saved->offloads->restore(i, saved->blocks[i]);
-        gradient = layer.block->backward(batch, std::move(saved->blocks[i]), std::move(gradient), below);
+        gradient = own.block->backward(batch, std::move(saved->blocks[i]), std::move(gradient), below);
         break;
-      case Layer::Kind::embedding: layer.embedding->backward(saved->tokens, gradient); break;
+      case Layer::Kind::embedding: own.embedding->backward(saved->tokens, gradient); break;
     }
   }
   return spec_.needs_input_grad ? std::move(gradient) : Buffer();
@@ -338,7 +375,7 @@ bool in_a_row(const std::vector<std::int32_t>& slots) {
 
 Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input) {
   slots_.require_loaded();
-  follow();
+  follow(0);
   const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, of, cache.rows());
   cache.check_slots(of.slots);
   check_input(input, batch->sequences.tokens);
@@ -348,10 +385,11 @@ Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSeque
   Buffer x = std::move(input);
   std::size_t block = first_block;
   for (const auto& layer : layers_) {
+    const Adapted& own_layer = layer->first();
     switch (layer->kind) {
       case Layer::Kind::embedding:
         check_tokens(tokens, batch->sequences.tokens);
-        x = layer->embedding->forward(tokens);
+        x = own_layer.embedding->forward(tokens);
         break;
       case Layer::Kind::block: {
         const BlockCache& held = cache.layer(block++);
@@ -368,7 +406,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSeque
         } else if (held.state) {
           own.state = held.state.row_range(of.slots.front(), count);
         }
-        x = layer->block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &own);
+        x = own_layer.block->forward(*batch, std::move(x), nullptr, Block::Keeps::nothing, &own);
         if (state) ops_.scatter_rows(state, slots, 1, held.state);
         break;
       }
@@ -378,7 +416,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSeque
         x = std::move(y);
         break;
       }
-      case Layer::Kind::head: x = layer->head->last_logits(*batch, x); break;
+      case Layer::Kind::head: x = own_layer.head->last_logits(*batch, x); break;
     }
   }
   return x;

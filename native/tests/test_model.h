@@ -173,19 +173,24 @@ class TestModel {
   TestModel(const TestModel&) = delete;
   TestModel& operator=(const TestModel&) = delete;
 
-  /// `cuts`: first layers of the second, third, … segment.
+  /// `cuts`: first layers of the second, third, … segment. `others`: layers of more adapters, whose pairs have no values yet.
   std::unique_ptr<Engine> engine(DType dtype, int threads, std::vector<std::size_t> cuts, std::int64_t checkpointed,
-                                 std::size_t arena = std::size_t{32} << 20, std::int64_t offloaded = 0) const {
+                                 std::size_t arena = std::size_t{32} << 20, std::int64_t offloaded = 0,
+                                 const std::vector<std::vector<LayerSpec>>& others = {}) const {
     auto made = std::make_unique<Engine>(make_cpu_ops(dtype, threads), arch, arena);
     cuts.insert(cuts.begin(), 0);
     cuts.push_back(layers.size());
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
       SegmentSpec spec;
-      spec.layers.assign(layers.begin() + static_cast<std::ptrdiff_t>(cuts[i]), layers.begin() + static_cast<std::ptrdiff_t>(cuts[i + 1]));
+      const auto part = [&](const std::vector<LayerSpec>& all) {
+        return std::vector<LayerSpec>(all.begin() + static_cast<std::ptrdiff_t>(cuts[i]), all.begin() + static_cast<std::ptrdiff_t>(cuts[i + 1]));
+      };
+      spec.layers = part(layers);
       spec.checkpointed_blocks = checkpointed;
       spec.offloaded_blocks = offloaded;
       spec.needs_input_grad = i > 0;
       const std::size_t segment = made->add_segment(spec);
+      for (const std::vector<LayerSpec>& other : others) made->add_adapter(segment, part(other));
       for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), held_.contains(name) ? family_.hold : HoldSpec{});
     }
     for (const std::string& name : lora_modules(*made))

@@ -10,6 +10,7 @@ type Run = (config: Config, log: Logger) => Promise<number>;
 /** Loaded when chosen: a plan need not wait for gRPC, nor a tokenizer for the engine. */
 const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   train: async () => (await import("./commands/train.ts")).trainCommand,
+  sweep: async () => (await import("./commands/sweep.ts")).sweepCommand,
   plan: async () => (await import("./commands/plan.ts")).planCommand,
   parameters: async () => (await import("./commands/parameters.ts")).parametersCommand,
   generate: async () => (await import("./commands/generate.ts")).generateCommand,

@@ -101,6 +101,10 @@ export const ERROR_CATALOGUE = {
     means: "The loss or a gradient became NaN or infinite.",
     todo: "Lower --learning-rate, or compute in bfloat16 or float32 in place of float16.",
   },
+  PL_ADAPTERS_FAILED: {
+    means: "Of several adapters that were trained together, some failed alone; the others are done.",
+    todo: "Correct what each one's error says; each goes on from its last checkpoint with --resume-from-checkpoint.",
+  },
   PL_TRACKING_FAILED: {
     means: "The tracking server that --report-to names gave no answer, or refused.",
     todo: "Check MLFLOW_TRACKING_URI and the server, or leave --report-to out: metrics are in the output folder anyway.",

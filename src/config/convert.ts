@@ -1,9 +1,9 @@
 import { shown } from "../common/shown.ts";
 import { datasetNames, setsOfAxolotl, setsOfInfo } from "./dataset-info.ts";
 import { TRACKERS } from "./groups/saving.ts";
-import { typedAsFlag } from "./load.ts";
 import { OPTIONS, type OptionKey } from "./options.ts";
 import { counterpart } from "./others.ts";
+import { typedAsFlag } from "./values.ts";
 
 export interface ConvertedConfig {
   /** Keys and values of a file of this program's. */

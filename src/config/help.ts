@@ -46,5 +46,5 @@ export function flagsTable(): string {
     ([group, rows]) =>
       `## ${group}\n\n| flag | default | commands | what it does |\n|---|---|---|---|\n${rows.join("\n")}\n`,
   );
-  return `# Flags\n\nGenerated from the configuration schema by \`npm run docs\`. In a YAML file (\`--config\`) the same keys stand in snake_case.\n\n${tables.join("\n")}`;
+  return `# Flags\n\nGenerated from the configuration schema by \`npm run docs\`. In a YAML file (\`--config\`) the same keys stand in snake_case. \`sweep\` takes the flags of \`train\`.\n\n${tables.join("\n")}`;
 }

@@ -3,6 +3,7 @@ import type { z } from "zod";
 /** The commands of `coordinator` and what --help says of them; the first is the default. */
 export const COORDINATOR_COMMANDS = {
   train: "fine-tune with LoRA",
+  sweep: "train a grid of adapters over one base and rank them: flags of `train`, adapters' own with several values",
   plan: "show placement, memory and predicted step time; reads no weight",
   parameters: "list every parameter as it will be held",
   generate: "continue a prompt, or all prompts of a file",

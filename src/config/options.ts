@@ -44,5 +44,8 @@ export function withoutSecrets(config: Config): Partial<Config> {
 }
 
 export function optionsOf(command: Command): [OptionKey, Option][] {
-  return (Object.entries(OPTIONS) as [OptionKey, Option][]).filter(([, entry]) => entry.commands.includes(command));
+  // A sweep is a training whose adapters are its own.
+  const takes = ({ commands }: Option, key: OptionKey) =>
+    commands.includes(command) || (command === "sweep" && commands.includes("train") && key !== "adapters");
+  return (Object.entries(OPTIONS) as [OptionKey, Option][]).filter(([key, entry]) => takes(entry, key));
 }

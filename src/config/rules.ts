@@ -39,7 +39,8 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   ];
   if (onModels.includes(command)) needs("model");
   if (command === "train") {
-    needs("dataset");
+    // Of several adapters each may have its own.
+    if (config.adapters === null) needs("dataset");
     needs("output_dir");
   }
   if (command === "merge") {
@@ -65,7 +66,8 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   }
 
   checkQuantisation(command, config, given, expect);
-  if (command === "train") checkTraining(config, given, expect);
+  if (command === "train" && config.adapters === null) checkTraining(config, given, expect);
+  if (config.adapters !== null) checkSeveral(config, expect);
   if (command === "generate") {
     const sources = [config.prompt, config.prompt_ids, config.input].filter((value) => value !== null).length;
     expect(sources === 1, "generate takes one of --prompt, --prompt-ids and --input");
@@ -178,6 +180,20 @@ function checkQuantisation(
       expect(!given.has(key) || eight, `--${key.replaceAll("_", "-")} acts only with --load-in-4bit`);
     }
   }
+}
+
+/** What a run of several adapters can't do. */
+function checkSeveral(config: Config, expect: (condition: boolean, problem: string) => void): void {
+  expect(!config.save_on_each_node, "--save-on-each-node saves one adapter: it does not go with --adapters");
+  expect(config.http === null, "--http answers with one adapter: it does not go with --adapters");
+  expect(
+    config.sample_prompts === null,
+    "--sample-prompts are answered by one adapter: they do not go with --adapters",
+  );
+  expect(
+    typeof config.resume_from_checkpoint !== "string" || config.resume_from_checkpoint === "auto",
+    "--resume-from-checkpoint DIR is one adapter's: with --adapters leave the folder out, each goes on from its own last checkpoint",
+  );
 }
 
 function checkTraining(

@@ -6,17 +6,17 @@ import { withTimeLimit } from "../common/time-limit.ts";
 const MAX_YAML_BYTES = 1 << 20;
 const YAML_MS = 5_000;
 
-/** Keys and values of a YAML file. Error: PL_CONFIG_INVALID. */
-export async function readYaml(path: string): Promise<Record<string, unknown>> {
+/** Keys and values of a YAML file, which `flag` names. Error: PL_CONFIG_INVALID. */
+export async function readYaml(path: string, flag = "--config"): Promise<Record<string, unknown>> {
   let text: string;
   try {
     const { size } = await stat(path);
     if (size > MAX_YAML_BYTES) throw new Error(`it has ${size} bytes, expected at most ${MAX_YAML_BYTES}`);
     text = await readFile(path, "utf8");
   } catch (cause) {
-    throw new PipeloraError("PL_CONFIG_INVALID", `--config: can't read ${path}: ${(cause as Error).message}`, {
+    throw new PipeloraError("PL_CONFIG_INVALID", `${flag}: can't read ${path}: ${(cause as Error).message}`, {
       cause,
-      hint: "Name a YAML file of flags in snake_case.",
+      hint: `Name a YAML file of ${flag === "--config" ? "flags" : "settings"} in snake_case.`,
     });
   }
   // Loaded when a file is named: most runs have flags alone.

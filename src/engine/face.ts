@@ -5,8 +5,10 @@
  * on it and the queue runs in call order, so a caller may issue a whole instruction list without awaiting in between. Arrays are
  * copied when a method is called, but for the bytes of readInto and write: those stay the engine's until the promise is settled,
  * and must not change, be transferred or resized before. Failures reject with an Error
- * whose `code` is one of the catalogue's (PL_OUT_OF_MEMORY, PL_LOSS_NOT_FINITE, PL_TENSOR_MISMATCH, PL_CHECKPOINT_INVALID,
+ * whose `code` is one of the catalogue's (PL_OUT_OF_MEMORY, PL_TENSOR_MISMATCH, PL_CHECKPOINT_INVALID,
  * PL_QUANTIZATION_INVALID, PL_DEVICE_UNAVAILABLE, PL_ENGINE_FAILED).
+ *
+ * An engine holds one or more adapters over the same frozen weights, by number from 0; calls that leave the number out mean the first.
  *
  * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
  */
@@ -400,6 +402,8 @@ export interface PackedTensor {
 export interface MicroBatch {
   /** Distinct for every micro-batch in flight; names what forward saved for backward. */
   readonly index: number;
+  /** Whose it is: an adapter's number. Absent: the first's. */
+  readonly adapter?: number;
   /** [S + 1], starts with 0, ends with T. */
   readonly cuSeqlens: Int32Array;
   /** [S] row numbers within the step: the dropout generator's `row` key. */
@@ -439,12 +443,14 @@ export interface ForwardResult {
   /** Label tokens counted, and how many of them were predicted right (argmax). */
   readonly labelTokens: number;
   readonly correctTokens: number;
+  /** Of a loss that is NaN or infinite: which, and where it is first ("NaN, first at token 3 of row 0"); null: it is finite. */
+  readonly notFinite: string | null;
 }
 
 export interface OptimizerStep {
   /** 1 for the first update. */
   readonly step: number;
-  /** Of each matrix, in matrixNames() order. */
+  /** Of each of the adapter's matrices, in matrixNames() order. */
   readonly learningRates: Float64Array;
   /** Decoupled; of each matrix. */
   readonly weightDecays: Float64Array;
@@ -458,8 +464,13 @@ export interface OptimizerStep {
 export type MatrixPart = "weight" | "grad" | "exp_avg" | "exp_avg_sq";
 
 export interface Engine {
-  /** Adds a segment and returns its number (0, 1, …). All segments are added before weights are loaded. */
+  /** Adds a segment with its first adapter and returns its number (0, 1, …). All segments are added before weights are loaded. */
   addSegment(description: SegmentDescription): Promise<number>;
+  /**
+   * Another adapter over a segment's frozen weights: the same layers, but for what they learn. Before weights are loaded. Returns the
+   * adapter's number (1, 2, …), the same in each segment where all get their adapters in one order. Error: PL_TENSOR_MISMATCH.
+   */
+  addAdapter(segment: number, layers: readonly EngineLayer[]): Promise<number>;
 
   /**
    * Reads one checkpoint tensor of the segment (mapped, converted or quantised, packed for the products). Names as in the
@@ -480,13 +491,13 @@ export interface Engine {
   missingWeights(segment: number): Promise<string[]>;
 
   /** Matrices that learn, all float32, row by row: a pair's A [R, in], B [out, R]. Names are a module's and a kind's: "… .lora_A.weight". */
-  setMatrix(name: string, part: MatrixPart, values: Float32Array): Promise<void>;
-  getMatrix(name: string, part: MatrixPart): Promise<Float32Array>;
-  /** Those held, segment by segment: the order of gradSquares and of an optimizer step's rates. */
-  matrixNames(): Promise<string[]>;
+  setMatrix(name: string, part: MatrixPart, values: Float32Array, adapter?: number): Promise<void>;
+  getMatrix(name: string, part: MatrixPart, adapter?: number): Promise<Float32Array>;
+  /** Those that an adapter learns, segment by segment: the order of gradSquares and of an optimizer step's rates. */
+  matrixNames(adapter?: number): Promise<string[]>;
 
   /** Matrices that follow from loaded weights, and from the values of A and B: DoRA's magnitudes, biases, rows of tokens. */
-  firstValues(): Promise<void>;
+  firstValues(adapter?: number): Promise<void>;
 
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
@@ -500,16 +511,16 @@ export interface Engine {
   discard(): Promise<void>;
 
   /**
-   * Gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
+   * An adapter's gradients back to back, in an order of the engine's own that is the same for the same segments: what replicas add up.
    * setGradients takes as many values; error: PL_TENSOR_MISMATCH for another count.
    */
-  gradients(): Promise<Float32Array>;
-  setGradients(values: Float32Array): Promise<void>;
+  gradients(adapter?: number): Promise<Float32Array>;
+  setGradients(values: Float32Array, adapter?: number): Promise<void>;
   /** Sum of squares of each gradient, float64, in matrixNames() order. */
-  gradSquares(): Promise<Float64Array>;
-  /** AdamW over every matrix that learns; then gradients are zero. */
-  optimizerStep(step: OptimizerStep): Promise<void>;
-  zeroGrad(): Promise<void>;
+  gradSquares(adapter?: number): Promise<Float64Array>;
+  /** AdamW over every matrix that an adapter learns; then its gradients are zero. */
+  optimizerStep(step: OptimizerStep, adapter?: number): Promise<void>;
+  zeroGrad(adapter?: number): Promise<void>;
 
   /**
    * A key/value cache of all the engine's segments: states of so many sequences, and rows for so many tokens of all of them. Returns its
@@ -548,9 +559,9 @@ export interface Engine {
   readTo(tensor: DeviceTensor, place: DevicePlace): Promise<void>;
   writeFrom(place: DevicePlace, shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
   /** As gradients and setGradients, through a communicator's memory. */
-  gradientsTo(place: DevicePlace): Promise<void>;
-  setGradientsFrom(place: DevicePlace): Promise<void>;
-  gradientCount(): Promise<number>;
+  gradientsTo(place: DevicePlace, adapter?: number): Promise<void>;
+  setGradientsFrom(place: DevicePlace, adapter?: number): Promise<void>;
+  gradientCount(adapter?: number): Promise<number>;
   /** sum [size] = the float32 rows of parts [count, size] added in their order. */
   sumParts(parts: DevicePlace, count: number, size: number, sum: DevicePlace): Promise<void>;
 

@@ -1,5 +1,6 @@
 import type { FloatDtype } from "../common/dtype.ts";
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import { pairMatrices } from "../models/kinds/lora.ts";
 import type { NamedMatrix } from "../models/kinds/named-matrix.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
 import type { ModelSpec } from "../models/spec.ts";
@@ -76,8 +77,19 @@ export interface PlanRequest {
   readonly lora: readonly LoraTarget[];
   /** Everything that is trained; left out: the pairs' own. */
   readonly matrices?: readonly NamedMatrix[];
+  /** Other adapters that are trained over the same base; left out: none. */
+  readonly beside?: readonly Learning[];
   readonly work: Work;
   readonly rates: RateOverrides;
+}
+
+/** What one adapter trains. */
+export type Learning = Pick<PlanRequest, "lora" | "matrices">;
+
+/** The request with each of its adapters alone. */
+export function eachAdapter(request: PlanRequest): PlanRequest[] {
+  const { beside = [], ...first } = request;
+  return [first, ...beside.map(({ lora, matrices = lora.flatMap(pairMatrices) }) => ({ ...first, lora, matrices }))];
 }
 
 /** Measured speeds in place of the assumed ones. */

@@ -1,5 +1,5 @@
 import { type ErrorCode, isErrorCode, PipeloraError, toPipeloraError } from "../common/errors.ts";
-import type { Failure, Failure__Output } from "./generated/pipelora/v1/Failure.ts";
+import type { Failure__Output } from "./generated/pipelora/v1/Failure.ts";
 
 /** What to do about errors that the engine raises, which knows no flags. */
 const HINTS: Partial<Record<ErrorCode, string>> = {
@@ -9,15 +9,16 @@ const HINTS: Partial<Record<ErrorCode, string>> = {
 };
 
 /** Errors keep their code across processes. */
-export function toFailure(thrown: unknown): Failure {
+export function toFailure(thrown: unknown): Failure__Output {
   const native = thrown as { code?: unknown };
   const code = typeof native?.code === "string" && isErrorCode(native.code) ? native.code : "PL_INTERNAL";
   const error = toPipeloraError(thrown, code);
   return { code: error.code, message: error.message, hint: error.hint ?? HINTS[error.code] ?? "" };
 }
 
-export function fromFailure(failure: Failure__Output, where: string): PipeloraError {
+/** `where`: who says so; left out: the message says it. */
+export function fromFailure(failure: Failure__Output, where?: string): PipeloraError {
   const code = isErrorCode(failure.code) ? failure.code : "PL_INTERNAL";
   const details = failure.hint === "" ? {} : { hint: failure.hint };
-  return new PipeloraError(code, `${where}: ${failure.message}`, details);
+  return new PipeloraError(code, where === undefined ? failure.message : `${where}: ${failure.message}`, details);
 }

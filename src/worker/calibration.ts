@@ -27,7 +27,7 @@ export async function calibrate(
     const block: LayerTime[] = [];
     for (const tokens of request.tokens) block.push(await timer.time(prepared.engineSegment.get(0)!, tokens, false));
     const updates: Spent[] = [];
-    const rates = new Float64Array(prepared.groups.length);
+    const rates = new Float64Array(prepared.adapters[0]!.groups.length);
     for (let run = 0; run < LEAST_RUNS; run++) {
       updates.push(
         await spent(async () => {
@@ -107,6 +107,10 @@ class LayerTimer {
     return this.#request.prepare!.computeDtype as FloatDtype;
   }
 
+  get #seed(): number {
+    return this.#request.prepare!.adapters[0]!.seed;
+  }
+
   get #hidden(): number {
     return this.#request.hidden;
   }
@@ -114,7 +118,7 @@ class LayerTimer {
   async #activation(tokens: number): Promise<Uint8Array> {
     const width = this.#dtype === "float32" ? 4 : 2;
     const bytes = new Uint8Array(tokens * this.#hidden * width);
-    const key = { seed: this.#request.prepare!.seed, stream: INPUT_STREAM, offset: 0 };
+    const key = { seed: this.#seed, stream: INPUT_STREAM, offset: 0 };
     await this.#host.addon.fillNormal(bytes, this.#dtype, key, 1, this.#request.prepare!.threads);
     return bytes;
   }
@@ -128,7 +132,7 @@ class LayerTimer {
       cuSeqlens: Int32Array.from(bounds),
       rowIds: Int32Array.from({ length: rows }, (_, row) => row),
       step: 1,
-      seed: this.#request.prepare!.seed,
+      seed: this.#seed,
       training: true,
       labelSmoothing: 0,
       lossScale: 1,

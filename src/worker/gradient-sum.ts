@@ -27,7 +27,7 @@ function sharesOf(count: number, ranks: number): { first: number; size: number }
 }
 
 /**
- * Replaces every replica's LoRA gradients by their sum over the replicas, added in the replicas' order, so that all of them
+ * Replaces every replica's gradients of an adapter by their sum over the replicas, added in the replicas' order, so that all of them
  * hold the same bits. Each rank sums one share of the values and hands it to the others: 2 (R − 1) / R of the gradients' bytes
  * are sent by each, as by a ring. Returns the bytes sent.
  */
@@ -35,11 +35,11 @@ export async function sumGradients(
   engine: Engine,
   links: RankLinks,
   { ranks, position }: ReplicaGroup,
-  name: string,
+  { name, adapter }: { readonly name: string; readonly adapter: number },
 ): Promise<number> {
   const group = links.replicaGroup;
-  if (group !== null) return sumOnDevice(engine, group, { ranks, position });
-  const values = await engine.gradients();
+  if (group !== null) return sumOnDevice(engine, group, { ranks, position }, adapter);
+  const values = await engine.gradients(adapter);
   const shares = sharesOf(values.length, ranks.length);
   const shareOf = (array: Float32Array, share: number) => {
     const { first, size } = shares[share]!;
@@ -70,13 +70,18 @@ export async function sumGradients(
   const sumsSent = others.map(({ rank }) => send(rank, "sum", own));
   await Promise.all(others.map(async ({ rank, share }) => shareOf(sums, share).set(await receive(rank, "sum", share))));
   await Promise.all([...partsSent, ...sumsSent]);
-  await engine.setGradients(sums);
+  await engine.setGradients(sums, adapter);
   return sentBytes;
 }
 
 /** The same without leaving device memory, over a communicator of the replicas. */
-async function sumOnDevice(engine: Engine, group: NcclGroup, { ranks, position }: ReplicaGroup): Promise<number> {
-  const count = await engine.gradientCount();
+async function sumOnDevice(
+  engine: Engine,
+  group: NcclGroup,
+  { ranks, position }: ReplicaGroup,
+  adapter: number,
+): Promise<number> {
+  const count = await engine.gradientCount(adapter);
   const shares = sharesOf(count, ranks.length);
   const own = shares[position]!.size;
   const [values, parts, sum] = [count, own * ranks.length, own].map((floats) => group.place(FLOAT * floats)) as [
@@ -93,7 +98,7 @@ async function sumOnDevice(engine: Engine, group: NcclGroup, { ranks, position }
     return { sends, peer, place, offset: FLOAT * part.first, bytes: FLOAT * part.size };
   };
   try {
-    await engine.gradientsTo(values);
+    await engine.gradientsTo(values, adapter);
     await group.exchange(
       shares.flatMap(({ first, size }, peer) => [
         transfer(true, peer, values, { first, size }),
@@ -107,7 +112,7 @@ async function sumOnDevice(engine: Engine, group: NcclGroup, { ranks, position }
         transfer(false, peer, values, { first, size }),
       ]),
     );
-    await engine.setGradientsFrom(values);
+    await engine.setGradientsFrom(values, adapter);
     return FLOAT * (count - own + own * (ranks.length - 1));
   } finally {
     for (const place of [values, parts, sum]) place.free();

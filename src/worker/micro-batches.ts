@@ -6,7 +6,7 @@ import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBat
 /** The micro-batches of a request as the engine takes them: views of the request's bytes. Error: PL_PROTOCOL_MISMATCH where these contradict each other. */
 export function unpackMicroBatches(
   packed: MicroBatches__Output,
-  pass: Pick<MicroBatch, "step" | "seed" | "training" | "labelSmoothing" | "noiseAlpha" | "lossScale">,
+  pass: Pick<MicroBatch, "adapter" | "step" | "seed" | "training" | "labelSmoothing" | "noiseAlpha" | "lossScale">,
 ): MicroBatch[] {
   const rowTokens = int32Of(packed.rowTokens);
   const rowIds = int32Of(packed.rowIds);

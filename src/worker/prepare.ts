@@ -7,6 +7,7 @@ import { initLora } from "../formats/lora-init.ts";
 import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
 import { pairNames } from "../models/kinds/lora.ts";
+import type { Adapter__Output } from "../rpc/generated/pipelora/v1/Adapter.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
@@ -24,6 +25,16 @@ export interface PreparedRank {
   readonly segments: readonly Segment__Output[];
   /** The engine's own number of each of this rank's segments. */
   readonly engineSegment: ReadonlyMap<number, number>;
+  /** By number. */
+  readonly adapters: readonly PreparedAdapter[];
+  /** Null with one replica of the pipeline. */
+  readonly replicas: ReplicaGroup | null;
+  /** This rank's list for so many micro-batches. */
+  instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
+}
+
+/** What is an adapter's own on this rank. */
+export interface PreparedAdapter {
   /** Elements of B of each LoRA pair that the engine holds, by its name. */
   readonly pairSizes: ReadonlyMap<string, number>;
   /** Of each matrix that the engine holds, in its order: its position among all that are trained, and the optimizer's group of it. */
@@ -31,13 +42,8 @@ export interface PreparedRank {
   readonly groups: readonly number[];
   /** What matrices of pairs began with whose product was taken out of the base. */
   readonly initial: ReadonlyMap<string, Float32Array>;
-  readonly seed: number;
   /** As every micro-batch is told. */
-  readonly regularisation: Pick<MicroBatch, "labelSmoothing" | "noiseAlpha">;
-  /** Null with one replica of the pipeline. */
-  readonly replicas: ReplicaGroup | null;
-  /** This rank's list for so many micro-batches. */
-  instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
+  readonly regularisation: Pick<MicroBatch, "adapter" | "seed" | "labelSmoothing" | "noiseAlpha">;
 }
 
 /** Where an engine is made, and until when it is wanted. */
@@ -62,15 +68,23 @@ export async function prepareRank(
   if (!(SCHEDULE_POLICIES as readonly string[]).includes(request.schedule)) {
     throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names the schedule "${request.schedule}"`);
   }
-  const pairs = new Map(request.lora.map((pair) => [pair.module, pair]));
+  const adapters = request.adapters.map((adapter) => ({
+    ...adapter,
+    pairs: new Map(adapter.lora.map((pair) => [pair.module, pair])),
+    made: new Map<string, Taken>(),
+  }));
+  if (adapters.length === 0) throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a Prepare came without an adapter");
   const own = request.segments
     .filter((segment) => segment.rank === rank)
-    .map((segment) => ({ index: segment.index, ...describeSegment(spec, segment, pairs, request.trained) }));
+    .map((segment) => ({
+      index: segment.index,
+      adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
+    }));
   const checkpoint = await model.openCheckpoint(
     spec.tied,
     storedNames(
       spec,
-      own.flatMap(({ weights }) => weights),
+      own.flatMap(({ adapted }) => adapted[0]!.weights),
     ),
     request.modelFingerprint,
   );
@@ -86,52 +100,26 @@ export async function prepareRank(
   try {
     const engineSegment = new Map<number, number>();
     const wanted: WantedWeight[] = [];
-    for (const { index, description, weights } of own) {
-      const number = await engine.addSegment({ ...description, fp8: request.fp8 });
+    for (const { index, adapted } of own) {
+      const [first, ...others] = adapted;
+      const number = await engine.addSegment({ ...first!.description, fp8: request.fp8 });
+      for (const { description } of others) await engine.addAdapter(number, description.layers);
       engineSegment.set(index, number);
-      wanted.push(...weights.map((name) => ({ segment: number, name })));
+      wanted.push(...first!.weights.map((name) => ({ segment: number, name })));
     }
-    const made = new Map<string, Taken>();
-    const takes = takings(request, pairs, addon, made);
+    const takes = takings(request, adapters, addon);
     await loadWeights(engine, { checkpoint, spec, wanted, takes }, request, signal);
-    const held = await engine.matrixNames();
-    const known = new Map(request.matrices.map(({ name, group }, id) => [name, { id, group }]));
-    const places = held.map((name) => {
-      const found = known.get(name);
-      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names no matrix ${name}`);
-      return found;
-    });
-    await initialiseLora(engine, held, { pairs, made }, request);
-    signal.throwIfAborted();
+    const prepared: PreparedAdapter[] = [];
+    for (const [number, adapter] of adapters.entries()) {
+      prepared.push(await prepareAdapter(engine, own.length === 0 ? null : number, adapter, noiseScale(spec)));
+      signal.throwIfAborted();
+    }
     return {
       engine,
       threads: request.threads,
       segments: request.segments,
       engineSegment,
-      pairSizes: new Map(
-        [...pairs].flatMap(([module, { embedding, r, out }]) => {
-          const { b } = pairNames(module, embedding ? "embedding" : undefined);
-          return held.includes(b) ? [[b, r * out] as const] : [];
-        }),
-      ),
-      matrixIds: Int32Array.from(places, ({ id }) => id),
-      groups: places.map(({ group }) => group),
-      initial: new Map(
-        [...made].flatMap(([module, { a, b, rest }]) => {
-          const names = pairNames(module);
-          return rest === null
-            ? []
-            : ([
-                [names.a, a],
-                [names.b, b],
-              ] as const);
-        }),
-      ),
-      seed: request.seed,
-      regularisation: {
-        labelSmoothing: request.labelSmoothing,
-        noiseAlpha: request.neftuneNoiseAlpha * noiseScale(spec),
-      },
+      adapters: prepared,
       replicas: replicaGroup(request.replicaRanks, rank),
       instructions: scheduleOf(request, rank),
     };
@@ -145,25 +133,86 @@ function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | nu
   return ranks.length > 1 ? { ranks, position: ranks.indexOf(rank) } : null;
 }
 
+interface AdapterRequest extends Adapter__Output {
+  readonly pairs: ReadonlyMap<string, LoraPair__Output>;
+  /** Pairs that were made of weights as these were loaded. */
+  readonly made: Map<string, Taken>;
+}
+
+/** First values of an adapter, and what there is to know of it. `number`: null on a rank that holds no segment. */
+async function prepareAdapter(
+  engine: Engine,
+  number: number | null,
+  adapter: AdapterRequest,
+  noise: number,
+): Promise<PreparedAdapter> {
+  const { pairs, made, matrices, seed, labelSmoothing, neftuneNoiseAlpha } = adapter;
+  const held = number === null ? [] : await engine.matrixNames(number);
+  const known = new Map(matrices.map(({ name, group }, id) => [name, { id, group }]));
+  const places = held.map((name) => {
+    const found = known.get(name);
+    if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names no matrix ${name}`);
+    return found;
+  });
+  if (number !== null) await initialiseLora(engine, number, held, adapter);
+  return {
+    pairSizes: new Map(
+      [...pairs].flatMap(([module, { embedding, r, out }]) => {
+        const { b } = pairNames(module, embedding ? "embedding" : undefined);
+        return held.includes(b) ? [[b, r * out] as const] : [];
+      }),
+    ),
+    matrixIds: Int32Array.from(places, ({ id }) => id),
+    groups: places.map(({ group }) => group),
+    initial: new Map(
+      [...made].flatMap(([module, { a, b, rest }]) => {
+        const names = pairNames(module);
+        return rest === null
+          ? []
+          : ([
+              [names.a, a],
+              [names.b, b],
+            ] as const);
+      }),
+    ),
+    regularisation: { adapter: number ?? 0, seed, labelSmoothing, noiseAlpha: neftuneNoiseAlpha * noise },
+  };
+}
+
 const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = { kaiming: true, random: false };
 
-/** What makes pairs of weights as these are loaded, by the weight's name: it leaves them in `made`. */
+/** What makes pairs of weights as these are loaded, by the weight's name: it leaves them in each adapter's `made`. */
 function takings(
   request: Prepare__Output,
-  pairs: ReadonlyMap<string, LoraPair__Output>,
+  adapters: readonly AdapterRequest[],
   addon: NativeAddon,
-  made: Map<string, Taken>,
 ): ShardSource["takes"] {
-  const init = baseInit(request.loraInit?.kind ?? "none");
-  if (init === null) return new Map();
-  const { seed, threads } = request;
-  const making = { addon, seed, threads, quantization: quantizationOf(request.quantization) };
-  const take = (pair: LoraPair__Output) => async (weight: Float32Array) => {
-    const taken = await takeFrom(weight, pair, init, { ...making, dtype: request.holdDtype as FloatDtype });
-    made.set(pair.module, { ...taken, rest: taken.rest === null ? null : EMPTY });
-    return taken.rest;
-  };
-  return new Map([...pairs].map(([module, pair]) => [`${module}.weight`, take(pair)]));
+  const takes = new Map<string, ((weight: Float32Array) => Promise<Float32Array | null>)[]>();
+  const { threads } = request;
+  for (const { pairs, made, loraInit, seed } of adapters) {
+    const init = baseInit(loraInit?.kind ?? "none");
+    if (init === null) continue;
+    const making = { addon, seed, threads, quantization: quantizationOf(request.quantization) };
+    for (const [module, pair] of pairs) {
+      const name = `${module}.weight`;
+      takes.set(name, [
+        ...(takes.get(name) ?? []),
+        async (weight) => {
+          const taken = await takeFrom(weight, pair, init, { ...making, dtype: request.holdDtype as FloatDtype });
+          made.set(module, { ...taken, rest: taken.rest === null ? null : EMPTY });
+          return taken.rest;
+        },
+      ]);
+    }
+  }
+  // What is taken out of the base is taken by an adapter that has it to itself.
+  const inTurn =
+    (all: readonly ((weight: Float32Array) => Promise<Float32Array | null>)[]) => async (weight: Float32Array) => {
+      let rest: Float32Array | null = null;
+      for (const take of all) rest = (await take(weight)) ?? rest;
+      return rest;
+    };
+  return new Map([...takes].map(([name, all]) => [name, inTurn(all)]));
 }
 
 /** That something was taken; the rest itself is the engine's. */
@@ -171,23 +220,22 @@ const EMPTY = new Float32Array(0);
 
 async function initialiseLora(
   engine: Engine,
+  adapter: number,
   held: readonly string[],
-  { pairs, made }: { readonly pairs: ReadonlyMap<string, LoraPair__Output>; readonly made: ReadonlyMap<string, Taken> },
-  request: Prepare__Output,
+  { pairs, made, loraInit, seed }: AdapterRequest,
 ): Promise<void> {
-  const kind = request.loraInit?.kind ?? "none";
+  const kind = loraInit?.kind ?? "none";
   // "none": the values come with ImportMatrices.
   if (kind === "none") return;
   for (const [module, pair] of pairs) {
     const names = pairNames(module, pair.embedding ? "embedding" : undefined);
     if (!held.includes(names.a)) continue;
     const { a, b } =
-      made.get(module) ??
-      initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind] ?? kind }, request.seed);
-    await engine.setMatrix(names.a, "weight", a);
-    await engine.setMatrix(names.b, "weight", b);
+      made.get(module) ?? initLora({ name: module, ...pair }, { initLoraWeights: INITIALISATIONS[kind] ?? kind }, seed);
+    await engine.setMatrix(names.a, "weight", a, adapter);
+    await engine.setMatrix(names.b, "weight", b, adapter);
   }
-  await engine.firstValues();
+  await engine.firstValues(adapter);
 }
 
 /**

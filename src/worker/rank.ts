@@ -3,19 +3,16 @@ import { PipeloraError } from "../common/errors.ts";
 import type { Logger } from "../common/log.ts";
 import { type Engine, loadEngine, type MatrixPart } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
+import type { Evaluate__Output } from "../rpc/generated/pipelora/v1/Evaluate.ts";
+import type { ExportMatrices__Output } from "../rpc/generated/pipelora/v1/ExportMatrices.ts";
 import type { FromWorker } from "../rpc/generated/pipelora/v1/FromWorker.ts";
 import type { MemoryReport } from "../rpc/generated/pipelora/v1/MemoryReport.ts";
-import type { MicroBatches__Output } from "../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
-import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
-import type { Update__Output } from "../rpc/generated/pipelora/v1/Update.ts";
-import type { UpdateGroup__Output } from "../rpc/generated/pipelora/v1/UpdateGroup.ts";
 import { toFailure } from "../rpc/wire-error.ts";
 import { calibrate } from "./calibration.ts";
-import { sumGradients } from "./gradient-sum.ts";
 import { Inference } from "./inference.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
@@ -25,6 +22,7 @@ import { type ModelRequest, NodeModel } from "./node-model.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
 import { processorSeconds } from "./processor-time.ts";
+import { applyUpdate, given, preparedAdapter, runRound } from "./round.ts";
 import { StepRelay } from "./step-relay.ts";
 import { runInstructions } from "./step-runner.ts";
 import { TimeSums } from "./time-sums.ts";
@@ -64,7 +62,7 @@ export class Rank {
   #trace = new Trace();
   #relay: StepRelay | null = null;
   /** Tensors still to come for an ImportMatrices request. */
-  #importing: { request: number; left: number; adapter: number } | null = null;
+  #importing: { request: number; left: number; shelf: number; adapter: number } | null = null;
   #inference: Inference | null = null;
 
   constructor(options: RankOptions) {
@@ -146,20 +144,18 @@ export class Rank {
         return { clock: { receivedMs, sentMs: clockMs() } };
       }
       case "applyUpdate":
-        await applyUpdate(this.#ready(), message.applyUpdate!);
+        await applyUpdate(this.#ready(), message.applyUpdate!, message.applyUpdate!.adapter);
         return { done: {} };
       case "evaluate":
-        return this.#evaluate(given(message.evaluate!.microBatches, "micro-batches"));
+        return this.#evaluate(message.evaluate!);
       case "exportMatrices":
-        return this.#export(message.request, message.exportMatrices!.parts as (MatrixPart | "initial")[]);
-      case "importMatrices":
-        this.#importing = {
-          request: message.request,
-          left: message.importMatrices!.tensors,
-          adapter: message.importMatrices!.adapter,
-        };
-        if (this.#importing.adapter > 0) this.#inferring().shelf.open(this.#importing.adapter);
+        return this.#export(message.request, message.exportMatrices!);
+      case "importMatrices": {
+        const { tensors, shelf, adapter } = message.importMatrices!;
+        this.#importing = { request: message.request, left: tensors, shelf, adapter };
+        if (shelf > 0) this.#inferring().shelf.open(shelf);
         return this.#importing.left === 0 ? { done: {} } : null;
+      }
       case "matrixTensor":
         return this.#importTensor(message);
       case "preflight":
@@ -260,45 +256,17 @@ export class Rank {
     // It is awaited below. If the step fails first, the step's failure is reported.
     passedOn.catch(() => {});
     const trace = request.trace ? this.#trace.step(request.step) : null;
-    if (request.previous) {
-      const began = performance.now();
-      await applyUpdate(prepared, request.previous);
-      trace?.add("update", began);
-    }
-    const batches = unpackMicroBatches(
-      ownPart(given(request.microBatches, "micro-batches"), prepared.segments, this.#rank),
-      {
-        step: request.step,
-        seed: prepared.seed,
-        training: true,
-        lossScale: request.lossScale,
-        ...prepared.regularisation,
-      },
-    );
     const name = `step ${request.step}/${this.#passes++}`;
-    const totals = await runInstructions(prepared, this.#options.links, {
-      name,
-      instructions: prepared.instructions(batches.length, "train"),
-      batches,
-      trace,
+    const { parts, totals } = await runRound(prepared, this.#options.links, {
+      ...{ rank: this.#rank, name, parts: request.parts, trace },
     });
-    if (prepared.replicas !== null && prepared.matrixIds.length > 0) {
-      const began = performance.now();
-      totals.sentBytes += await sumGradients(prepared.engine, this.#options.links, prepared.replicas, name);
-      totals.reduceMs = performance.now() - began;
-      trace?.add("reduce", began);
-    }
-    const ended = performance.now();
-    const squares = await prepared.engine.gradSquares();
-    trace?.add("norm", ended);
-    const { waitMs, reduceMs, sentBytes, linkMs, ...loss } = totals;
+    const { waitMs, reduceMs, sentBytes, linkMs } = totals;
     const totalMs = performance.now() - started;
     const computeMs = (prepared.engine.busySeconds() - busy) * 1000;
     const processorMs = ((processorSeconds() - processor) * 1000) / prepared.threads;
     this.#times.add({ totalMs, computeMs, waitMs, reduceMs, sentBytes, linkMs, processorMs });
     await passedOn;
-    const own = { ...loss, matrixIds: bytesOf(prepared.matrixIds), gradSquares: bytesOf(squares) };
-    const sums = await relay.collect(name, own);
+    const sums = await relay.collect(name, { parts });
     if (sums !== null) return { stepResult: sums };
     this.#options.onCollected();
     return null;
@@ -312,24 +280,27 @@ export class Rank {
       .catch((error: unknown) => this.#options.send({ replyTo: 0, failure: toFailure(error) }));
   }
 
-  async #evaluate(packed: MicroBatches__Output): Promise<Reply> {
+  async #evaluate({ microBatches, adapter }: Evaluate__Output): Promise<Reply> {
     const prepared = this.#ready();
-    const pass = { step: 0, seed: prepared.seed, training: false, lossScale: 1, ...prepared.regularisation };
-    const batches = unpackMicroBatches(packed, pass);
-    const { lossSum, labelTokens, correctTokens } = await runInstructions(prepared, this.#options.links, {
+    const { regularisation } = preparedAdapter(prepared, adapter);
+    const pass = { step: 0, training: false, lossScale: 1, ...regularisation };
+    const batches = unpackMicroBatches(given(microBatches, "micro-batches"), pass);
+    const { losses } = await runInstructions(prepared, this.#options.links, {
       name: `evaluate/${this.#passes++}`,
       instructions: prepared.instructions(batches.length, "evaluate"),
-      batches,
+      parts: [{ batches, before: null, after: null }],
       trace: null,
     });
-    return { evaluateResult: { lossSum, labelTokens, correctTokens } };
+    return { evaluateResult: losses[0]! };
   }
 
-  async #export(request: number, parts: readonly (MatrixPart | "initial")[]): Promise<Reply> {
-    const { engine, initial } = this.#ready();
-    for (const name of await engine.matrixNames()) {
-      for (const part of parts) {
-        const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part);
+  async #export(request: number, { parts, adapter }: ExportMatrices__Output): Promise<Reply> {
+    const prepared = this.#ready();
+    const { engine } = prepared;
+    const { initial, matrixIds } = preparedAdapter(prepared, adapter);
+    for (const name of matrixIds.length === 0 ? [] : await engine.matrixNames(adapter)) {
+      for (const part of parts as (MatrixPart | "initial")[]) {
+        const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part, adapter);
         if (values === undefined) continue;
         this.#options.send({ replyTo: request, matrixTensor: { name, part, values: bytesOf(values) } });
       }
@@ -343,9 +314,9 @@ export class Rank {
     if (this.#importing?.request !== message.request) return null;
     try {
       const own = float32Of(values);
-      const { adapter } = this.#importing;
-      if (adapter > 0) this.#inferring().shelf.put(adapter, name, own);
-      else await this.#ready().engine.setMatrix(name, part as MatrixPart, own);
+      const { shelf, adapter } = this.#importing;
+      if (shelf > 0) this.#inferring().shelf.put(shelf, name, own);
+      else await this.#ready().engine.setMatrix(name, part as MatrixPart, own, adapter);
     } catch (error) {
       this.#importing = null;
       throw error;
@@ -356,45 +327,14 @@ export class Rank {
 
   #inferring(): Inference {
     const prepared = this.#ready();
-    this.#inference ??= new Inference({ ...prepared, rank: this.#rank }, this.#options.links);
+    const { pairSizes } = prepared.adapters[0]!;
+    this.#inference ??= new Inference({ ...prepared, pairSizes, rank: this.#rank }, this.#options.links);
     return this.#inference;
   }
-}
-
-async function applyUpdate({ engine, groups }: PreparedRank, { skip, groups: given, ...update }: Update__Output) {
-  if (skip) return engine.zeroGrad();
-  const of = (value: (group: UpdateGroup__Output) => number) =>
-    Float64Array.from(groups, (group) => {
-      const found = given[group];
-      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `an Update has no group ${group}`);
-      return value(found);
-    });
-  const learningRates = of(({ learningRate }) => learningRate);
-  const weightDecays = of(({ weightDecay }) => weightDecay);
-  await engine.optimizerStep({ ...update, learningRates, weightDecays });
 }
 
 async function memoryReport(engine: Engine): Promise<MemoryReport> {
   const { allocatedBytes, takenBytes: deviceBytes } = await engine.deviceUse();
   const processPeakBytes = process.resourceUsage().maxRSS * 1024;
   return { ...engine.memory(), processPeakBytes, allocatedBytes, deviceBytes };
-}
-
-/** A part that every such request has. Error: PL_PROTOCOL_MISMATCH. */
-function given<T>(part: T | null, what: string): T {
-  if (part === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request came without ${what}`);
-  return part;
-}
-
-/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last. */
-function ownPart(all: MicroBatches__Output, segments: readonly Segment__Output[], rank: number): MicroBatches__Output {
-  const none = Buffer.alloc(0);
-  const isFirst = segments[0]?.rank === rank;
-  const isLast = segments.at(-1)?.rank === rank;
-  return {
-    ...all,
-    tokens: isFirst ? all.tokens : none,
-    targets: isLast ? all.targets : none,
-    weights: isLast ? all.weights : none,
-  };
 }

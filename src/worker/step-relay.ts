@@ -1,4 +1,5 @@
 import { commandKey, sumsKey } from "../links/link.ts";
+import type { AdapterSums__Output } from "../rpc/generated/pipelora/v1/AdapterSums.ts";
 import type { StepResult__Output } from "../rpc/generated/pipelora/v1/StepResult.ts";
 import type { ToWorker__Output } from "../rpc/generated/pipelora/v1/ToWorker.ts";
 import { decodeReply, decodeRequest, encodeReply, encodeRequest } from "../rpc/protocol.ts";
@@ -59,7 +60,7 @@ export class StepRelay {
     const key = sumsKey(name);
     const behind =
       this.#after === null ? null : decodeReply(await this.#links.receiveBytes(this.#after, key)).stepResult!;
-    const sums = behind === null ? own : add(own, behind);
+    const sums = behind === null ? own : { parts: own.parts.map((part, index) => add(part, behind.parts[index]!)) };
     if (this.#before === null) return sums;
     await this.#send(this.#before, key, encodeReply({ stepResult: sums }));
     return null;
@@ -70,12 +71,13 @@ export class StepRelay {
   }
 }
 
-function add(own: StepResult__Output, behind: StepResult__Output): StepResult__Output {
+function add(own: AdapterSums__Output, behind: AdapterSums__Output): AdapterSums__Output {
   return {
     lossSum: own.lossSum + behind.lossSum,
     labelTokens: own.labelTokens + behind.labelTokens,
     correctTokens: own.correctTokens + behind.correctTokens,
     matrixIds: Buffer.concat([own.matrixIds, behind.matrixIds]),
     gradSquares: Buffer.concat([own.gradSquares, behind.gradSquares]),
+    failure: own.failure ?? behind.failure,
   };
 }

@@ -1,16 +1,26 @@
 import { deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { DeviceTensor, Engine, MicroBatch } from "../engine/index.ts";
+import type { DeviceTensor, Engine, ForwardResult, MicroBatch } from "../engine/index.ts";
 import { activationKey, gradientKey } from "../links/link.ts";
+import type { Failure__Output } from "../rpc/generated/pipelora/v1/Failure.ts";
+import { toFailure } from "../rpc/wire-error.ts";
 import type { Instruction } from "../schedule/index.ts";
 import type { RankLinks } from "./links.ts";
 import { fromDevice, toDevice } from "./tensors.ts";
 import type { SpanKind, StepTrace } from "./trace.ts";
 
+/** Of one adapter's micro-batches. */
+export interface LossSums {
+  readonly lossSum: number;
+  readonly labelTokens: number;
+  readonly correctTokens: number;
+  /** Of the first micro-batch whose loss is NaN or infinite: it is this adapter's alone. */
+  readonly failure: Failure__Output | null;
+}
+
 export interface StepTotals {
-  lossSum: number;
-  labelTokens: number;
-  correctTokens: number;
+  /** Part by part. */
+  losses: LossSums[];
   /** Milliseconds in which nothing could be queued because an input was not there yet: a peer's or, on this rank, the last segment's. */
   waitMs: number;
   /** Milliseconds of adding up gradients with other replicas. */
@@ -20,12 +30,25 @@ export interface StepTotals {
   linkMs: number;
 }
 
+/** What one adapter does in a pass. */
+export interface StepPart {
+  readonly batches: readonly MicroBatch[];
+  /**
+   * Queues what its first pass here waits for: the update that ends its step before. Called when this rank waits for a peer, or else
+   * just before that pass: other adapters' micro-batches are under way meanwhile. Null: nothing.
+   */
+  readonly before: (() => Promise<unknown>) | null;
+  /** Queues what follows its last pass here. */
+  readonly after: (() => Promise<unknown>) | null;
+}
+
 /** What one pass over an instruction list needs. */
 export interface StepInput {
   /** Names this pass in tensor keys: "step 12", "eval 3". */
   readonly name: string;
+  /** Their micro-batches are numbered through, part by part. */
   readonly instructions: readonly Instruction[];
-  readonly batches: readonly MicroBatch[];
+  readonly parts: readonly StepPart[];
   /** Hears when everything began and ended; null: nobody does. */
   readonly trace: StepTrace | null;
 }
@@ -54,16 +77,16 @@ export async function runInstructions(
     await pass.orFailure(pass.finish());
   } catch (error) {
     await pass.abandon();
-    throw withLossScale(error, input.batches[0]?.lossScale ?? 1);
+    throw error;
   }
   return pass.totals;
 }
 
-/** The engine tells which step and row lost its loss; under loss scaling the scale belongs to that. */
-function withLossScale(thrown: unknown, scale: number): unknown {
-  const { code, message } = thrown as { code?: string; message: string };
-  if (code !== "PL_LOSS_NOT_FINITE" || scale === 1) return thrown;
-  return new PipeloraError(code, `${message}; the loss scale is ${scale}`, { cause: thrown });
+/** Names the adapter's own micro-batch; under loss scaling the scale belongs to that. */
+function brokenLoss({ step, rowIds, lossScale }: MicroBatch, number: number, notFinite: string): Failure__Output {
+  const scale = lossScale === 1 ? "" : `; the loss scale is ${lossScale}`;
+  const where = `step ${step}, micro-batch ${number} (${rowIds.length} rows)`;
+  return toFailure(new PipeloraError("PL_LOSS_NOT_FINITE", `${where}: the loss is ${notFinite}${scale}`));
 }
 
 /** A tensor that an instruction made or will make, waiting for the instruction that takes it. */
@@ -76,9 +99,7 @@ class Pass {
   readonly #links: RankLinks;
   readonly #input: StepInput;
   readonly totals: StepTotals = {
-    lossSum: 0,
-    labelTokens: 0,
-    correctTokens: 0,
+    losses: [],
     waitMs: 0,
     reduceMs: 0,
     sentBytes: 0,
@@ -91,8 +112,21 @@ class Pass {
   /** Rejects as soon as anything that was queued fails. */
   readonly #failure = deferred<never>();
   readonly #expected = new Set<Instruction>();
+  /** Slots that a peer fills, and those of them that are filled. */
+  readonly #fromPeer = new Set<Slot>();
+  readonly #arrived = new Set<Slot>();
+  /** Of all parts; by the number that instructions have of it. */
+  readonly #batches: readonly MicroBatch[];
+  /** By that number: its part. */
+  readonly #partOf: readonly number[];
+  /** Parts up to here have begun. */
+  #begun = 0;
+  /** By part: passes of this list that are yet to be queued. */
+  readonly #left: number[];
+  /** Parts whose last pass was queued. */
+  readonly #followed = new Set<number>();
   /** Per micro-batch, so that sums are made in one order whatever the schedule. */
-  readonly #losses: { lossSum: number; labelTokens: number; correctTokens: number }[] = [];
+  readonly #losses: Omit<ForwardResult, "output">[] = [];
   /** When the engine was last seen to end something. */
   #computed = 0;
 
@@ -101,7 +135,37 @@ class Pass {
     this.#engineSegment = engineSegment;
     this.#links = links;
     this.#input = input;
+    this.#batches = input.parts.flatMap(({ batches }) => batches).map((batch, index) => ({ ...batch, index }));
+    this.#partOf = input.parts.flatMap(({ batches }, part) => batches.map(() => part));
+    this.#left = input.parts.map(() => 0);
+    for (const { kind, microBatch } of input.instructions) {
+      if (kind === "forward" || kind === "backward") this.#left[this.#partOf[microBatch]!]! += 1;
+    }
     this.#failure.promise.catch(() => {});
+  }
+
+  /** What parts up to this one wait for is queued. */
+  #beginUpTo(part: number): void {
+    for (; this.#begun <= part; this.#begun++) {
+      const { before } = this.#input.parts[this.#begun]!;
+      if (before === null) continue;
+      const queued = before();
+      this.#run(queued);
+      this.#traceCompute(queued, "update", null);
+    }
+  }
+
+  /** A pass of a part was queued. */
+  #passed(microBatch: number): void {
+    const part = this.#partOf[microBatch]!;
+    this.#left[part]! -= 1;
+    if (this.#left[part]! > 0) return;
+    this.#followed.add(part);
+    const { after } = this.#input.parts[part]!;
+    if (after === null) return;
+    const queued = after();
+    this.#run(queued);
+    this.#traceCompute(queued, "norm", null);
   }
 
   /** What is awaited, unless something queued fails first: a peer would be waited for in vain. */
@@ -117,7 +181,11 @@ class Pass {
     const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
     const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
     const written = arrived.then((tensor) => this.#timed(toDevice(this.#engine, tensor), "receive", instruction));
-    written.catch(() => {});
+    written.then(
+      () => this.#arrived.add(written),
+      () => {},
+    );
+    this.#fromPeer.add(written);
     slots.set(`${segment}/${microBatch}`, written);
   }
 
@@ -152,13 +220,26 @@ class Pass {
   }
 
   async finish(): Promise<void> {
-    await Promise.all(this.#running);
-    for (const loss of this.#losses) {
-      if (loss === undefined) continue;
-      this.totals.lossSum += loss.lossSum;
-      this.totals.labelTokens += loss.labelTokens;
-      this.totals.correctTokens += loss.correctTokens;
+    this.#beginUpTo(this.#left.length - 1);
+    // Parts without a pass here.
+    for (const [part, { after }] of this.#input.parts.entries()) {
+      if (after !== null && !this.#followed.has(part)) this.#run(after());
     }
+    await Promise.all(this.#running);
+    let first = 0;
+    this.totals.losses = this.#input.parts.map(({ batches }) => {
+      const sums = { lossSum: 0, labelTokens: 0, correctTokens: 0, failure: null as Failure__Output | null };
+      for (const [own, batch] of batches.entries()) {
+        const loss = this.#losses[first + own];
+        if (loss === undefined) continue;
+        sums.lossSum += loss.lossSum;
+        sums.labelTokens += loss.labelTokens;
+        sums.correctTokens += loss.correctTokens;
+        if (loss.notFinite !== null) sums.failure ??= brokenLoss(batch, own, loss.notFinite);
+      }
+      first += batches.length;
+      return sums;
+    });
   }
 
   /** After a failure: waits for no peer any more, but for what is queued, and frees what nobody will take. */
@@ -180,7 +261,7 @@ class Pass {
   }
 
   /** The engine works in order: what was queued behind something began when that ended. */
-  #traceCompute(queued: Promise<unknown>, kind: SpanKind, instruction: Instruction): void {
+  #traceCompute(queued: Promise<unknown>, kind: SpanKind, instruction: Instruction | null): void {
     const { trace } = this.#input;
     if (trace === null) return;
     const issued = performance.now();
@@ -199,6 +280,7 @@ class Pass {
 
   async #arrival(slots: Map<string, Slot>, where: string, instruction: Instruction): Promise<DeviceTensor | null> {
     const slot = take(slots, where);
+    if (this.#fromPeer.has(slot) && !this.#arrived.has(slot)) this.#beginUpTo(this.#left.length - 1);
     const started = performance.now();
     const tensor = await slot;
     this.totals.waitMs += performance.now() - started;
@@ -208,7 +290,8 @@ class Pass {
 
   #forward(instruction: Instruction, input: DeviceTensor | null): void {
     const { segment, microBatch } = instruction;
-    const batch = this.#input.batches[microBatch]!;
+    const batch = this.#batches[microBatch]!;
+    this.#beginUpTo(this.#partOf[microBatch]!);
     const result = this.#engine.forward(this.#engineSegment.get(segment)!, batch, input).then(({ output, ...loss }) => {
       // Only the head has a loss; other segments report zeros.
       if (output === null) this.#losses[microBatch] = loss;
@@ -217,6 +300,7 @@ class Pass {
     this.#run(result);
     this.#traceCompute(result, "forward", instruction);
     this.#activations.set(`${segment + 1}/${microBatch}`, result);
+    this.#passed(microBatch);
   }
 
   #backward(instruction: Instruction, gradient: DeviceTensor | null): void {
@@ -225,6 +309,7 @@ class Pass {
     this.#run(result);
     this.#traceCompute(result, "backward", instruction);
     this.#gradients.set(`${segment - 1}/${microBatch}`, result);
+    this.#passed(microBatch);
   }
 
   /**

@@ -6,6 +6,7 @@ import { after, before, type TestContext, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
 import { browserMissing, openBrowser, openPage } from "../support/browser.ts";
 import { temporaryFolder } from "../support/cli.ts";
+import { lastFirst } from "../support/last-first.ts";
 import { writeRun } from "../support/page-runs.ts";
 import { startUi } from "../support/ui.ts";
 
@@ -14,7 +15,7 @@ const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.mi
 const PHONE = { width: 390, height: 844 };
 
 const skip = browserMissing;
-/** What ends with the file, the last first: hooks of a hook would end with that. */
+/** What ends with the file, after the browser. */
 const ends: (() => unknown)[] = [];
 const whole = { after: (end: () => unknown) => void ends.unshift(end) };
 let browser: Browser;
@@ -240,7 +241,8 @@ test("files have nobody who answers, and the page says why", { skip }, async (t)
 test("a run that another process goes on with is followed as it goes", { skip }, async (t) => {
   const root = temporaryFolder(t);
   writeRun(root, { steps: 12, ranks: 2, error: null });
-  const page = await openPage(t, browser, await startUi(t, root));
+  const own = lastFirst(t);
+  const page = await openPage(own, browser, await startUi(own, root));
   await page.getByText("running").waitFor();
   const chart = page.getByRole("slider", { name: "Loss", exact: true });
   for (let step = 13; step <= 15; step++) {
@@ -257,8 +259,9 @@ test("a run that another process goes on with is followed as it goes", { skip },
 test("a server with a key: it is asked for, a wrong one is refused, the right one is kept", { skip }, async (t) => {
   const root = temporaryFolder(t);
   writeRun(root, { steps: 12, ranks: 2 });
-  const locked = await startUi(t, root, "--api-key", "k-right");
-  const page = await openPage(t, browser, locked, { expected: /401/ });
+  const own = lastFirst(t);
+  const locked = await startUi(own, root, "--api-key", "k-right");
+  const page = await openPage(own, browser, locked, { expected: /401/ });
   const key = page.getByLabel("API key");
   await key.fill("k-wrong");
   await page.keyboard.press("Enter");

@@ -6,6 +6,7 @@ import type { Browser } from "playwright-core";
 import { browserMissing, openBrowser, openPage } from "../support/browser.ts";
 import { writeChainModel } from "../support/chain-model.ts";
 import { coordinator, outcome, startCoordinator, temporaryFolder } from "../support/cli.ts";
+import { lastFirst } from "../support/last-first.ts";
 import { freePort } from "../support/ports.ts";
 import { startUi } from "../support/ui.ts";
 
@@ -46,16 +47,17 @@ async function setUp(root: string) {
 test("a run over four workers while it goes: every view, an answer, and the same bits as a run that nobody looks at", {
   skip,
 }, async (t) => {
-  const root = temporaryFolder(t);
+  const own = lastFirst(t);
+  const root = temporaryFolder(own);
   const flags = await setUp(root);
   const port = await freePort();
   const child = startCoordinator(flags("seen", "--max-steps", "100000", "--http", `127.0.0.1:${port}`));
   const running = outcome(child);
-  t.after(() => child.kill("SIGKILL"));
+  own.after(() => child.kill("SIGKILL"));
   const url = `http://127.0.0.1:${port}`;
   await answering(url);
 
-  const page = await openPage(t, browser, `${url}/#/timeline`, { expected: /Failed to load resource/ });
+  const page = await openPage(own, browser, `${url}/#/timeline`, { expected: /Failed to load resource/ });
   await page.getByText("running").waitFor({ timeout: 30_000 });
   const steps = page.getByRole("heading", { name: /^Step [\d,]+, rank by rank/ });
   await steps.waitFor({ timeout: 30_000 });
@@ -94,7 +96,7 @@ test("a run over four workers while it goes: every view, an answer, and the same
   const adapter = (run: string) => readFileSync(join(root, run, `checkpoint-${STEPS}`, "adapter_model.safetensors"));
   assert.deepEqual(adapter("seen"), adapter("quiet"));
 
-  const folder = await openPage(t, browser, `${await startUi(t, root)}/#/curves/quiet`);
+  const folder = await openPage(own, browser, `${await startUi(own, root)}/#/curves/quiet`);
   await folder.getByText("done", { exact: true }).waitFor();
   await folder.getByRole("slider", { name: "Evaluation loss" }).waitFor();
   for (const [link, what] of [

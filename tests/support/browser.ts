@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import type { TestContext } from "node:test";
 import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 
 const CHROMIUM = process.env["PIPELORA_CHROMIUM"] ?? "/usr/bin/chromium";
@@ -20,7 +19,7 @@ export async function openBrowser(): Promise<Browser> {
 
 /** A page of its own profile. When the test is over, it must have asked no other server and broken no rule that the server set. */
 export async function openPage(
-  t: TestContext,
+  t: { after(end: () => unknown): void },
   browser: Browser,
   url: string,
   { expected = /^$/, ...options }: BrowserContextOptions & { readonly expected?: RegExp } = {},

@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { SPAN_KINDS, type Span, type SpanKind, type Timeline } from "../../src/serve/page/wire.ts";
+import { SPAN_KINDS, type Span, type SpanKind, type Timeline, type TimelineAnswer } from "../../src/serve/page/wire.ts";
 import { type Chosen, COMPUTE, kindOf, moved, TimelineCanvas, type Window } from "../charts/timeline-canvas.tsx";
 import { NONE, useFormat } from "../format.ts";
 import { type LiveRun, useAnswer, useEvery } from "../hooks.ts";
@@ -14,18 +14,14 @@ export function TimelineView({ run, live }: { readonly run: string; readonly liv
   const [asked, setAsked] = useState(0);
   const running = live.summary?.status === "running";
   useEvery(running ? ASK_MS : null, () => setAsked((count) => count + 1));
-  const { value, error } = useAnswer<{ timeline: Timeline | null }>(
-    "page/timeline",
-    { run },
-    `${asked} ${live.revisions?.timeline}`,
-  );
+  const { value, error } = useAnswer<TimelineAnswer>("page/timeline", { run }, `${asked} ${live.revisions?.timeline}`);
   const words = useWords();
   if (value === null) return <Waiting error={error} />;
   if (value.timeline === null) return <Empty>{words.timeline.none}</Empty>;
-  return <Shown key={run} timeline={value.timeline} running={running} />;
+  return <Shown key={run} timeline={value.timeline} often={value.often} />;
 }
 
-function Shown({ timeline, running }: { readonly timeline: Timeline; readonly running: boolean }) {
+function Shown({ timeline, often }: { readonly timeline: Timeline; readonly often: boolean }) {
   const words = useWords();
   const format = useFormat();
   const [chosen, setChosen] = useState<Chosen | null>(null);
@@ -78,7 +74,7 @@ function Shown({ timeline, running }: { readonly timeline: Timeline; readonly ru
           </ul>
         </figcaption>
         <p class="hint">
-          {words.timeline.text} {running ? words.timeline.often : words.timeline.seldom}
+          {words.timeline.text} {often ? words.timeline.often : words.timeline.seldom}
         </p>
         <div class="tools">
           <button type="button" onClick={() => zoom(0.5)}>

@@ -32,7 +32,7 @@ struct BlockSaved {
 
 class Block {
  public:
-  Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec);
+  Block(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base);
 
   const BlockSpec& spec() const { return spec_; }
   bool trainable() const;
@@ -41,7 +41,6 @@ class Block {
   Experts* experts() { return experts_.get(); }
   /// Weights beside the linears: norms, and what the mixer has.
   const std::vector<WeightPlace>& places() const { return places_; }
-  std::size_t place_bytes() const;
   CacheShape cache_shape() const { return mixer_->cache_shape(); }
 
   /// What a forward pass leaves in `saved` for the backward pass: nothing; x and inner vectors; all, or all of it soon elsewhere.
@@ -76,7 +75,6 @@ class Block {
   std::unique_ptr<LinearGroup> shared_gate_;
   std::unique_ptr<Experts> experts_;
   std::int64_t ffn_ = 0;  // of gate and up, each
-  std::unique_ptr<DeviceMemory> norm_memory_;
   std::vector<WeightPlace> places_;  // those below that there are, and the mixer's
   Tensor attn_norm_, mlp_norm_, attn_post_norm_, mlp_post_norm_;
 };

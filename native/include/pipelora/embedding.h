@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "pipelora/base_weights.h"
 #include "pipelora/batch.h"
 #include "pipelora/named_matrix.h"
 #include "pipelora/weight_slots.h"
@@ -13,11 +14,10 @@ namespace pipelora {
 
 class Embedding {
  public:
-  Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSpec& spec);
+  Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSpec& spec, BaseWeights& base);
 
+  /// Of a table of its own, and of the base's where no other adapter has added that.
   void add_slot(WeightSlots& slots);
-  /// Device memory held; empty before the table is loaded, and where it is trained.
-  const DeviceMemory* memory() const { return memory_.get(); }
   bool trainable() const { return table_ || pair_ || rows_; }
   std::vector<Learner*> learners();
   /// Values that follow from the loaded table.
@@ -35,14 +35,13 @@ class Embedding {
   };
   template <class Of>
   Occurrences occurrences(const std::vector<std::int32_t>& tokens, Of&& of);
-  Tensor table() const { return table_ ? table_->matrices()[0].part(MatrixPart::weight) : weight_; }
+  Tensor table() const { return table_ ? table_->matrices()[0].part(MatrixPart::weight) : base_.weight; }
 
   Ops& ops_;
   Arena& arena_;
   const Arch& arch_;
   EmbeddingSpec spec_;
-  std::unique_ptr<DeviceMemory> memory_;
-  Tensor weight_;
+  BaseTable& base_;
   std::optional<Learner> table_;  // [V, D]
   std::optional<Learner> pair_;   // A [R, V], B [D, R], both held transposed
   std::optional<Learner> rows_;   // [tokens, D]

@@ -24,36 +24,39 @@ class Engine {
   Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes = 0);
   ~Engine();
 
+  /// With the first adapter.
   std::size_t add_segment(SegmentSpec spec);
+  /// Another adapter over a segment's base, see Segment; each of an engine's adapters is added to all of its segments. Returns its number.
+  std::size_t add_adapter(std::size_t segment, const std::vector<LayerSpec>& layers);
   void load_weight(std::size_t segment, const std::string& name, const TensorSource& source, const HoldSpec& hold);
   /// The same of values at hand.
   void load_values(std::size_t segment, const std::string& name, const std::vector<std::int64_t>& shape, const float* values, const HoldSpec& hold);
   void load_packed(std::size_t segment, const std::string& name, const PackedArrays<TensorSource>& source);
   std::vector<std::string> missing_weights(std::size_t segment) const;
 
-  void set_matrix(const std::string& name, MatrixPart part, const float* values, std::size_t count);
-  std::vector<float> get_matrix(const std::string& name, MatrixPart part);
-  /// Of all matrices that learn, in the order of grad_squares() and of an optimizer step's rates.
-  std::vector<std::string> matrix_names() const;
+  void set_matrix(const std::string& name, MatrixPart part, const float* values, std::size_t count, std::size_t adapter = 0);
+  std::vector<float> get_matrix(const std::string& name, MatrixPart part, std::size_t adapter = 0);
+  /// Of all matrices that an adapter learns, in the order of grad_squares() and of an optimizer step's rates.
+  std::vector<std::string> matrix_names(std::size_t adapter = 0) const;
 
   ForwardResult forward(std::size_t segment, const MicroBatch& micro, Buffer input);
   Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout);
   /// See Segment.
-  void first_values();
+  void first_values(std::size_t adapter = 0);
   void discard();
 
-  /// Gradients of all matrices back to back, in an order of the engine's own: for adding up over replicas of the same segments.
-  std::vector<float> gradients();
+  /// Gradients of all of an adapter's matrices back to back, in an order of the engine's own: for adding up over replicas of the same segments.
+  std::vector<float> gradients(std::size_t adapter = 0);
   /// Throws PL_TENSOR_MISMATCH for another count than gradients() gives.
-  void set_gradients(const std::vector<float>& values);
+  void set_gradients(const std::vector<float>& values, std::size_t adapter = 0);
   /// The same to and from f32 [1, count] of this device's memory outside the arena, queued.
-  void gradients_into(const Tensor& values);
-  void set_gradients_from(const Tensor& values);
-  std::int64_t gradient_count() const;
-  std::vector<double> grad_squares();
+  void gradients_into(const Tensor& values, std::size_t adapter = 0);
+  void set_gradients_from(const Tensor& values, std::size_t adapter = 0);
+  std::int64_t gradient_count(std::size_t adapter = 0) const;
+  std::vector<double> grad_squares(std::size_t adapter = 0);
   /// `rates`: one a matrix, or none: all as `settings` says.
-  void optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates = {});
-  void zero_grad();
+  void optimizer_step(const AdamSettings& settings, std::span<const MatrixRate> rates = {}, std::size_t adapter = 0);
+  void zero_grad(std::size_t adapter = 0);
 
   /// `rows`: tokens of all sequences together.
   std::size_t create_cache(std::int64_t sequences, std::int64_t rows);
@@ -79,8 +82,15 @@ class Engine {
 
  private:
   Segment& segment(std::size_t index) const;
-  NamedMatrix& matrix(const std::string& name) const;
-  void expect_gradients(std::int64_t count) const;
+  /// What an adapter learns in all segments.
+  struct Learned {
+    std::vector<NamedMatrix*> matrices;
+    std::map<std::string, NamedMatrix*> by_name;
+  };
+  const Learned& learned(std::size_t adapter) const;
+  void learns(std::size_t adapter, const std::vector<NamedMatrix*>& matrices);
+  NamedMatrix& matrix(const std::string& name, std::size_t adapter) const;
+  void expect_gradients(std::int64_t count, std::size_t adapter) const;
 
   std::unique_ptr<Ops> ops_;
   Arch arch_;
@@ -89,8 +99,7 @@ class Engine {
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<RopeTables> rope_;
   std::vector<std::unique_ptr<Segment>> segments_;
-  std::map<std::string, NamedMatrix*> by_name_;
-  std::vector<NamedMatrix*> matrices_;
+  std::vector<Learned> learned_{1};  // by adapter
   std::map<std::size_t, std::unique_ptr<KvCache>> caches_;
   std::size_t next_cache_ = 0;
 };

@@ -25,14 +25,13 @@ struct ExpertsSaved {
 
 class Experts {
  public:
-  Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec);
+  Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec& spec, BaseWeights& base);
 
   bool trainable() const { return router_.trainable() || !learners().empty(); }
   /// Of all experts: gate and up, then down, where they have one.
   std::vector<Learner*> learners() const;
   LinearGroup& router() { return router_; }
   void add_slots(WeightSlots& slots, bool keep_expanded);
-  std::size_t weight_bytes() const;
 
   /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows. `keep`: the way back comes.
   void begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bool keep, Placement place);
@@ -46,13 +45,13 @@ class Experts {
   struct Product {
     std::int64_t in = 0, out = 0, experts = 0;
     std::vector<LinearSpec> linears;  // of any expert: '*' stands for its number
-    std::vector<std::unique_ptr<LinearWeight>> weights;
+    BaseProduct* base = nullptr;
     std::unique_ptr<LoraPair> pair;
     std::vector<LoraView> views;
     std::int64_t rank() const { return views.empty() ? 0 : views.front().a.rows; }
-    ExpertsWeight weight() const { return {weights, experts}; }
+    ExpertsWeight weight() const { return {base->weights, experts}; }
   };
-  Product make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias);
+  Product make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias, BaseWeights& base);
   void add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded);
   Buffer rank_rows(const char* what, const Product& product, std::int64_t rows);
 
@@ -61,7 +60,6 @@ class Experts {
   ExpertsSpec spec_;
   LinearGroup router_;
   Product gate_up_, down_;
-  std::unique_ptr<DeviceMemory> memory_;  // of the three below
   Tensor correction_, router_bias_;       // [1, N] or empty
   Tensor down_bias_;                      // [N, D] or empty
 };

@@ -31,10 +31,12 @@ struct HeadResult {
 
 class Head {
  public:
-  Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec);
+  Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec, BaseWeights& base);
 
+  /// Of a weight of its own, and of the base's where no other adapter has added that.
   void add_slot(WeightSlots& slots);
-  std::size_t weight_bytes() const { return group_->weight().bytes() + group_->extra_bytes(); }
+  /// Beside the base's weight and what learns: a weight of its own, DoRA's norms.
+  std::size_t extra_bytes() const { return own_.bytes() + group_->extra_bytes(); }
   bool trainable() const { return group_->trainable() || table_; }
   std::vector<Learner*> learners();
   /// Before a pass: makes again what is derived from weights that were set or updated.
@@ -57,6 +59,7 @@ class Head {
   Arena& arena_;
   const Arch& arch_;
   HeadSpec spec_;
+  BaseWeights own_;  // of a head that is trained whole
   std::unique_ptr<LinearGroup> group_;
   std::optional<Learner> table_;  // [V, D] where the head is trained whole
 };

@@ -42,7 +42,7 @@ struct HoldSpec {
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
-  /// Columns of the LoRA inner vectors that will come with its products (0: none); said once, before load.
+  /// Columns of the LoRA inner vectors that will come with its products (0: none); before load, by each adapter.
   virtual void expect_lora(std::int64_t inner_cols) { static_cast<void>(inner_cols); }
   std::int64_t in = 0;
   std::int64_t out = 0;

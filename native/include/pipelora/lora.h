@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "pipelora/base_weights.h"
 #include "pipelora/dora.h"
 #include "pipelora/named_matrix.h"
 #include "pipelora/ops.h"
@@ -28,20 +29,21 @@ class LoraPair {
   Learner learner_;
 };
 
-/// Linears that share an input: one product, their LoRA pairs next to each other.
+/// Linears that share an input: one product of the base's, and one adapter's LoRA pairs next to each other.
 class LinearGroup {
  public:
-  LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears);
+  LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears, BaseWeights& base);
 
-  LinearWeight& weight() const { return *weight_; }
+  LinearWeight& weight() const { return *product_.weights.front(); }
+  BaseProduct& product() const { return product_; }
   const std::vector<LinearSpec>& linears() const { return linears_; }
   const std::vector<std::unique_ptr<LoraPair>>& pairs() const { return pairs_; }
   bool trainable() const { return has_pairs() || !biases_.empty(); }
   bool has_pairs() const { return !pairs_.empty(); }
   std::vector<Learner*> learners();
-  /// Beside the weight: DoRA's norms.
+  /// Beside the weight and what learns: DoRA's norms.
   std::size_t extra_bytes() const { return dora_ ? dora_->bytes() : 0; }
-  /// Before a pass: what is made of values that were set or updated.
+  /// Before a pass: what is made of values that were set or updated, and the bias, which adapters that train it take turns with.
   void follow();
   /// Values that follow from the loaded weight, and from A and B.
   void first_values();
@@ -75,10 +77,15 @@ class LinearGroup {
     Learner learner;
     std::int64_t first = 0, count = 0;
   };
+  /// The base's own bias, wherever it is meanwhile.
+  Tensor base_bias() const;
+  /// Whether the weight's bias was another adapter's: it is the base's now.
+  bool take_bias();
+
   Ops& ops_;
   Arena& arena_;
   std::vector<LinearSpec> linears_;
-  std::unique_ptr<LinearWeight> weight_;
+  BaseProduct& product_;
   std::vector<std::unique_ptr<LoraPair>> pairs_;
   std::vector<LoraView> views_;
   std::vector<Bias> biases_;

@@ -70,16 +70,16 @@ class Mixer {
 };
 
 /// Throws PL_TENSOR_MISMATCH where the block's description contradicts itself.
-std::unique_ptr<Mixer> make_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec);
+std::unique_ptr<Mixer> make_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base);
 
-std::unique_ptr<Mixer> make_softmax_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec);
-std::unique_ptr<Mixer> make_delta_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec);
-std::unique_ptr<Mixer> make_latent_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec);
+std::unique_ptr<Mixer> make_softmax_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base);
+std::unique_ptr<Mixer> make_delta_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base);
+std::unique_ptr<Mixer> make_latent_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base);
 
 /// The block's linears of these roles, in this order.
 std::vector<LinearSpec> pick_linears(const BlockSpec& spec, std::initializer_list<Role> roles);
 /// One product; throws PL_TENSOR_MISMATCH unless they add up to [out, in].
 std::unique_ptr<LinearGroup> make_group(Ops& ops, Arena& arena, const BlockSpec& spec, const char* what, const std::vector<LinearSpec>& linears,
-                                        std::int64_t in, std::int64_t out);
+                                        std::int64_t in, std::int64_t out, BaseWeights& base);
 
 }  // namespace pipelora

@@ -22,12 +22,19 @@ struct ForwardResult {
   double loss_sum = 0;
   std::int64_t label_tokens = 0;
   std::int64_t correct_tokens = 0;
+  /// Of a loss that is NaN or infinite: which of the two, and where it is first; empty: it is finite.
+  std::string not_finite;
 };
 
 class Segment {
  public:
+  /// With the first adapter's layers.
   Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec);
   ~Segment();
+
+  /// Another adapter of the same base: the same layers, but for what they learn. Before weights are loaded. Returns its number: 1, 2, …
+  std::size_t add_adapter(const std::vector<LayerSpec>& layers);
+  std::size_t adapters() const;
 
   bool starts_with_embedding() const;
   bool ends_with_head() const;
@@ -42,14 +49,14 @@ class Segment {
   /// On the device, and in the host's memory beside it (the embedding of a device that has its own).
   std::size_t weight_bytes() const;
   std::size_t host_bytes() const;
-  /// What its modules learn, layer by layer.
-  std::vector<NamedMatrix*> matrices();
+  /// What its modules learn for an adapter, layer by layer.
+  std::vector<NamedMatrix*> matrices(std::size_t adapter = 0);
 
   ForwardResult forward(const MicroBatch& micro, Buffer input);
   /// See face.ts. `dout` is empty for a segment that ends with the head.
   Buffer backward(std::int64_t batch_index, Buffer dout);
   /// What follows from loaded weights: magnitudes, biases, rows of tokens. After weights and first A and B.
-  void first_values();
+  void first_values(std::size_t adapter = 0);
   void discard();
 
   /// `first_block`: index of this segment's first block among the cache's. After a failure the sequences must begin anew: their states may be
@@ -57,12 +64,14 @@ class Segment {
   Buffer infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input);
 
  private:
+  struct Adapted;
   struct Layer;
   struct Saved;
+  void adapt(Layer& layer, const LayerSpec& spec);
   void check_input(const Buffer& input, std::int64_t tokens) const;
   Buffer lowest(Buffer x);
   void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t expected) const;
-  void follow();
+  void follow(std::size_t adapter);
 
   Ops& ops_;
   Arena& arena_;

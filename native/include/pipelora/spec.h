@@ -186,6 +186,7 @@ struct TensorSource {
 
 struct MicroBatch {
   std::int64_t index = 0;
+  std::size_t adapter = 0;  // whose it is
   std::vector<std::int32_t> cu_seqlens;  // [S + 1]
   std::vector<std::int32_t> row_ids;     // [S]
   std::uint32_t step = 0;

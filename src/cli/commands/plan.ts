@@ -1,5 +1,7 @@
 import type { Logger } from "../../common/log.ts";
+import { adapterConfigs } from "../../config/adapters.ts";
 import type { Config } from "../../config/options.ts";
+import { forecastJson, formatForecast } from "../../coordinator/planning/forecast-text.ts";
 import { planWithoutWorkers } from "../../coordinator/planning/plan-on-paper.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
@@ -16,10 +18,11 @@ import { planPage } from "../../plan/plan-page.ts";
 import { alignTable } from "../../plan/table.ts";
 
 export async function planCommand(config: Config, log: Logger): Promise<number> {
-  const paper = await planWithoutWorkers(config, log);
-  const { plan, links, layerNames, parameters, comparison, products, devices, timesFor, rental } = paper;
+  const paper = await planWithoutWorkers(config, adapterConfigs("plan", config), log);
+  const { plan, links, layerNames, parameters, comparison, products, adapters, devices, timesFor, rental } = paper;
   const tables = [
     { heading: "Plan", text: `${formatPlan(plan, layerNames, links)}\ntimes are for ${timesFor}` },
+    ...(adapters === null ? [] : [{ heading: "Adapters", text: formatForecast(adapters) }]),
     ...(products.length > 0 ? [{ heading: "Products", text: formatProducts(products) }] : []),
     ...(comparison.length > 0 ? [{ heading: "Strategies", text: formatComparison(comparison) }] : []),
     ...(rental === null
@@ -35,7 +38,8 @@ export async function planCommand(config: Config, log: Logger): Promise<number> 
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));
     const compared = { strategies: comparisonJson(comparison), products: productsJson(products) };
     const sets = rental === null ? {} : { rental: rentalJson(rental.sets) };
-    const all = { ...planJson(plan, links), ...compared, ...sets, times_for: timesFor, parameters: rows };
+    const several = adapters === null ? {} : { several: forecastJson(adapters) };
+    const all = { ...planJson(plan, links), ...several, ...compared, ...sets, times_for: timesFor, parameters: rows };
     process.stdout.write(`${JSON.stringify(all)}\n`);
   } else {
     const texts = [...tables.map(({ text }) => text), alignTable(heldForms(parameters))];

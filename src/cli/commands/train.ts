@@ -1,7 +1,9 @@
 import { join, resolve } from "node:path";
 import { Registry } from "prom-client";
+import { type PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { hearLog, type Logger, unheardChild } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
+import { adapterConfigs } from "../../config/adapters.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
 import type { HttpShows } from "../../coordinator/run/live-replies.ts";
 import { JournalFile } from "../../coordinator/run/observers/journal-file.ts";
@@ -11,24 +13,55 @@ import { MlflowObserver, mlflowSettings } from "../../coordinator/run/observers/
 import { type Observer, withObservers } from "../../coordinator/run/observers/observer.ts";
 import { PrometheusObserver } from "../../coordinator/run/observers/prometheus.ts";
 import { TensorboardObserver } from "../../coordinator/run/observers/tensorboard.ts";
-import type { Shown } from "../../coordinator/run/reporter.ts";
+import type { Reporter, Shown } from "../../coordinator/run/reporter.ts";
 import { barReporter, jsonReporter, logReporter } from "../../coordinator/run/reporters.ts";
-import { train } from "../../coordinator/run/train.ts";
+import { type AdapterToTrain, train } from "../../coordinator/run/train.ts";
+
+/** What is told of one adapter, and to whom. */
+interface Told extends AdapterToTrain {
+  readonly observers: readonly Observer[];
+  error: PipeloraError | null;
+}
 
 export async function trainCommand(config: Config, log: Logger): Promise<number> {
-  const registry = new Registry();
   const live = config.http === null ? null : await LiveRun.open(resolve(config.output_dir!), resumes(config));
-  const observers = await openObservers(config, { registry, live }, log);
-  let error: unknown = null;
+  const http: HttpShows = { registry: new Registry(), live };
+  const adapters: Told[] = [];
+  let ended: unknown = null;
   try {
-    await train(config, log, withObservers(chooseReporter(config, log), observers), { registry, live });
+    for (const { name, config: own } of adapterConfigs("train", config)) {
+      const observers = await openObservers(own, http, log);
+      const failed = (error: PipeloraError) => {
+        adapter.error = error;
+      };
+      const reporter = withObservers(chooseReporter(config, log, name), [
+        ...observers,
+        { failed, close: async () => {} },
+      ]);
+      const adapter: Told = { name, config: own, reporter, observers, error: null };
+      adapters.push(adapter);
+    }
+    const [first] = adapters;
+    const reporter = first!.name === null ? first!.reporter : ofAll(chooseReporter(config, log), adapters);
+    await train(config, adapters, { log, reporter, http });
     return 0;
   } catch (thrown) {
-    error = thrown;
+    ended = thrown;
     throw thrown;
   } finally {
-    for (const observer of observers) await observer.close(error);
+    // Of several adapters those that are done did not fail with the others.
+    const ofRun = toPipeloraError(ended);
+    for (const { observers, error } of adapters) {
+      const own = error ?? (ended === null || ofRun.code === "PL_ADAPTERS_FAILED" ? null : ended);
+      for (const observer of observers) await observer.close(own);
+    }
   }
+}
+
+/** What is told of a run as a whole is kept in the journal of each of its adapters. */
+function ofAll(shown: Shown, adapters: readonly Told[]): Reporter {
+  const journals = adapters.flatMap(({ observers }) => observers.filter((one) => one instanceof JournalFile));
+  return withObservers(shown, journals);
 }
 
 async function openObservers(config: Config, { registry, live }: HttpShows, log: Logger): Promise<Observer[]> {
@@ -46,7 +79,7 @@ async function openObservers(config: Config, { registry, live }: HttpShows, log:
     // After the metrics: it says how the run ended.
     journal,
     ...(live === null ? [] : [live]),
-    new PrometheusObserver(registry),
+    ...(config.http === null ? [] : [new PrometheusObserver(registry)]),
     ...(wanted.includes("tensorboard") ? [await TensorboardObserver.open(events, warn)] : []),
     // Last: a run that was opened there is to be ended.
     ...(wanted.includes("mlflow")
@@ -59,8 +92,10 @@ function resumes({ resume_from_checkpoint: from }: Config): boolean {
   return from !== null && from !== false;
 }
 
-function chooseReporter(config: Config, log: Logger): Shown {
-  if (config.json) return jsonReporter((line) => process.stdout.write(line));
+function chooseReporter(config: Config, log: Logger, adapter: string | null = null): Shown {
+  if (config.json) return jsonReporter((line) => process.stdout.write(line), adapter);
   const terminal = process.stderr.isTTY === true && config.log_format === "text";
-  return terminal && !config.disable_tqdm ? barReporter(process.stderr) : logReporter(unheardChild(log));
+  // A bar is of one adapter.
+  const bar = terminal && !config.disable_tqdm && config.adapters === null;
+  return bar ? barReporter(process.stderr) : logReporter(unheardChild(log), adapter);
 }

@@ -7,6 +7,14 @@ const INITS = "expected gaussian, orthogonal, pissa, pissa_niter_N, olora or lof
 const moduleNames = z.union([names, text.transform((one) => (/^\w+(\.\w+)*$/.test(one) ? [one] : one))]);
 
 export const loraOptions = {
+  adapters: option(
+    "string",
+    "LoRA",
+    ["train", "plan"],
+    optional(z.record(z.string(), z.union([z.record(z.string(), z.unknown()), z.null()]))),
+    "Several adapters over one base: a YAML file of NAME: {settings}, each trained as by a run alone, into output_dir/NAME; other settings hold for all.",
+    "FILE",
+  ),
   target_modules: option(
     "list",
     "LoRA",

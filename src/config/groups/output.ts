@@ -37,6 +37,7 @@ export const fileOptions = {
     "Tokens that are added, a line each; trainable_token_indices or modules_to_save trains them.",
     "FILE",
   ),
+  dry_run: option("boolean", "Output", ["sweep"], flag(), "Write the file of adapters alone, output_dir/sweep.yaml."),
   html: option("string", "Output", ["plan"], optional(text), "Write the plan as a page with pictures too.", "FILE"),
   shell: option(
     "string",

@@ -21,7 +21,7 @@ import { probeNeighbours } from "../cluster/link-probes.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import { cutsOf, deviceMap, type PlanRequestSettings, planRequest } from "../planning/planning.ts";
 import type { Workload } from "../planning/workload.ts";
-import { type PrepareSettings, prepareRequests } from "./prepare-requests.ts";
+import { type AdapterAssignment, type PrepareSettings, prepareRequests } from "./prepare-requests.ts";
 
 const PROBE_MESSAGES = 16;
 const MOST_TIMED_TOKENS = 8192;
@@ -30,6 +30,7 @@ const ALIKE = 0.06;
 
 export type CalibrationSettings = PlanRequestSettings &
   PrepareSettings &
+  Omit<AdapterAssignment["settings"], "init_lora_weights"> &
   Pick<Config, "calibrate" | "device_map" | "deterministic_batches">;
 
 /** Whether a plan needs the devices' speeds: asked for the fastest, or left to itself over devices or nodes that differ. */
@@ -88,7 +89,8 @@ export async function calibrate(
       segments,
       replicas: members.map((_, rank) => [rank]),
       linked: false,
-      initialise: true,
+      // What is timed does not depend on first values: none that take a while.
+      adapters: [{ lora: setup.lora, settings: { ...settings, init_lora_weights: true }, initialise: true }],
       computeDtype: base.computeDtype,
       hostBytes: devices.map(() => 0),
       arenaBytes: devices.map((device) => {
@@ -96,8 +98,7 @@ export async function calibrate(
         return arenaBytes(predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!, device.kind);
       }),
     },
-    // What is timed does not depend on first values: none that take a while.
-    { ...settings, init_lora_weights: true },
+    settings,
   );
   const sizes = {
     tokens: spread(works.map(({ meanTokens }) => meanTokens)),

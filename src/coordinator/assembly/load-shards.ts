@@ -5,7 +5,7 @@ import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.
 import { Pipeline } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { PlannedMembers } from "./plan-members.ts";
-import { type PrepareSettings, pipelineRoles, prepareRequests } from "./prepare-requests.ts";
+import { type AdapterAssignment, type PrepareSettings, pipelineRoles, prepareRequests } from "./prepare-requests.ts";
 
 export interface LoadedShards {
   readonly pipeline: Pipeline;
@@ -14,31 +14,25 @@ export interface LoadedShards {
 }
 
 /**
- * Has every rank load its shard, all at once. `initialise`: ranks draw first LoRA values; otherwise they come by importMatrices.
- * `failure` rejects when a member is lost. Errors: PL_PLACEMENT_INFEASIBLE and the ranks' own.
+ * Has every rank load its shard, all at once. `failure` rejects when a member is lost. Errors: PL_PLACEMENT_INFEASIBLE and the ranks' own.
  */
 export async function loadShards(
   { members, devices, plan, computeDtype }: PlannedMembers,
   setup: ModelSetup,
   settings: PrepareSettings,
-  {
-    initialise,
-    groups = [],
-    failure,
-  }: { readonly initialise: boolean; readonly groups?: readonly number[]; readonly failure: Promise<never> },
+  { adapters, failure }: { readonly adapters: readonly AdapterAssignment[]; readonly failure: Promise<never> },
 ): Promise<LoadedShards> {
   assertRunnable(plan);
   const assignment = {
     segments: plan.segments,
     replicas: plan.replicas,
     linked: true,
-    initialise,
-    groups,
+    adapters,
     computeDtype,
     hostBytes: plan.devices.map(({ memory }) => hostRoomBytes(memory)),
     arenaBytes: plan.devices.map(({ memory }, rank) => arenaBytes(memory, devices[rank]!.kind)),
   };
   const requests = await prepareRequests(members, setup, assignment, settings);
-  const pipeline = new Pipeline(members, pipelineRoles(setup, plan), failure);
+  const pipeline = new Pipeline(members, pipelineRoles(assignment), failure);
   return { pipeline, prepared: await pipeline.prepare(requests) };
 }

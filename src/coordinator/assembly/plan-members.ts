@@ -5,8 +5,7 @@ import { NO_OVERRIDES } from "../../plan/request.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { joinedDevices } from "../cluster/joined-devices.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { type ChosenPlan, type PlanSettings, planFor } from "../planning/planning.ts";
-import type { Workload } from "../planning/workload.ts";
+import { type ChosenPlan, type PlanOf, type PlanSettings, planFor } from "../planning/planning.ts";
 import { type CalibrationSettings, calibrate, worthMeasuring } from "./calibration.ts";
 
 /** Workers, by rank, with what each is to do. */
@@ -20,13 +19,13 @@ export interface PlannedMembers extends ChosenPlan {
 export async function planMembers(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  workload: Workload,
+  { workload, beside = [] }: Pick<PlanOf, "workload" | "beside">,
   settings: PlanSettings & CalibrationSettings & LinkSettings,
 ): Promise<PlannedMembers> {
   const devices = joinedDevices(members);
   const rates = worthMeasuring(settings, devices, workload)
     ? await calibrate(members, setup, workload, settings)
     : NO_OVERRIDES;
-  const chosen = await planFor(settings, setup, devices, { workload, rates });
+  const chosen = await planFor(settings, setup, devices, { workload, rates, beside });
   return { ...chosen, members, devices, links: plannedLinks(settings, devices, chosen.plan) };
 }

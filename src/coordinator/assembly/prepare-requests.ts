@@ -8,6 +8,7 @@ import { tokenMatrices } from "../../models/kinds/token-rows.ts";
 import type { ResolvedLora } from "../../models/lora-targets.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import type { PlannedSegment } from "../../plan/plan.ts";
+import type { Adapter } from "../../rpc/generated/pipelora/v1/Adapter.ts";
 import type { HubModel } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Quantization } from "../../rpc/generated/pipelora/v1/Quantization.ts";
@@ -19,17 +20,18 @@ import type { PipelineRoles } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 
 /** What ranks are told beside the plan. */
-export type PrepareSettings = LinkSettings &
-  Pick<
-    Config,
-    | "schedule"
-    | "seed"
-    | "link_timeout"
-    | "init_lora_weights"
-    | "label_smoothing_factor"
-    | "neftune_noise_alpha"
-    | "fp8"
-  >;
+export type PrepareSettings = LinkSettings & Pick<Config, "schedule" | "link_timeout" | "fp8">;
+
+/** What ranks are told of one adapter. */
+export interface AdapterAssignment {
+  /** Null: the base alone. */
+  readonly lora: ResolvedLora | null;
+  readonly settings: Pick<Config, "seed" | "init_lora_weights" | "label_smoothing_factor" | "neftune_noise_alpha">;
+  /** Whether ranks draw first LoRA values; otherwise they come by ImportMatrices. */
+  readonly initialise: boolean;
+  /** The optimizer's group of each trained matrix; absent: the first. */
+  readonly groups?: readonly number[];
+}
 
 /** The part of a plan that the workers act on. */
 export interface Assignment {
@@ -39,10 +41,8 @@ export interface Assignment {
   readonly replicas: readonly (readonly number[])[];
   /** Whether ranks exchange anything: not while each only times its own pieces. */
   readonly linked: boolean;
-  /** Whether ranks draw first LoRA values; otherwise they come by ImportMatrices. */
-  readonly initialise: boolean;
-  /** The optimizer's group of each trained matrix; absent: the first. */
-  readonly groups?: readonly number[];
+  /** By number; at least one. */
+  readonly adapters: readonly AdapterAssignment[];
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
@@ -54,7 +54,7 @@ export interface Assignment {
 export async function prepareRequests(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  { segments, replicas, linked, initialise, groups = [], computeDtype, arenaBytes, hostBytes }: Assignment,
+  { segments, replicas, linked, adapters, computeDtype, arenaBytes, hostBytes }: Assignment,
   settings: PrepareSettings,
 ): Promise<Prepare[]> {
   const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
@@ -64,20 +64,10 @@ export async function prepareRequests(
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
     holdDtype: setup.holdDtype,
     computeDtype,
-    lora: (setup.lora?.targets ?? []).map((target) => {
-      const { name, role, moduleId, r, scale, dropout, in: input, out, stack, dora } = target;
-      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1, embedding: role === "embedding" };
-      return { module: name, moduleId, r, scale, dropout, in: input, out, dora, ...all };
-    }),
-    trained: setup.lora === null ? [] : trainedModules(setup.lora),
-    matrices: (setup.lora?.matrices ?? []).map(({ name }, id) => ({ name, group: groups[id] ?? 0 })),
+    adapters: adapters.map(adapterMessage),
     quantization: quantizationMessage(setup),
     schedule: settings.schedule,
-    seed: settings.seed,
-    loraInit: { kind: initialise ? initialisation(settings) : "none" },
     linkTimeoutS: settings.link_timeout,
-    labelSmoothing: settings.label_smoothing_factor,
-    neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
     fp8: settings.fp8,
   };
   return members.map(({ hello }, rank): Prepare => {
@@ -95,6 +85,22 @@ export async function prepareRequests(
       hostBytes: hostBytes[rank]!,
     };
   });
+}
+
+function adapterMessage({ lora, settings, initialise, groups = [] }: AdapterAssignment): Adapter {
+  return {
+    lora: (lora?.targets ?? []).map((target) => {
+      const { name, role, moduleId, r, scale, dropout, in: input, out, stack, dora } = target;
+      const all = { expertsOf: stack?.parameter ?? "", experts: stack?.experts ?? 1, embedding: role === "embedding" };
+      return { module: name, moduleId, r, scale, dropout, in: input, out, dora, ...all };
+    }),
+    trained: lora === null ? [] : trainedModules(lora),
+    matrices: (lora?.matrices ?? []).map(({ name }, id) => ({ name, group: groups[id] ?? 0 })),
+    seed: settings.seed,
+    loraInit: { kind: initialise ? initialisation(settings.init_lora_weights) : "none" },
+    labelSmoothing: settings.label_smoothing_factor,
+    neftuneNoiseAlpha: settings.neftune_noise_alpha ?? 0,
+  };
 }
 
 function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[]): Segment[] {
@@ -131,22 +137,26 @@ function quantizationMessage({ quantization }: ModelSetup): Quantization {
     : { method: "4bit", quantType: settings.quantType, doubleQuant: settings.doubleQuant, modules };
 }
 
-function initialisation(settings: PrepareSettings): string {
-  const { init_lora_weights: init } = settings;
+function initialisation(init: Config["init_lora_weights"]): string {
   return typeof init === "string" ? init : init ? "kaiming" : "random";
 }
 
-/** Which ranks hold the ends of the model and each trained matrix, by replica. */
-export function pipelineRoles(
-  setup: ModelSetup,
-  { segments, replicas }: Pick<Assignment, "segments" | "replicas">,
-): PipelineRoles[] {
+/** Which ranks hold the ends of the model and each trained matrix, by replica. A matrix of one name is in one layer, whichever adapter's. */
+export function pipelineRoles({
+  segments,
+  replicas,
+  adapters,
+}: Pick<Assignment, "segments" | "replicas" | "adapters">): PipelineRoles[] {
   const positionOf = (layer: number) =>
     segments.find(({ firstLayer, lastLayer }) => firstLayer <= layer && layer <= lastLayer)!.rank;
   return replicas.map((ranks) => ({
     ranks,
     first: ranks[segments[0]!.rank]!,
     last: ranks[segments.at(-1)!.rank]!,
-    owners: new Map((setup.lora?.matrices ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!])),
+    owners: new Map(
+      adapters.flatMap(({ lora }) =>
+        (lora?.matrices ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!] as const),
+      ),
+    ),
   }));
 }

@@ -2,15 +2,18 @@ import { bytesOf, float32Of } from "../../common/bytes.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { DrawnToken, Round } from "../../generation/round.ts";
+import type { AdapterStep } from "../../rpc/generated/pipelora/v1/AdapterStep.ts";
+import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
 import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
+import type { ImportMatrices } from "../../rpc/generated/pipelora/v1/ImportMatrices.ts";
 import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
 import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
 import type { MicroBatches } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
 import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.ts";
 import type { RankReport__Output } from "../../rpc/generated/pipelora/v1/RankReport.ts";
-import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { drawnToken, roundMessage } from "./round-messages.ts";
 
@@ -22,6 +25,25 @@ export interface MatrixValues {
   readonly name: string;
   readonly part: MatrixPartName;
   readonly values: Float32Array;
+}
+
+/** A step of one adapter in a round. */
+export interface RoundPart extends Omit<AdapterStep, "microBatches"> {
+  /** Each replica's. */
+  readonly batches: readonly PackedMicroBatches[];
+}
+
+export type EvaluateSums = Omit<EvaluateResult__Output, "failure">;
+
+/** What a pipeline does for one adapter. */
+export interface PipelineAdapter {
+  readonly number: number;
+  applyUpdate(update: Update): Promise<void>;
+  /** Loss sum and label tokens over all replicas' batches. Error: PL_LOSS_NOT_FINITE. */
+  evaluate(batches: readonly PackedMicroBatches[]): Promise<EvaluateSums>;
+  /** From the first replica: all hold the same. */
+  exportMatrices(parts: readonly MatrixPartName[]): Promise<MatrixValues[]>;
+  importMatrices(values: readonly MatrixValues[]): Promise<void>;
 }
 
 const CAUSE_WAIT_MS = 3_000;
@@ -43,9 +65,8 @@ export interface PipelineRoles {
   readonly owners: ReadonlyMap<string, number>;
 }
 
-export interface StepOrder {
-  readonly step: number;
-  readonly lossScale: number;
+export interface RoundOrder {
+  readonly round: number;
   /** Whether the next report is to tell all that the ranks did in it. */
   readonly trace: boolean;
 }
@@ -78,21 +99,37 @@ export class Pipeline {
     return replies.map((reply) => reply.prepared!);
   }
 
-  /** `batches`: each replica's. Its first rank takes the step and answers for all of its ranks. Results by replica. */
-  async runStep(
-    { step, lossScale, trace }: StepOrder,
-    batches: readonly PackedMicroBatches[],
-    previous: Update | null,
-  ): Promise<StepResult__Output[]> {
+  /**
+   * A step of each of these adapters. A replica's first rank takes the round and answers for all of its ranks. Sums by part, then by
+   * replica.
+   */
+  async runRound({ round, trace }: RoundOrder, parts: readonly RoundPart[]): Promise<AdapterSums__Output[][]> {
     const replies = await this.#allOf(
       this.#replicas.map(({ ranks }) => ranks[0]!),
       (member, rank) => {
-        const microBatches = packed(batches[this.#replicas.indexOf(this.#replicaOf(rank)!)]!);
-        return member.request({ runStep: { step, microBatches, previous, lossScale, trace } });
+        const replica = this.#replicas.indexOf(this.#replicaOf(rank)!);
+        const own = parts.map(({ batches, ...part }) => ({ ...part, microBatches: packed(batches[replica]!) }));
+        return member.request({ runStep: { step: round, parts: own, trace } });
       },
     );
     for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
-    return replies.map((reply) => reply.stepResult!);
+    return parts.map((_, part) => replies.map((reply) => reply.stepResult!.parts[part]!));
+  }
+
+  /** What is one adapter's, by its place among those that were prepared. */
+  adapter(number: number): PipelineAdapter {
+    return {
+      number,
+      applyUpdate: (update) => this.#applyUpdate({ ...update, adapter: number }),
+      evaluate: (batches) => this.#evaluate(number, batches),
+      exportMatrices: (parts) => this.#exportMatrices(number, parts),
+      importMatrices: (values) => this.#import(values, { adapter: number }),
+    };
+  }
+
+  /** Values for rounds of inference of this number, which is not 0, beside those that the engines hold. */
+  shelve(values: readonly MatrixValues[], number: number): Promise<void> {
+    return this.#import(values, { shelf: number });
   }
 
   /** What each rank measured since it was prepared, with the spans of the steps that were traced since the last report. */
@@ -120,18 +157,18 @@ export class Pipeline {
     });
   }
 
-  async applyUpdate(update: Update): Promise<void> {
+  async #applyUpdate(update: Update): Promise<void> {
     await this.#all((member) => member.request({ applyUpdate: update }));
   }
 
-  /** Loss sum and label tokens over all replicas' batches. */
-  async evaluate(batches: readonly PackedMicroBatches[]): Promise<EvaluateResult__Output> {
+  async #evaluate(adapter: number, batches: readonly PackedMicroBatches[]): Promise<EvaluateSums> {
     const replies = await this.#all((member, rank) =>
-      member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches) } }),
+      member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches), adapter } }),
     );
     const total = { lossSum: 0, labelTokens: 0, correctTokens: 0 };
     for (const { last } of this.#replicas) {
-      const { lossSum, labelTokens, correctTokens } = replies[last]!.evaluateResult!;
+      const { lossSum, labelTokens, correctTokens, failure } = replies[last]!.evaluateResult!;
+      if (failure !== null) throw fromFailure(failure, "evaluation");
       total.lossSum += lossSum;
       total.labelTokens += labelTokens;
       total.correctTokens += correctTokens;
@@ -139,11 +176,10 @@ export class Pipeline {
     return total;
   }
 
-  /** From the first replica: all hold the same. */
-  async exportMatrices(parts: readonly MatrixPartName[]): Promise<MatrixValues[]> {
+  async #exportMatrices(adapter: number, parts: readonly MatrixPartName[]): Promise<MatrixValues[]> {
     const values: MatrixValues[] = [];
     await this.#allOf(this.#replicas[0]!.ranks, (member) =>
-      member.request({ exportMatrices: { parts: [...parts] } }, ({ matrixTensor }) => {
+      member.request({ exportMatrices: { parts: [...parts], adapter } }, ({ matrixTensor }) => {
         const { name, part, values: bytes } = matrixTensor!;
         values.push({ name, part: part as MatrixPartName, values: float32Of(bytes) });
       }),
@@ -151,13 +187,12 @@ export class Pipeline {
     return values;
   }
 
-  /** `adapter`: 0 for the engines' own values; others are kept beside, for rounds of that number. */
-  async importMatrices(values: readonly MatrixValues[], adapter = 0): Promise<void> {
+  async #import(values: readonly MatrixValues[], where: Pick<ImportMatrices, "adapter" | "shelf">): Promise<void> {
     await this.#all((member, rank) => {
       const owners = this.#replicaOf(rank)?.owners;
       const own = values.filter(({ name, part }) => owners?.get(name) === rank && part !== "initial");
       return member.requestWithParts(
-        { importMatrices: { tensors: own.length, adapter } },
+        { importMatrices: { tensors: own.length, ...where } },
         own.map((value): { matrixTensor: MatrixTensor } => ({
           matrixTensor: { ...value, values: bytesOf(value.values) },
         })),

@@ -118,11 +118,12 @@ class ScheduledModel {
     const names = setup.spec.layers.map(({ name }) => name);
     this.#log.debug(formatPlan(planned.plan, names, planned.links));
     for (const warning of planned.plan.warnings) this.#log.warn(warning);
-    const how = { initialise: false, failure: cluster.failure };
+    const adapter = { lora: setup.lora, settings: { ...this.#config, init_lora_weights: true }, initialise: false };
+    const how = { adapters: [adapter], failure: cluster.failure };
     const { pipeline } = await loadShards(planned, setup, this.#config, how);
-    if (values !== null) await pipeline.importMatrices(values);
+    if (values !== null) await pipeline.adapter(0).importMatrices(values);
     for (let index = 0; index < (adapters?.names.length ?? 0); index++) {
-      await pipeline.importMatrices(await adapters!.values(index), index + 1);
+      await pipeline.shelve(await adapters!.values(index), index + 1);
     }
     await pipeline.openCache(room.sequences, rows);
     cluster.health.ready = true;
@@ -164,7 +165,8 @@ class ScheduledModel {
       rows,
       roundTokens: Math.min(rows, this.#config.max_num_batched_tokens + room.sequences),
     });
-    const planWith = (rows: number) => planMembers(members, setup, generationWorkload(needs(rows)), this.#config);
+    const planWith = (rows: number) =>
+      planMembers(members, setup, { workload: generationWorkload(needs(rows)) }, this.#config);
     const { most, least } = typeof room.rows === "number" ? { most: room.rows, least: room.rows } : room.rows;
     for (let rows = most; ; rows = Math.max(least, Math.ceil(rows / 2))) {
       try {

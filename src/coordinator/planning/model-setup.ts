@@ -13,6 +13,7 @@ import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets
 import type { ModelSpec } from "../../models/spec.ts";
 import { type BaseQuantization, baseQuantization, packedWeights, type QuantizationFlags } from "./base-quantization.ts";
 import { expertsApart, holdAgainst } from "./held-checkpoint.ts";
+import { named } from "./named-adapters.ts";
 import { type HubModel, locateAdapter, locateModel } from "./named-models.ts";
 
 type LoraFlags = Pick<
@@ -79,47 +80,78 @@ export async function describeModel(
   log: Logger,
   needs: { weights: boolean; lora: boolean },
 ): Promise<DescribedModel> {
-  const source = await locateModel(config, log);
+  const [only] = await describeModels([{ label: "", config }], log, needs);
+  return only!;
+}
+
+/**
+ * One base with each of these adapters; the configurations differ in their LoRA settings alone. The base is read and opened once. Errors that
+ * are an adapter's have its label in front.
+ */
+export async function describeModels(
+  adapters: readonly { readonly label: string; readonly config: ModelSettings }[],
+  log: Logger,
+  needs: { weights: boolean; lora: boolean },
+): Promise<DescribedModel[]> {
+  const { config: shared } = adapters[0]!;
+  const source = await locateModel(shared, log);
   const { name, dir, hub } = source;
   const spec = await readModelSpec(dir);
-  const base = baseQuantization(config, spec);
+  const base = baseQuantization(shared, spec);
   const { quantization } = base;
-  const warnings = [...spec.remarks, ...base.warnings];
-  const openWeights = async () => {
+  const openBase = once(async () => {
     await source.fetchWeights();
     const files = await openCheckpoint(dir, spec.tied);
     const checkpoint = expertsApart(spec, files);
     const packed = await packedWeights(quantization, spec, checkpoint);
     const skipped = holdAgainst(spec, files, packed);
     await assertTied(spec, checkpoint);
-    if (adapter !== null) await assertSameBases(adapter, spec, checkpoint);
     const left = `the checkpoint's ${skipped} tensors of other parts (vision) are left out: the text model alone is held`;
-    return { checkpoint, packed, warnings: skipped > 0 ? [...warnings, left] : warnings };
+    return { checkpoint, packed, left: skipped > 0 ? [left] : [] };
+  });
+  const describe = async (config: ModelSettings): Promise<DescribedModel> => {
+    const adapter =
+      config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
+    const warnings = [...spec.remarks, ...base.warnings, ...(adapter?.warnings ?? [])];
+    const withBase = async (): Promise<Pick<ModelSetup, "checkpoint" | "packed" | "warnings">> => {
+      const { checkpoint, packed, left } = await openBase();
+      if (adapter !== null) await assertSameBases(adapter, spec, checkpoint);
+      return { checkpoint, packed, warnings: [...warnings, ...left] };
+    };
+    const opened = needs.weights && hub === null ? await withBase() : null;
+    checkInit(config, { adapter, quantization, spec });
+    const own: Omit<DescribedModel, "withWeights"> = {
+      ...{ name, dir, hub, spec, checkpoint: null },
+      lora:
+        adapter !== null
+          ? adapterTargets(spec, adapter)
+          : needs.lora
+            ? resolveLoraTargets(spec, loraSettings(config))
+            : null,
+      adapter,
+      holdDtype: holdDtype(config.torch_dtype, spec.dtype),
+      ...{ quantization, packed: new Map(), warnings },
+    };
+    return { ...own, withWeights: async () => ({ ...own, ...(opened ?? (await withBase())) }) };
   };
-  const adapter =
-    config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
-  const opened = needs.weights && hub === null ? await openWeights() : null;
-  checkInit(config, { adapter, quantization, spec });
-  const described: Omit<DescribedModel, "withWeights"> = {
-    name,
-    dir,
-    hub,
-    spec,
-    checkpoint: null,
-    lora:
-      adapter !== null
-        ? adapterTargets(spec, adapter)
-        : needs.lora
-          ? resolveLoraTargets(spec, loraSettings(config))
-          : null,
-    adapter,
-    holdDtype: holdDtype(config.torch_dtype, spec.dtype),
-    quantization,
-    packed: new Map(),
-    warnings: [...warnings, ...(adapter?.warnings ?? [])],
-  };
+  const described: DescribedModel[] = [];
+  for (const { label, config } of adapters) {
+    try {
+      described.push(await describe(config));
+    } catch (error) {
+      throw named(label, error);
+    }
+  }
   await source.fetchTokenizer();
-  return { ...described, withWeights: async () => ({ ...described, ...(opened ?? (await openWeights())) }) };
+  return described;
+}
+
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | null = null;
+  return () => {
+    made ??= make();
+    return made;
+  };
 }
 
 /** The same in one go, weights that are fetched included. */

@@ -10,12 +10,14 @@ import { type PlannedLink, plannedLinks } from "../../plan/link-kinds.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
 import type { Plan } from "../../plan/plan.ts";
 import { NO_OVERRIDES } from "../../plan/request.ts";
+import { type AdapterAlone, type AdaptersForecast, forecast } from "./adapters-forecast.ts";
 import { heldParameters } from "./held-parameters.ts";
-import { type ModelSettings, setUpModel } from "./model-setup.ts";
+import { describeModels, type ModelSettings, type ModelSetup } from "./model-setup.ts";
+import { adapterLabel } from "./named-adapters.ts";
 import { type ChosenPlan, type PlanSettings, paperDevices, planFor } from "./planning.ts";
 import { type RentalSet, type RentalSettings, readRental, rentalSets } from "./rental.ts";
-import { type DataSettings, readTrainingData } from "./training-data.ts";
-import { besideCache, fullRowsWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
+import { type DataSettings, readAdaptersData, type TrainingData } from "./training-data.ts";
+import { besideCache, fullRowsWorkload, roundWorkload, trainingWorkload, type WorkSettings } from "./workload.ts";
 
 export type PaperSettings = ModelSettings &
   DataSettings &
@@ -24,6 +26,13 @@ export type PaperSettings = ModelSettings &
   LinkSettings &
   RentalSettings &
   Pick<Config, "workers" | "threads" | "max_num_seqs" | "kv_cache_tokens">;
+
+/** An adapter that is planned for, with all that holds for it. */
+export interface PaperAdapter {
+  /** Null: there is no other. */
+  readonly name: string | null;
+  readonly config: PaperSettings;
+}
 
 export interface PaperPlan {
   readonly plan: Plan;
@@ -34,6 +43,8 @@ export interface PaperPlan {
   readonly comparison: readonly StrategyOutcome[];
   /** On GPUs: the same request with and without --fp8. */
   readonly products: readonly ProductsOutcome[];
+  /** Null: there is one. */
+  readonly adapters: AdaptersForecast | null;
   readonly devices: readonly Device[];
   /** Which devices times are for: those named, those of this machine. */
   readonly timesFor: string;
@@ -46,22 +57,45 @@ export interface PaperPlan {
 }
 
 /** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
-export async function planWithoutWorkers(config: PaperSettings, log: Logger): Promise<PaperPlan> {
+export async function planWithoutWorkers(
+  config: PaperSettings,
+  adapters: readonly PaperAdapter[],
+  log: Logger,
+): Promise<PaperPlan> {
   const rental = await readRental(config);
-  const setup = await setUpModel(config, log, { weights: false, lora: true });
+  const labelled = adapters.map((adapter) => ({ ...adapter, label: adapterLabel(adapter.name) }));
+  const setups = await describeModels(labelled, log, { weights: false, lora: true });
+  const [setup, ...others] = setups as readonly ModelSetup[] as readonly [ModelSetup, ...ModelSetup[]];
   const devices = rental?.devices ?? paperDevices(config, loadEngine().capabilities());
-  const data = config.dataset === null ? null : await readTrainingData(config, setup, log);
+  // Where any is without rows, those of max_length stand for all.
+  const all = adapters.every((adapter) => adapter.config.dataset !== null);
+  const data = all ? await readAdaptersData(labelled, setup, log) : null;
+  const waysOf = (index: number, { schedule }: PaperSettings) => {
+    const own = { ...adapters[index]!.config, schedule };
+    return data === null ? fullRowsWorkload(own) : trainingWorkload(own, data[index]!);
+  };
   const { kv_cache_tokens: rows, max_num_seqs: sequences } = config;
+  const rates = rental?.rates ?? NO_OVERRIDES;
   const planOn = (changed: PaperSettings, on: readonly Device[]) => {
-    const workload = data === null ? fullRowsWorkload(changed) : trainingWorkload(changed, data);
+    const workload = roundWorkload(adapters.map((_, index) => waysOf(index, changed)));
     return planFor(changed, setup, on, {
+      beside: others.map(({ lora }) => lora!),
       workload: rows === null ? workload : besideCache(workload, { sequences, rows }),
-      rates: rental?.rates ?? NO_OVERRIDES,
+      rates,
     });
   };
   const planUnder = (changed: PaperSettings) => planOn(changed, devices);
-  const { plan, computeDtype } = await planUnder(config);
-  const steps = data?.order.totalSteps ?? (config.max_steps > 0 ? config.max_steps : null);
+  const chosen = await planUnder(config);
+  const { plan, computeDtype } = chosen;
+  const alone: AdapterAlone[] = [];
+  for (const [index, { name, config: own }] of adapters.entries()) {
+    if (name === null) continue;
+    const workload = roundWorkload([waysOf(index, config)]);
+    const ownPlan = await planFor(own, setups[index]!, devices, { workload, rates });
+    alone.push({ name, setup: setups[index]!, chosen: ownPlan, steps: stepsOf(own, data?.[index] ?? null) });
+  }
+  const counts = adapters.map(({ config: own }, index) => stepsOf(own, data?.[index] ?? null));
+  const steps = counts.some((count) => count === null) ? null : Math.max(...(counts as number[]));
   if (rental !== null && rental.prices.size > 0 && steps === null) {
     throw new PipeloraError("PL_CONFIG_INVALID", "how many steps the run has is not known: prices can't be reckoned.", {
       hint: "Give --dataset, or --max-steps.",
@@ -76,6 +110,7 @@ export async function planWithoutWorkers(config: PaperSettings, log: Logger): Pr
     products: devices.every(({ kind }) => kind === "cuda")
       ? await compareProducts(config, planUnder, plan, computeDtype)
       : [],
+    adapters: alone.length === 0 ? null : await forecast(chosen, alone),
     devices,
     timesFor: timesFor(devices, rental !== null),
     rental:
@@ -94,6 +129,10 @@ export async function planWithoutWorkers(config: PaperSettings, log: Logger): Pr
             deadline: rental.deadlineSeconds,
           },
   };
+}
+
+function stepsOf({ max_steps: most }: Pick<Config, "max_steps">, data: TrainingData | null): number | null {
+  return data?.order.totalSteps ?? (most > 0 ? most : null);
 }
 
 function timesFor(devices: readonly Device[], named: boolean): string {

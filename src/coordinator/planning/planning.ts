@@ -5,6 +5,7 @@ import { freeMemory } from "../../common/machine.ts";
 import type { Config } from "../../config/options.ts";
 import type { Capabilities } from "../../engine/index.ts";
 import { ncclFor } from "../../engine/nccl-ability.ts";
+import type { ResolvedLora } from "../../models/lora-targets.ts";
 import { fastestPlan, type Refine } from "../../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../../plan/devices.ts";
 import { assertComputable } from "../../plan/engine-limits.ts";
@@ -23,7 +24,7 @@ import { computeDtype } from "./compute-dtype.ts";
 import { fp8Warning } from "./fp8.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import { withSimulatedStep } from "./prediction.ts";
-import type { Cut, Workload } from "./workload.ts";
+import type { RoundCut, Workload } from "./workload.ts";
 
 /** Devices for a plan without workers: those that --max-memory names, else those a run would start here. */
 export function paperDevices(
@@ -60,10 +61,18 @@ export type PlanRequestSettings = Pick<
 
 export type PlanSettings = PlanRequestSettings & Pick<Config, "device_map" | "deterministic_batches">;
 
+/** What is planned. */
+export interface PlanOf {
+  readonly workload: Workload;
+  readonly rates: RateOverrides;
+  /** Other adapters than the setup's over its base. */
+  readonly beside?: readonly ResolvedLora[];
+}
+
 export interface ChosenPlan {
   readonly plan: Plan;
   /** How steps are cut under it. */
-  readonly cut: Cut;
+  readonly cut: RoundCut;
   readonly computeDtype: FloatDtype;
   readonly speeds: Speeds;
 }
@@ -77,11 +86,11 @@ export async function planFor(
   settings: PlanSettings,
   setup: ModelSetup,
   devices: readonly Device[],
-  { workload, rates }: { readonly workload: Workload; readonly rates: RateOverrides },
+  { workload, rates, beside = [] }: PlanOf,
 ): Promise<ChosenPlan> {
   const asked = await deviceMap(settings.device_map);
   const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
-  const { request, warnings: notes } = planRequest(settings, setup, devices, { strategy, rates });
+  const { request, warnings: notes } = planRequest(settings, setup, devices, { strategy, rates, beside });
   const { previous } = workload;
   const { plan, choice: cut } =
     (previous === null ? null : await planIfFits(request, previous)) ??
@@ -99,16 +108,16 @@ type Request = Omit<PlanRequest, "work">;
 /** Two looks: over numbers of micro-batches a half or a third apart, then over all around the best. */
 async function fastestCut(
   request: Request,
-  cuts: readonly Cut[],
+  cuts: readonly RoundCut[],
   workload: Workload,
-): Promise<{ plan: Plan; choice: Cut }> {
+): Promise<{ plan: Plan; choice: RoundCut }> {
   const simulate: Refine = (plan, work) => withSimulatedStep(plan, work, request);
   const found = await fastestPlan(request, cuts, simulate);
   const near = cuts.length > 1 ? await workload.near(found.choice) : [];
   return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near], simulate);
 }
 
-async function planIfFits(request: Request, cut: Cut): Promise<{ plan: Plan; choice: Cut } | null> {
+async function planIfFits(request: Request, cut: RoundCut): Promise<{ plan: Plan; choice: RoundCut } | null> {
   try {
     return await fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
   } catch (error) {
@@ -128,7 +137,7 @@ export function cutsOf(
   strategy: NamedStrategy | DeviceMapInput,
   devices: readonly Device[],
   workload: Workload,
-): readonly Cut[] {
+): readonly RoundCut[] {
   if (config.deterministic_batches) return [workload.fixed(devices)];
   if (strategy === "fastest") return workload.free(devices);
   return devices.every(({ kind }) => kind === "cuda") ? workload.cuts() : [workload.fixed(devices)];
@@ -142,7 +151,7 @@ export function planRequest(
   config: PlanRequestSettings,
   setup: ModelSetup,
   devices: readonly Device[],
-  choice: Pick<PlanRequest, "strategy" | "rates">,
+  { beside = [], ...choice }: Pick<PlanRequest, "strategy" | "rates"> & Pick<PlanOf, "beside">,
 ): { request: Omit<PlanRequest, "work">; warnings: readonly string[] } {
   assertComputable(setup.spec, devices);
   const { dtype, warning } = computeDtype(config, setup, devices);
@@ -153,7 +162,8 @@ export function planRequest(
       hint: "Give --load-in-4bit or --load-in-8bit, or leave --weight-cache out.",
     });
   }
-  const gains = setup.lora?.targets.find(({ dora }) => dora);
+  const loras = [...(setup.lora === null ? [] : [setup.lora]), ...beside];
+  const gains = loras.flatMap(({ targets }) => targets).find(({ dora }) => dora);
   if (config.fp8 && gains !== undefined) {
     throw new PipeloraError(
       "PL_CONFIG_INVALID",
@@ -180,6 +190,7 @@ export function planRequest(
     activationOffload: config.activation_offload,
     lora: setup.lora?.targets ?? [],
     matrices: setup.lora?.matrices ?? [],
+    ...(beside.length === 0 ? {} : { beside: beside.map(({ targets: lora, matrices }) => ({ lora, matrices })) }),
   };
   return { request, warnings: notes.filter((note) => note !== null) };
 }

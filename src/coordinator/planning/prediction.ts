@@ -46,6 +46,28 @@ export function stepAtMeasuredCompute(
   return Math.max(...steps);
 }
 
+/**
+ * Milliseconds of a step that does `work` under a plan made for `planned`: micro-batches of another mean size take as much longer or
+ * shorter. Null: the plan predicts nothing.
+ */
+export function predictedRoundMs(
+  plan: Plan,
+  { work, planned }: { readonly work: Work; readonly planned: Work },
+  speeds: Speeds,
+): number | null {
+  const { predicted } = plan;
+  if (predicted === null) return null;
+  const factor = work.meanTokens / planned.meanTokens;
+  const segments = predicted.segments.map((times) => ({
+    ...times,
+    forwardMs: times.forwardMs * factor,
+    backwardMs: times.backwardMs * factor,
+    transferMs: times.transferMs * factor,
+  }));
+  if (tooLong(plan, work)) return (predicted.stepTimeMs * factor * work.microBatches) / planned.microBatches;
+  return simulatedStep(plan, { ...predicted, segments }, work, speeds).stepTimeMs;
+}
+
 function tooLong(plan: Plan, work: Work): boolean {
   return plan.segments.length * work.microBatches > MOST_SIMULATED;
 }

@@ -7,6 +7,7 @@ import { TrainingOrder } from "../../data/order.ts";
 import { datasetError } from "../../data/readers/checks.ts";
 import { splitRows } from "../../data/split.ts";
 import type { ModelSetup } from "./model-setup.ts";
+import { named } from "./named-adapters.ts";
 import { findSets } from "./row-sets.ts";
 import { type TemplateSettings, templatesOf } from "./row-templates.ts";
 
@@ -52,6 +53,46 @@ export interface TrainingData {
   readonly parts: readonly SetPart[];
 }
 
+/** The same for each of these adapters; rows that several of them train on are read and held once. Errors name the adapter's `label`. */
+export async function readAdaptersData(
+  adapters: readonly { readonly label: string; readonly config: DataSettings }[],
+  model: Pick<ModelSetup, "dir" | "spec">,
+  log: Logger,
+): Promise<TrainingData[]> {
+  const known = new Map<string, Promise<Rows>>();
+  const all: TrainingData[] = [];
+  for (const { label, config } of adapters) {
+    const key = JSON.stringify([
+      ...ROW_SETTINGS.map((name) => config[name]),
+      config.validation_split > 0 ? config.seed : null,
+    ]);
+    const rows = known.get(key) ?? readRows(config, model, log);
+    known.set(key, rows);
+    try {
+      const read = await rows;
+      all.push({ ...read, order: orderOf(config, read.train) });
+    } catch (error) {
+      throw named(label, error);
+    }
+  }
+  return all;
+}
+
+type Rows = Omit<TrainingData, "order">;
+
+/** What rows depend on. */
+const ROW_SETTINGS = [
+  "dataset",
+  "eval_dataset",
+  "validation_split",
+  "columns",
+  "max_length",
+  "system",
+  "template",
+  "template_date",
+  "train_on",
+] as const satisfies readonly (keyof DataSettings)[];
+
 /**
  * Finds (and fetches), reads, encodes and mixes the rows. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID; those of
  * hub/ for sets that are named.
@@ -61,6 +102,15 @@ export async function readTrainingData(
   { dir, spec }: Pick<ModelSetup, "dir" | "spec">,
   log: Logger,
 ): Promise<TrainingData> {
+  const rows = await readRows(config, { dir, spec }, log);
+  return { ...rows, order: orderOf(config, rows.train) };
+}
+
+async function readRows(
+  config: DataSettings,
+  { dir, spec }: Pick<ModelSetup, "dir" | "spec">,
+  log: Logger,
+): Promise<Rows> {
   const options = { maxLength: config.max_length, vocabSize: spec.shape.vocab };
   const templates = templatesOf(config, dir, log);
   const sets = await findSets(config.dataset!, config, templates, log);
@@ -69,7 +119,12 @@ export async function readTrainingData(
     throw datasetError("Sets of --eval-dataset have no weight: each row counts once.", "Leave the weights out.");
   }
   const { train, evaluation, parts } = mixed(sets, await encodeSets(sets, options), config);
-  const order = new TrainingOrder({
+  const held = evaluated === null ? evaluation : (await encodeSets(evaluated, options)).rows;
+  return { train, evaluation: held, parts };
+}
+
+function orderOf(config: DataSettings, train: Dataset): TrainingOrder {
+  return new TrainingOrder({
     rows: train.size,
     strategy: config.train_sampling_strategy,
     seed: config.data_seed ?? config.seed,
@@ -80,8 +135,6 @@ export async function readTrainingData(
     epochs: config.num_train_epochs,
     maxSteps: config.max_steps,
   });
-  const held = evaluated === null ? evaluation : (await encodeSets(evaluated, options)).rows;
-  return { train, evaluation: held, order, parts };
 }
 
 /** Rows are held out of each set by itself, before sets are mixed, so that no held-out row is trained on. */

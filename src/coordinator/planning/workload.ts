@@ -13,26 +13,105 @@ import type { TrainingData } from "./training-data.ts";
 /** How a step may be cut and run. */
 export type WorkSettings = Pick<Config, "micro_batch_tokens" | "replicas" | "schedule" | "gradient_checkpointing">;
 
-/** One way to run a step, and how a replica's rows are cut for it. */
+/** One way to run an adapter's steps, and how a replica's rows are cut for it. */
 export interface Cut extends WorkChoice {
   readonly size: MicroBatchSize;
   work(sampled: boolean): Promise<Work>;
 }
 
+/** The same of a round: a step of every adapter, one after the other through the pipeline. */
+export interface RoundCut extends WorkChoice {
+  /** Each adapter's. */
+  readonly parts: readonly Cut[];
+  work(sampled: boolean): Promise<Work>;
+}
+
 /** The ways to cut a step that a plan may choose from. */
-export interface Workload {
+export interface Ways<C> {
+  /** The one that does not depend on the placement, only on the rows, the settings and the kind of device. */
+  fixed(devices: readonly Device[]): C;
+  /** All that are worth trying with the settings' number of replicas, or with one. */
+  cuts(): C[];
+  /** All that are worth trying on these devices, with any number of replicas. */
+  free(devices: readonly Device[]): C[];
+  /** More ways, near one of those above. */
+  near(cut: C): Promise<C[]>;
+}
+
+export interface Workload extends Ways<RoundCut> {
   /** Whether it trains. Training takes many steps, so measuring the devices' speed first pays. */
   readonly trains: boolean;
   /** How the run was cut until now; null: it begins. */
-  readonly previous: Cut | null;
-  /** The one that does not depend on the placement, only on the rows, the settings and the kind of device. */
-  fixed(devices: readonly Device[]): Cut;
-  /** All that are worth trying with the settings' number of replicas, or with one. */
-  cuts(): Cut[];
-  /** All that are worth trying on these devices, with any number of replicas. */
-  free(devices: readonly Device[]): Cut[];
-  /** More ways, near one of those above. */
-  near(cut: Cut): Promise<Cut[]>;
+  readonly previous: RoundCut | null;
+}
+
+/** Rounds of these adapters' steps. `previous`: how each was cut until now. */
+export function roundWorkload(adapters: readonly Ways<Cut>[], previous: readonly Cut[] | null = null): Workload {
+  // Ways of one number of replicas go side by side, from the fewest micro-batches on; a list that ends goes on with its last.
+  const sideBySide = (lists: readonly Cut[][]): RoundCut[] => {
+    const counts = [...new Set(lists[0]!.map(({ replicas }) => replicas))];
+    return counts.flatMap((replicas) => {
+      const own = lists.map((list) => list.filter((cut) => cut.replicas === replicas));
+      if (own.some((list) => list.length === 0)) return [];
+      const longest = Math.max(...own.map((list) => list.length));
+      return Array.from({ length: longest }, (_, at) =>
+        roundCut(own.map((list) => list[Math.min(at, list.length - 1)]!)),
+      );
+    });
+  };
+  return {
+    trains: true,
+    previous: previous === null ? null : roundCut(previous),
+    fixed: (devices) => roundCut(adapters.map((one) => one.fixed(devices))),
+    cuts: () => sideBySide(adapters.map((one) => one.cuts())),
+    free: (devices) => sideBySide(adapters.map((one) => one.free(devices))),
+    near: async ({ parts }) => sideBySide(await Promise.all(adapters.map((one, index) => one.near(parts[index]!)))),
+  };
+}
+
+function roundCut(parts: readonly Cut[]): RoundCut {
+  const [first] = parts;
+  return {
+    replicas: first!.replicas,
+    parts,
+    work: async (sampled) => roundWork(await Promise.all(parts.map((part) => part.work(sampled)))),
+  };
+}
+
+/** What a round does: the largest micro-batch decides memory, their number and mean the time. */
+export function roundWork(adapters: readonly Work[]): Work {
+  const [first, ...others] = adapters;
+  if (others.length === 0) return first!;
+  const evaluations = adapters.flatMap(({ evaluation }) => (evaluation === undefined ? [] : [evaluation]));
+  return {
+    ...first!,
+    ...meanBatches(adapters),
+    tokens: Math.max(...adapters.map(({ tokens }) => tokens)),
+    labelTokens: Math.max(...adapters.map(({ labelTokens }) => labelTokens)),
+    ...(evaluations.length === 0
+      ? {}
+      : {
+          evaluation: {
+            ...meanBatches(evaluations),
+            rows: evaluations.reduce((sum, { rows }) => sum + rows, 0),
+            requests: evaluations.reduce((sum, { requests }) => sum + requests, 0),
+          },
+        }),
+  };
+}
+
+type Batches = Pick<Work, "microBatches" | "meanTokens" | "meanLabelTokens" | "rowTokens">;
+
+function meanBatches(all: readonly Batches[]): Batches {
+  const microBatches = all.reduce((sum, own) => sum + own.microBatches, 0);
+  const mean = (of: (own: Batches) => number) =>
+    all.reduce((sum, own) => sum + own.microBatches * of(own), 0) / microBatches;
+  return {
+    microBatches,
+    meanTokens: mean(({ meanTokens }) => meanTokens),
+    meanLabelTokens: mean(({ meanLabelTokens }) => meanLabelTokens),
+    rowTokens: Math.ceil(mean(({ rowTokens }) => rowTokens)),
+  };
 }
 
 /** Steps that stand for the whole run while plans are compared. */
@@ -41,7 +120,7 @@ const SAMPLED_STEPS = 16;
 export function trainingWorkload(
   config: WorkSettings,
   data: Pick<TrainingData, "train" | "evaluation" | "order">,
-): Workload {
+): Ways<Cut> {
   const { batchSize, accumulation, replicas: dealt } = data.order.options;
   const rows = Math.min(data.train.size, batchSize * accumulation);
   const rowTokens = data.train.statistics.totalTokens / data.train.size;
@@ -69,8 +148,6 @@ export function trainingWorkload(
   const cutsWith = (replicas: number) =>
     (limited === null ? countsOf(replicas).map((count) => ({ count })) : [limited]).map((size) => cut(replicas, size));
   return {
-    trains: true,
-    previous: null,
     fixed: (devices) => cut(dealt, limited ?? { count: microBatchCount(rowTokens * rows, rows, kindOf(devices)) }),
     cuts: () => cutsWith(dealt),
     free: (devices) => replicaCounts(config.replicas, devices.length, rows).flatMap(cutsWith),
@@ -101,7 +178,7 @@ function once<T>(make: () => T): () => T {
 /** Rows of the greatest length, with every token a label: for a plan without a dataset. */
 export function fullRowsWorkload(
   config: WorkSettings & Pick<Config, "max_length" | "per_device_train_batch_size" | "gradient_accumulation_steps">,
-): Workload {
+): Ways<Cut> {
   const { max_length: rowTokens } = config;
   const rows = config.per_device_train_batch_size * config.gradient_accumulation_steps;
   const cut = (replicas: number, ownRows: number, mostRows: number): Cut => {
@@ -123,8 +200,6 @@ export function fullRowsWorkload(
   const cutsWith = (replicas: number) =>
     limit === null ? cutsOfCounts(replicas, countsOf(ownRows(replicas))) : [cut(replicas, ownRows(replicas), limit)];
   return {
-    trains: true,
-    previous: null,
     fixed: (devices) => {
       const count = microBatchCount(rows * rowTokens, rows, kindOf(devices));
       return cut(config.replicas ?? 1, rows, limit ?? Math.ceil(rows / count));
@@ -153,7 +228,7 @@ export interface CacheNeeds {
 
 /** The same work on devices that hold a cache too, in which sequences are continued between steps. */
 export function besideCache(workload: Workload, { sequences, rows }: Pick<CacheNeeds, "sequences" | "rows">): Workload {
-  const beside = (cut: Cut): Cut => ({
+  const beside = (cut: RoundCut): RoundCut => ({
     ...cut,
     work: async (sampled) => {
       const work = await cut.work(sampled);
@@ -190,7 +265,7 @@ export function generationWorkload({ sequences, rows, roundTokens }: CacheNeeds)
     cacheSequences: sequences,
     forwardOnly: true,
   };
-  const only: Cut = { replicas: 1, size: { count: 1 }, work: async () => work };
+  const only: RoundCut = { replicas: 1, parts: [], work: async () => work };
   return {
     trains: false,
     previous: null,

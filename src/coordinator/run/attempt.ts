@@ -1,7 +1,6 @@
 import { type PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import type { PlannedMembers } from "../assembly/plan-members.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
-import type { Cut } from "../planning/workload.ts";
 import type { TrainerState } from "./trainer-state.ts";
 
 /** Waits for its workers. */
@@ -25,13 +24,13 @@ export interface Prepared {
   readonly pipeline: Pipeline;
 }
 
-/** The ranks hold the weights after `progress.globalStep` updates. */
+/** The ranks hold each adapter's weights after its `globalStep` updates. */
 export interface Stepping {
   readonly name: "stepping";
   readonly planned: PlannedMembers;
   readonly pipeline: Pipeline;
-  /** Changed in place by the steps. */
-  readonly progress: TrainerState;
+  /** Of each adapter, in the order in which they were planned. Changed in place by the steps. */
+  readonly progress: readonly TrainerState[];
 }
 
 export interface Done {
@@ -73,23 +72,15 @@ export class Attempt {
   readonly #disturbed: Promise<never>;
   #state: Active | Ended = { name: "gathering" };
   #work: Promise<unknown> = Promise.resolve();
-  #cut: Cut | null;
 
-  /** `previous`: how the attempt before cut the run's steps; null: this is the first. */
-  constructor(stages: Stages, disturbed: Promise<never>, previous: Cut | null) {
+  constructor(stages: Stages, disturbed: Promise<never>) {
     this.#stages = stages;
     this.#disturbed = disturbed;
-    this.#cut = previous;
     disturbed.catch(() => {});
   }
 
   get state(): Active | Ended {
     return this.#state;
-  }
-
-  /** How the steps are cut, once that is known: the next attempt keeps to it. */
-  get cut(): Cut | null {
-    return this.#cut;
   }
 
   /** From state to state until it has ended. Never rejects: what goes wrong in any state is the state `failed`. */
@@ -100,7 +91,6 @@ export class Attempt {
       const next = await this.#next(state).catch(
         (thrown: unknown): Failed => ({ name: "failed", during: state.name, error: toPipeloraError(thrown) }),
       );
-      if (next.name === "planned") this.#cut = next.planned.cut;
       this.#state = next;
     }
   }

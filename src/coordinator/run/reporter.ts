@@ -1,3 +1,4 @@
+import type { PipeloraError } from "../../common/errors.ts";
 import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
@@ -60,6 +61,8 @@ export interface Shown {
   samples(samples: readonly Sample[], step: number): void;
   saved(saved: Saved, step: number): void;
   end(summary: Readonly<Record<string, unknown>>): void;
+  /** Of an adapter that ends before the others do, by a fault of its own. */
+  failed(error: PipeloraError): void;
 }
 
 /** All that a run tells: what is shown, and what only those hear who keep it. */

@@ -4,9 +4,10 @@ import type { Sample, Shown, StepProgress } from "./reporter.ts";
 import type { Saved } from "./run-files.ts";
 import type { LogEntry } from "./trainer-state.ts";
 
-/** One JSON event a line on stdout. */
-export function jsonReporter(write: (line: string) => void): Shown {
-  const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...value })}\n`);
+/** One JSON event a line on stdout; of one of several adapters with its name. */
+export function jsonReporter(write: (line: string) => void, adapter: string | null = null): Shown {
+  const whose = adapter === null ? {} : { adapter };
+  const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...whose, ...value })}\n`);
   return {
     plan: (_text, value) => event("plan", { plan: value }),
     preflight: (_text, value) => event("preflight", { preflight: value }),
@@ -18,24 +19,28 @@ export function jsonReporter(write: (line: string) => void): Shown {
     saved: ({ path, nodes, files }, step) =>
       event("save", { path, step, ...(nodes.length > 0 ? { nodes: nodesJson(nodes), files } : {}) }),
     end: (summary) => event("end", summary),
+    failed: ({ code, message }) => event("failed", { code, message }),
   };
 }
 
-/** Plain lines through the log: for files, containers and pino JSON. */
-export function logReporter(log: Logger): Shown {
+/** Plain lines through the log: for files, containers and pino JSON. Of one of several adapters with its name in front. */
+export function logReporter(log: Logger, adapter: string | null = null): Shown {
   const rate = new TokenRate();
+  const own = adapter === null ? log : log.child({ adapter });
+  const named = adapter === null ? (text: string) => text : (text: string) => `${adapter}: ${text}`;
   return {
-    plan: (text, value) => log.info({ plan: value }, text),
-    preflight: (text, value) => log.info({ preflight: value }, text),
-    note: (text) => log.info(text),
+    plan: (text, value) => own.info({ plan: value }, text),
+    preflight: (text, value) => own.info({ preflight: value }, text),
+    note: (text) => own.info(named(text)),
     step: (progress) => rate.add(progress),
-    log: (entry) => log.info(entry, `${describe(entry)}${rate.describe()}`),
-    predictions: (text, value) => log.info({ predictions: value }, text),
+    log: (entry) => own.info(entry, named(`${describe(entry)}${rate.describe()}`)),
+    predictions: (text, value) => own.info({ predictions: value }, text),
     samples: (samples, step) => {
-      for (const sample of samples) log.info({ step, ...sample }, describeSample(sample, step));
+      for (const sample of samples) own.info({ step, ...sample }, named(describeSample(sample, step)));
     },
-    saved: (saved, step) => log.info({ path: saved.path, step, files: saved.files }, describeSave(saved)),
-    end: (summary) => log.info(summary, "training finished"),
+    saved: (saved, step) => own.info({ path: saved.path, step, files: saved.files }, named(describeSave(saved))),
+    end: (summary) => own.info(summary, named("training finished")),
+    failed: (error) => own.error({ code: error.code }, named(`failed: ${error.code}: ${error.message}`)),
   };
 }
 
@@ -67,6 +72,7 @@ export function barReporter(out: NodeJS.WriteStream): Shown {
           .join(", ")}`,
       );
     },
+    failed: ({ code, message }) => line(`${code}: ${message}`),
   };
 }
 

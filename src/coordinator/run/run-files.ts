@@ -8,7 +8,7 @@ import { readTensor } from "../../formats/safetensors.ts";
 import { copyTokenizer } from "../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
 import type { NodeFolders, NodeSave } from "../cluster/node-folders.ts";
-import type { MatrixValues, Pipeline } from "../cluster/pipeline.ts";
+import type { MatrixValues, PipelineAdapter } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import { CheckpointStore } from "./checkpoint-store.ts";
 import {
@@ -248,7 +248,7 @@ export class RunFiles {
    * best checkpoint, if that evaluation was saved.
    * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
    */
-  async save(pipeline: Pipeline, state: TrainerState, stopping: boolean): Promise<Saved> {
+  async save(pipeline: PipelineAdapter, state: TrainerState, stopping: boolean): Promise<Saved> {
     const values = await pipeline.exportMatrices(
       this.#settings.save_only_model ? ["weight", "initial"] : ["weight", "exp_avg", "exp_avg_sq", "initial"],
     );
@@ -275,7 +275,7 @@ export class RunFiles {
    * The final adapter (with load_best_model_at_end the best checkpoint's), tokenizer and trainer_state.json in output_dir itself, on
    * every node that saves too. Error: PL_RESUME_INVALID if the best checkpoint is no longer whole.
    */
-  async finish(pipeline: Pipeline, state: TrainerState): Promise<Finished> {
+  async finish(pipeline: PipelineAdapter, state: TrainerState): Promise<Finished> {
     const best = this.#settings.load_best_model_at_end ? state.bestModelCheckpoint : null;
     const values =
       best === null ? await pipeline.exportMatrices(["weight", "initial"]) : await readWeights(best, this.#setup.lora!);

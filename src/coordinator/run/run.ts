@@ -3,19 +3,19 @@ import type { Config } from "../../config/options.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Interrupts } from "../cluster/interrupts.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import type { TrainingData } from "../planning/training-data.ts";
+import type { AdapterRun } from "./adapter-run.ts";
 import type { LiveReplies } from "./live-replies.ts";
 import type { Reporter } from "./reporter.ts";
-import type { RunFiles } from "./run-files.ts";
 import type { TraceFile } from "./tracing/trace-file.ts";
 
 /** What was checked and read before a worker was needed. */
 export interface PreparedRun {
-  /** As given, with what depends on the number of steps worked out. */
+  /** What is the run's own; each adapter has its whole configuration. */
   readonly config: Config;
-  readonly setup: ModelSetup;
-  readonly data: TrainingData;
-  readonly files: RunFiles;
+  /** In the order in which they are given; at least one. */
+  readonly adapters: readonly AdapterRun[];
+  /** The base that all share. */
+  readonly base: ModelSetup;
   /** Null: none is asked for. */
   readonly trace: TraceFile | null;
   /** Whether somebody looks at the last step just now. */

@@ -1,20 +1,24 @@
 import { lookup } from "node:dns/promises";
+import { join } from "node:path";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
-import { toPipeloraError } from "../../common/errors.ts";
+import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { comesBack, exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
 import { changedKeys } from "../../config/load.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
+import { listCheckpoints } from "../../formats/checkpoint-folders.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
-import { describeModel } from "../planning/model-setup.ts";
-import { readTrainingData, type TrainingData } from "../planning/training-data.ts";
-import type { Cut } from "../planning/workload.ts";
+import { RESTARTABLE } from "../cluster/restartable.ts";
+import { describeModels } from "../planning/model-setup.ts";
+import { adapterLabel, named } from "../planning/named-adapters.ts";
+import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
+import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
 import { type HttpShows, LiveReplies } from "./live-replies.ts";
 import { preflight } from "./receive.ts";
@@ -31,13 +35,27 @@ import { withWholeSteps } from "./whole-steps.ts";
 /** A lost attempt's files are written or given up by then. */
 const SETTLE_MS = 60_000;
 
+/** An adapter to train: its whole configuration, and who hears of it. */
+export interface AdapterToTrain {
+  /** Null: the only one. */
+  readonly name: string | null;
+  readonly config: Config;
+  readonly reporter: Reporter;
+}
+
 /**
  * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
- * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `http`: what is
- * told with --http beside replies.
- * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; whatever the parts raise.
+ * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `reporter`
+ * hears of the run as a whole; `http`: what is told
+ * with --http beside replies.
+ * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; PL_ADAPTERS_FAILED where some of several adapters failed
+ * alone; whatever the parts raise.
  */
-export async function train(config: Config, log: Logger, reporter: Reporter, http: HttpShows): Promise<void> {
+export async function train(
+  config: Config,
+  wanted: readonly AdapterToTrain[],
+  { log, reporter, http }: { readonly log: Logger; readonly reporter: Reporter; readonly http: HttpShows },
+): Promise<void> {
   let cluster: Cluster | null = null;
   let replies: LiveReplies | null = null;
   const interrupts = new Interrupts(
@@ -49,10 +67,12 @@ export async function train(config: Config, log: Logger, reporter: Reporter, htt
   );
   let back = false;
   try {
-    const prepared = await interrupts.during(prepareRun(config, log, http));
+    const prepared = await interrupts.during(prepareRun(config, wanted, log, http));
     replies = prepared.replies;
     if (!config.preflight_only) {
-      reporter.began({ settings: withoutSecrets(prepared.config), changed: changedKeys(prepared.config) });
+      for (const { config: own, reporter: told } of prepared.adapters) {
+        told.began({ settings: withoutSecrets(own), changed: changedKeys(own) });
+      }
     }
     await replies?.listen();
     await warnOfLoopback(config, log);
@@ -60,6 +80,8 @@ export async function train(config: Config, log: Logger, reporter: Reporter, htt
     const run: Run = { ...prepared, cluster, interrupts, log, reporter };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
     else await attempts(run);
+    const failure = failureOf(run.adapters);
+    if (failure !== null) throw failure;
   } catch (thrown) {
     back = comesBack(toPipeloraError(thrown));
     throw thrown;
@@ -86,47 +108,103 @@ async function warnOfLoopback(
 }
 
 /** What can be checked and read before a worker is needed. */
-async function prepareRun(asked: Config, log: Logger, http: HttpShows): Promise<PreparedRun> {
-  const outputDir = await ensureWritable(asked.output_dir!);
-  const given = { ...asked, template_date: await templateDate(asked) };
-  const described = await describeModel(given, log, { weights: true, lora: true });
+async function prepareRun(
+  config: Config,
+  wanted: readonly AdapterToTrain[],
+  log: Logger,
+  http: HttpShows,
+): Promise<PreparedRun> {
   const warn = onceEach((warning) => log.warn(warning));
-  for (const warning of described.warnings) warn(warning);
-  if (/8bit|paged/.test(given.optim)) warn(`optim ${given.optim}: AdamW in float32 is what runs`);
-  if (given.loraplus_lr_ratio !== null && given.weight_decay > 0) {
-    warn(`weight_decay ${given.weight_decay} does not act with LoRA+, as in peft: loraplus_weight_decay does`);
+  const asked = await resumable(wanted);
+  const labelled = [];
+  for (const { name, config: own, reporter } of asked) {
+    const outputDir = await ensureWritable(own.output_dir!);
+    labelled.push({
+      name,
+      label: adapterLabel(name),
+      reporter,
+      outputDir,
+      config: { ...own, template_date: await templateDate(own) },
+    });
+    if (/8bit|paged/.test(own.optim)) warn(`optim ${own.optim}: AdamW in float32 is what runs`);
+    if (own.loraplus_lr_ratio !== null && own.weight_decay > 0) {
+      warn(`weight_decay ${own.weight_decay} does not act with LoRA+, as in peft: loraplus_weight_decay does`);
+    }
   }
-  const data = await readTrainingData(given, described, log);
-  const config = withWholeSteps(given, data.order.totalSteps);
-  describeData(data, log);
-  // Weights that are fetched wait until the rows are known to be good.
-  const setup = await described.withWeights();
-  const fingerprint = await runFingerprint(config, await checkpointFingerprint(setup.checkpoint!), data.train);
-  const identity = { outputDir, fingerprint, maxSteps: data.order.totalSteps, args: withoutSecrets(config) };
-  const files = await RunFiles.open(config, setup, identity, warn);
+  const described = await describeModels(labelled, log, { weights: true, lora: true });
+  for (const warning of described.flatMap(({ warnings }) => warnings)) warn(warning);
+  const data = await readAdaptersData(labelled, described[0]!, log);
+  const adapters: AdapterRun[] = [];
+  for (const [index, { name, label, reporter, outputDir, config: given }] of labelled.entries()) {
+    try {
+      const own = data[index]!;
+      const whole = withWholeSteps(given, own.order.totalSteps);
+      describeData(own, label, log);
+      // Weights that are fetched wait until the rows are known to be good.
+      const setup = await described[index]!.withWeights();
+      const fingerprint = await runFingerprint(whole, await checkpointFingerprint(setup.checkpoint!), own.train);
+      const identity = { outputDir, fingerprint, maxSteps: own.order.totalSteps, args: withoutSecrets(whole) };
+      const files = await RunFiles.open(whole, setup, identity, (text) => warn(`${label}${text}`));
+      adapters.push(new AdapterRun(name, { config: whole, setup, data: own, files, reporter }));
+    } catch (error) {
+      throw named(label, error);
+    }
+  }
+  const [first] = adapters;
   const trace = await TraceFile.open(config, warn);
-  const replies = await LiveReplies.open(config, setup, { log, http });
+  const replies = await LiveReplies.open(first!.config, first!.setup, { log, http });
   const watched = () => http.live?.isLookedAt === true;
-  return { config, setup, data, files, trace, watched, replies, warn };
+  return { config, adapters, base: first!.setup, trace, watched, replies, warn };
+}
+
+/**
+ * Where each of several adapters goes on from. A run that ended while some had yet to save has checkpoints of the others: those go on from
+ * theirs, and the rest begins. Error: PL_RESUME_INVALID where none has any.
+ */
+async function resumable(wanted: readonly AdapterToTrain[]): Promise<readonly AdapterToTrain[]> {
+  const [first] = wanted;
+  if (first!.name === null || first!.config.resume_from_checkpoint !== true) return wanted;
+  for (const { config } of wanted) {
+    if ((await listCheckpoints(config.output_dir!)).length === 0) continue;
+    return wanted.map((one) => ({ ...one, config: { ...one.config, resume_from_checkpoint: "auto" } }));
+  }
+  throw new PipeloraError("PL_RESUME_INVALID", `no adapter of this run has a checkpoint in its folder`, {
+    hint: `Expected one such as ${join(first!.config.output_dir!, "checkpoint-100")}; leave out --resume-from-checkpoint to begin.`,
+  });
+}
+
+/** What a run ends with whose adapters went through to their ends, or failed alone. */
+export function failureOf(adapters: readonly Pick<AdapterRun, "name" | "error">[]): PipeloraError | null {
+  const failed = adapters.filter(({ error }) => error !== null);
+  const [first] = failed;
+  if (first === undefined) return null;
+  if (first.name === null) return first.error;
+  const each = failed.map(({ name, error }) => `  ${name}: ${error!.code}: ${error!.message}`);
+  return new PipeloraError(
+    "PL_ADAPTERS_FAILED",
+    `${failed.length} of ${adapters.length} adapters failed${failed.length < adapters.length ? ", the others are done" : ""}:\n${each.join("\n")}`,
+    { hint: "Each goes on from its own last checkpoint with --resume-from-checkpoint, once its cause is gone." },
+  );
 }
 
 /** The run, from its last safe point again whenever a worker was lost or has left. */
 async function attempts(run: Run): Promise<void> {
   const { config, cluster, interrupts, log } = run;
-  let cut: Cut | null = null;
   for (let restarts = 0; ; ) {
     const disturbed = Promise.race([cluster.failure, interrupts.first]);
-    const attempt = new Attempt(trainingStages(run, cut), disturbed, cut);
+    const attempt = new Attempt(trainingStages(run), disturbed);
     const ended = await attempt.run();
     if (ended.name === "done") return;
     if (ended.name === "failed") log.debug(`the attempt failed while it was ${ended.during}`);
+    // A worker that is lost after the last adapter was written costs nothing.
+    const over = !run.adapters.some(({ live }) => live);
+    if (over && (ended.name === "left" || RESTARTABLE.has(ended.error.code))) return;
     const stopping = interrupts.signal !== null;
     const { reason, counts } = restartAfter(ended, { left: config.max_restarts - restarts, stopping });
     if (counts) restarts++;
     log.warn(counts ? `${reason} (restart ${restarts} of ${config.max_restarts})` : reason);
     await cluster.dissolve(true);
     await withDeadline(attempt.settled(), SETTLE_MS, { name: "what the ended attempt had under way" });
-    cut = attempt.cut;
   }
 }
 
@@ -138,23 +216,23 @@ function onceEach(say: (text: string) => void): (text: string) => void {
   };
 }
 
-function describeData({ train, evaluation, parts }: TrainingData, log: Logger): void {
+function describeData({ train, evaluation, parts }: TrainingData, label: string, log: Logger): void {
   const { rows, totalTokens, labelTokens, truncated, unlabelled } = train.statistics;
   log.info(
-    `${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
+    `${label}${rows} rows, ${totalTokens} tokens, ${labelTokens} of them labels${evaluation === null ? "" : `; ${evaluation.size} rows held out`}`,
   );
   if (parts.length > 1) {
     const percent = (part: number, whole: number) => `${((100 * part) / Math.max(1, whole)).toFixed(1)} %`;
-    for (const { label, rows: taken, labelTokens: labels, own, heldOut } of parts) {
+    for (const { label: set, rows: taken, labelTokens: labels, own, heldOut } of parts) {
       const again = taken > own ? `, each ${(taken / own).toFixed(2)} times` : "";
       const held = heldOut > 0 ? `, ${heldOut} held out` : "";
       log.info(
-        `${label}: ${own} rows${again}${held}: ${percent(taken, rows)} of an epoch's rows, ${percent(labels, labelTokens)} of its labels`,
+        `${set}: ${own} rows${again}${held}: ${percent(taken, rows)} of an epoch's rows, ${percent(labels, labelTokens)} of its labels`,
       );
     }
   }
-  if (truncated > 0) log.warn(`${truncated} rows were cut at the maximal length`);
+  if (truncated > 0) log.warn(`${label}${truncated} rows were cut at the maximal length`);
   const lost = lostText(train.statistics);
-  if (lost !== null) log.warn(lost);
-  if (unlabelled > 0) log.warn(`${unlabelled} rows have no label left and add nothing to the loss`);
+  if (lost !== null) log.warn(`${label}${lost}`);
+  if (unlabelled > 0) log.warn(`${label}${unlabelled} rows have no label left and add nothing to the loss`);
 }

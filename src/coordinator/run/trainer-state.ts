@@ -150,15 +150,18 @@ export function serializeState(state: TrainerState, context: TrainerStateContext
   return `${JSON.stringify(value, null, 2)}\n`;
 }
 
-/** Errors: PL_RESUME_INVALID if the text is no trainer state or belongs to a run with other data, model or settings. */
-export function parseState(text: string, path: string, fingerprint: string): TrainerState {
+/**
+ * Errors: PL_RESUME_INVALID if the text is no trainer state or belongs to a run with other data, model or settings; `fingerprint` null: whichever
+ * run's.
+ */
+export function parseState(text: string, path: string, fingerprint: string | null): TrainerState {
   const parsed = stateSchema.safeParse(tryJson(text));
   if (!parsed.success) {
     throw new PipeloraError("PL_RESUME_INVALID", `${path} is not a trainer state: ${parsed.error.issues[0]?.message}`);
   }
   const state = parsed.data;
   const ours = state.stateful_callbacks.Pipelora;
-  if (ours !== undefined && ours.fingerprint !== fingerprint) {
+  if (fingerprint !== null && ours !== undefined && ours.fingerprint !== fingerprint) {
     throw new PipeloraError(
       "PL_RESUME_INVALID",
       `${path} belongs to a run with another model, dataset or training settings (${ours.fingerprint}, this run is ${fingerprint})`,

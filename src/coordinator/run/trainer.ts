@@ -1,8 +1,9 @@
 import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
-import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
+import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
-import type { Pipeline } from "../cluster/pipeline.ts";
+import { fromFailure } from "../../rpc/wire-error.ts";
+import type { PipelineAdapter, RoundPart } from "../cluster/pipeline.ts";
 import { type BestSettings, type Judgement, judge } from "./best.ts";
 import { clipFactor, gradientNorm } from "./gradients.ts";
 import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
@@ -12,21 +13,14 @@ import type { Reporter } from "./reporter.ts";
 import type { Evaluation, StepSource, TrainStep } from "./step-source.ts";
 import type { LogEntry, TrainerState } from "./trainer-state.ts";
 
-/** What the loop asks of its surroundings. */
+/** What an adapter's steps ask of their surroundings. */
 export interface TrainerHooks {
   /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
   save(state: TrainerState, stopping: boolean): Promise<void>;
-  readonly interrupted: () => boolean;
-  /** Whether the step that begins now is to be traced. */
-  readonly traced: (step: number, isLast: boolean) => boolean;
-  /** After a step, which began at `began` by performance.now(). */
-  stepped(step: number, told: { readonly began: number; readonly traced: boolean }): Promise<void>;
-  /** Whether somebody waits for what the weights say now. */
-  readonly asked: () => boolean;
-  /** Weights are those after so many updates. */
-  answer(step: number): Promise<void>;
   /** After an evaluation, with the weights that it was of. */
   evaluated(step: number): Promise<void>;
+  /** After the last update, or an early stop. */
+  finish(state: TrainerState): Promise<void>;
 }
 
 type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon">;
@@ -48,7 +42,7 @@ export type LoopSettings = AdamSettings &
 
 export interface TrainerOptions {
   readonly config: LoopSettings;
-  readonly pipeline: Pipeline;
+  readonly pipeline: PipelineAdapter;
   readonly source: StepSource;
   readonly evaluation: Evaluation | null;
   readonly rate: LearningRateSettings;
@@ -60,47 +54,88 @@ export interface TrainerOptions {
 }
 
 /**
- * The optimizer steps of a run, from `state` (changed in place) to the end or an interrupt, with the Trainer's
- * (transformers 5.17) times of logging, evaluating and saving. An update travels with the next step's request: one round
- * trip a step. Returns whether the run came to its end.
+ * The optimizer steps of one adapter, from `state` (changed in place) to the end, with the Trainer's (transformers 5.17) times of logging,
+ * evaluating and saving. Rounds (rounds.ts) call it step by step. An update travels with the next step's request: one round trip a step.
  */
-export async function trainSteps(options: TrainerOptions, state: TrainerState): Promise<boolean> {
-  const { config, pipeline, source, reporter, hooks } = options;
-  let pending: Update | null = null;
-  const settle = async () => {
-    if (pending !== null) await pipeline.applyUpdate(pending);
-    pending = null;
-  };
-  const answer = async () => {
-    if (!hooks.asked()) return;
-    await settle();
-    await hooks.answer(state.globalStep);
-  };
-  let next = state.globalStep < source.maxSteps ? await source.at(state.globalStep + 1) : null;
-  while (next !== null) {
-    await answer();
-    const current: TrainStep = next;
+export class Trainer {
+  readonly #options: TrainerOptions;
+  readonly state: TrainerState;
+  /** The update of the last step, where the workers have yet to hear of it. */
+  #pending: Update | null = null;
+  /** The step that is computed, or comes next. */
+  #current: TrainStep | null = null;
+  #next: TrainStep | null = null;
+  #ended = false;
+
+  constructor(options: TrainerOptions, state: TrainerState) {
+    this.#options = options;
+    this.state = state;
+  }
+
+  /** Takes part in no more rounds. */
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  /** Its first rows are made. A run that is through already ends. */
+  async open(): Promise<void> {
+    this.#current = await this.#rows(this.state.globalStep + 1);
+    if (this.#current === null) await this.#finish();
+  }
+
+  /** Mean tokens of the next step's micro-batches. */
+  get batchTokens(): number {
+    const { batches, tokens } = this.#current!;
+    return (
+      tokens /
+      Math.max(
+        1,
+        batches.reduce((sum, { batchRows }) => sum + batchRows.length, 0),
+      )
+    );
+  }
+
+  /** Whether the next step is the last, but for an early stop. */
+  get isAtLast(): boolean {
+    return this.state.globalStep + 1 === this.#options.source.maxSteps;
+  }
+
+  /** The next step as the workers are asked for it. */
+  begin(): RoundPart {
+    const part = {
+      adapter: this.#options.pipeline.number,
+      step: this.state.globalStep + 1,
+      batches: this.#current!.batches,
+      previous: this.#pending,
+      lossScale: this.state.lossScale?.scale ?? 1,
+    };
+    this.#pending = null;
+    return part;
+  }
+
+  /** Makes the rows of the step after it, while the workers compute. */
+  async prepare(): Promise<void> {
+    this.#next = await this.#rows(this.state.globalStep + 2);
+  }
+
+  /** What the workers made of the step, by replica; it began at `started` by performance.now(). Error: PL_LOSS_NOT_FINITE. */
+  took(results: readonly AdapterSums__Output[], started: number): void {
+    const { config, source, reporter, rate: settings, groups, flosPerToken } = this.#options;
+    const { state } = this;
     const step = state.globalStep + 1;
-    const started = performance.now();
     const scale = state.lossScale?.scale ?? 1;
-    const traced = hooks.traced(step, step === source.maxSteps);
-    const running = pipeline.runStep({ step, lossScale: scale, trace: traced }, current.batches, pending);
-    // Awaited below; should it fail before that, nothing else is to be told.
-    running.catch(() => {});
-    // The next step's rows are made while the workers compute this one.
-    next = step < source.maxSteps ? await source.at(step + 1) : null;
-    const results = await running;
     const { loss, norm } = lossAndNorm(results, state, step);
     const applied = state.globalStep - state.skippedSteps;
-    const rate = learningRate(options.rate, applied);
-    pending = Number.isFinite(norm)
+    const rate = learningRate(settings, applied);
+    this.#pending = Number.isFinite(norm)
       ? update(config, {
           step: applied + 1,
-          groups: groupRates(options.rate, options.groups, applied),
+          groups: groupRates(settings, groups, applied),
           gradScale: clipFactor(norm, config.max_grad_norm) / scale,
         })
       : { skip: true };
-    advance(state, current, loss, options.flosPerToken);
+    const current = this.#current!;
+    advance(state, current, loss, flosPerToken);
     reporter.step({
       step,
       maxSteps: source.maxSteps,
@@ -111,10 +146,6 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       tokens: current.tokens,
       stepMs: performance.now() - started,
     });
-    await hooks.stepped(step, { began: started, traced });
-
-    const interrupted = hooks.interrupted();
-    const last = next === null;
     if (
       due(config.logging_strategy, config.logging_steps, step, current) ||
       (step === 1 && config.logging_first_step)
@@ -122,11 +153,20 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       const mean = state.unloggedLoss / state.unloggedSteps;
       log(state, reporter, { loss: mean, ...(Number.isFinite(norm) ? { grad_norm: norm } : {}), learning_rate: rate });
     }
+  }
+
+  /** Evaluates and saves where the step that was taken asks for it; ends after the last, and early. `interrupted`: saves in any case. */
+  async follow(interrupted: boolean): Promise<void> {
+    const { config, reporter, hooks } = this.#options;
+    const { state } = this;
+    const current = this.#current!;
+    const step = state.globalStep;
+    const last = this.#next === null;
     const evalSteps = config.eval_steps ?? config.logging_steps;
     let judgement: Judgement = { isBest: false, stops: false };
-    if (options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
-      await settle();
-      judgement = judge(config, await evaluate(options, options.evaluation, state), state);
+    if (this.#options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
+      await this.settle();
+      judgement = judge(config, await evaluate(this.#options, this.#options.evaluation, state), state);
       await hooks.evaluated(step);
     }
     const wanted =
@@ -134,7 +174,7 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
         ? judgement.isBest
         : due(config.save_strategy, config.save_steps, step, current) || (last && config.save_strategy === "steps");
     if (wanted || interrupted) {
-      await settle();
+      await this.settle();
       await hooks.save(state, last || judgement.stops);
     }
     if (judgement.stops && !last) {
@@ -142,13 +182,32 @@ export async function trainSteps(options: TrainerOptions, state: TrainerState): 
       reporter.note(
         `stopping early after step ${step}: ${times} evaluations no better than ${bestMetric} of step ${bestGlobalStep}`,
       );
-      break;
     }
-    if (interrupted && !last) return false;
+    this.#current = this.#next;
+    if (last || judgement.stops) await this.#finish();
   }
-  await settle();
-  await answer();
-  return true;
+
+  /** The workers' weights are those after `state.globalStep` updates. */
+  async settle(): Promise<void> {
+    if (this.#pending !== null) await this.#options.pipeline.applyUpdate(this.#pending);
+    this.#pending = null;
+  }
+
+  /** Goes no further: something of its own failed. */
+  abandon(): void {
+    this.#ended = true;
+  }
+
+  async #finish(): Promise<void> {
+    await this.settle();
+    this.#ended = true;
+    await this.#options.hooks.finish(this.state);
+  }
+
+  async #rows(step: number): Promise<TrainStep | null> {
+    const { source } = this.#options;
+    return step <= source.maxSteps ? source.at(step) : null;
+  }
 }
 
 function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { endsEpoch }: TrainStep): boolean {
@@ -160,10 +219,12 @@ function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { 
  * step is to be skipped, and the next one is scaled less.
  */
 function lossAndNorm(
-  results: readonly StepResult__Output[],
+  results: readonly AdapterSums__Output[],
   state: TrainerState,
   step: number,
 ): { loss: number; norm: number } {
+  const broken = results.find(({ failure }) => failure !== null);
+  if (broken !== undefined) throw fromFailure(broken.failure!);
   const loss = results.reduce((sum, result) => sum + result.lossSum, 0);
   const norm = gradientNorm(results) / (state.lossScale?.scale ?? 1);
   const finite = Number.isFinite(norm);

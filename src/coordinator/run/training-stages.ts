@@ -9,40 +9,59 @@ import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { loadShards } from "../assembly/load-shards.ts";
 import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
 import { type NodeSave, nodesJson } from "../cluster/node-folders.ts";
+import type { PipelineAdapter } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { besideCache, type Cut, trainingWorkload, type Workload } from "../planning/workload.ts";
+import { besideCache, roundWorkload, trainingWorkload, type Workload } from "../planning/workload.ts";
+import type { AdapterRun } from "./adapter-run.ts";
 import type { Done, Left, Planned, Prepared, Stages, Stepping } from "./attempt.ts";
 import type { LiveReplies } from "./live-replies.ts";
 import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
 import { quietHeap } from "./quiet-heap.ts";
 import { receive } from "./receive.ts";
+import { type RoundHooks, type Trained, trainRounds } from "./rounds.ts";
 import type { Run } from "./run.ts";
 import { describeFailure } from "./run-files.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { evaluationOf, stepSource } from "./step-source.ts";
 import { StepTraces } from "./tracing/step-traces.ts";
 import { StepWatch } from "./tracing/step-watch.ts";
-import { summarise, type TrainerOptions, trainSteps } from "./trainer.ts";
+import { summarise, Trainer, type TrainerOptions } from "./trainer.ts";
+import type { TrainerState } from "./trainer-state.ts";
 
-/** What an attempt at this run does in each state. `previous`: how the attempt before cut the steps. */
-export function trainingStages(run: Run, previous: Cut | null): Stages {
+/** What an attempt at this run does in each state. */
+export function trainingStages(run: Run): Stages {
   return {
-    gathering: () => gather(run, previous),
+    gathering: () => gather(run),
     planned: (state) => load(run, state),
     prepared: (state) => begin(run, state),
     stepping: (state) => step(run, state),
   };
 }
 
-async function gather(run: Run, previous: Cut | null): Promise<Planned> {
-  const { config, setup, data, cluster, replies } = run;
+/** Those that take part in an attempt, in the order of their numbers on the workers. */
+function liveOf({ adapters }: Run): readonly AdapterRun[] {
+  return adapters.filter(({ live }) => live);
+}
+
+async function gather(run: Run): Promise<Planned> {
+  const { config, base, cluster, replies } = run;
   const members = await cluster.form();
   await receive(members, run);
-  const workload = { ...trainingWorkload(config, data), previous };
+  const live = liveOf(run);
+  const cuts = live.flatMap(({ cut }) => (cut === null ? [] : [cut]));
+  const workload = roundWorkload(
+    live.map((adapter) => trainingWorkload(adapter.config, adapter.data)),
+    cuts.length === live.length ? cuts : null,
+  );
+  const beside = live.slice(1).map(({ setup }) => setup.lora!);
   const found =
     replies === null
-      ? { planned: await planMembers(members, setup, workload, config), cacheRows: 0 }
+      ? {
+          planned: await planMembers(members, live[0]?.setup ?? base, { workload, beside }, live[0]?.config ?? config),
+          cacheRows: 0,
+        }
       : await planBesideReplies(members, workload, run, replies);
+  for (const [index, adapter] of live.entries()) adapter.cut = found.planned.cut.parts[index]!;
   showPlan(found.planned, run);
   return { name: "planned", ...found };
 }
@@ -51,13 +70,13 @@ async function gather(run: Run, previous: Cut | null): Promise<Planned> {
 async function planBesideReplies(
   members: readonly WorkerConnection[],
   workload: Workload,
-  { config, setup }: Run,
+  { config, base }: Run,
   replies: LiveReplies,
 ): Promise<{ planned: PlannedMembers; cacheRows: number }> {
   const rooms = replies.rooms();
   for (const [index, room] of rooms.entries()) {
     try {
-      const planned = await planMembers(members, setup, besideCache(workload, room), config);
+      const planned = await planMembers(members, base, { workload: besideCache(workload, room) }, config);
       return { planned, cacheRows: room.rows };
     } catch (error) {
       if (toPipeloraError(error).code !== "PL_PLACEMENT_INFEASIBLE" || index + 1 === rooms.length) throw error;
@@ -66,50 +85,72 @@ async function planBesideReplies(
   throw new PipeloraError("PL_INTERNAL", "no room for replies was tried");
 }
 
-async function load({ config, setup, cluster, files, log }: Run, { planned, cacheRows }: Planned): Promise<Prepared> {
-  const how = { initialise: setup.adapter === null, groups: files.groups.of, failure: cluster.failure };
-  const { pipeline, prepared } = await loadShards(planned, setup, config, how);
+async function load(run: Run, { planned, cacheRows }: Planned): Promise<Prepared> {
+  const { config, base, cluster, log } = run;
+  const adapters = liveOf(run).map(({ config: settings, setup, files }) => {
+    return { lora: setup.lora, settings, initialise: setup.adapter === null, groups: files.groups.of };
+  });
+  const { pipeline, prepared } = await loadShards(planned, base, config, { adapters, failure: cluster.failure });
   for (const [rank, { memory, seconds }] of prepared.entries()) {
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
   }
   return { name: "prepared", planned, cacheRows, pipeline };
 }
 
-/** Hands out the values and the state that the run goes on from. */
-async function begin({ files, reporter, replies }: Run, { planned, cacheRows, pipeline }: Prepared): Promise<Stepping> {
-  const { state: progress, values } = await files.start();
-  if (values !== null) await pipeline.importMatrices(values);
-  if (planned.computeDtype === "float16") progress.lossScale ??= INITIAL_LOSS_SCALE;
+/** Hands out the values and the state that each adapter goes on from. */
+async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Promise<Stepping> {
+  const { replies } = run;
+  const progress: TrainerState[] = [];
+  for (const [number, { files, reporter }] of liveOf(run).entries()) {
+    const { state, values } = await files.start();
+    if (values !== null) await pipeline.adapter(number).importMatrices(values);
+    if (planned.computeDtype === "float16") state.lossScale ??= INITIAL_LOSS_SCALE;
+    if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
+    progress.push(state);
+  }
   const stages = new Set(planned.plan.segments.map(({ rank }) => rank)).size;
   const { tokens: batchTokens } = await planned.cut.work(false);
-  await replies?.placed({ pipeline, rows: cacheRows, stages, batchTokens }, progress.globalStep);
-  if (progress.globalStep > 0) reporter.note(`resumed after step ${progress.globalStep}`);
+  await replies?.placed({ pipeline, rows: cacheRows, stages, batchTokens }, progress[0]!.globalStep);
   return { name: "stepping", planned, pipeline, progress };
 }
 
 async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
-  const { data, cluster, interrupts } = run;
-  const { progress } = stepping;
+  const { cluster, interrupts, reporter, replies } = run;
+  const { planned, pipeline, progress } = stepping;
   quietHeap();
-  const started = performance.now();
-  const before = progress.globalStep;
+  const attempt = { started: performance.now(), evaluationSeconds: [] as number[] };
   cluster.health.ready = true;
-  const work = await stepping.planned.cut.work(false);
-  const traces = stepTraces(run, stepping, work);
-  const options = trainerOptions(run, stepping, { work, traces });
-  const finished = await cluster.untilSafePoint(() => trainSteps(options, progress));
+  const works = await Promise.all(planned.cut.parts.map((part) => part.work(false)));
+  const live = liveOf(run);
+  const trained = live.map((adapter, number): Trained => {
+    const options = trainerOptions(run, adapter, { stepping, number, work: works[number]!, attempt });
+    return { adapter, trainer: new Trainer(options, progress[number]!) };
+  });
+  const traces = stepTraces(run, stepping, await planned.cut.work(false));
+  const hooks: RoundHooks = {
+    interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
+    asked: () => replies?.asked === true,
+    traced: (round, isLast) => traces.wants(round, isLast),
+    stepped: (round, told) => traces.stepped(round, told, { members: planned.members, pipeline }),
+    answer: async () => replies?.answer(progress[0]!.globalStep, reporter),
+  };
+  const finished = await cluster.untilSafePoint(() => trainRounds(trained, pipeline, hooks));
   if (!finished) {
     if (interrupts.signal === null) return { name: "left", worker: cluster.leaving!.name };
+    const steps = live.flatMap(({ name, live: goesOn }, index) =>
+      goesOn ? [`step ${progress[index]!.globalStep}${name === null ? "" : ` of ${name}`}`] : [],
+    );
     throw new Interrupted(
       interrupts.signal,
-      `interrupted after step ${progress.globalStep}, which is saved`,
+      `interrupted after ${steps.join(", ")}, which ${steps.length === 1 ? "is" : "are"} saved`,
       "Continue with --resume-from-checkpoint.",
     );
   }
-  const seconds = (performance.now() - started) / 1000;
-  const steps = Math.max(1, progress.globalStep - before);
-  await traces.finish({ members: stepping.planned.members, pipeline: stepping.pipeline });
-  await finish(run, stepping, { seconds, samples: data.train.size * data.order.totalEpochs, steps });
+  await traces.finish({ members: planned.members, pipeline });
+  const { plan, cut, speeds } = planned;
+  const measured = { reports: await pipeline.report(), evaluationSeconds: attempt.evaluationSeconds };
+  const { text, value } = predictedBesideMeasured(plan, measured, await cut.work(false), speeds);
+  if (live.some(({ error }) => error === null)) reporter.predictions(text, value);
   return { name: "done" };
 }
 
@@ -125,17 +166,24 @@ function stepTraces({ trace, reporter, watched }: Run, { planned }: Stepping, wo
   return traces;
 }
 
-function trainerOptions(
-  run: Run,
-  { planned: { cut, members }, pipeline }: Stepping,
-  { work, traces }: { readonly work: Work; readonly traces: StepTraces },
-): TrainerOptions {
-  const { config, setup, data, files, cluster, interrupts, log, reporter, replies } = run;
-  const { replicas, size } = cut;
+interface AttemptOf {
+  readonly stepping: Stepping;
+  readonly number: number;
+  /** Its own: an evaluation is cut as in a run alone. */
+  readonly work: Work;
+  readonly attempt: { readonly started: number; readonly evaluationSeconds: number[] };
+}
+
+function trainerOptions(run: Run, adapter: AdapterRun, { stepping, number, work, attempt }: AttemptOf): TrainerOptions {
+  const { log, replies } = run;
+  const { config, setup, data, files, reporter } = adapter;
+  const { replicas, parts } = stepping.planned.cut;
+  const pipeline = stepping.pipeline.adapter(number);
+  const before = stepping.progress[number]!.globalStep;
   return {
     config,
     pipeline,
-    source: stepSource(data, setup.spec, size, replicas),
+    source: stepSource(data, setup.spec, parts[number]!.size, replicas),
     evaluation:
       data.evaluation === null
         ? null
@@ -145,40 +193,47 @@ function trainerOptions(
     flosPerToken: flosPerToken(setup),
     reporter,
     hooks: {
-      interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
-      asked: () => replies?.asked === true,
-      traced: (step, isLast) => traces.wants(step, isLast),
-      stepped: (step, told) => traces.stepped(step, told, { members, pipeline }),
-      answer: async (step) => replies?.answer(step, reporter),
       evaluated: async (step) => replies?.sample(step, reporter),
       save: async (current, stopping) => {
         const saved = await files.save(pipeline, current, stopping);
         reporter.saved(saved, current.globalStep);
         warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
       },
+      finish: async (state) => {
+        const seconds = (performance.now() - attempt.started) / 1000;
+        const steps = Math.max(1, state.globalStep - before);
+        const samples = data.train.size * data.order.totalEpochs;
+        attempt.evaluationSeconds.push(
+          ...state.logHistory.flatMap(({ step, eval_runtime: took }) =>
+            step > state.globalStep - steps && typeof took === "number" ? [took] : [],
+          ),
+        );
+        await finish(adapter, pipeline, state, { took: { seconds, samples, steps }, log });
+      },
     },
   };
 }
 
-/** Saves the adapter and tells what the run took. */
+/** Saves the adapter and tells what its run took. */
 async function finish(
-  { files, log, reporter }: Run,
-  { planned, pipeline, progress }: Stepping,
-  took: { readonly seconds: number; readonly samples: number; readonly steps: number },
+  adapter: AdapterRun,
+  pipeline: PipelineAdapter,
+  state: TrainerState,
+  { took, log }: { readonly took: Took; readonly log: Logger },
 ): Promise<void> {
-  const reports = await pipeline.report();
-  const summary = summarise(progress, reporter, took);
-  const { nodes, best } = await files.finish(pipeline, progress);
-  if (best !== null)
-    reporter.note(`the adapter is that of ${best}, the best of all evaluations (${progress.bestMetric})`);
+  const { files, reporter } = adapter;
+  const summary = summarise(state, reporter, took);
+  const { nodes, best } = await files.finish(pipeline, state);
+  if (best !== null) reporter.note(`the adapter is that of ${best}, the best of all evaluations (${state.bestMetric})`);
   warnOfNodes("the adapter", nodes, log);
   reporter.end({ ...summary, output_dir: files.outputDir, ...(nodes.length > 0 ? { nodes: nodesJson(nodes) } : {}) });
-  const { plan, cut, speeds } = planned;
-  const evaluationSeconds = progress.logHistory.flatMap(({ step, eval_runtime: seconds }) =>
-    step > progress.globalStep - took.steps && typeof seconds === "number" ? [seconds] : [],
-  );
-  const { text, value } = predictedBesideMeasured(plan, { reports, evaluationSeconds }, await cut.work(false), speeds);
-  reporter.predictions(text, value);
+  adapter.done();
+}
+
+interface Took {
+  readonly seconds: number;
+  readonly samples: number;
+  readonly steps: number;
 }
 
 function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): void {
@@ -187,8 +242,8 @@ function warnOfNodes(save: string, nodes: readonly NodeSave[], log: Logger): voi
   }
 }
 
-function showPlan({ plan, links, members }: PlannedMembers, { setup, reporter, warn }: Run): void {
-  const layers = setup.spec.layers.map(({ name }) => name);
+function showPlan({ plan, links, members }: PlannedMembers, { base, reporter, warn }: Run): void {
+  const layers = base.spec.layers.map(({ name }) => name);
   const ranks = members.map(({ hello: { node, device, deviceName, memoryBytes } }, rank) => ({
     ...{ rank, node, device, name: deviceName, memory_bytes: memoryBytes },
   }));

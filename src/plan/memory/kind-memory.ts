@@ -12,13 +12,16 @@ const FLOAT32 = 4;
 /** Rows of the identity that |W|² is measured with at a time (native/model/dora.cpp). */
 const MEASURED_ROWS = 128;
 
-/** Everything that a run trains; without a list of it, the pairs' own. */
-export function trainedMatrices({ matrices, lora }: Pick<PlanRequest, "matrices" | "lora">): readonly NamedMatrix[] {
-  return matrices ?? lora.flatMap(pairMatrices);
+type Trained = Pick<PlanRequest, "matrices" | "lora" | "beside">;
+
+/** Everything that a run trains, of all adapters; without a list of it, the pairs' own. */
+export function trainedMatrices({ matrices, lora, beside = [] }: Trained): readonly NamedMatrix[] {
+  const own = matrices ?? lora.flatMap(pairMatrices);
+  return beside.length === 0 ? own : [...own, ...beside.flatMap(trainedMatrices)];
 }
 
 /** Index of the lowest layer that trains anything; Infinity when nothing learns. */
-export function lowestTrainable(request: Pick<PlanRequest, "matrices" | "lora" | "work">): number {
+export function lowestTrainable(request: Trained & Pick<PlanRequest, "work">): number {
   if (request.work.forwardOnly === true) return Number.POSITIVE_INFINITY;
   return trainedMatrices(request).reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
@@ -32,6 +35,11 @@ export function trainedBytes(request: PlanRequest, index: number): number {
 /** Whether the embedding's table is what is trained: it then lies among what is trained, on the device. */
 export function trainsTable(request: PlanRequest, { kind, name }: LayerSpec): boolean {
   return kind === "embedding" && trainedMatrices(request).some((matrix) => matrix.name === `${name}.weight`);
+}
+
+/** Whether the head's whole weight is trained: its products then have a copy of their own. */
+export function trainsHead(request: PlanRequest, { kind, name }: LayerSpec): boolean {
+  return kind === "head" && trainedMatrices(request).some((matrix) => matrix.name === `${name}.weight`);
 }
 
 /** What kinds beside plain pairs add to a layer's memory, as LayerMemory has it. */

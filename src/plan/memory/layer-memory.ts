@@ -2,7 +2,7 @@ import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
-import type { PlanRequest } from "../request.ts";
+import { eachAdapter, type PlanRequest } from "../request.ts";
 import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
 import {
   type ExpertWeights,
@@ -16,7 +16,7 @@ import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum 
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
-import { kindMemory, lowestTrainable, trainedBytes, trainsTable } from "./kind-memory.ts";
+import { kindMemory, lowestTrainable, trainedBytes, trainsHead, trainsTable } from "./kind-memory.ts";
 import { logitRows } from "./logit-rows.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
@@ -67,11 +67,56 @@ export function contextBytes(kind: Device["kind"]): number {
  *   float32, whose place their gradient takes, and their input (a D).
  *
  * On GPUs products are arranged another way: gpu-weights.ts and gpu-work.ts have their formulas.
+ *
+ * Several adapters share the base and take turns on what a micro-batch needs: weights are held once, what is trained adds up, of everything
+ * else the largest counts.
  */
 export function layerMemory(request: PlanRequest): LayerMemory[] {
+  const lowest = lowestTrainable(request);
+  const [first, ...others] = eachAdapter(request).map((one) => adapterLayers(one, lowest));
+  if (others.length === 0) return first!.map(({ cost }) => cost);
+  const bare = adapterLayers({ ...request, lora: [], matrices: [], beside: [] }, lowest);
+  return first!.map((_, index) =>
+    together(
+      [first!, ...others].map((layers) => layers[index]!),
+      bare[index]!,
+    ),
+  );
+}
+
+interface AdapterLayer {
+  readonly cost: LayerMemory;
+  /** The layer's own weight is trained whole: the adapter does not use the base's. */
+  readonly ownWeight: boolean;
+}
+
+/** `bare`: the layer without any adapter. */
+function together(all: readonly AdapterLayer[], bare: AdapterLayer): LayerMemory {
+  const most = (of: (cost: LayerMemory) => number) => Math.max(...all.map(({ cost }) => of(cost)));
+  const beyond = (of: (cost: LayerMemory) => number) =>
+    of(bare.cost) + sum(all.map(({ cost }) => Math.max(0, of(cost) - of(bare.cost))));
+  const shared = all.every(({ ownWeight }) => ownWeight) ? 0 : bare.cost.weights;
+  return {
+    weights:
+      shared + sum(all.map(({ cost, ownWeight }) => (ownWeight ? cost.weights : cost.weights - bare.cost.weights))),
+    host: most(({ host }) => host),
+    lora: sum(all.map(({ cost }) => cost.lora)),
+    expanded: most(({ expanded }) => expanded),
+    expansion: most(({ expansion }) => expansion),
+    extra: beyond(({ extra }) => extra),
+    saved: most(({ saved }) => saved),
+    savedFull: most(({ savedFull }) => savedFull),
+    input: most(({ input }) => input),
+    workspace: most(({ workspace }) => workspace),
+    recompute: most(({ recompute }) => recompute),
+    cache: most(({ cache }) => cache),
+  };
+}
+
+/** Of one adapter, where the lowest layer that any learns is `lowest`. */
+function adapterLayers(request: PlanRequest, lowest: number): AdapterLayer[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
-  const lowest = lowestTrainable(request);
   const gpu = onGpu(request);
   return spec.layers.map((layer, index) => {
     const own = pairs[index]!;
@@ -79,7 +124,7 @@ export function layerMemory(request: PlanRequest): LayerMemory[] {
     const table = trainsTable(request, layer);
     const held = gpu ? heldOnGpu(request, layer, own) : heldOnCpu(request, layer);
     const moving = { ...NOTHING, ...transient(request, layer, own, index >= lowest) };
-    return {
+    const cost = {
       ...held,
       weights: table ? 0 : held.weights + kinds.weights,
       host: table ? 0 : held.host,
@@ -89,6 +134,7 @@ export function layerMemory(request: PlanRequest): LayerMemory[] {
       workspace: moving.workspace + kinds.workspace,
       recompute: moving.recompute + kinds.kept,
     };
+    return { cost, ownWeight: table || trainsHead(request, layer) };
   });
 }
 

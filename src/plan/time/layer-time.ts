@@ -1,20 +1,32 @@
 import type { Device } from "../devices.ts";
-import type { MeasuredDevice, PlanRequest, TimePoint } from "../request.ts";
+import { eachAdapter, type MeasuredDevice, type PlanRequest, type TimePoint } from "../request.ts";
 import { gpuLayerTimes } from "./gpu-time.ts";
 import { type LayerWork, layerWork } from "./layer-work.ts";
 import { deviceRate } from "./rates.ts";
 
-/** Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rates. */
+/**
+ * Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rates. Of several
+ * adapters the mean.
+ */
 export function layerTimer(request: PlanRequest): (device: Device) => LayerWork[] {
   const { measured } = request.rates;
   const known = new Map<string, LayerWork[]>();
   return (device) => {
     const own = measured.get(device.id);
     const key = `${device.kind} ${device.name} ${own === undefined ? "" : JSON.stringify(own)}`;
-    const times = known.get(key) ?? timesOf(request, device, own);
+    const times = known.get(key) ?? meanOf(eachAdapter(request).map((one) => timesOf(one, device, own)));
     known.set(key, times);
     return times;
   };
+}
+
+function meanOf(adapters: readonly LayerWork[][]): LayerWork[] {
+  const [first] = adapters;
+  if (adapters.length === 1) return first!;
+  return first!.map((_, layer) => {
+    const of = (key: keyof LayerWork) => adapters.reduce((sum, own) => sum + own[layer]![key], 0) / adapters.length;
+    return { forward: of("forward"), backward: of("backward"), recompute: of("recompute"), expansion: of("expansion") };
+  });
 }
 
 function timesOf(request: PlanRequest, device: Device, measured: MeasuredDevice | undefined): LayerWork[] {

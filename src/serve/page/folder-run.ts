@@ -53,7 +53,10 @@ export class FolderRun implements RunSource {
     await this.#looking;
   }
 
-  looked(): void {}
+  /** The process that runs it does not hear of it. */
+  looked(): boolean {
+    return false;
+  }
 
   async #look(): Promise<void> {
     // Steps that are done again were taken out of the file: what was read of them is no longer true.

@@ -9,7 +9,7 @@ import type { RunSource } from "./run-source.ts";
 import { summaryOf, viewOf } from "./run-view.ts";
 import { openShell, SHELL_HEADERS } from "./shell.ts";
 import { timelineOf } from "./timeline.ts";
-import type { LogPage, Replies, RunList, RunView, Series, Timeline } from "./wire.ts";
+import type { LogPage, Replies, RunList, RunView, Series, TimelineAnswer } from "./wire.ts";
 
 /** As many as a wide screen has pixels, twice. */
 const MOST_POINTS = 5_000;
@@ -103,9 +103,9 @@ export function runsPage({ folder, chat, trustsMachine }: PageOptions): FastifyP
         };
       },
     );
-    get("/page/timeline", ofRun, (run): { timeline: Timeline | null } => {
-      run.looked();
-      return { timeline: timelineOf(run.record.lastStep) };
+    get("/page/timeline", ofRun, (run): TimelineAnswer => {
+      const often = run.looked();
+      return { timeline: timelineOf(run.record.lastStep), often };
     });
     get("/page/log", withNumbers("before", "lines"), (run, query: Numbers<"before" | "lines">): LogPage => {
       const { before = Number.MAX_SAFE_INTEGER, lines = 500 } = query;
@@ -133,14 +133,16 @@ export function runsPage({ folder, chat, trustsMachine }: PageOptions): FastifyP
   };
 }
 
-/** Settings that runs have in more than one form; those of a run that tells none are "". */
+/** Settings in which runs that have steps differ; "" where a run tells none, or has no steps of its own. */
 function differing(runs: readonly RunSource[]): Record<string, string[]> {
-  if (runs.length < 2) return {};
-  const each = runs.map(({ record }) => new Map(record.settings.map(({ name, value }) => [name, value])));
+  const stepped = runs.map(({ record }) => record.columns.length > 0);
+  const each = runs.map(
+    ({ record }, run) => new Map(stepped[run] ? record.settings.map(({ name, value }) => [name, value]) : []),
+  );
   const names = new Set(each.flatMap((settings) => [...settings.keys()]));
   for (const name of OWN) names.delete(name);
   const values = [...names].map((name) => [name, each.map((settings) => settings.get(name) ?? "")] as const);
-  return Object.fromEntries(values.filter(([, own]) => new Set(own).size > 1));
+  return Object.fromEntries(values.filter(([, own]) => new Set(own.filter((_, run) => stepped[run])).size > 1));
 }
 
 /** At most so many, the last among them. */

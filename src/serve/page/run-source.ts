@@ -11,6 +11,6 @@ export interface RunSource {
   readonly live: boolean;
   /** Brings the record up to date. */
   refresh(): Promise<void>;
-  /** Somebody looks at the last step. */
-  looked(): void;
+  /** Somebody looks at the last step. Returns whether it is recorded more often for that. */
+  looked(): boolean;
 }

@@ -210,6 +210,13 @@ export interface Timeline {
   }[];
 }
 
+export interface TimelineAnswer {
+  /** null: no step was recorded yet. */
+  readonly timeline: Timeline | null;
+  /** Steps are recorded every few seconds, for somebody looks. */
+  readonly often: boolean;
+}
+
 /** Which parts of a run are new: counts that change with each. */
 export interface Revisions {
   readonly view: number;

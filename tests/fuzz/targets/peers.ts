@@ -127,7 +127,9 @@ const stranger: FuzzTarget = {
       );
       const socket = connect(port, "127.0.0.1");
       socket.on("error", () => {});
-      for (let count = 0; count < attack.repeats; count++) socket.write(Buffer.concat([preface, payload]));
+      // One buffer for all: what the socket has not taken yet is the attacker's memory, and counts as the server's here.
+      const bytes = Buffer.concat([preface, payload]);
+      for (let count = 0; count < attack.repeats; count++) socket.write(bytes);
       await sleep(5);
       await answers(port, attack.server === "guarded" ? TOKEN : null);
       socket.destroy();

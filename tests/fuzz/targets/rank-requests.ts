@@ -8,6 +8,7 @@ import { loadEngine } from "../../../src/engine/index.ts";
 import { openCheckpoint } from "../../../src/formats/checkpoint.ts";
 import { checkpointFingerprint } from "../../../src/formats/fingerprint.ts";
 import { readModelSpec } from "../../../src/models/index.ts";
+import type { ModelSpec } from "../../../src/models/spec.ts";
 import type { FromWorker } from "../../../src/rpc/generated/pipelora/v1/FromWorker.ts";
 import type { ToWorker } from "../../../src/rpc/generated/pipelora/v1/ToWorker.ts";
 import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
@@ -34,20 +35,18 @@ async function goodPrepare(): Promise<object> {
   return {
     modelDir: MODEL,
     modelFingerprint: await checkpointFingerprint(await openCheckpoint(MODEL, spec.tied)),
-    ...{ holdDtype: "float32", computeDtype: "float32", threads: 1, arenaBytes: 64 << 20, schedule: "1f1b", seed: 7 },
+    ...{ holdDtype: "float32", computeDtype: "float32", threads: 1, arenaBytes: 64 << 20, schedule: "1f1b" },
     segments: [{ index: 0, rank: 0, firstLayer: 0, lastLayer: blocks - 1, needsBackward: true }],
-    lora: [
-      {
-        moduleId: 0,
-        module: Q_PROJ,
-        r: 2,
-        scale: 1,
-        in: spec.shape.hidden,
-        out: spec.shape.heads * spec.shape.headDim,
-      },
-    ],
+    adapters: [2, 3].map((r) => goodAdapter(r, spec)),
+    ...{ linkTimeoutS: LINK_S, quantization: { method: "none" }, pipelineRanks: [0] },
+  };
+}
+
+function goodAdapter(r: number, { shape }: ModelSpec): object {
+  return {
+    lora: [{ moduleId: 0, module: Q_PROJ, r, scale: 1, in: shape.hidden, out: shape.heads * shape.headDim }],
     matrices: ["A", "B"].map((matrix) => ({ name: `${Q_PROJ}.lora_${matrix}.weight` })),
-    ...{ loraInit: { kind: "kaiming" }, linkTimeoutS: LINK_S, quantization: { method: "none" }, pipelineRanks: [0] },
+    ...{ seed: 7, loraInit: { kind: "kaiming" } },
   };
 }
 
@@ -83,13 +82,17 @@ function goodBatches(): object {
   };
 }
 
+function goodPart(adapter: number): object {
+  return { adapter, step: 1, microBatches: goodBatches(), lossScale: 1 };
+}
+
 async function goodRequest(random: Random): Promise<ToWorker> {
   const groups = [{ learningRate: 1e-3, weightDecay: 0 }];
   const adam = { groups, gradScale: 1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
   const requests: (() => object | Promise<object>)[] = [
     async () => ({ prepare: await goodPrepare() }),
-    () => ({ runStep: { step: 1, microBatches: goodBatches(), lossScale: 1 } }),
-    () => ({ evaluate: { microBatches: goodBatches() } }),
+    () => ({ runStep: { step: 1, parts: [0, 1].map(goodPart) } }),
+    () => ({ evaluate: { microBatches: goodBatches(), adapter: 1 } }),
     () => ({ applyUpdate: { step: 1, ...adam } }),
     () => ({ exportMatrices: { parts: ["weight"] } }),
     () => ({ openCache: { sequences: 2, rows: 9 } }),

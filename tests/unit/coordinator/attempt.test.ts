@@ -4,7 +4,6 @@ import fc from "fast-check";
 import { deferred } from "../../../src/common/deferred.ts";
 import { ERROR_CATALOGUE, type ErrorCode, PipeloraError } from "../../../src/common/errors.ts";
 import { Interrupted } from "../../../src/common/exit-codes.ts";
-import type { Cut } from "../../../src/coordinator/planning/workload.ts";
 import {
   type Active,
   Attempt,
@@ -17,10 +16,9 @@ import { restartAfter } from "../../../src/coordinator/run/restart.ts";
 
 const ORDER = ["gathering", "planned", "prepared", "stepping"] as const;
 const NEVER = new Promise<never>(() => {});
-const cut = { replicas: 1 } as Cut;
-const planned = { cut } as Planned["planned"];
+const planned = {} as Planned["planned"];
 const pipeline = {} as Prepared["pipeline"];
-const progress = { globalStep: 3 } as Stepping["progress"];
+const progress = [{ globalStep: 3 }] as unknown as Stepping["progress"];
 
 /** Stages that go through, but for those given. Notes what each was handed. */
 function stages(given: Partial<Stages> = {}): { readonly made: Stages; readonly seen: Active[] } {
@@ -46,7 +44,7 @@ function stages(given: Partial<Stages> = {}): { readonly made: Stages; readonly 
 
 test("an attempt goes through every state in order and hands on what each owns", async () => {
   const { made, seen } = stages();
-  const attempt = new Attempt(made, NEVER, null);
+  const attempt = new Attempt(made, NEVER);
   assert.equal(attempt.state.name, "gathering");
   assert.deepEqual(await attempt.run(), { name: "done" });
   assert.deepEqual(
@@ -54,26 +52,24 @@ test("an attempt goes through every state in order and hands on what each owns",
     ORDER,
   );
   assert.deepEqual(seen.at(-1), { name: "stepping", planned, cacheRows: 0, pipeline, progress });
-  assert.equal(attempt.cut, cut);
   assert.deepEqual(attempt.state, { name: "done" });
 });
 
-test("a worker that leaves ends the attempt, and the next keeps its cut", async () => {
+test("a worker that leaves ends the attempt without counting", async () => {
   const { made } = stages({ stepping: async () => ({ name: "left", worker: "rank 1" }) });
-  const attempt = new Attempt(made, NEVER, null);
+  const attempt = new Attempt(made, NEVER);
   const ended = await attempt.run();
   assert.deepEqual(ended, { name: "left", worker: "rank 1" });
   assert.ok(ended.name === "left");
   const restart = restartAfter(ended, { left: 0, stopping: false });
   assert.equal(restart.counts, false);
-  assert.equal(attempt.cut, cut);
 });
 
 for (const where of ORDER) {
   test(`what fails while the attempt is ${where} is told once, with its state, and nothing later runs`, async () => {
     const lost = new PipeloraError("PL_WORKER_LOST", "rank 0 was lost");
     const { made, seen } = stages({ [where]: () => Promise.reject(lost) });
-    const attempt = new Attempt(made, NEVER, null);
+    const attempt = new Attempt(made, NEVER);
     assert.deepEqual(await attempt.run(), { name: "failed", during: where, error: lost });
     assert.equal(seen.at(-1)!.name, where);
     assert.deepEqual(await attempt.run(), attempt.state);
@@ -90,7 +86,7 @@ for (const where of ORDER.slice(0, 3)) {
       entered.resolve();
       return work.promise;
     };
-    const attempt = new Attempt(stages({ [where]: hang }).made, failure.promise, cut);
+    const attempt = new Attempt(stages({ [where]: hang }).made, failure.promise);
     const running = attempt.run();
     await entered.promise;
     assert.equal(attempt.state.name, where);
@@ -99,7 +95,6 @@ for (const where of ORDER.slice(0, 3)) {
     assert.ok(ended.name === "failed");
     assert.equal(ended.during, where);
     assert.equal(restartAfter(ended, { left: 1, stopping: false }).counts, true);
-    assert.equal(attempt.cut, cut);
     let settled = false;
     const settling = attempt.settled().then(() => {
       settled = true;
@@ -120,7 +115,7 @@ test("stepping decides for itself: it may have a step to save", async () => {
       return { name: "done" };
     },
   });
-  const attempt = new Attempt(made, failure.promise, null);
+  const attempt = new Attempt(made, failure.promise);
   const running = attempt.run();
   while (attempt.state.name !== "stepping") await new Promise(setImmediate);
   failure.reject(new Interrupted("SIGTERM", "stop"));

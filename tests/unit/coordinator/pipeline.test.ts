@@ -24,19 +24,23 @@ const link = new PipeloraError("PL_LINK_FAILED", "the link from rank 0 to rank 1
 const memory = new PipeloraError("PL_OUT_OF_MEMORY", "the arena is full");
 
 test("a rank's own failure ends a call though its peers wait for it", async () => {
-  await assert.rejects(pipeline(["never", memory, "never"]).applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
+  await assert.rejects(pipeline(["never", memory, "never"]).adapter(0).applyUpdate(UPDATE), {
+    code: "PL_OUT_OF_MEMORY",
+  });
 });
 
 test("a broken link gives way to its cause, and counts where no other comes", async () => {
   const lost = new PipeloraError("PL_WORKER_LOST", "rank 1 was lost");
   const later = new Promise<never>((_, reject) => setTimeout(() => reject(lost), 50));
-  await assert.rejects(pipeline([link, "never", "never"], later).applyUpdate(UPDATE), { code: "PL_WORKER_LOST" });
-  await assert.rejects(pipeline([link, memory, "reply"]).applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
-  await assert.rejects(pipeline([link, "never", "reply"]).applyUpdate(UPDATE), { code: "PL_LINK_FAILED" });
+  await assert.rejects(pipeline([link, "never", "never"], later).adapter(0).applyUpdate(UPDATE), {
+    code: "PL_WORKER_LOST",
+  });
+  await assert.rejects(pipeline([link, memory, "reply"]).adapter(0).applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
+  await assert.rejects(pipeline([link, "never", "reply"]).adapter(0).applyUpdate(UPDATE), { code: "PL_LINK_FAILED" });
 });
 
 test("all well: every rank has answered", async () => {
-  await pipeline(["reply", "reply", "reply"]).applyUpdate(UPDATE);
+  await pipeline(["reply", "reply", "reply"]).adapter(0).applyUpdate(UPDATE);
 });
 
 test("a step asks the first rank alone; a failure that another tells unasked ends it, or the call after it", async () => {
@@ -53,16 +57,14 @@ test("a step asks the first rank alone; a failure that another tells unasked end
   const whole = new Pipeline(members as unknown as WorkerConnection[], ROLES, new Promise(() => {}));
   const none = new Int32Array(0);
   const batches = { batchRows: none, rowTokens: none, rowIds: none, tokens: none, targets: none };
-  const step = whole.runStep(
-    { step: 1, lossScale: 1, trace: false },
-    [{ ...batches, weights: new Float32Array(0) }],
-    null,
-  );
+  const step = whole.runRound({ round: 1, trace: false }, [
+    { adapter: 0, step: 1, batches: [{ ...batches, weights: new Float32Array(0) }] },
+  ]);
   assert.deepEqual(asked, [0]);
   members[2]!.onFailure!(link);
   members[1]!.onFailure!(memory);
   await assert.rejects(step, { code: "PL_OUT_OF_MEMORY" });
   const later = new Pipeline(members as unknown as WorkerConnection[], ROLES, new Promise(() => {}));
   members[1]!.onFailure!(memory);
-  await assert.rejects(later.applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
+  await assert.rejects(later.adapter(0).applyUpdate(UPDATE), { code: "PL_OUT_OF_MEMORY" });
 });

@@ -5,7 +5,7 @@ import { defaultConfig } from "../../../src/config/load.ts";
 import type { ModelSetup } from "../../../src/coordinator/planning/model-setup.ts";
 import { planFor } from "../../../src/coordinator/planning/planning.ts";
 import type { TrainingData } from "../../../src/coordinator/planning/training-data.ts";
-import { trainingWorkload } from "../../../src/coordinator/planning/workload.ts";
+import { roundWorkload, trainingWorkload } from "../../../src/coordinator/planning/workload.ts";
 import { stepSource } from "../../../src/coordinator/run/step-source.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
 import { type OrderOptions, TrainingOrder } from "../../../src/data/order.ts";
@@ -130,7 +130,7 @@ for (const { where, devices } of [
     for (let attempt = 0; attempt < 3 && (holds.length === 0 || Math.min(...holds) > 200); attempt++) {
       const plan = () =>
         planFor(config, setupOf("qwen2.5-0.5b"), devices, {
-          workload: trainingWorkload(config, data),
+          workload: roundWorkload([trainingWorkload(config, data)]),
           rates: NO_OVERRIDES,
         });
       holds.push(await longestHold(plan));

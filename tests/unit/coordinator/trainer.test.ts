@@ -1,11 +1,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
+import type { PipeloraError } from "../../../src/common/errors.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
-import type { Pipeline, StepOrder } from "../../../src/coordinator/cluster/pipeline.ts";
+import type { Pipeline, PipelineAdapter, RoundPart } from "../../../src/coordinator/cluster/pipeline.ts";
 import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/run/loss-scale.ts";
+import { trainRounds } from "../../../src/coordinator/run/rounds.ts";
 import type { TrainStep } from "../../../src/coordinator/run/step-source.ts";
-import { trainSteps } from "../../../src/coordinator/run/trainer.ts";
+import { Trainer } from "../../../src/coordinator/run/trainer.ts";
 import {
   initialState,
   parseState,
@@ -26,6 +28,7 @@ const QUIET = {
   end: () => {},
   plan: () => {},
   samples: () => {},
+  failed: () => {},
   began: () => {},
   lastStep: () => {},
 };
@@ -35,16 +38,21 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
   const updates: Update[] = [];
   const scales: number[] = [];
   const pipeline = {
-    runStep: async ({ step, lossScale: scale }: StepOrder, _batches: unknown, previous: Update | null) => {
-      if (previous !== null) updates.push(previous);
-      scales.push(scale);
-      const gradSquares = bytesOf(Float64Array.of(square(step, scale)));
-      return [{ lossSum: loss, labelTokens: 1, correctTokens: 0, matrixIds: bytesOf(Int32Array.of(0)), gradSquares }];
-    },
+    runRound: async (_round: unknown, parts: readonly RoundPart[]) =>
+      parts.map(({ step, previous, lossScale: scale }) => {
+        if (previous != null) updates.push(previous);
+        scales.push(scale as number);
+        const gradSquares = bytesOf(Float64Array.of(square(step as number, scale as number)));
+        const sums = { lossSum: loss, labelTokens: 1, correctTokens: 0, failure: null };
+        return [{ ...sums, matrixIds: bytesOf(Int32Array.of(0)), gradSquares }];
+      }),
+  } as unknown as Pipeline;
+  const own = {
+    number: 0,
     applyUpdate: async (update: Update) => {
       updates.push(update);
     },
-  } as unknown as Pipeline;
+  } as unknown as PipelineAdapter;
   const at = async (step: number): Promise<TrainStep> => ({
     batches: [],
     tokens: 1,
@@ -52,26 +60,32 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     epoch: step / 4,
     endsEpoch: step === 4,
   });
-  const hooks = {
-    save: async () => {},
+  const hooks = { save: async () => {}, evaluated: async () => {}, finish: async () => {} };
+  const rounds = {
     interrupted: () => false,
     asked: () => false,
     answer: async () => {},
-    evaluated: async () => {},
-    traced: () => false,
     stepped: async () => {},
+    traced: () => false,
   };
-  const source = { maxSteps: 4, at };
   const options = {
     config: CONFIG,
-    pipeline,
-    source,
+    pipeline: own,
+    source: { maxSteps: 4, at },
     evaluation: null,
     rate: RATE,
     groups: [{ peak: 1, weightDecay: 0 }],
     flosPerToken: 1,
   };
-  await trainSteps({ ...options, reporter: QUIET, hooks }, state);
+  const trainer = new Trainer({ ...options, reporter: QUIET, hooks }, state);
+  let failure: PipeloraError | null = null;
+  const adapter = {
+    fail: (error: PipeloraError) => {
+      failure = error;
+    },
+  };
+  await trainRounds([{ adapter, trainer }], pipeline, rounds);
+  if (failure !== null) throw failure;
   return { updates, scales };
 }
 

@@ -22,6 +22,57 @@ const KINDS: readonly (Partial<LoraSettings> & { readonly quantization?: Quantiz
   { targetModules: ["q_proj"], trainableTokenIndices: [5, 17, 2000] },
 ];
 
+/** Adapters over one base, from one to several. */
+const TOGETHER: readonly (readonly Partial<LoraSettings>[])[] = [
+  [{ r: 4 }, { r: 64 }, { r: 8, targetModules: ["q_proj"] }],
+  [
+    { useDora: true },
+    { targetModules: ["q_proj"], modulesToSave: ["embed_tokens", "lm_head"] },
+    { targetModules: ["lm_head"] },
+  ],
+  [
+    { targetModules: ["q_proj"], modulesToSave: ["lm_head"] },
+    { r: 2, modulesToSave: ["lm_head"] },
+  ],
+  Array.from({ length: 8 }, (_, index) => ({ r: 1 + index })),
+];
+
+for (const quantization of [NONE, NF4]) {
+  for (const adapters of TOGETHER) {
+    const what = `${JSON.stringify(adapters)}, ${quantization.method}`;
+    test(`several adapters hold the base once, and take as much as was predicted: ${what}`, {
+      skip: addon === null && "no native engine",
+    }, async () => {
+      const spec = model("llama-3-8b", SHAPE);
+      const loras = adapters.map((own) =>
+        resolveLoraTargets(spec, { ...DEFAULT_LORA_SETTINGS, targetModules: "all-linear", r: 8, ...own }),
+      );
+      const [first, ...others] = loras.map(({ targets: lora, matrices }) => ({ lora, matrices }));
+      const planned = request(spec, cpus(1), {
+        holding: { dtype: "float32", quantization, skipModules: [], fp8: false },
+        computeDtype: "float32",
+        ...{ ...first!, beside: others },
+        work: { ...MEASURED_WORK, checkpointing: "none", schedule: "gpipe", microBatches: adapters.length },
+      });
+      const { memory } = makePlan(planned).devices[0]!;
+      const [trained, ...beside] = loras.map(trainedModules);
+      const measured = await measure(planned, adapters.length, trained, 0.01, beside);
+      assert.equal(measured.weightBytes, memory.weights);
+      assert.equal(measured.loraBytes, memory.lora);
+      const arena = memory.activations + memory.workspace;
+      assert.ok(measured.arenaPeakBytes <= arena, `peak ${measured.arenaPeakBytes}, predicted ${arena}`);
+      const alone = loras.map(
+        ({ targets: lora, matrices }) => makePlan({ ...planned, lora, matrices, beside: [] }).devices[0]!.memory,
+      );
+      assert.equal(
+        memory.lora,
+        alone.reduce((sum, { lora }) => sum + lora, 0),
+      );
+      assert.ok(memory.total < alone.reduce((sum, { total }) => sum + total, 0));
+    });
+  }
+}
+
 for (const { quantization = NONE, ...settings } of KINDS) {
   for (const checkpointing of ["all", "none"] as const) {
     const what = `${JSON.stringify(settings)}, ${quantization.method}, checkpointing ${checkpointing}`;

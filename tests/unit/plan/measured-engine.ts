@@ -21,13 +21,15 @@ const TOKENS = 192;
 /** An addon of before the quantised weights lacks it. */
 export const quantizes = addon !== null && "quantize" in addon;
 
-/** Runs `inFlight` micro-batches forward, then all backward, and gives what the engine says it held. */
+/** Runs `inFlight` micro-batches forward, the adapters' in turn, then all backward, and gives what the engine says it held. */
 export async function measure(
   planned: PlanRequest,
   inFlight: number,
   trained: readonly SegmentTrained[] = [],
   /** What every weight's numbers are. */
   value = 0,
+  /** Of the adapters beside the first. */
+  besideTrained: readonly (readonly SegmentTrained[])[] = [],
 ): Promise<ReturnType<Engine["memory"]>> {
   const { spec, lora } = planned;
   const plan = makePlan(planned);
@@ -48,23 +50,32 @@ export async function measure(
     arenaBytes,
   });
   try {
-    const pairs = new Map(
-      lora.map((pair) => [pair.name, { ...pair, module: pair.name, expertsOf: pair.stack?.parameter ?? "" }]),
-    );
+    const pairsOf = (targets: PlanRequest["lora"]) =>
+      new Map(
+        targets.map((pair) => [pair.name, { ...pair, module: pair.name, expertsOf: pair.stack?.parameter ?? "" }]),
+      );
     const blocks = spec.layers.filter((layer) => layer.kind === "block");
     const linears = new Set(
       blocks.flatMap((block) => [...block.linears, ...expertLinears(block)].map(({ name }) => `${name}.weight`)),
     );
     const tensors = [...storedTensors(spec, () => false), ...spec.tensors];
-    const { description } = describeSegment(spec, plan.segments[0]!, pairs, trained);
+    const { description } = describeSegment(spec, plan.segments[0]!, pairsOf(lora), trained);
     await engine.addSegment(description);
+    const { beside = [] } = planned;
+    for (const [index, other] of beside.entries()) {
+      const adapted = describeSegment(spec, plan.segments[0]!, pairsOf(other.lora), besideTrained[index]);
+      await engine.addAdapter(0, adapted.description.layers);
+    }
+    const adapters = 1 + beside.length;
     for (const name of await engine.missingWeights(0)) {
       const { shape } = tensors.find((tensor) => tensor.name === name)!;
       const bytes = elementCount(shape) * dtypeBytes("float32");
       const holdAs = linears.has(name) ? holdOf(planned.holding) : planned.holding.dtype;
       await engine.loadWeight(0, name, { path, offset: 0, bytes, dtype: "float32", shape }, holdAs);
     }
-    for (let index = 0; index < inFlight; index++) await engine.forward(0, microBatch(index), null);
+    for (let index = 0; index < inFlight; index++) {
+      await engine.forward(0, { ...microBatch(index), adapter: index % adapters }, null);
+    }
     for (let index = 0; index < inFlight; index++) await engine.backward(0, index, null);
     // What memory() tells is noted after an operation; one more makes sure of the last one that counts.
     await engine.zeroGrad();

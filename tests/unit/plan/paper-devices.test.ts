@@ -25,11 +25,10 @@ function model(root: string): string {
   return dir;
 }
 
-const plan = async (root: string, flags: Readonly<Record<string, string | boolean>>) =>
-  planWithoutWorkers(
-    await loadConfig("plan", { model: model(root), load_in_4bit: true, max_length: "384", ...flags }),
-    LOG,
-  );
+const plan = async (root: string, flags: Readonly<Record<string, string | boolean>>) => {
+  const config = await loadConfig("plan", { model: model(root), load_in_4bit: true, max_length: "384", ...flags });
+  return planWithoutWorkers(config, [{ name: null, config }], LOG);
+};
 
 test("GPUs by number, name and node; rates of links, in every unit", () => {
   const groups = parseDevices(["2x rtx-4090", " A100-80GB@node-b ", "3 x t4 @ c.1"], NONE);

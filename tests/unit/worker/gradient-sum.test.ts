@@ -48,7 +48,7 @@ test("all replicas end with the same sum, added in the replicas' order", async (
             results[position] = values;
           },
         } as unknown as Engine;
-        return sumGradients(engine, links.get(rank)!, { ranks, position }, "step 1/0");
+        return sumGradients(engine, links.get(rank)!, { ranks, position }, { name: "step 1/0", adapter: 0 });
       }),
     );
     const expected = new Float32Array(size);
@@ -82,7 +82,7 @@ test("over a communicator the same bits come out, and no value leaves the engine
     engines.map(async (engine, position) => {
       await engine.setGradients(own[position]!);
       const links = { replicaGroup: groups[position]! } as unknown as RankLinks;
-      return sumGradients(engine, links, { ranks, position }, "step 1/0");
+      return sumGradients(engine, links, { ranks, position }, { name: "step 1/0", adapter: 0 });
     }),
   );
   assert.ok(Math.abs(sent[0]! - (4 * count * 4) / 3) < 64, `${sent[0]} bytes of ${4 * count}`);

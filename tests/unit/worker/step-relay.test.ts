@@ -41,16 +41,28 @@ test("commands go down the pipeline in its order, sums come up it and lie in tha
     await relays[rank]!.passOn(message);
     const own = { lossSum: rank === 1 ? 2.5 : 0, labelTokens: rank, correctTokens: 0 };
     const pairs = { matrixIds: ids(rank), gradSquares: squares(rank + 0.5) };
-    return relays[rank]!.collect(`step ${step}`, { ...own, ...pairs });
+    const failure = rank === 1 ? { code: "PL_LOSS_NOT_FINITE", message: "NaN", hint: "" } : null;
+    const other = { ...{ lossSum: rank, labelTokens: 1, correctTokens: 0 }, matrixIds: ids(), gradSquares: squares() };
+    return relays[rank]!.collect(`step ${step}`, {
+      parts: [
+        { ...own, ...pairs, failure: null },
+        { ...other, failure },
+      ],
+    });
   };
   for (const rank of [0, 1]) void relays[rank]!.listen((message) => answers.push(obey(rank, message)));
   for (const step of [1, 2]) {
     const command = decodeRequest(encodeRequest({ request: 70 + step, runStep: { step } }));
-    assert.deepEqual(await obey(2, command), {
+    const sums = await obey(2, command);
+    assert.deepEqual(sums!.parts[0], {
       ...{ lossSum: 2.5, labelTokens: 3, correctTokens: 0 },
       matrixIds: ids(2, 0, 1),
       gradSquares: squares(2.5, 0.5, 1.5),
+      failure: null,
     });
+    // Each adapter's sums are its own, and so is what failed of it.
+    assert.deepEqual([sums!.parts[1]!.lossSum, sums!.parts[1]!.labelTokens], [3, 3]);
+    assert.equal(sums!.parts[1]!.failure?.message, "NaN");
   }
   assert.deepEqual(await Promise.all(answers), [null, null, null, null]);
   assert.deepEqual(heard.slice(0, 3), [

@@ -67,7 +67,7 @@ CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std
 
 CudaLinear::~CudaLinear() { context_.pool.forget(this); }
 
-void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = tail_columns(inner_cols); }
+void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = std::max(tail_, tail_columns(inner_cols)); }
 
 std::size_t CudaLinear::bytes() const {
   std::size_t total = 0;

@@ -1,3 +1,4 @@
+import type { PipeloraError } from "../../../common/errors.ts";
 import type { LastStep, RunBeginning, StepProgress } from "../reporter.ts";
 import type { Saved } from "../run-files.ts";
 import type { LogEntry } from "../trainer-state.ts";
@@ -22,6 +23,11 @@ export function saveEvent({ path }: Saved, step: number): RunEvent {
 
 export function endEvent(summary: Readonly<Record<string, unknown>>): RunEvent {
   return { event: "end", ...summary };
+}
+
+/** Of an adapter that ends before the others do, by a fault of its own. */
+export function failedEvent({ code, message }: Pick<PipeloraError, "code" | "message">): RunEvent {
+  return { event: "failed", code, message };
 }
 
 export function beganEvent({ settings, changed }: RunBeginning): RunEvent {

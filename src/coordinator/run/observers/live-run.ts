@@ -43,8 +43,9 @@ export class LiveRun implements Observer, RunSource {
 
   async refresh(): Promise<void> {}
 
-  looked(): void {
+  looked(): boolean {
     this.#lookedAt = performance.now();
+    return this.record.ending === null;
   }
 
   /** Whether somebody looks at the last step. */

@@ -2,16 +2,17 @@ import { createReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import type { PipeloraError } from "../../../common/errors.ts";
 import { isFile } from "../../../common/files.ts";
 import { METRICS_FILE } from "../../../serve/page/folder-run.ts";
 import type { StepProgress } from "../reporter.ts";
 import type { Saved } from "../run-files.ts";
 import type { LogEntry } from "../trainer-state.ts";
-import { endEvent, logEvent, type RunEvent, saveEvent, stepEvent } from "./events.ts";
+import { endEvent, failedEvent, logEvent, type RunEvent, saveEvent, stepEvent } from "./events.ts";
 import { Background, type Observer } from "./observer.ts";
 
 /**
- * metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save or end) and "time" (Unix seconds). Steps ascend:
+ * metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save, end or failed) and "time" (Unix seconds). Steps ascend:
  * a run that continues from a checkpoint first removes the lines of the steps that it repeats.
  */
 export class MetricsFile implements Observer {
@@ -41,6 +42,10 @@ export class MetricsFile implements Observer {
 
   end(summary: Readonly<Record<string, unknown>>): void {
     this.#add(null, endEvent(summary));
+  }
+
+  failed({ code, message }: PipeloraError): void {
+    this.#add(null, failedEvent({ code, message }));
   }
 
   async close(): Promise<void> {

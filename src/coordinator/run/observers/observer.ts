@@ -23,6 +23,7 @@ export function withObservers(shown: Shown, observers: readonly Observer[]): Rep
     samples: each("samples"),
     saved: each("saved"),
     end: each("end"),
+    failed: each("failed"),
     began: each("began"),
     lastStep: each("lastStep"),
   };

@@ -176,7 +176,7 @@ test("who listens hears what is new, what is no longer true, and the end", async
 test("a client that takes nothing is dropped, the others hear on, and nobody is asked for when nobody listens", async () => {
   const record = new RunRecord();
   let refreshed = 0;
-  const run = { id: "", dir: "/run", live: true, record, looked: () => {}, refresh: async () => void refreshed++ };
+  const run = { id: "", dir: "/run", live: true, record, looked: () => false, refresh: async () => void refreshed++ };
   const streams = new LiveStreams({ tickMs: 2, mostBufferedBytes: 40_000 });
   const response = (take: boolean) => {
     const socket = new Duplex({ read: () => {}, write: (_chunk, _encoding, done) => (take ? done() : undefined) });

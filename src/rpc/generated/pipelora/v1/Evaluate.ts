@@ -4,8 +4,10 @@ import type { MicroBatches as _pipelora_v1_MicroBatches, MicroBatches__Output as
 
 export interface Evaluate {
   'microBatches'?: (_pipelora_v1_MicroBatches | null);
+  'adapter'?: (number);
 }
 
 export interface Evaluate__Output {
   'microBatches': (_pipelora_v1_MicroBatches__Output | null);
+  'adapter': (number);
 }

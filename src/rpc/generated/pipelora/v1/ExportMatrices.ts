@@ -3,8 +3,10 @@
 
 export interface ExportMatrices {
   'parts'?: (string)[];
+  'adapter'?: (number);
 }
 
 export interface ExportMatrices__Output {
   'parts': (string)[];
+  'adapter': (number);
 }

@@ -3,10 +3,12 @@
 
 export interface ImportMatrices {
   'tensors'?: (number);
+  'shelf'?: (number);
   'adapter'?: (number);
 }
 
 export interface ImportMatrices__Output {
   'tensors': (number);
+  'shelf': (number);
   'adapter': (number);
 }

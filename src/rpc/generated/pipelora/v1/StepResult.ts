@@ -1,19 +1,11 @@
 // Original file: proto/pipelora/v1/control.proto
 
-import type { Long } from '@grpc/proto-loader';
+import type { AdapterSums as _pipelora_v1_AdapterSums, AdapterSums__Output as _pipelora_v1_AdapterSums__Output } from '../../pipelora/v1/AdapterSums.ts';
 
 export interface StepResult {
-  'lossSum'?: (number | string);
-  'labelTokens'?: (number | string | Long);
-  'correctTokens'?: (number | string | Long);
-  'matrixIds'?: (Buffer | Uint8Array | string);
-  'gradSquares'?: (Buffer | Uint8Array | string);
+  'parts'?: (_pipelora_v1_AdapterSums)[];
 }
 
 export interface StepResult__Output {
-  'lossSum': (number);
-  'labelTokens': (number);
-  'correctTokens': (number);
-  'matrixIds': (Buffer);
-  'gradSquares': (Buffer);
+  'parts': (_pipelora_v1_AdapterSums__Output)[];
 }

@@ -11,6 +11,7 @@ export interface Update {
   'beta2'?: (number | string);
   'epsilon'?: (number | string);
   'skip'?: (boolean);
+  'adapter'?: (number);
 }
 
 export interface Update__Output {
@@ -21,4 +22,5 @@ export interface Update__Output {
   'beta2': (number);
   'epsilon': (number);
   'skip': (boolean);
+  'adapter': (number);
 }

@@ -1,0 +1,68 @@
+import { isAdaptersOwn } from "./adapters.ts";
+import { type FlagKind, flagOf, type Option } from "./option.ts";
+import { OPTIONS, type OptionKey } from "./options.ts";
+import { parseFlag } from "./values.ts";
+
+/** One value of a setting, and how it stands in an adapter's name. */
+export interface GridValue {
+  readonly value: unknown;
+  readonly text: string;
+}
+
+/** Settings of which `sweep` tries every value, with every value of the others. */
+export type Grid = ReadonlyMap<OptionKey, readonly GridValue[]>;
+
+/** Whose values hold commas themselves: alternatives have semicolons between. */
+const LISTS: readonly FlagKind[] = ["list", "json"];
+const TEXTS: readonly OptionKey[] = ["dataset", "eval_dataset", "system"];
+
+/** The alternatives of a flag's text: at commas, of lists, JSON and free text at semicolons; null where there is one, or it is the run's own. */
+export function alternatives(
+  key: OptionKey,
+  text: string | boolean,
+): { readonly values: readonly GridValue[]; readonly problems: readonly string[] } | null {
+  if (typeof text !== "string" || !isAdaptersOwn(key)) return null;
+  const { kind }: Option = OPTIONS[key];
+  const separator = LISTS.includes(kind) || TEXTS.includes(key) ? ";" : ",";
+  const parts = text.split(separator).map((part) => part.trim());
+  if (parts.length < 2) return null;
+  const problems: string[] = [];
+  const values = parts.map((part): GridValue => {
+    const parsed = parseFlag(kind, part);
+    if (!parsed.ok) problems.push(`${flagOf(key)}: expected ${parsed.expected}, got "${part}" among "${text}"`);
+    return { value: parsed.ok ? parsed.value : null, text: part };
+  });
+  return { values, problems };
+}
+
+/** The same of a file's value: a list, where the setting itself is none. */
+export function listedAlternatives(key: OptionKey, value: unknown): readonly GridValue[] | null {
+  const { kind }: Option = OPTIONS[key];
+  if (!Array.isArray(value) || value.length < 2 || !isAdaptersOwn(key)) return null;
+  if (LISTS.includes(kind) || TEXTS.includes(key)) return null;
+  return value.map((one) => ({ value: one, text: String(one) }));
+}
+
+const MOST_NAME = 100;
+
+/** NAME: {settings} of every point of the grid, the last setting's values next to each other. Names tell the point where they stay short. */
+export function gridAdapters(grid: Grid): Record<string, Record<string, unknown>> {
+  let points: { name: string; settings: Record<string, unknown> }[] = [{ name: "", settings: {} }];
+  for (const [key, values] of grid) {
+    points = points.flatMap(({ name, settings }) =>
+      values.map(({ value, text }) => ({
+        name: `${name}${name === "" ? "" : "_"}${key}-${text.replace(/[^A-Za-z0-9.]+/g, "-")}`,
+        settings: { ...settings, [key]: value },
+      })),
+    );
+  }
+  const names = points.map(({ name }) => name.toLowerCase());
+  const plain = names.every((name) => name.length <= MOST_NAME) && new Set(names).size === names.length;
+  const digits = String(points.length).length;
+  return Object.fromEntries(
+    points.map(({ name, settings }, index) => [
+      plain ? name : `trial-${String(index + 1).padStart(digits, "0")}`,
+      settings,
+    ]),
+  );
+}
