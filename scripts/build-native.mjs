@@ -1,11 +1,11 @@
-// Builds the native engine into build/native (pipelora.node beside its tests); --test runs them with ctest, --addon builds nothing else.
+// Builds the native engine into build/native (pipelora.node beside its tests); --test runs them with ctest, --addon [FOLDER] builds nothing else.
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { root, run } from "./lib.mjs";
 import { buildNative } from "./native.mjs";
 
-const build = join(root, "build", "native");
-const asked = process.argv[2];
+const [asked, folder] = process.argv.slice(2);
+const build = folder ?? join(root, "build", "native");
 // Only what the product needs and the stand-in for NCCL that tests of links load, unless native tests are asked for too.
 const TARGETS = { "--test": [], "--addon": ["pipelora_addon"] };
 buildNative({ build, targets: TARGETS[asked] ?? ["pipelora_build", "nccl_host"] });

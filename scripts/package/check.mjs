@@ -71,6 +71,8 @@ function there(title, ...command) {
     ...process.env,
     PATH: hides ? `/usr/bin${delimiter}/bin` : bin,
     npm_config_cache: join(folder, "cache"),
+    // So that the second install knows where in the cache everything is.
+    npm_config_omit_lockfile_registry_resolved: "false",
     XDG_CACHE_HOME: join(folder, "xdg"),
   };
   const { status, signal } = spawnSync(whole[0], whole.slice(1), {
@@ -87,7 +89,7 @@ const download = there("download", ...install);
 rmSync(join(home, "node_modules"), { recursive: true });
 const seconds = {
   "install with download": download,
-  "install after download": there("install", ...install, "--prefer-offline"),
+  "install after download": there("install", "npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", "--offline"),
   "npx pipelora demo": there("demo", "npx", "--no-install", "pipelora", "demo"),
   "npx pipelora doctor": there("doctor", "npx", "--no-install", "pipelora", "doctor"),
 };

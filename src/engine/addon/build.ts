@@ -1,13 +1,24 @@
 import { spawnSync } from "node:child_process";
-import { accessSync, constants, existsSync, mkdirSync } from "node:fs";
-import { join } from "node:path";
-import { lockSync } from "proper-lockfile";
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
 import { PACKAGE_ROOT } from "../../common/root.ts";
 import { BUILT_ADDON } from "./candidates.ts";
 
 /** A build takes minutes, several at once on a small machine more. */
 const BUILD_MINUTES = 60;
 const POLL_MS = 500;
+/** By then a lock names its holder. */
+const WRITTEN_MS = 10_000;
 
 /** An installed package builds when it must; in a checkout that is its developer's to say (`npm run build`). */
 export function mayBuild(): boolean {
@@ -26,37 +37,58 @@ export function buildAddon(because: string): string | null {
   } catch {
     return `${folder} can't be written by this user`;
   }
-  const release = lock(folder);
-  if (release === null) return `another process has been building it for ${BUILD_MINUTES} minutes`;
+  const lock = join(folder, "native.lock");
+  if (!takeLock(lock, BUILD_MINUTES * 60_000))
+    return `another process has been building it for ${BUILD_MINUTES} minutes`;
+  // A folder of this process's own: what a killed one left, or goes on with, is in nobody's way.
+  const build = join(folder, `native-${process.pid}`);
   try {
     if (existsSync(BUILT_ADDON)) return null;
     process.stderr.write(`Building the native engine from source, for ${because}. This takes a few minutes.\n`);
     const script = join(PACKAGE_ROOT, "scripts", "build-native.mjs");
-    const child = spawnSync(process.execPath, [script, "--addon"], {
+    const child = spawnSync(process.execPath, [script, "--addon", build], {
       encoding: "utf8",
       stdio: ["ignore", "ignore", "pipe"],
       timeout: BUILD_MINUTES * 60_000,
     });
-    if (child.status === 0) return null;
-    return (
-      child.error?.message ??
-      (child.stderr.trim().split("\n").slice(-20).join("\n") || `it ended with ${child.status ?? child.signal}`)
-    );
+    if (child.status === 0) {
+      mkdirSync(dirname(BUILT_ADDON), { recursive: true });
+      renameSync(join(build, "pipelora.node"), BUILT_ADDON);
+      return null;
+    }
+    const last = child.stderr.trim().split("\n").slice(-20).join("\n");
+    return child.error?.message ?? (last || `it ended with ${child.status ?? child.signal}`);
   } finally {
-    release();
+    rmSync(build, { recursive: true, force: true });
+    rmSync(lock, { force: true });
   }
 }
 
-/** Waits for the lock, at most as long as a build may take; null: it was not had. */
-function lock(folder: string): (() => void) | null {
-  const deadline = Date.now() + BUILD_MINUTES * 60_000;
+/** Waits for a lock file that names its holder's process; one whose holder is gone is taken over. False: it was not had in time. */
+export function takeLock(path: string, waitMs: number): boolean {
+  const deadline = Date.now() + waitMs;
   for (;;) {
     try {
-      return lockSync(folder, { lockfilePath: join(folder, "native.lock"), stale: BUILD_MINUTES * 60_000 });
+      writeFileSync(path, String(process.pid), { flag: "wx" });
+      return true;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ELOCKED") throw error;
-      if (Date.now() > deadline) return null;
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, POLL_MS);
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     }
+    if (!isAlive(path)) rmSync(path, { force: true });
+    else if (Date.now() > deadline) return false;
+    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, POLL_MS);
+  }
+}
+
+function isAlive(lock: string): boolean {
+  try {
+    const holder = Number(readFileSync(lock, "utf8"));
+    // Not written yet, or never.
+    if (!(holder > 0)) return Date.now() - statSync(lock).mtimeMs < WRITTEN_MS;
+    process.kill(holder, 0);
+    return true;
+  } catch (error) {
+    // Of another user: there, and not ours to signal.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }

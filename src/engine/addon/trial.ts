@@ -41,7 +41,7 @@ export function misfit(path: string): string | null {
     // Options for this process (a loader, an inspector) are not the child's.
     env: { ...process.env, NODE_OPTIONS: "" },
   });
-  const reason = reasonOf(child);
+  const reason = reasonOf(child)?.replace(`${path}: `, "") ?? null;
   if (reason === null) remember(mark);
   return reason;
 }

@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
-import { readdirSync, writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { PACKAGE_VERSION } from "../../../src/common/root.ts";
+import { takeLock } from "../../../src/engine/addon/build.ts";
 import { BUILT_ADDON } from "../../../src/engine/addon/candidates.ts";
 import { chooseAddon } from "../../../src/engine/addon/choice.ts";
 import { misfit } from "../../../src/engine/addon/trial.ts";
@@ -96,4 +98,23 @@ test("the addon that is taken is told: named, or built here before one that was 
   assert.deepEqual(chooseAddon(), { path: BUILT_ADDON, origin: "built", refused: [] });
   const { path } = engineChoice();
   assert.ok(engineOrigin().startsWith(`native engine: ${path}`));
+});
+
+test("one process builds: a lock is waited for while its holder lives, and taken over after", (t) => {
+  const lock = join(temporaryFolder(t), "native.lock");
+  assert.ok(takeLock(lock, 0));
+  assert.equal(readFileSync(lock, "utf8"), String(process.pid));
+  // Held by a process that lives: this one.
+  assert.equal(takeLock(lock, 0), false);
+  const { pid } = spawnSync(process.execPath, ["-e", ""]);
+  for (const gone of [String(pid), "", "no number"]) {
+    writeFileSync(lock, gone);
+    utimesSync(lock, 1, 1);
+    assert.ok(takeLock(lock, 0), gone);
+  }
+  // Made, and not written yet.
+  writeFileSync(lock, "");
+  assert.equal(takeLock(lock, 0), false);
+  rmSync(lock);
+  assert.ok(takeLock(lock, 0));
 });

@@ -38,6 +38,8 @@ test("the package holds what its programs need", () => {
       "proto/pipelora/v1/control.proto",
       "examples/demo/data.jsonl",
     ],
+    // The page.
+    ...["dist/web/index.html", "dist/web/main.js"],
     // A build from source, where the prebuilt engine does not fit.
     ...[
       "native/CMakeLists.txt",
