@@ -7,8 +7,8 @@ import { serveSenders } from "../src/links/service.ts";
 import { modelSpecFromConfig } from "../src/models/index.ts";
 import { listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
-import { expectLargeBuffers } from "../src/worker/host-memory.ts";
 import { RankLinks } from "../src/worker/links.ts";
+import { expectLargeBuffers } from "../src/worker/node/host-memory.ts";
 import { engineArch } from "../src/worker/segments.ts";
 import { toDevice } from "../src/worker/tensors.ts";
 

@@ -7,8 +7,8 @@ import { serveSenders } from "../src/links/service.ts";
 import type { Peer__Output } from "../src/rpc/generated/pipelora/v1/Peer.ts";
 import { type ListeningServer, listen } from "../src/rpc/server.ts";
 import { NO_TRUST } from "../src/rpc/trust.ts";
-import { expectLargeBuffers } from "../src/worker/host-memory.ts";
 import { RankLinks } from "../src/worker/links.ts";
+import { expectLargeBuffers } from "../src/worker/node/host-memory.ts";
 import { fromHost } from "../src/worker/tensors.ts";
 
 export const SESSION = "bench";

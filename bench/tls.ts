@@ -12,7 +12,7 @@ import { GrpcSender } from "../src/links/grpc-sender.ts";
 import { serveSenders } from "../src/links/service.ts";
 import { listen } from "../src/rpc/server.ts";
 import { NO_TRUST, openTrust, type Trust } from "../src/rpc/trust.ts";
-import { expectLargeBuffers } from "../src/worker/host-memory.ts";
+import { expectLargeBuffers } from "../src/worker/node/host-memory.ts";
 import { fromHost } from "../src/worker/tensors.ts";
 
 const TENSOR_BYTES = 4 << 20;

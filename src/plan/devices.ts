@@ -1,6 +1,6 @@
 import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { GpuFacts } from "./catalogue.ts";
+import type { GpuFacts } from "./paper/catalogue.ts";
 
 /** What a device's process can do with NCCL; version null: nothing, and why. */
 export interface NcclAbility {

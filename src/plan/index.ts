@@ -4,7 +4,6 @@ export { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices.ts";
 export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
 export { assertComputable } from "./engine-limits.ts";
-export { formatPlan, planJson } from "./format-plan.ts";
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
 export { suitsE4m3 } from "./memory/gpu-products.ts";
 export type { Holding, Quantization } from "./memory/held-sizes.ts";
@@ -29,5 +28,6 @@ export type {
 export { linkKey, NO_OVERRIDES, STRATEGIES } from "./request.ts";
 export type { Segment } from "./segments.ts";
 export { segmentsOf } from "./segments.ts";
+export { formatPlan, planJson } from "./shown/format-plan.ts";
 export { linkRate } from "./time/rates.ts";
 export { predictTime } from "./time.ts";

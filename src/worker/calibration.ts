@@ -4,9 +4,9 @@ import type { Engine, MicroBatch } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
-import type { NodeModel } from "./node-model.ts";
+import { processorSeconds } from "./node/processor-time.ts";
 import { type EngineHost, prepareRank } from "./prepare.ts";
-import { processorSeconds } from "./processor-time.ts";
+import type { NodeModel } from "./weights/node-model.ts";
 
 /** A size is timed at least so often and for so long after a first, cold run; the median counts. */
 const LEAST_RUNS = 5;

@@ -9,9 +9,9 @@ import type { InferResult } from "../rpc/generated/pipelora/v1/InferResult.ts";
 import type { OpenCache__Output } from "../rpc/generated/pipelora/v1/OpenCache.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { toFailure } from "../rpc/wire-error.ts";
-import { AdapterShelf } from "./adapter-shelf.ts";
 import type { RankLinks } from "./links.ts";
 import { fromDevice, toDevice } from "./tensors.ts";
+import { AdapterShelf } from "./weights/adapter-shelf.ts";
 
 /** A rank's part of the model. */
 export interface RankSegments {

@@ -1,7 +1,7 @@
 import type { LinkProbed } from "../rpc/generated/pipelora/v1/LinkProbed.ts";
 import type { ProbeLink__Output } from "../rpc/generated/pipelora/v1/ProbeLink.ts";
 import type { RankLinks } from "./links.ts";
-import { processorSeconds } from "./processor-time.ts";
+import { processorSeconds } from "./node/processor-time.ts";
 import { anyContent } from "./tensors.ts";
 
 const PINGS = 8;

@@ -6,7 +6,7 @@ import { checkpointDigest } from "../formats/fingerprint.ts";
 import type { Preflight__Output } from "../rpc/generated/pipelora/v1/Preflight.ts";
 import type { PreflightReport } from "../rpc/generated/pipelora/v1/PreflightReport.ts";
 import { toFailure } from "../rpc/wire-error.ts";
-import { type FetchContext, NodeModel } from "./node-model.ts";
+import { type FetchContext, NodeModel } from "./weights/node-model.ts";
 
 /** Folders of this node that differ from the coordinator's. */
 export interface OwnFolders {

@@ -12,11 +12,11 @@ import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts"
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction } from "../schedule/index.ts";
-import { baseInit, type Taken, takeFrom } from "./base-inits.ts";
-import type { ReplicaGroup } from "./gradient-sum.ts";
-import { loadWeights, quantizationOf, type ShardSource, type WantedWeight } from "./load-weights.ts";
-import type { NodeModel } from "./node-model.ts";
 import { describeSegment, engineArch, noiseScale } from "./segments.ts";
+import type { ReplicaGroup } from "./steps/gradient-sum.ts";
+import { baseInit, type Taken, takeFrom } from "./weights/base-inits.ts";
+import { loadWeights, quantizationOf, type ShardSource, type WantedWeight } from "./weights/load-weights.ts";
+import type { NodeModel } from "./weights/node-model.ts";
 
 export interface PreparedRank {
   readonly engine: Engine;

@@ -17,9 +17,9 @@ import { listenForProbes } from "../rpc/health.ts";
 import { PROTOCOL_VERSION } from "../rpc/protocol.ts";
 import { listen } from "../rpc/server.ts";
 import { openTrust, type Trust, type TrustSettings } from "../rpc/trust.ts";
-import { hostIdentity } from "./host-identity.ts";
-import { expectLargeBuffers } from "./host-memory.ts";
-import { NodeHealth, RankHealth } from "./node-health.ts";
+import { hostIdentity } from "./node/host-identity.ts";
+import { expectLargeBuffers } from "./node/host-memory.ts";
+import { NodeHealth, RankHealth } from "./node/node-health.ts";
 import { Session } from "./session.ts";
 import { StopSignals } from "./stop-signals.ts";
 

@@ -16,17 +16,17 @@ import { calibrate } from "./calibration.ts";
 import { Inference } from "./inference.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
-import { unpackMicroBatches } from "./micro-batches.ts";
-import type { NodeFiles } from "./node-files.ts";
-import { type ModelRequest, NodeModel } from "./node-model.ts";
+import type { NodeFiles } from "./node/node-files.ts";
+import { processorSeconds } from "./node/processor-time.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
-import { processorSeconds } from "./processor-time.ts";
-import { applyUpdate, given, preparedAdapter, runRound } from "./round.ts";
-import { StepRelay } from "./step-relay.ts";
-import { runInstructions } from "./step-runner.ts";
-import { TimeSums } from "./time-sums.ts";
-import { clockMs, Trace } from "./trace.ts";
+import { unpackMicroBatches } from "./steps/micro-batches.ts";
+import { applyUpdate, given, preparedAdapter, runRound } from "./steps/round.ts";
+import { StepRelay } from "./steps/step-relay.ts";
+import { runInstructions } from "./steps/step-runner.ts";
+import { TimeSums } from "./steps/time-sums.ts";
+import { clockMs, Trace } from "./steps/trace.ts";
+import { type ModelRequest, NodeModel } from "./weights/node-model.ts";
 
 export interface RankOptions {
   readonly device: string;

@@ -11,8 +11,8 @@ import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts"
 import type { Trust } from "../rpc/trust.ts";
 import { fromFailure } from "../rpc/wire-error.ts";
 import { RankLinks } from "./links.ts";
-import { NodeFiles } from "./node-files.ts";
-import type { RankHealth } from "./node-health.ts";
+import { NodeFiles } from "./node/node-files.ts";
+import type { RankHealth } from "./node/node-health.ts";
 import { Rank } from "./rank.ts";
 import type { StopSignals } from "./stop-signals.ts";
 

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { HASHES_FILE } from "../../src/coordinator/run/checkpoint-store.ts";
+import { HASHES_FILE } from "../../src/coordinator/run/checkpoints/checkpoint-store.ts";
 import { Cast } from "./cast.ts";
 import { damageCheckpoint } from "./damage.ts";
 import type { Case } from "./drawing.ts";

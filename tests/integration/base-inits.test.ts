@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { loadEngine } from "../../src/engine/index.ts";
 import { initLora } from "../../src/formats/lora-init.ts";
 import { openSafetensors, readFloat32 } from "../../src/formats/safetensors.ts";
-import { baseInit, takeFrom } from "../../src/worker/base-inits.ts";
+import { baseInit, takeFrom } from "../../src/worker/weights/base-inits.ts";
 import { distance } from "../support/distance.ts";
 import { fixture } from "../unit/shared-data.ts";
 

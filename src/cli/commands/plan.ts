@@ -5,6 +5,7 @@ import { forecastJson, formatForecast } from "../../coordinator/planning/forecas
 import { planWithoutWorkers } from "../../coordinator/planning/plan-on-paper.ts";
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import type { HeldParameter } from "../../models/parameters.ts";
+import { formatRental, rentalJson } from "../../plan/paper/format-rental.ts";
 import {
   comparisonJson,
   formatComparison,
@@ -12,10 +13,9 @@ import {
   formatProducts,
   planJson,
   productsJson,
-} from "../../plan/format-plan.ts";
-import { formatRental, rentalJson } from "../../plan/format-rental.ts";
-import { planPage } from "../../plan/plan-page.ts";
-import { alignTable } from "../../plan/table.ts";
+} from "../../plan/shown/format-plan.ts";
+import { planPage } from "../../plan/shown/plan-page.ts";
+import { alignTable } from "../../plan/shown/table.ts";
 
 export async function planCommand(config: Config, log: Logger): Promise<number> {
   const paper = await planWithoutWorkers(config, adapterConfigs("plan", config), log);

@@ -5,7 +5,6 @@ import { hearLog, type Logger, unheardChild } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
 import { adapterConfigs } from "../../config/adapters.ts";
 import { type Config, withoutSecrets } from "../../config/options.ts";
-import type { HttpShows } from "../../coordinator/run/live-replies.ts";
 import { JournalFile } from "../../coordinator/run/observers/journal-file.ts";
 import { LiveRun } from "../../coordinator/run/observers/live-run.ts";
 import { MetricsFile } from "../../coordinator/run/observers/metrics-file.ts";
@@ -13,6 +12,7 @@ import { MlflowObserver, mlflowSettings } from "../../coordinator/run/observers/
 import { type Observer, withObservers } from "../../coordinator/run/observers/observer.ts";
 import { PrometheusObserver } from "../../coordinator/run/observers/prometheus.ts";
 import { TensorboardObserver } from "../../coordinator/run/observers/tensorboard.ts";
+import type { HttpShows } from "../../coordinator/run/replies/live-replies.ts";
 import type { Reporter, Shown } from "../../coordinator/run/reporter.ts";
 import { barReporter, jsonReporter, logReporter } from "../../coordinator/run/reporters.ts";
 import { type AdapterToTrain, train } from "../../coordinator/run/train.ts";

@@ -5,7 +5,7 @@ import { PACKAGE_VERSION } from "../../common/root.ts";
 import type { Checkpoint } from "../../formats/checkpoint.ts";
 import { checkpointDigest } from "../../formats/fingerprint.ts";
 import type { LinkSettings } from "../../plan/nccl.ts";
-import { alignTable } from "../../plan/table.ts";
+import { alignTable } from "../../plan/shown/table.ts";
 import type { HubModel } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";

@@ -2,7 +2,7 @@ import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import type { Logger } from "../../common/log.ts";
 import type { Config } from "../../config/options.ts";
 import { Scheduler } from "../../generation/scheduler.ts";
-import { formatPlan } from "../../plan/format-plan.ts";
+import { formatPlan } from "../../plan/shown/format-plan.ts";
 import { adapterValues } from "../assembly/adapter-values.ts";
 import type { CalibrationSettings } from "../assembly/calibration.ts";
 import { loadShards } from "../assembly/load-shards.ts";

@@ -1,5 +1,5 @@
 import { formatBytes } from "../../common/bytes.ts";
-import { alignTable } from "../../plan/table.ts";
+import { alignTable } from "../../plan/shown/table.ts";
 import type { AdaptersForecast } from "./adapters-forecast.ts";
 
 /** For people: a line an adapter, then memory and time of all beside a run of each. */

@@ -1,8 +1,8 @@
 import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
 import { readYaml } from "../../config/yaml-file.ts";
-import type { CatalogueGpu } from "../../plan/catalogue.ts";
 import type { Device } from "../../plan/devices.ts";
+import type { CatalogueGpu } from "../../plan/paper/catalogue.ts";
 import {
   devicesOf,
   ownGpus,
@@ -10,7 +10,7 @@ import {
   paperRates,
   parseDevices,
   parseLinkRates,
-} from "../../plan/paper-devices.ts";
+} from "../../plan/paper/paper-devices.ts";
 import type { Plan } from "../../plan/plan.ts";
 import type { RateOverrides } from "../../plan/request.ts";
 

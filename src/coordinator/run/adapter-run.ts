@@ -3,8 +3,8 @@ import type { Config } from "../../config/options.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { TrainingData } from "../planning/training-data.ts";
 import type { Cut } from "../planning/workload.ts";
+import type { RunFiles } from "./checkpoints/run-files.ts";
 import type { Reporter } from "./reporter.ts";
-import type { RunFiles } from "./run-files.ts";
 
 interface Parts {
   readonly config: Config;

@@ -1,7 +1,7 @@
 import { type PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import type { PlannedMembers } from "../assembly/plan-members.ts";
 import type { Pipeline } from "../cluster/pipeline.ts";
-import type { TrainerState } from "./trainer-state.ts";
+import type { TrainerState } from "./checkpoints/trainer-state.ts";
 
 /** Waits for its workers. */
 export interface Gathering {

@@ -1,6 +1,6 @@
 import type { PipeloraError } from "../../common/errors.ts";
-import type { Saved } from "./run-files.ts";
-import type { LogEntry } from "./trainer-state.ts";
+import type { Saved } from "./checkpoints/run-files.ts";
+import type { LogEntry } from "./checkpoints/trainer-state.ts";
 
 export interface StepProgress {
   readonly step: number;

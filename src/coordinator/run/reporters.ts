@@ -1,8 +1,8 @@
 import type { Logger } from "../../common/log.ts";
 import { nodesJson } from "../cluster/node-folders.ts";
+import type { Saved } from "./checkpoints/run-files.ts";
+import type { LogEntry } from "./checkpoints/trainer-state.ts";
 import type { Sample, Shown, StepProgress } from "./reporter.ts";
-import type { Saved } from "./run-files.ts";
-import type { LogEntry } from "./trainer-state.ts";
 
 /** One JSON event a line on stdout; of one of several adapters with its name. */
 export function jsonReporter(write: (line: string) => void, adapter: string | null = null): Shown {

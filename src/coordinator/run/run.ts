@@ -4,7 +4,7 @@ import type { Cluster } from "../cluster/cluster.ts";
 import type { Interrupts } from "../cluster/interrupts.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { AdapterRun } from "./adapter-run.ts";
-import type { LiveReplies } from "./live-replies.ts";
+import type { LiveReplies } from "./replies/live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import type { TraceFile } from "./tracing/trace-file.ts";
 

@@ -1,8 +1,8 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { alignTable } from "../../plan/table.ts";
-import { STATE_FILE } from "./checkpoints.ts";
-import { type LogEntry, parseState } from "./trainer-state.ts";
+import { alignTable } from "../../plan/shown/table.ts";
+import { STATE_FILE } from "./checkpoints/checkpoints.ts";
+import { type LogEntry, parseState } from "./checkpoints/trainer-state.ts";
 
 /** An adapter of a sweep, the best first. */
 export interface RankedAdapter {

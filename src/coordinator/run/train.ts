@@ -20,17 +20,17 @@ import { adapterLabel, named } from "../planning/named-adapters.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
-import { type HttpShows, LiveReplies } from "./live-replies.ts";
-import { preflight } from "./receive.ts";
+import { templateDate } from "./checkpoints/resume-point.ts";
+import { RunFiles } from "./checkpoints/run-files.ts";
+import { runFingerprint } from "./checkpoints/run-identity.ts";
+import { type HttpShows, LiveReplies } from "./replies/live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import { restartAfter } from "./restart.ts";
-import { templateDate } from "./resume-point.ts";
 import type { PreparedRun, Run } from "./run.ts";
-import { RunFiles } from "./run-files.ts";
-import { runFingerprint } from "./run-identity.ts";
+import { preflight } from "./steps/receive.ts";
+import { withWholeSteps } from "./steps/whole-steps.ts";
 import { TraceFile } from "./tracing/trace-file.ts";
 import { trainingStages } from "./training-stages.ts";
-import { withWholeSteps } from "./whole-steps.ts";
 
 /** A lost attempt's files are written or given up by then. */
 const SETTLE_MS = 60_000;

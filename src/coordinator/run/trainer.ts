@@ -4,14 +4,14 @@ import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/Adapte
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { PipelineAdapter, RoundPart } from "../cluster/pipeline.ts";
-import { type BestSettings, type Judgement, judge } from "./best.ts";
-import { clipFactor, gradientNorm } from "./gradients.ts";
-import { type LearningRateSettings, learningRate } from "./learning-rate.ts";
-import { nextLossScale } from "./loss-scale.ts";
-import { groupRates, type ParamGroup } from "./param-groups.ts";
+import { type BestSettings, type Judgement, judge } from "./checkpoints/best.ts";
+import type { LogEntry, TrainerState } from "./checkpoints/trainer-state.ts";
 import type { Reporter } from "./reporter.ts";
-import type { Evaluation, StepSource, TrainStep } from "./step-source.ts";
-import type { LogEntry, TrainerState } from "./trainer-state.ts";
+import { clipFactor, gradientNorm } from "./steps/gradients.ts";
+import { type LearningRateSettings, learningRate } from "./steps/learning-rate.ts";
+import { nextLossScale } from "./steps/loss-scale.ts";
+import { groupRates, type ParamGroup } from "./steps/param-groups.ts";
+import type { Evaluation, StepSource, TrainStep } from "./steps/step-source.ts";
 
 /** What an adapter's steps ask of their surroundings. */
 export interface TrainerHooks {

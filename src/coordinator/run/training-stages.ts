@@ -3,8 +3,8 @@ import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { Interrupted } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { matrixElements } from "../../models/kinds/named-matrix.ts";
-import { formatPlan, planJson } from "../../plan/format-plan.ts";
 import type { Work } from "../../plan/request.ts";
+import { formatPlan, planJson } from "../../plan/shown/format-plan.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { loadShards } from "../assembly/load-shards.ts";
 import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
@@ -14,19 +14,19 @@ import type { ModelSetup } from "../planning/model-setup.ts";
 import { besideCache, roundWorkload, trainingWorkload, type Workload } from "../planning/workload.ts";
 import type { AdapterRun } from "./adapter-run.ts";
 import type { Done, Left, Planned, Prepared, Stages, Stepping } from "./attempt.ts";
-import type { LiveReplies } from "./live-replies.ts";
-import { INITIAL_LOSS_SCALE } from "./loss-scale.ts";
+import { describeFailure } from "./checkpoints/run-files.ts";
+import type { TrainerState } from "./checkpoints/trainer-state.ts";
 import { quietHeap } from "./quiet-heap.ts";
-import { receive } from "./receive.ts";
-import { type RoundHooks, type Trained, trainRounds } from "./rounds.ts";
+import type { LiveReplies } from "./replies/live-replies.ts";
 import type { Run } from "./run.ts";
-import { describeFailure } from "./run-files.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
-import { evaluationOf, stepSource } from "./step-source.ts";
+import { INITIAL_LOSS_SCALE } from "./steps/loss-scale.ts";
+import { receive } from "./steps/receive.ts";
+import { type RoundHooks, type Trained, trainRounds } from "./steps/rounds.ts";
+import { evaluationOf, stepSource } from "./steps/step-source.ts";
 import { StepTraces } from "./tracing/step-traces.ts";
 import { StepWatch } from "./tracing/step-watch.ts";
 import { summarise, Trainer, type TrainerOptions } from "./trainer.ts";
-import type { TrainerState } from "./trainer-state.ts";
 
 /** What an attempt at this run does in each state. */
 export function trainingStages(run: Run): Stages {

@@ -1,7 +1,7 @@
 import { formatBytes } from "../../common/bytes.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { PlanRequest } from "../request.ts";
-import { alignTable } from "../table.ts";
+import { alignTable } from "../shown/table.ts";
 import { leastOverfull, stageMemory } from "./partition.ts";
 import { type PlacementProblem, wholeProblem } from "./planner.ts";
 

@@ -1,6 +1,6 @@
 import type { FloatDtype } from "../../common/dtype.ts";
-import { gpuFacts } from "../catalogue.ts";
 import type { Device } from "../devices.ts";
+import { gpuFacts } from "../paper/catalogue.ts";
 import { type LinkRate, linkKey, type RateOverrides } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
 

@@ -1,9 +1,9 @@
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { elementCount } from "../../../src/common/dtype.ts";
-import { checkHashes, writeHashes } from "../../../src/coordinator/run/checkpoint-store.ts";
-import { readCheckpoint } from "../../../src/coordinator/run/checkpoints.ts";
-import { initialState, parseState, serializeState } from "../../../src/coordinator/run/trainer-state.ts";
+import { checkHashes, writeHashes } from "../../../src/coordinator/run/checkpoints/checkpoint-store.ts";
+import { readCheckpoint } from "../../../src/coordinator/run/checkpoints/checkpoints.ts";
+import { initialState, parseState, serializeState } from "../../../src/coordinator/run/checkpoints/trainer-state.ts";
 import { openAdapter } from "../../../src/formats/adapter.ts";
 import { float32Bytes, writeSafetensors } from "../../../src/formats/safetensors.ts";
 import { readModelSpec } from "../../../src/models/index.ts";

@@ -14,7 +14,7 @@ import type { ToWorker } from "../../../src/rpc/generated/pipelora/v1/ToWorker.t
 import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { RankLinks } from "../../../src/worker/links.ts";
-import { NodeFiles } from "../../../src/worker/node-files.ts";
+import { NodeFiles } from "../../../src/worker/node/node-files.ts";
 import { Rank } from "../../../src/worker/rank.ts";
 import { kindsOf, strangeMessage } from "../proto-messages.ts";
 import type { Random } from "../random.ts";

@@ -3,9 +3,9 @@ import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import fc from "fast-check";
-import { type BestSettings, judge } from "../../../src/coordinator/run/best.ts";
-import { CheckpointStore } from "../../../src/coordinator/run/checkpoint-store.ts";
-import { initialState } from "../../../src/coordinator/run/trainer-state.ts";
+import { type BestSettings, judge } from "../../../src/coordinator/run/checkpoints/best.ts";
+import { CheckpointStore } from "../../../src/coordinator/run/checkpoints/checkpoint-store.ts";
+import { initialState } from "../../../src/coordinator/run/checkpoints/trainer-state.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 const NOTHING: BestSettings = {

@@ -2,7 +2,11 @@ import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { CheckpointStore, checkHashes, writeHashes } from "../../../src/coordinator/run/checkpoint-store.ts";
+import {
+  CheckpointStore,
+  checkHashes,
+  writeHashes,
+} from "../../../src/coordinator/run/checkpoints/checkpoint-store.ts";
 import { listCheckpoints } from "../../../src/formats/checkpoint-folders.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 

@@ -15,7 +15,7 @@ import {
   trainingWorkload,
   type Workload,
 } from "../../../src/coordinator/planning/workload.ts";
-import { evaluationOf } from "../../../src/coordinator/run/step-source.ts";
+import { evaluationOf } from "../../../src/coordinator/run/steps/step-source.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
 import { cutMicroBatches, type PackedMicroBatches, packMicroBatches } from "../../../src/data/micro-batches.ts";
 import { TrainingOrder } from "../../../src/data/order.ts";

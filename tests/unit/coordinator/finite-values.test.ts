@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { assertFinite } from "../../../src/coordinator/run/run-files.ts";
+import { assertFinite } from "../../../src/coordinator/run/checkpoints/run-files.ts";
 
 for (const bad of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
   test(`${bad} in a matrix is not saved`, () => {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
-import { clipFactor, gradientNorm } from "../../../src/coordinator/run/gradients.ts";
+import { clipFactor, gradientNorm } from "../../../src/coordinator/run/steps/gradients.ts";
 
 const result = (matrices: readonly { id: number; square: number }[]) => ({
   matrixIds: bytesOf(Int32Array.from(matrices, ({ id }) => id)),

@@ -1,7 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { schedulerProblem } from "../../../src/config/scheduler-kwargs.ts";
-import { type LearningRateSettings, learningRate, warmupSteps } from "../../../src/coordinator/run/learning-rate.ts";
+import {
+  type LearningRateSettings,
+  learningRate,
+  warmupSteps,
+} from "../../../src/coordinator/run/steps/learning-rate.ts";
 
 test("linear decay falls from the peak to zero", () => {
   const settings = { type: "linear", peak: 0.002, warmupSteps: 0, totalSteps: 9 } as const;

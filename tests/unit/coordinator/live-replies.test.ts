@@ -6,7 +6,7 @@ import { Registry } from "prom-client";
 import { createLogger } from "../../../src/common/log.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import { setUpModel } from "../../../src/coordinator/planning/model-setup.ts";
-import { LiveReplies } from "../../../src/coordinator/run/live-replies.ts";
+import { LiveReplies } from "../../../src/coordinator/run/replies/live-replies.ts";
 import { writeChainModel } from "../../support/chain-model.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { defaultConfig } from "../../../src/config/load.ts";
-import { learningRate } from "../../../src/coordinator/run/learning-rate.ts";
-import { groupRates, paramGroups } from "../../../src/coordinator/run/param-groups.ts";
+import { learningRate } from "../../../src/coordinator/run/steps/learning-rate.ts";
+import { groupRates, paramGroups } from "../../../src/coordinator/run/steps/param-groups.ts";
 import type { NamedMatrix } from "../../../src/models/kinds/named-matrix.ts";
 
 const matrix = (name: string, ...shape: number[]): NamedMatrix => ({ name, parameter: name, shape, layer: 0 });

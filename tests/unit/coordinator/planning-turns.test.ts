@@ -6,7 +6,7 @@ import type { ModelSetup } from "../../../src/coordinator/planning/model-setup.t
 import { planFor } from "../../../src/coordinator/planning/planning.ts";
 import type { TrainingData } from "../../../src/coordinator/planning/training-data.ts";
 import { roundWorkload, trainingWorkload } from "../../../src/coordinator/planning/workload.ts";
-import { stepSource } from "../../../src/coordinator/run/step-source.ts";
+import { stepSource } from "../../../src/coordinator/run/steps/step-source.ts";
 import { Dataset } from "../../../src/data/dataset.ts";
 import { type OrderOptions, TrainingOrder } from "../../../src/data/order.ts";
 import { RowStore } from "../../../src/data/row-store.ts";

@@ -8,13 +8,13 @@ import { bytesOf } from "../../../src/common/bytes.ts";
 import { ERROR_CATALOGUE, type ErrorCode, PipeloraError } from "../../../src/common/errors.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import type { Pipeline, PipelineAdapter, RoundPart } from "../../../src/coordinator/cluster/pipeline.ts";
+import { initialState } from "../../../src/coordinator/run/checkpoints/trainer-state.ts";
 import type { Reporter } from "../../../src/coordinator/run/reporter.ts";
-import { type Trained, trainRounds } from "../../../src/coordinator/run/rounds.ts";
-import type { TrainStep } from "../../../src/coordinator/run/step-source.ts";
+import { type Trained, trainRounds } from "../../../src/coordinator/run/steps/rounds.ts";
+import type { TrainStep } from "../../../src/coordinator/run/steps/step-source.ts";
 import { formatRanking, rankAdapters } from "../../../src/coordinator/run/sweep-ranking.ts";
 import { failureOf } from "../../../src/coordinator/run/train.ts";
 import { Trainer } from "../../../src/coordinator/run/trainer.ts";
-import { initialState } from "../../../src/coordinator/run/trainer-state.ts";
 
 const CONFIG = { ...defaultConfig(), save_strategy: "steps", save_steps: 2, logging_steps: 1 } as const;
 const SILENT = new Proxy({}, { get: () => () => {} }) as Reporter;

@@ -3,9 +3,9 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { defaultConfig } from "../../../src/config/load.ts";
-import { templateDate } from "../../../src/coordinator/run/resume-point.ts";
-import { changedFreely, changedSettings } from "../../../src/coordinator/run/run-identity.ts";
-import { withWholeSteps } from "../../../src/coordinator/run/whole-steps.ts";
+import { templateDate } from "../../../src/coordinator/run/checkpoints/resume-point.ts";
+import { changedFreely, changedSettings } from "../../../src/coordinator/run/checkpoints/run-identity.ts";
+import { withWholeSteps } from "../../../src/coordinator/run/steps/whole-steps.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 test("steps below 1 are a share of all steps, rounded up", () => {

@@ -4,16 +4,16 @@ import { bytesOf } from "../../../src/common/bytes.ts";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import { defaultConfig } from "../../../src/config/load.ts";
 import type { Pipeline, PipelineAdapter, RoundPart } from "../../../src/coordinator/cluster/pipeline.ts";
-import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/run/loss-scale.ts";
-import { trainRounds } from "../../../src/coordinator/run/rounds.ts";
-import type { TrainStep } from "../../../src/coordinator/run/step-source.ts";
-import { Trainer } from "../../../src/coordinator/run/trainer.ts";
 import {
   initialState,
   parseState,
   serializeState,
   type TrainerState,
-} from "../../../src/coordinator/run/trainer-state.ts";
+} from "../../../src/coordinator/run/checkpoints/trainer-state.ts";
+import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../src/coordinator/run/steps/loss-scale.ts";
+import { trainRounds } from "../../../src/coordinator/run/steps/rounds.ts";
+import type { TrainStep } from "../../../src/coordinator/run/steps/step-source.ts";
+import { Trainer } from "../../../src/coordinator/run/trainer.ts";
 import type { Update } from "../../../src/rpc/generated/pipelora/v1/Update.ts";
 
 const CONFIG = { ...defaultConfig(), max_grad_norm: 1, save_strategy: "no", logging_steps: 1 } as const;

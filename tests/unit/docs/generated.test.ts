@@ -6,7 +6,7 @@ import { errorsTable } from "../../../src/common/errors.ts";
 import { exitCodesTable } from "../../../src/common/exit-codes.ts";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import { flagsTable } from "../../../src/config/help.ts";
-import { cataloguePage } from "../../../src/plan/catalogue.ts";
+import { cataloguePage } from "../../../src/plan/paper/catalogue.ts";
 
 const page = (name: string) => readFileSync(join(PACKAGE_ROOT, "docs", "reference", name), "utf8");
 

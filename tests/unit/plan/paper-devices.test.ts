@@ -5,11 +5,11 @@ import { test } from "node:test";
 import { createLogger } from "../../../src/common/log.ts";
 import { loadConfig } from "../../../src/config/load.ts";
 import { planWithoutWorkers } from "../../../src/coordinator/planning/plan-on-paper.ts";
-import { CATALOGUE, gpuFacts } from "../../../src/plan/catalogue.ts";
-import { formatRental } from "../../../src/plan/format-rental.ts";
-import { devicesOf, ownGpus, parseDevices, parseLinkRates } from "../../../src/plan/paper-devices.ts";
-import { planPage } from "../../../src/plan/plan-page.ts";
+import { CATALOGUE, gpuFacts } from "../../../src/plan/paper/catalogue.ts";
+import { formatRental } from "../../../src/plan/paper/format-rental.ts";
+import { devicesOf, ownGpus, parseDevices, parseLinkRates } from "../../../src/plan/paper/paper-devices.ts";
 import { linkKey } from "../../../src/plan/request.ts";
+import { planPage } from "../../../src/plan/shown/plan-page.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 const LOG = createLogger({ format: "text", level: "silent", fields: {} });

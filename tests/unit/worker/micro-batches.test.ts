@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { bytesOf } from "../../../src/common/bytes.ts";
 import { packMicroBatches } from "../../../src/data/micro-batches.ts";
-import { unpackMicroBatches } from "../../../src/worker/micro-batches.ts";
+import { unpackMicroBatches } from "../../../src/worker/steps/micro-batches.ts";
 
 const row = (tokens: number[], rowId: number) => ({
   tokens: Int32Array.from(tokens),

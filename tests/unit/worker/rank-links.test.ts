@@ -9,7 +9,7 @@ import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { RankLinks } from "../../../src/worker/links.ts";
-import { NodeFiles } from "../../../src/worker/node-files.ts";
+import { NodeFiles } from "../../../src/worker/node/node-files.ts";
 import { Rank } from "../../../src/worker/rank.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
 

@@ -6,7 +6,7 @@ import { Mailbox } from "../../../src/links/mailbox.ts";
 import type { ToWorker__Output } from "../../../src/rpc/generated/pipelora/v1/ToWorker.ts";
 import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import type { RankLinks } from "../../../src/worker/links.ts";
-import { StepRelay } from "../../../src/worker/step-relay.ts";
+import { StepRelay } from "../../../src/worker/steps/step-relay.ts";
 
 /** Ranks of one process: what one sends lies in the other's mailbox. */
 function ranksOf(count: number): RankLinks[] {

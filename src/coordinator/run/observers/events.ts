@@ -1,7 +1,7 @@
 import type { PipeloraError } from "../../../common/errors.ts";
+import type { Saved } from "../checkpoints/run-files.ts";
+import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { LastStep, RunBeginning, StepProgress } from "../reporter.ts";
-import type { Saved } from "../run-files.ts";
-import type { LogEntry } from "../trainer-state.ts";
 
 /** What is told of a run as JSON objects, in files and to who shows it: "event" says what it is. Times are added by who writes them. */
 export type RunEvent = Readonly<Record<string, unknown>> & { readonly event: string };

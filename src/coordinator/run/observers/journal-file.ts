@@ -1,8 +1,8 @@
 import { appendFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { JOURNAL_FILE, LAST_STEP_FILE } from "../../../serve/page/folder-run.ts";
+import type { Saved } from "../checkpoints/run-files.ts";
 import type { LastStep, RunBeginning } from "../reporter.ts";
-import type { Saved } from "../run-files.ts";
 import { beganEvent, endedEvent, type Line, lastStepEvent, lineEvent, type RunEvent } from "./events.ts";
 import { Background, type Observer } from "./observer.ts";
 

@@ -1,9 +1,9 @@
 import { FolderRun } from "../../../serve/page/folder-run.ts";
 import { RunRecord } from "../../../serve/page/run-record.ts";
 import type { RunSource } from "../../../serve/page/run-source.ts";
+import type { Saved } from "../checkpoints/run-files.ts";
+import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { LastStep, RunBeginning, Sample, StepProgress } from "../reporter.ts";
-import type { Saved } from "../run-files.ts";
-import type { LogEntry } from "../trainer-state.ts";
 import {
   beganEvent,
   endEvent,

@@ -5,9 +5,9 @@ import { createInterface } from "node:readline";
 import type { PipeloraError } from "../../../common/errors.ts";
 import { isFile } from "../../../common/files.ts";
 import { METRICS_FILE } from "../../../serve/page/folder-run.ts";
+import type { Saved } from "../checkpoints/run-files.ts";
+import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { StepProgress } from "../reporter.ts";
-import type { Saved } from "../run-files.ts";
-import type { LogEntry } from "../trainer-state.ts";
 import { endEvent, failedEvent, logEvent, type RunEvent, saveEvent, stepEvent } from "./events.ts";
 import { Background, type Observer } from "./observer.ts";
 

@@ -1,7 +1,7 @@
 import { basename } from "node:path";
 import { z } from "zod";
 import { PipeloraError } from "../../../common/errors.ts";
-import type { LogEntry } from "../trainer-state.ts";
+import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import { Background, type Observer } from "./observer.ts";
 
 /** Where to and as whom, as MLflow's own clients and transformers' MLflowCallback read them. */

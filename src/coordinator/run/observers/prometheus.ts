@@ -1,7 +1,7 @@
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
+import type { Saved } from "../checkpoints/run-files.ts";
+import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { StepProgress } from "../reporter.ts";
-import type { Saved } from "../run-files.ts";
-import type { LogEntry } from "../trainer-state.ts";
 import type { Observer } from "./observer.ts";
 
 /** Log entries' keys that have a metric of their own name. */

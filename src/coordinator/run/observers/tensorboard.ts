@@ -1,5 +1,5 @@
 import { EventFile } from "../../../formats/tensorboard.ts";
-import type { LogEntry } from "../trainer-state.ts";
+import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import { Background, type Observer } from "./observer.ts";
 
 /** Writes log entries to an event file, under the Trainer's tags: train/loss, eval/loss, train/learning_rate. */

@@ -1,0 +1,55 @@
+import type { WorkerConnection } from "../../../rpc/worker-connection.ts";
+import { hubModelMessage } from "../../assembly/prepare-requests.ts";
+import { NodeFolders, savedEverywhere } from "../../cluster/node-folders.ts";
+import { assertFit, formatPreflight, inspectCluster, judge } from "../../cluster/preflight.ts";
+import type { AdapterRun } from "../adapter-run.ts";
+import type { Run } from "../run.ts";
+
+/** Workers of other nodes are looked at before anything is loaded; those of this machine are only what it is itself. */
+export async function receive(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  if (run.config.listen !== null) await preflight(members, run);
+  await openNodes(members, run);
+  for (const { files } of run.adapters) await files.setAsideOthers();
+}
+
+/** Errors: PL_PREFLIGHT_FAILED; PL_WORKER_LOST as soon as a worker is gone, which a restart may mend. */
+export async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  const { config, base, adapters, cluster, warn, reporter } = run;
+  // A link to a worker that is gone takes until its timeout to fail; the loss is known at once.
+  const found = await Promise.race([
+    inspectCluster(
+      members,
+      {
+        modelDir: base.dir,
+        hubModel: hubModelMessage(base),
+        checkpoint: base.checkpoint!,
+        outputDir: config.output_dir!,
+        savesOnEachNode: savedEverywhere(config),
+      },
+      config,
+    ),
+    cluster.failure,
+  ]);
+  const checkpointBytes = adapters.reduce((sum, { files }) => sum + files.checkpointBytes, 0);
+  const verdict = judge(found, { checkpointBytes, diskMustDo: config.save_failure === "fail" });
+  reporter.preflight(formatPreflight(found), { ...found, ...verdict });
+  for (const warning of verdict.warnings) warn(warning);
+  assertFit(verdict);
+}
+
+/** save_on_each_node: where the nodes save, and from which of them a run resumes. */
+async function openNodes(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  const { config, log, reporter } = run;
+  if (!savedEverywhere(config)) return;
+  // Nodes have a folder for one adapter; the configuration refuses more.
+  const [{ files }] = run.adapters as readonly [AdapterRun];
+  const folders = await NodeFolders.open(members, files.outputDir);
+  for (const { node, dir, sharedWith, error } of folders.nodes) {
+    const whose = sharedWith === null ? "the coordinator" : sharedWith;
+    if (error !== null && config.save_failure === "fail") throw error;
+    if (error !== null) log.error(`node "${node}" can't save: ${error.message}`);
+    else log.info(`node "${node}" saves to ${dir}${whose === undefined ? "" : `, the same folder as ${whose}`}`);
+  }
+  const note = await files.attach(folders);
+  if (note !== null) reporter.note(note);
+}

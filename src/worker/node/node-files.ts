@@ -1,0 +1,157 @@
+import { randomBytes } from "node:crypto";
+import { open, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { PipeloraError } from "../../common/errors.ts";
+import { makeFolder } from "../../common/files.ts";
+import { syncFolder } from "../../formats/atomic-file.ts";
+import { filesOf, hashFiles, listCheckpoints, setAsideAllBut } from "../../formats/checkpoint-folders.ts";
+import type { CheckpointFiles } from "../../rpc/generated/pipelora/v1/CheckpointFiles.ts";
+import type { CommitFiles__Output } from "../../rpc/generated/pipelora/v1/CommitFiles.ts";
+import type { OutputFolder__Output } from "../../rpc/generated/pipelora/v1/OutputFolder.ts";
+import type { OutputFolderState } from "../../rpc/generated/pipelora/v1/OutputFolderState.ts";
+import type { ReadFile__Output } from "../../rpc/generated/pipelora/v1/ReadFile.ts";
+import type { WriteFile__Output } from "../../rpc/generated/pipelora/v1/WriteFile.ts";
+
+/** What CommitFiles calls the output folder itself. */
+const FINAL = "final";
+
+/** This node's own output folder, to which the coordinator writes what it saved itself (save_on_each_node). */
+export class NodeFiles {
+  /** null: the coordinator's. */
+  readonly #own: string | null;
+  #named: string | null = null;
+  /** The save whose files are arriving, in a folder of another name. */
+  #arriving: { readonly save: string; readonly folder: string } | null = null;
+
+  constructor(ownDir: string | null) {
+    this.#own = ownDir;
+  }
+
+  /** Error: PL_PROTOCOL_MISMATCH before the coordinator has named it, lest files go to wherever this process was started. */
+  get #dir(): string {
+    if (this.#named !== null) return this.#named;
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", "files came before the folder for them was named");
+  }
+
+  /** Errors: PL_OUTPUT_UNWRITABLE if the folder can't be made or marked. */
+  async folder({ action, dir, mark, marks }: OutputFolder__Output): Promise<OutputFolderState> {
+    this.#named = resolve(this.#own ?? dir);
+    return this.#writing(this.#dir, async () => {
+      const path = join(this.#dir, plainName(mark));
+      if (action === "mark") {
+        await makeFolder(this.#dir);
+        await this.#dropLeftovers();
+        await writeFile(path, "");
+      } else if (action === "unmark") {
+        await rm(path, { force: true });
+      } else if (action === "set_aside") {
+        const upTo = Number(/^checkpoint-(\d+)$/.exec(mark)?.[1] ?? -1);
+        return { dir: this.#dir, seen: await setAsideAllBut(marks.map(saveName), upTo, this.#dir) };
+      }
+      const present = new Set(await readdir(this.#dir).catch(() => []));
+      return { dir: this.#dir, seen: marks.filter((name) => present.has(name)) };
+    });
+  }
+
+  /** Appends to a file of a save. Errors: PL_OUTPUT_UNWRITABLE, after which nothing of the save is left. */
+  async write({ save, name, offset, data }: WriteFile__Output): Promise<void> {
+    await this.#writing(join(this.#dir, save), async () => {
+      const path = join(await this.#arrivalFolder(save), plainName(name));
+      const file = await open(path, offset === 0 ? "wx" : "r+");
+      try {
+        await file.write(data, 0, data.length, offset);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+    });
+  }
+
+  /** Reads back what is on the disk, compares, and gives the files their names. Errors: PL_OUTPUT_UNWRITABLE. */
+  async commit({ save, files, dropped }: CommitFiles__Output): Promise<void> {
+    await this.#writing(join(this.#dir, save), async () => {
+      const folder = await this.#arrivalFolder(save);
+      const found = await hashFiles(
+        folder,
+        files.map(({ name }) => plainName(name)),
+      );
+      const bad = found.find(({ sha256 }, index) => sha256 !== files[index]!.sha256);
+      if (bad !== undefined) throw new Error(`${bad.name} hashes to ${bad.sha256}, not to what was sent`);
+      if (save === FINAL) {
+        for (const { name } of files) await rename(join(folder, name), join(this.#dir, name));
+        await rm(folder, { recursive: true });
+      } else {
+        await syncFolder(folder);
+        await rm(join(this.#dir, save), { recursive: true, force: true });
+        await rename(folder, join(this.#dir, save));
+      }
+      await syncFolder(this.#dir);
+      this.#arriving = null;
+      for (const name of dropped) await rm(join(this.#dir, saveName(name)), { recursive: true, force: true });
+    });
+  }
+
+  /** Checkpoints here, oldest first, with the sizes of their files. */
+  async list(): Promise<CheckpointFiles[]> {
+    const folders = await listCheckpoints(this.#dir);
+    return Promise.all(
+      folders.map(async ({ step, path }) => ({ step, files: await hashFiles(path, await filesOf(path)) })),
+    );
+  }
+
+  async read({ save, name, offset, bytes }: ReadFile__Output): Promise<Buffer> {
+    const file = await open(join(this.#dir, saveName(save), plainName(name)), "r");
+    try {
+      const { bytesRead, buffer } = await file.read(Buffer.alloc(bytes), 0, bytes, offset);
+      return buffer.subarray(0, bytesRead);
+    } finally {
+      await file.close();
+    }
+  }
+
+  async #arrivalFolder(save: string): Promise<string> {
+    if (this.#arriving?.save === saveName(save)) return this.#arriving.folder;
+    await this.#discard();
+    const folder = join(this.#dir, `.${save}-${randomBytes(4).toString("hex")}`);
+    await makeFolder(folder);
+    this.#arriving = { save, folder };
+    return folder;
+  }
+
+  async #discard(): Promise<void> {
+    const left = this.#arriving;
+    this.#arriving = null;
+    if (left !== null) await rm(left.folder, { recursive: true, force: true });
+  }
+
+  /** Folders of saves that a killed worker did not finish. */
+  async #dropLeftovers(): Promise<void> {
+    for (const name of await readdir(this.#dir)) {
+      if (/^\.(checkpoint-\d+|final)-[0-9a-f]{8}$/.test(name))
+        await rm(join(this.#dir, name), { recursive: true, force: true });
+    }
+  }
+
+  async #writing<T>(path: string, work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (cause) {
+      await this.#discard().catch(() => {});
+      throw new PipeloraError("PL_OUTPUT_UNWRITABLE", `can't write ${path}: ${(cause as Error).message}`, {
+        cause,
+        hint: "Free space on that node, or give its worker another --output-dir.",
+      });
+    }
+  }
+}
+
+function saveName(save: string): string {
+  if (save === FINAL || /^checkpoint-\d+$/.test(save)) return save;
+  throw new PipeloraError("PL_PROTOCOL_MISMATCH", `"${save}" is no name of a save`);
+}
+
+/** A file of the folder itself, whatever the other side says. */
+function plainName(name: string): string {
+  if (/^[\w.-]+$/.test(name) && name !== "." && name !== "..") return name;
+  throw new PipeloraError("PL_PROTOCOL_MISMATCH", `"${name}" is no plain file name`);
+}

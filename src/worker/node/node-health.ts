@@ -1,0 +1,43 @@
+import type { ChildProcess } from "node:child_process";
+import { Health, listenForProbes } from "../../rpc/health.ts";
+
+interface ReadyMessage {
+  readonly ready: boolean;
+}
+
+/**
+ * A rank's own health: served beside its tensor service, and told to the parent process of a node's workers, which
+ * answers probes for all of them.
+ */
+export class RankHealth {
+  readonly health = new Health();
+
+  set ready(ready: boolean) {
+    this.health.ready = ready;
+    // A parent that is gone hears nothing: its end is noticed elsewhere.
+    if (process.connected) process.send?.({ ready } satisfies ReadyMessage, undefined, undefined, () => {});
+  }
+}
+
+/** A node's health: it is ready when all its ranks are. */
+export class NodeHealth {
+  readonly #health = new Health();
+  readonly #ready: boolean[];
+
+  constructor(children: readonly ChildProcess[]) {
+    this.#ready = children.map(() => false);
+    children.forEach((child, index) => {
+      child.on("message", (message: ReadyMessage) => this.#set(index, message.ready));
+      child.on("exit", () => this.#set(index, false));
+    });
+  }
+
+  listen(address: string): Promise<{ close(): void }> {
+    return listenForProbes(address, this.#health);
+  }
+
+  #set(index: number, ready: boolean): void {
+    this.#ready[index] = ready;
+    this.#health.ready = this.#ready.every(Boolean);
+  }
+}

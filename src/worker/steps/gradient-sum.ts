@@ -1,0 +1,124 @@
+import { bytesOf, float32Of } from "../../common/bytes.ts";
+import type { DevicePlace, Engine, Transfer } from "../../engine/index.ts";
+import { gradientSumKey } from "../../links/link.ts";
+import type { NcclGroup } from "../../links/nccl-group.ts";
+import type { RankLinks } from "../links.ts";
+import { fromHost } from "../tensors.ts";
+
+const FLOAT = 4;
+
+export interface ReplicaGroup {
+  /** Ranks that hold the same segments, by replica. */
+  readonly ranks: readonly number[];
+  /** This rank's position among them. */
+  readonly position: number;
+}
+
+/**
+ * Where each rank's share of so many values begins, and how many it has. Adding up over NCCL or over the links of pairs takes the
+ * same shares and the same order: the same bits.
+ */
+function sharesOf(count: number, ranks: number): { first: number; size: number }[] {
+  const first = (share: number) => Math.floor((share * count) / ranks);
+  return Array.from({ length: ranks }, (_, share) => ({
+    first: first(share),
+    size: first(share + 1) - first(share),
+  }));
+}
+
+/**
+ * Replaces every replica's gradients of an adapter by their sum over the replicas, added in the replicas' order, so that all of them
+ * hold the same bits. Each rank sums one share of the values and hands it to the others: 2 (R − 1) / R of the gradients' bytes
+ * are sent by each, as by a ring. Returns the bytes sent.
+ */
+export async function sumGradients(
+  engine: Engine,
+  links: RankLinks,
+  { ranks, position }: ReplicaGroup,
+  { name, adapter }: { readonly name: string; readonly adapter: number },
+): Promise<number> {
+  const group = links.replicaGroup;
+  if (group !== null) return sumOnDevice(engine, group, { ranks, position }, adapter);
+  const values = await engine.gradients(adapter);
+  const shares = sharesOf(values.length, ranks.length);
+  const shareOf = (array: Float32Array, share: number) => {
+    const { first, size } = shares[share]!;
+    return array.subarray(first, first + size);
+  };
+  const others = ranks.map((rank, share) => ({ rank, share })).filter(({ share }) => share !== position);
+  let sentBytes = 0;
+  const send = (rank: number, kind: "part" | "sum", share: Float32Array) => {
+    sentBytes += share.byteLength;
+    const tensor = fromHost(bytesOf(share), [share.length], "float32");
+    const sent = links.sendWhole(rank, gradientSumKey(name, kind, position), tensor);
+    // Awaited at the end; should a peer's share fail to come first, that is the failure to tell.
+    sent.catch(() => {});
+    return sent;
+  };
+  const receive = async (rank: number, kind: "part" | "sum", from: number) =>
+    float32Of(await links.receiveBytes(rank, gradientSumKey(name, kind, from)));
+
+  const partsSent = others.map(({ rank, share }) => send(rank, "part", shareOf(values, share)));
+  const parts = await Promise.all(
+    ranks.map((rank, from) => (from === position ? shareOf(values, position) : receive(rank, "part", from))),
+  );
+  // Not over `values`: parts of it may still be on their way out.
+  const sums = new Float32Array(values.length);
+  const own = shareOf(sums, position);
+  for (const part of parts) addInto(own, part);
+
+  const sumsSent = others.map(({ rank }) => send(rank, "sum", own));
+  await Promise.all(others.map(async ({ rank, share }) => shareOf(sums, share).set(await receive(rank, "sum", share))));
+  await Promise.all([...partsSent, ...sumsSent]);
+  await engine.setGradients(sums, adapter);
+  return sentBytes;
+}
+
+/** The same without leaving device memory, over a communicator of the replicas. */
+async function sumOnDevice(
+  engine: Engine,
+  group: NcclGroup,
+  { ranks, position }: ReplicaGroup,
+  adapter: number,
+): Promise<number> {
+  const count = await engine.gradientCount(adapter);
+  const shares = sharesOf(count, ranks.length);
+  const own = shares[position]!.size;
+  const [values, parts, sum] = [count, own * ranks.length, own].map((floats) => group.place(FLOAT * floats)) as [
+    DevicePlace,
+    DevicePlace,
+    DevicePlace,
+  ];
+  const transfer = (
+    sends: boolean,
+    peer: number,
+    place: DevicePlace,
+    part: { first: number; size: number },
+  ): Transfer => {
+    return { sends, peer, place, offset: FLOAT * part.first, bytes: FLOAT * part.size };
+  };
+  try {
+    await engine.gradientsTo(values, adapter);
+    await group.exchange(
+      shares.flatMap(({ first, size }, peer) => [
+        transfer(true, peer, values, { first, size }),
+        transfer(false, peer, parts, { first: peer * own, size: own }),
+      ]),
+    );
+    await engine.sumParts(parts, ranks.length, own, sum);
+    await group.exchange(
+      shares.flatMap(({ first, size }, peer) => [
+        transfer(true, peer, sum, { first: 0, size: own }),
+        transfer(false, peer, values, { first, size }),
+      ]),
+    );
+    await engine.setGradientsFrom(values, adapter);
+    return FLOAT * (count - own + own * (ranks.length - 1));
+  } finally {
+    for (const place of [values, parts, sum]) place.free();
+  }
+}
+
+function addInto(total: Float32Array, part: Float32Array): void {
+  for (let i = 0; i < total.length; i++) total[i]! += part[i]!;
+}

@@ -1,0 +1,121 @@
+import { bytesOf } from "../../common/bytes.ts";
+import { PipeloraError } from "../../common/errors.ts";
+import type { AdapterStep__Output } from "../../rpc/generated/pipelora/v1/AdapterStep.ts";
+import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
+import type { MicroBatches__Output } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
+import type { Segment__Output } from "../../rpc/generated/pipelora/v1/Segment.ts";
+import type { Update__Output } from "../../rpc/generated/pipelora/v1/Update.ts";
+import type { UpdateGroup__Output } from "../../rpc/generated/pipelora/v1/UpdateGroup.ts";
+import type { RankLinks } from "../links.ts";
+import type { PreparedAdapter, PreparedRank } from "../prepare.ts";
+import { sumGradients } from "./gradient-sum.ts";
+import { unpackMicroBatches } from "./micro-batches.ts";
+import { runInstructions, type StepPart, type StepTotals } from "./step-runner.ts";
+import type { StepTrace } from "./trace.ts";
+
+export interface Round {
+  readonly rank: number;
+  /** Names it in tensor keys. */
+  readonly name: string;
+  readonly parts: readonly AdapterStep__Output[];
+  readonly trace: StepTrace | null;
+}
+
+/** This rank's part in a step of each of these adapters: its own sums, part by part. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's. */
+export async function runRound(
+  prepared: PreparedRank,
+  links: RankLinks,
+  { rank, name, parts, trace }: Round,
+): Promise<{ readonly parts: AdapterSums__Output[]; readonly totals: StepTotals }> {
+  const { engine, replicas, segments } = prepared;
+  const squares: Float64Array[] = [];
+  const measure = async (index: number) => {
+    const { adapter } = parts[index]!;
+    const { matrixIds } = preparedAdapter(prepared, adapter);
+    squares[index] = matrixIds.length === 0 ? new Float64Array(0) : await engine.gradSquares(adapter);
+  };
+  const steps = parts.map(({ adapter, step, microBatches, previous, lossScale }, index): StepPart => {
+    const { regularisation } = preparedAdapter(prepared, adapter);
+    return {
+      batches: unpackMicroBatches(ownPart(given(microBatches, "micro-batches"), segments, rank), {
+        ...{ step, training: true, lossScale },
+        ...regularisation,
+      }),
+      before: previous === null ? null : () => applyUpdate(prepared, previous, adapter),
+      // Replicas' gradients are added up first.
+      after: replicas === null ? () => measure(index) : null,
+    };
+  });
+  const count = steps.reduce((sum, { batches }) => sum + batches.length, 0);
+  const instructions = prepared.instructions(count, "train");
+  const totals = await runInstructions(prepared, links, { name, instructions, parts: steps, trace });
+  for (const [index, { adapter }] of parts.entries()) {
+    if (replicas === null) break;
+    if (preparedAdapter(prepared, adapter).matrixIds.length > 0) {
+      const began = performance.now();
+      totals.sentBytes += await sumGradients(engine, links, replicas, { name: `${name}/${adapter}`, adapter });
+      totals.reduceMs += performance.now() - began;
+      trace?.add("reduce", began);
+    }
+    const ended = performance.now();
+    await measure(index);
+    trace?.add("norm", ended);
+  }
+  return {
+    parts: parts.map(({ adapter }, index) => ({
+      ...totals.losses[index]!,
+      matrixIds: bytesOf(preparedAdapter(prepared, adapter).matrixIds),
+      gradSquares: bytesOf(squares[index]!),
+    })),
+    totals,
+  };
+}
+
+/** Error: PL_PROTOCOL_MISMATCH. */
+export function preparedAdapter({ adapters }: PreparedRank, number: number): PreparedAdapter {
+  const found = adapters[number];
+  if (found === undefined) {
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request is of adapter ${number}; there are ${adapters.length}`);
+  }
+  return found;
+}
+
+/** Queues an adapter's update on this rank; its gradients are zero then. Error: PL_PROTOCOL_MISMATCH. */
+export async function applyUpdate(
+  prepared: PreparedRank,
+  { skip, groups: given, ...update }: Update__Output,
+  adapter: number,
+): Promise<void> {
+  const { engine } = prepared;
+  const { groups, matrixIds } = preparedAdapter(prepared, adapter);
+  if (matrixIds.length === 0) return;
+  if (skip) return engine.zeroGrad(adapter);
+  const of = (value: (group: UpdateGroup__Output) => number) =>
+    Float64Array.from(groups, (group) => {
+      const found = given[group];
+      if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `an Update has no group ${group}`);
+      return value(found);
+    });
+  const learningRates = of(({ learningRate }) => learningRate);
+  const weightDecays = of(({ weightDecay }) => weightDecay);
+  await engine.optimizerStep({ ...update, learningRates, weightDecays }, adapter);
+}
+
+/** A part that every such request has. Error: PL_PROTOCOL_MISMATCH. */
+export function given<T>(part: T | null, what: string): T {
+  if (part === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request came without ${what}`);
+  return part;
+}
+
+/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last. */
+function ownPart(all: MicroBatches__Output, segments: readonly Segment__Output[], rank: number): MicroBatches__Output {
+  const none = Buffer.alloc(0);
+  const isFirst = segments[0]?.rank === rank;
+  const isLast = segments.at(-1)?.rank === rank;
+  return {
+    ...all,
+    tokens: isFirst ? all.tokens : none,
+    targets: isLast ? all.targets : none,
+    weights: isLast ? all.weights : none,
+  };
+}

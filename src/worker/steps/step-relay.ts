@@ -1,0 +1,83 @@
+import { commandKey, sumsKey } from "../../links/link.ts";
+import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
+import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
+import type { ToWorker__Output } from "../../rpc/generated/pipelora/v1/ToWorker.ts";
+import { decodeReply, decodeRequest, encodeReply, encodeRequest } from "../../rpc/protocol.ts";
+import type { RankLinks } from "../links.ts";
+import { fromHost } from "../tensors.ts";
+
+/**
+ * One rank's part in how a step's command and its sums travel: the command comes down the pipeline from its first rank, the sums
+ * go up to it, so that the coordinator talks to one rank a pipeline. The last rank is done first, so the sums wait for nobody.
+ */
+export class StepRelay {
+  readonly #links: RankLinks;
+  readonly #before: number | null;
+  readonly #after: number | null;
+  #passedOn = 0;
+  #ended = false;
+
+  /** `ranks`: of the pipeline, in its order. */
+  constructor(links: RankLinks, ranks: readonly number[], rank: number) {
+    const position = ranks.indexOf(rank);
+    this.#links = links;
+    this.#before = ranks[position - 1] ?? null;
+    this.#after = ranks[position + 1] ?? null;
+  }
+
+  /** Hands over every command that comes down the pipeline, until it ends. Rejects with PL_LINK_FAILED. */
+  async listen(onCommand: (message: ToWorker__Output) => void): Promise<void> {
+    if (this.#before === null) return;
+    try {
+      for (let step = 0; ; step++) {
+        // Nobody waits for an answer to it.
+        onCommand({
+          ...decodeRequest(await this.#links.receiveBytesWhenever(this.#before, commandKey(step))),
+          request: 0,
+        });
+      }
+    } catch (error) {
+      if (!this.#ended) throw error;
+    }
+  }
+
+  /** Before the links are closed. */
+  end(): void {
+    this.#ended = true;
+  }
+
+  /** Gives the next rank the command. Errors: PL_LINK_FAILED. */
+  async passOn(message: ToWorker__Output): Promise<void> {
+    if (this.#after === null) return;
+    await this.#send(this.#after, commandKey(this.#passedOn++), encodeRequest(message));
+  }
+
+  /**
+   * Adds this rank's sums of the step that `name` names to those behind it. Resolves with the pipeline's on its first rank, with null
+   * on the others, which have handed them on. Errors: PL_LINK_FAILED.
+   */
+  async collect(name: string, own: StepResult__Output): Promise<StepResult__Output | null> {
+    const key = sumsKey(name);
+    const behind =
+      this.#after === null ? null : decodeReply(await this.#links.receiveBytes(this.#after, key)).stepResult!;
+    const sums = behind === null ? own : { parts: own.parts.map((part, index) => add(part, behind.parts[index]!)) };
+    if (this.#before === null) return sums;
+    await this.#send(this.#before, key, encodeReply({ stepResult: sums }));
+    return null;
+  }
+
+  #send(toRank: number, key: string, bytes: Buffer): Promise<void> {
+    return this.#links.sendWhole(toRank, key, fromHost(bytes, [bytes.length], "uint8"));
+  }
+}
+
+function add(own: AdapterSums__Output, behind: AdapterSums__Output): AdapterSums__Output {
+  return {
+    lossSum: own.lossSum + behind.lossSum,
+    labelTokens: own.labelTokens + behind.labelTokens,
+    correctTokens: own.correctTokens + behind.correctTokens,
+    matrixIds: Buffer.concat([own.matrixIds, behind.matrixIds]),
+    gradSquares: Buffer.concat([own.gradSquares, behind.gradSquares]),
+    failure: own.failure ?? behind.failure,
+  };
+}

@@ -1,0 +1,333 @@
+import { deferred } from "../../common/deferred.ts";
+import { PipeloraError } from "../../common/errors.ts";
+import type { DeviceTensor, Engine, ForwardResult, MicroBatch } from "../../engine/index.ts";
+import { activationKey, gradientKey } from "../../links/link.ts";
+import type { Failure__Output } from "../../rpc/generated/pipelora/v1/Failure.ts";
+import { toFailure } from "../../rpc/wire-error.ts";
+import type { Instruction } from "../../schedule/index.ts";
+import type { RankLinks } from "../links.ts";
+import { fromDevice, toDevice } from "../tensors.ts";
+import type { SpanKind, StepTrace } from "./trace.ts";
+
+/** Of one adapter's micro-batches. */
+export interface LossSums {
+  readonly lossSum: number;
+  readonly labelTokens: number;
+  readonly correctTokens: number;
+  /** Of the first micro-batch whose loss is NaN or infinite: it is this adapter's alone. */
+  readonly failure: Failure__Output | null;
+}
+
+export interface StepTotals {
+  /** Part by part. */
+  losses: LossSums[];
+  /** Milliseconds in which nothing could be queued because an input was not there yet: a peer's or, on this rank, the last segment's. */
+  waitMs: number;
+  /** Milliseconds of adding up gradients with other replicas. */
+  reduceMs: number;
+  sentBytes: number;
+  /** Milliseconds that tensors took to leave the device for a peer, and peers' to enter it, summed; compute goes on meanwhile. */
+  linkMs: number;
+}
+
+/** What one adapter does in a pass. */
+export interface StepPart {
+  readonly batches: readonly MicroBatch[];
+  /**
+   * Queues what its first pass here waits for: the update that ends its step before. Called when this rank waits for a peer, or else
+   * just before that pass: other adapters' micro-batches are under way meanwhile. Null: nothing.
+   */
+  readonly before: (() => Promise<unknown>) | null;
+  /** Queues what follows its last pass here. */
+  readonly after: (() => Promise<unknown>) | null;
+}
+
+/** What one pass over an instruction list needs. */
+export interface StepInput {
+  /** Names this pass in tensor keys: "step 12", "eval 3". */
+  readonly name: string;
+  /** Their micro-batches are numbered through, part by part. */
+  readonly instructions: readonly Instruction[];
+  readonly parts: readonly StepPart[];
+  /** Hears when everything began and ended; null: nobody does. */
+  readonly trace: StepTrace | null;
+}
+
+/**
+ * Instructions whose tensors are asked for ahead of their turn, so that what has arrived is in device memory by then. A
+ * schedule keeps peers from running further ahead than this.
+ */
+const LOOKAHEAD = 6;
+
+/**
+ * Runs this rank's instruction list. Work is queued on the engine in list order without waiting for it; only a tensor
+ * from a peer is waited for, and sends go out as soon as their tensor is computed, so both overlap compute.
+ */
+export async function runInstructions(
+  { engine, engineSegment }: { engine: Engine; engineSegment: ReadonlyMap<number, number> },
+  links: RankLinks,
+  input: StepInput,
+): Promise<StepTotals> {
+  const pass = new Pass(engine, engineSegment, links, input);
+  try {
+    for (const [index, instruction] of input.instructions.entries()) {
+      for (const ahead of input.instructions.slice(index, index + LOOKAHEAD)) pass.expect(ahead);
+      await pass.orFailure(pass.issue(instruction));
+    }
+    await pass.orFailure(pass.finish());
+  } catch (error) {
+    await pass.abandon();
+    throw error;
+  }
+  return pass.totals;
+}
+
+/** Names the adapter's own micro-batch; under loss scaling the scale belongs to that. */
+function brokenLoss({ step, rowIds, lossScale }: MicroBatch, number: number, notFinite: string): Failure__Output {
+  const scale = lossScale === 1 ? "" : `; the loss scale is ${lossScale}`;
+  const where = `step ${step}, micro-batch ${number} (${rowIds.length} rows)`;
+  return toFailure(new PipeloraError("PL_LOSS_NOT_FINITE", `${where}: the loss is ${notFinite}${scale}`));
+}
+
+/** A tensor that an instruction made or will make, waiting for the instruction that takes it. */
+type Slot = Promise<DeviceTensor | null>;
+
+class Pass {
+  readonly #engine: Engine;
+  /** The engine's own number of each of this rank's segments. */
+  readonly #engineSegment: ReadonlyMap<number, number>;
+  readonly #links: RankLinks;
+  readonly #input: StepInput;
+  readonly totals: StepTotals = {
+    losses: [],
+    waitMs: 0,
+    reduceMs: 0,
+    sentBytes: 0,
+    linkMs: 0,
+  };
+  /** Inputs of forward and backward by "segment/microBatch". */
+  readonly #activations = new Map<string, Slot>();
+  readonly #gradients = new Map<string, Slot>();
+  readonly #running: Promise<unknown>[] = [];
+  /** Rejects as soon as anything that was queued fails. */
+  readonly #failure = deferred<never>();
+  readonly #expected = new Set<Instruction>();
+  /** Slots that a peer fills, and those of them that are filled. */
+  readonly #fromPeer = new Set<Slot>();
+  readonly #arrived = new Set<Slot>();
+  /** Of all parts; by the number that instructions have of it. */
+  readonly #batches: readonly MicroBatch[];
+  /** By that number: its part. */
+  readonly #partOf: readonly number[];
+  /** Parts up to here have begun. */
+  #begun = 0;
+  /** By part: passes of this list that are yet to be queued. */
+  readonly #left: number[];
+  /** Parts whose last pass was queued. */
+  readonly #followed = new Set<number>();
+  /** Per micro-batch, so that sums are made in one order whatever the schedule. */
+  readonly #losses: Omit<ForwardResult, "output">[] = [];
+  /** When the engine was last seen to end something. */
+  #computed = 0;
+
+  constructor(engine: Engine, engineSegment: ReadonlyMap<number, number>, links: RankLinks, input: StepInput) {
+    this.#engine = engine;
+    this.#engineSegment = engineSegment;
+    this.#links = links;
+    this.#input = input;
+    this.#batches = input.parts.flatMap(({ batches }) => batches).map((batch, index) => ({ ...batch, index }));
+    this.#partOf = input.parts.flatMap(({ batches }, part) => batches.map(() => part));
+    this.#left = input.parts.map(() => 0);
+    for (const { kind, microBatch } of input.instructions) {
+      if (kind === "forward" || kind === "backward") this.#left[this.#partOf[microBatch]!]! += 1;
+    }
+    this.#failure.promise.catch(() => {});
+  }
+
+  /** What parts up to this one wait for is queued. */
+  #beginUpTo(part: number): void {
+    for (; this.#begun <= part; this.#begun++) {
+      const { before } = this.#input.parts[this.#begun]!;
+      if (before === null) continue;
+      const queued = before();
+      this.#run(queued);
+      this.#traceCompute(queued, "update", null);
+    }
+  }
+
+  /** A pass of a part was queued. */
+  #passed(microBatch: number): void {
+    const part = this.#partOf[microBatch]!;
+    this.#left[part]! -= 1;
+    if (this.#left[part]! > 0) return;
+    this.#followed.add(part);
+    const { after } = this.#input.parts[part]!;
+    if (after === null) return;
+    const queued = after();
+    this.#run(queued);
+    this.#traceCompute(queued, "norm", null);
+  }
+
+  /** What is awaited, unless something queued fails first: a peer would be waited for in vain. */
+  orFailure<T>(awaited: Promise<T>): Promise<T> {
+    return Promise.race([awaited, this.#failure.promise]);
+  }
+
+  /** Asks for a tensor that a receive names, once. */
+  expect(instruction: Instruction): void {
+    const { kind, segment, microBatch, peer } = instruction;
+    if (this.#expected.has(instruction) || (kind !== "recv-forward" && kind !== "recv-backward")) return;
+    this.#expected.add(instruction);
+    const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
+    const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
+    const written = arrived.then((tensor) => this.#timed(toDevice(this.#engine, tensor), "receive", instruction));
+    written.then(
+      () => this.#arrived.add(written),
+      () => {},
+    );
+    this.#fromPeer.add(written);
+    slots.set(`${segment}/${microBatch}`, written);
+  }
+
+  async issue(instruction: Instruction): Promise<void> {
+    const { kind, segment, microBatch } = instruction;
+    const { name } = this.#input;
+    const here = `${segment}/${microBatch}`;
+    switch (kind) {
+      case "recv-forward":
+      case "recv-backward":
+        return;
+      case "forward":
+        return this.#forward(instruction, await this.#arrival(this.#activations, here, instruction));
+      case "backward":
+        return this.#backward(instruction, await this.#arrival(this.#gradients, here, instruction));
+      // A segment's output is the next segment's input, and its input's gradient the output gradient of the one before.
+      case "send-forward":
+        return this.#send(
+          this.#activations,
+          `${segment + 1}/${microBatch}`,
+          instruction,
+          activationKey(name, segment + 1, microBatch),
+        );
+      case "send-backward":
+        return this.#send(
+          this.#gradients,
+          `${segment - 1}/${microBatch}`,
+          instruction,
+          gradientKey(name, segment - 1, microBatch),
+        );
+    }
+  }
+
+  async finish(): Promise<void> {
+    this.#beginUpTo(this.#left.length - 1);
+    // Parts without a pass here.
+    for (const [part, { after }] of this.#input.parts.entries()) {
+      if (after !== null && !this.#followed.has(part)) this.#run(after());
+    }
+    await Promise.all(this.#running);
+    let first = 0;
+    this.totals.losses = this.#input.parts.map(({ batches }) => {
+      const sums = { lossSum: 0, labelTokens: 0, correctTokens: 0, failure: null as Failure__Output | null };
+      for (const [own, batch] of batches.entries()) {
+        const loss = this.#losses[first + own];
+        if (loss === undefined) continue;
+        sums.lossSum += loss.lossSum;
+        sums.labelTokens += loss.labelTokens;
+        sums.correctTokens += loss.correctTokens;
+        if (loss.notFinite !== null) sums.failure ??= brokenLoss(batch, own, loss.notFinite);
+      }
+      first += batches.length;
+      return sums;
+    });
+  }
+
+  /** After a failure: waits for no peer any more, but for what is queued, and frees what nobody will take. */
+  async abandon(): Promise<void> {
+    this.#links.reset();
+    await Promise.allSettled(this.#running);
+    for (const slots of [this.#activations, this.#gradients]) {
+      for (const slot of slots.values()) (await slot.catch(() => null))?.free();
+    }
+    await this.#engine.discard();
+  }
+
+  async #timed<T>(copy: Promise<T>, kind: SpanKind, instruction: Instruction, bytes?: number): Promise<T> {
+    const started = performance.now();
+    const done = await copy;
+    this.totals.linkMs += performance.now() - started;
+    this.#input.trace?.add(kind, started, instruction, bytes);
+    return done;
+  }
+
+  /** The engine works in order: what was queued behind something began when that ended. */
+  #traceCompute(queued: Promise<unknown>, kind: SpanKind, instruction: Instruction | null): void {
+    const { trace } = this.#input;
+    if (trace === null) return;
+    const issued = performance.now();
+    const ended = () => {
+      trace.add(kind, Math.max(issued, this.#computed), instruction);
+      this.#computed = performance.now();
+    };
+    queued.then(ended, () => {});
+  }
+
+  /** Notes what was queued. Its failure is seen by orFailure, so it never counts as unhandled. */
+  #run(queued: Promise<unknown>): void {
+    this.#running.push(queued);
+    queued.catch((error: unknown) => this.#failure.reject(error));
+  }
+
+  async #arrival(slots: Map<string, Slot>, where: string, instruction: Instruction): Promise<DeviceTensor | null> {
+    const slot = take(slots, where);
+    if (this.#fromPeer.has(slot) && !this.#arrived.has(slot)) this.#beginUpTo(this.#left.length - 1);
+    const started = performance.now();
+    const tensor = await slot;
+    this.totals.waitMs += performance.now() - started;
+    if (tensor !== null) this.#input.trace?.add("wait", started, instruction);
+    return tensor;
+  }
+
+  #forward(instruction: Instruction, input: DeviceTensor | null): void {
+    const { segment, microBatch } = instruction;
+    const batch = this.#batches[microBatch]!;
+    this.#beginUpTo(this.#partOf[microBatch]!);
+    const result = this.#engine.forward(this.#engineSegment.get(segment)!, batch, input).then(({ output, ...loss }) => {
+      // Only the head has a loss; other segments report zeros.
+      if (output === null) this.#losses[microBatch] = loss;
+      return output;
+    });
+    this.#run(result);
+    this.#traceCompute(result, "forward", instruction);
+    this.#activations.set(`${segment + 1}/${microBatch}`, result);
+    this.#passed(microBatch);
+  }
+
+  #backward(instruction: Instruction, gradient: DeviceTensor | null): void {
+    const { segment, microBatch } = instruction;
+    const result = this.#engine.backward(this.#engineSegment.get(segment)!, microBatch, gradient);
+    this.#run(result);
+    this.#traceCompute(result, "backward", instruction);
+    this.#gradients.set(`${segment - 1}/${microBatch}`, result);
+    this.#passed(microBatch);
+  }
+
+  /**
+   * Waits until the tensor is computed, so that its copy is queued before any later work: behind that, the peer would
+   * wait for it; and until its link has room, so that a slow peer holds this rank back. Then it goes its way while the
+   * list goes on.
+   */
+  async #send(slots: Map<string, Slot>, where: string, instruction: Instruction, key: string): Promise<void> {
+    const tensor = fromDevice(this.#engine, (await take(slots, where))!);
+    this.totals.sentBytes += tensor.byteLength;
+    const { sent } = await this.#links.send(instruction.peer!, key, tensor);
+    this.#run(this.#timed(sent, "send", instruction, tensor.byteLength));
+  }
+}
+
+/** Takes the tensor that lies at `where`; a first segment and a head's gradient have none. */
+function take(slots: Map<string, Slot>, where: string): Slot {
+  const slot = slots.get(where);
+  slots.delete(where);
+  return slot ?? Promise.resolve(null);
+}

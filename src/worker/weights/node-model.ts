@@ -1,0 +1,115 @@
+import { join } from "node:path";
+import { PipeloraError } from "../../common/errors.ts";
+import { isFile } from "../../common/files.ts";
+import { HUBS, type HubName } from "../../common/hubs.ts";
+import type { Logger } from "../../common/log.ts";
+import {
+  type Checkpoint,
+  INDEX_FILE,
+  openCheckpoint,
+  SINGLE_FILE,
+  shardsHolding,
+  type TiedNames,
+} from "../../formats/checkpoint.ts";
+import { checkFingerprint } from "../../formats/fingerprint.ts";
+import { fetchModelConfig, fetchWeights } from "../../hub/model-files.ts";
+import { downloadProgress } from "../../hub/progress.ts";
+import { hubSettings } from "../../hub/settings.ts";
+import { Snapshot } from "../../hub/snapshot.ts";
+import type { HubModel__Output } from "../../rpc/generated/pipelora/v1/HubModel.ts";
+
+/** The parts of a request that say which model it is about. */
+export interface ModelRequest {
+  /** The coordinator's folder. */
+  readonly modelDir: string;
+  readonly hubModel: HubModel__Output | null;
+}
+
+/** Who hears of a fetch, and until when it is wanted. */
+export interface FetchContext {
+  readonly log: Logger;
+  readonly signal: AbortSignal;
+}
+
+/** The model as this node has it: in a folder, or in its cache, where what a rank needs is fetched once it is known. */
+export class NodeModel {
+  readonly dir: string;
+  /** null: a folder. */
+  readonly #snapshot: Snapshot | null;
+
+  private constructor(dir: string, snapshot: Snapshot | null) {
+    this.dir = dir;
+    this.#snapshot = snapshot;
+  }
+
+  /**
+   * `own`: this node's --model. Else the coordinator's folder where it is whole here too (its machine, or one volume on all); else a model
+   * that was named is looked up, and its configuration fetched. Errors: those of hub/; PL_CHECKPOINT_INVALID where the hub has another
+   * commit of the revision by now.
+   */
+  static async find(
+    own: string | null,
+    { modelDir, hubModel }: ModelRequest,
+    { log, signal }: FetchContext,
+  ): Promise<NodeModel> {
+    if (own !== null || hubModel === null) return new NodeModel(own ?? modelDir, null);
+    if (await isWhole(modelDir)) return new NodeModel(modelDir, null);
+    const { hub, name, revision, commit } = hubModel;
+    if (!isHub(hub))
+      throw new PipeloraError(
+        "PL_PROTOCOL_MISMATCH",
+        `the coordinator names the hub "${hub}", which this version does not know`,
+      );
+    // Hugging Face knows a commit by its name.
+    const asked = hub === "huggingface" ? commit : revision || null;
+    const snapshot = await Snapshot.open(
+      { kind: "model", name, revision: asked },
+      {
+        settings: { ...(await hubSettings(hub)), cancelled: signal },
+        progress: downloadProgress(log),
+        warn: (text) => log.warn(text),
+      },
+    );
+    if (snapshot.commit !== commit) {
+      throw new PipeloraError(
+        "PL_CHECKPOINT_INVALID",
+        `${name} is at ${snapshot.commit.slice(0, 12)} by now, the coordinator has ${commit.slice(0, 12)}`,
+        { hint: "Start the run again, or name a tag behind @." },
+      );
+    }
+    await fetchModelConfig(snapshot);
+    return new NodeModel(snapshot.dir, snapshot);
+  }
+
+  /** Of a model whose weights are fetched when a rank asks; null: a folder. */
+  get commit(): string | null {
+    return this.#snapshot?.commit ?? null;
+  }
+
+  /**
+   * Opens what holds the tensors given. `fingerprint`: the coordinator's, which a folder is held against; what is fetched has its commit and
+   * its hashes. Errors: those of openCheckpoint and hub/.
+   */
+  async openCheckpoint(tied: TiedNames, tensors: readonly string[], fingerprint: string): Promise<Checkpoint> {
+    if (this.#snapshot === null) {
+      const checkpoint = await openCheckpoint(this.dir, tied);
+      await checkFingerprint(checkpoint, fingerprint);
+      return checkpoint;
+    }
+    await fetchWeights(this.#snapshot, tied, tensors);
+    return openCheckpoint(this.dir, tied, tensors);
+  }
+}
+
+function isHub(name: string): name is HubName {
+  return (HUBS as readonly string[]).includes(name);
+}
+
+/** Whether all of a model's files are in a folder. */
+async function isWhole(dir: string): Promise<boolean> {
+  if (!(await isFile(join(dir, "config.json")))) return false;
+  if (await isFile(join(dir, SINGLE_FILE))) return true;
+  if (!(await isFile(join(dir, INDEX_FILE)))) return false;
+  const shards = await shardsHolding(dir, [], null);
+  return (await Promise.all(shards.map((shard) => isFile(join(dir, shard))))).every(Boolean);
+}
