@@ -26,7 +26,7 @@ export const loraOptions = {
     "list",
     "LoRA",
     ["train", "plan", "parameters"],
-    optional(names),
+    optional(oneOrMore),
     "Parameters that get LoRA, experts' mlp.experts.gate_up_proj and mlp.experts.down_proj: names or suffixes; then none: no modules.",
   ),
   exclude_modules: option(

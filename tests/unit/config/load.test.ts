@@ -3,9 +3,9 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { parseCoordinator } from "../../../src/cli/parse.ts";
-import type { PipeloraError } from "../../../src/common/errors.ts";
+import { PipeloraError } from "../../../src/common/errors.ts";
 import { loadConfig } from "../../../src/config/load.ts";
-import { withoutSecrets } from "../../../src/config/options.ts";
+import { OPTIONS, withoutSecrets } from "../../../src/config/options.ts";
 import { temporaryFolder } from "../../support/cli.ts";
 
 const needed = { model: "m", dataset: "d", output_dir: "o" };
@@ -52,6 +52,18 @@ test("lists, JSON and booleans are parsed", async () => {
   assert.equal(config.gradient_checkpointing, true);
   assert.equal(config.resume_from_checkpoint, "x/checkpoint-3");
   assert.equal(config.use_rslora, false);
+});
+
+test("a list is given by one name alone too, whichever flag it is of", async () => {
+  const lists = Object.entries(OPTIONS).filter(
+    ([, { kind, commands }]) => kind === "list" && commands.includes("train"),
+  );
+  assert.ok(lists.length > 5);
+  for (const [key] of lists) {
+    const taken = await loadConfig("train", { ...needed, [key]: "one" }).catch((error: unknown) => error);
+    if (taken instanceof PipeloraError) assert.doesNotMatch(taken.message, /\barray\b|\ba list\b/, key);
+    else assert.deepEqual((taken as unknown as Record<string, unknown>)[key], ["one"], key);
+  }
 });
 
 test("every problem is named at once, with a suggestion for a typo", async () => {
