@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "ops/cuda/base/quant4_few.cuh"
+#include "ops/cuda/base/quant4_few_outputs.cuh"
+#include "ops/cuda/base/quant4_few_scales.cuh"
 #include "ops/cuda/device/bulk_copy.cuh"
 #include "ops/cuda/device/dependent.cuh"
 #include "ops/cuda/device/tensor_map.h"
@@ -13,22 +14,13 @@ namespace pipelora::cuda {
 
 namespace {
 
-// A product is tiles of 128 rows and steps of 256 columns; each block takes as many steps in a row as any other, of one tile after the
-// other, and adds up what it has of a tile. Whoever is the last of those that share a tile adds their sums in the order of their
-// columns. How a product is divided depends on the weight and the GPU alone, and a token's sums on no other token: its numbers are the
-// same alone and in a batch.
-//
+using namespace few;
+
 // Four warps bring a step's codes and inputs to shared memory (bulk copies) and make its scales; sixteen multiply. Lane (g, q) of one of
 // those holds rows g and g + 8 of a tensor core's left factor. A run of 32 neighbouring codes is 16 bytes of a row: lane q takes their
 // word q, eight codes, for two products, and the same eight columns of x as their right factor, since the order of an inner dimension is
 // free. Codes are looked up two at a time, rounded to the compute dtype, and multiplied as they are; the sum over 64 columns, which
-// share a scale, is multiplied by it.
-constexpr int kRowWarps = 8, kColumnWarps = 2, kMultiply = kRowWarps * kColumnWarps * 32, kBring = 128, kThreads = kMultiply + kBring;
-constexpr int kRows = kRowWarps * 16, kBlocks = 4, kStep = kBlocks * 64;  // kBlocks: of 64 columns a step
-static_assert(kRows == kBring, "each of the threads that make scales makes a row's");
-constexpr int kCodeBytes = kRows * kStep / 2, kScaleBytes = kRows * 16, kMapBytes = 256 * 4;
-constexpr int kRawStages = 3;          // of what scales are made of
-constexpr int kSumStride = kRows + 8;  // floats of a token's sums: lanes that write four tokens together meet no bank twice
+// share a scale, is multiplied by it. How rows and columns are divided: quant4_few_shares.cuh.
 
 /// How shared memory is laid out. `kTiles`: eights of tokens.
 template <int kTiles>
@@ -41,12 +33,6 @@ struct Layout {
                        kSums = kRaw + kRawStages * kScaleBytes, kBarriers = kSums + kTiles * 8 * kSumStride * 4, kBytes = kBarriers + 2 * kStages * 8;
 };
 
-template <class T>
-struct Call {
-  FewCall<T> few;  // parts begin with tiles
-  int tiles;
-  FewScratch scratch;
-};
 struct Maps {
   CUtensorMap x, part[kMaxParts];
 };
@@ -75,106 +61,6 @@ __device__ inline float2 load_two(std::uint32_t address) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n" : "=f"(v.x), "=f"(v.y) : "r"(address));
   return v;
 }
-/// Four bytes from global to shared memory.
-__device__ inline void copy_word(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(to), "l"(from));
-}
-__device__ inline void prefetch(const void* from) { asm volatile("prefetch.global.L1 [%0];\n" ::"l"(from)); }
-
-/// Rows of one part.
-struct Tile {
-  int part, first, rows;
-};
-template <class T>
-__device__ inline Tile tile_at(const FewCall<T>& call, int number) {
-  int p = 0;
-  while (p + 1 < call.parts && number >= static_cast<int>(call.part[p + 1].first_unit)) ++p;
-  const int first = (number - static_cast<int>(call.part[p].first_unit)) * kRows;
-  return {p, first, static_cast<int>(min(static_cast<std::int64_t>(kRows), call.part[p].w.rows - first))};
-}
-
-/// The steps of one block: of all tiles' steps in a row as many as any other block's.
-struct Share {
-  int steps;  // of a tile
-  int tiles, begin, end;
-  __device__ Share(int in, int tiles_)
-      : steps((in + kStep - 1) / kStep), tiles(tiles_), begin(begin_of(static_cast<int>(blockIdx.x))), end(begin_of(static_cast<int>(blockIdx.x) + 1)) {}
-  __device__ int begin_of(int block) const { return static_cast<int>(static_cast<std::int64_t>(block) * tiles * steps / gridDim.x); }
-  /// Who has a step.
-  __device__ int block_of(int unit) const {
-    int block = static_cast<int>(static_cast<std::int64_t>(unit) * gridDim.x / (static_cast<std::int64_t>(tiles) * steps));
-    while (begin_of(block + 1) <= unit) ++block;
-    while (begin_of(block) > unit) --block;
-    return block;
-  }
-};
-
-/// A tile and a step of it, in the order of a share.
-struct Place {
-  int tile, step;
-  __device__ explicit Place(const Share& share) : tile(share.begin / share.steps), step(share.begin - tile * share.steps) {}
-  /// Whether a new tile begins.
-  __device__ bool next(const Share& share) {
-    if (++step < share.steps) return false;
-    step = 0;
-    ++tile;
-    return true;
-  }
-};
-
-/// One row's scales: first what they are made of is copied, then they are made. What lies behind the last row is made of that row, and
-/// multiplies nothing.
-template <class T>
-class RowScales {
- public:
-  __device__ RowScales(const FewCall<T>& call, int thread) : call_(call), thread_(thread) {}
-
-  __device__ void start(const Tile& tile) {
-    const Packed4& w = call_.part[tile.part].w;
-    const auto in_blocks = static_cast<int>(w.in / 64);
-    nested_ = w.absmax == nullptr;
-    log_ = w.block_shift - 6;
-    block_ = (tile.first + min(thread_, tile.rows - 1)) * in_blocks;
-    most_ = static_cast<int>(w.rows * in_blocks - 1) >> log_;
-    codes_ = reinterpret_cast<const std::uint32_t*>(w.codes);
-    scales_ = nested_ ? w.nested : w.absmax;
-    offset_ = nested_ ? *w.offset : 0.0f;
-  }
-  /// 16 bytes: the two words that have the codes of four neighbouring scales, and the two scales of those; or four scales.
-  __device__ void copy(int step, std::uint32_t to) const {
-    const int first = (block_ + step * kBlocks) >> log_;
-    if (nested_) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        copy_word(to + i * 4, codes_ + min((first >> 2) + i, most_ >> 2));
-        copy_word(to + 8 + i * 4, scales_ + min((first >> 8) + i, most_ >> 8));
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) copy_word(to + i * 4, scales_ + min((block_ + step * kBlocks + i) >> log_, most_));
-    }
-  }
-  __device__ uint4 made(int step, const uint4& raw, const float* map) const {
-    if (!nested_) return raw;
-    const int block = block_ + step * kBlocks, first = block >> log_, line = first >> 8;
-    std::uint32_t scales[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int own = (block + i) >> log_;
-      const std::uint32_t code = __byte_perm(raw.x, raw.y, static_cast<unsigned>(own - (first & ~3))) & 255u;
-      scales[i] = __float_as_uint(__fadd_rn(__fmul_rn(map[code], __uint_as_float((own >> 8) == line ? raw.z : raw.w)), offset_));
-    }
-    return make_uint4(scales[0], scales[1], scales[2], scales[3]);
-  }
-
- private:
-  const FewCall<T>& call_;
-  int thread_, block_ = 0, log_ = 0, most_ = 0;
-  bool nested_ = false;
-  const std::uint32_t* codes_ = nullptr;
-  const float* scales_ = nullptr;
-  float offset_ = 0;
-};
 
 template <int kTiles>
 __device__ inline std::uint32_t full(std::uint32_t base, std::uint32_t stage) { return base + Layout<kTiles>::kBarriers + stage * 8; }
@@ -247,66 +133,6 @@ __device__ inline void bring(const Maps& maps, const FewCall<T>& call, const Sha
     if (place.next(share) && place.tile < share.tiles) made.start(tile_at(call, place.tile));
   }
 }
-
-/// What the warps that multiply do with a tile's sums, [tokens][kSumStride] in shared memory.
-template <class T>
-class Outputs {
- public:
-  __device__ Outputs(const Call<T>& call, const Share& share, float* sums, bool* is_last, int thread)
-      : call_(call), share_(share), sums_(sums), is_last_(is_last), thread_(thread) {}
-
-  __device__ void start(int number) {
-    number_ = number;
-    tile_ = tile_at(call_.few, number);
-    const FewCallPart<T>& part = call_.few.part[tile_.part];
-    const int row = tile_.first + min(thread_ % kRows, tile_.rows - 1), t = thread_ / kRows;
-    if (part.residual != nullptr && t < call_.few.tokens) prefetch(part.residual + t * call_.few.residual_stride + row);
-    for (int k = t; k < part.rank; k += kMultiply / kRows) prefetch(part.bt + k * part.bt_stride + row);
-  }
-  __device__ void whole() {
-    write([&](int t, int row) { return sums_[t * kSumStride + row]; });
-  }
-  /// Shared with other blocks: whose turn was last adds up.
-  __device__ void shared() {
-    float* own = slot(static_cast<int>(blockIdx.x), share_.begin / share_.steps == number_ ? 0 : 1);
-    for (int i = thread_; i < call_.few.tokens * kRows; i += kMultiply) own[i] = sums_[i / kRows * kSumStride + i % kRows];
-    __threadfence();
-    named_wait(1, kMultiply);
-    const int first = share_.block_of(number_ * share_.steps), last = share_.block_of(number_ * share_.steps + share_.steps - 1);
-    if (thread_ == 0) {
-      std::uint32_t* counter = call_.scratch.counters + number_;
-      *is_last_ = atomicAdd(counter, 1u) == static_cast<unsigned>(last - first);
-      if (*is_last_) *counter = 0;
-    }
-    named_wait(1, kMultiply);
-    if (!*is_last_) return;
-    __threadfence();
-    write([&](int t, int row) {
-      float total = __ldcg(slot(first, share_.begin_of(first) / share_.steps == number_ ? 0 : 1) + t * kRows + row);
-      for (int block = first + 1; block <= last; ++block) total += __ldcg(slot(block, 0) + t * kRows + row);
-      return total;
-    });
-  }
-
- private:
-  __device__ float* slot(int block, int which) const { return call_.scratch.sums + (static_cast<std::int64_t>(block) * 2 + which) * kFewTokens * kRows; }
-  template <class Sum>
-  __device__ void write(const Sum& sum_of) const {
-    const FewCallPart<T>& part = call_.few.part[tile_.part];
-    const int row = thread_ % kRows;
-    if (row >= tile_.rows) return;
-    const FewAddend<T> addend = read_addend(part, tile_.first + row);
-    for (int t = thread_ / kRows; t < call_.few.tokens; t += kMultiply / kRows)
-      part.y[t * call_.few.y_stride + tile_.first + row] = narrow<T>(sum_of(t, row) + finished(call_.few, part, t, tile_.first + row, addend));
-  }
-
-  const Call<T>& call_;
-  const Share& share_;
-  float* sums_;
-  bool* is_last_;
-  int thread_, number_ = 0;
-  Tile tile_{};
-};
 
 template <class T, int kTiles>
 __device__ inline void multiply(const Call<T>& call, const Share& share, const char* shared, std::uint32_t base, float* sums, bool* is_last, int thread) {
