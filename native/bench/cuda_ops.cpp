@@ -14,7 +14,7 @@
 #include "ops/cuda/base/fp8.h"
 #include "ops/cuda/base/quant.h"
 #include "pipelora/error.h"
-#include "tests/cuda_fixture.h"
+#include "tests/gpu/cuda_fixture.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

@@ -14,7 +14,7 @@ status=0
 echo "== build: $(nvidia-smi --query-gpu=name --format=csv,noheader), $(date -u +%F)"
 start=$SECONDS
 if [ -f /usr/local/cuda/include/cublasLt.h ]; then
-  g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" -I"$native/include" "$native/tests/cublaslt_abi.cpp" ||
+  g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" -I"$native/include" "$native/tests/gpu/cublaslt_abi.cpp" ||
     { echo "FAILED: cuBLASLt's header disagrees"; status=1; }
 fi
 for header in /usr/include/nccl.h /usr/local/cuda/include/nccl.h; do

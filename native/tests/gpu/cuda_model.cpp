@@ -9,8 +9,8 @@
 
 #include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
-#include "tests/cuda_fixture.h"
-#include "tests/family_rules.h"
+#include "tests/gpu/cuda_fixture.h"
+#include "tests/gpu/family_rules.h"
 #include "tests/in_turn.h"
 #if defined(PIPELORA_TEST_CPU)
 #include "pipelora/cpu.h"

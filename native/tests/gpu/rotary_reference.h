@@ -1,7 +1,7 @@
 // Rotary over heads, with a norm before it or without, in float64; and a table and rows to try it with.
 #pragma once
 
-#include "tests/cuda_fixture.h"
+#include "tests/gpu/cuda_fixture.h"
 
 namespace pipelora::test {
 

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "tests/mixer_reference.h"
-#include "tests/rotary_reference.h"
+#include "tests/gpu/rotary_reference.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

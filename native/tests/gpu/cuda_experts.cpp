@@ -1,8 +1,8 @@
 // The GPU's operations of a mixture of experts against float64.
-#include "tests/cuda_fixture.h"
+#include "tests/gpu/cuda_fixture.h"
 #include "tests/experts_products.h"
 #include "tests/experts_reference.h"
-#include "tests/held_values.h"
+#include "tests/gpu/held_values.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

@@ -2,7 +2,7 @@
 // of latent attention. The rule's way back is held against the recurrence that keeps every state.
 #include <algorithm>
 
-#include "tests/cuda_fixture.h"
+#include "tests/gpu/cuda_fixture.h"
 #include "tests/mixer_reference.h"
 
 using namespace pipelora;

@@ -1,5 +1,5 @@
 // The GPU's operations of kinds of adapters beside LoRA on linears (learner_calls.h) against plain loops in float64.
-#include "tests/cuda_fixture.h"
+#include "tests/gpu/cuda_fixture.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "ops/cuda/device/check.h"
-#include "tests/cuda_fixture.h"
-#include "tests/held_values.h"
+#include "tests/gpu/cuda_fixture.h"
+#include "tests/gpu/held_values.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

@@ -17,8 +17,8 @@
 #include "pipelora/error.h"
 #include "pipelora/optimizer.h"
 #include "pipelora/segment.h"
-#include "tests/cuda_fixture.h"
-#include "tests/family_rules.h"
+#include "tests/gpu/cuda_fixture.h"
+#include "tests/gpu/family_rules.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

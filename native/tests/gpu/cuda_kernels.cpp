@@ -6,7 +6,7 @@
 
 #include "ops/cpu/sampling.h"
 #include "pipelora/error.h"
-#include "tests/rotary_reference.h"
+#include "tests/gpu/rotary_reference.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

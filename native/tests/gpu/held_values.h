@@ -9,7 +9,7 @@
 #include "quant/double_quant.h"
 #include "quant/int8.h"
 #include "quant/weight4.h"
-#include "tests/cuda_fixture.h"
+#include "tests/gpu/cuda_fixture.h"
 
 namespace pipelora::test {
 
