@@ -11,7 +11,7 @@
 
 namespace pipelora::cuda {
 
-CudaOps::CudaOps(int device, DType compute) : device_(device), context_(device_, compute), gpu_(gpu_kind()) {
+CudaOps::CudaOps(int device, DType compute) : device_(device), context_(device_, compute), gpu_(context_.gpu) {
   product_workspace_ = device_.allocate("the workspace of products", Products::kWorkspaceBytes);
   counters_ = device_.allocate("counters", (kLoraCounters + 1) * sizeof(std::uint32_t));
   check(cudaMemsetAsync(counters_->data(), 0, counters_->bytes(), device_.stream()), "counters");

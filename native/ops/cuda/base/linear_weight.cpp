@@ -390,7 +390,7 @@ CudaLinear::Rows CudaLinear::rows_of(const WeightParts& parts) const {
 bool CudaLinear::forward_few(const LinearForward& call) const {
   const bool four_bit = spec_.quantisation == Quantisation::nf4 || spec_.quantisation == Quantisation::fp4;
   if (!four_bit || is_fp8() || call.x.rows > kFewTokens || call.y.dtype != call.x.dtype) return false;
-  FewTokens few{call.x, call.residual, call.inner, call.y, {}, context_.few_scratch()};
+  FewTokens few{call.x, call.residual, call.inner, call.y, {}, {}};
   const std::int64_t before = rows_of(call.parts).first;
   const auto begin = parts_.begin() + static_cast<std::ptrdiff_t>(call.parts.first);
   for (const Part& part : std::span(begin, call.parts.count == 0 ? parts_.end() : begin + static_cast<std::ptrdiff_t>(call.parts.count))) {
@@ -407,7 +407,10 @@ bool CudaLinear::forward_few(const LinearForward& call) const {
       one.scale = pair.scale;
     }
   }
-  return product_of_few(few, context_.tables, context_.device.stream());
+  const FewKernel kernel = few_kernel(few, context_.gpu);
+  if (kernel == FewKernel::expanded) return false;
+  if (kernel == FewKernel::bulk) few.scratch = context_.few_scratch();
+  return product_of_few(few, kernel, context_.tables, context_.gpu, context_.device.stream());
 }
 
 }  // namespace pipelora::cuda

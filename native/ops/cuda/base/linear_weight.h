@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "ops/cuda/device/check.h"
 #include "ops/cuda/device/device.h"
 #include "ops/cuda/base/expanded_pool.h"
 #include "ops/cuda/base/fp8.h"
@@ -17,14 +18,15 @@ constexpr std::int64_t int8_rows(std::int64_t out) { return (out + 3) / 4 * 4; }
 
 /// What weights share.
 struct LinearContext {
-  LinearContext(Device& device_, DType compute_) : device(device_), compute(compute_), pool(device_) {}
+  LinearContext(Device& device_, DType compute_) : device(device_), compute(compute_), gpu(gpu_kind()), pool(device_) {}
   Device& device;
   DType compute;
+  GpuKind gpu;
   Arena* arena = nullptr;
   ExpandedPool pool;
   std::unique_ptr<Memory> table_memory;
   QuantTables tables;
-  /// Allocated with the first product of a few tokens.
+  /// Allocated with the first product that takes it.
   FewScratch few_scratch();
 
  private:

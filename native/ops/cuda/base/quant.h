@@ -45,7 +45,7 @@ struct FewPart {
   Tensor bt;  // [R, rows] f32 of the pair that applies to these rows, or empty
   float scale = 0;
 };
-/// On Hopper: where blocks that share rows leave their sums, and how many have. Zero before the first product; each leaves it zero.
+/// FewKernel::bulk: where blocks that share rows leave their sums, and how many have. Zero before the first product; each leaves it zero.
 struct FewScratch {
   float* sums = nullptr;              // few_scratch_floats()
   std::uint32_t* counters = nullptr;  // [kMostFewTiles]
@@ -65,8 +65,9 @@ struct FewTokens {
 /// y = x Wᵀ + bias + residual + scale * inner Bᵀ without expanding W, the sums f32. For 16-bit y W is what the codes stand for,
 /// rounded to y's dtype and times the unrounded scale (dequantise4 rounds the product of both); for f32 as dequantise4 gives it.
 /// A token's numbers do not depend on the other tokens, nor on how many there are.
-/// False, and nothing done, where shapes do not suit.
-bool product_of_few(const FewTokens& call, const QuantTables& tables, cudaStream_t stream);
+/// `kernel`: few_kernel()'s, not `expanded`; `bulk` takes call.scratch. False, and nothing done, where shapes do not suit `bulk`.
+bool product_of_few(const FewTokens& call, FewKernel kernel, const QuantTables& tables, const GpuKind& gpu, cudaStream_t stream);
+FewKernel few_kernel(const FewTokens& call, const GpuKind& gpu);
 
 /// source [count] dense, a floating dtype, each element first rounded to `as`. Blocks [0, blocks) are written;
 /// *bad becomes the index (plus `base`) of the first element that is not finite, if smaller than it was.

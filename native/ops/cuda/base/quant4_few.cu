@@ -300,22 +300,23 @@ Layout layout_of(const FewTokens& few, unsigned groups_per_block) {
   const int tokens = static_cast<int>(few.x.rows), runs = static_cast<int>(w.in / 32), groups = static_cast<int>(groups_per_block);
   return layout_of(tokens <= 2 ? 1 : tokens <= 4 ? 2 : 4, tokens, runs, groups, (groups * kRows * runs >> (w.block_shift - 5)) + 8);
 }
-int most_shared() {
+int most_shared(const GpuKind& gpu) {
   constexpr int kTables = 33 << 10;
-  return static_cast<int>(gpu_kind().block_bytes) - kTables;
+  return static_cast<int>(gpu.block_bytes) - kTables;
 }
 
-bool fits(const FewTokens& few) {
+bool fits(const FewTokens& few, const GpuKind& gpu) {
+  if (few.parts.front().weight.block_shift < 5) return false;
   for (const FewPart& part : few.parts)
     if (reinterpret_cast<std::uintptr_t>(part.weight.packed) % 16 != 0 || part.weight.rows * part.weight.in / 32 >= std::int64_t{1} << 31) return false;
-  return few.x.rows <= kMostTokens && layout_of(few, 1).bytes <= most_shared();
+  return few.x.rows <= kMostTokens && layout_of(few, 1).bytes <= most_shared(gpu);
 }
 
 template <class T>
-void launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
+void launch_few(const FewTokens& few, const QuantTables& tables, const GpuKind& gpu, cudaStream_t stream) {
   FewCall<T> call = call_of<T>(few);
   const auto groups_of = [&](const FewPart& part) { return blocks_for(part.weight.rows, kRows); };
-  const int most = most_shared();
+  const int most = most_shared(gpu);
   // As many groups a block as bring all blocks onto the chip at once, or as fit.
   const auto at_once = static_cast<unsigned>(processors());
   unsigned per_block = 0, blocks = at_once + 1;
@@ -336,15 +337,17 @@ void launch_few(const FewTokens& few, const QuantTables& tables, cudaStream_t st
 
 }  // namespace
 
-bool product_of_few(const FewTokens& few, const QuantTables& tables, cudaStream_t stream) {
-  if (few.parts.empty() || few.parts.size() > kMaxParts) return false;
+FewKernel few_kernel(const FewTokens& few, const GpuKind& gpu) {
+  if (few.parts.empty() || few.parts.size() > kMaxParts) return FewKernel::expanded;
   const Packed4& w = few.parts.front().weight;
-  const FewKernel kernel = few_choice({few.y.dtype, few.x.rows, w.in, std::int64_t{1} << w.block_shift, eights(few.x), fits(few)}, gpu_kind());
-  if (kernel == FewKernel::expanded) return false;
+  return few_choice({few.y.dtype, few.x.rows, w.in, std::int64_t{1} << w.block_shift, eights(few.x), fits(few, gpu)}, gpu);
+}
+
+bool product_of_few(const FewTokens& few, FewKernel kernel, const QuantTables& tables, const GpuKind& gpu, cudaStream_t stream) {
   if (kernel == FewKernel::bulk) return product_of_few_hopper(few, tables, stream);
   with_float(few.y.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2)
-      launch_few<T>(few, tables, stream);
+      launch_few<T>(few, tables, gpu, stream);
     else
       product_of_few_plain(few, tables, stream);
   });
