@@ -1,23 +1,12 @@
 // Several adapters over one base: each computes what it computes alone, whatever the others do in between.
 #include <random>
 
+#include "error_code.h"
 #include "test_model.h"
-
-#include "pipelora/error.h"
 
 using namespace testing;
 
 namespace {
-
-template <class Call>
-std::string code_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return "no error";
-}
 
 /// The layers with other pairs: of rank `r`, on blocks from `first` on.
 std::vector<LayerSpec> with_pairs(std::vector<LayerSpec> layers, std::int64_t r, float dropout, std::int64_t first) {

@@ -1,24 +1,9 @@
 // The engine as a whole: the optimizer, memory, and staying usable after errors.
+#include "error_code.h"
 #include "in_turn.h"
 #include "test_model.h"
 
-#include "pipelora/error.h"
-
 using namespace testing;
-
-namespace {
-
-template <class Call>
-std::string code_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return "no error";
-}
-
-}  // namespace
 
 TEST_CASE("an optimizer step moves LoRA as AdamW does, and training lowers the loss") {
   TestModel model({.qkv_bias = true});
