@@ -125,27 +125,15 @@ function Conversation() {
               {words.chat.system}
               <textarea rows={2} value={system} onInput={(event) => setSystem(event.currentTarget.value)} />
             </label>
-            <label>
-              {words.chat.tokens}
-              <input
-                type="number"
-                min={1}
-                max={32768}
-                value={tokens}
-                onInput={(event) => setTokens(event.currentTarget.valueAsNumber)}
-              />
-            </label>
-            <label>
-              {words.chat.temperature}
-              <input
-                type="number"
-                min={0}
-                max={2}
-                step={0.1}
-                value={temperature}
-                onInput={(event) => setTemperature(event.currentTarget.valueAsNumber)}
-              />
-            </label>
+            <NumberOption label={words.chat.tokens} min={1} max={32768} value={tokens} take={setTokens} />
+            <NumberOption
+              label={words.chat.temperature}
+              min={0}
+              max={2}
+              step={0.1}
+              value={temperature}
+              take={setTemperature}
+            />
           </div>
         </details>
       </form>
@@ -235,5 +223,23 @@ function Samples({ run, again }: { readonly run: string; readonly again: unknown
       ))}
       {value.leftOut > 0 && <p class="hint">{words.chat.olderSamples(value.leftOut)}</p>}
     </div>
+  );
+}
+
+interface NumberOptionProps {
+  readonly label: string;
+  readonly min: number;
+  readonly max: number;
+  readonly step?: number;
+  readonly value: number;
+  take(value: number): void;
+}
+
+function NumberOption({ label, take, ...input }: NumberOptionProps) {
+  return (
+    <label>
+      {label}
+      <input type="number" {...input} onInput={(event) => take(event.currentTarget.valueAsNumber)} />
+    </label>
   );
 }
