@@ -63,6 +63,7 @@ test("what a killed save left is cleared, and nothing else", async (t) => {
     ".checkpoint-5-0a1b2c3d",
     ".pipelora-mark-0a1b2c3d4e5f-coordinator",
     "trainer_state.json.12.0.tmp",
+    "last-step.json.12.1.tmp",
   ];
   const others = ["checkpoint-5", "notes.tmp", ".checkpoint-notes"];
   for (const name of [...leftovers, ...others]) writeFileSync(join(root, name), "");

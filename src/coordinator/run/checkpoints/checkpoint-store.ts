@@ -10,7 +10,7 @@ export const HASHES_FILE = "pipelora_hashes.json";
 const LEFTOVERS = [
   /^\.checkpoint-\d+-[0-9a-f]{8}$/,
   /^\.pipelora-mark-[0-9a-f]{12}-(coordinator|\d+)$/,
-  /^(adapter_model\.safetensors|adapter_config\.json|trainer_state\.json|tokenizer[\w.-]*)\.\d+\.\d+\.tmp$/,
+  /^(adapter_model\.safetensors|adapter_config\.json|trainer_state\.json|last-step\.json|tokenizer[\w.-]*)\.\d+\.\d+\.tmp$/,
 ];
 
 /** The checkpoints of one run in its output folder: only those that it saved or resumed are its own. */

@@ -1,5 +1,6 @@
-import { appendFile, rename, rm, writeFile } from "node:fs/promises";
+import { appendFile } from "node:fs/promises";
 import { join } from "node:path";
+import { writeTextAtomically } from "../../../formats/atomic-file.ts";
 import { JOURNAL_FILE, LAST_STEP_FILE } from "../../../serve/page/folder-run.ts";
 import type { Saved } from "../checkpoints/run-files.ts";
 import type { LastStep, RunBeginning } from "../reporter.ts";
@@ -8,7 +9,6 @@ import { Background, type Observer } from "./observer.ts";
 
 /** The last step is written so often at most; the very last one in any case. */
 const LAST_STEP_MS = 60_000;
-const TEMPORARY = `${LAST_STEP_FILE}.tmp`;
 
 /**
  * What metrics.jsonl does not say of a run: run.jsonl, which only grows, one JSON object a line: "event" began, plan, preflight, line or
@@ -32,8 +32,6 @@ export class JournalFile implements Observer {
     const said = this.#early;
     this.#early = [];
     this.#began = true;
-    // Of a process that was killed while it wrote.
-    this.#written.add(() => rm(join(this.#dir, TEMPORARY), { force: true }));
     this.#add(beganEvent(run));
     if (said.length > 0) this.#append(said.join(""));
   }
@@ -89,15 +87,6 @@ export class JournalFile implements Observer {
     const text = JSON.stringify({ ...lastStepEvent(this.#last!), time: Date.now() / 1000 });
     this.#last = null;
     this.#lastWritten = performance.now();
-    const temporary = join(this.#dir, TEMPORARY);
-    this.#written.add(async () => {
-      try {
-        await writeFile(temporary, text);
-        await rename(temporary, join(this.#dir, LAST_STEP_FILE));
-      } catch (error) {
-        await rm(temporary, { force: true });
-        throw error;
-      }
-    });
+    this.#written.add(() => writeTextAtomically(join(this.#dir, LAST_STEP_FILE), text));
   }
 }
