@@ -15,6 +15,7 @@ import { type BaseQuantization, baseQuantization, packedWeights, type Quantizati
 import { expertsApart, holdAgainst } from "./held-checkpoint.ts";
 import { named } from "./named-adapters.ts";
 import { type HubModel, locateAdapter, locateModel } from "./named-models.ts";
+import { once } from "./once.ts";
 
 type LoraFlags = Pick<
   Config,
@@ -144,14 +145,6 @@ export async function describeModels(
   }
   await source.fetchTokenizer();
   return described;
-}
-
-function once<T>(make: () => Promise<T>): () => Promise<T> {
-  let made: Promise<T> | null = null;
-  return () => {
-    made ??= make();
-    return made;
-  };
 }
 
 /** The same in one go, weights that are fetched included. */

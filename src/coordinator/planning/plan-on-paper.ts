@@ -87,14 +87,14 @@ export async function planWithoutWorkers(
   const planUnder = (changed: PaperSettings) => planOn(changed, devices);
   const chosen = await planUnder(config);
   const { plan, computeDtype } = chosen;
+  const counts = adapters.map(({ config: own }, index) => stepsOf(own, data?.[index] ?? null));
   const alone: AdapterAlone[] = [];
   for (const [index, { name, config: own }] of adapters.entries()) {
     if (name === null) continue;
     const workload = roundWorkload([waysOf(index, config)]);
     const ownPlan = await planFor(own, setups[index]!, devices, { workload, rates });
-    alone.push({ name, setup: setups[index]!, chosen: ownPlan, steps: stepsOf(own, data?.[index] ?? null) });
+    alone.push({ name, setup: setups[index]!, chosen: ownPlan, steps: counts[index]! });
   }
-  const counts = adapters.map(({ config: own }, index) => stepsOf(own, data?.[index] ?? null));
   const steps = counts.some((count) => count === null) ? null : Math.max(...(counts as number[]));
   if (rental !== null && rental.prices.size > 0 && steps === null) {
     throw new PipeloraError("PL_CONFIG_INVALID", "how many steps the run has is not known: prices can't be reckoned.", {

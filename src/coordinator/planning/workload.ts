@@ -8,6 +8,7 @@ import type { Device } from "../../plan/devices.ts";
 import { countsNear, countsToTry, microBatchCount, stepsUpTo } from "../../plan/micro-batches.ts";
 import type { Work } from "../../plan/request.ts";
 import { type BatchShape, batchShape, evaluationShape, everyStep, rowSizes, someSteps } from "./batch-shape.ts";
+import { once } from "./once.ts";
 import type { TrainingData } from "./training-data.ts";
 
 /** How a step may be cut and run. */
@@ -164,15 +165,6 @@ function longestRow(rows: Dataset): number {
   let longest = 0;
   for (let row = 0; row < rows.size; row++) longest = Math.max(longest, rows.rowLength(row));
   return longest;
-}
-
-/** Caches a result: it takes a pass over the run's rows, and a plan asks for it several times. */
-function once<T>(make: () => T): () => T {
-  let made: T | null = null;
-  return () => {
-    made ??= make();
-    return made;
-  };
 }
 
 /** Rows of the greatest length, with every token a label: for a plan without a dataset. */
