@@ -75,18 +75,27 @@ export class Cast {
 
   /** Starts the coordinator, and every node that does not run. */
   begin(flags: readonly string[]): Program {
-    const { local, listening, nodes, trust } = this.#plan;
-    const waiting = ["--listen", this.#address, "--nodes", nodes.map(({ name }) => name).join(",")];
+    const { local, listening, nodes, present, trust } = this.#plan;
+    const named = present === null ? ["--nodes", nodes.map(({ name }) => name).join(",")] : [];
+    const waiting = ["--listen", this.#address, ...named];
     const place = nodes.length === 0 ? local : [...waiting, ...listening, ...trust("head")];
     this.#coordinator = this.#processes.start("coordinator", "coordinator", [
       ...flags,
       ...place,
       ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S), "--link-timeout", String(LINK_TIMEOUT_S)],
     ]);
-    this.#nodes.forEach((node) => {
+    this.#nodes.slice(0, present ?? nodes.length).forEach((node) => {
       if (node.program === null || node.program.end !== null) void this.#startNode(node);
     });
     return this.#coordinator;
+  }
+
+  /** A node that was not there yet joins. Returns its name; null: none is left. */
+  join(): string | null {
+    const node = this.#nodes.find(({ program }) => program === null);
+    if (node === undefined) return null;
+    void this.#startNode(node);
+    return node.plan.name;
   }
 
   #needsNodes(): boolean {
@@ -143,7 +152,7 @@ export class Cast {
     node.program = program;
     const { code } = await program.ended;
     await sleep(BACK_OFF_MS);
-    if (this.#over || node.program !== program || node.starts >= MOST_STARTS) return;
+    if (this.#over || this.#plan.present !== null || node.program !== program || node.starts >= MOST_STARTS) return;
     // One that an earlier coordinator sent away is needed by the next; one that left a finished run is not.
     if (code !== 0 || this.#needsNodes()) void this.#startNode(node);
   }
