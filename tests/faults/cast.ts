@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { type Deferred, deferred } from "../../src/common/deferred.ts";
 import { freePort } from "../support/ports.ts";
 import { childrenOf } from "../support/processes.ts";
 import type { Processes, Program } from "./processes.ts";
@@ -21,6 +22,8 @@ interface Node {
   /** Between its tensor port and the other nodes. */
   tensors: LinkProxy | null;
   program: Program | null;
+  /** A node that runs, but whose connections are held until it is to join. */
+  held: Deferred<void> | null;
   standing: Promise<void>;
   starts: number;
 }
@@ -57,11 +60,14 @@ export class Cast {
           HOST,
           0,
           () => ({ host: HOST, port }),
-          () => standBetween(made, plan.tensorProxy),
+          async () => {
+            await made.held?.promise;
+            await standBetween(made, plan.tensorProxy);
+          },
         );
         const made: Node = {
           ...{ plan: node, control, outputDir: outputDirs[node.name] ?? null, advertised: `127.0.1.${index + 1}` },
-          ...{ tensors: null, program: null, starts: 0, standing: Promise.resolve() },
+          ...{ tensors: null, program: null, held: null, starts: 0, standing: Promise.resolve() },
         };
         return made;
       }),
@@ -90,8 +96,22 @@ export class Cast {
     return this.#coordinator;
   }
 
-  /** A node that was not there yet joins. Returns its name; null: none is left. */
+  /** Starts nodes that will join later: they knock already, and nobody opens. */
+  hold(count: number): void {
+    for (const node of this.#nodes.filter(({ program }) => program === null).slice(0, count)) {
+      node.held = deferred();
+      void this.#startNode(node);
+    }
+  }
+
+  /** A node that was held, or was not there yet, joins. Returns its name; null: none is left. */
   join(): string | null {
+    const held = this.#nodes.find((node) => node.held !== null);
+    if (held !== undefined) {
+      held.held!.resolve();
+      held.held = null;
+      return held.plan.name;
+    }
     const node = this.#nodes.find(({ program }) => program === null);
     if (node === undefined) return null;
     void this.#startNode(node);
@@ -102,9 +122,10 @@ export class Cast {
     return this.coordinator.end === null && !this.coordinator.stdout.includes('"event":"end"');
   }
 
-  /** No node is started again. */
+  /** No node is started again, and those that were held end. */
   end(): void {
     this.#over = true;
+    for (const { held, program } of this.#nodes) if (held !== null) program?.kill("SIGKILL");
   }
 
   close(): void {
@@ -118,8 +139,8 @@ export class Cast {
   /** Process ids of the workers that hold shards, in rank order as far as they run. */
   ranks(): number[] {
     if (this.#nodes.length === 0) return childrenOf(this.coordinator.pid).sort((a, b) => a - b);
-    return this.#nodes.flatMap(({ plan, program }) => {
-      if (program === null || program.end !== null) return [];
+    return this.#nodes.flatMap(({ plan, program, held }) => {
+      if (program === null || program.end !== null || held !== null) return [];
       return plan.devices.length === 1 ? [program.pid] : childrenOf(program.pid).sort((a, b) => a - b);
     });
   }

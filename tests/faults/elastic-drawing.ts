@@ -77,7 +77,8 @@ export function drawElastic(seed: number, number: number): ElasticCase {
     };
   });
   const grpc = events.some(({ event }) => event === "cut") || draw("link") < 0.3;
-  return { seed, number, kind, workers: wholeBetween(2, MOST_WORKERS, draw("workers")), grpc, events };
+  const most = events[0]!.event === "join" ? MOST_WORKERS - 1 : MOST_WORKERS;
+  return { seed, number, kind, workers: wholeBetween(2, most, draw("workers")), grpc, events };
 }
 
 /** The moment as those of other runs are called. */

@@ -123,6 +123,7 @@ class ElasticRun {
   async #leg(cast: Cast, flags: readonly string[], strikes: boolean): Promise<End | null> {
     const over = new AbortController();
     const coordinator = cast.begin(flags);
+    if (strikes) cast.hold(this.#case.events.filter(({ event }) => event === "join").length);
     const deadline = sleep(DEADLINE_MS, null, { signal: over.signal }).catch(() => null);
     const failed = (strikes ? this.#strike(cast, over.signal) : Promise.resolve()).then(
       () => new Promise<never>(() => {}),

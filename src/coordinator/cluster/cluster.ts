@@ -10,8 +10,9 @@ import { PROTOCOL_VERSION } from "../../rpc/protocol.ts";
 import { type ListeningServer, listen } from "../../rpc/server.ts";
 import type { Trust } from "../../rpc/trust.ts";
 import { serveCoordination, type WorkerConnection } from "../../rpc/worker-connection.ts";
+import { type Shortage, type Waiting, waitForAll, waitForEnough } from "./gathering.ts";
 import { type LocalEnd, LocalWorkers } from "./local-workers.ts";
-import { chooseMembers, describeMissing, everyMember, type WantedNodes } from "./membership.ts";
+import { everyMember } from "./membership.ts";
 import { processOf, Returning } from "./returning.ts";
 
 const HEARTBEAT_MS = 1_000;
@@ -23,9 +24,6 @@ const MEMBER_BYTES = 1 << 30;
 const STRANGER_BYTES = 1 << 20;
 /** A few heartbeats: who says nothing for so long gives up its name to a claimant. */
 const CONTEST_MS = 3_500;
-/** How long a restarted run waits for its own workers before it takes spare ones, or goes on without. */
-const RETURN_MS = 10_000;
-
 export interface ClusterOptions {
   /** Address to listen on for workers of other nodes; null: loopback, and the workers are started here. */
   readonly listen: string | null;
@@ -49,14 +47,6 @@ export interface ClusterOptions {
   readonly logFormat: string;
   readonly logLevel: string;
   readonly log: Logger;
-}
-
-/** What an elastic run asks of its workers when it goes on. */
-export interface Shortage {
-  /** Fewer are not enough. */
-  readonly atLeast?: number;
-  /** Called once when there are too few, before they are waited for. */
-  readonly short?: () => Promise<void>;
 }
 
 /** The workers of a run: who has joined, under which rank, and whether all still live. */
@@ -199,10 +189,16 @@ export class Cluster {
     this.session = randomUUID();
     this.#leftByOrder = false;
     const again = this.#nodesBefore.length > 0;
+    const waiting: Waiting = {
+      ...{ options, before: this.#nodesBefore, returning: this.#returning, local: this.#local },
+      joined: () => this.#joined,
+      candidates: () => this.candidates,
+      change: (until) => this.#change(until),
+    };
     this.#members =
       options.minWorkers === null || !again
-        ? await this.#waitForAll()
-        : await this.#waitForEnough({ atLeast: Math.max(atLeast, options.minWorkers), short });
+        ? await waitForAll(waiting)
+        : await waitForEnough(waiting, { atLeast: Math.max(atLeast, options.minWorkers), short });
     this.#nodesBefore = [...new Set(this.#members.map(({ hello }) => hello.node))];
     for (const spare of this.#joined.filter((worker) => !this.#members.includes(worker))) {
       this.options.log.warn(`${spare.name} is not needed; it waits for the next attempt`);
@@ -376,92 +372,11 @@ export class Cluster {
     else this.#lose(localLoss(name, reason, this.#members.length > 0));
   }
 
-  /** The members, in rank order. */
-  async #waitForAll(): Promise<readonly WorkerConnection[]> {
-    const start = Date.now();
-    const { joinTimeoutS, minWorkers } = this.options;
-    const deadline = start + joinTimeoutS * 1000;
-    for (;;) {
-      const strangersToo = Date.now() >= start + RETURN_MS;
-      if (strangersToo) await this.#giveUpReturning();
-      this.#local?.fill();
-      const chosen = this.#choose(strangersToo);
-      if (chosen !== null) return minWorkers === null ? chosen : this.candidates;
-      if (Date.now() >= deadline) {
-        const { candidates } = this;
-        if (minWorkers === null || candidates.length < minWorkers) throw this.#missing();
-        this.options.log.warn(`${this.#missing().message}; the run begins with ${candidates.length} workers`);
-        return candidates;
-      }
-      await this.#change(Math.min(deadline, strangersToo ? deadline : start + RETURN_MS));
-    }
-  }
-
-  /** The members of an elastic run that goes on. */
-  async #waitForEnough({ atLeast, short }: Required<Shortage>): Promise<readonly WorkerConnection[]> {
-    const start = Date.now();
-    let isShort = false;
-    for (;;) {
-      if (this.#returning.none || Date.now() >= start + RETURN_MS) {
-        await this.#giveUpReturning();
-        const { candidates } = this;
-        if (candidates.length >= atLeast) return candidates;
-        if (!isShort) {
-          isShort = true;
-          await short();
-          const { joinTimeoutS } = this.options;
-          this.options.log.warn(
-            `${candidates.length} workers are left, ${atLeast} are needed: waiting for up to ${joinTimeoutS} s`,
-          );
-        }
-        this.#local?.fill();
-      }
-      const deadline = start + (isShort ? this.options.joinTimeoutS * 1000 : RETURN_MS);
-      if (isShort && Date.now() >= deadline) throw this.#tooFew(atLeast);
-      await this.#change(deadline);
-    }
-  }
-
-  /** Local workers that were told to join again and have not: they hang. */
-  async #giveUpReturning(): Promise<void> {
-    await this.#local?.end(this.#returning.pids);
-    this.#returning.clear();
-  }
-
-  /** Until somebody joins or is lost, at the latest until then. */
+  /** Until somebody joins or is lost, at the latest until then. Rejects when a member is lost. */
   async #change(until: number): Promise<void> {
     this.#changed = deferred<void>();
     const timer = setTimeout(() => this.#changed.resolve(), Math.max(0, until - Date.now()));
     await Promise.race([this.#changed.promise, this.failure]).finally(() => clearTimeout(timer));
-  }
-
-  #wanted(): WantedNodes {
-    const { listen, nnodes, nodes } = this.options;
-    return { count: listen === null ? 1 : nnodes, names: nodes, before: this.#nodesBefore };
-  }
-
-  #choose(strangersToo: boolean): readonly WorkerConnection[] | null {
-    const placed = this.#joined.map((connection) => ({ ...connection.hello, connection }));
-    return chooseMembers(placed, this.#wanted(), strangersToo)?.map(({ connection }) => connection) ?? null;
-  }
-
-  #tooFew(atLeast: number): PipeloraError {
-    const { joinTimeoutS, minWorkers } = this.options;
-    const why = atLeast > minWorkers! ? "fewer can't hold this model" : `--min-workers is ${minWorkers}`;
-    return new PipeloraError(
-      "PL_WORKER_MISSING",
-      `expected ${atLeast} workers within ${joinTimeoutS} s (${why}), got ${this.candidates.length}`,
-      { hint: "Bring more workers, and go on with --resume-from-checkpoint." },
-    );
-  }
-
-  #missing(): PipeloraError {
-    const hellos = this.#joined.map(({ hello }) => hello);
-    return new PipeloraError(
-      "PL_WORKER_MISSING",
-      `expected the workers of ${this.#wanted().count} nodes within ${this.options.joinTimeoutS} s; ${describeMissing(hellos, this.#wanted())}`,
-      { hint: "Look at the missing workers' logs, or give them more time with --join-timeout." },
-    );
   }
 }
 

@@ -5,15 +5,25 @@ export class Returning {
   /** Process ids. */
   readonly #expected = new Map<string, number>();
 
+  #began = 0;
+  #lastMs: number | null = null;
+
   /** In place of those expected before. */
   expect(workers: readonly WorkerConnection[]): void {
+    this.#began = performance.now();
+    this.#lastMs = null;
     this.#expected.clear();
     for (const { hello } of workers) this.#expected.set(processOf(hello), hello.pid);
   }
 
   /** It is back, or its process ended. */
   gone(worker: WorkerProcess): void {
-    this.#expected.delete(processOf(worker));
+    if (this.#expected.delete(processOf(worker))) this.#lastMs = performance.now() - this.#began;
+  }
+
+  /** Milliseconds that the last one took that is back or gone; null: none is. */
+  get lastMs(): number | null {
+    return this.#lastMs;
   }
 
   get pids(): number[] {
