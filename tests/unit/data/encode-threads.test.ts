@@ -5,7 +5,7 @@ import { type TestContext, test } from "node:test";
 import type { Logger } from "../../../src/common/log.ts";
 import { templatesOf } from "../../../src/coordinator/planning/row-templates.ts";
 import { type EncodedSets, encodeSets } from "../../../src/data/encode.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 import { fixture } from "../shared-data.ts";
 
 const TEMPLATE =

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { fuzz } from "../../fuzz/fuzz.ts";
 import { TARGETS } from "../../fuzz/targets/index.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /** A short run of `npm run fuzz`; its seed is fixed, so that a failure here is a change's doing. */
 const SEED = "ci";
