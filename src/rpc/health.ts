@@ -23,7 +23,7 @@ export class Health {
 
 /**
  * A plaintext port with the health service and nothing else, for probes that can't do mTLS
- * (docs/decisions/health-port.md).
+ * (docs/decisions/runs/health-port.md).
  * Errors: PL_PORT_UNAVAILABLE.
  */
 export function listenForProbes(address: string, health: Health): Promise<ListeningServer> {

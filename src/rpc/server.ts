@@ -39,7 +39,7 @@ export interface ListeningServer {
 /**
  * Binds a gRPC server after `register` has added its services. Peers prove membership as `trust` asks. `onRefused` is told the address and
  * the reason of peers that can't; of many refusals it is told some. Connections are accepted here and then handed to gRPC, so that a peer
- * that has proved nothing is limited in time and bytes (docs/decisions/hostile-input.md).
+ * that has proved nothing is limited in time and bytes (docs/decisions/data/hostile-input.md).
  * Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
  */
 export async function listen(

@@ -5,7 +5,7 @@ export const BEFORE_ALL = String.raw`(?<![\s\S])(?=[\s\S])`;
 /**
  * Patterns of published tokenizers, as tokenizer.json writes them. None has a repetition within a repetition, so that matching takes
  * time in proportion to the text. Any other may take for ever on some text, and is run under a limit of time
- * (docs/decisions/hostile-input.md).
+ * (docs/decisions/data/hostile-input.md).
  */
 const KNOWN: ReadonlySet<string> = new Set([
   // GPT-2, RoBERTa, OPT, Phi.
