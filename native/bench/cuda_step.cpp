@@ -17,13 +17,13 @@
 #include <thread>
 #include <vector>
 
-#include "pipelora/cuda.h"
-#include "pipelora/error.h"
-#include "pipelora/half.h"
-#include "pipelora/optimizer.h"
-#include "pipelora/segment.h"
-#include "tests/in_turn.h"
-#include "tests/published.h"
+#include "pipelora/ops/cuda.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/half.h"
+#include "pipelora/model/optimizer.h"
+#include "pipelora/model/segment.h"
+#include "tests/support/in_turn.h"
+#include "tests/support/published.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

@@ -1,11 +1,11 @@
 // h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd, or mid + a mixture of
 // experts (block_experts.cpp).
 // A family may leave norms out, put norms on what attention and MLP add, scale that, or let both read h: see Arch and BlockSpec.
-#include "pipelora/block.h"
+#include "pipelora/model/block.h"
 
 #include <algorithm>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,5 +1,5 @@
 // The way back through a block; block.cpp has the way there.
-#include "pipelora/block.h"
+#include "pipelora/model/block.h"
 
 namespace pipelora {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cpu {
 

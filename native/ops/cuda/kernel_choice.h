@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "tests/gpu/cuda_fixture.h"
-#include "tests/mixer_reference.h"
+#include "tests/support/mixer_reference.h"
 
 using namespace pipelora;
 using namespace pipelora::test;

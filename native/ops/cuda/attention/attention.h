@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "ops/cuda/kernel_choice.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "pipelora/mixer_calls.h"
+#include "pipelora/ops/mixer_calls.h"
 
 namespace pipelora::cuda {
 

@@ -13,7 +13,7 @@
 // Sums are in float32, in an order of their own: no atomics.
 #include "ops/cuda/delta/delta.h"
 #include "ops/cuda/device/common.cuh"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

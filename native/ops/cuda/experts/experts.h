@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "pipelora/routing.h"
+#include "pipelora/ops/routing.h"
 
 namespace pipelora::cuda {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ops/cuda/pointwise/pointwise.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 
