@@ -9,7 +9,7 @@ import { checkContradictions } from "./rules.ts";
 import { parseFlag, parseValues, typedAsFlag } from "./values.ts";
 import { readYaml } from "./yaml-file.ts";
 
-/** Commands whose --config is what they work on, no file of flags. */
+/** Commands whose --config is the file that they work on, not a file of flags. */
 const DATA_CONFIG: readonly Command[] = ["init-model", "convert-config"];
 
 /** Flags as the command line gives them: text, or true where a flag stands without a value. */
@@ -39,7 +39,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
           grid.set(key as OptionKey, listed);
           continue;
         }
-        // One file serves every command, so keys of other commands are left alone.
+        // One file serves every command, so keys of other commands are ignored.
         values[key] = typedAsFlag(known.get(key as OptionKey)!.kind, value);
         given.add(key);
       }
@@ -55,7 +55,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
       continue;
     }
     const several = command === "sweep" ? alternatives(key as OptionKey, text) : null;
-    // A flag wins over the file, in place of its alternatives too.
+    // A flag replaces the file's value and the file's alternatives.
     grid.delete(key as OptionKey);
     if (several !== null) {
       grid.set(key as OptionKey, several.values);
@@ -85,7 +85,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
   const config = parseValues(values, problems);
   if (problems.length === 0)
     problems.push(...checkContradictions(command === "sweep" ? "train" : command, config, given));
-  // Each of several adapters is checked as a run alone is.
+  // Each of several adapters is checked like a run alone.
   if (problems.length === 0 && config.adapters !== null)
     adapterConfigs(command === "sweep" ? "train" : command, config);
   if (problems.length > 0) {
@@ -101,7 +101,7 @@ export function defaultConfig(): Config {
   return parseValues({}, []);
 }
 
-/** Names of the settings that are not what they are where nothing is given. */
+/** Names of the settings that differ from their defaults. */
 export function changedKeys(config: Config): OptionKey[] {
   const defaults = defaultConfig();
   return (Object.keys(defaults) as OptionKey[]).filter(
