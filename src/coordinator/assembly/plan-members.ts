@@ -15,7 +15,10 @@ export interface PlannedMembers extends ChosenPlan {
   readonly links: readonly PlannedLink[];
 }
 
-/** Plans for the workers that are there, whose speed is measured first where that helps. Reads no weight but to measure. */
+/**
+ * Plans for the workers that have joined. Measures their speed first if the plan needs it, which is the only time that weights are read
+ * here.
+ */
 export async function planMembers(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
