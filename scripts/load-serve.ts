@@ -6,9 +6,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import OpenAI, { APIError } from "openai";
-import { digitsAfter, writeChainModel } from "../tests/support/chain-model.ts";
-import { childrenOf } from "../tests/support/processes.ts";
-import { startServer } from "../tests/support/server.ts";
+import { digitsAfter, writeChainModel } from "../tests/support/models/chain-model.ts";
+import { childrenOf } from "../tests/support/processes/processes.ts";
+import { startServer } from "../tests/support/processes/server.ts";
 
 const { values } = parseArgs({
   options: {

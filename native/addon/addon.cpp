@@ -1,16 +1,16 @@
 #include <napi.h>
 
-#include "addon/comm.h"
+#include "addon/links/comm.h"
 #include "addon/engine_object.h"
 #include "addon/frozen_object.h"
-#include "addon/nccl_object.h"
+#include "addon/links/nccl_object.h"
 #include "addon/low_rank.h"
 #include "addon/product.h"
 #include "addon/quantise.h"
 #include "addon/random.h"
 #include "addon/tensor_object.h"
-#include "pipelora/cpu.h"
-#include "pipelora/cuda.h"
+#include "pipelora/ops/cpu.h"
+#include "pipelora/ops/cuda.h"
 
 namespace pipelora::addon {
 

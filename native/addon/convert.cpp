@@ -3,7 +3,7 @@
 #include <cmath>
 #include <new>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

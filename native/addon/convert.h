@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "pipelora/batch.h"
-#include "pipelora/ops.h"
-#include "pipelora/optimizer.h"
-#include "pipelora/packed.h"
-#include "pipelora/spec.h"
+#include "pipelora/ops/batch.h"
+#include "pipelora/ops/ops.h"
+#include "pipelora/model/optimizer.h"
+#include "pipelora/ops/packed.h"
+#include "pipelora/model/spec.h"
 
 namespace pipelora::addon {
 

@@ -8,9 +8,9 @@
 #include "addon/frozen_object.h"
 #include "addon/pinned_arrays.h"
 #include "addon/tensor_object.h"
-#include "pipelora/cpu.h"
-#include "pipelora/cuda.h"
-#include "pipelora/error.h"
+#include "pipelora/ops/cpu.h"
+#include "pipelora/ops/cuda.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

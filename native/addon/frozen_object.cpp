@@ -2,7 +2,7 @@
 
 #include "addon/convert.h"
 #include "addon/engine_object.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

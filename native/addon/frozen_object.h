@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "pipelora/frozen_layers.h"
+#include "pipelora/model/frozen_layers.h"
 
 namespace pipelora::addon {
 

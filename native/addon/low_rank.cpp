@@ -4,8 +4,8 @@
 
 #include "addon/background.h"
 #include "addon/convert.h"
-#include "pipelora/error.h"
-#include "pipelora/low_rank.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/low_rank.h"
 
 namespace pipelora::addon {
 

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "addon/convert.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

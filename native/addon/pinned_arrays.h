@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::addon {
 

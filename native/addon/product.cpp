@@ -4,7 +4,7 @@
 
 #include "addon/convert.h"
 #include "ops/cpu/gemm.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

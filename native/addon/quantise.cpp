@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "addon/background.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

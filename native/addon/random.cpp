@@ -2,8 +2,8 @@
 
 #include "addon/background.h"
 #include "addon/convert.h"
-#include "pipelora/error.h"
-#include "pipelora/host_math.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/host_math.h"
 
 namespace pipelora::addon {
 

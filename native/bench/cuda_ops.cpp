@@ -13,7 +13,7 @@
 #include "ops/cuda/base/cublaslt.h"
 #include "ops/cuda/base/fp8.h"
 #include "ops/cuda/base/quant.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 #include "tests/gpu/cuda_fixture.h"
 
 using namespace pipelora;

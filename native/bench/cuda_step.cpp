@@ -17,13 +17,13 @@
 #include <thread>
 #include <vector>
 
-#include "pipelora/cuda.h"
-#include "pipelora/error.h"
-#include "pipelora/half.h"
-#include "pipelora/optimizer.h"
-#include "pipelora/segment.h"
-#include "tests/in_turn.h"
-#include "tests/published.h"
+#include "pipelora/ops/cuda.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/half.h"
+#include "pipelora/model/optimizer.h"
+#include "pipelora/model/segment.h"
+#include "tests/support/in_turn.h"
+#include "tests/support/published.h"
 
 using namespace pipelora;
 using namespace pipelora::test;
@@ -76,7 +76,7 @@ std::vector<int> tutorial_rows(std::uint32_t seed) {
   return rows;
 }
 
-/// What the host must hold: activations as gpuBlockWork (src/plan/gpu-work.ts) counts them, or inputs.
+/// What the host must hold: activations as gpuBlockWork (src/plan/memory/gpu-work.ts) counts them, or inputs.
 std::size_t host_bytes(const Arch& arch, const SegmentSpec& spec, std::int64_t tokens) {
   if (spec.offloaded_blocks == 0) return 0;
   const std::int64_t whole = 2 * (6 * arch.hidden + 2 * arch.ffn + 64) + 4 * arch.heads, input = 2 * arch.hidden;

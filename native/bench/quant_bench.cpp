@@ -9,8 +9,8 @@
 #include <cstring>
 #include <vector>
 
-#include "quant/double_quant.h"
-#include "quant/int8.h"
+#include "quant/four_bit/double_quant.h"
+#include "quant/int8/int8.h"
 #include "quant/isa.h"
 #include "quant/state.h"
 

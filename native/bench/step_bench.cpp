@@ -15,10 +15,10 @@
 #include <vector>
 
 #include "ops/cpu/gemm.h"
-#include "pipelora/cpu.h"
-#include "pipelora/engine.h"
-#include "pipelora/host_math.h"
-#include "pipelora/parallel.h"
+#include "pipelora/ops/cpu.h"
+#include "pipelora/model/engine.h"
+#include "pipelora/core/host_math.h"
+#include "pipelora/core/parallel.h"
 
 using namespace pipelora;
 

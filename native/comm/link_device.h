@@ -6,7 +6,7 @@
 #include <memory>
 #include <mutex>
 
-#include "pipelora/fence.h"
+#include "pipelora/core/fence.h"
 
 namespace pipelora::comm {
 

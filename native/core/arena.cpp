@@ -1,4 +1,4 @@
-#include "pipelora/arena.h"
+#include "pipelora/core/arena.h"
 
 #include <algorithm>
 #include <iterator>
@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

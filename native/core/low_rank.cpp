@@ -1,13 +1,13 @@
-#include "pipelora/low_rank.h"
+#include "pipelora/core/low_rank.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
-#include "pipelora/error.h"
-#include "pipelora/host_math.h"
-#include "pipelora/parallel.h"
-#include "pipelora/tensor.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/host_math.h"
+#include "pipelora/core/parallel.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora {
 

@@ -1,4 +1,4 @@
-#include "pipelora/parallel.h"
+#include "pipelora/core/parallel.h"
 
 #include <omp.h>
 

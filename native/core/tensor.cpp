@@ -1,9 +1,9 @@
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 #include <array>
 #include <utility>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,6 +1,6 @@
-#include "pipelora/base_weights.h"
+#include "pipelora/model/base_weights.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

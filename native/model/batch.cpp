@@ -1,9 +1,9 @@
-#include "pipelora/batch.h"
+#include "pipelora/ops/batch.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,11 +1,11 @@
 // h = norm(x); q, k, v = h Wqkv; mid = x + attention(rope(q), rope(k), v) Wo; g, u = norm(mid) Wgu; y = mid + (silu(g) u) Wd, or mid + a mixture of
 // experts (block_experts.cpp).
 // A family may leave norms out, put norms on what attention and MLP add, scale that, or let both read h: see Arch and BlockSpec.
-#include "pipelora/block.h"
+#include "pipelora/model/block.h"
 
 #include <algorithm>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 
@@ -100,7 +100,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
     return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, again};
   };
-  // Where the way back needs a product as it was before DoRA's gains.
+  // Where the backward pass needs a product as it was before DoRA's gains.
   const auto before_of = [&](const LinearGroup& group, Buffer& before) {
     if (keep && group.has_gains()) before = arena_.tensor("a product before its gains", dtype, tokens, group.weight().out, place);
     return before ? before.tensor() : Tensor();

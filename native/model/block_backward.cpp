@@ -1,5 +1,5 @@
-// The way back through a block; block.cpp has the way there.
-#include "pipelora/block.h"
+// The backward pass through a block; block.cpp has the forward pass.
+#include "pipelora/model/block.h"
 
 namespace pipelora {
 

@@ -1,6 +1,6 @@
 // The half of a block that is a mixture of experts, beside a shared expert where there is one: an MLP that every token goes through, and
 // that may have a gate of its own, sigma(h wᵀ).
-#include "pipelora/block.h"
+#include "pipelora/model/block.h"
 
 namespace pipelora {
 

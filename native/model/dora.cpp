@@ -1,6 +1,6 @@
 // |W + s B A|² = |W|² + 2 s B (A Wᵀ) + s² B (A Aᵀ) Bᵀ, row by row: |W|² is measured once, through products with rows of the identity, so
 // that it is that of the values which products use, in whatever form they are held. A Wᵀ is a product of R rows.
-#include "pipelora/dora.h"
+#include "pipelora/model/dora.h"
 
 #include <algorithm>
 

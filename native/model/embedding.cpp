@@ -1,10 +1,10 @@
-#include "pipelora/embedding.h"
+#include "pipelora/model/embedding.h"
 
 #include <algorithm>
 #include <numeric>
 #include <utility>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

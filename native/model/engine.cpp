@@ -1,13 +1,13 @@
-#include "pipelora/engine.h"
+#include "pipelora/model/engine.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <deque>
 
-#include "pipelora/error.h"
-#include "pipelora/mapped_file.h"
-#include "pipelora/scaled_codes.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/mapped_file.h"
+#include "pipelora/model/scaled_codes.h"
 
 namespace pipelora {
 

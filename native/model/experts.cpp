@@ -1,9 +1,9 @@
 // Rows are sorted by expert, so that each expert's rows are consecutive in a product. Routing weights multiply the input of an expert's down
 // projection, not its output. So the outputs are only added up, and the routing weights' gradients come from the gate's backward pass, for
 // which no expert's output has to be kept. Output biases are weighted and added with the sum.
-#include "pipelora/experts.h"
+#include "pipelora/model/experts.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,5 +1,5 @@
 // A mixture's products where a device has none of all experts together: one expert after the other.
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora {
 

@@ -1,4 +1,4 @@
-#include "pipelora/frozen_layers.h"
+#include "pipelora/model/frozen_layers.h"
 
 namespace pipelora {
 

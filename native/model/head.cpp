@@ -1,10 +1,10 @@
-#include "pipelora/head.h"
+#include "pipelora/model/head.h"
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,9 +1,9 @@
-#include "pipelora/kv_cache.h"
+#include "pipelora/model/kv_cache.h"
 
 #include <limits>
 
-#include "pipelora/arena.h"
-#include "pipelora/error.h"
+#include "pipelora/core/arena.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

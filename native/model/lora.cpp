@@ -1,6 +1,6 @@
-#include "pipelora/lora.h"
+#include "pipelora/model/lora.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,6 +1,6 @@
-#include "pipelora/mixer.h"
+#include "pipelora/model/mixer.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

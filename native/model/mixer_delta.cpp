@@ -1,8 +1,8 @@
 // The gated delta net: a short convolution of q, k and v, the gated delta rule, and a norm with a gate on what it gives. The columns it works on are
 // [q | k | v | z | b | a]: z gates the output, b and a make beta and the decay.
-#include "pipelora/block.h"
-#include "pipelora/error.h"
-#include "pipelora/mixer.h"
+#include "pipelora/model/block.h"
+#include "pipelora/core/error.h"
+#include "pipelora/model/mixer.h"
 
 namespace pipelora {
 

@@ -2,9 +2,9 @@
 // second products expand the latent vectors.
 #include <cmath>
 
-#include "pipelora/block.h"
-#include "pipelora/error.h"
-#include "pipelora/mixer.h"
+#include "pipelora/model/block.h"
+#include "pipelora/core/error.h"
+#include "pipelora/model/mixer.h"
 
 namespace pipelora {
 

@@ -1,9 +1,9 @@
 // Softmax attention over heads of q, k and v: norms of heads, rotary, a window, sinks, a gate on its output.
 #include <cmath>
 
-#include "pipelora/block.h"
-#include "pipelora/error.h"
-#include "pipelora/mixer.h"
+#include "pipelora/model/block.h"
+#include "pipelora/core/error.h"
+#include "pipelora/model/mixer.h"
 
 namespace pipelora {
 

@@ -1,6 +1,6 @@
-#include "pipelora/named_matrix.h"
+#include "pipelora/model/named_matrix.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

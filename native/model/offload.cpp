@@ -1,4 +1,4 @@
-#include "pipelora/offload.h"
+#include "pipelora/model/offload.h"
 
 #include <algorithm>
 #include <array>

@@ -1,11 +1,11 @@
-#include "pipelora/packed.h"
+#include "pipelora/ops/packed.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,9 +1,9 @@
-#include "pipelora/scaled_codes.h"
+#include "pipelora/model/scaled_codes.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,12 +1,12 @@
-#include "pipelora/segment.h"
+#include "pipelora/model/segment.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
-#include "pipelora/error.h"
-#include "pipelora/half.h"
-#include "pipelora/offload.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/half.h"
+#include "pipelora/model/offload.h"
 
 namespace pipelora {
 

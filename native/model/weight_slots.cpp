@@ -1,8 +1,8 @@
-#include "pipelora/weight_slots.h"
+#include "pipelora/model/weight_slots.h"
 
 #include <algorithm>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -1,8 +1,8 @@
-#include "pipelora/optimizer.h"
+#include "pipelora/model/optimizer.h"
 
 #include <algorithm>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <utility>
 
-#include "quant/double_quant.h"
+#include "quant/four_bit/double_quant.h"
 
 namespace pipelora::quant {
 namespace {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "quant/array.h"
-#include "quant/int8.h"
-#include "quant/weight4.h"
+#include "quant/int8/int8.h"
+#include "quant/four_bit/weight4.h"
 
 namespace pipelora::quant {
 

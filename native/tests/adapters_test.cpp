@@ -1,8 +1,8 @@
 // Several adapters over one base: each computes what it computes alone, whatever the others do in between.
 #include <random>
 
-#include "error_code.h"
-#include "test_model.h"
+#include "tests/support/error_code.h"
+#include "tests/support/test_model.h"
 
 using namespace testing;
 

@@ -1,9 +1,9 @@
 // A GPU's arena gone through on paper: what a plan's margin (src/plan/arena.ts) leaves for holes is enough.
 #include <doctest/doctest.h>
 
-#include "in_turn.h"
-#include "paper_device.h"
-#include "published.h"
+#include "tests/support/in_turn.h"
+#include "tests/support/paper_device.h"
+#include "tests/support/published.h"
 
 using namespace testing;
 using namespace pipelora::test;

@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "pipelora/arena.h"
-#include "pipelora/error.h"
+#include "pipelora/core/arena.h"
+#include "pipelora/core/error.h"
 
 using namespace pipelora;
 

@@ -1,4 +1,4 @@
-#include "bench_device.h"
+#include "tests/support/bench_device.h"
 
 using namespace testing;
 

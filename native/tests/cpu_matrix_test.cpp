@@ -3,8 +3,8 @@
 // in some case; which of the others stand beside it is drawn by a fixed seed.
 #include <random>
 
-#include "in_turn.h"
-#include "test_model.h"
+#include "tests/support/in_turn.h"
+#include "tests/support/test_model.h"
 
 using namespace testing;
 

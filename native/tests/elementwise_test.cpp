@@ -1,5 +1,5 @@
 // RMSNorm, rotary with per-head norms, SwiGLU, cross entropy, AdamW, rows moved about.
-#include "bench_device.h"
+#include "tests/support/bench_device.h"
 
 using namespace testing;
 

@@ -1,7 +1,7 @@
 // The engine as a whole: the optimizer, memory, and staying usable after errors.
-#include "error_code.h"
-#include "in_turn.h"
-#include "test_model.h"
+#include "tests/support/error_code.h"
+#include "tests/support/in_turn.h"
+#include "tests/support/test_model.h"
 
 using namespace testing;
 

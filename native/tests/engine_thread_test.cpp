@@ -5,8 +5,8 @@
 #include <stdexcept>
 
 #include "addon/thread/engine_thread.h"
-#include "pipelora/cpu.h"
-#include "pipelora/error.h"
+#include "pipelora/ops/cpu.h"
+#include "pipelora/core/error.h"
 
 using namespace pipelora;
 using namespace pipelora::addon;

@@ -1,7 +1,7 @@
 // The operations of a mixture of experts on the CPU against float64, and their bits whatever the threads.
-#include "bench_device.h"
-#include "experts_products.h"
-#include "experts_reference.h"
+#include "tests/support/bench_device.h"
+#include "tests/support/experts_products.h"
+#include "tests/support/experts_reference.h"
 
 using namespace testing;
 

@@ -1,5 +1,5 @@
 // Products with frozen weights, their input gradients, and LoRA with and without dropout.
-#include "bench_device.h"
+#include "tests/support/bench_device.h"
 
 using namespace testing;
 

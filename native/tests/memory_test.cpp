@@ -1,5 +1,5 @@
 // The arena's peak against the formulas of README.md, which the planner uses.
-#include "test_model.h"
+#include "tests/support/test_model.h"
 
 using namespace testing;
 

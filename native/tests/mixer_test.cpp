@@ -1,6 +1,6 @@
 // Operations of the kinds of attention beyond softmax over heads of one width, against float64: any sizes, rows packed, states behind them.
-#include "bench_device.h"
-#include "mixer_reference.h"
+#include "tests/support/bench_device.h"
+#include "tests/support/mixer_reference.h"
 
 using namespace testing;
 

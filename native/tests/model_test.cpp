@@ -1,8 +1,8 @@
 // Whole models: loss and gradients against float64, and what must never change a bit.
 #include <array>
 
-#include "in_turn.h"
-#include "test_model.h"
+#include "tests/support/in_turn.h"
+#include "tests/support/test_model.h"
 
 using namespace testing;
 

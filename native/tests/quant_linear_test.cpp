@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "bench_device.h"
-#include "pipelora/error.h"
+#include "tests/support/bench_device.h"
+#include "pipelora/core/error.h"
 #include "quant/state.h"
 #include "vectors.h"
 

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <vector>
 
-#include "ops/cpu/kernels.h"
-#include "pipelora/half.h"
-#include "pipelora/host_math.h"
-#include "pipelora/rng.h"
-#include "reference.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "pipelora/core/half.h"
+#include "pipelora/core/host_math.h"
+#include "pipelora/core/rng.h"
+#include "tests/support/reference.h"
 
 using namespace pipelora;
 

@@ -16,7 +16,7 @@ interface Entry {
   readonly flags: readonly Flag[];
 }
 
-/** Programs that take the commands; `worker` is a program and a command. */
+/** Programs that take commands. `worker` is both a program and a command. */
 const PROGRAMS = ["pipelora", "coordinator"];
 const WORKER = "worker";
 
@@ -39,7 +39,7 @@ export function completionScript(shell: Shell, program: Program): string {
 
 const HELP: Flag = { name: "--help", help: "show help", takesValue: false };
 const namesOf = (entries: readonly { readonly name: string }[]) => entries.map(({ name }) => name).join(" ");
-/** A word that is no command belongs to the first one, which is the default. */
+/** A first word that names no command belongs to the default command. */
 const cases = (entries: readonly Entry[], line: (entry: Entry) => string) =>
   [...entries.map((entry) => `${entry.name}) ${line(entry)} ;;`), `*) ${line(entries[0]!)} ;;`]
     .map((text) => `    ${text}\n`)

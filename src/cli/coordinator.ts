@@ -7,7 +7,7 @@ import { parseCoordinator } from "./parse.ts";
 
 type Run = (config: Config, log: Logger) => Promise<number>;
 
-/** Loaded when chosen: a plan need not wait for gRPC, nor a tokenizer for the engine. */
+/** A command's module is loaded when the command is chosen: `plan` does not load gRPC, and `tokenize` does not load the engine. */
 const COMMANDS: Readonly<Record<CoordinatorCommand, () => Promise<Run>>> = {
   train: async () => (await import("./commands/train.ts")).trainCommand,
   sweep: async () => (await import("./commands/sweep.ts")).sweepCommand,

@@ -4,8 +4,8 @@ import { exitCodeOf } from "../common/exit-codes.ts";
 import { sayLastWords } from "../common/last-words.ts";
 
 /**
- * Node takes back that nohup ignores SIGHUP. A program whose output and input are no terminal does not end with one, so a
- * hangup means nothing to it; on a terminal it ends the program, as everywhere.
+ * Node takes back that nohup ignores SIGHUP. Where neither input nor output is a terminal, a hangup is ignored; on a terminal it ends the
+ * program as usual.
  */
 function outliveTerminal(): void {
   if (![0, 1, 2].some((descriptor) => isatty(descriptor))) process.on("SIGHUP", () => {});
@@ -17,7 +17,7 @@ export async function runProgram(json: () => boolean, body: () => Promise<number
   const lastResort = (thrown: unknown) => {
     ending ??= endOf(thrown, json());
   };
-  // A reader that goes away (`| head`) takes its output with it, not the work: the exit code stays that of the work.
+  // When the reader goes away (`| head`), only the output is lost. The work goes on, and the exit code is the work's.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code !== "EPIPE") lastResort(error);
   });
@@ -33,19 +33,19 @@ export async function runProgram(json: () => boolean, body: () => Promise<number
     code = ending === null ? tell(thrown, json()) : await ending;
   }
   if (ending !== null) await ending;
-  // Writes to a pipe are asynchronous: what is still on its way must not be cut off.
+  // Writes to a pipe are asynchronous: the process ends only when they are done.
   await Promise.all([flushed(process.stdout), flushed(process.stderr)]);
   process.exit(code);
 }
 
-/** The last resort for what nobody caught: its code and message, never a bare stack. Others hear of it first. */
+/** The last resort for an error that nobody caught: prints its code and message, never a bare stack. Other processes are told first. */
 async function endOf(thrown: unknown, json: boolean): Promise<never> {
   const code = tell(thrown, json);
   await sayLastWords(toPipeloraError(thrown));
   process.exit(code);
 }
 
-/** Tells the error, and returns the exit code that it means. */
+/** Prints the error and returns its exit code. */
 function tell(thrown: unknown, json: boolean): number {
   const error = toPipeloraError(thrown);
   process.stderr.write(json ? `${JSON.stringify(errorValue(error))}\n` : `${errorText(error)}\n`);
@@ -73,7 +73,7 @@ function errorValue(error: PipeloraError): object {
   return { error: cause === null ? value : { ...value, cause } };
 }
 
-/** Where a defect came from; null for errors whose message says all. */
+/** Where a defect was thrown; null for errors whose message is enough. */
 function causeOf({ code, cause, message }: PipeloraError): string | null {
   if (code !== "PL_INTERNAL") return null;
   return cause instanceof Error ? (cause.stack ?? cause.message) : String(cause ?? message);

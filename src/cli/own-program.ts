@@ -13,15 +13,15 @@ export interface Ended {
 }
 
 export interface OwnProgramOptions {
-  /** Whether its output goes where this program's goes; else it is kept. */
+  /** true: its output goes where this program's output goes; false: it is collected. */
   readonly shown: boolean;
   readonly seconds?: number;
   readonly environment?: Readonly<Record<string, string>>;
 }
 
 /**
- * Runs `coordinator` as a user would, in a process of its own; what stops this process stops it.
- * Error: PL_INTERNAL if it can't be started or outlives its time.
+ * Runs `coordinator` in a child process, as a user would. What stops this process stops the child. Error: PL_INTERNAL if it can't be
+ * started or exceeds its time.
  */
 export async function runCoordinator(args: readonly string[], options: OwnProgramOptions): Promise<Ended> {
   const output = options.shown ? "inherit" : "pipe";

@@ -12,7 +12,7 @@ export interface Parsed {
   readonly config: Config;
 }
 
-/** The option that a command's argument without a flag stands for. */
+/** The option that a command's positional argument stands for. */
 const POSITIONAL: Readonly<Partial<Record<Command, OptionKey>>> = {
   download: "name",
   push: "name",
@@ -49,7 +49,7 @@ function programOf(name: string, commands: Commands, choose: (chosen: Chosen) =>
   for (const [index, [command, summary]] of (Object.entries(commands) as [Command, string][]).entries()) {
     const target = only ? program : program.command(command, { isDefault: index === 0 });
     target.description(summary).allowExcessArguments(false);
-    // By the names under which commander hands values over: "loadIn4bit".
+    // Values under commander's own names: "loadIn4bit".
     const keys = new Map<string, string>();
     for (const [key, option] of optionsOf(command)) {
       const added = programOption(key, option, command);

@@ -1,6 +1,6 @@
 import { type ErrorCode, PipeloraError } from "./errors.ts";
 
-/** What is waited for, and the code of its error; a defect where none is given. */
+/** What is waited for, and the code of the error at the deadline. Without a code the error is a defect. */
 export interface Waiting {
   readonly name: string;
   readonly code?: ErrorCode;

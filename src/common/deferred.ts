@@ -12,7 +12,7 @@ export function deferred<T>(): Deferred<T> {
     resolve = onResolve;
     reject = onReject;
   });
-  // Whoever awaits it gets the rejection; nobody awaiting is no crash.
+  // An awaiting caller gets the rejection. Without one, the rejection does not end the process.
   promise.catch(() => {});
   return { promise, resolve, reject };
 }

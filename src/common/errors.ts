@@ -1,8 +1,6 @@
 /**
- * The coded catalogue of everything that can go wrong: what each code means, and what its reader can do. A code is stable: tools may
- * match on it, and docs/reference/errors.md lists every one (a test holds the two together).
- *
- * A message says what was expected, what came, and what to do about it.
+ * The catalogue of coded errors: what each code means, and what the user can do. Codes are stable, since tools may match on them.
+ * docs/reference/errors.md lists each of them (a test compares the two). A message says what was expected, what came, and what to do.
  */
 export const ERROR_CATALOGUE = {
   PL_CONFIG_INVALID: {

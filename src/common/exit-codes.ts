@@ -8,7 +8,7 @@ export type StopSignal = keyof typeof STOP_SIGNALS;
 const TEMPORARY = 75;
 const FAILED = 1;
 
-/** What another try with other processes, or later, may not meet again. */
+/** Failures that may not occur again with other processes, or later. */
 const TEMPORARY_ERRORS: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "PL_WORKER_LOST",
   "PL_WORKER_MISSING",
@@ -38,14 +38,14 @@ export function exitCodeOf(error: PipeloraError): number {
 }
 
 /**
- * Whether whatever placed this process will start it again after this error: it was stopped by SIGTERM, or met something
- * temporary. Workers of other nodes then wait for the successor instead of leaving.
+ * Whether the scheduler will start this process again after the error: it was stopped by SIGTERM, or the cause may pass. Workers of other
+ * nodes then wait for the successor and do not leave.
  */
 export function comesBack(error: PipeloraError): boolean {
   return ![FAILED, STOP_SIGNALS.SIGINT].includes(exitCodeOf(error));
 }
 
-/** What every code means to whoever placed the process. */
+/** The meaning of every exit code for the scheduler. */
 export const EXIT_CODES: readonly { readonly code: string; readonly means: string; readonly answer: string }[] = [
   { code: "0", means: "Done.", answer: "Nothing." },
   {

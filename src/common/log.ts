@@ -12,23 +12,23 @@ export interface LogOptions {
   readonly prefix?: string;
 }
 
-/** A line as it was said, at a level that is shown. */
+/** A line of the log, at a level that is shown. */
 export interface HeardLine {
   readonly level: "debug" | "info" | "warn" | "error";
   readonly text: string;
 }
 
-/** Who listens, by the logger that createLogger made. */
+/** The listener of each logger that createLogger made. */
 const listeners = new WeakMap<Logger, Set<(line: HeardLine) => void>>();
-/** Of a logger that nobody listens to; its children inherit it. */
+/** For a logger without a listener. Its children inherit this. */
 const UNHEARD = Symbol("unheard");
 
-/** From now on `hear` gets every line of this logger and its children, but of those that unheardChild made. */
+/** From now on `hear` gets every line of this logger and of its children, except those that unheardChild made. */
 export function hearLog(log: Logger, hear: (line: HeardLine) => void): void {
   listeners.get(log)?.add(hear);
 }
 
-/** A logger whose lines are shown, but told to no listener: they know in another way. */
+/** A child logger whose lines are shown but not passed to the listener, which learns of these events in another way. */
 export function unheardChild(log: Logger): Logger {
   return Object.assign(log.child({}), { [UNHEARD]: true });
 }

@@ -24,12 +24,12 @@ export interface LoraSettings {
   readonly initLoraWeights: boolean | string;
 }
 
-/** Initialisations that take what A and B start with out of the base. */
+/** Initialisations that compute the first A and B from the base's weights. */
 export function changesBase(init: LoraSettings["initLoraWeights"]): boolean {
   return typeof init === "string" && /^(pissa(_niter_\d+)?|olora)$/.test(init);
 }
 
-/** peft's defaults, to be spread under what a user gave. */
+/** peft's defaults; a user's settings are merged over them. */
 export const DEFAULT_LORA_SETTINGS: Omit<LoraSettings, "targetModules"> = {
   r: 8,
   alpha: 8,

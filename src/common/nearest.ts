@@ -12,11 +12,11 @@ export function editDistance(a: string, b: string): number {
   return previous[b.length]!;
 }
 
-/** The candidates a typo may have meant: at most a third of the letters differ; nearest first. */
+/** Candidates that may have been meant by a misspelt name: at most a third of the letters differ; nearest first. */
 export function nearest(name: string, candidates: readonly string[], most = 3): string[] {
   return (
     candidates
-      // A name much longer or shorter is no typo, and may be long enough to take minutes.
+      // A much longer or shorter name is no misspelling, and comparing a very long one could take minutes.
       .filter((candidate) => Math.abs(candidate.length - name.length) <= allowed(name, candidate))
       .map((candidate) => ({ candidate, distance: editDistance(name, candidate) }))
       .filter(({ candidate, distance }) => distance <= allowed(name, candidate))

@@ -1,6 +1,6 @@
 /**
- * Philox4x32-10 (Salmon et al., 2011): a counter-based generator. The numbers of a block depend only on key and counter,
- * so whoever draws them, in whatever order, gets the same ones.
+ * Philox4x32-10 (Salmon et al., 2011): a counter-based generator. A block's numbers depend on key and counter alone, so they are the same
+ * in any order and on any device.
  */
 export class Philox {
   readonly #key: readonly [number, number];

@@ -94,7 +94,7 @@ export interface PackedEightBit<T> {
   readonly scb: T;
 }
 
-/** The form of a weight that `settings` quantise and `dtype` is the model's dtype of. */
+/** The form in which a weight is held under these quantisation settings. `dtype`: the model's dtype. */
 export function quantizedHold(settings: QuantizationSettings, dtype: FloatDtype): QuantizedHold {
   return settings.method === "4bit" ? { ...settings, dtype, blockSize: BLOCK_SIZE } : { ...settings, dtype };
 }

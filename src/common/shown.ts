@@ -1,4 +1,4 @@
-/** A value from outside for an error's message: its JSON, at most so many characters of it, whatever it is. */
+/** An outside value as an error message shows it: its JSON, truncated to a number of characters. */
 export function shown(value: unknown, most = 80): string {
   if (typeof value === "bigint") return String(value);
   try {

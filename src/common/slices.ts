@@ -1,9 +1,9 @@
 import { setImmediate as turn } from "node:timers/promises";
 
-/** How long work may hold the event loop at a time, in milliseconds. */
+/** How long work may block the event loop at a time, in milliseconds. */
 const SLICE_MS = 20;
 
-/** Runs work that yields often, and lets the event loop have its turn whenever a slice of time is over. */
+/** Runs work that yields often, and gives the event loop a turn whenever a slice of time is over. */
 export async function inSlices<T>(work: Generator<void, T>): Promise<T> {
   for (;;) {
     const until = performance.now() + SLICE_MS;
@@ -14,7 +14,7 @@ export async function inSlices<T>(work: Generator<void, T>): Promise<T> {
   }
 }
 
-/** Lets the event loop have its turn, whenever a slice of time is over, in work that awaits what is there already. */
+/** Gives the event loop a turn whenever a slice of time is over, for work whose awaited values are there already. */
 export class Turns {
   #until = performance.now() + SLICE_MS;
 

@@ -1,6 +1,6 @@
 import { createContext, Script } from "node:vm";
 
-/** What runs while the limit holds; work within work runs in the same globals. */
+/** The function that runs under the limit. Nested calls run in the same globals. */
 const globals: { work: () => unknown } = { work: () => undefined };
 const context = createContext(globals);
 const script = new Script("work()");
@@ -12,9 +12,8 @@ export class TimeLimitError extends Error {
 }
 
 /**
- * The result of synchronous work, which is stopped when it takes longer: for what strangers' files can make endless, such as regular
- * expressions, where no budget of steps can be kept. Costs 0.1 ms. What the work was changing when it was stopped is lost with it: use
- * nothing of it afterwards. Throws TimeLimitError, else what the work throws.
+ * Runs synchronous work and stops it at a time limit. For input from strangers that may never end and whose steps can't be counted, such as
+ * regular expressions. Costs 0.1 ms. State that stopped work was changing is unusable. Throws TimeLimitError, else what the work throws.
  */
 export function withTimeLimit<T>(ms: number, work: () => T): T {
   const outer = globals.work;

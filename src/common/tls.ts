@@ -26,9 +26,8 @@ export const TLS_SETTINGS = {
 } as const;
 
 /**
- * Who this process is to its peers: a certificate and its key, and the authorities it believes. The files are looked at again for
- * every new connection, so that replaced ones are taken without a restart; a pair that is only half replaced, or wrong, is passed
- * over until it is whole.
+ * This process's identity to its peers: a certificate, its key, and the authorities it accepts. The files are checked again for every new
+ * connection, so replaced ones are used without a restart. A pair that is half replaced or wrong is skipped until both files fit.
  */
 export class TlsIdentity {
   /** Every certificate of the cluster carries this name, whichever host or pod it is on. */
@@ -47,7 +46,7 @@ export class TlsIdentity {
     this.#material = readMaterial(files, name);
   }
 
-  /** The newest usable contents of the files. The same object as long as nothing changed. */
+  /** The newest usable contents of the files; the same object while nothing has changed. */
   current(): TlsMaterial {
     const stamp = this.#stampOf();
     if (stamp === this.#stamp) return this.#material;

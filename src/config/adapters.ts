@@ -8,14 +8,14 @@ import { checkContradictions } from "./rules.ts";
 import { parseValue, typedAsFlag } from "./values.ts";
 import { readYaml } from "./yaml-file.ts";
 
-/** One adapter of a run, with all that holds for it. */
+/** One adapter of a run, with its complete settings. */
 export interface AdapterConfig {
   /** Null: the run has no other. */
   readonly name: string | null;
   readonly config: Config;
 }
 
-/** Groups whose options are an adapter's own, but for those named below. */
+/** Groups whose options each adapter may set, except for those named below. */
 const OWN_GROUPS: readonly OptionGroup[] = ["LoRA", "Data", "Training", "Logging and saving"];
 /** The whole run's all the same. */
 const RUNS_OWN: readonly OptionKey[] = [
@@ -51,11 +51,11 @@ function reasonAgainst(key: OptionKey): string {
   return "is the whole run's";
 }
 
-/** Names become folders beside what the run itself leaves in output_dir. */
+/** Names become folders in output_dir, beside the run's own files. */
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$/;
 const TAKEN = /^(runs|checkpoint-\d+|sweep\.\w+|metrics\.jsonl)$/i;
 
-/** NAME: {settings} of a file; they may stand below one key `adapters`. Error: PL_CONFIG_INVALID. */
+/** Reads NAME: {settings} entries of a file, also below one key `adapters`. Error: PL_CONFIG_INVALID. */
 export async function readAdapters(path: string): Promise<Record<string, unknown>> {
   const read = await readYaml(path, "--adapters");
   const { adapters } = read;
@@ -64,8 +64,8 @@ export async function readAdapters(path: string): Promise<Record<string, unknown
 }
 
 /**
- * The adapters of a run: the configuration itself, or each of `adapters` with its own settings in place of the run's, in output_dir/NAME. Each
- * is what a run alone would be given. Error: PL_CONFIG_INVALID, naming every problem of every adapter.
+ * The adapters of a run: the configuration itself, or each entry of `adapters` with its settings over the run's, in output_dir/NAME. Each
+ * configuration equals the one of a run alone. Error: PL_CONFIG_INVALID, naming every problem of every adapter.
  */
 export function adapterConfigs(command: Command, config: Config): AdapterConfig[] {
   if (config.adapters === null) return [{ name: null, config }];

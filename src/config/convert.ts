@@ -8,16 +8,16 @@ import { typedAsFlag } from "./values.ts";
 export interface ConvertedConfig {
   /** Keys and values of a file of this program's. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** What is left out and why, what to look at: a sentence each. */
+  /** Remarks, a sentence each: what is left out and why, and what to check. */
   readonly remarks: readonly string[];
 }
 
 interface Trainer {
   readonly name: string;
   readonly knownBy: readonly string[];
-  /** Its defaults that decide numbers and are others here: written out where the file does not say them. */
+  /** The other program's defaults that change numbers and differ from ours: written out where the file does not set them. */
   readonly defaults: (given: Readonly<Record<string, unknown>>) => Readonly<Record<string, unknown>>;
-  /** Its meaning of keys that are spelled as ones of ours. */
+  /** Keys that are spelled like ours but mean something else there. */
   readonly own: Readonly<Record<string, (value: unknown, surroundings: Surroundings) => Own | null>>;
 }
 interface Own {
@@ -31,13 +31,13 @@ interface Surroundings {
   readonly datasetInfo: DatasetInfo | null;
 }
 
-/** LLaMA-Factory's dataset_info.json, and the folder that it lies in. */
+/** LLaMA-Factory's dataset_info.json and its folder. */
 export interface DatasetInfo {
   readonly dir: string;
   readonly info: Readonly<Record<string, unknown>>;
 }
 
-/** Where LLaMA-Factory looks for dataset_info.json; null: the file is none of its own. */
+/** Where LLaMA-Factory looks for dataset_info.json; null: the file is not one of LLaMA-Factory's. */
 export function datasetInfoDir(theirs: Readonly<Record<string, unknown>>): string | null {
   if (trainerOf(theirs)?.name !== "LLaMA-Factory" || theirs["dataset"] === undefined) return null;
   return typeof theirs["dataset_dir"] === "string" ? theirs["dataset_dir"] : "data";
@@ -57,7 +57,7 @@ function namedSets(key: "dataset" | "eval_dataset") {
 
 const LORA_KINDS = ["lora", "qlora"];
 
-/** By the published defaults of LLaMA-Factory 0.9, Axolotl 0.13 and TRL 0.24. */
+/** Follows the published defaults of LLaMA-Factory 0.9, Axolotl 0.13 and TRL 0.24. */
 const TRAINERS: readonly Trainer[] = [
   {
     name: "LLaMA-Factory",
@@ -122,8 +122,8 @@ function trainerOf(theirs: Readonly<Record<string, unknown>>): Trainer | null {
 }
 
 /**
- * A configuration of LLaMA-Factory, Axolotl or TRL in this program's keys. Keys that are the same stay if their values are valid here;
- * nothing is left out without a remark. `datasetInfo`: what names of LLaMA-Factory's sets stand for, where it was found.
+ * Converts a configuration of LLaMA-Factory, Axolotl or TRL to this program's keys. A key of the same name stays if its value is valid
+ * here. Whatever is left out gets a remark. `datasetInfo`: the sets that names of LLaMA-Factory stand for, where it was found.
  */
 export function convertConfig(
   theirs: Readonly<Record<string, unknown>>,
@@ -174,7 +174,7 @@ export function convertConfig(
   return { settings, remarks };
 }
 
-/** Those that there are here; "all" is whatever is installed there. */
+/** Keeps the reporters that exist here; "all" means those that are installed there. */
 function trackers(value: unknown): Own {
   const asked = [value].flat();
   const known = asked.filter((name) => invalid("report_to", name) === null);
@@ -186,7 +186,7 @@ function trackers(value: unknown): Own {
   return { settings, remarks };
 }
 
-/** What an option takes, where it does not take this value; null where it does. */
+/** What an option expects, if it does not accept this value; null if it does. */
 function invalid(key: string, value: unknown): string | null {
   const result = OPTIONS[key as OptionKey].schema.safeParse(value);
   return result.success

@@ -1,19 +1,19 @@
 import type { COLUMN_KEYS } from "./column-keys.ts";
 
-/** One of several sets, as the `dataset` of a file of ours has it. */
+/** One of several sets, in the form of our `dataset` key. */
 export interface ConvertedSet {
   readonly path: string;
   readonly columns?: Readonly<Record<string, string>>;
   readonly rows?: number;
 }
 
-/** Sets in our words, and what is to be said of each. */
+/** The converted sets, and remarks on each. */
 export interface ConvertedSets {
   readonly sets: readonly ConvertedSet[];
   readonly remarks: readonly string[];
 }
 
-/** LLaMA-Factory's columns that hold what ours hold. */
+/** LLaMA-Factory's names of columns, and ours. */
 const COLUMNS: Readonly<Record<string, (typeof COLUMN_KEYS)[number]>> = {
   prompt: "instruction",
   query: "input",
@@ -23,7 +23,7 @@ const COLUMNS: Readonly<Record<string, (typeof COLUMN_KEYS)[number]>> = {
   system: "system",
   tools: "tools",
 };
-/** Columns of rows that are refused when they are read. */
+/** Columns whose rows are refused when they are read. */
 const REFUSED = ["chosen", "rejected", "kto_tag", "images", "videos", "audios"];
 /** Tags that are understood as they are. */
 const TAGS: Readonly<Record<string, readonly string[]>> = {
@@ -39,7 +39,7 @@ const TAGS: Readonly<Record<string, readonly string[]>> = {
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** The names of LLaMA-Factory's `dataset`, as a list or with commas between. */
+/** The names in LLaMA-Factory's `dataset`: a list, or a text with commas. */
 export function datasetNames(given: unknown): string[] {
   const list = Array.isArray(given) ? given : String(given).split(",");
   return list.map((name) => String(name).trim()).filter((name) => name !== "");
@@ -95,7 +95,7 @@ function pathOf(entry: Readonly<Record<string, unknown>>, dir: string): string |
   return dir === "." ? entry["file_name"] : `${dir.replace(/\/+$/, "")}/${entry["file_name"]}`;
 }
 
-/** Only columns that are not found by their own names. */
+/** Only columns whose own names are not found. */
 function columnsOf(entry: Readonly<Record<string, unknown>>): Record<string, string> {
   const given = isObject(entry["columns"]) ? entry["columns"] : {};
   const plainText =

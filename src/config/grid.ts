@@ -3,20 +3,23 @@ import { type FlagKind, flagOf, type Option } from "./option.ts";
 import { OPTIONS, type OptionKey } from "./options.ts";
 import { parseFlag } from "./values.ts";
 
-/** One value of a setting, and how it stands in an adapter's name. */
+/** One value of a setting, and its part of an adapter's name. */
 export interface GridValue {
   readonly value: unknown;
   readonly text: string;
 }
 
-/** Settings of which `sweep` tries every value, with every value of the others. */
+/** The settings that `sweep` varies: every combination of their values is tried. */
 export type Grid = ReadonlyMap<OptionKey, readonly GridValue[]>;
 
-/** Whose values hold commas themselves: alternatives have semicolons between. */
+/** Settings whose values contain commas; their alternatives are separated by semicolons. */
 const LISTS: readonly FlagKind[] = ["list", "json"];
 const TEXTS: readonly OptionKey[] = ["dataset", "eval_dataset", "system"];
 
-/** The alternatives of a flag's text: at commas, of lists, JSON and free text at semicolons; null where there is one, or it is the run's own. */
+/**
+ * The alternatives in a flag's text, separated by commas (by semicolons for lists, JSON and free text); null if there is only one, or if an
+ * adapter can't set it.
+ */
 export function alternatives(
   key: OptionKey,
   text: string | boolean,
@@ -35,7 +38,7 @@ export function alternatives(
   return { values, problems };
 }
 
-/** The same of a file's value: a list, where the setting itself is none. */
+/** The same for a value of a file: a list, for a setting that is no list itself. */
 export function listedAlternatives(key: OptionKey, value: unknown): readonly GridValue[] | null {
   const { kind }: Option = OPTIONS[key];
   if (!Array.isArray(value) || value.length < 2 || !isAdaptersOwn(key)) return null;
@@ -43,9 +46,19 @@ export function listedAlternatives(key: OptionKey, value: unknown): readonly Gri
   return value.map((one) => ({ value: one, text: String(one) }));
 }
 
+/** Values that a setting has twice, however they are written: their adapters would be the same. */
+export function repeatedValues(grid: Grid): string[] {
+  return [...grid].flatMap(([key, values]) => {
+    const seen = new Set<string>();
+    return values
+      .filter(({ value }) => seen.size === seen.add(JSON.stringify(value)).size)
+      .map(({ text }) => `${flagOf(key)}: expected different values, got ${text} twice`);
+  });
+}
+
 const MOST_NAME = 100;
 
-/** NAME: {settings} of every point of the grid, the last setting's values next to each other. Names tell the point where they stay short. */
+/** NAME: {settings} for every point of the grid; the last setting varies fastest. A name shows its point's values if that stays short. */
 export function gridAdapters(grid: Grid): Record<string, Record<string, unknown>> {
   let points: { name: string; settings: Record<string, unknown> }[] = [{ name: "", settings: {} }];
   for (const [key, values] of grid) {

@@ -1,6 +1,6 @@
 import type { Config } from "./options.ts";
 
-/** Settings that decide in what form a model's weights are held and in what dtype it computes: numbers depend on them. */
+/** Settings that decide how a model's weights are stored and in which dtype it computes. They change numbers. */
 export const HELD_AS = [
   "torch_dtype",
   "compute_dtype",

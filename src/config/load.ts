@@ -1,7 +1,7 @@
 import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
 import { adapterConfigs, readAdapters } from "./adapters.ts";
-import { alternatives, type GridValue, gridAdapters, listedAlternatives } from "./grid.ts";
+import { alternatives, type GridValue, gridAdapters, listedAlternatives, repeatedValues } from "./grid.ts";
 import { COMMANDS, type Command, flagOf } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
 import { counterpartText } from "./others.ts";
@@ -9,7 +9,7 @@ import { checkContradictions } from "./rules.ts";
 import { parseFlag, parseValues, typedAsFlag } from "./values.ts";
 import { readYaml } from "./yaml-file.ts";
 
-/** Commands whose --config is what they work on, no file of flags. */
+/** Commands whose --config is the file that they work on, not a file of flags. */
 const DATA_CONFIG: readonly Command[] = ["init-model", "convert-config"];
 
 /** Flags as the command line gives them: text, or true where a flag stands without a value. */
@@ -39,7 +39,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
           grid.set(key as OptionKey, listed);
           continue;
         }
-        // One file serves every command, so keys of other commands are left alone.
+        // One file serves every command, so keys of other commands are ignored.
         values[key] = typedAsFlag(known.get(key as OptionKey)!.kind, value);
         given.add(key);
       }
@@ -55,7 +55,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
       continue;
     }
     const several = command === "sweep" ? alternatives(key as OptionKey, text) : null;
-    // A flag wins over the file, in place of its alternatives too.
+    // A flag replaces the file's value and the file's alternatives.
     grid.delete(key as OptionKey);
     if (several !== null) {
       grid.set(key as OptionKey, several.values);
@@ -79,17 +79,18 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
 
   if (command === "sweep") {
     if (grid.size === 0) problems.push("sweep takes several values of an adapter's setting: --learning-rate 1e-4,2e-4");
+    if (problems.length === 0) problems.push(...repeatedValues(grid));
     values["adapters"] = gridAdapters(grid);
   }
   if (typeof values["adapters"] === "string") values["adapters"] = await readAdapters(values["adapters"]);
   const config = parseValues(values, problems);
   if (problems.length === 0)
     problems.push(...checkContradictions(command === "sweep" ? "train" : command, config, given));
-  // Each of several adapters is checked as a run alone is.
+  // Each of several adapters is checked like a run alone.
   if (problems.length === 0 && config.adapters !== null)
     adapterConfigs(command === "sweep" ? "train" : command, config);
   if (problems.length > 0) {
-    throw new PipeloraError("PL_CONFIG_INVALID", problems.join("\n"), {
+    throw new PipeloraError("PL_CONFIG_INVALID", [...new Set(problems)].join("\n"), {
       hint: `Run \`coordinator ${command} --help\` for the flags and their values.`,
     });
   }
@@ -101,7 +102,7 @@ export function defaultConfig(): Config {
   return parseValues({}, []);
 }
 
-/** Names of the settings that are not what they are where nothing is given. */
+/** Names of the settings that differ from their defaults. */
 export function changedKeys(config: Config): OptionKey[] {
   const defaults = defaultConfig();
   return (Object.keys(defaults) as OptionKey[]).filter(

@@ -62,11 +62,11 @@ export interface Option<T extends z.ZodType = z.ZodType> {
   readonly placeholder: string;
   /** Environment variable that gives the value where neither a flag nor the file does. */
   readonly environment?: string;
-  /** A value of this form is meant for another option, of commands that have it. */
+  /** A value of this form is meant for another option; named for commands that have it. */
   readonly other?: { readonly form: RegExp; readonly key: string };
   /** Kept out of every file and log. */
   readonly secret?: true;
-  /** Commands for which the flag may stand again: values are joined with commas. Of any other flag the last counts. */
+  /** Commands for which the flag may be repeated: its values are joined with commas. Of other flags the last one counts. */
   readonly repeats?: readonly Command[];
 }
 

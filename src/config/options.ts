@@ -37,14 +37,14 @@ export type OptionKey = keyof typeof OPTIONS;
 /** A complete configuration: every option with its value or default. */
 export type Config = { readonly [K in OptionKey]: z.infer<(typeof OPTIONS)[K]["schema"]> };
 
-/** The configuration as it may be written to a file. */
+/** The configuration without secrets, for writing to a file. */
 export function withoutSecrets(config: Config): Partial<Config> {
   const secret = (key: string) => (OPTIONS[key as OptionKey] as Option).secret === true;
   return Object.fromEntries(Object.entries(config).filter(([key]) => !secret(key)));
 }
 
 export function optionsOf(command: Command): [OptionKey, Option][] {
-  // A sweep is a training whose adapters are its own.
+  // A sweep is a training run that makes its own adapters.
   const takes = ({ commands }: Option, key: OptionKey) =>
     commands.includes(command) || (command === "sweep" && commands.includes("train") && key !== "adapters");
   return (Object.entries(OPTIONS) as [OptionKey, Option][]).filter(([key, entry]) => takes(entry, key));

@@ -2,7 +2,7 @@
 export interface Counterpart {
   /** Empty: nothing needs to be, or can be, set. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** Why a key is left out, or what to look at; null: the settings say it all. */
+  /** Why a key is left out, or what to check; null: the settings say everything. */
   readonly remark: string | null;
   /** Whether what was asked for is not done. */
   readonly lost: boolean;
@@ -99,7 +99,7 @@ const TRANSLATED: Readonly<Record<string, (value: unknown) => Counterpart>> = {
   bf16: (value) => halfPrecision("bfloat16", value),
   fp16: (value) => halfPrecision("float16", value),
   train_on_inputs: (value) => (value === true ? notOffered(TURNS) : leftOut(TURNS)),
-  // Stages that are no supervised fine-tuning, and methods that are no LoRA, are other trainings.
+  // Stages that are not supervised fine-tuning and methods that are not LoRA: the whole file is refused.
   stage: (value) => (value === "sft" ? leftOut(DONE_ANYWAY["stage"]!) : notOffered(DONE_ANYWAY["stage"])),
   finetuning_type: (value) =>
     value === "lora" ? leftOut(DONE_ANYWAY["finetuning_type"]!) : notOffered(DONE_ANYWAY["finetuning_type"]),
@@ -128,7 +128,7 @@ function dataset(entry: unknown): unknown {
   return typeof entry === "object" && entry !== null && "path" in entry ? entry.path : entry;
 }
 
-/** What another trainer's key means here; null where it is none. `value`: as the file has it. */
+/** The meaning of another trainer's key here; null for an unknown key. `value`: as in the file. */
 export function counterpart(key: string, value: unknown): Counterpart | null {
   if (Object.hasOwn(NAMES, key)) return becomes({ [NAMES[key]!]: value });
   if (Object.hasOwn(TRANSLATED, key)) return TRANSLATED[key]!(value);
@@ -136,7 +136,7 @@ export function counterpart(key: string, value: unknown): Counterpart | null {
   return NOT_OFFERED.includes(key) ? notOffered() : null;
 }
 
-/** The same as the rest of a sentence that names the key. */
+/** The same, as the end of a sentence that begins with the key. */
 export function counterpartText(key: string, value: unknown): string | null {
   const found = counterpart(key, value);
   if (found === null) return null;

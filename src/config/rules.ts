@@ -160,7 +160,7 @@ function checkServing(
   );
 }
 
-/** What a checkpoint that is quantised already changes is seen when it is opened. */
+/** Conflicts with a checkpoint that is already quantised are found when it is opened. */
 function checkQuantisation(
   command: Command,
   config: Config,

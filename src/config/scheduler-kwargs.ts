@@ -7,7 +7,7 @@ const share = z.number().min(0).max(1);
 const steps = z.number().int().nonnegative();
 const cycles = z.number().positive();
 
-/** What transformers' get_scheduler takes for each schedule beside warm-up and length. Those not named here take nothing. */
+/** Keyword arguments that transformers' get_scheduler accepts for each schedule beside warm-up and length. Other schedules accept none. */
 const ACCEPTED: Readonly<Partial<Record<SchedulerType, z.ZodObject>>> = {
   cosine: z.strictObject({ num_cycles: cycles.optional() }),
   cosine_with_restarts: z.strictObject({ num_cycles: cycles.optional() }),

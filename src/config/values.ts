@@ -3,7 +3,7 @@ import { shown } from "../common/shown.ts";
 import { type FlagKind, flagOf, type Option } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey } from "./options.ts";
 
-/** The configuration that these values give, defaults included; `problems` hears of what is malformed. */
+/** Builds the configuration from these values and the defaults. Malformed values are added to `problems`. */
 export function parseValues(values: Readonly<Record<string, unknown>>, problems: string[]): Config {
   const config: Record<string, unknown> = {};
   for (const [key, option] of Object.entries(OPTIONS) as [OptionKey, Option][]) {

@@ -2,7 +2,7 @@ import { readFile, stat } from "node:fs/promises";
 import { PipeloraError } from "../common/errors.ts";
 import { withTimeLimit } from "../common/time-limit.ts";
 
-/** A file of flags has some hundred lines. Brackets inside each other cost their parser the square of their number. */
+/** A file of flags has at most some hundred lines. Nested brackets cost the parser the square of their number. */
 const MAX_YAML_BYTES = 1 << 20;
 const YAML_MS = 5_000;
 
@@ -19,7 +19,7 @@ export async function readYaml(path: string, flag = "--config"): Promise<Record<
       hint: `Name a YAML file of ${flag === "--config" ? "flags" : "settings"} in snake_case.`,
     });
   }
-  // Loaded when a file is named: most runs have flags alone.
+  // The YAML parser is loaded when a file is named: most runs have flags alone.
   const { parse } = await import("yaml");
   try {
     const parsed: unknown = withTimeLimit(YAML_MS, () => parse(text)) ?? {};

@@ -16,11 +16,11 @@ export interface EncodedChat {
   readonly labels: readonly number[];
   /** Of each token's label; absent: 1 everywhere. */
   readonly weights?: readonly number[] | null;
-  /** Whether an assistant's text that was to be trained on does not stand in what is trained on. */
+  /** Whether text of an assistant that was to be trained on is missing from the rendered text that is trained on. */
   readonly textLost?: boolean;
 }
 
-/** What a template is given beside the messages. */
+/** What the template gets beside the messages. */
 export interface ChatExtras {
   readonly tools?: readonly unknown[] | null;
   /** Further names that it may ask for, such as enable_thinking. */
@@ -88,8 +88,8 @@ export class ChatTemplate {
   }
 
   /**
-   * Ids of a whole conversation as the template writes it; labels are what stands there of the assistant's turns, with what
-   * ends them (assistantSpans), each with its message's weight. A token that straddles the border belongs to the turn.
+   * Ids of a whole conversation as the template renders it. Labels cover the assistant's turns and their end tokens (assistantSpans), each
+   * with its message's weight. A token that crosses the border belongs to the turn.
    */
   encode(messages: readonly ChatMessage[], trainOn: TrainOn = "all", extras: ChatExtras = {}): EncodedChat {
     const whole = this.render(messages, false, extras);
@@ -128,7 +128,7 @@ export class ChatTemplate {
     return [...written].some(([index, own]) => {
       const { content, reasoning_content: reasoning } = messages[index]!;
       const parts = [content, typeof reasoning === "string" ? reasoning : ""];
-      // Templates set white space around the reasoning anew: every line must stand, not the whole.
+      // Templates change the white space around the reasoning, so its lines are compared, not the whole text.
       return parts.some((part) => part.split("\n").some((line) => !own.includes(line.trim())));
     });
   }

@@ -11,9 +11,9 @@ export interface DatasetStatistics {
   readonly max: number;
   /** Rows cut at the maximal length. */
   readonly truncated: number;
-  /** Rows kept although no token of theirs is trained on. */
+  /** Rows that are kept although none of their tokens is trained on. */
   readonly unlabelled: number;
-  /** Rows of which an assistant's text does not stand in what is trained on: the template leaves it out. */
+  /** Rows in which text of an assistant is not trained on because the template leaves it out. */
   readonly textLost: number;
 }
 
@@ -57,7 +57,7 @@ export class Dataset {
     return this.#store.lossWeight(this.#stored(index));
   }
 
-  /** The rows given, in that order and as often as they come, as a dataset over the same memory. */
+  /** The rows with these numbers, in that order and as often as they occur, as a dataset over the same memory. */
   select(rows: ArrayLike<number>): Dataset {
     const own = this.#rows;
     return new Dataset(this.#store, own === null ? rows : Uint32Array.from(rows, (row) => own[row]!));

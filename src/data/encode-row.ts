@@ -12,14 +12,14 @@ export interface EncodeOptions {
   readonly vocabSize: number;
 }
 
-/** A row as it is kept, and what is to be counted of it. */
+/** An encoded row, and what is counted of it. */
 export interface KeptRow extends NewRow {
   readonly truncated: boolean;
   readonly textLost: boolean;
 }
 
 /**
- * One row of a file, `number` from 1. `template`: may lack for ready ids alone. Errors, each with file and row: PL_DATASET_INVALID,
+ * Encodes one row of a file, `number` from 1. `template` is not needed for ready ids. Errors, each with file and row: PL_DATASET_INVALID,
  * PL_TEMPLATE_INVALID, PL_TOKENIZER_INVALID.
  */
 export function encodeRow(

@@ -3,12 +3,12 @@ import { PipeloraError } from "../common/errors.ts";
 import { type BatchAnswer, type EncodedBatch, type RowBatch, type ThreadStart, thrownThere } from "./encoded-batch.ts";
 import { startThread } from "./start-thread.ts";
 
-/** A thread holds a tokenizer of its own: so much text for each is worth one. */
+/** Text per thread for which it pays to load another tokenizer. */
 const BYTES_A_THREAD = 16 << 20;
 const MOST_THREADS = 16;
-/** Batches that a thread is given at once: one to work on, one to go on with. */
+/** Batches that a thread has at a time: one in work, one waiting. */
 const AT_ONCE = 2;
-/** For one batch, far above what its text takes: tokenizers and templates have limits of their own. */
+/** Time limit of one batch, far above what its text takes. Tokenizers and templates have limits of their own. */
 const BATCH_MS = 600_000;
 
 interface Thread {
@@ -23,14 +23,14 @@ interface Thread {
 }
 
 /**
- * How many threads encode so much text; 0: it is done sooner without. One a core: the thread that reads takes three hundredths of what
- * they take together.
+ * How many threads encode this much text; 0: encoding it here is sooner done. One a core: the reading thread takes about 3 % of the time
+ * that they take together.
  */
 export function threadsFor(bytes: number): number {
   return Math.min(MOST_THREADS, availableParallelism(), Math.floor(bytes / BYTES_A_THREAD));
 }
 
-/** Threads that encode batches of rows beside the reading of a file. The result does not depend on their number. */
+/** Threads that encode batches of rows while the file is read. The result does not depend on their number. */
 export class EncodeThreads {
   readonly #threads: readonly Thread[];
 
@@ -38,12 +38,12 @@ export class EncodeThreads {
     this.#threads = Array.from({ length: count }, () => this.#started(start));
   }
 
-  /** Batches that are worth giving out before the first is back. */
+  /** Batches that may be given out before the first result is back. */
   get ahead(): number {
     return AT_ONCE * this.#threads.length;
   }
 
-  /** By the thread with the least to do. Errors: those of encodeRow; PL_INTERNAL where a thread ends or stands still. */
+  /** Encoded by the thread with the fewest batches. Errors: those of encodeRow; PL_INTERNAL where a thread ends or exceeds its time. */
   encode(batch: RowBatch): Promise<EncodedBatch> {
     const thread = this.#threads.reduce((least, other) =>
       other.waiting.length < least.waiting.length ? other : least,

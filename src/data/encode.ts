@@ -11,22 +11,22 @@ import type { Row } from "./readers/rows.ts";
 import { RowStore } from "./row-store.ts";
 import type { RowTemplate } from "./templates.ts";
 
-/** Rows that belong together: one file, or a split's several. */
+/** Rows of one set: one file, or the several files of a split. */
 export interface RowSet {
   /** As messages and the log name it. */
   readonly label: string;
   readonly files: readonly string[];
-  /** Its share among several sets; null: as many as its rows are. */
+  /** Its share among several sets; null: in proportion to its rows. */
   readonly weight: number | null;
   /** Only so many of its first rows; null: all. */
   readonly limit: number | null;
   /** Row keys by the files' columns; empty: as the files name them. */
   readonly columns: Columns;
-  /** Asked for only when a row of text comes, so that ready ids need no tokenizer. */
+  /** Called when the first row of text comes, so that ready ids need no tokenizer. */
   readonly template: () => RowTemplate | Promise<RowTemplate>;
-  /** By which threads make the same template; null: rows are encoded here. */
+  /** What threads need to make the same template; null: rows are encoded on this thread. */
   readonly recipe: TemplateRecipe | null;
-  /** Told what is to be said of the template, more than once. */
+  /** Called for each warning about the template; may be called again with the same text. */
   readonly say: (remark: string) => void;
 }
 
@@ -62,14 +62,14 @@ export async function encodeSets(
     const { truncated, unlabelled } = own.statistics;
     if (unlabelled < own.size) continue;
     throw datasetError(
-      `${label}: no token of any of the ${own.size} rows is trained on: all labels are masked${truncated > 0 ? `, ${truncated} rows were cut at ${options.maxLength} tokens` : ""}.`,
+      `${label}: no token of any of the ${own.size} rows is trained on: all labels are masked${truncated > 0 ? `, ${truncated} rows were truncated to ${options.maxLength} tokens` : ""}.`,
       "Check the labels, or raise --max-length so that answers are not cut off.",
     );
   }
   return { rows, sizes };
 }
 
-/** Rows of a batch: enough that handing it over costs little, few enough that all threads have one. */
+/** Rows of a batch: enough that handing it over costs little, few enough that every thread gets one. */
 const BATCH_ROWS = 256;
 
 async function encodeSet(
@@ -100,12 +100,12 @@ async function encodeHere(store: RowStore, set: RowSet, options: EncodeOptions):
     }
     const kept = encodeRow(row, template, { path, number: first }, options);
     store.add(kept, kept.truncated, kept.textLost);
-    // A signal must be heard between two rows, however slow a template or a tokenizer is on each.
+    // Yields between rows, so that a signal is heard however slow a template or tokenizer is.
     await turns.take();
   }
 }
 
-/** The same by threads, in the order of the rows. */
+/** The same by threads. Results come in the order of the rows. */
 async function encodeThere(store: RowStore, set: RowSet, pool: EncodeThreads): Promise<void> {
   const ahead: Promise<EncodedBatch>[] = [];
   const take = async () => {
@@ -115,7 +115,7 @@ async function encodeThere(store: RowStore, set: RowSet, pool: EncodeThreads): P
   };
   const unread = batches(set, BATCH_ROWS);
   for (;;) {
-    // What is wrong with an earlier row comes first.
+    // The error of the earliest row is the one that is thrown.
     const next = await unread.next().catch(async (error: unknown) => {
       while (ahead.length > 0) await take();
       throw error;

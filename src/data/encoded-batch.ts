@@ -4,7 +4,7 @@ import type { Row } from "./readers/rows.ts";
 import type { RowStore } from "./row-store.ts";
 import type { TemplateSettings } from "./templates.ts";
 
-/** What a thread needs to make the template that rows go through. */
+/** What a thread needs to make the template. */
 export interface TemplateRecipe extends Required<Omit<TemplateSettings, "now">> {
   readonly modelDir: string;
   /** The date that templates may write, in milliseconds since 1970. */

@@ -47,7 +47,7 @@ export function cutMicroBatches<T extends { readonly tokens: Int32Array }>(
 export function groupSizes(lengths: ArrayLike<number>, size: MicroBatchSize): number[] {
   if (lengths.length === 0) return [];
   if (lengths.length === 1 || ("count" in size && size.count === 1)) return [lengths.length];
-  // Not spread: a call takes some 100,000 arguments at most.
+  // Not spread into arguments: a call takes some 100,000 at most.
   let longest = 0;
   let total = 0;
   for (let row = 0; row < lengths.length; row++) {

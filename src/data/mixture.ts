@@ -1,6 +1,6 @@
 import { datasetError } from "./readers/checks.ts";
 
-/** Far above any epoch that could be trained on; weights that are worlds apart would ask for more. */
+/** Far above any epoch that can be trained. Reached only by weights that differ by orders of magnitude. */
 const MAX_ROWS = 1 << 28;
 
 /**
@@ -19,7 +19,7 @@ export function mixSets(sizes: readonly number[], weights: readonly (number | nu
   const taken = sizes.map(() => 0);
   const rows = new Uint32Array(total);
   for (let at = 0; at < total; at++) {
-    // The set that is furthest behind: of two alike the first.
+    // The set that is furthest behind its share; of equals, the first.
     let next = -1;
     for (let set = 0; set < sizes.length; set++) {
       if (taken[set] === counts[set]) continue;

@@ -27,7 +27,7 @@ export interface StepOrder {
   readonly step: number;
   /** 0 for the first. */
   readonly epoch: number;
-  /** Passes made once the step is done, as the Trainer logs it: 0.5 is half the first. */
+  /** Epochs completed after the step, as the Trainer logs them: 0.5 is half of the first. */
   readonly epochAfter: number;
   /** [replica][batch] */
   readonly batches: readonly (readonly Uint32Array[])[];

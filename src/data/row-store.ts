@@ -30,7 +30,7 @@ interface Chunk {
   readonly tokens: Int32Array;
   /** A bit a token: it is its own label. */
   readonly trained: Uint8Array;
-  /** Of chunks where some label is neither its token nor -100. */
+  /** Labels of a chunk in which some label is neither its token nor -100. */
   labels: Int32Array | null;
   /** Of chunks where some weight is not 1. */
   weights: Float32Array | null;
@@ -38,8 +38,8 @@ interface Chunk {
 }
 
 /**
- * Encoded rows, of which nobody knows the number in advance. A token takes four bytes and a bit. Rows lie in chunks, so growing copies
- * nothing. A chunk with a label other than its token (rows of ready ids may have those), or with a weight other than 1, takes four more
+ * Encoded rows, whose number is not known in advance. A token takes little more than four bytes. Rows lie in chunks, so growing copies
+ * nothing. A chunk with a label that is not its token (rows of ready ids may have those), or with a weight other than 1, takes four more
  * bytes a token.
  */
 export class RowStore {
@@ -56,7 +56,7 @@ export class RowStore {
     return this.#rows;
   }
 
-  /** `truncated`: the row was cut; `textLost`: text of an answer is not in it. */
+  /** `truncated`: the row was truncated; `textLost`: text of an answer is missing from it. */
   add(row: NewRow, truncated = false, textLost = false): void {
     const { tokens, labels, weights = null } = row;
     const length = tokens.length;
@@ -89,7 +89,7 @@ export class RowStore {
     return this.#lossTokens[row]!;
   }
 
-  /** What these weigh together: as many as they are, without weights of their own. */
+  /** The sum of these labels' weights: their number where the row has no weights. */
   lossWeight(row: number): number {
     const chunk = this.#chunks[this.#chunkOf[row]!]!;
     if (chunk.weights === null) return this.lossTokens(row);

@@ -1,7 +1,7 @@
 import { randperm } from "./mt19937.ts";
 import { datasetError } from "./readers/checks.ts";
 
-/** Numbers of rows, each part in the set's order. */
+/** Row numbers of each part, in the set's order. */
 export interface RowSplit {
   readonly train: readonly number[];
   readonly evaluation: readonly number[];

@@ -2,7 +2,7 @@ import type { LossRule } from "../models/spec.ts";
 import type { Dataset } from "./dataset.ts";
 import type { StepOrder } from "./order.ts";
 
-/** One row of a step: views of the dataset's, and with which weight it counts. */
+/** One row of a step: views of the dataset's arrays, and its weight. */
 export interface WeightedRow {
   /** [T] */
   readonly tokens: Int32Array;
@@ -16,7 +16,7 @@ export interface WeightedRow {
   readonly rowId: number;
 }
 
-/** The rows of one step in order, each replica's apart. Their cut into micro-batches does not change the result. */
+/** The rows of one step in order, by replica. How they are divided into micro-batches does not change the result. */
 export interface TrainingStep {
   readonly step: number;
   readonly epoch: number;
@@ -76,7 +76,7 @@ function weightedRow(dataset: Dataset, index: number, weight: number, rowId: num
   return { ...dataset.row(index), weight, rowId };
 }
 
-/** Tokens and rows of a request to evaluate: some MiB at most, and enough that a pipeline is seldom empty. */
+/** Tokens and rows of a request to evaluate: a few MiB at most, but enough to keep a pipeline busy. */
 const PART_TOKENS = 1 << 17;
 const PART_ROWS = 1 << 13;
 

@@ -10,17 +10,17 @@ export type TemplateName = "auto" | "tutorial" | "chat";
 /** How rows of text become tokens and labels, and prompts become tokens. */
 export interface RowTemplate {
   readonly name: "tutorial" | "chat";
-  /** What is to be said of the choice; null: nothing. */
+  /** A warning about the choice; null: none. */
   readonly remark: string | null;
   encodeInstruction(row: Extract<Row, { kind: "instruction" }>): EncodedChat;
   encodeMessages(messages: readonly ChatMessage[], tools?: readonly unknown[] | null): EncodedChat;
-  /** Texts laid end to end, encoded each for itself and with nothing added, as Axolotl's input_output. */
+  /** Texts encoded one by one, with nothing added, and laid end to end, as Axolotl's input_output. */
   encodeSegments(segments: readonly Segment[]): EncodedChat;
-  /** Plain text for language modelling: every token is a label, the end token behind it. */
+  /** Plain text for language modelling: every token is a label, and the end token follows. */
   encodeText(text: string): EncodedChat;
-  /** Throws PL_TEMPLATE_INVALID where turns can't be written: prompts and rows of instructions or messages would not do. */
+  /** Throws PL_TEMPLATE_INVALID where turns can't be rendered, so that prompts and rows of instructions or messages fail. */
   requireChat(): void;
-  /** A prompt that the model is to answer, as the training rows begin. */
+  /** A prompt for the model to answer, in the form in which training rows begin. */
   encodePrompt(messages: readonly ChatMessage[], extras?: ChatExtras): number[];
   /** Jinja source that turns are written with; null where they can't be. */
   readonly source: string | null;

@@ -1,6 +1,6 @@
 import type { Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 
-/** How many tokens before a cut may come out otherwise than in the whole text. */
+/** How many tokens before a border may differ from those of the whole text. */
 const TAIL = 4;
 
 /**
@@ -12,7 +12,7 @@ export class TokenBorders {
   readonly #tokenizer: Tokenizer;
   readonly #text: string;
   readonly #tokens: readonly number[];
-  /** A position at which the text and its tokens can be cut. */
+  /** A position at which the text and its tokens can be divided. */
   #anchor = { at: 0, token: 0 };
 
   /** `tokens`: ids of `text`, special tokens among them. */

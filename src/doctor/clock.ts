@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { PACKAGE_ROOT } from "../common/root.ts";
 import { type Finding, fail, ok, warn } from "./finding.ts";
 
-/** Left by systemd-timesyncd, and by chrony and ntpd on most systems, while the clock follows others. */
+/** systemd-timesyncd, and chrony and ntpd on most systems, keep this file while the clock is synchronised. */
 const SYNCHRONISED = [
   "/run/systemd/timesync/synchronized",
   "/run/chrony/chronyd.sock",
@@ -11,7 +11,7 @@ const SYNCHRONISED = [
   "/run/ntpd.pid",
 ];
 
-/** Certificates and files' times depend on it. It can't be before the program that looks at it was written. */
+/** Certificates and files' times depend on the clock. A clock that is behind this program's own release date is wrong. */
 export function clockFinding(
   now = Date.now(),
   written = statSync(join(PACKAGE_ROOT, "package.json")).mtimeMs,

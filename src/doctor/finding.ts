@@ -1,4 +1,4 @@
-/** ok: enough. warn: training works, with a limit. fail: training does not work here. */
+/** ok: nothing to do. warn: training works, with a limit. fail: training does not work here. */
 export type Verdict = "ok" | "warn" | "fail";
 
 /** One line of `coordinator doctor`. */
@@ -8,7 +8,7 @@ export interface Finding {
   readonly verdict: Verdict;
   /** What was found there. */
   readonly found: string;
-  /** What to do, where it is not enough; null: nothing. */
+  /** What to do about a warning or failure; null: nothing. */
   readonly advice: string | null;
 }
 
@@ -24,7 +24,7 @@ export function fail(name: string, found: string, advice: string): Finding {
   return { name, verdict: "fail", found, advice };
 }
 
-/** A line each: what was looked at, the verdict, what was found, and what to do. */
+/** A line a finding: what was checked, the verdict, what was found, and what to do. */
 export function formatFindings(findings: readonly Finding[]): string {
   const rows = findings.map(({ name, verdict, found, advice }) => {
     const text = advice === null ? found : `${found}. ${advice}`;

@@ -8,9 +8,9 @@ const GIB = 1024 ** 3;
 /** Below this nothing but toy models trains. */
 const LITTLE_MEMORY = 2 * GIB;
 const LITTLE_DISK = 2 * GIB;
-/** A container's default; NCCL takes 4 to 10 MB a pair of GPUs for each channel from it. */
+/** A container's default size of /dev/shm. NCCL takes 4 to 10 MB of it for each pair of GPUs and each channel. */
 const LITTLE_SHM = GIB;
-/** A rank has a connection or two to each other, files of the checkpoint, and a few dozen of Node's own. */
+/** Files that a rank may hold open: a connection or two to every other rank, the checkpoint's files, and a few dozen of Node's own. */
 const FEW_FILES = 1024;
 const FEW_TASKS = 512;
 
@@ -40,7 +40,7 @@ export async function diskFinding(dir: string): Promise<Finding> {
       );
 }
 
-/** Of NCCL; the workers' own links take anonymous memory. */
+/** Only NCCL uses /dev/shm; the workers' own links use anonymous memory. */
 export async function sharedMemoryFinding(gpus: number, dir = "/dev/shm"): Promise<Finding> {
   const size = await statfs(dir).then(
     ({ blocks, bsize }) => blocks * bsize,

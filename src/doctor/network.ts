@@ -4,10 +4,10 @@ import { hostname } from "node:os";
 import { type Finding, fail, ok, warn } from "./finding.ts";
 
 const WAIT_MS = 5_000;
-/** Of one rank: its own, and a connection's each way to every other. */
+/** Connections of one rank: its own to the coordinator, and one in each direction to every other rank. */
 const FEW_PORTS = 1_000;
 
-/** Workers of a machine meet over loopback, on a port that the system gives. */
+/** Workers of one machine connect over loopback, on a port that the system chooses. */
 export async function portsFinding(): Promise<Finding> {
   const range = await readFile("/proc/sys/net/ipv4/ip_local_port_range", "utf8").catch(() => "");
   const [first, last] = range.trim().split(/\s+/).map(Number);
@@ -25,7 +25,7 @@ export async function portsFinding(): Promise<Finding> {
   return ok("ports", found);
 }
 
-/** Connects to a server of this process; returns why not, null: it did. */
+/** Connects to a server of this process. Returns what failed; null: it worked. */
 async function meet(host: string): Promise<string | null> {
   const server = createServer((socket) => socket.end());
   try {

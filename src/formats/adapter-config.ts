@@ -47,7 +47,7 @@ const LORA_CONFIG_DEFAULTS = {
   velora_config: null,
 } as const;
 
-/** Fields that would change the adapter's numbers in ways this trainer doesn't compute. */
+/** Fields whose effect on an adapter's numbers this trainer does not compute. */
 const MUST_BE_DEFAULT = [
   "alora_invocation_tokens",
   "arrow_config",
@@ -61,7 +61,7 @@ const MUST_BE_DEFAULT = [
   "velora_config",
 ] as const;
 
-/** Initialisations that change the base weights too: an adapter made so does not fit the plain base. */
+/** Initialisations that change the base's weights too: such an adapter does not fit the plain base. */
 const CHANGES_BASE = /^(pissa|olora|corda|loftq|lora_ga)/;
 
 const strings = z.array(z.string().max(4096)).max(1 << 20);
@@ -107,7 +107,7 @@ const schema = z.looseObject({
 export interface ParsedAdapterConfig {
   readonly settings: LoraSettings;
   readonly baseModel: string | null;
-  /** What was set aside without changing the adapter's numbers: one sentence each. */
+  /** Settings that were ignored because they do not change the adapter's numbers: one sentence each. */
   readonly warnings: readonly string[];
 }
 
@@ -126,7 +126,7 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
     }
   }
   const targetModules = config.target_modules ?? null;
-  // peft writes an empty list where none were named.
+  // peft writes an empty list if no modules were named.
   const named = config.target_parameters ?? [];
   const targetParameters = named.length > 0 ? named : null;
   if (targetModules === null && targetParameters === null) {

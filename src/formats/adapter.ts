@@ -20,7 +20,7 @@ const MODEL_CARD_FILE = "README.md";
 export const ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors";
 const MAX_CONFIG_BYTES = 64 * 1024 * 1024;
 
-/** An adapter folder whose configuration and weight header are read and checked; its weights are not yet read. */
+/** An adapter folder whose configuration and header have been read and checked. Its weights have not been read. */
 export interface Adapter extends ParsedAdapterConfig {
   readonly dir: string;
   readonly weights: SafetensorsFile;
@@ -92,13 +92,13 @@ export function adapterMatrices(
 
 export interface AdapterToWrite {
   readonly settings: LoraSettings;
-  /** As resolveLoraTargets returns it: "all-linear" spelt out. */
+  /** Target modules as resolveLoraTargets returns them: "all-linear" is expanded. */
   readonly targetModules: string | readonly string[];
   readonly baseModel: string | null;
   readonly matrices: readonly Shaped[];
-  /** Called once for each matrix, in the file's order, so that not all need be in memory. */
+  /** Called once for each matrix, in the file's order, so that one matrix at a time is in memory. */
   readonly values: (name: string) => Float32Array | Promise<Float32Array>;
-  /** Weights of the base to be saved too; their names are matrices' names. */
+  /** Weights of the base that are saved too, named like matrices. */
   readonly bases?: readonly TensorToWrite[];
 }
 

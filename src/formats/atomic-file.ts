@@ -6,8 +6,8 @@ import { makeFolder } from "../common/files.ts";
 let sequence = 0;
 
 /**
- * Writes a file so that a reader sees the old one, the whole new one or none: under a temporary name in the same folder,
- * synced, renamed, the folder synced. The temporary file is gone if `write` fails. Error: PL_OUTPUT_UNWRITABLE.
+ * Writes a file so that a reader sees the old file, the complete new one, or none: written under a temporary name in the same folder,
+ * synced, renamed, and the folder synced. If `write` fails, the temporary file is removed. Error: PL_OUTPUT_UNWRITABLE.
  */
 export async function writeAtomically(
   path: string,
@@ -40,7 +40,7 @@ export async function writeTextAtomically(path: string, text: string, mode?: num
   await writeAtomically(path, (file) => file.writeFile(text, "utf8"), mode);
 }
 
-/** Makes names in the folder durable; file systems that can't sync a folder need not. */
+/** Makes new names in the folder durable, where the file system can sync a folder. */
 export async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, "r");
   try {

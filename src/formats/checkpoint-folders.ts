@@ -42,8 +42,8 @@ export async function filesOf(dir: string): Promise<string[]> {
 }
 
 /**
- * Renames the checkpoints of a folder that are not among `own` (names), nor of a step up to `upTo`: no later resume takes them for those of
- * the run that writes there now. Returns their new names.
+ * Renames the checkpoints of a folder, except those named in `own` and those of steps up to `upTo`. A later resume then can't mistake them
+ * for checkpoints of the current run. Returns their new names.
  */
 export async function setAsideAllBut(own: readonly string[], upTo: number, outputDir: string): Promise<string[]> {
   const moved: string[] = [];

@@ -38,7 +38,7 @@ const bytesOf = (item: TensorToWrite | TensorGroup) =>
 const namesOf = (item: TensorToWrite | TensorGroup) =>
   "tensors" in item ? item.tensors.map(({ name }) => name) : [item.name];
 
-/** Fills shards in the order given; what is larger than a shard gets one of its own. */
+/** Fills shards in the given order. A tensor larger than a shard gets a shard of its own. */
 function splitIntoShards(
   items: readonly (TensorToWrite | TensorGroup)[],
   maxShardBytes: number,
@@ -60,9 +60,9 @@ function splitIntoShards(
 }
 
 export interface CheckpointExtras {
-  /** Names of shards that are there already, written from the same items: they are left as they are. */
+  /** Names of shards that exist already, written from the same items: they are kept. */
   readonly whole?: ReadonlySet<string>;
-  /** Of each file's header; none: transformers' own. */
+  /** Metadata of each file's header; absent: transformers' own. */
   readonly metadata?: Readonly<Record<string, string>>;
 }
 

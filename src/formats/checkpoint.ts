@@ -15,7 +15,7 @@ export interface Checkpoint {
   locate(name: string): TensorLocation;
 }
 
-/** The part of a model's description that a checkpoint is held against (ModelSpec has it). */
+/** The part of a model's description that a checkpoint is compared with (ModelSpec has it). */
 export interface ExpectedTensors {
   readonly tensors: readonly {
     readonly name: string;
@@ -24,7 +24,7 @@ export interface ExpectedTensors {
     readonly persistent: boolean;
   }[];
   readonly tied: readonly (readonly [string, string])[];
-  /** Beginnings of names of tensors that belong to other parts. */
+  /** Prefixes of tensors that belong to other parts of the model. */
   readonly skipped: readonly string[];
 }
 
@@ -36,7 +36,7 @@ const indexSchema = z.looseObject({
   weight_map: z.record(z.string(), z.string()),
 });
 
-/** Buffers that older versions of the model code saved although they are computed. */
+/** Computed buffers that older versions of the model code saved. */
 const COMPUTED_BUFFERS = /\.(rotary_emb\.(inv_freq|original_inv_freq)|attn\.(bias|masked_bias|logn_tensor))$/;
 const QUANTIZER_STATE = /\.(SCB|weight\.(absmax|quant_map|quant_state\.bitsandbytes__\w+))$/;
 
@@ -75,9 +75,9 @@ function renamed(
 export type TiedNames = readonly (readonly [string, string])[];
 
 /**
- * What names of this checkpoint are called here. transformers adds the base model's prefix to names that were saved without it (AutoModel
+ * Maps this checkpoint's names to the model's. transformers adds the base model's prefix to names that were saved without it (AutoModel
  * instead of AutoModelForCausalLM): "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…". Of two tied names it takes
- * the one that the checkpoint has: a head alone is the embedding too.
+ * the one that the checkpoint has: a head alone is also the embedding.
  */
 function renameOf(names: NamedTensors, tied: TiedNames): (name: string) => string {
   const inModel = modelNames(names);
@@ -99,7 +99,7 @@ function modelNames(names: NamedTensors): (name: string) => string {
   return (name) => (name.startsWith("lm_head.") ? name : prefix + name);
 }
 
-/** Multimodal checkpoints of before transformers 4.52: "language_model.model.…" is "model.language_model.…" now. */
+/** Multimodal checkpoints from before transformers 4.52: "language_model.model.…" is now "model.language_model.…". */
 function multimodalName(name: string): string {
   if (name.startsWith("language_model.model.")) return name.replace("language_model.model.", "model.language_model.");
   if (name.startsWith("language_model.lm_head.")) return name.replace("language_model.", "");
@@ -107,7 +107,7 @@ function multimodalName(name: string): string {
 }
 
 /**
- * The shards that the index of a folder names, those alone that hold `tensors` (or the parts of such a weight that is stored quantised);
+ * The shards that a folder's index names, limited to those that hold `tensors` (or the parts of such a weight that is stored quantised);
  * null: all. Error: PL_CHECKPOINT_INVALID.
  */
 export async function shardsHolding(
@@ -188,9 +188,10 @@ function checkpointOf(dir: string, tensors: ReadonlyMap<string, TensorLocation>)
 }
 
 /**
- * Holds every parameter's presence, shape and dtype against the model's description, and refuses tensors that the model
- * does not know (computed buffers and a tied tensor's second name may stand there). `packed`: tensors of quantised weights, which
- * have been checked. Gives how many tensors of other parts are left out. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that nothing announces.
+ * Compares every parameter's presence, shape and dtype with the model's description. Refuses tensors that the model does not know, except
+ * computed buffers and a tied tensor's second name. `packed`: tensors of quantised weights, which have been checked. Returns how many
+ * tensors of other parts are left out. Errors: PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID for quantised tensors that the configuration
+ * does not announce.
  */
 export function verifyCheckpoint(
   expected: ExpectedTensors,

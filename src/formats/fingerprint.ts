@@ -4,7 +4,7 @@ import { basename, join } from "node:path";
 import { PipeloraError } from "../common/errors.ts";
 import type { Checkpoint } from "./checkpoint.ts";
 
-/** Names a checkpoint by its configuration and its tensors' names, shapes, dtypes: what every node must have alike. */
+/** Identifies a checkpoint by its configuration and its tensors' names, shapes and dtypes, which all nodes must share. */
 export async function checkpointFingerprint(checkpoint: Checkpoint): Promise<string> {
   const hash = createHash("sha256").update(await readFile(join(checkpoint.dir, "config.json")));
   for (const name of [...checkpoint.names].sort()) {
@@ -25,13 +25,13 @@ export async function checkFingerprint(checkpoint: Checkpoint, expected: string)
   );
 }
 
-/** Tensors of which a piece is read, and its bytes: tells two checkpoints of one shape apart without reading either. */
+/** The tensors that are sampled, and the bytes of each sample: enough to tell two checkpoints of one shape apart without reading either. */
 const SAMPLED_TENSORS = 64;
 const SAMPLE_BYTES = 4096;
 
 /**
- * What two copies of one checkpoint have alike and any other does not: configuration, sizes of the files, all that their headers say, and
- * the beginnings of tensors spread over the model.
+ * Equal for two copies of a checkpoint and for no other: configuration, file sizes, all headers, and the first bytes of tensors spread over
+ * the model.
  */
 export async function checkpointDigest(checkpoint: Checkpoint): Promise<string> {
   const hash = createHash("sha256").update(await readFile(join(checkpoint.dir, "config.json")));

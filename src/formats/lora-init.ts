@@ -3,7 +3,7 @@ import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { Philox } from "../common/philox.ts";
 
-/** The part of a LoRA target that its first values depend on. */
+/** The part of a LoRA target on which its first values depend. */
 export interface PairShape {
   readonly name: string;
   readonly r: number;

@@ -43,8 +43,8 @@ const fourBitState = z.looseObject({
 });
 
 /**
- * Finds and checks the state of every linear that `skipped` does not name; only the small tensors that say how the rest is to be
- * read are read. `dtype`: the model's. Errors: PL_QUANTIZATION_INVALID, naming tensor and fault.
+ * Finds and checks the state of every linear, except those that `skipped` names. Reads only the small tensors that describe the others.
+ * `dtype`: the model's. Errors: PL_QUANTIZATION_INVALID, naming tensor and fault.
  */
 export async function readPackedWeights(
   checkpoint: Checkpoint,
@@ -172,7 +172,7 @@ function locate(checkpoint: Checkpoint, name: string, dtype: Dtype, shape?: read
 
 const stateSuffix = (quantType: QuantType) => `quant_state.bitsandbytes__${quantType}`;
 
-/** A tensor of the serialised form before the weight is quantised. */
+/** A tensor of the serialised form, described before the weight is quantised. */
 export interface PackedSlot {
   /** After the module's path and a dot. */
   readonly suffix: string;

@@ -116,7 +116,7 @@ function checkCoverage(path: string, entries: ReadonlyMap<string, HeaderEntry>, 
   }
 }
 
-/** Keys of a JSON object's first level as they stand in the text, repeats included. `text` is valid JSON. */
+/** Keys at a JSON object's first level as written in the text, including repeats. `text` is valid JSON. */
 function topLevelKeys(text: string): string[] {
   const keys: string[] = [];
   let depth = 0;

@@ -15,7 +15,7 @@ export interface TensorLocation {
   readonly bytes: number;
   readonly dtype: Dtype;
   readonly shape: readonly number[];
-  /** What lies there are codes in e4m3, which these scales make bfloat16 of: `dtype` and `bytes` are then those of what is made. */
+  /** The bytes are codes in e4m3, which these scales turn into bfloat16. `dtype` and `bytes` are those of the result. */
   readonly scales?: Scales;
 }
 
@@ -73,7 +73,7 @@ export async function readTensor(location: TensorLocation): Promise<Uint8Array> 
   return (await scaledRows(location, scales))(0, location.shape[0]!);
 }
 
-/** Reads rows of a tensor that is stored in e4m3; its scales are read once. */
+/** Reads rows of a tensor that is stored in e4m3; its scales are read once for all rows. */
 async function scaledRows(location: TensorLocation, { location: place, block }: Scales) {
   const columns = location.shape[1]!;
   const scales = await readFloat32(place);
@@ -124,7 +124,7 @@ export interface TensorToWrite extends HeaderTensor {
   readonly data: () => Uint8Array | Promise<Uint8Array> | AsyncIterable<Uint8Array>;
 }
 
-/** Tensors that are made at one time, wherever in the file they stand. */
+/** Tensors that are computed together, wherever in the file they lie. */
 export interface TensorGroup {
   readonly tensors: readonly (HeaderTensor | TensorOfUnknownSize)[];
   /** Bytes by tensor name. */
@@ -158,7 +158,7 @@ export async function writeSafetensors(
   }
   const dataStart = room.length;
   await writeAtomically(path, async (file) => {
-    // Tensors of unknown size go behind all others, in the order in which they are made.
+    // Tensors whose size is not known in advance come last, in the order in which they are made.
     const last: HeaderTensor[] = [];
     for (const item of items) {
       if (!("tensors" in item)) {
@@ -232,7 +232,7 @@ async function writeAll(file: FileHandle, bytes: Uint8Array, position: number): 
 async function withFile<T>(path: string, use: (file: FileHandle) => Promise<T>): Promise<T> {
   let file: FileHandle;
   try {
-    // A pipe would be waited for, and a folder can be opened but not read.
+    // Opening a pipe would wait, and a folder can be opened but not read: both are refused first.
     if (!(await stat(path)).isFile()) throw new Error("it is no file");
     file = await open(path, "r");
   } catch (error) {

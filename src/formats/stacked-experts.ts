@@ -5,8 +5,8 @@ import type { Checkpoint } from "./checkpoint.ts";
 import type { TensorLocation } from "./safetensors.ts";
 
 /*
- * Checkpoints hold the experts of a block each apart, or as slices of one tensor, whole or in MXFP4. Everybody else asks for one expert's
- * tensors.
+ * A checkpoint may hold a block's experts apart, or as slices of one tensor, plain or in MXFP4. The rest of the program asks for one
+ * expert's tensors.
  */
 
 /** A tensor of all experts at once, and what stands in each one's slice (ExpertStack of models/experts.ts). */
@@ -33,8 +33,8 @@ interface Piece {
 }
 
 /**
- * The checkpoint, in which one expert's tensor can be located inside the tensor that stacks all experts, and `aliases` under their stored
- * names. Its own names and their list stay as they are. Error of locate: PL_TENSOR_MISMATCH.
+ * The checkpoint, in which one expert's tensor can be located inside the stacked tensor, and `aliases` under their stored names. Its list
+ * of names is unchanged. Error of locate: PL_TENSOR_MISMATCH.
  */
 export function withExperts(
   checkpoint: Checkpoint,

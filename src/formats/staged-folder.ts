@@ -10,14 +10,14 @@ const STATE = "state.json";
 const MAX_STATE_BYTES = 1 << 20;
 const stateSchema = z.object({
   key: z.string(),
-  /** What goes and what comes, once all is written; null: still being written. */
+  /** The files that are removed and those that are put in place, once all are written; null: still being written. */
   placing: z.object({ removed: z.array(z.string()), files: z.array(z.string()) }).nullable(),
 });
 type State = z.infer<typeof stateSchema>;
 
 /**
- * Files that take their places in a folder together, after all are written: they are made in a folder below, and a process that is killed
- * goes on with what is whole there. `key` says what the files are made of: those of another key are thrown away.
+ * Files that are put into a folder together once all are written. They are written into a folder below it; after a kill, the next process
+ * continues with those that are complete. `key` identifies what the files are made from: files with another key are deleted.
  */
 export class StagedFolder {
   readonly #dir: string;
@@ -45,8 +45,8 @@ export class StagedFolder {
   }
 
   /**
-   * Ends what a process that was killed while it placed files began, if that was for `key`: the files' names, null where there is nothing
-   * to end. Error: PL_OUTPUT_UNWRITABLE where another's files wait to be placed: the folder is no whole one.
+   * Completes what a killed process began while it put files in place, if it had this `key`. Returns the files' names; null: nothing to
+   * complete. Error: PL_OUTPUT_UNWRITABLE where files with another key wait: the folder is incomplete.
    */
   static async finish(dir: string, isOwn: (key: string) => boolean): Promise<string[] | null> {
     const state = await readState(dir);
@@ -68,7 +68,9 @@ export class StagedFolder {
     return new Set((await readdir(this.stage)).filter((name) => name !== STATE && !name.endsWith(".tmp")));
   }
 
-  /** Moves all files up, `last` at the end; `removed` go first. From here on only this can be done, now or later. */
+  /**
+   * Moves all files up, `last` at the end, after deleting `removed`. From here on this can only be completed, now or by a later process.
+   */
   async place(removed: readonly string[], last: readonly string[]): Promise<string[]> {
     const names = [...(await this.written())].sort();
     const files = [...names.filter((name) => !last.includes(name)), ...last.filter((name) => names.includes(name))];
@@ -80,7 +82,7 @@ export class StagedFolder {
   async #place({ removed, files }: NonNullable<State["placing"]>): Promise<string[]> {
     try {
       for (const name of removed) await rm(join(this.#dir, name), { force: true });
-      // The last ones say that the folder is whole: old ones must not stand beside new files.
+      // The last files mark the folder as complete, so old ones must not lie beside new files.
       for (const name of files)
         if (await isFile(join(this.stage, name))) await rename(join(this.stage, name), join(this.#dir, name));
       await syncFolder(this.#dir);

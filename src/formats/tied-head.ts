@@ -6,8 +6,8 @@ import { readTensor, type TensorLocation } from "./safetensors.ts";
 const PIECE_BYTES = 16 << 20;
 
 /**
- * Where config.json ties two weights and the checkpoint holds both, they must be the same: transformers 5 keeps them apart where they
- * differ, older versions drop the second, so neither may be chosen silently. Error: PL_CHECKPOINT_INVALID.
+ * Where config.json ties two weights and the checkpoint holds both, they must be equal. transformers 5 keeps both if they differ, older
+ * versions drop the second: choosing either silently would change numbers. Error: PL_CHECKPOINT_INVALID.
  */
 export async function assertTied({ tied }: Pick<ExpectedTensors, "tied">, checkpoint: Checkpoint): Promise<void> {
   for (const [alias, name] of tied) {

@@ -24,7 +24,7 @@ export class RepoCache {
     return join(this.dir, "snapshots", commit);
   }
 
-  /** The commit that a revision was when it was last asked for, or that it is itself; null where it is unknown. */
+  /** The commit that a revision had when it was last asked for (a commit is its own); null: unknown. */
   async commitOf(revision: string): Promise<string | null> {
     const ref = await readFile(join(this.dir, "refs", revision), "utf8").catch(() => null);
     const commit = ref?.trim() ?? revision;

@@ -26,7 +26,7 @@ export interface Transfer {
   readonly cancelled: AbortSignal;
 }
 
-/** What stands of a blob under its temporary name. */
+/** The part of a blob that is there under its temporary name. */
 export function incompleteOf(blob: string): string {
   return `${blob}.incomplete`;
 }
@@ -44,7 +44,8 @@ export async function downloadBlob(file: RemoteFile, blob: string, transfer: Tra
   const release = await onlyOne(blob, transfer);
   if (release === null) return;
   try {
-    // A rest of an earlier try may be of another's writing: the whole is asked for once more before the hub is blamed.
+    // A part from an earlier attempt may have been written by another process, so the whole file is fetched once more before the hub is
+    // blamed.
     if (await fetchOnce(file, blob, transfer)) return;
     if (await fetchOnce(file, blob, transfer)) return;
   } finally {
@@ -58,7 +59,7 @@ export async function downloadBlob(file: RemoteFile, blob: string, transfer: Tra
   );
 }
 
-/** null where another process has fetched the blob meanwhile. Its owner's own deadlines end the wait, or its death does. */
+/** null where another process has fetched the blob meanwhile. The wait ends with that process, or at its own deadlines. */
 async function onlyOne(
   blob: string,
   { subject, settings, cancelled }: Transfer,
@@ -72,7 +73,7 @@ async function onlyOne(
         realpath: false,
         stale: STALE_LOCK_MS,
         lockfilePath: `${blob}.pipelora-lock`,
-        // A machine that slept has lost its lock to another process; what both wrote is told by the hash.
+        // While a machine slept, another process may have taken over its lock. The hash shows whether their writes mixed.
         onCompromised: () => {},
       });
       return () => release().catch(() => {});
@@ -92,7 +93,7 @@ async function onlyOne(
   }
 }
 
-/** Whether the blob is there and right; what is wrong is deleted. */
+/** Whether the blob is there and correct; a wrong one is deleted. */
 async function fetchOnce(file: RemoteFile, blob: string, transfer: Transfer): Promise<boolean> {
   const path = incompleteOf(blob);
   const partial = await Partial.open(path, file);
@@ -127,7 +128,7 @@ async function fetchRest(partial: Partial, { url, settings, subject, received, c
   let timer = watch();
   try {
     const from = partial.size;
-    // An answer packed for the way would have other offsets.
+    // A compressed answer would have other offsets.
     const headers = { "accept-encoding": "identity", ...(from > 0 ? { range: `bytes=${from}-` } : {}) };
     const response = await requestOnce(url, settings, subject, headers, AbortSignal.any([idle.signal, cancelled]));
     const continued = response.status === 206 && startOf(response.headers.get("content-range")) === from;

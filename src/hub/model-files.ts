@@ -4,7 +4,7 @@ import { INDEX_FILE, SINGLE_FILE, shardsHolding, type TiedNames } from "../forma
 import { TOKENIZER_FILES } from "../formats/tokenizer/load.ts";
 import type { Snapshot } from "./snapshot.ts";
 
-/** Read before anything else: what is wrong there is found before the rest is fetched. */
+/** Fetched first, so that an error in it is found before the rest is fetched. */
 const CONFIG_FILES = ["config.json", "generation_config.json"];
 const README = "README.md";
 

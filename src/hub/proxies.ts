@@ -31,7 +31,7 @@ function dispatcherTo(origin: string | URL, options: object): Dispatcher {
       },
     );
   }
-  // A request in plain HTTP goes to the proxy as it is: most tunnel to port 443 alone.
+  // A request in plain HTTP is sent to the proxy directly: most proxies tunnel to port 443 only.
   return new ProxyAgent({ ...options, uri: proxy, proxyTunnel: false });
 }
 

@@ -128,7 +128,7 @@ async function listModelScope(reference: RepoReference, settings: HubSettings): 
         settings,
       ),
     );
-  // It names no commit of the whole: what it holds does.
+  // The listing names no commit for the whole, so its contents' hash stands in for one.
   const commit = createHash("sha1");
   for (const { path, hash } of [...files].sort((a, b) => (a.path < b.path ? -1 : 1))) {
     commit.update(`${path}\0${hash.hex}\n`);

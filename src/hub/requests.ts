@@ -9,10 +9,10 @@ const MAX_RETRY_AFTER_MS = 300_000;
 /** HTTP statuses after which another attempt may succeed: too many requests, and errors of a server or of a gateway before it. */
 const PASSING = new Set([408, 425, 429, 500, 502, 503, 504]);
 
-/** Whether a reply of this status may be another the next time. */
+/** Whether a later reply may differ from one with this status. */
 export const passes = (status: number): boolean => PASSING.has(status);
 
-/** Why an attempt failed, where another may succeed. */
+/** Why an attempt failed, if another may succeed. */
 export class PassingFailure extends Error {
   /** How long the server asks to wait. */
   readonly retryAfterMs: number | null;
@@ -36,7 +36,7 @@ export async function requestOnce(
 ): Promise<Response> {
   const sent = new Headers(headers);
   sent.set("user-agent", "pipelora");
-  // fetch itself takes it away where a reply redirects to another origin.
+  // fetch removes the header itself where a reply redirects to another origin.
   const own = new URL(url).origin === new URL(settings.endpoint).origin;
   if (own && settings.token !== null) sent.set("authorization", `Bearer ${settings.token}`);
   let response: Response;
@@ -53,7 +53,7 @@ export async function requestOnce(
   throw refusal(response, settings, subject);
 }
 
-/** Loaded where the environment names a proxy: Node's own fetch does without. */
+/** Loaded only if the environment names a proxy. */
 export async function send(url: string, init: RequestInit): Promise<Response> {
   const proxies = Object.entries(process.env).filter(([key]) => /^(https?|all)_proxy$/i.test(key));
   if (proxies.every(([, value]) => value === "")) return fetch(url, init);
@@ -88,7 +88,7 @@ export async function requestUntilAnswered<T>(
   }
 }
 
-/** Waits before an attempt (the second is 2). Errors: PL_HUB_UNREACHABLE where there have been enough; the reason of `cancelled`. */
+/** Waits before the given attempt (the second is 2). Errors: PL_HUB_UNREACHABLE after the last one; the reason of `cancelled`. */
 export async function pauseBefore(
   attempt: number,
   failure: PassingFailure,
@@ -114,7 +114,7 @@ export async function pauseBefore(
   cancelled?.throwIfAborted();
 }
 
-/** Aborted when `own` is, or when the settings' own signal is. */
+/** Aborted when `own` is, or when the settings' signal is. */
 export function eitherOf(own: AbortSignal, { cancelled }: HubSettings): AbortSignal {
   return cancelled === undefined ? own : AbortSignal.any([own, cancelled]);
 }

@@ -12,15 +12,15 @@ export interface HubSettings {
   readonly token: string | null;
   /** Holds "models--owner--name" and the like. */
   readonly cacheDir: string;
-  /** No request is made: what the cache holds is what there is. */
+  /** No request is made: only the cache is used. */
   readonly offline: boolean;
-  /** For a reply to begin, and for each piece of it to come. */
+  /** Time for a reply to begin, and for each piece of it to come. */
   readonly timeoutMs: number;
-  /** Requests in a row that may fail without a byte gained. */
+  /** Consecutive requests that may fail without gaining a byte. */
   readonly attempts: number;
-  /** Before the second attempt; doubled before each further one. */
+  /** Wait before the second attempt; doubled before each later one. */
   readonly backoffMs: number;
-  /** Ends every request, pause and fetch; what has come is kept. */
+  /** Ends every request, pause and fetch. Bytes that have arrived are kept. */
   readonly cancelled?: AbortSignal;
 }
 

@@ -19,7 +19,7 @@ export interface SnapshotOptions {
   readonly warn: (text: string) => void;
 }
 
-/** A repository at one commit: what it has is known, and what is asked for is fetched into the cache. */
+/** A repository at one commit: its list of files is known, and files are fetched into the cache on demand. */
 export class Snapshot {
   readonly reference: RepoReference;
   readonly commit: string;
@@ -47,8 +47,8 @@ export class Snapshot {
   }
 
   /**
-   * Asks the hub what the repository holds. Offline, or where the hub gives no answer (said aloud), the cache is asked.
-   * Errors: those of listRepository; PL_HUB_OFFLINE where the cache does not know it.
+   * Asks the hub what the repository holds. Offline, or where the hub does not answer (which is logged), the cache is asked. Errors: those
+   * of listRepository; PL_HUB_OFFLINE where the cache does not know it.
    */
   static async open(reference: RepoReference, options: SnapshotOptions): Promise<Snapshot> {
     const { settings, warn } = options;
@@ -145,7 +145,7 @@ export class Snapshot {
       failure ??= thrown;
       stop.abort();
     };
-    // All have ended before the first failure is told: nothing writes on behind an error.
+    // Waits for all before the first failure is thrown: no fetch goes on after an error was reported.
     await Promise.all(Array.from({ length: AT_ONCE }, () => one().catch(orStop)));
     shown.end();
     settings.cancelled?.throwIfAborted();

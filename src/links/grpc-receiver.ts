@@ -9,7 +9,7 @@ import { linkName, type ReceivingEnd } from "./link.ts";
 import { NCCL_HINT, type NcclReceivingCarrier } from "./nccl-carrier.ts";
 import { type ReceiverOptions, WINDOW_BYTES } from "./options.ts";
 
-/** A frame that comes corrupted so often in a row is not the network's doing. */
+/** A frame that is corrupted this often in a row points to a fault other than the network's. */
 const CORRUPTIONS = 4;
 const CONFIRM_FRAMES = 8;
 const CONFIRM_MS = 2;
@@ -35,7 +35,7 @@ export class GrpcReceiver implements ReceivingEnd {
   #resending = false;
   #parts: Buffer[] = [];
   #partBytes = 0;
-  /** Bytes of tensors that came whole, and of those taken. */
+  /** Bytes of tensors that have arrived whole, and bytes of those that were taken. */
   #receivedBytes = 0;
   #takenBytes = 0;
   #grantedBytes = 0;
@@ -54,7 +54,7 @@ export class GrpcReceiver implements ReceivingEnd {
     this.#open();
   }
 
-  /** When it can take in device tensors; at once without a carrier. Errors: PL_LINK_FAILED. */
+  /** Resolves when it can receive device tensors; at once without a carrier. Errors: PL_LINK_FAILED. */
   async opened(): Promise<void> {
     await this.#carrier?.opened.catch((error: unknown) => {
       throw this.#failure ?? error;
@@ -82,10 +82,10 @@ export class GrpcReceiver implements ReceivingEnd {
   #open(): void {
     const { ends, timeoutMs } = this.#options;
     this.#resending = true;
-    // A sender that can't be reached may never answer: the attempt as a whole has a deadline.
+    // A sender that can't be reached may never answer, so the whole attempt has a deadline.
     const left = timeoutMs - (performance.now() - this.#brokenSince!);
     this.#reopening = setTimeout(() => this.#broken({ reason: "no answer", code: null }), Math.max(left, 0));
-    // A new one takes certificates that were replaced.
+    // A new client reads replaced certificates.
     this.#client?.close();
     this.#client = new TensorClient(this.#options.address, this.#options.trust);
     this.#stream = this.#client.pull(
@@ -138,7 +138,7 @@ export class GrpcReceiver implements ReceivingEnd {
       return;
     }
     if (frame.sequence !== this.#expected) {
-      // Frames that were under way when one was asked for again.
+      // Frames that were already under way when one was requested again.
       if (this.#resending || frame.sequence < this.#expected) return;
       const text = `${this.#name}: frame ${this.#expected} was expected, ${frame.sequence} came`;
       this.#fail(new PipeloraError("PL_LINK_FAILED", text));
@@ -183,7 +183,7 @@ export class GrpcReceiver implements ReceivingEnd {
     this.#options.deliver(key, { shape, dtype, pieces, release: () => this.#taken(bytes) });
   }
 
-  /** A tensor that only comes beside the stream: the device takes it in at once, in the order of announcements. */
+  /** A tensor that comes beside the stream: the device receives them in the order of their announcements. */
   #takeIn({ key, shape, dtype, totalBytes }: Frame__Output): void {
     if (this.#carrier === null || !isDtype(dtype)) {
       const text = `${this.#name}: tensor ${key} of ${dtype} was announced, which this end can't take in`;
@@ -214,7 +214,7 @@ export class GrpcReceiver implements ReceivingEnd {
     return this.#options.windowBytes ?? WINDOW_BYTES;
   }
 
-  /** What waits to be taken is bounded, but never stands in the way of the tensor that somebody waits for. */
+  /** Tensors that wait to be taken are limited in bytes, but the limit never holds up the tensor that a caller waits for. */
   #grant(): number {
     const needed = this.#options.isAwaited() ? this.#receivedBytes + 1 : 0;
     this.#grantedBytes = Math.max(this.#grantedBytes, this.#takenBytes + this.#window, needed);

@@ -14,13 +14,12 @@ interface Sealed {
   readonly slab: Buffer;
 }
 
-/** Makes what carries device tensors beside the stream; it tells why it failed. */
+/** Makes the carrier of device tensors beside the stream. The carrier reports why it failed. */
 export type MakeCarrier<Carrier> = (onFailed: (reason: string) => void) => Carrier;
 
 /**
- * Sends tensors in frames over the stream that the receiver has opened, and over the next if that one breaks. Frames are
- * kept until they are known to have come whole; memory is bounded by what the receiver grants. With a carrier, frames of tensors
- * in device memory only announce them.
+ * Sends tensors in frames over the stream that the receiver opened, and over its successor if that one breaks. Frames are kept until the
+ * receiver confirms them; the receiver's grants bound their memory. With a carrier, frames only announce tensors in device memory.
  */
 export class GrpcSender implements SendingEnd {
   readonly #options: EndOptions;
@@ -88,7 +87,7 @@ export class GrpcSender implements SendingEnd {
     this.#queue(slabs, fields);
   }
 
-  /** Takes over a stream that the receiver opened; `request` is the first it said. */
+  /** Takes over a stream that the receiver opened; `request` is its first message. */
   attach(stream: FrameSink, request: PullRequest__Output): void {
     this.#stream?.end();
     this.#stream = stream;

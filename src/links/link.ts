@@ -22,18 +22,18 @@ export interface OutgoingTensor {
   readonly copyToPlace?: (place: DevicePlace) => Promise<void>;
 }
 
-/** A tensor that came, in memory that the link wants back. */
+/** A received tensor, in memory that belongs to the link. */
 export interface IncomingTensor {
   readonly shape: readonly number[];
   readonly dtype: Dtype;
   readonly pieces: readonly Uint8Array[];
-  /** The device memory that it lies in, if it never was in the host's; `pieces` is empty then. */
+  /** The device memory that holds it, if it was never in host memory; `pieces` is then empty. */
   readonly place?: DevicePlace;
-  /** Once, when the bytes have been used: their room is free for others. */
+  /** Called once, when the bytes are no longer needed: their memory is then reused. */
   release(): void;
 }
 
-/** The end of a link that sends. Every link works alike: grpc, shared memory, nccl. */
+/** The sending end of a link. All kinds work alike: grpc, shared memory, nccl. */
 export interface SendingEnd {
   /** null while there is room for another tensor, else a promise of it: back-pressure instead of growth. Rejects with PL_LINK_FAILED. */
   room(): Promise<void> | null;
@@ -54,7 +54,7 @@ export function linkName({ fromRank, toRank }: LinkEnds, kind: string): string {
   return `the link from rank ${fromRank} to rank ${toRank} (${kind})`;
 }
 
-/** Names a tensor within a session: what both ends compute from the schedule. */
+/** Names a tensor within a session. Both ends derive the name from the schedule. */
 export function activationKey(step: string, segment: number, microBatch: number): string {
   return `${step}/f/${segment}/${microBatch}`;
 }

@@ -5,11 +5,11 @@ import type { IncomingTensor } from "./link.ts";
 interface Awaited {
   readonly tensor: Deferred<IncomingTensor>;
   readonly fromRank: number;
-  /** Outside of any step: it has no time to come in, and outlives a step that is given up. */
+  /** A key outside of any step: it has no deadline, and stays when a step is given up. */
   readonly lasting: boolean;
 }
 
-/** Where tensors from all peers wait until they are asked for, or are asked for before they came. */
+/** Holds tensors from all peers until they are asked for, and requests for tensors that have not come. */
 export class Mailbox {
   readonly #arrived = new Map<string, IncomingTensor>();
   readonly #awaited = new Map<string, Awaited>();
@@ -51,7 +51,7 @@ export class Mailbox {
     return tensor.promise.finally(() => clearTimeout(timer));
   }
 
-  /** The same for what comes whenever it comes. Errors: PL_LINK_FAILED if the link broke. */
+  /** The same without a deadline. Errors: PL_LINK_FAILED if the link broke. */
   takeWhenever(key: string, fromRank: number): Promise<IncomingTensor> {
     const known = this.#known(key);
     if (known !== null) return known;
@@ -60,7 +60,7 @@ export class Mailbox {
     return tensor.promise;
   }
 
-  /** One waits for a key: two would each take the other's tensor for lost. */
+  /** A key has one waiter: two would each take the other's tensor for lost. */
   #await(key: string, awaited: Awaited): void {
     if (this.#awaited.has(key)) {
       awaited.tensor.reject(
@@ -69,7 +69,7 @@ export class Mailbox {
     } else this.#awaited.set(key, awaited);
   }
 
-  /** What has come already, or never will; null: it is to be awaited. */
+  /** The tensor if it has come, or the error if it never will; null: it is still to come. */
   #known(key: string): Promise<IncomingTensor> | null {
     const arrived = this.#arrived.get(key);
     if (arrived === undefined) return this.#failure === null ? null : Promise.reject(this.#failure);
@@ -90,7 +90,7 @@ export class Mailbox {
     this.#awaited.clear();
   }
 
-  /** An aborted step: what has come is forgotten, what is awaited rejects. */
+  /** Aborts a step: drops what has come, rejects what is awaited. */
   clear(): void {
     const error = new PipeloraError("PL_LINK_FAILED", "the step that awaited this tensor was given up");
     for (const [key, { tensor, lasting }] of this.#awaited) {

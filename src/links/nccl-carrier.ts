@@ -21,7 +21,7 @@ const FIRST_BYTES = 4;
  * that no rank waits on its device for a message that the other has not begun.
  */
 abstract class NcclCarrier {
-  /** When a first message has gone through: NCCL has its connections. Never unhandled. */
+  /** Resolves when a first message has gone through: NCCL has opened its connections. A rejection of it is always handled. */
   readonly opened: Promise<void>;
   protected readonly communicator: Communicator;
   readonly #sends: boolean;

@@ -14,7 +14,7 @@ const FIRST_BYTES = 4;
 
 /** A communicator of ranks that exchange device memory all with all: the replicas of a pipeline's stage. */
 export class NcclGroup {
-  /** When each has had a message from each. Errors: PL_LINK_FAILED. Never unhandled. */
+  /** Resolves when each rank has had a message from each. Errors: PL_LINK_FAILED. A rejection of it is always handled. */
   readonly opened: Promise<void>;
   readonly #communicator: Communicator;
   readonly #name: string;

@@ -2,7 +2,7 @@ import type { PipeloraError } from "../common/errors.ts";
 import type { Trust } from "../rpc/trust.ts";
 import type { IncomingTensor, LinkEnds } from "./link.ts";
 
-/** Bytes of whole tensors that a sender may be ahead of what its receiver has taken, one tensor more or less. */
+/** Bytes of whole tensors by which a sender may be ahead of what its receiver has taken, give or take one tensor. */
 export const WINDOW_BYTES = 64 << 20;
 
 export interface EndOptions {

@@ -6,7 +6,7 @@ import { type FrameSink, type Refusal, serveTensors } from "../rpc/tensor-stream
 import { GrpcSender } from "./grpc-sender.ts";
 import { ShmSender } from "./shm-sender.ts";
 
-/** Serves peers that open links: `find` names the sending end for them, null before this rank has joined their session. */
+/** Serves peers that open links. `find` returns the sending end for them; null before this rank has joined their session. */
 export function serveSenders(server: Server, find: (open: Open__Output) => GrpcSender | ShmSender | null): void {
   const findFor = (open: Open__Output | null): GrpcSender | ShmSender | Refusal => {
     if (open === null) return { reason: "a stream's first request must say whose it is", final: true };

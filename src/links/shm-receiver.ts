@@ -103,7 +103,7 @@ export class ShmReceiver implements ReceivingEnd {
     this.#grant();
   }
 
-  /** Tensors that have not been taken fill a bounded room. One that a caller waits for is let in all the same. */
+  /** Tensors that wait to be taken fill a bounded room. One that a caller waits for is admitted regardless. */
   #grant(): void {
     const window = this.#options.windowBytes ?? WINDOW_BYTES;
     const needed = this.#options.isAwaited() ? this.#receivedBytes + 1 : 0;

@@ -7,7 +7,7 @@ import { type EndOptions, WINDOW_BYTES } from "./options.ts";
 import { Waiters } from "./waiters.ts";
 import { Watch } from "./watch.ts";
 
-/** Addresses, not memory: pages that no tensor has touched cost nothing. */
+/** Address space, not memory: pages that no tensor has touched cost nothing. */
 const CAPACITY_BYTES = 512 << 20;
 /** In front of each tensor: four bytes that say how long its description is, the description, and space up to a multiple of this. */
 const ALIGN = 64;
@@ -93,7 +93,7 @@ export class ShmSender implements SendingEnd {
     return this.#begunBytes < this.#grantedBytes;
   }
 
-  /** A place, when enough was released: what is granted may lie in pieces. */
+  /** Waits for a place. Free memory may be large enough only in several pieces. */
   async #place(bytes: number): Promise<number> {
     for (;;) {
       this.#shared.waitForProgress();

@@ -2,7 +2,7 @@ import { FRAME_HEAD } from "../rpc/tensor-frame.ts";
 
 /** Payload of one frame: large enough to amortise its cost, small enough to interleave and to stay in a cache. */
 export const FRAME_BYTES = 1 << 20;
-/** Smaller frames come from the allocator, which is as fast for them. */
+/** Smaller frames are allocated, which is as fast for them. */
 const POOLED_FROM = 64 << 10;
 const KEPT = 64;
 

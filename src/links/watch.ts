@@ -1,4 +1,4 @@
-/** Notices that what is waited for has made no progress for `timeoutMs`; calls `onStalled` once. */
+/** Calls `onStalled` once if there was no progress for `timeoutMs`. */
 export class Watch {
   readonly #timer: NodeJS.Timeout;
   #since = performance.now();

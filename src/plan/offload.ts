@@ -22,7 +22,7 @@ export function offloadsActivations({ activationOffload, work, devices }: PlanRe
 /**
  * Of how many of a segment's blocks the activations can wait on the host: as many as its link carries out while the segment's
  * forward pass runs (the backward pass takes longer), beside the inputs of the others, and as the host's memory holds of all
- * micro-batches in flight. 0 on CPUs, and without --activation-offload. docs/decisions/activation-offload.md.
+ * micro-batches in flight. 0 on CPUs, and without --activation-offload. docs/decisions/compute/activation-offload.md.
  */
 export function mostOffloaded(request: PlanRequest, segments: readonly Segment[], segment: Segment): number {
   const device = request.devices.find(({ id }) => id === segment.device)!;

@@ -15,7 +15,7 @@ import { linkRate } from "./time/rates.ts";
 export interface SegmentTime {
   readonly forward: number;
   readonly backward: number;
-  /** Until its output is with the next segment: 0 on one device. The gradient's way back takes as long. */
+  /** Until its output is with the next segment: 0 on one device. The gradient takes as long in the other direction. */
   readonly transfer: number;
 }
 

@@ -16,7 +16,7 @@ export function leastCachedBlocks(request: PlanRequest, segments: readonly Segme
 
 /**
  * `keeping` with more blocks cached: with "auto", as many of each GPU as its budget holds when all else is placed, checkpointing
- * chosen: a byte spent on what a block would recompute saves several times the time (docs/decisions/weight-cache.md). A CPU
+ * chosen: a byte spent on what a block would recompute saves several times the time (docs/decisions/compute/weight-cache.md). A CPU
  * expands a panel at a time in its caches, and gains nothing worth the memory; nor does generation of a few sequences at a time, whose
  * products read the codes.
  */

@@ -4,11 +4,11 @@ import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, before, type TestContext, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
-import { browserMissing, openBrowser, openPage } from "../support/browser.ts";
-import { temporaryFolder } from "../support/cli.ts";
-import { lastFirst } from "../support/last-first.ts";
-import { writeRun } from "../support/page-runs.ts";
-import { startUi } from "../support/ui.ts";
+import { browserMissing, openBrowser, openPage } from "../support/processes/browser.ts";
+import { temporaryFolder } from "../support/processes/cli.ts";
+import { lastFirst } from "../support/processes/last-first.ts";
+import { writeRun } from "../support/processes/page-runs.ts";
+import { startUi } from "../support/processes/ui.ts";
 
 const VIEWS = ["curves", "placement", "timeline", "nodes", "chat", "log", "checkpoints", "settings"];
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");

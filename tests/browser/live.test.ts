@@ -3,12 +3,12 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import type { Browser } from "playwright-core";
-import { browserMissing, openBrowser, openPage } from "../support/browser.ts";
-import { writeChainModel } from "../support/chain-model.ts";
-import { coordinator, outcome, startCoordinator, temporaryFolder } from "../support/cli.ts";
-import { lastFirst } from "../support/last-first.ts";
-import { freePort } from "../support/ports.ts";
-import { startUi } from "../support/ui.ts";
+import { writeChainModel } from "../support/models/chain-model.ts";
+import { browserMissing, openBrowser, openPage } from "../support/processes/browser.ts";
+import { coordinator, outcome, startCoordinator, temporaryFolder } from "../support/processes/cli.ts";
+import { lastFirst } from "../support/processes/last-first.ts";
+import { freePort } from "../support/processes/ports.ts";
+import { startUi } from "../support/processes/ui.ts";
 
 const skip = browserMissing;
 /** Of the run that nobody looks at; the other one goes on until all was looked at. */

@@ -1,8 +1,8 @@
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Deferred, deferred } from "../../src/common/deferred.ts";
-import { freePort } from "../support/ports.ts";
-import { childrenOf } from "../support/processes.ts";
+import { freePort } from "../support/processes/ports.ts";
+import { childrenOf } from "../support/processes/processes.ts";
 import type { Processes, Program } from "./processes.ts";
 import { LinkProxy } from "./proxy.ts";
 import { JOIN_TIMEOUT_S, LINK_TIMEOUT_S, type NodePlan, type PlacePlan } from "./settings.ts";

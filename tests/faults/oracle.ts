@@ -1,6 +1,6 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { RUN_RECORDS } from "../support/run-records.ts";
+import { RUN_RECORDS } from "../support/processes/run-records.ts";
 import { lastWords } from "./ends.ts";
 import { commandLine, type Processes, type Program } from "./processes.ts";
 import { JOIN_TIMEOUT_S, LAST_STEP } from "./settings.ts";

@@ -2,8 +2,8 @@ import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { appendFileSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { startCoordinator, startWorker } from "../support/cli.ts";
-import { isAlive } from "../support/processes.ts";
+import { startCoordinator, startWorker } from "../support/processes/cli.ts";
+import { isAlive } from "../support/processes/processes.ts";
 
 /** Every process of a run carries it, children of children too. */
 const MARK = "FAULT_RUN";

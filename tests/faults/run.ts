@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { coordinator } from "../support/cli.ts";
+import { coordinator } from "../support/processes/cli.ts";
 import { drawCase } from "./drawing.ts";
 import { drawElastic } from "./elastic-drawing.ts";
 import { describe, outcomeOf, summary } from "./report.ts";

@@ -1,7 +1,7 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { certificates, tlsFlags } from "../support/certificates.ts";
-import { goldenRun } from "../support/golden.ts";
+import { goldenRun } from "../support/models/golden.ts";
+import { certificates, tlsFlags } from "../support/processes/certificates.ts";
 import type { Kind, Place } from "./space.ts";
 
 export const LAST_STEP = 24;

@@ -1,6 +1,6 @@
 #include "addon/thread/engine_thread.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::addon {
 

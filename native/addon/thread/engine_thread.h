@@ -11,7 +11,7 @@
 
 #include "addon/thread/tensor_store.h"
 #include "addon/thread/work_queue.h"
-#include "pipelora/engine.h"
+#include "pipelora/model/engine.h"
 
 namespace pipelora::addon {
 

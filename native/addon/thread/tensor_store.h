@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "addon/thread/work_queue.h"
-#include "pipelora/arena.h"
+#include "pipelora/core/arena.h"
 
 namespace pipelora::addon {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "ops/cpu/cpu_ops.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -7,8 +7,8 @@
 #include <thread>
 
 #include "ops/cpu/cpu_ops.h"
-#include "pipelora/cpu.h"
-#include "pipelora/error.h"
+#include "pipelora/ops/cpu.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

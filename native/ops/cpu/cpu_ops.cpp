@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "ops/cpu/sampling.h"
-#include "pipelora/cpu.h"
-#include "pipelora/error.h"
+#include "pipelora/ops/cpu.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "ops/cpu/held_weight.h"
-#include "ops/cpu/kernels.h"
-#include "pipelora/ops.h"
-#include "pipelora/parallel.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "pipelora/ops/ops.h"
+#include "pipelora/core/parallel.h"
 
 namespace pipelora {
 

@@ -1,6 +1,6 @@
 #include "ops/cpu/gemm.h"
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -5,7 +5,7 @@
 #include <dnnl.hpp>
 #include <map>
 
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora {
 

@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "ops/cpu/gemm.h"
-#include "ops/cpu/kernels.h"
-#include "pipelora/arena.h"
-#include "pipelora/ops.h"
-#include "pipelora/parallel.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "pipelora/core/arena.h"
+#include "pipelora/ops/ops.h"
+#include "pipelora/core/parallel.h"
 
 namespace pipelora {
 

@@ -1,11 +1,11 @@
-#include "pipelora/host_math.h"
+#include "pipelora/core/host_math.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "ops/cpu/kernels.h"
-#include "pipelora/parallel.h"
-#include "pipelora/rng.h"
+#include "ops/cpu/kernels/kernels.h"
+#include "pipelora/core/parallel.h"
+#include "pipelora/core/rng.h"
 
 namespace pipelora {
 

@@ -3,8 +3,8 @@
 #include <map>
 
 #include "ops/cpu/quantised_weight.h"
-#include "pipelora/error.h"
-#include "pipelora/packed.h"
+#include "pipelora/core/error.h"
+#include "pipelora/ops/packed.h"
 #include "quant/state.h"
 
 namespace pipelora {

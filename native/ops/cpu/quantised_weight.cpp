@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cpu {
 

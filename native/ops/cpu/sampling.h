@@ -1,9 +1,9 @@
-// Drawing a token on the host (Sampling in pipelora/ops.h).
+// Drawing a token on the host (Sampling in pipelora/ops/ops.h).
 #pragma once
 
 #include <cstdint>
 
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cpu {
 

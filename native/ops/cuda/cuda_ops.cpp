@@ -7,7 +7,7 @@
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
 #include "ops/cuda/head/sampling.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

@@ -12,7 +12,7 @@
 #include "ops/cuda/lora/lora.h"
 #include "ops/cuda/device/offload.h"
 #include "ops/cuda/device/work_clock.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

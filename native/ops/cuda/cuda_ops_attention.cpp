@@ -4,7 +4,7 @@
 #include "ops/cuda/device/alignment.h"
 #include "ops/cuda/attention/attention.h"
 #include "ops/cuda/cuda_ops.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

@@ -5,7 +5,7 @@
 #include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

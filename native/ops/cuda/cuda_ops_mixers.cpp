@@ -5,7 +5,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/delta/delta.h"
 #include "ops/cuda/pointwise/pointwise.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

@@ -4,8 +4,8 @@
 #include <bit>
 #include <cmath>
 
-#include "quant/codebook.h"
-#include "quant/double_quant.h"
+#include "quant/four_bit/codebook.h"
+#include "quant/four_bit/double_quant.h"
 #include "vectors.h"
 
 using namespace pipelora::quant;

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "quant/double_quant.h"
-#include "quant/four_bit.h"
-#include "quant/weight4.h"
+#include "quant/four_bit/double_quant.h"
+#include "quant/four_bit/four_bit.h"
+#include "quant/four_bit/weight4.h"
 #include "vectors.h"
 
 using namespace pipelora::quant;

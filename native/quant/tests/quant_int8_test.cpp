@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "quant/int8.h"
+#include "quant/int8/int8.h"
 #include "vectors.h"
 
 using namespace pipelora::quant;

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "tests/mixer_reference.h"
+#include "tests/support/mixer_reference.h"
 #include "tests/gpu/rotary_reference.h"
 
 using namespace pipelora;

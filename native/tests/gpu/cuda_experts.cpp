@@ -1,7 +1,7 @@
 // The GPU's operations of a mixture of experts against float64.
 #include "tests/gpu/cuda_fixture.h"
-#include "tests/experts_products.h"
-#include "tests/experts_reference.h"
+#include "tests/support/experts_products.h"
+#include "tests/support/experts_reference.h"
 #include "tests/gpu/held_values.h"
 
 using namespace pipelora;

@@ -11,10 +11,10 @@
 #include <string_view>
 #include <vector>
 
-#include "pipelora/arena.h"
-#include "pipelora/cuda.h"
-#include "pipelora/half.h"
-#include "pipelora/ops.h"
+#include "pipelora/core/arena.h"
+#include "pipelora/ops/cuda.h"
+#include "pipelora/core/half.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::test {
 

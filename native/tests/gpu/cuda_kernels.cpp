@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "ops/cpu/sampling.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 #include "tests/gpu/rotary_reference.h"
 
 using namespace pipelora;

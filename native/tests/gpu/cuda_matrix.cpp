@@ -14,9 +14,9 @@
 #include <random>
 #include <string>
 
-#include "pipelora/error.h"
-#include "pipelora/optimizer.h"
-#include "pipelora/segment.h"
+#include "pipelora/core/error.h"
+#include "pipelora/model/optimizer.h"
+#include "pipelora/model/segment.h"
 #include "tests/gpu/cuda_fixture.h"
 #include "tests/gpu/family_rules.h"
 

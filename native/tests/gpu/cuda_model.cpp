@@ -7,13 +7,13 @@
 #include <map>
 #include <string>
 
-#include "pipelora/optimizer.h"
-#include "pipelora/segment.h"
+#include "pipelora/model/optimizer.h"
+#include "pipelora/model/segment.h"
 #include "tests/gpu/cuda_fixture.h"
 #include "tests/gpu/family_rules.h"
-#include "tests/in_turn.h"
+#include "tests/support/in_turn.h"
 #if defined(PIPELORA_TEST_CPU)
-#include "pipelora/cpu.h"
+#include "pipelora/ops/cpu.h"
 #endif
 
 using namespace pipelora;

@@ -7,8 +7,8 @@
 #include <variant>
 #include <vector>
 
-#include "pipelora/spec.h"
-#include "tests/mixtures.h"
+#include "pipelora/model/spec.h"
+#include "tests/support/mixtures.h"
 
 namespace pipelora::test {
 

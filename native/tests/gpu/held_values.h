@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "pipelora/half.h"
-#include "pipelora/ops.h"
-#include "quant/double_quant.h"
-#include "quant/int8.h"
-#include "quant/weight4.h"
+#include "pipelora/core/half.h"
+#include "pipelora/ops/ops.h"
+#include "quant/four_bit/double_quant.h"
+#include "quant/int8/int8.h"
+#include "quant/four_bit/weight4.h"
 #include "tests/gpu/cuda_fixture.h"
 
 namespace pipelora::test {

@@ -5,7 +5,7 @@ import { convertConfig, type DatasetInfo, datasetInfoDir } from "../../config/co
 import type { Config } from "../../config/options.ts";
 import { readYaml } from "../../config/yaml-file.ts";
 
-/** Prints the file's settings as a file of this program's, with what is left out and why as comments on top. */
+/** Prints the file's settings under this program's keys. Comments at the top say what is left out and why. */
 export async function convertConfigCommand(config: Config): Promise<number> {
   const theirs = await readYaml(config.config!);
   const converted = convertConfig(theirs, await datasetInfo(theirs, config.config!));
@@ -18,13 +18,13 @@ export async function convertConfigCommand(config: Config): Promise<number> {
   return 0;
 }
 
-/** From here, as LLaMA-Factory itself looks, else from beside the file. */
+/** Looked for in the current folder first, as LLaMA-Factory does, then beside the file. */
 async function datasetInfo(theirs: Readonly<Record<string, unknown>>, file: string): Promise<DatasetInfo | null> {
   const named = datasetInfoDir(theirs);
   if (named === null) return null;
   for (const dir of [named, join(dirname(file), named), join(dirname(file), "..", named)]) {
     const path = join(dir, "dataset_info.json");
-    // JSON is YAML too, and so is read under the same limits.
+    // JSON is YAML too: it is read by the same parser under the same limits.
     if (await isFile(path)) return { dir, info: await readYaml(path) };
   }
   return null;

@@ -61,7 +61,7 @@ export async function demoCommand(config: Config): Promise<number> {
   return 0;
 }
 
-/** Removes what an earlier demo left; a folder with anything else in it is somebody's. */
+/** Removes what an earlier demo left. A folder that holds anything else is left alone: it is the user's. */
 async function clear(folder: string): Promise<void> {
   const held = await readdir(folder).catch(() => [] as string[]);
   const own = held.every((name) => ["model", "adapter"].includes(name));

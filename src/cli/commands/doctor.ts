@@ -21,7 +21,7 @@ import { runCoordinator } from "../own-program.ts";
 const TRAINING_SECONDS = 120;
 const STEPS = 2;
 
-/** A line a finding, and 0 only if training works here: two steps of a small model are trained to find out. */
+/** Prints a line a finding. Exit code 0 only if training works here: two steps of a small model are trained to find out. */
 export async function doctorCommand(config: Config): Promise<number> {
   const { finding, capabilities } = engineFinding();
   const gpus = capabilities?.cuda?.devices.length ?? 0;

@@ -23,7 +23,7 @@ export async function mergeCommand(config: Config, log: Logger): Promise<number>
   return 0;
 }
 
-/** Asks whoever sits there; whoever doesn't has said it with --yes, or not at all. */
+/** Asks for confirmation on a terminal. Without a terminal only --yes confirms. */
 async function mayOverwrite(config: Config, dir: string): Promise<boolean> {
   if (config.yes) return true;
   if (config.json || !process.stdin.isTTY || !process.stderr.isTTY) return false;
@@ -73,7 +73,7 @@ export async function certsCommand(config: Config): Promise<number> {
   return 0;
 }
 
-/** One line of JSON a row in either mode: that is what it is for. */
+/** Prints one JSON line a row, with --json or without: programs read this output. */
 export async function tokenizeCommand(config: Config, log: Logger): Promise<number> {
   for await (const row of tokenizeFile(config, log)) process.stdout.write(`${JSON.stringify(row)}\n`);
   return 0;

@@ -49,7 +49,7 @@ export async function planCommand(config: Config, log: Logger): Promise<number> 
   return plan.problem === null && !late ? 0 : 1;
 }
 
-/** How the base's parameters are held, those of all blocks in one line: name, shape, dtype, count. */
+/** Prints in what form the base's parameters are held: name, shape, dtype, count. All blocks share one line. */
 function heldForms(parameters: readonly HeldParameter[]): string[][] {
   const forms = new Map<string, { row: string[]; count: number }>();
   for (const { name, shape, dtype, trainable } of parameters) {

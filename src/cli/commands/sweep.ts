@@ -9,7 +9,7 @@ import { formatRanking, type RankedAdapter, rankAdapters } from "../../coordinat
 import { writeTextAtomically } from "../../formats/atomic-file.ts";
 import { trainCommand } from "./train.ts";
 
-/** Writes the grid as a file of --adapters, trains it, and ranks what came of it. */
+/** Writes the grid as a file for --adapters, trains it, and ranks the results. */
 export async function sweepCommand(config: Config, log: Logger): Promise<number> {
   const outputDir = await ensureWritable(config.output_dir!);
   const file = join(outputDir, "sweep.yaml");

@@ -49,7 +49,7 @@ export async function trainCommand(config: Config, log: Logger): Promise<number>
     ended = thrown;
     throw thrown;
   } finally {
-    // Of several adapters those that are done did not fail with the others.
+    // PL_ADAPTERS_FAILED says that some adapters failed: one without an error of its own ended well.
     const ofRun = toPipeloraError(ended);
     for (const { observers, error } of adapters) {
       const own = error ?? (ended === null || ofRun.code === "PL_ADAPTERS_FAILED" ? null : ended);
@@ -58,7 +58,7 @@ export async function trainCommand(config: Config, log: Logger): Promise<number>
   }
 }
 
-/** What is told of a run as a whole is kept in the journal of each of its adapters. */
+/** Events of the whole run are written to every adapter's journal. */
 function ofAll(shown: Shown, adapters: readonly Told[]): Reporter {
   const journals = adapters.flatMap(({ observers }) => observers.filter((one) => one instanceof JournalFile));
   return withObservers(shown, journals);
@@ -76,12 +76,12 @@ async function openObservers(config: Config, { registry, live }: HttpShows, log:
   });
   return [
     new MetricsFile(outputDir, warn),
-    // After the metrics: it says how the run ended.
+    // Runs after the metrics are written: it reports how the run ended.
     journal,
     ...(live === null ? [] : [live]),
     ...(config.http === null ? [] : [new PrometheusObserver(registry)]),
     ...(wanted.includes("tensorboard") ? [await TensorboardObserver.open(events, warn)] : []),
-    // Last: a run that was opened there is to be ended.
+    // Runs last: it ends what was opened for this run.
     ...(wanted.includes("mlflow")
       ? [await MlflowObserver.open(mlflowSettings(outputDir), withoutSecrets(config), warn)]
       : []),

@@ -3,7 +3,7 @@ import { choice, count, flag, names, oneOrMore, option, optional, positive, text
 
 const INITS = "expected gaussian, orthogonal, pissa, pissa_niter_N, olora or loftq";
 
-/** A bare name is a list of one, as with any list: as a regular expression it would have to match whole paths. */
+/** A bare name is a list of one, as for every list: as a regular expression it would have to match a whole path. */
 const moduleNames = z.union([names, text.transform((one) => (/^\w+(\.\w+)*$/.test(one) ? [one] : one))]);
 
 export const loraOptions = {

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { tracedSteps } from "../../common/traced-steps.ts";
 import { choice, flag, option, optional, positive, STRATEGIES, text } from "./vocabulary.ts";
 
-/** What an evaluation logs, with and without the Trainer's prefix. */
+/** Names of evaluation metrics, with and without the Trainer's prefix. */
 const EVALUATION_METRICS = [
   "loss",
   "runtime",

@@ -16,7 +16,7 @@ const ADAMW_NAMES = [
   "adamw_torch_npu_fused",
 ] as const;
 
-/** transformers' SchedulerType, but for those that look at the loss. */
+/** transformers' SchedulerType, except for schedules that follow the loss. */
 const SCHEDULES = [
   "linear",
   "cosine",

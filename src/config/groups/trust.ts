@@ -2,7 +2,7 @@ import { flag, fromEnvironment, oneOrMore, option, optional, positive, RUNS, tex
 
 const MEMBERS = [...RUNS, "worker"] as const;
 
-/** Who belongs to the cluster. A pod has these from its environment and from mounted files. */
+/** Options that say who belongs to the cluster. A pod gets them from its environment and from mounted files. */
 export const trustOptions = {
   tls_ca: fromEnvironment(
     "PIPELORA_TLS_CA",

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { FLOAT_DTYPES } from "../../common/dtype.ts";
 import type { Command, FlagKind, Option, OptionGroup } from "../option.ts";
 
-/** Commands that load or place a model, and those that only some flags concern. */
+/** Commands that load or place a model, and those that share only some of the flags. */
 export const RUNS: readonly Command[] = ["train", "plan", "parameters", "generate", "chat", "serve"];
 export const TRAINS: readonly Command[] = ["train", "plan"];
 export const SAMPLES: readonly Command[] = ["generate", "chat"];
@@ -35,7 +35,7 @@ export function option<T extends z.ZodType>(
   return { kind, group, commands, schema, help, placeholder, ...(other === undefined ? {} : { other }) };
 }
 
-/** An option that a pod may take from its environment; a flag or the file wins. */
+/** An option that the environment may set, as in a pod; a flag or the file takes precedence. */
 export function fromEnvironment<T extends z.ZodType>(environment: string, taken: Option<T>): Option<T> {
   return { ...taken, environment };
 }
@@ -46,7 +46,7 @@ export const count = z.number().int().nonnegative();
 export const ratio = z.number().min(0).max(1);
 export const text = z.string().min(1);
 export const names = z.array(text).min(1);
-/** A list of which the command line may give a single entry. */
+/** A list for which the command line may give a single entry. */
 export const oneOrMore = z.union([names, text.transform((one) => [one])]);
 export const optional = <T extends z.ZodType>(schema: T) => schema.nullable().default(null);
 export const flag = (value = false) => z.boolean().default(value);

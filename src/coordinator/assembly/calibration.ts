@@ -25,7 +25,7 @@ import { type AdapterAssignment, type PrepareSettings, prepareRequests } from ".
 
 const PROBE_MESSAGES = 16;
 const MOST_TIMED_TOKENS = 8192;
-/** Devices whose times differ by less are alike: a plan must not follow a measurement's noise. */
+/** Devices whose times differ by less count as equal: a plan must not follow a measurement's noise. */
 const ALIKE = 0.06;
 
 export type CalibrationSettings = PlanRequestSettings &
@@ -33,7 +33,7 @@ export type CalibrationSettings = PlanRequestSettings &
   Omit<AdapterAssignment["settings"], "init_lora_weights"> &
   Pick<Config, "calibrate" | "device_map" | "deterministic_batches">;
 
-/** Whether a plan needs the devices' speeds: asked for the fastest, or left to itself over devices or nodes that differ. */
+/** Whether a plan needs the devices' speeds: under `fastest`, and under `auto` where devices or nodes differ. */
 export function worthMeasuring(
   { device_map, calibrate: when }: Pick<Config, "device_map" | "calibrate">,
   devices: readonly Device[],
@@ -48,8 +48,8 @@ export function worthMeasuring(
 }
 
 /**
- * Has every worker time a block and the head of this checkpoint, all at once as in a run, at sizes that the plan may choose,
- * and neighbours the link between them. Errors: as prepare's.
+ * Has every worker time a block and the head of this checkpoint, all at once as in a run, at the sizes that a plan may choose; and has
+ * neighbours time the link between them. Errors: as prepare's.
  */
 export async function calibrate(
   members: readonly WorkerConnection[],
@@ -61,7 +61,7 @@ export async function calibrate(
   const strategy = await deviceMap(settings.device_map);
   const { request: base } = planRequest(settings, setup, devices, { strategy, rates: NO_OVERRIDES });
   const all = await Promise.all(cutsOf(settings, strategy, devices, workload).map((cut) => cut.work(true)));
-  // Beyond the most that is worth timing, times go on in a straight line; a whole step in one piece may not fit the probe.
+  // Sizes above this are extrapolated in a straight line: a whole step in one piece may not fit the memory of a probe.
   const least = Math.min(...all.map(({ tokens }) => tokens));
   const works = all.filter(({ tokens }) => tokens <= Math.max(least, MOST_TIMED_TOKENS));
   const { layers, shape } = setup.spec;
@@ -89,7 +89,7 @@ export async function calibrate(
       segments,
       replicas: members.map((_, rank) => [rank]),
       linked: false,
-      // What is timed does not depend on first values: none that take a while.
+      // Times do not depend on first values, so the fastest initialisation is used.
       adapters: [{ lora: setup.lora, settings: { ...settings, init_lora_weights: true }, initialise: true }],
       computeDtype: base.computeDtype,
       hostBytes: devices.map(() => 0),
@@ -112,8 +112,8 @@ export async function calibrate(
   const cores = replies.map(({ calibrated }) => calibrated!.cores);
   const crowded = crowdedNodes(members, cores);
   const measured = replies.map(({ calibrated }, rank): MeasuredDevice => {
-    // All were timed at once. Where they are too many for their cores, the clock tells how the scheduler shares those out; what a
-    // worker would take alone is its processor time.
+    // All workers were timed at once. Where they share cores, wall time includes waiting for a core; processor time is what a worker would
+    // take alone.
     const { node, threads } = members[rank]!.hello;
     const { block, head, update, updateProcessor } = calibrated!;
     if (!crowded.has(node)) return { blockLayer, block: block.map(onTheClock), head: head.map(onTheClock), update };
@@ -136,7 +136,7 @@ function onTheClock({ tokens, forward, backward }: LayerTime__Output): TimePoint
   return { tokens, forward, backward };
 }
 
-/** Nodes whose CPU workers have more threads than they may use cores, with how many of the workers the cores carry. */
+/** Nodes whose CPU workers have more threads than cores, with the number of workers that the cores can serve at once. */
 function crowdedNodes(
   members: readonly WorkerConnection[],
   cores: readonly (readonly number[])[],
@@ -162,13 +162,13 @@ function calibratedBlock({ spec, lora }: ModelSetup): number {
   return learning?.layer ?? spec.layers.findIndex(({ kind }) => kind === "block");
 }
 
-/** Smallest, largest and what lies between them in ratio. */
+/** The smallest and largest size, and sizes between them in equal ratios. */
 function spread(values: readonly number[]): number[] {
   const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => Math.max(1, Math.round(value)));
   return [...new Set([low!, Math.round(Math.sqrt(low! * high!)), high!])];
 }
 
-/** Gives devices of much the same speed the same times, those of the middle one. */
+/** Gives devices of nearly equal speed the same times: those of the median device. */
 function alike(devices: readonly Device[], measured: readonly MeasuredDevice[]): Map<number, MeasuredDevice> {
   const total = ({ block, head }: MeasuredDevice) =>
     [...block, ...head].reduce((sum, { forward, backward }) => sum + forward + backward, 0);

@@ -20,8 +20,8 @@ export interface PlannedMembers extends ChosenPlan {
 type Wanted = Pick<PlanOf, "workload" | "beside"> & { readonly known?: KnownRates | null };
 
 /**
- * Plans for the workers that are there, whose speed is measured first where that helps and `known` does not tell it. Reads no weight but to
- * measure.
+ * Plans for the workers that have joined. Measures their speed first if the plan needs it and `known` does not tell it, which is the only
+ * time that weights are read here.
  */
 export async function planMembers(
   members: readonly WorkerConnection[],

@@ -39,14 +39,14 @@ export interface Assignment {
   readonly segments: readonly PlannedSegment[];
   /** Ranks of each replica, in the order of the first's. */
   readonly replicas: readonly (readonly number[])[];
-  /** Whether ranks exchange anything: not while each only times its own pieces. */
+  /** Whether ranks exchange tensors; not in a calibration, where each times its own part. */
   readonly linked: boolean;
   /** By number; at least one. */
   readonly adapters: readonly AdapterAssignment[];
   readonly computeDtype: string;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
-  /** Bytes of each rank's room in its host's memory for offloaded activations. */
+  /** Bytes of pinned host memory for each rank's offloaded activations. */
   readonly hostBytes: readonly number[];
 }
 
@@ -108,12 +108,12 @@ function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[
   return segments.map(({ device: _device, rank, ...segment }) => ({ ...segment, rank: ranks[rank]! }));
 }
 
-/** What a node without the coordinator's folder needs to fetch it; null for a model that is no hub's. */
+/** What a node that can't read the coordinator's folder needs to fetch the model from its hub; null for a local model. */
 export function hubModelMessage({ hub }: Pick<ModelSetup, "hub">): HubModel | null {
   return hub === null ? null : { ...hub, revision: hub.revision ?? "" };
 }
 
-/** What a Prepare says of everything that is trained beside pairs. */
+/** The part of Prepare that describes trained matrices other than lora_A and lora_B. */
 export function trainedModules({
   saved,
   biases,
@@ -142,7 +142,10 @@ function initialisation(init: Config["init_lora_weights"]): string {
   return typeof init === "string" ? init : init ? "kaiming" : "random";
 }
 
-/** Which ranks hold the ends of the model and each trained matrix, by replica. A matrix of one name is in one layer, whichever adapter's. */
+/**
+ * The ranks that hold the model's first and last layer and each trained matrix, by replica. All adapters' matrices of one name lie in one
+ * layer.
+ */
 export function pipelineRoles({
   segments,
   replicas,

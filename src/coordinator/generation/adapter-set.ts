@@ -11,12 +11,12 @@ import { pairReader, refuseOtherKinds } from "../planning/adapter-pairs.ts";
 import { adapterTargets, type ModelSetup } from "../planning/model-setup.ts";
 import { locateAdapter } from "../planning/named-models.ts";
 
-/** Adapters over one base, by name, each fitted into the pairs that they have in common. */
+/** Several adapters over one base, by name, each padded to pairs that all have in common. */
 export interface AdapterSet {
   /** The pairs that hold any of them: all their modules, each with the largest rank. */
   readonly lora: ResolvedLora;
   readonly names: readonly string[];
-  /** Values of each, in the order of names, made when they are asked for. */
+  /** Values of each adapter, in the order of the names; computed on demand. */
   values(index: number): Promise<MatrixValues[]>;
 }
 
@@ -27,8 +27,8 @@ interface Member {
 }
 
 /**
- * The adapters of NAME=DIR,NAME=DIR (a folder alone is called by its last part); null for none. Errors: PL_ADAPTER_INVALID;
- * PL_CONFIG_INVALID for a name that stands twice or is the base's.
+ * Reads NAME=DIR,NAME=DIR; a folder alone is named by its last part. null: no adapters. Errors: PL_ADAPTER_INVALID; PL_CONFIG_INVALID for a
+ * name that is given twice or is the base's.
  */
 export async function openAdapterSet(
   { adapter: given, hub }: Pick<Config, "adapter" | "hub">,

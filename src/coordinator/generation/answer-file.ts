@@ -62,7 +62,7 @@ export class AnswerFile {
     return this.#answers.has(index);
   }
 
-  /** Kept once the promise resolves. Error: PL_OUTPUT_UNWRITABLE. */
+  /** The answer is on disk when the promise resolves. Error: PL_OUTPUT_UNWRITABLE. */
   add(index: number, answer: Readonly<Record<string, unknown>>): Promise<void> {
     const line = Buffer.from(`${JSON.stringify({ index, ...answer })}\n`);
     this.#writing = this.#writing.then(async () => {
@@ -75,7 +75,7 @@ export class AnswerFile {
     return this.#writing;
   }
 
-  /** All are there: in their order under the name that was asked for. Error: PL_OUTPUT_UNWRITABLE. */
+  /** Called when all answers are there: writes them in the prompts' order to NAME. Error: PL_OUTPUT_UNWRITABLE. */
   async finish(): Promise<void> {
     const part = `${this.#path}.part`;
     const sorted = `${this.#path}.sorted`;

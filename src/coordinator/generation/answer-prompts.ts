@@ -81,7 +81,7 @@ async function languageFor(file: PromptFile, setup: ModelSetup, config: Settings
   return languageOf(setup, config, true, log);
 }
 
-/** Looks at all prompts. Error: PL_DATASET_INVALID for one that leaves no room for an answer, or for an answer's own keys. */
+/** Checks all prompts. Error: PL_DATASET_INVALID for a prompt that leaves no room for an answer, or that has a key which answers use. */
 async function measure(
   file: PromptFile,
   language: Language,
@@ -135,7 +135,7 @@ async function answerAll(work: Work, prompts: AsyncIterable<PromptRow>): Promise
   try {
     for await (const prompt of prompts) {
       if (answers.has(prompt.index)) continue;
-      // Twice as many as run: a place that falls free is taken at once.
+      // Twice as many as can run, so that a free place is taken at once.
       while (underWay.size >= 2 * config.max_num_seqs) await Promise.race(underWay);
       const one = answer(work, prompt).then((good) => {
         underWay.delete(one);
@@ -201,7 +201,7 @@ function progressText({ answers, scheduler, count }: Work, began: { at: number; 
   return `answered ${answers.count} of ${count} prompts, ${rate.toFixed(0)} tokens/s${left}`;
 }
 
-/** Names the prompts, the model and what decides the answers. */
+/** A hash of everything that decides the answers: prompts, model and settings. */
 async function identityOf(config: Settings, setup: ModelSetup): Promise<string> {
   const hash = createHash("sha256").update(await checkpointFingerprint(setup.checkpoint!));
   for (const path of [config.input!, setup.adapter?.weights.path]) {

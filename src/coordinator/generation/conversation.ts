@@ -42,7 +42,7 @@ export class Conversation {
     const room = this.#scheduler.mostTokens - prompt.length;
     const request = {
       prompt,
-      // As far as the model's positions reach; a prompt that leaves no room is refused.
+      // Limited by the model's number of positions. A prompt that leaves no room is refused.
       maxNewTokens: Math.max(1, Math.min(this.#config.max_new_tokens, room)),
       stopIds: this.#stopIds,
       stops: this.#config.stop ?? [],

@@ -24,7 +24,7 @@ export type ScheduledSettings = ClusterSettings &
 /** What is to be continued at a time. */
 export interface WantedRoom {
   readonly sequences: number;
-  /** Tokens of all of them together: so many, or as many as fit between two bounds. */
+  /** Tokens of all sequences together: a number, or as many as fit between two bounds. */
   readonly rows: number | { readonly most: number; readonly least: number };
   /** Sequences that may wait for a place. */
   readonly waiting: number;
@@ -35,19 +35,22 @@ const USUAL_TOKENS = 4096;
 /** With room for fewer tokens than this, of all sequences together, generation does not start. */
 const FEWEST_ROWS = 512;
 
-/** Rows of the cache for sequences of the usual length, or of the model's greatest length where that is less: as wanted, and at least. */
+/**
+ * Sequences for which the cache has room at the usual length, or at the model's greatest length where that is less: the number wanted, and
+ * the least number.
+ */
 export function usualRows(sequences: number, { spec }: ModelSetup): { most: number; least: number } {
   const each = Math.min(USUAL_TOKENS, spec.maxPositions);
   return { most: sequences * each, least: Math.min(FEWEST_ROWS, each) };
 }
 
-/** After so long without a loss, losses are counted anew. */
+/** After this time without a lost worker, losses are counted from 0 again. */
 const RENEWAL_MS = 60_000;
 
 export interface ModelToSchedule {
   readonly setup: ModelSetup;
   readonly room: WantedRoom;
-  /** Over the base, by number from 1; null or left out: the setup's own adapter, or none. */
+  /** Adapters over the base, numbered from 1; null or absent: the setup's own adapter, or none. */
   readonly adapters?: AdapterSet | null;
 }
 
@@ -130,7 +133,7 @@ class ScheduledModel {
     return { pipeline, rows, stages: new Set(planned.plan.segments.map(({ rank }) => rank)).size };
   }
 
-  /** Rejects when no other placement is worth a try; never resolves before end(). */
+  /** Rejects when no placement is left to try. Never resolves before end(). */
   async keepAttached(scheduler: Scheduler, first: Placed, room: WantedRoom): Promise<never> {
     const { cluster } = this.#loaded;
     let left = this.#config.max_restarts;
@@ -178,7 +181,7 @@ class ScheduledModel {
   }
 }
 
-/** Resolves with why the pipeline can be used no more, or with PL_INTERRUPTED once the scheduler was detached. */
+/** Resolves with the reason when the pipeline is no longer usable, or with PL_INTERRUPTED once the scheduler is detached. */
 async function attachedUntilLost(
   scheduler: Scheduler,
   pipeline: Pipeline,

@@ -4,7 +4,7 @@ import type { PairValues } from "../../formats/lora-init.ts";
 import { pairNames } from "../../models/kinds/lora.ts";
 import type { LoraTarget, ResolvedLora } from "../../models/lora-targets.ts";
 
-/** Reads pair by pair what an adapter holds. Error: PL_ADAPTER_INVALID where it holds something else than this model calls for. */
+/** Reads an adapter's values pair by pair. Error: PL_ADAPTER_INVALID where they do not fit this model. */
 export function pairReader(
   adapter: Adapter,
   { matrices }: Pick<ResolvedLora, "matrices">,
@@ -16,7 +16,10 @@ export function pairReader(
   };
 }
 
-/** For what knows pairs of linear layers alone; `who`: "served adapters are". Error: PL_ADAPTER_INVALID, naming the first other matrix. */
+/**
+ * For callers that support pairs of linear layers only. `who`: the subject of the error's sentence, as "served adapters are". Error:
+ * PL_ADAPTER_INVALID, naming the first other matrix.
+ */
 export function refuseOtherKinds({ matrices }: Pick<ResolvedLora, "matrices">, who: string): void {
   const other = matrices.find(({ name }) => !/\.lora_[AB]\.weight$/.test(name));
   if (other === undefined) return;

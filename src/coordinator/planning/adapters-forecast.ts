@@ -24,12 +24,12 @@ export interface AdaptersForecast {
     readonly bytes: number;
     readonly steps: number | null;
     readonly stepMsAlone: number | null;
-    /** Share of its step alone in which devices do not compute. */
+    /** Share of a step of this adapter alone in which devices are idle. */
     readonly bubbleAlone: number | null;
   }[];
-  /** Bytes of all devices: of the run of all, of the largest run alone, of all runs beside each other. */
+  /** Bytes over all devices: of one run with all adapters, of the largest run alone, of all runs side by side. */
   readonly memory: { readonly together: number; readonly largestAlone: number; readonly sumAlone: number };
-  /** A step of each: in one round, and one after the other; null where nothing is predicted. */
+  /** Time of a step of every adapter: in one round, and one after the other; null without predicted times. */
   readonly roundMs: number | null;
   readonly stepsApartMs: number | null;
   readonly bubble: number | null;

@@ -32,8 +32,8 @@ export type QuantizationFlags = Pick<
 >;
 
 /**
- * The form that flags ask for, or that a quantised checkpoint is in: the latter's own settings hold, as in transformers.
- * null: unquantised. Errors: PL_CONFIG_INVALID.
+ * The quantised form that flags ask for, or that the checkpoint is stored in. A quantised checkpoint's own settings win, as in
+ * transformers. null: not quantised. Errors: PL_CONFIG_INVALID.
  */
 export function baseQuantization(
   flags: QuantizationFlags,

@@ -65,13 +65,13 @@ export function* someSteps(order: TrainingOrder, most: number): Generator<void, 
   for (let number = 1; number <= order.totalSteps; number += stride) {
     yield* order.prepare(number);
     const step = order.step(number);
-    // Views would keep each epoch's whole permutation.
+    // Copied: a view would keep each epoch's whole permutation in memory.
     steps.push({ ...step, batches: step.batches.map((batches) => batches.map((batch) => batch.slice())) });
   }
   return steps;
 }
 
-/** The micro-batches of a replica over these steps of the run: the largest decides memory, the mean time. Yields now and then. */
+/** The micro-batches of one replica over these steps of the run: the largest decides memory, the mean decides time. Yields now and then. */
 export function* batchShape(
   rows: RowSizes,
   steps: Iterable<StepOrder | null>,

@@ -11,9 +11,9 @@ export interface ComputeDtype {
 }
 
 /**
- * The one dtype of products and activations. compute_dtype decides where it is given. Else a 4-bit base's compute dtype does, the
- * flag's or the checkpoint's own, or the weights' dtype on GPUs; a CPU takes float32 in place of what it does not compute in.
- * Error: PL_DEVICE_UNAVAILABLE where compute_dtype names a dtype that a device lacks.
+ * The one dtype of products and activations: compute_dtype if given; else a 4-bit base's compute dtype, from the flag or the checkpoint;
+ * else the weights' dtype on GPUs. A CPU uses float32 in place of dtypes that it does not compute in. Error: PL_DEVICE_UNAVAILABLE where
+ * compute_dtype names a dtype that a device lacks.
  */
 export function computeDtype(
   config: Pick<Config, "compute_dtype" | "bnb_4bit_compute_dtype">,

@@ -8,8 +8,8 @@ import { suitsE4m3 } from "../../plan/index.ts";
 const LEAST_CAPABILITY = [8, 9] as const;
 
 /**
- * Refuses --fp8 where a device or the compute dtype does not allow it; says once which linears stay as they are, their widths being no
- * multiples of 16. Errors: PL_DEVICE_UNAVAILABLE, PL_CONFIG_INVALID.
+ * Refuses --fp8 where a device or the compute dtype does not allow it. Warns once of linears that stay in the compute dtype because their
+ * widths are not multiples of 16. Errors: PL_DEVICE_UNAVAILABLE, PL_CONFIG_INVALID.
  */
 export function fp8Warning(
   devices: readonly Pick<Device, "kind" | "name" | "capability">[],

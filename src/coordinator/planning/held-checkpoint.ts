@@ -4,14 +4,14 @@ import { packedExperts, withExperts } from "../../formats/stacked-experts.ts";
 import { modelStacks, storedAliases, storedTensors } from "../../models/experts.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 
-/** The checkpoint's tensors under the names that workers ask for, each expert's apart, however it holds them. */
+/** The checkpoint's tensors under the names that workers ask for, each expert's apart, whichever way the files store them. */
 export function expertsApart(spec: ModelSpec, files: Checkpoint): Checkpoint {
   return withExperts(files, modelStacks(spec), storedAliases(spec));
 }
 
 /**
- * Holds a checkpoint's files against the model (verifyCheckpoint), experts in whichever form they are there; `packed`: weights that are
- * quantised already, which have been checked. Gives how many tensors of other parts are left out. Errors: PL_TENSOR_MISMATCH,
+ * Compares a checkpoint's files with the model (verifyCheckpoint). Experts may be stored apart or stacked. `packed`: quantised weights,
+ * which have been checked already. Returns how many tensors of other parts are left out. Errors: PL_TENSOR_MISMATCH,
  * PL_QUANTIZATION_INVALID.
  */
 export function holdAgainst(spec: ModelSpec, files: Checkpoint, packed: PackedWeights): number {

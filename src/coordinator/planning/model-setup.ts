@@ -37,10 +37,10 @@ type LoraFlags = Pick<
   | "trainable_token_indices"
 >;
 
-/** Which model, how its weights are held, and which adapter it gets. */
+/** Which model, in what form its weights are held, and which adapter is added. */
 export type ModelSettings = QuantizationFlags & LoraFlags & Pick<Config, "model" | "adapter" | "hub" | "torch_dtype">;
 
-/** The model of a run, checked as far as can be without reading a weight. */
+/** The model of a run, checked as far as possible without reading a weight. */
 export interface ModelSetup {
   /** What an adapter's configuration names. */
   readonly name: string;
@@ -49,7 +49,7 @@ export interface ModelSetup {
   /** Where workers of other nodes may fetch it; null: a folder. */
   readonly hub: HubModel | null;
   readonly spec: ModelSpec;
-  /** null: only the configuration is there (plan, parameters). */
+  /** null: only the configuration is needed (plan, parameters). */
   readonly checkpoint: Checkpoint | null;
   /** null: the base model alone. */
   readonly lora: ResolvedLora | null;
@@ -64,7 +64,7 @@ export interface ModelSetup {
   readonly warnings: readonly string[];
 }
 
-/** A model of which the configuration is read, and the weights may still have to be fetched. */
+/** A model whose configuration has been read. Its weights may still have to be fetched. */
 export interface DescribedModel extends ModelSetup {
   readonly checkpoint: null;
   /** The same with its checkpoint opened and its headers checked. */
@@ -86,8 +86,8 @@ export async function describeModel(
 }
 
 /**
- * One base with each of these adapters; the configurations differ in their LoRA settings alone. The base is read and opened once. Errors that
- * are an adapter's have its label in front.
+ * One base with each of these adapters. The configurations differ in their LoRA settings alone. The base is read and opened once. Errors of
+ * one adapter begin with its label.
  */
 export async function describeModels(
   adapters: readonly { readonly label: string; readonly config: ModelSettings }[],
@@ -147,7 +147,7 @@ export async function describeModels(
   return described;
 }
 
-/** The same in one go, weights that are fetched included. */
+/** The same in one call, including fetching the weights. */
 export async function setUpModel(
   config: ModelSettings,
   log: Logger,
@@ -157,7 +157,7 @@ export async function setUpModel(
   return needs.weights ? described.withWeights() : described;
 }
 
-/** Initialisations that go by the base's weights need those in 16 or 32 bits. Error: PL_CONFIG_INVALID. */
+/** Initialisations that use the base's weights need them in 16 or 32 bits. Error: PL_CONFIG_INVALID. */
 function checkInit(
   { init_lora_weights: init }: Pick<Config, "init_lora_weights">,
   { adapter, quantization, spec }: Pick<ModelSetup, "adapter" | "quantization" | "spec">,
@@ -182,7 +182,7 @@ function checkInit(
   }
 }
 
-/** What an adapter saves of its base beside pairs must be this model's, or numbers would change unseen. Error: PL_ADAPTER_INVALID. */
+/** Weights of the base that an adapter has saved must equal this model's; else numbers would change silently. Error: PL_ADAPTER_INVALID. */
 async function assertSameBases(adapter: Adapter, spec: ModelSpec, checkpoint: Checkpoint): Promise<void> {
   for (const [module, copy] of baseCopies(adapter)) {
     const layer = spec.layers.find((one) => one.name === module && one.kind !== "block");
@@ -197,7 +197,7 @@ async function assertSameBases(adapter: Adapter, spec: ModelSpec, checkpoint: Ch
   }
 }
 
-/** The adapter's own targets, held against its weights' header. Error: PL_ADAPTER_INVALID. */
+/** The adapter's own targets, compared with the header of its weights. Error: PL_ADAPTER_INVALID. */
 export function adapterTargets(spec: ModelSpec, adapter: Adapter): ResolvedLora {
   try {
     const lora = resolveLoraTargets(spec, adapter.settings);

@@ -5,7 +5,7 @@ export function adapterLabel(name: string | null): string {
   return name === null ? "" : `adapter "${name}": `;
 }
 
-/** An error with the adapter in front that it is about; `label`: adapterLabel's. */
+/** The error with the adapter's label in front (adapterLabel). */
 export function named(label: string, thrown: unknown): unknown {
   if (label === "" || !(thrown instanceof PipeloraError) || thrown.message.startsWith(label)) return thrown;
   const details = { cause: thrown, ...(thrown.hint === undefined ? {} : { hint: thrown.hint }) };

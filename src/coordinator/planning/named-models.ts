@@ -19,7 +19,7 @@ export interface HubModel {
   readonly commit: string;
 }
 
-/** Where a model's files are, or will be: its configuration is there, the rest comes when it is asked for. */
+/** Where a model's files are or will be. The configuration is there; the other files are fetched on demand. */
 export interface ModelSource {
   /** As others name it: the path as written, or "owner/name". */
   readonly name: string;
@@ -40,7 +40,7 @@ export async function openSnapshot(reference: RepoReference, hub: HubName, log: 
     });
   } catch (error) {
     if (reference.name.includes("/") || !(error instanceof PipeloraError)) throw error;
-    // More often the name of a folder than one of the few without an owner.
+    // Without an owner, the text is more likely a folder's name than one of the few models that have none.
     throw new PipeloraError(error.code, `nothing here is called "${reference.name}", and ${error.message}`, {
       ...(error.hint === undefined ? {} : { hint: error.hint }),
       cause: error,
@@ -48,7 +48,7 @@ export async function openSnapshot(reference: RepoReference, hub: HubName, log: 
   }
 }
 
-/** A folder of this machine, else what a hub has of that name. Errors: those of hub/. */
+/** A local folder, else a model of that name on a hub. Errors: those of hub/. */
 export async function locateModel({ model, hub }: Pick<Config, "model" | "hub">, log: Logger): Promise<ModelSource> {
   const reference = referenceOf(model!);
   if (reference === null) {
@@ -67,17 +67,17 @@ export async function locateModel({ model, hub }: Pick<Config, "model" | "hub">,
   };
 }
 
-/** The folder of an adapter: of this machine, else fetched. Errors: those of hub/. */
+/** An adapter's folder: local, else fetched. Errors: those of hub/. */
 export async function locateAdapter(adapter: string, hub: HubName, log: Logger): Promise<string> {
   const reference = referenceOf(adapter);
-  // Adapters came after names without an owner: such a one is a folder that is missing.
+  // No adapter on a hub has a name without an owner, so such a name is a missing folder.
   if (reference === null || !reference.name.includes("/")) return adapter;
   const snapshot = await openSnapshot(reference, hub, log);
   await fetchAdapter(snapshot);
   return snapshot.dir;
 }
 
-/** null: a path of this machine, also where nothing is there. */
+/** null: a local path, also if nothing is there. */
 function referenceOf(text: string): RepoReference | null {
   return existsSync(text) ? null : parseReference(text);
 }

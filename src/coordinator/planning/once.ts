@@ -1,4 +1,4 @@
-/** What `make` gives, made at the first call: it costs a pass over rows or files, and several ask for it. */
+/** The value of `make`, computed at the first call: it takes a pass over rows or files, and several callers ask for it. */
 export function once<T>(make: () => T): () => T {
   let made: { readonly value: T } | null = null;
   return () => {

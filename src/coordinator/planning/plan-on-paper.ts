@@ -27,7 +27,7 @@ export type PaperSettings = ModelSettings &
   RentalSettings &
   Pick<Config, "workers" | "threads" | "max_num_seqs" | "kv_cache_tokens">;
 
-/** An adapter that is planned for, with all that holds for it. */
+/** An adapter to plan for, with its complete settings. */
 export interface PaperAdapter {
   /** Null: there is no other. */
   readonly name: string | null;
@@ -46,9 +46,9 @@ export interface PaperPlan {
   /** Null: there is one. */
   readonly adapters: AdaptersForecast | null;
   readonly devices: readonly Device[];
-  /** Which devices times are for: those named, those of this machine. */
+  /** The devices that times are predicted for: those named, or this machine's. */
   readonly timesFor: string;
-  /** With prices: every set of the GPUs named, the cheapest in time first. */
+  /** With prices: every set of the named GPUs, sorted by cost; sets that meet the deadline first. */
   readonly rental: {
     readonly sets: readonly RentalSet[];
     readonly steps: number;
@@ -56,7 +56,7 @@ export interface PaperPlan {
   } | null;
 }
 
-/** The `plan` command: config.json is enough; with a dataset its real rows are planned for, else rows of max_length. */
+/** The `plan` command. config.json is enough. With a dataset it plans for the real rows, else for rows of max_length. */
 export async function planWithoutWorkers(
   config: PaperSettings,
   adapters: readonly PaperAdapter[],
@@ -67,7 +67,7 @@ export async function planWithoutWorkers(
   const setups = await describeModels(labelled, log, { weights: false, lora: true });
   const [setup, ...others] = setups as readonly ModelSetup[] as readonly [ModelSetup, ...ModelSetup[]];
   const devices = rental?.devices ?? paperDevices(config, loadEngine().capabilities());
-  // Where any is without rows, those of max_length stand for all.
+  // If any adapter has no dataset, rows of max_length are used for all.
   const all = adapters.every((adapter) => adapter.config.dataset !== null);
   const data = all ? await readAdaptersData(labelled, setup, log) : null;
   const waysOf = (index: number, { schedule }: PaperSettings) => {
@@ -145,7 +145,7 @@ function timesFor(devices: readonly Device[], named: boolean): string {
   return named ? all : `${all} of this machine; --devices names others`;
 }
 
-/** `plan` is the configuration's own; the other way is left out where these devices do not have it. */
+/** `plan` is the configuration's own. The other one is left out where these devices do not support it. */
 async function compareProducts(
   config: PaperSettings,
   planUnder: (config: PaperSettings) => Promise<ChosenPlan>,

@@ -112,7 +112,7 @@ export async function planFor(
 
 type Request = Omit<PlanRequest, "work">;
 
-/** Two looks: over numbers of micro-batches a half or a third apart, then over all around the best. */
+/** Two passes: first over numbers of micro-batches that differ by a third or a half, then over all numbers near the best. */
 async function fastestCut(
   request: Request,
   cuts: readonly RoundCut[],

@@ -2,12 +2,12 @@ import type { Plan, PlanPrediction } from "../../plan/plan.ts";
 import type { Speeds, Work } from "../../plan/request.ts";
 import { buildSchedule, type SharedCores, type SimulatedStep, simulateStep } from "../../schedule/index.ts";
 
-/** Above so many forward passes of a step the closed form has to do: a simulation would take longer than a plan may. */
+/** Steps with more forward passes than this are predicted by the closed form: simulating them would take too long for a plan. */
 const MOST_SIMULATED = 8192;
 
 /**
- * The plan with its step simulated: the instruction lists that the ranks will run, with the predicted times of segments and links.
- * Sees the stalls that the closed form leaves out.
+ * The plan with its step simulated: the instruction lists that the ranks will run, with the predicted times of segments and links. This
+ * includes the stalls that the closed form leaves out.
  */
 export function withSimulatedStep(plan: Plan, work: Work, speeds: Speeds): Plan {
   const { predicted } = plan;
@@ -21,9 +21,9 @@ export function withSimulatedStep(plan: Plan, work: Work, speeds: Speeds): Plan 
 }
 
 /**
- * Milliseconds of a step whose ranks compute for as long as they were measured to (`computeMs` by rank, on shared cores as
- * if alone), links as predicted: what sets it apart from the predicted step is the devices' speed, what sets the measured step
- * apart from it is the schedule and the links. Null: the plan predicts nothing, or a simulation would take too long.
+ * Milliseconds of a step whose ranks compute for the measured times (`computeMs` by rank; on shared cores, as if alone) with links as
+ * predicted. Its difference from the predicted step is due to the devices' speed, the measured step's difference from it to schedule and
+ * links. Null: the plan has no prediction, or a simulation would take too long.
  */
 export function stepAtMeasuredCompute(
   plan: Plan,

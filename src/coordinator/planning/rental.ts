@@ -16,7 +16,7 @@ import type { RateOverrides } from "../../plan/request.ts";
 
 export type RentalSettings = Pick<Config, "devices" | "link_rates" | "gpus" | "prices" | "deadline">;
 
-/** GPUs that somebody thinks of, and what they cost. */
+/** GPUs that could be rented, and their prices. */
 export interface Rental {
   readonly groups: readonly PaperGroup[];
   readonly devices: readonly Device[];
@@ -76,7 +76,7 @@ function seconds(text: string): number {
   throw new PipeloraError("PL_CONFIG_INVALID", `--deadline: "${text}" is no time.`, { hint: "Write 6h, 90m or 2d." });
 }
 
-/** A set of the GPUs that were named, what a run on it takes and costs. */
+/** A set of the named GPUs, with the time and cost of a run on it. */
 export interface RentalSet {
   /** Of each group, how many. */
   readonly counts: readonly number[];
@@ -85,11 +85,11 @@ export interface RentalSet {
   readonly plan: Plan | null;
   readonly seconds: number | null;
   readonly cost: number | null;
-  /** Whether it is done before the deadline; without one, whether it fits. */
+  /** Whether the run ends before the deadline; without a deadline, whether it fits. */
   readonly meets: boolean;
 }
 
-/** Plans for more sets than this take too long to be waited for. */
+/** Planning for more sets than this takes too long. */
 const MOST_SETS = 400;
 
 /**
@@ -131,7 +131,7 @@ export async function rentalSets(
 /** All numbers of each group but none of all. */
 function countsOf(groups: readonly PaperGroup[]): number[][] {
   const most = groups.reduce((product, { count }) => product * (count + 1), 1) - 1;
-  // Far more than are planned for are not even listed.
+  // Listing stops far above the number of sets that are planned for.
   if (most > 1e6) return Array.from({ length: MOST_SETS + 1 }, () => []);
   return groups
     .reduce<number[][]>(

@@ -10,7 +10,7 @@ import { openSnapshot } from "./named-models.ts";
 import type { Templates } from "./row-templates.ts";
 
 /**
- * The sets that a setting names, each with its files on this machine: what is a file here is that file, what else has a name's form is
+ * The sets that a setting names, each with its local files. A text that is a local file is that file; another one in a hub name's form is
  * fetched. Errors: those of hub/.
  */
 export async function findSets(
@@ -35,7 +35,7 @@ export async function findSets(
   return sets;
 }
 
-/** At commas, save those that a file has in its name: of two readings the longer one that is there. */
+/** Separated by commas, except commas in a file's name: of two readings, the longest one that exists is taken. */
 export function pathsOf(text: string, exists: (path: string) => boolean = existsSync): string[] {
   const parts = text.split(",");
   const paths: string[] = [];

@@ -7,16 +7,16 @@ import type { Tokenizer } from "../../formats/tokenizer/tokenizer.ts";
 
 export type TemplateSettings = Pick<Config, "system" | "train_on" | "template_date">;
 
-/** A date without a time is that day's beginning here, not in Greenwich. */
+/** A date without a time means the start of that day in local time, not in UTC. */
 export function dateOf({ template_date: date }: Pick<Config, "template_date">): { now?: Date } {
   if (date === null) return {};
   return { now: new Date(/^\d{4}-\d\d-\d\d$/.test(date) ? `${date}T00:00:00` : date) };
 }
 
-/** Templates by name over one tokenizer, which is loaded only when text comes, so that ready ids need none. */
+/** Templates by name over one tokenizer. It is loaded when the first text comes, so that ready ids need none. */
 export type Templates = (name: Config["template"]) => Pick<RowSet, "template" | "recipe" | "say">;
 
-/** What is to be said of a template is said once, however many sets ask for it. */
+/** A warning about a template is given once, however many sets use it. */
 export function templatesOf(config: TemplateSettings, modelDir: string, log: Logger): Templates {
   let tokenizer: Promise<Tokenizer> | null = null;
   const said = new Set<string>();

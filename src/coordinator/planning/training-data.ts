@@ -36,11 +36,11 @@ export type DataSettings = TemplateSettings &
 /** What a set gives to an epoch of training. */
 export interface SetPart {
   readonly label: string;
-  /** Rows of the epoch, those that come again included. */
+  /** Rows of an epoch, counting rows that are repeated. */
   readonly rows: number;
   /** Of them labels. */
   readonly labelTokens: number;
-  /** Rows of its own that are trained on, and held out. */
+  /** The set's own rows: trained on, and held out. */
   readonly own: number;
   readonly heldOut: number;
 }

@@ -40,7 +40,7 @@ export interface Ways<C> {
 }
 
 export interface Workload extends Ways<RoundCut> {
-  /** Whether it trains. Training takes many steps, so measuring the devices' speed first pays. */
+  /** Whether it trains. Training runs many steps, so measuring the devices' speed first pays off. */
   readonly trains: boolean;
   /** How the run was cut until now; null: it begins. */
   readonly previous: RoundCut | null;
@@ -115,7 +115,7 @@ function meanBatches(all: readonly Batches[]): Batches {
   };
 }
 
-/** Steps that stand for the whole run while plans are compared. */
+/** A sample of steps that represents the run while plans are compared. */
 const SAMPLED_STEPS = 16;
 
 export function trainingWorkload(

@@ -16,7 +16,7 @@ export type HttpSettings = Pick<Config, "api_key" | "api_key_file" | "http_tls_c
 
 export interface HttpApi {
   readonly url: string;
-  /** Takes no more requests; ends those under way once they are answered, or after so long. */
+  /** Accepts no more requests, and ends those under way when they are answered or after a time limit. */
   close(graceMs: number): Promise<void>;
 }
 
@@ -25,15 +25,15 @@ export interface HttpApiOptions {
   /** Whether requests are answered now. */
   readonly ready: () => boolean;
   readonly log: Logger;
-  /** What answers under /v1, and what /metrics tells beside its own counts; null: neither is there. */
+  /** The service under /v1, and its metrics under /metrics; null: neither is served. */
   readonly api: { readonly service: Service; readonly registry: Registry } | null;
   /** The runs that the page shows; null: there is no page. */
   readonly runs: RunFolder | null;
 }
 
 /**
- * What an address answers: a service's API, the page, or both. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID, PL_CONFIG_INVALID for a file
- * without a key.
+ * Serves one address: a service's API, the page, or both. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID, PL_CONFIG_INVALID for a file without
+ * a key.
  */
 export async function openHttpApi(
   settings: HttpSettings,

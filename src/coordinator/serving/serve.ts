@@ -14,9 +14,9 @@ import { type ModelSetup, setUpModel } from "../planning/model-setup.ts";
 import { type HttpApi, openHttpApi } from "./http-api.ts";
 
 const DEFAULT_ADDRESS = "127.0.0.1:8000";
-/** Answers under way may take so long once a stop was asked for. */
+/** Time that answers under way get once a stop was asked for. */
 const GRACE_MS = 30_000;
-/** Refusals may take so long once nothing can be answered any more. */
+/** Time for sending refusals once the model can't answer any more. */
 const FAREWELL_MS = 1_000;
 
 /**
@@ -39,7 +39,7 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
       step: () => null,
     };
     const ready = () => loaded.scheduler?.attached === true;
-    // An address that is taken is found before a weight is read.
+    // The address is opened first: one that is in use is found before a weight is read.
     const opened = await openHttpApi(config, {
       ...{ address: config.http ?? DEFAULT_ADDRESS, ready, log, runs: null },
       api: { service, registry: new Registry() },
@@ -52,7 +52,7 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
       await interrupts.first.catch(() => {});
       await opened.close(GRACE_MS);
     });
-    // Before it is loaded there is nothing to finish.
+    // Nothing is under way before the model is loaded.
     const stopped = interrupts.first.catch((error: unknown) =>
       loaded.scheduler === null ? Promise.reject(error) : serving,
     );

@@ -13,8 +13,8 @@ const DEFAULT_ADDRESS = "127.0.0.1:8001";
 const GRACE_MS = 1_000;
 
 /**
- * The `ui` command: the page over the runs of an output folder, until it is told to stop. Reads files alone, so it may look at a run
- * of another process. Says once that it answers. Errors: PL_CONFIG_INVALID where there is no run; those of openHttpApi.
+ * The `ui` command: serves the page over the runs of an output folder until it is stopped. It only reads files, so the run may belong to
+ * another process. Reports once that it is ready. Errors: PL_CONFIG_INVALID where there is no run; those of openHttpApi.
  */
 export async function showRuns(
   settings: HttpSettings & Pick<Config, "output_dir" | "http">,

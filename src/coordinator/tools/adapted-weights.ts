@@ -15,8 +15,8 @@ import type { WeightValues } from "./packed-output.ts";
 const THREADS = availableParallelism();
 
 /**
- * The base's weights with W + scale · B · A in place of every adapted W (with DoRA its rows as long as their magnitudes), and what is trained
- * whole in its own place, one at a time.
+ * The base's weights one at a time: W + scale · B · A in place of every adapted W (with DoRA, rows scaled to their magnitudes), and fully
+ * trained weights in place of the base's.
  */
 export class AdaptedWeights {
   readonly #addon: NativeAddon;
@@ -24,7 +24,7 @@ export class AdaptedWeights {
   readonly #replaced: ReadonlyMap<string, Replacement>;
   readonly #read: (name: string) => Promise<Float32Array>;
 
-  /** `holds`: whether a tensor of this name is asked for (experts at once or apart). Error: PL_ADAPTER_INVALID. */
+  /** `holds`: whether the caller asks for a tensor of this name (experts stacked or apart). Error: PL_ADAPTER_INVALID. */
   constructor(
     addon: NativeAddon,
     { spec, lora, adapter }: Pick<ModelSetup, "spec" | "lora" | "adapter">,

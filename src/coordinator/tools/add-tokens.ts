@@ -28,9 +28,9 @@ export interface AddedTokens {
 }
 
 /**
- * The `add-tokens` command: the model with the tokens of a file, a line each, behind its vocabulary. They take rows that the embedding
- * has to spare; rows that it lacks are added, to the head too, each the mean of those there. (transformers draws them around that mean.)
- * Tokens that the tokenizer has are left out, as in transformers' add_tokens.
+ * The `add-tokens` command: adds the tokens of a file, one a line, to the model's vocabulary. They use spare rows of the embedding first;
+ * missing rows are added, to the head too, each the mean of the existing ones. (transformers draws them around that mean.) Tokens that the
+ * tokenizer already has are skipped, as in transformers' add_tokens.
  */
 export async function addTokens(
   config: ModelSettings & Pick<Config, "output_dir" | "max_shard_size" | "new_tokens">,

@@ -15,7 +15,10 @@ export interface Downloaded {
   readonly files?: readonly string[];
 }
 
-/** The `download` command: what a run of that name would fetch, a model's configuration judged before its weights. Errors: those of hub/ and models/. */
+/**
+ * The `download` command: fetches what a run with that name would. A model's configuration is checked before its weights are fetched.
+ * Errors: those of hub/ and models/.
+ */
 export async function download(
   { name, kind, hub }: Pick<Config, "name" | "kind" | "hub">,
   log: Logger,

@@ -35,12 +35,12 @@ import { quantizableNames, quantizedGroup, type WeightValues } from "./packed-ou
 
 export interface Merged {
   readonly files: readonly string[];
-  /** Weights that an adapter was added to; null where files of an earlier call alone took their places. */
+  /** Weights that the adapter was added to; null if only finished files of an earlier call were put in place. */
   readonly merged: number | null;
   readonly warnings: readonly string[];
 }
 
-/** Whether the base's own files may be overwritten: asked once, before a weight is read. */
+/** Whether the base's own files may be overwritten; asked once, before a weight is read. */
 export type Confirm = (dir: string) => Promise<boolean>;
 
 /**
@@ -91,7 +91,7 @@ type MergeSettings = ModelSettings & Pick<Config, "output_dir" | "max_shard_size
 /** Key in the header of merged safetensors files: SHA-256 of the adapters that are in them. */
 const MERGED = "pipelora_merged";
 
-/** What was asked for, as far as it does not change while files take their places. */
+/** The request, as far as it stays the same while files are put in place. */
 async function request(config: MergeSettings, log: Logger): Promise<string> {
   const adapter = await locateAdapter(config.adapter!, config.hub, log);
   const weights = join(adapter, ADAPTER_WEIGHTS_FILE);
@@ -119,7 +119,7 @@ async function digest(path: string): Promise<string> {
   return hash.digest("hex");
 }
 
-/** The adapters that the base has in it already. Error: PL_ADAPTER_INVALID where this one is among them. */
+/** The adapters that have been merged into the base already. Error: PL_ADAPTER_INVALID if this one is among them. */
 async function alreadyMerged(checkpoint: Checkpoint, adapter: string): Promise<string[]> {
   const { metadata } = await openSafetensors(checkpoint.locate(checkpoint.names[0]!).path);
   const merged = (metadata[MERGED] ?? "").split(" ").filter((name) => name !== "");
@@ -208,7 +208,7 @@ function copied(name: string, location: TensorLocation): TensorToWrite {
   return { name, dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
 }
 
-/** Two modules that share a weight can't be changed one apart from the other. */
+/** Two modules that share a weight can't get different changes. */
 export function refuseTiedTargets({ spec, lora }: Pick<ModelSetup, "spec" | "lora">): void {
   const head = spec.layers.find((layer) => layer.kind === "head");
   if (head?.tied !== true) return;

@@ -1,13 +1,13 @@
 import { formatBytes } from "../../common/bytes.ts";
 import type { LoraSettings } from "../../common/lora-settings.ts";
 
-/** What a repository's README.md says of an adapter. */
+/** The contents of a repository's README.md for an adapter. */
 export interface CardFacts {
   readonly title: string;
-  /** As adapter_config.json names it; null: not said. */
+  /** The base as adapter_config.json names it; null: not named. */
   readonly base: string | null;
   readonly lora: Pick<LoraSettings, "r" | "alpha" | "dropout" | "useRslora"> & { readonly modules: readonly string[] };
-  /** training_args.json; empty where the run left none. */
+  /** The run's training_args.json; empty if there is none. */
   readonly settings: Readonly<Record<string, unknown>>;
   readonly results: CardResults | null;
   /** Of the files pushed. */
@@ -22,7 +22,7 @@ export interface CardResults {
   readonly best: { readonly metric: number; readonly step: number } | null;
 }
 
-/** Settings that a reader needs to do the same again, in this order, under the names that transformers and peft have for them. */
+/** Settings that a reader needs to repeat the run, in this order, under the names of transformers and peft. */
 const TOLD = [
   ...["learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_train_epochs", "max_steps"],
   ...["per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "weight_decay", "max_grad_norm"],
@@ -37,7 +37,7 @@ const TOLD = [
   ],
 ] as const;
 
-/** A name of a hub, which its page can link to; paths of somebody's machine are told by their last part alone. */
+/** A hub's name gets a link. Of a local path only the last part is shown. */
 const hubName = (text: string) => (/^[\w.-]+\/[\w.-]+$/.test(text) && !text.startsWith(".") ? text : null);
 const lastPart = (text: string) => text.replace(/\/+$/, "").split(/[\\/]/).at(-1) ?? text;
 

@@ -43,7 +43,7 @@ export function quantizableNames({
   });
 }
 
-/** The tensors of one linear's serialised form, quantised when their turn comes. */
+/** The tensors of one linear's serialised form, quantised one linear at a time. */
 export function quantizedGroup(
   addon: NativeAddon,
   linear: LinearSpec,

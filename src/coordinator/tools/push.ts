@@ -64,7 +64,7 @@ export async function pushAdapter(
   return { ...pushed, files: [...files.map(({ path }) => path), CARD] };
 }
 
-/** Where a run left what its card tells: beside the adapter, else in its newest checkpoint. */
+/** Where the run left the facts for the card: beside the adapter, else in its newest checkpoint. */
 async function cardOf(name: string, adapter: Adapter, bytes: number): Promise<string> {
   const { dir, settings, baseModel } = adapter;
   const checkpoints = (await listCheckpoints(dir)).map(({ path }) => path).reverse();

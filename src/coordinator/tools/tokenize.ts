@@ -14,13 +14,13 @@ export interface TokenizedRow {
   readonly ids: readonly number[];
   /** Only for rows that training would label. */
   readonly labels?: readonly number[];
-  /** Only for rows of which some label weighs more or less than 1. */
+  /** Only for rows with a label whose weight is not 1. */
   readonly loss_weights?: readonly number[];
 }
 
 /**
- * Rows of {"text"} as the tokenizer encodes them; any other dataset as training will see it, labels beside. The first row
- * decides which. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID; those of hub/ for a model that is named.
+ * Rows of {"text"} as the tokenizer encodes them; rows of any other dataset as training will see them, with labels. The first row decides
+ * which. Errors: PL_DATASET_INVALID, PL_TOKENIZER_INVALID, PL_TEMPLATE_INVALID; those of hub/ for a model's name.
  */
 export async function* tokenizeFile(
   config: TemplateSettings & Pick<Config, "model" | "hub" | "template" | "input" | "columns" | "max_length">,

@@ -32,16 +32,16 @@ export async function* readBytes(path: string): AsyncIterable<Buffer> {
 
 function gunzipped(file: NodeJS.ReadableStream): AsyncIterable<Buffer> {
   const unpacked = createGunzip({ chunkSize: PIECE });
-  // What goes wrong comes out of the reading end.
+  // Errors of the source are thrown by the reading end.
   pipeline(file, unpacked, () => {});
   return unpacked;
 }
 
-/** Node 20 has no Zstandard of its own. Checksums are not looked at. */
+/** Node 20 has no Zstandard of its own. Checksums are not verified. */
 async function* unzstd(file: AsyncIterable<unknown>): AsyncIterable<Buffer> {
   let pieces: Buffer[] = [];
   const unpacker = new Decompress((piece) => {
-    // A copy: the library goes on writing to its own.
+    // Copied: the library reuses its buffer.
     if (piece.length > 0) pieces.push(Buffer.from(piece));
   });
   const frames = new ZstdFrames();

@@ -11,10 +11,10 @@ export const isRecord = (value: unknown): value is Record<string, unknown> =>
 export const isEmpty = (value: unknown) =>
   value === undefined || value === null || value === "" || (Array.isArray(value) && value.length === 0);
 
-/** Between them float32 sums over a step still see every label. */
+/** Between these bounds, float32 sums over a step still include every label. */
 const [LEAST_WEIGHT, MOST_WEIGHT] = [1e-6, 1e6];
 
-/** A label's weight in the loss. `what`: where it stands. */
+/** A label's weight in the loss. `what`: its place, for the error. */
 export function lossWeight(what: string, value: unknown): number {
   if (value === 0 || (typeof value === "number" && value >= LEAST_WEIGHT && value <= MOST_WEIGHT)) return value;
   throw datasetError(

@@ -4,7 +4,7 @@ import { datasetError, isRecord } from "./checks.ts";
 /** Keys that rows may lack. */
 const MAY_LACK: readonly string[] = ["input", "system", "history", "tools", "labels", "loss_weights"];
 
-/** The row with its columns renamed to our keys. A value that stood under one of these keys is dropped. Error: PL_DATASET_INVALID. */
+/** The row with its columns renamed to our keys. A value that was under one of these keys is dropped. Error: PL_DATASET_INVALID. */
 export function withColumns(where: string, value: unknown, columns: Columns): unknown {
   if (!isRecord(value)) return value;
   const taken = new Set<string>(Object.values(columns));

@@ -1,14 +1,14 @@
 import { readFile, stat } from "node:fs/promises";
 import { datasetError, isRecord } from "./checks.ts";
 
-/** A file that is one object is read whole: far above a wrapped set, far below what exhausts memory. */
+/** A file that is one object is read whole, up to this size: far above wrapped sets, far below the memory of a machine. */
 const MAX_WHOLE_BYTES = 512 * 1024 * 1024;
 /** Keys under which exports keep their list of rows. */
 const WRAPPERS = ["data", "rows", "train", "examples", "conversations_list"];
 
 /**
- * The rows of a .json file that begins with an object: {"data": [rows]}, or one row, over as many lines as it likes. null
- * where the file is no single value, so that it holds a row a line. Error: PL_DATASET_INVALID.
+ * The rows of a .json file that begins with an object: {"data": [rows]}, or one row, over any number of lines. null where the file is not a
+ * single value: it then has a row a line. Error: PL_DATASET_INVALID.
  */
 export async function rowsOfObject(path: string): Promise<readonly unknown[] | null> {
   const { size } = await stat(path);

@@ -13,12 +13,12 @@ const isSpace = (byte: number) => byte === 0x20 || (byte >= 0x09 && byte <= 0x0d
 const isOpen = (byte: number) => byte === 0x7b || byte === OPEN_LIST;
 const isClose = (byte: number) => byte === 0x7d || byte === CLOSE_LIST;
 
-/** A row longer than this is no row: a quote or bracket was left open. */
+/** A longer row means that a quote or bracket was left open. */
 const MAX_ROW_BYTES = 256 * 1024 * 1024;
 
 /**
- * The values of a JSON array, or of JSON lines, one at a time: only the row at hand is in memory. Which of the two it is
- * shows in the first byte. Error: PL_DATASET_INVALID with the row's number.
+ * The values of a JSON array, or of JSON lines, one at a time: only the current row is in memory. The first byte tells which of the two it
+ * is. Error: PL_DATASET_INVALID with the row's number.
  */
 export async function* readJsonValues(path: string): AsyncIterable<unknown> {
   if (path.toLowerCase().endsWith(".json")) {
@@ -76,7 +76,7 @@ function parse(path: string, number: number, bytes: Uint8Array): unknown {
   }
 }
 
-/** Cuts a stream of bytes into the texts of values. */
+/** Splits a stream of bytes into the texts of values. */
 abstract class Splitter {
   protected readonly path: string;
   #kept: Uint8Array[] = [];

@@ -1,11 +1,11 @@
 import { shown } from "../../common/shown.ts";
 import { datasetError, isEmpty, isRecord, lossWeight } from "./checks.ts";
 
-/** One message, with all that its template may ask for. */
+/** One message, with all keys that its template may use. */
 export interface ChatMessage {
   readonly role: string;
   readonly content: string;
-  /** Of its labels in the loss; 0: nothing of it is trained on; absent: 1. */
+  /** The weight of its labels in the loss; 0: it is not trained on; absent: 1. */
   readonly lossWeight?: number;
   readonly [key: string]: unknown;
 }
@@ -22,9 +22,9 @@ const ROLE_NAMES: Readonly<Record<string, string>> = {
   function: "tool",
   tool_response: "tool",
 };
-/** Roles of messages whose content is a call, or a list of calls, as JSON. */
+/** Roles of messages whose content is a tool call, or a list of calls, as JSON. */
 const CALLS = ["function_call", "tool_call"];
-/** Keys that say whether a message is trained on, in the other trainers' words. */
+/** The other trainers' keys that say whether a message is trained on. */
 const SWITCHES = ["loss", "train", "train_on_turn", "training"];
 const WEIGHTS = ["loss_weight", "weight"];
 const NOT_HONOURED = [
@@ -41,7 +41,7 @@ const NOT_HONOURED = [
 /** Keys that are handed to the template as they are. */
 const HANDED_ON = ["reasoning_content", "tool_calls", "tool_call_id", "name", "thinking"];
 
-/** Checks a list of messages in any of the forms that public sets have. Error: PL_DATASET_INVALID with row and message. */
+/** Checks a list of messages in any form that public sets use. Error: PL_DATASET_INVALID with row and message. */
 export function parseMessages(where: string, key: string, value: unknown): ChatMessage[] {
   const list = typeof value === "string" ? fromText(where, key, value) : value;
   if (!Array.isArray(list) || list.length === 0) {
@@ -53,7 +53,7 @@ export function parseMessages(where: string, key: string, value: unknown): ChatM
   return joinedCalls(list.flatMap((message, index) => parseMessage(`${where}, message ${index + 1}`, message)));
 }
 
-/** Calls that stand one after another are one turn's. */
+/** Consecutive calls belong to one turn. */
 function joinedCalls(messages: readonly ChatMessage[]): ChatMessage[] {
   const joined: ChatMessage[] = [];
   for (const message of messages) {
@@ -157,7 +157,7 @@ function calls(at: string, written: unknown): unknown[] {
   });
 }
 
-/** LLaMA-Factory v1's loss_weight, which OpenAI calls weight, is a number; what others have is a switch. */
+/** LLaMA-Factory v1's loss_weight (OpenAI: weight) is a number; the others' keys are booleans. */
 function weightOf(at: string, message: Record<string, unknown>): number {
   let trained = 1;
   for (const key of SWITCHES) {

@@ -3,13 +3,13 @@ import { parentPort, workerData } from "node:worker_threads";
 import { type AsyncBuffer, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 
-/** What this thread answers: rows of the next row group, or that there is none. */
+/** This thread's answer: the rows of the next row group, or that there are no more. */
 export type ParquetAnswer = { readonly rows: readonly Record<string, unknown>[] } | { readonly error: string } | "end";
 
 const port = parentPort!;
 const path = workerData as string;
 
-/** Reads whose error nobody waits for any more are no errors of the thread's. */
+/** An error of a read that nobody awaits any more does not end the thread. */
 async function bufferOf(file: string): Promise<AsyncBuffer> {
   const handle = await open(file);
   const { size } = await handle.stat();

@@ -4,16 +4,16 @@ import { startThread } from "../start-thread.ts";
 import { datasetError } from "./checks.ts";
 import type { ParquetAnswer } from "./parquet-thread.ts";
 
-/** For one row group: far above what decoding takes, for a file as for each of its bytes. */
+/** Time limit for one row group: far above what decoding takes; a part for the file, a part for each of its bytes. */
 const GROUP_MS = 5_000;
 const BYTES_A_MS = 1_000;
-/** Memory of the thread's heap: a byte of a file may be some rows of a dictionary's. */
+/** Heap of the thread: one byte of a file may stand for several rows of a dictionary. */
 const HEAP_MIB = 512;
 const HEAP_BYTES_A_BYTE = 64;
 
 /**
- * Rows of a Parquet file, one row group in memory at a time. The library believes the counts in a file, so that some hundred bytes may
- * ask for endless work or all memory: it runs in a thread with a bound for both.
+ * Rows of a Parquet file, one row group in memory at a time. The library trusts the counts in a file, so a few hundred bytes may ask for
+ * endless work or all memory. It therefore runs in a thread with limits for both.
  */
 export async function* readParquetValues(path: string): AsyncIterable<unknown> {
   const { size } = await stat(path);

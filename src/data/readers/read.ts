@@ -10,7 +10,7 @@ type Reader = (path: string) => AsyncIterable<unknown>;
 
 const json = async (): Promise<Reader> => readJsonValues;
 
-/** Loaded when chosen: the libraries for tables are large. Each but the last may be packed. */
+/** Each reader is loaded when it is needed: the libraries for tables are large. All but the last may be compressed. */
 const READERS: Readonly<Record<string, () => Promise<Reader>>> = {
   ".json": json,
   ".jsonl": json,
@@ -28,14 +28,14 @@ function readerOf(path: string): (() => Promise<Reader>) | undefined {
   return READERS[extension];
 }
 
-/** Whether a file of this name is one that rows are read from. */
+/** Whether rows can be read from a file of this name. */
 export function holdsRows(path: string): boolean {
   return readerOf(path) !== undefined;
 }
 
 /**
- * The checked rows of a JSON, JSONL, CSV, TSV or Parquet file, streamed, with its columns under our keys. Error: PL_DATASET_INVALID, with the row's number
- * (from 1) and key where one is to blame.
+ * The checked rows of a JSON, JSONL, CSV, TSV or Parquet file, streamed, with columns renamed to our keys. Error: PL_DATASET_INVALID, with
+ * the row's number (from 1) and the key.
  */
 export async function* readRows(path: string, columns: Columns = {}): AsyncIterable<Row> {
   const load = readerOf(path);

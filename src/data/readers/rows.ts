@@ -9,7 +9,7 @@ export type Row =
   | { readonly kind: "instruction"; readonly instruction: string; readonly input: string; readonly output: string }
   | { readonly kind: "messages"; readonly messages: readonly ChatMessage[]; readonly tools: readonly unknown[] | null }
   | { readonly kind: "text"; readonly text: string }
-  /** Axolotl's template-free rows: texts as they are, each trained on or not. */
+  /** Axolotl's template-free rows: texts that are used unchanged, each trained on or not. */
   | { readonly kind: "segments"; readonly segments: readonly Segment[] }
   | {
       readonly kind: "ids";
@@ -24,7 +24,7 @@ export interface Segment {
   readonly label: boolean;
 }
 
-/** Keys that would change what is trained on and can't be honoured; empty values are let through. */
+/** Keys that would change what is trained on and are not supported. Empty values are accepted. */
 const NOT_HONOURED = [
   "functions",
   "documents",
@@ -53,7 +53,7 @@ const PAIRS = [
   ["prompt", "generation"],
   ["instruction", "response"],
 ] as const;
-/** What a question may be about: a row that has it is no pair of question and answer. */
+/** Keys that a question may refer to: a row with one of these is not a plain pair of question and answer. */
 const CONTEXT = [
   "context",
   "contexts",

@@ -8,8 +8,8 @@ const RUN_BLOCK = 1;
 type Wanted = { readonly take: number } | { readonly skip: number };
 
 /**
- * Reads the headers of a stream of Zstandard frames (RFC 8878) before it is unpacked, and refuses windows over 128 MiB. It lets anything
- * that is no frame pass, for the unpacker to refuse.
+ * Reads the headers of Zstandard frames (RFC 8878) before they are unpacked, and refuses windows over 128 MiB. Anything else passes, for
+ * the unpacker to refuse.
  */
 export class ZstdFrames {
   readonly #walk = walk();

@@ -14,20 +14,20 @@ import { dirname, join } from "node:path";
 import { PACKAGE_ROOT } from "../../common/root.ts";
 import { BUILT_ADDON } from "./candidates.ts";
 
-/** A build takes minutes, several at once on a small machine more. */
+/** A build takes minutes, and longer where several run on a small machine. */
 const BUILD_MINUTES = 60;
 const POLL_MS = 500;
 /** By then a lock names its holder. */
 const WRITTEN_MS = 10_000;
 
-/** An installed package builds when it must; in a checkout that is its developer's to say (`npm run build`). */
+/** An installed package builds its addon when it has to. In a checkout the developer does (`npm run build`). */
 export function mayBuild(): boolean {
   return !existsSync(join(PACKAGE_ROOT, "src")) && existsSync(join(PACKAGE_ROOT, "native", "CMakeLists.txt"));
 }
 
 /**
- * Builds the addon from the package's sources, said on stderr. Of several processes one builds and the others wait. Returns why it was
- * not built; null: it is at BUILT_ADDON.
+ * Builds the addon from the package's sources and reports progress on stderr. Of several processes one builds and the others wait. Returns
+ * why it failed; null: the addon is at BUILT_ADDON.
  */
 export function buildAddon(because: string): string | null {
   const folder = join(PACKAGE_ROOT, "build");
@@ -40,7 +40,7 @@ export function buildAddon(because: string): string | null {
   const lock = join(folder, "native.lock");
   if (!takeLock(lock, BUILD_MINUTES * 60_000))
     return `another process has been building it for ${BUILD_MINUTES} minutes`;
-  // A folder of this process's own: what a killed one left, or goes on with, is in nobody's way.
+  // A folder for this process alone: one that a killed process left can't disturb it.
   const build = join(folder, `native-${process.pid}`);
   try {
     if (existsSync(BUILT_ADDON)) return null;
@@ -64,7 +64,7 @@ export function buildAddon(because: string): string | null {
   }
 }
 
-/** Waits for a lock file that names its holder's process; one whose holder is gone is taken over. False: it was not had in time. */
+/** Waits for a lock file that holds its owner's process id. A lock of a dead process is taken over. False: the wait timed out. */
 export function takeLock(path: string, waitMs: number): boolean {
   const deadline = Date.now() + waitMs;
   for (;;) {
@@ -88,7 +88,7 @@ function isAlive(lock: string): boolean {
     process.kill(holder, 0);
     return true;
   } catch (error) {
-    // Of another user: there, and not ours to signal.
+    // The process exists but belongs to another user.
     return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }

@@ -14,7 +14,7 @@ export interface AddonFile {
 /** Where a build from source leaves the addon. */
 export const BUILT_ADDON = join(PACKAGE_ROOT, "build", "native", "pipelora.node");
 
-/** The addons that are here, in the order in which they are taken. What was built on this machine fits it best. */
+/** The addons that are here, in order of preference. One that was built on this machine comes first. */
 export function addonsHere(): AddonFile[] {
   const named = process.env["PIPELORA_ADDON"];
   if (named !== undefined && named !== "") return [{ path: named, origin: "named" }];
@@ -23,7 +23,7 @@ export function addonsHere(): AddonFile[] {
   return prebuilt === null ? here : [...here, { path: prebuilt, origin: "prebuilt" }];
 }
 
-/** The optional package of this platform; null: not installed, or none is made for it. */
+/** The optional package for this platform; null: not installed, or there is none for it. */
 function prebuiltAddon(): string | null {
   const name = `@pipelora/native-${process.platform}-${process.arch}/package.json`;
   try {

@@ -9,9 +9,8 @@ export interface AddonChoice extends AddonFile {
 }
 
 /**
- * The addon that this process is to load. One that was built elsewhere is tried first, in a process of its own; where none fits, an
- * installed package builds its own.
- * Error: PL_ENGINE_UNAVAILABLE where there is none, and none can be built.
+ * The addon that this process loads. One that was built elsewhere is first tried in a child process. If none fits, an installed package
+ * builds its own. Error: PL_ENGINE_UNAVAILABLE where there is none, and none can be built.
  */
 export function chooseAddon(): AddonChoice {
   const refused: { path: string; reason: string }[] = [];

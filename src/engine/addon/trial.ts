@@ -8,8 +8,8 @@ import { PACKAGE_VERSION } from "../../common/root.ts";
 const SECONDS = 60;
 
 /**
- * What the child runs: loading finds a wrong ABI and missing symbols, the product an instruction that this processor lacks. Both may
- * end the process, which is why it is a process of its own. JavaScript as it is, for it runs without this program's modules.
+ * The child's program. Loading finds a wrong ABI and missing symbols; the product finds an instruction that this processor lacks. Both may
+ * end the process, so it is a child. Plain JavaScript, because it runs without this program's modules.
  */
 const TRIAL = `
 const [, path, version] = process.argv;
@@ -29,8 +29,8 @@ for (let row = 0; row < 5; row++)
 `;
 
 /**
- * Tries an addon in a child process: does it load here, is it of this version, does it compute right? Returns why not; null: it does.
- * That an addon fits is remembered for this machine (in $XDG_CACHE_HOME/pipelora, else ~/.cache/pipelora), that it does not is not.
+ * Tries an addon in a child process: does it load here, is it of this version, does it compute correctly? Returns why not; null: it does.
+ * Success is remembered for this machine (in $XDG_CACHE_HOME/pipelora, else ~/.cache/pipelora), failure is not.
  */
 export function misfit(path: string): string | null {
   const mark = markOf(path);
@@ -38,7 +38,7 @@ export function misfit(path: string): string | null {
   const child = spawnSync(process.execPath, ["-e", TRIAL, path, PACKAGE_VERSION], {
     encoding: "utf8",
     timeout: SECONDS * 1000,
-    // Options for this process (a loader, an inspector) are not the child's.
+    // Options of this process (a loader, an inspector) are not passed to the child.
     env: { ...process.env, NODE_OPTIONS: "" },
   });
   const reason = reasonOf(child)?.replace(`${path}: `, "") ?? null;
@@ -54,7 +54,7 @@ function reasonOf(child: ReturnType<typeof spawnSync>): string | null {
   return message ?? `the process that tried it ended with code ${child.status}`;
 }
 
-/** A file that stands for "this addon fits this machine": another addon, Node, kernel or processor has another. */
+/** The file whose presence means "this addon fits this machine". Its name depends on addon, Node, kernel and processor. */
 function markOf(path: string): string {
   const { size, mtimeMs } = statSync(path);
   const machine = [process.versions.modules, process.arch, release(), cpus()[0]?.model];
@@ -63,7 +63,7 @@ function markOf(path: string): string {
   return join(cache, "pipelora", `addon-${hash.digest("hex").slice(0, 24)}`);
 }
 
-/** Where nothing can be written, each process tries for itself. */
+/** Where the cache can't be written, every process tries the addon itself. */
 function remember(mark: string): void {
   try {
     mkdirSync(join(mark, ".."), { recursive: true });

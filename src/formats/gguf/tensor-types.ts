@@ -12,7 +12,7 @@ export const GGUF_TYPES = {
 } as const;
 
 export type GgufType = keyof typeof GGUF_TYPES;
-/** Those that values are rounded to; MXFP4 is only carried over. */
+/** Types that values are rounded to; MXFP4 codes are only copied. */
 export type RoundedType = Exclude<GgufType, "mxfp4">;
 
 export function typeBytes(type: GgufType, values: number): number {

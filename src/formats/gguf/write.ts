@@ -6,23 +6,23 @@ import { code, count, encodeMetadata, encodeText, type Metadata } from "./metada
 import { GGUF_TYPES, type GgufType, typeBytes } from "./tensor-types.ts";
 
 const VERSION = 3;
-/** Tensors begin at multiples of this (general.alignment where no key says otherwise). */
+/** Tensors are aligned to this (general.alignment unless a key says otherwise). */
 const ALIGNMENT = 32;
 /** ggml's GGML_MAX_NAME, with the end mark. */
 const MAX_NAME_BYTES = 63;
 
-/** A tensor to write. `data` is called when its turn comes, so that only one need be in memory. */
+/** A tensor to write. `data` is called when it is written, so that one tensor at a time is in memory. */
 export interface GgufTensor {
   readonly name: string;
-  /** The outermost extent first, as torch has it; the file has them in reverse. */
+  /** Outermost dimension first, as in torch; the file stores the reverse. */
   readonly shape: readonly number[];
   readonly type: GgufType;
   readonly data: () => AsyncIterable<Uint8Array>;
 }
 
 /**
- * Writes a GGUF file (version 3, little-endian), whole or not at all, tensor by tensor. Errors: PL_OUTPUT_UNWRITABLE, PL_INTERNAL where a
- * tensor's data has another size than its shape says.
+ * Writes a GGUF file (version 3, little-endian), complete or not at all, tensor by tensor. Errors: PL_OUTPUT_UNWRITABLE, PL_INTERNAL where
+ * a tensor's data does not have its shape's size.
  */
 export async function writeGguf(path: string, metadata: Metadata, tensors: readonly GgufTensor[]): Promise<void> {
   const seen = new Set<string>();

@@ -1,6 +1,6 @@
 import { type CallArguments, Float, fail, numberOf, typeName, Undefined, type Value } from "./values.ts";
 
-/** The arguments of a call by the names of its parameters; `undefined` for one that is not given. */
+/** The arguments of a call by parameter name; `undefined` for one that is not given. */
 export function bind(
   what: string,
   { positional, named }: CallArguments,
@@ -37,7 +37,7 @@ export function asInteger(what: string, value: Value | undefined): number {
   return asNumber(what, value);
 }
 
-/** A whole number where one is given and not None. */
+/** A whole number if it is given and not None. */
 export function optionalInteger(what: string, value: Value | undefined): number | null {
   return value === undefined || value === null ? null : asInteger(what, value);
 }

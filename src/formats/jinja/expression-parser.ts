@@ -2,7 +2,7 @@ import type { Token, TokenKind } from "./lexer.ts";
 import type { Arguments, Expression } from "./nodes.ts";
 import { fail } from "./values.ts";
 
-/** Brackets, statements and operators inside each other; far above any real template, far below the call stack. */
+/** Greatest depth of nested brackets, statements and operators: far above any real template, far below the call stack. */
 const MAX_NESTING = 100;
 
 const NO_ARGUMENTS: Arguments = { positional: [], named: [], spread: null, spreadNamed: null };
@@ -63,7 +63,7 @@ export class ExpressionParser {
     return parsed;
   }
 
-  /** One expression, or several with commas between them as a tuple. `conditions`: whether `a if b else c` may stand. */
+  /** One expression, or several separated by commas as a tuple. `conditions`: whether `a if b else c` is allowed. */
   protected tuple(conditions = true, ends: readonly string[] = [], explicit = false): Expression {
     const items: Expression[] = [];
     let isTuple = false;
@@ -313,7 +313,7 @@ export class ExpressionParser {
     return { positional, named, spread, spreadNamed };
   }
 
-  /** Filters, tests and calls behind an expression; null as `object`: what a filter block or set block wraps. */
+  /** Filters, tests and calls after an expression; null as `object`: the text that a filter block or set block wraps. */
   protected filters(object: Expression | null, inline: boolean): Expression | null {
     let current = object;
     let first = inline;

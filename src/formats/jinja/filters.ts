@@ -19,7 +19,7 @@ import {
   type Value,
 } from "./values.ts";
 
-/** What filters need of the interpreter: each other, tests, and attributes. */
+/** The parts of the interpreter that filters use: other filters, tests, and attributes. */
 export interface FilterContext {
   readonly budget: Budget;
   attribute(value: Value, name: Value): Value;
@@ -132,7 +132,7 @@ const TEXT_FILTERS: Readonly<Record<string, Filter>> = {
   upper: onText("upper", (text) => text.toUpperCase()),
   lower: onText("lower", (text) => text.toLowerCase()),
   capitalize: onText("capitalize", capitalized),
-  // Jinja's own: words begin behind white space, dashes and brackets.
+  // Jinja's rule: a word begins after white space, a dash or a bracket.
   title: onText("title", (text) =>
     text
       .split(new RegExp(`([-${SPACE}({\\[<]+)`))

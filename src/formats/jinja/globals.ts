@@ -5,7 +5,7 @@ import { Callable, Dict, fail, iterate, LoopLike, Namespace, Tuple, type Value }
 /** Jinja's sandbox's own bound. */
 const MAX_RANGE = 100_000;
 
-/** Names that every template finds: Jinja's, and transformers' raise_exception. */
+/** Names that every template can use: Jinja's, and transformers' raise_exception. */
 export function globals(): Map<string, Value> {
   const functions: [string, Callable["call"]][] = [
     ["range", range],

@@ -46,7 +46,7 @@ export class JinjaTemplate {
       const output = new Interpreter(tracked).render(this.#nodes, names);
       return { text: output.text(), marks: output.marks };
     } catch (error) {
-      // What the bounds did not foresee is the template's fault as well.
+      // An error that the limits did not foresee counts as the template's fault too.
       if (error instanceof RangeError) throw new TemplateError(`the template asks for too much: ${error.message}`);
       throw error;
     }

@@ -315,7 +315,7 @@ export class Interpreter implements FilterContext {
     return this.#made(filterNamed(name)(value, args, this));
   }
 
-  /** What a call, filter or slice made is paid for by its size, whether or not its maker asked before. */
+  /** The result of a call, filter or slice is charged by its size, whether or not its maker asked before. */
   #made(value: Value): Value {
     if (typeof value === "string") this.budget.make(value.length);
     if (Array.isArray(value)) this.budget.items(value.length);

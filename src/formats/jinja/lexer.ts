@@ -21,7 +21,7 @@ export interface Token {
 }
 
 const S = `[${SPACE}]`;
-/** The next tag of any kind, with the sign that rules the white space before it. */
+/** The next tag of any kind, with the sign that controls the white space before it. */
 const TAG = /\{([{%#])([-+]?)/g;
 const RAW_BEGIN = new RegExp(`^${S}*raw${S}*(?:-%\\}${S}*|%\\})`);
 const RAW_END = new RegExp(`\\{%([-+]?)${S}*endraw${S}*(?:\\+%\\}|-%\\}${S}*|%\\}\\n?)`, "g");

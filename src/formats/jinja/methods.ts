@@ -3,7 +3,7 @@ import type { Budget } from "./budget.ts";
 import { STRING_METHODS } from "./string-methods.ts";
 import { type CallArguments, Callable, Dict, equal, fail, lookUp, Tuple, type Value } from "./values.ts";
 
-/** What the sandbox keeps templates from: they may not change what they are given. */
+/** Methods that Jinja's sandbox forbids: a template may not change its values. */
 const CHANGING = {
   list: ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"],
   dict: ["clear", "pop", "popitem", "setdefault", "update"],

@@ -37,7 +37,7 @@ export class Dict {
   }
 }
 
-/** A name, key or attribute that is not there: prints as nothing, is false, has no items; anything else is an error. */
+/** A missing name, key or attribute: prints as nothing, is false, has no items; any other use is an error. */
 export class Undefined {
   readonly what: string;
   constructor(what: string) {
@@ -64,12 +64,12 @@ export class Namespace {
   readonly attributes = new Map<string, Value>();
 }
 
-/** Attributes that are worked out when asked for: `loop`, a cycler, a joiner. */
+/** Attributes that are computed on access: `loop`, a cycler, a joiner. */
 export abstract class LoopLike {
   abstract attribute(name: string): Value | undefined;
 }
 
-/** An error of the template's own making; the caller turns it into a coded one. */
+/** An error of the template's. The caller turns it into a coded one. */
 export class TemplateError extends Error {}
 
 export function fail(message: string): never {
@@ -77,8 +77,8 @@ export function fail(message: string): never {
 }
 
 /**
- * Takes a step off the budget of the rendering that is under way: for walks through values that are no part of the template's tree. A
- * list that holds another twice, which holds a third twice, is small and takes for ever to walk through.
+ * Charges one step to the current rendering, for walks through values that are not part of the template's tree. A list that holds another
+ * one twice, which holds a third one twice, and so on, is small but takes for ever to walk.
  */
 export const spending: { step: (count?: number) => void } = { step: () => {} };
 

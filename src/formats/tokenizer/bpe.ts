@@ -1,7 +1,7 @@
-/** Up to so many symbols the next merge is looked for among all; from there on a heap has them in order. */
+/** For up to this many symbols, the next merge is searched among all of them; above it a heap keeps them in order. */
 const FEW = 48;
 
-/** Which pairs of symbols merge, in which order, into what: an open hash table over typed arrays. */
+/** Which pairs of symbols merge, in which order, and the result: an open hash table over typed arrays. */
 class Merges {
   readonly #mask: number;
   readonly #left: Int32Array;
@@ -39,8 +39,8 @@ class Merges {
 }
 
 /**
- * Byte-pair merges of one piece of text after another (Sennrich et al., 2016): of all neighbours those merge first whose merge was learnt
- * first, of two alike the left ones. What the JavaScript library does with an object a symbol and a text a pair, over numbers.
+ * Byte-pair merges of one piece of text after another (Sennrich et al., 2016): among all neighbours, the pair that was learnt first merges
+ * first; of two equal pairs, the left one. The JavaScript library needs an object a symbol and a text a pair; this works on numbers.
  */
 export class BytePairs {
   readonly #symbols = new Map<string, number>();
@@ -62,7 +62,7 @@ export class BytePairs {
   /** The symbols of a piece: its characters, merged until none of their neighbours merge. */
   split(piece: string): string[] {
     const symbols = Int32Array.from(piece, (character) => this.#symbols.get(character) ?? -1);
-    // Characters that no merge knows stay what they are.
+    // Characters that no merge contains stay as they are.
     const strange = symbols.includes(-1) ? [...piece] : null;
     const next = Int32Array.from(symbols, (_symbol, at) => (at + 1 < symbols.length ? at + 1 : -1));
     if (symbols.length <= FEW) this.#mergeFew(symbols, next);
@@ -118,7 +118,7 @@ export class BytePairs {
     for (let at = 0; at < symbols.length; at++) look(at);
     while (heap.pop()) {
       const { rank, at } = heap;
-      // A merge that was noted before one of its symbols changed.
+      // Skips a merge that was noted before one of its symbols changed.
       if (gone[at] === 1 || next[at] === -1 || this.#rank(symbols[at]!, symbols[next[at]!]!) !== rank) continue;
       const taken = next[at]!;
       gone[taken] = 1;
@@ -131,7 +131,7 @@ export class BytePairs {
   }
 }
 
-/** Least rank first, of two alike the leftmost place. */
+/** The least rank comes first; of equal ranks, the leftmost place. */
 class Heap {
   rank = 0;
   at = 0;
@@ -157,7 +157,7 @@ class Heap {
     this.#keys[hole] = key;
   }
 
-  /** Takes the first into `rank` and `at`; false: there is none. */
+  /** Removes the first entry and stores it in `rank` and `at`; false: the heap is empty. */
   pop(): boolean {
     if (this.#size === 0) return false;
     const first = this.#keys[0]!;

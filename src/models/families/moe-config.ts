@@ -3,7 +3,7 @@ import { contradiction, extent, nullish, unsupported, width } from "../config.ts
 import { decoderConfig } from "../decoder-config.ts";
 import type { FamilyExperts } from "../decoder-experts.ts";
 
-/** Most experts that a token may choose (native/include/pipelora/routing.h: kMostChosen). */
+/** Most experts that a token may choose (native/include/pipelora/ops/routing.h: kMostChosen). */
 const MOST_CHOSEN = 32;
 
 /** Of all blocks: each has tensors of its own. Five times the largest published model's. */

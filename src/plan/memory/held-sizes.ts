@@ -12,7 +12,7 @@ export interface Holding {
   readonly quantization: Quantization;
   /** Paths of the linears that stay unquantised all the same (llm_int8_skip_modules). */
   readonly skipModules: readonly string[];
-  /** GPUs: the blocks' products, forward and back, multiply e4m3 numbers (docs/decisions/fp8.md). */
+  /** GPUs: the blocks' products, forward and back, multiply e4m3 numbers (docs/decisions/compute/fp8.md). */
   readonly fp8: boolean;
 }
 

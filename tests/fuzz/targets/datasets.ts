@@ -5,7 +5,7 @@ import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import { rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
-import { encodeDataset } from "../../support/encode.ts";
+import { encodeDataset } from "../../support/models/encode.ts";
 import { mutateBytes, mutatedJson, mutateText, mutateValue } from "../mutate.ts";
 import type { FuzzTarget } from "../target.ts";
 

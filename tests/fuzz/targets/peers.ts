@@ -11,7 +11,7 @@ import { serveSenders } from "../../../src/links/service.ts";
 import { Health } from "../../../src/rpc/health.ts";
 import { encodeReply, PROTOCOL_VERSION } from "../../../src/rpc/protocol.ts";
 import { listen } from "../../../src/rpc/server.ts";
-import { rawCall } from "../../support/raw-call.ts";
+import { rawCall } from "../../support/processes/raw-call.ts";
 import { mutateBytes } from "../mutate.ts";
 import { kindsOf, strangeMessage } from "../proto-messages.ts";
 import type { Random } from "../random.ts";

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { parse, stringify } from "yaml";
 import { convertConfig } from "../../../src/config/convert.ts";
 import { loadConfig } from "../../../src/config/load.ts";
-import { coordinator, temporaryFolder } from "../../support/cli.ts";
+import { coordinator, temporaryFolder } from "../../support/processes/cli.ts";
 
 const LLAMA_FACTORY = `
 model_name_or_path: org/model

@@ -6,7 +6,7 @@ import { parseCoordinator } from "../../../src/cli/parse.ts";
 import { PipeloraError } from "../../../src/common/errors.ts";
 import { loadConfig } from "../../../src/config/load.ts";
 import { OPTIONS, withoutSecrets } from "../../../src/config/options.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const needed = { model: "m", dataset: "d", output_dir: "o" };
 

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import type { PipeloraError } from "../../../src/common/errors.ts";
 import { loadConfig } from "../../../src/config/load.ts";
 import { OPTIONS } from "../../../src/config/options.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /** A line of another trainer's file, and what must be said of its key. */
 const SAID: Readonly<Record<string, string>> = {

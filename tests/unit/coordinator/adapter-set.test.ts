@@ -9,8 +9,8 @@ import { setUpModel } from "../../../src/coordinator/planning/model-setup.ts";
 import { openAdapter } from "../../../src/formats/adapter.ts";
 import { pairNames } from "../../../src/models/kinds/lora.ts";
 import { resolveLoraTargets } from "../../../src/models/lora-targets.ts";
-import { writeChainAdapter, writeChainModel } from "../../support/chain-model.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { writeChainAdapter, writeChainModel } from "../../support/models/chain-model.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const log = createLogger({ format: "text", level: "silent", fields: {} });
 

@@ -16,8 +16,8 @@ import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
 import { storedTensors } from "../../../src/models/experts.ts";
 import { FAMILIES } from "../../../src/models/families/index.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { GGUF_CONFIGS, writeGgufModel } from "../../support/gguf-models.ts";
+import { GGUF_CONFIGS, writeGgufModel } from "../../support/models/gguf-models.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const LOG = createLogger({ format: "text", level: "silent", fields: {} });
 const run = async (output: string, flags: Readonly<Record<string, string | boolean>>) =>

@@ -6,8 +6,8 @@ import { type PromptFile, promptRows } from "../../../src/coordinator/generation
 import type { Language } from "../../../src/coordinator/generation/sample.ts";
 import { rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
-import { writeChainModel } from "../../support/chain-model.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { writeChainModel } from "../../support/models/chain-model.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 async function setUp(t: { after(fn: () => void): void }) {
   const dir = temporaryFolder(t);

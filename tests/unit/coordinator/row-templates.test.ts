@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import type { Logger } from "../../../src/common/log.ts";
 import { templatesOf } from "../../../src/coordinator/planning/row-templates.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 import { fixture } from "../shared-data.ts";
 
 test("plain ChatML in a missing template's place is said once, however many sets ask for it", async (t) => {

@@ -8,7 +8,7 @@ import type { RowSets } from "../../../src/config/groups/data.ts";
 import { defaultConfig, loadConfig } from "../../../src/config/load.ts";
 import { readTrainingData, type TrainingData } from "../../../src/coordinator/planning/training-data.ts";
 import type { Dataset } from "../../../src/data/dataset.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 import { model } from "../plan/models.ts";
 
 const log = createLogger({ format: "text", level: "silent" });

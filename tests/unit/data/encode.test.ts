@@ -10,7 +10,7 @@ import { type RowTemplate, rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
 import { trainBpe } from "../../../src/formats/tokenizer/train-bpe.ts";
-import { encodeDataset } from "../../support/encode.ts";
+import { encodeDataset } from "../../support/models/encode.ts";
 import { fixture, shared } from "../shared-data.ts";
 
 const folder = await mkdtemp(join(tmpdir(), "pipelora-encode-"));

@@ -6,7 +6,7 @@ import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import type { Columns } from "../../../src/config/column-keys.ts";
 import { readRows } from "../../../src/data/readers/read.ts";
 import type { Row } from "../../../src/data/readers/rows.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /** A shape of another trainer's sets with one row of our own, and what becomes of it: its turns, or why it is refused. */
 interface Case {

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { TokenBorders } from "../../../src/data/token-borders.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
-import { TEXTS } from "../../support/tokenizer-texts.ts";
+import { TEXTS } from "../../support/models/tokenizer-texts.ts";
 
 const model = (name: string) => new URL(`../../fixtures/tokenizers/${name}`, import.meta.url).pathname;
 

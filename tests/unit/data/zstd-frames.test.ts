@@ -5,7 +5,7 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { readBytes } from "../../../src/data/readers/bytes.ts";
 import { ZstdFrames } from "../../../src/data/readers/zstd-frames.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const MOST = 128 * 2 ** 20;
 

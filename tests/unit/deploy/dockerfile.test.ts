@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { type Copy, DockerfileParser, type From, type Instruction } from "dockerfile-ast";
 import { validate } from "dockerfile-utils";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
-import { readJson } from "../../support/cli.ts";
+import { readJson } from "../../support/processes/cli.ts";
 
 const text = readFileSync(join(PACKAGE_ROOT, "deploy", "docker", "Dockerfile"), "utf8");
 const dockerfile = DockerfileParser.parse(text);

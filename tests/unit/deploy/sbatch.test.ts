@@ -6,7 +6,7 @@ import { type TestContext, test } from "node:test";
 import { parseCoordinator, parseWorker } from "../../../src/cli/parse.ts";
 import { exitCodeOfSignal } from "../../../src/common/exit-codes.ts";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /**
  * The script under Slurm's variables, with programs that only note their arguments and do as told: what it starts, and what it makes of

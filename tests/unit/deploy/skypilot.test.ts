@@ -9,7 +9,7 @@ import { parseCoordinator, parseWorker } from "../../../src/cli/parse.ts";
 import { PipeloraError } from "../../../src/common/errors.ts";
 import { exitCodeOf } from "../../../src/common/exit-codes.ts";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
-import { readJson, temporaryFolder } from "../../support/cli.ts";
+import { readJson, temporaryFolder } from "../../support/processes/cli.ts";
 import { check, compiled } from "./schema.ts";
 
 /** The task against SkyPilot's published schemas, and its `run` under SkyPilot's variables with programs that only note their arguments. */

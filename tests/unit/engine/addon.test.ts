@@ -9,7 +9,7 @@ import { BUILT_ADDON } from "../../../src/engine/addon/candidates.ts";
 import { chooseAddon } from "../../../src/engine/addon/choice.ts";
 import { misfit } from "../../../src/engine/addon/trial.ts";
 import { engineChoice, engineOrigin, loadEngine } from "../../../src/engine/index.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /** Variables of this process for one test. */
 function withEnvironment(t: TestContext, values: Readonly<Record<string, string | undefined>>): void {

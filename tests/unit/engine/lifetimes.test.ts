@@ -4,7 +4,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { float32Of } from "../../../src/common/bytes.ts";
 import { type DeviceTensor, type Engine, type EngineOptions, loadEngine } from "../../../src/engine/index.ts";
-import { smallArch } from "../../support/small-arch.ts";
+import { smallArch } from "../../support/models/small-arch.ts";
 
 const OPTIONS: EngineOptions = {
   device: "cpu",

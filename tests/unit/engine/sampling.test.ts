@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import fc from "fast-check";
 import { type EngineOptions, loadEngine, type SamplingSettings } from "../../../src/engine/index.ts";
-import { smallArch } from "../../support/small-arch.ts";
+import { smallArch } from "../../support/models/small-arch.ts";
 
 const OPTIONS: EngineOptions = {
   device: "cpu",

@@ -3,8 +3,8 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { TEXTS } from "../../support/tokenizer-texts.ts";
+import { TEXTS } from "../../support/models/tokenizer-texts.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /** GPT-2's letters for the 256 bytes. */
 const LETTERS = (() => {

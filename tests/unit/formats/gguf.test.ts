@@ -13,7 +13,7 @@ import {
   typeBytes,
 } from "../../../src/formats/gguf/tensor-types.ts";
 import { type GgufTensor, writeGguf } from "../../../src/formats/gguf/write.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const once = (bytes: Uint8Array) =>
   async function* () {

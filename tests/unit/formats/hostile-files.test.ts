@@ -9,7 +9,7 @@ import { readRows } from "../../../src/data/readers/read.ts";
 import { openCheckpoint } from "../../../src/formats/checkpoint.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import { readModelSpec } from "../../../src/models/index.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const FIXTURES = join(PACKAGE_ROOT, "tests", "fixtures");
 const TOKENS = join(FIXTURES, "tokens");

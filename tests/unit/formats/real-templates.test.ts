@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import { pathToFileURL } from "node:url";
 import { JinjaTemplate, TemplateError } from "../../../src/formats/jinja/index.ts";
-import { npmPackage } from "../../support/npm-package.ts";
+import { npmPackage } from "../../support/processes/npm-package.ts";
 
 /** Has the chat templates of many published models as data. */
 const PACKAGE = "@huggingface/ollama-utils@0.0.18";

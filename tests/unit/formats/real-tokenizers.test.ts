@@ -6,10 +6,10 @@ import { test } from "node:test";
 import protobuf from "protobufjs";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import type { Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { idsHashes } from "../../support/ids-hash.ts";
-import { npmPackage } from "../../support/npm-package.ts";
-import { TEXTS } from "../../support/tokenizer-texts.ts";
+import { idsHashes } from "../../support/models/ids-hash.ts";
+import { TEXTS } from "../../support/models/tokenizer-texts.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
+import { npmPackage } from "../../support/processes/npm-package.ts";
 
 const FIXTURES = new URL("../../fixtures/tokenizers/real/", import.meta.url);
 /** Random texts of each: PIPELORA_TOKENIZER_TEXTS=10000 tries all that the fixtures know. */

@@ -6,9 +6,9 @@ import protobuf from "protobufjs";
 import { rowTemplate } from "../../../src/data/templates.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import { StreamDecoder, type Tokenizer } from "../../../src/formats/tokenizer/tokenizer.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { idsHashes } from "../../support/ids-hash.ts";
-import { TEXTS } from "../../support/tokenizer-texts.ts";
+import { idsHashes } from "../../support/models/ids-hash.ts";
+import { TEXTS } from "../../support/models/tokenizer-texts.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const FIXTURES = new URL("../../fixtures/tokenizers/", import.meta.url).pathname;
 const names = readdirSync(FIXTURES).filter((name) => /^(bpe|unigram)-/.test(name));

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { openCheckpoint } from "../../../src/formats/checkpoint.ts";
 import { float32Bytes, writeSafetensors } from "../../../src/formats/safetensors.ts";
 import { assertTied } from "../../../src/formats/tied-head.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const EMBEDDING = "model.embed_tokens.weight";
 const HEAD = "lm_head.weight";

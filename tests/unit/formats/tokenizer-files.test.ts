@@ -6,7 +6,7 @@ import { openCheckpoint } from "../../../src/formats/checkpoint.ts";
 import { openSafetensors } from "../../../src/formats/safetensors.ts";
 import { loadTokenizer } from "../../../src/formats/tokenizer/load.ts";
 import { readModelSpec } from "../../../src/models/index.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 function folder(t: TestContext, files: Readonly<Record<string, unknown>>): string {
   const dir = temporaryFolder(t);

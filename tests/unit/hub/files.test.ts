@@ -7,8 +7,8 @@ import { fetchAdapter, fetchModelConfig, fetchTokenizer, fetchWeights } from "..
 import { parseDatasetReference, type RepoKind } from "../../../src/hub/reference.ts";
 import { hubSettings } from "../../../src/hub/settings.ts";
 import { Snapshot } from "../../../src/hub/snapshot.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { LoopbackHub } from "../../support/hub.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
+import { LoopbackHub } from "../../support/processes/hub.ts";
 
 type Files = Readonly<Record<string, string>>;
 

@@ -7,7 +7,7 @@ import fc from "fast-check";
 import { pathsOf } from "../../../src/coordinator/planning/row-sets.ts";
 import { parseDatasetReference, parseReference } from "../../../src/hub/reference.ts";
 import { hubSettings } from "../../../src/hub/settings.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 test("a name is owner/name; what else there is can only be a path", () => {
   for (const [text, name, revision] of [

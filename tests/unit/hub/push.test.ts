@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { type TestContext, test } from "node:test";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import { pushAdapter } from "../../../src/coordinator/tools/push.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { LoopbackHub } from "../../support/hub.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
+import { LoopbackHub } from "../../support/processes/hub.ts";
 
 const GOLDEN = join(PACKAGE_ROOT, "tests/fixtures/goldens/qwen2-gqa-tied/adapter_final");
 

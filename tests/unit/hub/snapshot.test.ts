@@ -16,8 +16,8 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { RepoReference } from "../../../src/hub/reference.ts";
 import { type HubSettings, hubSettings } from "../../../src/hub/settings.ts";
 import { Snapshot } from "../../../src/hub/snapshot.ts";
-import { temporaryFolder } from "../../support/cli.ts";
-import { type Fault, LoopbackHub } from "../../support/hub.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
+import { type Fault, LoopbackHub } from "../../support/processes/hub.ts";
 
 const BIG = randomBytes(300_000);
 const FILES = {

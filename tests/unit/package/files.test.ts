@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
-import { readJson } from "../../support/cli.ts";
+import { readJson } from "../../support/processes/cli.ts";
 
 interface Package {
   readonly name: string;

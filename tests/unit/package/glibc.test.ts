@@ -6,7 +6,7 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { demands, demandsOf } from "../../../scripts/package/elf.mjs";
 import { compareVersions, glibcStubs, symbolsUpTo } from "../../../scripts/package/glibc-floor.mjs";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const linux = process.platform !== "linux" && "ELF files are Linux's";
 

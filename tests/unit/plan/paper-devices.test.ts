@@ -10,7 +10,7 @@ import { formatRental } from "../../../src/plan/paper/format-rental.ts";
 import { devicesOf, ownGpus, parseDevices, parseLinkRates } from "../../../src/plan/paper/paper-devices.ts";
 import { linkKey } from "../../../src/plan/request.ts";
 import { planPage } from "../../../src/plan/shown/plan-page.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const LOG = createLogger({ format: "text", level: "silent", fields: {} });
 const NONE = new Map<string, never>();

@@ -10,7 +10,7 @@ import { decodeReply, decodeRequest, encodeReply, encodeRequest } from "../../..
 import { Refusals } from "../../../src/rpc/refusals.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { serveCoordination, WorkerConnection } from "../../../src/rpc/worker-connection.ts";
-import { rawCall } from "../../support/raw-call.ts";
+import { rawCall } from "../../support/processes/raw-call.ts";
 
 const SESSION = "/pipelora.v1.Coordination/Session";
 const STRANGER_BYTES = 1 << 20;

@@ -14,8 +14,8 @@ import { reach } from "../../../src/rpc/dial.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import type { Trust } from "../../../src/rpc/trust.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
-import { bothAuthorities, certificates, tlsFiles } from "../../support/certificates.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { bothAuthorities, certificates, tlsFiles } from "../../support/processes/certificates.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const nobody = () => {};
 

@@ -5,8 +5,8 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { PipeloraError } from "../../../src/common/errors.ts";
 import { type AppOptions, createApp, listenOn } from "../../../src/serve/app.ts";
-import { certificates, tlsFiles } from "../../support/certificates.ts";
-import { temporaryFolder } from "../../support/cli.ts";
+import { certificates, tlsFiles } from "../../support/processes/certificates.ts";
+import { temporaryFolder } from "../../support/processes/cli.ts";
 
 const OPEN: AppOptions = { apiKey: null, tls: null, onFailure: () => {}, ready: () => true };
 

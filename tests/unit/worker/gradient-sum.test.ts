@@ -7,8 +7,8 @@ import { Mailbox } from "../../../src/links/mailbox.ts";
 import { NcclGroup } from "../../../src/links/nccl-group.ts";
 import type { RankLinks } from "../../../src/worker/links.ts";
 import { sumGradients } from "../../../src/worker/steps/gradient-sum.ts";
-import { goldenRun } from "../../support/golden.ts";
-import { wholeModel } from "../../support/one-engine.ts";
+import { goldenRun } from "../../support/models/golden.ts";
+import { wholeModel } from "../../support/models/one-engine.ts";
 import { loadWithHostNccl } from "../links/host-nccl.ts";
 
 const addon = loadWithHostNccl();

@@ -17,8 +17,8 @@ import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import { type PreparedRank, prepareRank } from "../../../src/worker/prepare.ts";
 import { HeldLayers } from "../../../src/worker/weights/held-layers.ts";
 import { NodeModel } from "../../../src/worker/weights/node-model.ts";
-import { goldenRun } from "../../support/golden.ts";
-import { meanLossBatch } from "../../support/one-engine.ts";
+import { goldenRun } from "../../support/models/golden.ts";
+import { meanLossBatch } from "../../support/models/one-engine.ts";
 
 interface Setting {
   readonly golden: string;

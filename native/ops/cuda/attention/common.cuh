@@ -3,7 +3,7 @@
 
 #include "ops/cuda/attention/attention.h"
 #include "ops/cuda/device/common.cuh"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "ops/cuda/base/cublaslt_abi.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 
@@ -24,7 +24,7 @@ struct Product {
   float alpha = 1;  // int8: 1
   /// f8: of a's rows and of b's, which they are multiplied by. Both operands' rows are then multiples of 16 long.
   const float *a_scales = nullptr, *b_scales = nullptr;
-  /// f8: sums stay in the tensor core's own registers, of fewer bits than float32, all the way (docs/decisions/fp8.md).
+  /// f8: sums stay in the tensor core's own registers, of fewer bits than float32, all the way (docs/decisions/compute/fp8.md).
   bool fast_sums = true;
 };
 

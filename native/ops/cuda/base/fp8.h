@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "ops/cuda/base/quant.h"
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "ops/cuda/lora/lora.h"
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 

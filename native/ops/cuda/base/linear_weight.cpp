@@ -7,8 +7,8 @@
 #include "ops/cuda/base/int8.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
-#include "pipelora/packed.h"
-#include "pipelora/error.h"
+#include "pipelora/ops/packed.h"
+#include "pipelora/core/error.h"
 #include "quant/state.h"
 
 namespace pipelora::cuda {

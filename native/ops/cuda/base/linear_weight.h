@@ -9,7 +9,7 @@
 #include "ops/cuda/base/expanded_pool.h"
 #include "ops/cuda/base/fp8.h"
 #include "ops/cuda/base/quant.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "ops/cuda/kernel_choice.h"
-#include "pipelora/tensor.h"
-#include "quant/codebook.h"
+#include "pipelora/core/tensor.h"
+#include "quant/four_bit/codebook.h"
 
 namespace pipelora::cuda {
 

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "ops/cuda/kernel_choice.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

@@ -8,9 +8,9 @@
 
 #include "ops/cuda/device/check.h"
 #include "ops/cuda/device/alignment.h"
-#include "pipelora/error.h"
-#include "pipelora/rng.h"
-#include "pipelora/tensor.h"
+#include "pipelora/core/error.h"
+#include "pipelora/core/rng.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 

@@ -1,5 +1,5 @@
 // What GPUs there are, and the Ops on one of them.
-#include "pipelora/cuda.h"
+#include "pipelora/ops/cuda.h"
 
 #include <cuda_runtime.h>
 #include <dlfcn.h>
@@ -8,7 +8,7 @@
 
 #include "ops/cuda/device/check.h"
 #include "ops/cuda/cuda_ops.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora {
 

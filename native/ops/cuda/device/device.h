@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <memory>
 
-#include "pipelora/ops.h"
-#include "pipelora/parallel.h"
+#include "pipelora/ops/ops.h"
+#include "pipelora/core/parallel.h"
 
 namespace pipelora::cuda {
 

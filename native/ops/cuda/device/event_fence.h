@@ -3,7 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "ops/cuda/device/check.h"
-#include "pipelora/fence.h"
+#include "pipelora/core/fence.h"
 
 namespace pipelora::cuda {
 

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "ops/cuda/device/check.h"
-#include "pipelora/arena_offload.h"
+#include "pipelora/core/arena_offload.h"
 
 namespace pipelora::cuda {
 

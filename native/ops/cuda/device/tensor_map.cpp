@@ -5,7 +5,7 @@
 #include <string>
 
 #include "ops/cuda/device/check.h"
-#include "pipelora/error.h"
+#include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
 

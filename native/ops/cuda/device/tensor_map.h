@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 

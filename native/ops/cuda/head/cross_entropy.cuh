@@ -3,7 +3,7 @@
 
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/kernel_choice.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "ops/cuda/device/device.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

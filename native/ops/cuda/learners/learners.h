@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "pipelora/learner_calls.h"
+#include "pipelora/ops/learner_calls.h"
 
 namespace pipelora::cuda {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "ops/cuda/lora/lora.h"
-#include "pipelora/rng.h"
+#include "pipelora/core/rng.h"
 
 namespace pipelora::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ops/cuda/device/common.cuh"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

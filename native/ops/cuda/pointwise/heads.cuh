@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "pipelora/tensor.h"
+#include "pipelora/core/tensor.h"
 
 namespace pipelora::cuda {
 

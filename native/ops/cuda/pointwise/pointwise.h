@@ -7,7 +7,7 @@
 #include <span>
 
 #include "ops/cuda/kernel_choice.h"
-#include "pipelora/ops.h"
+#include "pipelora/ops/ops.h"
 
 namespace pipelora::cuda {
 

@@ -32,8 +32,8 @@ export interface Trained {
 
 /**
  * Rounds until every adapter has ended: a step of each that goes on, their micro-batches adapter by adapter through the pipeline, so that
- * one's fill the bubbles of another's (docs/decisions/many-adapters.md). What fails of an adapter's own ends it alone. Returns whether the run came to its end; after an
- * pause every adapter's step is saved or held.
+ * one's fill the bubbles of another's (docs/decisions/runs/many-adapters.md). What fails of an adapter's own ends it alone. Returns whether the run came to its end; after
+ * a pause every adapter's step is saved or held.
  */
 export async function trainRounds(
   all: readonly Trained[],

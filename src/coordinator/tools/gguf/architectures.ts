@@ -1,8 +1,8 @@
 import type { BlockLayer, ModelSpec } from "../../../models/spec.ts";
 
 /**
- * What llama.cpp's graph of an architecture computes (its src/models/), as far as it differs from one family to the next. Everything else
- * follows from ModelSpec. What a model asks for beyond this is refused: the file would load and give other numbers.
+ * How llama.cpp's graph of an architecture (its src/models/) differs from other families'. The rest follows from ModelSpec. A model that
+ * needs more than this is refused: the file would load and compute other numbers.
  */
 export interface Architecture {
   /** general.architecture */
@@ -37,19 +37,19 @@ export interface Architecture {
   readonly head?: "tied" | "own";
   /** q and o are square: heads times headDim is hidden. */
   readonly square?: true;
-  /** It is known by its number of blocks: others get no positions. */
+  /** llama.cpp recognises the model by its number of blocks; another number gets no positions. */
   readonly blocks?: number;
   readonly headNorm?: "each" | "whole" | "each behind rotary";
   readonly experts?: ArchitectureExperts;
   readonly latent?: true;
   /** Models whose queries come from no latent vector are known by this number of blocks. */
   readonly directQueries?: number;
-  /** Tensors to which its graph adds no adapter: llama.cpp leaves one out without a word, or ends with an assertion. */
+  /** Tensors to which llama.cpp's graph adds no adapter: it ignores the pair silently, or ends with an assertion. */
   readonly unadapted?: readonly string[];
   readonly queryScale?: true;
   /** Rows and columns of value heads go by their place among a key head's, then by key head. */
   readonly tiledValueHeads?: true;
-  /** Attention's gate, sinks, and others that no second family has. */
+  /** Tensors that only this family has: attention's gate, sinks and others. */
   readonly extras?: readonly ("gated attention" | "sinks" | "parallel" | "layer norm" | "delta nets")[];
   /** Further metadata, keys without the architecture in front. */
   readonly own?: (spec: ModelSpec) => Readonly<Record<string, number | readonly number[]>>;
@@ -86,7 +86,7 @@ const LLAMA: Architecture = {
 const QWEN2: Architecture = { name: "qwen2", rope: "halves", biases: ["q, k, v", "output"] };
 const GEMMA_EMBEDDING = ({ shape }: ModelSpec) => ({ embedding: Math.sqrt(shape.hidden) });
 const GEMMA2_LARGEST = 46;
-/** Gemma 2's and 3's largest are known by their blocks, and divide scores by hidden / heads. */
+/** Gemma 2's and 3's largest models are recognised by their number of blocks. They divide scores by hidden / heads. */
 const gemmaScores =
   (largest: number) =>
   ({ shape }: ModelSpec): number =>
@@ -119,7 +119,10 @@ const QWEN3NEXT: Architecture = {
   extras: ["gated attention", "delta nets"],
   experts: NEXT_EXPERTS,
 };
-/** Text stands at one position in all of mrope's parts: the file must have them, and any that fill the columns will do. */
+/**
+ * A text token has one position in all parts of mrope. The file must have the parts, and any split that fills the columns gives the same
+ * numbers.
+ */
 const sections = (spec: ModelSpec) => {
   const pairs = spec.rules.rotary[0]!.invFreq.length;
   const part = Math.floor((pairs * 11) / 32);
@@ -138,7 +141,7 @@ const CHATGLM: Architecture = {
 /** GLM-4's products of larger precision. */
 const PRECISE = ["attn_output", "ffn_down", "ffn_down_shexp"];
 
-/** By ModelSpec.family: the first that the model fits. Families that llama.cpp lacks are not here. */
+/** By ModelSpec.family; the first that fits the model is taken. Families that llama.cpp lacks are absent. */
 export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = {
   llama: [LLAMA],
   mistral: [LLAMA],

@@ -2,7 +2,7 @@ import { PipeloraError } from "../../../common/errors.ts";
 import type { BlockLayer, LinearSpec, ModelSpec } from "../../../models/spec.ts";
 import { ARCHITECTURES, type Architecture, blocksOf, type FactorKey } from "./architectures.ts";
 
-/** The architecture that computes what this model does. Error: PL_MODEL_UNSUPPORTED, with what llama.cpp has otherwise. */
+/** The architecture that computes what this model does. Error: PL_MODEL_UNSUPPORTED, naming the differences. */
 export function architectureFor(spec: ModelSpec): Architecture {
   const known = Object.hasOwn(ARCHITECTURES, spec.family) ? ARCHITECTURES[spec.family]! : [];
   const refused: string[] = [];
@@ -17,7 +17,7 @@ export function architectureFor(spec: ModelSpec): Architecture {
   });
 }
 
-/** What the architecture has otherwise than the model: nothing where the model's numbers are those of the file. */
+/** Differences between the architecture and the model; empty where the file gives the model's numbers. */
 export function misfits(spec: ModelSpec, architecture: Architecture): string[] {
   const blocks = blocksOf(spec);
   return [
@@ -72,7 +72,7 @@ function rulesAgainst(spec: ModelSpec, architecture: Architecture): string[] {
     ...optional.flatMap(([asked, given, otherwise]) => (asked && !given ? [otherwise] : [])),
     ...(optional[0]![1] && !rules.parallel ? ["attention and MLP beside each other"] : []),
     ...(optional[1]![1] && rules.norm.kind === "rms" ? ["LayerNorm"] : []),
-    // GLM-4.5's smaller model has none, and its graph asks whether they are there.
+    // GLM-4.5's smaller model has none; llama.cpp's graph checks whether they are there.
     ...(headNorm === wanted || (headNorm === undefined && architecture.name === "glm4moe")
       ? []
       : [wanted === undefined ? "no norms of q and k" : `norms of q and k: ${wanted}`]),
@@ -135,7 +135,9 @@ function positionsAgainst(blocks: readonly BlockLayer[], architecture: Architect
   return against;
 }
 
-/** n where exactly the blocks i with i % n = n - 1 see all; null: no such n of at most twice the blocks. */
+/**
+ * The n for which exactly the blocks i with i % n = n - 1 have full attention; null: there is no such n up to twice the number of blocks.
+ */
 export function windowPeriod(blocks: readonly BlockLayer[]): number | null {
   const full = blocks.findIndex(({ slidingWindow }) => slidingWindow === null);
   const period = full < 0 ? 0 : full + 1;
@@ -145,7 +147,7 @@ export function windowPeriod(blocks: readonly BlockLayer[]): number | null {
     : null;
 }
 
-/** n where exactly the blocks i with (i + 1) % n = 0 have full attention; null: none. */
+/** The n for which exactly the blocks i with (i + 1) % n = 0 have full attention; null: none. */
 export function deltaInterval(blocks: readonly BlockLayer[]): number | null {
   const interval = blocks.findIndex(({ attention }) => attention.kind !== "delta") + 1;
   return interval > 0 && blocks.every(({ attention }, i) => (attention.kind !== "delta") === ((i + 1) % interval === 0))
@@ -179,7 +181,7 @@ function expertsAgainst(blocks: readonly BlockLayer[], { experts: has }: Archite
   else if (firstSparse > 0 && !has.leadingDense) against.push("experts in every block");
   const { router, clamp } = sparse[0]!.experts!;
   const { score, normalise, factor, groups, correction } = router;
-  // Shares of all divided by their sum are the shares of those chosen.
+  // Softmax over all experts, divided by the sum of the chosen ones, equals softmax over the chosen ones.
   const asked = score === "softmax" && normalise ? "softmax_of_chosen" : score;
   const given = has.score === "softmax" && has.normalise === true ? "softmax_of_chosen" : has.score;
   if (given !== "key" && asked !== given) against.push(`${given} as the experts' weights`);

@@ -8,7 +8,7 @@ type Keys = readonly (readonly [string, MetadataValue])[];
 /** llama_expert_gating_func_type */
 const GATING = { softmax: 1, sigmoid: 2, softmax_of_chosen: 3 } as const;
 
-/** A model's numbers, keys without the architecture in front; rotary's are elsewhere. */
+/** A model's numbers as metadata, keys without the architecture's prefix. Rotary's keys are in rope.ts. */
 export function modelKeys(spec: ModelSpec, architecture: Architecture): Keys {
   const { shape, rules } = spec;
   const blocks = blocksOf(spec);
@@ -29,7 +29,7 @@ export function modelKeys(spec: ModelSpec, architecture: Architecture): Keys {
           ["attention.value_length", uint32(shape.headDim)],
         ] as const)
       : ([
-          // Queries are brought to the latent vector: one head of keys for all.
+          // Queries are mapped to the latent vector, so all heads share one key.
           ["attention.head_count_kv", uint32(1)],
           ["attention.key_length", uint32(latent.kvRank + latent.turning)],
           ["attention.value_length", uint32(latent.kvRank)],

@@ -55,10 +55,9 @@ const CONVERSATIONS: readonly (readonly Role[])[] = [
 ];
 
 /**
- * The chat template as Ollama writes it (Go's text/template over .Messages): read off what the template makes of conversations, and kept
- * only where it gives the same text for all of them. null: turns depend on more than their role (a template that drops a system message,
- * or writes the date). `bos`: the text of BOS, and whether
- * llama.cpp puts it first itself.
+ * The chat template in Ollama's form (Go's text/template over .Messages). It is derived from what the template renders, and kept only if it
+ * gives the same text for all test conversations. null: turns depend on more than their role (a template that drops a system message, or
+ * writes the date). `bos`: the text of BOS, and whether llama.cpp adds it itself.
  */
 export function ollamaTemplate(
   template: ChatTemplate,

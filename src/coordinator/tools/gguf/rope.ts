@@ -8,14 +8,14 @@ import { type Architecture, blocksOf } from "./architectures.ts";
 export interface RopeLayout {
   readonly keys: readonly (readonly [string, MetadataValue])[];
   readonly tensors: readonly { readonly name: string; readonly values: readonly number[] }[];
-  /** What llama.cpp does otherwise: a sentence each. */
+  /** What llama.cpp does differently: a sentence each. */
   readonly warnings: readonly string[];
 }
 
 /** Frequencies are float32 in both programs. */
 const CLOSE = 1e-5;
 
-/** Error: PL_MODEL_UNSUPPORTED for frequencies that the architecture can't be told. */
+/** Error: PL_MODEL_UNSUPPORTED for frequencies that the architecture has no metadata for. */
 export function ropeLayout(spec: ModelSpec, architecture: Architecture, config: unknown): RopeLayout {
   const blocks = blocksOf(spec);
   const used = (windowed: boolean) =>
@@ -68,12 +68,12 @@ function dividing({ base }: RopeSpec, invFreq: readonly number[]): number[] {
   return invFreq.map((frequency, i) => base ** (-i / invFreq.length) / frequency);
 }
 
-/** The base and the factor of which these are the frequencies base^(-2i / R) / factor; null: they are no such series. */
+/** The base and factor for which these are the frequencies base^(-2i / R) / factor; null: there are none. */
 function powers({ base, invFreq }: RopeSpec): { base: number; linear: number } | null {
   const linear = 1 / invFreq[0]!;
   const last = invFreq.length - 1;
   const other = last === 0 ? base : (invFreq[last]! * linear) ** (-invFreq.length / last);
-  // Rounded to float32, the last frequency gives the base up to some digits only.
+  // Rounded to float32, the last frequency determines the base to a few digits only.
   const found = Math.abs(other / base - 1) < CLOSE * invFreq.length ? base : other;
   const fits = invFreq.every((frequency, i) => {
     const expected = found ** (-i / invFreq.length) / linear;
@@ -98,7 +98,7 @@ function longrope(spec: ModelSpec, { longrope: reads }: Architecture, rope: Rope
   };
 }
 
-/** Yarn by its own keys; its frequencies are made again as ggml makes them (ggml_rope_yarn_corr_dims, rope_yarn). */
+/** Yarn by its own keys. Its frequencies are recomputed as ggml does (ggml_rope_yarn_corr_dims, rope_yarn) and compared. */
 function yarn(spec: ModelSpec, { latent, queryScale }: Architecture, rope: RopeSpec, config: unknown): RopeLayout {
   const parameters = ropeParametersOf(config);
   const original = parameters.original_max_position_embeddings ?? spec.maxPositions;
@@ -119,7 +119,7 @@ function yarn(spec: ModelSpec, { latent, queryScale }: Architecture, rope: RopeS
       : [
           `llama.cpp rounds the dimensions between which yarn scales: its frequencies differ by up to ${(100 * off).toFixed(1)} %`,
         ];
-  // ggml multiplies by 0.1 ln(factor) + 1 itself; latent attention's scores and Ministral's take it out again.
+  // ggml multiplies by 0.1 ln(factor) + 1 itself; this key cancels it for latent attention's scores and for Ministral.
   const own = 1 + 0.1 * Math.log(factor);
   const allDim = parameters.mscale_all_dim;
   const log: [string, MetadataValue][] =

@@ -21,7 +21,7 @@ import type { Layout, Piece } from "./tensors.ts";
 const CARRIED: Readonly<Record<FloatDtype, RoundedType>> = { float32: "f32", float16: "f16", bfloat16: "bf16" };
 const LARGEST_HALF = 65504;
 
-/** The bytes of the file's tensors, made when their turn comes: of one tensor (of experts one of each) there is never more in memory. */
+/** The bytes of the file's tensors, made one tensor at a time (of experts, one matrix at a time), so that memory stays small. */
 export class TensorData {
   readonly #setup: ModelSetup;
   readonly #weights: AdaptedWeights;
@@ -57,7 +57,7 @@ export class TensorData {
     }
   }
 
-  /** Where the piece stands as it is to be written; null: it has to be made. */
+  /** Where the piece lies in the form in which it is written; null: it has to be computed. */
   #plainLocation({ source, rows, columns, turnedHeads }: Piece, { value }: Layout): SlicedLocation | null {
     if (rows !== null || columns !== null || turnedHeads !== undefined || value !== undefined) return null;
     const module = moduleOf(source);
@@ -103,7 +103,7 @@ interface Matrix {
 
 const moduleOf = (source: string) => source.replace(/\.weight$/, "");
 
-/** What a tensor is held in: float32 where it is small and delicate, float16 where its rows are no whole blocks. */
+/** The type of a tensor: float32 for small and sensitive ones, float16 where rows are not whole blocks. */
 export function typeOf({ shape, exact, packed }: Layout, wanted: RoundedType): GgufType {
   if (packed !== undefined) return packed;
   if (exact) return "f32";
@@ -146,7 +146,7 @@ function turn(values: Float32Array, rows: number, columns: number): Float32Array
   return result;
 }
 
-/** Error: PL_QUANTIZATION_INVALID for values that this type has none for. */
+/** Error: PL_QUANTIZATION_INVALID for values that this type can't represent. */
 function encoded({ name }: Pick<Layout, "name">, values: Float32Array, type: RoundedType): Uint8Array {
   if (type !== "f32" && type !== "bf16") {
     const most = type === "f16" ? LARGEST_HALF : LARGEST_HALF * 127;

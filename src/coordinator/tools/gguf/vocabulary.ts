@@ -201,7 +201,7 @@ function putsSpaceFirst(json: TokenizerSource["json"]): boolean {
   return steps.includes('"Prepend"') || /"Regex":"[^"]*\(\?=\[\\\\s\\\\S\]\)"/.test(steps);
 }
 
-/** Qwen (v1)'s ranks as a vocabulary with merges: a token came from the two that merging by lower ranks leaves of it. */
+/** Qwen (v1)'s ranks as a vocabulary with merges: each token's last merge is found by merging its bytes with the lower ranks only. */
 function rankedTokens(ranks: readonly Uint8Array[]): Tokens {
   const letters = byteLetters();
   const written = ranks.map((bytes) => Array.from(bytes, (byte) => letters[byte]!).join(""));

@@ -12,8 +12,8 @@ import { runsPage } from "../../../../src/serve/page/page.ts";
 import { RunFolder } from "../../../../src/serve/page/run-folder.ts";
 import { RunRecord } from "../../../../src/serve/page/run-record.ts";
 import type { Change, RunList, RunView, Series, Timeline } from "../../../../src/serve/page/wire.ts";
-import { temporaryFolder } from "../../../support/cli.ts";
-import { writeRun } from "../../../support/page-runs.ts";
+import { temporaryFolder } from "../../../support/processes/cli.ts";
+import { writeRun } from "../../../support/processes/page-runs.ts";
 
 const OPEN: AppOptions = { apiKey: null, tls: null, onFailure: () => {}, ready: () => true };
 

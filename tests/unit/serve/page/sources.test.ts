@@ -15,8 +15,8 @@ import { RunRecord } from "../../../../src/serve/page/run-record.ts";
 import type { RunSource } from "../../../../src/serve/page/run-source.ts";
 import { viewOf } from "../../../../src/serve/page/run-view.ts";
 import { timelineOf } from "../../../../src/serve/page/timeline.ts";
-import { temporaryFolder } from "../../../support/cli.ts";
-import { writeRun } from "../../../support/page-runs.ts";
+import { temporaryFolder } from "../../../support/processes/cli.ts";
+import { writeRun } from "../../../support/processes/page-runs.ts";
 
 const noWarning = (text: string) => assert.fail(text);
 

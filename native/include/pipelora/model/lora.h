@@ -1,0 +1,96 @@
+// A LoRA pair, and where pairs of one product are put side by side.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pipelora/model/base_weights.h"
+#include "pipelora/model/dora.h"
+#include "pipelora/model/named_matrix.h"
+#include "pipelora/ops/ops.h"
+#include "pipelora/model/spec.h"
+
+namespace pipelora {
+
+/// A LoRA pair: A [R, in], and B [out, R], which is held transposed.
+class LoraPair {
+ public:
+  /// `experts`: the pair is one of each of that many weights, as peft has it for a parameter [N, …]: A [N r, in], expert by expert, B
+  /// [out, r N], the experts' columns of one rank beside each other.
+  LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1);
+
+  Learner& learner() { return learner_; }
+  LoraView view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert = 0) const;
+
+ private:
+  std::int64_t experts_;
+  LoraSpec spec_;
+  Learner learner_;
+};
+
+/// Linears that share an input: one product of the base's, and one adapter's LoRA pairs next to each other.
+class LinearGroup {
+ public:
+  LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& linears, BaseWeights& base);
+
+  LinearWeight& weight() const { return *product_.weights.front(); }
+  BaseProduct& product() const { return product_; }
+  const std::vector<LinearSpec>& linears() const { return linears_; }
+  const std::vector<std::unique_ptr<LoraPair>>& pairs() const { return pairs_; }
+  bool trainable() const { return has_pairs() || !biases_.empty(); }
+  bool has_pairs() const { return !pairs_.empty(); }
+  std::vector<Learner*> learners();
+  /// Beside the weight and what learns: DoRA's norms.
+  std::size_t extra_bytes() const { return dora_ ? dora_->bytes() : 0; }
+  /// Before a pass: what is made of values that were set or updated, and the bias, which adapters that train it take turns with.
+  void follow();
+  /// Values that follow from the loaded weight, and from A and B.
+  void first_values();
+
+  /// Whether DoRA stands behind the product: the backward pass then needs the product as it was before.
+  bool has_gains() const { return dora_ != nullptr; }
+  /// The call's product, and what stands behind it. `before` [T, out], or empty, takes the product for the backward pass: where the call
+  /// has no y, that alone is made. `product`: makes the call it is given.
+  template <class Product>
+  void forward(const LinearForward& call, const Tensor& before, Product&& product) const {
+    if (!dora_ || !(call.y || before)) return product(call);
+    Buffer own;
+    if (!before) own = arena_.workspace("a product before its gains", call.y.dtype, call.y.rows, call.y.cols);
+    LinearForward plain = call;
+    plain.y = before ? before : own.tensor();
+    plain.residual = Tensor();
+    product(plain);
+    if (call.y) dora_->forward(plain.y, call.residual, call.y);
+  }
+  void forward(const LinearForward& call, const Tensor& before = {}) const {
+    forward(call, before, [this](const LinearForward& plain) { ops_.linear_forward(plain); });
+  }
+  /// The product's gradient from that of what forward() gave; empty: it is that itself. Biases and magnitudes learn, `factor` times.
+  Buffer product_grad(const Tensor& dy, const Tensor& before, float factor = 1) const;
+  std::int64_t inner_cols() const { return inner_cols_; }
+  LoraSet lora(const DropoutKey* dropout) const { return {views_, inner_cols_, dropout}; }
+  const std::vector<LoraView>& views() const { return views_; }
+
+ private:
+  struct Bias {
+    Learner learner;
+    std::int64_t first = 0, count = 0;
+  };
+  /// The base's own bias, wherever it is meanwhile.
+  Tensor base_bias() const;
+  /// Whether the weight's bias was another adapter's: it is the base's now.
+  bool take_bias();
+
+  Ops& ops_;
+  Arena& arena_;
+  std::vector<LinearSpec> linears_;
+  BaseProduct& product_;
+  std::vector<std::unique_ptr<LoraPair>> pairs_;
+  std::vector<LoraView> views_;
+  std::vector<Bias> biases_;
+  std::unique_ptr<Dora> dora_;
+  std::int64_t inner_cols_ = 0;
+};
+
+}  // namespace pipelora
