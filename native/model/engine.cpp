@@ -120,7 +120,7 @@ void Engine::learns(std::size_t adapter, const std::vector<NamedMatrix*>& matric
 }
 
 std::size_t Engine::add_segment(SegmentSpec spec) {
-  auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec), held_);
+  auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec), &held_);
   learns(0, made->matrices());
   segments_.push_back(std::move(made));
   return segments_.size() - 1;

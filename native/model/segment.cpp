@@ -74,14 +74,14 @@ struct Segment::Saved {
   std::unique_ptr<Offloads> offloads;  // where any of the segment's blocks is offloaded
 };
 
-Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec, HeldLayers& held)
+Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec, HeldLayers* held)
     : ops_(ops), arena_(arena), rope_(rope), arch_(arch), spec_(std::move(spec)) {
   std::int64_t blocks = 0, others = 0;
   const std::int64_t offloaded = spec_.offloaded_blocks, all = std::count_if(spec_.layers.begin(), spec_.layers.end(), [](const LayerSpec& layer) {
     return std::holds_alternative<BlockSpec>(layer);
   });
   for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
-    auto found = held.extract(layer_name(spec_.layers[i]));
+    auto found = held == nullptr ? HeldLayers::node_type() : held->extract(layer_name(spec_.layers[i]));
     layers_.push_back(std::make_unique<Layer>(spec_.layers[i], found.empty() ? BaseWeights(ops) : std::move(found.mapped())));
     Layer* at = layers_.back().get();
     slots_.begin_layer(i);

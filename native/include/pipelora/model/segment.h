@@ -29,8 +29,8 @@ struct ForwardResult {
 
 class Segment {
  public:
-  /// With the first adapter's layers. Layers that are in `held` are taken out of it, and lack no weight.
-  Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec, HeldLayers& held);
+  /// With the first adapter's layers. Layers that are in `held` (null: none) are taken out of it, and lack no weight.
+  Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec, HeldLayers* held = nullptr);
   ~Segment();
 
   /// Another adapter of the same base: the same layers, but for what they learn. Before weights are loaded. Returns its number: 1, 2, …
