@@ -60,9 +60,9 @@ export class AdapterRun {
     return this.#error;
   }
 
-  /** In place of what was held before. Of a run that is elastic. */
+  /** In place of what was held before, unless that is of a later step: what ranks tell may come after a save. Of a run that is elastic. */
   hold(held: HeldState): void {
-    this.#held = held;
+    if (this.#held === null || held.state.globalStep >= this.#held.state.globalStep) this.#held = held;
   }
 
   get holds(): boolean {

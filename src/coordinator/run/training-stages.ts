@@ -45,6 +45,7 @@ export function trainingStages(run: Run): Stages {
 async function gather(run: Run): Promise<Planned> {
   const { config, base, cluster, replies, changes } = run;
   const members = await cluster.form({ atLeast: changes?.atLeast ?? 1, short: async () => void (await saveHeld(run)) });
+  changes?.gathered();
   await receive(members, run);
   const live = liveOf(run);
   const { workload, beside } = workloadOf(run);
@@ -122,7 +123,7 @@ async function load(run: Run, { planned, cacheRows }: Planned): Promise<Prepared
     const layers = `${takenOver} layers taken over, ${read} read (${formatBytes(readBytes)})`;
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s: ${layers}`);
   }
-  changes?.loaded(prepared, planned.members.length);
+  changes?.loaded(prepared);
   return { name: "prepared", planned, cacheRows, pipeline };
 }
 
