@@ -43,7 +43,7 @@ const WAYS = [
 
 /**
  * Predicted throughput of LoRA (r 8, every linear) with checkpointing on H100s, eight a node, on a step of 1024 rows of 2048
- * tokens; and how long each plan took. No GPU is needed: assumed rates and links of src/plan/rates.ts.
+ * tokens; and how long each plan took. No GPU is needed: assumed rates and links of src/plan/time/rates.ts.
  */
 export async function benchSimulated(print: (row: object) => void): Promise<void> {
   for (const { name, holding, config } of MODELS) {

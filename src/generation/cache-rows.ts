@@ -1,4 +1,4 @@
-/** Rows of a key/value cache: who has which, in runs. A run is as long as its sequence may become. */
+/** Allocates rows of a key/value cache in contiguous runs. A run is as long as its sequence may become. */
 export class CacheRows {
   readonly total: number;
   /** Runs nobody has, by first row. */
@@ -13,7 +13,7 @@ export class CacheRows {
     return this.#free.reduce((sum, { count }) => sum + count, 0);
   }
 
-  /** First row of a run of so many; null: there is none now. Takes the lowest that is long enough. */
+  /** First row of a free run of this length; null: there is none now. Takes the lowest one that is long enough. */
   take(count: number): number | null {
     const index = this.#free.findIndex((run) => run.count >= count);
     const run = this.#free[index];

@@ -3,16 +3,16 @@ import type { DrawRequest, DrawSettings } from "./round.ts";
 
 /** How a sequence's tokens are chosen. Names and order are transformers'; frequency and presence penalties OpenAI's. */
 export interface TokenChoice extends DrawSettings {
-  /** Otherwise greedy: penalties and biases still apply. */
+  /** Whether tokens are sampled. Greedy otherwise, but penalties and biases still apply. */
   readonly doSample: boolean;
-  /** The same seed gives the same draws, whatever runs beside. */
+  /** The same seed gives the same tokens, whatever other sequences run. */
   readonly seed: number;
-  /** Taken off a token's logit for each time it was chosen, and once if it was. */
+  /** Frequency penalty: subtracted from a token's logit for each time it was chosen. Presence penalty: subtracted once if it was. */
   readonly frequencyPenalty: number;
   readonly presencePenalty: number;
   /** Added to logits, by id. */
   readonly logitBias: ReadonlyMap<number, number>;
-  /** Of how many of the likeliest tokens log-probabilities are wanted; -1: of none, nor the token's own. */
+  /** For how many of the most likely tokens log-probabilities are wanted; -1: for none, not even the chosen token. */
   readonly likeliest: number;
 }
 
@@ -33,7 +33,7 @@ export const GREEDY: TokenChoice = {
 const NO_IDS = new Int32Array(0);
 const NO_BIASES = new Float32Array(0);
 
-/** What is asked for each token of a sequence, one after the other. */
+/** The sampling request for each token of a sequence in turn. */
 export class Draws {
   readonly #choice: TokenChoice;
   readonly #settings: DrawSettings;

@@ -9,7 +9,7 @@ export interface ReplyRequest {
   readonly maxNewTokens: number;
   /** Ids that end the reply. */
   readonly stopIds: ReadonlySet<number>;
-  /** Texts that end it, and do not stand in it; needs a tokenizer. */
+  /** Stop strings, which are not part of the reply; they need a tokenizer. */
   readonly stops: readonly string[];
   /** Whether special tokens show in the text; left out: no. */
   readonly specials?: boolean;
@@ -18,7 +18,7 @@ export interface ReplyRequest {
   readonly adapter?: number;
   /** Gives the reply up: see Scheduler.run. */
   readonly signal?: AbortSignal;
-  /** Asked with each token: whether the reply is to end with what it has. */
+  /** Called with each token: whether the reply ends with what it has. */
   readonly cancelled?: () => boolean;
 }
 
@@ -38,9 +38,7 @@ export interface Reply {
   readonly reason: "stop" | "length";
 }
 
-/**
- * Continues a prompt as text. `onPiece` hears of text as soon as it is certain to stand. Errors: the scheduler's.
- */
+/** Continues a prompt as text. `onPiece` gets text as soon as later tokens can't change it. Errors: the scheduler's. */
 export async function reply(
   scheduler: Scheduler,
   tokenizer: Tokenizer | null,

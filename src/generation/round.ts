@@ -38,16 +38,16 @@ export interface RoundEntry {
   readonly draw: DrawRequest | null;
 }
 
-/** New tokens of some sequences, which go through the model together. */
+/** New tokens of some sequences, which go through the model in one pass. */
 export interface Round {
-  /** Number of the adapter that all of them are of; 0: the base, or the only one there is. */
+  /** Number of the adapter that all of them use; 0: the base, or the only adapter. */
   readonly adapter: number;
   readonly entries: readonly RoundEntry[];
 }
 
 export interface LikelyToken {
   readonly id: number;
-  /** Natural logarithm, of the model's own softmax: before penalties, temperature and what cuts tokens off. */
+  /** Natural logarithm under the model's own softmax: before penalties, temperature and truncation (top-k, top-p, min-p). */
   readonly logProbability: number;
 }
 
@@ -58,8 +58,8 @@ export interface DrawnToken extends LikelyToken {
   readonly failure: PipeloraError | null;
 }
 
-/** What continues sequences: a pipeline of workers, with the cache that rows and slots are of. */
+/** Runs rounds: a pipeline of workers, with the cache that rows and slots refer to. */
 export interface RoundRunner {
-  /** Tokens of the entries that draw one, in their order. Several rounds may be under way; they keep their order. */
+  /** Returns the tokens of the entries that draw one, in order. Several rounds may be under way; their order is kept. */
   infer(round: Round): Promise<DrawnToken[]>;
 }

@@ -6,9 +6,9 @@ import { type EndReason, Sequence, type SequenceRequest } from "./sequence.ts";
 import { TokenRate } from "./token-rate.ts";
 
 export interface SchedulerLimits {
-  /** Sequences that have a place in the cache at a time. */
+  /** Sequences that may have a place in the cache at one time. */
   readonly sequences: number;
-  /** Tokens of all of them together that the cache has rows for. */
+  /** Rows of the cache for tokens of all sequences together. */
   readonly rows: number;
   /** Longest sequence that the model takes. */
   readonly positions: number;
@@ -31,9 +31,9 @@ export interface SchedulerState {
   readonly rounds: number;
 }
 
-/** Rounds of one adapter after which another's have their turn: to change takes time. */
+/** Rounds of one adapter before another adapter gets its turn: changing adapters takes time. */
 const ROUNDS_OF_AN_ADAPTER = 16;
-/** A sequence that was under way whenever a runner failed may be why. */
+/** After this many failures of a runner with a sequence under way each time, the sequence is taken for the cause. */
 const MOST_FAILURES = 3;
 
 /** No place is free and as many wait as may. */
@@ -66,7 +66,7 @@ export class Scheduler {
   #waiting: Sequence[] = [];
   #running: Sequence[] = [];
   #attached: Attached | null = null;
-  /** Only sequences that came before this one may begin. */
+  /** Only sequences that came before this number may begin. */
   #admitBelow = Number.POSITIVE_INFINITY;
   #arrivals = 0;
   #rounds = 0;
@@ -74,7 +74,7 @@ export class Scheduler {
   #turn = { adapter: 0, rounds: 0 };
   #promptTokens = 0;
   #newTokens = 0;
-  /** Whether what has begun may go on with another runner. */
+  /** Whether sequences that have begun may go on with another runner. */
   #mayGoOn = true;
   /** Resolves when nothing runs and nothing may begin. */
   #drained: Deferred<void> | null = null;
@@ -114,7 +114,7 @@ export class Scheduler {
     return this.#limits.sequences + this.#limits.waiting;
   }
 
-  /** Error: Busy unless so many more sequences may come. */
+  /** Error: Busy unless the queue has room for this many more sequences. */
   expectRoom(count: number): void {
     const places = Math.max(0, this.#limits.sequences - this.#running.length);
     if (count + this.#waiting.length > this.#limits.waiting + places) {
@@ -123,8 +123,8 @@ export class Scheduler {
   }
 
   /**
-   * Continues a prompt. Resolves with why it ended. Errors: Busy, PL_REQUEST_INVALID for one that never fits, the signal's reason,
-   * PL_ENGINE_FAILED where no token can be drawn, and what fail() was given.
+   * Continues a prompt. Resolves with the reason of its end. Errors: Busy, PL_REQUEST_INVALID for a prompt that never fits, the signal's
+   * reason, PL_ENGINE_FAILED where no token can be drawn, and the error given to fail().
    */
   async run(request: SequenceRequest): Promise<EndReason> {
     const { prompt, maxNewTokens, signal } = request;
@@ -168,8 +168,8 @@ export class Scheduler {
   }
 
   /**
-   * Answers those that wait now, and nobody who comes later; then the runner is left alone again. What had begun when the runner failed
-   * fails too: another one's weights may differ. Errors: the runner's.
+   * Answers the sequences that wait now and none that come later, then releases the runner. If the runner fails, sequences that had begun
+   * fail too: another runner's weights may differ. Errors: the runner's.
    */
   async answerWaiting(runner: RoundRunner): Promise<void> {
     this.#admitBelow = this.#arrivals;
@@ -235,7 +235,7 @@ export class Scheduler {
     sequence.place = null;
   }
 
-  /** Begins what may begin, and as many rounds as may be under way. */
+  /** Begins all sequences that may begin, and as many rounds as may be under way. */
   #pump(): void {
     const attached = this.#attached;
     if (attached !== null) {
@@ -263,8 +263,8 @@ export class Scheduler {
   }
 
   /**
-   * Who takes part in the next round, and with how many tokens: those that waited longest first. Where several rounds are under way,
-   * those that are past their prompt are shared out among them. All are of one adapter.
+   * The sequences of the next round, and the number of tokens of each: longest waiting first. Where several rounds are under way, sequences
+   * past their prompt are shared out among them. All use one adapter.
    */
   #pick(): { sequence: Sequence; count: number }[] {
     const all = this.#running
@@ -285,7 +285,10 @@ export class Scheduler {
     return picked;
   }
 
-  /** Of those that are ready, longest waiting first: the last round's for a while, then that of who waits longest for another. */
+  /**
+   * Of the sequences that are ready, longest waiting first: those of the last round's adapter for some rounds, then those of the adapter
+   * that has waited longest.
+   */
   #nextAdapter(ready: readonly Sequence[]): number | undefined {
     const others = ready.find(({ request }) => request.adapter !== this.#turn.adapter)?.request.adapter;
     const stays = ready.some(({ request }) => request.adapter === this.#turn.adapter);

@@ -2,7 +2,7 @@ import { type Deferred, deferred } from "../common/deferred.ts";
 import { Draws, type TokenChoice } from "./draws.ts";
 import type { DrawnToken, RoundEntry } from "./round.ts";
 
-/** Why a sequence ended: with a stop id, with its last token, or because whoever hears its tokens said so. */
+/** Why a sequence ended: at a stop id, at its last token, or because its listener said so. */
 export type EndReason = "stop" | "length" | "told";
 
 export interface SequenceRequest {
@@ -14,9 +14,9 @@ export interface SequenceRequest {
   readonly choice: TokenChoice;
   /** Number of its adapter: see Round. */
   readonly adapter: number;
-  /** Hears of each token, in order; true: it was the last. */
+  /** Called with each token, in order; true: it was the last. */
   readonly onToken: (token: DrawnToken) => boolean;
-  /** Gives the sequence up; the promise rejects with the signal's reason. */
+  /** Aborts the sequence; the promise rejects with the signal's reason. */
   readonly signal?: AbortSignal;
 }
 
@@ -26,7 +26,7 @@ export interface Place {
   readonly start: number;
 }
 
-/** A sequence on its way: its tokens so far, and how many of them are in the cache or under way to it. */
+/** A running sequence: its tokens so far, and how many of them are in the cache or on their way to it. */
 export class Sequence {
   readonly request: SequenceRequest;
   readonly ended: Deferred<EndReason> = deferred<EndReason>();
@@ -39,7 +39,7 @@ export class Sequence {
   lastRound = -1;
   /** Runners that failed while it ran. */
   failures = 0;
-  /** It takes no further part: what comes of rounds under way is dropped. */
+  /** The sequence has ended: results of rounds under way are dropped. */
   over = false;
   readonly #draws: Draws;
   readonly #tokens: number[];
@@ -53,7 +53,7 @@ export class Sequence {
     this.#draws = new Draws(request.choice, request.prompt);
   }
 
-  /** Rows of the cache that it may come to need. The last token is never put into the cache. */
+  /** Rows of the cache that it may need. The last token is never put into the cache. */
   get rows(): number {
     return this.request.prompt.length + this.request.maxNewTokens - 1;
   }
@@ -68,7 +68,7 @@ export class Sequence {
     return this.#drawing || this.over ? 0 : this.#tokens.length - this.#issued;
   }
 
-  /** Tokens that are still to be made, if nothing ends it before. */
+  /** Tokens still to be drawn, unless the sequence ends earlier. */
   get left(): number {
     return this.request.prompt.length + this.request.maxNewTokens - this.#tokens.length;
   }
@@ -90,7 +90,7 @@ export class Sequence {
     };
   }
 
-  /** The token that the last round drew. Returns why it is the last; null: it is not. */
+  /** Adds the token that the last round drew. Returns why the sequence ends; null: it goes on. */
   add(token: DrawnToken): EndReason | null {
     this.#drawing = false;
     this.#tokens.push(token.id);

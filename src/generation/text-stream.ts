@@ -1,9 +1,9 @@
 import { StreamDecoder, type Tokenizer } from "../formats/tokenizer/tokenizer.ts";
 
 export interface TextPiece {
-  /** What is certain to stand; whole characters only. */
+  /** Text that later ids can't change; whole characters only. */
   readonly text: string;
-  /** A stop string was completed: nothing follows. */
+  /** A stop string was completed: no more text follows. */
   readonly stopped: boolean;
 }
 

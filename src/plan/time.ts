@@ -16,7 +16,7 @@ export interface SegmentTime {
   /** On each of its devices. */
   readonly forward: readonly number[];
   readonly backward: readonly number[];
-  /** Until its output is with the next segment, by the longest way: 0 on one device. The gradient's way back takes as long. */
+  /** Until its output is with the next segment, by the longest way: 0 on one device. The gradient takes as long in the other direction. */
   readonly transfer: number;
 }
 

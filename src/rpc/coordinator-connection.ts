@@ -7,7 +7,7 @@ import type { ToWorker__Output } from "./generated/pipelora/v1/ToWorker.ts";
 import { protocol } from "./protocol.ts";
 import { callMetadata, channelTo, type Trust } from "./trust.ts";
 
-/** Where a coordinator is, what both prove to each other, and how long it may take to answer. */
+/** Where a coordinator is, what both sides prove to each other, and how long it may take to answer. */
 export interface CoordinatorPlace {
   readonly address: string;
   readonly trust: Trust;
@@ -85,18 +85,18 @@ export class CoordinatorConnection {
     this.deferHeartbeat();
   }
 
-  /** The coordinator hears of this worker now, by another way than a heartbeat: the next is due an interval later. */
+  /** Another message has just told the coordinator that this worker lives, so the next heartbeat is due an interval later. */
   deferHeartbeat(): void {
     this.#heartbeat?.refresh();
   }
 
-  /** Sends a sign of life whenever the coordinator heard nothing else for so long. */
+  /** Sends a heartbeat when nothing else was sent for an interval. */
   startHeartbeat(intervalMs: number): void {
     if (this.#heartbeat !== null) clearInterval(this.#heartbeat);
     this.#heartbeat = setInterval(() => this.send({ replyTo: 0, heartbeat: {} }), intervalMs);
   }
 
-  /** Resolves once what was sent has been handed to the network, or could not be in time. */
+  /** Resolves once everything has been handed to the network, or at a deadline. */
   async end(): Promise<void> {
     if (this.#ended) return;
     const handed = new Promise<void>((resolve) => {

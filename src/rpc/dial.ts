@@ -11,10 +11,10 @@ const ATTEMPT_MS = 5_000;
 const LONGEST_PAUSE_MS = 2_000;
 
 /**
- * Waits until a gRPC server at the address accepts this process: resolves its name anew, connects and makes the handshake, again and
- * again until the deadline. A channel opened afterwards will work, and what stood in the way is known by its own reason.
- * `onWait` hears each new reason once. Returns the local address from which the peer was reached.
- * Errors: PL_PEER_UNTRUSTED as soon as a handshake fails for its certificates; PL_WORKER_MISSING after the deadline.
+ * Waits until a gRPC server at the address accepts this process: resolves its name, connects and makes the handshake, again and again until
+ * the deadline. A channel that is opened afterwards will work, and a failure is known with its reason. `onWait` gets each new reason once.
+ * Returns the local address from which the peer was reached. Errors: PL_PEER_UNTRUSTED as soon as a handshake fails for its certificates;
+ * PL_WORKER_MISSING after the deadline.
  */
 export async function reach(
   address: string,
@@ -81,7 +81,7 @@ function attempt(address: string, trust: Trust, patienceMs: number): Promise<str
 
 const CLOSED = "it closed the connection without a greeting";
 
-/** What a server does to whose certificate it refuses: in TLS 1.3 the client's own handshake is over by then. */
+/** How a server refuses a certificate: in TLS 1.3 the client's own handshake is complete by then. */
 class ClosedAfterHandshake extends Error {
   constructor() {
     super(`${CLOSED}: it refuses this process's certificate, and its log says why`);

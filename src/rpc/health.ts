@@ -2,9 +2,9 @@ import type { Server } from "@grpc/grpc-js";
 import { HealthImplementation } from "grpc-health-check";
 import { type ListeningServer, listenToAnyone } from "./server.ts";
 
-/** Service name whose answer is SERVING as long as this process answers at all. */
+/** The service whose status is SERVING as long as this process answers at all. */
 export const LIVENESS = "liveness";
-/** The whole server, by the protocol's convention: SERVING while the process takes its part in a run. */
+/** The whole server, by the protocol's convention: SERVING while the process takes part in a run. */
 const READINESS = "";
 
 /** What grpc.health.v1 says of this process. */

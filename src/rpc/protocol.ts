@@ -6,7 +6,7 @@ import { PACKAGE_ROOT } from "../common/root.ts";
 import type { ProtoGrpcType as ControlTypes } from "./generated/control.ts";
 import type { ProtoGrpcType as TensorTypes } from "./generated/tensors.ts";
 
-/** Raised when proto/ changes its meaning; processes of different versions refuse each other. */
+/** Raised when the meaning of proto/ changes. Processes of different versions refuse each other. */
 export const PROTOCOL_VERSION = 12;
 
 const definition = loadSync(["pipelora/v1/control.proto", "pipelora/v1/tensors.proto"], {
@@ -25,7 +25,7 @@ interface Codec {
   deserialize: (bytes: Buffer) => unknown;
 }
 
-/** TCP's checksum lets one in 65,536 damaged segments through: what comes must be what was sent, on plaintext too. */
+/** TCP's checksum misses one damaged segment in 65,536. Messages are checked on plaintext connections too. */
 function checked({ serialize, deserialize }: Codec): Codec {
   return {
     serialize: (value) => {
@@ -59,7 +59,7 @@ Object.assign(session, {
 export const protocol = (loadPackageDefinition(definition) as GrpcObject as unknown as ControlTypes & TensorTypes)
   .pipelora.v1 as ControlTypes["pipelora"]["v1"] & TensorTypes["pipelora"]["v1"];
 
-/** Control messages as bytes: for those that workers pass on to each other. */
+/** Control messages as bytes, for workers that pass them on to each other. */
 export const { responseSerialize: encodeRequest, responseDeserialize: decodeRequest } =
   protocol.Coordination.service.Session;
 export const { requestSerialize: encodeReply, requestDeserialize: decodeReply } = protocol.Coordination.service.Session;
@@ -71,11 +71,11 @@ export const CHANNEL_OPTIONS: ChannelOptions = {
   "grpc.keepalive_timeout_ms": 10_000,
   "grpc.keepalive_permit_without_calls": 1,
   "grpc-node.flow_control_window": 16 * 1024 * 1024,
-  // A proxy from the environment must never stand between two workers.
+  // Traffic between workers never goes through a proxy of the environment.
   "grpc.enable_http_proxy": 0,
-  // Streams are never retried, so nothing is kept for that.
+  // Streams are never retried, so no retry buffer is kept.
   "grpc.enable_retries": 0,
-  // Counts and events of every message, which nobody asks for.
+  // Channel statistics, which nobody reads, are switched off.
   "grpc.enable_channelz": 0,
   "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 2_000,

@@ -1,10 +1,10 @@
 const WINDOW_MS = 60_000;
-/** Refusals of one reason that are told within a window; the rest are counted. */
+/** Refusals of one reason that are logged within a window; further ones are counted. */
 const TOLD = 5;
 const MOST_REASONS = 100;
 const MANY = "one of many reasons";
 
-/** Tells refusals to a log, of which whoever can connect could otherwise make any number. */
+/** Logs refusals at a limited rate: anybody who can connect could otherwise fill the log. */
 export class Refusals {
   readonly #tell: (peer: string, reason: string) => void;
   readonly #counts = new Map<string, number>();
@@ -26,7 +26,7 @@ export class Refusals {
     this.#window ??= setTimeout(() => this.flush(), WINDOW_MS).unref();
   }
 
-  /** Tells how many were left out, and begins anew. */
+  /** Logs how many were left out, and starts a new window. */
   flush(): void {
     if (this.#window !== null) clearTimeout(this.#window);
     this.#window = null;

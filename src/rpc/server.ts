@@ -16,11 +16,11 @@ const HANDSHAKE_MS = 10_000;
 export interface MessageLimits {
   /** Largest message of a member. */
   readonly memberBytes: number;
-  /** All that a connection may send in plaintext and without a token, until `believe` is called for it. */
+  /** Bytes that a connection may send in plaintext and without a token, until `believe` is called for it. */
   readonly strangerBytes: number;
 }
 
-/** Peers ask for tensors in a few words; what they get goes the other way. */
+/** Requests for tensors are short; the tensors go the other way. */
 const REQUESTS_ALONE: MessageLimits = { memberBytes: 64 * 1024, strangerBytes: Number.POSITIVE_INFINITY };
 /** Streams of one connection at a time: a rank has a few towards each other rank. */
 const MOST_STREAMS = 256;
@@ -28,19 +28,19 @@ const MOST_STREAMS = 256;
 export interface ListeningServer {
   /** The port bound (the address may have asked for port 0). */
   readonly port: number;
-  /** This peer (as a call names it) has shown to belong to the cluster, where no token nor certificate did. */
+  /** Marks this peer (as a call names it) as a member of the cluster, where neither token nor certificate proved it. */
   believe(peer: string): void;
   /** Cuts every connection. */
   close(): void;
-  /** Takes no more calls; cuts what is left once the calls have ended, or after so long. */
+  /** Accepts no more calls, and cuts connections once their calls have ended or after a time limit. */
   drain(mostMs: number): Promise<void>;
 }
 
 /**
- * Binds a gRPC server after `register` has added its services. Peers prove membership as `trust` asks. `onRefused` is told the address and
- * the reason of peers that can't; of many refusals it is told some. Connections are accepted here and then handed to gRPC, so that a peer
- * that has proved nothing is limited in time and bytes (docs/decisions/data/hostile-input.md).
- * Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
+ * Binds a gRPC server after `register` has added its services. Peers prove membership as `trust` asks. `onRefused` gets the address and the
+ * reason of refused peers; of many refusals it gets a part. Connections are accepted here and then handed to gRPC, so that a peer that has
+ * proved nothing is limited in time and bytes (docs/decisions/data/hostile-input.md). Errors: PL_PORT_UNAVAILABLE if the address can't be
+ * bound.
  */
 export async function listen(
   address: string,
@@ -116,8 +116,7 @@ function listening(
 }
 
 /**
- * Binds a gRPC server that asks nobody for proof, in plaintext and with limits of its own.
- * Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
+ * Binds a plaintext gRPC server without authentication, with limits of its own. Errors: PL_PORT_UNAVAILABLE if the address can't be bound.
  */
 export async function listenToAnyone(
   address: string,
@@ -162,8 +161,8 @@ function plainFront(take: (socket: Socket) => void): TcpServer {
 }
 
 /**
- * Makes the TLS handshake, and gives gRPC the connection after it. So every refusal is seen, a peer's name is checked before anything is
- * sent to it, and each new connection uses the certificates that are in the files then.
+ * Makes the TLS handshake and hands the connection to gRPC after it. So every refusal is seen, a peer's name is checked before anything is
+ * sent to it, and each new connection uses the files' current certificates.
  */
 function tlsFront(
   identity: TlsIdentity,
@@ -175,7 +174,7 @@ function tlsFront(
     ...material,
     ...TLS_SETTINGS,
     requestCert: true,
-    // Judged below, where the verdict can still be told with the peer's address.
+    // The certificate is checked below, where a refusal can be reported with the peer's address.
     rejectUnauthorized: false,
     ALPNProtocols: ["h2"],
     handshakeTimeout: HANDSHAKE_MS,

@@ -29,7 +29,9 @@ const service = {
 
 /** The sending rank's end of a stream. */
 export interface FrameSink {
-  /** `sent` is called when the next may follow; never once the stream has closed. One at a time: then nothing waits in a queue. */
+  /**
+   * `sent` is called when the next frame may follow, never once the stream has closed. One frame at a time, so nothing waits in a queue.
+   */
   write(frame: Buffer, sent: () => void): void;
   readonly onRequest: (listener: (request: PullRequest__Output) => void) => void;
   /** Once. */
@@ -40,7 +42,7 @@ export interface FrameSink {
   end(): void;
 }
 
-/** Why a peer gets nothing; `final`: nor ever will. */
+/** Why a peer is refused; `final`: a later attempt will not help. */
 export interface Refusal {
   readonly reason: string;
   readonly final: boolean;
@@ -94,7 +96,7 @@ function refusal({ reason, final }: Refusal): { code: status; details: string } 
   return { code: final ? status.FAILED_PRECONDITION : status.UNAVAILABLE, details: reason };
 }
 
-/** Why this rank gets nothing from a peer; `code` null: it may yet. */
+/** Why a peer sends this rank nothing; `code` null: a later attempt may succeed. */
 export interface Refused {
   readonly reason: string;
   readonly code: "PL_PROTOCOL_MISMATCH" | "PL_PEER_UNTRUSTED" | null;
@@ -171,7 +173,7 @@ export class TensorClient {
     this.#client.close();
   }
 
-  /** A peer may be a moment later than this call: it waits for the connection, and the caller's deadline holds. */
+  /** The peer may start a moment later than this call: it waits for the connection, up to the caller's deadline. */
   #metadata(): Metadata {
     const metadata = callMetadata(this.#trust);
     metadata.setOptions({ waitForReady: true });

@@ -25,19 +25,19 @@ export interface TrustSettings {
   readonly join_token_file: string | null;
 }
 
-/** What all processes of a cluster prove to each other, on the control and the tensor plane alike. */
+/** How all processes of a cluster authenticate, on the control and the tensor plane alike. */
 export interface Trust {
   /** null: plaintext. */
   readonly tls: TlsIdentity | null;
-  /** The join token as it is now; null: none is asked for. */
+  /** The current join token; null: none is required. */
   readonly token: () => string | null;
 }
 
 export const NO_TRUST: Trust = { tls: null, token: () => null };
 
 /**
- * Reads certificates and token. `warn` hears of files that were replaced by unusable ones later on.
- * Errors: PL_TLS_INVALID, PL_CONFIG_INVALID for an empty or unreadable token file.
+ * Reads certificates and token. `warn` is called when files are later replaced by unusable ones. Errors: PL_TLS_INVALID, PL_CONFIG_INVALID
+ * for an empty or unreadable token file.
  */
 export function openTrust(settings: TrustSettings, warn: (problem: string) => void): Trust {
   const { tls_ca: ca, tls_cert: cert, tls_key: key, join_token, join_token_file: file } = settings;
@@ -83,8 +83,8 @@ export interface GuardEvents {
 }
 
 /**
- * Ends calls without the join token before a service sees them and before a byte of their messages is read; and calls whose messages
- * are compressed, which no process of ours sends: a small one may stand for any size.
+ * Ends calls without the join token before a service sees them and before a byte of their messages is read. Also ends calls with compressed
+ * messages, which none of our processes sends: a small one may expand to any size.
  */
 export function tokenGuard(trust: Trust, { onAccepted, onRefused }: GuardEvents): ServerInterceptor {
   return (_method, call) =>
@@ -104,13 +104,13 @@ export function tokenGuard(trust: Trust, { onAccepted, onRefused }: GuardEvents)
     });
 }
 
-/** gRPC takes the header out of the metadata and keeps it here; a test sends compressed messages to see that it still does. */
+/** gRPC removes this header from the metadata and keeps it here. A test sends compressed messages to check that it still does. */
 function compression(call: ServerInterceptingCallInterface): string | null {
   const { incomingEncoding = "identity" } = call as { incomingEncoding?: string };
   return incomingEncoding === "identity" ? null : "its messages are compressed";
 }
 
-/** A token file that is gone or empty refuses every call until it is back; it ends no process. */
+/** While a token file is missing or empty, every call is refused; no process ends. */
 function judged(trust: Trust, metadata: Metadata): string | null {
   try {
     return tokenProblem(trust, metadata);
@@ -124,7 +124,7 @@ function tokenProblem(trust: Trust, metadata: Metadata): string | null {
   if (expected === null) return null;
   const [sent] = metadata.get("authorization");
   if (sent === undefined) return "it sent no join token, and one is asked for";
-  // Digests are of one length, so that the comparison takes one time.
+  // Digests have one length, so comparing them takes constant time.
   const digest = (text: string) => createHash("sha256").update(text).digest();
   return timingSafeEqual(digest(String(sent)), digest(`Bearer ${expected}`)) ? null : "its join token is another";
 }

@@ -1,8 +1,8 @@
 import type { Socket } from "node:net";
 
-/** For the first call that is let in. A client that says nothing keeps no socket longer. */
+/** Time until the first accepted call. A client that sends nothing keeps no socket longer. */
 const GREETING_MS = 10_000;
-/** Connections at a time of which nothing is known yet. */
+/** Connections at one time whose peers are still unknown. */
 const MOST_UNKNOWN = 256;
 const LOOK_MS = 20;
 
@@ -14,8 +14,8 @@ interface Visitor {
 }
 
 /**
- * Connections that have not proven to belong to the cluster: how long they may say nothing, and how much they may send. Bytes are
- * looked at, not counted as they come: what a member sends passes by here untouched.
+ * Limits connections that have not proved to belong to the cluster: how long they may be silent, and how much they may send. Byte counters
+ * are read at intervals, so a member's data does not pass through here.
  */
 export class Visitors {
   readonly #unknown = new Map<string, Visitor>();
@@ -29,7 +29,7 @@ export class Visitors {
     this.#onRefused = onRefused;
   }
 
-  /** A connection came. False where there are too many: it is closed. */
+  /** Called for a new connection. False if there are too many: it is closed. */
   admit(socket: Socket): boolean {
     const peer = peerOf(socket);
     if (peer === null || this.#unknown.size >= MOST_UNKNOWN) {
@@ -43,7 +43,7 @@ export class Visitors {
     return true;
   }
 
-  /** A call of this peer was let in, as ServerCall's getPeer() names it. */
+  /** Called when a call of this peer was accepted; `peer` as ServerCall's getPeer() gives it. */
   greet(peer: string): void {
     const visitor = this.#unknown.get(peer);
     if (visitor !== undefined) visitor.greeted = true;

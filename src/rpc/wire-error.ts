@@ -1,7 +1,7 @@
 import { type ErrorCode, isErrorCode, PipeloraError, toPipeloraError } from "../common/errors.ts";
 import type { Failure__Output } from "./generated/pipelora/v1/Failure.ts";
 
-/** What to do about errors that the engine raises, which knows no flags. */
+/** What to do about errors of the engine, which does not know the flags. */
 const HINTS: Partial<Record<ErrorCode, string>> = {
   PL_OUT_OF_MEMORY:
     "Use --gradient-checkpointing, a smaller --micro-batch-tokens, --load-in-4bit or more devices; `coordinator plan` shows what each would need.",
@@ -16,7 +16,7 @@ export function toFailure(thrown: unknown): Failure__Output {
   return { code: error.code, message: error.message, hint: error.hint ?? HINTS[error.code] ?? "" };
 }
 
-/** `where`: who says so; left out: the message says it. */
+/** `where`: who reports the error; absent: the message says it. */
 export function fromFailure(failure: Failure__Output, where?: string): PipeloraError {
   const code = isErrorCode(failure.code) ? failure.code : "PL_INTERNAL";
   const details = failure.hint === "" ? {} : { hint: failure.hint };

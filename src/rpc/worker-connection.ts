@@ -26,9 +26,12 @@ export interface WorkerConnectionEvents {
 
 /** For the first message of a stream. */
 const HELLO_MS = 10_000;
-/** For a reply that needs no computing: a heartbeat comes from a worker whose reply was lost, too. */
+/** Deadline of a reply that needs no computing: heartbeats also come from a worker whose reply was lost. */
 const REPLY_MS = 10 * 60_000;
-/** For work whose time is the model's, the data's, the disk's or a hub's, which may ask for pauses; links and heartbeats have shorter ones of their own. */
+/**
+ * Deadline of work that depends on model, data, disk or a hub (which may ask for pauses). Links and heartbeats have shorter ones of their
+ * own.
+ */
 const WORK_MS = 12 * 60 * 60_000;
 const WORK: ReadonlySet<string> = new Set([
   "preflight",
@@ -40,7 +43,7 @@ const WORK: ReadonlySet<string> = new Set([
   "probeLink",
 ]);
 
-/** A timer that comes so much too late tells of this process, not of a worker. */
+/** A timer that fires this late shows that this process stood still, not a worker. */
 const ASLEEP_MS = 1_000;
 
 /** Adds the coordination service to a server: one WorkerConnection a worker. */
@@ -53,8 +56,8 @@ export function serveCoordination(server: Server, events: WorkerConnectionEvents
 }
 
 /**
- * The coordinator's end of one worker's control stream: requests with their replies, and the worker's liveness.
- * Every pending request rejects with PL_WORKER_LOST when the worker dies, closes its stream or falls silent.
+ * The coordinator's end of one worker's control stream: requests with their replies, and the worker's liveness. Every pending request
+ * rejects with PL_WORKER_LOST when the worker dies, closes its stream or sends nothing for too long.
  */
 export class WorkerConnection {
   #hello: Hello__Output | null = null;
@@ -70,7 +73,7 @@ export class WorkerConnection {
   ).unref();
   /** How errors and logs name this worker. */
   name = "a worker that has not introduced itself";
-  /** When this worker last said anything, performance.now(). */
+  /** When the worker last sent anything, by performance.now(). */
   lastHeard = performance.now();
   /** Hears of a failure that answers no request. */
   onFailure: ((error: PipeloraError) => void) | null = null;
@@ -131,10 +134,10 @@ export class WorkerConnection {
       due = performance.now() + ms;
       this.#silence = setTimeout(check, ms);
     };
-    // Looks again where something was said meanwhile: cheaper than to move a timer with every message.
+    // Starts over if a message came meanwhile: cheaper than resetting a timer with every message.
     const check = () => {
       const now = performance.now();
-      // This process itself stood still (stopped, or busy): what was said meanwhile is still to be read.
+      // This process itself stood still (stopped, or busy): messages that came meanwhile have to be read first.
       if (now - due > ASLEEP_MS) return later(silenceMs);
       const left = this.lastHeard + silenceMs - now;
       if (left > 0) later(left);

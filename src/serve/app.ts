@@ -14,7 +14,7 @@ declare module "fastify" {
 
 /** A prompt of a hundred thousand tokens, with room. */
 const MOST_BODY_BYTES = 8 << 20;
-/** For a request to come whole: a client that dawdles keeps no memory. */
+/** Time for a request to arrive whole, so that a slow client keeps no memory. */
 const ARRIVAL_MS = 60_000;
 const MOST_CONNECTIONS = 4096;
 
@@ -23,15 +23,13 @@ export interface AppOptions {
   readonly apiKey: string | null;
   /** PEM files; null: plaintext. */
   readonly tls: { readonly cert: string; readonly key: string } | null;
-  /** Hears of requests that failed here, not there. */
+  /** Called for requests that failed through the server's fault. */
   readonly onFailure: (what: string, error: unknown) => void;
   /** Whether requests are answered now. */
   readonly ready: () => boolean;
 }
 
-/**
- * The HTTP server that everything is hung on as plugins: errors in OpenAI's shape, the key, /health. Error: PL_TLS_INVALID.
- */
+/** The HTTP server that takes the plugins: errors in OpenAI's shape, the API key, /health. Error: PL_TLS_INVALID. */
 export async function createApp({ apiKey, tls, onFailure, ready }: AppOptions): Promise<FastifyInstance> {
   const https =
     tls === null ? null : { cert: await pem(tls.cert), key: await pem(tls.key), minVersion: "TLSv1.2" as const };
@@ -52,7 +50,7 @@ export async function createApp({ apiKey, tls, onFailure, ready }: AppOptions): 
   app.server.maxConnections = MOST_CONNECTIONS;
   app.setErrorHandler((thrown, request, reply) => {
     const error = toApiError(thrown);
-    // Who is told when to come again was not failed.
+    // A reply with Retry-After is not counted as a failure.
     if (error.status >= 500 && error.retryAfterS === null)
       onFailure(`${request.method} ${request.url}`, error.cause ?? error);
     if (error.retryAfterS !== null) reply.header("retry-after", String(error.retryAfterS));

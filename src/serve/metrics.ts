@@ -4,7 +4,7 @@ import type { Scheduler } from "../generation/scheduler.ts";
 
 type State = ReturnType<Scheduler["state"]>;
 
-/** What is so at the moment, and what only grows. */
+/** Gauges, and counters. */
 const GAUGES: readonly (readonly [string, string, (state: State) => number])[] = [
   ["pipelora_requests_running", "Sequences that are being answered.", ({ running }) => running],
   ["pipelora_requests_waiting", "Sequences that wait for a place.", ({ waiting }) => waiting],

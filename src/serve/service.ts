@@ -5,7 +5,7 @@ import type { Scheduler } from "../generation/scheduler.ts";
 /** A model as requests name it. */
 export interface ServedModel {
   readonly id: string;
-  /** The model that it is an adapter of; null: a model itself. */
+  /** The model that the adapter belongs to; null: a model itself. */
   readonly parent: string | null;
   /** Number of the adapter: see Round. */
   readonly adapter: number;
@@ -24,10 +24,10 @@ export interface Service {
   readonly models: readonly ServedModel[];
   /** When it began, in seconds since 1970. */
   readonly created: number;
-  /** Tokens of a chat's reply where a request does not say. */
+  /** Default number of tokens of a chat's reply. */
   readonly defaultTokens: number;
   /** After so long a request is given up. */
   readonly timeoutMs: number;
-  /** Updates that the weights which answer now have had; null: they are not in training. */
+  /** Number of updates that the current weights have had; null: they are not in training. */
   step(): number | null;
 }

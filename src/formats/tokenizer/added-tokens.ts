@@ -5,7 +5,7 @@ import { check, readJson, TOKEN_NAMES, type TokenizerConfig, type TokenizerJson,
 
 export type AddedToken = NonNullable<TokenizerJson["added_tokens"]>[number];
 type TokenName = (typeof TOKEN_NAMES)[number];
-/** What a tokenizer's class in transformers names where tokenizer_config.json says nothing. */
+/** Tokens that a tokenizer's class in transformers defines if tokenizer_config.json does not. */
 export type TokenDefaults = Readonly<Partial<Record<TokenName, string>>>;
 
 const addedTokensJson = z.record(z.string(), z.number().int().nonnegative());
@@ -15,7 +15,7 @@ const tokenList = z
   .optional();
 const PLAIN = { lstrip: false, rstrip: false, normalized: false, single_word: false };
 
-/** `config` with the class's own tokens where it has none: a token that it names as null stays without. */
+/** `config` with the class's own tokens where it has none. A token that it sets to null stays absent. */
 export function withDefaults(config: TokenizerConfig, defaults: TokenDefaults): TokenizerConfig {
   return { ...defaults, ...config };
 }

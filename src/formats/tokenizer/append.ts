@@ -9,7 +9,7 @@ const FLAGS = { single_word: false, lstrip: false, rstrip: false, normalized: tr
 
 type Json = Record<string, unknown>;
 
-/** Error: PL_TOKENIZER_INVALID for qwen.tiktoken, which has no place for tokens of one's own. */
+/** Error: PL_TOKENIZER_INVALID for qwen.tiktoken, which can't hold added tokens. */
 export async function refuseClosedVocabulary(dir: string): Promise<void> {
   if (!(await isFile(join(dir, "qwen.tiktoken")))) return;
   throw new PipeloraError("PL_TOKENIZER_INVALID", `${dir}: qwen.tiktoken has no place for tokens of one's own.`, {
@@ -18,8 +18,8 @@ export async function refuseClosedVocabulary(dir: string): Promise<void> {
 }
 
 /**
- * Adds tokens to the tokenizer files of a folder, wherever these list what is added: tokenizer.json, tokenizer_config.json's
- * added_tokens_decoder, added_tokens.json. Returns the names of the files changed.
+ * Adds tokens to every tokenizer file of a folder that lists added tokens: tokenizer.json, tokenizer_config.json's added_tokens_decoder,
+ * added_tokens.json. Returns the names of the files changed.
  */
 export async function appendTokens(dir: string, ids: Readonly<Record<string, number>>): Promise<string[]> {
   const changed: string[] = [];

@@ -4,10 +4,10 @@ import { z } from "zod";
 import { isFile } from "../../common/files.ts";
 import { check, readJson } from "./hf-config.ts";
 
-/** A conversation's form for a model whose files have no template: that of its authors' published chat and fine-tuning code. */
+/** The conversation format of a model whose files have no template, from its authors' published chat and fine-tuning code. */
 export interface AuthorsFormat {
   readonly template: string;
-  /** Tokens that the format needs and no file names, by their id. */
+  /** Tokens that the format needs and that no file defines, by id. */
   readonly tokens: readonly { readonly id: number; readonly content: string }[];
 }
 
@@ -50,8 +50,8 @@ const generationConfig = z.looseObject({
 });
 
 /**
- * By the kind of tokenizer and the files beside it; null where the authors have no format for it (a base model). `pieces`: the vocabulary,
- * by id; `known`: tokens that are there already. Error: PL_TOKENIZER_INVALID.
+ * By the kind of tokenizer and the files beside it; null where the authors have no format (a base model). `pieces`: the vocabulary by id;
+ * `known`: tokens that are defined already. Error: PL_TOKENIZER_INVALID.
  */
 export async function authorsFormat(
   dir: string,
@@ -83,7 +83,7 @@ export async function authorsFormat(
   };
 }
 
-/** ChatGLM2 has the same class and the same vocabulary, and another format: the files must say which. Its code is read, never run. */
+/** ChatGLM2 has the same class and vocabulary but another format, so the files must tell which it is. Their code is read, never run. */
 async function isChatGlm3(dir: string, origin: string, known: (content: string) => boolean): Promise<boolean> {
   if (known("<|observation|>") || /chatglm3/i.test(origin)) return true;
   const code = join(dir, "tokenization_chatglm.py");

@@ -1,4 +1,4 @@
-/** Up to so many symbols the next merge is looked for among all; from there on a heap has them in order. */
+/** For up to this many symbols, the next merge is searched among all of them; above it a heap keeps them in order. */
 const FEW = 48;
 
 /** Which pairs of symbols merge, in which order, and the result: an open hash table over typed arrays. */
@@ -131,7 +131,7 @@ export class BytePairs {
   }
 }
 
-/** Least rank first, of two alike the leftmost place. */
+/** The least rank comes first; of equal ranks, the leftmost place. */
 class Heap {
   rank = 0;
   at = 0;
@@ -157,7 +157,7 @@ class Heap {
     this.#keys[hole] = key;
   }
 
-  /** Takes the first into `rank` and `at`; false: there is none. */
+  /** Removes the first entry and stores it in `rank` and `at`; false: the heap is empty. */
   pop(): boolean {
     if (this.#size === 0) return false;
     const first = this.#keys[0]!;

@@ -6,14 +6,14 @@ import { check, invalid, readChatTemplate, readJson, readText, readTokenizerConf
 import { aroundText } from "./post-processor.ts";
 import { tokenizerClass } from "./tokenizer-class.ts";
 
-/** Ids are checked with those of the other kinds. Not z.record, which drops a token named __proto__. */
+/** Ids are checked later, with those of the other kinds. z.record is not used because it drops a token named __proto__. */
 const vocabularyJson = z.custom<Readonly<Record<string, number>>>(
   (value) => typeof value === "object" && value !== null && !Array.isArray(value),
   "expected an object of ids by token",
 );
 
 interface ByteLevelClass {
-  /** How text is cut before merging; null: as GPT-2 does. */
+  /** How text is split before merging; null: as GPT-2 does. */
   readonly pattern: string | null;
   readonly nfc: boolean;
   readonly tokens: TokenDefaults;
@@ -24,7 +24,7 @@ const QWEN_TOKENS = { unk_token: END, eos_token: END, pad_token: END };
 const GPT2_TOKENS = { unk_token: END, bos_token: END, eos_token: END };
 const GPT2: ByteLevelClass = { pattern: null, nfc: false, tokens: GPT2_TOKENS };
 
-/** What transformers 5's classes do with a bare vocabulary. */
+/** How transformers 5's classes complete a bare vocabulary. */
 const CLASSES: ReadonlyMap<string, ByteLevelClass> = new Map([
   ["GPT2Tokenizer", GPT2],
   ["CodeGenTokenizer", GPT2],
@@ -48,9 +48,9 @@ const CLASSES: ReadonlyMap<string, ByteLevelClass> = new Map([
 ]);
 
 /**
- * A byte-level BPE from vocab.json and merges.txt, for folders without tokenizer.json: the cut, the normal form and the
- * tokens that go without saying are those of the class that tokenizer_config.json (or config.json's model_type) names.
- * Error: PL_TOKENIZER_INVALID, also where the class is unknown: another cut would give other ids.
+ * A byte-level BPE from vocab.json and merges.txt, for folders without tokenizer.json. How it splits and normalises text, and its implied
+ * tokens, come from the class that tokenizer_config.json (or config.json's model_type) names. Error: PL_TOKENIZER_INVALID, also for an
+ * unknown class: another way to split would give other ids.
  */
 export async function readByteLevelBpe(dir: string): Promise<TokenizerSource> {
   const path = join(dir, "vocab.json");
@@ -87,7 +87,7 @@ export async function readByteLevelBpe(dir: string): Promise<TokenizerSource> {
   return tokenizerSource(path, json, config, await readChatTemplate(dir, config));
 }
 
-/** One merge a line, two parts with a space between; a first line "#version: …" is none. */
+/** One merge a line: two parts separated by a space. A first line "#version: …" is skipped. */
 function readMerges(path: string, text: string, vocab: Readonly<Record<string, number>>): [string, string][] {
   const lines = text.split("\n");
   return lines.flatMap((line, index): [string, string][] => {

@@ -1,8 +1,7 @@
 /**
- * SentencePiece's precompiled_charsmap: a double array (Darts) of byte strings, each of which stands for an offset into the
- * texts behind it. The layout is that of google/sentencepiece: a little-endian length, the array's 32-bit units, then texts that
- * end with a zero byte. Returns what replaces, from left to right, the longest string that the array has. Throws Error on
- * bytes that are none.
+ * SentencePiece's precompiled_charsmap: a double array (Darts) of byte strings, each mapped to an offset into the texts after it. Layout as
+ * in google/sentencepiece: a little-endian length, the array's 32-bit units, then texts that end with a zero byte. Returns a function that
+ * replaces, from left to right, the longest string in the array. Throws Error on malformed bytes.
  */
 export function charsmapReplacer(bytes: Uint8Array): (text: string) => string {
   if (bytes.length < 8) throw new Error("precompiled_charsmap is cut off");

@@ -23,7 +23,7 @@ import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
 /** Far above any tokenizer's ids. */
 const MAX_VOCABULARY = 1 << 24;
-/** Longest times that a text may take whose tokenizer has patterns that nobody knows: real ones take some milliseconds. */
+/** Time limit for a text whose tokenizer has unknown patterns. Known ones take a few milliseconds. */
 const PATTERN_MS = 500;
 const SECOND_PATTERN_MS = 2_000;
 const MS_A_CHARACTER = 0.05;
@@ -39,18 +39,18 @@ export async function readHfTokenizer(dir: string): Promise<TokenizerSource> {
   return tokenizerSource(path, json, config, await readChatTemplate(dir, config));
 }
 
-/** A chat template, and what is to be said of where it comes from. */
+/** A chat template, and a warning about its origin. */
 interface ChatTemplateSource {
   readonly source: string | null;
   readonly remark: string | null;
 }
 const NO_TEMPLATE: ChatTemplateSource = { source: null, remark: null };
 
-/** A tokenizer's files, brought into tokenizer.json's form wherever they came from. */
+/** A tokenizer's files in tokenizer.json's form, whatever they were. */
 export interface TokenizerSource {
   /** The file that errors name. */
   readonly path: string;
-  /** As transformers builds it, patterns as they are written in Rust. */
+  /** The tokenizer as transformers builds it; patterns are in Rust's syntax. */
   readonly json: TokenizerJson;
   readonly config: TokenizerConfig;
   readonly template: ChatTemplateSource;
@@ -83,7 +83,7 @@ export function buildHfTokenizer({ path, json, config, template, sentencePiece }
   }
 }
 
-/** Tokens that stand in tokenizer_config.json's added_tokens_decoder alone, among tokenizer.json's. */
+/** Adds tokens to tokenizer.json's that only tokenizer_config.json's added_tokens_decoder has. */
 function withAddedTokens(json: TokenizerJson, config: TokenizerConfig): TokenizerJson {
   const own = json.added_tokens ?? [];
   const known = new Set(own.map(({ content }) => content));
@@ -143,9 +143,9 @@ class JsonTokenizer implements Tokenizer {
   readonly #path: string;
   readonly #hf: HfTokenizer;
   readonly #cleanUp: boolean;
-  /** Whether time is taken in proportion to the text. */
+  /** Whether encoding takes time in proportion to the text. */
   readonly #patternsKnown: boolean;
-  /** Knows no special tokens: made when first asked for. */
+  /** A second tokenizer without special tokens, made on first use. */
   #plain: HfTokenizer | null = null;
   readonly #makePlain: () => HfTokenizer;
 
@@ -209,7 +209,7 @@ class JsonTokenizer implements Tokenizer {
     );
   }
 
-  /** What the library throws at a text is the file's fault: its parts are not checked before they are used. */
+  /** The library uses a file's parts without checking them, so whatever it throws at a text is the file's fault. */
   #run<T>(size: number, work: () => T): T {
     const more = size * MS_A_CHARACTER;
     try {
@@ -218,7 +218,7 @@ class JsonTokenizer implements Tokenizer {
         return withTimeLimit(PATTERN_MS + more, work);
       } catch (error) {
         if (!(error instanceof TimeLimitError)) throw error;
-        // The process may have been stopped meanwhile, or the machine busy.
+        // The process may have been stopped meanwhile, or the machine busy: the text is tried once more.
         return withTimeLimit(SECOND_PATTERN_MS + more, work);
       }
     } catch (error) {
@@ -235,7 +235,7 @@ class JsonTokenizer implements Tokenizer {
   }
 }
 
-/** Ids must be usable before the library fills lists up to them. Error: PL_TOKENIZER_INVALID. */
+/** Ids are checked before the library allocates lists up to the largest. Error: PL_TOKENIZER_INVALID. */
 function checkIds(path: string, { model, added_tokens: added }: TokenizerJson): void {
   const { vocab } = model;
   const ids = typeof vocab === "object" && vocab !== null && !Array.isArray(vocab) ? Object.entries(vocab) : [];

@@ -1,4 +1,4 @@
-/** Ends of the whole text: the library reads ^ and $ as those of a line. */
+/** Anchors of the whole text: the library reads ^ and $ as those of a line. */
 export const SPACES_AT_ENDS = String.raw`(?<![\s\S]) +| +(?![\s\S])`;
 export const BEFORE_ALL = String.raw`(?<![\s\S])(?=[\s\S])`;
 
@@ -21,7 +21,7 @@ const KNOWN: ReadonlySet<string> = new Set([
   // DeepSeek's steps.
   String.raw`\p{N}{1,3}`,
   "[一-龥぀-ゟ゠-ヿ]+",
-  // Single characters and runs of them, as normalizers and splits of many have.
+  // Single characters and runs of them, as in many normalizers and splits.
   String.raw`\p{N}`,
   String.raw`\s+`,
   String.raw`\s`,

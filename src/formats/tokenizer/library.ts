@@ -4,9 +4,9 @@ import { charsmapReplacer } from "./charsmap.ts";
 import type { TokenizerConfig, TokenizerJson } from "./hf-config.ts";
 import { UnigramModel } from "./unigram.ts";
 
-/** Where SentencePiece's own unigram model differs from Rust's. */
+/** Differences between SentencePiece's own unigram model and Rust's. */
 export interface SentencePieceRules {
-  /** Ids of pieces that are never found in a text: control, unknown and byte pieces. */
+  /** Ids of pieces that are never matched in a text: control, unknown and byte pieces. */
   readonly unreachable: ReadonlySet<number>;
 }
 
@@ -18,8 +18,8 @@ interface Normalizer {
 }
 
 /**
- * The JavaScript library over tokenizer.json's parts, with three of them mended: it takes NFKC for every precompiled_charsmap, its unigram
- * model knows no bytes, and its byte-pair merges are slow. Throws Error on parts that it can't use.
+ * The JavaScript library over tokenizer.json's parts, with three of them replaced: it treats every precompiled_charsmap as NFKC, its
+ * unigram model has no byte pieces, and its byte-pair merges are slow. Throws Error on parts that it can't use.
  */
 export function makeLibrary(
   json: TokenizerJson,
@@ -46,7 +46,7 @@ export function makeLibrary(
   return hf;
 }
 
-/** The library's BPE, as far as it is looked into. */
+/** The fields of the library's BPE that are used here. */
 interface LibraryBpe {
   merges: [string, string][];
   bpe_ranks: Map<string, number>;
@@ -56,7 +56,7 @@ interface LibraryBpe {
   encode(pieces: readonly string[]): string[];
 }
 
-/** Its merges, and what it does beside them, are most of the time that a set takes to encode. */
+/** Merging, and the work around it, is most of the time that encoding a data set takes. */
 function quickenMerges(model: LibraryBpe): void {
   if (!model.end_of_word_suffix && !model.continuing_subword_suffix) {
     const pairs = new BytePairs(model.merges);
@@ -93,7 +93,7 @@ function isByteLevel(cut: Cut): cut is ByteLevelCut {
   return "byte_encoder" in cut && "use_regex" in cut;
 }
 
-/** A character a byte, without a list and a call for each. */
+/** One character a byte, without a list and a call for each. */
 function quickenBytes(cut: ByteLevelCut): void {
   const letters = Array.from({ length: 256 }, (_, byte) => cut.byte_encoder[byte]!);
   const written = remembered((piece) => {
@@ -107,7 +107,7 @@ function quickenBytes(cut: ByteLevelCut): void {
   };
 }
 
-/** Texts whose result is kept; all are forgotten when there are more. */
+/** Number of texts whose result is cached; the cache is emptied when it is full. */
 const REMEMBERED = 1 << 15;
 const LONGEST_REMEMBERED = 128;
 

@@ -18,9 +18,8 @@ export const TOKENIZER_FILES = [
 ] as const;
 
 /**
- * The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json, else vocab.json with merges.txt, else
- * tokenizer.model. Only the library of the one that is there is loaded.
- * Error: PL_TOKENIZER_INVALID.
+ * The tokenizer of a model folder: qwen.tiktoken, else tokenizer.json, else vocab.json with merges.txt, else tokenizer.model. Only the
+ * library for that one is loaded. Error: PL_TOKENIZER_INVALID.
  */
 export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
   const ranks = join(modelDir, RANKS);
@@ -31,7 +30,7 @@ export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
 
 const RANKS = "qwen.tiktoken";
 
-/** The same files as what they say; of qwen.tiktoken its tokens in rank order. Error: PL_TOKENIZER_INVALID. */
+/** The contents of the same files; for qwen.tiktoken, its tokens in rank order. Error: PL_TOKENIZER_INVALID. */
 export async function describeTokenizer(
   modelDir: string,
 ): Promise<{ readonly ranks: readonly Uint8Array[] } | TokenizerSource> {

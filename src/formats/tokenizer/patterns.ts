@@ -1,6 +1,6 @@
 /**
- * Patterns as Rust's tokenizers read them, in JavaScript's words: white space is Unicode's White_Space (with U+0085, without
- * U+FEFF), and without regard to case "s" is "ſ" too.
+ * Patterns of Rust's tokenizers in JavaScript's syntax. White space is Unicode's White_Space (with U+0085, without U+FEFF); without regard
+ * to case, "s" also matches "ſ".
  */
 export function asRustReads(pattern: string): string {
   const folded = pattern.replace(/\(\?i:([^()]*)\)/g, (_, body: string) => `(?i:${withLongS(body)})`);
@@ -29,7 +29,7 @@ const split = (pattern: string) => ({
   invert: false,
 });
 
-/** tokenizer.json's pre_tokenizer, with cuts that the JavaScript library makes otherwise written as a Split. */
+/** tokenizer.json's pre_tokenizer. Steps that the JavaScript library does differently are rewritten as a Split. */
 export function asRustCuts(step: unknown): unknown {
   if (!isObject(step)) return step;
   switch (step["type"]) {
@@ -38,7 +38,7 @@ export function asRustCuts(step: unknown): unknown {
         ? { ...step, pretokenizers: step["pretokenizers"].map(asRustCuts) }
         : step;
     case "Digits":
-      // At every numeric character, not at 0 … 9 alone.
+      // Splits at every numeric character, not only at 0 … 9.
       return split(step["individual_digits"] === true ? "\\p{N}" : "\\p{N}+");
     case "Split": {
       const pattern = step["pattern"];
@@ -46,7 +46,7 @@ export function asRustCuts(step: unknown): unknown {
       return { ...step, pattern: { Regex: asRustReads(pattern["Regex"]) } };
     }
     case "ByteLevel":
-      // The space in front is put there before the cut.
+      // The space in front is added before the split.
       if (step["use_regex"] === false || step["add_prefix_space"] === true) return step;
       return { type: "Sequence", pretokenizers: [split(asRustReads(GPT2)), { ...step, use_regex: false }] };
     default:

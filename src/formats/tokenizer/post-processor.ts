@@ -1,7 +1,7 @@
 import type { AddedToken } from "./added-tokens.ts";
 import { type TokenizerConfig, textOf } from "./hf-config.ts";
 
-/** tokenizer.json's post_processor that puts `before` and `after` around a text; null where there is nothing to put. */
+/** tokenizer.json's post_processor that puts `before` and `after` around a text; null if both are empty. */
 export function putAround(before: readonly AddedToken[], after: readonly AddedToken[]): object | null {
   const all = [...before, ...after];
   if (all.length === 0) return null;

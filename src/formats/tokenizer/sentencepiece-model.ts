@@ -36,7 +36,7 @@ const root = protobuf.Root.fromJSON({
     },
   },
 });
-/** Far above any model's; the time to find the merges of a piece grows with the square of its length. */
+/** Far above any model's: finding a piece's merges takes time that grows with the square of its length. */
 const MAX_PIECE = 256;
 const ModelProto = root.lookupType("ModelProto");
 
@@ -60,13 +60,13 @@ export interface SentencePieceModel {
   readonly eosId: number;
   /** Whether a space is put in front of a text. */
   readonly addDummyPrefix: boolean;
-  /** Whether spaces at the ends go, and of several in a row one stays. */
+  /** Whether spaces at the ends are removed and runs of spaces become one. */
   readonly removeExtraWhitespaces: boolean;
-  /** How characters are replaced before cutting; empty: not at all. */
+  /** How characters are replaced before the text is split; empty: not at all. */
   readonly charsmap: Uint8Array;
 }
 
-/** Reads a serialised ModelProto. Throws Error on bytes that are none, and on kinds of models that are not read. */
+/** Reads a serialised ModelProto. Throws Error on malformed bytes and on kinds of models that are not supported. */
 export function parseSentencePieceModel(bytes: Uint8Array): SentencePieceModel {
   const message = ModelProto.decode(bytes) as protobuf.Message & {
     pieces: Piece[];

@@ -4,7 +4,7 @@ import { PipeloraError } from "../../common/errors.ts";
 import { lfsPointer } from "../../common/lfs.ts";
 import type { DecodeOptions, EncodeOptions, Tokenizer } from "./tokenizer.ts";
 
-/** How Qwen (v1) cuts text into pieces before byte-pair merging. */
+/** How Qwen (v1) splits text into pieces before byte-pair merging. */
 const QWEN_PATTERN = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
 
 /** Qwen's special tokens in id order; they follow the ranks directly. */
@@ -47,7 +47,7 @@ function parseRanks(path: string, text: string): string[] {
     const [, token, rank] = match as unknown as [string, string, string];
     if (Number(rank) !== tokens.length)
       throw invalid(path, `line ${index + 1} has rank ${rank}, expected ${tokens.length}`);
-    // Base64 can spell bytes in several ways, of which one is right.
+    // Base64 can spell the same bytes in several ways; only the canonical one is accepted.
     if (Buffer.from(token, "base64").toString("base64") !== token)
       throw invalid(path, `line ${index + 1} is no canonical base64`);
     if (seen.has(token)) throw invalid(path, `line ${index + 1} repeats a token`);

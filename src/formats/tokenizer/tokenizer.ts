@@ -1,8 +1,8 @@
 /** What the program needs of a tokenizer, whatever its files. */
 export interface Tokenizer {
   /**
-   * Ids of a text. `specials` (default true, as transformers does): special tokens written out in the text become their id.
-   * `addSpecials` (default false): what the tokenizer puts around a text of its own, such as a first BOS.
+   * Ids of a text. `specials` (default true, as in transformers): special tokens written in the text become their ids. `addSpecials`
+   * (default false): adds what the tokenizer puts around a text, such as BOS.
    */
   encode(text: string, options?: EncodeOptions): number[];
   /** `skipSpecials` (default false) leaves special tokens out. Incomplete UTF-8 shows as U+FFFD. */
@@ -18,7 +18,7 @@ export interface Tokenizer {
   readonly vocabSize: number;
   /** Jinja source of the tokenizer's chat template; null where it has none. */
   readonly chatTemplate: string | null;
-  /** What is to be said of where it comes from; null or absent: nothing. */
+  /** A warning about the template's origin; null or absent: none. */
   readonly chatTemplateRemark?: string | null;
   /** Qwen (v1)'s tiktoken file, whose model was trained with ChatML. */
   readonly isQwen1: boolean;

@@ -51,7 +51,7 @@ class PairCounts {
   readonly #words: readonly Word[];
   readonly #counts = new Map<number, number>();
   readonly #where = new Map<number, Set<number>>();
-  /** May hold outdated counts, never too small ones: a merge only lowers the counts of pairs that were there before. */
+  /** May hold outdated counts, but never too small ones: a merge only lowers the counts of existing pairs. */
   readonly #queue = new PairQueue();
 
   constructor(words: readonly Word[]) {

@@ -12,13 +12,13 @@ export interface UnigramOptions {
   readonly byteFallback: boolean;
   /** Ids that are never found in a text, such as control pieces. */
   readonly unreachable: ReadonlySet<number>;
-  /** Sums as SentencePiece makes them, which decides between cuts of the same score; Rust's have 64 bits. */
+  /** Sums in float32, as in SentencePiece, which decides between splits of the same score; Rust's are in float64. */
   readonly float32: boolean;
 }
 
 /**
- * The most probable cut of a text into pieces (Viterbi over a trie), as SentencePiece makes it: unknown characters in a row are
- * one unknown token, or their bytes where the model has byte pieces. The JavaScript library knows no bytes there.
+ * The most probable split of a text into pieces (Viterbi over a trie), as in SentencePiece. Consecutive unknown characters are one unknown
+ * token, or their bytes if the model has byte pieces (the JavaScript library has no byte pieces there).
  */
 export class UnigramModel {
   readonly #root: Node = { next: new Map(), id: -1 };

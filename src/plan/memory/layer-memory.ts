@@ -344,7 +344,7 @@ export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraT
   return pairs;
 }
 
-/** Bytes a token of what attention and MLP add before norms of their own (native/model/block.cpp), kept for the way back. */
+/** Bytes a token of what attention and MLP add before norms of their own (native/model/block.cpp), kept for the backward pass. */
 function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLayer, float: number): number {
   return [attnPostNorm, mlpPostNorm].filter((name) => name !== null).length * float * shape.hidden;
 }

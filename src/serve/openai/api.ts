@@ -45,7 +45,7 @@ export function openaiApi(service: Service): (app: FastifyInstance) => Promise<v
           answer(service, model, parsed.data, { reply, signal }),
         );
       } catch (error) {
-        // Nobody waits for an answer, or the error stands in the stream already.
+        // The client has left, or the error was sent in the stream already.
         if (error instanceof ClientLeft && !reply.sent) reply.hijack();
         if (reply.sent) return reply;
         throw error;

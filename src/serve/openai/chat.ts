@@ -116,7 +116,7 @@ class ChatChoices {
     }));
   }
 
-  /** What a stream is to say of it; null: nothing yet. */
+  /** The stream's next delta; null: nothing yet. */
   push(index: number, text: string, tokens: readonly DrawnToken[]): Delta | null {
     const choice = this.#choices[index]!;
     const shown = tokens.filter(({ id }) => !this.#wanted.stopIds.has(id));

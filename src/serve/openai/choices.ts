@@ -6,11 +6,11 @@ import type { ServedModel, Service } from "../service.ts";
 import { ApiError } from "./errors.ts";
 import type { CommonRequest } from "./requests.ts";
 
-/** When who comes while the model is loaded may come again. */
+/** Retry-After, in seconds, while the model is being loaded. */
 const LOADING_S = 5;
 const MOST_SEED = 2 ** 48 - 1;
 
-/** How a request wants tokens chosen. Where it says nothing OpenAI's defaults hold: every token may come, at temperature 1. */
+/** How a request wants tokens sampled. Defaults are OpenAI's: temperature 1, no truncation. */
 export function tokenChoice(request: CommonRequest, likeliest: number, vocabSize: number): TokenChoice {
   const temperature = request.temperature ?? 1;
   const logitBias = new Map(Object.entries(request.logit_bias ?? {}).map(([id, bias]) => [Number(id), bias]));
@@ -112,7 +112,7 @@ function seedOf(value: number): number {
   return ((value % MOST_SEED) + MOST_SEED) % MOST_SEED;
 }
 
-/** Error in OpenAI's words, which its clients know. */
+/** The error in OpenAI's words, which its clients recognise. */
 function expectFits(prompt: number, reply: number, most: number): void {
   if (prompt + reply <= most) return;
   throw new ApiError(

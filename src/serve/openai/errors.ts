@@ -24,7 +24,7 @@ interface ApiErrorDetails {
 export class ApiError extends Error {
   readonly status: number;
   readonly body: ErrorBody;
-  /** Seconds after which another try may do better; null: none would. */
+  /** Seconds after which another attempt may succeed; null: none would. */
   readonly retryAfterS: number | null;
 
   constructor(status: number, message: string, details: ApiErrorDetails = {}) {
@@ -36,7 +36,7 @@ export class ApiError extends Error {
   }
 }
 
-/** What of the catalogue is no fault of this server. */
+/** Errors of the catalogue that are not defects of this server, with the status that the client gets. */
 const STATUS: Partial<Record<ErrorCode, { readonly status: number; readonly code: string; readonly type?: string }>> = {
   PL_REQUEST_INVALID: { status: 400, code: "context_length_exceeded" },
   PL_TEMPLATE_INVALID: { status: 400, code: "invalid_messages" },
@@ -47,7 +47,7 @@ const STATUS: Partial<Record<ErrorCode, { readonly status: number; readonly code
   PL_INTERRUPTED: { status: 503, code: "shutting_down" },
 };
 
-/** Whatever a handler threw, as the client is told. */
+/** Converts whatever a handler threw into the client's error. */
 export function toApiError(thrown: unknown): ApiError {
   if (thrown instanceof ApiError) return thrown;
   if (thrown instanceof Busy) {
@@ -58,7 +58,7 @@ export function toApiError(thrown: unknown): ApiError {
       cause: thrown,
     });
   }
-  // What fastify refuses before a handler: a body too large, one that is no JSON, a media type.
+  // Requests that fastify refuses before a handler: too large a body, invalid JSON, a wrong media type.
   const { statusCode, message } = thrown as { statusCode?: unknown; message?: unknown };
   if (typeof statusCode === "number" && statusCode >= 400 && statusCode < 500) {
     return new ApiError(statusCode, String(message), { cause: thrown });
@@ -79,7 +79,7 @@ export function modelNotFound(id: string, known: readonly string[]): ApiError {
   });
 }
 
-/** What is wrong with a request's body: the first thing, by its place. */
+/** The first problem in a request's body, by its place. */
 export function invalidRequest(issues: readonly z.core.$ZodIssue[]): ApiError {
   const [first] = issues;
   const unknown = first?.code === "unrecognized_keys" ? (first.keys[0] ?? "") : null;

@@ -2,8 +2,8 @@ import type { FastifyReply } from "fastify";
 import { toApiError } from "./errors.ts";
 
 /**
- * Server-sent events of one request. Nothing is sent before the first event: what fails until then gets a status of its own, what fails
- * later an event with the error.
+ * Server-sent events of one request. The status is sent with the first event: an earlier failure gets a status of its own, a later one an
+ * event with the error.
  */
 class EventStream {
   readonly #reply: FastifyReply;
@@ -46,8 +46,8 @@ class EventStream {
 }
 
 /**
- * An answer in chunks: those that `write` sends, each with `head` as it is then, what it counts at the end where that is wanted, and the
- * end. What fails is told as the stream tells it.
+ * An answer in chunks: those that `write` sends, each with the current `head`; usage at the end if it is wanted; and the end mark. Failures
+ * are reported as the stream does.
  */
 export async function streamAnswer(
   reply: FastifyReply,

@@ -4,7 +4,7 @@ import type { DrawnToken, LikelyToken } from "../../generation/round.ts";
 interface ChatToken {
   readonly token: string;
   readonly logprob: number;
-  /** UTF-8; null: the token is no whole characters. */
+  /** UTF-8 bytes; null: the token is not a sequence of whole characters. */
   readonly bytes: number[] | null;
 }
 
@@ -47,7 +47,7 @@ export function completionLogprobs(
     tokens: texts,
     token_logprobs: tokens.map(({ logProbability }) => logProbability),
     top_logprobs: tokens.map((token) =>
-      // As OpenAI does, the chosen token stands among them too.
+      // As in OpenAI's API, the chosen token is in the list too.
       Object.fromEntries(
         [...token.likeliest, token].map((likely) => [tokenizer.decode([likely.id]), likely.logProbability]),
       ),

@@ -6,17 +6,17 @@ const probability = z.number().min(0).max(1);
 const count = z.number().int().min(0);
 const seed = z.number().int();
 const optional = <T extends z.ZodType>(schema: T) => schema.nullish();
-/** Of what is accepted because it changes no answer. */
+/** Fields that are accepted because they do not change the answer. */
 const without_effect = z.unknown();
 
-/** Accepted as long as it asks for what is done anyway. */
+/** Accepted if the value asks for what is done anyway. */
 function only<T extends z.ZodType>(schema: T, why: string) {
   return optional(z.unknown().refine((value) => value === null || schema.safeParse(value).success, why));
 }
 
 const stop = optional(z.union([z.string().min(1), z.array(z.string().min(1)).max(16)]));
 
-/** What both kinds of completions have. Names that are not OpenAI's are vLLM's. */
+/** Fields that both kinds of completions have. Names that are not OpenAI's are vLLM's. */
 const common = {
   model: z.string(),
   stream: optional(z.boolean()),

@@ -12,7 +12,7 @@ export interface ToolPiece {
   readonly calls: readonly ToolCall[];
 }
 
-/** Finds the calls in a reply's text as it comes; what is no call is content. */
+/** Finds tool calls in a reply's text as it arrives; other text is content. */
 export interface ToolReader {
   push(text: string): ToolPiece;
   /** The rest, once no text follows. */
@@ -66,7 +66,7 @@ class TaggedCalls implements ToolReader {
       this.#held = this.#held.slice(this.#held.length - kept);
     }
     this.#called = this.#called || calls.length > 0;
-    // Between calls and behind them stand line breaks that are nobody's words.
+    // Line breaks between and after calls belong to no content.
     return { content: this.#called && content.trim() === "" ? "" : content, calls };
   }
 
@@ -75,7 +75,7 @@ class TaggedCalls implements ToolReader {
     this.#held = "";
     if (!this.#inside) return { content: this.#called ? rest.trim() : rest, calls: [] };
     this.#inside = false;
-    // Some families leave the last tag to the end token.
+    // Some families end the reply without the last tag.
     const calls = parseCalls(rest);
     return calls === null ? { content: this.#open + rest, calls: [] } : { content: "", calls };
   }

@@ -8,7 +8,7 @@ export function usage(prompts: readonly (readonly number[])[], done: readonly Pi
   return { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion };
 }
 
-/** Of weights in training, which answer it was: those after so many steps. */
+/** With weights in training: after how many steps they gave the answer. */
 export function fingerprint(service: Service): { system_fingerprint: string | null; training_step?: number } {
   const step = service.step();
   return step === null ? { system_fingerprint: null } : { system_fingerprint: `step-${step}`, training_step: step };

@@ -1,6 +1,6 @@
 import type { Points } from "./wire.ts";
 
-/** One optimizer step. What a run does not tell is null. */
+/** One optimizer step. Values that a run does not report are null. */
 export interface StepRow {
   readonly step: number;
   readonly loss: number | null;
@@ -10,15 +10,15 @@ export interface StepRow {
   readonly ms: number | null;
 }
 
-/** Rows that are kept: a million steps are held as points of eight steps each. */
+/** Number of rows that are kept. A million steps are then points of eight steps each. */
 const MOST_ROWS = 1 << 18;
 const FIRST_ROOM = 1 << 10;
 const NAMES = ["step", "count", "loss", "low", "high", "rate", "norm", "peak", "tokens", "ms"] as const;
 type Name = (typeof NAMES)[number];
 
 /**
- * A run's steps as columns of numbers, NaN for what is not known. Bounded: when it is full, neighbours become one row, with the mean
- * of their losses, the least and the most, and the sums of tokens and times.
+ * A run's steps as columns of numbers, NaN for unknown values. Bounded: when it is full, pairs of neighbours become one row, with mean,
+ * least and greatest loss, and the sums of tokens and times.
  */
 export class StepColumns {
   #columns: Record<Name, Float64Array> = emptyColumns(FIRST_ROOM);
@@ -36,7 +36,7 @@ export class StepColumns {
     return this.#length;
   }
 
-  /** Changes when rows that were there are not any more, or are others. */
+  /** Changes when existing rows are removed or replaced. */
   get generation(): number {
     return this.#generation;
   }
@@ -49,7 +49,7 @@ export class StepColumns {
     return this.#length === 0 ? 0 : this.#columns.step[this.#length - 1]!;
   }
 
-  /** A step that is not after the last one is done again: what was known of it and of later ones goes. */
+  /** A step that is not after the last one is a repeated step: that step and later ones are removed. */
   add(row: StepRow): void {
     if (row.step <= this.lastStep) this.#backTo(row.step);
     if (this.#length === this.#most) this.#halve();
@@ -63,7 +63,7 @@ export class StepColumns {
     for (const name of NAMES) this.#columns[name][at] = values[name] ?? Number.NaN;
   }
 
-  /** Speed over the last rows; null where it is not known. */
+  /** Speed over the last rows; null if unknown. */
   recent(rows: number): { readonly tokensPerSecond: number | null; readonly msPerStep: number | null } {
     let [tokens, ms, steps] = [0, 0, 0];
     for (let at = Math.max(0, this.#length - rows); at < this.#length; at++) {
@@ -178,7 +178,7 @@ function emptyColumns(rows: number): Record<Name, Float64Array> {
   return Object.fromEntries(NAMES.map((name) => [name, new Float64Array(rows)])) as Record<Name, Float64Array>;
 }
 
-/** To seven digits, which no picture shows more of: a reply is half as long. */
+/** Rounded to seven digits, more than a picture shows: the reply is half as long. */
 function known(value: number): number | null {
   return Number.isFinite(value) ? Number(value.toPrecision(7)) : null;
 }

@@ -1,4 +1,4 @@
-/** Values of JSON that somebody else wrote: what is not as expected is absent. */
+/** Reads values of foreign JSON: a value of an unexpected type counts as absent. */
 export type Fields = Readonly<Record<string, unknown>>;
 
 export function isFields(value: unknown): value is Fields {

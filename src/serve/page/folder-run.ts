@@ -6,7 +6,7 @@ import { LineTail } from "./line-tail.ts";
 import { RunRecord, settingRows } from "./run-record.ts";
 import type { RunSource } from "./run-source.ts";
 
-/** What a run leaves in its output folder, beside adapter and checkpoints. */
+/** Files that a run leaves in its output folder, beside adapter and checkpoints. */
 export const METRICS_FILE = "metrics.jsonl";
 export const JOURNAL_FILE = "run.jsonl";
 export const LAST_STEP_FILE = "last-step.json";
@@ -18,10 +18,10 @@ const ARGS_FILE = "training_args.json";
 const FRESH_MS = 400;
 /** A trainer_state.json of a hundred thousand log entries has 20 MB. */
 const MOST_JSON_BYTES = 64 << 20;
-/** Revisions of a record that is made anew begin where those of none before can be. */
+/** A record that is made anew starts at a revision that no earlier one could have reached. */
 const REVISIONS = 2 ** 32;
 
-/** A run as its files tell it, finished or going on in another process. */
+/** A run read from its files, finished or going on in another process. */
 export class FolderRun implements RunSource {
   readonly id: string;
   readonly dir: string;
@@ -43,7 +43,7 @@ export class FolderRun implements RunSource {
     return this.#record;
   }
 
-  /** Never rejects: a file that can't be read tells nothing. */
+  /** Never rejects: an unreadable file counts as empty. */
   async refresh(): Promise<void> {
     if (performance.now() - this.#looked < FRESH_MS) return;
     this.#looking ??= this.#look().finally(() => {
@@ -53,13 +53,13 @@ export class FolderRun implements RunSource {
     await this.#looking;
   }
 
-  /** The process that runs it does not hear of it. */
+  /** The other process can't be asked to record more often. */
   looked(): boolean {
     return false;
   }
 
   async #look(): Promise<void> {
-    // Steps that are done again were taken out of the file: what was read of them is no longer true.
+    // Repeated steps were removed from the file, so what was read of them is outdated.
     for (let attempt = 0; attempt < 2 && !(await this.#readOn()); attempt++) this.#beginAnew();
     if (this.#record.columns.length === 0) await this.#readHistory();
     if (this.#record.settings.length === 0) await this.#readArgs();
@@ -69,7 +69,7 @@ export class FolderRun implements RunSource {
     const { metrics, journal, samples } = this.#files;
     await this.#readLastStep();
     const apply = (line: string) => this.#record.apply(parsed(line));
-    // The order in which a run tells: its steps, what it measured of all of them, how it ended.
+    // The order in which a run reports: its steps, the totals over them, how it ended.
     return (
       (await metrics.read(apply)) &&
       (await journal.read(apply)) &&
@@ -104,7 +104,7 @@ export class FolderRun implements RunSource {
     const state = own ?? (newest === undefined ? null : await jsonFile(join(newest.path, STATE_FILE)));
     if (state === null) return;
     this.#record.addHistory(state);
-    // The folder itself has one once the run is done.
+    // The folder itself has a state once the run is done.
     if (own !== null) this.#record.apply({ event: "end" });
   }
 
@@ -121,7 +121,7 @@ export function runName({ id, dir }: Pick<RunSource, "id" | "dir">): string {
   return id === "" ? basename(dir) : id;
 }
 
-/** null: it is not there, or no JSON of a size that ours have. */
+/** null: missing, not JSON, or too large. */
 export async function jsonFile(path: string): Promise<unknown> {
   const found = await stat(path).catch(() => null);
   if (found === null || !found.isFile() || found.size > MOST_JSON_BYTES) return null;

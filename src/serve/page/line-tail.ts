@@ -3,7 +3,7 @@ import { type FileHandle, open, stat } from "node:fs/promises";
 const CHUNK_BYTES = 1 << 20;
 /** A longer line is none of ours. */
 const MOST_LINE_BYTES = 4 << 20;
-/** Of what was read last: enough to see that a file was written anew. Each line has a time or a step of its own. */
+/** The end of what was read last, which shows whether the file was written anew: each line has its own time or step. */
 const REMEMBERED_BYTES = 512;
 
 /** The lines of a file that another process appends to. */
@@ -17,7 +17,7 @@ export class LineTail {
     this.#path = path;
   }
 
-  /** Tells every whole line that came since. False: the file no longer begins with what was told, and nothing was told. */
+  /** Passes on every complete line that is new. False: the file no longer begins with what was read, and nothing was passed on. */
   async read(tell: (line: string) => void): Promise<boolean> {
     const found = await stat(this.#path).catch(() => null);
     // A pipe or a device would be waited for.

@@ -3,13 +3,13 @@ import type { RunSource } from "./run-source.ts";
 import { summaryOf } from "./run-view.ts";
 import type { Change, Cursor } from "./wire.ts";
 
-/** Runs are looked at so often, for all who listen together. */
+/** Interval at which runs are read, once for all clients. */
 const TICK_MS = 500;
-/** A line that says nothing: proxies, and clients, take a silent connection for a dead one. */
+/** An empty line: proxies and clients take a silent connection for a dead one. */
 const ALIVE_MS = 15_000;
-/** More rows are asked for anew, merged into as many points as a picture has. */
+/** A client that lacks more rows than this asks for the series anew, merged into as many points as a picture has. */
 const MOST_ROWS = 400;
-/** A client that has not taken so much is dropped: it asks anew when it can. */
+/** A client with more unread bytes than this is dropped; it reconnects when it can. */
 const MOST_BUFFERED_BYTES = 256 << 10;
 const MOST_STREAMS = 256;
 
@@ -17,12 +17,12 @@ interface Listener {
   readonly run: RunSource;
   readonly out: ServerResponse;
   cursor: Cursor;
-  /** What it was told last, as text: the same is not told twice. */
+  /** The text sent last, so that nothing is sent twice. */
   told: string;
   saidAt: number;
 }
 
-/** Clients that hear of runs as they go, by server-sent events. */
+/** Clients that follow runs by server-sent events. */
 export class LiveStreams {
   readonly #listeners = new Set<Listener>();
   readonly #tickMs: number;
@@ -39,7 +39,7 @@ export class LiveStreams {
     return this.#listeners.size >= MOST_STREAMS;
   }
 
-  /** From now on `out` is this class's: what came after `cursor`, and whatever comes. Headers are sent. */
+  /** Takes over `out`: sends headers, what came after `cursor`, and everything new. */
   add(run: RunSource, out: ServerResponse, cursor: Cursor): void {
     const listener: Listener = { run, out, cursor, told: "", saidAt: performance.now() };
     this.#listeners.add(listener);
@@ -56,7 +56,7 @@ export class LiveStreams {
   }
 
   async #tick(): Promise<void> {
-    // A folder on a slow disk is not asked for again before it has answered.
+    // A folder on a slow disk is not read again before the last read has ended.
     if (this.#ticking) return;
     this.#ticking = true;
     try {
@@ -67,7 +67,7 @@ export class LiveStreams {
     }
   }
 
-  /** A run in training goes on, whatever is wrong with one who listens. */
+  /** A failing listener must not end the training run. */
   #tellSafely(listener: Listener): void {
     try {
       this.#tell(listener);

@@ -23,7 +23,7 @@ export interface PageOptions {
   readonly folder: RunFolder;
   /** Whether /v1 answers here. */
   readonly chat: boolean;
-  /** Only this machine reaches the server, and nobody is asked for a key. */
+  /** Only this machine reaches the server, and no key is required. */
   readonly trustsMachine: boolean;
 }
 
@@ -34,7 +34,7 @@ const withNumbers = (...names: string[]) => ({
   properties: { ...ofRun.properties, ...Object.fromEntries(names.map((name) => [name, whole])) },
 });
 
-/** Settings that no two runs share: they tell nothing. */
+/** Settings that differ in all runs and say nothing. */
 const OWN = ["output_dir", "template_date"];
 
 interface OfRun {
@@ -42,14 +42,14 @@ interface OfRun {
 }
 type Numbers<K extends string> = OfRun & Partial<Record<K, number>>;
 
-/** The page at / and what it asks for below /page: JSON, and server-sent events. See wire.ts. */
+/** The page at /, and its requests below /page: JSON and server-sent events. See wire.ts. */
 export function runsPage({ folder, chat, trustsMachine }: PageOptions): FastifyPluginAsync {
   return async (app) => {
     const streams = new LiveStreams();
     app.addHook("preClose", async () => streams.end());
     app.addHook("onRequest", async (request, reply) => {
       reply.headers(SHELL_HEADERS);
-      // A page elsewhere whose name is made to lead here would be let in by the browser.
+      // Refuses foreign host names: the browser would let in a page of another site whose name was made to resolve to this address.
       if (trustsMachine && !LOOPBACK_NAMES.test(splitAddress(request.headers.host ?? "").host)) {
         throw new ApiError(403, `This server answers to names of this machine, not to ${request.headers.host}.`, {
           code: "unknown_host",
@@ -133,7 +133,7 @@ export function runsPage({ folder, chat, trustsMachine }: PageOptions): FastifyP
   };
 }
 
-/** Settings in which runs that have steps differ; "" where a run tells none, or has no steps of its own. */
+/** Settings in which runs with steps differ; "" where a run reports none, or has no steps. */
 function differing(runs: readonly RunSource[]): Record<string, string[]> {
   const stepped = runs.map(({ record }) => record.columns.length > 0);
   const each = runs.map(

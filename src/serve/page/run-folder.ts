@@ -4,12 +4,12 @@ import { join } from "node:path";
 import { FolderRun, JOURNAL_FILE, METRICS_FILE, STATE_FILE } from "./folder-run.ts";
 import type { RunSource } from "./run-source.ts";
 
-/** How far below the folder runs are looked for: a sweep's lie one below, sweeps of sweeps two. */
+/** Depth to which runs are searched below the folder: a sweep's lie one below, sweeps of sweeps two. */
 const DEPTH = 3;
 const MOST_FOLDERS = 2_000;
 /** More are no picture any more. */
 const MOST_RUNS = 128;
-/** Folders are looked through again after so long. */
+/** Interval at which folders are searched again. */
 const FRESH_MS = 3_000;
 /** What a folder has that is a run's. */
 const SIGNS: readonly string[] = [METRICS_FILE, JOURNAL_FILE, STATE_FILE];
@@ -28,7 +28,7 @@ export class RunFolder {
   #lookedAt = Number.NEGATIVE_INFINITY;
   #looking: Promise<void> | null = null;
 
-  /** `live`: the run that goes on here, of the folder itself; null: all lie in files. */
+  /** `live`: the run of this process, in the folder itself; null: all runs are read from files. */
   constructor(dir: string, live: RunSource | null) {
     this.dir = dir;
     this.#live = live;
@@ -46,7 +46,7 @@ export class RunFolder {
     return this.#found;
   }
 
-  /** Ids are names that were found, never paths that somebody sends. Undefined: there is none of that name. */
+  /** Looked up among names that were found, so no path of a client is ever opened. Undefined: unknown. */
   async find(id: string): Promise<RunSource | undefined> {
     await this.list();
     return this.#found.runs.find((run) => run.id === id);
@@ -64,7 +64,7 @@ export class RunFolder {
   }
 }
 
-/** Paths below `root`, "" for itself, sorted as people count. */
+/** Paths below `root`, "" for itself, sorted with numbers by value. */
 async function runsBelow(root: string): Promise<string[]> {
   const found: string[] = [];
   let level = [""];

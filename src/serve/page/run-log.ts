@@ -2,7 +2,7 @@ import type { LogLine, LogPage } from "./wire.ts";
 
 /** Lines that are kept; the file has all. */
 const MOST_LINES = 5_000;
-/** Longer ones are cut: a page is no place for a megabyte in one line. */
+/** Longer lines are truncated. */
 const MOST_CHARACTERS = 4_000;
 
 /** The last lines of a run's log. */

@@ -24,8 +24,8 @@ export interface Save {
 }
 
 /**
- * What is known of one run, from the events that its files have, or that it tells as it goes: the same either way. Whatever is
- * malformed is passed over; nothing grows without bound.
+ * What is known of one run, from the events in its files or from the run itself; both have the same form. Malformed events are skipped;
+ * nothing grows without bound.
  */
 export class RunRecord {
   readonly columns: StepColumns;
@@ -36,11 +36,11 @@ export class RunRecord {
   replyCount = 0;
   settings: readonly Setting[] = [];
   saves: Save[] = [];
-  /** The last plan, preflight, and step that was looked at: as the run told them. */
+  /** The last plan, preflight, and recorded step, as the run reported them. */
   plan: Fields | null = null;
   preflight: Fields | null = null;
   lastStep: Fields | null = null;
-  /** Of the whole run what was measured, beside what was predicted; null: it is not done. */
+  /** Measured totals of the whole run, beside predictions; null: it has not ended. */
   #predictions: Fields | null = null;
   maxSteps: number | null = null;
   epoch: number | null = null;
@@ -49,10 +49,10 @@ export class RunRecord {
   ending: Ending | null = null;
   readonly #counts: Record<Exclude<keyof Revisions, "log">, number>;
   readonly #first: number;
-  /** Whether steps themselves were told, not only log entries. */
+  /** Whether steps were reported, not only log entries. */
   #hasSteps = false;
 
-  /** `first`: of its revisions. A record that takes another's place has others. */
+  /** `first`: its first revision. A record that replaces another begins with a higher one. */
   constructor(first = 0) {
     this.#first = first;
     this.columns = new StepColumns(first);
@@ -63,12 +63,12 @@ export class RunRecord {
     return { ...this.#counts, log: this.#first + this.log.count };
   }
 
-  /** What was measured beside what was predicted: of the whole run, else up to the step that was looked at last. */
+  /** Measured beside predicted: of the whole run, else up to the last recorded step. */
   get measured(): Fields {
     return this.#predictions ?? fieldsOf(this.lastStep?.["measured"]);
   }
 
-  /** A line of metrics.jsonl, run.jsonl, samples.jsonl or last-step.json, or the same from a run that goes on here. */
+  /** Takes a line of metrics.jsonl, run.jsonl, samples.jsonl or last-step.json, or the same event from a run of this process. */
   apply(event: unknown): void {
     if (!isFields(event)) return;
     const at = timeOf(event["time"]);
@@ -92,7 +92,7 @@ export class RunRecord {
     this.#counts.replies++;
   }
 
-  /** The log_history of a trainer_state.json, where nothing told more. */
+  /** Takes the log_history of a trainer_state.json if no steps were reported. */
   addHistory(state: unknown): void {
     const { log_history: history, max_steps: most } = fieldsOf(state);
     this.maxSteps ??= countOf(most);
@@ -100,7 +100,7 @@ export class RunRecord {
     for (const entry of history) if (isFields(entry)) this.#logged(entry);
   }
 
-  /** Settings from a file that is not told of again. */
+  /** Settings from a file that is read once. */
   assume(settings: readonly Setting[]): void {
     this.settings = settings;
     this.#counts.view++;
@@ -138,12 +138,12 @@ export class RunRecord {
       this.#predictions = fieldsOf(event["predictions"]);
       this.#counts.view++;
     },
-    // Of one of several adapters, by a fault of its own.
+    // An error of one of several adapters.
     failed: (event, at) => this.#ended({ at, error: errorOf(event) }),
     end: (_event, at) => this.#ended({ at, error: null }),
     ended: (event, at) => {
       const error = isFields(event["error"]) ? errorOf(event["error"]) : null;
-      // That it is done is known from its last metrics; a run that only was looked over has none.
+      // The last metrics show that the run has ended; a run that was only checked (preflight) has none.
       if (error !== null || this.ending === null) this.#ended({ at, error });
     },
   };

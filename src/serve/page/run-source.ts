@@ -1,6 +1,6 @@
 import type { RunRecord } from "./run-record.ts";
 
-/** A run that the page shows. Whether it goes on in this process or lies in a folder is its own affair. */
+/** A run that the page shows, of this process or in a folder. */
 export interface RunSource {
   /** Path below the folder that is shown; "" for that folder itself. */
   readonly id: string;
@@ -11,6 +11,6 @@ export interface RunSource {
   readonly live: boolean;
   /** Brings the record up to date. */
   refresh(): Promise<void>;
-  /** Somebody looks at the last step. Returns whether it is recorded more often for that. */
+  /** Called while a client looks at the last step. Returns whether steps are then recorded more often. */
   looked(): boolean;
 }

@@ -21,10 +21,10 @@ import type {
 
 /** Steps over which a run's speed is told. */
 const RECENT_STEPS = 20;
-/** A run of another process that says nothing for so long, or for so many of its steps, may be no more. */
+/** A run of another process that was silent for this long, or for this many of its steps, may have ended. */
 const SILENT_MS = 60_000;
 const SILENT_STEPS = 20;
-/** Of a layers' list, and of devices: what no run of ours has more of. */
+/** Limits for a list of layers and a list of devices, above those of any real run. */
 const MOST_LISTED = 10_000;
 
 export function summaryOf(run: RunSource, now: number): RunSummary {
@@ -179,7 +179,7 @@ function nodesOf({ plan, preflight }: RunRecord): NodeView[] {
   });
 }
 
-/** One way each: what was planned, what was tried before the run, and what went through in the step that was looked at. */
+/** Each direction of a link: planned, measured before the run, and used in the recorded step. */
 function linksOf({ plan, preflight, lastStep }: RunRecord): LinkView[] {
   const probes = new Map<string, NonNullable<LinkView["probe"]>>(
     listOf(preflight?.["links"]).flatMap((link) => {
@@ -202,7 +202,7 @@ function linksOf({ plan, preflight, lastStep }: RunRecord): LinkView[] {
   return planned.slice(0, MOST_LISTED).flatMap((link) => {
     const key = `${link.from} ${link.to}`;
     const [probe, step] = [probes.get(key) ?? null, sent.get(key) ?? null];
-    // The way back of a pair that only hands tokens on is none of a step's.
+    // The reverse direction of a pair that only passes tokens on carries nothing in a step.
     return probe === null && step === null && link.from > link.to ? [] : [{ ...link, probe, step }];
   });
 }
@@ -228,7 +228,7 @@ async function checkpointsOf({ dir, record }: RunSource): Promise<CheckpointView
 const bests = new Map<string, { readonly at: number; readonly name: string | null }>();
 const MOST_BESTS = 1_000;
 
-/** Of the first of these folders that has a state. With a hundred thousand log entries it is large, so it is read once. */
+/** From the first of these folders that has a state. With a hundred thousand log entries it is large, so it is read once. */
 async function bestOf(folders: readonly string[]): Promise<string | null> {
   for (const folder of folders) {
     const path = join(folder, STATE_FILE);

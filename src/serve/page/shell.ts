@@ -15,7 +15,7 @@ const TYPES: Readonly<Record<string, string>> = {
   ".svg": "image/svg+xml",
 };
 
-/** Nothing but this server's own files runs, is drawn or is asked; nobody frames the page; nothing of a run is kept by a cache. */
+/** Only this server's own files may run, be shown or be requested; no page may frame it; no cache keeps a run's data. */
 export const SHELL_HEADERS = {
   "content-security-policy": [
     ...["default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'"],
@@ -29,8 +29,8 @@ export const SHELL_HEADERS = {
 } as const;
 
 /**
- * Serves the built page's files, each read once and under its own name: no path that somebody sends is ever opened. They say nothing
- * of a run, so they need no key: the page asks for it. Error: PL_INTERNAL where they are not built.
+ * Serves the built page's files, each read once and served under its own name, so no path of a client is ever opened. They hold nothing of
+ * a run and need no key: the page asks for it. Error: PL_INTERNAL if they are not built.
  */
 export async function openShell(app: FastifyInstance): Promise<void> {
   const names = await readdir(BUILT).catch(() => [] as string[]);

@@ -2,15 +2,15 @@ import { countOf, type Fields, listOf, numberOf, textOf } from "./fields.ts";
 import type { LinkView, Span, Timeline } from "./wire.ts";
 import { SPAN_KINDS } from "./wire.ts";
 
-/** More are joined where they are too short to be seen. */
+/** Above this number, spans that are too short to be seen are joined. */
 const MOST_SPANS = 20_000;
-/** Of a step: what is narrower than this is less than a pixel. */
+/** Share of a step below which a span is narrower than a pixel. */
 const SHORT = 1 / 1500;
 /** From 1970 to 2286, in milliseconds: what a time can be. */
 const MOST_MS = 1e13;
 const SEND = SPAN_KINDS.indexOf("send");
 
-/** What last-step.json says of its step; null where that is nothing. */
+/** The step in last-step.json; null if it is malformed. */
 export function timelineOf(lastStep: Fields | null): Timeline | null {
   const step = countOf(lastStep?.["step"]);
   const ms = numberOf(lastStep?.["ms"]);
@@ -28,7 +28,7 @@ export function timelineOf(lastStep: Fields | null): Timeline | null {
   return { step, at, ms, ranks: shown };
 }
 
-/** What each rank sent to each other one in that step: from its spans' bytes. */
+/** Bytes that each rank sent to each other rank in that step, from its spans. */
 export function sentBetween(lastStep: Fields | null): Map<string, NonNullable<LinkView["step"]>> {
   const sums = new Map<string, { bytes: number; ms: number; messages: number }>();
   for (const [index, { rank, spans }] of listOf(lastStep?.["ranks"]).entries()) {
@@ -62,7 +62,7 @@ function spanOf(given: unknown): Span | null {
   return [kind, begin, length, index(given[3]), index(given[4]), index(given[5])];
 }
 
-/** Neighbours of one kind that are both short and lie side by side become one span. */
+/** Joins adjacent short spans of one kind. */
 function joined(spans: readonly Span[], short: number): Span[] {
   const result: Span[] = [];
   const open = new Map<number, number>();

@@ -1,6 +1,6 @@
-/** What server and page say to each other: the one file that both read. Times: milliseconds since 1970, unless a name says otherwise. */
+/** Messages between server and page: the one file that both import. Times are milliseconds since 1970, unless a name says otherwise. */
 
-/** silent: it has not ended, and nothing was heard of it for long. */
+/** silent: the run has not ended, and has reported nothing for long. */
 export type RunStatus = "waiting" | "running" | "done" | "stopped" | "failed" | "silent";
 
 export interface RunSummary {
@@ -34,9 +34,9 @@ export interface RunList {
   readonly folder: string;
   readonly version: string;
   readonly runs: readonly RunSummary[];
-  /** Runs that are left out, since there are too many. */
+  /** Number of runs that are left out because there are too many. */
   readonly leftOut: number;
-  /** Settings that are not the same in all runs: by name, the value of each run in the order of `runs`. */
+  /** Settings that differ between runs: by name, the value of each run in the order of `runs`. */
   readonly differing: Readonly<Record<string, readonly string[]>>;
   /** Whether /v1 answers here. */
   readonly chat: boolean;
@@ -55,7 +55,7 @@ export interface RunView {
 export interface Setting {
   readonly name: string;
   readonly value: string;
-  /** It is not the default; null: that is not known. */
+  /** Whether it differs from the default; null: unknown. */
   readonly changed: boolean | null;
 }
 
@@ -86,7 +86,7 @@ export interface PlacedDevice {
   readonly measured: readonly MemoryPart[];
 }
 
-/** activations: with the workspace of whatever is computed, for they share an arena. */
+/** activations: with all workspaces, since they share an arena. */
 export type MemoryName = "weights" | "lora" | "activations" | "cache" | "driver";
 
 export interface MemoryPart {
@@ -136,7 +136,7 @@ export interface Points {
   readonly lossLow: readonly (number | null)[];
   readonly lossHigh: readonly (number | null)[];
   readonly learningRate: readonly (number | null)[];
-  /** Mean and most: one step that went wrong is not lost among good ones. */
+  /** Mean and greatest: one bad step stays visible among good ones. */
   readonly gradientNorm: readonly (number | null)[];
   readonly gradientNormHigh: readonly (number | null)[];
   readonly tokensPerSecond: readonly (number | null)[];
@@ -145,7 +145,7 @@ export interface Points {
 export interface Series {
   readonly points: Points;
   readonly evaluations: readonly Evaluation[];
-  /** Steps of the run as far as it is known, whatever part of it was asked for. */
+  /** Number of steps known of the run, whatever part was requested. */
   readonly firstStep: number;
   readonly lastStep: number;
   readonly cursor: Cursor;
@@ -157,9 +157,9 @@ export interface Evaluation {
   readonly seconds: number | null;
 }
 
-/** Up to where a client knows a run's points: it is told what came since. */
+/** Up to where a client has a run's points; it is sent those after it. */
 export interface Cursor {
-  /** Changes whenever points that were told are no longer true. */
+  /** Changes whenever points that were sent are outdated. */
   readonly generation: number;
   readonly rows: number;
 }
@@ -213,11 +213,11 @@ export interface Timeline {
 export interface TimelineAnswer {
   /** null: no step was recorded yet. */
   readonly timeline: Timeline | null;
-  /** Steps are recorded every few seconds, for somebody looks. */
+  /** Whether steps are recorded every few seconds because a client looks. */
   readonly often: boolean;
 }
 
-/** Which parts of a run are new: counts that change with each. */
+/** A counter for each part of a run, which changes when that part does. */
 export interface Revisions {
   readonly view: number;
   readonly log: number;
@@ -230,6 +230,6 @@ export interface Revisions {
 export interface Change {
   readonly summary: RunSummary;
   readonly revisions: Revisions;
-  /** What came since the event before; null: ask for the series anew. */
+  /** What came since the event before; null: request the series anew. */
   readonly points: Points | null;
 }
