@@ -126,10 +126,8 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   }
   const { strategy } = request;
   const problem = placementProblem(request, budgets.bytes, costsByDevice(request, false));
-  const finish: Finish = (unitDevices, policy) => {
-    const chosen = { ...request, work: { ...request.work, schedule: policy } };
-    return finishPlan(chosen, layerDevicesOf(request, unitDevices), budgets.bytes, warnings, strategy);
-  };
+  const finish: Finish = (scheduled, unitDevices) =>
+    finishPlan(scheduled, layerDevicesOf(request, unitDevices), budgets.bytes, warnings, strategy);
   return (
     bestWay(request, problem, finish) ??
     offloadingPlan(request, budgets.bytes, finish) ??
@@ -137,8 +135,8 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   );
 }
 
-/** Makes a whole plan of the devices of each unit and a schedule. */
-export type Finish = (unitDevices: LayerDevices, policy: SchedulePolicy) => Plan;
+/** Makes a whole plan of the devices of each unit, for a request whose schedule is chosen. */
+export type Finish = (request: PlanRequest, unitDevices: LayerDevices) => Plan;
 
 function expectHeadOnOne(request: PlanRequest, layerDevices: LayerDevices): void {
   const several = layerDevices.findIndex((devices) => devices.length > 1);

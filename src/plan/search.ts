@@ -1,3 +1,4 @@
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import { trainedMatrices } from "./memory/kind-memory.ts";
 import { type PlacementProblem, place, waysToPlace } from "./placement/planner.ts";
 import type { Way, WayKinds } from "./placement/ways.ts";
@@ -26,8 +27,9 @@ export function bestWay(request: PlanRequest, problem: PlacementProblem, finish:
     const stages = place(problem, strategy);
     if (stages === null) return null;
     const policy = policyOf(request.work);
-    if (policy !== "interleaved") return finish(unitDevicesOf(stages), policy);
-    return warned(finish(unitDevicesOf(stages), "1f1b"), `${strategy} keeps each device's layers together`);
+    if (policy !== "interleaved") return finish(scheduled(request, policy), unitDevicesOf(stages));
+    const plan = finish(scheduled(request, "1f1b"), unitDevicesOf(stages));
+    return warned(plan, `${strategy} keeps each device's layers together`);
   }
   const kinds = kindsOf(request, strategy);
   const best = judge(request, waysToPlace(problem, strategy, kinds), finish);
@@ -56,12 +58,15 @@ function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balance
 }
 
 function judge(request: PlanRequest, ways: readonly Way[], finish: Finish): Plan | null {
-  const ranked = ways.map((way, order) => ({ way, order, seconds: quickSeconds(request, way) }));
+  // One request a schedule: what is reckoned of a request is remembered.
+  const requests = new Map<SchedulePolicy, PlanRequest>();
+  for (const { policy } of ways) if (!requests.has(policy)) requests.set(policy, scheduled(request, policy));
+  const ranked = ways.map((way, order) => ({ way, order, seconds: quickSeconds(requests.get(way.policy)!, way) }));
   const judged: { plan: Plan; order: number; way: Way }[] = [];
   let overfull: Plan | null = null;
   for (const { way, order } of ranked.sort((a, b) => a.seconds - b.seconds || a.order - b.order)) {
     if (judged.length === MOST_JUDGED) break;
-    const plan = finish(way.unitDevices, way.policy);
+    const plan = finish(requests.get(way.policy)!, way.unitDevices);
     if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, order, way });
     else if (!isSpread(way)) overfull ??= plan;
   }
@@ -82,10 +87,13 @@ function isSpread({ unitDevices, policy }: Way): boolean {
 }
 
 /** By the closed form, with the checkpointing that placement counts with. */
-function quickSeconds(request: PlanRequest, { unitDevices, policy }: Way): number {
-  const chosen = { ...request, work: { ...request.work, schedule: policy } };
+function quickSeconds(request: PlanRequest, { unitDevices }: Way): number {
   const segments = segmentsOf(layerDevicesOf(request, unitDevices), sortedIds(request));
-  return predictTime(chosen, segments, fullCheckpointing(chosen, segments), quickPassesTime).step;
+  return predictTime(request, segments, fullCheckpointing(request, segments), quickPassesTime).step;
+}
+
+function scheduled(request: PlanRequest, schedule: SchedulePolicy): PlanRequest {
+  return { ...request, work: { ...request.work, schedule } };
 }
 
 function warned(plan: Plan, why: string): Plan {
