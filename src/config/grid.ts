@@ -46,6 +46,16 @@ export function listedAlternatives(key: OptionKey, value: unknown): readonly Gri
   return value.map((one) => ({ value: one, text: String(one) }));
 }
 
+/** Values that a setting has twice, however they are written: their adapters would be the same. */
+export function repeatedValues(grid: Grid): string[] {
+  return [...grid].flatMap(([key, values]) => {
+    const seen = new Set<string>();
+    return values
+      .filter(({ value }) => seen.size === seen.add(JSON.stringify(value)).size)
+      .map(({ text }) => `${flagOf(key)}: expected different values, got ${text} twice`);
+  });
+}
+
 const MOST_NAME = 100;
 
 /** NAME: {settings} for every point of the grid; the last setting varies fastest. A name shows its point's values if that stays short. */

@@ -231,7 +231,7 @@ function describeData({ train, evaluation, parts }: TrainingData, label: string,
       );
     }
   }
-  if (truncated > 0) log.warn(`${label}${truncated} rows were cut at the maximal length`);
+  if (truncated > 0) log.warn(`${label}${truncated} rows were truncated to the maximal length`);
   const lost = lostText(train.statistics);
   if (lost !== null) log.warn(`${label}${lost}`);
   if (unlabelled > 0) log.warn(`${label}${unlabelled} rows have no label left and add nothing to the loss`);

@@ -178,6 +178,10 @@ test("a sweep's grid has every combination once; lists have semicolons between t
     /--lora-r: expected a whole number, got "many"/,
   );
   await assert.rejects(loadConfig("sweep", { ...BASE, workers: "2,4" }), /--workers/);
+  await assert.rejects(loadConfig("sweep", { ...BASE, learning_rate: "1e-4,2e-4,0.0001" }), {
+    message: "--learning-rate: expected different values, got 0.0001 twice",
+  });
+  await assert.rejects(loadConfig("sweep", { ...BASE, lora_r: "8,,," }), { message: /^[^\n]*got ""[^\n]*$/ });
   await assert.rejects(loadConfig("sweep", { ...BASE, lora_r: "8,16", adapters: "x.yaml" }), /--adapters/);
 });
 
