@@ -1,6 +1,6 @@
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import { trainedMatrices } from "./memory/kind-memory.ts";
-import { type PlacementProblem, place, waysToPlace } from "./placement/planner.ts";
+import { type PlacementProblem, place, type WaysOverGroup, waysToPlace } from "./placement/planner.ts";
 import type { Way, WayKinds } from "./placement/ways.ts";
 import { layerDevicesOf, sortedIds, unitDevicesOf } from "./placement-problem.ts";
 import type { Finish, Plan } from "./plan.ts";
@@ -10,8 +10,13 @@ import { segmentsOf } from "./segments.ts";
 import { quickPassesTime } from "./time/step-time.ts";
 import { predictTime } from "./time.ts";
 
-/** So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated. */
+/**
+ * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of those that
+ * keep layers together. The closed form does not see what a copy of the head or activations of more micro-batches leave no room for.
+ */
 const MOST_JUDGED = 4;
+/** And none that takes longer than this many times the quickest. */
+const WORTH_A_LOOK = 1.1;
 /** By what share a step must be shorter for several segments a device, or a head on several devices; and for other devices. */
 const WORTH_SPREADING = 0.01;
 const WORTH_MORE_DEVICES = 0.001;
@@ -57,21 +62,35 @@ function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balance
   };
 }
 
-function judge(request: PlanRequest, ways: readonly Way[], finish: Finish): Plan | null {
+function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Finish): Plan | null {
   // One request a schedule: what is reckoned of a request is remembered.
   const requests = new Map<SchedulePolicy, PlanRequest>();
-  for (const { policy } of ways) if (!requests.has(policy)) requests.set(policy, scheduled(request, policy));
-  const ranked = ways.map((way, order) => ({ way, order, seconds: quickSeconds(requests.get(way.policy)!, way) }));
-  const judged: { plan: Plan; order: number; way: Way }[] = [];
+  const requestOf = (policy: SchedulePolicy) => {
+    const known = requests.get(policy) ?? scheduled(request, policy);
+    requests.set(policy, known);
+    return known;
+  };
+  const ranked: { way: Way; devices: number; seconds: number }[] = [];
+  let quickest = Number.POSITIVE_INFINITY;
+  for (const { devices, least, ways } of groups) {
+    if (least > quickest) continue;
+    for (const way of ways()) {
+      const seconds = quickSeconds(requestOf(way.policy), way);
+      ranked.push({ way, devices, seconds });
+      quickest = Math.min(quickest, seconds);
+    }
+  }
+  const judged: { plan: Plan; devices: number; way: Way }[] = [];
   let overfull: Plan | null = null;
-  for (const { way, order } of ranked.sort((a, b) => a.seconds - b.seconds || a.order - b.order)) {
-    if (judged.length === MOST_JUDGED) break;
-    const plan = finish(requests.get(way.policy)!, way.unitDevices);
-    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, order, way });
+  for (const { way, devices, seconds } of ranked.sort((a, b) => a.seconds - b.seconds)) {
+    const enough = judged.length >= MOST_JUDGED || (judged.length > 0 && seconds > WORTH_A_LOOK * quickest);
+    if (enough && (isSpread(way) || judged.some((one) => !isSpread(one.way)))) continue;
+    const plan = finish(requestOf(way.policy), way.unitDevices);
+    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, way });
     else if (!isSpread(way)) overfull ??= plan;
   }
   let best: { plan: Plan; way: Way } | null = null;
-  for (const one of judged.sort((a, b) => a.order - b.order)) {
+  for (const one of judged.sort((a, b) => a.devices - b.devices || Number(isSpread(a.way)) - Number(isSpread(b.way)))) {
     const least = best === null || isSpread(one.way) === isSpread(best.way) ? WORTH_MORE_DEVICES : WORTH_SPREADING;
     if (best === null || stepOf(one.plan) < (1 - least) * stepOf(best.plan)) best = one;
   }
