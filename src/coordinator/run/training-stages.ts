@@ -112,7 +112,7 @@ async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Prom
     if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
     progress.push(state);
   }
-  const stages = new Set(planned.plan.segments.map(({ rank }) => rank)).size;
+  const stages = new Set(planned.plan.segments.flatMap(({ ranks }) => ranks)).size;
   const { tokens: batchTokens } = await planned.cut.work(false);
   await replies?.placed({ pipeline, rows: cacheRows, stages, batchTokens }, progressOf(run, liveOf(run), progress));
   return { name: "stepping", planned, pipeline, progress };
