@@ -538,6 +538,7 @@ export interface Engine {
     sequences: CachedSequences,
     tokens: Int32Array | null,
     input: DeviceTensor | null,
+    adapter?: number,
   ): Promise<DeviceTensor>;
 
   /**

@@ -100,9 +100,11 @@ export class Inference {
     const input = index === 0 ? null : await this.#take(index, round);
     const number = engineSegment.get(index)!;
     const tokens = index === 0 ? round.tokens : null;
-    // Both are queued at once: no other round's adapter comes between.
-    const adapted = this.shelf.use(round.adapter);
-    const [output] = await Promise.all([engine.infer(number, this.#cache!, round.sequences, tokens, input), adapted]);
+    // Adapters in training are the engine's own; those on the shelf take turns in its first. Both calls are queued at once, so that no other
+    // round's adapter comes between.
+    const [adapter, ready] = this.shelf.empty ? [round.adapter, null] : [0, this.shelf.use(round.adapter)];
+    const pass = engine.infer(number, this.#cache!, round.sequences, tokens, input, adapter);
+    const [output] = await Promise.all([pass, ready]);
     if (index + 1 < segments.length) {
       await this.#give(index + 1, round, output, sends);
       return null;
