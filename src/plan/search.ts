@@ -17,7 +17,7 @@ import { predictTime } from "./time.ts";
 const MOST_JUDGED = 4;
 /** And none that takes longer than this many times the quickest. */
 const WORTH_A_LOOK = 1.1;
-/** By what share a step must be shorter for several segments a device, or a head on several devices; and for other devices. */
+/** By what share a step must be shorter for more pieces of the model on a device, which exchange more messages; and for more devices. */
 const WORTH_SPREADING = 0.01;
 const WORTH_MORE_DEVICES = 0.001;
 
@@ -38,7 +38,12 @@ export function bestWay(request: PlanRequest, problem: PlacementProblem, finish:
   }
   const kinds = kindsOf(request, strategy);
   const best = judge(request, waysToPlace(problem, strategy, kinds), finish);
-  if (best !== null || kinds.plain !== null) return best;
+  if (best !== null || kinds.plain !== null) {
+    const whole = best === null || kinds.shared || !mayShare(request, strategy);
+    return whole
+      ? best
+      : noted(best, "the head is trained: it stays on one device, whose stage takes the longer for it");
+  }
   const plain = judge(request, waysToPlace(problem, strategy, { plain: "1f1b", dealt: false, shared: false }), finish);
   return plain === null ? null : warned(plain, "no placement with several segments a device fits");
 }
@@ -51,15 +56,25 @@ export function headIsTrained(request: PlanRequest): boolean {
 
 /** A device map of the user's, and transformers' own strategies, keep each layer on one device; all but auto and fastest deal segments out only when asked to. */
 function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balanced_low_0" | "sequential">): WayKinds {
-  const { work, spec } = request;
+  const { work } = request;
   const { schedule } = work;
-  const free = strategy !== "balanced" && work.microBatches > 1 && work.forwardOnly !== true;
-  const inTurn = schedule === "auto" || schedule === "1f1b" || schedule === "interleaved";
   return {
     plain: schedule === "interleaved" ? null : policyOf(work),
-    dealt: schedule === "interleaved" || (schedule === "auto" && free),
-    shared: free && inTurn && spec.layers.at(-1)!.kind === "head" && !headIsTrained(request),
+    dealt: schedule === "interleaved" || (schedule === "auto" && isFree(request, strategy)),
+    shared: mayShare(request, strategy) && !headIsTrained(request),
   };
+}
+
+/** Whether a strategy leaves open how layers are spread, and the work has anything to spread. */
+function isFree({ work }: PlanRequest, strategy: NamedStrategy): boolean {
+  return strategy !== "balanced" && work.microBatches > 1 && work.forwardOnly !== true;
+}
+
+/** Whether several devices may have the head, trained or not. */
+function mayShare(request: PlanRequest, strategy: NamedStrategy): boolean {
+  const { schedule } = request.work;
+  const inTurn = schedule === "auto" || schedule === "1f1b" || schedule === "interleaved";
+  return inTurn && isFree(request, strategy) && request.spec.layers.at(-1)!.kind === "head";
 }
 
 function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Finish): Plan | null {
@@ -89,12 +104,17 @@ function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Fi
     if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, way });
     else if (!isSpread(way)) overfull ??= plan;
   }
-  let best: { plan: Plan; way: Way } | null = null;
-  for (const one of judged.sort((a, b) => a.devices - b.devices || Number(isSpread(a.way)) - Number(isSpread(b.way)))) {
-    const least = best === null || isSpread(one.way) === isSpread(best.way) ? WORTH_MORE_DEVICES : WORTH_SPREADING;
+  let best: (typeof judged)[number] | null = null;
+  for (const one of judged.sort((a, b) => a.devices - b.devices || piecesOf(a.plan) - piecesOf(b.plan))) {
+    const pieces = best === null ? 0 : piecesOf(one.plan) / one.devices - piecesOf(best.plan) / best.devices;
+    const least = pieces > 0 ? WORTH_SPREADING : WORTH_MORE_DEVICES;
     if (best === null || stepOf(one.plan) < (1 - least) * stepOf(best.plan)) best = one;
   }
   return best?.plan ?? overfull;
+}
+
+function piecesOf({ devices }: Plan): number {
+  return devices.reduce((sum, { segments }) => sum + segments.length, 0);
 }
 
 function stepOf({ predicted }: Plan): number {
@@ -116,6 +136,9 @@ function scheduled(request: PlanRequest, schedule: SchedulePolicy): PlanRequest 
 }
 
 function warned(plan: Plan, why: string): Plan {
-  if (plan.segments.length < 2) return plan;
-  return { ...plan, warnings: [...plan.warnings, `${why}: the interleaved schedule runs as 1f1b`] };
+  return noted(plan, `${why}: the interleaved schedule runs as 1f1b`);
+}
+
+function noted(plan: Plan, note: string): Plan {
+  return plan.segments.length < 2 ? plan : { ...plan, warnings: [...plan.warnings, note] };
 }
