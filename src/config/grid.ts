@@ -14,7 +14,7 @@ export type Grid = ReadonlyMap<OptionKey, readonly GridValue[]>;
 
 /** Settings whose values contain commas; their alternatives are separated by semicolons. */
 const LISTS: readonly FlagKind[] = ["list", "json"];
-const TEXTS: readonly OptionKey[] = ["dataset", "eval_dataset", "system"];
+const TEXTS: readonly OptionKey[] = ["dataset", "eval_dataset", "system", "sample_prompts"];
 
 /**
  * The alternatives in a flag's text, separated by commas (by semicolons for lists, JSON and free text); null if there is only one, or if an

@@ -201,11 +201,6 @@ function checkElastic(
 /** What a run of several adapters can't do. */
 function checkSeveral(config: Config, expect: (condition: boolean, problem: string) => void): void {
   expect(!config.save_on_each_node, "--save-on-each-node saves one adapter: it does not go with --adapters");
-  expect(config.http === null, "--http answers with one adapter: it does not go with --adapters");
-  expect(
-    config.sample_prompts === null,
-    "--sample-prompts are answered by one adapter: they do not go with --adapters",
-  );
   expect(
     typeof config.resume_from_checkpoint !== "string" || config.resume_from_checkpoint === "auto",
     "--resume-from-checkpoint DIR is one adapter's: with --adapters leave the folder out, each goes on from its own last checkpoint",

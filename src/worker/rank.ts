@@ -306,7 +306,7 @@ export class Rank {
       parts: [{ batches, before: null, after: null }],
       trace: null,
     });
-    return { evaluateResult: losses[0]! };
+    return { evaluateResult: { losses: losses[0]! } };
   }
 
   async #export(request: number, { parts, adapter }: ExportMatrices__Output): Promise<Reply> {

@@ -5,7 +5,7 @@ import type { DrawnToken, Round } from "../../generation/round.ts";
 import type { AdapterStep } from "../../rpc/generated/pipelora/v1/AdapterStep.ts";
 import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
 import type { BoundaryState__Output } from "../../rpc/generated/pipelora/v1/BoundaryState.ts";
-import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
+import type { Failure__Output } from "../../rpc/generated/pipelora/v1/Failure.ts";
 import type { ImportMatrices } from "../../rpc/generated/pipelora/v1/ImportMatrices.ts";
 import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
 import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
@@ -14,6 +14,7 @@ import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.ts";
 import type { RankReport__Output } from "../../rpc/generated/pipelora/v1/RankReport.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import { addLosses, lossSum, NO_LOSSES } from "../../rpc/loss-sums.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { drawnToken, roundMessage } from "./round-messages.ts";
@@ -34,7 +35,16 @@ export interface RoundPart extends Omit<AdapterStep, "microBatches"> {
   readonly batches: readonly PackedMicroBatches[];
 }
 
-export type EvaluateSums = Omit<EvaluateResult__Output, "failure">;
+export interface EvaluateSums {
+  readonly lossSum: number;
+  readonly labelTokens: number;
+  readonly correctTokens: number;
+}
+
+/** A replica's sums of one adapter's step. */
+export interface StepSums extends EvaluateSums, Omit<AdapterSums__Output, "losses"> {
+  readonly failure: Failure__Output | null;
+}
 
 /** What a pipeline does for one adapter. */
 export interface PipelineAdapter {
@@ -59,9 +69,10 @@ export interface Clock {
 /** One replica of the pipeline. */
 export interface PipelineRoles {
   readonly ranks: readonly number[];
-  /** Ranks that hold the embedding and the head. */
+  /** The rank that holds the embedding. */
   readonly first: number;
-  readonly last: number;
+  /** Those that hold the head, and take its micro-batches in turn. */
+  readonly heads: readonly number[];
   /** Ranks by name: who holds each trained matrix. */
   readonly owners: ReadonlyMap<string, number>;
 }
@@ -111,10 +122,7 @@ export class Pipeline {
    * A step of each of these adapters. A replica's first rank takes the round and answers for all of its ranks. Sums by part, then by
    * replica.
    */
-  async runRound(
-    { round, trace, tellsState }: RoundOrder,
-    parts: readonly RoundPart[],
-  ): Promise<AdapterSums__Output[][]> {
+  async runRound({ round, trace, tellsState }: RoundOrder, parts: readonly RoundPart[]): Promise<StepSums[][]> {
     const replies = await this.#allOf(
       this.#replicas.map(({ ranks }) => ranks[0]!),
       (member, rank) => {
@@ -124,7 +132,7 @@ export class Pipeline {
       },
     );
     for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
-    return parts.map((_, part) => replies.map((reply) => reply.stepResult!.parts[part]!));
+    return parts.map((_, part) => replies.map((reply) => stepSums(reply.stepResult!.parts[part]!)));
   }
 
   /** What is one adapter's, by its place among those that were prepared. */
@@ -177,12 +185,13 @@ export class Pipeline {
       member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches), adapter } }),
     );
     const total = { lossSum: 0, labelTokens: 0, correctTokens: 0 };
-    for (const { last } of this.#replicas) {
-      const { lossSum, labelTokens, correctTokens, failure } = replies[last]!.evaluateResult!;
-      if (failure !== null) throw fromFailure(failure, "evaluation");
-      total.lossSum += lossSum;
-      total.labelTokens += labelTokens;
-      total.correctTokens += correctTokens;
+    for (const { heads } of this.#replicas) {
+      let losses = NO_LOSSES;
+      for (const rank of heads) losses = addLosses(losses, replies[rank]!.evaluateResult!.losses);
+      if (losses.failure !== null) throw fromFailure(losses.failure, "evaluation");
+      total.lossSum += lossSum(losses);
+      total.labelTokens += losses.labelTokens;
+      total.correctTokens += losses.correctTokens;
     }
     return total;
   }
@@ -218,7 +227,8 @@ export class Pipeline {
 
   /** New tokens of some sequences, and what is drawn after them, on the first replica. Several rounds may be under way; they keep their order. */
   async infer(round: Round): Promise<DrawnToken[]> {
-    const { first, last, ranks } = this.#replicas[0]!;
+    const { first, heads, ranks } = this.#replicas[0]!;
+    const [last] = heads as [number];
     const { tokens, draws, ...bounds } = roundMessage(this.#rounds++, round);
     const own = (rank: number): Infer => ({
       ...bounds,
@@ -230,7 +240,7 @@ export class Pipeline {
     return reply!.inferResult!.tokens.map(drawnToken);
   }
 
-  /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */
+  /** Tokens go to the rank of the embedding, labels and weights to those of the head; all need the rows' bounds. */
   #batchesFor(rank: number, batches: readonly PackedMicroBatches[]): MicroBatches {
     const replica = this.#replicaOf(rank);
     if (replica === undefined) return {};
@@ -238,7 +248,7 @@ export class Pipeline {
     return {
       ...bounds,
       ...(rank === replica.first ? { tokens } : {}),
-      ...(rank === replica.last ? { targets, weights } : {}),
+      ...(replica.heads.includes(rank) ? { targets, weights } : {}),
     };
   }
 
@@ -282,6 +292,11 @@ export class Pipeline {
       });
     });
   }
+}
+
+function stepSums({ losses, ...rest }: AdapterSums__Output): StepSums {
+  const { labelTokens, correctTokens, failure } = addLosses(NO_LOSSES, losses);
+  return { ...rest, lossSum: lossSum(losses), labelTokens, correctTokens, failure };
 }
 
 function packed({ batchRows, rowTokens, rowIds, tokens, targets, weights }: PackedMicroBatches) {

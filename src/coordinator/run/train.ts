@@ -161,8 +161,8 @@ async function prepareRun(
   }
   const [first] = adapters;
   const trace = await TraceFile.open(config, warn);
-  const replies = await LiveReplies.open(first!.config, first!.setup, { log, http });
-  const watched = () => http.live?.isLookedAt === true;
+  const replies = await LiveReplies.open(config, adapters, { log, http });
+  const watched = () => http.live.some(({ isLookedAt }) => isLookedAt);
   return { config, adapters, base: first!.setup, trace, watched, replies, warn };
 }
 

@@ -1,0 +1,144 @@
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import { trainedMatrices } from "./memory/kind-memory.ts";
+import { type PlacementProblem, place, type WaysOverGroup, waysToPlace } from "./placement/planner.ts";
+import type { Way, WayKinds } from "./placement/ways.ts";
+import { layerDevicesOf, sortedIds, unitDevicesOf } from "./placement-problem.ts";
+import type { Finish, Plan } from "./plan.ts";
+import { type NamedStrategy, type PlanRequest, policyOf } from "./request.ts";
+import { fullCheckpointing } from "./segment-checkpointing.ts";
+import { segmentsOf } from "./segments.ts";
+import { quickPassesTime } from "./time/step-time.ts";
+import { predictTime } from "./time.ts";
+
+/**
+ * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of those that
+ * keep layers together. The closed form does not see what a copy of the head or activations of more micro-batches leave no room for.
+ */
+const MOST_JUDGED = 4;
+/** And none that takes longer than this many times the quickest. */
+const WORTH_A_LOOK = 1.1;
+/** By what share a step must be shorter for more pieces of the model on a device, which exchange more messages; and for more devices. */
+const WORTH_SPREADING = 0.01;
+const WORTH_MORE_DEVICES = 0.001;
+
+/**
+ * The plan whose step is predicted shortest among the ways that the request's strategy and schedule leave open; null where nothing fits.
+ * Which devices take part, where the model is cut, how many segments a device has and how many share the head are chosen together: each way is
+ * cut for itself, and the simulated step decides.
+ */
+export function bestWay(request: PlanRequest, problem: PlacementProblem, finish: Finish): Plan | null {
+  const strategy = request.strategy as NamedStrategy;
+  if (strategy === "balanced_low_0" || strategy === "sequential") {
+    const stages = place(problem, strategy);
+    if (stages === null) return null;
+    const policy = policyOf(request.work);
+    if (policy !== "interleaved") return finish(scheduled(request, policy), unitDevicesOf(stages));
+    const plan = finish(scheduled(request, "1f1b"), unitDevicesOf(stages));
+    return warned(plan, `${strategy} keeps each device's layers together`);
+  }
+  const kinds = kindsOf(request, strategy);
+  const best = judge(request, waysToPlace(problem, strategy, kinds), finish);
+  if (best !== null || kinds.plain !== null) {
+    const whole = best === null || kinds.shared || !mayShare(request, strategy);
+    return whole
+      ? best
+      : noted(best, "the head is trained: it stays on one device, whose stage takes the longer for it");
+  }
+  const plain = judge(request, waysToPlace(problem, strategy, { plain: "1f1b", dealt: false, shared: false }), finish);
+  return plain === null ? null : warned(plain, "no placement with several segments a device fits");
+}
+
+/** Whether a run trains anything of the head: then it is one device's, or its gradients would have to be added up. */
+export function headIsTrained(request: PlanRequest): boolean {
+  const head = request.spec.layers.findIndex(({ kind }) => kind === "head");
+  return head >= 0 && trainedMatrices(request).some(({ layer }) => layer === head);
+}
+
+/** A device map of the user's, and transformers' own strategies, keep each layer on one device; all but auto and fastest deal segments out only when asked to. */
+function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balanced_low_0" | "sequential">): WayKinds {
+  const { work } = request;
+  const { schedule } = work;
+  return {
+    plain: schedule === "interleaved" ? null : policyOf(work),
+    dealt: schedule === "interleaved" || (schedule === "auto" && isFree(request, strategy)),
+    shared: mayShare(request, strategy) && !headIsTrained(request),
+  };
+}
+
+/** Whether a strategy leaves open how layers are spread, and the work has anything to spread. */
+function isFree({ work }: PlanRequest, strategy: NamedStrategy): boolean {
+  return strategy !== "balanced" && work.microBatches > 1 && work.forwardOnly !== true;
+}
+
+/** Whether several devices may have the head, trained or not. */
+function mayShare(request: PlanRequest, strategy: NamedStrategy): boolean {
+  const { schedule } = request.work;
+  const inTurn = schedule === "auto" || schedule === "1f1b" || schedule === "interleaved";
+  return inTurn && isFree(request, strategy) && request.spec.layers.at(-1)!.kind === "head";
+}
+
+function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Finish): Plan | null {
+  // One request a schedule: what is reckoned of a request is remembered.
+  const requests = new Map<SchedulePolicy, PlanRequest>();
+  const requestOf = (policy: SchedulePolicy) => {
+    const known = requests.get(policy) ?? scheduled(request, policy);
+    requests.set(policy, known);
+    return known;
+  };
+  const ranked: { way: Way; devices: number; seconds: number }[] = [];
+  let quickest = Number.POSITIVE_INFINITY;
+  for (const { devices, least, ways } of groups) {
+    if (least > quickest) continue;
+    for (const way of ways()) {
+      const seconds = quickSeconds(requestOf(way.policy), way);
+      ranked.push({ way, devices, seconds });
+      quickest = Math.min(quickest, seconds);
+    }
+  }
+  const judged: { plan: Plan; devices: number; way: Way }[] = [];
+  let overfull: Plan | null = null;
+  for (const { way, devices, seconds } of ranked.sort((a, b) => a.seconds - b.seconds)) {
+    const enough = judged.length >= MOST_JUDGED || (judged.length > 0 && seconds > WORTH_A_LOOK * quickest);
+    if (enough && (isSpread(way) || judged.some((one) => !isSpread(one.way)))) continue;
+    const plan = finish(requestOf(way.policy), way.unitDevices);
+    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, way });
+    else if (!isSpread(way)) overfull ??= plan;
+  }
+  let best: (typeof judged)[number] | null = null;
+  for (const one of judged.sort((a, b) => a.devices - b.devices || piecesOf(a.plan) - piecesOf(b.plan))) {
+    const pieces = best === null ? 0 : piecesOf(one.plan) / one.devices - piecesOf(best.plan) / best.devices;
+    const least = pieces > 0 ? WORTH_SPREADING : WORTH_MORE_DEVICES;
+    if (best === null || stepOf(one.plan) < (1 - least) * stepOf(best.plan)) best = one;
+  }
+  return best?.plan ?? overfull;
+}
+
+function piecesOf({ devices }: Plan): number {
+  return devices.reduce((sum, { segments }) => sum + segments.length, 0);
+}
+
+function stepOf({ predicted }: Plan): number {
+  return predicted!.stepTimeMs;
+}
+
+function isSpread({ unitDevices, policy }: Way): boolean {
+  return policy === "interleaved" || unitDevices.at(-1)!.length > 1;
+}
+
+/** By the closed form, with the checkpointing that placement counts with. */
+function quickSeconds(request: PlanRequest, { unitDevices }: Way): number {
+  const segments = segmentsOf(layerDevicesOf(request, unitDevices), sortedIds(request));
+  return predictTime(request, segments, fullCheckpointing(request, segments), quickPassesTime).step;
+}
+
+function scheduled(request: PlanRequest, schedule: SchedulePolicy): PlanRequest {
+  return { ...request, work: { ...request.work, schedule } };
+}
+
+function warned(plan: Plan, why: string): Plan {
+  return noted(plan, `${why}: the interleaved schedule runs as 1f1b`);
+}
+
+function noted(plan: Plan, note: string): Plan {
+  return plan.segments.length < 2 ? plan : { ...plan, warnings: [...plan.warnings, note] };
+}
