@@ -126,8 +126,10 @@ export async function prepareRank(
     const leave = async () => {
       const modules = new Set(own.flatMap(({ adapted }) => adapted[0]!.weights));
       const made = adapters.map(({ made: all }) => new Map([...all].filter(([name]) => modules.has(`${name}.weight`))));
-      if (kept === undefined) await engine.close();
-      else kept.held.put({ base, frozen: await engine.release(), made });
+      // An engine that has failed leaves nothing.
+      const frozen = kept === undefined ? null : await engine.release().catch(() => null);
+      if (frozen === null) await engine.close();
+      else kept!.held.put({ base, frozen, made });
     };
     try {
       const engineSegment = new Map<number, number>();
