@@ -81,7 +81,7 @@ export async function prepareRank(
       adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
     }));
   const checkpoint = await model.openCheckpoint(
-    spec.tied,
+    spec,
     storedNames(
       spec,
       own.flatMap(({ adapted }) => adapted[0]!.weights),

@@ -102,7 +102,7 @@ export async function describeModels(
   const { quantization } = base;
   const openBase = once(async () => {
     await source.fetchWeights();
-    const files = await openCheckpoint(dir, spec.tied);
+    const files = await openCheckpoint(dir, spec);
     const checkpoint = expertsApart(spec, files);
     const packed = await packedWeights(quantization, spec, checkpoint);
     const skipped = holdAgainst(spec, files, packed);

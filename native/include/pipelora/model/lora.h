@@ -17,8 +17,9 @@ namespace pipelora {
 class LoraPair {
  public:
   /// `experts`: the pair is one of each of that many weights, as peft has it for a parameter [N, …]: A [N r, in], expert by expert, B
-  /// [out, r N], the experts' columns of one rank beside each other.
-  LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1);
+  /// [out, r N], the experts' columns of one rank beside each other. `crossed`: peft takes a parameter [N, in, out] for [N, out, in] (its layer
+  /// does not say is_transposed): what is B here is its A [N r, out], what is A here its B [in, r N].
+  LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1, bool crossed = false);
 
   Learner& learner() { return learner_; }
   LoraView view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert = 0) const;
