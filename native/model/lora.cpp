@@ -1,6 +1,7 @@
 #include "pipelora/model/lora.h"
 
 #include "pipelora/core/error.h"
+#include "pipelora/core/half.h"
 
 namespace pipelora {
 
@@ -86,6 +87,18 @@ std::vector<Learner*> LinearGroup::learners() {
   for (const auto& pair : pairs_) found.push_back(&pair->learner());
   for (Bias& bias : biases_) found.push_back(&bias.learner);
   return found;
+}
+
+void LinearGroup::copy_input(const Tensor& x) const {
+  if (watched_ == nullptr) return;
+  watched_->cols = x.cols;
+  const std::size_t had = watched_->values.size(), count = static_cast<std::size_t>(x.size());
+  watched_->values.resize(had + count);
+  float* to = watched_->values.data() + had;
+  if (x.dtype == DType::f32) return ops_.download(x, to);
+  std::vector<std::uint16_t> bits(count);
+  ops_.download(x, bits.data());
+  for (std::size_t i = 0; i < count; ++i) to[i] = x.dtype == DType::bf16 ? to_float(bf16{bits[i]}) : to_float(f16{bits[i]});
 }
 
 Tensor LinearGroup::base_bias() const {

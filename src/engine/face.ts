@@ -512,6 +512,14 @@ export interface Engine {
   /** Matrices that follow from loaded weights, and from the values of A and B: DoRA's magnitudes, biases, rows of tokens. */
   firstValues(adapter?: number): Promise<void>;
 
+  /**
+   * From here on what these modules' products take is kept, of one module a product: float32, row after row, batch after batch. What was
+   * watched before no longer is. Resolves with those that this engine holds.
+   */
+  watchInputs(modules: readonly string[]): Promise<string[]>;
+  /** What a watched module took since, and nothing of it is kept. Error: PL_TENSOR_MISMATCH for another name. */
+  takeInputs(module: string): Promise<Float32Array>;
+
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;
   /**

@@ -221,10 +221,10 @@ function checkSettings(settings: LoraSettings): void {
     refuse(`lora_dropout must lie in [0, 1), got ${settings.dropout}.`, "Give a probability such as 0.1.");
   }
   const init = settings.initLoraWeights;
-  if (typeof init === "string" && !/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/.test(init)) {
+  if (typeof init === "string" && !/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq|eva)$/.test(init)) {
     refuse(
       `init_lora_weights "${init}" is not supported.`,
-      'Use true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora" or "loftq".',
+      'Use true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora", "loftq" or "eva".',
     );
   }
   const patterns = Object.keys(settings.rankPattern).length + Object.keys(settings.alphaPattern).length > 0;
@@ -297,6 +297,17 @@ function checkKinds(
       refuse(
         `init_lora_weights ${init} on a head that shares the embedding's weight is not offered.`,
         "Leave the head out.",
+      );
+    }
+  }
+  if (init === "eva") {
+    const odd = targets.find(
+      ({ role, stack }) => ["embedding", "head", "router"].includes(role) || stack !== undefined,
+    );
+    if (settings.useDora || odd !== undefined) {
+      refuse(
+        `init_lora_weights eva is for pairs of the blocks' linear layers, not for ${odd === undefined ? "use_dora" : odd.name}.`,
+        "Leave one of them out.",
       );
     }
   }
@@ -396,7 +407,7 @@ function patternValues(
 }
 
 /** The fewest trailing names that select `matched` and nothing else, in the order of their first use. */
-function minimalSuffixes(matched: readonly string[], names: readonly string[]): string[] {
+export function minimalSuffixes(matched: readonly string[], names: readonly string[]): string[] {
   const chosen = new Set(matched);
   const others = names.filter((name) => !chosen.has(name));
   const suffixes = new Set<string>();

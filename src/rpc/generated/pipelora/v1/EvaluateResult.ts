@@ -1,6 +1,7 @@
 // Original file: proto/pipelora/v1/control.proto
 
 import type { Failure as _pipelora_v1_Failure, Failure__Output as _pipelora_v1_Failure__Output } from '../../pipelora/v1/Failure.ts';
+import type { InputFit as _pipelora_v1_InputFit, InputFit__Output as _pipelora_v1_InputFit__Output } from '../../pipelora/v1/InputFit.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface EvaluateResult {
@@ -8,6 +9,7 @@ export interface EvaluateResult {
   'labelTokens'?: (number | string | Long);
   'correctTokens'?: (number | string | Long);
   'failure'?: (_pipelora_v1_Failure | null);
+  'fits'?: (_pipelora_v1_InputFit)[];
 }
 
 export interface EvaluateResult__Output {
@@ -15,4 +17,5 @@ export interface EvaluateResult__Output {
   'labelTokens': (number);
   'correctTokens': (number);
   'failure': (_pipelora_v1_Failure__Output | null);
+  'fits': (_pipelora_v1_InputFit__Output)[];
 }
