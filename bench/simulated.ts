@@ -1,7 +1,6 @@
 import { DEFAULT_LORA_SETTINGS } from "../src/common/lora-settings.ts";
 import { defaultConfig } from "../src/config/load.ts";
 import type { Config } from "../src/config/options.ts";
-import { withSimulatedStep } from "../src/coordinator/planning/prediction.ts";
 import { fullRowsWorkload } from "../src/coordinator/planning/workload.ts";
 import { modelSpecFromConfig } from "../src/models/index.ts";
 import { resolveLoraTargets } from "../src/models/lora-targets.ts";
@@ -44,7 +43,7 @@ const WAYS = [
 
 /**
  * Predicted throughput of LoRA (r 8, every linear) with checkpointing on H100s, eight a node, on a step of 1024 rows of 2048
- * tokens; and how long each plan took. No GPU is needed: assumed rates and links of src/plan/rates.ts.
+ * tokens; and how long each plan took. No GPU is needed: assumed rates and links of src/plan/time/rates.ts.
  */
 export async function benchSimulated(print: (row: object) => void): Promise<void> {
   for (const { name, holding, config } of MODELS) {
@@ -89,7 +88,7 @@ async function plan(
     const choices = strategy === "fastest" ? workload.free(devices) : [workload.fixed(devices)];
     const { plan: chosen, choice } = await fastestPlan(request, choices);
     const work = await choice.work(false);
-    const { predicted, replicas } = withSimulatedStep(chosen, work, request);
+    const { predicted, replicas } = chosen;
     return {
       replicas: replicas.length,
       micro_batches: work.microBatches,

@@ -76,7 +76,7 @@ std::vector<int> tutorial_rows(std::uint32_t seed) {
   return rows;
 }
 
-/// What the host must hold: activations as gpuBlockWork (src/plan/gpu-work.ts) counts them, or inputs.
+/// What the host must hold: activations as gpuBlockWork (src/plan/memory/gpu-work.ts) counts them, or inputs.
 std::size_t host_bytes(const Arch& arch, const SegmentSpec& spec, std::int64_t tokens) {
   if (spec.offloaded_blocks == 0) return 0;
   const std::int64_t whole = 2 * (6 * arch.hidden + 2 * arch.ffn + 64) + 4 * arch.heads, input = 2 * arch.hidden;

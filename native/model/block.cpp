@@ -100,7 +100,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const auto linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& inner, const Tensor& residual, const Tensor& out) {
     return LinearForward{in, &group.weight(), group.lora(batch.dropout()), inner, residual, out, &batch.sequences, true, again};
   };
-  // Where the way back needs a product as it was before DoRA's gains.
+  // Where the backward pass needs a product as it was before DoRA's gains.
   const auto before_of = [&](const LinearGroup& group, Buffer& before) {
     if (keep && group.has_gains()) before = arena_.tensor("a product before its gains", dtype, tokens, group.weight().out, place);
     return before ? before.tensor() : Tensor();

@@ -1,4 +1,4 @@
-// The way back through a block; block.cpp has the way there.
+// The backward pass through a block; block.cpp has the forward pass.
 #include "pipelora/model/block.h"
 
 namespace pipelora {

@@ -312,13 +312,14 @@ std::size_t Engine::create_cache(std::int64_t sequences, std::int64_t rows) {
 }
 void Engine::free_cache(std::size_t cache) { caches_.erase(cache); }
 
-Buffer Engine::infer(std::size_t index, std::size_t cache, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input) {
+Buffer Engine::infer(std::size_t index, std::size_t cache, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input,
+                     std::size_t adapter) {
   Segment& target = segment(index);
   const auto found = caches_.find(cache);
   if (found == caches_.end()) throw Error(kEngineFailed, "there is no cache " + std::to_string(cache));
   std::size_t first_block = 0;
   for (std::size_t i = 0; i < index; ++i) first_block += segments_[i]->block_count();
-  return target.infer(*found->second, first_block, of, tokens, std::move(input));
+  return target.infer(*found->second, first_block, of, tokens, std::move(input), adapter);
 }
 
 Drawn Engine::sample(Sampling call, std::int64_t likeliest) {

@@ -200,6 +200,11 @@ std::vector<NamedMatrix*> Segment::matrices(std::size_t adapter) {
   return found;
 }
 
+void Segment::require_adapter(std::size_t adapter, const char* what) const {
+  if (adapter < adapters()) return;
+  throw Error(kEngineFailed, std::string(what) + " of adapter " + std::to_string(adapter) + ": the segment has " + std::to_string(adapters()));
+}
+
 void Segment::follow(std::size_t adapter) {
   for (const auto& layer : layers_) {
     const Adapted& own = layer->adapted[adapter];
@@ -256,8 +261,7 @@ LinearGroup* Segment::group_of(const std::string& module) {
 
 ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   slots_.require_loaded();
-  if (micro.adapter >= adapters())
-    throw Error(kEngineFailed, "a micro-batch of adapter " + std::to_string(micro.adapter) + ": the segment has " + std::to_string(adapters()));
+  require_adapter(micro.adapter, "a micro-batch");
   follow(micro.adapter);
   auto saved = std::make_unique<Saved>();
   saved->adapter = micro.adapter;
@@ -381,9 +385,11 @@ bool in_a_row(const std::vector<std::int32_t>& slots) {
 }
 }  // namespace
 
-Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input) {
+Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input,
+                      std::size_t adapter) {
   slots_.require_loaded();
-  follow(0);
+  require_adapter(adapter, "sequences");
+  follow(adapter);
   const auto batch = make_cached_batch(ops_, arena_, rope_, arch_, of, cache.rows());
   cache.check_slots(of.slots);
   check_input(input, batch->sequences.tokens);
@@ -393,7 +399,7 @@ Buffer Segment::infer(KvCache& cache, std::size_t first_block, const CachedSeque
   Buffer x = std::move(input);
   std::size_t block = first_block;
   for (const auto& layer : layers_) {
-    const Adapted& own_layer = layer->first();
+    const Adapted& own_layer = layer->adapted[adapter];
     switch (layer->kind) {
       case Layer::Kind::embedding:
         check_tokens(tokens, batch->sequences.tokens);

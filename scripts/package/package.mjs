@@ -1,5 +1,6 @@
 // Makes the npm packages in build/packages: pipelora, and the native engine built for linux-x64. Nothing is published: both are private.
 //   --programs: pipelora alone; --native: the native engine alone
+// With nvcc on the PATH the engine has its GPU part.
 // PIPELORA_LIBGOMP: a libgomp.so.1 that runs on glibc 2.31; none: this machine's. PIPELORA_ONEDNN_SOURCE: see onednn.mjs.
 import { execFileSync } from "node:child_process";
 import { copyFileSync, mkdirSync, realpathSync, rmSync } from "node:fs";
@@ -28,6 +29,8 @@ function prebuiltAddon() {
     DNNL_INCLUDE: join(onednn, "include"),
     DNNL_LIBRARY: join(onednn, "lib", "libdnnl.a"),
   };
+  // A100 and H100, and PTX of the first for every other GPU since.
+  process.env.PIPELORA_CUDA_ARCHITECTURES ??= "80;90a-real";
   buildNative({ build, targets: ["pipelora_addon"], definitions });
   copyFileSync(join(build, "pipelora.node"), join(native, "pipelora.node"));
   const found = execFileSync("c++", ["-print-file-name=libgomp.so.1"], { encoding: "utf8" }).trim();

@@ -6,3 +6,7 @@
  */
 export const SCHEDULE_POLICIES = ["1f1b", "gpipe", "sequential", "interleaved"] as const;
 export type SchedulePolicy = (typeof SCHEDULE_POLICIES)[number];
+
+/** auto: 1f1b or interleaved, whichever the plan finds faster. */
+export const SCHEDULES = ["auto", ...SCHEDULE_POLICIES] as const;
+export type Schedule = (typeof SCHEDULES)[number];

@@ -33,7 +33,7 @@ const RUNS_OWN: readonly OptionKey[] = [
   "trace_steps",
 ];
 /** Of other groups. */
-const ADAPTERS_OWN: readonly OptionKey[] = ["adapter", "micro_batch_tokens"];
+const ADAPTERS_OWN: readonly OptionKey[] = ["adapter", "micro_batch_tokens", "sample_prompts"];
 
 /** Whether an adapter of several may set it. */
 export function isAdaptersOwn(key: OptionKey): boolean {

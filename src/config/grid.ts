@@ -14,7 +14,7 @@ export type Grid = ReadonlyMap<OptionKey, readonly GridValue[]>;
 
 /** Settings whose values contain commas; their alternatives are separated by semicolons. */
 const LISTS: readonly FlagKind[] = ["list", "json"];
-const TEXTS: readonly OptionKey[] = ["dataset", "eval_dataset", "system"];
+const TEXTS: readonly OptionKey[] = ["dataset", "eval_dataset", "system", "sample_prompts"];
 
 /**
  * The alternatives in a flag's text, separated by commas (by semicolons for lists, JSON and free text); null if there is only one, or if an
@@ -44,6 +44,16 @@ export function listedAlternatives(key: OptionKey, value: unknown): readonly Gri
   if (!Array.isArray(value) || value.length < 2 || !isAdaptersOwn(key)) return null;
   if (LISTS.includes(kind) || TEXTS.includes(key)) return null;
   return value.map((one) => ({ value: one, text: String(one) }));
+}
+
+/** Values that a setting has twice, however they are written: their adapters would be the same. */
+export function repeatedValues(grid: Grid): string[] {
+  return [...grid].flatMap(([key, values]) => {
+    const seen = new Set<string>();
+    return values
+      .filter(({ value }) => seen.size === seen.add(JSON.stringify(value)).size)
+      .map(({ text }) => `${flagOf(key)}: expected different values, got ${text} twice`);
+  });
 }
 
 const MOST_NAME = 100;

@@ -1,7 +1,7 @@
 import { PipeloraError } from "../common/errors.ts";
 import { nearest } from "../common/nearest.ts";
 import { adapterConfigs, readAdapters } from "./adapters.ts";
-import { alternatives, type GridValue, gridAdapters, listedAlternatives } from "./grid.ts";
+import { alternatives, type GridValue, gridAdapters, listedAlternatives, repeatedValues } from "./grid.ts";
 import { COMMANDS, type Command, flagOf } from "./option.ts";
 import { type Config, OPTIONS, type OptionKey, optionsOf } from "./options.ts";
 import { counterpartText } from "./others.ts";
@@ -79,6 +79,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
 
   if (command === "sweep") {
     if (grid.size === 0) problems.push("sweep takes several values of an adapter's setting: --learning-rate 1e-4,2e-4");
+    if (problems.length === 0) problems.push(...repeatedValues(grid));
     values["adapters"] = gridAdapters(grid);
   }
   if (typeof values["adapters"] === "string") values["adapters"] = await readAdapters(values["adapters"]);
@@ -89,7 +90,7 @@ export async function loadConfig(command: Command, flags: FlagValues): Promise<C
   if (problems.length === 0 && config.adapters !== null)
     adapterConfigs(command === "sweep" ? "train" : command, config);
   if (problems.length > 0) {
-    throw new PipeloraError("PL_CONFIG_INVALID", problems.join("\n"), {
+    throw new PipeloraError("PL_CONFIG_INVALID", [...new Set(problems)].join("\n"), {
       hint: `Run \`coordinator ${command} --help\` for the flags and their values.`,
     });
   }

@@ -62,7 +62,7 @@ export async function encodeSets(
     const { truncated, unlabelled } = own.statistics;
     if (unlabelled < own.size) continue;
     throw datasetError(
-      `${label}: no token of any of the ${own.size} rows is trained on: all labels are masked${truncated > 0 ? `, ${truncated} rows were cut at ${options.maxLength} tokens` : ""}.`,
+      `${label}: no token of any of the ${own.size} rows is trained on: all labels are masked${truncated > 0 ? `, ${truncated} rows were truncated to ${options.maxLength} tokens` : ""}.`,
       "Check the labels, or raise --max-length so that answers are not cut off.",
     );
   }

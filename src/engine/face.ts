@@ -559,6 +559,7 @@ export interface Engine {
     sequences: CachedSequences,
     tokens: Int32Array | null,
     input: DeviceTensor | null,
+    adapter?: number,
   ): Promise<DeviceTensor>;
 
   /**

@@ -186,10 +186,12 @@ export class Scheduler {
     }
   }
 
-  /** Ends everything that runs or waits with this error. */
-  fail(error: unknown): void {
+  /** Ends everything that runs or waits with this error; `adapter`: only its sequences, while nothing runs. */
+  fail(error: unknown, adapter?: number): void {
     this.detach();
-    for (const sequence of [...this.#waiting]) this.#giveUp(sequence, error);
+    for (const sequence of [...this.#waiting]) {
+      if (adapter === undefined || sequence.request.adapter === adapter) this.#giveUp(sequence, error);
+    }
   }
 
   #detach(failure: PipeloraError | null): void {

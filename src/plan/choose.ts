@@ -4,6 +4,7 @@ import { takenBytes } from "./arena.ts";
 import type { Device } from "./devices.ts";
 import { offloadsActivations } from "./offload.ts";
 import { layerTime } from "./placement/range-costs.ts";
+import { MOST_CHUNKS } from "./placement/ways.ts";
 import { Infeasible, type Plan } from "./plan.ts";
 import { attemptReplicatedPlan } from "./replicas.ts";
 import type { PlanRequest, Work } from "./request.ts";
@@ -16,9 +17,6 @@ export interface WorkChoice {
   work(sampled: boolean): Work | Promise<Work>;
 }
 
-/** Refines what a plan predicts, say by simulating its step. */
-export type Refine = (plan: Plan, work: Work) => Plan;
-
 /**
  * The plan with the most predicted tokens a second among ways to run a step, and its way. All are compared on a sample of the
  * steps; the best that fits all of them is taken, an arena's room beyond the prediction included. Where none does: of a user's own map
@@ -28,7 +26,6 @@ export type Refine = (plan: Plan, work: Work) => Plan;
 export async function fastestPlan<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
-  refine: Refine = (plan) => plan,
 ): Promise<{ plan: Plan; choice: Choice }> {
   const { strategy } = request;
   let last = new Infeasible(() => new PipeloraError("PL_INTERNAL", "no way to run the step was given"));
@@ -38,9 +35,9 @@ export async function fastestPlan<Choice extends WorkChoice>(
     // A plan takes a while; between two others have their turn.
     await turn();
     // Fewer devices a pipeline are a choice of more replicas: there is no need to look for that within each.
-    const inner = strategy === "fastest" && choices.length > 1 && replicas > 1 ? "balanced" : strategy;
+    const inner = strategy === "fastest" && choices.length > 1 && replicas > 1 ? "auto" : strategy;
     const plan = attemptReplicatedPlan({ ...request, strategy: inner, work }, replicas);
-    if (!(plan instanceof Infeasible)) return refine(typeof strategy === "string" ? { ...plan, strategy } : plan, work);
+    if (!(plan instanceof Infeasible)) return typeof strategy === "string" ? { ...plan, strategy } : plan;
     last = plan;
     return null;
   };
@@ -99,7 +96,8 @@ function lacks({ devices }: Plan, all: readonly Device[]): number {
 /**
  * What p devices as fast as the fastest could do at most, without links, of m micro-batches that take S on one device. Stage i with
  * load L_i works m L_i, and before and after that waits for the stages before it: a step takes at least m L_i + L_0 + … + L_(i-1). The
- * loads that make the largest of these least shrink by (m - 1) / m a stage, and give S / (1 - ((m - 1) / m)^p). Interleaved, m S / p.
+ * loads that make the largest of these least shrink by (m - 1) / m a stage, and give S / (1 - ((m - 1) / m)^p). Of v segments a device a stage
+ * waits for the first of each before it, S / (p v) each.
  */
 function mostTokensPerSecond(request: Omit<PlanRequest, "work">, replicas: number, work: Work): number {
   const timesOn = layerTimer({ ...request, work });
@@ -113,6 +111,13 @@ function mostTokensPerSecond(request: Omit<PlanRequest, "work">, replicas: numbe
   const depth = Math.max(1, Math.floor(request.devices.length / replicas));
   const { microBatches, schedule, meanTokens } = work;
   const shrink = 1 - 1 / microBatches;
-  const step = schedule === "interleaved" ? (microBatches * total) / depth : total / (1 - shrink ** depth);
+  const mayDeal = schedule === "interleaved" || (schedule === "auto" && isFree(request.strategy));
+  const dealt = (total * (microBatches + (depth - 1) / MOST_CHUNKS)) / depth;
+  const step = Math.min(total / (1 - shrink ** depth), mayDeal ? dealt : Number.POSITIVE_INFINITY);
   return (replicas * microBatches * meanTokens) / step;
+}
+
+/** Whether a strategy leaves open how many segments a device has. */
+function isFree(strategy: PlanRequest["strategy"]): boolean {
+  return strategy === "auto" || strategy === "fastest";
 }

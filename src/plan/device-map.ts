@@ -4,33 +4,48 @@ import type { LayerSpec, ModelSpec } from "../models/spec.ts";
 import { cleanDeviceMap } from "./accelerate/clean-device-map.ts";
 import { isUnder, parentOf } from "./accelerate/module-tree.ts";
 import type { Device, DeviceKey, DeviceMap } from "./devices.ts";
-import type { DeviceMapInput } from "./request.ts";
+import type { DeviceMapInput, MapDevice } from "./request.ts";
+import type { LayerDevices } from "./segments.ts";
 
 export interface ExpandedMap {
-  /** Device of each layer of spec.layers. */
-  readonly layerDevices: readonly number[];
+  /** Devices of each layer of spec.layers. */
+  readonly layerDevices: LayerDevices;
   readonly warnings: readonly string[];
 }
 
 /**
  * A device map as transformers takes it: keys are module or tensor names, the longest prefix holds, "" is the whole
  * model. Every stored tensor must be covered and every layer (embedding, block, norm, head) lie on one device; keys that
- * name nothing only warn. A tied head on another device than the embedding holds a copy of the weight.
+ * name nothing only warn. A tied head on another device than the embedding holds a copy of the weight. Beyond transformers: the head and the
+ * final norm may have a list of devices, which take their micro-batches in turn, each with a copy.
  * Errors: PL_DEVICE_MAP_INVALID.
  */
 export function expandDeviceMap(spec: ModelSpec, map: DeviceMapInput, devices: readonly Device[]): ExpandedMap {
   const keys = Object.keys(map);
   if (keys.length === 0) throw invalid("The device map is empty.", `Name at least the whole model: {"": 0}.`);
-  const places = new Map(Object.entries(map).map(([key, value]) => [key, resolveDevice(key, value, devices)]));
+  const places: Places = new Map(Object.entries(map).map(([key, value]) => [key, resolveDevices(key, value, devices)]));
   const tensors = storedTensors(spec);
   checkCovered(tensors, places);
   return {
-    layerDevices: spec.layers.map((layer) => deviceOfLayer(layer, tensors, places)),
+    layerDevices: spec.layers.map((layer) => devicesOfLayer(layer, tensors, places)),
     warnings: unknownKeys(spec, tensors, keys),
   };
 }
 
-function resolveDevice(key: string, value: number | string, devices: readonly Device[]): number {
+/** By key: the devices that a module or tensor is on. */
+type Places = ReadonlyMap<string, readonly number[]>;
+
+function resolveDevices(key: string, value: MapDevice | readonly MapDevice[], devices: readonly Device[]): number[] {
+  if (typeof value !== "object") return [resolveDevice(key, value, devices)];
+  const found = value.map((one) => resolveDevice(key, one, devices));
+  if (found.length > 0 && new Set(found).size === found.length) return found;
+  throw invalid(
+    `The device map gives "${key}" the devices [${value}]: expected one or more, each once.`,
+    "Name each once.",
+  );
+}
+
+function resolveDevice(key: string, value: MapDevice, devices: readonly Device[]): number {
   const cpus = devices.filter((device) => device.kind === "cpu");
   if (value === "cpu" && cpus.length === 1) return cpus[0]!.id;
   const digits = /^(?:cuda:)?(\d{1,6})$/.exec(String(value))?.[1];
@@ -51,7 +66,7 @@ function storedTensors(spec: ModelSpec): string[] {
   return [...own.map((tensor) => tensor.name), ...spec.tied.map(([alias]) => alias)];
 }
 
-function checkCovered(tensors: readonly string[], places: ReadonlyMap<string, number>): void {
+function checkCovered(tensors: readonly string[], places: Places): void {
   const missing = tensors.filter((tensor) => lookUp(places, tensor) === undefined);
   if (missing.length === 0) return;
   const modules = [...new Set(missing.map(parentOf))];
@@ -59,18 +74,24 @@ function checkCovered(tensors: readonly string[], places: ReadonlyMap<string, nu
   throw invalid(`The device map leaves out ${named}.`, `Add a key for each, or "" for all that has none.`);
 }
 
-function deviceOfLayer(layer: LayerSpec, tensors: readonly string[], places: ReadonlyMap<string, number>): number {
+function devicesOfLayer(layer: LayerSpec, tensors: readonly string[], places: Places): readonly number[] {
   const own = tensors.filter((tensor) => isUnder(tensor, layer.name));
-  const found = new Map(own.map((tensor) => [lookUp(places, tensor)!, tensor]));
-  const [device] = found.keys();
-  if (found.size === 1) return device!;
-  const parts = [...found].map(([id, tensor]) => `${parentOf(tensor)} on ${id}`).join(", ");
+  const found = new Map(own.map((tensor) => [lookUp(places, tensor)!.join(), tensor]));
   const what = layer.kind === "block" ? `block ${layer.name}` : layer.name;
-  throw invalid(`The device map splits ${what}: ${parts}.`, `Give all of it one device: {"${layer.name}": 0}.`);
+  if (found.size > 1) {
+    const parts = [...found].map(([ids, tensor]) => `${parentOf(tensor)} on ${ids}`).join(", ");
+    throw invalid(`The device map splits ${what}: ${parts}.`, `Give all of it one device: {"${layer.name}": 0}.`);
+  }
+  const devices = lookUp(places, own[0]!)!;
+  if (devices.length === 1 || layer.kind === "head" || layer.kind === "norm") return devices;
+  throw invalid(
+    `The device map puts ${what} on devices ${devices.join(", ")}: only the final norm and the head may be on several.`,
+    `Give it one device: {"${layer.name}": ${devices[0]}}.`,
+  );
 }
 
-/** The device of the longest key that is `name` or a dotted prefix of it. */
-function lookUp(places: ReadonlyMap<string, number>, name: string): number | undefined {
+/** The devices of the longest key that is `name` or a dotted prefix of it. */
+function lookUp(places: Places, name: string): readonly number[] | undefined {
   for (let prefix = name; ; prefix = parentOf(prefix)) {
     const device = places.get(prefix);
     if (device !== undefined || prefix === "") return device;
@@ -90,17 +111,18 @@ function unknownKeys(spec: ModelSpec, tensors: readonly string[], keys: readonly
 
 /**
  * The placement as transformers' hf_device_map shows it: module names to devices, collapsed as accelerate does. Modules
- * without weights (rotary tables, dropout) go with the layer before them.
+ * without weights (rotary tables, dropout) go with the layer before them. A layer on several devices is named with the one of the layer before
+ * it where that is among them, else with the first: such a map has one device a module.
  */
-export function hfDeviceMap(spec: ModelSpec, layerDevices: readonly number[]): DeviceMap {
+export function hfDeviceMap(spec: ModelSpec, layerDevices: LayerDevices): DeviceMap {
   const layerOf = new Map(spec.layers.map((layer, index) => [layer.name, index]));
   const outer = new Set<string>();
   for (const { name } of spec.layers) for (let up = parentOf(name); up !== ""; up = parentOf(up)) outer.add(up);
   const map = new Map<string, DeviceKey>();
-  let device = layerDevices[0]!;
+  let device = layerDevices[0]![0]!;
   for (const { name } of spec.modules) {
     const layer = layerOf.get(name);
-    if (layer !== undefined) device = layerDevices[layer]!;
+    if (layer !== undefined) device = layerDevices[layer]!.includes(device) ? device : layerDevices[layer]![0]!;
     else if (name === "" || outer.has(name) || isInsideAny(name, map)) continue;
     map.set(name, device);
   }

@@ -27,7 +27,7 @@ export type PairUse = "tensors" | "tokens" | "gradients";
 
 /** Pairs of ranks of a run, ascending, and the most demanding use of each. */
 export function linkedPairs(
-  segments: readonly { readonly rank: number }[],
+  segments: readonly { readonly ranks: readonly number[] }[],
   replicas: readonly (readonly number[])[],
 ): { readonly ranks: readonly [number, number]; readonly use: PairUse }[] {
   const pairs = new Map<string, { ranks: readonly [number, number]; use: PairUse }>();
@@ -37,11 +37,11 @@ export function linkedPairs(
     if (a !== b && pairs.get(key)?.use !== "tensors") pairs.set(key, { ranks, use });
   };
   for (const ranks of replicas) {
-    segments.forEach(({ rank }, index) => {
+    segments.forEach((segment, index) => {
       const next = segments[index + 1];
-      // The head chooses a token, the embedding takes it.
-      if (next === undefined) add(ranks[rank]!, ranks[segments[0]!.rank]!, "tokens");
-      else add(ranks[rank]!, ranks[next.rank]!, "tensors");
+      // The head chooses a token, the embedding takes it: of those that share them, the first.
+      if (next === undefined) add(ranks[segment.ranks[0]!]!, ranks[segments[0]!.ranks[0]!]!, "tokens");
+      else for (const from of segment.ranks) for (const to of next.ranks) add(ranks[from]!, ranks[to]!, "tensors");
     });
     ranks.forEach((rank, place) => {
       for (const other of replicas) add(rank, other[place]!, "gradients");

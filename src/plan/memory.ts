@@ -1,9 +1,9 @@
-import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import { mostHeld } from "../schedule/index.ts";
 import type { Device } from "./devices.ts";
 import { type Activations, type Keeping, segmentLayers } from "./keeping.ts";
 import { boundaryBytes, contextBytes, type LayerMemory, layerMemory } from "./memory/layer-memory.ts";
 import { ON_THEIR_WAY, wholeActivations } from "./placement/range-costs.ts";
-import type { PlanRequest } from "./request.ts";
+import { type PlanRequest, policyOf } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
 /** Predicted bytes of one device. */
@@ -28,16 +28,6 @@ export interface DeviceMemory {
   /** Of the host's memory, not in the total: a GPU's embedding and offloaded activations. */
   readonly hostWeights: number;
   readonly hostActivations: number;
-}
-
-/**
- * The most micro-batches whose forward pass through a segment is done and whose backward pass is not. `after`: how many segments follow.
- * src/schedule keeps to it. Interleaving falls back to 1F1B unless segments go round robin, see heldInterleaved.
- */
-export function inFlight(policy: SchedulePolicy, microBatches: number, after: number): number {
-  if (policy === "sequential") return 1;
-  if (policy === "gpipe") return microBatches;
-  return Math.min(microBatches, after + 1);
 }
 
 /** What each device takes, given the segments and what their blocks keep. Devices without a segment take nothing. */
@@ -85,7 +75,7 @@ function deviceMemory(
   segments: readonly Segment[],
   keeping: readonly Keeping[],
 ): DeviceMemory {
-  const own = segments.filter((segment) => segment.device === device.id);
+  const own = segments.filter((segment) => segment.devices.includes(device.id));
   if (own.length === 0) return NO_MEMORY;
   const held = { weights: 0, host: 0, weightCache: 0, expansion: 0, lora: 0, cache: 0, workspace: 0, extra: 0 };
   const saved = own.map((segment) => {
@@ -108,16 +98,18 @@ function deviceMemory(
     return { segment, bytes: stays, host };
   });
   const context = contextBytes(device.kind) + held.extra;
-  const { schedule, microBatches } = request.work;
-  const activations = heldActivations(schedule, microBatches, segments, saved);
-  const onHost = saved.map(({ segment, host }) => ({ segment, bytes: host }));
+  const ofAll = (bytes: (one: (typeof saved)[number]) => number) => {
+    const kept = new Map(saved.map((one) => [one.segment.index, bytes(one)]));
+    return heldActivations(request, segments, device.id, (segment) => kept.get(segment)!);
+  };
+  const activations = ofAll(({ bytes }) => bytes);
   const workspace = held.workspace + own.length * boundaryBytes(request);
   const { weights, weightCache, expansion, lora, cache } = held;
   return {
     ...{ weights, weightCache, expansion, lora, activations, workspace, cache, context },
     total: weights + weightCache + expansion + lora + activations + workspace + cache + context,
     hostWeights: held.host,
-    hostActivations: heldActivations(schedule, microBatches, segments, onHost),
+    hostActivations: ofAll(({ host }) => host),
   };
 }
 
@@ -149,38 +141,14 @@ function microBatchMemory(run: readonly LayerRun[]): { stays: number; host: numb
   return { stays, host: waiting.reduce((sum, bytes) => sum + bytes, 0), most };
 }
 
-/** Of all micro-batches in flight, from the bytes of one in each of a device's segments. */
+/** Of all micro-batches under way on a device, from the bytes of one in each of its segments. */
 export function heldActivations(
-  policy: SchedulePolicy,
-  microBatches: number,
+  { work }: Pick<PlanRequest, "work">,
   segments: readonly Segment[],
-  saved: readonly { readonly segment: Segment; readonly bytes: number }[],
+  device: number,
+  bytes: (segment: number) => number,
 ): number {
-  const ranks = 1 + Math.max(...segments.map((segment) => segment.rank));
-  if (policy === "interleaved" && saved.length > 1 && isRoundRobin(segments, ranks)) {
-    return heldInterleaved(microBatches, ranks, saved);
-  }
-  return saved.reduce(
-    (sum, { segment, bytes }) => sum + bytes * inFlight(policy, microBatches, segments.length - 1 - segment.index),
-    0,
-  );
-}
-
-/** Megatron's warm-up and one, each at the size of the device's largest segment. */
-function heldInterleaved(
-  microBatches: number,
-  ranks: number,
-  saved: readonly { readonly segment: Segment; readonly bytes: number }[],
-): number {
-  const position = saved[0]!.segment.index;
-  const most = 2 * (ranks - position - 1) + (saved.length - 1) * ranks + 1;
-  const largest = Math.max(...saved.map(({ bytes }) => bytes));
-  // A last group smaller than the others breaks the beat: at most another group more.
-  const ragged = microBatches % ranks === 0 ? 0 : ranks;
-  return Math.min(microBatches * saved.length, most + ragged) * largest;
-}
-
-/** Segment i on rank i mod p: what src/schedule interleaves. */
-export function isRoundRobin(segments: readonly Segment[], ranks: number): boolean {
-  return segments.length % ranks === 0 && segments.every(({ rank }, index) => rank === index % ranks);
+  const own = segments.find(({ devices }) => devices.includes(device))!;
+  const rank = own.ranks[own.devices.indexOf(device)]!;
+  return mostHeld({ segments, microBatches: work.microBatches, policy: policyOf(work) }, rank, bytes);
 }

@@ -25,7 +25,8 @@ export function offloadsActivations({ activationOffload, work, devices }: PlanRe
  * micro-batches in flight. 0 on CPUs, and without --activation-offload. docs/decisions/compute/activation-offload.md.
  */
 export function mostOffloaded(request: PlanRequest, segments: readonly Segment[], segment: Segment): number {
-  const device = request.devices.find(({ id }) => id === segment.device)!;
+  // Segments with blocks are on one device.
+  const device = request.devices.find(({ id }) => id === segment.devices[0])!;
   if (!offloadsActivations(request) || device.kind !== "cuda") return 0;
   const layers = layerMemory(request);
   const blocks = blocksOf(request, segment);
@@ -35,7 +36,7 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
   const input = bytes((layer) => layer.input);
   const whole = bytes(wholeActivations);
   if (input === 0) return 0;
-  const used = new Set(segments.map((other) => other.device));
+  const used = new Set(segments.flatMap((other) => other.devices));
   const ours = gpusOf(
     request.devices.filter(({ id }) => used.has(id)),
     device.node,
@@ -44,10 +45,10 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
   const carried = LINK_SHARE * hostLinkRate(device, sharers) * forwardSeconds(request, device, segment);
   const { tokens, meanTokens } = request.work;
   const byTime = ((carried * tokens) / meanTokens - blocks * input) / (whole - input);
-  const inFlight = heldActivations(request.work.schedule, request.work.microBatches, segments, [{ segment, bytes: 1 }]);
-  const parts = segments.filter((other) => other.device === segment.device).length;
+  // Every segment of the device leaves as many blocks' there.
+  const held = heldActivations(request, segments, device.id, (own) => Math.min(1, blocksOf(request, segments[own]!)));
   const embedding = layers.reduce((sum, { host }) => sum + host, 0);
-  const room = hostBudget(request, device, embedding, ours, sharers) / parts / (inFlight * arenaMargin);
+  const room = hostBudget(request, device, embedding, ours, sharers) / (held * arenaMargin);
   const byRoom = (room - blocks * input) / (whole - input);
   return Math.max(0, Math.min(blocks, Math.floor(byTime), Math.floor(byRoom)));
 }

@@ -1,15 +1,13 @@
+import { mostHeld, type ScheduledSegment } from "../schedule/index.ts";
 import type { Device } from "./devices.ts";
 import { contextBytes } from "./memory/layer-memory.ts";
-import { inFlight } from "./memory.ts";
 import type { Stage } from "./placement/partition.ts";
 import type { PlacementProblem } from "./placement/planner.ts";
 import { type RangeCosts, trueCosts, unitsOf } from "./placement/range-costs.ts";
-import type { PlanRequest } from "./request.ts";
-import { fullCheckpointing } from "./segment-checkpointing.ts";
-import { segmentsOf } from "./segments.ts";
+import { type PlanRequest, policyOf } from "./request.ts";
+import type { LayerDevices } from "./segments.ts";
 import { layerTimer } from "./time/layer-time.ts";
 import type { LayerWork } from "./time/layer-work.ts";
-import { predictTime } from "./time.ts";
 
 /** What the planner is asked: devices with a budget, ids ascending, and what runs of layers cost on each. */
 export function placementProblem(
@@ -35,13 +33,32 @@ export function placementProblem(
   return {
     devices,
     units: unitsOf(request.spec.layers).length,
-    inFlight: (after) => inFlight(work.schedule, work.microBatches, after),
-    stepTime: (stages) => {
-      const segments = segmentsOf(layerDevicesOf(request, stages), sortedIds(request));
-      return predictTime(request, segments, fullCheckpointing(request, segments)).step;
-    },
+    inFlight: heldBefore(request),
+    microBatches: work.microBatches,
   };
 }
+
+/** Most micro-batches under way in a stage with so many behind it, as 1F1B or the request's schedule has it. */
+function heldBefore({ work }: PlanRequest): PlacementProblem["inFlight"] {
+  const known = new Map<number, number>();
+  return (after, sharers) => {
+    const key = after * MOST_DEVICES + sharers;
+    const held = known.get(key) ?? heldInLine(after, sharers);
+    known.set(key, held);
+    return held;
+  };
+  function heldInLine(after: number, sharers: number): number {
+    const ranks = Array.from({ length: Math.max(after + 1, sharers) }, (_, rank) => rank);
+    const segments: ScheduledSegment[] = ranks.map((rank) => ({ ranks: [rank] }));
+    if (sharers > 1) segments.push({ ranks: ranks.slice(-sharers) });
+    const policy = policyOf(work) === "interleaved" ? "1f1b" : policyOf(work);
+    const stage = ranks.length - 1 - after;
+    const shape = { segments, microBatches: work.microBatches, policy };
+    return mostHeld(shape, stage, (segment) => (segment === stage ? 1 : 0));
+  }
+}
+
+const MOST_DEVICES = 2 ** 20;
 
 /** Devices that take as long for every layer share one object: the planner sees that they are alike. */
 export function costsByDevice(request: PlanRequest, offloading: boolean): (device: Device) => RangeCosts {
@@ -55,12 +72,16 @@ export function costsByDevice(request: PlanRequest, offloading: boolean): (devic
   };
 }
 
-/** The device of each layer. */
-export function layerDevicesOf({ spec }: PlanRequest, stages: readonly Stage[]): number[] {
-  const units = unitsOf(spec.layers);
-  return stages.flatMap(({ device, first, end }) =>
-    units.slice(first, end).flatMap((unit) => new Array<number>(unit.end - unit.first).fill(device.id)),
+/** The devices of each layer, from those of each unit. */
+export function layerDevicesOf({ spec }: Pick<PlanRequest, "spec">, unitDevices: LayerDevices): LayerDevices {
+  return unitsOf(spec.layers).flatMap(({ first, end }, unit) =>
+    new Array<readonly number[]>(end - first).fill(unitDevices[unit]!),
   );
+}
+
+/** The device of each unit. */
+export function unitDevicesOf(stages: readonly Stage[]): LayerDevices {
+  return stages.flatMap(({ device, first, end }) => new Array<readonly number[]>(end - first).fill([device.id]));
 }
 
 export function sortedIds({ devices }: PlanRequest): number[] {

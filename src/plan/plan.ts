@@ -1,5 +1,6 @@
 import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
+import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import { MissingDeviceError } from "./accelerate/balanced-memory.ts";
 import { type AccelerateStrategy, accelerateDeviceMap, accelerateSizes } from "./accelerate/index.ts";
 import { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
@@ -8,14 +9,14 @@ import { lowestTrainable } from "./memory/kind-memory.ts";
 import { type DeviceMemory, NO_MEMORY, predictMemory } from "./memory.ts";
 import { offloadsActivations } from "./offload.ts";
 import { infeasible } from "./placement/infeasible.ts";
-import { interleavedPlacements } from "./placement/interleave.ts";
-import type { Stage } from "./placement/partition.ts";
-import { type PlacementProblem, place } from "./placement/planner.ts";
-import { rangeCosts, unitsOf } from "./placement/range-costs.ts";
-import { costsByDevice, layerDevicesOf, placementProblem, sortedIds } from "./placement-problem.ts";
-import type { NamedStrategy, PlanRequest } from "./request.ts";
+import { place } from "./placement/planner.ts";
+import { rangeCosts } from "./placement/range-costs.ts";
+import { costsByDevice, layerDevicesOf, placementProblem, sortedIds, unitDevicesOf } from "./placement-problem.ts";
+import { type NamedStrategy, type PlanRequest, policyOf } from "./request.ts";
+import { bestWay, headIsTrained } from "./search.ts";
 import { chooseCheckpointing } from "./segment-checkpointing.ts";
-import { type Segment, segmentsOf } from "./segments.ts";
+import { type LayerDevices, type Segment, segmentsOf } from "./segments.ts";
+import { mean } from "./time/step-time.ts";
 import { predictTime } from "./time.ts";
 import { chooseCachedBlocks } from "./weight-cache.ts";
 
@@ -30,6 +31,9 @@ export interface PlannedSegment extends Segment {
   readonly needsBackward: boolean;
   /** Whether something before it learns. */
   readonly needsInputGrad: boolean;
+  /** Of a micro-batch, the mean over its devices; the ranks' instruction lists follow from it. */
+  readonly forwardSeconds: number;
+  readonly backwardSeconds: number;
 }
 
 export interface PlannedDevice {
@@ -42,7 +46,10 @@ export interface PlannedDevice {
 export interface Plan {
   readonly strategy: string;
   readonly planner: "pipelora" | "accelerate";
+  /** Of a layer on several devices the one that transformers could load it on: `segments` has them all. */
   readonly hfDeviceMap: DeviceMap;
+  /** Order of the micro-batches. */
+  readonly schedule: SchedulePolicy;
   /** Ranks of each replica of the pipeline; `segments` and `hfDeviceMap` are the first's. */
   readonly replicas: readonly (readonly number[])[];
   /** In model order. Empty when the map leaves layers on cpu or disk. */
@@ -68,11 +75,14 @@ export interface PlanPrediction {
   readonly tokensPerSecond: number;
   /** Of one pass over the held-out rows; null where there are none. */
   readonly evaluationMs: number | null;
+  /** Of one micro-batch, on each of the segment's devices. */
   readonly segments: readonly {
-    readonly forwardMs: number;
-    readonly backwardMs: number;
+    readonly forwardMs: readonly number[];
+    readonly backwardMs: readonly number[];
     readonly transferMs: number;
   }[];
+  /** Bytes of one activation, or of its gradient. */
+  readonly messageBytes: number;
 }
 
 /**
@@ -101,6 +111,7 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   if (typeof request.strategy !== "string") {
     const expanded = expandDeviceMap(request.spec, request.strategy, request.devices);
     warnings.push(...expanded.warnings);
+    expectHeadOnOne(request, expanded.layerDevices);
     return finishPlan(request, expanded.layerDevices, budgets.bytes, warnings, "device map");
   }
   if (request.planner === "accelerate") {
@@ -115,56 +126,34 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   }
   const { strategy } = request;
   const problem = placementProblem(request, budgets.bytes, costsByDevice(request, false));
-  const finish = (stages: readonly Stage[]) =>
-    finishPlan(request, layerDevicesOf(request, stages), budgets.bytes, warnings, strategy);
-  const stages = place(problem, strategy);
-  const plain = stages === null ? null : finish(stages);
-  if (plain === null)
-    return (
-      offloadingPlan(request, budgets.bytes, finish) ??
-      new Infeasible(() => infeasible(request, problem, budgets.bytes, fits))
-    );
-  return request.work.schedule === "interleaved" ? interleavedPlan(request, problem, plain, budgets.bytes) : plain;
+  const finish: Finish = (scheduled, unitDevices) =>
+    finishPlan(scheduled, layerDevicesOf(request, unitDevices), budgets.bytes, warnings, strategy);
+  return (
+    bestWay(request, problem, finish) ??
+    offloadingPlan(request, budgets.bytes, finish) ??
+    new Infeasible(() => infeasible(request, problem, budgets.bytes, fits))
+  );
+}
+
+/** Makes a whole plan of the devices of each unit, for a request whose schedule is chosen. */
+export type Finish = (request: PlanRequest, unitDevices: LayerDevices) => Plan;
+
+function expectHeadOnOne(request: PlanRequest, layerDevices: LayerDevices): void {
+  const several = layerDevices.findIndex((devices) => devices.length > 1);
+  if (several < 0 || !headIsTrained(request)) return;
+  const { name } = request.spec.layers[several]!;
+  throw new PipeloraError(
+    "PL_DEVICE_MAP_INVALID",
+    `The device map puts ${name} on devices ${layerDevices[several]!.join(", ")}, and the head is trained: each would learn for itself.`,
+    { hint: "Give it one device, or train the head no more." },
+  );
 }
 
 /** Where nothing fits unless activations wait on the host; null where it does not even so. */
-function offloadingPlan(
-  request: PlanRequest,
-  budgets: ReadonlyMap<number, number>,
-  finish: (stages: readonly Stage[]) => Plan,
-): Plan | null {
+function offloadingPlan(request: PlanRequest, budgets: ReadonlyMap<number, number>, finish: Finish): Plan | null {
   if (!offloadsActivations(request)) return null;
-  const stages = place(
-    placementProblem(request, budgets, costsByDevice(request, true)),
-    request.strategy as NamedStrategy,
-  );
-  const plan = stages === null ? null : finish(stages);
+  const plan = bestWay(request, placementProblem(request, budgets, costsByDevice(request, true)), finish);
   return plan?.devices.every(({ memory }) => memory.total <= memory.budget) ? plan : null;
-}
-
-/** The fastest interleaved placement that the budgets hold; `plain`, with a warning, where there is none or the strategy does not let segments be dealt out. */
-function interleavedPlan(
-  request: PlanRequest,
-  problem: PlacementProblem,
-  plain: Plan,
-  budgets: ReadonlyMap<number, number>,
-): Plan {
-  const { strategy } = request;
-  const spreads = strategy === "auto" || strategy === "balanced" || strategy === "fastest";
-  const units = unitsOf(request.spec.layers);
-  const plans = (spreads ? interleavedPlacements(problem) : []).map((ids) => {
-    const layerDevices = ids.flatMap((id, unit) => new Array<number>(units[unit]!.end - units[unit]!.first).fill(id));
-    return finishPlan(request, layerDevices, budgets, plain.warnings, plain.strategy);
-  });
-  const fitting = plans.filter(({ devices }) => devices.every(({ memory }) => memory.total <= memory.budget));
-  if (fitting.length > 0) {
-    return fitting.reduce((best, plan) => (plan.predicted!.stepTimeMs < best.predicted!.stepTimeMs ? plan : best));
-  }
-  if (plain.segments.length < 2) return plain;
-  const why = spreads
-    ? "no placement with several segments a device fits"
-    : `${strategy} keeps each device's layers together`;
-  return { ...plain, warnings: [...plain.warnings, `${why}: the interleaved schedule runs as 1f1b`] };
 }
 
 /** Throws PL_PLACEMENT_INFEASIBLE if the plan can't be run as it is. */
@@ -220,7 +209,7 @@ function weightsOnly(
   request: PlanRequest,
   strategy: AccelerateStrategy,
   budgets: ReadonlyMap<number, number>,
-): number[] {
+): LayerDevices {
   const { layers } = request.spec;
   const sizes = accelerateSizes(request.spec, {
     quantization: sizingQuantization(request),
@@ -238,9 +227,9 @@ function weightsOnly(
     () => costs,
     () => 0,
   );
-  const stages = place(problem, strategy);
+  const stages = place(problem, strategy === "auto" ? "balanced" : strategy);
   if (stages === null) throw infeasible(request, problem, budgets, fits);
-  const placed = stages.flatMap(({ device, first, end }) => new Array<number>(end - first).fill(device.id));
+  const placed = unitDevicesOf(stages);
   return layers.map((_, index) => placed[index] ?? placed[0]!);
 }
 
@@ -265,6 +254,7 @@ function planOfMap(
     strategy: String(request.strategy),
     planner: request.planner,
     hfDeviceMap: map,
+    schedule: policyOf(request.work),
     replicas: [],
     segments: [],
     devices: plannedDevices(request, [], new Map(), budgets),
@@ -276,7 +266,7 @@ function planOfMap(
 
 function finishPlan(
   request: PlanRequest,
-  layerDevices: readonly number[],
+  layerDevices: LayerDevices,
   budgets: ReadonlyMap<number, number>,
   warnings: readonly string[],
   strategy: string,
@@ -292,6 +282,7 @@ function finishPlan(
     strategy,
     planner: request.planner,
     hfDeviceMap: hfDeviceMap(request.spec, layerDevices),
+    schedule: policyOf(request.work),
     replicas: [request.devices.map((_, rank) => rank)],
     segments: segments.map((segment, index) => ({
       ...segment,
@@ -300,6 +291,8 @@ function finishPlan(
       cachedBlocks: keeping[index]!.cached,
       needsBackward: lowest <= segment.lastLayer,
       needsInputGrad: lowest < segment.firstLayer,
+      forwardSeconds: mean(time.segments[index]!.forward),
+      backwardSeconds: mean(time.segments[index]!.backward),
     })),
     devices: plannedDevices(request, segments, memory, budgets),
     predicted: {
@@ -312,10 +305,11 @@ function finishPlan(
       tokensPerSecond: time.tokensPerSecond,
       evaluationMs: time.evaluation === null ? null : time.evaluation * 1e3,
       segments: time.segments.map(({ forward, backward, transfer }) => ({
-        forwardMs: forward * 1e3,
-        backwardMs: backward * 1e3,
+        forwardMs: forward.map((seconds) => seconds * 1e3),
+        backwardMs: backward.map((seconds) => seconds * 1e3),
         transferMs: transfer * 1e3,
       })),
+      messageBytes: time.messageBytes,
     },
     warnings:
       overBudget === null ? warnings : [...warnings, `the map needs more than max_memory allows: ${overBudget}`],
@@ -332,7 +326,7 @@ function plannedDevices(
   return sortedIds(request).map((id, rank) => ({
     device: id,
     rank,
-    segments: segments.filter((segment) => segment.device === id).map((segment) => segment.index),
+    segments: segments.filter((segment) => segment.devices.includes(id)).map((segment) => segment.index),
     memory: { ...(memory.get(id) ?? NO_MEMORY), budget: budgets.get(id) ?? 0 },
   }));
 }

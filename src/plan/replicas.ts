@@ -28,6 +28,7 @@ export function attemptReplicatedPlan(request: PlanRequest, replicas: number): P
     ...request,
     devices: places.map((place) => leastOf(place, devices)),
     maxMemory: request.maxMemory === null ? null : leastBudgets(request.maxMemory, places),
+    rates: { ...request.rates, crowded: crowdedShare(request.rates.crowded, groups) },
   });
   if (one instanceof Infeasible) return one;
   const left = devices.slice(each * replicas);
@@ -54,6 +55,20 @@ function leastOf(devices: readonly Device[], all: readonly Device[]): Device {
     hostMemoryBytes: Math.min(...hosts),
     hostSharers: Math.max(...devices.map(({ node }) => gpusOf(all, node))),
   };
+}
+
+/** What the first replica has of the cores of crowded nodes: replicas share them alike. */
+function crowdedShare(
+  crowded: ReadonlyMap<string, number>,
+  groups: readonly (readonly Device[])[],
+): Map<string, number> {
+  const on = (devices: readonly Device[], node: string) => devices.filter((device) => device.node === node).length;
+  return new Map(
+    [...crowded].map(([node, fullSpeed]) => [
+      node,
+      (fullSpeed * on(groups[0]!, node)) / Math.max(1, on(groups.flat(), node)),
+    ]),
+  );
 }
 
 function leastBudgets(budgets: MaxMemory, places: readonly (readonly Device[])[]): MaxMemory {

@@ -1,5 +1,5 @@
 import type { FloatDtype } from "../common/dtype.ts";
-import type { SchedulePolicy } from "../common/schedule-policies.ts";
+import type { Schedule, SchedulePolicy } from "../common/schedule-policies.ts";
 import { pairMatrices } from "../models/kinds/lora.ts";
 import type { NamedMatrix } from "../models/kinds/named-matrix.ts";
 import type { LoraTarget } from "../models/lora-targets.ts";
@@ -8,16 +8,21 @@ import type { Device, MaxMemory } from "./devices.ts";
 import type { Holding } from "./memory/held-sizes.ts";
 
 /**
- * auto is balanced. balanced: the largest load as small as can be. balanced_low_0: device 0 takes as little as the others
- * allow. sequential: fills the devices in order, uses the fewest. fastest: like balanced over as many devices as make
- * the predicted step shortest.
+ * balanced: the largest load as small as can be, each layer on one device. auto: the same over all devices, but that they may share the head
+ * and take several segments each where that makes the predicted step shorter. balanced_low_0: device 0 takes as little as the others
+ * allow. sequential: fills the devices in order, uses the fewest. fastest: like auto over as many devices as make the predicted step shortest.
  */
 export type NamedStrategy = "auto" | "balanced" | "balanced_low_0" | "sequential" | "fastest";
 
 export const STRATEGIES: readonly NamedStrategy[] = ["auto", "balanced", "balanced_low_0", "sequential", "fastest"];
 
-/** {module: device}: a number, "0", "cuda:0", or "cpu" where there is exactly one CPU device. "" is the whole model. */
-export type DeviceMapInput = Readonly<Record<string, number | string>>;
+/**
+ * {module: device}: a number, "0", "cuda:0", or "cpu" where there is exactly one CPU device. "" is the whole model. The head may have a list:
+ * devices that take its micro-batches in turn.
+ */
+export type DeviceMapInput = Readonly<Record<string, MapDevice | readonly MapDevice[]>>;
+
+export type MapDevice = number | string;
 
 /** all: every block keeps only its input, or waits on the host whole. none: everything is kept. auto: as few blocks recompute as the budgets allow. */
 export type Checkpointing = "all" | "none" | "auto";
@@ -43,7 +48,7 @@ export interface Work {
   readonly meanLabelTokens: number;
   /** Tokens of the row that a token is in, on average: attention's cost grows with it. */
   readonly rowTokens: number;
-  readonly schedule: SchedulePolicy;
+  readonly schedule: Schedule;
   readonly checkpointing: Checkpointing;
   /** Tokens of all sequences in a key/value cache; 0: none. */
   readonly cacheTokens: number;
@@ -60,6 +65,11 @@ export interface EvaluationWork extends Pick<Work, "microBatches" | "meanTokens"
   readonly rows: number;
   /** Requests that its micro-batches come in: the pipeline fills and drains in each. */
   readonly requests: number;
+}
+
+/** What a request is counted with whose schedule is yet to be chosen. */
+export function policyOf({ schedule }: Pick<Work, "schedule">): SchedulePolicy {
+  return schedule === "auto" ? "1f1b" : schedule;
 }
 
 export interface PlanRequest {

@@ -32,8 +32,10 @@ export function chooseCheckpointing(
   const { checkpointing } = request.work;
   if (checkpointing === "none" || trainedMatrices(request).length === 0) return chosen;
   for (const segment of [...segments].reverse()) {
-    const { index, device } = segment;
+    const { index } = segment;
     const blocks = blocksOf(request, segment);
+    if (blocks === 0) continue;
+    const [device] = segment.devices as [number];
     const start = chosen[index]!;
     const { kind } = request.devices.find(({ id }) => id === device)!;
     const fits = (offloaded: number, checkpointed: number) => {

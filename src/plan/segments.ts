@@ -1,23 +1,30 @@
-/** A run of consecutive layers on one device. */
+/** A run of consecutive layers on one device, or on several that take its micro-batches in turn. */
 export interface Segment {
   readonly index: number;
-  readonly device: number;
-  /** Position of the device among all devices by ascending id. */
-  readonly rank: number;
+  /** Micro-batch i runs on devices[i mod their number]. */
+  readonly devices: readonly number[];
+  /** Their positions among all devices by ascending id. */
+  readonly ranks: readonly number[];
   readonly firstLayer: number;
   /** Inclusive. */
   readonly lastLayer: number;
 }
 
-/** Cuts the model where the device changes. `layerDevices` is in model order; `deviceIds` ascending. */
-export function segmentsOf(layerDevices: readonly number[], deviceIds: readonly number[]): Segment[] {
+/** The devices of each layer, in model order: those that take its micro-batches in turn. Most layers have one. */
+export type LayerDevices = readonly (readonly number[])[];
+
+/** Cuts the model where the devices change. `deviceIds` ascending. */
+export function segmentsOf(layerDevices: LayerDevices, deviceIds: readonly number[]): Segment[] {
   const rankOf = new Map(deviceIds.map((id, rank) => [id, rank]));
   const segments: Segment[] = [];
-  for (const [layer, device] of layerDevices.entries()) {
+  for (const [layer, devices] of layerDevices.entries()) {
     const last = segments.at(-1);
-    if (last?.device === device) segments[segments.length - 1] = { ...last, lastLayer: layer };
-    else
-      segments.push({ index: segments.length, device, rank: rankOf.get(device)!, firstLayer: layer, lastLayer: layer });
+    if (last !== undefined && last.devices.join() === devices.join()) {
+      segments[segments.length - 1] = { ...last, lastLayer: layer };
+    } else {
+      const ranks = devices.map((id) => rankOf.get(id)!);
+      segments.push({ index: segments.length, devices, ranks, firstLayer: layer, lastLayer: layer });
+    }
   }
   return segments;
 }

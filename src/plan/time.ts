@@ -2,25 +2,28 @@ import { dtypeBytes } from "../common/dtype.ts";
 import { matrixElements } from "../models/kinds/named-matrix.ts";
 import type { Device } from "./devices.ts";
 import { type Keeping, segmentLayers } from "./keeping.ts";
-import { trainedMatrices } from "./memory/kind-memory.ts";
-import { isRoundRobin } from "./memory.ts";
+import { lowestTrainable, trainedMatrices } from "./memory/kind-memory.ts";
 import { backwardTime, forwardTime } from "./placement/range-costs.ts";
-import type { PlanRequest } from "./request.ts";
+import { type PlanRequest, policyOf } from "./request.ts";
 import type { Segment } from "./segments.ts";
 import { gpuUpdateTime } from "./time/gpu-time.ts";
 import { layerTimer } from "./time/layer-time.ts";
 import { linkRate } from "./time/rates.ts";
+import { longestTransfer, type PassesTime, passesTime, type StepShape, sharedCores } from "./time/step-time.ts";
 
 /** Predicted seconds of one micro-batch in one segment. */
 export interface SegmentTime {
-  readonly forward: number;
-  readonly backward: number;
-  /** Until its output is with the next segment: 0 on one device. The gradient's way back takes as long. */
+  /** On each of its devices. */
+  readonly forward: readonly number[];
+  readonly backward: readonly number[];
+  /** Until its output is with the next segment, by the longest way: 0 on one device. The gradient takes as long in the other direction. */
   readonly transfer: number;
 }
 
 export interface PredictedTime {
   readonly segments: readonly SegmentTime[];
+  /** Bytes of one activation, or of its gradient. */
+  readonly messageBytes: number;
   /** Seconds of the gradient norm and the update, on the slowest device; 0 on CPUs where none was measured. */
   readonly update: number;
   /** Seconds of one optimizer step. */
@@ -32,42 +35,52 @@ export interface PredictedTime {
   readonly tokensPerSecond: number;
 }
 
-/**
- * m micro-batches, largest load L of a device (or of a link, if slower), all segments' times and transfers S: a step takes m L
- * + (S − L), and with v segments a device interleaved m L + (S − L) / v; one micro-batch at a time it takes m S. Coordinators
- * that want the schedule's own stalls as well give the segments' times to src/schedule's simulator.
- */
+/** `passes`: how the time of a step's passes is found; by default the step is simulated. */
 export function predictTime(
   request: PlanRequest,
   segments: readonly Segment[],
   keeping: readonly Keeping[],
+  passes: (shape: StepShape) => PassesTime = passesTime,
 ): PredictedTime {
   const { work } = request;
+  const messageBytes = bytesOfMessage(request);
   const times = segmentTimes(request, segments, keeping);
-  const loads = new Map<number, number>();
-  for (const [index, { forward, backward }] of times.entries()) {
-    const { device } = segments[index]!;
-    loads.set(device, (loads.get(device) ?? 0) + forward + backward);
-  }
-  const compute = [...loads.values()].reduce((sum, load) => sum + load, 0);
-  const through = compute + 2 * times.reduce((sum, { transfer }) => sum + transfer, 0);
-  const shared = sharedLoads(request, loads);
-  const largest = Math.max(...loads.values(), ...shared, ...times.map(({ transfer }) => transfer));
-  const ranks = 1 + Math.max(...segments.map((segment) => segment.rank));
-  const chunks = work.schedule === "interleaved" && isRoundRobin(segments, ranks) ? segments.length / ranks : 1;
-  const batches =
-    work.schedule === "sequential"
-      ? work.microBatches * through
-      : work.microBatches * largest + (through - largest) / chunks;
+  const { seconds, bubble } = passes(stepShape(request, segments, times));
   const update = updateTime(request, segments);
-  const step = batches + update;
+  const step = seconds + update;
   return {
     segments: times,
+    messageBytes,
     update,
     step,
     evaluation: evaluationTime(request, segments, keeping),
-    bubble: Math.max(0, 1 - (work.microBatches * compute) / (loads.size * step)),
+    bubble: 1 - ((1 - bubble) * seconds) / step,
     tokensPerSecond: (work.microBatches * work.meanTokens) / step,
+  };
+}
+
+function bytesOfMessage({ work, spec, computeDtype }: PlanRequest): number {
+  return work.meanTokens * spec.shape.hidden * dtypeBytes(computeDtype);
+}
+
+function stepShape(request: PlanRequest, segments: readonly Segment[], times: readonly SegmentTime[]): StepShape {
+  const { work, rates } = request;
+  const devices = [...request.devices].sort((a, b) => a.id - b.id);
+  const lowest = lowestTrainable(request);
+  return {
+    segments: segments.map(({ ranks, lastLayer }, index) => ({
+      ranks,
+      needsBackward: lowest <= lastLayer,
+      ...times[index]!,
+    })),
+    microBatches: work.microBatches,
+    policy: policyOf(work),
+    messageBytes: bytesOfMessage(request),
+    linkOf: (from, to) => linkRate(devices[from]!, devices[to]!, rates),
+    cores: sharedCores(
+      devices.map(({ node }) => node),
+      rates,
+    ),
   };
 }
 
@@ -77,57 +90,63 @@ function evaluationTime(
   segments: readonly Segment[],
   keeping: readonly Keeping[],
 ): number | null {
-  const { work } = request;
+  const { work, rates } = request;
   const { evaluation } = work;
   if (evaluation === undefined) return null;
   const times = segmentTimes({ ...request, work: { ...work, ...evaluation } }, segments, keeping);
   const loads = new Map<number, number>();
   let through = 0;
   for (const [index, { forward, transfer }] of times.entries()) {
-    const { device } = segments[index]!;
-    loads.set(device, (loads.get(device) ?? 0) + forward);
-    through += forward + transfer;
+    const { devices } = segments[index]!;
+    for (const [turn, device] of devices.entries()) {
+      loads.set(device, (loads.get(device) ?? 0) + forward[turn]! / devices.length);
+    }
+    through += Math.max(...forward) + transfer;
   }
   if (work.schedule === "sequential") return evaluation.microBatches * through;
   const transfers = times.map(({ transfer }) => transfer);
-  const largest = Math.max(...loads.values(), ...sharedLoads(request, loads), ...transfers);
-  return evaluation.microBatches * largest + evaluation.requests * (through - largest);
+  const crowded = [...rates.crowded].map(([node, fullSpeed]) => {
+    const there = request.devices.filter((device) => device.node === node);
+    return there.reduce((sum, { id }) => sum + (loads.get(id) ?? 0), 0) / fullSpeed;
+  });
+  const largest = Math.max(...loads.values(), ...crowded, ...transfers);
+  return evaluation.microBatches * largest + evaluation.requests * Math.max(0, through - largest);
 }
 
 function segmentTimes(request: PlanRequest, segments: readonly Segment[], keeping: readonly Keeping[]): SegmentTime[] {
-  const { work, spec, rates } = request;
-  const devices = new Map(request.devices.map((device) => [device.id, device]));
+  const { rates } = request;
+  const byId = new Map(request.devices.map((device) => [device.id, device]));
   const timesOn = layerTimer(request);
-  const bytes = work.meanTokens * spec.shape.hidden * dtypeBytes(request.computeDtype);
-  const messageCompute = (from: Device, to: Device) => bytes * (linkRate(from, to, rates)?.compute ?? 0);
+  const bytes = bytesOfMessage(request);
   return segments.map((segment, index) => {
-    const device = devices.get(segment.device)!;
-    const layers = timesOn(device);
-    // What its messages take of the device itself: one in and one out each way, but at the ends.
     const neighbours = [segments[index - 1], segments[index + 1]].filter((other) => other !== undefined);
-    const messages = neighbours.reduce((sum, other) => sum + messageCompute(device, devices.get(other.device)!), 0);
-    let forward = messages;
-    let backward = messages;
-    const kept = keeping[index]!;
-    for (const { layer, block, activations } of segmentLayers(request, segment, kept)) {
-      const cached = block !== null && block < kept.cached;
-      forward += forwardTime(layers[layer]!, cached);
-      backward += backwardTime(layers[layer]!, activations === "recomputed", cached);
+    const own = segmentLayers(request, segment, keeping[index]!);
+    const { cached } = keeping[index]!;
+    const forward: number[] = [];
+    const backward: number[] = [];
+    for (const id of segment.devices) {
+      const device = byId.get(id)!;
+      const layers = timesOn(device);
+      // What its messages take of the device itself: one in and one out each way, but at the ends.
+      const messageCompute = (to: Device) => bytes * (linkRate(device, to, rates)?.compute ?? 0);
+      const messages = neighbours.reduce((sum, { devices }) => {
+        const all = devices.map((other) => messageCompute(byId.get(other)!));
+        return sum + all.reduce((total, one) => total + one, 0) / all.length;
+      }, 0);
+      const expanded = (block: number | null) => block !== null && block < cached;
+      forward.push(own.reduce((sum, { layer, block }) => sum + forwardTime(layers[layer]!, expanded(block)), messages));
+      backward.push(
+        own.reduce(
+          (sum, { layer, block, activations }) =>
+            sum + backwardTime(layers[layer]!, activations === "recomputed", expanded(block)),
+          messages,
+        ),
+      );
     }
     const next = segments[index + 1];
-    return {
-      forward,
-      backward,
-      transfer: next === undefined ? 0 : transferTime(device, devices.get(next.device)!, bytes, request),
-    };
-  });
-}
-
-/** On a crowded node the loads of all its devices, at the rate of those that it carries. */
-function sharedLoads({ devices, rates }: PlanRequest, loads: ReadonlyMap<number, number>): number[] {
-  return [...rates.crowded].map(([node, fullSpeed]) => {
-    const there = devices.filter((device) => device.node === node);
-    return there.reduce((sum, { id }) => sum + (loads.get(id) ?? 0), 0) / fullSpeed;
+    const linkOf = (from: number, to: number) => linkRate(byId.get(from)!, byId.get(to)!, rates);
+    const transfer = next === undefined ? 0 : longestTransfer(segment.devices, next.devices, bytes, linkOf);
+    return { forward, backward, transfer };
   });
 }
 
@@ -135,19 +154,16 @@ function updateTime(request: PlanRequest, segments: readonly Segment[]): number 
   const { spec, rates, devices } = request;
   const trained = trainedMatrices(request);
   const totals = new Map<number, number>();
-  for (const { device: id, firstLayer, lastLayer } of segments) {
-    const device = devices.find((one) => one.id === id)!;
+  for (const { devices: held, firstLayer, lastLayer } of segments) {
     const own = trained.filter(({ layer }) => firstLayer <= layer && layer <= lastLayer);
-    const measured = rates.measured.get(id)?.update;
     const blocks = new Set(own.map(({ layer }) => layer).filter((layer) => spec.layers[layer]!.kind === "block")).size;
     const parameters = matrixElements(own);
-    const assumed = device.kind === "cuda" ? gpuUpdateTime(device, parameters) : 0;
-    totals.set(id, (totals.get(id) ?? 0) + (measured === undefined ? assumed : measured * blocks));
+    for (const id of held) {
+      const device = devices.find((one) => one.id === id)!;
+      const measured = rates.measured.get(id)?.update;
+      const assumed = device.kind === "cuda" ? gpuUpdateTime(device, parameters) : 0;
+      totals.set(id, (totals.get(id) ?? 0) + (measured === undefined ? assumed : measured * blocks));
+    }
   }
   return Math.max(...totals.values());
-}
-
-function transferTime(from: Device, to: Device, bytes: number, { rates }: PlanRequest): number {
-  const link = linkRate(from, to, rates);
-  return link === null ? 0 : link.latency + bytes / link.bytesPerSecond;
 }

@@ -31,7 +31,7 @@ export function chooseCachedBlocks(
   const readsCodes = forwardOnly === true && cacheSequences <= FEW_TOKENS;
   if (request.weightCache !== "auto" || readsCodes || request.holding.quantization.method === "none") return chosen;
   for (const device of request.devices.filter(({ kind }) => kind === "cuda")) {
-    const own = segments.filter((segment) => segment.device === device.id);
+    const own = segments.filter((segment) => segment.devices.includes(device.id));
     const counts = own.map((segment) => blocksOf(request, segment));
     const total = counts.reduce((sum, count) => sum + count, 0);
     const deal = (blocks: number) => {

@@ -1,34 +1,41 @@
 import { PipeloraError } from "../common/errors.ts";
+import { dealOf, inGroups } from "./groups.ts";
+import { goesInGroups, roomOf } from "./held.ts";
 import type { Instruction, ScheduleRequest } from "./instruction.ts";
 import { scheduleLists } from "./list-scheduler.ts";
-import { gpipe, interleaved, isRoundRobin, oneAtATime, oneForwardOneBackward, type Policy } from "./policy.ts";
+import { gpipe, oneAtATime, oneForwardOneBackward, type Policy } from "./policy.ts";
 
 /**
  * One instruction list a rank, for one optimizer step: index is the rank, ranks that hold nothing have an empty list.
- * Whatever the policy and the placement, every segment runs its micro-batches in ascending order, forward and backward, so
- * gradients add up in the same order. Messages of one link direction are received in the order they are sent, and one
- * buffered message a direction is enough. interleaved falls back to 1f1b unless segment i is on rank i mod p.
+ * Whatever the policy and the placement, every segment runs its micro-batches in ascending order on each of its ranks, forward and
+ * backward, so gradients add up in the same order. Messages of one link direction are received in the order they are sent, and one
+ * buffered message a direction is enough.
  */
 export function buildSchedule(request: ScheduleRequest): Instruction[][] {
   check(request);
-  const ranks = 1 + Math.max(...request.segments.map((segment) => segment.rank));
-  const interleaves = request.policy === "interleaved" && isRoundRobin(request, ranks);
-  const lists = scheduleLists(request, ranks, interleaves ? interleaved(ranks) : POLICIES[request.policy]);
+  const ranks = 1 + Math.max(...request.segments.flatMap((segment) => segment.ranks));
+  const lists = scheduleLists(request, ranks, policyOf(request));
   if (lists === null) throw stuck(request);
   return lists;
 }
 
-const POLICIES: Readonly<Record<ScheduleRequest["policy"], Policy>> = {
-  sequential: oneAtATime,
-  gpipe,
-  "1f1b": oneForwardOneBackward,
-  interleaved: oneForwardOneBackward,
-};
+function policyOf({ policy, segments }: ScheduleRequest): Policy {
+  if (policy === "sequential") return oneAtATime;
+  if (policy === "gpipe") return gpipe;
+  return goesInGroups({ policy, segments }) ? inGroups(dealOf(segments)!) : oneForwardOneBackward(roomOf(segments));
+}
 
 function check({ segments, microBatches, needsBackward }: ScheduleRequest): void {
   if (segments.length === 0) throw new PipeloraError("PL_INTERNAL", "a schedule needs at least one segment");
   if (!Number.isInteger(microBatches) || microBatches < 1) {
     throw new PipeloraError("PL_INTERNAL", `a schedule needs at least one micro-batch, not ${microBatches}`);
+  }
+  const odd = segments.findIndex(({ ranks }) => ranks.length === 0 || new Set(ranks).size < ranks.length);
+  if (odd >= 0) {
+    throw new PipeloraError(
+      "PL_INTERNAL",
+      `segment ${odd} is on ranks ${segments[odd]!.ranks}: expected one or more, each once`,
+    );
   }
   const learns = segments.map((_, segment) => needsBackward(segment));
   if (learns.some((needs, segment) => !needs && learns[segment - 1] === true)) {
@@ -37,7 +44,7 @@ function check({ segments, microBatches, needsBackward }: ScheduleRequest): void
 }
 
 function stuck({ policy, segments, microBatches }: ScheduleRequest): PipeloraError {
-  const ranks = segments.map((segment) => segment.rank).join(", ");
+  const ranks = segments.map((segment) => segment.ranks.join("/")).join(", ");
   return new PipeloraError(
     "PL_INTERNAL",
     `${policy} over segments on ranks ${ranks}: ${microBatches} micro-batches wait for each other`,

@@ -1,5 +1,7 @@
 export { buildSchedule } from "./build-schedule.ts";
-export type { Instruction, InstructionKind, ScheduleRequest } from "./instruction.ts";
+export { mostHeld } from "./held.ts";
+export type { Instruction, InstructionKind, ScheduledSegment, ScheduleRequest } from "./instruction.ts";
+export { rankOf, turnsOf } from "./instruction.ts";
 export type {
   Deadlock,
   LinkModel,

@@ -21,9 +21,18 @@ export type InstructionKind =
   | "backward"
   | "send-backward";
 
+/** A run of layers, and who runs it. */
+export interface ScheduledSegment {
+  /** They take its micro-batches in turn: micro-batch i runs on ranks[i mod their number]. Each once; most segments have one. */
+  readonly ranks: readonly number[];
+  /** Seconds of a micro-batch, as planned: the order of a rank's operations follows from them. Left out: 1 forward, 2 backward. */
+  readonly forward?: number;
+  readonly backward?: number;
+}
+
 export interface ScheduleRequest {
   /** In model order; neighbours on one rank hand over without a message. */
-  readonly segments: readonly { readonly rank: number }[];
+  readonly segments: readonly ScheduledSegment[];
   readonly microBatches: number;
   readonly policy: SchedulePolicy;
   /**
@@ -31,4 +40,14 @@ export interface ScheduleRequest {
    * Always false: lists for evaluation, forward only.
    */
   readonly needsBackward: (segment: number) => boolean;
+}
+
+/** The rank that runs a micro-batch in a segment. */
+export function rankOf({ ranks }: Pick<ScheduledSegment, "ranks">, microBatch: number): number {
+  return ranks[microBatch % ranks.length]!;
+}
+
+/** How many of so many micro-batches a rank runs in a segment that it takes part in. */
+export function turnsOf({ ranks }: Pick<ScheduledSegment, "ranks">, rank: number, microBatches: number): number {
+  return Math.max(0, Math.ceil((microBatches - ranks.indexOf(rank)) / ranks.length));
 }

@@ -1,7 +1,13 @@
-import type { Instruction, InstructionKind, ScheduleRequest } from "./instruction.ts";
+import {
+  type Instruction,
+  type InstructionKind,
+  rankOf,
+  type ScheduledSegment,
+  type ScheduleRequest,
+} from "./instruction.ts";
 import type { Policy, Progress } from "./policy.ts";
 
-/** Nominal durations; a schedule's order, not its time, comes from them. */
+/** Durations of segments that come without; a schedule's order, not its time, comes from them. */
 const FORWARD_TIME = 1;
 const BACKWARD_TIME = 2;
 
@@ -9,6 +15,7 @@ interface Message {
   readonly backward: boolean;
   /** The receiving segment. */
   readonly segment: number;
+  readonly microBatch: number;
 }
 
 /** One direction between two ranks: a queue of at most one message. */
@@ -22,6 +29,7 @@ interface Link {
 
 interface Running {
   readonly segment: number;
+  readonly microBatch: number;
   readonly backward: boolean;
   readonly end: number;
 }
@@ -37,14 +45,15 @@ export function scheduleLists(request: ScheduleRequest, ranks: number, policy: P
 }
 
 class ListScheduler {
-  readonly #rankOf: readonly number[];
+  readonly #segments: readonly ScheduledSegment[];
   readonly #policy: Policy;
   readonly #lists: Instruction[][];
-  readonly #forwards: number[];
-  readonly #backwards: number[];
-  /** Inputs and output gradients that are on the rank, by segment. */
-  readonly #inputs: number[];
-  readonly #gradients: number[];
+  /** Passes that each of a segment's ranks has started, by segment. */
+  readonly #forwards: number[][];
+  readonly #backwards: number[][];
+  /** Inputs and output gradients that are on the rank, by segment and micro-batch. */
+  readonly #inputs: Uint8Array[];
+  readonly #gradients: Uint8Array[];
   readonly #progress: Progress;
   readonly #running: (Running | null)[];
   readonly #links = new Map<number, Link>();
@@ -56,28 +65,30 @@ class ListScheduler {
 
   constructor({ segments, microBatches, needsBackward }: ScheduleRequest, ranks: number, policy: Policy) {
     const count = segments.length;
-    this.#rankOf = segments.map((segment) => segment.rank);
+    this.#segments = segments;
     this.#policy = policy;
     this.#lists = Array.from({ length: ranks }, () => []);
-    this.#forwards = new Array<number>(count).fill(0);
-    this.#backwards = new Array<number>(count).fill(0);
-    this.#inputs = new Array<number>(count).fill(0);
-    this.#gradients = new Array<number>(count).fill(0);
-    this.#inputs[0] = microBatches;
+    this.#forwards = segments.map((segment) => segment.ranks.map(() => 0));
+    this.#backwards = segments.map((segment) => segment.ranks.map(() => 0));
+    this.#inputs = segments.map(() => new Uint8Array(microBatches));
+    this.#gradients = segments.map(() => new Uint8Array(microBatches));
+    this.#inputs[0]!.fill(1);
+    this.#gradients[count - 1]!.fill(1);
     this.#running = new Array<Running | null>(ranks).fill(null);
     this.#incoming = Array.from({ length: ranks }, () => []);
     const segmentsOf: number[][] = Array.from({ length: ranks }, () => []);
-    for (const [segment, rank] of this.#rankOf.entries()) segmentsOf[rank]!.push(segment);
+    for (const [segment, own] of segments.entries()) for (const rank of own.ranks) segmentsOf[rank]!.push(segment);
     const found = segments.findIndex((_, segment) => needsBackward(segment));
     const lowest = found < 0 ? count : found;
     this.#progress = {
       segments: count,
       microBatches,
       segmentsOf,
-      forwards: this.#forwards,
-      backwards: this.#backwards,
       lowest,
       trains: lowest < count,
+      next: (rank, segment, backward) => this.#next(segment, segments[segment]!.ranks.indexOf(rank), backward),
+      oldest: (segment, backward) =>
+        Math.min(...segments[segment]!.ranks.map((_, turn) => this.#next(segment, turn, backward))),
     };
     this.#left = microBatches * (count + (count - lowest));
     this.#wakeAll();
@@ -101,7 +112,9 @@ class ListScheduler {
   }
 
   #nextEnd(): number {
-    return this.#running.reduce((least, running) => Math.min(least, running?.end ?? least), Number.POSITIVE_INFINITY);
+    let least = Number.POSITIVE_INFINITY;
+    for (const running of this.#running) if (running !== null && running.end < least) least = running.end;
+    return least;
   }
 
   /** Starts what can start now; whatever starts may make room for another rank, so until nothing changes. */
@@ -125,24 +138,30 @@ class ListScheduler {
 
   #start(rank: number, candidates = this.#policy.candidates(rank, this.#progress)): boolean {
     for (const { segment, backward } of candidates) {
-      if (!this.#isReady(segment, backward)) continue;
-      const out = this.#outgoing(segment, backward);
+      const microBatch = this.#progress.next(rank, segment, backward);
+      if (!this.#isReady(rank, segment, microBatch, backward)) continue;
+      const out = this.#outgoing(rank, segment, microBatch, backward);
       if (out !== null && out.message !== null) {
         out.wanted = true;
         this.#awake.add(out.to);
         continue;
       }
-      this.#takeInput(segment, backward);
-      const counts = backward ? this.#backwards : this.#forwards;
-      this.#emit(rank, backward ? "backward" : "forward", segment, counts[segment]!);
-      counts[segment]! += 1;
-      const end = this.#time + (backward ? BACKWARD_TIME : FORWARD_TIME);
-      this.#running[rank] = { segment, backward, end };
-      // The only progress that policies watch on other ranks.
-      if (segment === (backward ? this.#progress.lowest : this.#progress.segments - 1)) this.#wakeAll();
+      this.#takeInput(rank, segment, microBatch, backward);
+      this.#emit(rank, backward ? "backward" : "forward", segment, microBatch);
+      const { ranks, forward = FORWARD_TIME, backward: back = BACKWARD_TIME } = this.#segments[segment]!;
+      (backward ? this.#backwards : this.#forwards)[segment]![ranks.indexOf(rank)]! += 1;
+      this.#running[rank] = { segment, microBatch, backward, end: this.#time + (backward ? back : forward) };
+      if (this.#isWatched(segment, backward)) this.#wakeAll();
       return true;
     }
     return false;
+  }
+
+  /** Whether policies of other ranks look at how far this pass is. */
+  #isWatched(segment: number, backward: boolean): boolean {
+    const { lowest, segments } = this.#progress;
+    if (!backward) return segment === segments - 1;
+    return segment === lowest || this.#segments[segment]!.ranks.length > 1;
   }
 
   /** An idle rank receives a message early, if that message keeps its sender from working. */
@@ -153,48 +172,50 @@ class ListScheduler {
     return true;
   }
 
-  #isReady(segment: number, backward: boolean): boolean {
-    const { lowest, segments, microBatches } = this.#progress;
-    if (!backward) {
-      const next = this.#forwards[segment]!;
-      return next < microBatches && (this.#inputs[segment]! > next || this.#arrived(segment, backward) !== null);
-    }
-    const next = this.#backwards[segment]!;
-    if (segment < lowest || next >= this.#forwards[segment]!) return false;
-    return segment === segments - 1 || this.#gradients[segment]! > next || this.#arrived(segment, backward) !== null;
+  /** The micro-batch whose pass a segment's rank of that turn starts next. */
+  #next(segment: number, turn: number, backward: boolean): number {
+    const started = (backward ? this.#backwards : this.#forwards)[segment]!;
+    return turn + started[turn]! * started.length;
   }
 
-  #takeInput(segment: number, backward: boolean): void {
-    const onRank = backward ? this.#gradients : this.#inputs;
-    const next = (backward ? this.#backwards : this.#forwards)[segment]!;
-    if (backward && segment === this.#progress.segments - 1) return;
-    if (onRank[segment]! <= next) this.#receive(this.#arrived(segment, backward)!);
+  #isReady(rank: number, segment: number, microBatch: number, backward: boolean): boolean {
+    const { lowest, microBatches } = this.#progress;
+    if (microBatch >= microBatches) return false;
+    if (backward && (segment < lowest || microBatch >= this.#progress.next(rank, segment, false))) return false;
+    return this.#isHere(segment, microBatch, backward) || this.#arrived(rank, segment, microBatch, backward) !== null;
+  }
+
+  #isHere(segment: number, microBatch: number, backward: boolean): boolean {
+    return (backward ? this.#gradients : this.#inputs)[segment]![microBatch] === 1;
+  }
+
+  #takeInput(rank: number, segment: number, microBatch: number, backward: boolean): void {
+    if (this.#isHere(segment, microBatch, backward)) return;
+    this.#receive(this.#arrived(rank, segment, microBatch, backward)!);
   }
 
   #receive(link: Link): void {
-    const { backward, segment } = link.message!;
+    const { backward, segment, microBatch } = link.message!;
     link.message = null;
     link.wanted = false;
     this.#awake.add(link.from);
-    const onRank = backward ? this.#gradients : this.#inputs;
-    this.#emit(link.to, backward ? "recv-backward" : "recv-forward", segment, onRank[segment]!, link.from);
-    onRank[segment]! += 1;
+    this.#emit(link.to, backward ? "recv-backward" : "recv-forward", segment, microBatch, link.from);
+    (backward ? this.#gradients : this.#inputs)[segment]![microBatch] = 1;
   }
 
-  #finish(rank: number, { segment, backward }: Running): void {
+  #finish(rank: number, { segment, microBatch, backward }: Running): void {
     this.#running[rank] = null;
     this.#awake.add(rank);
     this.#left -= 1;
     const target = this.#targetOf(segment, backward);
     if (target === null) return;
-    const link = this.#outgoing(segment, backward);
+    const link = this.#outgoing(rank, segment, microBatch, backward);
     if (link === null) {
-      (backward ? this.#gradients : this.#inputs)[target]! += 1;
+      (backward ? this.#gradients : this.#inputs)[target]![microBatch] = 1;
       return;
     }
-    const microBatch = (backward ? this.#backwards : this.#forwards)[segment]! - 1;
     this.#emit(rank, backward ? "send-backward" : "send-forward", segment, microBatch, link.to);
-    link.message = { backward, segment: target };
+    link.message = { backward, segment: target, microBatch };
     this.#awake.add(link.to);
   }
 
@@ -204,18 +225,19 @@ class ListScheduler {
     return segment + 1 < this.#progress.segments ? segment + 1 : null;
   }
 
-  #outgoing(segment: number, backward: boolean): Link | null {
+  #outgoing(rank: number, segment: number, microBatch: number, backward: boolean): Link | null {
     const target = this.#targetOf(segment, backward);
-    return target === null ? null : this.#link(this.#rankOf[segment]!, this.#rankOf[target]!);
+    return target === null ? null : this.#link(rank, rankOf(this.#segments[target]!, microBatch));
   }
 
-  /** The link whose queue holds this segment's next input or output gradient. */
-  #arrived(segment: number, backward: boolean): Link | null {
-    const source = backward ? segment + 1 : segment - 1;
-    if (source < 0 || source >= this.#progress.segments) return null;
-    const link = this.#link(this.#rankOf[source]!, this.#rankOf[segment]!);
+  /** The link whose queue holds a segment's input or output gradient of that micro-batch. */
+  #arrived(rank: number, segment: number, microBatch: number, backward: boolean): Link | null {
+    const source = this.#segments[backward ? segment + 1 : segment - 1];
+    if (source === undefined) return null;
+    const link = this.#link(rankOf(source, microBatch), rank);
     const message = link?.message;
-    return message?.segment === segment && message.backward === backward ? link : null;
+    const found = message?.segment === segment && message.backward === backward && message.microBatch === microBatch;
+    return found ? link : null;
   }
 
   #link(from: number, to: number): Link | null {

@@ -14,20 +14,20 @@ export interface ServedModel {
   readonly template: RowTemplate | null;
   /** Ids that end its replies. */
   readonly stopIds: ReadonlySet<number>;
+  /** Number of updates that its current weights have had; null: they are not in training. */
+  step(): number | null;
 }
 
 /** What the API answers with. */
 export interface Service {
   /** null: the model is being loaded for the first time. */
   scheduler(): Scheduler | null;
-  /** The first one is the base, or what is being trained. */
-  readonly models: readonly ServedModel[];
+  /** The base and its adapters; or the adapters in training that can be asked now. */
+  models(): readonly ServedModel[];
   /** When it began, in seconds since 1970. */
   readonly created: number;
   /** Default number of tokens of a chat's reply. */
   readonly defaultTokens: number;
   /** After so long a request is given up. */
   readonly timeoutMs: number;
-  /** Number of updates that the current weights have had; null: they are not in training. */
-  step(): number | null;
 }

@@ -64,15 +64,14 @@ export class Inference {
 
   /**
    * Runs a round through this rank's segments. It is queued before this returns, so rounds run in the order of the calls. Resolves with
-   * the tokens drawn on the rank that holds the head, with null on the others. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's.
+   * the tokens drawn on the rank that holds the head (of several the first), with null on the others. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's.
    */
   async run(request: Infer__Output): Promise<InferResult | null> {
     const { segments, rank } = this.#own;
     const round = unpack(request);
-    const own = segments.filter((segment) => segment.rank === rank);
-    if (own.length === 0 || this.#cache === null) {
-      throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a round came to a rank without segments or without a cache");
-    }
+    const own = segments.filter(({ ranks }) => ranks[0] === rank);
+    if (own.length === 0) return null;
+    if (this.#cache === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a round came to a rank without a cache");
     const passes = new Map<number, Promise<InferResult | null>>();
     const sends: Promise<void>[] = [];
     for (const { index } of own) {
@@ -101,9 +100,11 @@ export class Inference {
     const input = index === 0 ? null : await this.#take(index, round);
     const number = engineSegment.get(index)!;
     const tokens = index === 0 ? round.tokens : null;
-    // Both are queued at once: no other round's adapter comes between.
-    const adapted = this.shelf.use(round.adapter);
-    const [output] = await Promise.all([engine.infer(number, this.#cache!, round.sequences, tokens, input), adapted]);
+    // Adapters in training are the engine's own; those on the shelf take turns in its first. Both calls are queued at once, so that no other
+    // round's adapter comes between.
+    const [adapter, ready] = this.shelf.empty ? [round.adapter, null] : [0, this.shelf.use(round.adapter)];
+    const pass = engine.infer(number, this.#cache!, round.sequences, tokens, input, adapter);
+    const [output] = await Promise.all([pass, ready]);
     if (index + 1 < segments.length) {
       await this.#give(index + 1, round, output, sends);
       return null;
@@ -135,7 +136,7 @@ export class Inference {
 
   async #give(toSegment: number, { name }: Round, state: DeviceTensor, sends: Promise<void>[]): Promise<void> {
     const key = activationKey(name, toSegment, 0);
-    const to = this.#own.segments[toSegment]!.rank;
+    const to = this.#own.segments[toSegment]!.ranks[0]!;
     if (to === this.#own.rank) {
       this.#local.set(key, state);
       return;
@@ -148,7 +149,7 @@ export class Inference {
 
   async #take(segment: number, { name }: Round): Promise<DeviceTensor> {
     const key = activationKey(name, segment, 0);
-    const from = this.#own.segments[segment - 1]!.rank;
+    const from = this.#own.segments[segment - 1]!.ranks[0]!;
     if (from === this.#own.rank) {
       const state = this.#local.get(key)!;
       this.#local.delete(key);

@@ -75,7 +75,7 @@ export async function prepareRank(
   }));
   if (adapters.length === 0) throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a Prepare came without an adapter");
   const own = request.segments
-    .filter((segment) => segment.rank === rank)
+    .filter(({ ranks }) => ranks.includes(rank))
     .map((segment) => ({
       index: segment.index,
       adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
@@ -244,8 +244,11 @@ async function initialiseLora(
  */
 function scheduleOf(request: Prepare__Output, rank: number): PreparedRank["instructions"] {
   const made = new Map<string, readonly Instruction[]>();
-  const ranks = [...new Set(request.segments.map((segment) => segment.rank))].sort((a, b) => a - b);
-  const segments = request.segments.map((segment) => ({ rank: ranks.indexOf(segment.rank) }));
+  const ranks = [...new Set(request.segments.flatMap((segment) => segment.ranks))].sort((a, b) => a - b);
+  const segments = request.segments.map(({ ranks: own, forwardSeconds: forward, backwardSeconds: backward }) => ({
+    ranks: own.map((one) => ranks.indexOf(one)),
+    ...(forward > 0 ? { forward, backward } : {}),
+  }));
   const position = ranks.indexOf(rank);
   return (microBatches, kind) => {
     if (microBatches === 0 || position < 0) return [];

@@ -300,10 +300,10 @@ export class Rank {
         parts: [{ batches, before: null, after: null }],
         trace: null,
       });
-    if (study === null) return { evaluateResult: (await run()).losses[0]! };
+    if (study === null) return { evaluateResult: { losses: (await run()).losses[0]! } };
     this.#inputs ??= new RankInputs(prepared.engine, loadEngine(), prepared.threads);
     const { made, fits } = await this.#inputs.over(study, run);
-    return { evaluateResult: { ...made.losses[0]!, fits } };
+    return { evaluateResult: { losses: made.losses[0]!, fits } };
   }
 
   async #export(request: number, { parts, adapter }: ExportMatrices__Output): Promise<Reply> {

@@ -93,7 +93,7 @@ const trainedOf = ({ trained }: Learned, module: string, what: string) =>
 /** One segment as the engine takes it, and the checkpoint tensors it needs. */
 export function describeSegment(
   spec: ModelSpec,
-  segment: Segment__Output,
+  segment: Omit<Segment__Output, "ranks" | "needsBackward" | "forwardSeconds" | "backwardSeconds">,
   lora: ReadonlyMap<string, SegmentPair>,
   trained: readonly SegmentTrained[] = [],
 ): { description: SegmentDescription; weights: string[] } {

@@ -36,14 +36,14 @@ export function Chat({ run, live, answers }: ChatProps) {
   return (
     <>
       <h3>{words.chat.title}</h3>
-      {answers ? <Conversation /> : <Empty>{words.chat.absent}</Empty>}
+      {answers ? <Conversation run={run} /> : <Empty>{words.chat.absent}</Empty>}
       <h3>{words.chat.samples}</h3>
       <Samples run={run} again={live.revisions?.replies} />
     </>
   );
 }
 
-function Conversation() {
+function Conversation({ run }: Pick<ChatProps, "run">) {
   const words = useWords();
   const [messages, setMessages] = useState<readonly Message[]>([]);
   const [draft, setDraft] = useState("");
@@ -67,7 +67,8 @@ function Conversation() {
     const own = new AbortController();
     asking.current = own;
     try {
-      await answer({ messages: asked, system, tokens, temperature }, change, own.signal);
+      const model = await modelOf(run, words.chat.ended, own.signal);
+      await answer({ model, messages: asked, system, tokens, temperature }, change, own.signal);
     } catch (error) {
       change({ end: own.signal.aborted ? "stopped" : { failure: (error as Error).message } });
     }
@@ -161,21 +162,29 @@ function Bubble({ message: { role, text, step, end } }: { readonly message: Mess
 }
 
 interface Question {
+  readonly model: string;
   readonly messages: readonly Message[];
   readonly system: string;
   readonly tokens: number;
   readonly temperature: number;
 }
 
+/** The model that answers for a run: its adapter's name, or the only one; `ended` words the error that none does. */
+async function modelOf(run: string, ended: (names: string) => string, signal: AbortSignal): Promise<string> {
+  const models = (await (await request("v1/models", { signal })).json()) as { data: readonly { id: string }[] };
+  const found = models.data.find(({ id }) => id === run) ?? (models.data.length === 1 ? models.data[0] : undefined);
+  if (found === undefined) throw new Error(ended(models.data.map(({ id }) => id).join(", ")));
+  return found.id;
+}
+
 /** Streams the answer to `messages`. Errors: ServerError, what the stream tells, the signal's reason. */
 async function answer(
-  { messages, system, tokens, temperature }: Question,
+  { model, messages, system, tokens, temperature }: Question,
   change: (reply: Partial<Message>) => void,
   signal: AbortSignal,
 ): Promise<void> {
-  const models = (await (await request("v1/models", { signal })).json()) as { data: readonly { id: string }[] };
   const body = {
-    ...{ model: models.data[0]!.id, stream: true },
+    ...{ model, stream: true },
     ...(Number.isFinite(temperature) ? { temperature } : {}),
     ...(Number.isInteger(tokens) ? { max_tokens: tokens } : {}),
     messages: [

@@ -179,6 +179,7 @@ export const en = {
     waiting: "waiting for the step to end …",
     stopped: "stopped",
     cut: "cut at the most tokens",
+    ended: (names: string) => `This run does not answer now. Those that do: ${names}.`,
     conversation: "Conversation",
     options: "Options",
     enter: "Enter sends, Shift+Enter makes a new line.",

@@ -176,6 +176,7 @@ export const zh: Words = {
     waiting: "等待当前一步结束……",
     stopped: "已停止",
     cut: "达到最多词元，已截断",
+    ended: (names) => `这次运行现在不能应答。可应答的有：${names}。`,
     conversation: "对话",
     options: "选项",
     enter: "回车发送，Shift+回车换行。",

@@ -1,4 +1,4 @@
-// Drawing a token on the host (Sampling in pipelora/ops.h).
+// Drawing a token on the host (Sampling in pipelora/ops/ops.h).
 #pragma once
 
 #include <cstdint>

@@ -29,7 +29,7 @@ void tell(const GpuKind& gpu, Describe&& describe) {
 
 bool half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
 
-/// Most queries of a sequence, and blocks over its keys, of attention_decode.cu.
+/// Most queries of a sequence, and blocks over its keys, of attention/decode.cu.
 constexpr std::int64_t kMostDecodeQueries = 4, kMostGrid = 65535;
 /// Mean tokens a sequence from which several warpgroups share a tile (Hopper), and from which blocks of 128 queries pay.
 constexpr std::int64_t kLongOnHopper = 160, kLongTiles = 256;

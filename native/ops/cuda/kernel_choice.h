@@ -33,14 +33,14 @@ struct AttentionTraits {
 
 enum class AttentionKernel : std::uint8_t {
   plain,        // attention/plain.cu: any dtype
-  tiles,        // attention_tiles_*.cu: 16-bit, tensor cores of any GPU
-  hopper_short, // attention_hopper_*.cu: warpgroup products, a warpgroup a tile
+  tiles,        // tiles_*.cu: 16-bit, tensor cores of any GPU
+  hopper_short, // hopper_*.cu: warpgroup products, a warpgroup a tile
   hopper_long,  // the same, several warpgroups a tile
   decode,       // attention/decode.cu: few queries a sequence, keys split over blocks
 };
 const char* name(AttentionKernel kernel);
 
-/// Of attention_tiles_*.cu: padded head width, warps a block, tiles of the other side held at a time.
+/// Of tiles_*.cu: padded head width, warps a block, tiles of the other side held at a time.
 struct AttentionTiles {
   int columns = 0, warps = 0, stages = 0;
   bool operator==(const AttentionTiles&) const = default;

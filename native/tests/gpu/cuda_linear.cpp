@@ -91,7 +91,7 @@ void beside_a_norm(Gpu& gpu, const std::string& name, const LinearWeight& weight
   compare(name + "norm's output again", again[1], again[0], limit);
 }
 
-/// The way back of a linear behind SwiGLU, likewise.
+/// The backward pass of a linear behind SwiGLU, likewise.
 void behind_swiglu(Gpu& gpu, const std::string& name, const LinearWeight& weight, const LoraSet& lora, DType compute, const Tensor& inner,
                    const Tensor& dy, const Sequences& sequences) {
   const std::int64_t tokens = dy.rows, in = weight.in;

@@ -1,5 +1,5 @@
 // The kinds of attention beyond softmax over heads, on a GPU against float64: the short convolution, the gated delta rule, gates on heads, the heads
-// of latent attention. The rule's way back is held against the recurrence that keeps every state.
+// of latent attention. The rule's backward pass is held against the recurrence that keeps every state.
 #include <algorithm>
 
 #include "tests/gpu/cuda_fixture.h"

@@ -10,7 +10,7 @@ import { LiveRun } from "../../coordinator/run/observers/live-run.ts";
 import { MetricsFile } from "../../coordinator/run/observers/metrics-file.ts";
 import { MlflowObserver, mlflowSettings } from "../../coordinator/run/observers/mlflow.ts";
 import { type Observer, withObservers } from "../../coordinator/run/observers/observer.ts";
-import { PrometheusObserver } from "../../coordinator/run/observers/prometheus.ts";
+import { TrainingMetrics } from "../../coordinator/run/observers/prometheus.ts";
 import { TensorboardObserver } from "../../coordinator/run/observers/tensorboard.ts";
 import type { HttpShows } from "../../coordinator/run/replies/live-replies.ts";
 import type { Reporter, Shown } from "../../coordinator/run/reporter.ts";
@@ -23,14 +23,22 @@ interface Told extends AdapterToTrain {
   error: PipeloraError | null;
 }
 
+/** What an address shows of a run: filled adapter by adapter. */
+interface RunShows extends HttpShows {
+  readonly live: LiveRun[];
+  /** Null: there is no address. */
+  metrics: TrainingMetrics | null;
+}
+
 export async function trainCommand(config: Config, log: Logger): Promise<number> {
-  const live = config.http === null ? null : await LiveRun.open(resolve(config.output_dir!), resumes(config));
-  const http: HttpShows = { registry: new Registry(), live };
+  const shows: RunShows = { registry: new Registry(), live: [], metrics: null };
   const adapters: Told[] = [];
   let ended: unknown = null;
   try {
-    for (const { name, config: own } of adapterConfigs("train", config)) {
-      const observers = await openObservers(own, http, log);
+    const wanted = adapterConfigs("train", config);
+    if (config.http !== null) shows.metrics = new TrainingMetrics(shows.registry, config.adapters !== null);
+    for (const { name, config: own } of wanted) {
+      const observers = await openObservers(name, own, shows, log);
       const failed = (error: PipeloraError) => {
         adapter.error = error;
       };
@@ -43,7 +51,7 @@ export async function trainCommand(config: Config, log: Logger): Promise<number>
     }
     const [first] = adapters;
     const reporter = first!.name === null ? first!.reporter : ofAll(chooseReporter(config, log), adapters);
-    await train(config, adapters, { log, reporter, http });
+    await train(config, adapters, { log, reporter, http: shows });
     return 0;
   } catch (thrown) {
     ended = thrown;
@@ -58,17 +66,21 @@ export async function trainCommand(config: Config, log: Logger): Promise<number>
   }
 }
 
-/** Events of the whole run are written to every adapter's journal. */
+/** Events of the whole run belong to every adapter's journal, and to what the page shows of it. */
 function ofAll(shown: Shown, adapters: readonly Told[]): Reporter {
-  const journals = adapters.flatMap(({ observers }) => observers.filter((one) => one instanceof JournalFile));
-  return withObservers(shown, journals);
+  const keepers = adapters.flatMap(({ observers }) =>
+    observers.filter((one) => one instanceof JournalFile || one instanceof LiveRun),
+  );
+  return withObservers(shown, keepers);
 }
 
-async function openObservers(config: Config, { registry, live }: HttpShows, log: Logger): Promise<Observer[]> {
+async function openObservers(name: string | null, config: Config, shows: RunShows, log: Logger): Promise<Observer[]> {
   const warn = (text: string) => log.warn(text);
   const outputDir = await ensureWritable(config.output_dir!);
   const wanted: readonly string[] = [config.report_to].flat();
   const events = config.logging_dir ?? join(outputDir, "runs");
+  const live = config.http === null ? null : await LiveRun.open(name ?? "", resolve(outputDir), resumes(config));
+  if (live !== null) shows.live.push(live);
   const journal = new JournalFile(outputDir, warn);
   hearLog(log, (line) => {
     journal.line(line);
@@ -79,7 +91,7 @@ async function openObservers(config: Config, { registry, live }: HttpShows, log:
     // Runs after the metrics are written: it reports how the run ended.
     journal,
     ...(live === null ? [] : [live]),
-    ...(config.http === null ? [] : [new PrometheusObserver(registry)]),
+    ...(shows.metrics === null ? [] : [shows.metrics.observer(name)]),
     ...(wanted.includes("tensorboard") ? [await TensorboardObserver.open(events, warn)] : []),
     // Runs last: it ends what was opened for this run.
     ...(wanted.includes("mlflow")

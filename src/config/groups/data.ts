@@ -59,7 +59,7 @@ export const dataOptions = {
     "Data",
     ["train", "plan", "tokenize"],
     positive.default(384),
-    "Rows are cut to this many tokens.",
+    "Rows are truncated to this many tokens.",
   ),
   system: option("string", "Data", TEMPLATES_USED, optional(z.string()), "System line; none: the template's own."),
   template: option(

@@ -1,14 +1,16 @@
 import { z } from "zod";
-import { SCHEDULE_POLICIES } from "../../common/schedule-policies.ts";
+import { SCHEDULES } from "../../common/schedule-policies.ts";
 import { choice, flag, option, optional, positive, RUNS, TRAINS, text } from "./vocabulary.ts";
+
+const mapDevice = z.union([z.number().int(), z.string()]);
 
 export const placementOptions = {
   device_map: option(
     "string",
     "Placement",
     RUNS,
-    z.union([z.record(z.string(), z.union([z.number().int(), z.string()])), text]).default("auto"),
-    "auto, balanced, balanced_low_0, sequential, fastest, or {module: device} as JSON: in place, or a file of it.",
+    z.union([z.record(z.string(), z.union([mapDevice, z.array(mapDevice)])), text]).default("auto"),
+    "auto, balanced, balanced_low_0, sequential, fastest, or {module: device} as JSON: in place, or a file of it. The head may have a list.",
     "NAME|FILE|JSON",
   ),
   max_memory: option(
@@ -30,8 +32,8 @@ export const placementOptions = {
     "string",
     "Placement",
     TRAINS,
-    choice(SCHEDULE_POLICIES).default("1f1b"),
-    "Order in which micro-batches run through the stages.",
+    choice(SCHEDULES).default("auto"),
+    "Order in which micro-batches run through the stages; auto: 1f1b, or interleaved where the plan may deal segments out and that is faster.",
     "NAME",
   ),
   replicas: option(

@@ -70,13 +70,15 @@ export async function calibrate(
   const largest = works.reduce((most, work) => (work.tokens > most.tokens ? work : most));
   const request: PlanRequest = { ...base, work: { ...largest, microBatches: 1, checkpointing: "none" } };
   const piece = {
-    device: 0,
-    rank: 0,
+    devices: [0],
+    ranks: [0],
     offloadedBlocks: 0,
     checkpointedBlocks: 0,
     cachedBlocks: 0,
     needsBackward: true,
     needsInputGrad: true,
+    forwardSeconds: 0,
+    backwardSeconds: 0,
   };
   const segments: PlannedSegment[] = [
     { ...piece, index: 0, firstLayer: blockLayer, lastLayer: blockLayer },
@@ -87,6 +89,7 @@ export async function calibrate(
     setup,
     {
       segments,
+      schedule: "1f1b",
       replicas: members.map((_, rank) => [rank]),
       linked: false,
       // Times do not depend on first values, so the fastest initialisation is used.
@@ -94,7 +97,7 @@ export async function calibrate(
       computeDtype: base.computeDtype,
       hostBytes: devices.map(() => 0),
       arenaBytes: devices.map((device) => {
-        const own = segments.map((segment) => ({ ...segment, device: device.id }));
+        const own = segments.map((segment) => ({ ...segment, devices: [device.id] }));
         return arenaBytes(predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!, device.kind);
       }),
     },

@@ -25,6 +25,7 @@ export async function loadShards(
   assertRunnable(plan);
   const assignment = {
     segments: plan.segments,
+    schedule: plan.schedule,
     replicas: plan.replicas,
     linked: true,
     adapters,

@@ -1,4 +1,5 @@
 import { bytesOf } from "../../common/bytes.ts";
+import type { SchedulePolicy } from "../../common/schedule-policies.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import { biasMatrices } from "../../models/kinds/biases.ts";
@@ -20,7 +21,7 @@ import type { PipelineRoles } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 
 /** What ranks are told beside the plan. */
-export type PrepareSettings = LinkSettings & Pick<Config, "schedule" | "link_timeout" | "fp8">;
+export type PrepareSettings = LinkSettings & Pick<Config, "link_timeout" | "fp8">;
 
 /** What ranks are told of one adapter. */
 export interface AdapterAssignment {
@@ -37,6 +38,7 @@ export interface AdapterAssignment {
 export interface Assignment {
   /** The first replica's. */
   readonly segments: readonly PlannedSegment[];
+  readonly schedule: SchedulePolicy;
   /** Ranks of each replica, in the order of the first's. */
   readonly replicas: readonly (readonly number[])[];
   /** Whether ranks exchange tensors; not in a calibration, where each times its own part. */
@@ -54,7 +56,7 @@ export interface Assignment {
 export async function prepareRequests(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  { segments, replicas, linked, adapters, computeDtype, arenaBytes, hostBytes }: Assignment,
+  { segments, schedule, replicas, linked, adapters, computeDtype, arenaBytes, hostBytes }: Assignment,
   settings: PrepareSettings,
 ): Promise<Prepare[]> {
   const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
@@ -66,7 +68,7 @@ export async function prepareRequests(
     computeDtype,
     adapters: adapters.map(adapterMessage),
     quantization: quantizationMessage(setup),
-    schedule: settings.schedule,
+    schedule,
     linkTimeoutS: settings.link_timeout,
     fp8: settings.fp8,
   };
@@ -104,7 +106,10 @@ function adapterMessage({ lora, settings, initialise, groups = [] }: AdapterAssi
 }
 
 function segmentsOn(ranks: readonly number[], segments: readonly PlannedSegment[]): Segment[] {
-  return segments.map(({ device: _device, rank, ...segment }) => ({ ...segment, rank: ranks[rank]! }));
+  return segments.map(({ devices: _devices, ranks: own, ...segment }) => ({
+    ...segment,
+    ranks: own.map((position) => ranks[position]!),
+  }));
 }
 
 /** What a node that can't read the coordinator's folder needs to fetch the model from its hub; null for a local model. */
@@ -151,11 +156,11 @@ export function pipelineRoles({
   adapters,
 }: Pick<Assignment, "segments" | "replicas" | "adapters">): PipelineRoles[] {
   const positionOf = (layer: number) =>
-    segments.find(({ firstLayer, lastLayer }) => firstLayer <= layer && layer <= lastLayer)!.rank;
+    segments.find(({ firstLayer, lastLayer }) => firstLayer <= layer && layer <= lastLayer)!.ranks[0]!;
   return replicas.map((ranks) => ({
     ranks,
-    first: ranks[segments[0]!.rank]!,
-    last: ranks[segments.at(-1)!.rank]!,
+    first: ranks[segments[0]!.ranks[0]!]!,
+    heads: segments.at(-1)!.ranks.map((position) => ranks[position]!),
     owners: new Map(
       adapters.flatMap(({ lora }) =>
         (lora?.matrices ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!] as const),

@@ -64,7 +64,7 @@ function neighbourLists(members: readonly WorkerConnection[], settings: LinkSett
     peerLists(
       members,
       settings,
-      ranks.map((rank) => ({ rank })),
+      ranks.map((rank) => ({ ranks: [rank] })),
       [ranks],
     );
   lists.set(members, made);

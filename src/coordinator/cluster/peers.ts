@@ -19,7 +19,7 @@ export interface PeerLists {
 export async function peerLists(
   members: readonly WorkerConnection[],
   settings: LinkSettings,
-  segments: readonly { readonly rank: number }[],
+  segments: readonly { readonly ranks: readonly number[] }[],
   replicas: readonly (readonly number[])[],
 ): Promise<PeerLists> {
   const devices = joinedDevices(members);

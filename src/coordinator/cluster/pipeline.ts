@@ -4,7 +4,7 @@ import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { DrawnToken, Round } from "../../generation/round.ts";
 import type { AdapterStep } from "../../rpc/generated/pipelora/v1/AdapterStep.ts";
 import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
-import type { EvaluateResult__Output } from "../../rpc/generated/pipelora/v1/EvaluateResult.ts";
+import type { Failure__Output } from "../../rpc/generated/pipelora/v1/Failure.ts";
 import type { ImportMatrices } from "../../rpc/generated/pipelora/v1/ImportMatrices.ts";
 import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
 import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
@@ -13,6 +13,7 @@ import type { Prepare } from "../../rpc/generated/pipelora/v1/Prepare.ts";
 import type { Prepared__Output } from "../../rpc/generated/pipelora/v1/Prepared.ts";
 import type { RankReport__Output } from "../../rpc/generated/pipelora/v1/RankReport.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
+import { addLosses, lossSum, NO_LOSSES } from "../../rpc/loss-sums.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
 import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { drawnToken, roundMessage } from "./round-messages.ts";
@@ -33,8 +34,6 @@ export interface RoundPart extends Omit<AdapterStep, "microBatches"> {
   readonly batches: readonly PackedMicroBatches[];
 }
 
-export type EvaluateSums = Omit<EvaluateResult__Output, "failure" | "fits">;
-
 /** What a batch gave of the principal components of what a module takes. */
 export interface InputFit {
   /** Share of the variance that each component explains. */
@@ -47,6 +46,17 @@ export interface InputFit {
 export interface InputComponents {
   readonly components: Float32Array;
   readonly singularValues: Float32Array;
+}
+
+export interface EvaluateSums {
+  readonly lossSum: number;
+  readonly labelTokens: number;
+  readonly correctTokens: number;
+}
+
+/** A replica's sums of one adapter's step. */
+export interface StepSums extends EvaluateSums, Omit<AdapterSums__Output, "losses"> {
+  readonly failure: Failure__Output | null;
 }
 
 /** What a pipeline does for one adapter. */
@@ -72,9 +82,10 @@ export interface Clock {
 /** One replica of the pipeline. */
 export interface PipelineRoles {
   readonly ranks: readonly number[];
-  /** Ranks that hold the embedding and the head. */
+  /** The rank that holds the embedding. */
   readonly first: number;
-  readonly last: number;
+  /** Those that hold the head, and take its micro-batches in turn. */
+  readonly heads: readonly number[];
   /** Ranks by name: who holds each trained matrix. */
   readonly owners: ReadonlyMap<string, number>;
 }
@@ -117,7 +128,7 @@ export class Pipeline {
    * A step of each of these adapters. A replica's first rank takes the round and answers for all of its ranks. Sums by part, then by
    * replica.
    */
-  async runRound({ round, trace }: RoundOrder, parts: readonly RoundPart[]): Promise<AdapterSums__Output[][]> {
+  async runRound({ round, trace }: RoundOrder, parts: readonly RoundPart[]): Promise<StepSums[][]> {
     const replies = await this.#allOf(
       this.#replicas.map(({ ranks }) => ranks[0]!),
       (member, rank) => {
@@ -127,7 +138,7 @@ export class Pipeline {
       },
     );
     for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();
-    return parts.map((_, part) => replies.map((reply) => reply.stepResult!.parts[part]!));
+    return parts.map((_, part) => replies.map((reply) => stepSums(reply.stepResult!.parts[part]!)));
   }
 
   /** What is one adapter's, by its place among those that were prepared. */
@@ -215,12 +226,13 @@ export class Pipeline {
       member.request({ evaluate: { microBatches: this.#batchesFor(rank, batches), adapter } }),
     );
     const total = { lossSum: 0, labelTokens: 0, correctTokens: 0 };
-    for (const { last } of this.#replicas) {
-      const { lossSum, labelTokens, correctTokens, failure } = replies[last]!.evaluateResult!;
-      if (failure !== null) throw fromFailure(failure, "evaluation");
-      total.lossSum += lossSum;
-      total.labelTokens += labelTokens;
-      total.correctTokens += correctTokens;
+    for (const { heads } of this.#replicas) {
+      let losses = NO_LOSSES;
+      for (const rank of heads) losses = addLosses(losses, replies[rank]!.evaluateResult!.losses);
+      if (losses.failure !== null) throw fromFailure(losses.failure, "evaluation");
+      total.lossSum += lossSum(losses);
+      total.labelTokens += losses.labelTokens;
+      total.correctTokens += losses.correctTokens;
     }
     return total;
   }
@@ -256,7 +268,8 @@ export class Pipeline {
 
   /** New tokens of some sequences, and what is drawn after them, on the first replica. Several rounds may be under way; they keep their order. */
   async infer(round: Round): Promise<DrawnToken[]> {
-    const { first, last, ranks } = this.#replicas[0]!;
+    const { first, heads, ranks } = this.#replicas[0]!;
+    const [last] = heads as [number];
     const { tokens, draws, ...bounds } = roundMessage(this.#rounds++, round);
     const own = (rank: number): Infer => ({
       ...bounds,
@@ -268,7 +281,7 @@ export class Pipeline {
     return reply!.inferResult!.tokens.map(drawnToken);
   }
 
-  /** Tokens go to the first rank, labels and weights to the last; all need the rows' bounds. */
+  /** Tokens go to the rank of the embedding, labels and weights to those of the head; all need the rows' bounds. */
   #batchesFor(rank: number, batches: readonly PackedMicroBatches[]): MicroBatches {
     const replica = this.#replicaOf(rank);
     if (replica === undefined) return {};
@@ -276,7 +289,7 @@ export class Pipeline {
     return {
       ...bounds,
       ...(rank === replica.first ? { tokens } : {}),
-      ...(rank === replica.last ? { targets, weights } : {}),
+      ...(replica.heads.includes(rank) ? { targets, weights } : {}),
     };
   }
 
@@ -320,6 +333,11 @@ export class Pipeline {
       });
     });
   }
+}
+
+function stepSums({ losses, ...rest }: AdapterSums__Output): StepSums {
+  const { labelTokens, correctTokens, failure } = addLosses(NO_LOSSES, losses);
+  return { ...rest, lossSum: lossSum(losses), labelTokens, correctTokens, failure };
 }
 
 function packed({ batchRows, rowTokens, rowIds, tokens, targets, weights }: PackedMicroBatches) {

@@ -130,7 +130,7 @@ class ScheduledModel {
     }
     await pipeline.openCache(room.sequences, rows);
     cluster.health.ready = true;
-    return { pipeline, rows, stages: new Set(planned.plan.segments.map(({ rank }) => rank)).size };
+    return { pipeline, rows, stages: new Set(planned.plan.segments.flatMap(({ ranks }) => ranks)).size };
   }
 
   /** Rejects when no placement is left to try. Never resolves before end(). */

@@ -6,7 +6,7 @@ import type { Config } from "../../config/options.ts";
 import type { Capabilities } from "../../engine/index.ts";
 import { ncclFor } from "../../engine/nccl-ability.ts";
 import type { ResolvedLora } from "../../models/lora-targets.ts";
-import { fastestPlan, type Refine } from "../../plan/choose.ts";
+import { fastestPlan } from "../../plan/choose.ts";
 import { type Device, devicesFromMaxMemory } from "../../plan/devices.ts";
 import { assertComputable } from "../../plan/engine-limits.ts";
 import { parseMaxMemory } from "../../plan/max-memory.ts";
@@ -23,7 +23,6 @@ import { localDevices } from "../cluster/local-devices.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import { fp8Warning } from "./fp8.ts";
 import type { ModelSetup } from "./model-setup.ts";
-import { withSimulatedStep } from "./prediction.ts";
 import type { RoundCut, Workload } from "./workload.ts";
 
 /** Devices for a plan without workers: those that --max-memory names, else those a run would start here. */
@@ -111,15 +110,14 @@ async function fastestCut(
   cuts: readonly RoundCut[],
   workload: Workload,
 ): Promise<{ plan: Plan; choice: RoundCut }> {
-  const simulate: Refine = (plan, work) => withSimulatedStep(plan, work, request);
-  const found = await fastestPlan(request, cuts, simulate);
+  const found = await fastestPlan(request, cuts);
   const near = cuts.length > 1 ? await workload.near(found.choice) : [];
-  return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near], simulate);
+  return near.length === 0 ? found : fastestPlan(request, [found.choice, ...near]);
 }
 
 async function planIfFits(request: Request, cut: RoundCut): Promise<{ plan: Plan; choice: RoundCut } | null> {
   try {
-    return await fastestPlan(request, [cut], (plan, work) => withSimulatedStep(plan, work, request));
+    return await fastestPlan(request, [cut]);
   } catch (error) {
     if (error instanceof PipeloraError && error.code === "PL_PLACEMENT_INFEASIBLE") return null;
     throw error;
@@ -212,7 +210,8 @@ export async function deviceMap(value: Config["device_map"]): Promise<NamedStrat
   if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
     throw new PipeloraError("PL_DEVICE_MAP_INVALID", `${value}: expected an object {"module": device}`);
   }
-  const bad = Object.entries(parsed).find(([, device]) => typeof device !== "number" && typeof device !== "string");
+  const isDevice = (value: unknown) => typeof value === "number" || typeof value === "string";
+  const bad = Object.entries(parsed).find(([, value]) => !(Array.isArray(value) ? value : [value]).every(isDevice));
   if (bad !== undefined) {
     throw new PipeloraError(
       "PL_DEVICE_MAP_INVALID",

@@ -180,8 +180,8 @@ async function prepareRun(
   }
   const [first] = adapters;
   const trace = await TraceFile.open(config, warn);
-  const replies = await LiveReplies.open(first!.config, first!.setup, { log, http });
-  const watched = () => http.live?.isLookedAt === true;
+  const replies = await LiveReplies.open(config, adapters, { log, http });
+  const watched = () => http.live.some(({ isLookedAt }) => isLookedAt);
   return { config, adapters, base: first!.setup, trace, watched, replies, warn };
 }
 
@@ -259,7 +259,7 @@ function describeData({ train, evaluation, parts }: TrainingData, label: string,
       );
     }
   }
-  if (truncated > 0) log.warn(`${label}${truncated} rows were cut at the maximal length`);
+  if (truncated > 0) log.warn(`${label}${truncated} rows were truncated to the maximal length`);
   const lost = lostText(train.statistics);
   if (lost !== null) log.warn(`${label}${lost}`);
   if (unlabelled > 0) log.warn(`${label}${unlabelled} rows have no label left and add nothing to the loss`);

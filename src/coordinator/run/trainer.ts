@@ -1,9 +1,8 @@
 import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
-import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
 import type { Update } from "../../rpc/generated/pipelora/v1/Update.ts";
 import { fromFailure } from "../../rpc/wire-error.ts";
-import type { PipelineAdapter, RoundPart } from "../cluster/pipeline.ts";
+import type { PipelineAdapter, RoundPart, StepSums } from "../cluster/pipeline.ts";
 import { type BestSettings, type Judgement, judge } from "./checkpoints/best.ts";
 import type { LogEntry, TrainerState } from "./checkpoints/trainer-state.ts";
 import type { Reporter } from "./reporter.ts";
@@ -119,7 +118,7 @@ export class Trainer {
   }
 
   /** What the workers made of the step, by replica; it began at `started` by performance.now(). Error: PL_LOSS_NOT_FINITE. */
-  took(results: readonly AdapterSums__Output[], started: number): void {
+  took(results: readonly StepSums[], started: number): void {
     const { config, source, reporter, rate: settings, groups, flosPerToken } = this.#options;
     const { state } = this;
     const step = state.globalStep + 1;
@@ -218,11 +217,7 @@ function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { 
  * The step's loss and the norm of its gradients, the loss scale taken out. Under loss scaling an infinite norm is an overflow: the
  * step is to be skipped, and the next one is scaled less.
  */
-function lossAndNorm(
-  results: readonly AdapterSums__Output[],
-  state: TrainerState,
-  step: number,
-): { loss: number; norm: number } {
+function lossAndNorm(results: readonly StepSums[], state: TrainerState, step: number): { loss: number; norm: number } {
   const broken = results.find(({ failure }) => failure !== null);
   if (broken !== undefined) throw fromFailure(broken.failure!);
   const loss = results.reduce((sum, result) => sum + result.lossSum, 0);

@@ -5,19 +5,18 @@ import type { Logger } from "../../common/log.ts";
 import { matrixElements } from "../../models/kinds/named-matrix.ts";
 import type { Work } from "../../plan/request.ts";
 import { formatPlan, planJson } from "../../plan/shown/format-plan.ts";
-import type { WorkerConnection } from "../../rpc/worker-connection.ts";
 import { loadShards } from "../assembly/load-shards.ts";
 import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
 import { type NodeSave, nodesJson } from "../cluster/node-folders.ts";
 import type { PipelineAdapter } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { besideCache, roundWorkload, trainingWorkload, type Workload } from "../planning/workload.ts";
+import { besideCache, type CacheNeeds, roundWorkload, trainingWorkload, type Workload } from "../planning/workload.ts";
 import type { AdapterRun } from "./adapter-run.ts";
 import type { Done, Left, Planned, Prepared, Stages, Stepping } from "./attempt.ts";
 import { describeFailure } from "./checkpoints/run-files.ts";
 import type { TrainerState } from "./checkpoints/trainer-state.ts";
 import { quietHeap } from "./quiet-heap.ts";
-import type { LiveReplies } from "./replies/live-replies.ts";
+import type { LiveReplies, Progress } from "./replies/live-replies.ts";
 import type { Run } from "./run.ts";
 import { predictedBesideMeasured } from "./run-report.ts";
 import { INITIAL_LOSS_SCALE } from "./steps/loss-scale.ts";
@@ -43,6 +42,15 @@ function liveOf({ adapters }: Run): readonly AdapterRun[] {
   return adapters.filter(({ live }) => live);
 }
 
+/** How far each of an attempt's adapters is, as replies are told. */
+function progressOf(
+  { adapters }: Run,
+  live: readonly AdapterRun[],
+  states: readonly Pick<TrainerState, "globalStep">[],
+): Progress[] {
+  return live.map((adapter, number) => ({ index: adapters.indexOf(adapter), step: states[number]!.globalStep }));
+}
+
 async function gather(run: Run): Promise<Planned> {
   const { config, base, cluster, replies } = run;
   const members = await cluster.form();
@@ -54,13 +62,12 @@ async function gather(run: Run): Promise<Planned> {
     cuts.length === live.length ? cuts : null,
   );
   const beside = live.slice(1).map(({ setup }) => setup.lora!);
+  const plan = (work: Workload) =>
+    planMembers(members, live[0]?.setup ?? base, { workload: work, beside }, live[0]?.config ?? config);
   const found =
     replies === null
-      ? {
-          planned: await planMembers(members, live[0]?.setup ?? base, { workload, beside }, live[0]?.config ?? config),
-          cacheRows: 0,
-        }
-      : await planBesideReplies(members, workload, run, replies);
+      ? { planned: await plan(workload), cacheRows: 0 }
+      : await planBesideReplies(replies, (room) => plan(besideCache(workload, room)));
   for (const [index, adapter] of live.entries()) adapter.cut = found.planned.cut.parts[index]!;
   showPlan(found.planned, run);
   return { name: "planned", ...found };
@@ -68,16 +75,13 @@ async function gather(run: Run): Promise<Planned> {
 
 /** With as much room for replies as fits beside the training. */
 async function planBesideReplies(
-  members: readonly WorkerConnection[],
-  workload: Workload,
-  { config, base }: Run,
   replies: LiveReplies,
+  plan: (room: Pick<CacheNeeds, "sequences" | "rows">) => Promise<PlannedMembers>,
 ): Promise<{ planned: PlannedMembers; cacheRows: number }> {
   const rooms = replies.rooms();
   for (const [index, room] of rooms.entries()) {
     try {
-      const planned = await planMembers(members, base, { workload: besideCache(workload, room) }, config);
-      return { planned, cacheRows: room.rows };
+      return { planned: await plan(room), cacheRows: room.rows };
     } catch (error) {
       if (toPipeloraError(error).code !== "PL_PLACEMENT_INFEASIBLE" || index + 1 === rooms.length) throw error;
     }
@@ -108,9 +112,9 @@ async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Prom
     if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
     progress.push(state);
   }
-  const stages = new Set(planned.plan.segments.map(({ rank }) => rank)).size;
+  const stages = new Set(planned.plan.segments.flatMap(({ ranks }) => ranks)).size;
   const { tokens: batchTokens } = await planned.cut.work(false);
-  await replies?.placed({ pipeline, rows: cacheRows, stages, batchTokens }, progress[0]!.globalStep);
+  await replies?.placed({ pipeline, rows: cacheRows, stages, batchTokens }, progressOf(run, liveOf(run), progress));
   return { name: "stepping", planned, pipeline, progress };
 }
 
@@ -132,7 +136,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
     asked: () => replies?.asked === true,
     traced: (round, isLast) => traces.wants(round, isLast),
     stepped: (round, told) => traces.stepped(round, told, { members: planned.members, pipeline }),
-    answer: async () => replies?.answer(progress[0]!.globalStep, reporter),
+    answer: async () => replies?.answer(progressOf(run, live, progress), reporter),
   };
   const finished = await cluster.untilSafePoint(() => trainRounds(trained, pipeline, hooks));
   if (!finished) {
@@ -193,7 +197,7 @@ function trainerOptions(run: Run, adapter: AdapterRun, { stepping, number, work,
     flosPerToken: flosPerToken(setup),
     reporter,
     hooks: {
-      evaluated: async (step) => replies?.sample(step, reporter),
+      evaluated: async (step) => replies?.sample({ index: run.adapters.indexOf(adapter), step }, reporter),
       save: async (current, stopping) => {
         const saved = await files.save(pipeline, current, stopping);
         reporter.saved(saved, current.globalStep);

@@ -34,9 +34,8 @@ export async function serve(config: Config, log: Logger, onListening: (url: stri
     const { models, ...model } = await interrupts.during(prepare(config, log));
     const service: Service = {
       ...serviceSettings(config),
-      models,
+      models: () => models,
       scheduler: () => loaded.scheduler,
-      step: () => null,
     };
     const ready = () => loaded.scheduler?.attached === true;
     // The address is opened first: one that is in use is found before a weight is read.
@@ -93,7 +92,7 @@ async function servedModels(
   const { tokenizer, template } = await servedLanguage(setup, config, log);
   const stopIds = stopIdsOf({ spec: setup.spec, template });
   return names.map((id, adapter) => ({
-    ...{ id, adapter, parent: adapter === 0 ? null : names[0]!, tokenizer, template, stopIds },
+    ...{ id, adapter, parent: adapter === 0 ? null : names[0]!, tokenizer, template, stopIds, step: () => null },
   }));
 }
 

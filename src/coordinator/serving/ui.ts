@@ -22,7 +22,7 @@ export async function showRuns(
   onListening: (url: string) => void,
 ): Promise<void> {
   const dir = resolve(settings.output_dir!);
-  const runs = new RunFolder(dir, null);
+  const runs = new RunFolder(dir);
   const found = await stat(dir).catch(() => null);
   const { runs: shown, leftOut } = await runs.list();
   if (shown.length === 0) {

@@ -4,7 +4,7 @@ import type { BlockLayer, DeltaNet, ModelSpec } from "../../models/spec.ts";
  * What a block's attention keeps and works on (native/model/mixer_*.cpp), in columns a token of the compute dtype unless it says otherwise.
  */
 export interface AttentionSizes {
-  /** Of the inputs' product, and of the output projection's input: kept for the way back. */
+  /** Of the inputs' product, and of the output projection's input: kept for the backward pass. */
   readonly inputs: number;
   readonly output: number;
   /** What latent vectors expand to: kept too. */
@@ -14,7 +14,7 @@ export interface AttentionSizes {
   /** At work beside what is kept: forward, and back beside the gradient of `output`. */
   readonly forward: number;
   readonly backward: number;
-  /** Floats a token that a CPU's way back adds the queries' gradient in, where products are in 16 bits. */
+  /** Floats a token that a CPU's backward pass adds the queries' gradient in, where products are in 16 bits. */
   readonly queries: number;
   /** Bytes a token that only a GPU works on, beside the above: forward, and back (native/ops/cuda/cuda_ops_mixers.cpp). */
   readonly gpu: { readonly forward: number; readonly backward: number };
@@ -27,7 +27,7 @@ export interface AttentionSizes {
 
 const NOTHING = { forward: 0, backward: 0 } as const;
 const FLOAT32 = 4;
-/** Tokens of a chunk, whose first state is kept on the way back (native/ops/cuda/delta/delta.h: kDeltaChunk). */
+/** Tokens of a chunk, whose first state is kept on the backward pass (native/ops/cuda/delta/delta.h: kDeltaChunk). */
 const DELTA_CHUNK = 32;
 
 /**

@@ -83,7 +83,7 @@ export function expertWeights(product: GpuProduct, experts: number, computeDtype
 export interface ExpertWork {
   /** Beside a shared expert's: logits, choices (16 C), gate and up of the chosen (2 a C F), and LoRA's inner vectors of theirs. */
   readonly kept: number;
-  /** On the way back: the output's gradient, h and its gradient (3 a D), and rows by expert with what they come from (a C (F + D)). */
+  /** On the backward pass: the output's gradient, h and its gradient (3 a D), and rows by expert with what they come from (a C (F + D)). */
   readonly workspace: number;
   /** A block below everything that learns. */
   readonly forward: number;
@@ -107,7 +107,7 @@ export function expertWork(
   const rows = chosen * (ffn + hidden);
   return {
     kept: choices + float * chosen * gateUp!.out + FLOAT32 * chosen * sum(gateUp!.ranks),
-    // The shared expert's way back comes first; its gate and up are gone when the others' begins.
+    // The shared expert's backward pass comes first; its gate and up are gone when the others' begins.
     workspace:
       float * (3 * hidden + Math.max(shared, hidden, rows - 2 * shared, hidden + experts.count)) +
       FLOAT32 * chosen +

@@ -40,7 +40,7 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
 const LISTED_PARTS = 4;
 const PLACE_BYTES = 72;
 
-/** In e4m3, the weight for the forward pass and its transpose for the way back. */
+/** In e4m3, the weight for the forward pass and its transpose for the backward pass. */
 function expansions({ in: input, out }: GpuProduct): number[] {
   return [input * out, input * out];
 }

@@ -81,7 +81,7 @@ export function gpuExpertWork(
   return Math.max(0, ...each);
 }
 
-/** CudaOps::experts_forward and its way back: all experts' A or B, and inner vectors, in the compute dtype. */
+/** CudaOps::experts_forward and its backward pass: all experts' A or B, and inner vectors, in the compute dtype. */
 function groupedWork({ in: input, out, ranks }: GpuProduct, experts: number, float: number, rows: number): number {
   const rank = sum(ranks);
   return rank === 0 ? 0 : float * (experts * rank * roundUp(Math.max(input, out), 64) + rows * roundUp(rank, 64));
@@ -132,7 +132,7 @@ function droppedRows({ ranks, dropout }: GpuProduct, tokens: number): number {
 }
 
 /**
- * A product's way back (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, the gradient that LoRA's columns widen, or its codes
+ * A product's backward pass (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, the gradient that LoRA's columns widen, or its codes
  * and scales in e4m3.
  */
 function backwardWork(product: GpuProduct, float: number, tokens: number): number {

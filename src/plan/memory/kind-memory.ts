@@ -1,4 +1,5 @@
 import { dtypeBytes } from "../../common/dtype.ts";
+import { remembered } from "../../common/remembered.ts";
 import { pairMatrices } from "../../models/kinds/lora.ts";
 import { matrixElements, type NamedMatrix } from "../../models/kinds/named-matrix.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
@@ -15,10 +16,12 @@ const MEASURED_ROWS = 128;
 type Trained = Pick<PlanRequest, "matrices" | "lora" | "beside">;
 
 /** Everything that a run trains, of all adapters; without a list of it, the pairs' own. */
-export function trainedMatrices({ matrices, lora, beside = [] }: Trained): readonly NamedMatrix[] {
-  const own = matrices ?? lora.flatMap(pairMatrices);
-  return beside.length === 0 ? own : [...own, ...beside.flatMap(trainedMatrices)];
-}
+export const trainedMatrices: (of: Trained) => readonly NamedMatrix[] = remembered(
+  ({ matrices, lora, beside = [] }) => {
+    const own = matrices ?? lora.flatMap(pairMatrices);
+    return beside.length === 0 ? own : [...own, ...beside.flatMap(trainedMatrices)];
+  },
+);
 
 /** Index of the lowest layer that trains anything; Infinity when nothing learns. */
 export function lowestTrainable(request: Trained & Pick<PlanRequest, "work">): number {

@@ -1,4 +1,5 @@
 import { dtypeBytes, type FloatDtype } from "../../common/dtype.ts";
+import { remembered } from "../../common/remembered.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
@@ -71,7 +72,7 @@ export function contextBytes(kind: Device["kind"]): number {
  * Several adapters share the base and take turns on what a micro-batch needs: weights are held once, what is trained adds up, of everything
  * else the largest counts.
  */
-export function layerMemory(request: PlanRequest): LayerMemory[] {
+export const layerMemory = remembered((request: PlanRequest): readonly LayerMemory[] => {
   const lowest = lowestTrainable(request);
   const [first, ...others] = eachAdapter(request).map((one) => adapterLayers(one, lowest));
   if (others.length === 0) return first!.map(({ cost }) => cost);
@@ -82,7 +83,7 @@ export function layerMemory(request: PlanRequest): LayerMemory[] {
       bare[index]!,
     ),
   );
-}
+});
 
 interface AdapterLayer {
   readonly cost: LayerMemory;
@@ -349,7 +350,7 @@ export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraT
   return pairs;
 }
 
-/** Bytes a token of what attention and MLP add before norms of their own (native/model/block.cpp), kept for the way back. */
+/** Bytes a token of what attention and MLP add before norms of their own (native/model/block.cpp), kept for the backward pass. */
 function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLayer, float: number): number {
   return [attnPostNorm, mlpPostNorm].filter((name) => name !== null).length * float * shape.hidden;
 }

@@ -43,7 +43,7 @@ function needs(problem: PlacementProblem, budgets: ReadonlyMap<number, number>):
   const rows = [...budgets].slice(0, MOST_ROWS).map(([id, budget]) => {
     const at = stages.findIndex((stage) => stage.device.id === id);
     const context = budget - (problem.devices.find((device) => device.id === id)?.capacity ?? budget);
-    const needed = at < 0 ? 0 : context + stageMemory(stages[at]!, problem.inFlight(stages.length - 1 - at));
+    const needed = at < 0 ? 0 : context + stageMemory(stages[at]!, problem.inFlight(stages.length - 1 - at, 1));
     const short = needed > budget ? `short of ${formatBytes(needed - budget)}` : "";
     return [String(id), formatBytes(needed), formatBytes(budget), short];
   });

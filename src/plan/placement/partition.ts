@@ -178,7 +178,7 @@ function evenest(problem: PartitionProblem, start: Stage[], load: number, share:
   let least = Number.POSITIVE_INFINITY;
   for (let count = start.length; count <= Math.min(devices.length, to - from); count++) {
     const chosen = devices.filter((device) => used.has(device.id));
-    const found = leastSquares(problem, chosen, load, share);
+    const found = leastSquares(problem, chosen, { load, share });
     if (found !== null && found.squares < least * (1 - PRECISION)) {
       best = found.stages;
       least = found.squares;
@@ -189,17 +189,20 @@ function evenest(problem: PartitionProblem, start: Stage[], load: number, share:
   return best;
 }
 
-/** Every device takes at least one unit, and loads are as even as can be (least sum of squares); null if memory forbids it. */
-export function evenPartition(problem: PartitionProblem): Stage[] | null {
-  return leastSquares(problem, problem.devices, Number.POSITIVE_INFINITY, 1)?.stages ?? null;
+/** Every device takes at least one unit, and each load is as near to its target as can be (least sum of squares); null if memory forbids it. */
+export function partitionNear(problem: PartitionProblem, targets: readonly number[]): Stage[] | null {
+  return leastSquares(problem, problem.devices, { load: Number.POSITIVE_INFINITY, share: 1, targets })?.stages ?? null;
 }
 
-/** Every device of `devices` takes at least one unit. */
+/** Every device of `devices` takes at least one unit. `targets`: loads that squares are counted from; left out: 0. */
 function leastSquares(
   { from, to, inFlight }: PartitionProblem,
   devices: readonly StageDevice[],
-  load: number,
-  share: number,
+  {
+    load,
+    share,
+    targets = [],
+  }: { readonly load: number; readonly share: number; readonly targets?: readonly number[] },
 ): { stages: Stage[]; squares: number } | null {
   let squares = new Array<number>(to + 1).fill(Number.POSITIVE_INFINITY);
   squares[from] = 0;
@@ -207,13 +210,14 @@ function leastSquares(
   for (const [d, device] of devices.entries()) {
     const { costs } = device;
     const held = inFlight(devices.length - 1 - d);
+    const target = targets[d] ?? 0;
     const next = new Array<number>(to + 1).fill(Number.POSITIVE_INFINITY);
     const start = new Int32Array(to + 1);
     for (let end = from + d + 1; end <= to - (devices.length - 1 - d); end++) {
       for (let first = end - 1; first >= Math.max(from + d, end - device.maxUnits); first--) {
         const time = costs.load(first, end);
         if (time > load || costs.memory(first, end, held) > device.capacity * share) break;
-        const total = squares[first]! + time * time;
+        const total = squares[first]! + (time - target) ** 2;
         if (total < next[end]!) {
           next[end] = total;
           start[end] = first;

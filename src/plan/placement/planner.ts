@@ -9,36 +9,48 @@ import {
   stageLoad,
   stageMemory,
 } from "./partition.ts";
+import { type Way, type WayKinds, waysOver } from "./ways.ts";
 
 /** What the planner needs to know of a request. */
 export interface PlacementProblem {
   /** By ascending id. */
   readonly devices: readonly PlacementDevice[];
   readonly units: number;
-  readonly inFlight: (stagesAfter: number) => number;
-  /** Seconds of a step with these stages, for the strategy `fastest`. */
-  readonly stepTime: (stages: readonly Stage[]) => number;
+  /** Most micro-batches under way in a stage with so many behind it, where so many of them share the last unit (1: none does). */
+  readonly inFlight: (stagesAfter: number, sharers: number) => number;
+  readonly microBatches: number;
 }
 
 export interface PlacementDevice extends StageDevice {
   readonly node: string;
 }
 
+/** Strategies that keep every layer on one device, and each device's layers together. */
+export type PlainStrategy = Exclude<NamedStrategy, "auto" | "fastest">;
+
 /** The stages in pipeline order, or null if the units do not fit the devices. */
-export function place(problem: PlacementProblem, strategy: NamedStrategy): Stage[] | null {
+export function place(problem: PlacementProblem, strategy: PlainStrategy): Stage[] | null {
   const usable = problem.devices.filter((device) => device.capacity > 0);
   if (usable.length === 0) return null;
   switch (strategy) {
-    case "auto":
     case "balanced":
       return balanced(problem, byNode(usable));
     case "balanced_low_0":
       return lowZero(problem, usable);
     case "sequential":
       return firstThatFits([usable, ...otherOrders(usable)], (devices) => sequentialPartition(whole(problem, devices)));
-    case "fastest":
-      return fastest(problem, byNode(usable));
   }
+}
+
+/**
+ * Placements of these kinds that are worth a look, the plain ones first: over all devices; for `fastest` also over fewer, one, two, three, …, and
+ * over each node's own.
+ */
+export function waysToPlace(problem: PlacementProblem, strategy: NamedStrategy, kinds: WayKinds): Way[] {
+  const usable = trimmed(byNode(problem.devices.filter((device) => device.capacity > 0)), problem.units);
+  if (usable.length === 0) return [];
+  const groups = strategy === "fastest" ? deviceGroups(usable) : [usable];
+  return groups.flatMap((group) => waysOver(problem, group, kinds, (devices) => balanced(problem, devices)));
 }
 
 /** The partition problem over all units and all usable devices, for reports. */
@@ -48,7 +60,7 @@ export function wholeProblem(problem: PlacementProblem): PartitionProblem {
 }
 
 function whole({ units, inFlight }: PlacementProblem, devices: readonly StageDevice[]): PartitionProblem {
-  return { devices, required: null, from: 0, to: units, inFlight };
+  return { devices, required: null, from: 0, to: units, inFlight: (after) => inFlight(after, 1) };
 }
 
 /** The best over the orders of the devices that are worth trying; the natural one unless another is really better. */
@@ -85,7 +97,7 @@ function zeroInFront(problem: PlacementProblem, zero: PlacementDevice, others: r
     if (feasiblePartition(rest, Number.POSITIVE_INFINITY, 1) === null) continue;
     const stages = balancedPartition(rest)!;
     const first = { device: zero, first: 0, end };
-    return stageMemory(first, problem.inFlight(stages.length)) <= zero.capacity ? [first, ...stages] : null;
+    return stageMemory(first, problem.inFlight(stages.length, 1)) <= zero.capacity ? [first, ...stages] : null;
   }
   return null;
 }
@@ -104,27 +116,17 @@ function zeroBehind(problem: PlacementProblem, zero: PlacementDevice, others: re
 function isLightest(stages: readonly Stage[], zero: StageDevice, { inFlight }: PlacementProblem): boolean {
   const weights = stages.map((stage, index) => [
     stage.device.costs.weights(stage.first, stage.end),
-    stageMemory(stage, inFlight(stages.length - 1 - index)),
+    stageMemory(stage, inFlight(stages.length - 1 - index, 1)),
     stageLoad(stage),
   ]);
   const own = weights[stages.findIndex((stage) => stage.device.id === zero.id)]!;
   return weights.every((other) => own.every((value, measure) => value <= other[measure]!));
 }
 
-/** Balanced over one device, two, three, … and over each node's own: whichever makes the shortest step; the fewest devices among equals. */
-function fastest(problem: PlacementProblem, devices: readonly PlacementDevice[]): Stage[] | null {
-  const few = trimmed(devices, problem.units);
+function deviceGroups(few: readonly PlacementDevice[]): PlacementDevice[][] {
   const counts: number[] = [];
   for (let count = 1; count < few.length; count = Math.max(count + 1, Math.floor(count * 1.5))) counts.push(count);
-  const groups = [...counts.map((count) => few.slice(0, count)), ...strongestNodes(few), few];
-  let best: { stages: Stage[]; time: number } | null = null;
-  for (const group of groups) {
-    const stages = balancedPartition(whole(problem, group));
-    if (stages === null) continue;
-    const time = problem.stepTime(stages);
-    if (best === null || time < 0.999 * best.time) best = { stages, time };
-  }
-  return best?.stages ?? balanced(problem, few);
+  return [...counts.map((count) => few.slice(0, count)), ...strongestNodes(few), [...few]];
 }
 
 /** The devices of each of the few fastest nodes, where there are several nodes. */

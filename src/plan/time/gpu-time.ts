@@ -32,7 +32,7 @@ import { deviceRate, memoryRate } from "./rates.ts";
  *   gradient, q, k, v and their gradients through attention;
  * - the head's two products over the label tokens, and its logits.
  *
- * A block that recomputes goes through its forward pass again but for the last product, which nothing on the way back needs.
+ * A block that recomputes goes through its forward pass again but for the last product, which nothing on the backward pass needs.
  */
 export function gpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
   const { spec, lora } = request;

@@ -1,3 +1,4 @@
+import { remembered } from "../../common/remembered.ts";
 import type { Device } from "../devices.ts";
 import { eachAdapter, type MeasuredDevice, type PlanRequest, type TimePoint } from "../request.ts";
 import { gpuLayerTimes } from "./gpu-time.ts";
@@ -8,7 +9,7 @@ import { deviceRate } from "./rates.ts";
  * Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rates. Of several
  * adapters the mean.
  */
-export function layerTimer(request: PlanRequest): (device: Device) => LayerWork[] {
+export const layerTimer = remembered((request: PlanRequest): ((device: Device) => LayerWork[]) => {
   const { measured } = request.rates;
   const known = new Map<string, LayerWork[]>();
   return (device) => {
@@ -18,7 +19,7 @@ export function layerTimer(request: PlanRequest): (device: Device) => LayerWork[
     known.set(key, times);
     return times;
   };
-}
+});
 
 function meanOf(adapters: readonly LayerWork[][]): LayerWork[] {
   const [first] = adapters;

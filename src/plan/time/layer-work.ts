@@ -9,7 +9,7 @@ export interface LayerWork {
   readonly forward: number;
   /** Without recompute. */
   readonly backward: number;
-  /** What a block that recomputes goes through again: all but its last product, which nothing on the way back needs. */
+  /** What a block that recomputes goes through again: all but its last product, which nothing on the backward pass needs. */
   readonly recompute: number;
   /** Of each of these passes, what a GPU takes to expand the layer's quantised weights first, unless they are kept expanded; 0 on CPUs. */
   readonly expansion: number;

@@ -36,6 +36,7 @@ import type { LinkProbed as _pipelora_v1_LinkProbed, LinkProbed__Output as _pipe
 import type { ListCheckpoints as _pipelora_v1_ListCheckpoints, ListCheckpoints__Output as _pipelora_v1_ListCheckpoints__Output } from './pipelora/v1/ListCheckpoints.ts';
 import type { LoraInit as _pipelora_v1_LoraInit, LoraInit__Output as _pipelora_v1_LoraInit__Output } from './pipelora/v1/LoraInit.ts';
 import type { LoraPair as _pipelora_v1_LoraPair, LoraPair__Output as _pipelora_v1_LoraPair__Output } from './pipelora/v1/LoraPair.ts';
+import type { Losses as _pipelora_v1_Losses, Losses__Output as _pipelora_v1_Losses__Output } from './pipelora/v1/Losses.ts';
 import type { MakeNcclIds as _pipelora_v1_MakeNcclIds, MakeNcclIds__Output as _pipelora_v1_MakeNcclIds__Output } from './pipelora/v1/MakeNcclIds.ts';
 import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as _pipelora_v1_MatrixTensor__Output } from './pipelora/v1/MatrixTensor.ts';
 import type { MemoryReport as _pipelora_v1_MemoryReport, MemoryReport__Output as _pipelora_v1_MemoryReport__Output } from './pipelora/v1/MemoryReport.ts';
@@ -113,6 +114,7 @@ export interface ProtoGrpcType {
       ListCheckpoints: MessageTypeDefinition<_pipelora_v1_ListCheckpoints, _pipelora_v1_ListCheckpoints__Output>
       LoraInit: MessageTypeDefinition<_pipelora_v1_LoraInit, _pipelora_v1_LoraInit__Output>
       LoraPair: MessageTypeDefinition<_pipelora_v1_LoraPair, _pipelora_v1_LoraPair__Output>
+      Losses: MessageTypeDefinition<_pipelora_v1_Losses, _pipelora_v1_Losses__Output>
       MakeNcclIds: MessageTypeDefinition<_pipelora_v1_MakeNcclIds, _pipelora_v1_MakeNcclIds__Output>
       MatrixTensor: MessageTypeDefinition<_pipelora_v1_MatrixTensor, _pipelora_v1_MatrixTensor__Output>
       MemoryReport: MessageTypeDefinition<_pipelora_v1_MemoryReport, _pipelora_v1_MemoryReport__Output>

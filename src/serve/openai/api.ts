@@ -17,11 +17,11 @@ type Answer<T> = (
 /** OpenAI's API over a service, to be registered under /v1. */
 export function openaiApi(service: Service): (app: FastifyInstance) => Promise<void> {
   const find = (id: string): ServedModel => {
-    const model = service.models.find((one) => one.id === id);
+    const model = service.models().find((one) => one.id === id);
     if (model === undefined) {
       throw modelNotFound(
         id,
-        service.models.map((one) => one.id),
+        service.models().map((one) => one.id),
       );
     }
     return model;
@@ -52,7 +52,7 @@ export function openaiApi(service: Service): (app: FastifyInstance) => Promise<v
       }
     };
   return async (app) => {
-    app.get("/models", async () => ({ object: "list", data: service.models.map(listed) }));
+    app.get("/models", async () => ({ object: "list", data: service.models().map(listed) }));
     app.get<{ Params: { "*": string } }>("/models/*", async ({ params }) => listed(find(params["*"])));
     app.post("/chat/completions", handle(chatRequest, answerChat));
     app.post("/completions", handle(completionRequest, answerCompletion));

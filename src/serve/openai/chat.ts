@@ -42,12 +42,12 @@ export async function answerChat(
     return {
       ...common,
       object: "chat.completion",
-      ...fingerprint(service),
+      ...fingerprint(model),
       choices: done.map(({ reason }, index) => chat.whole(index, reason)),
       usage: usage([prompt], done),
     };
   }
-  const head = () => ({ ...common, object: "chat.completion.chunk", ...fingerprint(service) });
+  const head = () => ({ ...common, object: "chat.completion.chunk", ...fingerprint(model) });
   const includeUsage = request.stream_options?.include_usage === true;
   return streamAnswer(reply, { head, includeUsage }, async (send) => {
     const done = await replies(service, model, wanted, (index, piece) => {

@@ -58,7 +58,7 @@ export async function answerCompletion(
     });
     return {
       ...common,
-      ...fingerprint(service),
+      ...fingerprint(model),
       choices: done.map(({ reason }, index) => {
         const { text, tokens } = choices[index]!;
         return { index, text, logprobs: logprobs(tokens, 0), finish_reason: reason };
@@ -66,7 +66,7 @@ export async function answerCompletion(
       usage: usage(wanted.prompts, done),
     };
   }
-  const head = () => ({ ...common, ...fingerprint(service) });
+  const head = () => ({ ...common, ...fingerprint(model) });
   const includeUsage = request.stream_options?.include_usage === true;
   return streamAnswer(reply, { head, includeUsage }, async (send) => {
     const done = await replies(service, model, wanted, (index, piece) => {

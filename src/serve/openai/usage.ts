@@ -1,5 +1,5 @@
 import type { Reply } from "../../generation/reply.ts";
-import type { Service } from "../service.ts";
+import type { ServedModel } from "../service.ts";
 
 /** Tokens of prompts and replies, end tokens included. */
 export function usage(prompts: readonly (readonly number[])[], done: readonly Pick<Reply, "ids">[]) {
@@ -9,7 +9,7 @@ export function usage(prompts: readonly (readonly number[])[], done: readonly Pi
 }
 
 /** With weights in training: after how many steps they gave the answer. */
-export function fingerprint(service: Service): { system_fingerprint: string | null; training_step?: number } {
-  const step = service.step();
+export function fingerprint(model: ServedModel): { system_fingerprint: string | null; training_step?: number } {
+  const step = model.step();
   return step === null ? { system_fingerprint: null } : { system_fingerprint: `step-${step}`, training_step: step };
 }

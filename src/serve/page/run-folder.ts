@@ -22,17 +22,17 @@ export interface FoundRuns {
 /** The runs of a folder: itself, and those of the folders below it. */
 export class RunFolder {
   readonly dir: string;
-  readonly #live: RunSource | null;
+  readonly #live: readonly RunSource[];
   readonly #known = new Map<string, RunSource>();
   #found: FoundRuns = { runs: [], leftOut: 0 };
   #lookedAt = Number.NEGATIVE_INFINITY;
   #looking: Promise<void> | null = null;
 
-  /** `live`: the run of this process, in the folder itself; null: all runs are read from files. */
-  constructor(dir: string, live: RunSource | null) {
+  /** `live`: runs of this process; all others are read from files. */
+  constructor(dir: string, live: readonly RunSource[] = []) {
     this.dir = dir;
     this.#live = live;
-    if (live !== null) this.#known.set("", live);
+    for (const run of live) this.#known.set(run.id, run);
   }
 
   async list(): Promise<FoundRuns> {
@@ -53,9 +53,10 @@ export class RunFolder {
   }
 
   async #look(): Promise<void> {
-    const ids = await runsBelow(this.dir);
-    if (this.#live !== null && !ids.includes("")) ids.unshift("");
-    const shown = ids.slice(0, MOST_RUNS);
+    const live = this.#live.map(({ id }) => id);
+    const below = await runsBelow(this.dir);
+    const ids = [...live, ...below.filter((id) => !live.includes(id))];
+    const shown = ids.slice(0, Math.max(MOST_RUNS, live.length));
     for (const id of this.#known.keys()) if (!shown.includes(id)) this.#known.delete(id);
     for (const id of shown) {
       if (!this.#known.has(id)) this.#known.set(id, new FolderRun(id, join(this.dir, id)));

@@ -63,7 +63,7 @@ export async function runRound(
   }
   return {
     parts: parts.map(({ adapter }, index) => ({
-      ...totals.losses[index]!,
+      losses: totals.losses[index]!,
       matrixIds: bytesOf(preparedAdapter(prepared, adapter).matrixIds),
       gradSquares: bytesOf(squares[index]!),
     })),
@@ -107,11 +107,11 @@ export function given<T>(part: T | null, what: string): T {
   return part;
 }
 
-/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last. */
+/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last, where it computes all or some of their losses. */
 function ownPart(all: MicroBatches__Output, segments: readonly Segment__Output[], rank: number): MicroBatches__Output {
   const none = Buffer.alloc(0);
-  const isFirst = segments[0]?.rank === rank;
-  const isLast = segments.at(-1)?.rank === rank;
+  const isFirst = segments[0]?.ranks.includes(rank);
+  const isLast = segments.at(-1)?.ranks.includes(rank);
   return {
     ...all,
     tokens: isFirst ? all.tokens : none,

@@ -2,6 +2,7 @@ import { commandKey, sumsKey } from "../../links/link.ts";
 import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
 import type { StepResult__Output } from "../../rpc/generated/pipelora/v1/StepResult.ts";
 import type { ToWorker__Output } from "../../rpc/generated/pipelora/v1/ToWorker.ts";
+import { addLosses } from "../../rpc/loss-sums.ts";
 import { decodeReply, decodeRequest, encodeReply, encodeRequest } from "../../rpc/protocol.ts";
 import type { RankLinks } from "../links.ts";
 import { fromHost } from "../tensors.ts";
@@ -73,11 +74,8 @@ export class StepRelay {
 
 function add(own: AdapterSums__Output, behind: AdapterSums__Output): AdapterSums__Output {
   return {
-    lossSum: own.lossSum + behind.lossSum,
-    labelTokens: own.labelTokens + behind.labelTokens,
-    correctTokens: own.correctTokens + behind.correctTokens,
+    losses: addLosses(own.losses, behind.losses),
     matrixIds: Buffer.concat([own.matrixIds, behind.matrixIds]),
     gradSquares: Buffer.concat([own.gradSquares, behind.gradSquares]),
-    failure: own.failure ?? behind.failure,
   };
 }

@@ -1,26 +1,19 @@
+import { bytesOf } from "../../common/bytes.ts";
 import { deferred } from "../../common/deferred.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { DeviceTensor, Engine, ForwardResult, MicroBatch } from "../../engine/index.ts";
 import { activationKey, gradientKey } from "../../links/link.ts";
 import type { Failure__Output } from "../../rpc/generated/pipelora/v1/Failure.ts";
+import type { Losses__Output } from "../../rpc/generated/pipelora/v1/Losses.ts";
 import { toFailure } from "../../rpc/wire-error.ts";
 import type { Instruction } from "../../schedule/index.ts";
 import type { RankLinks } from "../links.ts";
 import { fromDevice, toDevice } from "../tensors.ts";
 import type { SpanKind, StepTrace } from "./trace.ts";
 
-/** Of one adapter's micro-batches. */
-export interface LossSums {
-  readonly lossSum: number;
-  readonly labelTokens: number;
-  readonly correctTokens: number;
-  /** Of the first micro-batch whose loss is NaN or infinite: it is this adapter's alone. */
-  readonly failure: Failure__Output | null;
-}
-
 export interface StepTotals {
-  /** Part by part. */
-  losses: LossSums[];
+  /** Part by part: of the micro-batches whose head is this rank's. */
+  losses: Losses__Output[];
   /** Milliseconds in which nothing could be queued because an input was not there yet: a peer's or, on this rank, the last segment's. */
   waitMs: number;
   /** Milliseconds of adding up gradients with other replicas. */
@@ -125,7 +118,7 @@ class Pass {
   readonly #left: number[];
   /** Parts whose last pass was queued. */
   readonly #followed = new Set<number>();
-  /** Per micro-batch, so that sums are made in one order whatever the schedule. */
+  /** Per micro-batch. */
   readonly #losses: Omit<ForwardResult, "output">[] = [];
   /** When the engine was last seen to end something. */
   #computed = 0;
@@ -228,17 +221,20 @@ class Pass {
     await Promise.all(this.#running);
     let first = 0;
     this.totals.losses = this.#input.parts.map(({ batches }) => {
-      const sums = { lossSum: 0, labelTokens: 0, correctTokens: 0, failure: null as Failure__Output | null };
+      const sums = new Float64Array(batches.length);
+      const all = { labelTokens: 0, correctTokens: 0, failure: null as Failure__Output | null, failedMicroBatch: 0 };
       for (const [own, batch] of batches.entries()) {
         const loss = this.#losses[first + own];
         if (loss === undefined) continue;
-        sums.lossSum += loss.lossSum;
-        sums.labelTokens += loss.labelTokens;
-        sums.correctTokens += loss.correctTokens;
-        if (loss.notFinite !== null) sums.failure ??= brokenLoss(batch, own, loss.notFinite);
+        sums[own] = loss.lossSum;
+        all.labelTokens += loss.labelTokens;
+        all.correctTokens += loss.correctTokens;
+        if (loss.notFinite === null || all.failure !== null) continue;
+        all.failure = brokenLoss(batch, own, loss.notFinite);
+        all.failedMicroBatch = own;
       }
       first += batches.length;
-      return sums;
+      return { ...all, sums: bytesOf(sums) };
     });
   }
 

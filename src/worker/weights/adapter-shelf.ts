@@ -5,8 +5,7 @@ type Values = ReadonlyMap<string, Float32Array>;
 
 /**
  * Adapters that a rank holds in its host's memory, by number, each the values of some of the engine's LoRA pairs: rounds of one and the
- * other take turns in the engine. Number 0 is the base: no pair adds anything. A rank that was given no other number leaves the engine's
- * values as they are.
+ * other take turns in the engine. Number 0 is the base: no pair adds anything.
  */
 export class AdapterShelf {
   readonly #engine: Engine;
@@ -19,6 +18,10 @@ export class AdapterShelf {
   constructor(engine: Engine, sizes: ReadonlyMap<string, number>) {
     this.#engine = engine;
     this.#sizes = sizes;
+  }
+
+  get empty(): boolean {
+    return this.#adapters.size === 0;
   }
 
   /** An adapter that put() gives values to; a rank may hold none of its pairs. In place of an earlier one of that number. */
@@ -36,7 +39,6 @@ export class AdapterShelf {
    * was not given. The promise is that of the engine's.
    */
   use(adapter: number): Promise<void> {
-    if (this.#adapters.size === 0 && adapter === 0) return Promise.resolve();
     const values: Values | undefined = adapter === 0 ? new Map() : this.#adapters.get(adapter);
     if (values === undefined)
       throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a round is of adapter ${adapter}, which never came`);

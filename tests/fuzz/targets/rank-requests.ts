@@ -36,7 +36,7 @@ async function goodPrepare(): Promise<object> {
     modelDir: MODEL,
     modelFingerprint: await checkpointFingerprint(await openCheckpoint(MODEL, spec)),
     ...{ holdDtype: "float32", computeDtype: "float32", threads: 1, arenaBytes: 64 << 20, schedule: "1f1b" },
-    segments: [{ index: 0, rank: 0, firstLayer: 0, lastLayer: blocks - 1, needsBackward: true }],
+    segments: [{ index: 0, ranks: [0], firstLayer: 0, lastLayer: blocks - 1, needsBackward: true }],
     adapters: [2, 3].map((r) => goodAdapter(r, spec)),
     ...{ linkTimeoutS: LINK_S, quantization: { method: "none" }, pipelineRanks: [0] },
   };

@@ -161,3 +161,89 @@ test("who asks between steps is answered by the adapter as it is, and the run ha
     samples.map(({ step, prompt, text }) => ({ step, prompt, text })),
   );
 });
+
+test("several adapters in training: each is asked by its name, one that has ended no more once the run has begun anew", async (t) => {
+  const { root, model, flags } = await setUp(t);
+  const adapters = join(root, "adapters.yaml");
+  const prompts = ["--sample-prompts", join(root, "prompts.txt"), "--max-new-tokens", "9", "--max-num-seqs", "4"];
+  writeFileSync(adapters, "learns: {}\nshort: {max_steps: 8, lora_r: 4}\nsleeps: {learning_rate: 1.0e-9}\n");
+  const quiet = await coordinator(flags("quiet", "--adapters", adapters, ...prompts));
+  assert.equal(quiet.code, 0, quiet.stderr);
+
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const child = startCoordinator(flags("asked", "--adapters", adapters, ...prompts, "--http", `127.0.0.1:${port}`));
+  const running = outcome(child);
+  const client = new OpenAI({ apiKey: "none", baseURL: `${url}/v1`, maxRetries: 5 });
+  const ask = async (name: string) => {
+    const asked = {
+      model: name,
+      temperature: 0,
+      max_tokens: 8,
+      messages: [{ role: "user" as const, content: "say 1" }],
+    };
+    const reply = await client.chat.completions.create(asked);
+    return {
+      step: (reply as unknown as { training_step: number }).training_step,
+      text: reply.choices[0]!.message.content!,
+    };
+  };
+  const said: { name: string; step: number; text: string }[] = [];
+  const untilStep = async (name: string, step: number) => {
+    for (;;) {
+      const reply = await ask(name);
+      said.push({ name, ...reply });
+      if (reply.step >= step) return;
+    }
+  };
+  await Promise.all([untilStep("learns", 12), untilStep("sleeps", 12), untilStep("short", 8)]);
+  assert.deepEqual(
+    (await client.models.list()).data.map(({ id }) => id),
+    ["learns", "short", "sleeps"],
+  );
+  const page = (await (await fetch(`${url}/page/runs`)).json()) as { runs: { id: string; live: boolean }[] };
+  assert.deepEqual(
+    page.runs.map(({ id }) => id),
+    ["learns", "short", "sleeps"],
+  );
+  const metrics = await (await fetch(`${url}/metrics`)).text();
+  assert.match(metrics, /^pipelora_train_done\{adapter="short"\} 1$/m);
+  assert.match(metrics, /^pipelora_train_step\{adapter="learns"\} \d+$/m);
+  process.kill(childrenOf(child.pid!)[0]!, "SIGKILL");
+  let left = await client.models.list();
+  while (left.data.length === 3) {
+    await ask("learns").catch(() => {});
+    left = await client.models.list();
+  }
+  assert.deepEqual(
+    left.data.map(({ id }) => id),
+    ["learns", "sleeps"],
+  );
+  await assert.rejects(ask("short"), { status: 404 });
+  await Promise.all([untilStep("learns", 16), untilStep("sleeps", 16)]);
+  const result = await running;
+  assert.equal(result.code, 0, result.stderr);
+
+  for (const name of ["learns", "short", "sleeps"]) {
+    assert.deepEqual(adapter(root, "asked", name), adapter(root, "quiet", name));
+    assert.deepEqual(
+      readFileSync(join(root, "asked", name, "samples.jsonl")),
+      readFileSync(join(root, "quiet", name, "samples.jsonl")),
+    );
+  }
+  assert.ok(said.filter(({ name }) => name === "sleeps").every(({ text }) => text === "ABCDEFGH"));
+  for (const name of ["learns", "short"]) {
+    const of = said.find((one) => one.name === name && one.step === 8);
+    if (of === undefined) continue;
+    const flagsOf = [
+      "--adapter",
+      join(root, "quiet", name, "checkpoint-8"),
+      "--prompt",
+      "say 1",
+      "--max-new-tokens",
+      "8",
+    ];
+    const again = await coordinator(["generate", "--model", model, ...flagsOf, "--json"]);
+    assert.equal((JSON.parse(again.stdout) as { text: string }).text, of.text, name);
+  }
+});

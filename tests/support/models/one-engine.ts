@@ -66,14 +66,12 @@ async function loaded(
   });
   const whole = {
     index: 0,
-    rank: 0,
     firstLayer: 0,
     lastLayer: spec.layers.length - 1,
     offloadedBlocks: 0,
     checkpointedBlocks: 0,
     cachedBlocks: 0,
     needsInputGrad: false,
-    needsBackward: lora !== null,
   };
   const { description, weights } = describeSegment(
     spec,

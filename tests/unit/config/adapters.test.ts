@@ -146,7 +146,9 @@ test("names are folders: none that leaves the run's, is the run's own, or anothe
 
 test("what a run of several can't do is refused by name", async () => {
   await refused("a: {}", /--save-on-each-node/, { save_on_each_node: true });
-  await refused("a: {}", /--http answers with one adapter/, { http: "127.0.0.1:0" });
+  await load("a: {sample_prompts: p.txt, eval_strategy: steps, eval_steps: 5, validation_split: 0.1}", {
+    http: "127.0.0.1:0",
+  });
   await refused("a: {}", /--resume-from-checkpoint DIR is one adapter's/, {
     resume_from_checkpoint: "out/checkpoint-3",
   });
@@ -178,6 +180,10 @@ test("a sweep's grid has every combination once; lists have semicolons between t
     /--lora-r: expected a whole number, got "many"/,
   );
   await assert.rejects(loadConfig("sweep", { ...BASE, workers: "2,4" }), /--workers/);
+  await assert.rejects(loadConfig("sweep", { ...BASE, learning_rate: "1e-4,2e-4,0.0001" }), {
+    message: "--learning-rate: expected different values, got 0.0001 twice",
+  });
+  await assert.rejects(loadConfig("sweep", { ...BASE, lora_r: "8,,," }), { message: /^[^\n]*got ""[^\n]*$/ });
   await assert.rejects(loadConfig("sweep", { ...BASE, lora_r: "8,16", adapters: "x.yaml" }), /--adapters/);
 });
 

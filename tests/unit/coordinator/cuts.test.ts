@@ -133,9 +133,9 @@ test("on GPUs no --micro-batch-tokens that fits is predicted faster than the def
         if (chosen !== null) seen[(await batches(chosen)) > 1 ? "several" : "one"]++;
       },
     ),
-    { numRuns: 40, seed: 15 },
+    { numRuns: 18, seed: 15 },
   );
-  assert.ok(seen.one > 5 && seen.several > 5 && seen.fitting > 100, JSON.stringify(seen));
+  assert.ok(seen.one > 3 && seen.several > 3 && seen.fitting > 50, JSON.stringify(seen));
 });
 
 test("one GPU takes a step whole where it fits, `auto` as `fastest`, and the fewest pieces where it does not", async () => {

@@ -89,6 +89,6 @@ test("of several bad rows the first is told, whichever thread has it, and whatev
     const failure = async (threads: number) => encoded(t, rows, threads).then(String, (error: Error) => error.message);
     const alone = await failure(0);
     assert.match(alone, /rows: row 778/);
-    for (const threads of [1, 3]) assert.equal(await failure(threads), alone);
+    assert.equal(await failure(3), alone);
   }
 });

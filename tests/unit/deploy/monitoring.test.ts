@@ -8,7 +8,7 @@ import type { INetworkPolicy } from "kubernetes-models/networking.k8s.io/v1";
 import { Registry } from "prom-client";
 import { folder as deploy, render } from "../../../scripts/manifests.mjs";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
-import { PrometheusObserver } from "../../../src/coordinator/run/observers/prometheus.ts";
+import { TrainingMetrics } from "../../../src/coordinator/run/observers/prometheus.ts";
 import { metricsPage } from "../../../src/serve/metrics.ts";
 import { mountOf, parseContainer } from "./command-lines.ts";
 import { Manifests, podOf } from "./rendered.ts";
@@ -28,7 +28,7 @@ const dashboard = JSON.parse(readFileSync(join(component, "dashboard.json"), "ut
 /** Names of all that /metrics of a run tells, with what a histogram and Prometheus add. */
 async function toldMetrics(): Promise<Set<string>> {
   const registry = new Registry();
-  new PrometheusObserver(registry);
+  new TrainingMetrics(registry, false);
   const app = fastify();
   const state = { running: 0, waiting: 0, rows: 0, rowsInUse: 0, promptTokens: 0, newTokens: 0, rounds: 0 };
   await app.register(metricsPage(registry, () => ({ state: () => state as never })));

@@ -6,7 +6,7 @@ import { temporaryFolder } from "../../support/processes/cli.ts";
 
 /** A short run of `npm run fuzz`; its seed is fixed, so that a failure here is a change's doing. */
 const SEED = "ci";
-const INPUTS = 30;
+const INPUTS = 20;
 
 for (const { name } of TARGETS) {
   test(`fuzz ${name}: every input is right, or ends in an error of the catalogue`, async (t) => {

@@ -96,7 +96,7 @@ function predictedSeconds(row: Row, device: string): number {
   const sizes = { tokens, labelTokens: labels, meanTokens: tokens, meanLabelTokens: labels, rowTokens, microBatches };
   const work: PlanRequest["work"] = { ...WORK, ...sizes, checkpointing: "auto" };
   const lora = everyLinear(spec, r).map((target) => ({ ...target, dropout }));
-  const whole = { index: 0, device: 0, rank: 0, firstLayer: 0, lastLayer: spec.layers.length - 1 };
+  const whole = { index: 0, devices: [0], ranks: [0], firstLayer: 0, lastLayer: spec.layers.length - 1 };
   return predictTime(request(spec, gpus(1, 140e9, device), { holding, lora, work }), [whole], [keeping]).step;
 }
 

@@ -55,12 +55,12 @@ test("the plan names the link of each pair that exchanges tensors", () => {
 
 test("NCCL carries what lies in device memory: between neighbours, and among replicas; token ids go another way", () => {
   const devices = ["1", "2", "3"].map((at) => gpu(at));
-  const segments = [{ rank: 0 }, { rank: 1 }, { rank: 2 }] as never;
+  const segments = [{ ranks: [0] }, { ranks: [1] }, { ranks: [2] }] as never;
   const links = plannedLinks(settings("auto"), devices, { segments, replicas: [[0, 1, 2]] });
   assert.equal(formatLinks(links), "0–1 nccl, 0–2 shm, 1–2 nccl");
   const four = ["1", "2", "3", "4"].map((at) => gpu(at));
   const two = {
-    segments: [{ rank: 0 }, { rank: 1 }] as never,
+    segments: [{ ranks: [0] }, { ranks: [1] }] as never,
     replicas: [
       [0, 1],
       [2, 3],
@@ -73,7 +73,7 @@ test("NCCL carries what lies in device memory: between neighbours, and among rep
 });
 
 test("NCCL that was asked for and can't be had is refused with what remains", () => {
-  const segments = [{ rank: 0 }, { rank: 1 }] as never;
+  const segments = [{ ranks: [0] }, { ranks: [1] }] as never;
   const refused = (a: LinkEnd, b: LinkEnd, message: RegExp, insecure = false) =>
     assert.throws(() => plannedLinks(settings("nccl", insecure), [a, b], { segments, replicas: [[0, 1]] }), {
       code: "PL_CONFIG_INVALID",

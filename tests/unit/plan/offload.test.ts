@@ -107,7 +107,7 @@ test("what fits only with activations on the host is planned so", () => {
 });
 
 test("offloaded blocks are evenly spread, of the others the first ones recompute", () => {
-  const segment = { index: 0, device: 0, rank: 0, firstLayer: 0, lastLayer: qwen.layers.length - 1 };
+  const segment = { index: 0, devices: [0], ranks: [0], firstLayer: 0, lastLayer: qwen.layers.length - 1 };
   const at = segmentLayers({ spec: qwen }, segment, { offloaded: 4, checkpointed: 10, cached: 0 });
   const blocks = at.filter(({ block }) => block !== null).map(({ activations }) => activations[0]);
   assert.equal(blocks.join(""), "orrrrrrrorrrkkkkokkkkkkkokkkkkkk");
@@ -126,7 +126,7 @@ for (const [tokens, rowTokens, kept, offloaded, measured] of [
   test(`an H100's arena with ${kept} blocks kept and ${offloaded} offloaded, ${tokens} tokens: within 5 %`, () => {
     const asked = request(qwen, gpus(1), { ...base, work: onePass(tokens, rowTokens) });
     const segments = segmentsOf(
-      qwen.layers.map(() => 0),
+      qwen.layers.map(() => [0]),
       [0],
     );
     const keeping = [{ offloaded, checkpointed: 32 - kept - offloaded, cached: 0 }];

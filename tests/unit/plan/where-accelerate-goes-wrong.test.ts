@@ -21,15 +21,17 @@ function used(plan: Plan): PlannedDevice[] {
 }
 
 function blocksOf(plan: Plan, device: number): number {
-  const layers = plan.segments.filter((segment) => segment.device === device);
+  const layers = plan.segments.filter(({ devices }) => devices.includes(device));
   return layers.reduce((sum, { firstLayer, lastLayer }) => sum + lastLayer - firstLayer + 1, 0);
 }
 
 function loadsOf(plan: Plan): Map<number, number> {
   const loads = new Map<number, number>();
   for (const [index, { forwardMs, backwardMs }] of plan.predicted!.segments.entries()) {
-    const { device } = plan.segments[index]!;
-    loads.set(device, (loads.get(device) ?? 0) + forwardMs + backwardMs);
+    const { devices } = plan.segments[index]!;
+    for (const [turn, device] of devices.entries()) {
+      loads.set(device, (loads.get(device) ?? 0) + (forwardMs[turn]! + backwardMs[turn]!) / devices.length);
+    }
   }
   return loads;
 }
@@ -216,10 +218,10 @@ test("activations, logits, LoRA, in-flight micro-batches and the context count a
 test("devices share the work of a pipeline: 4 equal GPUs each have a quarter, within a block", () => {
   // The optimum for 4 equal devices is a largest load of 9 blocks.
   for (const holding of [PLAIN, NF4]) {
-    const plan = makePlan(request(qwen, gpus(4), { holding, work: { ...WORK, rowTokens: 0 } }));
+    const plan = makePlan(request(qwen, gpus(4), { holding, strategy: "balanced", work: { ...WORK, rowTokens: 0 } }));
     const loads = [...loadsOf(plan).values()];
     const block = plan.predicted!.segments[1]!;
-    const perBlock = (block.forwardMs + block.backwardMs) / blocksOf(plan, plan.segments[1]!.device);
+    const perBlock = (block.forwardMs[0]! + block.backwardMs[0]!) / blocksOf(plan, plan.segments[1]!.devices[0]!);
     assert.ok(Math.abs(Math.max(...loads) / perBlock - 9) < 0.05, `${Math.max(...loads) / perBlock} blocks`);
     assert.ok(plan.predicted!.bubble < 0.25);
   }
@@ -230,13 +232,13 @@ test("a faster device takes more, a node's devices stay neighbours, and `fastest
     { id: 0, kind: "cuda", name: "Tesla T4", node: "a", memoryBytes: 80e9 },
     { id: 1, kind: "cuda", name: "NVIDIA H100", node: "a", memoryBytes: 80e9 },
   ];
-  const plan = makePlan(request(qwen, mixed));
+  const plan = makePlan(request(qwen, mixed, { strategy: "balanced" }));
   assert.ok(blocksOf(plan, 1) > 5 * blocksOf(plan, 0));
 
   const twoNodes = gpus(4).map((device): Device => ({ ...device, node: device.id % 2 === 0 ? "a" : "b" }));
-  const grouped = makePlan(request(qwen, twoNodes));
+  const grouped = makePlan(request(qwen, twoNodes, { strategy: "balanced" }));
   assert.deepEqual(
-    grouped.segments.map(({ device }) => device),
+    grouped.segments.map(({ devices }) => devices[0]),
     [0, 2, 1, 3],
   );
 
@@ -258,7 +260,7 @@ test("sequential fills devices in order and leaves the rest empty", () => {
   const maxMemory = new Map(gpus(4).map(({ id }): [number, number] => [id, 7 * GIB]));
   const plan = makePlan(request(qwen, gpus(4, null), { strategy: "sequential", maxMemory }));
   withinBudgets(plan);
-  const order = plan.segments.map(({ device }) => device);
+  const order = plan.segments.map(({ devices }) => devices[0]!);
   assert.deepEqual(
     order,
     [...order].sort((a, b) => a - b),

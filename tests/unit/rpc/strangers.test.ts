@@ -96,9 +96,12 @@ test("refusals of one reason are counted, not told one by one", () => {
 });
 
 test("one damaged bit of a control message is noticed, wherever it is", () => {
-  const up = encodeReply({ replyTo: 3, stepResult: { parts: [{ lossSum: 1.5, labelTokens: 7 }] } } as never);
+  const up = encodeReply({
+    replyTo: 3,
+    stepResult: { parts: [{ losses: { labelTokens: 7, failedMicroBatch: 5 } }] },
+  } as never);
   const down = encodeRequest({ request: 4, applyUpdate: { step: 1, gradScale: 1e-4 } } as never);
-  assert.equal(decodeReply(up).stepResult?.parts[0]?.lossSum, 1.5);
+  assert.equal(decodeReply(up).stepResult?.parts[0]?.losses?.failedMicroBatch, 5);
   assert.equal(decodeRequest(down).applyUpdate?.gradScale, 1e-4);
   for (const [bytes, decode] of [[up, decodeReply] as const, [down, decodeRequest] as const]) {
     for (let bit = 0; bit < bytes.length * 8; bit++) {

@@ -4,6 +4,7 @@ import { bytesOf } from "../../../src/common/bytes.ts";
 import type { OutgoingTensor } from "../../../src/links/link.ts";
 import { Mailbox } from "../../../src/links/mailbox.ts";
 import type { ToWorker__Output } from "../../../src/rpc/generated/pipelora/v1/ToWorker.ts";
+import { lossSum } from "../../../src/rpc/loss-sums.ts";
 import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import type { RankLinks } from "../../../src/worker/links.ts";
 import { StepRelay } from "../../../src/worker/steps/step-relay.ts";
@@ -39,14 +40,23 @@ test("commands go down the pipeline in its order, sums come up it and lie in tha
     const { step } = message.runStep!;
     heard.push(`rank ${rank} step ${step} request ${message.request}`);
     await relays[rank]!.passOn(message);
-    const own = { lossSum: rank === 1 ? 2.5 : 0, labelTokens: rank, correctTokens: 0 };
+    // Ranks 0 and 1 share the head: the first and the third micro-batch are rank 0's.
+    const sums = rank === 0 ? squares(0.1, 0, 0.3) : rank === 1 ? squares(0, 0.2, 0) : squares(0, 0, 0);
+    const own = { sums, labelTokens: rank, correctTokens: 0, failure: null, failedMicroBatch: 0 };
     const pairs = { matrixIds: ids(rank), gradSquares: squares(rank + 0.5) };
-    const failure = rank === 1 ? { code: "PL_LOSS_NOT_FINITE", message: "NaN", hint: "" } : null;
-    const other = { ...{ lossSum: rank, labelTokens: 1, correctTokens: 0 }, matrixIds: ids(), gradSquares: squares() };
+    // Rank 0's failure is of a later micro-batch than rank 1's, and further down the pipeline rank 2 has none.
+    const failure = rank === 2 ? null : { code: "PL_LOSS_NOT_FINITE", message: `rank ${rank}`, hint: "" };
+    const broken = {
+      sums: squares(rank, 0),
+      labelTokens: 1,
+      correctTokens: 0,
+      failure,
+      failedMicroBatch: rank === 0 ? 4 : 1,
+    };
     return relays[rank]!.collect(`step ${step}`, {
       parts: [
-        { ...own, ...pairs, failure: null },
-        { ...other, failure },
+        { losses: own, ...pairs },
+        { losses: broken, matrixIds: ids(), gradSquares: squares() },
       ],
     });
   };
@@ -55,14 +65,15 @@ test("commands go down the pipeline in its order, sums come up it and lie in tha
     const command = decodeRequest(encodeRequest({ request: 70 + step, runStep: { step } }));
     const sums = await obey(2, command);
     assert.deepEqual(sums!.parts[0], {
-      ...{ lossSum: 2.5, labelTokens: 3, correctTokens: 0 },
+      losses: { sums: squares(0.1, 0.2, 0.3), labelTokens: 3, correctTokens: 0, failure: null, failedMicroBatch: 0 },
       matrixIds: ids(2, 0, 1),
       gradSquares: squares(2.5, 0.5, 1.5),
-      failure: null,
     });
+    // Added in the order of the micro-batches, whoever had them.
+    assert.equal(lossSum(sums!.parts[0]!.losses), 0.1 + 0.2 + 0.3);
     // Each adapter's sums are its own, and so is what failed of it.
-    assert.deepEqual([sums!.parts[1]!.lossSum, sums!.parts[1]!.labelTokens], [3, 3]);
-    assert.equal(sums!.parts[1]!.failure?.message, "NaN");
+    const { sums: added, labelTokens, failure } = sums!.parts[1]!.losses!;
+    assert.deepEqual([added, labelTokens, failure?.message], [squares(3, 0), 3, "rank 1"]);
   }
   assert.deepEqual(await Promise.all(answers), [null, null, null, null]);
   assert.deepEqual(heard.slice(0, 3), [

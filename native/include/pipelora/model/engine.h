@@ -67,7 +67,8 @@ class Engine {
   /// `rows`: tokens of all sequences together.
   std::size_t create_cache(std::int64_t sequences, std::int64_t rows);
   void free_cache(std::size_t cache);
-  Buffer infer(std::size_t segment, std::size_t cache, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input);
+  Buffer infer(std::size_t segment, std::size_t cache, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input,
+               std::size_t adapter = 0);
 
   /// The token drawn from logits [1, V] f32, which may change (Sampling), with the log-probabilities of as many of the likeliest tokens before
   /// that, and its own; none where `likeliest` is negative. Throws PL_TENSOR_MISMATCH for what is out of range.

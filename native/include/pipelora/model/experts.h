@@ -10,7 +10,7 @@
 
 namespace pipelora {
 
-/// What the way back needs. T tokens, N experts, C choices a token, P = T C.
+/// What the backward pass needs. T tokens, N experts, C choices a token, P = T C.
 struct ExpertsSaved {
   Buffer logits;                                  // [T, N] f32
   Buffer experts, weights, order, place, starts;  // of Routes
@@ -33,9 +33,9 @@ class Experts {
   LinearGroup& router() { return router_; }
   void add_slots(WeightSlots& slots, bool keep_expanded);
 
-  /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows. `keep`: the way back comes.
+  /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows. `keep`: the backward pass comes.
   void begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bool keep, Placement place);
-  /// out = residual (or nothing) + the experts' weighted sum, from what begin() left. `keep`: the way back comes.
+  /// out = residual (or nothing) + the experts' weighted sum, from what begin() left. `keep`: the backward pass comes.
   void finish(const Tensor& residual, ExpertsSaved& saved, bool keep, const Tensor& out);
   /// dh += the gradient of h, where `into_h`; adapters' gradients are added up. Uses up saved.gate_up.
   void backward(const Batch& batch, const Tensor& h, const Tensor& dout, ExpertsSaved& saved, bool into_h, const Tensor& dh);

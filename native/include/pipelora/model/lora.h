@@ -59,9 +59,9 @@ class LinearGroup {
   /// Values that follow from the loaded weight, and from A and B.
   void first_values();
 
-  /// Whether DoRA stands behind the product: the way back then needs the product as it was before.
+  /// Whether DoRA stands behind the product: the backward pass then needs the product as it was before.
   bool has_gains() const { return dora_ != nullptr; }
-  /// The call's product, and what stands behind it. `before` [T, out], or empty, takes the product for the way back: where the call
+  /// The call's product, and what stands behind it. `before` [T, out], or empty, takes the product for the backward pass: where the call
   /// has no y, that alone is made. `product`: makes the call it is given.
   template <class Product>
   void forward(const LinearForward& call, const Tensor& before, Product&& product) const {

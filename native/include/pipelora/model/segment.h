@@ -64,7 +64,8 @@ class Segment {
 
   /// `first_block`: index of this segment's first block among the cache's. After a failure the sequences must begin anew: their states may be
   /// those of no token.
-  Buffer infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input);
+  Buffer infer(KvCache& cache, std::size_t first_block, const CachedSequences& of, const std::vector<std::int32_t>& tokens, Buffer input,
+               std::size_t adapter = 0);
 
  private:
   struct Adapted;
@@ -75,6 +76,7 @@ class Segment {
   Buffer lowest(Buffer x);
   void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t expected) const;
   void follow(std::size_t adapter);
+  void require_adapter(std::size_t adapter, const char* what) const;
 
   Ops& ops_;
   Arena& arena_;

@@ -1,6 +1,6 @@
 // The short convolution and the gated delta rule, a row and a head (or some channels) at a time: mixer_calls.h has the formulas.
 //
-// The rule's way back, with P = exp(g) S_before, d = beta (v - Pᵀ k), S = P + k dᵀ, out = Sᵀ q, and G the gradient of S from what comes later:
+// The rule's backward pass, with P = exp(g) S_before, d = beta (v - Pᵀ k), S = P + k dᵀ, out = Sᵀ q, and G the gradient of S from what comes later:
 //
 //   G += q doutᵀ;  dq = S dout;  dd = Gᵀ k;  dk = G d;  dv = beta dd;  dbeta = dd · (v - Pᵀ k);  dk -= P dv;  dP = G - k dvᵀ;
 //   dg = sum(dP P);  G_before = exp(g) dP

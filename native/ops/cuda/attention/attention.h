@@ -15,11 +15,11 @@ void attention_forward_plain(const AttentionForward& call, cudaStream_t stream);
 /// Here and below `delta` [H, T] f32 is scratch: rowsum(dout * out).
 void attention_backward_plain(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
 
-// attention_tiles_*.cu: 16-bit, on tensor cores of any GPU.
+// tiles_*.cu: 16-bit, on tensor cores of any GPU.
 void attention_forward_tiles(const AttentionForward& call, const AttentionTiles& tiles, cudaStream_t stream);
 void attention_backward_tiles(const AttentionBackward& call, const AttentionTiles& tiles, const Tensor& delta, cudaStream_t stream);
 
-// attention_hopper_*.cu: the same with compute capability 9.0's warpgroup products, heads of up to 128 columns.
+// hopper_*.cu: the same with compute capability 9.0's warpgroup products, heads of up to 128 columns.
 /// `counter` is 0 before and after.
 void attention_forward_long(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 void attention_forward_short(const AttentionForward& call, cudaStream_t stream);
@@ -31,7 +31,7 @@ AttentionRoom attention_room(const AttentionBackward& call);
 /// `room`: of attention_room() bytes, or empty; the same results are sooner there with it. `call.rope` may be given.
 void attention_backward_hopper(const AttentionBackward& call, bool long_rows, const Tensor& delta, const Tensor& room, cudaStream_t stream);
 
-// attention_decode*.cu: few queries of each sequence over many keys; 16-bit, no log-sum-exp. A sequence's results are the same whatever
+// decode*.cu: few queries of each sequence over many keys; 16-bit, no log-sum-exp. A sequence's results are the same whatever
 // else the call holds.
 /// Most blocks over one sequence's keys. Reads host arrays alone.
 std::int64_t decode_splits(const AttentionForward& call);

@@ -1,4 +1,4 @@
-// The gated delta net's launchers: its convolution and its rule. mixer_calls.h has the formulas, delta_backward.cu those of the way back.
+// The gated delta net's launchers: its convolution and its rule. mixer_calls.h has the formulas, delta_backward.cu those of the backward pass.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,7 +16,7 @@ void short_conv_backward(const ShortConvBackward& call, cudaStream_t stream);
 
 /// Most columns of a key or value head. src/plan/engine-limits.ts refuses wider ones before a weight is read.
 inline constexpr std::int64_t kMostDeltaDim = 128;
-/// Tokens of a chunk of the way back, whose first state is kept.
+/// Tokens of a chunk of the backward pass, whose first state is kept.
 inline constexpr std::int64_t kDeltaChunk = 32;
 
 /// q and k of a call at length 1, and what b and a make: f32, from delta_prepare().
@@ -35,7 +35,7 @@ inline std::int64_t delta_chunks(std::int64_t tokens) { return tokens / kDeltaCh
 // delta_rule.cu
 void delta_prepare(const Tensor& qkv, const Tensor& b, const Tensor& a, const Tensor& a_log, const Tensor& dt_bias, const DeltaShape& shape,
                    const DeltaInputs& inputs, cudaStream_t stream);
-/// What the recurrence leaves for the way back instead of an output; all f32, empty: the output is wanted.
+/// What the recurrence leaves for the backward pass instead of an output; all f32, empty: the output is wanted.
 struct DeltaRecord {
   Tensor changes;  // [T, values()]: d = beta (v - Pᵀ k)
   Tensor states;   // [delta_chunks, state()]: S before each chunk but the first

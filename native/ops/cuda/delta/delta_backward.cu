@@ -1,4 +1,4 @@
-// The gated delta rule's way back, a chunk of C tokens at a time from the last to the first, a block a value head and row.
+// The gated delta rule's backward pass, a chunk of C tokens at a time from the last to the first, a block a value head and row.
 //
 // With L the running sum of g in the chunk, W[i, j] = exp(L[i] - L[j]) for j <= i, S0 the state before the chunk, d the changes that the recurrence
 // made (S = P + k dᵀ), and G the gradient of the state behind the chunk:

@@ -1,4 +1,4 @@
-// The launchers of a mixture of experts' kernels (pipelora/routing.h says what they compute) and of attention's sinks.
+// The launchers of a mixture of experts' kernels (pipelora/ops/routing.h says what they compute) and of attention's sinks.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -40,7 +40,7 @@ void with_gate(const GateRule& rule, F&& f) {
 template <class T>
 struct GateCall {
   T* gate_up;
-  T* act;  // the gradient of act before, on the way back
+  T* act;  // the gradient of act before, on the backward pass
   const float* weights;
   const std::int32_t* order;
   float* weight_grads;

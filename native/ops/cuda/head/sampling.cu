@@ -1,4 +1,4 @@
-// Drawing a token on the GPU (Sampling in pipelora/ops.h): logits are sorted, weights summed, and the token looked up in the sums. The
+// Drawing a token on the GPU (Sampling in pipelora/ops/ops.h): logits are sorted, weights summed, and the token looked up in the sums. The
 // largest alone needs none of that.
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>

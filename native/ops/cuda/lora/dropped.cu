@@ -1,5 +1,5 @@
 // Dropout for LoRA whose products run through cuBLASLt (more ranks than the fused kernels take): what it leaves of an input is written
-// for each pair, all pairs in one pass. Where SwiGLU makes the input, it is written there, and the way back takes LoRA's term along.
+// for each pair, all pairs in one pass. Where SwiGLU makes the input, it is written there, and the backward pass takes LoRA's term along.
 #include <algorithm>
 
 #include "ops/cuda/lora/device.cuh"

@@ -41,7 +41,7 @@ void lora_add_kept(const Tensor& terms, const LoraSet& lora, const Sequences& se
 /// act = activation(gate) * up, and what the one pair's dropout leaves of it.
 void swiglu_dropped(const Tensor& gate, const Tensor& up, const LoraSet& lora, const Sequences& sequences, const Tensor& act, const Tensor& dropped,
                     Activation activation, cudaStream_t stream);
-/// The way back: dact becomes what the one pair's dropout leaves of act; dgate and dup (may be gate and up) are the gradients for
+/// The backward pass: dact becomes what the one pair's dropout leaves of act; dgate and dup (may be gate and up) are the gradients for
 /// dact + what dropout leaves of term.
 struct SwiGluDroppedGrad {
   Tensor gate, up, dact, term, dgate, dup;

@@ -1,4 +1,4 @@
-// The way back through a product behind SwiGLU, once the product itself is done: LoRA's term of dact, SwiGLU's backward, and the
+// The backward pass through a product behind SwiGLU, once the product itself is done: LoRA's term of dact, SwiGLU's backward, and the
 // gradient of LoRA's A, whose input act is in registers on the way: it is never written.
 //
 // A warp takes 64 columns and walks over tokens, eight at a time: lane (g, q) has columns 8 g … 8 g + 7 of tokens 2 q and

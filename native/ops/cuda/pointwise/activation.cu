@@ -1,4 +1,4 @@
-// The gate's activation times up, one pass over memory, and its way back.
+// The gate's activation times up, one pass over memory, and its backward pass.
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/pointwise/activation.cuh"
 #include "ops/cuda/pointwise/pointwise.h"

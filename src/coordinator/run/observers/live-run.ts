@@ -1,3 +1,4 @@
+import type { PipeloraError } from "../../../common/errors.ts";
 import { FolderRun } from "../../../serve/page/folder-run.ts";
 import { RunRecord } from "../../../serve/page/run-record.ts";
 import type { RunSource } from "../../../serve/page/run-source.ts";
@@ -7,6 +8,7 @@ import type { LastStep, RunBeginning, Sample, StepProgress } from "../reporter.t
 import {
   beganEvent,
   endEvent,
+  failedEvent,
   type Line,
   lastStepEvent,
   lineEvent,
@@ -22,23 +24,24 @@ const LOOKING_MS = 10_000;
 
 /** The run that goes on in this process, as the page shows it: what it tells, without a way over files. */
 export class LiveRun implements Observer, RunSource {
-  readonly id = "";
+  readonly id: string;
   readonly dir: string;
   readonly live = true;
   readonly record: RunRecord;
   #lookedAt = Number.NEGATIVE_INFINITY;
 
-  private constructor(dir: string, record: RunRecord) {
+  private constructor(id: string, dir: string, record: RunRecord) {
+    this.id = id;
     this.dir = dir;
     this.record = record;
   }
 
-  /** `resumes`: what the folder tells of the steps before belongs to it. */
-  static async open(dir: string, resumes: boolean): Promise<LiveRun> {
-    if (!resumes) return new LiveRun(dir, new RunRecord());
-    const before = new FolderRun("", dir);
+  /** `id`: an adapter's name, "" for the only one. `resumes`: the folder's record of earlier steps belongs to the run. */
+  static async open(id: string, dir: string, resumes: boolean): Promise<LiveRun> {
+    if (!resumes) return new LiveRun(id, dir, new RunRecord());
+    const before = new FolderRun(id, dir);
     await before.refresh();
-    return new LiveRun(dir, before.record);
+    return new LiveRun(id, dir, before.record);
   }
 
   async refresh(): Promise<void> {}
@@ -101,6 +104,10 @@ export class LiveRun implements Observer, RunSource {
 
   end(summary: Readonly<Record<string, unknown>>): void {
     this.#tell(endEvent(summary));
+  }
+
+  failed(error: PipeloraError): void {
+    this.#tell(failedEvent(error));
   }
 
   async close(): Promise<void> {}

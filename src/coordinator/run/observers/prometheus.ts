@@ -1,5 +1,4 @@
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
-import type { Saved } from "../checkpoints/run-files.ts";
 import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { StepProgress } from "../reporter.ts";
 import type { Observer } from "./observer.ts";
@@ -12,67 +11,59 @@ const LOGGED = {
   eval_runtime: ["pipelora_eval_seconds", "Seconds that the last evaluation took."],
 } as const;
 
-/** A run's numbers as Prometheus asks for them. */
-export class PrometheusObserver implements Observer {
-  readonly #logged: ReadonlyMap<string, Gauge>;
-  readonly #step: Gauge;
-  readonly #maxSteps: Gauge;
-  readonly #epoch: Gauge;
-  readonly #stepLoss: Gauge;
-  readonly #rate: Gauge;
-  readonly #tokens: Counter;
-  readonly #steps: Counter;
-  readonly #seconds: Histogram;
-  readonly #saves: Counter;
-  readonly #done: Gauge;
+/** The metrics of a run under /metrics; with several adapters each has the label `adapter`. */
+export class TrainingMetrics {
+  readonly #metrics;
 
-  constructor(registry: Registry) {
-    const registers = [registry];
-    const gauge = (name: string, help: string) => new Gauge({ name, help, registers });
-    const counter = (name: string, help: string) => new Counter({ name, help, registers });
-    this.#logged = new Map(Object.entries(LOGGED).map(([key, [name, help]]) => [key, gauge(name, help)]));
-    this.#step = gauge("pipelora_train_step", "Updates done.");
-    this.#maxSteps = gauge("pipelora_train_steps_planned", "Updates that the run is to have.");
-    this.#epoch = gauge("pipelora_train_epoch", "Passes over the data done.");
-    this.#stepLoss = gauge("pipelora_train_step_loss", "Loss of the last step.");
-    this.#rate = gauge("pipelora_train_learning_rate", "Learning rate of the last step.");
-    this.#tokens = counter("pipelora_train_tokens_total", "Tokens trained on by this process.");
-    this.#steps = counter("pipelora_train_steps_total", "Steps that this process has done, those done again too.");
-    this.#seconds = new Histogram({
-      name: "pipelora_train_step_seconds",
-      help: "Seconds a step takes.",
-      buckets: [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100],
-      registers,
-    });
-    this.#saves = counter("pipelora_train_saves_total", "Checkpoints written.");
-    this.#done = gauge("pipelora_train_done", "1 once the adapter is written.");
+  constructor(registry: Registry, several: boolean) {
+    const common = { registers: [registry], labelNames: several ? ["adapter"] : [] };
+    const gauge = (name: string, help: string) => new Gauge({ name, help, ...common });
+    const counter = (name: string, help: string) => new Counter({ name, help, ...common });
+    this.#metrics = {
+      logged: new Map(Object.entries(LOGGED).map(([key, [name, help]]) => [key, gauge(name, help)])),
+      step: gauge("pipelora_train_step", "Updates done."),
+      maxSteps: gauge("pipelora_train_steps_planned", "Updates that the run is to have."),
+      epoch: gauge("pipelora_train_epoch", "Passes over the data done."),
+      stepLoss: gauge("pipelora_train_step_loss", "Loss of the last step."),
+      rate: gauge("pipelora_train_learning_rate", "Learning rate of the last step."),
+      tokens: counter("pipelora_train_tokens_total", "Tokens trained on by this process."),
+      steps: counter("pipelora_train_steps_total", "Steps that this process has done, those done again too."),
+      seconds: new Histogram({
+        name: "pipelora_train_step_seconds",
+        help: "Seconds a step takes.",
+        buckets: [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100],
+        ...common,
+      }),
+      saves: counter("pipelora_train_saves_total", "Checkpoints written."),
+      done: gauge("pipelora_train_done", "1 once the adapter is written."),
+    };
   }
 
-  step({ step, maxSteps, epoch, loss, learningRate, tokens, stepMs }: StepProgress): void {
-    this.#step.set(step);
-    this.#maxSteps.set(maxSteps);
-    this.#epoch.set(epoch);
-    this.#stepLoss.set(loss);
-    this.#rate.set(learningRate);
-    this.#tokens.inc(tokens);
-    this.#steps.inc();
-    this.#seconds.observe(stepMs / 1000);
+  /** Sets the metrics of an adapter from its run; null: of the only one. */
+  observer(adapter: string | null): Observer {
+    const labels: Record<string, string> = adapter === null ? {} : { adapter };
+    const { logged, step, maxSteps, epoch, stepLoss, rate, tokens, steps, seconds, saves, done } = this.#metrics;
+    done.set(labels, 0);
+    return {
+      step(progress: StepProgress): void {
+        step.set(labels, progress.step);
+        maxSteps.set(labels, progress.maxSteps);
+        epoch.set(labels, progress.epoch);
+        stepLoss.set(labels, progress.loss);
+        rate.set(labels, progress.learningRate);
+        tokens.inc(labels, progress.tokens);
+        steps.inc(labels);
+        seconds.observe(labels, progress.stepMs / 1000);
+      },
+      log(entry: LogEntry): void {
+        for (const [key, gauge] of logged) {
+          const value = entry[key];
+          if (value !== undefined) gauge.set(labels, value);
+        }
+      },
+      saved: () => saves.inc(labels),
+      end: () => done.set(labels, 1),
+      close: async () => {},
+    };
   }
-
-  log(entry: LogEntry): void {
-    for (const [key, gauge] of this.#logged) {
-      const value = entry[key];
-      if (value !== undefined) gauge.set(value);
-    }
-  }
-
-  saved(_saved: Saved, _step: number): void {
-    this.#saves.inc();
-  }
-
-  end(): void {
-    this.#done.set(1);
-  }
-
-  async close(): Promise<void> {}
 }

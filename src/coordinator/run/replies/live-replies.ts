@@ -1,39 +1,35 @@
-import { basename } from "node:path";
+import { resolve } from "node:path";
 import type { Registry } from "prom-client";
 import { PipeloraError } from "../../../common/errors.ts";
 import type { Logger } from "../../../common/log.ts";
 import type { Config } from "../../../config/options.ts";
-import { reply } from "../../../generation/reply.ts";
+import type { Round, RoundRunner } from "../../../generation/round.ts";
 import { Scheduler, type SchedulerLimits } from "../../../generation/scheduler.ts";
 import { RunFolder } from "../../../serve/page/run-folder.ts";
 import type { Service } from "../../../serve/service.ts";
 import type { Pipeline } from "../../cluster/pipeline.ts";
-import { stopIdsOf } from "../../generation/conversation.ts";
-import { type PromptRow, promptRows } from "../../generation/prompt-rows.ts";
-import { type Language, servedLanguage } from "../../generation/sample.ts";
 import { usualRows } from "../../generation/scheduled-model.ts";
-import { tokenChoice } from "../../generation/token-choice.ts";
 import type { ModelSetup } from "../../planning/model-setup.ts";
 import type { CacheNeeds } from "../../planning/workload.ts";
 import { type HttpApi, openHttpApi } from "../../serving/http-api.ts";
 import type { LiveRun } from "../observers/live-run.ts";
 import type { Reporter } from "../reporter.ts";
-import { SampleFile } from "./sample-file.ts";
+import { type AdapterToAsk, AnsweringAdapter } from "./answering-adapter.ts";
 
-/** Tokens of all sequences together that room is made for beside training where nothing is said. */
+/** Rows of a cache beside training if nothing is said. */
 const ROWS_BESIDE = 8192;
-/** Answers under way at the run's end were begun before it: they are done. */
+/** Time for answers under way at the run's end. */
 const GRACE_MS = 1_000;
 
-/** What an address tells of a run in training, beside its replies. */
+/** What an address shows of a run in training, beside its replies. */
 export interface HttpShows {
   /** Of /metrics. */
   readonly registry: Registry;
-  /** Of the page; null: nobody will see it. */
-  readonly live: LiveRun | null;
+  /** The run's adapters as the page shows them; empty: there is no page. */
+  readonly live: readonly LiveRun[];
 }
 
-/** What is placed beside the training. */
+/** The cache that is placed beside the training. */
 export interface PlacedCache {
   readonly pipeline: Pipeline;
   readonly rows: number;
@@ -43,57 +39,51 @@ export interface PlacedCache {
   readonly batchTokens: number;
 }
 
-/** Replies of a model in training, from the weights that its workers hold: over HTTP between steps, and to prompts at evaluations. */
+/** An adapter of an attempt, in the order of the numbers in the workers' engines. */
+export interface Progress {
+  /** Its place among all adapters of the run. */
+  readonly index: number;
+  /** Updates that its weights have had. */
+  readonly step: number;
+}
+
+/**
+ * Replies of adapters in training, from the weights that their workers hold: over HTTP between steps, and to prompts at evaluations.
+ * Requests carry an adapter's place in the run, which stays the same when the run is restarted with fewer adapters.
+ */
 export class LiveReplies {
   readonly #config: Config;
   readonly #setup: ModelSetup;
-  readonly #language: Language;
-  readonly #prompts: readonly PromptRow[];
-  readonly #samples: SampleFile;
+  readonly #adapters: readonly AnsweringAdapter[];
   readonly #log: Logger;
   readonly #http: HttpShows;
   #limits: Omit<SchedulerLimits, "waiting"> | null = null;
   #scheduler: Scheduler | null = null;
   #api: HttpApi | null = null;
   #pipeline: Pipeline | null = null;
-  #step = 0;
 
   private constructor(
-    { config, setup, log, http }: { config: Config; setup: ModelSetup; log: Logger; http: HttpShows },
-    language: Language,
-    prompts: readonly PromptRow[],
+    config: Config,
+    { setup, adapters }: { readonly setup: ModelSetup; readonly adapters: readonly AnsweringAdapter[] },
+    { log, http }: { readonly log: Logger; readonly http: HttpShows },
   ) {
     this.#config = config;
     this.#setup = setup;
+    this.#adapters = adapters;
     this.#log = log;
     this.#http = http;
-    this.#language = language;
-    this.#prompts = prompts;
-    this.#samples = new SampleFile(config.output_dir!);
   }
 
-  /** Reads tokenizer and prompts; null where nobody is to be answered. Errors: PL_TOKENIZER_INVALID, PL_DATASET_INVALID, PL_TEMPLATE_INVALID. */
+  /** `config`: the run's. Null if nobody is to be answered. Errors: PL_TOKENIZER_INVALID, PL_DATASET_INVALID, PL_TEMPLATE_INVALID. */
   static async open(
     config: Config,
-    setup: ModelSetup,
-    { log, http }: { readonly log: Logger; readonly http: HttpShows },
+    adapters: readonly AdapterToAsk[],
+    to: { readonly log: Logger; readonly http: HttpShows },
   ): Promise<LiveReplies | null> {
-    const { http: address, sample_prompts: path } = config;
-    if (address === null && path === null) return null;
-    const language = await servedLanguage(setup, config, log);
-    const prompts: PromptRow[] = [];
-    if (path !== null) {
-      const plain = !/\.jsonl?$/.test(path);
-      const most = Math.min(setup.spec.maxPositions, config.kv_cache_tokens ?? Number.POSITIVE_INFINITY);
-      for await (const prompt of promptRows({ path, plain }, language)) {
-        if (prompt.ids.length >= most) {
-          const long = `${path}: prompt ${prompt.index + 1} has ${prompt.ids.length} tokens, and a sequence has room for ${most} with the reply`;
-          throw new PipeloraError("PL_DATASET_INVALID", long, { hint: "Shorten it, or leave it out." });
-        }
-        prompts.push(prompt);
-      }
-    }
-    return new LiveReplies({ config, setup, log, http }, language, prompts);
+    if (config.http === null && adapters.every((adapter) => adapter.config.sample_prompts === null)) return null;
+    const asked: AnsweringAdapter[] = [];
+    for (const adapter of adapters) asked.push(await AnsweringAdapter.open(adapter, to.log));
+    return new LiveReplies(config, { setup: adapters[0]!.setup, adapters: asked }, to);
   }
 
   /** Room that the plan is to leave, most wanted first. A run that was placed keeps its room. */
@@ -105,36 +95,37 @@ export class LiveReplies {
     if (fixed !== null) counts.push(fixed);
     else {
       // Every prompt of the run's own, and some reply to it, must find room.
-      const least = Math.max(usual.least, ...this.#prompts.map(({ ids }) => ids.length + 1));
+      const least = Math.max(usual.least, ...this.#adapters.map(({ leastRows }) => leastRows));
       for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > least; rows = Math.ceil(rows / 2)) counts.push(rows);
       counts.push(least);
     }
     return counts.map((rows) => ({ sequences, rows }));
   }
 
-  /** Opens the API, where one was asked for; requests are taken once the model is placed. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  /** Opens the API if one was asked for; requests are taken once the model is placed. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
   async listen(): Promise<void> {
-    const { http: address } = this.#config;
+    const { http: address, output_dir: dir } = this.#config;
     if (address === null) return;
-    const service = this.#service();
-    const ready = () => this.#scheduler !== null;
-    const { live } = this.#http;
+    const { live, registry } = this.#http;
     this.#api = await openHttpApi(this.#config, {
-      ...{ address, ready, log: this.#log },
-      api: { service, registry: this.#http.registry },
-      runs: live === null ? null : new RunFolder(live.dir, live),
+      ...{ address, log: this.#log },
+      ready: () => this.#scheduler !== null,
+      api: { service: this.#service(), registry },
+      runs: live.length === 0 ? null : new RunFolder(resolve(dir!), live),
     });
-    this.#log.info(`answering between steps at ${this.#api.url}/v1 as ${service.models[0]!.id}`);
-    if (live !== null) this.#log.info(`the run as it goes: ${this.#api.url}`);
+    const { url } = this.#api;
+    const names = this.#adapters.map(({ id }) => id).join(", ");
+    this.#log.info(`answering between steps at ${url}/v1 as ${names}`);
+    if (live.length > 0) this.#log.info(`the run as it goes: ${url}`);
   }
 
-  /** Makes the cache; from now on requests are taken. Errors: PL_OUT_OF_MEMORY. */
-  async placed({ pipeline, rows, stages, batchTokens }: PlacedCache, step: number): Promise<void> {
+  /** Makes the cache; from now on requests are taken. `progress`: the attempt's adapters. Errors: PL_OUT_OF_MEMORY. */
+  async placed({ pipeline, rows, stages, batchTokens }: PlacedCache, progress: readonly Progress[]): Promise<void> {
     const { max_num_seqs: sequences, max_concurrent_requests: requests } = this.#config;
     await pipeline.openCache(sequences, rows);
     this.#pipeline = pipeline;
-    this.#step = step;
-    await this.#samples.goOnFrom(step);
+    for (const adapter of this.#adapters) adapter.leave();
+    for (const [number, { index, step }] of progress.entries()) await this.#adapters[index]!.place(number, step);
     const limits = {
       ...{ sequences, rows, positions: this.#setup.spec.maxPositions, rounds: stages },
       roundTokens: Math.min(this.#config.max_num_batched_tokens, batchTokens),
@@ -142,100 +133,60 @@ export class LiveReplies {
     this.#limits ??= limits;
     // Whoever asks waits for the step under way.
     this.#scheduler ??= new Scheduler({ ...limits, waiting: requests });
+    for (const [index, { id, number }] of this.#adapters.entries()) {
+      const ended = new PipeloraError("PL_REQUEST_INVALID", `${id} has ended: the run goes on without it`);
+      if (number === null) this.#scheduler.fail(ended, index);
+    }
   }
 
   get asked(): boolean {
     return (this.#scheduler?.state().waiting ?? 0) > 0;
   }
 
-  /** Answers those that wait with the weights as they are, and says what that cost. Errors: the pipeline's. */
-  async answer(step: number, reporter: Reporter): Promise<void> {
+  /** Answers those that wait with the weights as they are, and reports what that cost. Errors: the pipeline's. */
+  async answer(progress: readonly Progress[], reporter: Reporter): Promise<void> {
+    for (const { index, step } of progress) this.#adapters[index]!.updated(step);
     const scheduler = this.#scheduler!;
     const before = scheduler.state();
     const started = performance.now();
-    this.#step = step;
-    await scheduler.answerWaiting(this.#pipeline!);
+    await scheduler.answerWaiting(this.#runner());
     const seconds = (performance.now() - started) / 1000;
     const { newTokens } = scheduler.state();
     const count = before.waiting;
+    const steps = [...new Set(progress.map(({ step }) => step))];
     reporter.note(
-      `answered ${count} ${count === 1 ? "request" : "requests"} after step ${step}: ${newTokens - before.newTokens} tokens in ${seconds.toFixed(2)} s, ${(seconds / count).toFixed(2)} s a request, while training waited`,
+      `answered ${count} ${count === 1 ? "request" : "requests"} after step ${steps.join(", ")}: ${newTokens - before.newTokens} tokens in ${seconds.toFixed(2)} s, ${(seconds / count).toFixed(2)} s a request, while training waited`,
     );
   }
 
-  /** Answers the prompts of --sample-prompts, into the log and samples.jsonl. Errors: the pipeline's, PL_OUTPUT_UNWRITABLE. */
-  async sample(step: number, reporter: Reporter): Promise<void> {
-    if (this.#prompts.length === 0) return;
-    // A scheduler of its own: requests that wait are answered in their turn.
-    const { tokenizer, template } = this.#language;
-    const scheduler = new Scheduler({ ...this.#limits!, waiting: this.#prompts.length });
-    const replies = this.#prompts.map(({ ids }) =>
-      reply(
-        scheduler,
-        tokenizer,
-        {
-          prompt: ids,
-          maxNewTokens: Math.max(1, Math.min(this.#config.max_new_tokens, scheduler.mostTokens - ids.length)),
-          stopIds: stopIdsOf({ spec: this.#setup.spec, template }),
-          stops: [],
-          choice: tokenChoice({ ...this.#config, do_sample: false, repetition_penalty: 1 }),
-        },
-        () => {},
-      ),
-    );
-    const all = Promise.all(replies);
-    all.catch(() => {});
-    await scheduler.answerWaiting(this.#pipeline!);
-    const done = await all;
-    await this.#samples.add(
-      done.map(({ ids, text, reason }, at) => {
-        const { index, row } = this.#prompts[at]!;
-        return { ...row, step, index, output_ids: ids, text, finish_reason: reason };
-      }),
-    );
-    reporter.samples(
-      done.map(({ text }, at) => ({ prompt: shownPrompt(this.#prompts[at]!, this.#language), reply: text! })),
-      step,
-    );
+  /** Answers an adapter's --sample-prompts, into the log and its samples.jsonl. Errors: the pipeline's, PL_OUTPUT_UNWRITABLE. */
+  async sample({ index, step }: Progress, reporter: Reporter): Promise<void> {
+    const samples = await this.#adapters[index]!.sample(this.#pipeline!, this.#limits!, step);
+    if (samples.length > 0) reporter.samples(samples, step);
   }
 
-  /** Ends the API: who still waits is told. */
+  /** Ends the API: waiting requests get an error. */
   async close(): Promise<void> {
     this.#scheduler?.fail(new PipeloraError("PL_INTERRUPTED", "the training has ended"));
     await this.#api?.close(GRACE_MS);
   }
 
+  /** The pipeline, with the numbers that adapters have in its engines. */
+  #runner(): RoundRunner {
+    const pipeline = this.#pipeline!;
+    return { infer: (round: Round) => pipeline.infer({ ...round, adapter: this.#adapters[round.adapter]!.number! }) };
+  }
+
   #service(): Service {
-    const {
-      output_dir: dir,
-      served_model_name: name,
-      max_new_tokens: defaultTokens,
-      request_timeout: seconds,
-    } = this.#config;
-    const { spec } = this.#setup;
-    const { tokenizer, template } = this.#language;
+    const { max_new_tokens: defaultTokens, request_timeout: seconds } = this.#config;
+    const served = this.#adapters.map((adapter, index) => adapter.served(index));
     return {
       scheduler: () => this.#scheduler,
-      models: [
-        {
-          ...{
-            adapter: 0,
-            id: name ?? basename(dir!),
-            parent: basename(this.#setup.name),
-            tokenizer: tokenizer!,
-            template,
-          },
-          stopIds: stopIdsOf({ spec, template }),
-        },
-      ],
+      // Before the first placement all can be asked: they will answer.
+      models: () => served.filter((_, index) => this.#pipeline === null || this.#adapters[index]!.number !== null),
       created: Math.floor(Date.now() / 1000),
       defaultTokens,
       timeoutMs: seconds * 1000,
-      step: () => this.#step,
     };
   }
-}
-
-function shownPrompt({ row, ids }: PromptRow, { tokenizer }: Language): string {
-  return typeof row["prompt"] === "string" ? row["prompt"] : tokenizer!.decode(ids);
 }

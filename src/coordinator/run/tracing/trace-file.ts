@@ -1,8 +1,8 @@
-import { rename, writeFile } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { ensureWritable } from "../../../common/output-dir.ts";
 import { tracedSteps } from "../../../common/traced-steps.ts";
 import type { Config } from "../../../config/options.ts";
+import { writeTextAtomically } from "../../../formats/atomic-file.ts";
 import { chromeTrace, type RankTrace, type StepSpan } from "./chrome-trace.ts";
 import type { ToldSteps } from "./told-steps.ts";
 
@@ -70,11 +70,9 @@ export class TraceFile {
       return;
     }
     try {
-      const temporary = `${this.#path}.tmp`;
-      await writeFile(temporary, JSON.stringify(chromeTrace(this.#steps, this.#ranks)));
-      await rename(temporary, this.#path);
+      await writeTextAtomically(this.#path, JSON.stringify(chromeTrace(this.#steps, this.#ranks)));
     } catch (error) {
-      this.#warn(`the trace can't be written: ${(error as Error).message}`);
+      this.#warn(`there is no trace: ${(error as Error).message}`);
     }
   }
 }

@@ -19,7 +19,10 @@ test("room for replies is what was asked for, or as much as fits, never less tha
   const config = { ...defaultConfig(), model: dir, output_dir: dir };
   const setup = await setUpModel(config, log, { weights: true, lora: true });
   const open = (changes: object) =>
-    LiveReplies.open({ ...config, ...changes }, setup, { log, http: { registry: new Registry(), live: null } });
+    LiveReplies.open({ ...config, ...changes }, [{ name: null, config: { ...config, ...changes }, setup }], {
+      log,
+      http: { registry: new Registry(), live: [] },
+    });
   const rows = async (changes: object) => (await open(changes))!.rooms().map((room) => room.rows);
 
   assert.equal(await open({}), null);

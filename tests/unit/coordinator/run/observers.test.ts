@@ -15,7 +15,7 @@ import {
   mlflowSettings,
 } from "../../../../src/coordinator/run/observers/mlflow.ts";
 import { withObservers } from "../../../../src/coordinator/run/observers/observer.ts";
-import { PrometheusObserver } from "../../../../src/coordinator/run/observers/prometheus.ts";
+import { TrainingMetrics } from "../../../../src/coordinator/run/observers/prometheus.ts";
 import type { Reporter } from "../../../../src/coordinator/run/reporter.ts";
 import { metricsPage } from "../../../../src/serve/metrics.ts";
 import { temporaryFolder } from "../../../support/processes/cli.ts";
@@ -108,15 +108,15 @@ test("every observer hears what it listens to, and what shows the run hears all"
 
 test("/metrics: a run's numbers and a scheduler's, counters that never fall, in Prometheus's form", async (t) => {
   const registry = new Registry();
-  const observer = new PrometheusObserver(registry);
+  const observer = new TrainingMetrics(registry, false).observer(null);
   let state = { running: 2, waiting: 1, rows: 4096, rowsInUse: 100, promptTokens: 30, newTokens: 7, rounds: 5 };
   const app = fastify();
   t.after(() => app.close());
   await app.register(metricsPage(registry, () => ({ state: () => state as never })));
-  observer.step(progress(4, 2.5));
-  observer.step(progress(5, 2.25));
-  observer.log({ step: 5, loss: 2.375, grad_norm: 0.5 });
-  observer.log({ step: 5, eval_loss: 3 });
+  observer.step!(progress(4, 2.5));
+  observer.step!(progress(5, 2.25));
+  observer.log!({ step: 5, loss: 2.375, grad_norm: 0.5 });
+  observer.log!({ step: 5, eval_loss: 3 });
   const read = async () => {
     const { body, headers } = await app.inject({ url: "/metrics" });
     assert.match(String(headers["content-type"]), /^text\/plain; version=0\.0\.4/);
@@ -134,7 +134,7 @@ test("/metrics: a run's numbers and a scheduler's, counters that never fall, in 
   for (const [key, value] of Object.entries(expected)) assert.equal(first.get(key), value, key);
   assert.ok(first.get("process_resident_memory_bytes")! > 1e7);
   state = { ...state, newTokens: 3 };
-  observer.end();
+  observer.end!({});
   const second = await read();
   assert.equal(second.get("pipelora_generated_tokens_total"), 10);
   assert.equal(second.get("pipelora_train_done"), 1);
@@ -228,8 +228,8 @@ test("MLflow: an experiment that is made where there is none, settings as params
     params,
     noWarning,
   );
-  observer.log({ step: 10, loss: 2, learning_rate: 1e-4, epoch: 0.5 });
-  observer.log({ step: 10, eval_loss: Number.NaN, eval_runtime: 1 });
+  observer.log!({ step: 10, loss: 2, learning_rate: 1e-4, epoch: 0.5 });
+  observer.log!({ step: 10, eval_loss: Number.NaN, eval_runtime: 1 });
   await observer.close(null);
   assert.deepEqual(experiments, ["Default", "new one"]);
   const run = runs.get("r1")!;

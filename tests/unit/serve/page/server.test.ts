@@ -20,7 +20,7 @@ const OPEN: AppOptions = { apiKey: null, tls: null, onFailure: () => {}, ready: 
 async function pageOf(t: TestContext, dir: string, changes: Partial<AppOptions> & { trustsMachine?: boolean } = {}) {
   const app = await createApp({ ...OPEN, ...changes });
   const trustsMachine = changes.trustsMachine ?? true;
-  await app.register(runsPage({ folder: new RunFolder(dir, null), chat: false, trustsMachine }));
+  await app.register(runsPage({ folder: new RunFolder(dir), chat: false, trustsMachine }));
   t.after(() => app.close());
   return app;
 }

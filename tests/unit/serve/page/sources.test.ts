@@ -82,7 +82,7 @@ test("a run shows the same from its files as from itself, whatever it does and w
     fc.asyncProperty(history, ending, async (parts, error) => {
       const dir = join(root, String(count++));
       mkdirSync(dir);
-      const live = await LiveRun.open(dir, false);
+      const live = await LiveRun.open("", dir, false);
       const files = [new MetricsFile(dir, noWarning), new JournalFile(dir, noWarning)];
       const reporter = withObservers({} as Reporter, [...files, live]);
       const other = new FolderRun("", dir);
@@ -189,7 +189,7 @@ test("runs below a folder are found by what they left; links and checkpoints are
     writeRun(join(root, name), { steps: 3, ranks: 2 });
   writeRun(join(root, "a-2", "checkpoint-3"), { steps: 3, ranks: 2 });
   mkdirSync(join(root, "empty"));
-  const folder = new RunFolder(root, null);
+  const folder = new RunFolder(root);
   const { runs } = await folder.list();
   assert.deepEqual(
     runs.map(({ id }) => id),

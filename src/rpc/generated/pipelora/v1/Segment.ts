@@ -3,7 +3,6 @@
 
 export interface Segment {
   'index'?: (number);
-  'rank'?: (number);
   'firstLayer'?: (number);
   'lastLayer'?: (number);
   'checkpointedBlocks'?: (number);
@@ -11,11 +10,13 @@ export interface Segment {
   'needsBackward'?: (boolean);
   'cachedBlocks'?: (number);
   'offloadedBlocks'?: (number);
+  'ranks'?: (number)[];
+  'forwardSeconds'?: (number | string);
+  'backwardSeconds'?: (number | string);
 }
 
 export interface Segment__Output {
   'index': (number);
-  'rank': (number);
   'firstLayer': (number);
   'lastLayer': (number);
   'checkpointedBlocks': (number);
@@ -23,4 +24,7 @@ export interface Segment__Output {
   'needsBackward': (boolean);
   'cachedBlocks': (number);
   'offloadedBlocks': (number);
+  'ranks': (number)[];
+  'forwardSeconds': (number);
+  'backwardSeconds': (number);
 }

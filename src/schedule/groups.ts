@@ -1,0 +1,128 @@
+import type { ScheduledSegment } from "./instruction.ts";
+import type { Candidate, Policy, Progress } from "./policy.ts";
+
+/** Segments dealt out round robin, as many a rank; behind them there may be one that several ranks share. */
+export interface Deal {
+  /** In pipeline order. */
+  readonly ranks: readonly number[];
+  /** Segments a rank, without the shared one. */
+  readonly chunks: number;
+  /** The shared segment, and how many ranks take its micro-batches in turn; null: there is none. */
+  readonly shared: { readonly segment: number; readonly ranks: number } | null;
+}
+
+/** How segments were dealt out; null where they were not. */
+export function dealOf(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | null {
+  const last = segments.at(-1)!;
+  const shared = last.ranks.length > 1 ? { segment: segments.length - 1, ranks: last.ranks.length } : null;
+  const own = shared === null ? segments : segments.slice(0, -1);
+  const ranks = [...new Set(own.flatMap((segment) => segment.ranks))];
+  const dealt = own.every(
+    (segment, index) => segment.ranks.length === 1 && segment.ranks[0] === ranks[index % ranks.length],
+  );
+  if (!dealt || own.length % ranks.length !== 0 || !last.ranks.every((rank) => ranks.includes(rank))) return null;
+  return { ranks, chunks: own.length / ranks.length, shared };
+}
+
+/** Micro-batches that go through a rank's segments one after the other: as many as there are ranks, or as share a segment. */
+function groupOf({ ranks, chunks, shared }: Deal): number {
+  return chunks === 1 && shared !== null ? shared.ranks : ranks.length;
+}
+
+/**
+ * The most that a rank has forwarded and not yet gone back, counted over its segments but the shared one: Megatron's warm-up and one; 1F1B's
+ * with one segment a rank. All of a group must have left the last rank before its shared segment starts, so then a group less one more.
+ */
+export function mostInGroups(deal: Deal, rank: number): number {
+  const after = deal.ranks.length - 1 - deal.ranks.indexOf(rank);
+  const plain = deal.chunks === 1 ? after + 1 : 2 * after + (deal.chunks - 1) * deal.ranks.length + 1;
+  return plain + (deal.shared === null ? 0 : groupOf(deal) - 1);
+}
+
+/**
+ * Megatron-LM's interleaving over p ranks, and what a shared segment adds. Micro-batches go in groups of p: a rank runs a group through its
+ * first segment, then through its second, and so on; backward in the same groups from the last segment to the first. After a warm-up it
+ * alternates. All ranks stop for the shared segment at the same beat, each for its own micro-batch of the group: none waits for another's.
+ * So its turn comes p − 1 − place of the rank backward passes before the group's own first.
+ * A last, smaller group breaks the beat: where every rank waits, one goes on with whatever is there.
+ */
+export function inGroups(deal: Deal): Policy {
+  const { ranks, chunks, shared } = deal;
+  const size = groupOf(deal);
+  const most = new Map(ranks.map((rank) => [rank, mostInGroups(deal, rank)]));
+  const own = (rank: number, { segmentsOf }: Progress) =>
+    segmentsOf[rank]!.filter((segment) => segment !== shared?.segment);
+  const turn = (order: readonly number[], rank: number, progress: Progress, backward: boolean): Candidate | null => {
+    const segment = nextOfGroup(
+      order,
+      (one) => progress.next(rank, one, backward),
+      progress.microBatches,
+      ranks.length,
+    );
+    return segment === null ? null : { segment, backward };
+  };
+  const forward = (rank: number, progress: Progress) => turn(own(rank, progress), rank, progress, false);
+  const backward = (rank: number, progress: Progress) => {
+    const learning = own(rank, progress).filter((segment) => segment >= progress.lowest);
+    return turn(learning.reverse(), rank, progress, true);
+  };
+  const forwards = (rank: number, progress: Progress) =>
+    own(rank, progress).reduce((sum, segment) => sum + progress.next(rank, segment, false), 0);
+  /** What lies before all that learns is gone back when that is. */
+  const backwards = (rank: number, progress: Progress) =>
+    own(rank, progress).reduce(
+      (sum, segment) =>
+        sum + (segment < progress.lowest ? progress.oldest(progress.lowest, true) : progress.next(rank, segment, true)),
+      0,
+    );
+  /** What the rank is to do in the shared segment, if it takes part in it. */
+  const sharedPass = (rank: number, progress: Progress): Candidate | null => {
+    if (shared === null || !progress.segmentsOf[rank]!.includes(shared.segment)) return null;
+    const { segment } = shared;
+    const next = progress.next(rank, segment, false);
+    if (progress.trains && progress.next(rank, segment, true) < next) return { segment, backward: true };
+    return next < progress.microBatches ? { segment, backward: false } : null;
+  };
+  const isDue = ({ segment, backward: back }: Candidate, rank: number, progress: Progress) => {
+    if (back) return true;
+    const group = Math.floor(progress.next(rank, segment, false) / size);
+    const ahead = ranks.length - 1 - ranks.indexOf(rank);
+    return group * size * chunks - ahead <= backwards(rank, progress);
+  };
+  return {
+    *candidates(rank, progress) {
+      const pass = sharedPass(rank, progress);
+      const next = forward(rank, progress);
+      if (!progress.trains) {
+        for (const candidate of [pass, next]) if (candidate !== null) yield candidate;
+        return;
+      }
+      if (next !== null && forwards(rank, progress) - backwards(rank, progress) < most.get(rank)!) {
+        yield next;
+        return;
+      }
+      const back = backward(rank, progress);
+      if (pass !== null && isDue(pass, rank, progress)) yield pass;
+      else if (back !== null) yield back;
+    },
+    *whenStuck(rank, progress) {
+      for (const of of [sharedPass, backward, forward]) {
+        const candidate = of(rank, progress);
+        if (candidate !== null) yield candidate;
+      }
+    },
+  };
+}
+
+/** The segment whose turn it is: the first, in the given order, that has not finished the oldest unfinished group. */
+function nextOfGroup(
+  order: readonly number[],
+  next: (segment: number) => number,
+  total: number,
+  size: number,
+): number | null {
+  const oldest = Math.min(total, ...order.map(next));
+  if (oldest === total) return null;
+  const end = Math.min(total, (Math.floor(oldest / size) + 1) * size);
+  return order.find((segment) => next(segment) < end)!;
+}
