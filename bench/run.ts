@@ -4,6 +4,7 @@
 // npm run bench -- coordinator   the coordinator's own time a step
 // npm run bench -- planning [ROWS EPOCHS]…   how long planning looks at every step, and holds the event loop
 // npm run bench -- predicted     predicted step times beside real runs
+// npm run bench -- pipelines     pipelines of CPU workers beside the best they could do
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
 // npm run bench -- multi-gpu     training at Qwen-7B's shape over all GPUs of this host, by placement and link; names after it
 //                                (nf4, 8x384, 1f1b, nccl, …) keep it to those
@@ -16,6 +17,7 @@ import { benchCpu } from "./cpu.ts";
 import { benchGpu } from "./gpu.mjs";
 import { benchLinks } from "./links.ts";
 import { benchMultiGpu } from "./multi-gpu.ts";
+import { benchPipelines } from "./pipelines.ts";
 import { benchPlanning } from "./planning.ts";
 import { benchPredicted } from "./predicted.ts";
 import { benchSimulated } from "./simulated.ts";
@@ -29,6 +31,7 @@ const BENCHES: Readonly<Record<string, Bench>> = {
   adapters: benchAdapters,
   coordinator: benchCoordinator,
   planning: benchPlanning,
+  pipelines: benchPipelines,
   predicted: benchPredicted,
   simulated: benchSimulated,
   links: benchLinks,

@@ -1,6 +1,6 @@
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
 import { trainedMatrices } from "./memory/kind-memory.ts";
-import { type PlacementProblem, place, waysToPlace } from "./placement/planner.ts";
+import { type PlacementProblem, place, type WaysOverGroup, waysToPlace } from "./placement/planner.ts";
 import type { Way, WayKinds } from "./placement/ways.ts";
 import { layerDevicesOf, sortedIds, unitDevicesOf } from "./placement-problem.ts";
 import type { Finish, Plan } from "./plan.ts";
@@ -10,9 +10,14 @@ import { segmentsOf } from "./segments.ts";
 import { quickPassesTime } from "./time/step-time.ts";
 import { predictTime } from "./time.ts";
 
-/** So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated. */
+/**
+ * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of those that
+ * keep layers together. The closed form does not see what a copy of the head or activations of more micro-batches leave no room for.
+ */
 const MOST_JUDGED = 4;
-/** By what share a step must be shorter for several segments a device, or a head on several devices; and for other devices. */
+/** And none that takes longer than this many times the quickest. */
+const WORTH_A_LOOK = 1.1;
+/** By what share a step must be shorter for more pieces of the model on a device, which exchange more messages; and for more devices. */
 const WORTH_SPREADING = 0.01;
 const WORTH_MORE_DEVICES = 0.001;
 
@@ -33,7 +38,12 @@ export function bestWay(request: PlanRequest, problem: PlacementProblem, finish:
   }
   const kinds = kindsOf(request, strategy);
   const best = judge(request, waysToPlace(problem, strategy, kinds), finish);
-  if (best !== null || kinds.plain !== null) return best;
+  if (best !== null || kinds.plain !== null) {
+    const whole = best === null || kinds.shared || !mayShare(request, strategy);
+    return whole
+      ? best
+      : noted(best, "the head is trained: it stays on one device, whose stage takes the longer for it");
+  }
   const plain = judge(request, waysToPlace(problem, strategy, { plain: "1f1b", dealt: false, shared: false }), finish);
   return plain === null ? null : warned(plain, "no placement with several segments a device fits");
 }
@@ -46,36 +56,65 @@ export function headIsTrained(request: PlanRequest): boolean {
 
 /** A device map of the user's, and transformers' own strategies, keep each layer on one device; all but auto and fastest deal segments out only when asked to. */
 function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balanced_low_0" | "sequential">): WayKinds {
-  const { work, spec } = request;
+  const { work } = request;
   const { schedule } = work;
-  const free = strategy !== "balanced" && work.microBatches > 1 && work.forwardOnly !== true;
-  const inTurn = schedule === "auto" || schedule === "1f1b" || schedule === "interleaved";
   return {
     plain: schedule === "interleaved" ? null : policyOf(work),
-    dealt: schedule === "interleaved" || (schedule === "auto" && free),
-    shared: free && inTurn && spec.layers.at(-1)!.kind === "head" && !headIsTrained(request),
+    dealt: schedule === "interleaved" || (schedule === "auto" && isFree(request, strategy)),
+    shared: mayShare(request, strategy) && !headIsTrained(request),
   };
 }
 
-function judge(request: PlanRequest, ways: readonly Way[], finish: Finish): Plan | null {
+/** Whether a strategy leaves open how layers are spread, and the work has anything to spread. */
+function isFree({ work }: PlanRequest, strategy: NamedStrategy): boolean {
+  return strategy !== "balanced" && work.microBatches > 1 && work.forwardOnly !== true;
+}
+
+/** Whether several devices may have the head, trained or not. */
+function mayShare(request: PlanRequest, strategy: NamedStrategy): boolean {
+  const { schedule } = request.work;
+  const inTurn = schedule === "auto" || schedule === "1f1b" || schedule === "interleaved";
+  return inTurn && isFree(request, strategy) && request.spec.layers.at(-1)!.kind === "head";
+}
+
+function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Finish): Plan | null {
   // One request a schedule: what is reckoned of a request is remembered.
   const requests = new Map<SchedulePolicy, PlanRequest>();
-  for (const { policy } of ways) if (!requests.has(policy)) requests.set(policy, scheduled(request, policy));
-  const ranked = ways.map((way, order) => ({ way, order, seconds: quickSeconds(requests.get(way.policy)!, way) }));
-  const judged: { plan: Plan; order: number; way: Way }[] = [];
+  const requestOf = (policy: SchedulePolicy) => {
+    const known = requests.get(policy) ?? scheduled(request, policy);
+    requests.set(policy, known);
+    return known;
+  };
+  const ranked: { way: Way; devices: number; seconds: number }[] = [];
+  let quickest = Number.POSITIVE_INFINITY;
+  for (const { devices, least, ways } of groups) {
+    if (least > quickest) continue;
+    for (const way of ways()) {
+      const seconds = quickSeconds(requestOf(way.policy), way);
+      ranked.push({ way, devices, seconds });
+      quickest = Math.min(quickest, seconds);
+    }
+  }
+  const judged: { plan: Plan; devices: number; way: Way }[] = [];
   let overfull: Plan | null = null;
-  for (const { way, order } of ranked.sort((a, b) => a.seconds - b.seconds || a.order - b.order)) {
-    if (judged.length === MOST_JUDGED) break;
-    const plan = finish(requests.get(way.policy)!, way.unitDevices);
-    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, order, way });
+  for (const { way, devices, seconds } of ranked.sort((a, b) => a.seconds - b.seconds)) {
+    const enough = judged.length >= MOST_JUDGED || (judged.length > 0 && seconds > WORTH_A_LOOK * quickest);
+    if (enough && (isSpread(way) || judged.some((one) => !isSpread(one.way)))) continue;
+    const plan = finish(requestOf(way.policy), way.unitDevices);
+    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, way });
     else if (!isSpread(way)) overfull ??= plan;
   }
-  let best: { plan: Plan; way: Way } | null = null;
-  for (const one of judged.sort((a, b) => a.order - b.order)) {
-    const least = best === null || isSpread(one.way) === isSpread(best.way) ? WORTH_MORE_DEVICES : WORTH_SPREADING;
+  let best: (typeof judged)[number] | null = null;
+  for (const one of judged.sort((a, b) => a.devices - b.devices || piecesOf(a.plan) - piecesOf(b.plan))) {
+    const pieces = best === null ? 0 : piecesOf(one.plan) / one.devices - piecesOf(best.plan) / best.devices;
+    const least = pieces > 0 ? WORTH_SPREADING : WORTH_MORE_DEVICES;
     if (best === null || stepOf(one.plan) < (1 - least) * stepOf(best.plan)) best = one;
   }
   return best?.plan ?? overfull;
+}
+
+function piecesOf({ devices }: Plan): number {
+  return devices.reduce((sum, { segments }) => sum + segments.length, 0);
 }
 
 function stepOf({ predicted }: Plan): number {
@@ -97,6 +136,9 @@ function scheduled(request: PlanRequest, schedule: SchedulePolicy): PlanRequest 
 }
 
 function warned(plan: Plan, why: string): Plan {
-  if (plan.segments.length < 2) return plan;
-  return { ...plan, warnings: [...plan.warnings, `${why}: the interleaved schedule runs as 1f1b`] };
+  return noted(plan, `${why}: the interleaved schedule runs as 1f1b`);
+}
+
+function noted(plan: Plan, note: string): Plan {
+  return plan.segments.length < 2 ? plan : { ...plan, warnings: [...plan.warnings, note] };
 }

@@ -1,3 +1,4 @@
+import { remembered } from "../common/remembered.ts";
 import type { ScheduledSegment } from "./instruction.ts";
 import type { Candidate, Policy, Progress } from "./policy.ts";
 
@@ -12,7 +13,7 @@ export interface Deal {
 }
 
 /** How segments were dealt out; null where they were not. */
-export function dealOf(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | null {
+function findDeal(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | null {
   const last = segments.at(-1)!;
   const shared = last.ranks.length > 1 ? { segment: segments.length - 1, ranks: last.ranks.length } : null;
   const own = shared === null ? segments : segments.slice(0, -1);
@@ -22,6 +23,13 @@ export function dealOf(segments: readonly Pick<ScheduledSegment, "ranks">[]): De
   );
   if (!dealt || own.length % ranks.length !== 0 || !last.ranks.every((rank) => ranks.includes(rank))) return null;
   return { ranks, chunks: own.length / ranks.length, shared };
+}
+
+const foundDeal = remembered((segments: readonly Pick<ScheduledSegment, "ranks">[]) => ({ deal: findDeal(segments) }));
+
+/** The same, found once for each list of segments. */
+export function dealOf(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | null {
+  return foundDeal(segments).deal;
 }
 
 /** Micro-batches that go through a rank's segments one after the other: as many as there are ranks, or as share a segment. */

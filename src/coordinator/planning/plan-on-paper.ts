@@ -169,6 +169,7 @@ const COMPARED = [
   { device_map: "balanced", schedule: null },
   { device_map: "balanced_low_0", schedule: null },
   { device_map: "sequential", schedule: null },
+  { device_map: "auto", schedule: null },
   { device_map: "fastest", schedule: null },
 ] as const;
 
@@ -187,7 +188,8 @@ async function compareStrategies(
     const named = { strategy: device_map, schedule: changed.schedule };
     try {
       const { plan, cut } = await planUnder(changed);
-      outcomes.push({ ...named, plan, microBatches: (await cut.work(false)).microBatches });
+      const { microBatches } = await cut.work(false);
+      outcomes.push({ ...named, schedule: plan.schedule, plan, microBatches });
     } catch (error) {
       if (!(error instanceof PipeloraError) || error.code !== "PL_PLACEMENT_INFEASIBLE") throw error;
       outcomes.push({ ...named, plan: null, microBatches: 0 });

@@ -43,14 +43,33 @@ export function place(problem: PlacementProblem, strategy: PlainStrategy): Stage
 }
 
 /**
- * Placements of these kinds that are worth a look, the plain ones first: over all devices; for `fastest` also over fewer, one, two, three, …, and
- * over each node's own.
+ * Placements of these kinds that are worth a look, over all devices; for `fastest` then over fewer, down to one, and over each node's own. In each
+ * group the plain ones first.
  */
-export function waysToPlace(problem: PlacementProblem, strategy: NamedStrategy, kinds: WayKinds): Way[] {
+export function* waysToPlace(
+  problem: PlacementProblem,
+  strategy: NamedStrategy,
+  kinds: WayKinds,
+): Iterable<WaysOverGroup> {
   const usable = trimmed(byNode(problem.devices.filter((device) => device.capacity > 0)), problem.units);
-  if (usable.length === 0) return [];
-  const groups = strategy === "fastest" ? deviceGroups(usable) : [usable];
-  return groups.flatMap((group) => waysOver(problem, group, kinds, (devices) => balanced(problem, devices)));
+  if (usable.length === 0) return;
+  const groups = strategy === "fastest" ? deviceGroups(usable, problem.units) : [usable];
+  for (const group of groups.sort((a, b) => b.length - a.length)) {
+    const speed = group.reduce((sum, { costs }) => sum + 1 / Math.max(Number.MIN_VALUE, costs.load(0, costs.units)), 0);
+    yield {
+      devices: group.length,
+      least: problem.microBatches / speed,
+      ways: () => waysOver(problem, group, kinds, (devices) => balanced(problem, devices)),
+    };
+  }
+}
+
+/** Ways over some of the devices. */
+export interface WaysOverGroup {
+  readonly devices: number;
+  /** Seconds of a step that none of them can beat: no device waits. */
+  readonly least: number;
+  ways(): Way[];
 }
 
 /** The partition problem over all units and all usable devices, for reports. */
@@ -123,10 +142,15 @@ function isLightest(stages: readonly Stage[], zero: StageDevice, { inFlight }: P
   return weights.every((other) => own.every((value, measure) => value <= other[measure]!));
 }
 
-function deviceGroups(few: readonly PlacementDevice[]): PlacementDevice[][] {
-  const counts: number[] = [];
-  for (let count = 1; count < few.length; count = Math.max(count + 1, Math.floor(count * 1.5))) counts.push(count);
-  return [...counts.map((count) => few.slice(0, count)), ...strongestNodes(few), [...few]];
+/** Some numbers of devices between one and all of them, those among them that blocks divide by; each node's; all. */
+function deviceGroups(few: readonly PlacementDevice[], units: number): PlacementDevice[][] {
+  const counts = new Set<number>();
+  for (let count = 1; count < few.length; count = Math.max(count + 1, Math.floor(count * 1.5))) counts.add(count);
+  // But for the embedding and the head.
+  const blocks = Math.max(1, units - 2);
+  for (let each = 1; blocks / each >= few.length / 4; each++) counts.add(Math.ceil(blocks / each));
+  const some = [...counts].filter((count) => count < few.length).sort((a, b) => a - b);
+  return [...some.map((count) => few.slice(0, count)), ...strongestNodes(few), [...few]];
 }
 
 /** The devices of each of the few fastest nodes, where there are several nodes. */

@@ -20,8 +20,9 @@ export interface WayKinds {
   readonly shared: boolean;
 }
 
-/** Most segments a device that are tried. */
-export const MOST_CHUNKS = 4;
+/** Segments a device: all up to so many are tried, and of more those that blocks divide by. */
+const EVERY_CHUNKS = 3;
+export const MOST_CHUNKS = 8;
 
 /**
  * Ways over these devices, in this order: without the head's sharing and with it, one segment a device and several. Loads are as even as can be;
@@ -39,22 +40,31 @@ export function waysOver<Device extends StageDevice>(
     const own = stages.flatMap(({ device, first, end }) => Array<readonly number[]>(end - first).fill([device.id]));
     ways.push({ policy, unitDevices: sharers.length === 0 ? own : [...own, sharers] });
   };
-  const chunks = kinds.dealt ? Array.from({ length: MOST_CHUNKS - 1 }, (_, index) => index + 2) : [];
+  const chunks = kinds.dealt ? chunksWorthTrying(problem.units, devices.length) : [];
   if (kinds.plain !== null) add(kinds.plain, balanced(devices));
   if (devices.length === 1) return ways;
   for (const count of chunks) add("interleaved", dealt(problem, devices, count, []));
   if (!kinds.shared) return ways;
+  const alone = ways.length;
   for (const sharers of sharersWorthTrying(devices, problem.microBatches)) {
     if (kinds.plain !== null) {
       const found = sharing(problem, devices, sharers.length);
       if (found !== null) add(kinds.plain, found.stages, found.sharers);
     }
     for (const count of chunks) add("interleaved", dealt(problem, devices, count, sharers), sharers);
+    if (ways.length > alone) break;
   }
   return ways;
 }
 
-/** All devices, half of them, two: the last ones, which hold the fewest activations. No more than there are micro-batches. */
+function chunksWorthTrying(units: number, devices: number): number[] {
+  // But for the embedding and the head.
+  const blocks = units - 2;
+  const counts = Array.from({ length: MOST_CHUNKS - 1 }, (_, index) => index + 2);
+  return counts.filter((count) => count <= EVERY_CHUNKS || blocks % (count * devices) === 0);
+}
+
+/** All devices; where they have no room half of them, two: the last ones, which hold the fewest activations. No more than there are micro-batches. */
 function sharersWorthTrying(devices: readonly StageDevice[], microBatches: number): number[][] {
   const all = Math.min(devices.length, microBatches);
   const counts = [all, all >> 1, 2].filter((count) => count >= 2);

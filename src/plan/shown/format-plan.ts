@@ -30,6 +30,7 @@ export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<stri
             evaluation_time_ms: plan.predicted.evaluationMs,
           },
     replicas: plan.replicas.length,
+    schedule: plan.schedule,
     micro_batches: plan.predicted?.microBatches ?? null,
     micro_batch_tokens: plan.predicted?.microBatchTokens ?? null,
     links,
@@ -67,11 +68,21 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
     );
     if (evaluationMs !== null) lines.push(`an evaluation takes ${evaluationMs.toFixed(1)} ms`);
   }
-  for (const line of [cachedLine(plan), hostLine(plan)]) if (line !== null) lines.push(line);
+  for (const line of [spreadLine(plan), cachedLine(plan), hostLine(plan)]) if (line !== null) lines.push(line);
   if (links.length > 0) lines.push(`links: ${formatLinks(links)}`);
   for (const warning of plan.warnings) lines.push(`warning: ${warning}`);
   if (plan.problem !== null) lines.push(`can't run: ${plan.problem}`);
   return lines.join("\n");
+}
+
+/** How a plan spreads the model beyond one run of layers a device. */
+function spreadLine({ segments, schedule }: Plan): string | null {
+  const turns = segments.filter(({ devices }) => devices.length > 1).map(({ devices }) => devices.join(", "));
+  const parts = [
+    ...(schedule === "interleaved" ? [`${schedule}: micro-batches go through several segments a device`] : []),
+    ...[...new Set(turns)].map((devices) => `devices ${devices} take the head's micro-batches in turn`),
+  ];
+  return parts.length === 0 ? null : parts.join("; ");
 }
 
 /** Which devices keep how many of their blocks' weights expanded. */

@@ -67,7 +67,9 @@ test("a head that is trained stays on one device, and is refused where a map put
   const asked = request(tied, gpus(2), { matrices: trained, strategy: { "": 0, lm_head: [0, 1] } });
   assert.throws(() => makePlan(asked), { ...invalid, message: /lm_head on devices 0, 1, and the head is trained/ });
   for (const strategy of ["auto", "fastest"] as const) {
-    for (const { ranks } of makePlan({ ...asked, strategy }).segments) assert.equal(ranks.length, 1);
+    const plan = makePlan({ ...asked, strategy });
+    for (const { ranks } of plan.segments) assert.equal(ranks.length, 1);
+    assert.equal(/the head is trained/.test(plan.warnings.join()), plan.segments.length > 1);
   }
 });
 

@@ -85,7 +85,7 @@ export async function makeEvaAdapter(config: Config, cluster: Cluster, log: Logg
   log.info(`EVA: ranks of ${lora.targets.length} layers from ${seen} batches`);
   const folder = evaFolder(config);
   await write(folder, setup, { search, inputs, pipeline });
-  await cluster.dissolve(true);
+  await cluster.dissolve();
   return folder;
 }
 
