@@ -79,7 +79,7 @@ async function prepared(
 ): Promise<PreparedRank> {
   const segment = {
     index: 0,
-    rank: 0,
+    ranks: [0],
     firstLayer,
     lastLayer,
     cachedBlocks,
