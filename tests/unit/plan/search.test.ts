@@ -35,7 +35,7 @@ const problem = fc.record({
   ),
   head: fc.integer({ min: 1, max: 30 }),
   microBatches: fc.integer({ min: 1, max: 24 }),
-  latency: fc.constantFrom(0, 1e-4, 1e-2),
+  latency: fc.constantFrom(0, 1e-4, 1e-3),
   strategy: fc.constantFrom("auto", "fastest", "balanced", "balanced_low_0", "sequential" as const),
   schedule: fc.constantFrom("auto", "1f1b", "gpipe", "sequential", "interleaved" as const),
 });
