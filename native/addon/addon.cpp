@@ -2,6 +2,7 @@
 
 #include "addon/links/comm.h"
 #include "addon/engine_object.h"
+#include "addon/frozen_object.h"
 #include "addon/links/nccl_object.h"
 #include "addon/low_rank.h"
 #include "addon/product.h"
@@ -69,6 +70,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   constructors->place = Napi::Persistent(PlaceObject::define(env));
   constructors->engine = Napi::Persistent(engine);
   constructors->tensor = Napi::Persistent(tensor);
+  constructors->frozen = Napi::Persistent(FrozenObject::define(env));
   env.SetInstanceData(constructors);
   exports.Set("capabilities", Napi::Function::New<capabilities>(env, "capabilities"));
   exports.Set("openEngine", Napi::Function::New<EngineObject::open>(env, "openEngine"));

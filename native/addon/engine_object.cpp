@@ -5,6 +5,7 @@
 #include "addon/convert.h"
 #include "addon/background.h"
 #include "addon/engine_queue.h"
+#include "addon/frozen_object.h"
 #include "addon/pinned_arrays.h"
 #include "addon/tensor_object.h"
 #include "pipelora/ops/cpu.h"
@@ -47,6 +48,15 @@ struct EngineOptions {
   int threads;
   Arch arch;
   std::size_t arena, host;
+  /// Where another engine left some: the layers to take over. The others are freed first.
+  std::shared_ptr<FrozenLayers> frozen = nullptr;
+  std::map<std::string, FrozenLayers::Wanted> keep = {};
+
+  std::unique_ptr<Engine> make() const {
+    if (!frozen) return std::make_unique<Engine>(make_ops(device, compute, threads), arch, arena, host);
+    frozen->keep(keep);
+    return std::make_unique<Engine>(std::move(*frozen), arch, arena, host);
+  }
 };
 
 EngineOptions to_options(const Napi::Value& value) {
@@ -58,8 +68,11 @@ EngineOptions to_options(const Napi::Value& value) {
   if (threads < 1 || threads > 1024) throw Error(kTensorMismatch, "threads: expected 1 to 1024, got " + std::to_string(threads));
   if (host < 0) throw Error(kTensorMismatch, "hostBytes: expected no negative number, got " + std::to_string(host));
   if (arena < 0) throw Error(kTensorMismatch, "arenaBytes: expected no negative number, got " + std::to_string(arena));
+  const bool takes = options.Has("frozen") && !options.Get("frozen").IsNull();
   return {to_text(options.Get("device"), "device"), dtype_from_name(to_text(options.Get("computeDtype"), "computeDtype")),
-          static_cast<int>(threads), to_arch(options.Get("arch")), static_cast<std::size_t>(arena), static_cast<std::size_t>(host)};
+          static_cast<int>(threads), to_arch(options.Get("arch")), static_cast<std::size_t>(arena), static_cast<std::size_t>(host),
+          takes ? FrozenObject::take(options.Get("frozen")) : nullptr,
+          takes ? to_wanted_layers(options.Get("keep")) : std::map<std::string, FrozenLayers::Wanted>()};
 }
 
 struct Passed {
@@ -90,7 +103,8 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::set_gradients_from>("setGradientsFrom"),
                       InstanceMethod<&E::sum_parts>("sumParts"), InstanceMethod<&E::gradient_count>("gradientCount"),
                       InstanceMethod<&E::memory>("memory"), InstanceMethod<&E::device_use>("deviceUse"),
-                      InstanceMethod<&E::busy_seconds>("busySeconds"), InstanceMethod<&E::close>("close")});
+                      InstanceMethod<&E::busy_seconds>("busySeconds"), InstanceMethod<&E::close>("close"),
+                      InstanceMethod<&E::release>("release")});
 }
 
 EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EngineObject>(info) {
@@ -98,9 +112,7 @@ EngineObject::EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<En
   if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(env, "engines are made by openEngine()");
   const EngineOptions options = *info[0].As<Napi::External<EngineOptions>>().Data();
   // A device's context, the arena and pinned memory take a while: the thread that will own them makes them.
-  thread_ = std::make_shared<EngineThread>([options] {
-    return std::make_unique<Engine>(make_ops(options.device, options.compute, options.threads), options.arch, options.arena, options.host);
-  });
+  thread_ = std::make_shared<EngineThread>([options] { return options.make(); });
   settler_ = Settler::make(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "pipelora engine");
 }
 
@@ -484,6 +496,14 @@ Napi::Value EngineObject::device_use(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::busy_seconds(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), thread_->busy_seconds());
+}
+
+Napi::Value EngineObject::release(const Napi::CallbackInfo& info) {
+  const Napi::Value left = queue(
+      info.Env(), [thread = thread_.get()](Engine&) { return thread->release(); },
+      [](Napi::Env env, FrozenLayers frozen) { return FrozenObject::wrap(env, std::move(frozen)); });
+  thread_->close([] {});
+  return left;
 }
 
 Napi::Value EngineObject::close(const Napi::CallbackInfo& info) {

@@ -12,7 +12,7 @@ namespace pipelora::addon {
 
 /// Constructors kept per environment (a worker thread has its own).
 struct Constructors {
-  Napi::FunctionReference engine, tensor, place;
+  Napi::FunctionReference engine, tensor, place, frozen;
 };
 
 class EngineObject : public Napi::ObjectWrap<EngineObject> {
@@ -75,6 +75,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value device_use(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
+  Napi::Value release(const Napi::CallbackInfo& info);
 
   std::shared_ptr<EngineThread> thread_;
   std::shared_ptr<Settler> settler_;

@@ -25,6 +25,26 @@ void* BaseWeights::memory(const char* what, std::size_t bytes) {
   return found.data();
 }
 
+void BaseWeights::give_up_adapters() {
+  rewind();
+  table_.slotted = false;
+  for (const auto& product : products_) {
+    if (product->own_bias) {
+      const Tensor held = product->weights.front()->bias_values();
+      ops_.copy(Tensor(product->own_bias->data(), held.dtype, held.rows, held.cols), held);
+      ops_.finish();
+    }
+    product->own_bias.reset();
+    product->bias_of = nullptr;
+    product->bias_learns = product->slotted = false;
+  }
+}
+
+void BaseWeights::keep_expanded(bool keep) {
+  for (const auto& product : products_)
+    for (const auto& weight : product->weights) weight->keep_expanded(keep);
+}
+
 std::size_t BaseWeights::bytes() const {
   std::size_t bytes = table_.memory && !table_.memory->on_host() ? table_.memory->bytes() : 0;
   for (const auto& memory : memories_) bytes += memory->bytes();

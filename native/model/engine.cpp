@@ -54,7 +54,10 @@ std::vector<std::byte> transposed(const HostTensor& from, std::int64_t rows, std
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes)
-    : ops_(std::move(ops)), arch_(std::move(arch)), host_bytes_(host_bytes) {
+    : Engine(FrozenLayers{std::move(ops), {}}, std::move(arch), arena_bytes, host_bytes) {}
+
+Engine::Engine(FrozenLayers held, Arch arch, std::size_t arena_bytes, std::size_t host_bytes)
+    : ops_(std::move(held.ops)), arch_(std::move(arch)), host_bytes_(host_bytes), held_(std::move(held.layers)) {
   const auto good = [](std::int64_t n) { return n > 0 && n < (std::int64_t{1} << 31); };
   if (!good(arch_.hidden) || !good(arch_.heads) || !good(arch_.kv_heads) || !good(arch_.ffn) || !good(arch_.vocab) ||
       arch_.head_dim <= 0 || arch_.head_dim > 1024 || arch_.head_dim % 2 != 0 || arch_.heads % arch_.kv_heads != 0 ||
@@ -70,6 +73,21 @@ Engine::Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std
 }
 
 Engine::~Engine() = default;
+
+FrozenLayers Engine::release() {
+  ops_->finish();
+  caches_.clear();
+  FrozenLayers frozen{nullptr, std::move(held_)};
+  for (const auto& held : segments_) held->release(frozen.layers);
+  learned_.clear();
+  segments_.clear();
+  rope_.reset();
+  arena_.reset();
+  arena_memory_.reset();
+  ops_->reserve_host(0);
+  frozen.ops = std::move(ops_);
+  return frozen;
+}
 
 Segment& Engine::segment(std::size_t index) const {
   if (index >= segments_.size())
@@ -102,7 +120,7 @@ void Engine::learns(std::size_t adapter, const std::vector<NamedMatrix*>& matric
 }
 
 std::size_t Engine::add_segment(SegmentSpec spec) {
-  auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec));
+  auto made = std::make_unique<Segment>(*ops_, *arena_, *rope_, arch_, std::move(spec), &held_);
   learns(0, made->matrices());
   segments_.push_back(std::move(made));
   return segments_.size() - 1;

@@ -43,6 +43,8 @@ struct Segment::Adapted {
   std::unique_ptr<Head> head;
   bool reached = false;  // backward reaches it: something trainable lies in it or before it
 
+  /// Whether the layer's own weight is trained whole: what is held is not the base's then.
+  bool trains_weight() const { return (embedding && embedding->trains_table()) || (head && head->trains_table()); }
   bool trainable() const {
     return (embedding && embedding->trainable()) || (block && block->trainable()) || (head && head->trainable());
   }
@@ -57,7 +59,7 @@ struct Segment::Layer {
   bool offloaded = false;  // its activations wait on the host
   std::vector<Adapted> adapted = {};
 
-  explicit Layer(Ops& ops, const LayerSpec& spec) : kind(static_cast<Kind>(spec.index())), base(ops) {}
+  Layer(const LayerSpec& spec, BaseWeights weights) : kind(static_cast<Kind>(spec.index())), base(std::move(weights)) {}
   const Adapted& first() const { return adapted.front(); }
 };
 
@@ -72,15 +74,17 @@ struct Segment::Saved {
   std::unique_ptr<Offloads> offloads;  // where any of the segment's blocks is offloaded
 };
 
-Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec)
+Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec, HeldLayers* held)
     : ops_(ops), arena_(arena), rope_(rope), arch_(arch), spec_(std::move(spec)) {
   std::int64_t blocks = 0, others = 0;
   const std::int64_t offloaded = spec_.offloaded_blocks, all = std::count_if(spec_.layers.begin(), spec_.layers.end(), [](const LayerSpec& layer) {
     return std::holds_alternative<BlockSpec>(layer);
   });
   for (std::size_t i = 0; i < spec_.layers.size(); ++i) {
-    layers_.push_back(std::make_unique<Layer>(ops, spec_.layers[i]));
+    auto found = held == nullptr ? HeldLayers::node_type() : held->extract(layer_name(spec_.layers[i]));
+    layers_.push_back(std::make_unique<Layer>(spec_.layers[i], found.empty() ? BaseWeights(ops) : std::move(found.mapped())));
     Layer* at = layers_.back().get();
+    slots_.begin_layer(i);
     if (at->kind == Layer::Kind::embedding && i != 0) throw Error(kTensorMismatch, "the embedding must be a segment's first layer");
     if (at->kind == Layer::Kind::head && i + 1 != spec_.layers.size()) throw Error(kTensorMismatch, "the head must be a segment's last layer");
     adapt(*at, spec_.layers[i]);
@@ -89,29 +93,45 @@ Segment::Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, Seg
       slots_.add(std::get<NormSpec>(spec_.layers[i]).weight, 0, arch_.hidden,
                  [this, at](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, arch_.norm_offset, at->weight); });
     }
-    if (at->kind != Layer::Kind::block) continue;
-    at->offloaded = blocks * offloaded % all < offloaded;
-    at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
-    const bool cached = blocks++ < spec_.cached_blocks;
-    Block& block = *at->first().block;
-    for (const WeightPlace& place : block.places()) {
-      slots_.add(place.name, place.shape,
-                 [this, to = place.weight, offset = place.offset](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, offset, to); });
+    if (at->kind == Layer::Kind::block) {
+      at->offloaded = blocks * offloaded % all < offloaded;
+      at->checkpointed = !at->offloaded && others++ < spec_.checkpointed_blocks;
+      add_block_slots(*at->first().block, blocks++ < spec_.cached_blocks);
     }
-    for (LinearGroup* group : block.groups())
-      for (std::size_t part = 0; part < group->linears().size(); ++part) {
-        const LinearSpec& linear = group->linears()[part];
-        LinearWeight* weight = &group->weight();
-        slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8 && linear.role != Role::router});
-        if (linear.bias)
-          slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
-      }
-    if (Experts* experts = block.experts()) experts->add_slots(slots_, cached);
+    if (!found.empty()) slots_.take_over(i);
   }
   if (layers_.empty()) throw Error(kTensorMismatch, "a segment needs at least one layer");
 }
 
+void Segment::add_block_slots(Block& block, bool cached) {
+  for (const WeightPlace& place : block.places()) {
+    slots_.add(place.name, place.shape,
+               [this, to = place.weight, offset = place.offset](const HostTensor& data, const HoldSpec&) { load_plain(ops_, data, offset, to); });
+  }
+  for (LinearGroup* group : block.groups())
+    for (std::size_t part = 0; part < group->linears().size(); ++part) {
+      const LinearSpec& linear = group->linears()[part];
+      LinearWeight* weight = &group->weight();
+      slots_.add(linear.name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = cached, .fp8 = spec_.fp8 && linear.role != Role::router});
+      if (linear.bias)
+        slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
+    }
+  if (Experts* experts = block.experts()) experts->add_slots(slots_, cached);
+}
+
 Segment::~Segment() = default;
+
+void Segment::release(HeldLayers& held) {
+  saved_.clear();
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = *layers_[i];
+    const bool trained = std::any_of(layer.adapted.begin(), layer.adapted.end(), [](const Adapted& one) { return one.trains_weight(); });
+    layer.adapted.clear();
+    if (trained || !slots_.whole(i)) continue;
+    layer.base.give_up_adapters();
+    held.emplace(layer_name(spec_.layers[i]), std::move(layer.base));
+  }
+}
 
 /// Layers are adapted from the first on.
 void Segment::adapt(Layer& layer, const LayerSpec& spec) {
@@ -142,7 +162,10 @@ std::size_t Segment::add_adapter(const std::vector<LayerSpec>& layers) {
   if (!same) throw Error(kTensorMismatch, "an adapter's layers: expected the " + std::to_string(layers_.size()) + " that the segment has");
   const std::size_t number = adapters();
   try {
-    for (std::size_t i = 0; i < layers.size(); ++i) adapt(*layers_[i], layers[i]);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      slots_.begin_layer(i);
+      adapt(*layers_[i], layers[i]);
+    }
   } catch (...) {
     for (const auto& layer : layers_)
       if (layer->adapted.size() > number) layer->adapted.pop_back();

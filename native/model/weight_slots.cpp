@@ -27,18 +27,32 @@ HoldSpec WeightSlots::Slot::hold(HoldSpec asked) const {
 }
 
 void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, Fill fill) {
-  slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill)});
+  add(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill)});
 }
 
 void WeightSlots::add(const std::string& name, std::vector<std::int64_t> shape, Fill fill) {
   std::int64_t rows = shape.size() == 1 ? 0 : 1;
   for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
-  slots_.emplace(name, Slot{.rows = rows, .cols = shape.back(), .fill = std::move(fill), .shape = std::move(shape)});
+  add(name, Slot{.rows = rows, .cols = shape.back(), .fill = std::move(fill), .shape = std::move(shape)});
 }
 
 void WeightSlots::add(const std::string& name, std::int64_t rows, std::int64_t cols, LinearWeight& weight, std::size_t part, ProductForm form) {
   Fill fill = [to = &weight, part](const HostTensor& data, const HoldSpec& hold) { to->load(part, data, hold); };
-  slots_.emplace(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill), .weight = &weight, .part = part, .form = form});
+  add(name, Slot{.rows = rows, .cols = cols, .fill = std::move(fill), .weight = &weight, .part = part, .form = form});
+}
+
+void WeightSlots::add(const std::string& name, Slot slot) {
+  slot.layer = layer_;
+  slots_.emplace(name, std::move(slot));
+}
+
+bool WeightSlots::whole(std::size_t layer) const {
+  return std::all_of(slots_.begin(), slots_.end(), [layer](const auto& entry) { return entry.second.layer != layer || entry.second.filled; });
+}
+
+void WeightSlots::take_over(std::size_t layer) {
+  for (auto& [name, slot] : slots_)
+    if (slot.layer == layer) slot.filled = true;
 }
 
 template <class Body>

@@ -65,6 +65,7 @@ export function checkContradictions(command: Command, config: Config, given: Rea
     needs("output_dir");
   }
 
+  if (command === "train") checkElastic(config, given, expect);
   checkQuantisation(command, config, given, expect);
   if (command === "train" && config.adapters === null) checkTraining(config, given, expect);
   if (config.adapters !== null) checkSeveral(config, expect);
@@ -180,6 +181,21 @@ function checkQuantisation(
       expect(!given.has(key) || eight, `--${key.replaceAll("_", "-")} acts only with --load-in-4bit`);
     }
   }
+}
+
+/** What a run over changing workers can't do. */
+function checkElastic(
+  { elastic, min_workers, workers, listen }: Config,
+  given: ReadonlySet<string>,
+  expect: (condition: boolean, problem: string) => void,
+): void {
+  for (const key of ["min_workers", "elastic_join"]) {
+    expect(elastic || !given.has(key), `--${key.replaceAll("_", "-")} acts only with --elastic`);
+  }
+  expect(
+    !elastic || listen !== null || workers === null || min_workers <= workers,
+    `--min-workers ${min_workers} is more than --workers ${workers}`,
+  );
 }
 
 /** What a run of several adapters can't do. */

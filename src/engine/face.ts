@@ -168,6 +168,10 @@ export interface EngineOptions {
   readonly arenaBytes: number;
   /** Bytes of the host's memory for activations of offloaded blocks; absent: 0. */
   readonly hostBytes?: number;
+  /** Of another engine with the same device, threads, dtype and arch. Layers that `keep` does not name are freed before anything is made. */
+  readonly frozen?: FrozenLayers;
+  /** With `frozen`. Segments find them, and lack none of their weights. */
+  readonly keep?: readonly KeptLayer[];
 }
 
 /** The numbers that all blocks share. */
@@ -572,6 +576,23 @@ export interface Engine {
   busySeconds(): number;
   /** Stops the thread after what is queued; later calls reject. Idempotent. */
   close(): Promise<void>;
+  /** As close(), but the frozen weights of layers that have them all stay on the device, for another engine. Once. */
+  release(): Promise<FrozenLayers>;
+}
+
+/** Frozen weights between two engines of one model on one device, held alike. Freed by `free()`, at the latest when collected. */
+export interface FrozenLayers {
+  /** "embedding", "block 3", "norm", "head". One whose weight is trained whole is not among them. */
+  readonly layers: readonly string[];
+  readonly bytes: number;
+  free(): void;
+}
+
+/** A layer that an engine takes over from FrozenLayers. */
+export interface KeptLayer {
+  readonly layer: string;
+  /** As SegmentDescription.cachedBlocks says of it. */
+  readonly expanded: boolean;
 }
 
 /** Device memory of this process; both 0 on CPUs. */

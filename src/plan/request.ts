@@ -83,6 +83,8 @@ export interface PlanRequest {
   readonly computeDtype: FloatDtype;
   readonly weightCache: WeightCache;
   readonly activationOffload: ActivationOffload;
+  /** Ranks tell their trained values once a step (an elastic run); left out: they don't. */
+  readonly tellsState?: boolean;
   /** Empty: nothing learns (generation, evaluation). */
   readonly lora: readonly LoraTarget[];
   /** Everything that is trained; left out: the pairs' own. */

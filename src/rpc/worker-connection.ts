@@ -1,6 +1,7 @@
 import type { Server, ServerDuplexStream } from "@grpc/grpc-js";
 import { type Deferred, deferred } from "../common/deferred.ts";
 import { PipeloraError } from "../common/errors.ts";
+import type { BoundaryState__Output } from "./generated/pipelora/v1/BoundaryState.ts";
 import type { FromWorker__Output } from "./generated/pipelora/v1/FromWorker.ts";
 import type { Hello__Output } from "./generated/pipelora/v1/Hello.ts";
 import type { ToWorker } from "./generated/pipelora/v1/ToWorker.ts";
@@ -77,6 +78,8 @@ export class WorkerConnection {
   lastHeard = performance.now();
   /** Hears of a failure that answers no request. */
   onFailure: ((error: PipeloraError) => void) | null = null;
+  /** Hears of trained values that it was asked to tell during a round. */
+  onState: ((told: BoundaryState__Output) => void) | null = null;
 
   constructor(stream: Stream, events: WorkerConnectionEvents) {
     this.#stream = stream;
@@ -182,6 +185,10 @@ export class WorkerConnection {
     if (message.body === "heartbeat") return;
     if (message.body === "leaving") {
       this.#events.onLeaving(this);
+      return;
+    }
+    if (message.body === "boundaryState" && message.boundaryState) {
+      this.onState?.(message.boundaryState);
       return;
     }
     if (message.replyTo === 0 && message.failure) {

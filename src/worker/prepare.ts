@@ -1,12 +1,14 @@
+import { createHash } from "node:crypto";
 import type { FloatDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { SCHEDULE_POLICIES, type SchedulePolicy } from "../common/schedule-policies.ts";
-import type { Engine, MicroBatch, NativeAddon } from "../engine/index.ts";
+import type { Engine, KeptLayer, MicroBatch, NativeAddon } from "../engine/index.ts";
 import { initLora } from "../formats/lora-init.ts";
 import { storedNames } from "../models/experts.ts";
 import { readModelSpec } from "../models/index.ts";
 import { pairNames } from "../models/kinds/lora.ts";
+import type { LayerSpec, ModelSpec } from "../models/spec.ts";
 import type { Adapter__Output } from "../rpc/generated/pipelora/v1/Adapter.ts";
 import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts";
 import type { Prepare__Output } from "../rpc/generated/pipelora/v1/Prepare.ts";
@@ -15,6 +17,7 @@ import { buildSchedule, type Instruction } from "../schedule/index.ts";
 import { describeSegment, engineArch, noiseScale } from "./segments.ts";
 import type { ReplicaGroup } from "./steps/gradient-sum.ts";
 import { baseInit, type Taken, takeFrom } from "./weights/base-inits.ts";
+import type { HeldLayers } from "./weights/held-layers.ts";
 import { loadWeights, quantizationOf, type ShardSource, type WantedWeight } from "./weights/load-weights.ts";
 import type { NodeModel } from "./weights/node-model.ts";
 
@@ -29,16 +32,28 @@ export interface PreparedRank {
   readonly adapters: readonly PreparedAdapter[];
   /** Null with one replica of the pipeline. */
   readonly replicas: ReplicaGroup | null;
+  /** Ends the engine. Its frozen weights stay where the host keeps some. */
+  leave(): Promise<void>;
+  /** Where its layers came from. */
+  readonly loaded: LoadedLayers;
   /** This rank's list for so many micro-batches. */
   instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
+}
+
+/** How many of a rank's layers this process held already, how many were read, and how much of the checkpoint that was. */
+export interface LoadedLayers {
+  readonly takenOver: number;
+  readonly read: number;
+  readonly readBytes: number;
 }
 
 /** What is an adapter's own on this rank. */
 export interface PreparedAdapter {
   /** Elements of B of each LoRA pair that the engine holds, by its name. */
   readonly pairSizes: ReadonlyMap<string, number>;
-  /** Of each matrix that the engine holds, in its order: its position among all that are trained, and the optimizer's group of it. */
+  /** Of each matrix that the engine holds, in its order: its position among all that are trained, its name, and the optimizer's group of it. */
   readonly matrixIds: Int32Array;
+  readonly names: readonly string[];
   readonly groups: readonly number[];
   /** What matrices of pairs began with whose product was taken out of the base. */
   readonly initial: ReadonlyMap<string, Float32Array>;
@@ -52,81 +67,126 @@ export interface EngineHost {
   readonly addon: NativeAddon;
   /** Given up between two tensors once this is aborted; the engine is closed then. */
   readonly signal: AbortSignal;
+  /** Weights that this process holds of an earlier engine, and the run that they are of; absent: none are taken over, and none left. */
+  readonly kept?: { readonly held: HeldLayers; readonly run: string };
 }
 
 /**
- * Makes this rank's engine: its segments, their weights read from this node's checkpoint (fetched where it has yet to be), first LoRA values.
+ * Makes this rank's engine: its segments, their weights taken over from an earlier engine of this run or read from this node's checkpoint
+ * (fetched where it has yet to be), first LoRA values.
  * Errors: PL_PROTOCOL_MISMATCH, PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
  */
 export async function prepareRank(
   request: Prepare__Output,
   model: NodeModel,
   rank: number,
-  { device, addon, signal }: EngineHost,
+  { device, addon, signal, kept }: EngineHost,
 ): Promise<PreparedRank> {
   const spec = await readModelSpec(model.dir);
   if (!(SCHEDULE_POLICIES as readonly string[]).includes(request.schedule)) {
     throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names the schedule "${request.schedule}"`);
   }
-  const adapters = request.adapters.map((adapter) => ({
-    ...adapter,
-    pairs: new Map(adapter.lora.map((pair) => [pair.module, pair])),
-    made: new Map<string, Taken>(),
-  }));
-  if (adapters.length === 0) throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a Prepare came without an adapter");
-  const own = request.segments
-    .filter(({ ranks }) => ranks.includes(rank))
-    .map((segment) => ({
-      index: segment.index,
-      adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
-    }));
-  const checkpoint = await model.openCheckpoint(
-    spec.tied,
-    storedNames(
-      spec,
-      own.flatMap(({ adapted }) => adapted[0]!.weights),
-    ),
-    request.modelFingerprint,
-  );
-  signal.throwIfAborted();
-  const engine = await addon.openEngine({
-    device,
-    threads: request.threads,
-    computeDtype: request.computeDtype as FloatDtype,
-    arch: engineArch(spec, request.computeDtype as FloatDtype),
-    arenaBytes: request.arenaBytes,
-    hostBytes: request.hostBytes,
-  });
+  if (request.adapters.length === 0) {
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a Prepare came without an adapter");
+  }
+  const base = frozenBase(request, model.dir, kept?.run ?? "");
+  const left = kept?.held.take(base) ?? null;
   try {
-    const engineSegment = new Map<number, number>();
-    const wanted: WantedWeight[] = [];
-    for (const { index, adapted } of own) {
-      const [first, ...others] = adapted;
-      const number = await engine.addSegment({ ...first!.description, fp8: request.fp8 });
-      for (const { description } of others) await engine.addAdapter(number, description.layers);
-      engineSegment.set(index, number);
-      wanted.push(...first!.weights.map((name) => ({ segment: number, name })));
-    }
-    const takes = takings(request, adapters, addon);
-    await loadWeights(engine, { checkpoint, spec, wanted, takes }, request, signal);
-    const prepared: PreparedAdapter[] = [];
-    for (const [number, adapter] of adapters.entries()) {
-      prepared.push(await prepareAdapter(engine, own.length === 0 ? null : number, adapter, noiseScale(spec)));
-      signal.throwIfAborted();
-    }
-    return {
-      engine,
+    const adapters = request.adapters.map((adapter, number) => ({
+      ...adapter,
+      pairs: new Map(adapter.lora.map((pair) => [pair.module, pair])),
+      made: new Map(left?.made[number]),
+    }));
+    const own = request.segments
+      .filter(({ ranks }) => ranks.includes(rank))
+      .map((segment) => ({
+        segment,
+        adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
+      }));
+    const checkpoint = await model.openCheckpoint(
+      spec.tied,
+      storedNames(
+        spec,
+        own.flatMap(({ adapted }) => adapted[0]!.weights),
+      ),
+      request.modelFingerprint,
+    );
+    signal.throwIfAborted();
+    const layers = own.flatMap(({ segment }) => keptLayers(spec, segment));
+    const keep = layers.filter(({ layer }) => left?.frozen.layers.includes(layer) === true);
+    const engine = await addon.openEngine({
+      device,
       threads: request.threads,
-      segments: request.segments,
-      engineSegment,
-      adapters: prepared,
-      replicas: replicaGroup(request.replicaRanks, rank),
-      instructions: scheduleOf(request, rank),
+      computeDtype: request.computeDtype as FloatDtype,
+      arch: engineArch(spec, request.computeDtype as FloatDtype),
+      arenaBytes: request.arenaBytes,
+      hostBytes: request.hostBytes,
+      ...(left === null ? {} : { frozen: left.frozen, keep }),
+    });
+    const leave = async () => {
+      const modules = new Set(own.flatMap(({ adapted }) => adapted[0]!.weights));
+      const made = adapters.map(({ made: all }) => new Map([...all].filter(([name]) => modules.has(`${name}.weight`))));
+      if (kept === undefined) await engine.close();
+      else kept.held.put({ base, frozen: await engine.release(), made });
     };
+    try {
+      const engineSegment = new Map<number, number>();
+      const wanted: WantedWeight[] = [];
+      for (const { segment, adapted } of own) {
+        const [first, ...others] = adapted;
+        const number = await engine.addSegment({ ...first!.description, fp8: request.fp8 });
+        for (const { description } of others) await engine.addAdapter(number, description.layers);
+        engineSegment.set(segment.index, number);
+        const missing = new Set(await engine.missingWeights(number));
+        wanted.push(...first!.weights.filter((name) => missing.has(name)).map((name) => ({ segment: number, name })));
+      }
+      const takes = takings(request, adapters, addon);
+      const readBytes = await loadWeights(engine, { checkpoint, spec, wanted, takes }, request, signal);
+      const prepared: PreparedAdapter[] = [];
+      for (const [number, adapter] of adapters.entries()) {
+        prepared.push(await prepareAdapter(engine, own.length === 0 ? null : number, adapter, noiseScale(spec)));
+        signal.throwIfAborted();
+      }
+      return {
+        engine,
+        leave,
+        threads: request.threads,
+        segments: request.segments,
+        engineSegment,
+        adapters: prepared,
+        replicas: replicaGroup(request.replicaRanks, rank),
+        loaded: { takenOver: keep.length, read: layers.length - keep.length, readBytes },
+        instructions: scheduleOf(request, rank),
+      };
+    } catch (error) {
+      // What is whole by now need not be read again by a session that follows.
+      if (signal.aborted) await leave();
+      else await engine.close();
+      throw error;
+    }
   } catch (error) {
-    await engine.close();
+    left?.frozen.free();
     throw error;
   }
+}
+
+/** Names all that decides a layer's frozen weights: the run and its model, how they are held and computed with, and what adapters take out of them. */
+function frozenBase(request: Prepare__Output, dir: string, run: string): string {
+  const { modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, adapters } = request;
+  const takers = adapters.flatMap((adapter, number) =>
+    baseInit(adapter.loraInit?.kind ?? "none") === null ? [] : [{ number, ...adapter }],
+  );
+  const all = [run, dir, modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, takers];
+  return createHash("sha256").update(JSON.stringify(all)).digest("hex");
+}
+
+/** A segment's layers as the engine names them; of its blocks the first ones are cached. */
+function keptLayers(spec: ModelSpec, { firstLayer, lastLayer, cachedBlocks }: Segment__Output): KeptLayer[] {
+  let blocks = 0;
+  return spec.layers.slice(firstLayer, lastLayer + 1).map((layer: LayerSpec) => {
+    if (layer.kind !== "block") return { layer: layer.kind, expanded: false };
+    return { layer: `block ${layer.index}`, expanded: blocks++ < cachedBlocks };
+  });
 }
 
 function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | null {
@@ -163,6 +223,7 @@ async function prepareAdapter(
       }),
     ),
     matrixIds: Int32Array.from(places, ({ id }) => id),
+    names: held,
     groups: places.map(({ group }) => group),
     initial: new Map(
       [...made].flatMap(([module, { a, b, rest }]) => {

@@ -22,6 +22,7 @@ import { expectLargeBuffers } from "./node/host-memory.ts";
 import { NodeHealth, RankHealth } from "./node/node-health.ts";
 import { Session } from "./session.ts";
 import { StopSignals } from "./stop-signals.ts";
+import { HeldLayers } from "./weights/held-layers.ts";
 
 /** What the parent process of a node's workers tells its children, beside their flags. */
 const LOCAL_INDEX = "PIPELORA_LOCAL_INDEX";
@@ -166,6 +167,7 @@ async function runRank(config: WorkerSettings, device: string, log: Logger): Pro
   log.debug(engineOrigin());
   expectLargeBuffers(addon);
   let session: Session | null = null;
+  const held = new HeldLayers();
   const here = await arrive(config, trust, log);
   const bind = config.bind ?? here;
   const server = await listen(
@@ -181,7 +183,7 @@ async function runRank(config: WorkerSettings, device: string, log: Logger): Pro
   const hello = introduce(config, device, joinAddress(host, server.port));
   try {
     for (;;) {
-      session = new Session({ config, device, hello, trust, health, signals, log });
+      session = new Session({ config, device, hello, trust, health, signals, held, log });
       const end = await session.run();
       session = null;
       if (end !== "rejoin") return end;
@@ -190,6 +192,7 @@ async function runRank(config: WorkerSettings, device: string, log: Logger): Pro
       await arrive(config, trust, log);
     }
   } finally {
+    held.free();
     server.close();
     probes?.close();
   }

@@ -26,6 +26,7 @@ import { StepRelay } from "./steps/step-relay.ts";
 import { runInstructions } from "./steps/step-runner.ts";
 import { TimeSums } from "./steps/time-sums.ts";
 import { clockMs, Trace } from "./steps/trace.ts";
+import type { HeldLayers } from "./weights/held-layers.ts";
 import { type ModelRequest, NodeModel } from "./weights/node-model.ts";
 
 export interface RankOptions {
@@ -41,6 +42,8 @@ export interface RankOptions {
   /** Its shard is loaded. */
   readonly onPrepared: () => void;
   readonly onShutdown: (request: Shutdown__Output) => void;
+  /** Weights that the process keeps between two sessions. */
+  readonly held: HeldLayers;
   /** Aborted when the session ends: nothing that was begun is worth finishing. */
   readonly signal: AbortSignal;
 }
@@ -55,6 +58,7 @@ export class Rank {
   readonly #options: RankOptions;
   #queue: Promise<void> = Promise.resolve();
   #session = "";
+  #run = "";
   #rank = 0;
   #prepared: PreparedRank | null = null;
   #passes = 0;
@@ -97,11 +101,10 @@ export class Rank {
     }
   }
 
-  /** For good, after `signal` was aborted: resolves when what was running has ended and the engine is closed. */
+  /** For good, after `signal` was aborted: resolves when what was running has ended and the engine has. */
   async end(): Promise<void> {
-    this.#relay?.end();
     // What the engine has begun it ends; what would still be asked of it fails.
-    await this.#prepared?.engine.close();
+    await this.#release();
     await this.#queue;
     await this.#release();
   }
@@ -109,9 +112,10 @@ export class Rank {
   async #release(): Promise<void> {
     this.#relay?.end();
     this.#relay = null;
-    await this.#prepared?.engine.close();
-    this.#prepared = null;
     this.#inference = null;
+    const prepared = this.#prepared;
+    this.#prepared = null;
+    await prepared?.leave();
   }
 
   async #answer(message: ToWorker__Output): Promise<Reply | null> {
@@ -119,6 +123,7 @@ export class Rank {
       case "welcome":
         if (this.#session !== "") throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a second Welcome came");
         this.#session = message.welcome!.session;
+        this.#run = message.welcome!.run;
         this.#rank = message.welcome!.rank;
         this.#options.onWelcome(message.welcome!.heartbeatMs, this.#rank);
         return null;
@@ -201,6 +206,11 @@ export class Rank {
     return { device, addon: loadEngine(), signal };
   }
 
+  /** Of the engine that trains; one that only measures keeps nothing. */
+  #keepingHost(): EngineHost {
+    return { ...this.#host(), kept: { held: this.#options.held, run: this.#run } };
+  }
+
   #model(request: ModelRequest): Promise<NodeModel> {
     return NodeModel.find(this.#options.folders.modelDir, request, this.#options);
   }
@@ -234,14 +244,15 @@ export class Rank {
       id: request.replicaNccl,
     });
     this.#options.log.debug(`loading the shard of rank ${this.#rank}`);
-    this.#prepared = await prepareRank(request, await this.#model(request), this.#rank, this.#host());
+    this.#prepared = await prepareRank(request, await this.#model(request), this.#rank, this.#keepingHost());
     await this.#options.links.opened();
     this.#times = new TimeSums();
     this.#trace = new Trace();
     if (request.pipelineRanks.length > 0) this.#listen(request.pipelineRanks);
     const seconds = (performance.now() - started) / 1000;
     this.#options.onPrepared();
-    return { prepared: { memory: await memoryReport(this.#prepared.engine), seconds } };
+    const { engine, loaded } = this.#prepared;
+    return { prepared: { memory: await memoryReport(engine), seconds, ...loaded } };
   }
 
   /** Null on a rank that passes its sums on to another, which answers. */
@@ -259,6 +270,10 @@ export class Rank {
     const name = `step ${request.step}/${this.#passes++}`;
     const { parts, totals } = await runRound(prepared, this.#options.links, {
       ...{ rank: this.#rank, name, parts: request.parts, trace },
+      tell: request.tellsState
+        ? (adapter, tensors) =>
+            this.#options.send({ replyTo: 0, boundaryState: { round: request.step, adapter, tensors: [...tensors] } })
+        : null,
     });
     const { waitMs, reduceMs, sentBytes, linkMs } = totals;
     const totalMs = performance.now() - started;

@@ -15,6 +15,7 @@ import { NodeFiles } from "./node/node-files.ts";
 import type { RankHealth } from "./node/node-health.ts";
 import { Rank } from "./rank.ts";
 import type { StopSignals } from "./stop-signals.ts";
+import type { HeldLayers } from "./weights/held-layers.ts";
 
 /** Set by a coordinator for workers it started itself: they never outlive their connection. */
 const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
@@ -30,12 +31,14 @@ export interface SessionOptions {
   readonly trust: Trust;
   readonly health: RankHealth;
   readonly signals: StopSignals;
+  /** Frozen weights from one session to the next. */
+  readonly held: HeldLayers;
   readonly log: Logger;
 }
 
 /**
- * One stay with a coordinator. Owns the rank, its links and its engine: nothing of them outlives it, so that a worker that joins
- * again never holds a shard twice, and nothing of the old session reads what the new one is sent.
+ * One stay with a coordinator. Owns the rank, its links and its engine: none of them outlives it, so that nothing of the old session
+ * reads what the new one is sent. Only frozen weights stay, with the program, for the next session's engine.
  */
 export class Session {
   readonly #options: SessionOptions;
@@ -49,7 +52,7 @@ export class Session {
   #connection: CoordinatorConnection | null = null;
 
   constructor(options: SessionOptions) {
-    const { config, device, trust, health, log } = options;
+    const { config, device, trust, health, held, log } = options;
     this.#options = options;
     this.#links = new RankLinks({ addon: loadEngine(), device, trust, note: (text) => log.warn(text) });
     this.#rank = new Rank({
@@ -57,6 +60,7 @@ export class Session {
       links: this.#links,
       files: new NodeFiles(config.output_dir),
       folders: { modelDir: config.model, outputDir: config.output_dir },
+      held,
       log,
       send: (message) => this.#connection?.send(message),
       onWelcome: (heartbeatMs, number) => {
@@ -108,7 +112,7 @@ export class Session {
 
   #shutDown({ rejoin, reason }: Shutdown__Output): void {
     this.#told = true;
-    if (reason === null) this.#ended.resolve(rejoin && !this.#owned ? "rejoin" : 0);
+    if (reason === null) this.#ended.resolve(rejoin ? "rejoin" : 0);
     else this.#ended.reject(fromFailure(reason, `the coordinator at ${this.#options.config.coordinator}`));
   }
 

@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { type Deferred, deferred } from "../../src/common/deferred.ts";
 import { freePort } from "../support/processes/ports.ts";
 import { childrenOf } from "../support/processes/processes.ts";
 import type { Processes, Program } from "./processes.ts";
@@ -21,6 +22,8 @@ interface Node {
   /** Between its tensor port and the other nodes. */
   tensors: LinkProxy | null;
   program: Program | null;
+  /** A node that runs, but whose connections are held until it is to join. */
+  held: Deferred<void> | null;
   standing: Promise<void>;
   starts: number;
 }
@@ -57,11 +60,14 @@ export class Cast {
           HOST,
           0,
           () => ({ host: HOST, port }),
-          () => standBetween(made, plan.tensorProxy),
+          async () => {
+            await made.held?.promise;
+            await standBetween(made, plan.tensorProxy);
+          },
         );
         const made: Node = {
           ...{ plan: node, control, outputDir: outputDirs[node.name] ?? null, advertised: `127.0.1.${index + 1}` },
-          ...{ tensors: null, program: null, starts: 0, standing: Promise.resolve() },
+          ...{ tensors: null, program: null, held: null, starts: 0, standing: Promise.resolve() },
         };
         return made;
       }),
@@ -75,27 +81,51 @@ export class Cast {
 
   /** Starts the coordinator, and every node that does not run. */
   begin(flags: readonly string[]): Program {
-    const { local, listening, nodes, trust } = this.#plan;
-    const waiting = ["--listen", this.#address, "--nodes", nodes.map(({ name }) => name).join(",")];
+    const { local, listening, nodes, present, trust } = this.#plan;
+    const named = present === null ? ["--nodes", nodes.map(({ name }) => name).join(",")] : [];
+    const waiting = ["--listen", this.#address, ...named];
     const place = nodes.length === 0 ? local : [...waiting, ...listening, ...trust("head")];
     this.#coordinator = this.#processes.start("coordinator", "coordinator", [
       ...flags,
       ...place,
       ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S), "--link-timeout", String(LINK_TIMEOUT_S)],
     ]);
-    this.#nodes.forEach((node) => {
+    this.#nodes.slice(0, present ?? nodes.length).forEach((node) => {
       if (node.program === null || node.program.end !== null) void this.#startNode(node);
     });
     return this.#coordinator;
+  }
+
+  /** Starts nodes that will join later: they knock already, and nobody opens. */
+  hold(count: number): void {
+    for (const node of this.#nodes.filter(({ program }) => program === null).slice(0, count)) {
+      node.held = deferred();
+      void this.#startNode(node);
+    }
+  }
+
+  /** A node that was held, or was not there yet, joins. Returns its name; null: none is left. */
+  join(): string | null {
+    const held = this.#nodes.find((node) => node.held !== null);
+    if (held !== undefined) {
+      held.held!.resolve();
+      held.held = null;
+      return held.plan.name;
+    }
+    const node = this.#nodes.find(({ program }) => program === null);
+    if (node === undefined) return null;
+    void this.#startNode(node);
+    return node.plan.name;
   }
 
   #needsNodes(): boolean {
     return this.coordinator.end === null && !this.coordinator.stdout.includes('"event":"end"');
   }
 
-  /** No node is started again. */
+  /** No node is started again, and those that were held end. */
   end(): void {
     this.#over = true;
+    for (const { held, program } of this.#nodes) if (held !== null) program?.kill("SIGKILL");
   }
 
   close(): void {
@@ -109,8 +139,8 @@ export class Cast {
   /** Process ids of the workers that hold shards, in rank order as far as they run. */
   ranks(): number[] {
     if (this.#nodes.length === 0) return childrenOf(this.coordinator.pid).sort((a, b) => a - b);
-    return this.#nodes.flatMap(({ plan, program }) => {
-      if (program === null || program.end !== null) return [];
+    return this.#nodes.flatMap(({ plan, program, held }) => {
+      if (program === null || program.end !== null || held !== null) return [];
       return plan.devices.length === 1 ? [program.pid] : childrenOf(program.pid).sort((a, b) => a - b);
     });
   }
@@ -143,7 +173,7 @@ export class Cast {
     node.program = program;
     const { code } = await program.ended;
     await sleep(BACK_OFF_MS);
-    if (this.#over || node.program !== program || node.starts >= MOST_STARTS) return;
+    if (this.#over || this.#plan.present !== null || node.program !== program || node.starts >= MOST_STARTS) return;
     // One that an earlier coordinator sent away is needed by the next; one that left a finished run is not.
     if (code !== 0 || this.#needsNodes()) void this.#startNode(node);
   }

@@ -77,7 +77,7 @@ export async function inflict({ fault, place, draw }: Case, targets: Targets): P
   }
 }
 
-function hit(processes: Processes, pid: number, signal: NodeJS.Signals): string | null {
+export function hit(processes: Processes, pid: number, signal: NodeJS.Signals): string | null {
   return processes.signal(pid, signal) ? signal : null;
 }
 

@@ -87,6 +87,8 @@ export interface PlacePlan {
   readonly nodes: readonly NodePlan[];
   /** Whether workers exchange tensors by gRPC, through a proxy. */
   readonly tensorProxy: boolean;
+  /** How many of the nodes are there from the beginning; the others join when they are told to. Null: all, and one that ends is started again. */
+  readonly present: number | null;
   /** What a process of this name proves itself with. */
   readonly trust: (name: string) => readonly string[];
 }
@@ -98,7 +100,7 @@ const TWO_NODES: readonly NodePlan[] = [
 const PLAINTEXT = () => [];
 
 export function placePlan(place: Place, inputs: Inputs): PlacePlan {
-  const here = { listening: [], nodes: [], tensorProxy: false, trust: PLAINTEXT };
+  const here = { listening: [], nodes: [], tensorProxy: false, present: null, trust: PLAINTEXT };
   switch (place) {
     case "local":
       return { ...here, local: ["--workers", "2"] };
@@ -106,12 +108,24 @@ export function placePlan(place: Place, inputs: Inputs): PlacePlan {
       return { ...here, local: ["--workers", "2", "--link", "shm"] };
     case "nodes": {
       const nodes: NodePlan[] = [{ name: "a", devices: ["cpu", "cpu"] }, TWO_NODES[1]!];
-      return { local: [], listening: [], nodes, tensorProxy: false, trust: PLAINTEXT };
+      return { ...here, local: [], nodes };
     }
     case "tls":
     case "grpc": {
       const trust = place === "tls" ? (name: string) => tlsFlags(inputs.certificates, name) : PLAINTEXT;
-      return { local: [], listening: ["--link", "grpc"], nodes: TWO_NODES, tensorProxy: true, trust };
+      return { ...here, local: [], listening: ["--link", "grpc"], nodes: TWO_NODES, tensorProxy: true, trust };
     }
   }
 }
+
+/** Nodes of one device each, of which some are there at first; the run goes on with whoever is there. */
+export function elasticPlan(present: number, { minWorkers, grpc }: { minWorkers: number; grpc: boolean }): PlacePlan {
+  const nodes = Array.from({ length: MOST_NODES }, (_, index) => ({ name: `n${index}`, devices: ["cpu"] }));
+  const elastic = ["--elastic", "--elastic-join", "always", "--min-workers", String(minWorkers)];
+  const listening = ["--nnodes", String(present), ...elastic, ...(grpc ? ["--link", "grpc"] : [])];
+  return { local: [], listening, nodes, tensorProxy: grpc, present, trust: PLAINTEXT };
+}
+
+/** Nodes that an elastic run has at a time, and all that may join it. */
+export const MOST_WORKERS = 5;
+const MOST_NODES = 9;

@@ -20,6 +20,14 @@ Engine& EngineThread::engine() const {
   return *engine_;
 }
 
+FrozenLayers EngineThread::release() {
+  if (failure_) std::rethrow_exception(failure_);
+  tensors_->close();
+  const std::unique_ptr<Engine> ended = std::move(engine_);
+  failure_ = std::make_exception_ptr(Error(kEngineFailed, "the engine is closed"));
+  return ended->release();
+}
+
 EngineMemory EngineThread::memory() const {
   const std::lock_guard lock(mutex_);
   return memory_;

@@ -31,6 +31,8 @@ class EngineThread {
 
   /// On the thread: the engine. Throws what making it threw.
   Engine& engine() const;
+  /// On the thread: the engine ends, what it leaves (Engine::release()) is given back, and engine() throws from now on.
+  FrozenLayers release();
   /// On the thread: the tensors that JavaScript holds.
   TensorStore& tensors() const { return *tensors_; }
 

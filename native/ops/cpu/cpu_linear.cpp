@@ -137,6 +137,12 @@ void CpuLinearWeight::refresh(std::int64_t first, const Tensor& values) {
 
 void CpuLinearWeight::refresh_bias(std::int64_t first, const Tensor& values) { ops_.copy(values, bias_values().columns(first, values.cols)); }
 
+void CpuLinearWeight::keep_expanded(bool keep) {
+  if (!held_ || hold_.quantisation == Quantisation::none) return;
+  held_->keep_expanded(keep);
+  hold_.keep_expanded = keep;
+}
+
 Tensor CpuLinearWeight::bias_values() const { return bias_memory_ ? Tensor(bias_memory_->data(), DType::f32, 1, out) : Tensor(); }
 
 std::size_t CpuLinearWeight::bytes() const { return (held_ ? held_->bytes() : 0) + (bias_memory_ ? bias_memory_->bytes() : 0); }

@@ -20,6 +20,7 @@ class CpuLinearWeight final : public LinearWeight {
   void load_bias(std::size_t part, const HostTensor& values) override;
   void refresh(std::int64_t first, const Tensor& values) override;
   void refresh_bias(std::int64_t first, const Tensor& values) override;
+  void keep_expanded(bool keep) override;
   Tensor bias_values() const override;
   std::size_t bytes() const override;
 

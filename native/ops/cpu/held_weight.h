@@ -60,6 +60,8 @@ class HeldWeight {
   virtual void load(std::int64_t first, quant::State4&& rows);
   virtual void load(std::int64_t first, quant::State8&& rows);
   virtual std::size_t bytes() const = 0;
+  /// LinearWeight::keep_expanded().
+  virtual void keep_expanded(bool keep) { static_cast<void>(keep); }
 
   /// Once a product, before its tiles. Not from a task.
   virtual HeldInput prepare(const Tensor& x) const {

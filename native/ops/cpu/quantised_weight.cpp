@@ -26,9 +26,20 @@ void not_finite(std::int64_t element, std::int64_t in, DType dtype) {
 }
 
 QuantisedWeight::QuantisedWeight(const CpuContext& context, Ops& ops, std::int64_t out, std::int64_t in, bool keep_expanded)
-    : context_(context), out_(out), in_(in) {
-  if (!keep_expanded) return;
-  kept_ = ops.allocate("an expanded weight", static_cast<std::size_t>(out * in) * dtype_bytes(context.compute), false);
+    : context_(context), out_(out), in_(in), ops_(ops) {
+  if (keep_expanded) make_room();
+}
+
+void QuantisedWeight::make_room() {
+  kept_ = ops_.allocate("an expanded weight", static_cast<std::size_t>(out_ * in_) * dtype_bytes(context_.compute), false);
+}
+
+void QuantisedWeight::keep_expanded(bool keep) {
+  if (keep == (kept_ != nullptr)) return;
+  kept_.reset();
+  if (!keep) return;
+  make_room();
+  changed(0, out_);
 }
 
 void QuantisedWeight::changed(std::int64_t first, std::int64_t rows) {

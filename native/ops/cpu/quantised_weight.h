@@ -16,6 +16,7 @@ quant::Float float_format(DType dtype);
 class QuantisedWeight : public HeldWeight {
  public:
   void input_grad(const Tensor& dy, std::int64_t col, const Tensor& product, CpuThread& thread) const override;
+  void keep_expanded(bool keep) override;
 
  protected:
   QuantisedWeight(const CpuContext& context, Ops& ops, std::int64_t out, std::int64_t in, bool keep_expanded);
@@ -32,8 +33,10 @@ class QuantisedWeight : public HeldWeight {
   const std::int64_t out_, in_;
 
  private:
+  void make_room();
   Tensor panel(std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, CpuThread& thread) const;
 
+  Ops& ops_;
   std::unique_ptr<DeviceMemory> kept_;
   std::uint64_t version_ = 0;
 };

@@ -39,6 +39,7 @@ std::unique_ptr<DeviceMemory> CudaOps::allocate_on_host(const char* what, std::s
 }
 
 void CudaOps::reserve_host(std::size_t bytes) {
+  host_room_.reset();
   if (bytes > 0) host_room_ = std::make_unique<HostRoom>(device_, bytes);
 }
 

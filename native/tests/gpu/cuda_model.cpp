@@ -89,7 +89,8 @@ SegmentSpec spec_of(const Variant& variant, const Arch& arch) {
   return spec;
 }
 
-Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
+/// `taken_over`: the weights were loaded for another segment, whose adapter has ended.
+Digest run(std::unique_ptr<Ops> ops, const Variant& variant, bool taken_over = false) {
   const Arch arch = arch_of(variant);
   const std::size_t bytes = std::size_t{256} << 20;
   const auto memory = ops->allocate("the arena", bytes, false);
@@ -98,18 +99,26 @@ Digest run(std::unique_ptr<Ops> ops, const Variant& variant) {
   ops->reserve_host(std::size_t{64} << 20);
   RopeTables rope(*ops, arch);
   const SegmentSpec spec = spec_of(variant, arch);
-  Segment segment(*ops, arena, rope, arch, spec);
+  auto made = std::make_unique<Segment>(*ops, arena, rope, arch, spec);
   std::uint64_t seed = 100;
   const auto load = [&](const std::string& name, std::vector<std::int64_t> shape, double scale, double mean, const HoldSpec& hold) {
     std::int64_t count = 1;
     for (std::int64_t n : shape) count *= n;
     std::vector<float> values;
     for (double v : random_values(count, scale, DType::bf16, ++seed)) values.push_back(static_cast<float>(rounded(v + mean, DType::bf16)));
-    segment.slots().load(name, shape, {values.data(), DType::f32, shape.size() == 1 ? 1 : shape[0], shape.back()}, hold);
+    made->slots().load(name, shape, {values.data(), DType::f32, shape.size() == 1 ? 1 : shape[0], shape.back()}, hold);
   };
   HoldSpec plain;
   load_base(spec, arch, plain, variant.hold, load);
   load("head", {arch.vocab, arch.hidden}, 0.2, 0, plain);
+  if (taken_over) {
+    HeldLayers held;
+    made->release(held);
+    for (const bool expanded : {true, false})
+      for (auto& [name, weights] : held) weights.keep_expanded(expanded);
+    made = std::make_unique<Segment>(*ops, arena, rope, arch, spec, &held);
+  }
+  Segment& segment = *made;
   const std::vector<NamedMatrix*> matrices = segment.matrices();
   for (NamedMatrix* matrix : matrices) {
     const Values values = random_values(matrix->part(MatrixPart::weight).size(), 0.1, DType::f32, ++seed);
@@ -245,6 +254,7 @@ int main(int argc, char** argv) {
       // bfloat16 keeps three bits fewer than float16.
       compare(variant.name + " " + dtype_name(half) + ": logits", coarse.at("logits"), got.at("logits"), blur * (half == DType::bf16 ? 2e-1 : 5e-2));
       require(variant.name + " " + dtype_name(half) + ": the same bits with checkpointing", run(make_cuda_ops(0, half), checkpointed) == coarse);
+      require(variant.name + " " + dtype_name(half) + ": the same bits with weights taken over", run(make_cuda_ops(0, half), variant, true) == coarse);
       require(variant.name + " " + dtype_name(half) + ": the same bits with offloading", run(make_cuda_ops(0, half), offloaded) == coarse);
       if (variant.hold.quantisation == Quantisation::nf4) {
         Variant kept = variant;

@@ -115,6 +115,28 @@ export const processOptions = {
     count.default(3),
     "How often work goes on after a worker was lost: training from its last safe point, replies where they stopped; serve begins to count anew after every minute without a loss.",
   ),
+  elastic: option(
+    "boolean",
+    "Processes",
+    ["train", "plan"],
+    flag(),
+    "Go on from the last step's end with the workers that are left when some are lost or leave, and take in those that join.",
+  ),
+  min_workers: option(
+    "integer",
+    "Processes",
+    ["train"],
+    positive.default(1),
+    "With --elastic: fewer workers wait for others, up to --join-timeout; then the run saves and ends.",
+  ),
+  elastic_join: option(
+    "string",
+    "Processes",
+    ["train"],
+    choice(["gain", "always"]).default("gain"),
+    "With --elastic, which workers that join later are taken in: gain: where the steps that are left are predicted to gain more than the change costs; always: all.",
+    "WHEN",
+  ),
   coordinator: fromEnvironment(
     "PIPELORA_COORDINATOR",
     option("string", "Processes", ["worker"], optional(text), "Address of the coordinator.", "HOST:PORT"),

@@ -89,7 +89,8 @@ export async function prepareRequests(
   });
 }
 
-function adapterMessage({ lora, settings, initialise, groups = [] }: AdapterAssignment): Adapter {
+/** What ranks are told of an adapter. */
+export function adapterMessage({ lora, settings, initialise, groups = [] }: AdapterAssignment): Adapter {
   return {
     lora: (lora?.targets ?? []).map((target) => {
       const { name, role, moduleId, r, scale, dropout, in: input, out, stack, dora } = target;

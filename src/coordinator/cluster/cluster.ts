@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { hostname } from "node:os";
 import { deferred } from "../../common/deferred.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import { comesBack } from "../../common/exit-codes.ts";
@@ -9,8 +10,10 @@ import { PROTOCOL_VERSION } from "../../rpc/protocol.ts";
 import { type ListeningServer, listen } from "../../rpc/server.ts";
 import type { Trust } from "../../rpc/trust.ts";
 import { serveCoordination, type WorkerConnection } from "../../rpc/worker-connection.ts";
-import { LocalWorkers } from "./local-workers.ts";
-import { chooseMembers, describeMissing, type WantedNodes } from "./membership.ts";
+import { type Shortage, type Waiting, waitForAll, waitForEnough } from "./gathering.ts";
+import { type LocalEnd, LocalWorkers } from "./local-workers.ts";
+import { everyMember } from "./membership.ts";
+import { processOf, Returning } from "./returning.ts";
 
 const HEARTBEAT_MS = 1_000;
 const SILENCE_MS = 10_000;
@@ -21,9 +24,6 @@ const MEMBER_BYTES = 1 << 30;
 const STRANGER_BYTES = 1 << 20;
 /** A few heartbeats: who says nothing for so long gives up its name to a claimant. */
 const CONTEST_MS = 3_500;
-/** How long a restarted run waits for its own nodes before it takes spare ones. */
-const RETURN_MS = 10_000;
-
 export interface ClusterOptions {
   /** Address to listen on for workers of other nodes; null: loopback, and the workers are started here. */
   readonly listen: string | null;
@@ -36,6 +36,8 @@ export interface ClusterOptions {
   /** Address of the plaintext port for probes; null: none. */
   readonly healthListen: string | null;
   readonly joinTimeoutS: number;
+  /** A run that goes on with the workers there are, if they are so many; null: with as many as it began with. */
+  readonly minWorkers: number | null;
   /** Devices of the workers started here. */
   readonly localDevices: readonly string[];
   readonly localThreads: number;
@@ -53,9 +55,10 @@ export class Cluster {
   readonly #servers: ListeningServer[];
   /** Set by whoever drives the run: whether the workers hold their shards and compute. */
   readonly health: Health;
-  #local: LocalWorkers | null = null;
+  readonly #local: LocalWorkers | null;
+  readonly #run = randomUUID();
   #joined: WorkerConnection[] = [];
-  #members: WorkerConnection[] = [];
+  #members: readonly WorkerConnection[] = [];
   #changed = deferred<void>();
   #failure = deferred<never>();
   #closing = false;
@@ -63,13 +66,36 @@ export class Cluster {
   #takeBack: () => void = () => {};
   #nodesBefore: readonly string[] = [];
   #awaitsSafePoint = false;
-  #leaving: WorkerConnection | null = null;
+  /** Told to stop, in this order. */
+  readonly #leaving = new Set<WorkerConnection>();
+  /** Of the members before, in an elastic run those that it may go on with. */
+  readonly #returning = new Returning();
+  /** Processes that have joined before: one that ends then would not end at once again. */
+  readonly #known = new Set<string>();
+  #leftByOrder = false;
   session = "";
 
   private constructor(options: ClusterOptions, servers: ListeningServer[], health: Health) {
     this.#options = options;
     this.#servers = servers;
     this.health = health;
+    this.#local = options.listen === null ? this.#localWorkers(options) : null;
+  }
+
+  #localWorkers(options: ClusterOptions): LocalWorkers {
+    return new LocalWorkers(
+      {
+        address: `127.0.0.1:${this.port}`,
+        token: options.trust.token() ?? "",
+        tlsFlags: options.tlsFlags,
+        devices: options.localDevices,
+        threads: options.localThreads,
+        pin: options.localPin,
+        logFormat: options.logFormat,
+        logLevel: options.logLevel,
+      },
+      (end) => this.#localEnded(end),
+    );
   }
 
   /** Opens the port. Errors: PL_PORT_UNAVAILABLE. */
@@ -118,7 +144,24 @@ export class Cluster {
 
   /** The member that was told to stop first and stays for the safe point; null: none. */
   get leaving(): WorkerConnection | null {
-    return this.#leaving;
+    return [...this.#leaving].find((worker) => this.#members.includes(worker)) ?? null;
+  }
+
+  /** Whether the member that was lost had been told to stop. */
+  get leftByOrder(): boolean {
+    return this.#leftByOrder;
+  }
+
+  /** An elastic run's members if it began anew now, in rank order. */
+  get candidates(): readonly WorkerConnection[] {
+    const fresh = this.#joined.filter(
+      (worker) => this.#members.includes(worker) || performance.now() - worker.lastHeard < CONTEST_MS,
+    );
+    const { listen, nodes } = this.options;
+    const placed = fresh
+      .filter((worker) => !this.#leaving.has(worker))
+      .map((connection) => ({ ...connection.hello, connection }));
+    return everyMember(placed, { names: nodes, parts: listen === null }).map(({ connection }) => connection);
   }
 
   /**
@@ -136,29 +179,26 @@ export class Cluster {
 
   /**
    * Starts local workers if the run has its own, waits for all, and gives out ranks, by node name and then by device, so that a restart
-   * gives the same ones. Workers of further nodes stay as spares.
+   * gives the same ones. Workers of further nodes stay as spares. An elastic run takes all that are there once its earlier workers are
+   * back or lost, at least min_workers and `atLeast`; while they are fewer it waits, and calls `short` once.
    * Errors: PL_WORKER_MISSING after join_timeout, PL_WORKER_LOST if a local worker dies first.
    */
-  async form(): Promise<readonly WorkerConnection[]> {
+  async form({ atLeast = 1, short = async () => {} }: Shortage = {}): Promise<readonly WorkerConnection[]> {
     const { options } = this;
     if (this.#closed) throw new PipeloraError("PL_INTERRUPTED", "the cluster was closed");
     this.session = randomUUID();
-    if (options.listen === null) {
-      this.#local = LocalWorkers.start(
-        {
-          address: `127.0.0.1:${this.port}`,
-          token: options.trust.token() ?? "",
-          tlsFlags: options.tlsFlags,
-          devices: options.localDevices,
-          threads: options.localThreads,
-          pin: options.localPin,
-          logFormat: options.logFormat,
-          logLevel: options.logLevel,
-        },
-        (name, reason) => this.#lose(localLoss(name, reason, this.#members.length > 0)),
-      );
-    }
-    this.#members = await this.#waitForAll();
+    this.#leftByOrder = false;
+    const again = this.#nodesBefore.length > 0;
+    const waiting: Waiting = {
+      ...{ options, before: this.#nodesBefore, returning: this.#returning, local: this.#local },
+      joined: () => this.#joined,
+      candidates: () => this.candidates,
+      change: (until) => this.#change(until),
+    };
+    this.#members =
+      options.minWorkers === null || !again
+        ? await waitForAll(waiting)
+        : await waitForEnough(waiting, { atLeast: Math.max(atLeast, options.minWorkers), short });
     this.#nodesBefore = [...new Set(this.#members.map(({ hello }) => hello.node))];
     for (const spare of this.#joined.filter((worker) => !this.#members.includes(worker))) {
       this.options.log.warn(`${spare.name} is not needed; it waits for the next attempt`);
@@ -166,16 +206,29 @@ export class Cluster {
     this.#members.forEach((member, rank) => {
       member.name = `rank ${rank} (${member.name})`;
       member.notify({
-        welcome: { session: this.session, rank, worldSize: this.#members.length, heartbeatMs: HEARTBEAT_MS },
+        welcome: {
+          ...{ session: this.session, rank, worldSize: this.#members.length, heartbeatMs: HEARTBEAT_MS },
+          run: this.#run,
+        },
       });
       member.watch(SILENCE_MS);
     });
     return this.#members;
   }
 
-  /** Sends every member away: for good, or to join again for the run's next attempt. */
-  async dissolve(rejoin: boolean): Promise<void> {
+  /** Sends every member away, to join again for the run's next attempt. */
+  async dissolve(): Promise<void> {
+    const back = this.#joined.filter((worker) => !this.#leaving.has(worker));
     this.#closing = true;
+    this.#dismiss(true);
+    this.#returning.expect(back);
+    // A process whose connection was lost may hang.
+    await this.#local?.keep(back.map(({ hello }) => hello.pid));
+    this.#failure = deferred<never>();
+    this.#closing = false;
+  }
+
+  #dismiss(rejoin: boolean): void {
     this.health.ready = false;
     for (const member of this.#joined) {
       member.notify({ shutdown: { rejoin } });
@@ -183,18 +236,16 @@ export class Cluster {
     }
     this.#joined = [];
     this.#members = [];
-    this.#leaving = null;
-    await this.#local?.stop();
-    this.#local = null;
-    this.#failure = deferred<never>();
-    this.#closing = false;
+    this.#leaving.clear();
   }
 
   /** `rejoin`: this program will be started again, and workers of other nodes are to wait for that. No attempt can follow. */
   async close(rejoin: boolean): Promise<void> {
     this.#closed = true;
     this.#takeBack();
-    await this.dissolve(rejoin);
+    this.#closing = true;
+    this.#dismiss(rejoin && this.#local === null);
+    await this.#local?.stop();
     // A farewell that is cut off on its way would make a worker wait for another coordinator.
     await Promise.all(this.#servers.map((server) => server.drain(FAREWELL_MS)));
   }
@@ -225,8 +276,14 @@ export class Cluster {
       this.#contest(connection, holders);
       return;
     }
+    this.#known.add(processOf(hello));
+    this.#returning.gone(hello);
     if (this.#members.length > 0) {
-      this.options.log.warn(`${connection.name} came after the run began; it waits for the next attempt`);
+      this.options.log.warn(
+        this.options.minWorkers === null
+          ? `${connection.name} came after the run began; it waits for the next attempt`
+          : `${connection.name} joined while the run is on`,
+      );
     } else if (this.options.listen !== null) {
       this.options.log.info(`${connection.name} at ${connection.peer} joined`);
     }
@@ -247,6 +304,12 @@ export class Cluster {
     return new PipeloraError("PL_JOIN_REFUSED", `node "${node}" is none of ${nodes.join(", ")}`, {
       hint: "Start the worker with the --node-name that the coordinator's --nodes lists.",
     });
+  }
+
+  /** A member that is not fit for the run, for good. */
+  sendAway(member: WorkerConnection, error: PipeloraError): void {
+    this.#leftByOrder = true;
+    this.#refuse(member, error);
   }
 
   #refuse(connection: WorkerConnection, error: PipeloraError): void {
@@ -281,9 +344,10 @@ export class Cluster {
   private leave(connection: WorkerConnection): void {
     if (this.#awaitsSafePoint && this.#members.includes(connection)) {
       this.options.log.warn(`${connection.name} was told to stop; it stays until the step under way is saved`);
-      this.#leaving ??= connection;
+      this.#leaving.add(connection);
       return;
     }
+    this.#leftByOrder ||= this.#members.includes(connection);
     connection.notify({ shutdown: { rejoin: true } });
     connection.close("it was told to stop");
   }
@@ -300,43 +364,19 @@ export class Cluster {
     this.#changed.resolve();
   }
 
-  /** The members, in rank order. */
-  async #waitForAll(): Promise<WorkerConnection[]> {
-    const start = Date.now();
-    const deadline = start + this.options.joinTimeoutS * 1000;
-    for (;;) {
-      const strangersToo = Date.now() >= start + RETURN_MS;
-      const chosen = this.#choose(strangersToo);
-      if (chosen !== null) return chosen;
-      this.#changed = deferred<void>();
-      const now = Date.now();
-      if (now >= deadline) throw this.#missing();
-      const timer = setTimeout(
-        () => this.#changed.resolve(),
-        Math.min(deadline, strangersToo ? deadline : start + RETURN_MS) - now,
-      );
-      await Promise.race([this.#changed.promise, this.failure]);
-      clearTimeout(timer);
-    }
+  #localEnded({ name, pid, reason }: LocalEnd): void {
+    const ended = { node: hostname(), pid };
+    this.#returning.gone(ended);
+    // One that was on its way back is started again, or done without.
+    if (this.#members.length === 0 && this.#known.has(processOf(ended))) this.#changed.resolve();
+    else this.#lose(localLoss(name, reason, this.#members.length > 0));
   }
 
-  #wanted(): WantedNodes {
-    const { listen, nnodes, nodes } = this.options;
-    return { count: listen === null ? 1 : nnodes, names: nodes, before: this.#nodesBefore };
-  }
-
-  #choose(strangersToo: boolean): WorkerConnection[] | null {
-    const placed = this.#joined.map((connection) => ({ ...connection.hello, connection }));
-    return chooseMembers(placed, this.#wanted(), strangersToo)?.map(({ connection }) => connection) ?? null;
-  }
-
-  #missing(): PipeloraError {
-    const hellos = this.#joined.map(({ hello }) => hello);
-    return new PipeloraError(
-      "PL_WORKER_MISSING",
-      `expected the workers of ${this.#wanted().count} nodes within ${this.options.joinTimeoutS} s; ${describeMissing(hellos, this.#wanted())}`,
-      { hint: "Look at the missing workers' logs, or give them more time with --join-timeout." },
-    );
+  /** Until somebody joins or is lost, at the latest until then. Rejects when a member is lost. */
+  async #change(until: number): Promise<void> {
+    this.#changed = deferred<void>();
+    const timer = setTimeout(() => this.#changed.resolve(), Math.max(0, until - Date.now()));
+    await Promise.race([this.#changed.promise, this.failure]).finally(() => clearTimeout(timer));
   }
 }
 

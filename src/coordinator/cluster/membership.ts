@@ -45,6 +45,19 @@ export function chooseMembers<T extends Placed>(
   return joined.filter(({ node }) => usable.includes(node)).sort(byNodeAndDevice);
 }
 
+/** All that an elastic run can take, in rank order: every device of whole nodes; `parts`: of the others too, whose processes stand alone. */
+export function everyMember<T extends Placed>(
+  joined: readonly T[],
+  { names, parts }: { readonly names: readonly string[] | null; readonly parts: boolean },
+): T[] {
+  const usable = [...groupByNode(joined)]
+    .filter(
+      ([node, workers]) => (names?.includes(node) ?? true) && (parts || workers.length >= workers[0]!.nodeDevices),
+    )
+    .map(([node]) => node);
+  return joined.filter(({ node }) => usable.includes(node)).sort(byNodeAndDevice);
+}
+
 /** Who is there and who is missing, for people. */
 export function describeMissing(joined: readonly Placed[], wanted: WantedNodes): string {
   const groups = groupByNode(joined);

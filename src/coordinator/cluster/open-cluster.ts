@@ -8,7 +8,17 @@ import { localDevices } from "./local-devices.ts";
 
 export type ClusterSettings = Pick<
   Config,
-  "listen" | "nodes" | "nnodes" | "workers" | "threads" | "health_listen" | "join_timeout" | "log_format" | "log_level"
+  | "listen"
+  | "nodes"
+  | "nnodes"
+  | "workers"
+  | "threads"
+  | "health_listen"
+  | "join_timeout"
+  | "elastic"
+  | "min_workers"
+  | "log_format"
+  | "log_level"
 > &
   TrustSettings &
   TlsFiles;
@@ -35,6 +45,7 @@ export function openCluster(config: ClusterSettings, log: Logger): Promise<Clust
     nnodes: config.nodes?.length ?? config.nnodes,
     healthListen: config.health_listen,
     joinTimeoutS: config.join_timeout,
+    minWorkers: config.elastic ? config.min_workers : null,
     localDevices: devices,
     localThreads: threads,
     localPin: pin,

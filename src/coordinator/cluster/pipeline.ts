@@ -4,6 +4,7 @@ import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { DrawnToken, Round } from "../../generation/round.ts";
 import type { AdapterStep } from "../../rpc/generated/pipelora/v1/AdapterStep.ts";
 import type { AdapterSums__Output } from "../../rpc/generated/pipelora/v1/AdapterSums.ts";
+import type { BoundaryState__Output } from "../../rpc/generated/pipelora/v1/BoundaryState.ts";
 import type { Failure__Output } from "../../rpc/generated/pipelora/v1/Failure.ts";
 import type { ImportMatrices } from "../../rpc/generated/pipelora/v1/ImportMatrices.ts";
 import type { Infer } from "../../rpc/generated/pipelora/v1/Infer.ts";
@@ -80,6 +81,8 @@ export interface RoundOrder {
   readonly round: number;
   /** Whether the next report is to tell all that the ranks did in it. */
   readonly trace: boolean;
+  /** Whether the first replica's ranks tell their trained values as they are before it: `onState` hears of them. */
+  readonly tellsState: boolean;
 }
 
 /** The workers of a run as one model, in one or more replicas: every call but a step's goes to all ranks at once. */
@@ -104,6 +107,11 @@ export class Pipeline {
     for (const member of members) member.onFailure = fail;
   }
 
+  /** Hears what ranks tell in rounds that tell their state. */
+  set onState(hear: ((told: BoundaryState__Output) => void) | null) {
+    for (const member of this.#members) member.onState = hear;
+  }
+
   /** Every rank reads its tensors, all at the same time. */
   async prepare(requests: readonly Prepare[]): Promise<Prepared__Output[]> {
     const replies = await this.#all((member, rank) => member.request({ prepare: requests[rank]! }));
@@ -114,13 +122,13 @@ export class Pipeline {
    * A step of each of these adapters. A replica's first rank takes the round and answers for all of its ranks. Sums by part, then by
    * replica.
    */
-  async runRound({ round, trace }: RoundOrder, parts: readonly RoundPart[]): Promise<StepSums[][]> {
+  async runRound({ round, trace, tellsState }: RoundOrder, parts: readonly RoundPart[]): Promise<StepSums[][]> {
     const replies = await this.#allOf(
       this.#replicas.map(({ ranks }) => ranks[0]!),
       (member, rank) => {
         const replica = this.#replicas.indexOf(this.#replicaOf(rank)!);
         const own = parts.map(({ batches, ...part }) => ({ ...part, microBatches: packed(batches[replica]!) }));
-        return member.request({ runStep: { step: round, parts: own, trace } });
+        return member.request({ runStep: { step: round, parts: own, trace, tellsState: tellsState && replica === 0 } });
       },
     );
     for (const { ranks } of this.#replicas) for (const rank of ranks) this.#members[rank]!.heard();

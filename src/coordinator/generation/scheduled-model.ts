@@ -146,7 +146,7 @@ class ScheduledModel {
         if (!RESTARTABLE.has(lost.code) || left === 0) throw lost;
         left--;
         this.#log.warn(`${lost.message}; loading the model anew, what was under way goes on`);
-        await cluster.dissolve(true);
+        await cluster.dissolve();
       }
     } catch (error) {
       scheduler.fail(error);

@@ -55,7 +55,14 @@ export function paperDevices(
 /** What a request to plan takes from the configuration. */
 export type PlanRequestSettings = Pick<
   Config,
-  "planner" | "max_memory" | "weight_cache" | "activation_offload" | "compute_dtype" | "bnb_4bit_compute_dtype" | "fp8"
+  | "planner"
+  | "max_memory"
+  | "weight_cache"
+  | "activation_offload"
+  | "compute_dtype"
+  | "bnb_4bit_compute_dtype"
+  | "fp8"
+  | "elastic"
 >;
 
 export type PlanSettings = PlanRequestSettings & Pick<Config, "device_map" | "deterministic_batches">;
@@ -186,6 +193,7 @@ export function planRequest(
     computeDtype: dtype,
     weightCache: config.weight_cache,
     activationOffload: config.activation_offload,
+    tellsState: config.elastic,
     lora: setup.lora?.targets ?? [],
     matrices: setup.lora?.matrices ?? [],
     ...(beside.length === 0 ? {} : { beside: beside.map(({ targets: lora, matrices }) => ({ lora, matrices })) }),

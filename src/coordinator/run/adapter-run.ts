@@ -1,9 +1,11 @@
 import type { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
+import type { MatrixValues } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { TrainingData } from "../planning/training-data.ts";
 import type { Cut } from "../planning/workload.ts";
-import type { RunFiles } from "./checkpoints/run-files.ts";
+import type { RunFiles, StartingPoint } from "./checkpoints/run-files.ts";
+import { copyState, type TrainerState } from "./checkpoints/trainer-state.ts";
 import type { Reporter } from "./reporter.ts";
 
 interface Parts {
@@ -12,6 +14,12 @@ interface Parts {
   readonly data: TrainingData;
   readonly files: RunFiles;
   readonly reporter: Reporter;
+}
+
+/** An adapter at a step's end, in memory: what the trained matrices and the optimizer held. */
+export interface HeldState {
+  readonly state: TrainerState;
+  readonly values: readonly MatrixValues[];
 }
 
 /** One adapter of a run, through all of its attempts: its settings, rows and folder, how its steps are cut, and how it ended. */
@@ -27,6 +35,9 @@ export class AdapterRun {
   readonly reporter: Reporter;
   /** Once that is planned: the next attempt keeps to it. */
   cut: Cut | null = null;
+  /** What its pairs began with, where that was taken out of the base: saved with every checkpoint. */
+  initial: readonly MatrixValues[] = [];
+  #held: HeldState | null = null;
   #done = false;
   #error: PipeloraError | null = null;
 
@@ -47,6 +58,30 @@ export class AdapterRun {
   /** What ended it; null: nothing did. */
   get error(): PipeloraError | null {
     return this.#error;
+  }
+
+  /** In place of what was held before. Of a run that is elastic. */
+  hold(held: HeldState): void {
+    this.#held = held;
+  }
+
+  get holds(): boolean {
+    return this.#held !== null;
+  }
+
+  /** Where an attempt goes on: after the step that is held in memory, or else from the newest checkpoint. */
+  async start(): Promise<StartingPoint> {
+    if (this.#held === null) return this.files.start();
+    const { state, values } = this.#held;
+    return { state: copyState(state), values };
+  }
+
+  /** Makes a checkpoint of what is held, unless there is one of that step or a later one. Returns its step; null: there was nothing to do. */
+  async saveHeld(): Promise<number | null> {
+    if (this.#held === null || !this.live || this.#held.state.globalStep <= this.files.savedStep) return null;
+    const { state, values } = this.#held;
+    this.reporter.saved(await this.files.write([...values, ...this.initial], state, false), state.globalStep);
+    return state.globalStep;
   }
 
   done(): void {

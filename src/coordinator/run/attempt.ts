@@ -37,10 +37,11 @@ export interface Done {
   readonly name: "done";
 }
 
-/** A worker was told to stop; all steps are saved. */
-export interface Left {
-  readonly name: "left";
-  readonly worker: string;
+/** Other workers are to go on: one was told to stop, or joined. What the last step made is safe. */
+export interface Regroup {
+  readonly name: "regroup";
+  /** For people. */
+  readonly reason: string;
 }
 
 export interface Failed {
@@ -51,7 +52,7 @@ export interface Failed {
 }
 
 export type Active = Gathering | Planned | Prepared | Stepping;
-export type Ended = Done | Left | Failed;
+export type Ended = Done | Regroup | Failed;
 
 /** What is done in each state, which decides the next. */
 export interface Stages {
@@ -59,11 +60,11 @@ export interface Stages {
   planned(state: Planned): Promise<Prepared>;
   prepared(state: Prepared): Promise<Stepping>;
   /** Ends by itself when a worker is lost or the run is interrupted, since it may have something to save. */
-  stepping(state: Stepping): Promise<Done | Left>;
+  stepping(state: Stepping): Promise<Done | Regroup>;
 }
 
 /**
- * One try at a run with one set of workers: gathering -> planned -> prepared -> stepping -> done, left or failed. A restart is an
+ * One try at a run with one set of workers: gathering -> planned -> prepared -> stepping -> done, regroup or failed. A restart is an
  * attempt that ends and one that begins.
  */
 export class Attempt {
@@ -120,5 +121,5 @@ export class Attempt {
 }
 
 function isEnded(state: Active | Ended): state is Ended {
-  return state.name === "done" || state.name === "left" || state.name === "failed";
+  return state.name === "done" || state.name === "regroup" || state.name === "failed";
 }

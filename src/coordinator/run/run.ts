@@ -4,6 +4,7 @@ import type { Cluster } from "../cluster/cluster.ts";
 import type { Interrupts } from "../cluster/interrupts.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
 import type { AdapterRun } from "./adapter-run.ts";
+import type { Changes } from "./elastic/changes.ts";
 import type { LiveReplies } from "./replies/live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import type { TraceFile } from "./tracing/trace-file.ts";
@@ -32,4 +33,6 @@ export interface Run extends PreparedRun {
   readonly interrupts: Interrupts;
   readonly log: Logger;
   readonly reporter: Reporter;
+  /** What changes of an elastic run's workers have cost; null: it is not elastic. */
+  readonly changes: Changes | null;
 }

@@ -2,7 +2,7 @@ import { lookup } from "node:dns/promises";
 import { join } from "node:path";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
-import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
+import { type ErrorCode, PipeloraError, toPipeloraError } from "../../common/errors.ts";
 import { comesBack, exitCodeOfSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { ensureWritable } from "../../common/output-dir.ts";
@@ -11,18 +11,21 @@ import { type Config, withoutSecrets } from "../../config/options.ts";
 import { lostText } from "../../data/dataset.ts";
 import { listCheckpoints } from "../../formats/checkpoint-folders.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
+import { STRATEGIES } from "../../plan/request.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
 import { RESTARTABLE } from "../cluster/restartable.ts";
 import { describeModels } from "../planning/model-setup.ts";
 import { adapterLabel, named } from "../planning/named-adapters.ts";
+import { deviceMap } from "../planning/planning.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
 import { templateDate } from "./checkpoints/resume-point.ts";
 import { RunFiles } from "./checkpoints/run-files.ts";
 import { runFingerprint } from "./checkpoints/run-identity.ts";
+import { Changes } from "./elastic/changes.ts";
 import { type HttpShows, LiveReplies } from "./replies/live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import { restartAfter } from "./restart.ts";
@@ -30,7 +33,7 @@ import type { PreparedRun, Run } from "./run.ts";
 import { preflight } from "./steps/receive.ts";
 import { withWholeSteps } from "./steps/whole-steps.ts";
 import { TraceFile } from "./tracing/trace-file.ts";
-import { trainingStages } from "./training-stages.ts";
+import { interruptedAfter, saveHeld, trainingStages } from "./training-stages.ts";
 
 /** A lost attempt's files are written or given up by then. */
 const SETTLE_MS = 60_000;
@@ -77,7 +80,8 @@ export async function train(
     await replies?.listen();
     await warnOfLoopback(config, log);
     cluster = await openCluster(config, log);
-    const run: Run = { ...prepared, cluster, interrupts, log, reporter };
+    const changes = config.elastic ? new Changes() : null;
+    const run: Run = { ...prepared, cluster, interrupts, log, reporter, changes };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
     else await attempts(run);
     const failure = failureOf(run.adapters);
@@ -115,6 +119,11 @@ async function prepareRun(
   http: HttpShows,
 ): Promise<PreparedRun> {
   const warn = onceEach((warning) => log.warn(warning));
+  if (config.elastic && typeof (await deviceMap(config.device_map)) !== "string") {
+    throw new PipeloraError("PL_CONFIG_INVALID", "--elastic plans for whoever is there: --device-map names places", {
+      hint: `Give one of ${STRATEGIES.join(", ")} with it.`,
+    });
+  }
   const asked = await resumable(wanted);
   const labelled = [];
   for (const { name, config: own, reporter } of asked) {
@@ -187,9 +196,9 @@ export function failureOf(adapters: readonly Pick<AdapterRun, "name" | "error">[
   );
 }
 
-/** The run, from its last safe point again whenever a worker was lost or has left. */
+/** The run, from its last safe point again whenever a worker was lost or has left, and in an elastic run when others join. */
 async function attempts(run: Run): Promise<void> {
-  const { config, cluster, interrupts, log } = run;
+  const { config, cluster, interrupts, log, changes } = run;
   for (let restarts = 0; ; ) {
     const disturbed = Promise.race([cluster.failure, interrupts.first]);
     const attempt = new Attempt(trainingStages(run), disturbed);
@@ -198,13 +207,39 @@ async function attempts(run: Run): Promise<void> {
     if (ended.name === "failed") log.debug(`the attempt failed while it was ${ended.during}`);
     // A worker that is lost after the last adapter was written costs nothing.
     const over = !run.adapters.some(({ live }) => live);
-    if (over && (ended.name === "left" || RESTARTABLE.has(ended.error.code))) return;
-    const stopping = interrupts.signal !== null;
-    const { reason, counts } = restartAfter(ended, { left: config.max_restarts - restarts, stopping });
+    if (over && (ended.name === "regroup" || RESTARTABLE.has(ended.error.code))) return;
+    const elastic = changes && { free: changes.gotOn || cluster.leftByOrder, fitted: changes.fitted };
+    const standing = { left: config.max_restarts - restarts, stopping: interrupts.signal !== null, elastic };
+    const { reason, counts } = await savedOnThrow(run, ended, () => restartAfter(ended, standing));
     if (counts) restarts++;
     log.warn(counts ? `${reason} (restart ${restarts} of ${config.max_restarts})` : reason);
-    await cluster.dissolve(true);
+    if (ended.name === "failed" && ended.error.code === "PL_PLACEMENT_INFEASIBLE")
+      changes?.tooFew(cluster.members.length);
+    changes?.begin();
+    await cluster.dissolve();
     await withDeadline(attempt.settled(), SETTLE_MS, { name: "what the ended attempt had under way" });
+  }
+}
+
+/** What ends an elastic run other than by a fault of its own: it may hold steps that no checkpoint has. */
+const SAVED_BEFORE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  ...RESTARTABLE,
+  "PL_INTERRUPTED",
+  "PL_WORKER_MISSING",
+  "PL_PREFLIGHT_FAILED",
+  "PL_PLACEMENT_INFEASIBLE",
+]);
+
+async function savedOnThrow<T>(run: Run, ended: Attempt["state"], decide: () => T): Promise<T> {
+  try {
+    return decide();
+  } catch (error) {
+    if (ended.name !== "failed" || !SAVED_BEFORE.has(ended.error.code)) throw error;
+    const saved = await saveHeld(run);
+    const { signal } = run.interrupts;
+    throw ended.error.code === "PL_INTERRUPTED" && signal !== null && saved.length > 0
+      ? interruptedAfter(signal, saved)
+      : error;
   }
 }
 

@@ -10,12 +10,15 @@ import { clipFactor, gradientNorm } from "./steps/gradients.ts";
 import { type LearningRateSettings, learningRate } from "./steps/learning-rate.ts";
 import { nextLossScale } from "./steps/loss-scale.ts";
 import { groupRates, type ParamGroup } from "./steps/param-groups.ts";
+import type { Pause } from "./steps/rounds.ts";
 import type { Evaluation, StepSource, TrainStep } from "./steps/step-source.ts";
 
 /** What an adapter's steps ask of their surroundings. */
 export interface TrainerHooks {
   /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
   save(state: TrainerState, stopping: boolean): Promise<void>;
+  /** The same, to stay in memory: what another attempt goes on from. */
+  hold(state: TrainerState): Promise<void>;
   /** After an evaluation, with the weights that it was of. */
   evaluated(step: number): Promise<void>;
   /** After the last update, or an early stop. */
@@ -154,8 +157,8 @@ export class Trainer {
     }
   }
 
-  /** Evaluates and saves where the step that was taken asks for it; ends after the last, and early. `interrupted`: saves in any case. */
-  async follow(interrupted: boolean): Promise<void> {
+  /** Evaluates and saves where the step that was taken asks for it; ends after the last, and early. `pause`: saves or holds it in any case. */
+  async follow(pause: Pause | null): Promise<void> {
     const { config, reporter, hooks } = this.#options;
     const { state } = this;
     const current = this.#current!;
@@ -172,7 +175,7 @@ export class Trainer {
       config.save_strategy === "best"
         ? judgement.isBest
         : due(config.save_strategy, config.save_steps, step, current) || (last && config.save_strategy === "steps");
-    if (wanted || interrupted) {
+    if (wanted || pause === "save") {
       await this.settle();
       await hooks.save(state, last || judgement.stops);
     }
@@ -183,7 +186,11 @@ export class Trainer {
       );
     }
     this.#current = this.#next;
-    if (last || judgement.stops) await this.#finish();
+    if (last || judgement.stops) return this.#finish();
+    if (pause === "hold") {
+      await this.settle();
+      await hooks.hold(state);
+    }
   }
 
   /** The workers' weights are those after `state.globalStep` updates. */

@@ -1,6 +1,7 @@
+import { formatBytes } from "../../common/bytes.ts";
 import { elementCount } from "../../common/dtype.ts";
 import { PipeloraError, toPipeloraError } from "../../common/errors.ts";
-import { Interrupted } from "../../common/exit-codes.ts";
+import { Interrupted, type StopSignal } from "../../common/exit-codes.ts";
 import type { Logger } from "../../common/log.ts";
 import { matrixElements } from "../../models/kinds/named-matrix.ts";
 import type { Work } from "../../plan/request.ts";
@@ -10,11 +11,13 @@ import { type PlannedMembers, planMembers } from "../assembly/plan-members.ts";
 import { type NodeSave, nodesJson } from "../cluster/node-folders.ts";
 import type { PipelineAdapter } from "../cluster/pipeline.ts";
 import type { ModelSetup } from "../planning/model-setup.ts";
-import { besideCache, type CacheNeeds, roundWorkload, trainingWorkload, type Workload } from "../planning/workload.ts";
+import { besideCache, type CacheNeeds, type Workload } from "../planning/workload.ts";
 import type { AdapterRun } from "./adapter-run.ts";
-import type { Done, Left, Planned, Prepared, Stages, Stepping } from "./attempt.ts";
+import type { Done, Planned, Prepared, Regroup, Stages, Stepping } from "./attempt.ts";
 import { describeFailure } from "./checkpoints/run-files.ts";
-import type { TrainerState } from "./checkpoints/trainer-state.ts";
+import { copyState, type TrainerState } from "./checkpoints/trainer-state.ts";
+import { STATE_PARTS } from "./elastic/boundary-states.ts";
+import { ElasticSteps } from "./elastic/elastic-steps.ts";
 import { quietHeap } from "./quiet-heap.ts";
 import type { LiveReplies, Progress } from "./replies/live-replies.ts";
 import type { Run } from "./run.ts";
@@ -26,6 +29,7 @@ import { evaluationOf, stepSource } from "./steps/step-source.ts";
 import { StepTraces } from "./tracing/step-traces.ts";
 import { StepWatch } from "./tracing/step-watch.ts";
 import { summarise, Trainer, type TrainerOptions } from "./trainer.ts";
+import { liveOf, workloadOf } from "./workload-of.ts";
 
 /** What an attempt at this run does in each state. */
 export function trainingStages(run: Run): Stages {
@@ -35,11 +39,6 @@ export function trainingStages(run: Run): Stages {
     prepared: (state) => begin(run, state),
     stepping: (state) => step(run, state),
   };
-}
-
-/** Those that take part in an attempt, in the order of their numbers on the workers. */
-function liveOf({ adapters }: Run): readonly AdapterRun[] {
-  return adapters.filter(({ live }) => live);
 }
 
 /** How far each of an attempt's adapters is, as replies are told. */
@@ -52,18 +51,14 @@ function progressOf(
 }
 
 async function gather(run: Run): Promise<Planned> {
-  const { config, base, cluster, replies } = run;
-  const members = await cluster.form();
+  const { config, base, cluster, replies, changes } = run;
+  const members = await cluster.form({ atLeast: changes?.atLeast ?? 1, short: async () => void (await saveHeld(run)) });
   await receive(members, run);
   const live = liveOf(run);
-  const cuts = live.flatMap(({ cut }) => (cut === null ? [] : [cut]));
-  const workload = roundWorkload(
-    live.map((adapter) => trainingWorkload(adapter.config, adapter.data)),
-    cuts.length === live.length ? cuts : null,
-  );
-  const beside = live.slice(1).map(({ setup }) => setup.lora!);
+  const { workload, beside } = workloadOf(run);
+  const known = changes?.rates ?? null;
   const plan = (work: Workload) =>
-    planMembers(members, live[0]?.setup ?? base, { workload: work, beside }, live[0]?.config ?? config);
+    planMembers(members, live[0]?.setup ?? base, { workload: work, beside, known }, live[0]?.config ?? config);
   const found =
     replies === null
       ? { planned: await plan(workload), cacheRows: 0 }
@@ -71,6 +66,33 @@ async function gather(run: Run): Promise<Planned> {
   for (const [index, adapter] of live.entries()) adapter.cut = found.planned.cut.parts[index]!;
   showPlan(found.planned, run);
   return { name: "planned", ...found };
+}
+
+/** A step of an adapter that was saved. */
+interface SavedStep {
+  readonly name: string | null;
+  readonly step: number;
+}
+
+export function interruptedAfter(signal: StopSignal, saved: readonly SavedStep[]): Interrupted {
+  const steps = saved.map(({ name, step }) => `step ${step}${name === null ? "" : ` of ${name}`}`);
+  return new Interrupted(
+    signal,
+    `interrupted after ${steps.join(", ")}, which ${steps.length === 1 ? "is" : "are"} saved`,
+    "Continue with --resume-from-checkpoint.",
+  );
+}
+
+/** Makes checkpoints of what an elastic run holds in memory alone: before it waits, and before it ends. Returns what there was to save. */
+export async function saveHeld(run: Run): Promise<SavedStep[]> {
+  const saved: SavedStep[] = [];
+  for (const adapter of liveOf(run)) {
+    // The nodes of the attempt before are gone.
+    adapter.files.detach();
+    const step = await adapter.saveHeld();
+    if (step !== null) saved.push({ name: adapter.name, step });
+  }
+  return saved;
 }
 
 /** With as much room for replies as fits beside the training. */
@@ -90,14 +112,16 @@ async function planBesideReplies(
 }
 
 async function load(run: Run, { planned, cacheRows }: Planned): Promise<Prepared> {
-  const { config, base, cluster, log } = run;
+  const { config, base, cluster, log, changes } = run;
   const adapters = liveOf(run).map(({ config: settings, setup, files }) => {
     return { lora: setup.lora, settings, initialise: setup.adapter === null, groups: files.groups.of };
   });
   const { pipeline, prepared } = await loadShards(planned, base, config, { adapters, failure: cluster.failure });
-  for (const [rank, { memory, seconds }] of prepared.entries()) {
-    log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s`);
+  for (const [rank, { memory, seconds, takenOver, read, readBytes }] of prepared.entries()) {
+    const layers = `${takenOver} layers taken over, ${read} read (${formatBytes(readBytes)})`;
+    log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s: ${layers}`);
   }
+  changes?.loaded(prepared, planned.members.length);
   return { name: "prepared", planned, cacheRows, pipeline };
 }
 
@@ -105,11 +129,13 @@ async function load(run: Run, { planned, cacheRows }: Planned): Promise<Prepared
 async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Promise<Stepping> {
   const { replies } = run;
   const progress: TrainerState[] = [];
-  for (const [number, { files, reporter }] of liveOf(run).entries()) {
-    const { state, values } = await files.start();
+  for (const [number, adapter] of liveOf(run).entries()) {
+    const { reporter } = adapter;
+    const { state, values } = await adapter.start();
     if (values !== null) await pipeline.adapter(number).importMatrices(values);
+    if (run.changes !== null) adapter.initial = await pipeline.adapter(number).exportMatrices(["initial"]);
     if (planned.computeDtype === "float16") state.lossScale ??= INITIAL_LOSS_SCALE;
-    if (state.globalStep > 0) reporter.note(`resumed after step ${state.globalStep}`);
+    if (state.globalStep > 0) reporter.note(`${adapter.holds ? "goes on" : "resumed"} after step ${state.globalStep}`);
     progress.push(state);
   }
   const stages = new Set(planned.plan.segments.flatMap(({ ranks }) => ranks)).size;
@@ -118,8 +144,8 @@ async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Prom
   return { name: "stepping", planned, pipeline, progress };
 }
 
-async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
-  const { cluster, interrupts, reporter, replies } = run;
+async function step(run: Run, stepping: Stepping): Promise<Done | Regroup> {
+  const { cluster, interrupts, reporter, replies, changes } = run;
   const { planned, pipeline, progress } = stepping;
   quietHeap();
   const attempt = { started: performance.now(), evaluationSeconds: [] as number[] };
@@ -128,27 +154,35 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Left> {
   const live = liveOf(run);
   const trained = live.map((adapter, number): Trained => {
     const options = trainerOptions(run, adapter, { stepping, number, work: works[number]!, attempt });
-    return { adapter, trainer: new Trainer(options, progress[number]!) };
+    return { number, adapter, trainer: new Trainer(options, progress[number]!) };
   });
   const traces = stepTraces(run, stepping, await planned.cut.work(false));
+  const elastic = changes === null ? null : new ElasticSteps(run, changes, stepping, live);
   const hooks: RoundHooks = {
-    interrupted: () => interrupts.signal !== null || cluster.leaving !== null,
+    pause: async () => {
+      if (interrupts.signal !== null) return "save";
+      if (elastic !== null) return (await elastic.regroups()) ? "hold" : null;
+      return cluster.leaving === null ? null : "save";
+    },
+    tells: (round, going) => elastic?.tells(round, going) ?? false,
     asked: () => replies?.asked === true,
     traced: (round, isLast) => traces.wants(round, isLast),
-    stepped: (round, told) => traces.stepped(round, told, { members: planned.members, pipeline }),
+    stepped: async (round, told) => {
+      elastic?.stepped(told.began);
+      await traces.stepped(round, told, { members: planned.members, pipeline });
+    },
     answer: async () => replies?.answer(progressOf(run, live, progress), reporter),
   };
   const finished = await cluster.untilSafePoint(() => trainRounds(trained, pipeline, hooks));
   if (!finished) {
-    if (interrupts.signal === null) return { name: "left", worker: cluster.leaving!.name };
+    if (interrupts.signal === null) {
+      const left = `${cluster.leaving?.name} leaves, all steps are saved; waiting for its return`;
+      return { name: "regroup", reason: elastic?.reason ?? left };
+    }
     const steps = live.flatMap(({ name, live: goesOn }, index) =>
-      goesOn ? [`step ${progress[index]!.globalStep}${name === null ? "" : ` of ${name}`}`] : [],
+      goesOn ? [{ name, step: progress[index]!.globalStep }] : [],
     );
-    throw new Interrupted(
-      interrupts.signal,
-      `interrupted after ${steps.join(", ")}, which ${steps.length === 1 ? "is" : "are"} saved`,
-      "Continue with --resume-from-checkpoint.",
-    );
+    throw interruptedAfter(interrupts.signal, steps);
   }
   await traces.finish({ members: planned.members, pipeline });
   const { plan, cut, speeds } = planned;
@@ -198,8 +232,15 @@ function trainerOptions(run: Run, adapter: AdapterRun, { stepping, number, work,
     reporter,
     hooks: {
       evaluated: async (step) => replies?.sample({ index: run.adapters.indexOf(adapter), step }, reporter),
+      hold: async (current) => {
+        adapter.hold({ state: copyState(current), values: await pipeline.exportMatrices(STATE_PARTS) });
+      },
       save: async (current, stopping) => {
-        const saved = await files.save(pipeline, current, stopping);
+        const values = await pipeline.exportMatrices(files.savedParts);
+        const saved = await files.write(values, current, stopping);
+        if (run.changes !== null && !config.save_only_model) {
+          adapter.hold({ state: copyState(current), values: values.filter(({ part }) => part !== "initial") });
+        }
         reporter.saved(saved, current.globalStep);
         warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
       },

@@ -70,3 +70,5 @@ export function layerWeightBytes(
 
 /** Weight, gradient and AdamW's two moments of a LoRA parameter, all float32. */
 export const LORA_BYTES_PER_PARAMETER = 16;
+/** A weight and two moments, copied once a step on their way out of an elastic run's rank. */
+export const TOLD_BYTES_PER_PARAMETER = 12;

@@ -6,7 +6,7 @@ import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { LayerSpec } from "../../models/spec.ts";
 import type { PlanRequest } from "../request.ts";
 import { allProducts, blockProducts, sum } from "./gpu-products.ts";
-import { LORA_BYTES_PER_PARAMETER } from "./held-sizes.ts";
+import { LORA_BYTES_PER_PARAMETER, TOLD_BYTES_PER_PARAMETER } from "./held-sizes.ts";
 import { logitRows } from "./logit-rows.ts";
 
 const FLOAT32 = 4;
@@ -33,6 +33,11 @@ export function lowestTrainable(request: Trained & Pick<PlanRequest, "work">): n
 export function trainedBytes(request: PlanRequest, index: number): number {
   const own = trainedMatrices(request).filter(({ layer }) => layer === index);
   return matrixElements(own) * LORA_BYTES_PER_PARAMETER;
+}
+
+/** Bytes of what a layer's matrices are resumed with. */
+export function toldBytes(request: PlanRequest, index: number): number {
+  return (trainedBytes(request, index) / LORA_BYTES_PER_PARAMETER) * TOLD_BYTES_PER_PARAMETER;
 }
 
 /** Whether the embedding's table is what is trained: it then lies among what is trained, on the device. */

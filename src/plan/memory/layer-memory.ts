@@ -17,7 +17,7 @@ import { allProducts, blockProducts, type GpuProduct, headProduct, roundUp, sum 
 import { expandedBytes, expansionBytes, heldAllocations, pagePadding } from "./gpu-weights.ts";
 import { gpuBlockWork, gpuExpertWork, gpuForwardWork, gpuHeadWork } from "./gpu-work.ts";
 import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes } from "./held-sizes.ts";
-import { kindMemory, lowestTrainable, trainedBytes, trainsHead, trainsTable } from "./kind-memory.ts";
+import { kindMemory, lowestTrainable, toldBytes, trainedBytes, trainsHead, trainsTable } from "./kind-memory.ts";
 import { logitRows } from "./logit-rows.ts";
 
 /** Bytes that one layer takes on the device that holds it. */
@@ -130,6 +130,8 @@ function adapterLayers(request: PlanRequest, lowest: number): AdapterLayer[] {
       weights: table ? 0 : held.weights + kinds.weights,
       host: table ? 0 : held.host,
       lora: trainedBytes(request, index),
+      // On GPUs the copies lie in the host's memory.
+      extra: held.extra + (request.tellsState === true && !gpu ? toldBytes(request, index) : 0),
       ...moving,
       savedFull: moving.savedFull + kinds.kept,
       workspace: moving.workspace + kinds.workspace,

@@ -4,6 +4,7 @@ import type { MessageTypeDefinition } from '@grpc/proto-loader';
 import type { Adapter as _pipelora_v1_Adapter, Adapter__Output as _pipelora_v1_Adapter__Output } from './pipelora/v1/Adapter.ts';
 import type { AdapterStep as _pipelora_v1_AdapterStep, AdapterStep__Output as _pipelora_v1_AdapterStep__Output } from './pipelora/v1/AdapterStep.ts';
 import type { AdapterSums as _pipelora_v1_AdapterSums, AdapterSums__Output as _pipelora_v1_AdapterSums__Output } from './pipelora/v1/AdapterSums.ts';
+import type { BoundaryState as _pipelora_v1_BoundaryState, BoundaryState__Output as _pipelora_v1_BoundaryState__Output } from './pipelora/v1/BoundaryState.ts';
 import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from './pipelora/v1/Calibrate.ts';
 import type { Calibrated as _pipelora_v1_Calibrated, Calibrated__Output as _pipelora_v1_Calibrated__Output } from './pipelora/v1/Calibrated.ts';
 import type { CheckpointFiles as _pipelora_v1_CheckpointFiles, CheckpointFiles__Output as _pipelora_v1_CheckpointFiles__Output } from './pipelora/v1/CheckpointFiles.ts';
@@ -78,6 +79,7 @@ export interface ProtoGrpcType {
       Adapter: MessageTypeDefinition<_pipelora_v1_Adapter, _pipelora_v1_Adapter__Output>
       AdapterStep: MessageTypeDefinition<_pipelora_v1_AdapterStep, _pipelora_v1_AdapterStep__Output>
       AdapterSums: MessageTypeDefinition<_pipelora_v1_AdapterSums, _pipelora_v1_AdapterSums__Output>
+      BoundaryState: MessageTypeDefinition<_pipelora_v1_BoundaryState, _pipelora_v1_BoundaryState__Output>
       Calibrate: MessageTypeDefinition<_pipelora_v1_Calibrate, _pipelora_v1_Calibrate__Output>
       Calibrated: MessageTypeDefinition<_pipelora_v1_Calibrated, _pipelora_v1_Calibrated__Output>
       CheckpointFiles: MessageTypeDefinition<_pipelora_v1_CheckpointFiles, _pipelora_v1_CheckpointFiles__Output>

@@ -11,6 +11,7 @@ import type { PreparedAdapter, PreparedRank } from "../prepare.ts";
 import { sumGradients } from "./gradient-sum.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
 import { runInstructions, type StepPart, type StepTotals } from "./step-runner.ts";
+import { type Tell, tellState } from "./tell-state.ts";
 import type { StepTrace } from "./trace.ts";
 
 export interface Round {
@@ -19,13 +20,15 @@ export interface Round {
   readonly name: string;
   readonly parts: readonly AdapterStep__Output[];
   readonly trace: StepTrace | null;
+  /** Hears of the trained values as they are before these steps; null: nobody does. */
+  readonly tell: Tell | null;
 }
 
 /** This rank's part in a step of each of these adapters: its own sums, part by part. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's. */
 export async function runRound(
   prepared: PreparedRank,
   links: RankLinks,
-  { rank, name, parts, trace }: Round,
+  { rank, name, parts, trace, tell }: Round,
 ): Promise<{ readonly parts: AdapterSums__Output[]; readonly totals: StepTotals }> {
   const { engine, replicas, segments } = prepared;
   const squares: Float64Array[] = [];
@@ -34,6 +37,11 @@ export async function runRound(
     const { matrixIds } = preparedAdapter(prepared, adapter);
     squares[index] = matrixIds.length === 0 ? new Float64Array(0) : await engine.gradSquares(adapter);
   };
+  const begin = async (previous: Update__Output | null, adapter: number) => {
+    const updated = previous === null ? null : applyUpdate(prepared, previous, adapter);
+    const { names } = preparedAdapter(prepared, adapter);
+    await Promise.all([updated, tell === null ? null : tellState(engine, { adapter, names }, tell)]);
+  };
   const steps = parts.map(({ adapter, step, microBatches, previous, lossScale }, index): StepPart => {
     const { regularisation } = preparedAdapter(prepared, adapter);
     return {
@@ -41,7 +49,7 @@ export async function runRound(
         ...{ step, training: true, lossScale },
         ...regularisation,
       }),
-      before: previous === null ? null : () => applyUpdate(prepared, previous, adapter),
+      before: previous === null && tell === null ? null : () => begin(previous, adapter),
       // Replicas' gradients are added up first.
       after: replicas === null ? () => measure(index) : null,
     };

@@ -33,14 +33,15 @@ const AHEAD = 4;
 
 /**
  * Reads this rank's tensors from the mapped checkpoint, one at a time, quantising on the way what is to be quantised; weights that
- * the checkpoint holds quantised go in as they are. Beside the shard there is never more than one tensor.
+ * the checkpoint holds quantised go in as they are. Beside the shard there is never more than one tensor. Resolves with the bytes read.
  */
 export async function loadWeights(
   engine: Engine,
   { checkpoint: files, spec, wanted, takes }: ShardSource,
   request: Prepare__Output,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<number> {
+  let bytes = 0;
   const dtype = request.holdDtype as FloatDtype;
   const settings = quantizationOf(request.quantization);
   const stacks = modelStacks(spec);
@@ -54,24 +55,32 @@ export async function loadWeights(
       ? new Map<string, never>()
       : await readPackedWeights(checkpoint, own, settings, new Set(), dtype);
   const quantized = new Set(own.map(({ name }) => `${name}.weight`));
+  const counted = (name: string) => {
+    const location = checkpoint.locate(name);
+    bytes += location.bytes;
+    return location;
+  };
   const load = async ({ segment, name }: WantedWeight): Promise<void> => {
     const take = takes.get(name);
     if (take !== undefined) {
-      const location = checkpoint.locate(name);
+      const location = counted(name);
       const rest = await take(await readFloat32(location));
       const hold = settings !== null && quantized.has(name) ? quantizedHold(settings, dtype) : dtype;
       const shape = location.shape as readonly [number, number];
       if (rest !== null) return engine.loadValues(segment, name, shape, rest, hold);
     }
     const mx = packedMx.get(name.replace(/\.weight$/, ""));
-    if (mx !== undefined && name.endsWith(".weight")) return engine.loadPacked(segment, name, mx);
-    if (settings === null || !quantized.has(name)) {
-      return engine.loadWeight(segment, name, checkpoint.locate(name), dtype);
+    if (mx !== undefined && name.endsWith(".weight")) {
+      bytes += sourceBytes(mx);
+      return engine.loadPacked(segment, name, mx);
     }
+    if (settings === null || !quantized.has(name)) return engine.loadWeight(segment, name, counted(name), dtype);
     const stored = packed.get(name.slice(0, -".weight".length));
-    return stored === undefined
-      ? engine.loadWeight(segment, name, checkpoint.locate(name), quantizedHold(settings, dtype))
-      : engine.loadPacked(segment, name, stored);
+    if (stored === undefined) {
+      return engine.loadWeight(segment, name, counted(name), quantizedHold(settings, dtype));
+    }
+    bytes += sourceBytes(stored);
+    return engine.loadPacked(segment, name, stored);
   };
   await fewAhead(wanted, load, signal).catch((cause: unknown) => {
     const { code, message } = cause as { code?: string; message: string };
@@ -82,6 +91,16 @@ export async function loadWeights(
         : "Repair the checkpoint, or leave this layer out with --llm-int8-skip-modules.";
     throw new PipeloraError("PL_QUANTIZATION_INVALID", message, { cause, hint });
   });
+  return bytes;
+}
+
+/** Of all tensors that a packed weight is made of. */
+function sourceBytes(packed: object): number {
+  const parts = Object.values(packed) as unknown[];
+  return parts.reduce<number>((sum, part) => {
+    const own = typeof part === "object" && part !== null && "bytes" in part ? part.bytes : 0;
+    return sum + (typeof own === "number" ? own : 0);
+  }, 0);
 }
 
 /**

@@ -28,6 +28,7 @@ const openCluster = (token: string | null) =>
     listen: "127.0.0.1:0",
     nnodes: 1,
     nodes: null,
+    minWorkers: null,
     trust: { tls: null, token: () => token },
     tlsFlags: [],
     healthListen: null,

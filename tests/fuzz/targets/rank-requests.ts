@@ -16,6 +16,7 @@ import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { RankLinks } from "../../../src/worker/links.ts";
 import { NodeFiles } from "../../../src/worker/node/node-files.ts";
 import { Rank } from "../../../src/worker/rank.ts";
+import { HeldLayers } from "../../../src/worker/weights/held-layers.ts";
 import { kindsOf, strangeMessage } from "../proto-messages.ts";
 import type { Random } from "../random.ts";
 import type { FuzzTarget } from "../target.ts";
@@ -172,6 +173,7 @@ export const rankRequests: FuzzTarget = {
       files: new NodeFiles(own),
       folders: { modelDir: null, outputDir: own },
       log: createLogger({ level: "silent", format: "json" }),
+      held: new HeldLayers(),
       send: (message) => {
         replies.push(message);
         heard();

@@ -48,7 +48,16 @@ for (const run of RUNS) {
     writeFileSync(map, JSON.stringify(mapOf(golden, run)));
     const over = async (name: string, ...flags: readonly string[]) => {
       const output = join(root, name);
-      const held = ["--eval-dataset", join(golden.folder, "data.jsonl"), "--eval-strategy", "steps", "--eval-steps", "2", "--max-steps", "3"];
+      const held = [
+        "--eval-dataset",
+        join(golden.folder, "data.jsonl"),
+        "--eval-strategy",
+        "steps",
+        "--eval-steps",
+        "2",
+        "--max-steps",
+        "3",
+      ];
       const result = await coordinator(goldenFlags(golden, output, ...held, ...flags));
       assert.equal(result.code, 0, result.stderr);
       return {

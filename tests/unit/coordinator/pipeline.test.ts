@@ -57,7 +57,7 @@ test("a step asks the first rank alone; a failure that another tells unasked end
   const whole = new Pipeline(members as unknown as WorkerConnection[], ROLES, new Promise(() => {}));
   const none = new Int32Array(0);
   const batches = { batchRows: none, rowTokens: none, rowIds: none, tokens: none, targets: none };
-  const step = whole.runRound({ round: 1, trace: false }, [
+  const step = whole.runRound({ round: 1, trace: false, tellsState: false }, [
     { adapter: 0, step: 1, batches: [{ ...batches, weights: new Float32Array(0) }] },
   ]);
   assert.deepEqual(asked, [0]);

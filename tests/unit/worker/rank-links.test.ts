@@ -12,6 +12,7 @@ import { RankLinks } from "../../../src/worker/links.ts";
 import { NodeFiles } from "../../../src/worker/node/node-files.ts";
 import { Rank } from "../../../src/worker/rank.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
+import { HeldLayers } from "../../../src/worker/weights/held-layers.ts";
 
 interface Member {
   readonly links: RankLinks;
@@ -36,6 +37,7 @@ async function member(t: TestContext, number: number): Promise<Member> {
     files: new NodeFiles(null),
     folders: { modelDir: null, outputDir: null },
     log: createLogger({ level: "silent", format: "json" }),
+    held: new HeldLayers(),
     send: (message) => waiting.get(message.replyTo as number)?.(message),
     onWelcome: () => {},
     onCollected: () => {},

@@ -38,6 +38,10 @@ class BaseWeights {
 
   /// Before the next adapter asks.
   void rewind() { next_product_ = next_memory_ = 0; }
+  /// After the last adapter has ended: the weights are as they were loaded, for the adapters of another layer.
+  void give_up_adapters();
+  /// LinearWeight::keep_expanded() of every product.
+  void keep_expanded(bool keep);
   /// On the device.
   std::size_t bytes() const;
 

@@ -19,6 +19,7 @@ class Embedding {
   /// Of a table of its own, and of the base's where no other adapter has added that.
   void add_slot(WeightSlots& slots);
   bool trainable() const { return table_ || pair_ || rows_; }
+  bool trains_table() const { return table_.has_value(); }
   std::vector<Learner*> learners();
   /// Values that follow from the loaded table.
   void first_values();

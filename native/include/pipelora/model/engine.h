@@ -22,7 +22,11 @@ class Engine {
  public:
   /// `host_bytes`: room in the host's memory for activations of offloaded blocks (SegmentSpec).
   Engine(std::unique_ptr<Ops> ops, Arch arch, std::size_t arena_bytes, std::size_t host_bytes = 0);
+  /// Segments find the layers that `held` has, of the same model and held as they ask for it.
+  Engine(FrozenLayers held, Arch arch, std::size_t arena_bytes, std::size_t host_bytes = 0);
   ~Engine();
+  /// Frees all but the frozen weights of layers that have them all. The engine is of no more use.
+  FrozenLayers release();
 
   /// With the first adapter.
   std::size_t add_segment(SegmentSpec spec);
@@ -99,6 +103,7 @@ class Engine {
   std::unique_ptr<DeviceMemory> arena_memory_;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<RopeTables> rope_;
+  HeldLayers held_;
   std::vector<std::unique_ptr<Segment>> segments_;
   std::vector<Learned> learned_{1};  // by adapter
   std::map<std::size_t, std::unique_ptr<KvCache>> caches_;

@@ -38,6 +38,7 @@ class Head {
   /// Beside the base's weight and what learns: a weight of its own, DoRA's norms.
   std::size_t extra_bytes() const { return own_.bytes() + group_->extra_bytes(); }
   bool trainable() const { return group_->trainable() || table_; }
+  bool trains_table() const { return table_.has_value(); }
   std::vector<Learner*> learners();
   /// Before a pass: makes again what is derived from weights that were set or updated.
   void follow();

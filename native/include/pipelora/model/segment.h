@@ -9,6 +9,7 @@
 #include "pipelora/ops/batch.h"
 #include "pipelora/model/block.h"
 #include "pipelora/model/embedding.h"
+#include "pipelora/model/frozen_layers.h"
 #include "pipelora/model/head.h"
 #include "pipelora/model/kv_cache.h"
 #include "pipelora/model/lora.h"
@@ -28,8 +29,8 @@ struct ForwardResult {
 
 class Segment {
  public:
-  /// With the first adapter's layers.
-  Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec);
+  /// With the first adapter's layers. Layers that are in `held` (null: none) are taken out of it, and lack no weight.
+  Segment(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, SegmentSpec spec, HeldLayers* held = nullptr);
   ~Segment();
 
   /// Another adapter of the same base: the same layers, but for what they learn. Before weights are loaded. Returns its number: 1, 2, …
@@ -42,6 +43,9 @@ class Segment {
   std::size_t block_count() const;
   /// Of its blocks, in order.
   std::vector<CacheShape> cache_shapes() const;
+
+  /// Gives the frozen weights of those layers to `held` that have them all. The segment is of no more use.
+  void release(HeldLayers& held);
 
   /// What the passes need to be filled first.
   WeightSlots& slots() { return slots_; }
@@ -69,6 +73,7 @@ class Segment {
   struct Layer;
   struct Saved;
   void adapt(Layer& layer, const LayerSpec& spec);
+  void add_block_slots(Block& block, bool cached);
   void check_input(const Buffer& input, std::int64_t tokens) const;
   Buffer lowest(Buffer x);
   void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t expected) const;

@@ -32,6 +32,11 @@ class WeightSlots {
   /// The same for a linear weight that is quantised already.
   void load(const std::string& name, PackedState&& state, const HoldSpec& hold);
   std::vector<std::string> missing() const;
+  /// Slots added from now on are this layer's.
+  void begin_layer(std::size_t layer) { layer_ = layer; }
+  /// Whether all slots of a layer are filled, and: they are, by weights that were loaded before.
+  bool whole(std::size_t layer) const;
+  void take_over(std::size_t layer);
   /// Throws PL_TENSOR_MISMATCH if something is missing.
   void require_loaded() const;
 
@@ -43,6 +48,7 @@ class WeightSlots {
     std::size_t part = 0;
     ProductForm form = {};
     bool filled = false;
+    std::size_t layer = 0;
     std::vector<std::int64_t> shape = {};  // in the checkpoint, where it is neither [rows, cols] nor [cols]
 
     HoldSpec hold(HoldSpec asked) const;
@@ -51,7 +57,10 @@ class WeightSlots {
   template <class Body>
   void for_each(const std::string& name, const std::vector<std::int64_t>& shape, Body&& body);
 
+  void add(const std::string& name, Slot slot);
+
   std::multimap<std::string, Slot> slots_;
+  std::size_t layer_ = 0;
 };
 
 }  // namespace pipelora

@@ -58,6 +58,8 @@ class LinearWeight {
   /// Rows [first, first + values.rows) of an unquantised weight again, from f32 values of this device; of the bias, from [1, n].
   virtual void refresh(std::int64_t first, const Tensor& values) = 0;
   virtual void refresh_bias(std::int64_t first, const Tensor& values) = 0;
+  /// HoldSpec::keep_expanded of a loaded weight, from now on: the same results with more memory, or less. Of an unquantised one it changes nothing.
+  virtual void keep_expanded(bool keep) { static_cast<void>(keep); }
   /// [1, out] as held on the device, or empty.
   virtual Tensor bias_values() const = 0;
   /// Device bytes held.

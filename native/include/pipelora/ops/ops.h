@@ -216,12 +216,12 @@ class Ops {
   virtual std::unique_ptr<DeviceMemory> allocate(const char* what, std::size_t bytes, bool zeroed) = 0;
   /// The same in the host's memory, for what the device reads seldom and can read from there; the device's where it has no other.
   virtual std::unique_ptr<DeviceMemory> allocate_on_host(const char* what, std::size_t bytes) { return allocate(what, bytes, false); }
-  /// Room for offload(), in bytes of the host's memory; once. Throws PL_OUT_OF_MEMORY.
+  /// Room for offload(), in bytes of the host's memory, in place of what there was; 0: none. Throws PL_OUT_OF_MEMORY.
   virtual void reserve_host(std::size_t bytes) { static_cast<void>(bytes); }
   /// Starts to copy tensors to the host's memory, behind what is queued so far and beside what follows. Where the device has no
   /// memory of its own they stay where they are. Throws PL_OUT_OF_MEMORY beyond reserve_host().
   virtual std::unique_ptr<Offloaded> offload(std::vector<Buffer> tensors);
-  /// Where operations take their temporaries; set once before any other call.
+  /// Where operations take their temporaries; set before any other call, and again when the arena is another.
   virtual void use_arena(Arena& arena) = 0;
 
   /// Dense host bytes into a (possibly strided) tensor and back. `host` may be reused on return.

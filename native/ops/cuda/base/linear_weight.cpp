@@ -115,13 +115,42 @@ void CudaLinear::start(const HoldSpec& hold) {
   if (held_as_computed()) return;
   // In e4m3 both ways are no more bytes than 16 bits, which then need not be held.
   if (hold.keep_expanded || (is_fp8() && hold.quantisation == Quantisation::none)) {
-    kept_ = device.allocate("an expanded weight", expanded_bytes(true));
-    check(cudaMemsetAsync(kept_->data(), 0, kept_->bytes(), device.stream()), "an expanded weight");
-    if (is_fp8()) kept_back_ = device.allocate("a weight's transpose in e4m3", expanded_bytes(false));
+    allocate_kept();
   } else {
     slot(true);
     slot(false);
   }
+}
+
+void CudaLinear::allocate_kept() {
+  Device& device = context_.device;
+  kept_ = device.allocate("an expanded weight", expanded_bytes(true));
+  check(cudaMemsetAsync(kept_->data(), 0, kept_->bytes(), device.stream()), "an expanded weight");
+  if (is_fp8()) kept_back_ = device.allocate("a weight's transpose in e4m3", expanded_bytes(false));
+}
+
+void CudaLinear::expand_kept() {
+  cudaStream_t stream = context_.device.stream();
+  expand(kept_->data(), true, stream);
+  if (kept_back_) expand(kept_back_->data(), false, stream);
+}
+
+void CudaLinear::keep_expanded(bool keep) {
+  // Unquantised weights hold one form alone.
+  if (!started_ || spec_.quantisation == Quantisation::none || keep == spec_.keep_expanded) return;
+  spec_.keep_expanded = keep;
+  context_.pool.forget(this);
+  if (keep) {
+    allocate_kept();
+    expand_kept();
+    return;
+  }
+  // Products under way read them.
+  context_.device.finish();
+  kept_.reset();
+  kept_back_.reset();
+  slot(true);
+  slot(false);
 }
 
 bool CudaLinear::is_fp8() const {
@@ -203,10 +232,8 @@ void CudaLinear::all_loaded() {
     cuda::fp8_scales(scales, out + in, stream);
   }
   if (!kept_) return;
-  expand(kept_->data(), true, stream);
-  if (!kept_back_) return;
-  expand(kept_back_->data(), false, stream);
-  if (spec_.quantisation == Quantisation::none) memory_.reset();
+  expand_kept();
+  if (kept_back_ && spec_.quantisation == Quantisation::none) memory_.reset();
 }
 
 void CudaLinear::list_equal_parts() {

@@ -45,6 +45,7 @@ class CudaLinear final : public LinearWeight {
   void load_bias(std::size_t part, const HostTensor& values) override;
   void refresh(std::int64_t first, const Tensor& values) override;
   void refresh_bias(std::int64_t first, const Tensor& values) override;
+  void keep_expanded(bool keep) override;
   Tensor bias_values() const override { return bias_ ? Tensor(bias_->data(), context_.compute, 1, out) : Tensor(); }
   std::size_t bytes() const override;
 
@@ -90,6 +91,9 @@ class CudaLinear final : public LinearWeight {
   /// Rows begin on lines of 128 bytes.
   std::int64_t stride() const { return (in + tail_ + 63) / 64 * 64; }
   void start(const HoldSpec& hold);
+  /// Memory for what products read of the weight; expand_kept() fills it.
+  void allocate_kept();
+  void expand_kept();
   void loaded(Part& part);
   /// Where the part's codes and scales go; with double quantisation the plain scales need a place of their own.
   std::uint8_t* place_four_bit(Part& part);

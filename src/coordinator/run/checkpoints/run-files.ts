@@ -8,7 +8,7 @@ import { readTensor } from "../../../formats/safetensors.ts";
 import { copyTokenizer } from "../../../formats/tokenizer/copy.ts";
 import { adapterValues } from "../../assembly/adapter-values.ts";
 import type { NodeFolders, NodeSave } from "../../cluster/node-folders.ts";
-import type { MatrixValues, PipelineAdapter } from "../../cluster/pipeline.ts";
+import type { MatrixPartName, MatrixValues, PipelineAdapter } from "../../cluster/pipeline.ts";
 import type { ModelSetup } from "../../planning/model-setup.ts";
 import { type LearningRateSettings, warmupSteps } from "../steps/learning-rate.ts";
 import { type GroupSettings, groupRates, type ParamGroups, paramGroups } from "../steps/param-groups.ts";
@@ -86,7 +86,8 @@ export class RunFiles {
   /** The checkpoint that --resume-from-checkpoint chose. */
   #origin: ReadCheckpoint | null;
   readonly #store: CheckpointStore;
-  #saved = false;
+  /** Of the last checkpoint that this run wrote; -1: none. */
+  #savedStep = -1;
   readonly #warn: (text: string) => void;
   /** The nodes that save too (save_on_each_node); of the current attempt. */
   #nodes: NodeFolders | null = null;
@@ -169,7 +170,7 @@ export class RunFiles {
    */
   async attach(nodes: NodeFolders): Promise<string | null> {
     this.#nodes = nodes;
-    if (this.#saved || this.#looked) return null;
+    if (this.#hasSaved || this.#looked) return null;
     this.#looked = true;
     const { resume_from_checkpoint: asked, overwrite_output_dir: overwrite } = this.#settings;
     if (namedFolder(asked) !== null || overwrite) return null;
@@ -219,6 +220,24 @@ export class RunFiles {
     }
   }
 
+  get savedStep(): number {
+    return this.#savedStep;
+  }
+
+  get #hasSaved(): boolean {
+    return this.#savedStep >= 0;
+  }
+
+  /** What a checkpoint has of each matrix. */
+  get savedParts(): readonly MatrixPartName[] {
+    return this.#settings.save_only_model ? ["weight", "initial"] : ["weight", "exp_avg", "exp_avg_sq", "initial"];
+  }
+
+  /** No node of the attempt that ended saves any more. */
+  detach(): void {
+    this.#nodes = null;
+  }
+
   /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */
   get checkpointBytes(): number {
     const parts = this.#settings.save_only_model ? 1 : 3;
@@ -227,10 +246,10 @@ export class RunFiles {
 
   /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */
   async start(): Promise<StartingPoint> {
-    const own = this.#saved && !this.#settings.save_only_model ? this.#store.newestFirst : [];
+    const own = this.#hasSaved && !this.#settings.save_only_model ? this.#store.newestFirst : [];
     const checkpoint =
       (await firstWhole(own, this.#setup.lora!, (problem) => this.#warn(`passed over: ${problem}`))) ?? this.#origin;
-    if (this.#saved && checkpoint === null) {
+    if (this.#hasSaved && checkpoint === null) {
       this.#warn("no checkpoint of this run can be gone on from; it starts again at step 1");
     }
     if (checkpoint !== null) {
@@ -245,13 +264,11 @@ export class RunFiles {
 
   /**
    * Writes checkpoint-N, on every node that saves too, and deletes what save_total_limit has no room for. `state` then names the
-   * best checkpoint, if that evaluation was saved.
+   * best checkpoint, if that evaluation was saved. `given`: all that `savedParts` names.
    * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
    */
-  async save(pipeline: PipelineAdapter, state: TrainerState, stopping: boolean): Promise<Saved> {
-    const values = await pipeline.exportMatrices(
-      this.#settings.save_only_model ? ["weight", "initial"] : ["weight", "exp_avg", "exp_avg_sq", "initial"],
-    );
+  async write(given: readonly MatrixValues[], state: TrainerState, stopping: boolean): Promise<Saved> {
+    const values = given.filter(({ part }) => this.savedParts.includes(part));
     assertFinite(values, state.globalStep);
     const best = state.bestGlobalStep === null ? null : join(this.outputDir, `checkpoint-${state.bestGlobalStep}`);
     if (best !== null && (state.bestGlobalStep === state.globalStep || this.#store.owns(best)))
@@ -266,7 +283,7 @@ export class RunFiles {
       ),
       values,
     });
-    this.#saved = true;
+    this.#savedStep = state.globalStep;
     const dropped = await this.#store.saved(path, state.bestModelCheckpoint);
     return this.#toNodes(path, `checkpoint-${state.globalStep}`, await filesOf(path), { dropped });
   }

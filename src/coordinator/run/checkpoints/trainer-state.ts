@@ -88,6 +88,11 @@ export function initialState(): TrainerState {
   };
 }
 
+/** As it is now, whatever becomes of it. */
+export function copyState(state: TrainerState): TrainerState {
+  return { ...state, logHistory: [...state.logHistory] };
+}
+
 /** trainer_state.json, keys sorted, as the Trainer writes it. */
 export function serializeState(state: TrainerState, context: TrainerStateContext, stopping: boolean): string {
   const value = {

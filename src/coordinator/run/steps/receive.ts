@@ -1,3 +1,4 @@
+import { PipeloraError } from "../../../common/errors.ts";
 import type { WorkerConnection } from "../../../rpc/worker-connection.ts";
 import { hubModelMessage } from "../../assembly/prepare-requests.ts";
 import { NodeFolders, savedEverywhere } from "../../cluster/node-folders.ts";
@@ -7,9 +8,24 @@ import type { Run } from "../run.ts";
 
 /** Workers of other nodes are looked at before anything is loaded; those of this machine are only what it is itself. */
 export async function receive(members: readonly WorkerConnection[], run: Run): Promise<void> {
-  if (run.config.listen !== null) await preflight(members, run);
+  if (run.config.listen !== null && run.changes?.known(members) !== true) await look(members, run);
   await openNodes(members, run);
   for (const { files } of run.adapters) await files.setAsideOthers();
+}
+
+/** A worker that joins an elastic run and does not fit is sent away: the others go on, as after a loss. Errors: as preflight's. */
+async function look(members: readonly WorkerConnection[], run: Run): Promise<void> {
+  const { changes, cluster } = run;
+  try {
+    await preflight(members, run);
+  } catch (error) {
+    const strangers = members.filter((member) => changes?.known([member]) === false);
+    const unfit = error instanceof PipeloraError && error.code === "PL_PREFLIGHT_FAILED";
+    if (!unfit || changes?.fitted !== true || strangers.length === members.length) throw error;
+    for (const stranger of strangers) cluster.sendAway(stranger, error);
+    return cluster.failure;
+  }
+  changes?.inspected(members);
 }
 
 /** Errors: PL_PREFLIGHT_FAILED; PL_WORKER_LOST as soon as a worker is gone, which a restart may mend. */

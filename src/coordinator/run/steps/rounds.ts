@@ -5,7 +5,10 @@ import type { Trainer } from "../trainer.ts";
 
 /** What rounds ask of their surroundings. */
 export interface RoundHooks {
-  readonly interrupted: () => boolean;
+  /** Asked after every round, whether it is the last for now, and what is done with each adapter's step then; null: it is not. */
+  pause(): Promise<Pause | null>;
+  /** Whether the round that begins now is to tell the ranks' trained values as they were before it. */
+  tells(round: number, live: readonly Trained[]): boolean;
   /** Whether the round that begins now is to be traced. */
   readonly traced: (round: number, isLast: boolean) => boolean;
   /** After a round, which began at `began` by performance.now(). */
@@ -16,16 +19,21 @@ export interface RoundHooks {
   answer(): Promise<void>;
 }
 
+/** save: a checkpoint; hold: it stays in memory. */
+export type Pause = "save" | "hold";
+
 /** An adapter with its steps of this attempt. */
 export interface Trained {
+  /** Its place among those of the attempt. */
+  readonly number: number;
   readonly adapter: Pick<AdapterRun, "fail">;
   readonly trainer: Trainer;
 }
 
 /**
  * Rounds until every adapter has ended: a step of each that goes on, their micro-batches adapter by adapter through the pipeline, so that
- * one's fill the bubbles of another's (docs/decisions/runs/many-adapters.md). What fails of an adapter's own ends it alone. Returns whether the run came to its end; after an
- * interrupt every adapter's step is saved.
+ * one's fill the bubbles of another's (docs/decisions/runs/many-adapters.md). What fails of an adapter's own ends it alone. Returns whether the run came to its end; after
+ * a pause every adapter's step is saved or held.
  */
 export async function trainRounds(
   all: readonly Trained[],
@@ -59,7 +67,7 @@ export async function trainRounds(
       live.every(({ trainer }) => trainer.isAtLast),
     );
     const running = pipeline.runRound(
-      { round, trace: traced },
+      { round, trace: traced, tellsState: hooks.tells(round, live) },
       live.map(({ trainer }) => trainer.begin()),
     );
     // Awaited below; should it fail before that, nothing else is to be told.
@@ -69,15 +77,15 @@ export async function trainRounds(
     const results = await running;
     for (const [part, one] of live.entries()) await alone(one, () => one.trainer.took(results[part]!, began));
     await hooks.stepped(round, { began, traced });
-    const interrupted = hooks.interrupted();
+    const pause = await hooks.pause();
     for (const one of live) {
       if (one.trainer.ended) continue;
       await alone(one, async () => {
         if (unprepared.has(one)) throw unprepared.get(one);
-        await one.trainer.follow(interrupted);
+        await one.trainer.follow(pause);
       });
     }
-    if (interrupted && going().length > 0) return false;
+    if (pause !== null && going().length > 0) return false;
   }
 }
 

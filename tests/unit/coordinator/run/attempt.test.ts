@@ -56,12 +56,12 @@ test("an attempt goes through every state in order and hands on what each owns",
 });
 
 test("a worker that leaves ends the attempt without counting", async () => {
-  const { made } = stages({ stepping: async () => ({ name: "left", worker: "rank 1" }) });
+  const { made } = stages({ stepping: async () => ({ name: "regroup", reason: "rank 1 leaves" }) });
   const attempt = new Attempt(made, NEVER);
   const ended = await attempt.run();
-  assert.deepEqual(ended, { name: "left", worker: "rank 1" });
-  assert.ok(ended.name === "left");
-  const restart = restartAfter(ended, { left: 0, stopping: false });
+  assert.deepEqual(ended, { name: "regroup", reason: "rank 1 leaves" });
+  assert.ok(ended.name === "regroup");
+  const restart = restartAfter(ended, { left: 0, stopping: false, elastic: null });
   assert.equal(restart.counts, false);
 });
 
@@ -94,7 +94,7 @@ for (const where of ORDER.slice(0, 3)) {
     const ended = await running;
     assert.ok(ended.name === "failed");
     assert.equal(ended.during, where);
-    assert.equal(restartAfter(ended, { left: 1, stopping: false }).counts, true);
+    assert.equal(restartAfter(ended, { left: 1, stopping: false, elastic: null }).counts, true);
     let settled = false;
     const settling = attempt.settled().then(() => {
       settled = true;
@@ -134,7 +134,7 @@ test("the restart rule is the same in every state: only loss and links, while an
       fc.boolean(),
       (during, code, left, stopping) => {
         const error = new PipeloraError(code, "what happened");
-        const rule = () => restartAfter({ name: "failed", during, error }, { left, stopping });
+        const rule = () => restartAfter({ name: "failed", during, error }, { left, stopping, elastic: null });
         const again = (code === "PL_WORKER_LOST" || code === "PL_LINK_FAILED") && left > 0 && !stopping;
         if (again) assert.deepEqual(rule().counts, true);
         else assert.throws(rule, error);

@@ -58,6 +58,7 @@ function adaptersOf(plans: readonly Plan[]) {
             if (breaks("save", globalStep)) throw new PipeloraError("PL_OUTPUT_UNWRITABLE", "full");
             seen[number]!.push(`saved ${globalStep}`);
           },
+          hold: async ({ globalStep }) => void seen[number]!.push(`held ${globalStep}`),
           finish: async () => {
             finished.push(number);
           },
@@ -65,7 +66,7 @@ function adaptersOf(plans: readonly Plan[]) {
       },
       initialState(),
     );
-    return { adapter: { fail: ({ code }) => failures.set(number, code) }, trainer };
+    return { number, adapter: { fail: ({ code }) => failures.set(number, code) }, trainer };
   });
   const pipeline = {
     runRound: async (_round: unknown, parts: readonly RoundPart[]) => {
@@ -84,7 +85,8 @@ function adaptersOf(plans: readonly Plan[]) {
 }
 
 const HOOKS = {
-  interrupted: () => false,
+  pause: async () => null,
+  tells: () => false,
   traced: () => false,
   asked: () => false,
   answer: async () => {},
@@ -150,18 +152,21 @@ test("only what is an adapter's own ends it alone; everything else ends the atte
   }
 });
 
-test("an interrupt saves every adapter that goes on, and ends none", async () => {
-  const { trained, pipeline, seen, finished } = adaptersOf([
-    { steps: 9, batches: 1, broken: null },
-    { steps: 3, batches: 2, broken: null },
-    { steps: 8, batches: 1, broken: null },
-  ]);
-  let rounds = 0;
-  const hooks = { ...HOOKS, stepped: async () => void rounds++, interrupted: () => rounds >= 5 };
-  assert.equal(await trainRounds(trained, pipeline, hooks), false);
-  assert.deepEqual(finished, [1]);
-  for (const number of [0, 2]) assert.deepEqual(seen[number]!.slice(-2), ["update 5", "saved 5"]);
-});
+for (const pause of ["save", "hold"] as const) {
+  const done = pause === "save" ? "saved" : "held";
+  test(`a pause to ${pause} has every adapter that goes on ${done}, and ends none`, async () => {
+    const { trained, pipeline, seen, finished } = adaptersOf([
+      { steps: 9, batches: 1, broken: null },
+      { steps: 3, batches: 2, broken: null },
+      { steps: 8, batches: 1, broken: null },
+    ]);
+    let rounds = 0;
+    const hooks = { ...HOOKS, stepped: async () => void rounds++, pause: async () => (rounds >= 5 ? pause : null) };
+    assert.equal(await trainRounds(trained, pipeline, hooks), false);
+    assert.deepEqual(finished, [1]);
+    for (const number of [0, 2]) assert.deepEqual(seen[number]!.slice(-2), ["update 5", `${done} 5`]);
+  });
+}
 
 test("the last words name every adapter that failed; one alone fails with its own error", () => {
   const error = new PipeloraError("PL_LOSS_NOT_FINITE", "step 3: NaN");

@@ -60,9 +60,10 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     epoch: step / 4,
     endsEpoch: step === 4,
   });
-  const hooks = { save: async () => {}, evaluated: async () => {}, finish: async () => {} };
+  const hooks = { save: async () => {}, hold: async () => {}, evaluated: async () => {}, finish: async () => {} };
   const rounds = {
-    interrupted: () => false,
+    pause: async () => null,
+    tells: () => false,
     asked: () => false,
     answer: async () => {},
     stepped: async () => {},
@@ -84,7 +85,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
       failure = error;
     },
   };
-  await trainRounds([{ adapter, trainer }], pipeline, rounds);
+  await trainRounds([{ number: 0, adapter, trainer }], pipeline, rounds);
   if (failure !== null) throw failure;
   return { updates, scales };
 }

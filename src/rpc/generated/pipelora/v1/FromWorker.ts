@@ -19,6 +19,7 @@ import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_L
 import type { NcclIds as _pipelora_v1_NcclIds, NcclIds__Output as _pipelora_v1_NcclIds__Output } from '../../pipelora/v1/NcclIds.ts';
 import type { RankReport as _pipelora_v1_RankReport, RankReport__Output as _pipelora_v1_RankReport__Output } from '../../pipelora/v1/RankReport.ts';
 import type { Clock as _pipelora_v1_Clock, Clock__Output as _pipelora_v1_Clock__Output } from '../../pipelora/v1/Clock.ts';
+import type { BoundaryState as _pipelora_v1_BoundaryState, BoundaryState__Output as _pipelora_v1_BoundaryState__Output } from '../../pipelora/v1/BoundaryState.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface FromWorker {
@@ -42,7 +43,8 @@ export interface FromWorker {
   'ncclIds'?: (_pipelora_v1_NcclIds | null);
   'rankReport'?: (_pipelora_v1_RankReport | null);
   'clock'?: (_pipelora_v1_Clock | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
+  'boundaryState'?: (_pipelora_v1_BoundaryState | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock"|"boundaryState";
 }
 
 export interface FromWorker__Output {
@@ -66,5 +68,6 @@ export interface FromWorker__Output {
   'ncclIds'?: (_pipelora_v1_NcclIds__Output | null);
   'rankReport'?: (_pipelora_v1_RankReport__Output | null);
   'clock'?: (_pipelora_v1_Clock__Output | null);
-  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock";
+  'boundaryState'?: (_pipelora_v1_BoundaryState__Output | null);
+  'body'?: "hello"|"heartbeat"|"failure"|"prepared"|"stepResult"|"evaluateResult"|"done"|"matrixTensor"|"inferResult"|"calibrated"|"linkProbed"|"outputFolder"|"checkpoints"|"fileChunk"|"preflightReport"|"leaving"|"ncclIds"|"rankReport"|"clock"|"boundaryState";
 }

@@ -7,10 +7,12 @@ export interface RunStep {
   'step'?: (number | string | Long);
   'trace'?: (boolean);
   'parts'?: (_pipelora_v1_AdapterStep)[];
+  'tellsState'?: (boolean);
 }
 
 export interface RunStep__Output {
   'step': (number);
   'trace': (boolean);
   'parts': (_pipelora_v1_AdapterStep__Output)[];
+  'tellsState': (boolean);
 }

@@ -6,6 +6,7 @@ export interface Welcome {
   'rank'?: (number);
   'worldSize'?: (number);
   'heartbeatMs'?: (number);
+  'run'?: (string);
 }
 
 export interface Welcome__Output {
@@ -13,4 +14,5 @@ export interface Welcome__Output {
   'rank': (number);
   'worldSize': (number);
   'heartbeatMs': (number);
+  'run': (string);
 }
