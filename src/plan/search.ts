@@ -14,7 +14,7 @@ import { predictTime } from "./time.ts";
  * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of those that
  * keep layers together. The closed form does not see what a copy of the head or activations of more micro-batches leave no room for.
  */
-const MOST_JUDGED = 4;
+const MOST_JUDGED = 6;
 /** And none that takes longer than this many times the quickest. */
 const WORTH_A_LOOK = 1.1;
 /** By what share a step must be shorter for more pieces of the model on a device, which exchange more messages; and for more devices. */
