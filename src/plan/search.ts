@@ -11,10 +11,10 @@ import { quickPassesTime } from "./time/step-time.ts";
 import { predictTime } from "./time.ts";
 
 /**
- * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of those that
- * keep layers together. The closed form does not see what a copy of the head or activations of more micro-batches leave no room for.
+ * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of each kind.
+ * The closed form sees neither a schedule's stalls nor what a copy of the head or activations of more micro-batches leave no room for.
  */
-const MOST_JUDGED = 6;
+const MOST_JUDGED = 4;
 /** And none that takes longer than this many times the quickest. */
 const WORTH_A_LOOK = 1.1;
 /** By what share a step must be shorter for more pieces of the model on a device, which exchange more messages; and for more devices. */
@@ -99,10 +99,10 @@ function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Fi
   let overfull: Plan | null = null;
   for (const { way, devices, seconds } of ranked.sort((a, b) => a.seconds - b.seconds)) {
     const enough = judged.length >= MOST_JUDGED || (judged.length > 0 && seconds > WORTH_A_LOOK * quickest);
-    if (enough && (isSpread(way) || judged.some((one) => !isSpread(one.way)))) continue;
+    if (enough && judged.some((one) => kindOf(one.way) === kindOf(way))) continue;
     const plan = finish(requestOf(way.policy), way.unitDevices);
     if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, way });
-    else if (!isSpread(way)) overfull ??= plan;
+    else if (kindOf(way) === "whole") overfull ??= plan;
   }
   let best: (typeof judged)[number] | null = null;
   for (const one of judged.sort((a, b) => a.devices - b.devices || piecesOf(a.plan) - piecesOf(b.plan))) {
@@ -121,8 +121,9 @@ function stepOf({ predicted }: Plan): number {
   return predicted!.stepTimeMs;
 }
 
-function isSpread({ unitDevices, policy }: Way): boolean {
-  return policy === "interleaved" || unitDevices.at(-1)!.length > 1;
+function kindOf({ unitDevices, policy }: Way): string {
+  const shared = unitDevices.at(-1)!.length > 1;
+  return policy === "interleaved" ? (shared ? "dealt, shared" : "dealt") : shared ? "shared" : "whole";
 }
 
 /** By the closed form, with the checkpointing that placement counts with. */
