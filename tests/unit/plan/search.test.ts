@@ -87,7 +87,7 @@ test("any plan places every layer, keeps to budgets, and predicts no less than i
   );
 });
 
-test("auto's step is no longer than balanced's; fastest's no longer than auto's, but for what the closed form ranks wrongly", () => {
+test("auto's step is no longer than balanced's, and fastest's no longer than auto's", () => {
   fc.assert(
     fc.property(problem, (shape) => {
       const steps = (["fastest", "auto", "balanced"] as const).map((strategy) => {
@@ -95,7 +95,7 @@ test("auto's step is no longer than balanced's; fastest's no longer than auto's,
         return planOf(requestOf({ ...shape, strategy, schedule }))?.predicted?.stepTimeMs ?? Number.POSITIVE_INFINITY;
       });
       // More pieces or more devices are taken for a percent.
-      assert.ok(steps[0]! <= 1.05 * steps[1]! && steps[1]! <= 1.011 * steps[2]!, `${steps}`);
+      assert.ok(steps[0]! <= 1.02 * steps[1]! && steps[1]! <= 1.02 * steps[2]!, `${steps}`);
     }),
     { numRuns: 150 },
   );
