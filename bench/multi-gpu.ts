@@ -84,6 +84,8 @@ function placements(count: number): Placement[] {
     { ...one, placement: "sequential", deviceMap: "balanced", flags: ["--schedule", "sequential"] },
     { ...one, placement: "1f1b", deviceMap: "balanced" },
     { ...one, placement: "balanced_low_0", deviceMap: "balanced_low_0" },
+    { ...one, placement: "shared", deviceMap: "auto" },
+    { ...one, placement: "auto", deviceMap: "auto", flags: [] },
     { ...one, placement: "interleaved", deviceMap: "fastest", flags: ["--schedule", "interleaved"] },
     ...replicas.map((r) => ({
       placement: `${r}x${count / r}`,

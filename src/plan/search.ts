@@ -11,8 +11,8 @@ import { quickPassesTime } from "./time/step-time.ts";
 import { predictTime } from "./time.ts";
 
 /**
- * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of those that
- * keep layers together. The closed form does not see what a copy of the head or activations of more micro-batches leave no room for.
+ * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of each kind,
+ * over all devices and over fewer. The closed form sees neither a schedule's stalls nor what a copy of the head or activations of more micro-batches leave no room for.
  */
 const MOST_JUDGED = 4;
 /** And none that takes longer than this many times the quickest. */
@@ -77,40 +77,65 @@ function mayShare(request: PlanRequest, strategy: NamedStrategy): boolean {
   return inTurn && isFree(request, strategy) && request.spec.layers.at(-1)!.kind === "head";
 }
 
+interface Ranked {
+  readonly way: Way;
+  readonly devices: number;
+  /** Of a step, by the closed form. */
+  readonly seconds: number;
+}
+
+interface Judged {
+  readonly plan: Plan;
+  readonly devices: number;
+  readonly kind: string;
+}
+
 function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Finish): Plan | null {
   // One request a schedule: what is reckoned of a request is remembered.
   const requests = new Map<SchedulePolicy, PlanRequest>();
-  const requestOf = (policy: SchedulePolicy) => {
+  const requestOf = ({ policy }: Way) => {
     const known = requests.get(policy) ?? scheduled(request, policy);
     requests.set(policy, known);
     return known;
   };
-  const ranked: { way: Way; devices: number; seconds: number }[] = [];
+  const ranked = rank(groups, (way) => quickSeconds(requestOf(way), way));
+  const all = Math.max(0, ...ranked.map(({ devices }) => devices));
+  const judged: Judged[] = [];
+  let overfull: Plan | null = null;
+  for (const { way, devices, seconds } of ranked) {
+    const enough = judged.length >= MOST_JUDGED || (judged.length > 0 && seconds > WORTH_A_LOOK * ranked[0]!.seconds);
+    const kind = `${kindOf(way)}${devices < all ? " over fewer" : ""}`;
+    if (enough && judged.some((one) => one.kind === kind)) continue;
+    const plan = finish(requestOf(way), way.unitDevices);
+    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, kind });
+    else if (kindOf(way) === "whole") overfull ??= plan;
+  }
+  return shortest(judged) ?? overfull;
+}
+
+/** The quickest first, without groups that can't beat it. */
+function rank(groups: Iterable<WaysOverGroup>, secondsOf: (way: Way) => number): Ranked[] {
+  const ranked: Ranked[] = [];
   let quickest = Number.POSITIVE_INFINITY;
   for (const { devices, least, ways } of groups) {
     if (least > quickest) continue;
     for (const way of ways()) {
-      const seconds = quickSeconds(requestOf(way.policy), way);
+      const seconds = secondsOf(way);
       ranked.push({ way, devices, seconds });
       quickest = Math.min(quickest, seconds);
     }
   }
-  const judged: { plan: Plan; devices: number; way: Way }[] = [];
-  let overfull: Plan | null = null;
-  for (const { way, devices, seconds } of ranked.sort((a, b) => a.seconds - b.seconds)) {
-    const enough = judged.length >= MOST_JUDGED || (judged.length > 0 && seconds > WORTH_A_LOOK * quickest);
-    if (enough && (isSpread(way) || judged.some((one) => !isSpread(one.way)))) continue;
-    const plan = finish(requestOf(way.policy), way.unitDevices);
-    if (plan.devices.every(({ memory }) => memory.total <= memory.budget)) judged.push({ plan, devices, way });
-    else if (!isSpread(way)) overfull ??= plan;
-  }
-  let best: (typeof judged)[number] | null = null;
+  return ranked.sort((a, b) => a.seconds - b.seconds);
+}
+
+function shortest(judged: Judged[]): Plan | null {
+  let best: Judged | null = null;
   for (const one of judged.sort((a, b) => a.devices - b.devices || piecesOf(a.plan) - piecesOf(b.plan))) {
     const pieces = best === null ? 0 : piecesOf(one.plan) / one.devices - piecesOf(best.plan) / best.devices;
     const least = pieces > 0 ? WORTH_SPREADING : WORTH_MORE_DEVICES;
     if (best === null || stepOf(one.plan) < (1 - least) * stepOf(best.plan)) best = one;
   }
-  return best?.plan ?? overfull;
+  return best?.plan ?? null;
 }
 
 function piecesOf({ devices }: Plan): number {
@@ -121,8 +146,9 @@ function stepOf({ predicted }: Plan): number {
   return predicted!.stepTimeMs;
 }
 
-function isSpread({ unitDevices, policy }: Way): boolean {
-  return policy === "interleaved" || unitDevices.at(-1)!.length > 1;
+function kindOf({ unitDevices, policy }: Way): string {
+  const shared = unitDevices.at(-1)!.length > 1;
+  return policy === "interleaved" ? (shared ? "dealt, shared" : "dealt") : shared ? "shared" : "whole";
 }
 
 /** By the closed form, with the checkpointing that placement counts with. */

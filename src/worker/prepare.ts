@@ -104,7 +104,7 @@ export async function prepareRank(
         adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
       }));
     const checkpoint = await model.openCheckpoint(
-      spec.tied,
+      spec,
       storedNames(
         spec,
         own.flatMap(({ adapted }) => adapted[0]!.weights),
@@ -178,7 +178,9 @@ function frozenBase(request: Prepare__Output, dir: string, run: string): string 
   const takers = adapters.flatMap((adapter, number) =>
     baseInit(adapter.loraInit?.kind ?? "none") === null ? [] : [{ number, ...adapter }],
   );
-  const all = [run, dir, modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, takers];
+  // Weights have room for the pairs that come with them: those that EVA's pass held alone have none.
+  const paired = adapters.some(({ lora }) => lora.length > 0);
+  const all = [run, dir, modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, takers, paired];
   return createHash("sha256").update(JSON.stringify(all)).digest("hex");
 }
 

@@ -1,4 +1,4 @@
-// On a host with two GPUs or more: a pipeline over them, by every kind of link, ends with the bits of one GPU; two replicas end
+// On a host with two GPUs or more: a pipeline over them, by every kind of link, and with a head that two share, ends with the bits of one GPU; two replicas end
 // within rounding of it; a rank killed over NCCL costs steps, not the run. Prints a line a check; exits 1 if one fails.
 import { spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
@@ -57,6 +57,21 @@ for (const dtype of ["float32", "bfloat16"]) {
     const used = JSON.stringify(events(two.stdout, "plan")).includes(`"${link}"`);
     const same = two.adapter !== null && Buffer.compare(two.adapter, one.adapter) === 0;
     check(`all GPUs over ${link}, ${dtype}: the bits of one`, two.code === 0 && used && same, two.stderr.slice(-800));
+  }
+  for (const schedule of ["1f1b", "interleaved"]) {
+    const layers = Array.from({ length: shape.blocks }, (_, block) => [
+      `model.layers.${block}`,
+      schedule === "1f1b" ? Number(2 * block >= shape.blocks) : block % 2,
+    ]);
+    const map = { "": 0, ...Object.fromEntries(layers), "model.norm": [1, 0], lm_head: [1, 0] };
+    const flags = ["--link", "nccl", "--schedule", schedule, "--device-map", JSON.stringify(map)];
+    const two = await run(`shared-${schedule}-${dtype}`, [...fixed, ...flags]);
+    const same = two.adapter !== null && Buffer.compare(two.adapter, one.adapter) === 0;
+    check(
+      `a head that two GPUs share, ${schedule}, ${dtype}: the bits of one`,
+      two.code === 0 && same,
+      two.stderr.slice(-800),
+    );
   }
   // Each replica has half of a step's rows.
   const halves = ["--link", "nccl", "--replicas", "2", "--per-device-train-batch-size", "4"];

@@ -30,6 +30,8 @@ export function predictedBesideMeasured(
         rank,
         compute_ms: times === null ? null : times.computeMs / steps,
         predicted_compute_ms: compute.get(rank) ?? 0,
+        // Of each of its threads: what it would compute for on cores of its own.
+        processor_ms: times === null ? null : times.processorMs / steps,
         wait_ms: times === null ? null : times.waitMs / steps,
         link_ms: times === null ? null : times.linkMs / steps,
         weight_bytes: measured.weightBytes,

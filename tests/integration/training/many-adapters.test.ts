@@ -93,9 +93,10 @@ test("adapters that differ in everything: over 1, 2 and 4 workers each has the b
       Object.entries(adapters).map(async ([name, own]) => [name, await aloneInto(root, folder, name, own)] as const),
     ),
   );
-  for (const workers of ["1", "2", "4"]) {
+  const shared = { "": 0, "model.layers.1": 1, "model.layers.2": 1, "model.norm": [1, 0], lm_head: [1, 0] };
+  for (const [workers, ...flags] of [["1"], ["2", "--device-map", JSON.stringify(shared)], ["4"]] as const) {
     const output = join(root, `over-${workers}`);
-    const run = [...common(folder), "--adapters", file, "--output-dir", output, "--workers", workers];
+    const run = [...common(folder), "--adapters", file, "--output-dir", output, "--workers", workers, ...flags];
     const { code, stdout, stderr } = await coordinator(run);
     assert.equal(code, 0, stderr);
     for (const name of Object.keys(adapters)) {
