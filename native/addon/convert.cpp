@@ -93,14 +93,23 @@ std::vector<LinearSpec> to_linears(const Napi::Value& value, const char* what) {
   return linears;
 }
 
+RouteScore to_score(const std::string& name, const Napi::Value& value) {
+  static const std::pair<const char*, RouteScore> scores[] = {{"softmax", RouteScore::softmax},
+                                                              {"sigmoid", RouteScore::sigmoid},
+                                                              {"softmax_of_chosen", RouteScore::softmax_of_chosen},
+                                                              {"sigmoid_of_chosen", RouteScore::sigmoid_of_chosen}};
+  for (const auto& [known, score] : scores)
+    if (name == known) return score;
+  mismatch("softmax, sigmoid, softmax_of_chosen or sigmoid_of_chosen", "route.score", value);
+}
+
 RouteRule to_route(const Napi::Value& value) {
   const Napi::Object from = to_object(value, "experts.route");
   RouteRule rule;
   rule.experts = to_int(from.Get("experts"), "route.experts");
   rule.chosen = to_int(from.Get("chosen"), "route.chosen");
   const std::string score = to_text(from.Get("score"), "route.score");
-  if (score != "softmax" && score != "sigmoid" && score != "softmax_of_chosen") mismatch("softmax, sigmoid or softmax_of_chosen", "route.score", from.Get("score"));
-  rule.score = score == "softmax" ? RouteScore::softmax : score == "sigmoid" ? RouteScore::sigmoid : RouteScore::softmax_of_chosen;
+  rule.score = to_score(score, from.Get("score"));
   rule.normalise = to_bool(from.Get("normalise"), "route.normalise");
   rule.groups = to_int(from.Get("groups"), "route.groups");
   rule.chosen_groups = to_int(from.Get("chosenGroups"), "route.chosenGroups");
@@ -111,7 +120,8 @@ RouteRule to_route(const Napi::Value& value) {
 
 std::optional<ExpertsSpec::Pair> to_pair(const Napi::Value& value) {
   if (absent(value)) return std::nullopt;
-  return ExpertsSpec::Pair{to_text(to_object(value, "experts' pair").Get("name"), "pair.name"), *to_lora(value)};
+  const Napi::Object from = to_object(value, "experts' pair");
+  return ExpertsSpec::Pair{to_text(from.Get("name"), "pair.name"), *to_lora(value), to_bool(from.Get("crossed"), "pair.crossed")};
 }
 
 std::optional<ExpertsSpec> to_experts(const Napi::Value& value) {
@@ -123,6 +133,7 @@ std::optional<ExpertsSpec> to_experts(const Napi::Value& value) {
   experts.gate.interleaved = to_bool(from.Get("interleaved"), "experts.interleaved");
   experts.gate.limit = static_cast<float>(to_number(from.Get("limit"), "experts.limit"));
   experts.gate.alpha = static_cast<float>(to_number(from.Get("alpha"), "experts.alpha"));
+  experts.gate.weight_before = to_bool(from.Get("weightBefore"), "experts.weightBefore");
   experts.router = to_linear(from.Get("router"));
   experts.correction = optional_text(from.Get("correction"), "experts.correction");
   experts.linears = to_linears(from.Get("linears"), "experts.linears");
@@ -165,8 +176,10 @@ BlockSpec to_block(const Napi::Object& layer) {
   block.mlp_post_norm = optional_text(layer.Get("mlpPostNorm"), "block.mlpPostNorm");
   block.q_norm = optional_text(layer.Get("qNorm"), "block.qNorm");
   block.k_norm = optional_text(layer.Get("kNorm"), "block.kNorm");
+  block.plain_head_norms = to_bool(layer.Get("plainHeadNorms"), "block.plainHeadNorms");
   block.rotary = to_int(layer.Get("rotary"), "block.rotary");
   block.sliding_window = to_int(layer.Get("slidingWindow"), "block.slidingWindow");
+  block.chunked = to_bool(layer.Get("chunked"), "block.chunked");
   block.gated = to_bool(layer.Get("gated"), "block.gated");
   if (!absent(layer.Get("delta"))) block.delta = to_delta(layer.Get("delta"));
   if (!absent(layer.Get("latent"))) block.latent = to_latent(layer.Get("latent"));
@@ -306,6 +319,9 @@ Arch to_arch(const Napi::Value& value) {
   arch.logit_cap = factor("logitCap", "arch.logitCap");
   arch.query_scale_beta = to_number(from.Get("queryScaleBeta"), "arch.queryScaleBeta");
   arch.query_scale_length = to_int(from.Get("queryScaleLength"), "arch.queryScaleLength");
+  arch.query_scale_first = to_int(from.Get("queryScaleFirst"), "arch.queryScaleFirst");
+  arch.query_scale_unturned = to_bool(from.Get("queryScaleUnturned"), "arch.queryScaleUnturned");
+  arch.attention_chunk = to_int(from.Get("attentionChunk"), "arch.attentionChunk");
   arch.qwen_long_seq_length = to_int(from.Get("qwenLongSeqLength"), "arch.qwenLongSeqLength");
   arch.qwen_dynamic_ntk = to_bool(from.Get("qwenDynamicNtk"), "arch.qwenDynamicNtk");
   arch.qwen_logn = to_bool(from.Get("qwenLogn"), "arch.qwenLogn");

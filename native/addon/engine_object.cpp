@@ -92,6 +92,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::missing_weights>("missingWeights"), InstanceMethod<&E::set_matrix>("setMatrix"),
                       InstanceMethod<&E::get_matrix>("getMatrix"), InstanceMethod<&E::matrix_names>("matrixNames"),
                       InstanceMethod<&E::forward>("forward"), InstanceMethod<&E::backward>("backward"),
+                      InstanceMethod<&E::watch_inputs>("watchInputs"), InstanceMethod<&E::take_inputs>("takeInputs"),
                       InstanceMethod<&E::discard>("discard"), InstanceMethod<&E::first_values>("firstValues"), InstanceMethod<&E::grad_squares>("gradSquares"),
                       InstanceMethod<&E::gradients>("gradients"), InstanceMethod<&E::set_gradients>("setGradients"),
                       InstanceMethod<&E::optimizer_step>("optimizerStep"), InstanceMethod<&E::zero_grad>("zeroGrad"),
@@ -285,6 +286,22 @@ Napi::Value EngineObject::first_values(const Napi::CallbackInfo& info) {
 
 Napi::Value EngineObject::discard(const Napi::CallbackInfo& info) {
   return queue_void(info.Env(), [](Engine& engine) { engine.discard(); });
+}
+
+Napi::Value EngineObject::watch_inputs(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    if (!info[0].IsArray()) throw Error(kTensorMismatch, "expected an array of names for modules");
+    const Napi::Array given = info[0].As<Napi::Array>();
+    std::vector<std::string> modules;
+    for (std::uint32_t i = 0; i < given.Length(); ++i) modules.push_back(to_text(given.Get(i), "modules"));
+    return queue(info.Env(), [modules = std::move(modules)](Engine& engine) { return engine.watch_inputs(modules); }, to_text_array);
+  });
+}
+
+Napi::Value EngineObject::take_inputs(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(info.Env(), [module = to_text(info[0], "module")](Engine& engine) { return engine.take_inputs(module); }, to_float_array);
+  });
 }
 
 Napi::Value EngineObject::gradients(const Napi::CallbackInfo& info) {

@@ -56,6 +56,8 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value gradients(const Napi::CallbackInfo& info);
   Napi::Value set_gradients(const Napi::CallbackInfo& info);
   Napi::Value grad_squares(const Napi::CallbackInfo& info);
+  Napi::Value watch_inputs(const Napi::CallbackInfo& info);
+  Napi::Value take_inputs(const Napi::CallbackInfo& info);
   Napi::Value optimizer_step(const Napi::CallbackInfo& info);
   Napi::Value zero_grad(const Napi::CallbackInfo& info);
   Napi::Value create_cache(const Napi::CallbackInfo& info);

@@ -86,10 +86,31 @@ std::vector<float> query_factors(const Arch& arch, const Sequences& s, const Pla
       if (limit > 0 && s.key_length.host[i] > limit && place > limit)
         factor = static_cast<float>(std::log(static_cast<double>(place)) / std::log(static_cast<double>(limit)));
       if (arch.query_scale_beta != 0)
-        factor *= static_cast<float>(1.0 + arch.query_scale_beta * std::log(1.0 + static_cast<double>((place - 1) / arch.query_scale_length)));
+        factor *= static_cast<float>(1.0 + arch.query_scale_beta * std::log(1.0 + static_cast<double>((place - 1 + arch.query_scale_first) / arch.query_scale_length)));
       any = any || factor != 1.0f;
     }
   return any ? factors : std::vector<float>();
+}
+
+/// The same tokens, each row's keys and queries cut where chunks of `length` positions end. A chunk's queries are its last keys, so attention
+/// within chunks is attention over these sequences.
+Sequences cut_in_chunks(const Sequences& s, std::int64_t length) {
+  Sequences cut;
+  if (length <= 0 || *std::max_element(s.key_length.host.begin(), s.key_length.host.end()) <= length) return cut;
+  cut.tokens = s.tokens;
+  cut.cu_queries.host.push_back(0);
+  for (std::size_t i = 0; i + 1 < s.cu_queries.host.size(); ++i) {
+    const std::int32_t end = s.cu_queries.host[i + 1];
+    for (std::int32_t t = s.cu_queries.host[i]; t < end;) {
+      const std::int64_t position = s.position.host[static_cast<std::size_t>(t)], first = position / length * length;
+      const std::int64_t count = std::min<std::int64_t>(first + length - position, end - t);
+      cut.key_start.host.push_back(static_cast<std::int32_t>(s.key_start.host[i] + first));
+      cut.key_length.host.push_back(static_cast<std::int32_t>(position + count - first));
+      t += static_cast<std::int32_t>(count);
+      cut.cu_queries.host.push_back(t);
+    }
+  }
+  return cut;
 }
 
 void prepare(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const Plan& plan, Batch& batch) {
@@ -106,6 +127,8 @@ void prepare(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const P
   }
   for (std::size_t i = 0; i + 1 < plan.cu.size(); ++i)
     for (std::int32_t t = plan.cu[i]; t < plan.cu[i + 1]; ++t) s.position.host.push_back(plan.past[i] + t - plan.cu[i]);
+
+  batch.chunks = cut_in_chunks(s, arch.attention_chunk);
 
   if (own_tables) {
     for (std::int64_t t = 0; t < s.tokens; ++t) batch.rope_row.host.push_back(static_cast<std::int32_t>(t));
@@ -128,7 +151,8 @@ void prepare(Ops& ops, Arena& arena, RopeTables& rope, const Arch& arch, const P
     batch.q_scale = arena.tensor("queries' factors", DType::f32, 1, s.tokens);
     ops.upload(batch.q_scale, factors.data());
   }
-  for (Indices* indices : {&s.cu_queries, &s.key_start, &s.key_length, &s.position, &s.row, &batch.rope_row, &batch.cache_row})
+  for (Indices* indices : {&s.cu_queries, &s.key_start, &s.key_length, &s.position, &s.row, &batch.rope_row, &batch.cache_row, &batch.chunks.cu_queries,
+                           &batch.chunks.key_start, &batch.chunks.key_length})
     upload_indices(ops, *indices, [&](std::int64_t count) { return arena.tensor("indices of a micro-batch", DType::i32, 1, count); });
 }
 

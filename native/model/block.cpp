@@ -110,7 +110,8 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
     LinearForward call = linear(group, norm ? normed : in, inner, Tensor(), out);
     call.x_has_room = static_cast<bool>(norm);
     group.forward(call, before_of(group, before), [&](const LinearForward& product) {
-      if (norm) return ops_.norm_linear_forward(in, norm, norm_rule(arch_), product);
+      if (norm && !group.watched()) return ops_.norm_linear_forward(in, norm, norm_rule(arch_), product);
+      if (norm) ops_.rmsnorm_forward(in, norm, norm_rule(arch_), product.x);
       ops_.linear_forward(product);
     });
   };
@@ -166,7 +167,11 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
     Buffer out;
     if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
     down_->forward(linear(*down_, act, saved.inner_down, saved.mid, out), before_of(*down_, saved.before_down),
-                   [&](const LinearForward& product_of) { ops_.swiglu_linear_forward(gate, up, product_of, arch_.activation); });
+                   [&](const LinearForward& product_of) {
+                     if (!down_->watched()) return ops_.swiglu_linear_forward(gate, up, product_of, arch_.activation);
+                     ops_.swiglu_forward(gate, up, act, arch_.activation);
+                     ops_.linear_forward(product_of);
+                   });
     return out;
   }
   ops_.swiglu_forward(gate, up, act, arch_.activation);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <deque>
+#include <utility>
 
 #include "pipelora/core/error.h"
 #include "pipelora/core/mapped_file.h"
@@ -221,6 +222,29 @@ Buffer Engine::backward(std::size_t index, std::int64_t batch_index, Buffer dout
   const Stretch stretch(*ops_);
   return segment(index).backward(batch_index, std::move(dout));
 }
+std::vector<std::string> Engine::watch_inputs(const std::vector<std::string>& modules) {
+  for (const auto& [name, own] : watched_) own->group->watch(nullptr);
+  watched_.clear();
+  std::vector<std::string> here;
+  for (const std::string& module : modules)
+    for (const auto& held : segments_) {
+      LinearGroup* group = held->group_of(module);
+      const bool taken = std::any_of(watched_.begin(), watched_.end(), [&](const auto& other) { return other.second->group == group; });
+      if (group == nullptr || taken) continue;
+      auto own = std::make_unique<Watched>(Watched{group, {}});
+      group->watch(&own->rows);
+      watched_.emplace(module, std::move(own));
+      here.push_back(module);
+    }
+  return here;
+}
+
+std::vector<float> Engine::take_inputs(const std::string& module) {
+  const auto found = watched_.find(module);
+  if (found == watched_.end()) throw Error(kTensorMismatch, "inputs: " + module + " is not watched");
+  return std::exchange(found->second->rows.values, {});
+}
+
 void Engine::first_values(std::size_t adapter) {
   for (const auto& held : segments_) held->first_values(adapter);
   ops_->finish();

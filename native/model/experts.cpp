@@ -1,6 +1,6 @@
 // Rows are sorted by expert, so that each expert's rows are consecutive in a product. Routing weights multiply the input of an expert's down
-// projection, not its output. So the outputs are only added up, and the routing weights' gradients come from the gate's backward pass, for
-// which no expert's output has to be kept. Output biases are weighted and added with the sum.
+// projection, not its output, or what gate and up give (GateRule). So the outputs are only added up, and the routing weights' gradients come
+// from the gate's backward pass, for which no expert's output has to be kept. Output biases are weighted and added with the sum.
 #include "pipelora/model/experts.h"
 
 #include "pipelora/core/error.h"
@@ -42,6 +42,8 @@ Experts::Experts(Ops& ops, Arena& arena, std::int64_t hidden, const ExpertsSpec&
     throw Error(kTensorMismatch, "experts: gate and up are " + shape_text(gate_up_.out, gate_up_.in) + ", down is " + shape_text(down_.out, down_.in));
   const std::int64_t corrections = spec_.correction.empty() ? 0 : rule.experts, router_biases = spec_.router.bias ? rule.experts : 0,
                      biases = bias ? rule.experts * hidden : 0, total = corrections + router_biases + biases;
+  if (spec_.gate.weight_before && bias)
+    throw Error(kTensorMismatch, "experts: weights that stand on what gate and up take go with gates without biases alone");
   if (total == 0) return;
   float* at = static_cast<float*>(base.memory("experts' corrections and biases", static_cast<std::size_t>(total) * sizeof(float)));
   if (corrections > 0) correction_ = Tensor(at, DType::f32, 1, corrections);
@@ -57,7 +59,7 @@ Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const st
   for (const LinearSpec& linear : linears) product.out += linear.out;
   if (pair) {
     if (pair->lora.dropout != 0) throw Error(kTensorMismatch, "LoRA of " + pair->name + ": a parameter of all experts takes no dropout");
-    product.pair = std::make_unique<LoraPair>(ops_, pair->name, product.in, product.out, pair->lora, product.experts);
+    product.pair = std::make_unique<LoraPair>(ops_, pair->name, product.in, product.out, pair->lora, product.experts, pair->crossed);
   }
   for (std::int64_t e = 0; pair && e < product.experts; ++e) product.views.push_back(product.pair->view(0, 0, e));
   const std::int64_t together = ops_.experts_together(product.experts, product.in, product.out);

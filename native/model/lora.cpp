@@ -1,27 +1,31 @@
 #include "pipelora/model/lora.h"
 
 #include "pipelora/core/error.h"
+#include "pipelora/core/half.h"
 
 namespace pipelora {
 
 namespace {
 
-std::vector<MatrixForm> forms(const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts) {
+std::vector<MatrixForm> forms(const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts, bool crossed) {
   if (spec.r <= 0 || spec.dropout < 0 || spec.dropout >= 1)
     throw Error(kTensorMismatch, "LoRA of " + module + ": expected a rank above 0 and dropout in [0, 1), got " + std::to_string(spec.r) + " and " +
                                      std::to_string(spec.dropout));
   if (experts < 1 || spec.r % experts != 0)
     throw Error(kTensorMismatch, "LoRA of " + module + ": expected a rank that is a multiple of its " + std::to_string(experts) + " experts, got " +
                                      std::to_string(spec.r));
-  std::vector<MatrixForm> all{{module + ".lora_A.weight", spec.r, in}, {module + ".lora_B.weight", out, spec.r, true, experts}};
+  const std::string a = module + ".lora_A.weight", b = module + ".lora_B.weight";
+  // Both are held [N r, …], expert by expert, whichever peft transposes.
+  std::vector<MatrixForm> all = crossed ? std::vector<MatrixForm>{{b, in, spec.r, true, experts}, {a, spec.r, out}}
+                                        : std::vector<MatrixForm>{{a, spec.r, in}, {b, out, spec.r, true, experts}};
   if (spec.dora) all.push_back({module + ".lora_magnitude_vector", 1, out});
   return all;
 }
 
 }  // namespace
 
-LoraPair::LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts)
-    : experts_(experts), spec_(spec), learner_(ops, "LoRA matrices and their optimizer state", forms(module, in, out, spec, experts)) {}
+LoraPair::LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts, bool crossed)
+    : experts_(experts), spec_(spec), learner_(ops, "LoRA matrices and their optimizer state", forms(module, in, out, spec, experts, crossed)) {}
 
 LoraView LoraPair::view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert) const {
   const std::int64_t rows = spec_.r / experts_;
@@ -83,6 +87,18 @@ std::vector<Learner*> LinearGroup::learners() {
   for (const auto& pair : pairs_) found.push_back(&pair->learner());
   for (Bias& bias : biases_) found.push_back(&bias.learner);
   return found;
+}
+
+void LinearGroup::copy_input(const Tensor& x) const {
+  if (watched_ == nullptr) return;
+  watched_->cols = x.cols;
+  const std::size_t had = watched_->values.size(), count = static_cast<std::size_t>(x.size());
+  watched_->values.resize(had + count);
+  float* to = watched_->values.data() + had;
+  if (x.dtype == DType::f32) return ops_.download(x, to);
+  std::vector<std::uint16_t> bits(count);
+  ops_.download(x, bits.data());
+  for (std::size_t i = 0; i < count; ++i) to[i] = x.dtype == DType::bf16 ? to_float(bf16{bits[i]}) : to_float(f16{bits[i]});
 }
 
 Tensor LinearGroup::base_bias() const {

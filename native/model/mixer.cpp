@@ -7,6 +7,8 @@ namespace pipelora {
 std::unique_ptr<Mixer> make_mixer(Ops& ops, Arena& arena, const Arch& arch, const BlockSpec& spec, BaseWeights& base) {
   if (spec.delta && spec.latent)
     throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected one kind of attention, got a gated delta net and latent attention");
+  if ((spec.delta || spec.latent) && (spec.chunked || spec.plain_head_norms))
+    throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected chunks and norms without weights with softmax attention over heads alone");
   if (spec.delta) return make_delta_mixer(ops, arena, arch, spec, base);
   if (spec.latent) return make_latent_mixer(ops, arena, arch, spec, base);
   return make_softmax_mixer(ops, arena, arch, spec, base);

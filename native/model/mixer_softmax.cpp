@@ -1,4 +1,4 @@
-// Softmax attention over heads of q, k and v: norms of heads, rotary, a window, sinks, a gate on its output.
+// Softmax attention over heads of q, k and v: norms of heads, rotary, a window or chunks, sinks, a gate on its output.
 #include <cmath>
 
 #include "pipelora/model/block.h"
@@ -17,7 +17,11 @@ class SoftmaxMixer final : public Mixer {
       throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": q and k need a norm both, or neither");
     if (arch.qkv_by_kv_head && (spec.linears.front().role != Role::qkv || spec.gated))
       throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected one fused q, k and v without a gate where they stand by kv head");
-    const bool norms = !spec.q_norm.empty();
+    if (spec.plain_head_norms && !spec.q_norm.empty())
+      throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected norms of q and k with weights or without, got both");
+    if (spec.chunked && arch.attention_chunk <= 0)
+      throw Error(kTensorMismatch, "block " + std::to_string(spec.index) + ": expected positions of a chunk above 0, got " + std::to_string(arch.attention_chunk));
+    const bool norms = !spec.q_norm.empty() || spec.plain_head_norms;
     const std::int64_t of_q = norms ? (arch.head_norm_whole ? q_cols_ : arch.head_dim) : 0, of_k = norms ? (arch.head_norm_whole ? kv_cols_ : arch.head_dim) : 0;
     const std::int64_t sinks = spec.sinks.empty() ? 0 : arch.heads;
     if (of_q + of_k + sinks == 0) return;
@@ -25,6 +29,10 @@ class SoftmaxMixer final : public Mixer {
     if (norms) {
       q_norm_ = Tensor(at, DType::f32, 1, of_q);
       k_norm_ = Tensor(at + of_q, DType::f32, 1, of_k);
+    }
+    if (spec.plain_head_norms) {  // times 1
+      const std::vector<float> ones(static_cast<std::size_t>(of_q + of_k), 1.0f);
+      ops_.upload(Tensor(at, DType::f32, 1, of_q + of_k), ones.data());
     }
     if (sinks > 0) sinks_ = Tensor(at + of_q + of_k, DType::f32, 1, sinks);
   }
@@ -37,7 +45,7 @@ class SoftmaxMixer final : public Mixer {
 
   std::vector<WeightPlace> weights() override {
     std::vector<WeightPlace> places;
-    if (q_norm_) {
+    if (!spec_.q_norm.empty()) {
       places.push_back({spec_.q_norm, {q_norm_.cols}, arch_.norm_offset, q_norm_});
       places.push_back({spec_.k_norm, {k_norm_.cols}, arch_.norm_offset, k_norm_});
     }
@@ -83,7 +91,7 @@ class SoftmaxMixer final : public Mixer {
 
     saved.attn = arena_.tensor("attention's output", dtype, tokens, q_cols_ + (spec_.gated ? 0 : call.room), call.place);
     if (call.keep || sinks_) saved.lse = arena_.tensor("attention's log-sum-exp", DType::f32, arch_.heads, tokens, call.place);
-    AttentionForward attention{out.q, out.k, v, saved.attn.tensor().columns(0, q_cols_), saved.lse, &call.batch.sequences,
+    AttentionForward attention{out.q, out.k, v, saved.attn.tensor().columns(0, q_cols_), saved.lse, &call.batch.attended(spec_.chunked),
                                arch_.head_dim, spec_.sliding_window, score_scale(), arch_.score_cap};
     if (call.cache != nullptr) {
       ops_.scatter_rows(saved.qkv.tensor().columns(q_cols_, 2 * kv_cols_), call.batch.cache_row, 1, call.cache->tokens);
@@ -121,9 +129,9 @@ class SoftmaxMixer final : public Mixer {
     const Heads grads = heads(dqkv);
     const Tensor dv = dqkv.tensor().columns(q_cols_ + kv_cols_, kv_cols_);
     // If rotary covers whole heads in halves, the attention kernel can undo it where it makes the gradients.
-    const Tensor rope = !q_norm_ && spec_.rotary >= 0 && !batch.q_scale && !arch_.rotary_interleaved ? table(batch) : Tensor();
+    const Tensor rope = !q_norm_ && spec_.rotary >= 0 && !query_scale(batch) && !arch_.rotary_interleaved ? table(batch) : Tensor();
     const bool at_once = rope && rope.cols == arch_.head_dim;
-    ops_.attention_backward({turned_heads.q, turned_heads.k, v, attn, saved.lse, dout, grads.q, grads.k, dv, &batch.sequences, arch_.head_dim,
+    ops_.attention_backward({turned_heads.q, turned_heads.k, v, attn, saved.lse, dout, grads.q, grads.k, dv, &batch.attended(spec_.chunked), arch_.head_dim,
                              spec_.sliding_window, score_scale(), at_once ? rope : Tensor(), &batch.rope_row, arch_.score_cap});
     if (!at_once) heads_backward(batch, grads, in);
     return dqkv;
@@ -138,19 +146,21 @@ class SoftmaxMixer final : public Mixer {
   std::int64_t gate_cols() const { return spec_.gated ? q_cols_ : 0; }
   Tensor gate(const Tensor& qkv) const { return qkv.columns(q_cols_ + 2 * kv_cols_, q_cols_); }
   float score_scale() const { return arch_.score_scale > 0 ? arch_.score_scale : 1.0f / std::sqrt(static_cast<float>(arch_.head_dim)); }
+  /// The queries' factors, or empty where this block has none.
+  Tensor query_scale(const Batch& batch) const { return arch_.query_scale_unturned && spec_.rotary >= 0 ? Tensor() : batch.q_scale.tensor(); }
   Tensor table(const Batch& batch) const { return batch.rope[static_cast<std::size_t>(spec_.rotary)].values; }
 
   /// Norms of heads (where weights are given), then this block's rotary and the queries' factors (where asked for); and back.
   void turn(const Batch& batch, const Heads& in, const Heads& out, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
     const bool turns = rotary && spec_.rotary >= 0;
-    const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
+    const Tensor q_scale = rotary ? query_scale(batch) : Tensor();
     if (!turns && !q_scale && !q_norm) return;
     ops_.qk_rope_forward({in.q, in.k, out.q, out.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row, q_scale,
                           arch_.head_dim, arch_.rotary_interleaved});
   }
   void rotary_backward(const Batch& batch, const Heads& grads, const Heads& before, const Tensor& q_norm, const Tensor& k_norm, bool rotary) {
     const bool turns = rotary && spec_.rotary >= 0;
-    const Tensor q_scale = rotary ? batch.q_scale.tensor() : Tensor();
+    const Tensor q_scale = rotary ? query_scale(batch) : Tensor();
     if (!turns && !q_scale && !q_norm) return;
     ops_.qk_rope_backward({grads.q, grads.k, before.q, before.k, q_norm, k_norm, norm_rule(arch_), turns ? table(batch) : Tensor(), &batch.rope_row,
                            arch_.head_dim, q_scale, arch_.rotary_interleaved});

@@ -274,6 +274,14 @@ Buffer Segment::lowest(Buffer x) {
   return to;
 }
 
+LinearGroup* Segment::group_of(const std::string& module) {
+  for (const auto& layer : layers_)
+    for (LinearGroup* group : layer->first().groups())
+      for (const LinearSpec& linear : group->linears())
+        if (linear.name == module) return group;
+  return nullptr;
+}
+
 ForwardResult Segment::forward(const MicroBatch& micro, Buffer input) {
   slots_.require_loaded();
   require_adapter(micro.adapter, "a micro-batch");

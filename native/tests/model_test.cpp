@@ -110,6 +110,30 @@ const std::vector<std::pair<std::string, Family>> kFamilies{
         arch.score_cap = 2;
       },
       .attention = [](std::int64_t block) { return block == 0 ? Attention::latent_q : block == 1 ? Attention::delta : Attention::gated; }}},
+    {"Llama 4: chunks and norms without weights where blocks turn, scaled queries where they do not",
+     {.rules = [](Arch& arch) {
+        arch.rotary_interleaved = true;
+        arch.head_norm_after_rotary = true;
+        arch.attention_chunk = 5;
+        arch.query_scale_beta = 0.3;
+        arch.query_scale_length = 4;
+        arch.query_scale_first = 1;
+        arch.query_scale_unturned = true;
+      },
+      .rotary = [](std::int64_t block) -> std::int64_t { return block == 1 ? -1 : 0; },
+      .chunked = [](std::int64_t block) { return block != 1; },
+      .plain_norms = [](std::int64_t block) { return block != 1; }}},
+    {"chunks that end with rows, a window in them, plain norms before rotary, dropout",
+     {.qkv_bias = true, .window = 3, .dropout = 0.1f, .rules = [](Arch& arch) { arch.attention_chunk = 7; },
+      .chunked = [](std::int64_t) { return true; },
+      .plain_norms = [](std::int64_t block) { return block == 2; }}},
+    {"chunks of one token, gated attention, a cap",
+     {.fused_qkv = false, .rules = [](Arch& arch) {
+        arch.attention_chunk = 1;
+        arch.score_cap = 2;
+      },
+      .attention = [](std::int64_t block) { return block == 0 ? Attention::gated : Attention::softmax; },
+      .chunked = [](std::int64_t block) { return block == 0; }}},
     {"everything at once: parallel with norms behind and a factor, centred norms of heads",
      {.fused_qkv = true, .head_norms = true, .window = 7, .post_norms = true, .fused_gate_up = true,
       .rules = [](Arch& arch) {

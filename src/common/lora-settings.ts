@@ -20,9 +20,35 @@ export interface LoraSettings {
   readonly bias: "none" | "all" | "lora_only";
   /** Rows of the embedding that are trained: ids, or ids by the embedding's name; null: none. */
   readonly trainableTokenIndices: readonly number[] | Readonly<Record<string, readonly number[]>> | null;
-  /** true: kaiming-uniform A, zero B; false: both random; "gaussian", "orthogonal"; of the base's weights: "pissa", "pissa_niter_N", "olora", "loftq". */
+  /** true: kaiming-uniform A, zero B; false: both random; "gaussian", "orthogonal"; of the base's weights: "pissa", "pissa_niter_N", "olora", "loftq"; of the rows: "eva". */
   readonly initLoraWeights: boolean | string;
+  /** Of "eva"; null: none, or what an adapter's file does not say. */
+  readonly evaConfig: EvaConfig | null;
 }
+
+/** How EVA (Paischer et al. 2024) initialises (EvaConfig, peft 0.21). */
+export interface EvaConfig {
+  /** A module gets at most so many times its rank; 1: ranks stay what they are. */
+  readonly rho: number;
+  /** A component has stayed what it was from this cosine on. */
+  readonly tau: number;
+  /** Tokens whose label is `labelMaskValue` do not count. */
+  readonly useLabelMask: boolean;
+  readonly labelMaskValue: number;
+  /** Components are divided by the roots of their singular values. */
+  readonly whiten: boolean;
+  /** alpha goes with the rank, so that the scaling stays. */
+  readonly adjustScalingFactors: boolean;
+}
+
+export const DEFAULT_EVA: EvaConfig = {
+  rho: 2,
+  tau: 0.99,
+  useLabelMask: true,
+  labelMaskValue: -100,
+  whiten: false,
+  adjustScalingFactors: true,
+};
 
 /** Initialisations that compute the first A and B from the base's weights. */
 export function changesBase(init: LoraSettings["initLoraWeights"]): boolean {
@@ -46,4 +72,5 @@ export const DEFAULT_LORA_SETTINGS: Omit<LoraSettings, "targetModules"> = {
   bias: "none",
   trainableTokenIndices: null,
   initLoraWeights: true,
+  evaConfig: null,
 };

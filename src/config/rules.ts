@@ -200,6 +200,10 @@ function checkElastic(
 
 /** What a run of several adapters can't do. */
 function checkSeveral(config: Config, expect: (condition: boolean, problem: string) => void): void {
+  expect(
+    config.init_lora_weights !== "eva",
+    "--init-lora-weights eva looks at one adapter's rows: it does not go with --adapters",
+  );
   expect(!config.save_on_each_node, "--save-on-each-node saves one adapter: it does not go with --adapters");
   expect(
     typeof config.resume_from_checkpoint !== "string" || config.resume_from_checkpoint === "auto",
@@ -221,6 +225,7 @@ function checkTraining(
     "lora_dropout",
     "use_rslora",
     "init_lora_weights",
+    "eva_config",
     "use_dora",
     "modules_to_save",
     "bias",
@@ -231,6 +236,10 @@ function checkTraining(
       expect(!given.has(key), `--${key.replaceAll("_", "-")} contradicts --adapter, whose own LoRA settings hold`);
     }
   }
+  expect(
+    config.eva_config === null || config.init_lora_weights === "eva",
+    "--eva-config acts only with --init-lora-weights eva",
+  );
   for (const key of ["loraplus_lr_embedding", "loraplus_weight_decay"]) {
     expect(
       !given.has(key) || config.loraplus_lr_ratio !== null,

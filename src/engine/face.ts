@@ -205,6 +205,11 @@ export interface EngineArch {
   /** 0: none. */
   readonly queryScaleBeta: number;
   readonly queryScaleLength: number;
+  /** The place of a row's first token, 0 or 1; and whether only blocks without positions scale their queries. */
+  readonly queryScaleFirst: number;
+  readonly queryScaleUnturned: boolean;
+  /** Positions of a chunk, for the blocks that attend within theirs; 0: none does. */
+  readonly attentionChunk: number;
   /** 0: off. Qwen (v1) in evaluation: sequences longer than this use a dynamic NTK base / log-n query scaling. */
   readonly qwenLongSeqLength: number;
   readonly qwenDynamicNtk: boolean;
@@ -247,10 +252,14 @@ export type EngineLayer =
       readonly mlpPostNorm: string | null;
       readonly qNorm: string | null;
       readonly kNorm: string | null;
+      /** Norms of q and k without weights. */
+      readonly plainHeadNorms: boolean;
       /** Number of arch.rotary; -1: none. */
       readonly rotary: number;
       /** 0: no window. */
       readonly slidingWindow: number;
+      /** A token sees those of its own chunk alone, arch.attentionChunk positions. */
+      readonly chunked: boolean;
       /** A score of each head that has no value; absent: none. */
       readonly sinks?: string;
       /** q's product holds, a head each, its query and a gate on its output. */
@@ -323,7 +332,7 @@ export interface EngineExperts {
   readonly route: {
     readonly experts: number;
     readonly chosen: number;
-    readonly score: "softmax" | "sigmoid" | "softmax_of_chosen";
+    readonly score: "softmax" | "sigmoid" | "softmax_of_chosen" | "sigmoid_of_chosen";
     readonly normalise: boolean;
     /** Experts stand in groups, of which the best are chosen from: by each one's best score, or the sum of its two best. */
     readonly groups: number;
@@ -337,6 +346,8 @@ export interface EngineExperts {
   readonly activation: EngineArch["activation"];
   /** gate_up's rows are gate's and up's in turn. */
   readonly interleaved: boolean;
+  /** Routing weights stand on what gate and up take, else on what down takes. */
+  readonly weightBefore: boolean;
   /** Of gate and up, with alpha in the gate's sigmoid (gpt-oss); 0: none. */
   readonly limit: number;
   readonly alpha: number;
@@ -349,6 +360,8 @@ export interface EngineExperts {
 
 export interface EngineExpertLora extends EngineLora {
   readonly name: string;
+  /** lora_A is [N r, out], lora_B [in, r N]. */
+  readonly crossed: boolean;
 }
 
 export interface EngineLora {
@@ -502,6 +515,14 @@ export interface Engine {
 
   /** Matrices that follow from loaded weights, and from the values of A and B: DoRA's magnitudes, biases, rows of tokens. */
   firstValues(adapter?: number): Promise<void>;
+
+  /**
+   * From here on what these modules' products take is kept, of one module a product: float32, row after row, batch after batch. What was
+   * watched before no longer is. Resolves with those that this engine holds.
+   */
+  watchInputs(modules: readonly string[]): Promise<string[]>;
+  /** What a watched module took since, and nothing of it is kept. Error: PL_TENSOR_MISMATCH for another name. */
+  takeInputs(module: string): Promise<Float32Array>;
 
   /** `input` is [T, D] (null for a segment that starts with the embedding); it is consumed: freed when no longer needed. */
   forward(segment: number, batch: MicroBatch, input: DeviceTensor | null): Promise<ForwardResult>;

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { PipeloraError } from "../common/errors.ts";
-import type { LoraSettings } from "../common/lora-settings.ts";
+import { DEFAULT_EVA, type EvaConfig, type LoraSettings } from "../common/lora-settings.ts";
 
 /** Every field of LoraConfig in peft 0.21 with its default: what adapter_config.json holds. */
 const LORA_CONFIG_DEFAULTS = {
@@ -64,6 +64,9 @@ const MUST_BE_DEFAULT = [
 /** Initialisations that change the base's weights too: such an adapter does not fit the plain base. */
 const CHANGES_BASE = /^(pissa|olora|corda|loftq|lora_ga)/;
 
+/** Initialisations by name that leave the base as it is. */
+const KEPT = ["gaussian", "orthogonal", "eva"];
+
 const strings = z.array(z.string().max(4096)).max(1 << 20);
 const stringOrList = z.union([z.string().max(65536), strings]);
 const patterns = (value: z.ZodNumber) => z.record(z.string().max(4096), value).nullable().optional();
@@ -98,6 +101,17 @@ const schema = z.looseObject({
   use_dora: z.boolean().nullable().optional(),
   trainable_token_indices: z
     .union([tokenIds, z.record(z.string().max(4096), tokenIds)])
+    .nullable()
+    .optional(),
+  eva_config: z
+    .looseObject({
+      rho: z.number().min(1).optional(),
+      tau: z.number().min(0).max(1).optional(),
+      use_label_mask: z.boolean().optional(),
+      label_mask_value: z.number().int().optional(),
+      whiten: z.boolean().optional(),
+      adjust_scaling_factors: z.boolean().optional(),
+    })
     .nullable()
     .optional(),
   ensure_weight_tying: z.literal(false).nullable().optional(),
@@ -156,7 +170,8 @@ export function parseAdapterConfig(path: string, value: unknown): ParsedAdapterC
       modulesToSave: (config.modules_to_save ?? []).length > 0 ? config.modules_to_save! : null,
       bias: config.bias ?? "none",
       trainableTokenIndices: config.trainable_token_indices ?? null,
-      initLoraWeights: init === "gaussian" || init === "orthogonal" || typeof init === "boolean" ? init : true,
+      initLoraWeights: typeof init === "boolean" || KEPT.includes(init) ? init : true,
+      evaConfig: init === "eva" ? evaConfigOf(config.eva_config ?? {}) : null,
     },
     baseModel: config.base_model_name_or_path ?? null,
     warnings,
@@ -174,6 +189,7 @@ export function adapterConfigText(
     alpha_pattern: settings.alphaPattern,
     base_model_name_or_path: baseModel,
     bias: settings.bias,
+    eva_config: settings.evaConfig === null ? null : evaConfigJson(settings.evaConfig),
     exclude_modules: settings.excludeModules,
     init_lora_weights: settings.initLoraWeights,
     layers_pattern: settings.layersPattern,
@@ -192,6 +208,36 @@ export function adapterConfigText(
   return JSON.stringify(config, null, 2)
     .replace(/("lora_dropout": \d+)(?=,?\n)/, "$1.0")
     .replace(/[\u007f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+/** peft's EvaConfig; what it leaves out is as there. */
+export function evaConfigOf(given: {
+  readonly rho?: number | undefined;
+  readonly tau?: number | undefined;
+  readonly use_label_mask?: boolean | undefined;
+  readonly label_mask_value?: number | undefined;
+  readonly whiten?: boolean | undefined;
+  readonly adjust_scaling_factors?: boolean | undefined;
+}): EvaConfig {
+  return {
+    rho: given.rho ?? DEFAULT_EVA.rho,
+    tau: given.tau ?? DEFAULT_EVA.tau,
+    useLabelMask: given.use_label_mask ?? DEFAULT_EVA.useLabelMask,
+    labelMaskValue: given.label_mask_value ?? DEFAULT_EVA.labelMaskValue,
+    whiten: given.whiten ?? DEFAULT_EVA.whiten,
+    adjustScalingFactors: given.adjust_scaling_factors ?? DEFAULT_EVA.adjustScalingFactors,
+  };
+}
+
+function evaConfigJson(eva: EvaConfig) {
+  return {
+    adjust_scaling_factors: eva.adjustScalingFactors,
+    label_mask_value: eva.labelMaskValue,
+    rho: eva.rho,
+    tau: eva.tau,
+    use_label_mask: eva.useLabelMask,
+    whiten: eva.whiten,
+  };
 }
 
 function invalid(path: string, message: string): PipeloraError {

@@ -42,19 +42,19 @@ const QUANTIZER_STATE = /\.(SCB|weight\.(absmax|quant_map|quant_state\.bitsandby
 
 /**
  * Opens `<dir>/model.safetensors`, or the shards that model.safetensors.index.json names.
- * `tied`: the model's names that share memory (ModelSpec.tied). `tensors`: only the shards that hold these are opened, and need be there.
+ * `model`: whose names it is read by. `tensors`: only the shards that hold these are opened, and need be there.
  * Errors: PL_MODEL_NOT_FOUND, PL_CHECKPOINT_INVALID.
  */
 export async function openCheckpoint(
   dir: string,
-  tied: TiedNames = [],
+  model: ModelNames = NO_MODEL,
   tensors: readonly string[] | null = null,
 ): Promise<Checkpoint> {
   if (await isFile(join(dir, SINGLE_FILE))) {
     const file = await openSafetensors(join(dir, SINGLE_FILE));
-    return checkpointOf(dir, await withScaledWeights(dir, renamed(file.tensors, renameOf(file.tensors, tied))));
+    return checkpointOf(dir, await withScaledWeights(dir, renamed(file.tensors, renameOf(file.tensors, model))));
   }
-  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir, tied, tensors);
+  if (await isFile(join(dir, INDEX_FILE))) return openSharded(dir, model, tensors);
   const pickled =
     (await isFile(join(dir, "pytorch_model.bin"))) || (await isFile(join(dir, "pytorch_model.bin.index.json")));
   throw new PipeloraError("PL_MODEL_NOT_FOUND", `${dir} has neither ${SINGLE_FILE} nor ${INDEX_FILE}.`, {
@@ -71,16 +71,24 @@ function renamed(
   return new Map([...tensors].map(([name, place]) => [rename(name), place]));
 }
 
-/** Pairs of names that share memory, the alias first. */
-export type TiedNames = readonly (readonly [string, string])[];
+/** A model's names (ModelSpec has them). */
+export interface ModelNames {
+  /** Pairs of names that share memory, the alias first. */
+  readonly tied: readonly (readonly [string, string])[];
+  /** The embedding's first. */
+  readonly tensors: readonly { readonly name: string }[];
+}
+
+const NO_MODEL: ModelNames = { tied: [], tensors: [] };
 
 /**
  * Maps this checkpoint's names to the model's. transformers adds the base model's prefix to names that were saved without it (AutoModel
  * instead of AutoModelForCausalLM): "layers.0…" is "model.layers.0…", Qwen (v1)'s "h.0…" is "transformer.h.0…". Of two tied names it takes
- * the one that the checkpoint has: a head alone is also the embedding.
+ * the one that the checkpoint has: a head alone is also the embedding. A checkpoint that has the model's own embedding lacks no prefix.
  */
-function renameOf(names: NamedTensors, tied: TiedNames): (name: string) => string {
-  const inModel = modelNames(names);
+function renameOf(names: NamedTensors, { tied, tensors }: ModelNames): (name: string) => string {
+  const own = tensors[0] !== undefined && names.has(tensors[0].name);
+  const inModel = own ? (name: string) => name : modelNames(names);
   const all = new Set([...names.keys()].map(inModel));
   const alone = new Map(tied.filter(([alias, name]) => all.has(alias) && !all.has(name)));
   return (name) => alone.get(inModel(name)) ?? inModel(name);
@@ -112,21 +120,21 @@ function multimodalName(name: string): string {
  */
 export async function shardsHolding(
   dir: string,
-  tied: TiedNames,
   tensors: readonly string[] | null,
+  model: ModelNames = NO_MODEL,
 ): Promise<string[]> {
-  return [...shardsOf(await readIndex(join(dir, INDEX_FILE)), tied, tensors)];
+  return [...shardsOf(await readIndex(join(dir, INDEX_FILE)), model, tensors)];
 }
 
 function shardsOf(
   entries: readonly (readonly [string, string])[],
-  tied: TiedNames,
+  model: ModelNames,
   tensors: readonly string[] | null,
 ): Set<string> {
   if (tensors === null) return new Set(entries.map(([, shard]) => shard));
   // A weight's quantised parts stand beside it, under its module's name.
   const modules = new Set(tensors.map((name) => name.replace(/\.(weight|bias)$/, "")));
-  const rename = renameOf(new Map(entries), tied);
+  const rename = renameOf(new Map(entries), model);
   const wanted = entries.filter(([name]) => {
     const parts = rename(name).split(".");
     return parts.some((_, last) => modules.has(parts.slice(0, last + 1).join(".")));
@@ -134,10 +142,10 @@ function shardsOf(
   return new Set(wanted.map(([, shard]) => shard));
 }
 
-async function openSharded(dir: string, tied: TiedNames, wanted: readonly string[] | null): Promise<Checkpoint> {
+async function openSharded(dir: string, model: ModelNames, wanted: readonly string[] | null): Promise<Checkpoint> {
   const entries = await readIndex(join(dir, INDEX_FILE));
-  const held = shardsOf(entries, tied, wanted);
-  const rename = renameOf(new Map(entries), tied);
+  const held = shardsOf(entries, model, wanted);
+  const rename = renameOf(new Map(entries), model);
   const weightMap = entries.filter(([, shard]) => held.has(shard));
   const shards = new Map<string, SafetensorsFile>();
   const tensors = new Map<string, TensorLocation>();

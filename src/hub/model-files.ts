@@ -1,6 +1,6 @@
 import { PipeloraError } from "../common/errors.ts";
 import { ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE } from "../formats/adapter.ts";
-import { INDEX_FILE, SINGLE_FILE, shardsHolding, type TiedNames } from "../formats/checkpoint.ts";
+import { INDEX_FILE, type ModelNames, SINGLE_FILE, shardsHolding } from "../formats/checkpoint.ts";
 import { TOKENIZER_FILES } from "../formats/tokenizer/load.ts";
 import type { Snapshot } from "./snapshot.ts";
 
@@ -24,18 +24,18 @@ export async function fetchTokenizer(snapshot: Snapshot): Promise<void> {
 }
 
 /**
- * Fetches the weights: model.safetensors, or the shards that the index names. `tensors`: those of a rank, as the model names them (`tied`:
- * its names that share memory); only the files that hold them are fetched. Errors: PL_HUB_NOT_FOUND where there are none, and those of Snapshot.
+ * Fetches the weights: model.safetensors, or the shards that the index names. `tensors`: those of a rank, as `model`
+ * names them; only the files that hold them are fetched. Errors: PL_HUB_NOT_FOUND where there are none, and those of Snapshot.
  */
 export async function fetchWeights(
   snapshot: Snapshot,
-  tied: TiedNames = [],
   tensors: readonly string[] | null = null,
+  model?: ModelNames,
 ): Promise<void> {
   if (snapshot.paths.includes(SINGLE_FILE)) return snapshot.fetch([SINGLE_FILE]);
   if (!snapshot.paths.includes(INDEX_FILE)) throw lacks(snapshot, SINGLE_FILE, "no safetensors");
   await snapshot.fetch([INDEX_FILE]);
-  await snapshot.fetch(await shardsHolding(snapshot.dir, tied, tensors));
+  await snapshot.fetch(await shardsHolding(snapshot.dir, tensors, model));
 }
 
 /** Fetches an adapter of peft, its configuration first. */

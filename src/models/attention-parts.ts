@@ -11,6 +11,8 @@ export interface AttentionParts {
   readonly linears: readonly LinearSpec[];
   /** Norms of q and k, null: none. */
   readonly headNorms: readonly [q: string, k: string] | null;
+  /** Norms of q and k without weights. */
+  readonly plainHeadNorms?: true;
   /** All modules in it, linears too, in the order that its class registers them. */
   readonly modules: readonly ModuleSpec[];
 }

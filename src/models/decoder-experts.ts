@@ -25,6 +25,8 @@ export interface FamilyExperts {
   readonly packed?: "mxfp4" | null;
   readonly clamp?: { readonly limit: number; readonly alpha: number };
   readonly interleaved?: boolean;
+  readonly weighsInput?: boolean;
+  readonly crossedPairs?: boolean;
   /** The family's class registers the router before the experts. */
   readonly routerFirst: boolean;
 }
@@ -64,6 +66,8 @@ export function familyExperts(family: FamilyExperts, mlp: string, hidden: number
     packed: family.packed ?? null,
     clamp: family.clamp ?? null,
     interleaved: family.interleaved ?? false,
+    weighsInput: family.weighsInput ?? false,
+    crossedPairs: family.crossedPairs ?? false,
     routerFirst: family.routerFirst,
   };
 }

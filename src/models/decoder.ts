@@ -41,6 +41,8 @@ export interface DecoderFamily {
   /** Of each block; absent: rule 0 everywhere, no window. */
   readonly blockRotary?: (block: number) => number | null;
   readonly slidingWindow?: (block: number) => number | null;
+  /** Blocks in which a token sees its own chunk alone; absent: none. */
+  readonly chunked?: (block: number) => boolean;
   /** The attention of each block; null: softmax over q, k and v, as in Llama; absent: that everywhere. */
   readonly attention?: (block: number, place: AttentionPlace) => AttentionParts | null;
   /** q's projection gives a gate on each head's output too. */
@@ -162,6 +164,7 @@ function decoderBlock({ config, family, names }: Tree, parts: AttentionParts, in
     mlpPostNorm: norm(names.norms.mlpPost),
     qNorm: parts.headNorms?.[0] ?? null,
     kNorm: parts.headNorms?.[1] ?? null,
+    ...(parts.plainHeadNorms === true ? { plainHeadNorms: true } : {}),
     ...(family.sinks === undefined ? {} : { sinks: `${name}.${names.attention}.${family.sinks}` }),
     linears: [
       ...parts.linears,
@@ -170,6 +173,7 @@ function decoderBlock({ config, family, names }: Tree, parts: AttentionParts, in
     ...(experts === null ? {} : { experts: familyExperts(experts, mlp, config.hidden_size) }),
     rotary: family.blockRotary === undefined ? 0 : family.blockRotary(index),
     slidingWindow: family.slidingWindow?.(index) ?? null,
+    ...(family.chunked?.(index) === true ? { chunked: true } : {}),
     attention: parts.attention,
   };
 }

@@ -10,7 +10,10 @@ import { resolveTokenRows, type TokenRows, tokenMatrices } from "./kinds/token-r
 import { matchNames } from "./python-regex.ts";
 import type { LinearRole, ModelSpec } from "./spec.ts";
 
-/** One module that gets a LoRA pair: A [r, in], B [out, r], y += scale * B(A(dropout(x))). Of the embedding x is a token, in the vocabulary's size. */
+/**
+ * One module that gets a LoRA pair: A [r, in], B [out, r], y += scale * B(A(dropout(x))). Of the embedding x is a token, in the vocabulary's
+ * size; of experts with crossedPairs, in and out change places.
+ */
 export interface LoraTarget {
   /** Module path, e.g. "transformer.h.0.attn.c_attn" or "lm_head". */
   readonly name: string;
@@ -145,14 +148,18 @@ function matchParameters(spec: ModelSpec, settings: LoraSettings, linears: Reado
       "Set lora_dropout to 0, as peft asks for too.",
     );
   }
-  const stacks = new Map<string, { readonly stack: ExpertStack; readonly layer: number; readonly experts: number }>();
+  const stacks = new Map<
+    string,
+    { readonly stack: ExpertStack; readonly layer: number; readonly experts: number; readonly crossed: boolean }
+  >();
   const routers = new Map<string, Linear>();
   spec.layers.forEach((layer, index) => {
     if (layer.kind !== "block" || layer.experts === undefined) return;
     const { linear } = layer.experts.router;
     routers.set(linear.name, { name: linear.name, role: "router", layer: index, in: linear.in, out: linear.out });
     for (const stack of expertStacks(layer.experts)) {
-      stacks.set(stack.name, { stack, layer: index, experts: layer.experts.count });
+      const { count: experts, crossedPairs: crossed } = layer.experts;
+      stacks.set(stack.name, { stack, layer: index, experts, crossed });
     }
   });
   const parameters = spec.tensors.filter(({ name, kind }) => kind === "parameter" && endsWithAny(name, wanted));
@@ -187,9 +194,10 @@ function matchParameters(spec: ModelSpec, settings: LoraSettings, linears: Reado
     const path = module + ".base_layer".repeat(left);
     const found = stacks.get(name);
     if (found !== undefined && found.stack.in !== null) {
-      const { stack, layer, experts } = found;
-      const out = stack.parts.reduce((sum, { rows }) => sum + rows, 0);
-      return { key: name, name: path, role: "experts", layer, in: stack.in!, out, stack: { parameter: name, experts } };
+      const { stack, layer, experts, crossed } = found;
+      const rows = stack.parts.reduce((sum, { rows }) => sum + rows, 0);
+      const [input, out] = crossed ? [rows, stack.in!] : [stack.in!, rows];
+      return { key: name, name: path, role: "experts", layer, in: input, out, stack: { parameter: name, experts } };
     }
     const linear = name.endsWith(".weight") ? (routers.get(module) ?? linears.get(module)) : undefined;
     if (linear === undefined) {
@@ -213,10 +221,10 @@ function checkSettings(settings: LoraSettings): void {
     refuse(`lora_dropout must lie in [0, 1), got ${settings.dropout}.`, "Give a probability such as 0.1.");
   }
   const init = settings.initLoraWeights;
-  if (typeof init === "string" && !/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/.test(init)) {
+  if (typeof init === "string" && !/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq|eva)$/.test(init)) {
     refuse(
       `init_lora_weights "${init}" is not supported.`,
-      'Use true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora" or "loftq".',
+      'Use true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora", "loftq" or "eva".',
     );
   }
   const patterns = Object.keys(settings.rankPattern).length + Object.keys(settings.alphaPattern).length > 0;
@@ -289,6 +297,17 @@ function checkKinds(
       refuse(
         `init_lora_weights ${init} on a head that shares the embedding's weight is not offered.`,
         "Leave the head out.",
+      );
+    }
+  }
+  if (init === "eva") {
+    const odd = targets.find(
+      ({ role, stack }) => ["embedding", "head", "router"].includes(role) || stack !== undefined,
+    );
+    if (settings.useDora || odd !== undefined) {
+      refuse(
+        `init_lora_weights eva is for pairs of the blocks' linear layers, not for ${odd === undefined ? "use_dora" : odd.name}.`,
+        "Leave one of them out.",
       );
     }
   }
@@ -388,7 +407,7 @@ function patternValues(
 }
 
 /** The fewest trailing names that select `matched` and nothing else, in the order of their first use. */
-function minimalSuffixes(matched: readonly string[], names: readonly string[]): string[] {
+export function minimalSuffixes(matched: readonly string[], names: readonly string[]): string[] {
   const chosen = new Set(matched);
   const others = names.filter((name) => !chosen.has(name));
   const suffixes = new Set<string>();

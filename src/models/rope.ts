@@ -171,11 +171,12 @@ function llama3(plain: readonly number[], parameters: RopeParameters): number[] 
   const low = parameters.low_freq_factor ?? 1;
   const high = parameters.high_freq_factor ?? 1;
   const original = parameters.original_max_position_embeddings ?? 1;
-  if (high <= low) contradiction(`high_freq_factor ${high} is not above low_freq_factor ${low}`);
+  // Equal in Llama 4's files: no wavelength lies between.
+  if (high < low) contradiction(`high_freq_factor ${high} is below low_freq_factor ${low}`);
   return plain.map((frequency) => {
     const wavelength = (2 * Math.PI) / frequency;
     if (wavelength > original / low) return Math.fround(frequency / factor);
-    if (wavelength < original / high) return frequency;
+    if (wavelength < original / high || high === low) return frequency;
     const smooth = (original / wavelength - low) / (high - low);
     return Math.fround(((1 - smooth) * frequency) / factor + smooth * frequency);
   });

@@ -14,6 +14,7 @@ export function computeRules(
     scale: PLAIN_SCALE,
     cap: { scores: null, logits: null },
     queryScale: null,
+    attentionChunk: null,
     rotaryInterleaved: false,
     qwenLong: null,
     ...own,

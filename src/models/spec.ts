@@ -87,8 +87,18 @@ export interface ComputeRules {
   };
   /** cap * tanh(z / cap); null: none. */
   readonly cap: { readonly scores: number | null; readonly logits: number | null };
-  /** Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / length)) (Llama 4, Ministral 3); null: not. */
-  readonly queryScale: { readonly beta: number; readonly length: number } | null;
+  /**
+   * Queries at position p are multiplied by 1 + beta * ln(1 + floor((p + first) / length)), in all blocks (Ministral 3, from 0) or in those
+   * without positions (Llama 4, from 1); null: not.
+   */
+  readonly queryScale: {
+    readonly beta: number;
+    readonly length: number;
+    readonly first: 0 | 1;
+    readonly blocks: "all" | "unturned";
+  } | null;
+  /** Positions of a chunk, for blocks in which a token sees those of its own chunk alone; null: there are none. */
+  readonly attentionChunk: number | null;
   /** Rules of positions; each block names its own by number. */
   readonly rotary: readonly RopeSpec[];
   /** Neighbours turn together, 2i with 2i + 1, else i with i + R / 2. */
@@ -166,6 +176,8 @@ export interface BlockLayer {
   /** Norms of q and k, as rules.headNorm says; null: none. */
   readonly qNorm: string | null;
   readonly kNorm: string | null;
+  /** Norms of q and k without weights, as rules.headNorm says (Llama 4); absent: none. */
+  readonly plainHeadNorms?: true;
   /** [H]: a score of each head that has no value (gpt-oss); absent: none. */
   readonly sinks?: string;
   /** Of attention and MLP. With experts the MLP's are those of the shared expert, which every token goes through, if there is one. */
@@ -176,10 +188,12 @@ export interface BlockLayer {
   readonly rotary: number | null;
   /** Keys at most this far back are seen; null: all. */
   readonly slidingWindow: number | null;
+  /** A token sees those of its own chunk alone, rules.attentionChunk positions; absent: it does not end at chunks. */
+  readonly chunked?: true;
   readonly attention: AttentionKind;
 }
 
-/** Experts of a block: y = Σ over the chosen of weight · down(gate(gateUp(h))), beside a shared expert. */
+/** Experts of a block: y = Σ over the chosen of weight · down(gate(gateUp(h))), or with the weight on h, beside a shared expert. */
 export interface ExpertsSpec {
   /** Module path, "model.layers.0.mlp.experts". */
   readonly name: string;
@@ -200,6 +214,13 @@ export interface ExpertsSpec {
   readonly clamp: { readonly limit: number; readonly alpha: number } | null;
   /** gate_up's rows are gate's and up's in turn. */
   readonly interleaved: boolean;
+  /** Routing weights are multiplied into what experts take (Llama 4), else into what they give. */
+  readonly weighsInput: boolean;
+  /**
+   * peft takes [N, in, out] for [N, out, in], since the family's class does not say is_transposed: its lora_A is [N r, out], its lora_B
+   * [in, r N], and W + B A is [in, out].
+   */
+  readonly crossedPairs: boolean;
   /** The router stands before the experts in the module tree. */
   readonly routerFirst: boolean;
 }
@@ -212,8 +233,8 @@ export interface RouterSpec {
   /** [N], added to scores when the best are chosen and to nothing else; null: none. */
   readonly correction: string | null;
   readonly chosen: number;
-  /** Shares of all experts, a sigmoid each, or shares of those chosen. */
-  readonly score: "softmax" | "sigmoid" | "softmax_of_chosen";
+  /** Shares of all experts, or a sigmoid each; or, of those whose logits were the best, shares or a sigmoid each. */
+  readonly score: "softmax" | "sigmoid" | "softmax_of_chosen" | "sigmoid_of_chosen";
   /** Weights are divided by their sum. */
   readonly normalise: boolean;
   /** Chosen from the best groups alone, by each one's best score or the sum of its two best; null: from all. */

@@ -104,7 +104,7 @@ export async function prepareRank(
         adapted: adapters.map(({ pairs, trained }) => describeSegment(spec, segment, pairs, trained)),
       }));
     const checkpoint = await model.openCheckpoint(
-      spec.tied,
+      spec,
       storedNames(
         spec,
         own.flatMap(({ adapted }) => adapted[0]!.weights),
@@ -126,8 +126,10 @@ export async function prepareRank(
     const leave = async () => {
       const modules = new Set(own.flatMap(({ adapted }) => adapted[0]!.weights));
       const made = adapters.map(({ made: all }) => new Map([...all].filter(([name]) => modules.has(`${name}.weight`))));
-      if (kept === undefined) await engine.close();
-      else kept.held.put({ base, frozen: await engine.release(), made });
+      // An engine that has failed leaves nothing.
+      const frozen = kept === undefined ? null : await engine.release().catch(() => null);
+      if (frozen === null) await engine.close();
+      else kept!.held.put({ base, frozen, made });
     };
     try {
       const engineSegment = new Map<number, number>();
@@ -176,7 +178,9 @@ function frozenBase(request: Prepare__Output, dir: string, run: string): string 
   const takers = adapters.flatMap((adapter, number) =>
     baseInit(adapter.loraInit?.kind ?? "none") === null ? [] : [{ number, ...adapter }],
   );
-  const all = [run, dir, modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, takers];
+  // Weights have room for the pairs that come with them: those that EVA's pass held alone have none.
+  const paired = adapters.some(({ lora }) => lora.length > 0);
+  const all = [run, dir, modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, takers, paired];
   return createHash("sha256").update(JSON.stringify(all)).digest("hex");
 }
 

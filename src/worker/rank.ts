@@ -20,6 +20,7 @@ import type { NodeFiles } from "./node/node-files.ts";
 import { processorSeconds } from "./node/processor-time.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
+import { RankInputs } from "./steps/input-study.ts";
 import { unpackMicroBatches } from "./steps/micro-batches.ts";
 import { applyUpdate, given, preparedAdapter, runRound } from "./steps/round.ts";
 import { StepRelay } from "./steps/step-relay.ts";
@@ -68,6 +69,7 @@ export class Rank {
   /** Tensors still to come for an ImportMatrices request. */
   #importing: { request: number; left: number; shelf: number; adapter: number } | null = null;
   #inference: Inference | null = null;
+  #inputs: RankInputs | null = null;
 
   constructor(options: RankOptions) {
     this.#options = options;
@@ -113,6 +115,7 @@ export class Rank {
     this.#relay?.end();
     this.#relay = null;
     this.#inference = null;
+    this.#inputs = null;
     const prepared = this.#prepared;
     this.#prepared = null;
     await prepared?.leave();
@@ -153,6 +156,11 @@ export class Rank {
         return { done: {} };
       case "evaluate":
         return this.#evaluate(message.evaluate!);
+      case "readInputs":
+        for (const matrixTensor of this.#inputs?.read(message.readInputs!.modules) ?? []) {
+          this.#options.send({ replyTo: message.request, matrixTensor });
+        }
+        return { done: {} };
       case "exportMatrices":
         return this.#export(message.request, message.exportMatrices!);
       case "importMatrices": {
@@ -295,18 +303,22 @@ export class Rank {
       .catch((error: unknown) => this.#options.send({ replyTo: 0, failure: toFailure(error) }));
   }
 
-  async #evaluate({ microBatches, adapter }: Evaluate__Output): Promise<Reply> {
+  async #evaluate({ microBatches, adapter, study }: Evaluate__Output): Promise<Reply> {
     const prepared = this.#ready();
     const { regularisation } = preparedAdapter(prepared, adapter);
     const pass = { step: 0, training: false, lossScale: 1, ...regularisation };
     const batches = unpackMicroBatches(given(microBatches, "micro-batches"), pass);
-    const { losses } = await runInstructions(prepared, this.#options.links, {
-      name: `evaluate/${this.#passes++}`,
-      instructions: prepared.instructions(batches.length, "evaluate"),
-      parts: [{ batches, before: null, after: null }],
-      trace: null,
-    });
-    return { evaluateResult: { losses: losses[0]! } };
+    const run = () =>
+      runInstructions(prepared, this.#options.links, {
+        name: `evaluate/${this.#passes++}`,
+        instructions: prepared.instructions(batches.length, "evaluate"),
+        parts: [{ batches, before: null, after: null }],
+        trace: null,
+      });
+    if (study === null) return { evaluateResult: { losses: (await run()).losses[0]! } };
+    this.#inputs ??= new RankInputs(prepared.engine, loadEngine(), prepared.threads);
+    const { made, fits } = await this.#inputs.over(study, run);
+    return { evaluateResult: { losses: made.losses[0]!, fits } };
   }
 
   async #export(request: number, { parts, adapter }: ExportMatrices__Output): Promise<Reply> {

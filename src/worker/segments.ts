@@ -53,6 +53,9 @@ export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArc
     logitCap: cap.logits ?? 0,
     queryScaleBeta: queryScale?.beta ?? 0,
     queryScaleLength: queryScale?.length ?? 0,
+    queryScaleFirst: queryScale?.first ?? 0,
+    queryScaleUnturned: queryScale?.blocks === "unturned",
+    attentionChunk: rules.attentionChunk ?? 0,
     qwenLongSeqLength: qwenLong?.seqLength ?? 0,
     qwenDynamicNtk: qwenLong?.dynamicNtk ?? false,
     qwenLogn: qwenLong?.logn ?? false,
@@ -142,8 +145,10 @@ function engineLayer(spec: ModelSpec, layer: LayerSpec, learned: Learned): Engin
         mlpPostNorm: layer.mlpPostNorm,
         qNorm: layer.qNorm,
         kNorm: layer.kNorm,
+        plainHeadNorms: layer.plainHeadNorms ?? false,
         rotary: layer.rotary ?? -1,
         slidingWindow: layer.slidingWindow ?? 0,
+        chunked: layer.chunked ?? false,
         ...engineAttention(spec, layer.attention),
         linears: layer.linears.map((linear) => engineLinear(linear, learned)),
         ...(layer.sinks === undefined ? {} : { sinks: layer.sinks }),
@@ -185,7 +190,7 @@ function engineExperts(
   const own = [...lora.values()].filter(({ expertsOf }) => (expertsOf ?? "") !== "");
   const pair = (stack: ExpertStack) => {
     const found = own.find(({ expertsOf }) => expertsOf === stack.name);
-    return found === undefined ? null : { name: found.module, ...engineLora(found)! };
+    return found === undefined ? null : { name: found.module, crossed: experts.crossedPairs, ...engineLora(found)! };
   };
   const weights = expertStacks(experts).filter((stack) => stack.in !== null);
   return {
@@ -203,6 +208,7 @@ function engineExperts(
     correction: router.correction,
     activation: rules.activation,
     interleaved: experts.interleaved,
+    weightBefore: experts.weighsInput,
     limit: clamp?.limit ?? 0,
     alpha: clamp?.alpha ?? 1,
     linears: experts.linears.map((linear) => ({ ...linear, lora: null })),

@@ -11,6 +11,8 @@ const HOST = "127.0.0.1";
 /** More than a run needs: a node that keeps failing is a finding, not to be started for ever. */
 const MOST_STARTS = 8;
 const BACK_OFF_MS = 200;
+/** More than a run takes: a node that is held knocks until it is let in. */
+export const HELD_S = 180;
 
 interface Node {
   readonly plan: NodePlan;
@@ -24,6 +26,7 @@ interface Node {
   program: Program | null;
   /** A node that runs, but whose connections are held until it is to join. */
   held: Deferred<void> | null;
+  wasHeld: boolean;
   standing: Promise<void>;
   starts: number;
 }
@@ -39,12 +42,14 @@ export class Cast {
   readonly #nodes: readonly Node[];
   #coordinator: Program | null = null;
   #over = false;
+  #keepsUp: boolean;
 
   private constructor(processes: Processes, plan: PlacePlan, address: string, nodes: readonly Node[]) {
     this.#processes = processes;
     this.#plan = plan;
     this.#address = address;
     this.#nodes = nodes;
+    this.#keepsUp = plan.present === null;
   }
 
   /** `outputDirs`: folders of nodes that save too, by name. */
@@ -67,7 +72,7 @@ export class Cast {
         );
         const made: Node = {
           ...{ plan: node, control, outputDir: outputDirs[node.name] ?? null, advertised: `127.0.1.${index + 1}` },
-          ...{ tensors: null, program: null, held: null, starts: 0, standing: Promise.resolve() },
+          ...{ tensors: null, program: null, held: null, wasHeld: false, starts: 0, standing: Promise.resolve() },
         };
         return made;
       }),
@@ -100,6 +105,7 @@ export class Cast {
   hold(count: number): void {
     for (const node of this.#nodes.filter(({ program }) => program === null).slice(0, count)) {
       node.held = deferred();
+      node.wasHeld = true;
       void this.#startNode(node);
     }
   }
@@ -122,10 +128,17 @@ export class Cast {
     return this.coordinator.end === null && !this.coordinator.stdout.includes('"event":"end"');
   }
 
-  /** No node is started again, and those that were held end. */
+  /** From now on a node that ends is started again, though it was not at first. */
+  keepUp(): void {
+    this.#keepsUp = true;
+  }
+
+  /** No node is started again, and those end that were held and came too late. */
   end(): void {
     this.#over = true;
-    for (const { held, program } of this.#nodes) if (held !== null) program?.kill("SIGKILL");
+    for (const { wasHeld, program } of this.#nodes) {
+      if (wasHeld && program?.stderr.includes("joined as rank") === false) program.kill("SIGKILL");
+    }
   }
 
   close(): void {
@@ -165,7 +178,8 @@ export class Cast {
     node.starts++;
     const program = this.#processes.start(`node-${plan.name}`, "worker", [
       ...["--coordinator", `${HOST}:${control.port}`, "--node-name", plan.name, "--devices", plan.devices.join(",")],
-      ...["--threads", "1", "--join-timeout", String(JOIN_TIMEOUT_S), "--log-level", "debug"],
+      ...["--threads", "1", "--join-timeout", String(node.held === null ? JOIN_TIMEOUT_S : HELD_S)],
+      ...["--log-level", "debug"],
       ...(this.#plan.tensorProxy ? ["--bind", HOST, "--advertise", node.advertised] : []),
       ...(outputDir === null ? [] : ["--output-dir", outputDir]),
       ...this.#plan.trust(plan.name),
@@ -173,7 +187,7 @@ export class Cast {
     node.program = program;
     const { code } = await program.ended;
     await sleep(BACK_OFF_MS);
-    if (this.#over || this.#plan.present !== null || node.program !== program || node.starts >= MOST_STARTS) return;
+    if (this.#over || !this.#keepsUp || node.program !== program || node.starts >= MOST_STARTS) return;
     // One that an earlier coordinator sent away is needed by the next; one that left a finished run is not.
     if (code !== 0 || this.#needsNodes()) void this.#startNode(node);
   }

@@ -94,8 +94,8 @@ export function temporaryFiles(processes: Processes): string[] {
 }
 
 /** Processes of the run that stay. */
-export async function processesLeft(processes: Processes): Promise<string[]> {
-  return (await processes.left(PATIENCE_MS)).map((pid) => `process left: ${commandLine(pid).slice(0, 200)}`);
+export async function processesLeft(processes: Processes, patienceMs = PATIENCE_MS): Promise<string[]> {
+  return (await processes.left(patienceMs)).map((pid) => `process left: ${commandLine(pid).slice(0, 200)}`);
 }
 
 function stateWithoutTimes(dir: string): string {

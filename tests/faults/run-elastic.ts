@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Cast } from "./cast.ts";
+import { Cast, HELD_S } from "./cast.ts";
 import { between, choose } from "./drawing.ts";
 import { type DrawnEvent, type ElasticCase, plainMoment } from "./elastic-drawing.ts";
 import { lastWords } from "./ends.ts";
@@ -97,6 +97,7 @@ class ElasticRun {
         this.ends.push(`75: ${lastWords(cast.coordinator.stderr).slice(0, 120)}`);
         const left = halfWritten(this.#output);
         if (left.length > 0) return left;
+        cast.keepUp();
         const again = await this.#leg(cast, [...flags, "--resume-from-checkpoint", "auto"], false);
         if (again === null) return ["no end of the resumed run"];
         end = again;
@@ -107,7 +108,7 @@ class ElasticRun {
     } finally {
       cast.end();
       if (!this.#done) this.#processes.killAll();
-      this.#left = await processesLeft(this.#processes);
+      this.#left = await processesLeft(this.#processes, (HELD_S + 5) * 1000);
       cast.close();
       this.#processes.close();
     }

@@ -92,8 +92,9 @@ void route_token(const Route& call, std::int64_t t) {
   largest(values.data(), n, rule.chosen, chosen);
   for (std::int64_t c = 0; c < rule.chosen; ++c) weights[c] = scores[static_cast<std::size_t>(chosen[c])];
   if (rule.score == RouteScore::softmax_of_chosen) softmax(weights, rule.chosen);
+  if (rule.score == RouteScore::sigmoid_of_chosen) std::transform(weights, weights + rule.chosen, weights, sigma);
   if (rule.normalise) {
-    float total = rule.score == RouteScore::sigmoid ? 1e-20f : 0.0f;
+    float total = is_sigmoid(rule.score) ? 1e-20f : 0.0f;
     for (std::int64_t c = 0; c < rule.chosen; ++c) total += weights[c];
     for (std::int64_t c = 0; c < rule.chosen; ++c) weights[c] /= total;
   }
@@ -153,15 +154,15 @@ void CpuOps::route_backward(const RouteBackward& call) {
           slopes[static_cast<std::size_t>(experts[c])] = shares[static_cast<std::size_t>(c)] * (grads[static_cast<std::size_t>(c)] - mean);
       } else {
         if (rule.score == RouteScore::softmax) softmax(scores.data(), n);
-        if (rule.score == RouteScore::sigmoid)
+        if (is_sigmoid(rule.score))
           for (std::int64_t i = 0; i < n; ++i) scores[static_cast<std::size_t>(i)] = sigma(scores[static_cast<std::size_t>(i)]);
         if (rule.normalise) {  // of shares w / sum w
-          float total = rule.score == RouteScore::sigmoid ? 1e-20f : 0.0f, mean = 0;
+          float total = is_sigmoid(rule.score) ? 1e-20f : 0.0f, mean = 0;
           for (std::int64_t c = 0; c < chosen; ++c) total += score_of(c);
           for (std::int64_t c = 0; c < chosen; ++c) mean += grads[static_cast<std::size_t>(c)] * score_of(c) / total;
           for (std::int64_t c = 0; c < chosen; ++c) grads[static_cast<std::size_t>(c)] = (grads[static_cast<std::size_t>(c)] - mean) / total;
         }
-        if (rule.score == RouteScore::sigmoid) {
+        if (is_sigmoid(rule.score)) {
           for (std::int64_t c = 0; c < chosen; ++c)
             slopes[static_cast<std::size_t>(experts[c])] = grads[static_cast<std::size_t>(c)] * score_of(c) * (1.0f - score_of(c));
         } else {

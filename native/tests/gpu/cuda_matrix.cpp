@@ -63,6 +63,8 @@ constexpr Shape kShapes[] = {
     {"Qwen1.5-MoE", 2048, 16, 16, 128, 5632, 1936, false, true, false, false, &kLlamaRules, &kQwen2Moe},
     {"Mixtral-8x7B's heads", 4096, 32, 8, 128, 14336, 1000, false, false, false, false, &kLlamaRules, &kMixtral},
     {"GLM-4.5-Air", 4096, 96, 8, 128, 10944, 1184, false, true, false, false, &kLlamaRules, &kGlm4Moe},
+    {"Llama-4-Scout's attention", 5120, 40, 8, 128, 16384, 1263, false, false, false, false, &kFamilyRules[13]},
+    {"Llama-4-Scout's experts", 5120, 40, 8, 128, 8192, 1263, false, false, false, false, &kFamilyRules[13], &kLlama4},
     {"gpt-oss-20b", 2880, 64, 8, 64, 2880, 1571, false, true, false, false, &kLlamaRules, &kGptOss},
 };
 constexpr std::int64_t kRanks[] = {1, 2, 3, 4, 8, 12, 16, 24, 32, 40, 64, 128, 256};

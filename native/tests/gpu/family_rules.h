@@ -92,6 +92,8 @@ struct FamilyRules {
     }
     block.rotary = rotary(block.index);
     block.sliding_window = window;
+    // Llama 4: where blocks turn.
+    block.chunked = block.plain_head_norms = arch.attention_chunk > 0 && block.rotary >= 0;
   }
 };
 
@@ -208,6 +210,17 @@ inline constexpr FamilyRules kFamilyRules[] = {
        arch.rotary_interleaved = true;
      },
      first_rule, [](std::int64_t block) { return block == 1 ? Attend::latent_q : Attend::latent; }},
+    {"Llama 4", false, false, false, true, false, 0,
+     [](Arch& arch) {
+       arch.rotary_interleaved = true;
+       arch.head_norm_after_rotary = true;
+       arch.attention_chunk = arch.hidden >= 512 ? 100 : 5;
+       arch.query_scale_beta = 0.3;
+       arch.query_scale_length = 4;
+       arch.query_scale_first = 1;
+       arch.query_scale_unturned = true;
+     },
+     [](std::int64_t block) -> std::int64_t { return block == 1 ? -1 : 0; }},
 };
 
 }  // namespace pipelora::test

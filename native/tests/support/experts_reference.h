@@ -65,7 +65,9 @@ inline Values weights(const RouteRule& rule, const Values& logits, const std::ve
   Values own;
   for (const std::int32_t e : chosen) own.push_back(all[static_cast<std::size_t>(e)]);
   if (rule.score == RouteScore::softmax_of_chosen) own = shares(own);
-  const double total = rule.normalise ? std::accumulate(own.begin(), own.end(), rule.score == RouteScore::sigmoid ? 1e-20 : 0.0) : 1;
+  if (rule.score == RouteScore::sigmoid_of_chosen)
+    for (double& w : own) w = sigma(w);
+  const double total = rule.normalise ? std::accumulate(own.begin(), own.end(), is_sigmoid(rule.score) ? 1e-20 : 0.0) : 1;
   for (double& w : own) w = w / total * static_cast<double>(rule.factor);
   return own;
 }
@@ -114,11 +116,20 @@ struct Case {
   bool corrected;
 };
 
+inline const char* score_name(RouteScore score) {
+  switch (score) {
+    case RouteScore::softmax: return "softmax";
+    case RouteScore::sigmoid: return "sigmoid";
+    case RouteScore::softmax_of_chosen: return "softmax of chosen";
+    default: return "sigmoid of chosen";
+  }
+}
+
 /// Every score with and without shares, factors, corrections and groups, over counts that fill a warp, halve it and overrun it.
 inline std::vector<Case> cases() {
   std::vector<Case> all;
   for (const std::int64_t experts : {4, 32, 60, 128, 264, 1024})
-    for (const RouteScore score : {RouteScore::softmax, RouteScore::sigmoid, RouteScore::softmax_of_chosen})
+    for (const RouteScore score : {RouteScore::softmax, RouteScore::sigmoid, RouteScore::softmax_of_chosen, RouteScore::sigmoid_of_chosen})
       for (const bool normalise : {false, true})
         for (const int groups : {1, 4, 8}) {
           if (experts / groups < 2 || experts % groups != 0) continue;
@@ -131,10 +142,10 @@ inline std::vector<Case> cases() {
           one.rule.chosen_groups = groups == 1 ? 1 : groups / 2;
           one.rule.group_score = (groups == 8) == normalise ? GroupScore::best : GroupScore::two_best;
           one.rule.chosen = std::min<std::int64_t>(experts == 1024 ? 32 : experts == 4 ? 2 : 6, experts / groups * one.rule.chosen_groups);
-          one.rule.factor = score == RouteScore::sigmoid ? 2.5f : 1.0f;
+          one.rule.factor = is_sigmoid(score) ? 2.5f : 1.0f;
           one.corrected = score == RouteScore::sigmoid;
           one.name = std::to_string(one.rule.chosen) + " of " + std::to_string(experts) + " experts, " +
-                     (score == RouteScore::softmax ? "softmax" : score == RouteScore::sigmoid ? "sigmoid" : "softmax of chosen") +
+                     score_name(score) +
                      (normalise ? ", normalised" : "") + ", " + std::to_string(one.rule.chosen_groups) + " of " + std::to_string(groups) + " groups by " +
                      (one.rule.group_score == GroupScore::best ? "the best" : "the two best");
           all.push_back(one);
@@ -159,7 +170,10 @@ inline std::vector<std::pair<std::string, GateRule>> gates() {
           {"gelu", {Activation::gelu, false, 0, 1}},
           {"gelu_tanh, in turn", {Activation::gelu_tanh, true, 0, 1}},
           {"clamped", {Activation::silu, true, 1.5f, 1.702f}},
-          {"clamped, apart", {Activation::silu, false, 1.5f, 1.702f}}};
+          {"clamped, apart", {Activation::silu, false, 1.5f, 1.702f}},
+          {"silu, weights before", {Activation::silu, false, 0, 1, true}},
+          {"gelu in turn, weights before", {Activation::gelu, true, 0, 1, true}},
+          {"clamped, weights before", {Activation::silu, false, 1.5f, 1.702f, true}}};
 }
 
 }  // namespace experts_reference
@@ -252,12 +266,13 @@ void try_experts(Bench& bench, DType dtype, bool small, Compare&& compare, Requi
         for (std::int64_t c = 0; c < cols; ++c) {
           const auto g = static_cast<std::size_t>(r * 2 * cols + (rule.interleaved ? 2 * c : c)), u = g + static_cast<std::size_t>(rule.interleaved ? 1 : cols);
           const auto at = static_cast<std::size_t>(r * cols + c), choice = static_cast<std::size_t>(numbers[static_cast<std::size_t>(r)]);
-          const Gate found = gate(rule, both[g], both[u]);
-          act.push_back(found.value * w[choice]);
-          act_plain.push_back(found.value);
+          const double before = rule.weight_before ? w[choice] : 1, behind = rule.weight_before ? 1 : w[choice];
+          const Gate found = gate(rule, both[g] * before, both[u] * before);
+          act.push_back(found.value * behind);
+          act_plain.push_back(gate(rule, both[g], both[u]).value);
           grads[g] = found.by_gate * d[at] * w[choice];
           grads[u] = found.by_up * d[at] * w[choice];
-          weight_grads[choice] += found.value * d[at];
+          weight_grads[choice] += (rule.weight_before ? found.by_gate * both[g] + found.by_up * both[u] : found.value) * d[at];
         }
       const auto held = bench.put(both, dtype, rows, 2 * cols), out = bench.empty(dtype, rows, cols), dact = bench.put(d, dtype, rows, cols);
       const auto weight = bench.put(w, DType::f32, 1, rows), order = bench.put(numbers, DType::i32, 1, rows), found = bench.empty(DType::f32, 1, rows);

@@ -18,6 +18,8 @@ struct Mixture {
   /// Width of a shared expert, 0: none; with a gate of its own.
   std::int64_t shared;
   bool shared_gate;
+  /// Llama 4: weights stand on what experts take, gate and up are fused, pairs are crossed.
+  bool weight_before = false;
 
   RouteRule rule() const {
     RouteRule rule;
@@ -28,7 +30,7 @@ struct Mixture {
     rule.groups = groups;
     rule.chosen_groups = chosen_groups;
     rule.group_score = GroupScore::two_best;
-    rule.factor = score == RouteScore::sigmoid ? 1.5f : 1.0f;
+    rule.factor = is_sigmoid(score) ? 1.5f : 1.0f;
     return rule;
   }
 
@@ -48,18 +50,21 @@ struct Mixture {
     spec.gate.interleaved = clamped;
     spec.gate.limit = clamped ? 3.0f : 0.0f;
     spec.gate.alpha = 1.702f;
+    spec.gate.weight_before = weight_before;
     spec.router = linear(Role::router, "router", hidden, experts, clamped);
     if (score == RouteScore::sigmoid) spec.correction = at + "correction";
     if (clamped) {
       spec.linears = {linear(Role::gate_up, "experts.*.gate_up", hidden, 2 * ffn, true), linear(Role::down, "experts.*.down", ffn, hidden, true)};
       block.sinks = at + "sinks";
+    } else if (weight_before) {
+      spec.linears = {linear(Role::gate_up, "experts.*.gate_up", hidden, 2 * ffn, false), linear(Role::down, "experts.*.down", ffn, hidden, false)};
     } else {
       spec.linears = {linear(Role::gate, "experts.*.gate", hidden, ffn, false), linear(Role::up, "experts.*.up", hidden, ffn, false),
                       linear(Role::down, "experts.*.down", ffn, hidden, false)};
     }
     if (rank > 0) {
-      spec.gate_up_lora = ExpertsSpec::Pair{at + "experts.base_layer", {rank * experts, 2.0f, 0.0f, module}};
-      spec.down_lora = ExpertsSpec::Pair{at + "experts", {rank * experts, 2.0f, 0.0f, module + 1}};
+      spec.gate_up_lora = ExpertsSpec::Pair{at + "experts.base_layer", {rank * experts, 2.0f, 0.0f, module}, weight_before};
+      spec.down_lora = ExpertsSpec::Pair{at + "experts", {rank * experts, 2.0f, 0.0f, module + 1}, weight_before};
     }
     block.experts = spec;
   }
@@ -70,6 +75,7 @@ inline constexpr Mixture kQwen2Moe{12, 4, 1408, RouteScore::softmax, false, 1, 1
 inline constexpr Mixture kMixtral{4, 2, 3584, RouteScore::softmax, true, 1, 1, false, 0, false};
 inline constexpr Mixture kGlm4Moe{16, 4, 1408, RouteScore::sigmoid, true, 4, 2, false, 1408, false};
 inline constexpr Mixture kGptOss{8, 4, 2880, RouteScore::softmax_of_chosen, false, 1, 1, true, 0, false};
+inline constexpr Mixture kLlama4{6, 1, 2048, RouteScore::sigmoid_of_chosen, false, 1, 1, false, 2048, false, true};
 
 /// load(name, shape, scale, mean, how it is held) of a block's experts, as load_base() does it.
 template <class Load>

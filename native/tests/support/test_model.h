@@ -39,6 +39,9 @@ struct Family {
   std::function<Attention(std::int64_t block)> attention = [](std::int64_t) { return Attention::softmax; };
   DeltaShape delta{2, 4, 10, 5, 4};
   std::int64_t value_dim = 10, kv_rank = 12, q_rank = 9;
+  /// Blocks whose tokens see their own chunk alone, and blocks with norms of q and k without weights.
+  std::function<bool(std::int64_t block)> chunked = [](std::int64_t) { return false; };
+  std::function<bool(std::int64_t block)> plain_norms = [](std::int64_t) { return false; };
 };
 
 enum class LoraMatrix { a, b };
@@ -76,6 +79,8 @@ class TestModel {
       block.index = b;
       block.sliding_window = family.window;
       block.rotary = family_.rotary(b);
+      block.chunked = family_.chunked(b);
+      block.plain_head_norms = family_.plain_norms(b);
       if (family_.pre_norms) {
         block.attn_norm = p + "attn_norm";
         add(block.attn_norm, {family_.hidden}, 1.0);
@@ -321,20 +326,25 @@ class TestModel {
         }
         return out;
       };
+      const auto head_norm = [&](const Values& in, const std::string& name) {
+        const Values ones(static_cast<std::size_t>(family_.head_dim), 1.0);
+        return family_.plain_norms(l) ? reference::rmsnorm(in, ones, 1e-6, arch.norm_centred, 0) : norm(in, name);
+      };
       if (q.empty()) {
         // Other kinds than softmax over heads are through.
       } else if (arch.head_norm_after_rotary) {
-        q = norm(turn(q, qw), p + "q_norm");
-        k = norm(turn(k, kv), p + "k_norm");
+        q = head_norm(turn(q, qw), p + "q_norm");
+        k = head_norm(turn(k, kv), p + "k_norm");
       } else {
-        q = turn(norm(q, p + "q_norm"), qw);
-        k = turn(norm(k, p + "k_norm"), kv);
+        q = turn(head_norm(q, p + "q_norm"), qw);
+        k = turn(head_norm(k, p + "k_norm"), kv);
       }
-      for (std::size_t i = 0; i < q.size() && arch.query_scale_beta != 0; ++i) {
-        const std::int32_t place = positions[i / static_cast<std::size_t>(qw)];
+      const bool scales = arch.query_scale_beta != 0 && !(arch.query_scale_unturned && family_.rotary(l) >= 0);
+      for (std::size_t i = 0; i < q.size() && scales; ++i) {
+        const std::int64_t place = positions[i / static_cast<std::size_t>(qw)] + arch.query_scale_first;
         q[i] *= 1 + arch.query_scale_beta * std::log(1.0 + static_cast<double>(place / arch.query_scale_length));
       }
-      if (!q.empty()) attended = reference::attention(q, k, value, b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window,
+      if (!q.empty()) attended = reference::attention(q, k, value, family_.chunked(l) ? chunk_ends(b.cu_seqlens) : b.cu_seqlens, static_cast<std::size_t>(family_.heads), static_cast<std::size_t>(family_.kv_heads), static_cast<std::size_t>(family_.head_dim), family_.window,
                                                  static_cast<double>(arch.score_scale), static_cast<double>(arch.score_cap));
       if (!gate_of_q.empty()) attended = reference::head_gate(attended, gate_of_q, {}, 0);
       const Values before = x;
@@ -368,6 +378,15 @@ class TestModel {
     for (std::size_t i = 0; i < t; ++i)
       if (b.targets[i] != -100) total += static_cast<double>(b.weights[i]) * reference::cross_entropy(logits.data() + i * v, v, b.targets[i], static_cast<double>(b.label_smoothing));
     return total;
+  }
+
+  /// Rows cut where chunks end.
+  std::vector<std::int32_t> chunk_ends(const std::vector<std::int32_t>& rows) const {
+    std::vector<std::int32_t> ends{0};
+    for (std::size_t s = 0; s + 1 < rows.size(); ++s)
+      for (std::int32_t t = rows[s] + 1; t <= rows[s + 1]; ++t)
+        if (t == rows[s + 1] || (t - rows[s]) % arch.attention_chunk == 0) ends.push_back(t);
+    return ends;
   }
 
   LatentShape latent_shape() const {

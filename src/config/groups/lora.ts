@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { choice, count, flag, names, oneOrMore, option, optional, positive, text } from "./vocabulary.ts";
 
-const INITS = "expected gaussian, orthogonal, pissa, pissa_niter_N, olora or loftq";
+const INITS = "expected gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq or eva";
 
 /** A bare name is a list of one, as for every list: as a regular expression it would have to match a whole path. */
 const moduleNames = z.union([names, text.transform((one) => (/^\w+(\.\w+)*$/.test(one) ? [one] : one))]);
@@ -86,9 +86,25 @@ export const loraOptions = {
     "LoRA",
     ["train"],
     z
-      .union([z.boolean(), z.string().regex(/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq)$/, INITS)])
+      .union([z.boolean(), z.string().regex(/^(gaussian|orthogonal|pissa(_niter_\d{1,3})?|olora|loftq|eva)$/, INITS)])
       .default(true),
-    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too; orthogonal; of the base's weights: pissa, pissa_niter_N, olora, and of what 4 bits lose of them: loftq.",
+    "true: kaiming-uniform A and zero B; gaussian: normal A of deviation 1 / r and zero B; false: B random too; orthogonal; of the base's weights: pissa, pissa_niter_N, olora, and of what 4 bits lose of them: loftq; of what layers take in the rows to train on: eva.",
+  ),
+  eva_config: option(
+    "json",
+    "LoRA",
+    ["train"],
+    optional(
+      z.strictObject({
+        rho: z.number().min(1).optional(),
+        tau: z.number().min(0).max(1).optional(),
+        use_label_mask: z.boolean().optional(),
+        label_mask_value: z.number().int().optional(),
+        whiten: z.boolean().optional(),
+        adjust_scaling_factors: z.boolean().optional(),
+      }),
+    ),
+    'With --init-lora-weights eva: {"rho": 2.0, "tau": 0.99, "use_label_mask": true, "label_mask_value": -100, "whiten": false, "adjust_scaling_factors": true}, as peft\'s EvaConfig.',
   ),
   layers_to_transform: option(
     "json",

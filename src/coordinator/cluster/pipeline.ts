@@ -1,4 +1,4 @@
-import { bytesOf, float32Of } from "../../common/bytes.ts";
+import { bytesOf, float32Of, float64Of } from "../../common/bytes.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import type { PackedMicroBatches } from "../../data/micro-batches.ts";
 import type { DrawnToken, Round } from "../../generation/round.ts";
@@ -33,6 +33,20 @@ export interface MatrixValues {
 export interface RoundPart extends Omit<AdapterStep, "microBatches"> {
   /** Each replica's. */
   readonly batches: readonly PackedMicroBatches[];
+}
+
+/** What a batch gave of the principal components of what a module takes. */
+export interface InputFit {
+  /** Share of the variance that each component explains. */
+  readonly explained: Float64Array;
+  /** Cosine of each component with that of before; empty: there was none. */
+  readonly similar: Float64Array;
+}
+
+/** Principal components of what a module takes, [count, in], and their singular values [count]. */
+export interface InputComponents {
+  readonly components: Float32Array;
+  readonly singularValues: Float32Array;
 }
 
 export interface EvaluateSums {
@@ -144,6 +158,41 @@ export class Pipeline {
       exportMatrices: (parts) => this.#exportMatrices(number, parts),
       importMatrices: (values) => this.#import(values, { adapter: number }),
     };
+  }
+
+  /**
+   * A pass of the first replica, in which what these modules take is decomposed further. `counted`: 1 for each token whose row counts. By
+   * module; one of which the batch had fewer rows than components is left out.
+   */
+  async studyInputs(
+    batches: PackedMicroBatches,
+    inputs: readonly { readonly module: string; readonly components: number }[],
+    counted: Uint8Array,
+  ): Promise<Map<string, InputFit>> {
+    const study = { inputs: [...inputs], counted: Buffer.from(counted) };
+    const replies = await this.#allOf(this.#replicas[0]!.ranks, (member, rank) =>
+      member.request({ evaluate: { microBatches: this.#batchesFor(rank, [batches]), adapter: 0, study } }),
+    );
+    const fits = replies.flatMap((reply) => reply.evaluateResult!.fits);
+    return new Map(
+      fits.map(({ module, explained, similar }) => [
+        module,
+        { explained: float64Of(explained), similar: float64Of(similar) },
+      ]),
+    );
+  }
+
+  /** What studyInputs() found of these modules' inputs so far. */
+  async readInputs(modules: readonly string[]): Promise<Map<string, InputComponents>> {
+    const found = new Map<string, { components?: Float32Array; singularValues?: Float32Array }>();
+    await this.#allOf(this.#replicas[0]!.ranks, (member) =>
+      member.request({ readInputs: { modules: [...modules] } }, ({ matrixTensor }) => {
+        const { name, part, values } = matrixTensor!;
+        const key = part === "components" ? "components" : "singularValues";
+        found.set(name, { ...found.get(name), [key]: float32Of(values) });
+      }),
+    );
+    return found as Map<string, InputComponents>;
   }
 
   /** Values for rounds of inference of this number, which is not 0, beside those that the engines hold. */

@@ -4,6 +4,7 @@ import type { Logger } from "../../common/log.ts";
 import { changesBase, type LoraSettings } from "../../common/lora-settings.ts";
 import type { Config } from "../../config/options.ts";
 import { type Adapter, adapterMatrices, baseCopies, openAdapter } from "../../formats/adapter.ts";
+import { evaConfigOf } from "../../formats/adapter-config.ts";
 import { type Checkpoint, openCheckpoint } from "../../formats/checkpoint.ts";
 import type { PackedWeights } from "../../formats/quantized-state.ts";
 import { sameValues } from "../../formats/same-values.ts";
@@ -31,6 +32,7 @@ type LoraFlags = Pick<
   | "alpha_pattern"
   | "use_rslora"
   | "init_lora_weights"
+  | "eva_config"
   | "use_dora"
   | "modules_to_save"
   | "bias"
@@ -102,7 +104,7 @@ export async function describeModels(
   const { quantization } = base;
   const openBase = once(async () => {
     await source.fetchWeights();
-    const files = await openCheckpoint(dir, spec.tied);
+    const files = await openCheckpoint(dir, spec);
     const checkpoint = expertsApart(spec, files);
     const packed = await packedWeights(quantization, spec, checkpoint);
     const skipped = holdAgainst(spec, files, packed);
@@ -229,6 +231,7 @@ function loraSettings(config: LoraFlags): LoraSettings {
     bias: config.bias,
     trainableTokenIndices: config.trainable_token_indices,
     initLoraWeights: config.init_lora_weights,
+    evaConfig: config.init_lora_weights === "eva" ? evaConfigOf(config.eva_config ?? {}) : null,
   };
 }
 

@@ -257,6 +257,27 @@ export function generationWorkload({ sequences, rows, roundTokens }: CacheNeeds)
     cacheSequences: sequences,
     forwardOnly: true,
   };
+  return passes(work);
+}
+
+/** Passes forward of at most so many tokens each. */
+export function passesWorkload(tokens: number): Workload {
+  return passes({
+    microBatches: 1,
+    tokens,
+    labelTokens: 1,
+    meanTokens: tokens,
+    meanLabelTokens: 1,
+    rowTokens: tokens,
+    schedule: "sequential",
+    checkpointing: "none",
+    cacheTokens: 0,
+    forwardOnly: true,
+  });
+}
+
+/** One way alone, without training. */
+function passes(work: Work): Workload {
   const only: RoundCut = { replicas: 1, parts: [], work: async () => work };
   return {
     trains: false,

@@ -22,6 +22,12 @@ export interface HeldState {
   readonly values: readonly MatrixValues[];
 }
 
+/** When an adapter's steps began, by performance.now(), and after which step. */
+export interface Beginning {
+  readonly time: number;
+  readonly step: number;
+}
+
 /** One adapter of a run, through all of its attempts: its settings, rows and folder, how its steps are cut, and how it ended. */
 export class AdapterRun {
   /** Null: the run has no other. */
@@ -38,6 +44,7 @@ export class AdapterRun {
   /** What its pairs began with, where that was taken out of the base: saved with every checkpoint. */
   initial: readonly MatrixValues[] = [];
   #held: HeldState | null = null;
+  #began: Beginning | null = null;
   #done = false;
   #error: PipeloraError | null = null;
 
@@ -60,9 +67,15 @@ export class AdapterRun {
     return this.#error;
   }
 
-  /** In place of what was held before. Of a run that is elastic. */
+  /** Of its first attempt that stepped: an attempt begins after this step now. */
+  beginning(step: number): Beginning {
+    this.#began ??= { time: performance.now(), step };
+    return this.#began;
+  }
+
+  /** In place of what was held before, unless that is of a later step: what ranks tell may come after a save. Of a run that is elastic. */
   hold(held: HeldState): void {
-    this.#held = held;
+    if (this.#held === null || held.state.globalStep >= this.#held.state.globalStep) this.#held = held;
   }
 
   get holds(): boolean {

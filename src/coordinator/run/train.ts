@@ -22,10 +22,11 @@ import { deviceMap } from "../planning/planning.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
-import { templateDate } from "./checkpoints/resume-point.ts";
+import { earlierRun, templateDate } from "./checkpoints/resume-point.ts";
 import { RunFiles } from "./checkpoints/run-files.ts";
 import { runFingerprint } from "./checkpoints/run-identity.ts";
 import { Changes } from "./elastic/changes.ts";
+import { beginsWithEva, makeEvaAdapter, resumedEva } from "./eva/eva-adapter.ts";
 import { type HttpShows, LiveReplies } from "./replies/live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import { restartAfter } from "./restart.ts";
@@ -70,7 +71,21 @@ export async function train(
   );
   let back = false;
   try {
-    const prepared = await interrupts.during(prepareRun(config, wanted, log, http));
+    // What a run of EVA begins with is made by workers of the same kind, before its ranks can be planned.
+    const made = await interrupts.during(
+      evaFirst(config, log, (opened) => {
+        cluster = opened;
+      }),
+    );
+    const adapted = <C extends Config>(one: C): C => (made === null ? one : { ...one, adapter: made });
+    const prepared = await interrupts.during(
+      prepareRun(
+        adapted(config),
+        wanted.map((one) => ({ ...one, config: adapted(one.config) })),
+        log,
+        http,
+      ),
+    );
     replies = prepared.replies;
     if (!config.preflight_only) {
       for (const { config: own, reporter: told } of prepared.adapters) {
@@ -79,7 +94,7 @@ export async function train(
     }
     await replies?.listen();
     await warnOfLoopback(config, log);
-    cluster = await openCluster(config, log);
+    cluster ??= await openCluster(config, log);
     const changes = config.elastic ? new Changes() : null;
     const run: Run = { ...prepared, cluster, interrupts, log, reporter, changes };
     if (config.preflight_only) await interrupts.during(cluster.form().then((members) => preflight(members, run)));
@@ -94,6 +109,19 @@ export async function train(
     await replies?.close();
     await cluster?.close(back);
   }
+}
+
+/** The folder of the adapter that EVA begins with, where the run asks for it; null: it does not. */
+async function evaFirst(config: Config, log: Logger, opened: (cluster: Cluster) => void): Promise<string | null> {
+  if (!beginsWithEva(config)) return null;
+  const before = await resumedEva(config);
+  if (before !== null || config.preflight_only) return before;
+  const outputDir = await ensureWritable(config.output_dir!);
+  const [present] = (await listCheckpoints(outputDir)).slice(-1);
+  if (present !== undefined && !config.overwrite_output_dir) throw earlierRun(outputDir, present.step);
+  const cluster = await openCluster(config, log);
+  opened(cluster);
+  return makeEvaAdapter(config, cluster, log);
 }
 
 /** Debian's /etc/hosts maps a machine's own name to 127.0.1.1, where no other node reaches it. */

@@ -53,6 +53,7 @@ function progressOf(
 async function gather(run: Run): Promise<Planned> {
   const { config, base, cluster, replies, changes } = run;
   const members = await cluster.form({ atLeast: changes?.atLeast ?? 1, short: async () => void (await saveHeld(run)) });
+  changes?.gathered();
   await receive(members, run);
   const live = liveOf(run);
   const { workload, beside } = workloadOf(run);
@@ -121,7 +122,7 @@ async function load(run: Run, { planned, cacheRows }: Planned): Promise<Prepared
     const layers = `${takenOver} layers taken over, ${read} read (${formatBytes(readBytes)})`;
     log.debug({ rank, memory }, `rank ${rank} is loaded after ${seconds.toFixed(1)} s: ${layers}`);
   }
-  changes?.loaded(prepared, planned.members.length);
+  changes?.loaded(prepared);
   return { name: "prepared", planned, cacheRows, pipeline };
 }
 
@@ -148,12 +149,12 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Regroup> {
   const { cluster, interrupts, reporter, replies, changes } = run;
   const { planned, pipeline, progress } = stepping;
   quietHeap();
-  const attempt = { started: performance.now(), evaluationSeconds: [] as number[] };
+  const evaluationSeconds: number[] = [];
   cluster.health.ready = true;
   const works = await Promise.all(planned.cut.parts.map((part) => part.work(false)));
   const live = liveOf(run);
   const trained = live.map((adapter, number): Trained => {
-    const options = trainerOptions(run, adapter, { stepping, number, work: works[number]!, attempt });
+    const options = trainerOptions(run, adapter, { stepping, number, work: works[number]!, evaluationSeconds });
     return { number, adapter, trainer: new Trainer(options, progress[number]!) };
   });
   const traces = stepTraces(run, stepping, await planned.cut.work(false));
@@ -186,7 +187,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Regroup> {
   }
   await traces.finish({ members: planned.members, pipeline });
   const { plan, cut, speeds } = planned;
-  const measured = { reports: await pipeline.report(), evaluationSeconds: attempt.evaluationSeconds };
+  const measured = { reports: await pipeline.report(), evaluationSeconds };
   const { text, value } = predictedBesideMeasured(plan, measured, await cut.work(false), speeds);
   if (live.some(({ error }) => error === null)) reporter.predictions(text, value);
   return { name: "done" };
@@ -209,15 +210,21 @@ interface AttemptOf {
   readonly number: number;
   /** Its own: an evaluation is cut as in a run alone. */
   readonly work: Work;
-  readonly attempt: { readonly started: number; readonly evaluationSeconds: number[] };
+  /** Of this attempt: added to. */
+  readonly evaluationSeconds: number[];
 }
 
-function trainerOptions(run: Run, adapter: AdapterRun, { stepping, number, work, attempt }: AttemptOf): TrainerOptions {
+function trainerOptions(
+  run: Run,
+  adapter: AdapterRun,
+  { stepping, number, work, evaluationSeconds }: AttemptOf,
+): TrainerOptions {
   const { log, replies } = run;
   const { config, setup, data, files, reporter } = adapter;
   const { replicas, parts } = stepping.planned.cut;
   const pipeline = stepping.pipeline.adapter(number);
   const before = stepping.progress[number]!.globalStep;
+  const began = adapter.beginning(before);
   return {
     config,
     pipeline,
@@ -245,12 +252,12 @@ function trainerOptions(run: Run, adapter: AdapterRun, { stepping, number, work,
         warnOfNodes(`checkpoint-${current.globalStep}`, saved.nodes, log);
       },
       finish: async (state) => {
-        const seconds = (performance.now() - attempt.started) / 1000;
-        const steps = Math.max(1, state.globalStep - before);
+        const seconds = (performance.now() - began.time) / 1000;
+        const steps = Math.max(1, state.globalStep - began.step);
         const samples = data.train.size * data.order.totalEpochs;
-        attempt.evaluationSeconds.push(
+        evaluationSeconds.push(
           ...state.logHistory.flatMap(({ step, eval_runtime: took }) =>
-            step > state.globalStep - steps && typeof took === "number" ? [took] : [],
+            step > before && typeof took === "number" ? [took] : [],
           ),
         );
         await finish(adapter, pipeline, state, { took: { seconds, samples, steps }, log });

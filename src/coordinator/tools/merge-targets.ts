@@ -80,12 +80,14 @@ function stackParts(
   refusePacked(experts, parameter);
   const stack = expertStacks(experts).find(({ name }) => name === parameter)!;
   const { in: input, out } = target;
+  // Of crossed pairs W + s B A has the parameter's own order.
+  const turns = experts.transposed && !experts.crossedPairs;
   const numbers = Array.from({ length: count }, (_, expert) => expert);
   if (holds(parameter)) {
     const parts = numbers.map((expert): MergePart => {
       const own = (values: PairValues) => expertPair(values, target, { expert, first: 0, rows: out });
       const first = expert * out * input;
-      if (!stack.transposed) return { first, out, in: input, pair: own };
+      if (!turns) return { first, out, in: input, pair: own };
       // The tensor has Wᵀ [in, out]: Wᵀ + s Aᵀ Bᵀ.
       const r = target.r / count;
       const turned = (values: PairValues) => {
@@ -95,6 +97,15 @@ function stackParts(
       return { first, out: input, in: out, pair: turned };
     });
     return [[parameter, parts]];
+  }
+  if (experts.crossedPairs) {
+    throw new PipeloraError(
+      "PL_ADAPTER_INVALID",
+      `${parameter} is adapted, but the checkpoint holds each expert apart.`,
+      {
+        hint: "Merge onto a checkpoint in the family's own layout, which holds all experts at once.",
+      },
+    );
   }
   return numbers.flatMap((expert) => {
     let row = 0;

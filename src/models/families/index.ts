@@ -15,6 +15,7 @@ import { graniteSpec } from "./llama/granite.ts";
 import { hunyuanDenseSpec } from "./llama/hunyuan.ts";
 import { internlm2Spec } from "./llama/internlm2.ts";
 import { llamaSpec } from "./llama/llama.ts";
+import { llama4Spec, llama4TextSpec } from "./llama/llama4.ts";
 import { minicpmSpec } from "./llama/minicpm.ts";
 import { ministral3Spec, mistral3Spec, mistralSpec } from "./llama/mistral.ts";
 import { mixtralSpec } from "./llama/mixtral.ts";
@@ -45,6 +46,8 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   deepseek_v2: deepseekV2Spec,
   deepseek_v3: deepseekV3Spec,
   llama: llamaSpec,
+  llama4_text: llama4TextSpec,
+  llama4: llama4Spec,
   mistral: mistralSpec,
   ministral3: ministral3Spec,
   mistral3: mistral3Spec,

@@ -12,15 +12,29 @@ const outer = z.looseObject({ text_config: z.looseObject({ model_type: z.string(
 /** Keys that stand beside text_config and hold for it, where it has none of its own. */
 const SHARED = ["torch_dtype", "dtype", "eos_token_id", "quantization_config", "tie_word_embeddings"] as const;
 
+/** Where a checkpoint has its text model, and the other parts. */
+interface PartPlace {
+  readonly root: string;
+  readonly head: string;
+  readonly skipped: readonly string[];
+}
+
+const NESTED: PartPlace = {
+  root: "model.language_model",
+  head: "lm_head",
+  skipped: ["model.vision_tower.", "model.visual.", "model.multi_modal_projector.", "mtp."],
+};
+
 /**
  * The text model of a checkpoint that has eyes too: its blocks lie under model.language_model (transformers 5's names; older files'
- * language_model.model is renamed when it is read), the other parts are left where they are. `readers`: by text_config's model_type.
+ * language_model.model is renamed when it is read) or where `place` says, the other parts are left where they are. `readers`: by text_config's model_type.
  */
 export function textPartSpec(
   config: unknown,
   generation: unknown,
   own: { readonly family: string; readonly prefix: string },
   readers: Readonly<Record<string, (text: unknown, generation: unknown, part: TextPart) => ModelSpec>>,
+  place: PartPlace = NESTED,
 ): ModelSpec {
   const parsed = parseConfig(outer, config);
   const type = parsed.text_config.model_type ?? Object.keys(readers)[0]!;
@@ -29,7 +43,7 @@ export function textPartSpec(
   const shared = Object.fromEntries(SHARED.flatMap((key) => (parsed[key] === undefined ? [] : [[key, parsed[key]]])));
   const text: Record<string, unknown> = { ...shared, ...parsed.text_config, model_type: type, architectures: null };
   if (Object.hasOwn(text, "text_config")) contradiction("text_config holds a text_config");
-  const root = "model.language_model";
+  const { root, head, skipped } = place;
   return reader(text, generation, {
     ...own,
     names: {
@@ -37,8 +51,9 @@ export function textPartSpec(
       layers: `${root}.layers`,
       norm: `${root}.norm`,
       rotary: `${root}.rotary_emb`,
+      head,
       classes: { ...LLAMA_NAMES.classes, causal: "ForConditionalGeneration" },
     },
-    skipped: ["model.vision_tower.", "model.visual.", "model.multi_modal_projector.", "mtp."],
+    skipped,
   });
 }

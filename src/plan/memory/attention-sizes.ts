@@ -58,14 +58,14 @@ function widenedOnGpu(
 
 export function attentionSizes(
   { shape, rules }: ModelSpec,
-  { attention, qNorm, linears }: BlockLayer,
+  { attention, qNorm, plainHeadNorms, linears }: BlockLayer,
   float: number,
 ): AttentionSizes {
   const { heads, kvHeads, headDim } = shape;
   switch (attention.kind) {
     case "softmax": {
       const [q, kv] = [heads * headDim, kvHeads * headDim];
-      const turned = qNorm === null ? 0 : q + kv;
+      const turned = qNorm === null && plainHeadNorms !== true ? 0 : q + kv;
       const inputs = q + 2 * kv + (attention.gated ? q : 0);
       return {
         ...{ inputs, output: q, expanded: 0, sums: heads, queries: q },

@@ -62,7 +62,7 @@ export function layerWeightBytes(
       return layer.linears.reduce(
         (bytes, linear) =>
           bytes + linearWeightBytes(linear, holding, computeDtype) + (linear.bias ? linear.out * FLOAT32 : 0),
-        vectors * FLOAT32,
+        (vectors + (layer.plainHeadNorms === true ? 2 * spec.shape.headDim : 0)) * FLOAT32,
       );
     }
   }

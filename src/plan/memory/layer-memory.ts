@@ -334,11 +334,16 @@ function mlpWidth({ linears }: BlockLayer): number {
   return linears.find(({ role }) => role === "down")?.in ?? 0;
 }
 
-/** Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens, and rotary tables (4 E a token). */
+/**
+ * Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens and of chunks, and rotary tables (4 E
+ * a token).
+ */
 export function boundaryBytes(request: PlanRequest): number {
   const { shape } = request.spec;
+  const { attentionChunk } = request.spec.rules;
+  const chunks = attentionChunk === null ? 0 : 1 + 3 / attentionChunk;
   const turning = sum(request.spec.rules.rotary.map(({ invFreq }) => 2 * invFreq.length));
-  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4)) * request.work.tokens;
+  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4 + chunks)) * request.work.tokens;
 }
 
 export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraTarget[][] {

@@ -18,7 +18,7 @@ import { lowestTrainable } from "../memory/kind-memory.ts";
 import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
-import type { LayerWork } from "./layer-work.ts";
+import { type LayerWork, tokensSeen } from "./layer-work.ts";
 import { deviceRate, memoryRate } from "./rates.ts";
 
 /**
@@ -199,13 +199,13 @@ function attentionTime(
   block: BlockLayer,
 ): { readonly forward: number; readonly backward: number } {
   const { heads, kvHeads, headDim } = spec.shape;
-  const { attention, slidingWindow } = block;
+  const { attention } = block;
   const tokens = work.meanTokens;
   if (attention.kind === "delta") {
     const { forward, backward } = deltaTime(attention, work);
     return { forward, backward };
   }
-  const seen = Math.min(work.rowTokens, slidingWindow ?? Number.POSITIVE_INFINITY);
+  const seen = tokensSeen(spec, block, work.rowTokens);
   // A row of n tokens runs at n / (n + half) of the rate: as long as one of n + half at all of it.
   const widths = attention.kind === "latent" ? headDim + attention.value : 2 * headDim;
   const flop = tokens * (seen + GPU.attentionHalfRow) * heads * widths;

@@ -1,5 +1,5 @@
 import { tokenRank } from "../../models/experts.ts";
-import type { BlockLayer, ModelShape } from "../../models/spec.ts";
+import type { BlockLayer, ModelSpec } from "../../models/spec.ts";
 import { lowestTrainable, trainedMatrices } from "../memory/kind-memory.ts";
 import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
@@ -20,12 +20,23 @@ interface PassWork {
   readonly backward: number;
 }
 
+/** Tokens of a row, window or chunk, whichever is least. */
+export function tokensSeen({ rules }: Pick<ModelSpec, "rules">, block: BlockLayer, rowTokens: number): number {
+  const chunk = block.chunked === true ? rules.attentionChunk : null;
+  return Math.min(rowTokens, block.slidingWindow ?? Number.POSITIVE_INFINITY, chunk ?? Number.POSITIVE_INFINITY);
+}
+
 /**
  * A token's FLOP beside its products with weights, in rows of so many tokens. Softmax: the causal half of two products a head and key, two and a
  * half times that back. A gated delta net does not see the row's length: a token reads and changes each value head's state in three products of
  * its size; back, the states are made again twice (two products each), and seven products make gradients.
  */
-export function attentionWork(shape: ModelShape, block: BlockLayer, rowTokens: number): PassWork {
+export function attentionWork(
+  spec: Pick<ModelSpec, "shape" | "rules">,
+  block: BlockLayer,
+  rowTokens: number,
+): PassWork {
+  const { shape } = spec;
   const { attention } = block;
   if (attention.kind === "delta") {
     const { keyHeads, valueHeads, keyDim, valueDim, taps } = attention;
@@ -33,7 +44,7 @@ export function attentionWork(shape: ModelShape, block: BlockLayer, rowTokens: n
     const conv = 2 * taps * (2 * keyHeads * keyDim + valueHeads * valueDim);
     return { forward: 3 * state + conv, backward: 11 * state + 3 * conv };
   }
-  const seen = Math.min(rowTokens, block.slidingWindow ?? Number.POSITIVE_INFINITY);
+  const seen = tokensSeen(spec, block, rowTokens);
   const widths = shape.headDim + (attention.kind === "latent" ? attention.value : shape.headDim);
   const forward = shape.heads * widths * seen;
   return { forward, backward: 2.5 * forward };
@@ -63,7 +74,7 @@ export function layerWork(request: PlanRequest): LayerWork[] {
       const weights = products(layer.linears) + products(router) + chosen * products(expert);
       const isDown = ({ role }: { readonly role: string }) => role === "down";
       const last = products(layer.linears.filter(isDown)) + chosen * products(expert.filter(isDown));
-      const attention = attentionWork(spec.shape, layer, work.rowTokens);
+      const attention = attentionWork(spec, layer, work.rowTokens);
       const forward = (weights + attention.forward + adapters) * work.meanTokens;
       const backward = learns ? (weights + attention.backward + 2 * adapters) * work.meanTokens : 0;
       return { forward, backward, recompute: learns ? forward - last * work.meanTokens : 0, expansion: 0 };

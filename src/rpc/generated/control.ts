@@ -28,6 +28,8 @@ import type { HubModel as _pipelora_v1_HubModel, HubModel__Output as _pipelora_v
 import type { ImportMatrices as _pipelora_v1_ImportMatrices, ImportMatrices__Output as _pipelora_v1_ImportMatrices__Output } from './pipelora/v1/ImportMatrices.ts';
 import type { Infer as _pipelora_v1_Infer, Infer__Output as _pipelora_v1_Infer__Output } from './pipelora/v1/Infer.ts';
 import type { InferResult as _pipelora_v1_InferResult, InferResult__Output as _pipelora_v1_InferResult__Output } from './pipelora/v1/InferResult.ts';
+import type { InputFit as _pipelora_v1_InputFit, InputFit__Output as _pipelora_v1_InputFit__Output } from './pipelora/v1/InputFit.ts';
+import type { InputStudy as _pipelora_v1_InputStudy, InputStudy__Output as _pipelora_v1_InputStudy__Output } from './pipelora/v1/InputStudy.ts';
 import type { LayerTime as _pipelora_v1_LayerTime, LayerTime__Output as _pipelora_v1_LayerTime__Output } from './pipelora/v1/LayerTime.ts';
 import type { Leaving as _pipelora_v1_Leaving, Leaving__Output as _pipelora_v1_Leaving__Output } from './pipelora/v1/Leaving.ts';
 import type { LikelyToken as _pipelora_v1_LikelyToken, LikelyToken__Output as _pipelora_v1_LikelyToken__Output } from './pipelora/v1/LikelyToken.ts';
@@ -55,12 +57,14 @@ import type { Quantization as _pipelora_v1_Quantization, Quantization__Output as
 import type { RankReport as _pipelora_v1_RankReport, RankReport__Output as _pipelora_v1_RankReport__Output } from './pipelora/v1/RankReport.ts';
 import type { ReadClock as _pipelora_v1_ReadClock, ReadClock__Output as _pipelora_v1_ReadClock__Output } from './pipelora/v1/ReadClock.ts';
 import type { ReadFile as _pipelora_v1_ReadFile, ReadFile__Output as _pipelora_v1_ReadFile__Output } from './pipelora/v1/ReadFile.ts';
+import type { ReadInputs as _pipelora_v1_ReadInputs, ReadInputs__Output as _pipelora_v1_ReadInputs__Output } from './pipelora/v1/ReadInputs.ts';
 import type { ReportRank as _pipelora_v1_ReportRank, ReportRank__Output as _pipelora_v1_ReportRank__Output } from './pipelora/v1/ReportRank.ts';
 import type { RunStep as _pipelora_v1_RunStep, RunStep__Output as _pipelora_v1_RunStep__Output } from './pipelora/v1/RunStep.ts';
 import type { Segment as _pipelora_v1_Segment, Segment__Output as _pipelora_v1_Segment__Output } from './pipelora/v1/Segment.ts';
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from './pipelora/v1/Shutdown.ts';
 import type { StepResult as _pipelora_v1_StepResult, StepResult__Output as _pipelora_v1_StepResult__Output } from './pipelora/v1/StepResult.ts';
 import type { StepTimes as _pipelora_v1_StepTimes, StepTimes__Output as _pipelora_v1_StepTimes__Output } from './pipelora/v1/StepTimes.ts';
+import type { StudiedInput as _pipelora_v1_StudiedInput, StudiedInput__Output as _pipelora_v1_StudiedInput__Output } from './pipelora/v1/StudiedInput.ts';
 import type { ToWorker as _pipelora_v1_ToWorker, ToWorker__Output as _pipelora_v1_ToWorker__Output } from './pipelora/v1/ToWorker.ts';
 import type { TraceSpan as _pipelora_v1_TraceSpan, TraceSpan__Output as _pipelora_v1_TraceSpan__Output } from './pipelora/v1/TraceSpan.ts';
 import type { TrainedModule as _pipelora_v1_TrainedModule, TrainedModule__Output as _pipelora_v1_TrainedModule__Output } from './pipelora/v1/TrainedModule.ts';
@@ -103,6 +107,8 @@ export interface ProtoGrpcType {
       ImportMatrices: MessageTypeDefinition<_pipelora_v1_ImportMatrices, _pipelora_v1_ImportMatrices__Output>
       Infer: MessageTypeDefinition<_pipelora_v1_Infer, _pipelora_v1_Infer__Output>
       InferResult: MessageTypeDefinition<_pipelora_v1_InferResult, _pipelora_v1_InferResult__Output>
+      InputFit: MessageTypeDefinition<_pipelora_v1_InputFit, _pipelora_v1_InputFit__Output>
+      InputStudy: MessageTypeDefinition<_pipelora_v1_InputStudy, _pipelora_v1_InputStudy__Output>
       LayerTime: MessageTypeDefinition<_pipelora_v1_LayerTime, _pipelora_v1_LayerTime__Output>
       Leaving: MessageTypeDefinition<_pipelora_v1_Leaving, _pipelora_v1_Leaving__Output>
       LikelyToken: MessageTypeDefinition<_pipelora_v1_LikelyToken, _pipelora_v1_LikelyToken__Output>
@@ -130,12 +136,14 @@ export interface ProtoGrpcType {
       RankReport: MessageTypeDefinition<_pipelora_v1_RankReport, _pipelora_v1_RankReport__Output>
       ReadClock: MessageTypeDefinition<_pipelora_v1_ReadClock, _pipelora_v1_ReadClock__Output>
       ReadFile: MessageTypeDefinition<_pipelora_v1_ReadFile, _pipelora_v1_ReadFile__Output>
+      ReadInputs: MessageTypeDefinition<_pipelora_v1_ReadInputs, _pipelora_v1_ReadInputs__Output>
       ReportRank: MessageTypeDefinition<_pipelora_v1_ReportRank, _pipelora_v1_ReportRank__Output>
       RunStep: MessageTypeDefinition<_pipelora_v1_RunStep, _pipelora_v1_RunStep__Output>
       Segment: MessageTypeDefinition<_pipelora_v1_Segment, _pipelora_v1_Segment__Output>
       Shutdown: MessageTypeDefinition<_pipelora_v1_Shutdown, _pipelora_v1_Shutdown__Output>
       StepResult: MessageTypeDefinition<_pipelora_v1_StepResult, _pipelora_v1_StepResult__Output>
       StepTimes: MessageTypeDefinition<_pipelora_v1_StepTimes, _pipelora_v1_StepTimes__Output>
+      StudiedInput: MessageTypeDefinition<_pipelora_v1_StudiedInput, _pipelora_v1_StudiedInput__Output>
       ToWorker: MessageTypeDefinition<_pipelora_v1_ToWorker, _pipelora_v1_ToWorker__Output>
       TraceSpan: MessageTypeDefinition<_pipelora_v1_TraceSpan, _pipelora_v1_TraceSpan__Output>
       TrainedModule: MessageTypeDefinition<_pipelora_v1_TrainedModule, _pipelora_v1_TrainedModule__Output>

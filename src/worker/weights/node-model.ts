@@ -6,10 +6,10 @@ import type { Logger } from "../../common/log.ts";
 import {
   type Checkpoint,
   INDEX_FILE,
+  type ModelNames,
   openCheckpoint,
   SINGLE_FILE,
   shardsHolding,
-  type TiedNames,
 } from "../../formats/checkpoint.ts";
 import { checkFingerprint } from "../../formats/fingerprint.ts";
 import { fetchModelConfig, fetchWeights } from "../../hub/model-files.ts";
@@ -90,14 +90,14 @@ export class NodeModel {
    * Opens what holds the tensors given. `fingerprint`: the coordinator's, which a folder is held against; what is fetched has its commit and
    * its hashes. Errors: those of openCheckpoint and hub/.
    */
-  async openCheckpoint(tied: TiedNames, tensors: readonly string[], fingerprint: string): Promise<Checkpoint> {
+  async openCheckpoint(spec: ModelNames, tensors: readonly string[], fingerprint: string): Promise<Checkpoint> {
     if (this.#snapshot === null) {
-      const checkpoint = await openCheckpoint(this.dir, tied);
+      const checkpoint = await openCheckpoint(this.dir, spec);
       await checkFingerprint(checkpoint, fingerprint);
       return checkpoint;
     }
-    await fetchWeights(this.#snapshot, tied, tensors);
-    return openCheckpoint(this.dir, tied, tensors);
+    await fetchWeights(this.#snapshot, tensors, spec);
+    return openCheckpoint(this.dir, spec, tensors);
   }
 }
 
@@ -110,6 +110,6 @@ async function isWhole(dir: string): Promise<boolean> {
   if (!(await isFile(join(dir, "config.json")))) return false;
   if (await isFile(join(dir, SINGLE_FILE))) return true;
   if (!(await isFile(join(dir, INDEX_FILE)))) return false;
-  const shards = await shardsHolding(dir, [], null);
+  const shards = await shardsHolding(dir, null);
   return (await Promise.all(shards.map((shard) => isFile(join(dir, shard))))).every(Boolean);
 }

@@ -35,7 +35,7 @@ async function goodPrepare(): Promise<object> {
   const blocks = spec.layers.length;
   return {
     modelDir: MODEL,
-    modelFingerprint: await checkpointFingerprint(await openCheckpoint(MODEL, spec.tied)),
+    modelFingerprint: await checkpointFingerprint(await openCheckpoint(MODEL, spec)),
     ...{ holdDtype: "float32", computeDtype: "float32", threads: 1, arenaBytes: 64 << 20, schedule: "1f1b" },
     segments: [{ index: 0, ranks: [0], firstLayer: 0, lastLayer: blocks - 1, needsBackward: true }],
     adapters: [2, 3].map((r) => goodAdapter(r, spec)),

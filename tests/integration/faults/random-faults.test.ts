@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { PACKAGE_ROOT } from "../../../src/common/root.ts";
 import { drawCase } from "../../faults/drawing.ts";
+import { drawElastic, ELASTIC_KINDS, ELASTIC_MOMENTS, EVENTS } from "../../faults/elastic-drawing.ts";
 import { excluded, FAULTS, KINDS, MOMENTS, NOT_DRAWN, PLACES, type Point, pointsOf } from "../../faults/space.ts";
 import { temporaryFolder } from "../../support/processes/cli.ts";
 
@@ -94,6 +95,34 @@ test("what is not drawn leaves every fault, moment, place and kind something to 
     );
   // A rule that no point meets says something that is not so.
   for (const [index, { why }] of NOT_DRAWN.entries()) assert.ok(excludedOnlyBy(index) > 0, why);
+});
+
+test("elastic runs meet every event, moment, kind and number of workers; each is the same whenever it is drawn", () => {
+  const drawn = Array.from({ length: 400 }, (_, number) => drawElastic(SEED, number));
+  const events = drawn.flatMap((one) => one.events);
+  assert.deepEqual(new Set(events.map(({ event }) => event)), new Set(EVENTS));
+  assert.deepEqual(new Set(events.map(({ moment }) => moment)), new Set(ELASTIC_MOMENTS));
+  assert.deepEqual(new Set(drawn.map(({ kind }) => kind)), new Set(ELASTIC_KINDS));
+  assert.deepEqual(new Set(drawn.map(({ workers }) => workers)), new Set([2, 3, 4, 5]));
+  const plain = (one: (typeof drawn)[number]) => ({
+    ...one,
+    events: one.events.map(({ event, moment, draw }) => ({
+      event,
+      moment,
+      victim: draw("victim"),
+      step: draw("step"),
+    })),
+  });
+  for (const one of drawn) {
+    assert.deepEqual(plain(drawElastic(SEED, one.number)), plain(one));
+    // What can't follow anything comes first, what nothing can follow comes last; only an earlier change can be disturbed.
+    for (const [index, { moment }] of one.events.entries()) {
+      if (moment === "join" || moment === "load") assert.equal(index, 0);
+      if (moment === "finish") assert.equal(index, one.events.length - 1);
+      if (moment === "change") assert.ok(index > 0);
+      if (moment === "eval") assert.equal(one.kind, "eval");
+    }
+  }
 });
 
 /** How many points would be drawn without this rule that are not. */

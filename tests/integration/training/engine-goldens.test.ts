@@ -6,6 +6,7 @@ import { float32Of } from "../../../src/common/bytes.ts";
 import { openCheckpoint, verifyCheckpoint } from "../../../src/formats/checkpoint.ts";
 import { writeCheckpoint } from "../../../src/formats/checkpoint-writer.ts";
 import { openSafetensors, readFloat32, readTensor } from "../../../src/formats/safetensors.ts";
+import { storedTensors } from "../../../src/models/experts.ts";
 import { readModelSpec } from "../../../src/models/index.ts";
 import { distance } from "../../support/models/distance.ts";
 import { FAMILY_RUNS } from "../../support/models/golden.ts";
@@ -68,17 +69,26 @@ for (const { name, hold, loss: closeLoss, rest } of [
   });
 }
 
+/** How a checkpoint with a vision tower names the text model's tensors and the tower. */
+const TOWERS = [
+  { family: "gemma3", place: (name: string) => `language_model.${name}`, tower: "vision_tower" },
+  {
+    family: "gemma3",
+    place: (name: string) => name.replace("model.", "model.language_model."),
+    tower: "model.vision_tower",
+  },
+  { family: "llama4", place: (name: string) => `language_model.${name}`, tower: "vision_model" },
+] as const;
+
 test("the text model of a checkpoint with a vision tower: the same logits, the tower left out", async (t) => {
-  const folder = fixture("goldens/gemma3/model");
   const ids = [3, 50, 7, 99, 12, 4, 4, 80, 31, 9, 2, 6];
-  const plain = await wholeModel(folder, null);
-  const expected = await lastLogits(plain, ids);
-  await plain.close();
-  const checkpoint = await openCheckpoint(folder);
-  for (const old of [true, false]) {
+  for (const { family, place, tower } of TOWERS) {
+    const folder = fixture(`goldens/${family}/model`);
+    const plain = await wholeModel(folder, null);
+    const expected = await lastLogits(plain, ids);
+    await plain.close();
+    const checkpoint = await openCheckpoint(folder);
     const dir = temporaryFolder(t);
-    const place = (name: string) => (old ? `language_model.${name}` : name.replace("model.", "model.language_model."));
-    const tower = old ? "vision_tower" : "model.vision_tower";
     const text = checkpoint.names.map((name) => {
       const location = checkpoint.locate(name);
       return { name: place(name), dtype: location.dtype, shape: location.shape, data: () => readTensor(location) };
@@ -87,10 +97,14 @@ test("the text model of a checkpoint with a vision tower: the same logits, the t
     const vision = [{ name: `${tower}.patch`, dtype: "float32" as const, shape: [4], data: async () => patch }];
     await writeCheckpoint(dir, [...text, ...vision]);
     const text_config = readJson<Record<string, unknown>>(folder, "config.json");
-    writeFileSync(join(dir, "config.json"), JSON.stringify({ model_type: "gemma3", text_config, vision_config: {} }));
+    writeFileSync(join(dir, "config.json"), JSON.stringify({ model_type: family, text_config, vision_config: {} }));
     const spec = await readModelSpec(dir);
-    assert.equal(spec.architecture, "Gemma3ForConditionalGeneration");
-    assert.equal(verifyCheckpoint(spec, await openCheckpoint(dir)), 1);
+    assert.match(spec.architecture, /^(Gemma3|Llama4)ForConditionalGeneration$/);
+    // Merged files are named as the checkpoint's: transformers reads Llama 4's under language_model.model.
+    const files = await openCheckpoint(dir, spec);
+    const apart = { ...spec, tensors: storedTensors(spec, files.has) };
+    assert.equal(verifyCheckpoint(apart, files), 1);
+    if (family === "llama4") assert.ok(files.has("language_model.model.layers.1.feed_forward.experts.down_proj"));
     const engine = await wholeModel(dir, null);
     assert.deepEqual(await lastLogits(engine, ids), expected);
     await engine.close();

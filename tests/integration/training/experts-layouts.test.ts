@@ -34,6 +34,10 @@ const QWEN = {
 };
 const MIXTRAL = { ...SIZES, model_type: "mixtral", num_local_experts: 4, num_experts_per_tok: 2 };
 const GPT_OSS = { ...SIZES, model_type: "gpt_oss", num_local_experts: 4, num_experts_per_tok: 2, sliding_window: 4 };
+const LLAMA4 = {
+  ...{ ...SIZES, model_type: "llama4_text", num_local_experts: 4, num_experts_per_tok: 1 },
+  ...{ intermediate_size_mlp: 80, interleave_moe_layer_step: 2, attention_chunk_size: 4 },
+};
 const IDS = [5, 17, 99, 3, 40, 41, 42, 7];
 
 async function run(args: string[]): Promise<string> {
@@ -244,19 +248,16 @@ test("quantize writes each expert's linears, which load as they were quantised w
   assert.match(refused.stderr, /PL_CONFIG_INVALID.*all experts in one parameter/s);
 });
 
-for (const config of [QWEN, MIXTRAL, GPT_OSS]) {
+for (const config of [QWEN, MIXTRAL, GPT_OSS, LLAMA4]) {
   test(`${config.model_type}: merged experts and routers are what base and adapter are together`, async (t) => {
     const model = await initialised(t, config);
     const root = temporaryFolder(t);
-    const router = config.model_type === "gpt_oss" ? "mlp.router.weight" : "mlp.gate.weight";
+    const router =
+      { gpt_oss: "mlp.router.weight", llama4_text: "feed_forward.router.weight" }[config.model_type] ??
+      "mlp.gate.weight";
     await run([
       ...["train", "--model", model, "--dataset", rows(root), "--output-dir", join(root, "adapter")],
-      ...[
-        "--target-modules",
-        "v_proj",
-        "--target-parameters",
-        `mlp.experts.gate_up_proj,mlp.experts.down_proj,${router}`,
-      ],
+      ...["--target-modules", "v_proj", "--target-parameters", `experts.gate_up_proj,experts.down_proj,${router}`],
       ...["--max-steps", "3", "--learning-rate", "0.03", "--init-lora-weights", "false", "--compute-dtype", "float32"],
     ]);
     const merged = join(root, "merged");

@@ -96,6 +96,23 @@ const CASES: Record<string, (pick: (...of: number[]) => number) => Record<string
     sliding_window: pick(3, 5),
     rope_parameters: { rope_type: "default", rope_theta: 10000 },
   }),
+  llama4_text: (pick) => ({
+    model_type: "llama4_text",
+    num_hidden_layers: 3,
+    num_local_experts: pick(2, 5, 8),
+    num_experts_per_tok: pick(1, 2),
+    intermediate_size: pick(8, 24),
+    intermediate_size_mlp: pick(16, 40),
+    interleave_moe_layer_step: pick(1, 2),
+    no_rope_layers: [pick(0, 1), 1, pick(0, 1)],
+    attention_chunk_size: pick(1, 3, 5, 13, 200),
+    attn_temperature_tuning: pick(0, 1) === 1,
+    floor_scale: pick(1, 4),
+    attn_scale: pick(0.1, 0.7),
+    use_qk_norm: pick(0, 1) === 1,
+    attention_bias: pick(0, 1) === 1,
+    rms_norm_eps: 1e-5,
+  }),
 };
 
 interface Made {
@@ -184,14 +201,16 @@ const moduleOf = (name: string) => name.slice(0, name.lastIndexOf(".lora_"));
 const IDS = [3, 17, 41, 8, 29, 3, 44, 12, 5, 36, 21, 9, 48];
 
 for (const [family, draw] of Object.entries(CASES)) {
-  const router = family === "gpt_oss" ? "mlp.router.weight" : "mlp.gate.weight";
+  const router =
+    { gpt_oss: "mlp.router.weight", llama4_text: "feed_forward.router.weight" }[family] ?? "mlp.gate.weight";
   const TARGETS = [
     { modules: ["q_proj", "v_proj", "o_proj"], parameters: [] },
-    { modules: ["k_proj"], parameters: ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] },
+    { modules: ["k_proj"], parameters: ["experts.gate_up_proj", "experts.down_proj"] },
     { modules: [], parameters: ["experts.down_proj", router] },
     ...(family === "qwen2_moe"
       ? [{ modules: ["shared_expert.up_proj", "shared_expert.down_proj", "shared_expert_gate"], parameters: [] }]
       : []),
+    ...(family === "llama4_text" ? [{ modules: ["shared_expert.gate_proj", "down_proj"], parameters: [] }] : []),
     ...(family === "glm4_moe" ? [{ modules: ["shared_experts.gate_proj", "o_proj"], parameters: [] }] : []),
   ];
   for (const [number, targets] of TARGETS.entries()) {

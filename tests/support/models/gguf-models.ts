@@ -220,7 +220,7 @@ export async function writeGgufModel(
     ...{ r: 8, alpha: 12, dropout: 0, excludeModules: null, layersToTransform: null, layersPattern: null },
     ...{ rankPattern: {}, alphaPattern: {}, useRslora: lora.useRslora ?? false, useDora: false },
     ...{ modulesToSave: null, initLoraWeights: true },
-    ...{ bias: "none" as const, trainableTokenIndices: null },
+    ...{ bias: "none" as const, trainableTokenIndices: null, evaConfig: null },
     targetModules: lora.targetModules ?? (lora.targetParameters === undefined ? ("all-linear" as const) : []),
     targetParameters: lora.targetParameters ?? null,
   };

@@ -28,6 +28,7 @@ export const FAMILY_RUNS = [
   "qwen3-5",
   "qwen3-next",
   "deepseek-v2-lite",
+  "llama4",
 ] as const;
 
 export function goldenRun(name: string): GoldenRun {

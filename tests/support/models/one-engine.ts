@@ -85,7 +85,7 @@ async function loaded(
     lora === null ? [] : trainedModules(lora),
   );
   await engine.addSegment(description);
-  const files = await openCheckpoint(modelDir, spec.tied);
+  const files = await openCheckpoint(modelDir, spec);
   const checkpoint = withExperts(files, modelStacks(spec), storedAliases(spec));
   const { packed } = packedExperts(files, modelStacks(spec));
   const quantized = new Set(hold === null ? [] : blockLinears(spec).map(({ name }) => `${name}.weight`));

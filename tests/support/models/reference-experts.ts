@@ -129,8 +129,43 @@ export class ReferenceModel {
     }
   }
 
+  /** The same where peft takes [N, in, out] for [N, out, in]: W + B A, A [N r, out], B [in, r N]. */
+  #adaptCrossed(name: string, expert: number, x: Float64Array, y: Float64Array): void {
+    const delta = this.#deltas.get(name);
+    if (delta === undefined) return;
+    const { a, b, r, scale, experts } = delta;
+    for (let rank = 0; rank < r; rank++) {
+      let inner = 0;
+      for (let i = 0; i < x.length; i++) inner += x[i]! * b[i * r * experts + rank * experts + expert]!;
+      for (let o = 0; o < y.length; o++) y[o]! += scale * inner * a[(expert * r + rank) * y.length + o]!;
+    }
+  }
+
+  /** Llama 4: neighbours turn and are normed without a weight, or queries are scaled by their place, 1 the first. */
+  #llama4Head(layer: number, name: string, head: Float64Array, position: number): Float64Array {
+    const config = this.#config;
+    if ((config["no_rope_layers"] as number[])[layer] === 0) {
+      const place = Math.floor((position + 1) / (config["floor_scale"] as number));
+      const scale = 1 + (config["attn_scale"] as number) * Math.log(1 + place);
+      return name === "q" && config["attn_temperature_tuning"] === true ? head.map((value) => value * scale) : head;
+    }
+    const turned = head.map((value, i) => {
+      const angle = position * config.rope_theta ** (-(i - (i % 2)) / head.length);
+      const other = head[i ^ 1]!;
+      return value * Math.cos(angle) + (i % 2 === 0 ? -other : other) * Math.sin(angle);
+    });
+    return config["use_qk_norm"] === true
+      ? norm(
+          turned,
+          head.map(() => 1),
+          config.rms_norm_eps,
+        )
+      : turned;
+  }
+
   #attention(layer: number, rows: Rows): Rows {
     const config = this.#config;
+    const llama4 = config.model_type === "llama4_text";
     const at = `model.layers.${layer}.self_attn`;
     const { num_attention_heads: heads, num_key_value_heads: kvHeads, head_dim: width } = config;
     const turned = (name: string, count: number): Rows =>
@@ -140,7 +175,8 @@ export class ReferenceModel {
         for (let head = 0; head < count; head++) {
           let part: Float64Array = y.slice(head * width, (head + 1) * width);
           if (weight !== undefined) part = norm(part, weight, config.rms_norm_eps);
-          y.set(this.#turn(part, position), head * width);
+          const own = llama4 ? this.#llama4Head(layer, name, part, position) : this.#turn(part, position);
+          y.set(own, head * width);
         }
         return y;
       });
@@ -148,13 +184,15 @@ export class ReferenceModel {
     const v = rows.map((row) => this.#linear(`${at}.v_proj`, row, kvHeads * width));
     const windowed = (config["layer_types"] as string[] | undefined)?.[layer] === "sliding_attention";
     const window = windowed ? (config["sliding_window"] as number) : Number.POSITIVE_INFINITY;
+    const chunked = llama4 && (config["no_rope_layers"] as number[])[layer] === 1;
+    const chunk = chunked ? (config["attention_chunk_size"] as number) : Number.POSITIVE_INFINITY;
     const sinks = this.#weights.get(`${at}.sinks`);
     return rows.map((_, t) => {
       const out = new Float64Array(heads * width);
       for (let head = 0; head < heads; head++) {
         const kv = Math.floor(head / (heads / kvHeads));
         const scores: number[] = [];
-        const first = Math.max(0, t - window + 1);
+        const first = chunked ? t - (t % chunk) : Math.max(0, t - window + 1);
         for (let j = first; j <= t; j++) {
           let dot = 0;
           for (let c = 0; c < width; c++) dot += q[t]![head * width + c]! * k[j]![kv * width + c]!;
@@ -196,6 +234,7 @@ export class ReferenceModel {
 
   #feedForward(layer: number, h: Float64Array): Float64Array {
     const config = this.#config;
+    if (config.model_type === "llama4_text") return this.#llama4FeedForward(layer, h);
     const at = `model.layers.${layer}.mlp`;
     const dense =
       config.model_type === "glm4_moe"
@@ -217,6 +256,40 @@ export class ReferenceModel {
     }
     if (config.model_type === "glm4_moe") {
       this.#mlp(`${at}.shared_experts`, h).forEach((value, c) => {
+        y[c]! += value;
+      });
+    }
+    return y;
+  }
+
+  /** An expert takes the row times the sigmoid of its logit; gate's columns stand before up's, [experts, in, out]. */
+  #llama4FeedForward(layer: number, h: Float64Array): Float64Array {
+    const config = this.#config;
+    const at = `model.layers.${layer}.feed_forward`;
+    const step = config["interleave_moe_layer_step"] as number;
+    if ((layer + 1) % step !== 0) return this.#mlp(at, h);
+    const experts = config["num_local_experts"] as number;
+    const logits = [...this.#linear(`${at}.router`, h, experts)];
+    const y = this.#mlp(`${at}.shared_expert`, h);
+    const ffn = config["intermediate_size"] as number;
+    const product = (name: string, expert: number, x: Float64Array, out: number) => {
+      const weight = this.#tensor(`${at}.experts.${name}`);
+      const made = Float64Array.from({ length: out }, (_, o) =>
+        x.reduce((sum, value, i) => sum + value * weight[(expert * x.length + i) * out + o]!, 0),
+      );
+      this.#adaptCrossed(`${at}.experts.${name}`, expert, x, made);
+      return made;
+    };
+    for (const expert of largest(logits, config.num_experts_per_tok)) {
+      const share = sigmoid(logits[expert]!);
+      const both = product(
+        "gate_up_proj",
+        expert,
+        h.map((value) => share * value),
+        2 * ffn,
+      );
+      const act = Float64Array.from({ length: ffn }, (_, i) => silu(both[i]!) * both[ffn + i]!);
+      product("down_proj", expert, act, h.length).forEach((value, c) => {
         y[c]! += value;
       });
     }

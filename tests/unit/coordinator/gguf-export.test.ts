@@ -34,8 +34,10 @@ test("every family has an architecture, and each of its tensors goes into the fi
   const towers = ["mistral3", "gemma3", "qwen3_5", "qwen3_5_moe"];
   assert.deepEqual(
     Object.keys(FAMILIES).filter((family) => !tried.has(family) && !towers.includes(family)),
-    [],
+    ["llama4_text", "llama4"],
   );
+  const llama4 = modelSpecFromConfig({ ...GGUF_CONFIGS["llama"], model_type: "llama4_text" });
+  assert.throws(() => architectureFor(llama4), /PL_MODEL_UNSUPPORTED|no architecture for Llama4ForCausalLM/);
   for (const [name, config] of Object.entries(GGUF_CONFIGS)) {
     const spec = modelSpecFromConfig(config);
     const all = layouts(spec, architectureFor(spec));

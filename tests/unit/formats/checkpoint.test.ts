@@ -62,13 +62,13 @@ describe("checkpoints", () => {
     for (const edit of [headOnly, bare]) {
       for (const shardBytes of [undefined, 1024]) {
         await writeCheckpoint(dir, weights(edit), shardBytes);
-        const checkpoint = await openCheckpoint(dir, spec.tied);
+        const checkpoint = await openCheckpoint(dir, spec);
         assert.equal(verifyCheckpoint(spec, checkpoint), 0);
         const untied = await openCheckpoint(dir);
         assert.deepEqual(checkpoint.locate("model.embed_tokens.weight"), untied.locate("lm_head.weight"));
         assert.throws(() => verifyCheckpoint(spec, untied), /embed_tokens.weight is missing/);
         // A rank that holds the embedding alone opens the shard that has the head.
-        const some = await openCheckpoint(dir, spec.tied, ["model.embed_tokens.weight"]);
+        const some = await openCheckpoint(dir, spec, ["model.embed_tokens.weight"]);
         assert.ok(some.has("model.embed_tokens.weight"));
         await rm(join(dir, "model.safetensors"), { force: true });
       }

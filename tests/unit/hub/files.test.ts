@@ -210,7 +210,7 @@ for (const [name, shards] of [
 ] as const) {
   test(`a rank that holds ${name} fetches the files that hold it`, async (t) => {
     const { hub, snapshot } = await snapshotOf(t, "model", MODEL);
-    await fetchWeights(snapshot, [], [name]);
+    await fetchWeights(snapshot, [name]);
     assert.deepEqual(
       fetched(hub).slice(1).sort(),
       shards.map((shard) => `model-${shard}.safetensors`),

@@ -46,6 +46,8 @@ describe("what a token goes through", () => {
     ["openai/gpt-oss-20b", 3.61e9, 201088 * 2880],
     ["openai/gpt-oss-120b", 5.13e9, 201088 * 2880],
     ["zai-org/GLM-4.5-Air", 12.18e9, 2 * 151552 * 4096],
+    ["meta-llama/Llama-4-Scout-17B-16E (text, in its checkpoint)", 17.17e9, 0],
+    ["meta-llama/Llama-4-Maverick-17B-128E (text)", 17.18e9, 0],
   ] as const) {
     test(`${name}: ${active / 1e9} B of its parameters`, () => {
       const { parameters } = published.find((row) => row.name === name)!;

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 import { elementCount } from "../../../src/common/dtype.ts";
 import { PipeloraError } from "../../../src/common/errors.ts";
+import { DEFAULT_LORA_SETTINGS } from "../../../src/common/lora-settings.ts";
 import { blockVectors } from "../../../src/models/block-vectors.ts";
 import { FAMILIES } from "../../../src/models/families/index.ts";
 import { modelSpecFromConfig } from "../../../src/models/index.ts";
@@ -67,6 +68,13 @@ describe("settings that a family does not have are refused by key", () => {
     ["llama", { logits_scaling: 8 }, "logits_scaling"],
     ["llama", { residual_multiplier: 0.2 }, "residual_multiplier"],
     ["llama", { no_rope_layers: [1, 1, 1, 0] }, "no_rope_layers"],
+    ["llama", { attention_chunk_size: 8192 }, "attention_chunk_size"],
+    ["llama", { attn_temperature_tuning: true }, "attn_temperature_tuning"],
+    ["mistral", { moe_layers: [1] }, "moe_layers"],
+    ["llama4_text", { layer_types: Array(4).fill("sliding_attention") }, "layer_types"],
+    ["llama4_text", { interleave_moe_layer_step: 0 }, "interleave_moe_layer_step"],
+    ["llama4_text", { router_jitter_noise: 0.1 }, "router_jitter_noise"],
+    ["llama4_text", { num_experts_per_tok: 33, num_local_experts: 64 }, "num_experts_per_tok"],
     ["mistral", { query_pre_attn_scalar: 256 }, "query_pre_attn_scalar"],
     ["gemma", { attn_logit_softcapping: 50 }, "attn_logit_softcapping"],
     ["gemma2", { n_routed_experts: 8 }, "n_routed_experts"],
@@ -97,6 +105,85 @@ describe("settings that a family does not have are refused by key", () => {
       );
     });
   }
+});
+
+describe("Llama 4", () => {
+  const LLAMA4 = { ...sizes, model_type: "llama4_text", intermediate_size_mlp: 96 };
+  const blocks = (settings: Record<string, unknown> = {}) =>
+    modelSpecFromConfig({ ...LLAMA4, ...settings }).layers.filter((layer) => layer.kind === "block");
+
+  test("positions, chunks and norms of q and k by block", () => {
+    const seen = (settings: Record<string, unknown>) =>
+      blocks(settings).map(({ rotary, chunked = false, plainHeadNorms = false }) => [rotary, chunked, plainHeadNorms]);
+    const turning = [0, true, true];
+    const plain = [null, false, false];
+    assert.deepEqual(seen({}), [turning, turning, turning, plain]);
+    assert.deepEqual(seen({ no_rope_layers: [] }), [turning, turning, turning, plain]);
+    assert.deepEqual(seen({ no_rope_layers: [0, 1, 1, 0, 1, 1] }), [plain, turning, turning, plain]);
+    assert.deepEqual(seen({ no_rope_layer_interval: 2, use_qk_norm: false }), [
+      [0, true, false],
+      plain,
+      [0, true, false],
+      plain,
+    ]);
+    const types = ["full_attention", "chunked_attention", "full_attention", "chunked_attention"];
+    assert.deepEqual(seen({ layer_types: types }), [
+      [0, false, true],
+      [0, true, true],
+      [0, false, true],
+      [null, true, false],
+    ]);
+  });
+
+  test("rules of chunks and of queries' factors, and what contradicts itself", () => {
+    const rules = (settings: Record<string, unknown>) => modelSpecFromConfig({ ...LLAMA4, ...settings }).rules;
+    assert.equal(rules({}).attentionChunk, 8192);
+    assert.equal(rules({ attention_chunk_size: 12 }).attentionChunk, 12);
+    const full = { layer_types: Array(4).fill("full_attention"), attention_chunk_size: null };
+    assert.equal(rules(full).attentionChunk, null);
+    assert.throws(() => rules({ attention_chunk_size: null }), /PL_MODEL_CONFIG_INVALID|attention_chunk_size is null/);
+    assert.throws(() => rules({ no_rope_layers: [1] }), /no_rope_layers has 1 entries/);
+    assert.deepEqual(rules({}).queryScale, { beta: 0.1, length: 8192, first: 1, blocks: "unturned" });
+    assert.deepEqual(rules({ attn_temperature_tuning: 4, floor_scale: 16, attn_scale: 0.5 }).queryScale, {
+      ...{ beta: 0.5, length: 16, first: 1, blocks: "unturned" },
+    });
+    for (const off of [false, 0]) assert.equal(rules({ attn_temperature_tuning: off }).queryScale, null);
+  });
+
+  test("blocks of experts, and widths of each kind", () => {
+    const down = (linears: readonly { readonly role: string; readonly in: number }[] = []) =>
+      linears.find(({ role }) => role === "down")?.in ?? null;
+    const widths = (settings: Record<string, unknown>) =>
+      blocks(settings).map(({ linears, experts }) => [down(linears), down(experts?.linears)]);
+    const [mixed, dense] = [
+      [128, 128],
+      [96, null],
+    ];
+    assert.deepEqual(widths({}), [mixed, mixed, mixed, mixed]);
+    assert.deepEqual(widths({ interleave_moe_layer_step: 2 }), [dense, mixed, dense, mixed]);
+    assert.deepEqual(widths({ interleave_moe_layer_step: 3 }), [dense, dense, mixed, dense]);
+    assert.deepEqual(widths({ moe_layers: [3, 0], interleave_moe_layer_step: 2 }), [mixed, dense, dense, mixed]);
+    // Llama Guard 4.
+    const guard = { moe_layers: [], interleave_moe_layer_step: 0, num_local_experts: 0 };
+    assert.deepEqual(widths(guard), [dense, dense, dense, dense]);
+    assert.throws(() => widths({ num_local_experts: 0 }), /num_local_experts is 0/);
+  });
+
+  test("pairs of experts as peft has them: A as wide as what the parameter gives", () => {
+    const spec = modelSpecFromConfig({ ...LLAMA4, num_local_experts: 3 });
+    const { matrices } = resolveLoraTargets(spec, {
+      ...{ ...DEFAULT_LORA_SETTINGS, r: 2, targetModules: [] },
+      targetParameters: ["experts.gate_up_proj", "experts.down_proj"],
+    });
+    const at = "model.layers.0.feed_forward.experts";
+    const shapes = Object.fromEntries(matrices.slice(0, 4).map(({ name, shape }) => [name, shape]));
+    assert.deepEqual(shapes, {
+      [`${at}.base_layer.lora_A.weight`]: [6, 256],
+      [`${at}.base_layer.lora_B.weight`]: [64, 6],
+      [`${at}.lora_A.weight`]: [6, 64],
+      [`${at}.lora_B.weight`]: [128, 6],
+    });
+  });
 });
 
 describe("what a family's blocks are", () => {
@@ -185,7 +272,7 @@ describe("what a family's blocks are", () => {
 
   test("Ministral 3's defaults: yarn, queries scaled past the trained length; Gemma's activation under either name", () => {
     const { rules } = spec("ministral3", { head_dim: 16 });
-    assert.deepEqual(rules.queryScale, { beta: 0.1, length: 16384 });
+    assert.deepEqual(rules.queryScale, { beta: 0.1, length: 16384, first: 0, blocks: "all" });
     assert.equal(rules.rotary[0]!.attentionScaling, 1);
     assert.equal(spec("gemma").rules.activation, "gelu_tanh");
     assert.equal(spec("gemma", { hidden_act: "gelu_pytorch_tanh" }).rules.activation, "gelu_tanh");

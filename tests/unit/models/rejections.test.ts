@@ -33,7 +33,7 @@ const rejected: [string, object, string, RegExp][] = [
     "an unknown family",
     { ...llama, model_type: "mamba2" },
     "PL_MODEL_UNSUPPORTED",
-    /mamba2.*qwen, qwen2, qwen3, .*llama, mistral/,
+    /mamba2.*qwen, qwen2, qwen3, .*llama, llama4_text, llama4, mistral/,
   ],
   [
     "another task",

@@ -49,7 +49,7 @@ async function model({ golden, lora: settings, quantization }: Setting) {
   const spec = await readModelSpec(dir);
   const own = { ...DEFAULT_LORA_SETTINGS, targetModules: ["q_proj", "o_proj", "c_attn"], r: 2, alpha: 4, ...settings };
   const lora = resolveLoraTargets(spec, own);
-  const checkpoint = await openCheckpoint(dir, spec.tied);
+  const checkpoint = await openCheckpoint(dir, spec);
   const init = {
     seed: 5,
     init_lora_weights: own.initLoraWeights,
@@ -79,7 +79,7 @@ async function prepared(
 ): Promise<PreparedRank> {
   const segment = {
     index: 0,
-    rank: 0,
+    ranks: [0],
     firstLayer,
     lastLayer,
     cachedBlocks,

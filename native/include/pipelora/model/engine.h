@@ -45,6 +45,12 @@ class Engine {
 
   ForwardResult forward(std::size_t segment, const MicroBatch& micro, Buffer input);
   Buffer backward(std::size_t segment, std::int64_t batch_index, Buffer dout);
+  /// From here on what these modules' products take is kept, call after call, for the first of them of each product; of those before no more.
+  /// Returns those that are here.
+  std::vector<std::string> watch_inputs(const std::vector<std::string>& modules);
+  /// What a watched module took since, row after row. Throws PL_TENSOR_MISMATCH for another name.
+  std::vector<float> take_inputs(const std::string& module);
+
   /// See Segment.
   void first_values(std::size_t adapter = 0);
   void discard();
@@ -106,6 +112,11 @@ class Engine {
   HeldLayers held_;
   std::vector<std::unique_ptr<Segment>> segments_;
   std::vector<Learned> learned_{1};  // by adapter
+  struct Watched {
+    LinearGroup* group;
+    InputRows rows;
+  };
+  std::map<std::string, std::unique_ptr<Watched>> watched_;  // by module
   std::map<std::size_t, std::unique_ptr<KvCache>> caches_;
   std::size_t next_cache_ = 0;
 };

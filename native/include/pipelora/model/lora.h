@@ -17,8 +17,9 @@ namespace pipelora {
 class LoraPair {
  public:
   /// `experts`: the pair is one of each of that many weights, as peft has it for a parameter [N, …]: A [N r, in], expert by expert, B
-  /// [out, r N], the experts' columns of one rank beside each other.
-  LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1);
+  /// [out, r N], the experts' columns of one rank beside each other. `crossed`: peft takes a parameter [N, in, out] for [N, out, in] (its layer
+  /// does not say is_transposed): what is B here is its A [N r, out], what is A here its B [in, r N].
+  LoraPair(Ops& ops, const std::string& module, std::int64_t in, std::int64_t out, const LoraSpec& spec, std::int64_t experts = 1, bool crossed = false);
 
   Learner& learner() { return learner_; }
   LoraView view(std::int64_t first_column, std::int64_t first_inner, std::int64_t expert = 0) const;
@@ -27,6 +28,12 @@ class LoraPair {
   std::int64_t experts_;
   LoraSpec spec_;
   Learner learner_;
+};
+
+/// What a product took, in float32, call after call.
+struct InputRows {
+  std::int64_t cols = 0;
+  std::vector<float> values;
 };
 
 /// Linears that share an input: one product of the base's, and one adapter's LoRA pairs next to each other.
@@ -43,6 +50,10 @@ class LinearGroup {
   std::vector<Learner*> learners();
   /// Beside the weight and what learns: DoRA's norms.
   std::size_t extra_bytes() const { return dora_ ? dora_->bytes() : 0; }
+  /// Where the rows that the product takes are copied to; null: nowhere. They are waited for: not for passes whose time counts.
+  void watch(InputRows* rows) { watched_ = rows; }
+  /// Then what stands before the product is made on its own: kernels for few tokens that do both leave no rows.
+  bool watched() const { return watched_ != nullptr; }
   /// Before a pass: what is made of values that were set or updated, and the bias, which adapters that train it take turns with.
   void follow();
   /// Values that follow from the loaded weight, and from A and B.
@@ -54,13 +65,17 @@ class LinearGroup {
   /// has no y, that alone is made. `product`: makes the call it is given.
   template <class Product>
   void forward(const LinearForward& call, const Tensor& before, Product&& product) const {
-    if (!dora_ || !(call.y || before)) return product(call);
+    if (!dora_ || !(call.y || before)) {
+      product(call);
+      return copy_input(call.x);
+    }
     Buffer own;
     if (!before) own = arena_.workspace("a product before its gains", call.y.dtype, call.y.rows, call.y.cols);
     LinearForward plain = call;
     plain.y = before ? before : own.tensor();
     plain.residual = Tensor();
     product(plain);
+    copy_input(call.x);
     if (call.y) dora_->forward(plain.y, call.residual, call.y);
   }
   void forward(const LinearForward& call, const Tensor& before = {}) const {
@@ -73,6 +88,7 @@ class LinearGroup {
   const std::vector<LoraView>& views() const { return views_; }
 
  private:
+  void copy_input(const Tensor& x) const;
   struct Bias {
     Learner learner;
     std::int64_t first = 0, count = 0;
@@ -91,6 +107,7 @@ class LinearGroup {
   std::vector<Bias> biases_;
   std::unique_ptr<Dora> dora_;
   std::int64_t inner_cols_ = 0;
+  InputRows* watched_ = nullptr;
 };
 
 }  // namespace pipelora

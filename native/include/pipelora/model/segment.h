@@ -56,6 +56,9 @@ class Segment {
   /// What its modules learn for an adapter, layer by layer.
   std::vector<NamedMatrix*> matrices(std::size_t adapter = 0);
 
+  /// The product that the first adapter's module of this name is a part of; null: no block has it.
+  LinearGroup* group_of(const std::string& module);
+
   ForwardResult forward(const MicroBatch& micro, Buffer input);
   /// See face.ts. `dout` is empty for a segment that ends with the head.
   Buffer backward(std::int64_t batch_index, Buffer dout);

@@ -56,9 +56,11 @@ struct Arch {
   float embedding_scale = 1, residual_scale = 1, logit_scale = 1;
   float score_scale = 0;              // 0: 1 / sqrt(E)
   float score_cap = 0, logit_cap = 0; // cap tanh(z / cap); 0: none
-  /// Queries at position p are multiplied by 1 + beta ln(1 + floor(p / length)); 0: none.
+  /// Queries at position p are multiplied by 1 + beta ln(1 + floor((p + first) / length)), in all blocks or in those without positions; 0: none.
   double query_scale_beta = 0;
-  std::int64_t query_scale_length = 0;
+  std::int64_t query_scale_length = 0, query_scale_first = 0;
+  bool query_scale_unturned = false;
+  std::int64_t attention_chunk = 0;  // positions of a chunk, for the blocks that attend within theirs; 0: none does
   std::int64_t qwen_long_seq_length = 0;
   bool qwen_dynamic_ntk = false;
   bool qwen_logn = false;
@@ -104,6 +106,8 @@ struct ExpertsSpec {
   struct Pair {
     std::string name;
     LoraSpec lora;
+    /// peft takes the parameter for its transpose (LoraPair).
+    bool crossed = false;
   };
   std::optional<Pair> gate_up_lora, down_lora;
 };
@@ -135,8 +139,10 @@ struct BlockSpec {
   std::string attn_norm, mlp_norm;            // before attention and MLP; empty: none
   std::string attn_post_norm, mlp_post_norm;  // of what they add; empty: none
   std::string q_norm, k_norm;                 // empty: none
+  bool plain_head_norms = false;              // norms of q and k without weights, in their place
   std::int64_t rotary = 0;                    // of Arch::rotary; -1: no positions
   std::int64_t sliding_window = 0;
+  bool chunked = false;  // a token sees those of its own chunk alone, Arch::attention_chunk positions
   std::string sinks;  // [H]: a score of each head that has no value; empty: none
   bool gated = false;  // q's product holds, a head each, its query and a gate on its output
   /// At most one of the two; neither: softmax attention over q, k and v.

@@ -51,12 +51,15 @@ struct Batch {
   double loss_scale = 1;  // of gradients
   DropoutKey key;
   Sequences sequences;
+  Sequences chunks;  // the same tokens cut at chunks' ends, for blocks that attend within theirs; without sequences: no row reaches a second one
   Indices rope_row;
   std::vector<RopeTables::Table> rope;  // as Arch::rotary
   std::vector<Buffer> rope_storage;     // tables of this batch alone, where a sequence has its own frequencies
   Buffer q_scale;       // [1, T] or empty
   Indices cache_row;    // [T], where a cache takes each token's key and value; empty without a cache
 
+  /// What attention goes by: its rows, or their chunks.
+  const Sequences& attended(bool chunked) const { return chunked && chunks.count() > 0 ? chunks : sequences; }
   const DropoutKey* dropout() const { return training ? &key : nullptr; }
 };
 

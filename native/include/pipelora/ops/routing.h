@@ -12,8 +12,11 @@ namespace pipelora {
 
 enum class Activation : std::uint8_t;
 
-/// What logits become before the best are chosen: shares of all, a sigmoid each, or shares of the chosen alone.
-enum class RouteScore : std::uint8_t { softmax, sigmoid, softmax_of_chosen };
+/// What logits become before the best are chosen: shares of all, or a sigmoid each; or the best logits are chosen, and become shares of
+/// each other or a sigmoid each.
+enum class RouteScore : std::uint8_t { softmax, sigmoid, softmax_of_chosen, sigmoid_of_chosen };
+/// Whether weights are sigmoids, each of its own logit alone.
+inline bool is_sigmoid(RouteScore score) { return score == RouteScore::sigmoid || score == RouteScore::sigmoid_of_chosen; }
 /// What a group of experts is judged by.
 enum class GroupScore : std::uint8_t { best, two_best };
 
@@ -69,9 +72,12 @@ struct GateRule {
   bool interleaved = false;  // gate and up are columns 2 f and 2 f + 1, else F of each
   float limit = 0;
   float alpha = 1;
+  /// Llama 4: a row's weight stands on what gate and up take: they are made of the row without it, and get it here.
+  bool weight_before = false;
 };
 
-/// act[p] = weight gate(gate_up[p]); the weight is weights[order[p]], weights[p] where order is empty, 1 where weights are.
+/// act[p] = weight gate(gate_up[p]), or gate(weight gate_up[p]); the weight is weights[order[p]], weights[p] where order is empty, 1 where
+/// weights are.
 struct GateForward {
   Tensor gate_up;  // [P, 2 F] compute
   Tensor weights;  // f32, dense
@@ -80,8 +86,7 @@ struct GateForward {
   Tensor act;  // [P, F] compute
 };
 
-/// In place: gate_up becomes its gradient, dact becomes act again. weight_grads[order[p]] = what weights[order[p]] was multiplied by
-/// dact.
+/// In place: gate_up becomes its gradient, dact becomes act again. weight_grads[order[p]] = the gradient of weights[order[p]].
 struct GateBackward {
   Tensor gate_up, weights, order;
   GateRule rule;

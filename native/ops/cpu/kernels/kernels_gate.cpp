@@ -66,15 +66,24 @@ void with_gate(const GateRule& rule, F&& f) {
 
 std::int64_t choice(const Tensor& order, std::int64_t r) { return order ? order.as<std::int32_t>()[r] : r; }
 
+/// A row's weight, on what the gate takes and on what it gives.
+struct RowWeight {
+  float before, behind;
+};
+RowWeight row_weight(const Tensor& weights, const Tensor& order, const GateRule& rule, std::int64_t r) {
+  const float weight = weights ? weights.as<float>()[choice(order, r)] : 1.0f;
+  return rule.weight_before ? RowWeight{weight, 1} : RowWeight{1, weight};
+}
+
 void gate_forward(const GateForward& call, std::int64_t first, std::int64_t count) {
   with_gate(call.rule, [&](auto gate) {
     with_float(call.act.dtype, [&]<class T>() {
       for (std::int64_t r = first; r < first + count; ++r) {
         const Pair<T> in(call.gate_up, r, call.rule.interleaved);
         T* act = row<T>(call.act, r);
-        const float weight = call.weights ? call.weights.as<float>()[choice(call.order, r)] : 1.0f;
+        const RowWeight weight = row_weight(call.weights, call.order, call.rule, r);
         for_lanes(0, call.act.cols, [&](std::int64_t c, int n) {
-          store_some(act + c, gate(in.read(in.gate, c, n), in.read(in.up, c, n)).value * weight, n);
+          store_some(act + c, gate(in.read(in.gate, c, n) * weight.before, in.read(in.up, c, n) * weight.before).value * weight.behind, n);
         });
       }
     });
@@ -87,15 +96,17 @@ void gate_backward(const GateBackward& call, std::int64_t first, std::int64_t co
       for (std::int64_t r = first; r < first + count; ++r) {
         const Pair<T> io(call.gate_up, r, call.rule.interleaved);
         T* dact = row<T>(call.dact, r);
-        const float weight = call.weights ? call.weights.as<float>()[choice(call.order, r)] : 1.0f;
+        const RowWeight weight = row_weight(call.weights, call.order, call.rule, r);
+        const float slope = weight.before * weight.behind;
         vf total = splat(0);
         for_lanes(0, call.dact.cols, [&](std::int64_t c, int n) {
-          const GateAt at = gate(io.read(io.gate, c, n), io.read(io.up, c, n));
+          const vf g = io.read(io.gate, c, n), u = io.read(io.up, c, n);
+          const GateAt at = gate(g * weight.before, u * weight.before);
           const vf d = load_some(dact + c, n);
-          total += at.value * d;
-          io.write(io.gate, c, at.by_gate * d * weight, n);
-          io.write(io.up, c, at.by_up * d * weight, n);
-          store_some(dact + c, at.value * weight, n);
+          total += (call.rule.weight_before ? at.by_gate * g + at.by_up * u : at.value) * d;
+          io.write(io.gate, c, at.by_gate * d * slope, n);
+          io.write(io.up, c, at.by_up * d * slope, n);
+          store_some(dact + c, at.value * weight.behind, n);
         });
         if (call.weight_grads) call.weight_grads.as<float>()[choice(call.order, r)] = sum(total);
       }

@@ -45,7 +45,7 @@ struct GateCall {
   const std::int32_t* order;
   float* weight_grads;
   std::int64_t gate_up_stride, act_stride, rows, cols;
-  bool interleaved;
+  bool interleaved, weight_before;
 };
 
 template <class T>
@@ -57,13 +57,23 @@ __device__ std::int64_t up_after(const GateCall<T>& call) {
   return call.interleaved ? 1 : call.cols;
 }
 
+/// A row's weight, on what the gate takes and on what it gives.
+struct RowWeight {
+  float before, behind;
+};
+template <class T>
+__device__ RowWeight weight_of(const GateCall<T>& call, std::int64_t choice) {
+  const float weight = call.weights == nullptr ? 1.0f : call.weights[choice];
+  return call.weight_before ? RowWeight{weight, 1.0f} : RowWeight{1.0f, weight};
+}
+
 template <class G, class T>
 __global__ void __launch_bounds__(kThreads) gate_forward_kernel(GateCall<T> call, G gate) {
   for (std::int64_t r = blockIdx.x; r < call.rows; r += gridDim.x) {
-    const float weight = call.weights == nullptr ? 1.0f : call.weights[call.order == nullptr ? r : call.order[r]];
+    const RowWeight weight = weight_of(call, call.order == nullptr ? r : call.order[r]);
     for (std::int64_t c = threadIdx.x; c < call.cols; c += kThreads) {
       const T* at = gate_of(call, r, c);
-      call.act[r * call.act_stride + c] = narrow<T>(gate(widen(at[0]), widen(at[up_after(call)])).value * weight);
+      call.act[r * call.act_stride + c] = narrow<T>(gate(widen(at[0]) * weight.before, widen(at[up_after(call)]) * weight.before).value * weight.behind);
     }
   }
 }
@@ -73,17 +83,19 @@ __global__ void __launch_bounds__(kThreads) gate_backward_kernel(GateCall<T> cal
   __shared__ float shared[32];
   for (std::int64_t r = blockIdx.x; r < call.rows; r += gridDim.x) {
     const std::int64_t choice = call.order == nullptr ? r : call.order[r];
-    const float weight = call.weights == nullptr ? 1.0f : call.weights[choice];
+    const RowWeight weight = weight_of(call, choice);
+    const float slope = weight.before * weight.behind;
     float total = 0;
     for (std::int64_t c = threadIdx.x; c < call.cols; c += kThreads) {
       T* at = gate_of(call, r, c);
       T& act = call.act[r * call.act_stride + c];
-      const At g = gate(widen(at[0]), widen(at[up_after(call)]));
+      const float own_gate = widen(at[0]), own_up = widen(at[up_after(call)]);
+      const At g = gate(own_gate * weight.before, own_up * weight.before);
       const float d = widen(act);
-      total += g.value * d;
-      at[0] = narrow<T>(g.by_gate * d * weight);
-      at[up_after(call)] = narrow<T>(g.by_up * d * weight);
-      act = narrow<T>(g.value * weight);
+      total += (call.weight_before ? g.by_gate * own_gate + g.by_up * own_up : g.value) * d;
+      at[0] = narrow<T>(g.by_gate * d * slope);
+      at[up_after(call)] = narrow<T>(g.by_up * d * slope);
+      act = narrow<T>(g.value * weight.behind);
     }
     if (call.weight_grads == nullptr) continue;
     total = block_sum(total, shared);
@@ -95,7 +107,7 @@ template <class T>
 GateCall<T> call_of(const Tensor& gate_up, const Tensor& act, const Tensor& weights, const Tensor& order, const Tensor& weight_grads,
                     const GateRule& rule) {
   return {gate_up.as<T>(), act.as<T>(), weights.as<float>(), order.as<std::int32_t>(), weight_grads.as<float>(), gate_up.stride, act.stride,
-          act.rows, act.cols, rule.interleaved};
+          act.rows, act.cols, rule.interleaved, rule.weight_before};
 }
 
 unsigned rows_of(std::int64_t rows) { return static_cast<unsigned>(rows < 65535 ? rows : 65535); }

@@ -11,6 +11,9 @@ constexpr unsigned kAll = 0xFFFFFFFFu;
 
 __device__ float exact_sigmoid(float z) { return 1.0f / (1.0f + expf(-z)); }
 
+/// is_sigmoid() for the device.
+__device__ bool sigmoids(RouteScore score) { return score == RouteScore::sigmoid || score == RouteScore::sigmoid_of_chosen; }
+
 /// The best of a warp: the larger value, of equal ones the lower number.
 struct Best {
   float value;
@@ -33,15 +36,14 @@ __device__ float logit_at(const float* logits, const Tensor& bias, int e) {
   return logits[e] + (bias.data == nullptr ? 0.0f : static_cast<const float*>(bias.data)[e]);
 }
 
-/// z of a token -> scores of all its experts, as far as they are made before the choice.
+/// z of a token -> scores of all its `n` experts, as far as they are made before the choice.
 template <int K>
-__device__ void score(const RouteRule& rule, int lane, float (&z)[K]) {
-  const int n = static_cast<int>(rule.experts);
-  if (rule.score == RouteScore::sigmoid) {
+__device__ void score(RouteScore kind, int n, int lane, float (&z)[K]) {
+  if (kind == RouteScore::sigmoid) {
 #pragma unroll
     for (int k = 0; k < K; ++k) z[k] = exact_sigmoid(z[k]);
   }
-  if (rule.score != RouteScore::softmax) return;
+  if (kind != RouteScore::softmax) return;
   float top = -INFINITY;
 #pragma unroll
   for (int k = 0; k < K; ++k)
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(32 * kWarps) route_kernel(Route call) {
     scores[k] = lane + 32 * k < n ? logit_at(logits, call.bias, lane + 32 * k) : -INFINITY;
     taken[k] = lane + 32 * k >= n;
   }
-  score(rule, lane, scores);
+  score(rule.score, n, lane, scores);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     values[k] = scores[k];
@@ -139,7 +141,8 @@ __global__ void __launch_bounds__(32 * kWarps) route_kernel(Route call) {
     weight = lane < chosen ? expf(weight - top) : 0.0f;
     weight /= warp_sum(weight);
   }
-  if (rule.normalise) weight /= warp_sum(weight) + (rule.score == RouteScore::sigmoid ? 1e-20f : 0.0f);
+  if (rule.score == RouteScore::sigmoid_of_chosen && lane < chosen) weight = exact_sigmoid(weight);
+  if (rule.normalise) weight /= warp_sum(weight) + (sigmoids(rule.score) ? 1e-20f : 0.0f);
   if (lane < chosen) static_cast<float*>(call.routes.weights.data)[t * chosen + lane] = weight * rule.factor;
 }
 
@@ -182,7 +185,7 @@ __global__ void __launch_bounds__(32 * kWarps) route_backward_kernel(RouteBackwa
     for (int e = lane; e < n; e += 32) dlogits[e] = narrow<T>(slopes[warp][e]);
     return;
   }
-  score(rule, lane, scores);
+  score(sigmoids(rule.score) ? RouteScore::sigmoid : rule.score, n, lane, scores);
   float mine = 0;  // the score of this lane's choice
   for (int c = 0; c < chosen; ++c) {
     const int e = __shfl_sync(kAll, own, c);
@@ -194,19 +197,19 @@ __global__ void __launch_bounds__(32 * kWarps) route_backward_kernel(RouteBackwa
     if (lane == c) mine = there;
   }
   if (rule.normalise) {
-    const float total = warp_sum(mine) + (rule.score == RouteScore::sigmoid ? 1e-20f : 0.0f);
+    const float total = warp_sum(mine) + (sigmoids(rule.score) ? 1e-20f : 0.0f);
     const float mean = warp_sum(grad * mine) / total;
     grad = own >= 0 ? (grad - mean) / total : 0.0f;
   }
   const float mean = warp_sum(grad * mine);
-  if (own >= 0) slopes[warp][own] = rule.score == RouteScore::sigmoid ? grad * mine * (1.0f - mine) : grad;
+  if (own >= 0) slopes[warp][own] = sigmoids(rule.score) ? grad * mine * (1.0f - mine) : grad;
   __syncwarp();
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int e = lane + 32 * k;
     if (e >= n) continue;
     const float slope = slopes[warp][e];
-    dlogits[e] = narrow<T>(rule.score == RouteScore::sigmoid ? slope : scores[k] * (slope - mean));
+    dlogits[e] = narrow<T>(sigmoids(rule.score) ? slope : scores[k] * (slope - mean));
   }
 }
 

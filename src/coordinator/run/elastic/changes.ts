@@ -7,7 +7,14 @@ import { processOf } from "../../cluster/returning.ts";
 /** A change under way: from the end of the attempt before to the first step that none had made. */
 interface Change {
   readonly began: number;
+  /** When its workers were there. */
+  gathered: number;
   layers: string;
+}
+
+function change(): Change {
+  const began = performance.now();
+  return { began, gathered: began, layers: "" };
 }
 
 /** The changes of an elastic run's workers: what they cost, and whether the run gets on between them. */
@@ -16,14 +23,13 @@ export class Changes {
   readonly #furthest = new Map<string | null, number>();
   readonly #inspected = new Set<string>();
   readonly rates = new KnownRates();
-  #change: Change | null = { began: performance.now(), layers: "" };
+  #change: Change | null = change();
   #costMs = 0;
   #gotOn = false;
-  /** Workers that could hold the model; 0: none have yet. */
-  #fitted = 0;
+  #fitted = false;
   #atLeast = 1;
 
-  /** Milliseconds that the last change took; before the first, what the run's beginning took. */
+  /** Milliseconds that the last change took once its workers were there; before the first, what the run's beginning took. */
   get costMs(): number {
     return this.#costMs;
   }
@@ -36,7 +42,12 @@ export class Changes {
   /** An attempt has ended that another is to follow. */
   begin(): void {
     this.#gotOn = false;
-    this.#change ??= { began: performance.now(), layers: "" };
+    this.#change ??= change();
+  }
+
+  /** The workers that are to go on are there. */
+  gathered(): void {
+    if (this.#change !== null) this.#change.gathered = performance.now();
   }
 
   /** So many workers are known to be needed. */
@@ -44,8 +55,9 @@ export class Changes {
     return this.#atLeast;
   }
 
+  /** Whether some workers of this run could hold the model. */
   get fitted(): boolean {
-    return this.#fitted > 0;
+    return this.#fitted;
   }
 
   /** So few can't hold the model. */
@@ -53,8 +65,9 @@ export class Changes {
     this.#atLeast = Math.max(this.#atLeast, workers + 1);
   }
 
-  loaded(prepared: readonly Prepared__Output[], workers: number): void {
-    this.#fitted = workers;
+  /** Every rank has its layers. */
+  loaded(prepared: readonly Prepared__Output[]): void {
+    this.#fitted = true;
     const sum = (of: (one: Prepared__Output) => number) => prepared.reduce((all, one) => all + of(one), 0);
     const [kept, read] = [sum(({ takenOver }) => takenOver), sum((one) => one.read)];
     const bytes = formatBytes(sum(({ readBytes }) => readBytes));
@@ -68,10 +81,11 @@ export class Changes {
     this.#furthest.set(adapter, step);
     this.#gotOn = true;
     if (this.#change === null) return null;
-    const { began, layers } = this.#change;
+    const { began, gathered, layers } = this.#change;
     this.#change = null;
-    this.#costMs = Math.max(0, performance.now() - began - stepMs);
-    const took = `${(this.#costMs / 1000).toFixed(2)} s`;
+    const since = (from: number) => Math.max(0, performance.now() - from - stepMs);
+    this.#costMs = since(gathered);
+    const took = `${(since(began) / 1000).toFixed(2)} s`;
     return first ? null : `the change took ${took}: ${workers} workers go on with step ${step}; ${layers}`;
   }
 

@@ -73,15 +73,12 @@ export class ElasticSteps {
     const joining = candidates.filter((worker) => !members.includes(worker));
     if (joining.every((worker) => this.#declined.has(worker))) return false;
     const names = joining.map(({ name }) => name).join(", ");
-    if (config.elastic_join === "always") {
-      this.#reason = `${names} joins`;
-      return true;
-    }
-    const { gains, text } = await this.#verdict(candidates);
-    this.#reason = gains ? `${names} joins: ${text}` : null;
+    const { possible, gains, text } = await this.#verdict(candidates);
+    const taken = config.elastic_join === "always" ? possible : gains;
+    this.#reason = taken ? `${names} joins: ${text}` : null;
     this.#declined = new Set(joining);
-    if (!gains) log.info(`${names} is not taken in: ${text}`);
-    return gains;
+    if (!taken) log.info(`${names} is not taken in: ${text}`);
+    return taken;
   }
 
   #verdict(candidates: readonly WorkerConnection[]) {

@@ -1,3 +1,4 @@
+import { PipeloraError } from "../../../common/errors.ts";
 import { NO_OVERRIDES, type RateOverrides } from "../../../plan/request.ts";
 import type { WorkerConnection } from "../../../rpc/worker-connection.ts";
 import type { PlannedMembers } from "../../assembly/plan-members.ts";
@@ -17,6 +18,8 @@ export interface Progress {
 }
 
 export interface Verdict {
+  /** Whether there is a plan for them. */
+  readonly possible: boolean;
   readonly gains: boolean;
   /** For people. */
   readonly text: string;
@@ -33,18 +36,26 @@ export async function worthJoining(
 ): Promise<Verdict> {
   const measured = ratesOf(candidates, planned);
   const rates = measured ?? NO_OVERRIDES;
-  const { plan } = await planFor(settings, setup, joinedDevices(candidates), { ...of, rates });
+  const found = await planFor(settings, setup, joinedDevices(candidates), { ...of, rates }).catch((error: unknown) => {
+    if (error instanceof PipeloraError) return error;
+    throw error;
+  });
+  if (found instanceof PipeloraError) return { possible: false, gains: false, text: found.message };
+  const { plan } = found;
   // Measured and assumed times do not compare.
   const present = measured === null ? await planFor(settings, setup, planned.devices, { ...of, rates }) : planned;
   const [now, then] = [present.plan.predicted, plan.predicted];
   const workers = `${candidates.length} workers`;
-  if (now === null || then === null) return { gains: true, text: `${workers} go on; no time can be predicted` };
+  if (now === null || then === null) {
+    return { possible: true, gains: true, text: `${workers} go on; no time can be predicted` };
+  }
   const next = (stepMs * then.stepTimeMs) / now.stepTimeMs;
   const savedMs = (stepMs - next) * stepsLeft;
   const seconds = (ms: number) => `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 0)} s`;
   const gains = savedMs > costMs;
   const saved = savedMs > 0 ? `saves ${seconds(savedMs)}` : `loses ${seconds(-savedMs)}`;
   return {
+    possible: true,
     gains,
     text:
       `with ${workers} a step is predicted to take ${seconds(next)} instead of ${seconds(stepMs)}: over ${stepsLeft} steps that ${saved}, ` +

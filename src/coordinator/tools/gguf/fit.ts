@@ -55,6 +55,9 @@ function rulesAgainst(spec: ModelSpec, architecture: Architecture): string[] {
     [rules.norm.kind === "layer", has.has("layer norm"), "RMSNorm"],
     [rules.cap.scores !== null || rules.cap.logits !== null, architecture.caps === true, "no soft caps"],
     [rules.queryScale !== null, architecture.queryScale === true, "no scale of queries by position"],
+    [rules.queryScale?.blocks === "unturned", false, "scaled queries in all blocks"],
+    [blocks.some(({ chunked }) => chunked === true), false, "no attention within chunks"],
+    [blocks.some(({ plainHeadNorms }) => plainHeadNorms === true), false, "no norms of q and k without weights"],
     [blocks.some(({ sinks }) => sinks !== undefined), has.has("sinks"), "no attention sinks"],
     [blocks.some(({ attention }) => attention.kind === "delta"), has.has("delta nets"), "no delta nets"],
     [blocks.some(({ attention }) => attention.kind === "latent"), architecture.latent === true, "no latent attention"],
@@ -185,6 +188,7 @@ function expertsAgainst(blocks: readonly BlockLayer[], { experts: has }: Archite
   const asked = score === "softmax" && normalise ? "softmax_of_chosen" : score;
   const given = has.score === "softmax" && has.normalise === true ? "softmax_of_chosen" : has.score;
   if (given !== "key" && asked !== given) against.push(`${given} as the experts' weights`);
+  if (sparse.some(({ experts }) => experts!.weighsInput)) against.push("weights on what experts give");
   if (factor !== 1 && !has.factor) against.push("no factor on what experts give");
   if (groups !== null && !has.groups) against.push("no groups of experts");
   if (correction !== null && !has.correction) against.push("no correction of experts' scores");

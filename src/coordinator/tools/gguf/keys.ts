@@ -6,7 +6,7 @@ import { deltaInterval } from "./fit.ts";
 type Keys = readonly (readonly [string, MetadataValue])[];
 
 /** llama_expert_gating_func_type */
-const GATING = { softmax: 1, sigmoid: 2, softmax_of_chosen: 3 } as const;
+const GATING = { softmax: 1, sigmoid: 2, softmax_of_chosen: 3, sigmoid_of_chosen: 2 } as const;
 
 /** A model's numbers as metadata, keys without the architecture's prefix. Rotary's keys are in rope.ts. */
 export function modelKeys(spec: ModelSpec, architecture: Architecture): Keys {

@@ -33,7 +33,7 @@ export function ministral3Spec(given: unknown, generation: unknown, part?: TextP
   const { llama_4_scaling_beta: beta, original_max_position_embeddings: length } = ropeParametersOf(config);
   const scaled = typeof beta === "number" && beta !== 0;
   if (scaled && !Number.isInteger(length)) contradiction("llama_4_scaling_beta needs original_max_position_embeddings");
-  const queryScale = scaled ? { beta, length: length! } : null;
+  const queryScale = scaled ? ({ beta, length: length!, first: 0, blocks: "all" } as const) : null;
   const own = part ?? { family: "ministral3", prefix: "Ministral3" };
   return mistralLike(config, generation, { ...own, rules: { queryScale } }, null);
 }

@@ -6,7 +6,7 @@ import { PipeloraError } from "../../../../src/common/errors.ts";
 import { KnownRates } from "../../../../src/coordinator/assembly/known-rates.ts";
 import { everyMember } from "../../../../src/coordinator/cluster/membership.ts";
 import { Returning } from "../../../../src/coordinator/cluster/returning.ts";
-import type { HeldState } from "../../../../src/coordinator/run/adapter-run.ts";
+import { AdapterRun, type HeldState } from "../../../../src/coordinator/run/adapter-run.ts";
 import { initialState, type TrainerState } from "../../../../src/coordinator/run/checkpoints/trainer-state.ts";
 import { BoundaryStates, STATE_PARTS } from "../../../../src/coordinator/run/elastic/boundary-states.ts";
 import { Changes } from "../../../../src/coordinator/run/elastic/changes.ts";
@@ -68,6 +68,20 @@ test("a boundary is held once all of its values are there, and only then; late a
     ),
     { numRuns: 300 },
   );
+});
+
+test("what is held is never replaced by an earlier step's, and what goes on from it does not change it", async () => {
+  const run = new AdapterRun(null, {} as never);
+  const at = (globalStep: number): HeldState => ({ state: { ...initialState(), globalStep }, values: [] });
+  run.hold(at(5));
+  run.hold(at(7));
+  run.hold(at(6));
+  const { state } = await run.start();
+  assert.equal(state.globalStep, 7);
+  state.globalStep = 9;
+  state.logHistory.push({ step: 9 });
+  const again = await run.start();
+  assert.deepEqual([again.state.globalStep, again.state.logHistory], [7, []]);
 });
 
 test("an elastic run takes every device of whole nodes, and of processes that stand alone each", () => {
@@ -164,7 +178,6 @@ test("a change is over with the first step that none had made, and tells what it
       { takenOver: 2, read: 1, readBytes: 1024 },
       { takenOver: 1, read: 0, readBytes: 0 },
     ].map((loaded) => ({ memory: null, seconds: 1, ...loaded })),
-    3,
   );
   assert.equal(made(2), null, "that step was made before");
   assert.ok(!changes.gotOn);

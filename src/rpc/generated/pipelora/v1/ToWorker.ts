@@ -11,6 +11,7 @@ import type { MatrixTensor as _pipelora_v1_MatrixTensor, MatrixTensor__Output as
 import type { Shutdown as _pipelora_v1_Shutdown, Shutdown__Output as _pipelora_v1_Shutdown__Output } from '../../pipelora/v1/Shutdown.ts';
 import type { OpenCache as _pipelora_v1_OpenCache, OpenCache__Output as _pipelora_v1_OpenCache__Output } from '../../pipelora/v1/OpenCache.ts';
 import type { Infer as _pipelora_v1_Infer, Infer__Output as _pipelora_v1_Infer__Output } from '../../pipelora/v1/Infer.ts';
+import type { ReadInputs as _pipelora_v1_ReadInputs, ReadInputs__Output as _pipelora_v1_ReadInputs__Output } from '../../pipelora/v1/ReadInputs.ts';
 import type { Calibrate as _pipelora_v1_Calibrate, Calibrate__Output as _pipelora_v1_Calibrate__Output } from '../../pipelora/v1/Calibrate.ts';
 import type { ProbeLink as _pipelora_v1_ProbeLink, ProbeLink__Output as _pipelora_v1_ProbeLink__Output } from '../../pipelora/v1/ProbeLink.ts';
 import type { OutputFolder as _pipelora_v1_OutputFolder, OutputFolder__Output as _pipelora_v1_OutputFolder__Output } from '../../pipelora/v1/OutputFolder.ts';
@@ -37,6 +38,7 @@ export interface ToWorker {
   'shutdown'?: (_pipelora_v1_Shutdown | null);
   'openCache'?: (_pipelora_v1_OpenCache | null);
   'infer'?: (_pipelora_v1_Infer | null);
+  'readInputs'?: (_pipelora_v1_ReadInputs | null);
   'calibrate'?: (_pipelora_v1_Calibrate | null);
   'probeLink'?: (_pipelora_v1_ProbeLink | null);
   'outputFolder'?: (_pipelora_v1_OutputFolder | null);
@@ -48,7 +50,7 @@ export interface ToWorker {
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds | null);
   'reportRank'?: (_pipelora_v1_ReportRank | null);
   'readClock'?: (_pipelora_v1_ReadClock | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"readInputs"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
 }
 
 export interface ToWorker__Output {
@@ -64,6 +66,7 @@ export interface ToWorker__Output {
   'shutdown'?: (_pipelora_v1_Shutdown__Output | null);
   'openCache'?: (_pipelora_v1_OpenCache__Output | null);
   'infer'?: (_pipelora_v1_Infer__Output | null);
+  'readInputs'?: (_pipelora_v1_ReadInputs__Output | null);
   'calibrate'?: (_pipelora_v1_Calibrate__Output | null);
   'probeLink'?: (_pipelora_v1_ProbeLink__Output | null);
   'outputFolder'?: (_pipelora_v1_OutputFolder__Output | null);
@@ -75,5 +78,5 @@ export interface ToWorker__Output {
   'makeNcclIds'?: (_pipelora_v1_MakeNcclIds__Output | null);
   'reportRank'?: (_pipelora_v1_ReportRank__Output | null);
   'readClock'?: (_pipelora_v1_ReadClock__Output | null);
-  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
+  'body'?: "welcome"|"prepare"|"runStep"|"applyUpdate"|"evaluate"|"readInputs"|"exportMatrices"|"importMatrices"|"matrixTensor"|"openCache"|"infer"|"shutdown"|"calibrate"|"probeLink"|"outputFolder"|"writeFile"|"commitFiles"|"listCheckpoints"|"readFile"|"preflight"|"makeNcclIds"|"reportRank"|"readClock";
 }
