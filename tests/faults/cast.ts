@@ -110,8 +110,9 @@ export class Cast {
     }
   }
 
-  /** A node that was held, or was not there yet, joins. Returns its name; null: none is left. */
+  /** A node that was held, or was not there yet, joins. Returns its name; null: none is left, or the run is over. */
   join(): string | null {
+    if (this.#over) return null;
     const held = this.#nodes.find((node) => node.held !== null);
     if (held !== undefined) {
       held.held!.resolve();

@@ -67,7 +67,12 @@ CudaLinear::CudaLinear(LinearContext& context, std::int64_t in_, std::vector<std
 
 CudaLinear::~CudaLinear() { context_.pool.forget(this); }
 
-void CudaLinear::expect_lora(std::int64_t inner_cols) { tail_ = std::max(tail_, tail_columns(inner_cols)); }
+void CudaLinear::expect_lora(std::int64_t inner_cols) {
+  const std::int64_t wanted = std::max(tail_, tail_columns(inner_cols));
+  // Rows lie as far apart as there was room for when the weight was loaded.
+  if (started_ && wanted > tail_) throw Error(kEngineFailed, "a loaded weight has room for " + std::to_string(tail_) + " columns of LoRA's, not for " + std::to_string(wanted));
+  tail_ = wanted;
+}
 
 std::size_t CudaLinear::bytes() const {
   std::size_t total = 0;
