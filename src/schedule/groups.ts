@@ -38,8 +38,9 @@ function groupOf({ ranks, chunks, shared }: Deal): number {
 }
 
 /**
- * The most that a rank has forwarded and not yet gone back, counted over its segments but the shared one: Megatron's warm-up and one; 1F1B's
- * with one segment a rank. All of a group must have left the last rank before its shared segment starts, so then a group less one more.
+ * The most micro-batches whose forward pass a rank has done and whose backward pass it has not, summed over its segments but the shared one.
+ * Megatron's warm-up plus one; 1F1B's number with one segment a rank. With a shared segment a group less one more: the last rank runs a whole
+ * group forward before its first backward pass.
  */
 export function mostInGroups(deal: Deal, rank: number): number {
   const after = deal.ranks.length - 1 - deal.ranks.indexOf(rank);
@@ -48,10 +49,13 @@ export function mostInGroups(deal: Deal, rank: number): number {
 }
 
 /**
- * Megatron-LM's interleaving over p ranks, and what a shared segment adds. Micro-batches go in groups of p: a rank runs a group through its
- * first segment, then through its second, and so on; backward in the same groups from the last segment to the first. After a warm-up it
- * alternates. All ranks stop for the shared segment at the same beat, each for its own micro-batch of the group: none waits for another's.
- * So its turn comes p − 1 − place of the rank backward passes before the group's own first.
+ * Megatron-LM's interleaving over p ranks. Micro-batches go in groups of p: a rank runs a group through its first segment, then through its
+ * second, and so on; backward in the same groups from the last segment to the first. After a warm-up it alternates.
+ *
+ * A shared segment fits into that beat. Each rank runs it for its own micro-batch of a group, all ranks at the same time, so none waits for
+ * another. That time is when the last rank is through the group's forward passes and comes to its first backward pass. A rank n places before it
+ * has then done n forward passes more, and n backward passes less: by the one it tells its turn with several segments, by the other with one.
+ *
  * A last, smaller group breaks the beat: where every rank waits, one goes on with whatever is there.
  */
 export function inGroups(deal: Deal): Policy {
@@ -91,12 +95,17 @@ export function inGroups(deal: Deal): Policy {
     if (progress.trains && progress.next(rank, segment, true) < next) return { segment, backward: true };
     return next < progress.microBatches ? { segment, backward: false } : null;
   };
+  /** Whether the time has come for the group whose micro-batch this rank runs next in the shared segment. */
   const isDue = ({ segment, backward: back }: Candidate, rank: number, progress: Progress) => {
     if (back) return true;
     const group = Math.floor(progress.next(rank, segment, false) / size);
     const ahead = ranks.length - 1 - ranks.indexOf(rank);
-    return group * size * chunks - ahead <= backwards(rank, progress);
+    if (chunks === 1) return backwards(rank, progress) >= group * size - ahead;
+    const through = Math.min(progress.microBatches, (group + 1) * size) * chunks;
+    return forwards(rank, progress) >= Math.min(progress.microBatches * chunks, through + ahead);
   };
+  const mayForward = (rank: number, progress: Progress) =>
+    forwards(rank, progress) - backwards(rank, progress) < most.get(rank)!;
   return {
     *candidates(rank, progress) {
       const pass = sharedPass(rank, progress);
@@ -105,13 +114,11 @@ export function inGroups(deal: Deal): Policy {
         for (const candidate of [pass, next]) if (candidate !== null) yield candidate;
         return;
       }
-      if (next !== null && forwards(rank, progress) - backwards(rank, progress) < most.get(rank)!) {
-        yield next;
-        return;
-      }
-      const back = backward(rank, progress);
-      if (pass !== null && isDue(pass, rank, progress)) yield pass;
-      else if (back !== null) yield back;
+      const due = pass !== null && isDue(pass, rank, progress) ? pass : null;
+      const ready = next !== null && mayForward(rank, progress) ? next : null;
+      // With one segment a rank the rank's last forward pass before that falls into the same beat.
+      const turn = (chunks === 1 ? (ready ?? due) : (due ?? ready)) ?? backward(rank, progress);
+      if (turn !== null) yield turn;
     },
     *whenStuck(rank, progress) {
       for (const of of [sharedPass, backward, forward]) {

@@ -9,7 +9,7 @@ export function goesInGroups({ segments, policy }: Omit<Shape, "microBatches">):
   return deal !== null && (deal.shared !== null || (policy === "interleaved" && deal.chunks > 1));
 }
 
-/** Micro-batches that 1F1B lets each segment hold at once, all its ranks together: as many as ranks take part in it and in what follows. */
+/** Micro-batches that 1F1B lets be under way in each segment, on all its ranks together: one for each rank of it and of the segments behind it. */
 export function roomOf(segments: Shape["segments"]): number[] {
   const room = segments.map(() => 0);
   let behind = 0;
@@ -43,8 +43,9 @@ export function mostHeld(
   const deal = dealOf(segments)!;
   const dealt = own.filter((segment) => segment !== deal.shared?.segment);
   const largest = Math.max(0, ...dealt.map(kept));
-  // A last group smaller than the others breaks the beat: at most another group more.
-  const ragged = microBatches % deal.ranks.length === 0 ? 0 : deal.ranks.length;
-  const held = Math.min(microBatches * dealt.length, mostInGroups(deal, rank) + ragged);
+  // The beat of several segments a rank is broken by a last, smaller group, for at most another group, and by a front that does not learn, for one.
+  const whole = microBatches % deal.ranks.length === 0;
+  const broken = deal.chunks === 1 ? 0 : whole ? 1 : deal.ranks.length + 1;
+  const held = Math.min(microBatches * dealt.length, mostInGroups(deal, rank) + broken);
   return held * largest + (dealt.length < own.length ? each(deal.shared!.segment, 1) : 0);
 }

@@ -216,6 +216,7 @@ export class Rank {
 
   /** Of the engine that trains; one that only measures keeps nothing. */
   #keepingHost(): EngineHost {
+    if (this.#run === "") return this.#host();
     return { ...this.#host(), kept: { held: this.#options.held, run: this.#run } };
   }
 

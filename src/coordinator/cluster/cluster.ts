@@ -208,7 +208,8 @@ export class Cluster {
       member.notify({
         welcome: {
           ...{ session: this.session, rank, worldSize: this.#members.length, heartbeatMs: HEARTBEAT_MS },
-          run: this.#run,
+          // A GPU's memory is kept over a restart only where the run is elastic: other restarts free all of it, as cards have shown to work.
+          run: options.minWorkers === null && member.hello.device !== "cpu" ? "" : this.#run,
         },
       });
       member.watch(SILENCE_MS);
