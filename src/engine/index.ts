@@ -4,6 +4,7 @@ import { type AddonChoice, chooseAddon } from "./addon/choice.ts";
 import type { NativeAddon } from "./face.ts";
 
 export type { AddonChoice } from "./addon/choice.ts";
+export type * from "./description.ts";
 export type * from "./face.ts";
 export type * from "./inference.ts";
 export type * from "./links.ts";
