@@ -19,6 +19,11 @@ namespace pipelora::addon {
 /// An Error with `code`: that of the catalogue, PL_OUT_OF_MEMORY for std::bad_alloc, else PL_ENGINE_FAILED.
 Napi::Error to_js_error(Napi::Env env, std::exception_ptr failure);
 
+[[noreturn]] void mismatch(const char* expected, const char* what, const Napi::Value& value);
+/// null or undefined
+bool absent(const Napi::Value& value);
+Napi::Object to_object(const Napi::Value& value, const char* what);
+Napi::Array to_array(const Napi::Value& value, const char* what);
 std::int64_t to_int(const Napi::Value& value, const char* what);
 double to_number(const Napi::Value& value, const char* what);
 std::string to_text(const Napi::Value& value, const char* what);
@@ -32,12 +37,15 @@ struct Extents {
 Extents to_extents(const Napi::Value& shape);
 /// float32, bfloat16 or float16
 DType to_float_dtype(const Napi::Value& value);
+std::vector<double> to_doubles(const Napi::Value& value, const char* what);
 std::vector<float> to_float32s(const Napi::Value& value, const char* what);
 std::vector<std::int32_t> to_int32s(const Napi::Value& value, const char* what);
 
+// describe_model.cpp
 Arch to_arch(const Napi::Value& value);
 SegmentSpec to_segment(const Napi::Value& value);
 std::vector<LayerSpec> to_layers(const Napi::Value& value);
+
 /// An adapter's number; absent: the first.
 std::size_t to_adapter(const Napi::Value& value);
 TensorSource to_source(const Napi::Value& value);

@@ -1,4 +1,4 @@
-// What the caller describes: the C++ twins of the records in src/engine/face.ts.
+// What the caller describes: the C++ twins of the records in src/engine/description.ts.
 #pragma once
 
 #include <cmath>
