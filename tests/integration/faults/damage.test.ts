@@ -52,7 +52,7 @@ test("a damaged newest checkpoint is passed over by name, and the run ends with 
 
 test("a restart never takes up an earlier run's checkpoints, nor does a later resume", async (t) => {
   const root = temporaryFolder(t);
-  const long: GoldenRun = { ...golden, args: { ...golden.args, num_train_epochs: 30, save_steps: 5 } };
+  const long: GoldenRun = { ...golden, args: { ...golden.args, num_train_epochs: 15, save_steps: 5 } };
   const run = (output: string, from: string, ...more: string[]) => [
     ...goldenFlags(long, output, "--workers", "2", ...more),
     ...["--adapter", from],
