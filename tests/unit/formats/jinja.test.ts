@@ -49,3 +49,10 @@ test("generation blocks and passes over messages are marked", () => {
     { kind: "pass", number: 0, begin: 0, end: 4 },
   ]);
 });
+
+test("a rendering is no longer than a tokenizer can take in seconds", () => {
+  const long = new JinjaTemplate("{{ messages[0].content * 100000 }}");
+  const render = (content: string) => long.render({ messages: [{ role: "user", content }] }, new Date());
+  assert.equal(render("a".repeat(83)).text.length, 8_300_000);
+  assert.throws(() => render("a".repeat(84)), /writes 8400000 characters, expected at most 8388608/);
+});
