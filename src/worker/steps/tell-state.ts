@@ -1,9 +1,8 @@
 import { bytesOf } from "../../common/bytes.ts";
-import type { Engine, MatrixPart } from "../../engine/index.ts";
+import type { Engine } from "../../engine/index.ts";
 import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
+import { STATE_PARTS } from "../../rpc/state-parts.ts";
 
-/** What a resumed run needs of a matrix. */
-const PARTS: readonly MatrixPart[] = ["weight", "exp_avg", "exp_avg_sq"];
 const MESSAGE_BYTES = 4 << 20;
 
 export type Tell = (adapter: number, tensors: readonly MatrixTensor[]) => void;
@@ -18,7 +17,7 @@ export async function tellState(
   tell: Tell,
 ): Promise<void> {
   const queued = names.flatMap((name) =>
-    PARTS.map((part) => ({ name, part, values: engine.getMatrix(name, part, adapter) })),
+    STATE_PARTS.map((part) => ({ name, part, values: engine.getMatrix(name, part, adapter) })),
   );
   // Awaited in their turn; one before may fail first.
   for (const { values } of queued) values.catch(() => {});

@@ -6,6 +6,7 @@ import { writeTextAtomically } from "../../../formats/atomic-file.ts";
 import { filesOf, hashFiles, listCheckpoints } from "../../../formats/checkpoint-folders.ts";
 import { readTensor } from "../../../formats/safetensors.ts";
 import { copyTokenizer } from "../../../formats/tokenizer/copy.ts";
+import { STATE_PARTS } from "../../../rpc/state-parts.ts";
 import { adapterValues } from "../../assembly/adapter-values.ts";
 import type { NodeFolders, NodeSave } from "../../cluster/node-folders.ts";
 import type { MatrixPartName, MatrixValues, PipelineAdapter } from "../../cluster/pipeline.ts";
@@ -230,7 +231,7 @@ export class RunFiles {
 
   /** What a checkpoint has of each matrix. */
   get savedParts(): readonly MatrixPartName[] {
-    return this.#settings.save_only_model ? ["weight", "initial"] : ["weight", "exp_avg", "exp_avg_sq", "initial"];
+    return this.#settings.save_only_model ? ["weight", "initial"] : [...STATE_PARTS, "initial"];
   }
 
   /** No node of the attempt that ended saves any more. */

@@ -1,11 +1,9 @@
 import { float32Of } from "../../../common/bytes.ts";
 import type { BoundaryState__Output } from "../../../rpc/generated/pipelora/v1/BoundaryState.ts";
+import { STATE_PARTS } from "../../../rpc/state-parts.ts";
 import type { MatrixPartName, MatrixValues } from "../../cluster/pipeline.ts";
 import type { AdapterRun } from "../adapter-run.ts";
 import { copyState, type TrainerState } from "../checkpoints/trainer-state.ts";
-
-/** What a rank tells of each of its matrices, and what a resumed run needs of them. */
-export const STATE_PARTS: readonly MatrixPartName[] = ["weight", "exp_avg", "exp_avg_sq"];
 
 /** An adapter of an attempt, by its number there. */
 export interface Told {

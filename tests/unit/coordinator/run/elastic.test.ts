@@ -8,11 +8,12 @@ import { everyMember } from "../../../../src/coordinator/cluster/membership.ts";
 import { Returning } from "../../../../src/coordinator/cluster/returning.ts";
 import { AdapterRun, type HeldState } from "../../../../src/coordinator/run/adapter-run.ts";
 import { initialState, type TrainerState } from "../../../../src/coordinator/run/checkpoints/trainer-state.ts";
-import { BoundaryStates, STATE_PARTS } from "../../../../src/coordinator/run/elastic/boundary-states.ts";
+import { BoundaryStates } from "../../../../src/coordinator/run/elastic/boundary-states.ts";
 import { Changes } from "../../../../src/coordinator/run/elastic/changes.ts";
 import { restartAfter } from "../../../../src/coordinator/run/restart.ts";
 import { linkKey, type MeasuredDevice } from "../../../../src/plan/request.ts";
 import type { BoundaryState__Output } from "../../../../src/rpc/generated/pipelora/v1/BoundaryState.ts";
+import { STATE_PARTS } from "../../../../src/rpc/state-parts.ts";
 import type { WorkerConnection } from "../../../../src/rpc/worker-connection.ts";
 
 const worker = (node: string, pid: number) => ({ hello: { node, pid } }) as WorkerConnection;
