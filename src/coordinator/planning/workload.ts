@@ -161,7 +161,7 @@ export function trainingWorkload(
   };
 }
 
-function longestRow(rows: Dataset): number {
+export function longestRow(rows: Dataset): number {
   let longest = 0;
   for (let row = 0; row < rows.size; row++) longest = Math.max(longest, rows.rowLength(row));
   return longest;

@@ -16,7 +16,7 @@ import type { Cluster } from "../../cluster/cluster.ts";
 import type { Pipeline } from "../../cluster/pipeline.ts";
 import { describeModel, type ModelSetup } from "../../planning/model-setup.ts";
 import { readAdaptersData, type TrainingData } from "../../planning/training-data.ts";
-import { passesWorkload } from "../../planning/workload.ts";
+import { longestRow, passesWorkload } from "../../planning/workload.ts";
 import { namedFolder } from "../checkpoints/resume-point.ts";
 import { EvaSearch } from "./eva-search.ts";
 import { evaInputs, evaSettings, rankBudget } from "./eva-settings.ts";
@@ -69,7 +69,7 @@ export async function makeEvaAdapter(config: Config, cluster: Cluster, log: Logg
   const inputs = evaInputs(setup.spec, lora, eva);
   const members = await cluster.form();
   const batches = evaBatches(data!, eva);
-  const tokens = Math.max(PASS_TOKENS, longest(data!));
+  const tokens = Math.max(PASS_TOKENS, longestRow(data!.train));
   const settings = { ...config, replicas: 1 };
   const base: ModelSetup = { ...setup, lora: null };
   const planned = await planMembers(members, base, { workload: passesWorkload(tokens) }, settings);
@@ -130,12 +130,6 @@ async function* evaBatches(
       yield { rows, counted: Uint8Array.from(counted) };
     }
   }
-}
-
-function longest({ train }: Pick<TrainingData, "train">): number {
-  let most = 0;
-  for (let row = 0; row < train.size; row++) most = Math.max(most, train.rowLength(row));
-  return most;
 }
 
 interface Passes {
