@@ -23,32 +23,35 @@ std::optional<LoraSpec> to_lora(const Napi::Value& value) {
   return spec;
 }
 
+/// The value that `table` has under a text; `expected` names them all.
+template <class T, std::size_t kCount>
+T named_in(const std::pair<const char*, T> (&table)[kCount], const Napi::Value& value, const char* expected, const char* what) {
+  const std::string name = to_text(value, what);
+  for (const auto& [known, found] : table)
+    if (name == known) return found;
+  mismatch(expected, what, value);
+}
+
 Activation to_activation(const Napi::Value& value) {
-  const std::string name = to_text(value, "arch.activation");
-  if (name == "silu") return Activation::silu;
-  if (name == "gelu_tanh") return Activation::gelu_tanh;
-  if (name == "gelu") return Activation::gelu;
-  mismatch("silu, gelu_tanh or gelu", "arch.activation", value);
+  constexpr std::pair<const char*, Activation> activations[] = {
+      {"silu", Activation::silu}, {"gelu_tanh", Activation::gelu_tanh}, {"gelu", Activation::gelu}};
+  return named_in(activations, value, "silu, gelu_tanh or gelu", "arch.activation");
 }
 
 Role to_role(const Napi::Value& value) {
-  const std::string name = to_text(value, "role");
-  constexpr std::pair<const char*, Role> roles[] = {{"qkv", Role::qkv}, {"q", Role::q},       {"k", Role::k},   {"v", Role::v},
-                                                    {"o", Role::o},     {"gate_up", Role::gate_up}, {"gate", Role::gate}, {"up", Role::up},
-                                                    {"down", Role::down}, {"router", Role::router}, {"shared_gate", Role::shared_gate},
-                                                     {"delta_qkv", Role::delta_qkv},
-                                                    {"delta_z", Role::delta_z},
-                                                    {"delta_b", Role::delta_b},
-                                                    {"delta_a", Role::delta_a},
-                                                    {"delta_qkvz", Role::delta_qkvz},
-                                                    {"delta_ba", Role::delta_ba},
-                                                    {"q_a", Role::q_a},
-                                                    {"q_b", Role::q_b},
-                                                    {"kv_a", Role::kv_a},
-                                                    {"kv_b", Role::kv_b}};
-  for (const auto& [known, role] : roles)
-    if (name == known) return role;
-  mismatch("a role that linears have (EngineLinear)", "role", value);
+  constexpr std::pair<const char*, Role> roles[] = {
+      {"qkv", Role::qkv},           {"q", Role::q},
+      {"k", Role::k},               {"v", Role::v},
+      {"o", Role::o},               {"gate_up", Role::gate_up},
+      {"gate", Role::gate},         {"up", Role::up},
+      {"down", Role::down},         {"router", Role::router},
+      {"shared_gate", Role::shared_gate}, {"delta_qkv", Role::delta_qkv},
+      {"delta_z", Role::delta_z},   {"delta_b", Role::delta_b},
+      {"delta_a", Role::delta_a},   {"delta_qkvz", Role::delta_qkvz},
+      {"delta_ba", Role::delta_ba}, {"q_a", Role::q_a},
+      {"q_b", Role::q_b},           {"kv_a", Role::kv_a},
+      {"kv_b", Role::kv_b}};
+  return named_in(roles, value, "a role that linears have (EngineLinear)", "role");
 }
 
 LinearSpec to_linear(const Napi::Value& value) {
@@ -71,14 +74,12 @@ std::vector<LinearSpec> to_linears(const Napi::Value& value, const char* what) {
   return linears;
 }
 
-RouteScore to_score(const std::string& name, const Napi::Value& value) {
-  static const std::pair<const char*, RouteScore> scores[] = {{"softmax", RouteScore::softmax},
-                                                              {"sigmoid", RouteScore::sigmoid},
-                                                              {"softmax_of_chosen", RouteScore::softmax_of_chosen},
-                                                              {"sigmoid_of_chosen", RouteScore::sigmoid_of_chosen}};
-  for (const auto& [known, score] : scores)
-    if (name == known) return score;
-  mismatch("softmax, sigmoid, softmax_of_chosen or sigmoid_of_chosen", "route.score", value);
+RouteScore to_score(const Napi::Value& value) {
+  constexpr std::pair<const char*, RouteScore> scores[] = {{"softmax", RouteScore::softmax},
+                                                           {"sigmoid", RouteScore::sigmoid},
+                                                           {"softmax_of_chosen", RouteScore::softmax_of_chosen},
+                                                           {"sigmoid_of_chosen", RouteScore::sigmoid_of_chosen}};
+  return named_in(scores, value, "softmax, sigmoid, softmax_of_chosen or sigmoid_of_chosen", "route.score");
 }
 
 RouteRule to_route(const Napi::Value& value) {
@@ -86,8 +87,7 @@ RouteRule to_route(const Napi::Value& value) {
   RouteRule rule;
   rule.experts = to_int(from.Get("experts"), "route.experts");
   rule.chosen = to_int(from.Get("chosen"), "route.chosen");
-  const std::string score = to_text(from.Get("score"), "route.score");
-  rule.score = to_score(score, from.Get("score"));
+  rule.score = to_score(from.Get("score"));
   rule.normalise = to_bool(from.Get("normalise"), "route.normalise");
   rule.groups = to_int(from.Get("groups"), "route.groups");
   rule.chosen_groups = to_int(from.Get("chosenGroups"), "route.chosenGroups");
