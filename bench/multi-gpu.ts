@@ -1,10 +1,10 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PipeloraError } from "../src/common/errors.ts";
 import { loadEngine } from "../src/engine/index.ts";
 import { deviceLinkRate } from "./device-links.ts";
-import { makeRows, makeWorkload, median, round, runEvents } from "./training-run.ts";
+import { makeModel, makeRows, median, round, runEvents } from "./training-run.ts";
 
 const FIELDS = {
   ...{ rms_norm_eps: 1e-6, max_position_embeddings: 8192, tie_word_embeddings: false, torch_dtype: "bfloat16" },
@@ -98,6 +98,8 @@ export interface Machine {
   /** The first is what runs where none is named. */
   readonly models: readonly Model[];
   readonly bases: readonly { readonly base: string; readonly flags: readonly string[] }[];
+  /** Where models of random weights stay; none: they are deleted after the runs. */
+  readonly weights?: string;
   /** For the coordinator, beside those of each run. */
   readonly flags: readonly string[];
   /** CPU workers; null: one for each GPU. */
@@ -107,9 +109,16 @@ export interface Machine {
 /**
  * Training at published shapes with random weights over all GPUs of this host, and on one of them: bases, sizes of micro-batches,
  * ways to place, links. One JSON line a run, predicted beside measured. `only`: names of models (none: qwen-7b), bases, sizes,
- * placements and links to keep to ("nf4", "8x384", "1f1b", "nccl"). Error: PL_DEVICE_UNAVAILABLE with fewer than two GPUs.
+ * placements and links to keep to ("nf4", "8x384", "1f1b", "nccl"); `--weights DIR`: models of
+ * random weights are kept there, and taken from there. Error: PL_DEVICE_UNAVAILABLE with fewer than two GPUs.
  */
-export async function benchMultiGpu(print: (row: object) => void, only: readonly string[]): Promise<void> {
+export async function benchMultiGpu(print: (row: object) => void, args: readonly string[]): Promise<void> {
+  const at = args.indexOf("--weights");
+  const weights = at < 0 ? undefined : args[at + 1];
+  if (at >= 0 && weights === undefined) {
+    throw new PipeloraError("PL_CONFIG_INVALID", "--weights: expected a folder for the models of random weights");
+  }
+  const only = at < 0 ? args : args.toSpliced(at, 2);
   const { cuda } = loadEngine().capabilities();
   const gpus = cuda?.devices ?? [];
   if (gpus.length < 2) {
@@ -119,7 +128,14 @@ export async function benchMultiGpu(print: (row: object) => void, only: readonly
     });
   }
   const devices = gpus.map(({ index }) => `cuda:${index}`);
-  const machine = { devices, models: MODELS, bases: BASES, flags: [], workers: null };
+  const machine = {
+    devices,
+    models: MODELS,
+    bases: BASES,
+    flags: [],
+    workers: null,
+    ...(weights === undefined ? {} : { weights }),
+  };
   await runMultiDevice(print, only, machine);
 }
 
@@ -181,7 +197,8 @@ export async function runMultiDevice(
     try {
       const configPath = join(folder, "config.json");
       writeFileSync(configPath, JSON.stringify(subject.config));
-      const { model } = makeWorkload(folder, configPath, subject.config.vocab_size, 1, 8);
+      const made = join(machine.weights ?? folder, subject.model);
+      if (!existsSync(made)) makeModel(configPath, made);
       for (const size of kept(subject.sizes, (one) => one.size)) {
         const shape = [size.rows * size.tokens, subject.config.hidden_size] as const;
         for (const link of links) {
@@ -197,7 +214,7 @@ export async function runMultiDevice(
             for (const link of way.placement === "one" ? ["auto"] : links) {
               const row = { model: subject.model, devices: devices.length, base: base.base, size: size.size };
               const flags = [...base.flags, ...machine.flags, "--link", link];
-              const result = measured(machine, { ...subject, folder, path: model, dataset }, size, way, flags);
+              const result = measured(machine, { ...subject, folder, path: made, dataset }, size, way, flags);
               print({ ...row, placement: way.placement, link, ...result });
             }
           }

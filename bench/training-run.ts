@@ -68,12 +68,17 @@ export function makeWorkload(
   tokens: number,
 ): { model: string; dataset: string } {
   const model = join(folder, "model");
+  makeModel(configPath, model);
+  return { model, dataset: makeRows(join(folder, "rows.jsonl"), vocab, rows, tokens) };
+}
+
+/** A checkpoint of random weights in a new folder. */
+export function makeModel(configPath: string, model: string): void {
   mkdirSync(model, { recursive: true });
   const made = spawnSync(process.execPath, [COORDINATOR, "init-model", "--config", configPath, "--output-dir", model], {
     encoding: "utf8",
   });
   if (made.status !== 0) throw new Error(`init-model failed: ${made.stderr}`);
-  return { model, dataset: makeRows(join(folder, "rows.jsonl"), vocab, rows, tokens) };
 }
 
 /** Writes rows of ready ids and gives the path back. */
