@@ -181,6 +181,21 @@ TEST_CASE("experts' products") {
             }
 }
 
+TEST_CASE("blocks that share an expert's rows: as many as fill a GPU, up to eight, and one where experts and columns do") {
+  for (const std::int64_t experts : {1, 4, 8, 60, 128, 256})
+    for (const std::int64_t columns : {8, 64, 136, 768, 2048, 28672})
+      for (const std::int64_t rank : {1, 16, 64, 65, 256}) {
+        const int shares = expert_grad_shares(experts, columns, rank);
+        const std::int64_t blocks = experts * ((columns + 127) / 128) * ((rank + 63) / 64);
+        CHECK((shares == 1 || shares == 2 || shares == 4 || shares == 8));
+        CHECK((blocks * shares >= 528 || shares == 8));
+        CHECK((shares == 1 || blocks * shares / 2 < 528));
+      }
+  CHECK(expert_grad_shares(128, 768, 16) == 1);   // Qwen3-30B-A3B
+  CHECK(expert_grad_shares(8, 4096, 16) == 4);    // Mixtral 8x7B
+  CHECK(expert_grad_shares(16, 5120, 8) == 1);    // Llama 4 Scout
+}
+
 TEST_CASE("experts of one weight divide a mixture, and are as many as half a GiB expanded has room for") {
   for (const std::int64_t experts : {1, 7, 8, 60, 128, 256})
     for (const std::int64_t in : {64, 2048, 7168})

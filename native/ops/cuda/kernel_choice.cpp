@@ -233,6 +233,14 @@ ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu) {
   return kernel;
 }
 
+int expert_grad_shares(std::int64_t experts, std::int64_t columns, std::int64_t rank) {
+  constexpr std::int64_t kEnough = 528, kMost = 8;
+  const std::int64_t blocks = experts * ((columns + kExpertGradColumns - 1) / kExpertGradColumns) * ((rank + 63) / 64);
+  std::int64_t shares = 1;
+  while (shares < kMost && blocks * shares < kEnough) shares *= 2;
+  return static_cast<int>(shares);
+}
+
 std::int64_t experts_of_a_weight(std::int64_t experts, std::int64_t in, std::int64_t out, DType compute) {
   constexpr std::int64_t kMostBytes = std::int64_t{512} << 20;
   const std::int64_t most = std::max<std::int64_t>(1, kMostBytes / (in * out * static_cast<std::int64_t>(dtype_bytes(compute))));

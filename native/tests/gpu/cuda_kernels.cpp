@@ -58,6 +58,27 @@ void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
   }
 }
 
+/// Between number types, from and into wider matrices, with a factor; what stands behind the columns stays.
+void copies(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t extra) {
+  const Values values = random_values(rows * cols, 1, dtype, 14);
+  Values expected(values);
+  for (double& v : expected) v *= 0.5;
+  for (const DType other : {DType::f32, DType::bf16}) {
+    const auto from = gpu.put(values, dtype, rows, cols, extra), to = gpu.empty(other, rows, cols, 8);
+    gpu.ops->copy(from, to);
+    compare(label("copy", dtype, shape_text(rows, cols) + " to " + dtype_name(other)), gpu.get(to), values, other == dtype || other == DType::f32 ? 0 : 1e-2);
+    const Values behind = gpu.get(to.buffer.tensor().columns(cols, 8));
+    require(label("copy", dtype, shape_text(rows, cols) + " leaves what stands behind"), std::all_of(behind.begin(), behind.end(), [](double v) { return std::isnan(v); }));
+  }
+  Indices picked;
+  for (std::int64_t i = 0; i < rows; ++i) picked.host.push_back(static_cast<std::int32_t>(rows - 1 - i));
+  gpu.upload(picked);
+  const auto turned = gpu.empty(DType::f32, rows, cols), back = gpu.empty(dtype, rows, cols);
+  gpu.ops->gather_rows(gpu.put(values, dtype, rows, cols, extra), picked, turned);
+  gpu.ops->scatter_rows(turned, picked, 0.5f, back);
+  compare(label("rows there and back", dtype, shape_text(rows, cols)), gpu.get(back), expected, dtype == DType::f16 ? 1e-3 : 0);
+}
+
 void add(Gpu& gpu, std::int64_t rows, std::int64_t cols) {
   const Values a = random_values(rows * cols, 1, DType::f32, 4), b = random_values(rows * cols, 1, DType::f32, 5);
   auto to = gpu.put(b, DType::f32, rows, cols);
@@ -265,6 +286,8 @@ int main(int argc, char** argv) {
     elementwise(gpu, dtype, 1, 8);
     elementwise(gpu, dtype, 13, 172);
     elementwise(gpu, dtype, 5, 33);
+    for (const std::int64_t cols : {1, 3, 8, 16, 24, 40, 72, 257, 2048, 2064})
+      for (const std::int64_t rows : {1, 7, 300}) copies(gpu, dtype, rows, cols, cols % 3 == 0 ? 8 : 5);
     norm(gpu, dtype, 1, 64);
     norm(gpu, dtype, 7, 4096);
     norm(gpu, dtype, 33, 172);
@@ -288,6 +311,8 @@ int main(int argc, char** argv) {
     cross_entropy(gpu, dtype, 17, 500000, false, 0, 0.2);
     noise(gpu, dtype, {900, 1, 2048}, 4096);
     elementwise(gpu, dtype, 1088, 4096);
+    copies(gpu, dtype, 70001, 16, 48);  // more rows than a grid is high
+    copies(gpu, dtype, 66001, 129, 8);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);
     cross_entropy(gpu, dtype, 17, 151936, true);
