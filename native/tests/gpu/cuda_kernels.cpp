@@ -13,30 +13,54 @@ using namespace pipelora::test;
 
 namespace {
 
-void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
-  const std::string shape = shape_text(rows, cols);
+struct GateMath {
+  const char* name;
+  Activation activation;
+  double (*value)(double);
+  double (*slope)(double);
+};
+double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
+constexpr double kPi = 3.14159265358979323846;
+double tanh_of(double x) { return std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x)); }
+const GateMath kGates[] = {
+    {"SiLU", Activation::silu, [](double x) { return x * sigmoid_of(x); }, [](double x) { return sigmoid_of(x) * (1 + x * (1 - sigmoid_of(x))); }},
+    {"GELU", Activation::gelu, [](double x) { return x * (1 + std::erf(x / std::sqrt(2.0))) / 2; },
+     [](double x) { return (1 + std::erf(x / std::sqrt(2.0))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * kPi); }},
+    {"GELU by tanh", Activation::gelu_tanh, [](double x) { return x * (1 + tanh_of(x)) / 2; },
+     [](double x) { return (1 + tanh_of(x)) / 2 + x * (1 - tanh_of(x) * tanh_of(x)) / 2 * std::sqrt(2 / kPi) * (1 + 3 * 0.044715 * x * x); }},
+};
+
+/// Gates of many sizes: from where an activation is nothing to where it is its input.
+void gates(Gpu& gpu, DType dtype, const GateMath& math, std::int64_t rows, std::int64_t cols) {
+  const std::string shape = shape_text(rows, cols) + ", " + math.name;
   const std::int64_t n = rows * cols;
-  const Values gate = random_values(n, 1.5, dtype, 1), up = random_values(n, 1, dtype, 2), dact = random_values(n, 1, dtype, 3);
+  Values gate = random_values(n, 1.5, dtype, 1);
+  const Values up = random_values(n, 1, dtype, 2), dact = random_values(n, 1, dtype, 3);
+  for (std::size_t i = 0; i < gate.size(); i += 5) gate[i] = rounded(gate[i] * std::pow(2.0, static_cast<double>(i % 13) - 6), dtype);
   Values act(gate.size()), dgate(gate.size()), dup(gate.size());
   for (std::size_t i = 0; i < gate.size(); ++i) {
-    const double s = 1 / (1 + std::exp(-gate[i]));
-    act[i] = gate[i] * s * up[i];
-    dup[i] = dact[i] * gate[i] * s;
-    dgate[i] = dact[i] * up[i] * s * (1 + gate[i] * (1 - s));
+    act[i] = math.value(gate[i]) * up[i];
+    dup[i] = dact[i] * math.value(gate[i]);
+    dgate[i] = dact[i] * up[i] * math.slope(gate[i]);
   }
   auto both = gpu.empty(dtype, rows, 2 * cols);
   const Tensor g = both.view.columns(0, cols), u = both.view.columns(cols, cols);
   gpu.ops->copy(gpu.put(gate, dtype, rows, cols), g);
   gpu.ops->copy(gpu.put(up, dtype, rows, cols), u);
   auto out = gpu.empty(dtype, rows, cols);
-  gpu.ops->swiglu_forward(g, u, out, Activation::silu);
+  gpu.ops->swiglu_forward(g, u, out, math.activation);
   compare(label("swiglu_forward", dtype, shape), gpu.get(out), act, limit_of(dtype));
   auto d = gpu.put(dact, dtype, rows, cols);
-  gpu.ops->swiglu_backward(g, u, d, g, u, d, Activation::silu);
+  gpu.ops->swiglu_backward(g, u, d, g, u, d, math.activation);
   compare(label("swiglu_backward act", dtype, shape), gpu.get(d), act, limit_of(dtype));
   compare(label("swiglu_backward dgate", dtype, shape), gpu.get(g), dgate, limit_of(dtype));
   compare(label("swiglu_backward dup", dtype, shape), gpu.get(u), dup, limit_of(dtype));
+}
 
+void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
+  for (const GateMath& math : kGates) gates(gpu, dtype, math, rows, cols);
+  const std::string shape = shape_text(rows, cols);
+  const Values up = random_values(rows * cols, 1, dtype, 2);
   Indices picked;
   for (std::int64_t i = 0; i < rows; ++i) picked.host.push_back(static_cast<std::int32_t>((i * 7 + 3) % rows));
   std::vector<std::int32_t> unique(picked.host);
@@ -110,6 +134,15 @@ void norm(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
   auto x_held = gpu.put(x, dtype, rows, cols), weight = gpu.put(w, DType::f32, 1, cols), out = gpu.empty(dtype, rows, cols);
   gpu.ops->rmsnorm_forward(x_held, weight, static_cast<float>(eps), out);
   compare(label("rmsnorm_forward", dtype, shape), gpu.get(out), y, limit_of(dtype));
+  for (const float factor : {1.0f, 0.22f}) {
+    const auto before = gpu.put(residual, dtype, rows, cols, 8), one = gpu.empty(dtype, rows, cols), two = gpu.empty(dtype, rows, cols, 8);
+    gpu.ops->rmsnorm_add(x_held, weight, static_cast<float>(eps), before, factor, one);
+    gpu.ops->Ops::rmsnorm_add(x_held, weight, static_cast<float>(eps), before, factor, two);
+    Values sum(y);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = residual[i] + static_cast<double>(factor) * y[i];
+    compare(label("rmsnorm_add", dtype, shape), gpu.get(one), sum, limit_of(dtype));
+    require(label("rmsnorm_add as a norm and a sum", dtype, shape), gpu.get(one) == gpu.get(two));
+  }
   auto gradient = gpu.put(dy, dtype, rows, cols), rest = gpu.put(residual, dtype, rows, cols);
   gpu.ops->rmsnorm_backward({x_held, weight, gradient, rest, rest, gradient, static_cast<float>(eps)});
   compare(label("rmsnorm_backward dx", dtype, shape), gpu.get(rest), dx, limit_of(dtype));

@@ -5,6 +5,7 @@
 // 2 q + 1. They come and go through the warp's own stages of shared memory, so that memory sees whole rows of 128 bytes.
 #include "ops/cuda/lora/outer.cuh"
 #include "ops/cuda/lora/term.cuh"
+#include "ops/cuda/pointwise/activation.cuh"
 
 namespace pipelora::cuda {
 
@@ -34,16 +35,17 @@ __device__ inline uint4 narrow8(const Floats<8>& f) {
 }
 
 /// Eight columns: gate and up become their gradients; act is what they gave.
-template <class T>
+template <class A, class T>
 __device__ inline uint4 swiglu_grad(const Floats<8>& dact, uint4& gate, uint4& up) {
   const Floats<8> g = widen8<T>(gate), u = widen8<T>(up);
   Floats<8> dg, du, act;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float sigma = sigmoid(g.v[i]), silu = g.v[i] * sigma, d = dact.v[i];
-    du.v[i] = d * silu;
-    dg.v[i] = d * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
-    act.v[i] = silu * u.v[i];
+    float slope;
+    const float value = A::with_slope(g.v[i], slope), d = dact.v[i];
+    du.v[i] = d * value;
+    dg.v[i] = d * u.v[i] * slope;
+    act.v[i] = value * u.v[i];
   }
   gate = narrow8<T>(dg);
   up = narrow8<T>(du);
@@ -57,7 +59,7 @@ __device__ inline std::uint32_t keep_column(std::uint32_t both_tokens, int j) {
   return keep;
 }
 
-template <class T, int NT>
+template <class A, class T, int NT>
 __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_kernel(SwiGluGrad<T> call, TermTiles<NT> tiles, Mask mask) {
   extern __shared__ __align__(128) char shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint4 gate = load_shared(own[i] + kTileBytes), up = load_shared(own[i] + 2 * kTileBytes);
-      act[i] = swiglu_grad<T>(dact[i], gate, up);
+      act[i] = swiglu_grad<A, T>(dact[i], gate, up);
       store_shared(own[i] + kTileBytes, gate);
       store_shared(own[i] + 2 * kTileBytes, up);
     }
@@ -156,7 +158,7 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
 }  // namespace
 
 void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup,
-                      void* scratch, cudaStream_t stream) {
+                      Activation activation, void* scratch, cudaStream_t stream) {
   const std::vector<TermTile> tiles = term_tiles(call.lora, call.x.cols);
   const std::vector<Outer> outers = outers_of(call);
   const OuterLaunch launch = outer_launches(outers).front();
@@ -169,10 +171,12 @@ void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate,
       const auto run = [&]<int NT>() {
         TermTiles<NT> set;
         std::copy_n(tiles.begin(), NT, set.tile);
-        const auto kernel = swiglu_grad_kernel<T, NT>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedBytes)), "shared memory of SwiGLU's backward");
         const dim3 grid(static_cast<unsigned>(launch.jobs.blocks), static_cast<unsigned>(launch.cut.splits));
-        kernel<<<grid, kOuterThreads, kSharedBytes, stream>>>(grad, set, mask_of(call.lora.dropout, call.sequences, dact.cols));
+        with_activation(activation, [&]<class A>(A) {
+          const auto kernel = swiglu_grad_kernel<A, T, NT>;
+          allow_shared(kernel, kSharedBytes);
+          kernel<<<grid, kOuterThreads, kSharedBytes, stream>>>(grad, set, mask_of(call.lora.dropout, call.sequences, dact.cols));
+        });
       };
       if (tiles.size() == 1)
         run.template operator()<1>();
