@@ -69,9 +69,18 @@ TEST_CASE("attention: which kernels are whose") {
   CHECK(attention_forward_choice(rows(128, 4096), kHopper).kernel == AttentionKernel::hopper_long);
   CHECK(attention_forward_choice(rows(128, 68, 8), kHopper).kernel == AttentionKernel::hopper_short);
   CHECK(attention_forward_choice(rows(128, 4096), kA100).kernel == AttentionKernel::tiles);
-  CHECK(attention_forward_choice(rows(256, 4096), kHopper).tiles == AttentionTiles{256, 4, 2});
+  for (const std::int64_t width : {136, 192, 256})
+    for (const std::int64_t length : {5, 64, 384, 8192}) {
+      CHECK(attention_forward_choice(rows(width, length), kHopper).kernel == AttentionKernel::hopper_wide);
+      const AttentionChoice back = attention_backward_choice(rows(width, length), kHopper);
+      CHECK(back.kernel == AttentionKernel::hopper_wide);
+      CHECK_FALSE(back.keeps_ds);
+      CHECK(back.turns_back == (width == 256));
+    }
+  AttentionTraits bent = rows(250, 384);  // rows that can't be read 16 bytes at a time
+  CHECK(attention_forward_choice(bent, kHopper).tiles == AttentionTiles{256, 4, 2});
+  CHECK(attention_backward_choice(bent, kHopper).tiles == AttentionTiles{256, 4, 2});
   CHECK(attention_forward_choice(rows(256, 4096), kAda).tiles == AttentionTiles{256, 4, 1});
-  CHECK(attention_backward_choice(rows(256, 4096), kHopper).tiles == AttentionTiles{256, 4, 2});
   CHECK(attention_backward_choice(rows(256, 4096), kA100).tiles == AttentionTiles{256, 2, 1});
   CHECK(attention_forward_choice(rows(100, 300), kHopper).kernel == AttentionKernel::tiles);
   AttentionTraits single = rows(128, 1);

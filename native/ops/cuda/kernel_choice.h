@@ -36,6 +36,7 @@ enum class AttentionKernel : std::uint8_t {
   tiles,        // tiles_*.cu: 16-bit, tensor cores of any GPU
   hopper_short, // hopper_*.cu: warpgroup products, a warpgroup a tile
   hopper_long,  // the same, several warpgroups a tile
+  hopper_wide,  // heads of more than 128 columns: forward as hopper_short
   decode,       // attention/decode.cu: few queries a sequence, keys split over blocks
 };
 const char* name(AttentionKernel kernel);

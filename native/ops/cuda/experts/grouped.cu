@@ -25,7 +25,7 @@ constexpr int kLeftBytes = kRows * kStep * 2;
 template <int kWidth>
 struct Cut {
   static constexpr int kColumns = kWidth, kHalves = kWidth > 128 ? 2 : 1, kHalf = kWidth / kHalves, kBlocks = kWidth > 128 ? 1 : 2;
-  static constexpr int kRegisters = kBlocks == 1 ? 232 : 96;  // of a thread that multiplies
+  [[maybe_unused]] static constexpr int kRegisters = kBlocks == 1 ? 232 : 96;  // of a thread that multiplies
   static constexpr int kRightBytes = kWidth * kStep * 2, kStageBytes = kLeftBytes + kRightBytes;
   static constexpr int kBarriers = kStages * kStageBytes, kTable = kBarriers + 2 * kStages * 8;
   using Sums = float[kHalves][kHalf / 8][4];
