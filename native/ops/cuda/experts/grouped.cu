@@ -25,7 +25,6 @@ constexpr int kLeftBytes = kRows * kStep * 2;
 template <int kWidth>
 struct Cut {
   static constexpr int kColumns = kWidth, kHalves = kWidth > 128 ? 2 : 1, kHalf = kWidth / kHalves, kBlocks = kWidth > 128 ? 1 : 2;
-  [[maybe_unused]] static constexpr int kRegisters = kBlocks == 1 ? 232 : 96;  // of a thread that multiplies
   static constexpr int kRightBytes = kWidth * kStep * 2, kStageBytes = kLeftBytes + kRightBytes;
   static constexpr int kBarriers = kStages * kStageBytes, kTable = kBarriers + 2 * kStages * 8;
   using Sums = float[kHalves][kHalf / 8][4];
@@ -293,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, C::kBlocks)
     }
     load_all<C, kTransposed>(left, right, left2, right2, shape, base, table);
   } else {
-    take_registers<C::kRegisters>();
+    take_registers<C::kBlocks == 1 ? 232 : 96>();
     compute_all<C, T, D, kTransposed>(shape, bias, d, stride, factor, base, table);
   }
 #endif
