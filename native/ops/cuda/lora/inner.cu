@@ -1,7 +1,7 @@
 // LoRA's inner products, forward (A) and backward (Bᵀ).
 //
 // A block takes 16 tokens, its warps share the columns; on 16-bit inputs tensor cores multiply x (exact) by the f32 rows split
-// into two 16-bit numbers, so that the inner vectors keep f32's quality. The eight columns that a thread holds are the eight
+// into two 16-bit numbers, so that the inner vectors keep f32's quality; those of pairs of more than eight ranks are rounded. The eight columns that a thread holds are the eight
 // elements of one call of dropout's generator.
 #include <algorithm>
 
@@ -49,6 +49,14 @@ __device__ inline void split8(const float4& a, const float4& b, std::uint32_t (&
   const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) split2<T>(v[2 * i], v[2 * i + 1], high[i], low[i]);
+}
+
+template <class T>
+__device__ inline void round8(const float4& a, const float4& b, std::uint32_t (&high)[4]) {
+  high[0] = pack2(T{}, a.x, a.y);
+  high[1] = pack2(T{}, a.z, a.w);
+  high[2] = pack2(T{}, b.x, b.y);
+  high[3] = pack2(T{}, b.z, b.w);
 }
 
 /// What the columns are: x as it is given, or a gate's activation A times up.
@@ -139,9 +147,13 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
         }
       }
       std::uint32_t high[4], low[4];
-      split8<T>(b0, b1, high, low);
+      if (tile.rounded)
+        round8<T>(b0, b1, high);
+      else
+        split8<T>(b0, b1, high, low);
       mma(T{}, acc[i], d0.x, d1.x, d0.y, d1.y, high[0], high[1]);
       mma(T{}, acc[i], d0.z, d1.z, d0.w, d1.w, high[2], high[3]);
+      if (tile.rounded) continue;
       mma(T{}, acc[i], d0.x, d1.x, d0.y, d1.y, low[0], low[1]);
       mma(T{}, acc[i], d0.z, d1.z, d0.w, d1.w, low[2], low[3]);
     }

@@ -30,6 +30,7 @@ struct LoraTile {
   std::uint32_t module = 0, threshold = 0;
   bool masked = false;
   bool same_mask = false;  // as the tile before
+  bool rounded = false;    // on tensor cores: to 16 bits, where eight ranks alone are split into two such numbers
 };
 
 // Dropout apart from products, for LoRA that runs through cuBLASLt. Nothing is multiplied by 1 / (1 - p).
