@@ -181,6 +181,40 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
   compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
 }
 
+/// Heads that do not turn: norms alone, factors of queries alone, both; to another tensor and in place.
+void unturned(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, std::int64_t e, bool normed, bool scaled) {
+  const std::string shape = std::to_string(tokens) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(e) +
+                            " unturned" + (normed ? ", normed" : "") + (scaled ? ", scaled" : "");
+  const std::int64_t cols = (heads + kv_heads) * e;
+  const Values x = random_values(tokens * cols, 1, dtype, 15), dy = random_values(tokens * cols, 1, dtype, 16), norm = random_values(e, 1, DType::f32, 17);
+  const Values ones(static_cast<std::size_t>(e / 2), 1.0), zeros(static_cast<std::size_t>(e / 2), 0.0);
+  Values scale(static_cast<std::size_t>(tokens), 1.0), forward(x), backward(dy);
+  for (std::size_t t = 0; scaled && t < scale.size(); ++t) scale[t] = rounded(1.0 + 0.1 * static_cast<double>(t % 4), DType::f32);
+  const HeadMath math{e, normed ? norm.data() : nullptr, 1e-6};
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t h = 0; h < heads + kv_heads; ++h) {
+      const std::int64_t at = t * cols + h * e;
+      const double own = h < heads ? scale[static_cast<std::size_t>(t)] : 1.0;
+      Values grad(dy.begin() + at, dy.begin() + at + e);
+      for (double& g : grad) g *= own;
+      math.forward(x.data() + at, ones.data(), zeros.data(), own, forward.data() + at);
+      math.backward(x.data() + at, grad.data(), ones.data(), zeros.data(), backward.data() + at);
+    }
+  const auto held = gpu.put(x, dtype, tokens, cols), out = gpu.empty(dtype, tokens, cols), before = gpu.put(x, dtype, tokens, cols), grad = gpu.put(dy, dtype, tokens, cols);
+  const auto weight = gpu.put(norm, DType::f32, 1, e), factors = gpu.put(scale, DType::f32, 1, tokens);
+  const auto q_of = [&](const Gpu::Held& t) { return t.view.columns(0, heads * e); };
+  const auto k_of = [&](const Gpu::Held& t) { return t.view.columns(heads * e, kv_heads * e); };
+  const Tensor w = normed ? weight.view : Tensor(), s = scaled ? factors.view : Tensor();
+  gpu.ops->qk_rope_forward({q_of(held), k_of(held), q_of(out), k_of(out), w, w, 1e-6f, Tensor(), nullptr, s, e});
+  compare(label("qk_rope_forward", dtype, shape), gpu.get(out), forward, limit_of(dtype));
+  gpu.ops->qk_rope_forward({q_of(held), k_of(held), q_of(held), k_of(held), w, w, 1e-6f, Tensor(), nullptr, s, e});
+  require(label("qk_rope_forward in place", dtype, shape), gpu.get(held) == gpu.get(out));
+  QkRopeBackward back{q_of(grad), k_of(grad), q_of(before), k_of(before), w, w, 1e-6f, Tensor(), nullptr, e};
+  back.q_scale = s;
+  gpu.ops->qk_rope_backward(back);
+  compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
+}
+
 /// `in_place`: the gradient's rows begin where their logits do.
 /// `spare`: columns behind the vocabulary that rows have room for. They must stay as they are.
 void cross_entropy(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t vocab, bool in_place, std::int64_t spare = 0, double smoothing = 0) {
@@ -330,6 +364,11 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 19, 8, 1, 128, normed);
       rope(gpu, dtype, 11, 3, 1, 20, normed);
     }
+    for (const std::int64_t e : {128, 256, 20})
+      for (const bool normed : {true, false}) {
+        unturned(gpu, dtype, 13, 5, 2, e, normed, true);
+        if (normed) unturned(gpu, dtype, 7, 2, 2, e, true, false);
+      }
     cross_entropy(gpu, dtype, 3, 1000, true);
     cross_entropy(gpu, dtype, 3, 1000, false);
     cross_entropy(gpu, dtype, 2, 151, true);
