@@ -12,10 +12,11 @@ int threads_for(std::int64_t pieces) {
   return threads;
 }
 
-// One block a row. The second read of x is served by the first-level cache.
-template <int V, class T>
-__global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, T* y,
-                                       std::int64_t y_stride, std::int64_t cols) {
+// One block a row. The second read of x is served by the first-level cache. kAdds: y = residual + factor * the norm, rounded in between as it is
+// where it is written.
+template <int V, bool kAdds, class T>
+__global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, const T* residual, std::int64_t residual_stride,
+                                       float factor, T* y, std::int64_t y_stride, std::int64_t cols) {
   __shared__ float shared[32];
   const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
   T* out = y + static_cast<std::int64_t>(blockIdx.x) * y_stride;
@@ -32,6 +33,11 @@ __global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const 
     const Floats<V> w = load<V>(weight + p * V);
 #pragma unroll
     for (int i = 0; i < V; ++i) v.v[i] = v.v[i] * r * w.v[i];
+    if constexpr (kAdds) {
+      const Floats<V> before = load<V>(residual + static_cast<std::int64_t>(blockIdx.x) * residual_stride + p * V);
+#pragma unroll
+      for (int i = 0; i < V; ++i) v.v[i] = before.v[i] + factor * widen(narrow<T>(v.v[i]));
+    }
     store<V>(out + p * V, v);
   }
 }
@@ -81,13 +87,22 @@ __global__ void rmsnorm_backward_kernel(const T* x, std::int64_t x_stride, const
 }  // namespace
 
 void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream) {
+  rmsnorm_add(x, weight, rule, Tensor(), 1, y, stream);
+}
+
+void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y, cudaStream_t stream) {
   if (x.rows == 0) return;
-  if (rule.centred) return centred_norm_forward(x, weight, rule.eps, y, stream);
-  const bool wide = eights(x) && eights(y);
+  if (rule.centred) {
+    centred_norm_forward(x, weight, rule.eps, y, stream);
+    if (residual) add(residual, y, factor, y, stream);
+    return;
+  }
+  const bool wide = eights(x) && eights(y) && (!residual || eights(residual));
   with_float(x.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
-      rmsnorm_forward_kernel<V, T><<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(
-          x.as<T>(), x.stride, weight.as<float>(), rule.eps, y.as<T>(), y.stride, x.cols);
+      const auto kernel = residual ? rmsnorm_forward_kernel<V, true, T> : rmsnorm_forward_kernel<V, false, T>;
+      kernel<<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(x.as<T>(), x.stride, weight.as<float>(), rule.eps, residual.as<T>(),
+                                                                                   residual.stride, factor, y.as<T>(), y.stride, x.cols);
     };
     if (wide)
       launch.template operator()<8>();

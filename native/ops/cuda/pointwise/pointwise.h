@@ -32,6 +32,8 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
 
 // norm.cu
 void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream);
+/// y = residual + factor * the norm; without a residual, the norm.
+void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y, cudaStream_t stream);
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream);
 
 // rope.cu
