@@ -168,9 +168,9 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
     if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
     down_->forward(linear(*down_, act, saved.inner_down, saved.mid, out), before_of(*down_, saved.before_down),
                    [&](const LinearForward& product_of) {
-                     if (!down_->watched()) return ops_.swiglu_linear_forward(gate, up, product_of, arch_.activation);
+                     if (product_of.y && !down_->watched()) return ops_.swiglu_linear_forward(gate, up, product_of, arch_.activation);
                      ops_.swiglu_forward(gate, up, act, arch_.activation);
-                     ops_.linear_forward(product_of);
+                     if (product_of.y) ops_.linear_forward(product_of);
                    });
     return out;
   }

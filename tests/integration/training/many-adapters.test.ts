@@ -117,7 +117,7 @@ test("kinds of adapters side by side: what one trains of the base itself is not 
   const shared = { dataset, max_steps: 3, learning_rate: 1e-2, target_modules: ["c_attn", "w1"] };
   const adapters: Record<string, Settings> = {
     lora: shared,
-    dora: { ...shared, use_dora: true },
+    dora: { ...shared, use_dora: true, lora_dropout: 0.1 },
     biases: { ...shared, bias: "all", use_dora: true },
     "own-biases": { ...shared, bias: "lora_only", learning_rate: 3e-2 },
     whole: { ...shared, modules_to_save: ["wte", "lm_head"], lora_dropout: 0.2 },
