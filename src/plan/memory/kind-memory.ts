@@ -76,7 +76,9 @@ export function kindMemory(
   const gains = pairs.filter(({ dora }) => dora);
   if (gains.length === 0) return NOTHING;
   const measuring = (input: number, out: number) => MEASURED_ROWS * (float * input + FLOAT32 * (out + MEASURED_ROWS));
-  const dropped = Math.max(...gains.map(({ r, in: input, dropout }) => (dropout > 0 ? droppedRow(float, input, r) : 0)));
+  const dropped = Math.max(
+    ...gains.map(({ r, in: input, dropout }) => (dropout > 0 ? droppedRow(float, input, r) : 0)),
+  );
   if (layer.kind !== "block") {
     const { hidden, vocab } = spec.shape;
     const chunk = Math.min(work.labelTokens, logitRows(vocab)) * (vocab * (FLOAT32 + float) + dropped);
