@@ -37,6 +37,9 @@ struct Trained {
   std::map<std::string, std::vector<float>> weights;
 };
 
+/// Another for each, by what it has.
+double scale_of(const Engine& engine, std::size_t adapter) { return std::ldexp(1.0, static_cast<int>(engine.matrix_names(adapter).size() % 20)); }
+
 /// Steps of every adapter in turn, their micro-batches between each other.
 std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t segments, const std::vector<std::size_t>& adapters) {
   std::vector<Trained> all(adapters.size());
@@ -47,6 +50,7 @@ std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t s
         MicroBatch batch = model.batch({5, 9}, part);
         batch.index = part + 10 * static_cast<std::int64_t>(i);
         batch.adapter = adapters[i];
+        batch.loss_scale = scale_of(engine, adapters[i]);
         batch.step = static_cast<std::uint32_t>(step);
         all[i].losses.push_back(forward_all(engine, segments, batch).loss_sum);
         waiting.emplace_back(i, batch.index);
@@ -58,6 +62,7 @@ std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t s
       AdamSettings settings;
       settings.step = step;
       settings.learning_rate = 0.01 * static_cast<double>(squares.size());
+      settings.grad_scale = 1 / scale_of(engine, adapters[i]);
       engine.optimizer_step(settings, {}, adapters[i]);
     }
   }
