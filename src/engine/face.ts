@@ -366,6 +366,8 @@ export interface Engine {
   readInto(tensor: DeviceTensor, pieces: readonly Uint8Array[]): Promise<void>;
   /** Copies such pieces into device memory. */
   write(pieces: readonly Uint8Array[], shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
+  /** A copy on the device. */
+  copy(tensor: DeviceTensor): Promise<DeviceTensor>;
 
   /** Queues a copy into a communicator's memory, and one out of it. */
   readTo(tensor: DeviceTensor, place: DevicePlace): Promise<void>;
