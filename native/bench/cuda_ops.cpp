@@ -14,7 +14,7 @@
 #include "ops/cuda/base/fp8.h"
 #include "ops/cuda/base/quant.h"
 #include "pipelora/core/error.h"
-#include "tests/gpu/cuda_fixture.h"
+#include "bench/timing.h"
 
 using namespace pipelora;
 using namespace pipelora::test;
@@ -22,53 +22,6 @@ using namespace pipelora::test;
 namespace {
 
 cudaEvent_t first_event, last_event;
-
-/// Median microseconds of `body`, which enqueues on the engine's stream; timed by the host around a batch of calls.
-double time_us(Ops& ops, const std::function<void()>& body) {
-  for (int i = 0; i < 3; ++i) body();
-  ops.finish();
-  std::vector<double> times;
-  for (int round = 0; round < 5; ++round) {
-    constexpr int kCalls = 20;
-    timespec a{}, b{};
-    clock_gettime(CLOCK_MONOTONIC, &a);
-    for (int i = 0; i < kCalls; ++i) body();
-    ops.finish();
-    clock_gettime(CLOCK_MONOTONIC, &b);
-    times.push_back((static_cast<double>(b.tv_sec - a.tv_sec) * 1e6 + static_cast<double>(b.tv_nsec - a.tv_nsec) * 1e-3) / kCalls);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-void report(const std::string& name, double us, double bytes, double flops) {
-  std::printf("%-52s %9.1f us", name.c_str(), us);
-  if (bytes > 0) std::printf("  %7.0f GB/s", bytes / us * 1e-3);
-  if (flops > 0) std::printf("  %7.0f TFLOP/s", flops / us * 1e-6);
-  std::printf("\n");
-  std::fflush(stdout);
-}
-
-Buffer noise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
-  static const std::vector<std::uint16_t> pattern = [] {
-    std::vector<std::uint16_t> values(1 << 22);
-    Random random(1);
-    for (auto& v : values) v = to_bf16(static_cast<float>(random.normal())).bits;
-    return values;
-  }();
-  Buffer buffer = gpu.arena->tensor("noise", dtype, rows, cols);
-  if (dtype == DType::f32) {
-    const Buffer half = noise(gpu, DType::bf16, rows, cols);
-    gpu.ops->copy(half, buffer);
-    gpu.ops->finish();
-    return buffer;
-  }
-  const Tensor flat(buffer.tensor().data, dtype, 1, rows * cols);
-  for (std::int64_t at = 0; at < flat.cols; at += static_cast<std::int64_t>(pattern.size()))
-    gpu.ops->upload(flat.columns(at, std::min<std::int64_t>(flat.cols - at, static_cast<std::int64_t>(pattern.size()))), pattern.data());
-  gpu.ops->finish();
-  return buffer;
-}
 
 void linear(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::vector<std::int64_t> parts, bool quantised, float dropout) {
   const std::int64_t out = [&] { std::int64_t n = 0; for (auto p : parts) n += p; return n; }();
@@ -323,7 +276,7 @@ void attention(Gpu& gpu, const std::string& rows, const std::vector<int>& length
 }
 
 void attention(Gpu& gpu) {
-  for (const std::int64_t head_dim : {128, 64}) {
+  for (const std::int64_t head_dim : {256, 128, 64}) {
     attention(gpu, "16 of 29..250", {29, 31, 34, 36, 39, 42, 45, 48, 52, 56, 60, 66, 78, 98, 124, 250}, head_dim);
     for (const auto& [count, length] : {std::pair{16, 68}, {8, 384}, {4, 2048}, {1, 8192}}) {
       attention(gpu, std::to_string(count) + "x" + std::to_string(length), std::vector<int>(static_cast<std::size_t>(count), length), head_dim);

@@ -179,6 +179,14 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
   compare(label("qk_rope_forward", dtype, shape), gpu.get(held), forward, limit_of(dtype));
   gpu.ops->qk_rope_backward({q_of(grad), k_of(grad), q_of(before), k_of(before), qw, kw, 1e-6f, rope_table, &rows, e});
   compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
+  // With the queries' factors: gradients are linear in what comes.
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t c = 0; c < heads * e; ++c) backward[static_cast<std::size_t>(t * cols + c)] *= scale[static_cast<std::size_t>(t)];
+  const auto scaled = gpu.put(dy, dtype, tokens, cols);
+  QkRopeBackward back{q_of(scaled), k_of(scaled), q_of(before), k_of(before), qw, kw, 1e-6f, rope_table, &rows, e};
+  back.q_scale = q_scale;
+  gpu.ops->qk_rope_backward(back);
+  compare(label("qk_rope_backward with factors", dtype, shape), gpu.get(scaled), backward, limit_of(dtype));
 }
 
 /// Heads that do not turn: norms alone, factors of queries alone, both; to another tensor and in place.
@@ -363,6 +371,7 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 1, 4, 4, 64, normed);
       rope(gpu, dtype, 19, 8, 1, 128, normed);
       rope(gpu, dtype, 11, 3, 1, 20, normed);
+      for (const std::int64_t e : {16, 32, 48, 256}) rope(gpu, dtype, 9, 5, 2, e, normed);
     }
     for (const std::int64_t e : {128, 256, 20})
       for (const bool normed : {true, false}) {
@@ -387,6 +396,7 @@ int main(int argc, char** argv) {
     copies(gpu, dtype, 66001, 129, 8);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);
+    rope(gpu, dtype, 3000, 4, 2, 256, true);
     cross_entropy(gpu, dtype, 17, 151936, true);
     cross_entropy(gpu, dtype, 17, 151936, false);
   }

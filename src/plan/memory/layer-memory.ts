@@ -358,14 +358,14 @@ function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLay
 }
 
 /**
- * Bytes a token of what families beyond Llama's rules work on beside: a branch and its norm, or their gradient, before they are
- * added; in parallel the gradient of x; a product that is arranged anew.
+ * Bytes a token of what families beyond Llama's rules work on beside: a branch before its norm or factor, or its gradient; in parallel
+ * the gradient of x; a product that is arranged anew.
  */
 function extraWork(spec: ModelSpec, block: BlockLayer, float: number): number {
   const { shape, rules, layers } = spec;
   const { hidden } = shape;
   const behind = layers.some((layer) => layer.kind === "block" && (layer.attnPostNorm ?? layer.mlpPostNorm) !== null);
-  const branches = behind ? 2 : rules.scale.residual !== 1 ? 1 : 0;
+  const branches = behind || rules.scale.residual !== 1 ? 1 : 0;
   return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + attentionSizes(spec, block, float).arranged);
 }
 

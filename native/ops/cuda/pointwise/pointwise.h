@@ -44,6 +44,12 @@ void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream);
 void centred_norm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, cudaStream_t stream);
 void centred_norm_backward(const RmsNormBackward& call, cudaStream_t stream);
 
+// norm_halves.cu: heads that turn as a whole, in halves, behind RMSNorms, where rows can be read eight numbers at a time.
+bool norm_halves_takes(const QkRope& call);
+bool norm_halves_takes(const QkRopeBackward& call);
+void norm_halves_forward(const QkRope& call, cudaStream_t stream);
+void norm_halves_backward(const QkRopeBackward& call, cudaStream_t stream);
+
 // norm_rope.cu: heads with a norm, or of which a part turns, or none, or neighbours; any rule.
 void norm_rope_forward(const QkRope& call, cudaStream_t stream);
 void norm_rope_backward(const QkRopeBackward& call, cudaStream_t stream);
