@@ -7,7 +7,7 @@ import type { ProtoGrpcType as ControlTypes } from "./generated/control.ts";
 import type { ProtoGrpcType as TensorTypes } from "./generated/tensors.ts";
 
 /** Raised when the meaning of proto/ changes. Processes of different versions refuse each other. */
-export const PROTOCOL_VERSION = 13;
+export const PROTOCOL_VERSION = 14;
 
 const definition = loadSync(["pipelora/v1/control.proto", "pipelora/v1/tensors.proto"], {
   includeDirs: [join(PACKAGE_ROOT, "proto")],

@@ -1,11 +1,13 @@
 #include "ops/cpu/cpu_ops.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
 #include "ops/cpu/sampling.h"
 #include "pipelora/ops/cpu.h"
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
 
 namespace pipelora {
@@ -50,9 +52,15 @@ void CpuOps::upload(Indices& indices) {
 }
 
 void CpuOps::copy(const Tensor& from, const Tensor& to) {
+  const bool same = from.dtype == to.dtype;  // of any dtype, then
+  const std::size_t bytes = static_cast<std::size_t>(from.cols) * dtype_bytes(from.dtype);
   over_rows(from.rows, [&](std::int64_t first, std::int64_t count) {
-    for (std::int64_t r = first; r < first + count; ++r)
-      kernels_.convert_row(row_pointer(from, r), from.dtype, row_pointer(to, r), to.dtype, 1.0f, from.cols);
+    for (std::int64_t r = first; r < first + count; ++r) {
+      if (same)
+        std::memmove(row_pointer(to, r), row_pointer(from, r), bytes);
+      else
+        kernels_.convert_row(row_pointer(from, r), from.dtype, row_pointer(to, r), to.dtype, 1.0f, from.cols);
+    }
   });
 }
 
@@ -82,6 +90,37 @@ void CpuOps::scatter_rows(const Tensor& from, const Indices& rows, float factor,
     for (std::int64_t r = first; r < first + count; ++r)
       kernels_.convert_row(row_pointer(from, r), from.dtype, row_pointer(to, rows.host[static_cast<std::size_t>(r)]),
                            to.dtype, factor, from.cols);
+  });
+}
+
+void CpuOps::encode_rows(const Tensor& from, const Tensor& to) {
+  pool_.run(from.rows, [&](std::int64_t r, int thread) {
+    const float* x = as_floats(from, r, threads_[static_cast<std::size_t>(thread)]->scratch.floats(2, static_cast<std::size_t>(from.cols)));
+    float largest = 0;
+    for (std::int64_t c = 0; c < from.cols; ++c) {
+      const float magnitude = std::fabs(x[c]);
+      largest = std::isfinite(magnitude) ? std::max(largest, magnitude) : largest;
+    }
+    // A smaller scale has no reciprocal.
+    const float scale = std::max(largest / kE4m3Largest, FLT_MIN), inverse = 1.0f / scale;
+    auto* codes = reinterpret_cast<std::uint8_t*>(row_pointer(to, r));
+    for (std::int64_t c = 0; c < from.cols; ++c) codes[c] = to_e4m3(std::isfinite(x[c]) ? x[c] * inverse : NAN);
+    std::memcpy(codes + from.cols, &scale, sizeof scale);
+  });
+}
+
+void CpuOps::decode_rows(const Tensor& from, const Tensor& to) {
+  const float largest = largest_of(to.dtype);
+  pool_.run(to.rows, [&](std::int64_t r, int thread) {
+    float* x = threads_[static_cast<std::size_t>(thread)]->scratch.floats(2, static_cast<std::size_t>(to.cols));
+    const auto* codes = reinterpret_cast<const std::uint8_t*>(row_pointer(from, r));
+    float scale;
+    std::memcpy(&scale, codes + to.cols, sizeof scale);
+    for (std::int64_t c = 0; c < to.cols; ++c) {
+      const float value = from_e4m3(codes[c]) * scale;
+      x[c] = value > largest ? largest : value < -largest ? -largest : value;  // NaN stays
+    }
+    kernels_.convert_row(x, DType::f32, row_pointer(to, r), to.dtype, 1.0f, to.cols);
   });
 }
 

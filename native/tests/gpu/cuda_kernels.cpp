@@ -5,7 +5,9 @@
 #include <limits>
 
 #include "ops/cpu/sampling.h"
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
+#include "pipelora/ops/cpu.h"
 #include "tests/gpu/rotary_reference.h"
 
 using namespace pipelora;
@@ -65,6 +67,47 @@ void add(Gpu& gpu, std::int64_t rows, std::int64_t cols) {
   Values expected(b);
   for (std::size_t i = 0; i < b.size(); ++i) expected[i] += static_cast<double>(0.3f) * a[i];
   compare("add_scaled " + shape_text(rows, cols), gpu.get(to), expected, 1e-6);
+}
+
+/// Rows as a link carries them: the bits that the CPU makes, from memory that held NaN before, and what they stand for.
+void coded_rows(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t extra) {
+  const std::string shape = shape_text(rows, cols) + (extra > 0 ? " in wider rows" : "");
+  Values values = random_values(rows * cols, 1, dtype, 11);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const double magnitude = std::array{1.0, 0.0, 1e-6, 3e4, 1e-41, 1e38}[static_cast<std::size_t>(r % (dtype == DType::f16 ? 4 : 6))];
+    for (std::int64_t c = 0; c < cols; ++c) {
+      double& v = values[static_cast<std::size_t>(r * cols + c)];
+      v = rounded(std::clamp(v, -1.5, 1.5) * magnitude, dtype);
+    }
+    const double odd = std::array{std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 0.0}[static_cast<std::size_t>(r % 4)];
+    if (r % 3 == 2) values[static_cast<std::size_t>(r * cols + r % cols)] = odd;
+  }
+  const auto x = gpu.put(values, dtype, rows, cols, extra);
+  auto coded = gpu.empty(DType::f8, rows, cols + kScaleColumns, extra), back = gpu.empty(dtype, rows, cols, extra);
+  gpu.ops->encode_rows(x, coded);
+  gpu.ops->decode_rows(coded, back);
+  std::vector<std::uint8_t> plain(x.view.bytes()), codes(coded.view.bytes()), decoded(back.view.bytes());
+  gpu.ops->download(x, plain.data());
+  gpu.ops->download(coded, codes.data());
+  gpu.ops->download(back, decoded.data());
+  std::vector<std::uint8_t> expected_codes(codes.size()), expected(decoded.size());
+  const std::unique_ptr<Ops> cpu = make_cpu_ops(DType::f32, 1);
+  const Tensor on_host(expected_codes.data(), DType::f8, rows, cols + kScaleColumns);
+  cpu->encode_rows(Tensor(plain.data(), dtype, rows, cols), on_host);
+  cpu->decode_rows(on_host, Tensor(expected.data(), dtype, rows, cols));
+  // A NaN's other bits are each device's own.
+  for (std::uint8_t& code : codes) code = (code & 0x7F) == 0x7F ? 0x7F : code;
+  for (std::uint8_t& code : expected_codes) code = (code & 0x7F) == 0x7F ? 0x7F : code;
+  require(label("encode_rows as on a CPU", dtype, shape), codes == expected_codes);
+  const Values got = gpu.get(back);
+  bool same = true;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double wanted = dtype == DType::f32    ? static_cast<double>(reinterpret_cast<const float*>(expected.data())[i])
+                          : dtype == DType::bf16 ? static_cast<double>(to_float(reinterpret_cast<const bf16*>(expected.data())[i]))
+                                                 : static_cast<double>(to_float(reinterpret_cast<const f16*>(expected.data())[i]));
+    same = same && (got[i] == wanted || (std::isnan(got[i]) && std::isnan(wanted))) && std::isnan(wanted) == !std::isfinite(values[i]);
+  }
+  require(label("decode_rows as on a CPU", dtype, shape), same);
 }
 
 void norm(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
@@ -265,6 +308,8 @@ int main(int argc, char** argv) {
     elementwise(gpu, dtype, 1, 8);
     elementwise(gpu, dtype, 13, 172);
     elementwise(gpu, dtype, 5, 33);
+    for (const std::int64_t cols : {1, 7, 8, 33, 172, 4096})
+      for (const std::int64_t extra : {0, 4, 5}) coded_rows(gpu, dtype, 13, cols, extra);
     norm(gpu, dtype, 1, 64);
     norm(gpu, dtype, 7, 4096);
     norm(gpu, dtype, 33, 172);

@@ -25,6 +25,10 @@ void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cuda
 void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream);
 void add_noise(const EmbeddingNoise& call, cudaStream_t stream);
 
+// coded_rows.cu
+void encode_rows(const Tensor& from, const Tensor& to, cudaStream_t stream);
+void decode_rows(const Tensor& from, const Tensor& to, cudaStream_t stream);
+
 // activation.cu
 void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation, cudaStream_t stream);
 void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
