@@ -6,8 +6,8 @@
 // npm run bench -- predicted     predicted step times beside real runs
 // npm run bench -- pipelines     pipelines of CPU workers beside the best they could do
 // npm run bench -- simulated     predicted throughput on 1 to 512 GPUs
-// npm run bench -- multi-gpu     training at Qwen-7B's shape over all GPUs of this host, by placement and link; names after it
-//                                (nf4, 8x384, 1f1b, nccl, …) keep it to those
+// npm run bench -- multi-gpu [--weights DIR]   training at published shapes over all GPUs of this host, by placement and link; names after it
+//                                (qwen2.5-32b, nf4, 8x384, 1f1b, nccl, …) keep it to those
 // npm run bench -- links         tensors between two processes of this machine, beside raw TCP and memcpy
 // npm run bench -- gpu [--peer] [--rows NAME,…]   whole steps at Qwen-7B's shape on one GPU, beside targets and peers
 import { isErrorCode } from "../src/common/errors.ts";

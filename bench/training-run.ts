@@ -16,9 +16,12 @@ export interface RunOptions {
   readonly steps: number;
   /** none: balanced. */
   readonly deviceMap?: string;
+  /** Flags of the adapter; none: rank 8 on every linear. */
+  readonly lora?: readonly string[];
   readonly flags?: readonly string[];
 }
 
+const LORA = ["--target-modules", "all-linear", "--lora-r", "8", "--lora-alpha", "32"];
 const COORDINATOR = join(PACKAGE_ROOT, "dist", "cli", "coordinator.js");
 
 /** JSON events of a real run (coordinator and worker processes). */
@@ -30,7 +33,7 @@ export function runEvents(options: RunOptions): Record<string, unknown>[] {
     ...["--device-map", options.deviceMap ?? "balanced"],
     ...(options.workers === null ? [] : ["--workers", String(options.workers)]),
     ...["--threads", String(options.threads), "--log-level", "warn", "--json"],
-    ...["--target-modules", "all-linear", "--lora-r", "8", "--lora-alpha", "32", ...(options.flags ?? [])],
+    ...[...(options.lora ?? LORA), ...(options.flags ?? [])],
   ];
   if (options.cores !== null) command.unshift("taskset", "-c", options.cores);
   const result = spawnSync(command[0]!, command.slice(1), { encoding: "utf8", maxBuffer: 1 << 28 });
@@ -65,12 +68,17 @@ export function makeWorkload(
   tokens: number,
 ): { model: string; dataset: string } {
   const model = join(folder, "model");
+  makeModel(configPath, model);
+  return { model, dataset: makeRows(join(folder, "rows.jsonl"), vocab, rows, tokens) };
+}
+
+/** A checkpoint of random weights in a new folder. */
+export function makeModel(configPath: string, model: string): void {
   mkdirSync(model, { recursive: true });
   const made = spawnSync(process.execPath, [COORDINATOR, "init-model", "--config", configPath, "--output-dir", model], {
     encoding: "utf8",
   });
   if (made.status !== 0) throw new Error(`init-model failed: ${made.stderr}`);
-  return { model, dataset: makeRows(join(folder, "rows.jsonl"), vocab, rows, tokens) };
 }
 
 /** Writes rows of ready ids and gives the path back. */

@@ -355,6 +355,8 @@ int main(int argc, char** argv) {
       {"1x8192-on", "nf4", {8192}, 1, 16500, 2, 10},
       {"int8-8x384-on", "int8", std::vector<int>(8, 384), 1, 17900, 0},
       {"bf16-8x384-off", "bf16", std::vector<int>(8, 384), 1, 26000},
+      {"1x4096-off", "nf4", {4096}, 1, 23600, kBlocks, 0},
+      {"bf16-1x4096-off", "bf16", {4096}, 1, 23600},
       {"2x4096-off", "nf4", {4096, 4096}, 1, 23600, kBlocks, 0, 11},
       {"bf16-2x4096-off", "bf16", {4096, 4096}, 1, 23600},
       {"cached-tutorial-off", "nf4", {}, 0.39, 26000, kBlocks, 0, kBlocks},
@@ -384,6 +386,7 @@ int main(int argc, char** argv) {
     else if (flag == "--model" && more) {
       subject.name = argv[++i];
       const std::vector<std::pair<std::string, Published>> models{{"qwen-7b", qwen7b()}, {"qwen2.5-7b", qwen25_7b()}, {"llama-3-8b", llama3_8b()},
+                                                                  {"llama-3-70b", llama3_70b()}, {"qwen2.5-32b", qwen25_32b()},
                                                                   {"phi-4", phi4()}, {"gemma-3-12b", gemma3_12b()}, {"qwen3-30b-a3b", qwen3_30b_a3b()}};
       const auto found = std::find_if(models.begin(), models.end(), [&](const auto& one) { return one.first == subject.name; });
       if (found == models.end()) {

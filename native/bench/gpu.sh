@@ -11,7 +11,7 @@ build=${GPU_BUILD:-/tmp/pipelora-gpu-$arch}
 mkdir -p "$build" "$out"
 status=0
 
-echo "== build: $(nvidia-smi --query-gpu=name --format=csv,noheader), $(date -u +%F)"
+echo "== build: $(nvidia-smi --query-gpu=name --format=csv,noheader | tr '\n' ' '), $(nproc) cores, $(date -u +%F)"
 start=$SECONDS
 if [ -f /usr/local/cuda/include/cublasLt.h ]; then
   g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" -I"$native/include" "$native/tests/gpu/cublaslt_abi.cpp" ||
@@ -34,11 +34,17 @@ while [ $# -gt 0 ]; do
   shift
   start=$SECONDS
   case $job in
-  tests)
-    for program in ${GPU_TESTS:-cuda_kernels cuda_learners cuda_experts cuda_attention cuda_linear cuda_mixers cuda_model}; do
-      timeout 240 "$build/$program" "$native/tests/fixtures/cuda_model.tsv" >"$out/$program.log" 2>&1 || { echo "FAILED: $program ($?)"; status=1; }
+  tests)  # all at once: most of their time is the host's, in float64
+    programs=${GPU_TESTS:-cuda_kernels cuda_learners cuda_experts cuda_attention cuda_linear cuda_mixers cuda_model}
+    declare -A pids=()
+    for program in $programs; do
+      OMP_WAIT_POLICY=passive timeout 300 "$build/$program" "$native/tests/fixtures/cuda_model.tsv" >"$out/$program.log" 2>&1 &
+      pids[$program]=$!
+    done
+    for program in $programs; do
+      wait "${pids[$program]}" || { echo "FAILED: $program ($?)"; status=1; }
       grep -E "^FAILED" "$out/$program.log" | head -40
-      tail -1 "$out/$program.log"
+      echo "$program, $((SECONDS - start)) s: $(tail -1 "$out/$program.log")"
     done
     ;;
   matrix)  # --seed N --cases N, or --all

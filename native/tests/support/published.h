@@ -39,6 +39,8 @@ inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t
 inline Published qwen7b() { return published(4096, 32, 32, 11008, 151936, 32, true, true); }
 inline Published qwen25_7b() { return published(3584, 28, 4, 18944, 152064, 28, false, true); }
 inline Published llama3_8b() { return published(4096, 32, 8, 14336, 128256, 32, false, false); }
+inline Published llama3_70b() { return published(8192, 64, 8, 28672, 128256, 80, false, false); }
+inline Published qwen25_32b() { return published(5120, 40, 8, 27648, 152064, 64, false, true); }
 inline Published phi4() { return published(5120, 40, 10, 17920, 100352, 40, false, false); }
 inline Published gemma3_12b() {
   Published model = published(3840, 16, 8, 15360, 262208, 48, false, false);
