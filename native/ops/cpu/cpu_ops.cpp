@@ -1,7 +1,6 @@
 #include "ops/cpu/cpu_ops.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -96,30 +95,14 @@ void CpuOps::scatter_rows(const Tensor& from, const Indices& rows, float factor,
 void CpuOps::encode_rows(const Tensor& from, const Tensor& to) {
   pool_.run(from.rows, [&](std::int64_t r, int thread) {
     const float* x = as_floats(from, r, threads_[static_cast<std::size_t>(thread)]->scratch.floats(2, static_cast<std::size_t>(from.cols)));
-    float largest = 0;
-    for (std::int64_t c = 0; c < from.cols; ++c) {
-      const float magnitude = std::fabs(x[c]);
-      largest = std::isfinite(magnitude) ? std::max(largest, magnitude) : largest;
-    }
-    // A smaller scale has no reciprocal.
-    const float scale = std::max(largest / kE4m3Largest, FLT_MIN), inverse = 1.0f / scale;
-    auto* codes = reinterpret_cast<std::uint8_t*>(row_pointer(to, r));
-    for (std::int64_t c = 0; c < from.cols; ++c) codes[c] = to_e4m3(std::isfinite(x[c]) ? x[c] * inverse : NAN);
-    std::memcpy(codes + from.cols, &scale, sizeof scale);
+    encode_row(x, from.cols, reinterpret_cast<std::uint8_t*>(row_pointer(to, r)));
   });
 }
 
 void CpuOps::decode_rows(const Tensor& from, const Tensor& to) {
-  const float largest = largest_of(to.dtype);
   pool_.run(to.rows, [&](std::int64_t r, int thread) {
     float* x = threads_[static_cast<std::size_t>(thread)]->scratch.floats(2, static_cast<std::size_t>(to.cols));
-    const auto* codes = reinterpret_cast<const std::uint8_t*>(row_pointer(from, r));
-    float scale;
-    std::memcpy(&scale, codes + to.cols, sizeof scale);
-    for (std::int64_t c = 0; c < to.cols; ++c) {
-      const float value = from_e4m3(codes[c]) * scale;
-      x[c] = value > largest ? largest : value < -largest ? -largest : value;  // NaN stays
-    }
+    decode_row(reinterpret_cast<const std::uint8_t*>(row_pointer(from, r)), to.cols, largest_of(to.dtype), x);
     kernels_.convert_row(x, DType::f32, row_pointer(to, r), to.dtype, 1.0f, to.cols);
   });
 }

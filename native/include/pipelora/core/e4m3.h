@@ -1,9 +1,12 @@
 // Numbers in e4m3 (torch's float8_e4m3fn) on the host: four bits of exponent (bias 7), three of fraction, no infinities.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "pipelora/core/tensor.h"
 
@@ -32,5 +35,28 @@ inline constexpr std::int64_t kScaleColumns = 4;
 
 /// The largest number of a floating dtype.
 inline float largest_of(DType dtype) { return dtype == DType::f16 ? 65504.0f : dtype == DType::bf16 ? 0x1.FEp127f : FLT_MAX; }
+
+/// One row of Ops::encode_rows: codes [cols + kScaleColumns].
+inline void encode_row(const float* x, std::int64_t cols, std::uint8_t* codes) {
+  float largest = 0;
+  for (std::int64_t c = 0; c < cols; ++c) {
+    const float magnitude = std::fabs(x[c]);
+    largest = std::isfinite(magnitude) ? std::max(largest, magnitude) : largest;
+  }
+  // A smaller scale has no reciprocal.
+  const float scale = std::max(largest / kE4m3Largest, FLT_MIN), inverse = 1.0f / scale;
+  for (std::int64_t c = 0; c < cols; ++c) codes[c] = to_e4m3(std::isfinite(x[c]) ? x[c] * inverse : NAN);
+  std::memcpy(codes + cols, &scale, sizeof scale);
+}
+
+/// And back, cut to `largest`.
+inline void decode_row(const std::uint8_t* codes, std::int64_t cols, float largest, float* x) {
+  float scale;
+  std::memcpy(&scale, codes + cols, sizeof scale);
+  for (std::int64_t c = 0; c < cols; ++c) {
+    const float value = from_e4m3(codes[c]) * scale;
+    x[c] = value > largest ? largest : value < -largest ? -largest : value;  // NaN stays
+  }
+}
 
 }  // namespace pipelora

@@ -1,4 +1,5 @@
 // RMSNorm over whole rows. Rules that subtract the mean are in norm_centred.cu.
+#include "ops/cuda/base/fp8.cuh"
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/pointwise/pointwise.h"
 
@@ -12,10 +13,10 @@ int threads_for(std::int64_t pieces) {
   return threads;
 }
 
-// One block a row. The second read of x is served by the first-level cache.
-template <int V, class T>
+// One block a row. Later reads of x are served by the first-level cache. y null: it is not written.
+template <int V, class T, bool kCodes>
 __global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, T* y,
-                                       std::int64_t y_stride, std::int64_t cols) {
+                                       std::int64_t y_stride, RowCodes to, std::int64_t cols) {
   __shared__ float shared[32];
   const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
   T* out = y + static_cast<std::int64_t>(blockIdx.x) * y_stride;
@@ -27,12 +28,27 @@ __global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const 
     for (int i = 0; i < V; ++i) squares += v.v[i] * v.v[i];
   }
   const float r = rsqrtf(block_sum(squares, shared) / static_cast<float>(cols) + eps);
-  for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) {
+  const auto normed = [&](std::int64_t p) {
     Floats<V> v = load<V>(in + p * V);
     const Floats<V> w = load<V>(weight + p * V);
 #pragma unroll
     for (int i = 0; i < V; ++i) v.v[i] = v.v[i] * r * w.v[i];
-    store<V>(out + p * V, v);
+    return v;
+  };
+  if constexpr (!kCodes) {
+    for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) store<V>(out + p * V, normed(p));
+  } else {
+    Largest largest;
+    for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) {
+      const uint4 eight = packed8<T>(normed(p));
+      if (y != nullptr) *reinterpret_cast<uint4*>(out + p * V) = eight;
+      largest.take(eight);
+    }
+    const float scale = scale_of_absmax(magnitude_of<T>(block_max(largest.bits(), reinterpret_cast<std::uint32_t*>(shared)))), inverse = inverse_of(scale);
+    if (threadIdx.x == 0) to.scales[blockIdx.x] = scale;
+    std::uint8_t* codes = to.codes + static_cast<std::int64_t>(blockIdx.x) * to.stride;
+    for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x)
+      *reinterpret_cast<uint2*>(codes + p * V) = e4m3_of(widen8<T>(packed8<T>(normed(p))), inverse);
   }
 }
 
@@ -86,8 +102,8 @@ void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const
   const bool wide = eights(x) && eights(y);
   with_float(x.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
-      rmsnorm_forward_kernel<V, T><<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(
-          x.as<T>(), x.stride, weight.as<float>(), rule.eps, y.as<T>(), y.stride, x.cols);
+      rmsnorm_forward_kernel<V, T, false><<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(
+          x.as<T>(), x.stride, weight.as<float>(), rule.eps, y.as<T>(), y.stride, RowCodes(), x.cols);
     };
     if (wide)
       launch.template operator()<8>();
@@ -95,6 +111,15 @@ void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const
       launch.template operator()<1>();
   });
   check_launch("rmsnorm_forward");
+}
+
+void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const RowCodes& to, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  with_half(x.dtype, [&]<class T>(T) {
+    rmsnorm_forward_kernel<8, T, true><<<static_cast<unsigned>(x.rows), threads_for(x.cols / 8), 0, stream>>>(
+        x.as<T>(), x.stride, weight.as<float>(), eps, y.as<T>(), y.stride, to, x.cols);
+  });
+  check_launch("rmsnorm_forward in e4m3");
 }
 
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "ops/cuda/base/fp8.h"
 #include "ops/cuda/kernel_choice.h"
 #include "pipelora/ops/ops.h"
 
@@ -36,6 +37,8 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
 
 // norm.cu
 void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream);
+/// The same in e4m3, and in 16 bits too where there is a y; both eights().
+void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const RowCodes& to, cudaStream_t stream);
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream);
 
 // rope.cu
