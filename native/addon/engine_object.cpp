@@ -99,7 +99,7 @@ Napi::Function EngineObject::define(Napi::Env env) {
                       InstanceMethod<&E::create_cache>("createCache"), InstanceMethod<&E::free_cache>("freeCache"),
                       InstanceMethod<&E::infer>("infer"), InstanceMethod<&E::sample>("sample"), InstanceMethod<&E::read>("read"),
                       InstanceMethod<&E::read_into>("readInto"), InstanceMethod<&E::write>("write"),
-                      InstanceMethod<&E::encode>("encode"), InstanceMethod<&E::decode>("decode"),
+                      InstanceMethod<&E::encode>("encode"), InstanceMethod<&E::decode>("decode"), InstanceMethod<&E::copy>("copy"),
                       InstanceMethod<&E::read_to>("readTo"), InstanceMethod<&E::write_from>("writeFrom"),
                       InstanceMethod<&E::gradients_to>("gradientsTo"),
                       InstanceMethod<&E::set_gradients_from>("setGradientsFrom"),

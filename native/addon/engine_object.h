@@ -70,6 +70,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value encode(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);
   Napi::Value read_to(const Napi::CallbackInfo& info);
+  Napi::Value copy(const Napi::CallbackInfo& info);
   Napi::Value write_from(const Napi::CallbackInfo& info);
   Napi::Value gradients_to(const Napi::CallbackInfo& info);
   Napi::Value set_gradients_from(const Napi::CallbackInfo& info);

@@ -344,7 +344,7 @@ void norms_in_e4m3(Gpu& gpu, std::int64_t tokens) {
       if (pairs > 0)
         cuda::rmsnorm_lora_inner(x, weight, 1e-6f, lora, false, sequences.get(), inner.tensor().columns(0, 8 * pairs), written, 0, rows, nullptr);
       else if (rows.codes != nullptr)
-        cuda::rmsnorm_forward(x, weight, 1e-6f, written, rows, nullptr);
+        cuda::rmsnorm_rows(x, weight, 1e-6f, rows, nullptr);
       else
         cuda::rmsnorm_forward(x, weight, 1e-6f, written, nullptr);
     };

@@ -68,12 +68,10 @@ void Block::arrange(const Tensor& product, const Tensor& arranged, bool back) {
 }
 
 void Block::add_branch(const Tensor& residual, const Tensor& branch, const Tensor& post, const Tensor& out) {
-  Buffer normed;
-  if (post) {
-    normed = arena_.workspace("a norm's output", out.dtype, out.rows, out.cols);
-    ops_.rmsnorm_forward(branch, post, norm_rule(arch_), normed);
-  }
-  ops_.add(residual, post ? normed.tensor() : branch, arch_.residual_scale, out);
+  if (post)
+    ops_.rmsnorm_add(branch, post, norm_rule(arch_), residual, arch_.residual_scale, out);
+  else
+    ops_.add(residual, branch, arch_.residual_scale, out);
 }
 
 Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again, const BlockCache* cache) {
@@ -135,18 +133,18 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   if (!keep) saved.qkv.reset();
   if (!keep) saved.lse.reset();
 
-  // Adds the output of attention or MLP to the residual: in the product itself, or after a norm or a factor of its own.
+  // Adds the output of attention or MLP to the residual: in the product itself, or after a norm or a factor of its own. `multiply` may make the input, too.
   const auto add_linear = [&](const LinearGroup& group, const Tensor& in_rows, const Tensor& inner, Buffer& before, const Tensor& residual, const Tensor& post,
-                              Buffer& kept, const Buffer& to) {
-    if (!post && arch_.residual_scale == 1) return group.forward(linear(group, in_rows, inner, residual, to), before_of(group, before));
+                              Buffer& kept, const Buffer& to, const auto& multiply) {
+    if (!post && arch_.residual_scale == 1) return group.forward(linear(group, in_rows, inner, residual, to), before_of(group, before), multiply);
     Buffer own;
     Buffer& branch = post && keep ? kept : own;
     branch = post && keep ? arena_.tensor("what a norm takes", dtype, tokens, arch_.hidden, place) : arena_.workspace("what a branch adds", dtype, tokens, arch_.hidden);
-    group.forward(linear(group, in_rows, inner, Tensor(), branch), before_of(group, before));
+    group.forward(linear(group, in_rows, inner, Tensor(), branch), before_of(group, before), multiply);
     if (to) add_branch(residual, branch, post, to);
   };
   saved.mid = arena_.tensor("the hidden state after attention", dtype, tokens, arch_.hidden, place);
-  add_linear(*o_, attn, saved.inner_o, saved.before_o, x, attn_post_norm_, saved.attn_out, saved.mid);
+  add_linear(*o_, attn, saved.inner_o, saved.before_o, x, attn_post_norm_, saved.attn_out, saved.mid, [&](const LinearForward& call) { ops_.linear_forward(call); });
   gated.reset();
   if (!keep) saved.attn.reset();
   if (keeps == Keeps::nothing && !arch_.parallel) saved.x.reset();
@@ -163,21 +161,13 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
   storage = arena_.workspace("SwiGLU's output", dtype, tokens, f + room_of(*down_));
   const Tensor act = storage.tensor().columns(0, f);
-  if (!mlp_post_norm_ && arch_.residual_scale == 1) {
-    Buffer out;
-    if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-    down_->forward(linear(*down_, act, saved.inner_down, saved.mid, out), before_of(*down_, saved.before_down),
-                   [&](const LinearForward& product_of) {
-                     if (!down_->watched()) return ops_.swiglu_linear_forward(gate, up, product_of, arch_.activation);
-                     ops_.swiglu_forward(gate, up, act, arch_.activation);
-                     ops_.linear_forward(product_of);
-                   });
-    return out;
-  }
-  ops_.swiglu_forward(gate, up, act, arch_.activation);
   Buffer out;
   if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
-  add_linear(*down_, act, saved.inner_down, saved.before_down, saved.mid, mlp_post_norm_, saved.mlp_out, out);
+  add_linear(*down_, act, saved.inner_down, saved.before_down, saved.mid, mlp_post_norm_, saved.mlp_out, out, [&](const LinearForward& call) {
+    if (!down_->watched()) return ops_.swiglu_linear_forward(gate, up, call, arch_.activation);
+    ops_.swiglu_forward(gate, up, act, arch_.activation);
+    ops_.linear_forward(call);
+  });
   return out;
 }
 

@@ -69,9 +69,18 @@ TEST_CASE("attention: which kernels are whose") {
   CHECK(attention_forward_choice(rows(128, 4096), kHopper).kernel == AttentionKernel::hopper_long);
   CHECK(attention_forward_choice(rows(128, 68, 8), kHopper).kernel == AttentionKernel::hopper_short);
   CHECK(attention_forward_choice(rows(128, 4096), kA100).kernel == AttentionKernel::tiles);
-  CHECK(attention_forward_choice(rows(256, 4096), kHopper).tiles == AttentionTiles{256, 4, 2});
+  for (const std::int64_t width : {136, 192, 256})
+    for (const std::int64_t length : {5, 64, 384, 8192}) {
+      CHECK(attention_forward_choice(rows(width, length), kHopper).kernel == AttentionKernel::hopper_wide);
+      const AttentionChoice back = attention_backward_choice(rows(width, length), kHopper);
+      CHECK(back.kernel == AttentionKernel::hopper_wide);
+      CHECK_FALSE(back.keeps_ds);
+      CHECK(back.turns_back == (width == 256));
+    }
+  AttentionTraits bent = rows(250, 384);  // rows that can't be read 16 bytes at a time
+  CHECK(attention_forward_choice(bent, kHopper).tiles == AttentionTiles{256, 4, 2});
+  CHECK(attention_backward_choice(bent, kHopper).tiles == AttentionTiles{256, 4, 2});
   CHECK(attention_forward_choice(rows(256, 4096), kAda).tiles == AttentionTiles{256, 4, 1});
-  CHECK(attention_backward_choice(rows(256, 4096), kHopper).tiles == AttentionTiles{256, 4, 2});
   CHECK(attention_backward_choice(rows(256, 4096), kA100).tiles == AttentionTiles{256, 2, 1});
   CHECK(attention_forward_choice(rows(100, 300), kHopper).kernel == AttentionKernel::tiles);
   AttentionTraits single = rows(128, 1);
@@ -179,6 +188,21 @@ TEST_CASE("experts' products") {
               const bool grouped = experts_choice({dtype, in, out, rows, packed}, gpu) == ExpertsKernel::grouped;
               CHECK(grouped == (gpu.hopper && dtype != DType::f32 && in % 8 == 0 && out % 8 == 0 && (!packed || rows > 64)));
             }
+}
+
+TEST_CASE("blocks that share an expert's rows: as many as fill a GPU, up to eight, and one where experts and columns do") {
+  for (const std::int64_t experts : {1, 4, 8, 60, 128, 256})
+    for (const std::int64_t columns : {8, 64, 136, 768, 2048, 28672})
+      for (const std::int64_t rank : {1, 16, 64, 65, 256}) {
+        const int shares = expert_grad_shares(experts, columns, rank);
+        const std::int64_t blocks = experts * ((columns + 127) / 128) * ((rank + 63) / 64);
+        CHECK((shares == 1 || shares == 2 || shares == 4 || shares == 8));
+        CHECK((blocks * shares >= 528 || shares == 8));
+        CHECK((shares == 1 || blocks * shares / 2 < 528));
+      }
+  CHECK(expert_grad_shares(128, 768, 16) == 1);   // Qwen3-30B-A3B
+  CHECK(expert_grad_shares(8, 4096, 16) == 4);    // Mixtral 8x7B
+  CHECK(expert_grad_shares(16, 5120, 8) == 1);    // Llama 4 Scout
 }
 
 TEST_CASE("experts of one weight divide a mixture, and are as many as half a GiB expanded has room for") {

@@ -366,6 +366,8 @@ export interface Engine {
   readInto(tensor: DeviceTensor, pieces: readonly Uint8Array[]): Promise<void>;
   /** Copies such pieces into device memory. */
   write(pieces: readonly Uint8Array[], shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
+  /** A copy on the device. */
+  copy(tensor: DeviceTensor): Promise<DeviceTensor>;
 
   /** A tensor as a link carries it, float8_e4m3fn as [T, D + 4] (Ops::encode_rows); and back, in the compute dtype. Both consume it. */
   encode(tensor: DeviceTensor, dtype: LinkDtype): Promise<DeviceTensor>;

@@ -1,6 +1,6 @@
 import type { FloatDtype } from "../common/dtype.ts";
 import { allowedCores } from "../common/machine.ts";
-import type { Engine, MicroBatch } from "../engine/index.ts";
+import type { DeviceTensor, Engine, MicroBatch } from "../engine/index.ts";
 import type { Calibrate__Output } from "../rpc/generated/pipelora/v1/Calibrate.ts";
 import type { Calibrated } from "../rpc/generated/pipelora/v1/Calibrated.ts";
 import type { LayerTime } from "../rpc/generated/pipelora/v1/LayerTime.ts";
@@ -11,6 +11,8 @@ import type { NodeModel } from "./weights/node-model.ts";
 /** A size is timed at least so often and for so long after a first, cold run; the median counts. */
 const LEAST_RUNS = 5;
 const LEAST_MS = 400;
+/** A GPU works so long before it is timed: a cool one is faster, for seconds, than its power lets it be in a run. */
+const HEAT_MS = 1500;
 const INPUT_STREAM = 1;
 
 /** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
@@ -52,37 +54,28 @@ class LayerTimer {
   readonly #host: EngineHost;
   readonly #request: Calibrate__Output;
   #batches = 0;
+  #hot: boolean;
 
   constructor(engine: Engine, host: EngineHost, request: Calibrate__Output) {
     this.#engine = engine;
     this.#host = host;
     this.#request = request;
+    this.#hot = host.device === "cpu";
   }
 
   /** `labelled`: every token has a label, and the segment ends with the head. */
   async time(segment: number, tokens: number, labelled: boolean): Promise<LayerTime> {
-    const engine = this.#engine;
-    const values = await this.#activation(tokens);
-    const forwards: Spent[] = [];
-    const backwards: Spent[] = [];
+    const values = await this.#engine.write([await this.#activation(tokens)], [tokens, this.#hidden], this.#dtype);
+    const pass = () => this.#pass(segment, values, labelled);
+    for (const began = performance.now(); !this.#hot && performance.now() - began < HEAT_MS; ) await pass();
+    this.#hot = true;
+    await pass();
+    const passes: Awaited<ReturnType<typeof pass>>[] = [];
     const began = performance.now();
-    while (forwards.length <= LEAST_RUNS || performance.now() - began < LEAST_MS) {
-      this.#host.signal.throwIfAborted();
-      const batch = this.#batch(tokens, labelled);
-      const input = await engine.write([values], [tokens, this.#hidden], this.#dtype);
-      const gradient = labelled ? null : await engine.write([values], [tokens, this.#hidden], this.#dtype);
-      forwards.push(
-        await this.#spent(async () => {
-          (await engine.forward(segment, batch, input)).output?.free();
-        }),
-      );
-      backwards.push(
-        await this.#spent(async () => {
-          (await engine.backward(segment, batch.index, gradient))?.free();
-        }),
-      );
-    }
-    const [forward, backward] = [middle(forwards.slice(1)), middle(backwards.slice(1))];
+    while (passes.length < LEAST_RUNS || performance.now() - began < LEAST_MS) passes.push(await pass());
+    values.free();
+    const forward = middle(passes.map((one) => one.forward));
+    const backward = middle(passes.map((one) => one.backward));
     return {
       tokens,
       forward: forward.seconds,
@@ -90,6 +83,22 @@ class LayerTimer {
       forwardProcessor: forward.processor,
       backwardProcessor: backward.processor,
     };
+  }
+
+  /** Forward and back from a copy of `values`, which are the gradient's too. */
+  async #pass(segment: number, values: DeviceTensor, labelled: boolean): Promise<{ forward: Spent; backward: Spent }> {
+    this.#host.signal.throwIfAborted();
+    const engine = this.#engine;
+    const batch = this.#batch(values.shape[0]!, labelled);
+    const input = await engine.copy(values);
+    const gradient = labelled ? null : await engine.copy(values);
+    const forward = await this.#spent(async () => {
+      (await engine.forward(segment, batch, input)).output?.free();
+    });
+    const backward = await this.#spent(async () => {
+      (await engine.backward(segment, batch.index, gradient))?.free();
+    });
+    return { forward, backward };
   }
 
   /** A device may still be at work when a call resolves: a small copy behind it waits for that. */

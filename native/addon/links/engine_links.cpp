@@ -19,6 +19,19 @@ Tensor floats_of(const comm::LinkBlock& block, std::int64_t count) { return view
 
 }  // namespace
 
+Napi::Value EngineObject::copy(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, false)](Engine& engine) {
+          return thread->tensors().hold(engine.take_in(thread->tensors().at(*handle)));
+        },
+        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
+          return TensorObject::wrap(env, thread, std::move(handle));
+        });
+  });
+}
+
 Napi::Value EngineObject::read_to(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue_void(info.Env(), [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, false),

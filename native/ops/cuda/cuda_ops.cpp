@@ -138,6 +138,9 @@ void CudaOps::shape_logits(const Tensor& logits, float factor, float cap) { cuda
 void CudaOps::rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) {
   cuda::rmsnorm_forward(x, weight, rule, y, device_.stream());
 }
+void CudaOps::rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y) {
+  cuda::rmsnorm_add(x, weight, rule, residual, factor, y, device_.stream());
+}
 void CudaOps::rmsnorm_backward(const RmsNormBackward& call) { cuda::rmsnorm_backward(call, device_.stream()); }
 void CudaOps::qk_rope_forward(const QkRope& call) { cuda::qk_rope_forward(call, device_.stream()); }
 void CudaOps::qk_rope_backward(const QkRopeBackward& call) { cuda::qk_rope_backward(call, device_.stream()); }

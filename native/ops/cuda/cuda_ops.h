@@ -63,6 +63,7 @@ class CudaOps final : public Ops {
   void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) override;
   void shape_logits(const Tensor& logits, float factor, float cap) override;
   void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) override;
+  void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y) override;
   void rmsnorm_backward(const RmsNormBackward& call) override;
   void qk_rope_forward(const QkRope& call) override;
   void qk_rope_backward(const QkRopeBackward& call) override;

@@ -60,7 +60,8 @@ void CudaOps::attention_forward(const AttentionForward& call) {
     }
     case AttentionKernel::hopper_long:
       return attention_forward_long(call, static_cast<std::uint32_t*>(counters_->data()) + kLoraCounters, stream);
-    case AttentionKernel::hopper_short: return attention_forward_short(call, stream);
+    case AttentionKernel::hopper_short:
+    case AttentionKernel::hopper_wide: return attention_forward_short(call, stream);
     case AttentionKernel::tiles: return attention_forward_tiles(call, choice.tiles, stream);
     case AttentionKernel::plain: return attention_forward_plain(call, stream);
   }
@@ -81,7 +82,8 @@ void CudaOps::attention_backward(const AttentionBackward& call) {
   if (!turned) attention.rope = Tensor();
   switch (choice.kernel) {
     case AttentionKernel::hopper_long: attention_backward_hopper(attention, true, delta, room, stream); break;
-    case AttentionKernel::hopper_short: attention_backward_hopper(attention, false, delta, room, stream); break;
+    case AttentionKernel::hopper_short:
+    case AttentionKernel::hopper_wide: attention_backward_hopper(attention, false, delta, room, stream); break;
     case AttentionKernel::tiles: attention_backward_tiles(attention, choice.tiles, delta, stream); break;
     default: attention_backward_plain(attention, delta, stream);
   }

@@ -67,7 +67,7 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule 
   // LoRA's own products would read x.
   if (weight.is_fp8() && call.x_unread && call.y && x.rows > 0 && (call.lora.pairs.empty() || call.inner_known) && eights(x)) {
     Fp8Input codes = room_in_e4m3(x.rows, x.cols);
-    cuda::rmsnorm_forward(x, norm, rule.eps, Tensor(), codes.rows(), device_.stream());
+    rmsnorm_rows(x, norm, rule.eps, codes.rows(), device_.stream());
     return known_forward(call, view, false, std::move(codes));
   }
   rmsnorm_forward(x, norm, rule, call.x);
@@ -80,18 +80,16 @@ void CudaOps::swiglu_linear_forward(const Tensor& gate, const Tensor& up, const 
     known.inner_known = true;
     return linear_forward(known);
   }
-  // The fused kernels know SiLU alone.
-  if (activation != Activation::silu) return Ops::swiglu_linear_forward(gate, up, call, activation);
   const HeldView view(*call.weight, call.parts);
   const CudaLinear& weight = view.weight();
   if (call.x_has_room && call.y && gate.rows > 0 && choose(LoraOp::swiglu_inner, call.lora, call.x, {gate, up}) == LoraKernel::fused) {
     const std::vector<LoraTile> tiles = forward_tiles(call.lora, call.x.cols);
     const Buffer partial = bytes("partial inner vectors", lora_inner_bytes(call.x, tiles.size()));
     const std::int64_t tail = weight.takes_lora() ? tail_columns(call.lora.inner_cols) : 0;
-    swiglu_lora_inner(gate, up, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream());
+    swiglu_lora_inner(gate, up, activation, tiles, call.lora.dropout, call.sequences, call.inner, call.x, tail, scratch(partial), device_.stream());
     return known_forward(call, view, true);
   }
-  if (forward_few({.x = call.x, .gate = gate, .up = up}, call)) return;
+  if (forward_few({.x = call.x, .gate = gate, .up = up, .activation = activation}, call)) return;
   swiglu_forward(gate, up, call.x, activation);
   linear_forward(call);
 }
@@ -227,10 +225,9 @@ void CudaOps::swiglu_linear_input_grad(const LinearInputGrad& call, const Tensor
   const bool adds_term = input_grad_product(call);
   if (adds_term && swiglu_grad_as_products(call, {gate, up, dgate, dup}, activation)) return;
   const LoraAGrad grads{call.dx, call.inner_grad, call.lora, call.sequences};
-  // The fused kernel knows SiLU alone.
-  if (activation == Activation::silu && choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
+  if (choose(LoraOp::swiglu_grad, call.lora, call.dx, {gate, up, dgate, dup}) == LoraKernel::fused) {
     const Buffer partial = bytes("partial gradients of LoRA's A", lora_a_grad_bytes(grads));
-    return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, partial.tensor().data, device_.stream());
+    return lora_swiglu_grad(grads, adds_term, gate, up, dgate, dup, activation, partial.tensor().data, device_.stream());
   }
   if (adds_term) add_input_grad(call);
   swiglu_backward(gate, up, call.dx, dgate, dup, call.lora.pairs.empty() ? Tensor() : call.dx, activation);

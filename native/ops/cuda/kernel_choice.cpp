@@ -54,14 +54,19 @@ AttentionTiles backward_tiles(const AttentionTraits& call, const GpuKind& gpu) {
 }
 
 bool on_tensor_cores(const AttentionTraits& call) { return half(call.dtype) && call.head_dim <= kMaxHeadDim; }
-bool on_hopper(const AttentionTraits& call, const GpuKind& gpu) { return gpu.hopper && call.aligned && call.head_dim <= 128 && !call.capped; }
-bool long_on_hopper(const AttentionTraits& call) { return call.tokens >= kLongOnHopper * call.sequences; }
+bool on_hopper(const AttentionTraits& call, const GpuKind& gpu) { return gpu.hopper && call.aligned && call.head_dim <= kMaxHeadDim && !call.capped; }
+/// Heads of more columns than this leave no room for several warpgroups' tiles: their kernels are one for rows of every length.
+constexpr std::int64_t kWideHeads = 128;
+AttentionKernel hopper_kernel(const AttentionTraits& call) {
+  if (call.head_dim > kWideHeads) return AttentionKernel::hopper_wide;
+  return call.tokens >= kLongOnHopper * call.sequences ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
+}
 
 void describe(std::ostream& out, const char* op, const AttentionTraits& call, const AttentionChoice& choice) {
   out << op << ' ' << dtype_name(call.dtype) << ", " << call.heads << '/' << call.kv_heads << " heads of " << call.head_dim
       << (call.aligned ? "" : " (not aligned)") << (call.window > 0 ? ", windowed" : "") << (call.capped ? ", capped" : "");
   // Lengths differ from call to call; what they decide does not.
-  out << (call.most_queries <= kMostDecodeQueries ? ", rows of up to 4" : long_on_hopper(call) ? ", rows of 160 or more" : ", short rows")
+  out << (call.most_queries <= kMostDecodeQueries ? ", rows of up to 4" : call.tokens >= kLongOnHopper * call.sequences ? ", rows of 160 or more" : ", short rows")
       << " -> " << name(choice.kernel);
   if (choice.kernel == AttentionKernel::tiles)
     out << ' ' << choice.tiles.columns << " columns, " << choice.tiles.warps << " warps, " << choice.tiles.stages << " stages";
@@ -76,6 +81,7 @@ const char* name(AttentionKernel kernel) {
     case AttentionKernel::tiles: return "tiles";
     case AttentionKernel::hopper_short: return "hopper_short";
     case AttentionKernel::hopper_long: return "hopper_long";
+    case AttentionKernel::hopper_wide: return "hopper_wide";
     case AttentionKernel::decode: return "decode";
   }
   return "";
@@ -120,7 +126,7 @@ AttentionChoice attention_forward_choice(const AttentionTraits& call, const GpuK
     if (few && call.aligned && call.sequences <= kMostGrid && call.most_splits <= kMostGrid) {
       choice.kernel = AttentionKernel::decode;
     } else if (on_hopper(call, gpu)) {
-      choice.kernel = long_on_hopper(call) ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
+      choice.kernel = hopper_kernel(call);
     } else {
       choice.kernel = AttentionKernel::tiles;
       choice.tiles = forward_tiles(call, gpu);
@@ -134,8 +140,8 @@ AttentionChoice attention_backward_choice(const AttentionTraits& call, const Gpu
   AttentionChoice choice;
   if (on_tensor_cores(call)) {
     if (on_hopper(call, gpu)) {
-      choice.kernel = long_on_hopper(call) ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
-      choice.turns_back = call.head_dim == 64 || call.head_dim == 128;
+      choice.kernel = hopper_kernel(call);
+      choice.turns_back = call.head_dim == 64 || call.head_dim == 128 || call.head_dim == 256;
       choice.keeps_ds = choice.kernel == AttentionKernel::hopper_long && call.window == 0;
     } else {
       choice.kernel = AttentionKernel::tiles;
@@ -231,6 +237,14 @@ ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu) {
         << (call.rows <= kFewRows ? ", few rows" : "") << " -> " << name(kernel);
   });
   return kernel;
+}
+
+int expert_grad_shares(std::int64_t experts, std::int64_t columns, std::int64_t rank) {
+  constexpr std::int64_t kEnough = 528, kMost = 8;
+  const std::int64_t blocks = experts * ((columns + kExpertGradColumns - 1) / kExpertGradColumns) * ((rank + 63) / 64);
+  std::int64_t shares = 1;
+  while (shares < kMost && blocks * shares < kEnough) shares *= 2;
+  return static_cast<int>(shares);
 }
 
 std::int64_t experts_of_a_weight(std::int64_t experts, std::int64_t in, std::int64_t out, DType compute) {

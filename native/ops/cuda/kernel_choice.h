@@ -36,6 +36,7 @@ enum class AttentionKernel : std::uint8_t {
   tiles,        // tiles_*.cu: 16-bit, tensor cores of any GPU
   hopper_short, // hopper_*.cu: warpgroup products, a warpgroup a tile
   hopper_long,  // the same, several warpgroups a tile
+  hopper_wide,  // heads of more than 128 columns: forward as hopper_short
   decode,       // attention/decode.cu: few queries a sequence, keys split over blocks
 };
 const char* name(AttentionKernel kernel);
@@ -126,6 +127,10 @@ enum class ExpertsKernel : std::uint8_t {
 };
 const char* name(ExpertsKernel kernel);
 ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu);
+/// Blocks that share the rows of one expert in the gradients of its LoRA (experts/grouped_grads.cu): 1, 2, 4 or 8, as many as it takes for
+/// the blocks of all experts (64 ranks x kExpertGradColumns each) to be at least four a multiprocessor. By shapes alone: numbers do not depend on the GPU.
+inline constexpr std::int64_t kExpertGradColumns = 128;
+int expert_grad_shares(std::int64_t experts, std::int64_t columns, std::int64_t rank);
 /// How many experts stand in one weight: the pool of expanded weights holds so many at a time. The planner counts on it
 /// (src/plan/memory/expert-memory.ts).
 std::int64_t experts_of_a_weight(std::int64_t experts, std::int64_t in, std::int64_t out, DType compute);

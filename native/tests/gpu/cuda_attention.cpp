@@ -261,9 +261,13 @@ void attention(Gpu& gpu, DType dtype, bool small) {
     attention(gpu, dtype, {{5, 64, 65, 1, 3}, {}, 8, 2, e, 0});
     attention(gpu, dtype, {{130, 300}, {}, 2, 1, e, 70});
     attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 0});
+    attention(gpu, dtype, {{1, 9, 70}, {100, 0, 5}, 4, 2, e, 33});
+    attention(gpu, dtype, {{64, 128, 63, 129}, {}, 2, 2, e, 0});
     if (small || dtype != DType::bf16) continue;  // the reference takes long
     attention(gpu, dtype, {{257, 129, 128, 1, 320}, {}, 4, 4, e, 0});
     attention(gpu, dtype, {{1000, 17}, {}, 2, 1, e, 0});
+    attention(gpu, dtype, {{700, 200}, {}, 4, 1, e, 257});
+    attention(gpu, dtype, {{200, 190}, {77, 300}, 4, 2, e, 40});
   }
 }
 

@@ -1,4 +1,6 @@
 // The GPU's operations of a mixture of experts against float64.
+#include <array>
+
 #include "tests/gpu/cuda_fixture.h"
 #include "tests/support/experts_products.h"
 #include "tests/support/experts_reference.h"
@@ -33,8 +35,53 @@ std::vector<ProductsCase> products(DType dtype, bool small) {
         all.push_back(c);
         ++number;
       }
+  // Experts and columns that fill a GPU, half of one, a quarter; an expert with thousands of rows beside one with one.
+  if (!small)
+    for (const std::int64_t out : {520, 264, 72}) {
+      ProductsCase many{72, out, std::vector<std::int64_t>(128)};
+      for (std::size_t e = 0; e < many.rows.size(); ++e) many.rows[e] = static_cast<std::int64_t>(e % 5 == 1 ? e % 70 : 0);
+      many.together = 64;
+      many.rank = out == 264 ? 8 : 16;
+      many.hold = plain;
+      all.push_back(many);
+      all.push_back({.in = 136, .out = out, .rows = {0, 3001, 1, 64}, .together = 2, .rank = out == 72 ? 72 : 16, .hold = plain});
+    }
   all.push_back({.in = 37, .out = 45, .rows = {3, 9}, .together = 2, .rank = 3, .hold = plain});  // no kernel for all experts takes it
   return all;
+}
+
+/// An expert's gradients are the same bits again, and whatever rows others have.
+void repeated(Gpu& gpu, DType dtype, std::int64_t experts, std::int64_t columns, std::int64_t rank) {
+  const std::int64_t own_rows = 333, whose = experts / 2;
+  const Values weights(static_cast<std::size_t>(experts * rank * columns), 0.0);
+  const auto a = gpu.put(weights, DType::f32, experts * rank, columns), bt = gpu.put(weights, DType::f32, experts * rank, columns);
+  const Values x = random_values(own_rows * columns, 1, dtype, 71), inner_grad = random_values(own_rows * rank, 1, DType::f32, 72);
+  /// Gradients of A of the expert `whose`, when each other one has `others` rows.
+  const auto gradient = [&](std::int64_t others) {
+    const auto held = gpu.put(weights, DType::f32, experts * rank, columns);
+    Values starts(1, 0.0), all_x, all_grad;
+    for (std::int64_t e = 0; e < experts; ++e) {
+      const std::int64_t rows = e == whose ? own_rows : others;
+      const Values more_x = e == whose ? x : random_values(rows * columns, 1, dtype, static_cast<std::uint64_t>(100 + e)),
+                   more_grad = e == whose ? inner_grad : random_values(rows * rank, 1, DType::f32, static_cast<std::uint64_t>(300 + e));
+      all_x.insert(all_x.end(), more_x.begin(), more_x.end());
+      all_grad.insert(all_grad.end(), more_grad.begin(), more_grad.end());
+      starts.push_back(starts.back() + static_cast<double>(rows));
+    }
+    const auto total = static_cast<std::int64_t>(starts.back());
+    std::vector<LoraView> views;
+    for (std::int64_t e = 0; e < experts; ++e)
+      views.push_back({a.view.row_range(e * rank, rank), bt.view.row_range(e * rank, rank), held.view.row_range(e * rank, rank), held.view.row_range(e * rank, rank), 1.0f});
+    const auto device_starts = gpu.put(starts, DType::i32, 1, experts + 1), held_x = gpu.put(all_x, dtype, total, columns),
+               held_grad = gpu.put(all_grad, DType::f32, total, rank);
+    std::vector<std::int32_t> host;
+    gpu.ops->experts_a_grad({held_x, held_grad, views, {device_starts, &host}});
+    return gpu.get(held.view.row_range(whose * rank, rank));
+  };
+  const Values alone = gradient(0);
+  const std::string what = label("experts' A gradient", dtype, std::to_string(experts) + " experts, " + shape_text(rank, columns));
+  require(what + " again", gradient(0) == alone);
+  require(what + " beside others", gradient(1) == alone && gradient(70) == alone);
 }
 
 }  // namespace
@@ -52,6 +99,7 @@ int main(int argc, char** argv) {
         },
         [&](const std::string& what, bool good) { require(in + what, good); },
         [&](std::int64_t count, double scale, unsigned seed) { return random_values(count, scale, dtype, seed); });
+    for (const auto& [experts, columns, rank] : {std::array<std::int64_t, 3>{3, 72, 5}, {9, 136, 16}, {16, 1160, 24}, {3, 264, 72}}) repeated(gpu, dtype, experts, columns, rank);
     for (const ProductsCase& c : products(dtype, asked.small)) {
       const bool integers = c.hold.quantisation == Quantisation::int8;
       try_products(

@@ -14,30 +14,54 @@ using namespace pipelora::test;
 
 namespace {
 
-void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
-  const std::string shape = shape_text(rows, cols);
+struct GateMath {
+  const char* name;
+  Activation activation;
+  double (*value)(double);
+  double (*slope)(double);
+};
+double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
+constexpr double kPi = 3.14159265358979323846;
+double tanh_of(double x) { return std::tanh(std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x)); }
+const GateMath kGates[] = {
+    {"SiLU", Activation::silu, [](double x) { return x * sigmoid_of(x); }, [](double x) { return sigmoid_of(x) * (1 + x * (1 - sigmoid_of(x))); }},
+    {"GELU", Activation::gelu, [](double x) { return x * (1 + std::erf(x / std::sqrt(2.0))) / 2; },
+     [](double x) { return (1 + std::erf(x / std::sqrt(2.0))) / 2 + x * std::exp(-x * x / 2) / std::sqrt(2 * kPi); }},
+    {"GELU by tanh", Activation::gelu_tanh, [](double x) { return x * (1 + tanh_of(x)) / 2; },
+     [](double x) { return (1 + tanh_of(x)) / 2 + x * (1 - tanh_of(x) * tanh_of(x)) / 2 * std::sqrt(2 / kPi) * (1 + 3 * 0.044715 * x * x); }},
+};
+
+/// Gates of many sizes: from where an activation is nothing to where it is its input.
+void gates(Gpu& gpu, DType dtype, const GateMath& math, std::int64_t rows, std::int64_t cols) {
+  const std::string shape = shape_text(rows, cols) + ", " + math.name;
   const std::int64_t n = rows * cols;
-  const Values gate = random_values(n, 1.5, dtype, 1), up = random_values(n, 1, dtype, 2), dact = random_values(n, 1, dtype, 3);
+  Values gate = random_values(n, 1.5, dtype, 1);
+  const Values up = random_values(n, 1, dtype, 2), dact = random_values(n, 1, dtype, 3);
+  for (std::size_t i = 0; i < gate.size(); i += 5) gate[i] = rounded(gate[i] * std::pow(2.0, static_cast<double>(i % 13) - 6), dtype);
   Values act(gate.size()), dgate(gate.size()), dup(gate.size());
   for (std::size_t i = 0; i < gate.size(); ++i) {
-    const double s = 1 / (1 + std::exp(-gate[i]));
-    act[i] = gate[i] * s * up[i];
-    dup[i] = dact[i] * gate[i] * s;
-    dgate[i] = dact[i] * up[i] * s * (1 + gate[i] * (1 - s));
+    act[i] = math.value(gate[i]) * up[i];
+    dup[i] = dact[i] * math.value(gate[i]);
+    dgate[i] = dact[i] * up[i] * math.slope(gate[i]);
   }
   auto both = gpu.empty(dtype, rows, 2 * cols);
   const Tensor g = both.view.columns(0, cols), u = both.view.columns(cols, cols);
   gpu.ops->copy(gpu.put(gate, dtype, rows, cols), g);
   gpu.ops->copy(gpu.put(up, dtype, rows, cols), u);
   auto out = gpu.empty(dtype, rows, cols);
-  gpu.ops->swiglu_forward(g, u, out, Activation::silu);
+  gpu.ops->swiglu_forward(g, u, out, math.activation);
   compare(label("swiglu_forward", dtype, shape), gpu.get(out), act, limit_of(dtype));
   auto d = gpu.put(dact, dtype, rows, cols);
-  gpu.ops->swiglu_backward(g, u, d, g, u, d, Activation::silu);
+  gpu.ops->swiglu_backward(g, u, d, g, u, d, math.activation);
   compare(label("swiglu_backward act", dtype, shape), gpu.get(d), act, limit_of(dtype));
   compare(label("swiglu_backward dgate", dtype, shape), gpu.get(g), dgate, limit_of(dtype));
   compare(label("swiglu_backward dup", dtype, shape), gpu.get(u), dup, limit_of(dtype));
+}
 
+void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
+  for (const GateMath& math : kGates) gates(gpu, dtype, math, rows, cols);
+  const std::string shape = shape_text(rows, cols);
+  const Values up = random_values(rows * cols, 1, dtype, 2);
   Indices picked;
   for (std::int64_t i = 0; i < rows; ++i) picked.host.push_back(static_cast<std::int32_t>((i * 7 + 3) % rows));
   std::vector<std::int32_t> unique(picked.host);
@@ -57,6 +81,27 @@ void elementwise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
     for (double& v : half) v *= 0.5;
     compare(label("scatter_rows from float32", dtype, shape), gpu.get(scattered), half, 1e-2);
   }
+}
+
+/// Between number types, from and into wider matrices, with a factor; what stands behind the columns stays.
+void copies(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t extra) {
+  const Values values = random_values(rows * cols, 1, dtype, 14);
+  Values expected(values);
+  for (double& v : expected) v *= 0.5;
+  for (const DType other : {DType::f32, DType::bf16}) {
+    const auto from = gpu.put(values, dtype, rows, cols, extra), to = gpu.empty(other, rows, cols, 8);
+    gpu.ops->copy(from, to);
+    compare(label("copy", dtype, shape_text(rows, cols) + " to " + dtype_name(other)), gpu.get(to), values, other == dtype || other == DType::f32 ? 0 : 1e-2);
+    const Values behind = gpu.get(to.buffer.tensor().columns(cols, 8));
+    require(label("copy", dtype, shape_text(rows, cols) + " leaves what stands behind"), std::all_of(behind.begin(), behind.end(), [](double v) { return std::isnan(v); }));
+  }
+  Indices picked;
+  for (std::int64_t i = 0; i < rows; ++i) picked.host.push_back(static_cast<std::int32_t>(rows - 1 - i));
+  gpu.upload(picked);
+  const auto turned = gpu.empty(DType::f32, rows, cols), back = gpu.empty(dtype, rows, cols);
+  gpu.ops->gather_rows(gpu.put(values, dtype, rows, cols, extra), picked, turned);
+  gpu.ops->scatter_rows(turned, picked, 0.5f, back);
+  compare(label("rows there and back", dtype, shape_text(rows, cols)), gpu.get(back), expected, dtype == DType::f16 ? 1e-3 : 0);
 }
 
 void add(Gpu& gpu, std::int64_t rows, std::int64_t cols) {
@@ -130,6 +175,15 @@ void norm(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
   auto x_held = gpu.put(x, dtype, rows, cols), weight = gpu.put(w, DType::f32, 1, cols), out = gpu.empty(dtype, rows, cols);
   gpu.ops->rmsnorm_forward(x_held, weight, static_cast<float>(eps), out);
   compare(label("rmsnorm_forward", dtype, shape), gpu.get(out), y, limit_of(dtype));
+  for (const float factor : {1.0f, 0.22f}) {
+    const auto before = gpu.put(residual, dtype, rows, cols, 8), one = gpu.empty(dtype, rows, cols), two = gpu.empty(dtype, rows, cols, 8);
+    gpu.ops->rmsnorm_add(x_held, weight, static_cast<float>(eps), before, factor, one);
+    gpu.ops->Ops::rmsnorm_add(x_held, weight, static_cast<float>(eps), before, factor, two);
+    Values sum(y);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = residual[i] + static_cast<double>(factor) * y[i];
+    compare(label("rmsnorm_add", dtype, shape), gpu.get(one), sum, limit_of(dtype));
+    require(label("rmsnorm_add as a norm and a sum", dtype, shape), gpu.get(one) == gpu.get(two));
+  }
   auto gradient = gpu.put(dy, dtype, rows, cols), rest = gpu.put(residual, dtype, rows, cols);
   gpu.ops->rmsnorm_backward({x_held, weight, gradient, rest, rest, gradient, static_cast<float>(eps)});
   compare(label("rmsnorm_backward dx", dtype, shape), gpu.get(rest), dx, limit_of(dtype));
@@ -165,6 +219,40 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
   gpu.ops->qk_rope_forward({q_of(held), k_of(held), q_of(held), k_of(held), qw, kw, 1e-6f, rope_table, &rows, q_scale, e});
   compare(label("qk_rope_forward", dtype, shape), gpu.get(held), forward, limit_of(dtype));
   gpu.ops->qk_rope_backward({q_of(grad), k_of(grad), q_of(before), k_of(before), qw, kw, 1e-6f, rope_table, &rows, e});
+  compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
+}
+
+/// Heads that do not turn: norms alone, factors of queries alone, both; to another tensor and in place.
+void unturned(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, std::int64_t e, bool normed, bool scaled) {
+  const std::string shape = std::to_string(tokens) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(e) +
+                            " unturned" + (normed ? ", normed" : "") + (scaled ? ", scaled" : "");
+  const std::int64_t cols = (heads + kv_heads) * e;
+  const Values x = random_values(tokens * cols, 1, dtype, 15), dy = random_values(tokens * cols, 1, dtype, 16), norm = random_values(e, 1, DType::f32, 17);
+  const Values ones(static_cast<std::size_t>(e / 2), 1.0), zeros(static_cast<std::size_t>(e / 2), 0.0);
+  Values scale(static_cast<std::size_t>(tokens), 1.0), forward(x), backward(dy);
+  for (std::size_t t = 0; scaled && t < scale.size(); ++t) scale[t] = rounded(1.0 + 0.1 * static_cast<double>(t % 4), DType::f32);
+  const HeadMath math{e, normed ? norm.data() : nullptr, 1e-6};
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t h = 0; h < heads + kv_heads; ++h) {
+      const std::int64_t at = t * cols + h * e;
+      const double own = h < heads ? scale[static_cast<std::size_t>(t)] : 1.0;
+      Values grad(dy.begin() + at, dy.begin() + at + e);
+      for (double& g : grad) g *= own;
+      math.forward(x.data() + at, ones.data(), zeros.data(), own, forward.data() + at);
+      math.backward(x.data() + at, grad.data(), ones.data(), zeros.data(), backward.data() + at);
+    }
+  const auto held = gpu.put(x, dtype, tokens, cols), out = gpu.empty(dtype, tokens, cols), before = gpu.put(x, dtype, tokens, cols), grad = gpu.put(dy, dtype, tokens, cols);
+  const auto weight = gpu.put(norm, DType::f32, 1, e), factors = gpu.put(scale, DType::f32, 1, tokens);
+  const auto q_of = [&](const Gpu::Held& t) { return t.view.columns(0, heads * e); };
+  const auto k_of = [&](const Gpu::Held& t) { return t.view.columns(heads * e, kv_heads * e); };
+  const Tensor w = normed ? weight.view : Tensor(), s = scaled ? factors.view : Tensor();
+  gpu.ops->qk_rope_forward({q_of(held), k_of(held), q_of(out), k_of(out), w, w, 1e-6f, Tensor(), nullptr, s, e});
+  compare(label("qk_rope_forward", dtype, shape), gpu.get(out), forward, limit_of(dtype));
+  gpu.ops->qk_rope_forward({q_of(held), k_of(held), q_of(held), k_of(held), w, w, 1e-6f, Tensor(), nullptr, s, e});
+  require(label("qk_rope_forward in place", dtype, shape), gpu.get(held) == gpu.get(out));
+  QkRopeBackward back{q_of(grad), k_of(grad), q_of(before), k_of(before), w, w, 1e-6f, Tensor(), nullptr, e};
+  back.q_scale = s;
+  gpu.ops->qk_rope_backward(back);
   compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
 }
 
@@ -308,6 +396,8 @@ int main(int argc, char** argv) {
     elementwise(gpu, dtype, 5, 33);
     for (const std::int64_t cols : {1, 7, 8, 33, 172, 4096})
       for (const std::int64_t extra : {0, 4, 5}) coded_rows(gpu, dtype, 13, cols, extra);
+    for (const std::int64_t cols : {1, 3, 8, 16, 24, 40, 72, 257, 2048, 2064})
+      for (const std::int64_t rows : {1, 7, 300}) copies(gpu, dtype, rows, cols, cols % 3 == 0 ? 8 : 5);
     norm(gpu, dtype, 1, 64);
     norm(gpu, dtype, 7, 4096);
     norm(gpu, dtype, 33, 172);
@@ -317,6 +407,11 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 19, 8, 1, 128, normed);
       rope(gpu, dtype, 11, 3, 1, 20, normed);
     }
+    for (const std::int64_t e : {128, 256, 20})
+      for (const bool normed : {true, false}) {
+        unturned(gpu, dtype, 13, 5, 2, e, normed, true);
+        if (normed) unturned(gpu, dtype, 7, 2, 2, e, true, false);
+      }
     cross_entropy(gpu, dtype, 3, 1000, true);
     cross_entropy(gpu, dtype, 3, 1000, false);
     cross_entropy(gpu, dtype, 2, 151, true);
@@ -331,6 +426,8 @@ int main(int argc, char** argv) {
     cross_entropy(gpu, dtype, 17, 500000, false, 0, 0.2);
     noise(gpu, dtype, {900, 1, 2048}, 4096);
     elementwise(gpu, dtype, 1088, 4096);
+    copies(gpu, dtype, 70001, 16, 48);  // more rows than a grid is high
+    copies(gpu, dtype, 66001, 129, 8);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);
     cross_entropy(gpu, dtype, 17, 151936, true);

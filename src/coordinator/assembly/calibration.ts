@@ -74,7 +74,8 @@ export async function calibrate(
     ranks: [0],
     offloadedBlocks: 0,
     checkpointedBlocks: 0,
-    cachedBlocks: 0,
+    // Expanded once: a block alone would find its weights as the pass before left them, a block of many would not.
+    cachedBlocks: 1,
     needsBackward: true,
     needsInputGrad: true,
     forwardSeconds: 0,
@@ -99,7 +100,11 @@ export async function calibrate(
       hostBytes: devices.map(() => 0),
       arenaBytes: devices.map((device) => {
         const own = segments.map((segment) => ({ ...segment, devices: [device.id] }));
-        return arenaBytes(predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!, device.kind);
+        const memory = predictMemory(request, own, [PLAIN_KEEPING, PLAIN_KEEPING]).get(device.id)!;
+        // The values that every pass begins with a copy of.
+        const activations =
+          memory.activations + Math.ceil(largest.tokens) * shape.hidden * dtypeBytes(base.computeDtype);
+        return arenaBytes({ activations, workspace: memory.workspace }, device.kind);
       }),
     },
     settings,

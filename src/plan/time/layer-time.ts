@@ -60,13 +60,10 @@ function timed({ work, spec }: PlanRequest, assumed: readonly LayerWork[], measu
   });
 }
 
-/** Measured passes expanded their weights. */
+/** Measured passes had their weights expanded before. */
 function scaled(layer: LayerWork, reference: LayerWork, times: Omit<TimePoint, "tokens">): LayerWork {
-  const whole = (pass: number, { expansion }: LayerWork) => (pass > 0 ? pass + expansion : 0);
-  const of = (measured: number, pass: "forward" | "backward") => {
-    const [own, other] = [whole(layer[pass], layer), whole(reference[pass], reference)];
-    return other > 0 ? Math.max(0, (measured * own) / other - (own > 0 ? layer.expansion : 0)) : 0;
-  };
+  const of = (measured: number, pass: "forward" | "backward") =>
+    reference[pass] > 0 ? (measured * layer[pass]) / reference[pass] : 0;
   const forward = of(times.forward, "forward");
   const recompute = layer.recompute > 0 ? forward : 0;
   return { forward, backward: of(times.backward, "backward"), recompute, expansion: layer.expansion };

@@ -80,6 +80,21 @@ test("arrays in use live on by themselves: the list they came in may be emptied 
   });
 });
 
+test("a copy on the device stays when what it was made of is freed; a freed tensor is not copied", async () => {
+  await withEngine(async (engine) => {
+    const tensor = await engine.write([row(4), row(7)], [2, COLUMNS], "float32");
+    const copied = await engine.copy(tensor);
+    tensor.free();
+    await busy(engine);
+    assert.deepEqual(copied.shape, [2, COLUMNS]);
+    assert.deepEqual(
+      float32Of(await engine.read(copied)),
+      Float32Array.from([...float32Of(row(4)), ...float32Of(row(7))]),
+    );
+    await assert.rejects(engine.copy(tensor), { code: "PL_TENSOR_MISMATCH" });
+  });
+});
+
 test("an array that is transferred while the engine uses it rejects", async () => {
   await withEngine(async (engine) => {
     const first = busy(engine);

@@ -50,6 +50,18 @@ test("a plan's times are those measured", () => {
   assert.ok(Math.abs(smaller.predicted!.stepTimeMs / 1e3 - 0.75 * 8 * pass) < 1e-9);
 });
 
+test("measured passes found their weights expanded: a block that is not cached takes longer by its expansions", () => {
+  const work: Work = { ...WORK, checkpointing: "none", microBatches: 8 };
+  const step = (weightCache: "auto" | "off") => {
+    const holding = { holding: NF4, weightCache, work, rates: rates([measured(0.01)]) };
+    return makePlan(request(qwen, gpus(1, 1e12), holding)).predicted!.stepTimeMs / 1e3;
+  };
+  const pass = (BLOCKS + 1) * 0.03;
+  const cached = step("auto");
+  assert.ok(Math.abs(cached / (8 * pass) - 1) < 0.02, `${cached} s beside ${8 * pass} s measured`);
+  assert.ok(step("off") > cached + 8 * BLOCKS * 2 * 50e-6);
+});
+
 test("recompute costs a forward, messages of a CPU its own time", () => {
   const work: Work = { ...WORK, checkpointing: "none", microBatches: 8 };
   const maxMemory = new Map([0, 1].map((id) => [id, 1e12]));

@@ -279,6 +279,11 @@ class Ops {
   virtual void shape_logits(const Tensor& logits, float factor, float cap) = 0;
 
   virtual void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y) = 0;
+  /// y = residual + factor * the norm as rmsnorm_forward writes it; y is another tensor than both.
+  virtual void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y) {
+    rmsnorm_forward(x, weight, rule, y);
+    add(residual, y, factor, y);
+  }
   virtual void rmsnorm_backward(const RmsNormBackward& call) = 0;
   virtual void qk_rope_forward(const QkRope& call) = 0;
   virtual void qk_rope_backward(const QkRopeBackward& call) = 0;

@@ -19,7 +19,7 @@ void attention_backward_plain(const AttentionBackward& call, const Tensor& delta
 void attention_forward_tiles(const AttentionForward& call, const AttentionTiles& tiles, cudaStream_t stream);
 void attention_backward_tiles(const AttentionBackward& call, const AttentionTiles& tiles, const Tensor& delta, cudaStream_t stream);
 
-// hopper_*.cu: the same with compute capability 9.0's warpgroup products, heads of up to 128 columns.
+// hopper_*.cu: the same with compute capability 9.0's warpgroup products. Heads of more than 128 columns: attention_forward_short, and no room for dS.
 /// `counter` is 0 before and after.
 void attention_forward_long(const AttentionForward& call, std::uint32_t* counter, cudaStream_t stream);
 void attention_forward_short(const AttentionForward& call, cudaStream_t stream);

@@ -52,12 +52,19 @@ __device__ inline void pack_fragments(std::uint32_t (&a)[K][4], const float (&p)
   }
 }
 
-/// sums [64, E] += a b, b a matrix of 16 K rows.
+/// sums [64, E] += a b, b a matrix of 16 K rows. A product makes up to 128 columns.
 template <int E, class T, int K>
 __device__ inline void product_rows(float (&sums)[E / 8][4], const std::uint32_t (&a)[K][4], std::uint32_t b) {
-  const SharedMatrix right(b, 16 * K * kPanelRow);
+  if constexpr (E > 128) {
+    constexpr int kHalf = E / 2;
 #pragma unroll
-  for (int kk = 0; kk < K; ++kk) wgmma_rows(T{}, sums, a[kk], right.at(kk * 16 * kPanelRow));
+    for (int half = 0; half < 2; ++half)
+      product_rows<kHalf, T>(reinterpret_cast<float(&)[kHalf / 8][4]>(sums[half * (kHalf / 8)]), a, b + half * (kHalf / 64) * (16 * K * kPanelRow));
+  } else {
+    const SharedMatrix right(b, 16 * K * kPanelRow);
+#pragma unroll
+    for (int kk = 0; kk < K; ++kk) wgmma_rows(T{}, sums, a[kk], right.at(kk * 16 * kPanelRow));
+  }
 }
 
 /// sums [64, E] = (add ? sums : 0) + aᵀ b, both matrices of 64 rows; a has 64 columns.

@@ -189,7 +189,9 @@ void attention_backward_hopper(const AttentionBackward& call, bool long_rows, co
     backward_by_ds(call, delta, room, shape, heads, stream);
   } else {
     query_grad(call, delta, shape, long_rows, stream);
-    if (long_rows)
+    if (call.head_dim > 128)
+      wide_key_grad(call, delta, shape, stream);
+    else if (long_rows)
       long_key_grad(call, delta, shape, ScoreGrads{}, heads, stream);
     else
       with_half(call.q.dtype, [&]<class T>(T) {

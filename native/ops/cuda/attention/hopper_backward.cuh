@@ -126,8 +126,10 @@ __device__ inline std::int64_t score_tiles_before(const SequenceTable& table, in
 /// dk and dv of `heads` of k's heads where rows are long, from the first one's whose dS are kept (if they are: then there is
 /// no window and a row has as many keys as queries).
 void long_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const ScoreGrads& kept, int heads, cudaStream_t stream);
-/// dq, and delta = rowsum(dout * out) for the pass over keys, from the scores computed again. `wide`: several warpgroups share a tile.
-void query_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, bool wide, cudaStream_t stream);
+/// dk and dv of heads of more than 128 columns, whatever the rows' length.
+void wide_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream);
+/// dq, and delta = rowsum(dout * out) for the pass over keys, from the scores computed again. `together`: several warpgroups share a tile; of wide heads they always do.
+void query_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, bool together, cudaStream_t stream);
 /// delta alone.
 void row_deltas(const AttentionBackward& call, const Tensor& delta, cudaStream_t stream);
 /// dq of `heads` heads from their dS.

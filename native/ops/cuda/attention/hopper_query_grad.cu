@@ -8,9 +8,10 @@ namespace pipelora::cuda {
 
 namespace {
 
-/// Tiles of keys and values in shared memory at once: warpgroups that work alone share a multiprocessor by threes instead.
-template <int kGroups>
-constexpr int query_stages = kGroups == 1 ? 1 : 2;
+/// Tiles of keys and values in shared memory at once: warpgroups that work alone share a multiprocessor by threes instead, and two of wide heads
+/// leave no more room.
+template <int E, int kGroups>
+constexpr int query_stages = kGroups == 1 || E > 128 ? 1 : 2;
 
 // dq, and delta.
 template <class T, int E, int kGroups>
@@ -19,7 +20,7 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
                       std::int64_t lse_stride, float* delta, std::int64_t delta_stride, Side<T> dq, Shape shape, Rotary rotary) {
 #ifdef PIPELORA_HOPPER
   constexpr int kRows = kGroups * 64, kThreads = kGroups * 128;
-  constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStages = query_stages<kGroups>;
+  constexpr int kTileBytes = kTile * E * 2, kOwnBytes = kRows * E * 2, kStages = query_stages<E, kGroups>;
   char* shared = aligned_shared();
   const int thread = static_cast<int>(threadIdx.x);
   const std::uint32_t q_tile = shared_address(shared), dout_tile = q_tile + kOwnBytes, stages = dout_tile + kOwnBytes;
@@ -71,43 +72,44 @@ __global__ void __launch_bounds__(kGroups * 128, kGroups == 1 ? 3 : 1)
     fence_shared();
     __syncthreads();
     if (kStages == 2 && key + kTile < key_end) fetch(key + kTile, stage ^ 1);
-    if (key > offset + q0 + group * 64 + 63) continue;
-    const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
-    float p[8][4], dp[8][4];
-    wgmma_hold(p);
-    wgmma_hold(dp);
-    wgmma_fence();
-    product_transposed<E, kRows, kTile, T>(p, q_tile, group * 64, k_tile);
-    wgmma_commit();
-    product_transposed<E, kRows, kTile, T>(dp, dout_tile, group * 64, v_tile);
-    wgmma_commit();
-    wgmma_wait<1>();
-    wgmma_hold(p);
-    const bool whole = key + kTile - 1 <= offset + q0 + group * 64 && shape.window == 0;
+    if (key <= offset + q0 + group * 64 + 63) {
+      const std::uint32_t k_tile = stages + stage * 2 * kTileBytes, v_tile = k_tile + kTileBytes;
+      float p[8][4], dp[8][4];
+      wgmma_hold(p);
+      wgmma_hold(dp);
+      wgmma_fence();
+      product_transposed<E, kRows, kTile, T>(p, q_tile, group * 64, k_tile);
+      wgmma_commit();
+      product_transposed<E, kRows, kTile, T>(dp, dout_tile, group * 64, v_tile);
+      wgmma_commit();
+      wgmma_wait<1>();
+      wgmma_hold(p);
+      const bool whole = key + kTile - 1 <= offset + q0 + group * 64 && shape.window == 0;
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+      for (int n = 0; n < 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        p[n][i] = exp2_fast(fmaf(p[n][i], scale, -lse2[i / 2]));
-        if (!whole && hidden(behind - key + i / 2 * 8 - (n * 8 + i % 2), shape.window)) p[n][i] = 0;
+        for (int i = 0; i < 4; ++i) {
+          p[n][i] = exp2_fast(fmaf(p[n][i], scale, -lse2[i / 2]));
+          if (!whole && hidden(behind - key + i / 2 * 8 - (n * 8 + i % 2), shape.window)) p[n][i] = 0;
+        }
       }
-    }
-    wgmma_wait<0>();
-    wgmma_hold(dp);
+      wgmma_wait<0>();
+      wgmma_hold(dp);
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+      for (int n = 0; n < 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - deltas[i / 2];
+        for (int i = 0; i < 4; ++i) p[n][i] *= dp[n][i] - deltas[i / 2];
+      }
+      std::uint32_t ds[4][4];
+      pack_fragments<T>(ds, p);
+      wgmma_hold(ds);
+      wgmma_hold(sums);
+      wgmma_fence();
+      product_rows<E, T>(sums, ds, k_tile);
+      wgmma_commit();
+      wgmma_wait<0>();
+      wgmma_hold(sums);
     }
-    std::uint32_t ds[4][4];
-    pack_fragments<T>(ds, p);
-    wgmma_hold(ds);
-    wgmma_hold(sums);
-    wgmma_fence();
-    product_rows<E, T>(sums, ds, k_tile);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_hold(sums);
     if (kStages == 1 && key + kTile < key_end) {
       __syncthreads();
       fetch(key + kTile, 0);
@@ -189,7 +191,7 @@ __global__ void row_delta_kernel(Side<const T> out, Side<const T> dout, float* d
 
 template <class T, int E, int kGroups>
 void launch_query_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, cudaStream_t stream) {
-  const std::size_t bytes = (2 * kGroups * 64 + 2 * query_stages<kGroups> * kTile) * E * 2 + kAlignmentBytes;
+  const std::size_t bytes = (2 * kGroups * 64 + 2 * query_stages<E, kGroups> * kTile) * E * 2 + kAlignmentBytes;
   const auto kernel = query_grad_kernel<T, E, kGroups>;
   allow_shared(kernel, bytes);
   const auto& lengths = call.sequences->key_length.host;
@@ -211,12 +213,14 @@ void launch_ds_product(const ScoreGrads& ds, const AttentionBackward& call, cons
 
 }  // namespace
 
-void query_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, bool wide, cudaStream_t stream) {
+void query_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, bool together, cudaStream_t stream) {
   with_half(call.q.dtype, [&]<class T>(T) {
-    if (call.head_dim <= 64)
-      wide ? launch_query_grad<T, 64, 3>(call, delta, shape, stream) : launch_query_grad<T, 64, 1>(call, delta, shape, stream);
+    if (call.head_dim > 128)
+      launch_query_grad<T, 256, 2>(call, delta, shape, stream);
+    else if (call.head_dim <= 64)
+      together ? launch_query_grad<T, 64, 3>(call, delta, shape, stream) : launch_query_grad<T, 64, 1>(call, delta, shape, stream);
     else
-      wide ? launch_query_grad<T, 128, 3>(call, delta, shape, stream) : launch_query_grad<T, 128, 1>(call, delta, shape, stream);
+      together ? launch_query_grad<T, 128, 3>(call, delta, shape, stream) : launch_query_grad<T, 128, 1>(call, delta, shape, stream);
   });
 }
 

@@ -1,6 +1,6 @@
-// Attention forward for short rows on Hopper: the algorithm of tiles_forward.cu (FlashAttention-2, Dao 2023) with
+// Attention forward on Hopper for short rows, and for heads of more than 128 columns: the algorithm of tiles_forward.cu (FlashAttention-2, Dao 2023) with
 // warpgroup products, a warpgroup of 64 queries a block. Such a block mostly waits for memory: as much as it needs of shared
-// memory and registers lets four live on a multiprocessor, and it loads the next keys and values where the last have been read.
+// memory and registers lets four live on a multiprocessor (two of wide heads), and it loads the next keys and values where the last have been read.
 #include "ops/cuda/attention/attention.h"
 #include "ops/cuda/attention/hopper.cuh"
 #include "ops/cuda/device/dependent.cuh"
@@ -10,9 +10,11 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+template <int E>
+constexpr int kBlocks = E > 128 ? 2 : 4;  // on a multiprocessor
 
 template <class T, int E>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kBlocks<E>)
     forward_kernel(Side<const T> q, Side<const T> k, Side<const T> v, Side<T> out, float* lse, std::int64_t lse_stride, Shape shape) {
 #ifdef PIPELORA_HOPPER
   let_next_start();
@@ -117,7 +119,10 @@ void launch(const AttentionForward& call, cudaStream_t stream) {
 }  // namespace
 
 void attention_forward_short(const AttentionForward& call, cudaStream_t stream) {
-  with_half(call.q.dtype, [&]<class T>(T) { call.head_dim <= 64 ? launch<T, 64>(call, stream) : launch<T, 128>(call, stream); });
+  with_half(call.q.dtype, [&]<class T>(T) {
+    if (call.head_dim > 128) return launch<T, 256>(call, stream);
+    call.head_dim <= 64 ? launch<T, 64>(call, stream) : launch<T, 128>(call, stream);
+  });
   check_launch("attention_forward");
 }
 

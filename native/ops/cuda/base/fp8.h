@@ -37,7 +37,7 @@ struct RowCodes {
   float* scales = nullptr;
 };
 
-/// Of x [T, n] in 16 bits. Kernels that make such rows may write the same bits themselves (rmsnorm_forward, rmsnorm_lora_inner).
+/// Of x [T, n] in 16 bits. Kernels that make such rows may write the same bits themselves (rmsnorm_rows, rmsnorm_lora_inner).
 void fp8_rows(const Tensor& x, const RowCodes& to, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

@@ -1,6 +1,6 @@
 // One warp asks for tiles of 64 columns of both operands, two warpgroups of 64 rows each multiply what has come. Blocks stay and take one
-// tile of 128 x 256 after the other; tiles of one expert's columns follow each other, so that its weights are read once from memory. A
-// row's sum is in the same order wherever its tile lies: no number depends on who else chose the expert.
+// tile of 128 x 256 after the other (128 x 64 where no more columns are wanted: LoRA's inner vectors, whose time is the reading of their
+// input); tiles of one expert's columns follow each other, so that its weights are read once from memory. A row's sum is in the same order wherever its tile lies: no number depends on who else chose the expert.
 #include "ops/cuda/experts/grouped.h"
 
 #include <algorithm>
@@ -17,16 +17,27 @@ namespace pipelora::cuda {
 
 namespace {
 
-constexpr int kRows = 128, kColumns = 256, kStep = static_cast<int>(kPanelColumns), kStages = 4;
+constexpr int kRows = 128, kStep = static_cast<int>(kPanelColumns), kStages = 4;
 constexpr int kLoaders = 128, kThreads = kLoaders + 256;
-constexpr int kLeftBytes = kRows * kStep * 2, kRightBytes = kColumns * kStep * 2, kStageBytes = kLeftBytes + kRightBytes;
-constexpr int kBarriers = kStages * kStageBytes, kTable = kBarriers + 2 * kStages * 8;
+constexpr int kLeftBytes = kRows * kStep * 2;
+
+/// What a tile of kColumns columns takes: products of 128 or 64 columns each, shared memory, blocks and registers.
+template <int kWidth>
+struct Cut {
+  static constexpr int kColumns = kWidth, kHalves = kWidth > 128 ? 2 : 1, kHalf = kWidth / kHalves, kBlocks = kWidth > 128 ? 1 : 2;
+  static constexpr int kRightBytes = kWidth * kStep * 2, kStageBytes = kLeftBytes + kRightBytes;
+  static constexpr int kBarriers = kStages * kStageBytes, kTable = kBarriers + 2 * kStages * 8;
+  using Sums = float[kHalves][kHalf / 8][4];
+};
+using Wide = Cut<256>;
+using Narrow = Cut<64>;
 
 struct Shape {
   const std::int32_t* starts;
   int first, experts;
   int columns, inner;  // N, K
   int rank;            // R, or 0
+  int stage_bytes;     // that a and b bring: fewer than a stage has room for where b has fewer rows than a tile columns
 };
 
 #ifdef PIPELORA_HOPPER
@@ -42,7 +53,8 @@ struct Tile {
 /// Tiles in the order blocks take them. `table` [experts + 1]: row tiles of the experts before.
 class Tiles {
  public:
-  __device__ Tiles(const Shape& shape, const int* table) : shape_(shape), table_(table), across_((shape.columns + kColumns - 1) / kColumns) {}
+  __device__ Tiles(const Shape& shape, const int* table, int columns)
+      : shape_(shape), table_(table), columns_(columns), across_((shape.columns + columns - 1) / columns) {}
 
   /// Made by one warp.
   __device__ static void fill(const Shape& shape, int* table) {
@@ -71,7 +83,7 @@ class Tiles {
     tile.expert = expert_;
     tile.row = shape_.starts[shape_.first + expert_] + own % down * kRows;
     tile.end = shape_.starts[shape_.first + expert_ + 1];
-    tile.column = own / down * kColumns;
+    tile.column = own / down * columns_;
     number_ += static_cast<int>(gridDim.x);
     return true;
   }
@@ -79,42 +91,45 @@ class Tiles {
  private:
   const Shape& shape_;
   const int* table_;
-  int across_, number_ = static_cast<int>(blockIdx.x), expert_ = 0;
+  int columns_, across_, number_ = static_cast<int>(blockIdx.x), expert_ = 0;
 };
 
-__device__ inline std::uint32_t full(std::uint32_t base, std::uint32_t stage) { return base + kBarriers + stage * 8; }
-__device__ inline std::uint32_t empty(std::uint32_t base, std::uint32_t stage) { return base + kBarriers + (kStages + stage) * 8; }
+template <class C>
+__device__ inline std::uint32_t full(std::uint32_t base, std::uint32_t stage) { return base + C::kBarriers + stage * 8; }
+template <class C>
+__device__ inline std::uint32_t empty(std::uint32_t base, std::uint32_t stage) { return base + C::kBarriers + (kStages + stage) * 8; }
 
-/// The right operand's columns run along its rows in memory: four panels.
+/// The right operand's columns run along its rows in memory: panels of 64.
+template <class C>
 __device__ inline void copy_panels(std::uint32_t to, const CUtensorMap& map, int row, int column, std::uint32_t barrier) {
 #pragma unroll
-  for (int panel = 0; panel < kColumns / kStep; ++panel) copy_tile(to + panel * kPanelBytes, map, row, column + panel * kStep, barrier);
+  for (int panel = 0; panel < C::kColumns / kStep; ++panel) copy_tile(to + panel * kPanelBytes, map, row, column + panel * kStep, barrier);
 }
 
-template <bool kTransposed>
+template <class C, bool kTransposed>
 __device__ inline void load_all(const CUtensorMap& left, const CUtensorMap& right, const CUtensorMap& left2, const CUtensorMap& right2,
                                 const Shape& shape, std::uint32_t base, const int* table) {
   const bool asks = threadIdx.x == 0;
-  Tiles tiles(shape, table);
+  Tiles tiles(shape, table, C::kColumns);
   Ring<kStages> ring;
   const auto ask = [&](const Tile& tile, int k, bool second) {
-    const std::uint32_t to = base + ring.stage * kStageBytes, barrier = full(base, ring.stage);
-    barrier_expect(barrier, kStageBytes);
+    const std::uint32_t to = base + ring.stage * C::kStageBytes, barrier = full<C>(base, ring.stage);
+    barrier_expect(barrier, second ? C::kStageBytes : shape.stage_bytes);
     if (second) {
       copy_tile(to, left2, tile.row, k - shape.inner, barrier);
-      copy_panels(to + kLeftBytes, right2, tile.expert * shape.rank + k - shape.inner, tile.column, barrier);
+      copy_panels<C>(to + kLeftBytes, right2, tile.expert * shape.rank + k - shape.inner, tile.column, barrier);
       return;
     }
     copy_tile(to, left, tile.row, k, barrier);
     if (kTransposed)
       copy_tile(to + kLeftBytes, right, tile.expert * shape.columns + tile.column, k, barrier);
     else
-      copy_panels(to + kLeftBytes, right, tile.expert * shape.inner + k, tile.column, barrier);
+      copy_panels<C>(to + kLeftBytes, right, tile.expert * shape.inner + k, tile.column, barrier);
   };
   for (Tile tile{}; tiles.next(tile);) {
     for (int k = 0; k < shape.inner + shape.rank;) {
       const bool second = k >= shape.inner;
-      barrier_wait(empty(base, ring.stage), ring.parity ^ 1);
+      barrier_wait(empty<C>(base, ring.stage), ring.parity ^ 1);
       if (asks) ask(tile, k, second);
       ring.step();
       k = !second && k + kStep >= shape.inner ? shape.inner : k + kStep;
@@ -123,13 +138,13 @@ __device__ inline void load_all(const CUtensorMap& left, const CUtensorMap& righ
 }
 
 /// sums += one stage's product.
-template <class T, bool kTransposed>
-__device__ inline void multiply_stage(float (&sums)[2][16][4], std::uint32_t left, std::uint32_t right, bool add) {
+template <class C, class T, bool kTransposed>
+__device__ inline void multiply_stage(typename C::Sums& sums, std::uint32_t left, std::uint32_t right, bool add) {
   const SharedMatrix a(left, 16);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    // Rows of b (128 of them are a half), or two of its panels.
-    const SharedMatrix b(right + half * (kRightBytes / 2), kTransposed ? 16 : kPanelBytes);
+  for (int half = 0; half < C::kHalves; ++half) {
+    // Rows of b (128 of them are a half of the wide cut), or its panels.
+    const SharedMatrix b(right + half * (C::kRightBytes / C::kHalves), kTransposed ? 16 : kPanelBytes);
 #pragma unroll
     for (int kk = 0; kk < kStep / 16; ++kk)
       wgmma_shared<false, !kTransposed>(T{}, sums[half], a.at(kk * 32), b.at(kTransposed ? kk * 32 : kk * 16 * 128), add || kk > 0);
@@ -154,11 +169,11 @@ __device__ inline void exchange(std::uint32_t (&words)[4], int quad) {
   }
 }
 
-/// A row's 128 columns, `columns` of which are there.
-template <class T>
-__device__ inline void write_row(const float (&sums)[16][4], int half, int quad, const T* bias, float, T* to, bool inside, int columns) {
+/// A row's 8 J columns, `columns` of which are there.
+template <class T, int J>
+__device__ inline void write_row(const float (&sums)[J][4], int half, int quad, const T* bias, float, T* to, bool inside, int columns) {
 #pragma unroll
-  for (int group = 0; group < 4; ++group) {
+  for (int group = 0; group < J / 4; ++group) {
     std::uint32_t words[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -176,10 +191,10 @@ __device__ inline void write_row(const float (&sums)[16][4], int half, int quad,
   }
 }
 
-template <class T>
-__device__ inline void write_row(const float (&sums)[16][4], int half, int quad, const T*, float factor, float* to, bool inside, int columns) {
+template <class T, int J>
+__device__ inline void write_row(const float (&sums)[J][4], int half, int quad, const T*, float factor, float* to, bool inside, int columns) {
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < J; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int column = j * 8 + quad * 2 + i;
@@ -188,35 +203,41 @@ __device__ inline void write_row(const float (&sums)[16][4], int half, int quad,
   }
 }
 
-template <class T, class D, bool kTransposed>
+/// Asks the compiler to leave sums alone that products work on.
+template <class C>
+__device__ inline void hold(typename C::Sums& sums) {
+#pragma unroll
+  for (int half = 0; half < C::kHalves; ++half) wgmma_hold(sums[half]);
+}
+
+template <class C, class T, class D, bool kTransposed>
 __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std::int64_t stride, float factor, std::uint32_t base, const int* table) {
   const int thread = static_cast<int>(threadIdx.x) - kLoaders, group = thread / 128, lane = thread % 32, quad = lane % 4;
   const int own = group * 64 + thread % 128 / 32 * 16 + lane / 4;
-  Tiles tiles(shape, table);
+  Tiles tiles(shape, table, C::kColumns);
   Ring<kStages> ring;
   const auto release = [&](std::uint32_t stage) {
-    if (lane == 0) barrier_arrive(empty(base, stage));
+    if (lane == 0) barrier_arrive(empty<C>(base, stage));
   };
   const int inner_steps = (shape.inner + kStep - 1) / kStep, rank_steps = (shape.rank + kStep - 1) / kStep;
   for (Tile tile{}; tiles.next(tile);) {
     if (tile.row + group * 64 >= tile.end) {  // behind the expert's last row: nothing to multiply
       for (int i = 0; i < inner_steps + rank_steps; ++i) {
-        barrier_wait(full(base, ring.stage), ring.parity);
+        barrier_wait(full<C>(base, ring.stage), ring.parity);
         release(ring.stage);
         ring.step();
       }
       continue;
     }
-    float sums[2][16][4];
+    typename C::Sums sums;
     std::uint32_t last = kStages;
     const auto steps = [&]<bool kAlong>(int count, bool add, std::bool_constant<kAlong>) {
       for (int i = 0; i < count; ++i) {
-        barrier_wait(full(base, ring.stage), ring.parity);
-        const std::uint32_t left = base + ring.stage * kStageBytes;
-        wgmma_hold(sums[0]);
-        wgmma_hold(sums[1]);
+        barrier_wait(full<C>(base, ring.stage), ring.parity);
+        const std::uint32_t left = base + ring.stage * C::kStageBytes;
+        hold<C>(sums);
         wgmma_fence();
-        multiply_stage<T, kAlong>(sums, left + group * 64 * 128, left + kLeftBytes, add || i > 0);
+        multiply_stage<C, T, kAlong>(sums, left + group * 64 * 128, left + kLeftBytes, add || i > 0);
         wgmma_commit();
         wgmma_wait<1>();
         if (last < kStages) release(last);
@@ -228,11 +249,10 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
     steps(rank_steps, true, std::bool_constant<false>());
     wgmma_wait<0>();
     release(last);
-    wgmma_hold(sums[0]);
-    wgmma_hold(sums[1]);
+    hold<C>(sums);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int column = tile.column + half * 128;
+    for (int half = 0; half < C::kHalves; ++half) {
+      const int column = tile.column + half * C::kHalf;
       if (column >= shape.columns) break;
       const T* own_bias = bias == nullptr ? nullptr : bias + static_cast<std::int64_t>(tile.expert) * shape.columns + column;
 #pragma unroll
@@ -246,18 +266,18 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
 
 #endif
 
-template <class T, class D, bool kTransposed>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class C, class T, class D, bool kTransposed>
+__global__ void __launch_bounds__(kThreads, C::kBlocks)
     grouped_kernel(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right, const __grid_constant__ CUtensorMap left2,
                    const __grid_constant__ CUtensorMap right2, const __grid_constant__ Shape shape, const T* bias, D* d, std::int64_t stride, float factor) {
 #ifdef PIPELORA_HOPPER
   char* shared = aligned_shared();
   const std::uint32_t base = shared_address(shared);
-  int* table = reinterpret_cast<int*>(shared + kTable);
+  int* table = reinterpret_cast<int*>(shared + C::kTable);
   if (threadIdx.x == 0) {
     for (std::uint32_t stage = 0; stage < kStages; ++stage) {
-      barrier_init(full(base, stage), 1);
-      barrier_init(empty(base, stage), 8);
+      barrier_init(full<C>(base, stage), 1);
+      barrier_init(empty<C>(base, stage), 8);
     }
     fence_barriers();
   }
@@ -270,18 +290,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       fetch_map(left);
       fetch_map(right);
     }
-    load_all<kTransposed>(left, right, left2, right2, shape, base, table);
+    load_all<C, kTransposed>(left, right, left2, right2, shape, base, table);
   } else {
-    take_registers<232>();
-    compute_all<T, D, kTransposed>(shape, bias, d, stride, factor, base, table);
+    take_registers<C::kBlocks == 1 ? 232 : 96>();
+    compute_all<C, T, D, kTransposed>(shape, bias, d, stride, factor, base, table);
   }
 #endif
 }
 
-template <class T, class D, bool kTransposed>
+template <class C, class T, class D, bool kTransposed>
 void launch(const GroupedProduct& call, cudaStream_t stream) {
   const bool second = static_cast<bool>(call.a2);
-  const CUtensorMap left = tensor_map(call.a, kRows), right = tensor_map(call.b, kTransposed ? kColumns : kStep);
+  // Of an operand whose rows are columns of d, no more rows than there are columns, in eights as shared memory holds them.
+  const int box = static_cast<int>(std::min<std::int64_t>(C::kColumns, (call.d.cols + 7) / 8 * 8));
+  const CUtensorMap left = tensor_map(call.a, kRows), right = tensor_map(call.b, static_cast<std::uint32_t>(kTransposed ? box : kStep));
   const CUtensorMap left2 = second ? tensor_map(call.a2, kRows) : left, right2 = second ? tensor_map(call.b2, kStep) : right;
   Shape shape{};
   shape.starts = call.starts;
@@ -289,12 +311,13 @@ void launch(const GroupedProduct& call, cudaStream_t stream) {
   shape.experts = static_cast<int>(call.experts);
   shape.columns = static_cast<int>(call.d.cols);
   shape.inner = static_cast<int>(call.a.cols);
+  shape.stage_bytes = kTransposed ? kLeftBytes + box * kStep * 2 : C::kStageBytes;
   shape.rank = second ? static_cast<int>(call.a2.cols) : 0;
-  const auto kernel = grouped_kernel<T, D, kTransposed>;
-  const std::size_t bytes = kTable + static_cast<std::size_t>(call.experts + 1) * sizeof(int) + kAlignmentBytes;
+  const auto kernel = grouped_kernel<C, T, D, kTransposed>;
+  const std::size_t bytes = C::kTable + static_cast<std::size_t>(call.experts + 1) * sizeof(int) + kAlignmentBytes;
   allow_shared(kernel, bytes);
-  const std::int64_t most = (call.a.rows / kRows + std::min(call.experts, call.a.rows)) * ((call.d.cols + kColumns - 1) / kColumns);
-  const unsigned blocks = static_cast<unsigned>(std::min<std::int64_t>(most, processors()));
+  const std::int64_t most = (call.a.rows / kRows + std::min(call.experts, call.a.rows)) * ((call.d.cols + C::kColumns - 1) / C::kColumns);
+  const unsigned blocks = static_cast<unsigned>(std::min<std::int64_t>(most, std::int64_t{C::kBlocks} * processors()));
   kernel<<<blocks, kThreads, bytes, stream>>>(left, right, left2, right2, shape, static_cast<const T*>(call.bias), call.d.as<D>(), call.d.stride,
                                               call.factor);
 }
@@ -304,10 +327,13 @@ void launch(const GroupedProduct& call, cudaStream_t stream) {
 void grouped_product(const GroupedProduct& call, cudaStream_t stream) {
   if (call.a.rows == 0 || call.experts == 0) return;
   with_half(call.a.dtype, [&]<class T>(T) {
-    if (call.d.dtype == DType::f32)
-      call.b_transposed ? launch<T, float, true>(call, stream) : launch<T, float, false>(call, stream);
+    const bool floats = call.d.dtype == DType::f32;
+    if (floats && call.b_transposed && !call.a2 && call.d.cols <= Narrow::kColumns)
+      launch<Narrow, T, float, true>(call, stream);
+    else if (floats)
+      call.b_transposed ? launch<Wide, T, float, true>(call, stream) : launch<Wide, T, float, false>(call, stream);
     else
-      call.b_transposed ? launch<T, T, true>(call, stream) : launch<T, T, false>(call, stream);
+      call.b_transposed ? launch<Wide, T, T, true>(call, stream) : launch<Wide, T, T, false>(call, stream);
   });
   check_launch("grouped_product");
 }

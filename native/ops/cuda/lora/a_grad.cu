@@ -15,8 +15,8 @@ constexpr int kPieces = 4;  // of a lane
 constexpr int kStageBytes = kStepTokens * kOuterWarpColumns * 2;
 
 template <class T, int NT, bool kMasked>
-__global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 3) a_grad_kernel(OuterJobs jobs, std::int64_t tokens, std::int64_t tokens_per_split,
-                                                                                Mask mask, float* partial) {
+__global__ void __launch_bounds__(kOuterThreads, 4) a_grad_kernel(OuterJobs jobs, std::int64_t tokens, std::int64_t tokens_per_split, Mask mask,
+                                                                  float* partial) {
   __shared__ __align__(128) char stages[kOuterWarps][kStages][kStageBytes];
   const int block = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 3) a_grad_kernel(
     }
     commit_copies();
   };
-  float left[NT][kPieces];
+  float left[kPieces][NT];
   TokenPlace place[kPieces];
   const int left_stride = static_cast<int>(job.left_stride);
   const float* left_at = job.left + (begin + 2 * q) * job.left_stride + g;
@@ -50,14 +50,14 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 3) a_grad_kernel(
       const int row = i % 2 + i / 2 * 8, at = t + 2 * q + row;
       if constexpr (kMasked) place[i] = at < count ? token_place(mask, begin + at) : TokenPlace{};
 #pragma unroll
-      for (int n = 0; n < NT; ++n) left[n][i] = n * 8 + g < job.rank && at < count ? __ldg(left_at + row * left_stride + n * 8) : 0.0f;
+      for (int n = 0; n < NT; ++n) left[i][n] = n * 8 + g < job.rank && at < count ? __ldg(left_at + row * left_stride + n * 8) : 0.0f;
     }
     left_at += kStepTokens * left_stride;
   };
 
   for (int i = 0; i < kStages - 1; ++i) fetch(i * kStepTokens, i);
   read_ahead(0);
-  float acc[NT][8][4] = {};
+  float acc[8][4] = {};
   int stage = 0;
   for (int t = 0; t < count; t += kStepTokens, stage = stage + 1 == kStages ? 0 : stage + 1) {
     uint4 keep[kPieces];
@@ -65,12 +65,9 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 3) a_grad_kernel(
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) keep[i] = keep_words(mask, place[i], c, job.module, job.masked ? job.threshold : 0);
     }
-    std::uint32_t high[NT][2], low[NT][2];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      split2<T>(left[n][0], left[n][1], high[n][0], low[n][0]);
-      split2<T>(left[n][2], left[n][3], high[n][1], low[n][1]);
-    }
+    std::uint32_t rows[2][2];
+    left_side<T>(left[0], left[1], rows[0]);
+    left_side<T>(left[2], left[3], rows[1]);
     read_ahead(t + kStepTokens);
     wait_copies<kStages - 2>();
     __syncwarp();  // and all have read the stage that is filled now
@@ -83,16 +80,13 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 3) a_grad_kernel(
     }
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const std::uint32_t b0 = column_of(x[0], x[1], j), b1 = column_of(x[2], x[3], j);
-#pragma unroll
-      for (int n = 0; n < NT; ++n) mma(T{}, acc[n][j], high[n][0], low[n][0], high[n][1], low[n][1], b0, b1);
+      mma(T{}, acc[j], rows[0][0], rows[0][1], rows[1][0], rows[1][1], column_of(x[0], x[1], j), column_of(x[2], x[3], j));
     }
   }
   wait_copies<0>();
 
   float* out = partial + (static_cast<std::int64_t>(blockIdx.y) * jobs.blocks + block) * 8 * NT * kOuterColumns + warp * kOuterWarpColumns;
-#pragma unroll
-  for (int n = 0; n < NT; ++n) store_outer(acc[n], out + (n * 8 + g) * kOuterColumns);
+  store_outer<NT>(acc, out + g * kOuterColumns);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 // vectors, scale * dy B.
 //
 // A warp takes 64 columns of dy and walks over tokens, 16 at a time; rows come through its own stages of shared memory. f32
-// operands are split into two 16-bit numbers: for the gradient in rows 0-7 and 8-15 of the left side, for the inner vectors in
-// two products.
+// operands of up to eight ranks are split into two 16-bit numbers: for the gradient in rows 0-7 and 8-15 of the left side, for the
+// inner vectors in two products. Those of sixteen are rounded.
 #include "ops/cuda/lora/outer.cuh"
 
 namespace pipelora::cuda {
@@ -14,15 +14,16 @@ constexpr int kStepTokens = 16;
 constexpr int kStages = 4;
 constexpr int kRowBytes = kOuterWarpColumns * 2 + 16;  // a gap keeps the eight rows of a matrix in different banks
 constexpr int kStageBytes = kStepTokens * kRowBytes;
-constexpr int kChunkTokens = 64;  // whose sums the warps of a block exchange at a time
+template <int NT>
+constexpr int kChunk = 64 / NT;  // tokens whose sums the warps of a block exchange at a time
 
 template <int NT>
-constexpr std::size_t kSharedBytes = kOuterWarps * (kStages * kStageBytes + 2 * kChunkTokens * 8 * NT * sizeof(float));
+constexpr std::size_t kSharedBytes = kOuterWarps * (kStages * kStageBytes + 2 * kChunk<NT> * 8 * NT * sizeof(float));
 
 template <class T, int NT>
-__global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) b_grad_kernel(OuterJobs jobs, std::int64_t tokens, std::int64_t tokens_per_split,
-                                                                                OuterPartial partial) {
-  constexpr int kRanks = 8 * NT;
+__global__ void __launch_bounds__(kOuterThreads, 4) b_grad_kernel(OuterJobs jobs, std::int64_t tokens, std::int64_t tokens_per_split, OuterPartial partial) {
+  constexpr bool kSplits = NT == 1;
+  constexpr int kRanks = 8 * NT, kChunkTokens = kChunk<NT>;
   constexpr int kOfChunk = kChunkTokens * kRanks;
   extern __shared__ __align__(16) char shared[];  // the warps' stages, then the sums of two chunks [2][kOuterWarps][kOfChunk]
   const int block = static_cast<int>(blockIdx.x);
@@ -47,20 +48,21 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) b_grad_kernel(
   };
   for (int i = 0; i < kStages - 1; ++i) fetch(begin + i * kStepTokens, i);
 
-  float left[NT][4];
+  float left[4][NT];
   const auto read_left = [&](std::int64_t t) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const std::int64_t at = t + 2 * q + i % 2 + i / 2 * 8;
-        left[n][i] = n * 8 + g < job.rank && at < end ? __ldg(job.left + at * job.left_stride + n * 8 + g) : 0.0f;
+        left[i][n] = n * 8 + g < job.rank && at < end ? __ldg(job.left + at * job.left_stride + n * 8 + g) : 0.0f;
       }
     }
   };
   read_left(begin);
 
-  std::uint32_t high[NT][4][2], low[NT][4][2];  // of the rows of B: 16 columns a product
+  std::uint32_t high[NT][4][2];  // of the rows of B: 16 columns a product
+  [[maybe_unused]] std::uint32_t low[kSplits ? 4 : 1][2];
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
 #pragma unroll
@@ -70,49 +72,51 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) b_grad_kernel(
         const std::int64_t c = strip + k * 16 + half * 8 + 2 * q;
         float2 b = make_float2(0, 0);
         if (n * 8 + g < job.rank && c < job.columns) b = __ldg(reinterpret_cast<const float2*>(job.rows + (n * 8 + g) * job.rows_stride + c));
-        split2<T>(b.x, b.y, high[n][k][half], low[n][k][half]);
+        if constexpr (kSplits)
+          split2<T>(b.x, b.y, high[n][k][half], low[k][half]);
+        else
+          high[n][k][half] = pack2(T{}, b.x, b.y);
       }
     }
   }
 
-  float acc[NT][8][4] = {};
+  float acc[8][4] = {};
   int stage = 0, chunk = 0;
   for (std::int64_t first = begin; first < end; first += kChunkTokens, chunk ^= 1) {
     float* sums_of_chunk = sums + chunk * kOuterWarps * kOfChunk;
     const std::int64_t last = min(end, first + kChunkTokens);
     for (std::int64_t t = first; t < last; t += kStepTokens, stage = stage + 1 == kStages ? 0 : stage + 1) {
-      std::uint32_t l[NT][4];
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        split2<T>(left[n][0], left[n][1], l[n][0], l[n][1]);
-        split2<T>(left[n][2], left[n][3], l[n][2], l[n][3]);
-      }
+      std::uint32_t l[2][2];
+      left_side<T>(left[0], left[1], l[0]);
+      left_side<T>(left[2], left[3], l[1]);
       read_left(t + kStepTokens);
       wait_copies<kStages - 2>();
       __syncwarp();  // and all have read the stage that is filled now
       fetch(t + (kStages - 1) * kStepTokens, stage == 0 ? kStages - 1 : stage - 1);
 
       const std::uint32_t rows_at = stages_at + stage * kStageBytes + lane % 16 * kRowBytes + lane / 16 * 16;
-      float z[NT][2][4] = {};
+      float z[NT][kSplits ? 2 : 1][4] = {};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {  // 16 columns
         std::uint32_t a[4], b[4];
         // For the gradient tokens are the inner dimension: the tile is read transposed.
         load_matrices_transposed(b, rows_at + k * 32);
         load_matrices(a, rows_at + k * 32);
+        mma(T{}, acc[2 * k], l[0][0], l[0][1], l[1][0], l[1][1], b[0], b[1]);
+        mma(T{}, acc[2 * k + 1], l[0][0], l[0][1], l[1][0], l[1][1], b[2], b[3]);
 #pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          mma(T{}, acc[n][2 * k], l[n][0], l[n][1], l[n][2], l[n][3], b[0], b[1]);
-          mma(T{}, acc[n][2 * k + 1], l[n][0], l[n][1], l[n][2], l[n][3], b[2], b[3]);
-          mma(T{}, z[n][0], a[0], a[1], a[2], a[3], high[n][k][0], high[n][k][1]);
-          mma(T{}, z[n][1], a[0], a[1], a[2], a[3], low[n][k][0], low[n][k][1]);
-        }
+        for (int n = 0; n < NT; ++n) mma(T{}, z[n][0], a[0], a[1], a[2], a[3], high[n][k][0], high[n][k][1]);
+        if constexpr (kSplits) mma(T{}, z[0][1], a[0], a[1], a[2], a[3], low[k][0], low[k][1]);
       }
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         float* to = sums_of_chunk + warp * kOfChunk + (t - first + g) * kRanks + n * 8 + 2 * q;
-        *reinterpret_cast<float2*>(to) = make_float2(z[n][0][0] + z[n][1][0], z[n][0][1] + z[n][1][1]);
-        *reinterpret_cast<float2*>(to + 8 * kRanks) = make_float2(z[n][0][2] + z[n][1][2], z[n][0][3] + z[n][1][3]);
+        if constexpr (kSplits) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) z[n][0][i] += z[n][1][i];
+        }
+        *reinterpret_cast<float2*>(to) = make_float2(z[n][0][0], z[n][0][1]);
+        *reinterpret_cast<float2*>(to + 8 * kRanks) = make_float2(z[n][0][2], z[n][0][3]);
       }
     }
     __syncthreads();  // the next chunk's sums go elsewhere: one barrier a chunk
@@ -134,7 +138,7 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) b_grad_kernel(
   for (int n = 0; n < NT; ++n) {
 #pragma unroll
     for (int j = 0; j < 8; ++j)
-      *reinterpret_cast<float2*>(out + (n * 8 + g) * kOuterColumns + j * 8) = make_float2(acc[n][j][0] + acc[n][j][2], acc[n][j][1] + acc[n][j][3]);
+      *reinterpret_cast<float2*>(out + (n * 8 + g) * kOuterColumns + j * 8) = make_float2(sum_of_rank<NT>(acc[j], n, 0), sum_of_rank<NT>(acc[j], n, 1));
   }
 }
 

@@ -5,6 +5,7 @@
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/device/dependent.cuh"
 #include "ops/cuda/lora/lora.h"
+#include "ops/cuda/pointwise/activation.cuh"
 
 namespace pipelora::cuda {
 
@@ -14,7 +15,18 @@ constexpr int kMaxTiles = 8;
 constexpr int kThreads = 512;
 constexpr int kHeld = 3;  // pieces of eight columns a thread whose row of A is read ahead
 
-enum class Source { given, norm, swiglu };
+// Where x comes from: from itself, from a norm, from a gate with activation A and from up.
+struct Given {
+  static constexpr bool kNormed = false, kGated = false;
+};
+struct Normed {
+  static constexpr bool kNormed = true, kGated = false;
+};
+template <class A>
+struct Gated {
+  static constexpr bool kNormed = false, kGated = true;
+  using Activation = A;
+};
 
 template <class T>
 struct Input {
@@ -31,7 +43,7 @@ struct Input {
   LoraTile tile[kMaxTiles];
 };
 
-template <class T, Source kSource>
+template <class T, class Source>
 __global__ void __maxnreg__(48)  // room beside a product of few tokens
     input_of_few_kernel(const __grid_constant__ Input<T> call) {
   __shared__ float shared[32];
@@ -52,7 +64,7 @@ __global__ void __maxnreg__(48)  // room beside a product of few tokens
 
   const T* from = call.from + t * call.from_stride + tile.first_column;
   float r_rms = 1;
-  if constexpr (kSource == Source::norm) {
+  if constexpr (Source::kNormed) {
     float squares = 0;
     for (int piece = static_cast<int>(threadIdx.x); piece < pieces; piece += kThreads) {
       const Floats<8> v = load<8>(from + piece * 8);
@@ -64,17 +76,17 @@ __global__ void __maxnreg__(48)  // room beside a product of few tokens
   float total = 0;
   const auto add = [&](int piece, const Floats<8>& row) {
     Floats<8> v = load<8>(from + piece * 8);
-    if constexpr (kSource == Source::norm) {
+    if constexpr (Source::kNormed) {
       const Floats<8> w = load<8>(call.norm + piece * 8);
 #pragma unroll
       for (int i = 0; i < 8; ++i) v.v[i] = widen(narrow<T>(v.v[i] * r_rms * w.v[i]));
     }
-    if constexpr (kSource == Source::swiglu) {
+    if constexpr (Source::kGated) {
       const Floats<8> up = load<8>(call.up + t * call.up_stride + piece * 8);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v.v[i] = widen(narrow<T>(v.v[i] * sigmoid(v.v[i]) * up.v[i]));
+      for (int i = 0; i < 8; ++i) v.v[i] = widen(narrow<T>(Source::Activation::value(v.v[i]) * up.v[i]));
     }
-    if (kSource != Source::given && blockIdx.x == 0) store<8>(call.x + t * call.x_stride + piece * 8, v);
+    if ((Source::kNormed || Source::kGated) && blockIdx.x == 0) store<8>(call.x + t * call.x_stride + piece * 8, v);
 #pragma unroll
     for (int i = 0; i < 8; ++i) total += v.v[i] * row.v[i];
   };
@@ -107,10 +119,13 @@ void lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, c
       call.inner = inner.as<float>();
       call.inner_stride = inner.stride;
       std::copy(tiles.begin(), tiles.end(), call.tile);
-      const auto kernel = input.gate          ? input_of_few_kernel<T, Source::swiglu>
-                          : input.before_norm ? input_of_few_kernel<T, Source::norm>
-                                              : input_of_few_kernel<T, Source::given>;
-      launch_dependent(kernel, dim3(static_cast<unsigned>(tiles.size() * 8), static_cast<unsigned>(x.rows)), kThreads, 0, stream, call);
+      const auto launch = [&](auto* kernel) {
+        launch_dependent(kernel, dim3(static_cast<unsigned>(tiles.size() * 8), static_cast<unsigned>(x.rows)), kThreads, 0, stream, call);
+      };
+      if (input.gate)
+        with_activation(input.activation, [&]<class A>(A) { launch(input_of_few_kernel<T, Gated<A>>); });
+      else
+        launch(input.before_norm ? input_of_few_kernel<T, Normed> : input_of_few_kernel<T, Given>);
     }
   });
 }

@@ -1,13 +1,14 @@
 // LoRA's inner products, forward (A) and backward (Bᵀ).
 //
 // A block takes 16 tokens, its warps share the columns; on 16-bit inputs tensor cores multiply x (exact) by the f32 rows split
-// into two 16-bit numbers, so that the inner vectors keep f32's quality. The eight columns that a thread holds are the eight
+// into two 16-bit numbers, so that the inner vectors keep f32's quality; those of pairs of more than eight ranks are rounded. The eight columns that a thread holds are the eight
 // elements of one call of dropout's generator.
 #include <algorithm>
 
 #include "ops/cuda/lora/lora.h"
 #include "ops/cuda/lora/device.cuh"
 #include "ops/cuda/device/mma.cuh"
+#include "ops/cuda/pointwise/activation.cuh"
 
 namespace pipelora::cuda {
 
@@ -51,18 +52,36 @@ __device__ inline void split8(const float4& a, const float4& b, std::uint32_t (&
 }
 
 template <class T>
-__device__ inline uint4 swiglu(const uint4& gate, const uint4& up) {
+__device__ inline void round8(const float4& a, const float4& b, std::uint32_t (&high)[4]) {
+  high[0] = pack2(T{}, a.x, a.y);
+  high[1] = pack2(T{}, a.z, a.w);
+  high[2] = pack2(T{}, b.x, b.y);
+  high[3] = pack2(T{}, b.z, b.w);
+}
+
+/// What the columns are: x as it is given, or a gate's activation A times up.
+struct Given {
+  static constexpr bool kGated = false;
+};
+template <class A>
+struct Gated {
+  static constexpr bool kGated = true;
+  using Activation = A;
+};
+
+template <class A, class T>
+__device__ inline uint4 gated(const uint4& gate, const uint4& up) {
   const std::uint32_t g[4] = {gate.x, gate.y, gate.z, gate.w}, u[4] = {up.x, up.y, up.z, up.w};
   std::uint32_t a[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 gs = unpack2(T{}, g[i]), us = unpack2(T{}, u[i]);
-    a[i] = pack2(T{}, gs.x * sigmoid(gs.x) * us.x, gs.y * sigmoid(gs.y) * us.y);
+    a[i] = pack2(T{}, A::value(gs.x) * us.x, A::value(gs.y) * us.y);
   }
   return make_uint4(a[0], a[1], a[2], a[3]);
 }
 
-template <class T, int NT, bool kSwiGlu>
+template <class T, int NT, class Source>
 __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<T> call, TileSet set) {
   constexpr int kWidth = NT * 8;
   __shared__ __align__(16) float sums[kInnerWarps][kInnerTokens][kWidth];
@@ -92,12 +111,16 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
   };
   uint4 next0, next1, up0, up1;
   read(begin + warp * 32 + q * 8, next0, next1);
-  if constexpr (kSwiGlu) read_up(begin + warp * 32 + q * 8, up0, up1);
+  if constexpr (Source::kGated) read_up(begin + warp * 32 + q * 8, up0, up1);
   for (std::int64_t c = begin + warp * 32 + q * 8; c - q * 8 < end; c += kStep) {
     const bool in = c < end;
-    const uint4 x0 = kSwiGlu ? swiglu<T>(next0, up0) : next0, x1 = kSwiGlu ? swiglu<T>(next1, up1) : next1;
+    uint4 x0 = next0, x1 = next1;
+    if constexpr (Source::kGated) {
+      x0 = gated<typename Source::Activation, T>(next0, up0);
+      x1 = gated<typename Source::Activation, T>(next1, up1);
+    }
     read(c + kStep, next0, next1);
-    if constexpr (kSwiGlu) read_up(c + kStep, up0, up1);
+    if constexpr (Source::kGated) read_up(c + kStep, up0, up1);
     if (copies && in) {
       if (has0) *reinterpret_cast<uint4*>(call.copy + t0 * call.copy_stride + c) = x0;
       if (has1) *reinterpret_cast<uint4*>(call.copy + t1 * call.copy_stride + c) = x1;
@@ -124,9 +147,13 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
         }
       }
       std::uint32_t high[4], low[4];
-      split8<T>(b0, b1, high, low);
+      if (tile.rounded)
+        round8<T>(b0, b1, high);
+      else
+        split8<T>(b0, b1, high, low);
       mma(T{}, acc[i], d0.x, d1.x, d0.y, d1.y, high[0], high[1]);
       mma(T{}, acc[i], d0.z, d1.z, d0.w, d1.w, high[2], high[3]);
+      if (tile.rounded) continue;
       mma(T{}, acc[i], d0.x, d1.x, d0.y, d1.y, low[0], low[1]);
       mma(T{}, acc[i], d0.z, d1.z, d0.w, d1.w, low[2], low[3]);
     }
@@ -238,12 +265,12 @@ InnerCall<T> inner_call(const Tensor& x, const Mask& mask, const Tensor& inner, 
   return call;
 }
 
-template <bool kSwiGlu, class T>
+template <class Source, class T>
 void launch_inner(const InnerCall<T>& call, TileSet set, cudaStream_t stream) {
   const dim3 grid(blocks_for(call.tokens, kInnerTokens), blocks_for(call.cols, call.cols_per_split));
   const auto launch = [&]<int NT>() {
     for (int i = set.count; i < NT; ++i) set.tile[i] = LoraTile{};
-    lora_inner_kernel<T, NT, kSwiGlu><<<grid, kInnerWarps * 32, 0, stream>>>(call, set);
+    lora_inner_kernel<T, NT, Source><<<grid, kInnerWarps * 32, 0, stream>>>(call, set);
   };
   switch (compiled_tiles(static_cast<std::size_t>(set.count))) {
     case 1: return launch.template operator()<1>();
@@ -280,7 +307,7 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
         call.tail_end = static_cast<int>(tail);
       }
       if constexpr (sizeof(T) == 2) {
-        if (tensor_cores) return launch_inner<false, T>(call, set, stream);
+        if (tensor_cores) return launch_inner<Given, T>(call, set, stream);
       }
       lora_inner_plain_kernel<T><<<static_cast<unsigned>(x.rows), 256, 0, stream>>>(call, set);
     });
@@ -288,7 +315,7 @@ void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const Dropo
   }
 }
 
-void swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
+void swiglu_lora_inner(const Tensor& gate, const Tensor& up, Activation activation, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
                        const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
                        cudaStream_t stream) {
   TileSet set;
@@ -302,7 +329,7 @@ void swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<L
       call.has_tail = tail > 0;
       call.tail_begin = static_cast<int>(inner.cols);
       call.tail_end = static_cast<int>(tail);
-      launch_inner<true, T>(call, set, stream);
+      with_activation(activation, [&]<class A>(A) { launch_inner<Gated<A>, T>(call, set, stream); });
     }
   });
   check_launch("swiglu_lora_inner");

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(256) add_input_grad_kernel(T* dx, std::int64_t
 // A warp takes 64 columns and twice eight tokens: many warps hide what reading takes.
 constexpr int kGradSteps = 2;
 
-template <class T, int NT>
+template <class T, int NT, bool kSixteens>
 __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std::int64_t dx_stride, std::int64_t tokens, std::int64_t cols,
                                                                       const float* inner_grad, std::int64_t inner_stride,
                                                                       TermTiles<NT> tiles, Mask mask) {
@@ -68,13 +68,13 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
   TermRows rows[NT][2];
 #pragma unroll
   for (int i = 0; i < NT; ++i) {
-    rows[i][0] = load_term_rows<T>(tiles.tile[i], c, cols);
-    rows[i][1] = load_term_rows<T>(tiles.tile[i], c + 4, cols);
+    rows[i][0] = load_term_rows<T, kSixteens>(tiles.tile[i], c, cols);
+    rows[i][1] = load_term_rows<T, kSixteens>(tiles.tile[i], c + 4, cols);
   }
 
   struct Piece {
     uint4 dx[2];
-    std::uint32_t side[NT];
+    TermSide<kSixteens> side[NT];
   };
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kGradSteps * 8;
   const auto read = [&](std::int64_t t) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
       piece.dx[i] = in && at < tokens ? *reinterpret_cast<const uint4*>(dx + at * dx_stride + c) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
-    for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
+    for (int i = 0; i < NT; ++i) piece.side[i] = load_term_side<T, kSixteens>(tiles.tile[i], inner_grad, inner_stride, t, tokens);
     return piece;
   };
   Piece next = read(first);
@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(256, 3) add_input_grad_tiles_kernel(T* dx, std
 void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Tensor& dx, const Sequences* sequences, bool tensor_cores,
                          cudaStream_t stream) {
   const Mask mask = mask_of(lora.dropout, sequences, dx.cols);
-  const std::vector<TermTile> tiles = term_tiles(lora, dx.cols);
+  const bool sixteens = tensor_cores && by_sixteens(lora);
+  const std::vector<TermTile> tiles = term_tiles(lora, dx.cols, sixteens);
   with_float(dx.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
       if (tensor_cores) {
@@ -119,8 +120,8 @@ void lora_add_input_grad(const LoraSet& lora, const Tensor& inner_grad, const Te
           std::copy_n(tiles.begin() + static_cast<std::ptrdiff_t>(first), NT, set.tile);
           set.tile[0].same_mask = false;
           const dim3 grid(blocks_for(dx.cols, 512), blocks_for(dx.rows, 8 * kGradSteps));
-          add_input_grad_tiles_kernel<T, NT><<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(),
-                                                                       inner_grad.stride, set, mask);
+          const auto kernel = sixteens ? add_input_grad_tiles_kernel<T, NT, true> : add_input_grad_tiles_kernel<T, NT, false>;
+          kernel<<<grid, 256, 0, stream>>>(dx.as<T>(), dx.stride, dx.rows, dx.cols, inner_grad.as<float>(), inner_grad.stride, set, mask);
         };
         std::size_t first = 0;
         for (; first + 3 <= tiles.size(); first += 3) launch.template operator()<3>(first);

@@ -30,6 +30,7 @@ struct LoraTile {
   std::uint32_t module = 0, threshold = 0;
   bool masked = false;
   bool same_mask = false;  // as the tile before
+  bool rounded = false;    // on tensor cores: to 16 bits, where eight ranks alone are split into two such numbers
 };
 
 // Dropout apart from products, for LoRA that runs through cuBLASLt. Nothing is multiplied by 1 / (1 - p).
@@ -61,8 +62,8 @@ std::size_t lora_inner_bytes(const Tensor& x, std::size_t tiles);
 /// The copy may be x itself where `tail` columns of room stand behind it. `tensor_cores`: as chosen.
 void lora_inner(const Tensor& x, const std::vector<LoraTile>& tiles, const DropoutKey* dropout, const Sequences* sequences, const Tensor& inner,
                 const Tensor& copy, std::int64_t tail, bool tensor_cores, const LoraScratch& scratch, cudaStream_t stream);
-/// The same of act = silu(gate) * up, which is written to `act` with the tail behind it (tail 0: without).
-void swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
+/// The same of act = activation(gate) * up, which is written to `act` with the tail behind it (tail 0: without).
+void swiglu_lora_inner(const Tensor& gate, const Tensor& up, Activation activation, const std::vector<LoraTile>& tiles, const DropoutKey* dropout,
                        const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
                        cudaStream_t stream);
 
@@ -71,12 +72,13 @@ void swiglu_lora_inner(const Tensor& gate, const Tensor& up, const std::vector<L
 void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
                         const Tensor& inner, const Tensor& y, std::int64_t tail, const RowCodes& to, cudaStream_t stream);
 
-/// A few tokens' input of a linear: x itself, or made: rmsnorm(before_norm), or silu(gate) * up.
+/// A few tokens' input of a linear: x itself, or made: rmsnorm(before_norm), or activation(gate) * up.
 struct FewInput {
   Tensor x{};
   Tensor before_norm{}, norm{};
   float eps = 0;
   Tensor gate{}, up{};
+  Activation activation = Activation::silu;
 };
 /// Makes x, and inner = factor * x rowsᵀ (f32); tiles of a given x may apply to a part of its columns.
 void lora_inner_few(const FewInput& input, const std::vector<LoraTile>& tiles, const Tensor& inner, cudaStream_t stream);
@@ -119,9 +121,9 @@ void lora_a_grad(const LoraAGrad& call, void* scratch, cudaStream_t stream);
 std::size_t lora_a_grad_plain_bytes(const LoraAGrad& call);
 void lora_a_grad_plain(const LoraAGrad& call, const LoraScratch& scratch, cudaStream_t stream);
 
-/// call.x is the gradient of act = silu(gate) * up, without LoRA's term if `adds_term`. Adds the term, then swiglu_backward: dgate
+/// call.x is the gradient of act = activation(gate) * up, without LoRA's term if `adds_term`. Adds the term, then swiglu_backward: dgate
 /// and dup (may be gate and up), and lora_a_grad of act; call.x is only read. Scratch as lora_a_grad's.
 void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup,
-                      void* scratch, cudaStream_t stream);
+                      Activation activation, void* scratch, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

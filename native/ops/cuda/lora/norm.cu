@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kTokens = 8;  // a block
 constexpr int kGradWarps = 16;
-constexpr int kMaxTiles = 6;  // q, k and v of up to sixteen ranks each
+constexpr int kMaxTiles = 6;  // q, k and v of up to sixteen ranks each; the backward pass takes sixteen in one
 
 /// Blocks of a kernel on a multiprocessor at a time: with more tiles a thread needs more registers.
 constexpr int blocks_at_once(int tiles, int most) { return tiles <= 4 ? most : most / 2; }
@@ -98,9 +98,14 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) 
         kept = whole;
         if (tile.masked) kept = both(whole, keep_words(call.mask, place, c, tile.module, tile.threshold));
       }
-      std::uint32_t high[4], low[4];
+      std::uint32_t high[4], low[4] = {};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) split2<T>(a.v[2 * i], a.v[2 * i + 1], high[i], low[i]);
+      for (int i = 0; i < 4; ++i) {
+        if (tile.rounded)
+          high[i] = pack2(T{}, a.v[2 * i], a.v[2 * i + 1]);
+        else
+          split2<T>(a.v[2 * i], a.v[2 * i + 1], high[i], low[i]);
+      }
       mma(T{}, acc[n], high[0], low[0], high[1], low[1], kept.x, kept.y);
       mma(T{}, acc[n], high[2], low[2], high[3], low[3], kept.z, kept.w);
     }
@@ -165,16 +170,16 @@ struct NormGrad {
 
 // dy += LoRA's term; then y = r w x with r = 1 / rms(x): dx = r w dy - x r³ mean(w dy x) + residual. A block takes eight tokens,
 // lane (g, q) of a warp eight columns of tokens 2 q and 2 q + 1 of each 64. dy waits in shared memory for its row's sums.
-template <class T, int NT>
-__global__ void __launch_bounds__(kGradWarps * 32, NT <= 2 ? 2 : 1) norm_grad_kernel(NormGrad<T> call, TermTiles<NT> tiles) {
+template <class T, int NT, bool kSixteens>
+__global__ void __launch_bounds__(kGradWarps * 32, NT <= (kSixteens ? 1 : 2) ? 2 : 1) norm_grad_kernel(NormGrad<T> call, TermTiles<NT> tiles) {
   extern __shared__ uint4 waiting[];  // [steps][2][threads]
   __shared__ float shared[kGradWarps][kTokens][2];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens, t0 = first + 2 * q;
   constexpr int kStep = kGradWarps * 64;
-  std::uint32_t side[NT];
+  TermSide<kSixteens> side[NT];
 #pragma unroll
-  for (int i = 0; i < NT; ++i) side[i] = load_term_side<T>(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens);
+  for (int i = 0; i < NT; ++i) side[i] = load_term_side<T, kSixteens>(tiles.tile[i], call.inner_grad, call.inner_stride, first, call.tokens);
 
   float squares[2] = {}, dots[2] = {};
   int slot = static_cast<int>(threadIdx.x);
@@ -205,7 +210,7 @@ __global__ void __launch_bounds__(kGradWarps * 32, NT <= 2 ? 2 : 1) norm_grad_ke
         }
       }
 #pragma unroll
-      for (int n = 0; n < NT; ++n) add_term<T>(load_term_rows<T>(tiles.tile[n], c + 4 * half, call.cols), side[n], keep[n], half, d);
+      for (int n = 0; n < NT; ++n) add_term<T>(load_term_rows<T, kSixteens>(tiles.tile[n], c + 4 * half, call.cols), side[n], keep[n], half, d);
       float4 w = make_float4(0, 0, 0, 0);
       if (in) w = __ldg(reinterpret_cast<const float4*>(call.weight + c + 4 * half));
 #pragma unroll
@@ -331,7 +336,8 @@ void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
 
 void lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, const Sequences* sequences, const RmsNormBackward& norm,
                               cudaStream_t stream) {
-  const std::vector<TermTile> tiles = term_tiles(lora, norm.dy.cols);
+  const bool sixteens = by_sixteens(lora);
+  const std::vector<TermTile> tiles = term_tiles(lora, norm.dy.cols, sixteens);
   const std::int64_t steps = (norm.dy.cols + kGradWarps * 64 - 1) / (kGradWarps * 64);
   const auto bytes = static_cast<std::size_t>(steps * 2 * kGradWarps * 32) * sizeof(uint4);
   with_float(norm.x.dtype, [&]<class T>(T) {
@@ -357,7 +363,7 @@ void lora_add_input_grad_norm(const LoraSet& lora, const Tensor& inner_grad, con
       const auto launch = [&]<int NT>() {
         TermTiles<NT> set{};  // tiles without ranks add nothing
         std::copy(tiles.begin(), tiles.end(), set.tile);
-        const auto kernel = norm_grad_kernel<T, NT>;
+        const auto kernel = sixteens ? norm_grad_kernel<T, NT, true> : norm_grad_kernel<T, NT, false>;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory of a norm");
         kernel<<<blocks_for(norm.x.rows, kTokens), kGradWarps * 32, bytes, stream>>>(call, set);
       };

@@ -93,17 +93,38 @@ __device__ inline std::uint32_t column_of(const uint4& a, const uint4& b, int j)
   return __byte_perm(wa[j / 2], wb[j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
 }
 
-/// This lane's sums: rank g of 16 neighbouring columns from 16 q, with what the left side's rounding left over in rows 8-15.
-/// `to`: the warp's columns of rank g.
+/// The left side of products whose 16 rows are 8 NT ranks, two values (of tokens, or of columns) a register: eight ranks with what their rounding left
+/// over in rows 8-15, or sixteen rounded ranks.
+template <class T, int NT>
+__device__ inline void left_side(const float (&first)[NT], const float (&second)[NT], std::uint32_t (&rows)[2]) {
+  if constexpr (NT == 1) {
+    split2<T>(first[0], second[0], rows[0], rows[1]);
+  } else {
+    rows[0] = pack2(T{}, first[0], second[0]);
+    rows[1] = pack2(T{}, first[1], second[1]);
+  }
+}
+
+/// A lane's sums of one column: of rank 8 n + g.
+template <int NT>
+__device__ inline float sum_of_rank(const float (&acc)[4], int n, int column) {
+  return NT == 1 ? acc[column] + acc[2 + column] : acc[2 * n + column];
+}
+
+/// This lane's sums: rank g of 16 neighbouring columns from 16 q, and rank 8 + g where there are sixteen. `to`: the warp's columns of rank g.
+template <int NT>
 __device__ inline void store_outer(const float (&acc)[8][4], float* to) {
   const int q = static_cast<int>(threadIdx.x) % 4;
-  float4* at = reinterpret_cast<float4*>(to + 16 * q);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int n = 0; n < NT; ++n) {
+    float4* at = reinterpret_cast<float4*>(to + n * 8 * kOuterColumns + 16 * q);
 #pragma unroll
-    for (int j = 0; j < 8; j += 4)
-      at[2 * half + j / 4] = make_float4(acc[j][half] + acc[j][2 + half], acc[j + 1][half] + acc[j + 1][2 + half],
-                                         acc[j + 2][half] + acc[j + 2][2 + half], acc[j + 3][half] + acc[j + 3][2 + half]);
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < 8; j += 4)
+        at[2 * half + j / 4] = make_float4(sum_of_rank<NT>(acc[j], n, half), sum_of_rank<NT>(acc[j + 1], n, half), sum_of_rank<NT>(acc[j + 2], n, half),
+                                           sum_of_rank<NT>(acc[j + 3], n, half));
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 // 2 q + 1. They come and go through the warp's own stages of shared memory, so that memory sees whole rows of 128 bytes.
 #include "ops/cuda/lora/outer.cuh"
 #include "ops/cuda/lora/term.cuh"
+#include "ops/cuda/pointwise/activation.cuh"
 
 namespace pipelora::cuda {
 
@@ -34,16 +35,17 @@ __device__ inline uint4 narrow8(const Floats<8>& f) {
 }
 
 /// Eight columns: gate and up become their gradients; act is what they gave.
-template <class T>
+template <class A, class T>
 __device__ inline uint4 swiglu_grad(const Floats<8>& dact, uint4& gate, uint4& up) {
   const Floats<8> g = widen8<T>(gate), u = widen8<T>(up);
   Floats<8> dg, du, act;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float sigma = sigmoid(g.v[i]), silu = g.v[i] * sigma, d = dact.v[i];
-    du.v[i] = d * silu;
-    dg.v[i] = d * u.v[i] * sigma * (1.0f + g.v[i] * (1.0f - sigma));
-    act.v[i] = silu * u.v[i];
+    float slope;
+    const float value = A::with_slope(g.v[i], slope), d = dact.v[i];
+    du.v[i] = d * value;
+    dg.v[i] = d * u.v[i] * slope;
+    act.v[i] = value * u.v[i];
   }
   gate = narrow8<T>(dg);
   up = narrow8<T>(du);
@@ -57,8 +59,9 @@ __device__ inline std::uint32_t keep_column(std::uint32_t both_tokens, int j) {
   return keep;
 }
 
-template <class T, int NT>
-__global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_kernel(SwiGluGrad<T> call, TermTiles<NT> tiles, Mask mask) {
+/// NT: of eight ranks each.
+template <class A, class T, int NT>
+__global__ void __launch_bounds__(kOuterThreads, 4) swiglu_grad_kernel(SwiGluGrad<T> call, TermTile tile, Mask mask) {
   extern __shared__ __align__(128) char shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t strip = static_cast<std::int64_t>(blockIdx.x) * kOuterColumns + warp * kOuterWarpColumns, c = strip + g * 8;
@@ -82,59 +85,49 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
   for (int i = 0; i < kStages - 1; ++i) fetch(begin + i * kStepTokens, i);
 
   // Of the next eight tokens: the term's right side, and this lane's two tokens of rank g.
-  std::uint32_t side[NT];
-  float left[NT][2];
+  constexpr bool kSixteens = NT == 2;
+  TermSide<kSixteens> side;
+  float left[2][NT];
   const auto read_inner = [&](std::int64_t t) {
+    side = call.adds_term ? load_term_side<T, kSixteens>(tile, call.inner_grad, call.inner_stride, t, end) : TermSide<kSixteens>();
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      side[n] = call.adds_term ? load_term_side<T>(tiles.tile[n], call.inner_grad, call.inner_stride, t, end) : 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::int64_t at = t + 2 * q + i;
-        left[n][i] = g < tiles.tile[n].rank && at < end ? __ldg(call.inner_grad + at * call.inner_stride + tiles.tile[n].inner_column + g) : 0.0f;
+        left[i][n] = g < (n == 0 ? tile.rank : tile.second_rank) && at < end ? __ldg(call.inner_grad + at * call.inner_stride + tile.inner_column + n * 8 + g) : 0.0f;
       }
     }
   };
   read_inner(begin);
-  TermRows rows[NT][2];
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    rows[n][0] = load_term_rows<T>(tiles.tile[n], c, call.cols);
-    rows[n][1] = load_term_rows<T>(tiles.tile[n], c + 4, call.cols);
-  }
+  const TermRows rows[2] = {load_term_rows<T, kSixteens>(tile, c, call.cols), load_term_rows<T, kSixteens>(tile, c + 4, call.cols)};
 
-  float acc[NT][8][4] = {};
+  float acc[8][4] = {};
   int stage = 0;
   for (std::int64_t t = begin; t < end; t += kStepTokens, stage = stage + 1 == kStages ? 0 : stage + 1) {
-    const TermKeep keep = load_term_keep(tiles.tile[0], mask, t + 2 * q, end, c);  // the tiles are of one pair
-    std::uint32_t high[NT], low[NT], right[NT];
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      split2<T>(left[n][0], left[n][1], high[n], low[n]);
-      right[n] = side[n];
-    }
+    const TermKeep keep = load_term_keep(tile, mask, t + 2 * q, end, c);
+    std::uint32_t ranks[2];
+    left_side<T>(left[0], left[1], ranks);
+    const TermSide<kSixteens> right = side;
     read_inner(t + kStepTokens);
     wait_copies<kStages - 2>();
     __syncwarp();  // and all have stored from the stage that is filled now
     fetch(t + (kStages - 1) * kStepTokens, stage == 0 ? kStages - 1 : stage - 1);
     const std::uint32_t stage_at = stages_at + stage * kStageBytes, own[2] = {stage_at + piece_at(2 * q, g), stage_at + piece_at(2 * q + 1, g)};
     Floats<8> dact[2] = {widen8<T>(load_shared(own[0])), widen8<T>(load_shared(own[1]))};
-#pragma unroll
-    for (int n = 0; n < NT; ++n) add_terms<T>(rows[n], right[n], keep, dact);
+    add_terms<T>(rows, right, keep, dact);
     uint4 act[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint4 gate = load_shared(own[i] + kTileBytes), up = load_shared(own[i] + 2 * kTileBytes);
-      act[i] = swiglu_grad<T>(dact[i], gate, up);
+      act[i] = swiglu_grad<A, T>(dact[i], gate, up);
       store_shared(own[i] + kTileBytes, gate);
       store_shared(own[i] + 2 * kTileBytes, up);
     }
     const std::uint32_t keeps = keep.bits[0] | keep.bits[1] << 16;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const std::uint32_t b = column_of(act[0], act[1], j) & keep_column(keeps, j);
-#pragma unroll
-      for (int n = 0; n < NT; ++n) mma(T{}, acc[n][j], high[n], low[n], b);
+      mma(T{}, acc[j], ranks[0], ranks[1], column_of(act[0], act[1], j) & keep_column(keeps, j));
     }
     __syncwarp();
 #pragma unroll
@@ -149,15 +142,14 @@ __global__ void __launch_bounds__(kOuterThreads, NT == 1 ? 4 : 2) swiglu_grad_ke
   wait_copies<0>();
 
   float* out = call.partial + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * 8 * NT * kOuterColumns + warp * kOuterWarpColumns;
-#pragma unroll
-  for (int n = 0; n < NT; ++n) store_outer(acc[n], out + (n * 8 + g) * kOuterColumns);
+  store_outer<NT>(acc, out + g * kOuterColumns);
 }
 
 }  // namespace
 
 void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate, const Tensor& up, const Tensor& dgate, const Tensor& dup,
-                      void* scratch, cudaStream_t stream) {
-  const std::vector<TermTile> tiles = term_tiles(call.lora, call.x.cols);
+                      Activation activation, void* scratch, cudaStream_t stream) {
+  const TermTile tile = term_tiles(call.lora, call.x.cols, true).front();
   const std::vector<Outer> outers = outers_of(call);
   const OuterLaunch launch = outer_launches(outers).front();
   const Tensor& dact = call.x;
@@ -167,14 +159,14 @@ void lora_swiglu_grad(const LoraAGrad& call, bool adds_term, const Tensor& gate,
                                up.stride,     dgate.stride, dup.stride,   dact.rows,     dact.cols,   launch.cut.tokens_per_split,
                                call.inner_grad.as<float>(), call.inner_grad.stride, adds_term, static_cast<float*>(scratch)};
       const auto run = [&]<int NT>() {
-        TermTiles<NT> set;
-        std::copy_n(tiles.begin(), NT, set.tile);
-        const auto kernel = swiglu_grad_kernel<T, NT>;
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedBytes)), "shared memory of SwiGLU's backward");
         const dim3 grid(static_cast<unsigned>(launch.jobs.blocks), static_cast<unsigned>(launch.cut.splits));
-        kernel<<<grid, kOuterThreads, kSharedBytes, stream>>>(grad, set, mask_of(call.lora.dropout, call.sequences, dact.cols));
+        with_activation(activation, [&]<class A>(A) {
+          const auto kernel = swiglu_grad_kernel<A, T, NT>;
+          allow_shared(kernel, kSharedBytes);
+          kernel<<<grid, kOuterThreads, kSharedBytes, stream>>>(grad, tile, mask_of(call.lora.dropout, call.sequences, dact.cols));
+        });
       };
-      if (tiles.size() == 1)
+      if (tile.second_rank == 0)
         run.template operator()<1>();
       else
         run.template operator()<2>();

@@ -23,6 +23,7 @@ std::vector<LoraTile> forward_tiles(const LoraSet& lora, std::int64_t in) {
       tile.threshold = dropout_threshold(pair.dropout);
       tile.masked = drops;
       tile.same_mask = r > 0;
+      tile.rounded = pair.a.rows > 8;
       tiles.push_back(tile);
     }
   }

@@ -9,14 +9,16 @@ namespace pipelora::cuda {
 
 namespace {
 
+/// A block takes 256 >> `lanes` rows with 1 << `lanes` threads each: a narrow matrix, such as LoRA's inner vectors, fills its blocks as a wide one does.
 template <int V, class From, class To, bool kIndexed>
 __global__ void copy_kernel(const From* from, std::int64_t from_stride, To* to, std::int64_t to_stride,
                             const std::int32_t* from_rows, const std::int32_t* to_rows, float factor, std::int64_t rows,
-                            std::int64_t pieces) {
+                            std::int64_t pieces, int lanes) {
   wait_for_previous();  // does not let the next start: it writes weights, too
-  const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  const unsigned own = threadIdx.x & ((1u << lanes) - 1), first_row = threadIdx.x >> lanes, block_rows = static_cast<unsigned>(kRowThreads) >> lanes;
+  const std::int64_t c = (static_cast<std::int64_t>(blockIdx.x) << lanes) + own;
   if (c >= pieces) return;
-  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+  for (std::int64_t r = static_cast<std::int64_t>(blockIdx.y) * block_rows + first_row; r < rows; r += static_cast<std::int64_t>(gridDim.y) * block_rows) {
     const std::int64_t source = kIndexed && from_rows != nullptr ? from_rows[r] : r;
     const std::int64_t target = kIndexed && to_rows != nullptr ? to_rows[r] : r;
     Floats<V> v = load<V>(from + source * from_stride + c * V);
@@ -35,10 +37,14 @@ void launch_copy(const Tensor& from, const std::int32_t* from_rows, const Tensor
   const bool wide = eights(from) && eights(to);
   with_float(from.dtype, [&]<class From>(From) {
     with_float(to.dtype, [&]<class To>(To) {
-      const std::int64_t v = wide ? 8 : 1;
+      const std::int64_t v = wide ? 8 : 1, pieces = from.cols / v;
+      int lanes = 0;
+      while (lanes < 8 && (std::int64_t{1} << lanes) < pieces) ++lanes;
+      const std::int64_t blocks = (rows + (kRowThreads >> lanes) - 1) / (kRowThreads >> lanes);
+      const dim3 grid(blocks_for(pieces, std::int64_t{1} << lanes), static_cast<unsigned>(std::min<std::int64_t>(blocks, 65535)));
       const auto kernel = wide ? copy_kernel<8, From, To, kIndexed> : copy_kernel<1, From, To, kIndexed>;
-      launch_dependent(kernel, row_grid(rows, from.cols, static_cast<int>(v)), kRowThreads, 0, stream, from.as<From>(), from.stride, to.as<To>(),
-                       to.stride, from_rows, to_rows, factor, rows, from.cols / v);
+      launch_dependent(kernel, grid, kRowThreads, 0, stream, from.as<From>(), from.stride, to.as<To>(), to.stride, from_rows, to_rows, factor, rows, pieces,
+                       lanes);
     });
   });
   check_launch("copy");

@@ -13,43 +13,61 @@ int threads_for(std::int64_t pieces) {
   return threads;
 }
 
-// One block a row. Later reads of x are served by the first-level cache. y null: it is not written.
-template <int V, class T, bool kCodes>
-__global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, T* y,
-                                       std::int64_t y_stride, RowCodes to, std::int64_t cols) {
-  __shared__ float shared[32];
-  const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
-  T* out = y + static_cast<std::int64_t>(blockIdx.x) * y_stride;
-  const std::int64_t pieces = cols / V;
+/// 1 / rms of a block's row. `shared` has 32 entries.
+template <int V, class T>
+__device__ inline float inverse_rms(const T* x, std::int64_t cols, float eps, float* shared) {
   float squares = 0;
-  for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) {
-    const Floats<V> v = load<V>(in + p * V);
+  for (std::int64_t p = threadIdx.x; p < cols / V; p += blockDim.x) {
+    const Floats<V> v = load<V>(x + p * V);
 #pragma unroll
     for (int i = 0; i < V; ++i) squares += v.v[i] * v.v[i];
   }
-  const float r = rsqrtf(block_sum(squares, shared) / static_cast<float>(cols) + eps);
-  const auto normed = [&](std::int64_t p) {
-    Floats<V> v = load<V>(in + p * V);
-    const Floats<V> w = load<V>(weight + p * V);
+  return rsqrtf(block_sum(squares, shared) / static_cast<float>(cols) + eps);
+}
+
+template <int V, class T>
+__device__ inline Floats<V> normed(const T* x, const float* weight, float r) {
+  Floats<V> v = load<V>(x);
+  const Floats<V> w = load<V>(weight);
 #pragma unroll
-    for (int i = 0; i < V; ++i) v.v[i] = v.v[i] * r * w.v[i];
-    return v;
-  };
-  if constexpr (!kCodes) {
-    for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) store<V>(out + p * V, normed(p));
-  } else {
-    Largest largest;
-    for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) {
-      const uint4 eight = packed8<T>(normed(p));
-      if (y != nullptr) *reinterpret_cast<uint4*>(out + p * V) = eight;
-      largest.take(eight);
+  for (int i = 0; i < V; ++i) v.v[i] = v.v[i] * r * w.v[i];
+  return v;
+}
+
+// One block a row. The second read of x is served by the first-level cache. kAdds: y = residual + factor * the norm, rounded in between as it is
+// where it is written.
+template <int V, bool kAdds, class T>
+__global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, const T* residual, std::int64_t residual_stride,
+                                       float factor, T* y, std::int64_t y_stride, std::int64_t cols) {
+  __shared__ float shared[32];
+  const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
+  T* out = y + static_cast<std::int64_t>(blockIdx.x) * y_stride;
+  const float r = inverse_rms<V>(in, cols, eps, shared);
+  for (std::int64_t p = threadIdx.x; p < cols / V; p += blockDim.x) {
+    Floats<V> v = normed<V>(in + p * V, weight + p * V, r);
+    if constexpr (kAdds) {
+      const Floats<V> before = load<V>(residual + static_cast<std::int64_t>(blockIdx.x) * residual_stride + p * V);
+#pragma unroll
+      for (int i = 0; i < V; ++i) v.v[i] = before.v[i] + factor * widen(narrow<T>(v.v[i]));
     }
-    const float scale = scale_of_absmax(magnitude_of<T>(block_max(largest.bits(), reinterpret_cast<std::uint32_t*>(shared)))), inverse = inverse_of(scale);
-    if (threadIdx.x == 0) to.scales[blockIdx.x] = scale;
-    std::uint8_t* codes = to.codes + static_cast<std::int64_t>(blockIdx.x) * to.stride;
-    for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x)
-      *reinterpret_cast<uint2*>(codes + p * V) = e4m3_of(widen8<T>(packed8<T>(normed(p))), inverse);
+    store<V>(out + p * V, v);
   }
+}
+
+// The same numbers, of which only their codes are written.
+template <class T>
+__global__ void rmsnorm_rows_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, RowCodes to, std::int64_t cols) {
+  __shared__ float shared[32];
+  __shared__ std::uint32_t largest_of[32];
+  const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
+  const float r = inverse_rms<8>(in, cols, eps, shared);
+  const auto eight = [&](std::int64_t c) { return packed8<T>(normed<8>(in + c, weight + c, r)); };
+  Largest largest;
+  for (std::int64_t c = threadIdx.x * 8; c < cols; c += blockDim.x * 8) largest.take(eight(c));
+  const float scale = scale_of_absmax(magnitude_of<T>(block_max(largest.bits(), largest_of))), inverse = inverse_of(scale);
+  if (threadIdx.x == 0) to.scales[blockIdx.x] = scale;
+  std::uint8_t* codes = to.codes + static_cast<std::int64_t>(blockIdx.x) * to.stride;
+  for (std::int64_t c = threadIdx.x * 8; c < cols; c += blockDim.x * 8) *reinterpret_cast<uint2*>(codes + c) = e4m3_of(widen8<T>(eight(c)), inverse);
 }
 
 // y = r w x with r = 1 / rms(x): dx = r w dy - x r³ mean(w dy x) + residual.
@@ -97,13 +115,22 @@ __global__ void rmsnorm_backward_kernel(const T* x, std::int64_t x_stride, const
 }  // namespace
 
 void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream) {
+  rmsnorm_add(x, weight, rule, Tensor(), 1, y, stream);
+}
+
+void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y, cudaStream_t stream) {
   if (x.rows == 0) return;
-  if (rule.centred) return centred_norm_forward(x, weight, rule.eps, y, stream);
-  const bool wide = eights(x) && eights(y);
+  if (rule.centred) {
+    centred_norm_forward(x, weight, rule.eps, y, stream);
+    if (residual) add(residual, y, factor, y, stream);
+    return;
+  }
+  const bool wide = eights(x) && eights(y) && (!residual || eights(residual));
   with_float(x.dtype, [&]<class T>(T) {
     const auto launch = [&]<int V>() {
-      rmsnorm_forward_kernel<V, T, false><<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(
-          x.as<T>(), x.stride, weight.as<float>(), rule.eps, y.as<T>(), y.stride, RowCodes(), x.cols);
+      const auto kernel = residual ? rmsnorm_forward_kernel<V, true, T> : rmsnorm_forward_kernel<V, false, T>;
+      kernel<<<static_cast<unsigned>(x.rows), threads_for(x.cols / V), 0, stream>>>(x.as<T>(), x.stride, weight.as<float>(), rule.eps, residual.as<T>(),
+                                                                                   residual.stride, factor, y.as<T>(), y.stride, x.cols);
     };
     if (wide)
       launch.template operator()<8>();
@@ -113,13 +140,12 @@ void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const
   check_launch("rmsnorm_forward");
 }
 
-void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const RowCodes& to, cudaStream_t stream) {
+void rmsnorm_rows(const Tensor& x, const Tensor& weight, float eps, const RowCodes& to, cudaStream_t stream) {
   if (x.rows == 0) return;
   with_half(x.dtype, [&]<class T>(T) {
-    rmsnorm_forward_kernel<8, T, true><<<static_cast<unsigned>(x.rows), threads_for(x.cols / 8), 0, stream>>>(
-        x.as<T>(), x.stride, weight.as<float>(), eps, y.as<T>(), y.stride, to, x.cols);
+    rmsnorm_rows_kernel<T><<<static_cast<unsigned>(x.rows), threads_for(x.cols / 8), 0, stream>>>(x.as<T>(), x.stride, weight.as<float>(), eps, to, x.cols);
   });
-  check_launch("rmsnorm_forward in e4m3");
+  check_launch("rmsnorm_rows");
 }
 
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream) {

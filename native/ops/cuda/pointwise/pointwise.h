@@ -37,8 +37,10 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
 
 // norm.cu
 void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream);
-/// The same in e4m3, and in 16 bits too where there is a y; both eights().
-void rmsnorm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, const RowCodes& to, cudaStream_t stream);
+/// The same in e4m3 alone, of an x that is eights().
+void rmsnorm_rows(const Tensor& x, const Tensor& weight, float eps, const RowCodes& to, cudaStream_t stream);
+/// y = residual + factor * the norm; without a residual, the norm.
+void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y, cudaStream_t stream);
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream);
 
 // rope.cu
