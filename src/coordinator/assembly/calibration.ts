@@ -1,3 +1,4 @@
+import { dtypeBytes } from "../../common/dtype.ts";
 import type { Config } from "../../config/options.ts";
 import { arenaBytes } from "../../plan/arena.ts";
 import type { Device } from "../../plan/devices.ts";
