@@ -3,13 +3,14 @@ import { PipeloraError } from "../../common/errors.ts";
 import type { Config } from "../../config/options.ts";
 import type { Plan } from "../../plan/plan.ts";
 
-type Asked = Pick<Config, "link_dtype">;
-
 /**
  * What activations and gradients are rounded to between ranks; null: they go as they are. Error: PL_CONFIG_INVALID where rounding would save
  * nothing.
  */
-export function linkDtype({ link_dtype: asked }: Asked, computeDtype: FloatDtype): LinkDtype | null {
+export function linkDtype(
+  { link_dtype: asked }: Pick<Config, "link_dtype">,
+  computeDtype: FloatDtype,
+): LinkDtype | null {
   if (asked === "auto" || asked === computeDtype) return null;
   if (asked === "bfloat16" && computeDtype === "float16") {
     throw new PipeloraError(
@@ -19,19 +20,6 @@ export function linkDtype({ link_dtype: asked }: Asked, computeDtype: FloatDtype
     );
   }
   return asked;
-}
-
-/** Error: PL_CONFIG_INVALID where the same bits were asked for on any number of devices. */
-export function assertDeterministic({
-  link_dtype: asked,
-  deterministic_batches: deterministic,
-}: Asked & Pick<Config, "deterministic_batches">): void {
-  if (!deterministic || asked === "auto") return;
-  throw new PipeloraError(
-    "PL_CONFIG_INVALID",
-    `--deterministic-batches with --link-dtype ${asked}: numbers that are rounded between stages depend on where stages end.`,
-    { hint: "Leave one of the two out." },
-  );
 }
 
 /** What a run is told of it, once. */

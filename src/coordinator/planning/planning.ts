@@ -22,7 +22,7 @@ import {
 import { localDevices } from "../cluster/local-devices.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import { fp8Warning } from "./fp8.ts";
-import { assertDeterministic, linkDtype, linkDtypeNote } from "./link-dtype.ts";
+import { linkDtype, linkDtypeNote } from "./link-dtype.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import type { RoundCut, Workload } from "./workload.ts";
 
@@ -97,7 +97,6 @@ export async function planFor(
   devices: readonly Device[],
   { workload, rates, beside = [] }: PlanOf,
 ): Promise<ChosenPlan> {
-  assertDeterministic(settings);
   const asked = await deviceMap(settings.device_map);
   const strategy = asked === "auto" && rates.measured.size > 0 ? "fastest" : asked;
   const { request, warnings: notes } = planRequest(settings, setup, devices, { strategy, rates, beside });

@@ -59,7 +59,8 @@ export function gpuForwardWork(
   const attention = hidden + inputs + expanded + output + forward;
   const mlp = 2 * hidden + 3 * ffn;
   const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
-  return Math.max(Math.max(float * attention + gpu.forward, float * mlp) * tokens, integers);
+  const codes = down.e4m3 ? e4m3Work(down, float, tokens) : 0;
+  return Math.max((float * attention + gpu.forward) * tokens, float * mlp * tokens + codes, integers);
 }
 
 /** What the products of experts take beside their tensors: of one that every token chooses, or of all together. */

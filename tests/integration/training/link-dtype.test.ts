@@ -54,16 +54,3 @@ test("a run that is resumed over the same stages ends with the same bits; with a
   assert.equal(rest.code, 0, rest.stderr);
   assert.deepEqual(adapter(output), adapter(whole));
 });
-
-test("what makes no sense is refused before weights are read", async (t) => {
-  const output = join(temporaryFolder(t), "x");
-  const flags = goldenFlags(golden, output, ...STAGES, ...E4M3);
-  for (const [more, said] of [
-    [["--deterministic-batches"], /PL_CONFIG_INVALID.*depend on where stages end/s],
-    [["--link-dtype", "float8_e5m2"], /PL_CONFIG_INVALID.*float8_e4m3fn/s],
-  ] as const) {
-    const { code, stderr } = await coordinator([...flags, ...more]);
-    assert.notEqual(code, 0);
-    assert.match(stderr, said);
-  }
-});

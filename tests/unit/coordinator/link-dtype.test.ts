@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { FLOAT_DTYPES, LINK_DTYPES } from "../../../src/common/dtype.ts";
-import { assertDeterministic, linkDtype, linkDtypeNote } from "../../../src/coordinator/planning/link-dtype.ts";
+import { FLOAT_DTYPES } from "../../../src/common/dtype.ts";
+import { linkDtype, linkDtypeNote } from "../../../src/coordinator/planning/link-dtype.ts";
 import { makePlan } from "../../../src/plan/index.ts";
 import { cpus, model, request } from "../plan/models.ts";
 
@@ -16,18 +16,6 @@ test("links carry what was asked for, or the compute dtype where that is the sam
     code: "PL_CONFIG_INVALID",
     message: /as many bytes/,
   });
-});
-
-test("the same bits on any number of devices can't be had with rounding between stages", () => {
-  for (const deterministic of [false, true])
-    assertDeterministic({ link_dtype: "auto", deterministic_batches: deterministic });
-  for (const dtype of LINK_DTYPES) {
-    assertDeterministic({ link_dtype: dtype, deterministic_batches: false });
-    assert.throws(() => assertDeterministic({ link_dtype: dtype, deterministic_batches: true }), {
-      code: "PL_CONFIG_INVALID",
-      message: new RegExp(`--deterministic-batches with --link-dtype ${dtype}`),
-    });
-  }
 });
 
 test("a run is told that its results depend on where stages end, or that nothing is rounded", () => {
