@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) 
     return packed8<T>(v);
   };
   Largest largest;
-  // Two turns at once with codes and four tiles would not fit into the registers.
-#pragma unroll (kCodes && NT == 4 ? 1 : 2)
+  // Two turns at once with codes and several tiles would not fit into the registers.
+#pragma unroll (kCodes && NT > 1 ? 1 : 2)
   for (std::int64_t base = warp * 32; base < call.cols; base += kStep) {  // whole warps: products follow
     const std::int64_t c = base + q * 8;
     const bool in = c < call.cols;
