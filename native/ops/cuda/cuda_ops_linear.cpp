@@ -64,8 +64,8 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule 
     return known_forward(call, view, true, std::move(codes));
   }
   if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = rule.eps}, call)) return;
-  // LoRA's own products would read x.
-  if (weight.is_fp8() && call.x_unread && call.y && x.rows > 0 && (call.lora.pairs.empty() || call.inner_known) && eights(x)) {
+  // LoRA's own products would read x. Rows that are read otherwise have sums in another order: a pass and its repetition go one way.
+  if (weight.is_fp8() && call.x_unread && call.y && x.rows > 0 && (call.lora.pairs.empty() || call.inner_known) && eights(x) && eights(call.x)) {
     Fp8Input codes = room_in_e4m3(x.rows, x.cols);
     rmsnorm_rows(x, norm, rule.eps, codes.rows(), device_.stream());
     return known_forward(call, view, false, std::move(codes));
