@@ -164,9 +164,9 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   Buffer out;
   if (!again) out = arena_.tensor("a block's output", dtype, tokens, arch_.hidden);
   add_linear(*down_, act, saved.inner_down, saved.before_down, saved.mid, mlp_post_norm_, saved.mlp_out, out, [&](const LinearForward& call) {
-    if (!down_->watched()) return ops_.swiglu_linear_forward(gate, up, call, arch_.activation);
+    if (call.y && !down_->watched()) return ops_.swiglu_linear_forward(gate, up, call, arch_.activation);
     ops_.swiglu_forward(gate, up, act, arch_.activation);
-    ops_.linear_forward(call);
+    if (call.y) ops_.linear_forward(call);
   });
   return out;
 }

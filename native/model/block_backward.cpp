@@ -37,20 +37,20 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   // Backward through a product and the norm before it. `to` = residual + the gradient of the norm's input, if it is wanted.
   const auto through = [&](const LinearGroup& group, const Tensor& dout_of, const Tensor& before, const Tensor& inner, const Tensor& x, const Tensor& norm,
                            bool wanted, const Tensor& residual, const Tensor& to) {
-    const Buffer plain = group.product_grad(dout_of, before);
+    const Buffer plain = group.product_grad(dout_of, before, batch.dropout());
     const Tensor dy = plain ? plain.tensor() : dout_of;
     if (!wanted && !group.has_pairs()) return;
     Buffer inner_grad = inner_grad_for(group);
     Buffer normed = arena_.workspace("a norm's output and its gradient", dtype, tokens, arch_.hidden);
     if (!norm) {
-      ops_.linear_input_grad(input_grad(group, dy, inner, inner_grad, wanted ? normed.tensor() : Tensor()));
+      group.input_grad(input_grad(group, dy, inner, inner_grad, wanted ? normed.tensor() : Tensor()), before);
       if (wanted) ops_.add(residual, normed, 1, to);
       return a_grad(group, x, inner_grad);
     }
     if (wanted) {
-      ops_.linear_input_grad_norm(input_grad(group, dy, inner, inner_grad, normed), {x, norm, normed, residual, to, normed, norm_rule(arch_)});
+      group.input_grad_norm(input_grad(group, dy, inner, inner_grad, normed), before, {x, norm, normed, residual, to, normed, norm_rule(arch_)});
     } else {
-      ops_.linear_input_grad(input_grad(group, dy, inner, inner_grad, Tensor()));
+      group.input_grad(input_grad(group, dy, inner, inner_grad, Tensor()), before);
       ops_.rmsnorm_forward(x, norm, norm_rule(arch_), normed);
     }
     a_grad(group, normed, inner_grad);
@@ -64,14 +64,14 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
     const Tensor gate = saved.gate_up.tensor().columns(0, f), up = saved.gate_up.tensor().columns(f, f);
     {
       const Buffer own = branch_grad(dout, saved.mlp_out, mlp_post_norm_);
-      const Buffer plain = down_->product_grad(own ? own : dout, saved.before_down);
+      const Buffer plain = down_->product_grad(own ? own : dout, saved.before_down, batch.dropout());
       const Tensor dy = plain ? plain.tensor() : own ? own.tensor() : dout.tensor();
       Buffer inner_grad = inner_grad_for(*down_);
       Buffer act = arena_.workspace("SwiGLU's output and its gradient", dtype, tokens, f);
       if (into_mlp) {
-        ops_.swiglu_linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, act), gate, up, gate, up, arch_.activation);
+        down_->input_grad_swiglu(input_grad(*down_, dy, saved.inner_down, inner_grad, act), saved.before_down, gate, up, arch_.activation);
       } else if (down_->has_pairs()) {
-        ops_.linear_input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, Tensor()));
+        down_->input_grad(input_grad(*down_, dy, saved.inner_down, inner_grad, Tensor()), saved.before_down);
         ops_.swiglu_forward(gate, up, act, arch_.activation);
         a_grad(*down_, act, inner_grad);
       }
@@ -94,11 +94,11 @@ Buffer Block::backward(const Batch& batch, BlockSaved saved, Buffer dout, bool n
   Buffer dqkv;
   {
     const Buffer own = branch_grad(dout, saved.attn_out, attn_post_norm_);
-    const Buffer plain = o_->product_grad(own ? own : dout, saved.before_o);
+    const Buffer plain = o_->product_grad(own ? own : dout, saved.before_o, batch.dropout());
     Buffer inner_grad = inner_grad_for(*o_);
     Buffer dattn;
     if (into_mixer) dattn = arena_.workspace("gradient of attention's output", dtype, tokens, mixer_->out_cols());
-    if (into_mixer || o_->has_pairs()) ops_.linear_input_grad(input_grad(*o_, plain ? plain : own ? own : dout, saved.inner_o, inner_grad, dattn));
+    if (into_mixer || o_->has_pairs()) o_->input_grad(input_grad(*o_, plain ? plain : own ? own : dout, saved.inner_o, inner_grad, dattn), saved.before_o);
     saved.before_o.reset();
     if (o_->has_pairs()) {
       Buffer gated;

@@ -71,13 +71,13 @@ void Block::experts_backward(const Batch& batch, BlockSaved& saved, const Tensor
   const Buffer dh = arena_.workspace("gradient of a norm's output", dtype, tokens, arch_.hidden);
   ops_.zero(dh);
   const auto back = [&](const LinearGroup& group, const Tensor& dout_of, const Tensor& before, const Tensor& inner, const Tensor& x, const Tensor& dx) {
-    const Buffer scaled = group.product_grad(dout_of, before);
+    const Buffer scaled = group.product_grad(dout_of, before, batch.dropout());
     const Tensor dz = scaled ? scaled.tensor() : dout_of;
     Buffer inner_grad;
     if (!dx && !group.has_pairs()) return inner_grad;
     if (group.has_pairs()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, group.inner_cols());
     const LoraSet lora = group.lora(batch.dropout());
-    ops_.linear_input_grad({dz, &group.weight(), lora, inner, inner_grad, dx, &batch.sequences});
+    group.input_grad({dz, &group.weight(), lora, inner, inner_grad, dx, &batch.sequences}, before);
     if (group.has_pairs() && x) ops_.lora_a_grad({x, inner_grad, lora, &batch.sequences});
     return inner_grad;
   };

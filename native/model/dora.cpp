@@ -126,4 +126,49 @@ void Dora::backward(const Tensor& dy, const Tensor& z, float factor, const Tenso
   plain(dy.cols);
 }
 
+namespace {
+
+/// A pair by itself, of a product that takes its own outputs alone and drops nothing.
+LoraView alone(LoraView pair) {
+  pair.dropout = 0;
+  pair.first_column = pair.first_inner = 0;
+  return pair;
+}
+
+}  // namespace
+
+void Dora::forward_dropped(const LinearForward& call, const Tensor& dropped) const {
+  const std::int64_t tokens = call.x.rows, in = weight_.in;
+  for (const DoraPart& part : parts_) {
+    const LoraView &pair = call.lora.pairs[part.pair], own = alone(pair);
+    const auto outputs = [&](const Tensor& t) { return t.columns(part.first_column, part.columns); };
+    const Buffer storage = arena_.workspace("a pair's input after dropout", call.x.dtype, tokens, in + ops_.room_for_lora(part.rank));
+    const Tensor x = storage.tensor().columns(0, in);
+    const Buffer inner = arena_.workspace("inner vectors of one pair", DType::f32, tokens, part.rank);
+    ops_.lora_drop({call.x, {{&pair, 1}, part.rank, call.lora.dropout}, call.sequences, x});
+    ops_.linear_forward({x, &weight_, {{&own, 1}, part.rank}, inner, Tensor(), outputs(dropped), call.sequences, true, false, {part.weight_part, 1}});
+    if (call.y) ops_.column_gains({outputs(dropped), outputs(gains()), outputs(offsets()), outputs(call.y), outputs(call.y), true});
+  }
+}
+
+void Dora::backward_dropped(const LinearInputGrad& call, const Tensor& dropped, float factor) const {
+  const std::int64_t tokens = call.dy.rows;
+  for (const DoraPart& part : parts_) {
+    const LoraView &pair = call.lora.pairs[part.pair], own = alone(pair);
+    const auto outputs = [&](const Tensor& t) { return t.columns(part.first_column, part.columns); };
+    const auto ranks = [&](const Tensor& t) { return t.columns(pair.first_inner, part.rank); };
+    const Buffer dy = arena_.workspace("gradient of a pair's product after dropout", call.dy.dtype, tokens, part.columns);
+    ops_.column_gains_backward({outputs(call.dy), outputs(dropped), outputs(gains()), outputs(offsets()), outputs(norms_of()), factor,
+                                part.learner->matrices()[2].part(MatrixPart::grad), dy, true});
+    const Buffer inner = arena_.workspace("inner vectors of one pair", DType::f32, tokens, part.rank);
+    const Buffer inner_grad = arena_.workspace("their gradient", DType::f32, tokens, part.rank);
+    Buffer dx;
+    if (call.dx) dx = arena_.workspace("gradient of a pair's input after dropout", call.dx.dtype, tokens, weight_.in);
+    ops_.copy(ranks(call.inner), inner);
+    ops_.linear_input_grad({dy, &weight_, {{&own, 1}, part.rank}, inner, inner_grad, dx, call.sequences, {part.weight_part, 1}});
+    ops_.add_scaled(inner_grad, 1, ranks(call.inner_grad));
+    if (dx) ops_.lora_drop_backward({dx, {{&pair, 1}, part.rank, call.lora.dropout}, call.sequences, call.dx});
+  }
+}
+
 }  // namespace pipelora

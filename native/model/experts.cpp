@@ -182,8 +182,8 @@ void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, 
   Buffer inner_grad, own;
   if (router_.has_pairs()) inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, tokens, router_.inner_cols());
   if (into_h) own = arena_.workspace("a router's gradient of hidden states", h.dtype, tokens, h.cols);
-  const Buffer plain = router_.product_grad(dlogits, saved.before_router);
-  ops_.linear_input_grad({plain ? plain : dlogits, &router_.weight(), lora, saved.inner_router, inner_grad, own, &batch.sequences});
+  const Buffer plain = router_.product_grad(dlogits, saved.before_router, batch.dropout());
+  router_.input_grad({plain ? plain : dlogits, &router_.weight(), lora, saved.inner_router, inner_grad, own, &batch.sequences}, saved.before_router);
   if (router_.has_pairs()) ops_.lora_a_grad({h, inner_grad, lora, &batch.sequences});
   if (into_h) ops_.add(dh, own, 1, dh);
 }

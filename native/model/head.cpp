@@ -140,9 +140,9 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
 
     if (keep) {
       const auto factor = static_cast<float>(micro.loss_scale * saved->unit);
-      const Buffer plain = group_->product_grad(dz, before, factor);
+      const Buffer plain = group_->product_grad(dz, before, batch.dropout(), factor);
       const Tensor dproduct = plain ? plain.tensor() : dz;
-      ops_.linear_input_grad({dproduct, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys});
+      group_->input_grad({dproduct, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys}, before, factor);
       if (group_->has_pairs()) ops_.lora_a_grad({x, inner_grad, lora, &keys});
       if (table_) ops_.weight_grad({x, dproduct, factor, table_->matrices()[0].part(MatrixPart::grad)});
     }

@@ -63,14 +63,14 @@ LinearGroup::LinearGroup(Ops& ops, Arena& arena, const std::vector<LinearSpec>& 
     : ops_(ops), arena_(arena), linears_(linears), product_(product_of(linears, base)) {
   std::vector<DoraPart> gains;
   std::int64_t column = 0;
-  for (const LinearSpec& linear : linears_) {
+  for (std::size_t i = 0; i < linears_.size(); ++i) {
+    const LinearSpec& linear = linears_[i];
     if (linear.lora) {
       pairs_.push_back(std::make_unique<LoraPair>(ops, linear.name, linear.in, linear.out, *linear.lora));
       views_.push_back(pairs_.back()->view(column, inner_cols_));
       inner_cols_ += linear.lora->r;
-      if (linear.lora->dora) gains.push_back({&pairs_.back()->learner(), column, linear.out, linear.lora->r, linear.lora->scale});
-      if (linear.lora->dora && linear.lora->dropout > 0)
-        throw Error(kTensorMismatch, "LoRA of " + linear.name + ": DoRA takes no dropout");
+      if (linear.lora->dora) gains.push_back({&pairs_.back()->learner(), column, linear.out, linear.lora->r, linear.lora->scale, i, pairs_.size() - 1});
+      dropout_ = dropout_ || linear.lora->dropout > 0;
     }
     if (!linear.trained_bias.empty()) {
       if (!linear.bias) throw Error(kTensorMismatch, linear.name + " has no bias to train");
@@ -136,13 +136,31 @@ void LinearGroup::first_values() {
   if (dora_) dora_->first_values();
 }
 
-Buffer LinearGroup::product_grad(const Tensor& dy, const Tensor& before, float factor) const {
+Buffer LinearGroup::product_grad(const Tensor& dy, const Tensor& before, const DropoutKey* dropout, float factor) const {
   for (const Bias& bias : biases_)
     ops_.column_sums(dy.columns(bias.first, bias.count), factor, bias.learner.matrices()[0].part(MatrixPart::grad));
-  if (!dora_) return Buffer();
+  if (!dora_ || drops(dropout)) return Buffer();
   Buffer dz = arena_.workspace("gradient of a product before its gains", dy.dtype, dy.rows, dy.cols);
   dora_->backward(dy, before, factor, dz);
   return dz;
+}
+
+void LinearGroup::input_grad(const LinearInputGrad& call, const Tensor& before, float factor) const {
+  ops_.linear_input_grad(call);
+  if (drops(call.lora.dropout)) dora_->backward_dropped(call, before, factor);
+}
+
+void LinearGroup::input_grad_norm(const LinearInputGrad& call, const Tensor& before, const RmsNormBackward& norm) const {
+  if (!drops(call.lora.dropout)) return ops_.linear_input_grad_norm(call, norm);
+  input_grad(call, before);
+  ops_.rmsnorm_backward(norm);
+}
+
+void LinearGroup::input_grad_swiglu(const LinearInputGrad& call, const Tensor& before, const Tensor& gate, const Tensor& up, Activation activation) const {
+  if (!drops(call.lora.dropout)) return ops_.swiglu_linear_input_grad(call, gate, up, gate, up, activation);
+  input_grad(call, before);
+  ops_.swiglu_backward(gate, up, call.dx, gate, up, call.dx, activation);
+  ops_.lora_a_grad({call.dx, call.inner_grad, call.lora, call.sequences});
 }
 
 }  // namespace pipelora

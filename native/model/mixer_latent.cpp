@@ -139,7 +139,7 @@ class LatentMixer final : public Mixer {
   /// Back through a second product and its norm; `to`: the gradient of `from`.
   void contract(const Batch& batch, const LinearGroup& group, const Tensor& from, const Tensor& norm, const Tensor& inner, const Tensor& before,
                 const Tensor& dout, const Tensor& to, bool wanted) {
-    const Buffer plain = group.product_grad(dout, before);
+    const Buffer plain = group.product_grad(dout, before, batch.dropout());
     const Tensor dy = plain ? plain.tensor() : dout;
     if (!wanted && !group.has_pairs()) return;
     Buffer inner_grad;
@@ -148,9 +148,9 @@ class LatentMixer final : public Mixer {
     const LoraSet lora = group.lora(batch.dropout());
     LinearInputGrad call{dy, &group.weight(), lora, inner, inner_grad, wanted ? normed.tensor() : Tensor(), &batch.sequences};
     if (wanted) {
-      ops_.linear_input_grad_norm(call, {from, norm, normed, Tensor(), to, normed, rule_});
+      group.input_grad_norm(call, before, {from, norm, normed, Tensor(), to, normed, rule_});
     } else {
-      ops_.linear_input_grad(call);
+      group.input_grad(call, before);
       ops_.rmsnorm_forward(from, norm, rule_, normed);
     }
     if (group.has_pairs()) ops_.lora_a_grad({normed, inner_grad, lora, &batch.sequences});

@@ -9,14 +9,14 @@ using namespace testing;
 namespace {
 
 /// The layers with other pairs: of rank `r`, on blocks from `first` on.
-std::vector<LayerSpec> with_pairs(std::vector<LayerSpec> layers, std::int64_t r, float dropout, std::int64_t first) {
+std::vector<LayerSpec> with_pairs(std::vector<LayerSpec> layers, std::int64_t r, float dropout, std::int64_t first, bool dora = false) {
   std::uint32_t id = 0;
   for (LayerSpec& layer : layers) {
     auto* block = std::get_if<BlockSpec>(&layer);
     if (block == nullptr) continue;
     for (LinearSpec& linear : block->linears) {
       linear.lora.reset();
-      if (block->index >= first) linear.lora = LoraSpec{r, 1.5f, dropout, id++};
+      if (block->index >= first) linear.lora = LoraSpec{r, 1.5f, dropout, id++, dora};
     }
   }
   return layers;
@@ -37,6 +37,9 @@ struct Trained {
   std::map<std::string, std::vector<float>> weights;
 };
 
+/// Another for each, by what it has.
+double scale_of(const Engine& engine, std::size_t adapter) { return std::ldexp(1.0, static_cast<int>(engine.matrix_names(adapter).size() % 20)); }
+
 /// Steps of every adapter in turn, their micro-batches between each other.
 std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t segments, const std::vector<std::size_t>& adapters) {
   std::vector<Trained> all(adapters.size());
@@ -47,6 +50,7 @@ std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t s
         MicroBatch batch = model.batch({5, 9}, part);
         batch.index = part + 10 * static_cast<std::int64_t>(i);
         batch.adapter = adapters[i];
+        batch.loss_scale = scale_of(engine, adapters[i]);
         batch.step = static_cast<std::uint32_t>(step);
         all[i].losses.push_back(forward_all(engine, segments, batch).loss_sum);
         waiting.emplace_back(i, batch.index);
@@ -58,6 +62,7 @@ std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t s
       AdamSettings settings;
       settings.step = step;
       settings.learning_rate = 0.01 * static_cast<double>(squares.size());
+      settings.grad_scale = 1 / scale_of(engine, adapters[i]);
       engine.optimizer_step(settings, {}, adapters[i]);
     }
   }
@@ -70,17 +75,20 @@ std::vector<Trained> train(Engine& engine, const TestModel& model, std::size_t s
 
 TEST_CASE("adapters over one base have the bits of each alone, in one segment and in two, kept and computed again") {
   const TestModel model({.fused_qkv = true, .qkv_bias = true, .head_lora = true, .dropout = 0.2f});
-  const std::vector<std::vector<LayerSpec>> others{with_pairs(model.layers, 5, 0, 0), with_pairs(model.layers, 2, 0.4f, 2)};
+  const std::vector<std::vector<LayerSpec>> others{with_pairs(model.layers, 5, 0, 0), with_pairs(model.layers, 2, 0.4f, 2), with_pairs(model.layers, 3, 0.3f, 1, true)};
   for (const std::int64_t checkpointed : {0, 3})
     for (const std::vector<std::size_t>& cuts : {std::vector<std::size_t>{}, std::vector<std::size_t>{2}}) {
       CAPTURE(checkpointed);
       CAPTURE(cuts.size());
       const std::size_t segments = cuts.size() + 1, room = std::size_t{32} << 20;
       const auto together = model.engine(DType::f32, 2, cuts, checkpointed, room, 0, others);
-      for (const std::size_t adapter : {0, 1, 2}) fill(*together, adapter);
-      const std::vector<Trained> got = train(*together, model, segments, {0, 1, 2});
-      const EngineMemory memory = together->memory();
-      for (const std::size_t adapter : {0, 1, 2}) {
+      for (const std::size_t adapter : {0, 1, 2, 3}) fill(*together, adapter);
+      const std::vector<Trained> got = train(*together, model, segments, {0, 1, 2, 3});
+      const auto held = [&](const std::vector<std::vector<LayerSpec>>& more) { return model.engine(DType::f32, 2, cuts, checkpointed, room, 0, more)->memory().weight_bytes; };
+      const std::size_t norms = held({others[2]}) - held({});  // of DoRA
+      CHECK(norms > 0);
+      const std::size_t base = together->memory().weight_bytes - norms;
+      for (const std::size_t adapter : {0, 1, 2, 3}) {
         // Alone, but for others that are never used: an engine's first adapter is the model's.
         std::vector<std::vector<LayerSpec>> own_layers;
         if (adapter > 0) own_layers.push_back(others[adapter - 1]);
@@ -91,7 +99,7 @@ TEST_CASE("adapters over one base have the bits of each alone, in one segment an
         CHECK(got[adapter].losses == expected.losses);
         CHECK(got[adapter].squares == expected.squares);
         CHECK(got[adapter].weights == expected.weights);
-        CHECK(memory.weight_bytes == alone->memory().weight_bytes);
+        CHECK(base == alone->memory().weight_bytes - (adapter == 3 ? norms : 0));
       }
       CHECK(together->arena().used() == 0);
     }

@@ -70,7 +70,6 @@ export async function readAdapters(path: string): Promise<Record<string, unknown
 export function adapterConfigs(command: Command, config: Config): AdapterConfig[] {
   if (config.adapters === null) return [{ name: null, config }];
   const problems: string[] = [];
-  const several = Object.keys(config.adapters).length > 1;
   const known = new Map<string, string>();
   const all = Object.entries(config.adapters).map(([name, settings]) => {
     const label = `adapter "${name}"`;
@@ -92,14 +91,9 @@ export function adapterConfigs(command: Command, config: Config): AdapterConfig[
       logging_dir: config.logging_dir === null ? null : join(config.logging_dir, name),
     };
     for (const problem of checkContradictions(command, merged, new Set(Object.keys(own)))) fail(problem);
-    const { init_lora_weights: init } = merged;
-    if (several && merged.adapter === null && changesBase(init)) {
-      fail(
-        `init_lora_weights ${init} takes its beginning out of the base, which the other adapters share: train it in a run alone`,
-      );
-    }
     return { name, config: merged };
   });
+  problems.push(...otherBases(all));
   if (all.length === 0) problems.push("--adapters: expected NAME: {settings}, at least one, got none");
   if (problems.length > 0) {
     throw new PipeloraError("PL_CONFIG_INVALID", problems.join("\n"), {
@@ -107,6 +101,38 @@ export function adapterConfigs(command: Command, config: Config): AdapterConfig[
     });
   }
   return all;
+}
+
+/** What decides a beginning that is taken out of the base, beside the weights. */
+const BEGINNING: readonly OptionKey[] = [
+  ...(["adapter", "init_lora_weights", "lora_r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"] as const),
+  ...([
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "seed",
+  ] as const),
+];
+
+/**
+ * Adapters that begin with a part of the base leave the rest as their base. All have that one where all begin alike; any other base would be
+ * another model to hold. One sentence for each adapter that would need one.
+ */
+function otherBases(all: readonly AdapterConfig[]): string[] {
+  const taker = all.find(({ config }) => config.adapter === null && changesBase(config.init_lora_weights));
+  if (taker === undefined) return [];
+  const { init_lora_weights: init } = taker.config;
+  // OLoRA draws nothing.
+  const keys = BEGINNING.filter((key) => key !== "seed" || init !== "olora");
+  return all.flatMap(({ name, config }) => {
+    const differs = keys.filter((key) => JSON.stringify(config[key]) !== JSON.stringify(taker.config[key]));
+    if (differs.length === 0) return [];
+    return [
+      `adapter "${name}": init_lora_weights ${init} of "${taker.name}" takes its beginning out of the base, which all adapters share: they must begin alike, but ${differs.join(", ")} ${differs.length === 1 ? "differs" : "differ"}. Give them the same, or train "${taker.name}" in a run alone`,
+    ];
+  });
 }
 
 function ownValues(settings: Readonly<Record<string, unknown>>, fail: (problem: string) => void): Partial<Config> {

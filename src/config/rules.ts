@@ -208,7 +208,6 @@ function checkSeveral(config: Config, expect: (condition: boolean, problem: stri
     config.init_lora_weights !== "eva",
     "--init-lora-weights eva looks at one adapter's rows: it does not go with --adapters",
   );
-  expect(!config.save_on_each_node, "--save-on-each-node saves one adapter: it does not go with --adapters");
   expect(
     typeof config.resume_from_checkpoint !== "string" || config.resume_from_checkpoint === "auto",
     "--resume-from-checkpoint DIR is one adapter's: with --adapters leave the folder out, each goes on from its own last checkpoint",

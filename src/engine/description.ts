@@ -197,7 +197,7 @@ export interface EngineLora {
   readonly dropout: number;
   /** Position of this pair among all pairs of the whole model: the dropout generator's `module` key, independent of placement. */
   readonly moduleId: number;
-  /** DoRA; without dropout. Absent: no. */
+  /** DoRA. Absent: no. */
   readonly dora?: boolean;
 }
 

@@ -277,12 +277,6 @@ function checkKinds(
         "Leave it out of target_modules, or name it in modules_to_save.",
       );
     }
-    if (settings.dropout > 0) {
-      refuse(
-        `use_dora with lora_dropout ${settings.dropout} is not offered: peft then makes the base's product a second time, of the dropped input.`,
-        "Set lora_dropout to 0.",
-      );
-    }
   }
   const init = settings.initLoraWeights;
   if (changesBase(init) || init === "loftq") {

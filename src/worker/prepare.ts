@@ -259,7 +259,7 @@ function takings(
   adapters: readonly AdapterRequest[],
   addon: NativeAddon,
 ): ShardSource["takes"] {
-  const takes = new Map<string, ((weight: Float32Array) => Promise<Float32Array | null>)[]>();
+  const takes = new Map<string, Map<string, Take>>();
   const { threads } = request;
   for (const { pairs, made, loraInit, seed } of adapters) {
     const init = baseInit(loraInit?.kind ?? "none");
@@ -267,24 +267,42 @@ function takings(
     const making = { addon, seed, threads, quantization: quantizationOf(request.quantization) };
     for (const [module, pair] of pairs) {
       const name = `${module}.weight`;
-      takes.set(name, [
-        ...(takes.get(name) ?? []),
-        async (weight) => {
-          const taken = await takeFrom(weight, pair, init, { ...making, dtype: request.holdDtype as FloatDtype });
-          made.set(module, { ...taken, rest: taken.rest === null ? null : EMPTY });
-          return taken.rest;
-        },
-      ]);
+      const same = JSON.stringify([init, pair.r, pair.scale, seed]);
+      const all = takes.get(name) ?? new Map<string, Take>();
+      takes.set(name, all);
+      const makers = all.get(same)?.makers ?? [];
+      all.set(same, {
+        makers: [...makers, made],
+        take: (weight) => takeFrom(weight, pair, init, { ...making, dtype: request.holdDtype as FloatDtype }),
+      });
     }
   }
-  // What is taken out of the base is taken by an adapter that has it to itself.
-  const inTurn =
-    (all: readonly ((weight: Float32Array) => Promise<Float32Array | null>)[]) => async (weight: Float32Array) => {
-      let rest: Float32Array | null = null;
-      for (const take of all) rest = (await take(weight)) ?? rest;
-      return rest;
-    };
-  return new Map([...takes].map(([name, all]) => [name, inTurn(all)]));
+  return new Map(
+    [...takes].map(([name, all]) => {
+      const module = name.slice(0, -".weight".length);
+      return [name, (weight: Float32Array) => takeAll(weight, module, [...all.values()])] as const;
+    }),
+  );
+}
+
+/** What is made of a weight, once for all adapters that begin with the same. */
+interface Take {
+  readonly makers: readonly Map<string, Taken>[];
+  readonly take: (weight: Float32Array) => Promise<Taken>;
+}
+
+/** What is left of the weight; null: all of it. Error: PL_PROTOCOL_MISMATCH where adapters would leave different rests. */
+async function takeAll(weight: Float32Array, module: string, all: readonly Take[]): Promise<Float32Array | null> {
+  let rest: Float32Array | null = null;
+  for (const { makers, take } of all) {
+    const taken = await take(weight);
+    if (taken.rest !== null && all.length > 1) {
+      throw new PipeloraError("PL_PROTOCOL_MISMATCH", `adapters of one Prepare take different parts out of ${module}`);
+    }
+    rest = taken.rest;
+    for (const made of makers) made.set(module, { ...taken, rest: rest === null ? null : EMPTY });
+  }
+  return rest;
 }
 
 /** That something was taken; the rest itself is the engine's. */

@@ -16,7 +16,7 @@ import { calibrate } from "./calibration.ts";
 import { Inference } from "./inference.ts";
 import { probeLink } from "./link-probe.ts";
 import type { RankLinks } from "./links.ts";
-import type { NodeFiles } from "./node/node-files.ts";
+import type { OutputFolders } from "./node/node-files.ts";
 import { processorSeconds } from "./node/processor-time.ts";
 import { inspectNode, type OwnFolders } from "./preflight.ts";
 import { type EngineHost, type PreparedRank, prepareRank } from "./prepare.ts";
@@ -33,7 +33,7 @@ import { type ModelRequest, NodeModel } from "./weights/node-model.ts";
 export interface RankOptions {
   readonly device: string;
   readonly links: RankLinks;
-  readonly files: NodeFiles;
+  readonly outputs: OutputFolders;
   readonly folders: OwnFolders;
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
@@ -181,17 +181,17 @@ export class Rank {
           ),
         };
       case "outputFolder":
-        return { outputFolder: await this.#options.files.folder(message.outputFolder!) };
+        return { outputFolder: await this.#options.outputs.of(message.outputFolder!).folder(message.outputFolder!) };
       case "writeFile":
-        await this.#options.files.write(message.writeFile!);
+        await this.#options.outputs.of(message.writeFile!).write(message.writeFile!);
         return { done: {} };
       case "commitFiles":
-        await this.#options.files.commit(message.commitFiles!);
+        await this.#options.outputs.of(message.commitFiles!).commit(message.commitFiles!);
         return { done: {} };
       case "listCheckpoints":
-        return { checkpoints: { checkpoints: await this.#options.files.list() } };
+        return { checkpoints: { checkpoints: await this.#options.outputs.of(message.listCheckpoints!).list() } };
       case "readFile":
-        return { fileChunk: { data: await this.#options.files.read(message.readFile!) } };
+        return { fileChunk: { data: await this.#options.outputs.of(message.readFile!).read(message.readFile!) } };
       case "makeNcclIds": {
         const { count } = message.makeNcclIds!;
         if (count > MOST_NCCL_IDS) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `${count} NCCL ids were asked for`);

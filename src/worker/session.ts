@@ -11,7 +11,7 @@ import type { Shutdown__Output } from "../rpc/generated/pipelora/v1/Shutdown.ts"
 import type { Trust } from "../rpc/trust.ts";
 import { fromFailure } from "../rpc/wire-error.ts";
 import { RankLinks } from "./links.ts";
-import { NodeFiles } from "./node/node-files.ts";
+import { OutputFolders } from "./node/node-files.ts";
 import type { RankHealth } from "./node/node-health.ts";
 import { Rank } from "./rank.ts";
 import type { StopSignals } from "./stop-signals.ts";
@@ -58,7 +58,7 @@ export class Session {
     this.#rank = new Rank({
       device,
       links: this.#links,
-      files: new NodeFiles(config.output_dir),
+      outputs: new OutputFolders(config.output_dir),
       folders: { modelDir: config.model, outputDir: config.output_dir },
       held,
       log,

@@ -147,6 +147,30 @@ for (const [name, rate, rank] of [
   check(`of two adapters over one base, ${name}: the bits of its run alone`, same, several.stderr.slice(-600));
 }
 
+// In float16 each has a loss scale: one whose gradients overflow skips steps of its own alone.
+const halves = {
+  calm: { learning_rate: 1e-3, lora_r: 4 },
+  steep: { learning_rate: 1e-4, lora_r: 8, lora_alpha: 65536, init_lora_weights: false },
+  "dora-steep": { learning_rate: 1e-4, lora_r: 8, lora_alpha: 16384, init_lora_weights: false, use_dora: true },
+};
+writeFileSync(adapters, JSON.stringify(halves));
+const half = [...nccl, "--compute-dtype", "float16"];
+const halved = await run("halves", [...half, "--adapters", adapters]);
+for (const [name, own] of Object.entries(halves)) {
+  const flags = Object.entries(own).flatMap(([key, value]) => [`--${key.replaceAll("_", "-")}`, String(value)]);
+  const alone = await run(`alone-${name}`, [...half, ...flags]);
+  const folderOf = (output, file) => readFileSync(join(folder, output, file));
+  const file = "adapter_model.safetensors";
+  const same =
+    halved.code === 0 && alone.code === 0 && Buffer.compare(folderOf(join("halves", name), file), alone.adapter) === 0;
+  const { stateful_callbacks: saved } = JSON.parse(folderOf(join("halves", name), "trainer_state.json"));
+  check(
+    `in float16, ${name}: the bits of its run alone, loss scale ${saved.Pipelora.loss_scale}`,
+    same,
+    halved.stderr.slice(-600),
+  );
+}
+
 const alive = workers.filter((pid) => {
   try {
     process.kill(pid, 0);

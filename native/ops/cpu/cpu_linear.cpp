@@ -64,8 +64,8 @@ class PlainWeight final : public HeldWeight {
                CpuThread& thread) const override {
     thread.gemm.multiply(input.x.row_range(row, product.rows), matrix_.row_range(col, product.cols), true, product);
   }
-  void input_grad(const Tensor& dy, std::int64_t col, const Tensor& product, CpuThread& thread) const override {
-    thread.gemm.multiply(dy, matrix_.columns(col, product.cols), false, product);
+  void input_grad(const Tensor& dy, std::int64_t row, std::int64_t col, const Tensor& product, CpuThread& thread) const override {
+    thread.gemm.multiply(dy, matrix_.row_range(row, dy.cols).columns(col, product.cols), false, product);
   }
 
  private:
@@ -98,6 +98,12 @@ std::int64_t CpuLinearWeight::first_row(std::size_t part) const {
   std::int64_t first = 0;
   for (std::size_t i = 0; i < part; ++i) first += part_rows[i];
   return first;
+}
+
+CpuLinearWeight::Rows CpuLinearWeight::rows_of(const WeightParts& parts) const {
+  if (parts.count == 0) return {0, out};
+  const std::int64_t first = first_row(parts.first);
+  return {first, first_row(parts.first + parts.count) - first};
 }
 
 HeldWeight& CpuLinearWeight::held_as(const HoldSpec& hold) {
@@ -182,8 +188,9 @@ void CpuOps::linear_forward(const LinearForward& call) {
 
   const HeldWeight& held = weight.held();
   const HeldInput input = held.prepare(call.x);
-  const float* bias = held.adds_bias() ? nullptr : weight.bias;
-  const Grid grid(tokens, weight.out);
+  const CpuLinearWeight::Rows rows = weight.rows_of(call.parts);
+  const float* bias = held.adds_bias() || weight.bias == nullptr ? nullptr : weight.bias + rows.first;
+  const Grid grid(tokens, rows.count);
   pool_.run(grid.count(), [&](std::int64_t task, int thread) {
     const Tile tile = grid.tile(task);
     CpuThread& own = *threads_[static_cast<std::size_t>(thread)];
@@ -193,7 +200,7 @@ void CpuOps::linear_forward(const LinearForward& call) {
                                ? y
                                : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
                                         tile.rows, tile.cols);
-    held.forward(input, tile.row, tile.col, weight.bias, product, own);
+    held.forward(input, tile.row, rows.first + tile.col, weight.bias, product, own);
 
     own.terms.clear();
     for (const LoraView& pair : pairs) {
@@ -225,6 +232,7 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
   }
   if (!call.dx) return;
 
+  const std::int64_t first_row = weight.rows_of(call.parts).first;
   const Grid grid(tokens, in);
   pool_.run(grid.count(), [&](std::int64_t task, int thread) {
     const Tile tile = grid.tile(task);
@@ -234,7 +242,7 @@ void CpuOps::linear_input_grad(const LinearInputGrad& call) {
                                ? dx
                                : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
                                         tile.rows, tile.cols);
-    weight.held().input_grad(call.dy.row_range(tile.row, tile.rows), tile.col, product, own);
+    weight.held().input_grad(call.dy.row_range(tile.row, tile.rows), first_row, tile.col, product, own);
 
     own.terms.clear();
     const std::int64_t stride = mask_stride(tile.cols);
@@ -287,6 +295,33 @@ void CpuOps::lora_a_grad(const LoraAGrad& call) {
                               call.x.row_range(begin, n).columns(first, count), kept_factor(pair, call.lora), bits, stride,
                               pair.grad_a.columns(first, count));
       }
+    }
+  });
+}
+
+void CpuOps::lora_drop(const LoraDrop& call) { drop_rows(call, false); }
+void CpuOps::lora_drop_backward(const LoraDrop& call) { drop_rows(call, true); }
+
+void CpuOps::drop_rows(const LoraDrop& call, bool adds) {
+  const std::int64_t tokens = call.x.rows, in = call.x.cols, stride = mask_stride(in);
+  const LoraView& pair = call.lora.pairs.front();
+  const float factor = kept_factor(pair, call.lora);
+  pool_.run(pieces(tokens, kSkinnyRows), [&](std::int64_t task, int thread) {
+    CpuThread& own = *threads_[static_cast<std::size_t>(thread)];
+    const std::int64_t begin = task * kSkinnyRows, n = std::min(kSkinnyRows, tokens - begin);
+    own.masks.resize(std::max<std::size_t>(own.masks.size(), static_cast<std::size_t>(kSkinnyRows * stride)));
+    const std::uint8_t* bits = mask(pair, call.lora, call.sequences, in, begin, begin + n, 0, in, own.masks.data());
+    float* values = own.scratch.floats(0, static_cast<std::size_t>(in));
+    for (std::int64_t t = 0; t < n; ++t) {
+      const auto kept = [&](std::int64_t c) { return bits == nullptr || (bits[t * stride + c / 8] >> (c % 8) & 1) != 0; };
+      const float* x = as_floats(call.x.row_range(begin + t, 1), 0, own.scratch.floats(1, static_cast<std::size_t>(in)));
+      const Tensor to = call.to.row_range(begin + t, 1);
+      const float* before = adds ? as_floats(to, 0, own.scratch.floats(2, static_cast<std::size_t>(in))) : nullptr;
+      for (std::int64_t c = 0; c < in; ++c) {
+        const float value = kept(c) ? x[c] * factor : 0.0f;
+        values[c] = adds ? before[c] + value : value;
+      }
+      kernels_.convert_row(values, DType::f32, to.data, to.dtype, 1.0f, in);
     }
   });
 }

@@ -25,6 +25,11 @@ class CpuLinearWeight final : public LinearWeight {
   std::size_t bytes() const override;
 
   const HeldWeight& held() const { return *held_; }
+  /// The rows of `parts`.
+  struct Rows {
+    std::int64_t first = 0, count = 0;
+  };
+  Rows rows_of(const WeightParts& parts) const;
   const float* bias = nullptr;  // [out]
 
  private:
@@ -64,6 +69,8 @@ class CpuOps final : public Ops {
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_a_grad(const LoraAGrad& call) override;
+  void lora_drop(const LoraDrop& call) override;
+  void lora_drop_backward(const LoraDrop& call) override;
 
   void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) override;
   void shape_logits(const Tensor& logits, float factor, float cap) override;
@@ -118,6 +125,8 @@ class CpuOps final : public Ops {
   template <class Body>
   void over_rows(std::int64_t rows, Body&& body);
   void lora_b_grad(const LinearInputGrad& call);
+  /// to = drop(x), or to += drop(x).
+  void drop_rows(const LoraDrop& call, bool adds);
   /// A row in float32: itself, or converted into `storage`.
   const float* as_floats(const Tensor& t, std::int64_t row, float* storage) const;
   /// Masks of a pair for columns [first, first + count) of tokens [begin, end), or null without dropout.

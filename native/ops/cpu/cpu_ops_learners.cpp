@@ -134,11 +134,12 @@ void CpuOps::dora_norms(const DoraNorms& call) {
 void CpuOps::column_gains(const ColumnGains& call) {
   const float *gains = call.gains.as<float>(), *offsets = call.offsets.as<float>();
   const std::int64_t n = call.z.cols;
+  const float less = call.change ? 1.0f : 0.0f, back = call.change ? 0.0f : 1.0f;
   pool_.run(call.z.rows, [&](std::int64_t t, int thread) {
     Scratch& scratch = threads_[static_cast<std::size_t>(thread)]->scratch;
     const float* z = as_floats(call.z, t, scratch.floats(1, static_cast<std::size_t>(n)));
     float* y = scratch.floats(2, static_cast<std::size_t>(n));
-    for (std::int64_t c = 0; c < n; ++c) y[c] = gains[c] * (z[c] - offsets[c]) + offsets[c];
+    for (std::int64_t c = 0; c < n; ++c) y[c] = (gains[c] - less) * (z[c] - offsets[c]) + back * offsets[c];
     if (call.residual) {
       const float* residual = as_floats(call.residual, t, scratch.floats(1, static_cast<std::size_t>(n)));
       for (std::int64_t c = 0; c < n; ++c) y[c] += residual[c];
@@ -149,6 +150,7 @@ void CpuOps::column_gains(const ColumnGains& call) {
 
 void CpuOps::column_gains_backward(const ColumnGainsBackward& call) {
   const std::int64_t n = call.z.cols;
+  const float less = call.change ? 1.0f : 0.0f;
   pool_.run(pieces(n, kColumns), [&](std::int64_t task, int thread) {
     const std::int64_t first = task * kColumns, count = std::min(kColumns, n - first);
     Scratch& scratch = threads_[static_cast<std::size_t>(thread)]->scratch;
@@ -161,7 +163,7 @@ void CpuOps::column_gains_backward(const ColumnGainsBackward& call) {
       const float* z = as_floats(call.z.columns(first, count), t, scratch.floats(2, static_cast<std::size_t>(count)));
       for (std::int64_t c = 0; c < count; ++c) {
         sums[c] += dy[c] * (z[c] - offsets[c]);
-        out[c] = gains[c] * dy[c];
+        out[c] = (gains[c] - less) * dy[c];
       }
       kernels_.convert_row(out, DType::f32, const_cast<char*>(row_of(call.dz.columns(first, count), t)), call.dz.dtype, 1.0f, count);
     }

@@ -73,10 +73,10 @@ void QuantisedWeight::multiply(const Tensor& x, std::int64_t col, const Tensor& 
   }
 }
 
-void QuantisedWeight::input_grad(const Tensor& dy, std::int64_t col, const Tensor& product, CpuThread& thread) const {
-  for (std::int64_t depth = 0; depth < out_; depth += kPanelDepth) {
-    const std::int64_t n = std::min(kPanelDepth, out_ - depth);
-    thread.gemm.multiply(dy.columns(depth, n), panel(depth, n, col, product.cols, thread), false, product, depth > 0);
+void QuantisedWeight::input_grad(const Tensor& dy, std::int64_t row, std::int64_t col, const Tensor& product, CpuThread& thread) const {
+  for (std::int64_t depth = 0; depth < dy.cols; depth += kPanelDepth) {
+    const std::int64_t n = std::min(kPanelDepth, dy.cols - depth);
+    thread.gemm.multiply(dy.columns(depth, n), panel(row + depth, n, col, product.cols, thread), false, product, depth > 0);
   }
 }
 

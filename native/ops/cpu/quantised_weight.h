@@ -15,7 +15,7 @@ quant::Float float_format(DType dtype);
 
 class QuantisedWeight : public HeldWeight {
  public:
-  void input_grad(const Tensor& dy, std::int64_t col, const Tensor& product, CpuThread& thread) const override;
+  void input_grad(const Tensor& dy, std::int64_t row, std::int64_t col, const Tensor& product, CpuThread& thread) const override;
   void keep_expanded(bool keep) override;
 
  protected:

@@ -55,6 +55,8 @@ class CudaOps final : public Ops {
   void linear_forward(const LinearForward& call) override;
   void linear_input_grad(const LinearInputGrad& call) override;
   void lora_a_grad(const LoraAGrad& call) override;
+  void lora_drop(const LoraDrop& call) override;
+  void lora_drop_backward(const LoraDrop& call) override;
   std::int64_t experts_together(std::int64_t experts, std::int64_t in, std::int64_t out) const override;
   void experts_forward(const ExpertsForward& call) override;
   void experts_input_grad(const ExpertsInputGrad& call) override;

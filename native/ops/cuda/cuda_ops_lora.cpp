@@ -112,7 +112,7 @@ void CudaOps::inner_as_products(const Tensor& x, const LoraSet& lora, const Sequ
     return multiply({.a = x, .b = stacked.tensor().columns(0, x.cols), .d = inner});
   }
   const Buffer dropped = dropped_inputs(kDropped, lora, x.rows, x.cols);
-  lora_drop(x, lora, *sequences, dropped, device_.stream());
+  cuda::lora_drop(x, lora, *sequences, dropped, device_.stream());
   inner_of(lora, dropped, x.cols, inner);
 }
 
@@ -200,7 +200,7 @@ void CudaOps::a_grad_as_products(const LoraAGrad& call) {
   const Buffer rounded = rounded_inner(call.inner_grad);
   if (!any_drops(call.lora)) return a_grad_of(call.lora, call.x, false, rounded);
   const Buffer dropped = dropped_inputs(kDropped, call.lora, call.x.rows, call.x.cols);
-  lora_drop(call.x, call.lora, *call.sequences, dropped, device_.stream());
+  cuda::lora_drop(call.x, call.lora, *call.sequences, dropped, device_.stream());
   a_grad_of(call.lora, dropped, true, rounded);
 }
 
@@ -236,6 +236,16 @@ bool CudaOps::swiglu_grad_as_products(const LinearInputGrad& call, const SwiGluG
   }
   a_grad_of(call.lora, call.dx, false, rounded);
   return true;
+}
+
+void CudaOps::lora_drop(const LoraDrop& call) {
+  if (!any_drops(call.lora)) return copy(call.x, call.to);
+  cuda::lora_drop(call.x, call.lora, *call.sequences, call.to, device_.stream(), Kept::scaled);
+}
+
+void CudaOps::lora_drop_backward(const LoraDrop& call) {
+  if (!any_drops(call.lora)) return add(call.to, call.x, 1, call.to);
+  cuda::lora_add_kept(call.x, call.lora, *call.sequences, call.to, device_.stream(), Kept::scaled);
 }
 
 }  // namespace pipelora::cuda

@@ -134,10 +134,54 @@ void gains(Gpu& gpu, DType dtype, DType z_dtype, std::int64_t rows, std::int64_t
   compare(label("column_gains", dtype, shape), gpu.get(out), y, limit_of(dtype));
   gpu.ops->column_gains({held_z, held_gain, held_offset, rest, out});
   compare(label("column_gains and a residual", dtype, shape), gpu.get(out), with_residual, limit_of(dtype));
+  // What the gains change, added in place.
+  Values changed(residual), dchanged(dy);
+  for (std::size_t i = 0; i < changed.size(); ++i) {
+    const std::size_t at = i % static_cast<std::size_t>(cols);
+    changed[i] += (gain[at] - 1) * (z[i] - offset[at]);
+    dchanged[i] *= gain[at] - 1;
+  }
+  const auto sum = gpu.put(residual, dtype, rows, cols, kPadding), dz_changed = gpu.empty(dtype, rows, cols);
+  gpu.ops->column_gains({held_z, held_gain, held_offset, sum, sum, true});
+  compare(label("column_gains' change", dtype, shape), gpu.get(sum), changed, limit_of(dtype));
+  const auto dy_changed = gpu.put(dy, dtype, rows, cols, kPadding), to_changed = gpu.put(before, DType::f32, 1, cols);
+  gpu.ops->column_gains_backward({dy_changed, held_z, held_gain, held_offset, held_norm, 0.5f, to_changed, dz_changed, true});
+  compare(label("column_gains_backward dz of the change", dtype, shape), gpu.get(dz_changed), dchanged, limit_of(dtype));
+  compare(label("column_gains_backward magnitude of the change", dtype, shape), gpu.get(to_changed), grad, 1e-5);
+
   const auto gradient = gpu.put(dy, dtype, rows, cols, kPadding), to = gpu.put(before, DType::f32, 1, cols);
   gpu.ops->column_gains_backward({gradient, held_z, held_gain, held_offset, held_norm, 0.5f, to, gradient});
   compare(label("column_gains_backward dz", dtype, shape), gpu.get(gradient), dz, limit_of(dtype));
   compare(label("column_gains_backward magnitude", dtype, shape), gpu.get(to), grad, 1e-5);
+}
+
+/// What dropout leaves of an input, forward and added back, against the definition of masks in rng.h.
+void drop(Gpu& gpu, DType dtype, const std::vector<int>& lengths, std::int64_t in, float p) {
+  const auto sequences = gpu.sequences(lengths);
+  const std::int64_t tokens = sequences->tokens;
+  const std::string shape = shape_text(tokens, in) + " at " + std::to_string(p);
+  const DropoutKey key{0xabcdef987654321ull, 31};
+  constexpr std::uint32_t kModule = 17;
+  const Values x = random_values(tokens * in, 1, dtype, 60), before = random_values(tokens * in, 1, dtype, 61);
+  Values left(x), added(before);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t c = 0; c < in; ++c) {
+      const auto token = static_cast<std::size_t>(t);
+      const std::uint64_t element = static_cast<std::uint64_t>(sequences->position.host[token]) * static_cast<std::uint64_t>(in) + static_cast<std::uint64_t>(c);
+      const std::uint32_t word = dropout_bits(key, static_cast<std::uint32_t>(sequences->row.host[token]), kModule, element / 8).v[element % 8 / 2];
+      const bool kept = (element % 2 == 0 ? word & 0xFFFFu : word >> 16) >= dropout_threshold(p);
+      double& value = left[place(t, in, c)];
+      value = kept ? value / (1 - static_cast<double>(p)) : 0;
+      added[place(t, in, c)] += value;
+    }
+  LoraView pair;
+  pair.dropout = p;
+  pair.module_id = kModule;
+  const auto held = gpu.put(x, dtype, tokens, in, kPadding), to = gpu.empty(dtype, tokens, in, kPadding), sum = gpu.put(before, dtype, tokens, in);
+  gpu.ops->lora_drop({held, {{&pair, 1}, 1, &key}, sequences.get(), to});
+  compare(label("lora_drop", dtype, shape), gpu.get(to), left, limit_of(dtype));
+  gpu.ops->lora_drop_backward({held, {{&pair, 1}, 1, &key}, sequences.get(), sum});
+  compare(label("lora_drop_backward", dtype, shape), gpu.get(sum), added, limit_of(dtype));
 }
 
 }  // namespace
@@ -158,7 +202,13 @@ int main(int argc, char** argv) {
       gains(gpu, dtype, z, 13, 33);
       gains(gpu, dtype, z, 70, 200);
     }
+    for (const float p : {0.0f, 0.05f, 0.5f}) {
+      drop(gpu, dtype, {1}, 8, p);
+      drop(gpu, dtype, {7, 1, 12}, 33, p);
+      drop(gpu, dtype, {40, 3}, 72, p);
+    }
     if (asked.small) continue;
+    drop(gpu, dtype, {700, 324}, 4096, 0.1f);
     row_sums(gpu, dtype, 4096);
     low_rank(gpu, dtype, 1088, 16, 4096);
     sums(gpu, dtype, 600, 256, 512);

@@ -2,7 +2,8 @@
 // 16 bits, against the same model in float32 on the same card (whose kernels are others: cuda_model holds those against the CPU's).
 // Each case draws its rank, targets, base, dropout, rows and what is done with activations from a seed. The arena is full of NaN
 // before each run, so that what nobody wrote is seen.
-// usage: cuda_matrix [--seed N] [--cases N] [--all] [--case K] [--fp8] [small]
+// usage: cuda_matrix [--seed N] [--cases N] [--all] [--case K] [--fp8] [--dora] [small]
+//   --dora: DoRA in every case, not in a third of them
 //   --fp8: products in e4m3 in every case, not in a quarter of them
 //   --all: every rank with every model once, and every other choice at least once a model
 #include <cuda_runtime.h>
@@ -84,10 +85,11 @@ struct Case {
   Keeping keeping;
   std::vector<int> rows;
   bool fp8 = false;  // not in the float32 that it is held against
+  bool dora = false;
 
   std::string name() const {
     std::string text = std::string(shape->name) + " r=" + std::to_string(rank) + " " + kTargetNames[static_cast<int>(targets)] + " " + dtype_name(compute) +
-                       " " + base + (fp8 ? " fp8" : "") + (dropout > 0 ? " dropout" : "") + " " + kKeepingNames[static_cast<int>(keeping)] + " rows";
+                       " " + base + (fp8 ? " fp8" : "") + (dora ? " DoRA" : "") + (dropout > 0 ? " dropout" : "") + " " + kKeepingNames[static_cast<int>(keeping)] + " rows";
     for (std::size_t i = 0; i < std::min<std::size_t>(rows.size(), 4); ++i) text += " " + std::to_string(rows[i]);
     if (rows.size() > 4) text += " … (" + std::to_string(rows.size()) + ")";
     return text;
@@ -142,7 +144,7 @@ SegmentSpec spec_of(const Case& c) {
       const bool adapted = c.targets == Targets::all_linear || c.targets == Targets::pattern || (c.targets == Targets::q_v && q_or_v) ||
                            (c.targets == Targets::one && role == Role::down);
       const std::int64_t rank = c.targets == Targets::pattern ? 1 + (c.rank + 7 * module) % (2 * c.rank) : c.rank;
-      if (adapted) made.lora = LoraSpec{rank, 2.0f, c.dropout, module};
+      if (adapted) made.lora = LoraSpec{rank, 2.0f, c.dropout, module, c.dora};
       ++module;
       block.linears.push_back(made);
     };
@@ -241,7 +243,9 @@ Outcome run(const Case& c, DType compute) {
   if (!c.shape->tied) load("head", {arch.vocab, arch.hidden}, 1 / std::sqrt(static_cast<double>(arch.hidden)), 0, plain);
   const std::vector<NamedMatrix*> matrices = segment.matrices();
   std::vector<float> floats;
+  const auto is_magnitude = [](const NamedMatrix& matrix) { return matrix.name().ends_with(".lora_magnitude_vector"); };
   for (NamedMatrix* matrix : matrices) {
+    if (is_magnitude(*matrix)) continue;
     const Tensor weight = matrix->part(MatrixPart::weight);
     floats.resize(static_cast<std::size_t>(weight.size()));
     // A product of A and B as large at every rank.
@@ -249,6 +253,16 @@ Outcome run(const Case& c, DType compute) {
     const double scale = is_a ? 1 / std::sqrt(static_cast<double>(weight.cols)) : 0.3 / std::sqrt(static_cast<double>(weight.rows));
     fill(floats, offset, scale, 0);
     matrix->set(*ops, MatrixPart::weight, floats.data(), floats.size());
+  }
+  // Gains around 1.
+  if (c.dora) segment.first_values();
+  for (NamedMatrix* matrix : matrices) {
+    if (!is_magnitude(*matrix)) continue;
+    std::vector<float> magnitude = matrix->get(*ops, MatrixPart::weight);
+    floats.resize(magnitude.size());
+    fill(floats, offset, 0.2, 1);
+    for (std::size_t i = 0; i < magnitude.size(); ++i) magnitude[i] *= floats[i];
+    matrix->set(*ops, MatrixPart::weight, magnitude.data(), magnitude.size());
   }
 
   Outcome outcome;
@@ -343,6 +357,7 @@ Case drawn(std::mt19937& random, const Shape& shape, std::int64_t rank, bool sma
   const std::vector<std::vector<int>> rows{{1}, {1, 1, 1}, {7, 1, 300}, {384, 384, 384}, std::vector<int>(8, 384), {17, 384, 5, 96, 61}, {2048}, {1023, 1}, {8192}};
   c.rows = rows[pick(small ? 3 : rows.size())];
   c.fp8 = pick(4) == 0;
+  c.dora = pick(3) == 0;
   return c;
 }
 
@@ -351,7 +366,7 @@ Case drawn(std::mt19937& random, const Shape& shape, std::int64_t rank, bool sma
 int main(int argc, char** argv) {
   unsigned seed = 1;
   int cases = 40, only = -1;
-  bool all = false, small = false, fp8 = false;
+  bool all = false, small = false, fp8 = false, dora = false;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--seed" && i + 1 < argc) seed = static_cast<unsigned>(std::stoul(argv[++i]));
@@ -359,6 +374,7 @@ int main(int argc, char** argv) {
     else if (flag == "--case" && i + 1 < argc) only = std::stoi(argv[++i]);
     else if (flag == "--all") all = true;
     else if (flag == "--fp8") fp8 = true;
+    else if (flag == "--dora") dora = true;
     else if (flag == "small") small = true;
   }
   std::mt19937 random(seed);
@@ -371,6 +387,8 @@ int main(int argc, char** argv) {
   }
   if (fp8)
     for (Case& c : chosen) c.fp8 = true;
+  if (dora)
+    for (Case& c : chosen) c.dora = true;
   int ran = 0;
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     if (only >= 0 && static_cast<std::size_t>(only) != i) continue;

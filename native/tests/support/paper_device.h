@@ -89,6 +89,8 @@ class PaperOps final : public Ops {
     arena_->workspace("a gradient with that of LoRA's inner vectors", call.dy.dtype, call.dy.rows, (out + tail(call.lora.inner_cols) + 63) / 64 * 64);
   }
   void lora_a_grad(const LoraAGrad&) override {}
+  void lora_drop(const LoraDrop&) override {}
+  void lora_drop_backward(const LoraDrop&) override {}
   void add(const Tensor&, const Tensor&, float, const Tensor&) override {}
   void shape_logits(const Tensor&, float, float) override {}
   void rmsnorm_forward(const Tensor&, const Tensor&, NormRule, const Tensor&) override {}

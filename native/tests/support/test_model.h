@@ -42,11 +42,14 @@ struct Family {
   /// Blocks whose tokens see their own chunk alone, and blocks with norms of q and k without weights.
   std::function<bool(std::int64_t block)> chunked = [](std::int64_t) { return false; };
   std::function<bool(std::int64_t block)> plain_norms = [](std::int64_t) { return false; };
+  bool dora = false;
 };
 
-enum class LoraMatrix { a, b };
+enum class LoraMatrix { a, b, magnitude };
 
-inline std::string matrix_name(const std::string& module, LoraMatrix matrix) { return module + (matrix == LoraMatrix::a ? ".lora_A.weight" : ".lora_B.weight"); }
+inline std::string matrix_name(const std::string& module, LoraMatrix matrix) {
+  return module + (matrix == LoraMatrix::a ? ".lora_A.weight" : matrix == LoraMatrix::b ? ".lora_B.weight" : ".lora_magnitude_vector");
+}
 
 /// Modules that have a pair, in the engine's order.
 inline std::vector<std::string> lora_modules(const Engine& engine) {
@@ -199,7 +202,7 @@ class TestModel {
       for (const std::string& name : made->missing_weights(segment)) made->load_weight(segment, name, sources_.at(name), held_.contains(name) ? family_.hold : HoldSpec{});
     }
     for (const std::string& name : lora_modules(*made))
-      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+      for (const LoraMatrix matrix : lora.at(name).trained()) {
         const Values& from = lora.at(name).matrix(matrix);
         const std::vector<float> values(from.begin(), from.end());
         made->set_matrix(matrix_name(name, matrix), MatrixPart::weight, values.data(), values.size());
@@ -255,7 +258,17 @@ class TestModel {
         }
       const auto rank = static_cast<std::size_t>(pair.spec.r);
       const Values low = reference::product(reference::product(dropped, pair.a, t, static_cast<std::size_t>(in), rank), pair.b, t, rank, static_cast<std::size_t>(out));
-      for (std::size_t i = 0; i < y.size(); ++i) y[i] += static_cast<double>(pair.spec.scale) * low[i];
+      if (!pair.spec.dora) {
+        for (std::size_t i = 0; i < y.size(); ++i) y[i] += static_cast<double>(pair.spec.scale) * low[i];
+        return y;
+      }
+      // peft's lora/dora.py.
+      const Values based = reference::product(dropped, weights.at(weight), t, static_cast<std::size_t>(in), static_cast<std::size_t>(out));
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        const std::size_t c = i % static_cast<std::size_t>(out);
+        const double gain = pair.magnitude[c] / pair.norms[c];
+        y[i] += (gain - 1) * based[i] + gain * static_cast<double>(pair.spec.scale) * low[i];
+      }
       return y;
     };
     Values x(t * d);
@@ -447,8 +460,15 @@ class TestModel {
   struct Lora {
     LoraSpec spec;
     Values a, b;  // [R, in], [out, R]
-    Values& matrix(LoraMatrix m) { return m == LoraMatrix::a ? a : b; }
-    const Values& matrix(LoraMatrix m) const { return m == LoraMatrix::a ? a : b; }
+    Values magnitude;  // [out], of DoRA
+    Values norms;      // of W + s B A as it was at first: constants to the gradient, as in peft
+    Values& matrix(LoraMatrix m) { return m == LoraMatrix::a ? a : m == LoraMatrix::b ? b : magnitude; }
+    const Values& matrix(LoraMatrix m) const { return const_cast<Lora*>(this)->matrix(m); }
+    std::vector<LoraMatrix> trained() const {
+      std::vector<LoraMatrix> all{LoraMatrix::a, LoraMatrix::b};
+      if (spec.dora) all.push_back(LoraMatrix::magnitude);
+      return all;
+    }
   };
 
   Arch arch;
@@ -472,8 +492,26 @@ class TestModel {
     const double scale = 0.3 * std::sqrt(3.0 / static_cast<double>(rank));
     pair.a = reference::random_values(static_cast<std::size_t>(rank * in), ++seed_, 0.3);
     pair.b = reference::random_values(static_cast<std::size_t>(rank * out), ++seed_, scale);
+    if (family_.dora) add_magnitude(pair, weights.at(name == "head" ? name : name + ".weight"), in, out);
     lora[name] = pair;
     return pair.spec;
+  }
+  /// Off the norms, so that gains are not 1.
+  void add_magnitude(Lora& pair, const Values& weight, std::int64_t in, std::int64_t out) {
+    pair.spec.dora = true;
+    pair.magnitude = reference::random_values(static_cast<std::size_t>(out), ++seed_, 0.3);
+    for (std::int64_t c = 0; c < out; ++c) {
+      double sum = 0;
+      for (std::int64_t k = 0; k < in; ++k) {
+        double value = weight[static_cast<std::size_t>(c * in + k)];
+        for (std::int64_t r = 0; r < pair.spec.r; ++r)
+          value += static_cast<double>(pair.spec.scale) * pair.b[static_cast<std::size_t>(c * pair.spec.r + r)] * pair.a[static_cast<std::size_t>(r * in + k)];
+        sum += value * value;
+      }
+      pair.norms.push_back(std::sqrt(sum));
+      double& magnitude = pair.magnitude[static_cast<std::size_t>(c)];
+      magnitude = static_cast<double>(static_cast<float>(std::sqrt(sum) * (1 + magnitude)));
+    }
   }
   /// As the engine will hold it: the reference computes with the values of the codes.
   void quantise(const std::string& name, std::int64_t out, std::int64_t in) {

@@ -54,18 +54,26 @@ interface NodeFolder {
 /** The nodes' own output folders: what the coordinator saves is copied to each, byte for byte, and verified there. */
 export class NodeFolders {
   readonly #outputDir: string;
+  /** The adapter's name; empty: the run has no other. */
+  readonly #adapter: string;
   readonly #folders: readonly NodeFolder[];
 
-  private constructor(outputDir: string, folders: readonly NodeFolder[]) {
+  private constructor(outputDir: string, adapter: string, folders: readonly NodeFolder[]) {
     this.#outputDir = outputDir;
+    this.#adapter = adapter;
     this.#folders = folders;
   }
 
   /**
-   * Asks the first worker of each node for its folder. Folders that are one and the same (a volume mounted on several nodes, or the
+   * Asks the first worker of each node for its folder: of an adapter of several (null: the run has no other) one of its name. Folders that are one and the same (a volume mounted on several nodes, or the
    * coordinator's own machine) are found by marks, and written once.
    */
-  static async open(members: readonly WorkerConnection[], outputDir: string): Promise<NodeFolders> {
+  static async open(
+    members: readonly WorkerConnection[],
+    outputDir: string,
+    name: string | null,
+  ): Promise<NodeFolders> {
+    const adapter = name ?? "";
     const firsts = members.filter(
       (member, rank) => members.findIndex(({ hello }) => hello.node === member.hello.node) === rank,
     );
@@ -77,7 +85,7 @@ export class NodeFolders {
       Promise.all(
         firsts.map((worker, index) =>
           worker
-            .request({ outputFolder: { action, dir: outputDir, mark: markOf(index), marks } })
+            .request({ outputFolder: { action, dir: outputDir, mark: markOf(index), marks, adapter } })
             .then((reply) => reply.outputFolder!)
             .catch(failureOf),
         ),
@@ -102,7 +110,7 @@ export class NodeFolders {
       const sharedWith = found.includes(marks[0]!) ? null : before === -1 ? undefined : firsts[before]!.hello.node;
       return { node, worker, dir: opened.dir, sharedWith, error: null };
     });
-    return new NodeFolders(outputDir, folders);
+    return new NodeFolders(outputDir, adapter, folders);
   }
 
   /** Each node's folder, with the error where it could not be opened. */
@@ -124,7 +132,10 @@ export class NodeFolders {
     const nodes = await Promise.all(
       this.#folders.map(async ({ node, worker, dir, sharedWith }): Promise<NodeSave> => {
         if (sharedWith !== undefined) return { node, dir, sharedWith, error: null };
-        const error = await copyTo(worker, source, { save, files, dropped }).then(() => null, failureOf);
+        const error = await copyTo(worker, source, { save, files, dropped, adapter: this.#adapter }).then(
+          () => null,
+          failureOf,
+        );
         return { node, dir, sharedWith, error };
       }),
     );
@@ -147,6 +158,7 @@ export class NodeFolders {
           dir: this.#outputDir,
           mark: upTo === null ? "none" : `checkpoint-${upTo}`,
           marks: [...own],
+          adapter: this.#adapter,
         };
         return { node, moved: (await worker.request({ outputFolder })).outputFolder!.seen };
       }),
@@ -158,7 +170,7 @@ export class NodeFolders {
     const own = this.#folders.filter(({ error, sharedWith }) => error === null && sharedWith === undefined);
     const lists = await Promise.all(
       own.map(async ({ node, worker, dir }) => {
-        const { checkpoints } = (await worker.request({ listCheckpoints: {} })).checkpoints!;
+        const { checkpoints } = (await worker.request({ listCheckpoints: { adapter: this.#adapter } })).checkpoints!;
         return checkpoints.map(({ step, files }) => ({ node, dir, step, files }));
       }),
     );
@@ -173,6 +185,7 @@ export class NodeFolders {
     const holders = found.filter((held) => held.step === step && same(held.files)).map(({ node }) => node);
     return new NodeFolders(
       this.#outputDir,
+      this.#adapter,
       this.#folders.filter(({ node, sharedWith }) => sharedWith === undefined && !holders.includes(node)),
     );
   }
@@ -190,7 +203,8 @@ export class NodeFolders {
         const file = await open(join(temporary, name), "wx");
         try {
           for (let offset = 0; offset < size; offset += PIECE_BYTES) {
-            const reply = await worker.request({ readFile: { save, name, offset, bytes: PIECE_BYTES } });
+            const piece = { save, name, offset, bytes: PIECE_BYTES, adapter: this.#adapter };
+            const reply = await worker.request({ readFile: piece });
             await file.write(reply.fileChunk!.data, 0, reply.fileChunk!.data.length, offset);
           }
           await file.sync();
@@ -223,21 +237,27 @@ interface CommitFiles {
   readonly save: string;
   readonly files: readonly HashedFile[];
   readonly dropped: readonly string[];
+  readonly adapter: string;
 }
 
-async function copyTo(worker: WorkerConnection, source: string, { save, files, dropped }: CommitFiles): Promise<void> {
+async function copyTo(
+  worker: WorkerConnection,
+  source: string,
+  { save, files, dropped, adapter }: CommitFiles,
+): Promise<void> {
   for (const { name, size } of files) {
     const file = await open(join(source, name), "r");
     try {
       for (let offset = 0; offset === 0 || offset < size; offset += PIECE_BYTES) {
         const { bytesRead, buffer } = await file.read(Buffer.alloc(PIECE_BYTES), 0, PIECE_BYTES, offset);
-        await worker.request({ writeFile: { save, name, offset, data: buffer.subarray(0, bytesRead) } } as ToWorker);
+        const data = buffer.subarray(0, bytesRead);
+        await worker.request({ writeFile: { save, name, offset, data, adapter } } as ToWorker);
       }
     } finally {
       await file.close();
     }
   }
-  await worker.request({ commitFiles: { save, files: [...files], dropped: [...dropped] } });
+  await worker.request({ commitFiles: { save, files: [...files], dropped: [...dropped], adapter } });
 }
 
 /** A node's own failure; a lost worker is the run's. */

@@ -14,6 +14,7 @@ import { checkpointFingerprint } from "../../formats/fingerprint.ts";
 import { STRATEGIES } from "../../plan/request.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import { Interrupts } from "../cluster/interrupts.ts";
+import { savedEverywhere } from "../cluster/node-folders.ts";
 import { openCluster } from "../cluster/open-cluster.ts";
 import { RESTARTABLE } from "../cluster/restartable.ts";
 import { describeModels } from "../planning/model-setup.ts";
@@ -202,7 +203,8 @@ async function resumable(wanted: readonly AdapterToTrain[]): Promise<readonly Ad
   const [first] = wanted;
   if (first!.name === null || first!.config.resume_from_checkpoint !== true) return wanted;
   for (const { config } of wanted) {
-    if ((await listCheckpoints(config.output_dir!)).length === 0) continue;
+    // Nodes may have some, which is known once they have joined.
+    if (!savedEverywhere(config) && (await listCheckpoints(config.output_dir!)).length === 0) continue;
     return wanted.map((one) => ({ ...one, config: { ...one.config, resume_from_checkpoint: "auto" } }));
   }
   throw new PipeloraError("PL_RESUME_INVALID", `no adapter of this run has a checkpoint in its folder`, {

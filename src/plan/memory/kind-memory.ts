@@ -5,7 +5,7 @@ import { matrixElements, type NamedMatrix } from "../../models/kinds/named-matri
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { LayerSpec } from "../../models/spec.ts";
 import type { PlanRequest } from "../request.ts";
-import { allProducts, blockProducts, sum } from "./gpu-products.ts";
+import { allProducts, blockProducts, roundUp, sum } from "./gpu-products.ts";
 import { LORA_BYTES_PER_PARAMETER, TOLD_BYTES_PER_PARAMETER } from "./held-sizes.ts";
 import { logitRows } from "./logit-rows.ts";
 
@@ -61,7 +61,8 @@ export interface KindMemory {
 
 /**
  * DoRA keeps each product as it was before its gains (a N a token, N its outputs), works on one more and on its gradient, and measures norms
- * with some rows of float32 products. A pair on the embedding works on vectors of its rank.
+ * with some rows of float32 products. With dropout it keeps the products of dropped inputs instead, and works on such an input, its inner
+ * vectors and their gradients. A pair on the embedding works on vectors of its rank.
  */
 export function kindMemory(
   { work, computeDtype, spec, holding }: PlanRequest,
@@ -75,9 +76,12 @@ export function kindMemory(
   const gains = pairs.filter(({ dora }) => dora);
   if (gains.length === 0) return NOTHING;
   const measuring = (input: number, out: number) => MEASURED_ROWS * (float * input + FLOAT32 * (out + MEASURED_ROWS));
+  const dropped = Math.max(
+    ...gains.map(({ r, in: input, dropout }) => (dropout > 0 ? droppedRow(float, input, r) : 0)),
+  );
   if (layer.kind !== "block") {
     const { hidden, vocab } = spec.shape;
-    const chunk = Math.min(work.labelTokens, logitRows(vocab)) * vocab * (FLOAT32 + float);
+    const chunk = Math.min(work.labelTokens, logitRows(vocab)) * (vocab * (FLOAT32 + float) + dropped);
     return { weights: 4 * FLOAT32 * vocab, kept: 0, workspace: Math.max(chunk, measuring(hidden, vocab)) };
   }
   const names = new Set(gains.map(({ name }) => name));
@@ -91,9 +95,13 @@ export function kindMemory(
     weights: 4 * FLOAT32 * sum(outs),
     kept,
     workspace:
-      2 * float * Math.max(...outs) * work.tokens +
+      (2 * float * Math.max(...outs) + dropped) * work.tokens +
       Math.max(...products.map(({ in: input, out }) => measuring(input, out)), 0),
   };
 }
+
+/** Bytes a token of a pair's input after dropout, with room for LoRA's columns, of its inner vectors and of their gradient. */
+const droppedRow = (float: number, input: number, rank: number) =>
+  float * (input + roundUp(rank, 64)) + 2 * FLOAT32 * rank;
 
 const NOTHING: KindMemory = { weights: 0, kept: 0, workspace: 0 };

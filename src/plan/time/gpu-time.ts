@@ -18,7 +18,7 @@ import { lowestTrainable } from "../memory/kind-memory.ts";
 import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 import { GPU } from "./gpu-coefficients.ts";
-import { type LayerWork, tokensSeen } from "./layer-work.ts";
+import { droppedProducts, type LayerWork, tokensSeen } from "./layer-work.ts";
 import { deviceRate, memoryRate } from "./rates.ts";
 
 /**
@@ -81,11 +81,12 @@ function blockTime(
   );
   const experts = expertTime(request, device, block, pairs);
   const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
-  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.pass;
+  const again = (tokens * droppedProducts(pairs)) / rate;
+  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.pass + again;
   if (!learns) return { forward, backward: 0, recompute: 0, expansion: expansion + experts.expansion };
   return {
     forward,
-    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.pass,
+    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.pass + again,
     recompute: forward - forwardOf(own.down) - experts.last,
     expansion: expansion + experts.expansion,
   };
@@ -266,7 +267,9 @@ function headTime(request: PlanRequest, device: Device, pair: LoraTarget | null)
   // Its products run in chunks of label tokens, of some hundred rows and more.
   const pass = (2 * labels * hidden * vocab) / deviceRate(device, computeDtype, Math.max(labels, 512));
   const logits = (labels * vocab * GPU.logitBytes) / 2 / bytesRate(device);
-  const of = (way: "forward" | "backward") => (loraTime(request, device, product, way) * labels) / work.meanTokens;
+  const again = pair === null ? 0 : (pass * droppedProducts([pair])) / (2 * hidden * vocab);
+  const of = (way: "forward" | "backward") =>
+    (loraTime(request, device, product, way) * labels) / work.meanTokens + again;
   return {
     forward: pass + logits + of("forward"),
     backward: lora.length > 0 ? pass + logits + of("backward") : 0,

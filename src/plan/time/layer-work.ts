@@ -1,4 +1,5 @@
 import { tokenRank } from "../../models/experts.ts";
+import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, ModelSpec } from "../../models/spec.ts";
 import { lowestTrainable, trainedMatrices } from "../memory/kind-memory.ts";
 import { pairsByLayer } from "../memory/layer-memory.ts";
@@ -50,10 +51,16 @@ export function attentionWork(
   return { forward, backward: 2.5 * forward };
 }
 
+/** A token's FLOP of one pass through what DoRA with dropout makes a second time: each module's product, of its dropped input. */
+export function droppedProducts(pairs: readonly LoraTarget[]): number {
+  const again = pairs.filter(({ dora, dropout }) => dora && dropout > 0);
+  return again.reduce((sum, pair) => sum + 2 * pair.in * pair.out, 0);
+}
+
 /**
  * Counts products only: 2 FLOP a weight, token and pass. With a frozen base, a block takes one pass forward and one backward (the input's
  * gradient); checkpointing adds most of another forward. The head takes two passes over the label tokens; embedding and norm count as
- * nothing. A LoRA pair adds one pass forward and two backward. Causal attention adds half of T² a head forward, and 2.5 times that backward.
+ * nothing. A LoRA pair adds one pass forward and two backward; DoRA with dropout its module's own product, once more each way. Causal attention adds half of T² a head forward, and 2.5 times that backward.
  * Layers below the lowest trainable one only run forward.
  */
 export function layerWork(request: PlanRequest): LayerWork[] {
@@ -64,6 +71,7 @@ export function layerWork(request: PlanRequest): LayerWork[] {
   const pairs = pairsByLayer(lora, spec.layers.length);
   return spec.layers.map((layer, index): LayerWork => {
     const learns = index >= lowest;
+    const again = droppedProducts(pairs[index]!);
     const adapters = 2 * pairs[index]!.reduce((sum, pair) => sum + tokenRank(layer, pair) * (pair.in + pair.out), 0);
     if (layer.kind === "block") {
       const products = (linears: typeof layer.linears) =>
@@ -75,17 +83,17 @@ export function layerWork(request: PlanRequest): LayerWork[] {
       const isDown = ({ role }: { readonly role: string }) => role === "down";
       const last = products(layer.linears.filter(isDown)) + chosen * products(expert.filter(isDown));
       const attention = attentionWork(spec, layer, work.rowTokens);
-      const forward = (weights + attention.forward + adapters) * work.meanTokens;
-      const backward = learns ? (weights + attention.backward + 2 * adapters) * work.meanTokens : 0;
+      const forward = (weights + attention.forward + adapters + again) * work.meanTokens;
+      const backward = learns ? (weights + attention.backward + 2 * adapters + again) * work.meanTokens : 0;
       return { forward, backward, recompute: learns ? forward - last * work.meanTokens : 0, expansion: 0 };
     }
     if (layer.kind === "head") {
       const pass = 2 * hidden * vocab * work.meanLabelTokens;
-      const forward = pass + adapters * work.meanLabelTokens;
+      const forward = pass + (adapters + again) * work.meanLabelTokens;
       const whole = trained.some((matrix) => matrix.name === `${layer.name}.weight`) ? pass : 0;
       return {
         forward,
-        backward: trained.length > 0 ? pass + whole + 2 * adapters * work.meanLabelTokens : 0,
+        backward: trained.length > 0 ? pass + whole + (2 * adapters + again) * work.meanLabelTokens : 0,
         recompute: 0,
         expansion: 0,
       };

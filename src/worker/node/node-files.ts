@@ -15,8 +15,34 @@ import type { WriteFile__Output } from "../../rpc/generated/pipelora/v1/WriteFil
 /** What CommitFiles calls the output folder itself. */
 const FINAL = "final";
 
-/** This node's own output folder, to which the coordinator writes what it saved itself (save_on_each_node). */
-export class NodeFiles {
+/** A name of an adapter, as the configuration lets it be a folder's. */
+const ADAPTER = /^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$/;
+
+/** This node's output folders, one each adapter of a run of several (save_on_each_node). */
+export class OutputFolders {
+  /** null: the coordinator's. */
+  readonly #own: string | null;
+  readonly #files = new Map<string, NodeFiles>();
+
+  constructor(ownDir: string | null) {
+    this.#own = ownDir;
+  }
+
+  /** `adapter`: empty where the run has no other. Error: PL_PROTOCOL_MISMATCH for what is no adapter's name. */
+  of({ adapter }: { readonly adapter: string }): NodeFiles {
+    const known = this.#files.get(adapter);
+    if (known !== undefined) return known;
+    if (adapter !== "" && !ADAPTER.test(adapter)) {
+      throw new PipeloraError("PL_PROTOCOL_MISMATCH", `"${adapter}" is no adapter's name`);
+    }
+    const files = new NodeFiles(this.#own === null ? null : join(this.#own, adapter));
+    this.#files.set(adapter, files);
+    return files;
+  }
+}
+
+/** One of this node's own output folders, to which the coordinator writes what it saved itself (save_on_each_node). */
+class NodeFiles {
   /** null: the coordinator's. */
   readonly #own: string | null;
   #named: string | null = null;

@@ -14,7 +14,7 @@ import type { ToWorker } from "../../../src/rpc/generated/pipelora/v1/ToWorker.t
 import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { RankLinks } from "../../../src/worker/links.ts";
-import { NodeFiles } from "../../../src/worker/node/node-files.ts";
+import { OutputFolders } from "../../../src/worker/node/node-files.ts";
 import { Rank } from "../../../src/worker/rank.ts";
 import { HeldLayers } from "../../../src/worker/weights/held-layers.ts";
 import { kindsOf, strangeMessage } from "../proto-messages.ts";
@@ -170,7 +170,7 @@ export const rankRequests: FuzzTarget = {
     const rank = new Rank({
       device: "cpu",
       links,
-      files: new NodeFiles(own),
+      outputs: new OutputFolders(own),
       folders: { modelDir: null, outputDir: own },
       log: createLogger({ level: "silent", format: "json" }),
       held: new HeldLayers(),

@@ -194,6 +194,51 @@ test("a run resumes from the newest checkpoint that is whole on any node, says w
   for (const dir of ["head", "n1", "n2"]) assert.deepEqual(adapter(join(root, dir)), expected);
 });
 
+test("adapters of one run save on each node, each into its folder; what one node alone has is gone on from", async (t) => {
+  const root = temporaryFolder(t);
+  const head = join(root, "head");
+  const file = join(root, "adapters.yaml");
+  writeFileSync(
+    file,
+    JSON.stringify({ low: { learning_rate: 1e-3, max_steps: 4 }, "high.2": { seed: 5, max_steps: 3 } }),
+  );
+  const nodes = {
+    n1: { flags: ["--output-dir", join(root, "n1")] },
+    n2: { flags: ["--output-dir", join(root, "n2")] },
+  };
+  const flags = goldenFlags(everyStep, head, "--save-on-each-node", "--adapters", file);
+  const nothing = await play({ head: [...flags, "--resume-from-checkpoint"], nodes });
+  assert.equal(nothing.code, 1);
+  assert.match(nothing.stderr, /PL_RESUME_INVALID.*no adapter of this run has a checkpoint, here or on any node/);
+  const whole = await play({ head: flags, nodes });
+  assert.equal(whole.code, 0, whole.stderr);
+  const expected = ["low", "high.2"].map((name) => adapter(join(head, name)));
+  for (const dir of ["n1", "n2"]) {
+    assert.deepEqual(readdirSync(join(root, dir)).sort(), ["high.2", "low"]);
+    for (const name of ["low", "high.2"]) {
+      assert.deepEqual(saved(join(root, dir, name)), saved(join(head, name)));
+      const last = name === "low" ? "checkpoint-4" : "checkpoint-3";
+      for (const one of saved(join(head, name, last))) {
+        const [there, here] = [join(root, dir, name, last, one), join(head, name, last, one)];
+        assert.deepEqual(readFileSync(there), readFileSync(here), there);
+      }
+    }
+  }
+  // The coordinator's disk is new, n1 has nothing, n2 lacks the end of one adapter.
+  rmSync(head, { recursive: true });
+  rmSync(join(root, "n1"), { recursive: true });
+  for (const name of ["checkpoint-3", "checkpoint-4"]) rmSync(join(root, "n2", "low", name), { recursive: true });
+  const resumed = await play({ head: [...flags, "--resume-from-checkpoint"], nodes });
+  assert.equal(resumed.code, 0, resumed.stderr);
+  const notes = events(resumed.stdout, "note").map(({ adapter: of, text }) => `${of}: ${text}`);
+  assert.ok(notes.includes("low: resumed after step 2"), notes.join("\n"));
+  assert.ok(notes.includes("high.2: resumed after step 3"), notes.join("\n"));
+  for (const [index, name] of ["low", "high.2"].entries()) {
+    for (const dir of ["head", "n1", "n2"])
+      assert.deepEqual(adapter(join(root, dir, name)), expected[index], `${dir} ${name}`);
+  }
+});
+
 test("the checkpoint that a run goes on from is brought to nodes on which its save was cut short", async (t) => {
   const root = temporaryFolder(t);
   const head = join(root, "head");

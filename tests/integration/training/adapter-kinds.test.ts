@@ -45,6 +45,24 @@ const MIXTURES: Record<
     settings: { useDora: true, bias: "all", targetModules: ["q_proj", "up_proj", "down_proj"] },
     kinds: 5,
   },
+  "DoRA with dropout, on the head too": {
+    model: "modules-to-save",
+    settings: {
+      useDora: true,
+      dropout: 0.2,
+      targetModules: ["q_proj", "k_proj", "o_proj", "up_proj", "down_proj", "lm_head"],
+    },
+    kinds: 3,
+  },
+  "DoRA with dropout on a shared expert and its gate": {
+    model: "qwen3-next",
+    settings: {
+      useDora: true,
+      dropout: 0.2,
+      targetModules: ["shared_expert_gate", "up_proj", "down_proj"],
+    },
+    kinds: 3,
+  },
   "biases of adapted layers alone": {
     model: "dora",
     settings: { bias: "lora_only", targetModules: ["v_proj"] },
@@ -86,20 +104,27 @@ for (const [what, { model, settings, kinds }] of Object.entries(MIXTURES)) {
         values.map((value) => value * (1 + 0.2 * draw()) + 0.05 * draw()),
       );
     }
-    const loss = async () => (await engine.forward(0, batch(1, false), null)).lossSum;
+    // Masks are of the row and the step, not of the micro-batch.
+    const loss = async () => {
+      const { lossSum } = await engine.forward(0, batch(1, (settings.dropout ?? 0) > 0), null);
+      await engine.discard();
+      return lossSum;
+    };
     await engine.forward(0, batch(0, true), null);
     await engine.backward(0, 0, null);
-    for (const name of names) {
-      const gradient = await engine.getMatrix(name, "grad");
+    // What the head learns it learns as the loss is made.
+    const gradients = await Promise.all(names.map((name) => engine.getMatrix(name, "grad")));
+    for (const [index, name] of names.entries()) {
+      const gradient = gradients[index]!;
       const most = gradient.reduce((best, value, at) => (Math.abs(value) > Math.abs(gradient[best]!) ? at : best), 0);
       assert.ok(Math.abs(gradient[most]!) > 0, `${name} gets no gradient`);
       const values = await engine.getMatrix(name, "weight");
       const by = 0.02 * Math.max(0.05, Math.abs(values[most]!));
-      const at = async (value: number) => {
+      const lossAt = async (value: number) => {
         await engine.setMatrix(name, "weight", values.with(most, value));
         return loss();
       };
-      const slope = (4 * ((await at(values[most]! + by)) - (await at(values[most]! - by)))) / (2 * by);
+      const slope = (4 * ((await lossAt(values[most]! + by)) - (await lossAt(values[most]! - by)))) / (2 * by);
       await engine.setMatrix(name, "weight", values);
       // Norms count as constants (DoRA): A and B of such pairs have slopes that the gradient leaves out.
       if (settings.useDora && /lora_[AB]/.test(name)) continue;
@@ -115,7 +140,12 @@ for (const [what, { model, settings, kinds }] of Object.entries(MIXTURES)) {
 test("a new adapter of many kinds: the same bits over 1 and 2 workers and resumed, read again, generated with", async (t) => {
   const root = temporaryFolder(t);
   for (const [model, flags] of [
-    ["dora", ["--use-dora", "--bias", "all", "--target-modules", "q_proj,down_proj", "--load-in-4bit"]],
+    [
+      "dora",
+      ["--use-dora", "--lora-dropout", "0.1", "--bias", "all", "--target-modules", "q_proj,k_proj,down_proj"].concat(
+        "--load-in-4bit",
+      ),
+    ],
     [
       "modules-to-save",
       ["--modules-to-save", "lm_head", "--trainable-token-indices", "[5,9,3]", "--loraplus-lr-ratio", "4"],

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { goldenRun } from "../../support/models/golden.ts";
@@ -117,7 +117,7 @@ test("kinds of adapters side by side: what one trains of the base itself is not 
   const shared = { dataset, max_steps: 3, learning_rate: 1e-2, target_modules: ["c_attn", "w1"] };
   const adapters: Record<string, Settings> = {
     lora: shared,
-    dora: { ...shared, use_dora: true },
+    dora: { ...shared, use_dora: true, lora_dropout: 0.1 },
     biases: { ...shared, bias: "all", use_dora: true },
     "own-biases": { ...shared, bias: "lora_only", learning_rate: 3e-2 },
     whole: { ...shared, modules_to_save: ["wte", "lm_head"], lora_dropout: 0.2 },
@@ -143,6 +143,27 @@ test("kinds of adapters side by side: what one trains of the base itself is not 
   assert.equal(code, 0, stderr);
   for (const [index, name] of Object.keys(adapters).entries()) {
     assert.deepEqual(adapterFile(join(output, name)), adapterFile(alone[index]!), name);
+  }
+});
+
+test("adapters that all begin with the same part of the base share the rest of it", async (t) => {
+  const root = temporaryFolder(t);
+  const begin = { init_lora_weights: "pissa", lora_r: 4, lora_alpha: 8, target_modules: ["q_proj", "down_proj"] };
+  const shared = { ...begin, dataset: join(folder, "data.jsonl") };
+  const adapters: Record<string, Settings> = {
+    slow: { ...shared, max_steps: 5, learning_rate: 1e-4, lora_dropout: 0.2 },
+    fast: { ...shared, max_steps: 3, learning_rate: 3e-3 },
+  };
+  const file = sweepFile(root, adapters);
+  const output = join(root, "together");
+  const run = [...common(folder, "--save-steps", "2"), "--adapters", file, "--output-dir", output, "--workers", "2"];
+  const { code, stderr } = await coordinator(run);
+  assert.equal(code, 0, stderr);
+  rmSync(join(output, "slow", "adapter_model.safetensors"));
+  const again = await coordinator([...run, "--resume-from-checkpoint"]);
+  assert.equal(again.code, 0, again.stderr);
+  for (const [name, own] of Object.entries(adapters)) {
+    assert.deepEqual(adapterFile(join(output, name)), adapterFile(await aloneInto(root, folder, name, own)), name);
   }
 });
 

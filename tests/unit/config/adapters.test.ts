@@ -106,13 +106,27 @@ four: 5
   await refused(text.replace("four: 5\n", ""), /adapter "two": lora_r: /);
   await refused(text.replace("four: 5\n", ""), /adapter "three": --eval-strategy needs/);
   await refused("{}", /at least one/);
-  await refused(
-    "a: {}\nb: {init_lora_weights: pissa}",
-    /adapter "b": init_lora_weights pissa takes its beginning out of the base/,
-  );
-  await load("b: {init_lora_weights: pissa}");
   await refused("a: {adapter: dir, lora_r: 4}", /adapter "a": --lora-r contradicts --adapter/);
   await refused("a: {}", /adapter "a": .*dataset/, { dataset: "" }).catch(() => {});
+});
+
+test("beginnings that are taken out of the base go together where all are the same, else what differs is named", async () => {
+  await load("b: {init_lora_weights: pissa}");
+  await load("a: {learning_rate: 1e-3, lora_dropout: 0.1}\nb: {max_steps: 3}", { init_lora_weights: "pissa_niter_4" });
+  await load("a: {seed: 1}\nb: {seed: 2}", { init_lora_weights: "olora" });
+  const takes =
+    /adapter "b": init_lora_weights pissa of "a" takes its beginning out of the base.*must begin alike, but/;
+  const differ = (own: string, keys: string) =>
+    refused(`a: {}\nb: {${own}}`, new RegExp(`${takes.source} ${keys}\\.`), { init_lora_weights: "pissa" });
+  await differ("lora_r: 4", "lora_r differs");
+  await differ("seed: 4", "seed differs");
+  await differ("lora_alpha: 3, use_rslora: true", "lora_alpha, use_rslora differ");
+  await differ("init_lora_weights: true", "init_lora_weights differs");
+  await differ("target_modules: q_proj, layers_to_transform: [0]", "target_modules, layers_to_transform differ");
+  await refused(
+    "b: {adapter: there}\na: {init_lora_weights: olora}",
+    /adapter "b": init_lora_weights olora of "a".*but adapter, init_lora_weights differ\./,
+  );
 });
 
 test("names are folders: none that leaves the run's, is the run's own, or another's", async () => {
@@ -145,7 +159,6 @@ test("names are folders: none that leaves the run's, is the run's own, or anothe
 });
 
 test("what a run of several can't do is refused by name", async () => {
-  await refused("a: {}", /--save-on-each-node/, { save_on_each_node: true });
   await load("a: {sample_prompts: p.txt, eval_strategy: steps, eval_steps: 5, validation_split: 0.1}", {
     http: "127.0.0.1:0",
   });

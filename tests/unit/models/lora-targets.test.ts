@@ -167,7 +167,6 @@ describe("LoRA targets", () => {
 
   test("what is not offered is refused by name", () => {
     const refused: [Partial<LoraSettings>, RegExp][] = [
-      [{ useDora: true, dropout: 0.1 }, /use_dora with lora_dropout 0.1/],
       [{ useDora: true, targetModules: ["embed_tokens"] }, /use_dora on the embedding/],
       [{ modulesToSave: ["norm"] }, /modules_to_save names .*norm of class/],
       [{ trainableTokenIndices: { lm_head: [3] } }, /names lm_head/],

@@ -9,7 +9,7 @@ import { decodeRequest, encodeRequest } from "../../../src/rpc/protocol.ts";
 import { listen } from "../../../src/rpc/server.ts";
 import { NO_TRUST } from "../../../src/rpc/trust.ts";
 import { RankLinks } from "../../../src/worker/links.ts";
-import { NodeFiles } from "../../../src/worker/node/node-files.ts";
+import { OutputFolders } from "../../../src/worker/node/node-files.ts";
 import { Rank } from "../../../src/worker/rank.ts";
 import { fromHost } from "../../../src/worker/tensors.ts";
 import { HeldLayers } from "../../../src/worker/weights/held-layers.ts";
@@ -34,7 +34,7 @@ async function member(t: TestContext, number: number): Promise<Member> {
   const rank = new Rank({
     device: "cpu",
     links,
-    files: new NodeFiles(null),
+    outputs: new OutputFolders(null),
     folders: { modelDir: null, outputDir: null },
     log: createLogger({ level: "silent", format: "json" }),
     held: new HeldLayers(),

@@ -1,5 +1,8 @@
 // DoRA (Liu et al., 2024) as peft computes it: outputs of W + s B A are scaled to a magnitude that is learnt, m / |W + s B A|, row by row of
 // the weight. Norms count as constants in the backward pass, and are made once a step.
+//
+// In training with dropout the base sees the whole input, and gains change what W + s B A makes of the dropped one, each pair of its own:
+// y = W x + b + s B A drop(x) + (gain - 1) (W + s B A) drop(x).
 #pragma once
 
 #include <memory>
@@ -15,6 +18,8 @@ struct DoraPart {
   Learner* learner = nullptr;
   std::int64_t first_column = 0, columns = 0, rank = 0;
   float scale = 0;
+  /// Of the product's weight, and of its pairs.
+  std::size_t weight_part = 0, pair = 0;
 };
 
 class Dora {
@@ -31,6 +36,13 @@ class Dora {
   void forward(const Tensor& z, const Tensor& residual, const Tensor& y) const;
   /// dz from dy, and the magnitudes' gradients times `factor`.
   void backward(const Tensor& dy, const Tensor& z, float factor, const Tensor& dz) const;
+
+  /// With dropout. `dropped` [T, out] takes each pair's product of its dropped input; call.y, if there is one, has the plain product with its
+  /// LoRA, to which what the gains change is added.
+  void forward_dropped(const LinearForward& call, const Tensor& dropped) const;
+  /// After the plain product's input gradient: adds to call.inner_grad, call.dx and the pairs' gradients what comes through the dropped
+  /// products.
+  void backward_dropped(const LinearInputGrad& call, const Tensor& dropped, float factor) const;
 
  private:
   void measure();

@@ -59,10 +59,10 @@ class LinearGroup {
   /// Values that follow from the loaded weight, and from A and B.
   void first_values();
 
-  /// Whether DoRA stands behind the product: the backward pass then needs the product as it was before.
+  /// Whether DoRA stands behind the product: the backward pass then needs the product as it was before, or those of dropped inputs.
   bool has_gains() const { return dora_ != nullptr; }
   /// The call's product, and what stands behind it. `before` [T, out], or empty, takes the product for the backward pass: where the call
-  /// has no y, that alone is made. `product`: makes the call it is given.
+  /// has no y, that alone is made. `product`: makes the call it is given; of one without y the input x, where it is made with the product.
   template <class Product>
   void forward(const LinearForward& call, const Tensor& before, Product&& product) const {
     if (!dora_ || !(call.y || before)) {
@@ -70,9 +70,17 @@ class LinearGroup {
       return copy_input(call.x);
     }
     Buffer own;
-    if (!before) own = arena_.workspace("a product before its gains", call.y.dtype, call.y.rows, call.y.cols);
+    const auto kept = [&] {
+      if (!before) own = arena_.workspace("a product before its gains", call.y.dtype, call.y.rows, call.y.cols);
+      return before ? before : own.tensor();
+    };
+    if (drops(call.lora.dropout)) {
+      product(call);
+      copy_input(call.x);
+      return dora_->forward_dropped(call, kept());
+    }
     LinearForward plain = call;
-    plain.y = before ? before : own.tensor();
+    plain.y = kept();
     plain.residual = Tensor();
     product(plain);
     copy_input(call.x);
@@ -81,13 +89,22 @@ class LinearGroup {
   void forward(const LinearForward& call, const Tensor& before = {}) const {
     forward(call, before, [this](const LinearForward& plain) { ops_.linear_forward(plain); });
   }
-  /// The product's gradient from that of what forward() gave; empty: it is that itself. Biases and magnitudes learn, `factor` times.
-  Buffer product_grad(const Tensor& dy, const Tensor& before, float factor = 1) const;
+  /// The product's gradient from that of what forward() gave; empty: it is that itself. Biases learn, `factor` times, and magnitudes, but
+  /// for those that input_grad() teaches.
+  Buffer product_grad(const Tensor& dy, const Tensor& before, const DropoutKey* dropout, float factor = 1) const;
+  /// Through the product, and through those of dropped inputs (`before`), where it has such: then magnitudes learn, `factor` times.
+  void input_grad(const LinearInputGrad& call, const Tensor& before, float factor = 1) const;
+  /// The same with the norm before the product, whose dy is call.dx.
+  void input_grad_norm(const LinearInputGrad& call, const Tensor& before, const RmsNormBackward& norm) const;
+  /// The same with SwiGLU before it, as Ops::swiglu_linear_input_grad: A's gradient is made too.
+  void input_grad_swiglu(const LinearInputGrad& call, const Tensor& before, const Tensor& gate, const Tensor& up, Activation activation) const;
   std::int64_t inner_cols() const { return inner_cols_; }
   LoraSet lora(const DropoutKey* dropout) const { return {views_, inner_cols_, dropout}; }
   const std::vector<LoraView>& views() const { return views_; }
 
  private:
+  /// Whether DoRA's gains apply to dropped inputs apart.
+  bool drops(const DropoutKey* dropout) const { return dora_ != nullptr && dropout != nullptr && dropout_; }
   void copy_input(const Tensor& x) const;
   struct Bias {
     Learner learner;
@@ -107,6 +124,7 @@ class LinearGroup {
   std::vector<Bias> biases_;
   std::unique_ptr<Dora> dora_;
   std::int64_t inner_cols_ = 0;
+  bool dropout_ = false;  // of some pair
   InputRows* watched_ = nullptr;
 };
 

@@ -52,21 +52,23 @@ struct DoraNorms {
   Tensor norms, gains;  // [1, N] f32, written
 };
 
-/// y = gains (z - offsets) + offsets + residual, column by column.
+/// y = gains (z - offsets) + offsets + residual, column by column. `change`: what the gains change alone, y = (gains - 1) (z - offsets) + residual.
 struct ColumnGains {
   Tensor z;                // [T, N]
   Tensor gains, offsets;   // [1, N] f32
   Tensor residual;         // [T, N] or empty
-  Tensor y;                // [T, N]
+  Tensor y;                // [T, N], may be residual
+  bool change = false;
 };
 
-/// grad += factor * the sum over rows of dy (z - offsets) / norms; dz = gains dy.
+/// grad += factor * the sum over rows of dy (z - offsets) / norms; dz = gains dy, or (gains - 1) dy.
 struct ColumnGainsBackward {
   Tensor dy, z;  // [T, N]
   Tensor gains, offsets, norms;
   float factor = 1;
   Tensor grad;  // [1, N] f32
   Tensor dz;    // [T, N], may be dy
+  bool change = false;
 };
 
 }  // namespace pipelora

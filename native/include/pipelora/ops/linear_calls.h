@@ -130,6 +130,14 @@ struct LoraAGrad {
   const Sequences* sequences = nullptr;
 };
 
+/// to = drop(x), as the products of a set's one pair take it in training. Back: to += drop'(x), of the same elements.
+struct LoraDrop {
+  Tensor x;  // [T, in] compute
+  LoraSet lora;
+  const Sequences* sequences = nullptr;
+  Tensor to;  // [T, in] compute
+};
+
 /// The same product of every expert of a mixture: expert e's weight is its parts in weights[e / together], as many as each of the others'.
 struct ExpertsWeight {
   std::span<const std::unique_ptr<LinearWeight>> weights;

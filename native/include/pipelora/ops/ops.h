@@ -263,6 +263,8 @@ class Ops {
   virtual void linear_forward(const LinearForward& call) = 0;
   virtual void linear_input_grad(const LinearInputGrad& call) = 0;
   virtual void lora_a_grad(const LoraAGrad& call) = 0;
+  virtual void lora_drop(const LoraDrop& call) = 0;
+  virtual void lora_drop_backward(const LoraDrop& call) = 0;
 
   /// How many of `experts` equal weights a device would have in one LinearWeight: a divisor of them.
   virtual std::int64_t experts_together(std::int64_t experts, std::int64_t in, std::int64_t out) const {

@@ -77,12 +77,12 @@ __global__ void norms_kernel(NormArgs call) {
 
 template <class Z, class T>
 __global__ void gains_kernel(const Z* z, std::int64_t z_stride, const float* gains, const float* offsets, const T* residual, std::int64_t residual_stride, T* y,
-                             std::int64_t y_stride, std::int64_t rows, std::int64_t cols) {
+                             std::int64_t y_stride, std::int64_t rows, std::int64_t cols, bool change) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= cols) return;
-  const float gain = gains[c], offset = offsets[c];
+  const float gain = change ? gains[c] - 1.0f : gains[c], offset = offsets[c], back = change ? 0.0f : offset;
   for (std::int64_t t = blockIdx.y; t < rows; t += gridDim.y) {
-    float v = gain * (widen(z[t * z_stride + c]) - offset) + offset;
+    float v = gain * (widen(z[t * z_stride + c]) - offset) + back;
     if (residual != nullptr) v += widen(residual[t * residual_stride + c]);
     y[t * y_stride + c] = narrow<T>(v);
   }
@@ -90,13 +90,13 @@ __global__ void gains_kernel(const Z* z, std::int64_t z_stride, const float* gai
 
 template <class Z, class T>
 __global__ void gains_backward_kernel(const T* dy, std::int64_t dy_stride, const Z* z, std::int64_t z_stride, const float* gains, const float* offsets,
-                                      const float* norms, float factor, float* grad, T* dz, std::int64_t dz_stride, std::int64_t rows, std::int64_t cols) {
+                                      const float* norms, float factor, float* grad, T* dz, std::int64_t dz_stride, std::int64_t rows, std::int64_t cols, float less) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * 32 + threadIdx.x;
   const float sum = column_sum(rows, [&](std::int64_t t) {
     if (c >= cols) return 0.0f;
     const float gradient = widen(dy[t * dy_stride + c]);
     const float part = gradient * (widen(z[t * z_stride + c]) - offsets[c]);
-    dz[t * dz_stride + c] = narrow<T>(gains[c] * gradient);
+    dz[t * dz_stride + c] = narrow<T>((gains[c] - less) * gradient);
     return part;
   });
   if (threadIdx.y == 0 && c < cols) grad[c] += factor * sum / norms[c];
@@ -134,7 +134,7 @@ void column_gains(const ColumnGains& call, cudaStream_t stream) {
   with_float(call.z.dtype, [&]<class Z>(Z) {
     with_float(call.y.dtype, [&]<class T>(T) {
       gains_kernel<Z, T><<<grid, kThreads, 0, stream>>>(call.z.as<Z>(), call.z.stride, call.gains.as<float>(), call.offsets.as<float>(), call.residual.as<T>(),
-                                                        call.residual.stride, call.y.as<T>(), call.y.stride, call.y.rows, call.y.cols);
+                                                        call.residual.stride, call.y.as<T>(), call.y.stride, call.y.rows, call.y.cols, call.change);
     });
   });
   check_launch("column_gains");
@@ -146,7 +146,7 @@ void column_gains_backward(const ColumnGainsBackward& call, cudaStream_t stream)
     with_float(call.dy.dtype, [&]<class T>(T) {
       gains_backward_kernel<Z, T><<<blocks_of(call.dy.cols, 32), dim3(32, kShares), 0, stream>>>(
           call.dy.as<T>(), call.dy.stride, call.z.as<Z>(), call.z.stride, call.gains.as<float>(), call.offsets.as<float>(), call.norms.as<float>(), call.factor,
-          call.grad.as<float>(), call.dz.as<T>(), call.dz.stride, call.dy.rows, call.dy.cols);
+          call.grad.as<float>(), call.dz.as<T>(), call.dz.stride, call.dy.rows, call.dy.cols, call.change ? 1.0f : 0.0f);
     });
   });
   check_launch("column_gains_backward");

@@ -18,12 +18,14 @@ struct Modules {
   std::int64_t apart;
   struct {
     std::uint32_t id, threshold;  // threshold 0: nothing is dropped
+    float factor;                 // of what is kept
   } pair[kMostPairs];
 };
 
-Modules modules_of(std::span<const LoraView> pairs, std::int64_t apart) {
+Modules modules_of(std::span<const LoraView> pairs, std::int64_t apart, Kept kept = Kept::as_it_is) {
   Modules modules{static_cast<int>(pairs.size()), apart, {}};
-  for (std::size_t i = 0; i < pairs.size(); ++i) modules.pair[i] = {pairs[i].module_id, dropout_threshold(pairs[i].dropout)};
+  for (std::size_t i = 0; i < pairs.size(); ++i)
+    modules.pair[i] = {pairs[i].module_id, dropout_threshold(pairs[i].dropout), kept == Kept::scaled ? 1.0f / (1.0f - pairs[i].dropout) : 1.0f};
   return modules;
 }
 
@@ -37,10 +39,10 @@ __device__ inline std::uint32_t kept(const Mask& mask, const TokenPlace& place, 
 }
 
 template <int V>
-__device__ inline Floats<V> only(const Floats<V>& values, std::uint32_t keep) {
+__device__ inline Floats<V> only(const Floats<V>& values, std::uint32_t keep, float factor = 1.0f) {
   Floats<V> out;
 #pragma unroll
-  for (int i = 0; i < V; ++i) out.v[i] = keep >> i & 1u ? values.v[i] : 0.0f;
+  for (int i = 0; i < V; ++i) out.v[i] = keep >> i & 1u ? values.v[i] * factor : 0.0f;
   return out;
 }
 
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kRowThreads) drop_kernel(Rows<T> from, Rows<T>
     const Floats<V> values = from.template read<V>(t, c);
     const TokenPlace place = token_place(mask, t);
     for (int i = 0; i < modules.count; ++i)
-      to.template write<V>(t, c + i * modules.apart, only<V>(values, kept<V>(mask, place, t, c, modules.pair[i].id, modules.pair[i].threshold)));
+      to.template write<V>(t, c + i * modules.apart, only<V>(values, kept<V>(mask, place, t, c, modules.pair[i].id, modules.pair[i].threshold), modules.pair[i].factor));
   }
 }
 
@@ -77,7 +79,7 @@ __global__ void __launch_bounds__(kRowThreads) add_kept_kernel(Rows<T> terms, Ro
     const TokenPlace place = token_place(mask, t);
     for (int i = 0; i < modules.count; ++i) {
       const Floats<V> values = only<V>(terms.template read<V>(t, c + i * modules.apart),
-                                       kept<V>(mask, place, t, c, modules.pair[i].id, modules.pair[i].threshold));
+                                       kept<V>(mask, place, t, c, modules.pair[i].id, modules.pair[i].threshold), modules.pair[i].factor);
 #pragma unroll
       for (int j = 0; j < V; ++j) sum.v[j] += values.v[j];
     }
@@ -144,20 +146,20 @@ void by_width(DType dtype, std::initializer_list<Tensor> tensors, F&& f) {
 
 /// launch(pairs, the tensors of the first of them on) in runs of kMostPairs.
 template <class F>
-void in_runs(std::span<const LoraView> pairs, const Tensor& each, std::int64_t cols, F&& launch) {
+void in_runs(std::span<const LoraView> pairs, const Tensor& each, std::int64_t cols, Kept kept, F&& launch) {
   const std::int64_t apart = each.cols / static_cast<std::int64_t>(pairs.size());
   for (std::size_t first = 0; first < pairs.size(); first += kMostPairs) {
     const auto run = pairs.subspan(first, std::min(kMostPairs, pairs.size() - first));
     const auto at = static_cast<std::int64_t>(first) * apart;
-    launch(modules_of(run, apart), each.columns(at, static_cast<std::int64_t>(run.size() - 1) * apart + cols));
+    launch(modules_of(run, apart, kept), each.columns(at, static_cast<std::int64_t>(run.size() - 1) * apart + cols));
   }
 }
 
 }  // namespace
 
-void lora_drop(const Tensor& x, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream) {
+void lora_drop(const Tensor& x, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream, Kept kept) {
   if (x.rows == 0) return;
-  in_runs(lora.pairs, to, x.cols, [&](const Modules& modules, const Tensor& out) {
+  in_runs(lora.pairs, to, x.cols, kept, [&](const Modules& modules, const Tensor& out) {
     by_width(x.dtype, {x, to}, [&]<int V, class T>(T) {
       drop_kernel<V, T><<<row_grid(x.rows, x.cols, V), kRowThreads, 0, stream>>>(rows_of<T>(x), rows_of<T>(out), x.rows, x.cols / V,
                                                                                 mask_of(lora.dropout, &sequences, x.cols), modules);
@@ -166,9 +168,9 @@ void lora_drop(const Tensor& x, const LoraSet& lora, const Sequences& sequences,
   check_launch("LoRA's dropout");
 }
 
-void lora_add_kept(const Tensor& terms, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream) {
+void lora_add_kept(const Tensor& terms, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream, Kept kept) {
   if (to.rows == 0) return;
-  in_runs(lora.pairs, terms, to.cols, [&](const Modules& modules, const Tensor& from) {
+  in_runs(lora.pairs, terms, to.cols, kept, [&](const Modules& modules, const Tensor& from) {
     by_width(to.dtype, {terms, to}, [&]<int V, class T>(T) {
       add_kept_kernel<V, T><<<row_grid(to.rows, to.cols, V), kRowThreads, 0, stream>>>(rows_of<T>(from), rows_of<T>(to), to.rows, to.cols / V,
                                                                                       mask_of(lora.dropout, &sequences, to.cols), modules);

@@ -33,12 +33,15 @@ struct LoraTile {
   bool rounded = false;    // on tensor cores: to 16 bits, where eight ranks alone are split into two such numbers
 };
 
-// Dropout apart from products, for LoRA that runs through cuBLASLt. Nothing is multiplied by 1 / (1 - p).
+// Dropout apart from products, for LoRA that runs through cuBLASLt.
+
+/// Whether what dropout leaves is multiplied by 1 / (1 - p).
+enum class Kept { as_it_is, scaled };
 
 /// to = what each pair's dropout leaves of x [T, in], pair after pair: to [T, pairs * width], width >= in.
-void lora_drop(const Tensor& x, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
+void lora_drop(const Tensor& x, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream, Kept kept = Kept::as_it_is);
 /// to [T, in] += what each pair's dropout leaves of its term, which lie as lora_drop writes.
-void lora_add_kept(const Tensor& terms, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream);
+void lora_add_kept(const Tensor& terms, const LoraSet& lora, const Sequences& sequences, const Tensor& to, cudaStream_t stream, Kept kept = Kept::as_it_is);
 /// act = activation(gate) * up, and what the one pair's dropout leaves of it.
 void swiglu_dropped(const Tensor& gate, const Tensor& up, const LoraSet& lora, const Sequences& sequences, const Tensor& act, const Tensor& dropped,
                     Activation activation, cudaStream_t stream);

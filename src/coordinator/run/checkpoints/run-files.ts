@@ -221,6 +221,11 @@ export class RunFiles {
     }
   }
 
+  /** Nothing lies before its first step: it neither resumes nor has saved. */
+  get begins(): boolean {
+    return this.#origin === null && !this.#hasSaved;
+  }
+
   get savedStep(): number {
     return this.#savedStep;
   }

@@ -55,11 +55,22 @@ export async function preflight(members: readonly WorkerConnection[], run: Run):
 
 /** save_on_each_node: where the nodes save, and from which of them a run resumes. */
 async function openNodes(members: readonly WorkerConnection[], run: Run): Promise<void> {
-  const { config, log, reporter } = run;
+  const { config, adapters } = run;
   if (!savedEverywhere(config)) return;
-  // Nodes have a folder for one adapter; the configuration refuses more.
-  const [{ files }] = run.adapters as readonly [AdapterRun];
-  const folders = await NodeFolders.open(members, files.outputDir);
+  for (const adapter of adapters) if (adapter.live) await openNodesOf(members, adapter, run);
+  if (config.resume_from_checkpoint === true && adapters.every(({ files }) => files.begins)) {
+    throw new PipeloraError("PL_RESUME_INVALID", "no adapter of this run has a checkpoint, here or on any node", {
+      hint: "Leave out --resume-from-checkpoint to begin.",
+    });
+  }
+}
+
+async function openNodesOf(
+  members: readonly WorkerConnection[],
+  { name, files, reporter }: AdapterRun,
+  { config, log }: Pick<Run, "config" | "log">,
+): Promise<void> {
+  const folders = await NodeFolders.open(members, files.outputDir, name);
   for (const { node, dir, sharedWith, error } of folders.nodes) {
     const whose = sharedWith === null ? "the coordinator" : sharedWith;
     if (error !== null && config.save_failure === "fail") throw error;

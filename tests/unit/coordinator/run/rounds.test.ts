@@ -10,11 +10,13 @@ import { defaultConfig } from "../../../../src/config/load.ts";
 import type { Pipeline, PipelineAdapter, RoundPart } from "../../../../src/coordinator/cluster/pipeline.ts";
 import { initialState } from "../../../../src/coordinator/run/checkpoints/trainer-state.ts";
 import type { Reporter } from "../../../../src/coordinator/run/reporter.ts";
+import { INITIAL_LOSS_SCALE } from "../../../../src/coordinator/run/steps/loss-scale.ts";
 import { type Trained, trainRounds } from "../../../../src/coordinator/run/steps/rounds.ts";
 import type { TrainStep } from "../../../../src/coordinator/run/steps/step-source.ts";
 import { formatRanking, rankAdapters } from "../../../../src/coordinator/run/sweep-ranking.ts";
 import { failureOf } from "../../../../src/coordinator/run/train.ts";
 import { Trainer } from "../../../../src/coordinator/run/trainer.ts";
+import type { Update } from "../../../../src/rpc/generated/pipelora/v1/Update.ts";
 
 const CONFIG = { ...defaultConfig(), save_strategy: "steps", save_steps: 2, logging_steps: 1 } as const;
 const SILENT = new Proxy({}, { get: () => () => {} }) as Reporter;
@@ -24,6 +26,8 @@ interface Plan {
   readonly batches: number;
   /** What happens to it: rows that can't be read, a loss that is NaN, a save that fails. */
   readonly broken: { readonly at: number; readonly how: "rows" | "loss" | "save" } | null;
+  /** In float16: steps whose gradients overflow; absent: nothing is scaled. */
+  readonly overflows?: readonly number[];
 }
 
 /** Adapters as these plans have them, and what was seen of each. */
@@ -32,7 +36,7 @@ function adaptersOf(plans: readonly Plan[]) {
   const seen = plans.map(() => [] as string[]);
   const failures = new Map<number, ErrorCode>();
   const finished: number[] = [];
-  const trained = plans.map(({ steps, batches, broken }, number): Trained => {
+  const trained = plans.map(({ steps, batches, broken, overflows }, number): Trained => {
     const breaks = (how: string, step: number) => broken?.how === how && broken.at === step;
     const at = async (step: number): Promise<TrainStep> => {
       if (breaks("rows", step)) throw new PipeloraError("PL_DATASET_INVALID", `row ${step}`);
@@ -43,8 +47,8 @@ function adaptersOf(plans: readonly Plan[]) {
     };
     const pipeline = {
       number,
-      applyUpdate: async ({ step }: { step: number }) => {
-        seen[number]!.push(`update ${step}`);
+      applyUpdate: async (update: Update) => {
+        seen[number]!.push(shown(update));
       },
     } as unknown as PipelineAdapter;
     const trainer = new Trainer(
@@ -64,25 +68,34 @@ function adaptersOf(plans: readonly Plan[]) {
           },
         },
       },
-      initialState(),
+      { ...initialState(), lossScale: overflows === undefined ? null : INITIAL_LOSS_SCALE },
     );
     return { number, adapter: { fail: ({ code }) => failures.set(number, code) }, trainer };
   });
   const pipeline = {
     runRound: async (_round: unknown, parts: readonly RoundPart[]) => {
       rounds.push(parts.map(({ adapter }) => adapter as number));
-      return parts.map(({ adapter, step, previous }) => {
+      return parts.map(({ adapter, step, previous, lossScale }) => {
         const number = adapter as number;
-        seen[number]!.push(`${previous == null ? "" : `update ${previous.step}, `}step ${step}`);
-        const { broken } = plans[number]!;
+        seen[number]!.push(
+          `${previous == null ? "" : `${shown(previous)}, `}step ${step}${lossScale === 1 ? "" : ` at ${lossScale}`}`,
+        );
+        const { broken, overflows = [] } = plans[number]!;
+        const square = overflows.includes(step as number)
+          ? Number.POSITIVE_INFINITY
+          : (0.5 * (lossScale as number)) ** 2;
         const lossSum = broken?.how === "loss" && broken.at === step ? Number.NaN : 1;
         const sums = { lossSum, labelTokens: 1, correctTokens: 0, failure: null };
-        return [{ ...sums, matrixIds: bytesOf(Int32Array.of(0)), gradSquares: bytesOf(Float64Array.of(1)) }];
+        return [{ ...sums, matrixIds: bytesOf(Int32Array.of(0)), gradSquares: bytesOf(Float64Array.of(square)) }];
       });
     },
   } as unknown as Pipeline;
   return { trained, pipeline, rounds, seen, failures, finished };
 }
+
+/** An update, with what gradients are multiplied by. */
+const shown = ({ skip, step, gradScale }: Update) =>
+  skip === true ? "no update" : `update ${step}${gradScale === 1 ? "" : ` by ${gradScale}`}`;
 
 const HOOKS = {
   pause: async () => null,
@@ -103,6 +116,7 @@ const plan: fc.Arbitrary<Plan> = fc.record({
     }),
     { freq: 2 },
   ),
+  overflows: fc.option(fc.uniqueArray(fc.integer({ min: 1, max: 7 })), { nil: undefined }) as fc.Arbitrary<number[]>,
 });
 
 test("each adapter's steps, updates and saves are those of its run alone, whoever ends or fails beside it", async () => {
@@ -130,6 +144,23 @@ test("each adapter's steps, updates and saves are those of its run alone, whoeve
       assert.equal(all.rounds.length, Math.max(0, ...steps));
     }),
     { numRuns: 150 },
+  );
+});
+
+test("in float16 each adapter has a loss scale of its own: an overflow lowers that one's and skips that one's update", async () => {
+  const plan = { steps: 4, batches: 1, broken: null };
+  const { trained, pipeline, seen } = adaptersOf([
+    { ...plan, overflows: [2, 3] },
+    { ...plan, overflows: [] },
+    { ...plan },
+  ]);
+  assert.equal(await trainRounds(trained, pipeline, HOOKS), true);
+  const scales = seen.map((lines) => lines.flatMap((line) => /at (\d+)/.exec(line)?.[1] ?? []));
+  assert.deepEqual(scales, [["65536", "65536", "32768", "16384"], ["65536", "65536", "65536", "65536"], []]);
+  assert.equal(seen[0]!.filter((line) => line.includes("no update")).length, 2);
+  assert.deepEqual(
+    trained.map(({ trainer }) => trainer.state.skippedSteps),
+    [2, 0, 0],
   );
 });
 

@@ -6,10 +6,12 @@ export interface CommitFiles {
   'save'?: (string);
   'files'?: (_pipelora_v1_FileHash)[];
   'dropped'?: (string)[];
+  'adapter'?: (string);
 }
 
 export interface CommitFiles__Output {
   'save': (string);
   'files': (_pipelora_v1_FileHash__Output)[];
   'dropped': (string)[];
+  'adapter': (string);
 }

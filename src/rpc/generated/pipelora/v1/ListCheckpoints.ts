@@ -2,7 +2,9 @@
 
 
 export interface ListCheckpoints {
+  'adapter'?: (string);
 }
 
 export interface ListCheckpoints__Output {
+  'adapter': (string);
 }

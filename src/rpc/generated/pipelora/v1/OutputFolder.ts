@@ -6,6 +6,7 @@ export interface OutputFolder {
   'dir'?: (string);
   'mark'?: (string);
   'marks'?: (string)[];
+  'adapter'?: (string);
 }
 
 export interface OutputFolder__Output {
@@ -13,4 +14,5 @@ export interface OutputFolder__Output {
   'dir': (string);
   'mark': (string);
   'marks': (string)[];
+  'adapter': (string);
 }

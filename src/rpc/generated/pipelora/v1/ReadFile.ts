@@ -7,6 +7,7 @@ export interface ReadFile {
   'name'?: (string);
   'offset'?: (number | string | Long);
   'bytes'?: (number);
+  'adapter'?: (string);
 }
 
 export interface ReadFile__Output {
@@ -14,4 +15,5 @@ export interface ReadFile__Output {
   'name': (string);
   'offset': (number);
   'bytes': (number);
+  'adapter': (string);
 }

@@ -7,6 +7,7 @@ export interface WriteFile {
   'name'?: (string);
   'offset'?: (number | string | Long);
   'data'?: (Buffer | Uint8Array | string);
+  'adapter'?: (string);
 }
 
 export interface WriteFile__Output {
@@ -14,4 +15,5 @@ export interface WriteFile__Output {
   'name': (string);
   'offset': (number);
   'data': (Buffer);
+  'adapter': (string);
 }
