@@ -1,5 +1,5 @@
 // Times single operations at Qwen-7B's shape: one line an operation, with the bytes or FLOPs it must move and its share of
-// the card's rates. usage: cuda_ops [attention | hot tokens … | few tokens … | tokens …]
+// the card's rates. usage: cuda_ops [attention | hot tokens … | few tokens … | norms tokens … | tokens …]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include "ops/cuda/base/cublaslt.h"
 #include "ops/cuda/base/fp8.h"
 #include "ops/cuda/base/quant.h"
+#include "ops/cuda/lora/lora.h"
 #include "pipelora/core/error.h"
 #include "bench/timing.h"
 
@@ -148,7 +149,7 @@ void hot_products(Gpu& gpu, std::int64_t tokens) {
     Buffer half = noise(gpu, DType::bf16, count, cols);
     if (!eight) return held.emplace_back(std::move(half)).tensor();
     Buffer codes = gpu.arena->tensor("codes", DType::f8, count, cols), scale = gpu.arena->tensor("scales", DType::f32, 1, count);
-    cuda::fp8_rows(half, codes, scale.tensor().as<float>(), nullptr);
+    cuda::fp8_rows(half, {codes.tensor().as<std::uint8_t>(), cols, scale.tensor().as<float>()}, nullptr);
     cudaDeviceSynchronize();
     scales = held.emplace_back(std::move(scale)).tensor().as<float>();
     return held.emplace_back(std::move(codes)).tensor();
@@ -253,6 +254,63 @@ void passes(Gpu& gpu, std::int64_t tokens) {
          static_cast<double>(labels * v) * 6, 0);
 }
 
+/// A norm with LoRA and dropout as the input of a product in e4m3: with the pass over its output, and in e4m3 alone. Each call has another input, so
+/// that none is in a cache.
+void norms_in_e4m3(Gpu& gpu, std::int64_t tokens) {
+  constexpr std::size_t kInputs = 8;
+  const std::int64_t d = 4096;
+  std::vector<Buffer> inputs;
+  for (std::size_t i = 0; i < kInputs; ++i) inputs.push_back(noise(gpu, DType::bf16, tokens, d));
+  const Buffer weight = noise(gpu, DType::f32, 1, d), y = gpu.arena->tensor("y", DType::bf16, tokens, d + 64), codes = gpu.arena->tensor("codes", DType::f8, tokens, d),
+               scales = gpu.arena->tensor("scales", DType::f32, 1, tokens), inner = gpu.arena->tensor("inner", DType::f32, tokens, 24);
+  const Tensor out = y.tensor().columns(0, d);
+  const cuda::RowCodes to{codes.tensor().as<std::uint8_t>(), d, scales.tensor().as<float>()};
+  const auto sequences = gpu.sequences({static_cast<int>(tokens)});
+  const auto time = [&](const std::string& name, double bytes, const std::function<void(const Tensor&)>& body) {
+    for (const Buffer& x : inputs) body(x);
+    cudaDeviceSynchronize();
+    constexpr int kRounds = 10;
+    cudaEventRecord(first_event, nullptr);
+    for (int round = 0; round < kRounds; ++round)
+      for (const Buffer& x : inputs) body(x);
+    cudaEventRecord(last_event, nullptr);
+    cudaEventSynchronize(last_event);
+    float ms = 0;
+    cudaEventElapsedTime(&ms, first_event, last_event);
+    report("T=" + std::to_string(tokens) + " " + name, static_cast<double>(ms) * 1e3 / (kRounds * static_cast<double>(kInputs)), bytes, 0);
+  };
+  const double row = static_cast<double>(tokens * d);
+  for (const std::int64_t pairs : {0, 1, 2, 3}) {
+    std::vector<Buffer> held;
+    std::vector<LoraView> views;
+    for (std::int64_t p = 0; p < pairs; ++p) {
+      LoraView view;
+      view.a = held.emplace_back(noise(gpu, DType::f32, 8, d)).tensor();
+      view.dropout = 0.1f;
+      view.module_id = static_cast<std::uint32_t>(p);
+      view.first_inner = 8 * p;
+      views.push_back(view);
+    }
+    const DropoutKey key{1, 2};
+    const LoraSet lora{views, 8 * pairs, &key};
+    const auto norm = [&](const Tensor& x, const Tensor& written, const cuda::RowCodes& rows) {
+      if (pairs > 0)
+        cuda::rmsnorm_lora_inner(x, weight, 1e-6f, lora, false, sequences.get(), inner.tensor().columns(0, 8 * pairs), written, 0, rows, nullptr);
+      else if (rows.codes != nullptr)
+        cuda::rmsnorm_rows(x, weight, 1e-6f, rows, nullptr);
+      else
+        cuda::rmsnorm_forward(x, weight, 1e-6f, written, nullptr);
+    };
+    const std::string with = "norm, " + std::to_string(pairs) + " pairs of LoRA";
+    time(with, 4 * row, [&](const Tensor& x) { norm(x, out, {}); });
+    time(with + ", then rows to e4m3", 7 * row, [&](const Tensor& x) {
+      norm(x, out, {});
+      cuda::fp8_rows(out, to, nullptr);
+    });
+    time(with + ", in e4m3 alone", 3 * row, [&](const Tensor& x) { norm(x, Tensor(), to); });
+  }
+}
+
 /// Bytes that the rest of a block of Qwen-7B has given back when its attention's backward pass begins.
 constexpr std::int64_t kSpareOfToken = 41 << 10;
 
@@ -288,9 +346,9 @@ void attention(Gpu& gpu) {
 
 int main(int argc, char** argv) {
   const bool only_attention = argc > 1 && std::string(argv[1]) == "attention", only_hot = argc > 1 && std::string(argv[1]) == "hot",
-             only_few = argc > 1 && std::string(argv[1]) == "few";
+             only_few = argc > 1 && std::string(argv[1]) == "few", only_norms = argc > 1 && std::string(argv[1]) == "norms";
   std::vector<std::int64_t> sizes;
-  for (int i = only_hot || only_few ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
+  for (int i = only_hot || only_few || only_norms ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
   if (sizes.empty()) sizes = {1088, 3072};
   Gpu gpu(DType::bf16, std::size_t{20} << 30);
   if (only_attention) {
@@ -307,6 +365,10 @@ int main(int argc, char** argv) {
   }
   cudaEventCreate(&first_event);
   cudaEventCreate(&last_event);
+  if (only_norms) {
+    for (const std::int64_t tokens : sizes) norms_in_e4m3(gpu, tokens);
+    return 0;
+  }
   copy_rate(gpu);
   dequantise(gpu, 12288, 4096);
   dequantise(gpu, 4096, 11008);

@@ -3,6 +3,7 @@ import { remembered } from "../../common/remembered.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
+import { roundedBytesPerToken } from "../link-bytes.ts";
 import { eachAdapter, type PlanRequest } from "../request.ts";
 import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
 import {
@@ -335,7 +336,7 @@ function mlpWidth({ linears }: BlockLayer): number {
 }
 
 /**
- * Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens and of chunks, and rotary tables (4 E
+ * Beside its layers a segment has an output and a gradient on their way (2 a D a token, and both as links carry them), indices of the tokens and of chunks, and rotary tables (4 E
  * a token).
  */
 export function boundaryBytes(request: PlanRequest): number {
@@ -343,7 +344,8 @@ export function boundaryBytes(request: PlanRequest): number {
   const { attentionChunk } = request.spec.rules;
   const chunks = attentionChunk === null ? 0 : 1 + 3 / attentionChunk;
   const turning = sum(request.spec.rules.rotary.map(({ invFreq }) => 2 * invFreq.length));
-  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4 + chunks)) * request.work.tokens;
+  const onTheWay = 2 * dtypeBytes(request.computeDtype) * shape.hidden + 2 * roundedBytesPerToken(request);
+  return (onTheWay + FLOAT32 * (turning + 4 + chunks)) * request.work.tokens;
 }
 
 export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraTarget[][] {

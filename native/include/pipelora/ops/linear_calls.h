@@ -106,6 +106,8 @@ struct LinearForward {
   /// `inner` holds what an earlier call with the same x and dropout wrote.
   bool inner_known = false;
   WeightParts parts = {};
+  /// Nobody reads x after the call: one that makes x (norm_linear_forward) need not write it.
+  bool x_unread = false;
 };
 
 /// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_a_grad; grad_bt += scale * innerᵀ dy.

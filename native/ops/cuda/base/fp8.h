@@ -30,7 +30,14 @@ void fp8_scales(float* absmax, std::int64_t count, cudaStream_t stream);
 /// to [out, in] (rows `first` on), each row divided by its scale; or transposed, to [in, out] (columns `first` on), by scales of columns.
 void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables, const float* scales, bool transposed, const Tensor& to,
                 cudaStream_t stream);
-/// codes [T, n] and scales [T] of x [T, n] in 16 bits, n a multiple of 16.
-void fp8_rows(const Tensor& x, const Tensor& codes, float* scales, cudaStream_t stream);
+/// Where a kernel leaves rows in e4m3: codes [T, n], n a multiple of 16, and scales [T]. codes null: nowhere.
+struct RowCodes {
+  std::uint8_t* codes = nullptr;
+  std::int64_t stride = 0;
+  float* scales = nullptr;
+};
+
+/// Of x [T, n] in 16 bits. Kernels that make such rows may write the same bits themselves (rmsnorm_rows, rmsnorm_lora_inner).
+void fp8_rows(const Tensor& x, const RowCodes& to, cudaStream_t stream);
 
 }  // namespace pipelora::cuda
