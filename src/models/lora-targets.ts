@@ -271,12 +271,6 @@ function checkKinds(
         "Leave one of them out.",
       );
     }
-    if (embedding !== undefined) {
-      refuse(
-        `use_dora on the embedding ${embedding.name} is not offered.`,
-        "Leave it out of target_modules, or name it in modules_to_save.",
-      );
-    }
   }
   const init = settings.initLoraWeights;
   if (changesBase(init) || init === "loftq") {
@@ -308,6 +302,14 @@ function checkKinds(
   if (tokens !== null && (embedding !== undefined || saved.some(({ module }) => module === tokens.module))) {
     refuse(
       `trainable_token_indices and ${embedding === undefined ? "modules_to_save" : "target_modules"} both train ${tokens.module}.`,
+      "Leave it out of one of them.",
+    );
+  }
+  const shared = tokens?.head?.module;
+  const pair = targets.some(({ name }) => name === shared);
+  if (shared !== undefined && (pair || saved.some(({ module }) => module === shared))) {
+    refuse(
+      `trainable_token_indices trains rows of ${shared} too, which shares the embedding's weight: ${pair ? "target_modules" : "modules_to_save"} can't train it beside.`,
       "Leave it out of one of them.",
     );
   }

@@ -159,6 +159,7 @@ class CudaOps final : public Ops {
   bool input_grad_product(const LinearInputGrad& call);
   void forward_int8(const LinearForward& call, const HeldView& weight);
   void forward_fp8(const LinearForward& call, const HeldView& weight);
+  void forward_values(const LinearForward& call, const HeldView& weight);
   /// x as the product's first operand.
   void in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.

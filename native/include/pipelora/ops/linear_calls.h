@@ -106,6 +106,8 @@ struct LinearForward {
   /// `inner` holds what an earlier call with the same x and dropout wrote.
   bool inner_known = false;
   WeightParts parts = {};
+  /// x times the values that the weight stands for: x is not rounded to 8 bits (int8, e4m3), and no bias is added. Without LoRA and residual.
+  bool bare = false;
 };
 
 /// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_a_grad; grad_bt += scale * innerᵀ dy.
