@@ -287,6 +287,22 @@ function checkKinds(
         "Leave the head out.",
       );
     }
+    const narrow = targets.find(({ r, in: input, out }) => r > Math.min(input, out));
+    if (narrow !== undefined) {
+      refuse(
+        `init_lora_weights ${init}: ${narrow.name} [${narrow.out}, ${narrow.in}] has no rank of ${narrow.r}.`,
+        "Lower lora_r, or set rank_pattern for it.",
+      );
+    }
+  }
+  if (init === "orthogonal") {
+    const odd = targets.find(({ r, role }) => r % 2 !== 0 && role !== "embedding");
+    if (odd !== undefined) {
+      refuse(
+        `init_lora_weights orthogonal needs an even rank, ${odd.name} has ${odd.r}.`,
+        "Give an even lora_r, or set rank_pattern for it.",
+      );
+    }
   }
   if (init === "eva") {
     const odd = targets.find(

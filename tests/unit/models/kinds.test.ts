@@ -129,6 +129,12 @@ test("what does not go together is refused by name", () => {
     [{ trainableTokenIndices: [1], targetModules: ["q_proj", "lm_head"] }, /lm_head too.*target_modules can't/, tied],
     [{ trainableTokenIndices: [1], modulesToSave: ["lm_head"] }, /lm_head too.*modules_to_save can't/, tied],
     [{ modulesToSave: ["up_proj"] }, /up_proj of class Linear/],
+    [{ initLoraWeights: "orthogonal", r: 3 }, /needs an even rank, .*q_proj has 3/],
+    [{ initLoraWeights: "olora", targetModules: ["k_proj"], r: 9 }, /k_proj \[8, 16\] has no rank of 9/],
+    [
+      { initLoraWeights: "loftq", rankPattern: { "1.*q_proj": 20 } },
+      /layers\.1\..*q_proj \[16, 16\] has no rank of 20/,
+    ],
   ];
   for (const [settings, message, spec] of refused) {
     assert.throws(
