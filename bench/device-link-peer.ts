@@ -88,7 +88,7 @@ async function send(engine: Engine, links: RankLinks, { shape, count }: LinkOrde
 
 async function receive(engine: Engine, links: RankLinks, { count }: LinkOrder): Promise<number> {
   const take = async (key: string) => {
-    const tensor: DeviceTensor = await toDevice(engine, await links.receive(0, key));
+    const tensor: DeviceTensor = await toDevice({ engine, linkDtype: null }, await links.receive(0, key));
     tensor.free();
   };
   await take("warm");

@@ -67,6 +67,8 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value read_into(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
+  Napi::Value encode(const Napi::CallbackInfo& info);
+  Napi::Value decode(const Napi::CallbackInfo& info);
   Napi::Value read_to(const Napi::CallbackInfo& info);
   Napi::Value copy(const Napi::CallbackInfo& info);
   Napi::Value write_from(const Napi::CallbackInfo& info);

@@ -1,5 +1,5 @@
 // Times single operations at Qwen-7B's shape: one line an operation, with the bytes or FLOPs it must move and its share of
-// the card's rates. usage: cuda_ops [attention | hot tokens … | few tokens … | tokens …]
+// the card's rates. usage: cuda_ops [attention | hot tokens … | few tokens … | norms tokens … | tokens …]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -13,8 +13,9 @@
 #include "ops/cuda/base/cublaslt.h"
 #include "ops/cuda/base/fp8.h"
 #include "ops/cuda/base/quant.h"
+#include "ops/cuda/lora/lora.h"
 #include "pipelora/core/error.h"
-#include "tests/gpu/cuda_fixture.h"
+#include "bench/timing.h"
 
 using namespace pipelora;
 using namespace pipelora::test;
@@ -22,53 +23,6 @@ using namespace pipelora::test;
 namespace {
 
 cudaEvent_t first_event, last_event;
-
-/// Median microseconds of `body`, which enqueues on the engine's stream; timed by the host around a batch of calls.
-double time_us(Ops& ops, const std::function<void()>& body) {
-  for (int i = 0; i < 3; ++i) body();
-  ops.finish();
-  std::vector<double> times;
-  for (int round = 0; round < 5; ++round) {
-    constexpr int kCalls = 20;
-    timespec a{}, b{};
-    clock_gettime(CLOCK_MONOTONIC, &a);
-    for (int i = 0; i < kCalls; ++i) body();
-    ops.finish();
-    clock_gettime(CLOCK_MONOTONIC, &b);
-    times.push_back((static_cast<double>(b.tv_sec - a.tv_sec) * 1e6 + static_cast<double>(b.tv_nsec - a.tv_nsec) * 1e-3) / kCalls);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-void report(const std::string& name, double us, double bytes, double flops) {
-  std::printf("%-52s %9.1f us", name.c_str(), us);
-  if (bytes > 0) std::printf("  %7.0f GB/s", bytes / us * 1e-3);
-  if (flops > 0) std::printf("  %7.0f TFLOP/s", flops / us * 1e-6);
-  std::printf("\n");
-  std::fflush(stdout);
-}
-
-Buffer noise(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
-  static const std::vector<std::uint16_t> pattern = [] {
-    std::vector<std::uint16_t> values(1 << 22);
-    Random random(1);
-    for (auto& v : values) v = to_bf16(static_cast<float>(random.normal())).bits;
-    return values;
-  }();
-  Buffer buffer = gpu.arena->tensor("noise", dtype, rows, cols);
-  if (dtype == DType::f32) {
-    const Buffer half = noise(gpu, DType::bf16, rows, cols);
-    gpu.ops->copy(half, buffer);
-    gpu.ops->finish();
-    return buffer;
-  }
-  const Tensor flat(buffer.tensor().data, dtype, 1, rows * cols);
-  for (std::int64_t at = 0; at < flat.cols; at += static_cast<std::int64_t>(pattern.size()))
-    gpu.ops->upload(flat.columns(at, std::min<std::int64_t>(flat.cols - at, static_cast<std::int64_t>(pattern.size()))), pattern.data());
-  gpu.ops->finish();
-  return buffer;
-}
 
 void linear(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, std::vector<std::int64_t> parts, bool quantised, float dropout) {
   const std::int64_t out = [&] { std::int64_t n = 0; for (auto p : parts) n += p; return n; }();
@@ -195,7 +149,7 @@ void hot_products(Gpu& gpu, std::int64_t tokens) {
     Buffer half = noise(gpu, DType::bf16, count, cols);
     if (!eight) return held.emplace_back(std::move(half)).tensor();
     Buffer codes = gpu.arena->tensor("codes", DType::f8, count, cols), scale = gpu.arena->tensor("scales", DType::f32, 1, count);
-    cuda::fp8_rows(half, codes, scale.tensor().as<float>(), nullptr);
+    cuda::fp8_rows(half, {codes.tensor().as<std::uint8_t>(), cols, scale.tensor().as<float>()}, nullptr);
     cudaDeviceSynchronize();
     scales = held.emplace_back(std::move(scale)).tensor().as<float>();
     return held.emplace_back(std::move(codes)).tensor();
@@ -300,6 +254,63 @@ void passes(Gpu& gpu, std::int64_t tokens) {
          static_cast<double>(labels * v) * 6, 0);
 }
 
+/// A norm with LoRA and dropout as the input of a product in e4m3: with the pass over its output, and in e4m3 alone. Each call has another input, so
+/// that none is in a cache.
+void norms_in_e4m3(Gpu& gpu, std::int64_t tokens) {
+  constexpr std::size_t kInputs = 8;
+  const std::int64_t d = 4096;
+  std::vector<Buffer> inputs;
+  for (std::size_t i = 0; i < kInputs; ++i) inputs.push_back(noise(gpu, DType::bf16, tokens, d));
+  const Buffer weight = noise(gpu, DType::f32, 1, d), y = gpu.arena->tensor("y", DType::bf16, tokens, d + 64), codes = gpu.arena->tensor("codes", DType::f8, tokens, d),
+               scales = gpu.arena->tensor("scales", DType::f32, 1, tokens), inner = gpu.arena->tensor("inner", DType::f32, tokens, 24);
+  const Tensor out = y.tensor().columns(0, d);
+  const cuda::RowCodes to{codes.tensor().as<std::uint8_t>(), d, scales.tensor().as<float>()};
+  const auto sequences = gpu.sequences({static_cast<int>(tokens)});
+  const auto time = [&](const std::string& name, double bytes, const std::function<void(const Tensor&)>& body) {
+    for (const Buffer& x : inputs) body(x);
+    cudaDeviceSynchronize();
+    constexpr int kRounds = 10;
+    cudaEventRecord(first_event, nullptr);
+    for (int round = 0; round < kRounds; ++round)
+      for (const Buffer& x : inputs) body(x);
+    cudaEventRecord(last_event, nullptr);
+    cudaEventSynchronize(last_event);
+    float ms = 0;
+    cudaEventElapsedTime(&ms, first_event, last_event);
+    report("T=" + std::to_string(tokens) + " " + name, static_cast<double>(ms) * 1e3 / (kRounds * static_cast<double>(kInputs)), bytes, 0);
+  };
+  const double row = static_cast<double>(tokens * d);
+  for (const std::int64_t pairs : {0, 1, 2, 3}) {
+    std::vector<Buffer> held;
+    std::vector<LoraView> views;
+    for (std::int64_t p = 0; p < pairs; ++p) {
+      LoraView view;
+      view.a = held.emplace_back(noise(gpu, DType::f32, 8, d)).tensor();
+      view.dropout = 0.1f;
+      view.module_id = static_cast<std::uint32_t>(p);
+      view.first_inner = 8 * p;
+      views.push_back(view);
+    }
+    const DropoutKey key{1, 2};
+    const LoraSet lora{views, 8 * pairs, &key};
+    const auto norm = [&](const Tensor& x, const Tensor& written, const cuda::RowCodes& rows) {
+      if (pairs > 0)
+        cuda::rmsnorm_lora_inner(x, weight, 1e-6f, lora, false, sequences.get(), inner.tensor().columns(0, 8 * pairs), written, 0, rows, nullptr);
+      else if (rows.codes != nullptr)
+        cuda::rmsnorm_rows(x, weight, 1e-6f, rows, nullptr);
+      else
+        cuda::rmsnorm_forward(x, weight, 1e-6f, written, nullptr);
+    };
+    const std::string with = "norm, " + std::to_string(pairs) + " pairs of LoRA";
+    time(with, 4 * row, [&](const Tensor& x) { norm(x, out, {}); });
+    time(with + ", then rows to e4m3", 7 * row, [&](const Tensor& x) {
+      norm(x, out, {});
+      cuda::fp8_rows(out, to, nullptr);
+    });
+    time(with + ", in e4m3 alone", 3 * row, [&](const Tensor& x) { norm(x, Tensor(), to); });
+  }
+}
+
 /// Bytes that the rest of a block of Qwen-7B has given back when its attention's backward pass begins.
 constexpr std::int64_t kSpareOfToken = 41 << 10;
 
@@ -323,7 +334,7 @@ void attention(Gpu& gpu, const std::string& rows, const std::vector<int>& length
 }
 
 void attention(Gpu& gpu) {
-  for (const std::int64_t head_dim : {128, 64}) {
+  for (const std::int64_t head_dim : {256, 128, 64}) {
     attention(gpu, "16 of 29..250", {29, 31, 34, 36, 39, 42, 45, 48, 52, 56, 60, 66, 78, 98, 124, 250}, head_dim);
     for (const auto& [count, length] : {std::pair{16, 68}, {8, 384}, {4, 2048}, {1, 8192}}) {
       attention(gpu, std::to_string(count) + "x" + std::to_string(length), std::vector<int>(static_cast<std::size_t>(count), length), head_dim);
@@ -335,9 +346,9 @@ void attention(Gpu& gpu) {
 
 int main(int argc, char** argv) {
   const bool only_attention = argc > 1 && std::string(argv[1]) == "attention", only_hot = argc > 1 && std::string(argv[1]) == "hot",
-             only_few = argc > 1 && std::string(argv[1]) == "few";
+             only_few = argc > 1 && std::string(argv[1]) == "few", only_norms = argc > 1 && std::string(argv[1]) == "norms";
   std::vector<std::int64_t> sizes;
-  for (int i = only_hot || only_few ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
+  for (int i = only_hot || only_few || only_norms ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
   if (sizes.empty()) sizes = {1088, 3072};
   Gpu gpu(DType::bf16, std::size_t{20} << 30);
   if (only_attention) {
@@ -354,6 +365,10 @@ int main(int argc, char** argv) {
   }
   cudaEventCreate(&first_event);
   cudaEventCreate(&last_event);
+  if (only_norms) {
+    for (const std::int64_t tokens : sizes) norms_in_e4m3(gpu, tokens);
+    return 0;
+  }
   copy_rate(gpu);
   dequantise(gpu, 12288, 4096);
   dequantise(gpu, 4096, 11008);

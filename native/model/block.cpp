@@ -106,7 +106,7 @@ Buffer Block::run(const Batch& batch, BlockSaved& saved, Keeps keeps, bool again
   const auto normed_linear = [&](const LinearGroup& group, const Tensor& in, const Tensor& norm, const Tensor& normed, const Tensor& inner, Buffer& before,
                                  const Tensor& out) {
     LinearForward call = linear(group, norm ? normed : in, inner, Tensor(), out);
-    call.x_has_room = static_cast<bool>(norm);
+    call.x_has_room = call.x_unread = static_cast<bool>(norm);
     group.forward(call, before_of(group, before), [&](const LinearForward& product) {
       if (norm && !group.watched()) return ops_.norm_linear_forward(in, norm, norm_rule(arch_), product);
       if (norm) ops_.rmsnorm_forward(in, norm, norm_rule(arch_), product.x);

@@ -6,6 +6,7 @@
 #include <deque>
 #include <utility>
 
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
 #include "pipelora/core/mapped_file.h"
 #include "pipelora/model/scaled_codes.h"
@@ -427,6 +428,30 @@ Buffer Engine::write(std::span<const HostSpan> pieces, DType dtype, std::int64_t
 Buffer Engine::take_in(const Tensor& from) {
   Buffer buffer = arena_->tensor("a received tensor", from.dtype, from.rows, from.cols);
   ops_->copy(from, buffer);
+  return buffer;
+}
+
+Buffer Engine::encode(const Tensor& tensor, DType dtype) {
+  const bool coded = dtype == DType::f8;
+  if (!coded && dtype != DType::bf16) throw Error(kTensorMismatch, std::string("a link carries bfloat16 or float8_e4m3fn, not ") + dtype_name(dtype));
+  Buffer buffer = arena_->tensor("a tensor for a link", dtype, tensor.rows, tensor.cols + (coded ? kScaleColumns : 0));
+  if (coded)
+    ops_->encode_rows(tensor, buffer);
+  else
+    ops_->copy(tensor, buffer);
+  return buffer;
+}
+
+Buffer Engine::decode(const Tensor& tensor) {
+  const bool coded = tensor.dtype == DType::f8;
+  if (!coded && tensor.dtype != DType::bf16) throw Error(kTensorMismatch, std::string("a link carries bfloat16 or float8_e4m3fn, not ") + dtype_name(tensor.dtype));
+  if (coded && tensor.cols <= kScaleColumns)
+    throw Error(kTensorMismatch, "rows in e4m3 from a link: expected a scale behind the numbers, got " + shape_text(tensor.rows, tensor.cols));
+  Buffer buffer = arena_->tensor("a tensor of a link", ops_->compute_dtype(), tensor.rows, tensor.cols - (coded ? kScaleColumns : 0));
+  if (coded)
+    ops_->decode_rows(tensor, buffer);
+  else
+    ops_->copy(tensor, buffer);
   return buffer;
 }
 

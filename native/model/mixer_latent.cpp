@@ -127,12 +127,13 @@ class LatentMixer final : public Mixer {
     const std::int64_t room = ops_.room_for_lora(group.inner_cols());
     const Buffer storage = arena_.workspace("a norm's output", from.dtype, from.rows, from.cols + room);
     const Tensor normed = storage.tensor().columns(0, from.cols);
-    group.forward({normed, &group.weight(), group.lora(call.batch.dropout()), inner, Tensor(), to, &call.batch.sequences, true, call.again}, before,
-                  [&](const LinearForward& product) {
-                    if (!group.watched()) return ops_.norm_linear_forward(from, norm, rule_, product);
-                    ops_.rmsnorm_forward(from, norm, rule_, product.x);
-                    ops_.linear_forward(product);
-                  });
+    LinearForward all{normed, &group.weight(), group.lora(call.batch.dropout()), inner, Tensor(), to, &call.batch.sequences, true, call.again};
+    all.x_unread = true;
+    group.forward(all, before, [&](const LinearForward& product) {
+      if (!group.watched()) return ops_.norm_linear_forward(from, norm, rule_, product);
+      ops_.rmsnorm_forward(from, norm, rule_, product.x);
+      ops_.linear_forward(product);
+    });
   }
 
   /// Back through a second product and its norm; `to`: the gradient of `from`.

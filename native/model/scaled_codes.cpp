@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
 
 namespace pipelora {

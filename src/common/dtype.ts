@@ -19,6 +19,13 @@ export type Dtype = keyof typeof DTYPE_BITS;
 export const FLOAT_DTYPES = ["float32", "float16", "bfloat16"] as const satisfies readonly Dtype[];
 export type FloatDtype = (typeof FLOAT_DTYPES)[number];
 
+/** What activations and gradients between stages may be rounded to on their way. float8_e4m3fn: with one float32 scale a token. */
+export const LINK_DTYPES = ["bfloat16", "float8_e4m3fn"] as const satisfies readonly Dtype[];
+export type LinkDtype = (typeof LINK_DTYPES)[number];
+
+/** Columns of one byte behind a token's numbers in float8_e4m3fn: its scale (native/include/pipelora/core/e4m3.h). */
+export const SCALE_COLUMNS = 4;
+
 export function isFloatDtype(name: string): name is FloatDtype {
   return (FLOAT_DTYPES as readonly string[]).includes(name);
 }

@@ -66,6 +66,10 @@ export function checkContradictions(command: Command, config: Config, given: Rea
   }
 
   if (command === "train") checkElastic(config, given, expect);
+  expect(
+    config.link_dtype === "auto" || !config.deterministic_batches,
+    `--deterministic-batches does not go with --link-dtype ${config.link_dtype}: numbers that are rounded between stages depend on where stages end`,
+  );
   checkQuantisation(command, config, given, expect);
   if (command === "train" && config.adapters === null) checkTraining(config, given, expect);
   if (config.adapters !== null) checkSeveral(config, expect);

@@ -13,7 +13,7 @@
  *
  * Shape suffixes: T tokens of a micro-batch (flat, no padding), S sequences in it, D hidden width, V vocabulary, R rank.
  */
-import type { Dtype, FloatDtype } from "../common/dtype.ts";
+import type { Dtype, FloatDtype, LinkDtype } from "../common/dtype.ts";
 import type { PackedMx, PackedWeight, QuantizedHold } from "../common/quantization.ts";
 import type { EngineArch, EngineLayer, SegmentDescription } from "./description.ts";
 import type { CachedSequences, DrawnToken, SamplingSettings, TokenDraw } from "./inference.ts";
@@ -368,6 +368,10 @@ export interface Engine {
   write(pieces: readonly Uint8Array[], shape: readonly number[], dtype: Dtype): Promise<DeviceTensor>;
   /** A copy on the device. */
   copy(tensor: DeviceTensor): Promise<DeviceTensor>;
+
+  /** A tensor as a link carries it, float8_e4m3fn as [T, D + 4] (Ops::encode_rows); and back, in the compute dtype. Both consume it. */
+  encode(tensor: DeviceTensor, dtype: LinkDtype): Promise<DeviceTensor>;
+  decode(tensor: DeviceTensor): Promise<DeviceTensor>;
 
   /** Queues a copy into a communicator's memory, and one out of it. */
   readTo(tensor: DeviceTensor, place: DevicePlace): Promise<void>;

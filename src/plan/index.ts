@@ -4,6 +4,7 @@ export { expandDeviceMap, hfDeviceMap } from "./device-map.ts";
 export type { Budgets, Device, DeviceKey, DeviceMap, MaxMemory } from "./devices.ts";
 export { budgetsOf, devicesFromMaxMemory } from "./devices.ts";
 export { assertComputable } from "./engine-limits.ts";
+export { linkBytesPerToken } from "./link-bytes.ts";
 export { parseMaxMemory, parseSize } from "./max-memory.ts";
 export { suitsE4m3 } from "./memory/gpu-products.ts";
 export type { Holding, Quantization } from "./memory/held-sizes.ts";

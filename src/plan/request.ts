@@ -1,4 +1,4 @@
-import type { FloatDtype } from "../common/dtype.ts";
+import type { FloatDtype, LinkDtype } from "../common/dtype.ts";
 import type { Schedule, SchedulePolicy } from "../common/schedule-policies.ts";
 import { pairMatrices } from "../models/kinds/lora.ts";
 import type { NamedMatrix } from "../models/kinds/named-matrix.ts";
@@ -81,6 +81,8 @@ export interface PlanRequest {
   readonly planner: "pipelora" | "accelerate";
   readonly holding: Holding;
   readonly computeDtype: FloatDtype;
+  /** What activations and gradients are rounded to between ranks; null, or left out: they go as they are. */
+  readonly linkDtype?: LinkDtype | null;
   readonly weightCache: WeightCache;
   readonly activationOffload: ActivationOffload;
   /** Ranks tell their trained values once a step (an elastic run); left out: they don't. */

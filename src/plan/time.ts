@@ -1,7 +1,7 @@
-import { dtypeBytes } from "../common/dtype.ts";
 import { matrixElements } from "../models/kinds/named-matrix.ts";
 import type { Device } from "./devices.ts";
 import { type Keeping, segmentLayers } from "./keeping.ts";
+import { linkBytesPerToken } from "./link-bytes.ts";
 import { lowestTrainable, trainedMatrices } from "./memory/kind-memory.ts";
 import { backwardTime, forwardTime } from "./placement/range-costs.ts";
 import { type PlanRequest, policyOf } from "./request.ts";
@@ -59,8 +59,8 @@ export function predictTime(
   };
 }
 
-function bytesOfMessage({ work, spec, computeDtype }: PlanRequest): number {
-  return work.meanTokens * spec.shape.hidden * dtypeBytes(computeDtype);
+function bytesOfMessage(request: PlanRequest): number {
+  return request.work.meanTokens * linkBytesPerToken(request);
 }
 
 function stepShape(request: PlanRequest, segments: readonly Segment[], times: readonly SegmentTime[]): StepShape {

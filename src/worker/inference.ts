@@ -1,6 +1,6 @@
 import { float32Of, int32Of } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
-import type { CachedSequences, DeviceTensor, Engine } from "../engine/index.ts";
+import type { CachedSequences, DeviceTensor } from "../engine/index.ts";
 import { activationKey } from "../links/link.ts";
 import type { Draw__Output } from "../rpc/generated/pipelora/v1/Draw.ts";
 import type { DrawnToken } from "../rpc/generated/pipelora/v1/DrawnToken.ts";
@@ -10,12 +10,11 @@ import type { OpenCache__Output } from "../rpc/generated/pipelora/v1/OpenCache.t
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { toFailure } from "../rpc/wire-error.ts";
 import type { RankLinks } from "./links.ts";
-import { fromDevice, toDevice } from "./tensors.ts";
+import { type Boundary, fromDevice, toDevice } from "./tensors.ts";
 import { AdapterShelf } from "./weights/adapter-shelf.ts";
 
 /** A rank's part of the model. */
-export interface RankSegments {
-  readonly engine: Engine;
+export interface RankSegments extends Boundary {
   /** All segments of the model, in order. */
   readonly segments: readonly Segment__Output[];
   readonly rank: number;
@@ -141,7 +140,7 @@ export class Inference {
       this.#local.set(key, state);
       return;
     }
-    const { sent } = await this.#links.send(to, key, fromDevice(this.#own.engine, state));
+    const { sent } = await this.#links.send(to, key, await fromDevice(this.#own, state));
     // Awaited with the whole round; the next one may begin before.
     sent.catch(() => {});
     sends.push(sent);
@@ -155,7 +154,7 @@ export class Inference {
       this.#local.delete(key);
       return state;
     }
-    return toDevice(this.#own.engine, await this.#links.receive(from, key));
+    return toDevice(this.#own, await this.#links.receive(from, key));
   }
 }
 

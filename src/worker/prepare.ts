@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import type { FloatDtype } from "../common/dtype.ts";
+import { type FloatDtype, LINK_DTYPES, type LinkDtype } from "../common/dtype.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { SCHEDULE_POLICIES, type SchedulePolicy } from "../common/schedule-policies.ts";
@@ -24,6 +24,8 @@ import type { NodeModel } from "./weights/node-model.ts";
 
 export interface PreparedRank {
   readonly engine: Engine;
+  /** What tensors are rounded to between ranks; null: they go as they are. */
+  readonly linkDtype: LinkDtype | null;
   readonly threads: number;
   /** All segments of the model, in order. */
   readonly segments: readonly Segment__Output[];
@@ -90,6 +92,10 @@ export async function prepareRank(
   const spec = await readModelSpec(model.dir);
   if (!(SCHEDULE_POLICIES as readonly string[]).includes(request.schedule)) {
     throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names the schedule "${request.schedule}"`);
+  }
+  const linkDtype = LINK_DTYPES.find((dtype) => dtype === request.linkDtype) ?? null;
+  if (linkDtype === null && request.linkDtype !== "") {
+    throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names the link dtype "${request.linkDtype}"`);
   }
   if (request.adapters.length === 0) {
     throw new PipeloraError("PL_PROTOCOL_MISMATCH", "a Prepare came without an adapter");
@@ -161,6 +167,7 @@ export async function prepareRank(
       }
       return {
         engine,
+        linkDtype,
         leave,
         threads: request.threads,
         segments: request.segments,

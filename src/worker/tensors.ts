@@ -1,9 +1,17 @@
-import type { Dtype } from "../common/dtype.ts";
+import type { Dtype, LinkDtype } from "../common/dtype.ts";
 import type { DeviceTensor, Engine } from "../engine/index.ts";
 import type { IncomingTensor, OutgoingTensor } from "../links/link.ts";
 
-/** A device tensor on its way to a peer; freed once it has been copied. */
-export function fromDevice(engine: Engine, tensor: DeviceTensor): OutgoingTensor {
+/** What a rank's tensors are on the way between stages. */
+export interface Boundary {
+  readonly engine: Engine;
+  /** What they are rounded to for a peer; null: they go as they are. */
+  readonly linkDtype: LinkDtype | null;
+}
+
+/** A device tensor on its way to a peer, as links carry it; freed once it has been copied. Errors: the engine's. */
+export async function fromDevice({ engine, linkDtype }: Boundary, whole: DeviceTensor): Promise<OutgoingTensor> {
+  const tensor = linkDtype === null ? whole : await engine.encode(whole, linkDtype);
   return {
     shape: tensor.shape,
     dtype: tensor.dtype,
@@ -50,12 +58,10 @@ export function fromHost(bytes: Uint8Array, shape: readonly number[], dtype: Dty
   };
 }
 
-/** Puts a tensor that came into device memory and gives its room back to the link. */
-export async function toDevice(engine: Engine, tensor: IncomingTensor): Promise<DeviceTensor> {
-  try {
-    const { place, pieces, shape, dtype } = tensor;
-    return await (place === undefined ? engine.write(pieces, shape, dtype) : engine.writeFrom(place, shape, dtype));
-  } finally {
-    tensor.release();
-  }
+/** Puts a tensor that came into device memory, in the compute dtype, and gives its room back to the link. */
+export async function toDevice({ engine, linkDtype }: Boundary, tensor: IncomingTensor): Promise<DeviceTensor> {
+  const { place, pieces, shape, dtype } = tensor;
+  const written = place === undefined ? engine.write(pieces, shape, dtype) : engine.writeFrom(place, shape, dtype);
+  const came = await written.finally(() => tensor.release());
+  return linkDtype === null ? came : engine.decode(came);
 }

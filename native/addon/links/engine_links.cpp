@@ -59,6 +59,28 @@ Napi::Value EngineObject::write_from(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value EngineObject::encode(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, true), dtype = dtype_from_name(to_text(info[1], "dtype"))](Engine& engine) {
+          return thread->tensors().hold(engine.encode(thread->tensors().take(*handle), dtype));
+        },
+        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> encoded) { return TensorObject::wrap(env, thread, std::move(encoded)); });
+  });
+}
+
+Napi::Value EngineObject::decode(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue(
+        info.Env(),
+        [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, true)](Engine& engine) {
+          return thread->tensors().hold(engine.decode(thread->tensors().take(*handle)));
+        },
+        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> decoded) { return TensorObject::wrap(env, thread, std::move(decoded)); });
+  });
+}
+
 Napi::Value EngineObject::gradients_to(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue_void(info.Env(), [block = PlaceObject::unwrap(info[0]), adapter = to_adapter(info[1])](Engine& engine) {

@@ -6,6 +6,7 @@
 
 #include "ops/cpu/sampling.h"
 #include "pipelora/ops/cpu.h"
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
 
 namespace pipelora {
@@ -50,9 +51,15 @@ void CpuOps::upload(Indices& indices) {
 }
 
 void CpuOps::copy(const Tensor& from, const Tensor& to) {
+  const bool same = from.dtype == to.dtype;  // of any dtype, then
+  const std::size_t bytes = static_cast<std::size_t>(from.cols) * dtype_bytes(from.dtype);
   over_rows(from.rows, [&](std::int64_t first, std::int64_t count) {
-    for (std::int64_t r = first; r < first + count; ++r)
-      kernels_.convert_row(row_pointer(from, r), from.dtype, row_pointer(to, r), to.dtype, 1.0f, from.cols);
+    for (std::int64_t r = first; r < first + count; ++r) {
+      if (same)
+        std::memmove(row_pointer(to, r), row_pointer(from, r), bytes);
+      else
+        kernels_.convert_row(row_pointer(from, r), from.dtype, row_pointer(to, r), to.dtype, 1.0f, from.cols);
+    }
   });
 }
 
@@ -82,6 +89,21 @@ void CpuOps::scatter_rows(const Tensor& from, const Indices& rows, float factor,
     for (std::int64_t r = first; r < first + count; ++r)
       kernels_.convert_row(row_pointer(from, r), from.dtype, row_pointer(to, rows.host[static_cast<std::size_t>(r)]),
                            to.dtype, factor, from.cols);
+  });
+}
+
+void CpuOps::encode_rows(const Tensor& from, const Tensor& to) {
+  pool_.run(from.rows, [&](std::int64_t r, int thread) {
+    const float* x = as_floats(from, r, threads_[static_cast<std::size_t>(thread)]->scratch.floats(2, static_cast<std::size_t>(from.cols)));
+    encode_row(x, from.cols, reinterpret_cast<std::uint8_t*>(row_pointer(to, r)));
+  });
+}
+
+void CpuOps::decode_rows(const Tensor& from, const Tensor& to) {
+  pool_.run(to.rows, [&](std::int64_t r, int thread) {
+    float* x = threads_[static_cast<std::size_t>(thread)]->scratch.floats(2, static_cast<std::size_t>(to.cols));
+    decode_row(reinterpret_cast<const std::uint8_t*>(row_pointer(from, r)), to.cols, largest_of(to.dtype), x);
+    kernels_.convert_row(x, DType::f32, row_pointer(to, r), to.dtype, 1.0f, to.cols);
   });
 }
 

@@ -62,6 +62,8 @@ class CpuOps final : public Ops {
   void add_scaled(const Tensor& from, float factor, const Tensor& to) override;
   void gather_rows(const Tensor& from, const Indices& rows, const Tensor& to) override;
   void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
+  void encode_rows(const Tensor& from, const Tensor& to) override;
+  void decode_rows(const Tensor& from, const Tensor& to) override;
 
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
   void linear_forward(const LinearForward& call) override;

@@ -119,6 +119,9 @@ void CudaOps::scatter_rows(const Tensor& from, const Indices& rows, float factor
   cuda::scatter_rows(from, rows.device.as<std::int32_t>(), factor, to, device_.stream());
 }
 
+void CudaOps::encode_rows(const Tensor& from, const Tensor& to) { cuda::encode_rows(from, to, device_.stream()); }
+void CudaOps::decode_rows(const Tensor& from, const Tensor& to) { cuda::decode_rows(from, to, device_.stream()); }
+
 std::unique_ptr<LinearWeight> CudaOps::create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) {
   return std::make_unique<CudaLinear>(context_, in, std::move(part_rows), bias);
 }

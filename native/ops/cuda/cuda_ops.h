@@ -47,6 +47,8 @@ class CudaOps final : public Ops {
   void add_scaled(const Tensor& from, float factor, const Tensor& to) override;
   void gather_rows(const Tensor& from, const Indices& rows, const Tensor& to) override;
   void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) override;
+  void encode_rows(const Tensor& from, const Tensor& to) override;
+  void decode_rows(const Tensor& from, const Tensor& to) override;
 
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) override;
   std::int64_t room_for_lora(std::int64_t inner_cols) const override { return tail_columns(inner_cols); }
@@ -158,14 +160,21 @@ class CudaOps final : public Ops {
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call);
   void forward_int8(const LinearForward& call, const HeldView& weight);
-  void forward_fp8(const LinearForward& call, const HeldView& weight);
   void forward_values(const LinearForward& call, const HeldView& weight);
-  /// x as the product's first operand.
-  void in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product);
+  /// An input of products in e4m3.
+  struct Fp8Input {
+    Buffer codes, scales;
+    explicit operator bool() const { return static_cast<bool>(codes); }
+    RowCodes rows() const { return {codes.tensor().as<std::uint8_t>(), codes.tensor().stride, scales.tensor().as<float>()}; }
+  };
+  Fp8Input room_in_e4m3(std::int64_t rows, std::int64_t cols);
+  Fp8Input in_e4m3(const Tensor& x);
+  void forward_fp8(const LinearForward& call, const HeldView& weight, Fp8Input x);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
-  /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too.
-  void known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready);
+  /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too. `made`: x in
+  /// e4m3, where whoever made x wrote that.
+  void known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready, Fp8Input made = {});
   /// Whether a product over `rows` rows of all experts runs in one launch.
   bool groups_experts(const ExpertsWeight& weight, std::int64_t rows) const;
   /// factor * from in the compute dtype, in the first columns of a workspace whose rows begin on 128 bytes.

@@ -3,6 +3,7 @@
 
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/base/int8.h"
+#include "ops/cuda/device/alignment.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
 #include "pipelora/core/error.h"
@@ -41,13 +42,13 @@ bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
   return true;
 }
 
-void CudaOps::known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready) {
+void CudaOps::known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready, Fp8Input made) {
   if (call.bare && weight.weight().is_fp8())
     forward_values(call, weight);
   else if (call.bare)
     forward_product(call, weight, inner_ready);
   else if (weight.weight().is_fp8())
-    forward_fp8(call, weight);
+    forward_fp8(call, weight, made ? std::move(made) : in_e4m3(call.x));
   else if (weight.weight().is_int8())
     forward_int8(call, weight);
   else
@@ -61,10 +62,18 @@ void CudaOps::norm_linear_forward(const Tensor& x, const Tensor& norm, NormRule 
   const CudaLinear& weight = view.weight();
   if (call.x_has_room && call.y && x.rows > 0 && choose(LoraOp::norm_inner, call.lora, x, {call.x}) == LoraKernel::fused) {
     const std::int64_t tail = weight.takes_lora() ? tail_columns(call.lora.inner_cols) : 0;
-    rmsnorm_lora_inner(x, norm, rule.eps, call.lora, call.inner_known, call.sequences, call.inner, call.x, tail, device_.stream());
-    return known_forward(call, view, true);
+    Fp8Input codes = weight.is_fp8() ? room_in_e4m3(x.rows, x.cols) : Fp8Input();
+    rmsnorm_lora_inner(x, norm, rule.eps, call.lora, call.inner_known, call.sequences, call.inner, codes && call.x_unread ? Tensor() : call.x, tail,
+                       codes ? codes.rows() : RowCodes(), device_.stream());
+    return known_forward(call, view, true, std::move(codes));
   }
   if (forward_few({.x = call.x, .before_norm = x, .norm = norm, .eps = rule.eps}, call)) return;
+  // LoRA's own products would read x. Rows that are read otherwise have sums in another order: a pass and its repetition go one way.
+  if (weight.is_fp8() && call.x_unread && call.y && x.rows > 0 && (call.lora.pairs.empty() || call.inner_known) && eights(x) && eights(call.x)) {
+    Fp8Input codes = room_in_e4m3(x.rows, x.cols);
+    rmsnorm_rows(x, norm, rule.eps, codes.rows(), device_.stream());
+    return known_forward(call, view, false, std::move(codes));
+  }
   rmsnorm_forward(x, norm, rule, call.x);
   linear_forward(call);
 }
@@ -146,17 +155,19 @@ void CudaOps::forward_values(const LinearForward& call, const HeldView& weight) 
   weight.done(true);
 }
 
-void CudaOps::in_e4m3(const Tensor& x, Buffer& codes, Buffer& scales, Product& product) {
-  codes = arena_->workspace("a product's input in e4m3", DType::f8, x.rows, x.cols);
-  scales = arena_->workspace("scales of a product's input", DType::f32, 1, x.rows);
-  fp8_rows(x, codes, scales.tensor().as<float>(), device_.stream());
-  product.a = codes;
-  product.a_scales = scales.tensor().as<float>();
+CudaOps::Fp8Input CudaOps::room_in_e4m3(std::int64_t rows, std::int64_t cols) {
+  return {arena_->workspace("a product's input in e4m3", DType::f8, rows, cols), arena_->workspace("scales of a product's input", DType::f32, 1, rows)};
+}
+
+CudaOps::Fp8Input CudaOps::in_e4m3(const Tensor& x) {
+  Fp8Input made = room_in_e4m3(x.rows, x.cols);
+  fp8_rows(x, made.rows(), device_.stream());
+  return made;
 }
 
 // LoRA's part is in the compute dtype: it is written first where it reaches every output, and the product adds to it, which hides
 // the reading.
-void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight) {
+void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight, Fp8Input x) {
   Product product;
   product.d = call.y;
   product.c = call.residual;
@@ -168,14 +179,13 @@ void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight) {
     write_output(call.lora, call.inner, call.residual, call.y);
     product.c = call.y;
   }
-  {
-    Buffer codes, scales;
-    in_e4m3(call.x, codes, scales, product);
-    product.b = weight.expanded(true);
-    product.b_scales = weight.fp8_scales(true);
-    multiply(product);
-    weight.done(true);
-  }
+  product.a = x.codes;
+  product.a_scales = x.scales.tensor().as<float>();
+  product.b = weight.expanded(true);
+  product.b_scales = weight.fp8_scales(true);
+  multiply(product);
+  weight.done(true);
+  x = {};
   if (!first) add_output(call.lora, call.inner, call.y);
 }
 
@@ -275,9 +285,11 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call) {
     weight.done(false);
     return false;
   }
-  Buffer codes, scales;
+  Fp8Input codes;
   if (weight.weight().is_fp8()) {
-    in_e4m3(call.dy, codes, scales, product);
+    codes = in_e4m3(call.dy);
+    product.a = codes.codes;
+    product.a_scales = codes.scales.tensor().as<float>();
     product.b_transposed = true;
     product.b_scales = weight.fp8_scales(false);
   } else {

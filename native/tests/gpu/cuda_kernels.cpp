@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "ops/cpu/sampling.h"
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
 #include "tests/gpu/rotary_reference.h"
 
@@ -112,6 +113,46 @@ void add(Gpu& gpu, std::int64_t rows, std::int64_t cols) {
   compare("add_scaled " + shape_text(rows, cols), gpu.get(to), expected, 1e-6);
 }
 
+/// Rows as a link carries them: the bits that the host makes, from memory that held NaN before, and what they stand for.
+void coded_rows(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t extra) {
+  const std::string shape = shape_text(rows, cols) + (extra > 0 ? " in wider rows" : "");
+  Values values = random_values(rows * cols, 1, dtype, 11);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const double magnitude = std::array{1.0, 0.0, 1e-6, 3e4, 1e-41, 1e38}[static_cast<std::size_t>(r % (dtype == DType::f16 ? 4 : 6))];
+    for (std::int64_t c = 0; c < cols; ++c) {
+      double& v = values[static_cast<std::size_t>(r * cols + c)];
+      v = rounded(std::clamp(v, -1.5, 1.5) * magnitude, dtype);
+    }
+    const double odd = std::array{std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(), 0.0}[static_cast<std::size_t>(r % 4)];
+    if (r % 3 == 2) values[static_cast<std::size_t>(r * cols + r % cols)] = odd;
+  }
+  const auto x = gpu.put(values, dtype, rows, cols, extra);
+  auto coded = gpu.empty(DType::f8, rows, cols + kScaleColumns, extra), back = gpu.empty(dtype, rows, cols, extra);
+  gpu.ops->encode_rows(x, coded);
+  gpu.ops->decode_rows(coded, back);
+  std::vector<std::uint8_t> codes(coded.view.bytes()), expected(codes.size());
+  gpu.ops->download(coded, codes.data());
+  Values wanted;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const auto begin = values.begin() + r * cols;
+    const std::vector<float> row(begin, begin + cols);
+    std::uint8_t* at = expected.data() + r * (cols + kScaleColumns);
+    encode_row(row.data(), cols, at);
+    std::vector<float> decoded(row.size());
+    decode_row(at, cols, largest_of(dtype), decoded.data());
+    for (const float value : decoded) wanted.push_back(rounded(static_cast<double>(value), dtype));
+  }
+  // A NaN's sign is the device's own.
+  for (std::vector<std::uint8_t>* all : {&codes, &expected})
+    for (std::uint8_t& code : *all) code = (code & 0x7F) == 0x7F ? 0x7F : code;
+  require(label("encode_rows as on the host", dtype, shape), codes == expected);
+  const Values got = gpu.get(back);
+  bool same = true;
+  for (std::size_t i = 0; i < got.size(); ++i)
+    same = same && (std::isnan(got[i]) ? !std::isfinite(values[i]) : got[i] == wanted[i]);
+  require(label("decode_rows as on the host", dtype, shape), same);
+}
+
 void norm(Gpu& gpu, DType dtype, std::int64_t rows, std::int64_t cols) {
   const std::string shape = shape_text(rows, cols);
   const Values x = random_values(rows * cols, 2, dtype, 6), dy = random_values(rows * cols, 1, dtype, 7),
@@ -179,6 +220,14 @@ void rope(Gpu& gpu, DType dtype, std::int64_t tokens, std::int64_t heads, std::i
   compare(label("qk_rope_forward", dtype, shape), gpu.get(held), forward, limit_of(dtype));
   gpu.ops->qk_rope_backward({q_of(grad), k_of(grad), q_of(before), k_of(before), qw, kw, 1e-6f, rope_table, &rows, e});
   compare(label("qk_rope_backward", dtype, shape), gpu.get(grad), backward, limit_of(dtype));
+  // With the queries' factors: gradients are linear in what comes.
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t c = 0; c < heads * e; ++c) backward[static_cast<std::size_t>(t * cols + c)] *= scale[static_cast<std::size_t>(t)];
+  const auto scaled = gpu.put(dy, dtype, tokens, cols);
+  QkRopeBackward back{q_of(scaled), k_of(scaled), q_of(before), k_of(before), qw, kw, 1e-6f, rope_table, &rows, e};
+  back.q_scale = q_scale;
+  gpu.ops->qk_rope_backward(back);
+  compare(label("qk_rope_backward with factors", dtype, shape), gpu.get(scaled), backward, limit_of(dtype));
 }
 
 /// Heads that do not turn: norms alone, factors of queries alone, both; to another tensor and in place.
@@ -353,6 +402,8 @@ int main(int argc, char** argv) {
     elementwise(gpu, dtype, 1, 8);
     elementwise(gpu, dtype, 13, 172);
     elementwise(gpu, dtype, 5, 33);
+    for (const std::int64_t cols : {1, 7, 8, 33, 172, 4096})
+      for (const std::int64_t extra : {0, 4, 5}) coded_rows(gpu, dtype, 13, cols, extra);
     for (const std::int64_t cols : {1, 3, 8, 16, 24, 40, 72, 257, 2048, 2064})
       for (const std::int64_t rows : {1, 7, 300}) copies(gpu, dtype, rows, cols, cols % 3 == 0 ? 8 : 5);
     norm(gpu, dtype, 1, 64);
@@ -363,6 +414,7 @@ int main(int argc, char** argv) {
       rope(gpu, dtype, 1, 4, 4, 64, normed);
       rope(gpu, dtype, 19, 8, 1, 128, normed);
       rope(gpu, dtype, 11, 3, 1, 20, normed);
+      for (const std::int64_t e : {16, 32, 48, 256}) rope(gpu, dtype, 9, 5, 2, e, normed);
     }
     for (const std::int64_t e : {128, 256, 20})
       for (const bool normed : {true, false}) {
@@ -387,6 +439,7 @@ int main(int argc, char** argv) {
     copies(gpu, dtype, 66001, 129, 8);
     norm(gpu, dtype, 8192, 1024);
     rope(gpu, dtype, 8192, 4, 2, 128, false);
+    rope(gpu, dtype, 3000, 4, 2, 256, true);
     cross_entropy(gpu, dtype, 17, 151936, true);
     cross_entropy(gpu, dtype, 17, 151936, false);
   }

@@ -1,9 +1,14 @@
 // The GPU's linear layers, held, 4-bit and 8-bit, with LoRA and dropout, against references in float64 over the values that
 // the quantisation library gives.
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "ops/cuda/device/check.h"
+#include "ops/cuda/lora/lora.h"
+#include "ops/cuda/pointwise/pointwise.h"
 #include "tests/gpu/cuda_fixture.h"
 #include "tests/gpu/held_values.h"
 
@@ -89,6 +94,110 @@ void beside_a_norm(Gpu& gpu, const std::string& name, const LinearWeight& weight
   compare(name + "norm", normed[1], normed[0], limit);
   compare(name + "input_grad and norm's", dx[1], dx[0], limit);
   compare(name + "norm's output again", again[1], again[0], limit);
+}
+
+/// A product in e4m3 behind a norm whose output nobody else reads: with whatever in its memory, the bits of the norm, and then the product.
+void unread_norm(Gpu& gpu, const std::string& name, const LinearWeight& weight, const LoraSet& lora, DType compute, const Values& x,
+                 const Sequences& sequences) {
+  const std::int64_t tokens = sequences.tokens, in = weight.in, wide = (in + gpu.ops->room_for_lora(lora.inner_cols) + 7) / 8 * 8;
+  const auto xd = gpu.put(x, compute, tokens, in, 8);
+  const auto norm = gpu.put(random_values(in, 0.3, DType::f32, 21), DType::f32, 1, in);
+  struct Made {
+    Values y, inner, normed;
+  };
+  const auto run = [&](bool apart, bool unread, const Values& known) {
+    auto storage = gpu.empty(compute, tokens, wide), yd = gpu.empty(compute, tokens, weight.out);
+    Gpu::Held id;
+    if (lora.inner_cols > 0) id = known.empty() ? gpu.empty(DType::f32, tokens, lora.inner_cols) : gpu.put(known, DType::f32, tokens, lora.inner_cols);
+    LinearForward call{storage.view.columns(0, in), &weight, lora, id, Tensor(), yd, &sequences, true, !known.empty()};
+    call.x_unread = unread;
+    if (apart)
+      gpu.ops->Ops::norm_linear_forward(xd, norm, 1e-6f, call);
+    else
+      gpu.ops->norm_linear_forward(xd, norm, 1e-6f, call);
+    return Made{gpu.get(yd), lora.inner_cols > 0 ? gpu.get(id) : Values(), unread ? Values() : gpu.get(call.x)};
+  };
+  const Made read = run(false, false, {}), unread = run(false, true, {});
+  require(name + "a norm's output that nobody reads: the same bits", unread.y == read.y && unread.inner == read.inner);
+  if (lora.inner_cols > 0) {
+    require(name + "and with known inner vectors", run(false, true, read.inner).y == read.y && run(false, false, read.inner).y == read.y);
+    // The rows that were written, through the pass of its own.
+    auto yd = gpu.empty(compute, tokens, weight.out);
+    const auto id = gpu.put(read.inner, DType::f32, tokens, lora.inner_cols), rows = gpu.put(read.normed, compute, tokens, in);
+    gpu.ops->linear_forward({rows, &weight, lora, id, Tensor(), yd, &sequences, false, true});
+    require(name + "and as by the pass over the norm's output", gpu.get(yd) == read.y);
+  } else {
+    require(name + "and as by the pass over the norm's output", run(true, false, {}).y == unread.y);
+  }
+}
+
+/// Rows in e4m3 by a norm's kernels against the pass over their output: codes and scales, with the output written or not.
+void norm_in_e4m3(Gpu& gpu, DType compute, std::int64_t rows, std::int64_t cols, const std::vector<std::int64_t>& ranks, float dropout) {
+  const std::string name = std::string(dtype_name(compute)) + " norm in e4m3 " + shape_text(rows, cols) + (dropout > 0 ? " dropout" : "") + " " +
+                           std::to_string(ranks.size()) + " pairs: ";
+  Values values = random_values(rows * cols, 1, compute, 170);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c) {
+      double& v = values[static_cast<std::size_t>(r * cols + c)];
+      if (r % 7 == 1) v = 0;                                               // zeros
+      if (r % 7 == 2) v = rounded(v * 3e-5, compute);                      // below what eps leaves
+      if (r % 7 == 3 && c % 97 == 5) v = rounded(v * 3000, compute);       // a few far out
+      if (r % 7 == 4 && c == cols / 2) v = std::numeric_limits<double>::quiet_NaN();
+      if (r % 7 == 5 && c == cols - 1) v = std::numeric_limits<double>::infinity();
+    }
+  const auto x = gpu.put(values, compute, rows, cols, 16), weight = gpu.put(random_values(cols, 1, DType::f32, 171), DType::f32, 1, cols);
+  const auto sequences = gpu.sequences({static_cast<int>(rows)});
+  std::vector<Gpu::Held> held;
+  std::vector<LoraView> views;
+  std::int64_t inner_cols = 0;
+  for (const std::int64_t r : ranks) {
+    LoraView view;
+    view.a = held.emplace_back(gpu.put(random_values(r * cols, 0.1, DType::f32, 172 + static_cast<std::uint64_t>(inner_cols)), DType::f32, r, cols));
+    view.scale = 1.5f;
+    view.dropout = dropout;
+    view.module_id = static_cast<std::uint32_t>(3 + inner_cols);
+    view.first_inner = inner_cols;
+    inner_cols += r;
+    views.push_back(view);
+  }
+  const DropoutKey key{77, 5};
+  const LoraSet lora{views, inner_cols, &key};
+  struct Made {
+    std::vector<std::uint8_t> y, codes, scales, inner;
+    bool operator==(const Made&) const = default;
+  };
+  const auto bytes = [&](const Tensor& tensor) {
+    std::vector<std::uint8_t> all(tensor.bytes());
+    gpu.ops->download(tensor, all.data());
+    return all;
+  };
+  const auto made = [&](bool apart, bool writes, bool known) {
+    auto y = gpu.empty(compute, rows, cols, 8), codes = gpu.empty(DType::f8, rows, cols, 16), scales = gpu.empty(DType::f32, 1, rows);
+    Gpu::Held inner;
+    if (inner_cols > 0) inner = known ? gpu.put(Values(static_cast<std::size_t>(rows * inner_cols), 0.5), DType::f32, rows, inner_cols) : gpu.empty(DType::f32, rows, inner_cols);
+    const cuda::RowCodes to{codes.view.as<std::uint8_t>(), codes.view.stride, scales.view.as<float>()};
+    const Tensor written = apart || writes ? y.view : Tensor();
+    cudaDeviceSynchronize();
+    if (inner_cols > 0)
+      cuda::rmsnorm_lora_inner(x, weight, 1e-6f, lora, known, sequences.get(), inner, written, 0, apart ? cuda::RowCodes() : to, nullptr);
+    else if (apart)
+      cuda::rmsnorm_forward(x, weight, 1e-6f, y, nullptr);
+    else
+      cuda::rmsnorm_rows(x, weight, 1e-6f, to, nullptr);
+    if (apart) cuda::fp8_rows(y, to, nullptr);
+    cudaDeviceSynchronize();
+    Made all{writes ? bytes(y) : std::vector<std::uint8_t>(), bytes(codes), bytes(scales), inner_cols > 0 ? bytes(inner) : std::vector<std::uint8_t>()};
+    return all;
+  };
+  for (const bool known : {false, true}) {
+    if (known && inner_cols == 0) continue;
+    const std::string with = known ? "known inner vectors, " : "";
+    const Made apart = made(true, true, known);
+    if (inner_cols > 0) require(name + with + "written in 16 bits too", made(false, true, known) == apart);
+    Made alone = made(false, false, known);
+    alone.y = apart.y;
+    require(name + with + "in e4m3 alone", alone == apart);
+  }
 }
 
 /// A linear behind a gate, likewise.
@@ -336,6 +445,7 @@ void linear(Gpu& gpu, DType compute, const Case& c) {
   for (std::size_t p = 0; p < views.size(); ++p) compare(name + "grad_bt", gpu.get(views[p].grad_bt), pairs[p].grad_bt, lora_limit);
   gpu.ops->linear_input_grad({gd, weight.get(), lora, id, zd, dd, sequences.get()});
   require(name + "input_grad again gives the same bits", gpu.get(dd) == once);
+  if (eight) unread_norm(gpu, name, *weight, lora, compute, x, *sequences);
   if (inner_cols == 0) return;
   compare(name + "inner_grad", gpu.get(zd), inner_grad, lora_limit);
   gpu.ops->lora_a_grad({xd, zd, lora, sequences.get()});
@@ -435,6 +545,22 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{17}, 272, {400}, {24}, 0.1f, false, true, fp8(int8(half, 6.0f))});
     linear(gpu, dtype, {{1}, 128, {96}, {8}, 0, true, false, fp8(four_bit(Quantisation::nf4, DType::f16, true))});
     linear(gpu, dtype, {{9}, 72, {40}, {8}, 0.1f, true, true, fp8(four_bit(Quantisation::nf4, half, true))});
+    // A token, a block that is not full, blocks of half as many warps (more than 264); columns that end within a warp's turn.
+    for (const std::int64_t cols : {16, 48, 272, 528, 4096})
+      for (const std::int64_t rows : {1, 7, 8, 33}) {
+        if (dtype == DType::f32) continue;
+        norm_in_e4m3(gpu, dtype, rows, cols, {}, 0);
+        norm_in_e4m3(gpu, dtype, rows, cols, {8}, 0.1f);
+        norm_in_e4m3(gpu, dtype, rows, cols, {3, 8}, 0);
+        norm_in_e4m3(gpu, dtype, rows, cols, {8, 1, 5}, 0.25f);
+        norm_in_e4m3(gpu, dtype, rows, cols, {16, 16, 16}, 0.1f);
+      }
+    if (dtype != DType::f32 && !asked.small) {
+      norm_in_e4m3(gpu, dtype, 2305, 144, {8, 8, 8}, 0.1f);
+      norm_in_e4m3(gpu, dtype, 2305, 144, {}, 0);
+      norm_in_e4m3(gpu, dtype, 40, 18944, {8}, 0.1f);
+      norm_in_e4m3(gpu, dtype, 40, 18944, {}, 0);
+    }
     if (dtype != DType::f32 && cuda::on_hopper()) {
       among_others(gpu, dtype, 1088, {96, 40}, four_bit(Quantisation::nf4, half, true));
       if (!asked.small) among_others(gpu, dtype, 11008, {4096}, four_bit(Quantisation::nf4, half, true));

@@ -256,7 +256,7 @@ void try_experts(Bench& bench, DType dtype, bool small, Compare&& compare, Requi
   }
 
   for (const auto& [name, rule] : gates())
-    for (const std::int64_t cols : {8, 33, 300}) {
+    for (const std::int64_t cols : {8, 33, 300, 1288}) {
       const std::int64_t rows = 11;
       const Values both = random(rows * 2 * cols, 1.5, ++seed), d = random(rows * cols, 1, ++seed), w = random(rows, 1, ++seed);
       Values numbers;  // row r is choice 3 r + 1 modulo the rows

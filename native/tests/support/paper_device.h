@@ -70,6 +70,8 @@ class PaperOps final : public Ops {
   void add_scaled(const Tensor&, float, const Tensor&) override {}
   void gather_rows(const Tensor&, const Indices&, const Tensor&) override {}
   void scatter_rows(const Tensor&, const Indices&, float, const Tensor&) override {}
+  void encode_rows(const Tensor&, const Tensor&) override {}
+  void decode_rows(const Tensor&, const Tensor&) override {}
   std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> rows, bool) override {
     auto made = std::make_unique<PaperLinear>();
     made->in = in;

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { LINK_DTYPES } from "../../common/dtype.ts";
 import {
   choice,
   count,
@@ -10,6 +11,7 @@ import {
   positive,
   RUNS,
   SAMPLES,
+  TRAINS,
   text,
 } from "./vocabulary.ts";
 
@@ -75,6 +77,14 @@ export const processOptions = {
     "How workers exchange tensors: nccl (between GPUs), shm (memory shared by processes of one host), grpc, or auto: the best that each pair has. Of a plan also NODE,NODE=RATE, as --link-rates.",
     "NAME",
     { form: /=/, key: "link_rates" },
+  ),
+  link_dtype: option(
+    "string",
+    "Processes",
+    [...TRAINS, ...SAMPLES, "serve"],
+    choice(["auto", ...LINK_DTYPES]).default("auto"),
+    "What activations and gradients are rounded to between stages: float8_e4m3fn (with a float32 scale a token), bfloat16 (under float32 compute), or auto: nothing. Results then depend on where stages end.",
+    "DTYPE",
   ),
   link_rates: option(
     "string",

@@ -3,6 +3,7 @@ import type { Config } from "../../config/options.ts";
 import { arenaBytes } from "../../plan/arena.ts";
 import type { Device } from "../../plan/devices.ts";
 import { PLAIN_KEEPING } from "../../plan/keeping.ts";
+import { linkBytesPerToken } from "../../plan/link-bytes.ts";
 import { predictMemory } from "../../plan/memory.ts";
 import type { PlannedSegment } from "../../plan/plan.ts";
 import {
@@ -96,6 +97,7 @@ export async function calibrate(
       // Times do not depend on first values, so the fastest initialisation is used.
       adapters: [{ lora: setup.lora, settings: { ...settings, init_lora_weights: true }, initialise: true }],
       computeDtype: base.computeDtype,
+      linkDtype: null,
       hostBytes: devices.map(() => 0),
       arenaBytes: devices.map((device) => {
         const own = segments.map((segment) => ({ ...segment, devices: [device.id] }));
@@ -132,7 +134,8 @@ export async function calibrate(
     });
     return { blockLayer, block: block.map(alone), head: head.map(alone), update: updateProcessor / threads };
   });
-  const bytes = Math.round(largest.meanTokens) * shape.hidden * dtypeBytes(base.computeDtype);
+  // Messages of a probe are whole float32.
+  const bytes = Math.ceil((Math.round(largest.meanTokens) * linkBytesPerToken(base)) / 4) * 4;
   return {
     measured: alike(devices, measured),
     crowded,

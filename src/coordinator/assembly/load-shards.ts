@@ -17,7 +17,7 @@ export interface LoadedShards {
  * Has every rank load its shard, all at once. `failure` rejects when a member is lost. Errors: PL_PLACEMENT_INFEASIBLE and the ranks' own.
  */
 export async function loadShards(
-  { members, devices, plan, computeDtype }: PlannedMembers,
+  { members, devices, plan, computeDtype, linkDtype }: PlannedMembers,
   setup: ModelSetup,
   settings: PrepareSettings,
   { adapters, failure }: { readonly adapters: readonly AdapterAssignment[]; readonly failure: Promise<never> },
@@ -30,6 +30,7 @@ export async function loadShards(
     linked: true,
     adapters,
     computeDtype,
+    linkDtype,
     hostBytes: plan.devices.map(({ memory }) => hostRoomBytes(memory)),
     arenaBytes: plan.devices.map(({ memory }, rank) => arenaBytes(memory, devices[rank]!.kind)),
   };

@@ -1,4 +1,5 @@
 import { bytesOf } from "../../common/bytes.ts";
+import type { LinkDtype } from "../../common/dtype.ts";
 import type { SchedulePolicy } from "../../common/schedule-policies.ts";
 import type { Config } from "../../config/options.ts";
 import { checkpointFingerprint } from "../../formats/fingerprint.ts";
@@ -46,6 +47,8 @@ export interface Assignment {
   /** By number; at least one. */
   readonly adapters: readonly AdapterAssignment[];
   readonly computeDtype: string;
+  /** What ranks round to for each other; null: nothing. */
+  readonly linkDtype: LinkDtype | null;
   /** Bytes of each rank's arena. */
   readonly arenaBytes: readonly number[];
   /** Bytes of pinned host memory for each rank's offloaded activations. */
@@ -56,7 +59,7 @@ export interface Assignment {
 export async function prepareRequests(
   members: readonly WorkerConnection[],
   setup: ModelSetup,
-  { segments, schedule, replicas, linked, adapters, computeDtype, arenaBytes, hostBytes }: Assignment,
+  { segments, schedule, replicas, linked, adapters, computeDtype, linkDtype, arenaBytes, hostBytes }: Assignment,
   settings: PrepareSettings,
 ): Promise<Prepare[]> {
   const lists = linked ? await peerLists(members, settings, segments, replicas) : null;
@@ -66,6 +69,7 @@ export async function prepareRequests(
     modelFingerprint: await checkpointFingerprint(setup.checkpoint!),
     holdDtype: setup.holdDtype,
     computeDtype,
+    linkDtype: linkDtype ?? "",
     adapters: adapters.map(adapterMessage),
     quantization: quantizationMessage(setup),
     schedule,

@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import type { FloatDtype } from "../../common/dtype.ts";
+import type { FloatDtype, LinkDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
 import { freeMemory } from "../../common/machine.ts";
 import type { Config } from "../../config/options.ts";
@@ -22,6 +22,7 @@ import {
 import { localDevices } from "../cluster/local-devices.ts";
 import { computeDtype } from "./compute-dtype.ts";
 import { fp8Warning } from "./fp8.ts";
+import { linkDtype, linkDtypeNote } from "./link-dtype.ts";
 import type { ModelSetup } from "./model-setup.ts";
 import type { RoundCut, Workload } from "./workload.ts";
 
@@ -62,6 +63,7 @@ export type PlanRequestSettings = Pick<
   | "compute_dtype"
   | "bnb_4bit_compute_dtype"
   | "fp8"
+  | "link_dtype"
   | "elastic"
 >;
 
@@ -80,6 +82,7 @@ export interface ChosenPlan {
   /** How steps are cut under it. */
   readonly cut: RoundCut;
   readonly computeDtype: FloatDtype;
+  readonly linkDtype: LinkDtype | null;
   readonly speeds: Speeds;
 }
 
@@ -101,10 +104,13 @@ export async function planFor(
   const { plan, choice: cut } =
     (previous === null ? null : await planIfFits(request, previous)) ??
     (await fastestCut(request, cutsOf(settings, asked, devices, workload), workload));
+  const { computeDtype, linkDtype = null } = request;
+  const carried = linkDtype === null ? [] : [linkDtypeNote(linkDtype, plan)];
   return {
-    plan: { ...plan, warnings: [...notes, ...plan.warnings] },
+    plan: { ...plan, warnings: [...notes, ...carried, ...plan.warnings] },
     cut,
-    computeDtype: request.computeDtype,
+    computeDtype,
+    linkDtype,
     speeds: request,
   };
 }
@@ -180,6 +186,7 @@ export function planRequest(
       fp8: config.fp8,
     },
     computeDtype: dtype,
+    linkDtype: linkDtype(config, dtype),
     weightCache: config.weight_cache,
     activationOffload: config.activation_offload,
     tellsState: config.elastic,

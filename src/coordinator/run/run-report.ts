@@ -34,6 +34,7 @@ export function predictedBesideMeasured(
         processor_ms: times === null ? null : times.processorMs / steps,
         wait_ms: times === null ? null : times.waitMs / steps,
         link_ms: times === null ? null : times.linkMs / steps,
+        sent_bytes: times === null ? null : times.sentBytes / steps,
         weight_bytes: measured.weightBytes,
         predicted_weight_bytes: memory.weights + memory.weightCache,
         lora_bytes: measured.loraBytes,
@@ -117,7 +118,11 @@ function deviceMemory(
 }
 
 /** Of a rank with peers: what its tensors took on their way, and how much of the step it stood still for theirs. */
-function linkText({ wait_ms, link_ms }: { readonly wait_ms: number | null; readonly link_ms: number | null }): string {
-  if (wait_ms === null || link_ms === null || link_ms === 0) return "";
-  return `moves tensors for ${link_ms.toFixed(1)} ms beside that and waits ${wait_ms.toFixed(1)} ms for peers, `;
+function linkText({
+  wait_ms,
+  link_ms,
+  sent_bytes,
+}: Record<"wait_ms" | "link_ms" | "sent_bytes", number | null>): string {
+  if (wait_ms === null || link_ms === null || sent_bytes === null || link_ms === 0) return "";
+  return `moves tensors for ${link_ms.toFixed(1)} ms beside that, sends ${formatBytes(sent_bytes)} of them and waits ${wait_ms.toFixed(1)} ms for peers, `;
 }

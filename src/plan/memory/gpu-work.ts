@@ -18,7 +18,7 @@ export interface GpuBlockWork {
  * (a D), gate and up (2 a F). Beside it, whichever is most:
  *
  * - forward, SwiGLU's activation a (F + t) and its LoRA scratch; in 8 bits the integer sums of gate and up (8 F), the codes of
- *   their input (D + 4) and that input itself, a (D + t);
+ *   their input (D + 4) and that input itself, a (D + t); in e4m3 the norm before gate and up, a (D + t), with codes and LoRA's part;
  * - backward through down: the activation a F, inner gradients, and LoRA's scratch or the widened gradient a (D + t) where LoRA
  *   joins the product (no dropout, and the output less than twice as wide as the input);
  * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
@@ -36,12 +36,13 @@ export function gpuBlockWork(
   const keptRow = float * (inputs + expanded + output + tailColumns(o) + hidden + 2 * ffn) + FLOAT32 * sums;
   const forward = float * (ffn + tailColumns(down)) * tokens + forwardWork(down, float, tokens);
   const integers = eightBit ? integerWork(gateUp, float, tokens) : 0;
+  const normed = gateUp.e4m3 ? float * (hidden + tailColumns(gateUp)) * tokens + normedWork(gateUp, float, tokens) : 0;
   const backDown = (float * ffn + FLOAT32 * sum(down.ranks)) * tokens + backwardWork(down, float, tokens);
   const backGate = (float * hidden + FLOAT32 * sum(gateUp.ranks)) * tokens + backwardWork(gateUp, float, tokens);
   const attention = (float * (output + backward) + gpu.backward + FLOAT32 * sums + FLOAT32 * sum(o.ranks)) * tokens;
   const throughO = float * output * tokens + FLOAT32 * sum(o.ranks) * tokens + backwardWork(o, float, tokens);
   const gone = float * (2 * ffn + hidden) * tokens;
-  const workspace = Math.max(forward, integers, backDown, backGate, Math.max(attention, throughO) - gone);
+  const workspace = Math.max(forward, integers, normed, backDown, backGate, Math.max(attention, throughO) - gone);
   return { kept: keptRow * tokens, workspace };
 }
 
@@ -58,7 +59,8 @@ export function gpuForwardWork(
   const attention = hidden + inputs + expanded + output + forward;
   const mlp = 2 * hidden + 3 * ffn;
   const integers = eightBit ? float * (hidden + 2 * ffn) * tokens + integerWork(gateUp, float, tokens) : 0;
-  return Math.max(Math.max(float * attention + gpu.forward, float * mlp) * tokens, integers);
+  const codes = down.e4m3 ? e4m3Work(down, float, tokens) : 0;
+  return Math.max((float * attention + gpu.forward) * tokens, float * mlp * tokens + codes, integers);
 }
 
 /** What the products of experts take beside their tensors: of one that every token chooses, or of all together. */
@@ -100,11 +102,20 @@ function forwardWork(product: GpuProduct, float: number, tokens: number): number
   return Math.max(innerWork(product, float, tokens), product.e4m3 ? e4m3Work(product, float, tokens) : 0);
 }
 
-/** The input's codes and scales; before them, LoRA's part of the output is made of rounded inner vectors and B (CudaOps::forward_fp8). */
-function e4m3Work({ in: input, ranks, partRows }: GpuProduct, float: number, tokens: number): number {
+/** The input's codes and scales; before them, LoRA's part of the output (CudaOps::forward_fp8). */
+function e4m3Work(product: GpuProduct, float: number, tokens: number): number {
+  return Math.max((product.in + FLOAT32) * tokens, loraPartWork(product, float, tokens));
+}
+
+/** Behind a norm that writes codes and scales itself these are there first (CudaOps::norm_linear_forward). */
+function normedWork(product: GpuProduct, float: number, tokens: number): number {
+  return (product.in + FLOAT32) * tokens + loraPartWork(product, float, tokens);
+}
+
+/** Inner vectors and B in the compute dtype (CudaOps::write_output). */
+function loraPartWork({ ranks, partRows }: GpuProduct, float: number, tokens: number): number {
   const widest = Math.max(0, ...partRows.filter((_, part) => ranks[part]! > 0));
-  const lora = float * (roundUp(sum(ranks), 64) * tokens + sum(ranks) * roundUp(widest, 64));
-  return Math.max((input + FLOAT32) * tokens, lora);
+  return float * (roundUp(sum(ranks), 64) * tokens + sum(ranks) * roundUp(widest, 64));
 }
 
 /** CudaOps::make_inner: partial sums, or what products of their own take. */

@@ -3,6 +3,7 @@ import { remembered } from "../../common/remembered.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LayerSpec, LinearSpec, ModelShape, ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../devices.ts";
+import { roundedBytesPerToken } from "../link-bytes.ts";
 import { eachAdapter, type PlanRequest } from "../request.ts";
 import { type AttentionSizes, attentionSizes } from "./attention-sizes.ts";
 import {
@@ -335,7 +336,7 @@ function mlpWidth({ linears }: BlockLayer): number {
 }
 
 /**
- * Beside its layers a segment has an output and a gradient on their way (2 a D a token), indices of the tokens and of chunks, and rotary tables (4 E
+ * Beside its layers a segment has an output and a gradient on their way (2 a D a token, and both as links carry them), indices of the tokens and of chunks, and rotary tables (4 E
  * a token).
  */
 export function boundaryBytes(request: PlanRequest): number {
@@ -343,7 +344,8 @@ export function boundaryBytes(request: PlanRequest): number {
   const { attentionChunk } = request.spec.rules;
   const chunks = attentionChunk === null ? 0 : 1 + 3 / attentionChunk;
   const turning = sum(request.spec.rules.rotary.map(({ invFreq }) => 2 * invFreq.length));
-  return (2 * dtypeBytes(request.computeDtype) * shape.hidden + FLOAT32 * (turning + 4 + chunks)) * request.work.tokens;
+  const onTheWay = 2 * dtypeBytes(request.computeDtype) * shape.hidden + 2 * roundedBytesPerToken(request);
+  return (onTheWay + FLOAT32 * (turning + 4 + chunks)) * request.work.tokens;
 }
 
 export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraTarget[][] {
@@ -358,14 +360,14 @@ function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLay
 }
 
 /**
- * Bytes a token of what families beyond Llama's rules work on beside: a branch and its norm, or their gradient, before they are
- * added; in parallel the gradient of x; a product that is arranged anew.
+ * Bytes a token of what families beyond Llama's rules work on beside: a branch before its norm or factor, or its gradient; in parallel
+ * the gradient of x; a product that is arranged anew.
  */
 function extraWork(spec: ModelSpec, block: BlockLayer, float: number): number {
   const { shape, rules, layers } = spec;
   const { hidden } = shape;
   const behind = layers.some((layer) => layer.kind === "block" && (layer.attnPostNorm ?? layer.mlpPostNorm) !== null);
-  const branches = behind ? 2 : rules.scale.residual !== 1 ? 1 : 0;
+  const branches = behind || rules.scale.residual !== 1 ? 1 : 0;
   return float * ((branches + (rules.parallel ? 1 : 0)) * hidden + attentionSizes(spec, block, float).arranged);
 }
 

@@ -8,7 +8,7 @@ import type { Losses__Output } from "../../rpc/generated/pipelora/v1/Losses.ts";
 import { toFailure } from "../../rpc/wire-error.ts";
 import type { Instruction } from "../../schedule/index.ts";
 import type { RankLinks } from "../links.ts";
-import { fromDevice, toDevice } from "../tensors.ts";
+import { type Boundary, fromDevice, toDevice } from "../tensors.ts";
 import type { SpanKind, StepTrace } from "./trace.ts";
 
 export interface StepTotals {
@@ -57,11 +57,11 @@ const LOOKAHEAD = 6;
  * from a peer is waited for, and sends go out as soon as their tensor is computed, so both overlap compute.
  */
 export async function runInstructions(
-  { engine, engineSegment }: { engine: Engine; engineSegment: ReadonlyMap<number, number> },
+  rank: Boundary & { readonly engineSegment: ReadonlyMap<number, number> },
   links: RankLinks,
   input: StepInput,
 ): Promise<StepTotals> {
-  const pass = new Pass(engine, engineSegment, links, input);
+  const pass = new Pass(rank, rank.engineSegment, links, input);
   try {
     for (const [index, instruction] of input.instructions.entries()) {
       for (const ahead of input.instructions.slice(index, index + LOOKAHEAD)) pass.expect(ahead);
@@ -87,6 +87,7 @@ type Slot = Promise<DeviceTensor | null>;
 
 class Pass {
   readonly #engine: Engine;
+  readonly #boundary: Boundary;
   /** The engine's own number of each of this rank's segments. */
   readonly #engineSegment: ReadonlyMap<number, number>;
   readonly #links: RankLinks;
@@ -123,8 +124,9 @@ class Pass {
   /** When the engine was last seen to end something. */
   #computed = 0;
 
-  constructor(engine: Engine, engineSegment: ReadonlyMap<number, number>, links: RankLinks, input: StepInput) {
-    this.#engine = engine;
+  constructor(boundary: Boundary, engineSegment: ReadonlyMap<number, number>, links: RankLinks, input: StepInput) {
+    this.#engine = boundary.engine;
+    this.#boundary = boundary;
     this.#engineSegment = engineSegment;
     this.#links = links;
     this.#input = input;
@@ -173,7 +175,7 @@ class Pass {
     this.#expected.add(instruction);
     const [slots, key] = kind === "recv-forward" ? [this.#activations, activationKey] : [this.#gradients, gradientKey];
     const arrived = this.#links.receive(peer!, key(this.#input.name, segment, microBatch));
-    const written = arrived.then((tensor) => this.#timed(toDevice(this.#engine, tensor), "receive", instruction));
+    const written = arrived.then((tensor) => this.#timed(toDevice(this.#boundary, tensor), "receive", instruction));
     written.then(
       () => this.#arrived.add(written),
       () => {},
@@ -314,7 +316,7 @@ class Pass {
    * list goes on.
    */
   async #send(slots: Map<string, Slot>, where: string, instruction: Instruction, key: string): Promise<void> {
-    const tensor = fromDevice(this.#engine, (await take(slots, where))!);
+    const tensor = await fromDevice(this.#boundary, (await take(slots, where))!);
     this.totals.sentBytes += tensor.byteLength;
     const { sent } = await this.#links.send(instruction.peer!, key, tensor);
     this.#run(this.#timed(sent, "send", instruction, tensor.byteLength));

@@ -9,9 +9,9 @@ import { drawElastic, ELASTIC_KINDS, ELASTIC_MOMENTS, EVENTS } from "../../fault
 import { excluded, FAULTS, KINDS, MOMENTS, NOT_DRAWN, PLACES, type Point, pointsOf } from "../../faults/space.ts";
 import { temporaryFolder } from "../../support/processes/cli.ts";
 
-/** Of this seed the first twenty runs meet every fault, moment, place and kind, and none waits long. */
-const SEED = 82;
-const RUNS = 20;
+/** Of this seed the first twelve runs meet every fault, moment, place and kind, and none waits long. */
+const SEED = 118;
+const RUNS = 12;
 
 interface Reported {
   readonly drawn: Point;
@@ -19,7 +19,7 @@ interface Reported {
   readonly wrong: readonly string[];
 }
 
-test("the twenty runs meet every fault, moment, place and kind", () => {
+test("the twelve runs meet every fault, moment, place and kind", () => {
   const drawn = Array.from({ length: RUNS }, (_, number) => drawCase(SEED, number));
   assert.deepEqual(new Set(drawn.map(({ fault }) => fault)), new Set(FAULTS));
   assert.deepEqual(new Set(drawn.map(({ moment }) => moment)), new Set(MOMENTS));
@@ -27,9 +27,9 @@ test("the twenty runs meet every fault, moment, place and kind", () => {
   assert.deepEqual(new Set(drawn.map(({ kind }) => kind)), new Set(KINDS));
 });
 
-test("twenty runs with a fault each end with the undisturbed run's bits, or as documented", (t) => {
+test("twelve runs with a fault each end with the undisturbed run's bits, or as documented", (t) => {
   const report = join(temporaryFolder(t), "report.json");
-  const flags = ["--runs", String(RUNS), "--seed", String(SEED), "--jobs", "2", "--report", report];
+  const flags = ["--runs", String(RUNS), "--seed", String(SEED), "--jobs", "3", "--report", report];
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
     ["--import", "tsx", join(PACKAGE_ROOT, "tests", "faults", "run.ts"), ...flags],

@@ -91,6 +91,21 @@ test("contradictions are refused", async () => {
   assert.match(await problem({ lr_scheduler_type: "constant", warmup_steps: "5" }), /constant has no warm-up/);
 });
 
+test("links carry what they can, and promise no bits that rounding breaks", async () => {
+  const train = (flags: Record<string, string | boolean>) => loadConfig("train", { ...needed, ...flags });
+  assert.equal((await train({})).link_dtype, "auto");
+  for (const link_dtype of ["bfloat16", "float8_e4m3fn"]) {
+    assert.equal((await train({ link_dtype })).link_dtype, link_dtype);
+    assert.match(
+      await problem({ link_dtype, deterministic_batches: true }),
+      new RegExp(`--deterministic-batches does not go with --link-dtype ${link_dtype}: .*where stages end`),
+    );
+  }
+  await train({ link_dtype: "auto", deterministic_batches: true });
+  for (const link_dtype of ["float8_e5m2", "float16", "fp8", ""])
+    assert.match(await problem({ link_dtype }), /--link-dtype.*float8_e4m3fn/);
+});
+
 test("nothing listens beyond loopback in plain text unasked", async () => {
   assert.match(await problem({ listen: "0.0.0.0:7000" }), /0\.0\.0\.0:7000 is beyond loopback.*--insecure/);
   await loadConfig("train", { ...needed, listen: "0.0.0.0:7000", insecure: true });

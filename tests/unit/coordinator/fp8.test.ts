@@ -31,6 +31,18 @@ test("older GPUs and CPUs are refused by name, float32 by its reason", () => {
   assert.throws(() => fp8Warning(capable([9, 0]), "float32", qwen), { code: "PL_CONFIG_INVALID" });
 });
 
+test("experts stay as they are, which is said beside linears that do", () => {
+  const shape = {
+    hidden_size: 512,
+    intermediate_size: 1024,
+    num_hidden_layers: 3,
+    num_attention_heads: 8,
+    vocab_size: 999,
+  };
+  const mixture = model("qwen3-moe", shape);
+  assert.equal(fp8Warning(capable([9, 0]), "bfloat16", mixture), "--fp8: experts stay in bfloat16");
+});
+
 test("widths that do not suit are said once", () => {
   const layers = qwen.layers.map((layer) =>
     layer.kind === "block"

@@ -87,6 +87,11 @@ class Engine {
   /// A tensor copied in from device memory outside the arena, queued.
   Buffer take_in(const Tensor& from);
 
+  /// A tensor as a link carries it: rounded to `dtype`, of f8 by rows (Ops::encode_rows). Throws PL_TENSOR_MISMATCH for another dtype.
+  Buffer encode(const Tensor& tensor, DType dtype);
+  /// And back, in the compute dtype.
+  Buffer decode(const Tensor& tensor);
+
   EngineMemory memory() const;
   Ops& ops() { return *ops_; }
   Arena& arena() { return *arena_; }

@@ -75,7 +75,9 @@ class LinearGroup {
       return before ? before : own.tensor();
     };
     if (drops(call.lora.dropout)) {
-      product(call);
+      LinearForward read = call;
+      read.x_unread = false;
+      product(read);
       copy_input(call.x);
       return dora_->forward_dropped(call, kept());
     }

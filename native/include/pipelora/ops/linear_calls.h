@@ -106,6 +106,8 @@ struct LinearForward {
   /// `inner` holds what an earlier call with the same x and dropout wrote.
   bool inner_known = false;
   WeightParts parts = {};
+  /// Nobody reads x after the call: one that makes x (norm_linear_forward) need not write it.
+  bool x_unread = false;
   /// x times the values that the weight stands for: x is not rounded to 8 bits (int8, e4m3), and no bias is added. Without LoRA and residual.
   bool bare = false;
 };

@@ -251,6 +251,11 @@ class Ops {
   virtual void gather_rows(const Tensor& from, const Indices& rows, const Tensor& to) = 0;
   /// to[rows[i]] = factor * from[i]; other rows are left as they are.
   virtual void scatter_rows(const Tensor& from, const Indices& rows, float factor, const Tensor& to) = 0;
+  /// Rows as a link may carry them. to [T, D + 4] f8: the row's numbers divided by its scale, then the scale's bytes (f32, the device's order).
+  /// The scale is the largest finite magnitude / 448; what is not finite becomes NaN and changes no other number.
+  virtual void encode_rows(const Tensor& from, const Tensor& to) = 0;
+  /// And back, to [T, D] in 16 or 32 bits: nothing becomes infinite.
+  virtual void decode_rows(const Tensor& from, const Tensor& to) = 0;
 
   virtual std::unique_ptr<LinearWeight> create_linear(std::int64_t in, std::vector<std::int64_t> part_rows, bool bias) = 0;
   /// Columns that a device would like behind those of a linear's input, to write LoRA's inner vectors there.

@@ -1,7 +1,4 @@
-#include "ops/cuda/base/fp8.h"
-
-#include <cuda_fp8.h>
-
+#include "ops/cuda/base/fp8.cuh"
 #include "ops/cuda/base/quant_device.cuh"
 
 namespace pipelora::cuda {
@@ -9,23 +6,6 @@ namespace pipelora::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr float kLargest = 448.0f;
-/// Rows below count as zeros: the reciprocal of their scale is no float32.
-constexpr float kSmallest = 1e-35f;
-
-__device__ inline float scale_of_absmax(float absmax) { return absmax < kSmallest ? 0.0f : absmax / kLargest; }
-__device__ inline float inverse_of(float scale) { return scale == 0.0f ? 0.0f : 1.0f / scale; }
-
-__device__ inline std::uint32_t e4m3(float a, float b, float c, float d) {
-  const std::uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
-  const std::uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
-  return low | high << 16;
-}
-__device__ inline uint2 e4m3_of(const Floats<8>& f, float inverse) {
-  const float* v = f.v;
-  return make_uint2(e4m3(v[0] * inverse, v[1] * inverse, v[2] * inverse, v[3] * inverse),
-                    e4m3(v[4] * inverse, v[5] * inverse, v[6] * inverse, v[7] * inverse));
-}
 
 // How eight numbers of a row are read, before they are rounded to the compute dtype.
 
@@ -288,10 +268,10 @@ void fp8_values(const Tensor& codes, const float* scales, const Tensor& to, cuda
   check_launch("values of a weight in e4m3");
 }
 
-void fp8_rows(const Tensor& x, const Tensor& codes, float* scales, cudaStream_t stream) {
+void fp8_rows(const Tensor& x, const RowCodes& to, cudaStream_t stream) {
   if (x.rows == 0) return;
   with_half(x.dtype, [&]<class T>(T) {
-    rows_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x.as<T>(), x.stride, codes.as<std::uint8_t>(), codes.stride, scales,
+    rows_kernel<T><<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x.as<T>(), x.stride, to.codes, to.stride, to.scales,
                                                                           static_cast<int>(x.cols / 8));
   });
   check_launch("rows in e4m3");

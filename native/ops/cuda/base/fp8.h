@@ -32,7 +32,14 @@ void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables
                 cudaStream_t stream);
 /// to [out, in] = codes [out, in] times each row's scale: the values that a weight in e4m3 stands for.
 void fp8_values(const Tensor& codes, const float* scales, const Tensor& to, cudaStream_t stream);
-/// codes [T, n] and scales [T] of x [T, n] in 16 bits, n a multiple of 16.
-void fp8_rows(const Tensor& x, const Tensor& codes, float* scales, cudaStream_t stream);
+/// Where a kernel leaves rows in e4m3: codes [T, n], n a multiple of 16, and scales [T]. codes null: nowhere.
+struct RowCodes {
+  std::uint8_t* codes = nullptr;
+  std::int64_t stride = 0;
+  float* scales = nullptr;
+};
+
+/// Of x [T, n] in 16 bits. Kernels that make such rows may write the same bits themselves (rmsnorm_rows, rmsnorm_lora_inner).
+void fp8_rows(const Tensor& x, const RowCodes& to, cudaStream_t stream);
 
 }  // namespace pipelora::cuda

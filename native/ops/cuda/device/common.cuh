@@ -72,6 +72,11 @@ __device__ inline Floats<8> widen8(const uint4& bits) {
   return out;
 }
 
+template <class T>
+__device__ inline uint4 packed8(const Floats<8>& f) {
+  return make_uint4(pack2(T{}, f.v[0], f.v[1]), pack2(T{}, f.v[2], f.v[3]), pack2(T{}, f.v[4], f.v[5]), pack2(T{}, f.v[6], f.v[7]));
+}
+
 template <int V, class T>
 __device__ inline Floats<V> load(const T* from) {
   Floats<V> out;
@@ -95,9 +100,7 @@ __device__ inline void store(T* to, const Floats<V>& values) {
     reinterpret_cast<float4*>(to)[0] = make_float4(values.v[0], values.v[1], values.v[2], values.v[3]);
     reinterpret_cast<float4*>(to)[1] = make_float4(values.v[4], values.v[5], values.v[6], values.v[7]);
   } else {
-    *reinterpret_cast<uint4*>(to) =
-        make_uint4(pack2(T{}, values.v[0], values.v[1]), pack2(T{}, values.v[2], values.v[3]),
-                   pack2(T{}, values.v[4], values.v[5]), pack2(T{}, values.v[6], values.v[7]));
+    *reinterpret_cast<uint4*>(to) = packed8<T>(values);
   }
 }
 
@@ -129,6 +132,19 @@ __device__ inline F block_sum(F x, F* shared) {
   for (int w = 0; w < warps; ++w) total += shared[w];
   __syncthreads();
   return total;
+}
+
+/// The largest over the block, likewise.
+__device__ inline std::uint32_t block_max(std::uint32_t x, std::uint32_t* shared) {
+  x = __reduce_max_sync(0xFFFFFFFFu, x);
+  const int warp = static_cast<int>(threadIdx.x) / 32, warps = (static_cast<int>(blockDim.x) + 31) / 32;
+  if (warps == 1) return x;
+  if (threadIdx.x % 32 == 0) shared[warp] = x;
+  __syncthreads();
+  std::uint32_t most = 0;
+  for (int w = 0; w < warps; ++w) most = max(most, shared[w]);
+  __syncthreads();
+  return most;
 }
 
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }

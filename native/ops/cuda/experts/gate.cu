@@ -1,4 +1,5 @@
 // The gate of experts' MLPs, rows times their routing weights. A block a row: the weight's gradient is a sum over it.
+#include "ops/cuda/device/alignment.h"
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/experts/experts.h"
 #include "ops/cuda/pointwise/activation.cuh"
@@ -67,18 +68,23 @@ __device__ RowWeight weight_of(const GateCall<T>& call, std::int64_t choice) {
   return call.weight_before ? RowWeight{weight, 1.0f} : RowWeight{1.0f, weight};
 }
 
-template <class G, class T>
+/// V columns at a time: 8 where gate and up stand apart.
+template <int V, class G, class T>
 __global__ void __launch_bounds__(kThreads) gate_forward_kernel(GateCall<T> call, G gate) {
   for (std::int64_t r = blockIdx.x; r < call.rows; r += gridDim.x) {
     const RowWeight weight = weight_of(call, call.order == nullptr ? r : call.order[r]);
-    for (std::int64_t c = threadIdx.x; c < call.cols; c += kThreads) {
+    for (std::int64_t c = threadIdx.x * V; c < call.cols; c += kThreads * V) {
       const T* at = gate_of(call, r, c);
-      call.act[r * call.act_stride + c] = narrow<T>(gate(widen(at[0]) * weight.before, widen(at[up_after(call)]) * weight.before).value * weight.behind);
+      const Floats<V> g = load<V>(at), u = load<V>(at + up_after(call));
+      Floats<V> act;
+#pragma unroll
+      for (int i = 0; i < V; ++i) act.v[i] = gate(g.v[i] * weight.before, u.v[i] * weight.before).value * weight.behind;
+      store<V>(call.act + r * call.act_stride + c, act);
     }
   }
 }
 
-template <class G, class T>
+template <int V, class G, class T>
 __global__ void __launch_bounds__(kThreads) gate_backward_kernel(GateCall<T> call, G gate) {
   __shared__ float shared[32];
   for (std::int64_t r = blockIdx.x; r < call.rows; r += gridDim.x) {
@@ -86,16 +92,22 @@ __global__ void __launch_bounds__(kThreads) gate_backward_kernel(GateCall<T> cal
     const RowWeight weight = weight_of(call, choice);
     const float slope = weight.before * weight.behind;
     float total = 0;
-    for (std::int64_t c = threadIdx.x; c < call.cols; c += kThreads) {
+    for (std::int64_t c = threadIdx.x * V; c < call.cols; c += kThreads * V) {
       T* at = gate_of(call, r, c);
-      T& act = call.act[r * call.act_stride + c];
-      const float own_gate = widen(at[0]), own_up = widen(at[up_after(call)]);
-      const At g = gate(own_gate * weight.before, own_up * weight.before);
-      const float d = widen(act);
-      total += (call.weight_before ? g.by_gate * own_gate + g.by_up * own_up : g.value) * d;
-      at[0] = narrow<T>(g.by_gate * d * slope);
-      at[up_after(call)] = narrow<T>(g.by_up * d * slope);
-      act = narrow<T>(g.value * weight.behind);
+      T* to = call.act + r * call.act_stride + c;
+      Floats<V> gates = load<V>(at), ups = load<V>(at + up_after(call)), acts = load<V>(to);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const At g = gate(gates.v[i] * weight.before, ups.v[i] * weight.before);
+        const float d = acts.v[i];
+        total += (call.weight_before ? g.by_gate * gates.v[i] + g.by_up * ups.v[i] : g.value) * d;
+        gates.v[i] = g.by_gate * d * slope;
+        ups.v[i] = g.by_up * d * slope;
+        acts.v[i] = g.value * weight.behind;
+      }
+      store<V>(at, gates);
+      store<V>(at + up_after(call), ups);
+      store<V>(to, acts);
     }
     if (call.weight_grads == nullptr) continue;
     total = block_sum(total, shared);
@@ -110,6 +122,15 @@ GateCall<T> call_of(const Tensor& gate_up, const Tensor& act, const Tensor& weig
           act.rows, act.cols, rule.interleaved, rule.weight_before};
 }
 
+/// f(V)
+template <class F>
+void by_width(const Tensor& gate_up, const Tensor& act, const GateRule& rule, F&& f) {
+  if (!rule.interleaved && eights(gate_up) && eights(act))
+    f.template operator()<8>();
+  else
+    f.template operator()<1>();
+}
+
 unsigned rows_of(std::int64_t rows) { return static_cast<unsigned>(rows < 65535 ? rows : 65535); }
 
 }  // namespace
@@ -118,8 +139,10 @@ void gate_forward(const GateForward& call, cudaStream_t stream) {
   if (call.act.rows == 0) return;
   with_gate(call.rule, [&](auto gate) {
     with_float(call.act.dtype, [&]<class T>(T) {
-      gate_forward_kernel<<<rows_of(call.act.rows), kThreads, 0, stream>>>(
-          call_of<T>(call.gate_up, call.act, call.weights, call.order, Tensor(), call.rule), gate);
+      by_width(call.gate_up, call.act, call.rule, [&]<int V>() {
+        gate_forward_kernel<V><<<rows_of(call.act.rows), kThreads, 0, stream>>>(
+            call_of<T>(call.gate_up, call.act, call.weights, call.order, Tensor(), call.rule), gate);
+      });
     });
   });
   check_launch("gate_forward");
@@ -129,8 +152,10 @@ void gate_backward(const GateBackward& call, cudaStream_t stream) {
   if (call.dact.rows == 0) return;
   with_gate(call.rule, [&](auto gate) {
     with_float(call.dact.dtype, [&]<class T>(T) {
-      gate_backward_kernel<<<rows_of(call.dact.rows), kThreads, 0, stream>>>(
-          call_of<T>(call.gate_up, call.dact, call.weights, call.order, call.weight_grads, call.rule), gate);
+      by_width(call.gate_up, call.dact, call.rule, [&]<int V>() {
+        gate_backward_kernel<V><<<rows_of(call.dact.rows), kThreads, 0, stream>>>(
+            call_of<T>(call.gate_up, call.dact, call.weights, call.order, call.weight_grads, call.rule), gate);
+      });
     });
   });
   check_launch("gate_backward");

@@ -70,9 +70,10 @@ void swiglu_lora_inner(const Tensor& gate, const Tensor& up, Activation activati
                        const Sequences* sequences, const Tensor& inner, const Tensor& act, std::int64_t tail, const LoraScratch& scratch,
                        cudaStream_t stream);
 
-/// y = rmsnorm(x) with lora_inner of it (known: `inner` is read, not written), the tail behind y's columns (tail 0: without).
+/// y = rmsnorm(x) with lora_inner of it (known: `inner` is read, not written), the tail behind y's columns (tail 0: without). With codes y may be
+/// empty: it is not written in 16 bits then.
 void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
-                        const Tensor& inner, const Tensor& y, std::int64_t tail, cudaStream_t stream);
+                        const Tensor& inner, const Tensor& y, std::int64_t tail, const RowCodes& to, cudaStream_t stream);
 
 /// A few tokens' input of a linear: x itself, or made: rmsnorm(before_norm), or activation(gate) * up.
 struct FewInput {

@@ -1,4 +1,5 @@
 // RMSNorm with LoRA beside it: forward with the inner products of its output, backward with LoRA's term of its gradient.
+#include "ops/cuda/base/fp8.cuh"
 #include "ops/cuda/lora/term.cuh"
 
 namespace pipelora::cuda {
@@ -24,8 +25,9 @@ struct NormInner {
   std::int64_t x_stride, tokens, cols;
   const float* weight;
   float eps;
-  T* y;  // with the tail behind its columns
+  T* y;  // with the tail behind its columns; null: not written
   std::int64_t y_stride;
+  RowCodes to;
   float* inner;
   std::int64_t inner_stride;
   int inner_cols, tail;  // tail 0: none
@@ -34,11 +36,12 @@ struct NormInner {
 };
 
 // Lane (g, q) holds eight neighbouring columns of token g. LoRA's rows, each split into two 16-bit numbers, are the left side
-// of the products, tokens the right one. The second reading of x is served by the first-level cache.
-template <class T, int NT, int kWarps>
+// of the products, tokens the right one. Later readings of x are served by the first-level cache.
+template <class T, int NT, int kWarps, bool kCodes>
 __global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
   __shared__ float squares_of[kWarps][kTokens];
   __shared__ float sums[kWarps][kTokens][NT * 8];
+  __shared__ std::uint32_t largest_of[kWarps][kTokens];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens, t = first + g;
   const bool has = t < call.tokens;
@@ -64,19 +67,26 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) 
   const bool multiplies = !call.known;
   TokenPlace place{};
   if (call.mask.position != nullptr) place = token_place(call.mask, min(t, call.tokens - 1));
-#pragma unroll 2
+  const auto normed = [&](std::int64_t c) {
+    Floats<8> v = load<8>(x + c);
+    const Floats<8> w = load<8>(call.weight + c);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v.v[i] = v.v[i] * r * w.v[i];
+    return packed8<T>(v);
+  };
+  Largest largest;
+  // Two turns at once with codes and several tiles would not fit into the registers.
+#pragma unroll (kCodes && NT > 1 ? 1 : 2)
   for (std::int64_t base = warp * 32; base < call.cols; base += kStep) {  // whole warps: products follow
     const std::int64_t c = base + q * 8;
     const bool in = c < call.cols;
-    std::uint32_t out[4] = {};
+    uint4 whole = make_uint4(0, 0, 0, 0);
     if (in) {
-      const Floats<8> v = load<8>(x + c), w = load<8>(call.weight + c);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = pack2(T{}, v.v[2 * i] * r * w.v[2 * i], v.v[2 * i + 1] * r * w.v[2 * i + 1]);
-      if (has) *reinterpret_cast<uint4*>(call.y + t * call.y_stride + c) = make_uint4(out[0], out[1], out[2], out[3]);
+      whole = normed(c);
+      if (has && (!kCodes || call.y != nullptr)) *reinterpret_cast<uint4*>(call.y + t * call.y_stride + c) = whole;
+      if constexpr (kCodes) largest.take(whole);
     }
     if (!multiplies) continue;
-    const uint4 whole = make_uint4(out[0], out[1], out[2], out[3]);
     uint4 kept = whole;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
@@ -107,7 +117,23 @@ __global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) 
       sums[warp][2 * q + 1][n * 8 + g] = acc[n][1] + acc[n][3];
     }
   }
+  if constexpr (kCodes) {
+    std::uint32_t most = largest.bits();
+    most = max(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
+    most = max(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
+    if (q == 0) largest_of[warp][g] = most;
+  }
   __syncthreads();
+  if constexpr (kCodes) {
+    std::uint32_t most = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) most = max(most, largest_of[w][g]);
+    const float scale = scale_of_absmax(magnitude_of<T>(most)), inverse = inverse_of(scale);
+    if (has && warp == 0 && q == 0) call.to.scales[t] = scale;
+#pragma unroll 1
+    for (std::int64_t c = warp * 32 + q * 8; has && c < call.cols; c += kStep)
+      *reinterpret_cast<uint2*>(call.to.codes + t * call.to.stride + c) = e4m3_of(widen8<T>(normed(c)), inverse);
+  }
   for (int item = static_cast<int>(threadIdx.x); item < kTokens * NT * 8; item += kWarps * 32) {
     const std::int64_t token = first + item / (NT * 8);
     const int j = item % (NT * 8);
@@ -258,7 +284,7 @@ __global__ void __launch_bounds__(kGradWarps * 32, NT <= (kSixteens ? 1 : 2) ? 2
 }  // namespace
 
 void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const LoraSet& lora, bool known, const Sequences* sequences,
-                        const Tensor& inner, const Tensor& y, std::int64_t tail, cudaStream_t stream) {
+                        const Tensor& inner, const Tensor& y, std::int64_t tail, const RowCodes& to, cudaStream_t stream) {
   const std::vector<LoraTile> tiles = forward_tiles(lora, x.cols);
   with_float(x.dtype, [&]<class T>(T) {
     if constexpr (sizeof(T) == 2) {
@@ -271,22 +297,29 @@ void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
       call.eps = eps;
       call.y = y.as<T>();
       call.y_stride = y.stride;
+      call.to = to;
       call.inner = inner.as<float>();
       call.inner_stride = inner.stride;
       call.inner_cols = static_cast<int>(tail > 0 ? lora.inner_cols : 0);
       call.tail = static_cast<int>(tail);
       call.known = known;
       call.mask = mask_of(lora.dropout, sequences, x.cols);
-      const auto launch = [&]<int NT>() {
+      const auto launch_as = [&]<int NT, bool kCodes>() {
         InnerTiles<NT> set{};
         std::copy(tiles.begin(), tiles.end(), set.tile);
         set.count = static_cast<int>(tiles.size());
         // Blocks of half as many warps where those of sixteen would need a second turn of the chip (132 multiprocessors) for a few.
         const unsigned blocks = blocks_for(x.rows, kTokens);
         if (blocks > 2 * 132 && blocks <= 4 * 132)
-          norm_inner_kernel<T, NT, 8><<<blocks, 8 * 32, 0, stream>>>(call, set);
+          norm_inner_kernel<T, NT, 8, kCodes><<<blocks, 8 * 32, 0, stream>>>(call, set);
         else
-          norm_inner_kernel<T, NT, 16><<<blocks, 16 * 32, 0, stream>>>(call, set);
+          norm_inner_kernel<T, NT, 16, kCodes><<<blocks, 16 * 32, 0, stream>>>(call, set);
+      };
+      const auto launch = [&]<int NT>() {
+        if (to.codes != nullptr)
+          launch_as.template operator()<NT, true>();
+        else
+          launch_as.template operator()<NT, false>();
       };
       if (tiles.size() == 1)
         launch.template operator()<1>();

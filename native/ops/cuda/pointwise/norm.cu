@@ -1,4 +1,5 @@
 // RMSNorm over whole rows. Rules that subtract the mean are in norm_centred.cu.
+#include "ops/cuda/base/fp8.cuh"
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/pointwise/pointwise.h"
 
@@ -12,6 +13,27 @@ int threads_for(std::int64_t pieces) {
   return threads;
 }
 
+/// 1 / rms of a block's row. `shared` has 32 entries.
+template <int V, class T>
+__device__ inline float inverse_rms(const T* x, std::int64_t cols, float eps, float* shared) {
+  float squares = 0;
+  for (std::int64_t p = threadIdx.x; p < cols / V; p += blockDim.x) {
+    const Floats<V> v = load<V>(x + p * V);
+#pragma unroll
+    for (int i = 0; i < V; ++i) squares += v.v[i] * v.v[i];
+  }
+  return rsqrtf(block_sum(squares, shared) / static_cast<float>(cols) + eps);
+}
+
+template <int V, class T>
+__device__ inline Floats<V> normed(const T* x, const float* weight, float r) {
+  Floats<V> v = load<V>(x);
+  const Floats<V> w = load<V>(weight);
+#pragma unroll
+  for (int i = 0; i < V; ++i) v.v[i] = v.v[i] * r * w.v[i];
+  return v;
+}
+
 // One block a row. The second read of x is served by the first-level cache. kAdds: y = residual + factor * the norm, rounded in between as it is
 // where it is written.
 template <int V, bool kAdds, class T>
@@ -20,19 +42,9 @@ __global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const 
   __shared__ float shared[32];
   const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
   T* out = y + static_cast<std::int64_t>(blockIdx.x) * y_stride;
-  const std::int64_t pieces = cols / V;
-  float squares = 0;
-  for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) {
-    const Floats<V> v = load<V>(in + p * V);
-#pragma unroll
-    for (int i = 0; i < V; ++i) squares += v.v[i] * v.v[i];
-  }
-  const float r = rsqrtf(block_sum(squares, shared) / static_cast<float>(cols) + eps);
-  for (std::int64_t p = threadIdx.x; p < pieces; p += blockDim.x) {
-    Floats<V> v = load<V>(in + p * V);
-    const Floats<V> w = load<V>(weight + p * V);
-#pragma unroll
-    for (int i = 0; i < V; ++i) v.v[i] = v.v[i] * r * w.v[i];
+  const float r = inverse_rms<V>(in, cols, eps, shared);
+  for (std::int64_t p = threadIdx.x; p < cols / V; p += blockDim.x) {
+    Floats<V> v = normed<V>(in + p * V, weight + p * V, r);
     if constexpr (kAdds) {
       const Floats<V> before = load<V>(residual + static_cast<std::int64_t>(blockIdx.x) * residual_stride + p * V);
 #pragma unroll
@@ -40,6 +52,22 @@ __global__ void rmsnorm_forward_kernel(const T* x, std::int64_t x_stride, const 
     }
     store<V>(out + p * V, v);
   }
+}
+
+// The same numbers, of which only their codes are written.
+template <class T>
+__global__ void rmsnorm_rows_kernel(const T* x, std::int64_t x_stride, const float* weight, float eps, RowCodes to, std::int64_t cols) {
+  __shared__ float shared[32];
+  __shared__ std::uint32_t largest_of[32];
+  const T* in = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
+  const float r = inverse_rms<8>(in, cols, eps, shared);
+  const auto eight = [&](std::int64_t c) { return packed8<T>(normed<8>(in + c, weight + c, r)); };
+  Largest largest;
+  for (std::int64_t c = threadIdx.x * 8; c < cols; c += blockDim.x * 8) largest.take(eight(c));
+  const float scale = scale_of_absmax(magnitude_of<T>(block_max(largest.bits(), largest_of))), inverse = inverse_of(scale);
+  if (threadIdx.x == 0) to.scales[blockIdx.x] = scale;
+  std::uint8_t* codes = to.codes + static_cast<std::int64_t>(blockIdx.x) * to.stride;
+  for (std::int64_t c = threadIdx.x * 8; c < cols; c += blockDim.x * 8) *reinterpret_cast<uint2*>(codes + c) = e4m3_of(widen8<T>(eight(c)), inverse);
 }
 
 // y = r w x with r = 1 / rms(x): dx = r w dy - x r³ mean(w dy x) + residual.
@@ -110,6 +138,14 @@ void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Ten
       launch.template operator()<1>();
   });
   check_launch("rmsnorm_forward");
+}
+
+void rmsnorm_rows(const Tensor& x, const Tensor& weight, float eps, const RowCodes& to, cudaStream_t stream) {
+  if (x.rows == 0) return;
+  with_half(x.dtype, [&]<class T>(T) {
+    rmsnorm_rows_kernel<T><<<static_cast<unsigned>(x.rows), threads_for(x.cols / 8), 0, stream>>>(x.as<T>(), x.stride, weight.as<float>(), eps, to, x.cols);
+  });
+  check_launch("rmsnorm_rows");
 }
 
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream) {

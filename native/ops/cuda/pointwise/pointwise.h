@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "ops/cuda/base/fp8.h"
 #include "ops/cuda/kernel_choice.h"
 #include "pipelora/ops/ops.h"
 
@@ -25,6 +26,10 @@ void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out, cuda
 void shape_logits(const Tensor& logits, float factor, float cap, cudaStream_t stream);
 void add_noise(const EmbeddingNoise& call, cudaStream_t stream);
 
+// coded_rows.cu
+void encode_rows(const Tensor& from, const Tensor& to, cudaStream_t stream);
+void decode_rows(const Tensor& from, const Tensor& to, cudaStream_t stream);
+
 // activation.cu
 void swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& act, Activation activation, cudaStream_t stream);
 void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, const Tensor& dgate, const Tensor& dup,
@@ -32,6 +37,8 @@ void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dact, c
 
 // norm.cu
 void rmsnorm_forward(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& y, cudaStream_t stream);
+/// The same in e4m3 alone, of an x that is eights().
+void rmsnorm_rows(const Tensor& x, const Tensor& weight, float eps, const RowCodes& to, cudaStream_t stream);
 /// y = residual + factor * the norm; without a residual, the norm.
 void rmsnorm_add(const Tensor& x, const Tensor& weight, NormRule rule, const Tensor& residual, float factor, const Tensor& y, cudaStream_t stream);
 void rmsnorm_backward(const RmsNormBackward& call, cudaStream_t stream);
@@ -43,6 +50,12 @@ void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream);
 // norm_centred.cu: of rules that subtract the mean.
 void centred_norm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y, cudaStream_t stream);
 void centred_norm_backward(const RmsNormBackward& call, cudaStream_t stream);
+
+// norm_halves.cu: heads that turn as a whole, in halves, behind RMSNorms, where rows can be read eight numbers at a time.
+bool norm_halves_takes(const QkRope& call);
+bool norm_halves_takes(const QkRopeBackward& call);
+void norm_halves_forward(const QkRope& call, cudaStream_t stream);
+void norm_halves_backward(const QkRopeBackward& call, cudaStream_t stream);
 
 // norm_rope.cu: heads with a norm, or of which a part turns, or none, or neighbours; any rule.
 void norm_rope_forward(const QkRope& call, cudaStream_t stream);

@@ -1,4 +1,5 @@
-// Rotary embedding of q and k whose heads turn as a whole, in halves, without a norm: the common kind. The others: norm_rope.cu.
+// Rotary embedding of q and k whose heads turn as a whole, in halves, without a norm: the common kind. Behind norms: norm_halves.cu. The others:
+// norm_rope.cu.
 #include "ops/cuda/device/common.cuh"
 #include "ops/cuda/device/dependent.cuh"
 #include "ops/cuda/pointwise/heads.cuh"
@@ -49,6 +50,7 @@ void launch_rope(const Heads<T>& q, const Heads<T>& k, const Tensor& rope, const
 }  // namespace
 
 void qk_rope_forward(const QkRope& call, cudaStream_t stream) {
+  if (norm_halves_takes(call)) return norm_halves_forward(call, stream);
   if (!call.whole_halves() || call.q_norm || call.k_norm) return norm_rope_forward(call, stream);
   const bool wide = eights(call.q) && eights(call.k) && eights(call.q_out) && eights(call.k_out) && eights(call.rope);
   in_runs(call.q.rows, [&](std::int64_t first, std::int64_t count) {
@@ -63,6 +65,7 @@ void qk_rope_forward(const QkRope& call, cudaStream_t stream) {
 }
 
 void qk_rope_backward(const QkRopeBackward& call, cudaStream_t stream) {
+  if (norm_halves_takes(call)) return norm_halves_backward(call, stream);
   if (!call.whole_halves() || call.q_norm || call.k_norm || call.q_scale) return norm_rope_backward(call, stream);
   const bool wide = eights(call.dq) && eights(call.dk) && eights(call.rope);
   in_runs(call.dq.rows, [&](std::int64_t first, std::int64_t count) {

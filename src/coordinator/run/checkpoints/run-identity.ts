@@ -25,6 +25,7 @@ const DECISIVE = [
   "trainable_token_indices",
   "init_lora_weights",
   ...HELD_AS,
+  "link_dtype",
   "per_device_train_batch_size",
   "gradient_accumulation_steps",
   "replicas",
@@ -56,6 +57,7 @@ const LATER: readonly string[] = [
   "label_smoothing_factor",
   "neftune_noise_alpha",
   "fp8",
+  "link_dtype",
   "loraplus_lr_ratio",
   "loraplus_lr_embedding",
   "loraplus_weight_decay",
@@ -69,6 +71,7 @@ const LATER: readonly string[] = [
 const idle = (value: unknown) =>
   value === 0 ||
   value === "none" ||
+  value === "auto" ||
   value === false ||
   value === null ||
   (typeof value === "object" && Object.keys(value).length === 0);

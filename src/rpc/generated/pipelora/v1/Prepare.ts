@@ -25,6 +25,7 @@ export interface Prepare {
   'pipelineRanks'?: (number)[];
   'hubModel'?: (_pipelora_v1_HubModel | null);
   'fp8'?: (boolean);
+  'linkDtype'?: (string);
   'adapters'?: (_pipelora_v1_Adapter)[];
 }
 
@@ -46,5 +47,6 @@ export interface Prepare__Output {
   'pipelineRanks': (number)[];
   'hubModel': (_pipelora_v1_HubModel__Output | null);
   'fp8': (boolean);
+  'linkDtype': (string);
   'adapters': (_pipelora_v1_Adapter__Output)[];
 }
