@@ -189,6 +189,13 @@ EmbeddingSpec to_embedding(const Napi::Object& layer) {
   return spec;
 }
 
+HeadSpec to_head(const Napi::Object& layer) {
+  HeadSpec spec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora"))};
+  spec.trained = optional_text(layer.Get("trained"), "head.trained");
+  if (!absent(layer.Get("tokenRows"))) spec.token_rows = to_int32s(layer.Get("tokenRows"), "head.tokenRows");
+  return spec;
+}
+
 }  // namespace
 
 Arch to_arch(const Napi::Value& value) {
@@ -254,8 +261,7 @@ std::vector<LayerSpec> to_layers(const Napi::Value& value) {
     else if (kind == "norm")
       layers.emplace_back(NormSpec{to_text(layer.Get("weight"), "norm.weight")});
     else if (kind == "head")
-      layers.emplace_back(HeadSpec{to_text(layer.Get("weight"), "head.weight"), to_text(layer.Get("name"), "head.name"), to_lora(layer.Get("lora")),
-                                   optional_text(layer.Get("trained"), "head.trained")});
+      layers.emplace_back(to_head(layer));
     else
       mismatch("embedding, block, norm or head", "kind", layer.Get("kind"));
   }

@@ -1,5 +1,6 @@
 // |W + s B A|² = |W|² + 2 s B (A Wᵀ) + s² B (A Aᵀ) Bᵀ, row by row: |W|² is measured once, through products with rows of the identity, so
-// that it is that of the values which products use, in whatever form they are held. A Wᵀ is a product of R rows.
+// that it is that of the values which products use, in whatever form they are held. A Wᵀ is a product of R rows with the same values, whose
+// input is not rounded to 8 bits as others' are: it is no activation.
 #include "pipelora/model/dora.h"
 
 #include <algorithm>
@@ -9,27 +10,6 @@ namespace pipelora {
 namespace {
 
 constexpr std::int64_t kChunk = 128;
-
-/// The weight without its bias while it lives.
-class WithoutBias {
- public:
-  WithoutBias(Ops& ops, Arena& arena, const Tensor& bias) : ops_(ops), bias_(bias) {
-    if (!bias_) return;
-    kept_ = arena.workspace("a bias", bias_.dtype, 1, bias_.cols);
-    ops_.copy(bias_, kept_);
-    ops_.zero(bias_);
-  }
-  ~WithoutBias() {
-    if (bias_) ops_.copy(kept_, bias_);
-  }
-  WithoutBias(const WithoutBias&) = delete;
-  WithoutBias& operator=(const WithoutBias&) = delete;
-
- private:
-  Ops& ops_;
-  Tensor bias_;
-  Buffer kept_;
-};
 
 }  // namespace
 
@@ -49,6 +29,12 @@ void Dora::follow(bool bias_changed) {
   if (changed) renew();
 }
 
+void Dora::product_of(const Tensor& x, const Tensor& y) const {
+  LinearForward call{x, &weight_, {}, Tensor(), Tensor(), y};
+  call.bare = true;
+  ops_.linear_forward(call);
+}
+
 void Dora::measure() {
   const std::int64_t in = weight_.in, rows = std::min(kChunk, in);
   const DType dtype = ops_.compute_dtype();
@@ -64,14 +50,13 @@ void Dora::measure() {
     ops_.zero(x);
     ops_.copy(identity.tensor().row_range(0, count).columns(0, count), x.tensor().row_range(0, count).columns(first, count));
     const Tensor own = y.tensor().row_range(0, count);
-    ops_.linear_forward({x.tensor().row_range(0, count), &weight_, {}, Tensor(), Tensor(), own});
+    product_of(x.tensor().row_range(0, count), own);
     ops_.add_column_squares(own, squares());
   }
   measured_ = true;
 }
 
 void Dora::norms() {
-  const WithoutBias guard(ops_, arena_, weight_.bias_values());
   if (!measured_) measure();
   const Buffer x = arena_.workspace("rows of A", ops_.compute_dtype(), ranks_, weight_.in);
   const Buffer product = arena_.workspace("A Wᵀ", DType::f32, ranks_, weight_.out);
@@ -80,7 +65,7 @@ void Dora::norms() {
     ops_.copy(part.learner->matrices()[0].part(MatrixPart::weight), x.tensor().row_range(first, part.rank));
     first += part.rank;
   }
-  ops_.linear_forward({x, &weight_, {}, Tensor(), Tensor(), product});
+  product_of(x, product);
   first = 0;
   for (const DoraPart& part : parts_) {
     const auto own = [&](const Tensor& vector) { return vector.columns(part.first_column, part.columns); };

@@ -8,13 +8,24 @@
 
 namespace pipelora {
 
+namespace {
+
+/// Rows of the table that are read at a time.
+constexpr std::int64_t kPiece = 512;
+
+}  // namespace
+
 Embedding::Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSpec& spec, BaseWeights& base)
     : ops_(ops), arena_(arena), arch_(arch), spec_(spec), base_(base.table()) {
   constexpr const char* kWhat = "what the embedding learns, and its optimizer state";
   if (!spec_.trained.empty()) table_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
-  if (spec_.lora)
-    pair_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.name + ".lora_embedding_A", spec_.lora->r, arch.vocab, true},
-                                                      {spec_.name + ".lora_embedding_B", arch.hidden, spec_.lora->r, true}});
+  if (spec_.lora) {
+    std::vector<MatrixForm> forms{{spec_.name + ".lora_embedding_A", spec_.lora->r, arch.vocab, true},
+                                  {spec_.name + ".lora_embedding_B", arch.hidden, spec_.lora->r, true}};
+    if (spec_.lora->dora) forms.push_back({spec_.name + ".lora_magnitude_vector", 1, arch.hidden});
+    pair_.emplace(ops, kWhat, forms);
+    if (spec_.lora->dora) dora_ = ops.allocate("DoRA's norms", static_cast<std::size_t>(4 * arch.hidden) * sizeof(float), true);
+  }
   if (spec_.token_rows.empty()) return;
   const auto count = static_cast<std::int64_t>(spec_.token_rows.size());
   rows_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.name + ".token_adapter.trainable_tokens_delta", count, arch.hidden}});
@@ -48,7 +59,43 @@ std::vector<Learner*> Embedding::learners() {
   return found;
 }
 
+void Embedding::follow() {
+  if (!dora_) return;
+  bool changed = !measured_;
+  for (NamedMatrix& matrix : pair_->matrices()) changed = matrix.take_changed() || changed;
+  if (changed) norms();
+}
+
+// |W_d + s B_d A|², of a column d of the table, as of a row of a linear's weight (dora.cpp).
+void Embedding::norms() {
+  const std::int64_t vocab = arch_.vocab, r = spec_.lora->r, piece = std::min(kPiece, vocab);
+  std::vector<NamedMatrix>& pair = pair_->matrices();
+  const Tensor at = pair[0].part(MatrixPart::weight), bt = pair[1].part(MatrixPart::weight);
+  const Buffer rows = arena_.workspace("rows of the table", DType::f32, piece, arch_.hidden);
+  const Buffer product = arena_.workspace("A W", DType::f32, r, arch_.hidden);
+  const Buffer gram = arena_.workspace("A Aᵀ", DType::f32, r, r);
+  ops_.zero(product);
+  ops_.zero(gram);
+  if (!measured_) ops_.zero(squares());
+  for (std::int64_t first = 0; first < vocab; first += piece) {
+    const std::int64_t count = std::min(piece, vocab - first);
+    const Tensor x = rows.tensor().row_range(0, count), a = at.row_range(first, count);
+    ops_.copy(table().row_range(first, count), x);
+    if (!measured_) ops_.add_column_squares(x, squares());
+    ops_.weight_grad({x, a, 1, product});
+    ops_.weight_grad({a, a, 1, gram});
+  }
+  measured_ = true;
+  ops_.dora_norms({squares(), product, Tensor(), bt, spec_.lora->scale, pair[2].part(MatrixPart::weight), norms_of(), gains(), gram});
+}
+
 void Embedding::first_values() {
+  if (dora_) {
+    norms();
+    NamedMatrix& magnitude = pair_->matrices()[2];
+    ops_.copy(norms_of(), magnitude.part(MatrixPart::weight));
+    magnitude.changed();
+  }
   if (!rows_) return;
   Indices tokens;
   tokens.host = spec_.token_rows;
@@ -63,7 +110,11 @@ Buffer Embedding::forward(const std::vector<std::int32_t>& tokens) {
   ids.host = tokens;
   upload_indices(ops_, ids, room);
   Buffer x = arena_.tensor("the embedded tokens", ops_.compute_dtype(), count, arch_.hidden);
-  ops_.gather_rows(table(), ids, x);
+  Buffer inner;
+  if (pair_) inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, spec_.lora->r);
+  look_up(ids, inner, x);
+  inner.reset();
+  if (dora_) ops_.column_gains({x, gains(), zeros(), Tensor(), x});
   if (rows_) {
     Indices places, rows;
     for (std::size_t t = 0; t < tokens.size(); ++t) {
@@ -80,13 +131,15 @@ Buffer Embedding::forward(const std::vector<std::int32_t>& tokens) {
       ops_.scatter_rows(own, places, 1, x);
     }
   }
-  if (pair_) {
-    const Buffer inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, spec_.lora->r);
-    ops_.gather_rows(pair_->matrices()[0].part(MatrixPart::weight), ids, inner);
-    ops_.low_rank_forward({inner, pair_->matrices()[1].part(MatrixPart::weight), spec_.lora->scale, x});
-  }
   if (arch_.embedding_scale != 1) ops_.add(Tensor(), x, arch_.embedding_scale, x);
   return x;
+}
+
+void Embedding::look_up(const Indices& ids, const Tensor& inner, const Tensor& x) {
+  ops_.gather_rows(table(), ids, x);
+  if (!pair_) return;
+  ops_.gather_rows(pair_->matrices()[0].part(MatrixPart::weight), ids, inner);
+  ops_.low_rank_forward({inner, pair_->matrices()[1].part(MatrixPart::weight), spec_.lora->scale, x});
 }
 
 template <class Of>
@@ -126,8 +179,18 @@ void Embedding::backward(const std::vector<std::int32_t>& tokens, const Tensor& 
   upload_indices(ops_, ids, [&](std::int64_t n) { return arena_.workspace("token ids", DType::i32, 1, n); });
   const Buffer inner = arena_.workspace("LoRA's inner vectors", DType::f32, dout.rows, spec_.lora->r);
   const Buffer inner_grad = arena_.workspace("gradient of LoRA's inner vectors", DType::f32, dout.rows, spec_.lora->r);
-  ops_.gather_rows(pair[0].part(MatrixPart::weight), ids, inner);
-  ops_.low_rank_backward({dout, inner, pair[1].part(MatrixPart::weight), factor * spec_.lora->scale, inner_grad, pair[1].part(MatrixPart::grad)});
+  Tensor dz = dout;
+  Buffer scaled;
+  if (dora_) {
+    const Buffer z = arena_.workspace("the embedded tokens before their gains", dout.dtype, dout.rows, dout.cols);
+    look_up(ids, inner, z);
+    scaled = arena_.workspace("their gradient", dout.dtype, dout.rows, dout.cols);
+    dz = scaled;
+    ops_.column_gains_backward({dout, z, gains(), zeros(), norms_of(), factor, pair[2].part(MatrixPart::grad), dz});
+  } else {
+    ops_.gather_rows(pair[0].part(MatrixPart::weight), ids, inner);
+  }
+  ops_.low_rank_backward({dz, inner, pair[1].part(MatrixPart::weight), factor * spec_.lora->scale, inner_grad, pair[1].part(MatrixPart::grad)});
   add(all, inner_grad, 1, pair[0].part(MatrixPart::grad));
 }
 

@@ -18,6 +18,23 @@ Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec, BaseW
   group_ = std::make_unique<LinearGroup>(ops, arena, std::vector<LinearSpec>{linear}, spec.trained.empty() ? base : own_);
   if (!spec_.trained.empty())
     table_.emplace(ops, "the output head and its optimizer state", std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
+  if (spec_.token_rows.empty()) return;
+  if (spec_.lora || table_) throw Error(kTensorMismatch, "rows of tokens of " + spec_.name + ": expected a head that trains nothing else");
+  const auto count = static_cast<std::int64_t>(spec_.token_rows.size());
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int32_t token = spec_.token_rows[static_cast<std::size_t>(i)];
+    if (token < 0 || token >= arch.vocab || std::count(spec_.token_rows.begin(), spec_.token_rows.end(), token) > 1)
+      throw Error(kTensorMismatch, "trained tokens: expected distinct ids below " + std::to_string(arch.vocab) + ", got " + std::to_string(token));
+    if (!runs_.empty() && runs_.back().token + runs_.back().count == token)
+      ++runs_.back().count;
+    else
+      runs_.push_back({token, i, 1});
+  }
+  rows_.emplace(ops, "rows of tokens of the output head and their optimizer state",
+                std::vector<MatrixForm>{{spec_.name + ".token_adapter.trainable_tokens_delta", count, arch.hidden}});
+  rows_weight_ = ops.create_linear(arch.hidden, {count}, false);
+  const std::vector<float> zeros(static_cast<std::size_t>(count * arch.hidden), 0.0f);
+  rows_weight_->load(0, HostTensor{zeros.data(), DType::f32, count, arch.hidden}, {.dtype = ops.compute_dtype()});
 }
 
 void Head::add_slot(WeightSlots& slots) {
@@ -32,12 +49,35 @@ void Head::add_slot(WeightSlots& slots) {
 std::vector<Learner*> Head::learners() {
   std::vector<Learner*> found = group_->learners();
   if (table_) found.push_back(&*table_);
+  if (rows_) found.push_back(&*rows_);
   return found;
 }
 
 void Head::follow() {
   if (table_ && table_->matrices()[0].take_changed()) group_->weight().refresh(0, table_->matrices()[0].part(MatrixPart::weight));
+  if (rows_ && rows_->matrices()[0].take_changed()) rows_weight_->refresh(0, rows_->matrices()[0].part(MatrixPart::weight));
   group_->follow();
+}
+
+void Head::product(const LinearForward& call, const Tensor& before) {
+  group_->forward(call, before);
+  if (!rows_) return;
+  const std::int64_t count = rows_weight_->out;
+  const Buffer own = arena_.workspace("logits of trained tokens", DType::f32, call.x.rows, (count + 7) / 8 * 8);
+  ops_.linear_forward({call.x, rows_weight_.get(), {}, Tensor(), Tensor(), own.tensor().columns(0, count), call.sequences});
+  for (const Run& run : runs_) ops_.copy(own.tensor().columns(run.row, run.count), call.y.columns(run.token, run.count));
+}
+
+void Head::rows_backward(const Tensor& x, const Tensor& dz, float factor, const Tensor& dx) {
+  const std::int64_t count = rows_weight_->out;
+  const Buffer storage = arena_.workspace("gradient of trained tokens' logits", dz.dtype, dz.rows, (count + 7) / 8 * 8);
+  const Tensor own = storage.tensor().columns(0, count);
+  for (const Run& run : runs_) {
+    ops_.copy(dz.columns(run.token, run.count), own.columns(run.row, run.count));
+    ops_.zero(dz.columns(run.token, run.count));
+  }
+  ops_.weight_grad({x, own, factor, rows_->matrices()[0].part(MatrixPart::grad)});
+  ops_.linear_input_grad({own, rows_weight_.get(), {}, Tensor(), Tensor(), dx, nullptr});
 }
 
 namespace {
@@ -129,7 +169,7 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
     const Tensor logits = padded.tensor().columns(0, v);
     Buffer before;
     if (keep && group_->has_gains()) before = arena_.workspace("logits before their gains", DType::f32, n, v);
-    group_->forward({x, &group_->weight(), lora, inner, Tensor(), logits, &keys}, before);
+    product({x, &group_->weight(), lora, inner, Tensor(), logits, &keys}, before);
     shape(logits);
 
     // The gradient takes the logits' place, whatever its dtype.
@@ -140,9 +180,16 @@ HeadResult Head::forward(const Batch& batch, const MicroBatch& micro, const Tens
 
     if (keep) {
       const auto factor = static_cast<float>(micro.loss_scale * saved->unit);
+      const Tensor dx = saved->hidden_grad.tensor().row_range(first, n);
       const Buffer plain = group_->product_grad(dz, before, batch.dropout(), factor);
       const Tensor dproduct = plain ? plain.tensor() : dz;
-      group_->input_grad({dproduct, &group_->weight(), lora, inner, inner_grad, saved->hidden_grad.tensor().row_range(first, n), &keys}, before, factor);
+      Buffer of_rows;
+      if (rows_) {
+        of_rows = arena_.workspace("a gradient of hidden states by trained tokens", dtype, n, d);
+        rows_backward(x, dz, factor, of_rows);
+      }
+      group_->input_grad({dproduct, &group_->weight(), lora, inner, inner_grad, dx, &keys}, before, factor);
+      if (rows_) ops_.add(dx, of_rows, 1, dx);
       if (group_->has_pairs()) ops_.lora_a_grad({x, inner_grad, lora, &keys});
       if (table_) ops_.weight_grad({x, dproduct, factor, table_->matrices()[0].part(MatrixPart::grad)});
     }
@@ -185,7 +232,7 @@ Buffer Head::last_logits(const Batch& batch, const Tensor& hidden) {
   Buffer inner;
   if (group_->has_pairs()) inner = arena_.workspace("LoRA's inner vectors", DType::f32, count, group_->inner_cols());
   Buffer logits = arena_.tensor("logits", DType::f32, count, arch_.vocab);
-  group_->forward({x, &group_->weight(), group_->lora(nullptr), inner, Tensor(), logits, nullptr});
+  product({x, &group_->weight(), group_->lora(nullptr), inner, Tensor(), logits, nullptr}, Tensor());
   shape(logits);
   return logits;
 }

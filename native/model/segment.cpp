@@ -195,6 +195,7 @@ std::size_t Segment::weight_bytes() const {
   for (const auto& layer : layers_) {
     bytes += layer->base.bytes();
     for (const Adapted& own : layer->adapted) {
+      if (own.embedding) bytes += own.embedding->extra_bytes();
       if (own.head) bytes += own.head->extra_bytes();
       for (const LinearGroup* group : own.groups()) bytes += group->extra_bytes();
     }
@@ -231,6 +232,7 @@ void Segment::require_adapter(std::size_t adapter, const char* what) const {
 void Segment::follow(std::size_t adapter) {
   for (const auto& layer : layers_) {
     const Adapted& own = layer->adapted[adapter];
+    if (own.embedding) own.embedding->follow();
     if (own.head) own.head->follow();
     for (LinearGroup* group : own.groups()) group->follow();
   }

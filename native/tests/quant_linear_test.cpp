@@ -31,6 +31,8 @@ std::vector<float> narrowed(const Values& values) { return {values.begin(), valu
 
 struct Result {
   Values y, dx;
+  /// The product of the weight's values alone; and both products again, part by part.
+  Values bare, y_by_parts, dx_by_parts;
   std::size_t bytes = 0;
   bool operator==(const Result&) const = default;
 };
@@ -52,7 +54,21 @@ Result run(const Shape& shape, const HoldSpec& hold, DType compute, int threads,
   const Buffer y = device.make(tokens, out), dx = device.make(tokens, shape.in);
   device.ops->linear_forward({x_t, weight.get(), {}, {}, {}, y, &sequences});
   device.ops->linear_input_grad({dy_t, weight.get(), {}, {}, {}, dx, &sequences});
-  return {Device::get(y), Device::get(dx), weight->bytes()};
+  const Buffer bare = device.make(tokens, out), by_parts = device.make(tokens, out), part_dx = device.make(tokens, shape.in);
+  LinearForward alone{x_t, weight.get(), {}, {}, {}, bare, &sequences};
+  alone.bare = true;
+  device.ops->linear_forward(alone);
+  Values dx_by_parts(static_cast<std::size_t>(tokens * shape.in));
+  first = 0;
+  for (std::size_t part = 0; part < shape.parts.size(); ++part) {
+    const auto own = [&](const Buffer& all) { return all.tensor().columns(first, shape.parts[part]); };
+    device.ops->linear_forward({x_t, weight.get(), {}, {}, {}, own(by_parts), &sequences, false, false, {part, 1}});
+    device.ops->linear_input_grad({own(dy_t), weight.get(), {}, {}, {}, part_dx, &sequences, {part, 1}});
+    const Values values = Device::get(part_dx);
+    for (std::size_t i = 0; i < values.size(); ++i) dx_by_parts[i] += values[i];
+    first += shape.parts[part];
+  }
+  return {Device::get(y), Device::get(dx), Device::get(bare), Device::get(by_parts), dx_by_parts, weight->bytes()};
 }
 
 /// The weight as its quantised form stands for it, each part by itself.
@@ -99,7 +115,8 @@ TEST_CASE("products with a quantised weight are products with the values it stan
       const Values x = reference::random_values(tokens * in, 1), w = reference::random_values(out * in, 2, 0.05);
       const Values bias = reference::random_values(out, 3, 0.1), dy = reference::random_values(tokens * out, 4);
       const Values dense = expanded(shape, hold, w);
-      Values y = reference::product(x, dense, tokens, in, out);
+      const Values alone = reference::product(x, dense, tokens, in, out);
+      Values y = alone;
       for (std::size_t i = 0; i < y.size(); ++i) y[i] += bias[i % out];
       const Values dx = reference::product(dy, transposed(dense, out, in), tokens, out, in);
 
@@ -107,9 +124,13 @@ TEST_CASE("products with a quantised weight are products with the values it stan
       const bool integers = hold.quantisation == Quantisation::int8;
       CHECK(distance(wide.y, y) < (integers ? 2e-2 : 2e-6));
       CHECK(distance(wide.dx, dx) < 2e-6);
+      CHECK(distance(wide.bare, alone) < 2e-6);
+      CHECK(distance(wide.y_by_parts, y) < (integers ? 2e-2 : 2e-6));
+      CHECK(distance(wide.dx_by_parts, dx) < 2e-6);
       const Result narrow = run(shape, hold, DType::bf16, 1, x, w, bias, dy);
       CHECK(distance(narrow.y, y) < (integers ? 2e-2 : 1e-2));
       CHECK(distance(narrow.dx, dx) < 1e-2);
+      CHECK(distance(narrow.bare, alone) < 1e-2);
 
       const Result again = run(shape, hold, DType::f32, 2, x, w, bias, dy);
       CHECK(again == wide);

@@ -105,6 +105,8 @@ export type EngineLayer =
       readonly name: string;
       /** The matrix that the whole weight is; null: it is frozen. */
       readonly trained: string | null;
+      /** Tokens whose rows are trained, each once, of a weight that is the embedding's; null: none. */
+      readonly tokenRows: Int32Array | null;
     };
 
 /** A gated delta net: sizes, and the names of its weights beside linears. */

@@ -68,6 +68,11 @@ export function gradientSumKey(step: string, kind: "part" | "sum", fromReplica: 
   return `${step}/r/${kind}/${fromReplica}`;
 }
 
+/** Gradients of a matrix that two ranks hold: the twin's, on its way to the matrix's rank, and their sum, on its way back. */
+export function sharedSumKey(step: string, kind: "part" | "sum", adapter: number): string {
+  return `${step}/t/${kind}/${adapter}`;
+}
+
 /** The command of a pipeline's n-th step, passed from rank to rank. */
 export function commandKey(step: number): string {
   return `command/${step}`;

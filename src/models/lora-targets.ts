@@ -271,12 +271,6 @@ function checkKinds(
         "Leave one of them out.",
       );
     }
-    if (embedding !== undefined) {
-      refuse(
-        `use_dora on the embedding ${embedding.name} is not offered.`,
-        "Leave it out of target_modules, or name it in modules_to_save.",
-      );
-    }
   }
   const init = settings.initLoraWeights;
   if (changesBase(init) || init === "loftq") {
@@ -291,6 +285,22 @@ function checkKinds(
       refuse(
         `init_lora_weights ${init} on a head that shares the embedding's weight is not offered.`,
         "Leave the head out.",
+      );
+    }
+    const narrow = targets.find(({ r, in: input, out }) => r > Math.min(input, out));
+    if (narrow !== undefined) {
+      refuse(
+        `init_lora_weights ${init}: ${narrow.name} [${narrow.out}, ${narrow.in}] has no rank of ${narrow.r}.`,
+        "Lower lora_r, or set rank_pattern for it.",
+      );
+    }
+  }
+  if (init === "orthogonal") {
+    const odd = targets.find(({ r, role }) => r % 2 !== 0 && role !== "embedding");
+    if (odd !== undefined) {
+      refuse(
+        `init_lora_weights orthogonal needs an even rank, ${odd.name} has ${odd.r}.`,
+        "Give an even lora_r, or set rank_pattern for it.",
       );
     }
   }
@@ -308,6 +318,14 @@ function checkKinds(
   if (tokens !== null && (embedding !== undefined || saved.some(({ module }) => module === tokens.module))) {
     refuse(
       `trainable_token_indices and ${embedding === undefined ? "modules_to_save" : "target_modules"} both train ${tokens.module}.`,
+      "Leave it out of one of them.",
+    );
+  }
+  const shared = tokens?.head?.module;
+  const pair = targets.some(({ name }) => name === shared);
+  if (shared !== undefined && (pair || saved.some(({ module }) => module === shared))) {
+    refuse(
+      `trainable_token_indices trains rows of ${shared} too, which shares the embedding's weight: ${pair ? "target_modules" : "modules_to_save"} can't train it beside.`,
       "Leave it out of one of them.",
     );
   }

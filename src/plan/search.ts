@@ -51,7 +51,7 @@ export function bestWay(request: PlanRequest, problem: PlacementProblem, finish:
 /** Whether a run trains anything of the head: then it is one device's, or its gradients would have to be added up. */
 export function headIsTrained(request: PlanRequest): boolean {
   const head = request.spec.layers.findIndex(({ kind }) => kind === "head");
-  return head >= 0 && trainedMatrices(request).some(({ layer }) => layer === head);
+  return head >= 0 && trainedMatrices(request).some(({ layer, twin }) => layer === head || twin?.layer === head);
 }
 
 /** A device map of the user's, and transformers' own strategies, keep each layer on one device; all but auto and fastest deal segments out only when asked to. */

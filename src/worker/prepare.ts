@@ -16,6 +16,7 @@ import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import { buildSchedule, type Instruction } from "../schedule/index.ts";
 import { describeSegment, engineArch, noiseScale } from "./segments.ts";
 import type { ReplicaGroup } from "./steps/gradient-sum.ts";
+import type { SharedMatrix } from "./steps/shared-matrix.ts";
 import { baseInit, type Taken, takeFrom } from "./weights/base-inits.ts";
 import type { HeldLayers } from "./weights/held-layers.ts";
 import { loadWeights, quantizationOf, type ShardSource, type WantedWeight } from "./weights/load-weights.ts";
@@ -53,10 +54,14 @@ export interface LoadedLayers {
 export interface PreparedAdapter {
   /** Elements of B of each LoRA pair that the engine holds, by its name. */
   readonly pairSizes: ReadonlyMap<string, number>;
-  /** Of each matrix that the engine holds, in its order: its position among all that are trained, its name, and the optimizer's group of it. */
-  readonly matrixIds: Int32Array;
-  readonly names: readonly string[];
+  /** Of each matrix that the engine holds, in its order, the optimizer's group of it. */
   readonly groups: readonly number[];
+  /** Of those but twins: its place in that order, its name, and its position among all that are trained. */
+  readonly places: readonly number[];
+  readonly names: readonly string[];
+  readonly matrixIds: Int32Array;
+  /** A matrix that stands in two places, of which this rank has one or both; null: none does. */
+  readonly shared: SharedMatrix | null;
   /** What matrices of pairs began with whose product was taken out of the base. */
   readonly initial: ReadonlyMap<string, Float32Array>;
   /** As every micro-batch is told. */
@@ -152,7 +157,12 @@ export async function prepareRank(
       const readBytes = await loadWeights(engine, { checkpoint, spec, wanted, takes }, request, signal);
       const prepared: PreparedAdapter[] = [];
       for (const [number, adapter] of adapters.entries()) {
-        prepared.push(await prepareAdapter(engine, own.length === 0 ? null : number, adapter, noiseScale(spec)));
+        prepared.push(
+          await prepareAdapter(engine, own.length === 0 ? null : number, adapter, {
+            noise: noiseScale(spec),
+            ends: endsOf(request),
+          }),
+        );
         signal.throwIfAborted();
       }
       return {
@@ -204,6 +214,16 @@ function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | nu
   return ranks.length > 1 ? { ranks, position: ranks.indexOf(rank) } : null;
 }
 
+/** The ranks of this replica that hold the embedding and the head: a head that learns is one rank's. */
+interface Ends {
+  readonly first: number;
+  readonly last: number;
+}
+
+function endsOf({ segments }: Prepare__Output): Ends {
+  return { first: segments[0]?.ranks[0] ?? 0, last: segments.at(-1)?.ranks[0] ?? 0 };
+}
+
 interface AdapterRequest extends Adapter__Output {
   readonly pairs: ReadonlyMap<string, LoraPair__Output>;
   /** Pairs that were made of weights as these were loaded. */
@@ -215,16 +235,19 @@ async function prepareAdapter(
   engine: Engine,
   number: number | null,
   adapter: AdapterRequest,
-  noise: number,
+  { noise, ends }: { readonly noise: number; readonly ends: Ends },
 ): Promise<PreparedAdapter> {
-  const { pairs, made, matrices, seed, labelSmoothing, neftuneNoiseAlpha } = adapter;
+  const { pairs, made, matrices, trained, seed, labelSmoothing, neftuneNoiseAlpha } = adapter;
   const held = number === null ? [] : await engine.matrixNames(number);
   const known = new Map(matrices.map(({ name, group }, id) => [name, { id, group }]));
-  const places = held.map((name) => {
-    const found = known.get(name);
+  const twins = new Map(trained.filter(({ twinOf }) => twinOf !== "").map(({ matrix, twinOf }) => [matrix, twinOf]));
+  const all = held.map((name, place) => {
+    const found = known.get(twins.get(name) ?? name);
     if (found === undefined) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a Prepare names no matrix ${name}`);
-    return found;
+    return { ...found, name, place };
   });
+  const own = all.filter(({ name }) => !twins.has(name));
+  const [shared] = [...twins].filter((names) => names.some((name) => held.includes(name)));
   if (number !== null) await initialiseLora(engine, number, held, adapter);
   return {
     pairSizes: new Map(
@@ -233,9 +256,11 @@ async function prepareAdapter(
         return held.includes(b) ? [[b, r * out] as const] : [];
       }),
     ),
-    matrixIds: Int32Array.from(places, ({ id }) => id),
-    names: held,
-    groups: places.map(({ group }) => group),
+    groups: all.map(({ group }) => group),
+    places: own.map(({ place }) => place),
+    names: own.map(({ name }) => name),
+    matrixIds: Int32Array.from(own, ({ id }) => id),
+    shared: shared === undefined ? null : { name: shared[1], rank: ends.first, twin: shared[0], twinRank: ends.last },
     initial: new Map(
       [...made].flatMap(([module, { a, b, rest }]) => {
         const names = pairNames(module);

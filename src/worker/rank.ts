@@ -322,11 +322,12 @@ export class Rank {
     return { evaluateResult: { losses: made.losses[0]!, fits } };
   }
 
-  async #export(request: number, { parts, adapter }: ExportMatrices__Output): Promise<Reply> {
+  async #export(request: number, { parts, adapter, names: asked }: ExportMatrices__Output): Promise<Reply> {
     const prepared = this.#ready();
     const { engine } = prepared;
-    const { initial, matrixIds } = preparedAdapter(prepared, adapter);
-    for (const name of matrixIds.length === 0 ? [] : await engine.matrixNames(adapter)) {
+    const { initial, names } = preparedAdapter(prepared, adapter);
+    for (const name of names) {
+      if (asked.length > 0 && !asked.includes(name)) continue;
       for (const part of parts as (MatrixPart | "initial")[]) {
         const values = part === "initial" ? initial.get(name) : await engine.getMatrix(name, part, adapter);
         if (values === undefined) continue;

@@ -116,15 +116,19 @@ export function describeSegment(
   };
 }
 
+function tokenRowsOf(learned: Learned, module: string): Int32Array | null {
+  const tokens = trainedOf(learned, module, "tokens")?.tokens;
+  return tokens === undefined ? null : int32Of(tokens);
+}
+
 function engineLayer(spec: ModelSpec, layer: LayerSpec, learned: Learned): EngineLayer {
   const { lora } = learned;
   switch (layer.kind) {
     case "embedding": {
-      const tokens = trainedOf(learned, layer.name, "tokens")?.tokens;
       return {
         ...{ kind: "embedding", name: layer.name, weight: layer.weight, lora: engineLora(lora.get(layer.name)) },
         trained: trainedOf(learned, layer.name, "weight")?.matrix ?? null,
-        tokenRows: tokens === undefined ? null : int32Of(tokens),
+        tokenRows: tokenRowsOf(learned, layer.name),
         padding: layer.padding ?? -1,
       };
     }
@@ -134,6 +138,7 @@ function engineLayer(spec: ModelSpec, layer: LayerSpec, learned: Learned): Engin
       return {
         ...{ kind: "head", name: layer.name, weight: layer.weight, lora: engineLora(lora.get(layer.name)) },
         trained: trainedOf(learned, layer.name, "weight")?.matrix ?? null,
+        tokenRows: tokenRowsOf(learned, layer.name),
       };
     case "block":
       return {

@@ -187,9 +187,9 @@ void CpuOps::linear_forward(const LinearForward& call) {
   if (!call.y) return;
 
   const HeldWeight& held = weight.held();
-  const HeldInput input = held.prepare(call.x);
+  const HeldInput input = call.bare ? HeldInput() : held.prepare(call.x);
   const CpuLinearWeight::Rows rows = weight.rows_of(call.parts);
-  const float* bias = held.adds_bias() || weight.bias == nullptr ? nullptr : weight.bias + rows.first;
+  const float* bias = call.bare || held.adds_bias() || weight.bias == nullptr ? nullptr : weight.bias + rows.first;
   const Grid grid(tokens, rows.count);
   pool_.run(grid.count(), [&](std::int64_t task, int thread) {
     const Tile tile = grid.tile(task);
@@ -200,7 +200,10 @@ void CpuOps::linear_forward(const LinearForward& call) {
                                ? y
                                : Tensor(own.scratch.floats(2, static_cast<std::size_t>(tile.rows * tile.cols)), DType::f32,
                                         tile.rows, tile.cols);
-    held.forward(input, tile.row, rows.first + tile.col, weight.bias, product, own);
+    if (call.bare)
+      held.forward_bare(call.x, tile.row, rows.first + tile.col, product, own);
+    else
+      held.forward(input, tile.row, rows.first + tile.col, weight.bias, product, own);
 
     own.terms.clear();
     for (const LoraView& pair : pairs) {

@@ -99,9 +99,14 @@ void CpuOps::add_column_squares(const Tensor& y, const Tensor& squares) {
 }
 
 void CpuOps::dora_norms(const DoraNorms& call) {
-  const std::int64_t r = call.a.rows, n = call.bt.cols;
+  const std::int64_t r = call.bt.rows, n = call.bt.cols;
   std::vector<double> gram(static_cast<std::size_t>(r * r));
   pool_.run(r, [&](std::int64_t i, int) {
+    if (call.gram) {
+      const auto* known = reinterpret_cast<const float*>(row_of(call.gram, i));
+      std::copy(known, known + r, gram.begin() + i * r);
+      return;
+    }
     const auto* a = reinterpret_cast<const float*>(row_of(call.a, i));
     for (std::int64_t j = 0; j < r; ++j) {
       const auto* b = reinterpret_cast<const float*>(row_of(call.a, j));

@@ -74,6 +74,12 @@ class HeldWeight {
   /// product [x rows, cols] f32 = x[row:row + product.rows] W[col:col + product.cols]ᵀ. bias: [out], or null.
   virtual void forward(const HeldInput& input, std::int64_t row, std::int64_t col, const float* bias, const Tensor& product,
                        CpuThread& thread) const = 0;
+  /// LinearForward::bare.
+  virtual void forward_bare(const Tensor& x, std::int64_t row, std::int64_t col, const Tensor& product, CpuThread& thread) const {
+    HeldInput input;
+    input.x = x;
+    forward(input, row, col, nullptr, product, thread);
+  }
   /// product [dy rows, cols] f32 = dy W[row:row + dy.cols, col:col + product.cols].
   virtual void input_grad(const Tensor& dy, std::int64_t row, std::int64_t col, const Tensor& product, CpuThread& thread) const = 0;
 };

@@ -76,6 +76,10 @@ class Weight8Bit final : public QuantisedWeight {
     quant::int8_tile(x, view(), bias, row, row + product.rows, col, col + product.cols, product.as<float>(), product.stride);
   }
 
+  void forward_bare(const Tensor& x, std::int64_t row, std::int64_t col, const Tensor& product, CpuThread& thread) const override {
+    multiply(x.row_range(row, product.rows), col, product, thread);
+  }
+
  private:
   std::int8_t* codes() const { return static_cast<std::int8_t*>(codes_->data()); }
   float* scales() const { return static_cast<float*>(scales_->data()); }

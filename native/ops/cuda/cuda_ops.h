@@ -160,6 +160,7 @@ class CudaOps final : public Ops {
   /// All but LoRA's term, if it is not joined to the product: gives whether that is left to do.
   bool input_grad_product(const LinearInputGrad& call);
   void forward_int8(const LinearForward& call, const HeldView& weight);
+  void forward_values(const LinearForward& call, const HeldView& weight);
   /// An input of products in e4m3.
   struct Fp8Input {
     Buffer codes, scales;

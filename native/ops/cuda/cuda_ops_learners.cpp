@@ -25,6 +25,7 @@ void CudaOps::column_sums(const Tensor& dy, float factor, const Tensor& grad) { 
 void CudaOps::add_column_squares(const Tensor& y, const Tensor& squares) { cuda::add_column_squares(y, squares, device_.stream()); }
 
 void CudaOps::dora_norms(const DoraNorms& call) {
+  if (call.gram) return cuda::dora_norms(call, call.gram, device_.stream());
   const Buffer gram = arena_->workspace("A Aᵀ", DType::f32, call.a.rows, call.a.rows);
   cuda::dora_norms(call, gram, device_.stream());
 }

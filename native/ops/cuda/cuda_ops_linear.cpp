@@ -19,7 +19,7 @@ void CudaOps::linear_forward(const LinearForward& call) {
   const HeldView view(*call.weight, call.parts);
   const CudaLinear& weight = view.weight();
   if (call.x.rows == 0) return;
-  const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && weight.takes_lora();
+  const bool trains = !call.lora.pairs.empty(), few = call.x.rows <= kFewTokens && weight.takes_lora() && !call.bare;
   LinearForward known = call;
   // Its inner vectors are made apart where the product does not take them along as it is made.
   if (trains && !call.inner_known && (!call.y || !weight.takes_lora() || few || choose(LoraOp::inner, call.lora, call.x) == LoraKernel::products)) {
@@ -43,7 +43,11 @@ bool CudaOps::forward_few(const FewInput& input, const LinearForward& call) {
 }
 
 void CudaOps::known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready, Fp8Input made) {
-  if (weight.weight().is_fp8())
+  if (call.bare && weight.weight().is_fp8())
+    forward_values(call, weight);
+  else if (call.bare)
+    forward_product(call, weight, inner_ready);
+  else if (weight.weight().is_fp8())
     forward_fp8(call, weight, made ? std::move(made) : in_e4m3(call.x));
   else if (weight.weight().is_int8())
     forward_int8(call, weight);
@@ -101,7 +105,7 @@ void CudaOps::forward_product(const LinearForward& call, const HeldView& weight,
   Product product;
   product.c = call.residual;
   product.d = call.y;
-  product.bias = weight.bias(context_.compute);
+  product.bias = call.bare ? nullptr : weight.bias(context_.compute);
   if (inner_cols == 0) {
     product.a = call.x;
     product.b = matrix;
@@ -128,6 +132,26 @@ void CudaOps::forward_product(const LinearForward& call, const HeldView& weight,
   product.a = Tensor(x.data, x.dtype, x.rows, width, x.stride);
   product.b = Tensor(matrix.data, matrix.dtype, matrix.rows, width, matrix.stride);
   multiply(product);
+  weight.done(true);
+}
+
+// Some outputs at a time: their rows of the weight in 16 bits are no more than a workspace.
+void CudaOps::forward_values(const LinearForward& call, const HeldView& weight) {
+  constexpr std::int64_t kOutputs = 1024;
+  cudaStream_t stream = device_.stream();
+  const std::int64_t out = weight.out(), piece = std::min(kOutputs, out);
+  const Buffer rows = arena_->workspace("rows of a weight in e4m3 as they stand", context_.compute, piece, weight.in());
+  const Tensor codes = weight.expanded(true);
+  const float* scales = weight.fp8_scales(true);
+  for (std::int64_t first = 0; first < out; first += piece) {
+    const std::int64_t count = std::min(piece, out - first);
+    Product product;
+    product.a = call.x;
+    product.b = rows.tensor().row_range(0, count);
+    product.d = call.y.columns(first, count);
+    fp8_values(codes.row_range(first, count), scales + first, product.b, stream);
+    multiply(product);
+  }
   weight.done(true);
 }
 

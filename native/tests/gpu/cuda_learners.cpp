@@ -100,6 +100,16 @@ void norms(Gpu& gpu, std::int64_t ranks, std::int64_t in, std::int64_t out) {
   compare("dora_norms " + shape, gpu.get(to), norm, 1e-5);
   compare("dora_norms gains " + shape, gpu.get(to_gains), gains, 1e-5);
 
+  // As the embedding has it: A Aᵀ is known.
+  Values gram(static_cast<std::size_t>(ranks * ranks));
+  for (std::int64_t i = 0; i < ranks; ++i)
+    for (std::int64_t j = 0; j < ranks; ++j)
+      for (std::int64_t k = 0; k < in; ++k) gram[place(i, ranks, j)] += a[place(i, in, k)] * a[place(j, in, k)];
+  const auto held_gram = gpu.put(gram, DType::f32, ranks, ranks), again = gpu.empty(DType::f32, 1, out), gains_again = gpu.empty(DType::f32, 1, out);
+  gpu.ops->dora_norms({held_squares, held_product, Tensor(), held_bt, 0.5f, held_magnitude, again, gains_again, held_gram});
+  compare("dora_norms by A Aᵀ " + shape, gpu.get(again), norm, 1e-5);
+  compare("dora_norms gains by A Aᵀ " + shape, gpu.get(gains_again), gains, 1e-5);
+
   Values added(before);
   for (std::int64_t k = 0; k < in; ++k)
     for (std::int64_t c = 0; c < out; ++c) added[static_cast<std::size_t>(c)] += weight[place(c, in, k)] * weight[place(c, in, k)];
@@ -155,6 +165,50 @@ void gains(Gpu& gpu, DType dtype, DType z_dtype, std::int64_t rows, std::int64_t
   compare(label("column_gains_backward magnitude", dtype, shape), gpu.get(to), grad, 1e-5);
 }
 
+/// A product of a weight's values alone, without its bias: rows of the identity give the values that the usual product has of them, whatever
+/// the weight is held as, and other inputs are not rounded to 8 bits.
+void bare(Gpu& gpu, DType dtype, const char* name, const HoldSpec& hold, std::int64_t in, const std::vector<std::int64_t>& parts, std::int64_t rows) {
+  std::int64_t out = 0;
+  for (const std::int64_t n : parts) out += n;
+  const std::string shape = std::string(name) + " " + shape_text(out, in) + " of " + std::to_string(rows);
+  const auto weight = gpu.ops->create_linear(in, parts, true);
+  std::int64_t first = 0;
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    const Values drawn = float_values(parts[part] * in, 70 + part), bias = float_values(parts[part], 80 + part);
+    const std::vector<float> values(drawn.begin(), drawn.end()), offsets(bias.begin(), bias.end());
+    weight->load(part, HostTensor{values.data(), DType::f32, parts[part], in}, hold);
+    weight->load_bias(part, HostTensor{offsets.data(), DType::f32, 1, parts[part]});
+    first += parts[part];
+  }
+  const auto sequences = gpu.sequences({static_cast<int>(in)});
+  Values ones(static_cast<std::size_t>(in * in));
+  for (std::int64_t i = 0; i < in; ++i) ones[place(i, in, i)] = 1;
+  const auto product = [&](const Values& x, std::int64_t count, bool alone) {
+    const auto held = gpu.put(x, dtype, count, in), y = gpu.empty(DType::f32, count, out);
+    LinearForward call{held, weight.get(), {}, Tensor(), Tensor(), y, sequences.get()};
+    call.bare = alone;
+    gpu.ops->linear_forward(call);
+    return gpu.get(y);
+  };
+  const Values turned = product(ones, in, true);  // [in, out]
+  Values original(turned.size());
+  first = 0;
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    const Values drawn = float_values(parts[part] * in, 70 + part);
+    for (std::int64_t c = 0; c < parts[part]; ++c)
+      for (std::int64_t k = 0; k < in; ++k) original[place(k, out, first + c)] = drawn[place(c, in, k)];
+    first += parts[part];
+  }
+  const double lost = hold.quantisation == Quantisation::nf4 ? 0.15 : hold.fp8 ? 5e-2 : hold.quantisation == Quantisation::int8 ? 2e-2 : limit_of(dtype);
+  compare(label("a weight's values", dtype, shape), turned, original, lost);
+  const Values x = random_values(rows * in, 1, dtype, 90);
+  Values expected(static_cast<std::size_t>(rows * out));
+  for (std::int64_t t = 0; t < rows; ++t)
+    for (std::int64_t k = 0; k < in; ++k)
+      for (std::int64_t c = 0; c < out; ++c) expected[place(t, out, c)] += x[place(t, in, k)] * turned[place(k, out, c)];
+  compare(label("a product with them", dtype, shape), product(x, rows, true), expected, dtype == DType::f32 ? 2e-3 : 5e-3);
+}
+
 /// What dropout leaves of an input, forward and added back, against the definition of masks in rng.h.
 void drop(Gpu& gpu, DType dtype, const std::vector<int>& lengths, std::int64_t in, float p) {
   const auto sequences = gpu.sequences(lengths);
@@ -201,6 +255,18 @@ int main(int argc, char** argv) {
       gains(gpu, dtype, z, 1, 8);
       gains(gpu, dtype, z, 13, 33);
       gains(gpu, dtype, z, 70, 200);
+    }
+    HoldSpec plain{dtype}, four{dtype, Quantisation::nf4}, eight{dtype, Quantisation::int8};
+    for (const std::int64_t rows : {3, 80}) {
+      bare(gpu, dtype, "held", plain, 64, {48, 16}, rows);
+      bare(gpu, dtype, "nf4", four, 64, {48, 16}, rows);
+      bare(gpu, dtype, "int8", eight, 64, {40, 24}, rows);
+      if (dtype == DType::f32) continue;
+      for (HoldSpec hold : {plain, four, eight}) {
+        hold.fp8 = true;
+        bare(gpu, dtype, "e4m3", hold, 64, {48, 16}, rows);
+        bare(gpu, dtype, "e4m3", hold, 128, {1040, 32}, rows);
+      }
     }
     for (const float p : {0.0f, 0.05f, 0.5f}) {
       drop(gpu, dtype, {1}, 8, p);

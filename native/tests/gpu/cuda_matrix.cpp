@@ -86,10 +86,11 @@ struct Case {
   std::vector<int> rows;
   bool fp8 = false;  // not in the float32 that it is held against
   bool dora = false;
+  bool rows_of_tokens = false;  // of the embedding, and of a head that shares its weight
 
   std::string name() const {
     std::string text = std::string(shape->name) + " r=" + std::to_string(rank) + " " + kTargetNames[static_cast<int>(targets)] + " " + dtype_name(compute) +
-                       " " + base + (fp8 ? " fp8" : "") + (dora ? " DoRA" : "") + (dropout > 0 ? " dropout" : "") + " " + kKeepingNames[static_cast<int>(keeping)] + " rows";
+                       " " + base + (fp8 ? " fp8" : "") + (dora ? " DoRA" : "") + (rows_of_tokens ? " tokens" : "") + (dropout > 0 ? " dropout" : "") + " " + kKeepingNames[static_cast<int>(keeping)] + " rows";
     for (std::size_t i = 0; i < std::min<std::size_t>(rows.size(), 4); ++i) text += " " + std::to_string(rows[i]);
     if (rows.size() > 4) text += " … (" + std::to_string(rows.size()) + ")";
     return text;
@@ -121,7 +122,10 @@ SegmentSpec spec_of(const Case& c) {
   spec.offloaded_blocks = c.keeping == Keeping::on_host ? kBlocks : 0;
   spec.cached_blocks = c.keeping == Keeping::cached ? kBlocks : 0;
   spec.fp8 = c.fp8;
-  spec.layers.push_back(EmbeddingSpec{"embedding"});
+  const std::vector<std::int32_t> tokens = c.rows_of_tokens ? std::vector<std::int32_t>{700, 3, 4, 5, 11, 48} : std::vector<std::int32_t>();
+  EmbeddingSpec embedding{"embedding", "embed"};
+  embedding.token_rows = tokens;
+  spec.layers.push_back(embedding);
   std::uint32_t module = 0;
   const Arch arch = arch_of(shape);
   for (std::int64_t b = 0; b < kBlocks; ++b) {
@@ -166,7 +170,9 @@ SegmentSpec spec_of(const Case& c) {
     spec.layers.push_back(std::move(block));
   }
   spec.layers.push_back(NormSpec{"norm"});
-  spec.layers.push_back(HeadSpec{shape.tied ? "embedding" : "head", "head", std::nullopt});
+  HeadSpec head{shape.tied ? "embedding" : "head", "head", std::nullopt};
+  if (shape.tied) head.token_rows = tokens;
+  spec.layers.push_back(head);
   return spec;
 }
 
@@ -358,6 +364,7 @@ Case drawn(std::mt19937& random, const Shape& shape, std::int64_t rank, bool sma
   c.rows = rows[pick(small ? 3 : rows.size())];
   c.fp8 = pick(4) == 0;
   c.dora = pick(3) == 0;
+  c.rows_of_tokens = pick(3) == 0;
   return c;
 }
 

@@ -129,12 +129,18 @@ export function trainedModules({
   tokens,
 }: Pick<ResolvedLora, "saved" | "biases" | "tokens">): TrainedModule__Output[] {
   const message = (module: string, what: string, [matrix]: readonly NamedMatrix[], ids: readonly number[] = []) => {
-    return { module, what, matrix: matrix!.name, tokens: Buffer.from(bytesOf(Int32Array.from(ids))) };
+    return { module, what, matrix: matrix!.name, tokens: Buffer.from(bytesOf(Int32Array.from(ids))), twinOf: "" };
   };
+  const rows = tokens === null ? [] : [message(tokens.module, "tokens", tokenMatrices(tokens), tokens.ids)];
+  const twins = rows.flatMap((own) => {
+    const { twin } = tokenMatrices(tokens!)[0]!;
+    return twin === undefined ? [] : [{ ...own, module: tokens!.head!.module, matrix: twin.name, twinOf: own.matrix }];
+  });
   return [
     ...saved.map((one) => message(one.module, "weight", savedMatrices(one))),
     ...biases.map((one) => message(one.module, "bias", biasMatrices(one))),
-    ...(tokens === null ? [] : [message(tokens.module, "tokens", tokenMatrices(tokens), tokens.ids)]),
+    ...rows,
+    ...twins,
   ];
 }
 
@@ -162,14 +168,16 @@ export function pipelineRoles({
 }: Pick<Assignment, "segments" | "replicas" | "adapters">): PipelineRoles[] {
   const positionOf = (layer: number) =>
     segments.find(({ firstLayer, lastLayer }) => firstLayer <= layer && layer <= lastLayer)!.ranks[0]!;
+  const all = adapters.flatMap(({ lora }) => lora?.matrices ?? []);
   return replicas.map((ranks) => ({
     ranks,
-    first: ranks[segments[0]!.ranks[0]!]!,
-    heads: segments.at(-1)!.ranks.map((position) => ranks[position]!),
-    owners: new Map(
-      adapters.flatMap(({ lora }) =>
-        (lora?.matrices ?? []).map(({ name, layer }) => [name, ranks[positionOf(layer)]!] as const),
+    twins: new Map(
+      all.flatMap(({ name, twin }) =>
+        twin === undefined ? [] : [[name, { name: twin.name, rank: ranks[positionOf(twin.layer)]! }] as const],
       ),
     ),
+    first: ranks[segments[0]!.ranks[0]!]!,
+    heads: segments.at(-1)!.ranks.map((position) => ranks[position]!),
+    owners: new Map(all.map(({ name, layer }) => [name, ranks[positionOf(layer)]!] as const)),
   }));
 }

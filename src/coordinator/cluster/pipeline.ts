@@ -66,8 +66,9 @@ export interface PipelineAdapter {
   applyUpdate(update: Update): Promise<void>;
   /** Loss sum and label tokens over all replicas' batches. Error: PL_LOSS_NOT_FINITE. */
   evaluate(batches: readonly PackedMicroBatches[]): Promise<EvaluateSums>;
-  /** From the first replica: all hold the same. */
-  exportMatrices(parts: readonly MatrixPartName[]): Promise<MatrixValues[]>;
+  /** From the first replica: all hold the same. `names`: of these alone; absent: of all. */
+  exportMatrices(parts: readonly MatrixPartName[], names?: readonly string[]): Promise<MatrixValues[]>;
+  /** To those who hold them, twins' too. */
   importMatrices(values: readonly MatrixValues[]): Promise<void>;
 }
 
@@ -89,6 +90,8 @@ export interface PipelineRoles {
   readonly heads: readonly number[];
   /** Ranks by name: who holds each trained matrix. */
   readonly owners: ReadonlyMap<string, number>;
+  /** By a matrix's name: where its values stand once more, and under which name. */
+  readonly twins: ReadonlyMap<string, { readonly name: string; readonly rank: number }>;
 }
 
 export interface RoundOrder {
@@ -155,7 +158,7 @@ export class Pipeline {
       number,
       applyUpdate: (update) => this.#applyUpdate({ ...update, adapter: number }),
       evaluate: (batches) => this.#evaluate(number, batches),
-      exportMatrices: (parts) => this.#exportMatrices(number, parts),
+      exportMatrices: (parts, names = []) => this.#exportMatrices(number, parts, names),
       importMatrices: (values) => this.#import(values, { adapter: number }),
     };
   }
@@ -245,10 +248,14 @@ export class Pipeline {
     return total;
   }
 
-  async #exportMatrices(adapter: number, parts: readonly MatrixPartName[]): Promise<MatrixValues[]> {
+  async #exportMatrices(
+    adapter: number,
+    parts: readonly MatrixPartName[],
+    names: readonly string[],
+  ): Promise<MatrixValues[]> {
     const values: MatrixValues[] = [];
     await this.#allOf(this.#replicas[0]!.ranks, (member) =>
-      member.request({ exportMatrices: { parts: [...parts], adapter } }, ({ matrixTensor }) => {
+      member.request({ exportMatrices: { parts: [...parts], adapter, names: [...names] } }, ({ matrixTensor }) => {
         const { name, part, values: bytes } = matrixTensor!;
         values.push({ name, part: part as MatrixPartName, values: float32Of(bytes) });
       }),
@@ -258,8 +265,15 @@ export class Pipeline {
 
   async #import(values: readonly MatrixValues[], where: Pick<ImportMatrices, "adapter" | "shelf">): Promise<void> {
     await this.#all((member, rank) => {
-      const owners = this.#replicaOf(rank)?.owners;
-      const own = values.filter(({ name, part }) => owners?.get(name) === rank && part !== "initial");
+      const { owners, twins } = this.#replicaOf(rank) ?? {};
+      const told = values.filter(({ part }) => part !== "initial");
+      const own = told.flatMap((value) => {
+        const twin = twins?.get(value.name);
+        return [
+          ...(owners?.get(value.name) === rank ? [value] : []),
+          ...(twin?.rank === rank ? [{ ...value, name: twin.name }] : []),
+        ];
+      });
       return member.requestWithParts(
         { importMatrices: { tensors: own.length, ...where } },
         own.map((value): { matrixTensor: MatrixTensor } => ({

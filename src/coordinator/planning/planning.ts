@@ -173,17 +173,6 @@ export function planRequest(
       hint: "Give --load-in-4bit or --load-in-8bit, or leave --weight-cache out.",
     });
   }
-  const loras = [...(setup.lora === null ? [] : [setup.lora]), ...beside];
-  const gains = loras.flatMap(({ targets }) => targets).find(({ dora }) => dora);
-  if (config.fp8 && gains !== undefined) {
-    throw new PipeloraError(
-      "PL_CONFIG_INVALID",
-      `--fp8 and DoRA on ${gains.name}: norms are not measured through e4m3 products.`,
-      {
-        hint: "Leave one of the two out.",
-      },
-    );
-  }
   const request: Omit<PlanRequest, "work"> = {
     ...choice,
     spec: setup.spec,

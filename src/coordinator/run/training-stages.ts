@@ -133,7 +133,11 @@ async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Prom
   for (const [number, adapter] of liveOf(run).entries()) {
     const { reporter } = adapter;
     const { state, values } = await adapter.start();
-    if (values !== null) await pipeline.adapter(number).importMatrices(values);
+    const own = pipeline.adapter(number);
+    // Of first values twins have none of their own.
+    const twins = adapter.setup.lora!.matrices.flatMap(({ name, twin }) => (twin === undefined ? [] : [name]));
+    if (values !== null) await own.importMatrices(values);
+    else if (twins.length > 0) await own.importMatrices(await own.exportMatrices(["weight"], twins));
     if (run.changes !== null) adapter.initial = await pipeline.adapter(number).exportMatrices(["initial"]);
     if (planned.computeDtype === "float16") state.lossScale ??= INITIAL_LOSS_SCALE;
     if (state.globalStep > 0) reporter.note(`${adapter.holds ? "goes on" : "resumed"} after step ${state.globalStep}`);

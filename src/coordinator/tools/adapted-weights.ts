@@ -73,18 +73,19 @@ export class AdaptedWeights {
     return values;
   }
 
-  /** DoRA's rows are as long as their magnitudes say: of the sum in float32, which is rounded once. */
+  /** DoRA's rows, of an embedding its columns, are as long as their magnitudes say: of the sum in float32, which is rounded once. */
   async #scaled(values: WeightValues, merge: MergeTarget): Promise<WeightValues> {
     const { dtype } = values;
     const wide: WeightValues = { bytes: bytesOf(toFloat32(values.bytes, dtype)!), dtype: "float32" };
     const magnitudes = await this.#read(magnitudeName(merge.target.name));
     const sum = float32Of((await this.#sum(wide, merge)).bytes);
-    const columns = merge.target.in;
-    for (const [row, magnitude] of magnitudes.entries()) {
-      const own = sum.subarray(row * columns, (row + 1) * columns);
-      const factor = magnitude / Math.sqrt(own.reduce((total, value) => total + value * value, 0));
-      for (let i = 0; i < columns; i++) own[i]! *= factor;
-    }
+    const { in: input, out, role } = merge.target;
+    // Of a linear [out, in], of an embedding [in, out].
+    const lineOf = role === "embedding" ? (at: number) => at % out : (at: number) => Math.floor(at / input);
+    const squares = new Float64Array(out);
+    for (const [at, value] of sum.entries()) squares[lineOf(at)]! += value * value;
+    const factors = squares.map((square, line) => magnitudes[line]! / Math.sqrt(square));
+    for (const [at, value] of sum.entries()) sum[at] = value * factors[lineOf(at)]!;
     return { bytes: fromFloat32(sum, dtype), dtype };
   }
 

@@ -28,8 +28,8 @@ export function replacements({ saved, biases, tokens }: ResolvedLora): Map<strin
   const found = new Map<string, Replacement>();
   for (const one of saved) found.set(`${one.module}.weight`, { matrix: savedMatrices(one)[0]!.name, rows: null });
   for (const one of biases) found.set(`${one.module}.bias`, { matrix: biasMatrices(one)[0]!.name, rows: null });
-  if (tokens !== null) {
-    found.set(`${tokens.module}.weight`, { matrix: tokenMatrices(tokens)[0]!.name, rows: tokens.ids });
+  for (const module of tokens === null ? [] : [tokens.module, tokens.head?.module ?? []].flat()) {
+    found.set(`${module}.weight`, { matrix: tokenMatrices(tokens!)[0]!.name, rows: tokens!.ids });
   }
   return found;
 }

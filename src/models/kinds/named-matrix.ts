@@ -12,6 +12,11 @@ export interface NamedMatrix {
   readonly shape: readonly number[];
   /** Index into spec.layers of the layer that holds it. */
   readonly layer: number;
+  /**
+   * Where the same values stand once more, under another name: a head that shares the embedding's weight. Files, norms and counts have the
+   * matrix once; the two places add up their gradients and make the same updates.
+   */
+  readonly twin?: { readonly name: string; readonly layer: number };
 }
 
 export function matrixElements(matrices: readonly Pick<NamedMatrix, "shape">[]): number {

@@ -10,6 +10,8 @@ export interface TokenRows {
   /** In the order of the matrix's rows. */
   readonly ids: readonly number[];
   readonly columns: number;
+  /** A head that shares the embedding's weight, and so these rows; null: it has its own. */
+  readonly head: { readonly module: string; readonly layer: number } | null;
 }
 
 /** Error: PL_CONFIG_INVALID for ids outside the vocabulary, another module than the embedding, and what is not offered. */
@@ -26,12 +28,6 @@ export function resolveTokenRows(spec: ModelSpec, indices: LoraSettings["trainab
   if (foreign !== undefined) {
     refuse(`names ${foreign[0]}: only rows of the embedding (${embedding}) are trained.`, "Give a list of ids alone.");
   }
-  if (spec.tied.length > 0) {
-    refuse(
-      "needs an untied head: this model's head shares the embedding's rows, which then would have to learn together.",
-      "Name the embedding in modules_to_save, or untie the checkpoint (tie_word_embeddings false).",
-    );
-  }
   const ids = given.flatMap(([, own]) => own);
   const { vocab, hidden } = spec.shape;
   const bad = ids.find((id) => !Number.isInteger(id) || id < 0 || id >= vocab);
@@ -39,10 +35,15 @@ export function resolveTokenRows(spec: ModelSpec, indices: LoraSettings["trainab
     refuse(`names token ${bad}: ids are 0 to ${vocab - 1}.`, "Name ids of this model's vocabulary.");
   const twice = ids.find((id, at) => ids.indexOf(id) !== at);
   if (twice !== undefined) refuse(`names token ${twice} twice.`, "Name each id once.");
-  return ids.length === 0 ? null : { module: embedding, layer: 0, ids, columns: hidden };
+  const last = spec.layers.length - 1;
+  const own = spec.layers[last]!;
+  const head = own.kind === "head" && own.tied ? { module: own.name, layer: last } : null;
+  return ids.length === 0 ? null : { module: embedding, layer: 0, ids, columns: hidden, head };
 }
 
-export function tokenMatrices({ module, layer, ids, columns }: TokenRows): NamedMatrix[] {
-  const name = `${module}.token_adapter.trainable_tokens_delta`;
-  return [{ name, parameter: `${name}.default`, shape: [ids.length, columns], layer }];
+export function tokenMatrices({ module, layer, ids, columns, head }: TokenRows): NamedMatrix[] {
+  const nameOf = (of: string) => `${of}.token_adapter.trainable_tokens_delta`;
+  const name = nameOf(module);
+  const twin = head === null ? {} : { twin: { name: nameOf(head.module), layer: head.layer } };
+  return [{ name, parameter: `${name}.default`, shape: [ids.length, columns], layer, ...twin }];
 }

@@ -10,8 +10,12 @@ import { LORA_BYTES_PER_PARAMETER, TOLD_BYTES_PER_PARAMETER } from "./held-sizes
 import { logitRows } from "./logit-rows.ts";
 
 const FLOAT32 = 4;
+/** Rows of the embedding's table that DoRA reads at a time (native/model/embedding.cpp). */
+const TABLE_ROWS = 512;
 /** Rows of the identity that |W|² is measured with at a time (native/model/dora.cpp). */
 const MEASURED_ROWS = 128;
+/** Outputs of a weight in e4m3 that are made wider at a time for it (native/ops/cuda/cuda_ops_linear.cpp: forward_values). */
+const WIDENED_ROWS = 1024;
 
 type Trained = Pick<PlanRequest, "matrices" | "lora" | "beside">;
 
@@ -29,9 +33,9 @@ export function lowestTrainable(request: Trained & Pick<PlanRequest, "work">): n
   return trainedMatrices(request).reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
 
-/** Bytes of a layer's matrices with their gradients and moments, and of DoRA's norms beside them. */
+/** Bytes of a layer's matrices with their gradients and moments. */
 export function trainedBytes(request: PlanRequest, index: number): number {
-  const own = trainedMatrices(request).filter(({ layer }) => layer === index);
+  const own = trainedMatrices(request).filter(({ layer, twin }) => layer === index || twin?.layer === index);
   return matrixElements(own) * LORA_BYTES_PER_PARAMETER;
 }
 
@@ -62,17 +66,15 @@ export interface KindMemory {
 /**
  * DoRA keeps each product as it was before its gains (a N a token, N its outputs), works on one more and on its gradient, and measures norms
  * with some rows of float32 products. With dropout it keeps the products of dropped inputs instead, and works on such an input, its inner
- * vectors and their gradients. A pair on the embedding works on vectors of its rank.
+ * vectors and their gradients. A pair on the embedding works on vectors of its rank, with DoRA also on some rows of the table. A head that has rows of
+ * tokens in the embedding's stead holds them as products take them, and works on their logits.
  */
-export function kindMemory(
-  { work, computeDtype, spec, holding }: PlanRequest,
-  layer: LayerSpec,
-  pairs: readonly LoraTarget[],
-): KindMemory {
+export function kindMemory(request: PlanRequest, layer: LayerSpec, pairs: readonly LoraTarget[]): KindMemory {
+  const { work, computeDtype, spec, holding } = request;
   const float = dtypeBytes(computeDtype);
-  if (layer.kind === "embedding") {
-    return { weights: 0, kept: 0, workspace: work.tokens * FLOAT32 * (2 * sum(pairs.map(({ r }) => r)) + 4) };
-  }
+  if (layer.kind === "embedding") return embeddingMemory(request, pairs);
+  const rows = trainedMatrices(request).find(({ twin }) => twin !== undefined && spec.layers[twin.layer] === layer);
+  if (rows !== undefined) return rowsMemory(request, rows);
   const gains = pairs.filter(({ dora }) => dora);
   if (gains.length === 0) return NOTHING;
   const measuring = (input: number, out: number) => MEASURED_ROWS * (float * input + FLOAT32 * (out + MEASURED_ROWS));
@@ -96,7 +98,35 @@ export function kindMemory(
     kept,
     workspace:
       (2 * float * Math.max(...outs) + dropped) * work.tokens +
-      Math.max(...products.map(({ in: input, out }) => measuring(input, out)), 0),
+      Math.max(
+        ...products.map(
+          ({ in: input, out, e4m3 }) =>
+            measuring(input, out) + (e4m3 ? float * Math.min(WIDENED_ROWS, out) * input : 0),
+        ),
+        0,
+      ),
+  };
+}
+
+function embeddingMemory({ work, computeDtype, spec }: PlanRequest, pairs: readonly LoraTarget[]): KindMemory {
+  const { hidden, vocab } = spec.shape;
+  const ranks = sum(pairs.map(({ r }) => r));
+  const vectors = work.tokens * FLOAT32 * (2 * ranks + 4);
+  if (!pairs.some(({ dora }) => dora)) return { weights: 0, kept: 0, workspace: vectors };
+  const measuring = FLOAT32 * ((Math.min(TABLE_ROWS, vocab) + ranks) * hidden + ranks ** 2);
+  const gains = 2 * dtypeBytes(computeDtype) * hidden * work.tokens;
+  return { weights: 4 * FLOAT32 * hidden, kept: 0, workspace: Math.max(measuring, vectors + gains) };
+}
+
+function rowsMemory({ work, computeDtype, spec }: PlanRequest, { shape }: NamedMatrix): KindMemory {
+  const float = dtypeBytes(computeDtype);
+  const [tokens, hidden] = shape as [number, number];
+  const chunk = Math.min(work.labelTokens, logitRows(spec.shape.vocab));
+  const logits = roundUp(tokens, 8);
+  return {
+    weights: float * tokens * hidden,
+    kept: 0,
+    workspace: chunk * Math.max(FLOAT32 * logits, float * (logits + hidden)),
   };
 }
 

@@ -10,6 +10,7 @@ import type { RankLinks } from "../links.ts";
 import type { PreparedAdapter, PreparedRank } from "../prepare.ts";
 import { sumGradients } from "./gradient-sum.ts";
 import { unpackMicroBatches } from "./micro-batches.ts";
+import { sumShared } from "./shared-matrix.ts";
 import { runInstructions, type StepPart, type StepTotals } from "./step-runner.ts";
 import { type Tell, tellState } from "./tell-state.ts";
 import type { StepTrace } from "./trace.ts";
@@ -34,14 +35,17 @@ export async function runRound(
   const squares: Float64Array[] = [];
   const measure = async (index: number) => {
     const { adapter } = parts[index]!;
-    const { matrixIds } = preparedAdapter(prepared, adapter);
-    squares[index] = matrixIds.length === 0 ? new Float64Array(0) : await engine.gradSquares(adapter);
+    const { places } = preparedAdapter(prepared, adapter);
+    const all = places.length === 0 ? null : await engine.gradSquares(adapter);
+    squares[index] = Float64Array.from(places, (place) => all![place]!);
   };
   const begin = async (previous: Update__Output | null, adapter: number) => {
     const updated = previous === null ? null : applyUpdate(prepared, previous, adapter);
     const { names } = preparedAdapter(prepared, adapter);
     await Promise.all([updated, tell === null ? null : tellState(engine, { adapter, names }, tell)]);
   };
+  // Gradients that are added up with other ranks' are measured behind that.
+  const addsUp = (adapter: number) => replicas !== null || preparedAdapter(prepared, adapter).shared !== null;
   const steps = parts.map(({ adapter, step, microBatches, previous, lossScale }, index): StepPart => {
     const { regularisation } = preparedAdapter(prepared, adapter);
     return {
@@ -50,21 +54,23 @@ export async function runRound(
         ...regularisation,
       }),
       before: previous === null && tell === null ? null : () => begin(previous, adapter),
-      // Replicas' gradients are added up first.
-      after: replicas === null ? () => measure(index) : null,
+      after: addsUp(adapter) ? null : () => measure(index),
     };
   });
   const count = steps.reduce((sum, { batches }) => sum + batches.length, 0);
   const instructions = prepared.instructions(count, "train");
   const totals = await runInstructions(prepared, links, { name, instructions, parts: steps, trace });
   for (const [index, { adapter }] of parts.entries()) {
-    if (replicas === null) break;
-    if (preparedAdapter(prepared, adapter).matrixIds.length > 0) {
-      const began = performance.now();
+    if (!addsUp(adapter)) continue;
+    const { groups, shared } = preparedAdapter(prepared, adapter);
+    const began = performance.now();
+    if (shared !== null)
+      totals.sentBytes += await sumShared(engine, links, shared, { self: rank, step: name, adapter });
+    if (replicas !== null && groups.length > 0) {
       totals.sentBytes += await sumGradients(engine, links, replicas, { name: `${name}/${adapter}`, adapter });
-      totals.reduceMs += performance.now() - began;
-      trace?.add("reduce", began);
     }
+    totals.reduceMs += performance.now() - began;
+    trace?.add("reduce", began);
     const ended = performance.now();
     await measure(index);
     trace?.add("norm", ended);
@@ -95,8 +101,8 @@ export async function applyUpdate(
   adapter: number,
 ): Promise<void> {
   const { engine } = prepared;
-  const { groups, matrixIds } = preparedAdapter(prepared, adapter);
-  if (matrixIds.length === 0) return;
+  const { groups } = preparedAdapter(prepared, adapter);
+  if (groups.length === 0) return;
   if (skip) return engine.zeroGrad(adapter);
   const of = (value: (group: UpdateGroup__Output) => number) =>
     Float64Array.from(groups, (group) => {

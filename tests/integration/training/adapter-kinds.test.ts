@@ -73,6 +73,16 @@ const MIXTURES: Record<
     settings: { trainableTokenIndices: [44, 3, 7], targetModules: ["o_proj", "lm_head"] },
     kinds: 3,
   },
+  "rows of tokens that a tied head has too": {
+    model: "dora",
+    settings: { trainableTokenIndices: [44, 3, 5, 6, 7], targetModules: ["v_proj"] },
+    kinds: 3,
+  },
+  "DoRA on the embedding, with dropout elsewhere": {
+    model: "modules-to-save",
+    settings: { useDora: true, dropout: 0.1, targetModules: ["embed_tokens", "q_proj"] },
+    kinds: 5,
+  },
   "DoRA on the head, the embedding whole": {
     model: "modules-to-save",
     settings: { useDora: true, modulesToSave: ["embed_tokens"], targetModules: ["k_proj", "gate_proj", "lm_head"] },
@@ -96,14 +106,34 @@ for (const [what, { model, settings, kinds }] of Object.entries(MIXTURES)) {
       state = (state * 16807) % 2147483647;
       return state / 2147483647 - 0.5;
     };
+    const begun = new Map<string, Float32Array>();
     for (const name of names) {
       const values = await engine.getMatrix(name, "weight");
-      await engine.setMatrix(
+      begun.set(
         name,
-        "weight",
         values.map((value) => value * (1 + 0.2 * draw()) + 0.05 * draw()),
       );
     }
+    const setAll = async () => {
+      for (const [name, values] of begun) await engine.setMatrix(name, "weight", values);
+    };
+    await setAll();
+    // Norms count as constants (DoRA): as they change, magnitudes go with them. First values are those of magnitudes, and of biases and rows.
+    const isPair = (name: string) => /lora_(embedding_)?[AB]/.test(name);
+    const followers = names.filter((name) => !isPair(name));
+    const normsOf = async () => {
+      await engine.firstValues();
+      return Promise.all(followers.map((name) => engine.getMatrix(name, "weight")));
+    };
+    const norms = await normsOf();
+    await setAll();
+    const keepGains = async () => {
+      const now = await normsOf();
+      for (const [index, name] of followers.entries()) {
+        const scaled = begun.get(name)!.map((value, at) => (value * now[index]![at]!) / norms[index]![at]!);
+        await engine.setMatrix(name, "weight", /magnitude/.test(name) ? scaled : begun.get(name)!);
+      }
+    };
     // Masks are of the row and the step, not of the micro-batch.
     const loss = async () => {
       const { lossSum } = await engine.forward(0, batch(1, (settings.dropout ?? 0) > 0), null);
@@ -122,12 +152,11 @@ for (const [what, { model, settings, kinds }] of Object.entries(MIXTURES)) {
       const by = 0.02 * Math.max(0.05, Math.abs(values[most]!));
       const lossAt = async (value: number) => {
         await engine.setMatrix(name, "weight", values.with(most, value));
+        if (settings.useDora && isPair(name)) await keepGains();
         return loss();
       };
       const slope = (4 * ((await lossAt(values[most]! + by)) - (await lossAt(values[most]! - by)))) / (2 * by);
-      await engine.setMatrix(name, "weight", values);
-      // Norms count as constants (DoRA): A and B of such pairs have slopes that the gradient leaves out.
-      if (settings.useDora && /lora_[AB]/.test(name)) continue;
+      await setAll();
       assert.ok(
         Math.abs(gradient[most]! - slope) < 0.02 * Math.abs(slope) + 1e-3,
         `${name}[${most}]: ${gradient[most]}, slope ${slope}`,
@@ -137,25 +166,25 @@ for (const [what, { model, settings, kinds }] of Object.entries(MIXTURES)) {
   });
 }
 
-test("a new adapter of many kinds: the same bits over 1 and 2 workers and resumed, read again, generated with", async (t) => {
+test("a new adapter of many kinds: the same bits over 1 and 2 workers and resumed, read again, generated with, merged", async (t) => {
   const root = temporaryFolder(t);
-  for (const [model, flags] of [
-    [
-      "dora",
-      ["--use-dora", "--lora-dropout", "0.1", "--bias", "all", "--target-modules", "q_proj,k_proj,down_proj"].concat(
-        "--load-in-4bit",
-      ),
-    ],
+  const dora = ["--use-dora", "--lora-dropout", "0.1", "--target-modules"];
+  const kinds = [
+    ["dora", [...dora, "q_proj,k_proj,down_proj", "--bias", "all", "--load-in-4bit"]],
     [
       "modules-to-save",
       ["--modules-to-save", "lm_head", "--trainable-token-indices", "[5,9,3]", "--loraplus-lr-ratio", "4"],
     ],
-  ] as const) {
+    ["dora", ["--trainable-token-indices", "[5,9,3,4]", "--target-modules", "v_proj"]],
+    ["modules-to-save", [...dora, "embed_tokens,lm_head,o_proj"]],
+  ] as const;
+  const one = async ([model, flags]: (typeof kinds)[number], index: number) => {
+    const folder = join(root, String(index));
     const golden = goldenRun(model);
     const base = ["--model", join(golden.folder, "model")];
     const train = (name: string, ...more: string[]) =>
       succeed([
-        ...["train", ...base, "--dataset", join(golden.folder, "data.jsonl"), "--output-dir", join(root, model, name)],
+        ...["train", ...base, "--dataset", join(golden.folder, "data.jsonl"), "--output-dir", join(folder, name)],
         ...[
           "--lora-r",
           "4",
@@ -168,20 +197,20 @@ test("a new adapter of many kinds: the same bits over 1 and 2 workers and resume
         ],
         ...["--save-steps", "2", "--max-steps", "4", ...flags, ...more],
       ]);
-    const bytes = (name: string) => readFileSync(join(root, model, name, "adapter_model.safetensors"));
+    const bytes = (name: string) => readFileSync(join(folder, name, "adapter_model.safetensors"));
     await train("one", "--workers", "1");
     await train("two", "--workers", "2", "--device-map", "balanced", "--gradient-checkpointing");
     assert.deepEqual(bytes("two"), bytes("one"));
-    await train("two", "--workers", "1", "--resume-from-checkpoint", join(root, model, "two", "checkpoint-2"));
+    await train("two", "--workers", "1", "--resume-from-checkpoint", join(folder, "two", "checkpoint-2"));
     assert.deepEqual(bytes("two"), bytes("one"));
-    const { tensors } = await openSafetensors(join(root, model, "one", "adapter_model.safetensors"));
+    const { tensors } = await openSafetensors(join(folder, "one", "adapter_model.safetensors"));
     assert.ok([...tensors.keys()].some((key) => /magnitude_vector$|token_adapter\.trainable_tokens_delta$/.test(key)));
     const said = JSON.parse(
       await succeed([
         "generate",
         ...base,
         "--adapter",
-        join(root, model, "one"),
+        join(folder, "one"),
         "--prompt-ids",
         "[5,9,3]",
         "--max-new-tokens",
@@ -190,7 +219,19 @@ test("a new adapter of many kinds: the same bits over 1 and 2 workers and resume
       ]),
     ) as { output_ids: number[] };
     assert.equal(said.output_ids.length, 3);
-  }
+    if (index < 2) return;
+    const [modelDir, merged] = [join(golden.folder, "model"), join(folder, "merged")];
+    await succeed(["merge", ...base, "--adapter", join(folder, "one"), "--output-dir", merged]);
+    const logits = async (engine: Engine) => {
+      const values = await lastLogits(engine, [5, 9, 3, 4]);
+      await engine.close();
+      return values;
+    };
+    const expected = await logits(await wholeModel(modelDir, join(folder, "one")));
+    assert.ok(distance(await logits(await wholeModel(merged, null)), expected) < 1e-5);
+    assert.ok(distance(await logits(await wholeModel(modelDir, null)), expected) > 1e-3);
+  };
+  await Promise.all(kinds.map(one));
 });
 
 test("what PiSSA and LoftQ begin with: the base's loss, the same bits resumed, an adapter for the plain base", async (t) => {

@@ -146,6 +146,42 @@ test("kinds of adapters side by side: what one trains of the base itself is not 
   }
 });
 
+test("kinds that are mixed over a quantised base: the same bits over 1 and 2 workers, and resumed", async (t) => {
+  const root = temporaryFolder(t);
+  const shared = { dataset: join(folder, "data.jsonl"), max_steps: 3, learning_rate: 5e-3, lora_r: 3 };
+  const targets = ["q_proj", "v_proj", "up_proj", "down_proj"];
+  const adapters: Record<string, Settings> = {
+    dora: { ...shared, use_dora: true, lora_dropout: 0.1, bias: "all", loraplus_lr_ratio: 8, target_modules: targets },
+    ranks: { ...shared, use_rslora: true, rank_pattern: { q_proj: 5, "0.*up_proj": 17 }, alpha_pattern: { v_proj: 3 } },
+    ends: { ...shared, use_dora: true, modules_to_save: ["lm_head"], target_modules: ["embed_tokens", "o_proj"] },
+    rows: { ...shared, lora_dropout: 0.3, trainable_token_indices: [7, 3, 4], target_modules: ["k_proj", "down_proj"] },
+  };
+  const file = sweepFile(root, adapters);
+  const over = async (base: string) => {
+    const run = async (name: string, ...more: string[]) => {
+      const flags = [
+        `--load-in-${base}`,
+        "--adapters",
+        file,
+        "--save-steps",
+        "2",
+        "--output-dir",
+        join(root, base, name),
+      ];
+      const { code, stderr } = await coordinator([...common(folder), ...flags, ...more]);
+      assert.equal(code, 0, stderr);
+      return Object.keys(adapters).map((adapter) => adapterFile(join(root, base, name, adapter)));
+    };
+    const expected = await run("one", "--workers", "1");
+    assert.deepEqual(await run("two", "--workers", "2", "--gradient-checkpointing"), expected);
+    if (base === "8bit") return;
+    for (const name of Object.keys(adapters))
+      rmSync(join(root, base, "two", name, "checkpoint-3"), { recursive: true });
+    assert.deepEqual(await run("two", "--workers", "2", "--resume-from-checkpoint"), expected);
+  };
+  await Promise.all(["4bit", "8bit"].map(over));
+});
+
 test("adapters that all begin with the same part of the base share the rest of it", async (t) => {
   const root = temporaryFolder(t);
   const begin = { init_lora_weights: "pissa", lora_r: 4, lora_alpha: 8, target_modules: ["q_proj", "down_proj"] };

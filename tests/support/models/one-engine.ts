@@ -30,7 +30,9 @@ export async function wholeModel(
   const engine = await loaded(modelDir, spec, lora, hold);
   if (adapter === null || lora === null) return engine;
   const read = adapterMatrices(adapter, lora.matrices);
-  for (const { name } of lora.matrices) await engine.setMatrix(name, "weight", await read(name));
+  for (const { name, twin } of lora.matrices) {
+    for (const place of [name, twin?.name ?? []].flat()) await engine.setMatrix(place, "weight", await read(name));
+  }
   return engine;
 }
 
@@ -47,6 +49,9 @@ export async function adaptedModel(modelDir: string, settings: Partial<LoraSetti
     await engine.setMatrix(names.b, "weight", b);
   }
   await engine.firstValues();
+  for (const { name, twin } of lora.matrices) {
+    if (twin !== undefined) await engine.setMatrix(twin.name, "weight", await engine.getMatrix(name, "weight"));
+  }
   return engine;
 }
 

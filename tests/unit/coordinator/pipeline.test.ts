@@ -4,7 +4,7 @@ import { PipeloraError } from "../../../src/common/errors.ts";
 import { Pipeline } from "../../../src/coordinator/cluster/pipeline.ts";
 import type { WorkerConnection } from "../../../src/rpc/worker-connection.ts";
 
-const ROLES = [{ ranks: [0, 1, 2], first: 0, heads: [2], owners: new Map() }];
+const ROLES = [{ ranks: [0, 1, 2], first: 0, heads: [2], owners: new Map(), twins: new Map() }];
 const UPDATE = { step: 1 };
 
 /** Ranks that answer a request as they are told: a reply, an error, or never. */

@@ -54,6 +54,20 @@ test("every kind's matrices have peft's names, shapes and layers", () => {
     "model.embed_tokens.token_adapter.trainable_tokens_delta": [3, 16, 0],
   });
   assert.deepEqual(shapes({ trainableTokenIndices: { embed_tokens: [1] } }), shapes({ trainableTokenIndices: [5] }));
+  assert.deepEqual(shapes({ useDora: true, targetModules: ["embed_tokens"] }), {
+    "model.embed_tokens.lora_embedding_A": [2, 30, 0],
+    "model.embed_tokens.lora_embedding_B": [16, 2, 0],
+    "model.embed_tokens.lora_magnitude_vector": [16, 0],
+  });
+});
+
+test("rows of tokens of a tied model are one matrix, whose values its head has too", () => {
+  const settings = { trainableTokenIndices: [7, 3, 29] };
+  assert.deepEqual(shapes(settings, tied), shapes(settings));
+  const twins = (spec: ModelSpec) => resolve(settings, spec).matrices.flatMap(({ twin }) => twin ?? []);
+  assert.deepEqual(twins(model), []);
+  assert.deepEqual(twins(tied), [{ name: "lm_head.token_adapter.trainable_tokens_delta", layer: 4 }]);
+  assert.equal(resolve(settings, tied).trainable, resolve(settings).trainable);
 });
 
 test("what is trained whole gets no pair, of a tied model each end its own copy", () => {
@@ -112,8 +126,15 @@ test("what does not go together is refused by name", () => {
     [{ trainableTokenIndices: [30] }, /token 30: ids are 0 to 29/],
     [{ trainableTokenIndices: [1], modulesToSave: ["embed_tokens"] }, /modules_to_save both train/],
     [{ trainableTokenIndices: [1], targetModules: ["embed_tokens"] }, /target_modules both train/],
-    [{ trainableTokenIndices: [1] }, /untied head/, tied],
+    [{ trainableTokenIndices: [1], targetModules: ["q_proj", "lm_head"] }, /lm_head too.*target_modules can't/, tied],
+    [{ trainableTokenIndices: [1], modulesToSave: ["lm_head"] }, /lm_head too.*modules_to_save can't/, tied],
     [{ modulesToSave: ["up_proj"] }, /up_proj of class Linear/],
+    [{ initLoraWeights: "orthogonal", r: 3 }, /needs an even rank, .*q_proj has 3/],
+    [{ initLoraWeights: "olora", targetModules: ["k_proj"], r: 9 }, /k_proj \[8, 16\] has no rank of 9/],
+    [
+      { initLoraWeights: "loftq", rankPattern: { "1.*q_proj": 20 } },
+      /layers\.1\..*q_proj \[16, 16\] has no rank of 20/,
+    ],
   ];
   for (const [settings, message, spec] of refused) {
     assert.throws(

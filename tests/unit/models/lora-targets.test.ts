@@ -167,7 +167,6 @@ describe("LoRA targets", () => {
 
   test("what is not offered is refused by name", () => {
     const refused: [Partial<LoraSettings>, RegExp][] = [
-      [{ useDora: true, targetModules: ["embed_tokens"] }, /use_dora on the embedding/],
       [{ modulesToSave: ["norm"] }, /modules_to_save names .*norm of class/],
       [{ trainableTokenIndices: { lm_head: [3] } }, /names lm_head/],
       [{ initLoraWeights: "pissa", useDora: true }, /pissa is for pairs of linear layers, not for use_dora/],

@@ -10,7 +10,7 @@ import { cpus, model, request } from "./models.ts";
 const NONE: Quantization = { method: "none" };
 const NF4: Quantization = { method: "4bit", quantType: "nf4", doubleQuant: true };
 
-const KINDS: readonly (Partial<LoraSettings> & { readonly quantization?: Quantization })[] = [
+const KINDS: readonly (Partial<LoraSettings> & { readonly quantization?: Quantization; readonly tied?: boolean })[] = [
   { useDora: true },
   { useDora: true, quantization: NF4 },
   { useDora: true, targetModules: ["lm_head", "v_proj"] },
@@ -24,6 +24,8 @@ const KINDS: readonly (Partial<LoraSettings> & { readonly quantization?: Quantiz
   { targetModules: ["q_proj"], modulesToSave: ["lm_head"] },
   { targetModules: ["q_proj"], modulesToSave: ["embed_tokens", "lm_head"] },
   { targetModules: ["q_proj"], trainableTokenIndices: [5, 17, 2000] },
+  { targetModules: ["q_proj"], trainableTokenIndices: [5, 17, 18, 2000], tied: true },
+  { useDora: true, targetModules: ["embed_tokens", "o_proj"] },
 ];
 
 /** Adapters over one base, from one to several. */
@@ -77,13 +79,14 @@ for (const quantization of [NONE, NF4]) {
   }
 }
 
-for (const { quantization = NONE, ...settings } of KINDS) {
+for (const { quantization = NONE, tied = false, ...settings } of KINDS) {
   for (const checkpointing of ["all", "none"] as const) {
-    const what = `${JSON.stringify(settings)}, ${quantization.method}, checkpointing ${checkpointing}`;
+    const how = `${quantization.method}${tied ? ", tied" : ""}, checkpointing ${checkpointing}`;
+    const what = `${JSON.stringify(settings)}, ${how}`;
     test(`the engine's peak is what was predicted: ${what}`, {
       skip: addon === null && "no native engine",
     }, async () => {
-      const spec = model("llama-3-8b", SHAPE);
+      const spec = model("llama-3-8b", { ...SHAPE, tie_word_embeddings: tied });
       const lora = resolveLoraTargets(spec, {
         ...DEFAULT_LORA_SETTINGS,
         targetModules: "all-linear",

@@ -45,6 +45,8 @@ class Dora {
   void backward_dropped(const LinearInputGrad& call, const Tensor& dropped, float factor) const;
 
  private:
+  /// y [n, out] f32 = x Wᵀ, of the values that the weight stands for.
+  void product_of(const Tensor& x, const Tensor& y) const;
   void measure();
   void renew();
   /// norms and gains of all parts.

@@ -36,8 +36,8 @@ class Head {
   /// Of a weight of its own, and of the base's where no other adapter has added that.
   void add_slot(WeightSlots& slots);
   /// Beside the base's weight and what learns: a weight of its own, DoRA's norms.
-  std::size_t extra_bytes() const { return own_.bytes() + group_->extra_bytes(); }
-  bool trainable() const { return group_->trainable() || table_; }
+  std::size_t extra_bytes() const { return own_.bytes() + group_->extra_bytes() + (rows_weight_ ? rows_weight_->bytes() : 0); }
+  bool trainable() const { return group_->trainable() || table_ || rows_; }
   bool trains_table() const { return table_.has_value(); }
   std::vector<Learner*> learners();
   /// Before a pass: makes again what is derived from weights that were set or updated.
@@ -53,6 +53,10 @@ class Head {
   Buffer last_logits(const Batch& batch, const Tensor& hidden);
 
  private:
+  /// The product of x [n, D] with the head's weight, and with the tokens' own rows in their places.
+  void product(const LinearForward& call, const Tensor& before);
+  /// The part of dx [n, D] that comes through the tokens' own rows, which learn `factor` times; their columns of dz [n, V] become zero.
+  void rows_backward(const Tensor& x, const Tensor& dz, float factor, const Tensor& dx);
   /// The family's factor and cap, in place.
   void shape(const Tensor& logits);
 
@@ -63,6 +67,13 @@ class Head {
   BaseWeights own_;  // of a head that is trained whole
   std::unique_ptr<LinearGroup> group_;
   std::optional<Learner> table_;  // [V, D] where the head is trained whole
+  std::optional<Learner> rows_;   // [tokens, D]: rows of the weight in their places
+  std::unique_ptr<LinearWeight> rows_weight_;  // the same as products take it
+  /// Tokens that follow each other: their logits' columns are copied together.
+  struct Run {
+    std::int64_t token = 0, row = 0, count = 0;
+  };
+  std::vector<Run> runs_;
 };
 
 }  // namespace pipelora

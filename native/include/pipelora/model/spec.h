@@ -159,6 +159,7 @@ struct HeadSpec {
   std::string name;
   std::optional<LoraSpec> lora;
   std::string trained = {};  // as in EmbeddingSpec
+  std::vector<std::int32_t> token_rows = {};  // of a weight that is the embedding's: as there
 };
 using LayerSpec = std::variant<EmbeddingSpec, BlockSpec, NormSpec, HeadSpec>;
 

@@ -45,11 +45,12 @@ struct WeightGrad {
 struct DoraNorms {
   Tensor squares;  // [1, N] f32: |W_c|²
   Tensor product;  // [R, N] f32: A Wᵀ
-  Tensor a;        // [R, K] f32
+  Tensor a;        // [R, K] f32, or empty
   Tensor bt;       // [R, N] f32
   float scale = 1;
   Tensor magnitude;     // [1, N] f32
   Tensor norms, gains;  // [1, N] f32, written
+  Tensor gram = {};     // [R, R] f32: A Aᵀ, in place of `a`
 };
 
 /// y = gains (z - offsets) + offsets + residual, column by column. `change`: what the gains change alone, y = (gains - 1) (z - offsets) + residual.

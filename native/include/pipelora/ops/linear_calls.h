@@ -108,6 +108,8 @@ struct LinearForward {
   WeightParts parts = {};
   /// Nobody reads x after the call: one that makes x (norm_linear_forward) need not write it.
   bool x_unread = false;
+  /// x times the values that the weight stands for: x is not rounded to 8 bits (int8, e4m3), and no bias is added. Without LoRA and residual.
+  bool bare = false;
 };
 
 /// dx = dy W + drop'(inner_grad A); inner_grad = scale * dy B is written for lora_a_grad; grad_bt += scale * innerᵀ dy.

@@ -198,6 +198,26 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const T* x, std::int64_t
     *reinterpret_cast<uint2*>(to + static_cast<std::int64_t>(p) * 8) = e4m3_of(widen8<T>(piece(p)), inverse);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads) values_kernel(const std::uint8_t* codes, std::int64_t codes_stride, const float* scales, T* to,
+                                                          std::int64_t to_stride, std::int64_t rows, std::int64_t pieces) {
+  const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p >= pieces) return;
+  for (std::int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    const uint2 bits = *reinterpret_cast<const uint2*>(codes + row * codes_stride + p * 8);
+    const float scale = scales[row];
+    Floats<8> values;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto pair = static_cast<__nv_fp8x2_storage_t>((i < 2 ? bits.x : bits.y) >> (16 * (i % 2)));
+      const float2 two = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3)));
+      values.v[2 * i] = two.x * scale;
+      values.v[2 * i + 1] = two.y * scale;
+    }
+    store<8>(to + row * to_stride + p * 8, values);
+  }
+}
+
 template <Pass kPass>
 void run(const HeldRows& weight, DType compute, const QuantTables& tables, const Tile& tile, cudaStream_t stream) {
   const dim3 grid(blocks_for(weight.in, kTileColumns<kPass>), blocks_for(weight.rows, kTileRows<kPass>));
@@ -237,6 +257,15 @@ void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables
     run<Pass::transposed>(weight, compute, tables, tile, stream);
   else
     run<Pass::rows>(weight, compute, tables, tile, stream);
+}
+
+void fp8_values(const Tensor& codes, const float* scales, const Tensor& to, cudaStream_t stream) {
+  if (codes.rows == 0) return;
+  const dim3 grid(blocks_for(codes.cols / 8, kThreads), static_cast<unsigned>(codes.rows < 4096 ? codes.rows : 4096));
+  with_half(to.dtype, [&]<class T>(T) {
+    values_kernel<T><<<grid, kThreads, 0, stream>>>(codes.as<std::uint8_t>(), codes.stride, scales, to.as<T>(), to.stride, codes.rows, codes.cols / 8);
+  });
+  check_launch("values of a weight in e4m3");
 }
 
 void fp8_rows(const Tensor& x, const RowCodes& to, cudaStream_t stream) {

@@ -30,6 +30,8 @@ void fp8_scales(float* absmax, std::int64_t count, cudaStream_t stream);
 /// to [out, in] (rows `first` on), each row divided by its scale; or transposed, to [in, out] (columns `first` on), by scales of columns.
 void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables, const float* scales, bool transposed, const Tensor& to,
                 cudaStream_t stream);
+/// to [out, in] = codes [out, in] times each row's scale: the values that a weight in e4m3 stands for.
+void fp8_values(const Tensor& codes, const float* scales, const Tensor& to, cudaStream_t stream);
 /// Where a kernel leaves rows in e4m3: codes [T, n], n a multiple of 16, and scales [T]. codes null: nowhere.
 struct RowCodes {
   std::uint8_t* codes = nullptr;

@@ -118,12 +118,14 @@ void add_column_squares(const Tensor& y, const Tensor& squares, cudaStream_t str
 }
 
 void dora_norms(const DoraNorms& call, const Tensor& gram, cudaStream_t stream) {
-  const auto ranks = static_cast<unsigned>(call.a.rows);
-  gram_kernel<<<dim3(ranks, ranks), kThreads, 0, stream>>>(call.a.as<float>(), call.a.stride, call.a.cols, gram.as<float>(), gram.stride);
-  check_launch("dora_norms A Aᵀ");
+  const auto ranks = static_cast<unsigned>(call.bt.rows);
+  if (!call.gram) {
+    gram_kernel<<<dim3(ranks, ranks), kThreads, 0, stream>>>(call.a.as<float>(), call.a.stride, call.a.cols, gram.as<float>(), gram.stride);
+    check_launch("dora_norms A Aᵀ");
+  }
   norms_kernel<<<blocks_of(call.bt.cols, kThreads), kThreads, 0, stream>>>({call.squares.as<float>(), call.product.as<float>(), call.bt.as<float>(),
                                                                           call.magnitude.as<float>(), gram.as<float>(), call.product.stride, call.bt.stride,
-                                                                          gram.stride, call.a.rows, call.bt.cols, static_cast<double>(call.scale),
+                                                                          gram.stride, call.bt.rows, call.bt.cols, static_cast<double>(call.scale),
                                                                           call.norms.as<float>(), call.gains.as<float>()});
   check_launch("dora_norms");
 }

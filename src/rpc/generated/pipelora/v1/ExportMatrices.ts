@@ -4,9 +4,11 @@
 export interface ExportMatrices {
   'parts'?: (string)[];
   'adapter'?: (number);
+  'names'?: (string)[];
 }
 
 export interface ExportMatrices__Output {
   'parts': (string)[];
   'adapter': (number);
+  'names': (string)[];
 }

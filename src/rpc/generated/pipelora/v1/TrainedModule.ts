@@ -6,6 +6,7 @@ export interface TrainedModule {
   'what'?: (string);
   'matrix'?: (string);
   'tokens'?: (Buffer | Uint8Array | string);
+  'twinOf'?: (string);
 }
 
 export interface TrainedModule__Output {
@@ -13,4 +14,5 @@ export interface TrainedModule__Output {
   'what': (string);
   'matrix': (string);
   'tokens': (Buffer);
+  'twinOf': (string);
 }
