@@ -5,6 +5,7 @@
 
 #include "pipelora/core/arena.h"
 #include "pipelora/core/error.h"
+#include "tests/support/paper_device.h"
 
 using namespace pipelora;
 
@@ -83,4 +84,23 @@ TEST_CASE("moving a buffer moves ownership") {
   CHECK(!a);
   b = arena.tensor("c", DType::f32, 1, 64);
   CHECK(arena.used() == 256);
+}
+
+TEST_CASE("of tensors that leave and come back, the empty ones come back empty and take no room") {
+  std::vector<char> memory(1 << 14);
+  Arena arena(memory.data(), memory.size());
+  std::vector<Buffer> tensors;
+  tensors.push_back(arena.tensor("a", DType::f32, 3, 64));
+  tensors.emplace_back();
+  tensors.push_back(arena.tensor("b", DType::bf16, 0, 7));
+  testing::PaperOffload offloaded(std::move(tensors), arena);
+  offloaded.leave();
+  CHECK(arena.used() == 0);
+  const std::vector<Buffer> back = offloaded.take();
+  REQUIRE(back.size() == 3);
+  CHECK(back[0].tensor().rows == 3);
+  CHECK(!back[1]);
+  CHECK(back[2]);
+  CHECK(back[2].tensor().cols == 7);
+  CHECK(arena.used() == 768 + 256);
 }

@@ -2,7 +2,7 @@
 // 16 bits, against the same model in float32 on the same card (whose kernels are others: cuda_model holds those against the CPU's).
 // Each case draws its rank, targets, base, dropout, rows and what is done with activations from a seed. The arena is full of NaN
 // before each run, so that what nobody wrote is seen.
-// usage: cuda_matrix [--seed N] [--cases N] [--all] [--case K] [--fp8] [--dora] [small]
+// usage: cuda_matrix [--seed N] [--cases N] [--all] [--case K] [--part K/N] [--fp8] [--dora] [small]
 //   --dora: DoRA in every case, not in a third of them
 //   --fp8: products in e4m3 in every case, not in a quarter of them
 //   --all: every rank with every model once, and every other choice at least once a model
@@ -373,12 +373,14 @@ Case drawn(std::mt19937& random, const Shape& shape, std::int64_t rank, bool sma
 int main(int argc, char** argv) {
   unsigned seed = 1;
   int cases = 40, only = -1;
+  std::size_t part = 0, parts = 1;  // every parts-th case, from this one on: several processes share a run
   bool all = false, small = false, fp8 = false, dora = false;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--seed" && i + 1 < argc) seed = static_cast<unsigned>(std::stoul(argv[++i]));
     else if (flag == "--cases" && i + 1 < argc) cases = std::stoi(argv[++i]);
     else if (flag == "--case" && i + 1 < argc) only = std::stoi(argv[++i]);
+    else if (flag == "--part" && i + 1 < argc && std::sscanf(argv[i + 1], "%zu/%zu", &part, &parts) == 2 && part < parts) ++i;
     else if (flag == "--all") all = true;
     else if (flag == "--fp8") fp8 = true;
     else if (flag == "--dora") dora = true;
@@ -398,7 +400,7 @@ int main(int argc, char** argv) {
     for (Case& c : chosen) c.dora = true;
   int ran = 0;
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    if (only >= 0 && static_cast<std::size_t>(only) != i) continue;
+    if ((only >= 0 && static_cast<std::size_t>(only) != i) || i % parts != part) continue;
     one(static_cast<int>(i), chosen[i]);
     ++ran;
   }

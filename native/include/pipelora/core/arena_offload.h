@@ -20,7 +20,8 @@ class ArenaOffload : public Offloaded {
   void fetch() final {
     leave();
     if (state_ != State::away) return;
-    for (const Tensor& shape : shapes_) tensors_.push_back(arena_.tensor("activations back from the host", shape.dtype, shape.rows, shape.cols));
+    for (const Tensor& shape : shapes_)
+      tensors_.push_back(shape ? arena_.tensor("activations back from the host", shape.dtype, shape.rows, shape.cols) : Buffer());
     bring_back();
     state_ = State::coming;
   }
@@ -35,6 +36,7 @@ class ArenaOffload : public Offloaded {
   ArenaOffload(std::vector<Buffer> tensors, Arena& arena) : arena_(arena), tensors_(std::move(tensors)) {
     for (const Buffer& buffer : tensors_) shapes_.push_back(buffer);
   }
+  /// Empty ones among them stay empty: a block tells by that what it has not.
   const std::vector<Buffer>& tensors() const { return tensors_; }
 
   /// The copies to the host have been queued: work queued from now on runs after them.

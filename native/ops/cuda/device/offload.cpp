@@ -32,6 +32,10 @@ class OffloadedTensors final : public ArenaOffload {
     order(room_.device_.stream(), mark_, room_.out_);
     for (const Buffer& buffer : tensors()) {
       const Tensor& tensor = buffer;
+      if (!tensor) {
+        copies_.emplace_back();
+        continue;
+      }
       copies_.push_back(room_.room_.tensor("offloaded activations", tensor.dtype, tensor.rows, tensor.cols));
       check(cudaMemcpyAsync(copies_.back().tensor().data, tensor.data, tensor.bytes(), cudaMemcpyDeviceToHost, room_.out_), "offloading a tensor");
     }
@@ -52,6 +56,7 @@ class OffloadedTensors final : public ArenaOffload {
     order(room_.device_.stream(), mark_, room_.back_);
     for (std::size_t i = 0; i < copies_.size(); ++i) {
       const Tensor &to = tensors()[i], &from = copies_[i];
+      if (!to) continue;
       check(cudaMemcpyAsync(to.data, from.data, to.bytes(), cudaMemcpyHostToDevice, room_.back_), "fetching a tensor");
     }
     check(cudaEventRecord(copied_, room_.back_), "cudaEventRecord");

@@ -1,6 +1,7 @@
 // One warp asks for tiles of 64 columns of both operands, two warpgroups of 64 rows each multiply what has come. Blocks stay and take one
 // tile of 128 x 256 after the other (128 x 64 where no more columns are wanted: LoRA's inner vectors, whose time is the reading of their
-// input); tiles of one expert's columns follow each other, so that its weights are read once from memory. A row's sum is in the same order wherever its tile lies: no number depends on who else chose the expert.
+// input); tiles of one expert's columns follow each other, so that its weights are read once from memory. A row's sum is in the same order
+// wherever its tile lies: no number depends on who else chose the expert.
 #include "ops/cuda/experts/grouped.h"
 
 #include <algorithm>

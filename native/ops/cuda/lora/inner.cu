@@ -1,8 +1,8 @@
 // LoRA's inner products, forward (A) and backward (Bᵀ).
 //
 // A block takes 16 tokens, its warps share the columns; on 16-bit inputs tensor cores multiply x (exact) by the f32 rows split
-// into two 16-bit numbers, so that the inner vectors keep f32's quality; those of pairs of more than eight ranks are rounded. The eight columns that a thread holds are the eight
-// elements of one call of dropout's generator.
+// into two 16-bit numbers, so that the inner vectors keep f32's quality; those of pairs of more than eight ranks are rounded. The
+// eight columns that a thread holds are the eight elements of one call of dropout's generator.
 #include <algorithm>
 
 #include "ops/cuda/lora/lora.h"

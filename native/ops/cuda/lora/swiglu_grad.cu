@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(kOuterThreads, 4) swiglu_grad_kernel(SwiGluGra
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::int64_t at = t + 2 * q + i;
-        left[i][n] = g < (n == 0 ? tile.rank : tile.second_rank) && at < end ? __ldg(call.inner_grad + at * call.inner_stride + tile.inner_column + n * 8 + g) : 0.0f;
+        const bool has = g < (n == 0 ? tile.rank : tile.second_rank) && at < end;
+        left[i][n] = has ? __ldg(call.inner_grad + at * call.inner_stride + tile.inner_column + n * 8 + g) : 0.0f;
       }
     }
   };
