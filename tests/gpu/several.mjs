@@ -109,7 +109,9 @@ check(
   disturbed.stderr.slice(-600),
 );
 
-const elastic = [...nccl, "--elastic", "--elastic-join", "always", "--min-workers", "1"];
+// Long enough that a worker, which takes seconds to begin, finds the run on.
+const long = [...nccl, "--max-steps", "800", "--save-steps", "1000"];
+const elastic = [...long, "--elastic", "--elastic-join", "always", "--min-workers", "1"];
 const port = 20000 + (process.pid % 20000);
 const gpu = (index) => {
   const name = ["--node-name", `node-${index}`];
@@ -128,11 +130,10 @@ const changed = await run("elastic", [...elastic, "--listen", `127.0.0.1:${port}
 });
 const changes = events(changed.stdout, "note").filter(({ text }) => / layers were taken over/.test(text));
 for (const { text } of changes) console.log(`        ${text}`);
-check(
-  "a GPU that leaves and one that joins: the run goes on to the same bits",
-  bits(changed, calm) && changes.length === 2 && told === 2,
-  changed.stderr.slice(-600),
-);
+const undisturbed = await run("long", long);
+const [left, joined] = changes.map(({ text }) => text.split(" workers go on")[0].split(" ").at(-1));
+check("a GPU leaves, one joins", told === 2 && left === "1" && joined === "2", changed.stderr.slice(-600));
+check("that run ends with the bits of the undisturbed one", bits(changed, undisturbed));
 
 const adapters = join(folder, "adapters.yaml");
 writeFileSync(adapters, "a: {learning_rate: 1.0e-3, lora_r: 4}\nb: {learning_rate: 5.0e-4, lora_r: 16}\n");
@@ -150,8 +151,8 @@ for (const [name, rate, rank] of [
 // In float16 each has a loss scale: one whose gradients overflow skips steps of its own alone.
 const halves = {
   calm: { learning_rate: 1e-3, lora_r: 4 },
-  steep: { learning_rate: 1e-4, lora_r: 8, lora_alpha: 65536, init_lora_weights: false },
-  "dora-steep": { learning_rate: 1e-4, lora_r: 8, lora_alpha: 16384, init_lora_weights: false, use_dora: true },
+  steep: { learning_rate: 1e-4, lora_r: 8, lora_alpha: 512, init_lora_weights: false },
+  "dora-steep": { learning_rate: 1e-4, lora_r: 8, lora_alpha: 128, init_lora_weights: false, use_dora: true },
 };
 writeFileSync(adapters, JSON.stringify(halves));
 const half = [...nccl, "--compute-dtype", "float16"];
@@ -163,12 +164,10 @@ for (const [name, own] of Object.entries(halves)) {
   const file = "adapter_model.safetensors";
   const same =
     halved.code === 0 && alone.code === 0 && Buffer.compare(folderOf(join("halves", name), file), alone.adapter) === 0;
-  const { stateful_callbacks: saved } = JSON.parse(folderOf(join("halves", name), "trainer_state.json"));
-  check(
-    `in float16, ${name}: the bits of its run alone, loss scale ${saved.Pipelora.loss_scale}`,
-    same,
-    halved.stderr.slice(-600),
-  );
+  const scale = same
+    ? JSON.parse(folderOf(join("halves", name), "trainer_state.json")).stateful_callbacks.Pipelora.loss_scale
+    : "unknown";
+  check(`in float16, ${name}: the bits of its run alone, loss scale ${scale}`, same, halved.stderr.slice(-600));
 }
 
 const alive = workers.filter((pid) => {
