@@ -23,6 +23,11 @@ export const GPU = {
    * 2 T (R − r) Σ (3 in + 2 out) / (seconds at R − seconds at r) / the card's rate.
    */
   loraShare: 0.0335,
+  /**
+   * What a rank from the ninth to the sixteenth costs there beside one of the first eight, as operands are rounded to the compute dtype then:
+   * Qwen2.5-7B nf4 cached, 8 x 384, r = 8 and 16: 163.7 and 168.3 ms, of which eight unrounded ranks would be 11.8.
+   */
+  loraRounded: 0.39,
   /** The same without dropout, whose masks the kernels make on the way: ranks 8 and 16 of Qwen2.5-7B in bf16, 2 x 4096. */
   loraUnmaskedShare: 0.06,
   /** The same where they run through cuBLASLt: ranks 64 and 256 of Qwen2.5-7B, 8 x 384. */
