@@ -9,9 +9,6 @@ import { Callable, fromJson, TemplateError, type Value } from "./values.ts";
 export type { Mark } from "./output.ts";
 export { TemplateError } from "./values.ts";
 
-/** Characters of a rendering: some two million tokens. A tokenizer would take many seconds for more, and no signal is heard meanwhile. */
-const MOST_RENDERED = 1 << 23;
-
 export interface Rendering {
   readonly text: string;
   /** Stretches that `{% generation %}` blocks wrote, and passes over messages, by the message's index. */
@@ -47,9 +44,6 @@ export class JinjaTemplate {
     const tracked = new Map(Array.isArray(messages) ? messages.map((message, index) => [message, index] as const) : []);
     try {
       const output = new Interpreter(tracked).render(this.#nodes, names);
-      if (output.length > MOST_RENDERED) {
-        throw new TemplateError(`the template writes ${output.length} characters, expected at most ${MOST_RENDERED}`);
-      }
       return { text: output.text(), marks: output.marks };
     } catch (error) {
       // An error that the limits did not foresee counts as the template's fault too.

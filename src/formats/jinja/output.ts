@@ -1,4 +1,8 @@
 import type { Budget } from "./budget.ts";
+import { fail } from "./values.ts";
+
+/** Characters of a rendering: some two million tokens. A tokenizer would take many seconds for more, and no signal is heard meanwhile. */
+const MOST_CHARACTERS = 1 << 23;
 
 /** A stretch of the output, in UTF-16 units: what a `generation` block wrote, or a loop's pass over a tracked value. */
 export type Mark =
@@ -22,13 +26,14 @@ export class Output {
   /** `inner`: marks inside the text. */
   write(text: string, inner: Marks | null = null): void {
     if (text === "") return;
-    this.#budget.make(this.length + text.length - Math.floor((this.length * 63) / 64));
+    const length = this.length + text.length;
+    if (length > MOST_CHARACTERS) fail(`the template writes ${length} characters, expected at most ${MOST_CHARACTERS}`);
+    this.#budget.make(text.length);
     for (const mark of inner ?? []) {
       this.marks.push({ ...mark, begin: mark.begin + this.length, end: mark.end + this.length });
     }
     this.#parts.push(text);
-    this.length += text.length;
-    if (this.length > 1 << 26) this.#budget.make(this.length);
+    this.length = length;
   }
 
   mark(mark: Mark): void {
