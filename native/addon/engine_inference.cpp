@@ -33,15 +33,9 @@ Napi::Value EngineObject::infer(const Napi::CallbackInfo& info) {
     if (!info[3].IsNull() && !info[3].IsUndefined()) tokens = to_int32s(info[3], "tokens");
     auto input = info[4].IsNull() || info[4].IsUndefined() ? nullptr : TensorObject::unwrap(info[4], *thread_, true);
     const std::size_t adapter = to_adapter(info[5]);
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), segment, cache, of = std::move(of), tokens = std::move(tokens), input, adapter](Engine& engine) {
-          Buffer x = input ? thread->tensors().take(*input) : Buffer();
-          return thread->tensors().hold(engine.infer(segment, cache, of, tokens, std::move(x), adapter));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
-          return TensorObject::wrap(env, thread, std::move(handle));
-        });
+    return queue_tensor(info.Env(), [thread = thread_.get(), segment, cache, of = std::move(of), tokens = std::move(tokens), input, adapter](Engine& engine) {
+      return engine.infer(segment, cache, of, tokens, input ? thread->tensors().take(*input) : Buffer(), adapter);
+    });
   });
 }
 

@@ -269,14 +269,9 @@ Napi::Value EngineObject::backward(const Napi::CallbackInfo& info) {
     const auto segment = static_cast<std::size_t>(to_int(info[0], "segment"));
     const std::int64_t batch = to_int(info[1], "batchIndex");
     auto gradient = info[2].IsNull() || info[2].IsUndefined() ? nullptr : TensorObject::unwrap(info[2], *thread_, true);
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), segment, batch, gradient](Engine& engine) {
-          return thread->tensors().hold(engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer()));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
-          return TensorObject::wrap(env, thread, std::move(handle));
-        });
+    return queue_tensor(info.Env(), [thread = thread_.get(), segment, batch, gradient](Engine& engine) {
+      return engine.backward(segment, batch, gradient ? thread->tensors().take(*gradient) : Buffer());
+    });
   });
 }
 

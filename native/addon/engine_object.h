@@ -31,6 +31,9 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
   /// As queue(), for work without a result.
   template <class Work>
   Napi::Value queue_void(Napi::Env env, Work work);
+  /// Resolves with the Buffer that `work` gives, as a DeviceTensor.
+  template <class Work>
+  Napi::Value queue_tensor(Napi::Env env, Work work);
   /// Runs `make` and turns what it throws into a rejected promise.
   template <class Make>
   Napi::Value promised(const Napi::CallbackInfo& info, Make make);

@@ -8,6 +8,7 @@
 
 #include "addon/convert.h"
 #include "addon/engine_object.h"
+#include "addon/tensor_object.h"
 #include "pipelora/core/error.h"
 
 namespace pipelora::addon {
@@ -61,6 +62,13 @@ Napi::Value EngineObject::queue_void(Napi::Env env, Work work) {
         return true;
       },
       [](Napi::Env now, bool) { return now.Undefined(); });
+}
+
+template <class Work>
+Napi::Value EngineObject::queue_tensor(Napi::Env env, Work work) {
+  return queue(
+      env, [thread = thread_.get(), work = std::move(work)](Engine& engine) mutable { return thread->tensors().hold(work(engine)); },
+      [thread = thread_](Napi::Env now, std::shared_ptr<TensorHandle> handle) { return TensorObject::wrap(now, thread, std::move(handle)); });
 }
 
 template <class Make>

@@ -60,4 +60,12 @@ Napi::Value EngineObject::write(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value EngineObject::copy(const Napi::CallbackInfo& info) {
+  return promised(info, [&] {
+    return queue_tensor(info.Env(), [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, false)](Engine& engine) {
+      return engine.take_in(thread->tensors().at(*handle));
+    });
+  });
+}
+
 }  // namespace pipelora::addon

@@ -19,19 +19,6 @@ Tensor floats_of(const comm::LinkBlock& block, std::int64_t count) { return view
 
 }  // namespace
 
-Napi::Value EngineObject::copy(const Napi::CallbackInfo& info) {
-  return promised(info, [&] {
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, false)](Engine& engine) {
-          return thread->tensors().hold(engine.take_in(thread->tensors().at(*handle)));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
-          return TensorObject::wrap(env, thread, std::move(handle));
-        });
-  });
-}
-
 Napi::Value EngineObject::read_to(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     return queue_void(info.Env(), [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, false),
@@ -45,39 +32,28 @@ Napi::Value EngineObject::read_to(const Napi::CallbackInfo& info) {
 Napi::Value EngineObject::write_from(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
     const auto [rows, cols] = to_extents(info[1]);
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), block = PlaceObject::unwrap(info[0]), rows = rows, cols = cols,
-         dtype = dtype_from_name(to_text(info[2], "dtype"))](Engine& engine) {
-          Buffer taken = engine.take_in(view_of(*block, dtype, rows, cols));
-          block->used_until(engine.ops().mark());
-          return thread->tensors().hold(std::move(taken));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> handle) {
-          return TensorObject::wrap(env, thread, std::move(handle));
-        });
+    return queue_tensor(info.Env(), [block = PlaceObject::unwrap(info[0]), rows = rows, cols = cols, dtype = dtype_from_name(to_text(info[2], "dtype"))](Engine& engine) {
+      Buffer taken = engine.take_in(view_of(*block, dtype, rows, cols));
+      block->used_until(engine.ops().mark());
+      return taken;
+    });
   });
 }
 
 Napi::Value EngineObject::encode(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, true), dtype = dtype_from_name(to_text(info[1], "dtype"))](Engine& engine) {
-          return thread->tensors().hold(engine.encode(thread->tensors().take(*handle), dtype));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> encoded) { return TensorObject::wrap(env, thread, std::move(encoded)); });
+    return queue_tensor(info.Env(), [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, true),
+                                     dtype = dtype_from_name(to_text(info[1], "dtype"))](Engine& engine) {
+      return engine.encode(thread->tensors().take(*handle), dtype);
+    });
   });
 }
 
 Napi::Value EngineObject::decode(const Napi::CallbackInfo& info) {
   return promised(info, [&] {
-    return queue(
-        info.Env(),
-        [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, true)](Engine& engine) {
-          return thread->tensors().hold(engine.decode(thread->tensors().take(*handle)));
-        },
-        [thread = thread_](Napi::Env env, std::shared_ptr<TensorHandle> decoded) { return TensorObject::wrap(env, thread, std::move(decoded)); });
+    return queue_tensor(info.Env(), [thread = thread_.get(), handle = TensorObject::unwrap(info[0], *thread_, true)](Engine& engine) {
+      return engine.decode(thread->tensors().take(*handle));
+    });
   });
 }
 
