@@ -27,15 +27,10 @@ Embedding::Embedding(Ops& ops, Arena& arena, const Arch& arch, const EmbeddingSp
     if (spec_.lora->dora) dora_ = ops.allocate("DoRA's norms", static_cast<std::size_t>(4 * arch.hidden) * sizeof(float), true);
   }
   if (spec_.token_rows.empty()) return;
-  const auto count = static_cast<std::int64_t>(spec_.token_rows.size());
-  rows_.emplace(ops, kWhat, std::vector<MatrixForm>{{spec_.name + ".token_adapter.trainable_tokens_delta", count, arch.hidden}});
+  rows_.emplace(ops, kWhat, std::vector<MatrixForm>{token_rows_form(spec_.name, spec_.token_rows, arch.vocab, arch.hidden)});
   row_of_.assign(static_cast<std::size_t>(arch.vocab), -1);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int32_t token = spec_.token_rows[static_cast<std::size_t>(i)];
-    if (token < 0 || token >= arch.vocab || row_of_[static_cast<std::size_t>(token)] >= 0)
-      throw Error(kTensorMismatch, "trained tokens: expected distinct ids below " + std::to_string(arch.vocab) + ", got " + std::to_string(token));
-    row_of_[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(i);
-  }
+  std::int32_t row = 0;
+  for (const std::int32_t token : spec_.token_rows) row_of_[static_cast<std::size_t>(token)] = row++;
 }
 
 void Embedding::add_slot(WeightSlots& slots) {

@@ -431,9 +431,18 @@ Buffer Engine::take_in(const Tensor& from) {
   return buffer;
 }
 
+namespace {
+
+/// Whether a link's tensors of this dtype are rows of codes, each with its scale.
+bool in_codes(DType dtype) {
+  if (dtype != DType::f8 && dtype != DType::bf16) throw Error(kTensorMismatch, std::string("a link carries bfloat16 or float8_e4m3fn, not ") + dtype_name(dtype));
+  return dtype == DType::f8;
+}
+
+}  // namespace
+
 Buffer Engine::encode(const Tensor& tensor, DType dtype) {
-  const bool coded = dtype == DType::f8;
-  if (!coded && dtype != DType::bf16) throw Error(kTensorMismatch, std::string("a link carries bfloat16 or float8_e4m3fn, not ") + dtype_name(dtype));
+  const bool coded = in_codes(dtype);
   Buffer buffer = arena_->tensor("a tensor for a link", dtype, tensor.rows, tensor.cols + (coded ? kScaleColumns : 0));
   if (coded)
     ops_->encode_rows(tensor, buffer);
@@ -443,8 +452,7 @@ Buffer Engine::encode(const Tensor& tensor, DType dtype) {
 }
 
 Buffer Engine::decode(const Tensor& tensor) {
-  const bool coded = tensor.dtype == DType::f8;
-  if (!coded && tensor.dtype != DType::bf16) throw Error(kTensorMismatch, std::string("a link carries bfloat16 or float8_e4m3fn, not ") + dtype_name(tensor.dtype));
+  const bool coded = in_codes(tensor.dtype);
   if (coded && tensor.cols <= kScaleColumns)
     throw Error(kTensorMismatch, "rows in e4m3 from a link: expected a scale behind the numbers, got " + shape_text(tensor.rows, tensor.cols));
   Buffer buffer = arena_->tensor("a tensor of a link", ops_->compute_dtype(), tensor.rows, tensor.cols - (coded ? kScaleColumns : 0));

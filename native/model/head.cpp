@@ -20,18 +20,16 @@ Head::Head(Ops& ops, Arena& arena, const Arch& arch, const HeadSpec& spec, BaseW
     table_.emplace(ops, "the output head and its optimizer state", std::vector<MatrixForm>{{spec_.trained, arch.vocab, arch.hidden}});
   if (spec_.token_rows.empty()) return;
   if (spec_.lora || table_) throw Error(kTensorMismatch, "rows of tokens of " + spec_.name + ": expected a head that trains nothing else");
-  const auto count = static_cast<std::int64_t>(spec_.token_rows.size());
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int32_t token = spec_.token_rows[static_cast<std::size_t>(i)];
-    if (token < 0 || token >= arch.vocab || std::count(spec_.token_rows.begin(), spec_.token_rows.end(), token) > 1)
-      throw Error(kTensorMismatch, "trained tokens: expected distinct ids below " + std::to_string(arch.vocab) + ", got " + std::to_string(token));
+  rows_.emplace(ops, "rows of tokens of the output head and their optimizer state",
+                std::vector<MatrixForm>{token_rows_form(spec_.name, spec_.token_rows, arch.vocab, arch.hidden)});
+  std::int64_t count = 0;
+  for (const std::int32_t token : spec_.token_rows) {
     if (!runs_.empty() && runs_.back().token + runs_.back().count == token)
       ++runs_.back().count;
     else
-      runs_.push_back({token, i, 1});
+      runs_.push_back({token, count, 1});
+    ++count;
   }
-  rows_.emplace(ops, "rows of tokens of the output head and their optimizer state",
-                std::vector<MatrixForm>{{spec_.name + ".token_adapter.trainable_tokens_delta", count, arch.hidden}});
   rows_weight_ = ops.create_linear(arch.hidden, {count}, false);
   const std::vector<float> zeros(static_cast<std::size_t>(count * arch.hidden), 0.0f);
   rows_weight_->load(0, HostTensor{zeros.data(), DType::f32, count, arch.hidden}, {.dtype = ops.compute_dtype()});

@@ -4,6 +4,16 @@
 
 namespace pipelora {
 
+MatrixForm token_rows_form(const std::string& module, const std::vector<std::int32_t>& tokens, std::int64_t vocab, std::int64_t hidden) {
+  std::vector<bool> seen(static_cast<std::size_t>(vocab), false);
+  for (const std::int32_t token : tokens) {
+    if (token < 0 || token >= vocab || seen[static_cast<std::size_t>(token)])
+      throw Error(kTensorMismatch, "trained tokens: expected distinct ids below " + std::to_string(vocab) + ", got " + std::to_string(token));
+    seen[static_cast<std::size_t>(token)] = true;
+  }
+  return {module + ".token_adapter.trainable_tokens_delta", static_cast<std::int64_t>(tokens.size()), hidden};
+}
+
 template <class Body>
 void NamedMatrix::each_transposed(Body&& body) const {
   const std::int64_t share = form_.cols / form_.experts;

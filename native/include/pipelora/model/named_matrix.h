@@ -23,6 +23,10 @@ struct MatrixForm {
   std::int64_t experts = 1;
 };
 
+/// Rows of tokens that a module (the embedding, or a head with its weight) trains, in the tokens' order. Throws PL_TENSOR_MISMATCH for ids that are
+/// not distinct or not below `vocab`.
+MatrixForm token_rows_form(const std::string& module, const std::vector<std::int32_t>& tokens, std::int64_t vocab, std::int64_t hidden);
+
 /// A matrix that learns, in float32: values, gradient, AdamW's moments.
 class NamedMatrix {
  public:
