@@ -55,18 +55,19 @@ AttentionTiles backward_tiles(const AttentionTraits& call, const GpuKind& gpu) {
 
 bool on_tensor_cores(const AttentionTraits& call) { return half(call.dtype) && call.head_dim <= kMaxHeadDim; }
 bool on_hopper(const AttentionTraits& call, const GpuKind& gpu) { return gpu.hopper && call.aligned && call.head_dim <= kMaxHeadDim && !call.capped; }
+bool has_long_rows(const AttentionTraits& call) { return call.tokens >= kLongOnHopper * call.sequences; }
 /// Heads of more columns than this leave no room for several warpgroups' tiles: their kernels are one for rows of every length.
 constexpr std::int64_t kWideHeads = 128;
 AttentionKernel hopper_kernel(const AttentionTraits& call) {
   if (call.head_dim > kWideHeads) return AttentionKernel::hopper_wide;
-  return call.tokens >= kLongOnHopper * call.sequences ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
+  return has_long_rows(call) ? AttentionKernel::hopper_long : AttentionKernel::hopper_short;
 }
 
 void describe(std::ostream& out, const char* op, const AttentionTraits& call, const AttentionChoice& choice) {
   out << op << ' ' << dtype_name(call.dtype) << ", " << call.heads << '/' << call.kv_heads << " heads of " << call.head_dim
       << (call.aligned ? "" : " (not aligned)") << (call.window > 0 ? ", windowed" : "") << (call.capped ? ", capped" : "");
   // Lengths differ from call to call; what they decide does not.
-  out << (call.most_queries <= kMostDecodeQueries ? ", rows of up to 4" : call.tokens >= kLongOnHopper * call.sequences ? ", rows of 160 or more" : ", short rows")
+  out << (call.most_queries <= kMostDecodeQueries ? ", rows of up to 4" : has_long_rows(call) ? ", rows of 160 or more" : ", short rows")
       << " -> " << name(choice.kernel);
   if (choice.kernel == AttentionKernel::tiles)
     out << ' ' << choice.tiles.columns << " columns, " << choice.tiles.warps << " warps, " << choice.tiles.stages << " stages";

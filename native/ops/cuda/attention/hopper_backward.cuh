@@ -123,6 +123,19 @@ __device__ inline std::int64_t score_tiles_before(const SequenceTable& table, in
   return __reduce_add_sync(0xFFFFFFFFu, sum);
 }
 
+/// What the gradients of keys and values are made of.
+template <class T>
+struct KeyInputs {
+  Side<const T> q, k, v, dout;
+  const float *lse, *delta;
+  std::int64_t lse_stride, delta_stride;
+};
+template <class T>
+KeyInputs<T> key_inputs(const AttentionBackward& call, const Tensor& delta) {
+  return {side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<const T>(call.dout), call.lse.as<float>(), delta.as<float>(),
+          call.lse.stride, delta.stride};
+}
+
 /// dk and dv of `heads` of k's heads where rows are long, from the first one's whose dS are kept (if they are: then there is
 /// no window and a row has as many keys as queries).
 void long_key_grad(const AttentionBackward& call, const Tensor& delta, const Shape& shape, const ScoreGrads& kept, int heads, cudaStream_t stream);

@@ -19,13 +19,6 @@ struct Layout {
                        kBarriers = kLseDelta + kStages * 2 * kTile * 4, kBytes = kBarriers + (2 * kStages + 1) * 8;
 };
 
-template <class T>
-struct Inputs {
-  Side<const T> q, k, v, dout;
-  const float *lse, *delta;
-  std::int64_t lse_stride, delta_stride;
-};
-
 #ifdef PIPELORA_HOPPER
 
 /// Addresses of the barriers: a stage is full (of what was loaded) or empty (both warpgroups are done with it).
@@ -55,7 +48,7 @@ __device__ inline void wait_sent() {
 }
 
 template <class T, int E>
-__device__ inline void load_all(const Inputs<T>& in, const Shape& shape, const Work& work, char* shared) {
+__device__ inline void load_all(const KeyInputs<T>& in, const Shape& shape, const Work& work, char* shared) {
   using L = Layout<E>;
   const std::uint32_t base = shared_address(shared);
   const Barriers barriers{base + L::kBarriers};
@@ -205,7 +198,7 @@ __device__ inline void compute_all(Side<T> dk, Side<T> dv, const Shape& shape, c
 
 template <class T, int E, bool kKeep>
 __global__ void __launch_bounds__(kThreads, 1)
-    long_key_grad_kernel(Inputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary, ScoreGrads kept) {
+    long_key_grad_kernel(KeyInputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary, ScoreGrads kept) {
 #ifdef PIPELORA_HOPPER
   using L = Layout<E>;
   char* shared = aligned_shared();
@@ -236,8 +229,7 @@ void launch(const AttentionBackward& call, const Tensor& delta, const Shape& sha
   const std::size_t bytes = Layout<E>::kBytes + kAlignmentBytes;
   allow_shared(kernel, bytes);
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(key_tiles(*call.sequences, kRows)));
-  const Inputs<T> in{side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<const T>(call.dout),
-                     call.lse.as<float>(), delta.as<float>(), call.lse.stride, delta.stride};
+  const KeyInputs<T> in = key_inputs<T>(call, delta);
   kernel<<<grid, kThreads, bytes, stream>>>(in, side<T>(call.dk), side<T>(call.dv), shape, rotary_of(call), kept);
 }
 

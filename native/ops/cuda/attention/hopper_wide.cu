@@ -14,18 +14,11 @@ constexpr int kTileBytes = kTile * kColumns * 2;
 // k, v, the stages of q and dout, the stages of lse and delta
 constexpr int kStagesAt = 2 * kTileBytes, kLseDelta = kStagesAt + kStages * 2 * kTileBytes, kBytes = kLseDelta + kStages * 2 * kTile * 4;
 
-template <class T>
-struct Inputs {
-  Side<const T> q, k, v, dout;
-  const float *lse, *delta;
-  std::int64_t lse_stride, delta_stride;
-};
-
 #ifdef PIPELORA_HOPPER
 
 /// One warpgroup's part: dk or dv.
 template <bool kMakesK, class T>
-__device__ inline void make_grad(const Inputs<T>& in, const Side<T>& to, const Shape& shape, const Rotary& rotary, char* shared) {
+__device__ inline void make_grad(const KeyInputs<T>& in, const Side<T>& to, const Shape& shape, const Rotary& rotary, char* shared) {
   const KeyWork<kTile> work(shape, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x));
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, g = lane / 4, quad = lane % 4, own = thread % 128 / 32 * 16;
   const int k0 = work.k0, offset = work.offset();
@@ -107,7 +100,7 @@ __device__ inline void make_grad(const Inputs<T>& in, const Side<T>& to, const S
 #endif
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) wide_key_grad_kernel(Inputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary) {
+__global__ void __launch_bounds__(kThreads, 1) wide_key_grad_kernel(KeyInputs<T> in, Side<T> dk, Side<T> dv, Shape shape, Rotary rotary) {
 #ifdef PIPELORA_HOPPER
   char* shared = aligned_shared();
   if (threadIdx.x < 128)
@@ -125,8 +118,7 @@ void wide_key_grad(const AttentionBackward& call, const Tensor& delta, const Sha
     const std::size_t bytes = kBytes + kAlignmentBytes;
     allow_shared(kernel, bytes);
     const dim3 grid(static_cast<unsigned>(call.k.cols / call.head_dim), static_cast<unsigned>(key_tiles(*call.sequences, kTile)));
-    const Inputs<T> in{side<const T>(call.q), side<const T>(call.k), side<const T>(call.v), side<const T>(call.dout),
-                       call.lse.as<float>(), delta.as<float>(), call.lse.stride, delta.stride};
+    const KeyInputs<T> in = key_inputs<T>(call, delta);
     kernel<<<grid, kThreads, bytes, stream>>>(in, side<T>(call.dk), side<T>(call.dv), shape, rotary_of(call));
   });
 }

@@ -19,7 +19,7 @@ __device__ inline std::uint8_t code_of(float x, float inverse) {
 
 template <int V, class T>
 __global__ void __launch_bounds__(kRowThreads) encode_kernel(const T* from, std::int64_t from_stride, std::uint8_t* to, std::int64_t to_stride, std::int64_t cols) {
-  __shared__ float largest_of_warp[kRowThreads / 32];
+  __shared__ std::uint32_t largest_of_warp[kRowThreads / 32];
   const T* x = from + static_cast<std::int64_t>(blockIdx.x) * from_stride;
   std::uint8_t* codes = to + static_cast<std::int64_t>(blockIdx.x) * to_stride;
   const int thread = static_cast<int>(threadIdx.x);
@@ -32,11 +32,7 @@ __global__ void __launch_bounds__(kRowThreads) encode_kernel(const T* from, std:
       largest = isfinite(magnitude) ? fmaxf(largest, magnitude) : largest;
     }
   }
-  largest = warp_max(largest);
-  if (thread % 32 == 0) largest_of_warp[thread / 32] = largest;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < kRowThreads / 32; ++w) largest = fmaxf(largest, largest_of_warp[w]);
+  largest = __uint_as_float(block_max(__float_as_uint(largest), largest_of_warp));  // magnitudes keep their order as integers
   const float scale = fmaxf(__fdiv_rn(largest, kE4m3Largest), FLT_MIN), inverse = __fdiv_rn(1.0f, scale);
   for (std::int64_t c = thread * V; c < cols; c += kRowThreads * V) {
     const Floats<V> v = load<V>(x + c);
