@@ -65,8 +65,8 @@ export class NodeFolders {
   }
 
   /**
-   * Asks the first worker of each node for its folder: of an adapter of several (null: the run has no other) one of its name. Folders that are one and the same (a volume mounted on several nodes, or the
-   * coordinator's own machine) are found by marks, and written once.
+   * Asks the first worker of each node for its folder; `name`: of an adapter of several, which has one of its name (null: the run has no other).
+   * Folders that are one and the same (a volume mounted on several nodes, or the coordinator's own machine) are found by marks, and written once.
    */
   static async open(
     members: readonly WorkerConnection[],

@@ -81,11 +81,20 @@ export class AdaptedWeights {
     const sum = float32Of((await this.#sum(wide, merge)).bytes);
     const { in: input, out, role } = merge.target;
     // Of a linear [out, in], of an embedding [in, out].
-    const lineOf = role === "embedding" ? (at: number) => at % out : (at: number) => Math.floor(at / input);
+    const [columns, byColumn] = role === "embedding" ? [out, true] : [input, false];
+    const each = (visit: (at: number, line: number) => void) => {
+      for (let row = 0, at = 0; at < sum.length; row++) {
+        for (let column = 0; column < columns; column++, at++) visit(at, byColumn ? column : row);
+      }
+    };
     const squares = new Float64Array(out);
-    for (const [at, value] of sum.entries()) squares[lineOf(at)]! += value * value;
+    each((at, line) => {
+      squares[line]! += sum[at]! * sum[at]!;
+    });
     const factors = squares.map((square, line) => magnitudes[line]! / Math.sqrt(square));
-    for (const [at, value] of sum.entries()) sum[at] = value * factors[lineOf(at)]!;
+    each((at, line) => {
+      sum[at]! *= factors[line]!;
+    });
     return { bytes: fromFloat32(sum, dtype), dtype };
   }
 

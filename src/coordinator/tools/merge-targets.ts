@@ -28,8 +28,10 @@ export function replacements({ saved, biases, tokens }: ResolvedLora): Map<strin
   const found = new Map<string, Replacement>();
   for (const one of saved) found.set(`${one.module}.weight`, { matrix: savedMatrices(one)[0]!.name, rows: null });
   for (const one of biases) found.set(`${one.module}.bias`, { matrix: biasMatrices(one)[0]!.name, rows: null });
-  for (const module of tokens === null ? [] : [tokens.module, tokens.head?.module ?? []].flat()) {
-    found.set(`${module}.weight`, { matrix: tokenMatrices(tokens!)[0]!.name, rows: tokens!.ids });
+  if (tokens !== null) {
+    const own = { matrix: tokenMatrices(tokens)[0]!.name, rows: tokens.ids };
+    found.set(`${tokens.module}.weight`, own);
+    if (tokens.head !== null) found.set(`${tokens.head.module}.weight`, own);
   }
   return found;
 }

@@ -177,7 +177,9 @@ function loraTime(
   const asProducts = runsAsProducts(product);
   const fused = product.dropout ? GPU.loraShare : GPU.loraUnmaskedShare;
   const rate = (asProducts ? GPU.loraProductsShare : fused) * deviceRate(device, computeDtype, tokens);
-  const weighed = ranks.map((rank) => (asProducts ? rank : Math.min(rank, 8) + GPU.loraRounded * Math.max(0, rank - 8)));
+  const weighed = ranks.map((rank) =>
+    asProducts ? rank : Math.min(rank, 8) + GPU.loraRounded * Math.max(0, rank - 8),
+  );
   const outputs = sum(weighed.map((rank, part) => rank * partRows[part]!));
   const flop = pass === "forward" ? 2 * sum(weighed) * input : 4 * (sum(weighed) * input + outputs);
   const values = asProducts ? productsValues(product, pass) : pass === "forward" ? input : input + out;
