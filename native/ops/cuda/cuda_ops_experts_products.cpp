@@ -28,7 +28,8 @@ Buffer CudaOps::narrowed(const char* what, const Tensor& from, float factor) {
 bool CudaOps::groups_experts(const ExpertsWeight& weight, std::int64_t rows) const {
   const auto takes = [](const std::unique_ptr<LinearWeight>& one) { return static_cast<const CudaLinear&>(*one).takes_lora(); };
   const LinearWeight& one = *weight.weights.front();
-  const bool packed = static_cast<const CudaLinear&>(one).takes_turns();
+  // Whether a weight is cached is not asked: the bits would depend on it.
+  const bool packed = static_cast<const CudaLinear&>(one).is_quantised();
   return experts_choice({context_.compute, one.in, one.out / weight.together(), rows, packed}, gpu_) == ExpertsKernel::grouped &&
          std::all_of(weight.weights.begin(), weight.weights.end(), takes);
 }

@@ -119,7 +119,7 @@ struct ExpertsTraits {
   DType dtype = DType::f32;
   std::int64_t in = 0, out = 0;  // of one expert
   std::int64_t rows = 0;         // of all experts
-  bool packed = false;           // the weights are expanded for each product
+  bool packed = false;           // the weights are held in codes, kept expanded beside them or not
 };
 enum class ExpertsKernel : std::uint8_t {
   each,     // an expert after the other, by the host's count of its rows
