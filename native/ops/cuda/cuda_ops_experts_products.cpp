@@ -35,7 +35,8 @@ ExpertsKernel CudaOps::experts_kernel(const ExpertsWeight& weight, std::int64_t 
     return own.is_fp8() == e4m3 && !own.is_int8();
   };
   if (!std::all_of(weight.weights.begin(), weight.weights.end(), suits)) return ExpertsKernel::each;
-  return experts_choice({context_.compute, one.in, one.out / weight.together(), rows, one.takes_turns(), e4m3}, gpu_);
+  // Whether a weight is cached is not asked: the bits would depend on it.
+  return experts_choice({context_.compute, one.in, one.out / weight.together(), rows, one.is_quantised(), e4m3}, gpu_);
 }
 
 CudaOps::Fp8Input CudaOps::gathered_in_e4m3(const Tensor& from, const Routes& routes) {

@@ -119,8 +119,8 @@ struct ExpertsTraits {
   DType dtype = DType::f32;
   std::int64_t in = 0, out = 0;  // of one expert
   std::int64_t rows = 0;         // of all experts
-  bool packed = false;           // the weights are expanded for each product
-  bool e4m3 = false;             // the weights' products multiply e4m3 numbers: asked for, and their shapes suit
+  bool packed = false;           // the weights are held in codes, kept expanded beside them or not
+  bool e4m3 = false;             // their products multiply e4m3 numbers: asked for, and the shapes suit
 };
 enum class ExpertsKernel : std::uint8_t {
   each,     // an expert after the other, by the host's count of its rows

@@ -64,6 +64,7 @@ class CudaLinear final : public LinearWeight {
   bool takes_turns() const { return !held_as_computed() && !kept_; }
   /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
   bool forward_few(const LinearForward& call) const;
+  bool is_quantised() const { return spec_.quantisation != Quantisation::none; }
   bool is_int8() const { return spec_.quantisation == Quantisation::int8 && !is_fp8(); }
   /// Products multiply e4m3 numbers: asked for, and the shape and dtypes suit.
   bool is_fp8() const;
