@@ -178,6 +178,18 @@ TEST_CASE("products of few tokens: float32 has the plain kernel, 16 bits one tha
             }
 }
 
+TEST_CASE("e4m3 takes widths of whole pieces of 16, of every part") {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (std::int64_t in = 1; in <= 80; ++in)
+      for (std::int64_t out = 1; out <= 80; ++out) {
+        const bool suits = dtype != DType::f32 && in % 16 == 0 && out % 16 == 0;
+        const std::int64_t one[] = {out}, with_others[] = {32, out, 48}, halves[] = {out, 96 - out};
+        CHECK(suits_e4m3(dtype, in, one) == suits);
+        CHECK(suits_e4m3(dtype, in, with_others) == suits);
+        CHECK(suits_e4m3(dtype, in, halves) == suits);  // together 96, which would suit
+      }
+}
+
 TEST_CASE("experts' products") {
   for (const GpuKind& gpu : kGpus)
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})

@@ -226,6 +226,10 @@ FewKernel few_choice(const FewTraits& call, const GpuKind& gpu) {
   return kernel;
 }
 
+bool suits_e4m3(DType compute, std::int64_t in, std::span<const std::int64_t> part_rows) {
+  return half(compute) && in % kFp8Piece == 0 && std::all_of(part_rows.begin(), part_rows.end(), [](std::int64_t rows) { return rows % kFp8Piece == 0; });
+}
+
 const char* name(ExpertsKernel kernel) {
   switch (kernel) {
     case ExpertsKernel::each: return "each";

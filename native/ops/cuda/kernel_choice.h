@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "pipelora/core/tensor.h"
 
@@ -114,6 +115,11 @@ enum class FewKernel : std::uint8_t {
 };
 const char* name(FewKernel kernel);
 FewKernel few_choice(const FewTraits& call, const GpuKind& gpu);
+
+/// Operands' rows are whole pieces of so many e4m3 numbers.
+inline constexpr std::int64_t kFp8Piece = 16;
+/// Whether a weight's products can multiply e4m3 numbers, forward and back; `part_rows`: of the matrices that it is made of.
+bool suits_e4m3(DType compute, std::int64_t in, std::span<const std::int64_t> part_rows);
 
 struct ExpertsTraits {
   DType dtype = DType::f32;

@@ -78,7 +78,7 @@ function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[]
   };
 }
 
-/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/base/fp8.h: kFp8Piece). */
+/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/kernel_choice.h: kFp8Piece). */
 export function suitsE4m3({ in: input, out }: Pick<LinearSpec, "in" | "out">): boolean {
   return input % 16 === 0 && out % 16 === 0;
 }

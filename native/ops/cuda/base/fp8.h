@@ -11,9 +11,6 @@
 
 namespace pipelora::cuda {
 
-/// Operands' rows are whole pieces of so many e4m3 numbers.
-inline constexpr std::int64_t kFp8Piece = 16;
-
 /// Rows [first, first + rows) of a weight as they are held, in one of three forms, or `count` such parts one below the other. Its values are rounded
 /// to `compute` before anything else. A weight is one matrix, or several of `matrix_rows` rows one below the other, each part in one of them.
 struct HeldRows {

@@ -166,10 +166,7 @@ void CudaLinear::keep_expanded(bool keep) {
   slot(false);
 }
 
-bool CudaLinear::is_fp8() const {
-  return spec_.fp8 && context_.compute != DType::f32 && in % kFp8Piece == 0 && out % kFp8Piece == 0 &&
-         std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.rows % kFp8Piece == 0; });
-}
+bool CudaLinear::is_fp8() const { return spec_.fp8 && suits_e4m3(context_.compute, in, part_rows); }
 
 const float* CudaLinear::fp8_scales(bool forward) const { return static_cast<const float*>(fp8_scales_->data()) + (forward ? 0 : out); }
 

@@ -219,6 +219,17 @@ __device__ inline void hold(typename C::Sums& sums) {
   for (int half = 0; half < C::kHalves; ++half) wgmma_hold(sums[half]);
 }
 
+/// Asks for the tile's scales, a lane a line of 128 bytes: they are there when its sums are done.
+template <class C>
+__device__ inline void fetch_scales(const Shape& shape, const Tile& tile, int lane) {
+  constexpr int kLine = 32, kLines = (C::kColumns + kLine - 1) / kLine;
+  static_assert(kLines + kRows / kLine <= 32);
+  const bool of_rows = lane >= kLines;
+  const int first = of_rows ? tile.row + (lane - kLines) * kLine : tile.column + lane * kLine, end = of_rows ? min(tile.end, tile.row + kRows) : shape.columns;
+  const float* from = of_rows ? shape.row_scales : shape.column_scales + static_cast<std::int64_t>(tile.expert) * shape.columns;
+  if (first < end) asm volatile("prefetch.L1 [%0];\n" ::"l"(from + first));
+}
+
 /// sums [row][column] *= the row's scale times the column's.
 template <class C>
 __device__ inline void scale_sums(typename C::Sums& sums, const Shape& shape, const Tile& tile, int own, int quad) {
@@ -264,6 +275,7 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
       }
       continue;
     }
+    if constexpr (std::is_same_v<A, e4m3>) fetch_scales<C>(shape, tile, lane);
     typename C::Sums sums;
     std::uint32_t last = kStages;
     const auto steps = [&]<class Operand, bool kAlong>(Operand, std::bool_constant<kAlong>, int count, bool add) {
