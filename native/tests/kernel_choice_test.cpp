@@ -185,8 +185,11 @@ TEST_CASE("experts' products") {
         for (const std::int64_t out : {45, 768, 5760})
           for (const std::int64_t rows : {1, 64, 65, 4096})
             for (const bool packed : {false, true}) {
-              const bool grouped = experts_choice({dtype, in, out, rows, packed}, gpu) == ExpertsKernel::grouped;
-              CHECK(grouped == (gpu.hopper && dtype != DType::f32 && in % 8 == 0 && out % 8 == 0 && (!packed || rows > 64)));
+              const bool suits = gpu.hopper && dtype != DType::f32 && in % 8 == 0 && out % 8 == 0;
+              const ExpertsKernel wide = experts_choice({dtype, in, out, rows, packed}, gpu), eight = experts_choice({dtype, in, out, rows, packed, true}, gpu);
+              CHECK(wide == (suits && (!packed || rows > 64) ? ExpertsKernel::grouped : ExpertsKernel::each));
+              // Few rows or many, expanded for each product or kept: the same bits.
+              CHECK(eight == (suits ? ExpertsKernel::grouped_e4m3 : ExpertsKernel::each));
             }
 }
 

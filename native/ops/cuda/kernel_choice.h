@@ -120,10 +120,12 @@ struct ExpertsTraits {
   std::int64_t in = 0, out = 0;  // of one expert
   std::int64_t rows = 0;         // of all experts
   bool packed = false;           // the weights are held in codes, kept expanded beside them or not
+  bool e4m3 = false;             // the weights' products multiply e4m3 numbers: asked for, and their shapes suit
 };
 enum class ExpertsKernel : std::uint8_t {
   each,     // an expert after the other, by the host's count of its rows
   grouped,  // experts/grouped.cu: all experts in one launch
+  grouped_e4m3,
 };
 const char* name(ExpertsKernel kernel);
 ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu);

@@ -2,7 +2,8 @@
 // 16 bits, against the same model in float32 on the same card (whose kernels are others: cuda_model holds those against the CPU's).
 // Each case draws its rank, targets, base, dropout, rows and what is done with activations from a seed. The arena is full of NaN
 // before each run, so that what nobody wrote is seen.
-// usage: cuda_matrix [--seed N] [--cases N] [--all] [--case K] [--part K/N] [--fp8] [--dora] [small]
+// usage: cuda_matrix [--seed N] [--cases N] [--all] [--case K] [--part K/N] [--fp8] [--dora] [--experts] [small]
+//   --experts: models with a mixture of experts alone
 //   --dora: DoRA in every case, not in a third of them
 //   --fp8: products in e4m3 in every case, not in a quarter of them
 //   --all: every rank with every model once, and every other choice at least once a model
@@ -383,7 +384,7 @@ int main(int argc, char** argv) {
   unsigned seed = 1;
   int cases = 40, only = -1;
   std::size_t part = 0, parts = 1;  // every parts-th case, from this one on: several processes share a run
-  bool all = false, small = false, fp8 = false, dora = false;
+  bool all = false, small = false, fp8 = false, dora = false, experts = false;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--seed" && i + 1 < argc) seed = static_cast<unsigned>(std::stoul(argv[++i]));
@@ -393,15 +394,19 @@ int main(int argc, char** argv) {
     else if (flag == "--all") all = true;
     else if (flag == "--fp8") fp8 = true;
     else if (flag == "--dora") dora = true;
+    else if (flag == "--experts") experts = true;
     else if (flag == "small") small = true;
   }
   std::mt19937 random(seed);
   std::vector<Case> chosen;
+  std::vector<const Shape*> shapes;
+  for (const Shape& shape : kShapes)
+    if (!experts || shape.experts != nullptr) shapes.push_back(&shape);
   if (all) {
-    for (const Shape& shape : kShapes)
-      for (const std::int64_t rank : kRanks) chosen.push_back(drawn(random, shape, rank, small));
+    for (const Shape* shape : shapes)
+      for (const std::int64_t rank : kRanks) chosen.push_back(drawn(random, *shape, rank, small));
   } else {
-    for (int i = 0; i < cases; ++i) chosen.push_back(drawn(random, kShapes[random() % std::size(kShapes)], kRanks[random() % std::size(kRanks)], small));
+    for (int i = 0; i < cases; ++i) chosen.push_back(drawn(random, *shapes[random() % shapes.size()], kRanks[random() % std::size(kRanks)], small));
   }
   if (fp8)
     for (Case& c : chosen) c.fp8 = true;

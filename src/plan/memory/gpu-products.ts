@@ -7,6 +7,8 @@ export interface GpuProduct {
   readonly in: number;
   /** Of all parts. */
   readonly out: number;
+  /** Matrices that its weight holds one below the other (experts'), of as many outputs each; absent: one. */
+  readonly matrices?: number;
   readonly partRows: readonly number[];
   /** LoRA rank of each part; 0: none. */
   readonly ranks: readonly number[];
