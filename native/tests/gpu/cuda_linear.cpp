@@ -326,6 +326,9 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{3, 1, 5}, 64, {96}, {}, 0, true, true, fp8(held(half))});
     linear(gpu, dtype, {{33, 1}, 128, {64, 32, 32}, {8, 0, 4}, 0.1f, true, true, fp8(four_bit(Quantisation::nf4, half, true))});
     linear(gpu, dtype, {{33, 1}, 144, {64, 48}, {8, 3}, 0, true, true, fp8(four_bit(Quantisation::fp4, half, false, 128), true)});
+    linear(gpu, dtype, {{5, 12}, 192, {144, 16}, {8, 2}, 0.1f, true, true, fp8(four_bit(Quantisation::fp4, half, false, 128))});
+    linear(gpu, dtype, {{40}, 320, {336}, {16}, 0, false, true, fp8(four_bit(Quantisation::nf4, DType::f32, true), true)});
+    linear(gpu, dtype, {{17}, 128, {272}, {8}, 0, false, true, fp8(four_bit(Quantisation::nf4, half, true, 32))});
     linear(gpu, dtype, {{17}, 272, {400}, {24}, 0.1f, false, true, fp8(int8(half, 6.0f))});
     linear(gpu, dtype, {{1}, 128, {96}, {8}, 0, true, false, fp8(four_bit(Quantisation::nf4, DType::f16, true))});
     linear(gpu, dtype, {{9}, 72, {40}, {8}, 0.1f, true, true, fp8(four_bit(Quantisation::nf4, half, true))});

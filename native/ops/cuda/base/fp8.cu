@@ -1,4 +1,5 @@
 #include "ops/cuda/base/fp8.cuh"
+#include "ops/cuda/base/fp8_four_bit.h"
 #include "ops/cuda/base/quant_device.cuh"
 
 namespace pipelora::cuda {
@@ -275,6 +276,7 @@ void fp8_scales(float* absmax, std::int64_t count, cudaStream_t stream) {
 
 void fp8_expand(const HeldRows& weight, DType compute, const QuantTables& tables, const float* scales, bool transposed, const Tensor& to,
                 cudaStream_t stream) {
+  if (fp8_expands_four_bit(weight, to, transposed)) return fp8_expand_four_bit(weight, compute, tables, scales, transposed, to, stream);
   auto* divisors = const_cast<float*>(scales);
   const Tile tile{weight.first, weight.rows, weight.in, weight.matrix_rows, divisors, divisors, to.as<std::uint8_t>(), to.stride};
   if (transposed)
