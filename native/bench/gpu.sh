@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, matrix, sanitize, experts, ops, hot, expand, norms, few, step, profile.
 # usage: gpu.sh OUTPUT_FOLDER [tests] [matrix "arguments"] [sanitize] [ops] [step "arguments"] …
-# GPU_ARCH=90-real: with what GPUs before Hopper run. GPU_TESTS: which of the test programs run.
+# GPU_ARCH=90-real: with what GPUs before Hopper run. GPU_TESTS: which of the test programs run. GPU_BUILT=1: the programs in GPU_BUILD are taken as they are.
 set -u
 native=$(cd "$(dirname "$0")/.." && pwd)
 out=$1
@@ -22,12 +22,12 @@ for header in /usr/include/nccl.h /usr/local/cuda/include/nccl.h; do
   g++ -std=c++20 -fsyntax-only -I/usr/local/cuda/include -I"$native" "$native/comm/tests/nccl_abi.cpp" ||
     { echo "FAILED: NCCL's header disagrees"; status=1; }
 done
-if ! { cmake -G Ninja -S "$native/ops/cuda/standalone" -B "$build" -DCMAKE_CUDA_ARCHITECTURES="$arch" && ninja -C "$build" -k 0; } >"$out/build.log" 2>&1; then
+if [ -z "${GPU_BUILT:-}" ] && ! { cmake -G Ninja -S "$native/ops/cuda/standalone" -B "$build" -DCMAKE_CUDA_ARCHITECTURES="$arch" && ninja -C "$build" -k 0; } >"$out/build.log" 2>&1; then
   grep -E "error|undefined" "$out/build.log" | head -20
   [ -x "$build/cuda_step" ] || exit 1
   status=1
 fi
-echo "built in $((SECONDS - start)) s"
+[ -n "${GPU_BUILT:-}" ] || echo "built in $((SECONDS - start)) s"
 
 while [ $# -gt 0 ]; do
   job=$1
@@ -54,21 +54,33 @@ while [ $# -gt 0 ]; do
     tail -2 "$out/matrix.log"
     shift
     ;;
-  sanitize)
+  sanitize)  # every tool, program and dtype at once, over the host's GPUs in turn
+    gpus=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
+    runs=()
+    declare -A checks=()
     for tool in memcheck racecheck; do
-      for program in cuda_kernels cuda_learners cuda_experts cuda_attention cuda_linear cuda_mixers; do
-        log="$out/$tool-$program.log"
-        timeout 400 compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small >"$log" 2>&1
-        ended=$?
-        # racecheck has something to say of two of cuBLASLt's own kernels. Whatever else it counts, or a program cut short, is a failure.
-        displayed=$(sed -n 's/.*RACECHECK SUMMARY: \([0-9]*\) hazard.*/\1/p' "$log")
-        if [ $ended = 9 ] && grep -q "^0 failed" "$log" && [ "$displayed" = "$(grep -c "Race reported.* access at nvjet" "$log")" ]; then
-          echo "$tool $program: $displayed hazards, all in cuBLASLt's kernels"
-          continue
-        fi
-        [ $ended = 0 ] || { echo "FAILED: $tool $program ($ended)"; status=1; }
-        grep -E "=========" "$log" | grep -v "COMPUTE-SANITIZER" | head -12
+      for program in ${GPU_TESTS:-cuda_kernels cuda_learners cuda_experts cuda_attention cuda_linear cuda_mixers}; do
+        for dtype in float32 bfloat16 float16; do
+          run="$tool-$program-$dtype"
+          CUDA_VISIBLE_DEVICES=$((${#runs[@]} % gpus)) OMP_NUM_THREADS=1 timeout 400 \
+            compute-sanitizer --tool $tool --error-exitcode 9 "$build/$program" small $dtype >"$out/$run.log" 2>&1 &
+          checks[$run]=$!
+          runs+=("$run")
+        done
       done
+    done
+    for run in "${runs[@]}"; do
+      wait "${checks[$run]}"
+      ended=$?
+      log="$out/$run.log"
+      # racecheck has something to say of two of cuBLASLt's own kernels. Whatever else it counts, or a program cut short, is a failure.
+      displayed=$(sed -n 's/.*RACECHECK SUMMARY: \([0-9]*\) hazard.*/\1/p' "$log")
+      if [ $ended = 9 ] && grep -q "^0 failed" "$log" && [ "$displayed" = "$(grep -c "Race reported.* access at nvjet" "$log")" ]; then
+        echo "$run: $displayed hazards, all in cuBLASLt's kernels"
+        continue
+      fi
+      [ $ended = 0 ] || { echo "FAILED: $run ($ended)"; status=1; }
+      grep -E "=========" "$log" | grep -v "COMPUTE-SANITIZER" | sed "s/^/$run: /" | head -12
     done
     ;;
   experts) timeout 100 "$build/cuda_expert_ops" 2>&1 | tee "$out/experts.log" || status=1 ;;
