@@ -1,5 +1,6 @@
 // On a host with two GPUs or more: a pipeline over them, by every kind of link, and with a head that two share, ends with the bits of one GPU; two replicas end
-// within rounding of it; a rank killed over NCCL costs steps, not the run; a GPU may leave and join an elastic run, and two adapters share a base, with the same bits. Prints a line a check; exits 1 if one fails.
+// within rounding of it; a rank killed over NCCL costs steps, not the run; a GPU may leave and join an elastic run, and adapters share a base, with the same bits. Prints a line a check; exits 1 if one fails.
+// usage: several.mjs [placements] [killed] [elastic] [adapters] [float16]   (all of them without a name)
 import { spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -87,91 +88,116 @@ async function overNccl(dtype, fixed) {
   return { pipelines, replicas: await run(`replicas-${dtype}`, [...fixed, ...halves]) };
 }
 
-for (const dtype of ["float32", "bfloat16"]) {
-  const fixed = ["--compute-dtype", dtype, "--deterministic-batches", "--device-map", "balanced"];
-  const [one, { pipelines, replicas }] = await Promise.all([throughTheHost(dtype, fixed), overNccl(dtype, fixed)]);
-  for (const [what, two] of pipelines)
-    check(`${what}, ${dtype}: the bits of one`, bits(two, one), two.stderr.slice(-800));
-  const worst = Math.max(...replicas.losses.map((loss, step) => Math.abs(loss / one.losses[step] - 1)));
-  const limit = dtype === "float32" ? 1e-5 : 1e-2;
-  const right = replicas.code === 0 && worst <= limit;
-  check(`two replicas over nccl, ${dtype}: losses within ${limit}`, right, `${worst} ${replicas.stderr.slice(-800)}`);
+async function placements() {
+  for (const dtype of ["float32", "bfloat16"]) {
+    const fixed = ["--compute-dtype", dtype, "--deterministic-batches", "--device-map", "balanced"];
+    const [one, { pipelines, replicas }] = await Promise.all([throughTheHost(dtype, fixed), overNccl(dtype, fixed)]);
+    for (const [what, two] of pipelines)
+      check(`${what}, ${dtype}: the bits of one`, bits(two, one), two.stderr.slice(-800));
+    const worst = Math.max(...replicas.losses.map((loss, step) => Math.abs(loss / one.losses[step] - 1)));
+    const limit = dtype === "float32" ? 1e-5 : 1e-2;
+    const right = replicas.code === 0 && worst <= limit;
+    check(`two replicas over nccl, ${dtype}: losses within ${limit}`, right, `${worst} ${replicas.stderr.slice(-800)}`);
+  }
 }
 
 const nccl = ["--compute-dtype", "float32", "--device-map", "balanced", "--deterministic-batches", "--link", "nccl"];
-const calm = await run("calm", nccl);
-let workers = [];
-const disturbed = await run("disturbed", nccl, (stdout, pid) => {
-  if (workers.length > 0 || !stdout.includes('"step":7,')) return;
-  workers = children(pid);
-  process.kill(workers.at(-1), "SIGKILL");
-});
-check(
-  "a rank killed over nccl: the run goes on from its checkpoint to the same bits",
-  bits(disturbed, calm),
-  disturbed.stderr.slice(-600),
-);
+/** What must be gone at the end. */
+const workers = [];
 
-// Long enough that a worker, which takes seconds to begin, finds the run on.
-const long = [...nccl, "--max-steps", "800", "--save-steps", "1000"];
-const elastic = [...long, "--elastic", "--elastic-join", "always", "--min-workers", "1"];
-const port = 20000 + (process.pid % 20000);
-const gpu = (index) => {
-  const name = ["--node-name", `node-${index}`];
-  const args = [program("worker"), "--coordinator", `127.0.0.1:${port}`, "--devices", `cuda:${index}`, ...name];
-  const child = spawn(process.execPath, [...args, "--log-level", "warn"], { stdio: "inherit" });
-  workers.push(child.pid);
-  return child;
-};
-const [, leaves] = [gpu(0), gpu(1)];
-let told = 0;
-const changed = await run("elastic", [...elastic, "--listen", `127.0.0.1:${port}`, "--nnodes", "2"], (stdout) => {
-  if (told === 0 && stdout.includes('"step":4,')) leaves.kill("SIGTERM");
-  else if (told === 1 && stdout.includes('"step":8,')) gpu(1);
-  else return;
-  told++;
-});
-const changes = events(changed.stdout, "note").filter(({ text }) => / layers were taken over/.test(text));
-for (const { text } of changes) console.log(`        ${text}`);
-const undisturbed = await run("long", long);
-const [left, joined] = changes.map(({ text }) => text.split(" workers go on")[0].split(" ").at(-1));
-check("a GPU leaves, one joins", told === 2 && left === "1" && joined === "2", changed.stderr.slice(-600));
-check("that run ends with the bits of the undisturbed one", bits(changed, undisturbed));
+async function killedRank() {
+  const calm = await run("calm", nccl);
+  let killed;
+  const disturbed = await run("disturbed", nccl, (stdout, pid) => {
+    if (killed !== undefined || !stdout.includes('"step":7,')) return;
+    workers.push(...children(pid));
+    killed = workers.at(-1);
+    process.kill(killed, "SIGKILL");
+  });
+  check(
+    "a rank killed over nccl: the run goes on from its checkpoint to the same bits",
+    bits(disturbed, calm),
+    disturbed.stderr.slice(-600),
+  );
+}
+
+async function elasticRun() {
+  // Long enough that a worker, which takes seconds to begin, finds the run on.
+  const long = [...nccl, "--max-steps", "800", "--save-steps", "1000"];
+  const elastic = [...long, "--elastic", "--elastic-join", "always", "--min-workers", "1"];
+  const port = 20000 + (process.pid % 20000);
+  const gpu = (index) => {
+    const name = ["--node-name", `node-${index}`];
+    const args = [program("worker"), "--coordinator", `127.0.0.1:${port}`, "--devices", `cuda:${index}`, ...name];
+    const child = spawn(process.execPath, [...args, "--log-level", "warn"], { stdio: "inherit" });
+    workers.push(child.pid);
+    return child;
+  };
+  const [, leaves] = [gpu(0), gpu(1)];
+  let told = 0;
+  const changed = await run("elastic", [...elastic, "--listen", `127.0.0.1:${port}`, "--nnodes", "2"], (stdout) => {
+    if (told === 0 && stdout.includes('"step":4,')) leaves.kill("SIGTERM");
+    else if (told === 1 && stdout.includes('"step":8,')) gpu(1);
+    else return;
+    told++;
+  });
+  const changes = events(changed.stdout, "note").filter(({ text }) => / layers were taken over/.test(text));
+  for (const { text } of changes) console.log(`        ${text}`);
+  const undisturbed = await run("long", long);
+  const [left, joined] = changes.map(({ text }) => text.split(" workers go on")[0].split(" ").at(-1));
+  check("a GPU leaves, one joins", told === 2 && left === "1" && joined === "2", changed.stderr.slice(-600));
+  check("that run ends with the bits of the undisturbed one", bits(changed, undisturbed));
+}
 
 const adapters = join(folder, "adapters.yaml");
-writeFileSync(adapters, "a: {learning_rate: 1.0e-3, lora_r: 4}\nb: {learning_rate: 5.0e-4, lora_r: 16}\n");
-const several = await run("several", [...nccl, "--adapters", adapters]);
-for (const [name, rate, rank] of [
-  ["a", "1.0e-3", "4"],
-  ["b", "5.0e-4", "16"],
-]) {
-  const alone = await run(`alone-${name}`, [...nccl, "--learning-rate", rate, "--lora-r", rank]);
-  const own = () => readFileSync(join(folder, "several", name, "adapter_model.safetensors"));
-  const same = several.code === 0 && alone.code === 0 && Buffer.compare(own(), alone.adapter) === 0;
-  check(`of two adapters over one base, ${name}: the bits of its run alone`, same, several.stderr.slice(-600));
+
+async function overOneBase() {
+  writeFileSync(adapters, "a: {learning_rate: 1.0e-3, lora_r: 4}\nb: {learning_rate: 5.0e-4, lora_r: 16}\n");
+  const several = await run("several", [...nccl, "--adapters", adapters]);
+  for (const [name, rate, rank] of [
+    ["a", "1.0e-3", "4"],
+    ["b", "5.0e-4", "16"],
+  ]) {
+    const alone = await run(`alone-${name}`, [...nccl, "--learning-rate", rate, "--lora-r", rank]);
+    const own = () => readFileSync(join(folder, "several", name, "adapter_model.safetensors"));
+    const same = several.code === 0 && alone.code === 0 && Buffer.compare(own(), alone.adapter) === 0;
+    check(`of two adapters over one base, ${name}: the bits of its run alone`, same, several.stderr.slice(-600));
+  }
 }
 
-// In float16 each has a loss scale: one whose gradients overflow skips steps of its own alone.
-const halves = {
-  calm: { learning_rate: 1e-3, lora_r: 4 },
-  steep: { learning_rate: 1e-4, lora_r: 8, lora_alpha: 512, init_lora_weights: false },
-  "dora-steep": { learning_rate: 1e-4, lora_r: 8, lora_alpha: 128, init_lora_weights: false, use_dora: true },
-};
-writeFileSync(adapters, JSON.stringify(halves));
-const half = [...nccl, "--compute-dtype", "float16"];
-const halved = await run("halves", [...half, "--adapters", adapters]);
-for (const [name, own] of Object.entries(halves)) {
-  const flags = Object.entries(own).flatMap(([key, value]) => [`--${key.replaceAll("_", "-")}`, String(value)]);
-  const alone = await run(`alone-${name}`, [...half, ...flags]);
-  const folderOf = (output, file) => readFileSync(join(folder, output, file));
-  const file = "adapter_model.safetensors";
-  const same =
-    halved.code === 0 && alone.code === 0 && Buffer.compare(folderOf(join("halves", name), file), alone.adapter) === 0;
-  const scale = same
-    ? JSON.parse(folderOf(join("halves", name), "trainer_state.json").toString()).stateful_callbacks.Pipelora.loss_scale
-    : "unknown";
-  check(`in float16, ${name}: the bits of its run alone, loss scale ${scale}`, same, halved.stderr.slice(-600));
+/** In float16 each has a loss scale: one whose gradients overflow skips steps of its own alone. */
+async function inFloat16() {
+  const halves = {
+    calm: { learning_rate: 1e-3, lora_r: 4 },
+    steep: { learning_rate: 1e-4, lora_r: 8, lora_alpha: 64, init_lora_weights: false },
+    "dora-steep": { learning_rate: 1e-4, lora_r: 8, lora_alpha: 64, init_lora_weights: false, use_dora: true },
+  };
+  writeFileSync(adapters, JSON.stringify(halves));
+  const half = [...nccl, "--compute-dtype", "float16"];
+  const halved = await run("halves", [...half, "--adapters", adapters]);
+  for (const [name, own] of Object.entries(halves)) {
+    const flags = Object.entries(own).flatMap(([key, value]) => [`--${key.replaceAll("_", "-")}`, String(value)]);
+    const alone = await run(`alone-${name}`, [...half, ...flags]);
+    const folderOf = (output, file) => readFileSync(join(folder, output, file));
+    const file = "adapter_model.safetensors";
+    const same =
+      halved.code === 0 &&
+      alone.code === 0 &&
+      Buffer.compare(folderOf(join("halves", name), file), alone.adapter) === 0;
+    const scale = same
+      ? JSON.parse(folderOf(join("halves", name), "trainer_state.json").toString()).stateful_callbacks.Pipelora
+          .loss_scale
+      : "unknown";
+    check(`in float16, ${name}: the bits of its run alone, loss scale ${scale}`, same, halved.stderr.slice(-600));
+  }
 }
+
+const PARTS = { placements, killed: killedRank, elastic: elasticRun, adapters: overOneBase, float16: inFloat16 };
+const wanted = process.argv.slice(2);
+const unknown = wanted.filter((name) => !(name in PARTS));
+if (unknown.length > 0)
+  throw new Error(`no part is called ${unknown.join(", ")}: expected ${Object.keys(PARTS).join(", ")}`);
+for (const [name, part] of Object.entries(PARTS)) if (wanted.length === 0 || wanted.includes(name)) await part();
 
 const alive = workers.filter((pid) => {
   try {
@@ -181,5 +207,5 @@ const alive = workers.filter((pid) => {
     return false;
   }
 });
-check("no process of these runs is left", workers.length > 0 && alive.length === 0, alive.join());
+check("no process of these runs is left", alive.length === 0, alive.join());
 process.exitCode = failed === 0 ? 0 : 1;
