@@ -57,7 +57,7 @@ const MODELS: readonly Model[] = [
       ...{ num_hidden_layers: 48, num_attention_heads: 32, num_key_value_heads: 4, head_dim: 128, vocab_size: 151936 },
       ...{ num_experts: 128, num_experts_per_tok: 8, moe_intermediate_size: 768, norm_topk_prob: true },
     },
-    lora: ["--target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "--lora-r", "16", "--lora-alpha", "32"],
+    lora: ["--target-modules", "q_proj,k_proj,v_proj,o_proj", "--lora-r", "16", "--lora-alpha", "32"],
     sizes: [{ size: "8x384", rows: 8, tokens: 384, steps: 8 }],
   },
 ];

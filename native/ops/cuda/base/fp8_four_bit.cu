@@ -74,6 +74,8 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
 }
 
 constexpr int kTileRows = 128, kTileColumns = 64;
+/// Tiles of rows of a block: what its columns share is read once, and codes come while those before them are turned.
+constexpr int kTiles = 4;
 
 /// Four rows of four bytes each become four columns.
 __device__ inline void turn(std::uint32_t (&rows)[4]) {
@@ -85,71 +87,75 @@ __device__ inline void turn(std::uint32_t (&rows)[4]) {
   rows[3] = __byte_perm(ab_high, cd_high, 0x7632);
 }
 
-// A thread takes eight columns of four rows.
+/// A table's entry for nibble `n` of a word of codes. Entries are 128 bytes apart, a lane's copies in its own bank: `lane` is its offset in bytes.
+__device__ inline float entry(const char* table, std::uint32_t codes, int n, std::uint32_t lane) {
+  const std::uint32_t place = (4 * n >= 7 ? codes >> (4 * n - 7) : codes << (7 - 4 * n)) & 0x780u;
+  return *reinterpret_cast<const float*>(table + (place | lane));
+}
+
+// A thread takes eight columns of four rows. 64 columns of a row have one scale.
 template <class T, class Via>
-__global__ void __launch_bounds__(kThreads) transposed_kernel(const __grid_constant__ Source source, const float* col_scales, std::int64_t first_row,
-                                                              std::int64_t matrix_rows, std::uint8_t* to) {
-  __shared__ float table[16][32];
+__global__ void __launch_bounds__(kThreads, 4) transposed_kernel(const __grid_constant__ Source source, const float* col_scales, std::int64_t first_row,
+                                                                 std::int64_t matrix_rows, std::uint8_t* to) {
+  __shared__ __align__(2048) float table[16][32];
   __shared__ __align__(16) float inverse[kTileColumns];
+  __shared__ __align__(16) float scales[kTileRows];
   // Of a column the words of four rows; word w lies at w ^ 4 (column / 8), so that no two lanes of a warp meet in a bank.
   __shared__ std::uint32_t turned[kTileColumns][kTileRows / 4];
   const Packed4 w = source.part();
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, piece = thread % 8, group = thread / 8;
   const std::int64_t part_row = first_row + blockIdx.y * w.rows, matrix = static_cast<std::uint32_t>(part_row) / static_cast<std::uint32_t>(matrix_rows);
-  const auto across = static_cast<unsigned>(w.in / kTileColumns);
-  const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.x / across) * kTileRows, c0 = static_cast<std::int64_t>(blockIdx.x % across) * kTileColumns;
-  const int piece = thread % 8, group = thread / 8;
-  std::uint32_t bits[4];
-  float scale[4];
+  const auto rows = static_cast<int>(w.rows), in = static_cast<int>(w.in), across = in / kTileColumns;
+  const int c0 = static_cast<int>(blockIdx.x) % across * kTileColumns, begin = static_cast<int>(blockIdx.x) / across * kTiles * kTileRows;
+  const int end = min(rows, begin + kTiles * kTileRows);
   const float offset = w.absmax == nullptr ? __ldg(w.offset) : 0.0f;
+
+  std::uint32_t bits[4];
+  float scale = 0;  // of row `thread` of the tile
+  const auto fetch = [&](int row0) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const std::int64_t element = min(row0 + 4 * group + i, w.rows - 1) * w.in + c0 + 8 * piece;
-    bits[i] = __ldg(reinterpret_cast<const std::uint32_t*>(w.packed + element / 2));
-    scale[i] = scale_of(w, source.map, offset, element >> w.block_shift);
-  }
-  for (int i = thread; i < 16 * 32; i += kThreads) table[i / 32][i % 32] = source.codes.value[i / 32];
-  if (thread < kTileColumns) inverse[thread] = inverse_of(__ldg(col_scales + matrix * w.in + c0 + thread));
-  __syncthreads();
-  float divisors[8];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float4 four = *reinterpret_cast<const float4*>(inverse + 8 * piece + 4 * i);
-    divisors[4 * i] = four.x;
-    divisors[4 * i + 1] = four.y;
-    divisors[4 * i + 2] = four.z;
-    divisors[4 * i + 3] = four.w;
-  }
-  std::uint32_t left[4], right[4];  // columns 0 to 3 and 4 to 7
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float v[8];
-#pragma unroll
-    for (int b = 0; b < 4; ++b) {
-      const std::uint32_t byte = bits[i] >> (8 * b) & 0xFFu;
-      const float2 two = rounded_pair<T>(rounded_to(table[byte >> 4][lane] * scale[i], Via{}), rounded_to(table[byte & 15u][lane] * scale[i], Via{}));
-      v[2 * b] = two.x * divisors[2 * b];
-      v[2 * b + 1] = two.y * divisors[2 * b + 1];
+    for (int i = 0; i < 4; ++i) {
+      const std::int64_t element = static_cast<std::int64_t>(min(row0 + 4 * group + i, rows - 1)) * in + c0 + 8 * piece;
+      bits[i] = __ldg(reinterpret_cast<const std::uint32_t*>(w.packed + element / 2));
     }
-    left[i] = e4m3(v[0], v[1], v[2], v[3]);
-    right[i] = e4m3(v[4], v[5], v[6], v[7]);
-  }
-  turn(left);
-  turn(right);
-  const int place = group ^ (4 * piece);
+    if (thread < kTileRows) scale = scale_of(w, source.map, offset, (static_cast<std::int64_t>(min(row0 + thread, rows - 1)) * in + c0) >> w.block_shift);
+  };
+  fetch(begin);
+  for (int i = thread; i < 16 * 32; i += kThreads) table[i / 32][i % 32] = source.codes.value[i / 32];
+  if (thread < kTileColumns) inverse[thread] = inverse_of(__ldg(col_scales + matrix * in + c0 + thread));
+  std::uint8_t* const out = to + (matrix * in + c0) * matrix_rows + part_row - matrix * matrix_rows;
+  const auto* const entries = reinterpret_cast<const char*>(table);
+  const auto own = static_cast<std::uint32_t>(4 * lane);
+  for (int row0 = begin; row0 < end; row0 += kTileRows) {
+    if (thread < kTileRows) scales[thread] = scale;
+    __syncthreads();
+    const std::uint32_t codes[4] = {bits[0], bits[1], bits[2], bits[3]};
+    if (row0 + kTileRows < end) fetch(row0 + kTileRows);
+    const float4 of_rows = *reinterpret_cast<const float4*>(scales + 4 * group);
+    const float by_row[4] = {of_rows.x, of_rows.y, of_rows.z, of_rows.w};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    turned[8 * piece + j][place] = left[j];
-    turned[8 * piece + 4 + j][place] = right[j];
-  }
-  __syncthreads();
-  std::uint8_t* const out = to + (matrix * w.in + c0) * matrix_rows + part_row - matrix * matrix_rows + row0;
-  const std::int64_t rows = min(static_cast<std::int64_t>(kTileRows), w.rows - row0);
+    for (int half = 0; half < 2; ++half) {
+      const float4 divisor = *reinterpret_cast<const float4*>(inverse + 8 * piece + 4 * half);
+      std::uint32_t bytes[4];
 #pragma unroll
-  for (int i = 0; i < kTileColumns * kTileRows / 4 / kThreads; ++i) {
-    const int c = thread / 32 + i * (kThreads / 32), r = 4 * lane;
-    const std::uint32_t word = turned[c][lane ^ (4 * (c / 8))];
-    if (r < rows) *reinterpret_cast<std::uint32_t*>(out + c * matrix_rows + r) = word;
+      for (int i = 0; i < 4; ++i) {
+        // The first of two codes is a byte's upper half.
+        const auto value = [&](int column) { return rounded_to(entry(entries, codes[i], column ^ 1, own) * by_row[i], Via{}); };
+        const float2 a = rounded_pair<T>(value(4 * half), value(4 * half + 1)), b = rounded_pair<T>(value(4 * half + 2), value(4 * half + 3));
+        bytes[i] = e4m3(a.x * divisor.x, a.y * divisor.y, b.x * divisor.z, b.y * divisor.w);
+      }
+      turn(bytes);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) turned[8 * piece + 4 * half + j][group ^ (4 * piece)] = bytes[j];
+    }
+    __syncthreads();
+    if (row0 + 4 * lane < end) {
+#pragma unroll
+      for (int i = 0; i < kTileColumns / (kThreads / 32); ++i) {
+        const int c = thread / 32 + i * (kThreads / 32);
+        *reinterpret_cast<std::uint32_t*>(out + c * matrix_rows + row0 + 4 * lane) = turned[c][lane ^ (4 * (c / 8))];
+      }
+    }
   }
 }
 
@@ -171,7 +177,7 @@ void fp8_expand_four_bit(const HeldRows& weight, DType compute, const QuantTable
   with_half(compute, [&]<class T>(T) {
     const auto launch = [&]<class Via>(Via) {
       if (transposed) {
-        const auto tiles = static_cast<unsigned>(w.in / kTileColumns) * blocks_for(w.rows, kTileRows);
+        const auto tiles = static_cast<unsigned>(w.in / kTileColumns) * blocks_for(w.rows, kTiles * kTileRows);
         transposed_kernel<T, Via><<<dim3(tiles, parts), kThreads, 0, stream>>>(source, scales, weight.first, weight.matrix_rows, to.as<std::uint8_t>());
       } else {
         rows_kernel<T, Via><<<dim3(blocks_for(w.rows * (w.in / 64), kThreads), parts), kThreads, 0, stream>>>(source, scales, weight.first, to.as<std::uint8_t>());
