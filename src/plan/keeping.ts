@@ -5,7 +5,10 @@ import type { Segment } from "./segments.ts";
 export interface Keeping {
   /** How many blocks offload their activations to the host, evenly spread: of k among B, block j where j k mod B < k. 0 on CPUs. */
   readonly offloaded: number;
-  /** How many of the others, from the first on, keep only their input and recompute. If any block is offloaded, those inputs are on the host too. */
+  /**
+   * How many of the others, from the first on, keep only their input and recompute. If any block is offloaded, those inputs are on the
+   * host too.
+   */
   readonly checkpointed: number;
   /** How many blocks, from the first on, keep their quantised weights in the compute dtype too. */
   readonly cached: number;

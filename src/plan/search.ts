@@ -18,7 +18,10 @@ import { predictTime } from "./time.ts";
 const MOST_JUDGED = 4;
 /** No way is planned in full that takes longer than this many times the fastest, by the closed form. */
 const WORTH_A_LOOK = 1.1;
-/** A way with more segments a device, which exchange more messages, must make the step shorter by this share; a way with more devices by the next. */
+/**
+ * A way with more segments a device, which exchange more messages, must make the step shorter by this share; a way with more devices by
+ * the next.
+ */
 const WORTH_SPREADING = 0.01;
 const WORTH_MORE_DEVICES = 0.001;
 
@@ -55,7 +58,10 @@ export function headIsTrained(request: PlanRequest): boolean {
   return head >= 0 && trainedMatrices(request).some(({ layer, twin }) => layer === head || twin?.layer === head);
 }
 
-/** The kinds of ways to try. Only auto and fastest share the head; they alone deal segments out without being asked for the interleaved schedule. */
+/**
+ * The kinds of ways to try. Only auto and fastest share the head; they alone deal segments out without being asked for the interleaved
+ * schedule.
+ */
 function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balanced_low_0" | "sequential">): WayKinds {
   const { work } = request;
   const { schedule } = work;

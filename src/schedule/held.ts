@@ -9,7 +9,10 @@ export function goesInGroups({ segments, policy }: Omit<Shape, "microBatches">):
   return deal !== null && (deal.shared !== null || (policy === "interleaved" && deal.chunks > 1));
 }
 
-/** The most micro-batches that 1F1B has in flight in each segment, on all its ranks together: one for each rank of it and of the segments after it. */
+/**
+ * The most micro-batches that 1F1B has in flight in each segment, on all its ranks together: one for each rank of it and of the segments
+ * after it.
+ */
 export function roomOf(segments: Shape["segments"]): number[] {
   const room = segments.map(() => 0);
   let behind = 0;
@@ -43,7 +46,8 @@ export function mostHeld(
   const deal = dealOf(segments)!;
   const dealt = own.filter((segment) => segment !== deal.shared?.segment);
   const largest = Math.max(0, ...dealt.map(kept));
-  // With several segments a rank, a last, smaller group adds at most another group in flight; first segments that are not trained add one micro-batch.
+  // With several segments a rank, a last, smaller group adds at most another group in flight; first segments that are not trained add one
+  // micro-batch.
   const whole = microBatches % deal.ranks.length === 0;
   const broken = deal.chunks === 1 ? 0 : whole ? 1 : deal.ranks.length + 1;
   const held = Math.min(microBatches * dealt.length, mostInGroups(deal, rank) + broken);

@@ -79,7 +79,10 @@ export function expertWeights(product: GpuProduct, experts: number, computeDtype
   return { product: { ...product, out: product.out * together, partRows }, count: experts / together };
 }
 
-/** Bytes a token of a mixture of experts (native/model/experts.cpp). C experts of N are chosen, each F wide; D is the hidden size, a the compute dtype's bytes. */
+/**
+ * Bytes a token of a mixture of experts (native/model/experts.cpp). C experts of N are chosen, each F wide; D is the hidden size, a the
+ * compute dtype's bytes.
+ */
 export interface ExpertWork {
   /** Kept for the backward pass, beside a shared expert's: logits, choices (16 C), gate and up (2 a C F), and their LoRA inner vectors. */
   readonly kept: number;

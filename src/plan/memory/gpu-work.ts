@@ -185,7 +185,10 @@ function innerSplits(blocks: number, most: number): number {
   return even ?? 1;
 }
 
-/** With float32: bytes of partial gradients of A or B, one for each split of the tokens, in strips of columns and eight ranks (lora/outer_plain.cu). */
+/**
+ * With float32: bytes of partial gradients of A or B, one for each split of the tokens, in strips of columns and eight ranks
+ * (lora/outer_plain.cu).
+ */
 function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) => number, tokens: number): number {
   const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / 256), Math.ceil(rank / 8)));
   const bytes = launches(jobs).map((strips) => {

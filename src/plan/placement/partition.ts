@@ -42,7 +42,8 @@ export function stageLoad({ device, first, end }: Stage): number {
 }
 
 /**
- * Partitions the units into contiguous stages over the devices, in their order; null if nothing fits. The goals, in turn: the smallest largest load; then
+ * Partitions the units into contiguous stages over the devices, in their order; null if nothing fits. The goals, in turn: the smallest
+ * largest load; then
  * the smallest largest share of a device's capacity; then the most even loads (least sum of squares); then the fewest devices.
  *
  * Whether bounds on load and memory can be met is found by dynamic programming over (device, stages so far), from the last device to the

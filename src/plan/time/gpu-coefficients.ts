@@ -32,7 +32,10 @@ export const GPU = {
   loraUnmaskedShare: 0.06,
   /** The same share where these products run in cuBLASLt: ranks 64 and 256 of Qwen2.5-7B, 8 x 384. */
   loraProductsShare: 0.55,
-  /** Attention reaches half its rate at rows of this many tokens; then its shares of the card's rate in both passes. Profiled at rows of 2,048 and 8,192. */
+  /**
+   * Attention reaches half its rate at rows of this many tokens; then its shares of the card's rate in both passes. Profiled at rows of
+   * 2,048 and 8,192.
+   */
   attentionHalfRow: 700,
   attentionForwardShare: 0.78,
   attentionBackwardShare: 0.56,
@@ -48,7 +51,10 @@ export const GPU = {
   deltaHeadsBack: 132,
   /** Share of the memory's bandwidth that memory-bound kernels reach: expansion of weights, norms, rotary, SwiGLU, LoRA's reads. */
   memoryShare: 0.82,
-  /** Bytes that cross entropy moves for each logit: the product writes it, the statistics read it, its gradient replaces it, the backward product reads that. */
+  /**
+   * Bytes that cross entropy moves for each logit: the product writes it, the statistics read it, its gradient replaces it, the backward
+   * product reads that.
+   */
   logitBytes: 16,
   /** Seconds of a pass over a block that no other term counts: launches and tails of some 25 kernels. */
   blockPass: 60e-6,
