@@ -1,5 +1,4 @@
 import { lookup } from "node:dns/promises";
-import { join } from "node:path";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
 import { type ErrorCode, PipeloraError, toPipeloraError } from "../../common/errors.ts";
@@ -23,7 +22,7 @@ import { deviceMap } from "../planning/planning.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
-import { earlierRun, templateDate } from "./checkpoints/resume-point.ts";
+import { earlierRun, noAdapterToResume, templateDate } from "./checkpoints/resume-point.ts";
 import { RunFiles } from "./checkpoints/run-files.ts";
 import { runFingerprint } from "./checkpoints/run-identity.ts";
 import { Changes } from "./elastic/changes.ts";
@@ -207,9 +206,7 @@ async function resumable(wanted: readonly AdapterToTrain[]): Promise<readonly Ad
     if (!savedEverywhere(config) && (await listCheckpoints(config.output_dir!)).length === 0) continue;
     return wanted.map((one) => ({ ...one, config: { ...one.config, resume_from_checkpoint: "auto" } }));
   }
-  throw new PipeloraError("PL_RESUME_INVALID", `no adapter of this run has a checkpoint in its folder`, {
-    hint: `Expected one such as ${join(first!.config.output_dir!, "checkpoint-100")}; leave out --resume-from-checkpoint to begin.`,
-  });
+  throw noAdapterToResume(first!.config.output_dir!, "in its own folder");
 }
 
 /** What a run ends with whose adapters went through to their ends, or failed alone. */

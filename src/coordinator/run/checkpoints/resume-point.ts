@@ -76,6 +76,13 @@ export function earlierRun(where: string, step: number): PipeloraError {
   });
 }
 
+/** A run of several adapters is to resume, but none has a checkpoint. `folder`: the first adapter's. `where`: where checkpoints were sought. */
+export function noAdapterToResume(folder: string, where: string): PipeloraError {
+  return new PipeloraError("PL_RESUME_INVALID", `no adapter of this run has a checkpoint, ${where}`, {
+    hint: `Expected one such as ${join(folder, "checkpoint-100")}. Leave out --resume-from-checkpoint to begin.`,
+  });
+}
+
 /** The checkpoint's folder that was named; null where the newest was asked for, or nothing. */
 export function namedFolder(asked: Config["resume_from_checkpoint"]): string | null {
   return typeof asked === "string" && asked !== "auto" ? asked : null;

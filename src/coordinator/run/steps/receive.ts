@@ -4,6 +4,7 @@ import { hubModelMessage } from "../../assembly/prepare-requests.ts";
 import { NodeFolders, savedEverywhere } from "../../cluster/node-folders.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "../../cluster/preflight.ts";
 import type { AdapterRun } from "../adapter-run.ts";
+import { noAdapterToResume } from "../checkpoints/resume-point.ts";
 import type { Run } from "../run.ts";
 
 /** Workers of other nodes are looked at before anything is loaded; those of this machine are only what it is itself. */
@@ -59,9 +60,7 @@ async function openNodes(members: readonly WorkerConnection[], run: Run): Promis
   if (!savedEverywhere(config)) return;
   for (const adapter of adapters) if (adapter.live) await openNodesOf(members, adapter, run);
   if (config.resume_from_checkpoint === true && adapters.every(({ files }) => files.begins)) {
-    throw new PipeloraError("PL_RESUME_INVALID", "no adapter of this run has a checkpoint, here or on any node", {
-      hint: "Leave out --resume-from-checkpoint to begin.",
-    });
+    throw noAdapterToResume(adapters[0]!.files.outputDir, "here or on any node");
   }
 }
 
