@@ -84,7 +84,9 @@ function print(text) {
 function start({ name, command: [program, ...args], check }, deadlineMs) {
   const began = Date.now();
   // A process group of its own, so that nothing that the command started outlives it.
-  const child = spawn(program, args, { cwd: root, stdio: ["pipe", "pipe", "pipe"], detached: true });
+  // Without what tells node:test that another runner reads its output: a job may run tests even where a test runs the job.
+  const env = { ...process.env, NODE_TEST_CONTEXT: undefined };
+  const child = spawn(program, args, { cwd: root, env, stdio: ["pipe", "pipe", "pipe"], detached: true });
   const kill = () => {
     try {
       process.kill(-child.pid, "SIGKILL");

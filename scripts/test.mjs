@@ -23,9 +23,8 @@ const ended = await runJobs(
       needs: ["addon"],
       beside: true,
     },
-    ...testJobs(["tests/integration", "tests/browser"], built),
     { name: "native tests", command: node("scripts/build-native.mjs", "--test"), needs: ["native build"] },
-    ...testJobs(["tests/unit"], built),
+    ...testJobs(["tests/integration", "tests/browser", "tests/unit"], built),
   ],
   SLOTS,
 );

@@ -7,6 +7,8 @@ export interface GpuProduct {
   readonly in: number;
   /** Outputs of all parts together. */
   readonly out: number;
+  /** How many experts' matrices, of equal size, its weight stacks. Absent: one matrix. */
+  readonly matrices?: number;
   readonly partRows: readonly number[];
   /** LoRA rank of each part; 0: none. */
   readonly ranks: readonly number[];
@@ -76,7 +78,7 @@ function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[]
   };
 }
 
-/** Whether a linear can multiply e4m3 numbers: rows of its operands must be multiples of 16 (native/ops/cuda/base/fp8.h: kFp8Piece). */
+/** Whether a linear can multiply e4m3 numbers: rows of its operands must be multiples of 16 (native/ops/cuda/kernel_choice.h: kFp8Piece). */
 export function suitsE4m3({ in: input, out }: Pick<LinearSpec, "in" | "out">): boolean {
   return input % 16 === 0 && out % 16 === 0;
 }
