@@ -1,4 +1,4 @@
-// Builds the native engine into build/native (pipelora.node beside its tests); --test runs them with ctest, --addon [FOLDER] builds nothing else.
+// Builds the native engine into build/native (pipelora.node beside its tests); --all builds all of it, --test runs the tests too, --addon [FOLDER] builds the addon alone.
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { root, run } from "./lib.mjs";
@@ -7,7 +7,7 @@ import { buildNative } from "./native.mjs";
 const [asked, folder] = process.argv.slice(2);
 const build = folder ?? join(root, "build", "native");
 // Only what the product needs and the stand-in for NCCL that tests of links load, unless native tests are asked for too.
-const TARGETS = { "--test": [], "--addon": ["pipelora_addon"] };
+const TARGETS = { "--all": [], "--test": [], "--addon": ["pipelora_addon"] };
 buildNative({ build, targets: TARGETS[asked] ?? ["pipelora_build", "nccl_host"] });
 if (asked === "--test")
   run("ctest", ["--test-dir", build, "--output-on-failure", "--parallel", String(availableParallelism())]);

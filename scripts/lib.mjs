@@ -59,17 +59,22 @@ function installModules() {
   run("npm", ["install", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]);
 }
 
-/** What tests can use beyond what the build needs. */
-export function prepareTests() {
+/** Installs what some tests can use beyond what the build needs. */
+export function installForTests() {
   installPackages(TEST_PACKAGES, (message) => process.stderr.write(`${message}\n`));
 }
 
-/** Installs and builds what is missing. */
-export function prepare() {
+/** Installs what the build needs and this machine lacks. */
+export function install() {
   const version = process.versions.node.split(".").map(Number);
   if (version[0] < 20) fail(`Node 20 or later is needed, this is ${process.versions.node}`);
   installPackages(PACKAGES, fail);
   installModules();
+}
+
+/** Installs and builds what is missing. */
+export function prepare() {
+  install();
   run("npm", ["run", "--silent", "build"]);
 }
 

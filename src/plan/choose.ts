@@ -10,18 +10,19 @@ import { attemptReplicatedPlan } from "./replicas.ts";
 import type { PlanRequest, Work } from "./request.ts";
 import { layerTimer } from "./time/layer-time.ts";
 
-/** One way to run a step: over so many replicas of the pipeline, each doing this work. */
+/** One way to run a step: a number of replicas, and the work of each. */
 export interface WorkChoice {
   readonly replicas: number;
-  /** Exact, or, where `sampled`, from a sample of the run's steps. */
+  /** The work of one replica. `sampled`: counted over a sample of the run's steps, not over all. */
   work(sampled: boolean): Work | Promise<Work>;
 }
 
 /**
- * The plan with the most predicted tokens a second among ways to run a step, and its way. All are compared on a sample of the
- * steps; the best that fits all of them is taken, an arena's room beyond the prediction included. Where none does: of a user's own map
- * and accelerate's, which may go beyond budgets, the fastest that the devices hold; else the one that lacks least.
- * Errors: as makePlan's; where nothing fits, the reason of the last way tried.
+ * Chooses among ways to run a step: returns the plan with the most predicted tokens a second, and its choice. The choices are ranked on a
+ * sample of the steps. The first whose plan fits every step is taken; an arena's margin counts as needed.
+ * If none fits, a user's own map or accelerate's may exceed budgets: the fastest that the devices can hold is taken. Otherwise the plan that
+ * exceeds its budgets least is taken.
+ * Errors: those of makePlan. Where no choice gives a plan, the error is that of the last one tried.
  */
 export async function fastestPlan<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
@@ -32,9 +33,9 @@ export async function fastestPlan<Choice extends WorkChoice>(
   const attempt = async (choice: Choice, sampled: boolean): Promise<Plan | null> => {
     const { replicas } = choice;
     const work = await choice.work(sampled);
-    // A plan takes a while; between two others have their turn.
+    // Making a plan takes a while: let the event loop run in between.
     await turn();
-    // Fewer devices a pipeline are a choice of more replicas: there is no need to look for that within each.
+    // More replicas already mean fewer devices in each pipeline: "fastest" need not look for that again.
     const inner = strategy === "fastest" && choices.length > 1 && replicas > 1 ? "auto" : strategy;
     const plan = attemptReplicatedPlan({ ...request, strategy: inner, work }, replicas);
     if (!(plan instanceof Infeasible)) return typeof strategy === "string" ? { ...plan, strategy } : plan;
@@ -49,7 +50,7 @@ export async function fastestPlan<Choice extends WorkChoice>(
     if (plan !== null && lacks(plan, request.devices) === 0) return { plan, choice };
     if (plan !== null) overfull.push({ plan, choice });
   }
-  // The planner's own all keep to the budgets, but for that room: then the least counts.
+  // Our planner's plans exceed budgets by the arena's margin at most: the smallest excess is best.
   const planned = request.planner === "pipelora" && typeof strategy === "string";
   const runnable = overfull.filter(({ plan }) => plan.problem === null);
   const [first, ...more] = runnable.length > 0 ? runnable : overfull;
@@ -59,7 +60,7 @@ export async function fastestPlan<Choice extends WorkChoice>(
   return more.reduce((best, other) => (better(other.plan, best.plan) ? other : best), first);
 }
 
-/** Ways that fit, from the fastest on. Those that could not beat one already planned, however well they were placed, are left out. */
+/** Choices that fit, the fastest first. A choice is skipped if no placement of it could be faster than one already planned. */
 async function bySpeed<Choice extends WorkChoice>(
   request: Omit<PlanRequest, "work">,
   choices: readonly Choice[],
@@ -86,7 +87,7 @@ function speedOf({ predicted }: Plan): number {
   return predicted?.tokensPerSecond ?? 0;
 }
 
-/** Bytes by which the fullest device is beyond its budget, with the room that arenas have beyond the prediction. */
+/** Bytes by which the fullest device exceeds its budget, arenas with their margin. */
 function lacks({ devices }: Plan, all: readonly Device[]): number {
   const kinds = new Map(all.map(({ id, kind }) => [id, kind]));
   const over = devices.map(({ device, memory }) => takenBytes(memory, kinds.get(device)!) - memory.budget);
@@ -94,14 +95,14 @@ function lacks({ devices }: Plan, all: readonly Device[]): number {
 }
 
 /**
- * What p devices as fast as the fastest could do at most, without links, of m micro-batches that take S on one device. Stage i with
- * load L_i works m L_i, and before and after that waits for the stages before it: a step takes at least m L_i + L_0 + … + L_(i-1). The
- * loads that make the largest of these least shrink by (m - 1) / m a stage, and give S / (1 - ((m - 1) / m)^p). Of v segments a device a stage
- * waits for the first of each before it, S / (p v) each.
+ * An upper bound on tokens a second: p devices, all as fast as the fastest, without links. Let m micro-batches each take S seconds on one
+ * device. Stage i with load L_i computes for m L_i seconds and waits for the stages before it, so a step takes at least
+ * m L_i + L_0 + … + L_(i-1). The largest of these is least when loads shrink by (m - 1) / m from stage to stage; the step then takes
+ * S / (1 - ((m - 1) / m)^p). With v segments a device, a stage waits S / (p v) for each stage before it.
  */
 function mostTokensPerSecond(request: Omit<PlanRequest, "work">, replicas: number, work: Work): number {
   const timesOn = layerTimer({ ...request, work });
-  // What a plan may save: recomputed passes but where all blocks must take them, and expansions that a cache makes needless.
+  // The best case: nothing is recomputed unless it must be, and cached weights need no expansion.
   const recomputes = work.checkpointing === "all" && !offloadsActivations({ ...request, work });
   const cached = request.weightCache !== "off";
   const totals = request.devices.map((device) =>

@@ -8,16 +8,16 @@ import type { DeviceMapInput, MapDevice } from "./request.ts";
 import type { LayerDevices } from "./segments.ts";
 
 export interface ExpandedMap {
-  /** Devices of each layer of spec.layers. */
+  /** The devices of each layer, in the order of spec.layers. */
   readonly layerDevices: LayerDevices;
   readonly warnings: readonly string[];
 }
 
 /**
- * A device map as transformers takes it: keys are module or tensor names, the longest prefix holds, "" is the whole
- * model. Every stored tensor must be covered and every layer (embedding, block, norm, head) lie on one device; keys that
- * name nothing only warn. A tied head on another device than the embedding holds a copy of the weight. Beyond transformers: the head and the
- * final norm may have a list of devices, which take their micro-batches in turn, each with a copy.
+ * Reads a device map as transformers does: keys are names of modules or tensors, the longest prefix wins, "" is the whole model.
+ * Every stored tensor must be covered, and each layer (embedding, block, norm, head) must lie on one device. A key that names nothing gives
+ * a warning. A tied head on another device than the embedding holds a copy of the weight. Unlike in transformers, the head and the final
+ * norm may have a list of devices: each holds a copy, and they take micro-batches in turn.
  * Errors: PL_DEVICE_MAP_INVALID.
  */
 export function expandDeviceMap(spec: ModelSpec, map: DeviceMapInput, devices: readonly Device[]): ExpandedMap {
@@ -32,7 +32,7 @@ export function expandDeviceMap(spec: ModelSpec, map: DeviceMapInput, devices: r
   };
 }
 
-/** By key: the devices that a module or tensor is on. */
+/** The devices that each key names. */
 type Places = ReadonlyMap<string, readonly number[]>;
 
 function resolveDevices(key: string, value: MapDevice | readonly MapDevice[], devices: readonly Device[]): number[] {
@@ -60,7 +60,7 @@ function resolveDevice(key: string, value: MapDevice, devices: readonly Device[]
   );
 }
 
-/** Names in the checkpoint, a tied tensor under each of its names: what state_dict() lists. */
+/** Names of all tensors as state_dict() lists them: a tied tensor under each of its names. */
 function storedTensors(spec: ModelSpec): string[] {
   const own = spec.tensors.filter((tensor) => tensor.kind === "parameter" || tensor.persistent);
   return [...own.map((tensor) => tensor.name), ...spec.tied.map(([alias]) => alias)];
@@ -110,9 +110,9 @@ function unknownKeys(spec: ModelSpec, tensors: readonly string[], keys: readonly
 }
 
 /**
- * The placement as transformers' hf_device_map shows it: module names to devices, collapsed as accelerate does. Modules
- * without weights (rotary tables, dropout) go with the layer before them. A layer on several devices is named with the one of the layer before
- * it where that is among them, else with the first: such a map has one device a module.
+ * The placement as transformers' hf_device_map shows it: module names to devices, collapsed as accelerate does. A module without weights
+ * (rotary tables, dropout) goes with the layer before it. A map has one device a module: a layer on several is shown on the device of the
+ * layer before it if that is one of them, else on its first.
  */
 export function hfDeviceMap(spec: ModelSpec, layerDevices: LayerDevices): DeviceMap {
   const layerOf = new Map(spec.layers.map((layer, index) => [layer.name, index]));

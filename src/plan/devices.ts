@@ -2,13 +2,13 @@ import { formatBytes } from "../common/bytes.ts";
 import { PipeloraError } from "../common/errors.ts";
 import type { GpuFacts } from "./paper/catalogue.ts";
 
-/** What a device's process can do with NCCL; version null: nothing, and why. */
+/** The NCCL that a device's process can use. `version` null: none, and `reason` says why. */
 export interface NcclAbility {
   readonly version: string | null;
   readonly reason: string | null;
 }
 
-/** A device as the plan sees it; `id` is what a device map and max_memory call it. */
+/** A device as the plan sees it. `id` is its number in a device map and in max_memory. */
 export interface Device {
   readonly id: number;
   readonly kind: "cpu" | "cuda";
@@ -16,25 +16,25 @@ export interface Device {
   readonly name: string | null;
   /** Devices of one node share a fast link. */
   readonly node: string;
-  /** Equal where processes can share memory; absent: by node. */
+  /** The same for processes that can share memory. Absent: processes of one node can. */
   readonly host?: string;
-  /** A GPU's place in its host: the same for the same GPU. */
+  /** A GPU's PCI bus id: two devices with the same one are the same GPU. */
   readonly pciBusId?: string;
-  /** Of a GPU: its compute capability, e.g. [9, 0]. Absent: not known. */
+  /** A GPU's compute capability, e.g. [9, 0]. Absent: unknown. */
   readonly capability?: readonly [major: number, minor: number];
-  /** Of a GPU that its name does not tell. */
+  /** A GPU's rates, where its name does not tell them. */
   readonly facts?: GpuFacts;
-  /** Absent: not known. */
+  /** Absent: unknown. */
   readonly nccl?: NcclAbility;
-  /** Bytes that are free for this process; null: unknown, then max_memory must name the device. */
+  /** Bytes free for this process. Null: unknown; max_memory must then name the device. */
   readonly memoryBytes: number | null;
-  /** Of a GPU: bytes that are free in its host's memory; null or absent: unknown. */
+  /** For a GPU: bytes free in its host's memory. Null or absent: unknown. */
   readonly hostMemoryBytes?: number | null;
-  /** GPUs that use that memory, itself counted, in other replicas too; absent: those of its node that a plan gives layers. */
+  /** How many GPUs use that memory, this one and those of other replicas included. Absent: the GPUs of its node that have layers. */
   readonly hostSharers?: number;
 }
 
-/** GPUs of a node. */
+/** How many GPUs a node has. */
 export function gpusOf(devices: readonly Device[], node: string): number {
   return devices.filter((device) => device.kind === "cuda" && device.node === node).length;
 }
@@ -45,20 +45,20 @@ export type MaxMemory = ReadonlyMap<DeviceKey, number>;
 /** Module name -> device, in order of placement. */
 export type DeviceMap = ReadonlyMap<string, DeviceKey>;
 
-/** Share of a device's free memory that a plan takes when no max_memory is given; the rest is the allocator's and the driver's. */
+/** Without max_memory, a plan takes this share of a device's free memory. The allocator and the driver need the rest. */
 const FREE_SHARE = { cpu: 0.9, cuda: 0.95 } as const;
 
 export interface Budgets {
-  /** Bytes a device, ids ascending, on GPUs at most what is free; 0: not to be used. Devices that max_memory leaves out are not listed. */
+  /** Bytes for each device, ids ascending; 0: not to be used. A GPU's is at most what is free. Devices that max_memory leaves out are absent. */
   readonly bytes: ReadonlyMap<number, number>;
-  /** "cpu" and "disk" where max_memory names them: no layers go there. */
+  /** "cpu" and "disk", if max_memory names them. They get no layers. */
   readonly offload: readonly string[];
   readonly warnings: readonly string[];
 }
 
 /**
- * What each device may hold. max_memory decides which devices are used, as in accelerate: ids it leaves out, and budgets of 0, are not.
- * Unlike there, cpu and disk take no layers: a plan never spills. Errors: PL_CONFIG_INVALID.
+ * What each device may hold. As in accelerate, devices that max_memory leaves out or gives 0 are not used. Unlike there, cpu and disk take
+ * no layers. Errors: PL_CONFIG_INVALID.
  */
 export function budgetsOf(devices: readonly Device[], maxMemory: MaxMemory | null): Budgets {
   const byId = new Map(devices.map((device) => [device.id, device]));
@@ -106,7 +106,7 @@ function defaultBudget(device: Device): number {
   return Math.floor(device.memoryBytes * FREE_SHARE[device.kind]);
 }
 
-/** Devices that exist only on paper: one for each id that max_memory names, all on one node. */
+/** Devices for a plan without hardware: one for each id in max_memory, all on one node. */
 export function devicesFromMaxMemory(maxMemory: MaxMemory, kind: Device["kind"], name: string | null = null): Device[] {
   return [...maxMemory.keys()]
     .filter((key) => typeof key === "number")

@@ -7,9 +7,9 @@ const MOST_HEAD_DIM: Readonly<Record<Device["kind"], number>> = { cpu: 1024, cud
 const DEVICE_WORD: Readonly<Record<Device["kind"], string>> = { cpu: "CPU workers", cuda: "GPUs" };
 
 /**
- * Refuses what an engine on one of these devices would throw on in its first pass, before a weight is read. The engine's other
- * expectations, of shapes that fit each other, are config.json's own and checked where that is read.
- * Error: PL_MODEL_UNSUPPORTED.
+ * Refuses, before a weight is read, a model on which an engine on one of these devices would fail in its first pass. Whether the shapes of
+ * config.json fit each other is checked where that file is read.
+ * Errors: PL_MODEL_UNSUPPORTED.
  */
 export function assertComputable(
   { shape, layers }: Pick<ModelSpec, "shape" | "layers">,
@@ -37,7 +37,7 @@ export function assertComputable(
   }
 }
 
-/** Most columns of a gated delta net's heads on a GPU (native/ops/cuda/delta/delta.h): a state lies in one block's shared memory. */
+/** Most columns of a gated delta net's head on a GPU (native/ops/cuda/delta/delta.h): the state of a head must fit one block's shared memory. */
 const MOST_DELTA_DIM = 128;
 
 type DeltaNet = Extract<AttentionKind, { kind: "delta" }>;
@@ -71,7 +71,7 @@ function assertDeltaNet(net: DeltaNet, device: Pick<Device, "kind" | "name" | "c
 
 const kib = (bytes: number): string => `${Math.ceil(bytes / 1024)} KiB`;
 
-/** Shared memory that a block of the backward pass asks for: Layout in native/ops/cuda/delta/delta_backward.cu. */
+/** Bytes of shared memory that a thread block of the backward pass needs: Layout in native/ops/cuda/delta/delta_backward.cu. */
 function deltaBackwardBytes({ keyDim, valueDim }: Pick<DeltaNet, "keyDim" | "valueDim">): number {
   const chunk = 32;
   const warps = 8;
@@ -88,7 +88,7 @@ function deltaBackwardBytes({ keyDim, valueDim }: Pick<DeltaNet, "keyDim" | "val
   return 4 * floats;
 }
 
-/** Most shared memory of a block, by compute capability (CUDA C++ Programming Guide, table of technical specifications). */
+/** Most bytes of shared memory a thread block, by compute capability (CUDA C++ Programming Guide, table of technical specifications). */
 function blockBytes([major, minor]: readonly [major: number, minor: number]): number {
   const kibOfBlock =
     major < 7

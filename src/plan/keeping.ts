@@ -1,26 +1,29 @@
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
-/** What the blocks of a segment do between forward and backward, and with their weights. One a segment, by its index. */
+/** What the blocks of one segment keep, in lists with an entry a segment: activations between forward and backward, and expanded weights. */
 export interface Keeping {
-  /** Blocks, evenly spread, whose activations wait in the host's memory: j of B where j k mod B < k. 0 on CPUs. */
+  /** How many blocks offload their activations to the host, evenly spread: of k among B, block j where j k mod B < k. 0 on CPUs. */
   readonly offloaded: number;
-  /** Of the others, the first ones keep only their input (on the host too, if any is offloaded) and recompute. */
+  /**
+   * How many of the others, from the first on, keep only their input and recompute. If any block is offloaded, those inputs are on the
+   * host too.
+   */
   readonly checkpointed: number;
-  /** The first blocks, whose quantised weights are kept in the compute dtype too. */
+  /** How many blocks, from the first on, keep their quantised weights in the compute dtype too. */
   readonly cached: number;
 }
 
 export const PLAIN_KEEPING: Keeping = { offloaded: 0, checkpointed: 0, cached: 0 };
 
-/** Where a layer's activations are until its backward pass. */
+/** What becomes of a layer's activations until its backward pass. */
 export type Activations = "kept" | "recomputed" | "offloaded";
 
 export function blocksOf({ spec }: Pick<PlanRequest, "spec">, { firstLayer, lastLayer }: Segment): number {
   return spec.layers.slice(firstLayer, lastLayer + 1).filter(({ kind }) => kind === "block").length;
 }
 
-/** The layers of a segment, the number of each that is a block among its blocks, and where its activations are. */
+/** The layers of a segment. A block also has its number among the segment's blocks, and what becomes of its activations. */
 export function segmentLayers(
   request: Pick<PlanRequest, "spec">,
   segment: Segment,

@@ -11,21 +11,20 @@ export interface PlannedLink {
 }
 
 /**
- * The link of a pair for tensors in device memory. auto: NCCL between two GPUs of one host, memory that processes of one host
- * share, else gRPC.
+ * The link of a pair for tensors in device memory. With auto: NCCL between two GPUs of one host, else shared memory on one host, else gRPC.
  */
 export function linkKind(settings: LinkSettings, a: LinkEnd, b: LinkEnd): LinkKind {
   return ncclProblem(settings, a, b) === null ? "nccl" : hostLinkKind(settings, a, b);
 }
 
-/** The same for what lies in host memory anyway: NCCL has no part in it. */
+/** The link of a pair for tensors in host memory: never NCCL. */
 export function hostLinkKind({ link }: LinkSettings, a: LinkEnd, b: LinkEnd): Exclude<LinkKind, "nccl"> {
   return link !== "grpc" && onOneHost(a, b) ? "shm" : "grpc";
 }
 
 export type PairUse = "tensors" | "tokens" | "gradients";
 
-/** Pairs of ranks of a run, ascending, and the most demanding use of each. */
+/** The pairs of ranks that exchange tensors, ascending, each with its most demanding use. */
 export function linkedPairs(
   segments: readonly { readonly ranks: readonly number[] }[],
   replicas: readonly (readonly number[])[],
@@ -39,7 +38,7 @@ export function linkedPairs(
   for (const ranks of replicas) {
     segments.forEach((segment, index) => {
       const next = segments[index + 1];
-      // The head chooses a token, the embedding takes it: of those that share them, the first.
+      // A chosen token goes from the head to the embedding, between the first rank of each.
       if (next === undefined) add(ranks[segment.ranks[0]!]!, ranks[segments[0]!.ranks[0]!]!, "tokens");
       else for (const from of segment.ranks) for (const to of next.ranks) add(ranks[from]!, ranks[to]!, "tensors");
     });
@@ -51,8 +50,8 @@ export function linkedPairs(
 }
 
 /**
- * Links of all pairs that exchange tensors: neighbours in each pipeline, its ends, and ranks at one place of several replicas.
- * Errors: PL_CONFIG_INVALID for a pair that can't have what --link asks for.
+ * Links of all pairs that exchange tensors: neighbours in a pipeline, its two ends, and ranks with the same stage in different replicas.
+ * Errors: PL_CONFIG_INVALID if a pair can't have the kind that --link asks for.
  */
 export function plannedLinks(
   settings: LinkSettings,
@@ -97,7 +96,7 @@ function expectPossible(
   });
 }
 
-/** "0–1 shm, 1–2 grpc"; counts where there are many. */
+/** For people: "0–1 shm, 1–2 grpc", or how many of each kind where there are many. */
 export function formatLinks(links: readonly PlannedLink[]): string {
   if (links.length <= 16) return links.map(({ ranks, kind }) => `${ranks.join("–")} ${kind}`).join(", ");
   const kinds = new Set(links.map(({ kind }) => kind));

@@ -1,7 +1,7 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { DeviceKey, MaxMemory } from "./devices.ts";
 
-/** accelerate's units: GiB is 2^30, GB is 10^9; a lower-case b is a bit ("8Gb" is a gigabyte). */
+/** accelerate's units: GiB is 2^30 and GB 10^9 bytes; with a lower-case b, bits ("8Gb" is 10^9 bytes). */
 const UNITS: readonly (readonly [string, number])[] = [
   ["GIB", 2 ** 30],
   ["MIB", 2 ** 20],

@@ -10,27 +10,27 @@ import type { Segment } from "./segments.ts";
 export interface DeviceMemory {
   /** Frozen weights as held. */
   readonly weights: number;
-  /** Quantised weights kept in the compute dtype beside them. */
+  /** Copies of quantised weights in the compute dtype. */
   readonly weightCache: number;
-  /** Room in which the other quantised weights take turns to be expanded; 0 on CPUs. */
+  /** Room in which the other quantised weights are expanded, one after another; 0 on CPUs. */
   readonly expansion: number;
   /** LoRA weights, gradients and optimizer state. */
   readonly lora: number;
-  /** Kept from forward to backward by the micro-batches in flight. */
+  /** Kept for the backward pass by the micro-batches in flight. */
   readonly activations: number;
-  /** The largest layer's own work, tensors on their way, rotary tables. */
+  /** The largest workspace of a layer, tensors being sent or received, and rotary tables. */
   readonly workspace: number;
   /** Key/value cache. */
   readonly cache: number;
-  /** The driver's context, and what it rounds allocations up to; 0 on CPUs. */
+  /** The driver's context, and what it adds by rounding allocations up; 0 on CPUs. */
   readonly context: number;
   readonly total: number;
-  /** Of the host's memory, not in the total: a GPU's embedding and offloaded activations. */
+  /** A GPU's embedding and offloaded activations, in the host's memory: not part of the total. */
   readonly hostWeights: number;
   readonly hostActivations: number;
 }
 
-/** What each device takes, given the segments and what their blocks keep. Devices without a segment take nothing. */
+/** Predicted bytes of each device, given the segments and what their blocks keep. A device without a segment needs nothing. */
 export function predictMemory(
   request: PlanRequest,
   segments: readonly Segment[],
@@ -42,7 +42,7 @@ export function predictMemory(
   );
 }
 
-/** The same of one device. */
+/** Predicted bytes of one device. */
 export function predictDeviceMemory(
   request: PlanRequest,
   segments: readonly Segment[],
@@ -53,7 +53,7 @@ export function predictDeviceMemory(
   return deviceMemory(request, device, layerMemory(request), segments, keeping);
 }
 
-/** Of a device without a segment. */
+/** The bytes of a device without a segment. */
 export const NO_MEMORY: DeviceMemory = {
   weights: 0,
   weightCache: 0,
@@ -119,9 +119,9 @@ interface LayerRun {
 }
 
 /**
- * Of one micro-batch in one segment: what stays on the device between forward and backward, what waits on the host, and the most
- * there is on the device at a time: a layer's own and all that was there before it, and what is on its way to the host or back
- * (of the blocks just before it, the nearest with all that it saved).
+ * Bytes of one micro-batch in one segment. `stays`: on the device between forward and backward. `host`: on the host in that time. `most`: the
+ * peak on the device, while a layer runs: its own, what earlier layers left, and what is being copied to the host or back (of the blocks just
+ * before it, the nearest with all that it saved).
  */
 function microBatchMemory(run: readonly LayerRun[]): { stays: number; host: number; most: number } {
   const offloads = run.some(({ activations }) => activations === "offloaded");
@@ -141,7 +141,7 @@ function microBatchMemory(run: readonly LayerRun[]): { stays: number; host: numb
   return { stays, host: waiting.reduce((sum, bytes) => sum + bytes, 0), most };
 }
 
-/** Of all micro-batches under way on a device, from the bytes of one in each of its segments. */
+/** Bytes of all micro-batches in flight on a device, from the bytes of one in each of its segments. */
 export function heldActivations(
   { work }: Pick<PlanRequest, "work">,
   segments: readonly Segment[],

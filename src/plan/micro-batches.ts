@@ -1,23 +1,23 @@
 import type { Device } from "./devices.ts";
 
 interface CountPolicy {
-  /** Tokens at which a product runs near its full rate. */
+  /** A product of this many tokens runs near its full rate. */
   readonly tokens: number;
   readonly fewest: number;
   readonly most: number;
-  /** Tokens above which larger products gain nothing and activations only grow: then there are more micro-batches than `most`. */
+  /** Beyond this many tokens products get no faster and only activations grow: there may then be more micro-batches than `most`. */
   readonly mostTokens: number;
 }
 
-/** A pipeline of p devices idles (p − 1) / (m + p − 1) of a step: m should be several, and its products still large. */
+/** With m micro-batches, a pipeline of p devices idles (p − 1) / (m + p − 1) of a step: m should be large, but so should products be. */
 const POLICIES: Readonly<Record<Device["kind"], CountPolicy>> = {
   cpu: { tokens: 128, fewest: 4, most: 16, mostTokens: 2048 },
   cuda: { tokens: 1024, fewest: 1, most: 32, mostTokens: 8192 },
 };
 
 /**
- * Micro-batches of a step where neither the user nor the plan chooses. A function of the step's size and the kind of device, never of the placement: runs
- * over 1, 2 or 4 devices cut alike, add up alike and give the same bits.
+ * How many micro-batches a step has where neither the user nor the plan chooses. It depends on the step's size and the kind of device, never
+ * on the placement: so runs over 1, 2 or 4 devices add up in the same order and give the same bits.
  */
 export function microBatchCount(stepTokens: number, rows: number, kind: Device["kind"]): number {
   const { tokens, fewest, most, mostTokens } = POLICIES[kind];
@@ -25,7 +25,7 @@ export function microBatchCount(stepTokens: number, rows: number, kind: Device["
   return Math.max(1, Math.min(rows, Math.max(full, Math.ceil(stepTokens / mostTokens))));
 }
 
-/** 1, 2, 3, 4, 6, 8, 12, … up to `most`, and `most` itself: the numbers of things worth a try, a half or a third apart. */
+/** 1, 2, 3, 4, 6, 8, 12, … up to `most`, and `most` itself: numbers worth a try, each a half or a third above the one before. */
 export function stepsUpTo(most: number): number[] {
   const counts: number[] = [];
   for (let power = 1; power <= most; power *= 2) {
@@ -36,23 +36,23 @@ export function stepsUpTo(most: number): number[] {
   return counts;
 }
 
-/** Up to so many, every number of micro-batches is tried: which devices a plan uses, and so its speed, may jump between two. */
+/** Every number of micro-batches up to this is tried: a plan's devices, and so its speed, may differ much between two neighbours. */
 const ALL_UP_TO = 32;
 
 /**
- * Tokens of a micro-batch beyond which none is tried, but for a single longer row. By then a product is within 0.4 % of its full rate and
- * a pass's expansion of weights within as much of nothing, while activations go on growing, towards tensors of 2^31 elements.
+ * No micro-batch larger than this is tried, unless a single row is longer. At this size a product is within 0.4 % of its full rate, and
+ * expanding weights takes less than 0.4 % of a pass. Activations would go on growing, towards tensors of 2^31 elements.
  */
 export const MOST_TOKENS = 49_152;
 
-/** Numbers of micro-batches worth a try for a step of so many rows and tokens. */
+/** Numbers of micro-batches worth a try for a step with this many rows and tokens. */
 export function countsToTry(rows: number, tokens: number): number[] {
   const fewest = Math.max(1, Math.min(rows, Math.ceil(tokens / MOST_TOKENS)));
   if (rows - fewest < ALL_UP_TO) return Array.from({ length: rows - fewest + 1 }, (_, i) => fewest + i);
   return [fewest, ...stepsUpTo(rows).filter((count) => count > fewest)];
 }
 
-/** The numbers that countsToTry leaves out next to one of its own: what a second, finer look goes through. */
+/** The numbers around `count` that countsToTry leaves out: for a second, finer search. */
 export function countsNear(count: number, rows: number, tokens: number): number[] {
   const tried = countsToTry(rows, tokens);
   const at = tried.indexOf(count);

@@ -1,26 +1,26 @@
 import type { Config } from "../config/options.ts";
 import type { Device } from "./devices.ts";
 
-/** --link (auto: each pair by the best link that both have), and whether traffic between hosts may be in the clear. */
+/** --link (auto: the best link that both ends of a pair have), and --insecure: whether traffic between hosts may be in plaintext. */
 export type LinkSettings = Pick<Config, "link" | "insecure">;
 
-/** What a device says of the links it can have. */
+/** What decides which links a device can have. */
 export type LinkEnd = Pick<Device, "host" | "node" | "kind" | "pciBusId" | "nccl">;
 
-/** Whether two processes can map each other's memory; on paper: by node. */
+/** Whether two processes can share memory. Devices without hardware can if they are on one node. */
 export function onOneHost(a: LinkEnd, b: LinkEnd): boolean {
   const [first, second] = [a, b].map(({ host, node }) => host ?? node);
   return first === second;
 }
 
 /**
- * Why NCCL can't, or under auto is not to, carry a pair's tensors; null: it can. Traffic between hosts is not encrypted, and auto
- * stays within one; so that nobody gets plaintext unasked.
+ * Why NCCL can't carry a pair's tensors, or must not under auto; null: it can. NCCL does not encrypt: under auto it stays within one host, so
+ * nobody gets plaintext on the network without asking for it.
  */
 export function ncclProblem({ link, insecure }: LinkSettings, a: LinkEnd, b: LinkEnd): string | null {
   if (link !== "auto" && link !== "nccl") return `--link ${link} asks for another`;
   if (link === "auto") {
-    // What a device on paper has is not known, and a library that moves host memory is for whoever asks for it.
+    // Unknown for devices without hardware. On CPUs a library that only moves host memory is used only when asked for.
     if (a.nccl === undefined || b.nccl === undefined) return "it is not known whether they have it";
     if (a.kind === "cpu" || b.kind === "cpu") return "one of them computes on its CPU";
     if (!onOneHost(a, b)) return "they are on two hosts";

@@ -9,23 +9,23 @@ import type { Segment } from "./segments.ts";
 import { layerTimer } from "./time/layer-time.ts";
 import { hostLinkRate } from "./time/rates.ts";
 
-/** Of the way to the host's memory, what a plan counts on: transfers must never hold a pass up. */
+/** A plan counts on this share of the rate to the host's memory: copies must never delay a pass. */
 const LINK_SHARE = 0.85;
-/** Of the host's free memory, what a plan takes unless max_memory says how much ("cpu"). */
+/** A plan takes this share of the host's free memory, unless max_memory has a "cpu" entry. */
 const HOST_SHARE = 0.5;
 
-/** Whether a plan of this request may leave activations on a host. */
+/** Whether a plan for this request may offload activations to a host. */
 export function offloadsActivations({ activationOffload, work, devices }: PlanRequest): boolean {
   return activationOffload === "auto" && work.checkpointing !== "none" && devices.some(({ kind }) => kind === "cuda");
 }
 
 /**
- * Of how many of a segment's blocks the activations can wait on the host: as many as its link carries out while the segment's
- * forward pass runs (the backward pass takes longer), beside the inputs of the others, and as the host's memory holds of all
- * micro-batches in flight. 0 on CPUs, and without --activation-offload. docs/decisions/compute/activation-offload.md.
+ * How many of a segment's blocks can offload their activations. The link must carry them, and the inputs of the other blocks, while the
+ * segment's forward pass runs (the backward pass takes longer). The host's memory must hold them for all micro-batches in flight. 0 on CPUs,
+ * and without --activation-offload. Reasons: docs/decisions/compute/activation-offload.md.
  */
 export function mostOffloaded(request: PlanRequest, segments: readonly Segment[], segment: Segment): number {
-  // Segments with blocks are on one device.
+  // A segment with blocks has one device.
   const device = request.devices.find(({ id }) => id === segment.devices[0])!;
   if (!offloadsActivations(request) || device.kind !== "cuda") return 0;
   const layers = layerMemory(request);
@@ -45,7 +45,7 @@ export function mostOffloaded(request: PlanRequest, segments: readonly Segment[]
   const carried = LINK_SHARE * hostLinkRate(device, sharers) * forwardSeconds(request, device, segment);
   const { tokens, meanTokens } = request.work;
   const byTime = ((carried * tokens) / meanTokens - blocks * input) / (whole - input);
-  // Every segment of the device leaves as many blocks' there.
+  // Every segment of the device offloads the same number of blocks.
   const held = heldActivations(request, segments, device.id, (own) => Math.min(1, blocksOf(request, segments[own]!)));
   const embedding = layers.reduce((sum, { host }) => sum + host, 0);
   const room = hostBudget(request, device, embedding, ours, sharers) / (held * arenaMargin);
@@ -59,7 +59,7 @@ function forwardSeconds(request: PlanRequest, device: Device, { firstLayer, last
     .reduce((sum, layer) => sum + forwardTime(layer, request.weightCache === "on"), 0);
 }
 
-/** Bytes of the host's memory for one GPU's offloaded activations: GPUs that use it share it alike, embeddings come first. */
+/** Bytes of the host's memory for one GPU's offloaded activations: what embeddings leave, in equal parts for the GPUs that use it. */
 function hostBudget(request: PlanRequest, device: Device, embedding: number, ours: number, sharers: number): number {
   const given = request.maxMemory?.get("cpu");
   const all = given ?? HOST_SHARE * (device.hostMemoryBytes ?? 0);
@@ -67,7 +67,7 @@ function hostBudget(request: PlanRequest, device: Device, embedding: number, our
   return Math.max(0, all - pipelines * embedding) / sharers;
 }
 
-/** Bytes of a rank's room in the host's memory for what the plan predicts. */
+/** Bytes of host memory that a rank allocates for these predicted bytes. */
 export function hostRoomBytes({ hostActivations }: { readonly hostActivations: number }): number {
   return Math.ceil(hostActivations * arenaMargin);
 }

@@ -9,7 +9,7 @@ import type { LayerDevices } from "./segments.ts";
 import { layerTimer } from "./time/layer-time.ts";
 import type { LayerWork } from "./time/layer-work.ts";
 
-/** What the planner is asked: devices with a budget, ids ascending, and what runs of layers cost on each. */
+/** The planner's input: the devices that have a budget, ids ascending, and the costs of runs of layers on each. */
 export function placementProblem(
   request: PlanRequest,
   budgets: ReadonlyMap<number, number>,
@@ -38,7 +38,7 @@ export function placementProblem(
   };
 }
 
-/** Most micro-batches under way in a stage with so many behind it, as 1F1B or the request's schedule has it. */
+/** The most micro-batches in flight in a stage, by the number of stages after it: as the request's schedule holds them (interleaved: as 1F1B). */
 function heldBefore({ work }: PlanRequest): PlacementProblem["inFlight"] {
   const known = new Map<number, number>();
   return (after, sharers) => {
@@ -60,7 +60,7 @@ function heldBefore({ work }: PlanRequest): PlacementProblem["inFlight"] {
 
 const MOST_DEVICES = 2 ** 20;
 
-/** Devices that take as long for every layer share one object: the planner sees that they are alike. */
+/** Costs by device. Devices with the same times share one object, by which the planner knows that they are alike. */
 export function costsByDevice(request: PlanRequest, offloading: boolean): (device: Device) => RangeCosts {
   const timesOn = layerTimer(request);
   const known = new Map<readonly LayerWork[], RangeCosts>();

@@ -21,17 +21,17 @@ import { predictTime } from "./time.ts";
 import { chooseCachedBlocks } from "./weight-cache.ts";
 
 export interface PlannedSegment extends Segment {
-  /** How many of its blocks, evenly spread, leave their activations in the host's memory. */
+  /** How many of its blocks offload their activations to the host, evenly spread. */
   readonly offloadedBlocks: number;
-  /** Of the others, how many, the first ones, keep only their input. */
+  /** How many of the others, from the first on, keep only their input. */
   readonly checkpointedBlocks: number;
-  /** How many of its blocks, the first ones, keep their quantised weights in the compute dtype too. */
+  /** How many of its blocks, from the first on, keep their quantised weights in the compute dtype too. */
   readonly cachedBlocks: number;
-  /** Whether something in it or before it learns. */
+  /** Whether anything in it or before it is trained. */
   readonly needsBackward: boolean;
-  /** Whether something before it learns. */
+  /** Whether anything before it is trained. */
   readonly needsInputGrad: boolean;
-  /** Of a micro-batch, the mean over its devices; the ranks' instruction lists follow from it. */
+  /** Predicted seconds of a micro-batch's forward pass, the mean over its devices. The ranks' instruction lists follow from it. */
   readonly forwardSeconds: number;
   readonly backwardSeconds: number;
 }
@@ -46,9 +46,9 @@ export interface PlannedDevice {
 export interface Plan {
   readonly strategy: string;
   readonly planner: "pipelora" | "accelerate";
-  /** Of a layer on several devices the one that transformers could load it on: `segments` has them all. */
+  /** As transformers takes it, so with one device for each layer. `segments` has all devices of a shared head. */
   readonly hfDeviceMap: DeviceMap;
-  /** Order of the micro-batches. */
+  /** The order of the micro-batches. */
   readonly schedule: SchedulePolicy;
   /** Ranks of each replica of the pipeline; `segments` and `hfDeviceMap` are the first's. */
   readonly replicas: readonly (readonly number[])[];
@@ -56,26 +56,26 @@ export interface Plan {
   readonly segments: readonly PlannedSegment[];
   /** Every device of the request, ids ascending. */
   readonly devices: readonly PlannedDevice[];
-  /** Null when the map leaves layers on cpu or disk. */
+  /** Null if the map leaves layers on cpu or disk. */
   readonly predicted: PlanPrediction | null;
   readonly warnings: readonly string[];
-  /** Why it can't be run as it is, null if it can: only accelerate's maps and a user's own may be so. */
+  /** Why the plan can't run; null: it can. Only a user's own map or accelerate's may have a problem. */
   readonly problem: string | null;
 }
 
 export interface PlanPrediction {
-  /** Of a step, in each replica, and the most tokens of one. */
+  /** Micro-batches of a step in each replica, and the most tokens of one. */
   readonly microBatches: number;
   readonly microBatchTokens: number;
   readonly stepTimeMs: number;
-  /** Parts of it after the last micro-batch: gradients added up over replicas, and the update. */
+  /** Parts of the step's time after its last micro-batch: adding up gradients over replicas, and the update. */
   readonly sumMs: number;
   readonly updateMs: number;
   readonly bubble: number;
   readonly tokensPerSecond: number;
-  /** Of one pass over the held-out rows; null where there are none. */
+  /** Time of one pass over the held-out rows; null if there are none. */
   readonly evaluationMs: number | null;
-  /** Of one micro-batch, on each of the segment's devices. */
+  /** Times of one micro-batch, on each of the segment's devices. */
   readonly segments: readonly {
     readonly forwardMs: readonly number[];
     readonly backwardMs: readonly number[];
@@ -86,8 +86,9 @@ export interface PlanPrediction {
 }
 
 /**
- * Which layers go to which device, what each device will hold and how long a step will take. Deterministic.
- * Errors: PL_PLACEMENT_INFEASIBLE with a table of what is needed and what would make it fit, PL_DEVICE_MAP_INVALID, PL_CONFIG_INVALID.
+ * Decides which device takes which layers, and predicts what each device will hold and how long a step will take. The same request gives the
+ * same plan.
+ * Errors: PL_PLACEMENT_INFEASIBLE, with a table of what is needed and what would make it fit; PL_DEVICE_MAP_INVALID; PL_CONFIG_INVALID.
  */
 export function makePlan(request: PlanRequest): Plan {
   const plan = attemptPlan(request);
@@ -95,7 +96,7 @@ export function makePlan(request: PlanRequest): Plan {
   return plan;
 }
 
-/** Why a request fits nowhere: looked into only when somebody asks, since many remedies are tried for it. */
+/** A request that fits nowhere. The reason is worked out only when asked for, because that tries many remedies. */
 export class Infeasible {
   readonly explain: () => PipeloraError;
 
@@ -104,7 +105,7 @@ export class Infeasible {
   }
 }
 
-/** As makePlan, for a caller with other ways to try when nothing fits. */
+/** makePlan for a caller that can try something else: returns Infeasible where makePlan throws PL_PLACEMENT_INFEASIBLE. */
 export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   const budgets = budgetsOf(request.devices, request.maxMemory);
   const warnings = [...budgets.warnings];
@@ -135,7 +136,7 @@ export function attemptPlan(request: PlanRequest): Plan | Infeasible {
   );
 }
 
-/** Makes a whole plan of the devices of each unit, for a request whose schedule is chosen. */
+/** Completes a plan from the devices of each unit, for a request whose schedule is chosen. */
 export type Finish = (request: PlanRequest, unitDevices: LayerDevices) => Plan;
 
 function expectHeadOnOne(request: PlanRequest, layerDevices: LayerDevices): void {
@@ -149,7 +150,7 @@ function expectHeadOnOne(request: PlanRequest, layerDevices: LayerDevices): void
   );
 }
 
-/** Where nothing fits unless activations wait on the host; null where it does not even so. */
+/** The plan for a request that fits only if activations are offloaded; null if it does not fit even then. */
 function offloadingPlan(request: PlanRequest, budgets: ReadonlyMap<number, number>, finish: Finish): Plan | null {
   if (!offloadsActivations(request)) return null;
   const plan = bestWay(request, placementProblem(request, budgets, costsByDevice(request, true)), finish);
@@ -204,7 +205,7 @@ function sizingQuantization({ holding }: PlanRequest): "none" | "int8" | "int4" 
   return ({ none: "none", "8bit": "int8", "4bit": "int4" } as const)[holding.quantization.method];
 }
 
-/** Our planner over what accelerate counts: weights at its sizes, a tied head nothing and where the embedding is. */
+/** Our planner with accelerate's accounting: weights alone, at its sizes; a tied head counts as nothing and lies with the embedding. */
 function weightsOnly(
   request: PlanRequest,
   strategy: AccelerateStrategy,
@@ -331,12 +332,12 @@ function plannedDevices(
   }));
 }
 
-/** What a device holds that the plan does not use. */
+/** Memory of a device that the plan does not use. */
 export const IDLE: PlannedDevice["memory"] = { ...NO_MEMORY, budget: 0 };
 
 /**
- * Devices that a map loads beyond their budget; a planner's own map never does. Beyond max_memory is worth a warning (a
- * map, and accelerate, do not count all of what is held); beyond what the device has, the map can't run.
+ * Devices that a map loads beyond their budget, which our planner's own never does. A user's map, and accelerate, do not count everything that
+ * is held: going beyond max_memory gives a warning. Going beyond what the device has is an error.
  */
 function overfull(
   request: PlanRequest,

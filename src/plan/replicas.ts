@@ -8,10 +8,10 @@ import { linkRate } from "./time/rates.ts";
 const GRADIENT_BYTES = 4;
 
 /**
- * A plan for `replicas` copies of the pipeline, each over as many consecutive devices, all cut alike: as the least of the devices
- * at each place allows. `request.work` is one replica's. A device map and max_memory name devices as always; a map places the
- * first replica. Devices that are left over stay idle.
- * Errors: as makePlan's, but where nothing fits; that, and fewer devices than replicas, is the result.
+ * A plan for `replicas` copies of the pipeline. Each takes the same number of consecutive devices, and all have the same segments: those
+ * that fit the weakest device at each place. `request.work` is the work of one replica. max_memory names every device; a device map places
+ * the first replica. Left-over devices stay idle.
+ * Errors: those of makePlan, except that Infeasible is returned where nothing fits or there are fewer devices than replicas.
  */
 export function attemptReplicatedPlan(request: PlanRequest, replicas: number): Plan | Infeasible {
   if (replicas === 1) return attemptPlan(request);
@@ -45,7 +45,7 @@ export function attemptReplicatedPlan(request: PlanRequest, replicas: number): P
   };
 }
 
-/** A device as good as the least of these, among `all` of the run. */
+/** A device with the least memory of these. `all`: the devices of the run, for how many share a host's memory. */
 function leastOf(devices: readonly Device[], all: readonly Device[]): Device {
   const known = devices.map((device) => device.memoryBytes).filter((bytes) => bytes !== null);
   const hosts = devices.map(({ hostMemoryBytes }) => hostMemoryBytes ?? 0);
@@ -57,7 +57,7 @@ function leastOf(devices: readonly Device[], all: readonly Device[]): Device {
   };
 }
 
-/** What the first replica has of the cores of crowded nodes: replicas share them alike. */
+/** The first replica's share of the cores of crowded nodes, in proportion to its devices there. */
 function crowdedShare(
   crowded: ReadonlyMap<string, number>,
   groups: readonly (readonly Device[])[],
@@ -80,7 +80,7 @@ function leastBudgets(budgets: MaxMemory, places: readonly (readonly Device[])[]
   return least;
 }
 
-/** The step of one replica and the sum of its gradients with the others': 2 (R − 1) / R of their bytes, in two rounds. */
+/** One replica's step, and then the sum of gradients over R replicas, which moves 2 (R − 1) / R of their bytes in two rounds. */
 function replicated(request: PlanRequest, one: Plan, places: readonly (readonly Device[])[]): Plan["predicted"] {
   const { stepTimeMs, bubble, tokensPerSecond } = one.predicted!;
   const replicas = places[0]!.length;

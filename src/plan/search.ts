@@ -11,20 +11,24 @@ import { quickPassesTime } from "./time/step-time.ts";
 import { predictTime } from "./time.ts";
 
 /**
- * So many of the ways that are quickest by the closed form, and fit, are planned whole, and their steps simulated; and the quickest of each kind,
- * over all devices and over fewer. The closed form sees neither a schedule's stalls nor what a copy of the head or activations of more micro-batches leave no room for.
+ * This many of the ways that fit, the fastest by the closed form, are planned in full and their steps simulated. So is the fastest way of each
+ * kind, over all devices and over fewer. The closed form knows neither a schedule's stalls nor the memory of a head's copies and of more
+ * micro-batches in flight.
  */
 const MOST_JUDGED = 4;
-/** And none that takes longer than this many times the quickest. */
+/** No way is planned in full that takes longer than this many times the fastest, by the closed form. */
 const WORTH_A_LOOK = 1.1;
-/** By what share a step must be shorter for more pieces of the model on a device, which exchange more messages; and for more devices. */
+/**
+ * A way with more segments a device, which exchange more messages, must make the step shorter by this share; a way with more devices by
+ * the next.
+ */
 const WORTH_SPREADING = 0.01;
 const WORTH_MORE_DEVICES = 0.001;
 
 /**
- * The plan whose step is predicted shortest among the ways that the request's strategy and schedule leave open; null where nothing fits.
- * Which devices take part, where the model is cut, how many segments a device has and how many share the head are chosen together: each way is
- * cut for itself, and the simulated step decides.
+ * The plan with the shortest predicted step, among the ways that the request's strategy and schedule allow; null if nothing fits.
+ * A way is a choice of devices, of segments a device, and of how many devices share the head. Each way gets its own cuts, and the simulated
+ * step decides.
  */
 export function bestWay(request: PlanRequest, problem: PlacementProblem, finish: Finish): Plan | null {
   const strategy = request.strategy as NamedStrategy;
@@ -48,13 +52,16 @@ export function bestWay(request: PlanRequest, problem: PlacementProblem, finish:
   return plain === null ? null : warned(plain, "no placement with several segments a device fits");
 }
 
-/** Whether a run trains anything of the head: then it is one device's, or its gradients would have to be added up. */
+/** Whether a run trains anything of the head. If so the head has one device: on several, its gradients would have to be added up. */
 export function headIsTrained(request: PlanRequest): boolean {
   const head = request.spec.layers.findIndex(({ kind }) => kind === "head");
   return head >= 0 && trainedMatrices(request).some(({ layer, twin }) => layer === head || twin?.layer === head);
 }
 
-/** A device map of the user's, and transformers' own strategies, keep each layer on one device; all but auto and fastest deal segments out only when asked to. */
+/**
+ * The kinds of ways to try. Only auto and fastest share the head; they alone deal segments out without being asked for the interleaved
+ * schedule.
+ */
 function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balanced_low_0" | "sequential">): WayKinds {
   const { work } = request;
   const { schedule } = work;
@@ -65,7 +72,7 @@ function kindsOf(request: PlanRequest, strategy: Exclude<NamedStrategy, "balance
   };
 }
 
-/** Whether a strategy leaves open how layers are spread, and the work has anything to spread. */
+/** Whether the strategy leaves open how layers are spread, and there is more than one micro-batch. */
 function isFree({ work }: PlanRequest, strategy: NamedStrategy): boolean {
   return strategy !== "balanced" && work.microBatches > 1 && work.forwardOnly !== true;
 }
@@ -80,7 +87,7 @@ function mayShare(request: PlanRequest, strategy: NamedStrategy): boolean {
 interface Ranked {
   readonly way: Way;
   readonly devices: number;
-  /** Of a step, by the closed form. */
+  /** Seconds of a step, by the closed form. */
   readonly seconds: number;
 }
 
@@ -91,7 +98,7 @@ interface Judged {
 }
 
 function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Finish): Plan | null {
-  // One request a schedule: what is reckoned of a request is remembered.
+  // One request object for each schedule: costs are cached by request.
   const requests = new Map<SchedulePolicy, PlanRequest>();
   const requestOf = ({ policy }: Way) => {
     const known = requests.get(policy) ?? scheduled(request, policy);
@@ -113,7 +120,7 @@ function judge(request: PlanRequest, groups: Iterable<WaysOverGroup>, finish: Fi
   return shortest(judged) ?? overfull;
 }
 
-/** The quickest first, without groups that can't beat it. */
+/** The ways, fastest first, without groups that can't beat the fastest. */
 function rank(groups: Iterable<WaysOverGroup>, secondsOf: (way: Way) => number): Ranked[] {
   const ranked: Ranked[] = [];
   let quickest = Number.POSITIVE_INFINITY;
@@ -151,7 +158,7 @@ function kindOf({ unitDevices, policy }: Way): string {
   return policy === "interleaved" ? (shared ? "dealt, shared" : "dealt") : shared ? "shared" : "whole";
 }
 
-/** By the closed form, with the checkpointing that placement counts with. */
+/** Seconds of a step by the closed form, with the checkpointing that placement assumes. */
 function quickSeconds(request: PlanRequest, { unitDevices }: Way): number {
   const segments = segmentsOf(layerDevicesOf(request, unitDevices), sortedIds(request));
   return predictTime(request, segments, fullCheckpointing(request, segments), quickPassesTime).step;

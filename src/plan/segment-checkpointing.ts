@@ -7,7 +7,7 @@ import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 import { leastCachedBlocks } from "./weight-cache.ts";
 
-/** What placement counts with: every block recomputes, or none. */
+/** The checkpointing that placement assumes: every block recomputes, or none does. */
 export function fullCheckpointing(request: PlanRequest, segments: readonly Segment[]): Keeping[] {
   const all = request.work.checkpointing !== "none";
   const cached = leastCachedBlocks(request, segments);
@@ -19,9 +19,9 @@ export function fullCheckpointing(request: PlanRequest, segments: readonly Segme
 }
 
 /**
- * Whose activations stay, from the last segment to the first, as the budgets hold. With "all" none do: those that can wait on
- * the host do that, the others are computed again. With "auto" as many stay or wait on the host as can, on the host no more than
- * it takes.
+ * Decides what becomes of activations, from the last segment to the first. With "all" none are kept on the device: as many blocks as possible
+ * are offloaded and the others recompute. With "auto" as few blocks recompute as the budgets allow, and of the rest no more are offloaded
+ * than must be.
  */
 export function chooseCheckpointing(
   request: PlanRequest,
@@ -59,7 +59,7 @@ export function chooseCheckpointing(
   return chosen;
 }
 
-/** The smallest number up to `most` that will do, where all larger ones do too; `most` if none does. */
+/** The smallest number up to `most` for which `does` is true, given that it is then true for all larger ones; `most` if there is none. */
 function leastThat(most: number, does: (count: number) => boolean): number {
   let low = 0;
   let high = most;

@@ -3,17 +3,17 @@ export interface Segment {
   readonly index: number;
   /** Micro-batch i runs on devices[i mod their number]. */
   readonly devices: readonly number[];
-  /** Their positions among all devices by ascending id. */
+  /** The devices' positions among all devices by ascending id. */
   readonly ranks: readonly number[];
   readonly firstLayer: number;
   /** Inclusive. */
   readonly lastLayer: number;
 }
 
-/** The devices of each layer, in model order: those that take its micro-batches in turn. Most layers have one. */
+/** The devices of each layer, in model order. Most layers have one; several take the layer's micro-batches in turn. */
 export type LayerDevices = readonly (readonly number[])[];
 
-/** Cuts the model where the devices change. `deviceIds` ascending. */
+/** Cuts the model where the devices change. `deviceIds`: ascending. */
 export function segmentsOf(layerDevices: LayerDevices, deviceIds: readonly number[]): Segment[] {
   const rankOf = new Map(deviceIds.map((id, rank) => [id, rank]));
   const segments: Segment[] = [];

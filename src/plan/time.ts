@@ -13,10 +13,10 @@ import { longestTransfer, type PassesTime, passesTime, type StepShape, sharedCor
 
 /** Predicted seconds of one micro-batch in one segment. */
 export interface SegmentTime {
-  /** On each of its devices. */
+  /** An entry for each of its devices. */
   readonly forward: readonly number[];
   readonly backward: readonly number[];
-  /** Until its output is with the next segment, by the longest way: 0 on one device. The gradient takes as long in the other direction. */
+  /** Time to send its output to the next segment, over the slowest link; 0 on one device. The gradient takes as long in the other direction. */
   readonly transfer: number;
 }
 
@@ -24,18 +24,18 @@ export interface PredictedTime {
   readonly segments: readonly SegmentTime[];
   /** Bytes of one activation, or of its gradient. */
   readonly messageBytes: number;
-  /** Seconds of the gradient norm and the update, on the slowest device; 0 on CPUs where none was measured. */
+  /** Seconds of the gradient norm and the update, on the slowest device; 0 on CPUs without a measurement. */
   readonly update: number;
   /** Seconds of one optimizer step. */
   readonly step: number;
-  /** Seconds of one pass over the held-out rows; null without any. */
+  /** Seconds of one pass over the held-out rows; null if there are none. */
   readonly evaluation: number | null;
   /** Share of the step in which the devices that hold segments do not compute. */
   readonly bubble: number;
   readonly tokensPerSecond: number;
 }
 
-/** `passes`: how the time of a step's passes is found; by default the step is simulated. */
+/** Predicts a step's time. `passes` finds the time of its passes: by default, the step is simulated. */
 export function predictTime(
   request: PlanRequest,
   segments: readonly Segment[],
@@ -84,7 +84,7 @@ function stepShape(request: PlanRequest, segments: readonly Segment[], times: re
   };
 }
 
-/** As a step's, of forward passes alone, in requests of several micro-batches each. */
+/** Seconds of one evaluation: forward passes only, in requests of several micro-batches each. */
 function evaluationTime(
   request: PlanRequest,
   segments: readonly Segment[],
@@ -127,7 +127,7 @@ function segmentTimes(request: PlanRequest, segments: readonly Segment[], keepin
     for (const id of segment.devices) {
       const device = byId.get(id)!;
       const layers = timesOn(device);
-      // What its messages take of the device itself: one in and one out each way, but at the ends.
+      // The device's own compute for its messages: one in and one out in each direction, except at the ends of the pipeline.
       const messageCompute = (to: Device) => bytes * (linkRate(device, to, rates)?.compute ?? 0);
       const messages = neighbours.reduce((sum, { devices }) => {
         const all = devices.map((other) => messageCompute(byId.get(other)!));

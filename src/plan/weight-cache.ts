@@ -4,10 +4,10 @@ import { predictDeviceMemory } from "./memory.ts";
 import type { PlanRequest } from "./request.ts";
 import type { Segment } from "./segments.ts";
 
-/** Most tokens whose products read 4-bit codes themselves (native/ops/cuda/kernel_choice.h). */
+/** Up to this many tokens, products read 4-bit codes directly (native/ops/cuda/kernel_choice.h). */
 const FEW_TOKENS = 8;
 
-/** What placement counts on, by segment: with "on" every block is cached, else none need be. */
+/** Cached blocks that placement assumes, by segment: all with "on", else none. */
 export function leastCachedBlocks(request: PlanRequest, segments: readonly Segment[]): readonly number[] {
   const quantized = request.holding.quantization.method !== "none";
   const all = request.weightCache === "on" && quantized;
@@ -15,10 +15,9 @@ export function leastCachedBlocks(request: PlanRequest, segments: readonly Segme
 }
 
 /**
- * `keeping` with more blocks cached: with "auto", as many of each GPU as its budget holds when all else is placed, checkpointing
- * chosen: a byte spent on what a block would recompute saves several times the time (docs/decisions/compute/weight-cache.md). A CPU
- * expands a panel at a time in its caches, and gains nothing worth the memory; nor does generation of a few sequences at a time, whose
- * products read the codes.
+ * `keeping` with more blocks cached. With "auto" each GPU caches as many as its budget holds after checkpointing is chosen: a byte spent on
+ * keeping activations saves several times as much time (docs/decisions/compute/weight-cache.md). CPUs cache none, because they expand a panel
+ * at a time within their own caches. Generation of a few sequences caches none, because its products read the codes.
  */
 export function chooseCachedBlocks(
   request: PlanRequest,
@@ -47,7 +46,7 @@ export function chooseCachedBlocks(
       const memory = predictDeviceMemory(request, segments, chosen, device.id);
       return takenBytes(memory, device.kind) <= (budgets.get(device.id) ?? 0);
     };
-    // With the last block cached the room to expand in goes: all may fit where one fewer does not.
+    // When every block is cached, no room for expansion is needed: all may fit where all but one do not.
     if (total === 0 || fits(total)) continue;
     let low = 0;
     let high = total - 1;

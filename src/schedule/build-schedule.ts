@@ -6,10 +6,10 @@ import { scheduleLists } from "./list-scheduler.ts";
 import { gpipe, oneAtATime, oneForwardOneBackward, type Policy } from "./policy.ts";
 
 /**
- * One instruction list a rank, for one optimizer step: index is the rank, ranks that hold nothing have an empty list.
- * Whatever the policy and the placement, every segment runs its micro-batches in ascending order on each of its ranks, forward and
- * backward, so gradients add up in the same order. Messages of one link direction are received in the order they are sent, and one
- * buffered message a direction is enough.
+ * The instruction lists of one optimizer step, by rank. A rank without a segment has an empty list.
+ * With every policy and placement, each rank of a segment runs its micro-batches in ascending order in both passes, so gradients add up in
+ * the same order. Messages in one direction of a link are received in the order in which they are sent, and a link need buffer only one
+ * message in each direction.
  */
 export function buildSchedule(request: ScheduleRequest): Instruction[][] {
   check(request);

@@ -2,17 +2,17 @@ import { remembered } from "../common/remembered.ts";
 import type { ScheduledSegment } from "./instruction.ts";
 import type { Candidate, Policy, Progress } from "./policy.ts";
 
-/** Segments dealt out round robin, as many a rank; behind them there may be one that several ranks share. */
+/** Segments dealt out round robin, the same number to each rank. After them there may be one that several ranks share. */
 export interface Deal {
-  /** In pipeline order. */
+  /** The ranks in pipeline order. */
   readonly ranks: readonly number[];
-  /** Segments a rank, without the shared one. */
+  /** Segments of each rank, without the shared one. */
   readonly chunks: number;
-  /** The shared segment, and how many ranks take its micro-batches in turn; null: there is none. */
+  /** The shared segment, and how many ranks take its micro-batches in turn; null if there is none. */
   readonly shared: { readonly segment: number; readonly ranks: number } | null;
 }
 
-/** How segments were dealt out; null where they were not. */
+/** How these segments are dealt out; null if they are not. */
 function findDeal(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | null {
   const last = segments.at(-1)!;
   const shared = last.ranks.length > 1 ? { segment: segments.length - 1, ranks: last.ranks.length } : null;
@@ -27,20 +27,20 @@ function findDeal(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | 
 
 const foundDeal = remembered((segments: readonly Pick<ScheduledSegment, "ranks">[]) => ({ deal: findDeal(segments) }));
 
-/** The same, found once for each list of segments. */
+/** How these segments are dealt out; null if they are not. Cached by list. */
 export function dealOf(segments: readonly Pick<ScheduledSegment, "ranks">[]): Deal | null {
   return foundDeal(segments).deal;
 }
 
-/** Micro-batches that go through a rank's segments one after the other: as many as there are ranks, or as share a segment. */
+/** How many micro-batches form a group: as many as there are ranks, or as many as share a segment. */
 function groupOf({ ranks, chunks, shared }: Deal): number {
   return chunks === 1 && shared !== null ? shared.ranks : ranks.length;
 }
 
 /**
- * The most micro-batches whose forward pass a rank has done and whose backward pass it has not, summed over its segments but the shared one.
- * Megatron's warm-up plus one; 1F1B's number with one segment a rank. With a shared segment a group less one more: the last rank runs a whole
- * group forward before its first backward pass.
+ * The most micro-batches in flight on a rank, added up over its segments without the shared one. This is Megatron-LM's warm-up plus one, or
+ * with one segment a rank 1F1B's number. A shared segment adds a group less one, because the last rank runs a whole group forward before its
+ * first backward pass.
  */
 export function mostInGroups(deal: Deal, rank: number): number {
   const after = deal.ranks.length - 1 - deal.ranks.indexOf(rank);
@@ -49,14 +49,15 @@ export function mostInGroups(deal: Deal, rank: number): number {
 }
 
 /**
- * Megatron-LM's interleaving over p ranks. Micro-batches go in groups of p: a rank runs a group through its first segment, then through its
- * second, and so on; backward in the same groups from the last segment to the first. After a warm-up it alternates.
+ * Megatron-LM's interleaved schedule over p ranks. Micro-batches form groups of p. A rank runs a group through its first segment, then through
+ * its second, and so on. Backward passes go in the same groups from the last segment to the first. After a warm-up, forward and backward
+ * passes alternate.
  *
- * A shared segment fits into that beat. Each rank runs it for its own micro-batch of a group, all ranks at the same time, so none waits for
- * another. That time is when the last rank is through the group's forward passes and comes to its first backward pass. A rank n places before it
- * has then done n forward passes more, and n backward passes less: by the one it tells its turn with several segments, by the other with one.
+ * All ranks of a shared segment run it at the same time, each for its own micro-batch of a group, so none waits for another. That time comes
+ * when the last rank has done the group's forward passes and is about to do its first backward pass. A rank n places before it has then done
+ * n more forward passes and n fewer backward passes. With several segments a rank knows its turn by the first count, with one by the second.
  *
- * A last, smaller group breaks the beat: where every rank waits, one goes on with whatever is there.
+ * With a last, smaller group every rank may come to wait. Then one goes on with any operation that can start.
  */
 export function inGroups(deal: Deal): Policy {
   const { ranks, chunks, shared } = deal;
@@ -80,14 +81,14 @@ export function inGroups(deal: Deal): Policy {
   };
   const forwards = (rank: number, progress: Progress) =>
     own(rank, progress).reduce((sum, segment) => sum + progress.next(rank, segment, false), 0);
-  /** What lies before all that learns is gone back when that is. */
+  /** A segment below everything that is trained has no backward pass: the lowest segment with one stands for it. */
   const backwards = (rank: number, progress: Progress) =>
     own(rank, progress).reduce(
       (sum, segment) =>
         sum + (segment < progress.lowest ? progress.oldest(progress.lowest, true) : progress.next(rank, segment, true)),
       0,
     );
-  /** What the rank is to do in the shared segment, if it takes part in it. */
+  /** What the rank does next in the shared segment; null if it has no part in it. */
   const sharedPass = (rank: number, progress: Progress): Candidate | null => {
     if (shared === null || !progress.segmentsOf[rank]!.includes(shared.segment)) return null;
     const { segment } = shared;
@@ -95,7 +96,7 @@ export function inGroups(deal: Deal): Policy {
     if (progress.trains && progress.next(rank, segment, true) < next) return { segment, backward: true };
     return next < progress.microBatches ? { segment, backward: false } : null;
   };
-  /** Whether the time has come for the group whose micro-batch this rank runs next in the shared segment. */
+  /** Whether it is time to run the shared segment for the group of this rank's next micro-batch there. */
   const isDue = ({ segment, backward: back }: Candidate, rank: number, progress: Progress) => {
     if (back) return true;
     const group = Math.floor(progress.next(rank, segment, false) / size);
@@ -116,7 +117,7 @@ export function inGroups(deal: Deal): Policy {
       }
       const due = pass !== null && isDue(pass, rank, progress) ? pass : null;
       const ready = next !== null && mayForward(rank, progress) ? next : null;
-      // With one segment a rank the rank's last forward pass before that falls into the same beat.
+      // With one segment a rank, the rank's last forward pass before that comes at the same time.
       const turn = (chunks === 1 ? (ready ?? due) : (due ?? ready)) ?? backward(rank, progress);
       if (turn !== null) yield turn;
     },
@@ -129,7 +130,7 @@ export function inGroups(deal: Deal): Policy {
   };
 }
 
-/** The segment whose turn it is: the first, in the given order, that has not finished the oldest unfinished group. */
+/** The segment that runs next: the first, in the given order, that has not finished the oldest unfinished group. */
 function nextOfGroup(
   order: readonly number[],
   next: (segment: number) => number,

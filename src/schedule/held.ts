@@ -9,7 +9,10 @@ export function goesInGroups({ segments, policy }: Omit<Shape, "microBatches">):
   return deal !== null && (deal.shared !== null || (policy === "interleaved" && deal.chunks > 1));
 }
 
-/** Micro-batches that 1F1B lets be under way in each segment, on all its ranks together: one for each rank of it and of the segments behind it. */
+/**
+ * The most micro-batches that 1F1B has in flight in each segment, on all its ranks together: one for each rank of it and of the segments
+ * after it.
+ */
 export function roomOf(segments: Shape["segments"]): number[] {
   const room = segments.map(() => 0);
   let behind = 0;
@@ -21,8 +24,8 @@ export function roomOf(segments: Shape["segments"]): number[] {
 }
 
 /**
- * The most that a rank holds at once of what its segments keep of each micro-batch between forward and backward, `kept` by segment. What the
- * instruction lists of these segments stay within.
+ * The most that a rank holds at once for micro-batches between forward and backward: an upper bound for the instruction lists of these
+ * segments. `kept`: what a segment keeps for one micro-batch, in any unit; the result has the same unit.
  */
 export function mostHeld(
   { segments, microBatches, policy }: Shape,
@@ -43,7 +46,8 @@ export function mostHeld(
   const deal = dealOf(segments)!;
   const dealt = own.filter((segment) => segment !== deal.shared?.segment);
   const largest = Math.max(0, ...dealt.map(kept));
-  // The beat of several segments a rank is broken by a last, smaller group, for at most another group, and by a front that does not learn, for one.
+  // With several segments a rank, a last, smaller group adds at most another group in flight; first segments that are not trained add one
+  // micro-batch.
   const whole = microBatches % deal.ranks.length === 0;
   const broken = deal.chunks === 1 ? 0 : whole ? 1 : deal.ranks.length + 1;
   const held = Math.min(microBatches * dealt.length, mostInGroups(deal, rank) + broken);

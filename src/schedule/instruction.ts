@@ -1,17 +1,17 @@
 import type { SchedulePolicy } from "../common/schedule-policies.ts";
-/** What a rank does next. Lists of these, one a rank, are a schedule. */
+/** One operation of a rank. A schedule is a list of these for each rank. */
 export interface Instruction {
   readonly kind: InstructionKind;
   readonly segment: number;
   readonly microBatch: number;
-  /** The rank on the other end of a send or receive; absent for compute. */
+  /** The rank at the other end of a send or receive; absent for compute. */
   readonly peer?: number;
 }
 
 /**
- * forward and backward name the segment they run. A message names the segment of its own rank too: send-forward the one
- * whose output goes to `segment + 1` on the peer, recv-forward the one whose input comes; send-backward the one whose
- * input gradient goes to `segment - 1`, recv-backward the one whose output gradient comes.
+ * `segment` is always a segment of the instruction's own rank. forward and backward run it. send-forward sends its output to `segment + 1` on
+ * the peer; recv-forward receives its input. send-backward sends the gradient of its input to `segment - 1` on the peer; recv-backward
+ * receives the gradient of its output.
  */
 export type InstructionKind =
   | "recv-forward"
@@ -21,23 +21,23 @@ export type InstructionKind =
   | "backward"
   | "send-backward";
 
-/** A run of layers, and who runs it. */
+/** A run of layers, and the ranks that run it. */
 export interface ScheduledSegment {
-  /** They take its micro-batches in turn: micro-batch i runs on ranks[i mod their number]. Each once; most segments have one. */
+  /** Micro-batch i runs on ranks[i mod ranks.length]. No rank twice. Most segments have one. */
   readonly ranks: readonly number[];
-  /** Seconds of a micro-batch, as planned: the order of a rank's operations follows from them. Left out: 1 forward, 2 backward. */
+  /** Planned seconds of a micro-batch, which decide the order of a rank's operations. Absent: 1 forward, 2 backward. */
   readonly forward?: number;
   readonly backward?: number;
 }
 
 export interface ScheduleRequest {
-  /** In model order; neighbours on one rank hand over without a message. */
+  /** In model order. Two neighbours on one rank need no message. */
   readonly segments: readonly ScheduledSegment[];
   readonly microBatches: number;
   readonly policy: SchedulePolicy;
   /**
-   * Whether anything at or before this segment learns: false up to the lowest trainable segment, true from there on.
-   * Always false: lists for evaluation, forward only.
+   * Whether anything at or before this segment is trained: false below the lowest trained segment, true from it on. Always false gives
+   * forward passes only, as for evaluation.
    */
   readonly needsBackward: (segment: number) => boolean;
 }
@@ -47,7 +47,7 @@ export function rankOf({ ranks }: Pick<ScheduledSegment, "ranks">, microBatch: n
   return ranks[microBatch % ranks.length]!;
 }
 
-/** How many of so many micro-batches a rank runs in a segment that it takes part in. */
+/** How many of `microBatches` a rank runs in one of its segments. */
 export function turnsOf({ ranks }: Pick<ScheduledSegment, "ranks">, rank: number, microBatches: number): number {
   return Math.max(0, Math.ceil((microBatches - ranks.indexOf(rank)) / ranks.length));
 }

@@ -7,7 +7,7 @@ import {
 } from "./instruction.ts";
 import type { Policy, Progress } from "./policy.ts";
 
-/** Durations of segments that come without; a schedule's order, not its time, comes from them. */
+/** Durations of segments without planned ones. They decide a schedule's order, not its time. */
 const FORWARD_TIME = 1;
 const BACKWARD_TIME = 2;
 
@@ -23,7 +23,7 @@ interface Link {
   readonly from: number;
   readonly to: number;
   message: Message | null;
-  /** The sender has work whose result would not fit. */
+  /** Whether the sender has an operation whose result would not fit. */
   wanted: boolean;
 }
 
@@ -35,10 +35,10 @@ interface Running {
 }
 
 /**
- * List scheduling. Runs the pipeline in nominal time and writes down what each rank did. A rank starts the operation that its policy
- * prefers, among those whose input has arrived and whose output has room. That run has room for one message a link direction. So the lists
- * run to the end over any link that buffers at least one message, however long operations really take: ranks that follow fixed lists over
- * bounded queues reach the same end in any order of events. Returns null if the policy leaves every rank waiting.
+ * List scheduling: runs the pipeline in nominal time and records what each rank does. A rank starts the operation that its policy prefers,
+ * among those whose input has arrived and whose output has room. A link has room for one message in each direction. Ranks that follow fixed
+ * lists over bounded queues reach the same end in any order of events. So the lists run to the end over any link that buffers at least one
+ * message, however long operations really take. Returns null if the policy leaves every rank waiting.
  */
 export function scheduleLists(request: ScheduleRequest, ranks: number, policy: Policy): Instruction[][] | null {
   return new ListScheduler(request, ranks, policy).run();
@@ -48,10 +48,10 @@ class ListScheduler {
   readonly #segments: readonly ScheduledSegment[];
   readonly #policy: Policy;
   readonly #lists: Instruction[][];
-  /** Passes that each of a segment's ranks has started, by segment. */
+  /** How many passes each of a segment's ranks has started, by segment. */
   readonly #forwards: number[][];
   readonly #backwards: number[][];
-  /** Inputs and output gradients that are on the rank, by segment and micro-batch. */
+  /** Whether an input, or an output's gradient, is on the rank, by segment and micro-batch. */
   readonly #inputs: Uint8Array[];
   readonly #gradients: Uint8Array[];
   readonly #progress: Progress;
@@ -117,7 +117,7 @@ class ListScheduler {
     return least;
   }
 
-  /** Starts what can start now; whatever starts may make room for another rank, so until nothing changes. */
+  /** Starts what can start now. A start may make room for another rank, so this repeats until nothing changes. */
   #startAll(): void {
     while (this.#awake.size > 0) {
       const ranks = [...this.#awake].sort((a, b) => a - b);
@@ -128,7 +128,9 @@ class ListScheduler {
     }
   }
 
-  /** The rank nearest to the end that can do anything does one thing that was not its turn, or takes in a message to make room for that. */
+  /**
+   * The rank nearest to the pipeline's end that can do anything starts one operation out of turn, or receives a message to make room for one.
+   */
   #startOutOfTurn(): boolean {
     for (let rank = this.#lists.length - 1; rank >= 0; rank--) {
       if (this.#start(rank, this.#policy.whenStuck?.(rank, this.#progress) ?? [])) return true;
@@ -157,14 +159,14 @@ class ListScheduler {
     return false;
   }
 
-  /** Whether policies of other ranks look at how far this pass is. */
+  /** Whether other ranks' policies depend on the progress of this pass. */
   #isWatched(segment: number, backward: boolean): boolean {
     const { lowest, segments } = this.#progress;
     if (!backward) return segment === segments - 1;
     return segment === lowest || this.#segments[segment]!.ranks.length > 1;
   }
 
-  /** An idle rank receives a message early, if that message keeps its sender from working. */
+  /** An idle rank receives a message early if the message blocks its sender. */
   #drain(rank: number): boolean {
     const link = this.#incoming[rank]!.find(({ message, wanted }) => message !== null && wanted);
     if (link === undefined) return false;
@@ -172,7 +174,7 @@ class ListScheduler {
     return true;
   }
 
-  /** The micro-batch whose pass a segment's rank of that turn starts next. */
+  /** The micro-batch whose pass the segment's rank number `turn` starts next. */
   #next(segment: number, turn: number, backward: boolean): number {
     const started = (backward ? this.#backwards : this.#forwards)[segment]!;
     return turn + started[turn]! * started.length;
@@ -219,7 +221,7 @@ class ListScheduler {
     this.#awake.add(link.to);
   }
 
-  /** The segment that takes what this operation makes. */
+  /** The segment that receives this operation's result. */
   #targetOf(segment: number, backward: boolean): number | null {
     if (backward) return segment > this.#progress.lowest ? segment - 1 : null;
     return segment + 1 < this.#progress.segments ? segment + 1 : null;
@@ -230,7 +232,7 @@ class ListScheduler {
     return target === null ? null : this.#link(rank, rankOf(this.#segments[target]!, microBatch));
   }
 
-  /** The link whose queue holds a segment's input or output gradient of that micro-batch. */
+  /** The link whose queue holds the segment's input, or its output's gradient, for that micro-batch. */
   #arrived(rank: number, segment: number, microBatch: number, backward: boolean): Link | null {
     const source = this.#segments[backward ? segment + 1 : segment - 1];
     if (source === undefined) return null;

@@ -1,22 +1,22 @@
-/** What a policy may look at. A rank takes its own micro-batches of a segment in ascending order. */
+/** What a policy can see. A rank takes its own micro-batches of a segment in ascending order. */
 export interface Progress {
   readonly segments: number;
   readonly microBatches: number;
   readonly segmentsOf: readonly (readonly number[])[];
-  /** The lowest segment that learns; `segments` when none does. */
+  /** The lowest segment that is trained; `segments` if none is. */
   readonly lowest: number;
   readonly trains: boolean;
-  /** The micro-batch whose pass through a segment this rank starts next; at least `microBatches` when it has started all. */
+  /** The micro-batch whose pass through a segment this rank starts next; at least `microBatches` if it has started all. */
   next(rank: number, segment: number, backward: boolean): number;
-  /** The oldest micro-batch that has not started that pass through a segment; at least `microBatches` when all have. */
+  /** The oldest micro-batch that has not started that pass through a segment; at least `microBatches` if all have. */
   oldest(segment: number, backward: boolean): number;
 }
 
-/** A policy decides which of the operations that could start on a rank may, and in which order it prefers them. */
+/** A policy decides which operations a rank may start, and which of them it prefers. */
 export interface Policy {
-  /** Segments of `rank` whose next forward or backward may start now, as far as the policy is concerned; the preferred first. */
+  /** The passes that the policy lets the rank start now, the preferred first. Whether their input is there is checked elsewhere. */
   candidates(rank: number, progress: Progress): Iterable<Candidate>;
-  /** What a rank may start instead when every rank waits. */
+  /** The passes that a rank may start if every rank waits. */
   whenStuck?(rank: number, progress: Progress): Iterable<Candidate>;
 }
 
@@ -25,14 +25,14 @@ export interface Candidate {
   readonly backward: boolean;
 }
 
-/** Older micro-batches first; of equal age, the deeper segment: what lies nearest to the end frees memory soonest. */
+/** Older micro-batches first. Of equal ones, the later segment: it is nearest to the end and frees memory soonest. */
 function oldestFirst(rank: number, progress: Progress, backward: boolean): Candidate[] {
   return progress.segmentsOf[rank]!.map((segment) => ({ segment, next: progress.next(rank, segment, backward) }))
     .sort((a, b) => a.next - b.next || b.segment - a.segment)
     .map(({ segment }) => ({ segment, backward }));
 }
 
-/** Backward whenever possible, else forward while the segment holds fewer micro-batches than it has room for. */
+/** 1F1B: backward whenever possible, else forward while the segment has fewer micro-batches in flight than `room` allows. */
 export function oneForwardOneBackward(room: readonly number[]): Policy {
   return {
     *candidates(rank, progress) {

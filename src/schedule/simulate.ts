@@ -1,20 +1,20 @@
 import { PipeloraError } from "../common/errors.ts";
 import type { Instruction } from "./instruction.ts";
 
-/** Seconds that operations take on the rank that runs them. */
+/** Seconds of each operation on the rank that runs it. */
 export interface OperationTimes {
   readonly forward: (segment: number, microBatch: number) => number;
   readonly backward: (segment: number, microBatch: number) => number;
 }
 
-/** How messages travel. Sends and receives overlap compute; the messages of one direction go one after another. */
+/** How links behave. Sends and receives overlap compute. Messages in one direction go one after another. */
 export interface LinkModel {
   /** Seconds before the first byte arrives. */
   readonly latency: (from: number, to: number) => number;
   readonly bytesPerSecond: (from: number, to: number) => number;
   /** Bytes of one activation or activation gradient. */
   readonly messageBytes: (microBatch: number) => number;
-  /** Messages a direction that may be sent and not yet received; a sender waits for room. Infinity: never. */
+  /** How many messages in one direction may be sent and not yet received. A sender waits for room. Infinity: it never waits. */
   readonly buffer: number;
 }
 
@@ -31,7 +31,7 @@ export interface SimulatedRank {
   /** Share of the step in which the rank does not compute. */
   readonly bubble: number;
   readonly sentBytes: number;
-  /** Most micro-batches whose activations it held at once, by segment; only segments that run backward. */
+  /** The most micro-batches whose activations it held at once, by segment. Only segments with a backward pass are counted. */
   readonly peakHeld: ReadonlyMap<number, number>;
 }
 
@@ -43,7 +43,7 @@ export interface SimulatedStep {
   readonly ranks: readonly SimulatedRank[];
 }
 
-/** Where instruction lists would stop: each rank that waits, and for what. */
+/** A deadlock of instruction lists: each rank that waits, and what it waits for. */
 export interface Deadlock {
   readonly waiting: readonly { readonly rank: number; readonly instruction: Instruction; readonly reason: string }[];
 }
@@ -52,15 +52,15 @@ export type SimulationResult =
   | { readonly deadlock: null; readonly step: SimulatedStep }
   | { readonly deadlock: Deadlock; readonly step: null };
 
-/** Ranks that compute on the same cores. Up to `fullSpeed` of a group's ranks compute at full speed; more of them share that speed evenly. */
+/** Ranks that share cores. Up to `fullSpeed` ranks of a group compute at full speed at once. More of them share that speed evenly. */
 export interface SharedCores {
   readonly groupOf: (rank: number) => string;
   readonly fullSpeed: (group: string) => number;
 }
 
 /**
- * Runs instruction lists in simulated time. Each direction between two ranks is one first-in first-out queue: a receive
- * that finds another message at its head waits for ever, as it would on a real link of that kind, and counts as a deadlock.
+ * Runs instruction lists in simulated time. Each direction between two ranks is one first-in first-out queue. A receive that finds another
+ * message at its head would wait for ever, as on a real link of that kind: this counts as a deadlock.
  */
 export function simulate(
   lists: readonly (readonly Instruction[])[],
@@ -71,7 +71,7 @@ export function simulate(
   return new Simulation(lists, times, links, cores).run();
 }
 
-/** As simulate, for lists that must run: throws PL_INTERNAL naming who waits for what. */
+/** simulate for lists that must run to the end. Errors: PL_INTERNAL, which says which rank waits for what. */
 export function simulateStep(
   lists: readonly (readonly Instruction[])[],
   times: OperationTimes,
@@ -94,16 +94,16 @@ interface Sent {
 
 interface LinkState {
   readonly sent: Sent[];
-  /** How many of them. */
+  /** How many of them have been received. */
   received: number;
-  /** When the last message has left. */
+  /** When the link is free again: the last message has been sent. */
   free: number;
 }
 
 interface Computing {
   readonly instruction: Instruction;
   readonly began: number;
-  /** When it ends at the present rate. */
+  /** When the operation ends at its present rate. */
   end: number;
   rate: number;
 }
@@ -112,7 +112,7 @@ interface RankState {
   next: number;
   clock: number;
   computing: Computing | null;
-  /** When the message that it waits for arrives, if that is known. */
+  /** When the awaited message arrives, if that is known. */
   wakes: number;
   busy: number;
   sentBytes: number;
@@ -171,7 +171,7 @@ class Simulation {
     return waiting.length > 0 ? { deadlock: { waiting }, step: null } : { deadlock: null, step: this.#summary() };
   }
 
-  /** Runs all that takes no time, on these ranks and on those that it lets go on, and starts computing. */
+  /** Runs what takes no time, on these ranks and on any that may go on because of it, and starts compute. */
   #proceed(ranks: readonly number[]): void {
     const ready = [...ranks];
     for (let rank = ready.pop(); rank !== undefined; rank = ready.pop()) {
@@ -200,7 +200,7 @@ class Simulation {
     return null;
   }
 
-  /** False: its message is still on the way. */
+  /** Returns false if the instruction waits for a message that has not arrived. */
   #execute(rank: number, state: RankState, instruction: Instruction): boolean {
     const { kind, segment, microBatch, peer } = instruction;
     state.wakes = Number.POSITIVE_INFINITY;
@@ -249,7 +249,7 @@ class Simulation {
     if (instruction.kind === "backward") this.#hold(state, instruction.segment, -1);
   }
 
-  /** What computes at the moment shares the cores of its group: its end moves with their number. */
+  /** Recomputes when running operations end, from how many share the cores of each group. */
   #shareCores(): void {
     const cores = this.#cores;
     if (cores === null) return;
@@ -301,7 +301,7 @@ class Simulation {
   }
 }
 
-/** What a message is, from either end: both name it by the segment that receives it. */
+/** The name of a message, the same at both ends: it contains the segment that receives it. */
 function tagOf({ kind, segment, microBatch }: Instruction): string {
   switch (kind) {
     case "send-forward":

@@ -8,14 +8,14 @@ import { processorSeconds } from "./node/processor-time.ts";
 import { type EngineHost, prepareRank } from "./prepare.ts";
 import type { NodeModel } from "./weights/node-model.ts";
 
-/** A size is timed at least so often and for so long after a first, cold run; the median counts. */
+/** After a first, cold run a size is timed at least this often, and for this long. The median counts. */
 const LEAST_RUNS = 5;
 const LEAST_MS = 400;
-/** A GPU works so long before it is timed: a cool one is faster, for seconds, than its power lets it be in a run. */
+/** A GPU computes this long before it is timed: for its first seconds a cool GPU is faster than its power limit allows in a run. */
 const HEAT_MS = 1500;
 const INPUT_STREAM = 1;
 
-/** Times a block, and the norm with the head, of the real checkpoint at the sizes asked for. Errors: as prepareRank's. */
+/** Times one block, and the final norm with the head, at the requested sizes, with the checkpoint's weights. Errors: those of prepareRank. */
 export async function calibrate(
   request: Calibrate__Output,
   model: NodeModel,
@@ -63,7 +63,7 @@ class LayerTimer {
     this.#hot = host.device === "cpu";
   }
 
-  /** `labelled`: every token has a label, and the segment ends with the head. */
+  /** Seconds of `tokens` tokens in a segment. `labelled`: the segment ends with the head, and every token has a label. */
   async time(segment: number, tokens: number, labelled: boolean): Promise<LayerTime> {
     const values = await this.#engine.write([await this.#activation(tokens)], [tokens, this.#hidden], this.#dtype);
     const pass = () => this.#pass(segment, values, labelled);
@@ -85,7 +85,7 @@ class LayerTimer {
     };
   }
 
-  /** Forward and back from a copy of `values`, which are the gradient's too. */
+  /** One forward and one backward pass. A copy of `values` is the input, and another the output's gradient. */
   async #pass(segment: number, values: DeviceTensor, labelled: boolean): Promise<{ forward: Spent; backward: Spent }> {
     this.#host.signal.throwIfAborted();
     const engine = this.#engine;
@@ -101,7 +101,7 @@ class LayerTimer {
     return { forward, backward };
   }
 
-  /** A device may still be at work when a call resolves: a small copy behind it waits for that. */
+  /** What `work` took. The device may still be computing when its calls resolve: a small copy queued after them waits for that. */
   async #spent(work: () => Promise<void>): Promise<Spent> {
     const mark = await this.#engine.write([new Uint8Array(4)], [1, 1], "float32");
     const taken = await spent(async () => {
@@ -153,7 +153,7 @@ class LayerTimer {
   }
 }
 
-/** What something took: on the clock, and of the processors' time. */
+/** Wall time and processor time of something. */
 interface Spent {
   readonly seconds: number;
   readonly processor: number;
@@ -165,7 +165,7 @@ async function spent(work: () => Promise<void>): Promise<Spent> {
   return { seconds: (performance.now() - began) / 1000, processor: processorSeconds() - before };
 }
 
-/** The median of each field by itself. */
+/** The median of each field, taken separately. */
 function middle(values: readonly Spent[]): Spent {
   const of = (key: keyof Spent): number =>
     values.map((value) => value[key]).sort((a, b) => a - b)[Math.floor(values.length / 2)]!;

@@ -18,7 +18,7 @@ export interface RankSegments extends Boundary {
   /** All segments of the model, in order. */
   readonly segments: readonly Segment__Output[];
   readonly rank: number;
-  /** The engine's own number of each of this rank's segments. */
+  /** This rank's segments: index in `segments` -> the engine's number. */
   readonly engineSegment: ReadonlyMap<number, number>;
   /** Elements of B of each LoRA pair that the engine holds. */
   readonly pairSizes: ReadonlyMap<string, number>;
@@ -33,8 +33,8 @@ interface Round {
 }
 
 /**
- * One rank's part in generation, round by round. Each segment takes rounds in order. A rank with several segments can compute one round in
- * one segment while the next segment waits for another round's input.
+ * One rank's part in generation, round by round. Each segment takes rounds in order. A rank with several segments can compute one round in one
+ * of them while the next waits for the input of another round.
  */
 export class Inference {
   readonly #own: RankSegments;
@@ -52,7 +52,7 @@ export class Inference {
     this.shelf = new AdapterShelf(own.engine, own.pairSizes);
   }
 
-  /** In place of the cache before; after all rounds that were begun. Errors: PL_OUT_OF_MEMORY, PL_TENSOR_MISMATCH. */
+  /** Replaces the key/value cache, after all rounds that have begun. Errors: PL_OUT_OF_MEMORY, PL_TENSOR_MISMATCH. */
   async open({ sequences, rows }: OpenCache__Output): Promise<void> {
     await this.idle();
     const { engine, engineSegment } = this.#own;
@@ -62,8 +62,9 @@ export class Inference {
   }
 
   /**
-   * Runs a round through this rank's segments. It is queued before this returns, so rounds run in the order of the calls. Resolves with
-   * the tokens drawn on the rank that holds the head (of several the first), with null on the others. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's.
+   * Runs a round through this rank's segments. It is queued before this returns, so rounds run in the order of the calls. Resolves with the
+   * drawn tokens on the rank that holds the head (the first, if several do), and with null on the others. Errors: PL_PROTOCOL_MISMATCH,
+   * PL_LINK_FAILED, those of the engine.
    */
   async run(request: Infer__Output): Promise<InferResult | null> {
     const { segments, rank } = this.#own;
@@ -74,7 +75,7 @@ export class Inference {
     const passes = new Map<number, Promise<InferResult | null>>();
     const sends: Promise<void>[] = [];
     for (const { index } of own) {
-      // Behind the round before, and, where that is this rank's, behind the segment before.
+      // After this segment's round before, and after this round's segment before, if it is this rank's.
       const before = Promise.all([this.#tails.get(index), passes.get(index - 1)]);
       const pass = before.then(() => this.#pass(index, round, sends));
       passes.set(index, pass);
@@ -88,19 +89,19 @@ export class Inference {
     return results.find((result) => result !== null) ?? null;
   }
 
-  /** When no round is under way. */
+  /** Resolves when no round is running. */
   async idle(): Promise<void> {
     await Promise.all(this.#tails.values());
   }
 
-  /** A round through one segment. Its output may still be on its way then: `sends`. */
+  /** Runs a round through one segment. Its output may still be being sent when this resolves: `sends` gets that promise. */
   async #pass(index: number, round: Round, sends: Promise<void>[]): Promise<InferResult | null> {
     const { engine, segments, engineSegment } = this.#own;
     const input = index === 0 ? null : await this.#take(index, round);
     const number = engineSegment.get(index)!;
     const tokens = index === 0 ? round.tokens : null;
-    // Adapters in training are the engine's own; those on the shelf take turns in its first. Both calls are queued at once, so that no other
-    // round's adapter comes between.
+    // Adapters in training are the engine's own. Adapters on the shelf share the engine's first one, one at a time. Both calls are queued at
+    // once, so no other round can put its adapter there in between.
     const [adapter, ready] = this.shelf.empty ? [round.adapter, null] : [0, this.shelf.use(round.adapter)];
     const pass = engine.infer(number, this.#cache!, round.sequences, tokens, input, adapter);
     const [output] = await Promise.all([pass, ready]);
@@ -109,7 +110,7 @@ export class Inference {
       return null;
     }
     try {
-      // All are queued at once.
+      // All draws are queued at once.
       return { tokens: await Promise.all(round.draws.map((draw) => this.#draw(output, draw))) };
     } finally {
       output.free();
@@ -128,7 +129,7 @@ export class Inference {
       });
       return { token, logProbability, likeliest: [...likeliest] };
     } catch (error) {
-      // One sequence's logits, the others' are good.
+      // One sequence has bad logits; the others are good.
       return { failure: toFailure(error) };
     }
   }
@@ -141,7 +142,7 @@ export class Inference {
       return;
     }
     const { sent } = await this.#links.send(to, key, await fromDevice(this.#own, state));
-    // Awaited with the whole round; the next one may begin before.
+    // Awaited at the end of the round. Until then a failure must not count as unhandled.
     sent.catch(() => {});
     sends.push(sent);
   }

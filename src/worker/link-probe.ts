@@ -5,10 +5,10 @@ import { processorSeconds } from "./node/processor-time.ts";
 import { anyContent } from "./tensors.ts";
 
 const PINGS = 8;
-/** A few bytes, not none: they go the way that tensors go. */
+/** A few bytes rather than none, so that a ping takes the same way as a tensor. */
 const PING = anyContent(4);
 
-/** This rank's part in measuring the link from one rank to another: bandwidth with messages back to back, latency with pings. */
+/** This rank's part in measuring a link in one direction: bandwidth from messages sent back to back, latency from pings. */
 export async function probeLink(
   links: RankLinks,
   { from, to, bytes, count }: ProbeLink__Output,
@@ -24,7 +24,7 @@ export async function probeLink(
     await links.receiveBytes(peer, key(sends ? "pong" : "ping", index));
     if (!sends) await links.sendWhole(peer, key("pong", index), PING);
   };
-  // The first one opens the connections.
+  // The first ping opens the connections.
   await ping(0);
   const pinged = performance.now();
   for (let index = 1; index <= PINGS; index++) await ping(index);

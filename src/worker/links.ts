@@ -11,7 +11,7 @@ import { ShmSender } from "../links/shm-sender.ts";
 import type { Peer__Output } from "../rpc/generated/pipelora/v1/Peer.ts";
 import type { Trust } from "../rpc/trust.ts";
 
-/** Who this rank is, in which session. */
+/** This rank and its session. */
 export interface Place {
   readonly session: string;
   readonly rank: number;
@@ -25,14 +25,14 @@ interface Ends {
 
 export interface RankLinksOptions {
   readonly addon: NativeAddon;
-  /** Whose memory NCCL moves: this worker's. */
+  /** This worker's device, whose memory NCCL moves. */
   readonly device: string;
   readonly trust: Trust;
-  /** What a link got over: for the log. */
+  /** Takes a sentence for the log about a fault that a link has recovered from. */
   readonly note: (text: string) => void;
 }
 
-/** This rank's links to its peers, opened when first used (NCCL's at once), and the mailbox that those towards it fill. */
+/** This rank's links to its peers, and the mailbox that received tensors fill. NCCL links open at once, others when they are first used. */
 export class RankLinks {
   readonly #options: RankLinksOptions;
   #session = "";
@@ -48,7 +48,7 @@ export class RankLinks {
     this.#options = options;
   }
 
-  /** The sending end that a peer asks for; null before this rank has joined that session, and after it has left. */
+  /** The sending end that a peer asks for; null if this rank has not joined that session yet, or has left it. */
   senderFor({ session, fromRank, toRank }: Ends): GrpcSender | ShmSender | null {
     return session === this.#session && fromRank === this.#rank && this.#peers.has(toRank)
       ? this.#sender(toRank)
@@ -56,8 +56,8 @@ export class RankLinks {
   }
 
   /**
-   * `replicas`: the group that this rank adds up gradients with; without an id it has no communicator. Errors: PL_PROTOCOL_MISMATCH,
-   * PL_LINK_FAILED, PL_DEVICE_UNAVAILABLE, PL_OUT_OF_MEMORY of NCCL's.
+   * Joins a session. `replicas`: the ranks with which this one adds up gradients; without an id they have no communicator. Errors:
+   * PL_PROTOCOL_MISMATCH; NCCL's PL_LINK_FAILED, PL_DEVICE_UNAVAILABLE and PL_OUT_OF_MEMORY.
    */
   join(
     { session, rank }: Place,
@@ -76,7 +76,7 @@ export class RankLinks {
     this.#timeoutMs = timeoutMs;
     this.#mailbox = new Mailbox(rank, timeoutMs);
     this.#peers = new Map(peers.map((peer) => [peer.rank, peer]));
-    // Both ends open a communicator at the same time.
+    // Both ends must open a communicator at the same time.
     for (const { rank: peer, ncclTo, ncclFrom } of peers) {
       if (ncclTo.length > 0) this.#sender(peer);
       if (ncclFrom.length > 0) this.#receiver(peer);
@@ -89,12 +89,12 @@ export class RankLinks {
     this.#replicaGroup = new NcclGroup({ ...carrier, ranks, position: ranks.indexOf(rank), onFailed });
   }
 
-  /** Null: replicas add up over the links of pairs. */
+  /** The replicas' communicator. Null: they add up over links between pairs. */
   get replicaGroup(): NcclGroup | null {
     return this.#replicaGroup;
   }
 
-  /** When NCCL's links are open. Errors: PL_LINK_FAILED. */
+  /** Resolves when NCCL's links are open. Errors: PL_LINK_FAILED. */
   async opened(): Promise<void> {
     const ends = [...this.#senders.values(), ...this.#receivers.values()];
     await this.#replicaGroup?.opened;
@@ -108,8 +108,8 @@ export class RankLinks {
   }
 
   /**
-   * Resolves when there is room for the tensor and its copy out of device memory is queued; at once, if there is.
-   * `sent` resolves when it has left device memory. Errors of both: PL_LINK_FAILED.
+   * Resolves when the link has room for the tensor and its copy out of device memory is queued. `sent` resolves when it has left device memory.
+   * Errors of both: PL_LINK_FAILED.
    */
   async send(toRank: number, key: string, tensor: OutgoingTensor): Promise<{ sent: Promise<void> }> {
     const link = this.#sender(toRank);
@@ -117,32 +117,32 @@ export class RankLinks {
     return { sent: link.send(key, tensor) };
   }
 
-  /** Sends a tensor and waits until it has left its memory. */
+  /** Sends a tensor and resolves when it has left its memory. */
   async sendWhole(toRank: number, key: string, tensor: OutgoingTensor): Promise<void> {
     const { sent } = await this.send(toRank, key, tensor);
     await sent;
   }
 
   receive(fromRank: number, key: string): Promise<IncomingTensor> {
-    // Of a rank that is no peer nothing is awaited.
+    // Fails here, not by waiting, if that rank is no peer.
     const receiver = this.#receiver(fromRank);
     const tensor = this.#mailbox.take(key, fromRank);
     receiver.awaited();
     return tensor;
   }
 
-  /** A small tensor's bytes, in memory of their own. */
+  /** Receives a small tensor, as a copy of its bytes. */
   async receiveBytes(fromRank: number, key: string): Promise<Buffer> {
     return copyOf(await this.receive(fromRank, key));
   }
 
-  /** The same for what comes whenever it comes: no time is set, and a step that is given up does not end the wait. */
+  /** The same without a deadline, for what may come at any time. reset() does not end this wait. */
   async receiveBytesWhenever(fromRank: number, key: string): Promise<Buffer> {
     this.#receiver(fromRank);
     return copyOf(await this.#mailbox.takeWhenever(key, fromRank));
   }
 
-  /** Ends an aborted step: what is still awaited rejects, what came late is dropped. */
+  /** Ends an aborted step: pending receives reject, and tensors that come late are dropped. */
   reset(): void {
     this.#mailbox.clear();
   }
@@ -203,7 +203,7 @@ export class RankLinks {
     return receiver;
   }
 
-  /** null: the link has no communicator. */
+  /** Null if the link has no communicator. */
   #carrierOptions(id: Uint8Array): CarrierOptions | null {
     const { addon, device } = this.#options;
     return id.length === 0 ? null : { addon, device, id, timeoutMs: this.#timeoutMs };

@@ -8,13 +8,13 @@ import type { PreflightReport } from "../rpc/generated/pipelora/v1/PreflightRepo
 import { toFailure } from "../rpc/wire-error.ts";
 import { type FetchContext, NodeModel } from "./weights/node-model.ts";
 
-/** Folders of this node that differ from the coordinator's. */
+/** This node's own folders, where they differ from the coordinator's. */
 export interface OwnFolders {
   readonly modelDir: string | null;
   readonly outputDir: string | null;
 }
 
-/** What this node has for a run: nothing of a weight is read but samples. `own`: this node's folders; null: at the coordinator's paths. */
+/** What this node has for a run. Of weights only samples are read. `own`: this node's folders; null: those at the coordinator's paths. */
 export async function inspectNode(
   request: Preflight__Output,
   own: OwnFolders,

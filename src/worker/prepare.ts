@@ -24,63 +24,63 @@ import type { NodeModel } from "./weights/node-model.ts";
 
 export interface PreparedRank {
   readonly engine: Engine;
-  /** What tensors are rounded to between ranks; null: they go as they are. */
+  /** The dtype to which links round tensors; null: they are sent unrounded. */
   readonly linkDtype: LinkDtype | null;
   readonly threads: number;
   /** All segments of the model, in order. */
   readonly segments: readonly Segment__Output[];
-  /** The engine's own number of each of this rank's segments. */
+  /** This rank's segments: index in `segments` -> the engine's number. */
   readonly engineSegment: ReadonlyMap<number, number>;
   /** By number. */
   readonly adapters: readonly PreparedAdapter[];
-  /** Null with one replica of the pipeline. */
+  /** Null if the pipeline has one replica. */
   readonly replicas: ReplicaGroup | null;
-  /** Ends the engine. Its frozen weights stay where the host keeps some. */
+  /** Ends the engine. Its frozen weights stay with the host if that keeps some. */
   leave(): Promise<void>;
-  /** Where its layers came from. */
+  /** How its layers were loaded. */
   readonly loaded: LoadedLayers;
-  /** This rank's list for so many micro-batches. */
+  /** This rank's instruction list for this many micro-batches. */
   instructions(microBatches: number, kind: "train" | "evaluate"): readonly Instruction[];
 }
 
-/** How many of a rank's layers this process held already, how many were read, and how much of the checkpoint that was. */
+/** How many of a rank's layers this process already held, how many it read, and how many bytes of the checkpoint that was. */
 export interface LoadedLayers {
   readonly takenOver: number;
   readonly read: number;
   readonly readBytes: number;
 }
 
-/** What is an adapter's own on this rank. */
+/** This rank's part of one adapter. */
 export interface PreparedAdapter {
   /** Elements of B of each LoRA pair that the engine holds, by its name. */
   readonly pairSizes: ReadonlyMap<string, number>;
-  /** Of each matrix that the engine holds, in its order, the optimizer's group of it. */
+  /** The optimizer's group of each matrix that the engine holds, in the engine's order. */
   readonly groups: readonly number[];
-  /** Of those but twins: its place in that order, its name, and its position among all that are trained. */
+  /** The same matrices without twins: place in the engine's order, name, and position among all trained matrices. */
   readonly places: readonly number[];
   readonly names: readonly string[];
   readonly matrixIds: Int32Array;
-  /** A matrix that stands in two places, of which this rank has one or both; null: none does. */
+  /** The matrix that is used in two places, if this rank holds one or both of them; else null. */
   readonly shared: SharedMatrix | null;
-  /** What matrices of pairs began with whose product was taken out of the base. */
+  /** First values of the pairs whose product was subtracted from the base. */
   readonly initial: ReadonlyMap<string, Float32Array>;
-  /** As every micro-batch is told. */
+  /** Settings that every micro-batch gets. */
   readonly regularisation: Pick<MicroBatch, "adapter" | "seed" | "labelSmoothing" | "noiseAlpha">;
 }
 
-/** Where an engine is made, and until when it is wanted. */
+/** The surroundings in which an engine is made. */
 export interface EngineHost {
   readonly device: string;
   readonly addon: NativeAddon;
-  /** Given up between two tensors once this is aborted; the engine is closed then. */
+  /** When aborted, loading stops after the current tensor and the engine is closed. */
   readonly signal: AbortSignal;
-  /** Weights that this process holds of an earlier engine, and the run that they are of; absent: none are taken over, and none left. */
+  /** Weights that this process holds from an earlier engine, and their run. Absent: none are taken over, and none are left behind. */
   readonly kept?: { readonly held: HeldLayers; readonly run: string };
 }
 
 /**
- * Makes this rank's engine: its segments, their weights taken over from an earlier engine of this run or read from this node's checkpoint
- * (fetched where it has yet to be), first LoRA values.
+ * Makes this rank's engine, with its segments, their weights and the first LoRA values. Weights are taken over from an earlier engine of this
+ * run, or read from this node's checkpoint, which is fetched first if need be.
  * Errors: PL_PROTOCOL_MISMATCH, PL_CHECKPOINT_INVALID, PL_TENSOR_MISMATCH, PL_QUANTIZATION_INVALID, PL_OUT_OF_MEMORY, PL_DEVICE_UNAVAILABLE.
  */
 export async function prepareRank(
@@ -137,7 +137,7 @@ export async function prepareRank(
     const leave = async () => {
       const modules = new Set(own.flatMap(({ adapted }) => adapted[0]!.weights));
       const made = adapters.map(({ made: all }) => new Map([...all].filter(([name]) => modules.has(`${name}.weight`))));
-      // An engine that has failed leaves nothing.
+      // A failed engine leaves no weights behind.
       const frozen = kept === undefined ? null : await engine.release().catch(() => null);
       if (frozen === null) await engine.close();
       else kept!.held.put({ base, frozen, made });
@@ -178,7 +178,7 @@ export async function prepareRank(
         instructions: scheduleOf(request, rank),
       };
     } catch (error) {
-      // What is whole by now need not be read again by a session that follows.
+      // Layers that are complete by now need not be read again by a later session.
       if (signal.aborted) await leave();
       else await engine.close();
       throw error;
@@ -189,19 +189,22 @@ export async function prepareRank(
   }
 }
 
-/** Names all that decides a layer's frozen weights: the run and its model, how they are held and computed with, and what adapters take out of them. */
+/**
+ * A name for everything that decides a layer's frozen weights: the run, its model, how weights are held and used, and what adapters
+ * subtract from them.
+ */
 function frozenBase(request: Prepare__Output, dir: string, run: string): string {
   const { modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, adapters } = request;
   const takers = adapters.flatMap((adapter, number) =>
     baseInit(adapter.loraInit?.kind ?? "none") === null ? [] : [{ number, ...adapter }],
   );
-  // Weights have room for the pairs that come with them: those that EVA's pass held alone have none.
+  // A weight is allocated with room for its pairs. Weights that were loaded for EVA alone have no such room.
   const paired = adapters.some(({ lora }) => lora.length > 0);
   const all = [run, dir, modelFingerprint, holdDtype, computeDtype, threads, quantization, fp8, takers, paired];
   return createHash("sha256").update(JSON.stringify(all)).digest("hex");
 }
 
-/** A segment's layers as the engine names them; of its blocks the first ones are cached. */
+/** A segment's layers as the engine names them. The first `cachedBlocks` of its blocks are cached. */
 function keptLayers(spec: ModelSpec, { firstLayer, lastLayer, cachedBlocks }: Segment__Output): KeptLayer[] {
   let blocks = 0;
   return spec.layers.slice(firstLayer, lastLayer + 1).map((layer: LayerSpec) => {
@@ -214,7 +217,7 @@ function replicaGroup(ranks: readonly number[], rank: number): ReplicaGroup | nu
   return ranks.length > 1 ? { ranks, position: ranks.indexOf(rank) } : null;
 }
 
-/** The ranks of this replica that hold the embedding and the head: a head that learns is one rank's. */
+/** The ranks of this replica that hold the embedding and the head. A trained head has one rank. */
 interface Ends {
   readonly first: number;
   readonly last: number;
@@ -226,11 +229,11 @@ function endsOf({ segments }: Prepare__Output): Ends {
 
 interface AdapterRequest extends Adapter__Output {
   readonly pairs: ReadonlyMap<string, LoraPair__Output>;
-  /** Pairs that were made of weights as these were loaded. */
+  /** Pairs made from weights while these were loaded. */
   readonly made: Map<string, Taken>;
 }
 
-/** First values of an adapter, and what there is to know of it. `number`: null on a rank that holds no segment. */
+/** Gives an adapter its first values, and describes it. `number`: the engine's; null on a rank without a segment. */
 async function prepareAdapter(
   engine: Engine,
   number: number | null,
@@ -278,7 +281,7 @@ async function prepareAdapter(
 
 const INITIALISATIONS: Readonly<Record<string, LoraSettings["initLoraWeights"]>> = { kaiming: true, random: false };
 
-/** What makes pairs of weights as these are loaded, by the weight's name: it leaves them in each adapter's `made`. */
+/** By weight's name: a function that makes pairs from the weight while it is loaded, and stores them in each adapter's `made`. */
 function takings(
   request: Prepare__Output,
   adapters: readonly AdapterRequest[],
@@ -310,13 +313,13 @@ function takings(
   );
 }
 
-/** What is made of a weight, once for all adapters that begin with the same. */
+/** A pair to make from a weight, once for all adapters with the same initialisation. */
 interface Take {
   readonly makers: readonly Map<string, Taken>[];
   readonly take: (weight: Float32Array) => Promise<Taken>;
 }
 
-/** What is left of the weight; null: all of it. Error: PL_PROTOCOL_MISMATCH where adapters would leave different rests. */
+/** The weight after subtraction; null if nothing is subtracted. Errors: PL_PROTOCOL_MISMATCH if adapters would leave different weights. */
 async function takeAll(weight: Float32Array, module: string, all: readonly Take[]): Promise<Float32Array | null> {
   let rest: Float32Array | null = null;
   for (const { makers, take } of all) {
@@ -330,7 +333,7 @@ async function takeAll(weight: Float32Array, module: string, all: readonly Take[
   return rest;
 }
 
-/** That something was taken; the rest itself is the engine's. */
+/** Stands for "something was subtracted": the engine holds the remaining weight itself. */
 const EMPTY = new Float32Array(0);
 
 async function initialiseLora(
@@ -340,7 +343,7 @@ async function initialiseLora(
   { pairs, made, loraInit, seed }: AdapterRequest,
 ): Promise<void> {
   const kind = loraInit?.kind ?? "none";
-  // "none": the values come with ImportMatrices.
+  // "none": ImportMatrices brings the values.
   if (kind === "none") return;
   for (const [module, pair] of pairs) {
     const names = pairNames(module, pair.embedding ? "embedding" : undefined);
@@ -354,8 +357,8 @@ async function initialiseLora(
 }
 
 /**
- * Lists are the same for every step of as many micro-batches, so each is made once. A schedule numbers the ranks that hold segments
- * from 0; here they are one replica's ranks among all of the run.
+ * Makes instruction lists, each once, because steps with the same number of micro-batches have the same list. A schedule numbers the ranks of
+ * one replica from 0; the lists name them by their numbers in the run.
  */
 function scheduleOf(request: Prepare__Output, rank: number): PreparedRank["instructions"] {
   const made = new Map<string, readonly Instruction[]>();

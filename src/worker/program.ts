@@ -24,16 +24,16 @@ import { Session } from "./session.ts";
 import { StopSignals } from "./stop-signals.ts";
 import { HeldLayers } from "./weights/held-layers.ts";
 
-/** What the parent process of a node's workers tells its children, beside their flags. */
+/** Set by the parent process of a node's workers for its children: their number, the node's devices, and the node's process. */
 const LOCAL_INDEX = "PIPELORA_LOCAL_INDEX";
 const NODE_DEVICES = "PIPELORA_NODE_DEVICES";
 const NODE_INSTANCE = "PIPELORA_NODE_INSTANCE";
-/** The process that started this one. */
+/** The process id of the process that started this one. */
 const PARENT_PID = "PIPELORA_PARENT_PID";
 const PARENT_CHECK_MS = 1_000;
-/** What a rank that is told to stop for another's failure may take, where the coordinator gives it no leave. */
+/** After another rank's failure, a rank has this long to stop by itself if the coordinator does not release it. */
 const STRAGGLER_MS = 90_000;
-/** What a worker takes from the configuration. */
+/** The part of the configuration that a worker uses. */
 export type WorkerSettings = TrustSettings &
   Pick<
     Config,
@@ -50,8 +50,7 @@ export type WorkerSettings = TrustSettings &
   >;
 
 /**
- * The `worker` program: one child process a device, or, for a single device, the rank itself.
- * Resolves with the exit code.
+ * The `worker` program. With several devices it starts a child process for each; with one it is the rank itself. Resolves with the exit code.
  */
 export async function runWorker(config: WorkerSettings, argv: readonly string[], log: Logger): Promise<number> {
   prepareForNccl(config.coordinator!);
@@ -60,13 +59,13 @@ export async function runWorker(config: WorkerSettings, argv: readonly string[],
   return runChildren(config, devices, argv, log);
 }
 
-/** What NCCL and the driver read once, when they start, unless the user has said otherwise. */
+/** Sets environment variables that NCCL and the driver read when they start. Those that the user has set stay. */
 function prepareForNccl(coordinator: string): void {
-  // Kernels that wait for a peer must not stand in one hardware queue with those that the peer waits for.
+  // A kernel that waits for a peer must not share a hardware queue with a kernel that the peer waits for.
   process.env["CUDA_DEVICE_MAX_CONNECTIONS"] ??= "32";
-  // Standard output may be a machine's to read.
+  // Another program may read standard output.
   process.env["NCCL_DEBUG_FILE"] ??= "/dev/stderr";
-  // Where all workers are this host's, nothing listens beyond it.
+  // If all workers are on this host, NCCL must not listen on other interfaces.
   if (isLoopback(coordinator)) process.env["NCCL_SOCKET_IFNAME"] ??= "lo";
 }
 
@@ -84,7 +83,7 @@ function chooseDevices(asked: Config["devices"], capabilities: Capabilities): st
   return [...asked];
 }
 
-/** Workers of one node stand and fall together: whoever placed this process restarts it whole. */
+/** Runs a node's workers as children. If one fails all end, and whatever started this process can restart the node as a whole. */
 async function runChildren(
   config: WorkerSettings,
   devices: readonly string[],
@@ -109,7 +108,7 @@ async function runChildren(
     for (const child of children) child.kill(signal);
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stop(signal));
-  /** The first failure is the node's: the others only follow it. */
+  /** The node's exit code is that of the first failure, because later ones are its consequences. */
   let failure = 0;
   const ends = children.map(
     (child, index) =>
@@ -140,10 +139,10 @@ async function runChildren(
   return failure;
 }
 
-/** A rank never outlives the process that started it: its node's parent, or the coordinator of local workers. */
+/** Ends this rank when the process that started it is gone: its node's parent, or the coordinator of local workers. */
 function endWithParent(log: Logger): void {
   if (process.env[LOCAL_INDEX] === undefined) return;
-  // Its own word, not process.ppid: a parent that is killed while this process starts is gone before it could be asked.
+  // The parent passes its id, because process.ppid is already wrong if the parent is killed while this process starts.
   const parent = Number(process.env[PARENT_PID] ?? process.ppid);
   const end = () => {
     log.warn("the process that started this worker is gone");
@@ -157,7 +156,7 @@ async function runRank(config: WorkerSettings, device: string, log: Logger): Pro
   const signals = new StopSignals();
   endWithParent(log);
   const health = new RankHealth();
-  // Of several workers of a node, the parent process answers probes.
+  // If a node has several workers, their parent process answers probes.
   const probes =
     config.health_listen === null || process.env[LOCAL_INDEX] !== undefined
       ? null
@@ -198,7 +197,7 @@ async function runRank(config: WorkerSettings, device: string, log: Logger): Pro
   }
 }
 
-/** Waits for the coordinator. Resolves with this node's address on the way there. */
+/** Waits until the coordinator can be reached. Resolves with the address that this node has on that way. */
 function arrive(config: WorkerSettings, trust: Trust, log: Logger): Promise<string> {
   return reach(config.coordinator!, trust, config.join_timeout * 1000, (reason) =>
     log.info(`waiting for the coordinator at ${config.coordinator}: ${reason}`),

@@ -38,18 +38,18 @@ export interface RankOptions {
   readonly log: Logger;
   readonly send: (message: FromWorker) => void;
   readonly onWelcome: (heartbeatMs: number, rank: number) => void;
-  /** The coordinator will hear of this rank through another. */
+  /** Called when this rank's results reach the coordinator through another rank. */
   readonly onCollected: () => void;
-  /** Its shard is loaded. */
+  /** Called when its shard is loaded. */
   readonly onPrepared: () => void;
   readonly onShutdown: (request: Shutdown__Output) => void;
-  /** Weights that the process keeps between two sessions. */
+  /** Weights that the process keeps from one session to the next. */
   readonly held: HeldLayers;
-  /** Aborted when the session ends: nothing that was begun is worth finishing. */
+  /** Aborted when the session ends: nothing need be finished then. */
   readonly signal: AbortSignal;
 }
 
-/** Far more than the links that a rank can have. */
+/** A limit for requests: no rank has this many links. */
 const MOST_NCCL_IDS = 65_536;
 
 type Reply = Omit<FromWorker, "replyTo">;
@@ -84,7 +84,7 @@ export class Rank {
     this.#queue = this.#queue.then(async () => {
       if (signal.aborted) return;
       const answered = this.#reply(message);
-      // Rounds overlap; whatever else comes waits until they are through.
+      // Rounds of generation overlap. Any other request waits until they are done.
       if (message.body !== "infer") await answered;
     });
   }
@@ -96,16 +96,16 @@ export class Rank {
       const reply = await this.#answer(message);
       if (reply !== null) this.#options.send({ ...reply, replyTo: message.request });
     } catch (error) {
-      // What was under way when this process was told to end fails for that alone.
+      // Work that was running when this process was told to end fails for that reason.
       const level = signal.aborted ? "debug" : "error";
       this.#options.log[level]({ error }, `${message.body} failed: ${(error as Error).message}`);
       this.#options.send({ replyTo: message.request, failure: toFailure(error) });
     }
   }
 
-  /** For good, after `signal` was aborted: resolves when what was running has ended and the engine has. */
+  /** Ends the rank for good, after `signal` was aborted. Resolves when running work and the engine have ended. */
   async end(): Promise<void> {
-    // What the engine has begun it ends; what would still be asked of it fails.
+    // The engine finishes what it has begun. Later calls to it fail.
     await this.#release();
     await this.#queue;
     await this.#release();
@@ -214,7 +214,7 @@ export class Rank {
     return { device, addon: loadEngine(), signal };
   }
 
-  /** Of the engine that trains; one that only measures keeps nothing. */
+  /** The surroundings of an engine that trains. An engine that only measures keeps no weights. */
   #keepingHost(): EngineHost {
     if (this.#run === "") return this.#host();
     return { ...this.#host(), kept: { held: this.#options.held, run: this.#run } };
@@ -236,7 +236,7 @@ export class Rank {
 
   async #probe(request: ProbeLink__Output): Promise<Reply> {
     const { links } = this.#options;
-    // Not the run's own session: a rank that is prepared before its peer must not meet that one's old ends.
+    // A session of its own: a rank that is prepared before its peer must not connect to the peer's old links.
     const session = `${this.#session}/probe`;
     if (!links.joined(session)) {
       links.join({ session, rank: this.#rank }, request.peers, request.linkTimeoutS * 1000);
@@ -264,7 +264,7 @@ export class Rank {
     return { prepared: { memory: await memoryReport(engine), seconds, ...loaded } };
   }
 
-  /** Null on a rank that passes its sums on to another, which answers. */
+  /** Runs a step. Resolves with null if this rank passes its sums on and another rank answers. */
   async #runStep(message: ToWorker__Output): Promise<Reply | null> {
     const prepared = this.#ready();
     const request = message.runStep!;
@@ -273,7 +273,7 @@ export class Rank {
     const busy = prepared.engine.busySeconds();
     const processor = processorSeconds();
     const passedOn = relay.passOn(message);
-    // It is awaited below. If the step fails first, the step's failure is reported.
+    // Awaited below. If the step fails first, that failure is reported instead.
     passedOn.catch(() => {});
     const trace = request.trace ? this.#trace.step(request.step) : null;
     const name = `step ${request.step}/${this.#passes++}`;
@@ -339,7 +339,7 @@ export class Rank {
 
   async #importTensor(message: ToWorker__Output): Promise<Reply | null> {
     const { name, part, values } = message.matrixTensor!;
-    // After a failure the rest of the import is dropped: its request has been answered.
+    // After a failure the rest of the import is dropped, because its request has been answered.
     if (this.#importing?.request !== message.request) return null;
     try {
       const own = float32Of(values);

@@ -17,7 +17,7 @@ import type { LoraPair__Output } from "../rpc/generated/pipelora/v1/LoraPair.ts"
 import type { Segment__Output } from "../rpc/generated/pipelora/v1/Segment.ts";
 import type { TrainedModule__Output } from "../rpc/generated/pipelora/v1/TrainedModule.ts";
 
-/** The model's numbers as the engine takes them. */
+/** The model's shape and rules as the engine takes them. */
 export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArch {
   const { shape, rules } = spec;
   const { scale, cap, queryScale, qwenLong } = rules;
@@ -63,23 +63,23 @@ export function engineArch(spec: ModelSpec, computeDtype: FloatDtype): EngineArc
 }
 
 /**
- * What noise on embeddings is multiplied by. transformers adds it to what the embedding module gives: before the factor of families
- * whose decoder scales embeddings (Granite, MiniCPM), after that of a module that scales by itself (Gemma), whose factor is rounded.
+ * The factor for NEFTune's noise on embeddings. transformers adds noise to the output of the embedding module. In families whose decoder
+ * scales embeddings (Granite, MiniCPM) the factor comes after that; in families whose module scales them (Gemma) before, and it is rounded.
  */
 export function noiseScale({ rules: { scale } }: ModelSpec): number {
   return scale.embeddingRounded ? 1 : scale.embedding;
 }
 
-/** The nearest value that a dtype has. */
+/** The value rounded to a dtype. */
 function rounded(value: number, dtype: FloatDtype): number {
   return toFloat32(fromFloat32(Float32Array.of(value), dtype), dtype)![0]!;
 }
 
-/** A LoRA pair of a segment; `expertsOf`: of a parameter of all experts at once, its name. */
+/** A LoRA pair of a segment. `expertsOf`: the name of the parameter, if it holds the weights of all experts. */
 export type SegmentPair = Pick<LoraPair__Output, "module" | "r" | "scale" | "dropout" | "moduleId"> &
   Partial<Pick<LoraPair__Output, "expertsOf" | "dora">>;
 
-/** What a module trains of its own: its weight, its bias, or rows of tokens. */
+/** What is trained of a module itself: its weight, its bias, or rows of tokens. */
 export type SegmentTrained = Pick<TrainedModule__Output, "module" | "what" | "matrix" | "tokens">;
 
 interface Learned {
@@ -90,7 +90,7 @@ interface Learned {
 const trainedOf = ({ trained }: Learned, module: string, what: string) =>
   trained.find((one) => one.module === module && one.what === what);
 
-/** One segment as the engine takes it, and the checkpoint tensors it needs. */
+/** Describes one segment for the engine, and names the checkpoint's tensors that it needs. */
 export function describeSegment(
   spec: ModelSpec,
   segment: Omit<Segment__Output, "ranks" | "needsBackward" | "forwardSeconds" | "backwardSeconds">,

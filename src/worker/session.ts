@@ -17,11 +17,11 @@ import { Rank } from "./rank.ts";
 import type { StopSignals } from "./stop-signals.ts";
 import type { HeldLayers } from "./weights/held-layers.ts";
 
-/** Set by a coordinator for workers it started itself: they never outlive their connection. */
+/** Set by a coordinator for workers that it starts itself. Such a worker ends with its connection. */
 const LOCAL_WORKER = "PIPELORA_LOCAL_WORKER";
-/** Until the coordinator has said how often. */
+/** The interval of heartbeats until the coordinator has set one. */
 const FIRST_HEARTBEAT_MS = 1_000;
-/** What was begun when a session ends, a tensor or a pass of a step, is over by then. */
+/** When a session ends, what has begun (a tensor, a pass of a step) must be over within this time. */
 const RELEASE_MS = 60_000;
 
 export interface SessionOptions {
@@ -31,20 +31,20 @@ export interface SessionOptions {
   readonly trust: Trust;
   readonly health: RankHealth;
   readonly signals: StopSignals;
-  /** Frozen weights from one session to the next. */
+  /** Frozen weights that are kept from one session to the next. */
   readonly held: HeldLayers;
   readonly log: Logger;
 }
 
 /**
- * One stay with a coordinator. Owns the rank, its links and its engine: none of them outlives it, so that nothing of the old session
- * reads what the new one is sent. Only frozen weights stay, with the program, for the next session's engine.
+ * One stay with a coordinator. It owns the rank, its links and its engine. None of them outlives it, so nothing of an old session can read what
+ * a new one receives. Only frozen weights stay with the program, for the next session's engine.
  */
 export class Session {
   readonly #options: SessionOptions;
   readonly #links: RankLinks;
   readonly #rank: Rank;
-  /** Goes through everything that takes long. */
+  /** Aborts everything that takes long when the session is over. */
   readonly #over = new AbortController();
   readonly #ended: Deferred<number | "rejoin"> = deferred();
   readonly #owned = process.env[LOCAL_WORKER] !== undefined;
@@ -76,13 +76,13 @@ export class Session {
     });
   }
 
-  /** The sending end of a link that a peer of this session asks for; null: this rank has not joined that session. */
+  /** The sending end of a link that a peer asks for; null if this rank has not joined the peer's session. */
   senderFor(open: Parameters<RankLinks["senderFor"]>[0]): ReturnType<RankLinks["senderFor"]> {
     return this.#links.senderFor(open);
   }
 
   /**
-   * Joins, and stays until one side ends it. Resolves with the exit code, or "rejoin", once all that the session held is given back.
+   * Joins, and stays until one side ends the session. Resolves with the exit code, or "rejoin", after everything that the session held is freed.
    * Errors: PL_JOIN_REFUSED, PL_WORKER_MISSING, and the reason with which the coordinator sends this worker away.
    */
   async run(): Promise<number | "rejoin"> {
@@ -98,7 +98,7 @@ export class Session {
     this.#connection = connection;
     connection.startHeartbeat(FIRST_HEARTBEAT_MS);
     signals.handle((signal, again) => {
-      // SIGTERM lets the step under way be finished and saved: the coordinator answers with the order to leave.
+      // After SIGTERM the current step is finished and saved. The coordinator then tells this worker to leave.
       if (signal === "SIGTERM" && !again) connection.send({ replyTo: 0, leaving: {} });
       else this.#ended.resolve(exitCodeOfSignal(signal));
     });
@@ -122,7 +122,7 @@ export class Session {
       this.#ended.reject(error);
       return;
     }
-    // Without a farewell the coordinator died: a worker of another node waits for its successor.
+    // The connection closed without a goodbye: the coordinator died. A worker of another node waits for its successor.
     this.#options.log[this.#owned ? "debug" : "warn"](error?.message ?? "the coordinator closed the connection");
     this.#ended.resolve(this.#owned ? 1 : "rejoin");
   }

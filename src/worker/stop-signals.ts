@@ -1,9 +1,9 @@
 import { exitCodeOfSignal, type StopSignal } from "../common/exit-codes.ts";
 
-/** What a worker does when it is told to stop. `again`: it was told before. */
+/** What a worker does on a signal to stop. `again`: it is not the first. */
 export type StopHandler = (signal: StopSignal, again: boolean) => void;
 
-/** SIGINT and SIGTERM of a worker: handed to whoever is in charge, else the end of the process. */
+/** A worker's SIGINT and SIGTERM. They go to the current handler; without one they end the process. */
 export class StopSignals {
   #handler: StopHandler | null = null;
   #first: StopSignal | null = null;
@@ -12,12 +12,12 @@ export class StopSignals {
     for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => this.#receive(signal));
   }
 
-  /** The first signal that came. */
+  /** The first signal received; null: none. */
   get first(): StopSignal | null {
     return this.#first;
   }
 
-  /** null: from now on a signal ends the process at once. */
+  /** Sets the handler. Null: from now on a signal ends the process at once. */
   handle(handler: StopHandler | null): void {
     this.#handler = handler;
   }

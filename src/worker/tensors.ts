@@ -2,14 +2,14 @@ import type { Dtype, LinkDtype } from "../common/dtype.ts";
 import type { DeviceTensor, Engine } from "../engine/index.ts";
 import type { IncomingTensor, OutgoingTensor } from "../links/link.ts";
 
-/** What a rank's tensors are on the way between stages. */
+/** How a rank's tensors go from stage to stage. */
 export interface Boundary {
   readonly engine: Engine;
-  /** What they are rounded to for a peer; null: they go as they are. */
+  /** The dtype to which they are rounded for a peer; null: they are sent unrounded. */
   readonly linkDtype: LinkDtype | null;
 }
 
-/** A device tensor on its way to a peer, as links carry it; freed once it has been copied. Errors: the engine's. */
+/** Makes a device tensor ready for a link, rounded if links round. It is freed after it has been copied. Errors: those of the engine. */
 export async function fromDevice({ engine, linkDtype }: Boundary, whole: DeviceTensor): Promise<OutgoingTensor> {
   const tensor = linkDtype === null ? whole : await engine.encode(whole, linkDtype);
   return {
@@ -18,7 +18,7 @@ export async function fromDevice({ engine, linkDtype }: Boundary, whole: DeviceT
     byteLength: tensor.bytes,
     copyTo: async (pieces) => {
       const copied = engine.readInto(tensor, pieces);
-      // Queued behind the copy.
+      // The engine frees it after the copy.
       tensor.free();
       await copied;
     },
@@ -30,7 +30,7 @@ export async function fromDevice({ engine, linkDtype }: Boundary, whole: DeviceT
   };
 }
 
-/** A message whose content does not matter, from whatever memory a link moves. */
+/** A message with arbitrary content, for measuring a link. */
 export function anyContent(bytes: number): OutgoingTensor {
   return {
     shape: [bytes / 4],
@@ -58,7 +58,7 @@ export function fromHost(bytes: Uint8Array, shape: readonly number[], dtype: Dty
   };
 }
 
-/** Puts a tensor that came into device memory, in the compute dtype, and gives its room back to the link. */
+/** Puts a received tensor into device memory, in the compute dtype, and frees its room in the link. */
 export async function toDevice({ engine, linkDtype }: Boundary, tensor: IncomingTensor): Promise<DeviceTensor> {
   const { place, pieces, shape, dtype } = tensor;
   const written = place === undefined ? engine.write(pieces, shape, dtype) : engine.writeFrom(place, shape, dtype);

@@ -16,32 +16,32 @@ interface Parts {
   readonly reporter: Reporter;
 }
 
-/** An adapter at a step's end, in memory: what the trained matrices and the optimizer held. */
+/** An adapter's state after a step, held in memory: trained matrices and optimizer. */
 export interface HeldState {
   readonly state: TrainerState;
   readonly values: readonly MatrixValues[];
 }
 
-/** When an adapter's steps began, by performance.now(), and after which step. */
+/** When an adapter's steps began (performance.now()), and after which step. */
 export interface Beginning {
   readonly time: number;
   readonly step: number;
 }
 
-/** One adapter of a run, through all of its attempts: its settings, rows and folder, how its steps are cut, and how it ended. */
+/** One adapter of a run, through all attempts: its settings, rows, folder and cut, and how it ended. */
 export class AdapterRun {
-  /** Null: the run has no other. */
+  /** Null: it is the run's only adapter. */
   readonly name: string | null;
-  /** As given, with what depends on the number of steps worked out. */
+  /** The configuration, with shares of the steps resolved to numbers. */
   readonly config: Config;
-  /** With the base that all adapters share. */
+  /** The model, whose base all adapters share, with this adapter. */
   readonly setup: ModelSetup;
   readonly data: TrainingData;
   readonly files: RunFiles;
   readonly reporter: Reporter;
-  /** Once that is planned: the next attempt keeps to it. */
+  /** The cut of the first plan. Later attempts keep it. Null: not planned yet. */
   cut: Cut | null = null;
-  /** What its pairs began with, where that was taken out of the base: saved with every checkpoint. */
+  /** First values of pairs whose product was subtracted from the base. Every checkpoint contains them. */
   initial: readonly MatrixValues[] = [];
   #held: HeldState | null = null;
   #began: Beginning | null = null;
@@ -62,18 +62,18 @@ export class AdapterRun {
     return !this.#done && this.#error === null;
   }
 
-  /** What ended it; null: nothing did. */
+  /** The error that ended it; null: none. */
   get error(): PipeloraError | null {
     return this.#error;
   }
 
-  /** Of its first attempt that stepped: an attempt begins after this step now. */
+  /** Notes that an attempt begins after this step. Returns when the first such attempt began. */
   beginning(step: number): Beginning {
     this.#began ??= { time: performance.now(), step };
     return this.#began;
   }
 
-  /** In place of what was held before, unless that is of a later step: what ranks tell may come after a save. Of a run that is elastic. */
+  /** Elastic runs: holds this state, unless a later one is already held (ranks' values may arrive after a save). */
   hold(held: HeldState): void {
     if (this.#held === null || held.state.globalStep >= this.#held.state.globalStep) this.#held = held;
   }
@@ -82,14 +82,14 @@ export class AdapterRun {
     return this.#held !== null;
   }
 
-  /** Where an attempt goes on: after the step that is held in memory, or else from the newest checkpoint. */
+  /** Where an attempt starts: from the state held in memory, or else from the newest checkpoint. */
   async start(): Promise<StartingPoint> {
     if (this.#held === null) return this.files.start();
     const { state, values } = this.#held;
     return { state: copyState(state), values };
   }
 
-  /** Makes a checkpoint of what is held, unless there is one of that step or a later one. Returns its step; null: there was nothing to do. */
+  /** Saves the held state as a checkpoint, unless there is one of that step or a later one. Returns the step; null: nothing was saved. */
   async saveHeld(): Promise<number | null> {
     if (this.#held === null || !this.live || this.#held.state.globalStep <= this.files.savedStep) return null;
     const { state, values } = this.#held;
@@ -101,7 +101,7 @@ export class AdapterRun {
     this.#done = true;
   }
 
-  /** It ends here; the others go on. */
+  /** Ends this adapter with an error. The others go on. */
   fail(error: PipeloraError): void {
     this.#error = error;
     if (this.name !== null) this.reporter.failed(error);

@@ -8,15 +8,15 @@ export interface Gathering {
   readonly name: "gathering";
 }
 
-/** The workers are there and each has its part; nothing is loaded. */
+/** The workers have joined and each has its part of the plan. Nothing is loaded. */
 export interface Planned {
   readonly name: "planned";
   readonly planned: PlannedMembers;
-  /** Rows of the cache that replies are continued in; 0: none. */
+  /** Rows of the key/value cache for replies; 0: none. */
   readonly cacheRows: number;
 }
 
-/** Every rank holds its shard, with LoRA values that are not the run's yet. */
+/** Every rank has loaded its shard. Its LoRA values are not the run's yet. */
 export interface Prepared {
   readonly name: "prepared";
   readonly planned: PlannedMembers;
@@ -24,12 +24,12 @@ export interface Prepared {
   readonly pipeline: Pipeline;
 }
 
-/** The ranks hold each adapter's weights after its `globalStep` updates. */
+/** The ranks hold each adapter's weights after its `globalStep` updates, and steps run. */
 export interface Stepping {
   readonly name: "stepping";
   readonly planned: PlannedMembers;
   readonly pipeline: Pipeline;
-  /** Of each adapter, in the order in which they were planned. Changed in place by the steps. */
+  /** The state of each adapter, in the plan's order. Steps change it in place. */
   readonly progress: readonly TrainerState[];
 }
 
@@ -37,7 +37,7 @@ export interface Done {
   readonly name: "done";
 }
 
-/** Other workers are to go on: one was told to stop, or joined. What the last step made is safe. */
+/** The attempt ends because its workers change: one was told to stop, or another joined. The last step is saved or held. */
 export interface Regroup {
   readonly name: "regroup";
   /** For people. */
@@ -46,7 +46,7 @@ export interface Regroup {
 
 export interface Failed {
   readonly name: "failed";
-  /** The state that it failed in. */
+  /** The state in which it failed. */
   readonly during: Active["name"];
   readonly error: PipeloraError;
 }
@@ -54,18 +54,18 @@ export interface Failed {
 export type Active = Gathering | Planned | Prepared | Stepping;
 export type Ended = Done | Regroup | Failed;
 
-/** What is done in each state, which decides the next. */
+/** The work of each state. Its result is the next state. */
 export interface Stages {
   gathering(state: Gathering): Promise<Planned>;
   planned(state: Planned): Promise<Prepared>;
   prepared(state: Prepared): Promise<Stepping>;
-  /** Ends by itself when a worker is lost or the run is interrupted, since it may have something to save. */
+  /** Must end by itself when a worker is lost or the run is interrupted, because it may have something to save. */
   stepping(state: Stepping): Promise<Done | Regroup>;
 }
 
 /**
- * One try at a run with one set of workers: gathering -> planned -> prepared -> stepping -> done, regroup or failed. A restart is an
- * attempt that ends and one that begins.
+ * One try at a run with one set of workers. Its states: gathering -> planned -> prepared -> stepping -> done, regroup or failed. After a restart
+ * there is a new attempt.
  */
 export class Attempt {
   readonly #stages: Stages;
@@ -84,7 +84,7 @@ export class Attempt {
     return this.#state;
   }
 
-  /** From state to state until it has ended. Never rejects: what goes wrong in any state is the state `failed`. */
+  /** Runs until the attempt has ended. Never rejects: an error in any state leads to the state `failed`. */
   async run(): Promise<Ended> {
     for (;;) {
       const state = this.#state;
@@ -96,7 +96,7 @@ export class Attempt {
     }
   }
 
-  /** Resolves when nothing of a failed attempt is under way any more. Its workers must have been sent away. */
+  /** Resolves when nothing of a failed attempt is running any more. Its workers must have been sent away before. */
   async settled(): Promise<void> {
     await this.#work.catch(() => {});
   }

@@ -2,14 +2,14 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
 /**
- * Collects what starting up left behind; from then on all of the heap is collected only when it is full. V8 would take a
- * coordinator that waits for its workers for an idle page and collect three times more in its first steps. It does so, and
- * marks in small steps, for pages that must not pause: here a pause of some tens of milliseconds harms nobody.
+ * Collects the garbage of start-up. From then on the heap is collected only when it is full, all at once. V8 would take a coordinator that waits
+ * for its workers for an idle web page, and collect three times as often in the first steps, marking in small increments. That avoids pauses; a
+ * pause of some tens of milliseconds does no harm here.
  */
 export function quietHeap(): void {
   setFlagsFromString("--expose-gc");
   const collect = runInNewContext("gc") as () => void;
   collect();
-  // Right after a collection no marking is under way.
+  // Set right after a collection, when no marking is in progress.
   setFlagsFromString("--no-incremental-marking");
 }

@@ -8,27 +8,27 @@ export interface StepProgress {
   readonly epoch: number;
   readonly loss: number;
   readonly learningRate: number;
-  /** Before clipping; infinite where a loss scale was too large. */
+  /** The gradients' norm before clipping; infinite if a loss scale was too large. */
   readonly gradNorm: number;
   readonly tokens: number;
   readonly stepMs: number;
 }
 
-/** What a run is, before anything of it is done. */
+/** Facts of a run that are known when it begins. */
 export interface RunBeginning {
-  /** As they may be written to a file. */
+  /** Settings without secrets, so that they may be written to a file. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** Names of those that are not the default. */
+  /** Names of settings that differ from the default. */
   readonly changed: readonly string[];
 }
 
-/** Kind, begin and length in milliseconds from the step's begin, segment, micro-batch, peer, bytes; -1 where there is none. */
+/** Kind, start (milliseconds from the start of the step), length (milliseconds), segment, micro-batch, peer, bytes. -1: does not apply. */
 export type SpanRow = readonly [string, number, number, number, number, number, number];
 
-/** A step as every rank saw it, on the coordinator's clock, and what the ranks have measured until then. */
+/** A step as every rank recorded it, on the coordinator's clock, and the ranks' measurements so far. */
 export interface LastStep {
   readonly step: number;
-  /** Since 1970. */
+  /** Milliseconds since 1970. */
   readonly began_ms: number;
   readonly ms: number;
   readonly ranks: readonly {
@@ -37,37 +37,37 @@ export interface LastStep {
     readonly clock_error_ms: number;
     readonly spans: readonly SpanRow[];
   }[];
-  /** As in predictions. */
+  /** In the same form as predictions. */
   readonly measured: object;
 }
 
-/** A reply to one of the prompts that are answered at every evaluation. */
+/** A prompt of --sample-prompts and the reply to it. */
 export interface Sample {
   readonly prompt: string;
   readonly reply: string;
 }
 
-/** What of a run is shown as it goes; a terminal, plain lines, and JSON each have their own way. */
+/** The events of a run that are shown: in a terminal, as plain lines or as JSON. */
 export interface Shown {
   plan(text: string, value: unknown): void;
-  /** What was found of nodes and links before anything is loaded. */
+  /** The preflight's findings about nodes and links. */
   preflight(text: string, value: unknown): void;
-  /** One sentence on what is being done, e.g. "loading 4 shards". */
+  /** A sentence about what is being done, e.g. "loading 4 shards". */
   note(text: string): void;
   step(progress: StepProgress): void;
   log(entry: LogEntry): void;
-  /** At a run's end: what was predicted beside what was measured. */
+  /** At a run's end: predictions and measurements. */
   predictions(text: string, value: object): void;
   samples(samples: readonly Sample[], step: number): void;
   saved(saved: Saved, step: number): void;
   end(summary: Readonly<Record<string, unknown>>): void;
-  /** Of an adapter that ends before the others do, by a fault of its own. */
+  /** An adapter has ended with an error while the others go on. */
   failed(error: PipeloraError): void;
 }
 
-/** All that a run tells: what is shown, and what only those hear who keep it. */
+/** All events of a run: those that are shown, and those that are only kept. */
 export interface Reporter extends Shown {
   began(run: RunBeginning): void;
-  /** Now and then, and more often while somebody looks. */
+  /** Called now and then, and more often while the page shows the last step. */
   lastStep(last: LastStep): void;
 }

@@ -4,7 +4,7 @@ import type { Saved } from "./checkpoints/run-files.ts";
 import type { LogEntry } from "./checkpoints/trainer-state.ts";
 import type { Sample, Shown, StepProgress } from "./reporter.ts";
 
-/** One JSON event a line on stdout; of one of several adapters with its name. */
+/** Writes one JSON event a line. `adapter`: the name to add to each event, if there are several adapters. */
 export function jsonReporter(write: (line: string) => void, adapter: string | null = null): Shown {
   const whose = adapter === null ? {} : { adapter };
   const event = (name: string, value: object) => write(`${JSON.stringify({ event: name, ...whose, ...value })}\n`);
@@ -23,7 +23,7 @@ export function jsonReporter(write: (line: string) => void, adapter: string | nu
   };
 }
 
-/** Plain lines through the log: for files, containers and pino JSON. Of one of several adapters with its name in front. */
+/** Writes plain lines to the log: for files, containers and pino JSON. `adapter`: the name in front of each line, if there are several. */
 export function logReporter(log: Logger, adapter: string | null = null): Shown {
   const rate = new TokenRate();
   const own = adapter === null ? log : log.child({ adapter });
@@ -44,7 +44,7 @@ export function logReporter(log: Logger, adapter: string | null = null): Shown {
   };
 }
 
-/** A bar that stays in the last line of a terminal, log entries above it. */
+/** Shows a progress bar in the last line of a terminal, with log entries above it. */
 export function barReporter(out: NodeJS.WriteStream): Shown {
   const rate = new TokenRate();
   let bar = "";
@@ -76,7 +76,7 @@ export function barReporter(out: NodeJS.WriteStream): Shown {
   };
 }
 
-/** On one line each: what was asked and what was said. */
+/** Prompt and reply, each on one line. */
 function describeSample({ prompt, reply }: Sample, step: number): string {
   return `step ${step}: ${JSON.stringify(prompt)} -> ${JSON.stringify(reply)}`;
 }
@@ -112,7 +112,7 @@ function clock(seconds: number): string {
   return hours > 0 ? `${hours}:${tail}` : tail;
 }
 
-/** Speed over the last steps. */
+/** Tokens a second over the last steps. */
 class TokenRate {
   readonly #recent: { tokens: number; seconds: number }[] = [];
 

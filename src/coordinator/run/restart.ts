@@ -1,31 +1,31 @@
 import { RESTARTABLE } from "../cluster/restartable.ts";
 import type { Done, Ended } from "./attempt.ts";
 
-/** What follows an attempt that did not reach the run's end. */
+/** The decision to make another attempt. */
 export interface Restart {
   /** Why, for people. */
   readonly reason: string;
-  /** Whether it counts against max_restarts: a worker that left costs no step, nor does an elastic run that made one since. */
+  /** Whether it counts against max_restarts. It does not if a worker only left, or an elastic run has made a step since. */
   readonly counts: boolean;
 }
 
-/** How the run stands. */
+/** The run's situation when an attempt has ended. */
 export interface Standing {
-  /** Restarts that are left. */
+  /** How many restarts are left. */
   readonly left: number;
   readonly stopping: boolean;
   /** Null: the run is not elastic. */
   readonly elastic: {
-    /** Whether the attempt made a step that none before had made, or its worker was told to stop. */
+    /** Whether the attempt made a new step, or a worker was told to stop. */
     readonly free: boolean;
-    /** Whether the workers of an attempt before could hold the model: those that are left may not. */
+    /** Whether the workers of an earlier attempt could hold the model. The remaining ones may be too few. */
     readonly fitted: boolean;
   } | null;
 }
 
 /**
- * The one rule of restarts, whatever state the attempt was in. Throws the attempt's error where another attempt would meet it
- * again, where none is left, or where the run is to stop.
+ * Decides about a restart, whatever state the attempt was in. Throws the attempt's error if another attempt would fail in the same way, if no
+ * restart is left, or if the run must stop.
  */
 export function restartAfter(ended: Exclude<Ended, Done>, { left, stopping, elastic }: Standing): Restart {
   if (ended.name === "regroup") return { reason: ended.reason, counts: false };

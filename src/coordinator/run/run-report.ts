@@ -13,7 +13,7 @@ export interface Measured {
   readonly evaluationSeconds: readonly number[];
 }
 
-/** What the plan predicted beside what was measured: a line a rank, then the step; and the same for machines. */
+/** The plan's predictions and the measurements: as text, a line for each rank and then the step, and as an object. */
 export function predictedBesideMeasured(
   plan: Plan,
   { reports, evaluationSeconds }: Measured,
@@ -30,7 +30,7 @@ export function predictedBesideMeasured(
         rank,
         compute_ms: times === null ? null : times.computeMs / steps,
         predicted_compute_ms: compute.get(rank) ?? 0,
-        // Of each of its threads: what it would compute for on cores of its own.
+        // Processor time of each thread: what the step would take on cores of its own.
         processor_ms: times === null ? null : times.processorMs / steps,
         wait_ms: times === null ? null : times.waitMs / steps,
         link_ms: times === null ? null : times.linkMs / steps,
@@ -91,7 +91,7 @@ function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-/** What each rank computed a step, in milliseconds; those that share cores as if alone on them. */
+/** Milliseconds of compute of each rank in a step. Ranks that share cores count as if each were alone on them. */
 function measuredCompute(reports: readonly RankReport__Output[], { devices, rates }: Speeds): number[] {
   return reports.map(({ steps, times }, rank) => {
     if (steps === 0) return 0;
@@ -101,8 +101,8 @@ function measuredCompute(reports: readonly RankReport__Output[], { devices, rate
 }
 
 /**
- * A GPU's memory of this rank at its peak, the arena counted by what was used of it; null on CPUs, and where it can't be told.
- * Measured by what the GPU has less free than before the rank's first use of it: what other processes took since counts too.
+ * This rank's peak memory on its GPU, with the used part of its arena; null on CPUs, and if it is unknown. It is the decrease of the GPU's free
+ * memory since before the rank's first use of it, so what other processes have allocated since is included.
  */
 function deviceMemory(
   { arenaBytes, arenaPeakBytes, allocatedBytes, deviceBytes }: MemoryReport__Output,
@@ -117,7 +117,7 @@ function deviceMemory(
   };
 }
 
-/** Of a rank with peers: what its tensors took on their way, and how much of the step it stood still for theirs. */
+/** For a rank with peers: how long its tensors took on links, and how long it waited for theirs. */
 function linkText({
   wait_ms,
   link_ms,

@@ -9,30 +9,30 @@ import type { LiveReplies } from "./replies/live-replies.ts";
 import type { Reporter } from "./reporter.ts";
 import type { TraceFile } from "./tracing/trace-file.ts";
 
-/** What was checked and read before a worker was needed. */
+/** A run after everything was checked and read that needs no worker. */
 export interface PreparedRun {
-  /** What is the run's own; each adapter has its whole configuration. */
+  /** The run's configuration. Each adapter has a complete one of its own. */
   readonly config: Config;
-  /** In the order in which they are given; at least one. */
+  /** In the given order; at least one. */
   readonly adapters: readonly AdapterRun[];
-  /** The base that all share. */
+  /** The base that all adapters share. */
   readonly base: ModelSetup;
-  /** Null: none is asked for. */
+  /** Null: no trace is asked for. */
   readonly trace: TraceFile | null;
-  /** Whether somebody looks at the last step just now. */
+  /** Whether the page is showing the last step. */
   readonly watched: () => boolean;
-  /** Who answers while it trains; null: nobody. */
+  /** Answers requests while the run trains; null: nothing does. */
   readonly replies: LiveReplies | null;
-  /** Says a warning once, however often the run is restarted. */
+  /** Logs a warning once, however often the run is restarted. */
   readonly warn: (warning: string) => void;
 }
 
-/** What all attempts of a run share. */
+/** A run as all its attempts share it. */
 export interface Run extends PreparedRun {
   readonly cluster: Cluster;
   readonly interrupts: Interrupts;
   readonly log: Logger;
   readonly reporter: Reporter;
-  /** What changes of an elastic run's workers have cost; null: it is not elastic. */
+  /** Changes of an elastic run's workers; null: the run is not elastic. */
   readonly changes: Changes | null;
 }

@@ -4,20 +4,20 @@ import { alignTable } from "../../plan/shown/table.ts";
 import { STATE_FILE } from "./checkpoints/checkpoints.ts";
 import { type LogEntry, parseState } from "./checkpoints/trainer-state.ts";
 
-/** An adapter of a sweep, the best first. */
+/** An adapter of a sweep and its place. */
 export interface RankedAdapter {
-  /** From 1; null: it did not come to its end. */
+  /** Counted from 1; null if its run did not end well. */
   readonly rank: number | null;
   readonly name: string;
   readonly settings: Readonly<Record<string, unknown>>;
   readonly output_dir: string;
   readonly steps: number | null;
   readonly best_eval_loss: number | null;
-  /** The step of it. */
+  /** The step of the best evaluation. */
   readonly best_step: number | null;
-  /** Of the last evaluation. */
+  /** The loss of the last evaluation. */
   readonly eval_loss: number | null;
-  /** Mean of the whole training. */
+  /** The mean loss of the whole training. */
   readonly train_loss: number | null;
 }
 
@@ -27,13 +27,16 @@ interface SweptAdapter {
   readonly settings: Readonly<Record<string, unknown>>;
 }
 
-/** By the best loss of an evaluation; without evaluations by the training's. Those that did not come to their end stand last. */
+/**
+ * Ranks adapters, best first: by the best loss of an evaluation, or by the training loss if there was none. Those that did not end well
+ * come last.
+ */
 export async function rankAdapters(adapters: readonly SweptAdapter[]): Promise<RankedAdapter[]> {
   const read = await Promise.all(adapters.map(outcomeOf));
   const key = ({ best_eval_loss: best, train_loss: trained }: RankedAdapter) =>
     best ?? trained ?? Number.POSITIVE_INFINITY;
   const evaluated = read.some(({ best_eval_loss: best }) => best !== null);
-  // Losses of the two kinds don't compare.
+  // The two kinds of loss can't be compared.
   const comes = (one: RankedAdapter) => (one.steps === null ? 2 : evaluated && one.best_eval_loss === null ? 1 : 0);
   const sorted = [...read].sort((a, b) => comes(a) - comes(b) || key(a) - key(b));
   return sorted.map((one, index) => ({ ...one, rank: one.steps === null ? null : index + 1 }));
@@ -64,7 +67,7 @@ async function outcomeOf({ name, dir, settings }: SweptAdapter): Promise<RankedA
   };
 }
 
-/** A line an adapter, with its values of what the sweep varies. */
+/** A table with a line for each adapter, and its values of the settings that the sweep varies. */
 export function formatRanking(ranked: readonly RankedAdapter[]): string {
   const keys = [...new Set(ranked.flatMap(({ settings }) => Object.keys(settings)))];
   const shown = (value: unknown) => (typeof value === "string" ? value : (JSON.stringify(value) ?? ""));

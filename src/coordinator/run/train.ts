@@ -1,5 +1,4 @@
 import { lookup } from "node:dns/promises";
-import { join } from "node:path";
 import { isLoopback, joinAddress, splitAddress } from "../../common/address.ts";
 import { withDeadline } from "../../common/deadline.ts";
 import { type ErrorCode, PipeloraError, toPipeloraError } from "../../common/errors.ts";
@@ -23,7 +22,7 @@ import { deviceMap } from "../planning/planning.ts";
 import { readAdaptersData, type TrainingData } from "../planning/training-data.ts";
 import { AdapterRun } from "./adapter-run.ts";
 import { Attempt } from "./attempt.ts";
-import { earlierRun, templateDate } from "./checkpoints/resume-point.ts";
+import { earlierRun, noAdapterToResume, templateDate } from "./checkpoints/resume-point.ts";
 import { RunFiles } from "./checkpoints/run-files.ts";
 import { runFingerprint } from "./checkpoints/run-identity.ts";
 import { Changes } from "./elastic/changes.ts";
@@ -37,24 +36,23 @@ import { withWholeSteps } from "./steps/whole-steps.ts";
 import { TraceFile } from "./tracing/trace-file.ts";
 import { interruptedAfter, saveHeld, trainingStages } from "./training-stages.ts";
 
-/** A lost attempt's files are written or given up by then. */
+/** After this long, the file writes of a lost attempt have ended or are given up. */
 const SETTLE_MS = 60_000;
 
-/** An adapter to train: its whole configuration, and who hears of it. */
+/** An adapter to train: its complete configuration, and its reporter. */
 export interface AdapterToTrain {
-  /** Null: the only one. */
+  /** Null: it is the only one. */
   readonly name: string | null;
   readonly config: Config;
   readonly reporter: Reporter;
 }
 
 /**
- * The `train` command: checks everything that can be checked without a weight, gathers the workers, trains, saves. A lost
- * worker costs the steps since the last checkpoint, not the run (max_restarts); one that is told to stop costs no step. `reporter`
- * hears of the run as a whole; `http`: what is told
- * with --http beside replies.
- * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM once the state is saved; PL_ADAPTERS_FAILED where some of several adapters failed
- * alone; whatever the parts raise.
+ * The `train` command: checks everything that can be checked without a weight, waits for the workers, trains and saves. A lost worker costs the
+ * steps since the last checkpoint, not the run (max_restarts). A worker that is told to stop costs no step. `reporter`: for events of the run as
+ * a whole. `http`: what --http serves besides replies.
+ * Errors: PL_INTERRUPTED after a first Ctrl-C or SIGTERM, when the state is saved; PL_ADAPTERS_FAILED if some of several adapters failed alone;
+ * those of its parts.
  */
 export async function train(
   config: Config,
@@ -72,7 +70,7 @@ export async function train(
   );
   let back = false;
   try {
-    // What a run of EVA begins with is made by workers of the same kind, before its ranks can be planned.
+    // EVA's workers decide the adapter's ranks, which the plan of the run needs.
     const made = await interrupts.during(
       evaFirst(config, log, (opened) => {
         cluster = opened;
@@ -112,7 +110,7 @@ export async function train(
   }
 }
 
-/** The folder of the adapter that EVA begins with, where the run asks for it; null: it does not. */
+/** Runs EVA and returns the folder of its adapter; null if the run does not ask for EVA. */
 async function evaFirst(config: Config, log: Logger, opened: (cluster: Cluster) => void): Promise<string | null> {
   if (!beginsWithEva(config)) return null;
   const before = await resumedEva(config);
@@ -140,7 +138,7 @@ async function warnOfLoopback(
   }
 }
 
-/** What can be checked and read before a worker is needed. */
+/** Checks and reads everything that needs no worker. */
 async function prepareRun(
   config: Config,
   wanted: readonly AdapterToTrain[],
@@ -178,7 +176,7 @@ async function prepareRun(
       const own = data[index]!;
       const whole = withWholeSteps(given, own.order.totalSteps);
       describeData(own, label, log);
-      // Weights that are fetched wait until the rows are known to be good.
+      // Weights are fetched only after the rows are known to be good.
       const setup = await described[index]!.withWeights();
       const fingerprint = await runFingerprint(whole, await checkpointFingerprint(setup.checkpoint!), own.train);
       const identity = { outputDir, fingerprint, maxSteps: own.order.totalSteps, args: withoutSecrets(whole) };
@@ -196,23 +194,21 @@ async function prepareRun(
 }
 
 /**
- * Where each of several adapters goes on from. A run that ended while some had yet to save has checkpoints of the others: those go on from
- * theirs, and the rest begins. Error: PL_RESUME_INVALID where none has any.
+ * Decides which of several adapters resume. If a run ended before all had saved, those with a checkpoint resume and the others begin. Errors:
+ * PL_RESUME_INVALID if none has a checkpoint.
  */
 async function resumable(wanted: readonly AdapterToTrain[]): Promise<readonly AdapterToTrain[]> {
   const [first] = wanted;
   if (first!.name === null || first!.config.resume_from_checkpoint !== true) return wanted;
   for (const { config } of wanted) {
-    // Nodes may have some, which is known once they have joined.
+    // Nodes may have checkpoints. That is known when they have joined.
     if (!savedEverywhere(config) && (await listCheckpoints(config.output_dir!)).length === 0) continue;
     return wanted.map((one) => ({ ...one, config: { ...one.config, resume_from_checkpoint: "auto" } }));
   }
-  throw new PipeloraError("PL_RESUME_INVALID", `no adapter of this run has a checkpoint in its folder`, {
-    hint: `Expected one such as ${join(first!.config.output_dir!, "checkpoint-100")}; leave out --resume-from-checkpoint to begin.`,
-  });
+  throw noAdapterToResume(first!.config.output_dir!, "in its own folder");
 }
 
-/** What a run ends with whose adapters went through to their ends, or failed alone. */
+/** The error of a run in which adapters failed alone; null if none did. */
 export function failureOf(adapters: readonly Pick<AdapterRun, "name" | "error">[]): PipeloraError | null {
   const failed = adapters.filter(({ error }) => error !== null);
   const [first] = failed;
@@ -226,7 +222,7 @@ export function failureOf(adapters: readonly Pick<AdapterRun, "name" | "error">[
   );
 }
 
-/** The run, from its last safe point again whenever a worker was lost or has left, and in an elastic run when others join. */
+/** Makes attempts until the run ends. A new one starts from the last save when a worker is lost or leaves, or joins an elastic run. */
 async function attempts(run: Run): Promise<void> {
   const { config, cluster, interrupts, log, changes } = run;
   for (let restarts = 0; ; ) {
@@ -235,7 +231,7 @@ async function attempts(run: Run): Promise<void> {
     const ended = await attempt.run();
     if (ended.name === "done") return;
     if (ended.name === "failed") log.debug(`the attempt failed while it was ${ended.during}`);
-    // A worker that is lost after the last adapter was written costs nothing.
+    // If a worker is lost after the last adapter was written, the run is done.
     const over = !run.adapters.some(({ live }) => live);
     if (over && (ended.name === "regroup" || RESTARTABLE.has(ended.error.code))) return;
     const elastic = changes && { free: changes.gotOn || cluster.leftByOrder, fitted: changes.fitted };
@@ -251,7 +247,7 @@ async function attempts(run: Run): Promise<void> {
   }
 }
 
-/** What ends an elastic run other than by a fault of its own: it may hold steps that no checkpoint has. */
+/** Errors that end an elastic run through no fault of its own. It may hold steps that no checkpoint has, and saves them first. */
 const SAVED_BEFORE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   ...RESTARTABLE,
   "PL_INTERRUPTED",

@@ -13,21 +13,21 @@ import { groupRates, type ParamGroup } from "./steps/param-groups.ts";
 import type { Pause } from "./steps/rounds.ts";
 import type { Evaluation, StepSource, TrainStep } from "./steps/step-source.ts";
 
-/** What an adapter's steps ask of their surroundings. */
+/** What an adapter's trainer needs from its caller. */
 export interface TrainerHooks {
-  /** Weights and optimizer state are those after `state.globalStep` updates. Called again for the last step. */
+  /** Saves weights and optimizer state, which are those after `state.globalStep` updates. The last step is saved a second time. */
   save(state: TrainerState, stopping: boolean): Promise<void>;
-  /** The same, to stay in memory: what another attempt goes on from. */
+  /** The same in memory, for the next attempt. */
   hold(state: TrainerState): Promise<void>;
-  /** After an evaluation, with the weights that it was of. */
+  /** Called after an evaluation, with the same weights. */
   evaluated(step: number): Promise<void>;
-  /** After the last update, or an early stop. */
+  /** Called after the last update, or an early stop. */
   finish(state: TrainerState): Promise<void>;
 }
 
 type AdamSettings = Pick<Config, "adam_beta1" | "adam_beta2" | "adam_epsilon">;
 
-/** When the loop logs, evaluates and saves, and what an update does. */
+/** The settings that decide when the trainer logs, evaluates and saves, and what an update does. */
 export type LoopSettings = AdamSettings &
   BestSettings &
   Pick<
@@ -49,22 +49,22 @@ export interface TrainerOptions {
   readonly evaluation: Evaluation | null;
   readonly rate: LearningRateSettings;
   readonly groups: readonly ParamGroup[];
-  /** Floating-point operations a padded token (6 a parameter outside the embedding). */
+  /** FLOP of a padded token: 6 for each parameter outside the embedding. */
   readonly flosPerToken: number;
   readonly reporter: Reporter;
   readonly hooks: TrainerHooks;
 }
 
 /**
- * The optimizer steps of one adapter, from `state` (changed in place) to the end, with the Trainer's (transformers 5.17) times of logging,
- * evaluating and saving. Rounds (rounds.ts) call it step by step. An update travels with the next step's request: one round trip a step.
+ * The optimizer steps of one adapter, from `state` to the end. It logs, evaluates and saves when the Trainer (transformers 5.17) does, and changes
+ * `state` in place. Rounds (rounds.ts) call it step by step. An update is sent with the next step's request, so a step takes one round trip.
  */
 export class Trainer {
   readonly #options: TrainerOptions;
   readonly state: TrainerState;
-  /** The update of the last step, where the workers have yet to hear of it. */
+  /** The update of the last step, if it has not been sent to the workers. */
   #pending: Update | null = null;
-  /** The step that is computed, or comes next. */
+  /** The step that is being computed, or comes next. */
   #current: TrainStep | null = null;
   #next: TrainStep | null = null;
   #ended = false;
@@ -74,12 +74,12 @@ export class Trainer {
     this.state = state;
   }
 
-  /** Takes part in no more rounds. */
+  /** Whether it takes part in no more rounds. */
   get ended(): boolean {
     return this.#ended;
   }
 
-  /** Its first rows are made. A run that is through already ends. */
+  /** Makes the rows of the first step. Ends at once if no step is left. */
   async open(): Promise<void> {
     this.#current = await this.#rows(this.state.globalStep + 1);
     if (this.#current === null) await this.#finish();
@@ -97,12 +97,12 @@ export class Trainer {
     );
   }
 
-  /** Whether the next step is the last, but for an early stop. */
+  /** Whether the next step is the last, unless an early stop comes first. */
   get isAtLast(): boolean {
     return this.state.globalStep + 1 === this.#options.source.maxSteps;
   }
 
-  /** The next step as the workers are asked for it. */
+  /** The next step as a part of a round's request. */
   begin(): RoundPart {
     const part = {
       adapter: this.#options.pipeline.number,
@@ -115,12 +115,12 @@ export class Trainer {
     return part;
   }
 
-  /** Makes the rows of the step after it, while the workers compute. */
+  /** Makes the rows of the following step while the workers compute. */
   async prepare(): Promise<void> {
     this.#next = await this.#rows(this.state.globalStep + 2);
   }
 
-  /** What the workers made of the step, by replica; it began at `started` by performance.now(). Error: PL_LOSS_NOT_FINITE. */
+  /** Takes the sums of the step, by replica. `started`: when it began, by performance.now(). Errors: PL_LOSS_NOT_FINITE. */
   took(results: readonly StepSums[], started: number): void {
     const { config, source, reporter, rate: settings, groups, flosPerToken } = this.#options;
     const { state } = this;
@@ -157,7 +157,7 @@ export class Trainer {
     }
   }
 
-  /** Evaluates and saves where the step that was taken asks for it; ends after the last, and early. `pause`: saves or holds it in any case. */
+  /** Evaluates and saves if the step just taken is due for it, and ends after the last step or early. `pause`: saves or holds in any case. */
   async follow(pause: Pause | null): Promise<void> {
     const { config, reporter, hooks } = this.#options;
     const { state } = this;
@@ -193,13 +193,13 @@ export class Trainer {
     }
   }
 
-  /** The workers' weights are those after `state.globalStep` updates. */
+  /** Sends a pending update, so that the workers' weights are those after `state.globalStep` updates. */
   async settle(): Promise<void> {
     if (this.#pending !== null) await this.#options.pipeline.applyUpdate(this.#pending);
     this.#pending = null;
   }
 
-  /** Goes no further: something of its own failed. */
+  /** Ends after a fault of its own. */
   abandon(): void {
     this.#ended = true;
   }
@@ -221,8 +221,8 @@ function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { 
 }
 
 /**
- * The step's loss and the norm of its gradients, the loss scale taken out. Under loss scaling an infinite norm is an overflow: the
- * step is to be skipped, and the next one is scaled less.
+ * The step's loss and gradient norm, divided by the loss scale. With loss scaling an infinite norm is an overflow: the step is skipped, and the
+ * next one has a smaller scale.
  */
 function lossAndNorm(results: readonly StepSums[], state: TrainerState, step: number): { loss: number; norm: number } {
   const broken = results.find(({ failure }) => failure !== null);
@@ -288,7 +288,7 @@ async function evaluate(
   return values;
 }
 
-/** The Trainer's last entry: speed and mean loss of the whole run. */
+/** The Trainer's last log entry: speed and mean loss of the whole run. */
 export function summarise(
   state: TrainerState,
   reporter: Reporter,

@@ -31,7 +31,7 @@ import { StepWatch } from "./tracing/step-watch.ts";
 import { summarise, Trainer, type TrainerOptions } from "./trainer.ts";
 import { liveOf, workloadOf } from "./workload-of.ts";
 
-/** What an attempt at this run does in each state. */
+/** The work of an attempt at this run in each state. */
 export function trainingStages(run: Run): Stages {
   return {
     gathering: () => gather(run),
@@ -41,7 +41,7 @@ export function trainingStages(run: Run): Stages {
   };
 }
 
-/** How far each of an attempt's adapters is, as replies are told. */
+/** The progress of an attempt's adapters, for replies. */
 function progressOf(
   { adapters }: Run,
   live: readonly AdapterRun[],
@@ -69,7 +69,7 @@ async function gather(run: Run): Promise<Planned> {
   return { name: "planned", ...found };
 }
 
-/** A step of an adapter that was saved. */
+/** An adapter's step that was saved. */
 interface SavedStep {
   readonly name: string | null;
   readonly step: number;
@@ -84,11 +84,11 @@ export function interruptedAfter(signal: StopSignal, saved: readonly SavedStep[]
   );
 }
 
-/** Makes checkpoints of what an elastic run holds in memory alone: before it waits, and before it ends. Returns what there was to save. */
+/** Saves steps that an elastic run holds only in memory, before it waits or ends. Returns what was saved. */
 export async function saveHeld(run: Run): Promise<SavedStep[]> {
   const saved: SavedStep[] = [];
   for (const adapter of liveOf(run)) {
-    // The nodes of the attempt before are gone.
+    // The nodes of the last attempt are gone.
     adapter.files.detach();
     const step = await adapter.saveHeld();
     if (step !== null) saved.push({ name: adapter.name, step });
@@ -96,7 +96,7 @@ export async function saveHeld(run: Run): Promise<SavedStep[]> {
   return saved;
 }
 
-/** With as much room for replies as fits beside the training. */
+/** Plans with as large a cache for replies as fits beside the training. */
 async function planBesideReplies(
   replies: LiveReplies,
   plan: (room: Pick<CacheNeeds, "sequences" | "rows">) => Promise<PlannedMembers>,
@@ -126,7 +126,7 @@ async function load(run: Run, { planned, cacheRows }: Planned): Promise<Prepared
   return { name: "prepared", planned, cacheRows, pipeline };
 }
 
-/** Hands out the values and the state that each adapter goes on from. */
+/** Sends each adapter's starting values to the ranks, and returns its state. */
 async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Promise<Stepping> {
   const { replies } = run;
   const progress: TrainerState[] = [];
@@ -134,7 +134,7 @@ async function begin(run: Run, { planned, cacheRows, pipeline }: Prepared): Prom
     const { reporter } = adapter;
     const { state, values } = await adapter.start();
     const own = pipeline.adapter(number);
-    // Of first values twins have none of their own.
+    // Twins have no first values of their own.
     const twins = adapter.setup.lora!.matrices.flatMap(({ name, twin }) => (twin === undefined ? [] : [name]));
     if (values !== null) await own.importMatrices(values);
     else if (twins.length > 0) await own.importMatrices(await own.exportMatrices(["weight"], twins));
@@ -197,7 +197,7 @@ async function step(run: Run, stepping: Stepping): Promise<Done | Regroup> {
   return { name: "done" };
 }
 
-/** What this attempt's ranks are asked of their steps. */
+/** Decides what this attempt's ranks record of their steps. */
 function stepTraces({ trace, reporter, watched }: Run, { planned }: Stepping, work: Work): StepTraces {
   const { plan, speeds } = planned;
   const watch = new StepWatch({
@@ -212,9 +212,9 @@ function stepTraces({ trace, reporter, watched }: Run, { planned }: Stepping, wo
 interface AttemptOf {
   readonly stepping: Stepping;
   readonly number: number;
-  /** Its own: an evaluation is cut as in a run alone. */
+  /** This adapter's own, so that an evaluation is cut as in a run of this adapter alone. */
   readonly work: Work;
-  /** Of this attempt: added to. */
+  /** Seconds of this attempt's evaluations. New ones are added. */
   readonly evaluationSeconds: number[];
 }
 
@@ -270,7 +270,7 @@ function trainerOptions(
   };
 }
 
-/** Saves the adapter and tells what its run took. */
+/** Saves the adapter and reports the run's times. */
 async function finish(
   adapter: AdapterRun,
   pipeline: PipelineAdapter,
@@ -307,7 +307,7 @@ function showPlan({ plan, links, members }: PlannedMembers, { base, reporter, wa
   for (const warning of plan.warnings) warn(warning);
 }
 
-/** The Trainer's count: six a parameter outside embeddings, the adapter's included; of a head that is trained whole both copies. */
+/** FLOP of a token as the Trainer counts them: six for each parameter outside embeddings, adapters and both copies of a trained head included. */
 function flosPerToken({ spec, lora }: ModelSetup): number {
   const embedding = spec.layers.find((layer) => layer.kind === "embedding")!.weight;
   const base = spec.tensors

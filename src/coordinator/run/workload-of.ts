@@ -3,12 +3,12 @@ import { roundWorkload, trainingWorkload, type Workload } from "../planning/work
 import type { AdapterRun } from "./adapter-run.ts";
 import type { Run } from "./run.ts";
 
-/** Those that take part in an attempt, in the order of their numbers on the workers. */
+/** The adapters that take part in an attempt, in the order of their numbers on the workers. */
 export function liveOf({ adapters }: Pick<Run, "adapters">): readonly AdapterRun[] {
   return adapters.filter(({ live }) => live);
 }
 
-/** What the live adapters' rounds are: cut as before, unless others than before are to do them and may differ in rounding. */
+/** The work of the live adapters' rounds. The cut stays as it was, except in an elastic run: its other workers may round differently anyway. */
 export function workloadOf(run: Pick<Run, "adapters" | "changes">): {
   workload: Workload;
   beside: readonly ResolvedLora[];

@@ -4,9 +4,9 @@ import type { ModuleSizes } from "./module-sizes.ts";
 import { isUnder, type ModuleTree } from "./module-tree.ts";
 
 /**
- * accelerate's infer_auto_device_map: fills the devices in order with the modules in order, keeping room on the first
- * GPU and the CPU for the largest layer still to come (as if it had to be brought back from an offload). What fits
- * nowhere lands on "disk". `tied` names groups of tensors that share memory and should share a device.
+ * accelerate's infer_auto_device_map: fills the devices in order with the modules in order. The first GPU and the CPU keep room for the
+ * largest layer still to come, as if it were brought back from an offload. A module that fits nowhere goes to "disk". `tied`: groups of
+ * tensors that share memory and should share a device.
  */
 export function autoDeviceMap(
   tree: ModuleTree,
@@ -86,7 +86,7 @@ class Fill {
     }
   }
 
-  /** Replaces the first owner that may be cut by what is directly in it, so that only the part with the tied tensor must come along. */
+  /** Replaces the first owner that may be split by its children, so that only the child with the tied tensor must move. */
   #splitOwner(name: string, owners: readonly string[]): boolean {
     const owner = owners.find((candidate) => this.#isSplittable(candidate));
     if (owner === undefined) return false;
@@ -119,7 +119,7 @@ class Fill {
     if (this.#largest.names.length === 0) this.#largest = this.#findLargest();
   }
 
-  /** Among what is queued: the largest entry that has no children or may not be cut, with all names of that size. */
+  /** The largest queued entry that has no children or may not be split, with all names of that size. */
   #findLargest(): LargestLayer {
     let size = 0;
     let names: string[] = [];

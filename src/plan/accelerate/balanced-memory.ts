@@ -4,12 +4,12 @@ import type { ModuleTree } from "./module-tree.ts";
 
 export interface BalanceOptions {
   readonly lowZero: boolean;
-  /** Whether max_memory came from the user; else a single device gives up a tenth of its memory. */
+  /** Whether max_memory came from the user. If not, a single device keeps a tenth of its memory free. */
   readonly userGiven: boolean;
   readonly noSplitClasses: readonly string[];
 }
 
-/** Where accelerate raises KeyError: low_0 indexes the devices 0 … n − 1 literally, and one of them is not in max_memory. */
+/** Thrown where accelerate raises KeyError: balanced_low_0 uses device numbers 0 … n − 1, and one of them is not in max_memory. */
 export class MissingDeviceError extends Error {
   readonly id: number;
   constructor(id: number) {
@@ -56,7 +56,7 @@ function literal(budgets: MaxMemory, id: number): number {
   return budget;
 }
 
-/** Room for uneven cuts: 1.25 times the larger of the largest no-split module and the mean terminal module. */
+/** Room for uneven cuts: 1.25 times the larger of the largest no-split module and the mean module that holds no other modules. */
 function slack(tree: ModuleTree, sizes: ModuleSizes, noSplitClasses: readonly string[]): number {
   const firstOfClass = new Map<string, number>();
   for (const [name, size] of sizes) {

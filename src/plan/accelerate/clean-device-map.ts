@@ -2,8 +2,8 @@ import type { DeviceKey, DeviceMap } from "../devices.ts";
 import { isUnder } from "./module-tree.ts";
 
 /**
- * accelerate's clean_device_map: a prefix whose entries (two or more) share a device collapses into one entry,
- * recursively; a map with one device throughout becomes {"": device}.
+ * accelerate's clean_device_map: if two or more entries under a prefix all have one device, they become one entry, recursively. A map with
+ * one device throughout becomes {"": device}.
  */
 export function cleanDeviceMap(map: DeviceMap): Map<string, DeviceKey> {
   const cleaned = new Map(map);

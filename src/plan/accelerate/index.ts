@@ -14,7 +14,7 @@ export interface AccelerateRequest {
   /** Whether max_memory is the user's own. */
   readonly userGiven: boolean;
   readonly quantization: "none" | "int8" | "int4";
-  /** dtype that unquantised weights are loaded in. */
+  /** dtype in which unquantised weights are loaded. */
   readonly loadDtype: Dtype;
 }
 
@@ -25,7 +25,7 @@ export interface AccelerateResult {
 }
 
 /**
- * The placement that accelerate 1.15 makes under transformers' `device_map`, exactly, spill to cpu and disk included.
+ * The same placement that accelerate 1.15 makes for transformers' `device_map`, offload to cpu and disk included.
  * Throws MissingDeviceError where accelerate raises KeyError.
  */
 export function accelerateDeviceMap(spec: ModelSpec, request: AccelerateRequest): AccelerateResult {

@@ -2,22 +2,22 @@ import { DTYPE_BITS, type Dtype, elementCount } from "../../common/dtype.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import { parentOf } from "./module-tree.ts";
 
-/** Bytes under every dotted prefix, "" the whole model. INT4 makes halves possible. */
+/** Bytes under every dotted prefix; "" is the whole model. With int4 there may be half bytes. */
 export type ModuleSizes = ReadonlyMap<string, number>;
 
-/** dtype that accelerate is told the weights will take; "int4" is its CustomDtype.INT4. */
+/** The dtype that accelerate sizes weights in; "int4" is its CustomDtype.INT4. */
 export type SizingDtype = Dtype | "int4";
 
 export interface Sizing {
-  /** null: every tensor at its own dtype. */
+  /** Null: every tensor has its own dtype. */
   readonly target: SizingDtype | null;
-  /** dtype in which tensors without one of their own are loaded. */
+  /** The dtype in which other tensors are loaded. */
   readonly load: Dtype;
-  /** Tensors sized at a dtype of their own, whatever the target. */
+  /** Tensors that keep a dtype of their own, whatever the target is. */
   readonly special: ReadonlyMap<string, Dtype>;
 }
 
-/** As transformers calls it: a plain load sizes at the load dtype; 8 and 4 bits size all but the output head at int8 / INT4. */
+/** As transformers asks for it: weights at the load dtype, or with 8 or 4 bits all but the output head at int8 or INT4. */
 export function sizingOf(spec: ModelSpec, quantization: "none" | "int8" | "int4", load: Dtype): Sizing {
   if (quantization === "none") return { target: load, load, special: new Map() };
   const head = spec.layers.find((layer) => layer.kind === "head");
@@ -25,7 +25,7 @@ export function sizingOf(spec: ModelSpec, quantization: "none" | "int8" | "int4"
   return { target: quantization, load, special };
 }
 
-/** accelerate's compute_module_sizes: unique parameters and all buffers, a shared tensor under its first name only. */
+/** accelerate's compute_module_sizes: all parameters and buffers, a shared tensor only under its first name. */
 export function moduleSizes(spec: ModelSpec, sizing: Sizing): ModuleSizes {
   const sizes = new Map<string, number>([["", 0]]);
   for (const tensor of spec.tensors) {

@@ -10,7 +10,7 @@ export interface ModuleTree {
   parameters(name: string): readonly string[];
   /** named_buffers(recurse=False), full names. */
   buffers(name: string): readonly string[];
-  /** A module that may not be cut, by its class. */
+  /** Whether the module's class says that it must not be split. */
   isNoSplit(name: string): boolean;
 }
 

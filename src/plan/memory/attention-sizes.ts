@@ -1,38 +1,39 @@
 import type { BlockLayer, DeltaNet, ModelSpec } from "../../models/spec.ts";
 
 /**
- * What a block's attention keeps and works on (native/model/mixer_*.cpp), in columns a token of the compute dtype unless it says otherwise.
+ * Sizes of what a block's attention keeps and works on (native/model/mixer_*.cpp). The unit is a value of the compute dtype for each token,
+ * unless a field says otherwise.
  */
 export interface AttentionSizes {
-  /** Of the inputs' product, and of the output projection's input: kept for the backward pass. */
+  /** What the input projections give, and what the output projection takes: kept for the backward pass. */
   readonly inputs: number;
   readonly output: number;
-  /** What latent vectors expand to: kept too. */
+  /** Expanded latent vectors: kept too. */
   readonly expanded: number;
-  /** Rows of log-sum-exp: floats a token, kept too. */
+  /** Log-sum-exp of the scores, in float32 values: kept too. */
   readonly sums: number;
-  /** At work beside what is kept: forward, and back beside the gradient of `output`. */
+  /** Workspace of the forward pass, beside what is kept; and of the backward pass, beside that and the gradient of `output`. */
   readonly forward: number;
   readonly backward: number;
-  /** Floats a token that a CPU's backward pass adds the queries' gradient in, where products are in 16 bits. */
+  /** Float32 values in which a CPU's backward pass adds up the queries' gradient, if the compute dtype has 16 bits. */
   readonly queries: number;
-  /** Bytes a token that only a GPU works on, beside the above: forward, and back (native/ops/cuda/cuda_ops_mixers.cpp). */
+  /** Further workspace on a GPU, in bytes a token (native/ops/cuda/cuda_ops_mixers.cpp). */
   readonly gpu: { readonly forward: number; readonly backward: number };
-  /** Of a product that is arranged anew: its second copy. */
+  /** The second copy of a product whose columns are rearranged. */
   readonly arranged: number;
-  /** What a cache holds: of a token, and floats of a sequence. */
+  /** What a key/value cache holds: values of each token, and float32 values of each sequence. */
   readonly cached: number;
   readonly state: number;
 }
 
 const NOTHING = { forward: 0, backward: 0 } as const;
 const FLOAT32 = 4;
-/** Tokens of a chunk, whose first state is kept on the backward pass (native/ops/cuda/delta/delta.h: kDeltaChunk). */
+/** Tokens of a chunk. The backward pass holds the state before each chunk (native/ops/cuda/delta/delta.h: kDeltaChunk). */
 const DELTA_CHUNK = 32;
 
 /**
- * Queries and keys of length 1 with their lengths, beta and the decay; back also what the rule changed, states before chunks,
- * and gradients of q and k for each value head. All float32.
+ * Bytes a token of the delta rule's float32 workspace. Forward: normalised queries and keys, their norms, beta and the decay. Backward: the
+ * same, the rule's changes of values, the states before chunks, and gradients of q and k for each value head.
  */
 function deltaOnGpu({ keyHeads, valueHeads, keyDim, valueDim }: DeltaNet): { forward: number; backward: number } {
   const padded = [32, 64].find((columns) => keyDim <= columns) ?? 128;
@@ -44,7 +45,7 @@ function deltaOnGpu({ keyHeads, valueHeads, keyDim, valueDim }: DeltaNet): { for
   };
 }
 
-/** Heads of two widths: the narrower ones once more with zeros behind; of v and the output, and back of their gradients too. */
+/** Bytes a token where keys and values differ in width: v and the output padded with zeros, and on the backward pass their gradients too. */
 function widenedOnGpu(
   heads: number,
   width: number,

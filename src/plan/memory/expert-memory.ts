@@ -8,7 +8,7 @@ import { type Holding, isQuantized, linearWeightBytes } from "./held-sizes.ts";
 
 const FLOAT32 = 4;
 
-/** Bytes of the weights of a block's experts, their router, biases and correction; 0 without experts. */
+/** Bytes of the weights of a block's experts, with the router, its biases and its correction; 0 without experts. */
 export function expertWeightBytes(block: BlockLayer, holding: Holding, computeDtype: FloatDtype): number {
   const { experts } = block;
   if (experts === undefined) return 0;
@@ -23,13 +23,13 @@ export function expertWeightBytes(block: BlockLayer, holding: Holding, computeDt
   return routed + corrected + all + count * sum(experts.linears.map(rest));
 }
 
-/** MXFP4 with its scales widened to float32. */
+/** Bytes of an MXFP4 weight, whose scales are held in float32. */
 function mxWeightBytes(linear: LinearSpec): number {
   const elements = linear.in * linear.out;
   return elements / 2 + (elements / MX_BLOCK) * FLOAT32;
 }
 
-/** Elements of the experts' weights that are kept in the compute dtype too by a weight cache. */
+/** Elements of the experts' weights that a weight cache copies in the compute dtype. */
 export function expandedExpertElements({ experts }: BlockLayer, holding: Holding): number {
   if (experts === undefined || !packsExperts(experts, holding)) return 0;
   return experts.count * sum(experts.linears.map((linear) => linear.in * linear.out));
@@ -39,7 +39,7 @@ function packsExperts(experts: ExpertsSpec, holding: Holding): boolean {
   return experts.packed !== null || experts.linears.some((linear) => isQuantized(linear, holding));
 }
 
-/** Gate and up, and down, of one expert as products; `pairs`: the block's. */
+/** The two products of one expert: gate and up together, and down. `pairs`: all of the block. */
 export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarget[], holding: Holding): GpuProduct[] {
   if (experts === undefined) return [];
   return [false, true].map((last): GpuProduct => {
@@ -64,13 +64,13 @@ export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarg
 /** Most bytes of expanded experts in one weight: experts_of_a_weight in native/ops/cuda/kernel_choice.cpp. */
 const EXPERTS_OF_A_WEIGHT_BYTES = 512 * 2 ** 20;
 
-/** A weight of several experts, one below the other, as a GPU holds them, and how many such there are. */
+/** A GPU stacks the rows of several experts in one weight. `product` is one such weight; `count` is how many there are. */
 export interface ExpertWeights {
   readonly product: GpuProduct;
   readonly count: number;
 }
 
-/** `product`: one expert's. */
+/** How a GPU stacks the weights of a block's experts. `product`: one expert's. */
 export function expertWeights(product: GpuProduct, experts: number, computeDtype: FloatDtype): ExpertWeights {
   const bytes = product.in * product.out * dtypeBytes(computeDtype);
   let together = Math.min(experts, Math.max(1, Math.floor(EXPERTS_OF_A_WEIGHT_BYTES / bytes)));
@@ -82,13 +82,16 @@ export function expertWeights(product: GpuProduct, experts: number, computeDtype
   };
 }
 
-/** Bytes a token of a mixture of experts, native/model/experts.cpp's; C experts chosen of N, F wide each. */
+/**
+ * Bytes a token of a mixture of experts (native/model/experts.cpp). C experts of N are chosen, each F wide; D is the hidden size, a the
+ * compute dtype's bytes.
+ */
 export interface ExpertWork {
-  /** Beside a shared expert's: logits, choices (16 C), gate and up of the chosen (2 a C F), and LoRA's inner vectors of theirs. */
+  /** Kept for the backward pass, beside a shared expert's: logits, choices (16 C), gate and up (2 a C F), and their LoRA inner vectors. */
   readonly kept: number;
-  /** On the backward pass: the output's gradient, h and its gradient (3 a D), and rows by expert with what they come from (a C (F + D)). */
+  /** Workspace of the backward pass: the output's gradient, h and its gradient (3 a D), rows by expert and their gradients (a C (F + D)). */
   readonly workspace: number;
-  /** A block below everything that learns. */
+  /** Workspace of a block below everything that is trained. */
   readonly forward: number;
 }
 

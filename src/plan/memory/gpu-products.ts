@@ -2,12 +2,12 @@ import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, LinearRole, LinearSpec } from "../../models/spec.ts";
 import { type Holding, isQuantized } from "./held-sizes.ts";
 
-/** Linears that share an input are one product and one weight on a GPU, one part below the other (native/model/block.cpp). */
+/** A product on a GPU. Linears with the same input are its parts: their rows are stacked in one weight (native/model/block.cpp). */
 export interface GpuProduct {
   readonly in: number;
-  /** Of all parts. */
+  /** Outputs of all parts together. */
   readonly out: number;
-  /** Matrices that its weight holds one below the other (experts'), of as many outputs each; absent: one. */
+  /** How many experts' matrices, of equal size, its weight stacks. Absent: one matrix. */
   readonly matrices?: number;
   readonly partRows: readonly number[];
   /** LoRA rank of each part; 0: none. */
@@ -15,16 +15,16 @@ export interface GpuProduct {
   readonly dropout: boolean;
   readonly bias: boolean;
   readonly quantized: boolean;
-  /** Held as its checkpoint packs it, whatever the base's quantisation is; absent: not. */
+  /** Set where the weight is held as the checkpoint packs it, whatever the base's quantisation is. */
   readonly packed?: "mxfp4";
-  /** Multiplies e4m3 numbers. */
+  /** Whether it multiplies e4m3 numbers. */
   readonly e4m3: boolean;
 }
 
 export interface BlockProducts {
-  /** Of the block's input: q, k and v, or what another kind of attention takes. */
+  /** The product of the block's input: q, k and v, or what another kind of attention needs. */
   readonly qkv: GpuProduct;
-  /** Of latent vectors. */
+  /** Products that expand latent vectors. */
   readonly expansions: readonly GpuProduct[];
   readonly o: GpuProduct;
   readonly gateUp: GpuProduct;
@@ -35,7 +35,7 @@ const NO_PRODUCT: GpuProduct = {
   ...{ in: 0, out: 0, partRows: [], ranks: [], dropout: false, bias: false, quantized: false, e4m3: false },
 };
 
-/** The products of a block, those of an MLP of no size where it has none; `pairs`: the block's. */
+/** The products of a block. A block without an MLP has MLP products of size 0. `pairs`: all of the block. */
 export function blockProducts(block: BlockLayer, pairs: readonly LoraTarget[], holding: Holding): BlockProducts {
   const of = (...roles: readonly LinearRole[]) =>
     gpuProduct(
@@ -78,7 +78,7 @@ function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[]
   };
 }
 
-/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/kernel_choice.h: kFp8Piece). */
+/** Whether a linear can multiply e4m3 numbers: rows of its operands must be multiples of 16 (native/ops/cuda/kernel_choice.h: kFp8Piece). */
 export function suitsE4m3({ in: input, out }: Pick<LinearSpec, "in" | "out">): boolean {
   return input % 16 === 0 && out % 16 === 0;
 }
@@ -90,12 +90,12 @@ export function headProduct(hidden: number, vocab: number, pair: LoraTarget | nu
   return { in: hidden, out: vocab, partRows: [vocab], ranks, dropout, bias: false, quantized: false, e4m3: false };
 }
 
-/** Columns behind those of a product's input and weight, for LoRA's inner vectors (native/ops/cuda/lora/lora.h: tail_columns). */
+/** Columns that LoRA's inner vectors add to a product's input and weight (native/ops/cuda/lora/lora.h: tail_columns). */
 export function tailColumns({ ranks }: GpuProduct): number {
   return roundUp(sum(ranks), 64);
 }
 
-/** Whether LoRA's products run through cuBLASLt, not in the fused kernels (native/ops/cuda/kernel_choice.h: kMostFusedRank). */
+/** Whether LoRA's products run in cuBLASLt instead of the fused kernels (native/ops/cuda/kernel_choice.h: kMostFusedRank). */
 export function runsAsProducts({ ranks }: GpuProduct): boolean {
   return ranks.some((rank) => rank > MOST_FUSED_RANK);
 }

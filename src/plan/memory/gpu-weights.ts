@@ -6,9 +6,9 @@ import type { Holding } from "./held-sizes.ts";
 const FLOAT32 = 4;
 
 /**
- * Bytes of each piece of device memory that holds a product's weight, as native/ops/cuda/base/linear_weight.cpp asks for them: 16 or
- * 32 bits with LoRA's tail and rows on lines of 64 elements; 4 bits with their scales a part; 8 bits with rows on lines of 16. In
- * e4m3 the scales of rows and columns come on top, and a weight that is not quantised is held as its two expansions alone.
+ * Bytes of each allocation that holds a product's weight, as native/ops/cuda/base/linear_weight.cpp makes them. In 16 or 32 bits: with LoRA's
+ * further columns, rows padded to 64 elements. In 4 bits: codes and scales of each part. In 8 bits: rows padded to 16. Where products are in
+ * e4m3, scales of rows and columns are added, and a weight that is not quantised is held only as its two e4m3 copies.
  */
 export function heldAllocations(product: GpuProduct, holding: Holding, computeDtype: FloatDtype): number[] {
   const bias = product.bias ? [product.out * dtypeBytes(computeDtype)] : [];
@@ -36,7 +36,7 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
   return [sum(codes), ...scales, ...places, ...beside];
 }
 
-/** A 4-bit weight of more parts keeps a list of where each is (CudaLinear::list_equal_parts). */
+/** A 4-bit weight with more parts than this has a list of where each part is (CudaLinear::list_equal_parts). */
 const LISTED_PARTS = 4;
 const PLACE_BYTES = 72;
 
@@ -44,27 +44,27 @@ function matricesOf({ matrices = 1 }: GpuProduct): number {
   return matrices;
 }
 
-/** In e4m3, the weight for the forward pass and its transpose for the backward pass. */
+/** Bytes of the two e4m3 copies: the weight for the forward pass, and its transpose for the backward pass. */
 function expansions({ in: input, out }: GpuProduct): number[] {
   return [input * out, input * out];
 }
 
 /**
- * Bytes of what products read of a weight, both ways: in the compute dtype with room for LoRA, rows [out + tail], lines of 64 elements;
- * or in e4m3 twice.
+ * Bytes of the expanded weight that both passes read: in the compute dtype with LoRA's further rows, [out + tail, in], rows padded to 64
+ * elements; or the two e4m3 copies.
  */
 export function expandedBytes(product: GpuProduct, computeDtype: FloatDtype): number {
   return product.e4m3 ? sum(expansions(product)) : paddedElements(product) * dtypeBytes(computeDtype);
 }
 
-/** Whether products with this weight run on an expanded copy of it, which it does not hold itself. */
+/** Whether products need an expanded copy of this weight. */
 export function isExpanded(product: GpuProduct, holding: Holding, computeDtype: FloatDtype): boolean {
   return product.quantized || (!product.e4m3 && holding.dtype !== computeDtype);
 }
 
 /**
- * Bytes in which the weights of these products take turns to be expanded: one place a shape (ExpandedPool in
- * native/ops/cuda/base/linear_weight.h). The blocks of a model share the places of one block.
+ * Bytes of the buffers in which these products' weights are expanded, one after another: one buffer for each shape (ExpandedPool in
+ * native/ops/cuda/base/linear_weight.h). All blocks share the buffers of one.
  */
 export function expansionBytes(products: readonly GpuProduct[], holding: Holding, computeDtype: FloatDtype): number {
   const places = products
@@ -79,7 +79,8 @@ export function expansionBytes(products: readonly GpuProduct[], holding: Holding
         ];
       return [[paddedShape(product).join(), expandedBytes(product, computeDtype)]];
     });
-  // While it loads, a weight that is held in e4m3 alone is there as it comes, too. An expert's gate, up and down come one after the other.
+  // While a weight that is held only in e4m3 is loaded, its original values are in memory too. An expert's gate, up and down are loaded
+  // one after another.
   const coming = (ofExperts: boolean) =>
     products
       .filter((product) => product.e4m3 && !product.quantized && (product.matrices !== undefined) === ofExperts)
@@ -97,10 +98,10 @@ function paddedElements(product: GpuProduct): number {
   return rows * stride;
 }
 
-/** The driver maps memory in pages of 2 MiB; smaller requests share one. */
+/** The driver maps memory in pages of 2 MiB. Smaller allocations share a page. */
 const PAGE = 2 ** 21;
 
-/** Bytes beyond what was asked for that the driver takes for these allocations. */
+/** Bytes that the driver adds to these allocations by rounding up to pages. */
 export function pagePadding(allocations: readonly number[]): number {
   return sum(allocations.map((bytes) => (bytes < PAGE / 2 ? 0 : roundUp(bytes, PAGE) - bytes)));
 }

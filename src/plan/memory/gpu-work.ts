@@ -4,24 +4,24 @@ import { type BlockProducts, type GpuProduct, roundUp, runsAsProducts, sum, tail
 
 const FLOAT32 = 4;
 
-/** Bytes of the arena that one block takes on a GPU. */
+/** Bytes of the arena that one block needs on a GPU. */
 export interface GpuBlockWork {
-  /** Kept beside the block's input and LoRA's inner vectors, from forward to backward. */
+  /** Kept for the backward pass, beside the block's input and LoRA's inner vectors. */
   readonly kept: number;
-  /** While the block runs, beside what is kept, its input and its output. */
+  /** Used while the block runs, beside what is kept, its input and its output. */
   readonly workspace: number;
 }
 
 /**
- * A block that learns, of T tokens (names as in layer-memory.ts; t the tail of a product, see tailColumns). native/model/block.cpp
- * keeps q, k, v (a (H + 2K) E), attention's output with room for LoRA (a (H E + t)), log-sum-exp (4 H), the residual after attention
- * (a D), gate and up (2 a F). Beside it, whichever is most:
+ * A block that is trained, with T tokens. Names are as in layer-memory.ts; t is a product's further columns for LoRA (tailColumns).
+ * native/model/block.cpp keeps q, k, v (a (H + 2K) E), attention's output with LoRA's columns (a (H E + t)), log-sum-exp (4 H), the residual
+ * after attention (a D), gate and up (2 a F). The workspace is the largest of these:
  *
- * - forward, SwiGLU's activation a (F + t) and its LoRA scratch; in 8 bits the integer sums of gate and up (8 F), the codes of
- *   their input (D + 4) and that input itself, a (D + t); in e4m3 the norm before gate and up, a (D + t), with codes and LoRA's part;
- * - backward through down: the activation a F, inner gradients, and LoRA's scratch or the widened gradient a (D + t) where LoRA
- *   joins the product (no dropout, and the output less than twice as wide as the input);
- * - backward through attention, gate, up and the residual being gone: gradients of its output and of q, k, v, row sums (4 H).
+ * - forward: SwiGLU's activation, a (F + t), and its LoRA scratch. In 8 bits: the integer sums of gate and up (8 F), the codes of their input
+ *   (D + 4) and that input, a (D + t). In e4m3: the norm before gate and up, a (D + t), its codes, and LoRA's part of the output;
+ * - backward through down: the activation a F, the gradients of inner vectors, and LoRA's scratch. Where LoRA's columns are part of the product
+ *   (no dropout, and the output less than twice as wide as the input): the widened gradient a (D + t) in place of the scratch;
+ * - backward through attention, when gate, up and the residual are freed: gradients of its output and of q, k, v, row sums (4 H).
  */
 export function gpuBlockWork(
   { hidden }: ModelShape,
@@ -46,7 +46,7 @@ export function gpuBlockWork(
   return { kept: keptRow * tokens, workspace };
 }
 
-/** A block below everything that learns: nothing is kept, and little at a time. */
+/** Workspace of a block below everything that is trained: it keeps nothing. */
 export function gpuForwardWork(
   { hidden }: ModelShape,
   { inputs, output, expanded, forward, gpu }: AttentionSizes,
@@ -63,7 +63,7 @@ export function gpuForwardWork(
   return Math.max((float * attention + gpu.forward) * tokens, float * mlp * tokens + codes, integers);
 }
 
-/** What the products of experts take beside their tensors: of one that every token chooses, or of all together. */
+/** Workspace of the experts' products, beside their tensors: one expert that every token chooses, or all experts together, whichever is more. */
 export function gpuExpertWork(
   products: readonly GpuProduct[],
   experts: ExpertsSpec | undefined,
@@ -84,8 +84,8 @@ export function gpuExpertWork(
 }
 
 /**
- * CudaOps::experts_forward and its backward pass: in e4m3 all rows' codes and scales; all experts' A or B, and inner vectors, in the compute
- * dtype.
+ * Workspace of all experts' products (CudaOps::experts_forward and its backward pass): A or B of all experts and the inner vectors, in the
+ * compute dtype; in e4m3 also codes and scales of all rows.
  */
 function groupedWork(
   { in: input, out, ranks, e4m3 }: GpuProduct,
@@ -107,37 +107,37 @@ function integerWork(product: GpuProduct, float: number, tokens: number): number
   return input + codes + outlierLists + FLOAT32 * roundUp(product.out, 4) * tokens;
 }
 
-/** LoRA's inner vectors, and then what a product in e4m3 takes. */
+/** Workspace of a forward product: that of LoRA's inner vectors, and that of e4m3. */
 function forwardWork(product: GpuProduct, float: number, tokens: number): number {
   return Math.max(innerWork(product, float, tokens), product.e4m3 ? e4m3Work(product, float, tokens) : 0);
 }
 
-/** The input's codes and scales; before them, LoRA's part of the output (CudaOps::forward_fp8). */
+/** Workspace of a product in e4m3: its input's codes and scales, and LoRA's part of the output (CudaOps::forward_fp8). */
 function e4m3Work(product: GpuProduct, float: number, tokens: number): number {
   return Math.max((product.in + FLOAT32) * tokens, loraPartWork(product, float, tokens));
 }
 
-/** Behind a norm that writes codes and scales itself these are there first (CudaOps::norm_linear_forward). */
+/** The same after a norm that writes codes and scales itself: they are allocated first (CudaOps::norm_linear_forward). */
 function normedWork(product: GpuProduct, float: number, tokens: number): number {
   return (product.in + FLOAT32) * tokens + loraPartWork(product, float, tokens);
 }
 
-/** Inner vectors and B in the compute dtype (CudaOps::write_output). */
+/** Workspace of LoRA's part of the output: inner vectors and B in the compute dtype (CudaOps::write_output). */
 function loraPartWork({ ranks, partRows }: GpuProduct, float: number, tokens: number): number {
   const widest = Math.max(0, ...partRows.filter((_, part) => ranks[part]! > 0));
   return float * (roundUp(sum(ranks), 64) * tokens + sum(ranks) * roundUp(widest, 64));
 }
 
-/** CudaOps::make_inner: partial sums, or what products of their own take. */
+/** Workspace of LoRA's inner vectors (CudaOps::make_inner): partial sums of the fused kernels, or that of cuBLASLt's products. */
 function innerWork(product: GpuProduct, float: number, tokens: number): number {
   if (!runsAsProducts(product)) return innerScratch(product, product.in, tokens);
   return float * (droppedRows(product, tokens) + sum(product.ranks)) * roundUp(product.in, 64);
 }
 
 /**
- * Workspace of LoRA's backward products through cuBLASLt (cuda_ops_lora.cpp). It holds the inner vectors or their gradients in the compute
- * dtype. Beside them, one at a time: B of all parts, each as wide as the widest; A of all parts and each part's input after dropout; or each
- * part's term of the input's gradient.
+ * Workspace of LoRA's backward products in cuBLASLt (cuda_ops_lora.cpp). It holds the inner vectors or their gradients in the compute dtype,
+ * and one of: B of all parts, each as wide as the widest; A of all parts, with each part's input after dropout; or each part's term of the
+ * input's gradient.
  */
 function productsBackWork(product: GpuProduct, float: number, tokens: number): number {
   const { ranks, partRows, in: input } = product;
@@ -147,14 +147,14 @@ function productsBackWork(product: GpuProduct, float: number, tokens: number): n
   return float * (rounded + Math.max(a, b));
 }
 
-/** Rows of the inputs that dropout leaves something of, one input for each part that learns. */
+/** Rows of all dropped inputs: one input for each part with LoRA and dropout. */
 function droppedRows({ ranks, dropout }: GpuProduct, tokens: number): number {
   return dropout ? ranks.filter((rank) => rank > 0).length * tokens : 0;
 }
 
 /**
- * A product's backward pass (CudaOps::input_grad_product, lora_a_grad): its LoRA scratch, the gradient that LoRA's columns widen, or its codes
- * and scales in e4m3.
+ * Workspace of a product's backward pass (CudaOps::input_grad_product, lora_a_grad): LoRA's scratch, and the gradient widened by LoRA's columns
+ * or its codes and scales in e4m3.
  */
 function backwardWork(product: GpuProduct, float: number, tokens: number): number {
   const codes = product.e4m3 ? (product.out + FLOAT32) * tokens : 0;
@@ -177,7 +177,7 @@ function loraBackWork(product: GpuProduct, float: number, tokens: number): numbe
   return Math.max(wide, aGrad, outputSide);
 }
 
-/** Partial inner vectors, of 16 tokens and up to eight ranks a tile, over splits of the columns (lora/inner.cu). */
+/** Bytes of partial inner vectors, one for each split of the columns. A tile has 16 tokens and up to eight ranks (lora/inner.cu). */
 function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): number {
   const tiles = sum(ranks.map((rank) => Math.ceil(rank / 8)));
   const blocks = Math.ceil(tokens / 16);
@@ -185,7 +185,7 @@ function innerScratch({ ranks }: GpuProduct, columns: number, tokens: number): n
   return splits === 1 ? 0 : splits * blocks * 16 * 8 * (tiles <= 4 ? tiles : 8) * FLOAT32;
 }
 
-/** lora/inner.cu's inner_splits. */
+/** As inner_splits in lora/inner.cu. */
 function innerSplits(blocks: number, most: number): number {
   const atOnce = 396;
   if (blocks <= atOnce) return Math.max(1, Math.min(Math.floor(atOnce / blocks), most));
@@ -195,7 +195,10 @@ function innerSplits(blocks: number, most: number): number {
   return even ?? 1;
 }
 
-/** In float32, partial gradients of A or B, of strips of columns and eight ranks, over splits of the tokens (lora/outer_plain.cu). */
+/**
+ * With float32: bytes of partial gradients of A or B, one for each split of the tokens, in strips of columns and eight ranks
+ * (lora/outer_plain.cu).
+ */
 function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) => number, tokens: number): number {
   const jobs = ranks.flatMap((rank, part) => repeated(Math.ceil(columnsOf(part) / 256), Math.ceil(rank / 8)));
   const bytes = launches(jobs).map((strips) => {
@@ -205,7 +208,7 @@ function plainOuterScratch(ranks: readonly number[], columnsOf: (part: number) =
   return Math.max(0, ...bytes);
 }
 
-/** In 16 bits, the same over blocks of 256 columns and up to 16 ranks, and B's part of the inner vectors' gradients (lora/outer.cu's cut_of). */
+/** With 16 bits: the same in blocks of 256 columns and up to 16 ranks, and partial gradients of the inner vectors (cut_of in lora/outer.cu). */
 function outerScratch(
   ranks: readonly number[],
   columnsOf: (part: number) => number,
@@ -223,7 +226,7 @@ function outerScratch(
   return Math.max(0, ...bytes);
 }
 
-/** Blocks of each launch, which takes up to eight jobs. */
+/** Thread blocks of each launch. A launch takes up to eight jobs. */
 function launches(jobs: readonly number[]): number[] {
   const groups: number[] = [];
   for (let first = 0; first < jobs.length; first += 8) groups.push(sum(jobs.slice(first, first + 8)));
@@ -234,7 +237,7 @@ function repeated(value: number, times: number): number[] {
   return new Array<number>(times).fill(value);
 }
 
-/** The head's input widened by LoRA's inner vectors, of a chunk of label tokens (CudaOps::forward_product). */
+/** Workspace of the head for a chunk of label tokens: its input widened by LoRA's inner vectors (CudaOps::forward_product). */
 export function gpuHeadWork(head: GpuProduct, float: number, chunk: number): number {
   if (sum(head.ranks) === 0) return 0;
   return float * roundUp(head.in + tailColumns(head), 64) * chunk + backwardWork(head, float, chunk);

@@ -7,26 +7,26 @@ export type Quantization = { readonly method: "none" } | { readonly method: "8bi
 
 /** How the frozen weights lie in a worker's memory. */
 export interface Holding {
-  /** The embedding; other unquantised weights are held in the dtype they are computed with. */
+  /** The embedding's dtype. Other unquantised weights are held in the dtype they are computed with. */
   readonly dtype: FloatDtype;
   readonly quantization: Quantization;
-  /** Paths of the linears that stay unquantised all the same (llm_int8_skip_modules). */
+  /** Paths of the linears that stay unquantised (llm_int8_skip_modules). */
   readonly skipModules: readonly string[];
-  /** GPUs: the blocks' products, forward and back, multiply e4m3 numbers (docs/decisions/compute/fp8.md). */
+  /** On GPUs, whether the blocks' products multiply e4m3 numbers in both passes (docs/decisions/compute/fp8.md). */
   readonly fp8: boolean;
 }
 
 const FLOAT32 = 4;
 
-/** Whether a linear is held in few bits: those of the blocks are, but for the skipped; the head and the embedding never are. */
+/** Whether a linear is held quantised: linears of blocks are, except the skipped ones; the head and the embedding never are. */
 export function isQuantized(linear: LinearSpec, { quantization, skipModules }: Holding): boolean {
   if (quantization.method === "none") return false;
   return !skipModules.includes(linear.name);
 }
 
 /**
- * Bytes of a linear's weight [out, in]: unquantised in the dtype its products run in, quantised with the scales that
- * bitsandbytes keeps beside it (the tables of code values are constants, held once).
+ * Bytes of a linear's weight [out, in]: unquantised in the dtype of its products, or quantised with the scales that bitsandbytes keeps. The
+ * tables of code values are constants and are held once.
  */
 export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeDtype: FloatDtype): number {
   const elements = linear.in * linear.out;
@@ -39,9 +39,8 @@ export function linearWeightBytes(linear: LinearSpec, holding: Holding, computeD
 }
 
 /**
- * Bytes of one layer's frozen weights as the engine holds them, but for experts (expert-memory.ts): the embedding in the holding dtype,
- * norms, sinks and biases in float32, linears as above. A tied head counts in full: its products need their own layout, on whichever
- * device it is.
+ * Bytes of one layer's frozen weights as the engine holds them, without experts (expert-memory.ts). The embedding has the holding dtype; norms,
+ * sinks and biases are in float32; linears are as above. A tied head counts in full, because its products need a layout of their own.
  */
 export function layerWeightBytes(
   spec: ModelSpec,
@@ -68,7 +67,7 @@ export function layerWeightBytes(
   }
 }
 
-/** Weight, gradient and AdamW's two moments of a LoRA parameter, all float32. */
+/** A LoRA parameter's weight, gradient and two moments of AdamW, in float32. */
 export const LORA_BYTES_PER_PARAMETER = 16;
-/** A weight and two moments, copied once a step on their way out of an elastic run's rank. */
+/** A weight and two moments, which an elastic run's rank copies once a step to send them. */
 export const TOLD_BYTES_PER_PARAMETER = 12;

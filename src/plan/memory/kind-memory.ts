@@ -10,16 +10,16 @@ import { LORA_BYTES_PER_PARAMETER, TOLD_BYTES_PER_PARAMETER } from "./held-sizes
 import { logitRows } from "./logit-rows.ts";
 
 const FLOAT32 = 4;
-/** Rows of the embedding's table that DoRA reads at a time (native/model/embedding.cpp). */
+/** Rows of the embedding's table that DoRA reads at once (native/model/embedding.cpp). */
 const TABLE_ROWS = 512;
-/** Rows of the identity that |W|² is measured with at a time (native/model/dora.cpp). */
+/** Rows of the identity matrix that are multiplied at once to measure |W|² (native/model/dora.cpp). */
 const MEASURED_ROWS = 128;
-/** Outputs of a weight in e4m3 that are made wider at a time for it (native/ops/cuda/cuda_ops_linear.cpp: forward_values). */
+/** Outputs of an e4m3 weight that are widened at once for that (native/ops/cuda/cuda_ops_linear.cpp: forward_values). */
 const WIDENED_ROWS = 1024;
 
 type Trained = Pick<PlanRequest, "matrices" | "lora" | "beside">;
 
-/** Everything that a run trains, of all adapters; without a list of it, the pairs' own. */
+/** All matrices that a run trains, of all adapters. Without a list of them: those of the pairs. */
 export const trainedMatrices: (of: Trained) => readonly NamedMatrix[] = remembered(
   ({ matrices, lora, beside = [] }) => {
     const own = matrices ?? lora.flatMap(pairMatrices);
@@ -27,47 +27,47 @@ export const trainedMatrices: (of: Trained) => readonly NamedMatrix[] = remember
   },
 );
 
-/** Index of the lowest layer that trains anything; Infinity when nothing learns. */
+/** Index of the lowest layer with anything trained; Infinity if there is none. */
 export function lowestTrainable(request: Trained & Pick<PlanRequest, "work">): number {
   if (request.work.forwardOnly === true) return Number.POSITIVE_INFINITY;
   return trainedMatrices(request).reduce((lowest, { layer }) => Math.min(lowest, layer), Number.POSITIVE_INFINITY);
 }
 
-/** Bytes of a layer's matrices with their gradients and moments. */
+/** Bytes of a layer's trained matrices with their gradients and moments. */
 export function trainedBytes(request: PlanRequest, index: number): number {
   const own = trainedMatrices(request).filter(({ layer, twin }) => layer === index || twin?.layer === index);
   return matrixElements(own) * LORA_BYTES_PER_PARAMETER;
 }
 
-/** Bytes of what a layer's matrices are resumed with. */
+/** Bytes of a layer's trained matrices and moments: what training resumes from. */
 export function toldBytes(request: PlanRequest, index: number): number {
   return (trainedBytes(request, index) / LORA_BYTES_PER_PARAMETER) * TOLD_BYTES_PER_PARAMETER;
 }
 
-/** Whether the embedding's table is what is trained: it then lies among what is trained, on the device. */
+/** Whether the embedding's whole table is trained. If so it lies on the device with the other trained matrices. */
 export function trainsTable(request: PlanRequest, { kind, name }: LayerSpec): boolean {
   return kind === "embedding" && trainedMatrices(request).some((matrix) => matrix.name === `${name}.weight`);
 }
 
-/** Whether the head's whole weight is trained: its products then have a copy of their own. */
+/** Whether the head's whole weight is trained. If so its products have a copy of their own. */
 export function trainsHead(request: PlanRequest, { kind, name }: LayerSpec): boolean {
   return kind === "head" && trainedMatrices(request).some((matrix) => matrix.name === `${name}.weight`);
 }
 
-/** What kinds beside plain pairs add to a layer's memory, as LayerMemory has it. */
+/** What kinds of adapters other than plain LoRA pairs add to a layer's LayerMemory. */
 export interface KindMemory {
-  /** Held beside the weights: DoRA's norms. */
+  /** Held for the whole run: DoRA's norms. */
   readonly weights: number;
-  /** Kept from forward to backward where everything is, and of a block that recomputes. */
+  /** Kept for the backward pass: by a block that keeps everything, and by one that recomputes. */
   readonly kept: number;
   readonly workspace: number;
 }
 
 /**
- * DoRA keeps each product as it was before its gains (a N a token, N its outputs), works on one more and on its gradient, and measures norms
- * with some rows of float32 products. With dropout it keeps the products of dropped inputs instead, and works on such an input, its inner
- * vectors and their gradients. A pair on the embedding works on vectors of its rank, with DoRA also on some rows of the table. A head that has rows of
- * tokens in the embedding's stead holds them as products take them, and works on their logits.
+ * DoRA keeps each product before its gains: a N bytes a token for N outputs. Its workspace is one more product, its gradient, and the rows of
+ * float32 products that measure norms. With dropout it keeps the products of dropped inputs instead, and the workspace has a dropped input,
+ * its inner vectors and their gradients. A pair on the embedding needs vectors of its rank, with DoRA also some rows of the table. A tied
+ * head with trained rows of tokens holds a copy of these rows for its products, and needs their logits.
  */
 export function kindMemory(request: PlanRequest, layer: LayerSpec, pairs: readonly LoraTarget[]): KindMemory {
   const { work, computeDtype, spec, holding } = request;
@@ -130,7 +130,7 @@ function rowsMemory({ work, computeDtype, spec }: PlanRequest, { shape }: NamedM
   };
 }
 
-/** Bytes a token of a pair's input after dropout, with room for LoRA's columns, of its inner vectors and of their gradient. */
+/** Bytes a token of a pair's dropped input with LoRA's columns, of its inner vectors and of their gradient. */
 const droppedRow = (float: number, input: number, rank: number) =>
   float * (input + roundUp(rank, 64)) + 2 * FLOAT32 * rank;
 

@@ -21,33 +21,33 @@ import { type Holding, isQuantized, LORA_BYTES_PER_PARAMETER, layerWeightBytes }
 import { kindMemory, lowestTrainable, toldBytes, trainedBytes, trainsHead, trainsTable } from "./kind-memory.ts";
 import { logitRows } from "./logit-rows.ts";
 
-/** Bytes that one layer takes on the device that holds it. */
+/** Bytes that one layer needs on its device. */
 export interface LayerMemory {
   readonly weights: number;
-  /** Of the host's memory, for a device that has its own: the embedding. */
+  /** In the host's memory, if the device has its own: the embedding. */
   readonly host: number;
   /** LoRA weights, gradients and optimizer state. */
   readonly lora: number;
-  /** Its quantised weights kept in the compute dtype too: what a weight cache adds. */
+  /** What a weight cache adds: copies of quantised weights in the compute dtype. */
   readonly expanded: number;
-  /** On a GPU, room to expand its weights in before a product, unless they are cached; the blocks of a device share one. */
+  /** On a GPU, room to expand its weights before a product, unless they are cached. The blocks of a device share it. */
   readonly expansion: number;
-  /** On a GPU, what the driver rounds allocations up to; a head that is held in another dtype than products', in that one. */
+  /** On a GPU, what the driver adds by rounding allocations up, and a head's copy where its held dtype is not that of products. */
   readonly extra: number;
-  /** Kept from forward to backward, a micro-batch in flight: checkpointed, and with everything kept. */
+  /** Kept for the backward pass by a micro-batch in flight: by a block that recomputes, and by one that keeps everything. */
   readonly saved: number;
   readonly savedFull: number;
-  /** Of both: a block's input, which may wait on the host like all that savedFull adds. */
+  /** A block's input, part of both of the above. It may be offloaded, as may everything that savedFull adds. */
   readonly input: number;
-  /** Alive while the layer itself runs; a device needs the largest of its layers'. */
+  /** Used while the layer runs. A device needs the largest of its layers'. */
   readonly workspace: number;
-  /** Added to `workspace` of a block that recomputes. */
+  /** What a block that recomputes adds to `workspace`. */
   readonly recompute: number;
   readonly cache: number;
 }
 
 const FLOAT32 = 4;
-/** The driver's context, cuBLASLt's workspace and small tables. A CPU worker's budget is for what it computes with, not for the interpreter. */
+/** The driver's context, cuBLASLt's workspace and small tables. A CPU worker's budget does not include Node itself. */
 const CONTEXT_BYTES = { cpu: 0, cuda: 640 * 2 ** 20 } as const;
 
 export function contextBytes(kind: Device["kind"]): number {
@@ -55,23 +55,24 @@ export function contextBytes(kind: Device["kind"]): number {
 }
 
 /**
- * What every layer takes, in model order. T tokens of a micro-batch, N label tokens, D hidden, H heads, K kv heads, E head
- * width, F feed-forward width, V vocabulary, R sum of LoRA ranks of a block, a bytes of the compute dtype. Bytes a token:
+ * What every layer needs, in model order. Names: T tokens of a micro-batch, N label tokens, D hidden size, H heads, K key/value heads, E head
+ * width, F feed-forward width, V vocabulary, R sum of a block's LoRA ranks, a bytes of the compute dtype. Bytes a token:
  *
- * - saved by a block: its input (a D) and LoRA's inner vectors (4 R); without checkpointing also q, k, v (a (H + 2K) E),
- *   attention's output (a H E) and log-sum-exp (4 H), or what another kind of attention has (attention-sizes.ts), the residual after attention (a D), gate and up (2 a F);
- * - a block's own work: the gradient of its output and SwiGLU's activation (a (D + F)), LoRA's inner gradients (4 R), or, where
- *   attention's backward takes more, that; a block that recomputes has all of the above for itself for a while; weights in 8 bits
- *   add codes of the input (see codesWork);
- * - a block below everything that learns saves nothing and works on a (2 D + 3 F);
+ * - a block saves its input (a D) and LoRA's inner vectors (4 R). Without checkpointing it also saves q, k, v (a (H + 2K) E), attention's
+ *   output (a H E) and log-sum-exp (4 H), or what another kind of attention has (attention-sizes.ts), the residual after attention (a D),
+ *   gate and up (2 a F);
+ * - a block's workspace is the gradient of its output and SwiGLU's activation (a (D + F)) with the gradients of LoRA's inner vectors (4 R), or
+ *   that of attention's backward pass if it is larger. A block that recomputes adds everything it would otherwise save. Weights in 8 bits add
+ *   codes of the input (codesWork);
+ * - a block below everything that is trained saves nothing, and its workspace is a (2 D + 3 F);
  * - the final norm saves its input (a D), the head the gradient of its input (a D a label token);
- * - the head's own work: its input or its gradient (a D), and a chunk of n label tokens with n V 4 <= 2^28: their logits in
- *   float32, whose place their gradient takes, and their input (a D).
+ * - the head's workspace is its input or the input's gradient (a D), and a chunk of n label tokens with 4 n V <= 2^28: the input of the chunk
+ *   (a D), and its logits in float32, which their gradient overwrites.
  *
- * On GPUs products are arranged another way: gpu-weights.ts and gpu-work.ts have their formulas.
+ * GPUs lay products out differently: the formulas are in gpu-weights.ts and gpu-work.ts.
  *
- * Several adapters share the base and take turns on what a micro-batch needs: weights are held once, what is trained adds up, of everything
- * else the largest counts.
+ * Several adapters share the base and run one after another. Base weights are held once, trained matrices add up, and of everything else the
+ * largest counts.
  */
 export const layerMemory = remembered((request: PlanRequest): readonly LayerMemory[] => {
   const lowest = lowestTrainable(request);
@@ -88,11 +89,11 @@ export const layerMemory = remembered((request: PlanRequest): readonly LayerMemo
 
 interface AdapterLayer {
   readonly cost: LayerMemory;
-  /** The layer's own weight is trained whole: the adapter does not use the base's. */
+  /** Whether the adapter trains the layer's whole weight, and so does not use the base's. */
   readonly ownWeight: boolean;
 }
 
-/** `bare`: the layer without any adapter. */
+/** Adds up one layer over several adapters. `bare`: the layer without an adapter. */
 function together(all: readonly AdapterLayer[], bare: AdapterLayer): LayerMemory {
   const most = (of: (cost: LayerMemory) => number) => Math.max(...all.map(({ cost }) => of(cost)));
   const beyond = (of: (cost: LayerMemory) => number) =>
@@ -115,7 +116,7 @@ function together(all: readonly AdapterLayer[], bare: AdapterLayer): LayerMemory
   };
 }
 
-/** Of one adapter, where the lowest layer that any learns is `lowest`. */
+/** All layers with one adapter. `lowest`: the lowest layer that any adapter trains. */
 function adapterLayers(request: PlanRequest, lowest: number): AdapterLayer[] {
   const { spec, lora } = request;
   const pairs = pairsByLayer(lora, spec.layers.length);
@@ -144,7 +145,7 @@ function adapterLayers(request: PlanRequest, lowest: number): AdapterLayer[] {
 
 const NOTHING = { saved: 0, savedFull: 0, input: 0, workspace: 0, recompute: 0, cache: 0 } as const;
 
-/** Devices of one run are of one kind but for odd setups, which are planned as if all were GPUs. */
+/** The devices of a run usually have one kind. Mixed devices are planned as if all were GPUs. */
 function onGpu({ devices }: Pick<PlanRequest, "devices">): boolean {
   return devices.some(({ kind }) => kind === "cuda");
 }
@@ -168,7 +169,7 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
   if (layer.kind === "embedding" || layer.kind === "norm") {
     const bytes = layerWeightBytes(spec, layer, holding, computeDtype);
     const nothing = { expanded: 0, expansion: 0 };
-    // A step reads a row of the embedding a token: it stays in the host's memory.
+    // A step reads one row of the embedding for each token: it stays in the host's memory.
     if (layer.kind === "embedding") return { ...nothing, weights: 0, host: bytes, extra: 0 };
     return { ...nothing, weights: bytes, host: 0, extra: pagePadding([bytes]) };
   }
@@ -202,7 +203,7 @@ function heldOnGpu({ spec, holding, computeDtype }: PlanRequest, layer: LayerSpe
 
 const NO_EXPERTS = { weights: [], allocations: [] } as const;
 
-/** The experts' weights, and the pieces of memory that they and the router's take. */
+/** Bytes of the experts' weights, and the allocations of these and of the router's. */
 function heldExperts(
   block: BlockLayer,
   pairs: readonly LoraTarget[],
@@ -230,7 +231,7 @@ function heldExperts(
   };
 }
 
-/** What depends on tokens. `learns`: the layer or one before it has a LoRA pair, so it runs backward. */
+/** What depends on tokens. `learns`: this layer or one before it is trained, so it has a backward pass. */
 function transient(
   request: PlanRequest,
   layer: LayerSpec,
@@ -275,7 +276,7 @@ function transient(
   }
 }
 
-/** What a block remembers of the sequences in a cache. */
+/** Bytes of a block's key/value cache. */
 function cacheBytes({ spec, work, computeDtype }: PlanRequest, block: BlockLayer): number {
   if (work.cacheTokens === 0) return 0;
   const { cached, state } = attentionSizes(spec, block, 0);
@@ -283,7 +284,7 @@ function cacheBytes({ spec, work, computeDtype }: PlanRequest, block: BlockLayer
 }
 
 interface BlockWork {
-  /** Kept beside the block's input and LoRA's inner vectors. */
+  /** Kept for the backward pass, beside the block's input and LoRA's inner vectors. */
   readonly kept: number;
   readonly workspace: number;
 }
@@ -330,14 +331,14 @@ function workOnCpu(request: PlanRequest, block: BlockLayer, pairs: readonly Lora
   };
 }
 
-/** Width of gate and up, each, of a block's MLP, or of its shared expert; 0: none. */
+/** Width of a block's MLP or of its shared expert; 0 if it has neither. */
 function mlpWidth({ linears }: BlockLayer): number {
   return linears.find(({ role }) => role === "down")?.in ?? 0;
 }
 
 /**
- * Beside its layers a segment has an output and a gradient on their way (2 a D a token, and both as links carry them), indices of the tokens and of chunks, and rotary tables (4 E
- * a token).
+ * Bytes of a segment beside its layers: an output and a gradient being sent (2 a D a token, and their rounded copies), indices of tokens and
+ * chunks, and rotary tables (4 E a token).
  */
 export function boundaryBytes(request: PlanRequest): number {
   const { shape } = request.spec;
@@ -354,14 +355,14 @@ export function pairsByLayer(lora: readonly LoraTarget[], layers: number): LoraT
   return pairs;
 }
 
-/** Bytes a token of what attention and MLP add before norms of their own (native/model/block.cpp), kept for the backward pass. */
+/** Bytes a token of the outputs of attention and MLP where a norm follows them (native/model/block.cpp), kept for the backward pass. */
 function extraKept({ shape }: ModelSpec, { attnPostNorm, mlpPostNorm }: BlockLayer, float: number): number {
   return [attnPostNorm, mlpPostNorm].filter((name) => name !== null).length * float * shape.hidden;
 }
 
 /**
- * Bytes a token of what families beyond Llama's rules work on beside: a branch before its norm or factor, or its gradient; in parallel
- * the gradient of x; a product that is arranged anew.
+ * Bytes a token of further workspace in families that differ from Llama: an output of attention or MLP before its norm or factor, or its
+ * gradient; the gradient of x where attention and MLP run in parallel; a product whose columns are rearranged.
  */
 function extraWork(spec: ModelSpec, block: BlockLayer, float: number): number {
   const { shape, rules, layers } = spec;
@@ -385,14 +386,14 @@ function blockWork(
 ): number {
   if (!learns) return float * Math.max(2 * hidden + 3 * ffn, hidden + inputs + expanded + output + forward);
   const mlp = float * (hidden + ffn) + FLOAT32 * ranks;
-  // By then gate, up and the residual are gone: the gradients of attention's output and inputs, what is made anew (q and k after their
-  // norms); queries' gradient in float32 where products are in 16 bits.
+  // Gate, up and the residual are freed by then. There are gradients of attention's output and inputs, what is recomputed (q and k after their
+  // norms), and the queries' gradient in float32 if the compute dtype has 16 bits.
   const gradients = hidden + output + backward;
   const sums = float === FLOAT32 ? 0 : FLOAT32 * queries;
   return Math.max(mlp, float * (gradients - 2 * ffn - hidden) + sums + FLOAT32 * ranks);
 }
 
-/** What products of weights in 8 bits take: the input's codes and scales. */
+/** Workspace of products with weights in 8 bits: the input's codes and scales. */
 function codesWork({ holding, work }: PlanRequest, block: BlockLayer): number {
   if (holding.quantization.method !== "8bit") return 0;
   const all = [...block.linears, ...(block.experts?.packed === null ? block.experts.linears : [])];

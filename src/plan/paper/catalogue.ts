@@ -6,18 +6,18 @@ const GB = 1e9;
 const GIB = 2 ** 30;
 const TFLOP = 1e12;
 
-/** What a plan needs to know of a kind of GPU. Rates are those that products of a transformer reach, not peaks. */
+/** Rates of a kind of GPU, as a plan needs them: those that a transformer's products reach, not the peaks. */
 export interface GpuFacts {
-  /** Products in 16 bits, and with float32 inputs, FLOP/s. */
+  /** FLOP/s of products in 16 bits, and of products with float32 inputs. */
   readonly products: number;
   readonly productsFloat32: number;
-  /** Of its own memory, bytes/s. */
+  /** Bytes/s of its own memory. */
   readonly bandwidth: number;
-  /** To its host's memory, each way, bytes/s. */
+  /** Bytes/s to its host's memory, in each direction. */
   readonly hostLink: number;
 }
 
-/** A kind of GPU that can be had. */
+/** A kind of GPU that can be bought or rented. */
 export interface CatalogueGpu extends GpuFacts {
   /** As `plan --devices` names it. */
   readonly id: string;
@@ -25,11 +25,11 @@ export interface CatalogueGpu extends GpuFacts {
   readonly name: string;
   readonly memoryBytes: number;
   readonly capability: readonly [major: number, minor: number];
-  /** Where memory and peaks are from. */
+  /** Where the numbers for memory and peaks come from. */
   readonly source: string;
 }
 
-/** What the driver keeps of the memory that nvidia-smi shows, before a process has a context. */
+/** The driver keeps this share of the memory that nvidia-smi shows, before a process has a context. */
 const DRIVER_SHARE = 0.02;
 
 const NVIDIA = "https://www.nvidia.com/en-us";
@@ -52,9 +52,9 @@ const card = (
 });
 
 /**
- * Products are measured where known (H100, H200: 694 alone and hot, 740 in a step, whose short kernels let the card rest), else about 0.7 of
- * the dense peak in 16 bits that the vendor states; bandwidth is the vendor's, memory what nvidia-smi shows in all. Host links: 50 GB/s measured on an H100's PCIe 5
- * x16, the others by their bus.
+ * Rates of products are measured for H100 and H200: 694 TFLOP/s in a loop on a hot card, 740 in a step, whose short kernels let the card cool.
+ * For other cards they are about 0.7 of the vendor's dense peak in 16 bits. Bandwidth is the vendor's. Memory is the total that nvidia-smi
+ * shows. The host link of an H100 (PCIe 5 x16) is measured, 50 GB/s; the others follow from their bus.
  */
 export const CATALOGUE: readonly CatalogueGpu[] = [
   card("b200", "NVIDIA B200", [179, 10, 0], [1500, 560, 8000, 50], `${NVIDIA}/data-center/dgx-b200/`),
@@ -121,7 +121,7 @@ export const CATALOGUE: readonly CatalogueGpu[] = [
   card("t4", "Tesla T4", [15, 7, 5], [35, 6, 320, 10], `${NVIDIA}/data-center/tesla-t4/`),
 ];
 
-/** Drivers' names that stand for an entry though they are others: by what is in them, the first that fits. */
+/** Names of the driver that differ from an entry's but mean it. The first pattern that matches counts. */
 const ALIASES: readonly (readonly [RegExp, string])[] = [
   [/\bGB200/i, "gb200"],
   [/\bGH200/i, "gh200"],
@@ -147,14 +147,14 @@ const ALIASES: readonly (readonly [RegExp, string])[] = [
 ];
 const UNKNOWN: GpuFacts = { products: 60 * TFLOP, productsFloat32: 25 * TFLOP, bandwidth: 500 * GB, hostLink: 10 * GB };
 
-/** A device's own facts, else those of its name; of a name that is not known, a card of the middle. */
+/** A device's own facts, else those of its name. A card with an unknown name is taken for an average one. */
 export function gpuFacts({ name, facts }: Pick<Device, "name" | "facts">): GpuFacts {
   if (facts !== undefined) return facts;
   const id = ALIASES.find(([pattern]) => pattern.test(name ?? ""))?.[1];
   return CATALOGUE.find((known) => known.id === id) ?? UNKNOWN;
 }
 
-/** Error: PL_CONFIG_INVALID for a name that neither the catalogue nor `own` has. */
+/** The entry for a name, from `own` or the catalogue. Errors: PL_CONFIG_INVALID if neither has it. */
 export function catalogueGpu(id: string, own: ReadonlyMap<string, CatalogueGpu>): CatalogueGpu {
   const found = own.get(id) ?? CATALOGUE.find((known) => known.id === id);
   if (found !== undefined) return found;
@@ -165,7 +165,7 @@ export function catalogueGpu(id: string, own: ReadonlyMap<string, CatalogueGpu>)
   });
 }
 
-/** docs/reference/gpus.md */
+/** The text of docs/reference/gpus.md. */
 export function cataloguePage(): string {
   const rows = CATALOGUE.map(
     ({ id, memoryBytes, capability, products, productsFloat32, bandwidth, source }) =>

@@ -10,7 +10,7 @@ interface Offer {
 
 const SHOWN = 12;
 
-/** Sets of GPUs, the cheapest in time first. */
+/** A table of sets of GPUs, which are given in order: the cheapest that meets the deadline first. */
 export function formatRental(sets: readonly Offer[], steps: number, deadlineSeconds: number | null): string {
   const rows = sets.slice(0, SHOWN).map(({ name, plan, seconds, cost, meets }) => {
     if (plan?.predicted == null) return [name, "does not fit", "", "", "", ""];

@@ -16,7 +16,7 @@ const FIRST_NODE = "node-a";
 const MOST_DEVICES = 1024;
 
 /**
- * "2x rtx-4090", "a100-80gb @ node-b": a number of GPUs (1 where none is said), their name, their node. Errors: PL_CONFIG_INVALID.
+ * Reads "2x rtx-4090" or "a100-80gb @ node-b": how many GPUs (1 if left out), their name, their node. Errors: PL_CONFIG_INVALID.
  */
 export function parseDevices(entries: readonly string[], own: ReadonlyMap<string, CatalogueGpu>): PaperGroup[] {
   const groups = entries.map((entry): PaperGroup => {
@@ -42,7 +42,7 @@ export function parseDevices(entries: readonly string[], own: ReadonlyMap<string
   return groups;
 }
 
-/** What these GPUs' hosts have of memory is not known; their links are what was said, or what their buses carry. */
+/** The devices of these groups. The memory of their hosts is unknown. */
 export function devicesOf(groups: readonly PaperGroup[]): Device[] {
   let id = 0;
   return groups.flatMap(({ count, gpu, node }) =>
@@ -54,7 +54,7 @@ export function devicesOf(groups: readonly PaperGroup[]): Device[] {
         name: gpu.name,
         node,
         capability: gpu.capability,
-        // Whoever rents GPUs installs NCCL.
+        // Rented GPUs come with NCCL.
         nccl: { version: "2", reason: null },
         memoryBytes: gpu.memoryBytes,
         facts: gpu,
@@ -63,11 +63,11 @@ export function devicesOf(groups: readonly PaperGroup[]): Device[] {
   );
 }
 
-/** Of a network's nominal rate, what a stream over TCP carries (1.1 GB/s measured of 10 GbE). */
+/** A TCP stream reaches this share of a network's nominal rate (measured: 1.1 GB/s on 10 GbE). */
 const NETWORK_SHARE = 0.88;
 const NETWORK_LATENCY = 300e-6;
 const BUS_LATENCY = 20e-6;
-/** What NCCL carries between two GPUs of a host at most (rates.ts). */
+/** The most that NCCL reaches between two GPUs of a host, in bytes/s (rates.ts). */
 const MOST_BUS = 50e9;
 const UNITS: Readonly<Record<string, number>> = {
   ...{ gbe: (1e9 / 8) * NETWORK_SHARE, "gb/s": 1e9, "mb/s": 1e6, "tb/s": 1e12 },
@@ -75,8 +75,8 @@ const UNITS: Readonly<Record<string, number>> = {
 };
 
 /**
- * "node-a,node-b=10GbE": rates between nodes, several with ";" between; of GPUs within a node "node-a,node-a=20GB/s". Units: GbE, Gbit/s,
- * Gbps (of which 0.88 is carried), MB/s, GB/s, TB/s. Errors: PL_CONFIG_INVALID.
+ * Reads rates between nodes, "node-a,node-b=10GbE", and between GPUs of a node, "node-a,node-a=20GB/s". ";" separates several. Units: GbE,
+ * Gbit/s and Gbps (0.88 of the rate counts), MB/s, GB/s, TB/s. Errors: PL_CONFIG_INVALID.
  */
 export function parseLinkRates(text: string | null, groups: readonly PaperGroup[]): ReadonlyMap<string, LinkRate> {
   const nodes = new Set(groups.map(({ node }) => node));
@@ -114,7 +114,7 @@ export function paperRates(links: ReadonlyMap<string, LinkRate>): RateOverrides 
 const amount = z.number().positive().max(1e9);
 const ownGpu = z.strictObject({
   memory: z.union([z.string(), amount]),
-  /** TFLOP/s that products reach, in 16 bits and with float32 inputs. */
+  /** TFLOP/s of products in 16 bits, and of products with float32 inputs. */
   tflops: amount,
   tflops_float32: amount.optional(),
   /** GB/s */
@@ -124,17 +124,17 @@ const ownGpu = z.strictObject({
     .string()
     .regex(/^\d{1,2}\.\d$/)
     .optional(),
-  /** An hour. */
+  /** Price of an hour. */
   price: z.number().nonnegative().max(1e6).optional(),
 });
 
 export interface OwnGpus {
   readonly gpus: ReadonlyMap<string, CatalogueGpu>;
-  /** An hour, by name. */
+  /** Price of an hour, by name. */
   readonly prices: ReadonlyMap<string, number>;
 }
 
-/** Kinds of GPUs of a user's own (--gpus FILE): name -> memory, rates and price. Errors: PL_CONFIG_INVALID. */
+/** Reads a user's own kinds of GPUs (--gpus FILE): name -> memory, rates and price. Errors: PL_CONFIG_INVALID. */
 export function ownGpus(path: string, value: Readonly<Record<string, unknown>>): OwnGpus {
   const gpus = new Map<string, CatalogueGpu>();
   const prices = new Map<string, number>();

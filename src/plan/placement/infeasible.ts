@@ -5,12 +5,12 @@ import { alignTable } from "../shown/table.ts";
 import { leastOverfull, stageMemory } from "./partition.ts";
 import { type PlacementProblem, wholeProblem } from "./planner.ts";
 
-/** Whether a changed request would fit, as the planner sees it. */
+/** Whether the planner finds a placement for a changed request. */
 export type FitTest = (request: PlanRequest) => boolean;
 
 /**
- * The error for a request that fits nowhere: what the least overfull placement would need of each device, what there is, and
- * which changes would make it fit (each one tried).
+ * The error for a request that fits nowhere: PL_PLACEMENT_INFEASIBLE. It shows what the placement nearest to fitting needs of each device, what each
+ * device has, and which changes would make the request fit. Each of these changes was tried.
  */
 export function infeasible(
   request: PlanRequest,
@@ -55,7 +55,7 @@ const MOST_ROWS = 16;
 const FEWEST_TOKENS = 16;
 const MOST_DEVICES = 1024;
 
-/** Each change alone, in the order in which a user would rather have them; together where none of a setting alone does. */
+/** Changes that would make the request fit, the least costly for the user first. Settings are combined only if no single one is enough. */
 function remediesFor(request: PlanRequest, budgets: ReadonlyMap<number, number>, fits: FitTest): string[] {
   const checkpointed = withCheckpointing(request);
   const smaller = withSmallerBatches(request, fits);
@@ -77,7 +77,7 @@ function withCheckpointing(request: PlanRequest): PlanRequest | null {
   return { ...request, work: { ...request.work, checkpointing: "all" } };
 }
 
-/** The largest of half, a quarter, … of a key/value cache that fits. */
+/** Half, a quarter, … of the key/value cache: the largest that fits. */
 function withSmallerCache(request: PlanRequest, fits: FitTest): PlanRequest | null {
   for (let rows = request.work.cacheTokens >> 1; rows >= FEWEST_TOKENS; rows >>= 1) {
     const smaller = { ...request, work: { ...request.work, cacheTokens: rows } };
@@ -86,7 +86,7 @@ function withSmallerCache(request: PlanRequest, fits: FitTest): PlanRequest | nu
   return null;
 }
 
-/** The largest of half, a quarter, … of a step's tokens that fits. */
+/** Half, a quarter, … of a step's tokens: the most that fit. */
 function withSmallerBatches(request: PlanRequest, fits: FitTest): PlanRequest | null {
   const { work } = request;
   if (work.forwardOnly === true) return null;
@@ -115,7 +115,7 @@ function lowerPrecisions(request: PlanRequest): [string, PlanRequest][] {
   return options;
 }
 
-/** More devices like the one with the largest budget: doubled until they do, then the fewest. */
+/** The fewest devices, all like the one with the largest budget, that would fit: doubling finds an upper bound. */
 function withMoreDevices(request: PlanRequest, budgets: ReadonlyMap<number, number>, fits: FitTest): string | null {
   const [id, budget] = [...budgets].sort((a, b) => b[1] - a[1])[0]!;
   const model = request.devices.find((device) => device.id === id)!;

@@ -3,14 +3,14 @@ import type { RangeCosts } from "./range-costs.ts";
 /** A device as the partition sees it. */
 export interface StageDevice {
   readonly id: number;
-  /** Bytes for the units it holds: the budget less what the device itself takes; above 0. */
+  /** Bytes for its units: the budget less what the device needs anyway; above 0. */
   readonly capacity: number;
   /** Most units it may take. */
   readonly maxUnits: number;
   readonly costs: RangeCosts;
 }
 
-/** Units [first, end) on a device. */
+/** A device with its units [first, end). */
 export interface Stage {
   readonly device: StageDevice;
   readonly first: number;
@@ -18,17 +18,17 @@ export interface Stage {
 }
 
 export interface PartitionProblem {
-  /** In pipeline order. Any may be left out, but the one whose id is `required`. */
+  /** In pipeline order. Any of them may stay unused, except the one whose id is `required`. */
   readonly devices: readonly StageDevice[];
   readonly required: number | null;
-  /** Units [from, to) are to be placed. */
+  /** The units to place are [from, to). */
   readonly from: number;
   readonly to: number;
-  /** Most micro-batches held in flight by a stage with this many stages after it. */
+  /** The most micro-batches in flight in a stage with this many stages after it. */
   readonly inFlight: (stagesAfter: number) => number;
 }
 
-/** How far a bound found by bisection may lie from the best, as a share of it. */
+/** Bisection stops when a bound is within this share of the best. */
 const PRECISION = 1e-7;
 const NOT_REACHED = Number.MAX_SAFE_INTEGER;
 
@@ -36,18 +36,18 @@ export function stageMemory({ device, first, end }: Stage, inFlight: number): nu
   return device.costs.memory(first, end, inFlight);
 }
 
-/** Seconds of compute a micro-batch. */
+/** Seconds of compute for a micro-batch. */
 export function stageLoad({ device, first, end }: Stage): number {
   return device.costs.load(first, end);
 }
 
 /**
- * Contiguous partition of the units over the devices in their order: the largest stage load as small as can be; among such
- * partitions the largest share of a device's capacity as small as can be; among those the loads as even as can be (least sum
- * of squares), over as few devices as reach that. Null if nothing fits.
+ * Partitions the units into contiguous stages over the devices, in their order; null if nothing fits. The goals, in turn: the smallest
+ * largest load; then
+ * the smallest largest share of a device's capacity; then the most even loads (least sum of squares); then the fewest devices.
  *
- * Feasibility under bounds on load and memory is a dynamic programme over (device, stages so far) from the last device to the
- * first. Costs grow with a range, so the fewest units left over dominates, and a state is one number.
+ * Whether bounds on load and memory can be met is found by dynamic programming over (device, stages so far), from the last device to the
+ * first. Costs grow with a range, so of all partial solutions the one with the fewest units left is best, and a state is one number.
  */
 export function balancedPartition(problem: PartitionProblem): Stage[] | null {
   const start = feasiblePartition(problem, Number.POSITIVE_INFINITY, 1);
@@ -61,7 +61,7 @@ export function balancedPartition(problem: PartitionProblem): Stage[] | null {
   return evenest(problem, leanest, load, Math.min(1, shareOf(leanest) * (1 + 2 * PRECISION)));
 }
 
-/** The partition whose fullest device is least overfull, whatever the capacities: what an infeasible request would need. */
+/** The partition that exceeds capacities least, by the fullest device's share: shows what an infeasible request needs. */
 export function leastOverfull(problem: PartitionProblem): Stage[] | null {
   const unbounded = Number.POSITIVE_INFINITY;
   const start = feasiblePartition(problem, unbounded, unbounded);
@@ -77,7 +77,7 @@ export function stageShare({ inFlight }: PartitionProblem, stage: Stage, after: 
   return stageMemory(stage, inFlight(after)) / stage.device.capacity;
 }
 
-/** Bisects the smallest bound that `attempt` can meet, each success starting anew from the value it reached. */
+/** Finds the smallest bound that `attempt` can meet, by bisection. A success may reach less than its bound: the search goes on from there. */
 function tighten(
   start: Stage[],
   measure: (stages: readonly Stage[]) => number,
@@ -99,7 +99,7 @@ function tighten(
   return best;
 }
 
-/** A partition with every load at most `load` and every device's share at most `share`, over as few devices as can be; null if there is none. */
+/** A partition over the fewest devices with every load at most `load` and every device's share at most `share`; null if there is none. */
 export function feasiblePartition(problem: PartitionProblem, load: number, share: number): Stage[] | null {
   const { devices, from, to, inFlight } = problem;
   const most = Math.min(devices.length, to - from);
@@ -115,7 +115,7 @@ export function feasiblePartition(problem: PartitionProblem, load: number, share
     const end = new Array<number | null>(most + 1).fill(null);
     for (let stages = 0; stages < most; stages++) {
       const reached = behind[stages]!;
-      // What the devices behind need not take, a required device may: it must take something, and may fit only that.
+      // A required device must take at least one unit, even if the devices after it could take everything: it may fit nothing else.
       const last = required && reached !== NOT_REACHED ? to : reached;
       for (let at = Math.max(reached, from + 1); at <= last && at !== NOT_REACHED; at++) {
         const first = furthest(device, at, from, inFlight(stages), load, share);
@@ -149,7 +149,7 @@ function trace(devices: readonly StageDevice[], left: number[][], ends: (number 
   return stages;
 }
 
-/** The lowest `first` such that the device can hold [first, end): costs only grow as it falls. */
+/** The lowest `first` for which the device can hold [first, end). Costs grow as `first` falls. */
 function furthest(
   { costs, capacity, maxUnits }: StageDevice,
   end: number,
@@ -169,7 +169,7 @@ function furthest(
   return low;
 }
 
-/** Over the devices of `start` and, one more at a time, the others: the partition within the bounds with the least sum of squared loads. */
+/** The partition within the bounds with the least sum of squared loads: over the devices of `start`, then with one more device at a time. */
 function evenest(problem: PartitionProblem, start: Stage[], load: number, share: number): Stage[] {
   const { devices, from, to } = problem;
   const used = new Set(start.map((stage) => stage.device.id));
@@ -189,12 +189,12 @@ function evenest(problem: PartitionProblem, start: Stage[], load: number, share:
   return best;
 }
 
-/** Every device takes at least one unit, and each load is as near to its target as can be (least sum of squares); null if memory forbids it. */
+/** The partition over all devices whose loads are nearest to `targets` (least sum of squares); null if it does not fit. */
 export function partitionNear(problem: PartitionProblem, targets: readonly number[]): Stage[] | null {
   return leastSquares(problem, problem.devices, { load: Number.POSITIVE_INFINITY, share: 1, targets })?.stages ?? null;
 }
 
-/** Every device of `devices` takes at least one unit. `targets`: loads that squares are counted from; left out: 0. */
+/** The partition with the least sum of squares of load − target, at least one unit on every device. `targets` absent: 0. */
 function leastSquares(
   { from, to, inFlight }: PartitionProblem,
   devices: readonly StageDevice[],
@@ -240,8 +240,8 @@ function leastSquares(
 }
 
 /**
- * Fills the devices in order, each as full as it gets; a device that can't hold even the next unit is passed over. Assumes
- * 1, 2, … stages in all until the partition needs no more than assumed. Null if nothing fits.
+ * Fills the devices in order, each as full as possible, and skips a device that can't hold the next unit; null if nothing fits. Memory depends
+ * on the number of stages: 1, 2, … are assumed until the partition needs no more than that.
  */
 export function sequentialPartition({ devices, from, to, inFlight }: PartitionProblem): Stage[] | null {
   for (let assumed = 1; assumed <= Math.min(devices.length, to - from); assumed++) {

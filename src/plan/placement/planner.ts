@@ -11,12 +11,12 @@ import {
 } from "./partition.ts";
 import { type Way, type WayKinds, waysOver } from "./ways.ts";
 
-/** What the planner needs to know of a request. */
+/** The facts of a request that the planner needs. */
 export interface PlacementProblem {
   /** By ascending id. */
   readonly devices: readonly PlacementDevice[];
   readonly units: number;
-  /** Most micro-batches under way in a stage with so many behind it, where so many of them share the last unit (1: none does). */
+  /** The most micro-batches in flight in a stage with `stagesAfter` after it, if `sharers` devices share the last unit (1: it is not shared). */
   readonly inFlight: (stagesAfter: number, sharers: number) => number;
   readonly microBatches: number;
 }
@@ -25,10 +25,10 @@ export interface PlacementDevice extends StageDevice {
   readonly node: string;
 }
 
-/** Strategies that keep every layer on one device, and each device's layers together. */
+/** Strategies that put every layer on one device and give each device consecutive layers. */
 export type PlainStrategy = Exclude<NamedStrategy, "auto" | "fastest">;
 
-/** The stages in pipeline order, or null if the units do not fit the devices. */
+/** The stages in pipeline order; null if the units do not fit the devices. */
 export function place(problem: PlacementProblem, strategy: PlainStrategy): Stage[] | null {
   const usable = problem.devices.filter((device) => device.capacity > 0);
   if (usable.length === 0) return null;
@@ -43,8 +43,8 @@ export function place(problem: PlacementProblem, strategy: PlainStrategy): Stage
 }
 
 /**
- * Placements of these kinds that are worth a look, over all devices; for `fastest` then over fewer, down to one, and over each node's own. In each
- * group the plain ones first.
+ * Placements of these kinds to consider. `fastest` also considers fewer devices, down to one, and the devices of each node alone. In each group
+ * the plain ones come first.
  */
 export function* waysToPlace(
   problem: PlacementProblem,
@@ -64,15 +64,15 @@ export function* waysToPlace(
   }
 }
 
-/** Ways over some of the devices. */
+/** Ways over one group of devices. */
 export interface WaysOverGroup {
   readonly devices: number;
-  /** Seconds of a step that none of them can beat: no device waits. */
+  /** A lower bound on their step, in seconds: no device waits. */
   readonly least: number;
   ways(): Way[];
 }
 
-/** The partition problem over all units and all usable devices, for reports. */
+/** The partition problem of all units and all usable devices, for reports. */
 export function wholeProblem(problem: PlacementProblem): PartitionProblem {
   const positive = problem.devices.map((device) => ({ ...device, capacity: Math.max(1, device.capacity) }));
   return whole(problem, trimmed(byNode(positive), problem.units));
@@ -82,7 +82,7 @@ function whole({ units, inFlight }: PlacementProblem, devices: readonly StageDev
   return { devices, required: null, from: 0, to: units, inFlight: (after) => inFlight(after, 1) };
 }
 
-/** The best over the orders of the devices that are worth trying; the natural one unless another is really better. */
+/** The best partition over the orders of devices that are tried. Another order than the given one must be clearly better. */
 function balanced(problem: PlacementProblem, devices: readonly PlacementDevice[]): Stage[] | null {
   const few = trimmed(devices, problem.units);
   let best: Stage[] | null = null;
@@ -94,8 +94,8 @@ function balanced(problem: PlacementProblem, devices: readonly PlacementDevice[]
 }
 
 /**
- * Device 0 (the first usable) takes the embedding and as few blocks as the others leave, at least one so that it takes part in
- * training. Where the embedding alone would make it the heaviest, it takes one block, or the end, behind another device instead.
+ * Device 0, the first usable one, takes the embedding and as few blocks as the others can't hold, but at least one, so that it takes part in
+ * training. If the embedding alone would make it the heaviest device, it takes one block, or the end of the model, after another device.
  */
 function lowZero(problem: PlacementProblem, usable: readonly PlacementDevice[]): Stage[] | null {
   const [zero, ...rest] = usable;
@@ -131,7 +131,7 @@ function zeroBehind(problem: PlacementProblem, zero: PlacementDevice, others: re
   return null;
 }
 
-/** In frozen weights, in all that it holds at its peak, and in compute. */
+/** Whether device 0 has the least frozen weights, the least peak memory and the least compute. */
 function isLightest(stages: readonly Stage[], zero: StageDevice, { inFlight }: PlacementProblem): boolean {
   const weights = stages.map((stage, index) => [
     stage.device.costs.weights(stage.first, stage.end),
@@ -142,18 +142,18 @@ function isLightest(stages: readonly Stage[], zero: StageDevice, { inFlight }: P
   return weights.every((other) => own.every((value, measure) => value <= other[measure]!));
 }
 
-/** Some numbers of devices between one and all of them, those among them that blocks divide by; each node's; all. */
+/** Groups of devices to consider: some of the numbers between one and all, and those that divide the blocks evenly; each node's; all. */
 function deviceGroups(few: readonly PlacementDevice[], units: number): PlacementDevice[][] {
   const counts = new Set<number>();
   for (let count = 1; count < few.length; count = Math.max(count + 1, Math.floor(count * 1.5))) counts.add(count);
-  // But for the embedding and the head.
+  // Without the embedding and the head.
   const blocks = Math.max(1, units - 2);
   for (let each = 1; blocks / each >= few.length / 4; each++) counts.add(Math.ceil(blocks / each));
   const some = [...counts].filter((count) => count < few.length).sort((a, b) => a - b);
   return [...some.map((count) => few.slice(0, count)), ...strongestNodes(few), [...few]];
 }
 
-/** The devices of each of the few fastest nodes, where there are several nodes. */
+/** If there are several nodes: the devices of each of the fastest few. */
 function strongestNodes(devices: readonly PlacementDevice[]): PlacementDevice[][] {
   const nodes = [...new Set(devices.map((device) => device.node))];
   if (nodes.length === 1) return [];
@@ -165,13 +165,13 @@ function strongestNodes(devices: readonly PlacementDevice[]): PlacementDevice[][
 
 const MOST_NODES_ALONE = 4;
 
-/** Devices of a node next to each other, so that a pipeline crosses between nodes as rarely as can be. */
+/** The devices sorted by node, so that a pipeline crosses from node to node as rarely as possible. */
 function byNode(devices: readonly PlacementDevice[]): PlacementDevice[] {
   const nodes = [...new Set(devices.map((device) => device.node))];
   return nodes.flatMap((node) => devices.filter((device) => device.node === node));
 }
 
-/** No more equal devices in a row than there are units: the rest could not be used. */
+/** The devices without those that could not be used: of equal devices in a row, no more than there are units. */
 function trimmed<T extends StageDevice>(devices: readonly T[], units: number): T[] {
   let run = 0;
   return devices.filter((device, index) => {
@@ -182,7 +182,7 @@ function trimmed<T extends StageDevice>(devices: readonly T[], units: number): T
   });
 }
 
-/** The largest device first or last, where the ends of the model are what does not fit: the embedding and the head are the largest layers. */
+/** Orders with the largest device first or last: the largest layers, the embedding and the head, are at the model's ends. */
 function otherOrders<T extends StageDevice>(devices: readonly T[]): T[][] {
   const bySize = [...devices].sort((a, b) => b.capacity - a.capacity);
   const [largest, second] = bySize;

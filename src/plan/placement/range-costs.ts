@@ -3,18 +3,18 @@ import { boundaryBytes, type LayerMemory, layerMemory } from "../memory/layer-me
 import type { PlanRequest } from "../request.ts";
 import type { LayerWork } from "../time/layer-work.ts";
 
-/** What a run of consecutive units costs the device that holds it. A unit is what placement never cuts. */
+/** What consecutive units cost the device that holds them. A unit is the smallest part that placement moves. */
 export interface RangeCosts {
   readonly units: number;
-  /** Bytes beside the device's own context, with `inFlight` micro-batches forwarded and not yet gone back. */
+  /** Bytes without the device's own context, with `inFlight` micro-batches between their forward and backward pass. */
   memory(first: number, end: number, inFlight: number): number;
-  /** Bytes of frozen weights, part of the above. */
+  /** Bytes of frozen weights, which `memory` includes. */
   weights(first: number, end: number): number;
   /** Seconds of one micro-batch, forward and backward. */
   load(first: number, end: number): number;
 }
 
-/** Layers [first, end) of each unit: every layer its own, but the final norm goes with the head. */
+/** Layers [first, end) of each unit. Every layer is a unit, except that the final norm goes with the head. */
 export function unitsOf(layers: readonly LayerSpec[]): { readonly first: number; readonly end: number }[] {
   const units = layers.map((_, index) => ({ first: index, end: index + 1 }));
   const norm = layers.findIndex((layer, index) => layer.kind === "norm" && layers[index + 1]?.kind === "head");
@@ -23,8 +23,8 @@ export function unitsOf(layers: readonly LayerSpec[]): { readonly first: number;
 }
 
 /**
- * The true costs of this request's layers on a device that takes `times`, as memory.ts and time.ts count them, with the checkpointing
- * that it starts from. `offloading`: with some blocks' activations and all others' inputs on the host.
+ * Costs of the request's layers as memory.ts and time.ts count them, with the checkpointing that placement assumes. `times`: of each layer on the
+ * device. `offloading`: some blocks' activations, and the inputs of all others, are on the host.
  */
 export function trueCosts(request: PlanRequest, times: readonly LayerWork[], offloading: boolean): RangeCosts {
   const recomputes = request.work.checkpointing !== "none";
@@ -50,15 +50,15 @@ export function trueCosts(request: PlanRequest, times: readonly LayerWork[], off
   );
 }
 
-/** Blocks before the one that runs of which something may be on its way to the host or back (native/model/offload.cpp). */
+/** Tensors of this many blocks before the running one may be being copied to the host or back (native/model/offload.cpp). */
 export const ON_THEIR_WAY = 3;
 
-/** What waits on the host of an offloaded block: all it saved but LoRA's inner vectors. */
+/** Bytes of an offloaded block on the host: all it saved except LoRA's inner vectors. */
 export function wholeActivations({ input, saved, savedFull }: LayerMemory): number {
   return input + savedFull - saved;
 }
 
-/** While a block runs: its own input, another's activations, inputs of more. */
+/** Bytes on the device while a block runs: its own input, another block's activations, and inputs of further blocks. */
 function onTheWay(block: LayerMemory): number {
   return block.input === 0 ? 0 : wholeActivations(block) + ON_THEIR_WAY * block.input;
 }
@@ -67,7 +67,7 @@ export function blockWorkspace({ workspace, recompute }: LayerMemory, recomputes
   return workspace + (recomputes ? recompute : 0);
 }
 
-/** Seconds of a micro-batch through a layer, there and back. */
+/** Seconds of a micro-batch's forward and backward pass through a layer. */
 export function layerTime(layer: LayerWork, recomputes: boolean, cached: boolean): number {
   return forwardTime(layer, cached) + backwardTime(layer, recomputes, cached);
 }
@@ -87,20 +87,20 @@ export function backwardTime(
 }
 
 export interface UnitCost {
-  /** Bytes of frozen weights, with those that a weight cache must add. */
+  /** Bytes of frozen weights, with the copies that a weight cache must add. */
   readonly weights: number;
-  /** Bytes of what else is held for the whole run. */
+  /** Bytes of everything else that is held for the whole run. */
   readonly held: number;
-  /** Bytes a micro-batch in flight. */
+  /** Bytes of a micro-batch in flight. */
   readonly saved: number;
   readonly workspace: number;
-  /** Bytes of which a device needs the largest of its units', beside the workspace. */
+  /** Bytes of room for expansion. A device needs the largest of its units', beside the workspace. */
   readonly expansion: number;
   /** Seconds of a micro-batch, forward and backward. */
   readonly time: number;
 }
 
-/** Constant time a query: prefix sums, and the largest workspace and expansion of every range. */
+/** Answers each query in constant time, from prefix sums and from the largest workspace and expansion of every range. */
 export function rangeCosts(costs: readonly UnitCost[], overhead: number): RangeCosts {
   const weights = prefixSums(costs.map((cost) => cost.weights));
   const held = prefixSums(costs.map((cost) => cost.weights + cost.held));

@@ -5,28 +5,28 @@ import type { RangeCosts } from "./range-costs.ts";
 
 /** A placement with the schedule that suits it. */
 export interface Way {
-  /** Devices of each unit, in pipeline order: those that take its micro-batches in turn. */
+  /** The devices of each unit, in pipeline order. Several take the unit's micro-batches in turn. */
   readonly unitDevices: readonly (readonly number[])[];
   readonly policy: SchedulePolicy;
 }
 
-/** Which kinds of placement may be tried. */
+/** The kinds of placement to try. */
 export interface WayKinds {
-  /** The schedule of one segment a device; null: there must be several. */
+  /** The schedule for one segment a device. Null: only several segments a device are tried. */
   readonly plain: SchedulePolicy | null;
-  /** Several segments a device, dealt out round robin (Megatron-LM). */
+  /** Whether to try several segments a device, dealt out round robin (Megatron-LM). */
   readonly dealt: boolean;
-  /** The last unit, with the head, on several devices. */
+  /** Whether to try the last unit, with the head, on several devices. */
   readonly shared: boolean;
 }
 
-/** Segments a device: all up to so many are tried, and of more those that blocks divide by. */
+/** Every number of segments a device up to this is tried. Of larger ones, those that divide the blocks evenly. */
 const EVERY_CHUNKS = 3;
 export const MOST_CHUNKS = 8;
 
 /**
- * Ways over these devices, in this order: without the head's sharing and with it, one segment a device and several. Loads are as even as can be;
- * whether a device's whole memory holds is for the caller to see where segments are dealt out.
+ * Ways over these devices, with loads as even as possible. Ways without a shared head come first, then those with one; in each, first one
+ * segment a device, then several. For several segments a device, the caller must check that the device's memory holds them all.
  */
 export function waysOver<Device extends StageDevice>(
   problem: PlacementProblem,
@@ -58,20 +58,23 @@ export function waysOver<Device extends StageDevice>(
 }
 
 function chunksWorthTrying(units: number, devices: number): number[] {
-  // But for the embedding and the head.
+  // Without the embedding and the head.
   const blocks = units - 2;
   const counts = Array.from({ length: MOST_CHUNKS - 1 }, (_, index) => index + 2);
   return counts.filter((count) => count <= EVERY_CHUNKS || blocks % (count * devices) === 0);
 }
 
-/** All devices; where they have no room half of them, two: the last ones, which hold the fewest activations. No more than there are micro-batches. */
+/**
+ * Groups of devices that could share the head: all, and, if that does not fit, half of them or two. Smaller groups are the last devices, which
+ * hold the fewest activations. A group is no larger than the number of micro-batches.
+ */
 function sharersWorthTrying(devices: readonly StageDevice[], microBatches: number): number[][] {
   const all = Math.min(devices.length, microBatches);
   const counts = [all, all >> 1, 2].filter((count) => count >= 2);
   return [...new Set(counts)].map((count) => devices.slice(-count).map(({ id }) => id));
 }
 
-/** One segment a device, the last unit on the last `count` of them. Devices that would hold nothing else are left out. */
+/** One segment a device, and the last unit on the last `count` devices. Devices that would hold nothing else are left out. */
 function sharing(
   problem: PlacementProblem,
   devices: readonly StageDevice[],
@@ -90,14 +93,14 @@ function sharing(
   }
 }
 
-/** `chunks` segments a device, dealt out round robin; null where there are too few units, or too little room. */
+/** `chunks` segments a device, dealt out round robin; null if there are too few units or too little memory. */
 function dealt(
   problem: PlacementProblem,
   devices: readonly StageDevice[],
   chunks: number,
   sharers: readonly number[],
 ): Stage[] | null {
-  // All rounds have a part in the memory. What sharing takes of the time is no round's.
+  // The shared unit's memory is divided among all rounds. Its time belongs to no round.
   const burden = { ...shareOf(problem, sharers), seconds: 0 };
   const round = withBurden(devices, { ...burden, bytes: burden.bytes / chunks });
   const all = Array.from({ length: chunks }, () =>
@@ -113,8 +116,8 @@ function dealt(
 }
 
 /**
- * The load of a segment in each round. All rounds together take a device's share of the work. A round's own is a whole number of units, so that
- * every device can meet it; what is left over falls to the last.
+ * The target load of a segment in each round. All rounds together are a device's share of the work. A round's target is a whole number of
+ * units, so that every device can meet it; the last round takes the rest.
  */
 function roundTargets(devices: readonly StageDevice[], units: number, chunks: number): number[] {
   const share = 1 / devices.reduce((sum, { costs }) => sum + 1 / Math.max(Number.MIN_VALUE, costs.load(0, units)), 0);
@@ -125,7 +128,7 @@ function roundTargets(devices: readonly StageDevice[], units: number, chunks: nu
   return Array.from({ length: chunks }, (_, round) => upTo(round + 1) - upTo(round));
 }
 
-/** Of all units over these devices, but the last where several share it. */
+/** The partition problem of all units over these devices, without the last unit if several share it. */
 function cutBefore(
   { units, inFlight }: PlacementProblem,
   devices: readonly StageDevice[],
@@ -135,11 +138,11 @@ function cutBefore(
   return { devices, required: null, from: 0, to, inFlight: (after) => inFlight(after, Math.max(1, sharers)) };
 }
 
-/** What each device that shares the last unit takes on beside its own. */
+/** What sharing the last unit adds to each device that shares it. */
 interface Burden {
   readonly on: ReadonlySet<number>;
   readonly units: number;
-  /** Of the unit's memory, and of its time for a micro-batch. */
+  /** The unit's memory, and its time for a micro-batch, on this device. */
   readonly bytes: number;
   readonly seconds: number;
 }
@@ -148,7 +151,7 @@ function shareOf({ units }: PlacementProblem, sharers: readonly number[]): Burde
   return { on: new Set(sharers), units, bytes: 1, seconds: 1 / Math.max(1, sharers.length) };
 }
 
-/** Devices that were alike stay so. */
+/** The devices with that burden added. Devices that were alike stay alike. */
 function withBurden(devices: readonly StageDevice[], { on, units, bytes, seconds }: Burden): StageDevice[] {
   const known = new Map<RangeCosts, RangeCosts>();
   return devices.map((device) => {

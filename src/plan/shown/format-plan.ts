@@ -41,7 +41,7 @@ export function planJson(plan: Plan, links: readonly PlannedLink[]): Record<stri
   };
 }
 
-/** The plan as a table for people: a device a line, then what is predicted. */
+/** The plan as a table for people: a line for each device, then the predictions. */
 export function formatPlan(plan: Plan, layerNames: readonly string[], links: readonly PlannedLink[]): string {
   const head = ["device", "layers", "weights", "LoRA", "activations", "workspace", "total", "budget"];
   const rows = plan.devices.map(({ device, segments, memory }) => [
@@ -75,7 +75,7 @@ export function formatPlan(plan: Plan, layerNames: readonly string[], links: rea
   return lines.join("\n");
 }
 
-/** How a plan spreads the model beyond one run of layers a device. */
+/** Says how the model is spread, if not as one run of layers a device. */
 function spreadLine({ segments, schedule }: Plan): string | null {
   const turns = segments.filter(({ devices }) => devices.length > 1).map(({ devices }) => devices.join(", "));
   const parts = [
@@ -85,7 +85,7 @@ function spreadLine({ segments, schedule }: Plan): string | null {
   return parts.length === 0 ? null : parts.join("; ");
 }
 
-/** Which devices keep how many of their blocks' weights expanded. */
+/** Says how many blocks' weights each device keeps expanded. */
 function cachedLine({ segments, devices }: Plan): string | null {
   const own = devices.flatMap(({ device, segments: held, memory }) => {
     const blocks = held.reduce((sum, index) => sum + segments[index]!.cachedBlocks, 0);
@@ -95,7 +95,7 @@ function cachedLine({ segments, devices }: Plan): string | null {
   return own.length === 0 ? null : `weights also kept expanded: ${own.join(", ")}`;
 }
 
-/** What GPUs leave in their hosts' memory: the embedding, activations of how many blocks. */
+/** Says what GPUs keep in their hosts' memory: the embedding, and the activations of how many blocks. */
 function hostLine({ segments, devices }: Plan): string | null {
   const own = devices.flatMap(({ device, segments: held, memory: { hostWeights, hostActivations } }) => {
     if (hostWeights + hostActivations === 0) return [];
@@ -119,16 +119,16 @@ function layersOf(plan: Plan, index: number, names: readonly string[]): string {
   return firstLayer === lastLayer ? first : `${first} … ${last}`;
 }
 
-/** What one strategy and schedule make of a request; plan null: it does not fit. */
+/** The plan that one strategy and schedule give for a request. `plan` null: nothing fits. */
 export interface StrategyOutcome {
   readonly strategy: string;
   readonly schedule: string;
   readonly plan: Plan | null;
-  /** Of a step, in each replica. */
+  /** Micro-batches of a step in each replica. */
   readonly microBatches: number;
 }
 
-/** Strategies side by side: what each predicts of a step, and the fullest device. */
+/** A table of strategies: the predicted step of each, and its fullest device. */
 export function formatComparison(outcomes: readonly StrategyOutcome[]): string {
   const head = ["strategy", "schedule", "devices", "replicas", "micro-batches", "step", "idle", "tokens/s", "fullest"];
   const rows = outcomes.map(({ strategy, schedule, plan, microBatches }) => {
@@ -154,13 +154,13 @@ export function comparisonJson(outcomes: readonly StrategyOutcome[]): Record<str
   });
 }
 
-/** What products of one kind make of a request. */
+/** The plan for a request with one kind of products. */
 export interface ProductsOutcome {
   readonly products: string;
   readonly plan: Plan;
 }
 
-/** Products in 16 bits and in e4m3 side by side: what each predicts of a step, and the fullest device. */
+/** A table of products in 16 bits and in e4m3: the predicted step of each, and its fullest device. */
 export function formatProducts(outcomes: readonly ProductsOutcome[]): string {
   const rows = outcomes.map(({ products, plan }) => {
     if (plan.predicted === null) return [products, "", "", formatBytes(fullest(plan))];

@@ -9,14 +9,14 @@ export interface PageFacts {
   readonly devices: readonly Device[];
   readonly layerNames: readonly string[];
   readonly comparison: readonly StrategyOutcome[];
-  /** Tables as text, with a heading each. */
+  /** Tables as text, each with a heading. */
   readonly tables: readonly { readonly heading: string; readonly text: string }[];
 }
 
 const ROW = 34;
 const LEFT = 250;
 const WIDTH = 1040;
-/** What a device's memory is for, in the order of the bars. */
+/** The parts of a device's memory, in the order of the bars. */
 const PARTS = [
   ["weights", (m: Memory) => m.weights + m.weightCache, "#3b6ea8"],
   ["LoRA", (m: Memory) => m.lora, "#b0562f"],
@@ -26,7 +26,7 @@ const PARTS = [
 ] as const;
 type Memory = Plan["devices"][number]["memory"];
 
-/** A page that needs nothing beside it: placement, memory and strategies as pictures and tables. */
+/** A self-contained HTML page that shows placement, memory and strategies as pictures and tables. */
 export function planPage({ title, plan, devices, layerNames, comparison, tables }: PageFacts): string {
   const predicted = plan.predicted;
   const step =
@@ -86,7 +86,7 @@ function memoryPicture(plan: Plan, devices: readonly Device[]): string {
   return svg(plan.devices.length * ROW + 28, "What each device's memory holds", rows.join("") + legend.join(""));
 }
 
-/** A bar a strategy: what of a step devices compute, and what they idle. */
+/** A bar for each strategy: the part of a step in which devices compute, and the part in which they idle. */
 function strategyPicture(comparison: readonly StrategyOutcome[]): string {
   const most = Math.max(1, ...comparison.map(({ plan }) => plan?.predicted?.stepTimeMs ?? 0));
   const rows = comparison.map(({ strategy, schedule, plan }, row) => {

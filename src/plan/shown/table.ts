@@ -1,4 +1,4 @@
-/** Rows of cells as lines of aligned columns: the first column to the left, the others to the right. */
+/** Lays rows of cells out in columns: the first is aligned to the left, the others to the right. */
 export function alignTable(rows: readonly (readonly string[])[]): string {
   const columns = Math.max(...rows.map((row) => row.length));
   const widths = Array.from({ length: columns }, (_, column) =>

@@ -22,17 +22,18 @@ import { droppedProducts, type LayerWork, tokensSeen } from "./layer-work.ts";
 import { deviceRate, memoryRate } from "./rates.ts";
 
 /**
- * Seconds of every layer for one micro-batch on a GPU, T tokens of it: a sum of what each kernel computes or moves, at the rates
- * of its kind (gpu-coefficients.ts).
+ * Seconds of every layer for one micro-batch of T tokens on a GPU: the sum of what each kernel computes or moves, at the rates of
+ * gpu-coefficients.ts.
  *
- * - products, 2 T in out a pass, forward with LoRA's inner vectors as further columns of the input;
- * - LoRA's own: inner vectors forward, 2 T r in; back the inner vectors' gradients, those of A and B, and the part of the input's, 4 T r (in + out);
- * - causal attention over rows of n tokens, 2 T n H E forward, 2.5 times that back;
- * - bytes: quantised weights expanded once a pass, what norms, rotary and SwiGLU read and write, LoRA's reads of the input and the
- *   gradient, q, k, v and their gradients through attention;
- * - the head's two products over the label tokens, and its logits.
+ * - products: 2 T in out FLOP a pass, in the forward pass with LoRA's inner vectors as further columns of the input;
+ * - LoRA's own products: 2 T r in FLOP forward, for the inner vectors; 4 T r (in + out) backward, for the gradients of inner vectors, A and B
+ *   and LoRA's term of the input's gradient;
+ * - causal attention over rows of n tokens: 2 T n H E FLOP forward, 2.5 times that backward;
+ * - bytes: quantised weights are expanded once a pass; norms, rotary and SwiGLU read and write; LoRA reads inputs and gradients; attention reads
+ *   q, k, v and writes their gradients;
+ * - the head: two products over the label tokens, and its logits.
  *
- * A block that recomputes goes through its forward pass again but for the last product, which nothing on the backward pass needs.
+ * A block that recomputes runs its forward pass again without the last product, which the backward pass does not need.
  */
 export function gpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
   const { spec, lora } = request;
@@ -95,8 +96,8 @@ function blockTime(
 const chosenExperts = ({ experts }: BlockLayer) => experts?.router.chosen ?? 0;
 
 /**
- * Experts' products: all in one launch where the engine does so (experts_choice in native/ops/cuda/kernel_choice.cpp), else one after the
- * other at the rate of products of an expert's rows. Their weights are expanded once a pass where they are held otherwise.
+ * Seconds of the experts' products. The engine runs them in one launch (experts_choice in native/ops/cuda/kernel_choice.cpp), or one after
+ * another at the rate of a product with one expert's rows. Weights not held in the compute dtype are expanded once a pass.
  */
 function expertTime(
   request: PlanRequest,
@@ -114,7 +115,7 @@ function expertTime(
     expertProductTime(device, computeDtype, product, count, rows) +
     rowsToE4m3(product, way, dtypeBytes(computeDtype), rows) / bytesRate(device);
   const routed = (2 * work.meanTokens * spec.shape.hidden * count) / deviceRate(device, computeDtype, work.meanTokens);
-  // Rows by expert and their sums: written once and read twice.
+  // Rows sorted by expert, and their sums, are written once and read twice.
   const moved = (3 * rows * spec.shape.hidden * dtypeBytes(computeDtype)) / bytesRate(device);
   const expanded = products.filter((product) => isExpanded(product, holding, computeDtype));
   return {
@@ -142,7 +143,7 @@ function expertProductTime(
   return (2 * rows * input * out) / rate;
 }
 
-/** Of one pass over the product's weight: codes and scales are read, values of the compute dtype or e4m3 written. */
+/** Bytes moved to expand a product's weight: codes and scales are read, values in the compute dtype or e4m3 are written. */
 function expansionBytes(
   { holding, computeDtype }: PlanRequest,
   { in: input, out, quantized, e4m3 }: GpuProduct,
@@ -153,8 +154,8 @@ function expansionBytes(
 }
 
 /**
- * What a product in e4m3 moves beside its operands: its input, or the output's gradient, read in 16 bits and written in 8; forward LoRA's
- * part of the output too, written and read.
+ * Seconds of what an e4m3 product moves beside its operands: its input, or the output's gradient, is read in 16 bits and written in 8. In the
+ * forward pass LoRA's part of the output is also written and read.
  */
 function e4m3Time(
   { work, computeDtype }: PlanRequest,
@@ -198,8 +199,8 @@ function loraTime(
 }
 
 /**
- * A token's values that LoRA's products through cuBLASLt move: forward what dropout leaves of the input, made and read for each
- * pair; back the same for A, the output's gradient twice, and the part of the input's gradient, made, read and added.
+ * Values that LoRA's products in cuBLASLt move for a token. Forward: the dropped input, written and read for each pair. Backward: the same for
+ * A's gradient, the output's gradient twice, and LoRA's term of the input's gradient, written, read and added.
  */
 function productsValues({ in: input, out, ranks, dropout }: GpuProduct, pass: "forward" | "backward"): number {
   const pairs = ranks.filter((rank) => rank > 0).length;
@@ -220,11 +221,11 @@ function attentionTime(
     return { forward, backward };
   }
   const seen = tokensSeen(spec, block, work.rowTokens);
-  // A row of n tokens runs at n / (n + half) of the rate: as long as one of n + half at all of it.
+  // A row of n tokens reaches n / (n + half) of the rate: it takes as long as n + half tokens at the full rate.
   const widths = attention.kind === "latent" ? headDim + attention.value : 2 * headDim;
   const flop = tokens * (seen + GPU.attentionHalfRow) * heads * widths;
   const rate = deviceRate(device, computeDtype, tokens);
-  // q, k, v and the output; back those again with the output's gradient, and theirs.
+  // Forward: q, k, v and the output. Backward: these, the output's gradient, and the gradients of q, k and v.
   const columns = attention.kind === "latent" ? 2 * heads * widths : (2 * heads + 2 * kvHeads) * headDim;
   const bytes = tokens * dtypeBytes(computeDtype) * columns;
   return {
@@ -234,8 +235,8 @@ function attentionTime(
 }
 
 /**
- * Seconds of a gated delta rule (native/ops/cuda/delta): a row's tokens come one after the other, and a card runs so many states at a time; back a
- * row's chunks come one after the other, a block each value head.
+ * Seconds of a gated delta rule (native/ops/cuda/delta). A row's tokens run one after another, and a card runs a limited number of states at
+ * once. In the backward pass a row's chunks run one after another, with a thread block for each value head.
  */
 function deltaTime(
   { keyDim, valueHeads, valueDim }: DeltaNet,
@@ -251,8 +252,8 @@ function deltaTime(
 }
 
 /**
- * A token's values that kernels between the products read and write. Forward: two norms (2 D, and 4 D with the residual), the sum
- * behind down (2 D), q and k turned in place, SwiGLU (3 F). Back: the norms' gradients with the residual's (12 D), SwiGLU's (6 F).
+ * Bytes that the kernels between products read and write for a token. Forward, in values: two norms (2 D, and 4 D with the residual), the sum
+ * after down (2 D), q and k rotated in place, SwiGLU (3 F). Backward: gradients of the norms and the residual (12 D), and of SwiGLU (6 F).
  */
 function elementwiseBytes(
   { spec, computeDtype }: PlanRequest,
@@ -262,7 +263,7 @@ function elementwiseBytes(
   const { hidden, heads, kvHeads, headDim } = spec.shape;
   const float = dtypeBytes(computeDtype);
   const plain = block.attention.kind === "softmax" && !block.attention.gated;
-  // Convolutions, gates, latent vectors' norms and heads put together read and write about what they work on twice.
+  // Convolutions, gates, norms of latent vectors and joining of heads read and write about twice the size of their operands.
   const { inputs, output, arranged, expanded } = attentionSizes(spec, block, float);
   const own = plain ? 0 : 2 * (inputs + output + arranged + expanded);
   return {
@@ -277,7 +278,7 @@ function headTime(request: PlanRequest, device: Device, pair: LoraTarget | null)
   const labels = work.meanLabelTokens;
   if (labels === 0) return NO_TIME;
   const product = headProduct(hidden, vocab, pair);
-  // Its products run in chunks of label tokens, of some hundred rows and more.
+  // Its products run in chunks of a hundred label tokens and more.
   const pass = (2 * labels * hidden * vocab) / deviceRate(device, computeDtype, Math.max(labels, 512));
   const logits = (labels * vocab * GPU.logitBytes) / 2 / bytesRate(device);
   const again = pair === null ? 0 : (pass * droppedProducts([pair])) / (2 * hidden * vocab);
@@ -291,7 +292,7 @@ function headTime(request: PlanRequest, device: Device, pair: LoraTarget | null)
   };
 }
 
-/** Seconds of the gradient norm and the update of pairs that hold so many parameters, once a step. */
+/** Seconds of the gradient norm and the update for this many LoRA parameters, once a step. */
 export function gpuUpdateTime(device: Device, parameters: number): number {
   return (parameters * GPU.updateBytes) / bytesRate(device);
 }

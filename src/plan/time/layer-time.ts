@@ -6,8 +6,8 @@ import { type LayerWork, layerWork } from "./layer-work.ts";
 import { deviceRate } from "./rates.ts";
 
 /**
- * Seconds of every layer for one micro-batch on a device: measured where it was, else its work at the device's assumed rates. Of several
- * adapters the mean.
+ * Seconds of every layer for one micro-batch on a device: measured if there is a measurement, else the layer's work at the device's assumed
+ * rates. For several adapters: the mean over them.
  */
 export const layerTimer = remembered((request: PlanRequest): ((device: Device) => LayerWork[]) => {
   const { measured } = request.rates;
@@ -35,7 +35,7 @@ function timesOf(request: PlanRequest, device: Device, measured: MeasuredDevice 
   return measured === undefined ? assumed : timed(request, assumed, measured);
 }
 
-/** Products alone: a CPU spends little beside them. */
+/** Times on a CPU, of products alone: everything else takes little. */
 function cpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
   const rate = deviceRate(device, request.computeDtype, request.work.meanTokens);
   return layerWork(request).map(({ forward, backward, recompute }) => ({
@@ -46,7 +46,7 @@ function cpuLayerTimes(request: PlanRequest, device: Device): LayerWork[] {
   }));
 }
 
-/** `assumed` tells how blocks differ: in their LoRA pairs, their window, and in which run backward. */
+/** Times from a measurement of one block. `assumed` tells how blocks differ: in LoRA pairs, windows, and whether they have a backward pass. */
 function timed({ work, spec }: PlanRequest, assumed: readonly LayerWork[], measured: MeasuredDevice): LayerWork[] {
   const block = timesAt(measured.block, work.meanTokens);
   const head = timesAt(measured.head, work.meanLabelTokens);
@@ -60,7 +60,7 @@ function timed({ work, spec }: PlanRequest, assumed: readonly LayerWork[], measu
   });
 }
 
-/** Measured passes had their weights expanded before. */
+/** Scales a layer's assumed times by a measurement. Weights were expanded before the measured passes. */
 function scaled(layer: LayerWork, reference: LayerWork, times: Omit<TimePoint, "tokens">): LayerWork {
   const of = (measured: number, pass: "forward" | "backward") =>
     reference[pass] > 0 ? (measured * layer[pass]) / reference[pass] : 0;
@@ -69,7 +69,10 @@ function scaled(layer: LayerWork, reference: LayerWork, times: Omit<TimePoint, "
   return { forward, backward: of(times.backward, "backward"), recompute, expansion: layer.expansion };
 }
 
-/** Straight lines between measured points; beyond them the nearest line goes on, never below the nearest point's share. */
+/**
+ * Interpolates between measured points. Outside them the nearest line goes on. No result is below half of what the lower point's seconds a
+ * token would give.
+ */
 function timesAt(points: MeasuredDevice["block"], tokens: number): Omit<TimePoint, "tokens"> {
   const at = (of: (point: TimePoint) => number) => {
     const next = points.findIndex((point) => point.tokens >= tokens);

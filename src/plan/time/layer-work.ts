@@ -5,14 +5,14 @@ import { lowestTrainable, trainedMatrices } from "../memory/kind-memory.ts";
 import { pairsByLayer } from "../memory/layer-memory.ts";
 import type { PlanRequest } from "../request.ts";
 
-/** FLOP, or seconds, of one layer for one micro-batch of mean size. */
+/** FLOP, or seconds, of one layer for a micro-batch of mean size. */
 export interface LayerWork {
   readonly forward: number;
   /** Without recompute. */
   readonly backward: number;
-  /** What a block that recomputes goes through again: all but its last product, which nothing on the backward pass needs. */
+  /** What a block that recomputes runs again: everything but its last product, which the backward pass does not need. */
   readonly recompute: number;
-  /** Of each of these passes, what a GPU takes to expand the layer's quantised weights first, unless they are kept expanded; 0 on CPUs. */
+  /** What a GPU adds to each of these passes to expand the layer's quantised weights, unless they are cached; 0 on CPUs. */
   readonly expansion: number;
 }
 
@@ -21,16 +21,16 @@ interface PassWork {
   readonly backward: number;
 }
 
-/** Tokens of a row, window or chunk, whichever is least. */
+/** Tokens that attention reads at most: the shortest of row, window and chunk. */
 export function tokensSeen({ rules }: Pick<ModelSpec, "rules">, block: BlockLayer, rowTokens: number): number {
   const chunk = block.chunked === true ? rules.attentionChunk : null;
   return Math.min(rowTokens, block.slidingWindow ?? Number.POSITIVE_INFINITY, chunk ?? Number.POSITIVE_INFINITY);
 }
 
 /**
- * A token's FLOP beside its products with weights, in rows of so many tokens. Softmax: the causal half of two products a head and key, two and a
- * half times that back. A gated delta net does not see the row's length: a token reads and changes each value head's state in three products of
- * its size; back, the states are made again twice (two products each), and seven products make gradients.
+ * A token's FLOP in attention, in rows of this many tokens. Softmax: the causal half of two products for each head and key, and 2.5 times that
+ * backward. A gated delta net's cost does not depend on the row's length: each token reads and changes the state of each value head in three
+ * products of the state's size. Its backward pass recomputes states twice (two products each) and makes gradients in seven products.
  */
 export function attentionWork(
   spec: Pick<ModelSpec, "shape" | "rules">,
@@ -51,17 +51,17 @@ export function attentionWork(
   return { forward, backward: 2.5 * forward };
 }
 
-/** A token's FLOP of one pass through what DoRA with dropout makes a second time: each module's product, of its dropped input. */
+/** A token's FLOP for what DoRA with dropout adds to a pass: each module's product once more, with the dropped input. */
 export function droppedProducts(pairs: readonly LoraTarget[]): number {
   const again = pairs.filter(({ dora, dropout }) => dora && dropout > 0);
   return again.reduce((sum, pair) => sum + 2 * pair.in * pair.out, 0);
 }
 
 /**
- * Counts products only: 2 FLOP a weight, token and pass. With a frozen base, a block takes one pass forward and one backward (the input's
- * gradient); checkpointing adds most of another forward. The head takes two passes over the label tokens; embedding and norm count as
- * nothing. A LoRA pair adds one pass forward and two backward; DoRA with dropout its module's own product, once more each way. Causal attention adds half of T² a head forward, and 2.5 times that backward.
- * Layers below the lowest trainable one only run forward.
+ * FLOP of every layer, products only: 2 for each weight, token and pass. With a frozen base a block has one forward pass and one backward pass
+ * (the input's gradient); checkpointing adds most of another forward pass. The head has two passes over the label tokens. The embedding and
+ * norms count as nothing. A LoRA pair adds one pass forward and two backward. DoRA with dropout adds its module's product once to each pass.
+ * Causal attention adds half of T² for each head forward, and 2.5 times that backward. Layers below the lowest trained one only run forward.
  */
 export function layerWork(request: PlanRequest): LayerWork[] {
   const { spec, work, lora } = request;

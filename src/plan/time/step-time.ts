@@ -2,10 +2,10 @@ import type { SchedulePolicy } from "../../common/schedule-policies.ts";
 import { buildSchedule, type ScheduledSegment, type SharedCores, simulateStep, turnsOf } from "../../schedule/index.ts";
 import type { LinkRate, RateOverrides } from "../request.ts";
 
-/** Above so many forward passes of a step the closed form has to do: a simulation would take longer than a plan may. */
+/** A step with more forward passes than this is not simulated, because that would take too long: the closed form is used. */
 const MOST_SIMULATED = 8192;
 
-/** A segment with the seconds that each of its ranks takes for a micro-batch. */
+/** A segment with the seconds that each of its ranks needs for a micro-batch. */
 export interface TimedSegment {
   readonly ranks: readonly number[];
   readonly needsBackward: boolean;
@@ -13,14 +13,14 @@ export interface TimedSegment {
   readonly backward: readonly number[];
 }
 
-/** All that the time of a step's passes follows from. */
+/** The facts that decide how long a step's passes take. */
 export interface StepShape {
   readonly segments: readonly TimedSegment[];
   readonly microBatches: number;
   readonly policy: SchedulePolicy;
   /** Bytes of one activation, or of its gradient. */
   readonly messageBytes: number;
-  /** Null: one rank. */
+  /** Null if both are one rank. */
   readonly linkOf: (from: number, to: number) => LinkRate | null;
   /** Null: every rank computes at full speed. */
   readonly cores: SharedCores | null;
@@ -33,7 +33,7 @@ export interface PassesTime {
   readonly bubble: number;
 }
 
-/** A segment as the ranks' instruction lists are made for it: durations are the mean of its ranks'. */
+/** A segment as the schedule takes it: its durations are the mean over its ranks. */
 function scheduled({ ranks, forward, backward }: TimedSegment): ScheduledSegment {
   return { ranks, forward: mean(forward), backward: mean(backward) };
 }
@@ -42,7 +42,7 @@ export function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-/** Of the instruction lists that the ranks will run, with these times: simulated; where that would take too long, by the closed form. */
+/** Time of a step's passes: a simulation of the ranks' instruction lists, or the closed form where that would take too long. */
 export function passesTime(shape: StepShape): PassesTime {
   const { segments, microBatches, policy } = shape;
   if (segments.length < 2 || segments.length * microBatches > MOST_SIMULATED) return quickPassesTime(shape);
@@ -68,8 +68,9 @@ export function passesTime(shape: StepShape): PassesTime {
 }
 
 /**
- * The closed form. m micro-batches, largest load L of a rank (or of a link, if slower), all segments' times and transfers S: m L + (S − L), and
- * with v segments a rank m L + (S − L) / v; one micro-batch at a time m S. It leaves out the schedule's own stalls.
+ * The closed form. With m micro-batches, the largest load L of a rank (or of a slower link) and the sum S of all segments' times and transfers,
+ * a step takes m L + (S − L). With v segments a rank it takes m L + (S − L) / v, and with one micro-batch at a time m S. The schedule's own
+ * stalls are left out.
  */
 export function quickPassesTime({
   segments,
@@ -96,14 +97,14 @@ export function quickPassesTime({
   const largest = Math.max(...loads.values(), ...crowdedLoads(loads, cores), longest);
   const held = segments.filter(({ ranks }) => ranks.length === 1).length;
   const chunks = policy === "interleaved" ? Math.max(1, held / loads.size) : 1;
-  // A last, smaller group of interleaved micro-batches takes as long as a whole one.
+  // A last, smaller group of interleaved micro-batches takes as long as a full one.
   const counted = chunks > 1 ? Math.ceil(microBatches / loads.size) * loads.size : microBatches;
   const seconds =
     policy === "sequential" ? microBatches * through : counted * largest + Math.max(0, through - largest) / chunks;
   return { seconds, bubble: seconds === 0 ? 0 : Math.max(0, 1 - (microBatches * compute) / (loads.size * seconds)) };
 }
 
-/** On shared cores the loads of all their ranks, at the rate of those that they carry. */
+/** Ranks that share cores have their loads added up and divided by how many ranks the cores run at full speed. */
 function crowdedLoads(loads: ReadonlyMap<number, number>, cores: SharedCores | null): number[] {
   if (cores === null) return [];
   const groups = new Map<string, number>();
@@ -111,7 +112,7 @@ function crowdedLoads(loads: ReadonlyMap<number, number>, cores: SharedCores | n
   return [...groups].map(([group, load]) => load / cores.fullSpeed(group));
 }
 
-/** Seconds of a message's longest way from a segment to the next. */
+/** Seconds of a message from a segment to the next, over the slowest link. */
 export function longestTransfer(
   from: readonly number[],
   to: readonly number[],
@@ -122,7 +123,7 @@ export function longestTransfer(
   return Math.max(...from.flatMap((a) => to.map((b) => seconds(linkOf(a, b)))));
 }
 
-/** The cores that ranks on crowded nodes share, `share` of each node's for these ranks; null: every rank has its own. */
+/** The cores that ranks on crowded nodes share. These ranks have `share` of each node's. Null: every rank has its own. */
 export function sharedCores(
   nodes: readonly string[],
   { crowded }: Pick<RateOverrides, "crowded">,

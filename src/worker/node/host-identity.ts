@@ -1,8 +1,8 @@
 import { readFileSync, readlinkSync } from "node:fs";
 
 /**
- * Equal for two processes that can map each other's memory through /proc: the same boot of the same host, process id
- * namespace and user. Empty where that can't be told.
+ * The same text for two processes that can map each other's memory through /proc: they share host, boot, process id namespace and user. Empty
+ * if that can't be found out.
  */
 export function hostIdentity(): string {
   try {

@@ -12,15 +12,15 @@ import type { OutputFolderState } from "../../rpc/generated/pipelora/v1/OutputFo
 import type { ReadFile__Output } from "../../rpc/generated/pipelora/v1/ReadFile.ts";
 import type { WriteFile__Output } from "../../rpc/generated/pipelora/v1/WriteFile.ts";
 
-/** What CommitFiles calls the output folder itself. */
+/** CommitFiles' name for the output folder itself. */
 const FINAL = "final";
 
-/** A name of an adapter, as the configuration lets it be a folder's. */
+/** Adapters' names that the configuration allows: each is also a folder's name. */
 const ADAPTER = /^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$/;
 
-/** This node's output folders, one each adapter of a run of several (save_on_each_node). */
+/** This node's output folders (save_on_each_node): one for each adapter of a run. */
 export class OutputFolders {
-  /** null: the coordinator's. */
+  /** This node's own folder; null: the one at the coordinator's path. */
   readonly #own: string | null;
   readonly #files = new Map<string, NodeFiles>();
 
@@ -28,7 +28,7 @@ export class OutputFolders {
     this.#own = ownDir;
   }
 
-  /** `adapter`: empty where the run has no other. Error: PL_PROTOCOL_MISMATCH for what is no adapter's name. */
+  /** The folder of an adapter; "" is the only adapter of a run. Errors: PL_PROTOCOL_MISMATCH if this can't be an adapter's name. */
   of({ adapter }: { readonly adapter: string }): NodeFiles {
     const known = this.#files.get(adapter);
     if (known !== undefined) return known;
@@ -41,25 +41,25 @@ export class OutputFolders {
   }
 }
 
-/** One of this node's own output folders, to which the coordinator writes what it saved itself (save_on_each_node). */
+/** One of this node's output folders. The coordinator copies its own saves into it (save_on_each_node). */
 class NodeFiles {
-  /** null: the coordinator's. */
+  /** The same of this adapter. */
   readonly #own: string | null;
   #named: string | null = null;
-  /** The save whose files are arriving, in a folder of another name. */
+  /** The save whose files are arriving, and the temporary folder that they go to. */
   #arriving: { readonly save: string; readonly folder: string } | null = null;
 
   constructor(ownDir: string | null) {
     this.#own = ownDir;
   }
 
-  /** Error: PL_PROTOCOL_MISMATCH before the coordinator has named it, lest files go to wherever this process was started. */
+  /** Errors: PL_PROTOCOL_MISMATCH if the coordinator has not named the folder: files must not go to this process's working directory. */
   get #dir(): string {
     if (this.#named !== null) return this.#named;
     throw new PipeloraError("PL_PROTOCOL_MISMATCH", "files came before the folder for them was named");
   }
 
-  /** Errors: PL_OUTPUT_UNWRITABLE if the folder can't be made or marked. */
+  /** Makes or marks the folder, or says what is in it. Errors: PL_OUTPUT_UNWRITABLE if it can't be made or marked. */
   async folder({ action, dir, mark, marks }: OutputFolder__Output): Promise<OutputFolderState> {
     this.#named = resolve(this.#own ?? dir);
     return this.#writing(this.#dir, async () => {
@@ -79,7 +79,7 @@ class NodeFiles {
     });
   }
 
-  /** Appends to a file of a save. Errors: PL_OUTPUT_UNWRITABLE, after which nothing of the save is left. */
+  /** Appends to a file of a save. Errors: PL_OUTPUT_UNWRITABLE; the whole save is then deleted. */
   async write({ save, name, offset, data }: WriteFile__Output): Promise<void> {
     await this.#writing(join(this.#dir, save), async () => {
       const path = join(await this.#arrivalFolder(save), plainName(name));
@@ -93,7 +93,7 @@ class NodeFiles {
     });
   }
 
-  /** Reads back what is on the disk, compares, and gives the files their names. Errors: PL_OUTPUT_UNWRITABLE. */
+  /** Reads the files back from the disk, compares hashes, and gives the files their names. Errors: PL_OUTPUT_UNWRITABLE. */
   async commit({ save, files, dropped }: CommitFiles__Output): Promise<void> {
     await this.#writing(join(this.#dir, save), async () => {
       const folder = await this.#arrivalFolder(save);
@@ -117,7 +117,7 @@ class NodeFiles {
     });
   }
 
-  /** Checkpoints here, oldest first, with the sizes of their files. */
+  /** The folder's checkpoints, oldest first, with the sizes of their files. */
   async list(): Promise<CheckpointFiles[]> {
     const folders = await listCheckpoints(this.#dir);
     return Promise.all(
@@ -150,7 +150,7 @@ class NodeFiles {
     if (left !== null) await rm(left.folder, { recursive: true, force: true });
   }
 
-  /** Folders of saves that a killed worker did not finish. */
+  /** Deletes folders of saves that a killed worker did not finish. */
   async #dropLeftovers(): Promise<void> {
     for (const name of await readdir(this.#dir)) {
       if (/^\.(checkpoint-\d+|final)-[0-9a-f]{8}$/.test(name))
@@ -176,7 +176,7 @@ function saveName(save: string): string {
   throw new PipeloraError("PL_PROTOCOL_MISMATCH", `"${save}" is no name of a save`);
 }
 
-/** A file of the folder itself, whatever the other side says. */
+/** The name if it names a file in the folder itself: the coordinator must not write elsewhere. */
 function plainName(name: string): string {
   if (/^[\w.-]+$/.test(name) && name !== "." && name !== "..") return name;
   throw new PipeloraError("PL_PROTOCOL_MISMATCH", `"${name}" is no plain file name`);

@@ -6,20 +6,20 @@ interface ReadyMessage {
 }
 
 /**
- * A rank's own health: served beside its tensor service, and told to the parent process of a node's workers, which
- * answers probes for all of them.
+ * One rank's health. It is served with the rank's tensor service, and sent to the parent process of a node's workers, which answers probes for
+ * all of them.
  */
 export class RankHealth {
   readonly health = new Health();
 
   set ready(ready: boolean) {
     this.health.ready = ready;
-    // A parent that is gone hears nothing: its end is noticed elsewhere.
+    // A failed send is ignored: the end of the parent is noticed elsewhere.
     if (process.connected) process.send?.({ ready } satisfies ReadyMessage, undefined, undefined, () => {});
   }
 }
 
-/** A node's health: it is ready when all its ranks are. */
+/** A node's health. The node is ready when all its ranks are. */
 export class NodeHealth {
   readonly #health = new Health();
   readonly #ready: boolean[];

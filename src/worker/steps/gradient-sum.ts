@@ -8,15 +8,15 @@ import { fromHost } from "../tensors.ts";
 const FLOAT = 4;
 
 export interface ReplicaGroup {
-  /** Ranks that hold the same segments, by replica. */
+  /** The ranks that hold the same segments, by replica. */
   readonly ranks: readonly number[];
   /** This rank's position among them. */
   readonly position: number;
 }
 
 /**
- * Where each rank's share of so many values begins, and how many it has. Adding up over NCCL or over the links of pairs takes the
- * same shares and the same order: the same bits.
+ * Divides `count` values among ranks: where each share begins, and its size. NCCL and links between pairs use the same shares and the same
+ * order, so both give the same bits.
  */
 function sharesOf(count: number, ranks: number): { first: number; size: number }[] {
   const first = (share: number) => Math.floor((share * count) / ranks);
@@ -27,9 +27,8 @@ function sharesOf(count: number, ranks: number): { first: number; size: number }
 }
 
 /**
- * Replaces every replica's gradients of an adapter by their sum over the replicas, added in the replicas' order, so that all of them
- * hold the same bits. Each rank sums one share of the values and hands it to the others: 2 (R − 1) / R of the gradients' bytes
- * are sent by each, as by a ring. Returns the bytes sent.
+ * Replaces an adapter's gradients on every replica by their sum. Replicas are added in order, so all hold the same bits. Each of R ranks adds
+ * up one share of the values and sends it to the others: it sends 2 (R − 1) / R of the gradients' bytes, as in a ring. Returns the bytes sent.
  */
 export async function sumGradients(
   engine: Engine,
@@ -51,7 +50,7 @@ export async function sumGradients(
     sentBytes += share.byteLength;
     const tensor = fromHost(bytesOf(share), [share.length], "float32");
     const sent = links.sendWhole(rank, gradientSumKey(name, kind, position), tensor);
-    // Awaited at the end; should a peer's share fail to come first, that is the failure to tell.
+    // Awaited at the end. If receiving a peer's share fails first, that failure is reported.
     sent.catch(() => {});
     return sent;
   };
@@ -62,7 +61,7 @@ export async function sumGradients(
   const parts = await Promise.all(
     ranks.map((rank, from) => (from === position ? shareOf(values, position) : receive(rank, "part", from))),
   );
-  // Not over `values`: parts of it may still be on their way out.
+  // A new array, because parts of `values` may still be being sent.
   const sums = new Float32Array(values.length);
   const own = shareOf(sums, position);
   for (const part of parts) addInto(own, part);
@@ -74,7 +73,7 @@ export async function sumGradients(
   return sentBytes;
 }
 
-/** The same without leaving device memory, over a communicator of the replicas. */
+/** The same in device memory, with the replicas' NCCL communicator. */
 async function sumOnDevice(
   engine: Engine,
   group: NcclGroup,

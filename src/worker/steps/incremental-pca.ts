@@ -1,12 +1,15 @@
 import type { NativeAddon } from "../../engine/index.ts";
 
-/** As exact as float32 allows. peft takes random projections there (torch.svd_lowrank), whose last digits may move a rank between two layers. */
+/**
+ * The exact decomposition in float32. peft uses random projections here (torch.svd_lowrank), whose last digits can move a rank to another
+ * layer.
+ */
 const EXACT = -1;
 const SEED = 42;
 
 /**
- * Principal components of rows that come batch by batch (Ross et al. 2008), as peft 0.21's IncrementalPCA has them: means and variances in
- * float64, rows in float32, a decomposition of those components so far, the new rows about their mean, and how far the mean moved.
+ * Principal components of rows that come batch by batch (Ross et al. 2008), as in peft 0.21's IncrementalPCA. Means and variances are float64,
+ * rows float32. Each batch decomposes a stack of the components so far, the new rows less their mean, and a row for the change of the mean.
  */
 export class IncrementalPca {
   readonly #addon: NativeAddon;
@@ -40,13 +43,13 @@ export class IncrementalPca {
     return this.#seen > 0;
   }
 
-  /** Share of the rows' variance that each component explains. */
+  /** The share of the rows' variance that each component explains. */
   explained(): Float64Array {
     const total = this.#variance.reduce((sum, one) => sum + one, 0) * this.#seen;
     return Float64Array.from(this.#values, (value) => value ** 2 / total);
   }
 
-  /** rows [n, columns], n at least `count`. */
+  /** Adds rows [n, columns]; n must be at least `count`. */
   async add(rows: Float32Array): Promise<void> {
     const { columns } = this;
     const n = rows.length / columns;
@@ -94,7 +97,7 @@ export class IncrementalPca {
   }
 }
 
-/** Each row's largest number is made positive: a component has no sign of its own, and must keep one from batch to batch. */
+/** Gives each row the sign that makes its largest value positive: a component's sign is arbitrary, but must stay the same from batch to batch. */
 function signed(rows: Float32Array<ArrayBuffer>, columns: number): Float32Array<ArrayBuffer> {
   for (let first = 0; first < rows.length; first += columns) {
     const row = rows.subarray(first, first + columns);
@@ -104,7 +107,7 @@ function signed(rows: Float32Array<ArrayBuffer>, columns: number): Float32Array<
   return rows;
 }
 
-/** Cosines of each component with that of before. */
+/** The cosine of each component with the same component before. */
 export function similarities(now: Float32Array, before: Float32Array, count: number): Float64Array {
   const columns = now.length / count;
   return Float64Array.from({ length: count }, (_, k) => {

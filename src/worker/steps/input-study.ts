@@ -6,7 +6,7 @@ import type { InputStudy__Output } from "../../rpc/generated/pipelora/v1/InputSt
 import type { MatrixTensor } from "../../rpc/generated/pipelora/v1/MatrixTensor.ts";
 import { IncrementalPca, similarities } from "./incremental-pca.ts";
 
-/** What this rank's modules take, over the batches of an EVA initialisation. */
+/** The inputs of this rank's modules, over the batches of an EVA initialisation. */
 export class RankInputs {
   readonly #engine: Engine;
   readonly #addon: NativeAddon;
@@ -19,7 +19,7 @@ export class RankInputs {
     this.#threads = threads;
   }
 
-  /** Does a batch's pass, and decomposes what those of the study's modules that are here took in it: of each that had rows enough. */
+  /** Runs a batch's pass, and decomposes the inputs of the study's modules on this rank. A module with too few rows is left out. */
   async over<T>(study: InputStudy__Output, pass: () => Promise<T>): Promise<{ made: T; fits: InputFit__Output[] }> {
     const wanted = new Map(study.inputs.map(({ module, components }) => [module, components]));
     const here = await this.#engine.watchInputs([...wanted.keys()]);
@@ -36,7 +36,7 @@ export class RankInputs {
     }
   }
 
-  /** A module's components so far [count, in] and their singular values. */
+  /** The components so far of each module, [count, in], and their singular values. */
   read(modules: readonly string[]): MatrixTensor[] {
     return modules.flatMap((name) => {
       const found = this.#found.get(name);

@@ -3,7 +3,7 @@ import { PipeloraError } from "../../common/errors.ts";
 import type { MicroBatch } from "../../engine/index.ts";
 import type { MicroBatches__Output } from "../../rpc/generated/pipelora/v1/MicroBatches.ts";
 
-/** The micro-batches of a request as the engine takes them: views of the request's bytes. Error: PL_PROTOCOL_MISMATCH where these contradict each other. */
+/** The micro-batches of a request for the engine, as views of the request's bytes. Errors: PL_PROTOCOL_MISMATCH if these contradict each other. */
 export function unpackMicroBatches(
   packed: MicroBatches__Output,
   pass: Pick<MicroBatch, "adapter" | "step" | "seed" | "training" | "labelSmoothing" | "noiseAlpha" | "lossScale">,
@@ -38,7 +38,7 @@ export function unpackMicroBatches(
   });
 }
 
-/** Counts are no negative numbers, and as many as there are of what they count. */
+/** Checks that no count is negative and that they add up to the number of counted values. */
 function agree(what: string, counts: Int32Array, of: string, lengths: readonly number[]): void {
   const sum = counts.reduce((total, count) => (count < 0 ? Number.NaN : total + count), 0);
   const other = lengths.find((length) => length !== sum);

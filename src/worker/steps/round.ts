@@ -17,15 +17,18 @@ import type { StepTrace } from "./trace.ts";
 
 export interface Round {
   readonly rank: number;
-  /** Names it in tensor keys. */
+  /** Its name in tensor keys. */
   readonly name: string;
   readonly parts: readonly AdapterStep__Output[];
   readonly trace: StepTrace | null;
-  /** Hears of the trained values as they are before these steps; null: nobody does. */
+  /** Receives the trained values as they are before these steps; null: nothing does. */
   readonly tell: Tell | null;
 }
 
-/** This rank's part in a step of each of these adapters: its own sums, part by part. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED, the engine's. */
+/**
+ * This rank's part in a step of each of these adapters. Returns its own sums, part by part. Errors: PL_PROTOCOL_MISMATCH, PL_LINK_FAILED,
+ * those of the engine.
+ */
 export async function runRound(
   prepared: PreparedRank,
   links: RankLinks,
@@ -44,7 +47,7 @@ export async function runRound(
     const { names } = preparedAdapter(prepared, adapter);
     await Promise.all([updated, tell === null ? null : tellState(engine, { adapter, names }, tell)]);
   };
-  // Gradients that are added up with other ranks' are measured behind that.
+  // Gradients that are added up with other ranks' are measured after that.
   const addsUp = (adapter: number) => replicas !== null || preparedAdapter(prepared, adapter).shared !== null;
   const steps = parts.map(({ adapter, step, microBatches, previous, lossScale }, index): StepPart => {
     const { regularisation } = preparedAdapter(prepared, adapter);
@@ -85,7 +88,7 @@ export async function runRound(
   };
 }
 
-/** Error: PL_PROTOCOL_MISMATCH. */
+/** The adapter with this number. Errors: PL_PROTOCOL_MISMATCH if there is none. */
 export function preparedAdapter({ adapters }: PreparedRank, number: number): PreparedAdapter {
   const found = adapters[number];
   if (found === undefined) {
@@ -94,7 +97,7 @@ export function preparedAdapter({ adapters }: PreparedRank, number: number): Pre
   return found;
 }
 
-/** Queues an adapter's update on this rank; its gradients are zero then. Error: PL_PROTOCOL_MISMATCH. */
+/** Queues an adapter's update on this rank, which also clears its gradients. Errors: PL_PROTOCOL_MISMATCH. */
 export async function applyUpdate(
   prepared: PreparedRank,
   { skip, groups: given, ...update }: Update__Output,
@@ -115,13 +118,16 @@ export async function applyUpdate(
   await engine.optimizerStep({ ...update, learningRates, weightDecays }, adapter);
 }
 
-/** A part that every such request has. Error: PL_PROTOCOL_MISMATCH. */
+/** A required part of a request. Errors: PL_PROTOCOL_MISMATCH if it is missing. */
 export function given<T>(part: T | null, what: string): T {
   if (part === null) throw new PipeloraError("PL_PROTOCOL_MISMATCH", `a request came without ${what}`);
   return part;
 }
 
-/** Of a pipeline's micro-batches what this rank needs: tokens in the first segment, labels and weights in the last, where it computes all or some of their losses. */
+/**
+ * The parts of a pipeline's micro-batches that this rank needs: tokens in the first segment, labels and weights in the last if it
+ * computes their losses.
+ */
 function ownPart(all: MicroBatches__Output, segments: readonly Segment__Output[], rank: number): MicroBatches__Output {
   const none = Buffer.alloc(0);
   const isFirst = segments[0]?.ranks.includes(rank);

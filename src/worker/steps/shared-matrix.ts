@@ -4,18 +4,18 @@ import { sharedSumKey } from "../../links/link.ts";
 import type { RankLinks } from "../links.ts";
 import { fromHost } from "../tensors.ts";
 
-/** A trained matrix that stands in two places of the model: rows of an embedding whose weight is the head's too. */
+/** A trained matrix that is used in two places of the model: rows of an embedding that is tied to the head. */
 export interface SharedMatrix {
   readonly name: string;
-  /** Who holds it. */
+  /** The rank that holds the matrix itself; `twinRank` holds its twin. */
   readonly rank: number;
   readonly twin: string;
   readonly twinRank: number;
 }
 
 /**
- * Both places' gradients become their sum, the matrix's own the first summand: the same bits on one rank and on two, and from then on both
- * are clipped and updated alike. Returns the bytes sent.
+ * Replaces the gradients in both places by their sum. The matrix's own gradient is the first summand, so one rank and two give the same bits.
+ * Both places are then clipped and updated alike. Returns the bytes sent.
  */
 export async function sumShared(
   engine: Engine,

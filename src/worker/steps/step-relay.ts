@@ -8,8 +8,8 @@ import type { RankLinks } from "../links.ts";
 import { fromHost } from "../tensors.ts";
 
 /**
- * One rank's part in how a step's command and its sums travel: the command comes down the pipeline from its first rank, the sums
- * go up to it, so that the coordinator talks to one rank a pipeline. The last rank is done first, so the sums wait for nobody.
+ * One rank's part in passing a step's command and sums along. The coordinator talks only to the first rank of a pipeline: the command goes down
+ * the pipeline from it, and the sums come back up to it. The last rank is done first, so sums do not wait.
  */
 export class StepRelay {
   readonly #links: RankLinks;
@@ -18,7 +18,7 @@ export class StepRelay {
   #passedOn = 0;
   #ended = false;
 
-  /** `ranks`: of the pipeline, in its order. */
+  /** `ranks`: the pipeline's, in order. */
   constructor(links: RankLinks, ranks: readonly number[], rank: number) {
     const position = ranks.indexOf(rank);
     this.#links = links;
@@ -26,12 +26,12 @@ export class StepRelay {
     this.#after = ranks[position + 1] ?? null;
   }
 
-  /** Hands over every command that comes down the pipeline, until it ends. Rejects with PL_LINK_FAILED. */
+  /** Calls `onCommand` for every command that comes down the pipeline, until end(). Errors: PL_LINK_FAILED. */
   async listen(onCommand: (message: ToWorker__Output) => void): Promise<void> {
     if (this.#before === null) return;
     try {
       for (let step = 0; ; step++) {
-        // Nobody waits for an answer to it.
+        // The command needs no answer.
         onCommand({
           ...decodeRequest(await this.#links.receiveBytesWhenever(this.#before, commandKey(step))),
           request: 0,
@@ -42,20 +42,20 @@ export class StepRelay {
     }
   }
 
-  /** Before the links are closed. */
+  /** Stops listening. Must be called before the links are closed. */
   end(): void {
     this.#ended = true;
   }
 
-  /** Gives the next rank the command. Errors: PL_LINK_FAILED. */
+  /** Sends the command to the next rank. Errors: PL_LINK_FAILED. */
   async passOn(message: ToWorker__Output): Promise<void> {
     if (this.#after === null) return;
     await this.#send(this.#after, commandKey(this.#passedOn++), encodeRequest(message));
   }
 
   /**
-   * Adds this rank's sums of the step that `name` names to those behind it. Resolves with the pipeline's on its first rank, with null
-   * on the others, which have handed them on. Errors: PL_LINK_FAILED.
+   * Adds this rank's sums of step `name` to those of the ranks after it. Resolves with the pipeline's sums on its first rank. The others pass
+   * theirs on and resolve with null. Errors: PL_LINK_FAILED.
    */
   async collect(name: string, own: StepResult__Output): Promise<StepResult__Output | null> {
     const key = sumsKey(name);

@@ -12,49 +12,49 @@ import { type Boundary, fromDevice, toDevice } from "../tensors.ts";
 import type { SpanKind, StepTrace } from "./trace.ts";
 
 export interface StepTotals {
-  /** Part by part: of the micro-batches whose head is this rank's. */
+  /** By part: the losses of the micro-batches whose head this rank computes. */
   losses: Losses__Output[];
-  /** Milliseconds in which nothing could be queued because an input was not there yet: a peer's or, on this rank, the last segment's. */
+  /** Milliseconds in which nothing could be queued, because an input from a peer or from this rank's own segment was missing. */
   waitMs: number;
-  /** Milliseconds of adding up gradients with other replicas. */
+  /** Milliseconds spent on adding up gradients with other replicas. */
   reduceMs: number;
   sentBytes: number;
-  /** Milliseconds that tensors took to leave the device for a peer, and peers' to enter it, summed; compute goes on meanwhile. */
+  /** Milliseconds of copying tensors from the device for peers and from peers to the device, added up. Compute goes on meanwhile. */
   linkMs: number;
 }
 
-/** What one adapter does in a pass. */
+/** One adapter's part of a pass. */
 export interface StepPart {
   readonly batches: readonly MicroBatch[];
   /**
-   * Queues what its first pass here waits for: the update that ends its step before. Called when this rank waits for a peer, or else
-   * just before that pass: other adapters' micro-batches are under way meanwhile. Null: nothing.
+   * Queues the update that ends the adapter's step before, which its first pass needs. It is called when this rank waits for a peer, or else
+   * just before that pass, while other adapters' micro-batches run. Null: there is none.
    */
   readonly before: (() => Promise<unknown>) | null;
-  /** Queues what follows its last pass here. */
+  /** Queues what follows the adapter's last pass on this rank. */
   readonly after: (() => Promise<unknown>) | null;
 }
 
-/** What one pass over an instruction list needs. */
+/** The input of one pass over an instruction list. */
 export interface StepInput {
-  /** Names this pass in tensor keys: "step 12", "eval 3". */
+  /** This pass's name in tensor keys: "step 12", "eval 3". */
   readonly name: string;
-  /** Their micro-batches are numbered through, part by part. */
+  /** Micro-batches are numbered through over all parts, in order. */
   readonly instructions: readonly Instruction[];
   readonly parts: readonly StepPart[];
-  /** Hears when everything began and ended; null: nobody does. */
+  /** Records when everything began and ended; null: nothing is recorded. */
   readonly trace: StepTrace | null;
 }
 
 /**
- * Instructions whose tensors are asked for ahead of their turn, so that what has arrived is in device memory by then. A
- * schedule keeps peers from running further ahead than this.
+ * Tensors for this many instructions ahead are requested early, so that they are in device memory when their turn comes. A schedule lets peers
+ * run no further ahead than this.
  */
 const LOOKAHEAD = 6;
 
 /**
- * Runs this rank's instruction list. Work is queued on the engine in list order without waiting for it; only a tensor
- * from a peer is waited for, and sends go out as soon as their tensor is computed, so both overlap compute.
+ * Runs this rank's instruction list. Work is queued on the engine in list order without waiting for it. Only tensors from peers are waited for,
+ * and a tensor is sent as soon as it is computed, so sends and receives overlap compute.
  */
 export async function runInstructions(
   rank: Boundary & { readonly engineSegment: ReadonlyMap<number, number> },
@@ -75,20 +75,20 @@ export async function runInstructions(
   return pass.totals;
 }
 
-/** Names the adapter's own micro-batch; under loss scaling the scale belongs to that. */
+/** The failure of a micro-batch whose loss is not finite, named as the adapter's own. With loss scaling it includes the scale. */
 function brokenLoss({ step, rowIds, lossScale }: MicroBatch, number: number, notFinite: string): Failure__Output {
   const scale = lossScale === 1 ? "" : `; the loss scale is ${lossScale}`;
   const where = `step ${step}, micro-batch ${number} (${rowIds.length} rows)`;
   return toFailure(new PipeloraError("PL_LOSS_NOT_FINITE", `${where}: the loss is ${notFinite}${scale}`));
 }
 
-/** A tensor that an instruction made or will make, waiting for the instruction that takes it. */
+/** A tensor that an instruction makes, kept for the instruction that takes it. */
 type Slot = Promise<DeviceTensor | null>;
 
 class Pass {
   readonly #engine: Engine;
   readonly #boundary: Boundary;
-  /** The engine's own number of each of this rank's segments. */
+  /** This rank's segments: index in the pipeline -> the engine's number. */
   readonly #engineSegment: ReadonlyMap<number, number>;
   readonly #links: RankLinks;
   readonly #input: StepInput;
@@ -99,29 +99,29 @@ class Pass {
     sentBytes: 0,
     linkMs: 0,
   };
-  /** Inputs of forward and backward by "segment/microBatch". */
+  /** Inputs of forward passes, and of backward passes, by "segment/microBatch". */
   readonly #activations = new Map<string, Slot>();
   readonly #gradients = new Map<string, Slot>();
   readonly #running: Promise<unknown>[] = [];
   /** Rejects as soon as anything that was queued fails. */
   readonly #failure = deferred<never>();
   readonly #expected = new Set<Instruction>();
-  /** Slots that a peer fills, and those of them that are filled. */
+  /** Slots that a peer fills, and those that are filled. */
   readonly #fromPeer = new Set<Slot>();
   readonly #arrived = new Set<Slot>();
-  /** Of all parts; by the number that instructions have of it. */
+  /** The micro-batches of all parts, by their number in instructions. */
   readonly #batches: readonly MicroBatch[];
-  /** By that number: its part. */
+  /** The part of each micro-batch, by the same number. */
   readonly #partOf: readonly number[];
-  /** Parts up to here have begun. */
+  /** How many parts have begun. */
   #begun = 0;
-  /** By part: passes of this list that are yet to be queued. */
+  /** By part: how many passes of this list have not been queued. */
   readonly #left: number[];
-  /** Parts whose last pass was queued. */
+  /** Parts whose last pass has been queued. */
   readonly #followed = new Set<number>();
-  /** Per micro-batch. */
+  /** By micro-batch. */
   readonly #losses: Omit<ForwardResult, "output">[] = [];
-  /** When the engine was last seen to end something. */
+  /** When the engine last finished something. */
   #computed = 0;
 
   constructor(boundary: Boundary, engineSegment: ReadonlyMap<number, number>, links: RankLinks, input: StepInput) {
@@ -139,7 +139,7 @@ class Pass {
     this.#failure.promise.catch(() => {});
   }
 
-  /** What parts up to this one wait for is queued. */
+  /** Queues what the parts up to this one need before their first pass. */
   #beginUpTo(part: number): void {
     for (; this.#begun <= part; this.#begun++) {
       const { before } = this.#input.parts[this.#begun]!;
@@ -150,7 +150,7 @@ class Pass {
     }
   }
 
-  /** A pass of a part was queued. */
+  /** Notes that a pass of this micro-batch's part was queued. */
   #passed(microBatch: number): void {
     const part = this.#partOf[microBatch]!;
     this.#left[part]! -= 1;
@@ -163,12 +163,12 @@ class Pass {
     this.#traceCompute(queued, "norm", null);
   }
 
-  /** What is awaited, unless something queued fails first: a peer would be waited for in vain. */
+  /** Resolves as `awaited`, but rejects if something queued fails first: a peer's tensor might then never come. */
   orFailure<T>(awaited: Promise<T>): Promise<T> {
     return Promise.race([awaited, this.#failure.promise]);
   }
 
-  /** Asks for a tensor that a receive names, once. */
+  /** Requests the tensor of a receive instruction, once. */
   expect(instruction: Instruction): void {
     const { kind, segment, microBatch, peer } = instruction;
     if (this.#expected.has(instruction) || (kind !== "recv-forward" && kind !== "recv-backward")) return;
@@ -196,7 +196,7 @@ class Pass {
         return this.#forward(instruction, await this.#arrival(this.#activations, here, instruction));
       case "backward":
         return this.#backward(instruction, await this.#arrival(this.#gradients, here, instruction));
-      // A segment's output is the next segment's input, and its input's gradient the output gradient of the one before.
+      // A segment's output is the next segment's input. The gradient of its input is the gradient of the output of the segment before.
       case "send-forward":
         return this.#send(
           this.#activations,
@@ -216,7 +216,7 @@ class Pass {
 
   async finish(): Promise<void> {
     this.#beginUpTo(this.#left.length - 1);
-    // Parts without a pass here.
+    // Parts without a pass on this rank.
     for (const [part, { after }] of this.#input.parts.entries()) {
       if (after !== null && !this.#followed.has(part)) this.#run(after());
     }
@@ -240,7 +240,7 @@ class Pass {
     });
   }
 
-  /** After a failure: waits for no peer any more, but for what is queued, and frees what nobody will take. */
+  /** After a failure: stops waiting for peers, waits for queued work, and frees tensors that no instruction will take. */
   async abandon(): Promise<void> {
     this.#links.reset();
     await Promise.allSettled(this.#running);
@@ -258,7 +258,7 @@ class Pass {
     return done;
   }
 
-  /** The engine works in order: what was queued behind something began when that ended. */
+  /** Records queued work. The engine works in order, so it began when the work before it ended. */
   #traceCompute(queued: Promise<unknown>, kind: SpanKind, instruction: Instruction | null): void {
     const { trace } = this.#input;
     if (trace === null) return;
@@ -270,7 +270,7 @@ class Pass {
     queued.then(ended, () => {});
   }
 
-  /** Notes what was queued. Its failure is seen by orFailure, so it never counts as unhandled. */
+  /** Notes queued work. orFailure reports its failure, so the rejection never counts as unhandled. */
   #run(queued: Promise<unknown>): void {
     this.#running.push(queued);
     queued.catch((error: unknown) => this.#failure.reject(error));
@@ -311,9 +311,8 @@ class Pass {
   }
 
   /**
-   * Waits until the tensor is computed, so that its copy is queued before any later work: behind that, the peer would
-   * wait for it; and until its link has room, so that a slow peer holds this rank back. Then it goes its way while the
-   * list goes on.
+   * Waits until the tensor is computed, so that its copy is queued before later work: otherwise the peer would wait for that work too. Waits
+   * also until the link has room, so that a slow peer slows this rank down. The list goes on while the tensor is sent.
    */
   async #send(slots: Map<string, Slot>, where: string, instruction: Instruction, key: string): Promise<void> {
     const tensor = await fromDevice(this.#boundary, (await take(slots, where))!);
@@ -323,7 +322,7 @@ class Pass {
   }
 }
 
-/** Takes the tensor that lies at `where`; a first segment and a head's gradient have none. */
+/** Takes the tensor at `where`. A first segment's input and the gradient of the head's output are null. */
 function take(slots: Map<string, Slot>, where: string): Slot {
   const slot = slots.get(where);
   slots.delete(where);

@@ -8,8 +8,8 @@ const MESSAGE_BYTES = 4 << 20;
 export type Tell = (adapter: number, tensors: readonly MatrixTensor[]) => void;
 
 /**
- * Queues copies of an adapter's matrices on the engine, behind what is queued so far, before this returns; tells them a few at a time as they
- * come. Resolves when all are told.
+ * Sends copies of an adapter's matrices, a few at a time. The copies are queued on the engine before this returns, after everything queued so
+ * far. Resolves when all are sent.
  */
 export async function tellState(
   engine: Engine,
@@ -19,7 +19,7 @@ export async function tellState(
   const queued = names.flatMap((name) =>
     STATE_PARTS.map((part) => ({ name, part, values: engine.getMatrix(name, part, adapter) })),
   );
-  // Awaited in their turn; one before may fail first.
+  // Awaited one after another. Until then a failure must not count as unhandled.
   for (const { values } of queued) values.catch(() => {});
   let tensors: MatrixTensor[] = [];
   let bytes = 0;

@@ -12,7 +12,7 @@ const NO_TIMES: StepTimes__Output = {
 };
 const KEYS = Object.keys(NO_TIMES) as (keyof StepTimes__Output)[];
 
-/** A rank's times, summed over the steps since the first two, in which caches and connections warm up. */
+/** A rank's times, added up over all steps but the first two, in which caches and connections warm up. */
 export class TimeSums {
   readonly sums: StepTimes__Output = { ...NO_TIMES };
   #seen = 0;

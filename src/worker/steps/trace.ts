@@ -9,12 +9,12 @@ interface Where {
   readonly peer?: number | undefined;
 }
 
-/** This process's clock, which no adjustment of the machine's sets back. */
+/** This process's clock in milliseconds. It never goes back, even if the machine's clock is set. */
 export function clockMs(at = performance.now()): number {
   return performance.timeOrigin + at;
 }
 
-/** What this rank did in the steps that were traced since it last told. */
+/** The spans that this rank has recorded in traced steps since the last take(). */
 export class Trace {
   #spans: TraceSpan[] = [];
 
@@ -22,7 +22,7 @@ export class Trace {
     return new StepTrace(step, this.#spans);
   }
 
-  /** Tells, and forgets. */
+  /** Returns the spans and removes them. */
   take(): TraceSpan[] {
     const spans = this.#spans;
     this.#spans = [];
@@ -39,7 +39,7 @@ export class StepTrace {
     this.#spans = spans;
   }
 
-  /** Something that has ended just now. `started`: by performance.now(); `bytes`: what was sent. */
+  /** Adds a span that ends now. `started`: by performance.now(). `bytes`: how many were sent. */
   add(kind: SpanKind, started: number, where: Where | null = null, bytes?: number): void {
     const { segment, microBatch, peer } = where ?? {};
     const place = where === null ? {} : { segment, microBatch, ...(peer === undefined ? {} : { peer }) };

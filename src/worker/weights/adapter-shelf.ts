@@ -4,15 +4,15 @@ import type { Engine } from "../../engine/index.ts";
 type Values = ReadonlyMap<string, Float32Array>;
 
 /**
- * Adapters that a rank holds in its host's memory, by number, each the values of some of the engine's LoRA pairs: rounds of one and the
- * other take turns in the engine. Number 0 is the base: no pair adds anything.
+ * Adapters that a rank holds in its host's memory, by number. Each has values for some of the engine's LoRA pairs, and is copied into the engine
+ * for its rounds. Number 0 is the base: all pairs are zero.
  */
 export class AdapterShelf {
   readonly #engine: Engine;
   readonly #adapters = new Map<number, Map<string, Float32Array>>();
   /** Elements of B of each of the engine's pairs, by its name. */
   readonly #sizes: ReadonlyMap<string, number>;
-  /** Whose values each pair of the engine has, by B's name; 0: none. */
+  /** The adapter whose values each pair of the engine has, by B's name; 0: none. */
   readonly #current = new Map<string, number>();
 
   constructor(engine: Engine, sizes: ReadonlyMap<string, number>) {
@@ -24,7 +24,7 @@ export class AdapterShelf {
     return this.#adapters.size === 0;
   }
 
-  /** An adapter that put() gives values to; a rank may hold none of its pairs. In place of an earlier one of that number. */
+  /** Begins an adapter, whose values put() adds. It replaces an earlier one with the same number. A rank may hold none of its pairs. */
   open(adapter: number): void {
     this.#adapters.set(adapter, new Map());
     for (const [name, owner] of this.#current) if (owner === adapter) this.#current.delete(name);
@@ -35,8 +35,8 @@ export class AdapterShelf {
   }
 
   /**
-   * Queues what makes the engine compute with this adapter, behind what is queued so far. Error: PL_PROTOCOL_MISMATCH for a number that
-   * was not given. The promise is that of the engine's.
+   * Queues on the engine what makes it compute with this adapter from here on. Resolves when the engine has done that. Errors:
+   * PL_PROTOCOL_MISMATCH for an unknown number; those of the engine.
    */
   use(adapter: number): Promise<void> {
     const values: Values | undefined = adapter === 0 ? new Map() : this.#adapters.get(adapter);

@@ -6,10 +6,10 @@ import type { PairValues } from "../../formats/lora-init.ts";
 import { packedOf } from "../../formats/quantized-state.ts";
 import type { LoraPair__Output } from "../../rpc/generated/pipelora/v1/LoraPair.ts";
 
-/** First values that come from the base's own weights. */
+/** An initialisation from the base's own weights. */
 export interface BaseInit {
   readonly kind: "pissa" | "olora" | "loftq";
-  /** Of pissa_niter_N; -1: exact. */
+  /** The N of pissa_niter_N; -1: an exact decomposition. */
   readonly iterations: number;
 }
 
@@ -19,7 +19,7 @@ export function baseInit(kind: string): BaseInit | null {
   return kind === "pissa" || kind === "olora" || kind === "loftq" ? { kind, iterations: -1 } : null;
 }
 
-/** A pair made of a weight, and what is left of the weight; null: all of it. */
+/** A pair made from a weight, and the weight after subtraction; null: nothing is subtracted. */
 export interface Taken extends PairValues {
   readonly rest: Float32Array | null;
 }
@@ -28,16 +28,17 @@ interface Making {
   readonly addon: NativeAddon;
   readonly seed: number;
   readonly threads: number;
-  /** How the weight will be held, for loftq. */
+  /** How the weight will be held: LoftQ needs this. */
   readonly quantization: QuantizationSettings | null;
   readonly dtype: FloatDtype;
 }
 
 /**
- * As peft 0.21: PiSSA (Meng et al. 2024) takes the largest singular values over the scale, halved between B and A; OLoRA (Büyükakyüz 2024)
- * the first of a QR decomposition; of both the product is taken out of the weight [out, in]. LoftQ (Li et al. 2023), one iteration as
- * replace_lora_weights_loftq, takes the largest of what 4 bits lose, and leaves the base as it is. Every number depends on the weight and
- * the seed alone. Error: PL_CONFIG_INVALID for a rank that the weight does not have.
+ * Makes a pair from a weight [out, in], as peft 0.21 does. PiSSA (Meng et al. 2024): the largest singular values, divided by the scale, their
+ * square roots in A and B. OLoRA (Büyükakyüz 2024): the first columns and rows of a QR decomposition. Both subtract the pair's product from the
+ * weight. LoftQ (Li et al. 2023), one iteration as in replace_lora_weights_loftq: the largest singular values of the quantisation error in 4
+ * bits; the base stays as it is. Every number depends only on the weight and the seed. Errors: PL_CONFIG_INVALID for a rank larger than the
+ * weight's.
  */
 export async function takeFrom(
   weight: Float32Array,

@@ -1,18 +1,18 @@
 import type { FrozenLayers } from "../../engine/index.ts";
 import type { Taken } from "./base-inits.ts";
 
-/** What an engine leaves behind. */
+/** What a closed engine leaves behind. */
 export interface LeftLayers {
-  /** Names the model, how its weights are held, and what was taken out of them: only an engine of the same may have them. */
+  /** Names the model, how its weights are held, and what was subtracted from them. Only an engine with the same name may take them. */
   readonly base: string;
   readonly frozen: FrozenLayers;
-  /** By adapter: pairs that were made of weights of these layers. */
+  /** By adapter: pairs that were made from weights of these layers. */
   readonly made: readonly ReadonlyMap<string, Taken>[];
 }
 
 /**
- * The frozen weights that this process holds while it has no engine: between two plans of a run, whose sessions come and go. Owned by the
- * program. A shard is never held twice: what lies here is taken by the next engine, or freed before that reads anything.
+ * The frozen weights that this process holds between two engines of a run. The program owns them. No shard is held twice: the next engine
+ * takes what is here, or it is freed before that engine reads anything.
  */
 export class HeldLayers {
   #left: LeftLayers | null = null;
@@ -22,7 +22,7 @@ export class HeldLayers {
     this.#left = left;
   }
 
-  /** What an engine of this base may take over; whatever else is held is freed. */
+  /** The layers that an engine of this base may take over. Anything else is freed. */
   take(base: string): LeftLayers | null {
     const left = this.#left;
     this.#left = null;

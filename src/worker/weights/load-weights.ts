@@ -19,21 +19,21 @@ export interface WantedWeight {
   readonly name: string;
 }
 
-/** What a rank's shard is read from. */
+/** Where a rank's shard is read from. */
 export interface ShardSource {
   readonly checkpoint: Checkpoint;
   readonly spec: ModelSpec;
   readonly wanted: readonly WantedWeight[];
-  /** Makes a pair of a weight, by the weight's name, and gives what is left of the weight; null: all of it. Absent: no pair comes from it. */
+  /** By weight's name: makes a pair from the weight, and returns the weight after subtraction; null: nothing is subtracted. */
   readonly takes: ReadonlyMap<string, (weight: Float32Array) => Promise<Float32Array | null>>;
 }
 
-/** Loads that wait for the engine's thread. */
+/** How many loads wait for the engine's thread. */
 const AHEAD = 4;
 
 /**
- * Reads this rank's tensors from the mapped checkpoint, one at a time, quantising on the way what is to be quantised; weights that
- * the checkpoint holds quantised go in as they are. Beside the shard there is never more than one tensor. Resolves with the bytes read.
+ * Reads this rank's tensors from the mapped checkpoint, one at a time, and quantises those that are to be quantised. Weights that the
+ * checkpoint holds quantised are loaded as they are. There is never more than one tensor beside the shard. Resolves with the bytes read.
  */
 export async function loadWeights(
   engine: Engine,
@@ -94,7 +94,7 @@ export async function loadWeights(
   return bytes;
 }
 
-/** Of all tensors that a packed weight is made of. */
+/** Bytes of all tensors that a packed weight consists of. */
 function sourceBytes(packed: object): number {
   const parts = Object.values(packed) as unknown[];
   return parts.reduce<number>((sum, part) => {
@@ -104,8 +104,8 @@ function sourceBytes(packed: object): number {
 }
 
 /**
- * Queues loads on the engine's thread in this order, always a few ahead. So the thread never waits for this one, and when `signal` aborts,
- * few loads are still queued. Rejects with the signal's reason, or with the first failure.
+ * Queues loads on the engine's thread in this order, always a few ahead. So the engine never waits for the next load, and few loads are still
+ * queued when `signal` aborts. Rejects with the signal's reason, or with the first failure.
  */
 async function fewAhead<T>(items: readonly T[], load: (item: T) => Promise<void>, signal: AbortSignal): Promise<void> {
   const queued: Promise<void>[] = [];
@@ -114,7 +114,7 @@ async function fewAhead<T>(items: readonly T[], load: (item: T) => Promise<void>
       signal.throwIfAborted();
       if (queued.length >= AHEAD) await queued.shift();
       const loaded = load(item);
-      // Awaited in its turn; one before it may fail first.
+      // Awaited one after another. Until then a failure must not count as unhandled.
       loaded.catch(() => {});
       queued.push(loaded);
     }

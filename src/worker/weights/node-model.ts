@@ -18,23 +18,23 @@ import { hubSettings } from "../../hub/settings.ts";
 import { Snapshot } from "../../hub/snapshot.ts";
 import type { HubModel__Output } from "../../rpc/generated/pipelora/v1/HubModel.ts";
 
-/** The parts of a request that say which model it is about. */
+/** The parts of a request that name its model. */
 export interface ModelRequest {
   /** The coordinator's folder. */
   readonly modelDir: string;
   readonly hubModel: HubModel__Output | null;
 }
 
-/** Who hears of a fetch, and until when it is wanted. */
+/** Where a fetch reports its progress, and what aborts it. */
 export interface FetchContext {
   readonly log: Logger;
   readonly signal: AbortSignal;
 }
 
-/** The model as this node has it: in a folder, or in its cache, where what a rank needs is fetched once it is known. */
+/** The model on this node: in a folder, or in the node's cache. What a rank needs is fetched into the cache when that is known. */
 export class NodeModel {
   readonly dir: string;
-  /** null: a folder. */
+  /** Null if the model is in a folder. */
   readonly #snapshot: Snapshot | null;
 
   private constructor(dir: string, snapshot: Snapshot | null) {
@@ -43,9 +43,9 @@ export class NodeModel {
   }
 
   /**
-   * `own`: this node's --model. Else the coordinator's folder where it is whole here too (its machine, or one volume on all); else a model
-   * that was named is looked up, and its configuration fetched. Errors: those of hub/; PL_CHECKPOINT_INVALID where the hub has another
-   * commit of the revision by now.
+   * Finds the model. `own`: this node's --model. Without it: the coordinator's folder, if it is complete here too (the same machine or a shared
+   * volume). Otherwise the named model is looked up on the hub and its configuration fetched. Errors: those of hub/; PL_CHECKPOINT_INVALID if
+   * the revision has another commit by now.
    */
   static async find(
     own: string | null,
@@ -60,7 +60,7 @@ export class NodeModel {
         "PL_PROTOCOL_MISMATCH",
         `the coordinator names the hub "${hub}", which this version does not know`,
       );
-    // Hugging Face knows a commit by its name.
+    // Hugging Face accepts a commit's hash as a revision.
     const asked = hub === "huggingface" ? commit : revision || null;
     const snapshot = await Snapshot.open(
       { kind: "model", name, revision: asked },
@@ -81,14 +81,14 @@ export class NodeModel {
     return new NodeModel(snapshot.dir, snapshot);
   }
 
-  /** Of a model whose weights are fetched when a rank asks; null: a folder. */
+  /** The commit of a model whose weights are fetched when a rank needs them; null for a folder. */
   get commit(): string | null {
     return this.#snapshot?.commit ?? null;
   }
 
   /**
-   * Opens what holds the tensors given. `fingerprint`: the coordinator's, which a folder is held against; what is fetched has its commit and
-   * its hashes. Errors: those of openCheckpoint and hub/.
+   * Opens the files with these tensors. `fingerprint`: the coordinator's, with which a folder is compared. Fetched files are checked by commit
+   * and hashes. Errors: those of openCheckpoint and hub/.
    */
   async openCheckpoint(spec: ModelNames, tensors: readonly string[], fingerprint: string): Promise<Checkpoint> {
     if (this.#snapshot === null) {
@@ -105,7 +105,7 @@ function isHub(name: string): name is HubName {
   return (HUBS as readonly string[]).includes(name);
 }
 
-/** Whether all of a model's files are in a folder. */
+/** Whether a folder has all files of a model. */
 async function isWhole(dir: string): Promise<boolean> {
   if (!(await isFile(join(dir, "config.json")))) return false;
   if (await isFile(join(dir, SINGLE_FILE))) return true;

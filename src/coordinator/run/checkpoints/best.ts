@@ -12,23 +12,23 @@ export type BestSettings = Pick<
   | "save_strategy"
 >;
 
-/** What an evaluation is judged by. */
+/** The metric that evaluations are compared by. */
 interface Metric {
   readonly name: string;
   readonly better: (value: number, than: number) => boolean;
 }
 
-/** What an evaluation means for the run. */
+/** The consequences of an evaluation. */
 export interface Judgement {
-  /** The best so far. */
+  /** Whether it is the best so far. */
   readonly isBest: boolean;
-  /** Early stopping has lost its patience. */
+  /** Whether early stopping ends the run here. */
   readonly stops: boolean;
 }
 
 /**
- * The Trainer's meaning of a best model (transformers 5.17: _determine_best_metric and EarlyStoppingCallback), with loss as the
- * metric where none is named. null: nobody asked.
+ * The metric for the best model, as in the Trainer (transformers 5.17: _determine_best_metric and EarlyStoppingCallback). Without a named metric
+ * it is the loss. Null: neither the best model nor early stopping is asked for.
  */
 function metricOf(settings: BestSettings): Metric | null {
   const asked = settings.metric_for_best_model;
@@ -40,7 +40,7 @@ function metricOf(settings: BestSettings): Metric | null {
   return { name, better: greater ? (value, than) => value > than : (value, than) => value < than };
 }
 
-/** Judges what an evaluation logged after `state.globalStep` steps, and notes the best in `state`. A value that is NaN is never better. */
+/** Compares the evaluation after `state.globalStep` steps with the best so far, and notes a new best in `state`. NaN is never better. */
 export function judge(
   settings: BestSettings,
   values: Readonly<Record<string, number>>,
@@ -51,7 +51,7 @@ export function judge(
   const value = values[metric.name]!;
   const before = state.bestMetric;
   const isBest = before === null ? !Number.isNaN(value) : metric.better(value, before);
-  // Patience looks at the best before this evaluation.
+  // Early stopping compares with the best before this evaluation.
   const enough =
     before === null || (metric.better(value, before) && Math.abs(value - before) > settings.early_stopping_threshold);
   state.evaluationsWithoutProgress = enough ? 0 : state.evaluationsWithoutProgress + 1;
@@ -63,7 +63,7 @@ export function judge(
   return { isBest, stops: patience !== null && state.evaluationsWithoutProgress >= patience };
 }
 
-/** Once steps are whole numbers. Error: PL_CONFIG_INVALID where a best evaluation might have no checkpoint. */
+/** Call it after steps are whole numbers. Errors: PL_CONFIG_INVALID if the best evaluation might have no checkpoint. */
 export function assertBestIsSaved(
   config: Pick<
     Config,

@@ -22,34 +22,35 @@ const OPTIMIZER_FILE = "optimizer.safetensors";
 export const STATE_FILE = "trainer_state.json";
 const MOMENTS = ["exp_avg", "exp_avg_sq"] as const;
 
-/** What every checkpoint of a run shares. */
+/** What is the same in every checkpoint of a run. */
 export interface CheckpointContext {
   readonly outputDir: string;
   readonly lora: ResolvedLora;
-  /** Weights of the base that the adapter is saved with. */
+  /** Weights of the base that are saved with the adapter. */
   readonly bases: readonly TensorToWrite[];
-  /** For adapter_config.json. */
+  /** The base's name in adapter_config.json. */
   readonly baseModel: string;
-  /** Whose tokenizer is copied. */
+  /** The folder from which the tokenizer is copied. */
   readonly modelDir: string;
-  /** training_args.json: the run's settings. */
+  /** The run's settings, for training_args.json. */
   readonly args: Readonly<Record<string, unknown>>;
 }
 
 export interface CheckpointContents {
   readonly step: number;
-  /** Steps that the learning rate's schedule has counted. */
+  /** How many steps the learning rate's schedule has counted. */
   readonly scheduledSteps: number;
-  /** trainer_state.json */
+  /** The text of trainer_state.json. */
   readonly state: string;
-  /** Of each of the optimizer's groups. */
+  /** The learning rate of each of the optimizer's groups. */
   readonly learningRates: readonly number[];
   readonly values: readonly MatrixValues[];
 }
 
 /**
- * Writes output_dir/checkpoint-N: into a folder of another name, synced, then renamed, so that a torn one is never picked
- * up. Files are the Trainer's; optimizer, scheduler and generator state as safetensors and JSON. Returns its path.
+ * Writes output_dir/checkpoint-N. The files go to a folder with another name, are synced, and then the folder is renamed: so an incomplete
+ * checkpoint is never resumed. Files are named as the Trainer's; the states of optimizer, scheduler and generator are safetensors and JSON.
+ * Returns the path.
  */
 export async function saveCheckpoint(context: CheckpointContext, contents: CheckpointContents): Promise<string> {
   const final = join(context.outputDir, `checkpoint-${contents.step}`);
@@ -76,7 +77,7 @@ export async function saveCheckpoint(context: CheckpointContext, contents: Check
   return final;
 }
 
-/** The adapter alone, as peft's save_pretrained leaves it. Returns the names of its files. */
+/** Writes the adapter alone, as peft's save_pretrained does. Returns the names of its files. */
 export async function saveAdapter(
   dir: string,
   context: CheckpointContext,
@@ -111,7 +112,7 @@ export interface ReadCheckpoint {
   readonly values: readonly MatrixValues[];
 }
 
-/** The weights of a checkpoint's adapter. Error: PL_RESUME_INVALID if a file is missing, torn or made for other LoRA settings. */
+/** Reads the weights of a checkpoint's adapter. Errors: PL_RESUME_INVALID if a file is missing or incomplete, or belongs to other LoRA settings. */
 export async function readWeights(path: string, lora: ResolvedLora): Promise<MatrixValues[]> {
   return explained(path, async () => {
     await checkHashes(path);
@@ -119,7 +120,7 @@ export async function readWeights(path: string, lora: ResolvedLora): Promise<Mat
   });
 }
 
-/** Error: as readWeights(). */
+/** Reads a checkpoint. Errors: those of readWeights(). */
 export async function readCheckpoint(path: string, lora: ResolvedLora): Promise<ReadCheckpoint> {
   return explained(path, async () => {
     await checkHashes(path);
@@ -163,7 +164,7 @@ async function explained<T>(path: string, read: () => Promise<T>): Promise<T> {
   }
 }
 
-/** A state that says another step than its folder's name was moved there, or damaged. */
+/** Fails if the state has another step than the folder's name: the folder was renamed, or the file is damaged. */
 function checkStep(path: string, text: string): void {
   const named = /checkpoint-(\d+)\/?$/.exec(path)?.[1];
   const { global_step: step } = JSON.parse(text) as { global_step?: unknown };
@@ -173,8 +174,7 @@ function checkStep(path: string, text: string): void {
 }
 
 /**
- * The first of these that is whole, null if none is. `onDamaged` hears of each that
- * is passed over, and why.
+ * The first of these checkpoints that is whole; null if none is. `onDamaged` is told each one that is passed over, and why.
  */
 export async function firstWhole(
   paths: readonly string[],

@@ -4,16 +4,16 @@ import type { ResolvedLora } from "../../../models/lora-targets.ts";
 import type { MatrixValues } from "../../cluster/pipeline.ts";
 
 /**
- * An adapter whose beginning was taken out of the base (PiSSA, OLoRA) is saved as one for the base as it was, as peft converts it:
- * W + s (B A - B0 A0) = W + s [B, -B0] [A; A0], of twice the rank. So it is a plain adapter for whoever reads it, and holds what a resumed
- * run goes on from.
+ * How an adapter is saved. If its first values were subtracted from the base (PiSSA, OLoRA), it is saved as an adapter of twice the rank for the
+ * original base, as peft converts it: W + s (B A - B0 A0) = W + s [B, -B0] [A; A0]. So it is a plain adapter for every reader, and it contains
+ * the first values that a resumed run needs.
  */
 export interface AdapterForm {
   readonly settings: LoraSettings;
   readonly matrices: readonly Pick<NamedMatrix, "name" | "shape">[];
-  /** The file's matrix, from the run's. */
+  /** The matrix in the file, from the run's. */
   readonly join: (name: string, weights: Weights) => Float32Array;
-  /** The run's matrix, and what it began with where the file holds that, from the file's. */
+  /** The run's matrix, and its first values if the file contains them, from the matrix in the file. */
   readonly split: (name: string, values: Float32Array) => MatrixValues[];
 }
 
@@ -32,7 +32,7 @@ export function adapterForm({ settings, matrices, targets }: ResolvedLora): Adap
   const { initLoraWeights: init } = settings;
   if (!changesBase(init)) {
     return {
-      // LoftQ's base is as it was.
+      // LoftQ does not change the base.
       settings: init === "loftq" ? { ...settings, initLoraWeights: true } : settings,
       matrices,
       join: (name, { weight }) => weight.get(name)!,
@@ -90,7 +90,7 @@ export function adapterForm({ settings, matrices, targets }: ResolvedLora): Adap
   };
 }
 
-/** Twice the ranks at the same scales. */
+/** The settings with twice the ranks and the same scales. */
 function doubled(settings: LoraSettings): LoraSettings {
   const twice = (pattern: Readonly<Record<string, number>>) =>
     Object.fromEntries(Object.entries(pattern).map(([key, value]) => [key, 2 * value]));

@@ -9,13 +9,13 @@ import { firstWhole, type ReadCheckpoint, readCheckpoint } from "./checkpoints.t
 import { changedFreely, changedSettings, type DecisiveSettings, type FreeSettings } from "./run-identity.ts";
 import { parseState } from "./trainer-state.ts";
 
-/** Where a run is to go on from, and whether what lies there lets it. */
+/** The settings that decide what a run resumes from, and whether it may. */
 export type ResumeSettings = Pick<
   Config,
   "resume_from_checkpoint" | "overwrite_output_dir" | "listen" | "save_on_each_node"
 >;
 
-/** Error: PL_RESUME_INVALID, naming the settings that differ where some do. `warn` hears of those that may. */
+/** Checks that a run may resume a checkpoint. Errors: PL_RESUME_INVALID, with the settings that differ. `warn` is told those that may differ. */
 export async function checkOrigin(
   config: DecisiveSettings & FreeSettings,
   origin: ReadCheckpoint,
@@ -41,15 +41,15 @@ export async function checkOrigin(
   }
 }
 
-/** training_args.json of a checkpoint; empty where it is missing or malformed. */
+/** The contents of a checkpoint's training_args.json; empty if it is missing or malformed. */
 async function writtenArguments(checkpoint: string): Promise<Record<string, unknown>> {
   const value = await readJsonFile(join(checkpoint, "training_args.json"), 1 << 20).catch(() => null);
   return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 }
 
 /**
- * The local time that templates write, without a zone: the run's own, which the checkpoint that is resumed keeps, so that a
- * run goes on the next day as it began.
+ * The local date and time that chat templates write, without a zone. A resumed run uses that of its checkpoint, so that it goes on another day
+ * as it began.
  */
 export async function templateDate(
   config: Pick<Config, "template_date" | "resume_from_checkpoint" | "output_dir">,
@@ -76,12 +76,19 @@ export function earlierRun(where: string, step: number): PipeloraError {
   });
 }
 
-/** The checkpoint's folder that was named; null where the newest was asked for, or nothing. */
+/** A run of several adapters is to resume, but none has a checkpoint. `folder`: the first adapter's. `where`: where checkpoints were sought. */
+export function noAdapterToResume(folder: string, where: string): PipeloraError {
+  return new PipeloraError("PL_RESUME_INVALID", `no adapter of this run has a checkpoint, ${where}`, {
+    hint: `Expected one such as ${join(folder, "checkpoint-100")}. Leave out --resume-from-checkpoint to begin.`,
+  });
+}
+
+/** The checkpoint's folder that the user named; null if the newest was asked for, or none. */
 export function namedFolder(asked: Config["resume_from_checkpoint"]): string | null {
   return typeof asked === "string" && asked !== "auto" ? asked : null;
 }
 
-/** The run's checkpoints up to the one that it goes on from; later ones are another branch's. */
+/** The run's checkpoints up to the one that it resumes. Later ones belong to another continuation. */
 export async function upTo(outputDir: string, path: string): Promise<string[]> {
   const all = (await listCheckpoints(outputDir)).map((found) => found.path);
   const place = all.indexOf(resolve(path));
@@ -105,7 +112,7 @@ export async function resumePoint(
     const newest = await firstWhole(newestFirst, setup.lora!, (problem) => damaged.push(problem));
     for (const problem of damaged) warn(`passed over: ${problem}`);
     if (newest !== null && damaged.length > 0) warn(`resuming from the older ${newest.path}`);
-    // Another node may have what is not here: known once the nodes have joined.
+    // Another node may have a checkpoint. That is known when the nodes have joined.
     if (newest !== null || savedEverywhere(config)) return newest;
     throw new PipeloraError(
       "PL_RESUME_INVALID",

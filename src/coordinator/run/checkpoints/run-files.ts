@@ -34,7 +34,7 @@ import {
   type TrainerStateContext,
 } from "./trainer-state.ts";
 
-/** What is saved when and where, and what a run may go on from. */
+/** The settings that decide what is saved, when and where, and what a run may resume from. */
 export type FileSettings = DecisiveSettings &
   FreeSettings &
   GroupSettings &
@@ -57,25 +57,25 @@ export type FileSettings = DecisiveSettings &
     | "early_stopping_threshold"
   >;
 
-/** Which run its folder belongs to. */
+/** The identity of the run that owns an output folder. */
 export interface RunIdentity {
   readonly outputDir: string;
   readonly fingerprint: string;
   readonly maxSteps: number;
-  /** training_args.json: the run's settings. */
+  /** The run's settings, for training_args.json. */
   readonly args: Readonly<Record<string, unknown>>;
 }
 
-/** Where a run starts: its state, and values to hand out (null: ranks draw their own). */
+/** Where a run starts: its state, and the values to send to ranks. Null: ranks draw their own. */
 export interface StartingPoint {
   readonly state: TrainerState;
   readonly values: readonly MatrixValues[] | null;
 }
 
-/** Configurations, state and a tokenizer. */
+/** An allowance for configurations, state and a tokenizer. */
 const SMALL_FILES_BYTES = 1 << 20;
 
-/** A run's output folder: where it starts from, what it saves, what it leaves at the end. */
+/** A run's output folder: finds where the run starts, saves checkpoints, and writes the final adapter. */
 export class RunFiles {
   readonly outputDir: string;
   readonly rate: LearningRateSettings;
@@ -87,13 +87,13 @@ export class RunFiles {
   /** The checkpoint that --resume-from-checkpoint chose. */
   #origin: ReadCheckpoint | null;
   readonly #store: CheckpointStore;
-  /** Of the last checkpoint that this run wrote; -1: none. */
+  /** The step of the last checkpoint that this run wrote; -1: none. */
   #savedStep = -1;
   readonly #warn: (text: string) => void;
-  /** The nodes that save too (save_on_each_node); of the current attempt. */
+  /** The current attempt's nodes that save too (save_on_each_node). */
   #nodes: NodeFolders | null = null;
   #looked = false;
-  /** The last save that every node has, or has failed at and was named. */
+  /** The last save that every node has, or has reported as failed. */
   #sentToNodes: string | null = null;
 
   private constructor(
@@ -145,8 +145,8 @@ export class RunFiles {
   }
 
   /**
-   * Errors: PL_OUTPUT_UNWRITABLE if the folder holds another run's checkpoints and neither resuming nor overwriting was
-   * asked for; PL_RESUME_INVALID if there is nothing whole to resume, or it belongs to another run.
+   * Opens the folder. Errors: PL_OUTPUT_UNWRITABLE if it holds another run's checkpoints and the user asked neither to resume nor to overwrite;
+   * PL_RESUME_INVALID if there is no whole checkpoint to resume, or it belongs to another run.
    */
   static async open(
     settings: FileSettings,
@@ -164,10 +164,10 @@ export class RunFiles {
   }
 
   /**
-   * From now on every save goes to these nodes too. The first time, a run that resumes takes the newest whole checkpoint of any node
-   * if it is newer than the coordinator's. Returns what there is to say about it.
-   * Errors: PL_RESUME_INVALID if no node has one; PL_OUTPUT_UNWRITABLE if a node holds those of an earlier run and nothing was
-   * said about it.
+   * From now on every save goes to these nodes too. The first time, a run that resumes takes the newest whole checkpoint of any node if it is
+   * newer than the coordinator's. Returns a sentence for the user, or null.
+   * Errors: PL_RESUME_INVALID if no node has one; PL_OUTPUT_UNWRITABLE if a node holds an earlier run's checkpoints and the user asked neither to
+   * resume nor to overwrite.
    */
   async attach(nodes: NodeFolders): Promise<string | null> {
     this.#nodes = nodes;
@@ -210,7 +210,7 @@ export class RunFiles {
     );
   }
 
-  /** Checkpoints that this run does not go on from get another name: no later resume takes them for its own. */
+  /** Renames checkpoints that this run does not resume, so that no later resume takes them for this run's. */
   async setAsideOthers(): Promise<void> {
     const moved = await this.#store.setAsideOthers();
     const what = "set aside checkpoints that this run does not go on from";
@@ -221,7 +221,7 @@ export class RunFiles {
     }
   }
 
-  /** Nothing lies before its first step: it neither resumes nor has saved. */
+  /** Whether the run starts from step 0: it neither resumes nor has saved. */
   get begins(): boolean {
     return this.#origin === null && !this.#hasSaved;
   }
@@ -234,23 +234,23 @@ export class RunFiles {
     return this.#savedStep >= 0;
   }
 
-  /** What a checkpoint has of each matrix. */
+  /** The parts of each matrix that a checkpoint contains. */
   get savedParts(): readonly MatrixPartName[] {
     return this.#settings.save_only_model ? ["weight", "initial"] : [...STATE_PARTS, "initial"];
   }
 
-  /** No node of the attempt that ended saves any more. */
+  /** Forgets the nodes of the attempt that ended. */
   detach(): void {
     this.#nodes = null;
   }
 
-  /** Most of what a checkpoint takes on a disk: the adapter and its optimizer's two moments, float32, beside small files. */
+  /** An upper bound for the size of a checkpoint in bytes: the adapter and two moments in float32, and small files. */
   get checkpointBytes(): number {
     const parts = this.#settings.save_only_model ? 1 : 3;
     return parts * 4 * this.#setup.lora!.trainable + SMALL_FILES_BYTES;
   }
 
-  /** The newest of: what this run has saved, what it resumes, the adapter it starts from, nothing. */
+  /** Where an attempt starts: this run's last checkpoint, or the one that it resumes, or the adapter given, or nothing. */
   async start(): Promise<StartingPoint> {
     const own = this.#hasSaved && !this.#settings.save_only_model ? this.#store.newestFirst : [];
     const checkpoint =
@@ -269,8 +269,8 @@ export class RunFiles {
   }
 
   /**
-   * Writes checkpoint-N, on every node that saves too, and deletes what save_total_limit has no room for. `state` then names the
-   * best checkpoint, if that evaluation was saved. `given`: all that `savedParts` names.
+   * Writes checkpoint-N, here and on every node that saves too, and deletes checkpoints beyond save_total_limit. If this evaluation is the best,
+   * `state` then names the checkpoint. `given`: everything in `savedParts`.
    * Errors: PL_OUTPUT_UNWRITABLE; for a node's folder only with --save-failure fail.
    */
   async write(given: readonly MatrixValues[], state: TrainerState, stopping: boolean): Promise<Saved> {
@@ -295,8 +295,8 @@ export class RunFiles {
   }
 
   /**
-   * The final adapter (with load_best_model_at_end the best checkpoint's), tokenizer and trainer_state.json in output_dir itself, on
-   * every node that saves too. Error: PL_RESUME_INVALID if the best checkpoint is no longer whole.
+   * Writes the final adapter, the tokenizer and trainer_state.json into output_dir itself, here and on every node that saves too. With
+   * load_best_model_at_end the adapter is the best checkpoint's. Errors: PL_RESUME_INVALID if the best checkpoint is no longer whole.
    */
   async finish(pipeline: PipelineAdapter, state: TrainerState): Promise<Finished> {
     const best = this.#settings.load_best_model_at_end ? state.bestModelCheckpoint : null;
@@ -313,10 +313,10 @@ export class RunFiles {
     };
   }
 
-  /** A save that a fault cut short is on some disks alone: what the run goes on from is to be on every node. */
+  /** Copies the checkpoint that the run resumes to nodes that lack it: a fault may have cut its save short. */
   async #bringToNodes(checkpoint: ReadCheckpoint): Promise<void> {
     const { path } = checkpoint;
-    // To look at a node's checkpoints is to hash them: not where the save went through.
+    // A node hashes its checkpoints to answer this: it is not asked if the save succeeded.
     if (this.#nodes === null || path === this.#sentToNodes || !this.#store.newestFirst.includes(path)) return;
     const names = await filesOf(path);
     const lacking = await this.#nodes.lacking(stepOf(checkpoint), await hashFiles(path, names));
@@ -325,7 +325,7 @@ export class RunFiles {
     for (const node of nodes) if (node.error !== null) this.#warn(describeFailure(save, node));
   }
 
-  /** `dropped`: checkpoints that nodes delete. `targets`: null: no node saves. */
+  /** Sends a save to nodes. `dropped`: checkpoints that nodes delete. `targets` null: no node saves. */
   async #toNodes(
     path: string,
     save: string,
@@ -345,18 +345,18 @@ export class RunFiles {
   }
 }
 
-/** What was saved where. */
+/** The result of a save. */
 export interface Saved {
-  /** The coordinator's. */
+  /** The coordinator's folder. */
   readonly path: string;
-  /** With save_on_each_node: what became of it on each node. */
+  /** With save_on_each_node: the result on each node. */
   readonly nodes: readonly NodeSave[];
-  /** SHA-256 of each file, which all nodes agree on. */
+  /** SHA-256 of each file. It is the same on all nodes. */
   readonly files: Readonly<Record<string, string>>;
 }
 
 export interface Finished extends Saved {
-  /** The checkpoint that the final adapter is from; null: it is the last step's. */
+  /** The checkpoint that the final adapter comes from; null: the last step. */
   readonly best: string | null;
 }
 
@@ -364,7 +364,7 @@ export function describeFailure(save: string, { node, error }: NodeSave): string
   return `node "${node}" did not save ${save}: ${error!.message}`;
 }
 
-/** No step follows the last update whose loss would tell. Error: PL_LOSS_NOT_FINITE. */
+/** Checks the values after the last update, because no later loss would show that they are not finite. Errors: PL_LOSS_NOT_FINITE. */
 export function assertFinite(values: readonly MatrixValues[], step: number): void {
   for (const { name, part, values: numbers } of values) {
     if (numbers.every(Number.isFinite)) continue;

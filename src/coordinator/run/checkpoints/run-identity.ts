@@ -6,7 +6,7 @@ import { HELD_AS } from "../../../config/held-as.ts";
 import type { Config } from "../../../config/options.ts";
 import type { Dataset } from "../../../data/dataset.ts";
 
-/** Settings that decide a run's numbers; placement, logging and saving do not, and a run may be made longer. */
+/** Settings that decide a run's numbers. Placement, logging and saving do not, and a resumed run may be longer. */
 const DECISIVE = [
   "lora_r",
   "lora_alpha",
@@ -51,7 +51,7 @@ const DECISIVE = [
   "dataloader_drop_last",
 ] as const satisfies readonly (keyof Config)[];
 
-/** Of them those that older checkpoints do not know: they count where they act, so that these checkpoints stay what they are. */
+/** Those of them that older checkpoints do not have. They count only if they have an effect, so older checkpoints can still be resumed. */
 const LATER: readonly string[] = [
   "lr_scheduler_kwargs",
   "label_smoothing_factor",
@@ -76,13 +76,13 @@ const idle = (value: unknown) =>
   value === null ||
   (typeof value === "object" && Object.keys(value).length === 0);
 
-/** Settings that a resumed run may change: what they are is said. */
+/** Settings that a resumed run may change. The change is reported. */
 const FREE = ["learning_rate"] as const satisfies readonly (keyof Config)[];
 
 export type DecisiveSettings = Pick<Config, (typeof DECISIVE)[number]>;
 export type FreeSettings = Pick<Config, (typeof FREE)[number]>;
 
-/** Names a run by its model, its encoded rows and the settings that decide its numbers. In slices: there may be gigabytes of rows. */
+/** A hash of a run's model, its encoded rows and the settings that decide its numbers. Works in slices, because there may be gigabytes of rows. */
 export async function runFingerprint(
   config: DecisiveSettings,
   modelFingerprint: string,
@@ -90,7 +90,7 @@ export async function runFingerprint(
 ): Promise<string> {
   const turns = new Turns();
   const hash = createHash("sha256").update(modelFingerprint);
-  // Later only what was taken out of the base matters of how A and B began.
+  // For a resumed run, the initialisation of A and B matters only if it changed the base.
   const init = changesBase(config.init_lora_weights) ? config.init_lora_weights : null;
   const settings = { ...config, replicas: config.replicas ?? 1, init_lora_weights: init };
   const hashed = DECISIVE.filter((key) => !LATER.includes(key) || !idle(settings[key]));
@@ -104,12 +104,12 @@ export async function runFingerprint(
   return hash.digest("hex").slice(0, 16);
 }
 
-/** The settings that decide a run's numbers and differ from those that a checkpoint was written with, with both values. */
+/** The decisive settings that differ from those of a checkpoint, with both values. */
 export function changedSettings(config: DecisiveSettings, written: Readonly<Record<string, unknown>>): string[] {
   return changed(config, DECISIVE, written);
 }
 
-/** The same of settings that may change. */
+/** The changeable settings that differ from those of a checkpoint, with both values. */
 export function changedFreely(config: FreeSettings, written: Readonly<Record<string, unknown>>): string[] {
   return changed(config, FREE, written);
 }

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { PipeloraError } from "../../../common/errors.ts";
 import type { LossScaleState } from "../steps/loss-scale.ts";
 
-/** One entry of trainer_state.json's log_history; keys as the Trainer writes them. */
+/** One entry of trainer_state.json's log_history, with the Trainer's keys. */
 export type LogEntry = Readonly<Record<string, number>> & { readonly step: number };
 
 const stateSchema = z.looseObject({
@@ -36,7 +36,7 @@ const stateSchema = z.looseObject({
   }),
 });
 
-/** The Trainer's TrainerState (transformers 5.17), as far as a run needs it. Loss sums let a resumed run log the same numbers. */
+/** The parts of the Trainer's TrainerState (transformers 5.17) that a run needs, and sums that let a resumed run log the same numbers. */
 export interface TrainerState {
   globalStep: number;
   epoch: number;
@@ -45,19 +45,19 @@ export interface TrainerState {
   bestMetric: number | null;
   bestGlobalStep: number | null;
   bestModelCheckpoint: string | null;
-  /** Evaluations in a row that were no better, for early stopping. */
+  /** How many evaluations in a row were no better, for early stopping. */
   evaluationsWithoutProgress: number;
-  /** Loss summed over the steps since the last log entry, and their number. */
+  /** The sum of losses since the last log entry, and the number of steps in it. */
   unloggedLoss: number;
   unloggedSteps: number;
   totalLoss: number;
   /** Null unless gradients are computed in float16. */
   lossScale: LossScaleState | null;
-  /** Steps whose gradients overflowed: they changed no weight, and neither the schedule nor AdamW counts them. */
+  /** How many steps had overflowing gradients. They changed no weight; neither the schedule nor AdamW counts them. */
   skippedSteps: number;
 }
 
-/** What stays the same over a run and stands in the file too. */
+/** What the file contains too, and is the same over a run. */
 export interface TrainerStateContext {
   readonly maxSteps: number;
   readonly numTrainEpochs: number;
@@ -66,7 +66,7 @@ export interface TrainerStateContext {
   readonly evalSteps: number;
   readonly saveSteps: number;
   readonly earlyStopping: { readonly patience: number; readonly threshold: number } | null;
-  /** Names the data, model and settings that decide the numbers: a checkpoint resumes only the run it came from. */
+  /** A hash of the data, model and settings that decide the numbers. Only a run with the same one may resume the checkpoint. */
   readonly fingerprint: string;
 }
 
@@ -88,12 +88,12 @@ export function initialState(): TrainerState {
   };
 }
 
-/** As it is now, whatever becomes of it. */
+/** A copy, which later changes of `state` do not affect. */
 export function copyState(state: TrainerState): TrainerState {
   return { ...state, logHistory: [...state.logHistory] };
 }
 
-/** trainer_state.json, keys sorted, as the Trainer writes it. */
+/** The text of trainer_state.json, with keys sorted as the Trainer sorts them. */
 export function serializeState(state: TrainerState, context: TrainerStateContext, stopping: boolean): string {
   const value = {
     best_global_step: state.bestGlobalStep,
@@ -156,8 +156,8 @@ export function serializeState(state: TrainerState, context: TrainerStateContext
 }
 
 /**
- * Errors: PL_RESUME_INVALID if the text is no trainer state or belongs to a run with other data, model or settings; `fingerprint` null: whichever
- * run's.
+ * Reads the text of trainer_state.json. `fingerprint` null: any run's is accepted. Errors: PL_RESUME_INVALID if the text is no trainer state, or
+ * belongs to a run with other data, model or settings.
  */
 export function parseState(text: string, path: string, fingerprint: string | null): TrainerState {
   const parsed = stateSchema.safeParse(tryJson(text));

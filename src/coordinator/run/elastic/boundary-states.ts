@@ -5,10 +5,10 @@ import type { MatrixPartName, MatrixValues } from "../../cluster/pipeline.ts";
 import type { AdapterRun } from "../adapter-run.ts";
 import { copyState, type TrainerState } from "../checkpoints/trainer-state.ts";
 
-/** An adapter of an attempt, by its number there. */
+/** An adapter of an attempt, with its number there. */
 export interface Told {
   readonly adapter: Pick<AdapterRun, "hold">;
-  /** Matrices that it trains. */
+  /** How many matrices it trains. */
   readonly matrices: number;
 }
 
@@ -18,8 +18,8 @@ interface Underway {
 }
 
 /**
- * Gathers what the ranks tell of their trained values at a step's boundary, while they compute the next step. One boundary is under way at
- * a time, so neither a rank nor this process ever holds more than that and the last whole one; a step that begins meanwhile tells nothing.
+ * Collects trained values that ranks send at the end of a step, while they compute the next one. One collection runs at a time, so ranks and this
+ * process never hold more than it and the last complete one. A step that ends meanwhile is not collected.
  */
 export class BoundaryStates {
   readonly #told: readonly Told[];
@@ -30,18 +30,18 @@ export class BoundaryStates {
     this.#told = told;
   }
 
-  /** Whether the round that begins is to tell. */
+  /** Whether the round that begins now should be collected. */
   get wanted(): boolean {
     return this.#underway.size === 0;
   }
 
-  /** The ranks were asked to. `states`: by adapter, those that their values belong to. */
+  /** Begins a collection. `states`: the trainer state that belongs to the values, by adapter. */
   begin(round: number, states: ReadonlyMap<number, TrainerState>): void {
     this.#round = round;
     for (const [number, state] of states) this.#underway.set(number, { state: copyState(state), values: new Map() });
   }
 
-  /** A message of some rank. What is late, of a round that was given up, is dropped. */
+  /** Takes a rank's message. A late message of an abandoned round is dropped. */
   take({ round, adapter: number, tensors }: BoundaryState__Output): void {
     const underway = this.#underway.get(number);
     if (round !== this.#round || underway === undefined) return;

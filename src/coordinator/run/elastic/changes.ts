@@ -4,10 +4,10 @@ import type { WorkerConnection } from "../../../rpc/worker-connection.ts";
 import { KnownRates } from "../../assembly/known-rates.ts";
 import { processOf } from "../../cluster/returning.ts";
 
-/** A change under way: from the end of the attempt before to the first step that none had made. */
+/** A change in progress: from the end of one attempt to the next new step. */
 interface Change {
   readonly began: number;
-  /** When its workers were there. */
+  /** When its workers had joined. */
   gathered: number;
   layers: string;
 }
@@ -17,9 +17,9 @@ function change(): Change {
   return { began, gathered: began, layers: "" };
 }
 
-/** The changes of an elastic run's workers: what they cost, and whether the run gets on between them. */
+/** The changes of an elastic run's workers: what they cost, and whether the run makes progress between them. */
 export class Changes {
-  /** The furthest step of each adapter, by name. */
+  /** The last step that each adapter has reached, by name. */
   readonly #furthest = new Map<string | null, number>();
   readonly #inspected = new Set<string>();
   readonly rates = new KnownRates();
@@ -29,28 +29,28 @@ export class Changes {
   #fitted = false;
   #atLeast = 1;
 
-  /** Milliseconds that the last change took once its workers were there; before the first, what the run's beginning took. */
+  /** Milliseconds from the joining of the last change's workers to its end. Before the first change: the same of the run's beginning. */
   get costMs(): number {
     return this.#costMs;
   }
 
-  /** Whether a step was made since the last change that none had made before. */
+  /** Whether a new step was made since the last change. */
   get gotOn(): boolean {
     return this.#gotOn;
   }
 
-  /** An attempt has ended that another is to follow. */
+  /** An attempt has ended and another will follow. */
   begin(): void {
     this.#gotOn = false;
     this.#change ??= change();
   }
 
-  /** The workers that are to go on are there. */
+  /** The workers for the next attempt have joined. */
   gathered(): void {
     if (this.#change !== null) this.#change.gathered = performance.now();
   }
 
-  /** So many workers are known to be needed. */
+  /** At least this many workers are needed, as far as is known. */
   get atLeast(): number {
     return this.#atLeast;
   }
@@ -60,12 +60,12 @@ export class Changes {
     return this.#fitted;
   }
 
-  /** So few can't hold the model. */
+  /** This many workers can't hold the model. */
   tooFew(workers: number): void {
     this.#atLeast = Math.max(this.#atLeast, workers + 1);
   }
 
-  /** Every rank has its layers. */
+  /** Every rank has loaded its layers. */
   loaded(prepared: readonly Prepared__Output[]): void {
     this.#fitted = true;
     const sum = (of: (one: Prepared__Output) => number) => prepared.reduce((all, one) => all + of(one), 0);
@@ -74,7 +74,7 @@ export class Changes {
     if (this.#change !== null) this.#change.layers = `${kept} layers were taken over, ${read} read (${bytes})`;
   }
 
-  /** A step of an adapter was made, in so many milliseconds. Returns what there is to say of a change that is through with it. */
+  /** An adapter has made a step, in `stepMs` milliseconds. If this ends a change, returns a sentence about it for the user. */
   made(adapter: string | null, step: number, { workers, stepMs }: { workers: number; stepMs: number }): string | null {
     if (step <= (this.#furthest.get(adapter) ?? 0)) return null;
     const first = this.#furthest.size === 0;
@@ -89,7 +89,7 @@ export class Changes {
     return first ? null : `the change took ${took}: ${workers} workers go on with step ${step}; ${layers}`;
   }
 
-  /** Whether these workers and the links between them were looked at before, and: they were now. */
+  /** Whether these workers and the links between them were inspected before. Notes that they are now. */
   known(members: readonly WorkerConnection[]): boolean {
     return members.every(({ hello }) => this.#inspected.has(processOf(hello)));
   }

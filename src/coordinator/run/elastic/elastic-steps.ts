@@ -9,10 +9,10 @@ import { BoundaryStates } from "./boundary-states.ts";
 import type { Changes } from "./changes.ts";
 import { worthJoining } from "./joining.ts";
 
-/** Steps whose mean time stands for those to come. */
+/** The mean time of this many last steps is the expected time of the next ones. */
 const RECENT = 8;
 
-/** What an attempt of an elastic run does beside its steps: keeps their state in memory, and looks who leaves and who joins. */
+/** What an attempt of an elastic run does besides its steps: it keeps their state in memory, and notices who leaves and who joins. */
 export class ElasticSteps {
   readonly #run: Run;
   readonly #changes: Changes;
@@ -20,7 +20,7 @@ export class ElasticSteps {
   readonly #live: readonly AdapterRun[];
   readonly #states: BoundaryStates;
   readonly #recentMs: number[] = [];
-  /** Who was last found not worth a change. */
+  /** The workers for whom a change was last found not worth its cost. */
   #declined: ReadonlySet<WorkerConnection> = new Set();
   #reason: string | null = null;
 
@@ -35,12 +35,12 @@ export class ElasticSteps {
     stepping.pipeline.onState = (told) => this.#states.take(told);
   }
 
-  /** Why others are to go on; null: none are. */
+  /** Why the workers must change; null: they need not. */
   get reason(): string | null {
     return this.#reason;
   }
 
-  /** Whether the round that begins now is to tell the ranks' trained values. */
+  /** Whether ranks should send their trained values in the round that begins now. */
   tells(round: number, live: readonly Trained[]): boolean {
     if (!this.#states.wanted) return false;
     const states = live.map(({ number, trainer }): [number, TrainerState] => [number, trainer.state]);
@@ -48,7 +48,7 @@ export class ElasticSteps {
     return true;
   }
 
-  /** A round was computed that began at `began` by performance.now(). */
+  /** Notes that a round has ended. `began`: when it began, by performance.now(). */
   stepped(began: number): void {
     const stepMs = performance.now() - began;
     this.#recentMs.push(stepMs);
@@ -61,7 +61,7 @@ export class ElasticSteps {
     }
   }
 
-  /** Whether the attempt is to end here, since a worker leaves or others are worth a change. */
+  /** Whether the attempt must end here: a worker leaves, or a change for new ones is worth its cost. */
   async regroups(): Promise<boolean> {
     const { cluster, config, log } = this.#run;
     if (cluster.leaving !== null) {

@@ -7,13 +7,13 @@ import { processOf } from "../../cluster/returning.ts";
 import type { ModelSetup } from "../../planning/model-setup.ts";
 import { type PlanOf, type PlanSettings, planFor } from "../../planning/planning.ts";
 
-/** Where the run stands when others ask to take part. */
+/** The run's progress when new workers ask to take part. */
 export interface Progress {
   readonly planned: PlannedMembers;
-  /** Of the last steps, on average; milliseconds. */
+  /** Mean milliseconds of the last steps. */
   readonly stepMs: number;
   readonly stepsLeft: number;
-  /** Of a change; milliseconds. */
+  /** Milliseconds of a change. */
   readonly costMs: number;
 }
 
@@ -26,8 +26,8 @@ export interface Verdict {
 }
 
 /**
- * Whether the steps that are left gain more than a change costs, if these workers go on. A step's time now is what it takes, and changes
- * as the two plans' predictions say; a worker that was not measured is taken for as fast as one of the same kind.
+ * Whether these workers would save more time in the remaining steps than a change costs. The time of a step then is the present time, multiplied
+ * by the ratio of the two plans' predictions. A worker without a measurement counts as fast as one of the same kind.
  */
 export async function worthJoining(
   candidates: readonly WorkerConnection[],
@@ -42,7 +42,7 @@ export async function worthJoining(
   });
   if (found instanceof PipeloraError) return { possible: false, gains: false, text: found.message };
   const { plan } = found;
-  // Measured and assumed times do not compare.
+  // Measured and assumed times can't be compared.
   const present = measured === null ? await planFor(settings, setup, planned.devices, { ...of, rates }) : planned;
   const [now, then] = [present.plan.predicted, plan.predicted];
   const workers = `${candidates.length} workers`;
@@ -63,7 +63,7 @@ export async function worthJoining(
   };
 }
 
-/** The rates of the present plan as these workers have them; null: it was made of measurements that one of them lacks. */
+/** The present plan's rates for these workers; null if that plan uses measurements that one of them lacks. */
 function ratesOf(
   candidates: readonly WorkerConnection[],
   { members, speeds: { rates } }: PlannedMembers,
@@ -77,7 +77,7 @@ function ratesOf(
     const measured = rates.measured.get(like);
     return measured === undefined ? [] : [[id, measured] as const];
   });
-  // Between devices a link is another's now; between nodes it is the same.
+  // Links between nodes are the same for these workers. Links between devices are not.
   const links = new Map([...rates.links].filter(([key]) => typeof (JSON.parse(key) as unknown[])[0] === "string"));
   if (found.length < candidates.length) return null;
   return { measured: new Map(found), links, crowded: rates.crowded };

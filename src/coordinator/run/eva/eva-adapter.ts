@@ -22,12 +22,12 @@ import { EvaSearch } from "./eva-search.ts";
 import { evaInputs, evaSettings, rankBudget } from "./eva-settings.ts";
 import type { SharedInput } from "./rank-distribution.ts";
 
-/** Batches after which components that still turn are given up. */
+/** After this many batches, components that still change are an error. */
 const MOST_BATCHES = 1000;
-/** Tokens of a pass, where rows are not longer. */
+/** Tokens of a pass, unless a row is longer. */
 const PASS_TOKENS = 2048;
 
-/** Whether the run begins with values that are made of its rows. */
+/** Whether the run's first values are made from its rows. */
 export function beginsWithEva({
   init_lora_weights: init,
   adapter,
@@ -35,13 +35,13 @@ export function beginsWithEva({
   return init === "eva" && adapter === null;
 }
 
-/** Where a run keeps the adapter that EVA made: beside its checkpoints. */
+/** The folder of the adapter that EVA makes: in the output folder. */
 function evaFolder({ output_dir, resume_from_checkpoint: asked }: Config): string {
   const named = namedFolder(asked);
   return join(named === null ? output_dir! : dirname(named), "eva");
 }
 
-/** The adapter that a resumed run began with; null: the run begins. Error: PL_RESUME_INVALID where it is gone. */
+/** The adapter with which a resumed run began; null if the run does not resume. Errors: PL_RESUME_INVALID if it is missing. */
 export async function resumedEva(config: Config): Promise<string | null> {
   const asked = config.resume_from_checkpoint;
   if (asked === null || asked === false) return null;
@@ -54,10 +54,10 @@ export async function resumedEva(config: Config): Promise<string | null> {
 }
 
 /**
- * EVA (Paischer et al. 2024), as peft's initialize_lora_eva_weights: batches of the training rows, in their order and again from the start, go
- * through the base alone until the principal components of what each layer takes stay what they are; ranks go where they explain most. Writes
- * the adapter to OUTPUT_DIR/eva, from which the run then starts, and resolves with that folder. The members leave when it is done.
- * Errors: PL_CONFIG_INVALID where components do not settle or no batch has rows enough; those of loading and passes.
+ * EVA (Paischer et al. 2024), as in peft's initialize_lora_eva_weights. Batches of training rows, in order and repeated if need be, go through the
+ * base alone until the principal components of each layer's inputs no longer change. Ranks go to the layers where components explain most.
+ * Writes the adapter to OUTPUT_DIR/eva, from which the run starts, and resolves with that folder. The workers leave afterwards.
+ * Errors: PL_CONFIG_INVALID if components keep changing or no batch has enough rows; those of loading and passes.
  */
 export async function makeEvaAdapter(config: Config, cluster: Cluster, log: Logger): Promise<string> {
   const model = await describeModel(config, log, { weights: true, lora: true });
@@ -89,7 +89,7 @@ export async function makeEvaAdapter(config: Config, cluster: Cluster, log: Logg
   return folder;
 }
 
-/** What is trained beside pairs would have to begin in that adapter too. */
+/** Refuses anything trained besides pairs: the adapter that EVA makes could not contain its first values. */
 function refuseOthers({ saved, biases, tokens }: ResolvedLora): void {
   const other =
     saved.length > 0
@@ -107,11 +107,11 @@ function refuseOthers({ saved, biases, tokens }: ResolvedLora): void {
 
 interface EvaBatch {
   readonly rows: readonly WeightedRow[];
-  /** [token] */
+  /** Whether a token counts, [token]. */
   readonly counted: Uint8Array;
 }
 
-/** The batches of the run's own order, epoch after epoch without end. */
+/** The batches in the run's order, epoch after epoch without end. */
 async function* evaBatches(
   { train, order }: Pick<TrainingData, "train" | "order">,
   { useLabelMask, labelMaskValue }: { readonly useLabelMask: boolean; readonly labelMaskValue: number },
@@ -136,11 +136,11 @@ interface Passes {
   readonly pipeline: Pipeline;
   readonly batches: AsyncGenerator<EvaBatch>;
   readonly tokens: number;
-  /** Batches of an epoch. */
+  /** How many batches an epoch has. */
   readonly epoch: number;
 }
 
-/** Batch after batch until nothing is wanted any more; how many that took. */
+/** Runs batches until the search needs no more. Returns how many. */
 async function settle(search: EvaSearch, inputs: readonly SharedInput[], passes: Passes): Promise<number> {
   const { pipeline, batches, tokens, epoch } = passes;
   const components = new Map(inputs.map(({ modules, components: count }) => [modules[0]!, count]));
@@ -170,7 +170,7 @@ async function settle(search: EvaSearch, inputs: readonly SharedInput[], passes:
   );
 }
 
-/** The adapter in peft's form: A of the components, B zero. */
+/** Writes the adapter as peft does: A has the components, B is zero. */
 async function write(
   folder: string,
   { spec, name, lora }: ModelSetup,

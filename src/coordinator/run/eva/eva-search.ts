@@ -2,8 +2,8 @@ import type { InputFit } from "../../cluster/pipeline.ts";
 import { rankDistribution, type SharedInput } from "./rank-distribution.ts";
 
 /**
- * When enough rows have been seen, as peft's EVA decides it: an input is decomposed further until every component that its modules get by
- * the ranks so far has stayed what it was, and again if later ranks need more of them.
+ * Decides when enough rows have been seen, as in peft's EVA. An input is decomposed further until all components that its modules' present ranks
+ * use have stopped changing. It is decomposed again if later ranks use more components.
  */
 export class EvaSearch {
   readonly #inputs: readonly SharedInput[];
@@ -14,7 +14,7 @@ export class EvaSearch {
   readonly #settled = new Set<string>();
   #ranks: ReadonlyMap<string, number>;
 
-  /** `budget`: ranks of all modules together; `tau`: the least cosine of a component that stayed. */
+  /** `budget`: the sum of all ranks. `tau`: a component whose cosine with the one before is at least this has stopped changing. */
   constructor(inputs: readonly SharedInput[], { budget, tau }: { readonly budget: number; readonly tau: number }) {
     this.#inputs = inputs;
     this.#budget = budget;
@@ -22,7 +22,7 @@ export class EvaSearch {
     this.#ranks = new Map(inputs.flatMap(({ modules, components }) => modules.map((module) => [module, components])));
   }
 
-  /** Inputs, by their first modules, to be decomposed further; empty: none. */
+  /** The inputs to decompose further, each named by its first module. */
   wanted(): string[] {
     return this.#inputs.flatMap(({ modules, components }) => {
       const name = modules[0]!;
@@ -33,7 +33,7 @@ export class EvaSearch {
     });
   }
 
-  /** What a batch gave of those that were wanted; an input of which it had too few rows is left out. */
+  /** Takes the results of a batch. An input with too few rows in it is absent. */
   heard(fits: ReadonlyMap<string, InputFit>): void {
     for (const [name, { explained, similar }] of fits) {
       this.#explained.set(name, explained);
@@ -48,12 +48,12 @@ export class EvaSearch {
     }
   }
 
-  /** Inputs of which no batch had rows enough so far. */
+  /** The inputs for which no batch has had enough rows so far. */
   unheard(): string[] {
     return this.#inputs.flatMap(({ modules }) => (this.#explained.has(modules[0]!) ? [] : [modules[0]!]));
   }
 
-  /** By module. */
+  /** The rank of each module. */
   get ranks(): ReadonlyMap<string, number> {
     return this.#ranks;
   }

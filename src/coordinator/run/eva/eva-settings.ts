@@ -5,10 +5,10 @@ import { sharedInputs } from "../../../models/shared-inputs.ts";
 import type { ModelSpec } from "../../../models/spec.ts";
 import type { SharedInput } from "./rank-distribution.ts";
 
-/** Above this rho a module's most components are bounded by the model's largest extent, as in peft. */
+/** Above this rho, a module's number of components is bounded by the model's largest dimension, as in peft. */
 const LARGE_RHO = 1000;
 
-/** Python's round(): halves go to the even neighbour. */
+/** Python's round(): a half goes to the even neighbour. */
 function roundHalfEven(value: number): number {
   const below = Math.floor(value);
   if (value - below !== 0.5) return Math.round(value);
@@ -16,8 +16,8 @@ function roundHalfEven(value: number): number {
 }
 
 /**
- * The inputs that EVA decomposes, and how many components of each: rho times a module's rank, of modules with one input the most that any of
- * them gets. Error: PL_CONFIG_INVALID for more than an input has columns.
+ * The inputs that EVA decomposes, and the number of components of each: rho times the rank of its module, or the most of its modules. Errors:
+ * PL_CONFIG_INVALID if an input has fewer columns than that.
  */
 export function evaInputs(spec: ModelSpec, { targets, settings }: ResolvedLora, eva: EvaConfig): SharedInput[] {
   const largest = Math.max(...spec.tensors.flatMap(({ shape }) => shape));
@@ -36,14 +36,14 @@ export function evaInputs(spec: ModelSpec, { targets, settings }: ResolvedLora, 
   });
 }
 
-/** Ranks of all modules together, which EVA gives out anew. */
+/** The sum of all ranks, which EVA distributes among the modules. */
 export function rankBudget({ targets }: Pick<ResolvedLora, "targets">): number {
   return targets.reduce((sum, { r }) => sum + r, 0);
 }
 
 /**
- * The settings of an adapter with these ranks, as peft writes them: patterns by whole names, alpha going with the rank where EVA adjusts it,
- * modules without a rank left out. Error: PL_CONFIG_INVALID where none has one.
+ * The settings of an adapter with these ranks, as peft writes them: rank patterns with whole names, alpha patterns if EVA scales alpha with the
+ * rank, and no module with rank 0. Errors: PL_CONFIG_INVALID if all ranks are 0.
  */
 export function evaSettings(
   spec: ModelSpec,

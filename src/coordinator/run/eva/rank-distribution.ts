@@ -1,17 +1,17 @@
-/** Inputs that one decomposition stands for: those of modules that take the same. */
+/** An input that one or several modules share, and that is decomposed once. */
 export interface SharedInput {
-  /** In the model's order; the first names it. */
+  /** The modules in the model's order. The first one names the input. */
   readonly modules: readonly string[];
-  /** Components that each of them may get at most. */
+  /** The most components that each of them may get. */
   readonly components: number;
 }
 
-/** Of an input, as far as rows have been seen: the share of its variance that each component explains. */
+/** The share of an input's variance that each component explains, by input. Inputs without rows so far are absent. */
 export type Explained = ReadonlyMap<string, Float64Array>;
 
 /**
- * Ranks by module, as peft's EVA gives them out: the `budget` largest explained shares of all modules win, a rank each. Of modules with
- * one input the first has the most. Equal shares: the module that comes first.
+ * The rank of each module, as in peft's EVA: each of the `budget` largest explained shares of all modules gives its module one rank. Of equal
+ * shares the module that comes first wins, so of modules with one input the first has the most.
  */
 export function rankDistribution(
   inputs: readonly SharedInput[],
@@ -23,7 +23,7 @@ export function rankDistribution(
       Array.from(explained.get(modules[0]!)!.subarray(0, components), (share) => ({ module, share, input, place })),
     ),
   );
-  // peft lists what is decomposed first, then the modules that share it.
+  // peft lists the decomposed modules first, then those that share their inputs.
   const listed = [...shares.filter(({ place }) => place === 0), ...shares.filter(({ place }) => place > 0)];
   const ranks = new Map(inputs.flatMap(({ modules }) => modules.map((module) => [module, 0])));
   for (const { module } of listed.sort((a, b) => b.share - a.share).slice(0, budget)) {

@@ -3,7 +3,7 @@ import type { Saved } from "../checkpoints/run-files.ts";
 import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { LastStep, RunBeginning, StepProgress } from "../reporter.ts";
 
-/** What is told of a run as JSON objects, in files and to who shows it: "event" says what it is. Times are added by who writes them. */
+/** An event of a run as a JSON object, for files and the page. "event" is its kind. Its writer adds the time. */
 export type RunEvent = Readonly<Record<string, unknown>> & { readonly event: string };
 
 export function stepEvent({ learningRate, maxSteps, stepMs, gradNorm, ...rest }: StepProgress): RunEvent {
@@ -25,7 +25,7 @@ export function endEvent(summary: Readonly<Record<string, unknown>>): RunEvent {
   return { event: "end", ...summary };
 }
 
-/** Of an adapter that ends before the others do, by a fault of its own. */
+/** The event of an adapter that ends with an error while the others go on. */
 export function failedEvent({ code, message }: Pick<PipeloraError, "code" | "message">): RunEvent {
   return { event: "failed", code, message };
 }
@@ -48,7 +48,7 @@ export function lineEvent({ level, text }: Line): RunEvent {
   return { event: "line", level, text };
 }
 
-/** `thrown`: what ended the run; null: it was done. */
+/** The event of a run's end. `thrown`: the error that ended it; null: it was done. */
 export function endedEvent(thrown: unknown): RunEvent {
   if (thrown === null) return { event: "ended", error: null };
   const { code = "PL_INTERNAL", message, hint = null } = thrown as { code?: string; message: string; hint?: string };

@@ -7,18 +7,18 @@ import type { LastStep, RunBeginning } from "../reporter.ts";
 import { beganEvent, endedEvent, type Line, lastStepEvent, lineEvent, type RunEvent } from "./events.ts";
 import { Background, type Observer } from "./observer.ts";
 
-/** The last step is written so often at most; the very last one in any case. */
+/** The last step is written at most this often. The very last one is always written. */
 const LAST_STEP_MS = 60_000;
 
 /**
- * What metrics.jsonl does not say of a run: run.jsonl, which only grows, one JSON object a line: "event" began, plan, preflight, line or
- * ended, with its "time" (Unix seconds); and last-step.json, the step that was looked at last. Nothing is written of a run that did not begin.
+ * Writes what metrics.jsonl does not contain. run.jsonl only grows and has one JSON object a line: "event" is began, plan, preflight, line or
+ * ended, "time" is in Unix seconds. last-step.json has the last recorded step. Nothing is written for a run that did not begin.
  */
 export class JournalFile implements Observer {
   readonly #dir: string;
   readonly #written: Background;
   #began = false;
-  /** What was said before the run began. */
+  /** Lines from before the run began. */
   #early: string[] = [];
   #last: LastStep | null = null;
   #lastWritten = Number.NEGATIVE_INFINITY;

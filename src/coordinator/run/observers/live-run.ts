@@ -19,10 +19,10 @@ import {
 } from "./events.ts";
 import type { Observer } from "./observer.ts";
 
-/** Who asked for the last step may ask again: so long it is kept fresh. */
+/** After a request for the last step, it is kept up to date for this long, because the page asks again. */
 const LOOKING_MS = 10_000;
 
-/** The run that goes on in this process, as the page shows it: what it tells, without a way over files. */
+/** This process's own run as a source for the page, without reading files. */
 export class LiveRun implements Observer, RunSource {
   readonly id: string;
   readonly dir: string;
@@ -36,7 +36,7 @@ export class LiveRun implements Observer, RunSource {
     this.record = record;
   }
 
-  /** `id`: an adapter's name, "" for the only one. `resumes`: the folder's record of earlier steps belongs to the run. */
+  /** `id`: the adapter's name, "" for the only one. `resumes`: the folder's records of earlier steps belong to this run. */
   static async open(id: string, dir: string, resumes: boolean): Promise<LiveRun> {
     if (!resumes) return new LiveRun(id, dir, new RunRecord());
     const before = new FolderRun(id, dir);
@@ -51,7 +51,7 @@ export class LiveRun implements Observer, RunSource {
     return this.record.ending === null;
   }
 
-  /** Whether somebody looks at the last step. */
+  /** Whether the last step was requested lately. */
   get isLookedAt(): boolean {
     return performance.now() - this.#lookedAt < LOOKING_MS;
   }

@@ -12,14 +12,14 @@ import { endEvent, failedEvent, logEvent, type RunEvent, saveEvent, stepEvent } 
 import { Background, type Observer } from "./observer.ts";
 
 /**
- * metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save, end or failed) and "time" (Unix seconds). Steps ascend:
- * a run that continues from a checkpoint first removes the lines of the steps that it repeats.
+ * Writes metrics.jsonl in the output folder: a JSON object a line, with "event" (step, log, save, end or failed) and "time" (Unix seconds). Steps
+ * ascend, because a run that resumes first removes the lines of the steps that it repeats.
  */
 export class MetricsFile implements Observer {
   readonly #path: string;
   readonly #written: Background;
   #file: FileHandle | null = null;
-  /** Where the first line about each step begins, ascending. */
+  /** The offset of the first line about each step, ascending. */
   #begins: { readonly step: number; readonly at: number }[] = [];
   #end = 0;
 
@@ -66,7 +66,7 @@ export class MetricsFile implements Observer {
     });
   }
 
-  /** Takes away what is there of this step and later ones. */
+  /** Removes the lines of this step and later ones. */
   async #backTo(step: number): Promise<void> {
     const first = this.#begins.findIndex((begin) => begin.step >= step);
     if (first < 0) return;
@@ -75,7 +75,7 @@ export class MetricsFile implements Observer {
     await this.#file!.truncate(this.#end);
   }
 
-  /** Finds out what an earlier process wrote; a line that it did not finish goes. */
+  /** Reads what an earlier process wrote, and removes an unfinished last line. */
   async #open(): Promise<FileHandle> {
     if (await isFile(this.#path)) {
       const lines = createInterface({ input: createReadStream(this.#path), crlfDelay: Number.POSITIVE_INFINITY });
@@ -94,7 +94,7 @@ export class MetricsFile implements Observer {
   }
 }
 
-/** null: the line is of no step; undefined: it is no whole line of such a file. */
+/** The step of a line. Null: the line is about no step. Undefined: it is no complete line of such a file. */
 function stepOf(line: string): number | null | undefined {
   try {
     const { event, step } = JSON.parse(line) as { event?: unknown; step?: unknown };

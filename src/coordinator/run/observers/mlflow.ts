@@ -4,32 +4,32 @@ import { PipeloraError } from "../../../common/errors.ts";
 import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import { Background, type Observer } from "./observer.ts";
 
-/** Where to and as whom, as MLflow's own clients and transformers' MLflowCallback read them. */
+/** Server and credentials, as MLflow's own clients and transformers' MLflowCallback read them. */
 export interface MlflowSettings {
-  /** Without a slash at its end. */
+  /** The server's address, without a slash at its end. */
   readonly uri: string;
   readonly experiment: string;
-  /** An unfinished run to go on with; null: a new one. */
+  /** An unfinished run to continue; null: a new one. */
   readonly runId: string | null;
   readonly runName: string;
   /** "Bearer …" or "Basic …"; null: none. */
   readonly authorization: string | null;
-  /** Of a request. */
+  /** The deadline of a request. */
   readonly timeoutMs: number;
 }
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
 const TIMEOUT_MS = 10_000;
-/** The server takes no more in one request. */
+/** The server accepts this many in one request. */
 const MOST_PARAMS = 100;
 const MOST_PARAM_LENGTH = 500;
-/** Entries that wait for a slow server; then new ones are left out. */
+/** At most this many entries wait for a slow server. Further ones are dropped. */
 const MOST_WAITING = 1000;
 
 /**
- * MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID, MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME with
- * MLFLOW_TRACKING_PASSWORD. Error: PL_CONFIG_INVALID without an http address.
+ * Reads MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID, MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME with
+ * MLFLOW_TRACKING_PASSWORD. Errors: PL_CONFIG_INVALID if the address is not http or https.
  */
 export function mlflowSettings(outputDir: string, environment: Environment = process.env): MlflowSettings {
   const value = (key: string) => environment[key] || null;
@@ -60,7 +60,7 @@ const experimentReply = z.looseObject({ experiment: z.looseObject({ experiment_i
 const createdReply = z.looseObject({ experiment_id: z.string() });
 const runReply = z.looseObject({ run: z.looseObject({ info: z.looseObject({ run_id: z.string() }) }) });
 
-/** Sends log entries to an MLflow tracking server by its REST API (2.0): a run with its settings as parameters, a metric a key. */
+/** Sends log entries to an MLflow tracking server through its REST API (2.0). Settings are a run's parameters; each log key is a metric. */
 export class MlflowObserver implements Observer {
   readonly #server: Server;
   readonly #runId: string;
@@ -77,7 +77,7 @@ export class MlflowObserver implements Observer {
   }
 
   /**
-   * Opens the run, so that a wrong address or name is found before anything is loaded. `params`: the run's settings. Errors:
+   * Opens the run on the server, so that a wrong address or name is found before anything is loaded. `params`: the run's settings. Errors:
    * PL_TRACKING_FAILED.
    */
   static async open(
@@ -118,7 +118,7 @@ export class MlflowObserver implements Observer {
     });
   }
 
-  /** An interrupted run may go on: it is killed, not failed, in MLflow's words. */
+  /** An interrupted run may be resumed: its status is KILLED, not FAILED. */
   async close(error: unknown): Promise<void> {
     const interrupted = error instanceof PipeloraError && error.code === "PL_INTERRUPTED";
     const status = error === null ? "FINISHED" : interrupted ? "KILLED" : "FAILED";
@@ -162,7 +162,7 @@ class Server {
     return this.#send(path, { method: "POST", body: JSON.stringify(body) });
   }
 
-  /** null: there is no such thing. */
+  /** Returns null if the server does not have it. */
   get(path: string): Promise<unknown> {
     return this.#send(path, { method: "GET" });
   }

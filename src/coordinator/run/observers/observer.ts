@@ -1,12 +1,12 @@
 import type { Reporter, Shown } from "../reporter.ts";
 
-/** Hears of a run beside what shows it: files and servers that a run goes on without. */
+/** Receives a run's events to write them to a file or server. A run goes on if it fails. */
 export interface Observer extends Partial<Reporter> {
-  /** What was heard is written or given up. `error`: what ended the run; null: it was done. */
+  /** Resolves when all events are written or given up. `error`: what ended the run; null: it was done. */
   close(error: unknown): Promise<void>;
 }
 
-/** Tells `shown` and every observer. */
+/** A reporter that passes everything to `shown` and to every observer. */
 export function withObservers(shown: Shown, observers: readonly Observer[]): Reporter {
   const each = <K extends keyof Reporter>(key: K) =>
     ((...args: unknown[]) => {
@@ -29,13 +29,13 @@ export function withObservers(shown: Shown, observers: readonly Observer[]): Rep
   };
 }
 
-/** Work of an observer, one piece after the other; what fails costs that alone, and is said once. */
+/** An observer's work, one piece after another. A failed piece is dropped. Only the first failure is reported. */
 export class Background {
   readonly #said: (message: string) => void;
   #work: Promise<void> = Promise.resolve();
   #failed = false;
 
-  /** `failed` hears of the first failure, in a sentence. */
+  /** `failed` is called with a sentence about the first failure. */
   constructor(failed: (message: string) => void) {
     this.#said = failed;
   }

@@ -3,7 +3,7 @@ import type { LogEntry } from "../checkpoints/trainer-state.ts";
 import type { StepProgress } from "../reporter.ts";
 import type { Observer } from "./observer.ts";
 
-/** Log entries' keys that have a metric of their own name. */
+/** Keys of log entries, and the metric of each. */
 const LOGGED = {
   loss: ["pipelora_train_loss", "Mean loss since the log entry before."],
   grad_norm: ["pipelora_train_gradient_norm", "Norm of the last logged step's gradients, before clipping."],
@@ -11,7 +11,7 @@ const LOGGED = {
   eval_runtime: ["pipelora_eval_seconds", "Seconds that the last evaluation took."],
 } as const;
 
-/** The metrics of a run under /metrics; with several adapters each has the label `adapter`. */
+/** A run's metrics for /metrics. With several adapters they have the label `adapter`. */
 export class TrainingMetrics {
   readonly #metrics;
 
@@ -39,7 +39,7 @@ export class TrainingMetrics {
     };
   }
 
-  /** Sets the metrics of an adapter from its run; null: of the only one. */
+  /** An observer that sets an adapter's metrics. Null: the only adapter. */
   observer(adapter: string | null): Observer {
     const labels: Record<string, string> = adapter === null ? {} : { adapter };
     const { logged, step, maxSteps, epoch, stepLoss, rate, tokens, steps, seconds, saves, done } = this.#metrics;

@@ -14,29 +14,29 @@ import type { ModelSetup } from "../../planning/model-setup.ts";
 import type { Sample } from "../reporter.ts";
 import { SampleFile } from "./sample-file.ts";
 
-/** An adapter of a run that may be asked. */
+/** An adapter of a run that can answer requests. */
 export interface AdapterToAsk {
-  /** Null: the only one. */
+  /** Null: it is the only one. */
   readonly name: string | null;
   readonly config: Config;
   readonly setup: ModelSetup;
 }
 
-/** Where an adapter's weights are while it trains. */
+/** Where an adapter's weights are in the workers while it trains. */
 interface Placed {
   /** The adapter's number in the workers' engines. */
   readonly number: number;
   step: number;
 }
 
-/** One adapter in training as it is asked: its tokenizer and template, its prompts for evaluations, and where its weights are. */
+/** An adapter in training that answers requests: its tokenizer and template, its prompts for evaluations, and where its weights are. */
 export class AnsweringAdapter {
   readonly #config: Config;
   readonly #setup: ModelSetup;
   readonly #language: Language;
   readonly #prompts: readonly PromptRow[];
   readonly #samples: SampleFile;
-  /** What its requests name it by. */
+  /** Its name in requests. */
   readonly id: string;
   #placed: Placed | null = null;
 
@@ -69,23 +69,23 @@ export class AnsweringAdapter {
     return new AnsweringAdapter(adapter, language, prompts);
   }
 
-  /** Rows of a cache without which some prompt has no room for a token of its reply; 0 without prompts. */
+  /** The fewest cache rows in which every prompt has room for one token of its reply; 0 without prompts. */
   get leastRows(): number {
     return Math.max(0, ...this.#prompts.map(({ ids }) => ids.length + 1));
   }
 
-  /** Its number in the workers' engines; null: its weights are not there. */
+  /** Its number in the workers' engines; null if its weights are not there. */
   get number(): number | null {
     return this.#placed?.number ?? null;
   }
 
-  /** Its weights are in the engines from now on, after `step` updates. */
+  /** Notes that its weights, after `step` updates, are in the engines from now on. */
   async place(number: number, step: number): Promise<void> {
     this.#placed = { number, step };
     await this.#samples.goOnFrom(step);
   }
 
-  /** It takes no part in the attempt: it has ended. */
+  /** Notes that it has ended and is not part of the attempt. */
   leave(): void {
     this.#placed = null;
   }
@@ -94,7 +94,7 @@ export class AnsweringAdapter {
     if (this.#placed !== null) this.#placed.step = step;
   }
 
-  /** As the API serves it; `index`: the number that its requests carry. */
+  /** The adapter as a model of the API. `index`: its number in requests. */
   served(index: number): ServedModel {
     const { tokenizer, template } = this.#language;
     return {
@@ -105,7 +105,8 @@ export class AnsweringAdapter {
   }
 
   /**
-   * Answers its prompts greedily into samples.jsonl, and returns them as the log shows them. Errors: the runner's, PL_OUTPUT_UNWRITABLE.
+   * Answers its prompts greedily, writes the replies to samples.jsonl, and returns them for the log. Errors: those of the runner,
+   * PL_OUTPUT_UNWRITABLE.
    */
   async sample(
     runner: RoundRunner,
@@ -113,7 +114,7 @@ export class AnsweringAdapter {
     step: number,
   ): Promise<readonly Sample[]> {
     if (this.#prompts.length === 0) return [];
-    // A scheduler of its own: requests that wait are answered in their turn.
+    // A scheduler of its own, because waiting requests are answered later.
     const scheduler = new Scheduler({ ...limits, waiting: this.#prompts.length });
     const { tokenizer, template } = this.#language;
     const all = Promise.all(

@@ -16,40 +16,40 @@ import type { LiveRun } from "../observers/live-run.ts";
 import type { Reporter } from "../reporter.ts";
 import { type AdapterToAsk, AnsweringAdapter } from "./answering-adapter.ts";
 
-/** Rows of a cache beside training if nothing is said. */
+/** Rows of the cache beside training, by default. */
 const ROWS_BESIDE = 8192;
-/** Time for answers under way at the run's end. */
+/** At the run's end, running answers get this long to finish. */
 const GRACE_MS = 1_000;
 
-/** What an address shows of a run in training, beside its replies. */
+/** What the HTTP address serves besides replies. */
 export interface HttpShows {
-  /** Of /metrics. */
+  /** The metrics for /metrics. */
   readonly registry: Registry;
-  /** The run's adapters as the page shows them; empty: there is no page. */
+  /** The run's adapters for the page; empty: there is no page. */
   readonly live: readonly LiveRun[];
 }
 
-/** The cache that is placed beside the training. */
+/** The key/value cache beside training. */
 export interface PlacedCache {
   readonly pipeline: Pipeline;
   readonly rows: number;
-  /** Of the pipeline. */
+  /** How many stages the pipeline has. */
   readonly stages: number;
-  /** Most tokens of a micro-batch. */
+  /** The most tokens of a micro-batch. */
   readonly batchTokens: number;
 }
 
-/** An adapter of an attempt, in the order of the numbers in the workers' engines. */
+/** An adapter of an attempt. A list of these is in the order of numbers in the workers' engines. */
 export interface Progress {
   /** Its place among all adapters of the run. */
   readonly index: number;
-  /** Updates that its weights have had. */
+  /** How many updates its weights have had. */
   readonly step: number;
 }
 
 /**
- * Replies of adapters in training, from the weights that their workers hold: over HTTP between steps, and to prompts at evaluations.
- * Requests carry an adapter's place in the run, which stays the same when the run is restarted with fewer adapters.
+ * Replies of adapters in training, from the weights in their workers: to HTTP requests between steps, and to prompts at evaluations. A request
+ * carries an adapter's place in the run, which stays the same when the run is restarted with fewer adapters.
  */
 export class LiveReplies {
   readonly #config: Config;
@@ -74,7 +74,7 @@ export class LiveReplies {
     this.#http = http;
   }
 
-  /** `config`: the run's. Null if nobody is to be answered. Errors: PL_TOKENIZER_INVALID, PL_DATASET_INVALID, PL_TEMPLATE_INVALID. */
+  /** Returns null if the run's `config` asks for no replies. Errors: PL_TOKENIZER_INVALID, PL_DATASET_INVALID, PL_TEMPLATE_INVALID. */
   static async open(
     config: Config,
     adapters: readonly AdapterToAsk[],
@@ -86,7 +86,7 @@ export class LiveReplies {
     return new LiveReplies(config, { setup: adapters[0]!.setup, adapters: asked }, to);
   }
 
-  /** Room that the plan is to leave, most wanted first. A run that was placed keeps its room. */
+  /** Sizes of the cache to try in the plan, the preferred first. A run that was placed keeps its size. */
   rooms(): Pick<CacheNeeds, "sequences" | "rows">[] {
     const sequences = this.#config.max_num_seqs;
     const usual = usualRows(sequences, this.#setup);
@@ -94,7 +94,7 @@ export class LiveReplies {
     const counts: number[] = [];
     if (fixed !== null) counts.push(fixed);
     else {
-      // Every prompt of the run's own, and some reply to it, must find room.
+      // Every prompt of the run, and at least one token of its reply, must fit.
       const least = Math.max(usual.least, ...this.#adapters.map(({ leastRows }) => leastRows));
       for (let rows = Math.min(ROWS_BESIDE, usual.most); rows > least; rows = Math.ceil(rows / 2)) counts.push(rows);
       counts.push(least);
@@ -102,7 +102,7 @@ export class LiveReplies {
     return counts.map((rows) => ({ sequences, rows }));
   }
 
-  /** Opens the API if one was asked for; requests are taken once the model is placed. Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
+  /** Opens the API if the run asks for one. It takes requests after placed(). Errors: PL_PORT_UNAVAILABLE, PL_TLS_INVALID. */
   async listen(): Promise<void> {
     const { http: address, output_dir: dir } = this.#config;
     if (address === null) return;
@@ -119,7 +119,7 @@ export class LiveReplies {
     if (live.length > 0) this.#log.info(`the run as it goes: ${url}`);
   }
 
-  /** Makes the cache; from now on requests are taken. `progress`: the attempt's adapters. Errors: PL_OUT_OF_MEMORY. */
+  /** Makes the cache. From now on requests are taken. `progress`: the attempt's adapters. Errors: PL_OUT_OF_MEMORY. */
   async placed({ pipeline, rows, stages, batchTokens }: PlacedCache, progress: readonly Progress[]): Promise<void> {
     const { max_num_seqs: sequences, max_concurrent_requests: requests } = this.#config;
     await pipeline.openCache(sequences, rows);
@@ -131,7 +131,7 @@ export class LiveReplies {
       roundTokens: Math.min(this.#config.max_num_batched_tokens, batchTokens),
     };
     this.#limits ??= limits;
-    // Whoever asks waits for the step under way.
+    // A request waits for the current step.
     this.#scheduler ??= new Scheduler({ ...limits, waiting: requests });
     for (const [index, { id, number }] of this.#adapters.entries()) {
       const ended = new PipeloraError("PL_REQUEST_INVALID", `${id} has ended: the run goes on without it`);
@@ -143,7 +143,7 @@ export class LiveReplies {
     return (this.#scheduler?.state().waiting ?? 0) > 0;
   }
 
-  /** Answers those that wait with the weights as they are, and reports what that cost. Errors: the pipeline's. */
+  /** Answers waiting requests with the present weights, and reports how long that took. Errors: those of the pipeline. */
   async answer(progress: readonly Progress[], reporter: Reporter): Promise<void> {
     for (const { index, step } of progress) this.#adapters[index]!.updated(step);
     const scheduler = this.#scheduler!;
@@ -159,19 +159,19 @@ export class LiveReplies {
     );
   }
 
-  /** Answers an adapter's --sample-prompts, into the log and its samples.jsonl. Errors: the pipeline's, PL_OUTPUT_UNWRITABLE. */
+  /** Answers an adapter's --sample-prompts. Replies go to the log and to samples.jsonl. Errors: those of the pipeline, PL_OUTPUT_UNWRITABLE. */
   async sample({ index, step }: Progress, reporter: Reporter): Promise<void> {
     const samples = await this.#adapters[index]!.sample(this.#pipeline!, this.#limits!, step);
     if (samples.length > 0) reporter.samples(samples, step);
   }
 
-  /** Ends the API: waiting requests get an error. */
+  /** Closes the API. Waiting requests get an error. */
   async close(): Promise<void> {
     this.#scheduler?.fail(new PipeloraError("PL_INTERRUPTED", "the training has ended"));
     await this.#api?.close(GRACE_MS);
   }
 
-  /** The pipeline, with the numbers that adapters have in its engines. */
+  /** Runs rounds in the pipeline, with adapters' numbers in its engines. */
   #runner(): RoundRunner {
     const pipeline = this.#pipeline!;
     return { infer: (round: Round) => pipeline.infer({ ...round, adapter: this.#adapters[round.adapter]!.number! }) };
@@ -182,7 +182,7 @@ export class LiveReplies {
     const served = this.#adapters.map((adapter, index) => adapter.served(index));
     return {
       scheduler: () => this.#scheduler,
-      // Before the first placement all can be asked: they will answer.
+      // Before the first placement every adapter takes requests: they are answered later.
       models: () => served.filter((_, index) => this.#pipeline === null || this.#adapters[index]!.number !== null),
       created: Math.floor(Date.now() / 1000),
       defaultTokens,

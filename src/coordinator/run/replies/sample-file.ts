@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { PipeloraError } from "../../../common/errors.ts";
 import { writeTextAtomically } from "../../../formats/atomic-file.ts";
 
-/** samples.jsonl of a run: what it said at each evaluation. */
+/** A run's samples.jsonl: its replies at each evaluation. */
 export class SampleFile {
   readonly #path: string;
 
@@ -11,14 +11,14 @@ export class SampleFile {
     this.#path = join(outputDir, "samples.jsonl");
   }
 
-  /** Forgets what was said after a step that the run goes on from. Error: PL_OUTPUT_UNWRITABLE. */
+  /** Removes replies from after the step that the run resumes from. Errors: PL_OUTPUT_UNWRITABLE. */
   async goOnFrom(step: number): Promise<void> {
     const text = await readFile(this.#path, "utf8").catch(() => "");
     const kept = text.split("\n").filter((line) => stepOf(line) <= step);
     if (text !== "") await writeTextAtomically(this.#path, kept.map((line) => `${line}\n`).join(""));
   }
 
-  /** Error: PL_OUTPUT_UNWRITABLE. */
+  /** Appends rows. Errors: PL_OUTPUT_UNWRITABLE. */
   async add(rows: readonly object[]): Promise<void> {
     try {
       await appendFile(this.#path, rows.map((row) => `${JSON.stringify(row)}\n`).join(""));
@@ -30,7 +30,7 @@ export class SampleFile {
   }
 }
 
-/** Of a line that was cut off: never. */
+/** The step of a line. An incomplete line counts as after every step, so it is removed. */
 function stepOf(line: string): number {
   try {
     return (JSON.parse(line) as { step: number }).step;

@@ -2,8 +2,8 @@ import { float64Of, int32Of } from "../../../common/bytes.ts";
 import type { AdapterSums__Output } from "../../../rpc/generated/pipelora/v1/AdapterSums.ts";
 
 /**
- * Global gradient norm over all stages. Squares are summed in the order of the model's matrices, whoever held them,
- * so the sum has the same bits on any placement. Replicas hold the same sums: each matrix counts once.
+ * The global gradient norm over all stages. Squares are added in the order of the model's matrices, so the sum has the same bits on any
+ * placement. Replicas hold the same sums, so each matrix counts once.
  */
 export function gradientNorm(results: readonly Pick<AdapterSums__Output, "matrixIds" | "gradSquares">[]): number {
   const squares: number[] = [];

@@ -2,20 +2,20 @@ import type { Config } from "../../../config/options.ts";
 
 export interface LearningRateSettings {
   readonly type: Config["lr_scheduler_type"];
-  /** lr_scheduler_kwargs, checked (schedulerProblem); none: transformers' defaults. */
+  /** lr_scheduler_kwargs, checked by schedulerProblem. Absent: transformers' defaults. */
   readonly kwargs?: Config["lr_scheduler_kwargs"];
   readonly peak: number;
   readonly warmupSteps: number;
   readonly totalSteps: number;
 }
 
-/** transformers' rule: warmup_steps below 1 is a share of all steps, as warmup_ratio is; shares round up. */
+/** transformers' rule: warmup_steps below 1 is a share of all steps, like warmup_ratio. Shares are rounded up. */
 export function warmupSteps(config: Pick<Config, "warmup_steps" | "warmup_ratio">, totalSteps: number): number {
   if (config.warmup_steps >= 1) return Math.floor(config.warmup_steps);
   return Math.ceil(totalSteps * (config.warmup_steps > 0 ? config.warmup_steps : config.warmup_ratio));
 }
 
-/** Learning rate of the update that follows `done` finished updates (transformers' get_scheduler). */
+/** The learning rate of the update after `done` updates (transformers' get_scheduler). */
 export function learningRate(settings: LearningRateSettings, done: number): number {
   const { type, peak, warmupSteps: warm, totalSteps, kwargs = {} } = settings;
   const given = (key: string, otherwise: number) => (typeof kwargs[key] === "number" ? kwargs[key] : otherwise);
@@ -41,14 +41,14 @@ export function learningRate(settings: LearningRateSettings, done: number): numb
       return done > totalSteps ? end : (peak - end) * (1 - progress) ** given("power", 1) + end;
     }
     case "inverse_sqrt": {
-      // Without a time scale the warm-up is the scale, and 10,000 steps where there is none.
+      // Without a time scale the warm-up's length is used, or 10,000 steps without a warm-up.
       const scale = given("timescale", warm || 10_000);
       return peak / Math.sqrt((done + scale - warm) / scale);
     }
   }
 }
 
-/** From 1 down to 0 over half a cycle. */
+/** A cosine that falls from 1 to 0 in half a cycle. */
 function wave(cycles: number, progress: number): number {
   return 0.5 * (1 + Math.cos(Math.PI * cycles * 2 * progress));
 }

@@ -1,9 +1,9 @@
 import { PipeloraError } from "../../../common/errors.ts";
 
-/** What a run remembers of its loss scale. */
+/** The state of loss scaling. */
 export interface LossScaleState {
   readonly scale: number;
-  /** Steps without an overflow since the scale last changed. */
+  /** How many steps had no overflow since the scale last changed. */
   readonly steadySteps: number;
 }
 
@@ -12,14 +12,14 @@ const INITIAL_SCALE = 2 ** 16;
 const GROWTH = 2;
 const BACKOFF = 0.5;
 const GROWTH_INTERVAL = 2000;
-/** Below this no scale helps: something else makes the gradients infinite. */
+/** If gradients overflow even below this scale, the scale is not the reason. */
 const LEAST_SCALE = 2 ** -20;
 
 export const INITIAL_LOSS_SCALE: LossScaleState = { scale: INITIAL_SCALE, steadySteps: 0 };
 
 /**
- * Dynamic loss scaling for float16 compute (torch.amp.GradScaler): the next step's scale. `finite`: whether this step's gradients were.
- * Error: PL_LOSS_NOT_FINITE when the scale has fallen too far.
+ * Dynamic loss scaling for float16 compute (torch.amp.GradScaler): returns the next step's scale. `finite`: whether this step's gradients are
+ * finite. Errors: PL_LOSS_NOT_FINITE if the scale has fallen too far.
  */
 export function nextLossScale({ scale, steadySteps }: LossScaleState, finite: boolean, step: number): LossScaleState {
   if (finite) {

@@ -14,27 +14,27 @@ export type GroupSettings = Pick<
   | "lr_groups"
 >;
 
-/** peft's. */
+/** peft's default learning rate for embeddings with LoRA+. */
 const EMBEDDING_RATE = 1e-6;
 
-/** Matrices that the optimizer treats alike: a parameter group of torch's. */
+/** Matrices that the optimizer treats alike, as torch's parameter groups. */
 export interface ParamGroup {
-  /** The learning rate that the schedule's factor multiplies. */
+  /** The learning rate before the schedule's factor. */
   readonly peak: number;
   readonly weightDecay: number;
 }
 
 export interface ParamGroups {
-  /** The first one's rate is what is logged. */
+  /** The log shows the rate of the first. */
   readonly groups: readonly ParamGroup[];
-  /** Of each matrix, its group. */
+  /** The group of each matrix. */
   readonly of: readonly number[];
 }
 
 /**
- * The Trainer's groups: what decays and what does not (biases); with loraplus_lr_ratio peft's create_loraplus_optimizer's: A, embeddings,
- * B and vectors, biases. lr_groups give what they name a learning rate of its own, as Axolotl's: by parts of parameters' names, the first
- * that fits; LoRA+'s ratio counts there too. Error: PL_CONFIG_INVALID for a group that fits nothing.
+ * The optimizer's groups. As in the Trainer: matrices with weight decay and those without (biases). With loraplus_lr_ratio, as in peft's
+ * create_loraplus_optimizer: A, embeddings, B and vectors, biases. lr_groups give a learning rate to parameters by parts of their names, as in
+ * Axolotl; the first that matches counts, and LoRA+'s ratio applies too. Errors: PL_CONFIG_INVALID if a group of lr_groups matches nothing.
  */
 export function paramGroups(matrices: readonly NamedMatrix[], settings: GroupSettings): ParamGroups {
   const groups: ParamGroup[] = [];
@@ -78,10 +78,10 @@ function groupOf({ name, shape }: NamedMatrix, base: number, settings: GroupSett
   return { peak: name.includes("lora_B") || shape.length === 1 ? base * ratio : base, weightDecay };
 }
 
-/** What each group's update uses after `done` finished updates. */
+/** The learning rate and weight decay of each group for the update after `done` updates. */
 export function groupRates(rate: LearningRateSettings, groups: readonly ParamGroup[], done: number): UpdateGroup[] {
   const main = learningRate(rate, done);
-  // The schedules' formulas know the one rate that the optimizer was made with; other groups take their share of theirs.
+  // The schedule's formula uses one rate. Other groups scale its result by the ratio of the rates.
   const unit = rate.peak > 0 ? main / rate.peak : learningRate({ ...rate, peak: 1 }, done);
   return groups.map(({ peak, weightDecay }) => ({
     learningRate: peak === rate.peak ? main : peak * unit,

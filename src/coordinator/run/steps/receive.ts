@@ -4,16 +4,17 @@ import { hubModelMessage } from "../../assembly/prepare-requests.ts";
 import { NodeFolders, savedEverywhere } from "../../cluster/node-folders.ts";
 import { assertFit, formatPreflight, inspectCluster, judge } from "../../cluster/preflight.ts";
 import type { AdapterRun } from "../adapter-run.ts";
+import { noAdapterToResume } from "../checkpoints/resume-point.ts";
 import type { Run } from "../run.ts";
 
-/** Workers of other nodes are looked at before anything is loaded; those of this machine are only what it is itself. */
+/** Inspects workers of other nodes before anything is loaded. Local workers need no inspection. */
 export async function receive(members: readonly WorkerConnection[], run: Run): Promise<void> {
   if (run.config.listen !== null && run.changes?.known(members) !== true) await look(members, run);
   await openNodes(members, run);
   for (const { files } of run.adapters) await files.setAsideOthers();
 }
 
-/** A worker that joins an elastic run and does not fit is sent away: the others go on, as after a loss. Errors: as preflight's. */
+/** Runs the preflight. In an elastic run, a joining worker that is unfit is sent away and the others go on. Errors: those of preflight. */
 async function look(members: readonly WorkerConnection[], run: Run): Promise<void> {
   const { changes, cluster } = run;
   try {
@@ -28,10 +29,10 @@ async function look(members: readonly WorkerConnection[], run: Run): Promise<voi
   changes?.inspected(members);
 }
 
-/** Errors: PL_PREFLIGHT_FAILED; PL_WORKER_LOST as soon as a worker is gone, which a restart may mend. */
+/** Inspects workers and links. Errors: PL_PREFLIGHT_FAILED; PL_WORKER_LOST as soon as a worker is gone, after which a restart may help. */
 export async function preflight(members: readonly WorkerConnection[], run: Run): Promise<void> {
   const { config, base, adapters, cluster, warn, reporter } = run;
-  // A link to a worker that is gone takes until its timeout to fail; the loss is known at once.
+  // A link to a lost worker fails only after its timeout, but the loss is known at once.
   const found = await Promise.race([
     inspectCluster(
       members,
@@ -53,15 +54,13 @@ export async function preflight(members: readonly WorkerConnection[], run: Run):
   assertFit(verdict);
 }
 
-/** save_on_each_node: where the nodes save, and from which of them a run resumes. */
+/** With save_on_each_node: opens the nodes' folders, and finds the checkpoint to resume on any of them. */
 async function openNodes(members: readonly WorkerConnection[], run: Run): Promise<void> {
   const { config, adapters } = run;
   if (!savedEverywhere(config)) return;
   for (const adapter of adapters) if (adapter.live) await openNodesOf(members, adapter, run);
   if (config.resume_from_checkpoint === true && adapters.every(({ files }) => files.begins)) {
-    throw new PipeloraError("PL_RESUME_INVALID", "no adapter of this run has a checkpoint, here or on any node", {
-      hint: "Leave out --resume-from-checkpoint to begin.",
-    });
+    throw noAdapterToResume(adapters[0]!.files.outputDir, "here or on any node");
   }
 }
 

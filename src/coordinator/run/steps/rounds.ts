@@ -3,26 +3,26 @@ import type { Pipeline } from "../../cluster/pipeline.ts";
 import type { AdapterRun } from "../adapter-run.ts";
 import type { Trainer } from "../trainer.ts";
 
-/** What rounds ask of their surroundings. */
+/** What rounds need from their caller. */
 export interface RoundHooks {
-  /** Asked after every round, whether it is the last for now, and what is done with each adapter's step then; null: it is not. */
+  /** Asked after every round: whether to stop here, and what to do with each adapter's step; null: go on. */
   pause(): Promise<Pause | null>;
-  /** Whether the round that begins now is to tell the ranks' trained values as they were before it. */
+  /** Whether ranks should send their trained values, as they were before the round that begins now. */
   tells(round: number, live: readonly Trained[]): boolean;
-  /** Whether the round that begins now is to be traced. */
+  /** Whether to trace the round that begins now. */
   readonly traced: (round: number, isLast: boolean) => boolean;
-  /** After a round, which began at `began` by performance.now(). */
+  /** Called after a round. `began`: when it began, by performance.now(). */
   stepped(round: number, told: { readonly began: number; readonly traced: boolean }): Promise<void>;
-  /** Whether somebody waits for what the weights say now. */
+  /** Whether requests wait for replies. */
   readonly asked: () => boolean;
-  /** Weights are those after each adapter's last step. */
+  /** Answers these requests. Weights are those after each adapter's last step. */
   answer(): Promise<void>;
 }
 
-/** save: a checkpoint; hold: it stays in memory. */
+/** save: write a checkpoint. hold: keep the state in memory. */
 export type Pause = "save" | "hold";
 
-/** An adapter with its steps of this attempt. */
+/** An adapter and its trainer in this attempt. */
 export interface Trained {
   /** Its place among those of the attempt. */
   readonly number: number;
@@ -31,9 +31,9 @@ export interface Trained {
 }
 
 /**
- * Rounds until every adapter has ended: a step of each that goes on, their micro-batches adapter by adapter through the pipeline, so that
- * one's fill the bubbles of another's (docs/decisions/runs/many-adapters.md). What fails of an adapter's own ends it alone. Returns whether the run came to its end; after
- * a pause every adapter's step is saved or held.
+ * Runs rounds until every adapter has ended. A round is a step of each live adapter. Micro-batches go through the pipeline adapter by adapter, so
+ * that one adapter's fill the bubbles of another's (docs/decisions/runs/many-adapters.md). An adapter's own fault ends it alone. Returns whether
+ * the run has ended. After a pause every adapter's step is saved or held.
  */
 export async function trainRounds(
   all: readonly Trained[],
@@ -51,7 +51,7 @@ export async function trainRounds(
   };
   const going = () => all.filter(({ trainer }) => !trainer.ended);
   for (const one of all) await alone(one, () => one.trainer.open());
-  // Counted so that a run of one adapter has its steps' numbers.
+  // With one adapter, a round has the number of its step.
   let round = Math.max(0, ...going().map(({ trainer }) => trainer.state.globalStep));
   for (;;) {
     if (hooks.asked()) {
@@ -70,7 +70,7 @@ export async function trainRounds(
       { round, trace: traced, tellsState: hooks.tells(round, live) },
       live.map(({ trainer }) => trainer.begin()),
     );
-    // Awaited below; should it fail before that, nothing else is to be told.
+    // Awaited below. Until then a failure must not count as unhandled.
     running.catch(() => {});
     const unprepared = new Map<Trained, unknown>();
     for (const one of live) await one.trainer.prepare().catch((error: unknown) => unprepared.set(one, error));
@@ -89,12 +89,12 @@ export async function trainRounds(
   }
 }
 
-/** Micro-batches of much the same size follow each other: a small one between large ones leaves stages waiting. */
+/** Sorts adapters so that micro-batches of similar size follow each other: a small one between large ones makes stages wait. */
 function largestFirst(trained: readonly Trained[]): Trained[] {
   return [...trained].sort((a, b) => b.trainer.batchTokens - a.trainer.batchTokens);
 }
 
-/** What an adapter's own settings, rows or folder do; everything else is the run's. */
+/** Errors caused by an adapter's own settings, rows or folder. All others are the run's. */
 const OWN: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "PL_LOSS_NOT_FINITE",
   "PL_DATASET_INVALID",
@@ -102,7 +102,7 @@ const OWN: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
   "PL_RESUME_INVALID",
 ]);
 
-/** Whether a failure ends an adapter alone: the others' numbers and files have nothing to do with it. */
+/** Whether a failure ends one adapter alone, because it does not concern the others' numbers and files. */
 function isOwnFault(thrown: unknown): thrown is PipeloraError {
   return thrown instanceof PipeloraError && OWN.has(thrown.code);
 }

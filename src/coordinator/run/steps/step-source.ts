@@ -13,28 +13,28 @@ import type { TrainingData } from "../../planning/training-data.ts";
 
 /** The data of one optimizer step. */
 export interface TrainStep {
-  /** Each replica's. */
+  /** The micro-batches of each replica. */
   readonly batches: readonly PackedMicroBatches[];
-  /** Tokens computed: no padding. */
+  /** Computed tokens, without padding. */
   readonly tokens: number;
-  /** Tokens of the padded batches that the Trainer would have made; total_flos counts those. */
+  /** Tokens of the padded batches that the Trainer would make. total_flos counts these. */
   readonly paddedTokens: number;
-  /** Epochs finished after this step, as the Trainer counts: batches done over batches an epoch. */
+  /** Epochs after this step, as the Trainer counts them: finished batches over batches of an epoch. */
   readonly epoch: number;
   readonly endsEpoch: boolean;
 }
 
 export interface StepSource {
   readonly maxSteps: number;
-  /** `step` counts from 1. The first of an epoch permutes the rows, in slices: the event loop has its turns. */
+  /** The data of a step, counted from 1. The first step of an epoch permutes the rows, in slices that let the event loop run. */
   at(step: number): Promise<TrainStep>;
 }
 
 export interface Evaluation {
-  /** The set in parts, each made when it is asked for; a part holds each replica's micro-batches. */
+  /** The set in parts, each made when it is asked for. A part has the micro-batches of each replica. */
   parts(): Iterable<readonly PackedMicroBatches[]>;
   readonly rows: number;
-  /** Batches that the Trainer would have made. */
+  /** How many batches the Trainer would make. */
   readonly steps: number;
 }
 
@@ -64,7 +64,7 @@ export function stepSource(
   };
 }
 
-/** In micro-batches no larger than those that memory was planned for. The replicas take them in turn. */
+/** The held-out rows in micro-batches of at most `maxTokens`, for which memory was planned. Replicas take them in turn. */
 export function evaluationOf(dataset: Dataset, batchSize: number, maxTokens: number, replicas: number): Evaluation {
   const packed = (rows: readonly WeightedRow[]) => {
     const cut = cutMicroBatches(rows, { maxTokens });

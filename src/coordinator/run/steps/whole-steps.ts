@@ -6,7 +6,10 @@ type Steps = Pick<
   "logging_steps" | "save_steps" | "eval_steps" | "load_best_model_at_end" | "eval_strategy" | "save_strategy"
 >;
 
-/** The Trainer's rule: steps below 1 are a share of all, rounded up. Error: PL_CONFIG_INVALID (assertBestIsSaved). */
+/**
+ * Replaces steps below 1, which are shares of all steps, by whole numbers, rounded up as in the Trainer. Errors: PL_CONFIG_INVALID
+ * (assertBestIsSaved).
+ */
 export function withWholeSteps<T extends Steps>(config: T, total: number): T {
   const whole = (steps: number) => (steps < 1 ? Math.ceil(total * steps) : steps);
   const steps = {

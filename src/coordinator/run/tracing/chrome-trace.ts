@@ -1,16 +1,16 @@
 import type { TraceSpan__Output } from "../../../rpc/generated/pipelora/v1/TraceSpan.ts";
 
-/** One rank's spans, and what is to be taken off its times to have the coordinator's. */
+/** One rank's spans, and the offset to subtract from its times to get the coordinator's. */
 export interface RankTrace {
-  /** "node/cuda:0 (NVIDIA H200)" */
+  /** For example "node/cuda:0 (NVIDIA H200)". */
   readonly name: string;
   readonly spans: readonly TraceSpan__Output[];
   readonly offsetMs: number;
-  /** Half the round trip in which the offset was measured: it can't be wrong by more. */
+  /** The most by which the offset can be wrong: half the round trip in which it was measured. */
   readonly errorMs: number;
 }
 
-/** A step as the coordinator sees it, from its request to its sums. */
+/** A step as the coordinator sees it, from the request to the sums. */
 export interface StepSpan {
   readonly step: number;
   readonly startMs: number;
@@ -20,12 +20,12 @@ export interface StepSpan {
 type Event = Readonly<Record<string, unknown>>;
 
 const COORDINATOR = 0;
-/** Rows of a rank; kinds that are in neither overlap each other, and have rows that the viewer makes. */
+/** Rows of a rank in the viewer. Spans of other kinds overlap each other: the viewer makes rows for them. */
 const COMPUTE = 0;
 const WAIT = 1;
 const OVERLAPPING: ReadonlySet<string> = new Set(["send", "receive"]);
 
-/** The JSON of Chrome's trace event format, which Perfetto and chrome://tracing open: a process a rank, all on the coordinator's clock. */
+/** A trace in Chrome's trace event format, for Perfetto and chrome://tracing. Each rank is a process; all times are on the coordinator's clock. */
 export function chromeTrace(steps: readonly StepSpan[], ranks: readonly RankTrace[]): object {
   const first = Math.min(
     ...steps.map(({ startMs }) => startMs),
@@ -91,7 +91,7 @@ function threadEvents(pid: number, names: readonly string[]): Event[] {
   return names.map((name, tid) => ({ ph: "M", name: "thread_name", pid, tid, args: { name } }));
 }
 
-/** To the nanosecond. */
+/** Microseconds, to the nanosecond. */
 function micros(ms: number): number {
   return Math.round(ms * 1e6) / 1e3;
 }

@@ -10,13 +10,13 @@ export interface Traced {
 }
 
 /**
- * Which steps ranks keep a record of, and when they are asked for it: for --trace, whose steps are told together, and for whoever looks
- * at the last step. A rank tells each span once, so what it told is shared out here.
+ * Decides which steps ranks record and when they are asked for their spans: for --trace, which gets its steps together, and for the page, which
+ * shows the last step. A rank sends each span once, so the spans are passed to both here.
  */
 export class StepTraces {
   readonly #file: TraceFile | null;
   readonly #watch: StepWatch;
-  /** Traced, and not asked for yet. */
+  /** Traced steps whose spans have not been requested. */
   #untold: StepSpan[] = [];
 
   constructor(file: TraceFile | null, watch: StepWatch) {
@@ -24,7 +24,7 @@ export class StepTraces {
     this.#watch = watch;
   }
 
-  /** Ranks begin anew with an attempt, and so does what they tell. */
+  /** Begins a new attempt, in which ranks record from the start. */
   begin(): void {
     this.#untold = [];
     this.#file?.begin();
@@ -36,7 +36,7 @@ export class StepTraces {
     return watched || this.#file?.wants(step) === true;
   }
 
-  /** A step has ended just now. `began`: by performance.now(); `traced`: it was wanted. Errors: the pipeline's. */
+  /** A step has just ended. `began`: when it began, by performance.now(). `traced`: whether it was recorded. Errors: those of the pipeline. */
   async stepped(step: number, { began, traced }: { began: number; traced: boolean }, from: Traced): Promise<void> {
     const { timeOrigin } = performance;
     if (traced) this.#untold.push({ step, startMs: timeOrigin + began, endMs: timeOrigin + performance.now() });
@@ -44,13 +44,13 @@ export class StepTraces {
     if (this.#watch.waits || this.#file?.endsWith(step) === true) await this.#ask(from);
   }
 
-  /** Nothing more is to be traced. Errors: the pipeline's. */
+  /** Asks for the remaining spans. Nothing more is traced. Errors: those of the pipeline. */
   async finish(from: Traced): Promise<void> {
     if (this.#untold.length > 0) await this.#ask(from);
     await this.#file?.finish();
   }
 
-  /** Clocks are compared now, before they drift apart. */
+  /** Asks ranks for their spans, and compares clocks at the same time, before they drift apart. */
   async #ask({ members, pipeline }: Traced): Promise<void> {
     const steps = this.#untold;
     this.#untold = [];

@@ -2,26 +2,25 @@ import type { Reporter, SpanRow } from "../reporter.ts";
 import type { RankTrace, StepSpan } from "./chrome-trace.ts";
 import type { ToldSteps } from "./told-steps.ts";
 
-/** The first steps of an attempt open connections and fill caches. */
+/** The first steps of an attempt are not typical: they open connections and fill caches. */
 const WARM_STEPS = 3;
-/** Between two looks at a step: at least so long, and so many times what a look costs, so that nobody waits for it. */
+/** The least time between two recorded steps: `ms`, and `timesCost` times what recording one takes. */
 const SELDOM = { ms: 60_000, timesCost: 1000 };
 const OFTEN = { ms: 2_000, timesCost: 20 };
 
 export interface WatchOptions {
-  /** Whether somebody looks at the last step just now. */
+  /** Whether the page is showing the last step. */
   readonly looked: () => boolean;
-  /** What the ranks have measured, as in the run's predictions. */
+  /** The ranks' measurements, in the form of the run's predictions. */
   readonly measured: (reports: ToldSteps["reports"]) => object;
   readonly reporter: Pick<Reporter, "lastStep">;
-  /** Milliseconds; performance.now() if it is not given. */
+  /** A clock in milliseconds. Absent: performance.now(). */
   readonly now?: () => number;
 }
 
 /**
- * When a step is recorded for whoever looks at the run: the first warm one of an attempt, the very last one, and between them once
- * a minute, or every two seconds while somebody looks. A run that nobody looks at spends less than a thousandth of its time on it, and
- * no bit depends on it.
+ * Decides which steps are recorded for the page: the first typical one of an attempt, the very last one, and between them one a minute, or one
+ * every two seconds while the page is open. Without an open page this takes less than a thousandth of a run's time. No number depends on it.
  */
 export class StepWatch {
   readonly #options: WatchOptions;
@@ -36,26 +35,26 @@ export class StepWatch {
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** Ranks ask and answer anew with an attempt. */
+  /** Begins a new attempt. */
   begin(): void {
     this.#steps = 0;
     this.#lastAt = null;
     this.#waits = false;
   }
 
-  /** Whether the step that begins now is to be recorded. */
+  /** Whether to record the step that begins now. */
   wants(isLast: boolean): boolean {
     this.#steps++;
     this.#waits = isLast || this.#isDue();
     return this.#waits;
   }
 
-  /** The step that has just ended was recorded for this. */
+  /** Whether the step that has just ended was recorded for the page. */
   get waits(): boolean {
     return this.#waits;
   }
 
-  /** `askedAt`: when the ranks were asked, since when the run stands still. */
+  /** Takes the ranks' answers. `askedAt`: when they were asked; the run has waited since then. */
   told({ steps, ranks, reports }: ToldSteps, askedAt: number): void {
     if (!this.#waits) return;
     this.#waits = false;
@@ -84,7 +83,7 @@ export class StepWatch {
   }
 }
 
-/** To the microsecond, from the step's begin. */
+/** Spans with times from the start of the step, to the microsecond. */
 function spanRows({ spans, offsetMs }: RankTrace, { step, startMs }: StepSpan): SpanRow[] {
   const rounded = (ms: number) => Math.round(ms * 1000) / 1000;
   return spans

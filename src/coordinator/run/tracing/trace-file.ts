@@ -6,7 +6,7 @@ import { writeTextAtomically } from "../../../formats/atomic-file.ts";
 import { chromeTrace, type RankTrace, type StepSpan } from "./chrome-trace.ts";
 import type { ToldSteps } from "./told-steps.ts";
 
-/** --trace: written once the last chosen step is done, or at the run's end. */
+/** The file of --trace. It is written after the last chosen step, or at the run's end. */
 export class TraceFile {
   readonly #path: string;
   readonly #chosen: ReadonlySet<number>;
@@ -23,7 +23,7 @@ export class TraceFile {
     this.#warn = warn;
   }
 
-  /** Null where none is asked for. Error: PL_OUTPUT_UNWRITABLE. */
+  /** Opens the file; null if no trace is asked for. Errors: PL_OUTPUT_UNWRITABLE. */
   static async open(
     { trace, trace_steps }: Pick<Config, "trace" | "trace_steps">,
     warn: (text: string) => void,
@@ -33,7 +33,7 @@ export class TraceFile {
     return new TraceFile(resolve(trace), tracedSteps(trace_steps), warn);
   }
 
-  /** Ranks begin anew with an attempt, and so does what they tell. */
+  /** Begins a new attempt, in which ranks record from the start. */
   begin(): void {
     this.#steps = [];
     this.#ranks = [];
@@ -44,16 +44,16 @@ export class TraceFile {
     return this.#chosen.has(step);
   }
 
-  /** Whether all that it tells of is done after this step. */
+  /** Whether this is the last chosen step. */
   endsWith(step: number): boolean {
     return !this.#written && step >= this.#last;
   }
 
-  /** Of steps that ranks told of, those that were chosen are kept. */
+  /** Keeps the chosen ones of these steps. */
   async told({ steps, ranks }: ToldSteps): Promise<void> {
     this.#steps.push(...steps.filter(({ step }) => this.#chosen.has(step)));
     const chosen = ranks.map((rank) => ({ ...rank, spans: rank.spans.filter(({ step }) => this.#chosen.has(step)) }));
-    // Clocks as they were compared last.
+    // With the latest comparison of clocks.
     this.#ranks = chosen.map((rank, index) => ({
       ...rank,
       spans: [...(this.#ranks[index]?.spans ?? []), ...rank.spans],
@@ -61,7 +61,7 @@ export class TraceFile {
     if (steps.some(({ step }) => this.endsWith(step))) await this.finish();
   }
 
-  /** Nothing more is to be told. */
+  /** Writes the file if it has not been written. */
   async finish(): Promise<void> {
     if (this.#written) return;
     this.#written = true;
