@@ -95,6 +95,8 @@ const NUMBER_CHANGING: Readonly<Record<string, readonly unknown[]>> = {
   use_qk_norm: [false],
   use_parallel_residual: [false],
   use_bidirectional_attention: [false],
+  is_causal: [true],
+  per_layer_config: [],
   no_rope_layers: [],
   attention_chunk_size: [],
   attn_temperature_tuning: [false, 0],
