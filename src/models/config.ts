@@ -97,6 +97,7 @@ const NUMBER_CHANGING: Readonly<Record<string, readonly unknown[]>> = {
   use_bidirectional_attention: [false],
   is_causal: [true],
   per_layer_config: [],
+  sparse_config: [],
   no_rope_layers: [],
   attention_chunk_size: [],
   attn_temperature_tuning: [false, 0],
