@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -72,6 +73,23 @@ void linear(Gpu& gpu, const char* name, std::int64_t tokens, std::int64_t in, st
   report(at + "grad of A", time_us(*gpu.ops, [&] { gpu.ops->lora_a_grad({x, inner_grad, lora, sequences.get()}); }), x_bytes, 0);
 }
 
+/// Microseconds of what `enqueue` puts into a stream, the mean of twenty without a gap.
+template <class Enqueue>
+double stream_us(Enqueue&& enqueue) {
+  constexpr int kTimes = 20;
+  cudaStream_t stream;
+  cudaStreamCreate(&stream);
+  enqueue(stream);
+  cudaEventRecord(first_event, stream);
+  for (int i = 0; i < kTimes; ++i) enqueue(stream);
+  cudaEventRecord(last_event, stream);
+  cudaStreamSynchronize(stream);
+  float ms = 0;
+  cudaEventElapsedTime(&ms, first_event, last_event);
+  cudaStreamDestroy(stream);
+  return ms * 1e3 / kTimes;
+}
+
 void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
   const std::int64_t blocks = rows * in / 64;
   const Buffer packed = noise(gpu, DType::bf16, 1, rows * in / 4), codes = noise(gpu, DType::bf16, 1, blocks / 2);
@@ -86,18 +104,18 @@ void dequantise(Gpu& gpu, std::int64_t rows, std::int64_t in) {
   w.in = in;
   w.via = DType::bf16;
   const cuda::QuantTables tables{map.tensor().as<float>(), map.tensor().as<float>()};
-  cudaStream_t stream;
-  cudaStreamCreate(&stream);
-  const double us = time_us(*gpu.ops, [&] { cuda::dequantise4(w, tables, target.tensor().columns(0, in), nullptr); cudaStreamSynchronize(nullptr); });
-  cudaEventRecord(first_event, stream);
-  for (int i = 0; i < 20; ++i) cuda::dequantise4(w, tables, target.tensor().columns(0, in), stream);
-  cudaEventRecord(last_event, stream);
-  cudaStreamSynchronize(stream);
-  float ms = 0;
-  cudaEventElapsedTime(&ms, first_event, last_event);
-  static_cast<void>(us);
-  report("dequantise nf4 " + shape_text(rows, in), ms * 1e3 / 20, static_cast<double>(rows * in) * (2.0 + 0.5 + 1.0 / 64), 0);
-  cudaStreamDestroy(stream);
+  const double numbers = static_cast<double>(rows * in), held = 0.5 + 1.0 / 64;
+  report("dequantise nf4 " + shape_text(rows, in), stream_us([&](cudaStream_t stream) { cuda::dequantise4(w, tables, target.tensor().columns(0, in), stream); }), numbers * (2 + held), 0);
+  const Buffer divisors = noise(gpu, DType::f32, 1, rows + in);
+  cuda::HeldRows weight;
+  weight.four_bit = w;
+  weight.rows = weight.matrix_rows = rows;
+  weight.in = in;
+  for (const bool transposed : {false, true}) {
+    const Tensor codes8 = transposed ? Tensor(target.tensor().data, DType::f8, in, rows, rows) : Tensor(target.tensor().data, DType::f8, rows, in, in);
+    const double us = stream_us([&](cudaStream_t stream) { cuda::fp8_expand(weight, DType::bf16, tables, divisors.tensor().as<float>(), transposed, codes8, stream); });
+    report(std::string(transposed ? "its transpose to e4m3 " : "nf4 to e4m3 ") + shape_text(rows, in), us, numbers * (1 + held), 0);
+  }
 }
 
 /// A block's products of a few tokens (decoding) with weights in nf4, of more blocks than the level-2 cache holds.
@@ -333,6 +351,12 @@ void attention(Gpu& gpu, const std::string& rows, const std::vector<int>& length
   report(at + "attention_backward", time_us(*gpu.ops, backward), 0, 2.5 * flops);
 }
 
+void dequantise(Gpu& gpu) {
+  dequantise(gpu, 12288, 4096);
+  dequantise(gpu, 22016, 4096);
+  dequantise(gpu, 4096, 11008);
+}
+
 void attention(Gpu& gpu) {
   for (const std::int64_t head_dim : {256, 128, 64}) {
     attention(gpu, "16 of 29..250", {29, 31, 34, 36, 39, 42, 45, 48, 52, 56, 60, 66, 78, 98, 124, 250}, head_dim);
@@ -345,33 +369,28 @@ void attention(Gpu& gpu) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool only_attention = argc > 1 && std::string(argv[1]) == "attention", only_hot = argc > 1 && std::string(argv[1]) == "hot",
-             only_few = argc > 1 && std::string(argv[1]) == "few", only_norms = argc > 1 && std::string(argv[1]) == "norms";
+  const std::string part = argc > 1 && std::isalpha(static_cast<unsigned char>(argv[1][0])) != 0 ? argv[1] : "";
   std::vector<std::int64_t> sizes;
-  for (int i = only_hot || only_few || only_norms ? 2 : 1; i < argc && !only_attention; ++i) sizes.push_back(std::stoll(argv[i]));
+  for (int i = part.empty() ? 1 : 2; i < argc; ++i) sizes.push_back(std::stoll(argv[i]));
   if (sizes.empty()) sizes = {1088, 3072};
   Gpu gpu(DType::bf16, std::size_t{20} << 30);
-  if (only_attention) {
-    attention(gpu);
-    return 0;
-  }
-  if (only_few) {
-    few_products(gpu, sizes);
-    return 0;
-  }
-  if (only_hot) {
-    for (const std::int64_t tokens : sizes) hot_products(gpu, tokens);
-    return 0;
-  }
   cudaEventCreate(&first_event);
   cudaEventCreate(&last_event);
-  if (only_norms) {
-    for (const std::int64_t tokens : sizes) norms_in_e4m3(gpu, tokens);
+  const auto each = [&](auto&& measure) {
+    for (const std::int64_t tokens : sizes) measure(gpu, tokens);
     return 0;
+  };
+  if (part == "attention") return attention(gpu), 0;
+  if (part == "expand") return dequantise(gpu), 0;
+  if (part == "few") return few_products(gpu, sizes), 0;
+  if (part == "hot") return each(hot_products);
+  if (part == "norms") return each(norms_in_e4m3);
+  if (!part.empty()) {
+    std::fprintf(stderr, "no part is called %s. Expected attention, expand, few, hot or norms, then numbers of tokens\n", part.c_str());
+    return 2;
   }
   copy_rate(gpu);
-  dequantise(gpu, 12288, 4096);
-  dequantise(gpu, 4096, 11008);
+  dequantise(gpu);
   for (const std::int64_t tokens : sizes) {
     linear(gpu, "qkv", tokens, 4096, {12288}, true, 0.1f);
     linear(gpu, "o", tokens, 4096, {4096}, true, 0.1f);

@@ -22,6 +22,7 @@
 #include "pipelora/core/half.h"
 #include "pipelora/model/optimizer.h"
 #include "pipelora/model/segment.h"
+#include "tests/gpu/family_rules.h"
 #include "tests/support/in_turn.h"
 #include "tests/support/published.h"
 
@@ -150,14 +151,13 @@ struct Model {
       segment->slots().load(name, shape, {source.data() + offset, DType::bf16, std::max<std::int64_t>(1, rows), cols}, hold);
       offset += count;
     };
-    const std::vector<float> ones(static_cast<std::size_t>(arch.hidden), 1.0f);
-    const auto load_norm = [&](const std::string& name) { segment->slots().load(name, {arch.hidden}, {ones.data(), DType::f32, 1, arch.hidden}, plain); };
+    const std::vector<float> ones(static_cast<std::size_t>(std::max(arch.hidden, arch.head_dim)), 1 - arch.norm_offset);
+    const auto load_norm = [&](const std::string& name, std::int64_t size) { segment->slots().load(name, {size}, {ones.data(), DType::f32, 1, size}, plain); };
     load("wte", arch.vocab, arch.hidden, plain);
     for (const LayerSpec& layer : spec.layers) {
       const auto* block = std::get_if<BlockSpec>(&layer);
       if (block == nullptr) continue;
-      load_norm(block->attn_norm);
-      load_norm(block->mlp_norm);
+      for (const auto& [name, size] : norms_of(*block, arch)) load_norm(name, size);
       for (const LinearSpec& l : block->linears) {
         load(l.name + ".weight", l.out, l.in, linear);
         if (l.bias) load(l.name + ".bias", 0, l.out, plain);
@@ -166,8 +166,8 @@ struct Model {
         load(name, shape.size() > 1 ? shape.front() : 0, shape.back(), hold);
       });
     }
-    load_norm("ln_f");
-    load("lm_head", arch.vocab, arch.hidden, plain);
+    load_norm("ln_f", arch.hidden);
+    if (!subject.model.tied) load("lm_head", arch.vocab, arch.hidden, plain);
     ops->finish();
     load_seconds = seconds_since(start);
     for (std::size_t adapter = 0; adapter < subject.adapters; ++adapter) matrices.push_back(segment->matrices(adapter));

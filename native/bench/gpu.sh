@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, matrix, sanitize, experts, ops, hot, norms, few, step, profile.
+# Builds the GPU engine alone (no oneDNN, no Node needed) and runs what is named: tests, matrix, sanitize, experts, ops, hot, expand, norms, few, step, profile.
 # usage: gpu.sh OUTPUT_FOLDER [tests] [matrix "arguments"] [sanitize] [ops] [step "arguments"] …
 # GPU_ARCH=90-real: with what GPUs before Hopper run. GPU_TESTS: which of the test programs run.
 set -u
@@ -75,6 +75,9 @@ while [ $# -gt 0 ]; do
   ops) timeout 200 "$build/cuda_ops" 2>&1 | tee "$out/ops.log" || status=1 ;;
   hot)  # a block's products in bf16 and in e4m3
     timeout 100 "$build/cuda_ops" hot 1120 3072 8192 2>&1 | tee "$out/hot.log" || status=1
+    ;;
+  expand)  # 4-bit weights to bf16 and to e4m3
+    timeout 60 "$build/cuda_ops" expand 2>&1 | tee "$out/expand.log" || status=1
     ;;
   norms)  # norms as inputs of products in e4m3
     timeout 100 "$build/cuda_ops" norms 1120 3072 8192 2>&1 | tee "$out/norms.log" || status=1

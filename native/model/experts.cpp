@@ -67,6 +67,7 @@ Experts::Product Experts::make_product(std::vector<LinearSpec> linears, const st
   for (std::int64_t e = 0; e < together; ++e)
     for (const LinearSpec& linear : linears) rows.push_back(linear.out);
   product.base = &base.product(product.in, rows, bias, product.rank(), static_cast<std::size_t>((product.experts + together - 1) / together));
+  for (const auto& weight : product.base->weights) weight->expect_matrices(together);
   product.linears = std::move(linears);
   return product;
 }
@@ -78,7 +79,7 @@ std::vector<Learner*> Experts::learners() const {
   return found;
 }
 
-void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded) {
+void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, ProductForm form) {
   const auto together = static_cast<std::size_t>(product.weight().together()), parts = product.linears.size();
   for (std::int64_t e = 0; e < product.experts; ++e) {
     const auto expert = static_cast<std::size_t>(e);
@@ -87,16 +88,16 @@ void Experts::add_slots(WeightSlots& slots, const Product& product, bool bias, b
       const LinearSpec& linear = product.linears[i];
       const std::size_t part = expert % together * parts + i;
       const std::string name = numbered(linear.name, e);
-      slots.add(name + ".weight", linear.out, linear.in, *weight, part, {.keep_expanded = keep_expanded});
+      slots.add(name + ".weight", linear.out, linear.in, *weight, part, form);
       if (bias && linear.bias)
         slots.add(name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
     }
   }
 }
 
-void Experts::add_slots(WeightSlots& slots, bool keep_expanded) {
-  add_slots(slots, gate_up_, true, keep_expanded);
-  add_slots(slots, down_, false, keep_expanded);
+void Experts::add_slots(WeightSlots& slots, ProductForm form) {
+  add_slots(slots, gate_up_, true, form);
+  add_slots(slots, down_, false, form);
   if (down_bias_)
     for (std::int64_t e = 0; e < down_.experts; ++e)
       slots.add(numbered(down_.linears.front().name, e) + ".bias", 0, down_.out,
@@ -128,8 +129,7 @@ void Experts::begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bo
   if (gate_up_.pair) saved.inner_gate_up = arena_.tensor("LoRA's inner vectors", DType::f32, rows, gate_up_.rank(), place);
   saved.gate_up = arena_.tensor("experts' gate and up", h.dtype, rows, gate_up_.out, place);
   const Buffer sorted = arena_.workspace("hidden states by expert", h.dtype, rows, h.cols);
-  ops_.gather_choices(h, saved.routes(), sorted);
-  ops_.experts_forward({sorted, gate_up_.weight(), gate_up_.views, saved.inner_gate_up, saved.gate_up, saved.rows()});
+  ops_.gathered_experts_forward(h, saved.routes(), {sorted, gate_up_.weight(), gate_up_.views, saved.inner_gate_up, saved.gate_up, saved.rows()});
 }
 
 void Experts::finish(const Tensor& residual, ExpertsSaved& saved, bool keep, const Tensor& out) {
@@ -158,8 +158,7 @@ void Experts::backward(const Batch& batch, const Tensor& h, const Tensor& dout, 
         ops_.experts_forward({act, down_.weight(), down_.views, inner, Tensor(), saved.rows()});
       }
       const Buffer sorted = arena_.workspace("gradient by expert", h.dtype, rows, h.cols);
-      ops_.gather_choices(dout, routes, sorted);
-      ops_.experts_input_grad({sorted, down_.weight(), down_.views, inner, inner_grad, act, saved.rows()});
+      ops_.gathered_experts_input_grad(dout, routes, {sorted, down_.weight(), down_.views, inner, inner_grad, act, saved.rows()});
     }
     ops_.gate_backward({saved.gate_up, saved.weights, saved.order, spec_.gate, act, weight_grads});
     if (down_.pair) ops_.experts_a_grad({act, inner_grad, down_.views, saved.rows()});

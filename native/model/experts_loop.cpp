@@ -61,6 +61,16 @@ void Ops::experts_input_grad(const ExpertsInputGrad& call) {
   });
 }
 
+void Ops::gathered_experts_forward(const Tensor& from, const Routes& routes, const ExpertsForward& call) {
+  gather_choices(from, routes, call.x);
+  experts_forward(call);
+}
+
+void Ops::gathered_experts_input_grad(const Tensor& from, const Routes& routes, const ExpertsInputGrad& call) {
+  gather_choices(from, routes, call.dy);
+  experts_input_grad(call);
+}
+
 void Ops::experts_a_grad(const ExpertsAGrad& call) {
   each(starts_of(call.rows), [&](std::size_t e, std::int64_t first, std::int64_t count) {
     lora_a_grad({call.x.row_range(first, count), call.inner_grad.row_range(first, count), lora_of(call.lora, e)});

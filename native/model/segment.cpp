@@ -116,7 +116,7 @@ void Segment::add_block_slots(Block& block, bool cached) {
       if (linear.bias)
         slots_.add(linear.name + ".bias", 0, linear.out, [weight, part](const HostTensor& data, const HoldSpec&) { weight->load_bias(part, data); });
     }
-  if (Experts* experts = block.experts()) experts->add_slots(slots_, cached);
+  if (Experts* experts = block.experts()) experts->add_slots(slots_, {.keep_expanded = cached, .fp8 = spec_.fp8});
 }
 
 Segment::~Segment() = default;

@@ -54,11 +54,15 @@ TEST_CASE("the experts' products, with LoRA") {
       Bench bench;
       test::try_products(
           bench, c, DType::f32,
-          [](const std::string& what, const Values& got, const Values& expected, DType) {
+          [](const std::string& what, const Values& got, const Values& expected, DType, test::Against) {
             INFO(what);
             CHECK(distance(got, expected) < 1e-5);
           },
           [](std::int64_t count, double scale, DType, unsigned seed) { return reference::random_values(static_cast<std::size_t>(count), seed, scale); },
+          [](LinearWeight& weight, std::size_t part, const Values& values, std::int64_t own, std::int64_t in, const HoldSpec& hold) {
+            const std::vector<float> source(values.begin(), values.end());
+            weight.load(part, {source.data(), DType::f32, own, in}, hold);
+          },
           [](const Values& part, std::int64_t, std::int64_t, const HoldSpec&) { return part; });
     }
 }

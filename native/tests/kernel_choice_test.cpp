@@ -178,6 +178,18 @@ TEST_CASE("products of few tokens: float32 has the plain kernel, 16 bits one tha
             }
 }
 
+TEST_CASE("e4m3 takes widths of whole pieces of 16, of every part") {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (std::int64_t in = 1; in <= 80; ++in)
+      for (std::int64_t out = 1; out <= 80; ++out) {
+        const bool suits = dtype != DType::f32 && in % 16 == 0 && out % 16 == 0;
+        const std::int64_t one[] = {out}, with_others[] = {32, out, 48}, halves[] = {out, 96 - out};
+        CHECK(suits_e4m3(dtype, in, one) == suits);
+        CHECK(suits_e4m3(dtype, in, with_others) == suits);
+        CHECK(suits_e4m3(dtype, in, halves) == suits);  // together 96, which would suit
+      }
+}
+
 TEST_CASE("experts' products") {
   for (const GpuKind& gpu : kGpus)
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
@@ -185,8 +197,11 @@ TEST_CASE("experts' products") {
         for (const std::int64_t out : {45, 768, 5760})
           for (const std::int64_t rows : {1, 64, 65, 4096})
             for (const bool packed : {false, true}) {
-              const bool grouped = experts_choice({dtype, in, out, rows, packed}, gpu) == ExpertsKernel::grouped;
-              CHECK(grouped == (gpu.hopper && dtype != DType::f32 && in % 8 == 0 && out % 8 == 0 && (!packed || rows > 64)));
+              const bool suits = gpu.hopper && dtype != DType::f32 && in % 8 == 0 && out % 8 == 0;
+              const ExpertsKernel wide = experts_choice({dtype, in, out, rows, packed}, gpu), eight = experts_choice({dtype, in, out, rows, packed, true}, gpu);
+              CHECK(wide == (suits && (!packed || rows > 64) ? ExpertsKernel::grouped : ExpertsKernel::each));
+              // Few rows or many, expanded for each product or kept: the same bits.
+              CHECK(eight == (suits ? ExpertsKernel::grouped_e4m3 : ExpertsKernel::each));
             }
 }
 

@@ -212,7 +212,7 @@ export interface SegmentDescription {
   readonly checkpointedBlocks: number;
   /** How many of its blocks (the first ones) keep their quantised weights in the compute dtype too: same results, no dequantisation. */
   readonly cachedBlocks: number;
-  /** GPUs: the blocks' products, but for experts', multiply e4m3 numbers where their widths suit; absent: no. */
+  /** GPUs: the blocks' products multiply e4m3 numbers where their widths suit; absent: no. */
   readonly fp8?: boolean;
   /** Whether backward must produce the gradient of the segment's input (something trainable lies before it). */
   readonly needsInputGrad: boolean;

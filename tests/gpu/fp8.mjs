@@ -163,13 +163,9 @@ require("200 steps of the stories model: final and held-out loss within 1 %", ap
       cachedBlocks: 0,
     };
     const pairs = new Map(targets.map((target) => [target.name, { ...target, module: target.name, expertsOf: "" }]));
-    const { description, weights } = describeSegment(
-      spec,
-      { ...whole, needsInputGrad: false, needsBackward: true },
-      pairs,
-    );
+    const { description, weights } = describeSegment(spec, { ...whole, needsInputGrad: false }, pairs);
     await engine.addSegment({ ...description, fp8 });
-    const checkpoint = await openCheckpoint(model, spec.tied);
+    const checkpoint = await openCheckpoint(model, spec);
     for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), computeDtype);
     const read = adapterMatrices(adapter, matrices);
     for (const { name } of matrices) await engine.setMatrix(name, "weight", await read(name));

@@ -1,4 +1,5 @@
 // Golden runs through the command line on a GPU: one worker, then two sharing the card. Exits 1 if a number is off.
+// usage: goldens.mjs [NAME …]   (all of them without a name)
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -48,7 +49,8 @@ function check(label, name, stdout, tolerance) {
 const adapter = (output) => readFileSync(join(output, "adapter_model.safetensors"));
 
 // Every golden run that is a training; 4-bit weights are rounded otherwise on a GPU.
-const RUNS = readdirSync(goldens)
+const wanted = process.argv.slice(2);
+const RUNS = (wanted.length > 0 ? wanted : readdirSync(goldens))
   .filter((name) => existsSync(join(goldens, name, "expected.json")))
   .map((name) => ({ name, expected: JSON.parse(readFileSync(join(goldens, name, "expected.json"), "utf8")) }))
   .filter(({ expected }) => expected.trainer_args !== undefined)

@@ -16,7 +16,7 @@ const engine = await loadEngine().openEngine({
   device,
   threads: 2,
   computeDtype: "float32",
-  arch: engineArch(spec),
+  arch: engineArch(spec, "float32"),
   arenaBytes: 256 << 20,
 });
 const whole = {
@@ -28,15 +28,22 @@ const whole = {
   offloadedBlocks: 0,
   cachedBlocks: 0,
 };
-const pairs = new Map(targets.map((target) => [target.name, target]));
-const { description, weights } = describeSegment(spec, { ...whole, needsInputGrad: false, needsBackward: true }, pairs);
+const pairs = new Map(targets.map((target) => [target.name, { ...target, module: target.name, expertsOf: "" }]));
+const { description, weights } = describeSegment(spec, { ...whole, needsInputGrad: false }, pairs);
 await engine.addSegment(description);
-const checkpoint = await openCheckpoint(modelDir);
+const checkpoint = await openCheckpoint(modelDir, spec);
 for (const name of weights) await engine.loadWeight(0, name, checkpoint.locate(name), "float32");
 const read = adapterMatrices(adapter, matrices);
 for (const { name } of matrices) await engine.setMatrix(name, "weight", await read(name));
 const cache = await engine.createCache(1, ids.length);
-const logits = await engine.infer(0, cache, Int32Array.of(0, ids.length), Int32Array.from(ids), null);
+const sequence = {
+  cuSeqlens: Int32Array.of(0, ids.length),
+  slots: Int32Array.of(0),
+  starts: Int32Array.of(0),
+  past: Int32Array.of(0),
+  lengths: Int32Array.of(ids.length),
+};
+const logits = await engine.infer(0, cache, sequence, Int32Array.from(ids), null);
 const bytes = Buffer.from(await engine.read(logits));
 process.stdout.write(JSON.stringify([...new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)]));
 await engine.close();

@@ -14,7 +14,10 @@ const settings = [
   ...["--overwrite-output-dir", "--save-steps", "4", "--log-level", "warn", "--json"],
 ];
 
-/** A run to its end; `onOutput` sees standard output as it comes. */
+/**
+ * A run to its end; `onOutput` sees standard output as it comes.
+ * @param {(stdout: string, pid: number) => void} onOutput
+ */
 function run(name, flags, onOutput = () => {}) {
   const output = join(folder, name);
   const args = [program("coordinator"), ...settings, ...flags, "--output-dir", output];
@@ -165,7 +168,7 @@ for (const [name, own] of Object.entries(halves)) {
   const same =
     halved.code === 0 && alone.code === 0 && Buffer.compare(folderOf(join("halves", name), file), alone.adapter) === 0;
   const scale = same
-    ? JSON.parse(folderOf(join("halves", name), "trainer_state.json")).stateful_callbacks.Pipelora.loss_scale
+    ? JSON.parse(folderOf(join("halves", name), "trainer_state.json").toString()).stateful_callbacks.Pipelora.loss_scale
     : "unknown";
   check(`in float16, ${name}: the bits of its run alone, loss scale ${scale}`, same, halved.stderr.slice(-600));
 }

@@ -60,6 +60,8 @@ class CudaOps final : public Ops {
   std::int64_t experts_together(std::int64_t experts, std::int64_t in, std::int64_t out) const override;
   void experts_forward(const ExpertsForward& call) override;
   void experts_input_grad(const ExpertsInputGrad& call) override;
+  void gathered_experts_forward(const Tensor& from, const Routes& routes, const ExpertsForward& call) override;
+  void gathered_experts_input_grad(const Tensor& from, const Routes& routes, const ExpertsInputGrad& call) override;
   void experts_a_grad(const ExpertsAGrad& call) override;
 
   void add(const Tensor& a, const Tensor& b, float factor, const Tensor& out) override;
@@ -169,14 +171,19 @@ class CudaOps final : public Ops {
   };
   Fp8Input room_in_e4m3(std::int64_t rows, std::int64_t cols);
   Fp8Input in_e4m3(const Tensor& x);
+  /// Of gather_choices()' rows.
+  Fp8Input gathered_in_e4m3(const Tensor& from, const Routes& routes);
   void forward_fp8(const LinearForward& call, const HeldView& weight, Fp8Input x);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
   /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too. `made`: x in
   /// e4m3, where whoever made x wrote that.
   void known_forward(const LinearForward& call, const HeldView& weight, bool inner_ready, Fp8Input made = {});
-  /// Whether a product over `rows` rows of all experts runs in one launch.
-  bool groups_experts(const ExpertsWeight& weight, std::int64_t rows) const;
+  /// Of a product over `rows` rows of all experts.
+  ExpertsKernel experts_kernel(const ExpertsWeight& weight, std::int64_t rows) const;
+  /// In one launch a weight. `codes`: the input, or the output's gradient, in e4m3, where the kernel takes that.
+  void grouped_forward(const ExpertsForward& call, const Fp8Input& codes);
+  void grouped_input_grad(const ExpertsInputGrad& call, const Fp8Input& codes);
   /// factor * from in the compute dtype, in the first columns of a workspace whose rows begin on 128 bytes.
   Buffer narrowed(const char* what, const Tensor& from, float factor);
   Buffer bytes(const char* what, std::size_t count);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/device/alignment.h"
 #include "ops/cuda/experts/grouped.h"
 #include "ops/cuda/pointwise/pointwise.h"
 
@@ -25,17 +26,46 @@ Buffer CudaOps::narrowed(const char* what, const Tensor& from, float factor) {
   return to;
 }
 
-bool CudaOps::groups_experts(const ExpertsWeight& weight, std::int64_t rows) const {
-  const auto takes = [](const std::unique_ptr<LinearWeight>& one) { return static_cast<const CudaLinear&>(*one).takes_lora(); };
-  const LinearWeight& one = *weight.weights.front();
-  const bool packed = static_cast<const CudaLinear&>(one).takes_turns();
-  return experts_choice({context_.compute, one.in, one.out / weight.together(), rows, packed}, gpu_) == ExpertsKernel::grouped &&
-         std::all_of(weight.weights.begin(), weight.weights.end(), takes);
+ExpertsKernel CudaOps::experts_kernel(const ExpertsWeight& weight, std::int64_t rows) const {
+  const auto& one = static_cast<const CudaLinear&>(*weight.weights.front());
+  const bool e4m3 = one.is_fp8();
+  // As the first one's products, and not LLM.int8()'s.
+  const auto suits = [e4m3](const std::unique_ptr<LinearWeight>& other) {
+    const auto& own = static_cast<const CudaLinear&>(*other);
+    return own.is_fp8() == e4m3 && !own.is_int8();
+  };
+  if (!std::all_of(weight.weights.begin(), weight.weights.end(), suits)) return ExpertsKernel::each;
+  // Whether a weight is cached is not asked: the bits would depend on it.
+  return experts_choice({context_.compute, one.in, one.out / weight.together(), rows, one.is_quantised(), e4m3}, gpu_);
+}
+
+CudaOps::Fp8Input CudaOps::gathered_in_e4m3(const Tensor& from, const Routes& routes) {
+  Fp8Input made = room_in_e4m3(routes.order.cols, from.cols);
+  fp8_gathered_rows(from, routes.order.as<std::int32_t>(), routes.experts.cols, routes.order.cols, made.rows(), device_.stream());
+  return made;
 }
 
 void CudaOps::experts_forward(const ExpertsForward& call) {
   if (call.x.rows == 0) return;
-  if (!groups_experts(call.weight, call.x.rows)) return Ops::experts_forward(call);
+  const ExpertsKernel kernel = experts_kernel(call.weight, call.x.rows);
+  if (kernel == ExpertsKernel::each) return Ops::experts_forward(call);
+  grouped_forward(call, kernel == ExpertsKernel::grouped_e4m3 && call.y ? in_e4m3(call.x) : Fp8Input());
+}
+
+// Where LoRA reads the rows in 16 bits they are written.
+void CudaOps::gathered_experts_forward(const Tensor& from, const Routes& routes, const ExpertsForward& call) {
+  const bool codes_alone = call.lora.empty() && call.x.rows > 0 && eights(from) && experts_kernel(call.weight, call.x.rows) == ExpertsKernel::grouped_e4m3;
+  if (!codes_alone) return Ops::gathered_experts_forward(from, routes, call);
+  grouped_forward(call, gathered_in_e4m3(from, routes));
+}
+
+void CudaOps::gathered_experts_input_grad(const Tensor& from, const Routes& routes, const ExpertsInputGrad& call) {
+  const bool codes_alone = call.lora.empty() && call.dy.rows > 0 && eights(from) && experts_kernel(call.weight, call.dy.rows) == ExpertsKernel::grouped_e4m3;
+  if (!codes_alone) return Ops::gathered_experts_input_grad(from, routes, call);
+  grouped_input_grad(call, gathered_in_e4m3(from, routes));
+}
+
+void CudaOps::grouped_forward(const ExpertsForward& call, const Fp8Input& codes) {
   cudaStream_t stream = device_.stream();
   const auto* starts = call.rows.starts.as<std::int32_t>();
   const std::int64_t together = call.weight.together();
@@ -52,6 +82,11 @@ void CudaOps::experts_forward(const ExpertsForward& call) {
     const auto& weight = static_cast<const CudaLinear&>(*call.weight.weights[i]);
     GroupedProduct product{.a = call.x, .b = weight.expanded(true), .starts = starts, .first = static_cast<std::int64_t>(i) * together,
                            .experts = together, .bias = weight.bias(), .d = call.y};
+    if (codes) {
+      product.a = codes.codes;
+      product.a_scales = codes.scales.tensor().as<float>();
+      product.b_scales = weight.fp8_scales(true);
+    }
     if (inner) {
       const std::int64_t rank = call.inner.cols;
       product.a2 = inner.tensor().columns(0, rank);
@@ -64,7 +99,12 @@ void CudaOps::experts_forward(const ExpertsForward& call) {
 
 void CudaOps::experts_input_grad(const ExpertsInputGrad& call) {
   if (call.dy.rows == 0) return;
-  if (!groups_experts(call.weight, call.dy.rows)) return Ops::experts_input_grad(call);
+  const ExpertsKernel kernel = experts_kernel(call.weight, call.dy.rows);
+  if (kernel == ExpertsKernel::each) return Ops::experts_input_grad(call);
+  grouped_input_grad(call, kernel == ExpertsKernel::grouped_e4m3 && call.dx ? in_e4m3(call.dy) : Fp8Input());
+}
+
+void CudaOps::grouped_input_grad(const ExpertsInputGrad& call, const Fp8Input& codes) {
   cudaStream_t stream = device_.stream();
   const auto* starts = call.rows.starts.as<std::int32_t>();
   const std::int64_t together = call.weight.together();
@@ -85,6 +125,12 @@ void CudaOps::experts_input_grad(const ExpertsInputGrad& call) {
     const auto& weight = static_cast<const CudaLinear&>(*call.weight.weights[i]);
     GroupedProduct product{.a = call.dy, .b = weight.expanded(false), .b_transposed = false, .starts = starts,
                            .first = static_cast<std::int64_t>(i) * together, .experts = together, .d = call.dx};
+    if (codes) {
+      product.a = codes.codes;
+      product.b_transposed = true;
+      product.a_scales = codes.scales.tensor().as<float>();
+      product.b_scales = weight.fp8_scales(false);
+    }
     if (inner_grad) {
       const std::int64_t rank = call.inner_grad.cols;
       product.a2 = inner_grad.tensor().columns(0, rank);

@@ -226,16 +226,31 @@ FewKernel few_choice(const FewTraits& call, const GpuKind& gpu) {
   return kernel;
 }
 
-const char* name(ExpertsKernel kernel) { return kernel == ExpertsKernel::grouped ? "grouped" : "each"; }
+bool suits_e4m3(DType compute, std::int64_t in, std::span<const std::int64_t> part_rows) {
+  return half(compute) && in % kFp8Piece == 0 && std::all_of(part_rows.begin(), part_rows.end(), [](std::int64_t rows) { return rows % kFp8Piece == 0; });
+}
+
+const char* name(ExpertsKernel kernel) {
+  switch (kernel) {
+    case ExpertsKernel::each: return "each";
+    case ExpertsKernel::grouped: return "grouped";
+    case ExpertsKernel::grouped_e4m3: return "grouped_e4m3";
+  }
+  return "";
+}
 
 ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu) {
   // Of so few rows the experts chosen read their own codes sooner than all are expanded.
   constexpr std::int64_t kFewRows = 64;
-  const bool suits = gpu.hopper && half(call.dtype) && call.in % 8 == 0 && call.out % 8 == 0 && !(call.packed && call.rows <= kFewRows);
-  const ExpertsKernel kernel = suits ? ExpertsKernel::grouped : ExpertsKernel::each;
+  const bool suits = gpu.hopper && half(call.dtype) && call.in % 8 == 0 && call.out % 8 == 0;
+  ExpertsKernel kernel = ExpertsKernel::each;
+  if (suits && call.e4m3)
+    kernel = ExpertsKernel::grouped_e4m3;  // however few: what stands for 4-bit codes is in e4m3, whose every expert is expanded anyway
+  else if (suits && !(call.packed && call.rows <= kFewRows))
+    kernel = ExpertsKernel::grouped;
   tell(gpu, [&](std::ostream& out) {
     out << "experts' product " << dtype_name(call.dtype) << ", " << call.out << " x " << call.in << (call.packed ? ", packed" : "")
-        << (call.rows <= kFewRows ? ", few rows" : "") << " -> " << name(kernel);
+        << (call.e4m3 ? ", in e4m3" : "") << (call.rows <= kFewRows ? ", few rows" : "") << " -> " << name(kernel);
   });
   return kernel;
 }

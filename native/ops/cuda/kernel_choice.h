@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "pipelora/core/tensor.h"
 
@@ -115,15 +116,22 @@ enum class FewKernel : std::uint8_t {
 const char* name(FewKernel kernel);
 FewKernel few_choice(const FewTraits& call, const GpuKind& gpu);
 
+/// Operands' rows are whole pieces of so many e4m3 numbers.
+inline constexpr std::int64_t kFp8Piece = 16;
+/// Whether a weight's products can multiply e4m3 numbers, forward and back; `part_rows`: of the matrices that it is made of.
+bool suits_e4m3(DType compute, std::int64_t in, std::span<const std::int64_t> part_rows);
+
 struct ExpertsTraits {
   DType dtype = DType::f32;
   std::int64_t in = 0, out = 0;  // of one expert
   std::int64_t rows = 0;         // of all experts
-  bool packed = false;           // the weights are expanded for each product
+  bool packed = false;           // the weights are held in codes, kept expanded beside them or not
+  bool e4m3 = false;             // their products multiply e4m3 numbers: asked for, and the shapes suit
 };
 enum class ExpertsKernel : std::uint8_t {
   each,     // an expert after the other, by the host's count of its rows
   grouped,  // experts/grouped.cu: all experts in one launch
+  grouped_e4m3,
 };
 const char* name(ExpertsKernel kernel);
 ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu);

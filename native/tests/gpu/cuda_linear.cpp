@@ -7,6 +7,7 @@
 #include "tests/gpu/cuda_fixture.h"
 #include "tests/gpu/held_values.h"
 #include "tests/gpu/linear_neighbours.h"
+#include "tests/support/e4m3_values.h"
 
 using namespace pipelora;
 using namespace pipelora::test;
@@ -23,24 +24,6 @@ struct Case {
   HoldSpec hold;
   double outlier = 0;  // magnitude of a few columns of x
 };
-
-/// The nearest e4m3 number, ties to even.
-double e4m3(double x) {
-  const double magnitude = std::fabs(x);
-  if (magnitude == 0) return 0;
-  const int exponent = std::max(-6, std::ilogb(magnitude));
-  const double step = std::ldexp(1.0, exponent - 3);
-  return std::copysign(std::min(448.0, std::nearbyint(magnitude / step) * step), x);
-}
-
-/// What a product in e4m3 sees of `count` numbers that share a scale, `step` apart.
-void in_e4m3(double* values, std::int64_t count, std::int64_t step) {
-  float largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<float>(std::fabs(values[i * step])));
-  const float scale = largest / 448.0f, inverse = 1.0f / scale;
-  for (std::int64_t i = 0; i < count; ++i)
-    values[i * step] = largest == 0 ? 0 : e4m3(static_cast<double>(static_cast<float>(values[i * step]) * inverse)) * static_cast<double>(scale);
-}
 
 bool in_eight_bits(const Case& c, DType compute) {
   const auto whole = [](std::int64_t n) { return n % 16 == 0; };
@@ -343,6 +326,9 @@ int main(int argc, char** argv) {
     linear(gpu, dtype, {{3, 1, 5}, 64, {96}, {}, 0, true, true, fp8(held(half))});
     linear(gpu, dtype, {{33, 1}, 128, {64, 32, 32}, {8, 0, 4}, 0.1f, true, true, fp8(four_bit(Quantisation::nf4, half, true))});
     linear(gpu, dtype, {{33, 1}, 144, {64, 48}, {8, 3}, 0, true, true, fp8(four_bit(Quantisation::fp4, half, false, 128), true)});
+    linear(gpu, dtype, {{5, 12}, 192, {144, 16}, {8, 2}, 0.1f, true, true, fp8(four_bit(Quantisation::fp4, half, false, 128))});
+    linear(gpu, dtype, {{40}, 320, {336}, {16}, 0, false, true, fp8(four_bit(Quantisation::nf4, DType::f32, true), true)});
+    linear(gpu, dtype, {{17}, 128, {272}, {8}, 0, false, true, fp8(four_bit(Quantisation::nf4, half, true, 32))});
     linear(gpu, dtype, {{17}, 272, {400}, {24}, 0.1f, false, true, fp8(int8(half, 6.0f))});
     linear(gpu, dtype, {{1}, 128, {96}, {8}, 0, true, false, fp8(four_bit(Quantisation::nf4, DType::f16, true))});
     linear(gpu, dtype, {{9}, 72, {40}, {8}, 0.1f, true, true, fp8(four_bit(Quantisation::nf4, half, true))});

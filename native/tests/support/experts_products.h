@@ -1,6 +1,7 @@
 // The products of a mixture's experts, with LoRA, against float64: rows of one expert, of none, and of many.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <numeric>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "pipelora/ops/ops.h"
+#include "tests/support/e4m3_values.h"
 
 namespace pipelora::test {
 
@@ -19,15 +21,24 @@ struct ProductsCase {
   bool bias = false;
   HoldSpec hold{};
 
+  /// Products multiply e4m3 numbers: asked for, and the widths suit.
+  bool multiplies_e4m3(DType compute) const {
+    const auto whole = [](std::int64_t n) { return n % 16 == 0; };
+    return hold.fp8 && compute != DType::f32 && whole(in) && whole(out) && std::all_of(parts.begin(), parts.end(), whole);
+  }
   std::string name() const {
     return shape_text(out, in) + ", " + std::to_string(rows.size()) + " experts of up to " +
            std::to_string(*std::max_element(rows.begin(), rows.end())) + " rows, " + std::to_string(together) + " a weight, r " + std::to_string(rank);
   }
 };
 
-/// `bench`, `compare` and `random` as in try_experts; `seen(values, rows, in, hold)`: what a product sees of a weight's part.
-template <class Bench, class Compare, class Random, class Seen>
-void try_products(Bench& bench, const ProductsCase& c, DType dtype, Compare&& compare, Random&& random, Seen&& seen) {
+/// What a result is held against: the same numbers multiplied in float64, or those that the same case has where they are not rounded to e4m3.
+enum class Against { same_numbers, unrounded };
+
+/// `bench` and `random` as in try_experts; `compare(what, got, expected, dtype, against)`; `load(weight, part, values, rows, in, hold)`;
+/// `seen(values, rows, in, hold)`: what a product in the compute dtype sees of a weight's part.
+template <class Bench, class Compare, class Random, class Load, class Seen>
+void try_products(Bench& bench, const ProductsCase& c, DType dtype, Compare&& compare, Random&& random, Load&& load, Seen&& seen) {
   using Values = std::vector<double>;
   Ops& ops = *bench.ops;
   const auto experts = static_cast<std::int64_t>(c.rows.size());
@@ -45,10 +56,11 @@ void try_products(Bench& bench, const ProductsCase& c, DType dtype, Compare&& co
     for (std::int64_t e = 0; e < c.together; ++e) rows.insert(rows.end(), parts.begin(), parts.end());
     weights.push_back(ops.create_linear(c.in, rows, c.bias));
     weights.back()->expect_lora(c.rank);
+    weights.back()->expect_matrices(c.together);
     for (std::size_t part = 0; part < rows.size(); ++part) {
       const Values values = random(rows[part] * c.in, 0.05, DType::f32, ++seed), shift = random(rows[part], 1, dtype, ++seed);
-      const std::vector<float> source(values.begin(), values.end()), shifts(shift.begin(), shift.end());
-      weights.back()->load(part, {source.data(), DType::f32, rows[part], c.in}, c.hold);
+      const std::vector<float> shifts(shift.begin(), shift.end());
+      load(*weights.back(), part, values, rows[part], c.in, c.hold);
       if (c.bias) weights.back()->load_bias(part, {shifts.data(), DType::f32, 1, rows[part]});
       const Values held = seen(values, rows[part], c.in, c.hold);
       weight.insert(weight.end(), held.begin(), held.end());
@@ -70,6 +82,20 @@ void try_products(Bench& bench, const ProductsCase& c, DType dtype, Compare&& co
 
   const Values x = random(total * c.in, 1, dtype, ++seed), dy = random(total * c.out, 1, dtype, ++seed);
   Values inner(static_cast<std::size_t>(total * r)), inner_grad(inner), y(dy.size()), dx(x.size());
+  // What the products see.
+  const bool eight = c.multiplies_e4m3(dtype);
+  Values x_seen = x, dy_seen = dy, w = weight, w_back = weight, plain_y, plain_dx;
+  if (eight) {
+    for (std::int64_t row = 0; row < total; ++row) {
+      in_e4m3(x_seen.data() + row * c.in, c.in, 1);
+      in_e4m3(dy_seen.data() + row * c.out, c.out, 1);
+    }
+    for (std::int64_t o = 0; o < experts * c.out; ++o) in_e4m3(w.data() + o * c.in, c.in, 1);
+    for (std::int64_t e = 0; e < experts; ++e)
+      for (std::int64_t i = 0; i < c.in; ++i) in_e4m3(w_back.data() + e * c.out * c.in + i, c.out, c.in);
+    plain_y.resize(y.size());
+    plain_dx.resize(dx.size());
+  }
   for (std::int64_t e = 0; e < experts; ++e) {
     for (auto row = static_cast<std::int64_t>(starts[static_cast<std::size_t>(e)]); row < static_cast<std::int64_t>(starts[static_cast<std::size_t>(e) + 1]); ++row) {
       for (std::int64_t k = 0; k < r; ++k) {
@@ -82,15 +108,21 @@ void try_products(Bench& bench, const ProductsCase& c, DType dtype, Compare&& co
         for (std::int64_t o = 0; o < c.out; ++o) grad_bt[at(e * r + k, c.out, o)] += static_cast<double>(scale) * sum * dy[at(row, c.out, o)];
       }
       for (std::int64_t o = 0; o < c.out; ++o) {
-        double sum = c.bias ? bias[static_cast<std::size_t>(e * c.out + o)] : 0;
-        for (std::int64_t i = 0; i < c.in; ++i) sum += x[at(row, c.in, i)] * weight[at(e * c.out + o, c.in, i)];
-        for (std::int64_t k = 0; k < r; ++k) sum += static_cast<double>(scale) * inner[at(row, r, k)] * bt[at(e * r + k, c.out, o)];
-        y[at(row, c.out, o)] = sum;
+        double rest = c.bias ? bias[static_cast<std::size_t>(e * c.out + o)] : 0, sum = 0, plain = 0;
+        for (std::int64_t k = 0; k < r; ++k) rest += static_cast<double>(scale) * inner[at(row, r, k)] * bt[at(e * r + k, c.out, o)];
+        for (std::int64_t i = 0; i < c.in; ++i) sum += x_seen[at(row, c.in, i)] * w[at(e * c.out + o, c.in, i)];
+        y[at(row, c.out, o)] = sum + rest;
+        for (std::int64_t i = 0; eight && i < c.in; ++i) plain += x[at(row, c.in, i)] * weight[at(e * c.out + o, c.in, i)];
+        if (eight) plain_y[at(row, c.out, o)] = plain + rest;
       }
-      for (std::int64_t o = 0; o < c.out; ++o)
-        for (std::int64_t i = 0; i < c.in; ++i) dx[at(row, c.in, i)] += dy[at(row, c.out, o)] * weight[at(e * c.out + o, c.in, i)];
-      for (std::int64_t k = 0; k < r; ++k)
-        for (std::int64_t i = 0; i < c.in; ++i) dx[at(row, c.in, i)] += inner_grad[at(row, r, k)] * a[at(e * r + k, c.in, i)];
+      const auto back = [&](Values& to, const Values& from, const Values& by) {
+        for (std::int64_t o = 0; o < c.out; ++o)
+          for (std::int64_t i = 0; i < c.in; ++i) to[at(row, c.in, i)] += from[at(row, c.out, o)] * by[at(e * c.out + o, c.in, i)];
+        for (std::int64_t k = 0; k < r; ++k)
+          for (std::int64_t i = 0; i < c.in; ++i) to[at(row, c.in, i)] += inner_grad[at(row, r, k)] * a[at(e * r + k, c.in, i)];
+      };
+      back(dx, dy_seen, w_back);
+      if (eight) back(plain_dx, dy, weight);
     }
   }
 
@@ -102,21 +134,24 @@ void try_products(Bench& bench, const ProductsCase& c, DType dtype, Compare&& co
              dxd = bench.empty(dtype, total, c.in), id = bench.empty(DType::f32, total, r), gd = bench.empty(DType::f32, total, r);
   const Tensor none, i = r > 0 ? Tensor(id) : none, g = r > 0 ? Tensor(gd) : none;
   const std::string name = c.name() + ": ";
+  const auto same = [&](const char* what, const Values& got, const Values& expected) { compare(name + what, got, expected, dtype, Against::same_numbers); };
   ops.experts_forward({xd, all, views, i, yd, rows});
-  compare(name + "y", bench.get(yd), y, dtype);
-  if (r > 0) compare(name + "inner", bench.get(id), inner, dtype);
+  same("y", bench.get(yd), y);
+  if (eight) compare(name + "y beside 16 bits", bench.get(yd), plain_y, dtype, Against::unrounded);
+  if (r > 0) same("inner", bench.get(id), inner);
   ops.experts_input_grad({dyd, all, views, i, g, dxd, rows});
-  compare(name + "dx", bench.get(dxd), dx, dtype);
+  same("dx", bench.get(dxd), dx);
+  if (eight) compare(name + "dx beside 16 bits", bench.get(dxd), plain_dx, dtype, Against::unrounded);
   if (r == 0) return;
-  compare(name + "inner's gradient", bench.get(gd), inner_grad, dtype);
-  compare(name + "B's gradient", bench.get(held_grad_bt), grad_bt, dtype);
+  same("inner's gradient", bench.get(gd), inner_grad);
+  same("B's gradient", bench.get(held_grad_bt), grad_bt);
   ops.experts_a_grad({xd, gd, views, rows});
-  compare(name + "A's gradient", bench.get(held_grad_a), grad_a, dtype);
+  same("A's gradient", bench.get(held_grad_a), grad_a);
   // LoRA's inner vectors and gradients without an output.
   ops.experts_forward({xd, all, views, id, none, rows});
-  compare(name + "inner alone", bench.get(id), inner, dtype);
+  same("inner alone", bench.get(id), inner);
   ops.experts_input_grad({dyd, all, views, id, gd, none, rows});
-  compare(name + "inner's gradient alone", bench.get(gd), inner_grad, dtype);
+  same("inner's gradient alone", bench.get(gd), inner_grad);
 }
 
 }  // namespace pipelora::test

@@ -15,12 +15,13 @@ namespace pipelora::test {
 struct Published {
   Arch arch;
   std::int64_t blocks = 0;
-  bool fused_qkv = false, qkv_bias = false;
+  bool fused_qkv = false, fused_gate_up = false, qkv_bias = false;
+  bool head_norms = false, post_norms = false, tied = false;
+  std::int64_t window = 0;  // of five blocks in six, which turn by rule 0; the sixth by rule 1
   std::optional<Mixture> mixture{};  // in place of every block's MLP
 };
 
-inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads, std::int64_t ffn, std::int64_t vocab, std::int64_t blocks,
-                           bool fused_qkv, bool qkv_bias) {
+inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads, std::int64_t ffn, std::int64_t vocab, std::int64_t blocks) {
   Published model;
   Arch& arch = model.arch;
   arch.hidden = hidden;
@@ -32,25 +33,41 @@ inline Published published(std::int64_t hidden, std::int64_t heads, std::int64_t
   arch.rms_eps = 1e-6f;
   arch.rotary = {rotary_rule(10000, arch.head_dim)};
   model.blocks = blocks;
-  model.fused_qkv = fused_qkv;
-  model.qkv_bias = qkv_bias;
   return model;
 }
-inline Published qwen7b() { return published(4096, 32, 32, 11008, 151936, 32, true, true); }
-inline Published qwen25_7b() { return published(3584, 28, 4, 18944, 152064, 28, false, true); }
-inline Published llama3_8b() { return published(4096, 32, 8, 14336, 128256, 32, false, false); }
-inline Published llama3_70b() { return published(8192, 64, 8, 28672, 128256, 80, false, false); }
-inline Published qwen25_32b() { return published(5120, 40, 8, 27648, 152064, 64, false, true); }
-inline Published phi4() { return published(5120, 40, 10, 17920, 100352, 40, false, false); }
+inline Published with_bias(Published model) {
+  model.qkv_bias = true;
+  return model;
+}
+inline Published qwen7b() {
+  Published model = with_bias(published(4096, 32, 32, 11008, 151936, 32));
+  model.fused_qkv = true;
+  return model;
+}
+inline Published qwen25_7b() { return with_bias(published(3584, 28, 4, 18944, 152064, 28)); }
+inline Published llama3_8b() { return published(4096, 32, 8, 14336, 128256, 32); }
+inline Published llama3_70b() { return published(8192, 64, 8, 28672, 128256, 80); }
+inline Published qwen25_32b() { return with_bias(published(5120, 40, 8, 27648, 152064, 64)); }
+inline Published phi4() {
+  Published model = published(5120, 40, 10, 17920, 100352, 40);
+  model.fused_qkv = model.fused_gate_up = true;
+  return model;
+}
 inline Published gemma3_12b() {
-  Published model = published(3840, 16, 8, 15360, 262208, 48, false, false);
-  model.arch.head_dim = 256;
-  model.arch.activation = Activation::gelu_tanh;
-  model.arch.rotary = {rotary_rule(10000, 256)};
+  Published model = published(3840, 16, 8, 15360, 262208, 48);
+  Arch& arch = model.arch;
+  arch.head_dim = 256;
+  arch.activation = Activation::gelu_tanh;
+  arch.norm_offset = 1;
+  arch.embedding_scale = std::sqrt(static_cast<float>(arch.hidden));
+  arch.rotary = {rotary_rule(10000, arch.head_dim), rotary_rule(1e6, arch.head_dim)};
+  model.head_norms = model.post_norms = model.tied = true;
+  model.window = 1024;
   return model;
 }
 inline Published qwen3_30b_a3b() {
-  Published model = published(2048, 32, 4, 6144, 151936, 48, false, false);
+  Published model = published(2048, 32, 4, 6144, 151936, 48);
+  model.head_norms = true;
   model.mixture = Mixture{128, 8, 768, RouteScore::softmax, true, 1, 1, false, 0, false};
   return model;
 }
@@ -70,6 +87,19 @@ inline std::vector<LayerSpec> published_layers(const Published& model, std::int6
     block.index = b;
     block.attn_norm = at + "ln_1";
     block.mlp_norm = at + "ln_2";
+    if (model.post_norms) {
+      block.attn_post_norm = at + "ln_1_post";
+      block.mlp_post_norm = at + "ln_2_post";
+    }
+    if (model.head_norms) {
+      block.q_norm = at + "q_norm";
+      block.k_norm = at + "k_norm";
+    }
+    if (model.window > 0) {
+      const bool whole = b % 6 == 5;
+      block.rotary = whole ? 1 : 0;
+      block.sliding_window = whole ? 0 : model.window;
+    }
     const auto linear = [&](Role role, const char* name, std::int64_t in, std::int64_t out, bool bias) {
       block.linears.push_back({role, at + name, in, out, bias, LoraSpec{rank, 4.0f, dropout, module++}});
     };
@@ -87,14 +117,18 @@ inline std::vector<LayerSpec> published_layers(const Published& model, std::int6
       layers.push_back(std::move(block));
       continue;
     }
-    linear(Role::gate, "mlp.w2", arch.hidden, arch.ffn, false);
-    linear(Role::up, "mlp.w1", arch.hidden, arch.ffn, false);
+    if (model.fused_gate_up) {
+      linear(Role::gate_up, "mlp.gate_up", arch.hidden, 2 * arch.ffn, false);
+    } else {
+      linear(Role::gate, "mlp.w2", arch.hidden, arch.ffn, false);
+      linear(Role::up, "mlp.w1", arch.hidden, arch.ffn, false);
+    }
     linear(Role::down, "mlp.c_proj", arch.ffn, arch.hidden, false);
     layers.push_back(std::move(block));
   }
   if (last) {
     layers.push_back(NormSpec{"ln_f"});
-    layers.push_back(HeadSpec{"lm_head", "lm_head", std::nullopt});
+    layers.push_back(HeadSpec{model.tied ? "wte" : "lm_head", "lm_head", std::nullopt});
   }
   return layers;
 }

@@ -1,5 +1,6 @@
 import type { FloatDtype } from "../../common/dtype.ts";
 import { PipeloraError } from "../../common/errors.ts";
+import { expertLinears } from "../../models/experts.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import type { Device } from "../../plan/devices.ts";
 import { suitsE4m3 } from "../../plan/index.ts";
@@ -34,18 +35,12 @@ export function fp8Warning(
     });
   }
   const blocks = spec.layers.filter((layer) => layer.kind === "block");
-  const linears = blocks.flatMap((block) => block.linears);
+  const linears = blocks.flatMap((block) => [...block.linears, ...expertLinears(block)]);
   const left = linears.filter((linear) => !suitsE4m3(linear));
-  const parts: string[] = [];
-  if (left.length > 0) {
-    const [{ name, in: input, out }] = left as [(typeof left)[number]];
-    const shape = `${name} is ${out} x ${input}`;
-    parts.push(
-      `${left.length} of ${linears.length} linears stay in ${dtype}, and those that share their input: widths must be multiples of 16, and ${shape}`,
-    );
-  }
-  if (blocks.some(({ experts }) => experts !== undefined)) parts.push(`experts stay in ${dtype}`);
-  return parts.length === 0 ? null : `--fp8: ${parts.join("; ")}`;
+  const [first] = left;
+  if (first === undefined) return null;
+  const shape = `${first.name} is ${first.out} x ${first.in}`;
+  return `--fp8: ${left.length} of ${linears.length} linears stay in ${dtype}, and those that share their input: widths must be multiples of 16, and ${shape}`;
 }
 
 function isOlder([major, minor]: readonly [number, number]): boolean {

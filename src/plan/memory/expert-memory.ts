@@ -3,7 +3,7 @@ import { MX_BLOCK } from "../../common/quantization.ts";
 import { expertLinears } from "../../models/experts.ts";
 import type { LoraTarget } from "../../models/lora-targets.ts";
 import type { BlockLayer, ExpertsSpec, LinearSpec } from "../../models/spec.ts";
-import { type GpuProduct, sum } from "./gpu-products.ts";
+import { type GpuProduct, suitsE4m3, sum } from "./gpu-products.ts";
 import { type Holding, isQuantized, linearWeightBytes } from "./held-sizes.ts";
 
 const FLOAT32 = 4;
@@ -56,7 +56,7 @@ export function expertProducts({ experts }: BlockLayer, pairs: readonly LoraTarg
       bias: !last && linears.some(({ bias }) => bias),
       quantized: packsExperts(experts, holding),
       ...(experts.packed === null ? {} : { packed: experts.packed }),
-      e4m3: false,
+      e4m3: holding.fp8 && linears.every(suitsE4m3),
     };
   });
 }
@@ -76,7 +76,10 @@ export function expertWeights(product: GpuProduct, experts: number, computeDtype
   let together = Math.min(experts, Math.max(1, Math.floor(EXPERTS_OF_A_WEIGHT_BYTES / bytes)));
   while (experts % together !== 0) together -= 1;
   const partRows = Array.from({ length: together }, () => product.partRows).flat();
-  return { product: { ...product, out: product.out * together, partRows }, count: experts / together };
+  return {
+    product: { ...product, out: product.out * together, partRows, matrices: together },
+    count: experts / together,
+  };
 }
 
 /** Bytes a token of a mixture of experts, native/model/experts.cpp's; C experts chosen of N, F wide each. */

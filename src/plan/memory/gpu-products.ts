@@ -7,6 +7,8 @@ export interface GpuProduct {
   readonly in: number;
   /** Of all parts. */
   readonly out: number;
+  /** Matrices that its weight holds one below the other (experts'), of as many outputs each; absent: one. */
+  readonly matrices?: number;
   readonly partRows: readonly number[];
   /** LoRA rank of each part; 0: none. */
   readonly ranks: readonly number[];
@@ -76,7 +78,7 @@ function gpuProduct(linears: readonly LinearSpec[], pairs: readonly LoraTarget[]
   };
 }
 
-/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/base/fp8.h: kFp8Piece). */
+/** e4m3 operands' rows are whole pieces of 16 (native/ops/cuda/kernel_choice.h: kFp8Piece). */
 export function suitsE4m3({ in: input, out }: Pick<LinearSpec, "in" | "out">): boolean {
   return input % 16 === 0 && out % 16 === 0;
 }

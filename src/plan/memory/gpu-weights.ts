@@ -13,7 +13,7 @@ const FLOAT32 = 4;
 export function heldAllocations(product: GpuProduct, holding: Holding, computeDtype: FloatDtype): number[] {
   const bias = product.bias ? [product.out * dtypeBytes(computeDtype)] : [];
   const { quantization } = holding;
-  const scalesOfE4m3 = product.e4m3 ? [(product.out + product.in) * FLOAT32] : [];
+  const scalesOfE4m3 = product.e4m3 ? [(product.out + matricesOf(product) * product.in) * FLOAT32] : [];
   const beside = [...scalesOfE4m3, ...bias];
   if (product.packed === "mxfp4") {
     const elements = product.partRows.map((rows) => rows * product.in);
@@ -32,13 +32,17 @@ export function heldAllocations(product: GpuProduct, holding: Holding, computeDt
     return quantization.doubleQuant ? (Math.ceil(blocks / NESTED_BLOCK_SIZE) + 4) * FLOAT32 + blocks : blocks * FLOAT32;
   });
   const codes = product.partRows.map((rows) => roundUp(Math.floor((rows * product.in) / 2) + 1, 16));
-  const places = product.partRows.length > LISTED_PARTS && !product.e4m3 ? [product.partRows.length * PLACE_BYTES] : [];
+  const places = product.partRows.length > LISTED_PARTS ? [product.partRows.length * PLACE_BYTES] : [];
   return [sum(codes), ...scales, ...places, ...beside];
 }
 
 /** A 4-bit weight of more parts keeps a list of where each is (CudaLinear::list_equal_parts). */
 const LISTED_PARTS = 4;
 const PLACE_BYTES = 72;
+
+function matricesOf({ matrices = 1 }: GpuProduct): number {
+  return matrices;
+}
 
 /** In e4m3, the weight for the forward pass and its transpose for the backward pass. */
 function expansions({ in: input, out }: GpuProduct): number[] {
@@ -71,15 +75,16 @@ export function expansionBytes(products: readonly GpuProduct[], holding: Holding
       if (product.e4m3)
         return [
           [`e4m3 ${out},${input}`, bytes],
-          [`e4m3 ${input},${out}`, bytes],
+          [`e4m3 ${matricesOf(product) * input},${out / matricesOf(product)}`, bytes],
         ];
       return [[paddedShape(product).join(), expandedBytes(product, computeDtype)]];
     });
-  // While it loads, a weight that is held in e4m3 alone is there as it comes, too.
-  const coming = products
-    .filter((product) => product.e4m3 && !product.quantized)
-    .map((product) => paddedElements(product) * dtypeBytes(holding.dtype));
-  return sum([...new Map(places).values()]) + Math.max(0, ...coming);
+  // While it loads, a weight that is held in e4m3 alone is there as it comes, too. An expert's gate, up and down come one after the other.
+  const coming = (ofExperts: boolean) =>
+    products
+      .filter((product) => product.e4m3 && !product.quantized && (product.matrices !== undefined) === ofExperts)
+      .map((product) => paddedElements(product) * dtypeBytes(holding.dtype));
+  return sum([...new Map(places).values()]) + Math.max(0, ...coming(false), sum(coming(true)));
 }
 
 function paddedShape(product: GpuProduct): readonly [rows: number, stride: number] {

@@ -76,17 +76,27 @@ export function gpuExpertWork(
     Math.max(
       forwardWork(product, float, tokens),
       backwardWork(product, float, tokens),
-      eightBit && product.quantized ? integerWork(product, float, tokens) : 0,
+      eightBit && product.quantized && !product.e4m3 ? integerWork(product, float, tokens) : 0,
       groupedWork(product, experts.count, float, tokens * experts.router.chosen),
     ),
   );
   return Math.max(0, ...each);
 }
 
-/** CudaOps::experts_forward and its backward pass: all experts' A or B, and inner vectors, in the compute dtype. */
-function groupedWork({ in: input, out, ranks }: GpuProduct, experts: number, float: number, rows: number): number {
+/**
+ * CudaOps::experts_forward and its backward pass: in e4m3 all rows' codes and scales; all experts' A or B, and inner vectors, in the compute
+ * dtype.
+ */
+function groupedWork(
+  { in: input, out, ranks, e4m3 }: GpuProduct,
+  experts: number,
+  float: number,
+  rows: number,
+): number {
   const rank = sum(ranks);
-  return rank === 0 ? 0 : float * (experts * rank * roundUp(Math.max(input, out), 64) + rows * roundUp(rank, 64));
+  const widest = Math.max(input, out);
+  const lora = rank === 0 ? 0 : float * (experts * rank * roundUp(widest, 64) + rows * roundUp(rank, 64));
+  return lora + (e4m3 ? (widest + FLOAT32) * rows : 0);
 }
 
 /** LLM.int8()'s forward: the product's input, its codes and scales, and the sums in 32 bits (CudaOps::forward_int8). */

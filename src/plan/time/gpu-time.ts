@@ -82,11 +82,11 @@ function blockTime(
   const experts = expertTime(request, device, block, pairs);
   const rest = (bytes: number) => (tokens * bytes) / bytesRate(device) + GPU.blockPass;
   const again = (tokens * droppedProducts(pairs)) / rate;
-  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.pass + again;
+  const forward = sum(products.map(forwardOf)) + attention.forward + rest(moved.forward) + experts.forward + again;
   if (!learns) return { forward, backward: 0, recompute: 0, expansion: expansion + experts.expansion };
   return {
     forward,
-    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.pass + again,
+    backward: sum(products.map(backwardOf)) + attention.backward + rest(moved.backward) + experts.backward + again,
     recompute: forward - forwardOf(own.down) - experts.last,
     expansion: expansion + experts.expansion,
   };
@@ -103,21 +103,24 @@ function expertTime(
   device: Device,
   block: BlockLayer,
   pairs: readonly LoraTarget[],
-): { readonly pass: number; readonly last: number; readonly expansion: number } {
+): { readonly forward: number; readonly backward: number; readonly last: number; readonly expansion: number } {
   const { experts } = block;
-  if (experts === undefined) return { pass: 0, last: 0, expansion: 0 };
+  if (experts === undefined) return { forward: 0, backward: 0, last: 0, expansion: 0 };
   const { work, holding, computeDtype, spec } = request;
   const { count, router } = experts;
   const products = expertProducts(block, pairs, holding);
   const rows = work.meanTokens * router.chosen;
-  const of = (product: GpuProduct) => expertProductTime(device, computeDtype, product, count, rows);
+  const of = (product: GpuProduct, way: "forward" | "backward") =>
+    expertProductTime(device, computeDtype, product, count, rows) +
+    rowsToE4m3(product, way, dtypeBytes(computeDtype), rows) / bytesRate(device);
   const routed = (2 * work.meanTokens * spec.shape.hidden * count) / deviceRate(device, computeDtype, work.meanTokens);
   // Rows by expert and their sums: written once and read twice.
   const moved = (3 * rows * spec.shape.hidden * dtypeBytes(computeDtype)) / bytesRate(device);
   const expanded = products.filter((product) => isExpanded(product, holding, computeDtype));
   return {
-    pass: sum(products.map(of)) + routed + moved,
-    last: of(products.at(-1)!),
+    forward: sum(products.map((product) => of(product, "forward"))) + routed + moved,
+    backward: sum(products.map((product) => of(product, "backward"))) + routed + moved,
+    last: of(products.at(-1)!, "forward"),
     expansion: (count * sum(expanded.map((product) => expansionBytes(request, product)))) / bytesRate(device),
   };
 }
@@ -125,15 +128,17 @@ function expertTime(
 function expertProductTime(
   device: Device,
   dtype: FloatDtype,
-  { in: input, out }: GpuProduct,
+  { in: input, out, e4m3 }: GpuProduct,
   count: number,
   rows: number,
 ): number {
   const own = rows / count;
+  const factor = e4m3 ? GPU.e4m3Factor : 1;
   const [major] = device.capability ?? [];
   const together = major === 9 && dtype !== "float32" && input % 8 === 0 && out % 8 === 0;
-  if (!together) return (2 * rows * input * out) / deviceRate(device, dtype, own) + count * GPU.expertProduct;
-  const rate = (GPU.expertsShare * deviceRate(device, dtype, rows) * own) / (own + GPU.expertsHalfRows);
+  if (!together)
+    return (2 * rows * input * out) / (factor * deviceRate(device, dtype, own)) + count * GPU.expertProduct;
+  const rate = (factor * GPU.expertsShare * deviceRate(device, dtype, rows) * own) / (own + GPU.expertsHalfRows);
   return (2 * rows * input * out) / rate;
 }
 
@@ -154,14 +159,19 @@ function expansionBytes(
 function e4m3Time(
   { work, computeDtype }: PlanRequest,
   device: Device,
-  { e4m3, in: input, out, ranks }: GpuProduct,
+  product: GpuProduct,
   pass: "forward" | "backward",
 ): number {
+  const { e4m3, out, ranks } = product;
   if (!e4m3) return 0;
   const float = dtypeBytes(computeDtype);
-  const values = pass === "forward" ? input : out;
   const lora = pass === "forward" && sum(ranks) > 0 ? 2 * float * out : 0;
-  return (work.meanTokens * ((float + 1) * values + lora)) / bytesRate(device);
+  return (rowsToE4m3(product, pass, float, work.meanTokens) + work.meanTokens * lora) / bytesRate(device);
+}
+
+/** Bytes that the pass over a product's input moves, or over its output's gradient. */
+function rowsToE4m3({ e4m3, in: input, out }: GpuProduct, way: "forward" | "backward", float: number, rows: number) {
+  return e4m3 ? rows * (float + 1) * (way === "forward" ? input : out) : 0;
 }
 
 function loraTime(

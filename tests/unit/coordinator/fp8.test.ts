@@ -31,7 +31,7 @@ test("older GPUs and CPUs are refused by name, float32 by its reason", () => {
   assert.throws(() => fp8Warning(capable([9, 0]), "float32", qwen), { code: "PL_CONFIG_INVALID" });
 });
 
-test("experts stay as they are, which is said beside linears that do", () => {
+test("experts multiply e4m3 numbers too, but for those whose widths do not suit, which are counted and named", () => {
   const shape = {
     hidden_size: 512,
     intermediate_size: 1024,
@@ -39,8 +39,14 @@ test("experts stay as they are, which is said beside linears that do", () => {
     num_attention_heads: 8,
     vocab_size: 999,
   };
-  const mixture = model("qwen3-moe", shape);
-  assert.equal(fp8Warning(capable([9, 0]), "bfloat16", mixture), "--fp8: experts stay in bfloat16");
+  assert.equal(fp8Warning(capable([9, 0]), "bfloat16", model("qwen3-moe", shape)), null);
+  assert.equal(fp8Warning(capable([8, 9]), "bfloat16", model("gpt-oss", shape)), null);
+  // Two blocks of 16 experts of three linears each, and one without; seven linears elsewhere in it, four in those.
+  const odd = model("qwen3-moe", { ...shape, moe_intermediate_size: 120 });
+  assert.match(
+    fp8Warning(capable([9, 0]), "bfloat16", odd)!,
+    /^--fp8: 96 of 111 linears stay in bfloat16.*experts\.0\.gate_proj is 120 x 512$/,
+  );
 });
 
 test("widths that do not suit are said once", () => {

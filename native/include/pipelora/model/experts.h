@@ -31,7 +31,8 @@ class Experts {
   /// Of all experts: gate and up, then down, where they have one.
   std::vector<Learner*> learners() const;
   LinearGroup& router() { return router_; }
-  void add_slots(WeightSlots& slots, bool keep_expanded);
+  /// `form`: of the experts' products.
+  void add_slots(WeightSlots& slots, ProductForm form);
 
   /// Fills `saved` from h [T, D]: routes, and gate and up of the chosen experts' rows. `keep`: the backward pass comes.
   void begin(const Batch& batch, const Tensor& h, ExpertsSaved& saved, bool keep, Placement place);
@@ -52,7 +53,7 @@ class Experts {
     ExpertsWeight weight() const { return {base->weights, experts}; }
   };
   Product make_product(std::vector<LinearSpec> linears, const std::optional<ExpertsSpec::Pair>& pair, bool bias, BaseWeights& base);
-  void add_slots(WeightSlots& slots, const Product& product, bool bias, bool keep_expanded);
+  void add_slots(WeightSlots& slots, const Product& product, bool bias, ProductForm form);
   Buffer rank_rows(const char* what, const Product& product, std::int64_t rows);
 
   Ops& ops_;

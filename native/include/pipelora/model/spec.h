@@ -170,7 +170,7 @@ struct SegmentSpec {
   /// Of the others the first ones compute theirs again, from inputs that wait on the host too where any block is offloaded.
   std::int64_t checkpointed_blocks = 0;
   std::int64_t cached_blocks = 0;  // the first ones: quantised weights are kept in the compute dtype too
-  bool fp8 = false;  // the blocks' products, but for experts', multiply e4m3 numbers
+  bool fp8 = false;  // the blocks' products multiply e4m3 numbers
   bool needs_input_grad = false;
 };
 

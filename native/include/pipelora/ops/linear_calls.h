@@ -44,6 +44,8 @@ class LinearWeight {
   virtual ~LinearWeight() = default;
   /// Columns of the LoRA inner vectors that will come with its products (0: none); before load, by each adapter.
   virtual void expect_lora(std::int64_t inner_cols) { static_cast<void>(inner_cols); }
+  /// The weight is so many matrices one below the other, of as many parts and rows each, and a product takes one of them; before load.
+  virtual void expect_matrices(std::int64_t count) { static_cast<void>(count); }
   std::int64_t in = 0;
   std::int64_t out = 0;
   std::vector<std::int64_t> part_rows;  // sums to out

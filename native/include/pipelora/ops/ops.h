@@ -273,6 +273,9 @@ class Ops {
   /// An expert after the other, where a device has nothing better.
   virtual void experts_forward(const ExpertsForward& call);
   virtual void experts_input_grad(const ExpertsInputGrad& call);
+  /// The same of x, or dy, that gather_choices() makes of `from`. The call's is room for it, which need not be written.
+  virtual void gathered_experts_forward(const Tensor& from, const Routes& routes, const ExpertsForward& call);
+  virtual void gathered_experts_input_grad(const Tensor& from, const Routes& routes, const ExpertsInputGrad& call);
   virtual void experts_a_grad(const ExpertsAGrad& call);
 
   /// out = a + factor * b; `a` may be empty. All in the compute dtype; out may be a or b.

@@ -74,6 +74,14 @@ void CudaLinear::expect_lora(std::int64_t inner_cols) {
   tail_ = wanted;
 }
 
+void CudaLinear::expect_matrices(std::int64_t count) {
+  if (count == matrices_) return;
+  const auto parts = static_cast<std::int64_t>(parts_.size());
+  if (started_ || count < 1 || parts % count != 0)
+    throw Error(kEngineFailed, "a weight of " + std::to_string(parts) + " parts can't be " + std::to_string(count) + " matrices" + (started_ ? " once it is loaded" : ""));
+  matrices_ = count;
+}
+
 std::size_t CudaLinear::bytes() const {
   std::size_t total = 0;
   for (const auto* memory : {&memory_, &scales_, &bias_, &kept_, &kept_back_, &fp8_scales_, &equal_parts_})
@@ -114,7 +122,7 @@ void CudaLinear::start(const HoldSpec& hold) {
       break;
   }
   if (is_fp8()) {
-    fp8_scales_ = device.allocate("scales of a weight in e4m3", static_cast<std::size_t>(out + in) * sizeof(float));
+    fp8_scales_ = device.allocate("scales of a weight in e4m3", static_cast<std::size_t>(out + matrices_ * in) * sizeof(float));
     check(cudaMemsetAsync(fp8_scales_->data(), 0, fp8_scales_->bytes(), device.stream()), "scales of a weight in e4m3");
   }
   if (held_as_computed()) return;
@@ -158,16 +166,13 @@ void CudaLinear::keep_expanded(bool keep) {
   slot(false);
 }
 
-bool CudaLinear::is_fp8() const {
-  return spec_.fp8 && context_.compute != DType::f32 && in % kFp8Piece == 0 && out % kFp8Piece == 0 &&
-         std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.rows % kFp8Piece == 0; });
-}
+bool CudaLinear::is_fp8() const { return spec_.fp8 && suits_e4m3(context_.compute, in, part_rows); }
 
 const float* CudaLinear::fp8_scales(bool forward) const { return static_cast<const float*>(fp8_scales_->data()) + (forward ? 0 : out); }
 
 Tensor CudaLinear::matrix_in(void* data, bool forward) const {
   if (!is_fp8()) return Tensor(data, context_.compute, out, in, stride());
-  return forward ? Tensor(data, DType::f8, out, in, in) : Tensor(data, DType::f8, in, out, out);
+  return forward ? Tensor(data, DType::f8, out, in, in) : Tensor(data, DType::f8, matrices_ * in, matrix_rows(), matrix_rows());
 }
 
 std::size_t CudaLinear::expanded_bytes(bool forward) const {
@@ -233,8 +238,8 @@ void CudaLinear::all_loaded() {
   if (is_fp8()) {
     auto* scales = static_cast<float*>(fp8_scales_->data());
     check(cudaMemsetAsync(scales, 0, fp8_scales_->bytes(), stream), "scales of a weight in e4m3");
-    for (const Part& part : parts_) fp8_absmax(held_rows(part), context_.compute, context_.tables, scales, scales + out, stream);
-    cuda::fp8_scales(scales, out + in, stream);
+    each_held([&](const HeldRows& rows) { fp8_absmax(rows, context_.compute, context_.tables, scales, scales + out, stream); });
+    cuda::fp8_scales(scales, out + matrices_ * in, stream);
   }
   if (!kept_) return;
   expand_kept();
@@ -244,9 +249,9 @@ void CudaLinear::all_loaded() {
 void CudaLinear::list_equal_parts() {
   constexpr std::size_t kFew = 4;  // are expanded one by one as fast
   equal_parts_.reset();
-  const bool four_bit = parts_.front().packed.packed != nullptr;
   const auto equal = [&](const Part& part) { return part.rows == parts_.front().rows; };
-  if (!four_bit || is_fp8() || parts_.size() <= kFew || !std::all_of(parts_.begin(), parts_.end(), equal)) return;
+  many_equal_parts_ = parts_.size() > kFew && std::all_of(parts_.begin(), parts_.end(), equal);
+  if (!many_equal_parts_ || parts_.front().packed.packed == nullptr) return;
   std::vector<Packed4> table;
   for (const Part& part : parts_) table.push_back(part.packed);
   const std::size_t bytes = table.size() * sizeof(Packed4);
@@ -255,7 +260,7 @@ void CudaLinear::list_equal_parts() {
 }
 
 HeldRows CudaLinear::held_rows(const Part& part) const {
-  HeldRows rows{.first = part.first, .rows = part.rows, .in = in};
+  HeldRows rows{.first = part.first, .rows = part.rows, .in = in, .matrix_rows = matrix_rows()};
   switch (spec_.quantisation) {
     case Quantisation::none: rows.plain = Tensor(memory_->data(), spec_.dtype, out, in, stride()).row_range(part.first, part.rows); break;
     case Quantisation::nf4:
@@ -267,6 +272,18 @@ HeldRows CudaLinear::held_rows(const Part& part) const {
       break;
   }
   return rows;
+}
+
+template <class Body>
+void CudaLinear::each_held(Body&& body) const {
+  if (!many_equal_parts_) {
+    for (const Part& part : parts_) body(held_rows(part));
+    return;
+  }
+  HeldRows all = held_rows(parts_.front());
+  all.count = static_cast<std::int64_t>(parts_.size());
+  if (equal_parts_) all.places = static_cast<const Packed4*>(equal_parts_->data());
+  body(all);
 }
 
 void CudaLinear::load_plain(const Part& part, const HostTensor& rows) {
@@ -384,7 +401,7 @@ Tensor CudaLinear::codes() const { return Tensor(memory_ ? memory_->data() : nul
 void CudaLinear::expand(void* data, bool forward, cudaStream_t stream) const {
   const Tensor to = matrix_in(data, forward);
   if (is_fp8()) {
-    for (const Part& part : parts_) fp8_expand(held_rows(part), context_.compute, context_.tables, fp8_scales(forward), !forward, to, stream);
+    each_held([&](const HeldRows& rows) { fp8_expand(rows, context_.compute, context_.tables, fp8_scales(forward), !forward, to, stream); });
     return;
   }
   switch (spec_.quantisation) {

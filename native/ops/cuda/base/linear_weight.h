@@ -39,6 +39,7 @@ class CudaLinear final : public LinearWeight {
   ~CudaLinear() override;
 
   void expect_lora(std::int64_t inner_cols) override;
+  void expect_matrices(std::int64_t count) override;
   void load(std::size_t part, const HostTensor& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State4&& rows, const HoldSpec& hold) override;
   void load(std::size_t part, quant::State8&& rows, const HoldSpec& hold) override;
@@ -51,10 +52,11 @@ class CudaLinear final : public LinearWeight {
 
   /// The weight [out, in] in the compute dtype, with room for tail() columns behind each row and tail() rows below, for a
   /// product that is enqueued before done() is called. `forward`: or the input gradient's.
-  /// In e4m3: [out, in] for the forward pass, its transpose [in, out] for the other, without room.
+  /// In e4m3: [out, in] for the forward pass; for the other each matrix transposed, [matrices * in, matrix_rows()]; without room.
   Tensor expanded(bool forward) const;
   void done(bool forward) const;
   std::int64_t tail() const { return tail_; }
+  std::int64_t matrix_rows() const { return out / matrices_; }
   /// [out] in the compute dtype, or null.
   const void* bias() const { return bias_ ? bias_->data() : nullptr; }
 
@@ -62,12 +64,13 @@ class CudaLinear final : public LinearWeight {
   bool takes_turns() const { return !held_as_computed() && !kept_; }
   /// y of a few tokens straight from the 4-bit codes; false, and nothing done, where that does not suit.
   bool forward_few(const LinearForward& call) const;
+  bool is_quantised() const { return spec_.quantisation != Quantisation::none; }
   bool is_int8() const { return spec_.quantisation == Quantisation::int8 && !is_fp8(); }
   /// Products multiply e4m3 numbers: asked for, and the shape and dtypes suit.
   bool is_fp8() const;
   /// Whether LoRA's columns join the product, behind those of x and of the weight.
   bool takes_lora() const { return !is_int8() && !is_fp8(); }
-  /// fp8: what each row of expanded(forward) is multiplied by.
+  /// fp8: what the row of expanded(forward) of each output is multiplied by; back, of each matrix's inputs.
   const float* fp8_scales(bool forward) const;
   float threshold() const { return spec_.threshold; }
   /// int8: [out, in] rows of codes, and [out] scales.
@@ -106,25 +109,30 @@ class CudaLinear final : public LinearWeight {
   Expansion content(bool forward) const { return {this, forward || !is_fp8()}; }
   void expand(void* to, bool forward, cudaStream_t stream) const;
   HeldRows held_rows(const Part& part) const;
+  /// body(HeldRows) of every part, or of all at once where they are many of one shape.
+  template <class Body>
+  void each_held(Body&& body) const;
   /// What products read, as it lies in memory of its own or a slot's.
   Tensor matrix_in(void* data, bool forward) const;
   std::size_t expanded_bytes(bool forward) const;
   ExpandedPool::Slot& slot(bool forward) const;
   void all_loaded();
-  /// Of a weight of many 4-bit parts of one shape: where each is, for one kernel to expand them all.
+  /// Whether the parts are many of one shape, which one kernel expands; in 4 bits, where each is.
   void list_equal_parts();
 
   LinearContext& context_;
   HoldSpec spec_;
   bool started_ = false;
   std::int64_t tail_ = 0;
+  std::int64_t matrices_ = 1;
   std::vector<Part> parts_;
+  bool many_equal_parts_ = false;
   std::unique_ptr<Memory> memory_;  // the weight as held
   std::unique_ptr<Memory> scales_;  // int8
   std::unique_ptr<Memory> bias_;
   std::unique_ptr<Memory> kept_;       // expanded for good
   std::unique_ptr<Memory> kept_back_;  // fp8: the transpose
-  std::unique_ptr<Memory> fp8_scales_; // [out], then [in]
+  std::unique_ptr<Memory> fp8_scales_; // [out], then [matrices * in]
   std::unique_ptr<Memory> equal_parts_;  // Packed4 of each part, or null
 };
 
@@ -140,7 +148,8 @@ class HeldView {
   /// As CudaLinear's; done() is called of the weight.
   Tensor expanded(bool forward) const {
     const Tensor all = weight_.expanded(forward);
-    return weight_.is_fp8() && !forward ? all.columns(rows_.first, rows_.count) : all.row_range(rows_.first, rows_.count);
+    if (forward || !weight_.is_fp8()) return all.row_range(rows_.first, rows_.count);
+    return all.row_range(matrix() * in(), in()).columns(rows_.first % weight_.matrix_rows(), rows_.count);
   }
   void done(bool forward) const { weight_.done(forward); }
   /// Rows below the view's own that may be written: none where other parts follow.
@@ -149,11 +158,13 @@ class HeldView {
     const auto* all = static_cast<const char*>(weight_.bias());
     return all == nullptr ? nullptr : all + static_cast<std::size_t>(rows_.first) * dtype_bytes(compute);
   }
-  const float* fp8_scales(bool forward) const { return weight_.fp8_scales(forward) + (forward ? rows_.first : 0); }
+  const float* fp8_scales(bool forward) const { return weight_.fp8_scales(forward) + (forward ? rows_.first : matrix() * in()); }
   Tensor codes() const { return weight_.codes().row_range(rows_.first, rows_.count); }
   const float* scales() const { return weight_.scales() + rows_.first; }
 
  private:
+  std::int64_t matrix() const { return rows_.first / weight_.matrix_rows(); }
+
   const CudaLinear& weight_;
   CudaLinear::Rows rows_;
   bool whole_;

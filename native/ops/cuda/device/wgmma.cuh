@@ -1,9 +1,10 @@
-// Products of a warpgroup (wgmma, compute capability 9.0a): 64 rows, 16-bit inputs, f32 sums in registers. A sum's fragment
+// Products of a warpgroup (wgmma, compute capability 9.0a): 64 rows, inputs in 16 bits or e4m3, f32 sums in registers. A sum's fragment
 // is that of mma.sync: element [j][2 h + i] of a thread is row 8 h + lane / 4 of its warp's 16, column 8 j + 2 (lane % 4) + i.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +18,7 @@ namespace pipelora::cuda {
 #define PIPELORA_HOPPER 1
 #endif
 
-/// A matrix in shared memory in panels of 64 columns, rows of 128 bytes whose 16-byte pieces are permuted by the row's
+/// A matrix in shared memory in panels of 64 columns of 16 bits (128 of e4m3), rows of 128 bytes whose 16-byte pieces are permuted by the row's
 /// number modulo 8; panels start at multiples of 1024 bytes. `leading`: bytes from panel to panel, used where the inner
 /// dimension runs along rows.
 struct SharedMatrix {
@@ -100,6 +101,16 @@ __device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::
   }
 #define PIPELORA_WGMMA_64(T, NAME) PIPELORA_WGMMA(T, NAME, 8, 64, 32, "%32", "%33", "%34", "%35", "%36")
 #define PIPELORA_WGMMA_128(T, NAME) PIPELORA_WGMMA(T, NAME, 16, 128, 64, "%64", "%65", "%66", "%67", "%68")
+
+/// The same in e4m3, of which tensor cores take rows along the inner dimension alone: 32 numbers a product, the 32 bytes that 16 take in 16 bits.
+template <bool kRowsA = false, bool kRowsB = false>
+__device__ inline void wgmma_shared(__nv_fp8_e4m3, float (&d)[16][4], std::uint64_t a, std::uint64_t b, bool add) {
+  static_assert(!kRowsA && !kRowsB);
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" PIPELORA_TEXT_64 "}, %64, %65, p, 1, 1;\n}\n"
+               : PIPELORA_SUMS_64(d)
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
 
 PIPELORA_WGMMA_64(__nv_bfloat16, "bf16")
 PIPELORA_WGMMA_128(__nv_bfloat16, "bf16")

@@ -1,7 +1,8 @@
-// One warp asks for tiles of 64 columns of both operands, two warpgroups of 64 rows each multiply what has come. Blocks stay and take one
+// One warp asks for tiles of 128 bytes of both operands' rows, two warpgroups of 64 rows each multiply what has come. Blocks stay and take one
 // tile of 128 x 256 after the other (128 x 64 where no more columns are wanted: LoRA's inner vectors, whose time is the reading of their
 // input); tiles of one expert's columns follow each other, so that its weights are read once from memory. A row's sum is in the same order
 // wherever its tile lies: no number depends on who else chose the expert.
+// In e4m3 a stage has 128 columns in the bytes of 64. Sums are scaled in registers when the weight's product is done; LoRA's, in 16 bits, goes on top.
 #include "ops/cuda/experts/grouped.h"
 
 #include <algorithm>
@@ -18,15 +19,21 @@ namespace pipelora::cuda {
 
 namespace {
 
-constexpr int kRows = 128, kStep = static_cast<int>(kPanelColumns), kStages = 4;
+using e4m3 = __nv_fp8_e4m3;
+
+constexpr int kRows = 128, kStep = static_cast<int>(kPanelColumns), kRowBytes = static_cast<int>(kPanelRowBytes), kStages = 4;
 constexpr int kLoaders = 128, kThreads = kLoaders + 256;
-constexpr int kLeftBytes = kRows * kStep * 2;
+constexpr int kLeftBytes = kRows * kRowBytes;
+
+/// Columns of an operand that a stage brings: kStep of one in 16 bits.
+template <class A>
+inline constexpr int kColumnsOf = kRowBytes / static_cast<int>(sizeof(A));
 
 /// What a tile of kColumns columns takes: products of 128 or 64 columns each, shared memory, blocks and registers.
 template <int kWidth>
 struct Cut {
   static constexpr int kColumns = kWidth, kHalves = kWidth > 128 ? 2 : 1, kHalf = kWidth / kHalves, kBlocks = kWidth > 128 ? 1 : 2;
-  static constexpr int kRightBytes = kWidth * kStep * 2, kStageBytes = kLeftBytes + kRightBytes;
+  static constexpr int kRightBytes = kWidth * kRowBytes, kStageBytes = kLeftBytes + kRightBytes;
   static constexpr int kBarriers = kStages * kStageBytes, kTable = kBarriers + 2 * kStages * 8;
   using Sums = float[kHalves][kHalf / 8][4];
 };
@@ -39,11 +46,12 @@ struct Shape {
   int columns, inner;  // N, K
   int rank;            // R, or 0
   int stage_bytes;     // that a and b bring: fewer than a stage has room for where b has fewer rows than a tile columns
+  const float *row_scales, *column_scales;  // e4m3: [P], [experts * N]
 };
 
 #ifdef PIPELORA_HOPPER
 
-constexpr int kPanelBytes = kStep * kStep * 2;  // of a right operand whose rows are the inner dimension
+constexpr int kPanelBytes = kStep * kRowBytes;  // of a right operand whose rows are the inner dimension
 
 struct Tile {
   int expert;  // of `experts`
@@ -107,7 +115,7 @@ __device__ inline void copy_panels(std::uint32_t to, const CUtensorMap& map, int
   for (int panel = 0; panel < C::kColumns / kStep; ++panel) copy_tile(to + panel * kPanelBytes, map, row, column + panel * kStep, barrier);
 }
 
-template <class C, bool kTransposed>
+template <class C, class A, bool kTransposed>
 __device__ inline void load_all(const CUtensorMap& left, const CUtensorMap& right, const CUtensorMap& left2, const CUtensorMap& right2,
                                 const Shape& shape, std::uint32_t base, const int* table) {
   const bool asks = threadIdx.x == 0;
@@ -133,13 +141,13 @@ __device__ inline void load_all(const CUtensorMap& left, const CUtensorMap& righ
       barrier_wait(empty<C>(base, ring.stage), ring.parity ^ 1);
       if (asks) ask(tile, k, second);
       ring.step();
-      k = !second && k + kStep >= shape.inner ? shape.inner : k + kStep;
+      k = second ? k + kStep : min(k + kColumnsOf<A>, shape.inner);
     }
   }
 }
 
 /// sums += one stage's product.
-template <class C, class T, bool kTransposed>
+template <class C, class A, bool kTransposed>
 __device__ inline void multiply_stage(typename C::Sums& sums, std::uint32_t left, std::uint32_t right, bool add) {
   const SharedMatrix a(left, 16);
 #pragma unroll
@@ -147,8 +155,8 @@ __device__ inline void multiply_stage(typename C::Sums& sums, std::uint32_t left
     // Rows of b (128 of them are a half of the wide cut), or its panels.
     const SharedMatrix b(right + half * (C::kRightBytes / C::kHalves), kTransposed ? 16 : kPanelBytes);
 #pragma unroll
-    for (int kk = 0; kk < kStep / 16; ++kk)
-      wgmma_shared<false, !kTransposed>(T{}, sums[half], a.at(kk * 32), b.at(kTransposed ? kk * 32 : kk * 16 * 128), add || kk > 0);
+    for (int kk = 0; kk < kRowBytes / 32; ++kk)
+      wgmma_shared<false, !kTransposed>(A{}, sums[half], a.at(kk * 32), b.at(kTransposed ? kk * 32 : kk * 16 * 128), add || kk > 0);
   }
 }
 
@@ -211,7 +219,44 @@ __device__ inline void hold(typename C::Sums& sums) {
   for (int half = 0; half < C::kHalves; ++half) wgmma_hold(sums[half]);
 }
 
-template <class C, class T, class D, bool kTransposed>
+/// Asks for the tile's scales, a lane a line of 128 bytes: they are there when its sums are done.
+template <class C>
+__device__ inline void fetch_scales(const Shape& shape, const Tile& tile, int lane) {
+  constexpr int kLine = 32, kLines = (C::kColumns + kLine - 1) / kLine;
+  static_assert(kLines + kRows / kLine <= 32);
+  const bool of_rows = lane >= kLines;
+  const int first = of_rows ? tile.row + (lane - kLines) * kLine : tile.column + lane * kLine, end = of_rows ? min(tile.end, tile.row + kRows) : shape.columns;
+  const float* from = of_rows ? shape.row_scales : shape.column_scales + static_cast<std::int64_t>(tile.expert) * shape.columns;
+  if (first < end) asm volatile("prefetch.L1 [%0];\n" ::"l"(from + first));
+}
+
+/// sums [row][column] *= the row's scale times the column's.
+template <class C>
+__device__ inline void scale_sums(typename C::Sums& sums, const Shape& shape, const Tile& tile, int own, int quad) {
+  float of_row[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = tile.row + own + h * 8;
+    of_row[h] = row < tile.end ? shape.row_scales[row] : 0.0f;
+  }
+  const float* of_columns = shape.column_scales + static_cast<std::int64_t>(tile.expert) * shape.columns;
+#pragma unroll
+  for (int half = 0; half < C::kHalves; ++half) {
+#pragma unroll
+    for (int j = 0; j < C::kHalf / 8; ++j) {
+      const int column = tile.column + half * C::kHalf + j * 8 + quad * 2;
+      if (column >= shape.columns) continue;
+      const float2 two = __ldg(reinterpret_cast<const float2*>(of_columns + column));
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sums[half][j][2 * h] = sums[half][j][2 * h] * of_row[h] * two.x;
+        sums[half][j][2 * h + 1] = sums[half][j][2 * h + 1] * of_row[h] * two.y;
+      }
+    }
+  }
+}
+
+template <class C, class A, class T, class D, bool kTransposed>
 __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std::int64_t stride, float factor, std::uint32_t base, const int* table) {
   const int thread = static_cast<int>(threadIdx.x) - kLoaders, group = thread / 128, lane = thread % 32, quad = lane % 4;
   const int own = group * 64 + thread % 128 / 32 * 16 + lane / 4;
@@ -220,7 +265,7 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
   const auto release = [&](std::uint32_t stage) {
     if (lane == 0) barrier_arrive(empty<C>(base, stage));
   };
-  const int inner_steps = (shape.inner + kStep - 1) / kStep, rank_steps = (shape.rank + kStep - 1) / kStep;
+  const int inner_steps = (shape.inner + kColumnsOf<A> - 1) / kColumnsOf<A>, rank_steps = (shape.rank + kStep - 1) / kStep;
   for (Tile tile{}; tiles.next(tile);) {
     if (tile.row + group * 64 >= tile.end) {  // behind the expert's last row: nothing to multiply
       for (int i = 0; i < inner_steps + rank_steps; ++i) {
@@ -230,15 +275,16 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
       }
       continue;
     }
+    if constexpr (std::is_same_v<A, e4m3>) fetch_scales<C>(shape, tile, lane);
     typename C::Sums sums;
     std::uint32_t last = kStages;
-    const auto steps = [&]<bool kAlong>(int count, bool add, std::bool_constant<kAlong>) {
+    const auto steps = [&]<class Operand, bool kAlong>(Operand, std::bool_constant<kAlong>, int count, bool add) {
       for (int i = 0; i < count; ++i) {
         barrier_wait(full<C>(base, ring.stage), ring.parity);
         const std::uint32_t left = base + ring.stage * C::kStageBytes;
         hold<C>(sums);
         wgmma_fence();
-        multiply_stage<C, T, kAlong>(sums, left + group * 64 * 128, left + kLeftBytes, add || i > 0);
+        multiply_stage<C, Operand, kAlong>(sums, left + group * 64 * 128, left + kLeftBytes, add || i > 0);
         wgmma_commit();
         wgmma_wait<1>();
         if (last < kStages) release(last);
@@ -246,11 +292,19 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
         ring.step();
       }
     };
-    steps(inner_steps, false, std::bool_constant<kTransposed>());
-    steps(rank_steps, true, std::bool_constant<false>());
-    wgmma_wait<0>();
-    release(last);
-    hold<C>(sums);
+    const auto finish = [&] {
+      wgmma_wait<0>();
+      if (last < kStages) release(last);
+      last = kStages;
+      hold<C>(sums);
+    };
+    steps(A{}, std::bool_constant<kTransposed>(), inner_steps, false);
+    if constexpr (std::is_same_v<A, e4m3>) {
+      finish();
+      scale_sums<C>(sums, shape, tile, own, quad);
+    }
+    steps(T{}, std::bool_constant<false>(), rank_steps, true);
+    finish();
 #pragma unroll
     for (int half = 0; half < C::kHalves; ++half) {
       const int column = tile.column + half * C::kHalf;
@@ -267,7 +321,7 @@ __device__ inline void compute_all(const Shape& shape, const T* bias, D* d, std:
 
 #endif
 
-template <class C, class T, class D, bool kTransposed>
+template <class C, class A, class T, class D, bool kTransposed>
 __global__ void __launch_bounds__(kThreads, C::kBlocks)
     grouped_kernel(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right, const __grid_constant__ CUtensorMap left2,
                    const __grid_constant__ CUtensorMap right2, const __grid_constant__ Shape shape, const T* bias, D* d, std::int64_t stride, float factor) {
@@ -291,15 +345,15 @@ __global__ void __launch_bounds__(kThreads, C::kBlocks)
       fetch_map(left);
       fetch_map(right);
     }
-    load_all<C, kTransposed>(left, right, left2, right2, shape, base, table);
+    load_all<C, A, kTransposed>(left, right, left2, right2, shape, base, table);
   } else {
     take_registers<C::kBlocks == 1 ? 232 : 96>();
-    compute_all<C, T, D, kTransposed>(shape, bias, d, stride, factor, base, table);
+    compute_all<C, A, T, D, kTransposed>(shape, bias, d, stride, factor, base, table);
   }
 #endif
 }
 
-template <class C, class T, class D, bool kTransposed>
+template <class C, class A, class T, class D, bool kTransposed>
 void launch(const GroupedProduct& call, cudaStream_t stream) {
   const bool second = static_cast<bool>(call.a2);
   // Of an operand whose rows are columns of d, no more rows than there are columns, in eights as shared memory holds them.
@@ -312,9 +366,11 @@ void launch(const GroupedProduct& call, cudaStream_t stream) {
   shape.experts = static_cast<int>(call.experts);
   shape.columns = static_cast<int>(call.d.cols);
   shape.inner = static_cast<int>(call.a.cols);
-  shape.stage_bytes = kTransposed ? kLeftBytes + box * kStep * 2 : C::kStageBytes;
+  shape.stage_bytes = kTransposed ? kLeftBytes + box * kRowBytes : C::kStageBytes;
+  shape.row_scales = call.a_scales;
+  shape.column_scales = call.b_scales;
   shape.rank = second ? static_cast<int>(call.a2.cols) : 0;
-  const auto kernel = grouped_kernel<C, T, D, kTransposed>;
+  const auto kernel = grouped_kernel<C, A, T, D, kTransposed>;
   const std::size_t bytes = C::kTable + static_cast<std::size_t>(call.experts + 1) * sizeof(int) + kAlignmentBytes;
   allow_shared(kernel, bytes);
   const std::int64_t most = (call.a.rows / kRows + std::min(call.experts, call.a.rows)) * ((call.d.cols + C::kColumns - 1) / C::kColumns);
@@ -327,14 +383,17 @@ void launch(const GroupedProduct& call, cudaStream_t stream) {
 
 void grouped_product(const GroupedProduct& call, cudaStream_t stream) {
   if (call.a.rows == 0 || call.experts == 0) return;
-  with_half(call.a.dtype, [&]<class T>(T) {
+  const bool eight = call.a.dtype == DType::f8;
+  with_half(eight ? call.d.dtype : call.a.dtype, [&]<class T>(T) {
     const bool floats = call.d.dtype == DType::f32;
-    if (floats && call.b_transposed && !call.a2 && call.d.cols <= Narrow::kColumns)
-      launch<Narrow, T, float, true>(call, stream);
+    if (eight)
+      launch<Wide, e4m3, T, T, true>(call, stream);
+    else if (floats && call.b_transposed && !call.a2 && call.d.cols <= Narrow::kColumns)
+      launch<Narrow, T, T, float, true>(call, stream);
     else if (floats)
-      call.b_transposed ? launch<Wide, T, float, true>(call, stream) : launch<Wide, T, float, false>(call, stream);
+      call.b_transposed ? launch<Wide, T, T, float, true>(call, stream) : launch<Wide, T, T, float, false>(call, stream);
     else
-      call.b_transposed ? launch<Wide, T, T, true>(call, stream) : launch<Wide, T, T, false>(call, stream);
+      call.b_transposed ? launch<Wide, T, T, T, true>(call, stream) : launch<Wide, T, T, T, false>(call, stream);
   });
   check_launch("grouped_product");
 }

@@ -42,6 +42,8 @@ struct InnerCall {
 
 constexpr int kInnerWarps = 8;
 constexpr int kInnerTokens = 16;
+/// Blocks of a multiprocessor that inner_splits counts on: the registers of few tiles leave room for them if the compiler is told.
+constexpr int kInnerBlocks = 3;
 
 /// f32 as the sum of two 16-bit numbers, eight of them.
 template <class T>
@@ -82,7 +84,7 @@ __device__ inline uint4 gated(const uint4& gate, const uint4& up) {
 }
 
 template <class T, int NT, class Source>
-__global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<T> call, TileSet set) {
+__global__ void __launch_bounds__(kInnerWarps * 32, NT <= 2 ? kInnerBlocks : 1) lora_inner_kernel(InnerCall<T> call, TileSet set) {
   constexpr int kWidth = NT * 8;
   __shared__ __align__(16) float sums[kInnerWarps][kInnerTokens][kWidth];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -201,10 +203,10 @@ __global__ void __launch_bounds__(kInnerWarps * 32) lora_inner_kernel(InnerCall<
 /// Tiles that the kernel is compiled for where a launch has `count`: the partial sums are as wide.
 constexpr int compiled_tiles(std::size_t count) { return count <= 4 ? static_cast<int>(count) : kMaxTiles; }
 
-/// Splits of the columns: no more blocks than run at once (132 multiprocessors, three each), each warp with at least two pieces.
+/// Splits of the columns: no more blocks than run at once (on 132 multiprocessors), each warp with at least two pieces.
 /// Where one split makes more, the fewest of up to four whose last wave leaves little idle. Depends on shapes alone.
 std::int64_t inner_splits(std::int64_t tokens, std::int64_t cols) {
-  constexpr std::int64_t kAtOnce = 396, kMostWaves = 4;
+  constexpr std::int64_t kAtOnce = 132 * kInnerBlocks, kMostWaves = 4;
   const std::int64_t blocks = (tokens + kInnerTokens - 1) / kInnerTokens, most = std::max<std::int64_t>(1, cols / (2 * kInnerWarps * 32));
   if (blocks <= kAtOnce) return std::clamp<std::int64_t>(kAtOnce / blocks, 1, most);
   for (std::int64_t splits = 1; splits <= std::min(kMostWaves, most); ++splits) {

@@ -10,8 +10,17 @@ constexpr int kTokens = 8;  // a block
 constexpr int kGradWarps = 16;
 constexpr int kMaxTiles = 6;  // q, k and v of up to sixteen ranks each; the backward pass takes sixteen in one
 
-/// Blocks of a kernel on a multiprocessor at a time: with more tiles a thread needs more registers.
-constexpr int blocks_at_once(int tiles, int most) { return tiles <= 4 ? most : most / 2; }
+/// Blocks of norm_inner_kernel on a multiprocessor at a time: with more tiles a thread needs more registers.
+constexpr int blocks_at_once(int tiles, int warps) { return tiles <= 4 ? 32 / warps : 24 / warps; }
+
+/// Eight warps a block, or sixteen, whose turns of the chip (132 multiprocessors) take half as long.
+constexpr int warps_of(unsigned blocks, int tiles) {
+  const auto turns = [&](int warps) {
+    const auto at_once = static_cast<unsigned>(132 * blocks_at_once(tiles, warps));
+    return (blocks + at_once - 1) / at_once;
+  };
+  return 2 * turns(8) < turns(16) || (turns(8) == 1 && turns(16) == 2) ? 8 : 16;
+}
 
 template <int NT>
 struct InnerTiles {
@@ -38,7 +47,7 @@ struct NormInner {
 // Lane (g, q) holds eight neighbouring columns of token g. LoRA's rows, each split into two 16-bit numbers, are the left side
 // of the products, tokens the right one. Later readings of x are served by the first-level cache.
 template <class T, int NT, int kWarps, bool kCodes>
-__global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, 32 / kWarps)) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
+__global__ void __launch_bounds__(kWarps * 32, blocks_at_once(NT, kWarps)) norm_inner_kernel(NormInner<T> call, InnerTiles<NT> set) {
   __shared__ float squares_of[kWarps][kTokens];
   __shared__ float sums[kWarps][kTokens][NT * 8];
   __shared__ std::uint32_t largest_of[kWarps][kTokens];
@@ -308,9 +317,8 @@ void rmsnorm_lora_inner(const Tensor& x, const Tensor& weight, float eps, const 
         InnerTiles<NT> set{};
         std::copy(tiles.begin(), tiles.end(), set.tile);
         set.count = static_cast<int>(tiles.size());
-        // Blocks of half as many warps where those of sixteen would need a second turn of the chip (132 multiprocessors) for a few.
         const unsigned blocks = blocks_for(x.rows, kTokens);
-        if (blocks > 2 * 132 && blocks <= 4 * 132)
+        if (warps_of(blocks, NT) == 8)
           norm_inner_kernel<T, NT, 8, kCodes><<<blocks, 8 * 32, 0, stream>>>(call, set);
         else
           norm_inner_kernel<T, NT, 16, kCodes><<<blocks, 16 * 32, 0, stream>>>(call, set);
