@@ -88,7 +88,7 @@ const NO_MODEL: ModelNames = { tied: [], tensors: [] };
  */
 function renameOf(names: NamedTensors, { tied, tensors }: ModelNames): (name: string) => string {
   const own = tensors[0] !== undefined && names.has(tensors[0].name);
-  const inModel = own ? (name: string) => name : modelNames(names);
+  const inModel = own ? (name: string) => name : modelNames(names, tensors[0]?.name ?? "");
   const all = new Set([...names.keys()].map(inModel));
   const alone = new Map(tied.filter(([alias, name]) => all.has(alias) && !all.has(name)));
   return (name) => alone.get(inModel(name)) ?? inModel(name);
@@ -96,7 +96,8 @@ function renameOf(names: NamedTensors, { tied, tensors }: ModelNames): (name: st
 
 type NamedTensors = Pick<ReadonlyMap<string, unknown>, "has" | "keys">;
 
-function modelNames(names: NamedTensors): (name: string) => string {
+function modelNames(names: NamedTensors, embedding: string): (name: string) => string {
+  if (embedding.startsWith("model.language_model.") && names.has("model.embed_tokens.weight")) return qwenVlName;
   if (names.has("language_model.model.embed_tokens.weight")) return multimodalName;
   const any = (...some: readonly string[]) => some.some((name) => names.has(name));
   const prefix = any("embed_tokens.weight", "norm.weight")
@@ -105,6 +106,12 @@ function modelNames(names: NamedTensors): (name: string) => string {
       ? "transformer."
       : "";
   return (name) => (name.startsWith("lm_head.") ? name : prefix + name);
+}
+
+/** Qwen2-VL's and Qwen2.5-VL's checkpoints of the hub: "model.…" is now "model.language_model.…", "visual.…" "model.visual.…". */
+function qwenVlName(name: string): string {
+  if (name.startsWith("model.")) return name.replace("model.", "model.language_model.");
+  return name.startsWith("visual.") ? `model.${name}` : name;
 }
 
 /** Multimodal checkpoints from before transformers 4.52: "language_model.model.…" is now "model.language_model.…". */

@@ -9,7 +9,13 @@ export const decoderConfig = commonConfig.extend({
   attention_bias: nullish(z.boolean()),
   pad_token_id: nullish(z.number().int()),
   mlp_bias: nullish(z.boolean()),
-  sliding_window: nullish(width),
+  sliding_window: nullish(
+    z
+      .number()
+      .int()
+      .nonnegative()
+      .max(2 ** 31 - 1),
+  ),
   use_sliding_window: nullish(z.boolean()),
   max_window_layers: nullish(z.number().int().nonnegative()),
   layer_types: nullish(z.array(z.string().max(64)).max(4096)),

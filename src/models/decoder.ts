@@ -172,10 +172,16 @@ function decoderBlock({ config, family, names }: Tree, parts: AttentionParts, in
     ],
     ...(experts === null ? {} : { experts: familyExperts(experts, mlp, config.hidden_size) }),
     rotary: family.blockRotary === undefined ? 0 : family.blockRotary(index),
-    slidingWindow: family.slidingWindow?.(index) ?? null,
+    slidingWindow: windowOf(family, index),
     ...(family.chunked?.(index) === true ? { chunked: true } : {}),
     attention: parts.attention,
   };
+}
+
+function windowOf({ slidingWindow }: DecoderFamily, index: number): number | null {
+  const window = slidingWindow?.(index) ?? null;
+  if (window === 0) contradiction(`sliding_window 0 leaves block ${index} no key`);
+  return window;
 }
 
 function mlpLinears(config: DecoderConfig, family: DecoderFamily, names: DecoderNames, path: string): LinearSpec[] {

@@ -8,6 +8,8 @@ import type { RopeSpec } from "./spec.ts";
  * Values are rounded to float32 where torch rounds them.
  */
 const number = z.number().positive().max(1e12);
+/** 0 is no value, as Python's `or` has it. */
+const orNothing = z.number().min(0).max(1e12);
 const ropeParameters = z.looseObject({
   rope_type: nullish(z.string().max(64)),
   type: nullish(z.string().max(64)),
@@ -17,10 +19,10 @@ const ropeParameters = z.looseObject({
   high_freq_factor: nullish(number),
   original_max_position_embeddings: nullish(number),
   attention_factor: nullish(number),
-  beta_fast: nullish(number),
-  beta_slow: nullish(number),
-  mscale: nullish(number),
-  mscale_all_dim: nullish(number),
+  beta_fast: nullish(orNothing),
+  beta_slow: nullish(orNothing),
+  mscale: nullish(orNothing),
+  mscale_all_dim: nullish(orNothing),
   truncate: nullish(z.boolean()),
   partial_rotary_factor: nullish(z.number().positive().max(1)),
   short_factor: nullish(z.array(number).max(1 << 12)),
@@ -43,12 +45,14 @@ const ropeConfig = z.looseObject({
 const REQUIRED: Readonly<Record<string, readonly (keyof RopeParameters)[]>> = {
   default: [],
   linear: ["factor"],
-  llama3: ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+  llama3: ["factor", "low_freq_factor", "high_freq_factor"],
   yarn: [],
   longrope: ["short_factor", "long_factor"],
-  dynamic: [],
+  dynamic: ["factor"],
 };
-const RULES = ["default", "linear", "llama3", "yarn"];
+
+/** Rules that know the length which the model was first trained on, under each of their names. */
+const TRAINED_LENGTH = ["llama3", "yarn", "longrope", "su"];
 
 /** What a family's positions are beyond config.json. */
 export interface RopeFamily {
@@ -58,10 +62,12 @@ export interface RopeFamily {
   readonly maxPositions: number;
   /** partial_rotary_factor where the configuration names none; absent: the family turns whole heads, and no other value is taken. */
   readonly partial?: number;
-  /** original_max_position_embeddings where the configuration names none. */
+  /** original_max_position_embeddings where the configuration has none outside of its rotary parameters. */
   readonly original?: number;
-  /** Rules beside the common ones: longrope (Phi-3), dynamic (Hunyuan). */
-  readonly rules?: readonly string[];
+  /** The one scaling is longrope (Phi-3: "su" is its first name, and its "yarn" was longrope too). */
+  readonly longropeAlone?: boolean;
+  /** dynamic with alpha: one base for all lengths (Hunyuan). */
+  readonly alpha?: boolean;
   /** Of rope_parameters by layer type (Gemma 3): which. */
   readonly layerType?: string;
   /** rope_scaling is another layer type's: it does not count here. */
@@ -74,11 +80,13 @@ export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
   const parameters = ropeParametersOf(config, family);
   const type = parameters.rope_type ?? parameters.type ?? "default";
   const base = parameters.rope_theta ?? (family.unscaled === true ? null : parsed.rope_theta) ?? family.base;
-  const known = [...RULES, ...(family.rules ?? [])];
-  // "su" is longrope's first name, and Phi-3's "yarn" was longrope too.
-  const rule = type === "su" || (type === "yarn" && known.includes("longrope")) ? "longrope" : type;
+  const alone = family.longropeAlone === true;
+  const rule = alone && ["su", "yarn"].includes(type) ? "longrope" : type;
+  const known = alone ? ["default", "longrope"] : Object.keys(REQUIRED);
   if (!known.includes(rule)) unsupported("rope_type", type, known.join(", "));
-  for (const key of REQUIRED[rule]!) {
+  const fixed = rule === "dynamic" && typeof parameters.alpha === "number" ? parameters.alpha : null;
+  if (fixed !== null && family.alpha !== true) unsupported("rope_scaling.alpha", fixed, "not for this family");
+  for (const key of fixed === null ? REQUIRED[rule]! : []) {
     if (parameters[key] === null || parameters[key] === undefined) {
       contradiction(`rotary scaling "${type}" needs "${key}"`);
     }
@@ -86,23 +94,18 @@ export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
   const turning = rotaryColumns(headDim, parameters.partial_rotary_factor ?? parsed.partial_rotary_factor, family);
   const plain = inverseFrequencies(base, turning);
   const rope = { base, attentionScaling: 1, long: null, dynamic: null };
+  const original = parameters.original_max_position_embeddings ?? maxPositions;
   switch (rule) {
     case "linear":
       return { ...rope, invFreq: plain.map((frequency) => Math.fround(frequency / (parameters.factor ?? 1))) };
     case "llama3":
-      return { ...rope, invFreq: llama3(plain, parameters) };
+      return { ...rope, invFreq: llama3(plain, original, parameters) };
     case "yarn":
-      return { ...rope, ...yarn(base, turning, maxPositions, parameters) };
+      return { ...rope, ...yarn(base, turning, { original, maxPositions }, parameters) };
     case "dynamic":
-      return { ...rope, ...dynamicNtk(base, turning, maxPositions, plain, parameters) };
-    case "longrope": {
-      const original =
-        parsed.original_max_position_embeddings ??
-        parameters.original_max_position_embeddings ??
-        family.original ??
-        null;
-      return { ...rope, ...longrope(base, turning, maxPositions, original, parameters) };
-    }
+      return { ...rope, ...dynamicNtk(base, turning, maxPositions, plain, fixed, parameters.factor ?? 1) };
+    case "longrope":
+      return { ...rope, ...longrope(base, turning, { original, maxPositions }, parameters) };
     default:
       return { ...rope, invFreq: plain };
   }
@@ -112,7 +115,16 @@ export function ropeFromConfig(config: unknown, family: RopeFamily): RopeSpec {
  * rope_parameters (of the layer type, where it names types) or rope_scaling, checked. Where a configuration has both, transformers 5 takes
  * rope_scaling and drops rope_parameters with the base in it (Gemma 3: rope_scaling goes over those of its full attention).
  */
-export function ropeParametersOf(config: unknown, { layerType, unscaled }: Partial<RopeFamily> = {}): RopeParameters {
+export function ropeParametersOf(config: unknown, family: Partial<RopeFamily> = {}): RopeParameters {
+  const parameters = chosenParameters(config, family);
+  const type = parameters.rope_type ?? parameters.type ?? "default";
+  if (family.layerType !== undefined || !TRAINED_LENGTH.includes(type)) return parameters;
+  // A key beside the parameters goes before one within them.
+  const outside = parseConfig(ropeConfig, config).original_max_position_embeddings ?? family.original;
+  return typeof outside === "number" ? { ...parameters, original_max_position_embeddings: outside } : parameters;
+}
+
+function chosenParameters(config: unknown, { layerType, unscaled }: Partial<RopeFamily>): RopeParameters {
   const { rope_parameters: given, rope_scaling: scaling } = parseConfig(ropeConfig, config);
   const scaled = unscaled !== true && Object.keys(scaling ?? {}).length > 0;
   if (scaled && (layerType === undefined || isEmpty(given))) return scaling!;
@@ -124,6 +136,12 @@ export function ropeParametersOf(config: unknown, { layerType, unscaled }: Parti
   if (byType && nested === undefined) contradiction(`rope_parameters has nothing for "${layerType ?? "rope_type"}"`);
   const parameters = parseConfig(ropeParameters, nested ?? given, "config.json: rope_parameters");
   return scaled ? { ...parameters, ...scaling } : parameters;
+}
+
+/** The configuration with a family's own rotary parameters where it names none. */
+export function withRope<T extends object>(config: T, own: object): T | (T & { rope_parameters: object }) {
+  const { rope_parameters: given, rope_scaling: scaling } = parseConfig(ropeConfig, config);
+  return (given ?? null) === null && isEmpty(scaling) ? { ...config, rope_parameters: own } : config;
 }
 
 const isEmpty = (value: object | null | undefined) => Object.keys(value ?? {}).length === 0;
@@ -166,11 +184,10 @@ function positionFrequencies(base: number, headDim: number): number[] {
   return Array.from({ length: headDim / 2 }, (_, i) => Math.fround(base ** Math.fround((2 * i) / headDim)));
 }
 
-function llama3(plain: readonly number[], parameters: RopeParameters): number[] {
+function llama3(plain: readonly number[], original: number, parameters: RopeParameters): number[] {
   const factor = parameters.factor ?? 1;
   const low = parameters.low_freq_factor ?? 1;
   const high = parameters.high_freq_factor ?? 1;
-  const original = parameters.original_max_position_embeddings ?? 1;
   // Equal in Llama 4's files: no wavelength lies between.
   if (high < low) contradiction(`high_freq_factor ${high} is below low_freq_factor ${low}`);
   return plain.map((frequency) => {
@@ -182,18 +199,23 @@ function llama3(plain: readonly number[], parameters: RopeParameters): number[] 
   });
 }
 
+/** Tokens that the model was first trained on, and that it takes now. */
+interface Lengths {
+  readonly original: number;
+  readonly maxPositions: number;
+}
+
 function yarn(
   base: number,
   headDim: number,
-  maxPositions: number,
+  { original, maxPositions }: Lengths,
   parameters: RopeParameters,
 ): Pick<RopeSpec, "invFreq" | "attentionScaling"> {
-  const original = parameters.original_max_position_embeddings ?? maxPositions;
   const factor = parameters.factor ?? maxPositions / original;
   const turnsToDimension = (turns: number) =>
     (headDim * Math.log(original / (turns * 2 * Math.PI))) / (2 * Math.log(base));
-  let low = turnsToDimension(parameters.beta_fast ?? 32);
-  let high = turnsToDimension(parameters.beta_slow ?? 1);
+  let low = turnsToDimension(parameters.beta_fast || 32);
+  let high = turnsToDimension(parameters.beta_slow || 1);
   if (parameters.truncate ?? true) {
     low = Math.floor(low);
     high = Math.ceil(high);
@@ -220,22 +242,22 @@ export function latentScoreFactor(config: unknown): number {
 function yarnAttention(factor: number, parameters: RopeParameters): number {
   const scale = (mscale: number) => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1);
   const { mscale, mscale_all_dim: allDim } = parameters;
-  return typeof mscale === "number" && typeof allDim === "number" ? scale(mscale) / scale(allDim) : scale(1);
+  return mscale && allDim ? scale(mscale) / scale(allDim) : scale(1);
 }
 
-/** One alpha for all lengths (Hunyuan), or a factor from which each length past the trained one takes its own (InternLM2). */
+/** One alpha for all lengths, or a factor from which each length past the trained one takes its own. */
 function dynamicNtk(
   base: number,
   headDim: number,
   maxPositions: number,
   plain: readonly number[],
-  { alpha, factor }: RopeParameters,
+  alpha: number | null,
+  factor: number,
 ): Pick<RopeSpec, "invFreq" | "dynamic"> {
   if (headDim < 4) contradiction(`rotary scaling "dynamic" needs 4 columns, there are ${headDim}`);
-  if (typeof alpha === "number") {
+  if (alpha !== null) {
     return { invFreq: inverseFrequencies(base * alpha ** (headDim / (headDim - 2)), headDim), dynamic: null };
   }
-  if (typeof factor !== "number") contradiction('rotary scaling "dynamic" needs "factor"');
   return { invFreq: plain, dynamic: { from: maxPositions, factor } };
 }
 
@@ -243,12 +265,10 @@ function dynamicNtk(
 function longrope(
   base: number,
   headDim: number,
-  maxPositions: number,
-  original: number | null,
+  { original, maxPositions }: Lengths,
   parameters: RopeParameters,
 ): Pick<RopeSpec, "invFreq" | "attentionScaling" | "long"> {
-  const from = original ?? maxPositions;
-  const factor = original === null ? (parameters.factor ?? 1) : maxPositions / original;
+  const factor = parameters.factor ?? maxPositions / original;
   const frequencies = (key: "short_factor" | "long_factor") => {
     const factors = parameters[key]!;
     if (factors.length !== headDim / 2) {
@@ -261,7 +281,7 @@ function longrope(
   return {
     invFreq: frequencies("short_factor"),
     attentionScaling:
-      parameters.attention_factor ?? (factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(from))),
-    long: { from, invFreq: frequencies("long_factor") },
+      parameters.attention_factor ?? (factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(original))),
+    long: { from: original, invFreq: frequencies("long_factor") },
   };
 }

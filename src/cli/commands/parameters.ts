@@ -6,6 +6,7 @@ import { setUpModel } from "../../coordinator/planning/model-setup.ts";
 /** Lists parameters as the tutorial's notebook prints them: name, shape, dtype; then the trainable count. */
 export async function parametersCommand(config: Config, log: Logger): Promise<number> {
   const setup = await setUpModel(config, log, { weights: false, lora: true });
+  for (const warning of setup.warnings) log.warn(warning);
   const { parameters, trainable, total, active } = heldParameters(setup);
   if (config.json) {
     const rows = parameters.map(({ name, shape, dtype }) => ({ name, shape, dtype }));

@@ -22,6 +22,7 @@ const SCHEDULES = [
   "cosine",
   "cosine_with_restarts",
   "cosine_with_min_lr",
+  "cosine_warmup_with_min_lr",
   "polynomial",
   "inverse_sqrt",
   "warmup_stable_decay",
@@ -205,6 +206,6 @@ export const trainingOptions = {
     "Training",
     ["train"],
     flag(),
-    "Leave out the last incomplete batch of an epoch.",
+    "Leave out the last incomplete batch of an epoch, and of an evaluation.",
   ),
 };

@@ -10,6 +10,7 @@ import type { PackedWeights } from "../../formats/quantized-state.ts";
 import { sameValues } from "../../formats/same-values.ts";
 import { assertTied } from "../../formats/tied-head.ts";
 import { readModelSpec } from "../../models/index.ts";
+import { loraRemarks } from "../../models/lora-remarks.ts";
 import { type ResolvedLora, resolveLoraTargets } from "../../models/lora-targets.ts";
 import type { ModelSpec } from "../../models/spec.ts";
 import { type BaseQuantization, baseQuantization, packedWeights, type QuantizationFlags } from "./base-quantization.ts";
@@ -115,27 +116,30 @@ export async function describeModels(
   const describe = async (config: ModelSettings): Promise<DescribedModel> => {
     const adapter =
       config.adapter === null ? null : await openAdapter(await locateAdapter(config.adapter, config.hub, log));
-    const warnings = [...spec.remarks, ...base.warnings, ...(adapter?.warnings ?? [])];
-    const withBase = async (): Promise<Pick<ModelSetup, "checkpoint" | "packed" | "warnings">> => {
-      const { checkpoint, packed, left } = await openBase();
-      if (adapter !== null) await assertSameBases(adapter, spec, checkpoint);
-      return { checkpoint, packed, warnings: [...warnings, ...left] };
+    const withBase = async () => {
+      const opened = await openBase();
+      if (adapter !== null) await assertSameBases(adapter, spec, opened.checkpoint);
+      return opened;
     };
     const opened = needs.weights && hub === null ? await withBase() : null;
     checkInit(config, { adapter, quantization, spec });
-    const own: Omit<DescribedModel, "withWeights"> = {
+    const own = needs.lora && adapter === null ? resolveLoraTargets(spec, loraSettings(config)) : null;
+    const warnings = [
+      ...[...spec.remarks, ...base.warnings, ...(adapter?.warnings ?? [])],
+      ...(own === null ? [] : loraRemarks(spec, own)),
+    ];
+    const setup: Omit<DescribedModel, "withWeights"> = {
       ...{ name, dir, hub, spec, checkpoint: null },
-      lora:
-        adapter !== null
-          ? adapterTargets(spec, adapter)
-          : needs.lora
-            ? resolveLoraTargets(spec, loraSettings(config))
-            : null,
+      lora: adapter === null ? own : adapterTargets(spec, adapter),
       adapter,
       holdDtype: holdDtype(config.torch_dtype, spec.dtype),
       ...{ quantization, packed: new Map(), warnings },
     };
-    return { ...own, withWeights: async () => ({ ...own, ...(opened ?? (await withBase())) }) };
+    const withWeights = async () => {
+      const { checkpoint, packed, left } = opened ?? (await withBase());
+      return { ...setup, checkpoint, packed, warnings: [...warnings, ...left] };
+    };
+    return { ...setup, withWeights };
   };
   const described: DescribedModel[] = [];
   for (const { label, config } of adapters) {

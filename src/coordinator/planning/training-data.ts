@@ -29,6 +29,7 @@ export type DataSettings = TemplateSettings &
     | "gradient_accumulation_steps"
     | "replicas"
     | "dataloader_drop_last"
+    | "per_device_eval_batch_size"
     | "num_train_epochs"
     | "max_steps"
   >;
@@ -120,7 +121,22 @@ async function readRows(
   }
   const { train, evaluation, parts } = mixed(sets, await encodeSets(sets, options), config);
   const held = evaluated === null ? evaluation : (await encodeSets(evaluated, options)).rows;
-  return { train, evaluation: held, parts };
+  return { train, evaluation: config.dataloader_drop_last && held !== null ? fullBatches(held, config) : held, parts };
+}
+
+/** The Trainer's dataloader_drop_last is evaluation's too. Error: PL_DATASET_INVALID where no batch is full. */
+function fullBatches(
+  rows: Dataset,
+  { per_device_eval_batch_size: size }: Pick<Config, "per_device_eval_batch_size">,
+): Dataset {
+  const kept = rows.size - (rows.size % size);
+  if (kept === 0) {
+    throw datasetError(
+      `${rows.size} rows to evaluate on make no full batch of ${size}.`,
+      "Lower --per-device-eval-batch-size, or leave out --dataloader-drop-last.",
+    );
+  }
+  return kept === rows.size ? rows : rows.select(range(kept));
 }
 
 function orderOf(config: DataSettings, train: Dataset): TrainingOrder {

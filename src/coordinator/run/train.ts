@@ -179,7 +179,13 @@ async function prepareRun(
       // Weights are fetched only after the rows are known to be good.
       const setup = await described[index]!.withWeights();
       const fingerprint = await runFingerprint(whole, await checkpointFingerprint(setup.checkpoint!), own.train);
-      const identity = { outputDir, fingerprint, maxSteps: own.order.totalSteps, args: withoutSecrets(whole) };
+      const identity = {
+        outputDir,
+        fingerprint,
+        maxSteps: own.order.totalSteps,
+        epochs: own.order.totalEpochs,
+        args: withoutSecrets(whole),
+      };
       const files = await RunFiles.open(whole, setup, identity, (text) => warn(`${label}${text}`));
       adapters.push(new AdapterRun(name, { config: whole, setup, data: own, files, reporter }));
     } catch (error) {

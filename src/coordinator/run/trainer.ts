@@ -67,6 +67,8 @@ export class Trainer {
   /** The step that is being computed, or comes next. */
   #current: TrainStep | null = null;
   #next: TrainStep | null = null;
+  /** grad_norm, where it is finite, and learning_rate of the last step. */
+  #stepValues: Readonly<Record<string, number>> = {};
   #ended = false;
 
   constructor(options: TrainerOptions, state: TrainerState) {
@@ -148,13 +150,9 @@ export class Trainer {
       tokens: current.tokens,
       stepMs: performance.now() - started,
     });
-    if (
-      due(config.logging_strategy, config.logging_steps, step, current) ||
-      (step === 1 && config.logging_first_step)
-    ) {
-      const mean = state.unloggedLoss / state.unloggedSteps;
-      log(state, reporter, { loss: mean, ...(Number.isFinite(norm) ? { grad_norm: norm } : {}), learning_rate: rate });
-    }
+    this.#stepValues = { ...(Number.isFinite(norm) ? { grad_norm: norm } : {}), learning_rate: rate };
+    const asked = config.logging_strategy === "steps" && step % config.logging_steps === 0;
+    if (asked || (step === 1 && config.logging_first_step)) this.#logLoss();
   }
 
   /** Evaluates and saves if the step just taken is due for it, and ends after the last step or early. `pause`: saves or holds in any case. */
@@ -164,17 +162,25 @@ export class Trainer {
     const current = this.#current!;
     const step = state.globalStep;
     const last = this.#next === null;
-    const evalSteps = config.eval_steps ?? config.logging_steps;
+    const { evaluation } = this.#options;
     let judgement: Judgement = { isBest: false, stops: false };
-    if (this.#options.evaluation !== null && due(config.eval_strategy, evalSteps, step, current)) {
+    const evaluated = async (asked: Evaluation) => {
       await this.settle();
-      judgement = judge(config, await evaluate(this.#options, this.#options.evaluation, state), state);
+      judgement = judge(config, await evaluate(this.#options, asked, state), state);
       await hooks.evaluated(step);
+    };
+    // As in the Trainer, what goes by steps comes first and once more at the end; then what goes by epochs, which the run's end closes.
+    const atStep = (every: number) => step % every === 0 || last;
+    if (evaluation !== null && config.eval_strategy === "steps" && atStep(config.eval_steps ?? config.logging_steps)) {
+      await evaluated(evaluation);
     }
-    const wanted =
-      config.save_strategy === "best"
-        ? judgement.isBest
-        : due(config.save_strategy, config.save_steps, step, current) || (last && config.save_strategy === "steps");
+    const closes = current.endsEpoch || last || judgement.stops;
+    if (closes && config.logging_strategy === "epoch" && state.unloggedSteps > 0) this.#logLoss();
+    if (closes && config.eval_strategy === "epoch" && evaluation !== null) await evaluated(evaluation);
+    const wanted = {
+      ...{ no: false, best: judgement.isBest },
+      ...{ steps: atStep(config.save_steps), epoch: closes },
+    }[config.save_strategy];
     if (wanted || pause === "save") {
       await this.settle();
       await hooks.save(state, last || judgement.stops);
@@ -204,6 +210,12 @@ export class Trainer {
     this.#ended = true;
   }
 
+  /** The mean loss since the last such entry, and what the last step gave. */
+  #logLoss(): void {
+    const { state } = this;
+    log(state, this.#options.reporter, { loss: state.unloggedLoss / state.unloggedSteps, ...this.#stepValues });
+  }
+
   async #finish(): Promise<void> {
     await this.settle();
     this.#ended = true;
@@ -214,10 +226,6 @@ export class Trainer {
     const { source } = this.#options;
     return step <= source.maxSteps ? source.at(step) : null;
   }
-}
-
-function due(strategy: "no" | "steps" | "epoch", every: number, step: number, { endsEpoch }: TrainStep): boolean {
-  return strategy === "steps" ? step % every === 0 : strategy === "epoch" && endsEpoch;
 }
 
 /**

@@ -67,6 +67,7 @@ export function tokenizerSource(
 ): TokenizerSource {
   const built = asTransformersBuildsIt(withAddedTokens(json, config), config);
   checkIds(path, built);
+  checkParts(path, built);
   const source = typeof template === "object" ? (template ?? NO_TEMPLATE) : { source: template, remark: null };
   return { path, json: built, config, template: source, sentencePiece };
 }
@@ -232,6 +233,17 @@ class JsonTokenizer implements Tokenizer {
 
   tokenId(token: string): number | null {
     return this.#hf.token_to_id(token) ?? null;
+  }
+}
+
+/** What the library passes over, and other ids would come of. Error: PL_TOKENIZER_INVALID. */
+function checkParts(path: string, { model, added_tokens: added }: TokenizerJson): void {
+  const whole = added?.find((token) => token["single_word"] === true);
+  if (whole !== undefined)
+    throw invalid(path, `added token ${shown(whole.content)} has single_word, which is not supported`);
+  const prefix = model["continuing_subword_prefix"] ?? "";
+  if (model.type === "BPE" && prefix !== "") {
+    throw invalid(path, `its byte-pair model has continuing_subword_prefix ${shown(prefix)}, which is not supported`);
   }
 }
 

@@ -1,3 +1,4 @@
+import { TextDecoder } from "node:util";
 import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
 import { BytePairs } from "./bpe.ts";
 import { charsmapReplacer } from "./charsmap.ts";
@@ -28,6 +29,7 @@ export function makeLibrary(
 ): HfTokenizer {
   const hf = new HfTokenizer(json, config);
   mendNormalizer(hf.normalizer as Normalizer | null);
+  mendDecoder(hf.decoder as Decoder | null);
   const { type, vocab, unk_id: unknown, byte_fallback: bytes } = json.model;
   if (type === "Unigram" && hf.model !== null && Array.isArray(vocab)) {
     const model = new UnigramModel(vocab, {
@@ -37,6 +39,8 @@ export function makeLibrary(
         ? { unreachable: new Set<number>(), float32: false }
         : { unreachable: sentencePiece.unreachable, float32: true }),
     });
+    // Unknown characters of one piece are one token, not those of several.
+    hf.model.fuse_unk = false;
     hf.model.encode = (texts: string[]) => texts.flatMap((text) => model.encode(text));
   }
   if (hf.model instanceof Object && "bpe_ranks" in hf.model) {
@@ -52,6 +56,8 @@ interface LibraryBpe {
   bpe_ranks: Map<string, number>;
   end_of_word_suffix?: string | null;
   continuing_subword_suffix?: string | null;
+  fuse_unk: boolean;
+  unk_token?: string | null;
   bpe(piece: string): string[];
   encode(pieces: readonly string[]): string[];
 }
@@ -65,7 +71,13 @@ function quickenMerges(model: LibraryBpe): void {
     model.merges = [];
   }
   const encode = model.encode.bind(model);
-  const tokensOf = remembered((piece) => encode([piece]));
+  const { fuse_unk: fuses, unk_token: unknown } = model;
+  // The library fuses the unknown tokens of several pieces too.
+  model.fuse_unk = false;
+  const tokensOf = remembered((piece) => {
+    const tokens = encode([piece]);
+    return fuses ? tokens.filter((token, at) => at === 0 || token !== unknown || tokens[at - 1] !== unknown) : tokens;
+  });
   model.encode = (pieces) => {
     const tokens: string[] = [];
     for (const piece of pieces) for (const token of tokensOf(piece)) tokens.push(token);
@@ -131,4 +143,17 @@ function mendNormalizer(normalizer: Normalizer | null): void {
   const { type, precompiled_charsmap: charsmap } = normalizer.config;
   if (type !== "Precompiled" || typeof charsmap !== "string") return;
   normalizer.normalize = charsmapReplacer(Buffer.from(charsmap, "base64"));
+}
+
+/** A step of the library's decoder; a sequence has several. */
+interface Decoder {
+  decoders?: (Decoder | null)[];
+  text_decoder?: TextDecoder;
+}
+
+/** A byte order mark is a character like others. */
+function mendDecoder(decoder: Decoder | null): void {
+  if (decoder === null) return;
+  for (const part of decoder.decoders ?? []) mendDecoder(part);
+  if (decoder.text_decoder !== undefined) decoder.text_decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 }

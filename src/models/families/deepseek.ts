@@ -89,7 +89,8 @@ function deepseekSpec(given: unknown, generation: unknown, defaults: Defaults): 
     experts,
     skipped: extra,
     rules: {
-      rotaryInterleaved: parsed.rope_interleave ?? true,
+      // DeepSeek-V2's code does not read rope_interleave.
+      rotaryInterleaved: defaults.kind === "v2" || (parsed.rope_interleave ?? true),
       scale: { ...PLAIN_SCALE, scores: headDim ** -0.5 * latentScoreFactor(given) },
     },
     reads: [...MOE_KEYS, "kv_lora_rank"],

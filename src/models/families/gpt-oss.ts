@@ -3,6 +3,7 @@ import { decoderSpec } from "../decoder.ts";
 import { layerTypes, windowsByType } from "../decoder-config.ts";
 import { decoderShape } from "../decoder-shape.ts";
 import { mxfp4Quantization } from "../quantization.ts";
+import { withRope } from "../rope.ts";
 import type { ModelSpec } from "../spec.ts";
 import { expertCounts, MOE_KEYS, moeConfig } from "./moe-config.ts";
 
@@ -19,8 +20,7 @@ const YARN = {
  * of transformers' GptOssConfig). Experts in MXFP4 stay as the checkpoint packs them.
  */
 export function gptOssSpec(given: unknown, generation: unknown): ModelSpec {
-  const config = { head_dim: 64, rope_theta: 150000, ...Object(given) };
-  if (!config.rope_parameters && !config.rope_scaling) config.rope_parameters = YARN;
+  const config = withRope({ head_dim: 64, ...Object(given) }, YARN);
   const { rest, mxfp4 } = mxfp4Quantization(config);
   const parsed = parseConfig(moeConfig, rest);
   const bias = parsed.attention_bias ?? true;

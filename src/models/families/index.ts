@@ -11,7 +11,7 @@ import { baichuanSpec } from "./llama/baichuan.ts";
 import { cohere2Spec } from "./llama/cohere2.ts";
 import { ernie45Spec } from "./llama/ernie4-5.ts";
 import { exaone4Spec } from "./llama/exaone4.ts";
-import { graniteSpec } from "./llama/granite.ts";
+import { graniteHybridSpec, graniteSpec } from "./llama/granite.ts";
 import { hunyuanDenseSpec } from "./llama/hunyuan.ts";
 import { internlm2Spec } from "./llama/internlm2.ts";
 import { llamaSpec } from "./llama/llama.ts";
@@ -24,6 +24,7 @@ import { phi3Spec } from "./llama/phi3.ts";
 import { seedOssSpec } from "./llama/seed-oss.ts";
 import { smollm3Spec } from "./llama/smollm3.ts";
 import { qwenSpec } from "./qwen/qwen.ts";
+import { qwen2VlSpec, qwen3VlSpec, qwen25VlSpec } from "./qwen/qwen-vl.ts";
 import { qwen2Spec } from "./qwen/qwen2.ts";
 import { qwen2MoeSpec } from "./qwen/qwen2-moe.ts";
 import { qwen3Spec } from "./qwen/qwen3.ts";
@@ -38,6 +39,9 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   qwen: qwenSpec,
   qwen2: qwen2Spec,
   qwen3: qwen3Spec,
+  qwen2_vl: qwen2VlSpec,
+  qwen2_5_vl: qwen25VlSpec,
+  qwen3_vl: qwen3VlSpec,
   qwen3_next: qwen3NextSpec,
   qwen3_5_text: qwen35TextSpec,
   qwen3_5: qwen35Spec,
@@ -59,6 +63,7 @@ export const FAMILIES: Readonly<Record<string, FamilyReader>> = {
   glm: glmSpec,
   glm4: glm4Spec,
   granite: graniteSpec,
+  granitemoehybrid: graniteHybridSpec,
   olmo2: olmo2Spec,
   smollm3: smollm3Spec,
   cohere2: cohere2Spec,

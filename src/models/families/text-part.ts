@@ -10,19 +10,22 @@ export type TextPart = Pick<DecoderFamily, "family" | "prefix" | "names" | "skip
 const outer = z.looseObject({ text_config: z.looseObject({ model_type: z.string().max(64).nullable().optional() }) });
 
 /** Keys that stand beside text_config and hold for it, where it has none of its own. */
-const SHARED = ["torch_dtype", "dtype", "eos_token_id", "quantization_config", "tie_word_embeddings"] as const;
+const SHARED = ["torch_dtype", "dtype", "eos_token_id", "quantization_config"] as const;
 
 /** Where a checkpoint has its text model, and the other parts. */
 interface PartPlace {
   readonly root: string;
   readonly head: string;
   readonly skipped: readonly string[];
+  /** Whether the head stands outside of the text model, so that tie_word_embeddings beside text_config goes before the one in it. */
+  readonly headOutside: boolean;
 }
 
 const NESTED: PartPlace = {
   root: "model.language_model",
   head: "lm_head",
   skipped: ["model.vision_tower.", "model.visual.", "model.multi_modal_projector.", "mtp."],
+  headOutside: true,
 };
 
 /**
@@ -43,7 +46,9 @@ export function textPartSpec(
   const shared = Object.fromEntries(SHARED.flatMap((key) => (parsed[key] === undefined ? [] : [[key, parsed[key]]])));
   const text: Record<string, unknown> = { ...shared, ...parsed.text_config, model_type: type, architectures: null };
   if (Object.hasOwn(text, "text_config")) contradiction("text_config holds a text_config");
-  const { root, head, skipped } = place;
+  const { root, head, skipped, headOutside } = place;
+  const tie = headOutside ? (parsed["tie_word_embeddings"] ?? null) : null;
+  if (tie !== null) text["tie_word_embeddings"] = tie;
   return reader(text, generation, {
     ...own,
     names: {

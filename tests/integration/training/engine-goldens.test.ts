@@ -70,7 +70,16 @@ for (const { name, hold, loss: closeLoss, rest } of [
 }
 
 /** How a checkpoint with a vision tower names the text model's tensors and the tower. */
-const TOWERS = [
+interface Tower {
+  readonly family: string;
+  /** The run whose model stands for the text model; absent: the family's. */
+  readonly golden?: string;
+  /** text_config's model_type; absent: the run's. */
+  readonly text?: string;
+  readonly place: (name: string) => string;
+  readonly tower: string;
+}
+const TOWERS: readonly Tower[] = [
   { family: "gemma3", place: (name: string) => `language_model.${name}`, tower: "vision_tower" },
   {
     family: "gemma3",
@@ -78,12 +87,16 @@ const TOWERS = [
     tower: "model.vision_tower",
   },
   { family: "llama4", place: (name: string) => `language_model.${name}`, tower: "vision_model" },
-] as const;
+  {
+    ...{ family: "qwen2_5_vl", golden: "qwen2-gqa-tied", text: "qwen2_5_vl_text" },
+    ...{ place: (name: string) => name, tower: "visual" },
+  },
+];
 
 test("the text model of a checkpoint with a vision tower: the same logits, the tower left out", async (t) => {
   const ids = [3, 50, 7, 99, 12, 4, 4, 80, 31, 9, 2, 6];
-  for (const { family, place, tower } of TOWERS) {
-    const folder = fixture(`goldens/${family}/model`);
+  for (const { family, golden = family, text: model_type, place, tower } of TOWERS) {
+    const folder = fixture(`goldens/${golden}/model`);
     const plain = await wholeModel(folder, null);
     const expected = await lastLogits(plain, ids);
     await plain.close();
@@ -97,9 +110,10 @@ test("the text model of a checkpoint with a vision tower: the same logits, the t
     const vision = [{ name: `${tower}.patch`, dtype: "float32" as const, shape: [4], data: async () => patch }];
     await writeCheckpoint(dir, [...text, ...vision]);
     const text_config = readJson<Record<string, unknown>>(folder, "config.json");
+    if (model_type !== undefined) Object.assign(text_config, { model_type });
     writeFileSync(join(dir, "config.json"), JSON.stringify({ model_type: family, text_config, vision_config: {} }));
     const spec = await readModelSpec(dir);
-    assert.match(spec.architecture, /^(Gemma3|Llama4)ForConditionalGeneration$/);
+    assert.match(spec.architecture, /^(Gemma3|Llama4|Qwen2_5_VL)ForConditionalGeneration$/);
     // Merged files are named as the checkpoint's: transformers reads Llama 4's under language_model.model.
     const files = await openCheckpoint(dir, spec);
     const apart = { ...spec, tensors: storedTensors(spec, files.has) };

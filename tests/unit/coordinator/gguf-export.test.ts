@@ -31,10 +31,10 @@ const read = async (dir: string) => {
 test("every family has an architecture, and each of its tensors goes into the file once", () => {
   const tried = new Set(Object.values(GGUF_CONFIGS).map((config) => config["model_type"]));
   // Those with a vision tower are their text models.
-  const towers = ["mistral3", "gemma3", "qwen3_5", "qwen3_5_moe"];
+  const towers = ["mistral3", "gemma3", "qwen3_5", "qwen3_5_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
   assert.deepEqual(
     Object.keys(FAMILIES).filter((family) => !tried.has(family) && !towers.includes(family)),
-    ["llama4_text", "llama4"],
+    ["llama4_text", "llama4", "granitemoehybrid"],
   );
   const llama4 = modelSpecFromConfig({ ...GGUF_CONFIGS["llama"], model_type: "llama4_text" });
   assert.throws(() => architectureFor(llama4), /PL_MODEL_UNSUPPORTED|no architecture for Llama4ForCausalLM/);

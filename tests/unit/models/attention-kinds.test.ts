@@ -146,7 +146,8 @@ describe("latent attention", () => {
 
   test("with q_lora_rank q comes over a latent vector too, and biases are where DeepSeek has them", () => {
     const spec = modelSpecFromConfig({ ...lite, q_lora_rank: 24, attention_bias: true, rope_interleave: false });
-    assert.equal(spec.rules.rotaryInterleaved, false);
+    // Only DeepSeek-V3's code reads rope_interleave.
+    assert.equal(spec.rules.rotaryInterleaved, true);
     const block = spec.layers.find((layer) => layer.kind === "block")!;
     const own = block.linears.map(({ role, in: input, out, bias }) => [role, input, out, bias]).slice(0, 5);
     assert.deepEqual(own, [

@@ -90,7 +90,11 @@ describe("settings that a family does not have are refused by key", () => {
     ["exaone4", { sliding_window_pattern: "LXG" }, "sliding_window_pattern"],
     ["hunyuan_v1_dense", { num_experts: 16 }, "num_experts"],
     ["internlm2", { rope_scaling: { type: "dynamic" } }, "factor"],
-    ["internlm2", { rope_scaling: { type: "longrope" } }, "rope_type"],
+    ["internlm2", { rope_scaling: { type: "longrope" } }, "short_factor"],
+    ["llama", { rope_scaling: { type: "dynamic", alpha: 1000 } }, "rope_scaling.alpha"],
+    ["llama", { is_causal: false }, "is_causal"],
+    ["qwen3", { per_layer_config: { "0": { num_attention_heads: 2 } } }, "per_layer_config"],
+    ["gemma3_text", { attn_logit_softcapping: 50 }, "attn_logit_softcapping"],
     ["minicpm", { num_experts: 8 }, "num_experts"],
     ["baichuan", { architectures: ["BaichuanForCausalLM"], max_position_embeddings: 4096 }, "architectures"],
   ];

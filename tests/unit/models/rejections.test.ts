@@ -54,15 +54,15 @@ const rejected: [string, object, string, RegExp][] = [
   ["packed weights", { ...llama, quantization_config: { quant_method: "gptq" } }, "PL_MODEL_UNSUPPORTED", /gptq/],
   [
     "unknown rotary scaling",
-    { ...llama, rope_scaling: { rope_type: "longrope" } },
+    { ...llama, rope_scaling: { rope_type: "proportional" } },
     "PL_MODEL_UNSUPPORTED",
-    /rope_type.*longrope.*default, linear, llama3, yarn/,
+    /rope_type.*proportional.*default, linear, llama3, yarn/,
   ],
   [
-    "dynamic rotary scaling",
-    { ...llama, rope_scaling: { type: "dynamic", factor: 2 } },
-    "PL_MODEL_UNSUPPORTED",
-    /dynamic/,
+    "dynamic rotary scaling without a factor",
+    { ...llama, rope_scaling: { type: "dynamic" } },
+    "PL_MODEL_CONFIG_INVALID",
+    /dynamic.*factor/,
   ],
   [
     "llama3 without its keys",

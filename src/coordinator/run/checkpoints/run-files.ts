@@ -57,11 +57,16 @@ export type FileSettings = DecisiveSettings &
     | "early_stopping_threshold"
   >;
 
+/** What the Trainer's state has where nothing is evaluated by steps. */
+const UNASKED_EVAL_STEPS = 500;
+
 /** The identity of the run that owns an output folder. */
 export interface RunIdentity {
   readonly outputDir: string;
   readonly fingerprint: string;
   readonly maxSteps: number;
+  /** Epochs that these steps begin. */
+  readonly epochs: number;
   /** The run's settings, for training_args.json. */
   readonly args: Readonly<Record<string, unknown>>;
 }
@@ -115,10 +120,10 @@ export class RunFiles {
     const { eval_steps, eval_strategy, logging_steps, save_steps, early_stopping_patience: patience } = settings;
     this.#state = {
       maxSteps: run.maxSteps,
-      numTrainEpochs: Math.ceil(settings.num_train_epochs),
+      numTrainEpochs: run.epochs,
       trainBatchSize: settings.per_device_train_batch_size,
       loggingSteps: logging_steps,
-      evalSteps: eval_steps ?? (eval_strategy === "steps" ? logging_steps : save_steps),
+      evalSteps: eval_steps ?? (eval_strategy === "steps" ? logging_steps : UNASKED_EVAL_STEPS),
       saveSteps: save_steps,
       earlyStopping: patience === null ? null : { patience, threshold: settings.early_stopping_threshold },
       fingerprint: run.fingerprint,

@@ -21,6 +21,8 @@ export function learningRate(settings: LearningRateSettings, done: number): numb
   const given = (key: string, otherwise: number) => (typeof kwargs[key] === "number" ? kwargs[key] : otherwise);
   if (type === "constant") return peak;
   if (type === "warmup_stable_decay") return peak * stableThenDecay(settings, done);
+  const least = () => given("min_lr_rate", given("min_lr", 0) / peak);
+  if (type === "cosine_warmup_with_min_lr") return peak * warmedFromAbove(settings, least(), done);
   if (done < warm) return peak * (done / Math.max(1, warm));
   if (type === "constant_with_warmup") return peak;
   const left = Math.max(1, totalSteps - warm);
@@ -33,7 +35,7 @@ export function learningRate(settings: LearningRateSettings, done: number): numb
     case "cosine_with_restarts":
       return progress >= 1 ? 0 : peak * wave(0.5, (given("num_cycles", 1) * progress) % 1);
     case "cosine_with_min_lr": {
-      const floor = given("min_lr_rate", given("min_lr", 0) / peak);
+      const floor = least();
       return peak * Math.max(0, wave(given("num_cycles", 0.5), progress) * (1 - floor) + floor);
     }
     case "polynomial": {
@@ -51,6 +53,20 @@ export function learningRate(settings: LearningRateSettings, done: number): numb
 /** A cosine that falls from 1 to 0 in half a cycle. */
 function wave(cycles: number, progress: number): number {
   return 0.5 * (1 + Math.cos(Math.PI * cycles * 2 * progress));
+}
+
+/** cosine_warmup_with_min_lr's share of the peak: the first step has a rate already, the last one the least. */
+function warmedFromAbove(
+  { warmupSteps: warm, totalSteps, kwargs = {} }: LearningRateSettings,
+  least: number,
+  done: number,
+): number {
+  const { warmup_lr_rate: first, num_cycles: cycles = 0.5 } = kwargs;
+  if (done < warm) {
+    return typeof first === "number" ? first + ((1 - first) * done) / Math.max(1, warm - 1) : (done + 1) / warm;
+  }
+  const progress = (done - warm + 1) / Math.max(1, totalSteps - warm);
+  return Math.max(0, wave(Number(cycles), progress) * (1 - least) + least);
 }
 
 /** warmup_stable_decay's share of the peak. */

@@ -84,6 +84,7 @@ const LLAMA: Architecture = {
   ropeFactors: true,
 };
 const QWEN2: Architecture = { name: "qwen2", rope: "halves", biases: ["q, k, v", "output"] };
+const QWEN3: Architecture = { ...QWEN2, name: "qwen3", headNorm: "each" };
 const GEMMA_EMBEDDING = ({ shape }: ModelSpec) => ({ embedding: Math.sqrt(shape.hidden) });
 const GEMMA2_LARGEST = 46;
 /** Gemma 2's and 3's largest models are recognised by their number of blocks. They divide scores by hidden / heads. */
@@ -156,7 +157,10 @@ export const ARCHITECTURES: Readonly<Record<string, readonly Architecture[]>> = 
     },
   ],
   qwen2: [QWEN2],
-  qwen3: [{ ...QWEN2, name: "qwen3", headNorm: "each" }],
+  qwen3: [QWEN3],
+  qwen2_vl: [QWEN2],
+  qwen2_5_vl: [QWEN2],
+  qwen3_vl: [QWEN3],
   qwen2_moe: [{ ...QWEN2, name: "qwen2moe", experts: { score: "softmax", normalise: false, shared: "with a gate" } }],
   qwen3_moe: [{ ...QWEN2, name: "qwen3moe", headNorm: "each", experts: { score: "softmax", normalise: true } }],
   qwen3_next: [QWEN3NEXT],

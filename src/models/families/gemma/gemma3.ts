@@ -11,7 +11,6 @@ import { GEMMA2_NORMS } from "./gemma2.ts";
 const gemma3Config = gemmaConfig.extend({
   rope_local_base_freq: nullish(z.number().positive().max(1e12)),
   sliding_window_pattern: nullish(z.number().int().positive().max(4096)),
-  _sliding_window_pattern: nullish(z.number().int().positive().max(4096)),
 });
 
 const ALONE: TextPart = {
@@ -35,7 +34,7 @@ export function gemma3TextSpec(config: unknown, generation: unknown, part: TextP
   const headDim = parsed.head_dim ?? 256;
   const maxPositions = parsed.max_position_embeddings ?? 131072;
   const rules = gemmaRules(parsed);
-  const types = layerTypes(parsed, everyNthFull(parsed.sliding_window_pattern ?? parsed._sliding_window_pattern ?? 6));
+  const types = layerTypes(parsed, everyNthFull(parsed.sliding_window_pattern ?? 6));
   const local = parsed.rope_local_base_freq ?? 10000;
   return decoderSpec(parsed, generation, {
     ...part,
@@ -55,8 +54,8 @@ export function gemma3TextSpec(config: unknown, generation: unknown, part: TextP
     rules: {
       ...rules,
       scale: { ...rules.scale, scores: (parsed.query_pre_attn_scalar ?? 256) ** -0.5 },
-      cap: { scores: parsed.attn_logit_softcapping ?? null, logits: parsed.final_logit_softcapping ?? null },
+      cap: { scores: null, logits: parsed.final_logit_softcapping ?? null },
     },
-    reads: ["query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"],
+    reads: ["query_pre_attn_scalar", "final_logit_softcapping"],
   });
 }

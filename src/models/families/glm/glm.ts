@@ -33,7 +33,7 @@ function glmLike(
   const parsed = parseConfig(decoderConfig, config);
   return decoderSpec(parsed, generation, {
     ...own,
-    bias: { qkv: parsed.attention_bias ?? false },
+    bias: { qkv: parsed.attention_bias ?? true },
     ...decoderShape(config, parsed, {
       headDim: 128,
       kvHeads: 2,

@@ -19,7 +19,7 @@ const cohere2Config = decoderConfig.extend({
 export function cohere2Spec(config: unknown, generation: unknown): ModelSpec {
   const parsed = parseConfig(cohere2Config, config);
   const bias = parsed.attention_bias ?? false;
-  const headDim = headWidth({ ...parsed, head_dim: null });
+  const headDim = headWidth(parsed);
   const maxPositions = parsed.max_position_embeddings ?? 8192;
   const types = layerTypes(parsed, everyNthFull(parsed.sliding_window_pattern ?? 4));
   const window = parsed.sliding_window === undefined ? 4096 : parsed.sliding_window;

@@ -18,7 +18,7 @@ export function hunyuanDenseSpec(config: unknown, generation: unknown): ModelSpe
       eps: 1e-5,
       maxPositions: 2048,
       tied: false,
-      rope: { base: 10000, rules: ["dynamic"] },
+      rope: { base: 10000, alpha: true },
     }),
     names: { headNorms: ["query_layernorm", "key_layernorm"] },
     rules: { headNorm: { whole: false, afterRotary: true } },

@@ -19,7 +19,7 @@ export function internlm2Spec(config: unknown, generation: unknown): ModelSpec {
       eps: 1e-6,
       maxPositions: 2048,
       tied: false,
-      rope: { base: 10000, rules: ["dynamic"] },
+      rope: { base: 10000 },
     }),
     names: {
       embedding: "model.tok_embeddings",

@@ -49,6 +49,7 @@ export function llama4Spec(given: unknown, generation: unknown): ModelSpec {
       root: "language_model.model",
       head: "language_model.lm_head",
       skipped: ["vision_model.", "multi_modal_projector."],
+      headOutside: false,
     },
   );
 }
@@ -69,7 +70,7 @@ export function llama4TextSpec(given: unknown, generation: unknown, part: TextPa
   }
   const { headDim, ...shape } = decoderShape(given, parsed, {
     headDim: 128,
-    kvHeads: parsed.num_key_value_heads === null ? parsed.num_attention_heads : 8,
+    kvHeads: 8,
     eps: 1e-5,
     maxPositions: 131072,
     tied: false,

@@ -2,7 +2,7 @@ import { contradiction, parseConfig } from "../../config.ts";
 import { type DecoderFamily, decoderSpec } from "../../decoder.ts";
 import { decoderConfig } from "../../decoder-config.ts";
 import { decoderShape } from "../../decoder-shape.ts";
-import { ropeParametersOf } from "../../rope.ts";
+import { ropeParametersOf, withRope } from "../../rope.ts";
 import type { ModelSpec } from "../../spec.ts";
 import { type TextPart, textPartSpec } from "../text-part.ts";
 
@@ -21,15 +21,15 @@ const MINISTRAL3 = {
   head_dim: 128,
   rms_norm_eps: 1e-5,
   max_position_embeddings: 262144,
-  rope_parameters: {
-    ...{ type: "yarn", rope_theta: 1000000, factor: 16, original_max_position_embeddings: 16384 },
-    ...{ beta_fast: 32, beta_slow: 1, mscale: 1, mscale_all_dim: 1, llama_4_scaling_beta: 0.1 },
-  },
+} as const;
+const MINISTRAL3_ROPE = {
+  ...{ type: "yarn", rope_theta: 1000000, factor: 16, original_max_position_embeddings: 16384 },
+  ...{ beta_fast: 32, beta_slow: 1, mscale: 1, mscale_all_dim: 1, llama_4_scaling_beta: 0.1 },
 } as const;
 
 /** Ministral 3: Mistral's blocks, with queries scaled by how far they stand (defaults of transformers' Ministral3Config). */
 export function ministral3Spec(given: unknown, generation: unknown, part?: TextPart): ModelSpec {
-  const config = { ...MINISTRAL3, ...Object(given) };
+  const config = withRope({ ...MINISTRAL3, ...Object(given) }, MINISTRAL3_ROPE);
   const { llama_4_scaling_beta: beta, original_max_position_embeddings: length } = ropeParametersOf(config);
   const scaled = typeof beta === "number" && beta !== 0;
   if (scaled && !Number.isInteger(length)) contradiction("llama_4_scaling_beta needs original_max_position_embeddings");

@@ -17,7 +17,7 @@ export function phi3Spec(config: unknown, generation: unknown): ModelSpec {
       eps: 1e-5,
       maxPositions: 4096,
       tied: false,
-      rope: { base: 10000, partial: 1, original: 4096, rules: ["longrope"] },
+      rope: { base: 10000, partial: 1, original: 4096, longropeAlone: true },
     }),
     slidingWindow: () => parsed.sliding_window ?? null,
     names: { qkv: "qkv_proj", gateUp: "gate_up_proj", activation: "activation_fn", outputFirst: true },

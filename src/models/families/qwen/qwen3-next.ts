@@ -31,7 +31,7 @@ interface Generation extends TextPart {
 interface MoeDefaults {
   readonly count: number;
   readonly chosen: number;
-  /** norm_topk_prob is read; else weights are always divided by their sum. */
+  /** norm_topk_prob, decoder_sparse_step and mlp_only_layers are read; else weights are always divided by their sum, in every block. */
   readonly asked: boolean;
   readonly storedAtOnce: boolean;
 }
@@ -80,7 +80,8 @@ function gatedDeltaSpec(given: unknown, generation: unknown, own: Generation): M
   if (act !== "silu" && act !== "swish") unsupported("hidden_act", act, "silu");
   const { kvHeads, fused, experts: defaults, ...part } = own;
   const experts = defaults === undefined || parsed.num_experts === 0 ? null : nextExperts(parsed, defaults);
-  const sparse = sparseBlocks(parsed);
+  // Qwen3.5 has experts in every block.
+  const sparse = defaults?.asked === true ? sparseBlocks(parsed) : () => true;
   const bias = parsed.attention_bias ?? false;
   const interval = parsed.full_attention_interval ?? 4;
   const types = typesOfLayers(parsed, ["linear_attention", "full_attention"], (block) =>

@@ -86,6 +86,21 @@ test("a cosine that ends above zero, as a rate or as a share", () => {
   );
 });
 
+test("the same with a warm-up that does not begin at zero", () => {
+  // transformers 5.17's own values.
+  const down = [0.8681980515339464, 0.55, 0.23180194846605365, 0.1];
+  const rates = (kwargs: object, warmupSteps = 2) =>
+    [0, 1, 2, 3, 4, 5].map((done) =>
+      learningRate(
+        { ...{ type: "cosine_warmup_with_min_lr", peak: 1, warmupSteps, totalSteps: 6 }, kwargs: { ...kwargs } },
+        done,
+      ),
+    );
+  near(rates({ min_lr_rate: 0.1 }), [0.5, 1, ...down]);
+  near(rates({ min_lr: 0.1, warmup_lr_rate: 0.3 }), [0.3, 1, ...down]);
+  near(rates({ min_lr_rate: 0, num_cycles: 1 }, 0), [0.75, 0.25, 0, 0.25, 0.75, 1]);
+});
+
 test("warm-up, peak, decay, floor", () => {
   near(even("warmup_stable_decay", { num_decay_steps: 4, decay_type: "linear" }), [0, 1, 1, 1, 0.5, 0]);
   near(even("warmup_stable_decay", { num_decay_steps: 4, min_lr_ratio: 0.2 }), [0.2, 1, 1, 1, 0.6, 0.2]);

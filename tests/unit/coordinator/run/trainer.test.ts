@@ -13,7 +13,7 @@ import {
 import { INITIAL_LOSS_SCALE, nextLossScale } from "../../../../src/coordinator/run/steps/loss-scale.ts";
 import { trainRounds } from "../../../../src/coordinator/run/steps/rounds.ts";
 import type { TrainStep } from "../../../../src/coordinator/run/steps/step-source.ts";
-import { Trainer } from "../../../../src/coordinator/run/trainer.ts";
+import { type LoopSettings, Trainer, type TrainerOptions } from "../../../../src/coordinator/run/trainer.ts";
 import type { Update } from "../../../../src/rpc/generated/pipelora/v1/Update.ts";
 
 const CONFIG = { ...defaultConfig(), max_grad_norm: 1, save_strategy: "no", logging_steps: 1 } as const;
@@ -33,10 +33,21 @@ const QUIET = {
   lastStep: () => {},
 };
 
-/** Trains four steps; `square` is the squared gradient norm that the workers report at a step under a loss scale. */
-async function train(state: TrainerState, square: (step: number, scale: number) => number, loss = 2) {
+/** What a run is told beside the defaults, and what it is asked to evaluate. */
+type Times = Pick<Partial<TrainerOptions>, "evaluation"> & { readonly config?: Partial<LoopSettings> };
+
+/**
+ * Trains four steps, epochs of three; `square` is the squared gradient norm that the workers report at a step under a loss scale.
+ */
+async function train(
+  state: TrainerState,
+  square: (step: number, scale: number) => number,
+  loss = 2,
+  { config = {}, evaluation = null }: Times = {},
+) {
   const updates: Update[] = [];
   const scales: number[] = [];
+  const saved: number[] = [];
   const pipeline = {
     runRound: async (_round: unknown, parts: readonly RoundPart[]) =>
       parts.map(({ step, previous, lossScale: scale }) => {
@@ -52,15 +63,19 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     applyUpdate: async (update: Update) => {
       updates.push(update);
     },
+    evaluate: async () => ({ lossSum: 1 }),
   } as unknown as PipelineAdapter;
   const at = async (step: number): Promise<TrainStep> => ({
     batches: [],
     tokens: 1,
     paddedTokens: 1,
     epoch: step / 4,
-    endsEpoch: step === 4,
+    endsEpoch: step % 3 === 0,
   });
-  const hooks = { save: async () => {}, hold: async () => {}, evaluated: async () => {}, finish: async () => {} };
+  const save = async ({ globalStep }: TrainerState) => {
+    saved.push(globalStep);
+  };
+  const hooks = { save, hold: async () => {}, evaluated: async () => {}, finish: async () => {} };
   const rounds = {
     pause: async () => null,
     tells: () => false,
@@ -70,10 +85,10 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
     traced: () => false,
   };
   const options = {
-    config: CONFIG,
+    config: { ...CONFIG, ...config },
     pipeline: own,
     source: { maxSteps: 4, at },
-    evaluation: null,
+    evaluation,
     rate: RATE,
     groups: [{ peak: 1, weightDecay: 0 }],
     flosPerToken: 1,
@@ -87,7 +102,7 @@ async function train(state: TrainerState, square: (step: number, scale: number) 
   };
   await trainRounds([{ number: 0, adapter, trainer }], pipeline, rounds);
   if (failure !== null) throw failure;
-  return { updates, scales };
+  return { updates, scales, saved };
 }
 
 test("under loss scaling an overflow skips the step, halves the scale, and is not counted", async () => {
@@ -144,4 +159,38 @@ test("the scale grows after 2000 steady steps and gives up where no scale helps"
   assert.deepEqual(nextLossScale({ scale: 8, steadySteps: 1999 }, true, 1), { scale: 16, steadySteps: 0 });
   assert.deepEqual(nextLossScale({ scale: 8, steadySteps: 5 }, true, 1), { scale: 8, steadySteps: 6 });
   assert.throws(() => nextLossScale({ scale: 2 ** -20, steadySteps: 0 }, false, 7), { code: "PL_LOSS_NOT_FINITE" });
+});
+
+test("what goes by steps comes once more at the end, what goes by epochs at a run's end within one", async () => {
+  const evaluation = { *parts() {}, rows: 1, steps: 1 };
+  /** Steps of what was logged, in that order: a loss as 1, an evaluation as 1.5. */
+  const times = async (config: Partial<LoopSettings>) => {
+    const state = initialState();
+    const { saved } = await train(state, () => 1, 2, { config, evaluation });
+    return [state.logHistory.map((entry) => entry.step + ("loss" in entry ? 0 : 0.5)), saved];
+  };
+  const steps = { logging_strategy: "steps", eval_strategy: "steps", save_strategy: "steps" } as const;
+  const epochs = { logging_strategy: "epoch", eval_strategy: "epoch", save_strategy: "epoch" } as const;
+  const each = { logging_steps: 2, eval_steps: 3, save_steps: 3 };
+  assert.deepEqual(await times({ ...steps, ...each }), [
+    [2, 3.5, 4, 4.5],
+    [3, 4],
+  ]);
+  assert.deepEqual(await times({ ...epochs, ...each }), [
+    [3, 3.5, 4, 4.5],
+    [3, 4],
+  ]);
+  // By steps before by epochs: transformers' DefaultFlowCallback is asked behind the step, then behind the epoch.
+  assert.deepEqual(await times({ ...steps, ...each, logging_strategy: "epoch" }), [
+    [3.5, 3, 4.5, 4],
+    [3, 4],
+  ]);
+  assert.deepEqual(await times({ ...epochs, ...each, logging_strategy: "steps" }), [
+    [2, 3.5, 4, 4.5],
+    [3, 4],
+  ]);
+  assert.deepEqual(await times({ ...epochs, logging_first_step: true, eval_strategy: "no", save_strategy: "no" }), [
+    [1, 3, 4],
+    [],
+  ]);
 });
