@@ -190,6 +190,11 @@ TEST_CASE("e4m3 takes widths of whole pieces of 16, of every part") {
       }
 }
 
+TEST_CASE("a scale a row in cuBLASLt's products is Hopper's alone") {
+  CHECK(has_row_scales(kHopper));
+  CHECK_FALSE(has_row_scales(kAda));
+}
+
 TEST_CASE("experts' products") {
   for (const GpuKind& gpu : kGpus)
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})

@@ -174,6 +174,8 @@ class CudaOps final : public Ops {
   /// Of gather_choices()' rows.
   Fp8Input gathered_in_e4m3(const Tensor& from, const Routes& routes);
   void forward_fp8(const LinearForward& call, const HeldView& weight, Fp8Input x);
+  /// A product with scales, in one launch or behind it.
+  void multiply_e4m3(const Product& product);
   /// A few tokens: their input, inner vectors and product; false, and nothing done, where that does not suit.
   bool forward_few(const FewInput& input, const LinearForward& call);
   /// The product of a call whose inner vectors are written where it does not take them along; `inner_ready`: the tail behind x is, too. `made`: x in

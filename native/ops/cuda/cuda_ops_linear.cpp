@@ -1,11 +1,13 @@
 // Products with frozen weights, and LoRA beside them.
 #include <algorithm>
+#include <cmath>
 
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/base/int8.h"
 #include "ops/cuda/device/alignment.h"
 #include "ops/cuda/pointwise/pointwise.h"
 #include "ops/cuda/lora/lora.h"
+#include "pipelora/core/e4m3.h"
 #include "pipelora/core/error.h"
 
 namespace pipelora::cuda {
@@ -165,6 +167,23 @@ CudaOps::Fp8Input CudaOps::in_e4m3(const Tensor& x) {
   return made;
 }
 
+void CudaOps::multiply_e4m3(const Product& product) {
+  if (has_row_scales(gpu_)) return multiply(product);
+  // Sums of codes are divided by a power of two under which none leaves float16, by the inner dimension alone.
+  const double largest = static_cast<double>(kE4m3Largest) * kE4m3Largest * static_cast<double>(product.a.cols) / 65504;
+  const int exponent = std::max(0, static_cast<int>(std::ceil(std::log2(largest))));
+  Buffer room;
+  if (product.c.data == product.d.data) room = arena_->workspace("sums of a product in e4m3", product.d.dtype, product.d.rows, product.d.cols);
+  Product sums = product;
+  sums.c = {};
+  sums.bias = nullptr;
+  sums.a_scales = sums.b_scales = nullptr;
+  sums.alpha = std::ldexp(1.0f, -exponent);
+  if (room) sums.d = room;
+  multiply(sums);
+  fp8_scale_sums({sums.d, std::ldexp(1.0f, exponent), product.a_scales, product.b_scales, product.c, product.bias, product.d}, device_.stream());
+}
+
 // LoRA's part is in the compute dtype: it is written first where it reaches every output, and the product adds to it, which hides
 // the reading.
 void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight, Fp8Input x) {
@@ -174,7 +193,7 @@ void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight, Fp8
   product.bias = weight.bias(context_.compute);
   std::int64_t reached = 0;
   for (const LoraView& pair : call.lora.pairs) reached += pair.bt.cols;
-  const bool first = reached == weight.out() && call.y.dtype == call.x.dtype;
+  const bool first = reached == weight.out() && call.y.dtype == call.x.dtype && has_row_scales(gpu_);
   if (first) {
     write_output(call.lora, call.inner, call.residual, call.y);
     product.c = call.y;
@@ -183,7 +202,7 @@ void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight, Fp8
   product.a_scales = x.scales.tensor().as<float>();
   product.b = weight.expanded(true);
   product.b_scales = weight.fp8_scales(true);
-  multiply(product);
+  multiply_e4m3(product);
   weight.done(true);
   x = {};
   if (!first) add_output(call.lora, call.inner, call.y);
@@ -296,7 +315,10 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call) {
     product.a = call.dy;
   }
   product.b = matrix;
-  multiply(product);
+  if (codes)
+    multiply_e4m3(product);
+  else
+    multiply(product);
   weight.done(false);
   return trains;
 }

@@ -239,6 +239,12 @@ const char* name(ExpertsKernel kernel) {
   return "";
 }
 
+bool has_row_scales(const GpuKind& gpu) {
+  // A build without Hopper's own code leaves them out there too, so that what other GPUs run can be tested.
+  tell(gpu, [&](std::ostream& out) { out << "product of e4m3 numbers -> " << (gpu.hopper ? "a scale a row" : "scales behind its sums"); });
+  return gpu.hopper;
+}
+
 ExpertsKernel experts_choice(const ExpertsTraits& call, const GpuKind& gpu) {
   // Of so few rows the experts chosen read their own codes sooner than all are expanded.
   constexpr std::int64_t kFewRows = 64;

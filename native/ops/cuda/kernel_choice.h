@@ -121,6 +121,9 @@ inline constexpr std::int64_t kFp8Piece = 16;
 /// Whether a weight's products can multiply e4m3 numbers, forward and back; `part_rows`: of the matrices that it is made of.
 bool suits_e4m3(DType compute, std::int64_t in, std::span<const std::int64_t> part_rows);
 
+/// Whether cuBLASLt multiplies e4m3 numbers with a scale a row: on compute capability 9.0 alone (its documentation's table of scaling modes).
+bool has_row_scales(const GpuKind& gpu);
+
 struct ExpertsTraits {
   DType dtype = DType::f32;
   std::int64_t in = 0, out = 0;  // of one expert

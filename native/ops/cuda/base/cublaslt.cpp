@@ -162,12 +162,12 @@ Plan Products::State::make(const Product& p, bool with_c, int choice) {
     set(kDescBiasType, static_cast<std::int32_t>(data_type(p.d.dtype)));
   }
   const bool eight_bit = p.a.dtype == DType::f8;
-  if (eight_bit) {
+  if (eight_bit) set(kDescFastSums, static_cast<std::int8_t>(p.fast_sums));
+  if (p.a_scales != nullptr) {
     set(kDescScaleModeA, kScaleRows);
     set(kDescScaleModeB, kScaleRows);
     set(kDescScaleA, p.b_scales);
     set(kDescScaleB, p.a_scales);
-    set(kDescFastSums, static_cast<std::int8_t>(p.fast_sums));
   }
   const std::int64_t m = p.d.rows, n = p.d.cols, k = inner_dimension(p);
   const auto layout = [&](MatrixLayout& out, const Tensor& tensor, std::int64_t rows, std::int64_t cols) {
@@ -226,7 +226,7 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
                 static_cast<std::int64_t>(p.a.dtype),
                 static_cast<std::int64_t>(p.d.dtype),
                 with_c ? static_cast<std::int64_t>(p.c.dtype) : -1,
-                p.b_transposed + 2 * p.a_transposed + 4 * p.fast_sums,
+                p.b_transposed + 2 * p.a_transposed + 4 * p.fast_sums + 8 * (p.a_scales != nullptr),
                 p.bias != nullptr,
                 alignment(p.a.data),
                 alignment(p.b.data),
@@ -239,7 +239,7 @@ bool Products::run(const Product& p, void* workspace, cudaStream_t stream, int c
   if (p.bias != nullptr) {
     require(lib.desc_set(plan.desc, kDescBiasPointer, &p.bias, sizeof p.bias), "cublasLtMatmulDescSetAttribute");
   }
-  if (p.a.dtype == DType::f8) {
+  if (p.a_scales != nullptr) {
     require(lib.desc_set(plan.desc, kDescScaleA, &p.b_scales, sizeof p.b_scales), "cublasLtMatmulDescSetAttribute");
     require(lib.desc_set(plan.desc, kDescScaleB, &p.a_scales, sizeof p.a_scales), "cublasLtMatmulDescSetAttribute");
   }

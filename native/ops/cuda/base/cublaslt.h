@@ -22,7 +22,7 @@ struct Product {
   const void* bias = nullptr;  // [n] in d's dtype, or null
   bool a_transposed = false;
   float alpha = 1;  // int8: 1
-  /// f8: of a's rows and of b's, which they are multiplied by. Both operands' rows are then multiples of 16 long.
+  /// f8: of a's rows and of b's, which they are multiplied by, where compute capability is 9.0; or neither. Both operands' rows are multiples of 16 long.
   const float *a_scales = nullptr, *b_scales = nullptr;
   /// f8: sums stay in the tensor core's own registers, of fewer bits than float32, all the way (docs/decisions/compute/fp8.md).
   bool fast_sums = true;

@@ -39,6 +39,17 @@ struct RowCodes {
   float* scales = nullptr;
 };
 
+/// d = sums * factor * row scale * column scale + c + bias: what is left of a product in e4m3 whose library knows no scale a row.
+struct ScaledSums {
+  Tensor sums{};        // [m, n] in d's dtype; may be d
+  float factor = 1;
+  const float *row_scales = nullptr, *column_scales = nullptr;  // [m], [n]
+  Tensor c{};           // [m, n] in 16 bits or float32, or empty; may be d where sums is not
+  const void* bias = nullptr;  // [n] in d's dtype, or null
+  Tensor d{};
+};
+void fp8_scale_sums(const ScaledSums& call, cudaStream_t stream);
+
 /// Of x [T, n] in 16 bits, n a multiple of eight, rows on 16 bytes. Kernels that make such rows may write the same bits themselves (rmsnorm_rows, rmsnorm_lora_inner).
 void fp8_rows(const Tensor& x, const RowCodes& to, cudaStream_t stream);
 /// Of `rows` rows, the i-th of which is row order[i] / chosen of x: as gather_choices gathers them.
