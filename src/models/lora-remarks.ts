@@ -1,24 +1,24 @@
 import type { LoraSettings } from "../common/lora-settings.ts";
 import { modelExperts } from "./experts.ts";
+import { endsWithAny, matchEnds } from "./lora-names.ts";
 import type { ResolvedLora } from "./lora-targets.ts";
-import { matchNames } from "./python-regex.ts";
 import type { ModelSpec } from "./spec.ts";
 
 /** Settings of LoRA that name nothing of this model, where peft goes on without a word: a sentence each. */
 export function loraRemarks(spec: ModelSpec, { settings, targets }: ResolvedLora): string[] {
   const names = spec.modules.map(({ name }) => name);
   const keys = targets.map(({ name, stack }) => stack?.parameter ?? name);
-  const ends = (names: readonly string[], suffix: string) =>
-    names.some((name) => name === suffix || name.endsWith(`.${suffix}`));
+  const unnamed = (suffixes: readonly string[]) =>
+    suffixes.filter((suffix) => !names.some((name) => endsWithAny(name, [suffix])));
   const listed = (value: string | readonly string[] | null) => (typeof value === "string" ? [] : (value ?? []));
   const lost = (setting: string, values: readonly string[], effect: string) =>
     values.length === 0 ? [] : [`${setting} ${values.join(", ")}: no module of this model is named so, ${effect}`];
   const patterns = (setting: string, given: Readonly<Record<string, number>>) =>
     Object.keys(given)
-      .filter((key) => matchNames(setting, key, keys, ENDING).every((match) => match === null))
+      .filter((key) => matchEnds(setting, key, keys).every((match) => match === null))
       .map((key) => `${setting} "${key}" matches nothing that gets LoRA: it changes nothing`);
   const experts = expertLeaves(spec);
-  const missed = listed(settings.targetModules).filter((name) => !ends(names, name));
+  const missed = unnamed(listed(settings.targetModules));
   return [
     ...lost(
       "target_modules",
@@ -26,18 +26,13 @@ export function loraRemarks(spec: ModelSpec, { settings, targets }: ResolvedLora
       "nothing gets LoRA by it",
     ),
     ...expertRemark(settings, experts),
-    ...lost(
-      "exclude_modules",
-      listed(settings.excludeModules).filter((name) => !ends(names, name)),
-      "nothing is left out by it",
-    ),
+    ...lost("exclude_modules", unnamed(listed(settings.excludeModules)), "nothing is left out by it"),
     ...patterns("rank_pattern", settings.rankPattern),
     ...patterns("alpha_pattern", settings.alphaPattern),
   ];
 }
 
 const leafOf = (name: string) => name.slice(name.lastIndexOf(".") + 1);
-const ENDING = { prefix: "^(?:.*\\.)?(?:", suffix: ")$" } as const;
 
 /** Last names of experts' matrices: gate_proj, up_proj, down_proj, or w1, w3, w2. */
 function expertLeaves(spec: ModelSpec): ReadonlySet<string> {

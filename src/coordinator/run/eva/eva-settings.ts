@@ -1,6 +1,7 @@
 import { PipeloraError } from "../../../common/errors.ts";
 import type { EvaConfig, LoraSettings } from "../../../common/lora-settings.ts";
-import { type LoraTarget, minimalSuffixes, type ResolvedLora } from "../../../models/lora-targets.ts";
+import { minimalSuffixes } from "../../../models/lora-names.ts";
+import type { LoraTarget, ResolvedLora } from "../../../models/lora-targets.ts";
 import { sharedInputs } from "../../../models/shared-inputs.ts";
 import type { ModelSpec } from "../../../models/spec.ts";
 import type { SharedInput } from "./rank-distribution.ts";
