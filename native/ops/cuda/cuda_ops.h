@@ -168,11 +168,19 @@ class CudaOps final : public Ops {
     Buffer codes, scales;
     explicit operator bool() const { return static_cast<bool>(codes); }
     RowCodes rows() const { return {codes.tensor().as<std::uint8_t>(), codes.tensor().stride, scales.tensor().as<float>()}; }
+    /// Becomes the first operand of a product with a weight in e4m3, whose rows are those of the output. `weight`: CudaLinear, or a view of one.
+    template <class Product, class Weight>
+    void into(Product& product, const Weight& weight, bool forward) const {
+      product.a = codes;
+      product.a_scales = scales.tensor().as<float>();
+      product.b_transposed = true;
+      product.b_scales = weight.fp8_scales(forward);
+    }
   };
   Fp8Input room_in_e4m3(std::int64_t rows, std::int64_t cols);
   Fp8Input in_e4m3(const Tensor& x);
-  /// Of gather_choices()' rows.
-  Fp8Input gathered_in_e4m3(const Tensor& from, const Routes& routes);
+  /// Of gather_choices()' rows, where a product of all experts reads these alone; else nothing.
+  Fp8Input gathered_in_e4m3(const Tensor& from, const Routes& routes, const ExpertsWeight& weight, std::span<const LoraView> lora);
   void forward_fp8(const LinearForward& call, const HeldView& weight, Fp8Input x);
   /// A product with scales, in one launch or behind it.
   void multiply_e4m3(const Product& product);

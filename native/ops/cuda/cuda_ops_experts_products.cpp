@@ -39,9 +39,12 @@ ExpertsKernel CudaOps::experts_kernel(const ExpertsWeight& weight, std::int64_t 
   return experts_choice({context_.compute, one.in, one.out / weight.together(), rows, one.is_quantised(), e4m3}, gpu_);
 }
 
-CudaOps::Fp8Input CudaOps::gathered_in_e4m3(const Tensor& from, const Routes& routes) {
-  Fp8Input made = room_in_e4m3(routes.order.cols, from.cols);
-  fp8_gathered_rows(from, routes.order.as<std::int32_t>(), routes.experts.cols, routes.order.cols, made.rows(), device_.stream());
+// Where LoRA reads the rows in 16 bits they are written.
+CudaOps::Fp8Input CudaOps::gathered_in_e4m3(const Tensor& from, const Routes& routes, const ExpertsWeight& weight, std::span<const LoraView> lora) {
+  const std::int64_t rows = routes.order.cols;
+  if (!lora.empty() || rows == 0 || !eights(from) || experts_kernel(weight, rows) != ExpertsKernel::grouped_e4m3) return {};
+  Fp8Input made = room_in_e4m3(rows, from.cols);
+  fp8_gathered_rows(from, routes.order.as<std::int32_t>(), routes.experts.cols, rows, made.rows(), device_.stream());
   return made;
 }
 
@@ -52,17 +55,16 @@ void CudaOps::experts_forward(const ExpertsForward& call) {
   grouped_forward(call, kernel == ExpertsKernel::grouped_e4m3 && call.y ? in_e4m3(call.x) : Fp8Input());
 }
 
-// Where LoRA reads the rows in 16 bits they are written.
 void CudaOps::gathered_experts_forward(const Tensor& from, const Routes& routes, const ExpertsForward& call) {
-  const bool codes_alone = call.lora.empty() && call.x.rows > 0 && eights(from) && experts_kernel(call.weight, call.x.rows) == ExpertsKernel::grouped_e4m3;
-  if (!codes_alone) return Ops::gathered_experts_forward(from, routes, call);
-  grouped_forward(call, gathered_in_e4m3(from, routes));
+  const Fp8Input codes = gathered_in_e4m3(from, routes, call.weight, call.lora);
+  if (!codes) return Ops::gathered_experts_forward(from, routes, call);
+  grouped_forward(call, codes);
 }
 
 void CudaOps::gathered_experts_input_grad(const Tensor& from, const Routes& routes, const ExpertsInputGrad& call) {
-  const bool codes_alone = call.lora.empty() && call.dy.rows > 0 && eights(from) && experts_kernel(call.weight, call.dy.rows) == ExpertsKernel::grouped_e4m3;
-  if (!codes_alone) return Ops::gathered_experts_input_grad(from, routes, call);
-  grouped_input_grad(call, gathered_in_e4m3(from, routes));
+  const Fp8Input codes = gathered_in_e4m3(from, routes, call.weight, call.lora);
+  if (!codes) return Ops::gathered_experts_input_grad(from, routes, call);
+  grouped_input_grad(call, codes);
 }
 
 void CudaOps::grouped_forward(const ExpertsForward& call, const Fp8Input& codes) {
@@ -82,11 +84,7 @@ void CudaOps::grouped_forward(const ExpertsForward& call, const Fp8Input& codes)
     const auto& weight = static_cast<const CudaLinear&>(*call.weight.weights[i]);
     GroupedProduct product{.a = call.x, .b = weight.expanded(true), .starts = starts, .first = static_cast<std::int64_t>(i) * together,
                            .experts = together, .bias = weight.bias(), .d = call.y};
-    if (codes) {
-      product.a = codes.codes;
-      product.a_scales = codes.scales.tensor().as<float>();
-      product.b_scales = weight.fp8_scales(true);
-    }
+    if (codes) codes.into(product, weight, true);
     if (inner) {
       const std::int64_t rank = call.inner.cols;
       product.a2 = inner.tensor().columns(0, rank);
@@ -125,12 +123,7 @@ void CudaOps::grouped_input_grad(const ExpertsInputGrad& call, const Fp8Input& c
     const auto& weight = static_cast<const CudaLinear&>(*call.weight.weights[i]);
     GroupedProduct product{.a = call.dy, .b = weight.expanded(false), .b_transposed = false, .starts = starts,
                            .first = static_cast<std::int64_t>(i) * together, .experts = together, .d = call.dx};
-    if (codes) {
-      product.a = codes.codes;
-      product.b_transposed = true;
-      product.a_scales = codes.scales.tensor().as<float>();
-      product.b_scales = weight.fp8_scales(false);
-    }
+    if (codes) codes.into(product, weight, false);
     if (inner_grad) {
       const std::int64_t rank = call.inner_grad.cols;
       product.a2 = inner_grad.tensor().columns(0, rank);

@@ -198,10 +198,8 @@ void CudaOps::forward_fp8(const LinearForward& call, const HeldView& weight, Fp8
     write_output(call.lora, call.inner, call.residual, call.y);
     product.c = call.y;
   }
-  product.a = x.codes;
-  product.a_scales = x.scales.tensor().as<float>();
+  x.into(product, weight, true);
   product.b = weight.expanded(true);
-  product.b_scales = weight.fp8_scales(true);
   multiply_e4m3(product);
   weight.done(true);
   x = {};
@@ -307,10 +305,7 @@ bool CudaOps::input_grad_product(const LinearInputGrad& call) {
   Fp8Input codes;
   if (weight.weight().is_fp8()) {
     codes = in_e4m3(call.dy);
-    product.a = codes.codes;
-    product.a_scales = codes.scales.tensor().as<float>();
-    product.b_transposed = true;
-    product.b_scales = weight.fp8_scales(false);
+    codes.into(product, weight, false);
   } else {
     product.a = call.dy;
   }

@@ -285,12 +285,12 @@ struct Limits {
     // LLM.int8() rounds inputs to 8 bits by their own scale: a 16-bit input falls on other steps than a 32-bit one.
     // e4m3 numbers are off by up to a sixteenth; DoRA's gains are rounded once more.
     // A token whose next best expert is as good as the chosen one may go to that one in 16 bits.
-    whole = (c.fp8 ? 3e-1 : c.base == "int8" ? 2e-1 : c.dora ? 7e-2 : 5e-2) + (c.few() ? few(c) : 0) + (routed ? 1.5e-1 : 0);
+    whole = (c.fp8 ? 3e-1 : c.base == "int8" ? 2e-1 : c.dora ? 7e-2 : 5e-2) + (c.few() ? rounding_of_few(c) : 0) + (routed ? 1.5e-1 : 0);
     one_number = c.few() && c.rank == 1;
     // Gradients of queries and keys are differences of nearly equal parts: one matrix's may be off by more than all are together.
     matrix = whole + (c.fp8 ? 1.5e-1 : routed ? 5e-2 : 0);
     // A token's row sums over that token's places alone, which are few.
-    row_of_token = matrix + (c.few() ? 0 : few(c));
+    row_of_token = matrix + (c.few() ? 0 : rounding_of_few(c));
   }
   double of(const std::string& name) const {
     // A single token's at rank 1 is one number times its input, and says nothing where that number is nearly 0.
@@ -302,7 +302,7 @@ struct Limits {
   bool one_number;
 
  private:
-  static double few(const Case& c) { return c.fp8 ? 2e-1 : 1e-1; }
+  static double rounding_of_few(const Case& c) { return c.fp8 ? 2e-1 : 1e-1; }
 };
 
 Comparison compare(const Case& c) {

@@ -1,4 +1,5 @@
 #include "ops/cuda/base/fp8.h"
+#include "ops/cuda/device/alignment.h"
 #include "ops/cuda/device/common.cuh"
 
 namespace pipelora::cuda {
@@ -30,9 +31,8 @@ __global__ void __launch_bounds__(kThreads) scale_sums_kernel(ScaledSums call, c
 
 void fp8_scale_sums(const ScaledSums& call, cudaStream_t stream) {
   if (call.d.rows == 0) return;
-  const auto aligned = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; };
-  const auto wide = [&](const Tensor& t) { return !t || (aligned(t.data) && t.stride % 8 == 0); };
-  const bool eight = call.d.cols % 8 == 0 && wide(call.sums) && wide(call.c) && wide(call.d) && aligned(call.bias);
+  const Tensor bias(const_cast<void*>(call.bias), call.d.dtype, 1, call.d.cols);
+  const bool eight = eights(call.sums) && eights(call.d) && eights(bias) && (!call.c || eights(call.c));
   const std::int64_t pieces = eight ? call.d.cols / 8 : call.d.cols;
   const dim3 grid(blocks_for(pieces, kThreads), static_cast<unsigned>(call.d.rows < 4096 ? call.d.rows : 4096));
   with_float(call.d.dtype, [&]<class T>(T) {
